@@ -1,0 +1,1 @@
+"""The command line of sbtk: one thin file per command."""

@@ -1,0 +1,183 @@
+"""Files that are either whole or absent: atomic writes, hashes and the writer's lock."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sbtk_runtime.errors import DiskFull, GalleryBusy, SbtkError
+
+MAX_JSON_BYTES = 1 << 20
+_TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)$")
+
+
+def sha256_of_file(path: Path) -> str:
+    """Returns the file's SHA-256 as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path` that becomes `path`, durably, when the block succeeds.
+
+    The block writes the temporary file by whatever means it likes. On failure the temporary is
+    removed and `path` is untouched.
+
+    Raises:
+        DiskFull: the device ran out of space; says how much is free.
+    """
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with disk_full_explained(path):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            fsync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces `path` by `data` so that a reader, or a power cut, sees the old or the new file."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json_atomically(path: Path, value: object) -> None:
+    """Writes `value` as indented UTF-8 JSON, atomically."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, text.encode("utf-8", "surrogateescape"))
+
+
+def read_json_object(path: Path, error: type[SbtkError]) -> dict[str, Any]:
+    """Returns the JSON object in `path`, which may come from anywhere.
+
+    Raises:
+        SbtkError: of the given type, when the file is missing, a link, over 1 MiB, not UTF-8,
+            not JSON, or not an object.
+    """
+    if path.is_symlink():
+        raise error(f"{path} is a symbolic link", "a regular file")
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_JSON_BYTES + 1)
+    except OSError as problem:
+        raise error(f"{path} cannot be read: {problem.strerror}") from problem
+    if len(data) > MAX_JSON_BYTES:
+        raise error(f"{path} is larger than {MAX_JSON_BYTES} bytes", "a small JSON file")
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as problem:
+        raise error(f"{path} is not JSON: {problem}", "a UTF-8 JSON object") from problem
+    if not isinstance(value, dict):
+        raise error(f"{path} holds a JSON {type(value).__name__}", "a JSON object")
+    return value
+
+
+def fsync_folder(folder: Path) -> None:
+    """Makes renames in `folder` durable; does nothing where folders cannot be synced."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def disk_full_explained(path: Path) -> Iterator[None]:
+    """Turns "no space left" and "quota exceeded" inside the block into a `DiskFull` error."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free_bytes = shutil.disk_usage(path.parent).free
+        raise DiskFull(
+            f"no space left while writing {path} ({free_bytes:,} bytes free)",
+            "nothing that was committed before is lost",
+            "free some space and run the same command again; it goes on where it stopped",
+        ) from problem
+
+
+def remove_stale_temporaries(folder: Path) -> list[Path]:
+    """Removes what interrupted atomic writes of dead processes left in `folder`; returns it."""
+    removed = []
+    for path in folder.iterdir():
+        match = _TEMPORARY.match(path.name)
+        if match and not _is_alive(int(match.group(1))):
+            path.unlink(missing_ok=True)
+            removed.append(path)
+    return removed
+
+
+class WriterLock:
+    """The one writer's lock of a folder, held by the kernel and so released on any death.
+
+    Raises:
+        GalleryBusy: on entry, when another process holds it; names its PID and start time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> Self:
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            _lock(descriptor)
+        except OSError as problem:
+            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
+            os.close(descriptor)
+            raise GalleryBusy(
+                f"{self._path.parent} is being written by another sbtk ({holder or 'starting'})",
+                "one writer at a time",
+                "wait for it to end, then run the same command again",
+            ) from problem
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"PID {os.getpid()}, since {started}\n".encode(), 0)
+        self._descriptor = descriptor
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _lock(descriptor: int) -> None:
+    import fcntl
+
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

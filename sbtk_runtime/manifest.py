@@ -1,0 +1,247 @@
+"""What a model bundle and a gallery say about themselves: frozen, versioned, JSON in and out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, cast, get_args
+
+from sbtk_runtime.errors import BadGallery, BadModel, SbtkError
+from sbtk_runtime.files import read_json_object, write_json_atomically
+
+BUNDLE_FORMAT = 1
+GALLERY_FORMAT = 1
+MANIFEST_NAME = "manifest.json"
+
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+_HEX64 = re.compile(r"^[0-9a-f]{64}$")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of a bundle: its SHA-256 and size in bytes."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class BundleManifest:
+    """What `manifest.json` of a model bundle says.
+
+    Attributes:
+        model_id: `<name>@<12 hex digits>`; two bundles with the same id embed alike.
+        method: `sbtknet` or `dsn`.
+        backbone: `resnet50-v1` or `resnet50-v1.5`.
+        dim: length of an embedding.
+        domain_input: name of the ONNX input that tells sketch from photo; `None` without one.
+        preprocessing: version of `sbtk_runtime.preprocess` that the model was trained with.
+        files: every file of the bundle but the manifest, by its plain name.
+        training: data, split, recipe, seeds, licence; for people and the model card.
+        metrics: quality figures with the rule that each was measured by.
+        parity: per precision, how far its embeddings are from torch's.
+        versions: of the libraries that made the bundle.
+    """
+
+    name: str
+    model_id: str
+    method: str
+    backbone: str
+    dim: int
+    preprocessing: str
+    files: dict[str, FileRecord]
+    domain_input: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    parity: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+    format: int = BUNDLE_FORMAT
+
+    def write(self, folder: Path) -> None:
+        """Writes the manifest into `folder`, atomically."""
+        write_json_atomically(folder / MANIFEST_NAME, asdict(self))
+
+
+@dataclass(frozen=True)
+class GraphRecord:
+    """The HNSW graph of a gallery's generation; everything that hnswlib's file cannot be asked.
+
+    `count` is the rows in the graph, `ef` the search width that is set after every load.
+    """
+
+    file: str
+    sha256: str
+    count: int
+    m: int
+    ef_construction: int
+    ef: int
+
+
+@dataclass(frozen=True)
+class GalleryManifest:
+    """What `manifest.json` of a gallery says; replaced last, so it names only what is whole.
+
+    Attributes:
+        generation: grows by one with each published state.
+        model_id: of the bundle that made the embeddings.
+        precision: of the ONNX file that made the embeddings.
+        dim: length of an embedding.
+        preprocessing: version of `sbtk_runtime.preprocess` in use when they were made.
+        live: number of searchable photos.
+        graph: the HNSW graph, or `None` when there is none yet.
+    """
+
+    generation: int
+    model_id: str
+    precision: str
+    dim: int
+    preprocessing: str
+    live: int
+    graph: GraphRecord | None = None
+    created: str = ""
+    format: int = GALLERY_FORMAT
+
+    def write(self, folder: Path) -> None:
+        """Writes the manifest into `folder`, atomically."""
+        write_json_atomically(folder / MANIFEST_NAME, asdict(self))
+
+
+def read_bundle_manifest(folder: Path) -> BundleManifest:
+    """Returns the checked manifest of the bundle in `folder`.
+
+    Raises:
+        BadModel: it is missing, hostile, of a newer format or lacks something.
+    """
+    path = folder / MANIFEST_NAME
+    reader = _Fields(read_json_object(path, BadModel), path, BadModel)
+    reader.format(BUNDLE_FORMAT)
+    files = {
+        reader.plain_name(name): FileRecord(record.sha256("sha256"), record.count("size_bytes"))
+        for name, record in reader.objects("files")
+    }
+    return BundleManifest(
+        name=reader.text("name"),
+        model_id=reader.text("model_id"),
+        method=reader.text("method"),
+        backbone=reader.text("backbone"),
+        dim=reader.count("dim", at_least=1, at_most=65_536),
+        preprocessing=reader.text("preprocessing"),
+        files=files,
+        domain_input=reader.optional_text("domain_input"),
+        training=reader.mapping("training"),
+        metrics=reader.mapping("metrics"),
+        parity=reader.mapping("parity"),
+        versions=reader.mapping("versions"),
+        created=reader.text("created"),
+    )
+
+
+def read_gallery_manifest(folder: Path) -> GalleryManifest:
+    """Returns the checked manifest of the gallery in `folder`.
+
+    Raises:
+        BadGallery: it is missing, hostile, of a newer format or lacks something.
+    """
+    path = folder / MANIFEST_NAME
+    reader = _Fields(read_json_object(path, BadGallery), path, BadGallery)
+    reader.format(GALLERY_FORMAT)
+    graph = reader.optional_object("graph")
+    return GalleryManifest(
+        generation=reader.count("generation"),
+        model_id=reader.text("model_id"),
+        precision=reader.text("precision"),
+        dim=reader.count("dim", at_least=1, at_most=65_536),
+        preprocessing=reader.text("preprocessing"),
+        live=reader.count("live"),
+        graph=None
+        if graph is None
+        else GraphRecord(
+            file=graph.plain_name(graph.text("file")),
+            sha256=graph.sha256("sha256"),
+            count=graph.count("count"),
+            m=graph.count("m", at_least=2, at_most=512),
+            ef_construction=graph.count("ef_construction", at_least=1, at_most=100_000),
+            ef=graph.count("ef", at_least=1, at_most=100_000),
+        ),
+        created=reader.text("created"),
+    )
+
+
+class _Fields:
+    """Reads typed fields of a JSON object and names the file in every complaint."""
+
+    def __init__(self, values: dict[str, Any], path: Path, error: type[SbtkError]) -> None:
+        self._values = values
+        self._path = path
+        self._error = error
+
+    def format(self, known: int) -> None:
+        found = self.count("format")
+        if found > known:
+            raise self._error(
+                f"{self._path} has format {found}: it was made by a newer sbtk",
+                f"format {known} or older",
+                "pip install --upgrade sbtk",
+            )
+
+    def text(self, key: str) -> str:
+        value = self._get(key)
+        if not isinstance(value, str) or len(value) > 4096:
+            raise self._wrong(key, "a text")
+        return value
+
+    def optional_text(self, key: str) -> str | None:
+        return None if self._values.get(key) is None else self.text(key)
+
+    def count(self, key: str, at_least: int = 0, at_most: int = 1 << 48) -> int:
+        value = self._get(key)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self._wrong(key, "a whole number")
+        if not at_least <= value <= at_most:
+            raise self._wrong(key, f"{at_least} to {at_most}")
+        return value
+
+    def sha256(self, key: str) -> str:
+        value = self._get(key)
+        if not isinstance(value, str) or not _HEX64.match(value):
+            raise self._wrong(key, "64 hexadecimal digits")
+        return value
+
+    def mapping(self, key: str) -> dict[str, Any]:
+        value = self._get(key)
+        if not isinstance(value, dict):
+            raise self._wrong(key, "an object")
+        return cast("dict[str, Any]", value)
+
+    def objects(self, key: str) -> list[tuple[str, _Fields]]:
+        pairs = []
+        for name, value in self.mapping(key).items():
+            if not isinstance(value, dict):
+                raise self._wrong(f"{key}.{name}", "an object")
+            pairs.append((name, _Fields(value, self._path, self._error)))
+        return pairs
+
+    def optional_object(self, key: str) -> _Fields | None:
+        if self._values.get(key) is None:
+            return None
+        return _Fields(self.mapping(key), self._path, self._error)
+
+    def plain_name(self, name: str) -> str:
+        """Returns `name` if it names a file in the manifest's own folder and nothing else."""
+        is_plain = PurePosixPath(name).name == name and "\\" not in name and "\0" not in name
+        if not is_plain or name in ("", ".", "..", MANIFEST_NAME):
+            raise self._error(f"{self._path} names the file {name!r}", "a plain file name")
+        return name
+
+    def _get(self, key: str) -> Any:
+        if key not in self._values:
+            raise self._error(f"{self._path} lacks {key!r}", "a manifest written by sbtk")
+        return self._values[key]
+
+    def _wrong(self, key: str, expected: str) -> SbtkError:
+        value = repr(self._values.get(key))
+        return self._error(f"{self._path}: {key} is {value[:80]}", expected)

@@ -1,0 +1,1 @@
+"""Training of the students: data, losses, recipes and the loop."""
