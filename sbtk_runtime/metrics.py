@@ -140,7 +140,7 @@ def average_precision_at(relevant: Relevance, k: int, divisor: Divisor) -> NDArr
 
 def precision_at(relevant: Relevance, k: int) -> NDArray[np.float64]:
     """Returns the share of relevant photos among the first k, `(Q,) float64`."""
-    return relevant[:, :k].sum(axis=1) / float(k)
+    return np.asarray(relevant[:, :k].sum(axis=1) / float(k), dtype=np.float64)
 
 
 def class_mean(values: NDArray[np.float64], labels: Labels) -> float:
