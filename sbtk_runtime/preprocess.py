@@ -50,9 +50,19 @@ def prepare(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Prepared:
     Raises:
         BadImage: the bytes are no readable image, or the sketch is empty.
     """
+    image = decoded(data, kind, size_px)
     if kind == "photo":
-        return Prepared(photo_pixels(images.decode(data, at_least_px=size_px), size_px))
-    return sketch_pixels(images.decode(data, at_least_px=_WORK_PX), size_px)
+        return Prepared(photo_pixels(image, size_px))
+    return sketch_pixels(image, size_px)
+
+
+def decoded(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Image.Image:
+    """Returns the picture in the bytes of an image file, no larger than `prepare` has use for.
+
+    Raises:
+        BadImage: the bytes are no readable image.
+    """
+    return images.decode(data, at_least_px=size_px if kind == "photo" else _WORK_PX)
 
 
 def photo_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Pixels:

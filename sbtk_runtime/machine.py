@@ -1,0 +1,142 @@
+"""What machine and which library versions a figure was measured with."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+#: Distributions whose version can change a figure, in the order in which they are shown.
+DISTRIBUTIONS = (
+    "sbtk",
+    "numpy",
+    "pillow",
+    "hnswlib",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "torch",
+    "torchvision",
+    "faiss-cpu",
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine and software of one run.
+
+    Attributes:
+        cpu: the processor's model name.
+        cores: logical cores that this process may run on.
+        cores_total: logical cores that the machine has.
+        memory_bytes: memory that this process may use: the machine's, or a container's limit.
+        system: operating system and architecture.
+        python: version of Python.
+        versions: of the installed libraries that matter.
+        load_1min: the machine's load average as the run began; above 0 it was not alone.
+        date: when, UTC, ISO 8601.
+    """
+
+    cpu: str
+    cores: int
+    cores_total: int
+    memory_bytes: int
+    system: str
+    python: str
+    load_1min: float
+    date: str
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as a JSON object."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Returns what a person wants to read above a table of figures."""
+        of_all = "" if self.cores == self.cores_total else f" of {self.cores_total}"
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return [
+            f"{self.cpu}, {self.cores}{of_all} cores, {self.memory_bytes / 2**30:.1f} GiB, "
+            f"load {self.load_1min:.2f}",
+            f"{self.system}, Python {self.python}, {self.date}",
+            versions,
+        ]
+
+
+def this_machine() -> Machine:
+    """Returns the machine that this process runs on; unknown parts say so or are 0."""
+    return Machine(
+        cpu=_cpu_model(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _cores(),
+        cores_total=_cores(),
+        memory_bytes=_memory_bytes(),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        load_1min=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
+        date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        versions=installed_versions(),
+    )
+
+
+def installed_versions(names: tuple[str, ...] = DISTRIBUTIONS) -> dict[str, str]:
+    """Returns the versions of those of `names` that are installed, without importing any."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def resident_bytes() -> int:
+    """Returns the memory that this process holds now, in bytes; 0 where Linux's /proc is absent."""
+    return _status_bytes("VmRSS")
+
+
+def peak_resident_bytes() -> int:
+    """Returns the most memory that this process ever held, in bytes; 0 without Linux's /proc."""
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(key: str) -> int:
+    try:
+        text = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    match = re.search(rf"^{key}:\s+(\d+) kB$", text, re.MULTILINE)
+    return int(match.group(1)) * 1024 if match else 0
+
+
+def _cores() -> int:
+    return os.cpu_count() or 0
+
+
+def _cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match.group(1).strip() if match else platform.processor() or "unknown processor"
+
+
+def _memory_bytes() -> int:
+    """Returns the smaller of the machine's memory and the control group's limit."""
+    sizes = []
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            text = Path("/sys/fs/cgroup", name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            sizes.append(int(text))
+    return min(sizes, default=0)
