@@ -122,8 +122,19 @@ def _print_version(context: click.Context, _: click.Parameter, is_asked: bool) -
     context.exit()
 
 
+_HELP = """Find photos from a sketch.
+
+\b
+sbtk index photos/       makes a gallery of your photos, once
+sbtk query sketch.png    finds those that look like the sketch
+
+Nothing leaves this machine: sbtk opens no network connection.
+"""
+
+
 @click.group(
     cls=LazyGroup,
+    help=_HELP,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but some files were skipped, "
     "130 interrupted. Answers go to standard output, everything else to standard error.",
@@ -137,14 +148,7 @@ def _print_version(context: click.Context, _: click.Parameter, is_asked: bool) -
     help="Show the version and exit.",
 )
 def sbtk() -> None:
-    """Find photos from a sketch.
-
-    \b
-    sbtk index photos/       makes a gallery of your photos, once
-    sbtk query sketch.png    finds those that look like a sketch
-
-    Nothing leaves this machine: sbtk opens no network connection.
-    """
+    """Finds photos from a sketch."""
 
 
 def _run(arguments: list[str]) -> int:
