@@ -1,0 +1,58 @@
+# Two environments: VENV for work on sbtk (torch included), DEMO_VENV as a user would install it.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_VENV ?= .venv-demo
+PYTEST_ARGUMENTS ?=
+
+SOURCES := pyproject.toml constraints.txt \
+	$(shell find sbtk_runtime sbtk_train sbtk_export cli -type f -not -name '*.pyc')
+PIP_OPTIONS := --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo check test format clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(DEMO_VENV)/.installed ## Install the runtime alone and find photographs from five sketches
+	@$(DEMO_VENV)/bin/python -m demo
+
+check: $(VENV)/.installed ## Lint, check formatting, types and the direction of imports
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+test: $(VENV)/.installed ## Run all tests; PYTEST_ARGUMENTS="-k gallery" picks some
+	$(VENV)/bin/python -m pytest -q --durations=15 $(PYTEST_ARGUMENTS)
+
+format: $(VENV)/.installed ## Format the code and mend what the linter can mend
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean: ## Remove environments, caches and everything the demo made
+	rm -rf .venv .venv-demo .demo build dist .mypy_cache .ruff_cache .pytest_cache \
+		.hypothesis .import_linter_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The package itself is copied, as for a user, so any change of it means another install.
+$(DEMO_VENV)/.installed: $(SOURCES)
+	@$(call new_environment,$(DEMO_VENV))
+	@echo "Installing sbtk[cpu] into $(DEMO_VENV), without torch ..."
+	@rm -rf build
+	@$(DEMO_VENV)/bin/python -m pip install $(PIP_OPTIONS) ".[cpu]"
+	@touch $@
+
+# Editable, so only a change of what is required means another install.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(call new_environment,$(VENV))
+	@echo "Installing sbtk with everything that its tests need into $(VENV) (some 5 GB) ..."
+	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --editable ".[train,export,cpu,plot,dev]"
+	@touch $@
+
+define new_environment
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	|| { echo "sbtk needs Python 3.11 or newer; name one, as in: make PYTHON=python3.12" >&2; \
+	exit 1; }; \
+test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+endef
