@@ -1,0 +1,242 @@
+"""What the Markdown files say is so: links lead somewhere, and commands work as they stand.
+
+README's commands are run, in their order, in a folder with the files that they name. Those that
+take minutes or need torch (`train`, `export`, `bench`) are parsed instead, by the very commands:
+an option that is gone or a word too many fails. Their own tests run them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from sbtk_cli.main import COMMANDS, sbtk
+from sbtk_runtime.bundle import list_bundles
+from tests.tiny import tiny_bundle, write_photos, write_sketch
+
+ROOT = Path(__file__).parents[1]
+PARSED_ONLY = {"train", "export", "bench"}
+
+_SKIPPED_FOLDERS = {"runs", "bundles", "build", "dist", "node_modules", "shared"}
+_LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_RUN = 'sbtk() { "$PYTHON" -P -m sbtk_cli "$@"; }; set -o pipefail; '
+
+
+def _documents() -> list[Path]:
+    return [
+        path
+        for path in sorted(ROOT.rglob("*.md"))
+        if not any(
+            part in _SKIPPED_FOLDERS or part.startswith(".")
+            for part in path.relative_to(ROOT).parts
+        )
+    ]
+
+
+def _blocks(text: str, language: str) -> Iterator[str]:
+    yield from (body for found, body in _FENCE.findall(text) if found == language)
+
+
+def _shell_commands(text: str) -> list[str]:
+    lines = [line for block in _blocks(text, "sh") for line in block.splitlines()]
+    # Two blanks before a remark; within a command nothing in our documents looks like it.
+    return [command for line in lines if (command := line.split("  #")[0].strip())]
+
+
+README = (ROOT / "README.md").read_text()
+SBTK_COMMANDS = [line for line in _shell_commands(README) if line.startswith("sbtk ")]
+
+
+@pytest.mark.parametrize(
+    "document", _documents(), ids=lambda path: path.relative_to(ROOT).as_posix()
+)
+def test_relative_links_lead_somewhere(document: Path) -> None:
+    text = _FENCE.sub("", document.read_text())
+    broken = [link for link in _LINK.findall(text) if not _leads_somewhere(document, link)]
+    assert not broken
+
+
+def test_the_readme_opens_with_the_two_commands() -> None:
+    first = next(_blocks(README, "sh"))
+    assert [line.split("  #")[0].strip() for line in first.splitlines()] == [
+        "make demo",
+        "make test",
+    ]
+    assert README.index(first) < 200
+
+
+def test_the_readme_tells_of_every_command_and_no_other() -> None:
+    table = re.findall(r"^\| `sbtk (\w+)", README, re.MULTILINE)
+    assert sorted(table) == sorted(COMMANDS)
+    assert {line.split()[1] for line in SBTK_COMMANDS} <= set(COMMANDS)
+
+
+def test_make_targets_in_documents_exist() -> None:
+    commands = [line for path in _documents() for line in _shell_commands(path.read_text())]
+    targets = {line.split()[1] for line in commands if line.startswith("make ")}
+    assert {"demo", "test", "check", "format"} <= targets
+    help_text = _make("help")
+    assert {line.split()[1] for line in help_text.splitlines()} >= targets
+
+
+def test_extras_in_documents_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = set(project["optional-dependencies"])
+    named = {
+        extra
+        for path in _documents()
+        for group in re.findall(r"(?:\.|sbtk)\[([a-z,]+)\]", path.read_text())
+        for extra in group.split(",")
+    }
+    table = set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)) & extras
+    assert named <= extras
+    assert table == extras
+
+
+def test_constraints_pin_exactly_what_is_required() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"]]
+    for extra in ("cpu", "plot", "train", "export", "dev"):
+        wanted += project["optional-dependencies"][extra]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    assert set(pins) == {re.split(r"[<>=\[]", requirement)[0] for requirement in wanted}
+
+
+def test_the_readmes_commands_run(workspace: Path, model: str | None) -> None:
+    ran = []
+    for command in SBTK_COMMANDS:
+        word = command.split()[1]
+        if word in PARSED_ONLY or "bundles/mine" in command:
+            continue
+        done = _shell(command, workspace, model)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        ran.append(word)
+    assert {"index", "query", "embed"} <= set(ran)
+    assert (workspace / "holidays.sbtk" / "manifest.json").is_file()
+    assert (workspace / "hits.html").stat().st_size > 1000
+    assert (workspace / "photos.npz").is_file()
+    assert list((workspace / "tables").iterdir())
+
+
+def test_the_readmes_other_commands_are_understood(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace)
+    parsed = [line for line in SBTK_COMMANDS if line.split()[1] in PARSED_ONLY]
+    for command in parsed:
+        _parse(shlex.split(command)[1:])
+    assert {line.split()[1] for line in parsed} == PARSED_ONLY
+
+
+def test_a_trained_bundle_is_used_as_the_readme_says(workspace: Path) -> None:
+    command = next(line for line in SBTK_COMMANDS if "bundles/mine" in line)
+    tiny_bundle(workspace / "bundles" / "mine")
+    done = _shell(command, workspace, None)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_readmes_python_runs(workspace: Path, model: str | None) -> None:
+    (block,) = _blocks(README, "python")
+    index = _shell("sbtk index photos/", workspace, model)
+    assert index.returncode == 0, index.stderr
+    program = block if model is None else block.replace("Embedder()", f"Embedder({model!r})")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        cwd=workspace,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["1", "2", "3", "4", "5"]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """Returns a folder with the files that README's commands name."""
+    folder = tmp_path / "workspace"
+    photos = write_photos(folder / "photos", 8)
+    for name, photo in (("a.jpg", photos[0]), ("b.jpg", photos[2])):
+        photo.rename(folder / "photos" / name)
+    photo = write_photos(tmp_path / "other", 1, seed=5)[0]
+    photo.rename(folder / "photo.jpg")
+    write_sketch(folder / "sketch.png")
+    (folder / "list.txt").write_text("photos/a.jpg\nphotos/b.jpg\n")
+    for kind in ("sketch", "photo"):
+        write_photos(folder / "DATA" / kind / "cat", 2)
+    (folder / "resnet50.safetensors").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str | None:
+    """Returns `None` where a pretrained bundle comes with sbtk; a tiny one stands in for it."""
+    return None if list_bundles() else str(tiny_bundle(tmp_path / "tiny"))
+
+
+def _leads_somewhere(document: Path, link: str) -> bool:
+    if re.match(r"^(https?|mailto):", link):
+        return True
+    name, _, anchor = link.partition("#")
+    target = document.parent / name if name else document
+    if not target.exists():
+        return False
+    return not anchor or anchor in _anchors(target)
+
+
+def _anchors(document: Path) -> set[str]:
+    text = _FENCE.sub("", document.read_text())
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def _parse(words: list[str]) -> None:
+    """Lets the command that `words` name parse what follows, without running anything."""
+    command: click.Command = sbtk
+    name = "sbtk"
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        name, *words = words
+        found = command.get_command(click.Context(command), name)
+        assert found is not None, f"there is no command {name!r}"
+        command = found
+    command.make_context(name, words)
+
+
+def _shell(command: str, folder: Path, model: str | None) -> subprocess.CompletedProcess[str]:
+    if model is not None:
+        # The model goes last, but before a redirection.
+        words, bracket, source = command.partition(" <")
+        command = f"{words} --model {shlex.quote(model)}{bracket}{source}"
+    return subprocess.run(
+        ["bash", "-c", _RUN + command],
+        cwd=folder,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _environment() -> dict[str, str]:
+    ours = {"SBTK_GALLERY", "SBTK_DATA", "SBTK_WEIGHTS"}
+    kept = {key: value for key, value in os.environ.items() if key not in ours}
+    return kept | {"PYTHON": sys.executable}
+
+
+def _make(target: str) -> str:
+    command = ["make", "--no-print-directory", target]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
