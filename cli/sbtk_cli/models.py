@@ -1,0 +1,151 @@
+"""`sbtk models`: the model bundles there are, and whether one is what it says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sbtk_cli import options, output
+
+if TYPE_CHECKING:
+    from sbtk_runtime.bundle import Bundle
+    from sbtk_runtime.manifest import Precision
+
+
+@click.group(invoke_without_command=True)
+@options.json
+@click.pass_context
+def command(context: click.Context, as_json: bool) -> int:
+    """List the model bundles, or check one.
+
+    Lists those that come with sbtk and those in ./bundles. The one marked with a star is used
+    when no --model is given.
+    """
+    return 0 if context.invoked_subcommand else _print_bundles(as_json)
+
+
+@command.command()
+@click.argument("bundle", required=False)
+@options.json
+def check(bundle: str | None, as_json: bool) -> int:
+    """Check that BUNDLE (a folder or a name) is whole, and run each of its models.
+
+    Compares every file with the size and SHA-256 in the manifest, then embeds a picture with each
+    precision. Without BUNDLE, checks the default model.
+    """
+    from sbtk_runtime.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    opened.verify()
+    manifest = opened.manifest
+    trials = {precision: _trial(opened, precision) for precision in opened.precisions}
+    if as_json:
+        value = {"folder": str(opened.folder), "model_id": manifest.model_id, "trials": trials}
+        output.answer_json(value)
+        return 0
+    total = sum(record.size_bytes for record in manifest.files.values())
+    output.answer(
+        f"{manifest.model_id}: {output.count_text(len(manifest.files), 'file')}, "
+        f"{output.size_text(total)}, each as the manifest says"
+    )
+    for precision, trial in trials.items():
+        output.answer(f"  {precision}  {trial}")
+    return 0
+
+
+def _print_bundles(as_json: bool) -> int:
+    from sbtk_runtime.bundle import Bundle, bundle_folders
+    from sbtk_runtime.errors import BadModel
+
+    bundles: list[Bundle] = []
+    for folder in bundle_folders():
+        try:
+            # The absolute path keeps a folder from being taken for a pretrained name.
+            bundles.append(Bundle.open(folder.absolute()))
+        except BadModel as problem:
+            output.notice(f"left out: {problem}")
+    default = _default_folder()
+    if as_json:
+        for bundle in bundles:
+            output.answer_json(_described(bundle, str(bundle.folder) == default))
+        return 0
+    if not bundles:
+        output.notice("There is no model bundle here; 'sbtk train' and 'sbtk export' make one.")
+        return 0
+    rows = [("", "MODEL", "BACKBONE", "DIM", "PRECISIONS", "SIZE", "FOLDER")]
+    for bundle in bundles:
+        manifest = bundle.manifest
+        size_bytes = sum(record.size_bytes for record in manifest.files.values())
+        rows.append(
+            (
+                "*" if str(bundle.folder) == default else "",
+                manifest.model_id,
+                manifest.backbone,
+                str(manifest.dim),
+                " ".join(bundle.precisions),
+                output.size_text(size_bytes),
+                output.shown_relative(bundle.folder),
+            )
+        )
+    output.answer(output.plain_table(rows))
+    return 0
+
+
+def _default_folder() -> str | None:
+    from sbtk_runtime.bundle import Bundle
+    from sbtk_runtime.errors import BadModel
+
+    try:
+        return str(Bundle.open().folder.absolute())
+    except BadModel:
+        return None
+
+
+def _described(bundle: Bundle, is_default: bool) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "name": manifest.name,
+        "model_id": manifest.model_id,
+        "default": is_default,
+        "folder": str(bundle.folder),
+        "method": manifest.method,
+        "backbone": manifest.backbone,
+        "dim": manifest.dim,
+        "precisions": list(bundle.precisions),
+        "size_bytes": sum(record.size_bytes for record in manifest.files.values()),
+        "metrics": manifest.metrics,
+        "parity": manifest.parity,
+        "training": manifest.training,
+        "created": manifest.created,
+    }
+
+
+def _trial(bundle: Bundle, precision: Precision) -> str:
+    """Returns what came of embedding one picture with the model of that precision.
+
+    Raises:
+        BadModel: the model gives no unit rows, or none of the manifest's length.
+    """
+    import numpy as np
+
+    from sbtk_runtime.engine import checked_rows, open_engine
+    from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
+    from sbtk_runtime.preprocess import SIZE_PX
+
+    try:
+        engine = open_engine(bundle, precision=precision)
+    except (EngineUnavailable, MissingExtra) as problem:
+        return f"not run: {problem.found}" + (f" ({problem.next_step})" * bool(problem.next_step))
+    try:
+        picture = np.random.default_rng(0).integers(0, 256, (1, SIZE_PX, SIZE_PX, 3), np.uint8)
+        rows, is_bad = checked_rows(engine.run(picture))
+    finally:
+        engine.close()
+    if is_bad.any() or rows.shape != (1, bundle.manifest.dim):
+        raise BadModel(
+            f"the {precision} model of {bundle.folder} gives no unit row for a test picture",
+            f"{bundle.manifest.dim} finite numbers of length 1",
+            "export the run again",
+        )
+    return f"runs on {engine.info.name} {engine.info.version}"

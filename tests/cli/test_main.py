@@ -1,0 +1,201 @@
+"""The command group: light help, endings with a sentence and a code, and no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+
+from sbtk_cli import main as main_module
+from sbtk_cli.main import COMMANDS, EXTRA_OF_MODULE, main, sbtk
+from sbtk_runtime.errors import BadConfig, BadGallery
+
+HEAVY = ("numpy", "PIL", "onnxruntime", "hnswlib", "rich", "torch", "sqlite3", "importlib.metadata")
+
+
+def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["query", "--help"], ["index", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import json, sys\n"
+        "from sbtk_cli.main import main\n"
+        "code = main(sys.argv[1:])\n"
+        "print(json.dumps([code, sorted(sys.modules)]))\n"
+    )
+    finished = run_python(code, *arguments)
+    exit_code, modules = json.loads(finished.stdout.splitlines()[-1])
+    assert exit_code == 0
+    assert not set(modules) & set(HEAVY)
+
+
+def test_help_lists_every_command_without_importing_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for name, entry in COMMANDS.items():
+        assert name in shown
+        assert entry.help in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("name", ["index", "query", "embed", "doctor", "models"])
+def test_the_line_in_the_list_is_the_commands_own(name: str) -> None:
+    context = click.Context(sbtk)
+    command = sbtk.get_command(context, name)
+    assert command is not None
+    assert (command.help or "").splitlines()[0] == COMMANDS[name].help
+
+
+def test_version_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("sbtk")
+
+
+def test_a_misspelt_command_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["qurey", "x.png"]) == 2
+    assert "did you mean 'sbtk query'?" in capsys.readouterr().err
+
+
+def test_an_unknown_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--nonsense"]) == 2
+    assert "--nonsense" in capsys.readouterr().err
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    """Returns a function that adds a command `broken`, which raises what it is given."""
+
+    def add(problem: BaseException) -> None:
+        @click.command()
+        def command() -> None:
+            raise problem
+
+        module = type(main_module)("broken_command")
+        module.command = command  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "broken_command", module)
+        monkeypatch.setitem(
+            COMMANDS, "broken", main_module.LazyCommand("broken_command", "Breaks.")
+        )
+
+    return add
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "told"),
+    [
+        (
+            BadGallery("it is torn", "a whole one", "sbtk index"),
+            1,
+            "it is torn\n  expected: a whole",
+        ),
+        (BadConfig("k is 0"), 2, "Error: k is 0\n"),
+        (PermissionError(13, "Permission denied", "/x/y"), 1, "Error: /x/y: Permission denied\n"),
+        (MemoryError(), 1, "--batch"),
+        (ZeroDivisionError("by zero"), 1, "ZeroDivisionError: by zero"),
+        (ModuleNotFoundError("No", name="torch.nn"), 1, 'pip install "sbtk[train]"'),
+        (KeyboardInterrupt(), 130, "Interrupted."),
+        (click.Abort(), 130, "Interrupted."),
+        (BrokenPipeError(), 0, ""),
+        (click.exceptions.Exit(3), 3, ""),
+    ],
+)
+def test_every_ending_has_a_code_and_no_traceback(
+    broken: Callable[[BaseException], None],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    problem: BaseException,
+    code: int,
+    told: str,
+) -> None:
+    monkeypatch.delenv("SBTK_DEBUG", raising=False)
+    # The real stdout would be pointed at the null device for the tests that follow.
+    monkeypatch.setattr(main_module, "_discard_output", lambda: None)
+    broken(problem)
+    assert main(["broken"]) == code
+    shown = capfd.readouterr().err
+    assert told in shown
+    assert "Traceback" not in shown
+
+
+def test_debug_shows_the_traceback_of_a_fault(
+    broken: Callable[[BaseException], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SBTK_DEBUG", "1")
+    broken(ZeroDivisionError("by zero"))
+    assert main(["broken"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_sigterm_ends_with_143() -> None:
+    code = (
+        "import os, signal, sys, click\n"
+        "from sbtk_cli import main as m\n"
+        "@click.command()\n"
+        "def command():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.modules['dying'] = type(m)('dying')\n"
+        "sys.modules['dying'].command = command\n"
+        "m.COMMANDS['dying'] = m.LazyCommand('dying', '')\n"
+        "sys.exit(m.main(['dying']))\n"
+    )
+    finished = run_python(code)
+    assert finished.returncode == 128 + signal.SIGTERM
+    assert finished.stderr == "Ended by a signal.\n"
+
+
+def test_a_reader_that_leaves_ends_it_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    finished = subprocess.run(
+        [sys.executable, "-m", "sbtk_cli", "--help"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    os.close(writer)
+    assert finished.returncode == 0
+    assert finished.stderr == b""
+
+
+def test_the_shell_is_given_completions() -> None:
+    environment = os.environ | {
+        "_SBTK_COMPLETE": "bash_complete",
+        "COMP_WORDS": "sbtk que",
+        "COMP_CWORD": "1",
+    }
+    finished = subprocess.run(
+        [sys.executable, "-m", "sbtk_cli"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "query" in finished.stdout
+
+
+def test_extras_of_modules_are_extras_of_the_package() -> None:
+    import tomllib
+
+    root = Path(__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    assert set(EXTRA_OF_MODULE.values()) <= set(project["optional-dependencies"])
