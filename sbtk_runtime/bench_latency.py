@@ -25,8 +25,6 @@ Run = Callable[[Pixels], object]
 Search = Callable[[Embeddings], object]
 Progress = Callable[[str], None]
 
-WARM_UP_S = 0.2
-
 
 @dataclass(frozen=True)
 class StageLatency:
@@ -114,7 +112,8 @@ def measure_throughput(
 ) -> list[Throughput]:
     """Returns the speed of each contender at each batch size.
 
-    In each round every contender runs for some `block_s` seconds, one after the other.
+    After a warm-up, in each round every contender runs for some `block_s` seconds, one after
+    the other.
 
     Args:
         contenders: name to engine.
@@ -144,7 +143,8 @@ def _measured_by_turns(
 ) -> dict[str, list[list[float]]]:
     """Returns, for each contender, the milliseconds of its runs in each round."""
     runs_per_block = {
-        name: max(1, round(block_s / _warmed_up(run, pixels))) for name, run in contenders.items()
+        name: max(1, round(block_s / _warmed_up(run, pixels, block_s / 2)))
+        for name, run in contenders.items()
     }
     blocks: dict[str, list[list[float]]] = {name: [] for name in contenders}
     was_collecting = gc.isenabled()
@@ -163,12 +163,12 @@ def _measured_by_turns(
     return blocks
 
 
-def _warmed_up(run: Run, pixels: Pixels) -> float:
-    """Runs until `WARM_UP_S` have passed and returns the fastest run's seconds."""
+def _warmed_up(run: Run, pixels: Pixels, seconds: float) -> float:
+    """Runs until `seconds` have passed and returns the fastest run's seconds."""
     fastest_s, started = float("inf"), time.perf_counter()
     while True:
         fastest_s = min(fastest_s, _elapsed_ms(run, pixels) / 1e3)
-        if time.perf_counter() - started > WARM_UP_S:
+        if time.perf_counter() - started > seconds:
             return fastest_s
 
 
@@ -177,10 +177,12 @@ def _throughput(
 ) -> Throughput:
     runs_ms = [run_ms for block in blocks for run_ms in block]
     figures = percentiles(runs_ms)
-    times_reference = reference and statistics.median(
-        statistics.median(theirs) / statistics.median(ours)
-        for ours, theirs in zip(blocks, reference, strict=True)
-    )
+    times_reference = None
+    if reference is not None:
+        times_reference = statistics.median(
+            statistics.median(theirs) / statistics.median(ours)
+            for ours, theirs in zip(blocks, reference, strict=True)
+        )
     return Throughput(
         name=name,
         batch=batch,

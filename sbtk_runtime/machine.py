@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sbtk_runtime.cpu import cpu_threads
+
 #: Distributions whose version can change a figure, in the order in which they are shown.
 DISTRIBUTIONS = (
     "sbtk",
@@ -33,7 +35,7 @@ class Machine:
 
     Attributes:
         cpu: the processor's model name.
-        cores: logical cores that this process may run on.
+        cores: logical cores that affinity and a container's quota leave to this process.
         cores_total: logical cores that the machine has.
         memory_bytes: memory that this process may use: the machine's, or a container's limit.
         system: operating system and architecture.
@@ -73,8 +75,8 @@ def this_machine() -> Machine:
     """Returns the machine that this process runs on; unknown parts say so or are 0."""
     return Machine(
         cpu=_cpu_model(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _cores(),
-        cores_total=_cores(),
+        cores=cpu_threads(),
+        cores_total=os.cpu_count() or 0,
         memory_bytes=_memory_bytes(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
@@ -112,10 +114,6 @@ def _status_bytes(key: str) -> int:
         return 0
     match = re.search(rf"^{key}:\s+(\d+) kB$", text, re.MULTILINE)
     return int(match.group(1)) * 1024 if match else 0
-
-
-def _cores() -> int:
-    return os.cpu_count() or 0
 
 
 def _cpu_model() -> str:

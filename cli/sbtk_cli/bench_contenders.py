@@ -1,0 +1,102 @@
+"""What the engines are measured on and beside: pictures, something to search, torch eager."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from sbtk_cli.options import DEFAULT_GALLERY, existing_gallery
+from sbtk_runtime.bench_engines import Pictures
+from sbtk_runtime.bench_inputs import (
+    PICTURES_NAMED,
+    clustered_named,
+    clustered_vectors,
+    generated_photos,
+    generated_sketches,
+)
+from sbtk_runtime.bench_latency import Embeddings, Run, Search
+from sbtk_runtime.errors import BadData
+from sbtk_runtime.gallery import Gallery
+from sbtk_runtime.images import read_image_bytes
+from sbtk_runtime.manifest import MANIFEST_NAME, BundleManifest
+from sbtk_train.data import read_dataset
+
+_PICTURES = 32
+_SYNTHETIC_ROWS = 10_000
+_HITS = 10
+
+
+def pictures_of(data: Path | None) -> Pictures:
+    """Returns sketches and photos of a data set, evenly taken from it, or generated ones."""
+    if data is None:
+        return Pictures(generated_sketches(8), generated_photos(8), PICTURES_NAMED)
+    images = read_dataset(data)
+    if not images.sketches or not images.photos:
+        raise BadData(f"{data} lacks sketches or photos", "at least one of each")
+    sketches, photos = (_evenly(paths) for paths in (images.sketches, images.photos))
+    return Pictures(
+        [read_image_bytes(path) for path in sketches],
+        [read_image_bytes(path) for path in photos],
+        f"{len(sketches)} sketches and {len(photos)} photos of {data.name}",
+    )
+
+
+@contextlib.contextmanager
+def searched(folder: Path | None, manifest: BundleManifest) -> Iterator[tuple[Search, str]]:
+    """Yields the last stage of a query, and what it searches in words.
+
+    Args:
+        folder: a gallery; `None` is the default one if it is there and of this model, else exact
+            search over synthetic vectors.
+        manifest: of the model.
+    """
+    gallery = _gallery(folder, manifest)
+    if gallery is not None:
+        named = f"the {_HITS} best of {gallery.count:,} photos in a gallery"
+        yield lambda row: gallery.search(row, _HITS), named
+        return
+    vectors = clustered_vectors(_SYNTHETIC_ROWS, manifest.dim)
+
+    def search(row: Embeddings) -> object:
+        scores = vectors @ row
+        best = np.argpartition(scores, -_HITS)[-_HITS:]
+        return best[np.argsort(-scores[best])]
+
+    named = clustered_named(_SYNTHETIC_ROWS, manifest.dim, seed=0)
+    yield search, f"the {_HITS} best of {named}, exact"
+
+
+def eager_contenders(manifest: BundleManifest) -> Callable[[int], Mapping[str, Run]]:
+    """Returns what makes torch eager contenders for a number of threads; none without torch."""
+
+    def contenders(threads: int) -> Mapping[str, Run]:
+        if any(importlib.util.find_spec(name) is None for name in ("torch", "torchvision")):
+            return {}
+        from sbtk_train.eager import eager_run
+
+        return {
+            name: eager_run(
+                manifest.backbone, manifest.dim, threads=threads, is_channels_last=is_last
+            )
+            for name, is_last in (("torch eager", False), ("torch eager channels_last", True))
+        }
+
+    return contenders
+
+
+def _evenly(paths: tuple[Path, ...]) -> list[Path]:
+    step = max(1, len(paths) // _PICTURES)
+    return list(paths[::step][:_PICTURES])
+
+
+def _gallery(folder: Path | None, manifest: BundleManifest) -> Gallery | None:
+    if folder is not None:
+        return Gallery.open(existing_gallery(folder))
+    if not (DEFAULT_GALLERY / MANIFEST_NAME).is_file():
+        return None
+    gallery = Gallery.open(DEFAULT_GALLERY)
+    return gallery if gallery.manifest.model_id == manifest.model_id else None
