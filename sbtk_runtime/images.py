@@ -9,11 +9,25 @@ from __future__ import annotations
 import io
 import os
 import stat
-import struct
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+# The plugins are imported here because Pillow's own search for them is not safe between threads:
+# a picture can find the registry half filled.
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from sbtk_runtime.errors import BadImage
 
@@ -25,53 +39,53 @@ SUFFIXES = frozenset(
 MAX_PIXELS = 120_000_000
 MAX_FILE_BYTES = 512 << 20
 
-# Everything that Pillow's parsers were seen to raise on damaged files.
-_PARSER_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    struct.error,
-    EOFError,
-    MemoryError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    AttributeError,
-    Image.DecompressionBombError,
+# Bytes per pixel at the peak of decoding: Pillow holds RGB in four; transparent, palette and
+# 16-bit pictures exist twice or more while they are converted.
+_PLAIN_BYTES = 4
+_MIXED_BYTES = 12
+
+_PLUGINS = (
+    BmpImagePlugin,
+    GifImagePlugin,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
 )
+
+# Our own cap decides about size, and odd metadata are no news to users. Filters are global and
+# `catch_warnings` is not safe between threads, so this is done once.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """The content of a file and what identifies this state of it."""
+
+    data: bytes
+    size_bytes: int
+    mtime_ns: int
 
 
 def read_image_bytes(path: Path | str) -> bytes:
-    """Returns the content of a regular file.
+    """Returns the content of a regular file; see `read_image_file`."""
+    return read_image_file(path).data
+
+
+def read_image_file(path: Path | str) -> ImageFile:
+    """Returns the content of a regular file, with the size and time that belong to it.
 
     Raises:
         BadImage: the file is missing, unreadable, empty, too large, not a regular file (a FIFO is
-            not waited for), or changed while it was read.
+            not waited for), or changed while it was read, twice.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | os.O_CLOEXEC)
-    except (OSError, ValueError) as problem:
-        reason = problem.strerror if isinstance(problem, OSError) else str(problem)
-        raise BadImage(f"cannot be opened: {reason}") from problem
-    with os.fdopen(descriptor, "rb") as file:
-        before = os.fstat(file.fileno())
-        if not stat.S_ISREG(before.st_mode):
-            raise BadImage("not a regular file")
-        if before.st_size == 0:
-            raise BadImage("the file is empty")
-        if before.st_size > MAX_FILE_BYTES:
-            raise BadImage(
-                f"the file has {before.st_size:,} bytes", f"at most {MAX_FILE_BYTES:,} bytes"
-            )
-        try:
-            data = file.read(MAX_FILE_BYTES + 1)
-        except OSError as problem:
-            raise BadImage(f"cannot be read: {problem.strerror}") from problem
-        after = os.fstat(file.fileno())
-    if len(data) != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
-        raise BadImage("the file changed while it was read")
-    return data
+    for _ in range(2):
+        file = _read_once(path)
+        if file is not None:
+            return file
+    raise BadImage("the file changed while it was read", "a file that nobody is writing")
 
 
 def decode(data: bytes, *, at_least_px: int | None = None) -> Image.Image:
@@ -88,33 +102,78 @@ def decode(data: bytes, *, at_least_px: int | None = None) -> Image.Image:
         BadImage: not an image, a format off the allow-list, damaged, or over `MAX_PIXELS`.
     """
     try:
-        with warnings.catch_warnings():
-            # Our own cap decides; Pillow's warning about half of its own would only be noise.
-            warnings.simplefilter("ignore")
-            image = _open(data)
-            if at_least_px is not None and image.format == "JPEG":
-                image.draft("RGB", (at_least_px, at_least_px))
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            return _rgb_or_rgba(image)
-    except UnidentifiedImageError as problem:
-        raise BadImage("not an image that sbtk reads", ", ".join(FORMATS)) from problem
+        image = _open(data)
+        if at_least_px is not None:
+            _draft(image, at_least_px)
+        image.load()
+        return _rgb_or_rgba(_upright(image))
     except BadImage:
         raise
-    except _PARSER_ERRORS as problem:
+    except UnidentifiedImageError as problem:
+        raise BadImage("not an image that sbtk reads", ", ".join(FORMATS)) from problem
+    except Image.DecompressionBombError as problem:
+        raise BadImage("the picture has too many pixels", f"at most {MAX_PIXELS:,}") from problem
+    # Pillow's parsers raise nearly anything on damaged files: OSError, SyntaxError, struct.error,
+    # zlib.error, EOFError, KeyError, MemoryError...
+    except Exception as problem:
         raise BadImage(f"damaged image: {problem or type(problem).__name__}") from problem
+
+
+def memory_to_decode(data: bytes, *, at_least_px: int | None = None) -> int:
+    """Returns roughly how many bytes `decode` will need at its peak, judged from the header.
+
+    It is 0 for what `decode` will refuse without decoding it.
+    """
+    try:
+        image = _open(data)
+        if at_least_px is not None:
+            _draft(image, at_least_px)
+    except Exception:
+        return 0
+    plain = image.mode in ("RGB", "L") and "transparency" not in image.info
+    return image.width * image.height * (_PLAIN_BYTES if plain else _MIXED_BYTES)
 
 
 def on_white(image: Image.Image) -> Image.Image:
     """Returns the picture in mode RGB, with what was transparent shown on white."""
     if image.mode == "RGB":
         return image
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+    white.paste(rgba, mask=rgba.getchannel("A"))
+    return white
+
+
+def _read_once(path: Path | str) -> ImageFile | None:
+    """Returns the file's content, or `None` when it changed meanwhile."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) else str(problem)
+        raise BadImage(f"cannot be opened: {reason}") from problem
+    with os.fdopen(descriptor, "rb") as file:
+        before = os.fstat(file.fileno())
+        if not stat.S_ISREG(before.st_mode):
+            raise BadImage("not a regular file")
+        if before.st_size == 0:
+            raise BadImage("the file is empty")
+        if before.st_size > MAX_FILE_BYTES:
+            raise BadImage(
+                f"the file has {before.st_size:,} bytes", f"at most {MAX_FILE_BYTES:,} bytes"
+            )
+        try:
+            # One byte more shows a file that has grown.
+            data = file.read(before.st_size + 1)
+        except OSError as problem:
+            raise BadImage(f"cannot be read: {problem.strerror}") from problem
+        after = os.fstat(file.fileno())
+    if len(data) != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
+        return None
+    return ImageFile(data, before.st_size, before.st_mtime_ns)
 
 
 def _open(data: bytes) -> Image.Image:
-    formats = FORMATS
+    formats: tuple[str, ...] = FORMATS
     if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypheim", b"ftyphevc"):
         formats = (*FORMATS, "HEIF")
         _register_heif()
@@ -125,6 +184,21 @@ def _open(data: bytes) -> Image.Image:
             f"the picture has {width} x {height} pixels", f"at most {MAX_PIXELS:,} pixels"
         )
     return image
+
+
+def _draft(image: Image.Image, at_least_px: int) -> None:
+    # Phones write MPO: a JPEG with further pictures behind the first.
+    if image.format in ("JPEG", "MPO"):
+        image.draft("RGB", (at_least_px, at_least_px))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Returns the picture turned as its EXIF says; as it is when that cannot be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    # Damaged metadata are no reason to refuse good pixels (python-pillow/Pillow#5509).
+    except Exception:
+        return image
 
 
 def _register_heif() -> None:
@@ -154,10 +228,11 @@ def _rgb_or_rgba(image: Image.Image) -> Image.Image:
 def _eight_bit(image: Image.Image) -> Image.Image:
     """Returns a 16-bit, 32-bit or float grey picture scaled to eight bits.
 
-    Pillow's own conversion clips at 255. The full scale of 16 bits is the right one unless a
-    picture goes beyond it.
+    Pillow's own conversion clips at 255. Integers have the full scale of 16 bits unless they go
+    beyond it; floats have whichever of 1, 255 and 65535 holds them.
     """
     wide = image.convert("F")
     highest = float(wide.getextrema()[1])  # type: ignore[arg-type]
-    scale = 1.0 if highest <= 1.0 else 65535.0 if highest <= 65535.0 else highest
+    scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
+    scale = next((scale for scale in scales if highest <= scale), highest)
     return wide.point(lambda value: value * (255.0 / scale)).convert("L")

@@ -1,0 +1,199 @@
+"""Model bundles: folders with a manifest, ONNX files, and nothing that is not vouched for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from sbtk_runtime.errors import BadModel
+from sbtk_runtime.manifest import (
+    MANIFEST_NAME,
+    PRECISIONS,
+    BundleManifest,
+    FileRecord,
+    Precision,
+    read_bundle_manifest,
+)
+from sbtk_runtime.onnx_file import MAX_ONNX_BYTES, check_onnx
+from sbtk_runtime.preprocess import PREPROCESSING
+
+#: Files that something would load; in a bundle they must be in its manifest.
+_LOADABLE_SUFFIXES = frozenset({".onnx", ".safetensors", ".data", ".pth", ".pt"})
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model bundle: its folder and its checked manifest; no model is loaded yet."""
+
+    folder: Path
+    manifest: BundleManifest
+
+    @classmethod
+    def open(cls, where: str | Path | None = None) -> Self:
+        """Returns the bundle in a folder, or of a name, or the default pretrained one.
+
+        Args:
+            where: a folder; or a name that `list_bundles` knows, of which a pretrained one comes
+                before a folder of the same name (write `./name` for the folder); or `None`.
+
+        Raises:
+            BadModel: there is none, its manifest is bad, or it needs another preprocessing.
+        """
+        folder = _default_folder() if where is None else _folder_of(where)
+        manifest = read_bundle_manifest(folder)
+        if manifest.preprocessing != PREPROCESSING:
+            raise BadModel(
+                f"{folder} was trained with preprocessing {manifest.preprocessing!r}",
+                f"{PREPROCESSING!r}, the one of this sbtk",
+                "use the sbtk that made the bundle, or export the run again",
+            )
+        bundle = cls(folder, manifest)
+        if not bundle.precisions:
+            raise BadModel(
+                f"{folder} holds no model",
+                " or ".join(onnx_name(precision) for precision in PRECISIONS),
+                "sbtk export",
+            )
+        return bundle
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """The precisions that the bundle has an ONNX file for."""
+        return tuple(p for p in PRECISIONS if onnx_name(p) in self.manifest.files)
+
+    def onnx_path(self, precision: Precision) -> Path:
+        """Returns the path of the ONNX file of a precision.
+
+        Raises:
+            BadModel: the bundle has none of that precision.
+        """
+        if precision not in self.precisions:
+            raise BadModel(
+                f"{self.folder} has no {precision} model",
+                f"--precision {' or '.join(self.precisions)}",
+                "sbtk export writes fp32, with --fp16 and --int8 the others too",
+            )
+        return self.folder / onnx_name(precision)
+
+    def read_onnx(self, precision: Precision) -> bytes:
+        """Returns the ONNX model of a precision, its hash and its self-containedness checked.
+
+        What was checked is what is returned, so nobody can swap the file in between.
+
+        Raises:
+            BadModel: it is missing, not what the manifest says, or names external data.
+        """
+        path = self.onnx_path(precision)
+        content = _read_checked(path, self.manifest.files[path.name])
+        check_onnx(content, str(path))
+        return content
+
+    def verify(self) -> None:
+        """Checks size and SHA-256 of every file, and that no loadable file is unaccounted for.
+
+        Raises:
+            BadModel: names the first file that is not what the manifest says.
+        """
+        for name, record in sorted(self.manifest.files.items()):
+            content = _read_checked(self.folder / name, record)
+            if name.endswith(".onnx"):
+                check_onnx(content, str(self.folder / name))
+        for path in sorted(self.folder.iterdir()):
+            known = path.name in self.manifest.files or path.name == MANIFEST_NAME
+            if not known and path.suffix.lower() in _LOADABLE_SUFFIXES:
+                raise BadModel(
+                    f"{path} is not in the bundle's manifest",
+                    "only files that the manifest vouches for",
+                    f"remove it: rm {path}",
+                )
+
+
+def onnx_name(precision: Precision) -> str:
+    """Returns the name of a precision's ONNX file in every bundle."""
+    return f"model.{precision}.onnx"
+
+
+def pretrained_folder() -> Path:
+    """Returns the folder of the bundles that come with sbtk."""
+    return Path(__file__).parent / "pretrained"
+
+
+def bundle_folders() -> list[Path]:
+    """Returns the folders that hold a manifest: pretrained ones, then those in `./bundles`."""
+    return [
+        path.parent
+        for root in (pretrained_folder(), Path("bundles"))
+        for path in sorted(root.glob(f"*/{MANIFEST_NAME}"))
+    ]
+
+
+def list_bundles() -> list[Bundle]:
+    """Returns the bundles in `bundle_folders` that can be opened, in that order."""
+    bundles = []
+    for folder in bundle_folders():
+        try:
+            # The absolute path keeps a folder from being taken for a pretrained name.
+            bundles.append(Bundle.open(folder.absolute()))
+        except BadModel:
+            continue
+    return bundles
+
+
+def _default_folder() -> Path:
+    """Returns the pretrained bundle that was made last."""
+    found = [path.parent for path in sorted(pretrained_folder().glob(f"*/{MANIFEST_NAME}"))]
+    if not found:
+        raise BadModel(
+            "this installation of sbtk has no pretrained model",
+            f"a bundle in {pretrained_folder()}",
+            "make one with sbtk train and sbtk export, then name it: --model BUNDLE",
+        )
+    if len(found) == 1:
+        return found[0]
+    return max(found, key=lambda folder: read_bundle_manifest(folder).created)
+
+
+def _folder_of(where: str | Path) -> Path:
+    path = Path(where)
+    if str(where) == path.name:
+        named = [folder for folder in bundle_folders() if folder.name == path.name]
+        if named:
+            return named[0]
+    if path.is_dir():
+        return path
+    found = f"{path} is a file" if path.exists() else f"there is no bundle {str(where)!r}"
+    names = ", ".join(folder.name for folder in bundle_folders()) or "none here"
+    raise BadModel(
+        found, f"a folder with a {MANIFEST_NAME}, or one of: {names}", "sbtk models lists bundles"
+    )
+
+
+def _read_checked(path: Path, record: FileRecord) -> bytes:
+    """Returns the content of a regular file that has the size and SHA-256 of `record`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except OSError as problem:
+        raise BadModel(f"{path} cannot be read: {problem.strerror}") from problem
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise BadModel(f"{path} is not a regular file")
+        if status.st_size != record.size_bytes or status.st_size > MAX_ONNX_BYTES:
+            raise BadModel(
+                f"{path} has {status.st_size:,} bytes",
+                f"{record.size_bytes:,} bytes, at most {MAX_ONNX_BYTES:,}",
+                "get the bundle again, or export the run again",
+            )
+        content = file.read()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != record.sha256:
+        raise BadModel(
+            f"{path} has SHA-256 {digest}",
+            f"{record.sha256}, which the manifest names",
+            "the file is damaged or was changed: get the bundle again, or export the run again",
+        )
+    return content

@@ -1,0 +1,202 @@
+"""Engines turn prepared pixels into embeddings; this file chooses one and proves that it works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbtk_runtime import engine_onnxruntime
+from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.cpu import cpu_threads
+from sbtk_runtime.engine_info import EngineInfo
+from sbtk_runtime.errors import BadConfig, EngineUnavailable, MissingExtra
+from sbtk_runtime.manifest import PRECISIONS, Precision
+
+Images = NDArray[np.uint8]
+Embeddings = NDArray[np.float32]
+
+AUTO = "auto"
+_NORM_TOLERANCE = 1e-3
+
+
+class Engine(Protocol):
+    """Something that runs the model of one bundle in one precision.
+
+    `run` may be called from several threads at once; more than `info.lanes` only wait.
+
+    Attributes:
+        info: what it is and where it runs.
+    """
+
+    info: EngineInfo
+
+    def run(self, images: Images) -> Embeddings:
+        """Returns the embeddings of a batch.
+
+        Args:
+            images: `(N, 224, 224, 3) uint8` RGB, any N from 1.
+
+        Returns:
+            `(N, D) float32` rows of length 1, except where the model failed: see `checked_rows`.
+
+        Raises:
+            EngineUnavailable: the engine failed as a whole.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees what the engine holds; it cannot run afterwards."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """Whether an engine works on this machine.
+
+    Attributes:
+        name: as `--engine` takes it.
+        works: it has just run a graph.
+        reason: why not, and what to type; empty when it works.
+        version: of its library; empty when that is not installed.
+    """
+
+    name: str
+    works: bool
+    reason: str
+    version: str
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One engine: how it is opened, how it is probed, and what it prefers."""
+
+    name: str
+    device: str
+    precisions: tuple[Precision, ...]
+    open: Callable[[Bundle, Precision, int, int, str], Engine]
+    probe: Callable[[], str]
+
+
+# Fastest first: the order in which `auto` tries them.
+_ENGINES = (
+    _Entry(
+        "onnxruntime-cuda",
+        "cuda",
+        ("fp16", "fp32", "int8"),
+        engine_onnxruntime.open_cuda,
+        engine_onnxruntime.probe_cuda,
+    ),
+    _Entry(
+        "onnxruntime",
+        "cpu",
+        ("int8", "fp32", "fp16"),
+        engine_onnxruntime.open_cpu,
+        engine_onnxruntime.probe_cpu,
+    ),
+)
+ENGINE_NAMES = tuple(entry.name for entry in _ENGINES)
+
+
+def open_engine(
+    bundle: Bundle,
+    *,
+    engine: str = AUTO,
+    precision: Precision | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    lanes: int = 1,
+) -> Engine:
+    """Returns a working engine for the bundle: the named one, or else the first that works.
+
+    Args:
+        bundle: the model.
+        engine: a name of `ENGINE_NAMES`, or `auto`.
+        precision: the ONNX file to run; by default the engine's fastest that the bundle has.
+        threads: CPU threads to use; by default all that this process may.
+        device: `cpu`, `cuda` or `cuda:N`; by default whatever the engine runs on.
+        lanes: how many calls of `run` will go on at once. A CPU's threads are shared out among
+            them: one lane is the quickest for one picture, as many lanes as threads for many.
+
+    Raises:
+        BadConfig: the options contradict each other.
+        BadModel: the bundle has no such precision, or is damaged, or is not of this kind.
+        EngineUnavailable: the named engine, or every engine, does not work here.
+        MissingExtra: the named engine's library is not installed.
+    """
+    threads = cpu_threads() if threads is None else threads
+    if threads < 1 or not 1 <= lanes <= threads:
+        raise BadConfig(f"{threads} threads for {lanes} lanes", "1 thread a lane, or more")
+    if precision is not None and precision not in PRECISIONS:
+        raise BadConfig(f"unknown precision {precision!r}", " or ".join(PRECISIONS))
+    candidates = _candidates(engine, device)
+    passed_over: list[str] = []
+    next_step = ""
+    for entry in candidates:
+        chosen = precision or _preferred(entry, bundle)
+        try:
+            opened = entry.open(bundle, chosen, threads, lanes, device or entry.device)
+        except (EngineUnavailable, MissingExtra) as problem:
+            if engine != AUTO:
+                raise
+            passed_over.append(f"{entry.name}: {problem.found}")
+            next_step = problem.next_step
+            continue
+        opened.info = replace(opened.info, passed_over=tuple(passed_over))
+        return opened
+    raise EngineUnavailable(
+        "no engine works on this machine: " + "; ".join(passed_over),
+        "at least one of: " + ", ".join(entry.name for entry in candidates),
+        next_step,
+    )
+
+
+def survey_engines() -> list[EngineReport]:
+    """Returns, fastest first, which engines work here; each is made to run a small graph."""
+    reports = []
+    for entry in _ENGINES:
+        try:
+            reports.append(EngineReport(entry.name, True, "", entry.probe()))
+        except (EngineUnavailable, MissingExtra) as problem:
+            reason = f"{problem.found}: {problem.next_step}" if problem.next_step else problem.found
+            version = engine_onnxruntime.installed_version()
+            reports.append(EngineReport(entry.name, False, reason, version))
+    return reports
+
+
+def checked_rows(rows: Embeddings) -> tuple[Embeddings, NDArray[np.bool_]]:
+    """Returns `rows (N, D) float32` and which of them are bad, `(N,) bool`.
+
+    A row is bad unless it is finite and of length 1 within 0.001. Bad rows come back as zeros, so
+    that they cannot be mistaken for embeddings.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=1))
+        # A comparison with NaN is false, so this is also the test for finiteness.
+        is_bad = ~(np.abs(lengths - 1.0) < _NORM_TOLERANCE)
+    if is_bad.any():
+        rows = np.where(is_bad[:, None], np.float32(0.0), rows)
+    return rows, is_bad
+
+
+def _candidates(engine: str, device: str | None) -> list[_Entry]:
+    family = None if device is None else device.partition(":")[0]
+    if family not in (None, "cpu", "cuda"):
+        raise BadConfig(f"unknown device {device!r}", "cpu, cuda or cuda:N")
+    if engine != AUTO and engine not in ENGINE_NAMES:
+        raise BadConfig(f"unknown engine {engine!r}", f"{AUTO}, {', '.join(ENGINE_NAMES)}")
+    named = [entry for entry in _ENGINES if engine in (AUTO, entry.name)]
+    fitting = [entry for entry in named if family in (None, entry.device)]
+    if not fitting:
+        raise BadConfig(
+            f"engine {engine} cannot run on {device}",
+            f"--device {named[0].device}, or none at all",
+        )
+    return fitting
+
+
+def _preferred(entry: _Entry, bundle: Bundle) -> Precision:
+    return next(p for p in entry.precisions if p in bundle.precisions)

@@ -1,0 +1,32 @@
+"""What an engine says about itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sbtk_runtime.manifest import Precision
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """An open engine: what runs, where, and what was tried before it.
+
+    Attributes:
+        name: as `--engine` takes it.
+        precision: of the ONNX file that it runs.
+        device: `cpu`, or the GPU it runs on, such as `cuda:0`.
+        dim: length of an embedding.
+        threads: CPU threads that it uses in all.
+        lanes: calls of `run` that go on at once; the threads are shared out among them.
+        version: of its library.
+        passed_over: for each faster engine that `auto` could not use, its name and why.
+    """
+
+    name: str
+    precision: Precision
+    device: str
+    dim: int
+    threads: int
+    lanes: int
+    version: str
+    passed_over: tuple[str, ...] = ()

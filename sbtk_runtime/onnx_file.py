@@ -1,0 +1,118 @@
+"""Refuses ONNX files that reach outside themselves, before any library parses them.
+
+ONNX Runtime follows external-data locations wherever they point (onnx/onnx#3991, #7686), so a
+walk over the protobuf fields comes first. It needs no ONNX library, skips the weights, and finds
+truncated files on its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sbtk_runtime.errors import BadModel
+
+#: Protobuf's own limit for one message.
+MAX_ONNX_BYTES = (1 << 31) - 1
+
+_MAX_DEPTH = 64
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+# Where tensors can hide: message -> field number -> message, after onnx.proto3.
+_MESSAGES: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {},
+}
+_GRAPH_OF_MODEL = 7
+_EXTERNAL_DATA, _DATA_LOCATION = 13, 14
+
+
+def check_onnx(content: bytes, name: str) -> None:
+    """Checks that `content` is one whole ONNX model that holds all of its weights itself.
+
+    Args:
+        content: the bytes of the file.
+        name: what to call the file in a complaint.
+
+    Raises:
+        BadModel: it is empty, too large, truncated, no ONNX model, or names external data.
+    """
+    if not content:
+        raise BadModel(f"{name} is empty", "an ONNX model")
+    if len(content) > MAX_ONNX_BYTES:
+        raise BadModel(f"{name} has {len(content):,} bytes", f"at most {MAX_ONNX_BYTES:,} bytes")
+    model = memoryview(content)
+    try:
+        _refuse_external_data(model, "model", name, depth=0)
+        has_graph = any(number == _GRAPH_OF_MODEL for number, _ in _fields(model))
+    except _NotProtobuf as problem:
+        raise BadModel(
+            f"{name} is truncated or no ONNX model ({problem})", "the whole file, as exported"
+        ) from problem
+    if not has_graph:
+        raise BadModel(f"{name} holds no graph", "an ONNX model")
+
+
+class _NotProtobuf(Exception):
+    """The bytes cannot be protobuf; says where they stop making sense."""
+
+
+def _refuse_external_data(message: memoryview, kind: str, name: str, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise _NotProtobuf(f"more than {_MAX_DEPTH} levels of graphs")
+    children = _MESSAGES[kind]
+    for number, value in _fields(message):
+        if kind == "tensor" and _is_external(number, value):
+            raise BadModel(
+                f"{name} keeps weights in another file",
+                "an ONNX file that holds all of its weights",
+                "save it with onnx.save(model, path, save_as_external_data=False)",
+            )
+        if number in children and isinstance(value, memoryview):
+            _refuse_external_data(value, children[number], name, depth + 1)
+
+
+def _is_external(number: int, value: int | memoryview) -> bool:
+    return number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value != 0)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yields number and value of each field: an integer, or the bytes of a delimited field."""
+    position, end = 0, len(message)
+    while position < end:
+        tag, position = _varint(message, position)
+        number, wire_type = tag >> 3, tag & 7
+        if number == 0:
+            raise _NotProtobuf("a field without a number")
+        if wire_type == _VARINT:
+            value, position = _varint(message, position)
+            yield number, value
+            continue
+        if wire_type == _BYTES:
+            size, position = _varint(message, position)
+        elif wire_type in (_FIXED64, _FIXED32):
+            size = 8 if wire_type == _FIXED64 else 4
+        else:
+            raise _NotProtobuf(f"wire type {wire_type}")
+        if size > end - position:
+            raise _NotProtobuf(f"{size:,} bytes announced, {end - position:,} left")
+        yield number, message[position : position + size]
+        position += size
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= len(message):
+            raise _NotProtobuf("it ends inside a number")
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise _NotProtobuf("a number of more than 10 bytes")
