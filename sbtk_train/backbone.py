@@ -1,0 +1,183 @@
+"""ResNet trunks, their ImageNet weights, and the check that weights and layout fit.
+
+ResNet50 comes in two layouts whose weights have the same names and shapes: `resnet50-v1` has the
+stride of a stage on its first 1x1 convolution (He et al. 2016, Caffe, Keras), `resnet50-v1.5` on
+the 3x3 one (torchvision). Loading one into the other raises nothing and costs accuracy, so the
+layout is asked for by name and checked by batch-norm statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import nn
+from torchvision import models
+
+from sbtk_runtime.errors import BadConfig, BadModel
+
+BACKBONES = ("resnet50-v1.5", "resnet50-v1", "resnet18")
+IMAGENET_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """The ImageNet classifier of a weights file: `weight (1000, F)`, `bias (1000,)`, float32."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+def build_trunk(backbone: str) -> tuple[nn.Module, int]:
+    """Returns the convolutional stages up to the last feature map, and its channel count.
+
+    The module's keys are torchvision's, without `fc`.
+
+    Raises:
+        BadConfig: unknown backbone.
+    """
+    if backbone == "resnet18":
+        network = models.resnet18()
+    elif backbone in ("resnet50-v1", "resnet50-v1.5"):
+        network = models.resnet50()
+        if backbone == "resnet50-v1":
+            for stage in (network.layer2, network.layer3, network.layer4):
+                stage[0].conv1.stride = (2, 2)
+                stage[0].conv2.stride = (1, 1)
+    else:
+        raise BadConfig(f"unknown backbone {backbone!r}", ", ".join(BACKBONES))
+    channels = network.fc.in_features
+    trunk = nn.Sequential()
+    for name, child in network.named_children():
+        if name not in ("avgpool", "fc"):
+            trunk.add_module(name, child)
+    return trunk, channels
+
+
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
+    """Returns the float32 tensors of a .safetensors or weights-only .pth file, and its layout.
+
+    The layout is the file's own word (metadata `backbone`), `None` where it says nothing.
+
+    Raises:
+        BadModel: unreadable, of another kind, or a pickle that holds more than tensors.
+    """
+    if not path.is_file():
+        raise BadModel(f"no weights file {path}", "a .safetensors or .pth file")
+    layout: str | None = None
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                layout = (file.metadata() or {}).get("backbone")
+            tensors = load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as problem:
+        raise BadModel(f"{path} cannot be read as weights: {problem}") from problem
+    except Exception as problem:  # torch raises pickle.UnpicklingError through C code
+        raise BadModel(
+            f"{path} holds more than tensors; it was not opened",
+            "weights only",
+            "save the model's state_dict as .safetensors",
+        ) from problem
+    if not isinstance(tensors, dict):
+        raise BadModel(f"{path} holds a {type(tensors).__name__}", "a dictionary of tensors")
+    if "state_dict" in tensors and isinstance(tensors["state_dict"], dict):
+        tensors = tensors["state_dict"]
+    wrong = [key for key, value in tensors.items() if not isinstance(value, torch.Tensor)]
+    if wrong:
+        raise BadModel(f"{path}: {wrong[0]!r} is no tensor", "a dictionary of tensors")
+    return {key.removeprefix("module."): value.float() for key, value in tensors.items()}, layout
+
+
+def load_trunk(trunk: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> Classifier | None:
+    """Loads a classifier network's tensors into `trunk`; returns its ImageNet head, if it has one.
+
+    Raises:
+        BadModel: names or shapes do not fit; the first misfit is named.
+    """
+    own = trunk.state_dict()
+    counters = {key for key in own if key.endswith("num_batches_tracked")}
+    missing = sorted(set(own) - counters - set(tensors))
+    foreign = sorted(set(tensors) - set(own) - {"fc.weight", "fc.bias"})
+    foreign = [key for key in foreign if not key.endswith("num_batches_tracked")]
+    if missing or foreign:
+        raise BadModel(
+            f"{path} does not fit the backbone: "
+            + (f"{missing[0]!r} is missing" if missing else f"{foreign[0]!r} is unknown"),
+            "weights with torchvision's names for this backbone",
+            "choose the backbone with --backbone",
+        )
+    for key in sorted(set(own) - counters):
+        if own[key].shape != tensors[key].shape:
+            raise BadModel(
+                f"{path}: {key} has shape {tuple(tensors[key].shape)}", f"{tuple(own[key].shape)}"
+            )
+    trunk.load_state_dict({key: tensors.get(key, own[key]) for key in own})
+    weight, bias = tensors.get("fc.weight"), tensors.get("fc.bias")
+    if weight is None or bias is None or weight.shape[0] != IMAGENET_CLASSES:
+        return None
+    return Classifier(weight, bias)
+
+
+def statistics_drift(trunk: nn.Module, photos: torch.Tensor) -> float:
+    """Returns how far photos' batch-norm input means are from the trunk's running means.
+
+    The mean over all batch-norm channels of the squared difference, in units of the running
+    variance. Weights in their own layout drift several times less than in the wrong one.
+
+    Args:
+        trunk: a trunk with trained running statistics.
+        photos: `(N, 3, 224, 224) float32`, ImageNet-normalised; 16 are enough.
+    """
+    drifts: list[torch.Tensor] = []
+
+    def compare(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        assert isinstance(module, nn.BatchNorm2d)
+        assert module.running_mean is not None and module.running_var is not None
+        means = inputs[0].float().mean((0, 2, 3))
+        drift = (means - module.running_mean) ** 2 / (module.running_var + module.eps)
+        drifts.append(drift.mean())
+
+    with _hooked(trunk, compare), torch.inference_mode():
+        trunk(photos)
+    return float(torch.stack(drifts).mean())
+
+
+def better_layout(
+    backbone: str, tensors: dict[str, torch.Tensor], photos: torch.Tensor, path: Path
+) -> tuple[str, dict[str, float]]:
+    """Returns the ResNet50 layout that the weights fit best, and each layout's drift.
+
+    For a backbone of a single layout that is the backbone itself and no drift.
+    """
+    if not backbone.startswith("resnet50"):
+        return backbone, {}
+    drifts = {}
+    for layout in ("resnet50-v1", "resnet50-v1.5"):
+        trunk, _ = build_trunk(layout)
+        load_trunk(trunk, tensors, path)
+        drifts[layout] = statistics_drift(trunk.eval(), photos)
+    return min(drifts, key=lambda name: drifts[name]), drifts
+
+
+@contextmanager
+def _hooked(trunk: nn.Module, hook: object) -> Iterator[None]:
+    handles = [
+        module.register_forward_pre_hook(hook)  # type: ignore[arg-type]
+        for module in trunk.modules()
+        if isinstance(module, nn.BatchNorm2d)
+    ]
+    was_training = trunk.training
+    trunk.eval()
+    try:
+        yield
+    finally:
+        trunk.train(was_training)
+        for handle in handles:
+            handle.remove()

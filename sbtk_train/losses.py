@@ -1,0 +1,99 @@
+"""The three losses of SBTKNet and the batch-hard form of its quadruplet, one function each.
+
+Equation numbers are those of the paper; Eq. 2 is read with the negative sketch that its text
+defines, Eq. 4 and 5 with one minus sign. Embeddings are unit rows, so squared distances lie in
+[0, 4] and the margin of 0.2 means what it does in FaceNet.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def squared_distances(left: Tensor, right: Tensor) -> Tensor:
+    """Returns `(A, B)` squared Euclidean distances between unit rows `(A, D)` and `(B, D)`."""
+    return 2.0 - 2.0 * left @ right.T
+
+
+def triplet_loss(anchor: Tensor, positive: Tensor, negative_photo: Tensor, margin: float) -> Tensor:
+    """Returns Eq. 1: mean of `max(d+ - dp- + margin, 0)` over `(N, D)` unit rows."""
+    to_positive = (anchor - positive).square().sum(1)
+    to_photo = (anchor - negative_photo).square().sum(1)
+    return functional.relu(to_positive - to_photo + margin).mean()
+
+
+def quadruplet_loss(
+    anchor: Tensor,
+    positive: Tensor,
+    negative_photo: Tensor,
+    negative_sketch: Tensor,
+    margin: float,
+) -> Tensor:
+    """Returns Eq. 2, the domain-aware quadruplet loss over `(N, D)` unit rows.
+
+    The mean of the triplet terms with a negative photo and with a negative sketch: the anchor
+    sketch must be nearer to a photo of its class than to anything of another class, whichever
+    domain that comes from.
+    """
+    with_photo = triplet_loss(anchor, positive, negative_photo, margin)
+    with_sketch = triplet_loss(anchor, positive, negative_sketch, margin)
+    return 0.5 * (with_photo + with_sketch)
+
+
+def batch_hard_loss(
+    sketches: Tensor,
+    sketch_labels: Tensor,
+    photos: Tensor,
+    photo_labels: Tensor,
+    margin: float,
+    *,
+    with_sketch_negatives: bool = True,
+) -> Tensor:
+    """Returns Eq. 2 with the hardest members of a batch in place of drawn ones.
+
+    For each sketch the farthest photo of its class and the nearest photo and sketch of another
+    class (Hermans et al. 2017); then the same from each photo to the sketches, which costs
+    nothing and pulls from the other side.
+
+    Args:
+        sketches: `(S, D)` unit rows.
+        sketch_labels: `(S,) int64`.
+        photos: `(P, D)` unit rows.
+        photo_labels: `(P,) int64`.
+        margin: of the squared distance.
+        with_sketch_negatives: False for the triplet of Eq. 1.
+    """
+    across = squared_distances(sketches, photos)
+    same = sketch_labels[:, None] == photo_labels[None, :]
+    usable = same.any(1) & (~same).any(1)
+    farthest = across.masked_fill(~same, -1.0).amax(1)
+    nearest_photo = across.masked_fill(same, 5.0).amin(1)
+    terms = functional.relu(farthest - nearest_photo + margin)
+    if with_sketch_negatives:
+        within = squared_distances(sketches, sketches)
+        alike = sketch_labels[:, None] == sketch_labels[None, :]
+        nearest_sketch = within.masked_fill(alike, 5.0).amin(1)
+        terms = 0.5 * (terms + functional.relu(farthest - nearest_sketch + margin))
+    back_usable = same.any(0) & (~same).any(0)
+    back_farthest = across.masked_fill(~same, -1.0).amax(0)
+    back_nearest = across.masked_fill(same, 5.0).amin(0)
+    back = functional.relu(back_farthest - back_nearest + margin)
+    return _mean_where(terms, usable) + 0.5 * _mean_where(back, back_usable)
+
+
+def classification_loss(class_logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns Eq. 4: mean cross-entropy of `(N, C)` logits with `(N,) int64` labels."""
+    return functional.cross_entropy(class_logits, labels)
+
+
+def knowledge_loss(soft_logits: Tensor, soft_labels: Tensor) -> Tensor:
+    """Returns Eq. 5: mean cross-entropy of `(N, 1000)` logits with soft labels that sum to one."""
+    return -(soft_labels * functional.log_softmax(soft_logits, dim=1)).sum(1).mean()
+
+
+def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
+    if not bool(mask.any()):
+        return values.sum() * 0.0
+    return torch.masked_select(values, mask).mean()

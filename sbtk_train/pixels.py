@@ -1,0 +1,136 @@
+"""The pixels of a data set for training: checked once, kept in memory when they fit.
+
+Decoding is production's (`sbtk_runtime.preprocess`), at the training size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sbtk_runtime.errors import BadData, BadImage
+from sbtk_runtime.images import read_image_bytes
+from sbtk_runtime.preprocess import Kind, Pixels, prepare
+from sbtk_train.data import ImageSet, Rows
+
+MAX_UNREADABLE_SHARE = 0.05
+MAX_CACHE_BYTES = 3 << 30
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that training leaves out, and why."""
+
+    path: Path
+    reason: str
+
+
+def load_pixels(path: Path, kind: Kind, size_px: int) -> Pixels:
+    """Returns `(size, size, 3) uint8` for a photo, `(size, size, 1) uint8` for a sketch.
+
+    Raises:
+        BadImage: the file is no readable image, or the sketch is empty.
+    """
+    pixels = prepare(read_image_bytes(path), kind, size_px).pixels
+    return pixels if kind == "photo" else pixels[:, :, :1]
+
+
+class PixelStore:
+    """Pixels of some images at one size, read by a pool of threads.
+
+    Args:
+        paths: the images.
+        kind: sketches or photos.
+        size_px: side of the square.
+        workers: decoding threads.
+        keep: keep what was decoded.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], kind: Kind, size_px: int, *, workers: int, keep: bool
+    ) -> None:
+        self._paths = paths
+        self._kind: Kind = kind
+        self._size_px = size_px
+        self._kept: list[Pixels | None] | None = [None] * len(paths) if keep else None
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+
+    def batch(self, rows: Sequence[int] | Rows) -> torch.Tensor:
+        """Returns `(N, C, size, size) uint8`; C is 3 for photos and 1 for sketches.
+
+        Raises:
+            BadData: an image cannot be read any more.
+        """
+        pixels = list(self._pool.map(self._pixels, rows))
+        return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+
+    def close(self) -> None:
+        """Ends the threads and forgets the pixels."""
+        self._pool.shutdown(cancel_futures=True)
+        self._kept = None
+
+    def _pixels(self, row: int) -> Pixels:
+        kept = self._kept[row] if self._kept is not None else None
+        if kept is not None:
+            return kept
+        try:
+            pixels = load_pixels(self._paths[row], self._kind, self._size_px)
+        except BadImage as problem:
+            raise BadData(
+                f"{self._paths[row]} was readable at the start and is not now: {problem.found}"
+            ) from problem
+        if self._kept is not None:
+            self._kept[row] = pixels
+        return pixels
+
+
+def fits_in_memory(data: ImageSet, size_px: int) -> bool:
+    """Says whether all pixels of the set stay below `MAX_CACHE_BYTES`."""
+    area = size_px * size_px
+    return area * (len(data.sketches) + 3 * len(data.photos)) <= MAX_CACHE_BYTES
+
+
+def without_unreadable(data: ImageSet, workers: int) -> tuple[ImageSet, list[Unreadable]]:
+    """Returns the set without the images that cannot be decoded, and these.
+
+    Raises:
+        BadData: more than `MAX_UNREADABLE_SHARE` of the images are unreadable.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        sketch_faults = list(pool.map(lambda path: _fault(path, "sketch"), data.sketches))
+        photo_faults = list(pool.map(lambda path: _fault(path, "photo"), data.photos))
+    unreadable = [fault for fault in (*sketch_faults, *photo_faults) if fault is not None]
+    total = len(data.sketches) + len(data.photos)
+    if len(unreadable) > MAX_UNREADABLE_SHARE * total:
+        first = unreadable[0]
+        raise BadData(
+            f"{len(unreadable)} of {total} images cannot be read; first {first.path}: "
+            f"{first.reason}",
+            f"at most {MAX_UNREADABLE_SHARE:.0%} of them",
+            "mend or remove them",
+        )
+    if not unreadable:
+        return data, []
+    sketches = [row for row, fault in enumerate(sketch_faults) if fault is None]
+    photos = [row for row, fault in enumerate(photo_faults) if fault is None]
+    readable = ImageSet(
+        data.classes,
+        tuple(data.sketches[row] for row in sketches),
+        data.sketch_labels[sketches],
+        tuple(data.photos[row] for row in photos),
+        data.photo_labels[photos],
+    )
+    return readable, unreadable
+
+
+def _fault(path: Path, kind: Kind) -> Unreadable | None:
+    try:
+        load_pixels(path, kind, 32)
+    except BadImage as problem:
+        return Unreadable(path, problem.found)
+    return None

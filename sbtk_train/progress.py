@@ -1,0 +1,32 @@
+"""What a run tells those who watch it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """Some steps of an epoch are done; `means` are over the epoch so far."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    means: dict[str, float]
+    images_per_s: float
+    eta_s: float
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """An epoch was validated and saved; `row` is its line of `metrics.csv`."""
+
+    row: dict[str, float]
+    improved: bool
+    since_best: int
+
+
+#: Told about steps, epochs, and sentences for people.
+Listener = Callable[[StepDone | EpochDone | str], None]

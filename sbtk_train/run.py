@@ -1,0 +1,196 @@
+"""One training run from configuration to run folder: the record, the table and the curves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.files import (
+    disk_full_explained,
+    remove_stale_temporaries,
+    sha256_of_file,
+    write_atomically,
+    write_json_atomically,
+)
+from sbtk_train.checkpoint import RECORD, STUDENT
+from sbtk_train.config import TrainConfig, read_config
+from sbtk_train.curves import draw_curves
+from sbtk_train.loop import Trainer
+from sbtk_train.progress import EpochDone, Listener, StepDone
+from sbtk_train.setup import Materials, gather
+
+METRICS = "metrics.csv"
+_VERSIONS_OF = ("sbtk", "torch", "torchvision", "numpy", "pillow", "safetensors")
+
+
+def new_run_folder(root: Path, name: str) -> Path:
+    """Returns a new folder `root/<date>-<name>`, numbered if that exists."""
+    stem = f"{date.today().isoformat()}-{name}"
+    for number in range(1, 1000):
+        folder = root / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise BadConfig(f"{root} holds a thousand runs named {stem}", "another --name")
+
+
+def train(
+    config: TrainConfig,
+    folder: Path,
+    listener: Listener,
+    *,
+    resume: bool = False,
+    on_trainer: Callable[[Trainer], None] | None = None,
+) -> dict[str, Any]:
+    """Trains into `folder` and returns the run's record.
+
+    Args:
+        config: what to do; when resuming, the run's own configuration wins.
+        folder: an existing folder.
+        listener: told about steps, epochs and what was found.
+        resume: go on from the folder's last save.
+        on_trainer: handed the trainer before it starts, so that a signal can stop it.
+    """
+    remove_stale_temporaries(folder)
+    if resume:
+        config = read_config(folder)
+    else:
+        config.write(folder)
+    materials = gather(config, listener)
+    record = _record(config, materials)
+    recorder = _Recorder(folder, record, listener)
+    trainer = Trainer(materials, config, folder, recorder)
+    if resume:
+        trainer.resume()
+        listener(f"resuming {folder} after {len(trainer.history)} finished epochs")
+    recorder.start(trainer.history)
+    if on_trainer is not None:
+        on_trainer(trainer)
+    position = trainer.run()
+    recorder.finish(position.history)
+    return record
+
+
+class _Recorder:
+    """Writes what the trainer reports into the run folder and passes it on."""
+
+    def __init__(self, folder: Path, record: dict[str, Any], listener: Listener) -> None:
+        self._folder = folder
+        self._record = record
+        self._listener = listener
+        self._board = _summary_writer(folder)
+        self._rows: list[dict[str, float]] = []
+
+    def start(self, history: list[dict[str, float]]) -> None:
+        # The save is the truth: what a killed run wrote after it is written again.
+        self._rows = list(history)
+        write_atomically(self._folder / METRICS, _table(self._rows).encode())
+        self._write_record()
+
+    def __call__(self, event: StepDone | EpochDone | str) -> None:
+        if isinstance(event, EpochDone):
+            self._rows.append(event.row)
+            lines = _table([event.row]).splitlines(keepends=True)
+            with (
+                disk_full_explained(self._folder / METRICS),
+                (self._folder / METRICS).open("a", encoding="utf-8") as file,
+            ):
+                file.writelines(lines if len(self._rows) == 1 else lines[1:])
+            self._write_record()
+            if self._board is not None:
+                for name, value in event.row.items():
+                    self._board.add_scalar(name, value, int(event.row["epoch"]))
+        self._listener(event)
+
+    def finish(self, history: list[dict[str, float]]) -> None:
+        if self._board is not None:
+            self._board.close()
+        curves = draw_curves(history, self._folder)
+        self._listener(f"curves: {curves}" if curves else "no curves: matplotlib is not installed")
+
+    def _write_record(self) -> None:
+        if self._rows:
+            best = max(self._rows, key=lambda row: row["validation_map"])
+            self._record["best"] = best
+            self._record["epochs_done"] = len(self._rows)
+            self._record["student_sha256"] = sha256_of_file(self._folder / STUDENT)
+        write_json_atomically(self._folder / RECORD, self._record)
+
+
+def _record(config: TrainConfig, materials: Materials) -> dict[str, Any]:
+    division = materials.division
+    return {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "data": Path(config.data).name,
+        "data_sha256": division.training.sha256,
+        "split": {"name": materials.split.name, "sha256": materials.split.sha256},
+        "identity_classes": list(division.training.classes),
+        "training_classes": list(division.training.classes),
+        "validation_classes": list(division.validation.classes),
+        "unseen_classes": list(materials.split.unseen),
+        "training_sketches": len(division.training.sketches),
+        "training_photos": len(division.training.photos),
+        "held_out_sketches": len(division.held_out.sketches),
+        "unreadable": len(materials.unreadable),
+        "backbone": config.backbone,
+        "weights": _file_record(config.weights),
+        "teacher": _file_record(config.teacher),
+        "soft_labels_sha256": materials.soft_labels_key or None,
+        "recipe": asdict(config.recipe),
+        "seed": config.seed,
+        "division_seed": config.division_seed,
+        "device": _device_name(materials.compute.device),
+        "precision": materials.compute.precision,
+        "versions": {name: _version(name) for name in _VERSIONS_OF}
+        | {"python": platform.python_version()},
+    }
+
+
+def _file_record(file: str) -> dict[str, str] | None:
+    return {"file": Path(file).name, "sha256": sha256_of_file(Path(file))} if file else None
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "source tree"
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _table(rows: list[dict[str, float]]) -> str:
+    if not rows:
+        return ""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: f"{value:.6g}" for name, value in row.items()})
+    return text.getvalue()
+
+
+def _summary_writer(folder: Path) -> Any:
+    """Returns a TensorBoard writer, or `None` where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))

@@ -1,0 +1,209 @@
+"""From a configuration to everything the loop needs: data, student, soft labels, device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbtk_runtime.errors import BadConfig, BadModel
+from sbtk_runtime.preprocess import SIZE_PX
+from sbtk_train.augment import normalised
+from sbtk_train.backbone import better_layout, build_trunk, load_trunk, read_weights
+from sbtk_train.config import TrainConfig
+from sbtk_train.data import Division, ImageSet, divide, read_dataset
+from sbtk_train.device import Compute, choose_compute
+from sbtk_train.pixels import Unreadable, load_pixels, without_unreadable
+from sbtk_train.splits import Split, open_split
+from sbtk_train.student import Student
+from sbtk_train.teacher import require_classifier, soft_labels
+
+Said = Callable[[str], None]
+
+_LAYOUT_PHOTOS = 16
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What the loop works with.
+
+    Attributes:
+        division: training, held-out and validation images; no unseen class among them.
+        split: the unseen classes.
+        student: initialised, on its device.
+        soft_labels: `(C, 1000) float32` for the training classes; `None` without the knowledge
+            loss.
+        soft_labels_key: hash of what they were made from; empty without.
+        unreadable: images that were left out.
+        compute: device and precision.
+    """
+
+    division: Division
+    split: Split
+    student: Student
+    soft_labels: Tensor | None
+    soft_labels_key: str
+    unreadable: tuple[Unreadable, ...]
+    compute: Compute
+
+
+def gather(config: TrainConfig, said: Said) -> Materials:
+    """Returns the materials of a run; `said` is told what was found and what takes time.
+
+    Raises:
+        BadData: the data cannot be trained on.
+        BadModel: the weights do not fit.
+        BadConfig: options contradict each other.
+    """
+    compute = choose_compute(config.device, config.precision)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    split = open_split(config.split)
+    division, unreadable = _readable_division(config, split, said)
+    recipe = config.recipe
+    if recipe.knowledge and not (config.weights or config.teacher):
+        raise BadConfig(
+            "the knowledge loss needs an ImageNet teacher, and there are no weights",
+            "--weights FILE or --teacher FILE",
+            "or --no-knowledge",
+        )
+    student = Student(config.backbone, config.dim, len(division.training.classes), recipe.attention)
+    if config.weights:
+        _load_into(student, config, division.training, said)
+    if config.freeze_until:
+        student.freeze_until(config.freeze_until)
+    labels, key = None, ""
+    if recipe.knowledge:
+        labels, key = _soft_labels(config, division.training, compute, said)
+    student = student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Materials(division, split, student, labels, key, tuple(unreadable), compute)
+
+
+def find_weights(name: str, backbone: str | None) -> Path:
+    """Returns the weights file that `name` means: a path, or `imagenet` for a local copy.
+
+    `imagenet` is looked for in `SBTK_WEIGHTS` (a file, or a folder of files named after their
+    backbone) and in torch's cache; sbtk downloads nothing.
+
+    Raises:
+        BadConfig: there is none.
+    """
+    if name != "imagenet":
+        path = Path(name)
+        if not path.is_file():
+            raise BadConfig(f"no weights file {name}", "a .safetensors or .pth file")
+        return path
+    place = os.environ.get("SBTK_WEIGHTS")
+    if place and Path(place).is_file():
+        return Path(place)
+    stem = "resnet50-v1" if backbone is None else backbone
+    if place and Path(place).is_dir():
+        for path in sorted(Path(place).iterdir()):
+            rest = path.stem.removeprefix(stem)
+            if path.suffix in (".safetensors", ".pth") and rest != path.stem and rest[:1] != ".":
+                return path
+    cached = Path(torch.hub.get_dir()) / "checkpoints"
+    prefix = "resnet18" if backbone == "resnet18" else "resnet50"
+    for path in sorted(cached.glob(f"{prefix}-*.pth")):
+        return path
+    raise BadConfig(
+        "no ImageNet weights on this machine",
+        f"{prefix}-*.pth of torchvision in {cached}, or SBTK_WEIGHTS naming a file",
+        "give --weights FILE, or --weights none to train from scratch",
+    )
+
+
+def choose_backbone(weights: Path | None, asked: str | None, said: Said) -> str:
+    """Returns the backbone: as asked, else as the weights file says, else torchvision's."""
+    if asked:
+        return asked
+    if weights is None:
+        return "resnet50-v1.5"
+    _, layout = read_weights(weights)
+    if layout:
+        return layout
+    for name in ("resnet50-v1.5", "resnet50-v1", "resnet18"):
+        if weights.name.startswith(f"{name}-") or weights.stem == name:
+            said(f"backbone {name}, by the name of {weights}")
+            return name
+    raise BadConfig(
+        f"{weights} does not say which layout it is for",
+        "--backbone resnet50-v1.5 (torchvision) or resnet50-v1 (Caffe, Keras)",
+        "the statistics check at the start names a wrong choice",
+    )
+
+
+def _readable_division(
+    config: TrainConfig, split: Split, said: Said
+) -> tuple[Division, list[Unreadable]]:
+    data = read_dataset(Path(config.data))
+    unreadable: list[Unreadable] = []
+    seen = split.seen_among(data.classes)
+    absent = len(data.classes) == len(seen)
+    if absent:
+        said(f"none of the unseen classes of {split.name} is in {config.data}")
+    division = divide(
+        data,
+        split,
+        seed=config.division_seed,
+        validation_classes=config.validation_classes,
+        held_out_share=config.held_out_share,
+    )
+    for notice in division.notices:
+        said(notice)
+    parts = {}
+    for name in ("training", "held_out", "validation"):
+        part, faults = without_unreadable(getattr(division, name), config.workers)
+        parts[name] = part
+        unreadable += [fault for fault in faults if fault not in unreadable]
+    for fault in unreadable:
+        said(f"left out {fault.path}: {fault.reason}")
+    return Division(**parts, notices=division.notices), unreadable
+
+
+def _load_into(student: Student, config: TrainConfig, training: ImageSet, said: Said) -> None:
+    path = Path(config.weights)
+    tensors, layout = read_weights(path)
+    if layout is not None and layout != config.backbone:
+        raise BadModel(
+            f"{path} says it is for {layout}, and the backbone is {config.backbone}",
+            "weights and backbone of one layout",
+            f"--backbone {layout}",
+        )
+    classifier = load_trunk(student.trunk, tensors, path)
+    if classifier is not None:
+        student.start_from(classifier)
+    better, drifts = better_layout(config.backbone, tensors, _some_photos(training), path)
+    if drifts:
+        found = ", ".join(f"{name} {drift:.4f}" for name, drift in sorted(drifts.items()))
+        said(f"batch-norm drift of {path.name}: {found}")
+    if better != config.backbone:
+        said(
+            f"WARNING: {path.name} fits {better} better than {config.backbone}; "
+            f"if that is what it was trained as, start again with --backbone {better}"
+        )
+
+
+def _some_photos(training: ImageSet) -> Tensor:
+    rows = np.linspace(0, len(training.photos) - 1, _LAYOUT_PHOTOS).astype(int)
+    pixels = np.stack([load_pixels(training.photos[row], "photo", SIZE_PX) for row in rows])
+    return normalised(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+
+
+def _soft_labels(
+    config: TrainConfig, training: ImageSet, compute: Compute, said: Said
+) -> tuple[Tensor, str]:
+    path = Path(config.teacher or config.weights)
+    tensors, layout = read_weights(path)
+    backbone = layout or config.backbone
+    trunk, _ = build_trunk(backbone)
+    classifier = require_classifier(load_trunk(trunk, tensors, path), path)
+    return soft_labels(
+        training, trunk, classifier, path, backbone, compute, workers=config.workers, said=said
+    )
