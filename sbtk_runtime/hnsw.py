@@ -87,6 +87,12 @@ class Graph:
         """The number of rows in the graph, those that are marked as gone included."""
         return int(self._index.get_current_count())
 
+    def set_ef(self, ef: int) -> None:
+        """Sets how far a search looks: more finds better and takes longer."""
+        with self._widening:
+            self.ef = ef
+            self._index.set_ef(ef)
+
     def add(self, rows: Rows, embeddings: Embeddings, threads: int | None = None) -> None:
         """Adds unit rows `(N, D) float32`; with more than one thread their order varies."""
         if len(rows):
