@@ -50,10 +50,7 @@ def prepare(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Prepared:
     Raises:
         BadImage: the bytes are no readable image, or the sketch is empty.
     """
-    image = decoded(data, kind, size_px)
-    if kind == "photo":
-        return Prepared(photo_pixels(image, size_px))
-    return sketch_pixels(image, size_px)
+    return prepared_from(decoded(data, kind, size_px), kind, size_px)
 
 
 def decoded(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Image.Image:
@@ -62,7 +59,23 @@ def decoded(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Image.Image:
     Raises:
         BadImage: the bytes are no readable image.
     """
-    return images.decode(data, at_least_px=size_px if kind == "photo" else _WORK_PX)
+    return images.decode(data, at_least_px=_needed_px(kind, size_px))
+
+
+def memory_to_decode(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> int:
+    """Returns roughly how many bytes `decoded` will need at its peak."""
+    return images.memory_to_decode(data, at_least_px=_needed_px(kind, size_px))
+
+
+def prepared_from(image: Image.Image, kind: Kind, size_px: int = SIZE_PX) -> Prepared:
+    """Returns the student's input for a decoded picture.
+
+    Raises:
+        BadImage: the sketch is empty.
+    """
+    if kind == "photo":
+        return Prepared(photo_pixels(image, size_px))
+    return sketch_pixels(image, size_px)
 
 
 def photo_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Pixels:
@@ -87,8 +100,8 @@ def sketch_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Prepared:
         raise BadImage("the sketch is empty", "strokes that differ from the paper")
     square = _square_around(darkness, box)
     small = Image.fromarray(square).resize(
-        (size_px, size_px), Image.Resampling.BOX if square.shape[0] > 2 * size_px
-        else Image.Resampling.BILINEAR,
+        (size_px, size_px),
+        Image.Resampling.BOX if square.shape[0] > 2 * size_px else Image.Resampling.BILINEAR,
     )
     grey = 255 - _full_contrast(np.asarray(small, dtype=np.uint8))
     return Prepared(np.repeat(grey[:, :, None], 3, axis=2), notices)
@@ -101,6 +114,10 @@ def kind_from_text(text: str) -> Kind:
     if text == "photo":
         return "photo"
     raise SbtkError(f"unknown image kind {text!r}", "sketch or photo")
+
+
+def _needed_px(kind: Kind, size_px: int) -> int:
+    return size_px if kind == "photo" else _WORK_PX
 
 
 def _darkness(image: Image.Image) -> tuple[Pixels, tuple[str, ...]]:
@@ -165,4 +182,4 @@ def _full_contrast(darkness: Pixels) -> Pixels:
     if strong <= 0:
         return darkness
     scaled = np.minimum(darkness.astype(np.float32) * (255.0 / strong), 255.0)
-    return np.rint(scaled).astype(np.uint8)
+    return np.asarray(np.rint(scaled), dtype=np.uint8)
