@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,73 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.decode_pool import Decoded, DecodePool, Source
+from sbtk_runtime.decode_pool import Source
+from sbtk_runtime.embedding_stream import BAD_ROW, Embedded, Failed, Timings, embed_stream
 from sbtk_runtime.engine import AUTO, Embeddings, Engine, Images, checked_rows, open_engine
-from sbtk_runtime.engine_lanes import EngineLanes
 from sbtk_runtime.errors import BadConfig, BadData, BadImage, BadModel, EngineUnavailable
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import SIZE_PX, Kind, prepare
 
-_BAD_ROW = "the model gave no usable embedding: not finite, or not of length 1"
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """A file that became an embedding.
-
-    Attributes:
-        index: position in the input, from 0.
-        path: as given.
-        row: `(D,) float32` of length 1.
-        source: the state of the file that was embedded.
-        notices: what was done to it that its owner may want to know.
-    """
-
-    index: int
-    path: Path
-    row: NDArray[np.float32]
-    source: Source
-    notices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A file that did not become an embedding.
-
-    Attributes:
-        index: position in the input, from 0.
-        path: as given.
-        reason: why, on one line.
-        source: the state of the file that failed; `None` if it could not even be read.
-    """
-
-    index: int
-    path: Path
-    reason: str
-    source: Source | None = None
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Where the time of an embedder's streams went.
-
-    Attributes:
-        files: number of files, failed ones included.
-        read_s: seconds of reading and hashing, summed over threads.
-        decode_s: core-seconds of decoding.
-        preprocess_s: core-seconds of resizing and the like.
-        engine_s: core-seconds of the engine; on a GPU its seconds.
-        waiting_s: seconds in which the engine had nothing to do.
-        wall_s: seconds that streams were open.
-    """
-
-    files: int = 0
-    read_s: float = 0.0
-    decode_s: float = 0.0
-    preprocess_s: float = 0.0
-    engine_s: float = 0.0
-    waiting_s: float = 0.0
-    wall_s: float = 0.0
+__all__ = ["Embedded", "Embedder", "Failed", "Source", "Timings"]
 
 
 class Embedder:
@@ -171,7 +109,7 @@ class Embedder:
         prepared = prepare(data, kind)
         rows, is_bad = checked_rows(self._engine_with(lanes=1).run(prepared.pixels[None]))
         if is_bad[0]:
-            raise BadImage(_BAD_ROW)
+            raise BadImage(BAD_ROW)
         return rows[0], prepared.notices
 
     def embed_images(self, images: Images) -> Embeddings:
@@ -209,46 +147,14 @@ class Embedder:
         if first is None:
             return
         engine = self._engine_with(lanes=None)
-        start = time.perf_counter()
         with self._lock:
             self._streams += 1
         try:
-            with DecodePool(kind, engine.info.threads) as pool, EngineLanes(engine) as lanes:
-                try:
-                    yield from self._flow(itertools.chain((first,), paths), pool, lanes, engine)
-                finally:
-                    self._account(
-                        engine_s=lanes.core_s,
-                        waiting_s=lanes.waiting_s,
-                        wall_s=time.perf_counter() - start,
-                    )
+            every = itertools.chain((first,), paths)
+            yield from embed_stream(every, kind, engine, self._batch, self._account)
         finally:
             with self._lock:
                 self._streams -= 1
-
-    def _flow(
-        self, paths: Iterator[Path], pool: DecodePool, lanes: EngineLanes, engine: Engine
-    ) -> Iterator[Embedded | Failed]:
-        info = engine.info
-        images_per_run = max(1, self._batch // info.lanes)
-        most_runs = 2 * info.lanes
-        most_decoding = max(2 * self._batch, 4 * info.threads)
-        decoding: deque[Future[Decoded]] = deque()
-        runs: deque[_Run] = deque()
-        index = 0
-        while True:
-            for path in itertools.islice(paths, most_decoding - len(decoding)):
-                decoding.append(pool.submit(path))
-            if decoding and len(runs) < most_runs:
-                runs.append(_start_run(decoding, images_per_run, lanes))
-            if runs and (len(runs) == most_runs or not decoding or runs[0].is_done()):
-                run = runs.popleft()
-                for item in run.items(index):
-                    self._account_file(run.decoded[item.index - index])
-                    yield item
-                index += len(run.decoded)
-            if not decoding and not runs:
-                return
 
     def _engine_with(self, lanes: int | None) -> Engine:
         """Returns the engine, reopened if need be with that many lanes (`None`: the most).
@@ -275,74 +181,6 @@ class Embedder:
             self._engine = reopened
             return reopened
 
-    def _account_file(self, decoded: Decoded) -> None:
-        self._account(
-            files=1,
-            read_s=decoded.read_s,
-            decode_s=decoded.decode_s,
-            preprocess_s=decoded.preprocess_s,
-        )
-
-    def _account(
-        self,
-        *,
-        files: int = 0,
-        read_s: float = 0.0,
-        decode_s: float = 0.0,
-        preprocess_s: float = 0.0,
-        engine_s: float = 0.0,
-        waiting_s: float = 0.0,
-        wall_s: float = 0.0,
-    ) -> None:
+    def _account(self, timings: Timings) -> None:
         with self._lock:
-            sofar = self._timings
-            self._timings = Timings(
-                sofar.files + files,
-                sofar.read_s + read_s,
-                sofar.decode_s + decode_s,
-                sofar.preprocess_s + preprocess_s,
-                sofar.engine_s + engine_s,
-                sofar.waiting_s + waiting_s,
-                sofar.wall_s + wall_s,
-            )
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Consecutive files, of which those that could be decoded are with the engine."""
-
-    decoded: list[Decoded]
-    rows: Future[Embeddings] | None
-
-    def is_done(self) -> bool:
-        return self.rows is None or self.rows.done()
-
-    def items(self, first_index: int) -> Iterator[Embedded | Failed]:
-        """Yields one item for each file, once the engine is done; raises what the engine raised."""
-        rows = (
-            iter(())
-            if self.rows is None
-            else iter(zip(*checked_rows(self.rows.result()), strict=True))
-        )
-        for index, file in enumerate(self.decoded, start=first_index):
-            if file.prepared is None or file.source is None:
-                yield Failed(index, file.path, file.reason, file.source)
-                continue
-            row, is_bad = next(rows)
-            if is_bad:
-                yield Failed(index, file.path, _BAD_ROW, file.source)
-            else:
-                yield Embedded(index, file.path, row, file.source, file.prepared.notices)
-
-
-def _start_run(decoding: deque[Future[Decoded]], images_per_run: int, lanes: EngineLanes) -> _Run:
-    """Takes the next files, waiting for their decoders, and hands their pixels to the engine."""
-    decoded: list[Decoded] = []
-    pixels: list[Images] = []
-    # Bad files do not fill a batch, but they must not pile up either.
-    while decoding and len(pixels) < images_per_run and len(decoded) < 4 * images_per_run:
-        file = decoding.popleft().result()
-        decoded.append(file)
-        if file.prepared is not None:
-            pixels.append(file.prepared.pixels)
-    return _Run(decoded, lanes.submit(np.stack(pixels)) if pixels else None)
+            self._timings += timings
