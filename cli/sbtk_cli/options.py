@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sbtk_runtime.errors import BadGallery
+from sbtk_runtime.errors import BadConfig, BadGallery
 from sbtk_runtime.manifest import MANIFEST_NAME, PRECISIONS
 from sbtk_runtime.names import printable_name
 
@@ -42,6 +44,11 @@ threads = click.option(
     type=click.IntRange(min=1),
     metavar="N",
     help="CPU threads to use.  [default: all that this process may use]",
+)
+device = click.option(
+    "--device",
+    metavar="NAME",
+    help="cpu, cuda or cuda:N.  [default: what the engine runs on]",
 )
 batch = click.option(
     "--batch",
@@ -89,15 +96,30 @@ def existing_gallery(folder: Path) -> Path:
     """Returns `folder` if there is a gallery in it.
 
     Raises:
-        BadGallery: there is none; says how to make one.
+        BadGallery: there is none, or only the beginning of one; says how to make it.
     """
-    if (folder / MANIFEST_NAME).is_file():
+    if (folder / MANIFEST_NAME).exists():
         return folder
     shown = printable_name(folder)
-    option = "" if folder == DEFAULT_GALLERY else f" --gallery {shown}"
-    is_begun = (folder / "catalogue.sqlite").is_file()
+    option = "" if folder == DEFAULT_GALLERY else f" --gallery {shlex.quote(shown)}"
+    is_begun = (folder / "catalogue.sqlite").exists()
     raise BadGallery(
-        f"the gallery in {shown} is not finished" if is_begun else f"there is no gallery: {shown}",
+        f"the gallery {shown} is not finished" if is_begun else f"there is no gallery {shown}",
         "one that 'sbtk index' has made",
         f"sbtk index PHOTOS{option}",
     )
+
+
+def check_output_file(path: Path) -> None:
+    """Checks, before any work is done, that a file can be written to `path`.
+
+    Raises:
+        BadConfig: its folder is missing or closed, or something else than a file lies there.
+    """
+    shown = printable_name(path)
+    if not path.parent.is_dir():
+        raise BadConfig(f"there is no folder for {shown}", "a path in a folder that exists")
+    if path.exists() and not path.is_file():
+        raise BadConfig(f"{shown} is not a file", "the name of a file to write")
+    if not os.access(path.parent, os.W_OK):
+        raise BadConfig(f"{shown} cannot be written: its folder is read-only")

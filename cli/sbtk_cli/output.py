@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def progress(label: str, *, quiet: bool = False) -> Iterator[Advance]:
         yield advance
 
 
-def plain_table(rows: list[tuple[str, ...]], *, indent: str = "") -> str:
+def plain_table(rows: Sequence[tuple[str, ...]], *, indent: str = "") -> str:
     """Returns rows of cells as text, columns aligned, the last one ragged."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     lines = []
@@ -110,11 +110,6 @@ def plain_table(rows: list[tuple[str, ...]], *, indent: str = "") -> str:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         lines.append((indent + "  ".join([*cells, row[-1]])).rstrip())
     return "\n".join(lines)
-
-
-def path_bytes_nul(path: str) -> bytes:
-    """Returns a path as the file system has it, ended by a NUL byte, for `xargs -0`."""
-    return os.fsencode(path) + b"\0"
 
 
 def shown_relative(path: Path) -> str:

@@ -1,0 +1,135 @@
+"""`sbtk embed`: embeddings for those who bring their own search."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sbtk_cli import options, output
+from sbtk_runtime.errors import BadData
+from sbtk_runtime.names import printable_name
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sbtk_runtime.manifest import Precision
+    from sbtk_runtime.preprocess import Kind
+
+_HELP = """Write the embeddings of image files to an .npz file.
+
+It holds `paths`, as given and in that order, and `embeddings`, one row of length 1 for each
+(float32). A file that cannot be read is named, left out, and the exit code is 3.
+
+\b
+sbtk embed a.jpg b.jpg --as photo -o photos.npz
+find photos -name '*.jpg' -print0 | sbtk embed --from-file - --as photo -o photos.npz
+"""
+
+
+@click.command(help=_HELP)
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@options.kind(None)
+@click.option(
+    "--from-file",
+    "lists",
+    multiple=True,
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="LIST",
+    help="Read more paths from a file, or from standard input as -; one on each line, or ended "
+    "by NUL bytes.",
+)
+@click.option("-o", "--output", "target", type=options.PATH, required=True, metavar="OUT.npz")
+@options.model
+@options.engine
+@options.precision
+@options.threads
+@options.device
+@options.batch
+@options.json
+@options.quiet
+def command(
+    files: tuple[Path, ...],
+    kind: Kind,
+    lists: tuple[Path, ...],
+    target: Path,
+    model: str | None,
+    engine: str,
+    precision: Precision | None,
+    threads: int | None,
+    device: str | None,
+    batch: int,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Runs `sbtk embed`."""
+    if not files and not lists:
+        raise click.UsageError("Name image files, or a list of them with --from-file.")
+    options.check_output_file(target)
+    paths = [*map(os.fspath, files), *_listed(lists)]
+    if not paths:
+        raise BadData("the list names no file", "at least one path")
+    import numpy as np
+
+    from sbtk_runtime.embed import Embedder, Failed
+    from sbtk_runtime.files import atomic_path
+    from sbtk_runtime.gallery import path_fields
+
+    kept: list[str] = []
+    rows: list[NDArray[np.float32]] = []
+    failures: list[Failed] = []
+    with (
+        Embedder(
+            model, engine=engine, precision=precision, threads=threads, device=device, batch=batch
+        ) as embedder,
+        output.progress("embedding", quiet=quiet) as advance,
+    ):
+        for item in embedder.stream(map(Path, paths), kind):
+            if isinstance(item, Failed):
+                failures.append(item)
+            else:
+                kept.append(paths[item.index])
+                rows.append(item.row)
+            advance(item.index + 1, len(paths))
+        model_id = embedder.model_id
+    for failure in failures:
+        output.notice(f"{printable_name(paths[failure.index])}: {failure.reason}", quiet=quiet)
+    if not rows:
+        raise BadData(f"0 of {output.count_text(len(paths), 'file')} could be read", "an image")
+    with atomic_path(target) as temporary, temporary.open("wb") as file:
+        np.savez(file, paths=np.array(kept), embeddings=np.stack(rows))
+    if as_json:
+        output.answer_json(
+            {
+                "file": printable_name(target),
+                "model_id": model_id,
+                "embedded": len(rows),
+                "failed": [
+                    path_fields(os.fsencode(paths[failure.index])) | {"reason": failure.reason}
+                    for failure in failures
+                ],
+            }
+        )
+    else:
+        skipped = f", {len(failures):,} skipped" if failures else ""
+        output.notice(
+            f"{printable_name(target)}: {output.count_text(len(rows), 'embedding')} of "
+            f"{rows[0].size} numbers by {model_id}{skipped}",
+            quiet=quiet,
+        )
+    return 3 if failures else 0
+
+
+def _listed(lists: Sequence[Path]) -> Iterator[str]:
+    """Yields the paths in list files: ended by NUL where there is one, else one on each line."""
+    for source in lists:
+        data = sys.stdin.buffer.read() if str(source) == "-" else source.read_bytes()
+        separator = b"\0" if b"\0" in data else b"\n"
+        for line in data.split(separator):
+            path = line if separator == b"\0" else line.removesuffix(b"\r")
+            if path:
+                yield os.fsdecode(path)

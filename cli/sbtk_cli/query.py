@@ -1,0 +1,162 @@
+"""`sbtk query`: the photos of a gallery that look like a sketch."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sbtk_cli import options, output
+from sbtk_cli.gallery_model import bundle_for_gallery
+from sbtk_runtime.errors import BadImage
+from sbtk_runtime.names import printable_name
+
+if TYPE_CHECKING:
+    from sbtk_runtime.gallery import Gallery, Hit, Search
+    from sbtk_runtime.manifest import Precision
+    from sbtk_runtime.preprocess import Kind
+
+_HELP = """Find the photos that look like a sketch.
+
+SKETCH is an image file, or - for standard input. Prints rank, score (a cosine, at most 1) and
+path, best first.
+
+\b
+sbtk query cat.png
+sbtk query cat.png -k 30 --html cats.html
+sbtk query cat.png --paths0 | xargs -0 cp -t found/
+"""
+
+
+@click.command(help=_HELP)
+@click.argument("sketch", type=click.Path(path_type=Path, allow_dash=True))
+@click.option(
+    "-k", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="Hits."
+)
+@options.kind("sketch")
+@options.gallery
+@options.search
+@click.option("--html", "sheet", type=options.PATH, metavar="FILE", help="Also write a web page.")
+@options.json
+@click.option("--paths0", is_flag=True, help="Print paths only, each ended by NUL, for 'xargs -0'.")
+@options.model
+@options.engine
+@options.precision
+@options.threads
+@options.device
+@options.quiet
+def command(
+    sketch: Path,
+    k: int,
+    kind: Kind,
+    gallery: Path,
+    search: Search,
+    sheet: Path | None,
+    as_json: bool,
+    paths0: bool,
+    model: str | None,
+    engine: str,
+    precision: Precision | None,
+    threads: int | None,
+    device: str | None,
+    quiet: bool,
+) -> int:
+    """Runs `sbtk query`."""
+    if as_json and paths0:
+        raise click.UsageError("--json and --paths0 exclude each other.")
+    if sheet is not None:
+        options.check_output_file(sheet)
+    data = _read(sketch)
+    from sbtk_runtime.embed import Embedder
+    from sbtk_runtime.gallery import Gallery, check_model
+
+    opened = Gallery.open(options.existing_gallery(gallery))
+    manifest = opened.manifest
+    bundle = bundle_for_gallery(model, gallery, manifest.model_id)
+    check_model(gallery, manifest, bundle.manifest.model_id, bundle.folder)
+    with Embedder(
+        bundle, engine=engine, precision=precision, threads=threads, device=device
+    ) as embedder:
+        try:
+            row, notices = embedder.embed_one(data, kind)
+        except BadImage as problem:
+            raise _named(problem, sketch) from problem
+    hits = opened.search(row, k, search)
+    for text in (*opened.notices, *notices):
+        output.notice(text, quiet=quiet)
+    _print_hits(hits, as_json=as_json, paths0=paths0)
+    if sheet is not None:
+        _write_sheet(sheet, data, hits, kind, sketch, gallery, opened)
+        output.notice(f"contact sheet: {printable_name(sheet)}", quiet=quiet)
+    gone = sum(not os.path.lexists(hit.path) for hit in hits)
+    if gone:
+        text = f"{gone} of these {output.count_text(len(hits), 'photo')} vanished after the index"
+        output.notice(f"{text} was made: run 'sbtk index' again", quiet=quiet)
+    return 0
+
+
+def _read(sketch: Path) -> bytes:
+    """Returns the bytes of the file, or of standard input for `-`."""
+    from sbtk_runtime.images import MAX_FILE_BYTES, read_image_bytes
+
+    # pathlib has made "http://x" into "http:/x".
+    if re.match(r"(?i)(https?|ftp|data|s3):", str(sketch)):
+        raise BadImage(
+            f"{printable_name(sketch)} is an address",
+            "a file: sbtk opens no network connection",
+            "download it, then name the file",
+        )
+    try:
+        if str(sketch) != "-":
+            return read_image_bytes(sketch)
+        if sys.stdin.isatty():
+            raise click.UsageError("'-' reads a sketch from standard input, and nothing is piped.")
+        data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+        if not 0 < len(data) <= MAX_FILE_BYTES:
+            raise BadImage("empty or endless", f"1 to {MAX_FILE_BYTES:,} bytes of an image file")
+        return data
+    except BadImage as problem:
+        raise _named(problem, sketch) from problem
+
+
+def _named(problem: BadImage, sketch: Path) -> BadImage:
+    return BadImage(f"{_name(sketch)}: {problem.found}", problem.expected, problem.next_step)
+
+
+def _name(sketch: Path) -> str:
+    return "standard input" if str(sketch) == "-" else printable_name(sketch)
+
+
+def _print_hits(hits: Sequence[Hit], *, as_json: bool, paths0: bool) -> None:
+    if paths0:
+        sys.stdout.buffer.write(b"".join(os.fsencode(hit.path) + b"\0" for hit in hits))
+        return
+    for hit in hits:
+        if as_json:
+            output.answer_json(hit.to_json())
+        else:
+            output.answer(f"{hit.rank:3}  {hit.score:6.3f}  {printable_name(hit.path)}")
+
+
+def _write_sheet(
+    sheet: Path,
+    data: bytes,
+    hits: Sequence[Hit],
+    kind: Kind,
+    sketch: Path,
+    gallery: Path,
+    opened: Gallery,
+) -> None:
+    from sbtk_runtime.report import write_contact_sheet
+
+    facts = {
+        "Photos": f"{len(hits):,} of {opened.count:,}",
+        "Gallery": printable_name(gallery),
+        "Model": opened.manifest.model_id,
+    }
+    write_contact_sheet(sheet, data, hits, name=_name(sketch), kind=kind, facts=facts)
