@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadGallery, DiskFull, SbtkError
+from sbtk_runtime.vectors import Batch
 
 CATALOGUE_NAME = "catalogue.sqlite"
 SCHEMA_VERSION = 1
@@ -119,6 +120,13 @@ class CatalogueView:
                 query, self._generation
             ):
                 yield Photo(photo_id, path, size_bytes, mtime_ns, sha256.hex(), row)
+
+    def batches(self) -> Iterator[Batch]:
+        """Yields what was written to the vectors, by row."""
+        query = "SELECT first_row, count, sha256 FROM batches ORDER BY first_row"
+        with catalogue_errors(self._path):
+            for first_row, count, sha256 in self._connection.execute(query):
+                yield Batch(first_row, count, sha256.hex())
 
     def damage(self) -> str | None:
         """Returns what SQLite's own check complains about; `None` if it is content."""

@@ -17,6 +17,10 @@ from sbtk_runtime.catalogue import (
 from sbtk_runtime.errors import BadGallery
 from sbtk_runtime.vectors import SHARD_ROWS, Batch
 
+# A photo that only moved has the row that it had.
+_TO_ADD = """FROM photos AS p WHERE born = ?1 AND gone IS NULL
+    AND NOT EXISTS (SELECT 1 FROM photos WHERE row = p.row AND born < ?1)"""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -54,13 +58,21 @@ class Catalogue:
     """The catalogue, open for the one writer that prepares generation `generation`.
 
     Nothing that is changed here is seen by readers until the manifest names the generation.
+
+    Args:
+        folder: the gallery's.
+        generation: the one after the published one. If the catalogue knows a later one (somebody
+            removed the manifest), then that is prepared.
     """
 
     def __init__(self, folder: Path, generation: int) -> None:
         self.path = folder / CATALOGUE_NAME
-        self.generation = generation
         with catalogue_errors(self.path):
             self.connection = connect_writer(self.path)
+        newest = self._number(
+            "SELECT max(coalesce(max(born), 0), coalesce(max(gone), 0)) FROM photos"
+        )
+        self.generation = max(generation, newest)
 
     def __enter__(self) -> Self:
         return self
@@ -171,12 +183,24 @@ class Catalogue:
         for (row,) in self.connection.execute(query):
             yield row
 
+    def sample_rows(self, count: int) -> list[int]:
+        """Returns up to `count` of `live_rows`, spread evenly, ascending."""
+        query = "SELECT row FROM photos WHERE gone IS NULL ORDER BY row LIMIT 1 OFFSET ?"
+        live = self.live()
+        offsets = sorted({live * index // count for index in range(count)}) if live else []
+        return [self._number(query, (offset,)) for offset in offsets]
+
     def rows_to_add(self) -> Iterator[int]:
         """Yields, ascending, the rows that the published generation does not have."""
-        query = """SELECT row FROM photos AS p WHERE born = ?1 AND gone IS NULL
-            AND NOT EXISTS (SELECT 1 FROM photos WHERE row = p.row AND born < ?1) ORDER BY row"""
-        for (row,) in self.connection.execute(query, (self.generation,)):
+        for (row,) in self.connection.execute(
+            f"SELECT row {_TO_ADD} ORDER BY row",
+            (self.generation,),
+        ):
             yield row
+
+    def count_to_add(self) -> int:
+        """Returns the number of `rows_to_add`."""
+        return self._number(f"SELECT count(*) {_TO_ADD}", (self.generation,))
 
     def rows_to_drop(self) -> Iterator[int]:
         """Yields, ascending, the rows that the next generation no longer has."""
@@ -189,12 +213,6 @@ class Catalogue:
     def failures(self) -> Iterator[tuple[bytes, str]]:
         """Yields paths and reasons, by path."""
         yield from self.connection.execute("SELECT path, reason FROM failures ORDER BY path")
-
-    def batches(self) -> Iterator[Batch]:
-        """Yields what was written to the vectors, by row."""
-        query = "SELECT first_row, count, sha256 FROM batches ORDER BY first_row"
-        for first_row, count, sha256 in self.connection.execute(query):
-            yield Batch(first_row, count, sha256.hex())
 
     def shards(self) -> set[int]:
         """Returns the numbers of the shards that hold committed rows."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import shlex
 import threading
@@ -15,8 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.catalogue import CatalogueView
-from sbtk_runtime.errors import BadConfig, BadData, BadGallery, ModelMismatch
+from sbtk_runtime.errors import BadConfig, BadData, BadGallery
 from sbtk_runtime.exact import exact_search
+from sbtk_runtime.gallery_folder import (
+    VECTORS_NAME,
+    check_model,
+    path_fields,
+    published_manifest,
+)
 from sbtk_runtime.hnsw import Graph, build_graph
 from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, read_gallery_manifest
@@ -27,12 +32,13 @@ from sbtk_runtime.vectors import Vectors
 if TYPE_CHECKING:
     from sbtk_runtime.embed import Embedder
 
+__all__ = ["EXACT_BELOW", "VECTORS_NAME", "Gallery", "Hit", "Search"]
+
 Embeddings = NDArray[np.float32]
 Search = Literal["auto", "hnsw", "exact"]
 
 #: Below this number of photos scoring all of them takes no longer than people notice.
 EXACT_BELOW = 20_000
-VECTORS_NAME = "vectors"
 
 _ATTEMPTS = 5
 
@@ -94,7 +100,7 @@ class Gallery:
                 f"sbtk index PHOTOS{option}",
             )
         for _ in range(_ATTEMPTS):
-            manifest = read_gallery_manifest(folder)
+            manifest = published_manifest(folder)
             try:
                 gallery = cls(folder, manifest)
             except (BadGallery, FileNotFoundError):
@@ -186,7 +192,7 @@ class Gallery:
             ModelMismatch: the embedder has another model than the gallery.
             BadImage: the file is no readable image, or an empty sketch.
         """
-        check_model(self.folder, self.manifest, embedder.model_id, embedder.bundle.folder)
+        check_model(self.folder, self.manifest.model_id, self.manifest.preprocessing, embedder)
         data = sketch if isinstance(sketch, bytes) else read_image_bytes(sketch)
         embedding, notices = embedder.embed_one(data, kind)
         for notice in notices:
@@ -271,27 +277,3 @@ class Gallery:
     def _note(self, notice: str) -> None:
         if notice not in self.notices:
             self.notices.append(notice)
-
-
-def check_model(
-    folder: Path, manifest: GalleryManifest, model_id: str, bundle: Path, photos: str = "PHOTOS"
-) -> None:
-    """Raises `ModelMismatch`, with the command to index anew, unless the gallery's model is it."""
-    if manifest.model_id == model_id:
-        return
-    name = model_id.partition("@")[0]
-    other = folder.with_name(f"{folder.name.removesuffix('.sbtk')}-{name}.sbtk")
-    raise ModelMismatch(
-        f"{printable_name(folder)} was made by {manifest.model_id}",
-        f"{model_id}, the model in use (embeddings of two models cannot be compared)",
-        f"sbtk index {photos} --gallery {shlex.quote(printable_name(other))} "
-        f"--model {shlex.quote(printable_name(bundle))}",
-    )
-
-
-def path_fields(path: bytes) -> dict[str, str]:
-    """Returns `{"path": ...}`, or `{"path_bytes": ...}` in base64 when it is not UTF-8."""
-    try:
-        return {"path": path.decode("utf-8")}
-    except UnicodeDecodeError:
-        return {"path_bytes": base64.b64encode(path).decode("ascii")}

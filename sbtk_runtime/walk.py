@@ -77,6 +77,25 @@ def walk(roots: Sequence[str]) -> Iterator[Found | Skipped]:
             yield from _walk_folder(root, visited)
 
 
+def refuse_nothing(roots: Sequence[str]) -> None:
+    """Makes sure that there is a file to look at; otherwise a disk may not be mounted.
+
+    Raises:
+        BadData: there is none below the absolute `roots`; says what was skipped.
+    """
+    skipped: list[Skipped] = []
+    for item in walk(roots):
+        if isinstance(item, Found):
+            return
+        skipped.append(item)
+    named = ", ".join(printable_name(root) for root in roots)
+    reasons = "; ".join(f"{printable_name(item.path)}: {item.reason}" for item in skipped[:3])
+    raise BadData(
+        f"no photo in {named}" + (f" ({reasons})" if reasons else ""),
+        "image files, such as .jpg or .png, at any depth",
+    )
+
+
 def _walk_folder(root: str, visited: set[tuple[int, int]]) -> Iterator[Found | Skipped]:
     folders = [root]
     while folders:
