@@ -79,18 +79,15 @@ class Bundle:
             )
         return self.folder / onnx_name(precision)
 
-    def read_onnx(self, precision: Precision) -> bytes:
-        """Returns the ONNX model of a precision, its hash and its self-containedness checked.
-
-        What was checked is what is returned, so nobody can swap the file in between.
+    def checked_onnx(self, precision: Precision) -> Path:
+        """Returns the path of a precision's ONNX file after a look at every byte of it.
 
         Raises:
             BadModel: it is missing, not what the manifest says, or names external data.
         """
         path = self.onnx_path(precision)
-        content = _read_checked(path, self.manifest.files[path.name])
-        check_onnx(content, str(path))
-        return content
+        check_onnx(_read_checked(path, self.manifest.files[path.name]), str(path))
+        return path
 
     def verify(self) -> None:
         """Checks size and SHA-256 of every file, and that no loadable file is unaccounted for.

@@ -153,11 +153,10 @@ class _Target:
 
 def _open(bundle: Bundle, precision: Precision, target: _Target) -> OnnxRuntimeEngine:
     runtime = _onnxruntime()
-    path = bundle.onnx_path(precision)
-    content = bundle.read_onnx(precision)
+    path = bundle.checked_onnx(precision)
     try:
         session = runtime.InferenceSession(
-            content,
+            str(path),
             _session_options(runtime, target.threads // target.lanes),
             providers=[(target.provider, target.provider_options)],
         )

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,20 +60,23 @@ def write_atomically(path: Path, data: bytes) -> None:
 def write_json_atomically(path: Path, value: object) -> None:
     """Writes `value` as indented UTF-8 JSON, atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, text.encode("utf-8", "surrogateescape"))
+    # Names that are not UTF-8 hold lone surrogates; as backslash escapes they are valid JSON.
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def read_json_object(path: Path, error: type[SbtkError]) -> dict[str, Any]:
     """Returns the JSON object in `path`, which may come from anywhere.
 
     Raises:
-        SbtkError: of the given type, when the file is missing, a link, over 1 MiB, not UTF-8,
-            not JSON, or not an object.
+        SbtkError: of the given type, when the file is missing, no regular file (a FIFO is not
+            waited for), over 1 MiB, not UTF-8, not JSON, or not an object.
     """
     if path.is_symlink():
         raise error(f"{path} is a symbolic link", "a regular file")
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise error(f"{path} is not a regular file", "a regular file")
             data = file.read(MAX_JSON_BYTES + 1)
     except OSError as problem:
         raise error(f"{path} cannot be read: {problem.strerror}") from problem
@@ -80,7 +84,8 @@ def read_json_object(path: Path, error: type[SbtkError]) -> dict[str, Any]:
         raise error(f"{path} is larger than {MAX_JSON_BYTES} bytes", "a small JSON file")
     try:
         value = json.loads(data.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as problem:
+    # ValueError: not UTF-8, not JSON, or a number of more digits than Python converts.
+    except (ValueError, RecursionError) as problem:
         raise error(f"{path} is not JSON: {problem}", "a UTF-8 JSON object") from problem
     if not isinstance(value, dict):
         raise error(f"{path} holds a JSON {type(value).__name__}", "a JSON object")
@@ -119,7 +124,7 @@ def remove_stale_temporaries(folder: Path) -> list[Path]:
     removed = []
     for path in folder.iterdir():
         match = _TEMPORARY.match(path.name)
-        if match and not _is_alive(int(match.group(1))):
+        if match and not path.is_dir() and not _is_alive(int(match.group(1))):
             path.unlink(missing_ok=True)
             removed.append(path)
     return removed
@@ -130,6 +135,7 @@ class WriterLock:
 
     Raises:
         GalleryBusy: on entry, when another process holds it; names its PID and start time.
+        SbtkError: on entry, when the folder cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -137,12 +143,17 @@ class WriterLock:
         self._descriptor: int | None = None
 
     def __enter__(self) -> Self:
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as problem:
+            raise self._not_writable(problem) from problem
         try:
             _lock(descriptor)
         except OSError as problem:
-            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
+            holder = _printable(os.pread(descriptor, 200, 0))
             os.close(descriptor)
+            if problem.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise self._not_writable(problem) from problem
             raise GalleryBusy(
                 f"{self._path.parent} is being written by another sbtk ({holder or 'starting'})",
                 "one writer at a time",
@@ -164,6 +175,20 @@ class WriterLock:
             os.close(self._descriptor)
             self._descriptor = None
 
+    def _not_writable(self, problem: OSError) -> SbtkError:
+        return SbtkError(
+            f"{self._path.parent} cannot be written: {problem.strerror}",
+            "a folder in which this user may write, on a file system with locks",
+        )
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _printable(data: bytes) -> str:
+    return "".join(letter for letter in data.decode("utf-8", "replace") if letter.isprintable())
+
 
 def _lock(descriptor: int) -> None:
     import fcntl
@@ -176,7 +201,7 @@ def _is_alive(pid: int) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -17,7 +17,7 @@ MANIFEST_NAME = "manifest.json"
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
-_HEX64 = re.compile(r"^[0-9a-f]{64}$")
+_HEX64 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def read_bundle_manifest(folder: Path) -> BundleManifest:
         training=reader.mapping("training"),
         metrics=reader.mapping("metrics"),
         parity=reader.mapping("parity"),
-        versions=reader.mapping("versions"),
+        versions=reader.texts("versions"),
         created=reader.text("created"),
     )
 
@@ -180,7 +180,7 @@ class _Fields:
         self._error = error
 
     def format(self, known: int) -> None:
-        found = self.count("format")
+        found = self.count("format", at_least=1)
         if found > known:
             raise self._error(
                 f"{self._path} has format {found}: it was made by a newer sbtk",
@@ -190,8 +190,9 @@ class _Fields:
 
     def text(self, key: str) -> str:
         value = self._get(key)
-        if not isinstance(value, str) or len(value) > 4096:
-            raise self._wrong(key, "a text")
+        # Texts end up on terminals and in file names: no escapes, no lone surrogates.
+        if not isinstance(value, str) or len(value) > 4096 or not value.isprintable():
+            raise self._wrong(key, "a text of one line")
         return value
 
     def optional_text(self, key: str) -> str | None:
@@ -207,7 +208,7 @@ class _Fields:
 
     def sha256(self, key: str) -> str:
         value = self._get(key)
-        if not isinstance(value, str) or not _HEX64.match(value):
+        if not isinstance(value, str) or not _HEX64.fullmatch(value):
             raise self._wrong(key, "64 hexadecimal digits")
         return value
 
@@ -216,6 +217,10 @@ class _Fields:
         if not isinstance(value, dict):
             raise self._wrong(key, "an object")
         return cast("dict[str, Any]", value)
+
+    def texts(self, key: str) -> dict[str, str]:
+        values = _Fields(self.mapping(key), self._path, self._error)
+        return {name: values.text(name) for name in values._values}
 
     def objects(self, key: str) -> list[tuple[str, _Fields]]:
         pairs = []
@@ -232,7 +237,7 @@ class _Fields:
 
     def plain_name(self, name: str) -> str:
         """Returns `name` if it names a file in the manifest's own folder and nothing else."""
-        is_plain = PurePosixPath(name).name == name and "\\" not in name and "\0" not in name
+        is_plain = PurePosixPath(name).name == name and "\\" not in name and name.isprintable()
         if not is_plain or name in ("", ".", "..", MANIFEST_NAME):
             raise self._error(f"{self._path} names the file {name!r}", "a plain file name")
         return name
