@@ -142,34 +142,31 @@ def _measured_by_turns(
     contenders: Mapping[str, Run], pixels: Pixels, rounds: int, block_s: float
 ) -> dict[str, list[list[float]]]:
     """Returns, for each contender, the milliseconds of its runs in each round."""
-    runs_per_block = {
-        name: max(1, round(block_s / _warmed_up(run, pixels, block_s / 2)))
-        for name, run in contenders.items()
-    }
     blocks: dict[str, list[list[float]]] = {name: [] for name in contenders}
     was_collecting = gc.isenabled()
     gc.disable()
     try:
-        for _ in range(rounds):
+        for round_number in range(-1, rounds):
             for name, run in contenders.items():
                 # The pause lets the last contender's idle threads go to sleep; the run after it
                 # wakes this one's.
                 time.sleep(min(0.05, block_s / 4))
                 run(pixels)
-                blocks[name].append([_elapsed_ms(run, pixels) for _ in range(runs_per_block[name])])
+                block = _block(run, pixels, block_s)
+                if round_number >= 0:  # the first round warms up
+                    blocks[name].append(block)
     finally:
         if was_collecting:
             gc.enable()
     return blocks
 
 
-def _warmed_up(run: Run, pixels: Pixels, seconds: float) -> float:
-    """Runs until `seconds` have passed and returns the fastest run's seconds."""
-    fastest_s, started = float("inf"), time.perf_counter()
-    while True:
-        fastest_s = min(fastest_s, _elapsed_ms(run, pixels) / 1e3)
-        if time.perf_counter() - started > seconds:
-            return fastest_s
+def _block(run: Run, pixels: Pixels, seconds: float) -> list[float]:
+    """Runs for some seconds, at least once, and returns the milliseconds of each run."""
+    times_ms, started = [], time.perf_counter()
+    while not times_ms or time.perf_counter() - started < seconds:
+        times_ms.append(_elapsed_ms(run, pixels))
+    return times_ms
 
 
 def _throughput(

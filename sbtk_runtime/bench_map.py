@@ -100,7 +100,8 @@ class MapReport:
         """Returns the run as a line of `unseen.log`: date, bundle, model hash, protocol, figure."""
         date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         figure = f"mAP@all {self.figures['mAP@all']:.4f}"
-        columns = (date, self.model_id, self.model_sha256, self.protocol, figure)
+        protocol = f"{self.protocol}; {self.engine} {self.precision}"
+        columns = (date, self.model_id, self.model_sha256, protocol, figure)
         return "\t".join(" ".join(column.split()) for column in columns)
 
 

@@ -33,10 +33,7 @@ def print_latency(report: LatencyReport) -> None:
         f"{report.model_id}: one picture at a time, ms, {report.engine} {report.precision}, "
         f"{report.threads} threads",
         ["", "stage", "p50", "p95", "p99", "samples"],
-        (
-            ("total" if s.stage == "total" else s.subject, s.stage, *_ms(s), f"{s.samples}")
-            for s in report.stages
-        ),
+        ((stage.subject, stage.stage, *_ms(stage), f"{stage.samples}") for stage in report.stages),
         texts=2,
     )
     console.print()
@@ -120,7 +117,7 @@ def print_search(report: SearchReport) -> None:
         for point in report.points
     ]
     columns = ["search", "ef", f"recall@{report.k}", "p50 ms", "p95 ms", "p99 ms", "queries/s"]
-    console.print(_table("one query at a time, one thread", columns, points))
+    console.print(_table("one query at a time; graphs on one thread", columns, points))
 
 
 def _console() -> Console:

@@ -121,10 +121,9 @@ def hand_over(
 
 
 def _put_on_record(log: Path, report: MapReport, quiet: bool) -> None:
-    if earlier := earlier_runs(log, report.model_sha256):
-        notice(
-            f"this model file is in {os.fsdecode(log)} {len(earlier)} times already", quiet=quiet
-        )
+    earlier = earlier_runs(log, report.model_sha256)
+    if earlier:
+        notice(f"{os.fsdecode(log)} knows this model file: {earlier[-1]}", quiet=quiet)
     append_log(log, report)
     notice(f"put on record in {os.fsdecode(log)}", quiet=quiet)
 

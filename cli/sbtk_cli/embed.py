@@ -77,7 +77,7 @@ def command(
 
     from sbtk_runtime.embed import Embedder, Failed
     from sbtk_runtime.files import atomic_path
-    from sbtk_runtime.gallery import path_fields
+    from sbtk_runtime.gallery_folder import path_fields
 
     kept: list[str] = []
     rows: list[NDArray[np.float32]] = []
@@ -86,8 +86,9 @@ def command(
         Embedder(
             model, engine=engine, precision=precision, threads=threads, device=device, batch=batch
         ) as embedder,
-        output.progress("embedding", quiet=quiet) as advance,
+        output.progress("files", quiet=quiet) as advance,
     ):
+        output.notice(output.engine_text(embedder.model_id, embedder.engine.info), quiet=quiet)
         for item in embedder.stream(map(Path, paths), kind):
             if isinstance(item, Failed):
                 failures.append(item)

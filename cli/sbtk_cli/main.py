@@ -16,6 +16,7 @@ from typing import NamedTuple, NoReturn
 
 import click
 
+from sbtk_cli.stopping import Terminated
 from sbtk_runtime.errors import MissingExtra, SbtkError
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -67,12 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the answers has seen enough, as in `sbtk query ... | head -1`.
         _discard_output()
         return 0
+    except Terminated:
+        click.echo("Ended by a signal.", err=True)
+        return TERMINATED
     except KeyboardInterrupt:
         click.echo("Interrupted.", err=True)
         return INTERRUPTED
-    except _Terminated:
-        click.echo("Ended by a signal.", err=True)
-        return TERMINATED
     return code
 
 
@@ -199,16 +200,12 @@ def _told(problem: Exception) -> SbtkError:
     )
 
 
-class _Terminated(BaseException):
-    """SIGTERM, raised where the program is so that files and locks are left in order."""
-
-
 @contextlib.contextmanager
 def _termination_raised() -> Iterator[None]:
     """Makes SIGTERM end the block as SIGINT does, by an exception."""
 
     def terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-        raise _Terminated
+        raise Terminated
 
     try:
         before = signal.signal(signal.SIGTERM, terminate)

@@ -8,11 +8,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sbtk_runtime.names import printable_name
+
+if TYPE_CHECKING:
+    from sbtk_runtime.engine_info import EngineInfo
 
 #: Tells a progress bar how much is done, of how much if that is known.
 Advance = Callable[[int, int | None], None]
@@ -58,6 +61,19 @@ def size_text(size_bytes: float) -> str:
     unit = "kB" if size_bytes < 1e6 else "MB" if size_bytes < 1e9 else "GB"
     value = size_bytes / {"kB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
     return f"{value:.1f} {unit}" if value < 9.95 else f"{value:.0f} {unit}"
+
+
+def engine_text(model_id: str, info: EngineInfo) -> str:
+    """Returns which model runs where; with a GPU in the machine, also why that is not used."""
+    from sbtk_runtime.doctor import gpu_names
+
+    text = (
+        f"{model_id} ({info.precision}) on {info.name} {info.version}, {info.device}, "
+        f"{count_text(info.threads, 'thread')}"
+    )
+    if info.passed_over and gpu_names():
+        text += f"; not {'; nor '.join(info.passed_over)}"
+    return text
 
 
 def is_progress_wanted(quiet: bool) -> bool:

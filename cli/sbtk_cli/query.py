@@ -73,21 +73,18 @@ def command(
         options.check_output_file(sheet)
     data = _read(sketch)
     from sbtk_runtime.embed import Embedder
-    from sbtk_runtime.gallery import Gallery, check_model
+    from sbtk_runtime.gallery import Gallery
 
     opened = Gallery.open(options.existing_gallery(gallery))
-    manifest = opened.manifest
-    bundle = bundle_for_gallery(model, gallery, manifest.model_id)
-    check_model(gallery, manifest, bundle.manifest.model_id, bundle.folder)
+    bundle = bundle_for_gallery(model, gallery, opened.manifest.model_id)
     with Embedder(
         bundle, engine=engine, precision=precision, threads=threads, device=device
     ) as embedder:
         try:
-            row, notices = embedder.embed_one(data, kind)
+            hits = opened.query(data, embedder, k, kind, search=search)
         except BadImage as problem:
             raise _named(problem, sketch) from problem
-    hits = opened.search(row, k, search)
-    for text in (*opened.notices, *notices):
+    for text in opened.notices:
         output.notice(text, quiet=quiet)
     _print_hits(hits, as_json=as_json, paths0=paths0)
     if sheet is not None:
