@@ -1,0 +1,254 @@
+"""`sbtk bench search`: over a gallery, over embeddings of one's own, or over synthetic vectors."""
+
+from __future__ import annotations
+
+import time
+import zipfile
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from sbtk_cli.options import DEFAULT_GALLERY, existing_gallery
+from sbtk_cli.output import notice
+from sbtk_runtime.bench_inputs import clustered_named, clustered_vectors
+from sbtk_runtime.bench_search import (
+    EF_SWEEP,
+    Answer,
+    Embeddings,
+    GraphBuild,
+    Scores,
+    SearchReport,
+    Way,
+    checked_k,
+    exact_scores,
+    faiss_peer,
+    measure_ways,
+)
+from sbtk_runtime.catalogue import CatalogueView
+from sbtk_runtime.cpu import cpu_threads
+from sbtk_runtime.errors import BadConfig, BadData
+from sbtk_runtime.gallery import VECTORS_NAME, Gallery
+from sbtk_runtime.hnsw import EF, EF_CONSTRUCTION, Graph, M
+from sbtk_runtime.machine import resident_bytes
+from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest
+from sbtk_runtime.vectors import Vectors
+
+_SYNTHETIC = 20_000
+_QUERIES = 1000
+_CHUNK_ROWS = 4096
+_NORM_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Vectors to search and queries to ask, each with its name in words."""
+
+    vectors: Embeddings
+    vectors_named: str
+    queries: Embeddings
+    queries_named: str
+
+
+def run_search(
+    *,
+    gallery: Path | None,
+    synthetic: int | None,
+    embeddings: Path | None,
+    query_file: Path | None,
+    dim: int,
+    seed: int,
+    k: int,
+    efs: Sequence[int],
+    peer: str | None,
+    threads: int | None,
+    quiet: bool,
+) -> SearchReport:
+    """Returns recall and latency over whichever vectors the options name.
+
+    Raises:
+        BadConfig: the options contradict each other.
+        BadData: a file holds no embeddings.
+    """
+    if synthetic is not None and embeddings is not None:
+        raise BadConfig("--synthetic and --embeddings", "one of the two")
+    if synthetic is None and embeddings is None:
+        if gallery is None and (DEFAULT_GALLERY / MANIFEST_NAME).is_file():
+            gallery = DEFAULT_GALLERY
+        if gallery is not None:
+            return _search_gallery(existing_gallery(gallery), query_file, k, seed, quiet)
+    task = _task(embeddings, query_file, synthetic or _SYNTHETIC, dim, seed)
+    return _search_vectors(task, k, efs or EF_SWEEP, peer, threads or cpu_threads(), quiet)
+
+
+def _search_vectors(
+    task: _Task, k: int, efs: Sequence[int], peer: str | None, threads: int, quiet: bool
+) -> SearchReport:
+    vectors = task.vectors
+    checked_k(k, len(vectors))
+    efs = [ef for ef in efs if ef >= k]
+    if not efs:
+        raise BadConfig("every --ef is below k", f"an --ef of at least {k}")
+    notice(f"building a graph of {len(vectors):,} rows on {threads} threads", quiet=quiet)
+    build, ways = _hnsw(vectors, threads, efs)
+    builds = [build]
+    ways.insert(0, _exact_way(vectors))
+    if peer == "faiss":
+        notice("building the peer's graph", quiet=quiet)
+        build, others = faiss_peer(
+            vectors, m=M, ef_construction=EF_CONSTRUCTION, threads=threads, efs=efs
+        )
+        builds.append(build)
+        ways += others
+    truth = exact_scores(vectors, task.queries, k)
+    points = measure_ways(
+        ways, task.queries, truth, progress=lambda text: notice(text, quiet=quiet)
+    )
+    return SearchReport(
+        vectors=task.vectors_named,
+        queries=task.queries_named,
+        count=len(vectors),
+        dim=vectors.shape[1],
+        k=k,
+        builds=tuple(builds),
+        points=tuple(points),
+    )
+
+
+def _hnsw(vectors: Embeddings, threads: int, efs: Sequence[int]) -> tuple[GraphBuild, list[Way]]:
+    """Returns the product's own graph over the vectors, as `sbtk index` builds it."""
+    before, started = resident_bytes(), time.perf_counter()
+    graph = Graph.new(vectors.shape[1], len(vectors))
+    for start in range(0, len(vectors), _CHUNK_ROWS):
+        chunk = vectors[start : start + _CHUNK_ROWS]
+        graph.add(np.arange(start, start + len(chunk), dtype=np.int64), chunk, threads)
+    build = GraphBuild(
+        name="hnswlib",
+        m=graph.m,
+        ef_construction=graph.ef_construction,
+        threads=threads,
+        build_s=time.perf_counter() - started,
+        resident_bytes=max(0, resident_bytes() - before),
+    )
+
+    def way(ef: int) -> Way:
+        def answer(query: Embeddings, k: int) -> Scores:
+            graph.set_ef(ef)
+            return graph.search(query, k)[1]
+
+        return Way(build.name, ef, answer)
+
+    return build, [way(ef) for ef in efs]
+
+
+def _exact_way(vectors: Embeddings) -> Way:
+    def answer(query: Embeddings, k: int) -> Scores:
+        scores = vectors @ query
+        return -np.sort(-np.partition(scores, len(scores) - k)[-k:])
+
+    return Way("exact (NumPy)", None, answer)
+
+
+def _search_gallery(
+    folder: Path, query_file: Path | None, k: int, seed: int, quiet: bool
+) -> SearchReport:
+    """Measures a gallery as `sbtk query` searches it, catalogue and damaged rows included."""
+    with Gallery.open(folder) as gallery:
+        manifest = gallery.manifest
+        checked_k(k, gallery.count)
+        if query_file is not None:
+            queries, queries_named = _queries_of(query_file, manifest.dim)
+        else:
+            queries = _rows_of(folder, manifest, seed)
+            queries_named = f"{len(queries):,} of its photos, drawn by seed {seed}"
+
+        def way(search: Literal["hnsw", "exact"]) -> Answer:
+            def answer(query: Embeddings, k: int) -> Scores:
+                hits = gallery.search(query, k, search)
+                return np.array([hit.score for hit in hits], dtype=np.float32)
+
+            return answer
+
+        exact = way("exact")
+        notice("exact answers", quiet=quiet)
+        truth = np.stack([exact(query, k) for query in queries])
+        ef = manifest.graph.ef if manifest.graph else EF
+        ways = [Way("exact", None, exact), Way("hnswlib", ef, way("hnsw"))]
+        points = measure_ways(ways, queries, truth, progress=lambda text: notice(text, quiet=quiet))
+        return SearchReport(
+            vectors=f"the {gallery.count:,} photos of a gallery, embedded by {manifest.model_id}",
+            queries=queries_named,
+            count=gallery.count,
+            dim=manifest.dim,
+            k=k,
+            builds=(),
+            points=tuple(points),
+        )
+
+
+def _rows_of(folder: Path, manifest: GalleryManifest, seed: int) -> Embeddings:
+    """Returns up to `_QUERIES` embeddings of a gallery's photos."""
+    view = CatalogueView(folder, manifest.generation)
+    with closing(view):
+        rows = view.rows()
+    chosen = np.random.default_rng(seed).choice(rows, min(_QUERIES, len(rows)), replace=False)
+    vectors = Vectors(folder / VECTORS_NAME, manifest.dim)
+    embeddings, is_whole = vectors.read(np.sort(chosen))
+    return embeddings[is_whole]
+
+
+def _task(
+    embeddings: Path | None, query_file: Path | None, count: int, dim: int, seed: int
+) -> _Task:
+    if embeddings is not None:
+        vectors = _embeddings_of(embeddings)
+        dim, named = vectors.shape[1], f"{len(vectors):,} embeddings of {embeddings.name}"
+    else:
+        vectors, named = clustered_vectors(count, dim, seed=seed), clustered_named(count, dim, seed)
+    if query_file is not None:
+        return _Task(vectors, named, *_queries_of(query_file, dim))
+    if embeddings is None:
+        queries = clustered_vectors(_QUERIES, dim, seed=seed, of=count)
+        return _Task(vectors, named, queries, f"{_QUERIES:,} more vectors around the same centres")
+    # Rows that are asked for are not searched, or each would find itself first.
+    order = np.random.default_rng(seed).permutation(len(vectors))
+    held = min(_QUERIES, len(vectors) // 10)
+    queries, rest = vectors[order[:held]], vectors[np.sort(order[held:])]
+    if not held:
+        raise BadData(f"{named}", "at least 10, as a tenth are the queries", "or name --queries")
+    return _Task(rest, named, queries, f"{held:,} of them, drawn by seed {seed} and left out")
+
+
+def _queries_of(path: Path, dim: int) -> tuple[Embeddings, str]:
+    queries = _embeddings_of(path)
+    if queries.shape[1] != dim:
+        raise BadData(f"{path} has embeddings of {queries.shape[1]} numbers", f"{dim} numbers")
+    return queries[
+        :_QUERIES
+    ], f"the first {min(_QUERIES, len(queries)):,} embeddings of {path.name}"
+
+
+def _embeddings_of(path: Path) -> Embeddings:
+    """Returns the unit rows of a `.npz` that `sbtk embed` wrote, or of a plain `.npy`.
+
+    Raises:
+        BadData: the file is neither, or its rows are not of length 1.
+    """
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        rows = loaded if isinstance(loaded, np.ndarray) else loaded["embeddings"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as problem:
+        raise BadData(
+            f"{path} cannot be read as embeddings: {problem}",
+            "a .npz with 'embeddings', or a .npy",
+            "sbtk embed FILES --as photo -o OUT.npz",
+        ) from problem
+    if rows.ndim != 2 or not len(rows) or not np.issubdtype(rows.dtype, np.floating):
+        raise BadData(f"{path} holds {rows.dtype} of shape {rows.shape}", "(N, D) float32")
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    if not (np.abs(np.linalg.norm(rows, axis=1) - 1.0) < _NORM_TOLERANCE).all():
+        raise BadData(f"{path} holds rows that are not of length 1", "unit rows")
+    return rows
