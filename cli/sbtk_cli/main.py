@@ -18,6 +18,7 @@ import click
 
 from sbtk_cli.stopping import Terminated
 from sbtk_runtime.errors import MissingExtra, SbtkError
+from sbtk_runtime.names import printable_name
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -191,7 +192,9 @@ def _told(problem: Exception) -> SbtkError:
     if isinstance(problem, MemoryError):
         return SbtkError("not enough memory", "", "try a smaller --batch, or close other programs")
     if isinstance(problem, OSError) and problem.strerror:
-        where = "" if problem.filename is None else f"{os.fsdecode(problem.filename)}: "
+        # A call on an open file has its number for a name.
+        is_named = isinstance(problem.filename, str | bytes)
+        where = f"{printable_name(problem.filename)}: " if is_named else ""
         return SbtkError(f"{where}{problem.strerror}")
     return SbtkError(
         f"sbtk met a fault of its own ({type(problem).__name__}: {problem})",

@@ -34,7 +34,7 @@ sbtk query cat.png --paths0 | xargs -0 cp -t found/
 
 
 @click.command(help=_HELP)
-@click.argument("sketch", type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("sketch", type=click.Path(allow_dash=True))
 @click.option(
     "-k", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="Hits."
 )
@@ -51,7 +51,7 @@ sbtk query cat.png --paths0 | xargs -0 cp -t found/
 @options.device
 @options.quiet
 def command(
-    sketch: Path,
+    sketch: str,
     k: int,
     kind: Kind,
     gallery: Path,
@@ -97,19 +97,18 @@ def command(
     return 0
 
 
-def _read(sketch: Path) -> bytes:
+def _read(sketch: str) -> bytes:
     """Returns the bytes of the file, or of standard input for `-`."""
     from sbtk_runtime.images import MAX_FILE_BYTES, read_image_bytes
 
-    # pathlib has made "http://x" into "http:/x".
-    if re.match(r"(?i)(https?|ftp|data|s3):", str(sketch)):
+    if re.match(r"(?i)(https?|ftp|data|s3):", sketch):
         raise BadImage(
             f"{printable_name(sketch)} is an address",
             "a file: sbtk opens no network connection",
             "download it, then name the file",
         )
     try:
-        if str(sketch) != "-":
+        if sketch != "-":
             return read_image_bytes(sketch)
         if sys.stdin.isatty():
             raise click.UsageError("'-' reads a sketch from standard input, and nothing is piped.")
@@ -121,12 +120,12 @@ def _read(sketch: Path) -> bytes:
         raise _named(problem, sketch) from problem
 
 
-def _named(problem: BadImage, sketch: Path) -> BadImage:
+def _named(problem: BadImage, sketch: str) -> BadImage:
     return BadImage(f"{_name(sketch)}: {problem.found}", problem.expected, problem.next_step)
 
 
-def _name(sketch: Path) -> str:
-    return "standard input" if str(sketch) == "-" else printable_name(sketch)
+def _name(sketch: str) -> str:
+    return "standard input" if sketch == "-" else printable_name(sketch)
 
 
 def _print_hits(hits: Sequence[Hit], *, as_json: bool, paths0: bool) -> None:
@@ -145,7 +144,7 @@ def _write_sheet(
     data: bytes,
     hits: Sequence[Hit],
     kind: Kind,
-    sketch: Path,
+    sketch: str,
     gallery: Path,
     opened: Gallery,
 ) -> None:

@@ -1,0 +1,239 @@
+"""`sbtk index`: makes and updates a gallery, and looks after it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sbtk_cli import options, output
+from sbtk_cli.gallery_model import bundle_for_gallery
+from sbtk_cli.stopping import stops_between_photos
+from sbtk_runtime.errors import BadGallery
+from sbtk_runtime.manifest import MANIFEST_NAME
+from sbtk_runtime.names import printable_name
+
+if TYPE_CHECKING:
+    from sbtk_runtime.bundle import Bundle
+    from sbtk_runtime.embed import Embedder
+    from sbtk_runtime.gallery_update import IndexReport
+    from sbtk_runtime.manifest import Precision
+
+_HELP = """Make or update a gallery from folders of photos.
+
+PHOTOS are folders, searched at any depth, and files. What is already in the gallery and has not
+changed costs next to nothing; photos that are gone from these folders leave the gallery. If it is
+interrupted, the same command goes on where it stopped.
+
+\b
+sbtk index photos/
+sbtk index photos/ more/ --gallery all.sbtk
+sbtk index --verify
+"""
+
+
+@click.command(help=_HELP)
+@click.argument("photos", nargs=-1, type=click.Path(path_type=Path))
+@options.gallery
+@click.option(
+    "--checksum", is_flag=True, help="Look for changes in the bytes, not in size and date."
+)
+@click.option("--list-failed", is_flag=True, help="List the files that could not be read, and why.")
+@click.option(
+    "--verify", is_flag=True, help="Check hashes and rows, and that photos find themselves."
+)
+@click.option(
+    "--repair", is_flag=True, help="With --verify: forget what is damaged, to embed it anew."
+)
+@click.option(
+    "--export",
+    "export_folder",
+    type=options.PATH,
+    metavar="DIR",
+    help="Write the embeddings (.npy) and a table of the photos (.csv, .parquet with pyarrow).",
+)
+@options.json
+@options.model
+@options.engine
+@options.precision
+@options.threads
+@options.device
+@options.batch
+@options.quiet
+def command(
+    photos: tuple[Path, ...],
+    gallery: Path,
+    checksum: bool,
+    list_failed: bool,
+    verify: bool,
+    repair: bool,
+    export_folder: Path | None,
+    as_json: bool,
+    model: str | None,
+    engine: str,
+    precision: Precision | None,
+    threads: int | None,
+    device: str | None,
+    batch: int,
+    quiet: bool,
+) -> int:
+    """Runs `sbtk index`."""
+    if not (photos or list_failed or verify or export_folder):
+        raise click.UsageError("Name the folders of your photos, as in: sbtk index photos/")
+    if repair and not verify:
+        raise click.UsageError("--repair goes with --verify.")
+    code = 0
+    if photos:
+        from sbtk_runtime.embed import Embedder
+
+        with Embedder(
+            _bundle(model, gallery),
+            engine=engine,
+            precision=precision,
+            threads=threads,
+            device=device,
+            batch=batch,
+        ) as embedder:
+            output.notice(output.engine_text(embedder.model_id, embedder.engine.info), quiet=quiet)
+            report = _update(gallery, photos, embedder, checksum=checksum, quiet=quiet)
+        _tell(report, gallery, as_json=as_json, quiet=quiet)
+        code = 3 if report.unreadable else 0
+    else:
+        options.existing_gallery(gallery)
+    if list_failed:
+        _list_failed(gallery, as_json=as_json)
+    if verify:
+        code = _verify(gallery, repair=repair, as_json=as_json, quiet=quiet) or code
+    if export_folder is not None:
+        code = _export(gallery, export_folder, as_json=as_json) or code
+    return code
+
+
+def final_sentence(report: IndexReport, gallery: Path) -> str:
+    """Returns "1,000 photos searchable (12 new, 2 unreadable: failures.jsonl) in 41 s"."""
+    counts = {
+        "new": report.new,
+        "changed": report.changed,
+        "moved": report.moved,
+        "removed": report.removed,
+        "unreadable": report.unreadable,
+    }
+    done = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
+    if report.unreadable:
+        done += f": {printable_name(gallery / 'failures.jsonl')}"
+    photos = output.count_text(report.live, "photo")
+    seconds = output.duration_text(report.seconds)
+    return f"{photos} searchable ({done or 'nothing new'}) in {seconds}"
+
+
+def _bundle(model: str | None, gallery: Path) -> Bundle:
+    """Returns the bundle that was asked for, or made the gallery, or is the default."""
+    from sbtk_runtime.bundle import Bundle
+    from sbtk_runtime.gallery_folder import published_manifest
+
+    if model is None and (gallery / MANIFEST_NAME).exists():
+        return bundle_for_gallery(None, gallery, published_manifest(gallery).model_id)
+    return Bundle.open(model)
+
+
+def _update(
+    gallery: Path, photos: tuple[Path, ...], embedder: Embedder, *, checksum: bool, quiet: bool
+) -> IndexReport:
+    from sbtk_runtime.gallery_update import update_gallery
+
+    with stops_between_photos() as stopping, output.progress("photos", quiet=quiet) as advance:
+
+        def progress(done: int, total: int | None, rate: float) -> None:
+            advance(done, total)
+            stopping.between_photos(more_to_come=total is None or done < total)
+
+        try:
+            return update_gallery(
+                gallery,
+                photos,
+                embedder,
+                progress=progress,
+                notify=lambda text: output.notice(text, quiet=quiet),
+                checksum=checksum,
+            )
+        except KeyboardInterrupt:
+            output.notice("What was embedded is kept: the same command goes on from there.")
+            raise
+
+
+def _tell(report: IndexReport, gallery: Path, *, as_json: bool, quiet: bool) -> None:
+    for text in report.notices:
+        output.notice(text, quiet=quiet)
+    if as_json:
+        output.answer_json({"gallery": printable_name(gallery), **asdict(report)})
+    else:
+        output.answer(final_sentence(report, gallery))
+
+
+def _list_failed(gallery: Path, *, as_json: bool) -> None:
+    from sbtk_runtime.gallery_folder import FAILURES_NAME
+
+    path = gallery / FAILURES_NAME
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            try:
+                failure = json.loads(line)
+                name = failure.get("path") or base64.b64decode(failure["path_bytes"])
+                text = f"{printable_name(name)}: {failure['reason']}"
+            except (ValueError, KeyError, AttributeError, TypeError) as problem:
+                raise BadGallery(
+                    f"{printable_name(path)} is damaged", "JSON lines", "sbtk index PHOTOS"
+                ) from problem
+            if as_json:
+                output.answer_json(failure)
+            else:
+                output.answer(text)
+
+
+def _verify(gallery: Path, *, repair: bool, as_json: bool, quiet: bool) -> int:
+    from sbtk_runtime.gallery_verify import verify_gallery
+
+    report = verify_gallery(
+        gallery, repair=repair, notify=lambda text: output.notice(text, quiet=quiet)
+    )
+    if as_json:
+        output.answer_json({"gallery": printable_name(gallery), **asdict(report)})
+        return 0 if report.is_good else 1
+    for problem in report.problems:
+        output.answer(f"problem: {problem}")
+    if report.repaired:
+        output.answer(
+            f"{output.count_text(report.repaired, 'photo')} forgotten: 'sbtk index' on their "
+            "folders embeds them anew"
+        )
+    if report.is_good:
+        output.answer(
+            f"{output.count_text(report.live, 'photo')} intact; {report.found:,} of "
+            f"{report.sampled:,} sampled ones find themselves in the graph"
+        )
+    return 0 if report.is_good else 1
+
+
+def _export(gallery: Path, folder: Path, *, as_json: bool) -> int:
+    from sbtk_runtime.gallery_export import export_gallery
+
+    report = export_gallery(gallery, folder)
+    if as_json:
+        output.answer_json(
+            {
+                "files": [printable_name(path) for path in report.files],
+                "count": report.count,
+                "left_out": report.left_out,
+            }
+        )
+    else:
+        files = ", ".join(printable_name(path) for path in report.files)
+        left_out = f", {report.left_out:,} damaged ones left out" if report.left_out else ""
+        output.answer(f"{output.count_text(report.count, 'photo')} in {files}{left_out}")
+    return 3 if report.left_out else 0
