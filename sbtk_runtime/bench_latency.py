@@ -163,7 +163,8 @@ def _measured_by_turns(
 
 def _block(run: Run, pixels: Pixels, seconds: float) -> list[float]:
     """Runs for some seconds, at least once, and returns the milliseconds of each run."""
-    times_ms, started = [], time.perf_counter()
+    times_ms: list[float] = []
+    started = time.perf_counter()
     while not times_ms or time.perf_counter() - started < seconds:
         times_ms.append(_elapsed_ms(run, pixels))
     return times_ms

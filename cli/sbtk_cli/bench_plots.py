@@ -56,8 +56,8 @@ def save_plot(file: Path, panels: Sequence[Panel], machine: Machine) -> None:
     figure = figure_class(figsize=(9, 4.4 * len(panels) + 0.4), layout="constrained", dpi=130)
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for panel, ax in zip(panels, axes, strict=True):
-        panel(ax)
         _plain(ax)
+        panel(ax)
     figure.supxlabel("\n".join(machine.lines()[:2]), fontsize=7.5, color=_GREY, x=0.02, ha="left")
     with atomic_path(file) as temporary:
         figure.savefig(temporary, format=file.suffix[1:].lower())
@@ -90,6 +90,7 @@ def stages_panel(report: LatencyReport) -> Panel:
             )
         ax.set_yticks(range(len(subjects)), ["one sketch, answered", "one photo, embedded"])
         ax.invert_yaxis()
+        ax.grid(visible=False, axis="y")
         ax.set_xlim(0, 1.45 * max(stage.p95_ms for stage in report.stages))
         ax.set_xlabel("ms, median of each stage; the mark is the 95th percentile of the whole")
         ax.set_title(f"{report.model_id}: latency on {report.engine} {report.precision}")
@@ -118,7 +119,8 @@ def throughput_panel(report: LatencyReport) -> Panel:
             ax.bar_label(bars, fmt="%.0f", fontsize=8, padding=2)
         ax.set_xticks(range(len(batches)), [f"batch {batch}" for batch in batches])
         ax.set_ylabel("images per second")
-        ax.margins(y=0.12)
+        ax.grid(visible=False, axis="x")
+        ax.margins(y=0.25)
         ax.set_title(f"{report.model_id}: speed on {report.threads} threads, engine alone")
         ax.legend(fontsize=8, frameon=False)
 
@@ -138,7 +140,7 @@ def recall_panel(report: SearchReport) -> Panel:
                 ax.annotate(
                     f"ef {point.ef}",
                     (point.p50_ms, point.recall),
-                    xytext=(4, -11),
+                    xytext=(4, -11) if name == names[0] else (-26, 7),
                     textcoords="offset points",
                     fontsize=7.5,
                     color=colour,
@@ -147,11 +149,14 @@ def recall_panel(report: SearchReport) -> Panel:
             if point.ef is None:
                 ax.axvline(point.p50_ms, color=_GREY, linestyle="--", label=point.name)
         ax.set_xscale("log")
+        ax.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter("")
         ax.set_ylim(top=1.004)
         ax.set_xlabel("ms for one query on one thread, median")
         ax.set_ylabel(f"recall@{report.k} by score")
         ax.set_title(f"Search over {report.count:,} x {report.dim} vectors")
-        ax.legend(fontsize=8, frameon=False, loc="lower right")
+        ax.legend(fontsize=8, framealpha=0.9, edgecolor="none", loc="lower right")
 
     return draw
 
@@ -164,11 +169,11 @@ def classes_panel(report: MapReport) -> Panel:
         ax.bar(range(len(ordered)), [value for _, value in ordered], 0.75, color=_COLOURS[0])
         mean = report.figures["mAP@all"]
         ax.axhline(mean, color=_COLOURS[1], linewidth=1.4)
-        ax.annotate(
+        ax.text(
+            0.995,
+            mean + 0.015,
             f"mAP@all {mean:.3f}",
-            (len(ordered) - 0.5, mean),
-            xytext=(0, 4),
-            textcoords="offset points",
+            transform=ax.get_yaxis_transform(),
             ha="right",
             color=_COLOURS[1],
             fontsize=9,
@@ -178,6 +183,7 @@ def classes_panel(report: MapReport) -> Panel:
         ax.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=size)
         ax.set_ylim(0, 1)
         ax.set_ylabel("mean AP of the class")
+        ax.grid(visible=False, axis="x")
         protocol = report.protocol.partition(";")[0]
         ax.set_title(f"{report.model_id} {report.precision}\n{protocol}", fontsize=10)
 
