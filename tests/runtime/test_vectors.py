@@ -6,16 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from sbtk_runtime import vectors as module
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.vectors import Vectors
-
-
-def unit_rows(count: int, dim: int, seed: int = 0) -> NDArray[np.float32]:
-    rows = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
+from tests.tiny_gallery import unit_rows
 
 
 @pytest.fixture

@@ -1,0 +1,90 @@
+"""Galleries for tests: made of given embeddings, or of photos by a tiny model, and compared."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import sqlite3
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbtk_runtime.catalogue import CATALOGUE_NAME
+from sbtk_runtime.catalogue_writer import Catalogue, Embedding, Origin
+from sbtk_runtime.embed import Embedder
+from sbtk_runtime.gallery_folder import VECTORS_NAME
+from sbtk_runtime.gallery_graph import next_graph
+from sbtk_runtime.gallery_update import IndexReport, update_gallery
+from sbtk_runtime.manifest import GalleryManifest
+from sbtk_runtime.preprocess import PREPROCESSING
+from sbtk_runtime.vectors import Vectors
+
+
+def unit_rows(count: int, dim: int, seed: int = 0) -> NDArray[np.float32]:
+    """Returns random rows `(count, dim) float32` of length 1."""
+    rows = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
+
+
+def photo_path(index: int) -> bytes:
+    """Returns the path that `gallery_of` gives its photos: ten to a folder."""
+    return f"/photos/{index // 10:04d}/{index:06d}.jpg".encode()
+
+
+def gallery_of(folder: Path, embeddings: NDArray[np.float32]) -> GalleryManifest:
+    """Makes a gallery of generation 1 that holds the given rows; ids start with 1."""
+    folder.mkdir()
+    dim = embeddings.shape[1]
+    with Catalogue(folder, 1) as catalogue:
+        catalogue.claim(Origin("made-up@0123456789ab", "fp32", dim, PREPROCESSING))
+        vectors = Vectors(folder / VECTORS_NAME, dim)
+        batches = vectors.append(0, embeddings)
+        catalogue.commit(
+            [
+                Embedding(
+                    photo_path(i), 1000 + i, i, hashlib.sha256(bytes([i % 256])).hexdigest(), i
+                )
+                for i in range(len(embeddings))
+            ],
+            [],
+            batches,
+        )
+        graph = next_graph(folder, catalogue, vectors, None, lambda text: None)
+    manifest = GalleryManifest(
+        generation=1,
+        model_id="made-up@0123456789ab",
+        precision="fp32",
+        dim=dim,
+        preprocessing=PREPROCESSING,
+        live=len(embeddings),
+        graph=graph,
+    )
+    manifest.write(folder)
+    return manifest
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Returns all that must not depend on interruptions: the catalogue and the vectors."""
+    connection = sqlite3.connect(folder / CATALOGUE_NAME)
+    tables = {
+        table: connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
+        for table in ("facts", "photos", "failures")
+    }
+    connection.close()
+    shards = {path.name: path.read_bytes() for path in sorted((folder / VECTORS_NAME).iterdir())}
+    return {**tables, **shards}
+
+
+def index(folder: Path, photos: Path, bundle: Path, commit_every: int = 4) -> IndexReport:
+    """Updates a gallery with an embedder of its own, in small batches."""
+    with Embedder(bundle, engine="onnxruntime", threads=1, batch=2) as embedder:
+        return update_gallery(folder, [photos], embedder, commit_every=commit_every)
+
+
+def processes() -> ForkServerContext:
+    """Returns a way to start processes that takes no second for each."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.tiny_gallery"])
+    return context
