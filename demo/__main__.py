@@ -100,7 +100,7 @@ def demonstrate(folder: Path, model: str | None = None) -> int:
         return code
     for subject in SUBJECTS:
         sheet = ["--html", str(folder / f"{subject.name}.html")]
-        sketch = str(SKETCHES / f"{subject.name}.png")
+        sketch = os.path.relpath(SKETCHES / f"{subject.name}.png")
         if code := _sbtk("query", sketch, "-k", str(_SHOWN_HITS), *sheet, *chosen):
             return code
     outcomes = judge(gallery, photos, research, model)
@@ -158,12 +158,12 @@ def research_photos() -> Path | None:
 
 def results_table(outcomes: Sequence[Outcome]) -> str:
     """Returns the outcomes as lines of text."""
-    lines = [f"\n{'sketch':<12}{'right photo':<34}{'its rank':<16}first of its kind"]
+    lines = [f"\n{'sketch':<12}{'right photo':<40}{'its rank':<16}first of its kind"]
     for outcome in outcomes:
         right = " or ".join(Path(name).stem for name in outcome.subject.photos)
         rank = f"{outcome.right_rank} of {outcome.count:,}"
         first = f"rank {outcome.first_rank} ({outcome.alike} in the gallery)"
-        lines.append(f"{outcome.subject.name:<12}{right:<34}{rank:<16}{first}")
+        lines.append(f"{outcome.subject.name:<12}{right:<40}{rank:<16}{first}")
     return "\n".join(lines)
 
 
