@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -130,6 +129,8 @@ def probe_cuda() -> str:
 
 def installed_version() -> str:
     """Returns the version of ONNX Runtime, under either name; empty when there is none."""
+    from importlib import metadata  # a third of an engine's import time, and rarely asked for
+
     for distribution in ("onnxruntime-gpu", "onnxruntime"):
         try:
             return metadata.version(distribution)
