@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from sbtk_runtime.errors import BadModel
+from sbtk_runtime.files import without_waiting
 from sbtk_runtime.manifest import (
     MANIFEST_NAME,
     PRECISIONS,
@@ -23,6 +24,7 @@ from sbtk_runtime.preprocess import PREPROCESSING
 
 #: Files that something would load; in a bundle they must be in its manifest.
 _LOADABLE_SUFFIXES = frozenset({".onnx", ".safetensors", ".data", ".pth", ".pt"})
+_GET_AGAIN = "get the bundle again, or export the run again"
 
 
 @dataclass(frozen=True)
@@ -172,25 +174,24 @@ def _folder_of(where: str | Path) -> Path:
 def _read_checked(path: Path, record: FileRecord) -> bytes:
     """Returns the content of a regular file that has the size and SHA-256 of `record`."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(path, "rb", opener=without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BadModel(f"{path} is not a regular file")
+            if status.st_size != record.size_bytes or status.st_size > MAX_ONNX_BYTES:
+                raise BadModel(
+                    f"{path} has {status.st_size:,} bytes",
+                    f"{record.size_bytes:,} bytes, at most {MAX_ONNX_BYTES:,}",
+                    _GET_AGAIN,
+                )
+            content = file.read()
     except OSError as problem:
-        raise BadModel(f"{path} cannot be read: {problem.strerror}") from problem
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise BadModel(f"{path} is not a regular file")
-        if status.st_size != record.size_bytes or status.st_size > MAX_ONNX_BYTES:
-            raise BadModel(
-                f"{path} has {status.st_size:,} bytes",
-                f"{record.size_bytes:,} bytes, at most {MAX_ONNX_BYTES:,}",
-                "get the bundle again, or export the run again",
-            )
-        content = file.read()
+        raise BadModel(f"{path} cannot be read: {problem.strerror}", "", _GET_AGAIN) from problem
     digest = hashlib.sha256(content).hexdigest()
     if digest != record.sha256:
         raise BadModel(
-            f"{path} has SHA-256 {digest}",
+            f"{path} is damaged or was changed: its SHA-256 is {digest}",
             f"{record.sha256}, which the manifest names",
-            "the file is damaged or was changed: get the bundle again, or export the run again",
+            _GET_AGAIN,
         )
     return content

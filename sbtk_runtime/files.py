@@ -74,7 +74,7 @@ def read_json_object(path: Path, error: type[SbtkError]) -> dict[str, Any]:
     if path.is_symlink():
         raise error(f"{path} is a symbolic link", "a regular file")
     try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
+        with open(path, "rb", opener=without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise error(f"{path} is not a regular file", "a regular file")
             data = file.read(MAX_JSON_BYTES + 1)
@@ -90,6 +90,11 @@ def read_json_object(path: Path, error: type[SbtkError]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise error(f"{path} holds a JSON {type(value).__name__}", "a JSON object")
     return value
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """Opens a file as the `opener` of `open`, and does not wait for the writer of a FIFO."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def fsync_folder(folder: Path) -> None:
@@ -180,10 +185,6 @@ class WriterLock:
             f"{self._path.parent} cannot be written: {problem.strerror}",
             "a folder in which this user may write, on a file system with locks",
         )
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _printable(data: bytes) -> str:

@@ -12,6 +12,7 @@ import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 # The plugins are imported here because Pillow's own search for them is not safe between threads:
 # a picture can find the registry half filled.
@@ -30,6 +31,7 @@ from PIL import (
 )
 
 from sbtk_runtime.errors import BadImage
+from sbtk_runtime.files import without_waiting
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = frozenset(
@@ -147,26 +149,26 @@ def on_white(image: Image.Image) -> Image.Image:
 def _read_once(path: Path | str) -> ImageFile | None:
     """Returns the file's content, or `None` when it changed meanwhile."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(path, "rb", opener=without_waiting) as file:
+            return _content(file)
     except (OSError, ValueError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else str(problem)
-        raise BadImage(f"cannot be opened: {reason}") from problem
-    with os.fdopen(descriptor, "rb") as file:
-        before = os.fstat(file.fileno())
-        if not stat.S_ISREG(before.st_mode):
-            raise BadImage("not a regular file")
-        if before.st_size == 0:
-            raise BadImage("the file is empty")
-        if before.st_size > MAX_FILE_BYTES:
-            raise BadImage(
-                f"the file has {before.st_size:,} bytes", f"at most {MAX_FILE_BYTES:,} bytes"
-            )
-        try:
-            # One byte more shows a file that has grown.
-            data = file.read(before.st_size + 1)
-        except OSError as problem:
-            raise BadImage(f"cannot be read: {problem.strerror}") from problem
-        after = os.fstat(file.fileno())
+        raise BadImage(f"cannot be read: {reason}") from problem
+
+
+def _content(file: BinaryIO) -> ImageFile | None:
+    before = os.fstat(file.fileno())
+    if not stat.S_ISREG(before.st_mode):
+        raise BadImage("not a regular file")
+    if before.st_size == 0:
+        raise BadImage("the file is empty")
+    if before.st_size > MAX_FILE_BYTES:
+        raise BadImage(
+            f"the file has {before.st_size:,} bytes", f"at most {MAX_FILE_BYTES:,} bytes"
+        )
+    # One byte more shows a file that has grown.
+    data = file.read(before.st_size + 1)
+    after = os.fstat(file.fileno())
     if len(data) != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
         return None
     return ImageFile(data, before.st_size, before.st_mtime_ns)
