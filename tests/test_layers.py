@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("sbtk_runtime", "sbtk_train", "sbtk_export", "cli")
+#: What training and production must agree on; the rest of the runtime is production's alone.
+LEAVES = {"errors", "files", "images", "manifest", "metrics", "preprocess"}
 _LINT = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
 
 
@@ -38,6 +41,18 @@ def test_a_forbidden_import_is_found(tmp_path: Path, module: str, line: str, con
     done = _lint_imports(tmp_path)
     assert done.returncode != 0
     assert any(contract in row and "BROKEN" in row for row in done.stdout.splitlines()), done.stdout
+
+
+def test_training_uses_only_the_runtimes_leaf_modules() -> None:
+    """Closes the contract's list, which names only the modules that somebody thought of."""
+    graph = grimp.build_graph("sbtk_train", "sbtk_runtime")
+    used = {
+        imported
+        for module in graph.find_descendants("sbtk_train")
+        for imported in graph.find_modules_directly_imported_by(module)
+        if imported.startswith("sbtk_runtime")
+    }
+    assert used <= {f"sbtk_runtime.{leaf}" for leaf in LEAVES}
 
 
 def test_the_runtime_loads_none_of_trainings_libraries() -> None:
