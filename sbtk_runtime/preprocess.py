@@ -134,6 +134,9 @@ def _darkness(image: Image.Image) -> tuple[Pixels, tuple[str, ...]]:
         grey = np.asarray(image.convert("L"), dtype=np.uint8)
         notices = ()
     paper = int(np.median(_border(grey)))
+    if paper < 128:
+        # A frame drawn along the edge makes no dark paper.
+        paper = max(paper, int(np.median(grey)))
     if paper >= 128:
         return np.maximum(paper - grey.astype(np.int16), 0).astype(np.uint8), notices
     inverted = np.maximum(grey.astype(np.int16) - paper, 0).astype(np.uint8)
