@@ -140,7 +140,7 @@ def test_the_readmes_other_commands_are_understood(
 
 
 def test_a_trained_bundle_is_used_as_the_readme_says(workspace: Path) -> None:
-    command = next(line for line in SBTK_COMMANDS if "bundles/mine" in line)
+    command = next(line for line in SBTK_COMMANDS if "--model bundles/mine" in line)
     tiny_bundle(workspace / "bundles" / "mine")
     done = _shell(command, workspace, None)
     assert done.returncode == 0, done.stderr
