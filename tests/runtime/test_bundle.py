@@ -1,0 +1,256 @@
+"""Bundles are opened by folder or name, and nothing in them is trusted before it is checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from sbtk_runtime.bundle import Bundle, bundle_folders, list_bundles, onnx_name, pretrained_folder
+from sbtk_runtime.errors import BadModel
+from sbtk_runtime.manifest import read_bundle_manifest
+from sbtk_runtime.onnx_file import check_onnx
+from tests.tiny import tiny_bundle, tiny_model, write_tiny_manifest
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny_bundle(tmp_path / "tiny")
+
+
+def test_opens_a_folder_by_path_and_text(folder: Path) -> None:
+    for where in (folder, str(folder), os.path.relpath(folder)):
+        bundle = Bundle.open(where)
+        assert bundle.manifest == read_bundle_manifest(folder)
+        assert bundle.precisions == ("fp32", "int8")
+        assert bundle.checked_onnx("int8").samefile(folder / "model.int8.onnx")
+        bundle.verify()
+
+
+def test_opens_what_it_lists_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_bundle(tmp_path / "bundles" / "mine", seed=1)
+    tiny_bundle(tmp_path / "mine", seed=2)
+    (tmp_path / "bundles" / "broken").mkdir()
+    (tmp_path / "bundles" / "broken" / "manifest.json").write_text("{")
+    monkeypatch.chdir(tmp_path)
+    assert Bundle.open("mine").folder == Path("bundles/mine")
+    assert Bundle.open("./mine").folder == Path("mine")
+    assert [path.name for path in bundle_folders()][-2:] == ["broken", "mine"]
+    own = [bundle for bundle in list_bundles() if bundle.folder.parent != pretrained_folder()]
+    assert [bundle.folder for bundle in own] == [tmp_path / "bundles" / "mine"]
+
+
+def test_the_default_is_a_pretrained_bundle() -> None:
+    pretrained = [path for path in bundle_folders() if path.parent == pretrained_folder()]
+    if pretrained:
+        assert Bundle.open().folder in pretrained
+        assert Bundle.open(pretrained[0].name).folder == pretrained[0]
+    else:
+        with pytest.raises(BadModel, match="no pretrained model"):
+            Bundle.open()
+
+
+def test_places_without_a_bundle_are_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadModel, match=r"model\.int8\.onnx is a file"):
+        Bundle.open(folder / "model.int8.onnx")
+    with pytest.raises(BadModel, match="there is no bundle 'nowhere'"):
+        Bundle.open("nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadModel, match=r"empty/manifest\.json cannot be read"):
+        Bundle.open(tmp_path / "empty")
+
+
+def test_a_missing_precision_names_those_that_are_there(folder: Path) -> None:
+    with pytest.raises(BadModel, match="no fp16 model") as caught:
+        Bundle.open(folder).onnx_path("fp16")
+    assert "fp32 or int8" in caught.value.expected
+
+
+def test_other_preprocessing_is_refused(folder: Path) -> None:
+    dataclasses.replace(read_bundle_manifest(folder), preprocessing="sbtk-0").write(folder)
+    with pytest.raises(BadModel, match="sbtk-0") as caught:
+        Bundle.open(folder)
+    assert "sbtk-1" in caught.value.expected
+
+
+def test_a_bundle_without_a_model_is_refused(folder: Path) -> None:
+    dataclasses.replace(read_bundle_manifest(folder), files={}).write(folder)
+    with pytest.raises(BadModel, match="holds no model"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "grow", "remove", "fifo", "folder"])
+def test_damage_is_found_and_named(folder: Path, damage: str) -> None:
+    path = folder / "model.int8.onnx"
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "flip":
+        middle = len(content) // 2
+        flipped = bytes([content[middle] ^ 1])
+        path.write_bytes(content[:middle] + flipped + content[middle + 1 :])
+    elif damage == "cut":
+        path.write_bytes(content[:-1])
+    elif damage == "grow":
+        path.write_bytes(content + b"\0")
+    elif damage == "fifo":
+        os.mkfifo(path)
+    elif damage == "folder":
+        path.mkdir()
+    bundle = Bundle.open(folder)
+    for check in (bundle.verify, lambda: bundle.checked_onnx("int8")):
+        with pytest.raises(BadModel, match=r"model\.int8\.onnx"):
+            check()
+    bundle.checked_onnx("fp32")
+
+
+def test_verify_refuses_loadable_files_that_nobody_vouches_for(folder: Path) -> None:
+    (folder / "MODEL_CARD.md").write_text("# Tiny\n")
+    Bundle.open(folder).verify()
+    (folder / "model.fp16.onnx").write_bytes(b"x")
+    with pytest.raises(BadModel, match=r"model\.fp16\.onnx is not in the bundle's manifest"):
+        Bundle.open(folder).verify()
+
+
+@pytest.mark.parametrize("location", ["../../etc/passwd", "/etc/passwd", "weights.data"])
+@pytest.mark.parametrize("hidden_in", ["initializer", "constant", "branch", "sparse", "function"])
+def test_external_data_are_refused_wherever_they_hide(
+    folder: Path, location: str, hidden_in: str
+) -> None:
+    model = _with_external_tensor(hidden_in, location)
+    (folder / "model.int8.onnx").write_bytes(model.SerializeToString())
+    write_tiny_manifest(folder)
+    bundle = Bundle.open(folder)
+    for check in (bundle.verify, lambda: bundle.checked_onnx("int8")):
+        with pytest.raises(BadModel, match=r"model\.int8\.onnx keeps weights in another file"):
+            check()
+
+
+def test_external_data_as_onnx_writes_them(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(tiny_model(), path, save_as_external_data=True, size_threshold=0)
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(BadModel, match="keeps weights in another file"):
+        check_onnx(path.read_bytes(), "model.onnx")
+
+
+def test_whole_models_pass() -> None:
+    check_onnx(tiny_model().SerializeToString(), "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "is empty"),
+        (b"\x08\x08", "holds no graph"),
+        (b"PK\x03\x04 and so on", "truncated or no ONNX model"),
+        (b"\x00\x00", "field without a number"),
+        (b"\x3a\xff\xff\xff\xff\x0f", "truncated or no ONNX model"),
+        (b"\xff" * 11, "more than 10 bytes"),
+        (b"\x3b", "wire type 3"),
+    ],
+)
+def test_what_is_no_onnx_model(content: bytes, complaint: str) -> None:
+    with pytest.raises(BadModel, match=complaint):
+        check_onnx(content, "model.onnx")
+
+
+def test_endlessly_nested_graphs_are_refused() -> None:
+    message = b""
+    for level in range(400):
+        # From outside: graph.node, node.attribute, attribute.g, and again.
+        message = bytes([(1, 6, 5)[level % 3] << 3 | 2]) + _varint(len(message)) + message
+    with pytest.raises(BadModel, match="levels"):
+        check_onnx(b"\x3a" + _varint(len(message)) + message, "model.onnx")
+
+
+def test_models_cut_anywhere_never_pass_unnoticed(folder: Path) -> None:
+    content = (folder / "model.fp32.onnx").read_bytes()
+    complaints = 0
+    for sixteenth in range(16):
+        try:
+            check_onnx(content[: len(content) * sixteenth // 16], "model.onnx")
+        except BadModel:
+            complaints += 1
+    assert complaints == 16
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_pass_or_are_refused(content: bytes) -> None:
+    try:
+        check_onnx(content, "model.onnx")
+    except BadModel as problem:
+        assert "model.onnx" in problem.found
+
+
+def test_flipped_bytes_pass_or_are_refused() -> None:
+    content = tiny_model().SerializeToString()
+    chance = random.Random(0)
+    for _ in range(300):
+        damaged = bytearray(content)
+        damaged[chance.randrange(400)] = chance.randrange(256)
+        try:
+            check_onnx(bytes(damaged), "model.onnx")
+        except BadModel as problem:
+            assert "model.onnx" in problem.found
+
+
+def test_names_of_files() -> None:
+    assert onnx_name("fp16") == "model.fp16.onnx"
+
+
+def test_model_ids_tell_models_apart(tmp_path: Path) -> None:
+    ids = {
+        Bundle.open(tiny_bundle(tmp_path / str(seed), seed=seed)).manifest.model_id
+        for seed in range(3)
+    }
+    assert len(ids) == 3
+    again = Bundle.open(tiny_bundle(tmp_path / "again", seed=0)).manifest
+    assert again.model_id in ids
+    record = again.files["model.int8.onnx"]
+    content = (tmp_path / "again" / "model.int8.onnx").read_bytes()
+    assert record.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def _with_external_tensor(hidden_in: str, location: str) -> onnx.ModelProto:
+    """Returns the tiny model with one more tensor, which is said to be in another file."""
+    tensor = numpy_helper.from_array(np.zeros(4, dtype=np.float32), "elsewhere")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    model = tiny_model()
+    if hidden_in == "initializer":
+        model.graph.initializer.append(tensor)
+    elif hidden_in == "constant":
+        model.graph.node.append(helper.make_node("Constant", [], ["unused"], value=tensor))
+    elif hidden_in == "branch":
+        inner = helper.make_graph([], "inner", [], [], [tensor])
+        model.graph.node.append(
+            helper.make_node("If", ["condition"], ["unused"], then_branch=inner, else_branch=inner)
+        )
+    elif hidden_in == "sparse":
+        sparse = model.graph.sparse_initializer.add()
+        sparse.values.CopyFrom(tensor)
+    else:
+        node = helper.make_node("Constant", [], ["unused"], value=tensor)
+        function = helper.make_function(
+            "local", "Hidden", [], ["unused"], [node], [helper.make_opsetid("", 18)]
+        )
+        model.functions.append(function)
+    return model
+
+
+def _varint(value: int) -> bytes:
+    parts = []
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*parts, value])
