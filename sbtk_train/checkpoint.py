@@ -143,7 +143,11 @@ def load_run(folder: Path) -> TrainedRun:
 def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(plain, temporary, metadata)
+        # safetensors makes files that nobody else can read; the user's umask decides that here.
+        temporary.chmod(mode)
 
 
 def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

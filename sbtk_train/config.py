@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ class TrainConfig:
         backbone: one of `sbtk_train.backbone.BACKBONES`.
         weights: a weights file, or empty for training from scratch.
         teacher: a classifier's weights file for the soft labels; empty for `weights`.
-        drawings: files of extra drawings (`.npz`, see `sbtk_train.drawings`).
         dim: length of the embedding.
         freeze_until: first trunk stage that learns (`layer3`); empty: all learn.
         seed: of initialisation, order and augmentation.
@@ -45,7 +44,6 @@ class TrainConfig:
     backbone: str = "resnet50-v1.5"
     weights: str = ""
     teacher: str = ""
-    drawings: tuple[str, ...] = field(default=())
     dim: int = 512
     freeze_until: str = ""
     seed: int = 0
@@ -97,8 +95,6 @@ def read_config(folder: Path) -> TrainConfig:
     unknown = sorted((set(values) - known) | (set(recipe_values) - knobs))
     if unknown:
         raise BadConfig(f"{path} has the unknown key {unknown[0]!r}", "a run of this sbtk version")
-    if "drawings" in values:
-        values["drawings"] = tuple(values["drawings"])
     try:
         return TrainConfig(recipe=Recipe(**recipe_values), **values)
     except TypeError as problem:
@@ -116,6 +112,4 @@ def _toml(value: object) -> str:
     if isinstance(value, str):
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
         return '"' + "".join(c if c >= " " else f"\\u{ord(c):04x}" for c in escaped) + '"'
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
     return repr(value)

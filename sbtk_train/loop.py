@@ -23,6 +23,7 @@ from sbtk_train.evaluate import validate
 from sbtk_train.losses import (
     batch_hard_loss,
     classification_loss,
+    contrastive_loss,
     knowledge_loss,
     quadruplet_loss,
     triplet_loss,
@@ -273,7 +274,7 @@ class Trainer:
 
 
 def _batches(data: ImageSet, recipe: Recipe, seed: int, epoch: int) -> Iterator[Batch]:
-    if recipe.mining == "batch-hard":
+    if recipe.batches == "class-balanced":
         return class_balanced_batches(data, recipe.quadruplets, seed, epoch)
     return quadruplet_batches(data, recipe.quadruplets, seed, epoch)
 
@@ -300,8 +301,11 @@ def _prefetched(
 def _metric_loss(
     sketches: Tensor, photos: Tensor, sketch_labels: Tensor, photo_labels: Tensor, recipe: Recipe
 ) -> Tensor:
+    if recipe.metric == "contrastive":
+        embeddings, labels = torch.cat([sketches, photos]), torch.cat([sketch_labels, photo_labels])
+        return contrastive_loss(embeddings, labels, recipe.temperature)
     with_sketches = recipe.metric == "quadruplet"
-    if recipe.mining == "batch-hard":
+    if recipe.batches == "class-balanced":
         return batch_hard_loss(
             sketches,
             sketch_labels,

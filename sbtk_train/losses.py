@@ -1,4 +1,4 @@
-"""The three losses of SBTKNet and the batch-hard form of its quadruplet, one function each.
+"""The three losses of SBTKNet and two stronger metric terms, one function each.
 
 Equation numbers are those of the paper; Eq. 2 is read with the negative sketch that its text
 defines, Eq. 4 and 5 with one minus sign. Embeddings are unit rows, so squared distances lie in
@@ -81,6 +81,26 @@ def batch_hard_loss(
     back_nearest = across.masked_fill(same, 5.0).amin(0)
     back = functional.relu(back_farthest - back_nearest + margin)
     return _mean_where(terms, usable) + 0.5 * _mean_where(back, back_usable)
+
+
+def contrastive_loss(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Returns the supervised contrastive loss (Khosla et al. 2020, Eq. 2) over both domains.
+
+    Every image is an anchor; its positives are all images of its class, sketches and photos
+    alike, and all others are contrasted with them at once. Images without a positive are left
+    out.
+
+    Args:
+        embeddings: `(N, D)` unit rows.
+        labels: `(N,) int64`.
+        temperature: divides the cosines.
+    """
+    own = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    positive = (labels[:, None] == labels[None, :]) & ~own
+    cosines = (embeddings @ embeddings.T / temperature).masked_fill(own, float("-inf"))
+    log_shares = functional.log_softmax(cosines, dim=1).masked_fill(~positive, 0.0)
+    count = positive.sum(1)
+    return _mean_where(-log_shares.sum(1) / count.clamp(min=1), count > 0)
 
 
 def classification_loss(class_logits: Tensor, labels: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from typing import Literal
 
 from sbtk_runtime.errors import BadConfig
 
-Metric = Literal["quadruplet", "triplet"]
-Mining = Literal["drawn", "batch-hard"]
+Metric = Literal["quadruplet", "triplet", "contrastive"]
+Batches = Literal["quadruplets", "class-balanced"]
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["step", "cosine"]
 
@@ -17,10 +17,10 @@ Schedule = Literal["step", "cosine"]
 class Recipe:
     """The knobs of a training run; a comment says what "off" is.
 
-    One batch holds `4 * quadruplets` images. With `drawn` mining these are that many quadruplets,
-    one for each training sketch in an epoch. With `batch-hard` mining they are
-    `quadruplets` classes with two sketches and two photos each, every training sketch once in an
-    epoch on average, and positives and negatives are found inside the batch.
+    One batch holds `4 * quadruplets` images. Batches of `quadruplets` are that many drawn
+    quadruplets, one for each training sketch in an epoch. `class-balanced` ones are `quadruplets`
+    classes with two sketches and two photos each, every training sketch once in an epoch on
+    average; quadruplet and triplet then take the hardest positives and negatives of the batch.
     """
 
     name: str
@@ -28,9 +28,10 @@ class Recipe:
     identity: bool = True  # False: no classification loss
     knowledge: bool = True  # False: no knowledge preservation loss
     attention: bool = False  # True: spatial attention before pooling
-    mining: Mining = "drawn"
+    batches: Batches = "quadruplets"
     quadruplets: int = 16
-    margin: float = 0.2
+    margin: float = 0.2  # of squared distances; not for contrastive
+    temperature: float = 0.1  # contrastive only
     augment: bool = False
     optimizer: Optimizer = "sgd"
     learning_rate: float = 1e-4
@@ -51,7 +52,8 @@ RECIPES: dict[str, Recipe] = {
     "paper": Recipe("paper"),
     "sbtk": Recipe(
         "sbtk",
-        mining="batch-hard",
+        metric="contrastive",
+        batches="class-balanced",
         augment=True,
         optimizer="adamw",
         learning_rate=1e-4,

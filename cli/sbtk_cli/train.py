@@ -66,8 +66,8 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option(
     "--metric",
-    type=click.Choice(["quadruplet", "triplet"]),
-    help="The metric loss.  [default: quadruplet]",
+    type=click.Choice(["quadruplet", "triplet", "contrastive"]),
+    help="The metric loss.  [default: the recipe's]",
 )
 @click.option("--identity/--no-identity", default=None, help="The classification loss.")
 @click.option("--knowledge/--no-knowledge", default=None, help="The knowledge loss.")

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sbtk_train.checkpoint import LAST, STUDENT
+from tests.tiny_data import write_dataset
+
+TINY = (
+    "--weights none --backbone resnet18 --size 32 --final-epochs 0 --quadruplets 2 --dim 8 "
+    "--validation-classes 2 --precision fp32 --threads 1 --seed 3"
+).split()
+
+
+def sbtk(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sbtk_cli", *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "SBTK_DATA": "", **environment},
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+def test_train_ends_with_the_run_folder_and_the_next_command(data: Path, tmp_path: Path) -> None:
+    done = sbtk("train", str(data), *TINY, "--epochs", "1", "--name", "mine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / done.stdout.strip()
+    assert (run / STUDENT).is_file()
+    assert run.parent == tmp_path / "runs"
+    assert run.name.endswith("-mine")
+    assert f"next: sbtk export {done.stdout.strip()}" in done.stderr
+    assert "images/s" in done.stderr
+    assert "without the knowledge loss" in done.stderr
+
+
+def test_json_prints_a_line_for_each_epoch(data: Path, tmp_path: Path) -> None:
+    done = sbtk("train", str(data), *TINY, "--epochs", "2", "--json", "--quiet", cwd=tmp_path)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["epoch"] for row in rows] == [1.0, 2.0]
+    assert done.stderr == ""
+
+
+def test_interrupted_run_is_resumed(data: Path, tmp_path: Path) -> None:
+    words = [
+        "train",
+        str(data),
+        *TINY,
+        "--epochs",
+        "400",
+        "--out",
+        "run",
+        "--checkpoint-minutes",
+        "0",
+    ]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "sbtk_cli", *words], cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / LAST).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(60) == 130
+    config = tmp_path / "run" / "config.resolved.toml"
+    config.write_text(config.read_text().replace("epochs = 400", "epochs = 2"))
+    again = sbtk("train", "--resume", "run", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "resuming run" in again.stderr
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) >= 3
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train"], "no data to train on"),
+        (["train", "nowhere", *TINY], "has no folder 'sketch'"),
+        (["train", "DATA", *TINY, "--split", "SK-XX"], "no split named 'SK-XX'"),
+        (["train", "DATA", *TINY, "--recipe", "cake"], "no recipe 'cake'"),
+        (["train", "DATA", *TINY, "--validation-classes", "5"], "6 seen classes"),
+        (["train", "DATA", *TINY, "--device", "cuda"], "no working CUDA device"),
+        (["train", "DATA", "--weights", "gone.pth"], "no weights file gone.pth"),
+        (["train", "--resume", "nowhere"], "cannot be read"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(
+    data: Path, tmp_path: Path, words: list[str], sentence: str
+) -> None:
+    done = sbtk(*[str(data) if word == "DATA" else word for word in words], cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_finished_run_is_not_overwritten(data: Path, tmp_path: Path) -> None:
+    words = ("train", str(data), *TINY, "--epochs", "1", "--out", "run")
+    assert sbtk(*words, cwd=tmp_path).returncode == 0
+    again = sbtk(*words, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "--resume run" in again.stderr

@@ -1,0 +1,44 @@
+"""A tiny data set for training tests: classes of shapes, drawn as sketches and as photos."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+CLASSES = ("arch", "ball", "crate", "disc", "easel", "fence")
+
+
+def write_dataset(
+    root: Path, classes: Sequence[str] = CLASSES, sketches: int = 4, photos: int = 4
+) -> Path:
+    """Returns `root` with `{sketch,photo}/<class>/*`; a class is a polygon of its own."""
+    for label, name in enumerate(classes):
+        for kind, count in (("sketch", sketches), ("photo", photos)):
+            folder = root / kind / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                picture = _picture(label, number, is_sketch=kind == "sketch")
+                picture.save(folder / f"{number}.{'png' if kind == 'sketch' else 'jpg'}")
+    return root
+
+
+def _picture(label: int, number: int, *, is_sketch: bool) -> Image.Image:
+    random = np.random.default_rng([label, number, int(is_sketch)])
+    ground = 255 if is_sketch else tuple(int(c) for c in random.integers(120, 256, 3))
+    picture = Image.new("L" if is_sketch else "RGB", (64, 64), ground)  # type: ignore[arg-type]
+    middle = 32 + random.integers(-4, 5, 2)
+    radius = int(random.integers(16, 26))
+    angles = 2 * np.pi * np.arange(3 + label) / (3 + label)
+    corners = [
+        (float(middle[0] + radius * np.cos(angle)), float(middle[1] + radius * np.sin(angle)))
+        for angle in angles
+    ]
+    draw = ImageDraw.Draw(picture)
+    if is_sketch:
+        draw.polygon(corners, outline=0, width=2)
+    else:
+        draw.polygon(corners, fill=tuple(int(c) for c in random.integers(0, 100, 3)))
+    return picture

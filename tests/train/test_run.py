@@ -1,0 +1,213 @@
+"""Whole runs of a small backbone: what they write, and that a stopped one ends the same."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sbtk_runtime.errors import BadConfig
+from sbtk_train.checkpoint import LAST, STUDENT, load_run, load_state, newest_run
+from sbtk_train.config import TrainConfig, read_config
+from sbtk_train.loop import Trainer, TrainingDiverged
+from sbtk_train.progress import EpochDone, StepDone
+from sbtk_train.recipes import recipe
+from sbtk_train.run import new_run_folder, train
+from tests.tiny_data import write_dataset
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+def tiny_config(data: Path, name: str = "sbtk", **knobs: Any) -> TrainConfig:
+    changes: dict[str, Any] = {
+        "knowledge": False,
+        "quadruplets": 2,
+        "epochs": 2,
+        "train_size_px": 32,
+        "final_epochs": 0,
+        "warmup_steps": 2,
+    }
+    return TrainConfig(
+        data=str(data),
+        split="SK-YE",
+        recipe=recipe(name, **(changes | knobs)),
+        backbone="resnet18",
+        dim=8,
+        validation_classes=2,
+        precision="fp32",
+        device="cpu",
+        workers=2,
+        threads=1,
+        checkpoint_minutes=0,
+    )
+
+
+def run(config: TrainConfig, folder: Path, **options: Any) -> list[object]:
+    folder.mkdir(exist_ok=True)
+    events: list[object] = []
+    train(config, folder, events.append, **options)
+    return events
+
+
+def test_run_writes_what_it_promises(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    events = run(tiny_config(data), folder)
+    epochs = [event for event in events if isinstance(event, EpochDone)]
+    assert len(epochs) == 2
+    assert any(isinstance(event, StepDone) and event.images_per_s > 0 for event in events)
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert 0 <= float(rows[0]["validation_map"]) <= 1
+    record = json.loads((folder / "run.json").read_text())
+    assert set(record["training_classes"]).isdisjoint(record["validation_classes"])
+    assert record["epochs_done"] == 2
+    assert len(record["unseen_classes"]) == 21
+    assert read_config(folder) == tiny_config(data)
+    assert tomllib.loads((folder / "config.resolved.toml").read_text())["recipe"]["epochs"] == 2
+    assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert not list(folder.glob(".*tmp*"))
+
+
+def test_trained_run_is_loaded_with_its_best_student(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "2026-01-01-a"
+    run(tiny_config(data, epochs=1), folder)
+    loaded = load_run(folder)
+    assert not loaded.student.training
+    with torch.inference_mode():
+        rows = loaded.student.embed(torch.zeros(1, 3, 64, 64))
+    assert rows.shape == (1, 8)
+    assert newest_run(tmp_path) == folder
+    with pytest.raises(BadConfig, match="sbtk train"):
+        newest_run(tmp_path / "none")
+    with pytest.raises(BadConfig):
+        load_run(tmp_path)
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("name", "steps_before"), [("sbtk", 4), ("paper", 2)])
+def test_killed_and_resumed_equals_uninterrupted(
+    data: Path, tmp_path: Path, name: str, steps_before: int
+) -> None:
+    config = tiny_config(data, name)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(config, whole)
+    broken.mkdir()
+    seen = 0
+
+    def kill_later(trainer: Trainer) -> None:
+        step = trainer._step
+
+        def counted(*arguments: Any) -> dict[str, float]:
+            nonlocal seen
+            if seen == steps_before:
+                raise _Killed
+            seen += 1
+            return step(*arguments)
+
+        trainer._step = counted  # type: ignore[method-assign]
+
+    with pytest.raises(_Killed):
+        train(config, broken, lambda event: None, on_trainer=kill_later)
+    run(config, broken, resume=True)
+    first, first_position = load_state(whole)
+    second, second_position = load_state(broken)
+    assert first_position == second_position
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert (whole / STUDENT).read_bytes() == (broken / STUDENT).read_bytes()
+    assert (whole / "metrics.csv").read_text() == (broken / "metrics.csv").read_text()
+
+
+def test_asked_to_stop_it_saves_and_stops_after_the_step(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_config(data), folder, lambda e: None, on_trainer=lambda t: t.stop_soon())
+    assert load_state(folder)[1].step == 1
+
+
+def test_resuming_with_other_data_is_refused_with_both_hashes(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data")
+    folder = tmp_path / "run"
+    run(tiny_config(data, epochs=1), folder)
+    before = load_state(folder)[1].data_sha256
+    next((data / "photo").rglob("*.jpg")).unlink()
+    for extra in data.rglob("*.jpg"):
+        extra.write_bytes(extra.read_bytes() + b"\0")
+    with pytest.raises(BadConfig, match="training data changed") as caught:
+        run(tiny_config(data, epochs=1), folder, resume=True)
+    assert before[:12] in str(caught.value)
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_save(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def poison_later(trainer: Trainer) -> None:
+        step = trainer._step
+
+        def poisoned(*arguments: Any) -> dict[str, float]:
+            figures = step(*arguments)
+            if trainer._position.updates == 3:
+                with torch.no_grad():
+                    trainer._student.embedding.weight.fill_(float("nan"))
+            return figures
+
+        trainer._step = poisoned  # type: ignore[method-assign]
+
+    config = tiny_config(data)
+    config = TrainConfig(**{**vars(config), "checkpoint_minutes": 1000.0})
+    run(config, folder)
+    good = (folder / LAST).read_bytes()
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(TrainingDiverged, match="nan in epoch 1, step 4"):
+        train(config, other, lambda e: None, on_trainer=poison_later)
+    assert not (other / STUDENT).exists()
+    assert (folder / LAST).read_bytes() == good
+
+
+def test_runs_differ_by_seed_and_agree_for_one_seed(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, epochs=1)
+    other = TrainConfig(**{**vars(config), "seed": 1})
+    for folder, one in (("a", config), ("b", config), ("c", other)):
+        run(one, tmp_path / folder)
+    bytes_of = {name: (tmp_path / name / STUDENT).read_bytes() for name in "abc"}
+    assert bytes_of["a"] == bytes_of["b"]
+    assert bytes_of["a"] != bytes_of["c"]
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"metric": "triplet"},
+        {"identity": False},
+        {"attention": True},
+        {"augment": True, "patience": 1},
+        {"batches": "class-balanced", "metric": "triplet"},
+        {"metric": "contrastive", "optimizer": "adamw", "schedule": "cosine", "average_decay": 0.9},
+    ],
+)
+def test_every_ablation_trains(data: Path, tmp_path: Path, knobs: dict[str, Any]) -> None:
+    folder = tmp_path / "run"
+    events = run(tiny_config(data, "paper", epochs=1, **knobs), folder)
+    row = next(event.row for event in events if isinstance(event, EpochDone))
+    assert ("identity" in row) == knobs.get("identity", True)
+    assert load_run(folder).config.recipe.metric == knobs.get("metric", "quadruplet")
+
+
+def test_run_folders_are_new_ones(tmp_path: Path) -> None:
+    names = {new_run_folder(tmp_path, "x").name for _ in range(3)}
+    assert len(names) == 3
+    assert any(name.endswith("-x") for name in names)
