@@ -1,0 +1,156 @@
+"""The student as an ONNX file: uint8 pixels in, unit rows out, everything in between inside.
+
+Scaling, mean and standard deviation, and the L2 norm are part of the graph, so that nobody can
+get them wrong and four times fewer bytes move than with float input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from sbtk_runtime.errors import BadModel
+from sbtk_runtime.files import atomic_path
+from sbtk_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD, SIZE_PX
+from sbtk_train.student import Student
+
+INPUT_NAME = "images"
+OUTPUT_NAME = "embeddings"
+MAX_BATCH = 1024
+
+# A shorter row than this is divided by it, as torch's `normalize` does.
+_SHORTEST = 1e-12
+# torch specialises a batch of 1.
+_TRACED_BATCH = 2
+
+
+class Deployed(nn.Module):
+    """A student with the input and output that every engine sees.
+
+    Args:
+        student: in evaluation mode; it is shared, not copied.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+        mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
+        std = torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
+        self.register_buffer("scale", 1.0 / (255.0 * std))
+        self.register_buffer("shift", -mean / std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns `(N, D) float32` unit rows for `(N, 224, 224, 3) uint8` RGB."""
+        # Cast comes first: TensorRT lets nothing else consume a uint8 input.
+        planes = images.float().permute(0, 3, 1, 2) * self.scale + self.shift
+        rows: Tensor = self.student.embedding(self.student.feature(planes).float())
+        # Not `functional.normalize`: it expands the norms to the batch size, for which the
+        # exporter asks the input's shape, and that is a second consumer.
+        lengths: Tensor = rows.norm(dim=1, keepdim=True)
+        return rows / lengths.clamp_min(_SHORTEST)
+
+
+def write_onnx(student: Student, path: Path) -> None:
+    """Writes the student to `path` as one self-contained, checked ONNX file, atomically.
+
+    Batch norms are folded into the convolutions by the exporter.
+
+    Raises:
+        BadModel: the graph that came out is not what engines are promised.
+    """
+    deployed = Deployed(student).eval()
+    images = torch.zeros((_TRACED_BATCH, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)
+    with _quiet():
+        program = torch.onnx.export(
+            deployed,
+            (images,),
+            dynamo=True,
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},),
+            verbose=False,
+        )
+    if program is None:
+        raise BadModel("torch.onnx.export returned nothing", "an ONNX program")
+    with atomic_path(path) as temporary:
+        program.save(temporary, external_data=False)
+        model = onnx.load(temporary)
+        without_traces(model)
+        check_model(model, student.embedding.out_features)
+        onnx.save(model, temporary)
+
+
+def without_traces(model: onnx.ModelProto) -> None:
+    """Removes from `model` what the exporter noted about its own work.
+
+    Stack traces name folders of the machine, and the notes make equal models unequal.
+    """
+    model.doc_string = ""
+    graph = model.graph
+    del model.metadata_props[:]
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    for tensor in graph.initializer:
+        del tensor.metadata_props[:]
+        tensor.doc_string = ""
+
+
+def check_model(model: onnx.ModelProto, dim: int) -> None:
+    """Checks that a model is valid ONNX and keeps the promises made to engines.
+
+    Raises:
+        BadModel: names the first promise that is broken.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as problem:
+        raise BadModel(f"the exported graph is not valid ONNX: {problem}") from problem
+    graph = model.graph
+    promises = (
+        ([_signature(value) for value in graph.input], [(INPUT_NAME, "UINT8", _INPUT_SHAPE)]),
+        ([_signature(value) for value in graph.output], [(OUTPUT_NAME, "FLOAT", ("batch", dim))]),
+        ([node.op_type for node in graph.node[:2]], ["Cast", "Transpose"]),
+        (
+            [node.op_type for node in graph.node if INPUT_NAME in node.input],
+            ["Cast"],
+        ),
+    )
+    for found, expected in promises:
+        if found != expected:
+            raise BadModel(f"the exported graph has {found}", f"{expected}")
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer):
+        raise BadModel("the exported graph keeps weights in another file", "a single file")
+
+
+_INPUT_SHAPE = ("batch", SIZE_PX, SIZE_PX, 3)
+
+
+def _signature(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[str | int, ...]]:
+    kind = value.type.tensor_type
+    sizes = tuple(size.dim_param or size.dim_value for size in kind.shape.dim)
+    return value.name, onnx.TensorProto.DataType.Name(kind.elem_type), sizes
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's remarks about its own internals off the user's terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

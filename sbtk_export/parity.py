@@ -1,0 +1,198 @@
+"""How far exported models are from the student that torch runs, and how far they may be.
+
+Both see the same pixels, prepared by the runtime; the exported side is the runtime's own engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sbtk_export.pictures import ExportPictures, PictureSet
+from sbtk_runtime.engine import Engine
+from sbtk_runtime.errors import BadModel
+from sbtk_runtime.manifest import Precision
+from sbtk_runtime.metrics import Embeddings, evaluate
+from sbtk_runtime.preprocess import Pixels
+from sbtk_train.augment import normalised
+from sbtk_train.student import Student
+
+NORM_LIMIT = 1e-3
+_TOP = 10
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a precision may lose; `None` is not judged."""
+
+    cosine_min: float
+    cosine_mean: float | None = None
+    map_difference: float | None = None
+
+
+LIMITS: Mapping[Precision, Limits] = {
+    "fp32": Limits(cosine_min=0.9999),
+    "fp16": Limits(cosine_min=0.999),
+    "int8": Limits(cosine_min=0.95, cosine_mean=0.98, map_difference=0.005),
+}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One precision beside torch in FP32, as the manifest has it.
+
+    Attributes:
+        images: how many were compared, half of them sketches.
+        cosine_min, cosine_mean: between an image's two embeddings.
+        norm_error: largest `|length - 1|` of a row, as the model gives it.
+        top10_agreement: share of a sketch's first ten photos that both rank there.
+        map_torch, map_model: mAP@all (plain AP, mean over sketches) on `ranking_images`.
+        ranking_images: sketches and photos of seen classes that were ranked.
+        engine: what ran the model, with its version.
+    """
+
+    images: int
+    cosine_min: float
+    cosine_mean: float
+    norm_error: float
+    top10_agreement: float
+    map_torch: float
+    map_model: float
+    ranking_images: int
+    engine: str
+
+    @property
+    def map_difference(self) -> float:
+        """The model's mAP less torch's."""
+        return self.map_model - self.map_torch
+
+    def misses(self, limits: Limits) -> list[str]:
+        """Returns a sentence for each limit that is not kept; NaN keeps none."""
+        judged = [
+            ("smallest cosine", self.cosine_min, ">=", limits.cosine_min),
+            ("mean cosine", self.cosine_mean, ">=", limits.cosine_mean),
+            ("largest |norm - 1|", self.norm_error, "<=", NORM_LIMIT),
+            ("difference of mAP", abs(self.map_difference), "<=", limits.map_difference),
+        ]
+        return [
+            f"{name} {value:.6g} is not {relation} {limit:g}"
+            for name, value, relation, limit in judged
+            if limit is not None and not (value >= limit if relation == ">=" else value <= limit)
+        ]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What torch in FP32 makes of the pictures: `(N, D) float32` unit rows each."""
+
+    parity: Embeddings
+    ranking: Embeddings
+
+
+def torch_reference(student: Student, pictures: ExportPictures) -> Reference:
+    """Returns torch's embeddings of the pictures, by the code that training runs."""
+    parity = torch_embeddings(student, pictures.parity.pixels)
+    if pictures.ranking is pictures.parity:
+        return Reference(parity, parity)
+    return Reference(parity, torch_embeddings(student, pictures.ranking.pixels))
+
+
+def torch_embeddings(student: Student, pixels: Pixels) -> Embeddings:
+    """Returns `(N, D) float32` unit rows for `(N, 224, 224, 3) uint8` RGB."""
+    student.eval()
+    rows = []
+    with torch.inference_mode():
+        for start in range(0, len(pixels), _BATCH):
+            batch = torch.from_numpy(pixels[start : start + _BATCH]).permute(0, 3, 1, 2)
+            rows.append(student.embed(normalised(batch)).numpy())
+    return np.concatenate(rows)
+
+
+def measure_parity(engine: Engine, pictures: ExportPictures, reference: Reference) -> Parity:
+    """Returns how far an engine's embeddings are from torch's.
+
+    Args:
+        engine: gives rows as the model makes them, so their lengths are the model's doing.
+        pictures: what to compare on.
+        reference: torch's embeddings of the same pictures.
+    """
+    rows = engine.run(pictures.parity.pixels)
+    is_ranking_apart = pictures.ranking is not pictures.parity
+    ranked = engine.run(pictures.ranking.pixels) if is_ranking_apart else rows
+    every = np.concatenate([rows, ranked]) if is_ranking_apart else rows
+    wanted = (
+        np.concatenate([reference.parity, reference.ranking])
+        if is_ranking_apart
+        else reference.parity
+    )
+    lengths = np.linalg.norm(every.astype(np.float64), axis=1)
+    cosines = _cosines(every, wanted)
+    return Parity(
+        images=len(every),
+        cosine_min=float(cosines.min()),
+        cosine_mean=float(cosines.mean()),
+        norm_error=float(np.abs(lengths - 1).max()),
+        top10_agreement=_top_agreement(ranked, reference.ranking, pictures.ranking),
+        map_torch=_map_all(reference.ranking, pictures.ranking),
+        map_model=_map_all(_unit(ranked), pictures.ranking),
+        ranking_images=len(ranked),
+        engine=f"{engine.info.name} {engine.info.version}",
+    )
+
+
+def require_parity(parities: Mapping[Precision, Parity]) -> None:
+    """Checks every precision against its limits.
+
+    Raises:
+        BadModel: names each limit that is not kept, by precision.
+    """
+    misses = [
+        f"{precision}: {miss}"
+        for precision, parity in parities.items()
+        for miss in parity.misses(LIMITS[precision])
+    ]
+    if misses:
+        raise BadModel(
+            "the exported model does not do what the student does: " + "; ".join(misses),
+            "every limit kept; nothing was written",
+            "leave the precision out, or see the export's notices for images that do not fit",
+        )
+
+
+def _cosines(rows: Embeddings, wanted: Embeddings) -> NDArray[np.float64]:
+    a, b = rows.astype(np.float64), wanted.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((a * b).sum(axis=1) / lengths)
+
+
+def _unit(rows: Embeddings) -> Embeddings:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
+
+
+def _top_agreement(rows: Embeddings, wanted: Embeddings, pictures: PictureSet) -> float:
+    is_sketch = pictures.is_sketch
+    shares = []
+    for found, expected in zip(
+        _first_photos(_unit(rows), is_sketch), _first_photos(wanted, is_sketch), strict=True
+    ):
+        shares.append(len(np.intersect1d(found, expected)) / len(expected))
+    return float(np.mean(shares))
+
+
+def _first_photos(rows: Embeddings, is_sketch: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Returns `(sketches, 10) int64`: the photos that each sketch ranks first."""
+    scores = rows[is_sketch] @ rows[~is_sketch].T
+    return np.argsort(-scores, axis=1, kind="stable")[:, :_TOP]
+
+
+def _map_all(rows: Embeddings, pictures: PictureSet) -> float:
+    is_sketch, labels = pictures.is_sketch, pictures.labels
+    retrieval = evaluate(rows[is_sketch], labels[is_sketch], rows[~is_sketch], labels[~is_sketch])
+    return float(retrieval.ap_all.mean())

@@ -1,0 +1,125 @@
+"""What a training run says about its student, as the bundle's manifest and card tell it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sbtk_runtime.errors import BadConfig, BadData
+from sbtk_train.checkpoint import RECORD, TrainedRun
+from sbtk_train.splits import Split
+
+_METRICS = {
+    "validation_map": "mAP@all (plain AP, mean over sketches) of the {classes} validation classes, "
+    "their sketches against their photos; chose the epoch",
+    "validation_p10": "precision at 10, likewise",
+    "held_out_map": "mAP@all of held-out sketches of training classes against five training "
+    "photos of each",
+}
+
+# Words in a data folder's or weights file's name, and what is known of that source.
+_SOURCES = (
+    ("sketchy", "The Sketchy Database (Sangkloy et al. 2016), which is for research use only"),
+    ("imagenet", "ImageNet, whose images are for non-commercial research"),
+    ("quickdraw", "Quick, Draw! drawings by Google, CC BY 4.0"),
+    ("tu-berlin", "TU-Berlin sketches (Eitz et al. 2012), CC BY 4.0"),
+    ("tuberlin", "TU-Berlin sketches (Eitz et al. 2012), CC BY 4.0"),
+)
+
+
+@dataclass(frozen=True)
+class StudentFacts:
+    """What is told about a student.
+
+    Attributes:
+        method: `sbtknet` or `dsn`.
+        backbone: layout of the trunk.
+        training_classes: classes that it was trained on; calibration and parity use these.
+        validation_classes: seen classes that it was not trained on; ranking uses these.
+        training: for the manifest, licence included.
+        metrics: for the manifest, each figure with its rule.
+    """
+
+    method: str
+    backbone: str
+    training_classes: tuple[str, ...]
+    validation_classes: tuple[str, ...]
+    training: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+def facts_from_run(run: TrainedRun) -> StudentFacts:
+    """Returns what the run's record and configuration say.
+
+    Raises:
+        BadConfig: the record lacks something.
+        BadData: the record names an unseen class as a seen one.
+    """
+    record, config = run.record, run.config
+    training_classes = _names(run, "training_classes")
+    validation_classes = _names(run, "validation_classes")
+    split = Split(config.split, _names(run, "unseen_classes"))
+    mistaken = [n for n in (*training_classes, *validation_classes) if split.is_unseen(n)]
+    if mistaken:
+        raise BadData(
+            f"{run.folder / RECORD} lists {', '.join(mistaken)} as seen, unseen in {split.name}",
+            "lists that do not overlap",
+            "train again: sbtk train DATA",
+        )
+    copied = ("data", "data_sha256", "split", "training_sketches", "training_photos")
+    also = ("weights", "teacher", "recipe", "epochs_done", "seed", "division_seed", "device")
+    sources = [
+        str(record.get("data", "")),
+        str(_file_name(record.get("weights"))),
+    ]
+    training: dict[str, Any] = {key: record.get(key) for key in copied}
+    training["training_classes"] = len(training_classes)
+    training["validation_classes"] = list(validation_classes)
+    training |= {key: record.get(key) for key in also}
+    training["versions"] = record.get("versions", {})
+    training["licence"] = licence_text(sources)
+    return StudentFacts(
+        method="sbtknet",
+        backbone=config.backbone,
+        training_classes=training_classes,
+        validation_classes=validation_classes,
+        training={key: value for key, value in training.items() if value not in (None, [], "")},
+        metrics=_metrics(record.get("best"), len(validation_classes)),
+    )
+
+
+def licence_text(sources: list[str]) -> str:
+    """Returns what is known about the use of a model, by the names of what it was made from."""
+    names = [name.lower() for name in sources]
+    known = [
+        told for word, told in _SOURCES if any(word in name.replace("_", "-") for name in names)
+    ]
+    if not known:
+        return (
+            f"Not known. It follows from the licences of what the model was made from "
+            f"({', '.join(filter(None, sources)) or 'not recorded'}): ask whoever published them."
+        )
+    made_from = "Made from " + "; ".join(dict.fromkeys(known)) + "."
+    is_research = any("research" in told for told in known)
+    return f"Research use only. {made_from}" if is_research else made_from
+
+
+def _names(run: TrainedRun, key: str) -> tuple[str, ...]:
+    value = run.record.get(key)
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise BadConfig(f"{run.folder / RECORD} lacks the list {key!r}", "a run made by sbtk train")
+    return tuple(value)
+
+
+def _file_name(value: object) -> str:
+    return str(value.get("file", "")) if isinstance(value, dict) else ""
+
+
+def _metrics(best: object, validation_classes: int) -> dict[str, Any]:
+    if not isinstance(best, dict):
+        return {}
+    return {
+        name: {"value": best[name], "rule": rule.format(classes=validation_classes)}
+        for name, rule in _METRICS.items()
+        if name in best
+    }
