@@ -147,6 +147,7 @@ class Trainer:
                     self._listener(self._step_done(done / elapsed, elapsed))
                 is_due = time.monotonic() - self._saved_at > 60 * self._config.checkpoint_minutes
                 if is_due or self._is_stopping:
+                    self._check_weights()
                     self._save()
                 if self._is_stopping:
                     raise KeyboardInterrupt
@@ -216,8 +217,15 @@ class Trainer:
             f"start again with --learning-rate below {self._recipe.learning_rate}",
         )
 
+    def _check_weights(self) -> None:
+        """Raises if a step of finite gradients still broke the student, before that is saved."""
+        position = self._position
+        sums = [value.float().sum() for value in self._student.state_dict().values()]
+        self._check_finite(float(torch.stack(sums).sum()), "weights' sum", position.step - 1)
+
     def _finish_epoch(self) -> None:
         position = self._position
+        self._check_weights()
         kept = self._average if self._average is not None else self._student
         figures = validate(
             kept, self._materials.division, self._materials.compute, workers=self._config.workers

@@ -13,10 +13,10 @@ import pytest
 from sbtk_train.checkpoint import LAST, STUDENT
 from tests.tiny_data import write_dataset
 
-TINY = (
-    "--weights none --backbone resnet18 --size 32 --final-epochs 0 --quadruplets 2 --dim 8 "
-    "--validation-classes 2 --precision fp32 --threads 1 --seed 3"
-).split()
+TINY = """
+    --weights none --backbone resnet18 --size 32 --final-epochs 0 --quadruplets 2 --dim 8
+    --validation-classes 2 --precision fp32 --threads 1 --seed 3
+""".split()  # noqa: SIM905
 
 
 def sbtk(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -36,7 +36,7 @@ def test_feature_map_is_a_thirty_second_of_the_input(backbone: str) -> None:
 
 
 def test_unknown_backbone_lists_the_known_ones() -> None:
-    with pytest.raises(BadConfig, match="resnet50-v1.5"):
+    with pytest.raises(BadConfig, match=r"resnet50-v1\.5"):
         build_trunk("vgg16")
 
 
