@@ -75,6 +75,7 @@ def facts_from_run(run: TrainedRun) -> StudentFacts:
     training: dict[str, Any] = {key: record.get(key) for key in copied}
     training["training_classes"] = len(training_classes)
     training["validation_classes"] = list(validation_classes)
+    training["unseen_classes"] = list(split.unseen)
     training |= {key: record.get(key) for key in also}
     training["versions"] = record.get("versions", {})
     training["licence"] = licence_text(sources)
