@@ -1,0 +1,31 @@
+"""`sbtk` of this checkout as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+SBTK = (sys.executable, "-m", "sbtk_cli")
+
+
+def environment() -> dict[str, str]:
+    """Returns the environment in which Python finds the packages of this checkout."""
+    root = Path(__file__).resolve().parent.parent
+    path = os.pathsep.join([str(root), str(root / "cli"), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": path}
+
+
+def run(command: Sequence[str]) -> str:
+    """Returns what a command prints; ends the benchmark, with its complaint, if it fails."""
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command[:6])} ... failed ({done.returncode}):\n{done.stderr}")
+    return done.stdout
+
+
+def run_sbtk(*arguments: str) -> str:
+    """Returns what `sbtk` with these arguments prints."""
+    return run([*SBTK, *arguments])

@@ -1,0 +1,68 @@
+"""Folders of photos for benchmarks: given ones, or more made from them."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sbtk_runtime.bench_inputs import generated_photos
+from sbtk_runtime.images import SUFFIXES
+
+_JPEG_QUALITY = 88
+_LEAST_SHARE = 0.7
+
+
+def photos_below(folder: Path) -> list[Path]:
+    """Returns the image files below a folder, sorted."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not found:
+        sys.exit(f"{folder} holds no photos")
+    return found
+
+
+def copied(source: Path | None, count: int, folder: Path) -> str:
+    """Fills `folder` with `count` photos taken evenly from `source`; returns what they are.
+
+    Without a source the photos are generated; with too few, the rest are made from them.
+    """
+    folder.mkdir(parents=True)
+    if source is None:
+        for index, content in enumerate(generated_photos(count)):
+            (folder / f"{index:06d}.jpg").write_bytes(content)
+        return f"{count:,} generated photos"
+    found = photos_below(source)
+    if len(found) < count:
+        return re_encoded(source, count, folder)
+    for index in range(count):
+        path = found[index * len(found) // count]
+        shutil.copyfile(path, folder / f"{index:06d}{path.suffix.lower()}")
+    return f"{count:,} photos of {source.name}"
+
+
+def re_encoded(source: Path | None, count: int, folder: Path, seed: int = 0) -> str:
+    """Fills `folder` with `count` distinct photos: random cuts of given ones, encoded anew."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    if source is None:
+        contents = [io.BytesIO(content) for content in generated_photos(8)]
+        pictures = [Image.open(content).convert("RGB") for content in contents]
+    else:
+        found = photos_below(source)
+        chosen = [found[index * len(found) // 256] for index in range(256)]
+        pictures = [Image.open(path).convert("RGB") for path in dict.fromkeys(chosen)]
+    for index in range(count):
+        picture = pictures[int(random.integers(len(pictures)))]
+        width, height = picture.size
+        share = random.uniform(_LEAST_SHARE, 1.0)
+        left = random.uniform(0, (1 - share) * width)
+        top = random.uniform(0, (1 - share) * height)
+        box = (left, top, left + share * width, top + share * height)
+        cut = picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
+        cut.save(folder / f"{index:06d}.jpg", quality=_JPEG_QUALITY)
+    of = "generated photos" if source is None else f"photos of {source.name}"
+    return f"{count:,} random cuts of {len(pictures)} {of}, encoded anew, seed {seed}"

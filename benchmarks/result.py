@@ -1,0 +1,53 @@
+"""A benchmark's result as Markdown for people and JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sbtk_runtime.machine import Machine, this_machine
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a benchmark found.
+
+    Attributes:
+        title: what was measured.
+        columns, rows: the table; cells are texts with their units.
+        figures: the same in numbers, for programs.
+        notes: how it was measured.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    figures: dict[str, Any]
+    notes: Sequence[str] = ()
+
+
+def print_result(result: Result, module: str, *, as_json: bool) -> None:
+    """Prints the result with the command that made it and the machine that it was made on."""
+    machine = this_machine()
+    command = " ".join(["python", "-m", module, *sys.argv[1:]])
+    if as_json:
+        found = {"title": result.title, "command": command, "machine": machine.to_json()}
+        print(json.dumps(found | {"figures": result.figures, "notes": list(result.notes)}))
+    else:
+        print(_markdown(result, command, machine))
+
+
+def _markdown(result: Result, command: str, machine: Machine) -> str:
+    lines = [f"### {result.title}", "", f"`{command}`", ""]
+    lines += [_row(result.columns), _row(["---"] * len(result.columns))]
+    lines += [_row(row) for row in result.rows]
+    lines += ["", *(f"- {note}" for note in result.notes)]
+    lines += [f"- {line}" for line in machine.lines()]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
