@@ -19,7 +19,7 @@ from sbtk_runtime.bench_latency import (
 )
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engine import AUTO, Engine, open_engine, survey_engines
-from sbtk_runtime.errors import EngineUnavailable, MissingExtra
+from sbtk_runtime.errors import BadConfig, EngineUnavailable, MissingExtra
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import prepare
 
@@ -91,6 +91,7 @@ def measure_latency(
     searched: str,
     *,
     engine: str = AUTO,
+    device: str | None = None,
     precision: Precision | None = None,
     threads: int | None = None,
     batches: Sequence[int] = BATCHES,
@@ -106,6 +107,7 @@ def measure_latency(
         search: answers an embedding, the last stage of a query.
         searched: what it searches, in words.
         engine: a name, or `auto` for every engine that works; the stages take the first.
+        device: `cpu`, `cuda` or `cuda:N`, or `None` for whatever an engine runs on.
         precision: one of the bundle's, or `None` for all; the stages take the engine's default.
         threads: CPU threads of each contender; by default all that this process may use.
         batches: numbers of pictures per run.
@@ -117,14 +119,16 @@ def measure_latency(
         EngineUnavailable: the named engine, or every engine, does not work here.
     """
     with contextlib.ExitStack() as stack:
-        default = open_engine(bundle, engine=engine, precision=precision, threads=threads)
+        default = open_engine(
+            bundle, engine=engine, precision=precision, threads=threads, device=device
+        )
         stack.callback(default.close)
         info = default.info
         progress(f"stages on {_name(default)}")
         stages = measure_stages(
             pictures.sketches, pictures.photos, default.run, search, samples=effort.samples
         )
-        contenders, notes = _open_others(stack, bundle, default, engine, precision)
+        contenders, notes = _open_others(stack, bundle, default, engine, precision, device)
         others = dict(peers(info.threads))
         pixels = np.stack([prepare(photo, "photo").pixels for photo in pictures.photos[:32]])
         throughput = measure_throughput(
@@ -156,6 +160,7 @@ def _open_others(
     default: Engine,
     engine: str,
     precision: Precision | None,
+    device: str | None,
 ) -> tuple[dict[str, Run], list[str]]:
     """Returns every engine and precision to measure, the default first, and what was left out."""
     contenders: dict[str, Run] = {_name(default): default.run}
@@ -166,9 +171,13 @@ def _open_others(
                 continue
             try:
                 opened = open_engine(
-                    bundle, engine=name, precision=wanted, threads=default.info.threads
+                    bundle,
+                    engine=name,
+                    precision=wanted,
+                    threads=default.info.threads,
+                    device=device,
                 )
-            except (EngineUnavailable, MissingExtra) as problem:
+            except (EngineUnavailable, MissingExtra, BadConfig) as problem:
                 notes.append(f"{name} {wanted} left out: {problem.found}")
                 continue
             stack.callback(opened.close)

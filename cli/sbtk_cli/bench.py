@@ -44,7 +44,7 @@ def _shared(function: Function) -> Function:
 
 def _of_a_model(function: Function) -> Function:
     """Adds the options of every benchmark of a model."""
-    return options.model(options.engine(_shared(function)))
+    return options.model(options.engine(options.device(_shared(function))))
 
 
 @click.group("bench", invoke_without_command=True)
@@ -62,6 +62,7 @@ def command(
     context: click.Context,
     model: str | None,
     engine: str,
+    device: str | None,
     threads: int | None,
     data: Path | None,
     plot: Path | None,
@@ -81,7 +82,7 @@ def command(
 
     _check_plot(plot)
     machine = this_machine()
-    chosen = _chosen(model, engine, threads, quiet)
+    chosen = _chosen(model, engine, device, threads, quiet)
     latency = run_latency(chosen)
     maps = [] if data is None else run_map(chosen, data)
     return hand_over(machine, latency=latency, maps=maps, plot=plot, as_json=as_json)
@@ -118,6 +119,7 @@ def command(
 def latency(
     model: str | None,
     engine: str,
+    device: str | None,
     precision: Precision | None,
     threads: int | None,
     batches: tuple[int, ...],
@@ -139,7 +141,7 @@ def latency(
     _check_plot(plot)
     machine = this_machine()
     report = run_latency(
-        _chosen(model, engine, threads, quiet),
+        _chosen(model, engine, device, threads, quiet),
         precision=precision,
         batches=batches,
         data=data,
@@ -183,6 +185,7 @@ def map_(
     data: Path | None,
     model: str | None,
     engine: str,
+    device: str | None,
     precisions: tuple[Precision, ...],
     threads: int | None,
     batch: int,
@@ -208,7 +211,7 @@ def map_(
     _check_plot(plot)
     machine = this_machine()
     reports = run_map(
-        _chosen(model, engine, threads, quiet),
+        _chosen(model, engine, device, threads, quiet),
         data,
         precisions=precisions,
         batch=batch,
@@ -296,11 +299,13 @@ def search(
     return hand_over(machine, search=report, plot=plot, as_json=as_json)
 
 
-def _chosen(model: str | None, engine: str, threads: int | None, quiet: bool) -> Chosen:
+def _chosen(
+    model: str | None, engine: str, device: str | None, threads: int | None, quiet: bool
+) -> Chosen:
     from sbtk_cli.bench_runs import Chosen
     from sbtk_runtime.bundle import Bundle
 
-    return Chosen(Bundle.open(model), engine, threads, quiet)
+    return Chosen(Bundle.open(model), engine, device, threads, quiet)
 
 
 def _check_plot(plot: Path | None) -> None:

@@ -46,7 +46,7 @@ def measured_images(
     if classes == "validation":
         names = _validation_classes(images, training)
         return _measured(images, names, f"{len(names)} validation classes (seen, held out)")
-    split = open_split(split_name or _own_split(training))
+    split = open_split(split_name) if split_name else _own_split(training)
     names = [name for name in images.classes if split.is_unseen(name)]
     if not names:
         raise BadData(
@@ -73,9 +73,18 @@ def _measured(images: ImageSet, names: list[str], of: str) -> Measured:
     )
 
 
-def _own_split(training: dict[str, Any]) -> str:
+def _own_split(training: dict[str, Any]) -> Split:
+    """Returns the split that the model was trained with; the default one if it does not say."""
+    unseen = training.get("unseen_classes")
+    if not isinstance(unseen, list) or not unseen:
+        return open_split(DEFAULT_SPLIT)
+    return Split(_split_name(training), tuple(sorted(str(name) for name in unseen)))
+
+
+def _split_name(training: dict[str, Any]) -> str:
     split = training.get("split")
-    return split if isinstance(split, str) and split else DEFAULT_SPLIT
+    name = split.get("name") if isinstance(split, dict) else split
+    return name if isinstance(name, str) and name else "the model's own split"
 
 
 def _validation_classes(images: ImageSet, training: dict[str, Any]) -> list[str]:
@@ -104,7 +113,7 @@ def _refuse_leaks(manifest: BundleManifest, split: Split, names: list[str]) -> N
             f"{manifest.model_id} did not keep {', '.join(leaked)} from its training, "
             f"which {split.name} calls unseen",
             "the split that the model was trained with",
-            f"--split {_own_split(manifest.training)}",
+            f"--split {_split_name(manifest.training)}, or leave it out",
         )
 
 

@@ -25,10 +25,11 @@ UNSEEN_LOG = Path("benchmarks/unseen.log")
 
 @dataclass(frozen=True)
 class Chosen:
-    """The model, and what runs it: a bundle, an engine's name or `auto`, and CPU threads."""
+    """The model, and what runs it, as `--engine`, `--device` and `--threads` take it."""
 
     bundle: Bundle
     engine: str
+    device: str | None
     threads: int | None
     quiet: bool
 
@@ -51,6 +52,7 @@ def run_latency(
             search,
             searched_named,
             engine=chosen.engine,
+            device=chosen.device,
             precision=precision,
             threads=chosen.threads,
             batches=batches or BATCHES,
@@ -78,6 +80,7 @@ def run_map(
         embedder = Embedder(
             chosen.bundle,
             engine=chosen.engine,
+            device=chosen.device,
             precision=precision,
             threads=chosen.threads,
             batch=batch,
