@@ -7,6 +7,8 @@ PYTEST_ARGUMENTS ?=
 SOURCES := pyproject.toml constraints.txt \
 	$(shell find sbtk_runtime sbtk_train sbtk_export cli -type f -not -name '*.pyc')
 PIP_OPTIONS := --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL_FAILED := { echo "pip could not install sbtk (its reason stands above). It needs a package index\
+ that it can reach, and a C++ compiler for hnswlib: apt install g++" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .PHONY: help demo check test format clean
@@ -40,14 +42,15 @@ $(DEMO_VENV)/.installed: $(SOURCES)
 	@$(call new_environment,$(DEMO_VENV))
 	@echo "Installing sbtk[cpu] into $(DEMO_VENV), without torch ..."
 	@rm -rf build
-	@$(DEMO_VENV)/bin/python -m pip install $(PIP_OPTIONS) ".[cpu]"
+	@$(DEMO_VENV)/bin/python -m pip install $(PIP_OPTIONS) ".[cpu]" || $(INSTALL_FAILED)
 	@touch $@
 
 # Editable, so only a change of what is required means another install.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(call new_environment,$(VENV))
 	@echo "Installing sbtk with everything that its tests need into $(VENV) (some 5 GB) ..."
-	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --editable ".[train,export,cpu,plot,dev]"
+	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --editable \
+		".[train,export,cpu,plot,dev]" || $(INSTALL_FAILED)
 	@touch $@
 
 define new_environment
