@@ -12,7 +12,7 @@ from typing import Self
 
 from sbtk_runtime import images, preprocess
 from sbtk_runtime.errors import BadImage
-from sbtk_runtime.memory_budget import MemoryBudget
+from sbtk_runtime.memory_budget import MemoryBudget, give_back_what_is_freed
 from sbtk_runtime.preprocess import Kind, Prepared
 
 # What all threads together hold of file contents, and of pictures being decoded. A single larger
@@ -68,6 +68,7 @@ class DecodePool:
     """
 
     def __init__(self, kind: Kind, threads: int) -> None:
+        give_back_what_is_freed()
         self._kind: Kind = kind
         self._files = MemoryBudget(_FILES_BYTES)
         self._pictures = MemoryBudget(_PICTURES_BYTES)
@@ -99,12 +100,13 @@ class DecodePool:
             return work.failed(reason_of(problem))
         # Whatever one file does to a decoder, it must not end the run.
         except Exception as problem:
-            return work.failed(f"{type(problem).__name__}: {problem}")
+            return work.failed(" ".join(f"{type(problem).__name__}: {problem}".split()))
 
 
 def reason_of(problem: BadImage) -> str:
     """Returns on one line why a file was refused."""
-    return f"{problem.found} (expected: {problem.expected})" if problem.expected else problem.found
+    expected = f" (expected: {problem.expected})" if problem.expected else ""
+    return " ".join(f"{problem.found}{expected}".split())
 
 
 class _Work:

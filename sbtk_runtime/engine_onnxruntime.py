@@ -53,13 +53,15 @@ class OnnxRuntimeEngine:
             EngineUnavailable: ONNX Runtime failed, or the engine is closed.
             BadModel: the model's answer does not have the shape that the manifest tells.
         """
-        if self._session is None:
+        # Another thread may close the engine meanwhile; this run then ends on the old session.
+        session = self._session
+        if session is None:
             raise EngineUnavailable(f"the engine {self.info.name} is closed", "an open engine")
         embeddings = np.empty((len(images), self.info.dim), dtype=np.float32)
         for start in range(0, len(images), self._chunk):
             part = np.ascontiguousarray(images[start : start + self._chunk])
             try:
-                rows = self._session.run([OUTPUT_NAME], {INPUT_NAME: part})[0]
+                rows = session.run([OUTPUT_NAME], {INPUT_NAME: part})[0]
             # ONNX Runtime's exceptions share no base class below Exception.
             except Exception as problem:
                 raise EngineUnavailable(

@@ -3,8 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import threading
 from collections.abc import Iterator
+
+
+_M_MMAP_THRESHOLD = -3
+_LARGE_BYTES = 2 << 20
+
+
+@functools.cache
+def give_back_what_is_freed() -> None:
+    """Makes the C library return large blocks to the system as soon as they are freed.
+
+    glibc otherwise raises its own threshold to the largest block that it has seen, and each
+    thread keeps as much as the largest picture that it ever decoded: eight threads on pictures of
+    25 megapixels were seen to hold 1.3 GB, of which 0.3 were in use. Other C libraries are left
+    as they are.
+    """
+    try:
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+    except (AttributeError, OSError, TypeError):
+        return
 
 
 class MemoryBudget:
