@@ -8,7 +8,6 @@ import functools
 import threading
 from collections.abc import Iterator
 
-
 _M_MMAP_THRESHOLD = -3
 _LARGE_BYTES = 2 << 20
 
