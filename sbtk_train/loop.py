@@ -20,20 +20,20 @@ from sbtk_train.checkpoint import Position, load_state, save_state, save_student
 from sbtk_train.config import TrainConfig
 from sbtk_train.data import ImageSet
 from sbtk_train.evaluate import validate
-from sbtk_train.losses import (
-    batch_hard_loss,
-    classification_loss,
-    contrastive_loss,
-    knowledge_loss,
-    quadruplet_loss,
-    triplet_loss,
+from sbtk_train.losses import classification_loss, knowledge_loss
+from sbtk_train.metric_loss import metric_loss
+from sbtk_train.optimise import (
+    build_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+    set_rates,
+    update_average,
 )
 from sbtk_train.pixels import PixelStore, fits_in_memory
 from sbtk_train.progress import EpochDone, Listener, StepDone
 from sbtk_train.recipes import Recipe
 from sbtk_train.sampler import Batch, class_balanced_batches, quadruplet_batches
 from sbtk_train.setup import Materials
-from sbtk_train.student import Student
 
 _REPORT_SECONDS = 10.0
 
@@ -63,7 +63,7 @@ class Trainer:
         self._data = materials.division.training
         self._student = materials.student
         self._average = copy.deepcopy(self._student) if config.recipe.average_decay else None
-        self._optimizer = _optimizer(self._student, config.recipe)
+        self._optimizer = build_optimizer(self._student, config.recipe)
         self._scaler = torch.GradScaler(
             materials.compute.device.type, enabled=materials.compute.needs_loss_scaling
         )
@@ -106,7 +106,7 @@ class Trainer:
         self._student.load_state_dict(_part(tensors, "student."))
         if self._average is not None:
             self._average.load_state_dict(_part(tensors, "average."))
-        _restore_optimizer(self._optimizer, _part(tensors, "optimizer."))
+        restore_optimizer(self._optimizer, _part(tensors, "optimizer."))
         if position.scaler:
             self._scaler.load_state_dict(position.scaler)
 
@@ -160,7 +160,13 @@ class Trainer:
     ) -> dict[str, float]:
         compute, recipe, position = self._materials.compute, self._recipe, self._position
         self._student.train()
-        _set_rates(self._optimizer, recipe, position, self._epoch_steps)
+        set_rates(
+            self._optimizer,
+            recipe,
+            epoch=position.epoch,
+            updates=position.updates,
+            epoch_steps=self._epoch_steps,
+        )
         draw = batch_generator(self._config.seed, position.epoch, number)
         sketches, photos = sketches.to(compute.device), photos.to(compute.device)
         if recipe.augment:
@@ -173,7 +179,7 @@ class Trainer:
             output = self._student(images)
         count = len(batch.sketches)
         terms = {
-            "metric": _metric_loss(
+            "metric": metric_loss(
                 output.embedding[:count],
                 output.embedding[count:],
                 labels[:count],
@@ -203,7 +209,7 @@ class Trainer:
         self._scaler.update()
         self._position.updates += 1
         if self._average is not None:
-            _update_average(
+            update_average(
                 self._average, self._student, self._recipe.average_decay, self._position.updates
             )
 
@@ -248,12 +254,8 @@ class Trainer:
         tensors = {f"student.{k}": v for k, v in self._student.state_dict().items()}
         if self._average is not None:
             tensors |= {f"average.{k}": v for k, v in self._average.state_dict().items()}
-        for index, state in self._optimizer.state_dict()["state"].items():
-            tensors |= {
-                f"optimizer.{index}.{name}": torch.as_tensor(value)
-                for name, value in state.items()
-                if value is not None
-            }
+        state = optimizer_tensors(self._optimizer)
+        tensors |= {f"optimizer.{name}": value for name, value in state.items()}
         if self._scaler.is_enabled():
             self._position.scaler = self._scaler.state_dict()
         save_state(self._folder, tensors, self._position)
@@ -306,88 +308,8 @@ def _prefetched(
             yield number, batch, pixels
 
 
-def _metric_loss(
-    sketches: Tensor, photos: Tensor, sketch_labels: Tensor, photo_labels: Tensor, recipe: Recipe
-) -> Tensor:
-    if recipe.metric == "contrastive":
-        embeddings, labels = torch.cat([sketches, photos]), torch.cat([sketch_labels, photo_labels])
-        return contrastive_loss(embeddings, labels, recipe.temperature)
-    with_sketches = recipe.metric == "quadruplet"
-    if recipe.batches == "class-balanced":
-        return batch_hard_loss(
-            sketches,
-            sketch_labels,
-            photos,
-            photo_labels,
-            recipe.margin,
-            with_sketch_negatives=with_sketches,
-        )
-    half = len(sketches) // 2
-    anchor, negative_sketch = sketches[:half], sketches[half:]
-    positive, negative_photo = photos[:half], photos[half:]
-    if with_sketches:
-        return quadruplet_loss(anchor, positive, negative_photo, negative_sketch, recipe.margin)
-    return triplet_loss(anchor, positive, negative_photo, recipe.margin)
-
-
-def _optimizer(student: Student, recipe: Recipe) -> torch.optim.Optimizer:
-    trunk = [p for p in student.trunk.parameters() if p.requires_grad]
-    heads = [
-        parameter
-        for name, parameter in student.named_parameters()
-        if not name.startswith("trunk.") and parameter.requires_grad
-    ]
-    groups = [
-        {"params": [p for p in trunk if p.dim() > 1], "factor": 1.0},
-        {"params": heads, "factor": recipe.head_rate_factor},
-    ]
-    norms = [p for p in trunk if p.dim() == 1]
-    if recipe.optimizer == "sgd":
-        groups[0]["params"] = trunk
-        return torch.optim.SGD(
-            groups, recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-        )
-    groups.append({"params": norms, "factor": 1.0, "weight_decay": 0.0})
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, recipe.learning_rate, weight_decay=recipe.weight_decay)
-
-
-def _set_rates(
-    optimizer: torch.optim.Optimizer, recipe: Recipe, position: Position, epoch_steps: int
-) -> None:
-    if recipe.schedule == "step":
-        rate = recipe.learning_rate * 0.1 ** (position.epoch // recipe.step_epochs)
-    else:
-        progress = position.updates / (epoch_steps * recipe.epochs)
-        rate = recipe.learning_rate * (0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, progress))))
-    if position.updates < recipe.warmup_steps:
-        rate *= (position.updates + 1) / recipe.warmup_steps
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["factor"]
-
-
-@torch.no_grad()
-def _update_average(average: Student, student: Student, decay: float, updates: int) -> None:
-    # Young averages follow closely, or they would remember the initialisation.
-    share = 1 - min(decay, (1 + updates) / (10 + updates))
-    for kept, new in zip(average.state_dict().values(), student.state_dict().values(), strict=True):
-        if kept.dtype.is_floating_point:
-            kept.lerp_(new, share)
-        else:
-            kept.copy_(new)
-
-
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def default_workers() -> int:

@@ -28,7 +28,7 @@ def write_dataset(
 def _picture(label: int, number: int, *, is_sketch: bool) -> Image.Image:
     random = np.random.default_rng([label, number, int(is_sketch)])
     ground = 255 if is_sketch else tuple(int(c) for c in random.integers(120, 256, 3))
-    picture = Image.new("L" if is_sketch else "RGB", (64, 64), ground)  # type: ignore[arg-type]
+    picture = Image.new("L" if is_sketch else "RGB", (64, 64), ground)
     middle = 32 + random.integers(-4, 5, 2)
     radius = int(random.integers(16, 26))
     angles = 2 * np.pi * np.arange(3 + label) / (3 + label)

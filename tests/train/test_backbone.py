@@ -18,8 +18,13 @@ from sbtk_train.backbone import (
 
 def stage_strides(backbone: str) -> list[tuple[int, int]]:
     trunk, _ = build_trunk(backbone)
-    blocks = [trunk.get_submodule(f"layer{stage}.0") for stage in (2, 3, 4)]
-    return [(block.conv1.stride[0], block.conv2.stride[0]) for block in blocks]  # type: ignore[union-attr, index]
+    strides = []
+    for stage in (2, 3, 4):
+        first, second = (trunk.get_submodule(f"layer{stage}.0.conv{n}") for n in (1, 2))
+        assert isinstance(first, torch.nn.Conv2d)
+        assert isinstance(second, torch.nn.Conv2d)
+        strides.append((first.stride[0], second.stride[0]))
+    return strides
 
 
 def test_the_two_layouts_differ_in_where_a_stage_strides() -> None:

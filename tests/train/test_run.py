@@ -98,28 +98,23 @@ class _Killed(Exception):
 
 @pytest.mark.parametrize(("name", "steps_before"), [("sbtk", 4), ("paper", 2)])
 def test_killed_and_resumed_equals_uninterrupted(
-    data: Path, tmp_path: Path, name: str, steps_before: int
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, steps_before: int
 ) -> None:
     config = tiny_config(data, name)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(config, whole)
     broken.mkdir()
-    seen = 0
+    monkeypatch.setattr("sbtk_train.loop._REPORT_SECONDS", 0.0)
+    steps = 0
 
-    def kill_later(trainer: Trainer) -> None:
-        step = trainer._step
-
-        def counted(*arguments: Any) -> dict[str, float]:
-            nonlocal seen
-            if seen == steps_before:
-                raise _Killed
-            seen += 1
-            return step(*arguments)
-
-        trainer._step = counted  # type: ignore[method-assign]
+    def killed_later(event: object) -> None:
+        nonlocal steps
+        steps += isinstance(event, StepDone)
+        if steps == steps_before:
+            raise _Killed
 
     with pytest.raises(_Killed):
-        train(config, broken, lambda event: None, on_trainer=kill_later)
+        train(config, broken, killed_later)
     run(config, broken, resume=True)
     first, first_position = load_state(whole)
     second, second_position = load_state(broken)
@@ -153,24 +148,23 @@ def test_resuming_with_other_data_is_refused_with_both_hashes(tmp_path: Path) ->
 
 @pytest.mark.parametrize("updates", [5, 6])
 def test_nan_stops_the_run_and_keeps_the_last_good_save(
-    data: Path, tmp_path: Path, updates: int
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int
 ) -> None:
-    def poison_later(trainer: Trainer) -> None:
-        step = trainer._step
+    monkeypatch.setattr("sbtk_train.loop._REPORT_SECONDS", 0.0)
+    trainers: list[Any] = []
+    steps = 0
 
-        def poisoned(*arguments: Any) -> dict[str, float]:
-            figures = step(*arguments)
-            if trainer._position.updates == updates:
-                with torch.no_grad():
-                    trainer._student.embedding.weight.fill_(float("nan"))
-            return figures
-
-        trainer._step = poisoned  # type: ignore[method-assign]
+    def poison_later(event: object) -> None:
+        nonlocal steps
+        steps += isinstance(event, StepDone)
+        if steps == updates:
+            with torch.no_grad():
+                trainers[0]._student.embedding.weight.fill_(float("nan"))
 
     config = replace(tiny_config(data), checkpoint_minutes=1000.0)
     # An epoch has three steps: the fifth is followed by another one, the sixth by a save.
     with pytest.raises(TrainingDiverged, match="nan in epoch 2"):
-        train(config, tmp_path, lambda event: None, on_trainer=poison_later)
+        train(config, tmp_path, poison_later, on_trainer=trainers.append)
     tensors, position = load_state(tmp_path)
     assert (position.epoch, position.step) == (1, 0)
     assert all(bool(torch.isfinite(value).all()) for value in tensors.values())

@@ -29,13 +29,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def config(data: Path, weights: Path, **changes: Any) -> TrainConfig:
+def config(data: Path, weights: Path | None, **changes: Any) -> TrainConfig:
     values: dict[str, Any] = {
         "data": str(data),
         "split": "SK-YE",
         "recipe": recipe("sbtk"),
         "backbone": "resnet18",
-        "weights": str(weights),
+        "weights": "" if weights is None else str(weights),
         "dim": 8,
         "validation_classes": 2,
         "precision": "fp32",
@@ -101,14 +101,12 @@ def test_damaged_cache_is_made_again(tmp_path: Path, weights: Path) -> None:
 def test_knowledge_without_a_teacher_says_what_to_give(tmp_path: Path, weights: Path) -> None:
     data = write_dataset(tmp_path / "data")
     with pytest.raises(BadConfig, match="teacher"):
-        gather(config(data, weights, weights=""), lambda text: None)
+        gather(config(data, None), lambda text: None)
     tensors, headless = build_trunk("resnet18")[0].state_dict(), tmp_path / "headless.safetensors"
     save_file(tensors, headless)
     with pytest.raises(BadModel, match="classifier"):
         gather(config(data, headless), lambda text: None)
-    from_scratch = gather(
-        config(data, weights, weights="", teacher=str(weights)), lambda text: None
-    )
+    from_scratch = gather(config(data, None, teacher=str(weights)), lambda text: None)
     assert from_scratch.soft_labels is not None
 
 
