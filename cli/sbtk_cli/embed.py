@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _HELP = """Write the embeddings of image files to an .npz file.
 
-It holds `paths`, as given and in that order, and `embeddings`, one row of length 1 for each
+It holds 'paths', as given and in that order, and 'embeddings', one row of length 1 for each
 (float32). A file that cannot be read is named, left out, and the exit code is 3.
 
 \b
@@ -32,8 +32,8 @@ find photos -name '*.jpg' -print0 | sbtk embed --from-file - --as photo -o photo
 
 
 @click.command(help=_HELP)
-@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
-@options.kind(None)
+@click.argument("files", nargs=-1, type=click.Path())
+@options.as_required
 @click.option(
     "--from-file",
     "lists",
@@ -43,7 +43,15 @@ find photos -name '*.jpg' -print0 | sbtk embed --from-file - --as photo -o photo
     help="Read more paths from a file, or from standard input as -; one on each line, or ended "
     "by NUL bytes.",
 )
-@click.option("-o", "--output", "target", type=options.PATH, required=True, metavar="OUT.npz")
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    type=options.PATH,
+    required=True,
+    metavar="OUT.npz",
+    help="The file to write.",
+)
 @options.model
 @options.engine
 @options.precision
@@ -53,7 +61,7 @@ find photos -name '*.jpg' -print0 | sbtk embed --from-file - --as photo -o photo
 @options.json
 @options.quiet
 def command(
-    files: tuple[Path, ...],
+    files: tuple[str, ...],
     kind: Kind,
     lists: tuple[Path, ...],
     target: Path,
@@ -70,7 +78,7 @@ def command(
     if not files and not lists:
         raise click.UsageError("Name image files, or a list of them with --from-file.")
     options.check_output_file(target)
-    paths = [*map(os.fspath, files), *_listed(lists)]
+    paths = [*files, *_listed(lists)]
     if not paths:
         raise BadData("the list names no file", "at least one path")
     import numpy as np

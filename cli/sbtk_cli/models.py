@@ -29,10 +29,10 @@ def command(context: click.Context, as_json: bool) -> int:
 @click.argument("bundle", required=False)
 @options.json
 def check(bundle: str | None, as_json: bool) -> int:
-    """Check that BUNDLE (a folder or a name) is whole, and run each of its models.
+    """Check that a bundle is whole, and run each of its models.
 
-    Compares every file with the size and SHA-256 in the manifest, then embeds a picture with each
-    precision. Without BUNDLE, checks the default model.
+    BUNDLE is a folder or a name; without one, the default model is checked. Compares every file
+    with the size and SHA-256 in the manifest, then embeds a picture with each precision.
     """
     from sbtk_runtime.bundle import Bundle
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,13 +12,12 @@ from sbtk_runtime.errors import BadConfig, BadGallery
 from sbtk_runtime.manifest import MANIFEST_NAME, PRECISIONS
 from sbtk_runtime.names import printable_name
 
-if TYPE_CHECKING:
-    from sbtk_runtime.preprocess import Kind
-
 DEFAULT_GALLERY = Path("gallery.sbtk")
 
 #: A file or folder of the user's; whether it is there is judged where it is opened.
 PATH = click.Path(path_type=Path)
+
+_AS_HELP = "What the images are; it decides how they are prepared."
 
 model = click.option(
     "--model",
@@ -79,17 +76,18 @@ json = click.option("--json", "as_json", is_flag=True, help="Print JSON lines, f
 quiet = click.option("-q", "--quiet", is_flag=True, help="Print no progress and no notices.")
 
 
-def kind(default: Kind | None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Returns the option `--as sketch|photo`; required if there is no default."""
-    return click.option(
-        "--as",
-        "kind",
-        type=click.Choice(["sketch", "photo"]),
-        default=default,
-        show_default=default is not None,
-        required=default is None,
-        help="What the images are; it decides how they are prepared.",
-    )
+as_default_sketch = click.option(
+    "--as",
+    "kind",
+    type=click.Choice(["sketch", "photo"]),
+    default="sketch",
+    show_default=True,
+    help=_AS_HELP,
+)
+# Newer versions of click take `default=None` for an answer, so the required one is spelt out.
+as_required = click.option(
+    "--as", "kind", type=click.Choice(["sketch", "photo"]), required=True, help=_AS_HELP
+)
 
 
 def existing_gallery(folder: Path) -> Path:

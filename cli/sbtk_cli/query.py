@@ -36,12 +36,19 @@ sbtk query cat.png --paths0 | xargs -0 cp -t found/
 @click.command(help=_HELP)
 @click.argument("sketch", type=click.Path(allow_dash=True))
 @click.option(
-    "-k", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="Hits."
+    "-k",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="How many photos to find.",
 )
-@options.kind("sketch")
+@options.as_default_sketch
 @options.gallery
 @options.search
-@click.option("--html", "sheet", type=options.PATH, metavar="FILE", help="Also write a web page.")
+@click.option(
+    "--html", "sheet", type=options.PATH, metavar="FILE", help="Also write a contact sheet."
+)
 @options.json
 @click.option("--paths0", is_flag=True, help="Print paths only, each ended by NUL, for 'xargs -0'.")
 @options.model
@@ -101,7 +108,7 @@ def _read(sketch: str) -> bytes:
     """Returns the bytes of the file, or of standard input for `-`."""
     from sbtk_runtime.images import MAX_FILE_BYTES, read_image_bytes
 
-    if re.match(r"(?i)(https?|ftp|data|s3):", sketch):
+    if re.match(r"(?i)(https?|ftp|data|s3):", sketch) and not os.path.lexists(sketch):
         raise BadImage(
             f"{printable_name(sketch)} is an address",
             "a file: sbtk opens no network connection",

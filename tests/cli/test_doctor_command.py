@@ -1,0 +1,39 @@
+"""`sbtk doctor` as users read it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sbtk_cli.main import main
+
+
+def test_a_healthy_machine(gallery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--model", "tiny"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    topics = [line.split()[1] for line in lines if not line.startswith(" ")]
+    assert topics[:3] == ["machine", "int8", "gpu"]
+    assert topics[-4:] == ["auto", "model", "gallery", "extras"]
+    text = "\n".join(lines)
+    assert "takes onnxruntime, int8" in text
+    assert "8 photos searchable" in text
+
+
+def test_what_is_missing_comes_with_what_to_type(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--model", "giant", "--gallery", "none.sbtk"]) == 0
+    shown = capsys.readouterr().out
+    assert "!!  model" in shown
+    assert "next: sbtk index" in shown
+
+
+def test_json_has_everything(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--model", "tiny", "--json"]) == 0
+    examination = json.loads(capsys.readouterr().out)
+    assert examination["engine"] == "onnxruntime"
+    assert {"machine", "engines", "engine", "findings"} == set(examination)
+    levels = {finding["level"] for finding in examination["findings"]}
+    assert levels <= {"ok", "note", "problem"}

@@ -1,0 +1,260 @@
+"""`sbtk index` as users type it: counts, codes, the sentence at the end, and interruptions."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sbtk_cli.index import final_sentence
+from sbtk_cli.main import main
+from sbtk_cli.stopping import Stopping, Terminated, stops_between_photos
+from sbtk_runtime.gallery_update import IndexReport
+from tests.tiny import tiny_bundle, tiny_photo
+
+INDEX = ["index", "photos", "--threads", "1"]
+
+
+def report_of(*counts: int, seconds: float = 41.0) -> IndexReport:
+    new, changed, moved, removed, unreadable, live = counts
+    return IndexReport(new, changed, moved, removed, unreadable, 0, live, seconds)
+
+
+@pytest.mark.parametrize(
+    ("report", "sentence"),
+    [
+        (
+            report_of(12, 1, 0, 3, 2, 1000),
+            "1,000 photos searchable (12 new, 1 changed, 3 removed, 2 unreadable: "
+            "g.sbtk/failures.jsonl) in 41 s",
+        ),
+        (report_of(0, 0, 0, 0, 0, 1000), "1,000 photos searchable (nothing new) in 41 s"),
+        (report_of(1, 0, 2, 0, 0, 1, seconds=0.61), "1 photo searchable (1 new, 2 moved) in 0.6 s"),
+    ],
+)
+def test_the_sentence_at_the_end(report: IndexReport, sentence: str) -> None:
+    assert final_sentence(report, Path("g.sbtk")) == sentence
+
+
+def test_only_what_changed_is_embedded(
+    gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = sorted((workplace / "photos").iterdir())
+    photos[0].unlink()
+    photos[1].rename(photos[1].with_name("moved.png"))
+    photos[2].write_bytes(photos[4].read_bytes())
+    (workplace / "photos" / "bad.jpg").write_bytes(b"no image")
+    assert main(INDEX) == 3
+    shown = capsys.readouterr()
+    assert shown.out.startswith(
+        "7 photos searchable (1 changed, 1 moved, 1 removed, 1 unreadable: "
+        "gallery.sbtk/failures.jsonl) in "
+    )
+    assert "tiny@" in shown.err
+    assert "onnxruntime" in shown.err
+
+
+def test_without_a_model_the_gallerys_own_is_taken(
+    gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_bundle(workplace / "bundles" / "aaa", seed=5, name="aaa")
+    assert main(INDEX) == 0
+    assert "nothing new" in capsys.readouterr().out
+
+
+def test_another_model_is_refused_with_the_command_that_helps(
+    gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny_bundle(workplace / "bundles" / "other", seed=1, name="other")
+    assert main([*INDEX, "--model", "other"]) == 1
+    told = capsys.readouterr().err
+    assert "tiny@" in told
+    assert "other@" in told
+    command = next(line for line in told.splitlines() if "next: sbtk" in line)
+    words = command.replace("next: sbtk", "").split()
+    assert words[0] == "index"
+    assert main(words) == 0, f"{command!r} should work ({other})"
+
+
+def test_json_is_one_object(gallery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*INDEX, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["live"] == report["unchanged"] == 8
+    assert report["new"] == report["unreadable"] == 0
+
+
+def test_quiet_prints_nothing_but_the_sentence(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*INDEX, "--model", "tiny", "-q"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("8 photos searchable (8 new) in ")
+    assert shown.err == ""
+
+
+def test_the_gallerys_folder_may_come_from_the_environment(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SBTK_GALLERY", "elsewhere.sbtk")
+    assert main([*INDEX, "--model", "tiny"]) == 0
+    assert (workplace / "elsewhere.sbtk" / "manifest.json").is_file()
+
+
+def test_failed_files_are_listed(
+    gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "photos" / "empty.jpg").touch()
+    (workplace / "photos" / os.fsdecode(b"bad\n\xff.jpg")).write_bytes(b"no image")
+    assert main(INDEX) == 3
+    capsys.readouterr()
+    assert main(["index", "--list-failed"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert any(line.endswith("empty.jpg: the file is empty") for line in lines)
+    assert any("bad\\n\\xff.jpg: not an image" in line for line in lines)
+    assert main(["index", "--list-failed", "--json"]) == 0
+    failures = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert sorted(failures, key=len)[0].keys() >= {"reason"}
+    assert any("path_bytes" in failure for failure in failures)
+
+
+def test_checksum_finds_what_date_and_size_hide(
+    gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = workplace / "photos" / "uncompressed.bmp"
+    tiny_photo(1).resize((64, 64)).save(photo)
+    assert main(INDEX) == 0
+    before = photo.stat()
+    tiny_photo(2).resize((64, 64)).save(photo)
+    os.utime(photo, ns=(before.st_atime_ns, before.st_mtime_ns))
+    capsys.readouterr()
+    assert main(INDEX) == 0
+    assert "nothing new" in capsys.readouterr().out
+    assert main([*INDEX, "--checksum"]) == 0
+    assert "1 changed" in capsys.readouterr().out
+
+
+def test_verify_finds_damage(gallery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["index", "--verify"]) == 0
+    assert "8 photos intact; 8 of 8" in capsys.readouterr().out
+    graph = next(gallery.glob("graph-*.hnsw"))
+    data = bytearray(graph.read_bytes())
+    data[len(data) // 2] ^= 1
+    graph.write_bytes(data)
+    assert main(["index", "--verify"]) == 1
+    assert "problem: " in capsys.readouterr().out
+    assert main(["index", "--verify", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["problems"]
+
+
+def test_export_writes_what_any_tool_reads(
+    gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["index", "--export", "out"]) == 0
+    assert capsys.readouterr().out.startswith("8 photos in out/embeddings.npy, out/photos.csv")
+    embeddings = np.load(workplace / "out" / "embeddings.npy")
+    with (workplace / "out" / "photos.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert embeddings.shape == (8, 16)
+    assert {row["path"] for row in rows} == {str(p) for p in (workplace / "photos").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["index"], "sbtk index photos/"),
+        (["index", "photos", "--repair"], "--verify"),
+        (["index", "photos", "--threads", "0"], "--threads"),
+        (["index", "photos", "--batch", "many"], "--batch"),
+    ],
+)
+def test_wrong_usage(
+    workplace: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    assert main(arguments) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["index", "nowhere", "--model", "tiny"], "nowhere"),
+        (["index", "empty", "--model", "tiny"], "no photo in"),
+        (["index", "bad", "--model", "tiny"], "0 of 2 files could be read"),
+        (["index", "photos", "--model", "no-such"], "no-such"),
+        (["index", "photos", "--model", "tiny", "--gallery", "bad"], "holds other files"),
+        (["index", "photos", "--model", "tiny", "--engine", "warp"], "warp"),
+        (["index", "--verify"], "there is no gallery gallery.sbtk"),
+        (["index", "--list-failed", "--gallery", "g h"], "--gallery 'g h'"),
+    ],
+)
+def test_what_cannot_be_done_says_so(
+    workplace: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    (workplace / "empty").mkdir()
+    (workplace / "bad").mkdir()
+    for name in ("a.jpg", "b.png"):
+        (workplace / "bad" / name).write_bytes(b"no image")
+    assert main(arguments) in (1, 2)
+    shown = capsys.readouterr()
+    assert told in shown.err
+    assert "Traceback" not in shown.err
+    assert not (workplace / "gallery.sbtk" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_loses_nothing(workplace: Path, number: signal.Signals, code: int) -> None:
+    for index in range(200):
+        source = workplace / "photos" / "photo-0001.png"
+        shutil.copy(source, workplace / "photos" / f"copy-{index}.png")
+    command = [sys.executable, "-m", "sbtk_cli", *INDEX, "--model", "tiny", "--batch", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (workplace / "gallery.sbtk" / ".lock").exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert out == ""
+    assert "the same command goes on from there" in err
+    assert "Traceback" not in err
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert finished.returncode == 0
+    assert finished.stdout.startswith("208 photos searchable (")
+
+
+@pytest.fixture
+def stopping() -> Iterator[Stopping]:
+    before = signal.getsignal(signal.SIGINT)
+    with stops_between_photos() as held:
+        yield held
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_waits_for_the_photo(stopping: Stopping) -> None:
+    stopping.between_photos(more_to_come=True)
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        stopping.between_photos(more_to_come=True)
+
+
+def test_a_second_signal_does_not_wait(stopping: Stopping) -> None:
+    stopping.between_photos(more_to_come=True)
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_between_batches_a_signal_does_not_wait(stopping: Stopping) -> None:
+    stopping.between_photos(more_to_come=False)
+    with pytest.raises(Terminated):
+        signal.raise_signal(signal.SIGTERM)

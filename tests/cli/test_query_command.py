@@ -1,0 +1,187 @@
+"""`sbtk query` as users type it: files and pipes in, text, JSON, paths and pages out."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sbtk_cli.main import main
+from tests.tiny import tiny_bundle
+
+QUERY = ["query", "sketch.png", "--threads", "1"]
+
+
+def pipe_in(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def test_a_line_for_each_hit(gallery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*QUERY, "-k", "3"]) == 0
+    shown = capsys.readouterr()
+    lines = [line.split() for line in shown.out.splitlines()]
+    assert [rank for rank, _, _ in lines] == ["1", "2", "3"]
+    scores = [float(score) for _, score, _ in lines]
+    assert scores == sorted(scores, reverse=True)
+    assert all(Path(path).is_file() for _, _, path in lines)
+    assert shown.err == ""
+
+
+def test_json_lines_have_the_agreed_fields(
+    gallery: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*QUERY, "--json", "-k", "2"]) == 0
+    hits = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [list(hit) for hit in hits] == [["rank", "score", "id", "path"]] * 2
+    assert hits[0]["rank"] == 1
+    assert os.path.isabs(hits[0]["path"])  # noqa: PTH117
+
+
+def test_names_of_any_bytes_come_through(
+    workplace: Path,
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    name = b"not \xff utf-8\n\x1b[31m.png"
+    photo = workplace / "photos" / os.fsdecode(name)
+    (workplace / "photos" / "photo-0001.png").rename(photo)
+    assert main(["index", os.fspath(photo), "--model", "tiny"]) == 0
+    capfdbinary.readouterr()
+    assert main([*QUERY, "--paths0"]) == 0
+    assert capfdbinary.readouterr().out == os.fsencode(photo) + b"\0"
+    assert main([*QUERY, "--json"]) == 0
+    hit = json.loads(capfdbinary.readouterr().out)
+    assert base64.b64decode(hit["path_bytes"]) == os.fsencode(photo)
+    assert main(QUERY) == 0
+    assert capfdbinary.readouterr().out.endswith(rb"not \xff utf-8\n\x1b[31m.png" + b"\n")
+
+
+def test_a_sketch_from_a_pipe_is_as_good_as_a_file(
+    gallery: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(QUERY) == 0
+    from_file = capsys.readouterr().out
+    pipe_in(monkeypatch, Path("sketch.png").read_bytes())
+    assert main(["query", "-", "--threads", "1"]) == 0
+    assert capsys.readouterr().out == from_file
+
+
+def test_a_photo_finds_itself(
+    gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = workplace / "photos" / "photo-0005.png"
+    for search in ("auto", "exact", "hnsw"):
+        assert main(["query", str(photo), "--as", "photo", "-k", "1", "--search", search]) == 0
+        rank, score, path = capsys.readouterr().out.split()
+        assert (rank, path) == ("1", str(photo))
+        assert float(score) > 0.999
+
+
+def test_the_sheet_is_written_beside_the_answer(
+    gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*QUERY, "-k", "2", "--html", "sheet.html", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 2
+    assert shown.err == "contact sheet: sheet.html\n"
+    page = (workplace / "sheet.html").read_text()
+    assert page.count("<li>") == 2
+    assert "gallery.sbtk" in page
+
+
+def test_notices_go_to_stderr_and_can_be_silenced(
+    gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sketch = Image.open(workplace / "sketch.png").convert("L").point(lambda value: 255 - value)
+    sketch.save(workplace / "sketch.png")
+    (workplace / "photos" / "photo-0000.jpg").unlink()
+    assert main([*QUERY, "-k", "50"]) == 0
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 8
+    assert "inverted" in shown.err
+    assert "only 8 photos" in shown.err
+    assert "1 of these 8 photos vanished" in shown.err
+    assert main([*QUERY, "-k", "50", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_the_model_that_made_the_gallery_is_found(
+    gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_bundle(workplace / "bundles" / "aaa", seed=5, name="aaa")
+    assert main(QUERY) == 0
+    capsys.readouterr()
+    assert main([*QUERY, "--model", "aaa"]) == 1
+    told = capsys.readouterr().err
+    assert "tiny@" in told
+    assert "aaa@" in told
+    assert "next: sbtk index" in told
+
+
+def test_a_gallery_whose_model_is_gone_names_it(
+    gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "bundles").rename(workplace / "elsewhere")
+    assert main(QUERY) == 1
+    assert "tiny@" in capsys.readouterr().err
+    assert main([*QUERY, "--model", "elsewhere/tiny"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["query", "absent.png"], 1, "absent.png: cannot be read: No such file"),
+        (["query", "photos"], 1, "photos: not a regular file"),
+        (["query", "text.png"], 1, "text.png: not an image"),
+        (["query", "empty.png"], 1, "empty.png: the sketch is empty"),
+        (["query", "https://example.org/cat.png"], 1, "no network connection"),
+        (["query", "-"], 1, "standard input: "),
+        (["query", "sketch.png", "--gallery", "none.sbtk"], 1, "sbtk index PHOTOS --gallery none"),
+        (["query", "sketch.png", "-k", "0"], 2, "-k"),
+        (["query", "sketch.png", "--as", "poem"], 2, "--as"),
+        (["query", "sketch.png", "--json", "--paths0"], 2, "--paths0"),
+        (["query", "sketch.png", "--html", "no/where.html"], 2, "no/where.html"),
+        (["query", "sketch.png", "--html", "photos"], 2, "photos is not a file"),
+        (["query", "sketch.png", "--engine", "warp"], 2, "warp"),
+        (["query", "sketch.png", "--precision", "fp16"], 1, "fp16"),
+        (["query"], 2, "SKETCH"),
+    ],
+)
+def test_what_cannot_be_answered_says_so(
+    gallery: Path,
+    workplace: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    told: str,
+) -> None:
+    (workplace / "text.png").write_text("no image")
+    Image.new("L", (64, 64), 255).save(workplace / "empty.png")
+    pipe_in(monkeypatch, b"")
+    assert main(arguments) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert told in shown.err
+    assert "Traceback" not in shown.err
+
+
+def test_a_cold_query_imports_no_more_than_it_needs(gallery: Path) -> None:
+    code = (
+        "import json, sys\n"
+        "from sbtk_cli.main import main\n"
+        "code = main(['query', 'sketch.png', '-q', '--threads', '1'])\n"
+        "print(json.dumps([code, sorted(sys.modules)]))\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    exit_code, modules = json.loads(finished.stdout.splitlines()[-1])
+    assert exit_code == 0
+    assert not set(modules) & {"torch", "onnx", "rich", "importlib.metadata", "sbtk_runtime.report"}
