@@ -39,12 +39,18 @@ SUFFIXES = frozenset(
     | {".ppm", ".pgm", ".pbm", ".heic", ".heif"}
 )
 MAX_PIXELS = 120_000_000
+_AT_MOST = f"at most {MAX_PIXELS:,} pixels"
 MAX_FILE_BYTES = 512 << 20
 
+MAX_DECODE_BYTES = 1 << 30
+
 # Bytes per pixel at the peak of decoding: Pillow holds RGB in four; transparent, palette and
-# 16-bit pictures exist twice or more while they are converted.
+# 16-bit pictures exist twice or more while they are converted; some formats hold the picture
+# again (WebP's animation canvas, TIFF's strips), and progressive JPEGs all of their coefficients.
 _PLAIN_BYTES = 4
 _MIXED_BYTES = 12
+_FORMAT_BYTES = {"WEBP": 16, "TIFF": 4, "HEIF": 8}
+_PROGRESSIVE_BYTES = 6
 
 _PLUGINS = (
     BmpImagePlugin,
@@ -101,12 +107,17 @@ def decode(data: bytes, *, at_least_px: int | None = None) -> Image.Image:
             shorter side keeps at least this many pixels; `None` keeps the full scale.
 
     Raises:
-        BadImage: not an image, a format off the allow-list, damaged, or over `MAX_PIXELS`.
+        BadImage: not an image, a format off the allow-list, damaged, over `MAX_PIXELS`, or over
+            `MAX_DECODE_BYTES` while it is decoded.
     """
     try:
-        image = _open(data)
-        if at_least_px is not None:
-            _draft(image, at_least_px)
+        image, needed_bytes = _open(data, at_least_px)
+        if needed_bytes > MAX_DECODE_BYTES:
+            raise BadImage(
+                f"the picture has {image.width} x {image.height} pixels, for which decoding "
+                f"this kind of {image.format} takes some {needed_bytes >> 20:,} MiB",
+                f"at most {MAX_DECODE_BYTES >> 20:,} MiB",
+            )
         image.load()
         return _rgb_or_rgba(_upright(image))
     except BadImage:
@@ -114,7 +125,7 @@ def decode(data: bytes, *, at_least_px: int | None = None) -> Image.Image:
     except UnidentifiedImageError as problem:
         raise BadImage("not an image that sbtk reads", ", ".join(FORMATS)) from problem
     except Image.DecompressionBombError as problem:
-        raise BadImage("the picture has too many pixels", f"at most {MAX_PIXELS:,}") from problem
+        raise BadImage("the picture has too many pixels", _AT_MOST) from problem
     # Pillow's parsers raise nearly anything on damaged files: OSError, SyntaxError, struct.error,
     # zlib.error, EOFError, KeyError, MemoryError...
     except Exception as problem:
@@ -127,13 +138,10 @@ def memory_to_decode(data: bytes, *, at_least_px: int | None = None) -> int:
     It is 0 for what `decode` will refuse without decoding it.
     """
     try:
-        image = _open(data)
-        if at_least_px is not None:
-            _draft(image, at_least_px)
+        _, needed_bytes = _open(data, at_least_px)
     except Exception:
         return 0
-    plain = image.mode in ("RGB", "L") and "transparency" not in image.info
-    return image.width * image.height * (_PLAIN_BYTES if plain else _MIXED_BYTES)
+    return needed_bytes if needed_bytes <= MAX_DECODE_BYTES else 0
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -174,24 +182,23 @@ def _content(file: BinaryIO) -> ImageFile | None:
     return ImageFile(data, before.st_size, before.st_mtime_ns)
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, at_least_px: int | None) -> tuple[Image.Image, int]:
+    """Returns the picture, its header read and a JPEG's scale chosen, and what it takes to load."""
     formats: tuple[str, ...] = FORMATS
     if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypheim", b"ftyphevc"):
         formats = (*FORMATS, "HEIF")
         _register_heif()
     image = Image.open(io.BytesIO(data), formats=formats)
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise BadImage(
-            f"the picture has {width} x {height} pixels", f"at most {MAX_PIXELS:,} pixels"
-        )
-    return image
-
-
-def _draft(image: Image.Image, at_least_px: int) -> None:
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        raise BadImage(f"the picture has {image.width} x {image.height} pixels", _AT_MOST)
     # Phones write MPO: a JPEG with further pictures behind the first.
-    if image.format in ("JPEG", "MPO"):
+    if at_least_px is not None and image.format in ("JPEG", "MPO"):
         image.draft("RGB", (at_least_px, at_least_px))
+    plain = image.mode in ("RGB", "L") and "transparency" not in image.info
+    each = (_PLAIN_BYTES if plain else _MIXED_BYTES) + _FORMAT_BYTES.get(image.format or "", 0)
+    kept = pixels * _PROGRESSIVE_BYTES if "progressive" in image.info else 0
+    return image, image.width * image.height * each + kept
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -352,13 +352,35 @@ def test_png_bomb_is_refused_from_its_header_in_little_memory(tmp_path: Path) ->
     grown_mb, _, sentence = done.stdout.partition(" ")
     assert int(grown_mb) < 20
     assert "pixels" in sentence
-    assert f"at most {MAX_PIXELS:,}" in sentence
+    assert f"at most {MAX_PIXELS:,} pixels" in sentence
 
 
 def test_bomb_just_above_our_own_cap_is_refused() -> None:
     with pytest.raises(BadImage, match="12000 x 10001 pixels"):
         decode(png_of_zeros(12_000, 10_001))
     assert memory_to_decode(png_of_zeros(12_000, 10_001)) == 0
+
+
+def test_webp_bomb_is_refused_from_its_header() -> None:
+    """WebP's animation decoder holds 20 bytes a pixel: 2.2 GB for this one."""
+    frames = [Image.new("RGBA", (64, 64), (255, 0, 0, alpha)) for alpha in (9, 10)]
+    bomb = bytearray(_saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
+    canvas = bomb.index(b"VP8X") + 12
+    bomb[canvas : canvas + 6] = (9_999).to_bytes(3, "little") + (10_999).to_bytes(3, "little")
+    with pytest.raises(BadImage, match="10000 x 11000 pixels, for which decoding") as caught:
+        decode(bytes(bomb))
+    assert caught.value.expected == "at most 1,024 MiB"
+    assert memory_to_decode(bytes(bomb)) == 0
+
+
+def test_progressive_jpegs_need_more_memory_at_any_scale() -> None:
+    photo = tiny_photo(3).resize((1600, 1200))
+    progressive = _saved(photo, "JPEG", progressive=True)
+    extra = memory_to_decode(progressive, at_least_px=224) - memory_to_decode(
+        _saved(photo, "JPEG"), at_least_px=224
+    )
+    assert extra == 6 * 1600 * 1200
+    assert decode(progressive, at_least_px=224).size == (400, 300)
 
 
 def test_pictures_that_lie_about_their_canvas() -> None:
