@@ -39,10 +39,10 @@ SUFFIXES = frozenset(
     | {".ppm", ".pgm", ".pbm", ".heic", ".heif"}
 )
 MAX_PIXELS = 120_000_000
-_AT_MOST = f"at most {MAX_PIXELS:,} pixels"
 MAX_FILE_BYTES = 512 << 20
-
 MAX_DECODE_BYTES = 1 << 30
+
+_AT_MOST = f"at most {MAX_PIXELS:,} pixels"
 
 # Bytes per pixel at the peak of decoding: Pillow holds RGB in four; transparent, palette and
 # 16-bit pictures exist twice or more while they are converted; some formats hold the picture
