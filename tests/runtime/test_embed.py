@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import onnx
@@ -284,7 +285,9 @@ def test_interrupt_ends_the_process_at_once(folder: Path, photos: list[Path]) ->
         "            print('running', flush=True)\n"
     )
     command = [sys.executable, "-c", script, str(folder), *map(str, photos)]
-    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=_environment()) as process:
+    with subprocess.Popen(
+        command, stdout=PIPE, stderr=PIPE, text=True, env=_environment()
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == "running\n"
