@@ -171,9 +171,16 @@ class Catalogue:
         return removed
 
     def remove_at_rows(self, low: int, high: int) -> int:
-        """Drops the photos with rows `low` to `high` (end excluded); returns how many."""
+        """Drops the photos at rows `low` to `high` (end excluded), and the others of their batches.
+
+        A batch's hash vouches for all of its rows or for none.
+        """
         found = self.connection.execute(
-            "SELECT id FROM photos WHERE row >= ? AND row < ? AND gone IS NULL", (low, high)
+            """SELECT id FROM photos WHERE row >= :low AND row < :high AND gone IS NULL
+            UNION SELECT p.id FROM batches AS b
+            JOIN photos AS p ON p.row >= b.first_row AND p.row < b.first_row + b.count
+            WHERE b.first_row < :high AND b.first_row + b.count > :low AND p.gone IS NULL""",
+            {"low": low, "high": high},
         )
         return self.remove([photo_id for (photo_id,) in found])
 

@@ -161,4 +161,7 @@ def _forget(folder: Path, manifest: GalleryManifest, rows: Rows) -> int:
         WriterLock(folder / LOCK_NAME),
         Catalogue(folder, manifest.generation + 1) as catalogue,
     ):
-        return sum(catalogue.remove_at_rows(row, row + 1) for row in rows.tolist())
+        gaps = np.flatnonzero(np.diff(rows) > 1) + 1
+        return sum(
+            catalogue.remove_at_rows(int(run[0]), int(run[-1]) + 1) for run in np.split(rows, gaps)
+        )

@@ -1,0 +1,312 @@
+"""Damaged, hostile and foreign files of a gallery are noticed, told, and never crash a reader."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sbtk_runtime import gallery as reading
+from sbtk_runtime.embed import Embedder
+from sbtk_runtime.errors import BadGallery
+from sbtk_runtime.gallery import Gallery, Search
+from sbtk_runtime.gallery_update import update_gallery
+from sbtk_runtime.gallery_verify import verify_gallery
+from tests.tiny import tiny_bundle, write_photos
+from tests.tiny_gallery import gallery_of, unit_rows
+
+COUNT, DIM = 400, 16
+QUERY = unit_rows(1, DIM, seed=9)[0]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("good") / "g.sbtk"
+    gallery_of(folder, unit_rows(COUNT, DIM))
+    return folder
+
+
+@pytest.fixture
+def folder(good: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(good, tmp_path / "g.sbtk"))
+
+
+@pytest.fixture
+def large_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the galleries of this file large ones, which open their graph at once."""
+    monkeypatch.setattr(reading, "EXACT_BELOW", 10)
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
+    bundle = tiny_bundle(tmp_path_factory.mktemp("bundle"), dim=DIM)
+    with Embedder(bundle, engine="onnxruntime", threads=1, batch=4) as opened:
+        yield opened
+
+
+def ids(folder: Path, search: Search = "auto") -> list[int]:
+    with Gallery.open(folder) as gallery:
+        return [hit.id for hit in gallery.search(QUERY, 10, search)]
+
+
+def expected_ids() -> list[int]:
+    scores = unit_rows(COUNT, DIM) @ QUERY
+    return [int(index) + 1 for index in np.argsort(-scores, kind="stable")[:10]]
+
+
+def graph_of(folder: Path) -> Path:
+    return folder / "graph-1.hnsw"
+
+
+@pytest.mark.usefixtures("large_from")
+@pytest.mark.parametrize("sixteenths", range(16))
+def test_a_graph_cut_short_is_noticed_and_the_vectors_answer(folder: Path, sixteenths: int) -> None:
+    data = graph_of(folder).read_bytes()
+    graph_of(folder).write_bytes(data[: len(data) * sixteenths // 16])
+    with Gallery.open(folder) as gallery:
+        (notice,) = gallery.notices
+        assert "graph-1.hnsw has SHA-256" in notice
+        assert "sbtk index" in notice
+        assert [hit.id for hit in gallery.search(QUERY, 10)] == expected_ids()
+        # Asked for by name, the graph is built from the vectors.
+        assert [hit.id for hit in gallery.search(QUERY, 10, "hnsw")] == expected_ids()
+
+
+@pytest.mark.usefixtures("large_from")
+def test_flipped_bytes_never_reach_hnswlib(folder: Path) -> None:
+    data = graph_of(folder).read_bytes()
+    dice = random.Random(0)
+    # The header's offsets crash hnswlib, so they are always among the flipped.
+    places = [0, 8, 16, 24, 32, 40, 48, 96, *(dice.randrange(len(data) - 4) for _ in range(40))]
+    for place in places:
+        flipped = bytearray(data)
+        flipped[place : place + 4] = bytes(byte ^ 0xFF for byte in flipped[place : place + 4])
+        graph_of(folder).write_bytes(flipped)
+        with Gallery.open(folder) as gallery:
+            assert "SHA-256" in gallery.notices[0]
+            assert [hit.id for hit in gallery.search(QUERY, 10)] == expected_ids()
+    graph_of(folder).write_bytes(data)
+    with Gallery.open(folder) as gallery:
+        assert gallery.notices == []
+        assert [hit.id for hit in gallery.search(QUERY, 10)] == expected_ids()
+
+
+@pytest.mark.usefixtures("large_from")
+def test_a_graph_that_is_gone_or_a_link_is_not_loaded(folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere.hnsw"
+    graph_of(folder).rename(elsewhere)
+    assert ids(folder) == expected_ids()
+    graph_of(folder).symlink_to(elsewhere)
+    with Gallery.open(folder) as gallery:
+        assert "missing" in gallery.notices[0]
+        assert [hit.id for hit in gallery.search(QUERY, 10)] == expected_ids()
+
+
+def test_a_small_gallery_builds_a_damaged_graph_when_asked_for_it(folder: Path) -> None:
+    graph_of(folder).write_bytes(b"")
+    assert ids(folder) == expected_ids()
+    with Gallery.open(folder) as gallery:
+        assert [hit.id for hit in gallery.search(QUERY, 10, "hnsw")] == expected_ids()
+        assert "SHA-256" in gallery.notices[0]
+
+
+def test_the_next_update_builds_a_damaged_graph_anew(tmp_path: Path, embedder: Embedder) -> None:
+    write_photos(tmp_path / "photos", 8)
+    folder = tmp_path / "g.sbtk"
+    update_gallery(folder, [tmp_path / "photos"], embedder)
+    graph_of(folder).write_bytes(graph_of(folder).read_bytes()[:-1])
+    assert not verify_gallery(folder).is_good
+    told: list[str] = []
+    report = update_gallery(folder, [tmp_path / "photos"], embedder, notify=told.append)
+    assert report.unchanged == report.live == 8
+    assert any("built anew" in text for text in told)
+    assert [path.name for path in folder.glob("graph-*")] == ["graph-2.hnsw"]
+    assert verify_gallery(folder).is_good
+
+
+def shard_of(folder: Path) -> Path:
+    return folder / "vectors" / "000000.f16"
+
+
+@pytest.mark.parametrize("sixteenths", range(0, 16, 3))
+def test_a_short_shard_is_searched_as_far_as_it_goes(folder: Path, sixteenths: int) -> None:
+    data = shard_of(folder).read_bytes()
+    kept = COUNT * sixteenths // 16
+    shard_of(folder).write_bytes(data[: kept * 2 * DIM + 5])
+    with Gallery.open(folder) as gallery:
+        hits = gallery.search(QUERY, COUNT, "exact")
+    assert sorted(hit.id for hit in hits) == list(range(1, kept + 1))
+    report = verify_gallery(folder)
+    assert any(f"of {COUNT} photos" in text for text in report.problems)
+
+
+def test_lost_vectors_are_embedded_anew(tmp_path: Path, embedder: Embedder) -> None:
+    write_photos(tmp_path / "photos", 9)
+    folder = tmp_path / "g.sbtk"
+    update_gallery(folder, [tmp_path / "photos"], embedder, commit_every=4)
+    shard_of(folder).write_bytes(shard_of(folder).read_bytes()[: 5 * 2 * DIM])
+    report = update_gallery(folder, [tmp_path / "photos"], embedder)
+    assert (report.new, report.unchanged, report.live) == (5, 4, 9)
+    assert "5 photos were lost" in report.notices[0]
+    assert verify_gallery(folder).problems == ()
+
+
+def test_a_flipped_bit_in_the_vectors_is_found_and_repaired(
+    tmp_path: Path, embedder: Embedder
+) -> None:
+    write_photos(tmp_path / "photos", 9)
+    folder = tmp_path / "g.sbtk"
+    update_gallery(folder, [tmp_path / "photos"], embedder, commit_every=4)
+    data = bytearray(shard_of(folder).read_bytes())
+    data[6 * 2 * DIM] ^= 1  # the last bit of a mantissa: the row is still of length 1
+    shard_of(folder).write_bytes(data)
+    report = verify_gallery(folder)
+    assert report.problems == ("the embeddings of 4 photos are damaged or missing",)
+    assert report.repaired == 0
+    assert verify_gallery(folder, repair=True).repaired == 4
+    again = update_gallery(folder, [tmp_path / "photos"], embedder)
+    assert (again.new, again.unchanged, again.live) == (4, 5, 9)
+    assert verify_gallery(folder).problems == ()
+
+
+def test_a_row_beyond_the_vectors_is_never_a_hit(folder: Path) -> None:
+    import sqlite3
+
+    connection = sqlite3.connect(folder / "catalogue.sqlite")
+    connection.execute("UPDATE photos SET row = 99999 WHERE id = 5")
+    connection.commit()
+    connection.close()
+    with Gallery.open(folder) as gallery:
+        hits = gallery.search(QUERY, COUNT, "exact")
+    assert 5 not in [hit.id for hit in hits]
+    assert len(hits) == COUNT - 1
+    assert not verify_gallery(folder).is_good
+
+
+HOSTILE: dict[str, Any] = {
+    "not UTF-8": b"\xff\xfe{}",
+    "not JSON": b'{"generation": ',
+    "empty": b"",
+    "not an object": b"[1, 2]",
+    "deep": b"[" * 100_000,
+    "large": b" " * (1 << 20) + b"{}",
+    "no generation": {"generation": None},
+    "text for a number": {"live": "many"},
+    "true for a number": {"live": True},
+    "negative": {"live": -1},
+    "huge": {"dim": 10**9},
+    "another dim": {"dim": DIM * 2},
+    "a file elsewhere": {"graph": {"file": "../../etc/passwd"}},
+    "an absolute file": {"graph": {"file": "/etc/passwd"}},
+    "no hash": {"graph": {"sha256": "abc"}},
+    "huge m": {"graph": {"m": 10**6}},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_manifest_is_refused_by_name(folder: Path, name: str) -> None:
+    path = folder / "manifest.json"
+    content = HOSTILE[name]
+    if isinstance(content, dict):
+        manifest = json.loads(path.read_text())
+        graph = manifest["graph"] | content.pop("graph", {})
+        content = json.dumps({**manifest, "graph": graph, **content}).encode()
+    path.write_bytes(content)
+    with pytest.raises(BadGallery, match=r"manifest\.json"):
+        Gallery.open(folder)
+    if name == "another dim":
+        assert not verify_gallery(folder).is_good
+        return
+    with pytest.raises(BadGallery, match=r"manifest\.json"):
+        verify_gallery(folder)
+
+
+def test_a_linked_manifest_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "manifest.json").rename(tmp_path / "manifest.json")
+    (folder / "manifest.json").symlink_to(tmp_path / "manifest.json")
+    with pytest.raises(BadGallery, match="symbolic link"):
+        Gallery.open(folder)
+
+
+def test_a_newer_manifest_says_so(folder: Path, tmp_path: Path, embedder: Embedder) -> None:
+    path = folder / "manifest.json"
+    content = json.dumps({**json.loads(path.read_text()), "format": 99})
+    path.write_text(content)
+    write_photos(tmp_path / "photos", 1)
+    with pytest.raises(BadGallery, match="newer sbtk") as caught:
+        Gallery.open(folder)
+    assert caught.value.next_step == "pip install --upgrade sbtk"
+    with pytest.raises(BadGallery, match="newer sbtk"):
+        update_gallery(folder, [tmp_path / "photos"], embedder)
+    assert path.read_text() == content
+
+
+@pytest.mark.usefixtures("large_from")
+@pytest.mark.parametrize("change", [{"count": COUNT + 1}, {"m": 8}])
+def test_a_manifest_that_lies_about_the_graph_does_not_reach_hnswlib(
+    folder: Path, change: dict[str, int]
+) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "graph": {**manifest["graph"], **change}}))
+    with Gallery.open(folder) as gallery:
+        assert "is not a graph of" in gallery.notices[0]
+        assert [hit.id for hit in gallery.search(QUERY, 10)] == expected_ids()
+
+
+def test_a_lost_manifest_is_made_again_without_embedding(
+    tmp_path: Path, embedder: Embedder
+) -> None:
+    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
+    write_photos(photos, 6)
+    update_gallery(folder, [photos], embedder)
+    (photos / "photo-0000.jpg").unlink()
+    update_gallery(folder, [photos], embedder)
+    (folder / "manifest.json").write_bytes(b"")
+    with pytest.raises(BadGallery) as caught:
+        update_gallery(folder, [photos], embedder)
+    assert caught.value.next_step.startswith(f"rm {folder}/manifest.json")
+    (folder / "manifest.json").unlink()
+    before = embedder.timings.files
+    report = update_gallery(folder, [photos], embedder)
+    assert embedder.timings.files == before
+    assert (report.unchanged, report.live) == (5, 5)
+    assert verify_gallery(folder).problems == ()
+
+
+@pytest.mark.parametrize("name", ["catalogue.sqlite", "manifest.json"])
+def test_a_gallery_without_one_of_its_files(
+    folder: Path, tmp_path: Path, embedder: Embedder, name: str
+) -> None:
+    (folder / name).unlink()
+    with pytest.raises(BadGallery) as caught:
+        Gallery.open(folder)
+    assert "sbtk index" in caught.value.next_step
+    if name == "catalogue.sqlite":
+        write_photos(tmp_path / "photos", 1)
+        with pytest.raises(BadGallery, match="lost its catalogue"):
+            update_gallery(folder, [tmp_path / "photos"], embedder)
+
+
+def test_stale_temporaries_and_orphans_are_cleared(tmp_path: Path, embedder: Embedder) -> None:
+    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
+    write_photos(photos, 3)
+    update_gallery(folder, [photos], embedder)
+    for name in (".manifest.json.tmp-999999", ".graph-2.hnsw.tmp-999999", "graph-7.hnsw"):
+        (folder / name).write_bytes(b"left behind")
+    (folder / "vectors" / "000009.f16").write_bytes(b"left behind")
+    update_gallery(folder, [photos], embedder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
+        "catalogue.sqlite",
+        "graph-1.hnsw",
+        "manifest.json",
+        "vectors",
+    ]
+    assert [path.name for path in (folder / "vectors").iterdir()] == ["000000.f16"]

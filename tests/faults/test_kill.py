@@ -1,0 +1,201 @@
+"""kill -9 at any moment of an update: readers see a whole generation, and a resumed update ends
+where an uninterrupted one does."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sbtk_runtime.embed import Embedder
+from sbtk_runtime.errors import BadGallery
+from sbtk_runtime.gallery import Gallery
+from sbtk_runtime.gallery_update import update_gallery
+from sbtk_runtime.gallery_verify import verify_gallery
+from sbtk_runtime.manifest import GalleryManifest
+from tests.tiny import tiny_bundle, tiny_photo, write_photos
+from tests.tiny_gallery import contents, index, processes
+
+KILLED = -signal.SIGKILL
+
+
+def index_and_tell(folder: Path, photos: Path, bundle: Path, progress: Connection) -> None:
+    """Updates a gallery and sends the number of photos that are done."""
+    with Embedder(bundle, engine="onnxruntime", threads=1, batch=2) as embedder:
+        update_gallery(
+            folder,
+            [photos],
+            embedder,
+            progress=lambda done, total, rate: progress.send(done),
+            commit_every=4,
+        )
+    progress.send(-1)
+
+
+def index_until_sync(folder: Path, photos: Path, bundle: Path, syncs: int) -> None:
+    """Updates a gallery, and dies in the moment of the given call of fsync."""
+    left = syncs
+    real = os.fsync
+
+    def counted(descriptor: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(descriptor)
+
+    os.fsync = counted  # type: ignore[assignment]
+    index(folder, photos, bundle)
+
+
+def index_until_published(folder: Path, photos: Path, bundle: Path) -> None:
+    """Updates a gallery, and dies when the graph has its name and the manifest has not changed."""
+
+    def die(self: GalleryManifest, folder: Path) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    GalleryManifest.write = die  # type: ignore[method-assign]
+    index(folder, photos, bundle)
+
+
+def run(target: Callable[..., None], *args: object) -> int | None:
+    """Runs a function in a process of its own and returns its exit code."""
+    process = processes().Process(target=target, args=args)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def change(photos: Path) -> None:
+    """Makes one photo new, one changed, one moved, one vanished and one unreadable."""
+    paths = sorted(photos.iterdir())
+    tiny_photo(501).save(photos / "new.png")
+    tiny_photo(502).save(paths[1])
+    paths[2].rename(photos / "moved.png")
+    paths[3].unlink()
+    (photos / "junk.jpg").write_bytes(b"junk")
+
+
+def names_in(folder: Path) -> set[str]:
+    with Gallery.open(folder) as gallery:
+        query = np.ones(gallery.manifest.dim, dtype=np.float32)
+        return {Path(hit.path).name for hit in gallery.search(query, gallery.count)}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    write_photos(folder, 14)
+    (folder / "photo-0005.png").write_bytes(b"junk")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    tmp_path_factory: pytest.TempPathFactory, photos: Path, bundle: Path
+) -> dict[str, object]:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "g.sbtk"
+    index(folder, photos, bundle)
+    return contents(folder)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_random_and_resumed_is_uninterrupted(
+    tmp_path: Path, photos: Path, bundle: Path, uninterrupted: dict[str, object], seed: int
+) -> None:
+    moment = random.Random(seed)
+    folder = tmp_path / "g.sbtk"
+    for _ in range(2):
+        ours, theirs = processes().Pipe(duplex=False)
+        process = processes().Process(target=index_and_tell, args=(folder, photos, bundle, theirs))
+        process.start()
+        theirs.close()
+        enough = moment.randint(1, 8)
+        try:
+            while 0 <= ours.recv() < enough:
+                pass
+        except EOFError:
+            pass
+        time.sleep(moment.random() * 0.02)
+        process.kill()
+        process.join(60)
+        ours.close()
+    index(folder, photos, bundle)
+    assert contents(folder) == uninterrupted
+    assert verify_gallery(folder).problems == ()
+
+
+def test_killed_at_every_sync_of_a_first_run(
+    tmp_path: Path, photos: Path, bundle: Path, uninterrupted: dict[str, object]
+) -> None:
+    for syncs in range(1, 40):
+        folder = tmp_path / f"{syncs}.sbtk"
+        exit_code = run(index_until_sync, folder, photos, bundle, syncs)
+        if (folder / "manifest.json").exists():
+            assert len(names_in(folder)) == 13
+        else:
+            with pytest.raises(BadGallery):
+                Gallery.open(folder)
+        if exit_code != KILLED:
+            break
+        index(folder, photos, bundle)
+        assert contents(folder) == uninterrupted
+        shutil.rmtree(folder)
+    assert exit_code == 0
+    assert syncs > 8
+
+
+def test_killed_at_every_sync_of_an_update(tmp_path: Path, bundle: Path) -> None:
+    photos, before = tmp_path / "photos", tmp_path / "before.sbtk"
+    write_photos(photos, 8)
+    index(before, photos, bundle)
+    old_names = names_in(before)
+    change(photos)
+    shutil.copytree(before, tmp_path / "expected.sbtk")
+    index(tmp_path / "expected.sbtk", photos, bundle)
+    expected = contents(tmp_path / "expected.sbtk")
+    new_names = names_in(tmp_path / "expected.sbtk")
+    assert new_names != old_names
+    for syncs in range(1, 40):
+        folder = tmp_path / f"{syncs}.sbtk"
+        shutil.copytree(before, folder)
+        exit_code = run(index_until_sync, folder, photos, bundle, syncs)
+        assert names_in(folder) in (old_names, new_names)
+        index(folder, photos, bundle)
+        assert contents(folder) == expected
+        assert len(list(folder.glob("graph-*"))) == 1
+        assert list(folder.glob(".*.tmp-*")) == []
+        if exit_code != KILLED:
+            break
+    assert exit_code == 0
+    assert syncs > 6
+
+
+def test_killed_between_graph_and_manifest_the_old_generation_answers(
+    tmp_path: Path, bundle: Path
+) -> None:
+    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
+    write_photos(photos, 8)
+    index(folder, photos, bundle)
+    old_names = names_in(folder)
+    change(photos)
+    assert run(index_until_published, folder, photos, bundle) == KILLED
+    assert sorted(path.name for path in folder.glob("graph-*")) == ["graph-1.hnsw", "graph-2.hnsw"]
+    assert names_in(folder) == old_names
+    index(folder, photos, bundle)
+    assert [path.name for path in folder.glob("graph-*")] == ["graph-2.hnsw"]
+    assert names_in(folder) == {path.name for path in photos.iterdir()} - {"junk.jpg"}
