@@ -20,7 +20,7 @@ from sbtk_export.pictures import ExportPictures, choose_pictures
 from sbtk_export.run_facts import StudentFacts, facts_from_run
 from sbtk_runtime.bundle import Bundle, onnx_name
 from sbtk_runtime.engine import open_engine
-from sbtk_runtime.errors import BadData, BadModel
+from sbtk_runtime.errors import BadConfig, BadData, BadModel
 from sbtk_runtime.files import write_atomically
 from sbtk_runtime.manifest import PRECISIONS, BundleManifest, Precision
 from sbtk_runtime.names import printable_name
@@ -89,13 +89,14 @@ def export_student(
     the folder gets its name after that.
 
     Raises:
+        BadConfig: the plan leaves nothing to publish.
         BadModel: a model does not keep its limits; nothing was published.
     """
     for notice in pictures.notices:
         said(notice)
     precisions = tuple(p for p in PRECISIONS if p == "fp32" or p in plan.precisions)
     if plan.is_slim and precisions == ("fp32",):
-        raise BadModel(
+        raise BadConfig(
             "a slim bundle without FP16 and INT8 would be empty", "--fp16 or --int8 with --slim"
         )
     with published_folder(plan.target) as folder:

@@ -22,9 +22,9 @@ from sbtk_train.splits import class_key
 
 KINDS: tuple[Kind, Kind] = ("sketch", "photo")
 
-#: Of each kind. 100 are the promise ("at least 200 images, half of them sketches").
-PARITY_PER_KIND = 120
-MIN_PARITY_PER_KIND = 100
+#: Of each kind; an export without so many is refused.
+PARITY_PER_KIND = 100
+#: Of each kind, if there are so many.
 CALIBRATION_PER_KIND = 150
 MIN_CALIBRATION_PER_KIND = 16
 #: For the ranking, of each class and kind.
@@ -94,7 +94,7 @@ def choose_pictures(
     validation = _Drawer(_only(available, validation_classes), rng)
     # Parity draws first: it is what cannot be done without.
     parity = _equal_parts([training.draw(kind, PARITY_PER_KIND) for kind in KINDS])
-    _require(parity, MIN_PARITY_PER_KIND, "parity", data)
+    _require(parity, PARITY_PER_KIND, "parity", data)
     calibration = _equal_parts([training.draw(kind, CALIBRATION_PER_KIND) for kind in KINDS])
     if is_calibrating:
         _require(calibration, MIN_CALIBRATION_PER_KIND, "calibration", data)

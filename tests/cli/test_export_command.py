@@ -1,0 +1,123 @@
+"""`sbtk export` from the command line: a run folder in, a bundle out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sbtk_cli.main import main
+from sbtk_export.pictures import choose_pictures
+from sbtk_runtime.bundle import Bundle
+from sbtk_train.checkpoint import STUDENT
+from sbtk_train.student import Student
+from tests.tiny_student import TRAINING, VALIDATION, fitted, write_run, write_textures
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_textures(tmp_path_factory.mktemp("data") / "textures")
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A run of a ResNet18, in `runs/` of a folder of its own."""
+    pictures = choose_pictures(data, TRAINING, VALIDATION)
+    student = fitted(Student("resnet18", 16, len(TRAINING)), [pictures.parity, pictures.ranking])
+    return write_run(tmp_path_factory.mktemp("work") / "runs" / "2026-11-01-stripes", data, student)
+
+
+@pytest.fixture
+def work(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Changes to the folder that holds `runs/`."""
+    monkeypatch.chdir(run_folder.parent.parent)
+    return run_folder.parent.parent
+
+
+@pytest.mark.slow
+def test_newest_run_becomes_a_bundle_that_passes_its_check(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export"]) == 0, capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "int8: calibrating on 64 pictures" in told.err
+    lines = told.out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["fp32", "fp16", "int8"]
+    assert "bundles/2026-11-01-stripes: 2026-11-01-stripes@" in lines[4]
+    bundle = Bundle.open(work / "bundles" / "2026-11-01-stripes")
+    assert STUDENT in bundle.manifest.files
+    assert bundle.manifest.backbone == "resnet18"
+    assert main(["models", "check", "2026-11-01-stripes"]) == 0
+    told = capsys.readouterr()
+    assert told.out.count("runs on onnxruntime") == 3
+
+
+@pytest.mark.slow
+def test_one_precision_from_other_images_as_json(
+    work: Path, run_folder: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run's own data are gone; the same classes lie elsewhere."""
+    moved = Path(shutil.copytree(run_folder, work / "elsewhere"))
+    config = moved / "config.resolved.toml"
+    config.write_text(config.read_text().replace(str(data), "/gone"))
+    words = ["--int8", "--slim", "-o", "made/small", "--images", str(data), "--json", "--quiet"]
+    assert main(["export", str(moved), *words]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    answer = json.loads(told.out)
+    assert answer["model_id"].startswith("small@")
+    assert set(answer["files"]) == {"MODEL_CARD.md", "model.int8.onnx"}
+    assert set(answer["parity"]) == {"fp32", "int8"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["nowhere"], 2, "nowhere is no trained run"),
+        (["RUN", "--images", "nowhere"], 1, "the images are gone: no folder nowhere"),
+        (["RUN", "--images", "."], 1, ". has no folder 'sketch'"),
+        (["RUN", "-o", "runs"], 2, "runs exists"),
+        (["RUN", "--name", "../up"], 2, "'../up' cannot name a bundle"),
+        (["RUN", "-o", "two words"], 2, "'two words' cannot name a bundle"),
+        (["RUN", "--int4"], 2, "No such option"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(
+    work: Path,
+    run_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    code: int,
+    sentence: str,
+) -> None:
+    before = sorted(path.name for path in work.iterdir())
+    replaced = [str(run_folder) if word == "RUN" else word for word in words]
+    assert main(["export", *replaced]) == code
+    told = capsys.readouterr()
+    assert sentence in told.err
+    assert told.out == ""
+    assert sorted(path.name for path in work.iterdir()) == before
+
+
+def test_too_few_images_fail_before_any_work(
+    work: Path, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = write_textures(tmp_path / "few", training=40)
+    assert main(["export", str(run_folder), "--images", str(few), "-o", "few"]) == 1
+    told = capsys.readouterr()
+    assert "has 80 pictures for parity" in told.err
+    assert "at least 200" in told.err
+    assert "tracing" not in told.err
+    assert not (work / "few").exists()
+
+
+def test_without_any_run_the_next_command_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["export"]) == 2
+    told = capsys.readouterr()
+    assert "no trained run below runs" in told.err
+    assert "sbtk train DATA" in told.err

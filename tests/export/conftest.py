@@ -1,0 +1,62 @@
+"""One tiny student, exported once, for all that is asked about exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sbtk_export.export import ExportPlan, export_student
+from sbtk_export.pictures import ExportPictures, choose_pictures
+from sbtk_export.run_facts import StudentFacts, facts_from_run
+from sbtk_runtime.bundle import Bundle
+from sbtk_train.checkpoint import TrainedRun
+from sbtk_train.student import Student
+from tests.tiny_student import (
+    TRAINING,
+    VALIDATION,
+    fitted,
+    tiny_student,
+    trained_run,
+    write_run,
+    write_textures,
+)
+
+
+@pytest.fixture(scope="session")
+def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with training, validation and unseen classes."""
+    return write_textures(tmp_path_factory.mktemp("data") / "textures")
+
+
+@pytest.fixture(scope="session")
+def pictures(textures: Path) -> ExportPictures:
+    return choose_pictures(textures, TRAINING, VALIDATION)
+
+
+@pytest.fixture(scope="session")
+def student(pictures: ExportPictures) -> Student:
+    return fitted(tiny_student(), [pictures.parity, pictures.ranking])
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, textures: Path, student: Student) -> TrainedRun:
+    folder = write_run(tmp_path_factory.mktemp("runs") / "2026-11-01-tiny", textures, student)
+    return trained_run(folder, student)
+
+
+@pytest.fixture(scope="session")
+def facts(run: TrainedRun) -> StudentFacts:
+    return facts_from_run(run)
+
+
+@pytest.fixture(scope="session")
+def bundle(
+    tmp_path_factory: pytest.TempPathFactory,
+    student: Student,
+    facts: StudentFacts,
+    pictures: ExportPictures,
+) -> Bundle:
+    """The full bundle of the tiny student."""
+    plan = ExportPlan(tmp_path_factory.mktemp("bundles") / "tiny", "tiny")
+    return export_student(student, facts, pictures, plan, print)

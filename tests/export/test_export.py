@@ -1,0 +1,202 @@
+"""Whole exports of a tiny student: what is published, and when nothing is."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor
+
+from sbtk_export.bundle_writer import file_records
+from sbtk_export.export import ExportPlan, check_models, export_run, export_student
+from sbtk_export.pictures import ExportPictures
+from sbtk_export.run_facts import StudentFacts
+from sbtk_runtime.bundle import Bundle, onnx_name
+from sbtk_runtime.engine import open_engine
+from sbtk_runtime.errors import BadConfig, BadData, BadModel
+from sbtk_runtime.manifest import Precision
+from sbtk_train.checkpoint import STUDENT, TrainedRun
+from sbtk_train.student import Student
+
+
+def quiet(_: str) -> None:
+    """Takes what an export says."""
+
+
+def test_full_bundle_is_whole(bundle: Bundle, student: Student) -> None:
+    bundle.verify()
+    assert bundle.precisions == ("fp32", "fp16", "int8")
+    assert set(bundle.manifest.files) == {
+        "MODEL_CARD.md",
+        "model.fp16.onnx",
+        "model.fp32.onnx",
+        "model.int8.onnx",
+        STUDENT,
+    }
+    manifest = bundle.manifest
+    assert manifest.name == "tiny"
+    assert manifest.model_id.startswith("tiny@")
+    assert manifest.dim == student.embedding.out_features
+    assert manifest.metrics["validation_map"]["value"] == 0.5
+    assert "validation classes" in manifest.metrics["validation_map"]["rule"]
+    assert manifest.training["seed"] == 5
+    assert set(manifest.versions) >= {"torch", "onnx", "onnxruntime", "python"}
+    assert not [path for path in bundle.folder.parent.iterdir() if path != bundle.folder]
+
+
+def test_parity_is_kept_and_recorded(bundle: Bundle) -> None:
+    parity = bundle.manifest.parity
+    assert set(parity) == {"fp32", "fp16", "int8"}
+    for figures in parity.values():
+        assert figures["images"] >= 200
+        assert figures["norm_error"] <= 1e-3
+        assert figures["engine"].startswith("onnxruntime ")
+    assert parity["fp32"]["cosine_min"] >= 0.9999
+    assert parity["fp16"]["cosine_min"] >= 0.999
+    assert parity["int8"]["cosine_min"] >= 0.95
+    # Eight bits leave a trace; a figure of one would mean that FP32 was measured.
+    assert parity["int8"]["cosine_mean"] < parity["fp16"]["cosine_mean"]
+
+
+def test_engine_gives_the_students_embeddings(
+    bundle: Bundle, student: Student, pictures: ExportPictures
+) -> None:
+    """The check is made again, with the input normalised by hand."""
+    pixels = pictures.parity.pixels[:6]
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    images = ((pixels / 255.0 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
+    with torch.inference_mode():
+        wanted = student.embed(torch.from_numpy(images)).numpy()
+    engine = open_engine(bundle, precision="fp32")
+    np.testing.assert_allclose(engine.run(pixels), wanted, atol=1e-5)
+    engine.close()
+
+
+def test_card_tells_what_the_manifest_says(bundle: Bundle) -> None:
+    card = (bundle.folder / "MODEL_CARD.md").read_text()
+    for words in (
+        bundle.manifest.model_id,
+        "Research use only",
+        "Intended use",
+        "SK-YE",
+        "seed: 5",
+        "| int8 | ",
+        "cosine min",
+        bundle.manifest.files["model.int8.onnx"].sha256,
+    ):
+        assert words in card
+    assert str(bundle.folder.parent) not in card
+
+
+def test_slim_bundle_keeps_the_fp32_figures(
+    student: Student, facts: StudentFacts, pictures: ExportPictures, tmp_path: Path
+) -> None:
+    plan = ExportPlan(tmp_path / "slim", "slim", ("int8",), is_slim=True)
+    slim = export_student(student, facts, pictures, plan, quiet)
+    assert set(slim.manifest.files) == {"MODEL_CARD.md", "model.int8.onnx"}
+    assert set(slim.manifest.parity) == {"fp32", "int8"}
+    slim.verify()
+
+
+def test_slim_bundle_of_fp32_alone_is_refused(
+    student: Student, facts: StudentFacts, pictures: ExportPictures, tmp_path: Path
+) -> None:
+    plan = ExportPlan(tmp_path / "slim", "slim", ("fp32",), is_slim=True)
+    with pytest.raises(BadConfig, match="empty"):
+        export_student(student, facts, pictures, plan, quiet)
+
+
+class Changed(Student):
+    """A student that embeds otherwise than its layers, which are what is traced."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        return super().embed(images.flip(1))
+
+
+def test_nothing_is_published_when_parity_fails(
+    student: Student, facts: StudentFacts, pictures: ExportPictures, tmp_path: Path
+) -> None:
+    changed = copy.deepcopy(student)
+    changed.__class__ = Changed
+    with pytest.raises(BadModel, match=r"fp32: smallest cosine 0\.\d+ is not >= 0\.9999"):
+        plan = ExportPlan(tmp_path / "bundles" / "bad", "bad", ("fp32",))
+        export_student(changed, facts, pictures, plan, quiet)
+    assert list((tmp_path / "bundles").iterdir()) == []
+
+
+def test_weights_changed_after_the_export_are_found(
+    bundle: Bundle, student: Student, pictures: ExportPictures
+) -> None:
+    changed = copy.deepcopy(student)
+    with torch.no_grad():
+        changed.embedding.weight.mul_(
+            torch.linspace(0.2, 1.8, changed.embedding.out_features)[:, None]
+        )
+    with pytest.raises(BadModel) as caught:
+        check_models(bundle, changed, pictures, ("fp32", "int8"), quiet)
+    assert "fp32: smallest cosine" in caught.value.found
+    assert "int8: " in caught.value.found
+
+
+def test_rows_that_are_not_of_length_one_are_refused(
+    bundle: Bundle, student: Student, pictures: ExportPictures, tmp_path: Path
+) -> None:
+    """A cosine does not see them: NNCF's quantised norm gave lengths up to 1.37."""
+    longer = with_edited_model(bundle, "fp32", tmp_path, scaled_by(1.002))
+    with pytest.raises(BadModel) as caught:
+        check_models(longer, student, pictures, ("fp32",), quiet)
+    assert "largest |norm - 1| 0.002" in caught.value.found
+    assert "cosine" not in caught.value.found
+
+
+def test_not_a_number_keeps_no_limit(
+    bundle: Bundle, student: Student, pictures: ExportPictures, tmp_path: Path
+) -> None:
+    broken = with_edited_model(bundle, "fp16", tmp_path, scaled_by(float("nan")))
+    with pytest.raises(BadModel, match="fp16: smallest cosine nan"):
+        check_models(broken, student, pictures, ("fp16",), quiet)
+
+
+def test_existing_folder_is_left_alone(run: TrainedRun, bundle: Bundle, tmp_path: Path) -> None:
+    taken = shutil.copytree(bundle.folder, tmp_path / "taken")
+    with pytest.raises(BadConfig, match="taken exists"):
+        export_run(run, ExportPlan(taken, "taken"), None, quiet)
+    Bundle.open(taken).verify()
+
+
+def test_gone_data_is_no_reason_for_noise(run: TrainedRun, tmp_path: Path) -> None:
+    gone = replace(run, config=replace(run.config, data=str(tmp_path / "gone")))
+    with pytest.raises(BadData) as caught:
+        export_run(gone, ExportPlan(tmp_path / "new", "new"), None, quiet)
+    assert "the run's data are gone" in caught.value.found
+    assert "--images DATA" in caught.value.next_step
+    assert not (tmp_path / "new").exists()
+
+
+def scaled_by(factor: float) -> onnx.NodeProto:
+    value = numpy_helper.from_array(np.array(factor, dtype=np.float32))
+    return helper.make_node("Constant", [], ["factor"], value=value)
+
+
+def with_edited_model(
+    bundle: Bundle, precision: Precision, folder: Path, factor: onnx.NodeProto
+) -> Bundle:
+    """Returns a copy of the bundle whose model multiplies its output, and which is signed."""
+    copied = Path(shutil.copytree(bundle.folder, folder / "edited"))
+    path = copied / onnx_name(precision)
+    model = onnx.load(path)
+    last = next(node for node in model.graph.node if "embeddings" in node.output)
+    last.output[0] = "unscaled"
+    model.graph.node.extend(
+        [factor, helper.make_node("Mul", ["unscaled", "factor"], ["embeddings"])]
+    )
+    onnx.save(model, path)
+    replace(bundle.manifest, files=file_records(copied)).write(copied)
+    return Bundle.open(copied)
