@@ -33,6 +33,15 @@ _gallery = click.option(
     help=f"The gallery to search.  [default: {options.DEFAULT_GALLERY} if it exists, else "
     "synthetic vectors]",
 )
+_torch = click.option(
+    "--torch/--no-torch",
+    "with_torch",
+    default=True,
+    help="Measure torch eager beside the engines, where torch is installed.  [default: yes]",
+)
+_quick = click.option(
+    "--quick", is_flag=True, help="Measure for seconds instead of minutes: rough figures."
+)
 
 
 def _shared(function: Function) -> Function:
@@ -57,6 +66,8 @@ def _of_a_model(function: Function) -> Function:
     metavar="DATA",
     help="Folder of sketch/<class>/* and photo/<class>/*: measures mAP, too.",
 )
+@_torch
+@_quick
 @click.pass_context
 def command(
     context: click.Context,
@@ -65,6 +76,8 @@ def command(
     device: str | None,
     threads: int | None,
     data: Path | None,
+    with_torch: bool,
+    quick: bool,
     plot: Path | None,
     as_json: bool,
     quiet: bool,
@@ -83,7 +96,7 @@ def command(
     _check_plot(plot)
     machine = this_machine()
     chosen = _chosen(model, engine, device, threads, quiet)
-    latency = run_latency(chosen)
+    latency = run_latency(chosen, with_torch=with_torch, is_quick=quick)
     maps = [] if data is None else run_map(chosen, data)
     return hand_over(machine, latency=latency, maps=maps, plot=plot, as_json=as_json)
 
@@ -101,14 +114,9 @@ def command(
     type=click.IntRange(1, 4096),
     multiple=True,
     metavar="N",
-    help="Images per run of the engine; may be repeated.  [default: 1, 8 and 32]",
+    help="Images per run of the engine; may be repeated.  [default: 1, 8, 32]",
 )
-@click.option(
-    "--torch/--no-torch",
-    "with_torch",
-    default=True,
-    help="Measure torch eager beside the engines, where torch is installed.  [default: yes]",
-)
+@_torch
 @click.option(
     "--data",
     type=options.PATH,
@@ -116,6 +124,7 @@ def command(
     help="Decode images of DATA/sketch and DATA/photo.  [default: generated pictures]",
 )
 @_gallery
+@_quick
 def latency(
     model: str | None,
     engine: str,
@@ -126,6 +135,7 @@ def latency(
     with_torch: bool,
     data: Path | None,
     gallery: Path | None,
+    quick: bool,
     plot: Path | None,
     as_json: bool,
     quiet: bool,
@@ -147,6 +157,7 @@ def latency(
         data=data,
         gallery=gallery,
         with_torch=with_torch,
+        is_quick=quick,
     )
     return hand_over(machine, latency=report, plot=plot, as_json=as_json)
 

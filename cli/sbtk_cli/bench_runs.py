@@ -11,7 +11,7 @@ from typing import Any
 from sbtk_cli.bench_contenders import eager_contenders, pictures_of, searched
 from sbtk_cli.bench_data import Classes, measured_images
 from sbtk_cli.output import answer_json, notice, progress
-from sbtk_runtime.bench_engines import BATCHES, LatencyReport, measure_latency
+from sbtk_runtime.bench_engines import BATCHES, Effort, LatencyReport, measure_latency
 from sbtk_runtime.bench_map import MapReport, append_log, earlier_runs, measure_map
 from sbtk_runtime.bench_search import SearchReport
 from sbtk_runtime.bundle import Bundle
@@ -21,6 +21,9 @@ from sbtk_runtime.manifest import Precision
 
 #: In a checkout of sbtk, runs on unseen classes are put on record here without being asked.
 UNSEEN_LOG = Path("benchmarks/unseen.log")
+
+_QUICK = Effort(samples=5, rounds=1, block_s=0.02)
+_QUICK_BATCHES = (1, 8)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ def run_latency(
     data: Path | None = None,
     gallery: Path | None = None,
     with_torch: bool = True,
+    is_quick: bool = False,
 ) -> LatencyReport:
     """Returns latency and speed; `precision=None` are all, `batches=()` the usual ones."""
     manifest = chosen.bundle.manifest
@@ -55,8 +59,9 @@ def run_latency(
             device=chosen.device,
             precision=precision,
             threads=chosen.threads,
-            batches=batches or BATCHES,
+            batches=batches or (_QUICK_BATCHES if is_quick else BATCHES),
             peers=eager_contenders(manifest) if with_torch else lambda threads: {},
+            effort=_QUICK if is_quick else Effort(),
             progress=lambda text: notice(f"measuring {text}", quiet=chosen.quiet),
         )
 

@@ -1,0 +1,268 @@
+"""`sbtk bench`: tables, JSON, pictures, the log, and what it refuses to measure."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sbtk_cli.main import main
+from sbtk_runtime.bench_inputs import clustered_vectors
+from sbtk_runtime.manifest import read_bundle_manifest
+from tests.tiny_data import write_dataset
+
+# Two are unseen in SK-YE, two are not.
+CLASSES = ("cow", "windmill", "airplane", "cat")
+
+
+@pytest.fixture(autouse=True)
+def _no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SBTK_DATA", raising=False)
+
+
+@pytest.fixture
+def data(workplace: Path) -> Path:
+    return write_dataset(workplace / "data", CLASSES, sketches=3, photos=3)
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict[str, Any]:
+    """Returns the one JSON line that the command prints."""
+    assert main(["bench", *arguments, "--json"]) == code
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    found: dict[str, Any] = json.loads(lines[0])
+    return found
+
+
+def tell_training(bundle: Path, **training: object) -> None:
+    """Puts facts about training into a bundle's manifest."""
+    dataclasses.replace(read_bundle_manifest(bundle), training=training).write(bundle)
+
+
+def test_latency_beside_torch_as_json_and_picture(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = answer(
+        capsys,
+        *("latency", "--model", "tiny", "--threads", "1", "--batch", "2", "--quick"),
+        *("--plot", "latency.png"),
+    )
+    assert found["machine"]["versions"]["numpy"] == np.__version__
+    latency = found["latency"]
+    assert {point["name"] for point in latency["throughput"]} == {
+        "onnxruntime int8",
+        "onnxruntime fp32",
+        "torch eager",
+        "torch eager channels_last",
+    }
+    assert {point["batch"] for point in latency["throughput"]} == {2}
+    assert all(point["times_reference"] > 0 for point in latency["throughput"])
+    assert latency["reference"] == "torch eager"
+    assert "synthetic" in latency["searched"]
+    assert (workplace / "latency.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_latency_of_a_gallery_and_of_real_files_as_tables(
+    gallery: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", "tiny", "--precision", "int8", "--batch", "1", "--no-torch", "--quick"]
+    assert main(["bench", "latency", *arguments, "--data", "data", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert "8 photos in a gallery" in " ".join(out.split())
+    assert "12 sketches and 12 photos of data" in out
+    for word in ("decode", "preprocess", "engine", "search", "p95", "images/s", "numpy"):
+        assert word in out
+    assert "torch eager" not in out
+    assert err == ""
+
+
+def test_bare_bench_is_latency_and_map_when_there_are_data(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = answer(
+        capsys, "--model", "tiny", "--threads", "1", "--quick", "--no-torch", "--data", "data"
+    )
+    assert set(found) == {"machine", "latency", "map"}
+    assert "unseen" in found["map"][0]["protocol"]
+    found = answer(capsys, "--model", "tiny", "--threads", "1", "--quick", "--no-torch")
+    assert set(found) == {"machine", "latency"}
+
+
+def test_map_of_each_precision_on_the_unseen_classes(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = answer(
+        capsys,
+        *("map", "data", "--split", "SK-YE", "--model", "tiny"),
+        *("--precision", "int8", "--precision", "fp32"),
+    )
+    assert [report["precision"] for report in found["map"]] == ["int8", "fp32"]
+    for report in found["map"]:
+        assert report["protocol"].startswith("2 of 21 unseen classes of SK-YE: 6 sketches against")
+        assert set(report["class_map"]) == {"cow", "windmill"}
+        assert 0 < report["figures"]["mAP@all"] <= 1
+        assert "mean over queries" in report["definitions"]["mAP@all"]
+
+
+def test_map_as_a_table_says_unseen_and_defines_its_figures(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "map", "data", "--model", "tiny", "--plot", "map.svg"]) == 0
+    out, err = capsys.readouterr()
+    assert "unseen classes of SK-YE" in " ".join(out.split())
+    assert "sum_i P@i rel_i / R" in " ".join(out.split())
+    assert "put on record" not in err
+    assert "<svg" in Path("map.svg").read_text()
+
+
+def test_unseen_runs_are_put_on_record_where_there_is_a_log(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = Path("benchmarks/unseen.log")
+    log.parent.mkdir()
+    log.touch()
+    assert main(["bench", "map", "data", "--model", "tiny"]) == 0
+    assert "put on record" in capsys.readouterr().err
+    assert main(["bench", "map", "data", "--model", "tiny"]) == 0
+    assert "knows this model file" in capsys.readouterr().err
+    assert log.read_text().count("2 of 21 unseen classes of SK-YE") == 2
+
+
+def test_validation_classes_come_from_the_manifest_and_leave_no_record(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = Path("benchmarks/unseen.log")
+    log.parent.mkdir()
+    log.touch()
+    arguments = ["map", "data", "--model", "tiny", "--classes", "validation"]
+    assert main(["bench", *arguments]) == 1
+    assert "names no validation classes" in capsys.readouterr().err
+    tell_training(Path("bundles/tiny"), validation_classes=["cat", "airplane", "elsewhere"])
+    found = answer(capsys, *arguments)
+    assert found["map"][0]["protocol"].startswith("2 validation classes (seen, held out)")
+    assert set(found["map"][0]["class_map"]) == {"airplane", "cat"}
+    assert log.read_text() == ""
+
+
+def test_a_model_is_not_measured_on_what_it_was_trained_on(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split = {"name": "mine.txt", "sha256": "0" * 64}
+    tell_training(Path("bundles/tiny"), split=split, unseen_classes=["windmill"])
+    assert main(["bench", "map", "data", "--model", "tiny", "--split", "SK-YE"]) == 1
+    err = capsys.readouterr().err
+    assert "did not keep cow from its training" in err
+    assert "--split mine.txt" in err
+    found = answer(capsys, "map", "data", "--model", "tiny")
+    assert found["map"][0]["protocol"].startswith("1 unseen classes of mine.txt")
+
+
+def test_unreadable_images_are_named_and_the_code_is_3(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (data / "photo" / "cow" / "bad.jpg").write_bytes(b"no image")
+    assert main(["bench", "map", "data", "--model", "tiny"]) == 3
+    out, err = capsys.readouterr()
+    assert "bad.jpg" in err
+    assert "1 images cannot be read" in out
+
+
+def test_no_data_and_data_without_unseen_classes(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "map", "--model", "tiny"]) == 2
+    assert "SBTK_DATA" in capsys.readouterr().err
+    write_dataset(workplace / "seen", ("cat", "airplane"), sketches=1, photos=1)
+    assert main(["bench", "map", "seen", "--model", "tiny"]) == 1
+    assert "none of the 21 unseen classes" in capsys.readouterr().err
+
+
+def test_search_over_synthetic_vectors_beside_faiss(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = answer(
+        capsys,
+        *("search", "--synthetic", "600", "--dim", "16", "--seed", "3", "--threads", "1"),
+        *("--ef", "5", "--ef", "64", "--peer", "faiss", "--plot", "search.pdf"),
+    )["search"]
+    assert "seed 3" in found["vectors"]
+    assert (found["count"], found["dim"], found["k"]) == (600, 16, 10)
+    assert [build["name"] for build in found["builds"]] == ["hnswlib", "faiss-cpu HNSW"]
+    points = {(point["name"], point["ef"]): point["recall"] for point in found["points"]}
+    # An ef below k is no way of searching.
+    assert set(points) == {
+        ("exact (NumPy)", None),
+        ("hnswlib", 64),
+        ("faiss-cpu HNSW", 64),
+    }
+    assert points["exact (NumPy)", None] == 1.0
+    assert min(points.values()) > 0.9
+    assert (workplace / "search.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_search_of_a_gallery_as_it_is_queried(
+    gallery: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = answer(capsys, "search", "-k", "3")["search"]
+    assert found["count"] == 8
+    assert {point["name"]: point["recall"] for point in found["points"]} == {
+        "exact": 1.0,
+        "hnswlib": 1.0,
+    }
+    assert main(["bench", "search", "-k", "9"]) == 2
+    assert "recall at 9 over 8 vectors" in capsys.readouterr().err
+
+
+def test_search_over_embeddings_of_ones_own(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez("own.npz", paths=np.array(["a"] * 100), embeddings=clustered_vectors(100, 8))
+    np.save("queries.npy", clustered_vectors(7, 8, of=100))
+    found = answer(capsys, "search", "--embeddings", "own.npz", "--queries", "queries.npy")
+    assert found["search"]["count"] == 100
+    assert found["search"]["queries"] == "the first 7 embeddings of queries.npy"
+    found = answer(capsys, "search", "--embeddings", "own.npz")
+    assert found["search"]["count"] == 90
+    assert main(["bench", "search", "--embeddings", "own.npz"]) == 0
+    assert "recall@10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [("text.npz", "cannot be read"), ("long.npy", "length 1"), ("flat.npy", "shape")],
+)
+def test_files_that_hold_no_embeddings(
+    workplace: Path, capsys: pytest.CaptureFixture[str], name: str, complaint: str
+) -> None:
+    Path("text.npz").write_text("no embeddings")
+    np.save("long.npy", np.full((20, 4), 2.0, dtype=np.float32))
+    np.save("flat.npy", np.ones(20, dtype=np.float32))
+    assert main(["bench", "search", "--embeddings", name]) == 1
+    assert complaint in capsys.readouterr().err
+
+
+def test_options_that_contradict_each_other(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "search", "--synthetic", "50", "--embeddings", "x.npz"]) == 2
+    assert main(["bench", "search", "--synthetic", "50", "--ef", "4"]) == 2
+    capsys.readouterr()
+    assert main(["bench", "--json", "latency"]) == 2
+    assert "after the subcommand" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_before_measuring(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["bench", "search", "--plot", "x.gif"]) == 2
+    assert ".png" in capsys.readouterr().err
+    assert main(["bench", "search", "--plot", "nowhere/x.png"]) == 2
+    capsys.readouterr()
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["bench", "search", "--plot", "x.png"]) == 1
+    assert 'pip install "sbtk[plot]"' in capsys.readouterr().err

@@ -1,0 +1,139 @@
+"""mAP of a bundle on labelled images, against figures taken from its embeddings directly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from sbtk_runtime import bench_map
+from sbtk_runtime.bench_map import LabelledImages, append_log, earlier_runs, measure_map
+from sbtk_runtime.embed import Embedder
+from sbtk_runtime.errors import BadData
+from sbtk_runtime.files import sha256_of_file
+from sbtk_train.data import ImageSet, read_dataset
+from tests.tiny import tiny_bundle
+from tests.tiny_data import write_dataset
+
+
+@pytest.fixture
+def embedder(tmp_path: Path) -> Iterator[Embedder]:
+    with Embedder(tiny_bundle(tmp_path / "bundle"), threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> ImageSet:
+    return read_dataset(write_dataset(tmp_path / "data"))
+
+
+def sketches_of(images: ImageSet) -> LabelledImages:
+    return LabelledImages(images.sketches, images.sketch_labels.tolist(), images.classes)
+
+
+def photos_of(images: ImageSet) -> LabelledImages:
+    return LabelledImages(images.photos, images.photo_labels.tolist(), images.classes)
+
+
+def test_figures_equal_scikit_learn_on_the_same_embeddings(
+    embedder: Embedder, images: ImageSet
+) -> None:
+    report = measure_map(embedder, sketches_of(images), photos_of(images), of="6 classes")
+    queries = [embedder.embed_one(path.read_bytes(), "sketch")[0] for path in images.sketches]
+    gallery = [embedder.embed_one(path.read_bytes(), "photo")[0] for path in images.photos]
+    scores = np.stack(queries) @ np.stack(gallery).T
+    expected = [
+        average_precision_score(images.photo_labels == label, row)
+        for label, row in zip(images.sketch_labels, scores, strict=True)
+    ]
+    assert report.figures["mAP@all"] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert set(report.class_map) == set(images.classes)
+    assert report.class_map["ball"] == pytest.approx(
+        np.mean(np.asarray(expected)[images.sketch_labels == images.classes.index("ball")]),
+        abs=1e-6,
+    )
+    assert (report.queries, report.photos, report.unreadable) == (24, 24, ())
+    assert report.protocol.startswith("6 classes: 24 sketches against 24 photos; cosine")
+
+
+def test_every_figure_has_a_definition(embedder: Embedder, images: ImageSet) -> None:
+    report = measure_map(embedder, sketches_of(images), photos_of(images), of="6 classes")
+    found = json.loads(json.dumps(report.to_json()))
+    assert set(found["definitions"]) == set(found["figures"])
+    assert found["ranking"] == bench_map.RANKING
+    assert found["images_per_s"] > 0
+
+
+def test_unreadable_images_are_named_and_left_out_and_labels_stay_right(
+    embedder: Embedder, images: ImageSet
+) -> None:
+    whole = measure_map(embedder, sketches_of(images), photos_of(images), of="x")
+    bad = images.photos[0].with_name("-bad.jpg")
+    bad.write_bytes(b"no image")
+    photos = LabelledImages(
+        (bad, *images.photos), [3, *images.photo_labels.tolist()], images.classes
+    )
+    report = measure_map(embedder, sketches_of(images), photos, of="x")
+    assert report.figures == whole.figures
+    assert len(report.unreadable) == 1
+    assert report.unreadable[0].startswith(f"{bad}: ")
+
+
+def test_sketches_without_a_photo_of_their_class_are_counted(
+    embedder: Embedder, images: ImageSet
+) -> None:
+    is_kept = images.photo_labels != images.classes.index("arch")
+    photos = LabelledImages(
+        [path for path, keep in zip(images.photos, is_kept, strict=True) if keep],
+        images.photo_labels[is_kept].tolist(),
+        images.classes,
+    )
+    report = measure_map(embedder, sketches_of(images), photos, of="x")
+    assert report.unanswerable == 4
+    assert "arch" not in report.class_map
+
+
+def test_nothing_readable_is_an_error(embedder: Embedder, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    images = LabelledImages([bad], [0], ["bad"])
+    with pytest.raises(BadData, match="none of 1 sketch files can be read"):
+        measure_map(embedder, images, images, of="x")
+
+
+def test_the_log_keeps_a_line_for_each_run(
+    embedder: Embedder, images: ImageSet, tmp_path: Path
+) -> None:
+    report = measure_map(
+        embedder, sketches_of(images), photos_of(images), of="6 unseen\tclasses\nof X"
+    )
+    log = tmp_path / "unseen.log"
+    assert earlier_runs(log, report.model_sha256) == []
+    append_log(log, report)
+    append_log(log, report)
+    lines = [line for line in log.read_text().splitlines() if not line.startswith("#")]
+    assert len(lines) == 2
+    _, bundle, sha256, protocol, figure = lines[0].split("\t")
+    assert bundle == embedder.model_id
+    assert sha256 == sha256_of_file(embedder.bundle.onnx_path("int8"))
+    assert protocol.startswith("6 unseen classes of X: 24 sketches against 24 photos")
+    assert protocol.endswith("onnxruntime int8")
+    assert figure == f"mAP@all {report.figures['mAP@all']:.4f}"
+    assert earlier_runs(log, report.model_sha256) == lines
+    assert earlier_runs(log, "0" * 64) == []
+
+
+def test_progress_counts_sketches_and_photos(embedder: Embedder, images: ImageSet) -> None:
+    seen: list[tuple[int, int | None]] = []
+    measure_map(
+        embedder,
+        sketches_of(images),
+        photos_of(images),
+        of="x",
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(done, 48) for done in range(1, 49)]
