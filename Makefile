@@ -11,7 +11,7 @@ INSTALL_FAILED := { echo "pip could not install sbtk (its reason stands above). 
  that it can reach, and a C++ compiler for hnswlib: apt install g++" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test format clean
+.PHONY: help demo check lint types layers test format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,10 +19,16 @@ help: ## Show this list
 demo: $(DEMO_VENV)/.installed ## Install the runtime alone and find photographs from five sketches
 	@$(DEMO_VENV)/bin/python -m demo
 
-check: $(VENV)/.installed ## Lint, check formatting, types and the direction of imports
+check: lint types layers ## Lint, check formatting, types and the direction of imports
+
+lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.installed
 	$(VENV)/bin/mypy
+
+layers: $(VENV)/.installed
 	$(VENV)/bin/lint-imports
 
 test: $(VENV)/.installed ## Run all tests; PYTEST_ARGUMENTS="-k gallery" picks some
