@@ -10,7 +10,7 @@ import pytest
 from sbtk_cli.main import main
 
 
-def test_a_healthy_machine(gallery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_healthy_machine(shared_gallery: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--model", "tiny"]) == 0
     lines = capsys.readouterr().out.splitlines()
     topics = [line.split()[1] for line in lines if not line.startswith(" ")]

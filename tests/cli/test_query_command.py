@@ -23,7 +23,7 @@ def pipe_in(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
 
 
-def test_a_line_for_each_hit(gallery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_for_each_hit(shared_gallery: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*QUERY, "-k", "3"]) == 0
     shown = capsys.readouterr()
     lines = [line.split() for line in shown.out.splitlines()]
@@ -35,7 +35,7 @@ def test_a_line_for_each_hit(gallery: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_json_lines_have_the_agreed_fields(
-    gallery: Path, capsys: pytest.CaptureFixture[str]
+    shared_gallery: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*QUERY, "--json", "-k", "2"]) == 0
     hits = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -63,7 +63,7 @@ def test_names_of_any_bytes_come_through(
 
 
 def test_a_sketch_from_a_pipe_is_as_good_as_a_file(
-    gallery: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    shared_gallery: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(QUERY) == 0
     from_file = capsys.readouterr().out
@@ -72,10 +72,8 @@ def test_a_sketch_from_a_pipe_is_as_good_as_a_file(
     assert capsys.readouterr().out == from_file
 
 
-def test_a_photo_finds_itself(
-    gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    photo = workplace / "photos" / "photo-0005.png"
+def test_a_photo_finds_itself(shared_gallery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo = shared_gallery.parent / "photos" / "photo-0005.png"
     for search in ("auto", "exact", "hnsw"):
         assert main(["query", str(photo), "--as", "photo", "-k", "1", "--search", search]) == 0
         rank, score, path = capsys.readouterr().out.split()
@@ -137,9 +135,9 @@ def test_a_gallery_whose_model_is_gone_names_it(
     ("arguments", "code", "told"),
     [
         (["query", "absent.png"], 1, "absent.png: cannot be read: No such file"),
-        (["query", "photos"], 1, "photos: not a regular file"),
-        (["query", "text.png"], 1, "text.png: not an image"),
-        (["query", "empty.png"], 1, "empty.png: the sketch is empty"),
+        (["query", "photos"], 1, "photos: cannot be read: Is a directory"),
+        (["query", "TMP/text.png"], 1, "text.png: not an image"),
+        (["query", "TMP/empty.png"], 1, "empty.png: the sketch is empty"),
         (["query", "https://example.org/cat.png"], 1, "no network connection"),
         (["query", "-"], 1, "standard input: "),
         (["query", "sketch.png", "--gallery", "none.sbtk"], 1, "sbtk index PHOTOS --gallery none"),
@@ -154,16 +152,17 @@ def test_a_gallery_whose_model_is_gone_names_it(
     ],
 )
 def test_what_cannot_be_answered_says_so(
-    gallery: Path,
-    workplace: Path,
+    shared_gallery: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
     code: int,
     told: str,
 ) -> None:
-    (workplace / "text.png").write_text("no image")
-    Image.new("L", (64, 64), 255).save(workplace / "empty.png")
+    (tmp_path / "text.png").write_text("no image")
+    Image.new("L", (64, 64), 255).save(tmp_path / "empty.png")
+    arguments = [argument.replace("TMP", str(tmp_path)) for argument in arguments]
     pipe_in(monkeypatch, b"")
     assert main(arguments) == code
     shown = capsys.readouterr()
@@ -172,7 +171,7 @@ def test_what_cannot_be_answered_says_so(
     assert "Traceback" not in shown.err
 
 
-def test_a_cold_query_imports_no_more_than_it_needs(gallery: Path) -> None:
+def test_a_cold_query_imports_no_more_than_it_needs(shared_gallery: Path) -> None:
     code = (
         "import json, sys\n"
         "from sbtk_cli.main import main\n"
