@@ -105,7 +105,7 @@ def command(
     else:
         options.existing_gallery(gallery)
     if list_failed:
-        _list_failed(gallery, as_json=as_json)
+        _list_failed(gallery, as_json=as_json, quiet=quiet)
     if verify:
         code = _verify(gallery, repair=repair, as_json=as_json, quiet=quiet) or code
     if export_folder is not None:
@@ -174,11 +174,12 @@ def _tell(report: IndexReport, gallery: Path, *, as_json: bool, quiet: bool) -> 
         output.answer(final_sentence(report, gallery))
 
 
-def _list_failed(gallery: Path, *, as_json: bool) -> None:
+def _list_failed(gallery: Path, *, as_json: bool, quiet: bool) -> None:
     from sbtk_runtime.gallery_folder import FAILURES_NAME
 
     path = gallery / FAILURES_NAME
     if not path.exists():
+        output.notice("Every file could be read.", quiet=quiet)
         return
     with path.open(encoding="utf-8") as lines:
         for line in lines:

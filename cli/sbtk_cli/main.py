@@ -35,7 +35,7 @@ COMMANDS = {
     "index": LazyCommand("sbtk_cli.index", "Make or update a gallery from folders of photos."),
     "query": LazyCommand("sbtk_cli.query", "Find the photos that look like a sketch."),
     "embed": LazyCommand("sbtk_cli.embed", "Write the embeddings of image files to an .npz file."),
-    "bench": LazyCommand("sbtk_cli.bench", "Measure latency, retrieval quality and search."),
+    "bench": LazyCommand("sbtk_cli.bench", "Measure latency, retrieval quality or search."),
     "doctor": LazyCommand("sbtk_cli.doctor", "Say what this machine can run, and what is missing."),
     "models": LazyCommand("sbtk_cli.models", "List the model bundles, or check one."),
     "train": LazyCommand("sbtk_cli.train", "Train a model on sketches and photos."),

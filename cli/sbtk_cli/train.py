@@ -145,11 +145,11 @@ def command(
     quiet: bool,
     **options: Any,
 ) -> int:
-    """Train a student on DATA/{sketch,photo}/<class>/*.
+    """Train a model on sketches and photos.
 
-    Classes of the split are never looked at. Ten seen classes, drawn by a fixed seed, are kept
-    for validation; the student that is best on them is kept. A stopped or killed run goes on
-    with --resume and ends as it would have.
+    They lie in DATA/{sketch,photo}/<class>/*. Classes of the split are never looked at. Ten seen
+    classes, drawn by a fixed seed, are kept for validation; the student that is best on them is
+    kept. A stopped or killed run goes on with --resume and ends as it would have.
 
     Without DATA, trains on what SBTK_DATA names.
     """

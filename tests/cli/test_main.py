@@ -54,7 +54,7 @@ def test_help_lists_every_command_without_importing_one(
         assert entry.help in " ".join(shown.split())
 
 
-@pytest.mark.parametrize("name", ["index", "query", "embed", "doctor", "models"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_the_line_in_the_list_is_the_commands_own(name: str) -> None:
     context = click.Context(sbtk)
     command = sbtk.get_command(context, name)
