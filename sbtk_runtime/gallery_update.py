@@ -251,6 +251,8 @@ class _Update:
         pending: list[Embedded],
         failures: list[Failure],
     ) -> None:
+        if not pending and not failures:
+            return
         first_row = catalogue.committed_rows()
         batches = (
             vectors.append(first_row, np.stack([item.row for item in pending])) if pending else []

@@ -1,0 +1,186 @@
+"""Odd files and folders among the photos are named and skipped, and cost nothing else."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sbtk_runtime.embed import Embedder
+from sbtk_runtime.errors import BadData, BadGallery
+from sbtk_runtime.gallery import Gallery
+from sbtk_runtime.gallery_export import export_gallery
+from sbtk_runtime.gallery_update import update_gallery
+from tests.tiny import tiny_bundle, tiny_photo, write_photos
+from tests.tiny_gallery import contents
+
+NOBODY = 65534
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
+    bundle = tiny_bundle(tmp_path_factory.mktemp("bundle"))
+    with Embedder(bundle, engine="onnxruntime", threads=1, batch=4) as opened:
+        yield opened
+
+
+def failures(folder: Path) -> dict[str, str]:
+    lines = (folder / "failures.jsonl").read_text(encoding="utf-8").splitlines()
+    return {Path(entry["path"]).name: entry["reason"] for entry in map(json.loads, lines)}
+
+
+def all_paths(folder: Path) -> set[str]:
+    with Gallery.open(folder) as gallery:
+        query = np.ones(gallery.manifest.dim, dtype=np.float32)
+        return {hit.path for hit in gallery.search(query, gallery.count)}
+
+
+@contextlib.contextmanager
+def as_nobody(owned: Path) -> Iterator[None]:
+    """Gives the block the rights of a user who may write only below `owned`."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for path in (owned, *owned.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_bad_files_are_named_and_the_others_are_indexed(tmp_path: Path, embedder: Embedder) -> None:
+    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
+    good = write_photos(photos, 5)
+    (photos / "empty.jpg").touch()
+    (photos / "text.png").write_text("not an image")
+    (photos / "cut.jpg").write_bytes(good[0].read_bytes()[:300])
+    os.mkfifo(photos / "pipe.jpg")
+    (photos / "loop").symlink_to(photos, target_is_directory=True)
+    (photos / "circle.png").symlink_to("circle.png")
+    (photos / "dangling.jpg").symlink_to("nowhere.jpg")
+    report = update_gallery(folder, [photos], embedder)
+    assert (report.new, report.live, report.unreadable) == (5, 5, 6)
+    reasons = failures(folder)
+    assert set(reasons) == {
+        "empty.jpg",
+        "text.png",
+        "cut.jpg",
+        "pipe.jpg",
+        "circle.png",
+        "dangling.jpg",
+    }
+    assert reasons["pipe.jpg"] == "not a regular file"
+    assert "empty" in reasons["empty.jpg"]
+    assert update_gallery(folder, [photos], embedder).unreadable == 6
+
+
+def test_odd_names_are_indexed_found_and_exported(tmp_path: Path, embedder: Embedder) -> None:
+    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
+    photos.mkdir()
+    names = [b"line\nend.png", b"\xff\xfe.png", "\U0001f600.png".encode(), b"n" * 251 + b".png"]
+    for seed, name in enumerate(names):
+        tiny_photo(seed).save(photos / "x.png")
+        (photos / "x.png").rename(photos / os.fsdecode(name))
+    (photos / os.fsdecode(b"bad\xff.png")).write_bytes(b"junk")
+    assert update_gallery(folder, [photos], embedder).new == 4
+    assert {os.fsencode(Path(path).name) for path in all_paths(folder)} == set(names)
+    (entry,) = map(json.loads, (folder / "failures.jsonl").read_text().splitlines())
+    assert base64.b64decode(entry["path_bytes"]).endswith(b"/bad\xff.png")
+    export_gallery(folder, tmp_path / "out")
+    assert len(np.load(tmp_path / "out" / "embeddings.npy")) == 4
+    assert update_gallery(folder, [photos], embedder).unchanged == 4
+    (photos / os.fsdecode(names[1])).rename(photos / os.fsdecode(b"\xfe.png"))
+    assert update_gallery(folder, [photos], embedder).moved == 1
+
+
+def test_no_empty_gallery_is_published(tmp_path: Path, embedder: Embedder) -> None:
+    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
+    photos.mkdir()
+    for index_ in range(7):
+        (photos / f"{index_}.jpg").write_bytes(b"junk")
+    for _ in range(2):
+        with pytest.raises(BadGallery, match="0 of 7 files could be read") as caught:
+            update_gallery(folder, [photos], embedder)
+        assert "failures.jsonl" in caught.value.next_step
+        assert len(failures(folder)) == 7
+        with pytest.raises(BadGallery, match="no gallery"):
+            Gallery.open(folder)
+    tiny_photo(1).save(photos / "3.jpg")
+    assert update_gallery(folder, [photos], embedder).live == 1
+
+
+def test_photos_that_all_went_bad_leave_the_last_good_gallery(
+    tmp_path: Path, embedder: Embedder
+) -> None:
+    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
+    paths = write_photos(photos, 3)
+    update_gallery(folder, [photos], embedder)
+    for path in paths:
+        path.write_bytes(b"junk")
+    with pytest.raises(BadGallery, match="0 of 3 files"):
+        update_gallery(folder, [photos], embedder)
+    assert len(all_paths(folder)) == 3
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_an_empty_folder_drops_nothing(tmp_path: Path, embedder: Embedder, is_there: bool) -> None:
+    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
+    photos.mkdir()
+    if is_there:
+        write_photos(photos, 3)
+        update_gallery(folder, [photos], embedder)
+        before = contents(folder)
+        for path in photos.iterdir():
+            path.unlink()
+    with pytest.raises(BadData, match="no photo in"):
+        update_gallery(folder, [photos], embedder)
+    if is_there:
+        assert contents(folder) == before
+    else:
+        assert not folder.exists()
+    with pytest.raises(BadData, match="nowhere"):
+        update_gallery(folder, [tmp_path / "nowhere"], embedder)
+
+
+def test_a_folder_that_became_unreadable_keeps_its_photos(embedder: Embedder) -> None:
+    # pytest's own folders are closed to other users.
+    with tempfile.TemporaryDirectory() as place:
+        photos, folder = Path(place) / "photos", Path(place) / "galleries" / "g.sbtk"
+        Path(place).chmod(0o755)
+        write_photos(photos, 3)
+        write_photos(photos / "private", 3, seed=1)
+        update_gallery(folder, [photos], embedder)
+        (photos / "photo-0001.png").unlink()
+        (photos / "private").chmod(0)
+        with as_nobody(folder.parent):
+            report = update_gallery(folder, [photos], embedder)
+        assert (report.live, report.removed, report.unreadable) == (5, 1, 1)
+        assert failures(folder) == {"private": "the folder cannot be read: Permission denied"}
+        (photos / "private").chmod(0o755)
+        with as_nobody(folder.parent):
+            report = update_gallery(folder, [photos], embedder)
+        assert (report.live, report.unchanged, report.unreadable) == (5, 5, 0)
+
+
+def test_a_file_that_may_be_read_again_is_tried_again(embedder: Embedder) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        photos, folder = Path(place) / "photos", Path(place) / "galleries" / "g.sbtk"
+        Path(place).chmod(0o755)
+        paths = write_photos(photos, 3)
+        folder.parent.mkdir()
+        paths[1].chmod(0)
+        with as_nobody(folder.parent):
+            report = update_gallery(folder, [photos], embedder)
+        assert (report.new, report.unreadable) == (2, 1)
+        paths[1].chmod(0o644)
+        report = update_gallery(folder, [photos], embedder)
+        assert (report.new, report.unreadable, report.live) == (1, 0, 3)
