@@ -157,10 +157,10 @@ ol { list-style: none; padding: 0; display: grid; gap: 1.1rem;
   grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); }
 li { background: var(--card); border-radius: 12px; overflow: hidden; box-shadow: var(--shade);
   border: 1px solid var(--line); }
-li a { display: grid; place-items: center; aspect-ratio: 4 / 3; background: var(--line);
-  color: var(--soft); text-decoration: none; }
+li a { display: grid; place-items: center; position: relative; aspect-ratio: 1;
+  background: var(--line); color: var(--soft); text-decoration: none; }
 li a:focus-visible { outline: 3px solid var(--mark); outline-offset: -3px; }
-li img { width: 100%; height: 100%; object-fit: contain; }
+li img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
 .gone { padding: 1rem; font-size: .85rem; text-align: center; }
 .line { display: flex; gap: .6rem; align-items: baseline; padding: .6rem .8rem .45rem; }
 .line b { color: var(--mark); font-variant-numeric: tabular-nums; }
