@@ -70,6 +70,38 @@ class Photo:
     row: int
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What made a gallery's embeddings; the same for all of them."""
+
+    model_id: str
+    precision: str
+    dim: int
+    preprocessing: str
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A photo whose embedding was written: where it lies and which bytes it is of."""
+
+    path: bytes
+    size_bytes: int
+    mtime_ns: int
+    sha256: str
+    row: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A photo that could not be read. The stamps are `None` where it could not be looked at."""
+
+    path: bytes
+    reason: str
+    size_bytes: int | None = None
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
+
+
 class CatalogueView:
     """The photos of one generation; what a writer does meanwhile does not show.
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from sbtk_runtime.catalogue import (
     CATALOGUE_NAME,
+    Embedding,
+    Failure,
+    Origin,
     catalogue_errors,
     connect_writer,
     transaction,
@@ -20,38 +23,6 @@ from sbtk_runtime.vectors import SHARD_ROWS, Batch
 # A photo that only moved has the row that it had.
 _TO_ADD = """FROM photos AS p WHERE born = ?1 AND gone IS NULL
     AND NOT EXISTS (SELECT 1 FROM photos WHERE row = p.row AND born < ?1)"""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What made a gallery's embeddings; the same for all of them."""
-
-    model_id: str
-    precision: str
-    dim: int
-    preprocessing: str
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """A photo whose embedding was written: where it lies and which bytes it is of."""
-
-    path: bytes
-    size_bytes: int
-    mtime_ns: int
-    sha256: str
-    row: int
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A photo that could not be read. The stamps are `None` where it could not be looked at."""
-
-    path: bytes
-    reason: str
-    size_bytes: int | None = None
-    mtime_ns: int | None = None
-    ctime_ns: int | None = None
 
 
 class Catalogue:
@@ -225,6 +196,15 @@ class Catalogue:
         """Returns the numbers of the shards that hold committed rows."""
         query = f"SELECT DISTINCT first_row / {SHARD_ROWS} FROM batches"  # noqa: S608
         return {shard for (shard,) in self.connection.execute(query)}
+
+    def retry_failures_of_other(self, reader: str) -> None:
+        """Makes failures be tried again if they were met by another reader of images."""
+        found = self.connection.execute("SELECT value FROM facts WHERE name = 'reader'").fetchone()
+        if found == (reader,):
+            return
+        with catalogue_errors(self.path), transaction(self.connection):
+            self.connection.execute("UPDATE failures SET size_bytes = NULL")
+            self._set_fact("reader", reader)
 
     def purge(self, published: int) -> None:
         """Forgets versions that generation `published` no longer has, and shards without photos.

@@ -7,13 +7,17 @@ cache and spills to a file, so a million photos take no more memory than a thous
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from sbtk_runtime.catalogue import below, catalogue_errors, exactly, transaction
-from sbtk_runtime.catalogue_writer import Catalogue, Failure
+import PIL
+
+from sbtk_runtime.catalogue import Failure, below, catalogue_errors, exactly, transaction
+from sbtk_runtime.catalogue_writer import Catalogue
 from sbtk_runtime.errors import BadImage
 from sbtk_runtime.images import read_image_bytes
+from sbtk_runtime.preprocess import PREPROCESSING
 from sbtk_runtime.walk import Found, Skipped
 
 _TABLES = """
@@ -76,6 +80,7 @@ class Changes:
         self._connection = catalogue.connection
         self.moved = 0
         self.replaced = 0
+        catalogue.retry_failures_of_other(_reader())
         with catalogue_errors(catalogue.path):
             self._connection.executescript(_TABLES)
             with transaction(self._connection):
@@ -214,3 +219,9 @@ def _sha256(path: bytes, size_bytes: int) -> bytes | None:
     except BadImage:
         return None  # the embedder will meet the same and tell
     return hashlib.sha256(data).digest() if len(data) == size_bytes else None
+
+
+def _reader() -> str:
+    """Returns what decides whether a file can be read: with pillow-heif more can."""
+    heif = importlib.util.find_spec("pillow_heif") is not None
+    return f"{PREPROCESSING}, pillow {PIL.__version__}{', heif' * heif}"

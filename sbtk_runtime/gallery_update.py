@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sbtk_runtime.catalogue_writer import Catalogue, Embedding, Failure, Origin
+from sbtk_runtime.catalogue import Embedding, Failure, Origin
+from sbtk_runtime.catalogue_writer import Catalogue
 from sbtk_runtime.changes import Changes
 from sbtk_runtime.embed import Embedded, Embedder
 from sbtk_runtime.errors import BadGallery

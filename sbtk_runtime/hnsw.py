@@ -182,7 +182,9 @@ def add_rows(
 ) -> None:
     """Adds ascending `rows` of the vectors to a graph that has room for them."""
     for numbers, embeddings, is_whole in vectors.chunks(rows):
-        graph.add(numbers[is_whole], embeddings[is_whole])
+        if not is_whole.all():
+            numbers, embeddings = numbers[is_whole], embeddings[is_whole]
+        graph.add(numbers, embeddings)
         if tick is not None:
             tick(graph.count)
 

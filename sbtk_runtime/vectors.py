@@ -27,8 +27,8 @@ Embeddings = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
 SHARD_ROWS = 65_536
-#: Rows that are read, converted and scored at a time; some 4 MB at 512 dimensions.
-CHUNK_ROWS = 2048
+#: Rows that are read, converted and scored at a time; some 3 MB in all at 512 dimensions.
+CHUNK_ROWS = 512
 
 # float16 rounding moves the length of a unit row by less than this.
 _NORM_TOLERANCE = 0.01

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sbtk_runtime.catalogue import CATALOGUE_NAME, CatalogueView
-from sbtk_runtime.catalogue_writer import Catalogue, Embedding, Failure, Origin
+from sbtk_runtime.catalogue import CATALOGUE_NAME, CatalogueView, Embedding, Failure, Origin
+from sbtk_runtime.catalogue_writer import Catalogue
 from sbtk_runtime.errors import BadGallery
 from sbtk_runtime.vectors import SHARD_ROWS, Batch
 
@@ -99,6 +99,17 @@ def test_a_failure_ends_the_photo_and_a_success_the_failure(first: Path) -> None
         catalogue.commit([photo("a", 3)], [], [batch(3, 1)])
         assert list(catalogue.failures()) == []
         assert catalogue.live() == 3
+
+
+def test_another_reader_tries_failures_again(first: Path) -> None:
+    with Catalogue(first, 2) as catalogue:
+        catalogue.retry_failures_of_other("pillow 1")
+        catalogue.commit([], [Failure(b"/p/a", "damaged", 5, 6, 7)], [])
+        stamps = "SELECT size_bytes, mtime_ns FROM failures"
+        catalogue.retry_failures_of_other("pillow 1")
+        assert catalogue.connection.execute(stamps).fetchall() == [(5, 6)]
+        catalogue.retry_failures_of_other("pillow 2")
+        assert catalogue.connection.execute(stamps).fetchall() == [(None, 6)]
 
 
 def test_a_view_keeps_its_snapshot_through_a_purge(first: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from sbtk_runtime import vectors as module
 from sbtk_runtime.errors import BadData
-from sbtk_runtime.vectors import Vectors
+from sbtk_runtime.vectors import CHUNK_ROWS, Vectors
 from tests.tiny_gallery import unit_rows
 
 
@@ -55,10 +55,10 @@ def test_appends_cross_shards_and_any_rows_can_be_read(tmp_path: Path) -> None:
 
 def test_chunks_stream_any_number_of_rows(tmp_path: Path) -> None:
     store = Vectors(tmp_path / "vectors", 4)
-    store.append(0, unit_rows(5000, 4))
-    from_stream = list(store.chunks(iter(range(5000))))
-    from_array = list(store.chunks(np.arange(5000)))
-    assert [len(rows) for rows, _, _ in from_stream] == [2048, 2048, 904]
+    store.append(0, unit_rows(3 * CHUNK_ROWS + 100, 4))
+    from_stream = list(store.chunks(iter(range(3 * CHUNK_ROWS + 100))))
+    from_array = list(store.chunks(np.arange(3 * CHUNK_ROWS + 100)))
+    assert [len(rows) for rows, _, _ in from_stream] == [CHUNK_ROWS] * 3 + [100]
     for one, other in zip(from_stream, from_array, strict=True):
         np.testing.assert_array_equal(one[1], other[1])
 
