@@ -19,10 +19,11 @@ from sbtk_runtime.bench_inputs import (
     generated_sketches,
 )
 from sbtk_runtime.bench_latency import Embeddings, Run, Search
-from sbtk_runtime.errors import BadData
+from sbtk_runtime.errors import BadData, BadImage
 from sbtk_runtime.gallery import Gallery
 from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.manifest import MANIFEST_NAME, BundleManifest
+from sbtk_runtime.preprocess import Kind, prepare
 from sbtk_train.data import read_dataset
 
 _PICTURES = 32
@@ -35,14 +36,11 @@ def pictures_of(data: Path | None) -> Pictures:
     if data is None:
         return Pictures(generated_sketches(8), generated_photos(8), PICTURES_NAMED)
     images = read_dataset(data)
-    if not images.sketches or not images.photos:
-        raise BadData(f"{data} lacks sketches or photos", "at least one of each")
-    sketches, photos = (_evenly(paths) for paths in (images.sketches, images.photos))
-    return Pictures(
-        [read_image_bytes(path) for path in sketches],
-        [read_image_bytes(path) for path in photos],
-        f"{len(sketches)} sketches and {len(photos)} photos of {data.name}",
-    )
+    sketches, photos = _readable(images.sketches, "sketch"), _readable(images.photos, "photo")
+    if not sketches or not photos:
+        raise BadData(f"{data} lacks readable sketches or photos", "at least one of each")
+    named = f"{len(sketches)} sketches and {len(photos)} photos of {data.name}"
+    return Pictures(sketches, photos, named)
 
 
 @contextlib.contextmanager
@@ -56,8 +54,9 @@ def searched(folder: Path | None, manifest: BundleManifest) -> Iterator[tuple[Se
     """
     gallery = _gallery(folder, manifest)
     if gallery is not None:
-        named = f"the {_HITS} best of {gallery.count:,} photos in a gallery"
-        yield lambda row: gallery.search(row, _HITS), named
+        with gallery:
+            named = f"the {_HITS} best of {gallery.count:,} photos in a gallery"
+            yield lambda row: gallery.search(row, _HITS), named
         return
     vectors = clustered_vectors(_SYNTHETIC_ROWS, manifest.dim)
 
@@ -88,9 +87,15 @@ def eager_contenders(manifest: BundleManifest) -> Callable[[int], Mapping[str, R
     return contenders
 
 
-def _evenly(paths: tuple[Path, ...]) -> list[Path]:
-    step = max(1, len(paths) // _PICTURES)
-    return list(paths[::step][:_PICTURES])
+def _readable(paths: tuple[Path, ...], kind: Kind) -> list[bytes]:
+    """Returns the contents of up to `_PICTURES` files, evenly taken, without those that are bad."""
+    contents = []
+    for path in paths[:: max(1, len(paths) // _PICTURES)][:_PICTURES]:
+        with contextlib.suppress(BadImage):
+            content = read_image_bytes(path)
+            prepare(content, kind)
+            contents.append(content)
+    return contents
 
 
 def _gallery(folder: Path | None, manifest: BundleManifest) -> Gallery | None:
@@ -99,4 +104,7 @@ def _gallery(folder: Path | None, manifest: BundleManifest) -> Gallery | None:
     if not (DEFAULT_GALLERY / MANIFEST_NAME).is_file():
         return None
     gallery = Gallery.open(DEFAULT_GALLERY)
-    return gallery if gallery.manifest.model_id == manifest.model_id else None
+    if gallery.manifest.model_id == manifest.model_id:
+        return gallery
+    gallery.close()
+    return None
