@@ -64,7 +64,13 @@ def quantise(source: Path, target: Path, pixels: Pixels) -> None:
             # 7-bit weights do not saturate on CPUs without VNNI, at no cost in speed elsewhere.
             reduce_range=True,
             calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
+            extra_options={
+                "OpTypesToExcludeOutputQuantization": ["Gemm"],
+                # The extremes of all pictures together would spend the range on outliers: on the
+                # shipped student they cost three times as much (mean cosine 0.987, not 0.994).
+                "CalibMovingAverage": True,
+                "CalibMovingAverageConstant": 0.02,
+            },
         )
         quantised = onnx.load(result)
         input_first(quantised)

@@ -61,11 +61,11 @@ RECIPES: dict[str, Recipe] = {
         weight_decay=0.05,
         schedule="cosine",
         warmup_steps=40,
-        epochs=12,
+        epochs=5,
         patience=0,
         average_decay=0.99,
         train_size_px=160,
-        final_epochs=2,
+        final_epochs=3,
     ),
 }
 DEFAULT_RECIPE = "sbtk"
