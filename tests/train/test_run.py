@@ -15,7 +15,7 @@ import torch
 from sbtk_runtime.errors import BadConfig
 from sbtk_train.checkpoint import STUDENT, load_run, load_state, newest_run
 from sbtk_train.config import TrainConfig, read_config
-from sbtk_train.loop import Trainer, TrainingDiverged
+from sbtk_train.loop import TrainingDiverged
 from sbtk_train.progress import EpochDone, StepDone
 from sbtk_train.recipes import recipe
 from sbtk_train.run import new_run_folder, train
