@@ -204,7 +204,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     """
     if not path.is_file():
         raise BadGallery(f"{path} is missing", "the catalogue of a gallery", _make_anew(path))
-    # A folder that cannot be written is read as it is: nobody can be writing there.
+    # SQLite's locks need files beside the catalogue; where there can be none it is read as it is.
     is_fixed = not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists()
     mode = "immutable=1" if is_fixed else "mode=ro"
     location = f"file:{quote(os.fsencode(path.absolute()))}?{mode}"
