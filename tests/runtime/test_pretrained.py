@@ -1,0 +1,63 @@
+"""The bundle that ships: whole, honest about itself, and as good as its card says."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sbtk_runtime.bundle import Bundle, list_bundles, pretrained_folder
+from sbtk_runtime.embed import Embedded, Embedder
+from sbtk_runtime.metrics import Embeddings, Labels, evaluate
+from sbtk_runtime.preprocess import PREPROCESSING, Kind
+from sbtk_train.splits import open_split
+
+MAX_BYTES = 80_000_000
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return Bundle.open(None)
+
+
+def test_default_bundle_is_the_one_that_ships_and_is_whole(bundle: Bundle) -> None:
+    assert bundle.folder.parent == pretrained_folder()
+    assert bundle.manifest.model_id in {found.manifest.model_id for found in list_bundles()}
+    bundle.verify()
+    assert sum(record.size_bytes for record in bundle.manifest.files.values()) <= MAX_BYTES
+    assert bundle.manifest.preprocessing == PREPROCESSING
+
+
+def test_manifest_keeps_the_unseen_classes_out(bundle: Bundle) -> None:
+    training = bundle.manifest.training
+    unseen = open_split(training["split"]["name"])
+    assert training["split"]["sha256"] == unseen.sha256
+    assert set(training["unseen_classes"]) == set(unseen.unseen)
+    assert len(training["validation_classes"]) == 10
+    assert not any(unseen.is_unseen(name) for name in training["validation_classes"])
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not os.environ.get("SBTK_DATA"), reason="SBTK_DATA names no research images")
+def test_validation_figure_of_the_card_is_found_again(bundle: Bundle) -> None:
+    root = Path(os.environ["SBTK_DATA"])
+    names = bundle.manifest.training["validation_classes"]
+    with Embedder(bundle, precision="int8") as embedder:
+        sketches, sketch_labels = _embedded(embedder, root / "sketch", names, "sketch")
+        photos, photo_labels = _embedded(embedder, root / "photo", names, "photo")
+    found = evaluate(sketches, sketch_labels, photos, photo_labels).summary()["mAP@all"]
+    # Other processors round INT8 in other ways, hence not exactly.
+    assert found == pytest.approx(bundle.manifest.parity["int8"]["map_model"], abs=0.01)
+
+
+def _embedded(
+    embedder: Embedder, root: Path, names: list[str], kind: Kind
+) -> tuple[Embeddings, Labels]:
+    paths = [path for name in names for path in sorted((root / name).iterdir())]
+    results = list(embedder.stream(paths, kind))
+    rows = [result.row for result in results if isinstance(result, Embedded)]
+    labels = [names.index(path.parent.name) for path in paths]
+    assert len(rows) == len(paths)
+    return np.stack(rows), np.array(labels, dtype=np.int64)
