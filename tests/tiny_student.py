@@ -48,11 +48,12 @@ def write_textures(root: Path, training: int = 132, validation: int = 8, unseen:
     return root
 
 
-def fitted(student: Student, pictures: Sequence[PictureSet]) -> Student:
+def fitted(student: Student, pictures: Sequence[PictureSet], shrinkage: float = 1e-4) -> Student:
     """Returns the student with an embedding that keeps the classes of the pictures apart.
 
     The embedding is the ridge regression of each class's own direction on the pooled feature; a
-    few closed-form steps give rankings that survive rounding, as a trained student's do.
+    few closed-form steps give rankings that survive rounding, as a trained student's do. More
+    shrinkage helps where the trunk has many features for few pictures.
     """
     pixels = np.concatenate([part.pixels for part in pictures])
     labels = np.concatenate([part.labels + 10 * number for number, part in enumerate(pictures)])
@@ -66,7 +67,7 @@ def fitted(student: Student, pictures: Sequence[PictureSet]) -> Student:
     ]
     with_one = torch.cat([feature, torch.ones(len(feature), 1)], dim=1)
     scale = float(with_one.square().mean())
-    gram = with_one.T @ with_one + 1e-4 * scale * len(feature) * torch.eye(with_one.shape[1])
+    gram = with_one.T @ with_one + shrinkage * scale * len(feature) * torch.eye(with_one.shape[1])
     weights = torch.linalg.solve(gram, with_one.T @ wanted).float()
     with torch.no_grad():
         student.embedding.weight.copy_(weights[:-1].T)

@@ -25,7 +25,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_folder(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """A run of a ResNet18, in `runs/` of a folder of its own."""
     pictures = choose_pictures(data, TRAINING, VALIDATION)
-    student = fitted(Student("resnet18", 16, len(TRAINING)), [pictures.parity, pictures.ranking])
+    student = Student("resnet18", 16, len(TRAINING))
+    fitted(student, [pictures.parity, pictures.ranking], shrinkage=1e-2)
     return write_run(tmp_path_factory.mktemp("work") / "runs" / "2026-11-01-stripes", data, student)
 
 
@@ -76,8 +77,8 @@ def test_one_precision_from_other_images_as_json(
     ("words", "code", "sentence"),
     [
         (["nowhere"], 2, "nowhere is no trained run"),
-        (["RUN", "--images", "nowhere"], 1, "the images are gone: no folder nowhere"),
-        (["RUN", "--images", "."], 1, ". has no folder 'sketch'"),
+        (["RUN", "--images", "nowhere", "-o", "new"], 1, "the images are gone: no folder nowhere"),
+        (["RUN", "--images", ".", "-o", "new"], 1, ". has no folder 'sketch'"),
         (["RUN", "-o", "runs"], 2, "runs exists"),
         (["RUN", "--name", "../up"], 2, "'../up' cannot name a bundle"),
         (["RUN", "-o", "two words"], 2, "'two words' cannot name a bundle"),
