@@ -351,13 +351,14 @@ def test_importing_the_runtime_leaves_heavy_libraries_out(folder: Path, photos: 
 def _peak_mb(folder: Path, paths: list[Path], threads: int) -> int:
     """Returns the largest resident memory of a process that embeds the files, in MB."""
     script = (
-        "import pathlib, resource, sys\n"
+        "import pathlib, sys\n"
         "from sbtk_runtime.embed import Embedded, Embedder\n"
+        "from sbtk_runtime.machine import peak_resident_bytes\n"
         "paths = [pathlib.Path(line) for line in sys.stdin.read().splitlines()]\n"
         "with Embedder(sys.argv[1], threads=int(sys.argv[2])) as embedder:\n"
         "    for item in embedder.stream(paths, 'photo'):\n"
         "        assert isinstance(item, Embedded), item\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+        "print(peak_resident_bytes() // 1_000_000)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(folder), str(threads)],
