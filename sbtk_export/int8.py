@@ -22,6 +22,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
+from sbtk_export.bias_correction import correct_biases, mean_inputs
 from sbtk_export.onnx_from_student import INPUT_NAME, check_model, without_traces
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.files import atomic_path
@@ -73,6 +74,7 @@ def quantise(source: Path, target: Path, pixels: Pixels) -> None:
             },
         )
         quantised = onnx.load(result)
+        correct_biases(quantised, model, mean_inputs(model, pixels))
         input_first(quantised)
         without_traces(quantised)
         check_model(quantised, dim)
