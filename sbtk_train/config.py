@@ -22,6 +22,7 @@ class TrainConfig:
         data: folder with `sketch/` and `photo/`.
         split: name of a published split, or a file of unseen classes.
         recipe: how to train.
+        classes: file with the seen classes to use, one a line; empty: all that are seen.
         backbone: one of `sbtk_train.backbone.BACKBONES`.
         weights: a weights file, or empty for training from scratch.
         teacher: a classifier's weights file for the soft labels; empty for `weights`.
@@ -41,6 +42,7 @@ class TrainConfig:
     data: str
     split: str
     recipe: Recipe
+    classes: str = ""
     backbone: str = "resnet50-v1.5"
     weights: str = ""
     teacher: str = ""

@@ -154,6 +154,7 @@ def _readable_division(
         seed=config.division_seed,
         validation_classes=config.validation_classes,
         held_out_share=config.held_out_share,
+        only_classes=_listed(config.classes) if config.classes else None,
     )
     for notice in division.notices:
         said(notice)
@@ -165,6 +166,16 @@ def _readable_division(
     for fault in unreadable:
         said(f"left out {fault.path}: {fault.reason}")
     return Division(**parts, notices=division.notices), unreadable
+
+
+def _listed(file: str) -> list[str]:
+    try:
+        lines = Path(file).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise BadConfig(
+            f"the list of classes {file} cannot be read: {problem}", "a text, one class a line"
+        ) from problem
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _load_into(student: Student, config: TrainConfig, training: ImageSet, said: Said) -> None:

@@ -33,6 +33,12 @@ _PATH = click.Path(path_type=Path)
     help="Classes kept unseen: a published split, or a file with one class a line.",
 )
 @click.option(
+    "--classes",
+    type=_PATH,
+    metavar="FILE",
+    help="Use only the seen classes that FILE lists, one a line.",
+)
+@click.option(
     "--recipe",
     default="sbtk",
     show_default=True,
@@ -216,6 +222,7 @@ def _config(data: Path, options: dict[str, Any], reporter: _Reporter) -> TrainCo
         data=str(data),
         split=options["split"],
         recipe=recipe(options["recipe"], **changes),
+        classes="" if options["classes"] is None else str(options["classes"]),
         backbone=choose_backbone(weights, options["backbone"], reporter),
         weights="" if weights is None else str(weights),
         teacher="" if options["teacher"] is None else str(options["teacher"]),

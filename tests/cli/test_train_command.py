@@ -104,6 +104,19 @@ def test_mistakes_are_told_in_a_sentence(
     assert "Traceback" not in done.stderr
 
 
+def test_unseen_class_on_the_list_is_refused_by_name(data: Path, tmp_path: Path) -> None:
+    listed, unseen = tmp_path / "classes.txt", tmp_path / "unseen.txt"
+    listed.write_text("arch\nball\ncrate\ndisc\neasel\n")
+    unseen.write_text("disc\n")
+    words = ("train", str(data), *TINY, "--split", str(unseen), "--classes", str(listed))
+    refused = sbtk(*words, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "disc, unseen in unseen.txt" in refused.stderr
+    gone = sbtk(*words[:-1], "gone.txt", cwd=tmp_path)
+    assert gone.returncode == 2
+    assert "gone.txt cannot be read" in gone.stderr
+
+
 def test_finished_run_is_not_overwritten(data: Path, tmp_path: Path) -> None:
     words = ("train", str(data), *TINY, "--epochs", "1", "--out", "run")
     assert sbtk(*words, cwd=tmp_path).returncode == 0
