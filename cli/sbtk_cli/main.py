@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.environ.get("_SBTK_COMPLETE"):
         sbtk.main(prog_name="sbtk")  # the shell asks for completions; click answers and exits
     _print_any_character()
+    _let_blas_threads_sleep()
     try:
         with _termination_raised():
             code = _run(list(sys.argv[1:] if arguments is None else arguments))
@@ -219,6 +220,12 @@ def _termination_raised() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _let_blas_threads_sleep() -> None:
+    # NumPy's OpenBLAS keeps its threads spinning for some 25 ms after an exact search, on the cores
+    # that the engine needs next: a run of it then took 28 ms and not 15. It reads this on import.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 
 def _print_any_character() -> None:

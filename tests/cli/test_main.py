@@ -199,3 +199,14 @@ def test_extras_of_modules_are_extras_of_the_package() -> None:
     root = Path(__file__).parents[2]
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     assert set(EXTRA_OF_MODULE.values()) <= set(project["optional-dependencies"])
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, "4"), ("20", "20")])
+def test_blas_threads_sleep_after_a_search_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, own: str | None, expected: str
+) -> None:
+    monkeypatch.setenv("OPENBLAS_THREAD_TIMEOUT", own or "")
+    if own is None:
+        monkeypatch.delenv("OPENBLAS_THREAD_TIMEOUT")
+    assert main(["--version"]) == 0
+    assert os.environ["OPENBLAS_THREAD_TIMEOUT"] == expected
