@@ -300,7 +300,8 @@ def test_interrupt_ends_the_process_at_once(folder: Path, photos: list[Path]) ->
 def test_memory_does_not_grow_with_the_number_of_photos(folder: Path, photos: list[Path]) -> None:
     few, many = (_peak_mb(folder, photos * times, 2) for times in (3, 30))
     assert many < 700
-    assert many < 1.1 * few
+    # Threads' own pools make some tens of MB of noise; kept pixels alone would be far more.
+    assert many - few < 40
 
 
 def test_many_large_pictures_take_turns(folder: Path, tmp_path: Path) -> None:
