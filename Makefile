@@ -56,7 +56,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(call new_environment,$(VENV))
 	@echo "Installing sbtk with everything that its tests need into $(VENV) (some 5 GB) ..."
 	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --editable \
-		".[train,export,cpu,plot,dev]" || $(INSTALL_FAILED)
+		".[train,export,cpu,openvino,tensorrt-rtx,plot,dev]" || $(INSTALL_FAILED)
 	@touch $@
 
 define new_environment

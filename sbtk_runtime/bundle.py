@@ -7,7 +7,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.files import without_waiting
@@ -25,6 +25,10 @@ from sbtk_runtime.preprocess import PREPROCESSING
 #: Files that something would load; in a bundle they must be in its manifest.
 _LOADABLE_SUFFIXES = frozenset({".onnx", ".safetensors", ".data", ".pth", ".pt"})
 _GET_AGAIN = "get the bundle again, or export the run again"
+
+#: Who the file is for. Only INT8 differs: TensorRT takes no unsigned activations and no quantised
+#: biases, and ONNX Runtime and OpenVINO are faster and more exact with them.
+OnnxForm = Literal["plain", "tensorrt"]
 
 
 @dataclass(frozen=True)
@@ -65,31 +69,49 @@ class Bundle:
     @property
     def precisions(self) -> tuple[Precision, ...]:
         """The precisions that the bundle has an ONNX file for."""
-        return tuple(p for p in PRECISIONS if onnx_name(p) in self.manifest.files)
+        return self.precisions_of("plain")
 
-    def onnx_path(self, precision: Precision) -> Path:
+    def precisions_of(self, form: OnnxForm) -> tuple[Precision, ...]:
+        """Returns the precisions that the bundle has an ONNX file of that form for."""
+        return tuple(p for p in PRECISIONS if onnx_name(p, form) in self.manifest.files)
+
+    def onnx_path(self, precision: Precision, form: OnnxForm = "plain") -> Path:
         """Returns the path of the ONNX file of a precision.
 
         Raises:
-            BadModel: the bundle has none of that precision.
+            BadModel: the bundle has none of that precision and form.
         """
-        if precision not in self.precisions:
+        there = self.precisions_of(form)
+        if precision not in there:
+            for_whom = " for TensorRT" if form == "tensorrt" else ""
+            option = "--int8-trt" if precision == "int8" and for_whom else f"--{precision}"
             raise BadModel(
-                f"{self.folder} has no {precision} model",
-                f"--precision {' or '.join(self.precisions)}",
-                "sbtk export writes fp32, with --fp16 and --int8 the others too",
+                f"{self.folder} has no {precision} model{for_whom}",
+                f"--precision {' or '.join(there)}" if there else "",
+                f"make one with sbtk export RUN {option}",
             )
-        return self.folder / onnx_name(precision)
+        return self.folder / onnx_name(precision, form)
 
-    def checked_onnx(self, precision: Precision) -> Path:
+    def checked_onnx(self, precision: Precision, form: OnnxForm = "plain") -> Path:
         """Returns the path of a precision's ONNX file after a look at every byte of it.
 
         Raises:
             BadModel: it is missing, not what the manifest says, or names external data.
         """
-        path = self.onnx_path(precision)
-        check_onnx(_read_checked(path, self.manifest.files[path.name]), str(path))
+        path = self.onnx_path(precision, form)
+        self.checked_content(precision, form)
         return path
+
+    def checked_content(self, precision: Precision, form: OnnxForm = "plain") -> bytes:
+        """Returns the content of a precision's ONNX file, every byte of it vouched for.
+
+        Raises:
+            BadModel: as `checked_onnx`.
+        """
+        path = self.onnx_path(precision, form)
+        content = _read_checked(path, self.manifest.files[path.name])
+        check_onnx(content, str(path))
+        return content
 
     def verify(self) -> None:
         """Checks size and SHA-256 of every file, and that no loadable file is unaccounted for.
@@ -111,8 +133,10 @@ class Bundle:
                 )
 
 
-def onnx_name(precision: Precision) -> str:
+def onnx_name(precision: Precision, form: OnnxForm = "plain") -> str:
     """Returns the name of a precision's ONNX file in every bundle."""
+    if form == "tensorrt" and precision == "int8":
+        return "model.int8.trt.onnx"
     return f"model.{precision}.onnx"
 
 

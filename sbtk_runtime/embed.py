@@ -17,6 +17,7 @@ from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.decode_pool import Source
 from sbtk_runtime.embedding_stream import BAD_ROW, Embedded, Failed, Timings, embed_stream
 from sbtk_runtime.engine import AUTO, Embeddings, Engine, Images, checked_rows, open_engine
+from sbtk_runtime.engine_request import Said, said_nothing
 from sbtk_runtime.errors import BadConfig, BadData, BadImage, BadModel, EngineUnavailable
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import SIZE_PX, Kind, prepare
@@ -34,6 +35,7 @@ class Embedder:
         threads: CPU threads to use, for decoding and on a CPU for the engine; by default all.
         batch: pictures that the engine works on at once in a stream.
         device: `cpu`, `cuda` or `cuda:N`; by default whatever the engine runs on.
+        said: told what an engine does that takes long, and what it changed to work.
 
     Raises:
         BadModel: there is no such bundle, or it cannot be used.
@@ -49,16 +51,24 @@ class Embedder:
         threads: int | None = None,
         batch: int = 32,
         device: str | None = None,
+        said: Said = said_nothing,
     ) -> None:
         if batch < 1:
             raise BadConfig(f"a batch of {batch}", "at least 1")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self._batch = batch
+        self._said = said
         self._lock = threading.Lock()
         self._streams = 0
         self._timings = Timings()
         self._engine: Engine | None = open_engine(
-            self.bundle, engine=engine, precision=precision, threads=threads, device=device
+            self.bundle,
+            engine=engine,
+            precision=precision,
+            threads=threads,
+            device=device,
+            batch=batch,
+            said=said,
         )
 
     def __enter__(self) -> Self:
@@ -176,6 +186,8 @@ class Embedder:
                 precision=info.precision,
                 threads=info.threads,
                 lanes=wanted,
+                batch=self._batch,
+                said=self._said,
             )
             reopened.info = replace(reopened.info, passed_over=info.passed_over)
             self._engine = reopened

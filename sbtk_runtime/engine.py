@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime import engine_onnxruntime
-from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.bundle import Bundle, OnnxForm
 from sbtk_runtime.cpu import cpu_threads
 from sbtk_runtime.engine_info import EngineInfo
-from sbtk_runtime.errors import BadConfig, EngineUnavailable, MissingExtra
+from sbtk_runtime.engine_request import EngineRequest, Said, said_nothing
+from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra, SbtkError
 from sbtk_runtime.manifest import PRECISIONS, Precision
 
 Images = NDArray[np.uint8]
@@ -77,8 +78,9 @@ class _Entry:
     name: str
     device: str
     precisions: tuple[Precision, ...]
-    open: Callable[[Bundle, Precision, int, int, str], Engine]
+    open: Callable[[EngineRequest], Engine]
     probe: Callable[[], str]
+    form: OnnxForm = "plain"
 
 
 # Fastest first: the order in which `auto` tries them.
@@ -109,6 +111,8 @@ def open_engine(
     threads: int | None = None,
     device: str | None = None,
     lanes: int = 1,
+    batch: int = 32,
+    said: Said = said_nothing,
 ) -> Engine:
     """Returns a working engine for the bundle: the named one, or else the first that works.
 
@@ -120,6 +124,8 @@ def open_engine(
         device: `cpu`, `cuda` or `cuda:N`; by default whatever the engine runs on.
         lanes: how many calls of `run` will go on at once. A CPU's threads are shared out among
             them: one lane is the quickest for one picture, as many lanes as threads for many.
+        batch: most images that a run will usually get; more work too, in parts.
+        said: told what is under way and what was changed to make it work.
 
     Raises:
         BadConfig: the options contradict each other.
@@ -136,11 +142,22 @@ def open_engine(
     passed_over: list[str] = []
     next_step = ""
     for entry in candidates:
-        chosen = precision or _preferred(entry, bundle)
+        request = EngineRequest(
+            bundle=bundle,
+            precision=precision or _preferred(entry, bundle),
+            threads=threads,
+            lanes=lanes,
+            device=device or entry.device,
+            batch=batch,
+            # A query must not take a minute because a GPU is there: what has to be built first is
+            # built when it is asked for by name.
+            may_build=engine != AUTO,
+            said=said,
+        )
         try:
-            opened = entry.open(bundle, chosen, threads, lanes, device or entry.device)
-        except (EngineUnavailable, MissingExtra) as problem:
-            if engine != AUTO:
+            opened = entry.open(request)
+        except (EngineUnavailable, MissingExtra, BadModel) as problem:
+            if engine != AUTO or _is_models_fault(problem, request, entry):
                 raise
             passed_over.append(f"{entry.name}: {problem.found}")
             next_step = problem.next_step
@@ -198,5 +215,15 @@ def _candidates(engine: str, device: str | None) -> list[_Entry]:
     return fitting
 
 
+def _is_models_fault(problem: SbtkError, request: EngineRequest, entry: _Entry) -> bool:
+    """Whether no engine could help: the bundle is damaged, or has no such precision for any."""
+    is_for_others = (
+        request.precision in request.bundle.precisions
+        and request.precision not in request.bundle.precisions_of(entry.form)
+    )
+    return isinstance(problem, BadModel) and not is_for_others
+
+
 def _preferred(entry: _Entry, bundle: Bundle) -> Precision:
-    return next(p for p in entry.precisions if p in bundle.precisions)
+    there = bundle.precisions_of(entry.form)
+    return next((p for p in entry.precisions if p in there), entry.precisions[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sbtk_runtime.bundle import OnnxForm
 from sbtk_runtime.manifest import Precision
 
 
@@ -19,6 +20,7 @@ class EngineInfo:
         threads: CPU threads that it uses in all.
         lanes: calls of `run` that go on at once; the threads are shared out among them.
         version: of its library.
+        form: of the ONNX file that it runs, which is another one for TensorRT's INT8.
         passed_over: for each faster engine that `auto` could not use, its name and why.
     """
 
@@ -29,4 +31,5 @@ class EngineInfo:
     threads: int
     lanes: int
     version: str
+    form: OnnxForm = "plain"
     passed_over: tuple[str, ...] = ()

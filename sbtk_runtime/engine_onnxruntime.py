@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engine_info import EngineInfo
+from sbtk_runtime.engine_request import EngineRequest
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import SIZE_PX
@@ -83,9 +84,7 @@ class OnnxRuntimeEngine:
         self._session = None
 
 
-def open_cpu(
-    bundle: Bundle, precision: Precision, threads: int, lanes: int, device: str
-) -> OnnxRuntimeEngine:
+def open_cpu(request: EngineRequest) -> OnnxRuntimeEngine:
     """Returns the bundle's model on ONNX Runtime's CPU provider.
 
     Raises:
@@ -93,14 +92,13 @@ def open_cpu(
         EngineUnavailable: it is installed and does not work.
         BadModel: the bundle's file is damaged or not a model of ours.
     """
+    threads, lanes = request.threads, request.lanes
     chunk = max(1, min(_CPU_CHUNK, _CPU_IMAGES // lanes))
-    target = _Target("onnxruntime", device, threads, lanes, chunk, _CPU, {})
-    return _open(bundle, precision, target)
+    target = _Target("onnxruntime", request.device, threads, lanes, chunk, _CPU, {})
+    return _open(request.bundle, request.precision, target)
 
 
-def open_cuda(
-    bundle: Bundle, precision: Precision, threads: int, lanes: int, device: str
-) -> OnnxRuntimeEngine:
+def open_cuda(request: EngineRequest) -> OnnxRuntimeEngine:
     """Returns the bundle's model on ONNX Runtime's CUDA provider.
 
     Raises:
@@ -108,14 +106,16 @@ def open_cuda(
         EngineUnavailable: it has no CUDA provider, or that cannot be used.
         BadModel: the bundle's file is damaged or not a model of ours.
     """
-    index = device.partition(":")[2] or "0"
+    index = request.device.partition(":")[2] or "0"
     if not index.isdecimal():
-        raise BadConfig(f"device {device!r}", "cuda or cuda:N")
+        raise BadConfig(f"device {request.device!r}", "cuda or cuda:N")
     _require_cuda_provider(_onnxruntime())
     options = {"device_id": index}
     # A GPU runs one batch at a time, so there is one lane whatever was asked for.
-    target = _Target("onnxruntime-cuda", f"cuda:{index}", threads, 1, _CUDA_CHUNK, _CUDA, options)
-    return _open(bundle, precision, target)
+    target = _Target(
+        "onnxruntime-cuda", f"cuda:{index}", request.threads, 1, _CUDA_CHUNK, _CUDA, options
+    )
+    return _open(request.bundle, request.precision, target)
 
 
 def probe_cpu() -> str:

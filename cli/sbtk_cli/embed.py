@@ -92,7 +92,13 @@ def command(
     failures: list[Failed] = []
     with (
         Embedder(
-            model, engine=engine, precision=precision, threads=threads, device=device, batch=batch
+            model,
+            engine=engine,
+            precision=precision,
+            threads=threads,
+            device=device,
+            batch=batch,
+            said=lambda text: output.notice(text, quiet=quiet),
         ) as embedder,
         output.progress("files", quiet=quiet) as advance,
     ):

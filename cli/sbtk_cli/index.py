@@ -97,6 +97,7 @@ def command(
             threads=threads,
             device=device,
             batch=batch,
+            said=lambda text: output.notice(text, quiet=quiet),
         ) as embedder:
             output.notice(output.engine_text(embedder.model_id, embedder.engine.info), quiet=quiet)
             report = _update(gallery, photos, embedder, checksum=checksum, quiet=quiet)

@@ -85,7 +85,13 @@ def command(
     opened = Gallery.open(options.existing_gallery(gallery))
     bundle = bundle_for_gallery(model, gallery, opened.manifest.model_id)
     with Embedder(
-        bundle, engine=engine, precision=precision, threads=threads, device=device
+        bundle,
+        engine=engine,
+        precision=precision,
+        threads=threads,
+        batch=1,
+        device=device,
+        said=lambda text: output.notice(text, quiet=quiet),
     ) as embedder:
         try:
             hits = opened.query(data, embedder, k, kind, search=search)
