@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engine_info import EngineInfo
 from sbtk_runtime.engine_request import EngineRequest
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra
-from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import SIZE_PX
 
 INPUT_NAME = "images"
@@ -95,7 +93,7 @@ def open_cpu(request: EngineRequest) -> OnnxRuntimeEngine:
     threads, lanes = request.threads, request.lanes
     chunk = max(1, min(_CPU_CHUNK, _CPU_IMAGES // lanes))
     target = _Target("onnxruntime", request.device, threads, lanes, chunk, _CPU, {})
-    return _open(request.bundle, request.precision, target)
+    return _open(request, target)
 
 
 def open_cuda(request: EngineRequest) -> OnnxRuntimeEngine:
@@ -115,7 +113,7 @@ def open_cuda(request: EngineRequest) -> OnnxRuntimeEngine:
     target = _Target(
         "onnxruntime-cuda", f"cuda:{index}", request.threads, 1, _CUDA_CHUNK, _CUDA, options
     )
-    return _open(request.bundle, request.precision, target)
+    return _open(request, target)
 
 
 def probe_cpu() -> str:
@@ -154,9 +152,10 @@ class _Target:
     provider_options: dict[str, str]
 
 
-def _open(bundle: Bundle, precision: Precision, target: _Target) -> OnnxRuntimeEngine:
+def _open(request: EngineRequest, target: _Target) -> OnnxRuntimeEngine:
     runtime = _onnxruntime()
-    path = bundle.checked_onnx(precision)
+    dim = request.bundle.manifest.dim
+    path = request.bundle.checked_onnx(request.precision, request.form)
     try:
         session = runtime.InferenceSession(
             str(path),
@@ -170,15 +169,16 @@ def _open(bundle: Bundle, precision: Precision, target: _Target) -> OnnxRuntimeE
             "sbtk models check BUNDLE, or export the run again",
         ) from problem
     _require_provider(session, target.provider)
-    _check_signature(session, str(path), bundle.manifest.dim)
+    _check_signature(session, str(path), dim)
     info = EngineInfo(
         name=target.name,
-        precision=precision,
+        precision=request.precision,
         device=target.device,
-        dim=bundle.manifest.dim,
+        dim=dim,
         threads=target.threads,
         lanes=target.lanes,
         version=runtime.__version__,
+        form=request.form,
     )
     engine = OnnxRuntimeEngine(session, info, target.chunk)
     # The proof that it really works, and the warm-up of the first batch.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.bundle import Bundle, OnnxForm
 from sbtk_runtime.manifest import Precision
 
 #: Told, in a sentence, what the user may want to know while an engine opens or runs.
@@ -29,6 +29,7 @@ class EngineRequest:
         batch: most images that a run will usually get; more work too, in parts.
         may_build: whether an engine that has to be built first, for a minute or so, may be.
         said: told what is under way and what was changed to make it work.
+        form: of the ONNX file, for engines that run either; TensorRT's take their own form only.
     """
 
     bundle: Bundle
@@ -39,3 +40,4 @@ class EngineRequest:
     batch: int = 32
     may_build: bool = True
     said: Said = said_nothing
+    form: OnnxForm = "plain"
