@@ -1,0 +1,246 @@
+"""Finds TensorRT, or TensorRT for RTX, and keeps what it says so that errors can repeat it."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import threading
+from collections import deque
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from sbtk_runtime.errors import BadConfig, EngineUnavailable, MissingExtra, SbtkError
+
+#: The modules, in the order in which they are looked for.
+MODULES = ("tensorrt", "tensorrt_rtx")
+
+_TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+_EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
+
+# TensorRT 10 is the first with networks whose precision is what the graph says.
+_OLDEST_MAJOR = {"tensorrt": 10, "tensorrt_rtx": 1}
+
+_MAX_LINES = 2000
+_PROBLEMS = frozenset({"INTERNAL_ERROR", "ERROR", "WARNING"})
+_NOISE = re.compile(
+    # Several loggers are what lets every build keep its own lines.
+    r"The logger passed into \w+ differs"
+    # The parser's frame around the line that says what is wrong.
+    r"|^While parsing node number|^--- (Begin|End) node ---"
+    # Without a GPU every failure drags this one behind it.
+    r"|catchCudaError.*cudaError 35"
+)
+_BESIDE_THE_POINT = (
+    # [codeGenerator.cpp::createMyelinGraph::1203], and ModelImporter.cpp:151:
+    re.compile(r"^(WARNING |ERROR: )?(\[[\w./]+\.(cpp|h|hpp)::\w+::\d+\] |[\w./]+\.(cpp|h):\d+: )"),
+    re.compile(r"^ERROR: [\w./]+\.(cpp|h|hpp):\d+ (?=In function)"),
+    # In checkType at /_src/optimizer/common/nodeBase.cpp:456
+    re.compile(r"\s*In [\w:()]+(\(\))? at [\w./]+\.(cpp|h|hpp):\d+"),
+)
+
+
+@dataclass(frozen=True)
+class TensorRt:
+    """An installed TensorRT.
+
+    Attributes:
+        name: `tensorrt` or `tensorrt_rtx`.
+        module: the imported module of that name.
+        version: as the module tells it, such as `10.16.1.11`.
+    """
+
+    name: str
+    module: Any
+    version: str
+
+    @property
+    def title(self) -> str:
+        """Its name and version for people."""
+        return f"{_TITLES[self.name]} {self.version}"
+
+    @property
+    def major(self) -> int:
+        """The first number of the version."""
+        return _major(self.version)
+
+    @property
+    def needs_a_driver_to_build(self) -> bool:
+        """Whether building a plan takes a GPU; TensorRT times kernels on it, TensorRT-RTX not."""
+        return self.name == "tensorrt"
+
+
+def find_tensorrt(name: str | None = None) -> TensorRt:
+    """Returns the TensorRT of that name, or else the first of `MODULES` that loads.
+
+    Args:
+        name: one of `MODULES`; `tensorrt-rtx` is `tensorrt_rtx`.
+
+    Raises:
+        BadConfig: there is no TensorRT of that name.
+        MissingExtra: it is not installed.
+        EngineUnavailable: it is installed and does not load, or is too old.
+    """
+    if name is not None:
+        module_name = name.replace("-", "_")
+        if module_name not in MODULES:
+            raise BadConfig(f"unknown TensorRT {name!r}", " or ".join(MODULES))
+        return _load(module_name)
+    problems: list[SbtkError] = []
+    for module_name in MODULES:
+        try:
+            return _load(module_name)
+        except (MissingExtra, EngineUnavailable) as problem:
+            problems.append(problem)
+    broken = [problem for problem in problems if isinstance(problem, EngineUnavailable)]
+    if broken:
+        raise broken[0]
+    raise MissingExtra(
+        "neither TensorRT nor TensorRT-RTX is installed",
+        "the extra 'tensorrt' or 'tensorrt-rtx'",
+        " or ".join(_install(module_name) for module_name in MODULES),
+    )
+
+
+class LogLines:
+    """What one TensorRT object said, kept in memory; any thread may add to it.
+
+    Only the last 2,000 lines are kept, and none of the verbose ones.
+    """
+
+    def __init__(self) -> None:
+        self._lines: deque[tuple[str, str]] = deque(maxlen=_MAX_LINES)
+        self._lock = threading.Lock()
+
+    def add(self, severity: str, text: str) -> None:
+        """Keeps a line of that severity, such as `ERROR`, unless it is `VERBOSE`."""
+        if severity == "VERBOSE":
+            return
+        with self._lock:
+            self._lines.append((severity, text))
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Returns severity and text of every line, oldest first."""
+        with self._lock:
+            return list(self._lines)
+
+    def problems(self) -> list[str]:
+        """Returns the errors, or else the warnings: each once, without paths of C++ files."""
+        lines = [(kind, text) for kind, text in self.lines() if kind in _PROBLEMS]
+        has_errors = any(kind != "WARNING" for kind, _ in lines)
+        wanted = [text for kind, text in lines if kind != "WARNING" or not has_errors]
+        return _without_noise(wanted)
+
+
+def recording_logger(trt: TensorRt) -> Any:
+    """Returns a new logger for TensorRT objects that prints nothing and remembers everything.
+
+    It has the methods `lines()` and `problems()` of `LogLines`. It lives as long as the process:
+    TensorRT keeps a pointer to the first logger that it was given, for all later objects.
+    """
+
+    base: Any = trt.module.ILogger
+
+    class RecordingLogger(base):  # type: ignore[misc]  # its base is known only at run time
+        """Forwards every line of TensorRT to `LogLines`."""
+
+        def __init__(self) -> None:
+            # The bindings do not survive super() here: they want their own class named.
+            base.__init__(self)
+            self._log = LogLines()
+
+        def log(self, severity: Any, msg: str) -> None:
+            """Keeps a line; called by TensorRT, from any thread."""
+            self._log.add(severity.name, msg)
+
+        def lines(self) -> list[tuple[str, str]]:
+            """Returns severity and text of every line, oldest first."""
+            return self._log.lines()
+
+        def problems(self) -> list[str]:
+            """Returns the errors, or else the warnings, without paths of C++ files."""
+            return self._log.problems()
+
+    logger = RecordingLogger()
+    _loggers_alive.append(logger)
+    return logger
+
+
+def told(problems: list[str], most: int = 6) -> str:
+    """Returns log lines as they stand below an error's first line; a sentence when there are none.
+
+    Args:
+        problems: from `LogLines.problems`.
+        most: show no more than so many, the last ones, which are the most telling.
+    """
+    if not problems:
+        return "it gave no reason"
+    shown = problems[-most:]
+    left_out = len(problems) - len(shown)
+    before = [f"({left_out} lines before)"] if left_out else []
+    return "".join(f"\n    {line}" for line in [*before, *shown])
+
+
+_loggers_alive: list[Any] = []
+
+
+def _load(name: str) -> TensorRt:
+    module = _import(name)
+    version = str(getattr(module, "__version__", ""))
+    if not hasattr(module, "Builder") or not version:
+        raise EngineUnavailable(
+            f"{_TITLES[name]} is hollow: the module {name} has no Builder",
+            "one whole installation",
+            _install(name),
+        )
+    if _major(version) < _OLDEST_MAJOR[name]:
+        raise EngineUnavailable(
+            f"{_TITLES[name]} {version} is too old",
+            f"{_OLDEST_MAJOR[name]} or newer: its networks have the precision of the ONNX file",
+            _install(name),
+        )
+    return TensorRt(name, module, version)
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as problem:
+        if problem.name == name:
+            raise MissingExtra(
+                f"{_TITLES[name]} is not installed", f"the extra {_EXTRAS[name]!r}", _install(name)
+            ) from problem
+        raise _does_not_load(name, problem) from problem
+    # A library that is not found, or is of another version, comes as any kind of exception.
+    except Exception as problem:
+        raise _does_not_load(name, problem) from problem
+
+
+def _does_not_load(name: str, problem: Exception) -> EngineUnavailable:
+    lines = str(problem).strip().splitlines() or [type(problem).__name__]
+    return EngineUnavailable(
+        f"{_TITLES[name]} is installed and does not load: {lines[0][:300]}",
+        "its own libraries beside it, and CUDA's",
+        _install(name),
+    )
+
+
+def _install(name: str) -> str:
+    return f'pip install "sbtk[{_EXTRAS[name]}]"'
+
+
+def _major(version: str) -> int:
+    digits = re.match(r"\d+", version)
+    return int(digits.group()) if digits else 0
+
+
+def _without_noise(texts: list[str]) -> list[str]:
+    kept: dict[str, None] = {}
+    for text in texts:
+        for line in text.splitlines():
+            for pattern in _BESIDE_THE_POINT:
+                line = pattern.sub("", line)
+            line = line.strip()
+            if line and not _NOISE.search(line):
+                kept[line] = None
+    return list(kept)
