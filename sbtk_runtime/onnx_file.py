@@ -1,4 +1,4 @@
-"""Refuses ONNX files that reach outside themselves, before any library parses them.
+"""What sbtk's ONNX files look like, and which ones are refused before any library parses them.
 
 ONNX Runtime follows external-data locations wherever they point (onnx/onnx#3991, #7686), so a
 walk over the protobuf fields comes first. It needs no ONNX library, skips the weights, and finds
@@ -10,6 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sbtk_runtime.errors import BadModel
+
+#: The input, `(N, 224, 224, 3) uint8`, and the output, `(N, D) float32`, of every model.
+INPUT_NAME = "images"
+OUTPUT_NAME = "embeddings"
 
 #: Protobuf's own limit for one message.
 MAX_ONNX_BYTES = (1 << 31) - 1
@@ -28,7 +32,9 @@ _MESSAGES: dict[str, dict[int, str]] = {
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {},
 }
-_GRAPH_OF_MODEL = 7
+_GRAPH_OF_MODEL, _OPSETS_OF_MODEL = 7, 8
+_DOMAIN_OF_OPSET, _VERSION_OF_OPSET = 1, 2
+_STANDARD_DOMAINS = (b"", b"ai.onnx")
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
 
 
@@ -56,6 +62,28 @@ def check_onnx(content: bytes, name: str) -> None:
         ) from problem
     if not has_graph:
         raise BadModel(f"{name} holds no graph", "an ONNX model")
+
+
+def opset_of_onnx(content: bytes) -> int:
+    """Returns the version of ONNX's own operators that a model asks for; 0 when it names none.
+
+    Args:
+        content: a model that `check_onnx` has passed.
+
+    Raises:
+        BadModel: the list of operator sets is damaged.
+    """
+    versions = [0]
+    try:
+        for number, value in _fields(memoryview(content)):
+            if number == _OPSETS_OF_MODEL and isinstance(value, memoryview):
+                fields = dict(_fields(value))
+                version = fields.get(_VERSION_OF_OPSET, 0)
+                if fields.get(_DOMAIN_OF_OPSET, b"") in _STANDARD_DOMAINS:
+                    versions.append(version if isinstance(version, int) else 0)
+    except _NotProtobuf as problem:
+        raise BadModel(f"the model's operator sets are damaged ({problem})") from problem
+    return max(versions)
 
 
 class _NotProtobuf(Exception):
