@@ -199,7 +199,7 @@ class _Build:
                 str(parser.get_error(i).desc()) for i in range(parser.num_errors)
             ]
             raise BadModel(
-                f"{self._trt.title} refuses {self._name}: {told(lines)}",
+                f"{self._trt.title} refuses {self._name}:{told(lines)}",
                 "a model exported for TensorRT; its INT8 is symmetric, with unquantised biases",
                 "export the run again with sbtk export; for INT8 with --int8-trt",
             )
@@ -240,7 +240,7 @@ class _Build:
 
     def _failed(self, purpose: str) -> EngineUnavailable:
         return EngineUnavailable(
-            f"{self._trt.title} could not {purpose} of {self._name}: "
+            f"{self._trt.title} could not {purpose} for {self._name}:"
             f"{told(self._logger.problems())}",
             "a machine with enough memory and a model that fits",
             "try a larger --workspace or a smaller --batch; sbtk doctor shows what works here",

@@ -27,14 +27,13 @@ _NOISE = re.compile(
     # Several loggers are what lets every build keep its own lines.
     r"The logger passed into \w+ differs"
     # The parser's frame around the line that says what is wrong.
-    r"|^While parsing node number|^--- (Begin|End) node ---"
+    r"|--- (Begin|End) node ---|In function \w+:$|^Node name: $"
     # Without a GPU every failure drags this one behind it.
     r"|catchCudaError.*cudaError 35"
 )
 _BESIDE_THE_POINT = (
     # [codeGenerator.cpp::createMyelinGraph::1203], and ModelImporter.cpp:151:
     re.compile(r"^(WARNING |ERROR: )?(\[[\w./]+\.(cpp|h|hpp)::\w+::\d+\] |[\w./]+\.(cpp|h):\d+: )"),
-    re.compile(r"^ERROR: [\w./]+\.(cpp|h|hpp):\d+ (?=In function)"),
     # In checkType at /_src/optimizer/common/nodeBase.cpp:456
     re.compile(r"\s*In [\w:()]+(\(\))? at [\w./]+\.(cpp|h|hpp):\d+"),
 )
@@ -138,7 +137,6 @@ def recording_logger(trt: TensorRt) -> Any:
     It has the methods `lines()` and `problems()` of `LogLines`. It lives as long as the process:
     TensorRT keeps a pointer to the first logger that it was given, for all later objects.
     """
-
     base: Any = trt.module.ILogger
 
     class RecordingLogger(base):  # type: ignore[misc]  # its base is known only at run time
@@ -167,14 +165,14 @@ def recording_logger(trt: TensorRt) -> Any:
 
 
 def told(problems: list[str], most: int = 6) -> str:
-    """Returns log lines as they stand below an error's first line; a sentence when there are none.
+    """Returns log lines as they stand after an error's colon; a sentence when there are none.
 
     Args:
         problems: from `LogLines.problems`.
         most: show no more than so many, the last ones, which are the most telling.
     """
     if not problems:
-        return "it gave no reason"
+        return " it gave no reason"
     shown = problems[-most:]
     left_out = len(problems) - len(shown)
     before = [f"({left_out} lines before)"] if left_out else []
@@ -238,9 +236,10 @@ def _without_noise(texts: list[str]) -> list[str]:
     kept: dict[str, None] = {}
     for text in texts:
         for line in text.splitlines():
+            if _NOISE.search(line):
+                continue
             for pattern in _BESIDE_THE_POINT:
                 line = pattern.sub("", line)
-            line = line.strip()
-            if line and not _NOISE.search(line):
-                kept[line] = None
+            if line.strip():
+                kept[line.strip()] = None
     return list(kept)
