@@ -50,12 +50,11 @@ def quantise(source: Path, target: Path, pixels: Pixels) -> None:
     excluded = nodes_outside(model)
     with tempfile.TemporaryDirectory(prefix="sbtk-int8-") as folder, atomic_path(target) as result:
         prepared = Path(folder) / "prepared.onnx"
-        model.metadata_props.add(key=_PREPARED[0], value=_PREPARED[1])
-        onnx.save(model, prepared)
+        save_prepared(model, prepared)
         quantize_static(
             prepared,
             result,
-            _Batches(pixels),
+            CalibrationBatches(pixels),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=_OPERATORS,
             nodes_to_exclude=excluded,
@@ -78,6 +77,14 @@ def quantise(source: Path, target: Path, pixels: Pixels) -> None:
         without_traces(quantised)
         check_model(quantised, dim)
         onnx.save(quantised, result)
+
+
+def save_prepared(model: onnx.ModelProto, path: Path) -> None:
+    """Writes the FP32 model to `path` as ONNX Runtime's quantiser wants it."""
+    prepared = onnx.ModelProto()
+    prepared.CopyFrom(model)
+    prepared.metadata_props.add(key=_PREPARED[0], value=_PREPARED[1])
+    onnx.save(prepared, path)
 
 
 def nodes_outside(model: onnx.ModelProto) -> list[str]:
@@ -104,14 +111,19 @@ def input_first(model: onnx.ModelProto) -> None:
     model.graph.node.extend([cast, transpose, *rest])
 
 
-class _Batches(CalibrationDataReader):  # type: ignore[misc]
-    """Pictures as the calibrator asks for them, in an order that mixes sketches and photos."""
+class CalibrationBatches(CalibrationDataReader):  # type: ignore[misc]
+    """Pictures as the calibrator asks for them, in an order that mixes sketches and photos.
+
+    Args:
+        pixels: `(N, 224, 224, 3) uint8`.
+    """
 
     def __init__(self, pixels: Pixels) -> None:
         order = np.random.default_rng(0).permutation(len(pixels))
         self._batches = self._in_batches(pixels[order])
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        """Returns the next input of the model, or `None` after the last."""
         return next(self._batches, None)
 
     @staticmethod
