@@ -16,6 +16,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from sbtk_export.strides import move_strides_up
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.files import atomic_path
 from sbtk_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD, SIZE_PX
@@ -63,7 +64,8 @@ class Deployed(nn.Module):
 def write_onnx(student: Student, path: Path) -> None:
     """Writes the student to `path` as one self-contained, checked ONNX file, atomically.
 
-    Batch norms are folded into the convolutions by the exporter.
+    Batch norms are folded into the convolutions by the exporter, and strides moved up to where
+    they spare work.
 
     Raises:
         BadModel: the graph that came out is not what engines are promised.
@@ -85,6 +87,7 @@ def write_onnx(student: Student, path: Path) -> None:
     with atomic_path(path) as temporary:
         program.save(temporary, external_data=False)
         model = onnx.load(temporary)
+        move_strides_up(model)
         without_traces(model)
         check_model(model, student.embedding.out_features)
         onnx.save(model, temporary)
