@@ -55,8 +55,8 @@ def check_onnx(content: bytes, name: str) -> None:
     model = memoryview(content)
     try:
         _refuse_external_data(model, "model", name, depth=0)
-        has_graph = any(number == _GRAPH_OF_MODEL for number, _ in _fields(model))
-    except _NotProtobuf as problem:
+        has_graph = any(number == _GRAPH_OF_MODEL for number, _ in fields(model))
+    except NotProtobuf as problem:
         raise BadModel(
             f"{name} is truncated or no ONNX model ({problem})", "the whole file, as exported"
         ) from problem
@@ -75,26 +75,26 @@ def opset_of_onnx(content: bytes) -> int:
     """
     versions = [0]
     try:
-        for number, value in _fields(memoryview(content)):
+        for number, value in fields(memoryview(content)):
             if number == _OPSETS_OF_MODEL and isinstance(value, memoryview):
-                fields = dict(_fields(value))
-                version = fields.get(_VERSION_OF_OPSET, 0)
-                if fields.get(_DOMAIN_OF_OPSET, b"") in _STANDARD_DOMAINS:
+                entry = dict(fields(value))
+                version = entry.get(_VERSION_OF_OPSET, 0)
+                if entry.get(_DOMAIN_OF_OPSET, b"") in _STANDARD_DOMAINS:
                     versions.append(version if isinstance(version, int) else 0)
-    except _NotProtobuf as problem:
+    except NotProtobuf as problem:
         raise BadModel(f"the model's operator sets are damaged ({problem})") from problem
     return max(versions)
 
 
-class _NotProtobuf(Exception):
+class NotProtobuf(Exception):
     """The bytes cannot be protobuf; says where they stop making sense."""
 
 
 def _refuse_external_data(message: memoryview, kind: str, name: str, depth: int) -> None:
     if depth > _MAX_DEPTH:
-        raise _NotProtobuf(f"more than {_MAX_DEPTH} levels of graphs")
+        raise NotProtobuf(f"more than {_MAX_DEPTH} levels of graphs")
     children = _MESSAGES[kind]
-    for number, value in _fields(message):
+    for number, value in fields(message):
         if kind == "tensor" and _is_external(number, value):
             raise BadModel(
                 f"{name} keeps weights in another file",
@@ -109,38 +109,47 @@ def _is_external(number: int, value: int | memoryview) -> bool:
     return number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value != 0)
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yields number and value of each field: an integer, or the bytes of a delimited field."""
+def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yields number and value of each field: an integer, or the bytes of a delimited field.
+
+    Raises:
+        NotProtobuf: the bytes cannot be a protobuf message.
+    """
     position, end = 0, len(message)
     while position < end:
-        tag, position = _varint(message, position)
+        tag, position = varint(message, position)
         number, wire_type = tag >> 3, tag & 7
         if number == 0:
-            raise _NotProtobuf("a field without a number")
+            raise NotProtobuf("a field without a number")
         if wire_type == _VARINT:
-            value, position = _varint(message, position)
+            value, position = varint(message, position)
             yield number, value
             continue
         if wire_type == _BYTES:
-            size, position = _varint(message, position)
+            size, position = varint(message, position)
         elif wire_type in (_FIXED64, _FIXED32):
             size = 8 if wire_type == _FIXED64 else 4
         else:
-            raise _NotProtobuf(f"wire type {wire_type}")
+            raise NotProtobuf(f"wire type {wire_type}")
         if size > end - position:
-            raise _NotProtobuf(f"{size:,} bytes announced, {end - position:,} left")
+            raise NotProtobuf(f"{size:,} bytes announced, {end - position:,} left")
         yield number, message[position : position + size]
         position += size
 
 
-def _varint(message: memoryview, position: int) -> tuple[int, int]:
+def varint(message: memoryview, position: int) -> tuple[int, int]:
+    """Returns the number that begins at `position`, and where the next thing begins.
+
+    Raises:
+        NotProtobuf: the message ends in it, or it is too long.
+    """
     value = 0
     for shift in range(0, 70, 7):
         if position >= len(message):
-            raise _NotProtobuf("it ends inside a number")
+            raise NotProtobuf("it ends inside a number")
         byte = message[position]
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, position
-    raise _NotProtobuf("a number of more than 10 bytes")
+    raise NotProtobuf("a number of more than 10 bytes")
