@@ -1,0 +1,154 @@
+"""A TensorRT plan on a GPU: what it takes and gives, and contexts to run it in."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from sbtk_runtime.cuda_device import OutOfDeviceMemory
+from sbtk_runtime.errors import BadModel, EngineUnavailable, SbtkError
+from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME
+from sbtk_runtime.preprocess import SIZE_PX
+from sbtk_runtime.tensorrt_library import LogLines, TensorRt, recording_logger, told
+
+_PICTURE = (SIZE_PX, SIZE_PX, 3)
+_OUT_OF_MEMORY = re.compile(r"out ?of ?memory|memory ?allocation|bad_alloc", re.IGNORECASE)
+_BUILD_AGAIN = "sbtk engine clear, then sbtk engine build"
+
+
+class Network:
+    """A plan that was loaded onto the calling thread's GPU.
+
+    The driver must have been asked for its GPUs before: without one, some of TensorRT's libraries
+    end the process as soon as a `Runtime` exists.
+
+    Args:
+        trt: the TensorRT that built the plan.
+        plan: the plan. Loading it runs native code, so it comes from our own cache or build.
+        dim: length of an embedding, as the model's manifest tells it.
+
+    Attributes:
+        dim: length of an embedding.
+        smallest: batch that the plan takes.
+        largest: batch that the plan takes.
+        has_own_graphs: TensorRT itself captures CUDA graphs, as TensorRT-RTX does.
+
+    Raises:
+        EngineUnavailable: TensorRT refuses the plan; with the library's own lines.
+        OutOfDeviceMemory: the weights do not fit into the GPU's memory.
+        BadModel: the plan does not take and give what an engine of sbtk does.
+    """
+
+    def __init__(self, trt: TensorRt, plan: bytes, dim: int) -> None:
+        self.dim = dim
+        self._trt = trt
+        self._logger = recording_logger(trt)
+        self._lines_told = 0
+        try:
+            self._runtime = trt.module.Runtime(self._logger)
+        # The bindings have no exception of their own for an object that could not be made.
+        except Exception as problem:
+            raise self.failed(f"could not start ({problem})", _BUILD_AGAIN) from problem
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise self.failed("refuses the plan", _BUILD_AGAIN)
+        self._check_tensors()
+        shapes = self._engine.get_tensor_profile_shape(INPUT_NAME, 0)
+        self.smallest, self.largest = int(shapes[0][0]), int(shapes[2][0])
+        self._config = self._engine.create_runtime_config()
+        if self._config is None:
+            raise self.failed("made no runtime configuration")
+        self.has_own_graphs = hasattr(self._config, "cuda_graph_strategy")
+        self._configure()
+
+    def context(self, batch: int) -> Any:
+        """Returns a new context for batches of that size; the caller gives it memory.
+
+        Raises:
+            OutOfDeviceMemory: the GPU's memory does not hold it.
+            EngineUnavailable: TensorRT made none, or refuses the size.
+            BadModel: its output has another shape than `(batch, dim)`.
+        """
+        context = self._engine.create_execution_context(self._config)
+        if context is None:
+            raise self.failed("made no execution context")
+        self._set_batch(context, batch)
+        return context
+
+    def memory_needed(self, batches: tuple[int, ...]) -> int:
+        """Returns the bytes of context memory that the hungriest of these batches needs."""
+        context = self.context(batches[0])
+        needed = []
+        for batch in batches:
+            self._set_batch(context, batch)
+            needed.append(int(context.update_device_memory_size_for_shapes()))
+        return max(needed)
+
+    def failed(self, what: str, next_step: str = "sbtk doctor") -> SbtkError:
+        """Returns the error for a call that gave `None` or `False`, with TensorRT's new lines."""
+        lines = self._logger.lines()
+        fresh = LogLines()
+        for severity, text in lines[self._lines_told :]:
+            fresh.add(severity, text)
+        self._lines_told = len(lines)
+        problems = fresh.problems()
+        found = f"{self._trt.title} {what}:{told(problems)}"
+        if any(_OUT_OF_MEMORY.search(line) for line in problems):
+            return OutOfDeviceMemory(found, "", "use a smaller --batch")
+        return EngineUnavailable(found, "", next_step)
+
+    def close(self) -> None:
+        """Frees the plan; contexts must be gone before."""
+        self._config = self._engine = self._runtime = None
+
+    def _configure(self) -> None:
+        module = self._trt.module
+        # All contexts share one piece of memory, which is ours, so that its size is known and
+        # running out of it is no surprise in the middle of a run.
+        self._config.set_execution_context_allocation_strategy(
+            module.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        if self.has_own_graphs:
+            # TensorRT-RTX compiles better kernels for a shape while it runs, and alone knows when
+            # a capture is worth it.
+            self._config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+
+    def _check_tensors(self) -> None:
+        module, engine = self._trt.module, self._engine
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        found = [
+            (
+                name,
+                engine.get_tensor_mode(name),
+                engine.get_tensor_dtype(name),
+                tuple(engine.get_tensor_shape(name)),
+            )
+            for name in names
+        ]
+        wanted = [
+            (INPUT_NAME, module.TensorIOMode.INPUT, module.DataType.UINT8, (-1, *_PICTURE)),
+            (OUTPUT_NAME, module.TensorIOMode.OUTPUT, module.DataType.FLOAT, (-1, self.dim)),
+        ]
+        if found != wanted:
+            raise BadModel(
+                f"the plan has {_told(found)}",
+                _told(wanted),
+                "export the model with sbtk export, then " + _BUILD_AGAIN,
+            )
+
+    def _set_batch(self, context: Any, batch: int) -> None:
+        if not context.set_input_shape(INPUT_NAME, (batch, *_PICTURE)):
+            raise self.failed(f"refuses {batch} images at once")
+        shape = tuple(context.get_tensor_shape(OUTPUT_NAME))
+        if shape != (batch, self.dim):
+            raise BadModel(
+                f"the plan gives {shape} for {batch} images",
+                f"({batch}, {self.dim})",
+                "export the model with sbtk export, then " + _BUILD_AGAIN,
+            )
+
+
+def _told(tensors: list[tuple[str, Any, Any, tuple[int, ...]]]) -> str:
+    """Returns names, types and shapes of tensors for people; -1 is a size that may vary."""
+    parts = [f"{mode.name} {name}: {dtype.name} {shape}" for name, mode, dtype, shape in tensors]
+    return " and ".join(parts) or "nothing"
