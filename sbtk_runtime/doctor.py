@@ -22,7 +22,10 @@ Level = Literal["ok", "note", "problem"]
 #: What each extra of pyproject.toml brings, by the name of the distribution.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "cpu": ("onnxruntime",),
-    "gpu": ("onnxruntime-gpu",),
+    "gpu": ("onnxruntime-gpu", "cuda-bindings"),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt-cu13", "cuda-bindings"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13", "cuda-bindings"),
     "plot": ("matplotlib",),
     "heic": ("pillow-heif",),
     "parquet": ("pyarrow",),
@@ -56,7 +59,8 @@ class Examination:
 
     Attributes:
         machine: processor, memory and versions.
-        engines: every engine that sbtk knows, the one that `auto` would prefer first.
+        engines: every engine that sbtk knows, in the order in which `auto` would take them, then
+            those that run only when asked for by name.
         engine: the engine that `auto` takes; `None` when none works.
         findings: in the order in which they are shown.
     """
@@ -79,7 +83,7 @@ def examine(gallery: Path, model: str | None = None) -> Examination:
     machine = this_machine()
     engines = tuple(survey_engines())
     bundle, model_finding = _model(model)
-    taken = next((engine.name for engine in engines if engine.works), None)
+    taken = _automatic(engines)
     findings = [
         _processor(machine),
         _int8(cpu_flags()),
@@ -91,7 +95,7 @@ def examine(gallery: Path, model: str | None = None) -> Examination:
         _gallery(gallery, bundle),
         _extras(),
     ]
-    return Examination(machine, engines, taken, tuple(findings))
+    return Examination(machine, engines, taken.name if taken else None, tuple(findings))
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
@@ -161,15 +165,22 @@ def _int8(flags: frozenset[str]) -> Finding:
 def _gpu(names: list[str]) -> Finding:
     if not names:
         return Finding("gpu", "ok", "no NVIDIA GPU: the CPU does the work")
-    is_there = installed_extras()["gpu"]
-    next_step = "" if is_there else 'pip uninstall -y onnxruntime; pip install "sbtk[gpu]"'
+    extras = installed_extras()
+    is_there = any(extras[extra] for extra in ("tensorrt", "tensorrt-rtx", "gpu"))
+    next_step = (
+        ""
+        if is_there
+        else 'pip install "sbtk[tensorrt]", '
+        'or pip uninstall -y onnxruntime && pip install "sbtk[gpu]"'
+    )
     return Finding("gpu", "ok" if is_there else "note", ", ".join(names), next_step)
 
 
 def _engine(report: EngineReport) -> Finding:
     version = f" {report.version}" if report.version else ""
     if report.works:
-        return Finding("engine", "ok", f"{report.name}{version} works")
+        by_name = "" if report.is_automatic else ", when asked for by name"
+        return Finding("engine", "ok", f"{report.name}{version} works{by_name}")
     return Finding("engine", "note", f"{report.name}{version}: {report.reason}")
 
 
@@ -189,7 +200,7 @@ def _double_onnxruntime(installed: list[str]) -> list[Finding]:
 
 def _auto(engines: tuple[EngineReport, ...], bundle: Bundle | None) -> Finding:
     """Returns which engine `auto` takes, proven by a picture where there is a model to run."""
-    taken = next((engine for engine in engines if engine.works), None)
+    taken = _automatic(engines)
     if taken is None:
         return Finding("auto", "problem", "no engine works", 'pip install "sbtk[cpu]"')
     before = [engine.name for engine in engines[: engines.index(taken)]]
@@ -205,6 +216,10 @@ def _auto(engines: tuple[EngineReport, ...], bundle: Bundle | None) -> Finding:
     threads = f"{info.threads} thread{'' if info.threads == 1 else 's'}"
     text = f"takes {info.name}, {info.precision}, {threads}; a test picture went through it"
     return Finding("auto", "ok", text + why)
+
+
+def _automatic(engines: tuple[EngineReport, ...]) -> EngineReport | None:
+    return next((engine for engine in engines if engine.works and engine.is_automatic), None)
 
 
 def _model(model: str | None) -> tuple[Bundle | None, Finding]:

@@ -9,12 +9,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime import engine_onnxruntime
+from sbtk_runtime import engine_onnxruntime, engine_openvino
 from sbtk_runtime.bundle import Bundle, OnnxForm
 from sbtk_runtime.cpu import cpu_threads
 from sbtk_runtime.engine_info import EngineInfo
 from sbtk_runtime.engine_request import EngineRequest, Said, said_nothing
-from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra, SbtkError
+from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra
 from sbtk_runtime.manifest import PRECISIONS, Precision
 
 Images = NDArray[np.uint8]
@@ -63,44 +63,85 @@ class EngineReport:
         works: it has just run a graph.
         reason: why not, and what to type; empty when it works.
         version: of its library; empty when that is not installed.
+        is_automatic: whether `auto` would take it; else it runs when asked for by name.
     """
 
     name: str
     works: bool
     reason: str
     version: str
+    is_automatic: bool = True
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One engine: how it is opened, how it is probed, and what it prefers."""
+    """One engine: how it is opened, how it is probed, and what it prefers.
+
+    Attributes:
+        name: as `--engine` takes it.
+        device: `cpu` or `cuda`.
+        precisions: the fastest first.
+        open: returns it, running the model of the request.
+        probe: returns its library's version after it has run a graph.
+        distributions: any of which brings its library.
+        form: of the ONNX files that it runs.
+        is_automatic: whether `auto` may take it.
+    """
 
     name: str
     device: str
     precisions: tuple[Precision, ...]
     open: Callable[[EngineRequest], Engine]
     probe: Callable[[], str]
+    distributions: tuple[str, ...]
     form: OnnxForm = "plain"
+    is_automatic: bool = True
 
+
+_ON_GPU: tuple[Precision, ...] = ("fp16", "fp32", "int8")
+_ON_CPU: tuple[Precision, ...] = ("int8", "fp32", "fp16")
+_ONNXRUNTIMES = ("onnxruntime-gpu", "onnxruntime")
 
 # Fastest first: the order in which `auto` tries them.
 _ENGINES = (
     _Entry(
         "onnxruntime-cuda",
         "cuda",
-        ("fp16", "fp32", "int8"),
+        _ON_GPU,
         engine_onnxruntime.open_cuda,
         engine_onnxruntime.probe_cuda,
+        _ONNXRUNTIMES,
+    ),
+    _Entry(
+        "openvino",
+        "cpu",
+        _ON_CPU,
+        engine_openvino.open_openvino,
+        engine_openvino.probe_openvino,
+        ("openvino",),
     ),
     _Entry(
         "onnxruntime",
         "cpu",
-        ("int8", "fp32", "fp16"),
+        _ON_CPU,
         engine_onnxruntime.open_cpu,
         engine_onnxruntime.probe_cpu,
+        _ONNXRUNTIMES,
+    ),
+    # It does what the engine `tensorrt` does, through more layers, and builds when it is opened.
+    _Entry(
+        "onnxruntime-tensorrt",
+        "cuda",
+        _ON_GPU,
+        engine_onnxruntime.open_tensorrt,
+        engine_onnxruntime.probe_tensorrt,
+        _ONNXRUNTIMES,
+        form="tensorrt",
+        is_automatic=False,
     ),
 )
 ENGINE_NAMES = tuple(entry.name for entry in _ENGINES)
+GPU_ENGINE_NAMES = tuple(entry.name for entry in _ENGINES if entry.device == "cuda")
 
 
 def open_engine(
@@ -140,7 +181,7 @@ def open_engine(
         raise BadConfig(f"unknown precision {precision!r}", " or ".join(PRECISIONS))
     candidates = _candidates(engine, device)
     passed_over: list[str] = []
-    next_step = ""
+    bad_model: BadModel | None = None
     for entry in candidates:
         request = EngineRequest(
             bundle=bundle,
@@ -153,17 +194,23 @@ def open_engine(
             # built when it is asked for by name.
             may_build=engine != AUTO,
             said=said,
+            form=entry.form,
         )
         try:
             opened = entry.open(request)
         except (EngineUnavailable, MissingExtra, BadModel) as problem:
-            if engine != AUTO or _is_models_fault(problem, request, entry):
+            if engine != AUTO:
                 raise
+            # One engine may refuse what another runs, and TensorRT has files of its own.
+            if isinstance(problem, BadModel) and entry.form == "plain":
+                bad_model = problem
             passed_over.append(f"{entry.name}: {problem.found}")
             next_step = problem.next_step
             continue
         opened.info = replace(opened.info, passed_over=tuple(passed_over))
         return opened
+    if bad_model is not None:
+        raise bad_model
     raise EngineUnavailable(
         "no engine works on this machine: " + "; ".join(passed_over),
         "at least one of: " + ", ".join(entry.name for entry in candidates),
@@ -172,15 +219,21 @@ def open_engine(
 
 
 def survey_engines() -> list[EngineReport]:
-    """Returns, fastest first, which engines work here; each is made to run a small graph."""
+    """Returns which engines work here, each made to run a small graph.
+
+    Those that `auto` may take come first, the fastest first of all.
+    """
+    from sbtk_runtime.machine import installed_versions
+
     reports = []
     for entry in _ENGINES:
+        version, reason = "", ""
         try:
-            reports.append(EngineReport(entry.name, True, "", entry.probe()))
+            version = entry.probe()
         except (EngineUnavailable, MissingExtra) as problem:
             reason = f"{problem.found}: {problem.next_step}" if problem.next_step else problem.found
-            version = engine_onnxruntime.installed_version()
-            reports.append(EngineReport(entry.name, False, reason, version))
+            version = next(iter(installed_versions(entry.distributions).values()), "")
+        reports.append(EngineReport(entry.name, not reason, reason, version, entry.is_automatic))
     return reports
 
 
@@ -205,7 +258,7 @@ def _candidates(engine: str, device: str | None) -> list[_Entry]:
         raise BadConfig(f"unknown device {device!r}", "cpu, cuda or cuda:N")
     if engine != AUTO and engine not in ENGINE_NAMES:
         raise BadConfig(f"unknown engine {engine!r}", f"{AUTO}, {', '.join(ENGINE_NAMES)}")
-    named = [entry for entry in _ENGINES if engine in (AUTO, entry.name)]
+    named = [e for e in _ENGINES if e.name == engine or (engine == AUTO and e.is_automatic)]
     fitting = [entry for entry in named if family in (None, entry.device)]
     if not fitting:
         raise BadConfig(
@@ -213,15 +266,6 @@ def _candidates(engine: str, device: str | None) -> list[_Entry]:
             f"--device {named[0].device}, or none at all",
         )
     return fitting
-
-
-def _is_models_fault(problem: SbtkError, request: EngineRequest, entry: _Entry) -> bool:
-    """Whether no engine could help: the bundle is damaged, or has no such precision for any."""
-    is_for_others = (
-        request.precision in request.bundle.precisions
-        and request.precision not in request.bundle.precisions_of(entry.form)
-    )
-    return isinstance(problem, BadModel) and not is_for_others
 
 
 def _preferred(entry: _Entry, bundle: Bundle) -> Precision:

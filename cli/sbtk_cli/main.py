@@ -45,6 +45,10 @@ COMMANDS = {
 #: The extra that brings a module which the base install does without.
 EXTRA_OF_MODULE = {
     "onnxruntime": "cpu",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx",
+    "cuda": "tensorrt",
     "torch": "train",
     "torchvision": "train",
     "safetensors": "train",

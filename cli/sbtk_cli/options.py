@@ -29,12 +29,13 @@ engine = click.option(
     default="auto",
     show_default=True,
     metavar="NAME",
-    help="Inference engine; auto takes the first that works ('sbtk doctor' says which).",
+    help="Inference engine: tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino, onnxruntime, of "
+    "which auto takes the first that works ('sbtk doctor' says which), or onnxruntime-tensorrt.",
 )
 precision = click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
-    help="Which ONNX file of the bundle to run.  [default on a CPU: int8]",
+    help="Which ONNX file of the bundle to run.  [default: int8 on a CPU, fp16 on a GPU]",
 )
 threads = click.option(
     "--threads",

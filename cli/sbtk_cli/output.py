@@ -64,15 +64,20 @@ def size_text(size_bytes: float) -> str:
 
 
 def engine_text(model_id: str, info: EngineInfo) -> str:
-    """Returns which model runs where; with a GPU in the machine, also why that is not used."""
+    """Returns which model runs where; with a GPU in the machine, also why that is not used.
+
+    A faster engine for the CPU that could be installed is `sbtk doctor`'s to name.
+    """
     from sbtk_runtime.doctor import gpu_names
+    from sbtk_runtime.engine import GPU_ENGINE_NAMES
 
     text = (
         f"{model_id} ({info.precision}) on {info.name} {info.version}, {info.device}, "
         f"{count_text(info.threads, 'thread')}"
     )
-    if info.passed_over and gpu_names():
-        text += f"; not {'; nor '.join(info.passed_over)}"
+    why_no_gpu = [why for why in info.passed_over if why.partition(":")[0] in GPU_ENGINE_NAMES]
+    if why_no_gpu and gpu_names():
+        text += f"; not {'; nor '.join(why_no_gpu)}"
     return text
 
 
