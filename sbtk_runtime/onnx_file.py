@@ -36,10 +36,13 @@ _GRAPH_OF_MODEL, _OPSETS_OF_MODEL = 7, 8
 _DOMAIN_OF_OPSET, _VERSION_OF_OPSET = 1, 2
 _STANDARD_DOMAINS = (b"", b"ai.onnx")
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
+_OUTPUT_OF_NODE, _TEXTS_OF_NODE = 2, (1, 2, 3, 4)
 
 
 def check_onnx(content: bytes, name: str) -> None:
     """Checks that `content` is one whole ONNX model that holds all of its weights itself.
+
+    And that its nodes have names and outputs, without which TensorRT's parser ends the process.
 
     Args:
         content: the bytes of the file.
@@ -103,6 +106,27 @@ def _refuse_external_data(message: memoryview, kind: str, name: str, depth: int)
             )
         if number in children and isinstance(value, memoryview):
             _refuse_external_data(value, children[number], name, depth + 1)
+    if kind == "node":
+        _check_node(message)
+
+
+def _check_node(message: memoryview) -> None:
+    has_output = False
+    for number, value in fields(message):
+        if number in _TEXTS_OF_NODE:
+            if not isinstance(value, memoryview) or not _is_text(value):
+                raise NotProtobuf("a node with a name that is no text")
+            has_output |= number == _OUTPUT_OF_NODE
+    if not has_output:
+        raise NotProtobuf("a node without an output")
+
+
+def _is_text(value: memoryview) -> bool:
+    try:
+        bytes(value).decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_external(number: int, value: int | memoryview) -> bool:
