@@ -57,7 +57,7 @@ def check_onnx(content: bytes, name: str) -> None:
         raise BadModel(f"{name} has {len(content):,} bytes", f"at most {MAX_ONNX_BYTES:,} bytes")
     model = memoryview(content)
     try:
-        _refuse_external_data(model, "model", name, depth=0)
+        _check_message(model, "model", name, depth=0)
         has_graph = any(number == _GRAPH_OF_MODEL for number, _ in fields(model))
     except NotProtobuf as problem:
         raise BadModel(
@@ -93,7 +93,7 @@ class NotProtobuf(Exception):
     """The bytes cannot be protobuf; says where they stop making sense."""
 
 
-def _refuse_external_data(message: memoryview, kind: str, name: str, depth: int) -> None:
+def _check_message(message: memoryview, kind: str, name: str, depth: int) -> None:
     if depth > _MAX_DEPTH:
         raise NotProtobuf(f"more than {_MAX_DEPTH} levels of graphs")
     children = _MESSAGES[kind]
@@ -105,7 +105,7 @@ def _refuse_external_data(message: memoryview, kind: str, name: str, depth: int)
                 "save it with onnx.save(model, path, save_as_external_data=False)",
             )
         if number in children and isinstance(value, memoryview):
-            _refuse_external_data(value, children[number], name, depth + 1)
+            _check_message(value, children[number], name, depth + 1)
     if kind == "node":
         _check_node(message)
 
