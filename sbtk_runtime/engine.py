@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime import engine_onnxruntime, engine_openvino
-from sbtk_runtime.bundle import Bundle, OnnxForm
+from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.cpu import cpu_threads
 from sbtk_runtime.engine_info import EngineInfo
 from sbtk_runtime.engine_request import EngineRequest, Said, said_nothing
+from sbtk_runtime.engine_table import ENGINE_NAMES, ENGINES, GPU_ENGINE_NAMES, EngineEntry
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra
 from sbtk_runtime.manifest import PRECISIONS, Precision
+
+__all__ = [
+    "AUTO",
+    "ENGINE_NAMES",
+    "GPU_ENGINE_NAMES",
+    "Embeddings",
+    "Engine",
+    "EngineReport",
+    "Images",
+    "checked_rows",
+    "open_engine",
+    "survey_engines",
+]
 
 Images = NDArray[np.uint8]
 Embeddings = NDArray[np.float32]
@@ -71,77 +83,6 @@ class EngineReport:
     reason: str
     version: str
     is_automatic: bool = True
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One engine: how it is opened, how it is probed, and what it prefers.
-
-    Attributes:
-        name: as `--engine` takes it.
-        device: `cpu` or `cuda`.
-        precisions: the fastest first.
-        open: returns it, running the model of the request.
-        probe: returns its library's version after it has run a graph.
-        distributions: any of which brings its library.
-        form: of the ONNX files that it runs.
-        is_automatic: whether `auto` may take it.
-    """
-
-    name: str
-    device: str
-    precisions: tuple[Precision, ...]
-    open: Callable[[EngineRequest], Engine]
-    probe: Callable[[], str]
-    distributions: tuple[str, ...]
-    form: OnnxForm = "plain"
-    is_automatic: bool = True
-
-
-_ON_GPU: tuple[Precision, ...] = ("fp16", "fp32", "int8")
-_ON_CPU: tuple[Precision, ...] = ("int8", "fp32", "fp16")
-_ONNXRUNTIMES = ("onnxruntime-gpu", "onnxruntime")
-
-# Fastest first: the order in which `auto` tries them.
-_ENGINES = (
-    _Entry(
-        "onnxruntime-cuda",
-        "cuda",
-        _ON_GPU,
-        engine_onnxruntime.open_cuda,
-        engine_onnxruntime.probe_cuda,
-        _ONNXRUNTIMES,
-    ),
-    _Entry(
-        "openvino",
-        "cpu",
-        _ON_CPU,
-        engine_openvino.open_openvino,
-        engine_openvino.probe_openvino,
-        ("openvino",),
-    ),
-    _Entry(
-        "onnxruntime",
-        "cpu",
-        _ON_CPU,
-        engine_onnxruntime.open_cpu,
-        engine_onnxruntime.probe_cpu,
-        _ONNXRUNTIMES,
-    ),
-    # It does what the engine `tensorrt` does, through more layers, and builds when it is opened.
-    _Entry(
-        "onnxruntime-tensorrt",
-        "cuda",
-        _ON_GPU,
-        engine_onnxruntime.open_tensorrt,
-        engine_onnxruntime.probe_tensorrt,
-        _ONNXRUNTIMES,
-        form="tensorrt",
-        is_automatic=False,
-    ),
-)
-ENGINE_NAMES = tuple(entry.name for entry in _ENGINES)
-GPU_ENGINE_NAMES = tuple(entry.name for entry in _ENGINES if entry.device == "cuda")
 
 
 def open_engine(
@@ -226,7 +167,7 @@ def survey_engines() -> list[EngineReport]:
     from sbtk_runtime.machine import installed_versions
 
     reports = []
-    for entry in _ENGINES:
+    for entry in ENGINES:
         version, reason = "", ""
         try:
             version = entry.probe()
@@ -252,13 +193,13 @@ def checked_rows(rows: Embeddings) -> tuple[Embeddings, NDArray[np.bool_]]:
     return rows, is_bad
 
 
-def _candidates(engine: str, device: str | None) -> list[_Entry]:
+def _candidates(engine: str, device: str | None) -> list[EngineEntry]:
     family = None if device is None else device.partition(":")[0]
     if family not in (None, "cpu", "cuda"):
         raise BadConfig(f"unknown device {device!r}", "cpu, cuda or cuda:N")
     if engine != AUTO and engine not in ENGINE_NAMES:
         raise BadConfig(f"unknown engine {engine!r}", f"{AUTO}, {', '.join(ENGINE_NAMES)}")
-    named = [e for e in _ENGINES if e.name == engine or (engine == AUTO and e.is_automatic)]
+    named = [e for e in ENGINES if e.name == engine or (engine == AUTO and e.is_automatic)]
     fitting = [entry for entry in named if family in (None, entry.device)]
     if not fitting:
         raise BadConfig(
@@ -268,6 +209,6 @@ def _candidates(engine: str, device: str | None) -> list[_Entry]:
     return fitting
 
 
-def _preferred(entry: _Entry, bundle: Bundle) -> Precision:
+def _preferred(entry: EngineEntry, bundle: Bundle) -> Precision:
     there = bundle.precisions_of(entry.form)
     return next((p for p in entry.precisions if p in there), entry.precisions[0])

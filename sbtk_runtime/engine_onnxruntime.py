@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime import onnxruntime_tensorrt
 from sbtk_runtime.engine_info import EngineInfo
 from sbtk_runtime.engine_request import EngineRequest
 from sbtk_runtime.errors import BadModel, EngineUnavailable
@@ -79,6 +78,8 @@ def open_tensorrt(request: EngineRequest) -> SessionEngine:
         BadModel: the bundle's file is damaged or not a model of ours.
         BadConfig: the device is no name of a GPU.
     """
+    from sbtk_runtime import onnxruntime_tensorrt  # which no other provider needs
+
     runtime = find_onnxruntime()
     gpu = find_gpu(runtime, TENSORRT, request.device)
     library = onnxruntime_tensorrt.load_tensorrt(runtime)
@@ -117,6 +118,8 @@ def probe_cuda() -> str:
 
 def probe_tensorrt() -> str:
     """Returns ONNX Runtime's version after TensorRT has run a graph in it; raises if not."""
+    from sbtk_runtime import onnxruntime_tensorrt
+
     runtime = find_onnxruntime()
     find_gpu(runtime, TENSORRT)
     onnxruntime_tensorrt.load_tensorrt(runtime)
