@@ -103,6 +103,10 @@ class DeviceResources:
 
 
 def _close(cuda: Any, index: int, stack: ExitStack) -> None:
-    # Whichever thread this is; a GPU that failed gives error codes here, and nothing to do.
+    # The garbage collector may call this in any thread, with any current GPU. One that has failed
+    # gives error codes here, about which nothing can be done.
+    _, before = cuda.cudaGetDevice()
     cuda.cudaSetDevice(index)
     stack.close()
+    if before is not None:
+        cuda.cudaSetDevice(before)

@@ -15,7 +15,7 @@ from sbtk_runtime.errors import EngineUnavailable
 from sbtk_runtime.plan_ready import ready_plan
 from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_runtime.tensorrt_library import TensorRt, find_tensorrt
-from sbtk_runtime.tensorrt_network import Network
+from sbtk_runtime.tensorrt_network import FREE_MEMORY, Network
 from sbtk_runtime.tensorrt_pipeline import DeviceTimes, Pipeline
 from sbtk_runtime.tensorrt_probe import run_probe_graph
 
@@ -161,7 +161,7 @@ class TensorRtEngine:
                 f"{self.info.name} finds too little memory on {self._device.name} for a batch of "
                 f"{largest}: {problem.found}",
                 "a GPU with memory to spare",
-                "end other programs on it (nvidia-smi), or take another: --device cuda:N",
+                FREE_MEMORY,
             ) from problem
         half = max(self._network.smallest, largest // 2)
         self._said(

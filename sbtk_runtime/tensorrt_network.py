@@ -13,6 +13,8 @@ from sbtk_runtime.tensorrt_library import LogLines, TensorRt, recording_logger, 
 
 _PICTURE = (SIZE_PX, SIZE_PX, 3)
 _OUT_OF_MEMORY = re.compile(r"out ?of ?memory|memory ?allocation|bad_alloc", re.IGNORECASE)
+#: What helps when a GPU has too little memory.
+FREE_MEMORY = "end other programs on the GPU (nvidia-smi), or take another: --device cuda:N"
 _BUILD_AGAIN = "sbtk engine clear, then sbtk engine build"
 
 
@@ -34,8 +36,8 @@ class Network:
         has_own_graphs: TensorRT itself captures CUDA graphs, as TensorRT-RTX does.
 
     Raises:
-        EngineUnavailable: TensorRT refuses the plan; with the library's own lines.
-        OutOfDeviceMemory: the weights do not fit into the GPU's memory.
+        EngineUnavailable: TensorRT refuses the plan, or the GPU has no memory for its weights;
+            with the library's own lines.
         BadModel: the plan does not take and give what an engine of sbtk does.
     """
 
@@ -44,22 +46,18 @@ class Network:
         self._trt = trt
         self._logger = recording_logger(trt)
         self._lines_told = 0
+        self._runtime: Any = None
+        self._engine: Any = None
+        self._config: Any = None
         try:
-            self._runtime = trt.module.Runtime(self._logger)
-        # The bindings have no exception of their own for an object that could not be made.
-        except Exception as problem:
-            raise self.failed(f"could not start ({problem})", _BUILD_AGAIN) from problem
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise self.failed("refuses the plan", _BUILD_AGAIN)
-        self._check_tensors()
-        shapes = self._engine.get_tensor_profile_shape(INPUT_NAME, 0)
-        self.smallest, self.largest = int(shapes[0][0]), int(shapes[2][0])
-        self._config = self._engine.create_runtime_config()
-        if self._config is None:
-            raise self.failed("made no runtime configuration")
-        self.has_own_graphs = hasattr(self._config, "cuda_graph_strategy")
-        self._configure()
+            self._engine = self._loaded(plan)
+            self._check_tensors()
+            shapes = self._engine.get_tensor_profile_shape(INPUT_NAME, 0)
+            self.smallest, self.largest = int(shapes[0][0]), int(shapes[2][0])
+            self.has_own_graphs = self._configure()
+        except BaseException:
+            self.close()
+            raise
 
     def context(self, batch: int) -> Any:
         """Returns a new context for batches of that size; the caller gives it memory.
@@ -101,17 +99,38 @@ class Network:
         """Frees the plan; contexts must be gone before."""
         self._config = self._engine = self._runtime = None
 
-    def _configure(self) -> None:
-        module = self._trt.module
+    def _loaded(self, plan: bytes) -> Any:
+        try:
+            self._runtime = self._trt.module.Runtime(self._logger)
+        # The bindings have no exception of their own for an object that could not be made.
+        except Exception as reason:
+            raise self.failed(f"could not start ({reason})") from reason
+        engine = self._runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            problem = self.failed("refuses the plan", _BUILD_AGAIN)
+            if not isinstance(problem, OutOfDeviceMemory):
+                raise problem
+            # A smaller batch would not help.
+            raise EngineUnavailable(problem.found, "memory for the weights", FREE_MEMORY)
+        return engine
+
+    def _configure(self) -> bool:
+        """Prepares what contexts are made with; returns whether TensorRT captures graphs itself."""
+        config, module = self._engine.create_runtime_config(), self._trt.module
+        if config is None:
+            raise self.failed("made no runtime configuration")
+        self._config = config
         # All contexts share one piece of memory, which is ours, so that its size is known and
         # running out of it is no surprise in the middle of a run.
-        self._config.set_execution_context_allocation_strategy(
+        config.set_execution_context_allocation_strategy(
             module.ExecutionContextAllocationStrategy.USER_MANAGED
         )
-        if self.has_own_graphs:
+        has_own_graphs = hasattr(config, "cuda_graph_strategy")
+        if has_own_graphs:
             # TensorRT-RTX compiles better kernels for a shape while it runs, and alone knows when
             # a capture is worth it.
-            self._config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        return has_own_graphs
 
     def _check_tensors(self) -> None:
         module, engine = self._trt.module, self._engine

@@ -74,9 +74,9 @@ class Pipeline:
         self._steps: dict[tuple[int, int], _Step] = {}
         self._resources = DeviceResources(device_index)
         self._graphs = DeviceResources(device_index)
+        self._cuda = self._resources.cuda
         self._streams: list[Any] = []
         try:
-            self._cuda = self._resources.cuda
             self._copy_stream = self._new_stream()
             self._run_stream = self._new_stream()
             self._slots = [
@@ -120,7 +120,8 @@ class Pipeline:
         return rows, times
 
     def close(self) -> None:
-        """Frees everything; does nothing the second time."""
+        """Frees everything, in any thread; does nothing the second time."""
+        self._cuda.cudaSetDevice(self._resources.index)
         self._drain()
         self._streams.clear()
         # Graphs go before the contexts that they were captured from, and both before the memory.

@@ -74,14 +74,15 @@ class _Probe:
         size = host.array.nbytes
         to_device = (source, host.address, size, kinds.cudaMemcpyHostToDevice, stream)
         to_host = (host.address, target, size, kinds.cudaMemcpyDeviceToHost, stream)
-        checked(cuda.cudaMemcpyAsync(*to_device))
-        has_run = context.execute_async_v3(int(stream))
-        if has_run:
+        try:
+            checked(cuda.cudaMemcpyAsync(*to_device))
+            if not context.execute_async_v3(int(stream)):
+                raise self._failed("run a graph")
             checked(cuda.cudaMemcpyAsync(*to_host))
-        # Also when it has not: the buffers are freed next.
-        checked(cuda.cudaStreamSynchronize(stream))
-        if not has_run:
-            raise self._failed("run a graph")
+            checked(cuda.cudaStreamSynchronize(stream))
+        finally:
+            # The buffers are freed next, whatever has happened.
+            cuda.cudaStreamSynchronize(stream)
         return host.array.copy()
 
     def _made(self, thing: Any, purpose: str) -> Any:

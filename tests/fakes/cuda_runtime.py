@@ -80,7 +80,7 @@ class FakeCudaRuntime(ModuleType):
             self._calls[name] += 1
             works_when_broken = name.startswith(("cudaGetError", "cudaSetDevice", "cudaGetLast"))
             if self._is_broken and not works_when_broken:
-                return (_Error[self._is_broken], *[None] * _values_of(name))
+                return (getattr(_Error, self._is_broken), *[None] * _values_of(name))
             return function(*arguments)  # type: ignore[no-any-return]
 
         return call
@@ -89,7 +89,7 @@ class FakeCudaRuntime(ModuleType):
 
     def cudaGetDeviceCount(self) -> _Answer:
         if self._faults.count:
-            return _Error[self._faults.count], 0
+            return getattr(_Error, self._faults.count), 0
         self._gpus.was_counted = True
         return _Error.cudaSuccess, self._gpus.count
 
@@ -110,6 +110,9 @@ class FakeCudaRuntime(ModuleType):
     def cudaSetDevice(self, device: int) -> _Answer:
         self._gpus.set_device(device)
         return (_Error.cudaSuccess,)
+
+    def cudaGetDevice(self) -> _Answer:
+        return _Error.cudaSuccess, self._gpus.device_or_first()
 
     def cudaMemGetInfo(self) -> _Answer:
         device = self._gpus.device()
@@ -238,7 +241,7 @@ class FakeCudaRuntime(ModuleType):
         thread_local = real.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         assert mode == thread_local, "other threads may allocate meanwhile"
         if self._faults.begin_capture:
-            return (_Error[self._faults.begin_capture],)
+            return (getattr(_Error, self._faults.begin_capture),)
         self._gpus.begin_capture(self._gpus.stream(int(stream)))
         return (_Error.cudaSuccess,)
 
@@ -250,14 +253,14 @@ class FakeCudaRuntime(ModuleType):
         graph = self._gpus.end_capture(found)
         if graph is None:
             name = self._faults.end_capture or "cudaErrorStreamCaptureInvalidated"
-            return _Error[name], None
+            return getattr(_Error, name), None
         return _Error.cudaSuccess, real.cudaGraph_t(graph.handle)
 
     def cudaGraphInstantiate(self, graph: Any, flags: int) -> _Answer:
         assert flags == 0
         found = self._gpus.graph(int(graph), is_executable=False)
         if self._faults.instantiate:
-            return _Error[self._faults.instantiate], None
+            return getattr(_Error, self._faults.instantiate), None
         return _Error.cudaSuccess, real.cudaGraphExec_t(self._gpus.instantiate(found).handle)
 
     def cudaGraphLaunch(self, graph: Any, stream: Any) -> _Answer:
@@ -278,7 +281,7 @@ class FakeCudaRuntime(ModuleType):
     def _break(self, name: str) -> _Answer:
         """Fails as a kernel that wrote where it must not: this and every later call."""
         self._is_broken = name
-        return (_Error[name],)
+        return (getattr(_Error, name),)
 
 
 def _allocated(address: int | None) -> _Answer:
@@ -290,5 +293,5 @@ def _allocated(address: int | None) -> _Answer:
 def _values_of(name: str) -> int:
     gives_two = name == "cudaMemGetInfo"
     gives_one = "Create" in name or "Alloc" in name or "Malloc" in name or "Elapsed" in name
-    gives_one = gives_one or name in ("cudaGetDeviceCount", "cudaGraphInstantiate")
+    gives_one = gives_one or name in ("cudaGetDeviceCount", "cudaGetDevice", "cudaGraphInstantiate")
     return 2 if gives_two else int(gives_one or name == "cudaStreamEndCapture")

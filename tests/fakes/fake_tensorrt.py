@@ -11,6 +11,7 @@ import hashlib
 import json
 import weakref
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -73,6 +74,7 @@ class TensorRtWorld:
         scratch_per_image: bytes of context memory that an image needs.
         context_bytes: that TensorRT itself takes from the GPU for each context.
         alive: its objects that exist, by class.
+        made: its objects that ever existed, by class.
         runs: of the network, by batch: those outside of captures.
         module: the module itself.
     """
@@ -84,6 +86,7 @@ class TensorRtWorld:
     scratch_per_image: int = 1024
     context_bytes: int = 4096
     alive: Counter[str] = field(default_factory=Counter)
+    made: Counter[str] = field(default_factory=Counter)
     runs: Counter[int] = field(default_factory=Counter)
     module: Any = None
 
@@ -93,6 +96,7 @@ class TensorRtWorld:
     def count(self, thing: Any, name: str, reserved: tuple[int, int] = (0, 0)) -> None:
         """Counts an object as long as it lives; `reserved` is GPU and bytes that it holds."""
         self.alive[name] += 1
+        self.made[name] += 1
 
         def end() -> None:
             self.alive[name] -= 1
@@ -101,7 +105,7 @@ class TensorRtWorld:
         # Without atexit, since nothing then needs to be counted.
         weakref.finalize(thing, end).atexit = False
 
-    def plan(self, onnx: bytes, profile: list[tuple[int, ...]]) -> bytes:
+    def plan(self, onnx: bytes, profile: Sequence[tuple[int, ...]]) -> bytes:
         head = {
             "module": self.surface.module,
             "version": self.surface.version,
@@ -309,7 +313,12 @@ class _Context(_Fake):
     def __init__(self, engine: _Engine, strategy: Any, own: int) -> None:
         self._engine = engine
         self._is_mine = strategy == self._world.module.ExecutionContextAllocationStrategy.STATIC
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        # Those inputs whose shape is known; a fixed one is from the beginning.
+        self._shapes: dict[str, tuple[int, ...]] = {
+            value.name: tuple(value.shape)
+            for value in engine._session.get_inputs()
+            if all(isinstance(size, int) for size in value.shape)
+        }
         self._addresses: dict[str, int] = {}
         self._memory: Span | None = None
         self._memory_needed: int | None = None

@@ -158,7 +158,6 @@ class FakeGpus:
         self.was_counted = False
         self.history: list[Done] = []
         self.frees: Counter[str] = Counter()
-        self.largest_batch_pending = 0
         self._lock = threading.RLock()
         self._of_thread = threading.local()
         self._objects: dict[int, Stream | Event | Graph] = {}
@@ -185,6 +184,10 @@ class FakeGpus:
         index = getattr(self._of_thread, "device", None)
         assert index is not None, "this thread did not call cudaSetDevice"
         return int(index)
+
+    def device_or_first(self) -> int:
+        """Returns the GPU of the calling thread; the first when it chose none, as CUDA does."""
+        return int(getattr(self._of_thread, "device", 0))
 
     # --- memory --------------------------------------------------------------------------------
 
