@@ -40,10 +40,14 @@ def print_result(result: Result, module: str, *, as_json: bool) -> None:
         print(_markdown(result, command, machine))
 
 
+def table_lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of a Markdown table."""
+    return [_row(columns), _row(["---"] * len(columns)), *(_row(row) for row in rows)]
+
+
 def _markdown(result: Result, command: str, machine: Machine) -> str:
     lines = [f"### {result.title}", "", f"`{command}`", ""]
-    lines += [_row(result.columns), _row(["---"] * len(result.columns))]
-    lines += [_row(row) for row in result.rows]
+    lines += table_lines(result.columns, result.rows)
     lines += ["", *(f"- {note}" for note in result.notes)]
     lines += [f"- {line}" for line in machine.lines()]
     return "\n".join(lines) + "\n"

@@ -1,0 +1,149 @@
+"""Everything that is measured on an NVIDIA GPU, in one run of less than ten minutes.
+
+    python -m benchmarks.gpu [--out benchmarks/results/gpu] [--budget-s 570]
+
+Each stage is a process of its own with a share of the time, so that a driver that hangs or a
+library that crashes costs its own stage and no other. Results are written as they come: a line of
+JSON for each point into gpu.jsonl, and after each stage the tables of gpu.md; what time does not
+suffice for is "not reached". What the libraries print goes into gpu.log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+from benchmarks.gpu_findings import Finding, Task
+from benchmarks.gpu_page import Book
+from benchmarks.gpu_process import run_stage
+
+# Stages in their order, and the seconds that each gets of 600; what one leaves, the others share.
+_STAGES = {
+    "card": 25,
+    "torch": 200,
+    "training": 90,
+    "survey": 25,
+    "model": 60,
+    "engine onnxruntime-cuda": 30,
+    "engine tensorrt": 150,
+    "engine tensorrt-rtx": 10,
+    "engine onnxruntime-tensorrt": 20,
+}
+_DRY_STAGES = {**_STAGES, "engine onnxruntime": 30}
+
+
+def main() -> int:
+    """Measures and writes; returns the exit code: 1 where there is no GPU."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, help="folder  [default: benchmarks/results/gpu]")
+    parser.add_argument("--budget-s", type=float, default=570.0, help="seconds for everything")
+    parser.add_argument("--data", type=Path, help="sketches and photos to train on, as they are")
+    parser.add_argument("--model", help="bundle for the engines; by default one of random weights")
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU; measures nothing")
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.task is not None:
+        _run_stage(Task.from_text(options.task))
+        return 0
+    if options.dry_run and options.out is None:
+        parser.error("--dry-run needs --out: its figures must not lie where measured ones do")
+    out = options.out or Path("benchmarks/results/gpu")
+    with tempfile.TemporaryDirectory(prefix="sbtk-gpu-") as scratch:
+        base = Task("", 0.0, Path(scratch), options.dry_run, options.data, options.model)
+        return measure(out, base, options.budget_s)
+
+
+def measure(out: Path, base: Task, budget_s: float) -> int:
+    """Runs every stage and writes the results into `out`; returns the exit code."""
+    tasks = _tasks(base, budget_s)
+    card = next(tasks)
+    found: list[Finding] = []
+    run_stage(card, found.append, _log(card))
+    if not any(finding.state == "measured" for finding in found):
+        print(f"no GPU to measure on: {_reason(found, _log(card))}", file=sys.stderr)
+        return 1
+    command = " ".join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]])
+    book = Book(out, command, budget_s, is_dry_run=base.is_dry_run)
+    for finding in found:
+        book.add(finding)
+    book.close_stage(card.stage, _log(card))
+    for task in tasks:
+        try:
+            run_stage(task, book.add, _log(task))
+        finally:
+            book.close_stage(task.stage, _log(task))
+    print(out / "gpu.md")
+    return 0
+
+
+def _tasks(base: Task, budget_s: float) -> Iterator[Task]:
+    """Yields each stage's task with its share of the time that is left when it is asked for."""
+    end = time.monotonic() + budget_s
+    waiting = dict(_DRY_STAGES if base.is_dry_run else _STAGES)
+    for name in list(waiting):
+        now = time.monotonic()
+        seconds = (end - now) * waiting[name] / sum(waiting.values())
+        del waiting[name]
+        print(f"{name}: up to {seconds:.0f} s", file=sys.stderr, flush=True)
+        yield replace(base, stage=name, end_s=now + seconds)
+
+
+def _log(task: Task) -> Path:
+    return task.scratch / f"{task.stage}.log"
+
+
+def _reason(found: list[Finding], log: Path) -> str:
+    """Returns why the first stage found no card, from its own words or its last complaint."""
+    reasons = [finding.reason for finding in found if finding.state == "failed"]
+    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+    complaints = [line.strip() for line in lines if line.strip()]
+    return "; ".join([*reasons[:1], *complaints[-1:]]) or "the time was over"
+
+
+def _run_stage(task: Task) -> None:
+    """Runs a stage in this process; its findings go to stdout, and nothing else does."""
+    with _own_stdout() as stream:
+
+        def report(finding: Finding) -> None:
+            print(finding.to_line(), file=stream, flush=True)
+
+        if task.stage == "card":
+            from benchmarks import gpu_card
+
+            gpu_card.run(task, report)
+        elif task.stage == "torch":
+            from benchmarks import gpu_torch
+
+            gpu_torch.run(task, report)
+        elif task.stage == "training":
+            from benchmarks import gpu_training
+
+            gpu_training.run(task, report)
+        elif task.stage == "model":
+            from benchmarks import gpu_model
+
+            gpu_model.run(task, report)
+        else:
+            from benchmarks import gpu_engines
+
+            gpu_engines.run(task, report)
+
+
+@contextlib.contextmanager
+def _own_stdout() -> Iterator[IO[str]]:
+    """Yields the process's stdout and turns what others print there, C++ included, to stderr."""
+    with os.fdopen(os.dup(1), "w") as stream:
+        os.dup2(2, 1)
+        yield stream
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""sbtk's own engines: whether they work, and their speed from NumPy to NumPy."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.gpu_findings import Figures, Finding, Report, Task, attempt, told
+from benchmarks.gpu_timing import DRY, Effort, timed_by_clock
+from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.engine import Engine, checked_rows, open_engine, survey_engines
+from sbtk_runtime.errors import BadModel
+from sbtk_runtime.manifest import Precision
+from sbtk_runtime.onnx_macs import multiply_accumulates
+
+STAGE = "engines"
+_SURVEY = "survey"
+_SOURCE = "host"
+_BATCHES = (32, 1, 128, 256, 8, 512, 64, 2, 16, 4)
+_DRY_BATCHES = (2, 1)
+_PRECISIONS: dict[str, tuple[Precision, ...]] = {
+    "tensorrt": ("fp16", "int8"),
+    "tensorrt-rtx": ("fp16", "int8"),
+    "onnxruntime-tensorrt": ("fp16",),
+}
+_LEAST_COSINE = 0.9
+_TIMED_RUNS = 20
+
+
+def run(task: Task, report: Report) -> None:
+    """Reports what every engine says of itself, or the speed of the one that the stage names."""
+    if task.stage == _SURVEY:
+        _survey(report)
+        return
+    name = task.stage.removeprefix("engine ")
+    precisions = _PRECISIONS.get(name, ("fp16",))
+    for precision in precisions:
+        for point in (_opening(name, precision), *_points(task, name, precision)):
+            report(point)
+    for precision in precisions:
+        _measure(task, name, precision, report)
+
+
+class _Timed(Protocol):
+    """An engine that can tell what the GPU spent on a run."""
+
+    def run_timed(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Any]: ...
+
+
+def _survey(report: Report) -> None:
+    for found in survey_engines():
+        point = Finding(_SURVEY, found.name)
+        version = {"version": found.version}
+        if found.works:
+            report(point.measured(version))
+        else:
+            report(Finding(_SURVEY, found.name, figures=version).failed(found.reason))
+
+
+def _opening(name: str, precision: Precision) -> Finding:
+    return Finding(STAGE, f"{name} {precision}", "opening")
+
+
+def _points(task: Task, name: str, precision: Precision) -> list[Finding]:
+    batches = _DRY_BATCHES if task.is_dry_run else _BATCHES
+    return [Finding(STAGE, f"{name} {precision}", _SOURCE, batch) for batch in batches]
+
+
+def _measure(task: Task, name: str, precision: Precision, report: Report) -> None:
+    """Reports one engine in one precision; where it does not open, its reason once for all."""
+    points = _points(task, name, precision)
+    opening = _opening(name, precision)
+    notices: list[str] = []
+    started = time.perf_counter()
+    try:
+        bundle = _bundle(task)
+        engine = open_engine(
+            bundle, engine=name, precision=precision, batch=points[0].batch, said=notices.append
+        )
+    # What a library raises past sbtk's own errors is worth recording too.
+    except Exception as problem:
+        for point in (opening, *points):
+            report(point.failed("\n".join([told(problem), *notices])))
+        return
+    try:
+        open_s = time.perf_counter() - started
+        facts = {"open_s": open_s, "version": engine.info.version, "device": engine.info.device}
+        said = {"said": notices} if notices else {}
+        if not attempt(report, opening, lambda: facts | said | _agreement(task, engine)):
+            for point in points:
+                report(point.failed(f"{name} {precision} does not compute what it should"))
+            return
+        macs = multiply_accumulates(bundle.checked_content(precision, engine.info.form))
+        for point in points:
+            _measure_batch(task, engine, point, precision, macs, report)
+    finally:
+        engine.close()
+
+
+def _measure_batch(
+    task: Task, engine: Engine, point: Finding, precision: Precision, macs: int, report: Report
+) -> None:
+    effort = DRY if task.is_dry_run else Effort(warm_s=0.3, measured_s=0.8)
+    if task.left_s < 3 * (effort.warm_s + effort.measured_s):
+        report(point.not_reached("the stage's time was over"))
+        return
+    images = _pictures(point.batch)
+
+    def measure() -> Figures:
+        figures = timed_by_clock(lambda: engine.run(images), point.batch, effort)
+        own = {"peak": precision, "macs_per_image": macs}
+        return {**own, **figures, **_device_times(engine, images)}
+
+    attempt(report, point, measure)
+
+
+def _device_times(engine: Engine, images: NDArray[np.uint8]) -> dict[str, float]:
+    """Returns the medians of copying and computing, where the engine tells them."""
+    if not hasattr(engine, "run_timed"):
+        return {}
+    runs = [cast(_Timed, engine).run_timed(images)[1] for _ in range(_TIMED_RUNS)]
+    return {
+        name: statistics.median(getattr(one, name) for one in runs)
+        for name in ("h2d_ms", "compute_ms", "d2h_ms")
+    }
+
+
+def _agreement(task: Task, engine: Engine) -> dict[str, float]:
+    """Returns the least cosine to torch's FP32 rows; without these, checks the rows' lengths."""
+    from benchmarks.gpu_model import reference_file
+
+    if task.model is None and reference_file(task).is_file():
+        with np.load(reference_file(task)) as reference:
+            pictures, expected = reference["pictures"], reference["rows"]
+        rows = _sound(engine.run(pictures))
+        cosine = float((rows * expected).sum(axis=1).min())
+        if not cosine >= _LEAST_COSINE:
+            raise BadModel(f"the least cosine to torch is {cosine}", f"at least {_LEAST_COSINE}")
+        return {"least_cosine_to_fp32": cosine}
+    _sound(engine.run(_pictures(2)))
+    return {}
+
+
+def _sound(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    rows, is_bad = checked_rows(rows)
+    if is_bad.any():
+        raise BadModel(f"{int(is_bad.sum())} of {len(rows)} rows are no unit rows")
+    return rows
+
+
+def _bundle(task: Task) -> Bundle:
+    """Returns the given bundle, or the run's own, or, where none could be made, sbtk's."""
+    folder = task.scratch / "bundle"
+    own = folder if (folder / "manifest.json").is_file() else None
+    return Bundle.open(task.model if task.model is not None else own)
+
+
+def _pictures(count: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (count, 224, 224, 3), np.uint8)

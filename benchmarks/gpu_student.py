@@ -1,0 +1,88 @@
+"""The student that the GPU benchmark runs: random weights, with statistics as trained ones have."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from benchmarks.gpu_findings import Task
+from sbtk_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD, SIZE_PX
+from sbtk_train.student import Student
+
+BACKBONE = "resnet50-v1"
+DIM = 512
+
+_SETTLED_ON = 8
+_DRY_STAGES = ("conv1", "bn1", "relu", "maxpool", "layer1")
+
+
+def random_student(task: Task) -> Student:
+    """Returns the student in evaluation mode on the CPU; the same one for every stage.
+
+    Weights do not change how long a run takes, as long as no activation overflows. In a dry run it
+    is the first stage of a ResNet18.
+    """
+    torch.manual_seed(0)
+    if not task.is_dry_run:
+        student = Student(BACKBONE, DIM, classes=2)
+    else:
+        student = Student("resnet18", DIM, classes=2)
+        trunk = nn.Sequential()
+        for name in _DRY_STAGES:
+            trunk.add_module(name, student.trunk.get_submodule(name))
+        student.trunk = trunk
+        student.embedding = nn.Linear(64, DIM)
+        student.identity, student.soft = nn.Linear(64, 2), nn.Linear(64, 1000)
+    _settle(student, 64 if task.is_dry_run else SIZE_PX)
+    return student.eval()
+
+
+def random_pictures(count: int, size_px: int = SIZE_PX, seed: int = 0) -> NDArray[np.uint8]:
+    """Returns `(count, size_px, size_px, 3) uint8` coarse patterns with noise on them."""
+    random = np.random.default_rng(seed)
+    cells = random.integers(0, 224, (count, 8, 8, 3), dtype=np.uint8)
+    repeats = -(-size_px // 8)
+    coarse = cells.repeat(repeats, axis=1).repeat(repeats, axis=2)[:, :size_px, :size_px]
+    return coarse + random.integers(0, 32, coarse.shape, dtype=np.uint8)
+
+
+class FromPixels(nn.Module):
+    """A student that takes what engines take, `(N, H, W, 3) uint8` RGB, and gives unit rows.
+
+    Args:
+        student: in evaluation mode.
+        layout: memory order of the images that its trunk gets.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, student: Student, layout: torch.memory_format) -> None:
+        super().__init__()
+        self.student = student
+        self.layout = layout
+        mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
+        std = torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
+        self.register_buffer("scale", 1.0 / (255.0 * std))
+        self.register_buffer("shift", -mean / std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns `(N, D) float32` unit rows."""
+        planes = images.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        return self.student.embed(planes.contiguous(memory_format=self.layout))
+
+
+def _settle(student: Student, size_px: int) -> None:
+    """Sets the batch norms' statistics to those of a few pictures.
+
+    Untouched ones let activations grow from block to block, towards the end of FP16's range.
+    """
+    norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the plain mean over batches, of which there is one
+    images = torch.from_numpy(random_pictures(_SETTLED_ON, size_px))
+    student.train()
+    with torch.no_grad():
+        FromPixels(student, torch.contiguous_format)(images)

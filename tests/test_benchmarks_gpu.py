@@ -1,0 +1,221 @@
+"""The GPU benchmark runs from start to end, and writes whole tables whatever goes wrong.
+
+Nothing here is measured on a GPU: a dry run goes through every stage on the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.commands import environment
+from benchmarks.gpu_card import macs_per_image
+from benchmarks.gpu_findings import Finding, Task
+from benchmarks.gpu_process import run_stage
+from benchmarks.gpu_timing import Effort, timed_by_clock
+from sbtk_runtime.engine import ENGINE_NAMES
+from sbtk_train.student import Student
+
+Point = dict[str, Any]
+
+# Prints two planned points, measures one, and ends as it is told.
+_STAGE = """
+import os, sys, time
+from benchmarks.gpu_findings import Finding
+first, second = Finding("made up", "first"), Finding("made up", "second", batch=8)
+for finding in (first, second, first.measured({"images_per_s": 1.0})):
+    print(finding.to_line(), flush=True)
+print("half a li", end="", flush=True)
+exec(sys.argv[1])
+"""
+
+
+def _benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", *arguments],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results") / "dry"
+    done = _benchmark("--dry-run", "--out", str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def points(out: Path) -> list[Point]:
+    lines = [json.loads(line) for line in (out / "gpu.jsonl").read_text().splitlines()]
+    assert lines[0]["machine"]["python"]
+    return lines[1:]
+
+
+def _of(points: list[Point], stage: str) -> dict[tuple[str, str, int], Point]:
+    return {(p["subject"], p["source"], p["batch"]): p for p in points if p["stage"] == stage}
+
+
+def test_a_dry_run_answers_every_point_once_and_calls_none_a_measurement(
+    out: Path, points: list[Point]
+) -> None:
+    keys = [(p["stage"], p["subject"], p["source"], p["batch"]) for p in points]
+    assert len(keys) == len(set(keys)) > 60
+    assert {p["state"] for p in points} == {"measured", "failed", "not reached"}
+    assert all(p["reason"] for p in points if p["state"] != "measured")
+    assert all(json.loads(line)["dry_run"] for line in (out / "gpu.jsonl").read_text().splitlines())
+    page = (out / "gpu.md").read_text()
+    assert "DRY RUN on a CPU" in page.splitlines()[2]
+    titles = re.findall(r"^## (.*)$", page, re.MULTILINE)
+    assert len(titles) > 10
+    assert all(title.endswith("(dry run)") for title in titles)
+
+
+def test_its_tables_have_no_gaps(out: Path) -> None:
+    page = (out / "gpu.md").read_text()
+    blocks = [block.splitlines() for block in page.split("\n\n") if block.startswith("| batch ")]
+    assert len(blocks) == 9  # three figures, of torch from two sources and of the engines
+    for block in blocks:
+        assert block[0] == "| batch | 1 | 2 |"
+        assert len(block) > 5
+        cells = [cell.strip() for line in block[2:] for cell in line.split("|")[2:-1]]
+        assert len(cells) == 2 * (len(block) - 2)
+        assert all(re.match(r"[\d,.]+|failed|not reached", cell) for cell in cells)
+
+
+def test_in_a_dry_run_only_what_needs_a_gpu_fails(points: list[Point]) -> None:
+    of_torch = _of(points, "torch")
+    assert len(of_torch) == 8 * 2 * 2
+    for (subject, _, batch), point in of_torch.items():
+        if subject.endswith("graph"):
+            assert point["state"] == "failed"
+            assert "needs a GPU" in point["reason"]
+        else:
+            figures = point["figures"]
+            assert figures["least_cosine_to_fp32"] > 0.99
+            assert figures["images_per_s"] > 0
+            assert figures["p50_ms"] <= figures["p95_ms"]
+            assert figures["share_of_peak"] > 0
+            assert batch in (1, 2)
+    trained = _of(points, "training")
+    failed = [subject for (subject, _, _), point in trained.items() if point["state"] == "failed"]
+    assert failed == ["fp16, channels_last"]
+    for (subject, _, _), point in trained.items():
+        if point["state"] == "measured" and "decoding" not in subject:
+            assert (point["figures"]["steps"], point["figures"]["batch"]) == (2, 8)
+
+
+def test_every_engine_is_asked_and_the_cpus_runs_the_benchmarks_own_model(
+    points: list[Point],
+) -> None:
+    surveyed = {subject for subject, _, _ in _of(points, "survey")}
+    assert surveyed == set(ENGINE_NAMES)
+    engines = _of(points, "engines")
+    on_gpu = {name for name in ENGINE_NAMES if "cuda" in name or "tensorrt" in name}
+    assert {subject.split()[0] for subject, _, _ in engines} == on_gpu | {"onnxruntime"}
+    opening = engines["onnxruntime fp16", "opening", 0]["figures"]
+    assert opening["least_cosine_to_fp32"] > 0.999
+    assert engines["onnxruntime fp16", "host", 2]["figures"]["macs_per_image"] > 1e8
+
+
+def test_a_dry_run_must_not_lie_where_measured_figures_do() -> None:
+    done = _benchmark("--dry-run")
+    assert done.returncode == 2
+    assert "--out" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_and_leaves_old_results_alone(tmp_path: Path) -> None:
+    (tmp_path / "gpu.md").write_text("measured last year")
+    done = _benchmark("--out", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("no GPU to measure on: torch finds no working")
+    assert [path.name for path in tmp_path.iterdir()] == ["gpu.md"]
+    assert (tmp_path / "gpu.md").read_text() == "measured last year"
+
+
+def test_what_time_does_not_suffice_for_is_not_reached(tmp_path: Path) -> None:
+    """The first stage gets less than it takes to import torch."""
+    done = _benchmark("--dry-run", "--out", str(tmp_path / "out"), "--budget-s", "0.1")
+    assert done.returncode == 1
+    assert "the time was over" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("ending", "seconds", "reason"),
+    [
+        ("os.abort()", 60.0, "signal 6"),
+        ("sys.exit(5)", 60.0, "exit code 5"),
+        ("time.sleep(600)", 4.0, "ended after the 4 s that it had"),
+        ("pass", 60.0, "the stage ended without it"),
+    ],
+)
+def test_a_stage_that_crashes_or_hangs_costs_only_what_it_did_not_come_to(
+    tmp_path: Path, ending: str, seconds: float, reason: str
+) -> None:
+    found: list[Finding] = []
+    task = Task("made up", time.monotonic() + seconds, tmp_path)
+    run_stage(task, found.append, tmp_path / "log", (sys.executable, "-c", _STAGE, ending))
+    outcome = {finding.subject: finding for finding in found if finding.state != "planned"}
+    assert outcome["first"].figures == {"images_per_s": 1.0}
+    assert outcome["second"].state == "not reached"
+    assert outcome["second"].batch == 8
+    assert reason in outcome["second"].reason
+
+
+def test_what_a_library_prints_does_not_get_among_the_findings(tmp_path: Path) -> None:
+    found: list[Finding] = []
+    noise = "os.write(1, b'[TRT] noise from C++\\n'); sys.exit(0)"
+    task = Task("made up", time.monotonic() + 60, tmp_path)
+    run_stage(task, found.append, tmp_path / "log", (sys.executable, "-c", _STAGE, noise))
+    assert {finding.subject for finding in found} == {"first", "second"}
+
+
+def test_a_task_survives_its_way_to_another_process(tmp_path: Path) -> None:
+    for task in (
+        Task("torch", 12.5, tmp_path),
+        Task("training", 1.0, tmp_path, True, tmp_path / "data", "bundles/mine"),
+    ):
+        assert Task.from_text(task.to_text()) == task
+
+
+@pytest.mark.parametrize(("backbone", "gmacs"), [("resnet18", 1.81), ("resnet50-v1.5", 4.09)])
+def test_macs_are_those_that_torchs_own_counter_counts(backbone: str, gmacs: float) -> None:
+    student = Student(backbone, 512, classes=2).eval()
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        student.embed(torch.zeros(1, 3, 224, 224))
+    macs = macs_per_image(student, 224)
+    assert 2 * macs == counter.get_total_flops()
+    assert macs == pytest.approx(gmacs * 1e9, rel=0.01)
+
+
+def test_no_speed_is_beyond_what_the_clock_allows() -> None:
+    figures = timed_by_clock(lambda: time.sleep(0.005), 4, Effort(0.0, 0.05, 3))
+    assert 0 < figures["images_per_s"] <= 4 / 0.005
+    assert figures["p50_ms"] >= 5
+    assert figures["runs"] >= 3
+
+
+def test_the_script_needs_no_torch_to_be_imported() -> None:
+    """Each stage is a process; those of the engines must not load torch's CUDA libraries."""
+    code = (
+        "import sys, benchmarks.gpu, benchmarks.gpu_engines; "
+        "sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), check=False)
+    assert done.returncode == 0
+    assert os.access(Path(__file__).parents[1] / "benchmarks" / "gpu.py", os.R_OK)
