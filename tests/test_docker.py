@@ -1,0 +1,254 @@
+"""The Dockerfiles keep their promises, and their steps work.
+
+No container engine is needed: `tests/layers.py` follows the files on a layer above this
+machine's root folder. The GPU file is followed with the extra `cpu`, which leaves out 1.4 GB of
+CUDA libraries; that pip finds what its own extra names for this Python is asked of pip apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sbtk_cli.main import COMMANDS
+from tests import dockerfile
+from tests.dockerfile import Dockerfile
+from tests.layers import Builder, Image, why_not
+from tests.tiny import write_photos, write_sketch
+
+ROOT = Path(__file__).parents[1]
+FILES = {
+    name: dockerfile.parse((ROOT / "deploy" / "docker" / f"{name}.Dockerfile").read_text())
+    for name in ("cpu", "gpu")
+}
+both = pytest.mark.parametrize("file", FILES.values(), ids=FILES)
+
+
+@both
+def test_the_base_image_is_pinned(file: Dockerfile) -> None:
+    for stage in file.stages:
+        assert re.fullmatch(r"python:3\.(1[1-9])\.\d+-slim-[a-z]+", stage.base)
+    assert len({stage.base for stage in file.stages}) == 1
+
+
+@both
+def test_the_image_runs_as_a_fixed_user_that_is_not_root(file: Dockerfile) -> None:
+    last = file.stages[-1]
+    (user,) = last.rests("USER")
+    uid, gid = map(int, user.split(":"))
+    assert uid >= 1000
+    words = [one.word for one in last.instructions]
+    assert words.index("USER") < words.index("ENTRYPOINT")
+    assert f"--gid {gid} " in last.rests("RUN")[0]
+    assert f"--uid {uid} " in last.rests("RUN")[0]
+
+
+@both
+def test_pip_takes_the_versions_of_the_constraints_file(file: Dockerfile) -> None:
+    lines = [run for stage in file.stages for run in stage.rests("RUN") if " pip " in run]
+    assert len(lines) == 2
+    assert all("--constraint constraints.txt" in line for line in lines)
+    copies = [copy.split()[:-1] for copy in file.stages[0].rests("COPY")]
+    assert ["constraints.txt"] in copies
+
+
+@both
+def test_hnswlib_is_built_for_any_processor_and_its_compiler_stays_behind(file: Dockerfile) -> None:
+    build, last = file.stages
+    (wheel,) = [run for run in build.rests("RUN") if " pip wheel " in run]
+    assert wheel.startswith("HNSWLIB_NO_NATIVE=1 ")
+    assert wheel.endswith(" hnswlib")
+    (install,) = [run for run in build.rests("RUN") if " pip install " in run]
+    assert "--only-binary hnswlib" in install
+    assert not [run for run in last.rests("RUN") if "apt-get" in run or "pip" in run]
+    assert last.rests("COPY") == ["--from=build /opt/sbtk /opt/sbtk"]
+
+
+@both
+def test_nothing_is_fetched_but_by_pip_and_apt(file: Dockerfile) -> None:
+    """ADD, which fetches addresses, is among what the parser refuses."""
+    text = " ".join(one.rest for stage in file.stages for one in stage.instructions)
+    assert not re.search(r"https?:|\b(curl|wget|git)\b", text)
+    with pytest.raises(ValueError, match="ADD is not understood"):
+        dockerfile.parse("FROM x\nADD https://example.org/a.tar /a\n")
+
+
+@both
+def test_galleries_and_plans_lie_in_volumes(file: Dockerfile) -> None:
+    last = file.stages[-1]
+    environment = " ".join(last.rests("ENV")).split()
+    volumes = [path for one in last.instructions if one.word == "VOLUME" for path in one.form or ()]
+    assert "SBTK_GALLERY=/gallery" in environment
+    assert ("XDG_CACHE_HOME=/cache" in environment) == ("/cache" in volumes)
+    assert volumes == (["/gallery", "/cache"] if file is FILES["gpu"] else ["/gallery"])
+
+
+@both
+def test_what_is_sent_to_the_build_is_what_it_copies(file: Dockerfile) -> None:
+    sent = dockerfile.sent_files(ROOT)
+    sources = [source for copy in file.stages[0].rests("COPY") for source in copy.split()[:-1]]
+    copied = {path for source in sources for path in dockerfile.files_of(source, sent)}
+    assert copied == sent
+
+
+def test_data_runs_and_history_are_not_sent(tmp_path: Path) -> None:
+    shutil.copy(ROOT / ".dockerignore", tmp_path)
+    kept = {"pyproject.toml", "sbtk_runtime/__init__.py", "sbtk_runtime/pretrained/a/model.onnx"}
+    left = {
+        ".env",
+        ".git/config",
+        ".venv/lib/a.py",
+        "bundles/mine/student.safetensors",
+        "data/photo/cat/1.jpg",
+        "gallery.sbtk/catalogue.sqlite",
+        "runs/1/checkpoint.safetensors",
+        "sbtk_runtime/__pycache__/engine.cpython-311.pyc",
+        "cli/sbtk_cli/__pycache__/main.cpython-311.pyc",
+        "tests/test_docker.py",
+    }
+    for path in kept | left:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    assert dockerfile.sent_files(tmp_path) == kept
+
+
+def test_both_files_differ_only_in_what_a_gpu_needs() -> None:
+    cpu, gpu = FILES["cpu"].stages, FILES["gpu"].stages
+    apart = set(cpu[0].instructions) ^ set(gpu[0].instructions)
+    assert {one.rest for one in apart} == {"EXTRAS=cpu", "EXTRAS=gpu"}
+    assert set(cpu[1].rests("ENV")) < set(gpu[1].rests("ENV"))
+
+
+def test_pip_finds_what_the_gpu_file_asks_for() -> None:
+    """Without their dependencies: pip would fetch 1.4 GB of them only to name them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["optional-dependencies"]["gpu"]
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--quiet"]
+    command += ["--ignore-installed", "--only-binary", ":all:", "--report", "-"]
+    done = subprocess.run(
+        [*command, "--constraint", str(ROOT / "constraints.txt"), *wanted],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert '"name": "onnxruntime-gpu"' in done.stdout
+
+
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
+    place = tmp_path_factory.mktemp("layers")
+    reason = why_not(place)
+    if reason is not None:
+        pytest.skip(reason)
+    yield Builder(ROOT, place)
+    shutil.rmtree(place)
+
+
+@pytest.fixture(scope="module", params=FILES)
+def image(builder: Builder, request: pytest.FixtureRequest) -> Image:
+    """Returns the image of each file, built with the extra `cpu`."""
+    built = builder.build(FILES[request.param], {"EXTRAS": "cpu"})
+    for line in builder.left_out:
+        warnings.warn(f"apt does not work here; the build went on without: {line}", stacklevel=1)
+    return built
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    write_photos(tmp_path / "photos", 6)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def gallery(tmp_path: Path, image: Image) -> Path:
+    """Returns an empty folder like the image's own: what an engine makes a new volume of."""
+    return _volume(image, "/gallery", tmp_path / "gallery")
+
+
+@pytest.mark.slow
+def test_photos_are_found_without_root_network_or_a_writable_image(
+    image: Image, photos: Path, gallery: Path, tmp_path: Path
+) -> None:
+    before = _content(photos)
+    volumes = {"/photos": (photos, "ro"), "/gallery": (gallery, "rw")}
+    indexed = image.run("index", "/photos", volumes=volumes)
+    assert (indexed.returncode, indexed.stdout[:20]) == (0, b"6 photos searchable "), indexed.stderr
+    assert b"elemetry" not in indexed.stderr
+    assert (gallery / "manifest.json").stat().st_uid == int(image.user.partition(":")[0])
+    assert _content(photos) == before
+
+    sketch = write_sketch(tmp_path / "sketch.png").read_bytes()
+    reading = volumes | {"/gallery": (gallery, "ro")}
+    queried = image.run("query", "-", "-k", "3", "--paths0", volumes=reading, stdin=sketch)
+    assert queried.returncode == 0, queried.stderr
+    hits = queried.stdout.decode().rstrip("\0").split("\0")
+    assert len(hits) == 3
+    assert set(hits) <= {f"/photos/{path.name}" for path in photos.iterdir()}
+
+
+@pytest.mark.slow
+def test_what_is_mounted_read_only_is_not_written(
+    image: Image, photos: Path, gallery: Path, tmp_path: Path
+) -> None:
+    volumes = {"/photos": (photos, "ro"), "/gallery": (gallery, "ro")}
+    refused = image.run("index", "/photos", volumes=volumes)
+    assert refused.returncode == 1
+    assert b"cannot be written" in refused.stderr
+    assert not list(gallery.iterdir())
+
+
+@pytest.mark.slow
+def test_the_image_tells_how_it_is_used_and_that_it_works(image: Image) -> None:
+    told = image.run(volumes={})
+    assert told.returncode == 0
+    assert b"Find photos from a sketch." in told.stdout
+    healthy = image.run("doctor", volumes={})
+    assert healthy.returncode == 0, healthy.stdout
+    assert b"ok  engine   onnxruntime " in healthy.stdout
+    assert b"!!" not in healthy.stdout
+
+
+@pytest.mark.slow
+def test_hnswlib_in_the_image_keeps_to_what_every_processor_has(image: Image) -> None:
+    if platform.machine() != "x86_64" or shutil.which("objdump") is None:
+        pytest.skip("registers are told apart on x86-64, with objdump")
+    (library,) = image.path("/opt/sbtk").glob("lib/python3.*/site-packages/hnswlib*.so")
+    code = subprocess.run(
+        ["objdump", "--disassemble", str(library)], capture_output=True, text=True, check=True
+    ).stdout
+    assert code.count("%xmm") > 1000
+    assert not re.search(r"%[yz]mm", code)
+
+
+@pytest.mark.slow
+def test_the_gpu_image_keeps_plans_in_its_volume(builder: Builder, tmp_path: Path) -> None:
+    image = builder.build(FILES["gpu"], {"EXTRAS": "cpu"})
+    cache = _volume(image, image.environment["XDG_CACHE_HOME"], tmp_path / "cache")
+    assert cache.stat().st_mode & 0o777 == 0o700
+    if "engine" not in COMMANDS:
+        pytest.skip("this sbtk has no command that lists plans")
+    listed = image.run("engine", "list", volumes={"/cache": (cache, "rw")})
+    assert listed.returncode == 0, listed.stderr
+
+
+def _volume(image: Image, point: str, folder: Path) -> Path:
+    original = image.path(point)
+    folder.mkdir()
+    folder.chmod(original.stat().st_mode & 0o777)
+    shutil.chown(folder, original.stat().st_uid, original.stat().st_gid)
+    return folder
+
+
+def _content(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
