@@ -51,12 +51,16 @@ $(DEMO_VENV)/.installed: $(SOURCES)
 	@$(DEMO_VENV)/bin/python -m pip install $(PIP_OPTIONS) ".[cpu]" || $(INSTALL_FAILED)
 	@touch $@
 
-# Editable, so only a change of what is required means another install.
+# Editable, so only a change of what is required means another install. onnxruntime-gpu lies beside
+# the environment, for the tests that ask for it: inside, it would overwrite onnxruntime's files.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(call new_environment,$(VENV))
 	@echo "Installing sbtk with everything that its tests need into $(VENV) (some 5 GB) ..."
 	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --editable \
 		".[train,export,cpu,openvino,tensorrt-rtx,plot,dev]" || $(INSTALL_FAILED)
+	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --no-deps --upgrade \
+		--target $(VENV)/onnxruntime-gpu onnxruntime-gpu \
+		|| echo "There is no onnxruntime-gpu for this machine: its tests will be skipped" >&2
 	@touch $@
 
 define new_environment

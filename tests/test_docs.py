@@ -95,18 +95,19 @@ def test_extras_in_documents_exist() -> None:
     named = {
         extra
         for path in _documents()
-        for group in re.findall(r"(?:\.|sbtk)\[([a-z,]+)\]", path.read_text())
+        for group in re.findall(r"(?:\.|sbtk)\[([a-z,-]+)\]", path.read_text())
         for extra in group.split(",")
     }
-    table = set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)) & extras
+    table = set(re.findall(r"^\| `([\w-]+)` \|", README, re.MULTILINE)) & extras
     assert named <= extras
     assert table == extras
 
 
 def test_constraints_pin_exactly_what_is_required() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"]]
-    for extra in ("cpu", "plot", "train", "export", "dev"):
+    # onnxruntime-gpu lies beside the environment, without what it depends on.
+    wanted = [*project["dependencies"], "onnxruntime-gpu"]
+    for extra in ("cpu", "openvino", "tensorrt-rtx", "plot", "train", "export", "dev"):
         wanted += project["optional-dependencies"][extra]
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
