@@ -22,6 +22,7 @@ from sbtk_runtime.tensorrt_probe import run_probe_graph
 __all__ = [
     "DeviceTimes",
     "TensorRtEngine",
+    "open_plan",
     "open_tensorrt",
     "open_tensorrt_rtx",
     "probe_tensorrt",
@@ -45,6 +46,37 @@ def open_tensorrt(request: EngineRequest) -> TensorRtEngine:
 def open_tensorrt_rtx(request: EngineRequest) -> TensorRtEngine:
     """Returns the bundle's model on TensorRT-RTX; raises what `open_tensorrt` does."""
     return _open(request, "tensorrt_rtx")
+
+
+def open_plan(
+    plan: bytes, trt: TensorRt, device: CudaDevice, request: EngineRequest
+) -> TensorRtEngine:
+    """Returns an engine that runs just this plan.
+
+    Args:
+        plan: of the request's model, from our own cache or build: loading it runs native code.
+        trt: the TensorRT that built it.
+        device: the GPU to run it on, from `find_device`.
+        request: what it was built from, and how it is to be run.
+
+    Raises:
+        EngineUnavailable: TensorRT refuses the plan, or the GPU lacks memory for it.
+        BadModel: the plan is none of the request's model.
+    """
+    make_current(device.index)
+    dim = request.bundle.manifest.dim
+    network = Network(trt, plan, dim)
+    info = EngineInfo(
+        name=trt.name.replace("_", "-"),
+        precision=request.precision,
+        device=f"cuda:{device.index}",
+        dim=dim,
+        threads=request.threads,
+        lanes=1,
+        version=trt.version,
+        form="tensorrt",
+    )
+    return TensorRtEngine(network, device, info, request.batch, request.said)
 
 
 def probe_tensorrt() -> str:
@@ -188,19 +220,7 @@ def _open(request: EngineRequest, module: str) -> TensorRtEngine:
         batch=request.batch,
         said=request.said,
     )
-    dim = request.bundle.manifest.dim
-    network = Network(trt, ready.plan, dim)
-    info = EngineInfo(
-        name=trt.name.replace("_", "-"),
-        precision=request.precision,
-        device=f"cuda:{device.index}",
-        dim=dim,
-        threads=request.threads,
-        lanes=1,
-        version=trt.version,
-        form="tensorrt",
-    )
-    return TensorRtEngine(network, device, info, request.batch, request.said)
+    return open_plan(ready.plan, trt, device, request)
 
 
 def _probe(module: str) -> str:

@@ -216,6 +216,15 @@ class PlanCache:
                 plans += name.endswith(_PLAN) and size > 0
         return Cleared(plans, size_bytes)
 
+    def discard(self, record: PlanRecord) -> None:
+        """Removes the plan of just this record, if it is still there."""
+        sidecar = _stem(record) + _SIDECAR
+        with self._opened() as folder:
+            with contextlib.suppress(UnsafeFile):
+                if _record(folder, sidecar) == record:
+                    folder.remove(sidecar)
+            folder.remove(_plan_name(sidecar, record))
+
     def timing_cache(self, module: str, version: str, compute_capability: str) -> bytes:
         """Returns what earlier builds measured on such a GPU; empty when there is nothing sound."""
         name = _timing_name(module, version, compute_capability)
