@@ -93,10 +93,9 @@ def find_device(device: str = "cuda") -> CudaDevice:
             f"--device cuda:{count - 1}",
         )
     properties = checked(runtime.cudaGetDeviceProperties(index))
-    name = properties.name
     return CudaDevice(
         index=index,
-        name=name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name),
+        name=_name(properties.name),
         compute_capability=f"{properties.major}.{properties.minor}",
         memory_bytes=int(properties.totalGlobalMem),
         driver=_version(checked(runtime.cudaDriverGetVersion())),
@@ -122,6 +121,12 @@ def checked(answer: tuple[Any, ...]) -> Any:
     if not values:
         return None
     return values[0] if len(values) == 1 else tuple(values)
+
+
+def _name(name: bytes) -> str:
+    # The name of a C structure: it may be padded up to its 256 bytes.
+    text = name.partition(b"\0")[0].decode("utf-8", "replace")
+    return "".join(letter for letter in text if letter.isprintable())
 
 
 def _index(device: str) -> int:

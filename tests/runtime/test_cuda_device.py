@@ -69,7 +69,7 @@ class _Machine:
 
 
 H100 = _Properties(b"NVIDIA H100 80GB HBM3", 9, 0, 80 << 30)
-RTX = _Properties(b"NVIDIA GeForce RTX 4090", 8, 9, 24 << 30)
+RTX = _Properties(b"NVIDIA GeForce RTX 4090".ljust(256, b"\0"), 8, 9, 24 << 30)
 
 
 def _install(monkeypatch: pytest.MonkeyPatch, machine: _Machine) -> None:
