@@ -67,7 +67,7 @@ class CacheEntry:
 
 @dataclass(frozen=True)
 class Cleared:
-    """How many plans were removed, and how many bytes that freed."""
+    """How many plans were removed, and the bytes that this freed."""
 
     plans: int
     size_bytes: int

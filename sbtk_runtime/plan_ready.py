@@ -21,7 +21,7 @@ from sbtk_runtime.plan_build import BuildSettings, BuiltPlan, build_plan
 from sbtk_runtime.plan_cache import CachedPlan, PlanCache, PlanCacheUnusable, cache_folder
 from sbtk_runtime.plan_progress import BuildProgress, Progress
 from sbtk_runtime.plan_record import NO_DEVICE, PlanRecord, PlanWanted
-from sbtk_runtime.tensorrt_library import TensorRt
+from sbtk_runtime.tensorrt_library import MODULES, TensorRt
 
 _SAID_EVERY_S = 10.0
 _LOCK_TRIED_EVERY_S = 0.5
@@ -215,6 +215,11 @@ def _record(order: _Order, built: BuiltPlan) -> PlanRecord:
 def _no_plan_yet(order: _Order, why: str) -> EngineUnavailable:
     wanted = order.wanted
     reasons = f" ({why})" if why else ""
+    options = ["--precision", wanted.precision]
+    if wanted.module != MODULES[0]:
+        options += ["--module", wanted.module]
+    if order.device is not None and order.device.index > 0:
+        options += ["--device", f"cuda:{order.device.index}"]
     return EngineUnavailable(
         f"no plan yet of {order.bundle.manifest.model_id} in {wanted.precision} for "
         f"{order.trt.title}{reasons}",

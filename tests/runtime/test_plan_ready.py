@@ -120,7 +120,11 @@ def test_without_a_plan_the_next_step_is_to_build_one(
 ) -> None:
     with pytest.raises(EngineUnavailable, match="no plan yet of tiny@") as caught:
         ready_plan(bundle, "fp16", rtx, None, may_build=False)
-    assert caught.value.next_step == f"sbtk engine build {bundle.folder} --precision fp16"
+    command = f"sbtk engine build {bundle.folder} --precision fp16 --module tensorrt_rtx"
+    assert caught.value.next_step == command
+    with pytest.raises(EngineUnavailable) as caught:
+        ready_plan(bundle, "fp16", rtx, HOPPER, may_build=False)
+    assert caught.value.next_step == f"{command} --device cuda:1"
 
 
 def test_a_damaged_plan_is_built_again_and_said_so(
