@@ -46,9 +46,10 @@ def mean_inputs(model: onnx.ModelProto, pixels: Pixels) -> Means:
 
 
 def correct_biases(quantised: onnx.ModelProto, original: onnx.ModelProto, means: Means) -> None:
-    """Changes the INT32 biases of `quantised`, a QDQ model, so that mean outputs are as before.
+    """Changes the biases of `quantised`, a QDQ model, so that mean outputs are as before.
 
-    Layers without a bias, or in groups, stay as they are.
+    Biases are INT32 behind a DequantizeLinear, or FP32. Layers without one, or in groups, stay as
+    they are.
 
     Args:
         quantised: made from `original`, whose node names it has.
@@ -69,9 +70,13 @@ def correct_biases(quantised: onnx.ModelProto, original: onnx.ModelProto, means:
         mean = means[source.input[0]]
         if errors.shape[1] != len(mean):
             continue
-        name, scale_name = makers[node.input[2]].input[:2]
-        steps = np.rint(errors @ mean / numpy_helper.to_array(constants[scale_name]))
-        bias = numpy_helper.to_array(constants[name]) - steps.astype(np.int32)
+        shift = errors @ mean
+        name = node.input[2]
+        if name not in constants:
+            name, scale_name = makers[name].input[:2]
+            shift = np.rint(shift / numpy_helper.to_array(constants[scale_name]))
+        before = numpy_helper.to_array(constants[name])
+        bias = before - shift.astype(before.dtype)
         constants[name].CopyFrom(numpy_helper.from_array(bias, name))
 
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from sbtk_export.pictures import ExportPictures, PictureSet
 from sbtk_runtime.engine import Engine
 from sbtk_runtime.errors import BadModel
-from sbtk_runtime.manifest import Precision
 from sbtk_runtime.metrics import Embeddings, evaluate
 from sbtk_runtime.preprocess import Pixels
 from sbtk_train.augment import normalised
@@ -35,16 +34,19 @@ class Limits:
     map_difference: float | None = None
 
 
-LIMITS: Mapping[Precision, Limits] = {
+_INT8 = Limits(cosine_min=0.95, cosine_mean=0.98, map_difference=0.005)
+#: By variant: a precision, or `int8.trt` for TensorRT's own form of INT8.
+LIMITS: Mapping[str, Limits] = {
     "fp32": Limits(cosine_min=0.9999),
     "fp16": Limits(cosine_min=0.999),
-    "int8": Limits(cosine_min=0.95, cosine_mean=0.98, map_difference=0.005),
+    "int8": _INT8,
+    "int8.trt": _INT8,
 }
 
 
 @dataclass(frozen=True)
 class Parity:
-    """One precision beside torch in FP32, as the manifest has it.
+    """One model beside torch in FP32, as the manifest has it.
 
     Attributes:
         images: how many were compared, half of them sketches.
@@ -145,22 +147,22 @@ def measure_parity(engine: Engine, pictures: ExportPictures, reference: Referenc
     )
 
 
-def require_parity(parities: Mapping[Precision, Parity]) -> None:
-    """Checks every precision against its limits.
+def require_parity(parities: Mapping[str, Parity]) -> None:
+    """Checks every variant against its limits.
 
     Raises:
-        BadModel: names each limit that is not kept, by precision.
+        BadModel: names each limit that is not kept, by variant.
     """
     misses = [
-        f"{precision}: {miss}"
-        for precision, parity in parities.items()
-        for miss in parity.misses(LIMITS[precision])
+        f"{variant}: {miss}"
+        for variant, parity in parities.items()
+        for miss in parity.misses(LIMITS[variant])
     ]
     if misses:
         raise BadModel(
             "the exported model does not do what the student does: " + "; ".join(misses),
             "every limit kept; nothing was written",
-            "leave the precision out, or see the export's notices for images that do not fit",
+            "leave that file out, or see the export's notices for images that do not fit",
         )
 
 

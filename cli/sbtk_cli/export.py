@@ -2,38 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sbtk_cli import options, output
+from sbtk_cli.build_status import build_status
 
 if TYPE_CHECKING:
+    from sbtk_export.engine_from_onnx import BuiltEngine
+    from sbtk_export.model_files import Variant
     from sbtk_runtime.bundle import Bundle
-    from sbtk_runtime.manifest import Precision
 
 _HELP = """Turn a training run into a model bundle.
 
 RUN is a run folder; by default the newest in ./runs. Makes model.fp32.onnx, model.fp16.onnx and
-model.int8.onnx, the model card, the manifest and the student's weights.
+model.int8.onnx, the model card, the manifest and the student's weights; where TensorRT works also
+model.int8.trt.onnx, which is INT8 as TensorRT takes it.
 
 Ends by running every file with sbtk's own engine beside torch, on at least 200 pictures of seen
 classes, half of them sketches. A model that is too far from torch fails the export, and nothing
 is written. INT8 is calibrated on other pictures of the training classes.
 
+Where TensorRT works, then builds plans of FP16 and of TensorRT's INT8 for this machine, as 'sbtk
+engine build' does, and runs them beside torch too.
+
 \b
 sbtk export
 sbtk export runs/2026-11-21-sbtknet -o bundles/mine
 sbtk export --int8               FP32 and INT8 only
+sbtk export --fp16 --int8-trt    FP32 and both that TensorRT is fast with
 sbtk export --slim               INT8 and FP16 only, to be shipped
 """
+
+_HEADING = ("", "COSINE MIN", "MEAN", "|NORM-1|", "TOP 10", "mAP", "OF TORCH")
 
 
 @click.command(help=_HELP)
 @click.argument("run", type=options.PATH, required=False)
-@click.option("--fp16", is_flag=True, help="Make FP16.  [default: make both FP16 and INT8]")
-@click.option("--int8", is_flag=True, help="Make INT8.  [default: make both FP16 and INT8]")
+@click.option("--fp16", is_flag=True, help="Make FP16.  [default: make all of them]")
+@click.option("--int8", is_flag=True, help="Make INT8 for ONNX Runtime and OpenVINO.")
+@click.option(
+    "--int8-trt",
+    is_flag=True,
+    help="Make INT8 for TensorRT.  [default: where TensorRT works, but not with --slim]",
+)
 @click.option(
     "--slim",
     is_flag=True,
@@ -61,6 +77,7 @@ def command(
     run: Path | None,
     fp16: bool,
     int8: bool,
+    int8_trt: bool,
     slim: bool,
     target: Path | None,
     images: Path | None,
@@ -76,48 +93,78 @@ def command(
         require_absent(target)
     if name is not None:
         checked_name(name)
+    from sbtk_export.engine_from_onnx import engines_from_onnx, find_plan_builder
     from sbtk_export.export import ExportPlan, export_run
     from sbtk_train.checkpoint import load_run, newest_run
+
+    def said(text: str) -> None:
+        output.notice(text, quiet=quiet)
 
     folder = newest_run() if run is None else run
     trained = load_run(folder)
     name = name or checked_name((target or folder).absolute().name)
-    plan = ExportPlan(target or Path("bundles") / name, name, _precisions(fp16, int8), slim)
-    bundle = export_run(trained, plan, images, lambda text: output.notice(text, quiet=quiet))
-    _print(bundle, as_json)
+    made: tuple[tuple[Variant, bool], ...] = (
+        ("fp16", fp16),
+        ("int8", int8),
+        ("int8.trt", int8_trt),
+    )
+    asked = [variant for variant, is_asked in made if is_asked]
+    builder = find_plan_builder(said)
+    variants = _variants(asked, for_tensorrt=builder is not None and not slim)
+    plan = ExportPlan(target or Path("bundles") / name, name, variants, slim)
+    exported = export_run(trained, plan, images, said)
+    engines: list[BuiltEngine] = []
+    if builder is not None:
+        with build_status(quiet=quiet) as progress:
+            engines = engines_from_onnx(exported, variants, builder, said, progress)
+    _print(exported.bundle, engines, as_json)
     return 0
 
 
-def _precisions(fp16: bool, int8: bool) -> tuple[Precision, ...]:
-    if fp16 == int8:
-        return ("fp32", "fp16", "int8")
-    return ("fp32", "fp16") if fp16 else ("fp32", "int8")
+def _variants(asked: Sequence[Variant], *, for_tensorrt: bool) -> tuple[Variant, ...]:
+    """Returns what to make: what was asked for, or else everything that is of use here."""
+    if asked:
+        return ("fp32", *asked)
+    return ("fp32", "fp16", "int8", "int8.trt") if for_tensorrt else ("fp32", "fp16", "int8")
 
 
-def _print(bundle: Bundle, as_json: bool) -> None:
+def _print(bundle: Bundle, engines: Sequence[BuiltEngine], as_json: bool) -> None:
     manifest = bundle.manifest
     if as_json:
         value = {"folder": str(bundle.folder), "model_id": manifest.model_id}
         sizes = {name: record.size_bytes for name, record in manifest.files.items()}
-        output.answer_json(value | {"files": sizes, "parity": manifest.parity})
+        built = {"engines": [asdict(engine) for engine in engines]}
+        output.answer_json(value | {"files": sizes, "parity": manifest.parity} | built)
         return
-    rows = [("", "COSINE MIN", "MEAN", "|NORM-1|", "TOP 10", "mAP", "OF TORCH")]
-    for precision, parity in manifest.parity.items():
-        rows.append(
-            (
-                precision,
-                f"{parity['cosine_min']:.5f}",
-                f"{parity['cosine_mean']:.5f}",
-                f"{parity['norm_error']:.0e}",
-                f"{parity['top10_agreement']:.1%}",
-                f"{parity['map_model']:.4f}",
-                f"{parity['map_torch']:.4f}",
-            )
-        )
+    rows: list[tuple[str, ...]] = [_HEADING]
+    rows += [_row(variant, parity) for variant, parity in manifest.parity.items()]
+    for engine in engines:
+        if engine.parity is not None:
+            rows.append(_row(f"{engine.record.precision} plan", asdict(engine.parity)))
     size_bytes = sum(record.size_bytes for record in manifest.files.values())
     shown = output.shown_relative(bundle.folder)
     output.answer(output.plain_table(rows))
     output.answer(
         f"{shown}: {manifest.model_id}, {' '.join(bundle.precisions)}, "
         f"{output.size_text(size_bytes)}"
+    )
+    for engine in engines:
+        record = engine.record
+        output.answer(
+            f"{record.precision} plan for {record.module} {record.version}: "
+            f"{output.size_text(record.plan_bytes)}, built in "
+            f"{output.duration_text(record.build_s)}"
+            + (f", not run: {engine.not_run}" if engine.not_run else "")
+        )
+
+
+def _row(title: str, parity: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        title,
+        f"{parity['cosine_min']:.5f}",
+        f"{parity['cosine_mean']:.5f}",
+        f"{parity['norm_error']:.0e}",
+        f"{parity['top10_agreement']:.1%}",
+        f"{parity['map_model']:.4f}",
+        f"{parity['map_torch']:.4f}",
     )

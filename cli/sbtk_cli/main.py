@@ -40,6 +40,7 @@ COMMANDS = {
     "models": LazyCommand("sbtk_cli.models", "List the model bundles, or check one."),
     "train": LazyCommand("sbtk_cli.train", "Train a model on sketches and photos."),
     "export": LazyCommand("sbtk_cli.export", "Turn a training run into a model bundle."),
+    "engine": LazyCommand("sbtk_cli.engine", "Build, list or remove TensorRT plans."),
 }
 
 #: The extra that brings a module which the base install does without.

@@ -59,4 +59,4 @@ def bundle(
 ) -> Bundle:
     """The full bundle of the tiny student."""
     plan = ExportPlan(tmp_path_factory.mktemp("bundles") / "tiny", "tiny")
-    return export_student(student, facts, pictures, plan, print)
+    return export_student(student, facts, pictures, plan, print).bundle

@@ -15,7 +15,9 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 
 from sbtk_export.bundle_writer import file_records
-from sbtk_export.export import ExportPlan, check_models, export_run, export_student
+from sbtk_export.export import ExportPlan, export_run, export_student
+from sbtk_export.model_files import check_models
+from sbtk_export.parity import torch_reference
 from sbtk_export.pictures import ExportPictures
 from sbtk_export.run_facts import StudentFacts
 from sbtk_runtime.bundle import Bundle, onnx_name
@@ -99,7 +101,7 @@ def test_slim_bundle_keeps_the_fp32_figures(
     student: Student, facts: StudentFacts, pictures: ExportPictures, tmp_path: Path
 ) -> None:
     plan = ExportPlan(tmp_path / "slim", "slim", ("int8",), is_slim=True)
-    slim = export_student(student, facts, pictures, plan, quiet)
+    slim = export_student(student, facts, pictures, plan, quiet).bundle
     assert set(slim.manifest.files) == {"MODEL_CARD.md", "model.int8.onnx"}
     assert set(slim.manifest.parity) == {"fp32", "int8"}
     slim.verify()
@@ -140,7 +142,7 @@ def test_weights_changed_after_the_export_are_found(
             torch.linspace(0.2, 1.8, changed.embedding.out_features)[:, None]
         )
     with pytest.raises(BadModel) as caught:
-        check_models(bundle, changed, pictures, ("fp32", "int8"), quiet)
+        check_models(bundle, torch_reference(changed, pictures), pictures, ("fp32", "int8"), quiet)
     assert "fp32: smallest cosine" in caught.value.found
     assert "int8: " in caught.value.found
 
@@ -151,7 +153,7 @@ def test_rows_that_are_not_of_length_one_are_refused(
     """A cosine does not see them: NNCF's quantised norm gave lengths up to 1.37."""
     longer = with_edited_model(bundle, "fp32", tmp_path, scaled_by(1.002))
     with pytest.raises(BadModel) as caught:
-        check_models(longer, student, pictures, ("fp32",), quiet)
+        check_models(longer, torch_reference(student, pictures), pictures, ("fp32",), quiet)
     assert "largest |norm - 1| 0.002" in caught.value.found
     assert "cosine" not in caught.value.found
 
@@ -161,7 +163,7 @@ def test_not_a_number_keeps_no_limit(
 ) -> None:
     broken = with_edited_model(bundle, "fp16", tmp_path, scaled_by(float("nan")))
     with pytest.raises(BadModel, match="fp16: smallest cosine nan"):
-        check_models(broken, student, pictures, ("fp16",), quiet)
+        check_models(broken, torch_reference(student, pictures), pictures, ("fp16",), quiet)
 
 
 def test_existing_folder_is_left_alone(run: TrainedRun, bundle: Bundle, tmp_path: Path) -> None:

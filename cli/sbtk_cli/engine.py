@@ -1,0 +1,269 @@
+"""`sbtk engine`: TensorRT plans, which are built once for each model and machine, and kept."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from sbtk_cli import options, output
+from sbtk_cli.build_status import build_status
+from sbtk_cli.plan_list import batches_text, print_plans, where_text
+from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra
+
+if TYPE_CHECKING:
+    from sbtk_runtime.cuda_device import CudaDevice
+    from sbtk_runtime.manifest import Precision
+    from sbtk_runtime.plan_build import BuildSettings
+    from sbtk_runtime.plan_cache import CacheEntry
+    from sbtk_runtime.plan_check import PlanCheck
+    from sbtk_runtime.plan_ready import ReadyPlan
+    from sbtk_runtime.tensorrt_library import TensorRt
+
+_BUILD_HELP = """Build the plan of a model, and keep it for the commands that embed.
+
+BUNDLE is a folder or a name; without one, the default model is taken. Does nothing when such a
+plan is already there. Then runs the plan beside ONNX Runtime on the CPU, if there is a GPU.
+TensorRT builds for the GPU that it finds; TensorRT-RTX needs none to build.
+
+\b
+sbtk engine build
+sbtk engine build bundles/mine --precision int8 --batch 1,8,64
+"""
+
+_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+
+
+@click.group(invoke_without_command=True)
+@options.json
+@click.pass_context
+def command(context: click.Context, as_json: bool) -> int:
+    """Build, list or remove TensorRT plans.
+
+    TensorRT runs a plan: the model's ONNX file, compiled for one GPU and one version of TensorRT.
+    Plans are kept in $XDG_CACHE_HOME/sbtk (or ~/.cache/sbtk). Without a subcommand, lists them.
+    """
+    return 0 if context.invoked_subcommand else print_plans(as_json)
+
+
+@command.command(help=_BUILD_HELP)
+@click.argument("bundle", required=False)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp16", "int8", "fp32"]),
+    default="fp16",
+    show_default=True,
+    help="Of the ONNX file to build from.",
+)
+@click.option(
+    "--batch",
+    "batches",
+    default="1,32,256",
+    show_default=True,
+    metavar="MIN,OPT,MAX",
+    help="Smallest batch, the one to be fastest at, and the largest; or one N for 1,N,N.",
+)
+@click.option(
+    "--module",
+    metavar="NAME",
+    help="tensorrt or tensorrt_rtx.  [default: the first that is installed]",
+)
+@click.option(
+    "--workspace",
+    default="4GiB",
+    show_default=True,
+    metavar="SIZE",
+    help="Most scratch memory on the GPU, such as 512MiB.",
+)
+@click.option("--device", metavar="NAME", help="cuda or cuda:N.  [default: the first GPU]")
+@options.json
+@options.quiet
+def build(
+    bundle: str | None,
+    precision: Precision,
+    batches: str,
+    module: str | None,
+    workspace: str,
+    device: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Runs `sbtk engine build`."""
+    from sbtk_runtime.bundle import Bundle
+    from sbtk_runtime.plan_check import require_sound
+    from sbtk_runtime.plan_ready import ready_plan
+    from sbtk_runtime.tensorrt_library import find_tensorrt
+
+    settings = _settings(batches, workspace)
+    opened = Bundle.open(bundle)
+    opened.onnx_path(precision, "tensorrt")
+    trt = find_tensorrt(module)
+    gpu = _gpu(trt, device, quiet)
+    _require_cache()
+
+    def said(text: str) -> None:
+        output.notice(text, quiet=quiet)
+
+    with build_status(quiet=quiet) as progress:
+        ready = ready_plan(
+            opened, precision, trt, gpu, settings, batch=1, said=said, progress=progress
+        )
+    if ready.kept_in is None:
+        raise EngineUnavailable(
+            "the plan was built and could not be kept",
+            "a cache that can be written, with room for it",
+            "see the notice before, then build again",
+        )
+    check = None if gpu is None else require_sound(ready, opened, trt, gpu, said)
+    _print_built(ready, check, as_json)
+    return 0
+
+
+@command.command("list")
+@options.json
+def list_plans(as_json: bool) -> int:
+    """List the plans, and say which of them this machine can use.
+
+    Looks at every byte: a plan that is damaged, or that others may write, is never used.
+    """
+    return print_plans(as_json)
+
+
+@command.command()
+@click.argument("bundle", required=False)
+@click.option("--all", "is_all", is_flag=True, help="Remove every plan, and what builds measured.")
+@options.json
+@options.quiet
+def clear(bundle: str | None, is_all: bool, as_json: bool, quiet: bool) -> int:
+    """Remove the plans of a model, or all of them.
+
+    BUNDLE is a folder or a name, or a MODEL that 'sbtk engine list' shows, whose bundle may be
+    gone. Nothing is lost but the time to build the plans again.
+    """
+    from sbtk_runtime.plan_cache import PlanCache, cache_folder
+
+    if is_all == (bundle is not None):
+        raise BadConfig(
+            "both a BUNDLE and --all" if is_all else "no word on what to remove",
+            "a BUNDLE, or --all",
+            "sbtk engine list shows what there is",
+        )
+    cache = PlanCache(cache_folder())
+    cleared = cache.clear(None if bundle is None else _model_in_cache(cache.entries(), bundle))
+    if as_json:
+        output.answer_json(asdict(cleared))
+    elif not quiet:
+        output.answer(
+            f"removed {output.count_text(cleared.plans, 'plan')}, "
+            f"{output.size_text(cleared.size_bytes)}"
+        )
+    return 0
+
+
+def _settings(batches: str, workspace: str) -> BuildSettings:
+    from sbtk_runtime.plan_build import BuildSettings
+
+    parts = batches.split(",")
+    numbers = [int(part) for part in parts if re.fullmatch(r"\s*\d{1,9}\s*", part, re.ASCII)]
+    if len(numbers) != len(parts) or len(numbers) not in (1, 3):
+        raise BadConfig(
+            f"--batch {batches!r}",
+            "three whole numbers, such as 1,32,256, or one",
+            "--batch 1,8,64",
+        )
+    smallest, usual, largest = numbers if len(numbers) == 3 else (1, *numbers, *numbers)
+    return BuildSettings(smallest, usual, largest, workspace_bytes=_bytes_of(workspace))
+
+
+def _bytes_of(size: str) -> int:
+    """Returns the bytes that a size such as `4GiB`, `1.5 GB`, `512m` or `1048576` means."""
+    match = _SIZE.fullmatch(size.strip())
+    if match is None:
+        raise BadConfig(f"--workspace {size!r}", "a size such as 512MiB or 4GiB")
+    number, prefix, binary = match.groups()
+    exponent = " KMGT".index(prefix.upper() or " ")
+    # Bare letters are taken as TensorRT's own tool takes them.
+    is_decimal = not binary and size.strip()[-1:] in "bB"
+    return int(float(number) * (1000 if is_decimal else 1024) ** exponent)
+
+
+def _gpu(trt: TensorRt, device: str | None, quiet: bool) -> CudaDevice | None:
+    """Returns the GPU to build for; `None` if there is none and the library needs none."""
+    from sbtk_runtime.cuda_device import find_device
+
+    try:
+        return find_device(device or "cuda")
+    except (EngineUnavailable, MissingExtra) as problem:
+        if trt.needs_a_driver_to_build or device is not None:
+            raise
+        output.notice(
+            f"the plan is built but not run: {problem.found}; it is for any GPU that {trt.title} "
+            "supports",
+            quiet=quiet,
+        )
+        return None
+
+
+def _require_cache() -> None:
+    """Refuses to build for minutes what could not be kept.
+
+    Raises:
+        EngineUnavailable: the cache cannot be made, written, or trusted.
+    """
+    from sbtk_runtime.plan_cache import cache_folder
+
+    folder = cache_folder()
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise EngineUnavailable(
+            f"the cache of plans cannot be written: {folder}",
+            "a folder that you may write",
+            "chmod 700 it, or set XDG_CACHE_HOME to another folder",
+        )
+
+
+def _print_built(ready: ReadyPlan, check: PlanCheck | None, as_json: bool) -> None:
+    if as_json:
+        outcome = {"plan": str(ready.kept_in), "is_new": ready.is_new}
+        checked = {"check": None if check is None else asdict(check)}
+        output.answer_json(outcome | asdict(ready.record) | checked)
+        return
+    record = ready.record
+    done = f"built in {output.duration_text(record.build_s)}" if ready.is_new else "already there"
+    output.answer(
+        f"{record.model_id} {record.precision} for {record.module} {record.version} on "
+        f"{where_text(record)}, batches {batches_text(record)}: "
+        f"{output.size_text(record.plan_bytes)}, {done}"
+    )
+    if check is not None and check.cosine_min is not None:
+        output.answer(
+            f"runs here; on {check.images} generated pictures its smallest cosine with "
+            f"{check.beside} is {check.cosine_min:.6f}"
+        )
+    elif check is not None:
+        output.answer(f"runs here; {check.beside}")
+    assert ready.kept_in is not None
+    output.answer(f"kept in {output.shown_relative(ready.kept_in)}")
+
+
+def _model_in_cache(entries: list[CacheEntry], bundle: str) -> str:
+    """Returns what to clear: what the cache calls so, or else the bundle's model id.
+
+    Raises:
+        BadModel: there is neither.
+    """
+    from sbtk_runtime.bundle import Bundle
+
+    ids = {entry.record.model_id for entry in entries if entry.record is not None}
+    if bundle in ids or bundle in {model_id.partition("@")[0] for model_id in ids}:
+        return bundle
+    try:
+        return Bundle.open(bundle).manifest.model_id
+    except BadModel as problem:
+        raise BadModel(
+            f"no plan is of {bundle!r}, and {problem.found}",
+            problem.expected,
+            "sbtk engine list shows the plans",
+        ) from problem

@@ -1,0 +1,223 @@
+"""TensorRT's INT8 file: symmetric, fused where TensorRT fuses, taken by its parser, and exact."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+from torch import Tensor, nn
+
+from sbtk_export.export import ExportPlan, export_student
+from sbtk_export.int8 import quantise
+from sbtk_export.int8_tensorrt import unquantise_fused_inputs
+from sbtk_export.onnx_from_student import write_onnx
+from sbtk_export.pictures import ExportPictures
+from sbtk_export.run_facts import StudentFacts
+from sbtk_runtime import engine_onnxruntime
+from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.engine_request import EngineRequest
+from sbtk_runtime.errors import BadConfig, BadModel
+from sbtk_runtime.plan_build import BuildSettings, build_plan
+from sbtk_runtime.tensorrt_library import find_tensorrt
+from sbtk_train.student import Student
+from tests.tiny_student import fitted
+
+SETTINGS = BuildSettings(1, 4, 8, workspace_bytes=256 << 20, optimisation_level=0)
+
+
+class Residual(nn.Module):
+    """A block as ResNets have them, whose shortcut is a convolution too."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 1)
+        self.shortcut = nn.Conv2d(channels, channels, 1)
+        self.plain = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, planes: Tensor) -> Tensor:
+        """Returns planes of the same shape."""
+        planes = (self.second(self.first(planes).relu()) + self.shortcut(planes)).relu()
+        planes = (self.plain(planes) + planes).relu()
+        return planes
+
+
+@pytest.fixture(scope="module")
+def residual_student(student: Student, pictures: ExportPictures) -> Student:
+    """The tiny student with two residual blocks behind its convolutions."""
+    deeper = copy.deepcopy(student)
+    assert isinstance(deeper.trunk, nn.Sequential)
+    deeper.trunk.append(Residual(48))
+    return fitted(deeper, [pictures.parity, pictures.ranking])
+
+
+@pytest.fixture(scope="module")
+def trt_bundle(
+    tmp_path_factory: pytest.TempPathFactory,
+    residual_student: Student,
+    facts: StudentFacts,
+    pictures: ExportPictures,
+) -> Bundle:
+    """A bundle with both INT8 files."""
+    target = tmp_path_factory.mktemp("bundles") / "both"
+    plan = ExportPlan(target, "both", ("fp32", "int8", "int8.trt"))
+    return export_student(residual_student, facts, pictures, plan, print).bundle
+
+
+@pytest.fixture(scope="module")
+def model(trt_bundle: Bundle) -> onnx.ModelProto:
+    return onnx.load(trt_bundle.onnx_path("int8", "tensorrt"))
+
+
+def test_bundle_has_the_file_beside_the_other(trt_bundle: Bundle) -> None:
+    trt_bundle.verify()
+    assert {"model.int8.onnx", "model.int8.trt.onnx"} < set(trt_bundle.manifest.files)
+    assert trt_bundle.precisions_of("tensorrt") == ("fp32", "int8")
+    plain, symmetric = (trt_bundle.checked_content("int8", form) for form in ("plain", "tensorrt"))
+    assert plain != symmetric
+
+
+def test_parity_is_kept_and_told(trt_bundle: Bundle) -> None:
+    figures = trt_bundle.manifest.parity["int8.trt"]
+    assert figures["images"] >= 200
+    assert 0.95 <= figures["cosine_min"] < 0.99999
+    assert figures["norm_error"] <= 1e-3
+    assert abs(figures["map_difference"]) <= 0.005
+    assert "| int8.trt | " in (trt_bundle.folder / "MODEL_CARD.md").read_text()
+
+
+def test_onnx_runtime_runs_it_when_asked_for_that_form(
+    trt_bundle: Bundle, pictures: ExportPictures
+) -> None:
+    pixels = pictures.parity.pixels[:6]
+    rows = []
+    for precision, form in (("int8", "tensorrt"), ("int8", "plain"), ("fp32", "plain")):
+        request = EngineRequest(trt_bundle, precision, 1, 1, "cpu", form=form)  # type: ignore[arg-type]
+        engine = engine_onnxruntime.open_cpu(request)
+        assert engine.info.form == form
+        rows.append(engine.run(pixels))
+        engine.close()
+    assert not np.array_equal(rows[0], rows[1])
+    assert ((rows[0] * rows[2]).sum(axis=1) > 0.99).all()
+
+
+def test_every_quantiser_is_symmetric_and_signed(model: onnx.ModelProto) -> None:
+    constants = constants_of(model)
+    kinds = set()
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            zero = constants[node.input[2]]
+            kinds.add(zero.dtype)
+            assert not zero.any()
+    assert kinds == {np.dtype(np.int8)}
+
+
+def test_weights_are_quantised_per_channel_with_all_eight_bits(model: onnx.ModelProto) -> None:
+    constants, makers = constants_of(model), makers_of(model)
+    layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert len(layers) == 7
+    for node in layers:
+        weight, scale = (constants[name] for name in makers[node.input[1]].input[:2])
+        assert weight.dtype == np.int8
+        assert scale.shape == (weight.shape[0],)
+        assert np.abs(weight.astype(int)).max() == 127
+
+
+def test_biases_stay_single_precision(model: onnx.ModelProto) -> None:
+    """A bias behind a DequantizeLinear of INT32 is what TensorRT refuses."""
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    biases = [kinds[node.input[2]] for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert biases == [TensorProto.FLOAT] * 7
+    assert TensorProto.INT32 not in kinds.values()
+
+
+def test_nothing_is_quantised_inside_what_tensorrt_fuses(model: onnx.ModelProto) -> None:
+    readers: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    makers = makers_of(model)
+    sums = [node for node in model.graph.node if node.op_type == "Add" and is_inside(node, makers)]
+    assert len(sums) == 2
+    for node in sums:
+        assert readers[node.output[0]] == ["Relu"]
+        # The convolution that the Add is computed in, and the shortcut.
+        assert sorted(makers[name].op_type for name in node.input) == ["Conv", "DequantizeLinear"]
+    for node in model.graph.node:
+        if node.op_type == "Conv" and readers[node.output[0]] != ["QuantizeLinear"]:
+            assert readers[node.output[0]] in (["Relu"], ["Add"])
+        if node.op_type in ("Conv", "Gemm"):
+            assert makers[node.input[0]].op_type == "DequantizeLinear"
+
+
+def test_nothing_is_quantised_after_the_last_linear(model: onnx.ModelProto) -> None:
+    operators = [node.op_type for node in model.graph.node]
+    assert not {"QuantizeLinear", "DequantizeLinear"} & set(operators[operators.index("Gemm") :])
+
+
+def test_no_constant_is_left_over(model: onnx.ModelProto) -> None:
+    read = {name for node in model.graph.node for name in node.input}
+    assert {tensor.name for tensor in model.graph.initializer} <= read
+    before = model.SerializeToString()
+    assert unquantise_fused_inputs(model) == 0
+    assert model.SerializeToString() == before
+
+
+def test_rounded_weights_shift_no_mean(trt_bundle: Bundle, model: onnx.ModelProto) -> None:
+    """The biases took up what rounding shifts; nearly all of them differ from the student's."""
+    original = onnx.load(trt_bundle.onnx_path("fp32"))
+    exact, constants = constants_of(original), constants_of(model)
+    layers = {node.name: node for node in original.graph.node if node.op_type == "Conv"}
+    moved = [
+        np.mean(constants[node.input[2]] != exact[layers[node.name].input[2]])
+        for node in model.graph.node
+        if node.op_type == "Conv"
+    ]
+    assert len(moved) == 6
+    assert min(moved) > 0.9
+
+
+def test_tensorrt_takes_it_and_not_the_other(trt_bundle: Bundle) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    trt = find_tensorrt("tensorrt_rtx")
+    built = build_plan(trt, trt_bundle.checked_content("int8", "tensorrt"), SETTINGS)
+    assert len(built.plan) > 10_000
+    with pytest.raises(BadModel, match="refuses"):
+        build_plan(trt, trt_bundle.checked_content("int8"), SETTINGS)
+
+
+def test_slim_bundle_of_tensorrts_form_alone_is_refused(
+    student: Student, facts: StudentFacts, pictures: ExportPictures, tmp_path: Path
+) -> None:
+    """No engine but TensorRT's could run it."""
+    plan = ExportPlan(tmp_path / "slim", "slim", ("int8.trt",), is_slim=True)
+    with pytest.raises(BadConfig, match="empty"):
+        export_student(student, facts, pictures, plan, print)
+
+
+def test_the_other_files_quantisation_is_what_it_was(
+    tmp_path: Path, student: Student, pictures: ExportPictures
+) -> None:
+    """Both share the calibration's batches, and the one for CPUs stays unsigned."""
+    write_onnx(student, tmp_path / "fp32.onnx")
+    quantise(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", pictures.calibration.pixels[:16])
+    constants = constants_of(onnx.load(tmp_path / "int8.onnx"))
+    assert {np.dtype(np.uint8), np.dtype(np.int32)} < {value.dtype for value in constants.values()}
+
+
+def constants_of(model: onnx.ModelProto) -> dict[str, NDArray[np.generic]]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def makers_of(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    return {name: node for node in model.graph.node for name in node.output}
+
+
+def is_inside(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto]) -> bool:
+    """Whether an Add is one of the trunk's, and not the shift of the input's normalisation."""
+    return all(name in makers for name in node.input)
