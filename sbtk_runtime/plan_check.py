@@ -27,7 +27,7 @@ from sbtk_runtime.tensorrt_library import TensorRt
 #: was built from. Both compute in the same precision, but not in the same order.
 LEAST_COSINE: Mapping[Precision, float] = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.95}
 
-_OF_EACH_KIND = 8
+_OF_EACH_KIND = 4
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def check_plan(engine: Engine, bundle: Bundle, precision: Precision) -> PlanChec
     Raises:
         EngineUnavailable: the engine fails, gives rows that are not of length 1, or is too far off.
     """
-    pixels = _pictures()
+    pixels = generated_pictures()
     rows, is_bad = checked_rows(engine.run(pixels))
     if is_bad.any():
         raise EngineUnavailable(
@@ -131,8 +131,8 @@ def check_plan(engine: Engine, bundle: Bundle, precision: Precision) -> PlanChec
     return PlanCheck(len(rows), cosine_min, beside)
 
 
-def _pictures() -> Pixels:
-    """Returns `(16, 224, 224, 3) uint8`: photos and sketches, as they come out of preparation."""
+def generated_pictures() -> Pixels:
+    """Returns `(8, 224, 224, 3) uint8`: photos and sketches, as they come out of preparation."""
     photos, sketches = generated_photos(_OF_EACH_KIND), generated_sketches(_OF_EACH_KIND)
     pixels = [prepare(content, "photo").pixels for content in photos]
     pixels += [prepare(content, "sketch").pixels for content in sketches]
