@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from sbtk_runtime.errors import BadModel, EngineUnavailable
 from sbtk_runtime.files import WriterLock
+from sbtk_runtime.plan_names import (
+    PLAN,
+    SIDECAR,
+    TIMING,
+    model_name,
+    plan_name,
+    sidecar_name,
+    sidecar_of,
+    timing_name,
+)
 from sbtk_runtime.plan_record import PlanRecord, PlanWanted
 from sbtk_runtime.private_folder import PrivateFolder, UnsafeFile, UnsafeFolder
 
-_PLAN, _SIDECAR, _TIMING = ".plan", ".json", ".timing"
 _LOCK_NAME = "build.lock"
 _MAX_SIDECAR_BYTES = 64 << 10
 _MAX_TIMING_BYTES = 1 << 30
@@ -123,7 +130,7 @@ class PlanCache:
         passed_over = []
         candidates = []
         with self._opened() as folder:
-            for sidecar in folder.names(_SIDECAR):
+            for sidecar in folder.names(SIDECAR):
                 try:
                     record = _record(folder, sidecar)
                 except UnsafeFile as problem:
@@ -133,7 +140,7 @@ class PlanCache:
                     continue
                 misfit = wanted.misfit(record)
                 if misfit:
-                    passed_over.append(f"{_plan_name(sidecar, record)}: {misfit}")
+                    passed_over.append(f"{plan_name(sidecar, record)}: {misfit}")
                 else:
                     candidates.append((wanted.preference(record), sidecar, record))
             for _, sidecar, record in sorted(candidates, key=lambda candidate: candidate[:2]):
@@ -142,7 +149,7 @@ class PlanCache:
                 except UnsafeFile as problem:
                     passed_over.append(str(problem))
                     continue
-                found = CachedPlan(plan, record, self.folder / _plan_name(sidecar, record))
+                found = CachedPlan(plan, record, self.folder / plan_name(sidecar, record))
                 return PlanSearch(found, tuple(passed_over))
         return PlanSearch(None, tuple(passed_over))
 
@@ -159,8 +166,8 @@ class PlanCache:
         """
         assert record.plan_bytes == len(plan)
         assert record.plan_sha256 == hashlib.sha256(plan).hexdigest()
-        sidecar = _stem(record) + _SIDECAR
-        name = _plan_name(sidecar, record)
+        sidecar = sidecar_name(record)
+        name = plan_name(sidecar, record)
         with self._opened() as folder:
             folder.remove_temporaries()
             folder.write(name, plan)
@@ -174,11 +181,11 @@ class PlanCache:
         """Returns every plan, sound or not, after a look at every byte of it."""
         entries = []
         with self._opened() as folder:
-            for sidecar in folder.names(_SIDECAR):
+            for sidecar in folder.names(SIDECAR):
                 record, shown, reason = None, sidecar, ""
                 try:
                     record = _record(folder, sidecar)
-                    shown = _plan_name(sidecar, record)
+                    shown = plan_name(sidecar, record)
                     _plan(folder, sidecar, record)
                 except UnsafeFile as problem:
                     reason = str(problem)
@@ -200,34 +207,34 @@ class PlanCache:
         with self._opened() as folder:
             folder.remove_temporaries()
             doomed = []
-            for sidecar in folder.names(_SIDECAR):
+            for sidecar in folder.names(SIDECAR):
                 with contextlib.suppress(UnsafeFile):
                     record = _record(folder, sidecar)
-                    if model in (None, record.model_id, _name_of(record.model_id)):
+                    if model in (None, record.model_id, model_name(record.model_id)):
                         # The sidecar first: a plan without one is never found.
-                        doomed += [sidecar, _plan_name(sidecar, record)]
+                        doomed += [sidecar, plan_name(sidecar, record)]
             if model is None:
-                for suffix in (_SIDECAR, _PLAN, _TIMING):
+                for suffix in (SIDECAR, PLAN, TIMING):
                     doomed += folder.names(suffix)
             for name in dict.fromkeys(doomed):
                 size = folder.size_bytes(name)
                 folder.remove(name)
                 size_bytes += size
-                plans += name.endswith(_PLAN) and size > 0
+                plans += name.endswith(PLAN) and size > 0
         return Cleared(plans, size_bytes)
 
     def discard(self, record: PlanRecord) -> None:
         """Removes the plan of just this record, if it is still there."""
-        sidecar = _stem(record) + _SIDECAR
+        sidecar = sidecar_name(record)
         with self._opened() as folder:
             with contextlib.suppress(UnsafeFile):
                 if _record(folder, sidecar) == record:
                     folder.remove(sidecar)
-            folder.remove(_plan_name(sidecar, record))
+            folder.remove(plan_name(sidecar, record))
 
     def timing_cache(self, module: str, version: str, compute_capability: str) -> bytes:
         """Returns what earlier builds measured on such a GPU; empty when there is nothing sound."""
-        name = _timing_name(module, version, compute_capability)
+        name = timing_name(module, version, compute_capability)
         with self._opened() as folder:
             try:
                 content = folder.read(name, _MAX_TIMING_BYTES)
@@ -240,7 +247,7 @@ class PlanCache:
         self, module: str, version: str, compute_capability: str, data: bytes
     ) -> None:
         """Keeps what a build measured, for the next one; to be called with the lock held."""
-        name = _timing_name(module, version, compute_capability)
+        name = timing_name(module, version, compute_capability)
         with self._opened() as folder:
             folder.write(name, hashlib.sha256(data).digest() + data)
 
@@ -261,7 +268,7 @@ def _record(folder: PrivateFolder, sidecar: str) -> PlanRecord:
 
 
 def _plan(folder: PrivateFolder, sidecar: str, record: PlanRecord) -> bytes:
-    name = _plan_name(sidecar, record)
+    name = plan_name(sidecar, record)
     plan = folder.read(name, record.plan_bytes)
     if len(plan) != record.plan_bytes:
         raise UnsafeFile(f"{name} has {len(plan):,} bytes, not {record.plan_bytes:,}")
@@ -271,41 +278,17 @@ def _plan(folder: PrivateFolder, sidecar: str, record: PlanRecord) -> bytes:
 
 
 def _without_sidecar(folder: PrivateFolder) -> list[str]:
-    named = set()
-    for sidecar in folder.names(_SIDECAR):
-        with contextlib.suppress(UnsafeFile):
-            named.add(_plan_name(sidecar, _record(folder, sidecar)))
-    return [name for name in folder.names(_PLAN) if name not in named]
+    """Returns the plans that no sidecar names.
 
-
-def _stem(record: PlanRecord) -> str:
-    """Returns a name that tells people what it is, and differs for everything that matters."""
-    key = [record.onnx_sha256, record.device, asdict(record.settings)]
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    parts = (
-        _name_of(record.model_id),
-        record.precision,
-        f"{record.module}-{record.version}",
-        f"sm{record.compute_capability}" if record.compute_capability else "any",
-        f"b{record.batch_max}",
-        digest[:12],
-    )
-    return "-".join(_as_file_name(part) for part in parts)
-
-
-def _plan_name(sidecar: str, record: PlanRecord) -> str:
-    # With its hash in its name, a new plan never takes the place of one that is being read.
-    return f"{sidecar.removesuffix(_SIDECAR)}.{record.plan_sha256[:12]}{_PLAN}"
-
-
-def _timing_name(module: str, version: str, compute_capability: str) -> str:
-    return _as_file_name(f"{module}-{version}-sm{compute_capability}") + _TIMING
-
-
-def _name_of(model_id: str) -> str:
-    return model_id.partition("@")[0]
-
-
-def _as_file_name(text: str) -> str:
-    # No leading dot, which would hide the file, whatever the model is called.
-    return re.sub(r"[^A-Za-z0-9._-]", "_", text)[:60].lstrip(".") or "_"
+    A plan beside a sidecar that cannot be read is not among them: a newer sbtk may know it.
+    """
+    named: set[str] = set()
+    unknown: set[str] = set()
+    for sidecar in folder.names(SIDECAR):
+        try:
+            named.add(plan_name(sidecar, _record(folder, sidecar)))
+        except UnsafeFile:
+            unknown.add(sidecar)
+    return [
+        name for name in folder.names(PLAN) if name not in named and sidecar_of(name) not in unknown
+    ]

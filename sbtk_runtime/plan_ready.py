@@ -224,7 +224,7 @@ def _no_plan_yet(order: _Order, why: str) -> EngineUnavailable:
         f"no plan yet of {order.bundle.manifest.model_id} in {wanted.precision} for "
         f"{order.trt.title}{reasons}",
         "a plan that was built for this machine",
-        f"sbtk engine build {shlex.quote(str(order.bundle.folder))} --precision {wanted.precision}",
+        shlex.join(["sbtk", "engine", "build", str(order.bundle.folder), *options]),
     )
 
 

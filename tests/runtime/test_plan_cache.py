@@ -439,6 +439,15 @@ def test_a_new_plan_takes_the_place_of_the_old(cache: PlanCache) -> None:
     assert len(cache.entries()) == 1
 
 
+def test_the_plan_of_a_newer_sbtk_is_left_alone(cache: PlanCache) -> None:
+    newer = cache.store(_record(), PLAN)
+    _edit(cache, format=2)
+    cache.store(_record(precision="int8"), PLAN)
+    assert newer.exists()
+    assert sorted(entry.reason for entry in cache.entries())[-1].endswith("made by a newer sbtk")
+    assert len(cache.entries()) == 2
+
+
 def test_entries_tell_what_is_there_and_whether_it_is_sound(cache: PlanCache) -> None:
     assert cache.entries() == []
     cache.store(_record(), PLAN)
