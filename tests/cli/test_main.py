@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,9 +16,13 @@ import pytest
 
 from sbtk_cli import main as main_module
 from sbtk_cli.main import COMMANDS, EXTRA_OF_MODULE, main, sbtk
+from sbtk_runtime.engine import ENGINE_NAMES
 from sbtk_runtime.errors import BadConfig, BadGallery
 
-HEAVY = ("numpy", "PIL", "onnxruntime", "hnswlib", "rich", "torch", "sqlite3", "importlib.metadata")
+HEAVY = (
+    *("numpy", "PIL", "hnswlib", "rich", "torch", "sqlite3", "importlib.metadata"),
+    *("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda"),
+)
 
 
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -42,6 +47,14 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     exit_code, modules = json.loads(finished.stdout.splitlines()[-1])
     assert exit_code == 0
     assert not set(modules) & set(HEAVY)
+
+
+def test_help_names_every_engine_in_the_order_of_auto(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["embed", "--help"]) == 0
+    shown = capsys.readouterr().out
+    described = " ".join(shown[shown.index("--engine") :].split()).replace("- ", "-")
+    named = re.findall(r"(?:tensorrt|onnxruntime|openvino)[a-z-]*", described)
+    assert tuple(dict.fromkeys(named)) == ENGINE_NAMES
 
 
 def test_help_lists_every_command_without_importing_one(
