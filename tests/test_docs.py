@@ -3,6 +3,9 @@
 README's commands are run, in their order, in a folder with the files that they name. Those that
 take minutes or need torch (`train`, `export`, `bench`) are parsed instead, by the very commands:
 an option that is gone or a word too many fails. Their own tests run them.
+
+In `docs/` every block is run as a script, unless `<!-- not run: REASON -->` stands above it; then
+the sbtk commands in it are parsed.
 """
 
 from __future__ import annotations
@@ -10,11 +13,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import pytest
@@ -29,6 +34,11 @@ PARSED_ONLY = {"train", "export", "bench"}
 _SKIPPED_FOLDERS = {"runs", "bundles", "build", "dist", "node_modules", "shared"}
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(
+    r"(?:^<!-- not run: (.+?) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
+# The command by its name or its path, or as what a container of the image is given.
+_COMMAND = re.compile(r"(?:^|\s|/bin/)sbtk(?::\w+)? ((?![.-])\w[^<|\n]*)")
 _RUN = 'sbtk() { "$PYTHON" -P -m sbtk_cli "$@"; }; set -o pipefail; '
 
 
@@ -53,7 +63,27 @@ def _shell_commands(text: str) -> list[str]:
     return [command for line in lines if (command := line.split("  #")[0].strip())]
 
 
+class Block(NamedTuple):
+    """A block of a guide; `reason` says why it is not run, and is empty when it is."""
+
+    reason: str
+    language: str
+    body: str
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The words after `sbtk` of each of its commands."""
+        lines = self.body.replace("\\\n", " ").splitlines()
+        found = [_COMMAND.search(line.split("  #")[0]) for line in lines]
+        return [shlex.split(match[1]) for match in found if match is not None]
+
+
 README = (ROOT / "README.md").read_text()
+GUIDES = {
+    path.name: [Block(*found) for found in _BLOCK.findall(path.read_text())]
+    for path in sorted((ROOT / "docs").glob("*.md"))
+}
+guides = pytest.mark.parametrize("blocks", GUIDES.values(), ids=GUIDES)
 SBTK_COMMANDS = [line for line in _shell_commands(README) if line.startswith("sbtk ")]
 
 
@@ -162,6 +192,66 @@ def test_the_readmes_python_runs(workspace: Path, model: str | None) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["1", "2", "3", "4", "5"]
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_the_readme_leads_to_every_guide(name: str) -> None:
+    assert f"](docs/{name})" in README
+
+
+@guides
+def test_the_commands_of_guides_run(blocks: list[Block], workspace: Path) -> None:
+    shutil.copytree(ROOT / "deploy", workspace / "deploy")
+    ran = []
+    for block in blocks:
+        if block.reason:
+            continue
+        if block.language == "sh":
+            script = f'python() {{ "$PYTHON" -P "$@"; }}; set -e; {_RUN}\n{block.body}'
+        else:
+            assert block.language == "python", f"not run, and no reason is given:\n{block.body}"
+            script = f'exec "$PYTHON" -P -c {shlex.quote(block.body)}'
+        done = subprocess.run(
+            ["bash", "-c", script],
+            cwd=workspace,
+            env=_environment() | {"XDG_CACHE_HOME": str(workspace / ".cache")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{block.body}\n{done.stdout}{done.stderr}"
+        ran.append(block)
+    assert ran
+
+
+@guides
+def test_the_commands_of_guides_that_are_not_run_are_understood(
+    blocks: list[Block], workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace)
+    left = [block for block in blocks if block.reason]
+    for words in (words for block in left for words in block.commands):
+        _parse(words)
+    text = "\n".join(block.body for block in left)
+    files = re.findall(r"docker build -f (\S+)", text) + re.findall(r"-c (\S+\.txt)", text)
+    assert not [name for name in files if not (ROOT / name).is_file()]
+
+
+def test_the_deployment_guide_lays_a_repository_that_triton_can_load(workspace: Path) -> None:
+    (block,) = [one for one in GUIDES["deploy.md"] if "mkdir -p models" in one.body]
+    shutil.copytree(ROOT / "deploy", workspace / "deploy")
+    script = f'python() {{ "$PYTHON" "$@"; }}; set -e\n{block.body}'
+    command = ["bash", "-c", script]
+    subprocess.run(command, cwd=workspace, env=_environment(), check=True)
+    model = workspace / "models" / "sbtk"
+    named = {
+        name
+        for path in model.rglob("*.pbtxt")
+        for name in re.findall(r'^default_model_filename: "(.+)"$', path.read_text(), re.MULTILINE)
+    }
+    # The plan is what the guide goes on to build.
+    assert {path.name for path in (model / "1").iterdir()} == named - {"model.plan"}
+    assert (model / "config.pbtxt").is_file()
 
 
 @pytest.fixture
