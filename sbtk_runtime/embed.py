@@ -35,6 +35,7 @@ class Embedder:
         threads: CPU threads to use, for decoding and on a CPU for the engine; by default all.
         batch: pictures that the engine works on at once in a stream.
         device: `cpu`, `cuda` or `cuda:N`; by default whatever the engine runs on.
+        is_brief: a picture or two is all that there is to do; see `open_engine`.
         said: told what an engine does that takes long, and what it changed to work.
 
     Raises:
@@ -51,6 +52,7 @@ class Embedder:
         threads: int | None = None,
         batch: int = 32,
         device: str | None = None,
+        is_brief: bool = False,
         said: Said = said_nothing,
     ) -> None:
         if batch < 1:
@@ -68,6 +70,7 @@ class Embedder:
             threads=threads,
             device=device,
             batch=batch,
+            is_brief=is_brief,
             said=said,
         )
 

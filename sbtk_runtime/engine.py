@@ -94,6 +94,7 @@ def open_engine(
     device: str | None = None,
     lanes: int = 1,
     batch: int = 32,
+    is_brief: bool = False,
     said: Said = said_nothing,
 ) -> Engine:
     """Returns a working engine for the bundle: the named one, or else the first that works.
@@ -107,6 +108,8 @@ def open_engine(
         lanes: how many calls of `run` will go on at once. A CPU's threads are shared out among
             them: one lane is the quickest for one picture, as many lanes as threads for many.
         batch: most images that a run will usually get; more work too, in parts.
+        is_brief: a picture or two is all that there is to do. `auto` then passes over an engine
+            that takes longer to load than it saves.
         said: told what is under way and what was changed to make it work.
 
     Raises:
@@ -122,6 +125,11 @@ def open_engine(
         raise BadConfig(f"unknown precision {precision!r}", " or ".join(PRECISIONS))
     candidates = _candidates(engine, device)
     passed_over: list[str] = []
+    if engine == AUTO and is_brief:
+        slow = [entry for entry in candidates if entry.starts_slowly]
+        # Last, and not left out: it may be the only one that is installed.
+        candidates = [entry for entry in candidates if not entry.starts_slowly] + slow
+        passed_over = [f"{entry.name}: takes too long to load for one picture" for entry in slow]
     bad_model: BadModel | None = None
     for entry in candidates:
         request = EngineRequest(

@@ -30,6 +30,7 @@ class EngineEntry:
         distributions: any of which brings its library.
         form: of the ONNX files that it runs.
         is_automatic: whether `auto` may take it.
+        starts_slowly: loading it takes longer than it saves on a single picture.
     """
 
     name: str
@@ -40,6 +41,7 @@ class EngineEntry:
     distributions: tuple[str, ...]
     form: OnnxForm = "plain"
     is_automatic: bool = True
+    starts_slowly: bool = False
 
 
 def _open_tensorrt(request: EngineRequest) -> TensorRtEngine:
@@ -108,6 +110,7 @@ ENGINES = (
         engine_openvino.open_openvino,
         engine_openvino.probe_openvino,
         ("openvino",),
+        starts_slowly=True,
     ),
     EngineEntry(
         "onnxruntime",

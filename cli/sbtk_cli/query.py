@@ -91,6 +91,7 @@ def command(
         threads=threads,
         batch=1,
         device=device,
+        is_brief=True,
         said=lambda text: output.notice(text, quiet=quiet),
     ) as embedder:
         try:

@@ -99,6 +99,16 @@ def test_auto_says_why_not_the_faster_ones(bundle: Bundle) -> None:
     assert open_engine(bundle, engine="onnxruntime").info.passed_over == ()
 
 
+def test_a_single_picture_does_not_wait_for_an_engine_that_loads_slowly(bundle: Bundle) -> None:
+    info = open_engine(bundle, is_brief=True).info
+    working = {report.name for report in survey_engines() if report.works}
+    if "onnxruntime" in working:
+        assert info.name != "openvino"
+        assert "openvino: takes too long to load for one picture" in info.passed_over
+    if "openvino" in working:
+        assert open_engine(bundle, engine="openvino", is_brief=True).info.name == "openvino"
+
+
 def test_without_int8_a_cpu_takes_fp32(tmp_path: Path) -> None:
     folder = tiny_bundle(tmp_path / "tiny")
     (folder / "model.int8.onnx").rename(folder / "model.fp16.onnx")
