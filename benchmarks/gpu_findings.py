@@ -61,8 +61,15 @@ class Finding:
 
     @classmethod
     def from_line(cls, line: str) -> Finding:
-        """Returns the finding that `to_line` made the line of."""
-        return cls(**json.loads(line))
+        """Returns the finding that `to_line` made the line of.
+
+        Raises:
+            ValueError: it is another line.
+        """
+        values = json.loads(line)
+        if not isinstance(values, dict) or "stage" not in values:
+            raise ValueError(line)
+        return cls(**values)
 
 
 Report = Callable[[Finding], None]

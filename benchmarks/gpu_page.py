@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from benchmarks.gpu_engines import LARGEST_PART
 from benchmarks.gpu_findings import Figures, Finding, Key
 from benchmarks.result import table_lines
 from sbtk_runtime.files import write_atomically
@@ -120,7 +121,7 @@ class Book:
         where = {
             "device": "pictures on the device",
             "pinned": "pictures in pinned memory, copied before each run",
-            "host": "NumPy in, NumPy out, by the clock",
+            "host": f"NumPy in, NumPy out, by the clock, {LARGEST_PART} at once",
         }[source]
         title = f"{_TITLES[stage]}: {where}"
         lines = self._section(f"{title}, images/s", _pivot(points, _speed))

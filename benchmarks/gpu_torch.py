@@ -25,8 +25,9 @@ SOURCES = ("device", "pinned")
 _BATCHES = (32, 1, 128, 512, 8, 256, 64, 2, 16, 4)
 _DRY_BATCHES = (2, 1)
 _DRY_SIZE_PX = 64
-# Below this, rows are not the same embedding in another number format but a wrong one.
-_LEAST_COSINE = 0.99
+# Below this, rows are not the same embedding in another number format but a wrong one: FP16 has
+# 0.9998, and with random weights two pictures have some 0.97.
+_LEAST_COSINE = 0.995
 # A compiled ResNet50 was never seen to take longer; before the first there is nothing to go by.
 _COMPILE_S = 60.0
 
