@@ -16,8 +16,9 @@ from sbtk_runtime.plan_ready import ready_plan
 from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_runtime.tensorrt_library import TensorRt, find_tensorrt
 from sbtk_runtime.tensorrt_network import FREE_MEMORY, Network
-from sbtk_runtime.tensorrt_pipeline import DeviceTimes, Pipeline
+from sbtk_runtime.tensorrt_pipeline import Pipeline
 from sbtk_runtime.tensorrt_probe import run_probe_graph
+from sbtk_runtime.tensorrt_slot import DeviceTimes
 
 __all__ = [
     "DeviceTimes",

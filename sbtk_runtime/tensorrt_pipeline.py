@@ -11,38 +11,14 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.cuda_device import checked
 from sbtk_runtime.cuda_graphs import captured_graph
-from sbtk_runtime.device_buffers import DeviceResources, PinnedArray
+from sbtk_runtime.device_buffers import DeviceResources
 from sbtk_runtime.engine_request import Said
 from sbtk_runtime.errors import SbtkError
 from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME
-from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_runtime.tensorrt_network import Network
+from sbtk_runtime.tensorrt_slot import PICTURE_BYTES, DeviceTimes, Slot
 
-_PICTURE = (SIZE_PX, SIZE_PX, 3)
-_PICTURE_BYTES = SIZE_PX * SIZE_PX * 3
 _SLOTS = 2
-
-
-@dataclass(frozen=True)
-class DeviceTimes:
-    """What the GPU spent on a run, by its own clock.
-
-    Attributes:
-        h2d_ms: copying pictures to the GPU.
-        compute_ms: computing.
-        d2h_ms: copying embeddings back.
-    """
-
-    h2d_ms: float = 0.0
-    compute_ms: float = 0.0
-    d2h_ms: float = 0.0
-
-    def __add__(self, other: DeviceTimes) -> DeviceTimes:
-        return DeviceTimes(
-            self.h2d_ms + other.h2d_ms,
-            self.compute_ms + other.compute_ms,
-            self.d2h_ms + other.d2h_ms,
-        )
 
 
 class Pipeline:
@@ -71,16 +47,17 @@ class Pipeline:
         self._said = said
         self._buckets = _buckets(network.smallest, largest)
         self._captures = not network.has_own_graphs
+        # In the order in which they go if nobody closes the pipeline.
+        self._graphs = DeviceResources(device_index)
         self._steps: dict[tuple[int, int], _Step] = {}
         self._resources = DeviceResources(device_index)
-        self._graphs = DeviceResources(device_index)
         self._cuda = self._resources.cuda
         self._streams: list[Any] = []
         try:
             self._copy_stream = self._new_stream()
             self._run_stream = self._new_stream()
             self._slots = [
-                _Slot.of(self._resources, number, largest, network.dim) for number in range(_SLOTS)
+                Slot.of(self._resources, number, largest, network.dim) for number in range(_SLOTS)
             ]
             # Never empty, since TensorRT wants an address in any case.
             self._scratch_bytes = max(network.memory_needed(self._buckets), 256)
@@ -126,6 +103,9 @@ class Pipeline:
         self._streams.clear()
         # Graphs go before the contexts that they were captured from, and both before the memory.
         self._graphs.close()
+        for step in self._steps.values():
+            # The frames of an error may still have the step.
+            step.context = None
         self._steps.clear()
         self._resources.close()
 
@@ -152,7 +132,7 @@ class Pipeline:
             cuda.cudaMemcpyAsync(
                 slot.device_images,
                 slot.images.address,
-                chunk.count * _PICTURE_BYTES,
+                chunk.count * PICTURE_BYTES,
                 to_device,
                 self._copy_stream,
             )
@@ -187,13 +167,9 @@ class Pipeline:
         rows[chunk.start : chunk.start + chunk.count] = slot.rows.array[: chunk.count]
         if not timed:
             return DeviceTimes()
-        return DeviceTimes(
-            self._elapsed_ms(slot.copy_begins, slot.copied),
-            self._elapsed_ms(slot.run_begins, slot.ran),
-            self._elapsed_ms(slot.ran, slot.done),
-        )
+        return slot.times(self._cuda)
 
-    def _ready_step(self, slot: _Slot, count: int) -> _Step:
+    def _ready_step(self, slot: Slot, count: int) -> _Step:
         """Returns how a chunk of that size runs in that slot: at first plainly, then as a graph."""
         bucket = next(size for size in self._buckets if size >= count)
         step = self._steps.get((bucket, slot.number))
@@ -210,7 +186,7 @@ class Pipeline:
                 self._said(f"running without CUDA graphs, since capturing failed: {problem.found}")
         return step
 
-    def _new_context(self, slot: _Slot, bucket: int) -> Any:
+    def _new_context(self, slot: Slot, bucket: int) -> Any:
         """Returns a context of its own for a bucket in a slot.
 
         A captured graph holds the state of its context, which must not change afterwards: hence
@@ -237,9 +213,6 @@ class Pipeline:
     def _record(self, event: Any, stream: Any) -> None:
         checked(self._cuda.cudaEventRecord(event, stream))
 
-    def _elapsed_ms(self, begin: Any, end: Any) -> float:
-        return float(checked(self._cuda.cudaEventElapsedTime(begin, end)))
-
     def _drain(self) -> None:
         # Error codes are not looked at: there already is an error, or nothing is needed any more.
         for stream in self._streams:
@@ -247,37 +220,10 @@ class Pipeline:
 
 
 @dataclass(frozen=True)
-class _Slot:
-    """Buffers and events of one chunk under way."""
-
-    number: int
-    images: PinnedArray
-    rows: PinnedArray
-    device_images: int
-    device_rows: int
-    copy_begins: Any
-    copied: Any
-    run_begins: Any
-    ran: Any
-    done: Any
-
-    @classmethod
-    def of(cls, resources: DeviceResources, number: int, largest: int, dim: int) -> _Slot:
-        return cls(
-            number,
-            resources.pinned((largest, *_PICTURE), np.uint8),
-            resources.pinned((largest, dim), np.float32),
-            resources.memory(largest * _PICTURE_BYTES),
-            resources.memory(largest * dim * 4),
-            *(resources.event() for _ in range(5)),
-        )
-
-
-@dataclass(frozen=True)
 class _Chunk:
     """Some images of a run, in a slot."""
 
-    slot: _Slot
+    slot: Slot
     start: int
     count: int
 

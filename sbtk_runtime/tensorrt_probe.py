@@ -44,10 +44,9 @@ class _Probe:
         runtime = self._trt.module.Runtime(self._logger)
         loaded = runtime.deserialize_cuda_engine(self._plan())
         network = self._made(loaded, "load a plan that it built")
-        context = self._made(network.create_execution_context(), "make a context")
         resources = DeviceResources(device.index)
         try:
-            check_probe_answer(self._answer(context, resources), self._trt.title)
+            check_probe_answer(self._answer(network, resources), self._trt.title)
         finally:
             resources.close()
 
@@ -62,11 +61,12 @@ class _Probe:
         config = self._made(builder.create_builder_config(), "make a configuration")
         return self._made(builder.build_serialized_network(network, config), "build a plan")
 
-    def _answer(self, context: Any, resources: DeviceResources) -> np.ndarray[Any, Any]:
+    def _answer(self, network: Any, resources: DeviceResources) -> np.ndarray[Any, Any]:
         cuda, question = resources.cuda, probe_question()
         host = resources.pinned(question.shape, question.dtype)
         source, target = resources.memory(host.array.nbytes), resources.memory(host.array.nbytes)
         stream = resources.stream()
+        context = self._made(network.create_execution_context(), "make a context")
         context.set_tensor_address(PROBE_INPUT, source)
         context.set_tensor_address(PROBE_OUTPUT, target)
         host.array[:] = question
@@ -83,6 +83,7 @@ class _Probe:
         finally:
             # The buffers are freed next, whatever has happened.
             cuda.cudaStreamSynchronize(stream)
+            del context
         return host.array.copy()
 
     def _made(self, thing: Any, purpose: str) -> Any:

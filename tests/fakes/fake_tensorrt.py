@@ -326,6 +326,7 @@ class _Context(_Fake):
         # Grows with every change, since a captured graph holds the state of its capture.
         self._version = 0
         self._world.count(self, "IExecutionContext", (engine._device, own))
+        self._world.gpus.contexts.add(self)
 
     def set_input_shape(self, name: str, shape: Any) -> bool:
         assert name == self._engine._session.get_inputs()[0].name, f"there is no input {name!r}"
@@ -439,6 +440,11 @@ class _Context(_Fake):
             needed = self._engine.device_memory_size_v2
         assert self._memory.size >= needed, f"{needed} bytes of context memory are needed"
         return self._memory
+
+    def _held(self) -> list[Span]:
+        """Returns memory that must not be freed before this context."""
+        memory = [] if self._memory is None else [self._memory]
+        return [*memory, *(Span(address, 1) for address in self._addresses.values())]
 
     def _is_output(self, name: str) -> bool:
         return name in [value.name for value in self._engine._session.get_outputs()]

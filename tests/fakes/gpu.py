@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,6 +160,8 @@ class FakeGpus:
         self.was_counted = False
         self.history: list[Done] = []
         self.frees: Counter[str] = Counter()
+        # Whatever else has memory and tells with `_held()` which.
+        self.contexts: weakref.WeakSet[Any] = weakref.WeakSet()
         self._lock = threading.RLock()
         self._of_thread = threading.local()
         self._objects: dict[int, Stream | Event | Graph] = {}
@@ -224,6 +228,9 @@ class FakeGpus:
             for work, span, _ in self._accesses:
                 in_use = span.overlaps(allocation.span) and not self._host_has_seen(work)
                 assert not in_use, f"{kind} is freed while {work.task.label!r} may use it"
+            for holder in (*self._objects.values(), *self.contexts):
+                held = any(span.overlaps(allocation.span) for span in _held_by(holder))
+                assert not held, f"{kind} is freed before the {type(holder).__name__} that has it"
             allocation.array[:] = POISON
             self._graveyard.append(allocation)
             self._freed_addresses.add(address)
@@ -441,6 +448,12 @@ class FakeGpus:
                     "and both touch the same memory"
                 )
         self._accesses += [(work, span, is_write) for span, is_write in spans]
+
+
+def _held_by(holder: Any) -> list[Span]:
+    if isinstance(holder, Graph):
+        return [span for task in holder.tasks for span in (*task.reads, *task.writes)]
+    return [] if isinstance(holder, Stream | Event) else list(holder._held())
 
 
 def _do(work: Work) -> None:

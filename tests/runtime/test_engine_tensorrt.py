@@ -107,9 +107,12 @@ def _opened(machine: FakeMachine, bundle: Bundle, **changes: Any) -> TensorRtEng
 
 
 def _refusal(machine: FakeMachine, bundle: Bundle, **changes: Any) -> SbtkError:
-    """Returns the error of an open function, without the frames that would keep things alive."""
+    """Returns the error of an open function, without the frames that could keep things alive."""
     with pytest.raises(SbtkError) as caught:
         _opened(machine, bundle, **changes)
+    # Only a context that failed may be kept by them; all else is gone while they still live.
+    left = set(machine.alive())
+    assert left <= {"IExecutionContext", "ICudaEngine", "bytes of a library"}
     return caught.value.with_traceback(None)
 
 
@@ -355,6 +358,18 @@ def test_tensorrts_own_lack_of_memory_halves_the_batch_too(
     engine.close()
 
 
+def test_an_old_lack_of_memory_is_not_taken_for_a_new_one(ten: FakeMachine, bundle: Bundle) -> None:
+    ten.faults.execute, ten.faults.execute_from_batch = "OutOfMemory", 8
+    engine = _opened(ten, bundle)
+    assert engine.largest_batch == 4
+    ten.faults.execute, ten.faults.execute_from_batch = "Cuda failure", 0
+    with pytest.raises(EngineUnavailable) as caught:
+        engine.run(_images(1))
+    assert "Cuda failure" in caught.value.found and "OutOfMemory" not in caught.value.found
+    assert engine.largest_batch == 4
+    engine.close()
+
+
 def test_memory_that_another_program_took_halves_the_batch_of_a_running_engine(
     ten: FakeMachine, bundle: Bundle, expected: NDArray[np.float32]
 ) -> None:
@@ -414,13 +429,16 @@ def test_what_tensorrt_said_is_in_the_error(
 def test_a_run_that_fails_leaves_an_engine_that_runs(
     ten: FakeMachine, bundle: Bundle, expected: NDArray[np.float32]
 ) -> None:
-    engine = _opened(ten, bundle)
-    ten.faults.execute, ten.faults.execute_from_batch = "Cuda failure", 1
-    # The second chunk is the first that is not of a known size, so a copy is under way.
+    said: list[str] = []
+    engine = _opened(ten, bundle, said=said.append)
+    ten.faults.execute = "Cuda failure"
+    # The second chunk fails, while the first, which is a graph, is still under way.
     with pytest.raises(EngineUnavailable, match="did not run:\n    Cuda failure"):
         engine.run(_images(11))
     ten.faults.execute = ""
-    assert np.allclose(engine.run(_images(40)), expected, atol=1e-6)
+    for count in (11, 11, 11, 40):
+        assert np.allclose(engine.run(_images(40)[:count]), expected[:count], atol=1e-6)
+    assert not [sentence for sentence in said if "graphs" in sentence]
     engine.close()
 
 
@@ -632,15 +650,19 @@ def test_closing_waits_for_a_run_in_another_thread(ten: FakeMachine, bundle: Bun
     assert not ten.alive()
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_an_engine_that_nobody_closed_is_freed_with_it(
     machine: FakeMachine, bundle: Bundle
 ) -> None:
-    engine = _opened(machine, bundle)
+    engine = _opened(machine, bundle, device="cuda:1")
     for _ in range(2):
         engine.run(_images(20))
+    # The garbage collector runs in any thread, whatever GPU that works on.
+    make_current(0)
     del engine
     gc.collect()
     assert not machine.alive()
+    assert machine.gpus.device() == 0
 
 
 # --- probes and imports ------------------------------------------------------------------------
