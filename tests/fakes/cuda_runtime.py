@@ -16,7 +16,8 @@ from typing import Any
 
 from cuda.bindings import runtime as real
 
-from tests.fakes.gpu import FakeGpus, Span, Task
+from tests.fakes.gpu import FakeGpus
+from tests.fakes.gpu_work import Span, Task
 
 _Error = real.cudaError_t
 _Answer = tuple[Any, ...]

@@ -12,9 +12,10 @@ import cuda.bindings
 import pytest
 
 from tests.fakes.cuda_runtime import CudaFaults, FakeCudaRuntime
-from tests.fakes.fake_tensorrt import TensorRtFaults, TensorRtWorld, fake_tensorrt
+from tests.fakes.fake_tensorrt import fake_tensorrt
 from tests.fakes.gpu import FakeGpus
 from tests.fakes.tensorrt_surface import Surface
+from tests.fakes.tensorrt_world import TensorRtFaults, TensorRtWorld
 
 #: The modules and versions whose names are known.
 SURFACES = (

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 
-from tests.fakes.tensorrt_surface import Refusing
-
-if TYPE_CHECKING:
-    from tests.fakes.fake_tensorrt import TensorRtWorld
+from tests.fakes.tensorrt_world import Fake, initialised
 
 _TYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "FLOAT",
@@ -21,11 +18,6 @@ _TYPES: dict[int, str] = {
 }
 
 
-def builder_classes(world: TensorRtWorld) -> list[type[Any]]:
-    """Returns the classes that build plans."""
-    return [_Builder, _Network, _Parser, _ParserError, _Config, _Profile, _Tensor, _TimingCache]
-
-
 class HostMemory(bytes):
     """A plan or a timing cache in memory."""
 
@@ -34,18 +26,13 @@ class HostMemory(bytes):
         return len(self)
 
 
-class _Built(Refusing):
-    _world: TensorRtWorld
-
-
-class _Builder(_Built):
+class _Builder(Fake):
     _class_name = "Builder"
 
     def __init__(self, logger: Any) -> None:
         if self._world.surface.module == "tensorrt":
             self._world.gpus.device()
-        assert getattr(logger, "_is_initialised", False), "the base's __init__ was not called"
-        self._logger = logger
+        self._logger = initialised(logger)
 
     def create_network(self, flags: int = 0) -> Any:
         typed = 1 << int(self._world.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -64,8 +51,7 @@ class _Builder(_Built):
         assert len(config._profiles) <= 1
         monitor = config.progress_monitor
         if monitor is not None:
-            assert getattr(monitor, "_is_initialised", False), "a monitor without its base"
-            monitor.phase_start("Building", None, 2)
+            initialised(monitor).phase_start("Building", None, 2)
             goes_on = all(monitor.step_complete("Building", step) for step in range(2))
             monitor.phase_finish("Building")
             if not goes_on:
@@ -86,7 +72,7 @@ class _Builder(_Built):
         return HostMemory(world.plan(network._onnx, shapes))
 
 
-class _Network(_Built):
+class _Network(Fake):
     _class_name = "INetworkDefinition"
 
     def __init__(self) -> None:
@@ -109,7 +95,7 @@ class _Network(_Built):
         return self._outputs[index]
 
 
-class _Tensor(_Built):
+class _Tensor(Fake):
     _class_name = "ITensor"
 
     def __init__(self, value: onnx.ValueInfoProto) -> None:
@@ -133,7 +119,7 @@ class _Tensor(_Built):
         return self._shape
 
 
-class _Parser(_Built):
+class _Parser(Fake):
     _class_name = "OnnxParser"
 
     def __init__(self, network: Any, logger: Any) -> None:
@@ -162,7 +148,7 @@ class _Parser(_Built):
         return True
 
 
-class _ParserError(_Built):
+class _ParserError(Fake):
     _class_name = "ParserError"
 
     def __init__(self, text: str) -> None:
@@ -172,7 +158,7 @@ class _ParserError(_Built):
         return self._text
 
 
-class _Config(_Built):
+class _Config(Fake):
     _class_name = "IBuilderConfig"
     builder_optimization_level: Any = 3
     progress_monitor: Any = None
@@ -207,7 +193,7 @@ class _Config(_Built):
         return self._timing_cache
 
 
-class _TimingCache(_Built):
+class _TimingCache(Fake):
     _class_name = "ITimingCache"
 
     def __init__(self, content: bytes) -> None:
@@ -217,7 +203,7 @@ class _TimingCache(_Built):
         return HostMemory(self._content)
 
 
-class _Profile(_Built):
+class _Profile(Fake):
     _class_name = "IOptimizationProfile"
 
     def __init__(self) -> None:
@@ -225,3 +211,15 @@ class _Profile(_Built):
 
     def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
         self._shapes[input] = [tuple(min), tuple(opt), tuple(max)]
+
+
+BUILDER_CLASSES: tuple[Any, ...] = (
+    _Builder,
+    _Network,
+    _Tensor,
+    _Parser,
+    _ParserError,
+    _Config,
+    _TimingCache,
+    _Profile,
+)
