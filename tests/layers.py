@@ -187,7 +187,10 @@ class Builder:
         for source in sources.split():
             if stages:
                 origin = images[stages[0]].path(source)
-                shutil.copytree(origin, into, symlinks=True, dirs_exist_ok=True)
+                # Nothing rewrites what a stage has installed, so a second name is copy enough.
+                shutil.copytree(
+                    origin, into, symlinks=True, dirs_exist_ok=True, copy_function=os.link
+                )
                 continue
             for path in files_of(source, self._sent):
                 copied = into / path if path == source else into / Path(path).relative_to(source)
