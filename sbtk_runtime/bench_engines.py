@@ -1,197 +1,168 @@
-"""Latency and speed of a bundle on every engine that works, in every precision that it has."""
+"""Which engines and precisions a benchmark measures, opened and ready to run."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
-import numpy as np
-
-from sbtk_runtime.bench_latency import (
-    Run,
-    Search,
-    StageLatency,
-    Throughput,
-    measure_stages,
-    measure_throughput,
-)
+from sbtk_runtime.bench_stages import Embeddings, Run
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engine import AUTO, Engine, open_engine, survey_engines
-from sbtk_runtime.errors import BadConfig, EngineUnavailable, MissingExtra
-from sbtk_runtime.manifest import Precision
-from sbtk_runtime.preprocess import prepare
+from sbtk_runtime.engine_info import EngineInfo
+from sbtk_runtime.engine_request import Said, said_nothing
+from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra
+from sbtk_runtime.manifest import PRECISIONS, Precision
+from sbtk_runtime.preprocess import Pixels
 
-Progress = Callable[[str], None]
+#: As `--engine`: every engine that works.
+ALL = "all"
 
-BATCHES = (1, 8, 32)
+#: What a contender is: an engine; torch as it is, or compiled, which engines are compared with;
+#: or something else that runs beside them.
+Role = Literal["engine", "eager", "compiled", "other"]
+
+
+class DeviceTimes(Protocol):
+    """Milliseconds of one run on a GPU: copied there, computed, copied back."""
+
+    @property
+    def h2d_ms(self) -> float: ...  # noqa: D102 - the class says it
+
+    @property
+    def compute_ms(self) -> float: ...  # noqa: D102
+
+    @property
+    def d2h_ms(self) -> float: ...  # noqa: D102
+
+
+@runtime_checkable
+class TimedEngine(Protocol):
+    """An engine that can tell where the time of a run went on its GPU."""
+
+    def run_timed(self, images: Pixels) -> tuple[Embeddings, DeviceTimes]:
+        """Returns the embeddings `(N, D) float32` of a batch, and the times of its parts."""
+        ...
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Image files to decode, and what they are, in words."""
-
-    sketches: Sequence[bytes]
-    photos: Sequence[bytes]
-    named: str
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How long is measured.
+class Contender:
+    """Something that embeds pictures and is measured.
 
     Attributes:
-        samples: pictures of each kind whose stages are timed.
-        rounds: blocks of runs of each engine and batch.
-        block_s: seconds of a block.
+        engine: its name; for an engine of ours as `--engine` takes it.
+        precision: of its multiplications.
+        device: `cpu`, or a GPU such as `cuda:0`; only contenders on one device are compared.
+        run: embeds `(N, 224, 224, 3) uint8`.
+        role: what it is.
+        timed: the engine, if it can tell where the time went.
     """
 
-    samples: int = 200
-    rounds: int = 5
-    block_s: float = 0.4
-
-
-@dataclass(frozen=True)
-class LatencyReport:
-    """Latency and speed of one bundle.
-
-    Attributes:
-        model_id: of the bundle.
-        engine, precision: which the stages were measured with.
-        threads: CPU threads of every contender.
-        pictures: what was decoded, in words.
-        searched: what was searched, in words.
-        stages: latency of one picture at a time.
-        throughput: speed of each engine and precision, and of the reference.
-        reference: the contender that the others are compared with; `None` without torch.
-        notes: what was left out, and why.
-    """
-
-    model_id: str
     engine: str
     precision: str
-    threads: int
-    pictures: str
-    searched: str
-    stages: tuple[StageLatency, ...]
-    throughput: tuple[Throughput, ...]
-    reference: str | None
-    notes: tuple[str, ...] = ()
+    device: str
+    run: Run
+    role: Role = "engine"
+    timed: TimedEngine | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the report as a JSON object."""
-        return asdict(self)
+    @property
+    def name(self) -> str:
+        """Engine and precision."""
+        return f"{self.engine} {self.precision}"
 
 
-def measure_latency(
-    bundle: Bundle,
-    pictures: Pictures,
-    search: Search,
-    searched: str,
-    *,
-    engine: str = AUTO,
-    device: str | None = None,
-    precision: Precision | None = None,
-    threads: int | None = None,
-    batches: Sequence[int] = BATCHES,
-    peers: Callable[[int], Mapping[str, Run]] = lambda threads: {},
-    effort: Effort = Effort(),
-    progress: Progress = lambda _: None,
-) -> LatencyReport:
-    """Returns the latency of each stage and the speed of each engine and precision.
+@dataclass(frozen=True)
+class Wanted:
+    """Which engines are measured, and how they run.
 
-    Args:
-        bundle: the model.
-        pictures: to decode and embed.
-        search: answers an embedding, the last stage of a query.
-        searched: what it searches, in words.
-        engine: a name, or `auto` for every engine that works; the stages take the first.
+    Attributes:
+        engine: a name, `auto` for the first that works, or `all` for every one that works.
         device: `cpu`, `cuda` or `cuda:N`, or `None` for whatever an engine runs on.
-        precision: one of the bundle's, or `None` for all; the stages take the engine's default.
+        precision: one of the bundle's, or `None` for all.
         threads: CPU threads of each contender; by default all that this process may use.
         batches: numbers of pictures per run.
-        peers: given the number of threads, what else is measured; the first is the reference.
-        effort: how long is measured.
-        progress: told what is measured next.
+    """
+
+    engine: str = AUTO
+    device: str | None = None
+    precision: Precision | None = None
+    threads: int | None = None
+    batches: tuple[int, ...] = (1, 8, 32)
+
+
+def open_default(bundle: Bundle, wanted: Wanted, said: Said = said_nothing) -> Engine:
+    """Returns the engine that the stages are measured on; of `all` it is the one `auto` takes.
 
     Raises:
-        EngineUnavailable: the named engine, or every engine, does not work here.
+        EngineUnavailable, MissingExtra, BadModel, BadConfig: as `open_engine`.
     """
-    with contextlib.ExitStack() as stack:
-        default = open_engine(
-            bundle, engine=engine, precision=precision, threads=threads, device=device
-        )
-        stack.callback(default.close)
-        info = default.info
-        progress(f"stages on {_name(default)}")
-        stages = measure_stages(
-            pictures.sketches, pictures.photos, default.run, search, samples=effort.samples
-        )
-        contenders, notes = _open_others(stack, bundle, default, engine, precision, device)
-        others = dict(peers(info.threads))
-        pixels = np.stack([prepare(photo, "photo").pixels for photo in pictures.photos[:32]])
-        throughput = measure_throughput(
-            contenders | others,
-            batches,
-            reference=next(iter(others), None),
-            rounds=effort.rounds,
-            block_s=effort.block_s,
-            pixels=pixels,
-            progress=progress,
-        )
-    return LatencyReport(
-        model_id=bundle.manifest.model_id,
-        engine=info.name,
-        precision=info.precision,
-        threads=info.threads,
-        pictures=pictures.named,
-        searched=searched,
-        stages=tuple(stages),
-        throughput=tuple(throughput),
-        reference=next(iter(others), None),
-        notes=tuple(notes),
+    return open_engine(
+        bundle,
+        engine=AUTO if wanted.engine == ALL else wanted.engine,
+        precision=wanted.precision,
+        threads=wanted.threads,
+        device=wanted.device,
+        said=said,
     )
 
 
-def _open_others(
+def open_contenders(
     stack: contextlib.ExitStack,
     bundle: Bundle,
-    default: Engine,
-    engine: str,
-    precision: Precision | None,
-    device: str | None,
-) -> tuple[dict[str, Run], list[str]]:
-    """Returns every engine and precision to measure, the default first, and what was left out."""
-    contenders: dict[str, Run] = {_name(default): default.run}
-    notes: list[str] = []
-    for name in _engine_names(engine, notes):
-        for wanted in (precision,) if precision else bundle.precisions:
-            if f"{name} {wanted}" in contenders:
-                continue
+    default: EngineInfo,
+    wanted: Wanted,
+    said: Said = said_nothing,
+) -> tuple[list[Contender], list[str]]:
+    """Returns the engines to measure, and notes on those that are left out.
+
+    They are every engine that works, for `all`, or else the default one, each in every precision
+    that the bundle has for it or in the one that is asked for.
+
+    Args:
+        stack: closes what is opened.
+        bundle: the model.
+        default: the engine that the stages were measured on.
+        wanted: what was asked for.
+        said: told what takes long.
+    """
+    notes = [f"not {reason}" for reason in default.passed_over]
+    names = [default.name]
+    if wanted.engine == ALL:
+        reports = survey_engines()
+        notes = [f"{r.name} left out: {r.reason}" for r in reports if not r.works]
+        names = [r.name for r in reports if r.works]
+    contenders = []
+    for name in names:
+        for precision in _precisions(bundle, wanted.precision):
             try:
                 opened = open_engine(
                     bundle,
                     engine=name,
-                    precision=wanted,
-                    threads=default.info.threads,
-                    device=device,
+                    precision=precision,
+                    threads=default.threads,
+                    device=wanted.device,
+                    batch=max(wanted.batches),
+                    said=said,
                 )
-            except (EngineUnavailable, MissingExtra, BadConfig) as problem:
-                notes.append(f"{name} {wanted} left out: {problem.found}")
+            except (EngineUnavailable, MissingExtra, BadConfig, BadModel) as problem:
+                notes.append(f"{name} {precision} left out: {problem.found}")
                 continue
             stack.callback(opened.close)
-            contenders[_name(opened)] = opened.run
+            contenders.append(contender_of(opened))
     return contenders, notes
 
 
-def _engine_names(engine: str, notes: list[str]) -> list[str]:
-    if engine != AUTO:
-        return [engine]
-    reports = survey_engines()
-    notes += [f"{r.name} left out: {r.reason}" for r in reports if not r.works]
-    return [report.name for report in reports if report.works]
+def contender_of(engine: Engine) -> Contender:
+    """Returns an open engine as a contender."""
+    info = engine.info
+    timed = engine if isinstance(engine, TimedEngine) else None
+    return Contender(info.name, info.precision, info.device, engine.run, timed=timed)
 
 
-def _name(engine: Engine) -> str:
-    return f"{engine.info.name} {engine.info.precision}"
+def _precisions(bundle: Bundle, precision: Precision | None) -> Sequence[Precision]:
+    """Returns the one asked for, or whatever the bundle has for some engine, quickest first."""
+    if precision is not None:
+        return (precision,)
+    there = {*bundle.precisions_of("plain"), *bundle.precisions_of("tensorrt")}
+    return [p for p in reversed(PRECISIONS) if p in there]

@@ -1,235 +1,263 @@
-"""Latency of each stage of a query and an index run, and images per second by batch.
-
-Contenders are measured by turns in short blocks, so that whatever else the machine does meets all
-of them alike, and a ratio is taken within each round before it is averaged over rounds.
-"""
+"""Everything that `sbtk bench latency` measures of a bundle, in one run."""
 
 from __future__ import annotations
 
-import gc
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sbtk_runtime.metrics import percentiles
-from sbtk_runtime.preprocess import SIZE_PX, Pixels, decoded, photo_pixels, sketch_pixels
+from sbtk_runtime.bench_engines import Contender, Wanted, open_contenders, open_default
+from sbtk_runtime.bench_floor import Floor, fastest_product
+from sbtk_runtime.bench_map import LabelledSet
+from sbtk_runtime.bench_memory import Memory, MemoryRequest, measure_memory
+from sbtk_runtime.bench_products import Product, ProductKind, library_products
+from sbtk_runtime.bench_quality import EngineKey, Quality, measure_quality
+from sbtk_runtime.bench_speed import Speed, Speeds, measure_speeds
+from sbtk_runtime.bench_stages import Search, StageLatency, measure_stages
+from sbtk_runtime.bench_turns import USUAL, Effort
+from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.engine_info import EngineInfo
+from sbtk_runtime.errors import BadModel, EngineUnavailable
+from sbtk_runtime.manifest import Precision
+from sbtk_runtime.onnx_macs import multiply_accumulates
+from sbtk_runtime.preprocess import prepare
 
-Embeddings = NDArray[np.float32]
-#: Turns `(N, 224, 224, 3) uint8` into `(N, D)` embeddings; what it returns is not looked at.
-Run = Callable[[Pixels], object]
-#: Answers one embedding `(D,) float32`.
-Search = Callable[[Embeddings], object]
 Progress = Callable[[str], None]
 
-
-@dataclass(frozen=True)
-class StageLatency:
-    """Latency of one stage for one picture at a time.
-
-    `subject` is `sketch` (a query: decode, preprocess, engine, search) or `photo` (a photo being
-    indexed: decode, preprocess, engine); the stage `total` is their sum, picture by picture.
-    """
-
-    subject: str
-    stage: str
-    samples: int
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
+_PICTURES = 32
 
 
 @dataclass(frozen=True)
-class Throughput:
-    """Speed of one contender at one batch size.
+class Pictures:
+    """Image files to decode, and what they are, in words."""
+
+    sketches: Sequence[bytes]
+    photos: Sequence[bytes]
+    named: str
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is measured beside the engines, from libraries that the runtime does without.
 
     Attributes:
-        name: engine and precision.
-        batch: pictures per run.
-        samples: runs that were timed.
-        p50_ms, p95_ms, p99_ms: of a whole run.
-        images_per_s: `batch` over the median run.
-        times_reference: how many times as fast as the reference contender, the median over
-            rounds; `None` without a reference.
+        contenders: for the CPU threads and the devices of the engines, what runs beside them.
+        products: for a kind of numbers, sizes and CPU threads, further matrix products.
     """
 
-    name: str
-    batch: int
-    samples: int
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    images_per_s: float
-    times_reference: float | None
-
-
-def measure_stages(
-    sketches: Sequence[bytes],
-    photos: Sequence[bytes],
-    run: Run,
-    search: Search,
-    *,
-    samples: int = 200,
-) -> list[StageLatency]:
-    """Returns the latency of every stage, over `samples` sketches and as many photos, by turns.
-
-    Args:
-        sketches: image files, used in a circle.
-        photos: image files, used in a circle.
-        run: the engine; it must return `(1, D) float32`.
-        search: answers one embedding.
-        samples: how many of each kind are timed.
-    """
-    times: dict[tuple[str, str], list[float]] = {}
-    warm_up = min(5, samples)
-    for index in range(-warm_up, samples):
-        if index == 0:
-            times.clear()
-        _time_sketch(sketches[index % len(sketches)], run, search, times)
-        _time_photo(photos[index % len(photos)], run, times)
-    for subject in ("sketch", "photo"):
-        stages = [values for (of, _), values in times.items() if of == subject]
-        times[subject, "total"] = [sum(sample) for sample in zip(*stages, strict=True)]
-    ordered = sorted(times.items(), key=lambda item: item[0][0] != "sketch")
-    return [
-        StageLatency(subject, stage, len(values), **percentiles(values))
-        for (subject, stage), values in ordered
-    ]
-
-
-def measure_throughput(
-    contenders: Mapping[str, Run],
-    batches: Sequence[int],
-    *,
-    reference: str | None = None,
-    rounds: int = 5,
-    block_s: float = 0.4,
-    pixels: Pixels | None = None,
-    progress: Progress = lambda _: None,
-) -> list[Throughput]:
-    """Returns the speed of each contender at each batch size.
-
-    After a warm-up, in each round every contender runs for some `block_s` seconds, one after
-    the other.
-
-    Args:
-        contenders: name to engine.
-        batches: numbers of pictures per run.
-        reference: the contender that the others are compared with, if any.
-        rounds: blocks of each contender.
-        block_s: seconds of a block; at least one run is made.
-        pixels: `(N, 224, 224, 3) uint8` pictures to embed, in a circle; random ones if `None`.
-        progress: told what is measured next.
-    """
-    if pixels is None:
-        pixels = np.random.default_rng(0).integers(0, 256, (8, SIZE_PX, SIZE_PX, 3), np.uint8)
-    results = []
-    for batch in batches:
-        progress(f"batch {batch}: {', '.join(contenders)}")
-        filled = np.ascontiguousarray(pixels[np.arange(batch) % len(pixels)])
-        blocks = _measured_by_turns(contenders, filled, rounds, block_s)
-        results += [
-            _throughput(name, batch, blocks[name], blocks.get(reference) if reference else None)
-            for name in contenders
-        ]
-    return results
-
-
-def _measured_by_turns(
-    contenders: Mapping[str, Run], pixels: Pixels, rounds: int, block_s: float
-) -> dict[str, list[list[float]]]:
-    """Returns, for each contender, the milliseconds of its runs in each round."""
-    blocks: dict[str, list[list[float]]] = {name: [] for name in contenders}
-    was_collecting = gc.isenabled()
-    gc.disable()
-    try:
-        for round_number in range(-1, rounds):
-            for name, run in contenders.items():
-                # The pause lets the last contender's idle threads go to sleep; the run after it
-                # wakes this one's.
-                time.sleep(min(0.05, block_s / 4))
-                run(pixels)
-                block = _block(run, pixels, block_s)
-                if round_number >= 0:  # the first round warms up
-                    blocks[name].append(block)
-    finally:
-        if was_collecting:
-            gc.enable()
-    return blocks
-
-
-def _block(run: Run, pixels: Pixels, seconds: float) -> list[float]:
-    """Runs for some seconds, at least once, and returns the milliseconds of each run."""
-    times_ms: list[float] = []
-    started = time.perf_counter()
-    while not times_ms or time.perf_counter() - started < seconds:
-        times_ms.append(_elapsed_ms(run, pixels))
-    return times_ms
-
-
-def _throughput(
-    name: str, batch: int, blocks: list[list[float]], reference: list[list[float]] | None
-) -> Throughput:
-    runs_ms = [run_ms for block in blocks for run_ms in block]
-    figures = percentiles(runs_ms)
-    times_reference = None
-    if reference is not None:
-        times_reference = statistics.median(
-            statistics.median(theirs) / statistics.median(ours)
-            for ours, theirs in zip(blocks, reference, strict=True)
-        )
-    return Throughput(
-        name=name,
-        batch=batch,
-        samples=len(runs_ms),
-        images_per_s=batch / figures["p50_ms"] * 1e3,
-        times_reference=times_reference,
-        **figures,
+    contenders: Callable[[int, Sequence[str]], Iterable[Contender]] = lambda threads, devices: ()
+    products: Callable[[ProductKind, Sequence[int], int], Iterable[Product]] = (
+        lambda kind, sizes, threads: ()
     )
 
 
-def _time_sketch(
-    data: bytes, run: Run, search: Search, times: dict[tuple[str, str], list[float]]
-) -> None:
-    clock = _Laps("sketch", times)
-    image = decoded(data, "sketch")
-    clock.lap("decode")
-    pixels = sketch_pixels(image).pixels
-    clock.lap("preprocess")
-    rows = np.asarray(run(pixels[None]), dtype=np.float32)
-    clock.lap("engine")
-    search(rows[0])
-    clock.lap("search")
+ANY, NOTHING = Wanted(), Beside()
 
 
-def _time_photo(data: bytes, run: Run, times: dict[tuple[str, str], list[float]]) -> None:
-    clock = _Laps("photo", times)
-    image = decoded(data, "photo")
-    clock.lap("decode")
-    pixels = photo_pixels(image)
-    clock.lap("preprocess")
-    run(pixels[None])
-    clock.lap("engine")
+@dataclass(frozen=True)
+class LatencyReport:
+    """Latency, speed, memory and quality of one bundle.
+
+    Attributes:
+        model_id: of the bundle.
+        engine, precision: which the stages were measured with.
+        threads: CPU threads of every contender.
+        pictures: what was decoded, in words.
+        searched: what was searched, in words.
+        stages: latency of one picture at a time.
+        throughput: every contender at every batch.
+        floors: the time of the multiplications alone, for each kind of numbers.
+        quality: how mAP was measured; `None` if it was not.
+        notes: what was left out, and why.
+    """
+
+    model_id: str
+    engine: str
+    precision: str
+    threads: int
+    pictures: str
+    searched: str
+    stages: tuple[StageLatency, ...]
+    throughput: tuple[Speed, ...]
+    floors: tuple[Floor, ...] = ()
+    quality: Quality | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the report as a JSON object."""
+        return asdict(self)
+
+    def stage_ms(self, subject: str, stage: str) -> float | None:
+        """Returns the median of a stage, such as `photo` and `decode`."""
+        fitting = [s.p50_ms for s in self.stages if (s.subject, s.stage) == (subject, stage)]
+        return fitting[0] if fitting else None
 
 
-class _Laps:
-    """Adds the milliseconds since the last lap to the times of a stage."""
+def measure_latency(
+    bundle: Bundle,
+    pictures: Pictures,
+    search: Search,
+    searched: str,
+    *,
+    wanted: Wanted = ANY,
+    beside: Beside = NOTHING,
+    labelled: LabelledSet | None = None,
+    effort: Effort = USUAL,
+    progress: Progress = lambda _: None,
+) -> LatencyReport:
+    """Returns the latency of each stage, and what each engine and precision gives and costs.
 
-    def __init__(self, subject: str, times: dict[tuple[str, str], list[float]]) -> None:
-        self._subject = subject
-        self._times = times
-        self._last = time.perf_counter()
+    Args:
+        bundle: the model.
+        pictures: to decode and embed.
+        search: answers an embedding, the last stage of a query.
+        searched: what it searches, in words.
+        wanted: which engines; the stages take the first, in its own default precision.
+        beside: what else is measured.
+        labelled: pictures of held-out seen classes to measure mAP on; `None` leaves it out.
+        effort: how long is measured.
+        progress: told what is measured next, and what takes long.
 
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self._times.setdefault((self._subject, stage), []).append((now - self._last) * 1e3)
-        self._last = time.perf_counter()
+    Raises:
+        EngineUnavailable: the named engine, or every engine, does not work here.
+        MissingExtra: the named engine's library is not installed.
+        BadModel: the bundle has no such precision, or is damaged.
+    """
+    with contextlib.closing(open_default(bundle, wanted, progress)) as default:
+        info = default.info
+        progress(f"measuring stages on {info.name} {info.precision}")
+        stages = measure_stages(
+            pictures.sketches, pictures.photos, default.run, search, samples=effort.samples
+        )
+    notes: list[str] = []
+    keys, speeds = _speeds(bundle, pictures, info, wanted, beside, effort, progress, notes)
+    memories: dict[str, Memory] = {}
+    if effort.with_memory:
+        memories = _memories(bundle, keys, info.threads, wanted.batches, progress, notes)
+    quality = None
+    if labelled is not None:
+        quality, quality_notes = measure_quality(bundle, labelled, keys, info.threads, progress)
+        notes += quality_notes
+    return LatencyReport(
+        model_id=bundle.manifest.model_id,
+        engine=info.name,
+        precision=info.precision,
+        threads=info.threads,
+        pictures=pictures.named,
+        searched=searched,
+        stages=tuple(stages),
+        throughput=tuple(_completed(point, memories, quality) for point in speeds.points),
+        floors=tuple(speeds.floors),
+        quality=quality,
+        notes=tuple(dict.fromkeys(notes)),
+    )
 
 
-def _elapsed_ms(run: Run, pixels: Pixels) -> float:
-    started = time.perf_counter()
-    run(pixels)
-    return (time.perf_counter() - started) * 1e3
+def _speeds(
+    bundle: Bundle,
+    pictures: Pictures,
+    info: EngineInfo,
+    wanted: Wanted,
+    beside: Beside,
+    effort: Effort,
+    progress: Progress,
+    notes: list[str],
+) -> tuple[list[EngineKey], Speeds]:
+    """Returns the engines that were opened, and the speed of all contenders."""
+    pixels = [prepare(photo, "photo").pixels for photo in pictures.photos[:_PICTURES]]
+    model_macs = _model_macs(bundle, notes)
+    with contextlib.ExitStack() as stack:
+        engines, left_out = open_contenders(stack, bundle, info, wanted, progress)
+        devices = list(dict.fromkeys(contender.device for contender in engines))
+        speeds = measure_speeds(
+            [*engines, *beside.contenders(info.threads, devices)],
+            wanted.batches,
+            np.stack(pixels),
+            products=_products(engines, info.threads, beside, effort, progress),
+            model_macs=model_macs,
+            effort=effort,
+            progress=progress,
+        )
+    notes += [*left_out, *speeds.notes]
+    keys = [EngineKey(c.engine, cast(Precision, c.precision), c.device) for c in engines]
+    return keys, speeds
+
+
+def _model_macs(bundle: Bundle, notes: list[str]) -> int:
+    """Returns the multiply-accumulates of the model; 0 if they cannot be told."""
+    try:
+        return multiply_accumulates(bundle.checked_content(bundle.precisions[0]))
+    except BadModel as problem:
+        notes.append(f"no floor: {problem.found}")
+        return 0
+
+
+def _products(
+    engines: Sequence[Contender],
+    threads: int,
+    beside: Beside,
+    effort: Effort,
+    progress: Progress,
+) -> list[Product]:
+    """Returns the fastest product of each kind of numbers that some engine multiplies on a CPU."""
+    kinds: tuple[ProductKind, ...] = ("int8", "fp32")
+    found = []
+    for kind in kinds:
+        if not any(c.device == "cpu" and c.precision == kind for c in engines):
+            continue
+        progress(f"looking for the fastest {kind} matrix product of this CPU")
+        candidates = itertools.chain(
+            library_products(kind, effort.product_sizes, threads),
+            beside.products(kind, effort.product_sizes, threads),
+        )
+        product = fastest_product(candidates, effort.block_s)
+        found += [product] if product else []
+    return found
+
+
+def _memories(
+    bundle: Bundle,
+    engines: Sequence[EngineKey],
+    threads: int,
+    batches: Sequence[int],
+    progress: Progress,
+    notes: list[str],
+) -> dict[str, Memory]:
+    """Returns the memory of each engine and precision, by name."""
+    found: dict[str, Memory] = {}
+    for key in engines:
+        progress(f"measuring memory of {key.name}")
+        request = MemoryRequest(
+            bundle=str(bundle.folder.absolute()),
+            engine=key.engine,
+            precision=key.precision,
+            threads=threads,
+            device=key.device,
+            batches=tuple(sorted(batches)),
+        )
+        try:
+            found[key.name] = measure_memory(request)
+        except EngineUnavailable as problem:
+            notes.append(f"memory of {key.name} not measured: {problem.found}")
+            continue
+        if failed := found[key.name].failed:
+            notes.append(f"memory of {key.name} not measured at every batch: {failed}")
+    return found
+
+
+def _completed(point: Speed, memories: dict[str, Memory], quality: Quality | None) -> Speed:
+    """Returns a contender's point with its memory and quality."""
+    if point.role != "engine":
+        return point
+    memory = memories.get(point.name, Memory())
+    return replace(
+        point,
+        peak_memory_bytes=memory.peak_bytes.get(point.batch),
+        device_memory_bytes=memory.device_bytes.get(point.batch),
+        map_all=quality.figures.get(point.name) if quality else None,
+        map_difference=quality.difference(point.name) if quality else None,
+    )

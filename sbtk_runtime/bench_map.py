@@ -52,6 +52,15 @@ class LabelledImages:
 
 
 @dataclass(frozen=True)
+class LabelledSet:
+    """Sketches to ask with, photos to search, and the classes that they are of, in words."""
+
+    sketches: LabelledImages
+    photos: LabelledImages
+    of: str
+
+
+@dataclass(frozen=True)
 class MapReport:
     """Retrieval quality of one model file on one set of classes.
 
@@ -202,5 +211,6 @@ def _embedded(
 
 
 def _model_sha256(embedder: Embedder) -> str:
-    name = onnx_name(embedder.engine.info.precision)
+    info = embedder.engine.info
+    name = onnx_name(info.precision, info.form)
     return embedder.bundle.manifest.files[name].sha256

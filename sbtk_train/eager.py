@@ -1,42 +1,139 @@
-"""The student as torch runs it without export: the reference that engines are compared with."""
+"""The student as torch runs it without export: what engines are compared with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sbtk_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD, Pixels
 from sbtk_train.student import Student
 
+Run = Callable[[Pixels], NDArray[np.float32]]
 
-def eager_run(
-    backbone: str, dim: int, *, threads: int, is_channels_last: bool = False
-) -> Callable[[Pixels], NDArray[np.float32]]:
-    """Returns a function that does an engine's whole job in torch eager, FP32, on the CPU.
+#: Batch sizes that one student may be compiled for; torch's own limit is 8, and eager after it.
+_MAX_COMPILED_BATCHES = 64
 
-    It takes `(N, 224, 224, 3) uint8` and returns `(N, D) float32` unit rows, normalisation of the
-    input included. The weights are random: they do not change how long it takes.
+
+@dataclass(frozen=True)
+class TorchSettings:
+    """How torch runs a student.
+
+    Attributes:
+        threads: CPU threads of torch; this is a setting of the whole process.
+        device: `cpu`, or a GPU such as `cuda:0`.
+        precision: of the trunk; the embedding layer and the norm are always FP32. As torch comes,
+            convolutions on a GPU use TF32 in FP32.
+        is_channels_last: keep activations in NHWC order, torch's faster layout on many devices.
+    """
+
+    threads: int
+    device: str = "cpu"
+    precision: Literal["fp32", "fp16"] = "fp32"
+    is_channels_last: bool = False
+
+
+def random_student(backbone: str, dim: int) -> Student:
+    """Returns a student with random weights: they do not change how long it takes.
 
     Args:
         backbone: `resnet50-v1` or `resnet50-v1.5`.
         dim: length of an embedding.
-        threads: CPU threads of torch; this is a setting of the whole process.
-        is_channels_last: keep activations in NHWC order, torch's faster layout on many CPUs.
     """
-    torch.set_num_threads(threads)
-    student = Student(backbone, dim, classes=2).eval()
-    layout = torch.channels_last if is_channels_last else torch.contiguous_format
+    return Student(backbone, dim, classes=2).eval()
+
+
+def eager_run(student: Student, settings: TorchSettings) -> Run:
+    """Returns a function that does an engine's whole job in torch eager.
+
+    It takes `(N, 224, 224, 3) uint8` in the host's memory and returns `(N, D) float32` unit rows
+    there, normalisation of the input included. The student itself is left alone.
+    """
+    return _run(_embedding(student, settings), settings)
+
+
+def compiled_run(
+    student: Student, settings: TorchSettings, said: Callable[[str], None] = lambda _: None
+) -> Run:
+    """Returns what `eager_run` does, compiled by `torch.compile` for each batch size on its own.
+
+    Weights are constants ("freezing") on a CPU, and CUDA graphs are used on a GPU; both are what
+    makes a compiled network quick. A batch size is compiled in its first run, for up to a minute.
+
+    Args:
+        student: it is left alone.
+        settings: how torch runs it.
+        said: told what is compiled.
+
+    Raises:
+        RuntimeError: from the first run, if there is no C++ compiler or it fails.
+    """
+    is_gpu = torch.device(settings.device).type == "cuda"
+    compiled = torch.compile(
+        _embedding(student, settings),
+        dynamic=False,
+        fullgraph=True,  # rather fail than run eager
+        options={"triton.cudagraphs": True} if is_gpu else {"freezing": True},
+    )
+    run = _run(compiled, settings)
+    known: set[int] = set()
+
+    def run_compiled(pixels: Pixels) -> NDArray[np.float32]:
+        if len(pixels) in known:
+            return run(pixels)
+        said(f"torch compiles its network for batches of {len(pixels)}: up to a minute")
+        with _compiling():
+            rows = run(pixels)
+        known.add(len(pixels))
+        return rows
+
+    return run_compiled
+
+
+def _embedding(student: Student, settings: TorchSettings) -> Callable[[Tensor], Tensor]:
+    """Returns what makes `(N, D) float32` unit rows of `(N, 224, 224, 3) uint8` on the device."""
+    layout = torch.channels_last if settings.is_channels_last else torch.contiguous_format
+    student = copy.deepcopy(student).to(settings.device)
     student = student.to(memory_format=layout)  # type: ignore[call-overload]
-    mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) * 255.0
-    std = torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) * 255.0
+    dtype = torch.float16 if settings.precision == "fp16" else torch.float32
+    student.trunk.to(dtype)
+    mean = torch.tensor(IMAGENET_MEAN, device=settings.device).view(1, 3, 1, 1) * 255.0
+    std = torch.tensor(IMAGENET_STD, device=settings.device).view(1, 3, 1, 1) * 255.0
+
+    def embed(pixels: Tensor) -> Tensor:
+        images = (pixels.permute(0, 3, 1, 2).float() - mean) / std
+        return student.embed(images.to(dtype).contiguous(memory_format=layout))
+
+    return embed
+
+
+def _run(embed: Callable[[Tensor], Tensor], settings: TorchSettings) -> Run:
+    torch.set_num_threads(settings.threads)
 
     def run(pixels: Pixels) -> NDArray[np.float32]:
         with torch.inference_mode():
-            images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
-            images = ((images - mean) / std).contiguous(memory_format=layout)
-            return np.asarray(student.embed(images).numpy(), dtype=np.float32)
+            rows = embed(torch.from_numpy(pixels).to(settings.device))
+            return np.asarray(rows.float().cpu().numpy(), dtype=np.float32)
 
     return run
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """Lets torch compile for more batch sizes than it would, and keep its warnings to itself."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it misses CUDA on a CPU
+    try:
+        with torch._dynamo.config.patch(recompile_limit=_MAX_COMPILED_BATCHES):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sbtk_runtime.bench_map import LabelledImages
+from sbtk_runtime.bench_map import LabelledImages, LabelledSet
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.manifest import BundleManifest
 from sbtk_train.data import ImageSet, of_classes, read_dataset
@@ -17,18 +16,9 @@ Classes = Literal["unseen", "validation"]
 DEFAULT_SPLIT = "SK-YE"
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Labelled sketches and photos, and the sentence that says which classes they are of."""
-
-    sketches: LabelledImages
-    photos: LabelledImages
-    of: str
-
-
 def measured_images(
     data: Path, manifest: BundleManifest, split_name: str | None, classes: Classes
-) -> Measured:
+) -> LabelledSet:
     """Returns the images of the unseen or of the validation classes in a data set.
 
     Args:
@@ -59,14 +49,14 @@ def measured_images(
     return _measured(images, names, f"{len(names)}{of_all} unseen classes of {split.name}")
 
 
-def _measured(images: ImageSet, names: list[str], of: str) -> Measured:
+def _measured(images: ImageSet, names: list[str], of: str) -> LabelledSet:
     chosen = of_classes(images, names)
     if not chosen.sketches or not chosen.photos:
         raise BadData(
             f"{len(chosen.sketches)} sketches and {len(chosen.photos)} photos of {of}",
             "at least one of each",
         )
-    return Measured(
+    return LabelledSet(
         LabelledImages(chosen.sketches, chosen.sketch_labels.tolist(), chosen.classes),
         LabelledImages(chosen.photos, chosen.photo_labels.tolist(), chosen.classes),
         of,

@@ -12,12 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from sbtk_cli.output import size_text
-from sbtk_runtime.bench_engines import LatencyReport
+from sbtk_runtime.bench_floor import Floor
+from sbtk_runtime.bench_latency import LatencyReport
 from sbtk_runtime.bench_map import DEFINITIONS, MapReport
 from sbtk_runtime.bench_search import SearchReport
+from sbtk_runtime.bench_speed import Speed
 from sbtk_runtime.machine import Machine
 
-_NARROWEST = 100
+_NARROWEST = 140
 
 
 def print_machine(machine: Machine) -> None:
@@ -39,18 +41,12 @@ def print_latency(report: LatencyReport) -> None:
     console.print()
     console.print(stages)
     console.print(Text(f"{report.pictures}; search: {report.searched}", style="dim"))
-    columns = ["engine", "batch", "images/s", "p50", "p95", "p99", "runs"]
-    if report.reference is not None:
-        columns.insert(3, f"x {report.reference}")
-    rows = []
-    for point in report.throughput:
-        row = [point.name, f"{point.batch}", f"{point.images_per_s:.1f}", *_ms(point)]
-        if report.reference is not None:
-            times = point.times_reference
-            row.insert(3, "" if times is None else f"{times:.2f}")
-        rows.append((*row, f"{point.samples}"))
     console.print()
-    console.print(_table(f"{report.model_id}: speed of the engine alone, ms a run", columns, rows))
+    title = f"{report.model_id}: speed of the engine alone, {report.threads} threads"
+    console.print(_speed_table(title, report.throughput))
+    _print_device_times(console, report)
+    for line in [*(_floor_text(floor) for floor in report.floors), *_quality_text(report)]:
+        console.print(Text(line, style="dim"))
     for note in report.notes:
         console.print(Text(note, style="dim"))
 
@@ -138,6 +134,65 @@ def _table(
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
+
+
+def _speed_table(title: str, points: Sequence[Speed]) -> Table:
+    """Returns a row for each contender and batch, without columns that would be empty."""
+    cells: dict[str, list[str]] = {
+        "engine": [point.name for point in points],
+        "batch": [f"{point.batch}" for point in points],
+        "images/s": [f"{point.images_per_s:,.1f}" for point in points],
+        "x eager": [_number(point.times_eager, ".2f") for point in points],
+        "x compiled": [_number(point.times_compiled, ".2f") for point in points],
+        "x floor": [_number(point.times_floor, ".2f") for point in points],
+        "mAP - fp32": [_number(point.map_difference, "+.4f") for point in points],
+        "p50 ms": [f"{point.p50_ms:.2f}" for point in points],
+        "p95 ms": [f"{point.p95_ms:.2f}" for point in points],
+        "p99 ms": [f"{point.p99_ms:.2f}" for point in points],
+        "memory": [_size(point.peak_memory_bytes) for point in points],
+        "on the GPU": [_size(point.device_memory_bytes) for point in points],
+        "runs": [f"{point.samples}" for point in points],
+    }
+    shown = {name: column for name, column in cells.items() if any(column)}
+    return _table(title, list(shown), zip(*shown.values(), strict=True))
+
+
+def _print_device_times(console: Console, report: LatencyReport) -> None:
+    """Prints where a run's time went, by the GPU's clock, for those engines that tell."""
+    rows = [
+        (point.name, f"{point.batch}", *(_number(ms, ".3f") for ms in parts))
+        for point in report.throughput
+        if any(parts := (point.h2d_ms, point.compute_ms, point.d2h_ms))
+    ]
+    if rows:
+        columns = ["engine", "batch", "to the GPU", "compute", "back"]
+        console.print()
+        console.print(_table("by the GPU's clock, ms a run", columns, rows))
+
+
+def _floor_text(floor: Floor) -> str:
+    return (
+        f"{floor.kind} floor: {floor.model_macs / 1e9:.2f} GMAC a picture at "
+        f"{floor.gmac_per_s:.0f} GMAC/s are {floor.ms:.2f} ms, {1e3 / floor.ms:.1f} images/s "
+        f"({floor.library}, {floor.size} x {floor.size} matrices, measured by turns)"
+    )
+
+
+def _quality_text(report: LatencyReport) -> list[str]:
+    quality = report.quality
+    if quality is None or not quality.figures:
+        return []
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in quality.figures.items())
+    reference = quality.reference or "none"
+    return [f"mAP@all: {figures}; reference: {reference}", quality.protocol]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _size(size_bytes: int | None) -> str:
+    return "" if size_bytes is None else size_text(size_bytes)
 
 
 def _ms(figures: object) -> list[str]:

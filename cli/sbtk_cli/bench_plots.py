@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sbtk_runtime.bench_engines import LatencyReport
+from sbtk_runtime.bench_latency import LatencyReport
 from sbtk_runtime.bench_map import MapReport
 from sbtk_runtime.bench_search import SearchReport
 from sbtk_runtime.errors import BadConfig, MissingExtra
@@ -14,12 +15,19 @@ from sbtk_runtime.files import atomic_path
 from sbtk_runtime.machine import Machine
 
 Axes = Any
-Panel = Callable[[Axes], None]
 
-_INK = "#20242c"
-_GREY = "#8a919e"
-_COLOURS = ("#2f6db5", "#e0803a", "#3b9a6d", "#b5476b", "#7a63b8", "#8c8c3e")
+INK = "#20242c"
+GREY = "#8a919e"
+COLOURS = ("#2f6db5", "#e0803a", "#3b9a6d", "#b5476b", "#7a63b8", "#8c8c3e")
 _SUFFIXES = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One part of a picture: what draws it, and its height in inches."""
+
+    draw: Callable[[Axes], None]
+    height_in: float = 4.4
 
 
 def check_plottable(file: Path) -> Any:
@@ -53,12 +61,14 @@ def save_plot(file: Path, panels: Sequence[Panel], machine: Machine) -> None:
         BadConfig, MissingExtra: as `check_plottable`.
     """
     figure_class = check_plottable(file)
-    figure = figure_class(figsize=(9, 4.4 * len(panels) + 0.4), layout="constrained", dpi=130)
-    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    heights = [panel.height_in for panel in panels]
+    figure = figure_class(figsize=(9, sum(heights) + 0.4), layout="constrained", dpi=130)
+    grid = figure.add_gridspec(len(panels), 1, height_ratios=heights)
+    axes = [figure.add_subplot(grid[row, 0]) for row in range(len(panels))]
     for panel, ax in zip(panels, axes, strict=True):
         _plain(ax)
-        panel(ax)
-    figure.supxlabel("\n".join(machine.lines()[:2]), fontsize=7.5, color=_GREY, x=0.02, ha="left")
+        panel.draw(ax)
+    figure.supxlabel("\n".join(machine.lines()[:2]), fontsize=7.5, color=GREY, x=0.02, ha="left")
     with atomic_path(file) as temporary:
         figure.savefig(temporary, format=file.suffix[1:].lower())
 
@@ -74,12 +84,12 @@ def stages_panel(report: LatencyReport) -> Panel:
             for stage in report.stages:
                 if stage.subject != subject or stage.stage == "total":
                     continue
-                colour = _COLOURS[names.index(stage.stage)]
+                colour = COLOURS[names.index(stage.stage)]
                 label = stage.stage if row == 0 else None
                 ax.barh(row, stage.p50_ms, left=left, height=0.55, color=colour, label=label)
                 left += stage.p50_ms
             total = next(s for s in report.stages if (s.subject, s.stage) == (subject, "total"))
-            ax.plot([total.p95_ms], [row], marker="|", markersize=22, color=_INK, linestyle="")
+            ax.plot([total.p95_ms], [row], marker="|", markersize=22, color=INK, linestyle="")
             ax.annotate(
                 f"p50 {total.p50_ms:.1f} ms, p95 {total.p95_ms:.1f} ms",
                 (max(left, total.p95_ms), row),
@@ -94,37 +104,9 @@ def stages_panel(report: LatencyReport) -> Panel:
         ax.set_xlim(0, 1.45 * max(stage.p95_ms for stage in report.stages))
         ax.set_xlabel("ms, median of each stage; the mark is the 95th percentile of the whole")
         ax.set_title(f"{report.model_id}: latency on {report.engine} {report.precision}")
-        ax.legend(ncols=len(names), loc="upper right", fontsize=8, frameon=False)
+        ax.legend(ncols=len(names), loc="center right", fontsize=8, frameon=False)
 
-    return draw
-
-
-def throughput_panel(report: LatencyReport) -> Panel:
-    """Returns bars of images per second, grouped by batch."""
-
-    def draw(ax: Axes) -> None:
-        names = list(dict.fromkeys(point.name for point in report.throughput))
-        batches = list(dict.fromkeys(point.batch for point in report.throughput))
-        width = 0.8 / len(names)
-        for column, name in enumerate(names):
-            points = [point for point in report.throughput if point.name == name]
-            offsets = [
-                batches.index(point.batch) + (column - (len(names) - 1) / 2) * width
-                for point in points
-            ]
-            colour = _GREY if name.startswith("torch") else _COLOURS[column % len(_COLOURS)]
-            alpha = 0.55 if "channels_last" in name else 1.0
-            speeds = [point.images_per_s for point in points]
-            bars = ax.bar(offsets, speeds, width * 0.92, color=colour, alpha=alpha, label=name)
-            ax.bar_label(bars, fmt="%.0f", fontsize=8, padding=2)
-        ax.set_xticks(range(len(batches)), [f"batch {batch}" for batch in batches])
-        ax.set_ylabel("images per second")
-        ax.grid(visible=False, axis="x")
-        ax.margins(y=0.25)
-        ax.set_title(f"{report.model_id}: speed on {report.threads} threads, engine alone")
-        ax.legend(fontsize=8, frameon=False)
-
-    return draw
+    return Panel(draw)
 
 
 def recall_panel(report: SearchReport) -> Panel:
@@ -132,7 +114,7 @@ def recall_panel(report: SearchReport) -> Panel:
 
     def draw(ax: Axes) -> None:
         names = list(dict.fromkeys(point.name for point in report.points if point.ef is not None))
-        for name, colour in zip(names, _COLOURS, strict=False):
+        for name, colour in zip(names, COLOURS, strict=False):
             points = [point for point in report.points if point.name == name]
             x, y = [p.p50_ms for p in points], [p.recall for p in points]
             ax.plot(x, y, marker="o", markersize=5, color=colour, label=name)
@@ -147,7 +129,7 @@ def recall_panel(report: SearchReport) -> Panel:
                 )
         for point in report.points:
             if point.ef is None:
-                ax.axvline(point.p50_ms, color=_GREY, linestyle="--", label=point.name)
+                ax.axvline(point.p50_ms, color=GREY, linestyle="--", label=point.name)
         ax.set_xscale("log")
         ax.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
         ax.xaxis.set_major_formatter("{x:g}")
@@ -158,7 +140,7 @@ def recall_panel(report: SearchReport) -> Panel:
         ax.set_title(f"Search over {report.count:,} x {report.dim} vectors")
         ax.legend(fontsize=8, framealpha=0.9, edgecolor="none", loc="lower right")
 
-    return draw
+    return Panel(draw)
 
 
 def classes_panel(report: MapReport) -> Panel:
@@ -166,16 +148,16 @@ def classes_panel(report: MapReport) -> Panel:
 
     def draw(ax: Axes) -> None:
         ordered = sorted(report.class_map.items(), key=lambda item: -item[1])
-        ax.bar(range(len(ordered)), [value for _, value in ordered], 0.75, color=_COLOURS[0])
+        ax.bar(range(len(ordered)), [value for _, value in ordered], 0.75, color=COLOURS[0])
         mean = report.figures["mAP@all"]
-        ax.axhline(mean, color=_COLOURS[1], linewidth=1.4)
+        ax.axhline(mean, color=COLOURS[1], linewidth=1.4)
         ax.text(
             0.995,
             mean + 0.015,
             f"mAP@all {mean:.3f}",
             transform=ax.get_yaxis_transform(),
             ha="right",
-            color=_COLOURS[1],
+            color=COLOURS[1],
             fontsize=9,
         )
         names = [name.replace("_", " ") for name, _ in ordered]
@@ -187,15 +169,15 @@ def classes_panel(report: MapReport) -> Panel:
         protocol = report.protocol.partition(";")[0]
         ax.set_title(f"{report.model_id} {report.precision}\n{protocol}", fontsize=10)
 
-    return draw
+    return Panel(draw)
 
 
 def _plain(ax: Axes) -> None:
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     for side in ("left", "bottom"):
-        ax.spines[side].set_color(_GREY)
-    ax.tick_params(colors=_INK, labelcolor=_INK)
-    ax.title.set_color(_INK)
+        ax.spines[side].set_color(GREY)
+    ax.tick_params(colors=INK, labelcolor=INK)
+    ax.title.set_color(INK)
     ax.grid(axis="both", color="#e6e8ec", linewidth=0.7)
     ax.set_axisbelow(True)

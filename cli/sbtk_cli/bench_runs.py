@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sbtk_cli.bench_contenders import eager_contenders, pictures_of, searched
+from sbtk_cli.bench_csv import write_csv
 from sbtk_cli.bench_data import Classes, measured_images
+from sbtk_cli.bench_subjects import pictures_of, searched
+from sbtk_cli.bench_torch import torch_beside
 from sbtk_cli.output import answer_json, notice, progress
-from sbtk_runtime.bench_engines import BATCHES, Effort, LatencyReport, measure_latency
-from sbtk_runtime.bench_map import MapReport, append_log, earlier_runs, measure_map
+from sbtk_runtime.bench_engines import ALL, Wanted
+from sbtk_runtime.bench_latency import Beside, LatencyReport, measure_latency
+from sbtk_runtime.bench_map import LabelledSet, MapReport, append_log, earlier_runs, measure_map
 from sbtk_runtime.bench_search import SearchReport
+from sbtk_runtime.bench_turns import QUICK, USUAL
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embed import Embedder
+from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.machine import Machine
-from sbtk_runtime.manifest import Precision
+from sbtk_runtime.manifest import BundleManifest, Precision
 
 #: In a checkout of sbtk, runs on unseen classes are put on record here without being asked.
 UNSEEN_LOG = Path("benchmarks/unseen.log")
 
-_QUICK = Effort(samples=5, rounds=1, block_s=0.02)
 _QUICK_BATCHES = (1, 8)
 
 
@@ -37,33 +42,61 @@ class Chosen:
     quiet: bool
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured beside the engines' speed; `None` leaves it to the other choices.
+
+    Attributes:
+        with_torch: torch eager, where torch is installed.
+        with_compiled: torch compiled; by default with `--engine all` and not `is_quick`.
+        with_map: mAP; by default with data and not `is_quick`.
+        is_quick: measure for seconds instead of minutes.
+    """
+
+    with_torch: bool = True
+    with_compiled: bool | None = None
+    with_map: bool | None = None
+    is_quick: bool = False
+
+
 def run_latency(
     chosen: Chosen,
     *,
     precision: Precision | None = None,
-    batches: Sequence[int] = (),
+    batches: tuple[int, ...] = (),
     data: Path | None = None,
     gallery: Path | None = None,
-    with_torch: bool = True,
-    is_quick: bool = False,
+    extent: Extent = Extent(),
 ) -> LatencyReport:
     """Returns latency and speed; `precision=None` are all, `batches=()` the usual ones."""
     manifest = chosen.bundle.manifest
+    said = partial(notice, quiet=chosen.quiet)
+    labelled, notes = _labelled(manifest, data, extent)
+    beside = Beside()
+    if extent.with_torch:
+        is_compiled = extent.with_compiled
+        if is_compiled is None:
+            is_compiled = chosen.engine == ALL and not extent.is_quick
+        beside = torch_beside(manifest, with_compiled=is_compiled, said=said)
     with searched(gallery, manifest) as (search, searched_named):
-        return measure_latency(
+        report = measure_latency(
             chosen.bundle,
             pictures_of(data),
             search,
             searched_named,
-            engine=chosen.engine,
-            device=chosen.device,
-            precision=precision,
-            threads=chosen.threads,
-            batches=batches or (_QUICK_BATCHES if is_quick else BATCHES),
-            peers=eager_contenders(manifest) if with_torch else lambda threads: {},
-            effort=_QUICK if is_quick else Effort(),
-            progress=lambda text: notice(f"measuring {text}", quiet=chosen.quiet),
+            wanted=Wanted(
+                chosen.engine,
+                chosen.device,
+                precision,
+                chosen.threads,
+                batches or (_QUICK_BATCHES if extent.is_quick else Wanted.batches),
+            ),
+            beside=beside,
+            labelled=labelled,
+            effort=QUICK if extent.is_quick else USUAL,
+            progress=said,
         )
+    return replace(report, notes=(*notes, *report.notes))
 
 
 def run_map(
@@ -108,10 +141,14 @@ def hand_over(
     latency: LatencyReport | None = None,
     maps: Sequence[MapReport] = (),
     search: SearchReport | None = None,
+    csv: Path | None = None,
     plot: Path | None = None,
     as_json: bool = False,
 ) -> int:
-    """Prints the results as tables or as one JSON line, draws them, and returns the exit code."""
+    """Prints the results as tables or as one JSON line, and returns the exit code.
+
+    The speeds also go to the file `csv`, and everything into the picture `plot`.
+    """
     if as_json:
         results: dict[str, Any] = {"machine": machine.to_json()}
         if latency is not None:
@@ -123,9 +160,32 @@ def hand_over(
         answer_json(results)
     else:
         _print_tables(machine, latency, maps, search)
+    if csv is not None and latency is not None:
+        write_csv(csv, latency, machine)
     if plot is not None:
         _draw(plot, machine, latency, maps, search)
     return 3 if any(report.unreadable for report in maps) else 0
+
+
+def _labelled(
+    manifest: BundleManifest, data: Path | None, extent: Extent
+) -> tuple[LabelledSet | None, list[str]]:
+    """Returns the pictures to measure mAP on, and a note where that was not asked for in vain.
+
+    They are of the model's validation classes: measuring unseen ones is `sbtk bench map`'s.
+    """
+    if extent.with_map is False or (extent.with_map is None and extent.is_quick):
+        return None, []
+    if data is None:
+        if extent.with_map:
+            raise BadConfig("--map without data", "--data DATA, or SBTK_DATA")
+        return None, ["mAP not measured: no --data, and no SBTK_DATA"]
+    try:
+        return measured_images(data, manifest, None, "validation"), []
+    except BadData as problem:
+        if extent.with_map:
+            raise
+        return None, [f"mAP not measured: {problem.found}"]
 
 
 def _put_on_record(log: Path, report: MapReport, quiet: bool) -> None:
@@ -160,11 +220,11 @@ def _draw(
     maps: Sequence[MapReport],
     search: SearchReport | None,
 ) -> None:
-    from sbtk_cli import bench_plots
+    from sbtk_cli import bench_plots, bench_speed_plots
 
     panels: list[bench_plots.Panel] = []
     if latency is not None:
-        panels += [bench_plots.stages_panel(latency), bench_plots.throughput_panel(latency)]
+        panels += [bench_plots.stages_panel(latency), *bench_speed_plots.speed_panels(latency)]
     panels += [bench_plots.classes_panel(report) for report in maps]
     if search is not None:
         panels.append(bench_plots.recall_panel(search))

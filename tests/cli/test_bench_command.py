@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import sys
@@ -10,11 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch._inductor import config as inductor
 
 from sbtk_cli.main import main
 from sbtk_runtime.bench_inputs import clustered_vectors
+from sbtk_runtime.bench_turns import QUICK
+from sbtk_runtime.engine import survey_engines
 from sbtk_runtime.manifest import read_bundle_manifest
+from sbtk_train import eager
 from tests.tiny_data import write_dataset
+from tests.tiny_student import tiny_student
 
 # Two are unseen in SK-YE, two are not.
 CLASSES = ("cow", "windmill", "airplane", "cat")
@@ -28,6 +34,12 @@ def _no_data(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def data(workplace: Path) -> Path:
     return write_dataset(workplace / "data", CLASSES, sketches=3, photos=3)
+
+
+@pytest.fixture
+def small_student(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts a student of two convolutions in the place of a ResNet50 with random weights."""
+    monkeypatch.setattr(eager, "random_student", lambda backbone, dim: tiny_student(dim))
 
 
 def answer(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict[str, Any]:
@@ -44,27 +56,42 @@ def tell_training(bundle: Path, **training: object) -> None:
     dataclasses.replace(read_bundle_manifest(bundle), training=training).write(bundle)
 
 
-def test_latency_beside_torch_as_json_and_picture(
-    workplace: Path, capsys: pytest.CaptureFixture[str]
+def test_latency_of_all_engines_beside_torch_as_json_csv_and_picture(
+    small_student: None, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = answer(
         capsys,
-        *("latency", "--model", "tiny", "--threads", "1", "--batch", "2", "--quick"),
-        *("--plot", "latency.png"),
+        *("latency", "--model", "tiny", "--threads", "1", "--batch", "1,2", "--batch", "2"),
+        *("--engine", "all", "--quick", "--plot", "latency.png", "--csv", "latency.csv"),
     )
     assert found["machine"]["versions"]["numpy"] == np.__version__
     latency = found["latency"]
-    assert {point["name"] for point in latency["throughput"]} == {
-        "onnxruntime int8",
-        "onnxruntime fp32",
-        "torch eager",
-        "torch eager channels_last",
+    torch = {"torch eager fp32", "torch eager channels_last fp32"}
+    engines = {
+        f"{report.name} {precision}"
+        for report in survey_engines()
+        if report.works
+        for precision in ("int8", "fp32")
     }
-    assert {point["batch"] for point in latency["throughput"]} == {2}
-    assert all(point["times_reference"] > 0 for point in latency["throughput"])
-    assert latency["reference"] == "torch eager"
+    assert len(engines) >= 4
+    assert {(point["name"], point["batch"]) for point in latency["throughput"]} == {
+        (name, batch) for name in torch | engines for batch in (1, 2)
+    }
+    for point in latency["throughput"]:
+        is_engine = point["name"] in engines
+        assert point["times_eager"] > 0
+        assert point["times_compiled"] is None
+        assert (point["times_floor"] is not None) == is_engine
+        assert (point["peak_memory_bytes"] is not None) == is_engine
     assert "synthetic" in latency["searched"]
-    assert (workplace / "latency.png").read_bytes().startswith(b"\x89PNG")
+    assert Path("latency.png").read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.DictReader(Path("latency.csv").read_text().splitlines()))
+    assert len(rows) == len(latency["throughput"])
+    for row, point in zip(rows, latency["throughput"], strict=True):
+        assert row["model_id"] == latency["model_id"]
+        assert float(row["photo_decode_ms"]) > 0
+        for name, value in point.items():
+            assert row[name] == ("" if value is None else str(value))
 
 
 def test_latency_of_a_gallery_and_of_real_files_as_tables(
@@ -78,8 +105,74 @@ def test_latency_of_a_gallery_and_of_real_files_as_tables(
     assert "12 sketches and 11 photos of data" in " ".join(out.split())
     for word in ("decode", "preprocess", "engine", "search", "p95", "images/s", "numpy"):
         assert word in out
+    assert "int8 floor: 0.00 GMAC a picture" in out
+    assert "memory" in out
     assert "torch eager" not in out
+    assert "mAP" not in out
     assert err == ""
+
+
+def test_map_on_validation_classes_stands_beside_the_speeds(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell_training(Path("bundles/tiny"), validation_classes=["cat", "airplane"])
+    arguments = ["latency", "--model", "tiny", "--engine", "onnxruntime", "--threads", "1"]
+    arguments += ["--batch", "1", "--no-torch", "--quick"]
+    assert answer(capsys, *arguments)["latency"]["quality"] is None
+    monkeypatch.setenv("SBTK_DATA", "data")
+    latency = answer(capsys, *arguments, "--map")["latency"]
+    assert latency["quality"]["protocol"].startswith("2 validation classes (seen, held out)")
+    assert latency["quality"]["reference"] == "onnxruntime fp32"
+    points = {point["precision"]: point for point in latency["throughput"]}
+    assert points["fp32"]["map_difference"] == 0
+    assert points["int8"]["map_all"] == latency["quality"]["figures"]["onnxruntime int8"]
+    assert main(["bench", *arguments, "--map"]) == 0
+    out = capsys.readouterr().out
+    assert "mAP - fp32" in out
+    assert "reference: onnxruntime fp32" in out
+
+
+def test_map_that_cannot_be_measured_is_an_error_only_if_asked_for(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["latency", "--model", "tiny", "--threads", "1", "--batch", "1", "--no-torch"]
+    assert main(["bench", *arguments, "--quick", "--map"]) == 2
+    assert "SBTK_DATA" in capsys.readouterr().err
+    assert main(["bench", *arguments, "--quick", "--map", "--data", "data"]) == 1
+    assert "names no validation classes" in capsys.readouterr().err
+    monkeypatch.setattr("sbtk_cli.bench_runs.USUAL", QUICK)
+    latency = answer(capsys, *arguments, "--data", "data")["latency"]
+    assert latency["quality"] is None
+    assert any("names no validation classes" in note for note in latency["notes"])
+
+
+@pytest.mark.parametrize("text", ["0", "1,", "8x", "-1", "1;2", "5000", "1,,2", ""])
+def test_batches_that_are_none(
+    workplace: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    assert main(["bench", "latency", "--model", "tiny", f"--batch={text}"]) == 2
+    assert "1,8,32" in capsys.readouterr().err
+
+
+def test_a_csv_file_that_cannot_be_written_is_refused_before_measuring(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "latency", "--model", "tiny", "--csv", "nowhere/x.csv"]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_without_a_compiler_the_others_are_measured(
+    small_student: None, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
+        latency = answer(
+            capsys,
+            *("latency", "--model", "tiny", "--engine", "onnxruntime", "--precision", "int8"),
+            *("--threads", "1", "--batch", "1", "--compile", "--quick"),
+        )["latency"]
+    names = [point["name"] for point in latency["throughput"]]
+    assert names == ["onnxruntime int8", "torch eager fp32", "torch eager channels_last fp32"]
+    assert any(note.startswith("torch compiled") for note in latency["notes"])
 
 
 def test_bare_bench_is_latency_and_map_when_there_are_data(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,17 +14,18 @@ from sklearn.metrics import average_precision_score
 
 from sbtk_runtime import bench_map
 from sbtk_runtime.bench_map import LabelledImages, append_log, earlier_runs, measure_map
+from sbtk_runtime.bundle import OnnxForm
 from sbtk_runtime.embed import Embedder
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.files import sha256_of_file
 from sbtk_train.data import ImageSet, read_dataset
-from tests.tiny import tiny_bundle
+from tests.tiny import tiny_bundle, tiny_model, write_tiny_manifest
 from tests.tiny_data import write_dataset
 
 
 @pytest.fixture
 def embedder(tmp_path: Path) -> Iterator[Embedder]:
-    with Embedder(tiny_bundle(tmp_path / "bundle"), threads=1) as opened:
+    with Embedder(tiny_bundle(tmp_path / "bundle"), engine="onnxruntime", threads=1) as opened:
         yield opened
 
 
@@ -125,6 +128,24 @@ def test_the_log_keeps_a_line_for_each_run(
     assert figure == f"mAP@all {report.figures['mAP@all']:.4f}"
     assert earlier_runs(log, report.model_sha256) == lines
     assert earlier_runs(log, "0" * 64) == []
+
+
+def test_the_hash_is_that_of_the_file_that_the_engine_runs(tmp_path: Path) -> None:
+    folder = tiny_bundle(tmp_path / "both")
+    trt = folder / "model.int8.trt.onnx"
+    trt.write_bytes(tiny_model(seed=1).SerializeToString())
+    write_tiny_manifest(folder)
+    images = read_dataset(write_dataset(tmp_path / "data", sketches=1, photos=1))
+    hashes = {}
+    with Embedder(folder, engine="onnxruntime", precision="int8", threads=1) as embedder:
+        for form in get_args(OnnxForm):
+            embedder.engine.info = replace(embedder.engine.info, form=form)
+            report = measure_map(embedder, sketches_of(images), photos_of(images), of="x")
+            hashes[form] = report.model_sha256
+    assert hashes == {
+        "plain": sha256_of_file(folder / "model.int8.onnx"),
+        "tensorrt": sha256_of_file(trt),
+    }
 
 
 def test_progress_counts_sketches_and_photos(embedder: Embedder, images: ImageSet) -> None:

@@ -1,4 +1,4 @@
-"""The work in an ONNX file, against sums by hand, torch's own shapes and another way of counting."""
+"""The work in an ONNX file, against sums by hand, torch's layers and inferred shapes."""
 
 from __future__ import annotations
 

@@ -1,16 +1,14 @@
-"""What the engines are measured on and beside: pictures, something to search, torch eager."""
+"""What the engines are measured on: pictures to embed, and something to search."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from sbtk_cli.options import DEFAULT_GALLERY, existing_gallery
-from sbtk_runtime.bench_engines import Pictures
 from sbtk_runtime.bench_inputs import (
     PICTURES_NAMED,
     clustered_named,
@@ -18,7 +16,8 @@ from sbtk_runtime.bench_inputs import (
     generated_photos,
     generated_sketches,
 )
-from sbtk_runtime.bench_latency import Embeddings, Run, Search
+from sbtk_runtime.bench_latency import Pictures
+from sbtk_runtime.bench_stages import Embeddings, Search
 from sbtk_runtime.errors import BadData, BadImage
 from sbtk_runtime.gallery import Gallery
 from sbtk_runtime.images import read_image_bytes
@@ -67,24 +66,6 @@ def searched(folder: Path | None, manifest: BundleManifest) -> Iterator[tuple[Se
 
     named = clustered_named(_SYNTHETIC_ROWS, manifest.dim, seed=0)
     yield search, f"the {_HITS} best of {named}, exact"
-
-
-def eager_contenders(manifest: BundleManifest) -> Callable[[int], Mapping[str, Run]]:
-    """Returns what makes torch eager contenders for a number of threads; none without torch."""
-
-    def contenders(threads: int) -> Mapping[str, Run]:
-        if any(importlib.util.find_spec(name) is None for name in ("torch", "torchvision")):
-            return {}
-        from sbtk_train.eager import eager_run
-
-        return {
-            name: eager_run(
-                manifest.backbone, manifest.dim, threads=threads, is_channels_last=is_last
-            )
-            for name, is_last in (("torch eager", False), ("torch eager channels_last", True))
-        }
-
-    return contenders
 
 
 def _readable(paths: tuple[Path, ...], kind: Kind) -> list[bytes]:
