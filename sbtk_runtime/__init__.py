@@ -5,6 +5,7 @@ The public names are resolved on first use, so that importing one leaf module st
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from sbtk_runtime.embed import Embedder
     from sbtk_runtime.errors import SbtkError
     from sbtk_runtime.gallery import Gallery, Hit
+
+# ONNX Runtime reads this when it is imported, by whichever of our packages; without it each session
+# leaves an id in the user's cache folder and reports to Microsoft over the network.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["Bundle", "Embedder", "Gallery", "Hit", "SbtkError"]
 
