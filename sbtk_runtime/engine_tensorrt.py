@@ -77,6 +77,11 @@ def open_plan(
         version=trt.version,
         form="tensorrt",
     )
+    if request.batch > network.largest:
+        request.said(
+            f"the plan takes {network.largest} images at once, so {request.batch} go through in "
+            "parts; sbtk engine build --batch makes a larger one"
+        )
     return TensorRtEngine(network, device, info, request.batch, request.said)
 
 

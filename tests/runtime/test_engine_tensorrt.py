@@ -144,8 +144,10 @@ def test_a_plan_for_fewer_images_than_asked_for_works_in_more_chunks(
     machine: FakeMachine, bundle: Bundle, expected: NDArray[np.float32], count: int
 ) -> None:
     _build(bundle, machine.world.surface.module, 1, 4, 8)
-    engine = _opened(machine, bundle, batch=32)
+    said: list[str] = []
+    engine = _opened(machine, bundle, batch=32, said=said.append)
     assert engine.largest_batch == 8
+    assert len(said) == 1 and "takes 8 images at once, so 32 go through in parts" in said[0]
     assert np.allclose(engine.run(_images(40)[:count]), expected[:count], atol=1e-6)
     engine.close()
 
