@@ -20,6 +20,7 @@ _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 
 # TensorRT 10 is the first with networks whose precision is what the graph says.
 _OLDEST_MAJOR = {"tensorrt": 10, "tensorrt_rtx": 1}
+_OLDEST = {"tensorrt": "10.14", "tensorrt_rtx": "1.2"}
 
 _MAX_LINES = 2000
 _PROBLEMS = frozenset({"INTERNAL_ERROR", "ERROR", "WARNING"})
@@ -191,10 +192,12 @@ def _load(name: str) -> TensorRt:
             "one whole installation",
             _install(name),
         )
-    if _major(version) < _OLDEST_MAJOR[name]:
+    # The last of the calls of ours to come into TensorRT 10; its documents name no version.
+    has_calls = hasattr(getattr(module, "ICudaEngine", None), "create_runtime_config")
+    if _major(version) < _OLDEST_MAJOR[name] or not has_calls:
         raise EngineUnavailable(
             f"{_TITLES[name]} {version} is too old",
-            f"{_OLDEST_MAJOR[name]} or newer: its networks have the precision of the ONNX file",
+            f"{_OLDEST[name]} or newer: its networks have the precision of the ONNX file",
             _install(name),
         )
     return TensorRt(name, module, version)

@@ -12,7 +12,8 @@ import pytest
 from sbtk_runtime.errors import BadConfig, EngineUnavailable, MissingExtra
 from sbtk_runtime.tensorrt_library import MODULES, LogLines, find_tensorrt, recording_logger, told
 
-_WORKING = "__version__ = {version!r}\nclass Builder: pass\n"
+_OLD = "__version__ = {version!r}\nclass Builder: pass\nclass ICudaEngine: pass\n"
+_WORKING = _OLD + "ICudaEngine.create_runtime_config = None\n"
 
 
 @pytest.fixture
@@ -74,6 +75,7 @@ def test_what_is_missing_is_named_with_its_extra(installed: Path) -> None:
         ("raise RuntimeError()", "does not load: RuntimeError"),
         ("", "hollow"),
         (_WORKING.format(version="8.6.1"), r"8\.6\.1 is too old"),
+        (_OLD.format(version="10.2.0"), r"10\.2\.0 is too old\s+expected: 10\.14"),
     ],
 )
 def test_what_does_not_load_is_no_missing_extra(installed: Path, source: str, why: str) -> None:
