@@ -1,7 +1,8 @@
 """Images a second of `sbtk train`'s own loop, by autocast, memory layout, batch and size.
 
 The trainer, its batches, its augmentation and its losses are the real ones; only the data are cut
-to some steps, and an epoch ends before it is validated and saved.
+to some steps, and an epoch ends before it is validated and saved. A speed is the difference between
+a long epoch and a short one, so that what an epoch costs at its start does not count.
 """
 
 from __future__ import annotations
@@ -14,22 +15,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.gpu_findings import Finding, Report, Task, attempt
-from benchmarks.gpu_training_data import write_training_data
+from benchmarks.gpu_training_data import (
+    evenly_cut,
+    hardly_decoded,
+    sketches_per_step,
+    write_training_data,
+)
 from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_train.config import TrainConfig
-from sbtk_train.data import ImageSet
 from sbtk_train.device import choose_compute
 from sbtk_train.loop import Trainer, default_workers
 from sbtk_train.pixels import PixelStore
 from sbtk_train.progress import EpochDone, StepDone
 from sbtk_train.recipes import recipe
-from sbtk_train.sampler import PER_CLASS
 from sbtk_train.setup import Materials, gather
+from sbtk_train.student import Student
 
 STAGE = "training"
 
@@ -43,40 +47,41 @@ class Setting:
         precision: as `sbtk train --precision` takes it.
         is_channels_last: as the trainer has it; otherwise the trunk is brought back to NCHW.
         is_tuned: cuDNN measures its algorithms first, which `sbtk train` does not ask for.
+        is_decoding: every picture is decoded, as in a real epoch; otherwise hardly any is.
         quadruplets: a batch holds four times as many images.
         size_px: side of the training images.
-        steps: that are measured.
-        is_photos: of pictures that have to be decoded, where the others hardly have to be.
+        steps: by which the long epoch is longer than the short one.
+        short_steps: of the short epoch, which is run once more before, to warm up.
     """
 
     name: str
     precision: str
     is_channels_last: bool = True
     is_tuned: bool = False
+    is_decoding: bool = False
     quadruplets: int = 16
     size_px: int = SIZE_PX
     steps: int = 32
-    is_photos: bool = False
+    short_steps: int = 8
 
 
-_LAST, _FIRST = "channels_last", "NCHW"
+_LAST, _FIRST, _FP32 = "channels_last", "NCHW", "fp32 (TF32 convolutions)"
 _SETTINGS = (
     Setting(f"bf16, {_LAST}", "bf16"),
     Setting(f"fp16, {_LAST}", "fp16"),
-    Setting(f"fp32 (TF32 convolutions), {_LAST}", "fp32"),
+    Setting(f"{_FP32}, {_LAST}", "fp32"),
     Setting(f"bf16, {_FIRST}", "bf16", is_channels_last=False),
     Setting(f"fp16, {_FIRST}", "fp16", is_channels_last=False),
-    Setting(f"fp32 (TF32 convolutions), {_FIRST}", "fp32", is_channels_last=False),
-    Setting(f"bf16, {_LAST}, cuDNN tuned", "bf16", is_tuned=True),
+    Setting(f"{_FP32}, {_FIRST}", "fp32", is_channels_last=False),
+    Setting(f"bf16, {_LAST}, every picture decoded", "bf16", is_decoding=True),
     Setting(f"bf16, {_LAST}, batch of 256", "bf16", quadruplets=64, steps=20),
     Setting(f"bf16, {_LAST}, 160 px", "bf16", size_px=160),
-    Setting(f"bf16, {_LAST}, pictures to decode", "bf16", is_photos=True),
+    Setting(f"bf16, {_LAST}, cuDNN tuned", "bf16", is_tuned=True),
 )
 _DRY_SETTINGS = tuple(
-    replace(setting, quadruplets=2, size_px=32, steps=2)
-    for setting in (_SETTINGS[0], _SETTINGS[1], _SETTINGS[5], _SETTINGS[9])
+    replace(_SETTINGS[number], quadruplets=2, size_px=32, steps=2, short_steps=2)
+    for number in (0, 1, 5, 6)
 )
-_WARM_STEPS = 8
 _DECODE_S = 2.0
 _DECODE_BATCH = 32
 #: Before the first setting there is nothing to go by.
@@ -86,27 +91,11 @@ _FIRST_S = 20.0
 def run(task: Task, report: Report) -> None:
     """Reports the training speed of each setting, and of decoding alone."""
     settings = _DRY_SETTINGS if task.is_dry_run else _SETTINGS
-    decoding = {
-        is_photos: Finding(STAGE, f"decoding alone, {named}")
-        for is_photos, named in ((False, "pictures next to raw"), (True, "pictures to decode"))
-    }
-    for point in (*(Finding(STAGE, one.name) for one in settings), *decoding.values()):
+    decoding = Finding(STAGE, "decoding alone")
+    for point in (*(Finding(STAGE, setting.name) for setting in settings), decoding):
         report(point)
-    folders = {
-        False: write_training_data(task.scratch / "raw", is_photos=False, is_small=task.is_dry_run),
-        True: task.data
-        or write_training_data(task.scratch / "photos", is_photos=True, is_small=task.is_dry_run),
-    }
-    gathered: dict[bool, Materials] = {}
-
-    def materials(is_photos: bool) -> Materials:
-        if is_photos not in gathered:
-            config = _config(task, settings[0], folders[is_photos])
-            gathered[is_photos] = gather(config, lambda _: None)
-        return gathered[is_photos]
-
-    for is_photos, point in decoding.items():
-        attempt(report, point, _decoding(task, materials, is_photos))
+    data = task.data or write_training_data(task.scratch / "data", is_small=task.is_dry_run)
+    materials = gather(_config(task, settings[0], data), lambda _: None)
     longest_s = 0.0 if task.is_dry_run else _FIRST_S
     for setting in settings:
         point = Finding(STAGE, setting.name)
@@ -114,9 +103,9 @@ def run(task: Task, report: Report) -> None:
             report(point.not_reached("the stage's time was over"))
             continue
         started = time.monotonic()
-        config = _config(task, setting, folders[setting.is_photos])
-        attempt(report, point, _training(task, setting, config, materials))
+        attempt(report, point, _measuring(task, setting, data, materials))
         longest_s = 1.5 * (time.monotonic() - started)
+    attempt(report, decoding, lambda: _decoding(task, materials))
 
 
 def _config(task: Task, setting: Setting, data: Path) -> TrainConfig:
@@ -141,45 +130,71 @@ def _config(task: Task, setting: Setting, data: Path) -> TrainConfig:
     )
 
 
-def _training(
+def _measuring(
+    task: Task, setting: Setting, data: Path, materials: Materials
+) -> Callable[[], dict[str, Any]]:
+    """Returns the measurement of one setting; each epoch is a new trainer's first."""
+
+    def measure() -> dict[str, Any]:
+        config = _config(task, setting, data)
+        mine = replace(
+            materials,
+            student=_student(materials, setting),
+            compute=choose_compute(task.device, setting.precision),
+        )
+        torch.backends.cudnn.benchmark = setting.is_tuned
+        try:
+            _epoch(mine, config, setting, setting.short_steps, task.scratch)
+            if task.device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            short = _epoch(mine, config, setting, setting.short_steps, task.scratch)
+            long = _epoch(mine, config, setting, setting.short_steps + setting.steps, task.scratch)
+            return _figures(task, setting, config, mine, short, long)
+        finally:
+            torch.backends.cudnn.benchmark = False
+            if task.device == "cuda":
+                torch.cuda.empty_cache()
+
+    return measure
+
+
+def _student(materials: Materials, setting: Setting) -> Student:
+    student = copy.deepcopy(materials.student)
+    if not setting.is_channels_last:
+        student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        # Images in channels_last would turn every convolution back to it.
+        student.trunk.register_forward_pre_hook(_brought_to_nchw)
+    return student
+
+
+def _figures(
     task: Task,
     setting: Setting,
     config: TrainConfig,
-    materials: Callable[[bool], Materials],
-) -> Callable[[], dict[str, Any]]:
-    def measure() -> dict[str, Any]:
-        whole = materials(setting.is_photos)
-        student = copy.deepcopy(whole.student)
-        if not setting.is_channels_last:
-            student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-            student.trunk.register_forward_pre_hook(_brought_to_nchw)
-        compute = choose_compute(task.device, setting.precision)
-        mine = replace(whole, student=student, compute=compute)
-        is_cuda = task.device == "cuda"
-        torch.backends.cudnn.benchmark = setting.is_tuned
-        try:
-            _epoch(_cut(mine, min(_WARM_STEPS, setting.steps), setting), config, task.scratch)
-            if is_cuda:
-                torch.cuda.reset_peak_memory_stats()
-            done = _epoch(_cut(mine, setting.steps, setting), config, task.scratch)
-            peak_bytes = torch.cuda.max_memory_allocated() if is_cuda else 0
-        finally:
-            torch.backends.cudnn.benchmark = False
-            if is_cuda:
-                torch.cuda.empty_cache()
-        batch = 2 * _sketches_per_step(mine.division.training, setting)
-        return {
-            "images_per_s": done.images_per_s,
-            "ms_per_step": batch / done.images_per_s * 1e3,
-            "batch": batch,
-            "size_px": setting.size_px,
-            "steps": done.steps,
-            "workers": config.workers,
-            "loss": done.means["loss"],
-            "cudnn_conv_fp32": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
-        } | ({"peak_bytes": peak_bytes} if is_cuda else {})
-
-    return measure
+    materials: Materials,
+    short: StepDone,
+    long: StepDone,
+) -> dict[str, Any]:
+    batch = 2 * sketches_per_step(materials.division.training, setting.quadruplets)
+    elapsed_s = [done.steps * batch / done.images_per_s for done in (short, long)]
+    steps = long.steps - short.steps
+    seconds = elapsed_s[1] - elapsed_s[0]
+    if steps <= 0 or seconds <= 0:
+        raise ValueError(f"{steps} more steps took {seconds:.3f} s more: not to be told from noise")
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    figures = {
+        "images_per_s": steps * batch / seconds,
+        "ms_per_step": seconds / steps * 1e3,
+        "batch": batch,
+        "size_px": setting.size_px,
+        "steps": steps,
+        "workers": config.workers,
+        "last_loss": long.means["loss"],
+        "fp32_convolutions": convolutions.fp32_precision,
+    }
+    if task.device == "cuda":
+        figures["peak_bytes"] = torch.cuda.max_memory_allocated()
+    return figures
 
 
 class _EpochOver(Exception):
@@ -197,60 +212,40 @@ class _Watch:
             raise _EpochOver
 
 
-def _epoch(materials: Materials, config: TrainConfig, folder: Path) -> StepDone:
-    """Returns what a new trainer reports at the end of one epoch's steps."""
+def _epoch(
+    materials: Materials, config: TrainConfig, setting: Setting, steps: int, folder: Path
+) -> StepDone:
+    """Returns what a new trainer reports at the end of an epoch of so many steps."""
+    division = materials.division
+    cut = evenly_cut if setting.is_decoding else hardly_decoded
+    training = cut(division.training, steps, setting.quadruplets)
     watch = _Watch()
     with contextlib.suppress(_EpochOver):
-        Trainer(materials, config, folder, watch).run()
+        mine = replace(materials, division=replace(division, training=training))
+        Trainer(mine, config, folder, watch).run()
     assert watch.done is not None
     return watch.done
-
-
-def _cut(materials: Materials, steps: int, setting: Setting) -> Materials:
-    """Returns the materials with as many sketches, evenly taken, as an epoch of `steps` needs."""
-    training = materials.division.training
-    wanted = steps * _sketches_per_step(training, setting)
-    rows = np.unique(np.linspace(0, len(training.sketches) - 1, wanted).astype(np.int64))
-    fewer = replace(
-        training,
-        sketches=tuple(training.sketches[row] for row in rows),
-        sketch_labels=training.sketch_labels[rows],
-    )
-    return replace(materials, division=replace(materials.division, training=fewer))
-
-
-def _sketches_per_step(training: ImageSet, setting: Setting) -> int:
-    return PER_CLASS * min(setting.quadruplets, len(training.classes))
 
 
 def _brought_to_nchw(_: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(images.contiguous() for images in inputs)
 
 
-def _decoding(
-    task: Task, materials: Callable[[bool], Materials], is_photos: bool
-) -> Callable[[], dict[str, Any]]:
-    """Returns a measurement of the loader's own speed, half sketches and half photos."""
-
-    def measure() -> dict[str, Any]:
-        training = materials(is_photos).division.training
-        workers, seconds = default_workers(), 0.0 if task.is_dry_run else _DECODE_S
-        size_px = 32 if task.is_dry_run else SIZE_PX
-        stores = [
-            PixelStore(training.sketches, "sketch", size_px, workers=workers, keep=False),
-            PixelStore(training.photos, "photo", size_px, workers=workers, keep=False),
-        ]
-        count, started = 0, time.perf_counter()
-        try:
-            while count == 0 or time.perf_counter() - started < seconds:
-                for store, paths in zip(stores, (training.sketches, training.photos), strict=True):
-                    rows = [(count + place) % len(paths) for place in range(_DECODE_BATCH)]
-                    store.batch(rows)
-                count += _DECODE_BATCH
-        finally:
-            for store in stores:
-                store.close()
-        elapsed = time.perf_counter() - started
-        return {"images_per_s": 2 * count / elapsed, "workers": workers, "size_px": size_px}
-
-    return measure
+def _decoding(task: Task, materials: Materials) -> dict[str, Any]:
+    """Returns the speed of the trainer's own loader, half sketches and half photos."""
+    training, workers = materials.division.training, default_workers()
+    size_px, seconds = (32, 0.0) if task.is_dry_run else (SIZE_PX, _DECODE_S)
+    sketches = PixelStore(training.sketches, "sketch", size_px, workers=workers, keep=False)
+    photos = PixelStore(training.photos, "photo", size_px, workers=workers, keep=False)
+    stores = {sketches: len(training.sketches), photos: len(training.photos)}
+    count, started = 0, time.perf_counter()
+    try:
+        while count == 0 or time.perf_counter() - started < seconds:
+            for store, length in stores.items():
+                store.batch([(count + place) % length for place in range(_DECODE_BATCH)])
+            count += _DECODE_BATCH
+    finally:
+        for store in stores:
+            store.close()
+    elapsed = time.perf_counter() - started
+    return {"images_per_s": 2 * count / elapsed, "workers": workers, "size_px": size_px}

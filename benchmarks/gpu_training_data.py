@@ -1,42 +1,46 @@
-"""Sketches and photos to measure training with: few distinct files under many names."""
+"""Data to measure training with: made ones, and cuts of any that make an epoch of some steps."""
 
 from __future__ import annotations
 
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from sbtk_runtime.bench_inputs import generated_photos, generated_sketches
-from sbtk_runtime.preprocess import SIZE_PX
+from sbtk_train.data import ImageSet, Rows
+from sbtk_train.sampler import PER_CLASS
 
-#: Of a benchmark data set: enough classes for a batch of 256 images, one for validation.
-CLASSES, PER_CLASS = 66, 44
+#: Enough classes for a batch of 256 images, and one for validation; images of each.
+_CLASSES, _PER_CLASS = 66, 30
 _SMALL_CLASSES, _SMALL_PER_CLASS = 5, 6
 _DISTINCT = 8
-# As the Sketchy Database has them.
-_PHOTO_PX = 256
+# As in the Sketchy Database.
+_SIZE_PX = 256
 
 
-def write_training_data(root: Path, *, is_photos: bool, is_small: bool) -> Path:
-    """Returns `root` with `{sketch,photo}/<class>/*`.
+def write_training_data(root: Path, *, is_small: bool) -> Path:
+    """Returns `root` with `{sketch,photo}/<class>/*`: few pictures of 256 px under many names.
 
     Args:
         root: a new folder.
-        is_photos: JPEG photos and compressed PNG sketches of 256 px, as they come; otherwise
-            PNG files without compression at the size that is trained on, which cost little.
         is_small: for a dry run.
     """
-    kinds = {"sketch": generated_sketches(_DISTINCT), "photo": generated_photos(_DISTINCT)}
-    classes, per_class = (_SMALL_CLASSES, _SMALL_PER_CLASS) if is_small else (CLASSES, PER_CLASS)
-    for kind, files in kinds.items():
-        suffix = ".jpg" if is_photos and kind == "photo" else ".png"
+    classes, per_class = (_SMALL_CLASSES, _SMALL_PER_CLASS) if is_small else (_CLASSES, _PER_CLASS)
+    kinds = {
+        "sketch": (generated_sketches(_DISTINCT), ".png"),
+        "photo": (generated_photos(_DISTINCT), ".jpg"),
+    }
+    for kind, (files, suffix) in kinds.items():
         originals = []
         for number, content in enumerate(files):
             original = root / "originals" / f"{kind}-{number}{suffix}"
             original.parent.mkdir(parents=True, exist_ok=True)
-            _save(content, original, is_photos)
+            picture = Image.open(io.BytesIO(content))
+            picture.resize((_SIZE_PX, _SIZE_PX), Image.Resampling.BILINEAR).save(original)
             originals.append(original)
         for label in range(classes):
             folder = root / kind / f"class-{label:02d}"
@@ -47,10 +51,43 @@ def write_training_data(root: Path, *, is_photos: bool, is_small: bool) -> Path:
     return root
 
 
-def _save(content: bytes, path: Path, is_photos: bool) -> None:
-    side = _PHOTO_PX if is_photos else SIZE_PX
-    picture = Image.open(io.BytesIO(content)).resize((side, side), Image.Resampling.BILINEAR)
-    if path.suffix == ".jpg":
-        picture.save(path, quality=88)
-    else:
-        picture.save(path, compress_level=6 if is_photos else 0)
+def sketches_per_step(training: ImageSet, quadruplets: int) -> int:
+    """Returns how many sketches a class-balanced batch holds, and so how many photos."""
+    return PER_CLASS * min(quadruplets, len(training.classes))
+
+
+def evenly_cut(training: ImageSet, steps: int, quadruplets: int) -> ImageSet:
+    """Returns the set with as many of its sketches, evenly taken, as an epoch of `steps` shows.
+
+    Nearly every sketch is then decoded once; of fewer sketches there are fewer steps.
+    """
+    wanted = steps * sketches_per_step(training, quadruplets)
+    rows = np.unique(np.linspace(0, len(training.sketches) - 1, wanted).astype(np.int64))
+    return _with_rows(training, rows, np.arange(len(training.photos)))
+
+
+def hardly_decoded(training: ImageSet, steps: int, quadruplets: int) -> ImageSet:
+    """Returns the set cut so that an epoch of `steps` shows the same few pictures over and over.
+
+    The trainer keeps what it has decoded, so after each class's first turn there are two sketches a
+    step left to decode: each class keeps two pictures of a kind, but for the first one's sketches,
+    of which one stands there often enough to make the epoch as long as it is to be. It is longer
+    where it could not show every class once.
+    """
+    labels = range(len(training.classes))
+    sketches = [np.flatnonzero(training.sketch_labels == label)[:PER_CLASS] for label in labels]
+    photos = [np.flatnonzero(training.photo_labels == label)[:PER_CLASS] for label in labels]
+    rows = np.concatenate(sketches)
+    missing = max(0, steps * sketches_per_step(training, quadruplets) - len(rows))
+    rows = np.concatenate([rows, np.repeat(rows[:1], missing)])
+    return _with_rows(training, rows, np.concatenate(photos))
+
+
+def _with_rows(data: ImageSet, sketches: Rows, photos: Rows) -> ImageSet:
+    return replace(
+        data,
+        sketches=tuple(data.sketches[row] for row in sketches),
+        sketch_labels=data.sketch_labels[sketches],
+        photos=tuple(data.photos[row] for row in photos),
+        photo_labels=data.photo_labels[photos],
+    )
