@@ -16,10 +16,10 @@ from sbtk_runtime.bench_floor import Floor
 from sbtk_runtime.bench_latency import LatencyReport
 from sbtk_runtime.bench_map import DEFINITIONS, MapReport
 from sbtk_runtime.bench_search import SearchReport
-from sbtk_runtime.bench_speed import Speed
 from sbtk_runtime.machine import Machine
 
-_NARROWEST = 140
+_NARROWEST = 100
+_SPEEDS_WIDTH = 140
 
 
 def print_machine(machine: Machine) -> None:
@@ -43,7 +43,9 @@ def print_latency(report: LatencyReport) -> None:
     console.print(Text(f"{report.pictures}; search: {report.searched}", style="dim"))
     console.print()
     title = f"{report.model_id}: speed of the engine alone, {report.threads} threads"
-    console.print(_speed_table(title, report.throughput))
+    # Wider than many terminals, which then fold its lines: better than figures cut short.
+    _console(at_least=_SPEEDS_WIDTH).print(_speed_table(title, report))
+    _print_memory(console, report)
     _print_device_times(console, report)
     for line in [*(_floor_text(floor) for floor in report.floors), *_quality_text(report)]:
         console.print(Text(line, style="dim"))
@@ -116,9 +118,10 @@ def print_search(report: SearchReport) -> None:
     console.print(_table("one query at a time; graphs on one thread", columns, points))
 
 
-def _console() -> Console:
+def _console(at_least: int = 0) -> Console:
     """Returns a console on stdout as it is now, wide enough for the tables where it is a file."""
-    width = None if sys.stdout.isatty() else max(_NARROWEST, shutil.get_terminal_size().columns)
+    narrowest = at_least if sys.stdout.isatty() else max(_NARROWEST, at_least)
+    width = max(narrowest, shutil.get_terminal_size().columns)
     return Console(file=sys.stdout, width=width, highlight=False)
 
 
@@ -136,8 +139,10 @@ def _table(
     return table
 
 
-def _speed_table(title: str, points: Sequence[Speed]) -> Table:
+def _speed_table(title: str, report: LatencyReport) -> Table:
     """Returns a row for each contender and batch, without columns that would be empty."""
+    points = report.throughput
+    reference = report.quality.reference.split()[-1:] if report.quality else []
     cells: dict[str, list[str]] = {
         "engine": [point.name for point in points],
         "batch": [f"{point.batch}" for point in points],
@@ -145,16 +150,35 @@ def _speed_table(title: str, points: Sequence[Speed]) -> Table:
         "x eager": [_number(point.times_eager, ".2f") for point in points],
         "x compiled": [_number(point.times_compiled, ".2f") for point in points],
         "x floor": [_number(point.times_floor, ".2f") for point in points],
-        "mAP - fp32": [_number(point.map_difference, "+.4f") for point in points],
+        " - ".join(["mAP", *reference]): [
+            _number(point.map_difference, "+.4f") for point in points
+        ],
         "p50 ms": [f"{point.p50_ms:.2f}" for point in points],
         "p95 ms": [f"{point.p95_ms:.2f}" for point in points],
         "p99 ms": [f"{point.p99_ms:.2f}" for point in points],
-        "memory": [_size(point.peak_memory_bytes) for point in points],
-        "on the GPU": [_size(point.device_memory_bytes) for point in points],
         "runs": [f"{point.samples}" for point in points],
     }
     shown = {name: column for name, column in cells.items() if any(column)}
     return _table(title, list(shown), zip(*shown.values(), strict=True))
+
+
+def _print_memory(console: Console, report: LatencyReport) -> None:
+    """Prints the memory of each engine, a column for each batch."""
+    batches = list(dict.fromkeys(point.batch for point in report.throughput))
+    sizes: dict[tuple[str, str], dict[int, int | None]] = {}
+    for point in report.throughput:
+        sizes.setdefault((point.name, ""), {})[point.batch] = point.peak_memory_bytes
+        sizes.setdefault((point.name, "GPU"), {})[point.batch] = point.device_memory_bytes
+    rows = [
+        (name, where, *(_size(by_batch.get(batch)) for batch in batches))
+        for (name, where), by_batch in sizes.items()
+        if any(by_batch.values())
+    ]
+    if rows:
+        columns = ["engine", "", *(f"up to batch {batch}" for batch in batches)]
+        title = "most memory of a process that opens the engine and embeds"
+        console.print()
+        console.print(_table(title, columns, rows, texts=2))
 
 
 def _print_device_times(console: Console, report: LatencyReport) -> None:

@@ -47,6 +47,7 @@ def _speed_panel(report: LatencyReport, batch: int, colours: dict[str, str]) -> 
                 va="center",
                 fontsize=8,
                 color=INK,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.85},
             )
         right = longest * (1 + _ROOM)
         for floor in report.floors:

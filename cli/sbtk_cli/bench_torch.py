@@ -19,7 +19,7 @@ def torch_beside(
 
     Args:
         manifest: of the model; its backbone gets random weights.
-        with_compiled: measure torch compiled, too.
+        with_compiled: measure torch compiled, too, which is channels_last as well.
         said: told what is compiled, and what is missing.
     """
     if any(importlib.util.find_spec(name) is None for name in ("torch", "torchvision")):
@@ -63,7 +63,7 @@ def _contenders(
         )
         if with_compiled:
             yield Contender(
-                f"torch compiled channels_last{where}",
+                f"torch compiled{where}",
                 best.precision,
                 device,
                 compiled_run(student, best, said),
