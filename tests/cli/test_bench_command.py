@@ -179,8 +179,11 @@ def test_bare_bench_is_latency_and_map_when_there_are_data(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = answer(
-        capsys, "--model", "tiny", "--threads", "1", "--quick", "--no-torch", "--data", "data"
+        capsys,
+        *("--model", "tiny", "--threads", "1", "--quick", "--no-torch"),
+        *("--data", "data", "--engine", "all"),
     )
+    assert len(found["map"]) == 1
     assert set(found) == {"machine", "latency", "map"}
     assert "unseen" in found["map"][0]["protocol"]
     found = answer(capsys, "--model", "tiny", "--threads", "1", "--quick", "--no-torch")
