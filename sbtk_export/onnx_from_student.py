@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from sbtk_export.strides import move_strides_up
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.files import atomic_path
+from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME
 from sbtk_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD, SIZE_PX
 from sbtk_train.student import Student
 
-INPUT_NAME = "images"
-OUTPUT_NAME = "embeddings"
 MAX_BATCH = 1024
 
 # A shorter row than this is divided by it, as torch's `normalize` does.

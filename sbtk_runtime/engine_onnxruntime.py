@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sbtk_runtime.engine_info import EngineInfo
 from sbtk_runtime.engine_request import EngineRequest
 from sbtk_runtime.errors import BadModel, EngineUnavailable
+from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME
 from sbtk_runtime.onnxruntime_library import (
     CPU,
     CUDA,
@@ -22,8 +23,6 @@ from sbtk_runtime.onnxruntime_library import (
     run_probe,
 )
 from sbtk_runtime.session_engine import (
-    INPUT_NAME,
-    OUTPUT_NAME,
     Infer,
     Port,
     SessionEngine,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sbtk_runtime.engine_info import EngineInfo
 from sbtk_runtime.engine_request import EngineRequest
 from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
+from sbtk_runtime.onnx_file import INPUT_NAME
 from sbtk_runtime.probe_graph import (
     PROBE_GRAPH,
     PROBE_INPUT,
@@ -22,7 +23,6 @@ from sbtk_runtime.probe_graph import (
     probe_question,
 )
 from sbtk_runtime.session_engine import (
-    INPUT_NAME,
     Infer,
     Port,
     SessionEngine,

@@ -19,10 +19,10 @@ from sbtk_runtime.cuda_device import CudaDevice
 from sbtk_runtime.engine_request import EngineRequest
 from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
 from sbtk_runtime.files import read_json_object, sha256_of_file, write_json_atomically
+from sbtk_runtime.onnx_file import INPUT_NAME
 from sbtk_runtime.onnxruntime_library import TENSORRT
 from sbtk_runtime.plan_cache import cache_folder
 from sbtk_runtime.preprocess import SIZE_PX
-from sbtk_runtime.session_engine import INPUT_NAME
 from sbtk_runtime.tensorrt_library import find_tensorrt
 
 #: Makes a session tell which provider runs which node, for `check_assignment`.

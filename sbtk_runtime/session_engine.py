@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 from sbtk_runtime.engine_info import EngineInfo
 from sbtk_runtime.engine_request import Said, said_nothing
 from sbtk_runtime.errors import BadModel, EngineUnavailable
+from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME
 from sbtk_runtime.preprocess import SIZE_PX
-
-INPUT_NAME = "images"
-OUTPUT_NAME = "embeddings"
 
 #: Gives the rows `(N, D) float32` of contiguous `images (N, 224, 224, 3) uint8`; any thread's.
 Infer = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
