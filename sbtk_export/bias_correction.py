@@ -16,7 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from sbtk_export.onnx_from_student import INPUT_NAME
+from sbtk_runtime.onnx_file import INPUT_NAME
 from sbtk_runtime.preprocess import Pixels
 
 Means = Mapping[str, NDArray[np.float64]]
@@ -48,8 +48,8 @@ def mean_inputs(model: onnx.ModelProto, pixels: Pixels) -> Means:
 def correct_biases(quantised: onnx.ModelProto, original: onnx.ModelProto, means: Means) -> None:
     """Changes the biases of `quantised`, a QDQ model, so that mean outputs are as before.
 
-    Biases are INT32 behind a DequantizeLinear, or FP32. Layers without one, or in groups, stay as
-    they are.
+    Biases are INT32 behind a DequantizeLinear, or FP32. Layers without one, in groups, or with
+    weights that are not quantised stay as they are.
 
     Args:
         quantised: made from `original`, whose node names it has.
@@ -61,7 +61,7 @@ def correct_biases(quantised: onnx.ModelProto, original: onnx.ModelProto, means:
     makers = {name: node for node in quantised.graph.node for name in node.output}
     layers = {node.name: node for node in original.graph.node if node.op_type in _AXES}
     for node in quantised.graph.node:
-        if node.name not in layers or len(node.input) < 3:
+        if node.name not in layers or len(node.input) < 3 or node.input[1] not in makers:
             continue
         source = layers[node.name]
         exact = numpy_helper.to_array(weights[source.input[1]])

@@ -9,14 +9,15 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from sbtk_export.export import ExportPlan, export_student
 from sbtk_export.int8 import quantise
-from sbtk_export.int8_tensorrt import unquantise_fused_inputs
+from sbtk_export.int8_tensorrt import behind_first_convolution, unquantise_fused_inputs
 from sbtk_export.onnx_from_student import write_onnx
 from sbtk_export.pictures import ExportPictures
+from sbtk_export.quantisation_steps import best_steps
 from sbtk_export.run_facts import StudentFacts
 from sbtk_runtime import engine_onnxruntime
 from sbtk_runtime.bundle import Bundle
@@ -119,8 +120,8 @@ def test_every_quantiser_is_symmetric_and_signed(model: onnx.ModelProto) -> None
 
 def test_weights_are_quantised_per_channel_with_all_eight_bits(model: onnx.ModelProto) -> None:
     constants, makers = constants_of(model), makers_of(model)
-    layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
-    assert len(layers) == 7
+    layers = quantised_layers(model)
+    assert len(layers) == 6
     for node in layers:
         weight, scale = (constants[name] for name in makers[node.input[1]].input[:2])
         assert weight.dtype == np.int8
@@ -131,9 +132,41 @@ def test_weights_are_quantised_per_channel_with_all_eight_bits(model: onnx.Model
 def test_biases_stay_single_precision(model: onnx.ModelProto) -> None:
     """A bias behind a DequantizeLinear of INT32 is what TensorRT refuses."""
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    biases = [kinds[node.input[2]] for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
-    assert biases == [TensorProto.FLOAT] * 7
+    assert [kinds[node.input[2]] for node in quantised_layers(model)] == [TensorProto.FLOAT] * 6
     assert TensorProto.INT32 not in kinds.values()
+
+
+def test_what_the_first_convolution_gives_is_read_in_half(model: onnx.ModelProto) -> None:
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    assert behind_first_convolution(model) == []  # a Cast is in between by now
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    second = convolutions[1]
+    assert [kinds[name] for name in second.input[1:]] == [TensorProto.FLOAT16] * 2
+    makers = makers_of(model)
+    cast = makers[second.input[0]]
+    assert (cast.op_type, cast.attribute[0].i) == ("Cast", TensorProto.FLOAT16)
+    assert makers[cast.input[0]].op_type == "MaxPool"
+    (after,) = (node for node in model.graph.node if second.output[0] in node.input)
+    assert (after.op_type, after.attribute[0].i) == ("Cast", TensorProto.FLOAT)
+    others = [kinds[node.input[2]] for node in convolutions if node is not second]
+    assert set(others) == {TensorProto.FLOAT}
+
+
+def test_a_shortcut_from_the_first_convolution_is_read_in_half_too() -> None:
+    """As in a ResNet, where two convolutions read the first pooling."""
+    nodes = [
+        helper.make_node(kind, [source], [target], name=target)
+        for kind, source, target in (
+            ("Conv", "pixels", "stem"),
+            ("Relu", "stem", "positive"),
+            ("MaxPool", "positive", "pooled"),
+            ("Conv", "pooled", "block"),
+            ("Conv", "pooled", "shortcut"),
+            ("Conv", "block", "deeper"),
+        )
+    ]
+    graph = helper.make_graph(nodes, "stem", [], [])
+    assert behind_first_convolution(helper.make_model(graph)) == ["block", "shortcut"]
 
 
 def test_nothing_is_quantised_inside_what_tensorrt_fuses(model: onnx.ModelProto) -> None:
@@ -148,11 +181,10 @@ def test_nothing_is_quantised_inside_what_tensorrt_fuses(model: onnx.ModelProto)
         assert readers[node.output[0]] == ["Relu"]
         # The convolution that the Add is computed in, and the shortcut.
         assert sorted(makers[name].op_type for name in node.input) == ["Conv", "DequantizeLinear"]
-    for node in model.graph.node:
+    for node in quantised_layers(model):
+        assert makers[node.input[0]].op_type == "DequantizeLinear"
         if node.op_type == "Conv" and readers[node.output[0]] != ["QuantizeLinear"]:
             assert readers[node.output[0]] in (["Relu"], ["Add"])
-        if node.op_type in ("Conv", "Gemm"):
-            assert makers[node.input[0]].op_type == "DequantizeLinear"
 
 
 def test_nothing_is_quantised_after_the_last_linear(model: onnx.ModelProto) -> None:
@@ -172,14 +204,43 @@ def test_rounded_weights_shift_no_mean(trt_bundle: Bundle, model: onnx.ModelProt
     """The biases took up what rounding shifts; nearly all of them differ from the student's."""
     original = onnx.load(trt_bundle.onnx_path("fp32"))
     exact, constants = constants_of(original), constants_of(model)
-    layers = {node.name: node for node in original.graph.node if node.op_type == "Conv"}
+    layers = {node.name: node for node in original.graph.node}
     moved = [
         np.mean(constants[node.input[2]] != exact[layers[node.name].input[2]])
-        for node in model.graph.node
-        if node.op_type == "Conv"
+        for node in quantised_layers(model)
     ]
-    assert len(moved) == 6
-    assert min(moved) > 0.9
+    assert min(moved[:-1]) > 0.9
+    assert moved[-1] > 0
+
+
+def test_steps_clip_where_that_pays() -> None:
+    """Many values of up to 8 and a single one of 16: that one is given up."""
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 65, (4, 224, 224, 3)).astype(np.uint8)
+    nodes = [
+        helper.make_node("Cast", ["images"], ["cast"], to=TensorProto.FLOAT),
+        helper.make_node("Sqrt", ["cast"], ["values"]),
+        helper.make_node("Identity", ["values"], ["embeddings"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "values",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 224, 224, 3])],
+        [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, None)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 9
+
+    def reach() -> float:
+        return float(best_steps(model, ["values"], pixels)["values"]) * 127
+
+    assert 7.5 < reach() <= 8.0
+    pixels[0, 0, 0, 0] = 255
+    assert 7.0 < reach() < 9.0
+    pixels[:, :, ::10] = 255
+    assert 14.0 < reach() < 16.0
+    pixels[:] = 0
+    assert best_steps(model, ["values"], pixels)["values"] == 1
 
 
 def test_tensorrt_takes_it_and_not_the_other(trt_bundle: Bundle) -> None:
@@ -208,6 +269,12 @@ def test_the_other_files_quantisation_is_what_it_was(
     quantise(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", pictures.calibration.pixels[:16])
     constants = constants_of(onnx.load(tmp_path / "int8.onnx"))
     assert {np.dtype(np.uint8), np.dtype(np.int32)} < {value.dtype for value in constants.values()}
+
+
+def quantised_layers(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    makers = makers_of(model)
+    layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    return [node for node in layers if node.input[1] in makers]
 
 
 def constants_of(model: onnx.ModelProto) -> dict[str, NDArray[np.generic]]:
