@@ -110,7 +110,7 @@ def command(
     )
     asked = [variant for variant, is_asked in made if is_asked]
     builder = find_plan_builder(said)
-    variants = _variants(asked, for_tensorrt=builder is not None and not slim)
+    variants = variants_to_make(asked, for_tensorrt=builder is not None and not slim)
     plan = ExportPlan(target or Path("bundles") / name, name, variants, slim)
     exported = export_run(trained, plan, images, said)
     engines: list[BuiltEngine] = []
@@ -121,7 +121,7 @@ def command(
     return 0
 
 
-def _variants(asked: Sequence[Variant], *, for_tensorrt: bool) -> tuple[Variant, ...]:
+def variants_to_make(asked: Sequence[Variant], *, for_tensorrt: bool) -> tuple[Variant, ...]:
     """Returns what to make: what was asked for, or else everything that is of use here."""
     if asked:
         return ("fp32", *asked)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
+from sbtk_cli.export import variants_to_make
 from sbtk_cli.main import main
+from sbtk_export.model_files import Variant
 from sbtk_export.pictures import choose_pictures
 from sbtk_runtime.bundle import Bundle
 from sbtk_train.checkpoint import STUDENT
 from sbtk_train.student import Student
+from tests.fakes.machine import SURFACES, fake_machine
 from tests.tiny_student import TRAINING, VALIDATION, fitted, write_run, write_textures
 
 
@@ -32,8 +36,10 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 
 @pytest.fixture
 def work(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Changes to the folder that holds `runs/`."""
+    """Changes to the folder that holds `runs/`, on a machine without TensorRT."""
     monkeypatch.chdir(run_folder.parent.parent)
+    for module in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, module, None)
     return run_folder.parent.parent
 
 
@@ -52,7 +58,7 @@ def test_newest_run_becomes_a_bundle_that_passes_its_check(
     assert bundle.manifest.backbone == "resnet18"
     assert main(["models", "check", "2026-11-01-stripes"]) == 0
     told = capsys.readouterr()
-    assert told.out.count("runs on onnxruntime") == 3
+    assert told.out.count(" runs on ") == 3
 
 
 @pytest.mark.slow
@@ -71,6 +77,49 @@ def test_one_precision_from_other_images_as_json(
     assert answer["model_id"].startswith("small@")
     assert set(answer["files"]) == {"MODEL_CARD.md", "model.int8.onnx"}
     assert set(answer["parity"]) == {"fp32", "int8"}
+    assert answer["engines"] == []
+
+
+@pytest.mark.slow
+def test_where_tensorrt_works_its_int8_and_plans_are_made_too(
+    work: Path,
+    run_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The GPU is a fake that computes through ONNX Runtime."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fake_machine(monkeypatch, SURFACES[0])
+    assert main(["export", str(run_folder), "-o", "made/gpu", "--fp16", "--int8-trt"]) == 0
+    told = capsys.readouterr()
+    assert "int8 for TensorRT: calibrating on 64 pictures" in told.err
+    lines = told.out.splitlines()
+    titles = [line.partition("  ")[0] for line in lines[1:6]]
+    assert titles == ["fp32", "fp16", "int8.trt", "fp16 plan", "int8 plan"]
+    assert "fp16 plan for tensorrt 10.16.1" in lines[-2]
+    assert main(["engine", "list", "--json"]) == 0
+    listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(entry["precision"], entry["is_usable"]) for entry in listed] == [
+        ("fp16", True),
+        ("int8", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "for_tensorrt", "made"),
+    [
+        ([], False, ("fp32", "fp16", "int8")),
+        ([], True, ("fp32", "fp16", "int8", "int8.trt")),
+        (["fp16"], True, ("fp32", "fp16")),
+        (["int8.trt"], False, ("fp32", "int8.trt")),
+        (["fp16", "int8"], True, ("fp32", "fp16", "int8")),
+    ],
+)
+def test_what_is_made_is_what_was_asked_for_or_all_of_use(
+    asked: list[Variant], for_tensorrt: bool, made: tuple[Variant, ...]
+) -> None:
+    assert variants_to_make(asked, for_tensorrt=for_tensorrt) == made
 
 
 @pytest.mark.parametrize(
