@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch._inductor import config as inductor
 
 from sbtk_cli.main import main
@@ -66,7 +67,7 @@ def test_latency_of_all_engines_beside_torch_as_json_csv_and_picture(
     )
     assert found["machine"]["versions"]["numpy"] == np.__version__
     latency = found["latency"]
-    torch = {"torch eager fp32", "torch eager channels_last fp32"}
+    peers = {"torch eager fp32", "torch eager channels_last fp32"}
     engines = {
         f"{report.name} {precision}"
         for report in survey_engines()
@@ -75,7 +76,7 @@ def test_latency_of_all_engines_beside_torch_as_json_csv_and_picture(
     }
     assert len(engines) >= 4
     assert {(point["name"], point["batch"]) for point in latency["throughput"]} == {
-        (name, batch) for name in torch | engines for batch in (1, 2)
+        (name, batch) for name in peers | engines for batch in (1, 2)
     }
     for point in latency["throughput"]:
         is_engine = point["name"] in engines
@@ -164,7 +165,9 @@ def test_a_csv_file_that_cannot_be_written_is_refused_before_measuring(
 def test_without_a_compiler_the_others_are_measured(
     small_student: None, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with inductor.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
+    torch.compiler.reset()  # forgets what other tests have compiled
+    settings = {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
+    with inductor.patch(settings):
         latency = answer(
             capsys,
             *("latency", "--model", "tiny", "--engine", "onnxruntime", "--precision", "int8"),

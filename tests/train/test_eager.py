@@ -16,7 +16,8 @@ from tests.tiny_student import tiny_student
 
 
 @pytest.fixture(autouse=True)
-def _threads_put_back() -> Iterator[None]:
+def _torch_put_back() -> Iterator[None]:
+    torch.compiler.reset()  # forgets what other tests have compiled
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -59,7 +60,7 @@ def test_compiled_once_for_each_batch_and_computes_the_same(pixels: NDArray[np.u
     run = compiled_run(student, TorchSettings(1, is_channels_last=True), said.append)
     assert said == []
     # Without vectors: torch would compile half a minute only to learn what this CPU has.
-    with inductor.patch({"cpp.simdlen": 1}):
+    with inductor.patch({"cpp.vec_isa_ok": False}):
         for batch in (1, 2, 1, 2):
             np.testing.assert_allclose(run(pixels[:batch]), eager(pixels[:batch]), atol=1e-5)
     assert [sentence.partition(":")[0] for sentence in said] == [
@@ -70,7 +71,11 @@ def test_compiled_once_for_each_batch_and_computes_the_same(pixels: NDArray[np.u
 
 def test_a_compiler_that_is_missing_is_a_runtime_error(pixels: NDArray[np.uint8]) -> None:
     run = compiled_run(tiny_student(), TorchSettings(1))
-    settings = {"cpp.cxx": ("no-such-compiler",), "cpp.simdlen": 1, "force_disable_caches": True}
+    settings = {
+        "cpp.cxx": ("no-such-compiler",),
+        "cpp.vec_isa_ok": False,
+        "force_disable_caches": True,
+    }
     with inductor.patch(settings), pytest.raises(RuntimeError, match="compiler"):
         run(pixels)
 
