@@ -268,6 +268,19 @@ def test_nothing_is_reported_to_anybody(bundle: Bundle, tmp_path: Path) -> None:
     assert list(home.iterdir()) == []
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_the_shipped_model_embeds_alike_on_one_lane_and_on_several(precision: Precision) -> None:
+    """OpenVINO's streams have given noise for such a model, in rows of length 1."""
+    pixels = np.random.default_rng(1).integers(0, 256, (6, 28, 28, 3), dtype=np.uint8)
+    pixels = pixels.repeat(8, axis=1).repeat(8, axis=2)
+    alone = open_engine(Bundle.open(), engine="openvino", precision=precision, threads=2)
+    several = open_engine(Bundle.open(), engine="openvino", precision=precision, threads=2, lanes=2)
+    expected = alone.run(pixels)
+    with ThreadPoolExecutor(4) as pool:
+        for rows in pool.map(several.run, [pixels] * 4):
+            np.testing.assert_allclose(rows, expected, atol=1e-3)
+
+
 def test_without_the_library_the_extra_is_named(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
