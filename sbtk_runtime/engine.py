@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.cpu import cpu_threads
-from sbtk_runtime.engine_info import EngineInfo
+from sbtk_runtime.engine_protocol import Embeddings, Engine, Images
 from sbtk_runtime.engine_request import EngineRequest, Said, said_nothing
 from sbtk_runtime.engine_table import ENGINE_NAMES, ENGINES, GPU_ENGINE_NAMES, EngineEntry
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra
@@ -29,41 +28,8 @@ __all__ = [
     "survey_engines",
 ]
 
-Images = NDArray[np.uint8]
-Embeddings = NDArray[np.float32]
-
 AUTO = "auto"
 _NORM_TOLERANCE = 1e-3
-
-
-class Engine(Protocol):
-    """Something that runs the model of one bundle in one precision.
-
-    `run` may be called from several threads at once; more than `info.lanes` only wait.
-
-    Attributes:
-        info: what it is and where it runs.
-    """
-
-    info: EngineInfo
-
-    def run(self, images: Images) -> Embeddings:
-        """Returns the embeddings of a batch.
-
-        Args:
-            images: `(N, 224, 224, 3) uint8` RGB, any N from 1.
-
-        Returns:
-            `(N, D) float32` rows of length 1, except where the model failed: see `checked_rows`.
-
-        Raises:
-            EngineUnavailable: the engine failed as a whole.
-        """
-        ...
-
-    def close(self) -> None:
-        """Frees what the engine holds; it cannot run afterwards."""
-        ...
 
 
 @dataclass(frozen=True)

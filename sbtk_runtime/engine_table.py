@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 
 from sbtk_runtime import engine_onnxruntime, engine_openvino
 from sbtk_runtime.bundle import OnnxForm
+from sbtk_runtime.engine_protocol import Engine
 from sbtk_runtime.engine_request import EngineRequest
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.tensorrt_library import find_tensorrt
 
 if TYPE_CHECKING:
-    from sbtk_runtime.engine import Engine
     from sbtk_runtime.engine_tensorrt import TensorRtEngine
 
 
