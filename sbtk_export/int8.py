@@ -23,9 +23,10 @@ from onnxruntime.quantization import (
 )
 
 from sbtk_export.bias_correction import correct_biases, mean_inputs
-from sbtk_export.onnx_from_student import INPUT_NAME, check_model, without_traces
+from sbtk_export.onnx_from_student import check_model, without_traces
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.files import atomic_path
+from sbtk_runtime.onnx_file import INPUT_NAME
 from sbtk_runtime.preprocess import Pixels
 
 _OPERATORS = ["Conv", "Relu", "MaxPool", "Add", "Gemm"]
