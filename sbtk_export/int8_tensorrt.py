@@ -6,9 +6,10 @@ is quantised in between, and moves quantisation ahead of poolings by itself. So 
 QuantizeLinear and DequantizeLinear stand where convolutions and Linears read, and at the shortcut
 of each Add.
 
-Positive values have one bit less than in the other file. Steps that clip where that pays make up
-for it; and what the first convolution gives stays out of it: with a few large channels and the even
-ground of sketches it would cause half of the whole loss. It is read in FP16, by 2 % of the work.
+Positive values have one bit less than in the other file. Even channels, and steps that clip where
+that pays, make up for it. What the first convolution gives stays out of it: its few large channels,
+and the even ground of sketches, would cause half of the whole loss. It is read in FP16, which is
+2 % of the work.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from sbtk_export.bias_correction import correct_biases, mean_inputs
+from sbtk_export.equalisation import equalise_channels
 from sbtk_export.int8 import CalibrationBatches, input_first, nodes_outside, save_prepared
 from sbtk_export.onnx_from_student import check_model, without_traces
 from sbtk_export.quantisation_steps import best_steps, quantised_tensors, set_steps
@@ -48,6 +50,7 @@ def quantise_for_tensorrt(source: Path, target: Path, pixels: Pixels) -> None:
     model = onnx.load(source)
     # Any part of the pictures mixes sketches and photos.
     pixels = pixels[np.random.default_rng(0).permutation(len(pixels))]
+    equalise_channels(model, pixels[:_FOR_RANGES])
     in_half = behind_first_convolution(model)
     dim = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     excluded = nodes_outside(model)
