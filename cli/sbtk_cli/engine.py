@@ -104,12 +104,9 @@ def build(
     gpu = _gpu(trt, device, quiet)
     _require_cache()
 
-    def said(text: str) -> None:
-        output.notice(text, quiet=quiet)
-
-    with build_status(quiet=quiet) as progress:
+    with build_status(quiet=quiet) as status:
         ready = ready_plan(
-            opened, precision, trt, gpu, settings, batch=1, said=said, progress=progress
+            opened, precision, trt, gpu, settings, said=status.said, progress=status.progress
         )
     if ready.kept_in is None:
         raise EngineUnavailable(
@@ -117,7 +114,12 @@ def build(
             "a cache that can be written, with room for it",
             "see the notice before, then build again",
         )
-    check = None if gpu is None else require_sound(ready, opened, trt, gpu, said)
+    check = None
+    if gpu is not None:
+        output.notice("running the plan beside ONNX Runtime on the CPU", quiet=quiet)
+        check = require_sound(
+            ready, opened, trt, gpu, lambda text: output.notice(text, quiet=quiet)
+        )
     _print_built(ready, check, as_json)
     return 0
 

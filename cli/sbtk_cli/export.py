@@ -109,14 +109,15 @@ def command(
         ("int8.trt", int8_trt),
     )
     asked = [variant for variant, is_asked in made if is_asked]
-    builder = find_plan_builder(said)
+    is_for_gpu = not asked or "fp16" in asked or "int8.trt" in asked
+    builder = find_plan_builder(said) if is_for_gpu else None
     variants = variants_to_make(asked, for_tensorrt=builder is not None and not slim)
     plan = ExportPlan(target or Path("bundles") / name, name, variants, slim)
     exported = export_run(trained, plan, images, said)
     engines: list[BuiltEngine] = []
     if builder is not None:
-        with build_status(quiet=quiet) as progress:
-            engines = engines_from_onnx(exported, variants, builder, said, progress)
+        with build_status(quiet=quiet) as status:
+            engines = engines_from_onnx(exported, variants, builder, status.said, status.progress)
     _print(exported.bundle, engines, as_json)
     return 0
 

@@ -297,9 +297,11 @@ def test_a_build_that_is_ended_leaves_no_plan(
 def test_progress_is_a_line_a_minute_where_nobody_watches(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with build_status() as tell:
+    with build_status() as status:
         for tenth in range(1800):
-            tell(BuildProgress(tenth / 10, "Building engine", 3, 9, "tactics of layer 7"))
+            status.progress(
+                BuildProgress(tenth / 10, "Building engine", 3, 9, "tactics of layer 7")
+            )
     lines = capsys.readouterr().err.splitlines()
     assert LINE_EVERY_S == 60
     assert lines == [
@@ -314,10 +316,11 @@ def test_progress_is_one_line_in_place_on_a_terminal() -> None:
 import time
 from sbtk_cli.build_status import build_status
 from sbtk_runtime.plan_progress import BuildProgress
-with build_status() as tell:
+with build_status() as status:
     for second in range(3):
-        tell(BuildProgress(float(second), "", 0, 0, "the ONNX parser"))
+        status.progress(BuildProgress(float(second), "", 0, 0, "the ONNX parser"))
         time.sleep(0.3)
+    status.said("the plan was [built]")
 """
     import pty
 
@@ -337,8 +340,9 @@ with build_status() as tell:
         shown += part
     assert os.waitpid(process, 0)[1] == 0
     assert b"2 s, waiting for the ONNX parser" in shown
-    # The cursor goes back to the line's beginning, and the line is gone at the end.
-    assert shown.count(b"\n") < 3
+    # What is said has a line of its own; all else is told in one place.
+    assert b"\x1b[2Kthe plan was [built]\r\n" in shown
+    assert shown.count(b"\n") < 4
     assert b"\x1b[2K" in shown
 
 
