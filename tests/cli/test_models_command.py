@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_a_whole_bundle_passes(workplace: Path, capsys: pytest.CaptureFixture[st
     assert main(["models", "check", "tiny"]) == 0
     shown = capsys.readouterr().out
     assert "2 files" in shown
-    assert "fp32  runs on onnxruntime" in shown
+    assert re.search(r"fp32  runs on (openvino|onnxruntime) \d", shown)
     assert main(["models", "check", "bundles/tiny", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["trials"]) == {"fp32", "int8"}
 
