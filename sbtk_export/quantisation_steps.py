@@ -1,8 +1,9 @@
-"""The quantisation step of each activation that loses least, from histograms of its values."""
+"""Quantisation steps of activations for symmetric INT8, from histograms of their values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -13,26 +14,32 @@ from onnx import TensorProto, helper, numpy_helper
 from sbtk_runtime.onnx_file import INPUT_NAME
 from sbtk_runtime.preprocess import Pixels
 
-# A step is sought that reaches from this share of the largest value to all of it.
-_LEAST_REACH = 0.2
-_REACHES = 81
 _LEVELS = 127
+_REACHES_PER_TOP = 100
 _BINS = 4096
 # Every value of a large activation would only take time.
 _EVERY = 3
 _BATCH = 4
 
+Steps = Mapping[str, np.float32]
 
-def best_steps(
+
+@dataclass(frozen=True)
+class Histogram:
+    """Sizes of an activation's values: `counts (4096,) int64` of even bins from 0 to `top`."""
+
+    counts: NDArray[np.int64]
+    top: float
+
+
+def histograms_of(
     model: onnx.ModelProto, names: Sequence[str], pixels: Pixels
-) -> dict[str, np.float32]:
-    """Returns, by tensor, the step of symmetric INT8 whose squared error is smallest.
-
-    Large values are clipped where that pays: a few of them would spend the range of all others.
+) -> dict[str, Histogram]:
+    """Returns the histogram of each named activation.
 
     Args:
         model: in FP32.
-        names: of the tensors to be quantised.
+        names: of the tensors.
         pixels: `(N, 224, 224, 3) uint8`, to calibrate on.
     """
     session = _session_of(model, names)
@@ -45,10 +52,21 @@ def best_steps(
             bins = np.abs(values.reshape(-1)[::_EVERY]) * np.float32(_BINS / tops[name])
             places = np.minimum(bins.astype(np.int32), _BINS - 1)
             counts[name] += np.bincount(places, minlength=_BINS)
-    return {name: _best_step(counts[name], tops[name]) for name in names}
+    return {name: Histogram(counts[name], tops[name]) for name in names}
 
 
-def set_steps(quantised: onnx.ModelProto, steps: Mapping[str, np.float32]) -> None:
+def best_steps(histograms: Mapping[str, Histogram], least_reach: float) -> Steps:
+    """Returns, by tensor, the step of INT8 whose squared error is smallest.
+
+    Args:
+        histograms: by tensor.
+        least_reach: share of the largest value that INT8 has to reach; what is larger is clipped.
+            With 1 nothing is, and the steps are those of the largest values.
+    """
+    return {name: _best_step(histogram, least_reach) for name, histogram in histograms.items()}
+
+
+def set_steps(quantised: onnx.ModelProto, steps: Steps) -> None:
     """Gives the QuantizeLinear nodes that read these tensors, and their partners, other steps."""
     constants = {tensor.name: tensor for tensor in quantised.graph.initializer}
     for node in quantised.graph.node:
@@ -83,11 +101,13 @@ def _values(
         yield from zip(names, batch, strict=True)
 
 
-def _best_step(counts: NDArray[np.int64], top: float) -> np.float32:
+def _best_step(histogram: Histogram, least_reach: float) -> np.float32:
+    top = histogram.top
     if top == 0:
         return np.float32(1)
     centres = (np.arange(_BINS) + 0.5) * (top / _BINS)
-    steps = np.linspace(_LEAST_REACH, 1, _REACHES) * (top / _LEVELS)
+    count = 1 + round((1 - least_reach) * _REACHES_PER_TOP)
+    steps = np.linspace(least_reach, 1, count) * (top / _LEVELS)
     levels = np.minimum(np.rint(centres / steps[:, None]), _LEVELS)
-    errors = np.square(levels * steps[:, None] - centres) @ counts
+    errors = np.square(levels * steps[:, None] - centres) @ histogram.counts
     return np.float32(steps[np.argmin(errors)])
