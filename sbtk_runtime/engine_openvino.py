@@ -6,6 +6,7 @@ import contextlib
 import sys
 import threading
 from collections.abc import Iterator
+from functools import cache
 from queue import LifoQueue
 from typing import Any
 
@@ -57,7 +58,7 @@ def open_openvino(request: EngineRequest) -> SessionEngine:
     path = request.bundle.checked_onnx(request.precision, request.form)
     dim = request.bundle.manifest.dim
     try:
-        core = openvino.Core()
+        core = _core(openvino)
         model = core.read_model(path)
         check_signature(_ports(model.inputs), _ports(model.outputs), str(path), dim)
         requests = _requests(core, model, request.threads, request.lanes)
@@ -90,7 +91,7 @@ def probe_openvino() -> str:
     openvino = _openvino()
     version = _version(openvino)
     try:
-        core = openvino.Core()
+        core = _core(openvino)
         compiled = core.compile_model(core.read_model(PROBE_GRAPH), "CPU", _settings(1, 1))
         answer = compiled.create_infer_request().infer({PROBE_INPUT: probe_question()})[0]
     except Exception as problem:
@@ -172,6 +173,17 @@ def _openvino() -> Any:
             "pip uninstall openvino, then " + _INSTALL,
         )
     return openvino
+
+
+@cache
+def _core(openvino: Any) -> Any:
+    """Returns the process's one `Core`, which lives as long as it.
+
+    Each gives the thread that first uses it a stack for signal handlers, and takes it away with
+    itself. Of two that end in the order in which they began, the second brings back the stack of
+    the first, which is gone, and the next Ctrl-C ends the process with a segmentation fault.
+    """
+    return openvino.Core()
 
 
 @contextlib.contextmanager

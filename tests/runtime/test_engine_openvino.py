@@ -281,6 +281,28 @@ def test_the_shipped_model_embeds_alike_on_one_lane_and_on_several(precision: Pr
             np.testing.assert_allclose(rows, expected, atol=1e-3)
 
 
+def test_ctrl_c_is_an_exception_after_engines_have_come_and_gone(bundle: Bundle) -> None:
+    """OpenVINO has left the process with a stack for signal handlers that was freed already."""
+    script = (
+        "import gc, signal, sys\n"
+        "from sbtk_runtime.bundle import Bundle\n"
+        "from sbtk_runtime.engine import open_engine\n"
+        "bundle = Bundle.open(sys.argv[1])\n"
+        "first = open_engine(bundle, engine='openvino')\n"
+        "second = open_engine(bundle, engine='openvino')\n"
+        "for engine in (first, second):\n"
+        "    engine.close()\n"
+        "    gc.collect()\n"
+        "del first, second, engine\n"
+        "gc.collect()\n"
+        "try:\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+    )
+    assert _lines(script, str(bundle.folder)) == ["interrupted"]
+
+
 def test_without_the_library_the_extra_is_named(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
