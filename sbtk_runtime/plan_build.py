@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,6 +159,9 @@ class _Build:
         try:
             self._built = self._build()
         except BaseException as problem:
+            # What TensorRT made for the build is freed here and in order, not whenever a garbage
+            # collector meets the frames that the traceback keeps.
+            traceback.clear_frames(problem.__traceback__)
             self._problem = problem
 
     def result(self) -> BuiltPlan:

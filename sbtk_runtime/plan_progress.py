@@ -50,6 +50,9 @@ class _Phase:
         return f"{self.name} ({self.done} of {self.total})" if self.total > 1 else self.name
 
 
+_monitors_alive: list[Any] = []
+
+
 class BuildWatch:
     """What is known of a running build; TensorRT's threads tell it, the caller's thread asks."""
 
@@ -109,7 +112,11 @@ class BuildWatch:
                 """Notes that a phase has ended."""
                 watch.end(phase_name)
 
-        return Monitor()
+        monitor = Monitor()
+        # It has to outlive everything of TensorRT's that knows it, and the garbage collector keeps
+        # no such order.
+        _monitors_alive.append(monitor)
+        return monitor
 
     def begin(self, phase: str, steps: int) -> None:
         """Notes that a phase begins."""
