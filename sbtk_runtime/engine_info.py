@@ -21,6 +21,7 @@ class EngineInfo:
         lanes: calls of `run` that go on at once; the threads are shared out among them.
         version: of its library.
         form: of the ONNX file that it runs, which is another one for TensorRT's INT8.
+        is_in_calling_thread: whether a lane of one thread computes in the thread that calls `run`.
         passed_over: for each faster engine that `auto` could not use, its name and why.
     """
 
@@ -32,4 +33,5 @@ class EngineInfo:
     lanes: int
     version: str
     form: OnnxForm = "plain"
+    is_in_calling_thread: bool = False
     passed_over: tuple[str, ...] = ()

@@ -16,8 +16,8 @@ class EngineLanes:
 
     Attributes:
         busy_s: seconds that runs took, summed over lanes.
-        core_s: seconds of work that they cost the cores. Where a lane has several threads, all of
-            them count for as long as the run takes.
+        core_s: seconds of work that they cost the cores. Where a lane has several threads, or a
+            library threads of its own, all of them count for as long as the run takes.
         waiting_s: seconds in which no lane had anything to do.
     """
 
@@ -60,4 +60,6 @@ class EngineLanes:
                 self._running -= 1
                 self._idle_since = end
                 self.busy_s += end - start
-                self.core_s += end_core - start_core if threads == 1 else threads * (end - start)
+                # Elsewhere a library's own threads do the work, and their clocks are not ours.
+                is_counted = threads == 1 and info.is_in_calling_thread
+                self.core_s += end_core - start_core if is_counted else threads * (end - start)

@@ -177,6 +177,7 @@ def _proven(session: Any, request: EngineRequest, target: _Target) -> SessionEng
         lanes=target.lanes,
         version=str(find_onnxruntime().__version__),
         form=request.form,
+        is_in_calling_thread=target.device == "cpu",
     )
     engine = SessionEngine(_infer(session), info, target.chunk, first_line, request.said)
     engine.prove()
