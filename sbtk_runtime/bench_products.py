@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime.engine_openvino import probe_openvino
+from sbtk_runtime.engine_openvino import openvino_core
 from sbtk_runtime.errors import EngineUnavailable, MissingExtra
 from sbtk_runtime.onnxruntime_library import CPU, find_onnxruntime
 
@@ -105,10 +105,7 @@ def _on_onnxruntime(threads: int) -> _Opened:
 
 
 def _on_openvino(threads: int) -> _Opened:
-    probe_openvino()  # it imports OpenVINO as it has to be
-    import openvino
-
-    core = openvino.Core()
+    core = openvino_core()
     settings = {
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,

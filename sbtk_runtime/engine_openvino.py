@@ -58,7 +58,7 @@ def open_openvino(request: EngineRequest) -> SessionEngine:
     path = request.bundle.checked_onnx(request.precision, request.form)
     dim = request.bundle.manifest.dim
     try:
-        core = _core(openvino)
+        core = openvino_core()
         model = core.read_model(path)
         check_signature(_ports(model.inputs), _ports(model.outputs), str(path), dim)
         requests = _requests(core, model, request.threads, request.lanes)
@@ -91,13 +91,32 @@ def probe_openvino() -> str:
     openvino = _openvino()
     version = _version(openvino)
     try:
-        core = _core(openvino)
+        core = openvino_core()
         compiled = core.compile_model(core.read_model(PROBE_GRAPH), "CPU", _settings(1, 1))
         answer = compiled.create_infer_request().infer({PROBE_INPUT: probe_question()})[0]
     except Exception as problem:
         raise EngineUnavailable(f"OpenVINO {version} does not run: {_told(problem)}") from problem
     check_probe_answer(answer, f"OpenVINO {version}")
     return version
+
+
+def openvino_core() -> Any:
+    """Returns the process's one `openvino.Core`, which lives as long as it.
+
+    Each gives the thread that first uses it a stack for signal handlers, and takes it away with
+    itself. Of two that end in the order in which they began, the second brings back the stack of
+    the first, which is gone, and the next Ctrl-C ends the process with a segmentation fault.
+
+    Raises:
+        MissingExtra: OpenVINO is not installed.
+        EngineUnavailable: it does not load, or is not whole.
+    """
+    return _core(_openvino())
+
+
+@cache
+def _core(openvino: Any) -> Any:
+    return openvino.Core()
 
 
 def _requests(core: Any, model: Any, threads: int, lanes: int) -> list[Any]:
@@ -173,17 +192,6 @@ def _openvino() -> Any:
             "pip uninstall openvino, then " + _INSTALL,
         )
     return openvino
-
-
-@cache
-def _core(openvino: Any) -> Any:
-    """Returns the process's one `Core`, which lives as long as it.
-
-    Each gives the thread that first uses it a stack for signal handlers, and takes it away with
-    itself. Of two that end in the order in which they began, the second brings back the stack of
-    the first, which is gone, and the next Ctrl-C ends the process with a segmentation fault.
-    """
-    return openvino.Core()
 
 
 @contextlib.contextmanager
