@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadGallery, DiskFull, SbtkError
-from sbtk_runtime.vectors import Batch
+from sbtk_runtime.shards import Batch
 
 CATALOGUE_NAME = "catalogue.sqlite"
 SCHEMA_VERSION = 1

@@ -18,7 +18,7 @@ from sbtk_runtime.catalogue import (
     transaction,
 )
 from sbtk_runtime.errors import BadGallery
-from sbtk_runtime.vectors import SHARD_ROWS, Batch
+from sbtk_runtime.shards import SHARD_ROWS, Batch
 
 # A photo that only moved has the row that it had.
 _TO_ADD = """FROM photos AS p WHERE born = ?1 AND gone IS NULL

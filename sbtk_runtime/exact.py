@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime.vectors import Embeddings, Rows, Vectors
+from sbtk_runtime.codes import CodeShards
+from sbtk_runtime.hamming import Codes, Distances, hamming_distances
+from sbtk_runtime.shards import Rows
+from sbtk_runtime.vectors import Embeddings, Vectors
 
 Scores = NDArray[np.float32]
 
@@ -33,3 +36,31 @@ def exact_search(vectors: Vectors, rows: Rows, query: Embeddings, k: int) -> tup
             best_rows, best_scores = best_rows[is_kept], best_scores[is_kept]
     order = np.lexsort((best_rows, -best_scores))[:k]
     return best_rows[order], best_scores[order]
+
+
+def hamming_search(codes: CodeShards, rows: Rows, query: Codes, k: int) -> tuple[Rows, Distances]:
+    """Returns rows and Hamming distances of the `k` nearest among ascending `rows`, nearest first.
+
+    Many codes are equally near, so all that are as near as the last of them come too, by row: who
+    knows the photos cuts. Rows that are not there are never found.
+
+    Args:
+        codes: where the codes are.
+        rows: which may be found.
+        query: `(W,) uint8`, packed as the codes are.
+        k: how many, at least 1; fewer are returned when there are fewer.
+    """
+    near_rows = np.empty(0, dtype=np.int64)
+    near = np.empty(0, dtype=np.uint16)
+    farthest = np.iinfo(np.uint16).max
+    for numbers, part, is_held in codes.chunks(rows):
+        distances = hamming_distances(query[None], part)[0]
+        chosen = np.flatnonzero(is_held & (distances <= farthest))
+        near_rows = np.concatenate([near_rows, numbers[chosen]])
+        near = np.concatenate([near, distances[chosen]])
+        if len(near) > k:
+            farthest = np.partition(near, k - 1)[k - 1]
+            is_near = near <= farthest
+            near_rows, near = near_rows[is_near], near[is_near]
+    order = np.lexsort((near_rows, near))
+    return near_rows[order], near[order]

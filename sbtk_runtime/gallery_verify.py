@@ -17,7 +17,8 @@ from sbtk_runtime.files import WriterLock
 from sbtk_runtime.gallery_folder import LOCK_NAME, VECTORS_NAME, published_manifest
 from sbtk_runtime.hnsw import Graph
 from sbtk_runtime.manifest import GalleryManifest
-from sbtk_runtime.vectors import Embeddings, Rows, Vectors
+from sbtk_runtime.shards import Rows
+from sbtk_runtime.vectors import Embeddings, Vectors
 
 #: The share of sampled photos that must find themselves; HNSW may miss a few.
 LEAST_FOUND = 0.99

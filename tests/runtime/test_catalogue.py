@@ -11,7 +11,7 @@ import pytest
 from sbtk_runtime.catalogue import CATALOGUE_NAME, CatalogueView, Embedding, Failure, Origin
 from sbtk_runtime.catalogue_writer import Catalogue
 from sbtk_runtime.errors import BadGallery
-from sbtk_runtime.vectors import SHARD_ROWS, Batch
+from sbtk_runtime.shards import SHARD_ROWS, Batch
 
 ORIGIN = Origin("tiny@0123456789ab", "fp32", 16, "sbtk-1")
 

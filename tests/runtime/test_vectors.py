@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sbtk_runtime import vectors as module
+from sbtk_runtime import shards as module
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.vectors import CHUNK_ROWS, Vectors
 from tests.tiny_gallery import unit_rows

@@ -1,0 +1,195 @@
+"""Rows of bytes on disk: append-only shards, each of `SHARD_ROWS` rows and nothing else.
+
+Rows have one number over all shards, given once and never again. Only rows that the catalogue has
+committed count; what lies beyond them is what a killed writer left.
+
+Shards are read, not memory-mapped: a mapped file that is cut short kills the process that looks
+at it, and mapped pages would count as its memory. Reading costs some 0.15 ms per MB more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbtk_runtime.files import disk_full_explained, fsync_folder
+
+Rows = NDArray[np.int64]
+RowBytes = NDArray[np.uint8]
+
+SHARD_ROWS = 65_536
+
+# A gap that is read through, because a second read would cost more.
+_READ_THROUGH_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that were written together, in one shard, and the SHA-256 of their bytes."""
+
+    first_row: int
+    count: int
+    sha256: str
+
+
+class Shards:
+    """The shards in a gallery's `vectors/` folder.
+
+    A reader that was opened with `hold()` keeps its shards even when a writer removes them.
+    Reading is safe from any number of threads.
+
+    Args:
+        folder: where the shards are.
+        row_bytes: length of a row.
+        suffix: of a shard's name; it tells what the bytes mean.
+    """
+
+    def __init__(self, folder: Path, row_bytes: int, suffix: str) -> None:
+        self.folder = folder
+        self._row_bytes = row_bytes
+        self._suffix = suffix
+        self._descriptors: dict[int, int] = {}
+
+    def hold(self) -> None:
+        """Opens every shard and keeps it open until `close`."""
+        for index, path in self._shards():
+            self._descriptors[index] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Closes the shards that `hold` opened."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def append_bytes(self, first_row: int, content: RowBytes) -> list[Batch]:
+        """Writes rows `(N, row_bytes) uint8` from row `first_row` on, durably.
+
+        Raises:
+            DiskFull: there is no space; what was committed is untouched.
+        """
+        self.folder.mkdir(exist_ok=True)
+        batches = []
+        for low, high in _cut_at_shards(first_row, first_row + len(content)):
+            data = content[low - first_row : high - first_row].tobytes()
+            self._write(low, data)
+            batches.append(Batch(low, high - low, hashlib.sha256(data).hexdigest()))
+        return batches
+
+    def read_bytes(self, rows: Rows) -> tuple[RowBytes, NDArray[np.bool_]]:
+        """Returns rows `(N, row_bytes) uint8` and which of them the shards hold, `(N,) bool`.
+
+        Rows that are not there come as zeros. `rows` is ascending.
+        """
+        content = np.zeros((len(rows), self._row_bytes), dtype=np.uint8)
+        is_held = np.zeros(len(rows), dtype=np.bool_)
+        for low, high in _runs(rows):
+            self._read_into(content[low:high], is_held[low:high], rows[low:high])
+        return content, is_held
+
+    def is_intact(self, batch: Batch) -> bool:
+        """Returns whether a batch's bytes are still those that were written."""
+        data = self._read(batch.first_row, batch.count)
+        return hashlib.sha256(data).hexdigest() == batch.sha256
+
+    def cut(self, committed_rows: int) -> None:
+        """Removes what a killed writer left beyond the committed rows."""
+        for index, path in self._shards():
+            rows_here = min(SHARD_ROWS, committed_rows - index * SHARD_ROWS)
+            if rows_here <= 0:
+                path.unlink()
+            elif path.stat().st_size > rows_here * self._row_bytes:
+                os.truncate(path, rows_here * self._row_bytes)
+
+    def missing(self, committed_rows: int) -> list[tuple[int, int]]:
+        """Returns the intervals of committed rows (end excluded) that no shard holds."""
+        intervals = []
+        for low, high in _cut_at_shards(0, committed_rows):
+            path = self._path(low // SHARD_ROWS)
+            held = path.stat().st_size // self._row_bytes if path.exists() else 0
+            if low + held < high:
+                intervals.append((low + held, high))
+        return intervals
+
+    def remove_shards(self, indices: Iterable[int]) -> None:
+        """Removes whole shards; readers that hold them keep them."""
+        for index in indices:
+            self._path(index).unlink(missing_ok=True)
+
+    def shard_indices(self) -> list[int]:
+        """Returns the numbers of the shards that exist."""
+        return [index for index, _ in self._shards()]
+
+    def _shards(self) -> list[tuple[int, Path]]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(
+            (int(path.stem), path)
+            for path in self.folder.iterdir()
+            if path.suffix == self._suffix and path.stem.isdecimal()
+        )
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:06d}{self._suffix}"
+
+    def _write(self, first_row: int, data: bytes) -> None:
+        path = self._path(first_row // SHARD_ROWS)
+        offset = first_row % SHARD_ROWS * self._row_bytes
+        with disk_full_explained(path):
+            is_new = not path.exists()
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                view = memoryview(data)
+                while view:
+                    written = os.pwrite(descriptor, view, offset)
+                    view, offset = view[written:], offset + written
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if is_new:
+                fsync_folder(self.folder)
+
+    def _read_into(self, content: RowBytes, is_held: NDArray[np.bool_], rows: Rows) -> None:
+        first = int(rows[0])
+        data = self._read(first, int(rows[-1]) + 1 - first)
+        count = len(data) // self._row_bytes
+        held = np.frombuffer(data, dtype=np.uint8, count=count * self._row_bytes)
+        held = held.reshape(count, self._row_bytes)
+        wanted = rows - first
+        is_held[:] = wanted < count
+        content[is_held] = held[wanted[is_held]]
+
+    def _read(self, first_row: int, count: int) -> bytes:
+        """Returns the bytes of rows that lie in one shard; fewer when the shard is short."""
+        index, offset = first_row // SHARD_ROWS, first_row % SHARD_ROWS * self._row_bytes
+        descriptor = self._descriptors.get(index)
+        if descriptor is not None:
+            return os.pread(descriptor, count * self._row_bytes, offset)
+        try:
+            with self._path(index).open("rb") as file:
+                file.seek(offset)
+                return file.read(count * self._row_bytes)
+        except FileNotFoundError:
+            return b""
+
+
+def _runs(rows: Rows) -> Iterator[tuple[int, int]]:
+    """Yields index intervals of ascending `rows` that one read serves: near and in one shard."""
+    if len(rows) == 0:
+        return
+    is_far = np.diff(rows) > _READ_THROUGH_ROWS
+    is_far |= np.diff(rows // SHARD_ROWS) > 0
+    bounds = [0, *(np.flatnonzero(is_far) + 1).tolist(), len(rows)]
+    yield from itertools.pairwise(bounds)
+
+
+def _cut_at_shards(low: int, high: int) -> Iterator[tuple[int, int]]:
+    while low < high:
+        end = min(high, (low // SHARD_ROWS + 1) * SHARD_ROWS)
+        yield low, end
+        low = end
