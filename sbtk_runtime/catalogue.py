@@ -8,54 +8,20 @@ vectors. Paths are the bytes that the file system has.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime.errors import BadGallery, DiskFull, SbtkError
+from sbtk_runtime.catalogue_codes import stored_bits, stored_itq
+from sbtk_runtime.catalogue_database import CATALOGUE_NAME, catalogue_errors, connect_reader
+from sbtk_runtime.itq import Itq
 from sbtk_runtime.shards import Batch
 
-CATALOGUE_NAME = "catalogue.sqlite"
-SCHEMA_VERSION = 1
-
-_SCHEMA = """
-CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE photos (
-    id INTEGER NOT NULL,
-    born INTEGER NOT NULL,
-    gone INTEGER,
-    path BLOB NOT NULL,
-    size_bytes INTEGER NOT NULL,
-    mtime_ns INTEGER NOT NULL,
-    sha256 BLOB NOT NULL,
-    row INTEGER NOT NULL,
-    PRIMARY KEY (id, born)
-) WITHOUT ROWID;
-CREATE UNIQUE INDEX photo_by_path ON photos (path) WHERE gone IS NULL;
-CREATE INDEX photo_by_row ON photos (row, born, gone);
-CREATE TABLE batches (
-    first_row INTEGER PRIMARY KEY,
-    count INTEGER NOT NULL,
-    sha256 BLOB NOT NULL
-);
-CREATE TABLE failures (
-    path BLOB PRIMARY KEY,
-    size_bytes INTEGER,
-    mtime_ns INTEGER,
-    ctime_ns INTEGER,
-    reason TEXT NOT NULL
-) WITHOUT ROWID;
-"""
 _VISIBLE = "born <= :generation AND (gone IS NULL OR gone > :generation)"
-_OUT_OF_SPACE_BYTES = 1 << 20
+_ROWS_PER_QUESTION = 500
 
 
 @dataclass(frozen=True)
@@ -72,12 +38,16 @@ class Photo:
 
 @dataclass(frozen=True)
 class Origin:
-    """What made a gallery's embeddings; the same for all of them."""
+    """What made a gallery's embeddings; the same for all of them.
+
+    `bits` is the length of the codes that a binary gallery keeps in their place.
+    """
 
     model_id: str
     precision: str
     dim: int
     preprocessing: str
+    bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +95,20 @@ class CatalogueView:
             (value,) = found.fetchone() or (0,)
         return int(value)
 
+    def bits(self) -> int | None:
+        """Returns the length of the codes; `None` if the catalogue is of embeddings."""
+        with catalogue_errors(self._path):
+            return stored_bits(self._connection)
+
+    def itq(self) -> Itq:
+        """Returns what makes the codes of a binary gallery.
+
+        Raises:
+            BadGallery: it is damaged.
+        """
+        with catalogue_errors(self._path):
+            return stored_itq(self._connection, self._path)
+
     def rows(self, under: bytes | None = None) -> NDArray[np.int64]:
         """Returns the rows of the photos, or of those in the folder `under`, ascending."""
         query = f"SELECT row FROM photos WHERE {_VISIBLE}"  # noqa: S608 -- constants only
@@ -132,9 +116,21 @@ class CatalogueView:
         if under is not None:
             query += " AND path >= :low AND path < :high"
             values["low"], values["high"] = below(under)
+        elif (dense := self._dense_rows()) is not None:
+            return dense
         with catalogue_errors(self._path):
             found = self._connection.execute(query + " ORDER BY row", values)
             return np.fromiter((row for (row,) in found), dtype=np.int64)
+
+    def ids(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the ids of the photos at `rows`, `(N,) int64`; 0 where there is none."""
+        ids: dict[int, int] = {}
+        for start in range(0, len(rows), _ROWS_PER_QUESTION):
+            part = ",".join(map(str, rows[start : start + _ROWS_PER_QUESTION].tolist()))
+            query = f"SELECT row, id FROM photos WHERE row IN ({part}) AND {_VISIBLE}"  # noqa: S608
+            with catalogue_errors(self._path):
+                ids.update(self._connection.execute(query, self._generation))
+        return np.array([ids.get(row, 0) for row in rows.tolist()], dtype=np.int64)
 
     def name_of(self, row: int) -> tuple[int, bytes] | None:
         """Returns id and path of the photo whose embedding is at `row`, if there is one."""
@@ -166,6 +162,18 @@ class CatalogueView:
             (answer,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
         return None if answer == "ok" else str(answer)
 
+    def _dense_rows(self) -> NDArray[np.int64] | None:
+        """Returns the photos' rows if none between the first and the last is without a photo.
+
+        SQLite counts ten times faster than it hands out rows one by one.
+        """
+        query = f"SELECT count(*), min(row), max(row) FROM photos WHERE {_VISIBLE}"  # noqa: S608
+        with catalogue_errors(self._path):
+            count, first, last = self._connection.execute(query, self._generation).fetchone()
+        if not count or last - first + 1 != count:
+            return None
+        return np.arange(first, last + 1, dtype=np.int64)
+
 
 def below(path: bytes) -> tuple[bytes, bytes]:
     """Returns the interval of paths (end excluded) that lie in the folder `path`."""
@@ -176,106 +184,3 @@ def below(path: bytes) -> tuple[bytes, bytes]:
 def exactly(path: bytes) -> tuple[bytes, bytes]:
     """Returns the interval of paths (end excluded) that holds `path` alone."""
     return path, path + b"\0"
-
-
-def connect_writer(path: Path) -> sqlite3.Connection:
-    """Returns a connection that commits durably, and makes the tables of a new catalogue."""
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
-    try:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        with transaction(connection):
-            version = _version(connection, path)
-            if version == 0:
-                for statement in _SCHEMA.split(";"):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def connect_reader(path: Path) -> sqlite3.Connection:
-    """Returns a connection that changes nothing and holds a snapshot of the database.
-
-    Raises:
-        BadGallery: there is no catalogue, or a newer sbtk made it.
-    """
-    if not path.is_file():
-        raise BadGallery(f"{path} is missing", "the catalogue of a gallery", _make_anew(path))
-    # SQLite's locks need files beside the catalogue; where there can be none it is read as it is.
-    is_fixed = not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists()
-    mode = "immutable=1" if is_fixed else "mode=ro"
-    location = f"file:{quote(os.fsencode(path.absolute()))}?{mode}"
-    connection = sqlite3.connect(
-        location, uri=True, isolation_level=None, check_same_thread=False, timeout=30
-    )
-    try:
-        connection.execute("BEGIN")
-        if _version(connection, path) == 0:
-            raise BadGallery(f"{path} is empty", "the catalogue of a gallery", _make_anew(path))
-        connection.execute("SELECT 1 FROM facts LIMIT 1").fetchone()
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-@contextlib.contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Makes the block's changes together, or not at all."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
-@contextlib.contextmanager
-def catalogue_errors(path: Path) -> Iterator[None]:
-    """Turns SQLite's errors inside the block into ours.
-
-    Raises:
-        DiskFull: there is no space for the catalogue.
-        BadGallery: the catalogue is damaged, or cannot be read or written.
-    """
-    try:
-        yield
-    except sqlite3.Error as problem:
-        raise _told(problem, path) from problem
-
-
-def _told(problem: sqlite3.Error, path: Path) -> SbtkError:
-    code = getattr(problem, "sqlite_errorcode", 0) & 0xFF
-    free_bytes = shutil.disk_usage(path.parent).free
-    is_full = code == sqlite3.SQLITE_IOERR and free_bytes < _OUT_OF_SPACE_BYTES
-    if code == sqlite3.SQLITE_FULL or is_full:
-        return DiskFull(
-            f"no space left while writing {path} ({free_bytes:,} bytes free)",
-            "nothing that was committed before is lost",
-            "free some space and run the same command again; it goes on where it stopped",
-        )
-    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return BadGallery(f"{path} cannot be opened: {problem}", "a gallery that may be written")
-    return BadGallery(
-        f"{path} is damaged: {problem}", "the catalogue of a gallery", _make_anew(path)
-    )
-
-
-def _make_anew(path: Path) -> str:
-    return f"put {path.parent} aside and make it again with sbtk index PHOTOS"
-
-
-def _version(connection: sqlite3.Connection, path: Path) -> int:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > SCHEMA_VERSION:
-        raise BadGallery(
-            f"{path} has format {version}: it was made by a newer sbtk",
-            f"format {SCHEMA_VERSION} or older",
-            "pip install --upgrade sbtk",
-        )
-    return int(version)

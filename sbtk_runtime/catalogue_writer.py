@@ -8,16 +8,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sbtk_runtime.catalogue import (
+from sbtk_runtime.catalogue import Embedding, Failure, Origin
+from sbtk_runtime.catalogue_codes import store_itq, stored_bits, stored_itq
+from sbtk_runtime.catalogue_database import (
     CATALOGUE_NAME,
-    Embedding,
-    Failure,
-    Origin,
     catalogue_errors,
     connect_writer,
     transaction,
 )
 from sbtk_runtime.errors import BadGallery
+from sbtk_runtime.itq import Itq
 from sbtk_runtime.shards import SHARD_ROWS, Batch
 
 # A photo that only moved has the row that it had.
@@ -67,17 +67,28 @@ class Catalogue:
                 str(facts["precision"]),
                 int(facts["dim"]),
                 str(facts["preprocessing"]),
+                stored_bits(self.connection),
             )
         except (KeyError, ValueError) as problem:
             raise BadGallery(
                 f"{self.path} lacks {problem}", "a catalogue made by sbtk"
             ) from problem
 
-    def claim(self, origin: Origin) -> None:
-        """Records what makes the embeddings of a new gallery."""
+    def itq(self) -> Itq:
+        """Returns what makes the codes of a binary gallery.
+
+        Raises:
+            BadGallery: it is damaged.
+        """
+        with catalogue_errors(self.path):
+            return stored_itq(self.connection, self.path)
+
+    def claim(self, origin: Origin, itq: Itq | None = None) -> None:
+        """Records what makes the embeddings of a new gallery, and what makes codes of them."""
         with catalogue_errors(self.path), transaction(self.connection):
-            for name, value in asdict(origin).items():
-                self._set_fact(name, value)
+            for name in ("model_id", "precision", "dim", "preprocessing"):
+                self._set_fact(name, getattr(origin, name))
+            store_itq(self.connection, itq)
 
     def committed_rows(self) -> int:
         """Returns the number of rows of the vectors that count, dead ones included."""

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import PIL
 
-from sbtk_runtime.catalogue import Failure, below, catalogue_errors, exactly, transaction
+from sbtk_runtime.catalogue import Failure, below, exactly
+from sbtk_runtime.catalogue_database import catalogue_errors, transaction
 from sbtk_runtime.catalogue_writer import Catalogue
 from sbtk_runtime.errors import BadImage
 from sbtk_runtime.images import read_image_bytes

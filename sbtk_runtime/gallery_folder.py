@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sbtk_runtime.catalogue import CATALOGUE_NAME
+from sbtk_runtime.catalogue_database import CATALOGUE_NAME
 from sbtk_runtime.errors import BadGallery, ModelMismatch
 from sbtk_runtime.files import atomic_path, disk_full_explained
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, read_gallery_manifest

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime.catalogue import CATALOGUE_NAME, Embedding, Origin
+from sbtk_runtime.catalogue import Embedding, Origin
+from sbtk_runtime.catalogue_database import CATALOGUE_NAME
 from sbtk_runtime.catalogue_writer import Catalogue
 from sbtk_runtime.embed import Embedder
 from sbtk_runtime.gallery_folder import VECTORS_NAME

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sbtk_runtime.catalogue import CATALOGUE_NAME, CatalogueView, Embedding, Failure, Origin
+from sbtk_runtime.catalogue import CatalogueView, Embedding, Failure, Origin
+from sbtk_runtime.catalogue_database import CATALOGUE_NAME
 from sbtk_runtime.catalogue_writer import Catalogue
 from sbtk_runtime.errors import BadGallery
 from sbtk_runtime.shards import SHARD_ROWS, Batch
