@@ -11,7 +11,8 @@ from sbtk_runtime.errors import BadGallery, BadModel, SbtkError
 from sbtk_runtime.files import read_json_object, write_json_atomically
 
 BUNDLE_FORMAT = 1
-GALLERY_FORMAT = 1
+#: The newest; galleries of embeddings have 1 as ever, so that an older sbtk reads them too.
+GALLERY_FORMAT = 2
 MANIFEST_NAME = "manifest.json"
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -92,7 +93,9 @@ class GalleryManifest:
         dim: length of an embedding.
         preprocessing: version of `sbtk_runtime.preprocess` in use when they were made.
         live: number of searchable photos.
-        graph: the HNSW graph, or `None` when there is none yet.
+        graph: the HNSW graph; `None` when there is none yet, and in a binary gallery.
+        bits: length of the codes that a binary gallery keeps in place of embeddings.
+        format: 2 for a binary gallery, which an older sbtk must not read, and else 1.
     """
 
     generation: int
@@ -103,7 +106,11 @@ class GalleryManifest:
     live: int
     graph: GraphRecord | None = None
     created: str = ""
-    format: int = GALLERY_FORMAT
+    bits: int | None = None
+    format: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "format", 1 if self.bits is None else GALLERY_FORMAT)
 
     def write(self, folder: Path) -> None:
         """Writes the manifest into `folder`, atomically."""
@@ -150,7 +157,7 @@ def read_gallery_manifest(folder: Path) -> GalleryManifest:
     reader = _Fields(read_json_object(path, BadGallery), path, BadGallery)
     reader.format(GALLERY_FORMAT)
     graph = reader.optional_object("graph")
-    return GalleryManifest(
+    manifest = GalleryManifest(
         generation=reader.count("generation"),
         model_id=reader.text("model_id"),
         precision=reader.text("precision"),
@@ -168,7 +175,12 @@ def read_gallery_manifest(folder: Path) -> GalleryManifest:
             ef=graph.count("ef", at_least=1, at_most=100_000),
         ),
         created=reader.text("created"),
+        bits=reader.optional_count("bits", at_least=8, at_most=65_536),
     )
+    if manifest.format != reader.count("format") or (manifest.bits or 0) % 8:
+        what = "embeddings" if manifest.bits is None else f"{manifest.bits}-bit codes"
+        raise BadGallery(f"{path} is of {what} in another format", "a manifest written by sbtk")
+    return manifest
 
 
 class _Fields:
@@ -205,6 +217,9 @@ class _Fields:
         if not at_least <= value <= at_most:
             raise self._wrong(key, f"{at_least} to {at_most}")
         return value
+
+    def optional_count(self, key: str, at_least: int, at_most: int) -> int | None:
+        return None if self._values.get(key) is None else self.count(key, at_least, at_most)
 
     def sha256(self, key: str) -> str:
         value = self._get(key)
