@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Literal, Self
 
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.files import without_waiting
+from sbtk_runtime.itq import Itq
 from sbtk_runtime.manifest import (
     MANIFEST_NAME,
     PRECISIONS,
@@ -23,7 +25,8 @@ from sbtk_runtime.onnx_file import MAX_ONNX_BYTES, check_onnx
 from sbtk_runtime.preprocess import PREPROCESSING
 
 #: Files that something would load; in a bundle they must be in its manifest.
-_LOADABLE_SUFFIXES = frozenset({".onnx", ".safetensors", ".data", ".pth", ".pt"})
+_LOADABLE_SUFFIXES = frozenset({".onnx", ".safetensors", ".data", ".pth", ".pt", ".npz"})
+_ITQ_NAME = re.compile(r"itq([1-9][0-9]{0,4})\.npz")
 _GET_AGAIN = "get the bundle again, or export the run again"
 
 #: Who the file is for. Only INT8 differs: TensorRT takes no unsigned activations and no quantised
@@ -113,6 +116,37 @@ class Bundle:
         check_onnx(content, str(path))
         return content
 
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """The lengths of binary codes that the bundle can make of its embeddings, ascending."""
+        names = (_ITQ_NAME.fullmatch(name) for name in self.manifest.files)
+        return tuple(sorted(int(match.group(1)) for match in names if match))
+
+    def itq(self, bits: int) -> Itq:
+        """Returns what makes codes of `bits` bits of the model's embeddings.
+
+        Raises:
+            BadModel: the bundle has none of that length, or it is damaged.
+        """
+        if bits not in self.bits:
+            there = " or ".join(f"--bits {known}" for known in self.bits)
+            raise BadModel(
+                f"{self.folder} makes no {bits}-bit codes",
+                there or f"a bundle with an {itq_name(bits)}, learnt on training images",
+                f"export the run with them: sbtk export RUN --bits {bits}",
+            )
+        name = itq_name(bits)
+        itq = Itq.from_bytes(
+            _read_checked(self.folder / name, self.manifest.files[name]), str(self.folder / name)
+        )
+        if (itq.dim, itq.bits) != (self.manifest.dim, bits):
+            raise BadModel(
+                f"{self.folder / name} makes {itq.bits} bits of {itq.dim} numbers",
+                f"{bits} bits of {self.manifest.dim} numbers",
+                _GET_AGAIN,
+            )
+        return itq
+
     def verify(self) -> None:
         """Checks size and SHA-256 of every file, and that no loadable file is unaccounted for.
 
@@ -123,6 +157,8 @@ class Bundle:
             content = _read_checked(self.folder / name, record)
             if name.endswith(".onnx"):
                 check_onnx(content, str(self.folder / name))
+        for bits in self.bits:
+            self.itq(bits)
         for path in sorted(self.folder.iterdir()):
             known = path.name in self.manifest.files or path.name == MANIFEST_NAME
             if not known and path.suffix.lower() in _LOADABLE_SUFFIXES:
@@ -138,6 +174,11 @@ def onnx_name(precision: Precision, form: OnnxForm = "plain") -> str:
     if form == "tensorrt" and precision == "int8":
         return "model.int8.trt.onnx"
     return f"model.{precision}.onnx"
+
+
+def itq_name(bits: int) -> str:
+    """Returns the name of the file that makes codes of `bits` bits, in every bundle."""
+    return f"itq{bits}.npz"
 
 
 def pretrained_folder() -> Path:
