@@ -102,7 +102,7 @@ def _sign(folder: Path, student: Student) -> None:
         model_id=f"random-weights@{hashlib.sha256(joined.encode()).hexdigest()[:12]}",
         method="sbtknet",
         backbone="resnet50-v1",
-        dim=student.embedding.out_features,
+        dim=student.dim,
         preprocessing=PREPROCESSING,
         files=files,
         training={"data": "none: random weights, for speed alone"},

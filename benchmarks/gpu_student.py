@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.gpu_findings import Task
 from sbtk_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD, SIZE_PX
-from sbtk_train.student import Student
+from sbtk_train.sbtknet import SbtknetStudent
 
 BACKBONE = "resnet50-v1"
 DIM = 512
@@ -18,7 +18,7 @@ _SETTLED_ON = 8
 _DRY_STAGES = ("conv1", "bn1", "relu", "maxpool", "layer1")
 
 
-def random_student(task: Task) -> Student:
+def random_student(task: Task) -> SbtknetStudent:
     """Returns the student in evaluation mode on the CPU; the same one for every stage.
 
     Weights do not change how long a run takes, as long as no activation overflows. In a dry run it
@@ -26,9 +26,9 @@ def random_student(task: Task) -> Student:
     """
     torch.manual_seed(0)
     if not task.is_dry_run:
-        student = Student(BACKBONE, DIM, classes=2)
+        student = SbtknetStudent(BACKBONE, DIM, classes=2)
     else:
-        student = Student("resnet18", DIM, classes=2)
+        student = SbtknetStudent("resnet18", DIM, classes=2)
         trunk = nn.Sequential()
         for name in _DRY_STAGES:
             trunk.add_module(name, student.trunk.get_submodule(name))
@@ -59,7 +59,7 @@ class FromPixels(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, student: Student, layout: torch.memory_format) -> None:
+    def __init__(self, student: SbtknetStudent, layout: torch.memory_format) -> None:
         super().__init__()
         self.student = student
         self.layout = layout
@@ -74,7 +74,7 @@ class FromPixels(nn.Module):
         return self.student.embed(planes.contiguous(memory_format=self.layout))
 
 
-def _settle(student: Student, size_px: int) -> None:
+def _settle(student: SbtknetStudent, size_px: int) -> None:
     """Sets the batch norms' statistics to those of a few pictures.
 
     Untouched ones let activations grow from block to block, towards the end of FP16's range.

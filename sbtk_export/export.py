@@ -134,7 +134,7 @@ def _manifest(
         model_id=f"{plan.name}@{hashlib.sha256(joined.encode()).hexdigest()[:12]}",
         method=facts.method,
         backbone=facts.backbone,
-        dim=student.embedding.out_features,
+        dim=student.dim,
         preprocessing=PREPROCESSING,
         files=files,
         training=facts.training,

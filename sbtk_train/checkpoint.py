@@ -20,6 +20,7 @@ from sbtk_runtime.errors import BadConfig, BadModel
 from sbtk_runtime.files import atomic_path, read_json_object
 from sbtk_train.config import CONFIG_NAME, TrainConfig, read_config
 from sbtk_train.student import Student
+from sbtk_train.students import build_student
 
 LAST = "last.safetensors"
 STUDENT = "student.safetensors"
@@ -36,7 +37,7 @@ class Position:
         updates: optimiser steps since the start.
         sums: sums over the epoch's batches so far, by name.
         history: a row of figures for each finished epoch.
-        best_map: the best validation mAP so far.
+        best: the best figure so far of the recipe's rule of selection.
         since_best: finished epochs since then.
         scaler: state of the loss scaler (fp16 only).
         data_sha256: of the training images.
@@ -50,7 +51,7 @@ class Position:
     updates: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
-    best_map: float = -1.0
+    best: float = -1.0
     since_best: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
 
@@ -131,7 +132,7 @@ def load_run(folder: Path) -> TrainedRun:
     classes = record.get("identity_classes")
     if not isinstance(classes, list):
         raise BadConfig(f"{folder / RECORD} lacks 'identity_classes'", "a run made by sbtk train")
-    student = Student(config.backbone, config.dim, len(classes), config.recipe.attention)
+    student = build_student(config, len(classes))
     tensors, _ = _load(folder / STUDENT)
     try:
         student.load_state_dict(tensors)

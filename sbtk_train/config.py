@@ -9,7 +9,7 @@ from typing import Any
 
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import write_atomically
-from sbtk_train.recipes import RECIPES, Recipe
+from sbtk_train.recipes import METHODS, Method, Recipe, recipe_type
 
 CONFIG_NAME = "config.resolved.toml"
 
@@ -21,7 +21,8 @@ class TrainConfig:
     Attributes:
         data: folder with `sketch/` and `photo/`.
         split: name of a published split, or a file of unseen classes.
-        recipe: how to train.
+        recipe: how to train; of the type that the method has.
+        method: `sbtknet`, `dsn` or `sake`.
         classes: file with the seen classes to use, one a line; empty: all that are seen.
         backbone: one of `sbtk_train.backbone.BACKBONES`.
         weights: a weights file, or empty for training from scratch.
@@ -37,11 +38,16 @@ class TrainConfig:
         workers: decoding threads.
         threads: CPU threads of torch; 0: torch's own choice.
         checkpoint_minutes: how often a running epoch is saved.
+        feature_folder: where feature maps of the frozen stages are kept, which are then made once
+            for some changed copies of each image instead of in each step; empty: they are not.
+        feature_variants: how many copies.
+        keep_duplicates: use photos that a data set lists twice as often as it lists them.
     """
 
     data: str
     split: str
     recipe: Recipe
+    method: Method = "sbtknet"
     classes: str = ""
     backbone: str = "resnet50-v1.5"
     weights: str = ""
@@ -57,14 +63,33 @@ class TrainConfig:
     workers: int = 2
     threads: int = 0
     checkpoint_minutes: float = 5.0
+    feature_folder: str = ""
+    feature_variants: int = 4
+    keep_duplicates: bool = False
 
     def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise BadConfig(f"--method {self.method!r}", ", ".join(METHODS))
+        if not isinstance(self.recipe, recipe_type(self.method)):
+            raise BadConfig(f"recipe {self.recipe.name} for {self.method}", "a recipe of it")
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
             raise BadConfig(f"precision {self.precision!r}", "auto, fp32, bf16 or fp16")
         if self.freeze_until not in ("", "layer1", "layer2", "layer3", "layer4"):
             raise BadConfig(f"--freeze-until {self.freeze_until!r}", "layer1 to layer4")
-        if self.dim < 1 or self.workers < 1 or self.validation_classes < 1:
-            raise BadConfig("dim, workers or validation classes below 1", "1 or more")
+        if self.dim < 1 or self.workers < 1 or self.feature_variants < 1:
+            raise BadConfig("dim, workers or feature variants below 1", "1 or more")
+        needed = 1 if self.recipe.selection == "validation-map" else 0
+        if self.validation_classes < needed:
+            raise BadConfig(
+                f"{self.validation_classes} validation classes to choose the student by",
+                "1 or more",
+                "or a recipe with another rule of selection",
+            )
+        if self.feature_folder and not self.freeze_until:
+            raise BadConfig(
+                "feature maps can be kept of frozen stages only, and none is frozen",
+                "--freeze-until STAGE",
+            )
         if not 0 <= self.held_out_share < 1:
             raise BadConfig(f"a held-out share of {self.held_out_share}", "0 to below 1")
 
@@ -93,19 +118,18 @@ def read_config(folder: Path) -> TrainConfig:
         ) from problem
     known = {item.name for item in fields(TrainConfig)}
     recipe_values = values.pop("recipe", {})
-    knobs = {item.name for item in fields(Recipe)}
+    method = values.get("method", "sbtknet")
+    if method not in METHODS:
+        raise BadConfig(f"{path} names the method {method!r}", ", ".join(METHODS))
+    kind = recipe_type(method)
+    knobs = {item.name for item in fields(kind)}
     unknown = sorted((set(values) - known) | (set(recipe_values) - knobs))
     if unknown:
         raise BadConfig(f"{path} has the unknown key {unknown[0]!r}", "a run of this sbtk version")
     try:
-        return TrainConfig(recipe=Recipe(**recipe_values), **values)
+        return TrainConfig(recipe=kind(**recipe_values), **values)
     except TypeError as problem:
         raise BadConfig(f"{path} is incomplete: {problem}") from problem
-
-
-def recipe_names() -> list[str]:
-    """Returns the names of the recipes, for help texts."""
-    return sorted(RECIPES)
 
 
 def _toml(value: object) -> str:

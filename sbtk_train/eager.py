@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sbtk_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD, Pixels
+from sbtk_train.sbtknet import SbtknetStudent
 from sbtk_train.student import Student
 
 Run = Callable[[Pixels], NDArray[np.float32]]
@@ -41,14 +42,14 @@ class TorchSettings:
     is_channels_last: bool = False
 
 
-def random_student(backbone: str, dim: int) -> Student:
+def random_student(backbone: str, dim: int) -> SbtknetStudent:
     """Returns a student with random weights: they do not change how long it takes.
 
     Args:
         backbone: `resnet50-v1` or `resnet50-v1.5`.
         dim: length of an embedding.
     """
-    return Student(backbone, dim, classes=2).eval()
+    return SbtknetStudent(backbone, dim, classes=2).eval()
 
 
 def eager_run(student: Student, settings: TorchSettings) -> Run:

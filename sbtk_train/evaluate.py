@@ -1,68 +1,168 @@
-"""Scores a student on seen classes while it trains, with production's pixels and metrics."""
+"""Scores a student on seen classes while it trains, with production's metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sbtk_runtime.itq import fit_itq
 from sbtk_runtime.metrics import evaluate
 from sbtk_runtime.preprocess import SIZE_PX, Kind
 from sbtk_train.augment import normalised
 from sbtk_train.data import Division, ImageSet, Rows
 from sbtk_train.device import Compute
+from sbtk_train.feature_maps import FeatureMaps
 from sbtk_train.pixels import PixelStore
-from sbtk_train.student import Student
+from sbtk_train.recipes import Selection
+from sbtk_train.student import Student, domains_of
 
 _BATCH = 32
 #: Photos of each training class in the gallery that the held-out sketches are searched in.
 HELD_OUT_PHOTOS_PER_CLASS = 5
+#: DSN validates on 300 batches of 48 training photos.
+_DSN_PHOTOS = 14_400
+_DSN_BITS = 64
+
+#: The figure that each rule of selection goes by; `None`: every epoch is the best so far.
+SELECTED_BY: dict[Selection, str | None] = {
+    "validation-map": "validation_map",
+    "held-out-bits": "held_out_bits_map",
+    "held-out-accuracy": "held_out_accuracy",
+    "last": None,
+}
 
 
-def embed_files(
-    student: Student, paths: Sequence[Path], kind: Kind, compute: Compute, *, workers: int
-) -> NDArray[np.float32]:
-    """Returns `(N, D) float32` unit rows of image files, in their order, at 224 px."""
-    store = PixelStore(paths, kind, SIZE_PX, workers=workers, keep=False)
-    was_training = student.training
-    student.eval()
-    rows = []
-    with torch.inference_mode():
-        for start in range(0, len(paths), _BATCH):
-            pixels = store.batch(range(start, min(start + _BATCH, len(paths))))
-            with compute.autocast():
-                embedding = student.embed(normalised(pixels.to(compute.device)))
-            rows.append(embedding.cpu().numpy())
-    student.train(was_training)
-    store.close()
-    return np.concatenate(rows)
+@dataclass(frozen=True)
+class Embedded:
+    """What a student makes of N images.
+
+    Attributes:
+        rows: `(N, D) float32` unit rows.
+        predicted: `(N,) int64`, the training class with the highest logit.
+    """
+
+    rows: NDArray[np.float32]
+    predicted: Rows
 
 
-def score(student: Student, data: ImageSet, compute: Compute, *, workers: int) -> dict[str, float]:
+#: Embeds image files of one kind, in their order.
+Embed = Callable[[Student, Sequence[Path], Kind], Embedded]
+
+
+def by_pixels(compute: Compute, workers: int) -> Embed:
+    """Returns what embeds image files at 224 px, production's size."""
+
+    def embed(student: Student, paths: Sequence[Path], kind: Kind) -> Embedded:
+        store = PixelStore(paths, kind, SIZE_PX, workers=workers, keep=False)
+
+        def inputs(rows: range) -> torch.Tensor:
+            return normalised(store.batch(rows).to(compute.device))
+
+        try:
+            return _embedded(student, len(paths), kind, compute, inputs, "")
+        finally:
+            store.close()
+
+    return embed
+
+
+def by_feature_maps(compute: Compute, maps: FeatureMaps) -> Embed:
+    """Returns what embeds image files by the kept feature maps of the frozen stages."""
+
+    def embed(student: Student, paths: Sequence[Path], kind: Kind) -> Embedded:
+        kept = maps.of(paths, kind)
+
+        def inputs(rows: range) -> torch.Tensor:
+            values = torch.from_numpy(np.array(kept[rows.start : rows.stop, 0]))
+            values = values.to(compute.device).float()
+            return values.contiguous(memory_format=torch.channels_last)
+
+        return _embedded(student, len(paths), kind, compute, inputs, maps.begin)
+
+    return embed
+
+
+def score(student: Student, data: ImageSet, embed: Embed) -> dict[str, float]:
     """Returns the retrieval figures of `data`'s sketches against its photos."""
-    sketches = embed_files(student, data.sketches, "sketch", compute, workers=workers)
-    photos = embed_files(student, data.photos, "photo", compute, workers=workers)
+    sketches = embed(student, data.sketches, "sketch").rows
+    photos = embed(student, data.photos, "photo").rows
     return evaluate(sketches, data.sketch_labels, photos, data.photo_labels).summary()
 
 
 def validate(
-    student: Student, division: Division, compute: Compute, *, workers: int
+    student: Student, division: Division, selection: Selection, embed: Embed
 ) -> dict[str, float]:
     """Returns mAP@all and P@10 on the validation classes and on held-out sketches.
 
-    `validation_*` is on whole classes kept from training, which selection goes by; `held_out_*`
-    searches sketches of training classes among five training photos of each class.
+    `validation_*` is on whole classes kept from training, left out where there are none;
+    `held_out_map` searches sketches of training classes among five training photos of each class.
+    `held_out_accuracy` (SAKE) and `held_out_bits_map` (DSN: 64-bit codes of held-out sketches
+    among training photos, ITQ fitted on the sketches, mean over classes) are there when they
+    select.
     """
-    unlike = score(student, division.validation, compute, workers=workers)
-    alike = score(student, _few_photos(division.held_out), compute, workers=workers)
-    return {
-        "validation_map": unlike["mAP@all"],
-        "validation_p10": unlike.get("P@10", float("nan")),
-        "held_out_map": alike["mAP@all"],
-    }
+    figures: dict[str, float] = {}
+    if division.validation.classes:
+        unlike = score(student, division.validation, embed)
+        figures["validation_map"] = unlike["mAP@all"]
+        figures["validation_p10"] = unlike.get("P@10", float("nan"))
+    held_out = division.held_out
+    sketches = embed(student, held_out.sketches, "sketch")
+    few = _few_photos(held_out)
+    photos = embed(student, few.photos, "photo")
+    alike = evaluate(sketches.rows, few.sketch_labels, photos.rows, few.photo_labels).summary()
+    figures["held_out_map"] = alike["mAP@all"]
+    if selection == "held-out-accuracy":
+        figures["held_out_accuracy"] = float((sketches.predicted == held_out.sketch_labels).mean())
+    if selection == "held-out-bits":
+        figures["held_out_bits_map"] = _bits_map(student, held_out, sketches.rows, embed)
+    return figures
+
+
+def _embedded(
+    student: Student,
+    count: int,
+    kind: Kind,
+    compute: Compute,
+    inputs: Callable[[range], torch.Tensor],
+    begin: str,
+) -> Embedded:
+    was_training = student.training
+    student.eval()
+    rows, predicted = [], []
+    with torch.inference_mode():
+        for start in range(0, count, _BATCH):
+            part = range(start, min(start + _BATCH, count))
+            domains = domains_of(kind, len(part), compute.device)
+            with compute.autocast():
+                output = student(inputs(part), domains, begin)
+            rows.append(output.embedding.cpu().numpy())
+            predicted.append(output.class_logits.argmax(1).cpu().numpy())
+    student.train(was_training)
+    return Embedded(np.concatenate(rows), np.concatenate(predicted))
+
+
+def _bits_map(
+    student: Student, held_out: ImageSet, sketches: NDArray[np.float32], embed: Embed
+) -> float:
+    """Returns DSN's validation figure, mAP of binary codes with the mean over classes."""
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(held_out.photos))[:_DSN_PHOTOS]
+    paths = [held_out.photos[row] for row in order]
+    photos = embed(student, paths, "photo").rows
+    bits = max(8, min(_DSN_BITS, sketches.shape[1] // 8 * 8, (len(sketches) - 1) // 8 * 8))
+    itq = fit_itq(sketches, bits)
+    # Signs of equal length: their cosine is the Hamming distance's order.
+    queries, gallery = (
+        (np.unpackbits(side.codes(rows), axis=1) * np.float32(2) - 1) / np.float32(bits**0.5)
+        for side, rows in ((itq, sketches), (itq.centred_on(photos), photos))
+    )
+    found = evaluate(queries, held_out.sketch_labels, gallery, held_out.photo_labels[order])
+    return found.summary()["mAP@all (class mean)"]
 
 
 def _few_photos(data: ImageSet) -> ImageSet:

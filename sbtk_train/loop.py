@@ -9,19 +9,19 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sbtk_runtime.errors import BadConfig, SbtkError
 from sbtk_runtime.preprocess import SIZE_PX
-from sbtk_train.augment import augmented_photos, augmented_sketches, batch_generator, normalised
+from sbtk_train.augment import batch_generator
 from sbtk_train.checkpoint import Position, load_state, save_state, save_student
 from sbtk_train.config import TrainConfig
-from sbtk_train.data import ImageSet
-from sbtk_train.evaluate import validate
-from sbtk_train.losses import classification_loss, knowledge_loss
-from sbtk_train.metric_loss import metric_loss
+from sbtk_train.evaluate import SELECTED_BY, by_feature_maps, by_pixels, validate
+from sbtk_train.feature_maps import FeatureMaps, FeatureSource
+from sbtk_train.objective import Examples
 from sbtk_train.optimise import (
     build_optimizer,
     optimizer_tensors,
@@ -29,11 +29,11 @@ from sbtk_train.optimise import (
     set_rates,
     update_average,
 )
-from sbtk_train.pixels import PixelStore, fits_in_memory
 from sbtk_train.progress import EpochDone, Listener, StepDone
-from sbtk_train.recipes import Recipe
-from sbtk_train.sampler import Batch, class_balanced_batches, quadruplet_batches
+from sbtk_train.sampler import Batch
 from sbtk_train.setup import Materials
+from sbtk_train.sources import PixelSource, Source
+from sbtk_train.student import PHOTO, SKETCH
 
 _REPORT_SECONDS = 10.0
 
@@ -69,10 +69,12 @@ class Trainer:
         )
         self._labels = torch.from_numpy(self._data.sketch_labels)
         self._photo_labels = torch.from_numpy(self._data.photo_labels)
-        soft = materials.soft_labels
-        self._soft = None if soft is None else soft.to(materials.compute.device)
+        self._objective = materials.objective
+        self._maps = self._feature_maps()
         self._position = Position(self._data.sha256, materials.split.sha256)
-        self._epoch_steps = sum(1 for _ in _batches(self._data, self._recipe, config.seed, 0))
+        batches = list(self._objective.batches(0))
+        self._epoch_steps = len(batches)
+        self._epoch_images = sum(len(batch.sketches) + len(batch.photos) for batch in batches)
         self._saved_at = time.monotonic()
         self._is_stopping = False
 
@@ -107,6 +109,7 @@ class Trainer:
         if self._average is not None:
             self._average.load_state_dict(_part(tensors, "average."))
         restore_optimizer(self._optimizer, _part(tensors, "optimizer."))
+        self._objective.load_state(_part(tensors, "objective."))
         if position.scaler:
             self._scaler.load_state_dict(position.scaler)
 
@@ -127,16 +130,14 @@ class Trainer:
 
     def _run_epoch(self) -> None:
         position = self._position
-        size_px = self._size_px(position.epoch)
-        keep = fits_in_memory(self._data, size_px)
-        workers = self._config.workers
-        sketches = PixelStore(self._data.sketches, "sketch", size_px, workers=workers, keep=keep)
-        photos = PixelStore(self._data.photos, "photo", size_px, workers=workers, keep=keep)
-        batches = _batches(self._data, self._recipe, self._config.seed, position.epoch)
+        if position.step == 0:
+            self._objective.start_epoch()
+        source = self._source(self._size_px(position.epoch))
+        batches = self._objective.batches(position.epoch)
         started, done, reported = time.monotonic(), 0, 0.0
         try:
-            for number, batch, pixels in _prefetched(batches, position.step, sketches, photos):
-                figures = self._step(batch, *pixels, number)
+            for number, batch, loaded in _prefetched(batches, position.step, source):
+                figures = self._step(batch, source, loaded, number)
                 for name, value in figures.items():
                     position.sums[name] = position.sums.get(name, 0.0) + value
                 position.step = number + 1
@@ -144,7 +145,7 @@ class Trainer:
                 elapsed = time.monotonic() - started
                 if elapsed - reported >= _REPORT_SECONDS or position.step == self._epoch_steps:
                     reported = elapsed
-                    self._listener(self._step_done(done / elapsed, elapsed))
+                    self._listener(self._step_done(done / elapsed))
                 is_due = time.monotonic() - self._saved_at > 60 * self._config.checkpoint_minutes
                 if is_due or self._is_stopping:
                     self._check_weights()
@@ -152,49 +153,33 @@ class Trainer:
                 if self._is_stopping:
                     raise KeyboardInterrupt
         finally:
-            sketches.close()
-            photos.close()
+            source.close()
 
-    def _step(
-        self, batch: Batch, sketches: Tensor, photos: Tensor, number: int
-    ) -> dict[str, float]:
-        compute, recipe, position = self._materials.compute, self._recipe, self._position
+    def _step(self, batch: Batch, source: Source, loaded: Any, number: int) -> dict[str, float]:
+        compute, position = self._materials.compute, self._position
         self._student.train()
         set_rates(
             self._optimizer,
-            recipe,
+            self._recipe,
             epoch=position.epoch,
             updates=position.updates,
             epoch_steps=self._epoch_steps,
         )
         draw = batch_generator(self._config.seed, position.epoch, number)
-        sketches, photos = sketches.to(compute.device), photos.to(compute.device)
-        if recipe.augment:
-            images = torch.cat([augmented_sketches(sketches, draw), augmented_photos(photos, draw)])
-        else:
-            images = torch.cat([normalised(sketches), normalised(photos)])
+        inputs = source.inputs(loaded, draw)
         labels = torch.cat([self._labels[batch.sketches], self._photo_labels[batch.photos]])
         labels = labels.to(compute.device)
+        domains = torch.full((len(labels),), PHOTO, device=compute.device)
+        domains[: len(batch.sketches)] = SKETCH
         with compute.autocast():
-            output = self._student(images)
-        count = len(batch.sketches)
-        terms = {
-            "metric": metric_loss(
-                output.embedding[:count],
-                output.embedding[count:],
-                labels[:count],
-                labels[count:],
-                recipe,
-            )
-        }
-        if recipe.identity:
-            terms["identity"] = classification_loss(output.class_logits, labels)
-        if self._soft is not None:
-            terms["knowledge"] = knowledge_loss(output.soft_logits, self._soft[labels])
+            output = self._student(inputs, domains.repeat(self._objective.views), source.begin)
+        examples = Examples(inputs, source.begin, labels, domains, len(batch.sketches))
+        terms = self._objective.terms(output, examples)
         loss = torch.stack(list(terms.values())).sum()
         self._optimise(loss, number)
         figures = {name: float(term.detach()) for name, term in terms.items()}
-        correct = (output.class_logits.detach().argmax(1) == labels).float().mean()
+        predicted = output.class_logits[: len(labels)].detach().argmax(1)
+        correct = (predicted == labels).float().mean()
         return {**figures, "loss": float(loss.detach()), "accuracy": float(correct)}
 
     def _optimise(self, loss: Tensor, number: int) -> None:
@@ -233,14 +218,16 @@ class Trainer:
         position = self._position
         self._check_weights()
         kept = self._average if self._average is not None else self._student
-        figures = validate(
-            kept, self._materials.division, self._materials.compute, workers=self._config.workers
-        )
+        compute, workers = self._materials.compute, self._config.workers
+        embed = by_feature_maps(compute, self._maps) if self._maps else by_pixels(compute, workers)
+        figures = validate(kept, self._materials.division, self._recipe.selection, embed)
         means = {name: value / self._epoch_steps for name, value in position.sums.items()}
         row = {"epoch": float(position.epoch + 1), **means, **figures}
-        improved = figures["validation_map"] > position.best_map
+        selected_by = SELECTED_BY[self._recipe.selection]
+        improved = selected_by is None or figures[selected_by] > position.best
         position.history.append(row)
-        position.best_map = max(position.best_map, figures["validation_map"])
+        if improved and selected_by is not None:
+            position.best = figures[selected_by]
         position.since_best = 0 if improved else position.since_best + 1
         position.epoch, position.step, position.sums = position.epoch + 1, 0, {}
         # The best student is written first: killed in between, the epoch is run again, to the
@@ -256,6 +243,7 @@ class Trainer:
             tensors |= {f"average.{k}": v for k, v in self._average.state_dict().items()}
         state = optimizer_tensors(self._optimizer)
         tensors |= {f"optimizer.{name}": value for name, value in state.items()}
+        tensors |= {f"objective.{k}": v for k, v in self._objective.state().items()}
         if self._scaler.is_enabled():
             self._position.scaler = self._scaler.state_dict()
         save_state(self._folder, tensors, self._position)
@@ -266,12 +254,34 @@ class Trainer:
         is_final = epoch >= recipe.epochs - recipe.final_epochs
         return SIZE_PX if is_final and recipe.final_epochs else recipe.train_size_px
 
-    def _step_done(self, images_per_s: float, elapsed_s: float) -> StepDone:
+    def _feature_maps(self) -> FeatureMaps | None:
+        config, compute = self._config, self._materials.compute
+        if not config.feature_folder:
+            return None
+        return FeatureMaps(
+            Path(config.feature_folder),
+            self._student,
+            config.freeze_until,
+            self._recipe.train_size_px,
+            compute,
+            config.workers,
+            self._listener,
+        )
+
+    def _source(self, size_px: int) -> Source:
+        config, compute = self._config, self._materials.compute
+        if self._maps is None:
+            return PixelSource(self._data, self._objective, size_px, compute, config.workers)
+        copies = config.feature_variants if self._recipe.augment else 0
+        views = self._objective.views
+        return FeatureSource(self._data, self._maps, copies, views, compute)
+
+    def _step_done(self, images_per_s: float) -> StepDone:
         position, recipe = self._position, self._recipe
         means = {name: value / position.step for name, value in position.sums.items()}
         left = self._epoch_steps - position.step
         left += self._epoch_steps * (recipe.epochs - position.epoch - 1)
-        per_step = 4 * recipe.quadruplets / images_per_s
+        per_step = self._epoch_images / self._epoch_steps / images_per_s
         return StepDone(
             position.epoch + 1,
             recipe.epochs,
@@ -283,29 +293,19 @@ class Trainer:
         )
 
 
-def _batches(data: ImageSet, recipe: Recipe, seed: int, epoch: int) -> Iterator[Batch]:
-    if recipe.batches == "class-balanced":
-        return class_balanced_batches(data, recipe.quadruplets, seed, epoch)
-    return quadruplet_batches(data, recipe.quadruplets, seed, epoch)
-
-
 def _prefetched(
-    batches: Iterator[Batch], skip: int, sketches: PixelStore, photos: PixelStore
-) -> Iterator[tuple[int, Batch, tuple[Tensor, Tensor]]]:
-    """Yields number, batch and pixels from batch `skip` on, decoding one batch ahead."""
-
-    def load(batch: Batch) -> tuple[Tensor, Tensor]:
-        return sketches.batch(batch.sketches), photos.batch(batch.photos)
-
+    batches: Iterator[Batch], skip: int, source: Source
+) -> Iterator[tuple[int, Batch, Any]]:
+    """Yields number, batch and what the source loaded, from batch `skip` on, one batch ahead."""
     wanted = [(number, batch) for number, batch in enumerate(batches) if number >= skip]
     with ThreadPoolExecutor(1) as ahead:
-        following = ahead.submit(load, wanted[0][1]) if wanted else None
+        following = ahead.submit(source.load, wanted[0][1]) if wanted else None
         for place, (number, batch) in enumerate(wanted):
             assert following is not None
-            pixels = following.result()
+            loaded = following.result()
             if place + 1 < len(wanted):
-                following = ahead.submit(load, wanted[place + 1][1])
-            yield number, batch, pixels
+                following = ahead.submit(source.load, wanted[place + 1][1])
+            yield number, batch, loaded
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -6,11 +6,15 @@ import torch
 from torch import Tensor
 
 from sbtk_train.losses import batch_hard_loss, contrastive_loss, quadruplet_loss, triplet_loss
-from sbtk_train.recipes import Recipe
+from sbtk_train.recipes import SbtknetRecipe
 
 
 def metric_loss(
-    sketches: Tensor, photos: Tensor, sketch_labels: Tensor, photo_labels: Tensor, recipe: Recipe
+    sketches: Tensor,
+    photos: Tensor,
+    sketch_labels: Tensor,
+    photo_labels: Tensor,
+    recipe: SbtknetRecipe,
 ) -> Tensor:
     """Returns the recipe's metric loss of a batch's `(S, D)` sketches and `(P, D)` photos.
 

@@ -26,9 +26,14 @@ def build_optimizer(student: Student, recipe: Recipe) -> torch.optim.Optimizer:
     norms = [p for p in trunk if p.dim() == 1]
     if recipe.optimizer == "sgd":
         groups[0]["params"] = trunk
+        groups = [group for group in groups if group["params"]]
         return torch.optim.SGD(
             groups, recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
+    if recipe.optimizer == "adam":
+        groups[0]["params"] = trunk
+        groups = [group for group in groups if group["params"]]
+        return torch.optim.Adam(groups, recipe.learning_rate, weight_decay=recipe.weight_decay)
     groups.append({"params": norms, "factor": 1.0, "weight_decay": 0.0})
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, recipe.learning_rate, weight_decay=recipe.weight_decay)
@@ -40,6 +45,8 @@ def set_rates(
     """Sets the learning rates for the update after `updates` others, in `epoch` (from 0)."""
     if recipe.schedule == "step":
         rate = recipe.learning_rate * 0.1 ** (epoch // recipe.step_epochs)
+    elif recipe.schedule == "exponential":
+        rate = recipe.learning_rate * 0.001 ** (epoch / recipe.epochs)
     else:
         progress = updates / (epoch_steps * recipe.epochs)
         rate = recipe.learning_rate * (0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, progress))))

@@ -26,8 +26,10 @@ from sbtk_runtime.files import (
 from sbtk_train.checkpoint import RECORD, STUDENT
 from sbtk_train.config import TrainConfig, read_config
 from sbtk_train.curves import draw_curves
+from sbtk_train.evaluate import SELECTED_BY
 from sbtk_train.loop import Trainer
 from sbtk_train.progress import EpochDone, Listener, StepDone
+from sbtk_train.recipes import Selection
 from sbtk_train.setup import Materials, gather
 
 METRICS = "metrics.csv"
@@ -71,7 +73,7 @@ def train(
         config.write(folder)
     materials = gather(config, listener)
     record = _record(config, materials)
-    recorder = _Recorder(folder, record, listener)
+    recorder = _Recorder(folder, record, config.recipe.selection, listener)
     trainer = Trainer(materials, config, folder, recorder)
     if resume:
         trainer.resume()
@@ -87,12 +89,15 @@ def train(
 class _Recorder:
     """Writes what the trainer reports into the run folder and passes it on."""
 
-    def __init__(self, folder: Path, record: dict[str, Any], listener: Listener) -> None:
+    def __init__(
+        self, folder: Path, record: dict[str, Any], selection: Selection, listener: Listener
+    ) -> None:
         self._folder = folder
         self._record = record
         self._listener = listener
         self._board = _summary_writer(folder)
         self._rows: list[dict[str, float]] = []
+        self._selected_by = SELECTED_BY[selection]
 
     def start(self, history: list[dict[str, float]]) -> None:
         # The save is the truth: what a killed run wrote after it is written again.
@@ -123,8 +128,7 @@ class _Recorder:
 
     def _write_record(self) -> None:
         if self._rows:
-            best = max(self._rows, key=lambda row: row["validation_map"])
-            self._record["best"] = best
+            self._record["best"] = _best(self._rows, self._selected_by)
             self._record["epochs_done"] = len(self._rows)
             self._record["student_sha256"] = sha256_of_file(self._folder / STUDENT)
         write_json_atomically(self._folder / RECORD, self._record)
@@ -145,10 +149,12 @@ def _record(config: TrainConfig, materials: Materials) -> dict[str, Any]:
         "training_photos": len(division.training.photos),
         "held_out_sketches": len(division.held_out.sketches),
         "unreadable": len(materials.unreadable),
+        "method": config.method,
         "backbone": config.backbone,
+        "dim": config.dim,
         "weights": _file_record(config.weights),
         "teacher": _file_record(config.teacher),
-        "soft_labels_sha256": materials.soft_labels_key or None,
+        "knowledge_sha256": materials.knowledge_sha256 or None,
         "recipe": asdict(config.recipe),
         "seed": config.seed,
         "division_seed": config.division_seed,
@@ -157,6 +163,11 @@ def _record(config: TrainConfig, materials: Materials) -> dict[str, Any]:
         "versions": {name: _version(name) for name in _VERSIONS_OF}
         | {"python": platform.python_version()},
     }
+
+
+def _best(rows: list[dict[str, float]], figure: str | None) -> dict[str, float]:
+    """Returns the row of the student that is kept: the first of the best, or the last."""
+    return rows[-1] if figure is None else max(rows, key=lambda row: row[figure])
 
 
 def _file_record(file: str) -> dict[str, str] | None:

@@ -18,9 +18,13 @@ from sbtk_train.backbone import better_layout, build_trunk, load_trunk, read_wei
 from sbtk_train.config import TrainConfig
 from sbtk_train.data import Division, ImageSet, divide, read_dataset
 from sbtk_train.device import Compute, choose_compute
+from sbtk_train.objective import Objective
 from sbtk_train.pixels import Unreadable, load_pixels, without_unreadable
+from sbtk_train.recipes import SbtknetRecipe
+from sbtk_train.sbtknet_objective import SbtknetObjective
 from sbtk_train.splits import Split, open_split
 from sbtk_train.student import Student
+from sbtk_train.students import build_student
 from sbtk_train.teacher import require_classifier, soft_labels
 
 Said = Callable[[str], None]
@@ -36,9 +40,9 @@ class Materials:
         division: training, held-out and validation images; no unseen class among them.
         split: the unseen classes.
         student: initialised, on its device.
-        soft_labels: `(C, 1000) float32` for the training classes; `None` without the knowledge
-            loss.
-        soft_labels_key: hash of what they were made from; empty without.
+        objective: batches, views and losses of the method.
+        knowledge_sha256: hash of the soft labels or of the semantic matrix that the objective
+            uses; empty without.
         unreadable: images that were left out.
         compute: device and precision.
     """
@@ -46,8 +50,8 @@ class Materials:
     division: Division
     split: Split
     student: Student
-    soft_labels: Tensor | None
-    soft_labels_key: str
+    objective: Objective
+    knowledge_sha256: str
     unreadable: tuple[Unreadable, ...]
     compute: Compute
 
@@ -66,23 +70,15 @@ def gather(config: TrainConfig, said: Said) -> Materials:
     torch.manual_seed(config.seed)
     split = open_split(config.split)
     division, unreadable = _readable_division(config, split, said)
-    recipe = config.recipe
-    if recipe.knowledge and not (config.weights or config.teacher):
-        raise BadConfig(
-            "the knowledge loss needs an ImageNet teacher, and there are no weights",
-            "--weights FILE or --teacher FILE",
-            "or --no-knowledge",
-        )
-    student = Student(config.backbone, config.dim, len(division.training.classes), recipe.attention)
+    training = division.training
+    student = build_student(config, len(training.classes))
     if config.weights:
-        _load_into(student, config, division.training, said)
+        _load_into(student, config, training, said)
     if config.freeze_until:
         student.freeze_until(config.freeze_until)
-    labels, key = None, ""
-    if recipe.knowledge:
-        labels, key = _soft_labels(config, division.training, compute, said)
     student = student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Materials(division, split, student, labels, key, tuple(unreadable), compute)
+    objective, key = _objective(config, training, student, compute, said)
+    return Materials(division, split, student, objective, key, tuple(unreadable), compute)
 
 
 def find_weights(name: str, backbone: str | None) -> Path:
@@ -207,9 +203,31 @@ def _some_photos(training: ImageSet) -> Tensor:
     return normalised(torch.from_numpy(pixels).permute(0, 3, 1, 2))
 
 
+def _objective(
+    config: TrainConfig, training: ImageSet, student: Student, compute: Compute, said: Said
+) -> tuple[Objective, str]:
+    """Returns the method's objective, and the hash of the knowledge that it hands on."""
+    recipe = config.recipe
+    if not isinstance(recipe, SbtknetRecipe):
+        from sbtk_train.dsn_setup import dsn_objective
+
+        return dsn_objective(config, training, student, compute, said)
+    labels, key = None, ""
+    if recipe.knowledge:
+        labels, key = _soft_labels(config, training, compute, said)
+        labels = labels.to(compute.device)
+    return SbtknetObjective(recipe, training, config.seed, labels), key
+
+
 def _soft_labels(
     config: TrainConfig, training: ImageSet, compute: Compute, said: Said
 ) -> tuple[Tensor, str]:
+    if not (config.weights or config.teacher):
+        raise BadConfig(
+            "the knowledge loss needs an ImageNet teacher, and there are no weights",
+            "--weights FILE or --teacher FILE",
+            "or --no-knowledge",
+        )
     path = Path(config.teacher or config.weights)
     tensors, layout = read_weights(path)
     backbone = layout or config.backbone

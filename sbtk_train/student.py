@@ -1,95 +1,107 @@
-"""The student: one ResNet with three linear heads on its pooled feature (SBTKNet, section 3.1)."""
+"""What every method's student is: a trunk, pooled, with an embedding and two heads of logits."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sbtk_train.backbone import IMAGENET_CLASSES, Classifier, build_trunk
+from sbtk_runtime.preprocess import Kind
+from sbtk_train.backbone import Classifier
 
-_ATTENTION_CHANNELS = 380
+SKETCH, PHOTO = 0.0, 1.0
 
 
 class StudentOutput(NamedTuple):
-    """What the student makes of `(N, 3, H, W)` images.
+    """What a student makes of N images.
 
     Attributes:
-        embedding: `(N, D) float32`, unit rows (FC_sim).
-        class_logits: `(N, C) float32` over training classes (FC_id).
-        soft_logits: `(N, 1000) float32` over ImageNet classes (FC_soft).
+        embedding: `(N, D) float32`, unit rows; what is searched with.
+        class_logits: `(N, C) float32` over training classes.
+        soft_logits: `(N, 1000) float32` over ImageNet classes.
+        feature: `(N, F) float32`, the pooled feature map.
     """
 
     embedding: Tensor
     class_logits: Tensor
     soft_logits: Tensor
+    feature: Tensor
 
 
-class Student(nn.Module):
-    """A trunk shared by sketches and photos, pooled, with embedding, class and soft-label heads.
+class Student(nn.Module, ABC):
+    """A trunk with heads; images are `(N, 3, H, W) float32`, ImageNet-normalised.
 
-    Args:
-        backbone: one of `sbtk_train.backbone.BACKBONES`.
-        dim: length of the embedding.
-        classes: number of training classes.
-        attention: adds the spatial attention of doodle2search before pooling (an ablation).
+    `domains (N,) float32` says of each image whether it is a sketch (0) or a photo (1). Students
+    whose `has_domain_input` is false do not look at it, and it may be left out.
+
+    Attributes:
+        trunk: convolutional stages under torchvision's names, `conv1` to `layer4`.
+        has_domain_input: whether an embedding depends on the image's domain.
     """
 
-    def __init__(self, backbone: str, dim: int, classes: int, attention: bool = False) -> None:
-        super().__init__()
-        self.trunk, channels = build_trunk(backbone)
-        self.attention = SpatialAttention(channels) if attention else None
-        self.embedding = nn.Linear(channels, dim)
-        self.identity = nn.Linear(channels, classes)
-        self.soft = nn.Linear(channels, IMAGENET_CLASSES)
-        nn.init.normal_(self.identity.weight, std=0.01)
-        nn.init.zeros_(self.identity.bias)
+    has_domain_input: ClassVar[bool] = False
+    trunk: nn.Module
 
-    def forward(self, images: Tensor) -> StudentOutput:
-        """Returns the heads' outputs for `(N, 3, H, W)` ImageNet-normalised images."""
-        feature = self.feature(images).float()
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Length of an embedding."""
+
+    @abstractmethod
+    def project(self, feature: Tensor) -> Tensor:
+        """Returns `(N, D)` embeddings, not yet of length one, of pooled features `(N, F)`."""
+
+    @abstractmethod
+    def logits(self, feature: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns class logits `(N, C)` and ImageNet logits `(N, 1000)`."""
+
+    @abstractmethod
+    def start_from(self, classifier: Classifier) -> None:
+        """Initialises the heads from the ImageNet classifier of the trunk's weights."""
+
+    def forward(
+        self, inputs: Tensor, domains: Tensor | None = None, begin: str = ""
+    ) -> StudentOutput:
+        """Returns all outputs for N images, or for feature maps that enter the stage `begin`."""
+        feature = self.feature(inputs, domains, begin).float()
         # The heads stay in float32 under autocast: an L2 norm in half precision underflows.
         with torch.autocast(feature.device.type, enabled=False):
-            return StudentOutput(
-                functional.normalize(self.embedding(feature), dim=1),
-                self.identity(feature),
-                self.soft(feature),
-            )
+            projected = self.project(feature)
+            embedding = functional.normalize(projected, dim=1)
+            return StudentOutput(embedding, *self.logits(feature, projected), feature)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Returns `(N, D) float32` unit rows for `(N, 3, H, W)` ImageNet-normalised images."""
-        feature = self.feature(images).float()
+    def embed(self, inputs: Tensor, domains: Tensor | None = None, begin: str = "") -> Tensor:
+        """Returns `(N, D) float32` unit rows for N images, or for feature maps at `begin`."""
+        feature = self.feature(inputs, domains, begin).float()
         with torch.autocast(feature.device.type, enabled=False):
-            return functional.normalize(self.embedding(feature), dim=1)
+            return functional.normalize(self.project(feature), dim=1)
 
-    def feature(self, images: Tensor) -> Tensor:
+    def feature(self, inputs: Tensor, domains: Tensor | None = None, begin: str = "") -> Tensor:
         """Returns the pooled feature `(N, F)`."""
-        return self.pool(self.trunk(images))
+        return self.pool(self.feature_map(inputs, domains, begin=begin))
+
+    def feature_map(
+        self, inputs: Tensor, domains: Tensor | None = None, *, begin: str = "", end: str = ""
+    ) -> Tensor:
+        """Returns what the trunk's stages from `begin` up to, not including, `end` make of it.
+
+        Both are stage names such as `layer4`; empty for the trunk's own beginning and end.
+        """
+        values, is_within = inputs, not begin
+        for name, stage in self.trunk.named_children():
+            is_within = is_within or name == begin
+            if name == end:
+                break
+            if is_within:
+                values = self._stage(stage, values, domains)
+        return values
 
     def pool(self, feature_map: Tensor) -> Tensor:
         """Returns the global average `(N, F)` of a feature map `(N, F, h, w)`."""
-        if self.attention is not None:
-            feature_map = self.attention(feature_map)
         return feature_map.mean(dim=(2, 3))
-
-    def start_from(self, classifier: Classifier) -> None:
-        """Initialises the heads from the ImageNet classifier.
-
-        The soft-label head is the classifier itself. The embedding is the projection on the
-        classifier's leading right singular vectors (as SAKE and DSN do), so that it starts as the
-        part of the feature that tells ImageNet's classes apart.
-        """
-        with torch.no_grad():
-            self.soft.weight.copy_(classifier.weight)
-            self.soft.bias.copy_(classifier.bias)
-            centred = classifier.weight - classifier.weight.mean(dim=0)
-            _, values, rows = torch.linalg.svd(centred, full_matrices=False)
-            rank = min(self.embedding.out_features, len(values))
-            scale = values[:rank] / values[:rank].mean()
-            self.embedding.weight[:rank].copy_(scale[:, None] * rows[:rank])
-            self.embedding.bias.zero_()
 
     def freeze_until(self, stage: str) -> None:
         """Freezes the trunk before `stage`, e.g. `layer3`; batch-norm statistics there too."""
@@ -107,20 +119,12 @@ class Student(nn.Module):
                 child.eval()
         return self
 
+    def _stage(self, stage: nn.Module, values: Tensor, domains: Tensor | None) -> Tensor:
+        """Returns what one stage of the trunk makes of `values`."""
+        result: Tensor = stage(values)
+        return result
 
-class SpatialAttention(nn.Module):
-    """Soft attention over positions, added to the feature map: `x + x * softmax(mask)`.
 
-    Two 1x1 convolutions without a nonlinearity between them, as in doodle2search.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.reduce = nn.Conv2d(channels, _ATTENTION_CHANNELS, 1)
-        self.mask = nn.Conv2d(_ATTENTION_CHANNELS, 1, 1)
-
-    def forward(self, feature_map: Tensor) -> Tensor:
-        """Returns the reweighted feature map, of the shape that it is given."""
-        scores = self.mask(self.reduce(feature_map))
-        weights = functional.softmax(scores.flatten(2), dim=2).view_as(scores)
-        return feature_map + feature_map * weights
+def domains_of(kind: Kind, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Returns `(count,) float32`, the domain of that many sketches (0) or photos (1)."""
+    return torch.full((count,), SKETCH if kind == "sketch" else PHOTO, device=device)

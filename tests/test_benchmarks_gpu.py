@@ -28,7 +28,7 @@ from benchmarks.gpu_training_data import evenly_cut, hardly_decoded, sketches_pe
 from sbtk_runtime.engine import ENGINE_NAMES
 from sbtk_train.data import ImageSet, read_dataset
 from sbtk_train.sampler import class_balanced_batches
-from sbtk_train.student import Student
+from sbtk_train.sbtknet import SbtknetStudent
 from tests.tiny_data import write_dataset
 
 Point = dict[str, Any]
@@ -203,7 +203,7 @@ def test_a_task_survives_its_way_to_another_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("backbone", "gmacs"), [("resnet18", 1.81), ("resnet50-v1.5", 4.09)])
 def test_macs_are_those_that_torchs_own_counter_counts(backbone: str, gmacs: float) -> None:
-    student = Student(backbone, 512, classes=2).eval()
+    student = SbtknetStudent(backbone, 512, classes=2).eval()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         student.embed(torch.zeros(1, 3, 224, 224))
     macs = macs_per_image(student, 224)

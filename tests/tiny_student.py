@@ -17,7 +17,7 @@ from sbtk_train.augment import normalised
 from sbtk_train.checkpoint import RECORD, TrainedRun, save_student
 from sbtk_train.config import TrainConfig, read_config
 from sbtk_train.recipes import recipe
-from sbtk_train.student import Student
+from sbtk_train.sbtknet import SbtknetStudent
 
 TRAINING = ("bars", "columns", "hatching", "slope")
 VALIDATION = ("ladder", "rain")
@@ -48,7 +48,9 @@ def write_textures(root: Path, training: int = 132, validation: int = 8, unseen:
     return root
 
 
-def fitted(student: Student, pictures: Sequence[PictureSet], shrinkage: float = 1e-4) -> Student:
+def fitted(
+    student: SbtknetStudent, pictures: Sequence[PictureSet], shrinkage: float = 1e-4
+) -> SbtknetStudent:
     """Returns the student with an embedding that keeps the classes of the pictures apart.
 
     The embedding is the ridge regression of each class's own direction on the pooled feature; a
@@ -75,10 +77,10 @@ def fitted(student: Student, pictures: Sequence[PictureSet], shrinkage: float = 
     return student
 
 
-def tiny_student(dim: int = 16) -> Student:
+def tiny_student(dim: int = 16) -> SbtknetStudent:
     """Returns a student of two convolutions, with batch norms as trained ones have them."""
     torch.manual_seed(0)
-    student = Student("resnet18", dim, len(TRAINING))
+    student = SbtknetStudent("resnet18", dim, len(TRAINING))
     student.trunk = nn.Sequential(
         nn.Conv2d(3, 24, 9, stride=4, bias=False),
         nn.BatchNorm2d(24),
@@ -99,7 +101,9 @@ def tiny_student(dim: int = 16) -> Student:
     return student.eval()
 
 
-def write_run(folder: Path, data: Path, student: Student, backbone: str = "resnet18") -> Path:
+def write_run(
+    folder: Path, data: Path, student: SbtknetStudent, backbone: str = "resnet18"
+) -> Path:
     """Returns `folder` as `sbtk train` would leave it after training `student` on `data`."""
     folder.mkdir(parents=True)
     dim = student.embedding.out_features
@@ -128,7 +132,7 @@ def write_run(folder: Path, data: Path, student: Student, backbone: str = "resne
     return folder
 
 
-def trained_run(folder: Path, student: Student) -> TrainedRun:
+def trained_run(folder: Path, student: SbtknetStudent) -> TrainedRun:
     """Returns the run in `folder` with a student that no backbone's name describes."""
     record = read_json_object(folder / RECORD, BadConfig)
     return TrainedRun(folder, student, read_config(folder), record)

@@ -15,7 +15,7 @@ from sbtk_export.model_files import Variant
 from sbtk_export.pictures import choose_pictures
 from sbtk_runtime.bundle import Bundle
 from sbtk_train.checkpoint import STUDENT
-from sbtk_train.student import Student
+from sbtk_train.sbtknet import SbtknetStudent
 from tests.fakes.machine import SURFACES, fake_machine
 from tests.tiny_student import TRAINING, VALIDATION, fitted, write_run, write_textures
 
@@ -29,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_folder(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """A run of a ResNet18, in `runs/` of a folder of its own."""
     pictures = choose_pictures(data, TRAINING, VALIDATION)
-    student = Student("resnet18", 16, len(TRAINING))
+    student = SbtknetStudent("resnet18", 16, len(TRAINING))
     fitted(student, [pictures.parity, pictures.ranking], shrinkage=1e-2)
     return write_run(tmp_path_factory.mktemp("work") / "runs" / "2026-11-01-stripes", data, student)
 

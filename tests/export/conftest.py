@@ -11,7 +11,7 @@ from sbtk_export.pictures import ExportPictures, choose_pictures
 from sbtk_export.run_facts import StudentFacts, facts_from_run
 from sbtk_runtime.bundle import Bundle
 from sbtk_train.checkpoint import TrainedRun
-from sbtk_train.student import Student
+from sbtk_train.sbtknet import SbtknetStudent
 from tests.tiny_student import (
     TRAINING,
     VALIDATION,
@@ -35,12 +35,14 @@ def pictures(textures: Path) -> ExportPictures:
 
 
 @pytest.fixture(scope="session")
-def student(pictures: ExportPictures) -> Student:
+def student(pictures: ExportPictures) -> SbtknetStudent:
     return fitted(tiny_student(), [pictures.parity, pictures.ranking])
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory, textures: Path, student: Student) -> TrainedRun:
+def run(
+    tmp_path_factory: pytest.TempPathFactory, textures: Path, student: SbtknetStudent
+) -> TrainedRun:
     folder = write_run(tmp_path_factory.mktemp("runs") / "2026-11-01-tiny", textures, student)
     return trained_run(folder, student)
 
@@ -53,7 +55,7 @@ def facts(run: TrainedRun) -> StudentFacts:
 @pytest.fixture(scope="session")
 def bundle(
     tmp_path_factory: pytest.TempPathFactory,
-    student: Student,
+    student: SbtknetStudent,
     facts: StudentFacts,
     pictures: ExportPictures,
 ) -> Bundle:

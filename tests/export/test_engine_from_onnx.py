@@ -18,7 +18,7 @@ from sbtk_export.pictures import ExportPictures
 from sbtk_export.run_facts import StudentFacts
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.plan_cache import CacheEntry, PlanCache, cache_folder
-from sbtk_train.student import Student
+from sbtk_train.sbtknet import SbtknetStudent
 from tests.fakes.machine import SURFACES, FakeMachine, fake_machine
 
 VARIANTS: tuple[Variant, ...] = ("fp32", "fp16", "int8.trt")
@@ -27,7 +27,7 @@ VARIANTS: tuple[Variant, ...] = ("fp32", "fp16", "int8.trt")
 @pytest.fixture(scope="module")
 def exported(
     tmp_path_factory: pytest.TempPathFactory,
-    student: Student,
+    student: SbtknetStudent,
     facts: StudentFacts,
     pictures: ExportPictures,
 ) -> Exported:

@@ -14,11 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 from sbtk_export.equalisation import equalise_channels
 from sbtk_export.onnx_from_student import write_onnx
 from sbtk_export.pictures import ExportPictures
-from sbtk_train.student import Student
+from sbtk_train.sbtknet import SbtknetStudent
 
 
 @pytest.fixture
-def model(tmp_path: Path, student: Student) -> onnx.ModelProto:
+def model(tmp_path: Path, student: SbtknetStudent) -> onnx.ModelProto:
     """The tiny student: two convolutions with ReLU and pooling in between, and then a mean."""
     write_onnx(student, tmp_path / "model.onnx")
     return onnx.load(tmp_path / "model.onnx")

@@ -25,14 +25,14 @@ from sbtk_runtime.engine import open_engine
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
 from sbtk_runtime.manifest import Precision
 from sbtk_train.checkpoint import STUDENT, TrainedRun
-from sbtk_train.student import Student
+from sbtk_train.sbtknet import SbtknetStudent
 
 
 def quiet(_: str) -> None:
     """Takes what an export says."""
 
 
-def test_full_bundle_is_whole(bundle: Bundle, student: Student) -> None:
+def test_full_bundle_is_whole(bundle: Bundle, student: SbtknetStudent) -> None:
     bundle.verify()
     assert bundle.precisions == ("fp32", "fp16", "int8")
     assert set(bundle.manifest.files) == {
@@ -68,7 +68,7 @@ def test_parity_is_kept_and_recorded(bundle: Bundle) -> None:
 
 
 def test_engine_gives_the_students_embeddings(
-    bundle: Bundle, student: Student, pictures: ExportPictures
+    bundle: Bundle, student: SbtknetStudent, pictures: ExportPictures
 ) -> None:
     """The check is made again, with the input normalised by hand."""
     pixels = pictures.parity.pixels[:6]
@@ -98,7 +98,7 @@ def test_card_tells_what_the_manifest_says(bundle: Bundle) -> None:
 
 
 def test_slim_bundle_keeps_the_fp32_figures(
-    student: Student, facts: StudentFacts, pictures: ExportPictures, tmp_path: Path
+    student: SbtknetStudent, facts: StudentFacts, pictures: ExportPictures, tmp_path: Path
 ) -> None:
     plan = ExportPlan(tmp_path / "slim", "slim", ("int8",), is_slim=True)
     slim = export_student(student, facts, pictures, plan, quiet).bundle
@@ -108,14 +108,14 @@ def test_slim_bundle_keeps_the_fp32_figures(
 
 
 def test_slim_bundle_of_fp32_alone_is_refused(
-    student: Student, facts: StudentFacts, pictures: ExportPictures, tmp_path: Path
+    student: SbtknetStudent, facts: StudentFacts, pictures: ExportPictures, tmp_path: Path
 ) -> None:
     plan = ExportPlan(tmp_path / "slim", "slim", ("fp32",), is_slim=True)
     with pytest.raises(BadConfig, match="empty"):
         export_student(student, facts, pictures, plan, quiet)
 
 
-class Changed(Student):
+class Changed(SbtknetStudent):
     """A student that embeds otherwise than its layers, which are what is traced."""
 
     def embed(self, images: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class Changed(Student):
 
 
 def test_nothing_is_published_when_parity_fails(
-    student: Student, facts: StudentFacts, pictures: ExportPictures, tmp_path: Path
+    student: SbtknetStudent, facts: StudentFacts, pictures: ExportPictures, tmp_path: Path
 ) -> None:
     changed = copy.deepcopy(student)
     changed.__class__ = Changed
@@ -134,7 +134,7 @@ def test_nothing_is_published_when_parity_fails(
 
 
 def test_weights_changed_after_the_export_are_found(
-    bundle: Bundle, student: Student, pictures: ExportPictures
+    bundle: Bundle, student: SbtknetStudent, pictures: ExportPictures
 ) -> None:
     changed = copy.deepcopy(student)
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_weights_changed_after_the_export_are_found(
 
 
 def test_rows_that_are_not_of_length_one_are_refused(
-    bundle: Bundle, student: Student, pictures: ExportPictures, tmp_path: Path
+    bundle: Bundle, student: SbtknetStudent, pictures: ExportPictures, tmp_path: Path
 ) -> None:
     """A cosine does not see them: NNCF's quantised norm gave lengths up to 1.37."""
     longer = with_edited_model(bundle, "fp32", tmp_path, scaled_by(1.002))
@@ -159,7 +159,7 @@ def test_rows_that_are_not_of_length_one_are_refused(
 
 
 def test_not_a_number_keeps_no_limit(
-    bundle: Bundle, student: Student, pictures: ExportPictures, tmp_path: Path
+    bundle: Bundle, student: SbtknetStudent, pictures: ExportPictures, tmp_path: Path
 ) -> None:
     broken = with_edited_model(bundle, "fp16", tmp_path, scaled_by(float("nan")))
     with pytest.raises(BadModel, match="fp16: smallest cosine nan"):

@@ -8,7 +8,7 @@ from torch import nn
 
 from sbtk_export.fp16 import batch_norms_folded, half_trunk_student
 from sbtk_train.backbone import build_trunk
-from sbtk_train.student import Student
+from sbtk_train.sbtknet import SbtknetStudent
 from tests.tiny_student import tiny_student
 
 
@@ -75,7 +75,7 @@ def test_the_student_itself_stays_as_it_is() -> None:
 
 @pytest.mark.slow
 def test_attention_stays_in_single_precision() -> None:
-    student = Student("resnet18", 8, 3, attention=True).eval()
+    student = SbtknetStudent("resnet18", 8, 3, attention=True).eval()
     half = half_trunk_student(student)
     assert half.attention is not None
     assert {tensor.dtype for tensor in half.attention.parameters()} == {torch.float32}

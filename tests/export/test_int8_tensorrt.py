@@ -26,7 +26,7 @@ from sbtk_runtime.engine_request import EngineRequest
 from sbtk_runtime.errors import BadConfig, BadModel
 from sbtk_runtime.plan_build import BuildSettings, build_plan
 from sbtk_runtime.tensorrt_library import find_tensorrt
-from sbtk_train.student import Student
+from sbtk_train.sbtknet import SbtknetStudent
 from tests.tiny_student import fitted
 
 SETTINGS = BuildSettings(1, 4, 8, workspace_bytes=256 << 20, optimisation_level=0)
@@ -50,7 +50,7 @@ class Residual(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def residual_student(student: Student, pictures: ExportPictures) -> Student:
+def residual_student(student: SbtknetStudent, pictures: ExportPictures) -> SbtknetStudent:
     """The tiny student with two residual blocks, which depends on a few large values.
 
     With steps of least squared error some of its embeddings have a cosine of 0.3.
@@ -66,7 +66,7 @@ def residual_student(student: Student, pictures: ExportPictures) -> Student:
 @pytest.fixture(scope="module")
 def trt_bundle(
     tmp_path_factory: pytest.TempPathFactory,
-    residual_student: Student,
+    residual_student: SbtknetStudent,
     facts: StudentFacts,
     pictures: ExportPictures,
 ) -> Bundle:
@@ -262,7 +262,7 @@ def test_tensorrt_takes_it_and_not_the_other(trt_bundle: Bundle) -> None:
 
 
 def test_slim_bundle_of_tensorrts_form_alone_is_refused(
-    student: Student, facts: StudentFacts, pictures: ExportPictures, tmp_path: Path
+    student: SbtknetStudent, facts: StudentFacts, pictures: ExportPictures, tmp_path: Path
 ) -> None:
     """No engine but TensorRT's could run it."""
     plan = ExportPlan(tmp_path / "slim", "slim", ("int8.trt",), is_slim=True)
@@ -271,7 +271,7 @@ def test_slim_bundle_of_tensorrts_form_alone_is_refused(
 
 
 def test_the_other_files_quantisation_is_what_it_was(
-    tmp_path: Path, student: Student, pictures: ExportPictures
+    tmp_path: Path, student: SbtknetStudent, pictures: ExportPictures
 ) -> None:
     """Both share the calibration's batches, and the one for CPUs stays unsigned."""
     write_onnx(student, tmp_path / "fp32.onnx")

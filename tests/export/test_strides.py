@@ -15,7 +15,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from sbtk_export.onnx_from_student import Deployed, write_onnx
 from sbtk_export.strides import move_strides_up
-from sbtk_train.student import Student
+from sbtk_train.sbtknet import SbtknetStudent
 
 SIDE = 13
 
@@ -150,7 +150,7 @@ def test_resnet50_v1_computes_a_tenth_less_and_v15_what_it_did(tmp_path: Path) -
     work = {}
     for backbone in ("resnet50-v1", "resnet50-v1.5"):
         torch.manual_seed(0)
-        student = Student(backbone, 8, 2).eval()
+        student = SbtknetStudent(backbone, 8, 2).eval()
         path = tmp_path / f"{backbone}.onnx"
         write_onnx(student, path)
         session = onnxruntime.InferenceSession(path)

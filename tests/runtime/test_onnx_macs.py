@@ -14,7 +14,7 @@ from sbtk_export.onnx_from_student import write_onnx
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.onnx_macs import multiply_accumulates
-from sbtk_train.student import Student
+from sbtk_train.sbtknet import SbtknetStudent
 from tests.tiny import tiny_model
 from tests.tiny_student import tiny_student
 
@@ -35,7 +35,7 @@ def test_the_shipped_model_is_a_resnet50(precision: str) -> None:
     bundle = Bundle.open()
     content = bundle.checked_content("int8" if precision == "int8" else "fp16")
     dim = bundle.manifest.dim
-    whole = macs_by_torch(Student(bundle.manifest.backbone, dim, classes=2))
+    whole = macs_by_torch(SbtknetStudent(bundle.manifest.backbone, dim, classes=2))
     counted = multiply_accumulates(content)
     assert counted == macs_by_onnx(onnx.load_from_string(content))
     # Export may have moved strides up, which spares a tenth and never adds any.
@@ -71,7 +71,7 @@ def test_what_is_no_onnx_file_is_refused() -> None:
         multiply_accumulates(whole[: len(whole) // 2])
 
 
-def macs_by_torch(student: Student) -> int:
+def macs_by_torch(student: SbtknetStudent) -> int:
     """Returns the multiplications of the layers that torch really calls, by their outputs."""
     total = 0
 

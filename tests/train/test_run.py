@@ -17,7 +17,7 @@ from sbtk_train.checkpoint import STUDENT, load_run, load_state, newest_run
 from sbtk_train.config import TrainConfig, read_config
 from sbtk_train.loop import TrainingDiverged
 from sbtk_train.progress import EpochDone, StepDone
-from sbtk_train.recipes import recipe
+from sbtk_train.recipes import SbtknetRecipe, recipe
 from sbtk_train.run import new_run_folder, train
 from tests.tiny_data import write_dataset
 
@@ -197,7 +197,9 @@ def test_every_ablation_trains(data: Path, tmp_path: Path, knobs: dict[str, Any]
     events = run(tiny_config(data, "paper", epochs=1, **knobs), folder)
     row = next(event.row for event in events if isinstance(event, EpochDone))
     assert ("identity" in row) == knobs.get("identity", True)
-    assert load_run(folder).config.recipe.metric == knobs.get("metric", "quadruplet")
+    trained = load_run(folder).config.recipe
+    assert isinstance(trained, SbtknetRecipe)
+    assert trained.metric == knobs.get("metric", "quadruplet")
 
 
 def test_run_folders_are_new_ones(tmp_path: Path) -> None:

@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from sbtk_train.backbone import Classifier
-from sbtk_train.student import SpatialAttention, Student
+from sbtk_train.sbtknet import SbtknetStudent, SpatialAttention
 
 
 @pytest.fixture(scope="module")
-def student() -> Student:
+def student() -> SbtknetStudent:
     torch.manual_seed(0)
-    return Student("resnet18", dim=24, classes=5).eval()
+    return SbtknetStudent("resnet18", dim=24, classes=5).eval()
 
 
-def test_outputs_have_their_shapes_and_embeddings_are_unit_rows(student: Student) -> None:
+def test_outputs_have_their_shapes_and_embeddings_are_unit_rows(student: SbtknetStudent) -> None:
     with torch.inference_mode():
         output = student(torch.randn(3, 3, 64, 64))
     assert output.embedding.shape == (3, 24)
@@ -22,7 +22,7 @@ def test_outputs_have_their_shapes_and_embeddings_are_unit_rows(student: Student
     torch.testing.assert_close(output.embedding.norm(dim=1), torch.ones(3))
 
 
-def test_embedding_is_float32_and_unit_under_autocast(student: Student) -> None:
+def test_embedding_is_float32_and_unit_under_autocast(student: SbtknetStudent) -> None:
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         embedding = student.embed(images)
@@ -30,15 +30,15 @@ def test_embedding_is_float32_and_unit_under_autocast(student: Student) -> None:
     torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2), atol=1e-6, rtol=0)
 
 
-def test_embed_is_the_embedding_of_forward(student: Student) -> None:
+def test_embed_is_the_embedding_of_forward(student: SbtknetStudent) -> None:
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(student.embed(images), student(images).embedding)
 
 
-def test_heads_start_from_the_classifier(student: Student) -> None:
+def test_heads_start_from_the_classifier(student: SbtknetStudent) -> None:
     torch.manual_seed(1)
-    own = Student("resnet18", dim=24, classes=5)
+    own = SbtknetStudent("resnet18", dim=24, classes=5)
     classifier = Classifier(torch.randn(1000, 512), torch.randn(1000))
     own.start_from(classifier)
     feature = torch.randn(4, 512)
@@ -54,7 +54,7 @@ def test_heads_start_from_the_classifier(student: Student) -> None:
 
 def test_frozen_stages_neither_learn_nor_change_their_statistics() -> None:
     torch.manual_seed(0)
-    student = Student("resnet18", dim=8, classes=3)
+    student = SbtknetStudent("resnet18", dim=8, classes=3)
     student.freeze_until("layer3")
     student.train()
     before = {key: value.clone() for key, value in student.trunk.state_dict().items()}
@@ -74,4 +74,4 @@ def test_attention_adds_a_share_of_each_position() -> None:
     ratio = attention(feature_map) / feature_map - 1
     torch.testing.assert_close(ratio[:, 0], ratio[:, 5], atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(ratio[:, 0].sum((1, 2)), torch.ones(2), atol=1e-4, rtol=1e-3)
-    assert Student("resnet18", 8, 3, attention=True).attention is not None
+    assert SbtknetStudent("resnet18", 8, 3, attention=True).attention is not None
