@@ -4,58 +4,39 @@ from __future__ import annotations
 
 import os
 import shlex
-import threading
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.catalogue import CatalogueView
-from sbtk_runtime.errors import BadConfig, BadData, BadGallery
-from sbtk_runtime.exact import exact_search
-from sbtk_runtime.gallery_folder import (
-    VECTORS_NAME,
-    check_model,
-    path_fields,
-    published_manifest,
-)
-from sbtk_runtime.hnsw import Graph, build_graph
+from sbtk_runtime.code_search import CodeSearch
+from sbtk_runtime.codes import CodeShards
+from sbtk_runtime.embedding_search import EmbeddingSearch
+from sbtk_runtime.errors import BadConfig, BadGallery
+from sbtk_runtime.gallery_folder import check_model, open_rows, published_manifest
+from sbtk_runtime.hamming import Codes
+from sbtk_runtime.hit import Hit
 from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, read_gallery_manifest
 from sbtk_runtime.names import printable_name
 from sbtk_runtime.preprocess import Kind
-from sbtk_runtime.vectors import Vectors
+from sbtk_runtime.shards import Rows
+from sbtk_runtime.vectors import Embeddings, Vectors
 
 if TYPE_CHECKING:
     from sbtk_runtime.embed import Embedder
 
-__all__ = ["EXACT_BELOW", "VECTORS_NAME", "Gallery", "Hit", "Search"]
+__all__ = ["EXACT_BELOW", "Gallery", "Hit", "Search"]
 
-Embeddings = NDArray[np.float32]
 Search = Literal["auto", "hnsw", "exact"]
 
 #: Below this number of photos scoring all of them takes no longer than people notice.
 EXACT_BELOW = 20_000
 
 _ATTEMPTS = 5
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One answer. `path` is absolute; bytes that are not UTF-8 are in it as surrogates."""
-
-    rank: int
-    score: float
-    id: int
-    path: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the hit as a JSON object; a path that is not UTF-8 comes as `path_bytes`."""
-        known: dict[str, Any] = {"rank": self.rank, "score": round(self.score, 6), "id": self.id}
-        return known | path_fields(os.fsencode(self.path))
 
 
 class Gallery:
@@ -69,17 +50,13 @@ class Gallery:
         self.folder = folder
         self.manifest = manifest
         self.notices: list[str] = []
-        self._graph: Graph | None = None
-        self._graph_lock = threading.Lock()
-        self._graph_problem = "" if manifest.graph else "there is no graph"
-        self._rows: NDArray[np.int64] | None = None
+        self._rows: Rows | None = None
         self._view = CatalogueView(folder, manifest.generation)
-        self._vectors = Vectors(folder / VECTORS_NAME, manifest.dim)
+        self._vectors = open_rows(folder, manifest.dim, manifest.bits)
         try:
-            self._check_dim()
+            self._check_catalogue()
             self._vectors.hold()
-            if manifest.live >= EXACT_BELOW:
-                self._load_graph()
+            self._searched = self._searchable(self._vectors)
         except BaseException:
             self.close()
             raise
@@ -136,7 +113,7 @@ class Gallery:
 
     def search(
         self,
-        embedding: Embeddings,
+        embedding: Embeddings | Codes,
         k: int = 10,
         search: Search = "auto",
         *,
@@ -144,20 +121,23 @@ class Gallery:
     ) -> list[Hit]:
         """Returns the `k` photos nearest to `embedding (D,) float32`, best first, by cosine.
 
-        Fewer are returned, with a notice, when there are fewer.
+        A binary gallery makes a code of it and goes by Hamming distance, equal ones by id. Fewer
+        are returned, with a notice, when there are fewer.
 
         Args:
-            embedding: of a sketch or photo, by the gallery's model.
+            embedding: of a sketch or photo, by the gallery's model; a binary gallery also takes
+                a code of its own, `(bits / 8,) uint8`.
             k: at least 1.
-            search: by the HNSW graph, exactly, or whichever suits the gallery's size.
+            search: by the HNSW graph, exactly, or whichever suits the gallery's size; a binary
+                gallery has no graph.
             under: only photos in this folder; they are searched exactly.
 
         Raises:
-            BadConfig: `k` is below 1, or the way of searching is unknown.
+            BadConfig: `k` is below 1, or there is no such way of searching the gallery.
             BadData: the embedding has another width, or is not finite.
             BadGallery: the gallery is empty.
         """
-        query = self._checked(embedding, k, search)
+        self._check_question(k, search)
         if under is not None:
             folder = os.path.abspath(under)  # noqa: PTH100 -- links are kept, as in the catalogue
             rows = self._view.rows(os.fsencode(folder))
@@ -168,13 +148,7 @@ class Gallery:
             where = "" if under is None else f" below {printable_name(under)}"
             self._note(f"only {allowed:,} photos are searchable{where}, so there are fewer hits")
         wanted = min(k, allowed)
-        if rows is None and self._takes_graph(search, wanted):
-            found = self._usable_graph().search(query, wanted)
-            if len(found[0]) == wanted:
-                return self._hits(*found)
-        if rows is None:
-            rows = self._live_rows()
-        return self._hits(*exact_search(self._vectors, rows, query, wanted)) if wanted else []
+        return self._hits(*self._searched.nearest(embedding, wanted, rows, search))
 
     def query(
         self,
@@ -199,53 +173,23 @@ class Gallery:
             self._note(notice)
         return self.search(embedding, k, search, under=under)
 
-    def _checked(self, embedding: Embeddings, k: int, search: Search) -> Embeddings:
-        """Returns the embedding as a row of length 1, after looking at all arguments."""
+    def _searchable(self, vectors: Vectors | CodeShards) -> EmbeddingSearch | CodeSearch:
+        if isinstance(vectors, CodeShards):
+            return CodeSearch(self._view, vectors, self._live_rows)
+        is_large = self.manifest.live >= EXACT_BELOW
+        return EmbeddingSearch(
+            *(self.folder, self.manifest, vectors, self._live_rows),
+            is_large=is_large,
+            note=self._note,
+        )
+
+    def _check_question(self, k: int, search: Search) -> None:
         if k < 1:
             raise BadConfig(f"{k} hits were asked for", "at least 1")
         if search not in get_args(Search):
             raise BadConfig(f"unknown way of searching {search!r}", " or ".join(get_args(Search)))
         if self.count == 0:
             raise BadGallery(f"{self.folder} has no photos", "at least one", "sbtk index PHOTOS")
-        if embedding.shape != (self.manifest.dim,):
-            raise BadData(
-                f"an embedding of shape {embedding.shape}",
-                f"({self.manifest.dim},), as {self.manifest.model_id} makes them",
-            )
-        length = float(np.linalg.norm(embedding.astype(np.float64)))
-        if not np.isfinite(length) or length < 1e-6:
-            raise BadData("the embedding is not finite or zero", "a row of length 1")
-        return np.asarray(embedding / length, dtype=np.float32)
-
-    def _takes_graph(self, search: Search, k: int) -> bool:
-        if search != "auto":
-            return search == "hnsw"
-        if self._graph_problem:
-            return False
-        return self.count >= EXACT_BELOW and self._graph is not None and k <= self._graph.ef
-
-    def _usable_graph(self) -> Graph:
-        """Returns the graph, loaded or, when its file is no good, built anew in memory."""
-        with self._graph_lock:
-            if self._graph is None and not self._graph_problem:
-                self._load_graph()
-            if self._graph is None:
-                rows = self._live_rows()
-                self._graph = build_graph(self._vectors, rows, len(rows))
-            return self._graph
-
-    def _load_graph(self) -> None:
-        record = self.manifest.graph
-        if record is None:
-            return
-        try:
-            self._graph = Graph.load(self.folder, record, self.manifest.dim)
-        except BadGallery as problem:
-            self._graph_problem = problem.found
-            self._note(
-                f"{problem.found}: searching the vectors instead; "
-                "'sbtk index' on your photos builds the graph anew"
-            )
 
     def _live_rows(self) -> NDArray[np.int64]:
         if self._rows is None:
@@ -266,14 +210,18 @@ class Gallery:
                 hits.append(Hit(len(hits) + 1, score, name[0], os.fsdecode(name[1])))
         return hits
 
-    def _check_dim(self) -> None:
-        dim = self._view.dim()
-        if dim != self.manifest.dim:
+    def _check_catalogue(self) -> None:
+        held = _kept(self._view.dim(), self._view.bits())
+        if held != (said := _kept(self.manifest.dim, self.manifest.bits)):
             raise BadGallery(
-                f"{self.folder / MANIFEST_NAME} says {self.manifest.dim} numbers a photo",
-                f"{dim}, as in the catalogue",
+                f"{self.folder / MANIFEST_NAME} says {said}", f"{held}, as in the catalogue"
             )
 
     def _note(self, notice: str) -> None:
         if notice not in self.notices:
             self.notices.append(notice)
+
+
+def _kept(dim: int, bits: int | None) -> str:
+    numbers = f"{dim} numbers a photo"
+    return numbers if bits is None else f"{bits} bits of {numbers}"

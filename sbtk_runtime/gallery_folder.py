@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sbtk_runtime.catalogue_database import CATALOGUE_NAME
+from sbtk_runtime.codes import CodeShards
 from sbtk_runtime.errors import BadGallery, ModelMismatch
 from sbtk_runtime.files import atomic_path, disk_full_explained
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, read_gallery_manifest
 from sbtk_runtime.names import printable_name
 from sbtk_runtime.preprocess import PREPROCESSING
+from sbtk_runtime.shards import Shards
 from sbtk_runtime.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -74,6 +76,12 @@ def check_model(
     )
 
 
+def open_rows(folder: Path, dim: int, bits: int | None) -> Vectors | CodeShards:
+    """Returns what a gallery keeps of its photos: embeddings, or codes of `bits` bits."""
+    where = folder / VECTORS_NAME
+    return Vectors(where, dim) if bits is None else CodeShards(where, bits)
+
+
 def path_fields(path: bytes) -> dict[str, str]:
     """Returns `{"path": ...}`, or `{"path_bytes": ...}` in base64 when it is not UTF-8."""
     try:
@@ -107,7 +115,7 @@ def make_folder(folder: Path) -> None:
 
 
 def tidy(
-    folder: Path, catalogue: Catalogue, vectors: Vectors, published: GalleryManifest | None
+    folder: Path, catalogue: Catalogue, vectors: Shards, published: GalleryManifest | None
 ) -> None:
     """Removes what neither the published generation nor the catalogue needs."""
     if published is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,28 +18,27 @@ import numpy as np
 from sbtk_runtime.catalogue import Embedding, Failure, Origin
 from sbtk_runtime.catalogue_writer import Catalogue
 from sbtk_runtime.changes import Changes
+from sbtk_runtime.codes import CodeShards, codes_of
 from sbtk_runtime.embed import Embedded, Embedder
 from sbtk_runtime.errors import BadGallery
-from sbtk_runtime.files import (
-    WriterLock,
-    remove_stale_temporaries,
-)
+from sbtk_runtime.files import WriterLock, remove_stale_temporaries
+from sbtk_runtime.gallery_claim import claimed, require_codes
 from sbtk_runtime.gallery_folder import (
     FAILURES_NAME,
     LOCK_NAME,
-    VECTORS_NAME,
-    check_model,
     make_folder,
+    open_rows,
     os_errors_told,
     published_manifest,
     tidy,
     write_failures,
 )
 from sbtk_runtime.gallery_graph import next_graph
+from sbtk_runtime.itq import Itq
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest
 from sbtk_runtime.names import printable_name
-from sbtk_runtime.preprocess import PREPROCESSING
-from sbtk_runtime.vectors import Vectors
+from sbtk_runtime.shards import Batch, Shards
+from sbtk_runtime.vectors import Embeddings, Vectors
 from sbtk_runtime.walk import Found, Skipped, absolute_roots, refuse_nothing, walk
 
 #: Told how many photos are done, how many there are (`None` while they are being found), and
@@ -89,6 +87,7 @@ def update_gallery(
     notify: Notify = lambda text: None,
     commit_every: int = 256,
     checksum: bool = False,
+    bits: int | None = None,
 ) -> IndexReport:
     """Makes the gallery in `folder` hold the photos below `roots`; other photos in it stay.
 
@@ -100,20 +99,26 @@ def update_gallery(
         notify: told, in a sentence, what takes long.
         commit_every: photos between two commits.
         checksum: look for changes in the bytes, not in size and time of modification.
+        bits: make a binary gallery, of codes of so many bits; by default one of embeddings. An
+            existing gallery stays what it is, and `None` will do for it.
 
     Raises:
         BadData: there is no photo below the roots.
-        BadGallery: the folder is no gallery, cannot be written, or no photo could be read.
+        BadModel: the embedder's bundle makes no codes of so many bits.
+        BadGallery: the folder is no gallery, cannot be written, or no photo could be read; or it
+            keeps something else than `bits` says.
         GalleryBusy: another process is writing to it.
         ModelMismatch: another model made it.
         DiskFull: there is no space left; what was committed stays.
     """
     absolute = absolute_roots(roots)
     refuse_nothing(absolute)
+    require_codes(folder, embedder, bits)
     with os_errors_told(folder):
         make_folder(folder)
         with WriterLock(folder / LOCK_NAME):
-            return _Update(folder, absolute, embedder, progress, notify, commit_every).run(checksum)
+            update = _Update(folder, absolute, embedder, progress, notify, commit_every)
+            return update.run(checksum, bits)
 
 
 class _Update:
@@ -135,18 +140,21 @@ class _Update:
         self._commit_every = commit_every
         self._notices: list[str] = []
         self._notify = notify
+        self._itq: Itq | None = None
         self._new = self._changed = self._failed = 0
         self._timings_before = asdict(embedder.timings)
 
-    def run(self, checksum: bool) -> IndexReport:
+    def run(self, checksum: bool, bits: int | None) -> IndexReport:
         started = time.perf_counter()
         folder = self._folder
         remove_stale_temporaries(folder)
         published = published_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
         generation = 0 if published is None else published.generation
         with Catalogue(folder, generation + 1) as catalogue:
-            origin = self._claimed(catalogue)
-            vectors = Vectors(folder / VECTORS_NAME, origin.dim)
+            origin, self._itq = claimed(
+                folder, catalogue, self._embedder, bits, self._roots, self._notices.append
+            )
+            vectors = open_rows(folder, origin.dim, origin.bits)
             tidy(folder, catalogue, vectors, published)
             self._drop_lost(catalogue, vectors)
             changes = Changes(catalogue, self._roots, self._walk(), checksum=checksum)
@@ -181,28 +189,7 @@ class _Update:
                 notices=tuple(self._notices),
             )
 
-    def _claimed(self, catalogue: Catalogue) -> Origin:
-        """Returns what makes the gallery's embeddings, which must be our embedder."""
-        ours = Origin(
-            self._embedder.model_id,
-            self._embedder.engine.info.precision,
-            self._embedder.dim,
-            PREPROCESSING,
-        )
-        origin = catalogue.origin()
-        if origin is None or not catalogue.committed_rows():
-            catalogue.claim(ours)
-            return ours
-        photos = " ".join(shlex.quote(printable_name(root)) for root in self._roots)
-        check_model(self._folder, origin.model_id, origin.preprocessing, self._embedder, photos)
-        if origin.precision != ours.precision:
-            self._notices.append(
-                f"the gallery was made at {origin.precision}; new photos are embedded at "
-                f"{ours.precision}, which finds nearly the same"
-            )
-        return origin
-
-    def _drop_lost(self, catalogue: Catalogue, vectors: Vectors) -> None:
+    def _drop_lost(self, catalogue: Catalogue, vectors: Shards) -> None:
         lost = sum(
             catalogue.remove_at_rows(low, high)
             for low, high in vectors.missing(catalogue.committed_rows())
@@ -224,7 +211,7 @@ class _Update:
                 self._progress(count, None, 0.0)
             yield item
 
-    def _embed(self, catalogue: Catalogue, vectors: Vectors, changes: Changes) -> None:
+    def _embed(self, catalogue: Catalogue, vectors: Vectors | CodeShards, changes: Changes) -> None:
         """Embeds what is to be embedded, and commits it in batches."""
         total = changes.to_embed
         paths = (Path(os.fsdecode(path)) for path in changes.paths_to_embed())
@@ -248,16 +235,16 @@ class _Update:
     def _commit(
         self,
         catalogue: Catalogue,
-        vectors: Vectors,
+        vectors: Vectors | CodeShards,
         pending: list[Embedded],
         failures: list[Failure],
     ) -> None:
         if not pending and not failures:
             return
         first_row = catalogue.committed_rows()
-        batches = (
-            vectors.append(first_row, np.stack([item.row for item in pending])) if pending else []
-        )
+        batches = []
+        if pending:
+            batches = self._written(vectors, first_row, np.stack([item.row for item in pending]))
         embeddings = [
             Embedding(
                 os.fsencode(item.path),
@@ -275,17 +262,28 @@ class _Update:
         pending.clear()
         failures.clear()
 
+    def _written(
+        self, vectors: Vectors | CodeShards, first_row: int, embeddings: Embeddings
+    ) -> list[Batch]:
+        """Writes embeddings, or their codes, durably."""
+        if isinstance(vectors, Vectors):
+            return vectors.append(first_row, embeddings)
+        assert self._itq is not None
+        return vectors.append(first_row, codes_of(embeddings, self._itq))
+
     def _publish(
         self,
         catalogue: Catalogue,
-        vectors: Vectors,
+        vectors: Vectors | CodeShards,
         origin: Origin,
         published: GalleryManifest | None,
     ) -> None:
         """Makes the catalogue's generation the one that readers see, if it differs."""
         is_next = published is not None and catalogue.generation == published.generation + 1
         previous = published.graph if published is not None and is_next else None
-        graph = next_graph(self._folder, catalogue, vectors, previous, self._notify)
+        graph = None
+        if isinstance(vectors, Vectors):
+            graph = next_graph(self._folder, catalogue, vectors, previous, self._notify)
         if published is not None and graph == published.graph and not catalogue.is_changed():
             return
         manifest = GalleryManifest(
@@ -297,6 +295,7 @@ class _Update:
             live=catalogue.live(),
             graph=graph,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            bits=origin.bits,
         )
         manifest.write(self._folder)
         tidy(self._folder, catalogue, vectors, manifest)

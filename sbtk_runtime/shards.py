@@ -98,7 +98,14 @@ class Shards:
         return hashlib.sha256(data).hexdigest() == batch.sha256
 
     def cut(self, committed_rows: int) -> None:
-        """Removes what a killed writer left beyond the committed rows."""
+        """Removes what a killed writer left beyond the committed rows.
+
+        As long as there are none, that may also be shards of another suffix.
+        """
+        if not committed_rows and self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if path.stem.isdecimal():
+                    path.unlink()
         for index, path in self._shards():
             rows_here = min(SHARD_ROWS, committed_rows - index * SHARD_ROWS)
             if rows_here <= 0:

@@ -71,6 +71,21 @@ def require_unit_rows(embeddings: Embeddings, dim: int) -> None:
         raise BadData("an embedding that is not finite or not of length 1", "unit rows")
 
 
+def unit_row(embedding: NDArray[np.generic], dim: int) -> Embeddings:
+    """Returns an embedding `(dim,)` of any length as one of length 1, float32.
+
+    Raises:
+        BadData: it has another width, is not finite, or zero.
+    """
+    if embedding.shape != (dim,):
+        raise BadData(f"an embedding of shape {embedding.shape}", f"({dim},), as the gallery has")
+    row = embedding.astype(np.float64)
+    length = float(np.linalg.norm(row))
+    if not np.isfinite(length) or length < 1e-6:
+        raise BadData("the embedding is not finite or zero", "a row of length 1")
+    return np.asarray(row / length, dtype=np.float32)
+
+
 def _unit_rows(halves: NDArray[np.int16]) -> tuple[Embeddings, NDArray[np.bool_]]:
     """Returns the float16 bit patterns `(N, D)` as float32 rows of length 1, and which are whole.
 

@@ -31,7 +31,8 @@ from sbtk_runtime.bench_search import (
 from sbtk_runtime.catalogue import CatalogueView
 from sbtk_runtime.cpu import cpu_threads
 from sbtk_runtime.errors import BadConfig, BadData
-from sbtk_runtime.gallery import VECTORS_NAME, Gallery
+from sbtk_runtime.gallery import Gallery
+from sbtk_runtime.gallery_folder import VECTORS_NAME
 from sbtk_runtime.hnsw import EF, EF_CONSTRUCTION, Graph, M
 from sbtk_runtime.machine import resident_bytes
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest

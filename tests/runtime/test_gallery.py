@@ -15,6 +15,7 @@ import pytest
 
 from sbtk_runtime import gallery as reading
 from sbtk_runtime.embed import Embedder
+from sbtk_runtime.embedding_search import EmbeddingSearch
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery, ModelMismatch
 from sbtk_runtime.gallery import Gallery, Hit, Search
 from sbtk_runtime.gallery_export import export_gallery
@@ -379,4 +380,5 @@ def test_export_is_the_gallery_in_plain_formats(tmp_path: Path) -> None:
 def test_a_small_gallery_is_opened_without_its_graph(made_up: Path) -> None:
     with Gallery.open(made_up) as gallery:
         gallery.search(unit_rows(1, 16)[0], 3)
-        assert gallery._graph is None
+        assert isinstance(gallery._searched, EmbeddingSearch)
+        assert gallery._searched._graph is None
