@@ -30,7 +30,19 @@ _GREY_SHARE = 0.2
 
 def normalised(pixels: Tensor) -> Tensor:
     """Returns `(N, 3, H, W) float32`, ImageNet-normalised, of `(N, 1 or 3, H, W) uint8`."""
-    return _normalise(_unit(pixels))
+    return normalised_unit(unit_images(pixels))
+
+
+def unit_images(pixels: Tensor) -> Tensor:
+    """Returns `(N, C, H, W) float32` in [0, 1] of `(N, C, H, W) uint8`."""
+    return pixels.float().div(255).contiguous()
+
+
+def normalised_unit(images: Tensor) -> Tensor:
+    """Returns `(N, 3, H, W) float32`, ImageNet-normalised, of `(N, 1 or 3, H, W)` in [0, 1]."""
+    images = images.expand(-1, 3, -1, -1)
+    normal = (images - _channels(IMAGENET_MEAN, images)) / _channels(IMAGENET_STD, images)
+    return normal.contiguous(memory_format=torch.channels_last)
 
 
 def augmented_photos(pixels: Tensor, draw: torch.Generator) -> Tensor:
@@ -40,7 +52,7 @@ def augmented_photos(pixels: Tensor, draw: torch.Generator) -> Tensor:
         pixels: `(N, 3, H, W) uint8`.
         draw: a CPU generator.
     """
-    photos = _unit(pixels)
+    photos = unit_images(pixels)
     photos = _moved(photos, draw, _PHOTO_TURN_DEGREES, _PHOTO_LOG_SCALE, _PHOTO_ZOOM, "reflection")
     brightness = 1 + 0.3 * _spread(draw, photos)
     photos = photos * brightness
@@ -49,7 +61,7 @@ def augmented_photos(pixels: Tensor, draw: torch.Generator) -> Tensor:
     grey = photos.mean(1, keepdim=True)
     saturation = 1 + 0.4 * _spread(draw, photos)
     saturation = saturation * (~_chance(draw, photos, _GREY_SHARE)).float()
-    return _normalise(((photos - grey) * saturation + grey).clamp(0, 1))
+    return normalised_unit(((photos - grey) * saturation + grey).clamp(0, 1))
 
 
 def augmented_sketches(pixels: Tensor, draw: torch.Generator) -> Tensor:
@@ -59,7 +71,7 @@ def augmented_sketches(pixels: Tensor, draw: torch.Generator) -> Tensor:
         pixels: `(N, 1, H, W) uint8`, dark ink on white.
         draw: a CPU generator.
     """
-    ink = 1 - _unit(pixels)
+    ink = 1 - unit_images(pixels)
     ink = _moved(ink, draw, _SKETCH_TURN_DEGREES, _SKETCH_LOG_SCALE, 1.0, "zeros")
     width = torch.rand(len(ink), generator=draw).to(ink.device).view(-1, 1, 1, 1)
     thick = functional.max_pool2d(ink, 3, stride=1, padding=1)
@@ -70,7 +82,7 @@ def augmented_sketches(pixels: Tensor, draw: torch.Generator) -> Tensor:
     patches = torch.rand(len(ink), 1, 8, 8, generator=draw).to(ink.device) < _DROPPED_AREA
     patches = patches & _chance(draw, ink, _DROP_SHARE)
     missing = functional.interpolate(patches.float(), ink.shape[-2:])
-    return _normalise(1 - ink * (1 - missing))
+    return normalised_unit(1 - ink * (1 - missing))
 
 
 def batch_generator(seed: int, *position: int) -> torch.Generator:
@@ -98,10 +110,6 @@ def _moved(
     return functional.grid_sample(images, grid, padding_mode=edge, align_corners=False)
 
 
-def _unit(pixels: Tensor) -> Tensor:
-    return pixels.float().div(255).contiguous()
-
-
 def _spread(draw: torch.Generator, images: Tensor) -> Tensor:
     """Returns `(N, 1, 1, 1)` numbers in [-1, 1)."""
     return (torch.rand(len(images), 1, 1, 1, generator=draw) * 2 - 1).to(images.device)
@@ -109,12 +117,6 @@ def _spread(draw: torch.Generator, images: Tensor) -> Tensor:
 
 def _chance(draw: torch.Generator, images: Tensor, share: float) -> Tensor:
     return (torch.rand(len(images), 1, 1, 1, generator=draw) < share).to(images.device)
-
-
-def _normalise(images: Tensor) -> Tensor:
-    images = images.expand(-1, 3, -1, -1)
-    normal = (images - _channels(IMAGENET_MEAN, images)) / _channels(IMAGENET_STD, images)
-    return normal.contiguous(memory_format=torch.channels_last)
 
 
 def _channels(values: Sequence[float], like: Tensor) -> Tensor:

@@ -181,7 +181,12 @@ def cse_names_from_cadene(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _start_at_identity(trunk: CseTrunk) -> None:
+    # The same draw in every run, so that feature maps of frozen stages serve runs of any seed.
+    draw = torch.Generator().manual_seed(0)
     for block in trunk.blocks():
+        bound = block.se.fc1.in_features**-0.5
+        block.se.fc1.weight.uniform_(-bound, bound, generator=draw)
+        block.se.fc1.bias.uniform_(-bound, bound, generator=draw)
         block.se.fc2.weight.zero_()
         block.se.fc2.bias.zero_()
         norm = block.last_norm

@@ -84,6 +84,18 @@ def test_from_plain_weights_it_starts_as_exactly_the_plain_trunk(
         assert torch.equal(trunk.eval()(images, SKETCH_AND_PHOTO), plain(images))
 
 
+def test_stages_from_plain_weights_are_the_same_in_every_run(tmp_path: Path) -> None:
+    plain = dict(build_trunk("resnet18")[0].state_dict())
+    states = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        trunk, _ = build_cse_trunk("resnet18")
+        load_cse_trunk(trunk, plain, tmp_path, "resnet18")
+        states.append(trunk.state_dict())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert float(states[0]["layer1.0.se.fc1.weight"].abs().max()) > 0
+
+
 def test_the_domain_is_learnt_from_the_first_step_on(tmp_path: Path) -> None:
     torch.manual_seed(0)
     plain = with_lively_norms(build_trunk("resnet18")[0])

@@ -1,0 +1,102 @@
+"""DSN's and SAKE's random changes: one move for all views of an image, then views of their own.
+
+As in haowang1992/DSN `src/Sketchy.py` and its training scripts, on pixels that are already at the
+training size. With probability 0.7 an image is moved, which all its views share: mirrored (0.5),
+scaled on each axis (0.5), turned (0.5) and shifted (0.5), about its top left corner as
+scikit-image does it there, with black where nothing is. The first view is left at that; the two
+others are each mirrored (0.5), changed in colour (0.8) and made grey (0.2). All draws come from a
+CPU generator that is given, so a batch can be made again exactly.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from sbtk_train.augment import normalised_unit, unit_images
+from sbtk_train.colour_jitter import grey_of, jittered
+
+_MOVED_SHARE = 0.7
+_SCALES = (0.7, 1.3)
+_TURN_DEGREES = 30.0
+#: The authors shift stored images of 256 pixels; images of another size in proportion.
+_SHIFT_SHARE = 10.0 / 256.0
+_JITTER_SHARE = 0.8
+_GREY_SHARE = 0.2
+
+
+def moved_images(pixels: Tensor, draw: Generator) -> Tensor:
+    """Returns `(N, C, H, W) float32` images in [0, 1], moved as all views of an image are.
+
+    Args:
+        pixels: `(N, C, H, W) uint8`.
+        draw: a CPU generator.
+    """
+    moves = random_moves(len(pixels), pixels.shape[-1], draw)
+    return warped(unit_images(pixels), moves)
+
+
+def plain_view(images: Tensor) -> Tensor:
+    """Returns the view that is classified and distilled, `(N, 3, H, W)` ImageNet-normalised."""
+    return normalised_unit(images)
+
+
+def contrastive_view(images: Tensor, draw: Generator) -> Tensor:
+    """Returns a view for the contrastive loss, `(N, 3, H, W)` ImageNet-normalised.
+
+    Args:
+        images: `(N, 1 or 3, H, W) float32` in [0, 1], from `moved_images`.
+        draw: a CPU generator.
+    """
+    count = len(images)
+    is_mirrored = _chance(count, 0.5, draw).to(images.device)
+    images = torch.where(is_mirrored[:, None, None, None], images.flip(3), images)
+    images = jittered(images, _chance(count, _JITTER_SHARE, draw), draw)
+    is_grey = _chance(count, _GREY_SHARE, draw).to(images.device)
+    images = torch.where(is_grey[:, None, None, None], grey_of(images), images)
+    return normalised_unit(images)
+
+
+def random_moves(count: int, size_px: int, draw: Generator) -> Tensor:
+    """Returns `(count, 3, 3) float64` matrices that take a pixel's place to where it is moved.
+
+    A place is (column, row, 1), counted from the middle of the top left pixel. Images that are not
+    moved have the identity.
+    """
+    scales = torch.empty(count, 2, dtype=torch.float64).uniform_(*_SCALES, generator=draw)
+    scales = torch.where(_chance(count, 0.5, draw)[:, None], scales, 1.0)
+    angles = (2 * torch.rand(count, dtype=torch.float64, generator=draw) - 1) * _TURN_DEGREES
+    angles = torch.where(_chance(count, 0.5, draw), angles, 0.0) * math.pi / 180
+    shifts = (2 * torch.rand(count, 2, dtype=torch.float64, generator=draw) - 1) * _SHIFT_SHARE
+    shifts = torch.where(_chance(count, 0.5, draw)[:, None], shifts, 0.0) * size_px
+    moves = torch.eye(3, dtype=torch.float64).repeat(count, 1, 1)
+    moves[:, 0, 0] = scales[:, 0] * angles.cos()
+    moves[:, 0, 1] = -scales[:, 1] * angles.sin()
+    moves[:, 1, 0] = scales[:, 0] * angles.sin()
+    moves[:, 1, 1] = scales[:, 1] * angles.cos()
+    moves[:, :2, 2] = shifts
+    mirrored = torch.eye(3, dtype=torch.float64)
+    mirrored[0, 0], mirrored[0, 2] = -1.0, size_px - 1.0
+    is_mirrored = _chance(count, 0.5, draw)[:, None, None]
+    moves = torch.where(is_mirrored, moves @ mirrored, moves)
+    is_moved = _chance(count, _MOVED_SHARE, draw)[:, None, None]
+    return torch.where(is_moved, moves, torch.eye(3, dtype=torch.float64))
+
+
+def warped(images: Tensor, moves: Tensor) -> Tensor:
+    """Returns images `(N, C, S, S)` moved by `moves (N, 3, 3)`, bilinear, black from outside."""
+    size_px = images.shape[-1]
+    # grid_sample asks where each pixel comes from, with the middles of the outermost at -1 and 1.
+    to_unit = torch.eye(3, dtype=torch.float64) * 2 / (size_px - 1)
+    to_unit[:, 2] = torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)
+    sources = to_unit @ torch.linalg.inv(moves) @ torch.linalg.inv(to_unit)
+    theta = sources[:, :2].float().to(images.device)
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=True)
+    return functional.grid_sample(images, grid, align_corners=True)
+
+
+def _chance(count: int, share: float, draw: Generator) -> Tensor:
+    return torch.rand(count, generator=draw) < share
