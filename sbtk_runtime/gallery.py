@@ -16,7 +16,12 @@ from sbtk_runtime.code_search import CodeSearch
 from sbtk_runtime.codes import CodeShards
 from sbtk_runtime.embedding_search import EmbeddingSearch
 from sbtk_runtime.errors import BadConfig, BadGallery
-from sbtk_runtime.gallery_folder import check_model, open_rows, published_manifest
+from sbtk_runtime.gallery_folder import (
+    check_model,
+    kept_text,
+    open_rows,
+    published_manifest,
+)
 from sbtk_runtime.hamming import Codes
 from sbtk_runtime.hit import Hit
 from sbtk_runtime.images import read_image_bytes
@@ -211,8 +216,8 @@ class Gallery:
         return hits
 
     def _check_catalogue(self) -> None:
-        held = _kept(self._view.dim(), self._view.bits())
-        if held != (said := _kept(self.manifest.dim, self.manifest.bits)):
+        held = kept_text(self._view.dim(), self._view.bits())
+        if held != (said := kept_text(self.manifest.dim, self.manifest.bits)):
             raise BadGallery(
                 f"{self.folder / MANIFEST_NAME} says {said}", f"{held}, as in the catalogue"
             )
@@ -220,8 +225,3 @@ class Gallery:
     def _note(self, notice: str) -> None:
         if notice not in self.notices:
             self.notices.append(notice)
-
-
-def _kept(dim: int, bits: int | None) -> str:
-    numbers = f"{dim} numbers a photo"
-    return numbers if bits is None else f"{bits} bits of {numbers}"

@@ -11,15 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
+from sbtk_runtime.bundle import itq_name
 from sbtk_runtime.catalogue import CatalogueView, Photo
-from sbtk_runtime.files import atomic_path
-from sbtk_runtime.gallery_folder import VECTORS_NAME, path_fields, published_manifest
-from sbtk_runtime.vectors import CHUNK_ROWS, Vectors
+from sbtk_runtime.codes import CodeShards
+from sbtk_runtime.files import atomic_path, write_atomically
+from sbtk_runtime.gallery_folder import open_rows, path_fields, published_manifest
+from sbtk_runtime.shards import Rows
+from sbtk_runtime.vectors import Vectors
 
 EMBEDDINGS_NAME = "embeddings.npy"
+CODES_NAME = "codes.npy"
 TABLE_NAME = "photos.csv"
 PARQUET_NAME = "photos.parquet"
 
+_TABLE_ROWS = 512
 _COLUMNS = ("id", "path", "path_bytes", "size_bytes", "mtime_ns", "sha256")
 
 
@@ -35,19 +40,23 @@ class ExportReport:
 def export_gallery(folder: Path, out_folder: Path) -> ExportReport:
     """Writes the embeddings and, in the same order, a table of the photos.
 
-    `embeddings.npy` is `(N, D) float32`, unit rows. The tables, `photos.csv` and where pyarrow is
-    installed `photos.parquet`, have the columns id, path, path_bytes (base64, and path empty, where
-    the path is not UTF-8), size_bytes, mtime_ns and sha256. Memory does not grow with N.
+    `embeddings.npy` is `(N, D) float32`, unit rows. A binary gallery has `codes.npy` instead,
+    `(N, bits / 8) uint8` as `numpy.packbits` packs them, and `itq<bits>.npz`, which makes codes of
+    embeddings: bit b is `(row - mean) @ projection[:, b] > 0`.
+
+    The tables, `photos.csv` and where pyarrow is installed `photos.parquet`, have the columns id,
+    path, path_bytes (base64, and path empty, where the path is not UTF-8), size_bytes, mtime_ns
+    and sha256. Memory does not grow with N.
 
     Raises:
-        BadGallery: there is no gallery in `folder`.
+        BadGallery: there is no gallery in `folder`, or what makes its codes is damaged.
         DiskFull: there is no space for the files.
     """
     manifest = published_manifest(folder)
     out_folder.mkdir(parents=True, exist_ok=True)
     with (
         closing(CatalogueView(folder, manifest.generation)) as view,
-        closing(Vectors(folder / VECTORS_NAME, manifest.dim)) as vectors,
+        closing(open_rows(folder, manifest.dim, manifest.bits)) as vectors,
     ):
         vectors.hold()
         rows = view.rows()
@@ -55,24 +64,28 @@ def export_gallery(folder: Path, out_folder: Path) -> ExportReport:
             [np.empty(0, dtype=np.bool_), *(whole for _, _, whole in vectors.chunks(rows))]
         )
         kept = rows[is_whole]
-        _write_embeddings(out_folder / EMBEDDINGS_NAME, vectors, kept)
+        name = EMBEDDINGS_NAME if manifest.bits is None else CODES_NAME
+        files = [out_folder / name, out_folder / TABLE_NAME]
+        _write_rows(files[0], vectors, kept)
+        if manifest.bits is not None:
+            files.append(out_folder / itq_name(manifest.bits))
+            write_atomically(files[-1], view.itq().to_bytes())
         _write_csv(out_folder / TABLE_NAME, _table(view, set(rows[~is_whole].tolist())))
-        files = [out_folder / EMBEDDINGS_NAME, out_folder / TABLE_NAME]
         if _write_parquet(out_folder / PARQUET_NAME, _table(view, set(rows[~is_whole].tolist()))):
             files.append(out_folder / PARQUET_NAME)
     return ExportReport(tuple(files), len(kept), len(rows) - len(kept))
 
 
-def _write_embeddings(path: Path, vectors: Vectors, rows: np.ndarray) -> None:
-    header = {
-        "descr": "<f4",
-        "fortran_order": False,
-        "shape": (len(rows), vectors.dim),
-    }
+def _write_rows(path: Path, vectors: Vectors | CodeShards, rows: Rows) -> None:
+    if isinstance(vectors, Vectors):
+        descr, width = "<f4", vectors.dim
+    else:
+        descr, width = "|u1", vectors.bits // 8
+    header = {"descr": descr, "fortran_order": False, "shape": (len(rows), width)}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for _, embeddings, _ in vectors.chunks(rows):
-            file.write(embeddings.astype("<f4", copy=False).tobytes())
+            file.write(embeddings.astype(descr, copy=False).tobytes())
 
 
 def _table(view: CatalogueView, left_out: set[int]) -> Iterator[dict[str, object]]:
@@ -120,7 +133,7 @@ def _write_parquet(path: Path, table: Iterator[dict[str, object]]) -> bool:
         part: list[dict[str, object]] = []
         for record in table:
             part.append(record)
-            if len(part) == CHUNK_ROWS:
+            if len(part) == _TABLE_ROWS:
                 writer.write_table(pyarrow.Table.from_pylist(part, schema))
                 part.clear()
         writer.write_table(pyarrow.Table.from_pylist(part, schema))

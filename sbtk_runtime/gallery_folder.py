@@ -82,6 +82,12 @@ def open_rows(folder: Path, dim: int, bits: int | None) -> Vectors | CodeShards:
     return Vectors(where, dim) if bits is None else CodeShards(where, bits)
 
 
+def kept_text(dim: int, bits: int | None) -> str:
+    """Returns what a gallery keeps in words: "512 numbers a photo", "64 bits of ..."."""
+    numbers = f"{dim} numbers a photo"
+    return numbers if bits is None else f"{bits} bits of {numbers}"
+
+
 def path_fields(path: bytes) -> dict[str, str]:
     """Returns `{"path": ...}`, or `{"path_bytes": ...}` in base64 when it is not UTF-8."""
     try:

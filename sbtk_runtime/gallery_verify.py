@@ -11,10 +11,11 @@ import numpy as np
 
 from sbtk_runtime.catalogue import CatalogueView
 from sbtk_runtime.catalogue_writer import Catalogue
+from sbtk_runtime.codes import CodeShards
 from sbtk_runtime.errors import BadGallery
-from sbtk_runtime.exact import exact_search
+from sbtk_runtime.exact import exact_search, hamming_search
 from sbtk_runtime.files import WriterLock
-from sbtk_runtime.gallery_folder import LOCK_NAME, VECTORS_NAME, published_manifest
+from sbtk_runtime.gallery_folder import LOCK_NAME, kept_text, open_rows, published_manifest
 from sbtk_runtime.hnsw import Graph
 from sbtk_runtime.manifest import GalleryManifest
 from sbtk_runtime.shards import Rows
@@ -35,7 +36,7 @@ class VerifyReport:
         generation: that was looked at.
         live: photos that can be found.
         sampled: photos that were searched for by their own embedding.
-        found: how many of these the graph found.
+        found: how many of these the graph found, or in a binary gallery the exact search.
         problems: sentences; none if the gallery is good.
         repaired: photos that the next `sbtk index` embeds anew.
     """
@@ -80,10 +81,9 @@ def verify_gallery(
     with closing(CatalogueView(folder, manifest.generation)) as view:
         if damage := view.damage():
             problems.append(f"the catalogue is damaged: {damage}")
-        if view.dim() != manifest.dim:
-            problems.append(
-                f"the manifest says {manifest.dim} numbers a photo, the catalogue {view.dim()}"
-            )
+        held, said = kept_text(view.dim(), view.bits()), kept_text(manifest.dim, manifest.bits)
+        if held != said:
+            problems.append(f"the manifest says {said}, the catalogue {held}")
             return VerifyReport(manifest.generation, manifest.live, 0, 0, tuple(problems))
         rows = view.rows()
         if len(rows) != manifest.live:
@@ -91,7 +91,9 @@ def verify_gallery(
                 f"the manifest says {manifest.live:,} photos, the catalogue {len(rows):,}"
             )
         notify("checking the vectors")
-        vectors = Vectors(folder / VECTORS_NAME, manifest.dim)
+        vectors = open_rows(folder, manifest.dim, manifest.bits)
+        if manifest.bits is not None:
+            _check_itq(view, problems)
         damaged = _damaged_rows(view, vectors, rows)
     if len(damaged):
         problems.append(f"the embeddings of {len(damaged):,} photos are damaged or missing")
@@ -99,15 +101,25 @@ def verify_gallery(
     intact = np.setdiff1d(rows, damaged, assume_unique=True)
     chosen = np.random.default_rng(seed).choice(intact, min(samples, len(intact)), replace=False)
     sample = np.sort(chosen)
-    found = _found_by_graph(folder, manifest, sample, vectors.read(sample)[0], problems)
-    _check_exact(vectors, intact, sample[:_EXACT_SAMPLES], problems)
+    if isinstance(vectors, Vectors):
+        found = _found_by_graph(folder, manifest, sample, vectors.read(sample)[0], problems)
+        _check_exact(vectors, intact, sample[:_EXACT_SAMPLES], problems)
+    else:
+        found = _found_by_code(vectors, intact, sample, problems)
     repaired = _forget(folder, manifest, damaged) if repair and len(damaged) else 0
     return VerifyReport(
         manifest.generation, manifest.live, len(sample), found, tuple(problems), repaired
     )
 
 
-def _damaged_rows(view: CatalogueView, vectors: Vectors, rows: Rows) -> Rows:
+def _check_itq(view: CatalogueView, problems: list[str]) -> None:
+    try:
+        view.itq()
+    except BadGallery as problem:
+        problems.append(f"{problem.found}; {problem.next_step}")
+
+
+def _damaged_rows(view: CatalogueView, vectors: Vectors | CodeShards, rows: Rows) -> Rows:
     """Returns those of the rows whose bytes are not what was written, or no unit row."""
     is_damaged = np.zeros(len(rows), dtype=np.bool_)
     covered = np.zeros(len(rows), dtype=np.bool_)
@@ -150,6 +162,17 @@ def _check_exact(vectors: Vectors, rows: Rows, sample: Rows, problems: list[str]
         if not _finds(exact_search(vectors, rows, embedding, 1)[1]):
             problems.append("a photo does not find itself by exact search")
             return
+
+
+def _found_by_code(codes: CodeShards, rows: Rows, sample: Rows, problems: list[str]) -> int:
+    """Returns how many of the sample's rows are found, or others of the same code."""
+    found = 0
+    for code in codes.read(sample)[0]:
+        distances = hamming_search(codes, rows, code, 1)[1]
+        found += len(distances) > 0 and int(distances[0]) == 0
+    if found < len(sample):
+        problems.append(f"{found:,} of {len(sample):,} photos are found by their codes")
+    return found
 
 
 def _finds(scores: Embeddings) -> bool:
