@@ -1,0 +1,190 @@
+"""What the pictures of `sbtk report` show: images of a data set, embedded and ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sbtk_cli.bench_data import Classes, measured_images
+from sbtk_cli.output import notice, progress
+from sbtk_cli.report_options import Chosen
+from sbtk_runtime.bench_map import LabelledImages, LabelledSet
+from sbtk_runtime.embed import Embedder
+from sbtk_runtime.embedding_map import MapPoint, Rows
+from sbtk_runtime.errors import BadData
+from sbtk_runtime.preprocess import Kind
+from sbtk_runtime.ranked_queries import (
+    EmbeddedImages,
+    average_precisions,
+    embed_labelled,
+    named_queries,
+    random_queries,
+    ranked_panel,
+    some_of,
+    worst_queries,
+)
+from sbtk_runtime.ranked_sheet import Panel
+from sbtk_train.data import of_classes, read_dataset
+
+
+@dataclass(frozen=True)
+class WantedQueries:
+    """Which sketches ask: named ones, or else the `worst`, or else `random` ones."""
+
+    named: tuple[Path, ...] = ()
+    worst: int | None = None
+    random: int = 4
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """What a picture shows, and the images that could not be read."""
+
+    panels: tuple[Panel, ...]
+    unreadable: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EmbeddedPoints:
+    """Embeddings `(N, D) float32` with their images, and what could not be read."""
+
+    rows: Rows
+    points: tuple[MapPoint, ...]
+    title: str
+    unreadable: tuple[str, ...]
+
+
+def ranked_panels(
+    chosen: Chosen,
+    data: Path,
+    split: str | None,
+    classes: Classes,
+    wanted: WantedQueries,
+    *,
+    hits: int,
+    with_generalised: bool,
+) -> Pictured:
+    """Returns what the model finds for sketches in a data set.
+
+    Args:
+        chosen: the model.
+        data: the data set's folder.
+        split: which classes are unseen; by default the model's own split.
+        classes: `unseen` or `validation`.
+        wanted: which sketches ask.
+        hits: photos to show for each.
+        with_generalised: whether a second panel shows what is found among all photos of the data.
+
+    Raises:
+        BadData: no images of the classes, or no others for the second panel.
+    """
+    with chosen.embedder() as embedder:
+        images = measured_images(data, embedder.bundle.manifest, split, classes)
+        others = _other_photos(data, images) if with_generalised else None
+        queries = _queries(images, wanted)
+        asking = images.sketches if queries is None else some_of(images.sketches, queries)
+        sketches = _embedded(chosen, embedder, asking, "sketch")
+        photos = _embedded(chosen, embedder, images.photos, "photo")
+        if queries is None:
+            worst = worst_queries(average_precisions(sketches, photos), wanted.worst or 1)
+            sketches = sketches.chosen(worst)
+        galleries = {f"Zero-shot: {len(photos.paths):,} photos of {images.of}": photos}
+        if others is not None:
+            every = _joined(photos, _embedded(chosen, embedder, others, "photo"))
+            names = len(set(every.classes))
+            galleries[f"Generalised: {len(every.paths):,} photos of {names} classes"] = every
+    unreadable = {line for part in (sketches, *galleries.values()) for line in part.unreadable}
+    return Pictured(
+        tuple(ranked_panel(title, sketches, part, hits) for title, part in galleries.items()),
+        tuple(sorted(unreadable)),
+    )
+
+
+def embedded_points(
+    chosen: Chosen,
+    data: Path,
+    split: str | None,
+    classes: Classes,
+    *,
+    per_class: int,
+    seed: int,
+) -> EmbeddedPoints:
+    """Returns embeddings of at most `per_class` sketches and photos of each class."""
+    rows: list[Rows] = []
+    points: list[MapPoint] = []
+    unreadable: list[str] = []
+    with chosen.embedder() as embedder:
+        images = measured_images(data, embedder.bundle.manifest, split, classes)
+        sides: tuple[tuple[Kind, LabelledImages], ...] = (
+            ("sketch", images.sketches),
+            ("photo", images.photos),
+        )
+        for kind, part in sides:
+            found = _embedded(chosen, embedder, _thinned(part, per_class, seed), kind)
+            rows.append(found.rows)
+            unreadable += found.unreadable
+            points += [
+                MapPoint(path, kind, name)
+                for path, name in zip(found.paths, found.classes, strict=True)
+            ]
+        title = f"{embedder.model_id}: {images.of}"
+    return EmbeddedPoints(np.concatenate(rows), tuple(points), title, tuple(unreadable))
+
+
+def _queries(images: LabelledSet, wanted: WantedQueries) -> list[int] | None:
+    """Returns the places of the sketches that ask; `None` where all have to be tried."""
+    if wanted.named:
+        return named_queries(images.sketches, wanted.named)
+    if wanted.worst is not None:
+        return None
+    return random_queries(len(images.sketches.paths), wanted.random, wanted.seed)
+
+
+def _other_photos(data: Path, images: LabelledSet) -> LabelledImages:
+    """Returns the photos of all classes that are not measured."""
+    everything = read_dataset(data)
+    measured = set(images.photos.classes)
+    names = [name for name in everything.classes if name not in measured]
+    rest = of_classes(everything, names)
+    if not rest.photos:
+        raise BadData(
+            "the data hold no photos but those of the classes that are measured",
+            "photos of seen classes, to find them among",
+            "leave the second panel out: --no-generalised",
+        )
+    return LabelledImages(rest.photos, rest.photo_labels.tolist(), rest.classes)
+
+
+def _embedded(
+    chosen: Chosen, embedder: Embedder, images: LabelledImages, kind: Kind
+) -> EmbeddedImages:
+    with progress(f"{kind}s", quiet=chosen.quiet) as advance:
+        found = embed_labelled(embedder, images, kind, advance)
+    for line in found.unreadable:
+        notice(f"left out {line}", quiet=chosen.quiet)
+    return found
+
+
+def _joined(first: EmbeddedImages, second: EmbeddedImages) -> EmbeddedImages:
+    return EmbeddedImages(
+        first.paths + second.paths,
+        first.classes + second.classes,
+        np.concatenate([first.rows, second.rows]),
+        first.unreadable + second.unreadable,
+    )
+
+
+def _thinned(images: LabelledImages, per_class: int, seed: int) -> LabelledImages:
+    """Returns at most `per_class` images of each class, in their order."""
+    random = np.random.default_rng(seed)
+    labels = np.asarray(images.labels, dtype=np.int64)
+    kept: list[Sequence[int]] = []
+    for label in np.unique(labels):
+        places = np.flatnonzero(labels == label)
+        count = min(per_class, len(places))
+        kept.append(sorted(random.choice(places, count, replace=False).tolist()))
+    return some_of(images, [place for places in kept for place in places])
