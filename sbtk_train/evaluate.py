@@ -112,7 +112,7 @@ def validate(
         figures["validation_p10"] = unlike.get("P@10", float("nan"))
     held_out = division.held_out
     sketches = embed(student, held_out.sketches, "sketch")
-    few = _few_photos(held_out)
+    few = few_photos(held_out)
     photos = embed(student, few.photos, "photo")
     alike = evaluate(sketches.rows, few.sketch_labels, photos.rows, few.photo_labels).summary()
     figures["held_out_map"] = alike["mAP@all"]
@@ -165,7 +165,8 @@ def _bits_map(
     return found.summary()["mAP@all (class mean)"]
 
 
-def _few_photos(data: ImageSet) -> ImageSet:
+def few_photos(data: ImageSet) -> ImageSet:
+    """Returns the set with the first five photos of each class."""
     rows: Rows = np.concatenate(
         [
             np.flatnonzero(data.photo_labels == label)[:HELD_OUT_PHOTOS_PER_CLASS]

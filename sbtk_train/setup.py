@@ -68,8 +68,9 @@ def gather(config: TrainConfig, said: Said) -> Materials:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    split = open_split(config.split)
-    division, unreadable = _readable_division(config, split, said)
+    data = read_dataset(Path(config.data), keep_duplicates=config.keep_duplicates)
+    split = open_split(config.split, data.classes)
+    division, unreadable = readable_division(config, data, split, said)
     training = division.training
     student = build_student(config, len(training.classes))
     if config.weights:
@@ -135,10 +136,14 @@ def choose_backbone(weights: Path | None, asked: str | None, said: Said) -> str:
     )
 
 
-def _readable_division(
-    config: TrainConfig, split: Split, said: Said
+def readable_division(
+    config: TrainConfig, data: ImageSet, split: Split, said: Said
 ) -> tuple[Division, list[Unreadable]]:
-    data = read_dataset(Path(config.data))
+    """Returns the data, divided, without the images that cannot be read, and these.
+
+    Raises:
+        BadData: the data cannot be trained on.
+    """
     unreadable: list[Unreadable] = []
     seen = split.seen_among(data.classes)
     absent = len(data.classes) == len(seen)
@@ -183,7 +188,7 @@ def _load_into(student: Student, config: TrainConfig, training: ImageSet, said: 
             "weights and backbone of one layout",
             f"--backbone {layout}",
         )
-    classifier = load_trunk(student.trunk, tensors, path)
+    classifier = student.load_weights(tensors, path)
     if classifier is not None:
         student.start_from(classifier)
     better, drifts = better_layout(config.backbone, tensors, _some_photos(training), path)

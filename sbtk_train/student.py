@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sbtk_runtime.preprocess import Kind
-from sbtk_train.backbone import Classifier
+from sbtk_train.backbone import Classifier, load_trunk
 
 SKETCH, PHOTO = 0.0, 1.0
 
@@ -61,6 +62,14 @@ class Student(nn.Module, ABC):
     @abstractmethod
     def start_from(self, classifier: Classifier) -> None:
         """Initialises the heads from the ImageNet classifier of the trunk's weights."""
+
+    def load_weights(self, tensors: dict[str, Tensor], path: Path) -> Classifier | None:
+        """Loads a classifier network's tensors into the trunk; returns its head, if it has one.
+
+        Raises:
+            BadModel: names or shapes do not fit; the first misfit is named.
+        """
+        return load_trunk(self.trunk, tensors, path)
 
     def forward(
         self, inputs: Tensor, domains: Tensor | None = None, begin: str = ""

@@ -1,0 +1,102 @@
+"""`sbtk train --ablation`: every row of the study with every seed, then its table and picture."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sbtk_cli import output
+from sbtk_cli.train_options import KNOBS, config_from
+from sbtk_cli.train_report import Reporter, stopping_by_signal
+from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.files import write_atomically
+
+if TYPE_CHECKING:
+    from sbtk_train.recipes import Method
+
+#: What every row has in common unless options say otherwise: what a small machine can do.
+_FREEZE_UNTIL = "layer4"
+_SIZE_PX = 128
+#: A drawn quadruplet is four images for each sketch, so an epoch of these is longer.
+_EPOCHS: dict[Method, int] = {"sbtknet": 2, "dsn": 3, "sake": 3}
+
+#: Decided by the rows themselves.
+_OF_ROWS = ("method", "recipe", "dim", "seed", "metric", "identity", "knowledge", "attention")
+
+
+def run_ablation(
+    data: Path,
+    values: dict[str, Any],
+    given: Collection[str],
+    root: Path,
+    seeds: int,
+    rows: tuple[str, ...],
+    reporter: Reporter,
+) -> int:
+    """Runs what is missing of the study in `root`, scores it, and writes what it found there.
+
+    Returns the exit code. Unseen classes are looked at only when no run is missing.
+    """
+    from sbtk_train.ablation import Study, chosen_rows, missing, run_study
+    from sbtk_train.ablation_scores import (
+        as_markdown,
+        draw,
+        score_runs,
+        write_csv,
+    )
+
+    mistaken = [name for name in _OF_ROWS if name in given]
+    if mistaken:
+        raise BadConfig(
+            f"--{mistaken[0]} with --ablation", "options that the rows of the study leave open"
+        )
+    if values["freeze_until"] is None:
+        values["freeze_until"] = _FREEZE_UNTIL
+    if values["feature_folder"] is None and values["freeze_until"] != "none":
+        values["feature_folder"] = root / "feature-maps"
+    root.mkdir(parents=True, exist_ok=True)
+    base = config_from(data, values | dict.fromkeys(KNOBS), reporter)
+    common = _common(values)
+    study = Study(
+        base=base,
+        sbtknet_recipe="sbtk",
+        common=common,
+        epochs={method: values["epochs"] or epochs for method, epochs in _EPOCHS.items()},
+        seeds=tuple(range(seeds)),
+        rows=chosen_rows(rows),
+    )
+    with stopping_by_signal() as hold:
+        run_study(study, root, reporter, should_stop=lambda: hold.is_stopping, on_trainer=hold)
+    scores = score_runs(study, root, "validation", reporter)
+    if not missing(study, root):
+        scores += score_runs(study, root, "unseen", reporter)
+    table = as_markdown(study, scores)
+    write_csv(root / "ablation.csv", scores)
+    write_atomically(root / "ablation.md", table.encode())
+    picture = draw(study, scores, root / "ablation.png")
+    reporter(f"{root}: ablation.csv, ablation.md" + (", ablation.png" if picture else ""))
+    output.answer(table.rstrip())
+    return 0
+
+
+def _common(values: dict[str, Any]) -> dict[str, object]:
+    """Returns the knobs that all methods share: the losses are compared, not the optimisers."""
+    from sbtk_train.recipes import RECIPES
+
+    ours = RECIPES["sbtknet"]["sbtk"]
+    shared = (
+        "augment",
+        "optimizer",
+        "learning_rate",
+        "head_rate_factor",
+        "weight_decay",
+        "schedule",
+        "warmup_steps",
+        "patience",
+        "average_decay",
+    )
+    common: dict[str, object] = {knob: getattr(ours, knob) for knob in shared}
+    common |= {"train_size_px": _SIZE_PX, "final_epochs": 0, "selection": "validation-map"}
+    asked = (*shared, "train_size_px", "final_epochs", "selection")
+    return common | {knob: values[knob] for knob in asked if values.get(knob) is not None}

@@ -1,0 +1,332 @@
+"""The options of `sbtk train`, and the configuration that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sbtk_cli import options
+from sbtk_runtime.errors import BadConfig
+
+if TYPE_CHECKING:
+    from sbtk_train.config import TrainConfig
+
+Said = Callable[[str], None]
+
+#: Options that change a knob of the recipe; the name is the knob's.
+KNOBS = (
+    "metric",
+    "identity",
+    "knowledge",
+    "attention",
+    "augment",
+    "epochs",
+    "learning_rate",
+    "margin",
+    "temperature",
+    "quadruplets",
+    "batch_sketches",
+    "batch_photos",
+    "kd",
+    "kdneg",
+    "kd_weight",
+    "contrastive_weight",
+    "memory",
+    "memory_size",
+    "memory_weight",
+    "semantic",
+    "selection",
+    "train_size_px",
+    "final_epochs",
+)
+#: Options that are a field of the configuration under the same name.
+_FIELDS = (
+    "split",
+    "seed",
+    "validation_classes",
+    "precision",
+    "device",
+    "checkpoint_minutes",
+    "feature_variants",
+    "keep_duplicates",
+)
+_DEFAULT_DIM = {"sbtknet": 512, "dsn": 64, "sake": 512}
+
+_weight = click.FloatRange(min=0)
+_count = click.IntRange(min=1)
+
+_OPTIONS = (
+    click.option(
+        "--method",
+        type=click.Choice(["sbtknet", "dsn", "sake"]),
+        default="sbtknet",
+        show_default=True,
+        help="The paper's method, or DSN (Wang et al. 2021), or SAKE (Liu et al. 2019).",
+    ),
+    click.option(
+        "--split",
+        default="SK-YE",
+        show_default=True,
+        metavar="NAME|FILE",
+        help="Classes kept unseen: a published split, random:25:SEED, or a file with one class "
+        "a line.",
+    ),
+    click.option(
+        "--classes",
+        type=options.PATH,
+        metavar="FILE",
+        help="Use only the seen classes that FILE lists, one a line.",
+    ),
+    click.option(
+        "--keep-duplicates",
+        is_flag=True,
+        help="Keep photos that the data set's lists name twice.",
+    ),
+    click.option(
+        "--recipe",
+        metavar="NAME",
+        help="How to train: sbtk or paper (SBTKNet), dsn-sketchy or dsn-tuberlin, sake-sketchy or "
+        "sake-tuberlin.  [default: sbtk, or by the split]",
+    ),
+    click.option(
+        "--backbone",
+        type=click.Choice(["resnet50-v1.5", "resnet50-v1", "resnet18", "se-resnet50"]),
+        help="Layout of the network; se-resnet50 for DSN and SAKE only.  [default: what the "
+        "weights file says]",
+    ),
+    click.option(
+        "--weights",
+        default="imagenet",
+        show_default=True,
+        metavar="FILE",
+        help="Start from: a .safetensors or .pth file, imagenet (a local copy), or none.",
+    ),
+    click.option(
+        "--teacher",
+        type=options.PATH,
+        metavar="FILE",
+        help="Classifier whose knowledge is kept.  [default: the weights]",
+    ),
+    click.option(
+        "--dim",
+        type=_count,
+        metavar="N",
+        help="Length of an embedding.  [default: 512; 64 for DSN]",
+    ),
+    click.option(
+        "--metric",
+        type=click.Choice(["quadruplet", "triplet", "contrastive"]),
+        help="SBTKNet's metric loss.  [default: the recipe's]",
+    ),
+    click.option("--identity/--no-identity", default=None, help="SBTKNet's classification loss."),
+    click.option("--knowledge/--no-knowledge", default=None, help="SBTKNet's knowledge loss."),
+    click.option(
+        "--attention/--no-attention", default=None, help="SBTKNet's attention before pooling."
+    ),
+    click.option("--margin", type=click.FloatRange(min=0, max=4), help="SBTKNet's margin."),
+    click.option(
+        "--quadruplets",
+        type=click.IntRange(min=2),
+        help="SBTKNet's batch: four images for each.",
+    ),
+    click.option("--batch-sketches", type=_count, help="Sketches in a batch of DSN or SAKE."),
+    click.option("--batch-photos", type=_count, help="Photos in a batch of DSN or SAKE."),
+    click.option("--kd", type=_weight, help="DSN, SAKE: factor of the teacher's logits."),
+    click.option("--kdneg", type=_weight, help="DSN, SAKE: factor of the semantic matrix."),
+    click.option("--kd-weight", type=_weight, help="DSN, SAKE: weight of the distillation."),
+    click.option(
+        "--semantic",
+        type=click.Choice(["wordnet", "none"]),
+        help="DSN, SAKE: where the semantic matrix comes from.",
+    ),
+    click.option("--contrastive-weight", type=_weight, help="DSN: weight of the contrastive term."),
+    click.option(
+        "--temperature",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Of the contrastive terms.",
+    ),
+    click.option(
+        "--memory",
+        type=click.Choice(["none", "released", "paper"]),
+        help="DSN's memory of sketches: released has no gradient, as the authors' code.",
+    ),
+    click.option("--memory-size", type=_count, help="DSN: sketches kept of each class."),
+    click.option("--memory-weight", type=_weight, help="DSN: weight of the memory loss."),
+    click.option("--augment/--no-augment", default=None, help="Augmentation."),
+    click.option("--epochs", type=_count, help="Override the recipe's epochs."),
+    click.option(
+        "--learning-rate",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Override the recipe's learning rate.",
+    ),
+    click.option(
+        "--size",
+        "train_size_px",
+        type=click.IntRange(min=32, max=1024),
+        metavar="PX",
+        help="Override the side of the training images.",
+    ),
+    click.option(
+        "--final-epochs",
+        type=click.IntRange(min=0),
+        help="Override how many last epochs run at 224 px.",
+    ),
+    click.option(
+        "--selection",
+        type=click.Choice(["validation-map", "held-out-bits", "held-out-accuracy", "last"]),
+        help="Override what the kept student is best at.",
+    ),
+    click.option(
+        "--freeze-until",
+        type=click.Choice(["none", "layer1", "layer2", "layer3", "layer4"]),
+        help="Keep the stages before this one as they are (for small machines).",
+    ),
+    click.option(
+        "--feature-maps",
+        "feature_folder",
+        type=options.PATH,
+        metavar="FOLDER",
+        help="Run frozen stages once and keep their feature maps in FOLDER (some GB).",
+    ),
+    click.option(
+        "--feature-variants",
+        type=_count,
+        default=4,
+        show_default=True,
+        help="With --feature-maps: augmented copies of each image.",
+    ),
+    click.option(
+        "--validation-classes",
+        type=click.IntRange(min=0),
+        default=10,
+        show_default=True,
+        help="Seen classes kept from training, for selection.",
+    ),
+    click.option(
+        "--seed",
+        type=int,
+        default=0,
+        show_default=True,
+        help="Of initialisation, order and augmentation.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+        default="auto",
+        show_default=True,
+        help="Number format of the network's arithmetic.",
+    ),
+    click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1."),
+    click.option("--threads", type=_count, help="CPU threads of torch."),
+    click.option("--workers", type=_count, help="Image decoding threads."),
+    click.option(
+        "--checkpoint-minutes",
+        type=click.FloatRange(min=0),
+        default=5,
+        show_default=True,
+        help="Save a running epoch this often.",
+    ),
+)
+
+
+def training(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options to a command, in the order of this file."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def config_from(
+    data: Path, values: dict[str, Any], said: Said, changes: dict[str, object] | None = None
+) -> TrainConfig:
+    """Returns the configuration that the options describe.
+
+    Args:
+        data: the data set's folder.
+        values: the options' values by name.
+        said: told what was decided.
+        changes: knobs of the recipe that the options do not override.
+
+    Raises:
+        BadConfig: options contradict each other, or there are no weights.
+    """
+    from sbtk_train.config import TrainConfig
+    from sbtk_train.loop import default_workers
+    from sbtk_train.recipes import default_recipe, recipe
+    from sbtk_train.setup import choose_backbone, find_weights
+
+    method, weights = values["method"], None
+    if values["weights"] != "none":
+        weights = find_weights(values["weights"], values["backbone"])
+    asked = {knob: values[knob] for knob in KNOBS if values[knob] is not None}
+    knobs = {**(changes or {}), **asked}
+    if weights is None and values["teacher"] is None:
+        knobs |= _without_teacher(method, asked, said)
+    freeze_until = values["freeze_until"] or ""
+    return TrainConfig(
+        data=str(data),
+        method=method,
+        recipe=recipe(values["recipe"] or default_recipe(method, values["split"]), method, **knobs),
+        classes="" if values["classes"] is None else str(values["classes"]),
+        backbone=choose_backbone(weights, values["backbone"], said),
+        weights="" if weights is None else str(weights),
+        teacher="" if values["teacher"] is None else str(values["teacher"]),
+        dim=values["dim"] or _DEFAULT_DIM[method],
+        freeze_until="" if freeze_until == "none" else freeze_until,
+        feature_folder="" if values["feature_folder"] is None else str(values["feature_folder"]),
+        workers=values["workers"] or default_workers(),
+        threads=values["threads"] or 0,
+        **{field: values[field] for field in _FIELDS},
+    )
+
+
+def require_same(
+    config: TrainConfig, data: Path | None, given: Iterable[str], values: dict[str, Any]
+) -> None:
+    """Refuses options beside --resume that say otherwise than the run's own configuration.
+
+    Args:
+        config: of the run.
+        data: the folder, if it was given on the command line.
+        given: names of the options that were given on the command line.
+        values: the options' values by name.
+
+    Raises:
+        BadConfig: names the first that differs, with both values.
+    """
+    differing: list[tuple[str, object, object]] = []
+    if data is not None and data.resolve() != Path(config.data).resolve():
+        differing.append(("DATA", data, config.data))
+    own = {**vars(config), **vars(config.recipe), "recipe": config.recipe.name}
+    for name in given:
+        found, expected = values[name], own.get(name)
+        if name in ("workers", "threads", "device", "checkpoint_minutes", "feature_folder"):
+            continue
+        is_path = name in ("weights", "teacher", "classes")
+        if is_path or (name == "freeze_until" and found == "none"):
+            found = "" if found in (None, "none") else str(found)
+        if found != expected and not (name == "weights" and found == "imagenet"):
+            differing.append(("--" + _spelling(name), found, expected))
+    if differing:
+        option, found, expected = differing[0]
+        raise BadConfig(
+            f"{option} {found}, and the run was started with {expected}",
+            "the run's own configuration, which --resume takes",
+            "leave the option out, or start a new run without --resume",
+        )
+
+
+def _spelling(name: str) -> str:
+    return {"train_size_px": "size"}.get(name, name.replace("_", "-"))
+
+
+def _without_teacher(method: str, asked: dict[str, Any], said: Said) -> dict[str, object]:
+    """Returns the knobs that switch off what cannot be had without an ImageNet classifier."""
+    knob = "knowledge" if method == "sbtknet" else "kd_weight"
+    if knob in asked:
+        return {}
+    said(f"no weights and no --teacher: training without {knob.replace('_weight', '')}")
+    return {knob: False if method == "sbtknet" else 0.0}
