@@ -16,6 +16,7 @@ from sbtk_runtime.engine import Engine, checked_rows, open_engine, survey_engine
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.onnx_macs import multiply_accumulates
+from sbtk_runtime.preprocess import Kind
 
 STAGE = "engines"
 _SURVEY = "survey"
@@ -50,7 +51,9 @@ def run(task: Task, report: Report) -> None:
 class _Timed(Protocol):
     """An engine that can tell what the GPU spent on a run."""
 
-    def run_timed(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Any]: ...
+    def run_timed(
+        self, images: NDArray[np.uint8], kind: Kind
+    ) -> tuple[NDArray[np.float32], Any]: ...
 
 
 def _survey(report: Report) -> None:
@@ -113,7 +116,7 @@ def _measure_batch(
     images = _pictures(point.batch)
 
     def measure() -> Figures:
-        figures = timed_by_clock(lambda: engine.run(images), point.batch, effort)
+        figures = timed_by_clock(lambda: engine.run(images, "photo"), point.batch, effort)
         own = {"peak": precision, "macs_per_image": macs}
         return {**own, **figures, **_device_times(engine, images)}
 
@@ -124,7 +127,7 @@ def _device_times(engine: Engine, images: NDArray[np.uint8]) -> dict[str, float]
     """Returns the medians of copying and computing, where the engine tells them."""
     if not hasattr(engine, "run_timed"):
         return {}
-    runs = [cast(_Timed, engine).run_timed(images)[1] for _ in range(_TIMED_RUNS)]
+    runs = [cast(_Timed, engine).run_timed(images, "photo")[1] for _ in range(_TIMED_RUNS)]
     return {
         name: statistics.median(getattr(one, name) for one in runs)
         for name in ("h2d_ms", "compute_ms", "d2h_ms")
@@ -138,7 +141,7 @@ def _agreement(task: Task, engine: Engine) -> dict[str, float]:
     if task.model is None and reference_file(task).is_file():
         with np.load(reference_file(task)) as reference:
             pictures, expected = reference["pictures"], reference["rows"]
-        cosines = _sound(engine.run(pictures)) @ expected.T
+        cosines = _sound(engine.run(pictures, "photo")) @ expected.T
         cosine = float(cosines.diagonal().min())
         is_own = cosines.argmax(axis=1) == np.arange(len(expected))
         if cosine < _LEAST_COSINE or not is_own.all():
@@ -148,7 +151,7 @@ def _agreement(task: Task, engine: Engine) -> dict[str, float]:
                 f"at least {_LEAST_COSINE}, and all of them",
             )
         return {"least_cosine_to_fp32": cosine}
-    _sound(engine.run(_pictures(2)))
+    _sound(engine.run(_pictures(2), "photo"))
     return {}
 
 

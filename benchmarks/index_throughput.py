@@ -135,10 +135,10 @@ def core_seconds_alone(folder: Path, model: str | None) -> tuple[float, float]:
     decode_s = (time.thread_time() - started) / len(contents)
     engine = open_engine(Bundle.open(model))
     try:
-        engine.run(pixels[:_BATCH])
+        engine.run(pixels[:_BATCH], "photo")
         started = time.process_time()
         for start in range(0, len(pixels), _BATCH):
-            engine.run(pixels[start : start + _BATCH])
+            engine.run(pixels[start : start + _BATCH], "photo")
         engine_s = (time.process_time() - started) / len(pixels)
     finally:
         engine.close()

@@ -16,7 +16,7 @@ from sbtk_export.pictures import ExportPictures, PictureSet
 from sbtk_runtime.engine import Engine
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.metrics import Embeddings, evaluate
-from sbtk_runtime.preprocess import Pixels
+from sbtk_runtime.preprocess import KINDS, Pixels
 from sbtk_train.augment import normalised
 from sbtk_train.student import Student
 
@@ -123,9 +123,9 @@ def measure_parity(engine: Engine, pictures: ExportPictures, reference: Referenc
         pictures: what to compare on.
         reference: torch's embeddings of the same pictures.
     """
-    rows = engine.run(pictures.parity.pixels)
+    rows = _embedded(engine, pictures.parity)
     is_ranking_apart = pictures.ranking is not pictures.parity
-    ranked = engine.run(pictures.ranking.pixels) if is_ranking_apart else rows
+    ranked = _embedded(engine, pictures.ranking) if is_ranking_apart else rows
     every = np.concatenate([rows, ranked]) if is_ranking_apart else rows
     wanted = (
         np.concatenate([reference.parity, reference.ranking])
@@ -164,6 +164,15 @@ def require_parity(parities: Mapping[str, Parity]) -> None:
             "every limit kept; nothing was written",
             "leave that file out, or see the export's notices for images that do not fit",
         )
+
+
+def _embedded(engine: Engine, pictures: PictureSet) -> Embeddings:
+    """Returns an engine's `(N, D) float32` for pictures, each embedded as what it is."""
+    rows = np.empty((len(pictures), engine.info.dim), dtype=np.float32)
+    for kind in KINDS:
+        of_kind = pictures.is_sketch if kind == "sketch" else ~pictures.is_sketch
+        rows[of_kind] = engine.run(pictures.pixels[of_kind], kind)
+    return rows
 
 
 def _cosines(rows: Embeddings, wanted: Embeddings) -> NDArray[np.float64]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, runtime_checkable
 
-from sbtk_runtime.bench_stages import Embeddings, Run
+from sbtk_runtime.bench_stages import Embeddings
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engine import AUTO, Engine, open_engine, survey_engines
 from sbtk_runtime.engine_info import EngineInfo
 from sbtk_runtime.engine_request import Said, said_nothing
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra
 from sbtk_runtime.manifest import PRECISIONS, Precision
-from sbtk_runtime.preprocess import Pixels
+from sbtk_runtime.preprocess import Kind, Pixels
 
 #: As `--engine`: every engine that works.
 ALL = "all"
@@ -41,7 +42,7 @@ class DeviceTimes(Protocol):
 class TimedEngine(Protocol):
     """An engine that can tell where the time of a run went on its GPU."""
 
-    def run_timed(self, images: Pixels) -> tuple[Embeddings, DeviceTimes]:
+    def run_timed(self, images: Pixels, kind: Kind) -> tuple[Embeddings, DeviceTimes]:
         """Returns the embeddings `(N, D) float32` of a batch, and the times of its parts."""
         ...
 
@@ -54,7 +55,7 @@ class Contender:
         engine: its name; for an engine of ours as `--engine` takes it.
         precision: of its multiplications.
         device: `cpu`, or a GPU such as `cuda:0`; only contenders on one device are compared.
-        run: embeds `(N, 224, 224, 3) uint8`.
+        run: embeds `(N, 224, 224, 3) uint8` photos; what it returns is not looked at.
         role: what it is.
         timed: the engine, if it can tell where the time went.
     """
@@ -62,7 +63,7 @@ class Contender:
     engine: str
     precision: str
     device: str
-    run: Run
+    run: Callable[[Pixels], object]
     role: Role = "engine"
     timed: TimedEngine | None = None
 
@@ -157,7 +158,8 @@ def contender_of(engine: Engine) -> Contender:
     """Returns an open engine as a contender."""
     info = engine.info
     timed = engine if isinstance(engine, TimedEngine) else None
-    return Contender(info.name, info.precision, info.device, engine.run, timed=timed)
+    run = partial(engine.run, kind="photo")
+    return Contender(info.name, info.precision, info.device, run, timed=timed)
 
 
 def _precisions(bundle: Bundle, precision: Precision | None) -> Sequence[Precision]:

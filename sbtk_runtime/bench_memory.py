@@ -116,7 +116,7 @@ def own_memory(request: MemoryRequest) -> Memory:
         )
         for batch in sorted(request.batches):
             # Zeros would be pages that no memory stands behind.
-            engine.run(np.full((batch, SIZE_PX, SIZE_PX, 3), 127, dtype=np.uint8))
+            engine.run(np.full((batch, SIZE_PX, SIZE_PX, 3), 127, dtype=np.uint8), "photo")
             now = device_bytes_in_use(request.device)
             if peak := peak_resident_bytes():
                 peaks[batch] = peak

@@ -86,7 +86,7 @@ def measure_speeds(
     Args:
         contenders: what is measured; a batch that one cannot run becomes a note.
         batches: numbers of pictures per run.
-        pixels: `(N, 224, 224, 3) uint8` pictures to embed, in a circle.
+        pixels: `(N, 224, 224, 3) uint8` photos to embed, in a circle.
         products: the fastest matrix product of each kind of numbers; they take turns, too.
         model_macs: multiply-accumulates of the model for one picture.
         effort: how long is measured.
@@ -182,7 +182,7 @@ def _device_times(contender: Contender, pixels: Pixels) -> dict[str, float | Non
     """Returns the medians of a run's parts, for an engine that can tell them."""
     if contender.timed is None:
         return {}
-    times = [contender.timed.run_timed(pixels)[1] for _ in range(_TIMED_RUNS)]
+    times = [contender.timed.run_timed(pixels, "photo")[1] for _ in range(_TIMED_RUNS)]
     return {
         "h2d_ms": float(np.median([time.h2d_ms for time in times])),
         "compute_ms": float(np.median([time.compute_ms for time in times])),

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.metrics import percentiles
-from sbtk_runtime.preprocess import Pixels, decoded, photo_pixels, sketch_pixels
+from sbtk_runtime.preprocess import Kind, Pixels, decoded, photo_pixels, sketch_pixels
 
 Embeddings = NDArray[np.float32]
-#: Turns `(N, 224, 224, 3) uint8` into `(N, D)` embeddings; what it returns is not looked at.
-Run = Callable[[Pixels], object]
+#: Turns `(N, 224, 224, 3) uint8` of a kind into `(N, D)` embeddings, as `Engine.run` does.
+Run = Callable[[Pixels, Kind], object]
 #: Answers one embedding `(D,) float32`.
 Search = Callable[[Embeddings], object]
 
@@ -77,7 +77,7 @@ def _time_sketch(
     clock.lap("decode")
     pixels = sketch_pixels(image).pixels
     clock.lap("preprocess")
-    rows = np.asarray(run(pixels[None]), dtype=np.float32)
+    rows = np.asarray(run(pixels[None], "sketch"), dtype=np.float32)
     clock.lap("engine")
     search(rows[0])
     clock.lap("search")
@@ -89,7 +89,7 @@ def _time_photo(data: bytes, run: Run, times: dict[tuple[str, str], list[float]]
     clock.lap("decode")
     pixels = photo_pixels(image)
     clock.lap("preprocess")
-    run(pixels[None])
+    run(pixels[None], "photo")
     clock.lap("engine")
 
 

@@ -21,7 +21,7 @@ from sbtk_runtime.manifest import (
     Precision,
     read_bundle_manifest,
 )
-from sbtk_runtime.onnx_file import MAX_ONNX_BYTES, check_onnx
+from sbtk_runtime.onnx_file import DOMAIN_NAME, MAX_ONNX_BYTES, check_onnx
 from sbtk_runtime.preprocess import PREPROCESSING
 
 #: Files that something would load; in a bundle they must be in its manifest.
@@ -58,6 +58,12 @@ class Bundle:
             raise BadModel(
                 f"{folder} was trained with preprocessing {manifest.preprocessing!r}",
                 f"{PREPROCESSING!r}, the one of this sbtk",
+                "use the sbtk that made the bundle, or export the run again",
+            )
+        if manifest.domain_input not in (None, DOMAIN_NAME):
+            raise BadModel(
+                f"{folder} has a model with the input {manifest.domain_input!r}",
+                f"{DOMAIN_NAME!r}, or no second input",
                 "use the sbtk that made the bundle, or export the run again",
             )
         bundle = cls(folder, manifest)

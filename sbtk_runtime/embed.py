@@ -120,13 +120,17 @@ class Embedder:
             BadImage: it is no readable image, the sketch is empty, or the model fails on it.
         """
         prepared = prepare(data, kind)
-        rows, is_bad = checked_rows(self._engine_with(lanes=1).run(prepared.pixels[None]))
+        rows, is_bad = checked_rows(self._engine_with(lanes=1).run(prepared.pixels[None], kind))
         if is_bad[0]:
             raise BadImage(BAD_ROW)
         return rows[0], prepared.notices
 
-    def embed_images(self, images: Images) -> Embeddings:
+    def embed_images(self, images: Images, kind: Kind) -> Embeddings:
         """Returns the embeddings `(N, D) float32` of prepared `images (N, 224, 224, 3) uint8`.
+
+        Args:
+            images: as `sbtk_runtime.preprocess.prepare` makes them.
+            kind: what all of them are.
 
         Raises:
             BadData: the images have another shape or type.
@@ -136,7 +140,7 @@ class Embedder:
             raise BadData(
                 f"images {images.shape} {images.dtype}", f"(N, {SIZE_PX}, {SIZE_PX}, 3) uint8"
             )
-        rows, is_bad = checked_rows(self._engine_with(lanes=1).run(images))
+        rows, is_bad = checked_rows(self._engine_with(lanes=1).run(images, kind))
         if is_bad.any():
             raise BadModel(
                 f"{int(is_bad.sum())} of {len(rows)} embeddings are not finite or not of length 1",

@@ -113,7 +113,7 @@ def embed_stream(
     start = time.perf_counter()
     with DecodePool(kind, engine.info.threads) as pool, EngineLanes(engine) as lanes:
         try:
-            for run in _runs(paths, pool, lanes, engine, batch):
+            for run in _runs(paths, pool, lanes, engine, batch, kind):
                 account(_cost(run.decoded))
                 yield from run.items()
         finally:
@@ -122,7 +122,12 @@ def embed_stream(
 
 
 def _runs(
-    paths: Iterator[Path], pool: DecodePool, lanes: EngineLanes, engine: Engine, batch: int
+    paths: Iterator[Path],
+    pool: DecodePool,
+    lanes: EngineLanes,
+    engine: Engine,
+    batch: int,
+    kind: Kind,
 ) -> Iterator[_Run]:
     """Yields runs in order, each when it is done or nothing better is left than to wait for it."""
     info = engine.info
@@ -136,7 +141,7 @@ def _runs(
         for path in itertools.islice(paths, most_decoding - len(decoding)):
             decoding.append(pool.submit(path))
         if decoding and len(runs) < most_runs:
-            runs.append(_start_run(next_index, decoding, images_per_run, lanes))
+            runs.append(_start_run(next_index, decoding, images_per_run, lanes, kind))
             next_index += len(runs[-1].decoded)
         if runs and (len(runs) == most_runs or not decoding or runs[0].is_done()):
             yield runs.popleft()
@@ -145,7 +150,11 @@ def _runs(
 
 
 def _start_run(
-    first_index: int, decoding: deque[Future[Decoded]], images_per_run: int, lanes: EngineLanes
+    first_index: int,
+    decoding: deque[Future[Decoded]],
+    images_per_run: int,
+    lanes: EngineLanes,
+    kind: Kind,
 ) -> _Run:
     """Takes the next files, waiting for their decoders, and hands their pixels to the engine."""
     decoded: list[Decoded] = []
@@ -156,7 +165,7 @@ def _start_run(
         decoded.append(file)
         if file.prepared is not None:
             pixels.append(file.prepared.pixels)
-    return _Run(first_index, decoded, lanes.submit(np.stack(pixels)) if pixels else None)
+    return _Run(first_index, decoded, lanes.submit(np.stack(pixels), kind) if pixels else None)
 
 
 @dataclass(frozen=True)

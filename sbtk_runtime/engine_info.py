@@ -21,6 +21,7 @@ class EngineInfo:
         lanes: calls of `run` that go on at once; the threads are shared out among them.
         version: of its library.
         form: of the ONNX file that it runs, which is another one for TensorRT's INT8.
+        domain_input: name of the model's input for the kind of pictures; `None` if it has none.
         is_in_calling_thread: whether a lane of one thread computes in the thread that calls `run`.
         passed_over: for each faster engine that `auto` could not use, its name and why.
     """
@@ -33,5 +34,6 @@ class EngineInfo:
     lanes: int
     version: str
     form: OnnxForm = "plain"
+    domain_input: str | None = None
     is_in_calling_thread: bool = False
     passed_over: tuple[str, ...] = ()

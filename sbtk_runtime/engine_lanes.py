@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from sbtk_runtime.engine import Embeddings, Engine, Images
+from sbtk_runtime.preprocess import Kind
 
 
 class EngineLanes:
@@ -40,18 +41,18 @@ class EngineLanes:
     ) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def submit(self, images: Images) -> Future[Embeddings]:
+    def submit(self, images: Images, kind: Kind) -> Future[Embeddings]:
         """Returns the future of the embeddings `(N, D)` of `images (N, 224, 224, 3) uint8`."""
-        return self._threads.submit(self._run, images)
+        return self._threads.submit(self._run, images, kind)
 
-    def _run(self, images: Images) -> Embeddings:
+    def _run(self, images: Images, kind: Kind) -> Embeddings:
         start, start_core = time.perf_counter(), time.thread_time()
         with self._lock:
             if self._running == 0:
                 self.waiting_s += start - self._idle_since
             self._running += 1
         try:
-            return self._engine.run(images)
+            return self._engine.run(images, kind)
         finally:
             end, end_core = time.perf_counter(), time.thread_time()
             info = self._engine.info

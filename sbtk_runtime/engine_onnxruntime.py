@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sbtk_runtime.engine_info import EngineInfo
 from sbtk_runtime.engine_request import EngineRequest
 from sbtk_runtime.errors import BadModel, EngineUnavailable
-from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME
+from sbtk_runtime.onnx_file import OUTPUT_NAME
 from sbtk_runtime.onnxruntime_library import (
     CPU,
     CUDA,
@@ -23,6 +23,7 @@ from sbtk_runtime.onnxruntime_library import (
     run_probe,
 )
 from sbtk_runtime.session_engine import (
+    Feeds,
     Infer,
     Port,
     SessionEngine,
@@ -85,8 +86,9 @@ def open_tensorrt(request: EngineRequest) -> SessionEngine:
     index = _index(request.device)
     chunk = max(1, min(request.batch, _GPU_CHUNK))
     kept = onnxruntime_tensorrt.engine_cache(request, chunk, (runtime.__version__, library), gpu)
+    domain_input = request.bundle.manifest.domain_input
     providers = [
-        (TENSORRT, onnxruntime_tensorrt.options(index, chunk, kept)),
+        (TENSORRT, onnxruntime_tensorrt.options(index, chunk, kept, domain_input)),
         _cuda_provider(index),
     ]
     target = _Target(providers, f"cuda:{index}", 1, chunk, onnxruntime_tensorrt.SESSION_ENTRIES)
@@ -162,8 +164,13 @@ def _session(request: EngineRequest, target: _Target) -> Any:
             "an ONNX model made by sbtk export",
             "sbtk models check BUNDLE, or export the run again",
         ) from problem
-    dim = request.bundle.manifest.dim
-    check_signature(_ports(session.get_inputs()), _ports(session.get_outputs()), path, dim)
+    check_signature(
+        _ports(session.get_inputs()),
+        _ports(session.get_outputs()),
+        path,
+        request.bundle.manifest.dim,
+        request.bundle.manifest.domain_input,
+    )
     return session
 
 
@@ -177,6 +184,7 @@ def _proven(session: Any, request: EngineRequest, target: _Target) -> SessionEng
         lanes=target.lanes,
         version=str(find_onnxruntime().__version__),
         form=request.form,
+        domain_input=request.bundle.manifest.domain_input,
         is_in_calling_thread=target.device == "cpu",
     )
     engine = SessionEngine(_infer(session), info, target.chunk, first_line, request.said)
@@ -185,8 +193,8 @@ def _proven(session: Any, request: EngineRequest, target: _Target) -> SessionEng
 
 
 def _infer(session: Any) -> Infer:
-    def infer(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        rows: NDArray[np.float32] = session.run([OUTPUT_NAME], {INPUT_NAME: images})[0]
+    def infer(feeds: Feeds) -> NDArray[np.float32]:
+        rows: NDArray[np.float32] = session.run([OUTPUT_NAME], feeds)[0]
         return rows
 
     return infer

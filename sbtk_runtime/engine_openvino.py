@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from sbtk_runtime.engine_info import EngineInfo
 from sbtk_runtime.engine_request import EngineRequest
 from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
-from sbtk_runtime.onnx_file import INPUT_NAME
 from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_runtime.probe_graph import (
     PROBE_GRAPH,
@@ -25,11 +24,13 @@ from sbtk_runtime.probe_graph import (
     probe_question,
 )
 from sbtk_runtime.session_engine import (
+    Feeds,
     Infer,
     Port,
     SessionEngine,
     check_signature,
     cpu_chunk,
+    feeds_of,
     first_line,
 )
 
@@ -56,12 +57,14 @@ def open_openvino(request: EngineRequest) -> SessionEngine:
     """
     openvino = _openvino()
     path = request.bundle.checked_onnx(request.precision, request.form)
-    dim = request.bundle.manifest.dim
+    manifest = request.bundle.manifest
+    dim, domain_input = manifest.dim, manifest.domain_input
     try:
         core = openvino_core()
         model = core.read_model(path)
-        check_signature(_ports(model.inputs), _ports(model.outputs), str(path), dim)
-        requests = _requests(core, model, request.threads, request.lanes)
+        inputs, outputs = _ports(model.inputs), _ports(model.outputs)
+        check_signature(inputs, outputs, str(path), dim, domain_input)
+        requests = _requests(core, model, domain_input, request.threads, request.lanes)
     except BadModel:
         raise
     except Exception as problem:
@@ -79,6 +82,7 @@ def open_openvino(request: EngineRequest) -> SessionEngine:
         lanes=request.lanes,
         version=_version(openvino),
         form=request.form,
+        domain_input=domain_input,
     )
     chunk = cpu_chunk(request.lanes)
     engine = SessionEngine(_taking_turns(requests), info, chunk, _told, request.said)
@@ -119,7 +123,9 @@ def _core(openvino: Any) -> Any:
     return openvino.Core()
 
 
-def _requests(core: Any, model: Any, threads: int, lanes: int) -> list[Any]:
+def _requests(
+    core: Any, model: Any, domain_input: str | None, threads: int, lanes: int
+) -> list[Any]:
     """Returns a request for each lane, after a look at what several streams make of a picture.
 
     OpenVINO 2026.4.1 gives noise of length 1 with several streams where a 1x1 convolution of
@@ -132,16 +138,17 @@ def _requests(core: Any, model: Any, threads: int, lanes: int) -> list[Any]:
         return requests
     alone = core.compile_model(model, "CPU", _settings(max(1, threads // lanes), 1))
     picture = np.random.default_rng(0).integers(0, 256, (1, SIZE_PX, SIZE_PX, 3), np.uint8)
-    expected = _embedded(alone.create_infer_request(), picture)
-    if all(np.allclose(_embedded(r, picture), expected, atol=_SAME) for r in requests):
+    feeds = feeds_of(picture, "photo", domain_input)
+    expected = _embedded(alone.create_infer_request(), feeds)
+    if all(np.allclose(_embedded(r, feeds), expected, atol=_SAME) for r in requests):
         return requests
     settings = _settings(max(1, threads // lanes), 1)
     others = [core.compile_model(model, "CPU", settings) for _ in range(lanes - 1)]
     return [each.create_infer_request() for each in (alone, *others)]
 
 
-def _embedded(request: Any, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return np.array(request.infer({INPUT_NAME: picture})[0], dtype=np.float32)
+def _embedded(request: Any, feeds: Feeds) -> NDArray[np.float32]:
+    return np.array(request.infer(feeds)[0], dtype=np.float32)
 
 
 def _settings(threads: int, lanes: int) -> dict[str, Any]:
@@ -161,11 +168,11 @@ def _taking_turns(requests: list[Any]) -> Infer:
     for request in requests:
         idle.put(request)
 
-    def infer(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def infer(feeds: Feeds) -> NDArray[np.float32]:
         request = idle.get()
         try:
-            # The input is not copied; the answer is, before the next batch overwrites it.
-            rows = request.infer({INPUT_NAME: images}, share_inputs=True, share_outputs=False)[0]
+            # The inputs are not copied; the answer is, before the next batch overwrites it.
+            rows = request.infer(feeds, share_inputs=True, share_outputs=False)[0]
             return np.asarray(rows, dtype=np.float32)
         finally:
             idle.put(request)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.engine_info import EngineInfo
+from sbtk_runtime.preprocess import Kind
 
 Images = NDArray[np.uint8]
 Embeddings = NDArray[np.float32]
@@ -24,11 +25,13 @@ class Engine(Protocol):
 
     info: EngineInfo
 
-    def run(self, images: Images) -> Embeddings:
+    def run(self, images: Images, kind: Kind) -> Embeddings:
         """Returns the embeddings of a batch.
 
         Args:
             images: `(N, 224, 224, 3) uint8` RGB, any N from 1.
+            kind: what all of them are. Only a model with a domain input makes a difference of it,
+                but the caller never knows which model that is.
 
         Returns:
             `(N, D) float32` rows of length 1, except where the model failed: see `checked_rows`.

@@ -13,7 +13,7 @@ from sbtk_runtime.engine_info import EngineInfo
 from sbtk_runtime.engine_request import EngineRequest, Said
 from sbtk_runtime.errors import EngineUnavailable
 from sbtk_runtime.plan_ready import ready_plan
-from sbtk_runtime.preprocess import SIZE_PX
+from sbtk_runtime.preprocess import SIZE_PX, Kind
 from sbtk_runtime.tensorrt_library import TensorRt, find_tensorrt
 from sbtk_runtime.tensorrt_network import FREE_MEMORY, Network
 from sbtk_runtime.tensorrt_pipeline import Pipeline
@@ -65,8 +65,8 @@ def open_plan(
         BadModel: the plan is none of the request's model.
     """
     make_current(device.index)
-    dim = request.bundle.manifest.dim
-    network = Network(trt, plan, dim)
+    dim, domain_input = request.bundle.manifest.dim, request.bundle.manifest.domain_input
+    network = Network(trt, plan, dim, domain_input)
     info = EngineInfo(
         name=trt.name.replace("_", "-"),
         precision=request.precision,
@@ -76,6 +76,7 @@ def open_plan(
         lanes=1,
         version=trt.version,
         form="tensorrt",
+        domain_input=domain_input,
     )
     if request.batch > network.largest:
         request.said(
@@ -132,22 +133,24 @@ class TensorRtEngine:
         pipeline = self._pipeline
         return 0 if pipeline is None else pipeline.largest
 
-    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Returns the embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8`.
+    def run(self, images: NDArray[np.uint8], kind: Kind) -> NDArray[np.float32]:
+        """Returns the embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8` of a kind.
 
         Any thread may call it; one runs at a time.
 
         Raises:
             EngineUnavailable: TensorRT or CUDA failed, or the engine is closed.
         """
-        return self._run(images, timed=False)[0]
+        return self._run(images, kind, timed=False)[0]
 
-    def run_timed(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], DeviceTimes]:
+    def run_timed(
+        self, images: NDArray[np.uint8], kind: Kind
+    ) -> tuple[NDArray[np.float32], DeviceTimes]:
         """Returns what `run` does, and what the GPU spent on it by its own clock.
 
         With several chunks the times are sums; copies and computing overlap then.
         """
-        return self._run(images, timed=True)
+        return self._run(images, kind, timed=True)
 
     def close(self) -> None:
         """Frees the plan and all memory on the GPU; does nothing the second time."""
@@ -155,7 +158,7 @@ class TensorRtEngine:
             self._close()
 
     def _run(
-        self, images: NDArray[np.uint8], *, timed: bool
+        self, images: NDArray[np.uint8], kind: Kind, *, timed: bool
     ) -> tuple[NDArray[np.float32], DeviceTimes]:
         picture = (SIZE_PX, SIZE_PX, 3)
         if images.dtype != np.uint8 or images.shape[1:] != picture:
@@ -169,7 +172,7 @@ class TensorRtEngine:
                 # The current GPU is a thread's own, and this may be any thread.
                 make_current(self._device.index)
                 try:
-                    return self._pipeline.run(images, timed=timed)
+                    return self._pipeline.run(images, kind, timed=timed)
                 except OutOfDeviceMemory as problem:
                     self._shrink(problem)
         raise EngineUnavailable(f"the engine {self.info.name} is closed", "an open engine")

@@ -38,7 +38,8 @@ class BundleManifest:
         method: `sbtknet` or `dsn`.
         backbone: `resnet50-v1` or `resnet50-v1.5`.
         dim: length of an embedding.
-        domain_input: name of the ONNX input that tells sketch from photo; `None` without one.
+        domain_input: name of the ONNX input that tells sketch from photo; `None` if the model
+            treats them alike.
         preprocessing: version of `sbtk_runtime.preprocess` that the model was trained with.
         files: every file of the bundle but the manifest, by its plain name.
         training: data, split, recipe, seeds, licence; for people and the model card.

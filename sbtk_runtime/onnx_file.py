@@ -14,6 +14,8 @@ from sbtk_runtime.errors import BadModel
 #: The input, `(N, 224, 224, 3) uint8`, and the output, `(N, D) float32`, of every model.
 INPUT_NAME = "images"
 OUTPUT_NAME = "embeddings"
+#: The second input, `(N,) float32`, of models that are told a picture's kind: 0 sketch, 1 photo.
+DOMAIN_NAME = "domain"
 
 #: Protobuf's own limit for one message.
 MAX_ONNX_BYTES = (1 << 31) - 1

@@ -107,15 +107,28 @@ def load_tensorrt(runtime: Any) -> str:
     return name
 
 
-def options(index: int, batch: int, kept: EngineCache | None) -> dict[str, str]:
-    """Returns the provider's options for one engine of 1 to `batch` images on the GPU `index`."""
-    image = f"{SIZE_PX}x{SIZE_PX}x3"
+def options(
+    index: int, batch: int, kept: EngineCache | None, domain_input: str | None = None
+) -> dict[str, str]:
+    """Returns the provider's options for one engine of 1 to `batch` images on the GPU `index`.
+
+    Args:
+        index: of the GPU.
+        batch: most images of a run.
+        kept: where the engine is kept, if anywhere.
+        domain_input: of the model, as its manifest has it.
+    """
+
+    def shapes(count: int) -> str:
+        images = f"{INPUT_NAME}:{count}x{SIZE_PX}x{SIZE_PX}x3"
+        return images if domain_input is None else f"{images},{domain_input}:{count}"
+
     chosen = {
         "device_id": str(index),
         "trt_max_workspace_size": str(_WORKSPACE_BYTES),
-        "trt_profile_min_shapes": f"{INPUT_NAME}:1x{image}",
-        "trt_profile_opt_shapes": f"{INPUT_NAME}:{batch}x{image}",
-        "trt_profile_max_shapes": f"{INPUT_NAME}:{batch}x{image}",
+        "trt_profile_min_shapes": shapes(1),
+        "trt_profile_opt_shapes": shapes(batch),
+        "trt_profile_max_shapes": shapes(batch),
     }
     if kept is not None:
         chosen |= {

@@ -14,21 +14,15 @@ from typing import Any
 
 from sbtk_runtime.cuda_device import CudaDevice, checked, cuda_runtime, find_device
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable
-from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME, check_onnx, opset_of_onnx
+from sbtk_runtime.onnx_file import check_onnx
+from sbtk_runtime.plan_model import PlanModel, check_network, check_opset
 from sbtk_runtime.plan_progress import BuildWatch, Progress, no_progress
-from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_runtime.tensorrt_library import TensorRt, recording_logger, told
 
 #: Largest batch that a profile may name.
 MAX_BATCH = 4096
 
 _TICK_S = 0.2
-_EXPORT_AGAIN = "export the model with sbtk export"
-
-# TensorRT parses a newer opset without a word and reads its operators by the rules of an older one.
-# These are the newest that its documentation names for every 10.x, and for 11.x.
-_NEWEST_OPSET = 20
-_NEWEST_OPSET_FROM_11 = 25
 
 
 @dataclass(frozen=True)
@@ -90,6 +84,7 @@ def build_plan(
     progress: Progress = no_progress,
     device: CudaDevice | None = None,
     name: str = "the ONNX model",
+    domain_input: str | None = None,
 ) -> BuiltPlan:
     """Returns a plan of the model with one optimisation profile.
 
@@ -105,6 +100,7 @@ def build_plan(
         device: the GPU to build on; TensorRT takes the first when it is `None`, and TensorRT-RTX
             needs none.
         name: what to call the model in a complaint.
+        domain_input: of the model, `(N,) float32`, as its manifest has it.
 
     Raises:
         BadModel: the model is damaged, not of this kind, or refused by TensorRT's parser.
@@ -112,12 +108,13 @@ def build_plan(
             message carries the library's own lines.
         MissingExtra: TensorRT needs a driver, and cuda-bindings is not installed.
     """
+    model = PlanModel(onnx, name, domain_input)
     check_onnx(onnx, name)
-    _check_opset(trt, onnx, name)
+    check_opset(trt, model)
     if device is None and trt.needs_a_driver_to_build:
         # Before any object of TensorRT exists: without a driver some of its libraries crash.
         device = find_device("cuda")
-    build = _Build(trt, onnx, settings, timing_cache, device, name)
+    build = _Build(trt, model, settings, timing_cache, device)
     worker = threading.Thread(target=build.run, name="sbtk plan build", daemon=True)
     worker.start()
     try:
@@ -137,18 +134,16 @@ class _Build:
     def __init__(
         self,
         trt: TensorRt,
-        onnx: bytes,
+        model: PlanModel,
         settings: BuildSettings,
         timing_cache: bytes,
         device: CudaDevice | None,
-        name: str,
     ) -> None:
         self._trt = trt
-        self._onnx = onnx
+        self._model = model
         self._settings = settings
         self._timing_cache = timing_cache
         self._device = device
-        self._name = name
         self._logger = recording_logger(trt)
         self._built: BuiltPlan | None = None
         self._problem: BaseException | None = None
@@ -182,7 +177,7 @@ class _Build:
         network = self._made(builder.create_network(typed), "make a network")
         self.watch.enter("the ONNX parser")
         self._parse(network)
-        _check_network(module, network, self._name)
+        check_network(module, network, self._model)
         config = self._made(builder.create_builder_config(), "make a configuration")
         self._configure(builder, config)
         timing_cache = self._use_timing_cache(config)
@@ -198,12 +193,12 @@ class _Build:
 
     def _parse(self, network: Any) -> None:
         parser = self._made(self._trt.module.OnnxParser(network, self._logger), "make a parser")
-        if not parser.parse(self._onnx) or parser.num_errors:
+        if not parser.parse(self._model.onnx) or parser.num_errors:
             lines = self._logger.problems() or [
                 str(parser.get_error(i).desc()) for i in range(parser.num_errors)
             ]
             raise BadModel(
-                f"{self._trt.title} refuses {self._name}:{told(lines)}",
+                f"{self._trt.title} refuses {self._model.name}:{told(lines)}",
                 "a model exported for TensorRT; its INT8 is symmetric, with unquantised biases",
                 "export the run again with sbtk export; for INT8 with --int8-trt",
             )
@@ -215,10 +210,10 @@ class _Build:
         # On by default, it would compute FP32 with a mantissa of 10 bits.
         config.clear_flag(module.BuilderFlag.TF32)
         profile = self._made(builder.create_optimization_profile(), "make a profile")
-        picture = (SIZE_PX, SIZE_PX, 3)
         batches = (settings.batch_min, settings.batch_opt, settings.batch_max)
         try:
-            profile.set_shape(INPUT_NAME, *((batch, *picture) for batch in batches))
+            for name, sizes in self._model.sizes.items():
+                profile.set_shape(name, *((batch, *sizes) for batch in batches))
         except ValueError as problem:
             raise self._failed(f"use a profile of batches {batches} ({problem})") from problem
         # The profile's number, or -1; not truth: the first profile is number 0.
@@ -244,56 +239,8 @@ class _Build:
 
     def _failed(self, purpose: str) -> EngineUnavailable:
         return EngineUnavailable(
-            f"{self._trt.title} could not {purpose} for {self._name}:"
+            f"{self._trt.title} could not {purpose} for {self._model.name}:"
             f"{told(self._logger.problems())}",
             "a machine with enough memory and a model that fits",
             "try a larger --workspace or a smaller --batch; sbtk doctor shows what works here",
         )
-
-
-def _check_opset(trt: TensorRt, onnx: bytes, name: str) -> None:
-    is_from_11 = trt.name == "tensorrt" and trt.major >= 11
-    newest = _NEWEST_OPSET_FROM_11 if is_from_11 else _NEWEST_OPSET
-    opset = opset_of_onnx(onnx)
-    if opset > newest:
-        raise BadModel(
-            f"{name} uses ONNX opset {opset}", f"at most {newest} for {trt.title}", _EXPORT_AGAIN
-        )
-
-
-def _check_network(module: Any, network: Any, name: str) -> None:
-    """Checks that the network takes and gives what `Engine.run` promises."""
-    inputs = [network.get_input(i) for i in range(network.num_inputs)]
-    outputs = [network.get_output(i) for i in range(network.num_outputs)]
-    picture = (SIZE_PX, SIZE_PX, 3)
-    if len(inputs) != 1 or not (
-        inputs[0].name == INPUT_NAME
-        and inputs[0].dtype == module.DataType.UINT8
-        and tuple(inputs[0].shape) == (-1, *picture)
-    ):
-        raise BadModel(
-            f"{name} takes {_told(inputs)}",
-            f"{INPUT_NAME}: UINT8 (any batch, {SIZE_PX}, {SIZE_PX}, 3), and nothing else",
-            _EXPORT_AGAIN,
-        )
-    if len(outputs) != 1 or not (
-        outputs[0].name == OUTPUT_NAME
-        and outputs[0].dtype == module.DataType.FLOAT
-        and len(outputs[0].shape) == 2
-        and outputs[0].shape[0] == -1
-        and outputs[0].shape[1] > 0
-    ):
-        raise BadModel(
-            f"{name} gives {_told(outputs)}",
-            f"{OUTPUT_NAME}: FLOAT (any batch, D), and nothing else",
-            _EXPORT_AGAIN,
-        )
-
-
-def _told(tensors: list[Any]) -> str:
-    """Returns names, types and shapes of tensors for people; -1 is a size that may vary."""
-    parts = []
-    for tensor in tensors:
-        sizes = ", ".join("any" if size == -1 else str(size) for size in tensor.shape)
-        parts.append(f"{tensor.name}: {tensor.dtype.name} ({sizes})")
-    return " and ".join(parts) or "nothing"

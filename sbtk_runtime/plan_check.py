@@ -20,7 +20,7 @@ from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.plan_cache import PlanCache
 from sbtk_runtime.plan_ready import ReadyPlan
-from sbtk_runtime.preprocess import Pixels, prepare
+from sbtk_runtime.preprocess import Kind, Pixels, prepare
 from sbtk_runtime.tensorrt_library import TensorRt
 
 #: The smallest cosine that a plan's embedding of a picture may have with that of the ONNX file it
@@ -101,8 +101,8 @@ def check_plan(engine: Engine, bundle: Bundle, precision: Precision) -> PlanChec
     Raises:
         EngineUnavailable: the engine fails, gives rows that are not of length 1, or is too far off.
     """
-    pixels = generated_pictures()
-    rows, is_bad = checked_rows(engine.run(pixels))
+    pictures = generated_pictures()
+    rows, is_bad = checked_rows(_embedded(engine, pictures))
     if is_bad.any():
         raise EngineUnavailable(
             f"{engine.info.name} gives {int(is_bad.sum())} of {len(rows)} rows that are no "
@@ -116,7 +116,7 @@ def check_plan(engine: Engine, bundle: Bundle, precision: Precision) -> PlanChec
     except (MissingExtra, EngineUnavailable) as problem:
         return PlanCheck(len(rows), None, f"nothing to compare with: {problem.found}")
     try:
-        cosine_min = _least_cosine(rows, other.run(pixels))
+        cosine_min = _least_cosine(rows, _embedded(other, pictures))
     finally:
         other.close()
     beside = f"{other.info.name} {other.info.version} on the CPU"
@@ -131,12 +131,20 @@ def check_plan(engine: Engine, bundle: Bundle, precision: Precision) -> PlanChec
     return PlanCheck(len(rows), cosine_min, beside)
 
 
-def generated_pictures() -> Pixels:
-    """Returns `(8, 224, 224, 3) uint8`: photos and sketches, as they come out of preparation."""
-    photos, sketches = generated_photos(_OF_EACH_KIND), generated_sketches(_OF_EACH_KIND)
-    pixels = [prepare(content, "photo").pixels for content in photos]
-    pixels += [prepare(content, "sketch").pixels for content in sketches]
-    return np.stack(pixels)
+def generated_pictures() -> Mapping[Kind, Pixels]:
+    """Returns `(4, 224, 224, 3) uint8` of each kind, as they come out of preparation."""
+    contents: Mapping[Kind, list[bytes]] = {
+        "photo": generated_photos(_OF_EACH_KIND),
+        "sketch": generated_sketches(_OF_EACH_KIND),
+    }
+    return {
+        kind: np.stack([prepare(content, kind).pixels for content in of_kind])
+        for kind, of_kind in contents.items()
+    }
+
+
+def _embedded(engine: Engine, pictures: Mapping[Kind, Pixels]) -> NDArray[np.float32]:
+    return np.concatenate([engine.run(pixels, kind) for kind, pixels in pictures.items()])
 
 
 def _least_cosine(rows: NDArray[np.float32], others: NDArray[np.float32]) -> float:

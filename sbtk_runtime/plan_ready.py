@@ -181,6 +181,7 @@ def _built(order: _Order, timing_cache: bytes) -> BuiltPlan:
         progress=order.tell(),
         device=order.device,
         name=str(order.bundle.onnx_path(wanted.precision, "tensorrt")),
+        domain_input=order.bundle.manifest.domain_input,
     )
 
 

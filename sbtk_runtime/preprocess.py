@@ -7,8 +7,9 @@ matter, and their ink is stretched to full contrast.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from sbtk_runtime import images
 from sbtk_runtime.errors import BadImage, SbtkError
 
 Kind = Literal["sketch", "photo"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Pixels = NDArray[np.uint8]
 
 SIZE_PX = 224
@@ -25,6 +27,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 #: Changes whenever the pixels that a given file leads to change; stored in every manifest.
 PREPROCESSING = "sbtk-1"
+#: What tells a picture's kind to models that take it beside the pixels, as DSN does.
+DOMAINS: Mapping[Kind, float] = {"sketch": 0.0, "photo": 1.0}
 
 _MARGIN = 0.06
 _MIN_CONTRAST = 24
@@ -105,6 +109,11 @@ def sketch_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Prepared:
     )
     grey = 255 - _full_contrast(np.asarray(small, dtype=np.uint8))
     return Prepared(np.repeat(grey[:, :, None], 3, axis=2), notices)
+
+
+def domains_of(kind: Kind, count: int) -> NDArray[np.float32]:
+    """Returns the domain `(count,) float32` of pictures that are all of one kind."""
+    return np.full(count, DOMAINS[kind], dtype=np.float32)
 
 
 def kind_from_text(text: str) -> Kind:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,12 @@ from sbtk_runtime.engine_info import EngineInfo
 from sbtk_runtime.engine_request import Said, said_nothing
 from sbtk_runtime.errors import BadModel, EngineUnavailable
 from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME
-from sbtk_runtime.preprocess import SIZE_PX
+from sbtk_runtime.preprocess import SIZE_PX, Kind, domains_of
 
-#: Gives the rows `(N, D) float32` of contiguous `images (N, 224, 224, 3) uint8`; any thread's.
-Infer = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+#: A model's inputs by name, each contiguous: see `feeds_of`.
+Feeds = dict[str, NDArray[Any]]
+#: Gives the rows `(N, D) float32` of a model's inputs; any thread's.
+Infer = Callable[[Feeds], NDArray[np.float32]]
 
 #: An input or output: its name, its type as ONNX writes it, and its shape with "?" for any size.
 Port = tuple[str, str, tuple[int | str, ...]]
@@ -50,8 +53,8 @@ class SessionEngine:
         self._told = told
         self._said = said
 
-    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Returns the embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8`.
+    def run(self, images: NDArray[np.uint8], kind: Kind) -> NDArray[np.float32]:
+        """Returns the embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8` of a kind.
 
         Large batches go through in parts, so that memory does not depend on N.
 
@@ -66,9 +69,9 @@ class SessionEngine:
         embeddings = np.empty((len(images), self.info.dim), dtype=np.float32)
         start = 0
         while start < len(images):
-            part = np.ascontiguousarray(images[start : start + self._chunk])
+            part = images[start : start + self._chunk]
             try:
-                rows = infer(part)
+                rows = infer(feeds_of(part, kind, self.info.domain_input))
             # The libraries' exceptions share no base class below Exception.
             except Exception as problem:
                 if len(part) > 1 and _is_out_of_memory(problem):
@@ -100,7 +103,7 @@ class SessionEngine:
             EngineUnavailable: it does not.
             BadModel: the model's answer does not have the shape that the manifest tells.
         """
-        self.run(np.full((1, SIZE_PX, SIZE_PX, 3), 255, dtype=np.uint8))
+        self.run(np.full((1, SIZE_PX, SIZE_PX, 3), 255, dtype=np.uint8), "sketch")
 
     def _take_smaller_parts(self, chunk: int) -> None:
         # Several lanes may find memory short at once; the smallest part wins.
@@ -114,20 +117,45 @@ def cpu_chunk(lanes: int) -> int:
     return max(1, min(_CPU_CHUNK, _CPU_IMAGES // lanes))
 
 
-def check_signature(inputs: Sequence[Port], outputs: Sequence[Port], name: str, dim: int) -> None:
-    """Checks that a session takes and gives what `Engine.run` promises.
+def feeds_of(images: NDArray[np.uint8], kind: Kind, domain_input: str | None) -> Feeds:
+    """Returns the inputs of a model for `images (N, 224, 224, 3) uint8` of a kind.
+
+    Args:
+        images: copied if they are not contiguous.
+        kind: what all of them are.
+        domain_input: as the model's manifest has it.
+    """
+    feeds: Feeds = {INPUT_NAME: np.ascontiguousarray(images)}
+    if domain_input is not None:
+        feeds[domain_input] = domains_of(kind, len(images))
+    return feeds
+
+
+def check_signature(
+    inputs: Sequence[Port],
+    outputs: Sequence[Port],
+    name: str,
+    dim: int,
+    domain_input: str | None = None,
+) -> None:
+    """Checks that a session takes and gives what `Engine.run` and the manifest promise.
 
     Args:
         inputs: of the session.
         outputs: of the session.
         name: what to call the model in a complaint.
         dim: length of an embedding.
+        domain_input: as the manifest has it.
 
     Raises:
         BadModel: it does not; says what it takes or gives.
     """
     # A dynamic size is shown as "?"; the embedding's may be, and is then tried by a run.
-    fits_in = list(inputs) == [(INPUT_NAME, "tensor(uint8)", ("?", SIZE_PX, SIZE_PX, 3))]
+    wanted: list[Port] = [(INPUT_NAME, "tensor(uint8)", ("?", SIZE_PX, SIZE_PX, 3))]
+    if domain_input is not None:
+        wanted.append((domain_input, "tensor(float)", ("?",)))
+    # Libraries need not keep the order of the inputs.
+    fits_in = sorted(inputs, key=_name_of) == sorted(wanted, key=_name_of)
     fits_out = list(outputs) in (
         [(OUTPUT_NAME, "tensor(float)", ("?", dim))],
         [(OUTPUT_NAME, "tensor(float)", ("?", "?"))],
@@ -135,7 +163,7 @@ def check_signature(inputs: Sequence[Port], outputs: Sequence[Port], name: str, 
     if not fits_in:
         raise BadModel(
             f"{name} takes {_ports_text(inputs)}",
-            f"{INPUT_NAME}: tensor(uint8) (?, {SIZE_PX}, {SIZE_PX}, 3)",
+            f"{_ports_text(wanted)}, as its manifest tells",
             "export the model with sbtk export",
         )
     if not fits_out:
@@ -150,6 +178,10 @@ def first_line(problem: BaseException) -> str:
     """Returns the first line of an exception's text, or its type where it has none."""
     lines = str(problem).strip().splitlines()
     return lines[0][:300] if lines else type(problem).__name__
+
+
+def _name_of(port: Port) -> str:
+    return port[0]
 
 
 def _ports_text(ports: Sequence[Port]) -> str:

@@ -17,6 +17,9 @@ _OUT_OF_MEMORY = re.compile(r"out ?of ?memory|memory ?allocation|bad_alloc", re.
 FREE_MEMORY = "end other programs on the GPU (nvidia-smi), or take another: --device cuda:N"
 _BUILD_AGAIN = "sbtk engine clear, then sbtk engine build"
 
+# Name, mode, type and shape.
+_Tensor = tuple[str, Any, Any, tuple[int, ...]]
+
 
 class Network:
     """A plan that was loaded onto the calling thread's GPU.
@@ -28,9 +31,11 @@ class Network:
         trt: the TensorRT that built the plan.
         plan: the plan. Loading it runs native code, so it comes from our own cache or build.
         dim: length of an embedding, as the model's manifest tells it.
+        domain_input: of the model, as its manifest has it.
 
     Attributes:
         dim: length of an embedding.
+        domain_input: name of the input `(N,) float32` for the kind of pictures, if there is one.
         smallest: batch that the plan takes.
         largest: batch that the plan takes.
         has_own_graphs: TensorRT itself captures CUDA graphs, as TensorRT-RTX does.
@@ -41,8 +46,11 @@ class Network:
         BadModel: the plan does not take and give what an engine of sbtk does.
     """
 
-    def __init__(self, trt: TensorRt, plan: bytes, dim: int) -> None:
+    def __init__(
+        self, trt: TensorRt, plan: bytes, dim: int, domain_input: str | None = None
+    ) -> None:
         self.dim = dim
+        self.domain_input = domain_input
         self._trt = trt
         self._logger = recording_logger(trt)
         self._lines_told = 0
@@ -144,11 +152,13 @@ class Network:
             )
             for name in names
         ]
-        wanted = [
-            (INPUT_NAME, module.TensorIOMode.INPUT, module.DataType.UINT8, (-1, *_PICTURE)),
-            (OUTPUT_NAME, module.TensorIOMode.OUTPUT, module.DataType.FLOAT, (-1, self.dim)),
-        ]
-        if found != wanted:
+        modes, types = module.TensorIOMode, module.DataType
+        wanted: list[_Tensor] = [(INPUT_NAME, modes.INPUT, types.UINT8, (-1, *_PICTURE))]
+        if self.domain_input is not None:
+            wanted.append((self.domain_input, modes.INPUT, types.FLOAT, (-1,)))
+        wanted.append((OUTPUT_NAME, modes.OUTPUT, types.FLOAT, (-1, self.dim)))
+        # TensorRT promises no order.
+        if sorted(found, key=_name_of) != sorted(wanted, key=_name_of):
             raise BadModel(
                 f"the plan has {_told(found)}",
                 _told(wanted),
@@ -156,8 +166,12 @@ class Network:
             )
 
     def _set_batch(self, context: Any, batch: int) -> None:
-        if not context.set_input_shape(INPUT_NAME, (batch, *_PICTURE)):
-            raise self.failed(f"refuses {batch} images at once")
+        shapes: dict[str, tuple[int, ...]] = {INPUT_NAME: (batch, *_PICTURE)}
+        if self.domain_input is not None:
+            shapes[self.domain_input] = (batch,)
+        for name, sizes in shapes.items():
+            if not context.set_input_shape(name, sizes):
+                raise self.failed(f"refuses {batch} images at once")
         shape = tuple(context.get_tensor_shape(OUTPUT_NAME))
         if shape != (batch, self.dim):
             raise BadModel(
@@ -167,7 +181,11 @@ class Network:
             )
 
 
-def _told(tensors: list[tuple[str, Any, Any, tuple[int, ...]]]) -> str:
+def _name_of(tensor: _Tensor) -> str:
+    return tensor[0]
+
+
+def _told(tensors: list[_Tensor]) -> str:
     """Returns names, types and shapes of tensors for people; -1 is a size that may vary."""
     parts = [f"{mode.name} {name}: {dtype.name} {shape}" for name, mode, dtype, shape in tensors]
     return " and ".join(parts) or "nothing"

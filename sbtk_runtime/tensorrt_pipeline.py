@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.cuda_device import checked
 from sbtk_runtime.cuda_graphs import captured_graph
-from sbtk_runtime.device_buffers import DeviceResources
+from sbtk_runtime.device_buffers import DeviceResources, PinnedArray
 from sbtk_runtime.engine_request import Said
 from sbtk_runtime.errors import SbtkError
 from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME
+from sbtk_runtime.preprocess import Kind, domains_of
 from sbtk_runtime.tensorrt_network import Network
-from sbtk_runtime.tensorrt_slot import PICTURE_BYTES, DeviceTimes, Slot
+from sbtk_runtime.tensorrt_slot import DOMAIN_BYTES, PICTURE_BYTES, DeviceTimes, Slot
 
 _SLOTS = 2
 
@@ -50,14 +51,18 @@ class Pipeline:
         # In the order in which they go if nobody closes the pipeline.
         self._graphs = DeviceResources(device_index)
         self._steps: dict[tuple[int, int], _Step] = {}
+        # What the domains on the GPU say, by slot: they are copied only when the kind changes.
+        self._kinds: dict[int, Kind] = {}
         self._resources = DeviceResources(device_index)
         self._cuda = self._resources.cuda
         self._streams: list[Any] = []
         try:
             self._copy_stream = self._new_stream()
             self._run_stream = self._new_stream()
+            has_domains = network.domain_input is not None
             self._slots = [
-                Slot.of(self._resources, number, largest, network.dim) for number in range(_SLOTS)
+                Slot.of(self._resources, number, largest, network.dim, has_domains=has_domains)
+                for number in range(_SLOTS)
             ]
             # Never empty, since TensorRT wants an address in any case.
             self._scratch_bytes = max(network.memory_needed(self._buckets), 256)
@@ -68,9 +73,11 @@ class Pipeline:
             raise
 
     def run(
-        self, images: NDArray[np.uint8], *, timed: bool = False
+        self, images: NDArray[np.uint8], kind: Kind, *, timed: bool = False
     ) -> tuple[NDArray[np.float32], DeviceTimes]:
         """Returns the embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8`, and times.
+
+        All of the images are of one kind.
 
         Raises:
             OutOfDeviceMemory: TensorRT found no memory for a context that it had not made before.
@@ -84,7 +91,7 @@ class Pipeline:
                 if len(under_way) == _SLOTS:
                     times += self._collect(under_way.popleft(), rows, timed)
                 part = images[start : start + self.largest]
-                chunk = _Chunk(self._slots[number % _SLOTS], start, len(part))
+                chunk = _Chunk(self._slots[number % _SLOTS], start, len(part), kind)
                 np.copyto(chunk.slot.images.array[: len(part)], part, casting="no")
                 self._start(chunk, timed)
                 under_way.append(chunk)
@@ -115,7 +122,7 @@ class Pipeline:
         The pictures are black, so the buffers on the GPU hold no chance bytes from now on either.
         """
         for slot in self._slots:
-            chunk = _Chunk(slot, 0, self.largest)
+            chunk = _Chunk(slot, 0, self.largest, "sketch")
             self._start(chunk, timed=False)
             checked(self._cuda.cudaEventSynchronize(slot.done))
 
@@ -137,6 +144,8 @@ class Pipeline:
                 self._copy_stream,
             )
         )
+        if slot.domains is not None:
+            self._copy_domains(slot, slot.domains, chunk.kind)
         self._record(slot.copied, self._copy_stream)
         checked(cuda.cudaStreamWaitEvent(self._run_stream, slot.copied, 0))
         if timed:
@@ -159,6 +168,23 @@ class Pipeline:
             )
         )
         self._record(slot.done, self._run_stream)
+
+    def _copy_domains(self, slot: Slot, domains: PinnedArray, kind: Kind) -> None:
+        """Queues the copy of a whole slot's domains, unless they are on the GPU already."""
+        if self._kinds.get(slot.number) == kind:
+            return
+        self._kinds.pop(slot.number, None)
+        domains.array[:] = domains_of(kind, self.largest)
+        checked(
+            self._cuda.cudaMemcpyAsync(
+                slot.device_domains,
+                domains.address,
+                self.largest * DOMAIN_BYTES,
+                self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice,
+                self._copy_stream,
+            )
+        )
+        self._kinds[slot.number] = kind
 
     def _collect(self, chunk: _Chunk, rows: NDArray[np.float32], timed: bool) -> DeviceTimes:
         """Waits for a chunk and copies its embeddings to their place in `rows`."""
@@ -196,6 +222,8 @@ class Pipeline:
         context.update_device_memory_size_for_shapes()
         context.set_device_memory(self._scratch, self._scratch_bytes)
         addresses = {INPUT_NAME: slot.device_images, OUTPUT_NAME: slot.device_rows}
+        if self._network.domain_input is not None:
+            addresses[self._network.domain_input] = slot.device_domains
         for name, address in addresses.items():
             if not context.set_tensor_address(name, address):
                 raise self._network.failed(f"refuses memory for {name}")
@@ -221,11 +249,12 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Some images of a run, in a slot."""
+    """Some images of a run, all of one kind, in a slot."""
 
     slot: Slot
     start: int
     count: int
+    kind: Kind
 
 
 @dataclass

@@ -12,6 +12,7 @@ from sbtk_runtime.device_buffers import DeviceResources, PinnedArray
 from sbtk_runtime.preprocess import SIZE_PX
 
 PICTURE_BYTES = SIZE_PX * SIZE_PX * 3
+DOMAIN_BYTES = 4
 _PICTURE = (SIZE_PX, SIZE_PX, 3)
 
 
@@ -44,8 +45,10 @@ class Slot:
     Attributes:
         number: from 0.
         images: `(largest, 224, 224, 3) uint8` on the host.
+        domains: `(largest,) float32` on the host; `None` for a model without a domain input.
         rows: `(largest, D) float32` on the host.
         device_images: address of their place on the GPU.
+        device_domains: address of their place on the GPU; 0 without them.
         device_rows: address of their place on the GPU.
         copy_begins: recorded before the pictures are copied to the GPU.
         copied: recorded after that.
@@ -56,8 +59,10 @@ class Slot:
 
     number: int
     images: PinnedArray
+    domains: PinnedArray | None
     rows: PinnedArray
     device_images: int
+    device_domains: int
     device_rows: int
     copy_begins: Any
     copied: Any
@@ -66,7 +71,9 @@ class Slot:
     done: Any
 
     @classmethod
-    def of(cls, resources: DeviceResources, number: int, largest: int, dim: int) -> Slot:
+    def of(
+        cls, resources: DeviceResources, number: int, largest: int, dim: int, *, has_domains: bool
+    ) -> Slot:
         """Returns a slot with new buffers and events.
 
         Raises:
@@ -75,8 +82,10 @@ class Slot:
         return cls(
             number,
             resources.pinned((largest, *_PICTURE), np.uint8),
+            resources.pinned((largest,), np.float32) if has_domains else None,
             resources.pinned((largest, dim), np.float32),
             resources.memory(largest * PICTURE_BYTES),
+            resources.memory(largest * DOMAIN_BYTES) if has_domains else 0,
             resources.memory(largest * dim * 4),
             *(resources.event() for _ in range(5)),
         )

@@ -118,8 +118,8 @@ def test_joined_requests_get_the_rows_that_each_gets_alone() -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
     engine = open_engine(Bundle.open(), engine="onnxruntime", precision="int8")
     try:
-        joined = engine.run(images)
-        alone = np.concatenate([engine.run(image[None]) for image in images])
+        joined = engine.run(images, "photo")
+        alone = np.concatenate([engine.run(image[None], "photo") for image in images])
     finally:
         engine.close()
     np.testing.assert_allclose(joined, alone, atol=1e-5)

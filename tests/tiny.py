@@ -19,21 +19,26 @@ _CELL_PX = 28
 _CELLS = 8 * 8 * 3
 
 
-def tiny_bundle(folder: Path, dim: int = 16, seed: int = 0, name: str = "tiny") -> Path:
+def tiny_bundle(
+    folder: Path, dim: int = 16, seed: int = 0, name: str = "tiny", *, has_domain: bool = False
+) -> Path:
     """Returns `folder` holding a valid bundle whose model looks at 8 x 8 coloured cells.
 
     Both precisions hold the same graph, so they give the same embeddings. Other seeds give
-    other models, with other model ids.
+    other models, with other model ids. With a domain input, sketches and photos of the same
+    pixels have other embeddings.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    content = tiny_model(dim, seed).SerializeToString()
+    content = tiny_model(dim, seed, has_domain=has_domain).SerializeToString()
     for precision in ("fp32", "int8"):
         (folder / f"model.{precision}.onnx").write_bytes(content)
-    write_tiny_manifest(folder, dim=dim, name=name)
+    write_tiny_manifest(folder, dim=dim, name=name, domain_input="domain" if has_domain else None)
     return folder
 
 
-def write_tiny_manifest(folder: Path, dim: int = 16, name: str = "tiny") -> BundleManifest:
+def write_tiny_manifest(
+    folder: Path, dim: int = 16, name: str = "tiny", domain_input: str | None = None
+) -> BundleManifest:
     """Writes, and returns, a manifest that vouches for every ONNX file that is in `folder`."""
     files = {
         path.name: FileRecord(sha256_of_file(path), path.stat().st_size)
@@ -48,6 +53,7 @@ def write_tiny_manifest(folder: Path, dim: int = 16, name: str = "tiny") -> Bund
         dim=dim,
         preprocessing=PREPROCESSING,
         files=files,
+        domain_input=domain_input,
         training={"data": "none: random weights"},
         created=datetime.datetime(2026, 11, 1, tzinfo=datetime.UTC).isoformat(),
     )
@@ -55,10 +61,13 @@ def write_tiny_manifest(folder: Path, dim: int = 16, name: str = "tiny") -> Bund
     return manifest
 
 
-def tiny_model(dim: int = 16, seed: int = 0, *, bias: float = 0.05) -> onnx.ModelProto:
+def tiny_model(
+    dim: int = 16, seed: int = 0, *, bias: float = 0.05, has_domain: bool = False
+) -> onnx.ModelProto:
     """Returns the tiny model: uint8 `images (N, 224, 224, 3)` to unit rows `embeddings (N, dim)`.
 
-    With a bias of 0 the picture (128, 128, 128) has the zero row as its embedding.
+    With a bias of 0 the picture (128, 128, 128) has the zero row as its embedding. With the input
+    `domain (N,) float32`, it is added to the first feature once, to the second twice, and so on.
     """
     random = np.random.default_rng(seed)
     weights = random.standard_normal((dim, _CELLS)).astype(np.float32)
@@ -84,10 +93,21 @@ def tiny_model(dim: int = 16, seed: int = 0, *, bias: float = 0.05) -> onnx.Mode
         helper.make_node("Gemm", ["flat", "weights", "bias"], ["feature"], transB=1),
         helper.make_node("LpNormalization", ["feature"], ["embeddings"], axis=1, p=2),
     ]
+    inputs = [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 224, 224, 3])]
+    if has_domain:
+        inputs.append(helper.make_tensor_value_info("domain", TensorProto.FLOAT, ["batch"]))
+        constants["shift"] = np.arange(1, dim + 1, dtype=np.float32)
+        constants["columns"] = np.array([1])
+        nodes[-1].input[0] = "shifted"
+        nodes[-1:-1] = [
+            helper.make_node("Unsqueeze", ["domain", "columns"], ["column"]),
+            helper.make_node("Mul", ["column", "shift"], ["shifts"]),
+            helper.make_node("Add", ["feature", "shifts"], ["shifted"]),
+        ]
     graph = helper.make_graph(
         nodes,
         "tiny",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 224, 224, 3])],
+        inputs,
         [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["batch", dim])],
         [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()],
     )

@@ -82,7 +82,7 @@ def _print_bundles(as_json: bool) -> int:
                 "*" if str(bundle.folder) == default else "",
                 manifest.model_id,
                 manifest.backbone,
-                str(manifest.dim),
+                str(manifest.dim) + "".join(f", {bits} bits" for bits in bundle.bits),
                 " ".join(bundle.precisions),
                 output.size_text(size_bytes),
                 output.shown_relative(bundle.folder),
@@ -112,7 +112,9 @@ def _described(bundle: Bundle, is_default: bool) -> dict[str, Any]:
         "method": manifest.method,
         "backbone": manifest.backbone,
         "dim": manifest.dim,
+        "domain_input": manifest.domain_input,
         "precisions": list(bundle.precisions),
+        "bits": list(bundle.bits),
         "size_bytes": sum(record.size_bytes for record in manifest.files.values()),
         "metrics": manifest.metrics,
         "parity": manifest.parity,
@@ -122,7 +124,7 @@ def _described(bundle: Bundle, is_default: bool) -> dict[str, Any]:
 
 
 def _trial(bundle: Bundle, precision: Precision) -> str:
-    """Returns what came of embedding one picture with the model of that precision.
+    """Returns what came of embedding a picture, as sketch and as photo, in that precision.
 
     Raises:
         BadModel: the model gives no unit rows, or none of the manifest's length.
@@ -131,7 +133,7 @@ def _trial(bundle: Bundle, precision: Precision) -> str:
 
     from sbtk_runtime.engine import checked_rows, open_engine
     from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
-    from sbtk_runtime.preprocess import SIZE_PX
+    from sbtk_runtime.preprocess import KINDS, SIZE_PX
 
     try:
         engine = open_engine(bundle, precision=precision)
@@ -139,10 +141,10 @@ def _trial(bundle: Bundle, precision: Precision) -> str:
         return f"not run: {problem.found}" + (f" ({problem.next_step})" * bool(problem.next_step))
     try:
         picture = np.random.default_rng(0).integers(0, 256, (1, SIZE_PX, SIZE_PX, 3), np.uint8)
-        rows, is_bad = checked_rows(engine.run(picture))
+        rows, is_bad = checked_rows(np.concatenate([engine.run(picture, kind) for kind in KINDS]))
     finally:
         engine.close()
-    if is_bad.any() or rows.shape != (1, bundle.manifest.dim):
+    if is_bad.any() or rows.shape != (len(KINDS), bundle.manifest.dim):
         raise BadModel(
             f"the {precision} model of {bundle.folder} gives no unit row for a test picture",
             f"{bundle.manifest.dim} finite numbers of length 1",

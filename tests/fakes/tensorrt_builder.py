@@ -60,13 +60,14 @@ class _Builder(Fake):
         if world.faults.build:
             world.log(self._logger, world.faults.build)
             return None
-        name = network.get_input(0).name
-        fixed = tuple(network.get_input(0).shape)
-        if config._profiles:
-            shapes = config._profiles[0]._shapes[name]
-        else:
-            assert -1 not in fixed, "a size that varies, and no profile"
-            shapes = [fixed] * 3
+        named = config._profiles[0]._shapes if config._profiles else {}
+        shapes = {}
+        for tensor in network._inputs:
+            fixed = tuple(tensor.shape)
+            if tensor.name not in named:
+                assert -1 not in fixed, f"a size of {tensor.name} varies, and has no profile"
+            shapes[tensor.name] = named.get(tensor.name, [fixed] * 3)
+        assert named.keys() <= shapes.keys(), "a profile names an input that there is not"
         if config._timing_cache is not None:
             config._timing_cache._content = b"timings"
         return HostMemory(world.plan(network._onnx, shapes))

@@ -54,9 +54,9 @@ class Context(Fake):
         self._world.gpus.contexts.add(self)
 
     def set_input_shape(self, name: str, shape: Any) -> bool:
-        assert name == self._engine._session.get_inputs()[0].name, f"there is no input {name!r}"
+        assert name in self._engine._profile, f"there is no input {name!r}"
         sizes = tuple(shape)
-        smallest, _, largest = self._engine._profile
+        smallest, _, largest = self._engine._profile[name]
         inside = len(sizes) == len(smallest) and all(
             low <= size <= high for low, size, high in zip(smallest, sizes, largest, strict=True)
         )
@@ -91,7 +91,7 @@ class Context(Fake):
 
     def update_device_memory_size_for_shapes(self) -> int:
         assert not self.infer_shapes(), "the memory of unknown shapes"
-        batch = next(iter(self._shapes.values()))[0]
+        batch = self._batch()
         self._memory_needed = self._engine._scratch(batch)
         return self._memory_needed
 
@@ -114,7 +114,7 @@ class Context(Fake):
         assert not self.infer_shapes(), "an input has no shape"
         missing = [name for name in engine._values() if name not in self._addresses]
         assert not missing, f"tensors without an address: {missing}"
-        batch = next(iter(self._shapes.values()))[0]
+        batch = self._batch()
         faults = world.faults
         if stream.capture is not None:
             if faults.capture or not self._has_run:
@@ -133,19 +133,25 @@ class Context(Fake):
 
     def _task(self, batch: int) -> Task:
         engine, me, version = self._engine, weakref.ref(self), self._version
-        source = engine._session.get_inputs()[0].name
+        sources = [value.name for value in engine._session.get_inputs()]
         target = engine._session.get_outputs()[0].name
-        shapes = {name: engine._shape(name, batch) for name in (source, target)}
+        shapes = {name: engine._shape(name, batch) for name in (*sources, target)}
         item = {"tensor(uint8)": np.dtype(np.uint8)}
-        kind = item.get(engine._values()[source].type, np.dtype(np.float32))
-        read = Span(self._addresses[source], math.prod(shapes[source]) * kind.itemsize)
+        kinds = {n: item.get(engine._values()[n].type, np.dtype(np.float32)) for n in sources}
+        read = {
+            name: Span(self._addresses[name], math.prod(shapes[name]) * kinds[name].itemsize)
+            for name in sources
+        }
         written = Span(self._addresses[target], math.prod(shapes[target]) * 4)
         scratch = () if self._is_mine else (self._checked_memory(),)
         session = engine._session
 
         def run() -> None:
-            images = read.bytes().view(kind).reshape(shapes[source])
-            rows = session.run([target], {source: images})[0]
+            feeds = {
+                name: span.bytes().view(kinds[name]).reshape(shapes[name])
+                for name, span in read.items()
+            }
+            rows = session.run([target], feeds)[0]
             written.bytes()[:] = np.ascontiguousarray(rows, np.float32).view(np.uint8).ravel()
             for span in scratch:
                 span.bytes()[:] = 0
@@ -156,7 +162,13 @@ class Context(Fake):
             assert context._version == version, "a graph is launched after its context changed"
 
         duration = _RUN_US + _IMAGE_US * batch
-        return Task("run", batch, 0, duration, run, (read,), (written, *scratch), unchanged)
+        reads = tuple(read.values())
+        return Task("run", batch, 0, duration, run, reads, (written, *scratch), unchanged)
+
+    def _batch(self) -> int:
+        batches = {sizes[0] for sizes in self._shapes.values()}
+        assert len(batches) == 1, f"inputs of different batches: {batches}"
+        return int(batches.pop())
 
     def _checked_memory(self) -> Span:
         assert self._memory is not None, "a context without memory runs"

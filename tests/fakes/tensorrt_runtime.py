@@ -51,7 +51,9 @@ class Engine(Fake):
         import onnxruntime
 
         self._logger, self._device = logger, device
-        self._profile = [tuple(shape) for shape in profile]
+        self._profile = {
+            name: [tuple(shape) for shape in shapes] for name, shapes in profile.items()
+        }
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 4
@@ -70,11 +72,11 @@ class Engine(Fake):
 
     @property
     def device_memory_size_v2(self) -> int:
-        return self._scratch(self._profile[2][0])
+        return self._scratch(self._largest())
 
     def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
         assert profile_index == 0
-        return self._scratch(self._profile[2][0])
+        return self._scratch(self._largest())
 
     def get_tensor_name(self, index: int) -> str:
         return list(self._values())[index]
@@ -92,8 +94,8 @@ class Engine(Fake):
         return Dims(self._shape(name, -1))
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Dims]:
-        assert profile_index == 0 and name == self._session.get_inputs()[0].name
-        return [Dims(shape) for shape in self._profile]
+        assert profile_index == 0
+        return [Dims(shape) for shape in self._profile[name]]
 
     def create_runtime_config(self) -> Any:
         return self._world.module.IRuntimeConfig()
@@ -121,6 +123,9 @@ class Engine(Fake):
     def _shape(self, name: str, batch: int) -> tuple[int, ...]:
         sizes = self._values()[name].shape
         return tuple(size if isinstance(size, int) else batch for size in sizes)
+
+    def _largest(self) -> int:
+        return max(int(shapes[2][0]) for shapes in self._profile.values())
 
     def _scratch(self, batch: int) -> int:
         return batch * self._world.scratch_per_image

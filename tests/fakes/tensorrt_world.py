@@ -6,7 +6,7 @@ import hashlib
 import json
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,7 +81,7 @@ class TensorRtWorld:
         # Without atexit, since nothing then needs to be counted.
         weakref.finalize(thing, end).atexit = False
 
-    def plan(self, onnx: bytes, profile: Sequence[tuple[int, ...]]) -> bytes:
+    def plan(self, onnx: bytes, profile: Mapping[str, Sequence[tuple[int, ...]]]) -> bytes:
         head = {
             "module": self.surface.module,
             "version": self.surface.version,

@@ -22,7 +22,7 @@ from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engine import ENGINE_NAMES, Embeddings, open_engine, survey_engines
 from sbtk_runtime.engine_info import EngineInfo
 from sbtk_runtime.errors import BadModel, EngineUnavailable
-from sbtk_runtime.preprocess import Pixels
+from sbtk_runtime.preprocess import Kind, Pixels
 from sbtk_train.data import read_dataset
 from tests.tiny import tiny_bundle, write_photos
 from tests.tiny_data import write_dataset
@@ -226,8 +226,10 @@ def test_an_engine_that_tells_gives_the_times_of_its_parts(bundle: Bundle) -> No
 
 def test_the_total_of_a_picture_is_the_sum_of_its_stages() -> None:
     sketches = generated_sketches(1)
+    kinds: set[Kind] = set()
 
-    def engine(pixels: Pixels) -> object:
+    def engine(pixels: Pixels, kind: Kind) -> object:
+        kinds.add(kind)
         return np.ones((len(pixels), 4), dtype=np.float32)
 
     stages = measure_stages(sketches, sketches, engine, len, samples=1)
@@ -235,6 +237,7 @@ def test_the_total_of_a_picture_is_the_sum_of_its_stages() -> None:
         parts = [s.p50_ms for s in stages if s.subject == subject and s.stage != "total"]
         total = next(s.p50_ms for s in stages if (s.subject, s.stage) == (subject, "total"))
         assert total == pytest.approx(sum(parts))
+    assert kinds == {"sketch", "photo"}
 
 
 @dataclass(frozen=True)
@@ -250,11 +253,11 @@ class GpuLike:
     def __init__(self, info: EngineInfo) -> None:
         self.info = info
 
-    def run(self, images: Pixels) -> Embeddings:
+    def run(self, images: Pixels, kind: Kind) -> Embeddings:
         return np.ones((len(images), self.info.dim), dtype=np.float32)
 
-    def run_timed(self, images: Pixels) -> tuple[Embeddings, _Times]:
-        return self.run(images), _Times(0.5, 2.0, 0.25)
+    def run_timed(self, images: Pixels, kind: Kind) -> tuple[Embeddings, _Times]:
+        return self.run(images, kind), _Times(0.5, 2.0, 0.25)
 
     def close(self) -> None:
         pass

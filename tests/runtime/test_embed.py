@@ -54,7 +54,7 @@ def test_one_picture(folder: Path, photos: list[Path]) -> None:
         assert embedder.model_id == Bundle.open(folder).manifest.model_id
         row, notices = embedder.embed_one(photos[0].read_bytes(), "photo")
         pixels = prepare(photos[0].read_bytes(), "photo").pixels
-        assert np.array_equal(row, embedder.embed_images(pixels[None])[0])
+        assert np.array_equal(row, embedder.embed_images(pixels[None], "photo")[0])
         assert row.dtype == np.float32
         assert abs(float(np.linalg.norm(row)) - 1) < 1e-6
         assert notices == ()
@@ -161,7 +161,7 @@ def test_a_row_that_the_model_spoils_fails_alone(
     Image.new("RGB", (100, 100), (128, 128, 128)).save(grey)
     paths = [*photos[:5], grey, *photos[5:10]]
     with Embedder(bundle) as embedder:
-        raw = embedder.engine.run(prepare(grey.read_bytes(), "photo").pixels[None])
+        raw = embedder.engine.run(prepare(grey.read_bytes(), "photo").pixels[None], "photo")
         assert np.isnan(raw).all() if fault == "nan" else (raw == 0).all()
         items = list(embedder.stream(paths, "photo"))
         assert [isinstance(item, Failed) for item in items] == [path == grey for path in paths]
@@ -173,7 +173,7 @@ def test_a_row_that_the_model_spoils_fails_alone(
             embedder.embed_one(grey.read_bytes(), "photo")
         with pytest.raises(BadModel, match="1 of 2 embeddings"):
             pixels = [prepare(path.read_bytes(), "photo").pixels for path in (grey, photos[0])]
-            embedder.embed_images(np.stack(pixels))
+            embedder.embed_images(np.stack(pixels), "photo")
 
 
 def test_paths_are_drawn_lazily_and_in_this_thread(folder: Path, photos: list[Path]) -> None:
@@ -269,7 +269,7 @@ def test_options_are_checked(folder: Path, tmp_path: Path) -> None:
     with Embedder(folder) as embedder:
         for wrong in (np.zeros((1, 3, 224, 224), np.uint8), np.zeros((1, 224, 224, 3), np.float32)):
             with pytest.raises(BadData, match="uint8"):
-                embedder.embed_images(wrong)  # type: ignore[arg-type]
+                embedder.embed_images(wrong, "photo")  # type: ignore[arg-type]
     with pytest.raises(EngineUnavailable, match="closed"):
         embedder.embed_one(write_sketch(tmp_path / "sketch.png").read_bytes(), "photo")
 

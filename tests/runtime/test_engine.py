@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def _embedded_by_numpy(model: onnx.ModelProto, images: NDArray[np.uint8]) -> NDA
 def test_computes_what_numpy_computes(bundle: Bundle) -> None:
     engine = open_engine(bundle, engine="onnxruntime", threads=2)
     images = _images(9)
-    rows = engine.run(images)
+    rows = engine.run(images, "photo")
     assert rows.dtype == np.float32
     assert np.abs(rows - _embedded_by_numpy(tiny_model(), images)).max() < 1e-5
 
@@ -57,9 +58,9 @@ def test_computes_what_numpy_computes(bundle: Bundle) -> None:
 def test_the_batch_does_not_matter(bundle: Bundle, lanes: int, count: int) -> None:
     engine = open_engine(bundle, threads=3, lanes=lanes)
     images = _images(count)
-    rows = engine.run(images)
+    rows = engine.run(images, "photo")
     assert rows.shape == (count, 16)
-    one_by_one = [engine.run(image[None])[0] for image in images]
+    one_by_one = [engine.run(image[None], "photo")[0] for image in images]
     assert np.allclose(rows, np.array(one_by_one).reshape(count, 16), atol=1e-6)
 
 
@@ -67,17 +68,17 @@ def test_lanes_may_run_at_once(bundle: Bundle) -> None:
     engine = open_engine(bundle, threads=4, lanes=4)
     batches = [_images(5, seed) for seed in range(40)]
     with ThreadPoolExecutor(8) as pool:
-        at_once = list(pool.map(engine.run, batches))
+        at_once = list(pool.map(partial(engine.run, kind="photo"), batches))
     for batch, rows in zip(batches, at_once, strict=True):
-        assert np.array_equal(rows, engine.run(batch))
+        assert np.array_equal(rows, engine.run(batch, "photo"))
 
 
 def test_views_and_slices_run(bundle: Bundle) -> None:
     engine = open_engine(bundle)
     images = _images(6)
-    assert np.array_equal(engine.run(images[::2]), engine.run(images)[::2])
+    assert np.array_equal(engine.run(images[::2], "photo"), engine.run(images, "photo")[::2])
     mirrored = images[:, :, ::-1]
-    assert np.array_equal(engine.run(mirrored), engine.run(mirrored.copy()))
+    assert np.array_equal(engine.run(mirrored, "photo"), engine.run(mirrored.copy(), "photo"))
 
 
 def test_info_tells_what_runs(bundle: Bundle) -> None:
@@ -123,14 +124,14 @@ def test_a_closed_engine_says_so(bundle: Bundle) -> None:
     engine.close()
     engine.close()
     with pytest.raises(EngineUnavailable, match="is closed"):
-        engine.run(_images(1))
+        engine.run(_images(1), "photo")
 
 
 def test_wrong_input_is_an_error_and_not_a_crash(bundle: Bundle) -> None:
     engine = open_engine(bundle)
     with pytest.raises(EngineUnavailable, match="failed on 1 images"):
-        engine.run(np.zeros((1, 100, 100, 3), dtype=np.uint8))
-    assert engine.run(_images(1)).shape == (1, 16)
+        engine.run(np.zeros((1, 100, 100, 3), dtype=np.uint8), "photo")
+    assert engine.run(_images(1), "photo").shape == (1, 16)
 
 
 def test_contradictory_options_are_refused(bundle: Bundle) -> None:

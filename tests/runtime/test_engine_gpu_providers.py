@@ -25,7 +25,7 @@ from sbtk_runtime.engine_request import EngineRequest
 from sbtk_runtime.errors import BadConfig, EngineUnavailable, SbtkError
 from sbtk_runtime.onnxruntime_library import CPU, find_onnxruntime, new_session, run_probe
 from sbtk_runtime.onnxruntime_tensorrt import EngineCache, check_assignment, engine_cache
-from sbtk_runtime.session_engine import SessionEngine, first_line
+from sbtk_runtime.session_engine import Feeds, SessionEngine, first_line
 from tests.tiny import tiny_bundle, write_photos
 
 _BESIDE = Path(os.environ.get("SBTK_TEST_ONNXRUNTIME_GPU", Path(sys.prefix) / "onnxruntime-gpu"))
@@ -256,7 +256,8 @@ def test_short_memory_halves_the_parts_until_they_fit() -> None:
     sizes: list[int] = []
     said: list[str] = []
 
-    def infer(images: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, Any]:
+    def infer(feeds: Feeds) -> np.ndarray[Any, Any]:
+        images = feeds["images"]
         sizes.append(len(images))
         if len(images) > 10:
             raise RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 9")
@@ -266,12 +267,12 @@ def test_short_memory_halves_the_parts_until_they_fit() -> None:
     engine = SessionEngine(infer, info, 64, first_line, said.append)
     images = np.zeros((40, 224, 224, 3), dtype=np.uint8)
     images[:, 0, 0, 0] = np.arange(40)
-    rows = engine.run(images)
+    rows = engine.run(images, "photo")
     assert rows[:, 0].tolist() == list(range(40))
     assert sizes == [40, 20, 10, 10, 10, 10]
     assert said[-1] == "onnxruntime-cuda is short of memory: going on with 10 images at once"
     sizes.clear()
-    engine.run(images[:15])
+    engine.run(images[:15], "photo")
     assert sizes == [10, 5]
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +45,10 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> NDArray[np.uint8]:
 
 
 def test_gives_the_rows_of_onnx_runtime(bundle: Bundle, pixels: NDArray[np.uint8]) -> None:
-    rows = open_engine(bundle, engine="openvino", threads=2).run(pixels)
+    rows = open_engine(bundle, engine="openvino", threads=2).run(pixels, "photo")
     assert rows.dtype == np.float32
     assert rows.shape == (20, 16)
-    other = open_engine(bundle, engine="onnxruntime", threads=2).run(pixels)
+    other = open_engine(bundle, engine="onnxruntime", threads=2).run(pixels, "photo")
     assert np.abs(rows - other).max() < 1e-5
 
 
@@ -58,8 +59,8 @@ def test_gives_the_embeddings_of_the_model_that_ships(
     model = Bundle.open(next(path for path in pretrained_folder().iterdir() if path.is_dir()))
     assert precision in model.precisions
     engine = open_engine(model, engine="openvino", precision=precision)
-    rows = engine.run(pixels[:3])
-    other = open_engine(model, engine="onnxruntime", precision=precision).run(pixels[:3])
+    rows = engine.run(pixels[:3], "photo")
+    other = open_engine(model, engine="onnxruntime", precision=precision).run(pixels[:3], "photo")
     assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() < 1e-5
     # Processors with bfloat16 that took it would give FP16 a cosine of 0.9998.
     assert (rows * other).sum(axis=1).min() > least
@@ -72,8 +73,8 @@ def test_the_batch_and_the_lanes_do_not_matter(
     bundle: Bundle, pixels: NDArray[np.uint8], lanes: int, count: int
 ) -> None:
     engine = open_engine(bundle, engine="openvino", threads=3, lanes=lanes)
-    rows = engine.run(pixels[:count])
-    one_by_one = [engine.run(image[None])[0] for image in pixels[:count]]
+    rows = engine.run(pixels[:count], "photo")
+    one_by_one = [engine.run(image[None], "photo")[0] for image in pixels[:count]]
     assert np.allclose(rows, np.array(one_by_one).reshape(count, 16), atol=1e-6)
 
 
@@ -83,28 +84,28 @@ def test_more_threads_than_lanes_may_call_at_once(
     engine = open_engine(bundle, engine="openvino", threads=2, lanes=2)
     batches = [np.roll(pixels, seed, axis=0)[:5] for seed in range(40)]
     with ThreadPoolExecutor(8) as pool:
-        at_once = list(pool.map(engine.run, batches))
+        at_once = list(pool.map(partial(engine.run, kind="photo"), batches))
     for batch, rows in zip(batches, at_once, strict=True):
-        assert np.allclose(rows, engine.run(batch), atol=1e-6)
+        assert np.allclose(rows, engine.run(batch, "photo"), atol=1e-6)
 
 
 def test_answers_are_not_overwritten_by_later_ones(
     bundle: Bundle, pixels: NDArray[np.uint8]
 ) -> None:
     engine = open_engine(bundle, engine="openvino")
-    first = engine.run(pixels[:2])
+    first = engine.run(pixels[:2], "photo")
     kept = first.copy()
-    engine.run(pixels[2:4])
+    engine.run(pixels[2:4], "photo")
     assert np.array_equal(first, kept)
 
 
 def test_views_and_read_only_images_run(bundle: Bundle, pixels: NDArray[np.uint8]) -> None:
     engine = open_engine(bundle, engine="openvino")
-    rows = engine.run(pixels)
-    assert np.allclose(engine.run(pixels[::2]), rows[::2], atol=1e-6)
+    rows = engine.run(pixels, "photo")
+    assert np.allclose(engine.run(pixels[::2], "photo"), rows[::2], atol=1e-6)
     read_only = pixels.copy()
     read_only.flags.writeable = False
-    assert np.allclose(engine.run(read_only), rows, atol=1e-6)
+    assert np.allclose(engine.run(read_only, "photo"), rows, atol=1e-6)
 
 
 def test_info_tells_what_runs(bundle: Bundle) -> None:
@@ -167,9 +168,9 @@ def test_models_that_are_not_ours_are_refused(tmp_path: Path, fault: str, compla
 def test_wrong_input_is_an_error_and_not_a_crash(bundle: Bundle, pixels: NDArray[np.uint8]) -> None:
     engine = open_engine(bundle, engine="openvino")
     with pytest.raises(EngineUnavailable, match=r"failed on 1 images: .*incompatible") as caught:
-        engine.run(np.zeros((1, 100, 100, 3), dtype=np.uint8))
+        engine.run(np.zeros((1, 100, 100, 3), dtype=np.uint8), "photo")
     assert "src/" not in caught.value.found
-    assert engine.run(pixels[:1]).shape == (1, 16)
+    assert engine.run(pixels[:1], "photo").shape == (1, 16)
 
 
 def test_a_closed_engine_says_so_and_others_go_on(
@@ -179,8 +180,8 @@ def test_a_closed_engine_says_so_and_others_go_on(
     engine.close()
     engine.close()
     with pytest.raises(EngineUnavailable, match="openvino is closed"):
-        engine.run(pixels[:1])
-    assert other.run(pixels[:1]).shape == (1, 16)
+        engine.run(pixels[:1], "photo")
+    assert other.run(pixels[:1], "photo").shape == (1, 16)
 
 
 def test_a_stream_takes_as_many_lanes_as_threads(bundle: Bundle, tmp_path: Path) -> None:
@@ -212,7 +213,7 @@ def test_more_lanes_than_processors_are_not_reopened_for_each_picture(
 
 def test_idle_threads_sleep(bundle: Bundle, pixels: NDArray[np.uint8]) -> None:
     engine = open_engine(bundle, engine="openvino", threads=2)
-    engine.run(pixels)
+    engine.run(pixels, "photo")
     time.sleep(0.2)
     before = time.process_time()
     time.sleep(0.5)
@@ -229,9 +230,9 @@ def test_memory_depends_neither_on_the_batch_nor_on_the_number_of_engines(bundle
         "images[:] = 7\n"
         "for turn in range(15):\n"
         "    engine = open_engine(Bundle.open(sys.argv[1]), engine='openvino', threads=2)\n"
-        "    engine.run(images[:8])\n"
+        "    engine.run(images[:8], 'photo')\n"
         "    if turn == 4: before = resident_bytes()\n"
-        "engine.run(images)\n"
+        "engine.run(images, 'photo')\n"
         "print((peak_resident_bytes() - before) // 2**20)\n"
     )
     (megabytes,) = _lines(script, str(bundle.folder))
@@ -275,9 +276,9 @@ def test_the_shipped_model_embeds_alike_on_one_lane_and_on_several(precision: Pr
     pixels = pixels.repeat(8, axis=1).repeat(8, axis=2)
     alone = open_engine(Bundle.open(), engine="openvino", precision=precision, threads=2)
     several = open_engine(Bundle.open(), engine="openvino", precision=precision, threads=2, lanes=2)
-    expected = alone.run(pixels)
+    expected = alone.run(pixels, "photo")
     with ThreadPoolExecutor(4) as pool:
-        for rows in pool.map(several.run, [pixels] * 4):
+        for rows in pool.map(partial(several.run, kind="photo"), [pixels] * 4):
             np.testing.assert_allclose(rows, expected, atol=1e-3)
 
 

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def expected(bundle: Bundle) -> NDArray[np.float32]:
     """Returns what ONNX Runtime makes of `_images(40)`."""
     engine = open_engine(bundle, engine="onnxruntime", precision="fp32")
-    rows = engine.run(_images(40))
+    rows = engine.run(_images(40), "photo")
     engine.close()
     return rows
 
@@ -133,7 +134,7 @@ def test_rows_are_those_of_onnx_runtime(
     engine = _opened(machine, bundle)
     # Thrice: plainly, while graphs are captured, and from graphs.
     for _ in range(3):
-        rows = engine.run(_images(40)[:count])
+        rows = engine.run(_images(40)[:count], "photo")
         assert rows.dtype == np.float32 and rows.shape == (count, 16)
         assert np.allclose(rows, expected[:count], atol=1e-6)
     engine.close()
@@ -148,7 +149,7 @@ def test_a_plan_for_fewer_images_than_asked_for_works_in_more_chunks(
     engine = _opened(machine, bundle, batch=32, said=said.append)
     assert engine.largest_batch == 8
     assert len(said) == 1 and "takes 8 images at once, so 32 go through in parts" in said[0]
-    assert np.allclose(engine.run(_images(40)[:count]), expected[:count], atol=1e-6)
+    assert np.allclose(engine.run(_images(40)[:count], "photo"), expected[:count], atol=1e-6)
     engine.close()
 
 
@@ -157,16 +158,16 @@ def test_a_plan_that_takes_no_single_images_gets_more(
 ) -> None:
     _build(bundle, "tensorrt", 3, 4, 8)
     engine = _opened(ten, bundle)
-    assert np.allclose(engine.run(_images(40)[:9]), expected[:9], atol=1e-6)
+    assert np.allclose(engine.run(_images(40)[:9], "photo"), expected[:9], atol=1e-6)
     assert [done.images for done in ten.gpus.done("run", "graph")][-2:] == [8, 3]
     engine.close()
 
 
 def test_each_result_is_its_own(ten: FakeMachine, bundle: Bundle) -> None:
     engine = _opened(ten, bundle)
-    first = engine.run(_images(3))
+    first = engine.run(_images(3), "photo")
     kept = first.copy()
-    assert not np.array_equal(engine.run(_images(3, seed=1)), first)
+    assert not np.array_equal(engine.run(_images(3, seed=1), "photo"), first)
     assert np.array_equal(first, kept)
     engine.close()
     assert np.array_equal(first, kept) and first.flags.owndata
@@ -175,9 +176,9 @@ def test_each_result_is_its_own(ten: FakeMachine, bundle: Bundle) -> None:
 def test_views_and_slices_run(ten: FakeMachine, bundle: Bundle) -> None:
     engine = _opened(ten, bundle)
     images = _images(6)
-    assert np.array_equal(engine.run(images[::2]), engine.run(images)[::2])
+    assert np.array_equal(engine.run(images[::2], "photo"), engine.run(images, "photo")[::2])
     mirrored = images[:, :, ::-1]
-    assert np.array_equal(engine.run(mirrored), engine.run(mirrored.copy()))
+    assert np.array_equal(engine.run(mirrored, "photo"), engine.run(mirrored.copy(), "photo"))
     engine.close()
 
 
@@ -193,8 +194,8 @@ def test_views_and_slices_run(ten: FakeMachine, bundle: Bundle) -> None:
 def test_wrong_pictures_are_an_error(ten: FakeMachine, bundle: Bundle, images: Any) -> None:
     engine = _opened(ten, bundle)
     with pytest.raises(EngineUnavailable, match=f"failed on {len(images)} images: they are"):
-        engine.run(images)
-    assert engine.run(_images(1)).shape == (1, 16)
+        engine.run(images, "photo")
+    assert engine.run(_images(1), "photo").shape == (1, 16)
     engine.close()
 
 
@@ -216,7 +217,7 @@ def test_chunks_are_padded_to_the_next_bucket_and_copied_without_padding(
     engine = _opened(ten, bundle, batch=6)
     for count, bucket in ((1, 1), (2, 2), (3, 4), (5, 6), (6, 6)):
         before = len(ten.gpus.history)
-        engine.run(_images(count))
+        engine.run(_images(count), "photo")
         to_device, run, to_host = ten.gpus.history[before:]
         assert (to_device.size, to_host.size) == (count * PICTURE_BYTES, count * 16 * 4)
         assert run.images == bucket
@@ -228,7 +229,7 @@ def test_a_graph_is_captured_once_for_each_bucket_and_slot(
 ) -> None:
     engine = _opened(machine, bundle)
     for count in (16, 16, 16, 3, 3, 3):
-        engine.run(_images(count))
+        engine.run(_images(count), "photo")
     if machine.world.surface.module == "tensorrt_rtx":
         # Which captures graphs by itself when it is told to.
         assert engine._network._config.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
@@ -245,9 +246,9 @@ def test_the_next_chunk_is_copied_while_this_one_is_computed(
     machine: FakeMachine, bundle: Bundle
 ) -> None:
     engine = _opened(machine, bundle)
-    engine.run(_images(16))
+    engine.run(_images(16), "photo")
     before = len(machine.gpus.history)
-    engine.run(_images(40))
+    engine.run(_images(40), "photo")
     done = machine.gpus.history[before:]
     copies = [work for work in done if work.label == "to device"]
     runs = [work for work in done if work.label in ("run", "graph")]
@@ -268,8 +269,8 @@ def test_times_are_those_of_the_gpus_clock(ten: FakeMachine, bundle: Bundle) -> 
     engine = _opened(ten, bundle)
     for count in (1, 5, 20):
         before = len(ten.gpus.history)
-        rows, times = engine.run_timed(_images(count))
-        assert np.array_equal(rows, engine.run(_images(count)))
+        rows, times = engine.run_timed(_images(count), "photo")
+        assert np.array_equal(rows, engine.run(_images(count), "photo"))
         done = ten.gpus.history[before : before + 3 * -(-count // BATCH)]
         for label, told_ms in (("to device", times.h2d_ms), ("to host", times.d2h_ms)):
             spent_us = sum(work.end_us - work.start_us for work in done if work.label == label)
@@ -295,7 +296,7 @@ def test_without_graphs_it_runs_all_the_same_and_says_so_once(
     said: list[str] = []
     engine = _opened(ten, bundle, said=said.append)
     for _ in range(3):
-        assert np.allclose(engine.run(_images(40)), expected, atol=1e-6)
+        assert np.allclose(engine.run(_images(40), "photo"), expected, atol=1e-6)
     about_graphs = [sentence for sentence in said if "CUDA graphs" in sentence]
     assert len(about_graphs) == 1
     reason = {"execute": "not permitted", "instantiate": "memory"}.get(step, "StreamCapture")
@@ -322,7 +323,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
         f"{name} takes 8 images at once instead of 16",
     ]
     assert engine.largest_batch == 8
-    assert np.allclose(engine.run(_images(40)), expected, atol=1e-6)
+    assert np.allclose(engine.run(_images(40), "photo"), expected, atol=1e-6)
     engine.close()
 
 
@@ -356,7 +357,7 @@ def test_tensorrts_own_lack_of_memory_halves_the_batch_too(
     ten.faults.execute_from_batch = 3
     engine = _opened(ten, bundle)
     assert engine.largest_batch == 2
-    assert np.allclose(engine.run(_images(40)[:9]), expected[:9], atol=1e-6)
+    assert np.allclose(engine.run(_images(40)[:9], "photo"), expected[:9], atol=1e-6)
     engine.close()
 
 
@@ -366,7 +367,7 @@ def test_an_old_lack_of_memory_is_not_taken_for_a_new_one(ten: FakeMachine, bund
     assert engine.largest_batch == 4
     ten.faults.execute, ten.faults.execute_from_batch = "Cuda failure", 0
     with pytest.raises(EngineUnavailable) as caught:
-        engine.run(_images(1))
+        engine.run(_images(1), "photo")
     assert "Cuda failure" in caught.value.found and "OutOfMemory" not in caught.value.found
     assert engine.largest_batch == 4
     engine.close()
@@ -380,7 +381,7 @@ def test_memory_that_another_program_took_halves_the_batch_of_a_running_engine(
     taken = ten.gpus.free_bytes(0) - 100
     assert ten.gpus.reserve(0, taken)
     # Bucket 4 needs a context that does not exist yet.
-    assert np.allclose(engine.run(_images(40)[:11]), expected[:11], atol=1e-6)
+    assert np.allclose(engine.run(_images(40)[:11], "photo"), expected[:11], atol=1e-6)
     assert engine.largest_batch == 4
     assert "takes 4 images at once instead of 8" in said[-1]
     engine.close()
@@ -436,10 +437,10 @@ def test_a_run_that_fails_leaves_an_engine_that_runs(
     ten.faults.execute = "Cuda failure"
     # The second chunk fails, while the first, which is a graph, is still under way.
     with pytest.raises(EngineUnavailable, match="did not run:\n    Cuda failure"):
-        engine.run(_images(11))
+        engine.run(_images(11), "photo")
     ten.faults.execute = ""
     for count in (11, 11, 11, 40):
-        assert np.allclose(engine.run(_images(40)[:count]), expected[:count], atol=1e-6)
+        assert np.allclose(engine.run(_images(40)[:count], "photo"), expected[:count], atol=1e-6)
     assert not [sentence for sentence in said if "graphs" in sentence]
     engine.close()
 
@@ -449,12 +450,12 @@ def test_a_gpu_that_breaks_is_an_error_and_everything_is_still_freed(
 ) -> None:
     machine = fake_machine(monkeypatch, SURFACES[0])
     engine = _opened(machine, bundle)
-    engine.run(_images(16))
-    engine.run(_images(16))
+    engine.run(_images(16), "photo")
+    engine.run(_images(16), "photo")
     machine.cuda_faults.wait = "cudaErrorIllegalAddress"
     for _ in range(2):
         with pytest.raises(EngineUnavailable, match=r"cudaErrorIllegalAddress \(700\)"):
-            engine.run(_images(9))
+            engine.run(_images(9), "photo")
     engine.close()
     calls = machine.calls
     assert calls["cudaFree"] == calls["cudaMalloc"] == 5
@@ -485,7 +486,8 @@ def test_a_plan_with_other_tensors_is_refused(
                 names[:] = ["other" if name == old else name for name in names]
         getattr(model.graph, part)[0].name = "other"
     profile = [(batch, 224, 224, 3) for batch in (1, 2, 4)]
-    plan = machine.world.plan(model.SerializeToString(), profile)
+    name = model.graph.input[0].name
+    plan = machine.world.plan(model.SerializeToString(), {name: profile})
     find_device("cuda")
     make_current(0)
     with pytest.raises(BadModel, match="the plan has INPUT") as caught:
@@ -569,7 +571,7 @@ def test_the_gpu_that_was_asked_for_is_used(
     # The current GPU is a thread's own, so each new thread begins at none.
     for _ in range(2):
         with ThreadPoolExecutor(1) as pool:
-            rows = pool.submit(engine.run, _images(40)).result()
+            rows = pool.submit(engine.run, _images(40), "photo").result()
         assert np.allclose(rows, expected, atol=1e-6)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(engine.close).result()
@@ -587,10 +589,10 @@ def test_two_engines_on_two_gpus_run_side_by_side(
 ) -> None:
     engines = [_opened(machine, bundle, device=f"cuda:{index}") for index in (0, 1)]
     with ThreadPoolExecutor(2) as pool:
-        for rows in pool.map(lambda engine: engine.run(_images(40)), engines):
+        for rows in pool.map(lambda engine: engine.run(_images(40), "photo"), engines):
             assert np.allclose(rows, expected, atol=1e-6)
     engines[0].close()
-    assert np.allclose(engines[1].run(_images(40)), expected, atol=1e-6)
+    assert np.allclose(engines[1].run(_images(40), "photo"), expected, atol=1e-6)
     engines[1].close()
 
 
@@ -600,12 +602,12 @@ def test_two_engines_on_two_gpus_run_side_by_side(
 def test_two_threads_at_once_get_their_own_rows(machine: FakeMachine, bundle: Bundle) -> None:
     engine = _opened(machine, bundle)
     batches = [_images(count, seed) for seed, count in enumerate((20, 9, 3, 17) * 3)]
-    wanted = [engine.run(batch) for batch in batches]
+    wanted = [engine.run(batch, "photo") for batch in batches]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
         with ThreadPoolExecutor(2) as pool:
-            rows = list(pool.map(engine.run, batches))
+            rows = list(pool.map(partial(engine.run, kind="photo"), batches))
     finally:
         sys.setswitchinterval(interval)
     for mine, right in zip(rows, wanted, strict=True):
@@ -617,8 +619,8 @@ def test_closing_twice_frees_once_and_then_says_that_it_is_closed(
     machine: FakeMachine, bundle: Bundle
 ) -> None:
     engine = _opened(machine, bundle)
-    engine.run(_images(20))
-    engine.run(_images(20))
+    engine.run(_images(20), "photo")
+    engine.run(_images(20), "photo")
     assert machine.alive()
     engine.close()
     assert not machine.alive()
@@ -627,7 +629,7 @@ def test_closing_twice_frees_once_and_then_says_that_it_is_closed(
     assert machine.gpus.frees == freed
     assert engine.largest_batch == 0
     with pytest.raises(EngineUnavailable, match="is closed"):
-        engine.run(_images(1))
+        engine.run(_images(1), "photo")
 
 
 def test_closing_waits_for_a_run_in_another_thread(ten: FakeMachine, bundle: Bundle) -> None:
@@ -638,7 +640,7 @@ def test_closing_waits_for_a_run_in_another_thread(ten: FakeMachine, bundle: Bun
     def run() -> None:
         try:
             while True:
-                engine.run(batch)
+                engine.run(batch, "photo")
                 started.set()
         except EngineUnavailable as problem:
             problems.append(problem.found)
@@ -658,7 +660,7 @@ def test_an_engine_that_nobody_closed_is_freed_with_it(
 ) -> None:
     engine = _opened(machine, bundle, device="cuda:1")
     for _ in range(2):
-        engine.run(_images(20))
+        engine.run(_images(20), "photo")
     # The garbage collector runs in any thread, whatever GPU that works on.
     make_current(0)
     del engine
@@ -694,7 +696,7 @@ def test_open_engine_builds_caches_and_runs(
     machine = fake_machine(monkeypatch, surface)
     engine = open_engine(bundle, engine="tensorrt", batch=BATCH)
     assert (engine.info.name, engine.info.precision) == ("tensorrt", "fp32")
-    assert np.allclose(engine.run(_images(40)), expected, atol=1e-6)
+    assert np.allclose(engine.run(_images(40), "photo"), expected, atol=1e-6)
     engine.close()
     # Now that there is a plan, `auto` takes it too.
     engine = open_engine(bundle, precision="fp32", batch=BATCH)

@@ -44,7 +44,8 @@ class _Bench:
         trt = find_tensorrt(machine.world.surface.module)
         self.module, self.logger = trt.module, recording_logger(trt)
         plan = machine.world.plan(
-            tiny_model().SerializeToString(), [(batch, 224, 224, 3) for batch in (1, 2, 2)]
+            tiny_model().SerializeToString(),
+            {"images": [(batch, 224, 224, 3) for batch in (1, 2, 2)]},
         )
         self.engine = self.module.Runtime(self.logger).deserialize_cuda_engine(plan)
         strategy = self.module.ExecutionContextAllocationStrategy.USER_MANAGED

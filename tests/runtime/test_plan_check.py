@@ -20,7 +20,7 @@ from sbtk_runtime.plan_build import BuildSettings
 from sbtk_runtime.plan_cache import PlanCache, cache_folder
 from sbtk_runtime.plan_check import LEAST_COSINE, check_plan, generated_pictures, require_sound
 from sbtk_runtime.plan_ready import ReadyPlan, ready_plan
-from sbtk_runtime.preprocess import Pixels
+from sbtk_runtime.preprocess import KINDS, Kind, Pixels
 from sbtk_runtime.tensorrt_library import TensorRt, find_tensorrt
 from tests.fakes.machine import SURFACES, FakeMachine, fake_machine
 from tests.tiny import tiny_bundle, tiny_model
@@ -50,7 +50,7 @@ class Scripted:
     def __init__(self, row: list[float]) -> None:
         self._row = np.array(row, dtype=np.float32)
 
-    def run(self, images: Pixels) -> NDArray[np.float32]:
+    def run(self, images: Pixels, kind: Kind) -> NDArray[np.float32]:
         return np.tile(self._row, (len(images), 1))
 
     def close(self) -> None:
@@ -71,8 +71,9 @@ def test_a_plan_of_other_weights_is_removed(machine: FakeMachine, bundle: Bundle
     """What a kernel that computes wrongly would look like."""
     trt, ready = built(bundle)
     other = tiny_model(seed=1)
+    profile = {"images": [(n, 224, 224, 3) for n in (1, 4, 8)]}
     wrong = ReadyPlan(
-        machine.world.plan(other.SerializeToString(), [(n, 224, 224, 3) for n in (1, 4, 8)]),
+        machine.world.plan(other.SerializeToString(), profile),
         ready.record,
         is_new=True,
         kept_in=ready.kept_in,
@@ -128,7 +129,9 @@ def test_without_onnx_runtime_the_plan_is_run_and_not_compared(
 def test_generated_pictures_embed_apart(bundle: Bundle) -> None:
     """A check on pictures that embed alike would pass whatever the order of the rows."""
     engine = engine_onnxruntime.open_cpu(EngineRequest(bundle, "fp32", 1, 1, "cpu"))
-    rows = engine.run(generated_pictures())
+    pictures = generated_pictures()
+    assert set(pictures) == set(KINDS)
+    rows = np.concatenate([engine.run(pixels, kind) for kind, pixels in pictures.items()])
     engine.close()
     cosines = rows @ rows.T - 2 * np.eye(len(rows))
     assert cosines.max() < LEAST_COSINE["fp32"]
