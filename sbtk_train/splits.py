@@ -18,7 +18,7 @@ from sbtk_train.class_names import ClassNames, class_key, match_key
 
 __all__ = ["Split", "class_key", "open_split", "split_names"]
 
-_RANDOM = re.compile(r"random:(\d{1,6}):(\d{1,18})")
+_RANDOM = re.compile(r"random:(\d{1,6}):(\d{1,9})")
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ def open_split(name_or_file: str, classes: Sequence[str] | None = None) -> Split
     """Returns a published split, one drawn at random, or that of a file.
 
     Args:
-        name_or_file: a published split's name; `random:N:SEED` for N classes drawn by numpy's
-            PCG64 from the data's, in the order of their keys; or a file with one unseen class a
-            line (SAKE's `cname_cid_zero.txt`, with its numbers, too).
+        name_or_file: a published split's name; `random:N:SEED` for N classes drawn from the data's
+            (the first N of MT19937's permutation of the sorted names); or a file with one unseen
+            class a line (SAKE's `cname_cid_zero.txt`, with its numbers, too).
         classes: the class names of the data; only random splits need them.
 
     Raises:
@@ -113,8 +113,9 @@ def _random_split(name: str, classes: Sequence[str] | None) -> Split:
             f"1 to {len(classes) - 1} unseen classes",
         )
     ordered = sorted(classes, key=match_key)
-    drawn = np.random.default_rng(seed).choice(len(ordered), count, replace=False).tolist()
-    unseen = {ordered[row] for row in drawn}
+    # This generator's stream is frozen for ever (NEP 19), so the name says which classes they are.
+    drawn = np.random.RandomState(seed).permutation(len(ordered))[:count]
+    unseen = {ordered[row] for row in drawn.tolist()}
     seen = tuple(sorted(set(classes) - unseen))
     return Split(name, tuple(sorted(unseen)), seen)
 

@@ -98,3 +98,20 @@ def test_hash_changes_with_a_file(tmp_path: Path) -> None:
     after = read_dataset(root)
     assert after.sha256 != before
     assert after.photo_labels.dtype == np.int64
+
+
+def test_hashes_of_a_plain_data_set_stay(tmp_path: Path) -> None:
+    """Runs and bundles name them; they were taken before other layouts could be read."""
+    names = ("ant", "bat", "car_(sedan)", "door", "hot-air_balloon", "zebra")
+    for kind in ("sketch", "photo"):
+        for number, name in enumerate(names):
+            folder = tmp_path / kind / name
+            folder.mkdir(parents=True)
+            for copy in range(4):
+                (folder / f"n{number}_{copy}.png").write_bytes(b"x" * (1 + number + copy))
+    data = read_dataset(tmp_path)
+    division = divide(data, Split("x", ("bat",)), seed=0, validation_classes=2)
+    assert data.sha256.startswith("60493c15ca22c3a7")
+    assert division.training.sha256.startswith("e6dab76faa7e87c3")
+    assert division.held_out.sha256.startswith("43d493b70bd86cbd")
+    assert division.validation.sha256.startswith("0602d62df1fb5172")
