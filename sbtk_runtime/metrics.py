@@ -1,149 +1,135 @@
 """Retrieval metrics on arrays; every figure that sbtk prints comes from here.
 
-Definitions follow the published codes. `P@i` is the share of relevant photos among the first `i`,
-`rel_i` is 1 where rank `i` is relevant, `R` the number of relevant photos in the gallery:
-
-- plain AP: `sum_i P@i rel_i / R`;
-- VOC AP (SAKE, DSN): the same with `P@i` replaced by its maximum over ranks `>= i`;
-- AP@k: cut after rank `k` and divided by `min(k, R)` (strict), by the hits within `k` (lenient),
-  or by `R` (literal Eq. 7 of the SBTKNet paper).
-
-Equal scores are ordered by gallery index. Queries without a relevant photo are left out and
-counted.
+The figures are defined in `average_precision`, and named with their rules by `protocol.Measure`.
+Queries without a relevant photo are left out and counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sbtk_runtime.average_precision import Values, average_precision, precision_at
 from sbtk_runtime.errors import BadData
+from sbtk_runtime.hamming import Codes
+from sbtk_runtime.placing import Counts, Places, places
+from sbtk_runtime.protocol import DIVISORS, Distance, Divisor, Measure, Ties
+from sbtk_runtime.scoring import Embeddings, Scorer
 
-Embeddings = NDArray[np.float32]
 Labels = NDArray[np.int64]
-Relevance = NDArray[np.bool_]
-Divisor = Literal["strict", "lenient", "literal"]
 
-_CHUNK_SCORES = 16_000_000
+#: Ranks at which AP is cut, and precision taken, unless others are asked for.
+AP_CUTS = (200,)
+PRECISION_CUTS = (10, 100, 200)
+
+# 16 MB of scores at a time, and as much again in order: more would not be quicker.
+_CHUNK_SCORES = 4_000_000
+#: As many numbers are held of each relevant photo while figures are taken.
+_PLACE_NUMBERS = 12
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Per-query figures of one evaluation; each array is `(Q,) float64` over answerable queries.
+    """Per-query figures of one evaluation, over the answerable queries in their order.
 
     Attributes:
-        ap_all: plain AP over the whole gallery.
-        ap_voc: VOC AP over the whole gallery.
-        ap_at_200: AP@200 by each divisor.
-        precision_at: precision at 10, 100 and 200 (those that fit the gallery).
+        values: measure, with the mean over queries, to `(Q,) float64`.
         labels: the queries' labels, for class means.
         unanswerable: queries that have no relevant photo.
     """
 
-    ap_all: NDArray[np.float64]
-    ap_voc: NDArray[np.float64]
-    ap_at_200: dict[Divisor, NDArray[np.float64]]
-    precision_at: dict[int, NDArray[np.float64]]
+    values: dict[Measure, Values]
     labels: Labels
     unanswerable: int
 
+    @property
+    def ap_all(self) -> Values:
+        """Plain AP over the whole gallery."""
+        return self.values[Measure("AP")]
+
+    def figures(self, measures: Sequence[Measure]) -> dict[str, float]:
+        """Returns the named means; measures that were not taken are left out.
+
+        Precision beyond the gallery's size and the envelope of expected values are not taken.
+        """
+        found: dict[str, float] = {}
+        for measure in measures:
+            values = self.values.get(measure.of_queries)
+            if values is not None:
+                is_class = measure.mean == "class"
+                mean = class_mean(values, self.labels) if is_class else float(values.mean())
+                found[measure.name] = mean
+        return found
+
     def summary(self) -> dict[str, float]:
-        """Returns the means over queries under names that carry their rule."""
-        figures = {
-            "mAP@all": float(self.ap_all.mean()),
-            "mAP@all (VOC)": float(self.ap_voc.mean()),
-            "mAP@all (class mean)": class_mean(self.ap_all, self.labels),
-        }
-        for divisor, values in self.ap_at_200.items():
-            figures[f"mAP@200 ({divisor})"] = float(values.mean())
-        for k, values in self.precision_at.items():
-            figures[f"P@{k}"] = float(values.mean())
-        return figures
+        """Returns the usual means under names that carry their rule."""
+        return self.figures(
+            [
+                Measure("AP"),
+                Measure("AP", is_voc=True),
+                Measure("AP", mean="class"),
+                *(Measure("AP", 200, divisor) for divisor in DIVISORS),
+                *(Measure("P", k) for k in PRECISION_CUTS),
+            ]
+        )
 
 
 def evaluate(
-    queries: Embeddings, query_labels: Labels, gallery: Embeddings, gallery_labels: Labels
+    queries: Embeddings | Codes,
+    query_labels: Labels,
+    gallery: Embeddings | Codes,
+    gallery_labels: Labels,
+    *,
+    distance: Distance = "cosine",
+    ties: Ties = "index",
+    ap_cuts: Sequence[int] = AP_CUTS,
+    precision_cuts: Sequence[int] = PRECISION_CUTS,
 ) -> Retrieval:
-    """Returns the figures of ranking `gallery (N, D)` by cosine for each of `queries (Q, D)`.
+    """Returns the figures of ranking the gallery for each query.
 
-    Both hold unit rows. Works in chunks of queries, so memory stays flat.
+    Works in chunks of queries: beside its input it needs some 100 MB, however many they are.
+
+    Args:
+        queries: `(Q, D) float32`, or packed codes `(Q, W) uint8` for the Hamming distance.
+        query_labels: `(Q,) int64`, their classes.
+        gallery: `(N, D) float32` or `(N, W) uint8`, the photos.
+        gallery_labels: `(N,) int64`, their classes.
+        distance: what the ranking goes by.
+        ties: what becomes of equal scores; see `average_precision`. With `expected` there are no
+            figures by the precision envelope.
+        ap_cuts: ranks k of AP@k.
+        precision_cuts: ranks k of P@k; those beyond the gallery are left out.
 
     Raises:
-        BadData: shapes do not fit, or no query has a relevant photo.
+        BadData: shapes or types do not fit, numbers are not finite, or no query has a relevant
+            photo.
     """
     if len(queries) != len(query_labels) or len(gallery) != len(gallery_labels):
         raise BadData("embeddings and labels differ in number", "one label for each row")
-    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
-        raise BadData(f"embeddings of shapes {queries.shape} and {gallery.shape}", "equal widths")
-    divisors: tuple[Divisor, ...] = ("strict", "lenient", "literal")
-    cuts = [k for k in (10, 100, 200) if k <= len(gallery)]
-    rows: list[dict[str, NDArray[np.float64]]] = []
     answerable = np.isin(query_labels, gallery_labels)
-    labels = query_labels[answerable]
-    if len(labels) == 0:
+    if not answerable.any():
         raise BadData("no query has a relevant photo in the gallery")
-    for relevant in ranked_relevance(queries[answerable], labels, gallery, gallery_labels):
-        row = {"all": average_precision(relevant), "voc": average_precision_voc(relevant)}
-        row |= {divisor: average_precision_at(relevant, 200, divisor) for divisor in divisors}
-        row |= {f"p{k}": precision_at(relevant, k) for k in cuts}
-        rows.append(row)
-    joined = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+    scorer = Scorer(gallery, distance)
+    measures = _measures(ties, ap_cuts, [k for k in precision_cuts if k <= len(gallery)])
+    values = {measure: np.full(len(queries), np.nan) for measure in measures}
+    for rows, relevant in _by_class(query_labels, gallery_labels):
+        step = max(1, _CHUNK_SCORES // (len(gallery) + _PLACE_NUMBERS * len(relevant)))
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            found = places(scorer.scores(queries[part]), relevant, ties)
+            for measure in measures:
+                values[measure][part] = _value(measure, found)
     return Retrieval(
-        ap_all=joined["all"],
-        ap_voc=joined["voc"],
-        ap_at_200={divisor: joined[divisor] for divisor in divisors},
-        precision_at={k: joined[f"p{k}"] for k in cuts},
-        labels=labels,
-        unanswerable=int((~answerable).sum()),
+        {measure: every[answerable] for measure, every in values.items()},
+        query_labels[answerable],
+        int((~answerable).sum()),
     )
 
 
-def ranked_relevance(
-    queries: Embeddings, query_labels: Labels, gallery: Embeddings, gallery_labels: Labels
-) -> Iterator[Relevance]:
-    """Yields `(q, N) bool` chunks: whether the photo at each rank has the query's label."""
-    step = max(1, _CHUNK_SCORES // max(1, len(gallery)))
-    for start in range(0, len(queries), step):
-        scores = queries[start : start + step] @ gallery.T
-        order = np.argsort(-scores, axis=1, kind="stable")
-        yield gallery_labels[order] == query_labels[start : start + step, None]
-
-
-def average_precision(relevant: Relevance) -> NDArray[np.float64]:
-    """Returns plain AP `(Q,) float64` of ranked relevance `(Q, N) bool`; NaN without a relevant."""
-    hits = relevant.sum(axis=1)
-    return _divide((_precision(relevant) * relevant).sum(axis=1), hits)
-
-
-def average_precision_voc(relevant: Relevance) -> NDArray[np.float64]:
-    """Returns AP with the precision envelope `(Q,) float64`; NaN without a relevant."""
-    envelope = np.maximum.accumulate(_precision(relevant)[:, ::-1], axis=1)[:, ::-1]
-    return _divide((envelope * relevant).sum(axis=1), relevant.sum(axis=1))
-
-
-def average_precision_at(relevant: Relevance, k: int, divisor: Divisor) -> NDArray[np.float64]:
-    """Returns AP@k `(Q,) float64` by the named divisor; 0 for a query without a hit within k."""
-    total = relevant.sum(axis=1)
-    top = relevant[:, :k]
-    sums = (_precision(top) * top).sum(axis=1)
-    by = {
-        "strict": np.minimum(k, total),
-        "lenient": top.sum(axis=1),
-        "literal": total,
-    }[divisor]
-    return np.where(sums > 0, _divide(sums, by), 0.0)
-
-
-def precision_at(relevant: Relevance, k: int) -> NDArray[np.float64]:
-    """Returns the share of relevant photos among the first k, `(Q,) float64`."""
-    return np.asarray(relevant[:, :k].sum(axis=1) / float(k), dtype=np.float64)
-
-
-def class_mean(values: NDArray[np.float64], labels: Labels) -> float:
+def class_mean(values: Values, labels: Labels) -> float:
     """Returns the mean over classes of each class's mean (DSN's average)."""
     return float(np.mean([values[labels == label].mean() for label in np.unique(labels)]))
 
@@ -163,11 +149,23 @@ def percentiles(latencies_ms: Sequence[float] | NDArray[np.float64]) -> dict[str
     return {"p50_ms": float(p50), "p95_ms": float(p95), "p99_ms": float(p99)}
 
 
-def _precision(relevant: Relevance) -> NDArray[np.float64]:
-    ranks = np.arange(1, relevant.shape[1] + 1, dtype=np.float64)
-    return np.cumsum(relevant, axis=1) / ranks
+def _measures(ties: Ties, ap_cuts: Sequence[int], precision_cuts: Sequence[int]) -> list[Measure]:
+    """Returns what is taken of each query."""
+    cuts: list[tuple[int | None, Divisor | None]] = [(None, None)]
+    cuts += [(k, divisor) for k in ap_cuts for divisor in DIVISORS]
+    envelopes = (False, True) if ties == "index" else (False,)
+    taken = [Measure("AP", k, divisor, is_voc) for k, divisor in cuts for is_voc in envelopes]
+    return [*taken, *(Measure("P", k) for k in precision_cuts)]
 
 
-def _divide(sums: NDArray[np.float64], by: NDArray[np.int64]) -> NDArray[np.float64]:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(sums / by, dtype=np.float64)
+def _value(measure: Measure, found: Places) -> Values:
+    if measure.kind == "P":
+        return precision_at(found, measure.cut or 0)
+    divisor = measure.divisor or "strict"
+    return average_precision(found, measure.cut, divisor, is_voc=measure.is_voc)
+
+
+def _by_class(query_labels: Labels, gallery_labels: Labels) -> Iterator[tuple[Counts, Counts]]:
+    """Yields the rows of the queries and of the photos of each class that has both."""
+    for label in np.intersect1d(query_labels, gallery_labels):
+        yield np.flatnonzero(query_labels == label), np.flatnonzero(gallery_labels == label)

@@ -1,172 +1,33 @@
-"""The retrieval metrics against scikit-learn, torchmetrics, plain loops and cases done by hand."""
+"""Evaluation of embeddings and codes against scikit-learn, plain loops and cases done by hand."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+import tracemalloc
+from typing import get_args
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
-from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_precision
 
 from sbtk_runtime import metrics
 from sbtk_runtime.errors import BadData
-
-Relevance = NDArray[np.bool_]
-relevances = arrays(np.bool_, st.tuples(st.integers(1, 5), st.integers(1, 40)))
-
-
-def loop_ap(relevant: Sequence[bool]) -> float:
-    """Returns plain AP by the definition, or NaN without a relevant photo."""
-    hits, total = 0, 0.0
-    for rank, is_relevant in enumerate(relevant, start=1):
-        if is_relevant:
-            hits += 1
-            total += hits / rank
-    return total / hits if hits else math.nan
-
-
-def loop_ap_voc(relevant: Sequence[bool]) -> float:
-    """Returns VOC AP as SAKE and DSN do: the precision envelope summed over recall steps."""
-    total = sum(relevant)
-    if not total:
-        return math.nan
-    recalls, precisions, hits = [0.0], [0.0], 0
-    for rank, is_relevant in enumerate(relevant, start=1):
-        hits += is_relevant
-        recalls.append(hits / total)
-        precisions.append(hits / rank)
-    recalls.append(1.0)
-    precisions.append(0.0)
-    for index in range(len(precisions) - 1, 0, -1):
-        precisions[index - 1] = max(precisions[index - 1], precisions[index])
-    return sum(
-        (recalls[index + 1] - recalls[index]) * precisions[index + 1]
-        for index in range(len(recalls) - 1)
-        if recalls[index + 1] != recalls[index]
-    )
-
-
-def loop_ap_at(relevant: Sequence[bool], k: int, divisor: metrics.Divisor) -> float:
-    hits, total = 0, 0.0
-    for rank, is_relevant in enumerate(relevant[:k], start=1):
-        if is_relevant:
-            hits += 1
-            total += hits / rank
-    count = sum(relevant)
-    by = {"strict": min(k, count), "lenient": hits, "literal": count}[divisor]
-    return total / by if hits else 0.0
+from sbtk_runtime.itq import fit_itq
+from sbtk_runtime.protocol import DIVISORS, Distance, Measure
+from tests.retrieval_loops import (
+    loop_ap,
+    loop_ap_at,
+    loop_ap_voc,
+    loop_precision,
+    mean_over_orders,
+)
 
 
 def unit_rows(rng: np.random.Generator, count: int, dim: int) -> NDArray[np.float32]:
     rows = rng.standard_normal((count, dim)).astype(np.float32)
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
-
-
-def test_plain_ap_of_a_case_worked_by_hand() -> None:
-    # Relevant at ranks 1, 3 and 6: (1/1 + 2/3 + 3/6) / 3.
-    relevant = np.array([[1, 0, 1, 0, 0, 1]], dtype=np.bool_)
-    assert metrics.average_precision(relevant) == pytest.approx([(1 + 2 / 3 + 1 / 2) / 3])
-
-
-def test_voc_ap_of_a_case_worked_by_hand() -> None:
-    # Precisions at the hits are 1/2, 2/4 and 3/5; the envelope lifts all three to 3/5.
-    relevant = np.array([[0, 1, 0, 1, 1]], dtype=np.bool_)
-    assert metrics.average_precision(relevant) == pytest.approx([(1 / 2 + 2 / 4 + 3 / 5) / 3])
-    assert metrics.average_precision_voc(relevant) == pytest.approx([3 / 5])
-
-
-def test_ap_at_k_of_a_case_worked_by_hand_by_all_three_divisors() -> None:
-    # Four relevant, two of them within k = 3: the sum is 1/1 + 2/3.
-    relevant = np.array([[1, 0, 1, 0, 1, 1]], dtype=np.bool_)
-    total = 1 + 2 / 3
-    assert metrics.average_precision_at(relevant, 3, "strict") == pytest.approx([total / 3])
-    assert metrics.average_precision_at(relevant, 3, "lenient") == pytest.approx([total / 2])
-    assert metrics.average_precision_at(relevant, 3, "literal") == pytest.approx([total / 4])
-
-
-@given(relevances)
-@settings(max_examples=200, deadline=None)
-def test_plain_and_voc_ap_equal_straightforward_loops(relevant: Relevance) -> None:
-    np.testing.assert_allclose(
-        metrics.average_precision(relevant), [loop_ap(list(row)) for row in relevant]
-    )
-    np.testing.assert_allclose(
-        metrics.average_precision_voc(relevant), [loop_ap_voc(list(row)) for row in relevant]
-    )
-
-
-@given(relevances, st.integers(1, 50), st.sampled_from(["strict", "lenient", "literal"]))
-@settings(max_examples=200, deadline=None)
-def test_ap_at_k_equals_a_straightforward_loop(
-    relevant: Relevance, k: int, divisor: metrics.Divisor
-) -> None:
-    np.testing.assert_allclose(
-        metrics.average_precision_at(relevant, k, divisor),
-        [loop_ap_at(list(row), k, divisor) for row in relevant],
-    )
-
-
-@given(relevances)
-@settings(max_examples=100, deadline=None)
-def test_plain_ap_equals_scikit_learn(relevant: Relevance) -> None:
-    relevant = relevant[relevant.any(axis=1)]
-    scores = np.arange(relevant.shape[1], 0, -1, dtype=np.float64)
-    expected = [average_precision_score(row, scores) for row in relevant]
-    np.testing.assert_allclose(metrics.average_precision(relevant), expected)
-
-
-@given(relevances, st.integers(1, 50))
-@settings(max_examples=100, deadline=None)
-def test_ap_and_precision_equal_torchmetrics(relevant: Relevance, k: int) -> None:
-    k = min(k, relevant.shape[1])
-    scores = torch.arange(relevant.shape[1], 0, -1, dtype=torch.float64)
-    for row in relevant:
-        target = torch.from_numpy(row.copy())
-        one = row[None, :]
-        if row.any():
-            whole = float(retrieval_average_precision(scores, target))
-            assert metrics.average_precision(one)[0] == pytest.approx(whole, abs=1e-6)
-        # torchmetrics divides AP@k by the hits within k: the lenient rule.
-        cut = float(retrieval_average_precision(scores, target, top_k=k))
-        assert metrics.average_precision_at(one, k, "lenient")[0] == pytest.approx(cut, abs=1e-6)
-        share = float(retrieval_precision(scores, target, top_k=k))
-        assert metrics.precision_at(one, k)[0] == pytest.approx(share, abs=1e-6)
-
-
-@given(relevances)
-@settings(max_examples=100, deadline=None)
-def test_the_rules_are_ordered_and_agree_when_nothing_is_cut(relevant: Relevance) -> None:
-    relevant = relevant[relevant.any(axis=1)]
-    count = relevant.shape[1]
-    plain, voc = metrics.average_precision(relevant), metrics.average_precision_voc(relevant)
-    assert (voc >= plain - 1e-12).all()
-    assert (voc <= 1 + 1e-12).all()
-    for divisor in ("strict", "lenient", "literal"):
-        np.testing.assert_allclose(
-            metrics.average_precision_at(relevant, count, divisor),
-            plain,
-        )
-    k = max(1, count // 2)
-    lenient = metrics.average_precision_at(relevant, k, "lenient")
-    strict = metrics.average_precision_at(relevant, k, "strict")
-    literal = metrics.average_precision_at(relevant, k, "literal")
-    assert (lenient >= strict - 1e-12).all()
-    assert (strict >= literal - 1e-12).all()
-
-
-def test_a_query_without_a_relevant_photo_is_nan_alone_and_zero_at_k() -> None:
-    none = np.zeros((1, 5), dtype=np.bool_)
-    assert np.isnan(metrics.average_precision(none)).all()
-    assert np.isnan(metrics.average_precision_voc(none)).all()
-    for divisor in ("strict", "lenient", "literal"):
-        assert metrics.average_precision_at(none, 3, divisor) == [0.0]
 
 
 def test_evaluate_equals_scikit_learn_on_the_same_vectors() -> None:
@@ -179,7 +40,7 @@ def test_evaluate_equals_scikit_learn_on_the_same_vectors() -> None:
         expected = average_precision_score(gallery_labels == label, scores[index])
         assert result.ap_all[index] == pytest.approx(expected, abs=1e-9)
     assert result.unanswerable == 0
-    assert sorted(result.precision_at) == [10, 100, 200]
+    assert {measure.cut for measure in result.values if measure.kind == "P"} == {10, 100, 200}
 
 
 def test_evaluate_equals_loops_over_each_query_for_every_figure() -> None:
@@ -191,11 +52,15 @@ def test_evaluate_equals_loops_over_each_query_for_every_figure() -> None:
         order = sorted(range(210), key=lambda row: (-float(queries[index] @ gallery[row]), row))
         relevant = [bool(gallery_labels[row] == label) for row in order]
         assert result.ap_all[index] == pytest.approx(loop_ap(relevant))
-        assert result.ap_voc[index] == pytest.approx(loop_ap_voc(relevant))
-        for divisor, values in result.ap_at_200.items():
-            assert values[index] == pytest.approx(loop_ap_at(relevant, 200, divisor))
-        for k, values in result.precision_at.items():
-            assert values[index] == pytest.approx(sum(relevant[:k]) / k)
+        found = {measure: values[index] for measure, values in result.values.items()}
+        assert found[Measure("AP", is_voc=True)] == pytest.approx(loop_ap_voc(relevant))
+        cut = Measure("AP", 200, "strict", is_voc=True)
+        assert found[cut] == pytest.approx(loop_ap_voc(relevant, 200))
+        for divisor in DIVISORS:
+            expected = loop_ap_at(relevant, 200, divisor)
+            assert found[Measure("AP", 200, divisor)] == pytest.approx(expected)
+        for k in (10, 100, 200):
+            assert found[Measure("P", k)] == pytest.approx(loop_precision(relevant, k))
 
 
 def test_ties_are_ordered_by_gallery_index() -> None:
@@ -256,11 +121,139 @@ def test_chunks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     queries = rng.integers(-3, 4, (17, 6)).astype(np.float32)
     gallery = rng.integers(-3, 4, (50, 6)).astype(np.float32)
     labels, gallery_labels = rng.integers(0, 3, 17), rng.integers(0, 3, 50)
-    whole = metrics.evaluate(queries, labels, gallery, gallery_labels)
+    whole = metrics.evaluate(queries, labels, gallery, gallery_labels, distance="euclidean")
     monkeypatch.setattr(metrics, "_CHUNK_SCORES", 100)
-    parts = metrics.evaluate(queries, labels, gallery, gallery_labels)
+    parts = metrics.evaluate(queries, labels, gallery, gallery_labels, distance="euclidean")
     np.testing.assert_array_equal(whole.ap_all, parts.ap_all)
     assert whole.summary() == parts.summary()
+
+
+def test_the_cosine_takes_rows_of_any_length() -> None:
+    rng = np.random.default_rng(6)
+    queries, gallery = unit_rows(rng, 9, 5), unit_rows(rng, 40, 5)
+    labels, gallery_labels = rng.integers(0, 3, 9), rng.integers(0, 3, 40)
+    expected = metrics.evaluate(queries, labels, gallery, gallery_labels)
+    longer = gallery * rng.uniform(0.2, 5, (40, 1)).astype(np.float32)
+    longer[3] = 0
+    gallery[3] = 0
+    expected = metrics.evaluate(queries, labels, gallery, gallery_labels)
+    found = metrics.evaluate(queries * 3, labels, longer, gallery_labels)
+    np.testing.assert_allclose(found.ap_all, expected.ap_all)
+
+
+def test_euclidean_distance_ranks_raw_rows_as_their_differences_do() -> None:
+    rng = np.random.default_rng(7)
+    queries = rng.integers(-9, 10, (11, 4)).astype(np.float32)
+    gallery = rng.integers(-9, 10, (60, 4)).astype(np.float32)
+    labels, gallery_labels = rng.integers(0, 3, 11), rng.integers(0, 3, 60)
+    found = metrics.evaluate(queries, labels, gallery, gallery_labels, distance="euclidean")
+    cosine = metrics.evaluate(queries, labels, gallery, gallery_labels)
+    for index in range(11):
+        far = ((queries[index] - gallery) ** 2).sum(axis=1)
+        order = np.lexsort((np.arange(60), far))
+        relevant = (gallery_labels[order] == labels[index]).tolist()
+        assert found.ap_all[index] == pytest.approx(loop_ap(relevant))
+    assert not np.allclose(found.ap_all, cosine.ap_all)
+
+
+def test_on_unit_rows_cosine_and_euclidean_distance_agree() -> None:
+    rng = np.random.default_rng(8)
+    queries, gallery = unit_rows(rng, 20, 8), unit_rows(rng, 90, 8)
+    labels, gallery_labels = rng.integers(0, 3, 20), rng.integers(0, 3, 90)
+    by_cosine = metrics.evaluate(queries, labels, gallery, gallery_labels)
+    by_distance = metrics.evaluate(queries, labels, gallery, gallery_labels, distance="euclidean")
+    np.testing.assert_allclose(by_cosine.ap_all, by_distance.ap_all, atol=1e-6)
+
+
+def test_codes_rank_as_counted_bits_by_index_and_by_expected_value() -> None:
+    rng = np.random.default_rng(9)
+    itq = fit_itq(unit_rows(rng, 100, 16), 8)
+    queries, gallery = unit_rows(rng, 6, 16), unit_rows(rng, 10, 16)
+    labels, gallery_labels = rng.integers(0, 2, 6), np.array([0, 1] * 5)
+    bits = [np.unpackbits(itq.codes(rows), axis=1).astype(int) for rows in (queries, gallery)]
+    by_index, expected = (
+        metrics.evaluate(
+            itq.codes(queries),
+            labels,
+            itq.codes(gallery),
+            gallery_labels,
+            distance="hamming",
+            ties=ties,
+            ap_cuts=(3,),
+            precision_cuts=(3,),
+        )
+        for ties in ("index", "expected")
+    )
+    for index in range(6):
+        far = np.abs(bits[0][index] - bits[1]).sum(axis=1).tolist()
+        relevant = (gallery_labels == labels[index]).tolist()
+        ranked = [relevant[row] for row in sorted(range(10), key=lambda row: (far[row], row))]
+        assert by_index.ap_all[index] == pytest.approx(loop_ap(ranked))
+        near = [-distance for distance in far]
+        assert len(set(near)) < 8
+        assert expected.ap_all[index] == pytest.approx(mean_over_orders(near, relevant, loop_ap))
+        cut = expected.values[Measure("AP", 3, "lenient")][index]
+        assert cut == pytest.approx(
+            mean_over_orders(near, relevant, lambda order: loop_ap_at(order, 3, "lenient"))
+        )
+    assert not any(measure.is_voc for measure in expected.values)
+
+
+def test_expected_values_and_order_agree_where_no_scores_are_equal() -> None:
+    rng = np.random.default_rng(10)
+    queries, gallery = unit_rows(rng, 20, 8), unit_rows(rng, 230, 8)
+    labels, gallery_labels = rng.integers(0, 3, 20), rng.integers(0, 3, 230)
+    by_index, expected = (
+        metrics.evaluate(queries, labels, gallery, gallery_labels, ties=ties)
+        for ties in ("index", "expected")
+    )
+    for measure, values in expected.values.items():
+        np.testing.assert_allclose(values, by_index.values[measure], rtol=1e-9)
+    assert set(by_index.values) - set(expected.values) == {
+        measure for measure in by_index.values if measure.is_voc
+    }
+
+
+@pytest.mark.parametrize("distance", get_args(Distance))
+def test_memory_does_not_grow_with_the_queries(
+    distance: Distance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A 16th of the usual chunk; 400 x 6,000 scores are more than ten such, 10 MB as float32.
+    monkeypatch.setattr(metrics, "_CHUNK_SCORES", metrics._CHUNK_SCORES // 16)
+    rng = np.random.default_rng(11)
+    gallery = rng.standard_normal((6_000, 16), dtype=np.float32)
+    gallery_labels = rng.integers(0, 6, len(gallery))
+    itq = fit_itq(gallery[:100], 8)
+    peaks = []
+    for count in (120, 400):
+        queries, labels = gallery[:count], gallery_labels[:count]
+        is_coded = distance == "hamming"
+        asked, searched = (itq.codes(rows) if is_coded else rows for rows in (queries, gallery))
+        tracemalloc.start()
+        metrics.evaluate(asked, labels, searched, gallery_labels, distance=distance)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 1_000_000
+    assert peaks[1] < 5_000_000
+
+
+def test_numbers_that_are_not_finite_are_named() -> None:
+    rng = np.random.default_rng(12)
+    rows, labels = unit_rows(rng, 6, 4), np.zeros(6, dtype=np.int64)
+    broken = rows.copy()
+    broken[2, 1] = np.nan
+    for queries, gallery in itertools.permutations([rows, broken]):
+        with pytest.raises(BadData, match="not finite"):
+            metrics.evaluate(queries, labels, gallery, labels)
+
+
+def test_codes_and_embeddings_are_not_taken_for_each_other() -> None:
+    rows, codes = np.ones((3, 8), dtype=np.float32), np.ones((3, 8), dtype=np.uint8)
+    labels = np.zeros(3, dtype=np.int64)
+    with pytest.raises(BadData, match="uint8 rows for cosine"):
+        metrics.evaluate(rows, labels, codes, labels)
+    with pytest.raises(BadData, match="float32 rows for hamming"):
+        metrics.evaluate(rows, labels, rows, labels, distance="hamming")
 
 
 def test_class_mean_weighs_classes_and_not_queries() -> None:

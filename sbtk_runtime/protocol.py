@@ -1,0 +1,173 @@
+"""The rules that a retrieval figure carries: how images are chosen, ranked, cut and averaged.
+
+Published figures of sketch-based retrieval differ by all of these, so none is left unsaid: a
+`Protocol` holds what all figures of one measurement share, a `Measure` what one figure adds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.itq import Rotation
+
+QueryKind = Literal["sketch", "photo"]
+Setting = Literal["zero-shot", "generalised-20", "generalised-all"]
+Distance = Literal["cosine", "euclidean", "hamming"]
+Ties = Literal["index", "expected"]
+FittedOn = Literal["gallery", "training", "queries"]
+Kind = Literal["AP", "P"]
+Divisor = Literal["strict", "lenient", "literal"]
+Mean = Literal["query", "class"]
+
+DIVISORS: tuple[Divisor, ...] = ("strict", "lenient", "literal")
+
+_DISTANCES = {
+    "cosine": "cosine of unit embeddings",
+    "euclidean": "Euclidean distance of embeddings",
+}
+_TIES = {
+    "index": "equal scores in the order of the gallery",
+    "expected": "expected value over all orders of equal scores",
+}
+_SETTINGS = {
+    "zero-shot": "",
+    "generalised-20": "generalised: a fifth of both sides more from seen classes, SEM-PCYC's rule",
+    "generalised-all": "generalised: photos of seen classes in the gallery",
+}
+_DIVIDED = {
+    "strict": "divided by min({k}, R)",
+    "lenient": "divided by the hits within it",
+    "literal": "divided by R (the SBTKNet paper's Eq. 7)",
+}
+_MEANS = {"query": "mean over queries", "class": "mean over classes of each class's mean (DSN)"}
+
+
+@dataclass(frozen=True)
+class CodeRule:
+    """How embeddings become binary codes.
+
+    Attributes:
+        bits: length of a code.
+        fitted_on: the embeddings that ITQ learns on: the gallery's, those of training images, or,
+            as DSN does, the queries'; with these each side is centred on its own mean.
+        rotation: as `fit_itq` takes it.
+        fitted_rows: how many embeddings ITQ learnt on; `None` before it did.
+    """
+
+    bits: int = 64
+    fitted_on: FittedOn = "gallery"
+    rotation: Rotation = "procrustes"
+    fitted_rows: int | None = None
+
+    @property
+    def words(self) -> str:
+        """The rule as a part of a sentence."""
+        of = {"gallery": "the gallery", "training": "training images", "queries": "the queries"}
+        count = "" if self.fitted_rows is None else f"{self.fitted_rows:,} embeddings of "
+        released = "" if self.rotation == "procrustes" else ", rotation as released"
+        own = "; each side about its own mean" if self.fitted_on == "queries" else ""
+        return f"{self.bits}-bit codes by ITQ fitted on {count}{of[self.fitted_on]}{released}{own}"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What all figures of one measurement share.
+
+    Attributes:
+        queries: what asks: sketches, or photos (the first ten of each class, SAKE's rule).
+        setting: `zero-shot`; `generalised-20`, SEM-PCYC's: as many seen images as a fifth of the
+            unseen ones join both sides; `generalised-all`: unseen queries against everything.
+        distance: by which the gallery is ranked; `hamming` where there are codes.
+        ties: equal scores in the order of the gallery, or the expected value over their orders.
+        keeps_duplicates: whether photos of the same name and class count more than once.
+        codes: how binary codes are made; `None` for real-valued embeddings.
+        split: the split that says which classes are unseen; empty if that was not said.
+        classes: which classes are measured: `unseen`, or seen ones that were held out.
+    """
+
+    queries: QueryKind = "sketch"
+    setting: Setting = "zero-shot"
+    distance: Distance = "cosine"
+    ties: Ties = "index"
+    keeps_duplicates: bool = False
+    codes: CodeRule | None = None
+    split: str = ""
+    classes: Literal["unseen", "validation"] = "unseen"
+
+    def __post_init__(self) -> None:
+        if (self.codes is None) == (self.distance == "hamming"):
+            bits = "no binary codes" if self.codes is None else f"{self.codes.bits}-bit codes"
+            raise BadConfig(
+                f"{self.distance} distance of {bits}", "Hamming distance for codes, and only there"
+            )
+        if self.queries == "photo" and self.setting != "zero-shot":
+            raise BadConfig(
+                f"photos as queries in the {self.setting} setting", "the zero-shot setting"
+            )
+
+    @property
+    def ranking(self) -> str:
+        """How the gallery is ranked, in words."""
+        by = f"Hamming distance of {self.codes.words}" if self.codes else _DISTANCES[self.distance]
+        kept = "; duplicate photos kept" if self.keeps_duplicates else ""
+        return f"{by}; {_TIES[self.ties]}{kept}"
+
+    @property
+    def setting_words(self) -> str:
+        """The setting in words; empty for zero-shot."""
+        return _SETTINGS[self.setting]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the rules as a JSON object; `codes` is null for real-valued embeddings."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What one figure adds to the protocol.
+
+    Attributes:
+        kind: average precision, or precision.
+        cut: the rank after which the list is cut; `None` for the whole gallery.
+        divisor: of AP@k: `min(k, R)`, the hits within k, or R; `None` where nothing is cut.
+        is_voc: whether precisions are replaced by their envelope, as SAKE and DSN do.
+        mean: over queries, or over classes of each class's mean.
+    """
+
+    kind: Kind
+    cut: int | None = None
+    divisor: Divisor | None = None
+    is_voc: bool = False
+    mean: Mean = "query"
+
+    @property
+    def name(self) -> str:
+        """The figure's name, such as `mAP@200 (strict, VOC)`: it carries the rule."""
+        rules = [self.divisor or "", "VOC" * self.is_voc, "class mean" * (self.mean == "class")]
+        shown = ", ".join(rule for rule in rules if rule)
+        base = f"{'mAP' if self.kind == 'AP' else 'P'}@{'all' if self.cut is None else self.cut}"
+        return f"{base} ({shown})" if shown else base
+
+    @property
+    def of_queries(self) -> Measure:
+        """The same measure with the mean over queries."""
+        return replace(self, mean="query")
+
+    @property
+    def definition(self) -> str:
+        """The rule in words."""
+        mean = _MEANS[self.mean]
+        if self.kind == "P":
+            return f"share of relevant photos among the first {self.cut}; {mean}"
+        ap = "AP with the precision envelope (SAKE, DSN)" if self.is_voc else "plain AP"
+        if self.divisor is None:
+            total = "" if self.is_voc else ", sum_i P@i rel_i / R"
+            return f"{ap} over the whole gallery{total}; {mean}"
+        divided = _DIVIDED[self.divisor].format(k=self.cut)
+        return f"{ap}, cut after rank {self.cut}, {divided}; {mean}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the rule as a JSON object."""
+        return asdict(self)
