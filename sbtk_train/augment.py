@@ -1,6 +1,6 @@
 """Random changes to training batches, on tensors, so that they run where the student runs.
 
-All draws come from a CPU generator that is given, so a batch can be made again exactly.
+All chance comes from draws that are given, so a batch can be made again exactly.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sbtk_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from sbtk_train.draws import Draws
 
 _SKETCH_TURN_DEGREES = 15.0
 _PHOTO_TURN_DEGREES = 8.0
@@ -45,12 +46,12 @@ def normalised_unit(images: Tensor) -> Tensor:
     return normal.contiguous(memory_format=torch.channels_last)
 
 
-def augmented_photos(pixels: Tensor, draw: torch.Generator) -> Tensor:
+def augmented_photos(pixels: Tensor, draw: Draws) -> Tensor:
     """Returns photos flipped, moved, and changed in colour, ImageNet-normalised.
 
     Args:
         pixels: `(N, 3, H, W) uint8`.
-        draw: a CPU generator.
+        draw: for these N images.
     """
     photos = unit_images(pixels)
     photos = _moved(photos, draw, _PHOTO_TURN_DEGREES, _PHOTO_LOG_SCALE, _PHOTO_ZOOM, "reflection")
@@ -60,63 +61,51 @@ def augmented_photos(pixels: Tensor, draw: torch.Generator) -> Tensor:
     photos = (photos - mean) * (1 + 0.3 * _spread(draw, photos)) + mean
     grey = photos.mean(1, keepdim=True)
     saturation = 1 + 0.4 * _spread(draw, photos)
-    saturation = saturation * (~_chance(draw, photos, _GREY_SHARE)).float()
+    saturation = saturation * (~draw.chance(_GREY_SHARE, 1, 1, 1)).to(photos.device).float()
     return normalised_unit(((photos - grey) * saturation + grey).clamp(0, 1))
 
 
-def augmented_sketches(pixels: Tensor, draw: torch.Generator) -> Tensor:
+def augmented_sketches(pixels: Tensor, draw: Draws) -> Tensor:
     """Returns sketches flipped, moved, redrawn thicker or thinner, and with strokes missing.
 
     Args:
         pixels: `(N, 1, H, W) uint8`, dark ink on white.
-        draw: a CPU generator.
+        draw: for these N images.
     """
     ink = 1 - unit_images(pixels)
     ink = _moved(ink, draw, _SKETCH_TURN_DEGREES, _SKETCH_LOG_SCALE, 1.0, "zeros")
-    width = torch.rand(len(ink), generator=draw).to(ink.device).view(-1, 1, 1, 1)
+    width = draw.uniform().to(ink.device).view(-1, 1, 1, 1)
     thick = functional.max_pool2d(ink, 3, stride=1, padding=1)
     eroded = -functional.max_pool2d(-ink, 2, stride=1)
     thin = (functional.pad(eroded, (0, 1, 0, 1)) * 1.3).clamp(max=1)
     ink = torch.where(width < _THICKEN_SHARE, thick, ink)
     ink = torch.where(width > 1 - _THIN_SHARE, thin, ink)
-    patches = torch.rand(len(ink), 1, 8, 8, generator=draw).to(ink.device) < _DROPPED_AREA
-    patches = patches & _chance(draw, ink, _DROP_SHARE)
-    missing = functional.interpolate(patches.float(), ink.shape[-2:])
+    patches = draw.chance(_DROPPED_AREA, 1, 8, 8) & draw.chance(_DROP_SHARE, 1, 1, 1)
+    missing = functional.interpolate(patches.to(ink.device).float(), ink.shape[-2:])
     return normalised_unit(1 - ink * (1 - missing))
 
 
-def batch_generator(seed: int, *position: int) -> torch.Generator:
-    """Returns a generator that depends on nothing but the seed and the batch's position."""
-    state = seed
-    for number in position:
-        state = (state * 1_000_003 + number + 1) % (1 << 62)
-    return torch.Generator().manual_seed(state)
-
-
 def _moved(
-    images: Tensor, draw: torch.Generator, degrees: float, log_scale: float, zoom: float, edge: str
+    images: Tensor, draw: Draws, degrees: float, log_scale: float, zoom: float, edge: str
 ) -> Tensor:
-    count = len(images)
-    angle = (torch.rand(count, generator=draw) * 2 - 1) * math.radians(degrees)
-    scale = torch.exp((torch.rand(count, 2, generator=draw) * 2 - 1) * log_scale) * zoom
-    flip = (torch.rand(count, generator=draw) < 0.5).float() * 2 - 1
-    theta = torch.zeros(count, 2, 3)
+    angle = (draw.uniform() * 2 - 1) * math.radians(degrees)
+    scale = torch.exp((draw.uniform(2) * 2 - 1) * log_scale) * zoom
+    flip = draw.chance(0.5).float() * 2 - 1
+    theta = torch.zeros(len(images), 2, 3)
     theta[:, 0, 0] = flip * scale[:, 0] * angle.cos()
     theta[:, 0, 1] = -scale[:, 1] * angle.sin()
     theta[:, 1, 0] = flip * scale[:, 0] * angle.sin()
     theta[:, 1, 1] = scale[:, 1] * angle.cos()
-    theta[:, :, 2] = (torch.rand(count, 2, generator=draw) * 2 - 1) * _SHIFT
+    theta[:, :, 2] = (draw.uniform(2) * 2 - 1) * _SHIFT
+    if not len(images):
+        return images  # torch makes no grid for none
     grid = functional.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode=edge, align_corners=False)
 
 
-def _spread(draw: torch.Generator, images: Tensor) -> Tensor:
+def _spread(draw: Draws, images: Tensor) -> Tensor:
     """Returns `(N, 1, 1, 1)` numbers in [-1, 1)."""
-    return (torch.rand(len(images), 1, 1, 1, generator=draw) * 2 - 1).to(images.device)
-
-
-def _chance(draw: torch.Generator, images: Tensor, share: float) -> Tensor:
-    return (torch.rand(len(images), 1, 1, 1, generator=draw) < share).to(images.device)
+    return (draw.uniform(1, 1, 1) * 2 - 1).to(images.device)
 
 
 def _channels(values: Sequence[float], like: Tensor) -> Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
+
+from sbtk_train.draws import Draws
 
 _STRENGTH = 0.4
 _HUE = 0.1
@@ -13,7 +15,7 @@ _HUE = 0.1
 _GREY = (0.2989, 0.587, 0.114)
 
 
-def jittered(images: Tensor, is_changed: Tensor, draw: Generator) -> Tensor:
+def jittered(images: Tensor, is_changed: Tensor, draw: Draws) -> Tensor:
     """Returns images with brightness, contrast, saturation and hue changed in random order.
 
     Factors are uniform in [0.6, 1.4], the hue's shift in [-0.1, 0.1] of a turn.
@@ -22,11 +24,10 @@ def jittered(images: Tensor, is_changed: Tensor, draw: Generator) -> Tensor:
         images: `(N, 3, H, W) float32` in [0, 1], or `(N, 1, H, W)`: grey has neither saturation
             nor hue, and only the two other changes are made.
         is_changed: `(N,) bool`, on the CPU; the others are left as they are.
-        draw: a CPU generator.
+        draw: for these N images.
     """
-    count = len(images)
-    order = torch.rand(count, 4, generator=draw).argsort(dim=1)
-    amounts = torch.rand(count, 4, generator=draw) * 2 - 1
+    order = draw.uniform(4).argsort(dim=1)
+    amounts = draw.uniform(4) * 2 - 1
     amounts = amounts * torch.tensor([_STRENGTH, _STRENGTH, _STRENGTH, _HUE])
     amounts += torch.tensor([1.0, 1.0, 1.0, 0.0])
     changes: tuple[Callable[[Tensor, Tensor], Tensor], ...]

@@ -4,8 +4,8 @@ As in haowang1992/DSN `src/Sketchy.py` and its training scripts, on pixels that 
 training size. With probability 0.7 an image is moved, which all its views share: mirrored (0.5),
 scaled on each axis (0.5), turned (0.5) and shifted (0.5), about its top left corner as
 scikit-image does it there, with black where nothing is. The first view is left at that; the two
-others are each mirrored (0.5), changed in colour (0.8) and made grey (0.2). All draws come from a
-CPU generator that is given, so a batch can be made again exactly.
+others are each mirrored (0.5), changed in colour (0.8) and made grey (0.2). All chance
+comes from draws that are given, so a batch can be made again exactly.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import functional
 
 from sbtk_train.augment import normalised_unit, unit_images
 from sbtk_train.colour_jitter import grey_of, jittered
+from sbtk_train.draws import Draws
 
 _MOVED_SHARE = 0.7
 _SCALES = (0.7, 1.3)
@@ -28,14 +29,14 @@ _JITTER_SHARE = 0.8
 _GREY_SHARE = 0.2
 
 
-def moved_images(pixels: Tensor, draw: Generator) -> Tensor:
+def moved_images(pixels: Tensor, draw: Draws) -> Tensor:
     """Returns `(N, C, H, W) float32` images in [0, 1], moved as all views of an image are.
 
     Args:
         pixels: `(N, C, H, W) uint8`.
-        draw: a CPU generator.
+        draw: for these N images.
     """
-    moves = random_moves(len(pixels), pixels.shape[-1], draw)
+    moves = random_moves(pixels.shape[-1], draw)
     return warped(unit_images(pixels), moves)
 
 
@@ -44,35 +45,35 @@ def plain_view(images: Tensor) -> Tensor:
     return normalised_unit(images)
 
 
-def contrastive_view(images: Tensor, draw: Generator) -> Tensor:
+def contrastive_view(images: Tensor, draw: Draws) -> Tensor:
     """Returns a view for the contrastive loss, `(N, 3, H, W)` ImageNet-normalised.
 
     Args:
         images: `(N, 1 or 3, H, W) float32` in [0, 1], from `moved_images`.
-        draw: a CPU generator.
+        draw: for these N images.
     """
-    count = len(images)
-    is_mirrored = _chance(count, 0.5, draw).to(images.device)
+    is_mirrored = draw.chance(0.5).to(images.device)
     images = torch.where(is_mirrored[:, None, None, None], images.flip(3), images)
-    images = jittered(images, _chance(count, _JITTER_SHARE, draw), draw)
-    is_grey = _chance(count, _GREY_SHARE, draw).to(images.device)
+    images = jittered(images, draw.chance(_JITTER_SHARE), draw)
+    is_grey = draw.chance(_GREY_SHARE).to(images.device)
     images = torch.where(is_grey[:, None, None, None], grey_of(images), images)
     return normalised_unit(images)
 
 
-def random_moves(count: int, size_px: int, draw: Generator) -> Tensor:
-    """Returns `(count, 3, 3) float64` matrices that take a pixel's place to where it is moved.
+def random_moves(size_px: int, draw: Draws) -> Tensor:
+    """Returns `(N, 3, 3) float64` matrices that take a pixel's place to where it is moved.
 
     A place is (column, row, 1), counted from the middle of the top left pixel. Images that are not
     moved have the identity.
     """
-    scales = torch.empty(count, 2, dtype=torch.float64).uniform_(*_SCALES, generator=draw)
-    scales = torch.where(_chance(count, 0.5, draw)[:, None], scales, 1.0)
-    angles = (2 * torch.rand(count, dtype=torch.float64, generator=draw) - 1) * _TURN_DEGREES
-    angles = torch.where(_chance(count, 0.5, draw), angles, 0.0) * math.pi / 180
-    shifts = (2 * torch.rand(count, 2, dtype=torch.float64, generator=draw) - 1) * _SHIFT_SHARE
-    shifts = torch.where(_chance(count, 0.5, draw)[:, None], shifts, 0.0) * size_px
-    moves = torch.eye(3, dtype=torch.float64).repeat(count, 1, 1)
+    low, high = _SCALES
+    scales = low + (high - low) * draw.uniform(2, dtype=torch.float64)
+    scales = torch.where(draw.chance(0.5)[:, None], scales, 1.0)
+    angles = (2 * draw.uniform(dtype=torch.float64) - 1) * _TURN_DEGREES
+    angles = torch.where(draw.chance(0.5), angles, 0.0) * math.pi / 180
+    shifts = (2 * draw.uniform(2, dtype=torch.float64) - 1) * _SHIFT_SHARE
+    shifts = torch.where(draw.chance(0.5)[:, None], shifts, 0.0) * size_px
+    moves = torch.eye(3, dtype=torch.float64).repeat(len(scales), 1, 1)
     moves[:, 0, 0] = scales[:, 0] * angles.cos()
     moves[:, 0, 1] = -scales[:, 1] * angles.sin()
     moves[:, 1, 0] = scales[:, 0] * angles.sin()
@@ -80,9 +81,9 @@ def random_moves(count: int, size_px: int, draw: Generator) -> Tensor:
     moves[:, :2, 2] = shifts
     mirrored = torch.eye(3, dtype=torch.float64)
     mirrored[0, 0], mirrored[0, 2] = -1.0, size_px - 1.0
-    is_mirrored = _chance(count, 0.5, draw)[:, None, None]
+    is_mirrored = draw.chance(0.5)[:, None, None]
     moves = torch.where(is_mirrored, moves @ mirrored, moves)
-    is_moved = _chance(count, _MOVED_SHARE, draw)[:, None, None]
+    is_moved = draw.chance(_MOVED_SHARE)[:, None, None]
     return torch.where(is_moved, moves, torch.eye(3, dtype=torch.float64))
 
 
@@ -94,9 +95,7 @@ def warped(images: Tensor, moves: Tensor) -> Tensor:
     to_unit[:, 2] = torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)
     sources = to_unit @ torch.linalg.inv(moves) @ torch.linalg.inv(to_unit)
     theta = sources[:, :2].float().to(images.device)
+    if not len(images):
+        return images  # torch makes no grid for none
     grid = functional.affine_grid(theta, list(images.shape), align_corners=True)
     return functional.grid_sample(images, grid, align_corners=True)
-
-
-def _chance(count: int, share: float, draw: Generator) -> Tensor:
-    return torch.rand(count, generator=draw) < share

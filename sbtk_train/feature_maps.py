@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Generator, Tensor
+from torch import Tensor
 
 from sbtk_runtime.files import atomic_path
 from sbtk_runtime.preprocess import PREPROCESSING, Kind
-from sbtk_train.augment import augmented_photos, augmented_sketches, batch_generator, normalised
+from sbtk_train.augment import augmented_photos, augmented_sketches, normalised
 from sbtk_train.data import ImageSet
 from sbtk_train.device import Compute
+from sbtk_train.draws import BatchDraws, Draws, batch_generator
 from sbtk_train.pixels import PixelStore
 from sbtk_train.sampler import Batch
 from sbtk_train.student import Student, domains_of
@@ -97,8 +98,8 @@ class FeatureMaps:
                 domains = domains_of(kind, len(rows), self._compute.device)
                 for copy in range(max(1, copies)):
                     if copies:
-                        draw = batch_generator(copy, start, int(kind == "photo"))
-                        images = augmented(pixels, draw)
+                        generator = batch_generator(copy, start, int(kind == "photo"))
+                        images = augmented(pixels, Draws(generator, len(rows)))
                     else:
                         images = normalised(pixels)
                     with torch.inference_mode(), self._compute.autocast():
@@ -145,10 +146,10 @@ class FeatureSource:
         """Returns the batch: which copies are read depends on the draw."""
         return batch
 
-    def inputs(self, loaded: Batch, draw: Generator) -> Tensor:
+    def inputs(self, loaded: Batch, draw: BatchDraws) -> Tensor:
         """Returns `(V * (S + P), C, h, w) float32` feature maps."""
-        count = len(loaded.sketches) + len(loaded.photos)
-        order = torch.rand(count, self._copies, generator=draw).argsort(dim=1).numpy()
+        numbers = [kind.uniform(self._copies) for kind in (draw.sketches, draw.photos)]
+        order = torch.cat(numbers).argsort(dim=1).numpy()
         views = []
         for view in range(self._views):
             chosen = order[:, view % self._copies]

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from sbtk_runtime.errors import BadConfig, SbtkError
 from sbtk_runtime.preprocess import SIZE_PX
-from sbtk_train.augment import batch_generator
 from sbtk_train.checkpoint import Position, load_state, save_state, save_student
 from sbtk_train.config import TrainConfig
+from sbtk_train.draws import BatchDraws, Draws, batch_generator
 from sbtk_train.evaluate import SELECTED_BY, by_feature_maps, by_pixels, validate
 from sbtk_train.feature_maps import FeatureMaps, FeatureSource
 from sbtk_train.objective import Examples
@@ -165,8 +165,9 @@ class Trainer:
             updates=position.updates,
             epoch_steps=self._epoch_steps,
         )
-        draw = batch_generator(self._config.seed, position.epoch, number)
-        inputs = source.inputs(loaded, draw)
+        chance = batch_generator(self._config.seed, position.epoch, number)
+        draws = (Draws(chance, len(batch.sketches)), Draws(chance, len(batch.photos)))
+        inputs = source.inputs(loaded, BatchDraws(*draws))
         labels = torch.cat([self._labels[batch.sketches], self._photo_labels[batch.photos]])
         labels = labels.to(compute.device)
         domains = torch.full((len(labels),), PHOTO, device=compute.device)

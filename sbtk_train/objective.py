@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Generator, Tensor
+from torch import Tensor
 
+from sbtk_train.draws import BatchDraws
 from sbtk_train.sampler import Batch
 from sbtk_train.student import StudentOutput
 
@@ -45,13 +46,13 @@ class Objective(Protocol):
         """Yields the batches of an epoch; a pure function of seed and epoch."""
         ...
 
-    def views_of(self, sketches: Tensor, photos: Tensor, draw: Generator) -> Tensor:
+    def views_of(self, sketches: Tensor, photos: Tensor, draw: BatchDraws) -> Tensor:
         """Returns `(V * (S + P), 3, H, W)` normalised images, view after view, sketches first.
 
         Args:
             sketches: `(S, 1, H, W) uint8`, dark ink on white.
             photos: `(P, 3, H, W) uint8`.
-            draw: a CPU generator that all chance comes from.
+            draw: for these sketches and photos; all chance comes from it.
         """
         ...
 

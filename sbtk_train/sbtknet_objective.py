@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from sbtk_train.augment import augmented_photos, augmented_sketches, normalised
 from sbtk_train.data import ImageSet
+from sbtk_train.draws import BatchDraws
 from sbtk_train.losses import classification_loss, knowledge_loss
 from sbtk_train.metric_loss import metric_loss
 from sbtk_train.objective import Examples
@@ -46,10 +47,11 @@ class SbtknetObjective:
         )
         return draw(self._data, self._recipe.quadruplets, self._seed, epoch)
 
-    def views_of(self, sketches: Tensor, photos: Tensor, draw: Generator) -> Tensor:
+    def views_of(self, sketches: Tensor, photos: Tensor, draw: BatchDraws) -> Tensor:
         """Returns `(S + P, 3, H, W)` images, augmented if the recipe says so."""
         if self._recipe.augment:
-            return torch.cat([augmented_sketches(sketches, draw), augmented_photos(photos, draw)])
+            ink = augmented_sketches(sketches, draw.sketches)
+            return torch.cat([ink, augmented_photos(photos, draw.photos)])
         return torch.cat([normalised(sketches), normalised(photos)])
 
     def start_epoch(self) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from torch import Generator, Tensor
+from torch import Tensor
 
 from sbtk_train.data import ImageSet
 from sbtk_train.device import Compute
+from sbtk_train.draws import BatchDraws
 from sbtk_train.objective import Objective
 from sbtk_train.pixels import PixelStore, fits_in_memory
 from sbtk_train.sampler import Batch
@@ -26,7 +27,7 @@ class Source(Protocol):
         """Returns what can be fetched ahead, in a thread of its own."""
         ...
 
-    def inputs(self, loaded: Any, draw: Generator) -> Tensor:
+    def inputs(self, loaded: Any, draw: BatchDraws) -> Tensor:
         """Returns `(V * (S + P), ...)` inputs on the device, view after view, sketches first."""
         ...
 
@@ -53,7 +54,7 @@ class PixelSource:
         """Returns `(S, 1, H, W)` and `(P, 3, H, W) uint8` pixels."""
         return self._sketches.batch(batch.sketches), self._photos.batch(batch.photos)
 
-    def inputs(self, loaded: tuple[Tensor, Tensor], draw: Generator) -> Tensor:
+    def inputs(self, loaded: tuple[Tensor, Tensor], draw: BatchDraws) -> Tensor:
         """Returns the objective's views of the pixels."""
         sketches, photos = (pixels.to(self._device) for pixels in loaded)
         return self._objective.views_of(sketches, photos, draw)

@@ -7,9 +7,9 @@ from sbtk_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from sbtk_train.augment import (
     augmented_photos,
     augmented_sketches,
-    batch_generator,
     normalised,
 )
+from sbtk_train.draws import Draws, batch_generator
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:
@@ -35,7 +35,7 @@ def test_normalised_is_what_the_exported_graph_computes() -> None:
 
 
 def test_augmented_sketches_stay_ink_on_white() -> None:
-    changed = to_unit(augmented_sketches(some_sketches(), batch_generator(0, 1)))
+    changed = to_unit(augmented_sketches(some_sketches(), Draws(batch_generator(0, 1), 12)))
     assert changed.shape == (12, 3, 64, 64)
     assert float(changed.min()) > -1e-4
     assert float(changed.max()) < 1 + 1e-4
@@ -48,7 +48,7 @@ def test_augmented_sketches_stay_ink_on_white() -> None:
 def test_augmented_photos_stay_in_range_and_differ() -> None:
     draw = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (6, 3, 48, 48), generator=draw).to(torch.uint8)
-    changed = to_unit(augmented_photos(pixels, batch_generator(0, 1)))
+    changed = to_unit(augmented_photos(pixels, Draws(batch_generator(0, 1), 6)))
     assert float(changed.min()) > -1e-4
     assert float(changed.max()) < 1 + 1e-4
     assert not torch.allclose(changed, pixels / 255, atol=0.1)
@@ -56,7 +56,7 @@ def test_augmented_photos_stay_in_range_and_differ() -> None:
 
 def test_a_batch_is_made_again_from_its_position() -> None:
     first, again, other = (
-        augmented_sketches(some_sketches(), batch_generator(7, *position))
+        augmented_sketches(some_sketches(), Draws(batch_generator(7, *position), 12))
         for position in ((1, 2), (1, 2), (2, 1))
     )
     assert torch.equal(first, again)

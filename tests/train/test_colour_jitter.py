@@ -16,6 +16,7 @@ from sbtk_train.colour_jitter import (
     with_hue,
     with_saturation,
 )
+from sbtk_train.draws import Draws, batch_generator
 
 
 def some_images(count: int, channels: int = 3) -> Tensor:
@@ -59,7 +60,7 @@ def test_grey_is_torchvisions() -> None:
 def test_jitter_changes_only_the_chosen_images_each_in_its_own_way() -> None:
     images = some_images(1).expand(6, -1, -1, -1)
     chosen = torch.tensor([True, False, True, True, False, True])
-    found = jittered(images, chosen, torch.Generator().manual_seed(1))
+    found = jittered(images, chosen, Draws(batch_generator(1), 6))
     assert torch.equal(found[~chosen], images[~chosen])
     changed = found[chosen]
     for left in range(4):
@@ -72,7 +73,7 @@ def test_jitter_changes_only_the_chosen_images_each_in_its_own_way() -> None:
 def test_jitter_is_some_order_of_the_four_changes() -> None:
     image = some_images(1)
     draw = torch.Generator().manual_seed(3)
-    found = jittered(image, torch.tensor([True]), draw)
+    found = jittered(image, torch.tensor([True]), Draws(draw, 1))
     again = torch.Generator().manual_seed(3)
     order = torch.rand(1, 4, generator=again).argsort(dim=1)[0].tolist()
     spread = (torch.rand(1, 4, generator=again) * 2 - 1)[0].tolist()
@@ -90,6 +91,6 @@ def test_jitter_is_some_order_of_the_four_changes() -> None:
 
 def test_grey_images_stay_grey() -> None:
     images = some_images(8)[:, :1]
-    found = jittered(images, torch.ones(8, dtype=torch.bool), torch.Generator().manual_seed(0))
+    found = jittered(images, torch.ones(8, dtype=torch.bool), Draws(batch_generator(0), 8))
     assert found.shape == images.shape
     assert not torch.allclose(found, images, atol=0.01)

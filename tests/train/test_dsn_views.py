@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sbtk_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from sbtk_train.draws import Draws, batch_generator
 from sbtk_train.dsn_views import (
     contrastive_view,
     moved_images,
@@ -50,7 +51,7 @@ def plainly_warped(image: list[list[float]], move: Tensor) -> list[list[float]]:
 def test_warping_equals_a_plain_loop() -> None:
     draw = torch.Generator().manual_seed(0)
     images = torch.rand(12, 1, 10, 10, generator=draw)
-    moves = random_moves(12, 10, draw)
+    moves = random_moves(10, Draws(draw, 12))
     found = warped(images, moves)
     for image, move, result in zip(images, moves, found, strict=True):
         expected = torch.tensor(plainly_warped(image[0].tolist(), move))
@@ -69,7 +70,7 @@ def test_a_turn_is_about_the_top_left_corner() -> None:
 
 
 def test_moves_are_drawn_with_the_shares_and_ranges_of_the_authors() -> None:
-    moves = random_moves(20_000, 224, torch.Generator().manual_seed(0))
+    moves = random_moves(224, Draws(batch_generator(0), 20_000))
     still = (moves == torch.eye(3)).all(2).all(1)
     # 0.3 are left alone, and 0.7 / 16 draw none of the four changes.
     assert float(still.double().mean()) == pytest.approx(0.3 + 0.7 / 16, abs=0.01)
@@ -94,7 +95,7 @@ def test_moves_are_drawn_with_the_shares_and_ranges_of_the_authors() -> None:
 
 def test_the_border_is_black_and_pixels_stay_in_range() -> None:
     pixels = torch.full((40, 1, 32, 32), 255, dtype=torch.uint8)
-    images = moved_images(pixels, torch.Generator().manual_seed(0))
+    images = moved_images(pixels, Draws(batch_generator(0), 40))
     assert float(images.min()) == 0.0
     assert float(images.max()) == pytest.approx(1.0, abs=1e-5)
     assert images.shape == (40, 1, 32, 32)
@@ -111,7 +112,9 @@ def test_the_plain_view_is_only_normalised() -> None:
 
 def test_views_mirror_recolour_and_grey_in_the_authors_shares() -> None:
     image = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(5))
-    found = to_unit(contrastive_view(image.expand(4000, -1, -1, -1), torch.Generator()))
+    found = to_unit(
+        contrastive_view(image.expand(4000, -1, -1, -1), Draws(batch_generator(0), 4000))
+    )
     is_grey = (found - found.mean(1, keepdim=True)).abs().amax((1, 2, 3)) < 1e-5
     assert float(is_grey.float().mean()) == pytest.approx(0.2, abs=0.03)
     same = (found - image).abs().amax((1, 2, 3)) < 1e-5
@@ -126,7 +129,7 @@ def test_views_are_made_again_from_the_same_draws() -> None:
     pixels = pixels.to(torch.uint8)
     first, again, other = (
         contrastive_view(moved_images(pixels, draw), draw)
-        for draw in (torch.Generator().manual_seed(seed) for seed in (7, 7, 8))
+        for draw in (Draws(batch_generator(seed), 4) for seed in (7, 7, 8))
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
