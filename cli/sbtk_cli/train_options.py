@@ -328,5 +328,6 @@ def _without_teacher(method: str, asked: dict[str, Any], said: Said) -> dict[str
     knob = "knowledge" if method == "sbtknet" else "kd_weight"
     if knob in asked:
         return {}
-    said(f"no weights and no --teacher: training without {knob.replace('_weight', '')}")
+    what = "the knowledge loss" if method == "sbtknet" else "distillation"
+    said(f"no weights and no --teacher: training without {what}")
     return {knob: False if method == "sbtknet" else 0.0}
