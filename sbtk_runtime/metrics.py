@@ -7,7 +7,7 @@ Queries without a relevant photo are left out and counted.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,9 @@ from sbtk_runtime.errors import BadData
 from sbtk_runtime.hamming import Codes
 from sbtk_runtime.placing import Counts, Places, places
 from sbtk_runtime.protocol import DIVISORS, Distance, Divisor, Measure, Ties
-from sbtk_runtime.scoring import Embeddings, Scorer
+from sbtk_runtime.scoring import Scorer
 
+Embeddings = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
 #: Ranks at which AP is cut, and precision taken, unless others are asked for.
@@ -129,6 +130,26 @@ def evaluate(
     )
 
 
+def usual_measures(
+    ap_cuts: Sequence[int] = AP_CUTS, precision_cuts: Sequence[int] = PRECISION_CUTS
+) -> list[Measure]:
+    """Returns the measures that published figures are of, those of one cut together.
+
+    AP is plain and by the envelope, at a cut by every divisor; the strict one, which most codes
+    take, by the envelope, too. What is usual has both means.
+    """
+    measures: list[Measure] = []
+    for k in (None, *ap_cuts):
+        divisor: Divisor | None = None if k is None else "strict"
+        for is_voc in (False, True):
+            measures += _both_means(Measure("AP", k, divisor, is_voc))
+        if k is not None:
+            measures += [Measure("AP", k, "lenient"), Measure("AP", k, "literal")]
+    for k in precision_cuts:
+        measures += _both_means(Measure("P", k))
+    return measures
+
+
 def class_mean(values: Values, labels: Labels) -> float:
     """Returns the mean over classes of each class's mean (DSN's average)."""
     return float(np.mean([values[labels == label].mean() for label in np.unique(labels)]))
@@ -147,6 +168,10 @@ def percentiles(latencies_ms: Sequence[float] | NDArray[np.float64]) -> dict[str
     """Returns p50, p95 and p99 of latencies in milliseconds."""
     p50, p95, p99 = np.percentile(np.asarray(latencies_ms, dtype=np.float64), (50, 95, 99))
     return {"p50_ms": float(p50), "p95_ms": float(p95), "p99_ms": float(p99)}
+
+
+def _both_means(measure: Measure) -> list[Measure]:
+    return [measure, replace(measure, mean="class")]
 
 
 def _measures(ties: Ties, ap_cuts: Sequence[int], precision_cuts: Sequence[int]) -> list[Measure]:
