@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.catalogue import Origin
 from sbtk_runtime.catalogue_database import CATALOGUE_NAME
 from sbtk_runtime.catalogue_writer import Catalogue
@@ -59,14 +60,14 @@ def claimed(
     return origin, None if origin.bits is None else catalogue.itq()
 
 
-def require_codes(folder: Path, embedder: Embedder, bits: int | None) -> None:
-    """Makes sure, before a new gallery's folder is made, that the embedder can fill it.
+def require_codes(folder: Path, bundle: Bundle, bits: int | None) -> None:
+    """Makes sure, before a new gallery's folder is made, that the bundle can fill it.
 
     Raises:
-        BadModel: the embedder's bundle makes no codes of so many bits.
+        BadModel: the bundle makes no codes of so many bits.
     """
     if bits is not None and not (folder / CATALOGUE_NAME).exists():
-        embedder.bundle.itq(bits)
+        bundle.itq(bits)
 
 
 def check_bits(

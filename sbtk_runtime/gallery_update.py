@@ -113,7 +113,7 @@ def update_gallery(
     """
     absolute = absolute_roots(roots)
     refuse_nothing(absolute)
-    require_codes(folder, embedder, bits)
+    require_codes(folder, embedder.bundle, bits)
     with os_errors_told(folder):
         make_folder(folder)
         with WriterLock(folder / LOCK_NAME):
@@ -242,9 +242,8 @@ class _Update:
         if not pending and not failures:
             return
         first_row = catalogue.committed_rows()
-        batches = []
-        if pending:
-            batches = self._written(vectors, first_row, np.stack([item.row for item in pending]))
+        rows = [item.row for item in pending]
+        batches = self._written(vectors, first_row, np.stack(rows)) if rows else []
         embeddings = [
             Embedding(
                 os.fsencode(item.path),

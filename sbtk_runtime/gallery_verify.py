@@ -39,6 +39,7 @@ class VerifyReport:
         found: how many of these the graph found, or in a binary gallery the exact search.
         problems: sentences; none if the gallery is good.
         repaired: photos that the next `sbtk index` embeds anew.
+        bits: length of the codes of a binary gallery.
     """
 
     generation: int
@@ -47,6 +48,7 @@ class VerifyReport:
     found: int
     problems: tuple[str, ...]
     repaired: int = 0
+    bits: int | None = None
 
     @property
     def is_good(self) -> bool:
@@ -108,7 +110,13 @@ def verify_gallery(
         found = _found_by_code(vectors, intact, sample, problems)
     repaired = _forget(folder, manifest, damaged) if repair and len(damaged) else 0
     return VerifyReport(
-        manifest.generation, manifest.live, len(sample), found, tuple(problems), repaired
+        generation=manifest.generation,
+        live=manifest.live,
+        sampled=len(sample),
+        found=found,
+        problems=tuple(problems),
+        repaired=repaired,
+        bits=manifest.bits,
     )
 
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sbtk_cli.options import DEFAULT_GALLERY, existing_gallery
 from sbtk_cli.output import notice
@@ -32,11 +33,10 @@ from sbtk_runtime.catalogue import CatalogueView
 from sbtk_runtime.cpu import cpu_threads
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.gallery import Gallery
-from sbtk_runtime.gallery_folder import VECTORS_NAME
+from sbtk_runtime.gallery_folder import open_rows
 from sbtk_runtime.hnsw import EF, EF_CONSTRUCTION, Graph, M
 from sbtk_runtime.machine import resident_bytes
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest
-from sbtk_runtime.vectors import Vectors
 
 _SYNTHETIC = 20_000
 _QUERIES = 1000
@@ -160,6 +160,7 @@ def _search_gallery(
     with Gallery.open(folder) as gallery:
         manifest = gallery.manifest
         checked_k(k, gallery.count)
+        queries: NDArray[Any]
         if query_file is not None:
             queries, queries_named = _queries_of(query_file, manifest.dim)
         else:
@@ -176,11 +177,13 @@ def _search_gallery(
         exact = way("exact")
         notice("exact answers", quiet=quiet)
         truth = np.stack([exact(query, k) for query in queries])
-        ef = manifest.graph.ef if manifest.graph else EF
-        ways = [Way("exact", None, exact), Way("hnswlib", ef, way("hnsw"))]
+        ways = [Way("exact", None, exact)]
+        if manifest.bits is None:
+            ef = manifest.graph.ef if manifest.graph else EF
+            ways.append(Way("hnswlib", ef, way("hnsw")))
         points = measure_ways(ways, queries, truth, progress=lambda text: notice(text, quiet=quiet))
         return SearchReport(
-            vectors=f"the {gallery.count:,} photos of a gallery, embedded by {manifest.model_id}",
+            vectors=f"the {gallery.count:,} photos of a gallery, {_embedded(manifest)}",
             queries=queries_named,
             count=gallery.count,
             dim=manifest.dim,
@@ -190,15 +193,19 @@ def _search_gallery(
         )
 
 
-def _rows_of(folder: Path, manifest: GalleryManifest, seed: int) -> Embeddings:
-    """Returns up to `_QUERIES` embeddings of a gallery's photos."""
+def _embedded(manifest: GalleryManifest) -> str:
+    codes = "" if manifest.bits is None else f"{manifest.bits}-bit codes, "
+    return f"{codes}embedded by {manifest.model_id}"
+
+
+def _rows_of(folder: Path, manifest: GalleryManifest, seed: int) -> NDArray[Any]:
+    """Returns up to `_QUERIES` embeddings of a gallery's photos, or codes of a binary one."""
     view = CatalogueView(folder, manifest.generation)
     with closing(view):
         rows = view.rows()
     chosen = np.random.default_rng(seed).choice(rows, min(_QUERIES, len(rows)), replace=False)
-    vectors = Vectors(folder / VECTORS_NAME, manifest.dim)
-    embeddings, is_whole = vectors.read(np.sort(chosen))
-    return embeddings[is_whole]
+    kept, is_whole = open_rows(folder, manifest.dim, manifest.bits).read(np.sort(chosen))
+    return kept[is_whole]
 
 
 def _task(

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _HELP = """Write the embeddings of image files to an .npz file.
 
 It holds 'paths', as given and in that order, and 'embeddings', one row of length 1 for each
-(float32). A file that cannot be read is named, left out, and the exit code is 3.
+(float32); with --bits B also 'codes', B packed bits for each (uint8). A file that cannot be read is
+named, left out, and the exit code is 3.
 
 \b
 sbtk embed a.jpg b.jpg --as photo -o photos.npz
@@ -52,6 +53,12 @@ find photos -name '*.jpg' -print0 | sbtk embed --from-file - --as photo -o photo
     metavar="OUT.npz",
     help="The file to write.",
 )
+@click.option(
+    "--bits",
+    type=options.Bits(),
+    metavar="B",
+    help="Add binary codes of B bits. Takes a model that was exported with --bits B.",
+)
 @options.model
 @options.engine
 @options.precision
@@ -65,6 +72,7 @@ def command(
     kind: Kind,
     lists: tuple[Path, ...],
     target: Path,
+    bits: int | None,
     model: str | None,
     engine: str,
     precision: Precision | None,
@@ -83,6 +91,7 @@ def command(
         raise BadData("the list names no file", "at least one path")
     import numpy as np
 
+    from sbtk_runtime.bundle import Bundle
     from sbtk_runtime.embed import Embedder, Failed
     from sbtk_runtime.files import atomic_path
     from sbtk_runtime.gallery_folder import path_fields
@@ -90,9 +99,11 @@ def command(
     kept: list[str] = []
     rows: list[NDArray[np.float32]] = []
     failures: list[Failed] = []
+    bundle = Bundle.open(model)
+    itq = None if bits is None else bundle.itq(bits)
     with (
         Embedder(
-            model,
+            bundle,
             engine=engine,
             precision=precision,
             threads=threads,
@@ -116,7 +127,10 @@ def command(
     if not rows:
         raise BadData(f"0 of {output.count_text(len(paths), 'file')} could be read", "an image")
     with atomic_path(target) as temporary, temporary.open("wb") as file:
-        np.savez(file, paths=np.array(kept), embeddings=np.stack(rows))
+        arrays: dict[str, Any] = {"paths": np.array(kept), "embeddings": np.stack(rows)}
+        if itq is not None:
+            arrays["codes"] = itq.codes(arrays["embeddings"])
+        np.savez(file, **arrays)
     if as_json:
         output.answer_json(
             {

@@ -32,6 +32,7 @@ interrupted, the same command goes on where it stopped.
 \b
 sbtk index photos/
 sbtk index photos/ more/ --gallery all.sbtk
+sbtk index photos/ --bits 64 --gallery small.sbtk
 sbtk index --verify
 """
 
@@ -39,6 +40,13 @@ sbtk index --verify
 @click.command(help=_HELP)
 @click.argument("photos", nargs=-1, type=click.Path(path_type=Path))
 @options.gallery
+@click.option(
+    "--bits",
+    type=options.Bits(),
+    metavar="B",
+    help="Make a binary gallery: codes of B bits instead of embeddings, B/8 bytes a photo. Takes a "
+    "model that was exported with --bits B.",
+)
 @click.option(
     "--checksum", is_flag=True, help="Look for changes in the bytes, not in size and date."
 )
@@ -54,7 +62,8 @@ sbtk index --verify
     "export_folder",
     type=options.PATH,
     metavar="DIR",
-    help="Write the embeddings (.npy) and a table of the photos (.csv, .parquet with pyarrow).",
+    help="Write the embeddings or codes (.npy) and a table of the photos (.csv, .parquet with "
+    "pyarrow).",
 )
 @options.json
 @options.model
@@ -67,6 +76,7 @@ sbtk index --verify
 def command(
     photos: tuple[Path, ...],
     gallery: Path,
+    bits: int | None,
     checksum: bool,
     list_failed: bool,
     verify: bool,
@@ -86,12 +96,14 @@ def command(
         raise click.UsageError("Name the folders of your photos, as in: sbtk index photos/")
     if repair and not verify:
         raise click.UsageError("--repair goes with --verify.")
+    if bits is not None and not photos:
+        raise click.UsageError("--bits goes with the folders of your photos.")
     code = 0
     if photos:
         from sbtk_runtime.embed import Embedder
 
         with Embedder(
-            _bundle(model, gallery),
+            _bundle(model, gallery, bits),
             engine=engine,
             precision=precision,
             threads=threads,
@@ -100,7 +112,7 @@ def command(
             said=lambda text: output.notice(text, quiet=quiet),
         ) as embedder:
             output.notice(output.engine_text(embedder.model_id, embedder.engine.info), quiet=quiet)
-            report = _update(gallery, photos, embedder, checksum=checksum, quiet=quiet)
+            report = _update(gallery, photos, embedder, bits, checksum=checksum, quiet=quiet)
         _tell(report, gallery, as_json=as_json, quiet=quiet)
         code = 3 if report.unreadable else 0
     else:
@@ -131,18 +143,33 @@ def final_sentence(report: IndexReport, gallery: Path) -> str:
     return f"{photos} searchable ({done or 'nothing new'}) in {seconds}"
 
 
-def _bundle(model: str | None, gallery: Path) -> Bundle:
-    """Returns the bundle that was asked for, or made the gallery, or is the default."""
+def _bundle(model: str | None, gallery: Path, bits: int | None) -> Bundle:
+    """Returns the bundle that was asked for, or made the gallery, or is the default.
+
+    What cannot be is told here, before an engine is made ready.
+    """
     from sbtk_runtime.bundle import Bundle
+    from sbtk_runtime.gallery_claim import check_bits, require_codes
     from sbtk_runtime.gallery_folder import published_manifest
 
-    if model is None and (gallery / MANIFEST_NAME).exists():
-        return bundle_for_gallery(None, gallery, published_manifest(gallery).model_id)
-    return Bundle.open(model)
+    if (gallery / MANIFEST_NAME).exists():
+        manifest = published_manifest(gallery)
+        check_bits(gallery, manifest, bits)
+        if model is None:
+            return bundle_for_gallery(None, gallery, manifest.model_id)
+    bundle = Bundle.open(model)
+    require_codes(gallery, bundle, bits)
+    return bundle
 
 
 def _update(
-    gallery: Path, photos: tuple[Path, ...], embedder: Embedder, *, checksum: bool, quiet: bool
+    gallery: Path,
+    photos: tuple[Path, ...],
+    embedder: Embedder,
+    bits: int | None,
+    *,
+    checksum: bool,
+    quiet: bool,
 ) -> IndexReport:
     from sbtk_runtime.gallery_update import update_gallery
 
@@ -160,6 +187,7 @@ def _update(
                 progress=progress,
                 notify=lambda text: output.notice(text, quiet=quiet),
                 checksum=checksum,
+                bits=bits,
             )
         except KeyboardInterrupt:
             output.notice("What was embedded is kept: the same command goes on from there.")
@@ -215,9 +243,10 @@ def _verify(gallery: Path, *, repair: bool, as_json: bool, quiet: bool) -> int:
             "folders embeds them anew"
         )
     if report.is_good:
+        how = "in the graph" if report.bits is None else "by their codes"
         output.answer(
             f"{output.count_text(report.live, 'photo')} intact; {report.found:,} of "
-            f"{report.sampled:,} sampled ones find themselves in the graph"
+            f"{report.sampled:,} sampled ones find themselves {how}"
         )
     return 0 if report.is_good else 1
 

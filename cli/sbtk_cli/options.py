@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,6 +17,21 @@ DEFAULT_GALLERY = Path("gallery.sbtk")
 
 #: A file or folder of the user's; whether it is there is judged where it is opened.
 PATH = click.Path(path_type=Path)
+
+
+class Bits(click.IntRange):
+    """The length of a binary code: a multiple of 8."""
+
+    def __init__(self) -> None:
+        super().__init__(min=8, max=65_536)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Returns the length."""
+        bits = int(super().convert(value, param, ctx))
+        if bits % 8:
+            self.fail(f"{bits} is not a multiple of 8.", param, ctx)
+        return bits
+
 
 _AS_HELP = "What the images are; it decides how they are prepared."
 
@@ -71,7 +87,8 @@ search = click.option(
     type=click.Choice(["auto", "hnsw", "exact"]),
     default="auto",
     show_default=True,
-    help="How to search: by the HNSW graph, exactly, or whichever suits the gallery's size.",
+    help="How to search: by the HNSW graph, exactly, or whichever suits the gallery's size. Binary "
+    "galleries are searched exactly.",
 )
 json = click.option("--json", "as_json", is_flag=True, help="Print JSON lines, for programs.")
 quiet = click.option("-q", "--quiet", is_flag=True, help="Print no progress and no notices.")

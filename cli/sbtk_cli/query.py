@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _HELP = """Find the photos that look like a sketch.
 
-SKETCH is an image file, or - for standard input. Prints rank, score (a cosine, at most 1) and
-path, best first.
+SKETCH is an image file, or - for standard input. Prints rank, score (a cosine, at most 1; of
+binary codes the share of equal bits less that of others) and path, best first.
 
 \b
 sbtk query cat.png
