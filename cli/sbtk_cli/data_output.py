@@ -32,7 +32,14 @@ def check_lines(check: DataCheck) -> Iterator[str]:
     yield plain_table([("", "HERE", name.upper()), *_statistics(check)])
     if check.one_sided:
         yield f"in one domain only: {named(check.one_sided)}"
-    yield from (printable_name(notice) for notice in check.dataset.images.notices)
+    if check.dataset.renamed:
+        pairs = [f"{name} is {to}" for name, to in check.dataset.renamed]
+        yield printable_name(f"put together: {named(pairs)}")
+    for each in check.dataset.missing:
+        yield (
+            f"{shown_relative(each.file)}: {len(each.missing):,} of its "
+            f"{count_text(each.listed, 'image')} missing; first {printable_name(each.missing[0])}"
+        )
     for split in check.splits:
         yield ""
         yield from _split_lines(split, check)

@@ -54,7 +54,8 @@ def test_missing_and_unreadable_images_end_with_3(
 ) -> None:
     (data / "EXTEND_image_sketchy_ready" / "ant" / "ext_0.jpg").unlink()
     assert main(["data", "check", str(data), "--quick"]) == 3
-    assert "left out 1 images that all_photo_filelist_train.txt" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "all_photo_filelist_train.txt: 1 of its 25 images missing; first" in shown
     torn = data / "EXTEND_image_sketchy_ready" / "tree" / "ext_5.jpg"
     torn.write_bytes(b"torn")
     assert main(["data", "check", str(data), "--json"]) == 3
