@@ -114,6 +114,8 @@ def recognise(root: Path) -> Layout:
     if len(inner) == 1:
         return inner[0]
     shown = printable_name(root)
+    if not root.is_dir():
+        raise BadData(f"there is no folder {shown}", "a folder of sketches and photos")
     if inner:
         names = ", ".join(layout.root.name for layout in inner)
         raise BadData(

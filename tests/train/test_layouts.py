@@ -259,6 +259,11 @@ def test_the_folder_around_one_data_set_will_do_and_around_two_will_not(tmp_path
         recognise(tmp_path)
 
 
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match=r"no folder .*nowhere"):
+        read_dataset(tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize(
     ("file", "line", "said"),
     [
