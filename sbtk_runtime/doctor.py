@@ -245,7 +245,8 @@ def _gallery(folder: Path, bundle: Bundle | None) -> Finding:
         manifest = read_gallery_manifest(folder)
     except SbtkError as problem:
         return Finding("gallery", "problem", problem.found, problem.next_step)
-    text = f"{shown}: {manifest.live:,} photos searchable, made by {manifest.model_id}"
+    codes = "" if manifest.bits is None else f" as {manifest.bits}-bit codes"
+    text = f"{shown}: {manifest.live:,} photos searchable{codes}, made by {manifest.model_id}"
     if missing := _missing_graph(folder, manifest):
         text += f"; {missing} is missing and will be rebuilt"
         return Finding("gallery", "note", text, f"sbtk index --gallery {shown} --verify")
