@@ -78,10 +78,12 @@ def contents(folder: Path) -> dict[str, object]:
     return {**tables, **shards}
 
 
-def index(folder: Path, photos: Path, bundle: Path, commit_every: int = 4) -> IndexReport:
+def index(
+    folder: Path, photos: Path, bundle: Path, commit_every: int = 4, bits: int | None = None
+) -> IndexReport:
     """Updates a gallery with an embedder of its own, in small batches."""
     with Embedder(bundle, engine="onnxruntime", threads=1, batch=2) as embedder:
-        return update_gallery(folder, [photos], embedder, commit_every=commit_every)
+        return update_gallery(folder, [photos], embedder, commit_every=commit_every, bits=bits)
 
 
 def processes() -> ForkServerContext:

@@ -22,7 +22,8 @@ from sbtk_runtime.gallery import Gallery
 from sbtk_runtime.gallery_update import update_gallery
 from sbtk_runtime.gallery_verify import verify_gallery
 from sbtk_runtime.manifest import GalleryManifest
-from tests.tiny import tiny_bundle, tiny_photo, write_photos
+from tests.tiny import tiny_photo, write_photos
+from tests.tiny_codes import tiny_code_bundle
 from tests.tiny_gallery import contents, index, processes
 
 KILLED = -signal.SIGKILL
@@ -40,7 +41,9 @@ def index_and_tell(folder: Path, photos: Path, bundle: Path, progress: Connectio
     progress.send(-1)
 
 
-def index_until_sync(folder: Path, photos: Path, bundle: Path, syncs: int) -> None:
+def index_until_sync(
+    folder: Path, photos: Path, bundle: Path, syncs: int, bits: int | None = None
+) -> None:
     """Updates a gallery, and dies in the moment of the given call of fsync."""
     left = syncs
     real = os.fsync
@@ -53,7 +56,7 @@ def index_until_sync(folder: Path, photos: Path, bundle: Path, syncs: int) -> No
         real(descriptor)
 
     os.fsync = counted  # type: ignore[assignment]
-    index(folder, photos, bundle)
+    index(folder, photos, bundle, bits=bits)
 
 
 def index_until_published(folder: Path, photos: Path, bundle: Path) -> None:
@@ -92,7 +95,7 @@ def names_in(folder: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle"))
+    return tiny_code_bundle(tmp_path_factory.mktemp("bundle"), 16)
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +141,15 @@ def test_killed_at_random_and_resumed_is_uninterrupted(
     assert verify_gallery(folder).problems == ()
 
 
+@pytest.mark.parametrize("bits", [None, 16])
 def test_killed_at_every_sync_of_a_first_run(
-    tmp_path: Path, photos: Path, bundle: Path, uninterrupted: dict[str, object]
+    tmp_path: Path, photos: Path, bundle: Path, bits: int | None
 ) -> None:
+    index(tmp_path / "expected.sbtk", photos, bundle, bits=bits)
+    expected = contents(tmp_path / "expected.sbtk")
     for syncs in range(1, 40):
         folder = tmp_path / f"{syncs}.sbtk"
-        exit_code = run(index_until_sync, folder, photos, bundle, syncs)
+        exit_code = run(index_until_sync, folder, photos, bundle, syncs, bits)
         if (folder / "manifest.json").exists():
             assert len(names_in(folder)) == 9
         else:
@@ -151,17 +157,18 @@ def test_killed_at_every_sync_of_a_first_run(
                 Gallery.open(folder)
         if exit_code != KILLED:
             break
-        index(folder, photos, bundle)
-        assert contents(folder) == uninterrupted
+        index(folder, photos, bundle, bits=bits)
+        assert contents(folder) == expected
         shutil.rmtree(folder)
     assert exit_code == 0
     assert syncs > 8
 
 
-def test_killed_at_every_sync_of_an_update(tmp_path: Path, bundle: Path) -> None:
+@pytest.mark.parametrize("bits", [None, 16])
+def test_killed_at_every_sync_of_an_update(tmp_path: Path, bundle: Path, bits: int | None) -> None:
     photos, before = tmp_path / "photos", tmp_path / "before.sbtk"
     write_photos(photos, 8)
-    index(before, photos, bundle)
+    index(before, photos, bundle, bits=bits)
     old_names = names_in(before)
     change(photos)
     shutil.copytree(before, tmp_path / "expected.sbtk")
@@ -176,12 +183,12 @@ def test_killed_at_every_sync_of_an_update(tmp_path: Path, bundle: Path) -> None
         assert names_in(folder) in (old_names, new_names)
         index(folder, photos, bundle)
         assert contents(folder) == expected
-        assert len(list(folder.glob("graph-*"))) == 1
+        assert len(list(folder.glob("graph-*"))) == (bits is None)
         assert list(folder.glob(".*.tmp-*")) == []
         if exit_code != KILLED:
             break
     assert exit_code == 0
-    assert syncs > 6
+    assert syncs > (6 if bits is None else 5)
 
 
 def test_killed_between_graph_and_manifest_the_old_generation_answers(
