@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sbtk_runtime.bundle import code_lengths
 from sbtk_runtime.manifest import BundleManifest
 
 CARD_NAME = "MODEL_CARD.md"
@@ -49,11 +50,25 @@ def model_card(manifest: BundleManifest) -> str:
         _section("Training", _bullets(training)),
         _section("Metrics", _bullets(manifest.metrics) if manifest.metrics else "None recorded."),
         _section("Parity with torch", _parity_text(manifest.parity)),
+        *_codes_sections(manifest),
         _section("Limits", _LIMITS),
         _section("Files", _files_text(manifest)),
         _section("Versions", _bullets(manifest.versions)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _codes_sections(manifest: BundleManifest) -> list[str]:
+    bits = code_lengths(manifest)
+    if not bits:
+        return []
+    options = " or ".join(f"`--bits {length}`" for length in bits)
+    text = (
+        f"`sbtk index` and `sbtk embed` make binary codes of the embeddings with {options}: ITQ "
+        "(Gong and Lazebnik 2011), compared by Hamming distance. The metrics above say what they "
+        "lose."
+    )
+    return [_section("Binary codes", text)]
 
 
 def _section(title: str, text: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
+from sbtk_export.binary_codes import CODES_PER_KIND, require_bits, write_codes
 from sbtk_export.bundle_writer import file_records, published_folder, require_absent
 from sbtk_export.card import CARD_NAME, model_card
 from sbtk_export.model_files import VARIANTS, Variant, check_models, file_name, write_models
@@ -40,12 +41,14 @@ class ExportPlan:
         name: of the model.
         variants: what to make beside FP32, which is always made as the reference.
         is_slim: leave FP32 and the student's weights out of the bundle.
+        bits: lengths of binary codes that the bundle shall make of its embeddings.
     """
 
     target: Path
     name: str
     variants: tuple[Variant, ...] = PRECISIONS
     is_slim: bool = False
+    bits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def export_run(run: TrainedRun, plan: ExportPlan, images: Path | None, said: Sai
         BadModel: a model does not keep its limits; nothing was published.
     """
     require_absent(plan.target)
+    require_bits(plan.bits, run.student.dim)
     facts = facts_from_run(run)
     data = _data_folder(run, images)
     said(f"reading pictures of {len(facts.training_classes)} training classes from {data}")
@@ -85,6 +89,7 @@ def export_run(run: TrainedRun, plan: ExportPlan, images: Path | None, said: Sai
         facts.training_classes,
         facts.validation_classes,
         is_calibrating=not {"int8", "int8.trt"}.isdisjoint(plan.variants),
+        codes_per_kind=CODES_PER_KIND if plan.bits else 0,
     )
     return export_student(run.student, facts, pictures, plan, said)
 
@@ -114,12 +119,17 @@ def export_student(
         said("torch: embedding the pictures")
         reference = torch_reference(student, pictures)
         parities = check_models(Bundle(folder, draft), reference, pictures, variants, said)
+        metrics = facts.metrics
+        if plan.bits:
+            metrics = metrics | write_codes(
+                Bundle(folder, draft), plan.bits, pictures, reference.ranking, said
+            )
         if plan.is_slim:
             (folder / file_name("fp32")).unlink()
         else:
             save_student(folder, student.state_dict(), facts.backbone)
         told = {variant: _told(parity) for variant, parity in parities.items()}
-        _sign(folder, replace(draft, parity=told), plan)
+        _sign(folder, replace(draft, parity=told, metrics=metrics), plan)
     return Exported(Bundle.open(plan.target.absolute()), pictures, reference)
 
 

@@ -6,7 +6,8 @@ calibration or parity, whatever lies in the folder. The three sets do not overla
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,12 +61,15 @@ class ExportPictures:
         parity: other pictures of training classes, in equal parts; cosines and norms.
         ranking: held-out seen classes where there are any, or else `parity`; top 10 and mAP.
         notices: files that were left out, and why.
+        code_files: of training classes, by kind; binary codes are learnt on them. They may be
+            among the other pictures, which measure something else.
     """
 
     calibration: PictureSet
     parity: PictureSet
     ranking: PictureSet
     notices: tuple[str, ...] = field(default=())
+    code_files: Mapping[Kind, tuple[Path, ...]] = field(default_factory=dict)
 
 
 def choose_pictures(
@@ -74,6 +78,7 @@ def choose_pictures(
     validation_classes: Sequence[str],
     *,
     is_calibrating: bool = True,
+    codes_per_kind: int = 0,
     seed: int = 0,
 ) -> ExportPictures:
     """Returns the pictures of `data/{sketch,photo}/<class>/*` to calibrate and to measure with.
@@ -83,6 +88,7 @@ def choose_pictures(
         training_classes: names of the classes that the student was trained on.
         validation_classes: names of seen classes that it was not trained on.
         is_calibrating: pictures for calibration are needed too.
+        codes_per_kind: files of each kind to learn binary codes on, if there are so many.
         seed: draws the pictures.
 
     Raises:
@@ -90,7 +96,8 @@ def choose_pictures(
     """
     available = read_dataset(data)
     rng = np.random.default_rng(seed)
-    training = _Drawer(_only(available, training_classes), rng)
+    seen = _only(available, training_classes)
+    training = _Drawer(seen, rng)
     validation = _Drawer(_only(available, validation_classes), rng)
     # Parity draws first: it is what cannot be done without.
     parity = _equal_parts([training.draw(kind, PARITY_PER_KIND) for kind in KINDS])
@@ -106,6 +113,7 @@ def choose_pictures(
         parity,
         held_out if is_ranking_possible else parity,
         (*training.notices, *validation.notices),
+        _files(seen, codes_per_kind, np.random.default_rng(seed)),
     )
 
 
@@ -145,6 +153,18 @@ class _Drawer:
 def _only(data: ImageSet, classes: Sequence[str]) -> ImageSet:
     wanted = {class_key(name) for name in classes}
     return of_classes(data, [name for name in data.classes if class_key(name) in wanted])
+
+
+def _files(data: ImageSet, per_kind: int, rng: np.random.Generator) -> dict[Kind, tuple[Path, ...]]:
+    """Returns up to so many files of each kind, from all classes alike."""
+    turns: dict[Kind, Iterator[tuple[Path, int]]] = {
+        "sketch": _by_turns(data.sketches, data.sketch_labels, rng),
+        "photo": _by_turns(data.photos, data.photo_labels, rng),
+    }
+    return {
+        kind: tuple(path for path, _ in itertools.islice(files, per_kind))
+        for kind, files in turns.items()
+    }
 
 
 def _by_turns(

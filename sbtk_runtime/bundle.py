@@ -125,8 +125,7 @@ class Bundle:
     @property
     def bits(self) -> tuple[int, ...]:
         """The lengths of binary codes that the bundle can make of its embeddings, ascending."""
-        names = (_ITQ_NAME.fullmatch(name) for name in self.manifest.files)
-        return tuple(sorted(int(match.group(1)) for match in names if match))
+        return code_lengths(self.manifest)
 
     def itq(self, bits: int) -> Itq:
         """Returns what makes codes of `bits` bits of the model's embeddings.
@@ -180,6 +179,12 @@ def onnx_name(precision: Precision, form: OnnxForm = "plain") -> str:
     if form == "tensorrt" and precision == "int8":
         return "model.int8.trt.onnx"
     return f"model.{precision}.onnx"
+
+
+def code_lengths(manifest: BundleManifest) -> tuple[int, ...]:
+    """Returns the lengths of binary codes that a bundle's files make, ascending."""
+    names = (_ITQ_NAME.fullmatch(name) for name in manifest.files)
+    return tuple(sorted(int(match.group(1)) for match in names if match))
 
 
 def itq_name(bits: int) -> str:

@@ -36,6 +36,7 @@ sbtk export runs/2026-11-21-sbtknet -o bundles/mine
 sbtk export --int8               FP32 and INT8 only
 sbtk export --fp16 --int8-trt    FP32 and both that TensorRT is fast with
 sbtk export --slim               INT8 and FP16 only, to be shipped
+sbtk export --bits 64            all of them, and 64-bit codes for small galleries
 """
 
 _HEADING = ("", "COSINE MIN", "MEAN", "|NORM-1|", "TOP 10", "mAP", "OF TORCH")
@@ -49,6 +50,14 @@ _HEADING = ("", "COSINE MIN", "MEAN", "|NORM-1|", "TOP 10", "mAP", "OF TORCH")
     "--int8-trt",
     is_flag=True,
     help="Make INT8 for TensorRT.  [default: where TensorRT works, but not with --slim]",
+)
+@click.option(
+    "--bits",
+    type=options.Bits(),
+    multiple=True,
+    metavar="B",
+    help="Also learn binary codes of B bits, on sketches and photos of the training classes; may "
+    "be given several times.",
 )
 @click.option(
     "--slim",
@@ -78,6 +87,7 @@ def command(
     fp16: bool,
     int8: bool,
     int8_trt: bool,
+    bits: tuple[int, ...],
     slim: bool,
     target: Path | None,
     images: Path | None,
@@ -112,7 +122,7 @@ def command(
     is_for_gpu = not asked or "fp16" in asked or "int8.trt" in asked
     builder = find_plan_builder(said) if is_for_gpu else None
     variants = variants_to_make(asked, for_tensorrt=builder is not None and not slim)
-    plan = ExportPlan(target or Path("bundles") / name, name, variants, slim)
+    plan = ExportPlan(target or Path("bundles") / name, name, variants, slim, bits)
     exported = export_run(trained, plan, images, said)
     engines: list[BuiltEngine] = []
     if builder is not None:
@@ -135,7 +145,8 @@ def _print(bundle: Bundle, engines: Sequence[BuiltEngine], as_json: bool) -> Non
         value = {"folder": str(bundle.folder), "model_id": manifest.model_id}
         sizes = {name: record.size_bytes for name, record in manifest.files.items()}
         built = {"engines": [asdict(engine) for engine in engines]}
-        output.answer_json(value | {"files": sizes, "parity": manifest.parity} | built)
+        figures = {"parity": manifest.parity, "metrics": manifest.metrics}
+        output.answer_json(value | {"files": sizes, "bits": list(bundle.bits)} | figures | built)
         return
     rows: list[tuple[str, ...]] = [_HEADING]
     rows += [_row(variant, parity) for variant, parity in manifest.parity.items()]
@@ -149,6 +160,12 @@ def _print(bundle: Bundle, engines: Sequence[BuiltEngine], as_json: bool) -> Non
         f"{shown}: {manifest.model_id}, {' '.join(bundle.precisions)}, "
         f"{output.size_text(size_bytes)}"
     )
+    for length in bundle.bits:
+        figure = manifest.metrics[f"codes_{length}_map"]
+        output.answer(
+            f"{length}-bit codes: mAP@all {figure['value']:.4f}, where the embeddings have "
+            f"{figure['of_embeddings']:.4f}"
+        )
     for engine in engines:
         record = engine.record
         output.answer(
