@@ -18,7 +18,7 @@ from sbtk_runtime.errors import BadConfig, SbtkError
 from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_train.checkpoint import Position, load_state, save_state, save_student
 from sbtk_train.config import TrainConfig
-from sbtk_train.draws import BatchDraws, Draws, batch_generator
+from sbtk_train.draws import batch_generator
 from sbtk_train.evaluate import SELECTED_BY, by_feature_maps, by_pixels, validate
 from sbtk_train.feature_maps import FeatureMaps, FeatureSource
 from sbtk_train.objective import Examples
@@ -30,10 +30,10 @@ from sbtk_train.optimise import (
     update_average,
 )
 from sbtk_train.progress import EpochDone, Listener, StepDone
-from sbtk_train.sampler import Batch
 from sbtk_train.setup import Materials
+from sbtk_train.shares import Share
 from sbtk_train.sources import PixelSource, Source
-from sbtk_train.student import PHOTO, SKETCH
+from sbtk_train.student import PHOTO, SKETCH, StudentOutput
 
 _REPORT_SECONDS = 10.0
 
@@ -44,6 +44,9 @@ class TrainingDiverged(SbtkError):
 
 class Trainer:
     """Trains one student in one run folder.
+
+    Where several processes train it together, each has a trainer, and the first one's validates
+    and writes.
 
     Args:
         materials: data, student, soft labels and device.
@@ -56,6 +59,7 @@ class Trainer:
         self, materials: Materials, config: TrainConfig, folder: Path, listener: Listener
     ) -> None:
         self._materials = materials
+        self._team = materials.team
         self._config = config
         self._recipe = config.recipe
         self._folder = folder
@@ -63,6 +67,7 @@ class Trainer:
         self._data = materials.division.training
         self._student = materials.student
         self._average = copy.deepcopy(self._student) if config.recipe.average_decay else None
+        self._network = self._team.network(self._student)
         self._optimizer = build_optimizer(self._student, config.recipe)
         self._scaler = torch.GradScaler(
             materials.compute.device.type, enabled=materials.compute.needs_loss_scaling
@@ -93,7 +98,7 @@ class Trainer:
         Raises:
             BadConfig: there is none, or it was made from other data or another split.
         """
-        tensors, position = load_state(self._folder)
+        tensors, position = self._team.agreed(lambda: load_state(self._folder))
         for name, found, expected in (
             ("training data", self._position.data_sha256, position.data_sha256),
             ("class split", self._position.split_sha256, position.split_sha256),
@@ -132,31 +137,36 @@ class Trainer:
         position = self._position
         if position.step == 0:
             self._objective.start_epoch()
-        source = self._source(self._size_px(position.epoch))
-        batches = self._objective.batches(position.epoch)
+        source = self._team.in_turn(lambda: self._source(self._size_px(position.epoch)))
+        shares = (self._team.share(batch) for batch in self._objective.batches(position.epoch))
         started, done, reported = time.monotonic(), 0, 0.0
         try:
-            for number, batch, loaded in _prefetched(batches, position.step, source):
-                figures = self._step(batch, source, loaded, number)
+            for number, share, loaded in _prefetched(shares, position.step, source):
+                figures = self._step(share, source, loaded, number)
                 for name, value in figures.items():
                     position.sums[name] = position.sums.get(name, 0.0) + value
                 position.step = number + 1
-                done += len(batch.sketches) + len(batch.photos)
+                done += len(share.batch.sketches) + len(share.batch.photos)
                 elapsed = time.monotonic() - started
                 if elapsed - reported >= _REPORT_SECONDS or position.step == self._epoch_steps:
                     reported = elapsed
                     self._listener(self._step_done(done / elapsed))
                 is_due = time.monotonic() - self._saved_at > 60 * self._config.checkpoint_minutes
-                if is_due or self._is_stopping:
+                is_due, is_stopping = self._team.any(
+                    is_due and self._team.is_first, self._is_stopping
+                )
+                if is_due or is_stopping:
                     self._check_weights()
                     self._save()
-                if self._is_stopping:
+                if is_stopping:
+                    self._team.wait()  # the first process to end has the others ended too
                     raise KeyboardInterrupt
         finally:
             source.close()
 
-    def _step(self, batch: Batch, source: Source, loaded: Any, number: int) -> dict[str, float]:
+    def _step(self, share: Share, source: Source, loaded: Any, number: int) -> dict[str, float]:
         compute, position = self._materials.compute, self._position
+        batch, views = share.batch, self._objective.views
         self._student.train()
         set_rates(
             self._optimizer,
@@ -166,15 +176,16 @@ class Trainer:
             epoch_steps=self._epoch_steps,
         )
         chance = batch_generator(self._config.seed, position.epoch, number)
-        draws = (Draws(chance, len(batch.sketches)), Draws(chance, len(batch.photos)))
-        inputs = source.inputs(loaded, BatchDraws(*draws))
+        inputs = source.inputs(loaded, share.draws(chance))
         labels = torch.cat([self._labels[batch.sketches], self._photo_labels[batch.photos]])
         labels = labels.to(compute.device)
         domains = torch.full((len(labels),), PHOTO, device=compute.device)
         domains[: len(batch.sketches)] = SKETCH
         with compute.autocast():
-            output = self._student(inputs, domains.repeat(self._objective.views), source.begin)
-        examples = Examples(inputs, source.begin, labels, domains, len(batch.sketches))
+            own = self._network(inputs, domains[share.rows()].repeat(views), source.begin)
+        output = StudentOutput(*self._team.joined(own, share, views))
+        count = len(batch.sketches)
+        examples = Examples(inputs, source.begin, labels, domains, count, share, self._team)
         terms = self._objective.terms(output, examples)
         loss = torch.stack(list(terms.values())).sum()
         self._optimise(loss, number)
@@ -221,7 +232,8 @@ class Trainer:
         kept = self._average if self._average is not None else self._student
         compute, workers = self._materials.compute, self._config.workers
         embed = by_feature_maps(compute, self._maps) if self._maps else by_pixels(compute, workers)
-        figures = validate(kept, self._materials.division, self._recipe.selection, embed)
+        division, selection = self._materials.division, self._recipe.selection
+        figures = self._team.agreed(lambda: validate(kept, division, selection, embed))
         means = {name: value / self._epoch_steps for name, value in position.sums.items()}
         row = {"epoch": float(position.epoch + 1), **means, **figures}
         selected_by = SELECTED_BY[self._recipe.selection]
@@ -233,12 +245,14 @@ class Trainer:
         position.epoch, position.step, position.sums = position.epoch + 1, 0, {}
         # The best student is written first: killed in between, the epoch is run again, to the
         # same result.
-        if improved:
+        if improved and self._team.is_first:
             save_student(self._folder, kept.state_dict(), self._config.backbone)
         self._save()
         self._listener(EpochDone(row, improved, position.since_best))
 
     def _save(self) -> None:
+        if not self._team.is_first:
+            return
         tensors = {f"student.{k}": v for k, v in self._student.state_dict().items()}
         if self._average is not None:
             tensors |= {f"average.{k}": v for k, v in self._average.state_dict().items()}
@@ -272,7 +286,14 @@ class Trainer:
     def _source(self, size_px: int) -> Source:
         config, compute = self._config, self._materials.compute
         if self._maps is None:
-            return PixelSource(self._data, self._objective, size_px, compute, config.workers)
+            return PixelSource(
+                self._data,
+                self._objective,
+                size_px,
+                compute,
+                config.workers,
+                processes=self._team.local_size,
+            )
         copies = config.feature_variants if self._recipe.augment else 0
         views = self._objective.views
         return FeatureSource(self._data, self._maps, copies, views, compute)
@@ -295,18 +316,18 @@ class Trainer:
 
 
 def _prefetched(
-    batches: Iterator[Batch], skip: int, source: Source
-) -> Iterator[tuple[int, Batch, Any]]:
-    """Yields number, batch and what the source loaded, from batch `skip` on, one batch ahead."""
-    wanted = [(number, batch) for number, batch in enumerate(batches) if number >= skip]
+    shares: Iterator[Share], skip: int, source: Source
+) -> Iterator[tuple[int, Share, Any]]:
+    """Yields number, share and what the source loaded, from batch `skip` on, one batch ahead."""
+    wanted = [(number, share) for number, share in enumerate(shares) if number >= skip]
     with ThreadPoolExecutor(1) as ahead:
-        following = ahead.submit(source.load, wanted[0][1]) if wanted else None
-        for place, (number, batch) in enumerate(wanted):
+        following = ahead.submit(source.load, wanted[0][1].own) if wanted else None
+        for place, (number, share) in enumerate(wanted):
             assert following is not None
             loaded = following.result()
             if place + 1 < len(wanted):
-                following = ahead.submit(source.load, wanted[place + 1][1])
-            yield number, batch, loaded
+                following = ahead.submit(source.load, wanted[place + 1][1].own)
+            yield number, share, loaded
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

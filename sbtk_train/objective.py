@@ -8,8 +8,10 @@ from typing import Protocol
 
 from torch import Tensor
 
+from sbtk_train.distributed import ALONE, Team
 from sbtk_train.draws import BatchDraws
 from sbtk_train.sampler import Batch
+from sbtk_train.shares import Share
 from sbtk_train.student import StudentOutput
 
 
@@ -17,13 +19,18 @@ from sbtk_train.student import StudentOutput
 class Examples:
     """The images of one step, `S` sketches and then `P` photos.
 
+    Where several processes share the batch, `inputs` are this one's own `s` sketches and `p`
+    photos, and what is made of them is put in order by `joined`. All else is of the whole batch.
+
     Attributes:
-        inputs: `(V * (S + P), ...)`, what the student was given: view after view, images or
+        inputs: `(V * (s + p), ...)`, what the student was given: view after view, images or
             feature maps at the stage `begin`.
         begin: the trunk's stage that they enter; empty for images.
         labels: `(S + P,) int64`, indices of training classes.
         domains: `(S + P,) float32`, 0 for sketches and 1 for photos.
         sketches: S.
+        share: which of the images this process has.
+        team: the processes.
     """
 
     inputs: Tensor
@@ -31,6 +38,20 @@ class Examples:
     labels: Tensor
     domains: Tensor
     sketches: int
+    share: Share | None = None
+    team: Team = ALONE
+
+    def first_view(self) -> Tensor:
+        """Returns the first view of the own images, `(s + p, ...)`."""
+        return self.inputs[: len(self.own_domains())]
+
+    def own_domains(self) -> Tensor:
+        """Returns `(s + p,) float32`, the domains of the own images."""
+        return self.domains if self.share is None else self.domains[self.share.rows()]
+
+    def joined(self, rows: Tensor) -> Tensor:
+        """Returns `(S + P, D)` rows for the `(s + p, D) float32` of one view of own images."""
+        return rows if self.share is None else self.team.joined([rows], self.share, 1)[0]
 
 
 class Objective(Protocol):

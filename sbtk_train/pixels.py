@@ -66,6 +66,9 @@ class PixelStore:
         Raises:
             BadData: an image cannot be read any more.
         """
+        if not len(rows):
+            channels = 3 if self._kind == "photo" else 1
+            return torch.empty(0, channels, self._size_px, self._size_px, dtype=torch.uint8)
         pixels = list(self._pool.map(self._pixels, rows))
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
@@ -89,10 +92,11 @@ class PixelStore:
         return pixels
 
 
-def fits_in_memory(data: ImageSet, size_px: int) -> bool:
-    """Says whether all pixels of the set stay below `MAX_CACHE_BYTES`."""
+def fits_in_memory(data: ImageSet, size_px: int, processes: int = 1) -> bool:
+    """Says whether all pixels of the set, kept by each process, stay below `MAX_CACHE_BYTES`."""
     area = size_px * size_px
-    return area * (len(data.sketches) + 3 * len(data.photos)) <= MAX_CACHE_BYTES
+    size_bytes = area * (len(data.sketches) + 3 * len(data.photos))
+    return processes * size_bytes <= MAX_CACHE_BYTES
 
 
 def without_unreadable(data: ImageSet, workers: int) -> tuple[ImageSet, list[Unreadable]]:

@@ -26,6 +26,7 @@ from sbtk_runtime.files import (
 from sbtk_train.checkpoint import RECORD, STUDENT
 from sbtk_train.config import TrainConfig, read_config
 from sbtk_train.curves import draw_curves
+from sbtk_train.distributed import ALONE, Team
 from sbtk_train.evaluate import SELECTED_BY
 from sbtk_train.loop import Trainer
 from sbtk_train.progress import EpochDone, Listener, StepDone
@@ -56,6 +57,7 @@ def train(
     *,
     resume: bool = False,
     on_trainer: Callable[[Trainer], None] | None = None,
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """Trains into `folder` and returns the run's record.
 
@@ -65,13 +67,16 @@ def train(
         listener: told about steps, epochs and what was found.
         resume: go on from the folder's last save.
         on_trainer: handed the trainer before it starts, so that a signal can stop it.
+        team: the processes that train together. All call this; the first one listens and writes.
     """
-    remove_stale_temporaries(folder)
     if resume:
-        config = read_config(folder)
-    else:
+        config = team.agreed(lambda: read_config(folder))
+    if not team.is_first:
+        return _assist(config, folder, resume, on_trainer, team)
+    remove_stale_temporaries(folder)
+    if not resume:
         config.write(folder)
-    materials = gather(config, listener)
+    materials = gather(config, listener, team)
     record = _record(config, materials)
     recorder = _Recorder(folder, record, config.recipe.selection, listener)
     trainer = Trainer(materials, config, folder, recorder)
@@ -83,7 +88,28 @@ def train(
         on_trainer(trainer)
     position = trainer.run()
     recorder.finish(position.history)
-    return record
+    return team.agreed(lambda: record)
+
+
+def _assist(
+    config: TrainConfig,
+    folder: Path,
+    resume: bool,
+    on_trainer: Callable[[Trainer], None] | None,
+    team: Team,
+) -> dict[str, Any]:
+    """Trains along with the first process, and writes nothing."""
+    trainer = Trainer(gather(config, _unheard, team), config, folder, _unheard)
+    if resume:
+        trainer.resume()
+    if on_trainer is not None:
+        on_trainer(trainer)
+    trainer.run()
+    return team.agreed(dict[str, Any])
+
+
+def _unheard(_: StepDone | EpochDone | str) -> None:
+    """Listens for a process that tells nobody."""
 
 
 class _Recorder:
@@ -159,6 +185,7 @@ def _record(config: TrainConfig, materials: Materials) -> dict[str, Any]:
         "seed": config.seed,
         "division_seed": config.division_seed,
         "device": _device_name(materials.compute.device),
+        "processes": materials.team.size,
         "precision": materials.compute.precision,
         "versions": {name: _version(name) for name in _VERSIONS_OF}
         | {"python": platform.python_version()},

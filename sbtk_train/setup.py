@@ -18,6 +18,7 @@ from sbtk_train.backbone import better_layout, build_trunk, load_trunk, read_wei
 from sbtk_train.config import TrainConfig
 from sbtk_train.data import Division, ImageSet, divide, read_dataset
 from sbtk_train.device import Compute, choose_compute
+from sbtk_train.distributed import ALONE, Team
 from sbtk_train.objective import Objective
 from sbtk_train.pixels import Unreadable, load_pixels, without_unreadable
 from sbtk_train.recipes import SbtknetRecipe
@@ -25,6 +26,7 @@ from sbtk_train.sbtknet_objective import SbtknetObjective
 from sbtk_train.splits import Split, open_split
 from sbtk_train.student import Student
 from sbtk_train.students import build_student
+from sbtk_train.synchronised_norm import synchronise_norms
 from sbtk_train.teacher import require_classifier, soft_labels
 
 Said = Callable[[str], None]
@@ -45,6 +47,7 @@ class Materials:
             uses; empty without.
         unreadable: images that were left out.
         compute: device and precision.
+        team: the processes that train together.
     """
 
     division: Division
@@ -54,23 +57,24 @@ class Materials:
     knowledge_sha256: str
     unreadable: tuple[Unreadable, ...]
     compute: Compute
+    team: Team = ALONE
 
 
-def gather(config: TrainConfig, said: Said) -> Materials:
+def gather(config: TrainConfig, said: Said, team: Team = ALONE) -> Materials:
     """Returns the materials of a run; `said` is told what was found and what takes time.
+
+    The first process of a team reads the data and fills caches, for all.
 
     Raises:
         BadData: the data cannot be trained on.
         BadModel: the weights do not fit.
         BadConfig: options contradict each other.
     """
-    compute = choose_compute(config.device, config.precision)
+    compute = choose_compute(team.device(config.device), config.precision)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    data = read_dataset(Path(config.data), keep_duplicates=config.keep_duplicates)
-    split = open_split(config.split, data.classes)
-    division, unreadable = readable_division(config, data, split, said)
+    division, split, unreadable = team.agreed(lambda: _readable_data(config, said))
     training = division.training
     student = build_student(config, len(training.classes))
     if config.weights:
@@ -78,8 +82,10 @@ def gather(config: TrainConfig, said: Said) -> Materials:
     if config.freeze_until:
         student.freeze_until(config.freeze_until)
     student = student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    objective, key = _objective(config, training, student, compute, said)
-    return Materials(division, split, student, objective, key, tuple(unreadable), compute)
+    objective, key = team.in_turn(lambda: _objective(config, training, student, compute, said))
+    if team.size > 1:
+        synchronise_norms(student, compute.device)
+    return Materials(division, split, student, objective, key, unreadable, compute, team)
 
 
 def find_weights(name: str, backbone: str | None) -> Path:
@@ -134,6 +140,15 @@ def choose_backbone(weights: Path | None, asked: str | None, said: Said) -> str:
         "--backbone resnet50-v1.5 (torchvision) or resnet50-v1 (Caffe, Keras)",
         "the statistics check at the start names a wrong choice",
     )
+
+
+def _readable_data(
+    config: TrainConfig, said: Said
+) -> tuple[Division, Split, tuple[Unreadable, ...]]:
+    data = read_dataset(Path(config.data), keep_duplicates=config.keep_duplicates)
+    split = open_split(config.split, data.classes)
+    division, unreadable = readable_division(config, data, split, said)
+    return division, split, tuple(unreadable)
 
 
 def readable_division(

@@ -42,9 +42,16 @@ class PixelSource:
     begin = ""
 
     def __init__(
-        self, data: ImageSet, objective: Objective, size_px: int, compute: Compute, workers: int
+        self,
+        data: ImageSet,
+        objective: Objective,
+        size_px: int,
+        compute: Compute,
+        workers: int,
+        *,
+        processes: int = 1,
     ) -> None:
-        keep = fits_in_memory(data, size_px)
+        keep = fits_in_memory(data, size_px, processes)
         self._sketches = PixelStore(data.sketches, "sketch", size_px, workers=workers, keep=keep)
         self._photos = PixelStore(data.photos, "photo", size_px, workers=workers, keep=keep)
         self._objective = objective

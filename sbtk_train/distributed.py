@@ -1,0 +1,265 @@
+"""The processes that train one student together, as torchrun starts them.
+
+Each takes a share of a batch's images. What the losses read is gathered with its gradients, so
+that every process has the loss of the whole batch, and the gradients of all shares are summed:
+the student that comes of it is the one that a single process makes, up to rounding. The first
+process reads, decides and writes for all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.autograd.function import Function, once_differentiable
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from sbtk_runtime.errors import BadConfig, SbtkError
+from sbtk_train.sampler import Batch
+from sbtk_train.shares import Share
+from sbtk_train.student import Student
+
+#: The first process may check a large data set or validate for long while the others wait.
+_PATIENCE = timedelta(days=7)
+_TOLD = "told"
+
+T = TypeVar("T")
+
+
+class OtherProcessFailed(SbtkError):
+    """Another process of the run failed, and this one cannot go on."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of a run, and this one's place among them; by default it is alone.
+
+    Every method has to be called by all processes in the same order.
+
+    Attributes:
+        rank: this process, from 0.
+        size: how many there are.
+        local_rank: this process among those on its machine, from 0.
+        local_size: how many are on its machine.
+        store: what the processes know of each other; `None` for one alone.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    store: Store | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process reads, decides and writes for all."""
+        return self.rank == 0
+
+    def device(self, asked: str) -> str:
+        """Returns this process's device where `asked` is wanted: each has a GPU of its own.
+
+        Raises:
+            BadConfig: one GPU is named for several processes, or there are too few.
+        """
+        if self.size == 1 or not asked.startswith(("auto", "cuda")):
+            return asked
+        if not torch.cuda.is_available():
+            return asked
+        if asked not in ("auto", "cuda"):
+            raise BadConfig(f"--device {asked} for {self.size} processes", "--device cuda")
+        gpus = torch.cuda.device_count()
+        if self.local_size > gpus:
+            raise BadConfig(
+                f"{self.local_size} processes and {gpus} GPUs",
+                "a GPU for each process",
+                f"torchrun --nproc-per-node {gpus}, or --device cpu",
+            )
+        torch.cuda.set_device(self.local_rank)
+        return f"cuda:{self.local_rank}"
+
+    def agreed(self, make: Callable[[], T]) -> T:
+        """Returns in all processes what `make` returns in the first, which alone calls it.
+
+        Raises:
+            OtherProcessFailed: in the others, if it raised in the first.
+        """
+        if self.size == 1:
+            return make()
+        told: list[tuple[T] | None] = [None]
+        try:
+            if self.is_first:
+                told[0] = (make(),)
+        finally:
+            distributed.broadcast_object_list(told, src=0, device=torch.device("cpu"))
+        if told[0] is None:
+            raise OtherProcessFailed("the first process of this run failed")
+        return told[0][0]
+
+    def in_turn(self, make: Callable[[], T]) -> T:
+        """Returns `make()`, called by the first process before all others.
+
+        What it writes to a cache the others find there.
+
+        Raises:
+            OtherProcessFailed: in the others, if it raised in the first.
+        """
+        if self.size == 1:
+            return make()
+        made: list[T] = []
+        self.agreed(lambda: made.append(make()))
+        return made[0] if self.is_first else make()
+
+    def any(self, *claims: bool) -> tuple[bool, ...]:
+        """Returns of each claim whether it is true in any process."""
+        if self.size == 1:
+            return claims
+        flags = torch.tensor(claims, dtype=torch.int32)
+        distributed.all_reduce(flags, distributed.ReduceOp.MAX)
+        return tuple(bool(flag) for flag in flags)
+
+    def wait(self) -> None:
+        """Waits until all processes are here."""
+        self.any(False)
+
+    def share(self, batch: Batch) -> Share:
+        """Returns what this process takes of a batch."""
+        return Share(batch, self.rank, self.size)
+
+    def network(self, student: Student) -> nn.Module:
+        """Returns what to call in training instead of `student`, whose gradients are then summed.
+
+        The student itself stays as it is, and is what to validate and to save.
+        """
+        if self.size == 1:
+            return student
+        # A recipe without a loss leaves that loss's head without a gradient in every step.
+        network = DistributedDataParallel(student, broadcast_buffers=False, static_graph=True)
+        network.register_comm_hook(None, _summed)
+        return network
+
+    def joined(self, rows: Sequence[Tensor], share: Share, views: int) -> list[Tensor]:
+        """Returns the rows of all processes in the whole batch's order, with their gradients.
+
+        Args:
+            rows: `(V * (s + p), D) float32` tensors, what was made of the own images.
+            share: which images these are.
+            views: V.
+
+        Returns:
+            `(V * (S + P), D) float32` for each.
+        """
+        if self.size == 1:
+            return list(rows)
+        return list(_JoinedRows.apply(share, views, *rows))  # type: ignore[no-untyped-call]
+
+    def is_first_to_tell(self) -> bool:
+        """Says whether no other process has told why the run ends; this one then has to."""
+        if self.store is None:
+            return True
+        try:
+            return int(self.store.add(_TOLD, 1)) == 1
+        except RuntimeError:
+            return False  # the process that held the store is gone, and told
+
+
+#: A process that trains by itself.
+ALONE = Team()
+
+
+@contextlib.contextmanager
+def joined_team() -> Iterator[Team]:
+    """Gives this process its place among those that torchrun started, or a team of its own.
+
+    Whatever ends the run early is raised in the process where it happened first; the others end
+    with a silent `SystemExit`, so that people read one message.
+
+    Raises:
+        BadConfig: the processes do not find each other.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    team = _team_of_environment()
+    try:
+        yield team
+    except BaseException as problem:
+        if not team.is_first_to_tell():
+            raise SystemExit(1) from None
+        if _is_lost_connection(problem):
+            raise OtherProcessFailed(
+                "another process of this run is gone, and said nothing",
+                f"all {team.size} processes to run to the end",
+                "if the system stopped it, there was too little memory; sbtk train --resume RUN",
+            ) from problem
+        raise
+    distributed.destroy_process_group()
+
+
+class _JoinedRows(Function):
+    """The rows of all processes, one communication for all tensors.
+
+    Every process goes on to the same loss, so the gradient of its own rows is all there in its own
+    backward pass, and nothing has to be sent back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, share: Share, views: int, *parts: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)  # a head without a loss is to get no gradient, as in one
+        own = torch.cat(parts, dim=1)
+        ctx.rows = share.rows(views).to(own.device)
+        filled = own.new_zeros(share.longest(views), own.shape[1])
+        filled[: len(own)] = own
+        gathered = [torch.empty_like(filled) for _ in range(share.size)]
+        distributed.all_gather(gathered, filled)
+        joint = torch.cat(gathered)[share.order(views).to(own.device)]
+        columns = torch.split(joint, [part.shape[1] for part in parts], dim=1)
+        return tuple(part.contiguous() for part in columns)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
+        return None, None, *(None if slope is None else slope[ctx.rows] for slope in slopes)
+
+
+def _summed(_: None, bucket: Any) -> torch.futures.Future[Tensor]:
+    """Sums gradients over the processes, where `DistributedDataParallel` would average them."""
+    work = distributed.all_reduce(bucket.buffer(), async_op=True)
+    summed: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
+    return summed
+
+
+def _team_of_environment() -> Team:
+    try:
+        store, rank, size = next(iter(rendezvous("env://")))
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(
+            backend,
+            store=PrefixStore("sbtk", store),
+            rank=rank,
+            world_size=size,
+            timeout=_PATIENCE,
+        )
+    except (RuntimeError, ValueError) as problem:
+        raise BadConfig(
+            f"the {os.environ['WORLD_SIZE']} processes of this run do not find each other: "
+            f"{str(problem).splitlines()[0]}",
+            "RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as torchrun sets them",
+            "torchrun --nproc-per-node N -m sbtk_cli train DATA",
+        ) from problem
+    local_rank = int(os.environ.get("LOCAL_RANK", rank))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    return Team(rank, size, local_rank, local_size, store)
+
+
+def _is_lost_connection(problem: BaseException) -> bool:
+    if isinstance(problem, distributed.DistError):
+        return True
+    return isinstance(problem, RuntimeError) and "gloo" in str(problem)
