@@ -1,63 +1,38 @@
-"""Retrieval quality of a model: sketches as queries, photos as the gallery, labels as the truth."""
+"""Retrieval quality of a model on labelled images, by a protocol that every figure carries."""
 
 from __future__ import annotations
 
 import datetime
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sbtk_runtime.bundle import onnx_name
-from sbtk_runtime.embed import Embedder, Failed
-from sbtk_runtime.errors import BadData
+from sbtk_runtime.embed import Embedder
+from sbtk_runtime.embed_sides import LabelledImages, LabelledSet, Progress, embed_sides
+from sbtk_runtime.evaluation import evaluate_by
 from sbtk_runtime.files import disk_full_explained
-from sbtk_runtime.metrics import Embeddings, Labels, evaluate
-from sbtk_runtime.preprocess import Kind
+from sbtk_runtime.metrics import AP_CUTS, PRECISION_CUTS, usual_measures
+from sbtk_runtime.protocol import ZERO_SHOT, Measure, Protocol
 
-Progress = Callable[[int, int | None], None]
-
-#: What each figure of `Retrieval.summary` means; printed beside them.
-DEFINITIONS = {
-    "mAP@all": "plain AP over the whole gallery, sum_i P@i rel_i / R; mean over queries",
-    "mAP@all (VOC)": "the same with the precision envelope (SAKE, DSN); mean over queries",
-    "mAP@all (class mean)": "plain AP; mean over classes of each class's mean (DSN)",
-    "mAP@200 (strict)": "cut after rank 200, divided by min(200, R); mean over queries",
-    "mAP@200 (lenient)": "cut after rank 200, divided by the hits within it; mean over queries",
-    "mAP@200 (literal)": "cut after rank 200, divided by R (the SBTKNet paper's Eq. 7)",
-    "P@10": "share of relevant photos among the first 10; mean over queries",
-    "P@100": "share of relevant photos among the first 100; mean over queries",
-    "P@200": "share of relevant photos among the first 200; mean over queries",
-}
-RANKING = "cosine of unit embeddings; equal scores in the order of the gallery"
+__all__ = [
+    "LabelledImages",
+    "LabelledSet",
+    "MapReport",
+    "append_log",
+    "earlier_runs",
+    "measure_map",
+]
 
 _LOG_HEADER = (
     "# date\tbundle\tSHA-256 of the model file\tprotocol\tfigure\n"
     "# One line for each run of a bundle on unseen classes; written by `sbtk bench map`.\n"
 )
-
-
-@dataclass(frozen=True)
-class LabelledImages:
-    """Image files and, for each, the index of its class in `classes`."""
-
-    paths: Sequence[Path]
-    labels: Sequence[int]
-    classes: Sequence[str]
-
-
-@dataclass(frozen=True)
-class LabelledSet:
-    """Sketches to ask with, photos to search, and the classes that they are of, in words."""
-
-    sketches: LabelledImages
-    photos: LabelledImages
-    of: str
 
 
 @dataclass(frozen=True)
@@ -68,10 +43,14 @@ class MapReport:
         model_id: of the bundle.
         model_sha256: of the ONNX file.
         engine, precision: what embedded the images.
-        protocol: which classes, how many queries and photos, and how they were ranked.
+        dim: length of an embedding, before it becomes a code.
+        protocol: which classes, how many queries and photos, and how they were ranked, in words.
+        rules: the same rules, each by its name.
         figures: name, which carries the rule, to value in 0..1.
+        measures: the rule of each figure, in their order.
         class_map: plain AP by class, mean over its queries.
-        queries, photos: how many were embedded.
+        queries, photos: how many asked, and how many were searched.
+        embedded: how many images were embedded, those that ITQ learnt on, too.
         unanswerable: queries left out because no photo of their class could be read.
         unreadable: `path: reason` of images left out.
         embed_s, rank_s: seconds for embedding all images, and for ranking and measuring.
@@ -81,11 +60,15 @@ class MapReport:
     model_sha256: str
     engine: str
     precision: str
+    dim: int
     protocol: str
+    rules: Protocol
     figures: dict[str, float]
+    measures: tuple[Measure, ...]
     class_map: dict[str, float]
     queries: int
     photos: int
+    embedded: int
     unanswerable: int
     unreadable: tuple[str, ...]
     embed_s: float
@@ -94,15 +77,22 @@ class MapReport:
     @property
     def images_per_s(self) -> float:
         """Images embedded per second, decoding included."""
-        return (self.queries + self.photos) / self.embed_s
+        return self.embedded / self.embed_s
+
+    @property
+    def definitions(self) -> dict[str, str]:
+        """What each figure means, in words."""
+        return {measure.name: measure.definition for measure in self.measures}
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the report as a JSON object, with the definitions of its figures."""
-        definitions = {name: DEFINITIONS[name] for name in self.figures}
-        return asdict(self) | {
+        """Returns the report as a JSON object: `rules` of all figures, `figure_rules` of each."""
+        fields = asdict(self)
+        del fields["measures"]
+        return fields | {
             "images_per_s": self.images_per_s,
-            "ranking": RANKING,
-            "definitions": definitions,
+            "ranking": self.rules.ranking,
+            "figure_rules": {measure.name: measure.to_json() for measure in self.measures},
+            "definitions": self.definitions,
         }
 
     def log_line(self) -> str:
@@ -120,47 +110,63 @@ def measure_map(
     photos: LabelledImages,
     *,
     of: str,
+    protocol: Protocol = ZERO_SHOT,
+    learnt_on: tuple[LabelledImages, LabelledImages] | None = None,
+    ap_cuts: Sequence[int] = AP_CUTS,
+    precision_cuts: Sequence[int] = PRECISION_CUTS,
     progress: Progress = lambda done, total: None,
 ) -> MapReport:
     """Returns the retrieval quality of the embedder's model on labelled images.
 
     Args:
         embedder: the model, engine and precision to measure.
-        sketches: the queries.
+        sketches: the queries, unless the protocol says that photos ask.
         photos: the gallery; labels are about the same classes as the sketches'.
         of: the classes in words, such as "21 unseen classes of SK-YE".
+        protocol: how to rank, and by which rules the images were chosen.
+        learnt_on: training sketches and photos, where the protocol fits ITQ on them.
+        ap_cuts: ranks k of mAP@k.
+        precision_cuts: ranks k of P@k; those beyond the gallery are left out.
         progress: told how many of how many images are embedded.
 
     Raises:
         BadData: no sketch or no photo can be read, or no query has a photo of its class.
+        BadConfig: the protocol asks for codes that cannot be had.
     """
     started = time.perf_counter()
-    total = len(sketches.paths) + len(photos.paths)
-    queries, query_labels, bad_sketches = _embedded(
-        embedder, sketches, "sketch", 0, total, progress
-    )
-    gallery, gallery_labels, bad_photos = _embedded(
-        embedder, photos, "photo", len(sketches.paths), total, progress
-    )
+    sides = embed_sides(embedder, sketches, photos, learnt_on, protocol, progress)
     embed_s = time.perf_counter() - started
     started = time.perf_counter()
-    retrieval = evaluate(queries, query_labels, gallery, gallery_labels)
+    retrieval, rules = evaluate_by(
+        protocol,
+        sides.queries,
+        sides.gallery,
+        learnt_on=sides.learnt_on,
+        ap_cuts=ap_cuts,
+        precision_cuts=precision_cuts,
+    )
+    measures = usual_measures(ap_cuts, precision_cuts)
+    figures = retrieval.figures(measures)
     info = embedder.engine.info
     return MapReport(
         model_id=embedder.bundle.manifest.model_id,
         model_sha256=_model_sha256(embedder),
         engine=info.name,
         precision=info.precision,
-        protocol=f"{of}: {len(queries):,} sketches against {len(gallery):,} photos; {RANKING}",
-        figures=retrieval.summary(),
+        dim=embedder.dim,
+        protocol=_in_words(of, rules, len(sides.queries.rows), len(sides.gallery.rows)),
+        rules=rules,
+        figures=figures,
+        measures=tuple(measure for measure in measures if measure.name in figures),
         class_map={
-            sketches.classes[label]: float(retrieval.ap_all[retrieval.labels == label].mean())
+            photos.classes[label]: float(retrieval.ap_all[retrieval.labels == label].mean())
             for label in np.unique(retrieval.labels)
         },
-        queries=len(queries),
-        photos=len(gallery),
+        queries=len(sides.queries.rows),
+        photos=len(sides.gallery.rows),
+        embedded=sides.embedded,
         unanswerable=retrieval.unanswerable,
-        unreadable=(*bad_sketches, *bad_photos),
+        unreadable=sides.unreadable,
         embed_s=embed_s,
         rank_s=time.perf_counter() - started,
     )
@@ -186,28 +192,10 @@ def earlier_runs(path: Path, model_sha256: str) -> list[str]:
     return [line for line in lines if model_sha256 in line.split("\t")]
 
 
-def _embedded(
-    embedder: Embedder,
-    images: LabelledImages,
-    kind: Kind,
-    done_before: int,
-    total: int,
-    progress: Progress,
-) -> tuple[Embeddings, Labels, list[str]]:
-    """Returns `(N, D) float32` rows, their labels, and what could not be read."""
-    rows: list[NDArray[np.float32]] = []
-    labels: list[int] = []
-    unreadable: list[str] = []
-    for done, item in enumerate(embedder.stream(images.paths, kind), start=done_before + 1):
-        if isinstance(item, Failed):
-            unreadable.append(f"{os.fsdecode(item.path)}: {item.reason}")
-        else:
-            rows.append(item.row)
-            labels.append(images.labels[item.index])
-        progress(done, total)
-    if not rows:
-        raise BadData(f"none of {len(images.paths)} {kind} files can be read", "image files")
-    return np.stack(rows), np.asarray(labels, dtype=np.int64), unreadable
+def _in_words(of: str, rules: Protocol, queries: int, photos: int) -> str:
+    setting = f" ({rules.setting_words})" if rules.setting_words else ""
+    asked = f"{queries:,} {'sketches' if rules.queries == 'sketch' else 'photos'}"
+    return f"{of}{setting}: {asked} against {photos:,} photos; {rules.ranking}"
 
 
 def _model_sha256(embedder: Embedder) -> str:

@@ -129,9 +129,7 @@ def fit_itq(
     """
     if rows.ndim != 2:
         raise BadData(f"embeddings of shape {rows.shape}", "rows, (N, D)")
-    if bits <= 0 or bits % 8 or bits > rows.shape[1]:
-        wanted = f"a multiple of 8 between 8 and the embedding's width, {rows.shape[1]}"
-        raise BadConfig(f"binary codes of {bits} bits", wanted)
+    check_bits(bits, rows.shape[1])
     if len(rows) <= bits:
         wanted = f"more than {bits} embeddings to learn {bits} bits on"
         raise BadData(f"{len(rows)} embeddings for binary codes", wanted)
@@ -142,6 +140,17 @@ def fit_itq(
     values = np.concatenate([chunk @ axes for chunk in _centred(rows, mean)])
     projection = axes @ _rotation(values, iterations, seed, rotation)
     return Itq(mean=mean.astype(np.float32), projection=projection.astype(np.float32))
+
+
+def check_bits(bits: int, dim: int) -> None:
+    """Checks that codes of `bits` bits can be had from embeddings of `dim` numbers.
+
+    Raises:
+        BadConfig: they cannot.
+    """
+    if bits <= 0 or bits % 8 or bits > dim:
+        wanted = f"a multiple of 8 between 8 and the embedding's width, {dim}"
+        raise BadConfig(f"binary codes of {bits} bits", wanted)
 
 
 def _rotation(

@@ -16,7 +16,7 @@ QueryKind = Literal["sketch", "photo"]
 Setting = Literal["zero-shot", "generalised-20", "generalised-all"]
 Distance = Literal["cosine", "euclidean", "hamming"]
 Ties = Literal["index", "expected"]
-FittedOn = Literal["gallery", "training", "queries"]
+FittedOn = Literal["gallery", "training", "queries", "bundle"]
 Kind = Literal["AP", "P"]
 Divisor = Literal["strict", "lenient", "literal"]
 Mean = Literal["query", "class"]
@@ -33,8 +33,8 @@ _TIES = {
 }
 _SETTINGS = {
     "zero-shot": "",
-    "generalised-20": "generalised: a fifth of both sides more from seen classes, SEM-PCYC's rule",
-    "generalised-all": "generalised: photos of seen classes in the gallery",
+    "generalised-20": "generalised, 20 % more of seen classes on both sides",
+    "generalised-all": "generalised, all photos of seen classes in the gallery",
 }
 _DIVIDED = {
     "strict": "divided by min({k}, R)",
@@ -51,7 +51,8 @@ class CodeRule:
     Attributes:
         bits: length of a code.
         fitted_on: the embeddings that ITQ learns on: the gallery's, those of training images, or,
-            as DSN does, the queries'; with these each side is centred on its own mean.
+            as DSN does, the queries'; with these each side is centred on its own mean. `bundle`
+            is the model's own ITQ, fitted on training images when it was exported.
         rotation: as `fit_itq` takes it.
         fitted_rows: how many embeddings ITQ learnt on; `None` before it did.
     """
@@ -64,11 +65,15 @@ class CodeRule:
     @property
     def words(self) -> str:
         """The rule as a part of a sentence."""
-        of = {"gallery": "the gallery", "training": "training images", "queries": "the queries"}
-        count = "" if self.fitted_rows is None else f"{self.fitted_rows:,} embeddings of "
+        count = "" if self.fitted_rows is None else f"{self.fitted_rows:,} "
+        on = {
+            "gallery": f"fitted on the {count}photos of the gallery",
+            "training": f"fitted on {count}training images",
+            "queries": f"fitted on the {count}queries, each side about its own mean",
+            "bundle": "of the bundle, fitted on training images",
+        }[self.fitted_on]
         released = "" if self.rotation == "procrustes" else ", rotation as released"
-        own = "; each side about its own mean" if self.fitted_on == "queries" else ""
-        return f"{self.bits}-bit codes by ITQ fitted on {count}{of[self.fitted_on]}{released}{own}"
+        return f"{self.bits}-bit codes by ITQ {on}{released}"
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,10 @@ class Protocol:
     def to_json(self) -> dict[str, Any]:
         """Returns the rules as a JSON object; `codes` is null for real-valued embeddings."""
         return asdict(self)
+
+
+#: What is meant where no protocol is named.
+ZERO_SHOT = Protocol()
 
 
 @dataclass(frozen=True)

@@ -2,41 +2,173 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sbtk_runtime.bench_map import LabelledImages, LabelledSet
 from sbtk_runtime.errors import BadData
+from sbtk_runtime.generalised import draw_seen
 from sbtk_runtime.manifest import BundleManifest
+from sbtk_runtime.protocol import ZERO_SHOT, Protocol
+from sbtk_train.class_names import ClassNames
 from sbtk_train.data import ImageSet, of_classes, read_dataset
-from sbtk_train.splits import Split, class_key, open_split
+from sbtk_train.division import listing_of
+from sbtk_train.image_set import with_sketches
+from sbtk_train.splits import Split, open_split
 
 Classes = Literal["unseen", "validation"]
 
 DEFAULT_SPLIT = "SK-YE"
+#: Of the training sketches, and of the photos, at most so many are embedded to fit ITQ on.
+LEARNT_ON_AT_MOST = 5_000
 
 
 def measured_images(
-    data: Path, manifest: BundleManifest, split_name: str | None, classes: Classes
+    data: Path,
+    manifest: BundleManifest,
+    split_name: str | None,
+    classes: Classes,
+    protocol: Protocol = ZERO_SHOT,
 ) -> LabelledSet:
     """Returns the images of the unseen or of the validation classes in a data set.
 
     Args:
-        data: the folder that holds `sketch/<class>/*` and `photo/<class>/*`.
+        data: the data set's folder, in any layout that `sbtk data check` knows.
         manifest: of the model; it must not have been trained on what it is measured on.
         split_name: of the split that names the unseen classes; by default the model's own.
         classes: `unseen`, or `validation`: the seen classes that were held out from training.
+        protocol: whether images of seen classes join, photos that occur twice count, and ITQ
+            learns on training images. Never are classes that the model's own split calls unseen
+            among the seen ones.
 
     Raises:
         BadData: the data have none of the classes, or the model was trained on some of them.
         BadConfig: there is no such split.
     """
-    images = read_dataset(data)
+    images = read_dataset(data, keep_duplicates=protocol.keeps_duplicates)
     training = manifest.training
+    split = _split(images, training, split_name if classes == "unseen" else None)
     if classes == "validation":
         names = _validation_classes(images, training)
-        return _measured(images, names, f"{len(names)} validation classes (seen, held out)")
-    split = open_split(split_name) if split_name else _own_split(training)
+        of = f"{len(names)} validation classes (seen, held out)"
+    else:
+        names = _unseen_classes(images, data, split)
+        _refuse_leaks(manifest, split, names)
+        of_all = "" if len(names) == len(split.unseen) else f" of {len(split.unseen)}"
+        of = f"{len(names)}{of_all} unseen classes of {split.name}"
+    measured = of_classes(images, names)
+    if not measured.sketches or not measured.photos:
+        raise BadData(
+            f"{len(measured.sketches)} sketches and {len(measured.photos)} photos of {of}",
+            "at least one of each",
+        )
+    kept_unseen = _told(training, "unseen_classes")
+    trained_on = _trained_on(images, split, without=[*names, *kept_unseen])
+    return _joined(
+        measured,
+        trained_on,
+        LabelledSet(
+            _labelled(measured.sketches, measured.sketch_labels, names),
+            _labelled(measured.photos, measured.photo_labels, names),
+            of,
+            learnt_on=_learnt_on(trained_on, training),
+            protocol=replace(protocol, split=split.name, classes=classes),
+            notices=images.notices,
+        ),
+    )
+
+
+def _trained_on(images: ImageSet, split: Split, without: Sequence[str]) -> ImageSet:
+    """Returns the training files: of seen classes, without sketches that lists hold back."""
+    others = ClassNames(without)
+    seen = [name for name in split.seen_among(images.classes) if name not in others]
+    chosen = of_classes(images, seen)
+    listing = listing_of(images, split)
+    if listing is None or not listing.training_sketches:
+        return chosen
+    kept = [row for row, path in enumerate(chosen.sketches) if path in listing.training_sketches]
+    return with_sketches(chosen, kept)
+
+
+def _joined(measured: ImageSet, trained_on: ImageSet, zero_shot: LabelledSet) -> LabelledSet:
+    """Returns the zero-shot set with the images of seen classes that its protocol adds.
+
+    They come first, as in SEM-PCYC's code.
+    """
+    setting = zero_shot.protocol.setting
+    if setting == "zero-shot":
+        return zero_shot
+    sketches: Sequence[int] = ()
+    photos: Sequence[int] = range(len(trained_on.photos))
+    if setting == "generalised-20":
+        drawn = draw_seen(
+            [_file_name(path) for path in trained_on.sketches],
+            [_file_name(path) for path in trained_on.photos],
+            unseen_sketches=len(measured.sketches),
+            unseen_photos=len(measured.photos),
+            split=zero_shot.protocol.split,
+        )
+        sketches, photos = drawn.sketches.tolist(), drawn.photos.tolist()
+    classes = (*measured.classes, *trained_on.classes)
+    first = len(measured.classes)
+
+    def joined(
+        seen: tuple[Path, ...], labels: NDArray[np.int64], rows: Sequence[int], own: LabelledImages
+    ) -> LabelledImages:
+        return LabelledImages(
+            [*(seen[row] for row in rows), *own.paths],
+            [*(first + int(labels[row]) for row in rows), *own.labels],
+            classes,
+        )
+
+    return replace(
+        zero_shot,
+        sketches=joined(
+            trained_on.sketches, trained_on.sketch_labels, sketches, zero_shot.sketches
+        ),
+        photos=joined(trained_on.photos, trained_on.photo_labels, photos, zero_shot.photos),
+    )
+
+
+def _file_name(path: Path) -> str:
+    """Returns `class/file`, by which SEM-PCYC sorts and tells files apart."""
+    return f"{path.parent.name}/{path.name}"
+
+
+def _learnt_on(
+    trained_on: ImageSet, training: dict[str, Any]
+) -> tuple[LabelledImages, LabelledImages]:
+    """Returns training sketches and photos, at most `LEARNT_ON_AT_MOST` of each, by seed 0."""
+    held_out = ClassNames(_told(training, "validation_classes"))
+    names = [name for name in trained_on.classes if name not in held_out]
+    chosen = of_classes(trained_on, names)
+    generator = np.random.default_rng(0)
+
+    def some(paths: tuple[Path, ...], labels: NDArray[np.int64]) -> LabelledImages:
+        count = min(len(paths), LEARNT_ON_AT_MOST)
+        rows = np.sort(generator.permutation(len(paths))[:count])
+        return LabelledImages(
+            [paths[row] for row in rows], [int(labels[row]) for row in rows], chosen.classes
+        )
+
+    return (
+        some(chosen.sketches, chosen.sketch_labels),
+        some(chosen.photos, chosen.photo_labels),
+    )
+
+
+def _labelled(
+    paths: tuple[Path, ...], labels: NDArray[np.int64], names: list[str]
+) -> LabelledImages:
+    return LabelledImages(paths, labels.tolist(), tuple(names))
+
+
+def _unseen_classes(images: ImageSet, data: Path, split: Split) -> list[str]:
     names = [name for name in images.classes if split.is_unseen(name)]
     if not names:
         raise BadData(
@@ -44,23 +176,11 @@ def measured_images(
             ", ".join(split.unseen[:5]) + ", ...",
             "name another split: --split NAME",
         )
-    _refuse_leaks(manifest, split, names)
-    of_all = "" if len(names) == len(split.unseen) else f" of {len(split.unseen)}"
-    return _measured(images, names, f"{len(names)}{of_all} unseen classes of {split.name}")
+    return names
 
 
-def _measured(images: ImageSet, names: list[str], of: str) -> LabelledSet:
-    chosen = of_classes(images, names)
-    if not chosen.sketches or not chosen.photos:
-        raise BadData(
-            f"{len(chosen.sketches)} sketches and {len(chosen.photos)} photos of {of}",
-            "at least one of each",
-        )
-    return LabelledSet(
-        LabelledImages(chosen.sketches, chosen.sketch_labels.tolist(), chosen.classes),
-        LabelledImages(chosen.photos, chosen.photo_labels.tolist(), chosen.classes),
-        of,
-    )
+def _split(images: ImageSet, training: dict[str, Any], name: str | None) -> Split:
+    return open_split(name, images.classes) if name else _own_split(training)
 
 
 def _own_split(training: dict[str, Any]) -> Split:
@@ -78,26 +198,28 @@ def _split_name(training: dict[str, Any]) -> str:
 
 
 def _validation_classes(images: ImageSet, training: dict[str, Any]) -> list[str]:
-    keys = _class_keys(training, "validation_classes")
-    if not keys:
+    held_out = _told(training, "validation_classes")
+    if not held_out:
         raise BadData(
             "the model's manifest names no validation classes",
             "training.validation_classes, which sbtk export writes",
             "measure on unseen classes: --classes unseen",
         )
-    names = [name for name in images.classes if class_key(name) in keys]
+    wanted = ClassNames(held_out)
+    names = [name for name in images.classes if name in wanted]
     if not names:
         raise BadData(
-            f"the data have none of the model's {len(keys)} validation classes",
-            ", ".join(sorted(keys)),
+            f"the data have none of the model's {len(held_out)} validation classes",
+            ", ".join(sorted(held_out)),
         )
     return names
 
 
 def _refuse_leaks(manifest: BundleManifest, split: Split, names: list[str]) -> None:
     """Refuses to call classes unseen that the model's training did not set aside."""
-    kept = _class_keys(manifest.training, "unseen_classes")
-    leaked = [name for name in names if class_key(name) not in kept]
+    kept = _told(manifest.training, "unseen_classes")
+    known = ClassNames(kept)
+    leaked = [name for name in names if name not in known]
     if kept and leaked:
         raise BadData(
             f"{manifest.model_id} did not keep {', '.join(leaked)} from its training, "
@@ -107,6 +229,7 @@ def _refuse_leaks(manifest: BundleManifest, split: Split, names: list[str]) -> N
         )
 
 
-def _class_keys(training: dict[str, Any], key: str) -> set[str]:
+def _told(training: dict[str, Any], key: str) -> tuple[str, ...]:
+    """Returns the class names that the manifest has under a key."""
     names = training.get(key)
-    return {class_key(str(name)) for name in names} if isinstance(names, list) else set()
+    return tuple(str(name) for name in names) if isinstance(names, list) else ()

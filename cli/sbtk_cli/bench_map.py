@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sbtk_cli import bench_options, options
+from sbtk_cli import bench_options, options, protocol_options
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.manifest import PRECISIONS, Precision
 
 if TYPE_CHECKING:
     from sbtk_cli.bench_data import Classes
+    from sbtk_runtime.itq import Rotation
+    from sbtk_runtime.protocol import Distance, FittedOn, QueryKind, Setting, Ties
 
 
 @click.command("map")
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="The split's unseen classes, or seen ones that were held out from training.",
 )
+@protocol_options.protocol
 @click.option(
     "--log",
     type=options.PATH,
@@ -55,6 +58,15 @@ def command(
     batch: int,
     split: str | None,
     classes: Classes,
+    queries: QueryKind,
+    setting: Setting,
+    distance: Distance | None,
+    ties: Ties,
+    keep_duplicates: bool,
+    bits: int | None,
+    itq_on: FittedOn | None,
+    itq_rotation: Rotation | None,
+    cuts: tuple[int, ...],
     log: Path | None,
     plot: Path | None,
     as_json: bool,
@@ -62,8 +74,9 @@ def command(
 ) -> int:
     """Measure mAP and precision of sketches against photos in DATA.
 
-    DATA holds sketch/<class>/* and photo/<class>/*; it is SBTK_DATA when left out. Every figure
-    is printed with its definition. Exit code 3: some images could not be read.
+    DATA is a data set in any layout that 'sbtk data check' knows, such as sketch/<class>/* beside
+    photo/<class>/*; it is SBTK_DATA when left out. Every figure is printed with its definition,
+    and --json has the rules that it was taken by. Exit code 3: some images could not be read.
     """
     if data is None:
         raise BadConfig(
@@ -73,6 +86,9 @@ def command(
     from sbtk_runtime.machine import this_machine
 
     bench_options.check_plot(plot)
+    protocol = protocol_options.chosen_protocol(
+        queries, setting, distance, ties, keep_duplicates, bits, itq_on, itq_rotation
+    )
     machine = this_machine()
     reports = run_map(
         bench_options.chosen(model, engine, device, threads, quiet),
@@ -81,6 +97,8 @@ def command(
         batch=batch,
         split=split,
         classes=classes,
+        protocol=protocol,
+        cuts=cuts,
         log=log,
     )
     return hand_over(machine, maps=reports, plot=plot, as_json=as_json)

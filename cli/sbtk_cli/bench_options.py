@@ -19,23 +19,29 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _MAX_BATCH = 4096
 
 
-def _batch_sizes(
-    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> tuple[int, ...]:
-    """Returns the sizes of lists such as `1,8,32`, each once, in the order given."""
-    sizes: list[int] = []
-    for value in values:
-        parts = [part.strip() for part in value.split(",")]
-        numbers = [int(part) for part in parts if part.isascii() and part.isdecimal()]
-        if len(numbers) < len(parts) or not all(1 <= number <= _MAX_BATCH for number in numbers):
-            raise click.BadParameter(
-                f"{value!r} is not a number from 1 to {_MAX_BATCH}, or several with commas "
-                "between, as in 1,8,32.",
-                context,
-                parameter,
-            )
-        sizes += numbers
-    return tuple(dict.fromkeys(sizes))
+def counts(largest: int, example: str) -> Callable[..., tuple[int, ...]]:
+    """Returns a callback that takes lists such as `1,8,32` apart, each number once, in order."""
+
+    def taken_apart(
+        context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+    ) -> tuple[int, ...]:
+        found: list[int] = []
+        for value in values:
+            parts = [part.strip() for part in value.split(",")]
+            digits = [part for part in parts if part.isascii() and part.isdecimal()]
+            # Python refuses to convert a number of thousands of digits.
+            numbers = [int(part) for part in digits if len(part) < 10]
+            if len(numbers) < len(parts) or not all(1 <= number <= largest for number in numbers):
+                raise click.BadParameter(
+                    f"{value!r} is not a number from 1 to {largest}, or several with commas "
+                    f"between, as in {example}.",
+                    context,
+                    parameter,
+                )
+            found += numbers
+        return tuple(dict.fromkeys(found))
+
+    return taken_apart
 
 
 plot = click.option(
@@ -64,7 +70,7 @@ engine_or_all = click.option(
 batches = click.option(
     "--batch",
     "batches",
-    callback=_batch_sizes,
+    callback=counts(_MAX_BATCH, "1,8,32"),
     multiple=True,
     metavar="N[,N...]",
     help="Images per run of the engine; may be repeated.  [default: 1,8,32]",

@@ -14,7 +14,7 @@ from rich.text import Text
 from sbtk_cli.output import size_text
 from sbtk_runtime.bench_floor import Floor
 from sbtk_runtime.bench_latency import LatencyReport
-from sbtk_runtime.bench_map import DEFINITIONS, MapReport
+from sbtk_runtime.bench_map import MapReport
 from sbtk_runtime.bench_search import SearchReport
 from sbtk_runtime.machine import Machine
 
@@ -59,8 +59,8 @@ def print_map(reports: Sequence[MapReport]) -> None:
     first = reports[0]
     columns = ["figure", *(f"{report.precision}" for report in reports), "definition"]
     rows: list[tuple[str, ...]] = [
-        (name, *(f"{report.figures[name]:.4f}" for report in reports), DEFINITIONS[name])
-        for name in first.figures
+        (name, *(f"{report.figures[name]:.4f}" for report in reports), definition)
+        for name, definition in first.definitions.items()
     ]
     rows.append(
         (
@@ -77,7 +77,8 @@ def print_map(reports: Sequence[MapReport]) -> None:
     console.print(table)
     for report in reports[:1]:
         if report.unanswerable:
-            text = f"{report.unanswerable} sketches have no photo of their class: left out"
+            asked = "sketches" if report.rules.queries == "sketch" else "photos"
+            text = f"{report.unanswerable} {asked} have no photo of their class: left out"
             console.print(Text(text, style="yellow"))
         if report.unreadable:
             text = f"{len(report.unreadable)} images cannot be read: left out"

@@ -24,6 +24,8 @@ from sbtk_runtime.embed import Embedder
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.machine import Machine
 from sbtk_runtime.manifest import BundleManifest, Precision
+from sbtk_runtime.metrics import AP_CUTS, PRECISION_CUTS
+from sbtk_runtime.protocol import ZERO_SHOT, Protocol
 
 #: In a checkout of sbtk, runs on unseen classes are put on record here without being asked.
 UNSEEN_LOG = Path("benchmarks/unseen.log")
@@ -107,10 +109,17 @@ def run_map(
     batch: int = 32,
     split: str | None = None,
     classes: Classes = "unseen",
+    protocol: Protocol = ZERO_SHOT,
+    cuts: tuple[int, ...] = (),
     log: Path | None = None,
 ) -> list[MapReport]:
-    """Returns a report for each precision, `()` being the engine's own choice; logs each."""
-    images = measured_images(data, chosen.bundle.manifest, split, classes)
+    """Returns a report for each precision, `()` being the engine's own choice; logs each.
+
+    `cuts` are the ranks k of mAP@k and P@k, `()` the usual ones.
+    """
+    images = measured_images(data, chosen.bundle.manifest, split, classes, protocol)
+    for line in images.notices:
+        notice(line, quiet=chosen.quiet)
     if log is None and classes == "unseen" and UNSEEN_LOG.is_file():
         log = UNSEEN_LOG
     reports = []
@@ -125,8 +134,18 @@ def run_map(
         )
         with embedder, progress(f"mAP on {images.of}", quiet=chosen.quiet) as advance:
             report = measure_map(
-                embedder, images.sketches, images.photos, of=images.of, progress=advance
+                embedder,
+                images.sketches,
+                images.photos,
+                of=images.of,
+                protocol=images.protocol,
+                learnt_on=images.learnt_on,
+                ap_cuts=cuts or AP_CUTS,
+                precision_cuts=cuts or PRECISION_CUTS,
+                progress=advance,
             )
+        for line in _left_out(report, cuts):
+            notice(line, quiet=chosen.quiet)
         for line in report.unreadable:
             notice(f"left out {line}", quiet=chosen.quiet)
         if log is not None:
@@ -165,6 +184,16 @@ def hand_over(
     if plot is not None:
         _draw(plot, machine, latency, maps, search)
     return 3 if any(report.unreadable for report in maps) else 0
+
+
+def _left_out(report: MapReport, cuts: tuple[int, ...]) -> list[str]:
+    """Returns sentences about figures that were asked for and cannot be."""
+    lines = [
+        f"no P@{k}: the gallery has {report.photos:,} photos" for k in cuts if k > report.photos
+    ]
+    if report.rules.ties == "expected":
+        lines.append("no VOC figures: the envelope of equal scores has no expected value")
+    return lines
 
 
 def _labelled(

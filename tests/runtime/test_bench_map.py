@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from sbtk_runtime import bench_map
 from sbtk_runtime.bench_map import LabelledImages, append_log, earlier_runs, measure_map
 from sbtk_runtime.bundle import OnnxForm
 from sbtk_runtime.embed import Embedder
-from sbtk_runtime.errors import BadData
+from sbtk_runtime.errors import BadConfig, BadData, BadModel, SbtkError
 from sbtk_runtime.files import sha256_of_file
+from sbtk_runtime.itq import fit_itq
+from sbtk_runtime.metrics import Embeddings, evaluate
+from sbtk_runtime.preprocess import Kind
+from sbtk_runtime.protocol import CodeRule, Protocol
 from sbtk_train.data import ImageSet, read_dataset
 from tests.tiny import tiny_bundle, tiny_model, write_tiny_manifest
 from tests.tiny_data import write_dataset
@@ -67,8 +70,125 @@ def test_every_figure_has_a_definition(embedder: Embedder, images: ImageSet) -> 
     report = measure_map(embedder, sketches_of(images), photos_of(images), of="6 classes")
     found = json.loads(json.dumps(report.to_json()))
     assert set(found["definitions"]) == set(found["figures"])
-    assert found["ranking"] == bench_map.RANKING
+    assert found["ranking"] == "cosine of unit embeddings; equal scores in the order of the gallery"
     assert found["images_per_s"] > 0
+
+
+def test_every_figure_carries_its_rules(embedder: Embedder, images: ImageSet) -> None:
+    report = measure_map(
+        embedder,
+        sketches_of(images),
+        photos_of(images),
+        of="6 classes",
+        protocol=Protocol(distance="hamming", ties="expected", codes=CodeRule(8)),
+        ap_cuts=(5,),
+        precision_cuts=(5, 500),
+    )
+    found = json.loads(json.dumps(report.to_json()))
+    assert found["rules"] == {
+        "queries": "sketch",
+        "setting": "zero-shot",
+        "distance": "hamming",
+        "ties": "expected",
+        "keeps_duplicates": False,
+        "codes": {
+            "bits": 8,
+            "fitted_on": "gallery",
+            "rotation": "procrustes",
+            "fitted_rows": 24,
+        },
+        "split": "",
+        "classes": "unseen",
+    }
+    assert set(found["figure_rules"]) == set(found["figures"])
+    assert found["figure_rules"]["mAP@5 (strict)"] == {
+        "kind": "AP",
+        "cut": 5,
+        "divisor": "strict",
+        "is_voc": False,
+        "mean": "query",
+    }
+    assert found["dim"] == 16
+    # No envelope of expected values, and no precision beyond the gallery.
+    assert not any("VOC" in name or "500" in name for name in found["figures"])
+    assert "8-bit codes by ITQ fitted on the 24 photos of the gallery" in report.protocol
+
+
+def test_codes_are_of_the_embeddings_that_are_measured_without_them(
+    embedder: Embedder, images: ImageSet
+) -> None:
+    def rows(paths: Sequence[Path], kind: Kind) -> Embeddings:
+        return np.stack([embedder.embed_one(path.read_bytes(), kind)[0] for path in paths])
+
+    sketches, photos = rows(images.sketches, "sketch"), rows(images.photos, "photo")
+    both = np.concatenate([sketches, photos])
+    for fitted_on, itq in {
+        "training": fit_itq(both, 8),
+        "queries": fit_itq(sketches, 8),
+    }.items():
+        rule = CodeRule(8, "training" if fitted_on == "training" else "queries")
+        report = measure_map(
+            embedder,
+            sketches_of(images),
+            photos_of(images),
+            of="x",
+            protocol=Protocol(distance="hamming", codes=rule),
+            learnt_on=(sketches_of(images), photos_of(images)),
+        )
+        of_photos = itq if fitted_on == "training" else itq.centred_on(photos)
+        expected = evaluate(
+            itq.codes(sketches),
+            images.sketch_labels,
+            of_photos.codes(photos),
+            images.photo_labels,
+            distance="hamming",
+        )
+        assert report.figures["mAP@all"] == pytest.approx(expected.ap_all.mean())
+        assert report.embedded == (96 if fitted_on == "training" else 48)
+
+
+def test_photos_ask_other_photos_and_no_sketch_is_embedded(
+    embedder: Embedder, tmp_path: Path
+) -> None:
+    images = read_dataset(write_dataset(tmp_path / "many", sketches=1, photos=13))
+    report = measure_map(
+        embedder,
+        LabelledImages([tmp_path / "nowhere.png"], [0], images.classes),
+        photos_of(images),
+        of="6 classes",
+        protocol=Protocol(queries="photo"),
+    )
+    assert (report.queries, report.photos, report.embedded) == (60, 18, 78)
+    assert report.protocol.startswith("6 classes: 60 photos against 18 photos; cosine")
+    rows = np.stack([embedder.embed_one(p.read_bytes(), "photo")[0] for p in images.photos])
+    is_query = np.tile(np.arange(13) < 10, 6)
+    labels = images.photo_labels
+    expected = evaluate(rows[is_query], labels[is_query], rows[~is_query], labels[~is_query])
+    assert report.figures["mAP@all"] == pytest.approx(expected.ap_all.mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("codes", "error", "found"),
+    [
+        (CodeRule(64), BadConfig, "64 bits"),
+        (CodeRule(8, "bundle"), BadModel, "8-bit codes"),
+        (CodeRule(8, "training"), BadData, "no images of seen classes"),
+    ],
+)
+def test_codes_that_cannot_be_had_are_told_before_anything_is_embedded(
+    embedder: Embedder, images: ImageSet, codes: CodeRule, error: type[SbtkError], found: str
+) -> None:
+    done: list[int] = []
+    with pytest.raises(error, match=found):
+        measure_map(
+            embedder,
+            sketches_of(images),
+            photos_of(images),
+            of="x",
+            protocol=Protocol(distance="hamming", codes=codes),
+            progress=lambda count, total: done.append(count),
+        )
+    assert done == []
 
 
 def test_unreadable_images_are_named_and_left_out_and_labels_stay_right(
