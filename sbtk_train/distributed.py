@@ -141,9 +141,7 @@ class Team:
         if self.size == 1:
             return student
         # A recipe without a loss leaves that loss's head without a gradient in every step.
-        network = DistributedDataParallel(student, broadcast_buffers=False, static_graph=True)
-        network.register_comm_hook(None, _summed)
-        return network
+        return DistributedDataParallel(student, broadcast_buffers=False, static_graph=True)
 
     def joined(self, rows: Sequence[Tensor], share: Share, views: int) -> list[Tensor]:
         """Returns the rows of all processes in the whole batch's order, with their gradients.
@@ -168,6 +166,10 @@ class Team:
             return int(self.store.add(_TOLD, 1)) == 1
         except RuntimeError:
             return False  # the process that held the store is gone, and told
+
+    def has_told(self) -> bool:
+        """Says whether any process has told why the run ends."""
+        return self.store is not None and bool(self.store.check([_TOLD]))
 
 
 #: A process that trains by itself.
@@ -214,7 +216,7 @@ class _JoinedRows(Function):
     def forward(ctx: Any, share: Share, views: int, *parts: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)  # a head without a loss is to get no gradient, as in one
         own = torch.cat(parts, dim=1)
-        ctx.rows = share.rows(views).to(own.device)
+        ctx.rows, ctx.size = share.rows(views).to(own.device), share.size
         filled = own.new_zeros(share.longest(views), own.shape[1])
         filled[: len(own)] = own
         gathered = [torch.empty_like(filled) for _ in range(share.size)]
@@ -226,14 +228,9 @@ class _JoinedRows(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
-        return None, None, *(None if slope is None else slope[ctx.rows] for slope in slopes)
-
-
-def _summed(_: None, bucket: Any) -> torch.futures.Future[Tensor]:
-    """Sums gradients over the processes, where `DistributedDataParallel` would average them."""
-    work = distributed.all_reduce(bucket.buffer(), async_op=True)
-    summed: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
-    return summed
+        # DistributedDataParallel averages gradients over the processes, and theirs add up.
+        own = (None if slope is None else slope[ctx.rows] * ctx.size for slope in slopes)
+        return None, None, *own
 
 
 def _team_of_environment() -> Team:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from sbtk_cli import options, output, train_options
 from sbtk_runtime.errors import BadConfig
+
+if TYPE_CHECKING:
+    from sbtk_cli.train_report import Reporter
+    from sbtk_train.config import TrainConfig
 
 
 @click.command()
@@ -61,45 +65,78 @@ def command(
     have.
 
     Without DATA, trains on what SBTK_DATA names.
+
+    On several GPUs: torchrun --nproc-per-node N -m sbtk_cli train DATA. The student is the one that
+    a single process makes; a batch is shared, not multiplied.
     """
     from sbtk_cli.train_report import Reporter, stopping_by_signal
-    from sbtk_train.run import new_run_folder, train
+    from sbtk_train.distributed import joined_team
+    from sbtk_train.run import train
 
-    reporter = Reporter(as_json, quiet)
     given = {
         name for name in values if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
-    if ablation:
-        from sbtk_cli.train_ablation import run_ablation
+    with joined_team() as team:
+        reporter = Reporter(as_json and team.is_first, quiet or not team.is_first)
+        if ablation:
+            from sbtk_cli.train_ablation import run_ablation
 
-        if resume is not None:
-            raise BadConfig(
-                "--ablation with --resume", "one of them", "an ablation goes on by itself"
-            )
-        return run_ablation(
-            _required(data), values, given, out or Path("runs") / "ablation", seeds, rows, reporter
-        )
-    if resume is not None:
-        from sbtk_train.config import read_config
-
-        config, folder = read_config(resume), resume
+            if resume is not None:
+                raise BadConfig(
+                    "--ablation with --resume", "one of them", "an ablation goes on by itself"
+                )
+            if team.size > 1:
+                raise BadConfig("--ablation in several processes", "one", "sbtk train --ablation")
+            root = out or Path("runs") / "ablation"
+            return run_ablation(_required(data), values, given, root, seeds, rows, reporter)
         is_given = context.get_parameter_source("data") is ParameterSource.COMMANDLINE
-        train_options.require_same(config, data if is_given else None, sorted(given), values)
-    else:
-        config = train_options.config_from(_required(data), values, reporter)
-        folder = out if out is not None else new_run_folder(Path("runs"), name or config.method)
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "last.safetensors").exists():
-            raise BadConfig(
-                f"{folder} already holds a run", "a new folder", f"sbtk train --resume {folder}"
+        config, folder = team.agreed(
+            lambda: (
+                _resumed(resume, data if is_given else None, sorted(given), values)
+                if resume is not None
+                else _started(_required(data), out, name, values, team.local_size, reporter)
             )
-    with stopping_by_signal() as hold:
-        record = train(config, folder, reporter, resume=resume is not None, on_trainer=hold)
-    output.notice(f"{folder}: {_summary(record)}", quiet=quiet)
-    output.notice(f"next: sbtk export {folder}", quiet=quiet)
-    if not as_json:
-        output.answer(str(folder))
+        )
+        with stopping_by_signal(lambda: team.is_first and not team.has_told()) as hold:
+            record = train(
+                config, folder, reporter, resume=resume is not None, on_trainer=hold, team=team
+            )
+    if team.is_first:
+        output.notice(f"{folder}: {_summary(record)}", quiet=quiet)
+        output.notice(f"next: sbtk export {folder}", quiet=quiet)
+        if not as_json:
+            output.answer(str(folder))
     return 0
+
+
+def _resumed(
+    folder: Path, data: Path | None, given: list[str], values: dict[str, Any]
+) -> tuple[TrainConfig, Path]:
+    from sbtk_train.config import read_config
+
+    config = read_config(folder)
+    train_options.require_same(config, data, given, values)
+    return config, folder
+
+
+def _started(
+    data: Path,
+    out: Path | None,
+    name: str | None,
+    values: dict[str, Any],
+    processes: int,
+    reporter: Reporter,
+) -> tuple[TrainConfig, Path]:
+    from sbtk_train.run import new_run_folder
+
+    config = train_options.config_from(data, values, reporter, processes=processes)
+    folder = out if out is not None else new_run_folder(Path("runs"), name or config.method)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "last.safetensors").exists():
+        raise BadConfig(
+            f"{folder} already holds a run", "a new folder", f"sbtk train --resume {folder}"
+        )
+    return config, folder
 
 
 def _required(data: Path | None) -> Path:

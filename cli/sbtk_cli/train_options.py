@@ -240,7 +240,12 @@ def training(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def config_from(
-    data: Path, values: dict[str, Any], said: Said, changes: dict[str, object] | None = None
+    data: Path,
+    values: dict[str, Any],
+    said: Said,
+    changes: dict[str, object] | None = None,
+    *,
+    processes: int = 1,
 ) -> TrainConfig:
     """Returns the configuration that the options describe.
 
@@ -249,6 +254,7 @@ def config_from(
         values: the options' values by name.
         said: told what was decided.
         changes: knobs of the recipe that the options do not override.
+        processes: how many share this machine's CPUs in the run.
 
     Raises:
         BadConfig: options contradict each other, or there are no weights.
@@ -277,7 +283,7 @@ def config_from(
         dim=values["dim"] or _DEFAULT_DIM[method],
         freeze_until="" if freeze_until == "none" else freeze_until,
         feature_folder="" if values["feature_folder"] is None else str(values["feature_folder"]),
-        workers=values["workers"] or default_workers(),
+        workers=values["workers"] or max(1, default_workers() // processes),
         threads=values["threads"] or 0,
         **{field: values[field] for field in _FIELDS},
     )

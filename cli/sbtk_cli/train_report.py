@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -69,8 +69,12 @@ class Holder:
 
 
 @contextlib.contextmanager
-def stopping_by_signal() -> Iterator[Holder]:
-    """Makes the first SIGINT or SIGTERM save and stop after the step under way; a second kills."""
+def stopping_by_signal(is_heard: Callable[[], bool] = lambda: True) -> Iterator[Holder]:
+    """Makes the first SIGINT or SIGTERM save and stop after the step under way; a second kills.
+
+    Args:
+        is_heard: whether this process is the one to say so.
+    """
     holder = Holder()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -79,7 +83,7 @@ def stopping_by_signal() -> Iterator[Holder]:
         if holder.trainer is None:
             os.kill(os.getpid(), number)
             return
-        output.notice("saving after this step; press again to stop at once")
+        output.notice("saving after this step; press again to stop at once", quiet=not is_heard())
         holder.is_stopping = True
         holder.trainer.stop_soon()
 
