@@ -12,20 +12,43 @@ if TYPE_CHECKING:
     from sbtk_runtime.bundle import Bundle
     from sbtk_runtime.embed import Embedder
     from sbtk_runtime.errors import SbtkError
+    from sbtk_runtime.evaluation import Labelled, evaluate_by, photo_queries
     from sbtk_runtime.gallery import Gallery, Hit
+    from sbtk_runtime.generalised import draw_seen
+    from sbtk_runtime.protocol import CodeRule, Measure, Protocol
 
 # ONNX Runtime reads this when it is imported, by whichever of our packages; without it each session
 # leaves an id in the user's cache folder and reports to Microsoft over the network.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__all__ = ["Bundle", "Embedder", "Gallery", "Hit", "SbtkError"]
+__all__ = [
+    "Bundle",
+    "CodeRule",
+    "Embedder",
+    "Gallery",
+    "Hit",
+    "Labelled",
+    "Measure",
+    "Protocol",
+    "SbtkError",
+    "draw_seen",
+    "evaluate_by",
+    "photo_queries",
+]
 
 _HOME = {
     "Bundle": "sbtk_runtime.bundle",
+    "CodeRule": "sbtk_runtime.protocol",
     "Embedder": "sbtk_runtime.embed",
     "Gallery": "sbtk_runtime.gallery",
     "Hit": "sbtk_runtime.gallery",
+    "Labelled": "sbtk_runtime.evaluation",
+    "Measure": "sbtk_runtime.protocol",
+    "Protocol": "sbtk_runtime.protocol",
     "SbtkError": "sbtk_runtime.errors",
+    "draw_seen": "sbtk_runtime.generalised",
+    "evaluate_by": "sbtk_runtime.evaluation",
+    "photo_queries": "sbtk_runtime.evaluation",
 }
 
 

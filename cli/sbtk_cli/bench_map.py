@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 @click.option(
     "--split",
     metavar="NAME",
-    help="Which classes are unseen: a published split, or a file.  [default: the model's own]",
+    help="Which classes are unseen: a published split, random:N:SEED, or a file.  "
+    "[default: the model's own]",
 )
 @click.option(
     "--classes",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import sbtk_runtime
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.evaluation import Labelled, evaluate_by, photo_queries
 from sbtk_runtime.generalised import draw_seen
@@ -219,3 +220,19 @@ def test_the_released_rotation_makes_other_codes() -> None:
         for rotation in ("procrustes", "released")
     ]
     assert figures[0] != figures[1]
+
+
+def test_python_has_the_protocols_from_the_package_itself() -> None:
+    queries, gallery = _sides()
+    rule = sbtk_runtime.CodeRule(8, "queries")
+    protocol = sbtk_runtime.Protocol(distance="hamming", ties="expected", codes=rule)
+    retrieval, rules = sbtk_runtime.evaluate_by(
+        protocol,
+        sbtk_runtime.Labelled(queries.rows, queries.labels),
+        sbtk_runtime.Labelled(gallery.rows, gallery.labels),
+        ap_cuts=(50,),
+    )
+    measure = sbtk_runtime.Measure("AP", 50, "lenient", mean="class")
+    figure = retrieval.figures([measure])["mAP@50 (lenient, class mean)"]
+    assert 0 < figure < 1
+    assert rules.codes == CodeRule(8, "queries", fitted_rows=40)
