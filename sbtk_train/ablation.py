@@ -52,6 +52,7 @@ _ALONE: dict[str, object] = {
     "identity": False,
     "knowledge": False,
     "attention": False,
+    "refit": False,
 }
 _ALL = _ALONE | {"metric": "quadruplet", "identity": True, "knowledge": True}
 

@@ -132,13 +132,22 @@ def load_run(folder: Path) -> TrainedRun:
     classes = record.get("identity_classes")
     if not isinstance(classes, list):
         raise BadConfig(f"{folder / RECORD} lacks 'identity_classes'", "a run made by sbtk train")
-    student = build_student(config, len(classes))
+    return TrainedRun(folder, load_student(folder, config, len(classes)), config, record)
+
+
+def load_student(folder: Path, config: TrainConfig, classes: int) -> Student:
+    """Returns the best student of a run, in evaluation mode, on the CPU.
+
+    Raises:
+        BadModel: the student's file does not fit the configuration.
+    """
+    student = build_student(config, classes)
     tensors, _ = _load(folder / STUDENT)
     try:
         student.load_state_dict(tensors)
     except RuntimeError as problem:
         raise BadModel(f"{folder / STUDENT} does not fit {CONFIG_NAME}: {problem}") from problem
-    return TrainedRun(folder, student.eval(), config, record)
+    return student.eval()
 
 
 def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:

@@ -64,6 +64,7 @@ class SbtknetRecipe(Recipe):
     quadruplets: int = 16
     margin: float = 0.2  # of squared distances; not for contrastive
     temperature: float = 0.1  # contrastive only
+    refit: bool = False  # True: the embedding is fitted anew at the end (`head_refit`)
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ RECIPES: dict[Method, dict[str, Recipe]] = {
             average_decay=0.99,
             train_size_px=160,
             final_epochs=3,
+            refit=True,
         ),
         "paper": SbtknetRecipe("paper"),
     },

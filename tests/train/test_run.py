@@ -15,10 +15,13 @@ import torch
 from sbtk_runtime.errors import BadConfig
 from sbtk_train.checkpoint import STUDENT, load_run, load_state, newest_run
 from sbtk_train.config import TrainConfig, read_config
+from sbtk_train.device import choose_compute
+from sbtk_train.evaluate import by_pixels, score
 from sbtk_train.loop import TrainingDiverged
 from sbtk_train.progress import EpochDone, StepDone
 from sbtk_train.recipes import SbtknetRecipe, recipe
 from sbtk_train.run import new_run_folder, train
+from sbtk_train.setup import gather
 from tests.tiny_data import write_dataset
 
 
@@ -35,6 +38,7 @@ def tiny_config(data: Path, name: str = "sbtk", **knobs: Any) -> TrainConfig:
         "train_size_px": 32,
         "final_epochs": 0,
         "warmup_steps": 2,
+        "refit": False,
     }
     return TrainConfig(
         data=str(data),
@@ -200,6 +204,25 @@ def test_every_ablation_trains(data: Path, tmp_path: Path, knobs: dict[str, Any]
     trained = load_run(folder).config.recipe
     assert isinstance(trained, SbtknetRecipe)
     assert trained.metric == knobs.get("metric", "quadruplet")
+
+
+def test_embedding_fitted_anew_is_kept_if_it_is_no_worse(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, epochs=1, refit=True)
+    said = run(config, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    refit = record["refit"]
+    assert any(f"{refit['refitted_map']:.4f} refitted" in str(text) for text in said)
+    assert refit["kept"] == (refit["refitted_map"] >= refit["trained_map"])
+    best = max(refit["refitted_map"], refit["trained_map"])
+    assert record["best"]["validation_map"] == best
+    student = load_run(tmp_path / "run").student
+    division = gather(config, lambda text: None).division
+    found = score(student, division.validation, by_pixels(choose_compute("cpu", "fp32"), 2))
+    assert found["mAP@all"] == pytest.approx(best, abs=1e-6)
+    once = (tmp_path / "run" / STUDENT).read_bytes()
+    run(config, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / STUDENT).read_bytes() == once
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["best"] == record["best"]
 
 
 def test_run_folders_are_new_ones(tmp_path: Path) -> None:
