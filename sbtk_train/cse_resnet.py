@@ -145,7 +145,7 @@ def load_cse_trunk(
     Raises:
         BadModel: names or shapes do not fit; the first misfit is named.
     """
-    is_cadene = "last_linear.weight" in tensors or "layer0.conv1.weight" in tensors
+    is_cadene = has_cadenes_names(tensors)
     if is_cadene != (backbone == SE_RESNET50):
         found = "SE-ResNet50 weights" if is_cadene else "no SE-ResNet50 weights"
         raise BadModel(
@@ -159,6 +159,11 @@ def load_cse_trunk(
     classifier = load_trunk(trunk, {**tensors, **own}, path)
     _start_at_identity(trunk)
     return classifier
+
+
+def has_cadenes_names(tensors: dict[str, Tensor]) -> bool:
+    """Says whether the tensors are those of Cadene's SE-ResNets rather than torchvision's."""
+    return "last_linear.weight" in tensors or "layer0.conv1.weight" in tensors
 
 
 def cse_names_from_cadene(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
