@@ -70,12 +70,15 @@ def test_one_precision_from_other_images_as_json(
     config = moved / "config.resolved.toml"
     config.write_text(config.read_text().replace(str(data), "/gone"))
     words = ["--int8", "--slim", "-o", "made/small", "--images", str(data), "--json", "--quiet"]
-    assert main(["export", str(moved), *words]) == 0
+    assert main(["export", str(moved), *words, "--bits", "8", "--bits", "16"]) == 0
     told = capsys.readouterr()
     assert told.err == ""
     answer = json.loads(told.out)
     assert answer["model_id"].startswith("small@")
-    assert set(answer["files"]) == {"MODEL_CARD.md", "model.int8.onnx"}
+    files = {"MODEL_CARD.md", "model.int8.onnx", "itq8.npz", "itq16.npz"}
+    assert set(answer["files"]) == files
+    assert answer["bits"] == [8, 16]
+    assert 0 < answer["metrics"]["codes_8_map"]["value"] <= 1
     assert set(answer["parity"]) == {"fp32", "int8"}
     assert answer["engines"] == []
 
