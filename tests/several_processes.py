@@ -1,0 +1,162 @@
+"""What several processes do together in tests; torchrun starts it in each, `folder` is theirs.
+
+`python -m torch.distributed.run --nproc-per-node N -m tests.several_processes DATA FOLDER` leaves
+in FOLDER, from the first process, a run for each of `CONFIGS`, and what the others wrote beside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sbtk_train import loop
+from sbtk_train.config import TrainConfig
+from sbtk_train.distributed import ALONE, Team, joined_team
+from sbtk_train.progress import StepDone
+from sbtk_train.recipes import Method, recipe
+from sbtk_train.run import train
+from sbtk_train.sampler import Batch
+from sbtk_train.sbtknet import SbtknetStudent
+from sbtk_train.student import StudentOutput
+from sbtk_train.synchronised_norm import synchronise_norms
+
+CONFIGS: dict[str, Callable[[Path], TrainConfig]] = {
+    "quadruplet": lambda data: config(data, "sbtknet", "paper", quadruplets=3),
+    "contrastive": lambda data: config(data, "sbtknet", "sbtk", quadruplets=2),
+    "dsn": lambda data: config(
+        data,
+        "dsn",
+        "dsn-sketchy",
+        batch_sketches=3,
+        batch_photos=4,
+        drop_last=False,
+        kd_weight=0.0,
+        selection="validation-map",
+    ),
+}
+#: Sketches and photos of batches that two processes cannot share evenly.
+UNEVEN = {"one-more": (4, 3), "none-in-one": (1, 0)}
+
+
+def config(data: Path, method: Method, name: str, **knobs: Any) -> TrainConfig:
+    """Returns a run of some steps in one epoch.
+
+    They are small steps: large ones from random weights grow the last bits of a float32 tenfold
+    each, in one process too. Gradients are as large as ever, and the optimiser's state has them.
+    """
+    common: dict[str, Any] = {"epochs": 1, "train_size_px": 32, "learning_rate": 1e-6}
+    if method == "sbtknet":
+        common |= {"knowledge": False, "final_epochs": 0}
+    return TrainConfig(
+        data=str(data),
+        split="SK-YE",
+        method=method,
+        recipe=recipe(name, method, **(common | knobs)),
+        backbone="resnet18",
+        dim=8,
+        validation_classes=2,
+        precision="fp32",
+        device="cpu",
+        workers=1,
+        threads=1,
+        checkpoint_minutes=1000.0,
+    )
+
+
+def run(config: TrainConfig, folder: Path, team: Team = ALONE, **options: Any) -> list[Any]:
+    """Trains into `folder` and returns the means that each step told."""
+    folder.mkdir(parents=True, exist_ok=True)
+    loop._REPORT_SECONDS = 0.0
+    means: list[Any] = []
+
+    def listen(event: object) -> None:
+        if isinstance(event, StepDone):
+            means.append(event.means)
+
+    train(config, folder, listen, team=team, **options)
+    return means
+
+
+def small_student() -> SbtknetStudent:
+    """Returns the same student in each process."""
+    torch.manual_seed(0)
+    return SbtknetStudent("resnet18", 8, 4)
+
+
+def whole_batch(sketches: int, photos: int) -> tuple[Batch, Tensor]:
+    """Returns a batch and its images."""
+    draw = torch.Generator().manual_seed(sketches)
+    images = torch.randn(sketches + photos, 3, 64, 64, generator=draw)
+    return Batch(torch.arange(sketches).numpy(), torch.arange(photos).numpy()), images
+
+
+def loss_of(output: StudentOutput) -> Tensor:
+    """Returns a loss in which each row has a part of its own, and no soft label any."""
+    weights = torch.arange(1.0, len(output.embedding) + 1)
+    pairs = weights @ (output.embedding @ output.embedding.T).exp() @ weights
+    ends = weights @ output.embedding @ torch.linspace(-1, 1, 8)
+    return pairs / weights.sum() ** 2 + ends + (weights @ output.class_logits).square().mean()
+
+
+def _step(team: Team, sketches: int, photos: int) -> dict[str, Tensor]:
+    """Returns loss, gradients and buffers of a student after one backward pass."""
+    student = small_student()
+    synchronise_norms(student, torch.device("cpu"))
+    network = team.network(student)
+    batch, images = whole_batch(sketches, photos)
+    share = team.share(batch)
+    output = StudentOutput(*team.joined(network(images[share.rows()]), share, 1))
+    loss = loss_of(output)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return {"loss": loss.detach(), **state_after(student)}
+
+
+def state_after(student: SbtknetStudent) -> dict[str, Tensor]:
+    """Returns the gradients of those weights that have one, and the buffers."""
+    gradients = ((name, weight.grad) for name, weight in student.named_parameters())
+    return {name: slope for name, slope in gradients if slope is not None} | dict(
+        student.named_buffers()
+    )
+
+
+def _stopped_by_the_last(config: TrainConfig, folder: Path, team: Team) -> None:
+    with contextlib.suppress(KeyboardInterrupt):
+        is_last = team.rank == team.size - 1
+        run(
+            config,
+            folder,
+            team,
+            on_trainer=lambda trainer: trainer.stop_soon() if is_last else None,
+        )
+
+
+def main(data: Path, folder: Path) -> None:
+    """Does everything once, in the team of processes."""
+    with joined_team() as team:
+        own = folder if team.is_first else folder / f"process-{team.rank}"
+        for name, of in CONFIGS.items():
+            means = run(of(data), own / name, team)
+            if team.is_first:
+                (own / f"{name}.json").write_text(json.dumps(means))
+        stopped = own / "stopped"
+        _stopped_by_the_last(CONFIGS["contrastive"](data), stopped, team)
+        if team.is_first:
+            (own / "last-when-stopped.safetensors").write_bytes(
+                (stopped / "last.safetensors").read_bytes()
+            )
+        run(CONFIGS["contrastive"](data), stopped, team, resume=True)
+        for name, counts in UNEVEN.items():
+            found = _step(team, *counts)
+            if team.is_first:
+                torch.save(found, own / f"{name}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,171 @@
+"""Several processes, started by torchrun, train the student that one process does."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sbtk_train.checkpoint import STUDENT, load_run, load_state
+from sbtk_train.config import read_config
+from tests.several_processes import (
+    CONFIGS,
+    UNEVEN,
+    loss_of,
+    run,
+    small_student,
+    state_after,
+    whole_batch,
+)
+from tests.tiny_data import write_dataset
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def torchrun(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*TORCHRUN, *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"), sketches=3, photos=3)
+
+
+@pytest.fixture(scope="module")
+def shared(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that two processes filled together."""
+    folder = tmp_path_factory.mktemp("shared")
+    done = torchrun("-m", "tests.several_processes", str(data), str(folder), cwd=Path.cwd())
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Returns the largest difference of two tensors, as a share of the expected one's length."""
+    assert found.keys() == expected.keys()
+    return max(
+        float((found[key] - value).float().norm()) / (float(value.float().norm()) + 1e-6)
+        for key, value in expected.items()
+    )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_processes_have_the_losses_and_the_student_of_one(
+    name: str, shared: Path, data: Path, tmp_path: Path
+) -> None:
+    alone = run(CONFIGS[name](data), tmp_path)
+    together = json.loads((shared / f"{name}.json").read_text())
+    assert len(alone) >= 2
+    assert [means.keys() for means in together] == [means.keys() for means in alone]
+    for found, expected in zip(together, alone, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+    (found, position), (expected, one_position) = (
+        load_state(folder) for folder in (shared / name, tmp_path)
+    )
+    assert (position.updates, position.best) == (one_position.updates, one_position.best)
+    # The optimiser's sums of gradients say more than weights after a few small steps.
+    assert sum(key.startswith("optimizer.") for key in expected) > 60
+    assert largest_difference(found, expected) < 0.05
+    load_run(shared / name)
+
+
+def test_only_the_first_process_writes(shared: Path) -> None:
+    others = shared / "process-1"
+    assert {path.name for path in others.iterdir()} == {*CONFIGS, "stopped"}
+    assert [path for path in others.rglob("*") if path.is_file()] == []
+    record = json.loads((shared / "contrastive" / "run.json").read_text())
+    assert record["processes"] == 2
+    assert record["epochs_done"] == 1
+
+
+def test_a_run_that_another_process_stopped_goes_on_to_the_same_end(shared: Path) -> None:
+    (shared / "at-stop").mkdir()
+    (shared / "last-when-stopped.safetensors").rename(shared / "at-stop" / "last.safetensors")
+    assert load_state(shared / "at-stop")[1].step == 1
+    first, first_position = load_state(shared / "contrastive")
+    second, second_position = load_state(shared / "stopped")
+    assert first_position == second_position
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    students = [(shared / name / STUDENT).read_bytes() for name in ("contrastive", "stopped")]
+    assert students[0] == students[1]
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_shares_of_different_length_give_the_gradients_and_moments_of_the_whole(
+    name: str, shared: Path
+) -> None:
+    student = small_student()
+    loss = loss_of(student(whole_batch(*UNEVEN[name])[1]))
+    loss.backward()  # type: ignore[no-untyped-call]
+    expected = {"loss": loss.detach(), **state_after(student)}
+    found = torch.load(shared / f"{name}.pt", weights_only=True)
+    # The head that the loss does not read has no gradient, and so its weights do not decay.
+    assert "soft.weight" not in expected
+    assert "embedding.weight" in expected
+    assert largest_difference(found, expected) < 1e-3
+
+
+TINY = """
+    --weights none --backbone resnet18 --size 32 --final-epochs 0 --quadruplets 2 --dim 8
+    --validation-classes 2 --precision fp32 --threads 1 --device cpu --out run
+""".split()  # noqa: SIM905
+
+
+def test_torchrun_ended_by_a_signal_leaves_a_run_to_go_on_with(data: Path, tmp_path: Path) -> None:
+    words = ["-m", "sbtk_cli", "train", str(data), *TINY, "--epochs", "400"]
+    running = subprocess.Popen(
+        [*TORCHRUN, *words, "--checkpoint-minutes", "0"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    last = tmp_path / "run" / "last.safetensors"
+    deadline = time.monotonic() + 200
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    _, told = running.communicate(timeout=60)
+    assert running.returncode != 0
+    assert told.count("saving after this step") == 1
+    assert told.count("Interrupted.") + told.count("Ended by a signal.") == 1
+    assert "Error:" not in [line[:6] for line in told.splitlines()]
+    position = load_state(last.parent)[1]
+    assert position.updates > 0
+    # One process may go on with what two began.
+    config = last.parent / "config.resolved.toml"
+    config.write_text(config.read_text().replace("epochs = 400", f"epochs = {position.epoch + 1}"))
+    run(read_config(last.parent), last.parent, resume=True)
+    assert load_state(last.parent)[1].epoch == position.epoch + 1
+
+
+def test_a_fault_in_one_process_ends_all_with_one_message(data: Path, tmp_path: Path) -> None:
+    for rank in range(2):
+        shutil.copytree(data, tmp_path / str(rank) / "data")
+    # The first process checks the data; the second has a share of every batch of it.
+    for sketch in (tmp_path / "1" / "data" / "sketch").rglob("*.png"):
+        sketch.write_bytes(b"no picture")
+    train = f"cd $RANK && exec {sys.executable} -m sbtk_cli train data {' '.join(TINY)}"
+    done = torchrun("--no-python", "bash", "-c", train, cwd=tmp_path)
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
+    assert len(errors) == 1
+    assert "was readable at the start and is not now" in errors[0]
+    assert "sbtk_train" not in done.stderr  # no traceback of ours
+    assert not (tmp_path / "1" / "run").exists()
