@@ -15,6 +15,8 @@ from sbtk_runtime.protocol import Setting
 MAX_RESULTS_BYTES = 16 << 20
 SETTINGS: tuple[Setting, ...] = get_args(Setting)
 
+# The classes in words, and what `MapReport.protocol` has behind them.
+_OF = re.compile(r"(.+?)(?: \(generalised\b[^)]*\))?: [\d,]+ (?:sketches|photos) against ")
 _OF_UNSEEN = re.compile(r"(\d+)(?: of (\d+))? unseen classes of (\S+)")
 _MAKE_ONE = "sbtk bench map DATA --json > results.json"
 
@@ -97,7 +99,7 @@ def _json_object(path: Path, shown: str) -> dict[str, Any]:
 def _measurement(report: object, shown: str) -> MeasuredMap:
     fields = _Fields(report, shown)
     protocol = fields.text("protocol")
-    of = protocol.partition(":")[0]
+    of = match[1] if (match := _OF.match(protocol)) else protocol
     rules = fields.optional_object("rules")
     unseen = _OF_UNSEEN.match(of)
     is_unseen = rules["classes"] == "unseen" if "classes" in rules else unseen is not None

@@ -129,7 +129,7 @@ def _write(
 ) -> None:
     """Writes one line of text, cut so that it stays within the width."""
     font = ImageFont.load_default(size_px)
-    shown = text
+    shown = text.replace("_", " ")
     while len(shown) > 1 and draw.textlength(shown, font) > width_px:
         shown = shown[:-2].rstrip() + "…"
     draw.text(place, shown, colour, font)

@@ -26,10 +26,12 @@ def report(
     dim: int | None = None,
 ) -> dict[str, Any]:
     """Returns one measurement; without rules, as the first versions wrote it."""
+    words = "" if rules is None else rules.setting_words
+    classes = f"{of} ({words})" if words else of
     found: dict[str, Any] = {
         "model_id": "student@0123",
         "precision": precision,
-        "protocol": f"{of}: 525 sketches against 530 photos; cosine of unit embeddings",
+        "protocol": f"{classes}: 525 sketches against 530 photos; cosine of unit embeddings",
         "figures": dict(FIGURES),
         "class_map": {"cow": 0.75, "windmill": 0.25},
         "queries": 525,

@@ -9,7 +9,7 @@ from sbtk_cli import report_bars, report_figures, report_map, report_tables
 
 @click.group("report")
 def command() -> None:
-    """Make the papers' tables and pictures of your own results.
+    """Make the papers' tables and pictures of results.
 
     Tables lay what 'sbtk bench map --json' measured beside the published figures, and warn where
     rules, galleries or classes differ. Pictures show what a model finds.

@@ -65,7 +65,7 @@ def _figure_command(name: str, hits: int, is_generalised: bool, about: str) -> c
         "with_generalised",
         default=is_generalised,
         show_default=True,
-        help="Show beside it what is found among all photos of DATA, seen classes included.",
+        help="Show beside it what is found with the photos of seen classes in the gallery.",
     )
     def figure(
         data: Path | None,
@@ -122,7 +122,7 @@ commands = (
         "Show the first 5 hits of sketches, zero-shot and generalised.\n\n"
         "A picture in the manner of the SBTKNet paper's Figure 3: the sketch on the left, its hits "
         "on the right, in a green frame where the class is right and in a red one where it is "
-        "wrong; the same again among the photos of all classes in DATA.",
+        "wrong; the same again with the photos of seen classes among them.",
     ),
     _figure_command(
         "figure4",

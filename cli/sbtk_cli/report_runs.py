@@ -16,6 +16,7 @@ from sbtk_runtime.embed import Embedder
 from sbtk_runtime.embedding_map import MapPoint, Rows
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.preprocess import Kind
+from sbtk_runtime.protocol import Protocol
 from sbtk_runtime.ranked_queries import (
     EmbeddedImages,
     average_precisions,
@@ -27,7 +28,8 @@ from sbtk_runtime.ranked_queries import (
     worst_queries,
 )
 from sbtk_runtime.ranked_sheet import Panel
-from sbtk_train.data import of_classes, read_dataset
+
+_GENERALISED = Protocol(setting="generalised-all")
 
 
 @dataclass(frozen=True)
@@ -77,30 +79,38 @@ def ranked_panels(
         classes: `unseen` or `validation`.
         wanted: which sketches ask.
         hits: photos to show for each.
-        with_generalised: whether a second panel shows what is found among all photos of the data.
+        with_generalised: whether a second panel has the photos of seen classes in the gallery.
 
     Raises:
         BadData: no images of the classes, or no others for the second panel.
     """
     with chosen.embedder() as embedder:
-        images = measured_images(data, embedder.bundle.manifest, split, classes)
-        others = _other_photos(data, images) if with_generalised else None
-        queries = _queries(images, wanted)
-        asking = images.sketches if queries is None else some_of(images.sketches, queries)
-        sketches = _embedded(chosen, embedder, asking, "sketch")
-        photos = _embedded(chosen, embedder, images.photos, "photo")
-        if queries is None:
-            worst = worst_queries(average_precisions(sketches, photos), wanted.worst or 1)
-            sketches = sketches.chosen(worst)
-        galleries = {f"Zero-shot: {len(photos.paths):,} photos of {images.of}": photos}
-        if others is not None:
-            every = _joined(photos, _embedded(chosen, embedder, others, "photo"))
-            names = len(set(every.classes))
-            galleries[f"Generalised: {len(every.paths):,} photos of {names} classes"] = every
-    unreadable = {line for part in (sketches, *galleries.values()) for line in part.unreadable}
+        manifest = embedder.bundle.manifest
+        images = _told(chosen, measured_images(data, manifest, split, classes))
+        gallery = images.photos
+        if with_generalised:
+            gallery = measured_images(data, manifest, split, classes, _GENERALISED).photos
+            if len(gallery.paths) == len(images.photos.paths):
+                raise BadData(
+                    "the data hold no photos but those of the classes that are measured",
+                    "photos of seen classes, to find them among",
+                    "leave the second panel out: --no-generalised",
+                )
+        asked = _queries(images, wanted)
+        asking = images.sketches if asked is None else some_of(images.sketches, asked)
+        queries = _embedded(chosen, embedder, asking, "sketch")
+        every = _embedded(chosen, embedder, gallery, "photo")
+    measured = set(images.photos.classes)
+    own = every.chosen([row for row, name in enumerate(every.classes) if name in measured])
+    if asked is None:
+        queries = queries.chosen(worst_queries(average_precisions(queries, own), wanted.worst or 1))
+    galleries = {f"Zero-shot: {len(own.paths):,} photos of {images.of}": own}
+    if with_generalised:
+        names = len(set(every.classes))
+        galleries[f"Generalised: {len(every.paths):,} photos of {names} classes"] = every
     return Pictured(
-        tuple(ranked_panel(title, sketches, part, hits) for title, part in galleries.items()),
-        tuple(sorted(unreadable)),
+        tuple(ranked_panel(title, queries, part, hits) for title, part in galleries.items()),
+        (*queries.unreadable, *every.unreadable),
     )
 
 
@@ -118,7 +128,8 @@ def embedded_points(
     points: list[MapPoint] = []
     unreadable: list[str] = []
     with chosen.embedder() as embedder:
-        images = measured_images(data, embedder.bundle.manifest, split, classes)
+        manifest = embedder.bundle.manifest
+        images = _told(chosen, measured_images(data, manifest, split, classes))
         sides: tuple[tuple[Kind, LabelledImages], ...] = (
             ("sketch", images.sketches),
             ("photo", images.photos),
@@ -135,6 +146,13 @@ def embedded_points(
     return EmbeddedPoints(np.concatenate(rows), tuple(points), title, tuple(unreadable))
 
 
+def _told(chosen: Chosen, images: LabelledSet) -> LabelledSet:
+    """Returns the images, after telling what there is to know about them."""
+    for text in images.notices:
+        notice(text, quiet=chosen.quiet)
+    return images
+
+
 def _queries(images: LabelledSet, wanted: WantedQueries) -> list[int] | None:
     """Returns the places of the sketches that ask; `None` where all have to be tried."""
     if wanted.named:
@@ -142,21 +160,6 @@ def _queries(images: LabelledSet, wanted: WantedQueries) -> list[int] | None:
     if wanted.worst is not None:
         return None
     return random_queries(len(images.sketches.paths), wanted.random, wanted.seed)
-
-
-def _other_photos(data: Path, images: LabelledSet) -> LabelledImages:
-    """Returns the photos of all classes that are not measured."""
-    everything = read_dataset(data)
-    measured = set(images.photos.classes)
-    names = [name for name in everything.classes if name not in measured]
-    rest = of_classes(everything, names)
-    if not rest.photos:
-        raise BadData(
-            "the data hold no photos but those of the classes that are measured",
-            "photos of seen classes, to find them among",
-            "leave the second panel out: --no-generalised",
-        )
-    return LabelledImages(rest.photos, rest.photo_labels.tolist(), rest.classes)
 
 
 def _embedded(
@@ -167,15 +170,6 @@ def _embedded(
     for line in found.unreadable:
         notice(f"left out {line}", quiet=chosen.quiet)
     return found
-
-
-def _joined(first: EmbeddedImages, second: EmbeddedImages) -> EmbeddedImages:
-    return EmbeddedImages(
-        first.paths + second.paths,
-        first.classes + second.classes,
-        np.concatenate([first.rows, second.rows]),
-        first.unreadable + second.unreadable,
-    )
 
 
 def _thinned(images: LabelledImages, per_class: int, seed: int) -> LabelledImages:

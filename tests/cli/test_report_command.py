@@ -60,6 +60,26 @@ def test_what_bench_map_writes_is_what_report_reads(
     assert Path("bars.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_generalised_and_binary_measurements_find_their_tables(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(data, CLASSES, sketches=3, photos=5)
+    for name, options in {
+        "bits": ("--bits", "8"),
+        "all": ("--setting", "generalised-all"),
+    }.items():
+        assert main(["bench", "map", "data", *MODEL, *options, "--json"]) == 0
+        Path(f"{name}.json").write_text(capsys.readouterr().out)
+    assert main(["report", "table2", "bits.json", "all.json"]) == 0
+    out = capsys.readouterr().out
+    assert len([line for line in out.splitlines() if "int8** | 8 bits | here" in line]) == 1
+    assert "2 of 21 unseen classes of SK-YE (generalised-all) has no column" in out
+    assert main(["report", "table3", "all.json", "--later"]) == 0
+    out = capsys.readouterr().out
+    assert "generalised-all: 6 queries against 20 photos" in out
+    assert len([line for line in out.splitlines() if "int8** | 16 | here" in line]) == 1
+
+
 def test_a_table_in_a_file_keeps_its_warnings_on_the_terminal(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,9 @@ MEANS: tuple[Mean, ...] = get_args(Mean)
 
 def test_a_result_comes_back_with_its_rules(tmp_path: Path) -> None:
     rules = Protocol(setting="generalised-20", keeps_duplicates=True, split="SK-SH")
-    (run,) = read_measured(write_results(tmp_path / "r.json", report(rules, dim=512)))
+    of = "25 unseen classes of SK-SH"
+    (run,) = read_measured(write_results(tmp_path / "r.json", report(rules, of=of, dim=512)))
+    assert run.of == of
     assert run.name == "student@0123 int8"
     assert (run.dim, run.bits, run.split) == (512, None, "SK-SH")
     assert run.is_generalised
