@@ -165,7 +165,7 @@ class CatalogueView:
     def _dense_rows(self) -> NDArray[np.int64] | None:
         """Returns the photos' rows if none between the first and the last is without a photo.
 
-        SQLite counts ten times faster than it hands out rows one by one.
+        Counting takes a third of the time of handing out rows one by one.
         """
         query = f"SELECT count(*), min(row), max(row) FROM photos WHERE {_VISIBLE}"  # noqa: S608
         with catalogue_errors(self._path):

@@ -162,14 +162,19 @@ class Shards:
                 fsync_folder(self.folder)
 
     def _read_into(self, content: RowBytes, is_held: NDArray[np.bool_], rows: Rows) -> None:
-        first = int(rows[0])
-        data = self._read(first, int(rows[-1]) + 1 - first)
-        count = len(data) // self._row_bytes
-        held = np.frombuffer(data, dtype=np.uint8, count=count * self._row_bytes)
-        held = held.reshape(count, self._row_bytes)
+        first, count = int(rows[0]), int(rows[-1] - rows[0]) + 1
+        data = self._read(first, count)
+        # A row as one item is copied several times faster than as a row of bytes.
+        row_type = np.dtype((np.void, self._row_bytes))
+        held = np.frombuffer(data, dtype=row_type, count=len(data) // self._row_bytes)
+        items = content.view(row_type)[:, 0]
+        if len(held) == count == len(rows):
+            items[:] = held
+            is_held[:] = True
+            return
         wanted = rows - first
-        is_held[:] = wanted < count
-        content[is_held] = held[wanted[is_held]]
+        is_held[:] = wanted < len(held)
+        items[is_held] = held[wanted[is_held]]
 
     def _read(self, first_row: int, count: int) -> bytes:
         """Returns the bytes of rows that lie in one shard; fewer when the shard is short."""

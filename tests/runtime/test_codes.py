@@ -67,6 +67,17 @@ def test_codes_beyond_a_short_shard_are_not_there(tmp_path: Path) -> None:
     assert store.missing(6) == [(3, 6)]
 
 
+def test_far_rows_of_a_short_shard_are_not_mistaken_for_others(tmp_path: Path) -> None:
+    store = CodeShards(tmp_path / "vectors", 16)
+    written = random_codes(12, 16)
+    store.append(0, written)
+    path = tmp_path / "vectors" / "000000.bits"
+    path.write_bytes(path.read_bytes()[:6])  # as many rows as are asked for
+    codes, is_held = store.read(np.array([0, 5, 9]))
+    assert is_held.tolist() == [True, False, False]
+    np.testing.assert_array_equal(codes[0], written[0])
+
+
 def test_before_the_first_commit_shards_of_any_kind_are_leftovers(tmp_path: Path) -> None:
     folder = tmp_path / "vectors"
     CodeShards(folder, 16).append(0, random_codes(6, 16))
