@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from sbtk_runtime.files import write_json_atomically
 from sbtk_train.checkpoint import LAST
 from sbtk_train.config import TrainConfig, read_config
 from sbtk_train.progress import Listener
-from sbtk_train.recipes import Method, Recipe, default_recipe, recipe
+from sbtk_train.recipes import Method, Recipe, default_recipe, recipe, recipe_type
 from sbtk_train.run import train
 
 #: Written when a run has ended; a run without it is gone on with.
@@ -96,7 +96,7 @@ class Study:
     Attributes:
         base: the configuration that every row changes: data, split, weights, frozen stages, size.
         sbtknet_recipe: SBTKNet's recipe before a row's changes.
-        common: knobs that every method's recipe takes over, such as the image size.
+        common: knobs that each recipe which has them takes over, such as the image size.
         epochs: by method.
         seeds: of initialisation, order and augmentation; validation classes are always the same.
         rows: the lines.
@@ -124,7 +124,9 @@ class Study:
         return row.rounds * self.epochs[row.method]
 
     def _recipe(self, row: Row) -> Recipe:
-        knobs = self.common | row.changes | {"epochs": self.epochs_of(row)}
+        own = {knob.name for knob in fields(recipe_type(row.method))}
+        shared = {knob: value for knob, value in self.common.items() if knob in own}
+        knobs = shared | row.changes | {"epochs": self.epochs_of(row)}
         name = self.sbtknet_recipe
         if row.method != "sbtknet":
             name = default_recipe(row.method, self.base.split)

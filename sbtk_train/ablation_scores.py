@@ -31,7 +31,7 @@ from sbtk_train.device import Compute, choose_compute
 from sbtk_train.evaluate import Embed, by_feature_maps, by_pixels, few_photos
 from sbtk_train.feature_maps import FeatureMaps
 from sbtk_train.setup import readable_division
-from sbtk_train.splits import Split, open_split
+from sbtk_train.splits import open_split
 from sbtk_train.student import Student
 
 Said = Callable[[str], None]
@@ -39,9 +39,13 @@ Said = Callable[[str], None]
 BITS = 64
 #: The figure that rows are compared by.
 FIGURE = "mAP@all"
-FIGURE_OF_BITS = f"mAP@all ({BITS} bits, ITQ of training features)"
 _FIGURES = (FIGURE, "mAP@200 (strict)", "P@10", "P@100", "P@200")
 _BAR_HEIGHT = 0.38
+
+
+def figure_of_bits(bits: int = BITS) -> str:
+    """Returns the name of the figure of binary codes of so many bits."""
+    return f"{FIGURE} ({bits} bits, ITQ of training features)"
 
 
 @dataclass(frozen=True)
@@ -79,22 +83,23 @@ def score_runs(study: Study, root: Path, classes: str, said: Said) -> list[Score
     """Returns the figures of every run that has ended, on `validation` or on `unseen` classes.
 
     They are kept in each run's folder, so each student is looked at once. For unseen classes a
-    line for each student is appended to `unseen.log` in `root`.
-
-    Raises:
-        BadData: the data hold none of the classes.
+    line for each student is appended to `unseen.log` in `root`; data without them have no figures.
     """
     scores: list[Score] = []
     division = None
     data = read_dataset(Path(study.base.data), keep_duplicates=study.base.keep_duplicates)
     split = open_split(study.base.split, data.classes)
+    unseen = of_classes(data, [name for name in data.classes if split.is_unseen(name)])
+    if classes == "unseen" and not unseen.classes:
+        said(f"the data have none of the unseen classes of {split.name}: not measured on them")
+        return []
     for row, seed, folder in finished(study, root):
         kept = folder / f"scores-{classes}.json"
         if not kept.is_file():
             if division is None:
                 division, _ = readable_division(study.base, data, split, said)
                 compute = choose_compute(study.base.device, study.base.precision)
-            images = division.validation if classes == "validation" else _unseen(data, split)
+            images = division.validation if classes == "validation" else unseen
             said(f"measuring {folder.name} on {len(images.classes)} {classes} classes")
             student = load_run(folder).student.to(compute.device)
             embed = _embed(study, student, compute, said)
@@ -139,7 +144,7 @@ def as_markdown(study: Study, scores: list[Score]) -> str:
     columns = [
         (classes, figure)
         for classes in ("validation", "unseen")
-        for figure in (FIGURE, "mAP@200 (strict)", "P@10", "P@100", FIGURE_OF_BITS)
+        for figure in (FIGURE, "mAP@200 (strict)", "P@10", "P@100", figure_of_bits())
         if summaries(study, scores, classes, figure)
     ]
     lines = [
@@ -210,9 +215,10 @@ def _figures(
             embed(student, training.photos, "photo").rows,
         ]
     )
-    bits = min(BITS, learnt_on.shape[1])
-    itq = fit_itq(learnt_on, bits)
-    figures[FIGURE_OF_BITS] = summary(_signs(itq, sketches), _signs(itq, photos))[FIGURE]
+    bits = min(BITS, learnt_on.shape[1] // 8 * 8, (len(learnt_on) - 1) // 8 * 8)
+    if bits:
+        itq = fit_itq(learnt_on, bits)
+        figures[figure_of_bits(bits)] = summary(_signs(itq, sketches), _signs(itq, photos))[FIGURE]
     return figures
 
 
@@ -220,16 +226,6 @@ def _signs(itq: Itq, rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Returns codes as unit rows, whose cosine orders as Hamming distance does."""
     bits = np.unpackbits(itq.codes(rows), axis=1).astype(np.float32)
     return (bits * 2 - 1) / np.float32(itq.bits**0.5)
-
-
-def _unseen(data: ImageSet, split: Split) -> ImageSet:
-    names = [name for name in data.classes if split.is_unseen(name)]
-    if not names:
-        raise BadData(
-            f"the data have none of the unseen classes of {split.name}",
-            ", ".join(split.unseen[:5]) + ", ...",
-        )
-    return of_classes(data, names)
 
 
 def _embed(study: Study, student: Student, compute: Compute, said: Said) -> Embed:

@@ -98,5 +98,5 @@ def _common(values: dict[str, Any]) -> dict[str, object]:
     )
     common: dict[str, object] = {knob: getattr(ours, knob) for knob in shared}
     common |= {"train_size_px": _SIZE_PX, "final_epochs": 0, "selection": "validation-map"}
-    asked = (*shared, "train_size_px", "final_epochs", "selection")
-    return common | {knob: values[knob] for knob in asked if values.get(knob) is not None}
+    asked = [knob for knob in KNOBS if knob not in ("epochs", *_OF_ROWS)]
+    return common | {knob: values[knob] for knob in asked if values[knob] is not None}

@@ -123,3 +123,49 @@ def test_finished_run_is_not_overwritten(data: Path, tmp_path: Path) -> None:
     again = sbtk(*words, cwd=tmp_path)
     assert again.returncode == 2
     assert "--resume run" in again.stderr
+
+
+def test_resuming_refuses_options_that_say_otherwise_and_names_both(
+    data: Path, tmp_path: Path
+) -> None:
+    first = sbtk("train", str(data), *TINY, "--epochs", "1", "--out", "run", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    other = tmp_path / "other"
+    other.mkdir()
+    for words, sentence in (
+        (["--method", "dsn"], "--method dsn, and the run was started with sbtknet"),
+        (["--split", "SK-SH"], "--split SK-SH, and the run was started with SK-YE"),
+        (["--dim", "64"], "--dim 64, and the run was started with 8"),
+        (["--margin", "0.5"], "--margin 0.5, and the run was started with 0.2"),
+        ([str(other)], f"DATA {other}, and the run was started with {data}"),
+    ):
+        refused = sbtk("train", *words, "--resume", "run", cwd=tmp_path)
+        assert refused.returncode == 2
+        assert sentence in refused.stderr
+    again = sbtk("train", str(data), "--dim", "8", "--resume", "run", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+
+
+def test_knobs_of_another_method_are_refused(data: Path, tmp_path: Path) -> None:
+    refused = sbtk("train", str(data), *TINY, "--memory", "paper", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--memory is no knob of sbtknet" in refused.stderr
+    refused = sbtk("train", str(data), "--ablation", "--metric", "triplet", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--metric with --ablation" in refused.stderr
+
+
+def test_ablation_writes_its_table_and_goes_on_where_it_was(data: Path, tmp_path: Path) -> None:
+    left_open = ("--dim", "8", "--seed", "3")
+    tiny = [word for word in TINY if word not in left_open]
+    words = ("train", str(data), *tiny, "--epochs", "1", "--ablation", "--out", "study")
+    rows = ("--row", "triplet", "--seeds", "1")
+    done = sbtk(*words, *rows, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "run 1 of 1: triplet, seed 0" in done.stderr
+    assert "| triplet | 1 |" in done.stdout
+    assert (tmp_path / "study" / "ablation.csv").is_file()
+    again = sbtk(*words, *rows, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "run 1 of 1" not in again.stderr
+    assert again.stdout == done.stdout

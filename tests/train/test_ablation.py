@@ -22,9 +22,9 @@ from sbtk_train.ablation import (
 )
 from sbtk_train.ablation_scores import (
     FIGURE,
-    FIGURE_OF_BITS,
     as_markdown,
     draw,
+    figure_of_bits,
     score_runs,
     summaries,
     write_csv,
@@ -105,7 +105,7 @@ def test_study_that_was_stopped_goes_on_and_ends(data: Path, tmp_path: Path) -> 
     ]
     assert kept.mean == pytest.approx(sum(values) / 2)
     assert kept.spread == pytest.approx(statistics.stdev(values))
-    assert any(s.figure == FIGURE_OF_BITS for s in scores)
+    assert any(s.figure == figure_of_bits(8) for s in scores)
     write_csv(tmp_path / "ablation.csv", scores)
     with (tmp_path / "ablation.csv").open() as file:
         rows = list(csv.DictReader(file))
