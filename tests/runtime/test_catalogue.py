@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sbtk_runtime.catalogue import CatalogueView, Embedding, Failure, Origin
@@ -13,6 +15,7 @@ from sbtk_runtime.catalogue_database import CATALOGUE_NAME
 from sbtk_runtime.catalogue_writer import Catalogue
 from sbtk_runtime.errors import BadGallery
 from sbtk_runtime.shards import SHARD_ROWS, Batch
+from tests.tiny_codes import tiny_itq
 
 ORIGIN = Origin("tiny@0123456789ab", "fp32", 16, "sbtk-1")
 
@@ -67,6 +70,46 @@ def test_changes_show_in_the_next_generation_only(first: Path) -> None:
         assert seen(first, 1) == before
     after = seen(first, 2)
     assert after == {1: (b"/p/a", 3), 3: (b"/q/c", 2), 4: (b"/p/d", 4)}
+
+
+def test_rows_and_ids_of_many_photos_with_and_without_gaps(tmp_path: Path) -> None:
+    with Catalogue(tmp_path, 1) as catalogue:
+        catalogue.claim(ORIGIN)
+        photos = [photo(f"{n:04d}", 10 + n) for n in range(1200)]
+        catalogue.commit(photos, [], [batch(10, 1200)])
+    with Catalogue(tmp_path, 2) as catalogue:
+        catalogue.remove([5, 900])
+        catalogue.commit([photo("0000", 1210)], [], [batch(1210, 1)])
+    with closing(CatalogueView(tmp_path, 1)) as view:
+        assert view.rows().tolist() == list(range(10, 1210))
+        assert view.ids(view.rows()).tolist() == list(range(1, 1201))
+        assert view.ids(np.array([3, 11, 1210])).tolist() == [0, 2, 0]
+        assert view.rows(b"/p/0007").tolist() == []
+    with closing(CatalogueView(tmp_path, 2)) as view:
+        rows = [row for row in range(11, 1211) if row not in (14, 909)]
+        assert view.rows().tolist() == rows
+        assert view.ids(np.array([10, 11, 14, 1210])).tolist() == [0, 2, 0, 1]
+    with closing(CatalogueView(tmp_path, 0)) as view:
+        assert view.rows().tolist() == []
+
+
+def test_a_catalogue_of_codes_knows_what_makes_them(tmp_path: Path) -> None:
+    itq = tiny_itq(16, 8)
+    origin = replace(ORIGIN, bits=8)
+    with Catalogue(tmp_path, 1) as catalogue:
+        catalogue.claim(origin, itq)
+        assert catalogue.origin() == origin
+        assert catalogue.itq().to_bytes() == itq.to_bytes()
+    with closing(CatalogueView(tmp_path, 1)) as view:
+        assert (view.dim(), view.bits()) == (16, 8)
+        assert view.itq().to_bytes() == itq.to_bytes()
+    # As long as there is no photo it may become one of embeddings.
+    with Catalogue(tmp_path, 1) as catalogue:
+        catalogue.claim(ORIGIN)
+        assert catalogue.origin() == ORIGIN
+        assert catalogue.connection.execute("PRAGMA user_version").fetchone() == (1,)
+        with pytest.raises(BadGallery, match="damaged ITQ"):
+            catalogue.itq()
 
 
 def test_ids_are_never_given_twice(first: Path) -> None:

@@ -55,9 +55,12 @@ def test_bundle_manifest_round_trip(tmp_path: Path) -> None:
     assert read_bundle_manifest(tmp_path) == BUNDLE
 
 
-@pytest.mark.parametrize("graph", [GALLERY.graph, None])
-def test_gallery_manifest_round_trip(tmp_path: Path, graph: GraphRecord | None) -> None:
-    manifest = dataclasses.replace(GALLERY, graph=graph)
+@pytest.mark.parametrize(("graph", "bits"), [(GALLERY.graph, None), (None, None), (None, 64)])
+def test_gallery_manifest_round_trip(
+    tmp_path: Path, graph: GraphRecord | None, bits: int | None
+) -> None:
+    manifest = dataclasses.replace(GALLERY, graph=graph, bits=bits)
+    assert manifest.format == (1 if bits is None else 2)
     manifest.write(tmp_path)
     assert read_gallery_manifest(tmp_path) == manifest
 
@@ -145,6 +148,14 @@ def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> Non
         {"generation": -1},
         {"live": "many"},
         {"dim": 0},
+        {"bits": 0},
+        {"bits": 64},
+        {"format": 2},
+        {"format": 2, "bits": 4},
+        {"format": 2, "bits": 12},
+        {"format": 2, "bits": "64"},
+        {"format": 2, "bits": True},
+        {"format": 2, "bits": 1 << 40},
         {"graph": []},
         {"graph": {}},
         {"graph": dataclasses.asdict(GALLERY)["graph"] | {"m": 1}},
