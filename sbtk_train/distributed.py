@@ -186,7 +186,7 @@ def joined_team() -> Iterator[Team]:
     Raises:
         BadConfig: the processes do not find each other.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield ALONE
         return
     team = _team_of_environment()

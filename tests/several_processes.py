@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from sbtk_train import loop
+from sbtk_train.checkpoint import LAST
 from sbtk_train.config import TrainConfig
 from sbtk_train.distributed import ALONE, Team, joined_team
+from sbtk_train.loop import Trainer
 from sbtk_train.progress import StepDone
 from sbtk_train.recipes import Method, recipe
 from sbtk_train.run import train
@@ -29,7 +31,7 @@ from sbtk_train.synchronised_norm import synchronise_norms
 
 CONFIGS: dict[str, Callable[[Path], TrainConfig]] = {
     "quadruplet": lambda data: config(data, "sbtknet", "paper", quadruplets=3),
-    "contrastive": lambda data: config(data, "sbtknet", "sbtk", quadruplets=2),
+    "contrastive": lambda data: config(data, "sbtknet", "sbtk", quadruplets=2, refit=False),
     "dsn": lambda data: config(
         data,
         "dsn",
@@ -41,6 +43,9 @@ CONFIGS: dict[str, Callable[[Path], TrainConfig]] = {
         selection="validation-map",
     ),
 }
+#: The one that is stopped after a step and resumed, and what it saved when it was stopped.
+INTERRUPTED = "contrastive"
+STOPPED = "when-stopped.safetensors"
 #: Sketches and photos of batches that two processes cannot share evenly.
 UNEVEN = {"one-more": (4, 3), "none-in-one": (1, 0)}
 
@@ -126,15 +131,18 @@ def state_after(student: SbtknetStudent) -> dict[str, Tensor]:
     )
 
 
-def _stopped_by_the_last(config: TrainConfig, folder: Path, team: Team) -> None:
+def _stopped_and_resumed(config: TrainConfig, folder: Path, team: Team) -> list[Any]:
+    """Trains as `run` does, in two goes: the last process asks to stop after the first step."""
+
+    def stop(trainer: Trainer) -> None:
+        if team.rank == team.size - 1:
+            trainer.stop_soon()
+
     with contextlib.suppress(KeyboardInterrupt):
-        is_last = team.rank == team.size - 1
-        run(
-            config,
-            folder,
-            team,
-            on_trainer=lambda trainer: trainer.stop_soon() if is_last else None,
-        )
+        run(config, folder, team, on_trainer=stop)
+    if team.is_first:
+        (folder / STOPPED).write_bytes((folder / LAST).read_bytes())
+    return run(config, folder, team, resume=True)
 
 
 def main(data: Path, folder: Path) -> None:
@@ -142,16 +150,10 @@ def main(data: Path, folder: Path) -> None:
     with joined_team() as team:
         own = folder if team.is_first else folder / f"process-{team.rank}"
         for name, of in CONFIGS.items():
-            means = run(of(data), own / name, team)
+            train_it = _stopped_and_resumed if name == INTERRUPTED else run
+            means = train_it(of(data), own / name, team)
             if team.is_first:
                 (own / f"{name}.json").write_text(json.dumps(means))
-        stopped = own / "stopped"
-        _stopped_by_the_last(CONFIGS["contrastive"](data), stopped, team)
-        if team.is_first:
-            (own / "last-when-stopped.safetensors").write_bytes(
-                (stopped / "last.safetensors").read_bytes()
-            )
-        run(CONFIGS["contrastive"](data), stopped, team, resume=True)
         for name, counts in UNEVEN.items():
             found = _step(team, *counts)
             if team.is_first:

@@ -15,10 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sbtk_train.checkpoint import STUDENT, load_run, load_state
-from sbtk_train.config import read_config
+from sbtk_train.checkpoint import LAST, load_run, load_state
 from tests.several_processes import (
     CONFIGS,
+    INTERRUPTED,
+    STOPPED,
     UNEVEN,
     loss_of,
     run,
@@ -72,8 +73,8 @@ def test_two_processes_have_the_losses_and_the_student_of_one(
     alone = run(CONFIGS[name](data), tmp_path)
     together = json.loads((shared / f"{name}.json").read_text())
     assert len(alone) >= 2
-    assert [means.keys() for means in together] == [means.keys() for means in alone]
-    for found, expected in zip(together, alone, strict=True):
+    assert len(together) == len(alone) - (name == INTERRUPTED)
+    for found, expected in zip(reversed(together), reversed(alone), strict=False):
         assert found == pytest.approx(expected, rel=1e-4)
     (found, position), (expected, one_position) = (
         load_state(folder) for folder in (shared / name, tmp_path)
@@ -87,24 +88,23 @@ def test_two_processes_have_the_losses_and_the_student_of_one(
 
 def test_only_the_first_process_writes(shared: Path) -> None:
     others = shared / "process-1"
-    assert {path.name for path in others.iterdir()} == {*CONFIGS, "stopped"}
+    assert {path.name for path in others.iterdir()} == {*CONFIGS}
     assert [path for path in others.rglob("*") if path.is_file()] == []
     record = json.loads((shared / "contrastive" / "run.json").read_text())
     assert record["processes"] == 2
     assert record["epochs_done"] == 1
 
 
-def test_a_run_that_another_process_stopped_goes_on_to_the_same_end(shared: Path) -> None:
-    (shared / "at-stop").mkdir()
-    (shared / "last-when-stopped.safetensors").rename(shared / "at-stop" / "last.safetensors")
-    assert load_state(shared / "at-stop")[1].step == 1
-    first, first_position = load_state(shared / "contrastive")
-    second, second_position = load_state(shared / "stopped")
-    assert first_position == second_position
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    students = [(shared / name / STUDENT).read_bytes() for name in ("contrastive", "stopped")]
-    assert students[0] == students[1]
+def test_any_process_stops_all_and_the_run_goes_on_as_if_it_had_not_been(
+    shared: Path, tmp_path: Path
+) -> None:
+    # That it ended as one process does without a stop, is among the cases above.
+    folder = shared / INTERRUPTED
+    shutil.copy(folder / STOPPED, tmp_path / LAST)
+    assert load_state(tmp_path)[1].step == 1
+    last_step = json.loads((shared / f"{INTERRUPTED}.json").read_text())
+    assert len(last_step) == 1
+    assert load_state(folder)[1].updates == 2
 
 
 @pytest.mark.parametrize("name", UNEVEN)
@@ -128,7 +128,7 @@ TINY = """
 """.split()  # noqa: SIM905
 
 
-def test_torchrun_ended_by_a_signal_leaves_a_run_to_go_on_with(data: Path, tmp_path: Path) -> None:
+def test_torchrun_ended_by_a_signal_leaves_a_save_to_go_on_with(data: Path, tmp_path: Path) -> None:
     words = ["-m", "sbtk_cli", "train", str(data), *TINY, "--epochs", "400"]
     running = subprocess.Popen(
         [*TORCHRUN, *words, "--checkpoint-minutes", "0"],
@@ -136,7 +136,7 @@ def test_torchrun_ended_by_a_signal_leaves_a_run_to_go_on_with(data: Path, tmp_p
         stderr=subprocess.PIPE,
         text=True,
     )
-    last = tmp_path / "run" / "last.safetensors"
+    last = tmp_path / "run" / LAST
     deadline = time.monotonic() + 200
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -146,13 +146,7 @@ def test_torchrun_ended_by_a_signal_leaves_a_run_to_go_on_with(data: Path, tmp_p
     assert told.count("saving after this step") == 1
     assert told.count("Interrupted.") + told.count("Ended by a signal.") == 1
     assert "Error:" not in [line[:6] for line in told.splitlines()]
-    position = load_state(last.parent)[1]
-    assert position.updates > 0
-    # One process may go on with what two began.
-    config = last.parent / "config.resolved.toml"
-    config.write_text(config.read_text().replace("epochs = 400", f"epochs = {position.epoch + 1}"))
-    run(read_config(last.parent), last.parent, resume=True)
-    assert load_state(last.parent)[1].epoch == position.epoch + 1
+    assert load_state(last.parent)[1].updates > 0
 
 
 def test_a_fault_in_one_process_ends_all_with_one_message(data: Path, tmp_path: Path) -> None:
