@@ -38,7 +38,7 @@ _BLOCK = re.compile(
     r"(?:^<!-- not run: (.+?) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )
 # The command by its name or its path, or as what a container of the image is given.
-_COMMAND = re.compile(r"(?:^|\s|/bin/)sbtk(?::\w+)? ((?![.-])\w[^<|\n]*)")
+_COMMAND = re.compile(r"(?:^|\s|/bin/)sbtk(?::\w+)? ((?![.-])\w[^<>|\n]*)")
 _RUN = 'sbtk() { "$PYTHON" -P -m sbtk_cli "$@"; }; set -o pipefail; '
 
 
