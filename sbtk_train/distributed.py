@@ -193,7 +193,7 @@ def joined_team() -> Iterator[Team]:
     try:
         yield team
     except BaseException as problem:
-        if not team.is_first_to_tell():
+        if isinstance(problem, OtherProcessFailed) or not team.is_first_to_tell():
             raise SystemExit(1) from None
         if _is_lost_connection(problem):
             raise OtherProcessFailed(
