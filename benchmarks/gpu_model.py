@@ -73,12 +73,14 @@ def _fp16(student: Student, folder: Path) -> dict[str, Any]:
 def _int8(student: Student, folder: Path) -> dict[str, Any]:
     _require_onnx()
     from sbtk_export.int8_tensorrt import quantise_for_tensorrt
+    from sbtk_export.model_inputs import ModelInputs
     from sbtk_export.onnx_from_student import write_onnx
 
     started = time.perf_counter()
     source = folder / "model.fp32.onnx"
     write_onnx(student, source)
-    quantise_for_tensorrt(source, folder / "model.int8.trt.onnx", random_pictures(16, seed=1))
+    inputs = ModelInputs.of_kind(random_pictures(16, seed=1), "photo")
+    quantise_for_tensorrt(source, folder / "model.int8.trt.onnx", inputs)
     return {"seconds": time.perf_counter() - started}
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from benchmarks.gpu_findings import Task
 from sbtk_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD, SIZE_PX
 from sbtk_train.sbtknet import SbtknetStudent
+from sbtk_train.student import Student
 
 BACKBONE = "resnet50-v1"
 DIM = 512
@@ -59,7 +60,7 @@ class FromPixels(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, student: SbtknetStudent, layout: torch.memory_format) -> None:
+    def __init__(self, student: Student, layout: torch.memory_format) -> None:
         super().__init__()
         self.student = student
         self.layout = layout

@@ -15,7 +15,7 @@ from benchmarks.gpu_card import macs_per_image, set_tf32
 from benchmarks.gpu_findings import Finding, Report, Task, told
 from benchmarks.gpu_student import FromPixels, random_pictures, random_student
 from benchmarks.gpu_timing import DRY, Effort, timed
-from sbtk_export.fp16 import HalfTrunk, half_trunk_student
+from sbtk_export.fp16 import half_trunk, half_trunk_student
 from sbtk_runtime.preprocess import SIZE_PX
 
 STAGE = "torch"
@@ -75,7 +75,7 @@ def make_contenders(task: Task) -> list[Contender]:
     """Returns the contenders; the first is FP32 without TF32, which the others are checked by."""
     student = random_student(task)
     half = copy.deepcopy(student)
-    half.trunk = HalfTrunk(half.trunk)
+    half.trunk = half_trunk(half.trunk)
 
     def on_device(of: nn.Module, layout: torch.memory_format) -> nn.Module:
         moved = copy.deepcopy(of).to(task.device, memory_format=layout)  # type: ignore[call-overload]

@@ -16,8 +16,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from sbtk_export.model_inputs import ModelInputs
 from sbtk_runtime.onnx_file import INPUT_NAME
-from sbtk_runtime.preprocess import Pixels
 
 Means = Mapping[str, NDArray[np.float64]]
 
@@ -26,23 +26,23 @@ _AXES = {"Conv": (0, 2, 3), "Gemm": (0,)}
 _BATCH = 10
 
 
-def mean_inputs(model: onnx.ModelProto, pixels: Pixels) -> Means:
+def mean_inputs(model: onnx.ModelProto, inputs: ModelInputs) -> Means:
     """Returns the mean `(C,) float64` of what each convolution and Linear reads, by tensor name.
 
     Args:
         model: the FP32 model.
-        pixels: `(N, 224, 224, 3) uint8`, the pictures of the calibration.
+        inputs: the pictures of the calibration.
     """
     session = onnxruntime.InferenceSession(
         _with_means(model).SerializeToString(), providers=["CPUExecutionProvider"]
     )
     outputs = [output.name for output in session.get_outputs()][1:]
     sums: dict[str, NDArray[np.float64]] = {}
-    for start in range(0, len(pixels), _BATCH):
-        batch = pixels[start : start + _BATCH]
-        for name, mean in zip(outputs, session.run(outputs, {INPUT_NAME: batch}), strict=True):
-            sums[name] = sums.get(name, 0.0) + mean.astype(np.float64) * len(batch)
-    return {name.removesuffix("_mean"): total / len(pixels) for name, total in sums.items()}
+    for feeds in inputs.batches(model, _BATCH):
+        count = len(feeds[INPUT_NAME])
+        for name, mean in zip(outputs, session.run(outputs, feeds), strict=True):
+            sums[name] = sums.get(name, 0.0) + mean.astype(np.float64) * count
+    return {name.removesuffix("_mean"): total / len(inputs) for name, total in sums.items()}
 
 
 def correct_biases(quantised: onnx.ModelProto, original: onnx.ModelProto, means: Means) -> None:

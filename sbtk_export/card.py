@@ -7,11 +7,15 @@ from typing import Any
 
 from sbtk_runtime.bundle import code_lengths
 from sbtk_runtime.manifest import BundleManifest
+from sbtk_runtime.onnx_file import INPUT_NAME
+from sbtk_runtime.preprocess import SIZE_PX
 
 CARD_NAME = "MODEL_CARD.md"
 
 _PARITY_COLUMNS = (
     ("cosine_min", "cosine min", "{:.5f}"),
+    ("cosine_min_sketches", "of sketches", "{:.5f}"),
+    ("cosine_min_photos", "of photos", "{:.5f}"),
     ("cosine_mean", "cosine mean", "{:.5f}"),
     ("norm_error", "largest \\|norm - 1\\|", "{:.1e}"),
     ("top10_agreement", "top-10 agreement", "{:.1%}"),
@@ -46,6 +50,7 @@ def model_card(manifest: BundleManifest) -> str:
         f"A {manifest.backbone} student trained by {manifest.method}, {manifest.dim} dimensions, "
         f"exported on {manifest.created[:10]}. Model id `{manifest.model_id}`.",
         _section("Intended use", _USE),
+        _section("Input", _input_text(manifest)),
         _section("Licence", str(licence)),
         _section("Training", _bullets(training)),
         _section("Metrics", _bullets(manifest.metrics) if manifest.metrics else "None recorded."),
@@ -69,6 +74,20 @@ def _codes_sections(manifest: BundleManifest) -> list[str]:
         "lose."
     )
     return [_section("Binary codes", text)]
+
+
+def _input_text(manifest: BundleManifest) -> str:
+    """Returns what an engine gives the model."""
+    text = (
+        f"`{INPUT_NAME} (N, {SIZE_PX}, {SIZE_PX}, 3) uint8`: RGB, prepared as "
+        f"`{manifest.preprocessing}` says; scaling, mean and standard deviation are inside."
+    )
+    if manifest.domain_input is None:
+        return f"{text} The model is not told whether a picture is a sketch or a photo."
+    return (
+        f"{text} `{manifest.domain_input} (N,) float32`: 0 for a sketch, 1 for a photo; the same "
+        "pixels have other embeddings as the one than as the other."
+    )
 
 
 def _section(title: str, text: str) -> str:

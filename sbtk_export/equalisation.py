@@ -17,8 +17,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from sbtk_runtime.onnx_file import INPUT_NAME
-from sbtk_runtime.preprocess import Pixels
+from sbtk_export.model_inputs import ModelInputs
 
 _POSITIVE = frozenset({"Relu", "MaxPool"})
 # The exponent alpha of Xiao et al.
@@ -29,7 +28,7 @@ _BATCH = 10
 _Maxima = Mapping[str, NDArray[np.float64]]
 
 
-def equalise_channels(model: onnx.ModelProto, pixels: Pixels) -> int:
+def equalise_channels(model: onnx.ModelProto, inputs: ModelInputs) -> int:
     """Evens out, in place, what convolutions hand on to others; returns how many of them do so.
 
     What the model computes stays the same, up to rounding in FP32. Channels that reach anything
@@ -37,7 +36,7 @@ def equalise_channels(model: onnx.ModelProto, pixels: Pixels) -> int:
 
     Args:
         model: in FP32.
-        pixels: `(N, 224, 224, 3) uint8`, which show how large each channel gets.
+        inputs: pictures that show how large each channel gets.
     """
     readers = _readers(model)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -47,7 +46,7 @@ def equalise_channels(model: onnx.ModelProto, pixels: Pixels) -> int:
         if _is_scalable(node, constants) and (found := _convolutions_behind(node, readers))
     }
     read = sorted({convolution.input[0] for found in behind.values() for convolution in found})
-    maxima = _channel_maxima(model, read, pixels)
+    maxima = _channel_maxima(model, read, inputs)
     for node in model.graph.node:
         if not node.output or node.output[0] not in behind:
             continue
@@ -99,7 +98,7 @@ def _convolutions_behind(
     return found
 
 
-def _channel_maxima(model: onnx.ModelProto, names: list[str], pixels: Pixels) -> _Maxima:
+def _channel_maxima(model: onnx.ModelProto, names: list[str], inputs: ModelInputs) -> _Maxima:
     """Returns the largest value `(C,) float64` of each channel, as a mean over batches."""
     if not names:
         return {}
@@ -117,10 +116,7 @@ def _channel_maxima(model: onnx.ModelProto, names: list[str], pixels: Pixels) ->
         copied.SerializeToString(), providers=["CPUExecutionProvider"]
     )
     outputs = [f"{name}_top" for name in names]
-    batches = [
-        session.run(outputs, {INPUT_NAME: pixels[start : start + _BATCH]})
-        for start in range(0, len(pixels), _BATCH)
-    ]
+    batches = [session.run(outputs, feeds) for feeds in inputs.batches(model, _BATCH)]
     return {
         name: np.mean([batch[index] for batch in batches], axis=0, dtype=np.float64)
         for index, name in enumerate(names)

@@ -23,6 +23,7 @@ from sbtk_runtime.errors import BadConfig, BadData, BadModel
 from sbtk_runtime.files import write_atomically
 from sbtk_runtime.manifest import PRECISIONS, BundleManifest
 from sbtk_runtime.names import printable_name
+from sbtk_runtime.onnx_file import DOMAIN_NAME
 from sbtk_runtime.preprocess import PREPROCESSING
 from sbtk_train.checkpoint import TrainedRun, save_student
 from sbtk_train.student import Student
@@ -114,7 +115,7 @@ def export_student(
             "a slim bundle without FP16 and INT8 would be empty", "--fp16 or --int8 with --slim"
         )
     with published_folder(plan.target) as folder:
-        write_models(student, folder, variants, pictures.calibration.pixels, said)
+        write_models(student, folder, variants, pictures.calibration.inputs, said)
         draft = _manifest(folder, student, facts, plan)
         said("torch: embedding the pictures")
         reference = torch_reference(student, pictures)
@@ -147,6 +148,7 @@ def _manifest(
         dim=student.dim,
         preprocessing=PREPROCESSING,
         files=files,
+        domain_input=DOMAIN_NAME if student.has_domain_input else None,
         training=facts.training,
         metrics=facts.metrics,
         versions={name: _version(name) for name in _VERSIONS_OF}

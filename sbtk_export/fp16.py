@@ -1,68 +1,111 @@
 """A student whose trunk computes in half precision and whose tail stays in FP32.
 
 In FP16 the guard of the L2 norm underflows and rows come out at length 1.0004
-(https://github.com/NVIDIA/TensorRT/issues/1954), so mean pool, Linear and norm are left alone.
+(https://github.com/NVIDIA/TensorRT/issues/1954), so mean pool, Linear and norm are left alone. So
+are squeeze-and-excitation modules: the sum over a feature map, on its way to the mean, can be more
+than FP16 holds.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import fusion
 
+from sbtk_train.cse_resnet import ConditionalSE
 from sbtk_train.student import Student
-
-
-class HalfTrunk(nn.Module):
-    """A trunk with half-precision weights between two casts.
-
-    Args:
-        trunk: in evaluation mode, batch norms folded.
-    """
-
-    def __init__(self, trunk: nn.Module) -> None:
-        super().__init__()
-        self.trunk = trunk.half()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns the feature map `(N, F, h, w) float32` of `(N, 3, H, W) float32`."""
-        return self.trunk(images.half()).float()  # type: ignore[no-any-return]
 
 
 def half_trunk_student(student: Student) -> Student:
     """Returns a copy of the student, in evaluation mode, with a half-precision trunk."""
     half = copy.deepcopy(student).eval()
-    half.trunk = HalfTrunk(batch_norms_folded(half.trunk))
+    fold_batch_norms(_FeatureMap(half))
+    half.trunk = half_trunk(half.trunk)
     return half
 
 
-def batch_norms_folded(trunk: nn.Module) -> nn.Module:
-    """Returns the trunk with each batch norm folded into the convolution before it.
+def half_trunk(trunk: nn.Module) -> nn.Sequential:
+    """Returns the trunk's stages, in half precision, between two casts: FP32 goes in and out.
+
+    Args:
+        trunk: its stages are changed and used.
+    """
+    # Copied before their weights are rounded with the others.
+    whole = {
+        name: copy.deepcopy(module)
+        for name, module in trunk.named_modules()
+        if isinstance(module, ConditionalSE)
+    }
+    trunk.half()
+    for name, module in whole.items():
+        trunk.set_submodule(name, _WholeSE(module))
+    stages = OrderedDict(trunk.named_children())
+    into, out_of = Cast(torch.float16), Cast(torch.float32)
+    return nn.Sequential(OrderedDict(into_half=into, **stages, out_of_half=out_of))
+
+
+def fold_batch_norms(module: nn.Module) -> None:
+    """Folds each batch norm into the convolution before it; an `nn.Identity` takes its place.
 
     Done in FP32, before any weight becomes half: running variances below 6e-8 do not exist in
     FP16, and a ResNet50 folded there was at a cosine of 0.93 from itself.
+
+    Args:
+        module: in evaluation mode; changed in place.
     """
-    traced = fx.symbolic_trace(trunk.eval())
+    traced = fx.symbolic_trace(module)
     modules = dict(traced.named_modules())
-    for node in list(traced.graph.nodes):
+    for node in traced.graph.nodes:
         norm = _module(node, modules)
-        convolution = _module(node.args[0], modules) if node.args else None
+        before = node.args[0] if node.args else None
+        convolution = _module(before, modules)
         if not isinstance(norm, nn.BatchNorm2d) or not isinstance(convolution, nn.Conv2d):
             continue
-        before = node.args[0]
         assert isinstance(before, fx.Node)
         if len(before.users) > 1:
             continue
         with torch.no_grad():
             folded = fusion.fuse_conv_bn_eval(convolution, norm)
-        traced.set_submodule(str(before.target), folded)
-        node.replace_all_uses_with(before)
-        traced.graph.erase_node(node)
-    traced.delete_all_unused_submodules()
-    traced.recompile()
-    return traced
+        module.set_submodule(str(before.target), folded)
+        module.set_submodule(str(node.target), nn.Identity())
+
+
+class Cast(nn.Module):
+    """A stage that gives what it is given in another type."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Returns `values` in the type."""
+        return values.to(self.dtype)
+
+
+class _FeatureMap(nn.Module):
+    """A student up to its feature map, as one module that can be traced."""
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, images: Tensor, domains: Tensor) -> Tensor:
+        return self.student.feature_map(images, domains)
+
+
+class _WholeSE(nn.Module):
+    """A squeeze-and-excitation module in FP32 within a trunk in half precision."""
+
+    def __init__(self, module: ConditionalSE) -> None:
+        super().__init__()
+        self.whole = module
+
+    def forward(self, values: Tensor, domains: Tensor) -> Tensor:
+        weighted: Tensor = self.whole(values.float(), domains)
+        return weighted.to(values.dtype)
 
 
 def _module(node: object, modules: dict[str, nn.Module]) -> nn.Module | None:

@@ -8,12 +8,9 @@ gives rows of length 1.003 to 1.37, which a cosine does not see.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -23,25 +20,26 @@ from onnxruntime.quantization import (
 )
 
 from sbtk_export.bias_correction import correct_biases, mean_inputs
+from sbtk_export.gates import gate_nodes
+from sbtk_export.model_inputs import Feeds, ModelInputs, domain_input_of
 from sbtk_export.onnx_from_student import check_model, without_traces
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.files import atomic_path
 from sbtk_runtime.onnx_file import INPUT_NAME
-from sbtk_runtime.preprocess import Pixels
 
-_OPERATORS = ["Conv", "Relu", "MaxPool", "Add", "Gemm"]
+_OPERATORS = ["Conv", "Relu", "MaxPool", "Add", "Mul", "Gemm"]
 # ONNX Runtime's own mark of a model whose shapes are inferred; without it the quantiser warns.
 _PREPARED = ("onnx.quant.pre_process", "onnxruntime.quant")
 _BATCH = 8
 
 
-def quantise(source: Path, target: Path, pixels: Pixels) -> None:
+def quantise(source: Path, target: Path, inputs: ModelInputs) -> None:
     """Writes the INT8 form of the FP32 model `source` to `target`, atomically.
 
     Args:
         source: made by `write_onnx`.
         target: the file to make.
-        pixels: `(N, 224, 224, 3) uint8`, what to calibrate on.
+        inputs: what to calibrate on.
 
     Raises:
         BadModel: the model has no Linear or convolution to quantise between.
@@ -55,10 +53,10 @@ def quantise(source: Path, target: Path, pixels: Pixels) -> None:
         quantize_static(
             prepared,
             result,
-            CalibrationBatches(pixels),
+            CalibrationBatches(model, inputs.mixed()),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=_OPERATORS,
-            nodes_to_exclude=excluded,
+            nodes_to_exclude=[*excluded, *gate_nodes(model)],
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
@@ -73,10 +71,10 @@ def quantise(source: Path, target: Path, pixels: Pixels) -> None:
             },
         )
         quantised = onnx.load(result)
-        correct_biases(quantised, model, mean_inputs(model, pixels))
+        correct_biases(quantised, model, mean_inputs(model, inputs))
         input_first(quantised)
         without_traces(quantised)
-        check_model(quantised, dim)
+        check_model(quantised, dim, has_domain_input=domain_input_of(model) is not None)
         onnx.save(quantised, result)
 
 
@@ -113,21 +111,16 @@ def input_first(model: onnx.ModelProto) -> None:
 
 
 class CalibrationBatches(CalibrationDataReader):  # type: ignore[misc]
-    """Pictures as the calibrator asks for them, in an order that mixes sketches and photos.
+    """Pictures as the calibrator asks for them.
 
     Args:
-        pixels: `(N, 224, 224, 3) uint8`.
+        model: that is calibrated.
+        inputs: in an order that mixes sketches and photos.
     """
 
-    def __init__(self, pixels: Pixels) -> None:
-        order = np.random.default_rng(0).permutation(len(pixels))
-        self._batches = self._in_batches(pixels[order])
+    def __init__(self, model: onnx.ModelProto, inputs: ModelInputs) -> None:
+        self._batches = inputs.batches(model, _BATCH)
 
-    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
-        """Returns the next input of the model, or `None` after the last."""
+    def get_next(self) -> Feeds | None:
+        """Returns the next inputs of the model, or `None` after the last."""
         return next(self._batches, None)
-
-    @staticmethod
-    def _in_batches(pixels: Pixels) -> Iterator[dict[str, NDArray[np.uint8]]]:
-        for start in range(0, len(pixels), _BATCH):
-            yield {INPUT_NAME: pixels[start : start + _BATCH]}

@@ -27,7 +27,9 @@ from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, 
 
 from sbtk_export.bias_correction import correct_biases, mean_inputs
 from sbtk_export.equalisation import equalise_channels
+from sbtk_export.gates import gate_nodes
 from sbtk_export.int8 import CalibrationBatches, input_first, nodes_outside, save_prepared
+from sbtk_export.model_inputs import ModelInputs, domain_input_of
 from sbtk_export.onnx_from_student import check_model, without_traces
 from sbtk_export.quantisation_steps import (
     best_steps,
@@ -36,8 +38,7 @@ from sbtk_export.quantisation_steps import (
     set_steps,
 )
 from sbtk_runtime.files import atomic_path
-from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME
-from sbtk_runtime.preprocess import Pixels
+from sbtk_runtime.onnx_file import OUTPUT_NAME
 
 _OPERATORS = ["Conv", "Add", "Gemm"]
 # Pictures that ranges are taken from; they are the same from about 100 on.
@@ -48,21 +49,20 @@ _FOR_CHOICE = 40
 _BATCH = 10
 
 
-def quantise_for_tensorrt(source: Path, target: Path, pixels: Pixels) -> None:
+def quantise_for_tensorrt(source: Path, target: Path, inputs: ModelInputs) -> None:
     """Writes TensorRT's INT8 form of the FP32 model `source` to `target`, atomically.
 
     Args:
         source: made by `write_onnx`.
         target: the file to make.
-        pixels: `(N, 224, 224, 3) uint8`, what to calibrate on.
+        inputs: what to calibrate on.
 
     Raises:
         BadModel: the model has no Linear or convolution to quantise between.
     """
     model = onnx.load(source)
-    # Any part of the pictures mixes sketches and photos.
-    pixels = pixels[np.random.default_rng(0).permutation(len(pixels))]
-    equalise_channels(model, pixels[:_FOR_RANGES])
+    inputs = inputs.mixed()
+    equalise_channels(model, inputs.first(_FOR_RANGES))
     in_half = behind_first_convolution(model)
     dim = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     excluded = nodes_outside(model)
@@ -73,10 +73,10 @@ def quantise_for_tensorrt(source: Path, target: Path, pixels: Pixels) -> None:
             prepared,
             result,
             # The ranges that it finds are replaced by better ones.
-            CalibrationBatches(pixels[:1]),
+            CalibrationBatches(model, inputs.first(1)),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=_OPERATORS,
-            nodes_to_exclude=[*excluded, *in_half],
+            nodes_to_exclude=[*excluded, *gate_nodes(model), *in_half],
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
@@ -93,12 +93,12 @@ def quantise_for_tensorrt(source: Path, target: Path, pixels: Pixels) -> None:
         )
         quantised = onnx.load(result)
         unquantise_fused_inputs(quantised)
-        set_closest_steps(quantised, model, pixels[:_FOR_RANGES])
-        correct_biases(quantised, model, mean_inputs(model, pixels))
+        set_closest_steps(quantised, model, inputs.first(_FOR_RANGES))
+        correct_biases(quantised, model, mean_inputs(model, inputs))
         compute_in_half(quantised, in_half)
         input_first(quantised)
         without_traces(quantised)
-        check_model(quantised, dim)
+        check_model(quantised, dim, has_domain_input=domain_input_of(model) is not None)
         onnx.save(quantised, result)
 
 
@@ -174,7 +174,9 @@ def unquantise_fused_inputs(model: onnx.ModelProto) -> int:
     return len(gone) // 2
 
 
-def set_closest_steps(quantised: onnx.ModelProto, model: onnx.ModelProto, pixels: Pixels) -> float:
+def set_closest_steps(
+    quantised: onnx.ModelProto, model: onnx.ModelProto, inputs: ModelInputs
+) -> float:
     """Sets the steps with which embeddings stay closest to those in FP32.
 
     A step of least squared error is mostly best, but clips large values, however much the model
@@ -183,14 +185,14 @@ def set_closest_steps(quantised: onnx.ModelProto, model: onnx.ModelProto, pixels
     Args:
         quantised: made from `model`; changed in place.
         model: in FP32.
-        pixels: `(N, 224, 224, 3) uint8`, to calibrate on.
+        inputs: pictures to calibrate on.
 
     Returns:
         The share of each activation's range that is kept at least.
     """
-    histograms = histograms_of(model, quantised_tensors(quantised), pixels)
+    histograms = histograms_of(model, quantised_tensors(quantised), inputs)
     choices = {reach: best_steps(histograms, reach) for reach in _LEAST_REACHES}
-    few = pixels[:_FOR_CHOICE]
+    few = inputs.first(_FOR_CHOICE)
     wanted = _embedded(model, few)
     closeness = {}
     for reach, steps in choices.items():
@@ -201,16 +203,13 @@ def set_closest_steps(quantised: onnx.ModelProto, model: onnx.ModelProto, pixels
     return best
 
 
-def _embedded(model: onnx.ModelProto, pixels: Pixels) -> NDArray[np.float32]:
+def _embedded(model: onnx.ModelProto, inputs: ModelInputs) -> NDArray[np.float32]:
     """Returns the model's `(N, D) float32` unit rows."""
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    batches = [
-        session.run([OUTPUT_NAME], {INPUT_NAME: pixels[start : start + _BATCH]})[0]
-        for start in range(0, len(pixels), _BATCH)
-    ]
-    return np.concatenate(batches)
+    batches = inputs.batches(model, _BATCH)
+    return np.concatenate([session.run([OUTPUT_NAME], feeds)[0] for feeds in batches])
 
 
 def _pair_before(

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from sbtk_export.fp16 import half_trunk_student
 from sbtk_export.int8 import quantise
 from sbtk_export.int8_tensorrt import quantise_for_tensorrt
+from sbtk_export.model_inputs import ModelInputs
 from sbtk_export.onnx_from_student import write_onnx
 from sbtk_export.parity import Parity, Reference, measure_parity, require_parity
 from sbtk_export.pictures import ExportPictures
@@ -17,7 +18,6 @@ from sbtk_runtime.bundle import Bundle, OnnxForm, onnx_name
 from sbtk_runtime.cpu import cpu_threads
 from sbtk_runtime.engine_request import EngineRequest, Said
 from sbtk_runtime.manifest import Precision
-from sbtk_runtime.preprocess import Pixels
 from sbtk_train.student import Student
 
 #: What an export can make: a precision, or INT8 as TensorRT takes it. Each is the middle part of
@@ -40,7 +40,7 @@ def write_models(
     student: Student,
     folder: Path,
     variants: Sequence[Variant],
-    calibration: Pixels,
+    calibration: ModelInputs,
     said: Said,
 ) -> None:
     """Writes an ONNX file for each variant into `folder`; `fp32` must be among them."""

@@ -1,5 +1,7 @@
 """The student as an ONNX file: uint8 pixels in, unit rows out, everything in between inside.
 
+Students that are told sketch from photo get a second input for that, `domain (N,) float32`.
+
 Scaling, mean and standard deviation, and the L2 norm are part of the graph, so that nobody can
 get them wrong and four times fewer bytes move than with float input.
 """
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from sbtk_export.strides import move_strides_up
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.files import atomic_path
-from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME
+from sbtk_runtime.onnx_file import DOMAIN_NAME, INPUT_NAME, OUTPUT_NAME
 from sbtk_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD, SIZE_PX
 from sbtk_train.student import Student
 
@@ -49,11 +51,14 @@ class Deployed(nn.Module):
         self.register_buffer("scale", 1.0 / (255.0 * std))
         self.register_buffer("shift", -mean / std)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns `(N, D) float32` unit rows for `(N, 224, 224, 3) uint8` RGB."""
+    def forward(self, images: Tensor, domains: Tensor | None = None) -> Tensor:
+        """Returns `(N, D) float32` unit rows for `(N, 224, 224, 3) uint8` RGB and `(N,)` domains.
+
+        Domains are for students that have a domain input, and left out for others.
+        """
         # Cast comes first: TensorRT lets nothing else consume a uint8 input.
         planes = images.float().permute(0, 3, 1, 2) * self.scale + self.shift
-        rows: Tensor = self.student.embedding(self.student.feature(planes).float())
+        rows = self.student.project(self.student.feature(planes, domains).float())
         # Not `functional.normalize`: it expands the norms to the batch size, for which the
         # exporter asks the input's shape, and that is a second consumer.
         lengths: Tensor = rows.norm(dim=1, keepdim=True)
@@ -70,15 +75,20 @@ def write_onnx(student: Student, path: Path) -> None:
         BadModel: the graph that came out is not what engines are promised.
     """
     deployed = Deployed(student).eval()
-    images = torch.zeros((_TRACED_BATCH, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)
+    names = [INPUT_NAME]
+    inputs = [torch.zeros((_TRACED_BATCH, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)]
+    if student.has_domain_input:
+        names.append(DOMAIN_NAME)
+        inputs.append(torch.zeros(_TRACED_BATCH))
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     with _quiet():
         program = torch.onnx.export(
             deployed,
-            (images,),
+            tuple(inputs),
             dynamo=True,
-            input_names=[INPUT_NAME],
+            input_names=names,
             output_names=[OUTPUT_NAME],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},),
+            dynamic_shapes=({0: batch},) * len(inputs),
             verbose=False,
         )
     if program is None:
@@ -88,7 +98,7 @@ def write_onnx(student: Student, path: Path) -> None:
         model = onnx.load(temporary)
         move_strides_up(model)
         without_traces(model)
-        check_model(model, student.embedding.out_features)
+        check_model(model, student.dim, has_domain_input=student.has_domain_input)
         onnx.save(model, temporary)
 
 
@@ -108,8 +118,13 @@ def without_traces(model: onnx.ModelProto) -> None:
         tensor.doc_string = ""
 
 
-def check_model(model: onnx.ModelProto, dim: int) -> None:
+def check_model(model: onnx.ModelProto, dim: int, *, has_domain_input: bool) -> None:
     """Checks that a model is valid ONNX and keeps the promises made to engines.
+
+    Args:
+        model: what was exported.
+        dim: length of an embedding.
+        has_domain_input: whether it takes the kind of each picture beside the pixels.
 
     Raises:
         BadModel: names the first promise that is broken.
@@ -119,8 +134,11 @@ def check_model(model: onnx.ModelProto, dim: int) -> None:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as problem:
         raise BadModel(f"the exported graph is not valid ONNX: {problem}") from problem
     graph = model.graph
+    inputs: list[_Signature] = [(INPUT_NAME, "UINT8", ("batch", SIZE_PX, SIZE_PX, 3))]
+    if has_domain_input:
+        inputs.append((DOMAIN_NAME, "FLOAT", ("batch",)))
     promises = (
-        ([_signature(value) for value in graph.input], [(INPUT_NAME, "UINT8", _INPUT_SHAPE)]),
+        ([_signature(value) for value in graph.input], inputs),
         ([_signature(value) for value in graph.output], [(OUTPUT_NAME, "FLOAT", ("batch", dim))]),
         ([node.op_type for node in graph.node[:2]], ["Cast", "Transpose"]),
         (
@@ -135,10 +153,10 @@ def check_model(model: onnx.ModelProto, dim: int) -> None:
         raise BadModel("the exported graph keeps weights in another file", "a single file")
 
 
-_INPUT_SHAPE = ("batch", SIZE_PX, SIZE_PX, 3)
+_Signature = tuple[str, str, tuple[str | int, ...]]
 
 
-def _signature(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[str | int, ...]]:
+def _signature(value: onnx.ValueInfoProto) -> _Signature:
     kind = value.type.tensor_type
     sizes = tuple(size.dim_param or size.dim_value for size in kind.shape.dim)
     return value.name, onnx.TensorProto.DataType.Name(kind.elem_type), sizes

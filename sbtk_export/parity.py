@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sbtk_export.model_inputs import ModelInputs
 from sbtk_export.pictures import ExportPictures, PictureSet
-from sbtk_runtime.engine import Engine
+from sbtk_runtime.engine import Embeddings, Engine
 from sbtk_runtime.errors import BadModel
-from sbtk_runtime.metrics import Embeddings, evaluate
-from sbtk_runtime.preprocess import KINDS, Pixels
+from sbtk_runtime.metrics import evaluate
+from sbtk_runtime.preprocess import KINDS
 from sbtk_train.augment import normalised
 from sbtk_train.student import Student
 
@@ -49,8 +50,9 @@ class Parity:
     """One model beside torch in FP32, as the manifest has it.
 
     Attributes:
-        images: how many were compared, half of them sketches.
+        images: how many were compared, half of them sketches. Each was embedded as what it is.
         cosine_min, cosine_mean: between an image's two embeddings.
+        cosine_min_sketches, cosine_min_photos: likewise, of one kind alone.
         norm_error: largest `|length - 1|` of a row, as the model gives it.
         top10_agreement: share of a sketch's first ten photos that both rank there.
         map_torch, map_model: mAP@all (plain AP, mean over sketches) on `ranking_images`.
@@ -61,6 +63,8 @@ class Parity:
     images: int
     cosine_min: float
     cosine_mean: float
+    cosine_min_sketches: float
+    cosine_min_photos: float
     norm_error: float
     top10_agreement: float
     map_torch: float
@@ -98,20 +102,21 @@ class Reference:
 
 def torch_reference(student: Student, pictures: ExportPictures) -> Reference:
     """Returns torch's embeddings of the pictures, by the code that training runs."""
-    parity = torch_embeddings(student, pictures.parity.pixels)
+    parity = torch_embeddings(student, pictures.parity.inputs)
     if pictures.ranking is pictures.parity:
         return Reference(parity, parity)
-    return Reference(parity, torch_embeddings(student, pictures.ranking.pixels))
+    return Reference(parity, torch_embeddings(student, pictures.ranking.inputs))
 
 
-def torch_embeddings(student: Student, pixels: Pixels) -> Embeddings:
-    """Returns `(N, D) float32` unit rows for `(N, 224, 224, 3) uint8` RGB."""
+def torch_embeddings(student: Student, inputs: ModelInputs) -> Embeddings:
+    """Returns `(N, D) float32` unit rows of pictures."""
     student.eval()
     rows = []
     with torch.inference_mode():
-        for start in range(0, len(pixels), _BATCH):
-            batch = torch.from_numpy(pixels[start : start + _BATCH]).permute(0, 3, 1, 2)
-            rows.append(student.embed(normalised(batch)).numpy())
+        for start in range(0, len(inputs), _BATCH):
+            batch = torch.from_numpy(inputs.pixels[start : start + _BATCH]).permute(0, 3, 1, 2)
+            domains = torch.from_numpy(inputs.domains[start : start + _BATCH])
+            rows.append(student.embed(normalised(batch), domains).numpy())
     return np.concatenate(rows)
 
 
@@ -127,17 +132,18 @@ def measure_parity(engine: Engine, pictures: ExportPictures, reference: Referenc
     is_ranking_apart = pictures.ranking is not pictures.parity
     ranked = _embedded(engine, pictures.ranking) if is_ranking_apart else rows
     every = np.concatenate([rows, ranked]) if is_ranking_apart else rows
-    wanted = (
-        np.concatenate([reference.parity, reference.ranking])
-        if is_ranking_apart
-        else reference.parity
-    )
+    wanted, is_sketch = reference.parity, pictures.parity.is_sketch
+    if is_ranking_apart:
+        wanted = np.concatenate([wanted, reference.ranking])
+        is_sketch = np.concatenate([is_sketch, pictures.ranking.is_sketch])
     lengths = np.linalg.norm(every.astype(np.float64), axis=1)
     cosines = _cosines(every, wanted)
     return Parity(
         images=len(every),
         cosine_min=float(cosines.min()),
         cosine_mean=float(cosines.mean()),
+        cosine_min_sketches=float(cosines[is_sketch].min()),
+        cosine_min_photos=float(cosines[~is_sketch].min()),
         norm_error=float(np.abs(lengths - 1).max()),
         top10_agreement=_top_agreement(ranked, reference.ranking, pictures.ranking),
         map_torch=_map_all(reference.ranking, pictures.ranking),
@@ -205,5 +211,7 @@ def _first_photos(rows: Embeddings, is_sketch: NDArray[np.bool_]) -> NDArray[np.
 
 def _map_all(rows: Embeddings, pictures: PictureSet) -> float:
     is_sketch, labels = pictures.is_sketch, pictures.labels
+    if not np.isfinite(rows).all():
+        return float("nan")
     retrieval = evaluate(rows[is_sketch], labels[is_sketch], rows[~is_sketch], labels[~is_sketch])
     return float(retrieval.ap_all.mean())

@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sbtk_export.model_inputs import ModelInputs
 from sbtk_runtime.errors import BadData, BadImage
 from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.names import printable_name
-from sbtk_runtime.preprocess import SIZE_PX, Kind, Pixels, prepare
+from sbtk_runtime.preprocess import KINDS, SIZE_PX, Kind, Pixels, prepare
 from sbtk_train.data import ImageSet, of_classes, read_dataset
 from sbtk_train.splits import class_key
-
-KINDS: tuple[Kind, Kind] = ("sketch", "photo")
 
 #: Of each kind; an export without so many is refused.
 PARITY_PER_KIND = 100
@@ -50,6 +49,11 @@ class PictureSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def inputs(self) -> ModelInputs:
+        """The pictures as a model takes them."""
+        return ModelInputs.of_kinds(self.pixels, self.is_sketch)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from sbtk_runtime.onnx_file import INPUT_NAME
-from sbtk_runtime.preprocess import Pixels
+from sbtk_export.model_inputs import Feeds, ModelInputs
 
 _LEVELS = 127
 _REACHES_PER_TOP = 100
@@ -33,21 +32,21 @@ class Histogram:
 
 
 def histograms_of(
-    model: onnx.ModelProto, names: Sequence[str], pixels: Pixels
+    model: onnx.ModelProto, names: Sequence[str], inputs: ModelInputs
 ) -> dict[str, Histogram]:
     """Returns the histogram of each named activation.
 
     Args:
         model: in FP32.
         names: of the tensors.
-        pixels: `(N, 224, 224, 3) uint8`, to calibrate on.
+        inputs: pictures to calibrate on.
     """
     session = _session_of(model, names)
     tops = {name: 0.0 for name in names}
-    for name, values in _values(session, names, pixels):
+    for name, values in _values(session, names, inputs.batches(model, _BATCH)):
         tops[name] = max(tops[name], float(np.abs(values).max()))
     counts = {name: np.zeros(_BINS, dtype=np.int64) for name in names}
-    for name, values in _values(session, names, pixels):
+    for name, values in _values(session, names, inputs.batches(model, _BATCH)):
         if tops[name] > 0:
             bins = np.abs(values.reshape(-1)[::_EVERY]) * np.float32(_BINS / tops[name])
             places = np.minimum(bins.astype(np.int32), _BINS - 1)
@@ -94,11 +93,10 @@ def _session_of(model: onnx.ModelProto, names: Sequence[str]) -> onnxruntime.Inf
 
 
 def _values(
-    session: onnxruntime.InferenceSession, names: Sequence[str], pixels: Pixels
+    session: onnxruntime.InferenceSession, names: Sequence[str], every: Iterable[Feeds]
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    for start in range(0, len(pixels), _BATCH):
-        batch = session.run(list(names), {INPUT_NAME: pixels[start : start + _BATCH]})
-        yield from zip(names, batch, strict=True)
+    for feeds in every:
+        yield from zip(names, session.run(list(names), feeds), strict=True)
 
 
 def _best_step(histogram: Histogram, least_reach: float) -> np.float32:

@@ -7,14 +7,18 @@ from typing import Any
 
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_train.checkpoint import RECORD, TrainedRun
+from sbtk_train.evaluate import SELECTED_BY
 from sbtk_train.splits import Split
 
 _METRICS = {
     "validation_map": "mAP@all (plain AP, mean over sketches) of the {classes} validation classes, "
-    "their sketches against their photos; chose the epoch",
+    "their sketches against their photos",
     "validation_p10": "precision at 10, likewise",
     "held_out_map": "mAP@all of held-out sketches of training classes against five training "
     "photos of each",
+    "held_out_bits_map": "mAP@all (mean over classes) of 64-bit codes of held-out sketches of "
+    "training classes against training photos, ITQ fitted on these sketches",
+    "held_out_accuracy": "share of held-out sketches whose training class has the highest logit",
 }
 
 # Words in a data folder's or weights file's name, and what is known of that source.
@@ -32,7 +36,7 @@ class StudentFacts:
     """What is told about a student.
 
     Attributes:
-        method: `sbtknet` or `dsn`.
+        method: `sbtknet`, `dsn` or `sake`.
         backbone: layout of the trunk.
         training_classes: classes that it was trained on; calibration and parity use these.
         validation_classes: seen classes that it was not trained on; ranking uses these.
@@ -80,12 +84,14 @@ def facts_from_run(run: TrainedRun) -> StudentFacts:
     training["versions"] = record.get("versions", {})
     training["licence"] = licence_text(sources)
     return StudentFacts(
-        method="sbtknet",
+        method=config.method,
         backbone=config.backbone,
         training_classes=training_classes,
         validation_classes=validation_classes,
         training={key: value for key, value in training.items() if value not in (None, [], "")},
-        metrics=_metrics(record.get("best"), len(validation_classes)),
+        metrics=_metrics(
+            record.get("best"), len(validation_classes), SELECTED_BY[config.recipe.selection]
+        ),
     )
 
 
@@ -116,11 +122,13 @@ def _file_name(value: object) -> str:
     return str(value.get("file", "")) if isinstance(value, dict) else ""
 
 
-def _metrics(best: object, validation_classes: int) -> dict[str, Any]:
+def _metrics(best: object, validation_classes: int, selected_by: str | None) -> dict[str, Any]:
     if not isinstance(best, dict):
         return {}
-    return {
-        name: {"value": best[name], "rule": rule.format(classes=validation_classes)}
-        for name, rule in _METRICS.items()
-        if name in best
-    }
+    metrics = {}
+    for name, rule in _METRICS.items():
+        if name in best:
+            chosen = "; chose the epoch" if name == selected_by else ""
+            told = rule.format(classes=validation_classes) + chosen
+            metrics[name] = {"value": best[name], "rule": told}
+    return metrics

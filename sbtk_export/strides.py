@@ -48,7 +48,9 @@ class _Graph:
         self._graph = graph
         self._outputs = {value.name for value in graph.output}
         self._shapes = {
-            value.name: value.type.tensor_type.shape.SerializeToString()
+            value.name: tuple(
+                size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim
+            )
             for value in (*graph.value_info, *graph.input, *graph.output)
         }
 
@@ -81,6 +83,8 @@ class _Graph:
             _set_strides(maker, 2 * _strides(maker)[0])
             return
         for position, source in enumerate(maker.input):
+            if self._shapes[source] != self._shapes[name]:
+                continue  # one factor for all positions
             is_read_once = len(self.consumers(source)) == 1 and source not in self._outputs
             if is_read_once and self._can_make_less(source):
                 self.subsample(source)
@@ -88,14 +92,17 @@ class _Graph:
                 maker.input[position] = self._picked(source)
 
     def _can_make_less(self, name: str) -> bool:
-        maker = self.maker(name)
-        if maker is None or maker.op_type not in (*_ELEMENTWISE, "Conv"):
+        maker, shape = self.maker(name), self._shapes.get(name)
+        if maker is None or maker.op_type not in (*_ELEMENTWISE, "Mul", "Conv"):
             return False
+        if maker.op_type == "Conv":
+            return True
+        shapes = [self._shapes.get(source) for source in maker.input]
+        if maker.op_type == "Mul" and shape is not None:
+            # A product with one factor for all positions of a channel.
+            return shape in shapes and {*shapes} <= {shape, (*shape[:2], 1, 1)}
         # A sum that repeats one of its terms along rows or columns is left alone.
-        return maker.op_type == "Conv" or all(
-            name in self._shapes and self._shapes.get(source) == self._shapes[name]
-            for source in maker.input
-        )
+        return shape is not None and all(each == shape for each in shapes)
 
     def _picked(self, source: str) -> str:
         """Returns the name of each second row and column of `source`, by a node made for it."""

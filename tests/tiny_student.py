@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +17,11 @@ from sbtk_runtime.files import read_json_object, write_json_atomically
 from sbtk_train.augment import normalised
 from sbtk_train.checkpoint import RECORD, TrainedRun, save_student
 from sbtk_train.config import TrainConfig, read_config
+from sbtk_train.dsn_student import DsnStudent
 from sbtk_train.recipes import recipe
 from sbtk_train.sbtknet import SbtknetStudent
+
+AnyStudent = TypeVar("AnyStudent", SbtknetStudent, DsnStudent)
 
 TRAINING = ("bars", "columns", "hatching", "slope")
 VALIDATION = ("ladder", "rain")
@@ -49,8 +53,8 @@ def write_textures(root: Path, training: int = 132, validation: int = 8, unseen:
 
 
 def fitted(
-    student: SbtknetStudent, pictures: Sequence[PictureSet], shrinkage: float = 1e-4
-) -> SbtknetStudent:
+    student: AnyStudent, pictures: Sequence[PictureSet], shrinkage: float = 1e-4
+) -> AnyStudent:
     """Returns the student with an embedding that keeps the classes of the pictures apart.
 
     The embedding is the ridge regression of each class's own direction on the pooled feature; a
@@ -58,11 +62,17 @@ def fitted(
     shrinkage helps where the trunk has many features for few pictures.
     """
     pixels = np.concatenate([part.pixels for part in pictures])
+    domains = np.concatenate([part.inputs.domains for part in pictures])
     labels = np.concatenate([part.labels + 10 * number for number, part in enumerate(pictures)])
     student.eval()
     with torch.inference_mode():
-        batches = torch.split(torch.from_numpy(pixels).permute(0, 3, 1, 2), 32)
-        feature = torch.cat([student.feature(normalised(batch)) for batch in batches]).double()
+        batches = zip(
+            torch.split(torch.from_numpy(pixels).permute(0, 3, 1, 2), 32),
+            torch.split(torch.from_numpy(domains), 32),
+            strict=True,
+        )
+        features = [student.feature(normalised(batch), of_them) for batch, of_them in batches]
+        feature = torch.cat(features).double()
     _, classes = np.unique(labels, return_inverse=True)
     wanted = torch.eye(student.embedding.out_features, dtype=torch.float64)[
         torch.from_numpy(classes)

@@ -16,11 +16,11 @@ def test_mean_inputs_are_means_over_pictures_and_positions(
     bundle: Bundle, pictures: ExportPictures
 ) -> None:
     """The first convolution reads the normalised picture, whose mean is computed by hand."""
-    pixels = pictures.calibration.pixels[:13]
+    inputs = pictures.calibration.inputs.first(13)
     model = onnx.load(bundle.onnx_path("fp32"))
-    means = mean_inputs(model, pixels)
+    means = mean_inputs(model, inputs)
     first = next(node for node in model.graph.node if node.op_type == "Conv")
-    channels = pixels.reshape(-1, 3).mean(axis=0) / 255
+    channels = inputs.pixels.reshape(-1, 3).mean(axis=0) / 255
     wanted = (channels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(means[first.input[0]], wanted, atol=1e-4)
     layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
@@ -30,7 +30,7 @@ def test_mean_inputs_are_means_over_pictures_and_positions(
 def test_rounded_weights_and_biases_shift_no_mean(bundle: Bundle, pictures: ExportPictures) -> None:
     """What the weights' rounding adds to a channel's mean, the bias takes off, to half a step."""
     original, quantised = (onnx.load(bundle.onnx_path(p)) for p in ("fp32", "int8"))
-    means = mean_inputs(original, pictures.calibration.pixels)
+    means = mean_inputs(original, pictures.calibration.inputs)
     exact = {tensor.name: numpy_helper.to_array(tensor) for tensor in original.graph.initializer}
     shifts = 0
     for node, weight, bias, step in quantised_layers(quantised):

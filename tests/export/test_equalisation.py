@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from sbtk_export.equalisation import equalise_channels
+from sbtk_export.model_inputs import ModelInputs
 from sbtk_export.onnx_from_student import write_onnx
 from sbtk_export.pictures import ExportPictures
 from sbtk_train.sbtknet import SbtknetStudent
+
+BLACK = np.zeros((1, 224, 224, 3), np.uint8)
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def model(tmp_path: Path, student: SbtknetStudent) -> onnx.ModelProto:
 def test_the_model_computes_what_it_did(model: onnx.ModelProto, pictures: ExportPictures) -> None:
     pixels = pictures.parity.pixels[:20]
     before, weights = embedded(model, pixels), weights_of(model)
-    assert equalise_channels(model, pictures.calibration.pixels[:30]) == 1
+    assert equalise_channels(model, pictures.calibration.inputs.first(30)) == 1
     np.testing.assert_allclose(embedded(model, pixels), before, atol=2e-6)
     changed = [name for name, value in weights_of(model).items() if (value != weights[name]).any()]
     assert len(changed) == 3  # the first one's weights and bias, and the second one's weights
@@ -43,10 +46,11 @@ def test_channels_are_more_even_than_before(
     for name, factor, axis in ((first.input[1], 100, 0), (first.input[2], 100, 0)):
         scale_channel(constants[name], factor, axis)
     scale_channel(constants[second.input[1]], 1 / 100, axis=1)
-    pixels = pictures.calibration.pixels[:30]
+    inputs = pictures.calibration.inputs.first(30)
+    pixels = inputs.pixels
     before = spread(model, second.input[0], pixels)
     rows = embedded(model, pixels)
-    equalise_channels(model, pixels)
+    equalise_channels(model, inputs)
     assert spread(model, second.input[0], pixels) < before / 5
     np.testing.assert_allclose(embedded(model, pixels), rows, atol=1e-5)
 
@@ -55,7 +59,7 @@ def test_channels_are_more_even_than_before(
 def test_channels_that_others_read_stay_as_they_are(between: str) -> None:
     model = pair_of_convolutions(between)
     before = model.SerializeToString()
-    assert equalise_channels(model, np.zeros((1, 224, 224, 3), np.uint8)) == 0
+    assert equalise_channels(model, ModelInputs.of_kind(BLACK, "photo")) == 0
     assert model.SerializeToString() == before
 
 
@@ -66,7 +70,7 @@ def test_channels_that_are_never_used_stay_as_they_are() -> None:
         scale_channel(constants[name], 0, axis)
     pixels = np.random.default_rng(0).integers(0, 255, (2, 224, 224, 3)).astype(np.uint8)
     rows = embedded(model, pixels)
-    assert equalise_channels(model, pixels) == 1
+    assert equalise_channels(model, ModelInputs.of_kind(pixels, "photo")) == 1
     assert all(np.isfinite(value).all() for value in weights_of(model).values())
     np.testing.assert_allclose(embedded(model, pixels), rows, rtol=1e-4, atol=1e-2)
 

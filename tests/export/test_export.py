@@ -77,7 +77,7 @@ def test_engine_gives_the_students_embeddings(
     with torch.inference_mode():
         wanted = student.embed(torch.from_numpy(images)).numpy()
     engine = open_engine(bundle, precision="fp32")
-    np.testing.assert_allclose(engine.run(pixels), wanted, atol=1e-5)
+    np.testing.assert_allclose(engine.run(pixels, "photo"), wanted, atol=1e-5)
     engine.close()
 
 
@@ -118,8 +118,8 @@ def test_slim_bundle_of_fp32_alone_is_refused(
 class Changed(SbtknetStudent):
     """A student that embeds otherwise than its layers, which are what is traced."""
 
-    def embed(self, images: Tensor) -> Tensor:
-        return super().embed(images.flip(1))
+    def embed(self, inputs: Tensor, domains: Tensor | None = None, begin: str = "") -> Tensor:
+        return super().embed(inputs.flip(1), domains, begin)
 
 
 def test_nothing_is_published_when_parity_fails(

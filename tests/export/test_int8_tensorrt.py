@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sbtk_export.export import ExportPlan, export_student
 from sbtk_export.int8 import quantise
 from sbtk_export.int8_tensorrt import behind_first_convolution, unquantise_fused_inputs
+from sbtk_export.model_inputs import ModelInputs
 from sbtk_export.onnx_from_student import write_onnx
 from sbtk_export.pictures import ExportPictures
 from sbtk_export.quantisation_steps import best_steps, histograms_of
@@ -107,7 +108,7 @@ def test_onnx_runtime_runs_it_when_asked_for_that_form(
         request = EngineRequest(trt_bundle, precision, 1, 1, "cpu", form=form)  # type: ignore[arg-type]
         engine = engine_onnxruntime.open_cpu(request)
         assert engine.info.form == form
-        rows.append(engine.run(pixels))
+        rows.append(engine.run(pixels, "photo"))
         engine.close()
     assert not np.array_equal(rows[0], rows[1])
     assert ((rows[0] * rows[2]).sum(axis=1) > 0.99).all()
@@ -238,7 +239,7 @@ def test_steps_clip_where_that_pays() -> None:
     model.ir_version = 9
 
     def reach(least: float = 0.2) -> float:
-        histograms = histograms_of(model, ["values"], pixels)
+        histograms = histograms_of(model, ["values"], ModelInputs.of_kind(pixels, "photo"))
         return float(best_steps(histograms, least)["values"]) * 127
 
     assert 7.5 < reach() <= 8.0
@@ -275,7 +276,7 @@ def test_the_other_files_quantisation_is_what_it_was(
 ) -> None:
     """Both share the calibration's batches, and the one for CPUs stays unsigned."""
     write_onnx(student, tmp_path / "fp32.onnx")
-    quantise(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", pictures.calibration.pixels[:16])
+    quantise(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", pictures.calibration.inputs.first(16))
     constants = constants_of(onnx.load(tmp_path / "int8.onnx"))
     assert {np.dtype(np.uint8), np.dtype(np.int32)} < {value.dtype for value in constants.values()}
 

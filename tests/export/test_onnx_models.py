@@ -115,13 +115,15 @@ def test_int8_file_runs_in_openvino_too(bundle: Bundle, pictures: ExportPictures
 
 def test_broken_promises_are_named(bundle: Bundle) -> None:
     with pytest.raises(BadModel, match="FLOAT"):
-        check_model(model_of(bundle, "fp32"), dim=7)
+        check_model(model_of(bundle, "fp32"), dim=7, has_domain_input=False)
+    with pytest.raises(BadModel, match="domain"):
+        check_model(model_of(bundle, "fp32"), dim=16, has_domain_input=True)
     asked_twice = model_of(bundle, "fp32")
     asked_twice.graph.node.append(helper.make_node("Shape", ["images"], ["sizes"]))
     with pytest.raises(BadModel, match="Shape"):
-        check_model(asked_twice, dim=16)
+        check_model(asked_twice, dim=16, has_domain_input=False)
     with pytest.raises(BadModel, match="not valid ONNX"):
-        check_model(onnx.ModelProto(), dim=16)
+        check_model(onnx.ModelProto(), dim=16, has_domain_input=False)
 
 
 def test_what_lies_outside_is_not_quantised() -> None:

@@ -15,12 +15,14 @@ from sbtk_runtime.engine_info import EngineInfo
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.metrics import Embeddings
-from sbtk_runtime.preprocess import Pixels
+from sbtk_runtime.preprocess import KINDS, Kind, Pixels
 
 GOOD = Parity(
     images=200,
     cosine_min=1.0,
     cosine_mean=1.0,
+    cosine_min_sketches=1.0,
+    cosine_min_photos=1.0,
     norm_error=0.0,
     top10_agreement=1.0,
     map_torch=0.5,
@@ -60,15 +62,20 @@ def test_limits_are_kept_at_their_values() -> None:
 
 
 class Scripted:
-    """An engine that knows the answers: the row of each picture's first pixel."""
+    """An engine that knows the answers: the row of each picture's first pixel.
+
+    Of `numbered` pictures those with even numbers are sketches, and it wants to be told so.
+    """
 
     info = EngineInfo("scripted", "int8", "cpu", 4, threads=1, lanes=1, version="0")
 
     def __init__(self, rows: Embeddings) -> None:
         self._rows = rows
 
-    def run(self, images: Pixels) -> Embeddings:
-        return self._rows[images[:, 0, 0, 0].astype(np.int64)]
+    def run(self, images: Pixels, kind: Kind) -> Embeddings:
+        numbers = images[:, 0, 0, 0].astype(np.int64)
+        assert (numbers % 2 == KINDS.index(kind)).all()
+        return self._rows[numbers]
 
     def close(self) -> None:
         self._rows = self._rows[:0]
@@ -89,6 +96,8 @@ def test_figures_are_what_loops_say() -> None:
     assert parity.images == parity.ranking_images == 60
     assert parity.cosine_min == pytest.approx(min(cosines), abs=1e-6)
     assert parity.cosine_mean == pytest.approx(sum(cosines) / 60, abs=1e-6)
+    assert parity.cosine_min_sketches == pytest.approx(min(cosines[::2]), abs=1e-6)
+    assert parity.cosine_min_photos == pytest.approx(min(cosines[1::2]), abs=1e-6)
     lengths = [abs(float(np.linalg.norm(row)) - 1) for row in rows]
     assert parity.norm_error == pytest.approx(max(lengths), abs=1e-6)
     found, expected = ranks(unit(rows), pictures), ranks(wanted, pictures)

@@ -1,0 +1,241 @@
+"""DSN's bundle, 64 numbers an embedding: its domain input and its channel weights in every file."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+
+from sbtk_export.export import ExportPlan, export_student
+from sbtk_export.fp16 import half_trunk_student
+from sbtk_export.gates import gate_nodes
+from sbtk_export.model_inputs import ModelInputs, domain_input_of
+from sbtk_export.parity import LIMITS, torch_embeddings
+from sbtk_export.pictures import ExportPictures
+from sbtk_export.run_facts import StudentFacts, facts_from_run
+from sbtk_runtime.bundle import Bundle, OnnxForm
+from sbtk_runtime.embed import Embedder
+from sbtk_runtime.engine import open_engine
+from sbtk_runtime.errors import BadModel
+from sbtk_runtime.gallery import Gallery
+from sbtk_runtime.gallery_update import update_gallery
+from sbtk_runtime.manifest import PRECISIONS, Precision
+from sbtk_runtime.plan_build import BuildSettings, build_plan
+from sbtk_runtime.preprocess import KINDS, Kind
+from sbtk_runtime.tensorrt_library import find_tensorrt
+from sbtk_train.checkpoint import TrainedRun
+from sbtk_train.dsn_student import DsnStudent
+from sbtk_train.recipes import recipe
+from tests.tiny import write_photos, write_sketch
+from tests.tiny_dsn import telling, tiny_dsn_student
+from tests.tiny_student import fitted
+
+ENGINES = ("onnxruntime", "openvino")
+
+
+@pytest.fixture(scope="module")
+def dsn(pictures: ExportPictures) -> DsnStudent:
+    return telling(fitted(tiny_dsn_student(), [pictures.parity]), pictures.parity)
+
+
+@pytest.fixture(scope="module")
+def dsn_bundle(
+    tmp_path_factory: pytest.TempPathFactory,
+    dsn: DsnStudent,
+    facts: StudentFacts,
+    pictures: ExportPictures,
+) -> Bundle:
+    plan = ExportPlan(
+        tmp_path_factory.mktemp("bundles") / "dsn", "dsn", ("fp32", "fp16", "int8", "int8.trt")
+    )
+    # Of the few pictures of held-out classes, one that changes places would be too much.
+    pictures = replace(pictures, ranking=pictures.parity)
+    return export_student(dsn, replace(facts, method="dsn"), pictures, plan, print).bundle
+
+
+def model_of(bundle: Bundle, precision: Precision, form: OnnxForm = "plain") -> onnx.ModelProto:
+    return onnx.load(bundle.onnx_path(precision, form))
+
+
+def pixels_of(pictures: ExportPictures) -> NDArray[np.uint8]:
+    return pictures.parity.pixels[96:104]
+
+
+def test_the_manifest_and_the_card_tell_of_the_domain_input(dsn_bundle: Bundle) -> None:
+    manifest = dsn_bundle.manifest
+    assert (manifest.method, manifest.dim, manifest.domain_input) == ("dsn", 64, "domain")
+    card = (dsn_bundle.folder / "MODEL_CARD.md").read_text()
+    assert "`domain (N,) float32`: 0 for a sketch, 1 for a photo" in card
+    assert "trained by dsn, 64 dimensions" in card
+    dsn_bundle.verify()
+
+
+def test_parity_is_kept_by_sketches_and_by_photos(dsn_bundle: Bundle) -> None:
+    assert set(dsn_bundle.manifest.parity) == {"fp32", "fp16", "int8", "int8.trt"}
+    for variant, figures in dsn_bundle.manifest.parity.items():
+        least = {figures["cosine_min_sketches"], figures["cosine_min_photos"]}
+        assert figures["cosine_min"] == min(least) >= LIMITS[variant].cosine_min
+        assert figures["norm_error"] <= 1e-3
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_file_computes_what_torch_does_for_either_kind(
+    dsn_bundle: Bundle, dsn: DsnStudent, pictures: ExportPictures, precision: Precision, name: str
+) -> None:
+    pytest.importorskip(name)
+    pixels = pixels_of(pictures)
+    wanted = {kind: torch_embeddings(dsn, ModelInputs.of_kind(pixels, kind)) for kind in KINDS}
+    between = float((wanted["sketch"] * wanted["photo"]).sum(axis=1).max())
+    assert between < 0.9, "the kind must make more of a difference than rounding does"
+    engine = open_engine(dsn_bundle, engine=name, precision=precision, threads=1)
+    with contextlib.closing(engine):
+        for kind in KINDS:
+            rows = engine.run(pixels, kind)
+            assert rows.shape == (8, 64)
+            cosines = (rows * wanted[kind]).sum(axis=1)
+            assert cosines.min() > {"fp32": 0.9999, "fp16": 0.999, "int8": 0.95}[precision]
+
+
+@pytest.mark.parametrize("told", [None, "domain"])
+def test_a_bundle_whose_manifest_and_models_disagree_is_refused(
+    dsn_bundle: Bundle, bundle: Bundle, tmp_path: Path, told: str | None
+) -> None:
+    of = dsn_bundle if told is None else bundle
+    changed = Bundle(of.folder, replace(of.manifest, domain_input=told))
+    for name in ENGINES:
+        with pytest.raises(BadModel, match="takes images"):
+            open_engine(changed, engine=name, precision="fp32")
+
+
+@pytest.mark.parametrize(("precision", "form"), [("int8", "plain"), ("int8", "tensorrt")])
+def test_channel_weights_stay_in_fp32_and_their_products_are_quantised(
+    dsn_bundle: Bundle, precision: Precision, form: OnnxForm
+) -> None:
+    gates = gate_nodes(model_of(dsn_bundle, "fp32"))
+    model = model_of(dsn_bundle, precision, form)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    kinds = Counter(node.op_type for node in model.graph.node if node.name in gates)
+    assert {k: kinds[k] for k in ("ReduceMean", "Gemm", "Sigmoid")} == {
+        "ReduceMean": 2,
+        "Gemm": 4,
+        "Sigmoid": 2,
+    }
+    for node in model.graph.node:
+        if node.op_type == "Gemm":
+            assert (node.input[1] in constants) == (node.name in gates)
+    adds = [node for node in model.graph.node if node.op_type == "Add" and "layer" not in node.name]
+    products = [n for n in model.graph.node if n.op_type == "Mul" and "scale" not in n.input]
+    assert len(products) == 2 and adds
+    if form == "plain":
+        for product in products:
+            assert any(makers[name].op_type == "DequantizeLinear" for name in product.input)
+
+
+def test_means_are_taken_in_fp32_where_the_trunk_is_in_half(dsn_bundle: Bundle) -> None:
+    model = onnx.shape_inference.infer_shapes(model_of(dsn_bundle, "fp16"), strict_mode=True)
+    types = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
+    types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    means = [node for node in model.graph.node if node.op_type == "ReduceMean"]
+    assert len(means) == 3
+    assert {types[node.input[0]] for node in means} == {TensorProto.FLOAT}
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    assert {types[node.input[1]] for node in convolutions} == {TensorProto.FLOAT16}
+
+
+def test_half_precision_keeps_the_whole_channel_weights(dsn: DsnStudent) -> None:
+    half = half_trunk_student(dsn)
+    weights = dict(dsn.named_parameters())
+    kept = {name.replace(".whole", ""): value for name, value in half.named_parameters()}
+    gates = [name for name in weights if ".se." in name]
+    assert len(gates) == 8
+    assert all(np.array_equal(weights[name].detach(), kept[name].detach()) for name in gates)
+
+
+def test_strides_move_up_through_the_products(dsn_bundle: Bundle) -> None:
+    model = model_of(dsn_bundle, "fp32")
+    strides = [
+        list(value.ints)
+        for node in model.graph.node
+        for value in node.attribute
+        if node.op_type == "Conv" and value.name == "strides"
+    ]
+    assert strides == [[8, 8], *[[1, 1]] * 6]
+    picked = {name for node in model.graph.node for name in node.input if "every_second" in name}
+    products = [node for node in model.graph.node if node.op_type == "Mul"]
+    assert any(picked.intersection(node.input) for node in products)
+
+
+def test_models_without_channel_weights_have_none(bundle: Bundle) -> None:
+    assert gate_nodes(model_of(bundle, "fp32")) == []
+    assert domain_input_of(model_of(bundle, "fp32")) is None
+
+
+def test_pictures_keep_their_kind_through_mixing_and_batches(dsn_bundle: Bundle) -> None:
+    pixels = np.zeros((40, 224, 224, 3), dtype=np.uint8)
+    pixels[:, 0, 0, 0] = np.arange(40)
+    inputs = ModelInputs.of_kinds(pixels, np.arange(40) < 20).mixed()
+    assert 4 < inputs.first(20).domains.sum() < 16
+    model, seen = model_of(dsn_bundle, "fp32"), []
+    for feeds in inputs.batches(model, 16):
+        assert set(feeds) == {"images", "domain"}
+        numbers = feeds["images"][:, 0, 0, 0]
+        assert np.array_equal(feeds["domain"], (numbers >= 20).astype(np.float32))
+        seen += numbers.tolist()
+    assert sorted(seen) == list(range(40))
+    del model.graph.input[1]
+    assert set(next(inputs.batches(model, 16))) == {"images"}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_tensorrt_takes_both_inputs(dsn_bundle: Bundle, precision: Precision) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    content = dsn_bundle.checked_content(precision, "tensorrt")
+    settings = BuildSettings(1, 2, 4, optimisation_level=0)
+    trt = find_tensorrt("tensorrt_rtx")
+    assert len(build_plan(trt, content, settings, domain_input="domain").plan) > 10_000
+    with pytest.raises(BadModel, match="and domain: FLOAT"):
+        build_plan(trt, content, settings)
+
+
+def test_a_gallery_of_64_numbers_is_made_and_asked(dsn_bundle: Bundle, tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 8)
+    sketch = write_sketch(tmp_path / "sketch.png").read_bytes()
+    with Embedder(dsn_bundle, threads=1) as embedder:
+        update_gallery(tmp_path / "gallery", [tmp_path / "photos"], embedder)
+        with Gallery.open(tmp_path / "gallery") as gallery:
+            assert gallery.manifest.dim == 64
+            (best, *_) = gallery.query(photos[5].read_bytes(), embedder, 3, "photo")
+            assert best.path.endswith(photos[5].name) and best.score > 0.999
+            asked: dict[Kind, list[float]] = {
+                kind: [hit.score for hit in gallery.query(sketch, embedder, 8, kind)]
+                for kind in KINDS
+            }
+    assert asked["sketch"] != pytest.approx(asked["photo"], abs=1e-3)
+
+
+def test_a_run_tells_its_method(run: TrainedRun) -> None:
+    config = replace(run.config, method="dsn", recipe=recipe("dsn-sketchy", "dsn"))
+    best = {**run.record["best"], "held_out_bits_map": 0.25}
+    facts = facts_from_run(replace(run, config=config, record={**run.record, "best": best}))
+    assert facts.method == "dsn"
+    assert facts.metrics["held_out_bits_map"]["rule"].endswith("; chose the epoch")
+    assert "chose" not in facts.metrics["validation_map"]["rule"]
+
+
+def test_the_weights_of_a_quantised_trunk_are_in_8_bits(dsn_bundle: Bundle) -> None:
+    model = model_of(dsn_bundle, "int8")
+    kinds = Counter(
+        numpy_helper.to_array(tensor).dtype.name
+        for tensor in model.graph.initializer
+        if len(tensor.dims) == 4 and max(tensor.dims) > 1
+    )
+    assert kinds["int8"] == 7
