@@ -42,7 +42,8 @@ class OtherProcessFailed(SbtkError):
 class Team:
     """The processes of a run, and this one's place among them; by default it is alone.
 
-    Every method has to be called by all processes in the same order.
+    What waits for the others (`agreed`, `in_turn`, `any`, `wait`, `network`, `joined`) has to be
+    called by all processes, in the same order.
 
     Attributes:
         rank: this process, from 0.
