@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sbtk_runtime.errors import BadData
 from sbtk_runtime.itq import fit_itq
 from sbtk_runtime.metrics import evaluate
 from sbtk_runtime.preprocess import SIZE_PX, Kind
@@ -27,6 +28,7 @@ HELD_OUT_PHOTOS_PER_CLASS = 5
 #: DSN validates on 300 batches of 48 training photos.
 _DSN_PHOTOS = 14_400
 _DSN_BITS = 64
+_MIN_BITS = 8
 
 #: The figure that each rule of selection goes by; `None`: every epoch is the best so far.
 SELECTED_BY: dict[Selection, str | None] = {
@@ -94,6 +96,21 @@ def score(student: Student, data: ImageSet, embed: Embed) -> dict[str, float]:
     return evaluate(sketches, data.sketch_labels, photos, data.photo_labels).summary()
 
 
+def require_selectable(division: Division, selection: Selection) -> None:
+    """Refuses data that the rule of selection cannot be measured on.
+
+    Raises:
+        BadData: too few held-out sketches to learn binary codes on.
+    """
+    count = len(division.held_out.sketches)
+    if selection == "held-out-bits" and count <= _MIN_BITS:
+        raise BadData(
+            f"{count} held-out sketches, and the student is chosen by their binary codes",
+            f"more than {_MIN_BITS}",
+            "--selection validation-map or last, or data with more sketches",
+        )
+
+
 def validate(
     student: Student, division: Division, selection: Selection, embed: Embed
 ) -> dict[str, float]:
@@ -154,7 +171,7 @@ def _bits_map(
     order = rng.permutation(len(held_out.photos))[:_DSN_PHOTOS]
     paths = [held_out.photos[row] for row in order]
     photos = embed(student, paths, "photo").rows
-    bits = max(8, min(_DSN_BITS, sketches.shape[1] // 8 * 8, (len(sketches) - 1) // 8 * 8))
+    bits = max(_MIN_BITS, min(_DSN_BITS, sketches.shape[1] // 8 * 8, (len(sketches) - 1) // 8 * 8))
     itq = fit_itq(sketches, bits)
     # Signs of equal length: their cosine is the Hamming distance's order.
     queries, gallery = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from sbtk_train.config import TrainConfig
 from sbtk_train.data import Division, ImageSet, divide, read_dataset
 from sbtk_train.device import Compute, choose_compute
 from sbtk_train.distributed import ALONE, Team
+from sbtk_train.evaluate import require_selectable
 from sbtk_train.objective import Objective
 from sbtk_train.pixels import Unreadable, load_pixels, without_unreadable
 from sbtk_train.recipes import SbtknetRecipe
@@ -88,66 +88,13 @@ def gather(config: TrainConfig, said: Said, team: Team = ALONE) -> Materials:
     return Materials(division, split, student, objective, key, unreadable, compute, team)
 
 
-def find_weights(name: str, backbone: str | None) -> Path:
-    """Returns the weights file that `name` means: a path, or `imagenet` for a local copy.
-
-    `imagenet` is looked for in `SBTK_WEIGHTS` (a file, or a folder of files named after their
-    backbone) and in torch's cache; sbtk downloads nothing.
-
-    Raises:
-        BadConfig: there is none.
-    """
-    if name != "imagenet":
-        path = Path(name)
-        if not path.is_file():
-            raise BadConfig(f"no weights file {name}", "a .safetensors or .pth file")
-        return path
-    place = os.environ.get("SBTK_WEIGHTS")
-    if place and Path(place).is_file():
-        return Path(place)
-    stem = "resnet50-v1" if backbone is None else backbone
-    if place and Path(place).is_dir():
-        for path in sorted(Path(place).iterdir()):
-            rest = path.stem.removeprefix(stem)
-            if path.suffix in (".safetensors", ".pth") and rest != path.stem and rest[:1] != ".":
-                return path
-    cached = Path(torch.hub.get_dir()) / "checkpoints"
-    prefix = "resnet18" if backbone == "resnet18" else "resnet50"
-    for path in sorted(cached.glob(f"{prefix}-*.pth")):
-        return path
-    raise BadConfig(
-        "no ImageNet weights on this machine",
-        f"{prefix}-*.pth of torchvision in {cached}, or SBTK_WEIGHTS naming a file",
-        "give --weights FILE, or --weights none to train from scratch",
-    )
-
-
-def choose_backbone(weights: Path | None, asked: str | None, said: Said) -> str:
-    """Returns the backbone: as asked, else as the weights file says, else torchvision's."""
-    if asked:
-        return asked
-    if weights is None:
-        return "resnet50-v1.5"
-    _, layout = read_weights(weights)
-    if layout:
-        return layout
-    for name in ("resnet50-v1.5", "resnet50-v1", "resnet18"):
-        if weights.name.startswith(f"{name}-") or weights.stem == name:
-            said(f"backbone {name}, by the name of {weights}")
-            return name
-    raise BadConfig(
-        f"{weights} does not say which layout it is for",
-        "--backbone resnet50-v1.5 (torchvision) or resnet50-v1 (Caffe, Keras)",
-        "the statistics check at the start names a wrong choice",
-    )
-
-
 def _readable_data(
     config: TrainConfig, said: Said
 ) -> tuple[Division, Split, tuple[Unreadable, ...]]:
     data = read_dataset(Path(config.data), keep_duplicates=config.keep_duplicates)
     split = open_split(config.split, data.classes)
     division, unreadable = readable_division(config, data, split, said)
+    require_selectable(division, config.recipe.selection)
     return division, split, tuple(unreadable)
 
 

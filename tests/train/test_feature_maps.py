@@ -63,7 +63,8 @@ def test_maps_are_what_the_frozen_stages_make_and_are_made_once(
     maps = maps_in(tmp_path, student, said)
     kept = maps.of(images.photos[:3], "photo")
     assert kept.shape == (3, 1, 256, 4, 4)
-    pixels = torch.from_numpy(load_pixels(images.photos[1], "photo", 64).copy()).permute(2, 0, 1)[None]
+    photo = load_pixels(images.photos[1], "photo", 64).copy()
+    pixels = torch.from_numpy(photo).permute(2, 0, 1)[None]
     with torch.inference_mode():
         expected = student.eval().feature_map(normalised(pixels), end="layer4")[0]
     np.testing.assert_allclose(kept[1, 0], expected.numpy(), rtol=2e-2, atol=2e-3)

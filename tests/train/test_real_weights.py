@@ -13,8 +13,8 @@ from sbtk_runtime.preprocess import prepare
 from sbtk_train.augment import normalised
 from sbtk_train.backbone import better_layout, read_weights
 from sbtk_train.data import divide, read_dataset
-from sbtk_train.setup import find_weights
 from sbtk_train.splits import open_split
+from sbtk_train.weights_file import find_weights
 
 pytestmark = [
     pytest.mark.data,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_train.checkpoint import STUDENT, load_run, load_state, newest_run
 from sbtk_train.config import TrainConfig, read_config
 from sbtk_train.device import choose_compute
@@ -229,3 +229,9 @@ def test_run_folders_are_new_ones(tmp_path: Path) -> None:
     names = {new_run_folder(tmp_path, "x").name for _ in range(3)}
     assert len(names) == 3
     assert any(name.endswith("-x") for name in names)
+
+
+def test_too_few_held_out_sketches_for_dsns_rule_are_told_at_the_start(data: Path) -> None:
+    config = tiny_config(data, selection="held-out-bits")
+    with pytest.raises(BadData, match="4 held-out sketches"):
+        gather(config, lambda text: None)

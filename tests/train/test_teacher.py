@@ -17,7 +17,8 @@ from sbtk_train.backbone import build_trunk
 from sbtk_train.config import TrainConfig
 from sbtk_train.recipes import recipe
 from sbtk_train.sbtknet_objective import SbtknetObjective
-from sbtk_train.setup import Materials, choose_backbone, find_weights, gather
+from sbtk_train.setup import Materials, gather
+from sbtk_train.weights_file import choose_backbone, find_weights
 from tests.tiny_data import write_dataset
 
 
@@ -141,3 +142,13 @@ def test_weights_are_found_only_on_this_machine(
         find_weights("nowhere.pth", None)
     assert choose_backbone(weights, None, lambda text: None) == "resnet18"
     assert choose_backbone(None, None, lambda text: None) == "resnet50-v1.5"
+
+
+def test_cadenes_weights_are_found_and_known_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = tmp_path / "se_resnet50-ce0d4300.pth"
+    torch.save({"layer0.conv1.weight": torch.zeros(1)}, named)
+    monkeypatch.setenv("SBTK_WEIGHTS", str(tmp_path))
+    assert find_weights("imagenet", "se-resnet50") == named
+    assert choose_backbone(named, None, lambda text: None) == "se-resnet50"

@@ -18,13 +18,14 @@ def drawn(classes: range, seed: int) -> tuple[Rows, Labels, Rows, Labels]:
     """Features whose first six numbers tell the class; two more differ widely in each image."""
     random = np.random.default_rng(seed)
     centres = np.random.default_rng(99).normal(size=(40, 6))
-    parts = []
-    for domain in (-1.0, 1.0):
-        labels = np.repeat(np.array(classes, dtype=np.int64), 12)
+    labels = np.repeat(np.array(classes, dtype=np.int64), 12)
+
+    def rows(domain: float) -> Rows:
         telling = centres[labels] + 0.2 * random.normal(size=(len(labels), 6))
         nuisance = 6.0 * random.normal(size=(len(labels), 2)) + domain * 4.0
-        parts += [np.concatenate([telling, nuisance], axis=1).astype(np.float32), labels]
-    return parts[0], parts[1], parts[2], parts[3]
+        return np.concatenate([telling, nuisance], axis=1).astype(np.float32)
+
+    return rows(-1.0), labels, rows(1.0), labels
 
 
 def applied(projection: Projection, rows: Rows) -> Rows:
