@@ -31,7 +31,8 @@ from sbtk_train.device import choose_compute
 from sbtk_train.loop import Trainer, default_workers
 from sbtk_train.pixels import PixelStore
 from sbtk_train.progress import EpochDone, StepDone
-from sbtk_train.recipes import recipe
+from sbtk_train.recipes import SbtknetRecipe, recipe
+from sbtk_train.sbtknet_objective import SbtknetObjective
 from sbtk_train.setup import Materials, gather
 from sbtk_train.student import Student
 
@@ -163,7 +164,7 @@ def _student(materials: Materials, setting: Setting) -> Student:
     if not setting.is_channels_last:
         student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         # Images in channels_last would turn every convolution back to it.
-        student.trunk.register_forward_pre_hook(_brought_to_nchw)
+        next(student.trunk.children()).register_forward_pre_hook(_brought_to_nchw)
     return student
 
 
@@ -221,7 +222,10 @@ def _epoch(
     training = cut(division.training, steps, setting.quadruplets)
     watch = _Watch()
     with contextlib.suppress(_EpochOver):
-        mine = replace(materials, division=replace(division, training=training))
+        assert isinstance(config.recipe, SbtknetRecipe)
+        objective = SbtknetObjective(config.recipe, training, config.seed, soft_labels=None)
+        cut_division = replace(division, training=training)
+        mine = replace(materials, division=cut_division, objective=objective)
         Trainer(mine, config, folder, watch).run()
     assert watch.done is not None
     return watch.done
