@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sbtk_runtime.errors import BadModel
-from sbtk_runtime.onnx_file import NotProtobuf, fields, varint
+from sbtk_runtime.onnx_file import DOMAIN_NAME, NotProtobuf, fields, varint
 from sbtk_runtime.preprocess import SIZE_PX
 
 #: Height and width of a feature map.
@@ -22,8 +22,9 @@ _POOLS = frozenset({"AveragePool", "MaxPool"})
 _PRODUCTS = frozenset({"Gemm", "MatMul"})
 #: What leaves height and width alone; of a constant, what leaves its shape alone.
 _SAME_SIZE = frozenset(
-    {"Add", "BatchNormalization", "Cast", "Clip", "DequantizeLinear", "Div", "Identity"}
-    | {"LpNormalization", "Mul", "QuantizeLinear", "Relu", "Softmax", "Sub", "Transpose"}
+    {"Add", "BatchNormalization", "Cast", "Clip", "Concat", "DequantizeLinear", "Div", "Identity"}
+    | {"LpNormalization", "Mul", "QuantizeLinear", "Relu", "Sigmoid", "Softmax", "Sub", "Transpose"}
+    | {"Unsqueeze"}
 )
 #: What leaves one position, or rows that stand for whole pictures.
 _POOLED = frozenset({"Flatten", "GlobalAveragePool", "ReduceL2", "ReduceMean", "Reshape"})
@@ -52,7 +53,9 @@ def multiply_accumulates(content: bytes, size_px: int = SIZE_PX) -> int:
         raise BadModel(f"not an ONNX model ({problem})", "the whole file, as exported") from problem
     weights = dict(graph.initializers)
     sizes: dict[str, _Size] = {
-        name: (size_px, size_px) for name in graph.inputs if name not in weights
+        name: _ONE if name == DOMAIN_NAME else (size_px, size_px)
+        for name in graph.inputs
+        if name not in weights
     }
     total = 0
     for node in graph.nodes:
@@ -85,7 +88,8 @@ def _judged(
     node: _Node, weights: dict[str, list[int]], sizes: dict[str, _Size]
 ) -> tuple[_Size, int]:
     """Returns the size of what a node makes, and its multiply-accumulates."""
-    size = next((sizes[name] for name in node.inputs if name in sizes), _ONE)
+    # A factor for each channel is spread over the whole map.
+    size = max((sizes[name] for name in node.inputs if name in sizes), default=_ONE)
     if node.op == "Conv" and node.inputs[1] in weights:
         shape = weights[node.inputs[1]]
         made = _windows(node, size, shape[2:])

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sbtk_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD, Pixels
+from sbtk_train.dsn_student import DsnStudent
 from sbtk_train.sbtknet import SbtknetStudent
-from sbtk_train.student import Student
+from sbtk_train.student import Student, domains_of
 
 Run = Callable[[Pixels], NDArray[np.float32]]
 
@@ -42,21 +43,26 @@ class TorchSettings:
     is_channels_last: bool = False
 
 
-def random_student(backbone: str, dim: int) -> SbtknetStudent:
+def random_student(method: str, backbone: str, dim: int) -> Student:
     """Returns a student with random weights: they do not change how long it takes.
 
     Args:
-        backbone: `resnet50-v1` or `resnet50-v1.5`.
+        method: `sbtknet`, `dsn` or `sake`.
+        backbone: `resnet50-v1`, or another of the method.
         dim: length of an embedding.
+
+    Raises:
+        BadConfig: unknown backbone.
     """
-    return SbtknetStudent(backbone, dim, classes=2).eval()
+    of_method = SbtknetStudent if method == "sbtknet" else DsnStudent
+    return of_method(backbone, dim, classes=2).eval()
 
 
 def eager_run(student: Student, settings: TorchSettings) -> Run:
     """Returns a function that does an engine's whole job in torch eager.
 
-    It takes `(N, 224, 224, 3) uint8` in the host's memory and returns `(N, D) float32` unit rows
-    there, normalisation of the input included. The student itself is left alone.
+    It takes `(N, 224, 224, 3) uint8` photos in the host's memory and returns `(N, D) float32` unit
+    rows there, normalisation of the input included. The student itself is left alone.
     """
     return _run(_embedding(student, settings), settings)
 
@@ -111,7 +117,8 @@ def _embedding(student: Student, settings: TorchSettings) -> Callable[[Tensor], 
 
     def embed(pixels: Tensor) -> Tensor:
         images = (pixels.permute(0, 3, 1, 2).float() - mean) / std
-        return student.embed(images.to(dtype).contiguous(memory_format=layout))
+        inputs = images.to(dtype).contiguous(memory_format=layout)
+        return student.embed(inputs, domains_of("photo", len(inputs), inputs.device))
 
     return embed
 

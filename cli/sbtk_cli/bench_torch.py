@@ -39,7 +39,7 @@ def _contenders(
 
     from sbtk_train.eager import TorchSettings, compiled_run, eager_run, random_student
 
-    student = random_student(manifest.backbone, manifest.dim)
+    student = random_student(manifest.method, manifest.backbone, manifest.dim)
     for device in devices:
         if device != "cpu" and not torch.cuda.is_available():
             said(f"torch finds no working CUDA: nothing to compare {device} with")

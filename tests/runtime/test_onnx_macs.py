@@ -10,12 +10,15 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from sbtk_export.fp16 import half_trunk_student
 from sbtk_export.onnx_from_student import write_onnx
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.onnx_macs import multiply_accumulates
 from sbtk_train.sbtknet import SbtknetStudent
+from sbtk_train.student import Student
 from tests.tiny import tiny_model
+from tests.tiny_dsn import tiny_dsn_student
 from tests.tiny_student import tiny_student
 
 
@@ -28,6 +31,14 @@ def test_an_exported_student_costs_what_torch_runs(tmp_path: Path) -> None:
     write_onnx(student, tmp_path / "model.onnx")
     counted = multiply_accumulates((tmp_path / "model.onnx").read_bytes())
     assert counted == macs_by_torch(student)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_channel_weights_and_a_second_input_are_counted_too(tmp_path: Path, half: bool) -> None:
+    student = tiny_dsn_student()
+    write_onnx(half_trunk_student(student) if half else student, tmp_path / "model.onnx")
+    content = (tmp_path / "model.onnx").read_bytes()
+    assert multiply_accumulates(content) == macs_by_torch(student)
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
@@ -71,7 +82,7 @@ def test_what_is_no_onnx_file_is_refused() -> None:
         multiply_accumulates(whole[: len(whole) // 2])
 
 
-def macs_by_torch(student: SbtknetStudent) -> int:
+def macs_by_torch(student: Student) -> int:
     """Returns the multiplications of the layers that torch really calls, by their outputs."""
     total = 0
 
@@ -85,7 +96,7 @@ def macs_by_torch(student: SbtknetStudent) -> int:
     for module in student.modules():
         module.register_forward_hook(count)
     with torch.inference_mode():
-        student.eval().embed(torch.zeros(1, 3, 224, 224))
+        student.eval().embed(torch.zeros(1, 3, 224, 224), torch.zeros(1))
     return total
 
 

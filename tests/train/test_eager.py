@@ -10,8 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch._inductor import config as inductor
 
+from sbtk_train.augment import normalised
+from sbtk_train.dsn_student import DsnStudent
 from sbtk_train.eager import TorchSettings, compiled_run, eager_run, random_student
 from sbtk_train.products import product_run
+from tests.tiny_dsn import tiny_dsn_student
 from tests.tiny_student import tiny_student
 
 
@@ -29,7 +32,7 @@ def pixels() -> NDArray[np.uint8]:
 
 
 def test_pixels_to_unit_rows_in_either_layout(pixels: NDArray[np.uint8]) -> None:
-    student = random_student("resnet50-v1", 16)
+    student = random_student("sbtknet", "resnet50-v1", 16)
     rows = []
     for is_channels_last in (False, True):
         run = eager_run(student, TorchSettings(1, is_channels_last=is_channels_last))
@@ -39,6 +42,17 @@ def test_pixels_to_unit_rows_in_either_layout(pixels: NDArray[np.uint8]) -> None
     assert rows[0].dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(rows[0], axis=1), 1.0, atol=1e-5)
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-3)
+
+
+def test_a_student_that_is_told_the_domain_embeds_photos(pixels: NDArray[np.uint8]) -> None:
+    assert isinstance(random_student("dsn", "resnet18", 64), DsnStudent)
+    student = tiny_dsn_student()
+    images = normalised(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    with torch.inference_mode():
+        wanted = student.embed(images, torch.ones(2)).numpy()
+    np.testing.assert_allclose(eager_run(student, TorchSettings(1))(pixels), wanted, atol=1e-5)
+    half = eager_run(student, TorchSettings(1, precision="fp16"))(pixels)
+    np.testing.assert_allclose(half, wanted, atol=1e-2)
 
 
 def test_half_precision_is_the_trunks_alone(pixels: NDArray[np.uint8]) -> None:
