@@ -27,8 +27,8 @@ from benchmarks.gpu_training_data import (
 )
 from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_train.config import TrainConfig
-from sbtk_train.device import choose_compute
-from sbtk_train.loop import Trainer, default_workers
+from sbtk_train.device import choose_compute, default_workers
+from sbtk_train.loop import Trainer
 from sbtk_train.pixels import PixelStore
 from sbtk_train.progress import EpochDone, StepDone
 from sbtk_train.recipes import SbtknetRecipe, recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -53,6 +54,11 @@ def choose_compute(device: str, precision: str) -> Compute:
     if precision == "fp16" and place.type == "cpu":
         raise BadConfig("--precision fp16 on a CPU", "fp32 or bf16")
     return Compute(place, precision)
+
+
+def default_workers() -> int:
+    """Returns the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _has_fast_bf16(device: torch.device) -> bool:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.itq import fit_itq
-from sbtk_runtime.metrics import evaluate
+from sbtk_runtime.metrics import class_mean, evaluate
 from sbtk_runtime.preprocess import SIZE_PX, Kind
 from sbtk_train.augment import normalised
 from sbtk_train.data import Division, ImageSet, Rows
@@ -166,7 +166,7 @@ def _embedded(
 def _bits_map(
     student: Student, held_out: ImageSet, sketches: NDArray[np.float32], embed: Embed
 ) -> float:
-    """Returns DSN's validation figure, mAP of binary codes with the mean over classes."""
+    """Returns DSN's validation figure: VOC AP of binary codes, mean over classes."""
     rng = np.random.default_rng(0)
     order = rng.permutation(len(held_out.photos))[:_DSN_PHOTOS]
     paths = [held_out.photos[row] for row in order]
@@ -179,7 +179,7 @@ def _bits_map(
         for side, rows in ((itq, sketches), (itq.centred_on(photos), photos))
     )
     found = evaluate(queries, held_out.sketch_labels, gallery, held_out.photo_labels[order])
-    return found.summary()["mAP@all (class mean)"]
+    return class_mean(found.ap_voc, found.labels)
 
 
 def few_photos(data: ImageSet) -> ImageSet:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +29,7 @@ from sbtk_train.optimise import (
 from sbtk_train.progress import EpochDone, Listener, StepDone
 from sbtk_train.setup import Materials
 from sbtk_train.shares import Share
-from sbtk_train.sources import PixelSource, Source
+from sbtk_train.sources import PixelSource, Source, prefetched
 from sbtk_train.student import PHOTO, SKETCH, StudentOutput
 
 _REPORT_SECONDS = 10.0
@@ -141,7 +138,7 @@ class Trainer:
         shares = (self._team.share(batch) for batch in self._objective.batches(position.epoch))
         started, done, reported = time.monotonic(), 0, 0.0
         try:
-            for number, share, loaded in _prefetched(shares, position.step, source):
+            for number, share, loaded in prefetched(shares, position.step, source):
                 figures = self._step(share, source, loaded, number)
                 for name, value in figures.items():
                     position.sums[name] = position.sums.get(name, 0.0) + value
@@ -270,33 +267,22 @@ class Trainer:
         return SIZE_PX if is_final and recipe.final_epochs else recipe.train_size_px
 
     def _feature_maps(self) -> FeatureMaps | None:
-        config, compute = self._config, self._materials.compute
+        config, size_px = self._config, self._recipe.train_size_px
         if not config.feature_folder:
             return None
-        return FeatureMaps(
-            Path(config.feature_folder),
-            self._student,
-            config.freeze_until,
-            self._recipe.train_size_px,
-            compute,
-            config.workers,
-            self._listener,
-        )
+        compute, folder = self._materials.compute, Path(config.feature_folder)
+        begin, student = config.freeze_until, self._student
+        return FeatureMaps(folder, student, begin, size_px, compute, config.workers, self._listener)
 
     def _source(self, size_px: int) -> Source:
-        config, compute = self._config, self._materials.compute
-        if self._maps is None:
-            return PixelSource(
-                self._data,
-                self._objective,
-                size_px,
-                compute,
-                config.workers,
-                processes=self._team.local_size,
-            )
-        copies = config.feature_variants if self._recipe.augment else 0
-        views = self._objective.views
-        return FeatureSource(self._data, self._maps, copies, views, compute)
+        config, compute, objective = self._config, self._materials.compute, self._objective
+        if self._maps is not None:
+            copies = config.feature_variants if self._recipe.augment else 0
+            return FeatureSource(self._data, self._maps, copies, objective.views, compute)
+        processes = self._team.local_size
+        return PixelSource(
+            self._data, objective, size_px, compute, config.workers, processes=processes
+        )
 
     def _step_done(self, images_per_s: float) -> StepDone:
         position, recipe = self._position, self._recipe
@@ -315,25 +301,5 @@ class Trainer:
         )
 
 
-def _prefetched(
-    shares: Iterator[Share], skip: int, source: Source
-) -> Iterator[tuple[int, Share, Any]]:
-    """Yields number, share and what the source loaded, from batch `skip` on, one batch ahead."""
-    wanted = [(number, share) for number, share in enumerate(shares) if number >= skip]
-    with ThreadPoolExecutor(1) as ahead:
-        following = ahead.submit(source.load, wanted[0][1].own) if wanted else None
-        for place, (number, share) in enumerate(wanted):
-            assert following is not None
-            loaded = following.result()
-            if place + 1 < len(wanted):
-                following = ahead.submit(source.load, wanted[place + 1][1].own)
-            yield number, share, loaded
-
-
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def default_workers() -> int:
-    """Returns the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -12,6 +14,7 @@ from sbtk_train.draws import BatchDraws
 from sbtk_train.objective import Objective
 from sbtk_train.pixels import PixelStore, fits_in_memory
 from sbtk_train.sampler import Batch
+from sbtk_train.shares import Share
 
 
 class Source(Protocol):
@@ -70,3 +73,18 @@ class PixelSource:
         """Ends the decoding threads."""
         self._sketches.close()
         self._photos.close()
+
+
+def prefetched(
+    shares: Iterator[Share], skip: int, source: Source
+) -> Iterator[tuple[int, Share, Any]]:
+    """Yields number, share and what the source loaded, from batch `skip` on, one batch ahead."""
+    wanted = [(number, share) for number, share in enumerate(shares) if number >= skip]
+    with ThreadPoolExecutor(1) as ahead:
+        following = ahead.submit(source.load, wanted[0][1].own) if wanted else None
+        for place, (number, share) in enumerate(wanted):
+            assert following is not None
+            loaded = following.result()
+            if place + 1 < len(wanted):
+                following = ahead.submit(source.load, wanted[place + 1][1].own)
+            yield number, share, loaded

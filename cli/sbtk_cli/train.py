@@ -112,10 +112,11 @@ def command(
 def _resumed(
     folder: Path, data: Path | None, given: list[str], values: dict[str, Any]
 ) -> tuple[TrainConfig, Path]:
+    from sbtk_cli.train_resume import require_same
     from sbtk_train.config import read_config
 
     config = read_config(folder)
-    train_options.require_same(config, data, given, values)
+    require_same(config, data, given, values)
     return config, folder
 
 

@@ -86,7 +86,7 @@ def test_interrupted_run_is_resumed(data: Path, tmp_path: Path) -> None:
     ("words", "sentence"),
     [
         (["train"], "no data to train on"),
-        (["train", "nowhere", *TINY], "has no folder 'sketch'"),
+        (["train", "nowhere", *TINY], "there is no folder nowhere"),
         (["train", "DATA", *TINY, "--split", "SK-XX"], "no split named 'SK-XX'"),
         (["train", "DATA", *TINY, "--recipe", "cake"], "no recipe 'cake'"),
         (["train", "DATA", *TINY, "--validation-classes", "5"], "6 seen classes"),
