@@ -22,8 +22,9 @@ from sbtk_runtime.files import (
     write_atomically,
     write_json_atomically,
 )
-from sbtk_runtime.itq import Itq, fit_itq
+from sbtk_runtime.itq import fit_itq
 from sbtk_runtime.metrics import evaluate
+from sbtk_runtime.protocol import Distance
 from sbtk_train.ablation import Row, Study, finished
 from sbtk_train.checkpoint import STUDENT, load_run
 from sbtk_train.data import ImageSet, of_classes, read_dataset
@@ -35,6 +36,7 @@ from sbtk_train.splits import open_split
 from sbtk_train.student import Student
 
 Said = Callable[[str], None]
+Rows = NDArray[np.float32] | NDArray[np.uint8]
 
 BITS = 64
 #: The figure that rows are compared by.
@@ -204,10 +206,13 @@ def _figures(
     sketches = embed(student, images.sketches, "sketch").rows
     photos = embed(student, images.photos, "photo").rows
 
-    def summary(queries: NDArray[np.float32], gallery: NDArray[np.float32]) -> dict[str, float]:
-        return evaluate(queries, images.sketch_labels, gallery, images.photo_labels).summary()
+    def measured(queries: Rows, gallery: Rows, distance: Distance) -> dict[str, float]:
+        found = evaluate(
+            queries, images.sketch_labels, gallery, images.photo_labels, distance=distance
+        )
+        return found.summary()
 
-    found = summary(sketches, photos)
+    found = measured(sketches, photos, "cosine")
     figures = {name: found[name] for name in _FIGURES if name in found}
     learnt_on = np.concatenate(
         [
@@ -218,14 +223,9 @@ def _figures(
     bits = min(BITS, learnt_on.shape[1] // 8 * 8, (len(learnt_on) - 1) // 8 * 8)
     if bits:
         itq = fit_itq(learnt_on, bits)
-        figures[figure_of_bits(bits)] = summary(_signs(itq, sketches), _signs(itq, photos))[FIGURE]
+        found = measured(itq.codes(sketches), itq.codes(photos), "hamming")
+        figures[figure_of_bits(bits)] = found[FIGURE]
     return figures
-
-
-def _signs(itq: Itq, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns codes as unit rows, whose cosine orders as Hamming distance does."""
-    bits = np.unpackbits(itq.codes(rows), axis=1).astype(np.float32)
-    return (bits * 2 - 1) / np.float32(itq.bits**0.5)
 
 
 def _embed(study: Study, student: Student, compute: Compute, said: Said) -> Embed:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.itq import fit_itq
-from sbtk_runtime.metrics import class_mean, evaluate
+from sbtk_runtime.metrics import evaluate
 from sbtk_runtime.preprocess import SIZE_PX, Kind
+from sbtk_runtime.protocol import Measure
 from sbtk_train.augment import normalised
 from sbtk_train.data import Division, ImageSet, Rows
 from sbtk_train.device import Compute
@@ -173,13 +174,15 @@ def _bits_map(
     photos = embed(student, paths, "photo").rows
     bits = max(_MIN_BITS, min(_DSN_BITS, sketches.shape[1] // 8 * 8, (len(sketches) - 1) // 8 * 8))
     itq = fit_itq(sketches, bits)
-    # Signs of equal length: their cosine is the Hamming distance's order.
-    queries, gallery = (
-        (np.unpackbits(side.codes(rows), axis=1) * np.float32(2) - 1) / np.float32(bits**0.5)
-        for side, rows in ((itq, sketches), (itq.centred_on(photos), photos))
+    found = evaluate(
+        itq.codes(sketches),
+        held_out.sketch_labels,
+        itq.centred_on(photos).codes(photos),
+        held_out.photo_labels[order],
+        distance="hamming",
     )
-    found = evaluate(queries, held_out.sketch_labels, gallery, held_out.photo_labels[order])
-    return class_mean(found.ap_voc, found.labels)
+    measure = Measure("AP", is_voc=True, mean="class")
+    return found.figures([measure])[measure.name]
 
 
 def few_photos(data: ImageSet) -> ImageSet:
