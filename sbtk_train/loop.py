@@ -30,7 +30,7 @@ from sbtk_train.progress import EpochDone, Listener, StepDone
 from sbtk_train.setup import Materials
 from sbtk_train.shares import Share
 from sbtk_train.sources import PixelSource, Source, prefetched
-from sbtk_train.student import PHOTO, SKETCH, StudentOutput
+from sbtk_train.student import StudentOutput, batch_domains
 
 _REPORT_SECONDS = 10.0
 
@@ -176,8 +176,7 @@ class Trainer:
         inputs = source.inputs(loaded, share.draws(chance))
         labels = torch.cat([self._labels[batch.sketches], self._photo_labels[batch.photos]])
         labels = labels.to(compute.device)
-        domains = torch.full((len(labels),), PHOTO, device=compute.device)
-        domains[: len(batch.sketches)] = SKETCH
+        domains = batch_domains(len(batch.sketches), len(batch.photos), compute.device)
         with compute.autocast():
             own = self._network(inputs, domains[share.rows()].repeat(views), source.begin)
         output = StudentOutput(*self._team.joined(own, share, views))

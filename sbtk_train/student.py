@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sbtk_runtime.preprocess import Kind
+from sbtk_runtime.preprocess import DOMAINS, Kind
 from sbtk_train.backbone import Classifier, load_trunk
-
-SKETCH, PHOTO = 0.0, 1.0
 
 
 class StudentOutput(NamedTuple):
@@ -136,4 +134,9 @@ class Student(nn.Module, ABC):
 
 def domains_of(kind: Kind, count: int, device: torch.device | str = "cpu") -> Tensor:
     """Returns `(count,) float32`, the domain of that many sketches (0) or photos (1)."""
-    return torch.full((count,), SKETCH if kind == "sketch" else PHOTO, device=device)
+    return torch.full((count,), DOMAINS[kind], device=device)
+
+
+def batch_domains(sketches: int, photos: int, device: torch.device | str = "cpu") -> Tensor:
+    """Returns `(sketches + photos,) float32`, the domains of a batch, sketches first."""
+    return torch.cat([domains_of("sketch", sketches, device), domains_of("photo", photos, device)])
