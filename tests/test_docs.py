@@ -1,7 +1,7 @@
 """What the Markdown files say is so: links lead somewhere, and commands work as they stand.
 
 README's commands are run, in their order, in a folder with the files that they name. Those that
-take minutes or need torch (`train`, `export`, `bench`) are parsed instead, by the very commands:
+take minutes or need torch (`train`, `export`, `bench`, `data`) are parsed instead, by the very commands:
 an option that is gone or a word too many fails. Their own tests run them.
 
 In `docs/` every block is run as a script, unless `<!-- not run: REASON -->` stands above it; then
@@ -29,7 +29,7 @@ from sbtk_runtime.bundle import list_bundles
 from tests.tiny import tiny_bundle, write_photos, write_sketch
 
 ROOT = Path(__file__).parents[1]
-PARSED_ONLY = {"train", "export", "bench"}
+PARSED_ONLY = {"train", "export", "bench", "data"}
 
 _SKIPPED_FOLDERS = {"runs", "bundles", "build", "dist", "node_modules", "shared"}
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
