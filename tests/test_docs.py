@@ -1,8 +1,8 @@
 """What the Markdown files say is so: links lead somewhere, and commands work as they stand.
 
 README's commands are run, in their order, in a folder with the files that they name. Those that
-take minutes, torch or a data set (`train`, `export`, `bench`, `data`) are parsed instead, by the very
-commands: an option that is gone or a word too many fails. Their own tests run them.
+take minutes, torch or a data set (`train`, `export`, `bench`, `data`) are parsed instead, by the
+very commands: an option that is gone or a word too many fails. Their own tests run them.
 
 In `docs/` every block is run as a script, unless `<!-- not run: REASON -->` stands above it; then
 the sbtk commands in it are parsed.
