@@ -72,6 +72,10 @@ class TrainConfig:
             raise BadConfig(f"--method {self.method!r}", ", ".join(METHODS))
         if not isinstance(self.recipe, recipe_type(self.method)):
             raise BadConfig(f"recipe {self.recipe.name} for {self.method}", "a recipe of it")
+        if self.backbone == "se-resnet50" and self.method == "sbtknet":
+            raise BadConfig(
+                "backbone se-resnet50 for sbtknet", "a plain ResNet", "or --method dsn, or sake"
+            )
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
             raise BadConfig(f"precision {self.precision!r}", "auto, fp32, bf16 or fp16")
         if self.freeze_until not in ("", "layer1", "layer2", "layer3", "layer4"):

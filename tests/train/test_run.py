@@ -235,3 +235,8 @@ def test_too_few_held_out_sketches_for_dsns_rule_are_told_at_the_start(data: Pat
     config = tiny_config(data, selection="held-out-bits")
     with pytest.raises(BadData, match="4 held-out sketches"):
         gather(config, lambda text: None)
+
+
+def test_a_backbone_of_another_method_is_refused(data: Path) -> None:
+    with pytest.raises(BadConfig, match="--method dsn"):
+        replace(tiny_config(data), backbone="se-resnet50")
