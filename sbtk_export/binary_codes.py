@@ -16,9 +16,9 @@ from sbtk_export.pictures import ExportPictures, PictureSet
 from sbtk_runtime.bundle import Bundle, itq_name
 from sbtk_runtime.embed import Embedded, Embedder
 from sbtk_runtime.engine_request import Said
-from sbtk_runtime.errors import BadConfig, BadData
+from sbtk_runtime.errors import BadData
 from sbtk_runtime.files import write_atomically
-from sbtk_runtime.itq import fit_itq
+from sbtk_runtime.itq import check_bits, fit_itq
 from sbtk_runtime.metrics import Embeddings, evaluate
 from sbtk_runtime.preprocess import Kind
 
@@ -36,14 +36,10 @@ def require_bits(bits: Sequence[int], dim: int) -> None:
     """Makes sure, before any work, that codes of these lengths can be had.
 
     Raises:
-        BadConfig: one is longer than an embedding.
+        BadConfig: one is longer than an embedding, or no multiple of 8.
     """
     for length in bits:
-        if length > dim:
-            raise BadConfig(
-                f"--bits {length} of a student whose embeddings have {dim} numbers",
-                f"at most {dim}",
-            )
+        check_bits(length, dim)
 
 
 def write_codes(

@@ -100,6 +100,9 @@ def _bullets(values: Mapping[str, Any], indent: str = "") -> str:
         label = key.replace("_", " ")
         if isinstance(value, Mapping):
             lines += [f"{indent}- {label}:", _bullets(value, indent + "  ")]
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            for number, item in enumerate(value, start=1):
+                lines += [f"{indent}- {label}, {number}:", _bullets(item, indent + "  ")]
         else:
             lines.append(f"{indent}- {label}: {_value_text(value)}")
     return "\n".join(lines)

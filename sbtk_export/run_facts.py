@@ -80,7 +80,7 @@ def facts_from_run(run: TrainedRun) -> StudentFacts:
     training["training_classes"] = len(training_classes)
     training["validation_classes"] = list(validation_classes)
     training["unseen_classes"] = list(split.unseen)
-    training |= {key: record.get(key) for key in also}
+    training |= {key: record.get(key) for key in (*also, "averaged")}
     training["versions"] = record.get("versions", {})
     training["licence"] = licence_text(sources)
     return StudentFacts(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sbtk_runtime.errors import BadData
-from sbtk_runtime.names import printable_name
+from sbtk_runtime.names import printable_name, printable_text
 
 REQUIRED = ("row", "seed", "figure", "value")
 
@@ -96,7 +96,8 @@ def _result(line: dict[str, str | None], where: str) -> AblationResult:
         value = math.nan
     if not 0 <= value <= 1:
         raise BadData(f"{where}: the value is {text!r}", "a share from 0 to 1")
-    words = {name: (line.get(name) or "").strip() for name in (*REQUIRED, "classes")}
+    columns = (*REQUIRED, "classes")
+    words = {name: printable_text((line.get(name) or "").strip()) for name in columns}
     if empty := [name for name in REQUIRED if not words[name]]:
         raise BadData(f"{where}: no {', '.join(empty)}", "a row, a seed, a figure and a value")
     return AblationResult(words["row"], words["seed"], words["classes"], words["figure"], value)

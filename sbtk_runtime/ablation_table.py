@@ -81,8 +81,7 @@ def order_text(
     ]
     turned = [
         f"{labels[worse]} {100 * measured[worse].mean:.1f} over {labels[better]} "
-        f"{100 * measured[better].mean:.1f}"
-        + ("" if _is_apart(measured[worse], measured[better]) else " (within the spread)")
+        f"{100 * measured[better].mean:.1f}" + _doubt(measured[worse], measured[better])
         for worse, better in pairs
         if measured[worse].mean > measured[better].mean
     ]
@@ -102,10 +101,12 @@ def _figure(figures: _Spreads, base: str) -> Spread | None:
     return None if found is None else figures[found[0]]
 
 
-def _is_apart(first: Spread, second: Spread) -> bool:
+def _doubt(first: Spread, second: Spread) -> str:
+    """Returns what keeps a difference from being one, in brackets; empty where nothing does."""
     if first.deviation is None or second.deviation is None:
-        return False
-    return abs(first.mean - second.mean) > first.deviation + second.deviation
+        return " (one seed: no spread)"
+    is_apart = abs(first.mean - second.mean) > first.deviation + second.deviation
+    return "" if is_apart else " (within the spread)"
 
 
 def _place(name: str, known: Sequence[PublishedAblation]) -> int:

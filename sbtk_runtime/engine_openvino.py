@@ -45,6 +45,7 @@ _ONNX_TYPES = {"float32": "float"}
 _SAME = 1e-3
 
 _importing = threading.Lock()
+_making_core = threading.Lock()
 
 
 def open_openvino(request: EngineRequest) -> SessionEngine:
@@ -115,7 +116,10 @@ def openvino_core() -> Any:
         MissingExtra: OpenVINO is not installed.
         EngineUnavailable: it does not load, or is not whole.
     """
-    return _core(_openvino())
+    openvino = _openvino()
+    # Without it threads that ask at once would get one each.
+    with _making_core:
+        return _core(openvino)
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import get_args
 
 from sbtk_runtime.protocol import Divisor, Measure
 
-_NAME = re.compile(r"(mAP|P)@(all|\d+)(?: \((.+)\))?")
+_NAME = re.compile(r"(mAP|P)@(all|\d{1,9})(?: \((.+)\))?")
 
 
 def measure_named(name: str) -> Measure | None:

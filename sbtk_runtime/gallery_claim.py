@@ -50,7 +50,7 @@ def claimed(
         catalogue.claim(ours, itq)
         return ours, itq
     photos = " ".join(shlex.quote(printable_name(root)) for root in roots)
-    check_model(folder, origin.model_id, origin.preprocessing, embedder, photos)
+    check_model(folder, origin.model_id, origin.preprocessing, embedder.bundle, photos)
     check_bits(folder, origin, bits, photos)
     if origin.precision != precision:
         note(

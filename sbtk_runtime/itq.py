@@ -98,7 +98,8 @@ class Itq:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 return cls(mean=arrays["mean"], projection=arrays["projection"])
         except (
-            *(AttributeError, EOFError, KeyError, MemoryError, NotImplementedError, OSError),
+            # RuntimeError: the bit that marks an encrypted file.
+            *(AttributeError, EOFError, KeyError, MemoryError, OSError, RuntimeError),
             *(TypeError, ValueError, zipfile.BadZipFile, zlib.error),
         ) as error:
             raise BadModel(

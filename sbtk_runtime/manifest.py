@@ -35,7 +35,7 @@ class BundleManifest:
 
     Attributes:
         model_id: `<name>@<12 hex digits>`; two bundles with the same id embed alike.
-        method: `sbtknet` or `dsn`.
+        method: `sbtknet`, `dsn` or `sake`.
         backbone: `resnet50-v1` or `resnet50-v1.5`.
         dim: length of an embedding.
         domain_input: name of the ONNX input that tells sketch from photo; `None` if the model

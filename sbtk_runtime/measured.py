@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from sbtk_runtime.errors import BadData
-from sbtk_runtime.names import printable_name
+from sbtk_runtime.names import printable_name, printable_text
 from sbtk_runtime.protocol import Setting
 
 MAX_RESULTS_BYTES = 16 << 20
@@ -112,7 +112,7 @@ def _measurement(report: object, shown: str) -> MeasuredMap:
         name=f"{fields.text('model_id')} {fields.text('precision')}",
         dim=fields.optional_count("dim"),
         bits=bits if isinstance(bits, int) else None,
-        split=str(rules.get("split") or (unseen[3] if unseen else "")),
+        split=printable_text(str(rules.get("split") or (unseen[3] if unseen else ""))),
         of=of,
         is_unseen=is_unseen,
         is_whole=unseen is not None and unseen[2] is None,
@@ -138,7 +138,7 @@ class _Fields:
 
     def text(self, key: str) -> str:
         found = self._value.get(key)
-        return found if isinstance(found, str) else self._refuse(key, "a text")
+        return printable_text(found) if isinstance(found, str) else self._refuse(key, "a text")
 
     def count(self, key: str) -> int:
         found = self.optional_count(key)
@@ -166,7 +166,7 @@ class _Fields:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not is_number or not 0 <= value <= 1:
                 self._refuse(f"{key}[{name!r}]", "a share from 0 to 1", value)
-        return {str(name): float(value) for name, value in found.items()}
+        return {printable_text(name): float(value) for name, value in found.items()}
 
     def _refuse(self, key: str, expected: str, value: object = None) -> NoReturn:
         found = self._value.get(key) if value is None else value

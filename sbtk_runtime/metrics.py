@@ -91,7 +91,8 @@ def evaluate(
 ) -> Retrieval:
     """Returns the figures of ranking the gallery for each query.
 
-    Works in chunks of queries: beside its input it needs some 100 MB, however many they are.
+    Works in chunks of queries: it needs some 100 MB, however many they are, beside its input and
+    a copy of the gallery where that is not of unit rows and ranked by the cosine.
 
     Args:
         queries: `(Q, D) float32`, or packed codes `(Q, W) uint8` for the Hamming distance.

@@ -12,5 +12,9 @@ def printable_name(path: str | bytes | os.PathLike[str]) -> str:
     """
     raw = os.fspath(path)
     data = raw if isinstance(raw, bytes) else raw.encode("utf-8", "surrogateescape")
-    text = data.decode("utf-8", "backslashreplace")
+    return printable_text(data.decode("utf-8", "backslashreplace"))
+
+
+def printable_text(text: str) -> str:
+    """Returns text on one line: control characters and lone surrogates are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -124,12 +124,12 @@ def worst_queries(average_precisions: NDArray[np.float64], count: int) -> list[i
 def average_precisions(queries: EmbeddedImages, gallery: EmbeddedImages) -> NDArray[np.float64]:
     """Returns plain AP over the whole gallery `(Q,)`; NaN where it has no photo of the class."""
     names = {name: label for label, name in enumerate(dict.fromkeys(gallery.classes))}
+    labels = np.array([names.get(name, -1) for name in queries.classes], dtype=np.int64)
     photo_labels = np.array([names[name] for name in gallery.classes], dtype=np.int64)
-    values = np.full(len(queries.paths), np.nan)
-    for place, name in enumerate(queries.classes):
-        if name in names:
-            row, label = queries.rows[place : place + 1], np.array([names[name]], dtype=np.int64)
-            values[place] = evaluate(row, label, gallery.rows, photo_labels).ap_all[0]
+    values = np.full(len(labels), np.nan)
+    if (is_answerable := labels >= 0).any():
+        found = evaluate(queries.rows, labels, gallery.rows, photo_labels)
+        values[is_answerable] = found.ap_all
     return values
 
 

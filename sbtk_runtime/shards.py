@@ -94,6 +94,8 @@ class Shards:
 
     def is_intact(self, batch: Batch) -> bool:
         """Returns whether a batch's bytes are still those that were written."""
+        if batch.first_row < 0 or not 0 < batch.count <= SHARD_ROWS:
+            return False
         data = self._read(batch.first_row, batch.count)
         return hashlib.sha256(data).hexdigest() == batch.sha256
 

@@ -17,7 +17,7 @@ from typing import Any
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import write_json_atomically
 from sbtk_train.checkpoint import LAST
-from sbtk_train.config import TrainConfig, read_config
+from sbtk_train.config import FREE_FIELDS, TrainConfig, read_config
 from sbtk_train.progress import Listener
 from sbtk_train.recipes import Method, Recipe, default_recipe, recipe, recipe_type
 from sbtk_train.run import train
@@ -218,8 +218,7 @@ def chosen_rows(names: Sequence[str]) -> tuple[Row, ...]:
 def _require_same(folder: Path, config: TrainConfig) -> None:
     """Refuses a run that was started with another configuration, and says what differs."""
     there, here = asdict(read_config(folder)), asdict(config)
-    # Where a run is made does not change what comes out of it.
-    for free in ("workers", "threads", "checkpoint_minutes", "feature_folder"):
+    for free in FREE_FIELDS:
         there.pop(free), here.pop(free)
     there_flat, here_flat = _flat(there), _flat(here)
     for key in sorted(set(there_flat) | set(here_flat)):

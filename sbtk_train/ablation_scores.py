@@ -73,7 +73,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean and spread of a row over its seeds; `spread` is the standard deviation of a sample."""
+    """Mean and spread of a row over its seeds.
+
+    `spread` is the standard deviation of a sample; NaN for a single run.
+    """
 
     row: Row
     mean: float
@@ -106,9 +109,10 @@ def score_runs(study: Study, root: Path, classes: str, said: Said) -> list[Score
             student = load_run(folder).student.to(compute.device)
             embed = _embed(study, student, compute, said)
             figures = _figures(student, images, few_photos(division.held_out), embed)
-            write_json_atomically(kept, figures)
+            # Logged first: stopped in between, a look at unseen classes is told twice, not hidden.
             if classes == "unseen":
                 _log(root, folder, study, images, figures)
+            write_json_atomically(kept, figures)
         epochs = study.epochs_of(row)
         scores += [
             Score(row.name, seed, epochs, classes, figure, float(value))
@@ -159,11 +163,18 @@ def as_markdown(study: Study, scores: list[Score]) -> str:
         cells, runs = [], 0
         for classes, figure in columns:
             found = [s for s in summaries(study, scores, classes, figure) if s.row == row]
-            cells.append(f"{found[0].mean:.4f} ± {found[0].spread:.4f}" if found else "")
+            cells.append(_shown(found[0]) if found else "")
             runs = max([runs, *(s.runs for s in found)])
         if runs:
             lines.append(f"| {row.title} | {runs} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _shown(summary: Summary) -> str:
+    """Returns mean and spread; one run has no spread."""
+    if math.isnan(summary.spread):
+        return f"{summary.mean:.4f}"
+    return f"{summary.mean:.4f} ± {summary.spread:.4f}"
 
 
 def draw(study: Study, scores: list[Score], path: Path) -> Path | None:

@@ -12,6 +12,8 @@ from sbtk_runtime.files import write_atomically
 from sbtk_train.recipes import METHODS, Method, Recipe, recipe_type
 
 CONFIG_NAME = "config.resolved.toml"
+#: Fields that say how a run is made and do not change what is asked for.
+FREE_FIELDS = ("workers", "threads", "device", "checkpoint_minutes", "feature_folder")
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,12 @@ class TrainConfig:
     """The resolved configuration of a run.
 
     Attributes:
-        data: folder with `sketch/` and `photo/`.
-        split: name of a published split, or a file of unseen classes.
+        data: the data set's folder, of any layout that `sbtk_train.layouts` knows.
+        split: name of a published split, `random:N:SEED`, or a file of unseen classes.
         recipe: how to train; of the type that the method has.
         method: `sbtknet`, `dsn` or `sake`.
         classes: file with the seen classes to use, one a line; empty: all that are seen.
-        backbone: one of `sbtk_train.backbone.BACKBONES`.
+        backbone: one of `sbtk_train.backbone.BACKBONES`; for DSN and SAKE `se-resnet50` too.
         weights: a weights file, or empty for training from scratch.
         teacher: a classifier's weights file for the soft labels; empty for `weights`.
         dim: length of the embedding.

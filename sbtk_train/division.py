@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sbtk_runtime.errors import BadData
-from sbtk_train.class_match import match_classes, match_notices, refuse_look_alikes
+from sbtk_train.class_match import match_classes, match_notices, named, refuse_look_alikes
 from sbtk_train.class_names import ClassNames
 from sbtk_train.image_set import ImageSet, Listing, of_classes, with_sketches
 from sbtk_train.splits import Split
@@ -69,6 +69,7 @@ def divide(
     refuse_look_alikes(match)
     notices = [*data.notices, *match_notices(match)]
     if only_classes is not None:
+        notices += _absent(data, only_classes)
         data = _only(data, split, only_classes)
     usable, left_out = _in_both_domains(data, split.seen_among(data.classes))
     rng = np.random.default_rng(seed)
@@ -97,6 +98,14 @@ def divide(
 def listing_of(data: ImageSet, split: Split) -> Listing | None:
     """Returns the data set's own lists for a split; `None` if they are for others."""
     return next((listing for listing in data.listings if split.is_of(listing.unseen)), None)
+
+
+def _absent(data: ImageSet, classes: Sequence[str]) -> list[str]:
+    """Returns a sentence on the listed classes that the data lack; none if they lack none."""
+    here = ClassNames(data.classes)
+    absent = [name for name in classes if name not in here]
+    count = f"{len(absent)} of {len(classes)} classes on the list to train on"
+    return [f"{count} are not in the data: {named(absent)}"] if absent else []
 
 
 def _only(data: ImageSet, split: Split, classes: Sequence[str]) -> ImageSet:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sbtk_runtime.errors import BadData
+from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.itq import fit_itq
 from sbtk_runtime.metrics import evaluate
 from sbtk_runtime.preprocess import SIZE_PX, Kind
@@ -97,14 +97,23 @@ def score(student: Student, data: ImageSet, embed: Embed) -> dict[str, float]:
     return evaluate(sketches, data.sketch_labels, photos, data.photo_labels).summary()
 
 
-def require_selectable(division: Division, selection: Selection) -> None:
-    """Refuses data that the rule of selection cannot be measured on.
+def require_selectable(division: Division, selection: Selection, dim: int) -> None:
+    """Refuses data, or embeddings of a length, that the rule of selection cannot be measured on.
 
     Raises:
+        BadConfig: the embedding is too short for binary codes.
         BadData: too few held-out sketches to learn binary codes on.
     """
+    if selection != "held-out-bits":
+        return
+    if dim < _MIN_BITS:
+        raise BadConfig(
+            f"--dim {dim}, and the student is chosen by binary codes of its embeddings",
+            f"at least {_MIN_BITS}",
+            f"--dim {_MIN_BITS}, or --selection validation-map or last",
+        )
     count = len(division.held_out.sketches)
-    if selection == "held-out-bits" and count <= _MIN_BITS:
+    if count <= _MIN_BITS:
         raise BadData(
             f"{count} held-out sketches, and the student is chosen by their binary codes",
             f"more than {_MIN_BITS}",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from sbtk_runtime.files import atomic_path
 from sbtk_runtime.preprocess import PREPROCESSING, Kind
@@ -129,7 +129,7 @@ class FeatureMaps:
 class FeatureSource:
     """Draws a step's inputs among the kept copies of its images.
 
-    Views of one image are different copies.
+    Views of one image are different copies, as far as there are so many.
     """
 
     def __init__(
@@ -169,6 +169,10 @@ def _sha256_of_frozen(student: Student, begin: str) -> str:
     for name, stage in student.trunk.named_children():
         if name == begin:
             break
+        # Layouts of one network have the same weights: strides and padding tell them apart.
+        for module in stage.modules():
+            if isinstance(module, (nn.Conv2d, nn.MaxPool2d)):
+                digest.update(f"{module}".encode())
         for key, value in stage.state_dict().items():
             digest.update(f"{name}.{key}".encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())

@@ -165,7 +165,7 @@ def default_recipe(method: Method, split: str = "") -> str:
     """Returns the name of a method's recipe; DSN's and SAKE's depend on the data set."""
     names = list(RECIPES[method])
     of_tuberlin = [name for name in names if name.endswith("-tuberlin")]
-    return of_tuberlin[0] if split.startswith("TUB") and of_tuberlin else names[0]
+    return of_tuberlin[0] if split.casefold().startswith("tub") and of_tuberlin else names[0]
 
 
 def recipe(name: str, method: Method = "sbtknet", **changes: object) -> Recipe:

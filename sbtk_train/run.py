@@ -230,8 +230,8 @@ def _record(config: TrainConfig, materials: Materials) -> dict[str, Any]:
 
 
 def _best(rows: list[dict[str, float]], figure: str | None) -> dict[str, float]:
-    """Returns the row of the student that is kept: the first of the best, or the last."""
-    return rows[-1] if figure is None else max(rows, key=lambda row: row[figure])
+    """Returns a copy of the row of the student that is kept: the first of the best, or the last."""
+    return dict(rows[-1] if figure is None else max(rows, key=lambda row: row[figure]))
 
 
 def _file_record(file: str) -> dict[str, str] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbtk_runtime.errors import BadConfig, BadModel
+from sbtk_runtime.errors import BadConfig, BadData, BadModel
 from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_train.augment import normalised
 from sbtk_train.backbone import better_layout, build_trunk, load_trunk, read_weights
@@ -94,7 +94,7 @@ def _readable_data(
     data = read_dataset(Path(config.data), keep_duplicates=config.keep_duplicates)
     split = open_split(config.split, data.classes)
     division, unreadable = readable_division(config, data, split, said)
-    require_selectable(division, config.recipe.selection)
+    require_selectable(division, config.recipe.selection, config.dim)
     return division, split, tuple(unreadable)
 
 
@@ -123,12 +123,32 @@ def readable_division(
         said(notice)
     parts = {}
     for name in ("training", "held_out", "validation"):
-        part, faults = without_unreadable(getattr(division, name), config.workers)
-        parts[name] = part
+        given: ImageSet = getattr(division, name)
+        parts[name], faults = without_unreadable(given, config.workers)
         unreadable += [fault for fault in faults if fault not in unreadable]
+        if name != "held_out":
+            _require_both_kinds(given, parts[name], faults)
     for fault in unreadable:
         said(f"left out {fault.path}: {fault.reason}")
     return Division(**parts, notices=division.notices), unreadable
+
+
+def _require_both_kinds(given: ImageSet, readable: ImageSet, faults: Sequence[Unreadable]) -> None:
+    """Refuses a class none of whose sketches, or none of whose photos, can be read."""
+    reasons = {fault.path: fault.reason for fault in faults}
+    for kind, paths, labels, left in (
+        ("sketches", given.sketches, given.sketch_labels, readable.sketch_labels),
+        ("photos", given.photos, given.photo_labels, readable.photo_labels),
+    ):
+        lost = np.flatnonzero(~np.isin(labels, left))
+        if len(lost):
+            path = paths[lost[0]]
+            raise BadData(
+                f"none of the {kind} of the class {given.classes[labels[lost[0]]]!r} that are to "
+                f"be trained or validated on can be read: {path}: {reasons[path]}",
+                "at least one of each class",
+                "mend them, or remove the class",
+            )
 
 
 def _listed(file: str) -> list[str]:

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.bench_map import LabelledImages, LabelledSet
-from sbtk_runtime.errors import BadData
+from sbtk_runtime.errors import BadConfig, BadData
+from sbtk_runtime.evaluation import PHOTO_QUERIES_PER_CLASS
 from sbtk_runtime.generalised import draw_seen
 from sbtk_runtime.manifest import BundleManifest
 from sbtk_runtime.protocol import ZERO_SHOT, Protocol
@@ -48,11 +49,17 @@ def measured_images(
 
     Raises:
         BadData: the data have none of the classes, or the model was trained on some of them.
-        BadConfig: there is no such split.
+        BadConfig: there is no such split, or validation classes are asked for by one.
     """
     images = read_dataset(data, keep_duplicates=protocol.keeps_duplicates)
     training = manifest.training
-    split = _split(images, training, split_name if classes == "unseen" else None)
+    if classes == "validation" and split_name is not None:
+        raise BadConfig(
+            f"--split {split_name} with --classes validation",
+            "the model's own split, of which these classes are seen",
+            "leave out one of the two",
+        )
+    split = _split(images, training, split_name)
     if classes == "validation":
         names = _validation_classes(images, training)
         of = f"{len(names)} validation classes (seen, held out)"
@@ -67,6 +74,8 @@ def measured_images(
             f"{len(measured.sketches)} sketches and {len(measured.photos)} photos of {of}",
             "at least one of each",
         )
+    if protocol.queries == "photo":
+        _require_photos_left(measured, of)
     kept_unseen = _told(training, "unseen_classes")
     trained_on = _trained_on(images, split, without=[*names, *kept_unseen])
     return _joined(
@@ -81,6 +90,17 @@ def measured_images(
             notices=images.notices,
         ),
     )
+
+
+def _require_photos_left(measured: ImageSet, of: str) -> None:
+    """Refuses photos as queries where all would ask, and none were left to be found."""
+    most = int(np.bincount(measured.photo_labels).max())
+    if most <= PHOTO_QUERIES_PER_CLASS:
+        raise BadData(
+            f"at most {most} photos in each of {of}",
+            f"more than {PHOTO_QUERIES_PER_CLASS}: so many of each class ask, the others are found",
+            "--queries sketch, or data with more photos",
+        )
 
 
 def _trained_on(images: ImageSet, split: Split, without: Sequence[str]) -> ImageSet:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sbtk_cli.options import check_output_file
 from sbtk_runtime.bench_latency import LatencyReport
 from sbtk_runtime.bench_map import MapReport
 from sbtk_runtime.bench_search import SearchReport
@@ -34,15 +35,14 @@ def check_plottable(file: Path) -> Any:
     """Returns matplotlib's `Figure`, which draws to files without any window system.
 
     Raises:
-        BadConfig: the file's name ends in a format that is not drawn, or its folder is not there.
+        BadConfig: the file's name ends in a format that is not drawn, or it cannot be written.
         MissingExtra: matplotlib is not installed.
     """
     if file.suffix.lower() not in _SUFFIXES:
         raise BadConfig(
             f"a plot named {file.name!r}", f"a name that ends in {', '.join(_SUFFIXES)}"
         )
-    if not file.parent.is_dir():
-        raise BadConfig(f"a plot in {file.parent}, where there is no folder", "an existing folder")
+    check_output_file(file)
     try:
         from matplotlib.figure import Figure
     except ImportError as problem:

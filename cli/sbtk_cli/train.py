@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,26 +74,22 @@ def command(
     from sbtk_train.distributed import joined_team
     from sbtk_train.run import train
 
-    given = {
-        name for name in values if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    }
+    given = _given(context)
+    _refuse_idle(given, is_ablation=ablation, is_resumed=resume is not None)
     with joined_team() as team:
         reporter = Reporter(as_json and team.is_first, quiet or not team.is_first)
         if ablation:
             from sbtk_cli.train_ablation import run_ablation
 
-            if resume is not None:
-                raise BadConfig(
-                    "--ablation with --resume", "one of them", "an ablation goes on by itself"
-                )
             if team.size > 1:
                 raise BadConfig("--ablation in several processes", "one", "sbtk train --ablation")
             root = out or Path("runs") / "ablation"
-            return run_ablation(_required(data), values, given, root, seeds, rows, reporter)
-        is_given = context.get_parameter_source("data") is ParameterSource.COMMANDLINE
+            return run_ablation(
+                _required(data), values, given, root, seeds, rows, reporter, as_json=as_json
+            )
         config, folder = team.agreed(
             lambda: (
-                _resumed(resume, data if is_given else None, sorted(given), values)
+                _resumed(resume, data if "data" in given else None, given, values)
                 if resume is not None
                 else _started(_required(data), out, name, values, team.local_size, reporter)
             )
@@ -109,14 +106,32 @@ def command(
     return 0
 
 
+def _given(context: click.Context) -> list[str]:
+    """Returns the names of what stands on the command line, sorted."""
+    told = ParameterSource.COMMANDLINE
+    return sorted(name for name in context.params if context.get_parameter_source(name) is told)
+
+
+def _refuse_idle(given: Sequence[str], *, is_ablation: bool, is_resumed: bool) -> None:
+    """Refuses options that would be passed over in silence."""
+    if is_ablation and is_resumed:
+        raise click.UsageError("An ablation goes on by itself: leave out --resume.")
+    if is_ablation and "name" in given:
+        raise click.UsageError("--name is of a single run; an ablation's folder is its --out.")
+    if not is_ablation and ("seeds" in given or "rows" in given):
+        raise click.UsageError("--seeds and --row go with --ablation.")
+    if is_resumed and ("out" in given or "name" in given):
+        raise click.UsageError("A run is resumed where it is: leave out --out and --name.")
+
+
 def _resumed(
-    folder: Path, data: Path | None, given: list[str], values: dict[str, Any]
+    folder: Path, data: Path | None, given: Sequence[str], values: dict[str, Any]
 ) -> tuple[TrainConfig, Path]:
     from sbtk_cli.train_resume import require_same
     from sbtk_train.config import read_config
 
     config = read_config(folder)
-    require_same(config, data, given, values)
+    require_same(config, data, [name for name in given if name in values], values)
     return config, folder
 
 

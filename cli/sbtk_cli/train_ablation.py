@@ -13,6 +13,7 @@ from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import write_atomically
 
 if TYPE_CHECKING:
+    from sbtk_train.ablation import Study
     from sbtk_train.recipes import Method
 
 #: What every row has in common unless options say otherwise: what a small machine can do.
@@ -33,39 +34,25 @@ def run_ablation(
     seeds: int,
     rows: tuple[str, ...],
     reporter: Reporter,
+    *,
+    as_json: bool,
 ) -> int:
     """Runs what is missing of the study in `root`, scores it, and writes what it found there.
 
+    The table is printed unless `as_json`: then stdout has the reporter's JSON lines alone.
     Returns the exit code. Unseen classes are looked at only when no run is missing.
     """
-    from sbtk_train.ablation import Study, chosen_rows, missing, run_study
-    from sbtk_train.ablation_scores import (
-        as_markdown,
-        draw,
-        score_runs,
-        write_csv,
-    )
+    from sbtk_train.ablation import missing, run_study
+    from sbtk_train.ablation_scores import as_markdown, draw, score_runs, write_csv
 
     mistaken = [name for name in _OF_ROWS if name in given]
     if mistaken:
         raise BadConfig(
             f"--{mistaken[0]} with --ablation", "options that the rows of the study leave open"
         )
-    if values["freeze_until"] is None:
-        values["freeze_until"] = _FREEZE_UNTIL
-    if values["feature_folder"] is None and values["freeze_until"] != "none":
-        values["feature_folder"] = root / "feature-maps"
+    study = _study(data, values, root, seeds, rows, reporter)
+    _require_teacher(study)
     root.mkdir(parents=True, exist_ok=True)
-    base = config_from(data, values | dict.fromkeys(KNOBS), reporter)
-    common = _common(values)
-    study = Study(
-        base=base,
-        sbtknet_recipe="sbtk",
-        common=common,
-        epochs={method: values["epochs"] or epochs for method, epochs in _EPOCHS.items()},
-        seeds=tuple(range(seeds)),
-        rows=chosen_rows(rows),
-    )
     with stopping_by_signal() as hold:
         run_study(study, root, reporter, should_stop=lambda: hold.is_stopping, on_trainer=hold)
     scores = score_runs(study, root, "validation", reporter)
@@ -76,8 +63,56 @@ def run_ablation(
     write_atomically(root / "ablation.md", table.encode())
     picture = draw(study, scores, root / "ablation.png")
     reporter(f"{root}: ablation.csv, ablation.md" + (", ablation.png" if picture else ""))
-    output.answer(table.rstrip())
+    if not as_json:
+        output.answer(table.rstrip())
     return 0
+
+
+def _study(
+    data: Path,
+    values: dict[str, Any],
+    root: Path,
+    seeds: int,
+    rows: tuple[str, ...],
+    reporter: Reporter,
+) -> Study:
+    """Returns what the options describe, stages frozen and their maps kept unless they say so."""
+    from sbtk_train.ablation import Study, chosen_rows
+
+    freeze_until = values["freeze_until"] or _FREEZE_UNTIL
+    feature_folder = values["feature_folder"]
+    if feature_folder is None and freeze_until != "none":
+        feature_folder = root / "feature-maps"
+    # The rows bring their own recipes: of the base's nothing is kept, so nothing is said of it.
+    unsaid = dict.fromkeys(KNOBS) | {"knowledge": False}
+    places = {"freeze_until": freeze_until, "feature_folder": feature_folder}
+    return Study(
+        base=config_from(data, values | unsaid | places, reporter),
+        sbtknet_recipe="sbtk",
+        common=_common(values),
+        epochs={method: values["epochs"] or epochs for method, epochs in _EPOCHS.items()},
+        seeds=tuple(range(seeds)),
+        rows=chosen_rows(rows),
+    )
+
+
+def _require_teacher(study: Study) -> None:
+    """Refuses rows that learn from a teacher where there is none, before hours of the others."""
+    if study.base.weights or study.base.teacher:
+        return
+    recipes = {row.name: study.config(row, 0).recipe for row in study.rows}
+    taught = [
+        name
+        for name, recipe in recipes.items()
+        if getattr(recipe, "knowledge", False) or getattr(recipe, "kd_weight", 0)
+    ]
+    if taught:
+        others = [f"--row {name}" for name in recipes if name not in taught]
+        raise BadConfig(
+            f"no weights and no --teacher for {', '.join(taught)}",
+            "an ImageNet classifier to learn from: --weights FILE or --teacher FILE",
+            " ".join(["or rows without:", *others]) if others else "",
+        )
 
 
 def _common(values: dict[str, Any]) -> dict[str, object]:

@@ -242,7 +242,6 @@ def config_from(
     data: Path,
     values: dict[str, Any],
     said: Said,
-    changes: dict[str, object] | None = None,
     *,
     processes: int = 1,
 ) -> TrainConfig:
@@ -252,7 +251,6 @@ def config_from(
         data: the data set's folder.
         values: the options' values by name.
         said: told what was decided.
-        changes: knobs of the recipe that the options do not override.
         processes: how many share this machine's CPUs in the run.
 
     Raises:
@@ -267,9 +265,9 @@ def config_from(
     if values["weights"] != "none":
         weights = find_weights(values["weights"], values["backbone"])
     asked = {knob: values[knob] for knob in KNOBS if values[knob] is not None}
-    knobs = {**(changes or {}), **asked}
+    knobs = asked
     if weights is None and values["teacher"] is None:
-        knobs |= _without_teacher(method, asked, said)
+        knobs = asked | _without_teacher(method, asked, said)
     freeze_until = values["freeze_until"] or ""
     return TrainConfig(
         data=str(data),

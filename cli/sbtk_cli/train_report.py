@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -40,9 +41,11 @@ class Reporter:
             )
 
     def _epoch(self, event: EpochDone) -> None:
-        if self._as_json:
-            output.answer_json(event.row)
         row = event.row
+        if self._as_json:
+            # A figure that a small gallery cannot have is NaN, which JSON does not know.
+            known = {name: None if math.isnan(value) else value for name, value in row.items()}
+            output.answer_json(known)
         mark = "best so far" if event.improved else f"{event.since_best} since the best"
         whole = (
             f"validation mAP@all {row['validation_map']:.4f}, " if "validation_map" in row else ""

@@ -11,9 +11,6 @@ from sbtk_runtime.errors import BadConfig
 if TYPE_CHECKING:
     from sbtk_train.config import TrainConfig
 
-#: Where and how a run is made does not change what comes out of it.
-_FREE = ("workers", "threads", "device", "checkpoint_minutes", "feature_folder")
-
 
 def require_same(
     config: TrainConfig, data: Path | None, given: Iterable[str], values: dict[str, Any]
@@ -29,27 +26,44 @@ def require_same(
     Raises:
         BadConfig: names the first that differs, with both values.
     """
-    differing: list[tuple[str, object, object]] = []
+    from sbtk_train.config import FREE_FIELDS
+
+    differing: list[str] = []
     if data is not None and data.resolve() != Path(config.data).resolve():
-        differing.append(("DATA", data, config.data))
+        differing.append(f"DATA {data}, and the run was started with {config.data}")
     own = {**vars(config), **vars(config.recipe), "recipe": config.recipe.name}
     for name in given:
-        found, expected = values[name], own.get(name)
-        if name in _FREE:
+        if name in FREE_FIELDS:
             continue
-        is_path = name in ("weights", "teacher", "classes")
-        if is_path or (name == "freeze_until" and found == "none"):
-            found = "" if found in (None, "none") else str(found)
-        if found != expected and not (name == "weights" and found == "imagenet"):
-            differing.append(("--" + _spelling(name), found, expected))
+        found = values[name]
+        if name not in own:
+            differing.append(f"{_spelt(name, found)}, and {config.method} has no such knob")
+        elif not _is_same(name, found, own[name]):
+            started = "out it" if isinstance(found, bool) else f" {_shown(own[name])}"
+            differing.append(f"{_spelt(name, found)}, and the run was started with{started}")
     if differing:
-        option, found, expected = differing[0]
         raise BadConfig(
-            f"{option} {found}, and the run was started with {expected}",
+            differing[0],
             "the run's own configuration, which --resume takes",
             "leave the option out, or start a new run without --resume",
         )
 
 
-def _spelling(name: str) -> str:
-    return {"train_size_px": "size"}.get(name, name.replace("_", "-"))
+def _is_same(name: str, found: object, expected: object) -> bool:
+    if name == "weights" and found == "imagenet":
+        return True
+    if name in ("weights", "teacher", "classes", "freeze_until"):
+        found = "" if found == "none" else str(found)
+    return found == expected
+
+
+def _shown(value: object) -> object:
+    return "none" if value == "" else value
+
+
+def _spelt(name: str, value: object) -> str:
+    """Returns an option as it is typed."""
+    word = {"train_size_px": "size"}.get(name, name.replace("_", "-"))
+    if isinstance(value, bool):
+        return f"--{word}" if value else f"--no-{word}"
+    return f"--{word} {value}"

@@ -214,6 +214,7 @@ def test_duplicates_count_only_if_they_are_to_be_kept(
         (["--bits", "64"], 2, "between 8 and the embedding's width, 16"),
         (["--bits", "8", "--itq-on", "bundle"], 1, "makes no 8-bit codes"),
         (["--queries", "photo", "--setting", "generalised-all"], 2, "photos as queries"),
+        (["--classes", "validation", "--split", "SK-YE"], 2, "--split SK-YE with --classes"),
         (["--at", "0"], 2, "is not a number from 1"),
         (["--at", "9" * 5000], 2, "is not a number from 1"),
     ],
@@ -225,6 +226,18 @@ def test_options_that_make_no_sense_are_named(
     err = capsys.readouterr().err
     assert said in " ".join(err.split())
     assert "Traceback" not in err
+
+
+def test_photos_that_all_ask_leave_none_to_be_found(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["bench", "map", "data", "--model", "tiny", "--queries", "photo"]
+    for codes in ([], ["--bits", "8", "--itq-on", "gallery"]):
+        assert main([*command, *codes]) == 1
+        err = capsys.readouterr().err
+        assert "at most 8 photos in each of 2 of 21 unseen classes of SK-YE" in err
+        assert "more than 10" in err
+        assert "Warning" not in err
 
 
 def test_too_few_seen_images_and_none_to_learn_on_are_named(

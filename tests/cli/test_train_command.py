@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sbtk_cli.main import main
 from sbtk_train.checkpoint import LAST, STUDENT
 from tests.tiny_data import write_dataset
 
@@ -17,6 +18,8 @@ TINY = """
     --weights none --backbone resnet18 --size 32 --final-epochs 0 --quadruplets 2 --dim 8
     --validation-classes 2 --precision fp32 --threads 1 --seed 3
 """.split()  # noqa: SIM905
+#: Of these, what the rows of the ablation decide.
+LEFT_OPEN = ("--dim", "8", "--seed", "3")
 
 
 def sbtk(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -49,8 +52,9 @@ def test_train_ends_with_the_run_folder_and_the_next_command(data: Path, tmp_pat
 
 def test_json_prints_a_line_for_each_epoch(data: Path, tmp_path: Path) -> None:
     done = sbtk("train", str(data), *TINY, "--epochs", "2", "--json", "--quiet", cwd=tmp_path)
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in done.stdout.splitlines()]
     assert [row["epoch"] for row in rows] == [1.0, 2.0]
+    assert rows[0]["validation_p10"] is None  # of eight photos
     assert done.stderr == ""
 
 
@@ -126,7 +130,7 @@ def test_finished_run_is_not_overwritten(data: Path, tmp_path: Path) -> None:
 
 
 def test_resuming_refuses_options_that_say_otherwise_and_names_both(
-    data: Path, tmp_path: Path
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = sbtk("train", str(data), *TINY, "--epochs", "1", "--out", "run", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
@@ -137,11 +141,13 @@ def test_resuming_refuses_options_that_say_otherwise_and_names_both(
         (["--split", "SK-SH"], "--split SK-SH, and the run was started with SK-YE"),
         (["--dim", "64"], "--dim 64, and the run was started with 8"),
         (["--margin", "0.5"], "--margin 0.5, and the run was started with 0.2"),
+        (["--no-identity"], "--no-identity, and the run was started without it"),
+        (["--teacher", "other.pth"], "--teacher other.pth, and the run was started with none"),
+        (["--memory", "paper"], "--memory paper, and sbtknet has no such knob"),
         ([str(other)], f"DATA {other}, and the run was started with {data}"),
     ):
-        refused = sbtk("train", *words, "--resume", "run", cwd=tmp_path)
-        assert refused.returncode == 2
-        assert sentence in refused.stderr
+        assert main(["train", *words, "--resume", str(tmp_path / "run")]) == 2
+        assert sentence in capsys.readouterr().err
     again = sbtk("train", str(data), "--dim", "8", "--resume", "run", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
 
@@ -155,9 +161,40 @@ def test_knobs_of_another_method_are_refused(data: Path, tmp_path: Path) -> None
     assert "--metric with --ablation" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["DATA", "--seeds", "2"], "--seeds and --row go with --ablation"),
+        (["DATA", "--row", "triplet"], "--seeds and --row go with --ablation"),
+        (["DATA", "--ablation", "--name", "mine"], "--name is of a single run"),
+        (["--ablation", "--resume", "run"], "leave out --resume"),
+        (["--resume", "run", "--out", "other"], "leave out --out and --name"),
+        (["--resume", "run", "--name", "other"], "leave out --out and --name"),
+    ],
+)
+def test_options_that_would_do_nothing_are_wrong_usage(
+    data: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    assert main(["train", *(str(data) if word == "DATA" else word for word in words)]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_ablation_without_a_teacher_is_refused_before_any_row_is_trained(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = [word for word in TINY if word not in LEFT_OPEN]
+    words = ["train", str(data), *tiny, "--ablation", "--out", str(tmp_path / "study")]
+    rows = ["--row", "triplet", "--row", "quadruplet-knowledge", "--row", "dsn-64"]
+    assert main([*words, *rows]) == 2
+    shown = capsys.readouterr().err
+    assert "no weights and no --teacher for quadruplet-knowledge, dsn-64" in shown
+    assert "next: or rows without: --row triplet" in shown
+    assert "training without" not in shown
+    assert not (tmp_path / "study").exists()
+
+
 def test_ablation_writes_its_table_and_goes_on_where_it_was(data: Path, tmp_path: Path) -> None:
-    left_open = ("--dim", "8", "--seed", "3")
-    tiny = [word for word in TINY if word not in left_open]
+    tiny = [word for word in TINY if word not in LEFT_OPEN]
     words = ("train", str(data), *tiny, "--epochs", "1", "--ablation", "--out", "study")
     rows = ("--row", "triplet", "--seeds", "1")
     done = sbtk(*words, *rows, cwd=tmp_path)
@@ -169,3 +206,6 @@ def test_ablation_writes_its_table_and_goes_on_where_it_was(data: Path, tmp_path
     assert again.returncode == 0, again.stderr
     assert "run 1 of 1" not in again.stderr
     assert again.stdout == done.stdout
+    for_programs = sbtk(*words, *rows, "--json", cwd=tmp_path)
+    assert for_programs.returncode == 0, for_programs.stderr
+    assert for_programs.stdout == ""  # no epoch was trained, and the table is no JSON

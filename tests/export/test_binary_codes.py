@@ -127,12 +127,13 @@ def test_an_exported_bundle_makes_a_binary_gallery(
             assert len(gallery.query(textures / "sketch" / VALIDATION[0] / "0.png", embedder)) == 4
 
 
-def test_codes_longer_than_an_embedding_are_refused_before_any_work(
-    run: TrainedRun, tmp_path: Path
+@pytest.mark.parametrize("bits", [24, 12])
+def test_codes_that_cannot_be_had_are_refused_before_any_work(
+    run: TrainedRun, tmp_path: Path, bits: int
 ) -> None:
     said: list[str] = []
-    plan = ExportPlan(tmp_path / "long", "long", ("fp32",), bits=(8, 24))
-    with pytest.raises(BadConfig, match="--bits 24"):
+    plan = ExportPlan(tmp_path / "long", "long", ("fp32",), bits=(8, bits))
+    with pytest.raises(BadConfig, match=f"binary codes of {bits} bits"):
         export_run(run, plan, None, said.append)
     assert said == []
     assert list(tmp_path.iterdir()) == []

@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 
 from sbtk_export.bundle_writer import file_records
+from sbtk_export.card import model_card
 from sbtk_export.export import ExportPlan, export_run, export_student
 from sbtk_export.model_files import check_models
 from sbtk_export.parity import torch_reference
@@ -79,6 +80,14 @@ def test_engine_gives_the_students_embeddings(
     engine = open_engine(bundle, precision="fp32")
     np.testing.assert_allclose(engine.run(pixels, "photo"), wanted, atol=1e-5)
     engine.close()
+
+
+def test_card_lists_the_parts_of_an_averaged_student(bundle: Bundle) -> None:
+    parts = [{"seed": seed, "recipe": {"name": "sbtk"}} for seed in (4, 7)]
+    training = bundle.manifest.training | {"averaged": parts}
+    card = model_card(replace(bundle.manifest, training=training))
+    assert "- averaged, 2:\n  - seed: 7\n  - recipe:\n    - name: sbtk\n" in card
+    assert "{" not in card
 
 
 def test_card_tells_what_the_manifest_says(bundle: Bundle) -> None:

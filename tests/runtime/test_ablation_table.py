@@ -72,6 +72,9 @@ def test_the_papers_order_is_found_or_not_with_numbers(tmp_path: Path) -> None:
     near = IN_ORDER | {"triplet": [0.40, 0.54]}
     found = ablation_table(read_ablation(write_ablation(tmp_path / "a.csv", near)))
     assert "triplet 47.0 over quad. 45.0 (within the spread)" in " ".join(found.notes)
+    alone = IN_ORDER | {"triplet": [0.48]}
+    found = ablation_table(read_ablation(write_ablation(tmp_path / "a.csv", alone)))
+    assert "triplet 48.0 over quad. 45.0 (one seed: no spread)" in " ".join(found.notes)
 
 
 def test_one_seed_is_no_spread(tmp_path: Path) -> None:
@@ -108,6 +111,13 @@ def test_files_that_hold_no_ablation(tmp_path: Path, text: str, complaint: str) 
     file.write_text(text)
     with pytest.raises(BadData, match=complaint):
         read_ablation(file)
+
+
+def test_words_stay_on_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text('row,seed,figure,value\n"a\nb",0,mAP@all,0.5\n')
+    (result,) = read_ablation(file)
+    assert result.row == r"a\nb"
 
 
 def test_a_file_that_is_missing_or_not_text(tmp_path: Path) -> None:

@@ -304,6 +304,24 @@ def test_ctrl_c_is_an_exception_after_engines_have_come_and_gone(bundle: Bundle)
     assert _lines(script, str(bundle.folder)) == ["interrupted"]
 
 
+def test_threads_that_ask_at_once_get_one_core() -> None:
+    script = (
+        "import time\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from sbtk_runtime.engine_openvino import _openvino, openvino_core\n"
+        "openvino = _openvino()\n"
+        "real = openvino.Core\n"
+        "def slowly():\n"
+        "    time.sleep(0.2)\n"
+        "    return real()\n"
+        "openvino.Core = slowly\n"
+        "with ThreadPoolExecutor(4) as pool:\n"
+        "    cores = [pool.submit(openvino_core) for _ in range(4)]\n"
+        "print(len({id(core.result()) for core in cores}))\n"
+    )
+    assert _lines(script) == ["1"]
+
+
 def test_without_the_library_the_extra_is_named(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -124,6 +124,13 @@ def test_damaged_bytes_are_a_bad_model(at: int) -> None:
             assert np.isfinite(again.projection).all()
 
 
+def test_arrays_that_claim_to_be_encrypted_are_refused() -> None:
+    data = bytearray(fit_itq(_rows(), 16).to_bytes())
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    with pytest.raises(BadModel, match="encrypted"):
+        Itq.from_bytes(bytes(data))
+
+
 def test_pickled_arrays_are_refused() -> None:
     file = io.BytesIO()
     np.savez(file, mean=np.array([{}], dtype=object), projection=np.eye(8, dtype=np.float32))

@@ -58,6 +58,17 @@ def test_every_precision_of_one_file_is_a_result_of_its_own(tmp_path: Path) -> N
     assert names == ["student@0123 int8", "student@0123 fp32"]
 
 
+def test_words_stay_on_one_line_and_command_no_terminal(tmp_path: Path) -> None:
+    odd = report(Protocol(split="SK-YE\n"), of="2\x1b[31m") | {
+        "model_id": "a\nb\ud800",
+        "class_map": {"c\rd": 0.5},
+    }
+    (run,) = read_measured(write_results(tmp_path / "r.json", odd))
+    assert run.name == r"a\nb\ud800 int8"
+    assert (run.split, run.of, list(run.class_map)) == (r"SK-YE\n", r"2\x1b[31m", [r"c\rd"])
+    assert run.protocol.isprintable()
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
@@ -120,7 +131,11 @@ def test_the_name_of_every_measure_says_all_of_it() -> None:
         assert base_name(measure) in ("mAP@all", "mAP@200", "P@10", "P@100")
 
 
-@pytest.mark.parametrize("name", ["recall@10", "mAP", "mAP@all (64 bits)", "P@x", "mAP@200 (VOC,)"])
+@pytest.mark.parametrize(
+    "name",
+    ["recall@10", "mAP", "mAP@all (64 bits)", "P@x", "mAP@200 (VOC,)", f"P@{'1' * 5000}"],
+    ids=lambda name: name[:20],
+)
 def test_other_names_are_those_of_no_measure(name: str) -> None:
     assert measure_named(name) is None
 

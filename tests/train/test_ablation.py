@@ -22,6 +22,7 @@ from sbtk_train.ablation import (
 )
 from sbtk_train.ablation_scores import (
     FIGURE,
+    Score,
     as_markdown,
     draw,
     figure_of_bits,
@@ -72,6 +73,16 @@ def test_rows_are_the_papers_and_the_methods_at_two_lengths() -> None:
     }
     with pytest.raises(BadConfig, match="no row 'everything'"):
         chosen_rows(["everything"])
+
+
+def test_a_single_run_has_a_mean_and_no_spread(tmp_path: Path) -> None:
+    study = study_of(tmp_path, tmp_path, "triplet", "all")
+    scores = [
+        Score(row, seed, 1, "validation", FIGURE, value)
+        for row, seed, value in (("triplet", 0, 0.25), ("all", 0, 0.5), ("all", 1, 0.75))
+    ]
+    lines = as_markdown(study, scores).splitlines()
+    assert lines[2:] == ["| triplet | 1 | 0.2500 |", "| all three losses | 2 | 0.6250 ± 0.1768 |"]
 
 
 def test_study_that_was_stopped_goes_on_and_ends(data: Path, tmp_path: Path) -> None:

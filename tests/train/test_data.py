@@ -82,6 +82,15 @@ def test_unseen_class_on_the_list_to_train_on_is_refused(tmp_path: Path) -> None
         divide(data, Split("x", ("arch",)), seed=0, only_classes=["arch", "ball"])
 
 
+def test_classes_on_the_list_to_train_on_that_the_data_lack_are_told(tmp_path: Path) -> None:
+    data = read_dataset(write_dataset(tmp_path))
+    listed = ["Arch", "ball", "crate", "disk", "easel"]
+    division = divide(data, NONE_UNSEEN, seed=0, validation_classes=1, only_classes=listed)
+    used = {*division.training.classes, *division.validation.classes}
+    assert used == {"arch", "ball", "crate", "easel"}
+    assert "1 of 5 classes on the list to train on are not in the data: disk" in division.notices
+
+
 @pytest.mark.parametrize("missing", ["sketch", "photo"])
 def test_missing_domain_folder_is_named(tmp_path: Path, missing: str) -> None:
     root = write_dataset(tmp_path)

@@ -11,6 +11,7 @@ import torch
 
 from sbtk_runtime.errors import BadConfig
 from sbtk_train.augment import normalised
+from sbtk_train.checkpoint import STUDENT
 from sbtk_train.data import read_dataset
 from sbtk_train.device import choose_compute
 from sbtk_train.draws import BatchDraws, Draws
@@ -76,6 +77,18 @@ def test_maps_are_what_the_frozen_stages_make_and_are_made_once(
     assert len(said) == 2, "maps of another trunk must not be taken for these"
 
 
+def test_maps_of_the_same_weights_in_another_layout_are_not_taken(
+    data: Path, tmp_path: Path
+) -> None:
+    photos, said = read_dataset(data).photos[:1], list[str]()
+    layouts = [SbtknetStudent(name, 8, 4) for name in ("resnet50-v1", "resnet50-v1.5")]
+    layouts[1].load_state_dict(layouts[0].state_dict())
+    first, second = (maps_in(tmp_path, one, said).of(photos, "photo") for one in layouts)
+    assert len(said) == 2
+    assert first.shape == second.shape
+    assert not np.array_equal(first, second)
+
+
 def test_copies_differ_and_views_of_an_image_are_different_copies(
     data: Path, student: SbtknetStudent, tmp_path: Path
 ) -> None:
@@ -120,11 +133,12 @@ def test_a_run_on_kept_maps_trains_and_resumes_to_the_same_student(
         feature_folder=str(tmp_path / "maps"),
         feature_variants=2,
     )
-    run(config, tmp_path / "a")
-    run(replace(config, recipe=replace(config.recipe, epochs=2)), tmp_path / "b")
-    assert (tmp_path / "a" / "student.safetensors").read_bytes() == (
-        tmp_path / "b" / "student.safetensors"
-    ).read_bytes()
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run(config, whole)
     assert list((tmp_path / "maps").glob("*.npy"))
+    with pytest.raises(KeyboardInterrupt):
+        run(config, stopped, on_trainer=lambda trainer: trainer.stop_soon())
+    run(config, stopped, resume=True)
+    assert (whole / STUDENT).read_bytes() == (stopped / STUDENT).read_bytes()
     with pytest.raises(BadConfig, match="none is frozen"):
         replace(config, freeze_until="")

@@ -17,7 +17,7 @@ from sbtk_train.checkpoint import STUDENT, load_run, load_state, newest_run
 from sbtk_train.config import TrainConfig, read_config
 from sbtk_train.device import choose_compute
 from sbtk_train.evaluate import by_pixels, score
-from sbtk_train.loop import TrainingDiverged
+from sbtk_train.loop import Trainer, TrainingDiverged
 from sbtk_train.progress import EpochDone, StepDone
 from sbtk_train.recipes import SbtknetRecipe, recipe
 from sbtk_train.run import new_run_folder, train
@@ -79,6 +79,16 @@ def test_run_writes_what_it_promises(data: Path, tmp_path: Path) -> None:
     assert tomllib.loads((folder / "config.resolved.toml").read_text())["recipe"]["epochs"] == 2
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert not list(folder.glob(".*tmp*"))
+
+
+def test_without_validation_classes_a_run_ends_with_its_curves(data: Path, tmp_path: Path) -> None:
+    config = replace(tiny_config(data, selection="last", epochs=1), validation_classes=0)
+    folder = tmp_path / "run"
+    run(config, folder)
+    record = json.loads((folder / "run.json").read_text())
+    assert "validation_map" not in record["best"]
+    assert len(record["training_classes"]) == 6
+    assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_trained_run_is_loaded_with_its_best_student(data: Path, tmp_path: Path) -> None:
@@ -207,12 +217,16 @@ def test_every_ablation_trains(data: Path, tmp_path: Path, knobs: dict[str, Any]
 
 
 def test_embedding_fitted_anew_is_kept_if_it_is_no_worse(data: Path, tmp_path: Path) -> None:
-    config = tiny_config(data, epochs=1, refit=True)
-    said = run(config, tmp_path / "run")
+    # With this seed the refitted one is better.
+    config = replace(tiny_config(data, epochs=1, refit=True), seed=2)
+    trainers: list[Trainer] = []
+    said = run(config, tmp_path / "run", on_trainer=trainers.append)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     refit = record["refit"]
     assert any(f"{refit['refitted_map']:.4f} refitted" in str(text) for text in said)
     assert refit["kept"] == (refit["refitted_map"] >= refit["trained_map"])
+    # What the epochs had stays what is drawn and resumed from.
+    assert trainers[0].history[0]["validation_map"] == refit["trained_map"]
     best = max(refit["refitted_map"], refit["trained_map"])
     assert record["best"]["validation_map"] == best
     student = load_run(tmp_path / "run").student
@@ -235,6 +249,27 @@ def test_too_few_held_out_sketches_for_dsns_rule_are_told_at_the_start(data: Pat
     config = tiny_config(data, selection="held-out-bits")
     with pytest.raises(BadData, match="4 held-out sketches"):
         gather(config, lambda text: None)
+
+
+def test_embeddings_too_short_for_dsns_rule_are_told_at_the_start(data: Path) -> None:
+    config = replace(tiny_config(data, selection="held-out-bits"), dim=4)
+    with pytest.raises(BadConfig, match=r"--dim 4(.|\n)*at least 8"):
+        gather(config, lambda text: None)
+
+
+@pytest.mark.parametrize("kind", ["sketch", "photo"])
+def test_a_class_whose_images_cannot_be_read_is_named_at_the_start(
+    tmp_path: Path, kind: str
+) -> None:
+    names = [*"abcdefghijklmnop"]
+    write_dataset(tmp_path, names, sketches=6, photos=2)
+    lone = sorted((tmp_path / kind / "h").iterdir())
+    for path in lone[2:]:
+        path.unlink()
+    for path in lone[:2]:
+        path.write_bytes(b"no picture")
+    with pytest.raises(BadData, match=rf"{kind}\w+ of the class 'h'.*can be read: .*not an image"):
+        gather(tiny_config(tmp_path), lambda text: None)
 
 
 def test_a_backbone_of_another_method_is_refused(data: Path) -> None:

@@ -1,0 +1,52 @@
+"""`sbtk average`: several training runs become one student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sbtk_cli import options, output
+from sbtk_runtime.errors import BadConfig
+
+_HELP = """Average the students of several runs.
+
+The runs started from the same weights and saw the same data; their seeds and recipes may differ.
+The mean of their weights is often better than the best of them. Prints a new run folder, for
+'sbtk export', and says how it compares with its parts on the validation classes.
+
+\b
+sbtk train DATA --seed 0 --out runs/a
+sbtk train DATA --seed 1 --out runs/b
+sbtk average runs/a runs/b
+"""
+
+
+@click.command(help=_HELP)
+@click.argument("runs", type=options.PATH, nargs=-1, required=True, metavar="RUN RUN...")
+@click.option(
+    "--out", type=options.PATH, metavar="RUN", help="Run folder.  [default: runs/<date>-average]"
+)
+@options.threads
+@options.quiet
+def command(runs: tuple[Path, ...], out: Path | None, threads: int | None, quiet: bool) -> int:
+    """Runs `sbtk average`."""
+    from sbtk_train.average import average_runs
+    from sbtk_train.run import new_run_folder
+
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadConfig(f"{out} is already there", "a new folder")
+    folder = out if out is not None else new_run_folder(Path("runs"), "average")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        average_runs(
+            runs, folder, lambda text: output.notice(text, quiet=quiet), threads=threads or 0
+        )
+    except BaseException:
+        # What is not written whole is no run.
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+    output.notice(f"next: sbtk export {folder}", quiet=quiet)
+    output.answer(str(folder))
+    return 0
