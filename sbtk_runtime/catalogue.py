@@ -8,6 +8,8 @@ vectors. Paths are the bytes that the file system has.
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.catalogue_codes import stored_bits, stored_itq
-from sbtk_runtime.catalogue_database import CATALOGUE_NAME, catalogue_errors, connect_reader
+from sbtk_runtime.catalogue_database import (
+    CATALOGUE_NAME,
+    catalogue_errors,
+    connect_reader,
+    damaged,
+)
+from sbtk_runtime.catalogue_roots import stored_roots
 from sbtk_runtime.itq import Itq
 from sbtk_runtime.shards import Batch
 
@@ -81,7 +89,7 @@ class CatalogueView:
     def __init__(self, folder: Path, generation: int) -> None:
         self._path = folder / CATALOGUE_NAME
         self._generation = {"generation": generation}
-        with catalogue_errors(self._path):
+        with _values_checked(self._path):
             self._connection = connect_reader(self._path)
 
     def close(self) -> None:
@@ -90,14 +98,14 @@ class CatalogueView:
 
     def dim(self) -> int:
         """Returns the length of an embedding that the catalogue was made for."""
-        with catalogue_errors(self._path):
+        with _values_checked(self._path):
             found = self._connection.execute("SELECT value FROM facts WHERE name = 'dim'")
             (value,) = found.fetchone() or (0,)
-        return int(value)
+            return int(value)
 
     def bits(self) -> int | None:
         """Returns the length of the codes; `None` if the catalogue is of embeddings."""
-        with catalogue_errors(self._path):
+        with _values_checked(self._path):
             return stored_bits(self._connection)
 
     def itq(self) -> Itq:
@@ -106,7 +114,7 @@ class CatalogueView:
         Raises:
             BadGallery: it is damaged.
         """
-        with catalogue_errors(self._path):
+        with _values_checked(self._path):
             return stored_itq(self._connection, self._path)
 
     def rows(self, under: bytes | None = None) -> NDArray[np.int64]:
@@ -118,9 +126,12 @@ class CatalogueView:
             values["low"], values["high"] = below(under)
         elif (dense := self._dense_rows()) is not None:
             return dense
-        with catalogue_errors(self._path):
+        with _values_checked(self._path):
             found = self._connection.execute(query + " ORDER BY row", values)
-            return np.fromiter((row for (row,) in found), dtype=np.int64)
+            rows = np.fromiter((row for (row,) in found), dtype=np.int64)
+            if len(rows) and (rows[0] < 0 or (np.diff(rows) < 0).any()):
+                raise ValueError("rows that are not in order")
+            return rows
 
     def ids(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns the ids of the photos at `rows`, `(N,) int64`; 0 where there is none."""
@@ -128,22 +139,48 @@ class CatalogueView:
         for start in range(0, len(rows), _ROWS_PER_QUESTION):
             part = ",".join(map(str, rows[start : start + _ROWS_PER_QUESTION].tolist()))
             query = f"SELECT row, id FROM photos WHERE row IN ({part}) AND {_VISIBLE}"  # noqa: S608
-            with catalogue_errors(self._path):
-                ids.update(self._connection.execute(query, self._generation))
+            with _values_checked(self._path):
+                found = self._connection.execute(query, self._generation)
+                ids.update((int(row), int(photo_id)) for row, photo_id in found)
         return np.array([ids.get(row, 0) for row in rows.tolist()], dtype=np.int64)
 
     def name_of(self, row: int) -> tuple[int, bytes] | None:
         """Returns id and path of the photo whose embedding is at `row`, if there is one."""
         query = f"SELECT id, path FROM photos WHERE row = :row AND {_VISIBLE}"  # noqa: S608
-        with catalogue_errors(self._path):
+        with _values_checked(self._path):
             found = self._connection.execute(query, {"row": row, **self._generation}).fetchone()
-        return None if found is None else (int(found[0]), bytes(found[1]))
+            return None if found is None else (int(found[0]), bytes(found[1]))
+
+    def photo(self, photo_id: int) -> Photo | None:
+        """Returns the photo with that id, if there is one."""
+        if not 0 < photo_id < 1 << 63:
+            return None
+        query = f"""SELECT path, size_bytes, mtime_ns, sha256, row FROM photos
+            WHERE id = :id AND {_VISIBLE}"""  # noqa: S608
+        with _values_checked(self._path):
+            found = self._connection.execute(query, {"id": photo_id, **self._generation}).fetchone()
+            if found is None:
+                return None
+            path, size_bytes, mtime_ns, sha256, row = found
+            return Photo(photo_id, bytes(path), size_bytes, mtime_ns, sha256.hex(), int(row))
+
+    def folders(self) -> Counter[bytes]:
+        """Returns how many photos lie in each folder itself, not below it."""
+        query = f"SELECT path FROM photos WHERE {_VISIBLE}"  # noqa: S608
+        with _values_checked(self._path):
+            found = self._connection.execute(query, self._generation)
+            return Counter(path.rpartition(b"/")[0] or b"/" for (path,) in found)
+
+    def roots(self) -> list[bytes]:
+        """Returns the folders and files that photos were found below; none if it is unknown."""
+        with _values_checked(self._path):
+            return stored_roots(self._connection)
 
     def photos(self) -> Iterator[Photo]:
         """Yields the photos by ascending row."""
         query = f"""SELECT id, path, size_bytes, mtime_ns, sha256, row FROM photos
             WHERE {_VISIBLE} ORDER BY row"""  # noqa: S608
-        with catalogue_errors(self._path):
+        with _values_checked(self._path):
             for photo_id, path, size_bytes, mtime_ns, sha256, row in self._connection.execute(
                 query, self._generation
             ):
@@ -152,13 +189,13 @@ class CatalogueView:
     def batches(self) -> Iterator[Batch]:
         """Yields what was written to the vectors, by row."""
         query = "SELECT first_row, count, sha256 FROM batches ORDER BY first_row"
-        with catalogue_errors(self._path):
+        with _values_checked(self._path):
             for first_row, count, sha256 in self._connection.execute(query):
-                yield Batch(first_row, count, sha256.hex())
+                yield Batch(int(first_row), int(count), sha256.hex())
 
     def damage(self) -> str | None:
         """Returns what SQLite's own check complains about; `None` if it is content."""
-        with catalogue_errors(self._path):
+        with _values_checked(self._path):
             (answer,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
         return None if answer == "ok" else str(answer)
 
@@ -168,11 +205,25 @@ class CatalogueView:
         Counting takes a third of the time of handing out rows one by one.
         """
         query = f"SELECT count(*), min(row), max(row) FROM photos WHERE {_VISIBLE}"  # noqa: S608
-        with catalogue_errors(self._path):
+        with _values_checked(self._path):
             count, first, last = self._connection.execute(query, self._generation).fetchone()
-        if not count or last - first + 1 != count:
-            return None
-        return np.arange(first, last + 1, dtype=np.int64)
+            if not count or first < 0 or last - first + 1 != count:
+                return None
+            return np.arange(first, last + 1, dtype=np.int64)
+
+
+@contextlib.contextmanager
+def _values_checked(path: Path) -> Iterator[None]:
+    """Turns SQLite's errors into ours, and those of values that no sbtk has written.
+
+    Raises:
+        BadGallery: the catalogue at `path` is damaged, or cannot be read.
+    """
+    with catalogue_errors(path):
+        try:
+            yield
+        except (AttributeError, TypeError, ValueError) as problem:
+            raise damaged(path, problem) from problem
 
 
 def below(path: bytes) -> tuple[bytes, bytes]:

@@ -116,6 +116,16 @@ def catalogue_errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as problem:
         raise _told(problem, path) from problem
+    # SQLite's complaint may quote damaged bytes, which Python then cannot decode.
+    except UnicodeDecodeError as problem:
+        raise damaged(path, problem) from problem
+
+
+def damaged(path: Path, problem: object) -> BadGallery:
+    """Returns the error of a catalogue that holds what nobody has written."""
+    return BadGallery(
+        f"{path} is damaged: {problem}", "the catalogue of a gallery", _make_anew(path)
+    )
 
 
 def _told(problem: sqlite3.Error, path: Path) -> SbtkError:
@@ -130,9 +140,7 @@ def _told(problem: sqlite3.Error, path: Path) -> SbtkError:
         )
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return BadGallery(f"{path} cannot be opened: {problem}", "a gallery that may be written")
-    return BadGallery(
-        f"{path} is damaged: {problem}", "the catalogue of a gallery", _make_anew(path)
-    )
+    return damaged(path, problem)
 
 
 def _make_anew(path: Path) -> str:

@@ -16,6 +16,7 @@ from sbtk_runtime.catalogue_database import (
     connect_writer,
     transaction,
 )
+from sbtk_runtime.catalogue_roots import store_roots
 from sbtk_runtime.errors import BadGallery
 from sbtk_runtime.itq import Itq
 from sbtk_runtime.shards import SHARD_ROWS, Batch
@@ -90,14 +91,18 @@ class Catalogue:
                 self._set_fact(name, getattr(origin, name))
             store_itq(self.connection, itq)
 
+    def record_roots(self, roots: Iterable[bytes]) -> None:
+        """Notes what photos are looked for below, as absolute paths."""
+        with catalogue_errors(self.path), transaction(self.connection):
+            store_roots(self.connection, roots)
+
     def committed_rows(self) -> int:
         """Returns the number of rows of the vectors that count, dead ones included."""
         return self._fact("rows")
 
     def live(self) -> int:
         """Returns the number of photos that the next generation will have."""
-        query = "SELECT count(*) FROM photos WHERE gone IS NULL"
-        return self._number(query)
+        return self._number("SELECT count(*) FROM photos WHERE gone IS NULL")
 
     def is_changed(self) -> bool:
         """Returns whether anything in the catalogue waits for its generation to be published."""
@@ -181,10 +186,8 @@ class Catalogue:
 
     def rows_to_add(self) -> Iterator[int]:
         """Yields, ascending, the rows that the published generation does not have."""
-        for (row,) in self.connection.execute(
-            f"SELECT row {_TO_ADD} ORDER BY row",
-            (self.generation,),
-        ):
+        query = f"SELECT row {_TO_ADD} ORDER BY row"
+        for (row,) in self.connection.execute(query, (self.generation,)):
             yield row
 
     def count_to_add(self) -> int:

@@ -27,6 +27,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "tensorrt": ("tensorrt-cu13", "cuda-bindings"),
     "tensorrt-rtx": ("tensorrt-rtx-cu13", "cuda-bindings"),
     "plot": ("matplotlib",),
+    "serve": ("fastapi", "fastapi-offline", "prometheus-client", "uvicorn"),
+    "show": ("textual-image",),
     "heic": ("pillow-heif",),
     "parquet": ("pyarrow",),
     "train": ("torch", "torchvision", "safetensors", "matplotlib"),

@@ -34,6 +34,10 @@ class BadImage(SbtkError):
     """A file that is not a readable image, or not one that sbtk accepts."""
 
 
+class EmptySketch(BadImage):
+    """A readable image on which nothing is drawn."""
+
+
 class BadModel(SbtkError):
     """A model bundle, ONNX file or weights file that cannot be used."""
 

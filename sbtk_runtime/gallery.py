@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, get_args
@@ -11,11 +12,11 @@ from typing import TYPE_CHECKING, Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime.catalogue import CatalogueView
+from sbtk_runtime.catalogue import CatalogueView, Photo
 from sbtk_runtime.code_search import CodeSearch
 from sbtk_runtime.codes import CodeShards
 from sbtk_runtime.embedding_search import EmbeddingSearch
-from sbtk_runtime.errors import BadConfig, BadGallery
+from sbtk_runtime.errors import BadConfig, BadData, BadGallery
 from sbtk_runtime.gallery_folder import (
     check_model,
     kept_text,
@@ -23,7 +24,7 @@ from sbtk_runtime.gallery_folder import (
     published_manifest,
 )
 from sbtk_runtime.hamming import Codes
-from sbtk_runtime.hit import Hit
+from sbtk_runtime.hit import Answer, Hit
 from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, read_gallery_manifest
 from sbtk_runtime.names import printable_name
@@ -34,7 +35,7 @@ from sbtk_runtime.vectors import Embeddings, Vectors
 if TYPE_CHECKING:
     from sbtk_runtime.embed import Embedder
 
-__all__ = ["EXACT_BELOW", "Gallery", "Hit", "Search"]
+__all__ = ["EXACT_BELOW", "Answer", "Gallery", "Hit", "Photo", "Search"]
 
 Search = Literal["auto", "hnsw", "exact"]
 
@@ -142,6 +143,20 @@ class Gallery:
             BadData: the embedding has another width, or is not finite.
             BadGallery: the gallery is empty.
         """
+        answer = self.answer(embedding, k, search, under=under)
+        for notice in answer.notices:
+            self._note(notice)
+        return answer.hits
+
+    def answer(
+        self,
+        embedding: Embeddings | Codes,
+        k: int = 10,
+        search: Search = "auto",
+        *,
+        under: Path | str | None = None,
+    ) -> Answer:
+        """Returns the hits of `search`, and the notices about them, which nothing else gets."""
         self._check_question(k, search)
         if under is not None:
             folder = os.path.abspath(under)  # noqa: PTH100 -- links are kept, as in the catalogue
@@ -149,11 +164,55 @@ class Gallery:
         else:
             rows = None
         allowed = self.count if rows is None else len(rows)
-        if allowed < k:
-            where = "" if under is None else f" below {printable_name(under)}"
-            self._note(f"only {allowed:,} photos are searchable{where}, so there are fewer hits")
-        wanted = min(k, allowed)
-        return self._hits(*self._searched.nearest(embedding, wanted, rows, search))
+        hits = self._hits(*self._searched.nearest(embedding, min(k, allowed), rows, search))
+        if allowed >= k:
+            return Answer(hits)
+        where = "" if under is None else f" below {printable_name(under)}"
+        return Answer(
+            hits, (f"only {allowed:,} photos are searchable{where}, so there are fewer hits",)
+        )
+
+    def similar(
+        self,
+        photo_id: int,
+        k: int = 10,
+        search: Search = "auto",
+        *,
+        under: Path | str | None = None,
+    ) -> Answer:
+        """Returns the photos most like one of the gallery, which is not among them.
+
+        It goes by the embedding, or the code, that the gallery keeps. Else as `answer`.
+
+        Raises:
+            BadData: there is no such photo.
+            BadGallery: what the gallery keeps of it is damaged.
+        """
+        self._check_question(k, search)
+        photo = self.photo(photo_id)
+        if photo is None:
+            raise BadData(f"the gallery has no photo {photo_id}", "the id of a hit")
+        rows, is_whole = self._vectors.read(np.array([photo.row]))
+        if not is_whole[0]:
+            raise BadGallery(
+                f"the embedding of photo {photo_id} is damaged", "", "sbtk index --verify --repair"
+            )
+        answer = self.answer(rows[0], k + 1, search, under=under)
+        others = [hit for hit in answer.hits if hit.id != photo_id][:k]
+        ranked = [replace(hit, rank=rank) for rank, hit in enumerate(others, start=1)]
+        return Answer(ranked, answer.notices if len(ranked) < k else ())
+
+    def photo(self, photo_id: int) -> Photo | None:
+        """Returns what is known of the photo with that id; `None` if there is none."""
+        return self._view.photo(photo_id)
+
+    def folders(self) -> dict[bytes, int]:
+        """Returns the absolute paths of the folders that photos lie in, and how many, sorted."""
+        return dict(sorted(self._view.folders().items()))
+
+    def roots(self) -> list[bytes]:
+        """Returns the absolute paths that were indexed; none if an older sbtk made the gallery."""
+        return self._view.roots()
 
     def query(
         self,
@@ -171,7 +230,8 @@ class Gallery:
             ModelMismatch: the embedder has another model than the gallery.
             BadImage: the file is no readable image, or an empty sketch.
         """
-        check_model(self.folder, self.manifest.model_id, self.manifest.preprocessing, embedder)
+        manifest = self.manifest
+        check_model(self.folder, manifest.model_id, manifest.preprocessing, embedder.bundle)
         data = sketch if isinstance(sketch, bytes) else read_image_bytes(sketch)
         embedding, notices = embedder.embed_one(data, kind)
         for notice in notices:

@@ -22,8 +22,8 @@ from sbtk_runtime.shards import Shards
 from sbtk_runtime.vectors import Vectors
 
 if TYPE_CHECKING:
+    from sbtk_runtime.bundle import Bundle
     from sbtk_runtime.catalogue_writer import Catalogue
-    from sbtk_runtime.embed import Embedder
 
 VECTORS_NAME = "vectors"
 LOCK_NAME = ".lock"
@@ -53,26 +53,26 @@ def check_model(
     folder: Path,
     made_by: str,
     preprocessing: str,
-    embedder: Embedder,
+    bundle: Bundle,
     photos: str = "PHOTOS",
 ) -> None:
-    """Makes sure that what made a gallery is what the embedder is.
+    """Makes sure that what made a gallery is what the bundle is.
 
     Raises:
         ModelMismatch: it is another model, or another preprocessing; names both, and the command
             that indexes `photos` anew.
     """
-    if embedder.model_id == made_by and preprocessing == PREPROCESSING:
+    model_id, name = bundle.manifest.model_id, bundle.manifest.name
+    if model_id == made_by and preprocessing == PREPROCESSING:
         return
-    name = embedder.bundle.manifest.name
     other = folder.with_name(f"{folder.name.removesuffix('.sbtk')}-{name}.sbtk")
-    what = f"{made_by}" if embedder.model_id != made_by else f"preprocessing {preprocessing}"
-    ours = embedder.model_id if embedder.model_id != made_by else PREPROCESSING
+    what = f"{made_by}" if model_id != made_by else f"preprocessing {preprocessing}"
+    ours = model_id if model_id != made_by else PREPROCESSING
     raise ModelMismatch(
         f"{printable_name(folder)} was made by {what}",
         f"{ours}, which is in use (embeddings of two models cannot be compared)",
         f"sbtk index {photos} --gallery {shlex.quote(printable_name(other))} "
-        f"--model {shlex.quote(printable_name(embedder.bundle.folder))}",
+        f"--model {shlex.quote(printable_name(bundle.folder))}",
     )
 
 

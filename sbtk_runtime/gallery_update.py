@@ -149,11 +149,11 @@ class _Update:
         folder = self._folder
         remove_stale_temporaries(folder)
         published = published_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
-        generation = 0 if published is None else published.generation
-        with Catalogue(folder, generation + 1) as catalogue:
+        with Catalogue(folder, 1 if published is None else published.generation + 1) as catalogue:
             origin, self._itq = claimed(
                 folder, catalogue, self._embedder, bits, self._roots, self._notices.append
             )
+            catalogue.record_roots(map(os.fsencode, self._roots))
             vectors = open_rows(folder, origin.dim, origin.bits)
             tidy(folder, catalogue, vectors, published)
             self._drop_lost(catalogue, vectors)

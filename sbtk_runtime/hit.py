@@ -1,4 +1,4 @@
-"""One answer of a gallery, as programs and people get it."""
+"""What a gallery answers, as programs and people get it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from sbtk_runtime.gallery_folder import path_fields
 
 @dataclass(frozen=True)
 class Hit:
-    """One answer. `path` is absolute; bytes that are not UTF-8 are in it as surrogates.
+    """One photo that was found.
 
+    `path` is absolute; bytes that are not UTF-8 are in it as surrogates.
     `score` is at most 1: a cosine, or of binary codes the share of equal bits less the share of
     others, which is the cosine of the codes taken as rows of 1 and -1.
     """
@@ -26,3 +27,11 @@ class Hit:
         """Returns the hit as a JSON object; a path that is not UTF-8 comes as `path_bytes`."""
         known: dict[str, Any] = {"rank": self.rank, "score": round(self.score, 6), "id": self.id}
         return known | path_fields(os.fsencode(self.path))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The hits of one question, best first, and sentences about them for the user."""
+
+    hits: list[Hit]
+    notices: tuple[str, ...] = ()

@@ -93,7 +93,22 @@ def read_image_file(path: Path | str) -> ImageFile:
         file = _read_once(path)
         if file is not None:
             return file
-    raise BadImage("the file changed while it was read", "a file that nobody is writing")
+    raise _changed()
+
+
+def read_open_file(file: BinaryIO) -> ImageFile:
+    """Returns the content of a file that is open, from its beginning; else as `read_image_file`.
+
+    Raises:
+        BadImage: as there; the file is not read a second time.
+    """
+    try:
+        content = _content(file)
+    except OSError as problem:
+        raise BadImage(f"cannot be read: {problem.strerror}") from problem
+    if content is None:
+        raise _changed()
+    return content
 
 
 def decode(data: bytes, *, at_least_px: int | None = None) -> Image.Image:
@@ -162,6 +177,10 @@ def _read_once(path: Path | str) -> ImageFile | None:
     except (OSError, ValueError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else str(problem)
         raise BadImage(f"cannot be read: {reason}") from problem
+
+
+def _changed() -> BadImage:
+    return BadImage("the file changed while it was read", "a file that nobody is writing")
 
 
 def _content(file: BinaryIO) -> ImageFile | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sbtk_runtime import images
-from sbtk_runtime.errors import BadImage, SbtkError
+from sbtk_runtime.errors import EmptySketch, SbtkError
 
 Kind = Literal["sketch", "photo"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -52,7 +52,8 @@ def prepare(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Prepared:
     """Returns the student's input for the bytes of an image file.
 
     Raises:
-        BadImage: the bytes are no readable image, or the sketch is empty.
+        BadImage: the bytes are no readable image.
+        EmptySketch: nothing is drawn on the sketch.
     """
     return prepared_from(decoded(data, kind, size_px), kind, size_px)
 
@@ -75,7 +76,7 @@ def prepared_from(image: Image.Image, kind: Kind, size_px: int = SIZE_PX) -> Pre
     """Returns the student's input for a decoded picture.
 
     Raises:
-        BadImage: the sketch is empty.
+        EmptySketch: nothing is drawn on the sketch.
     """
     if kind == "photo":
         return Prepared(photo_pixels(image, size_px))
@@ -96,12 +97,12 @@ def sketch_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Prepared:
     """Returns the sketch as dark ink on white, cut to its ink, `(size, size, 3) uint8`.
 
     Raises:
-        BadImage: nothing is drawn on it.
+        EmptySketch: nothing is drawn on it.
     """
     darkness, notices = _darkness(image)
     box = _ink_box(darkness)
     if box is None:
-        raise BadImage("the sketch is empty", "strokes that differ from the paper")
+        raise EmptySketch("the sketch is empty", "strokes that differ from the paper")
     square = _square_around(darkness, box)
     small = Image.fromarray(square).resize(
         (size_px, size_px),

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
-from sbtk_runtime.errors import BadImage
-from sbtk_runtime.report import thumbnail
+from sbtk_runtime.thumbnail import square
 
 CELL_PX = 112
 FRAME_PX = 4
@@ -87,7 +86,7 @@ def _draw_panel(sheet: Image.Image, panel: Panel, left: int, cell_px: int) -> No
     _write(draw, panel.title, (left, _MARGIN_PX), width, 14, _INK)
     top = _MARGIN_PX + _TITLE_PX
     for query in panel.queries:
-        sheet.paste(_picture(query.path, cell_px), (left, top))
+        sheet.paste(square(query.path, cell_px, _GROUND), (left, top))
         place = (left, top + cell_px + 2)
         _write(draw, query.caption, place, cell_px + _QUERY_GAP_PX - 2, 11, _INK)
         x = left + cell_px + _QUERY_GAP_PX
@@ -101,22 +100,8 @@ def _draw_panel(sheet: Image.Image, panel: Panel, left: int, cell_px: int) -> No
 
 def _framed(photo: RankedPhoto, cell_px: int) -> Image.Image:
     framed = Image.new("RGB", (cell_px, cell_px), RIGHT if photo.is_right else WRONG)
-    framed.paste(_picture(photo.path, cell_px - 2 * FRAME_PX), (FRAME_PX, FRAME_PX))
+    framed.paste(square(photo.path, cell_px - 2 * FRAME_PX, _GROUND), (FRAME_PX, FRAME_PX))
     return framed
-
-
-def _picture(path: Path, size_px: int) -> Image.Image:
-    """Returns the whole picture in the middle of a square; a plain one if it is gone."""
-    square = Image.new("RGB", (size_px, size_px), _GROUND)
-    try:
-        picture = thumbnail(path, size_px)
-    except BadImage:
-        return square
-    if max(picture.size) < size_px:
-        picture = ImageOps.contain(picture, (size_px, size_px), Image.Resampling.LANCZOS)
-    place = ((size_px - picture.width) // 2, (size_px - picture.height) // 2)
-    square.paste(picture, place)
-    return square
 
 
 def _write(

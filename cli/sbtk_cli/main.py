@@ -34,6 +34,7 @@ class LazyCommand(NamedTuple):
 COMMANDS = {
     "index": LazyCommand("sbtk_cli.index", "Make or update a gallery from folders of photos."),
     "query": LazyCommand("sbtk_cli.query", "Find the photos that look like a sketch."),
+    "serve": LazyCommand("sbtk_cli.serve", "Draw in the browser and find photos."),
     "embed": LazyCommand("sbtk_cli.embed", "Write the embeddings of image files to an .npz file."),
     "bench": LazyCommand("sbtk_cli.bench", "Measure latency, retrieval quality or search."),
     "report": LazyCommand("sbtk_cli.report", "Make the papers' tables and pictures of results."),
@@ -41,6 +42,7 @@ COMMANDS = {
     "models": LazyCommand("sbtk_cli.models", "List the model bundles, or check one."),
     "data": LazyCommand("sbtk_cli.data", "Look through a data set before training on it."),
     "train": LazyCommand("sbtk_cli.train", "Train a model on sketches and photos."),
+    "average": LazyCommand("sbtk_cli.average", "Average the students of several runs."),
     "export": LazyCommand("sbtk_cli.export", "Turn a training run into a model bundle."),
     "engine": LazyCommand("sbtk_cli.engine", "Build, list or remove TensorRT plans."),
 }
@@ -60,6 +62,11 @@ EXTRA_OF_MODULE = {
     "matplotlib": "plot",
     "pyarrow": "parquet",
     "pillow_heif": "heic",
+    "textual_image": "show",
+    "starlette": "serve",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
 }
 
 

@@ -17,6 +17,7 @@ from sbtk_runtime.errors import BadImage
 from sbtk_runtime.names import printable_name
 
 if TYPE_CHECKING:
+    from sbtk_cli.terminal_pictures import Way
     from sbtk_runtime.gallery import Gallery, Hit, Search
     from sbtk_runtime.manifest import Precision
     from sbtk_runtime.preprocess import Kind
@@ -29,6 +30,7 @@ binary codes the share of equal bits less that of others) and path, best first.
 \b
 sbtk query cat.png
 sbtk query cat.png -k 30 --html cats.html
+sbtk query cat.png --show
 sbtk query cat.png --paths0 | xargs -0 cp -t found/
 """
 
@@ -49,6 +51,13 @@ sbtk query cat.png --paths0 | xargs -0 cp -t found/
 @click.option(
     "--html", "sheet", type=options.PATH, metavar="FILE", help="Also write a contact sheet."
 )
+@click.option("--show", is_flag=True, help="Also show the photos, in a terminal that can.")
+@click.option(
+    "--show-as",
+    "way",
+    type=click.Choice(["kitty", "iterm2", "sixel", "blocks"]),
+    help="Show the photos this way, whatever the terminal says that it can.",
+)
 @options.json
 @click.option("--paths0", is_flag=True, help="Print paths only, each ended by NUL, for 'xargs -0'.")
 @options.model
@@ -64,6 +73,8 @@ def command(
     gallery: Path,
     search: Search,
     sheet: Path | None,
+    show: bool,
+    way: Way | None,
     as_json: bool,
     paths0: bool,
     model: str | None,
@@ -76,6 +87,11 @@ def command(
     """Runs `sbtk query`."""
     if as_json and paths0:
         raise click.UsageError("--json and --paths0 exclude each other.")
+    is_shown = show or way is not None
+    if is_shown and (as_json or paths0):
+        raise click.UsageError("--show is for people, --json and --paths0 are for programs.")
+    if is_shown:
+        import textual_image  # noqa: F401 -- if it is missing, nothing has been done yet
     if sheet is not None:
         options.check_output_file(sheet)
     data = _read(sketch)
@@ -100,10 +116,15 @@ def command(
             raise _named(problem, sketch) from problem
     for text in opened.notices:
         output.notice(text, quiet=quiet)
-    _print_hits(hits, as_json=as_json, paths0=paths0)
-    if sheet is not None:
-        _write_sheet(sheet, data, hits, kind, sketch, gallery, opened)
-        output.notice(f"contact sheet: {printable_name(sheet)}", quiet=quiet)
+    try:
+        if is_shown:
+            _show(hits, way, quiet=quiet)
+        _print_hits(hits, as_json=as_json, paths0=paths0)
+    finally:
+        # Also when the reader of the hits has seen enough, as in `sbtk query ... | head -1`.
+        if sheet is not None:
+            _write_sheet(sheet, data, hits, kind, sketch, gallery, opened)
+            output.notice(f"contact sheet: {printable_name(sheet)}", quiet=quiet)
     gone = sum(not os.path.lexists(hit.path) for hit in hits)
     if gone:
         text = f"{gone} of these {output.count_text(len(hits), 'photo')} vanished after the index"
@@ -142,6 +163,15 @@ def _name(sketch: str) -> str:
     return "standard input" if sketch == "-" else printable_name(sketch)
 
 
+def _show(hits: Sequence[Hit], way: Way | None, *, quiet: bool) -> None:
+    from sbtk_cli.terminal_pictures import show_photos
+
+    sys.stdout.flush()
+    why_not = show_photos(hits, way)
+    if why_not:
+        output.notice(f"no pictures: {why_not}", quiet=quiet)
+
+
 def _print_hits(hits: Sequence[Hit], *, as_json: bool, paths0: bool) -> None:
     if paths0:
         sys.stdout.buffer.write(b"".join(os.fsencode(hit.path) + b"\0" for hit in hits))
@@ -169,4 +199,5 @@ def _write_sheet(
         "Gallery": printable_name(gallery),
         "Model": opened.manifest.model_id,
     }
-    write_contact_sheet(sheet, data, hits, name=_name(sketch), kind=kind, facts=facts)
+    name = _name(Path(sketch).name)
+    write_contact_sheet(sheet, data, hits, name=name, kind=kind, facts=facts)

@@ -21,7 +21,7 @@ from sbtk_runtime.errors import BadConfig, BadGallery
 
 HEAVY = (
     *("numpy", "PIL", "hnswlib", "rich", "torch", "sqlite3", "importlib.metadata"),
-    *("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda"),
+    *("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda", "starlette", "uvicorn"),
 )
 
 
@@ -35,15 +35,15 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["query", "--help"], ["index", "--help"]])
-def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+@pytest.mark.parametrize("command", [[], ["query"], ["index"], ["serve"]])
+def test_help_imports_nothing_heavy(command: list[str]) -> None:
     code = (
         "import json, sys\n"
         "from sbtk_cli.main import main\n"
         "code = main(sys.argv[1:])\n"
         "print(json.dumps([code, sorted(sys.modules)]))\n"
     )
-    finished = run_python(code, *arguments)
+    finished = run_python(code, *command, "--help")
     exit_code, modules = json.loads(finished.stdout.splitlines()[-1])
     assert exit_code == 0
     assert not set(modules) & set(HEAVY)

@@ -89,8 +89,39 @@ def test_the_sheet_is_written_beside_the_answer(
     assert len(shown.out.splitlines()) == 2
     assert shown.err == "contact sheet: sheet.html\n"
     page = (workplace / "sheet.html").read_text()
-    assert page.count("<li>") == 2
+    assert page.count('<li class="card" style') == 2
     assert "gallery.sbtk" in page
+
+
+def test_the_sheet_is_written_though_nobody_reads_on(gallery: Path, workplace: Path) -> None:
+    query = [sys.executable, "-m", "sbtk_cli", *QUERY, "-k", "8", "--html", "sheet.html"]
+    reads, writes = os.pipe()
+    os.close(reads)
+    finished = subprocess.run(query, stdout=writes, stderr=subprocess.PIPE, check=False)
+    os.close(writes)
+    assert (finished.returncode, finished.stderr) == (0, b"contact sheet: sheet.html\n")
+    assert (workplace / "sheet.html").read_text().count('<li class="card" style') == 8
+
+
+def test_pictures_in_the_terminal_need_an_extra_at_once(
+    shared_gallery: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "textual_image", None)
+    assert main([*QUERY, "--show"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert 'next: pip install "sbtk[show]"' in shown.err
+
+
+def test_a_pipe_gets_the_list_and_the_reason_for_no_pictures(
+    shared_gallery: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*QUERY, "-k", "2", "--show"]) == 0
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 2
+    assert shown.err == "no pictures: standard output is no terminal\n"
+    assert main([*QUERY, "-k", "2", "--show", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_notices_go_to_stderr_and_can_be_silenced(
@@ -144,6 +175,9 @@ def test_a_gallery_whose_model_is_gone_names_it(
         (["query", "sketch.png", "-k", "0"], 2, "-k"),
         (["query", "sketch.png", "--as", "poem"], 2, "--as"),
         (["query", "sketch.png", "--json", "--paths0"], 2, "--paths0"),
+        (["query", "sketch.png", "--show", "--json"], 2, "--show is for people"),
+        (["query", "sketch.png", "--show-as", "kitty", "--paths0"], 2, "--show is for people"),
+        (["query", "sketch.png", "--show-as", "oil"], 2, "oil"),
         (["query", "sketch.png", "--html", "no/where.html"], 2, "no/where.html"),
         (["query", "sketch.png", "--html", "photos"], 2, "photos is not a file"),
         (["query", "sketch.png", "--engine", "warp"], 2, "warp"),

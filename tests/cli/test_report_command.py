@@ -50,9 +50,9 @@ def test_what_bench_map_writes_is_what_report_reads(
     assert err == ""
     (line,) = [line for line in out.splitlines() if line.startswith("| **tiny")]
     # The gallery is smaller than 200, so there is no P@200.
-    strict = [value for name, value in measured["figures"].items() if "mAP@200 (strict" in name]
+    strict = measured["figures"]["mAP@200 (strict, VOC)"]
     cells = line.split(" | ")
-    assert any(f"{100 * value:.2f}".removesuffix("0") == cells[5] for value in strict)
+    assert cells[5] == f"{100 * strict:.2f}".removesuffix("0")
     assert cells[6] == "-"
     assert "**Warning:** tiny" in out
     assert "2 of 21 unseen classes of SK-YE alone" in out
@@ -142,6 +142,10 @@ def test_bars_need_class_figures(workplace: Path, capsys: pytest.CaptureFixture[
     assert "has no class_map" in capsys.readouterr().err
     assert main(["report", "bars", "bare.json", "-o", "bars.doc"]) == 2
     assert "bars.doc" in capsys.readouterr().err
+    Path("folder.png").mkdir()
+    for command in (["bars", "bare.json"], ["map", "data"]):
+        assert main(["report", *command, "-o", "folder.png"]) == 2
+        assert "folder.png is not a file" in capsys.readouterr().err
 
 
 def test_figure_3_shows_hits_zero_shot_and_generalised(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,13 @@ def ids(folder: Path, search: Search = "auto") -> list[int]:
 def expected_ids() -> list[int]:
     scores = unit_rows(COUNT, DIM) @ QUERY
     return [int(index) + 1 for index in np.argsort(-scores, kind="stable")[:10]]
+
+
+def change_catalogue(folder: Path, statement: str) -> None:
+    connection = sqlite3.connect(folder / "catalogue.sqlite")
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
 
 
 def graph_of(folder: Path) -> Path:
@@ -176,17 +184,54 @@ def test_a_flipped_bit_in_the_vectors_is_found_and_repaired(
 
 
 def test_a_row_beyond_the_vectors_is_never_a_hit(folder: Path) -> None:
-    import sqlite3
-
-    connection = sqlite3.connect(folder / "catalogue.sqlite")
-    connection.execute("UPDATE photos SET row = 99999 WHERE id = 5")
-    connection.commit()
-    connection.close()
+    change_catalogue(folder, "UPDATE photos SET row = 99999 WHERE id = 5")
     with Gallery.open(folder) as gallery:
         hits = gallery.search(QUERY, COUNT, "exact")
     assert 5 not in [hit.id for hit in hits]
     assert len(hits) == COUNT - 1
     assert not verify_gallery(folder).is_good
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE photos SET row = 'x' WHERE id = 5",
+        "UPDATE photos SET row = 'x'",
+        "UPDATE photos SET row = -7 WHERE id = 5",
+        "UPDATE photos SET row = row - 7",
+        "UPDATE facts SET value = 'x' WHERE name = 'dim'",
+        "INSERT INTO facts VALUES ('bits', 'x')",
+    ],
+)
+def test_values_that_no_sbtk_writes_are_damage(folder: Path, statement: str) -> None:
+    change_catalogue(folder, statement)
+    with pytest.raises(BadGallery, match=r"catalogue\.sqlite is damaged"):
+        ids(folder)
+    with pytest.raises(BadGallery, match=r"catalogue\.sqlite is damaged"):
+        verify_gallery(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["first_row = -1", "count = -1", "count = 0", "count = 1 << 40", "first_row = 1 << 60"],
+)
+def test_batches_that_no_sbtk_writes_vouch_for_nothing(folder: Path, change: str) -> None:
+    change_catalogue(folder, f"UPDATE batches SET {change}")
+    assert f"the embeddings of {COUNT} photos are damaged or missing" in (
+        verify_gallery(folder).problems
+    )
+    assert ids(folder) == expected_ids()
+
+
+def test_a_complaint_of_bytes_that_are_no_text_is_still_one(folder: Path) -> None:
+    """SQLite quotes the damaged statement, and Python cannot decode it."""
+    path = folder / "catalogue.sqlite"
+    data = path.read_bytes()
+    assert data.count(b"CREATE TABLE facts") == 1
+    path.write_bytes(data.replace(b"CREATE TABLE facts", b"CREATE \xccABLE facts"))
+    with pytest.raises(BadGallery, match=r"catalogue\.sqlite is damaged") as caught:
+        ids(folder)
+    assert "sbtk index PHOTOS" in caught.value.next_step
 
 
 HOSTILE: dict[str, Any] = {

@@ -8,6 +8,7 @@ import os
 import re
 from dataclasses import dataclass
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlparse
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from sbtk_runtime.errors import BadImage
 from sbtk_runtime.gallery import Hit
-from sbtk_runtime.report import contact_sheet, thumbnail, write_contact_sheet
+from sbtk_runtime.report import INLINE_BYTES, contact_sheet, write_contact_sheet
 from tests.tiny import write_photos, write_sketch
 
 
@@ -40,15 +41,30 @@ class Page(HTMLParser):
     def all(self, tag: str) -> list[dict[str, str]]:
         return [attributes for name, attributes in self.elements if name == tag]
 
+    @property
+    def policy(self) -> str:
+        """What the page forbids itself."""
+        (policy,) = (meta["content"] for meta in self.all("meta") if "http-equiv" in meta)
+        return policy
+
+    @property
+    def sources(self) -> list[str]:
+        """Where the pictures of the cards come from."""
+        return [image["src"] for image in self.all("img")[1:]]
+
 
 @dataclass(frozen=True)
 class Sheet:
     sketch: bytes
     photos: list[Path]
 
-    def page(self, paths: list[Path] | None = None) -> Page:
+    def page(self, paths: list[Path] | None = None, inline_bytes: int = INLINE_BYTES) -> Page:
         hits = hits_of(self.photos if paths is None else paths)
-        return Page(contact_sheet(self.sketch, hits, name="cat.png", facts={"Model": "tiny@0"}))
+        facts = {"Model": "tiny@0"}
+        page = contact_sheet(
+            self.sketch, hits, name="cat.png", facts=facts, inline_bytes=inline_bytes
+        )
+        return Page(page)
 
 
 def hits_of(paths: list[Path]) -> list[Hit]:
@@ -84,8 +100,7 @@ def test_pictures_are_inside_the_page_and_small(sheet: Sheet) -> None:
 def test_nothing_runs_and_nothing_is_fetched(sheet: Sheet) -> None:
     page = sheet.page()
     assert not page.all("script") + page.all("link")
-    policy = next(m["content"] for m in page.all("meta") if "http-equiv" in m)
-    assert "default-src 'none'" in policy
+    assert page.policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     urls = [a[key] for _, a in page.elements for key in ("src", "href") if key in a]
     assert all(url.startswith(("data:image/", "file:///")) for url in urls)
 
@@ -123,6 +138,44 @@ def test_a_photo_that_is_gone_keeps_its_card(sheet: Sheet) -> None:
     assert "No such file" in " ".join(page.words)
 
 
+def test_beyond_a_size_pictures_are_their_files(sheet: Sheet) -> None:
+    whole = sheet.page()
+    sizes = [len(source) for source in whole.sources]
+    page = sheet.page(inline_bytes=sum(sizes[:2]))
+    assert page.sources == [*whole.sources[:2], *(photo.as_uri() for photo in sheet.photos[2:])]
+    assert all(image["loading"] == "lazy" for image in page.all("img")[1:])
+    assert "img-src data: file:;" in page.policy
+    assert "the last 2 hits are not part of this page" in " ".join(page.words)
+    assert sheet.page(inline_bytes=sum(sizes)).sources == whole.sources
+
+
+def test_pictures_stay_files_after_a_large_one(sheet: Sheet) -> None:
+    first = len(sheet.page().sources[0])
+    small = sheet.photos[0].with_name("small.png")
+    Image.new("RGB", (8, 8)).save(small)
+    photos = [sheet.photos[0], sheet.photos[1], small]
+    page = sheet.page(photos, inline_bytes=first + len(sheet.page([small]).sources[0]))
+    assert [source.partition(":")[0] for source in page.sources] == ["data", "file", "file"]
+
+
+def test_a_photo_that_is_gone_is_not_linked(sheet: Sheet) -> None:
+    sheet.photos[3].unlink()
+    page = sheet.page(inline_bytes=0)
+    assert len(page.sources) == 3
+    assert "the file is gone" in page.words
+
+
+def test_the_sheet_looks_like_the_page_that_is_served(sheet: Sheet) -> None:
+    look = resources.files("sbtk_runtime").joinpath("web/static/look.css").read_text()
+    rules = re.sub(r"/\*.*?\*/", "", look, flags=re.DOTALL)
+    assert not re.findall(r"url\(|@import|<", rules)
+    page = contact_sheet(sheet.sketch, hits_of(sheet.photos), name="x")
+    assert look in page
+    used = {name for _, a in Page(page).elements for name in a.get("class", "").split()}
+    assert used <= set(re.findall(r"\.([a-z][a-z-]+)", page.partition("</style>")[0]))
+    assert {"cards", "card", "card-picture", "card-rank", "card-name", "card-score"} <= used
+
+
 def test_a_sketch_on_dark_ground_is_shown_as_the_model_saw_it(sheet: Sheet) -> None:
     picture = Image.open(io.BytesIO(sheet.sketch)).convert("L").point(lambda value: 255 - value)
     buffer = io.BytesIO()
@@ -137,7 +190,7 @@ def test_a_sketch_on_dark_ground_is_shown_as_the_model_saw_it(sheet: Sheet) -> N
 def test_scores_below_zero_have_an_empty_bar(sheet: Sheet) -> None:
     page = Page(contact_sheet(sheet.sketch, [Hit(1, -0.2, 0, str(sheet.photos[0]))], name="x"))
     assert "-0.200" in page.words
-    assert [i["style"] for i in page.all("i")] == ["width:0.0%"]
+    assert [card["style"] for card in page.all("li")] == ["--share:0.000"]
 
 
 def test_the_page_of_a_photo_is_one_too(sheet: Sheet) -> None:
@@ -156,14 +209,6 @@ def test_it_is_written_whole(sheet: Sheet, tmp_path: Path) -> None:
     write_contact_sheet(path, sheet.sketch, hits_of(sheet.photos), name="cat.png")
     assert path.read_text("utf-8").endswith("</html>\n")
     assert [p.name for p in tmp_path.glob(".*")] == []
-
-
-def test_thumbnails_are_upright(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = tmp_path / "turned.jpg"
-    Image.new("RGB", (800, 400), "red").save(path, exif=exif)
-    assert thumbnail(path, 100).size == (50, 100)
 
 
 def data_of(uri: str) -> bytes:

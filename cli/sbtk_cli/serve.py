@@ -1,0 +1,143 @@
+"""`sbtk serve`: the page to draw on and the API, over a gallery."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sbtk_cli import options, output
+from sbtk_cli.gallery_model import bundle_for_gallery
+
+if TYPE_CHECKING:
+    from sbtk_runtime.gallery import Search
+    from sbtk_runtime.manifest import Precision
+
+_HELP = """Draw in the browser and find photos.
+
+Serves a page to draw on, and an API for programs (see /docs), over a gallery. Only this machine
+can reach it, unless --host says otherwise; then it takes a token. A gallery that is indexed again
+meanwhile is picked up. Prints the page's address; Ctrl-C stops it.
+
+\b
+sbtk serve --open
+sbtk serve --gallery all.sbtk --port 8080
+sbtk serve --host 0.0.0.0
+"""
+
+
+@click.command(help=_HELP)
+@options.gallery
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="The address to listen on; 0.0.0.0 for all of this machine's.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8000,
+    show_default=True,
+    metavar="N",
+    help="The port to listen on; 0 for a free one.",
+)
+@click.option("--open", "is_opened", is_flag=True, help="Open the page in the browser.")
+@click.option(
+    "--token",
+    metavar="TEXT",
+    envvar="SBTK_TOKEN",
+    show_envvar=True,
+    help="What a request must show.  [default: none on this machine alone, else one is made]",
+)
+@click.option(
+    "--allow-host",
+    "allow_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Another name to answer to, such as a reverse proxy's. May be given again.",
+)
+@options.search
+@options.model
+@options.engine
+@options.precision
+@options.threads
+@options.device
+@options.quiet
+def command(
+    gallery: Path,
+    host: str,
+    port: int,
+    is_opened: bool,
+    token: str | None,
+    allow_hosts: tuple[str, ...],
+    search: Search,
+    model: str | None,
+    engine: str,
+    precision: Precision | None,
+    threads: int | None,
+    device: str | None,
+    quiet: bool,
+) -> int:
+    """Runs `sbtk serve`."""
+    from sbtk_runtime.gallery_folder import published_manifest
+    from sbtk_runtime.web.access_rules import access_rules, is_loopback, new_token
+    from sbtk_runtime.web.listening import listen
+
+    manifest = published_manifest(options.existing_gallery(gallery))
+    bundle = bundle_for_gallery(model, gallery, manifest.model_id)
+    is_local = is_loopback(host)
+    made_token = None if is_local or token is not None else new_token()
+    rules = access_rules(host, allow_hosts, made_token if token is None else token)
+    listening = listen(host, port)
+    address = _address(host, listening.getsockname()[1])
+    shown = address if made_token is None else f"{address}?token={made_token}"
+    from sbtk_runtime.web.service import EngineChoice, Service
+
+    service = Service(
+        gallery,
+        bundle,
+        EngineChoice(engine, precision, threads, device),
+        search=search,
+        said=lambda text: output.notice(text, quiet=quiet),
+    )
+    try:
+        with listening, service:
+            # The server's imports take as long as the engine, which loads meanwhile.
+            from sbtk_runtime.web.server import serve
+
+            photos = output.count_text(manifest.live, "photo")
+            name = output.shown_relative(gallery)
+            output.notice(f"{photos} of {name}; Ctrl-C stops the server", quiet=quiet)
+            if not is_local:
+                output.notice(_ABROAD, quiet=quiet)
+            output.answer(shown)
+            if is_opened:
+                _open(address if rules.token is None else f"{address}?token={rules.token}")
+            serve(service, listening, rules)
+    except KeyboardInterrupt:
+        output.notice("stopped", quiet=quiet)
+    return 0
+
+
+_ABROAD = (
+    "other machines can reach it, by this machine's address in place of 127.0.0.1; the token "
+    "travels as it is, so put a reverse proxy with HTTPS before it where others listen"
+)
+
+
+def _address(host: str, port: int) -> str:
+    """Returns the page's address, as a browser on this machine takes it."""
+    name = host.strip("[]")
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name, name)  # noqa: S104 -- not bound here
+    return f"http://[{name}]:{port}/" if ":" in name else f"http://{name}:{port}/"
+
+
+def _open(address: str) -> None:
+    """Opens the browser, which may take its time, or take the terminal."""
+    import webbrowser
+
+    threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()

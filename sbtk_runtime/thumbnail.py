@@ -1,0 +1,69 @@
+"""Photos made small, to be looked at: in a contact sheet, a terminal or a browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from sbtk_runtime.errors import BadImage
+from sbtk_runtime.images import decode, on_white, read_image_bytes
+
+THUMBNAIL_PX = 360
+_JPEG_QUALITY = 80
+
+
+def thumbnail(photo: Path | str | bytes, size_px: int = THUMBNAIL_PX) -> Image.Image:
+    """Returns a photo, given by its path or its bytes, upright, RGB, no side above `size_px`.
+
+    Raises:
+        BadImage: the file cannot be read, or is no image.
+    """
+    data = photo if isinstance(photo, bytes) else read_image_bytes(photo)
+    image = on_white(decode(data, at_least_px=size_px))
+    image.thumbnail((size_px, size_px), Image.Resampling.LANCZOS)
+    return image
+
+
+def square(photo: Path | str, size_px: int, ground: tuple[int, ...]) -> Image.Image:
+    """Returns the whole photo in the middle of a square; a plain square if it is gone.
+
+    Args:
+        photo: its path.
+        size_px: width and height of the square; small photos are blown up to fill it.
+        ground: colour around the photo, RGB or RGBA, which is the mode of what is returned.
+    """
+    plain = Image.new("RGB" if len(ground) == 3 else "RGBA", (size_px, size_px), ground)
+    try:
+        picture = thumbnail(photo, size_px)
+    except BadImage:
+        return plain
+    if max(picture.size) < size_px:
+        picture = ImageOps.contain(picture, (size_px, size_px), Image.Resampling.LANCZOS)
+    plain.paste(picture, ((size_px - picture.width) // 2, (size_px - picture.height) // 2))
+    return plain
+
+
+def jpeg_bytes(image: Image.Image) -> bytes:
+    """Returns the picture as a JPEG file that tells nothing but its pixels.
+
+    EXIF, with the place and the camera, is left out, and so is the comment of a JPEG it came from,
+    which Pillow would copy.
+    """
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True, comment=b"")
+    return buffer.getvalue()
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """Returns the picture as a PNG file, which keeps a sketch's lines sharp."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def data_uri(data: bytes, media_type: str) -> str:
+    """Returns what an `img` element takes for its source in place of an address."""
+    return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"

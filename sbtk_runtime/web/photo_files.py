@@ -1,0 +1,116 @@
+"""Opens a gallery's photos for others to see, and nothing else that may lie at their paths.
+
+Since it was indexed a photo may have been replaced by a link to any file, or a folder above it.
+So every component below the indexed root is opened from the one above it and must be no link:
+what was checked is what is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import stat
+from collections.abc import Iterable
+from typing import BinaryIO
+
+from PIL import Image
+
+from sbtk_runtime.errors import SbtkError
+from sbtk_runtime.images import FORMATS
+
+_FOLDER = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
+_FILE = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypheim", b"ftyphevc")
+
+
+class PhotoGone(SbtkError):
+    """A photo cannot be shown: it is not where it was found, or is another thing now."""
+
+
+def open_photo(path: bytes, roots: Iterable[bytes]) -> BinaryIO:
+    """Returns the photo at an absolute `path`, open for reading.
+
+    Args:
+        path: as the catalogue has it.
+        roots: absolute paths that were indexed; without any, no component may be a link.
+
+    Raises:
+        PhotoGone: there is no regular file, it cannot be read, it lies below none of the roots,
+            or a component of its path below the root is a link.
+    """
+    for root in list(roots) or [b"/"]:
+        parts = _parts_below(root, path)
+        if parts is None:
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            return _opened(root, parts)
+    raise PhotoGone(
+        "the photo is not where it was found", "a regular file, and no link", "sbtk index PHOTOS"
+    )
+
+
+def etag_of(file: BinaryIO, purpose: str) -> str:
+    """Returns a tag, with its quotes, that changes with the file and is no other purpose's."""
+    status = os.fstat(file.fileno())
+    stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, purpose)
+    return f'"{hashlib.sha256(repr(stamp).encode()).hexdigest()[:24]}"'
+
+
+def size_of(file: BinaryIO) -> int:
+    """Returns the bytes of an open file."""
+    return os.fstat(file.fileno()).st_size
+
+
+def media_type_of(file: BinaryIO) -> str:
+    """Returns the media type of a picture in a format that sbtk reads, by its first bytes.
+
+    Raises:
+        PhotoGone: it is something else by now.
+    """
+    head = file.read(64 << 10)
+    file.seek(0)
+    if head[4:12] in _HEIF_BRANDS:
+        return "image/heic"
+    try:
+        found = Image.open(io.BytesIO(head), formats=FORMATS).format
+    # Parsers raise nearly anything on damaged files. A TIFF's header may lie at its end.
+    except Exception:
+        found = "TIFF" if head[:4] in (b"II*\0", b"MM\0*") else None
+    if found is None:
+        raise PhotoGone("this is no picture any more", ", ".join(FORMATS), "sbtk index PHOTOS")
+    return "image/jpeg" if found == "MPO" else Image.MIME[found]
+
+
+def _parts_below(root: bytes, path: bytes) -> list[bytes] | None:
+    """Returns the components of `path` below `root`; `None` if it does not lie there."""
+    folder = root.rstrip(b"/")
+    if path == root:  # a file that was indexed by its name
+        return [b""]
+    if not path.startswith(folder + b"/"):
+        return None
+    parts = path[len(folder) + 1 :].split(b"/")
+    return None if any(part in (b"", b".", b"..") for part in parts) else parts
+
+
+def _opened(root: bytes, parts: list[bytes]) -> BinaryIO:
+    if parts == [b""]:
+        root, name = os.path.split(root)
+        parts = [name]
+    folder = os.open(root or b"/", _FOLDER)
+    try:
+        for part in parts[:-1]:
+            below = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        descriptor = os.open(parts[-1], _FILE, dir_fd=folder)
+    finally:
+        os.close(folder)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("not a regular file")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise

@@ -1,0 +1,95 @@
+"""Refusals: answers that are given before, or instead of, what a request asked for.
+
+They are plain ASGI, so that whoever stands in front of the application can give them too. Each is
+`{"error": {"code", "message", "next"}}`.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import dataclass
+
+from starlette.types import Send
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What is answered, and why.
+
+    Attributes:
+        status: the HTTP status.
+        code: what programs tell refusals apart by.
+        message: one sentence for people.
+        next_step: what to do about it; empty when there is nothing.
+        retry_after_s: after how many seconds another try makes sense; 0 when none does.
+        closes: the connection ends with this answer, since the rest of the request is not read.
+    """
+
+    status: int
+    code: str
+    message: str
+    next_step: str = ""
+    retry_after_s: int = 0
+    closes: bool = False
+
+    def body(self) -> bytes:
+        """Returns the answer's JSON."""
+        error = {"code": self.code, "message": self.message, "next": self.next_step}
+        return json.dumps({"error": error}, ensure_ascii=False).encode()
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Returns the answer's headers, but for those that all answers have."""
+        found = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(self.body())).encode()),
+            (b"cache-control", b"no-store"),
+        ]
+        if self.status == 401:
+            found.append((b"www-authenticate", b'Bearer realm="sbtk"'))
+        if self.retry_after_s:
+            found.append((b"retry-after", str(self.retry_after_s).encode()))
+        if self.closes:
+            found.append((b"connection", b"close"))
+        return found
+
+
+class Refused(Exception):
+    """A request is not served; `refusal` is its answer."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal)
+        self.refusal = refusal
+
+
+async def send_refusal(send: Send, refusal: Refusal) -> None:
+    """Sends the whole answer, as JSON."""
+    await _send(send, refusal.status, refusal.headers(), refusal.body())
+
+
+async def send_refusal_page(send: Send, refusal: Refusal) -> None:
+    """Sends the whole answer as a page, for people whose browser leads them here."""
+    body = _PAGE.format(html.escape(refusal.message), html.escape(refusal.next_step)).encode()
+    own = {
+        b"content-type": b"text/html; charset=utf-8",
+        b"content-length": str(len(body)).encode(),
+    }
+    await _send(send, refusal.status, list((dict(refusal.headers()) | own).items()), body)
+
+
+# Without styles of its own: those of the page are refused too.
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>sbtk</title>
+<h1>{}</h1>
+<p>What helps: {}.</p>
+</html>
+"""
+
+
+async def _send(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,241 @@
+"""Requests that want what they must not have, to a real server of a gallery."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sbtk_cli.main import main
+from tests.faults.conftest import BREAKING, MARKUP, SECRET, Served
+from tests.serve_client import ask, sketch_png
+
+ODD_IDS = [
+    "..%2f..%2fetc%2fpasswd",
+    "..%2f..%2f..%2f..%2f..%2fetc%2fpasswd",
+    "%2e%2e/%2e%2e/etc/passwd",
+    "../../../../etc/passwd",
+    "%00",
+    "1%00",
+    "1%2f..%2f2",
+    "0",
+    "-1",
+    "99999",
+    str(2**31),
+    str(2**63 - 1),
+    str(2**63),
+    str(10**30),
+    "9" * 5_000,
+    "1e3",
+    "0x1",
+    "1.5",
+    "%C0%AF",
+    "%ff",
+    "NaN",
+    "null",
+    "1;1",
+    "*",
+    "",
+]
+
+
+@pytest.mark.parametrize("odd", ODD_IDS, ids=lambda odd: odd[:24])
+def test_only_numbers_of_indexed_photos_name_photos(served: Served, odd: str) -> None:
+    for rest in ("", "/thumbnail", "/file", "/similar"):
+        answer = served.get(f"/v1/photos/{odd}{rest}")
+        assert answer.status == 404, (odd, rest)
+        assert answer.code in ("no_photo", "not_found")
+        assert b"root:" not in answer.body
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/static/..%2fapp.py",
+        "/static/../app.py",
+        "/static/%2e%2e/app.py",
+        "/static/..%5capp.py",
+        "/static//etc/passwd",
+        "/static/%2fetc%2fpasswd",
+        "/static/%00",
+        "/static/",
+        "/static",
+        "/docs/../../etc/passwd",
+        "//etc/passwd",
+        "/.git/config",
+    ],
+)
+def test_only_the_pages_own_files_are_static(served: Served, path: str) -> None:
+    answer = served.get(path)
+    assert answer.status == 404, answer
+    assert answer.code == "not_found"
+
+
+def _linked_outside(photo: Path) -> None:
+    photo.unlink()
+    photo.symlink_to(photo.parent.parent / "secret.jpg")
+
+
+def _linked_inside(photo: Path) -> None:
+    photo.unlink()
+    photo.symlink_to(photo.parent / "photo-0005.png")
+
+
+def _made_a_pipe(photo: Path) -> None:
+    photo.unlink()
+    os.mkfifo(photo)
+
+
+def _made_a_folder(photo: Path) -> None:
+    photo.unlink()
+    photo.mkdir()
+
+
+def _made_a_socket(photo: Path) -> None:
+    photo.unlink()
+    with socket.socket(socket.AF_UNIX) as made:
+        here = Path.cwd()
+        os.chdir(photo.parent)  # a socket's path may have 107 bytes only
+        made.bind(photo.name)
+        os.chdir(here)
+
+
+def _filled_with_text(photo: Path) -> None:
+    photo.write_bytes(SECRET * 100)
+
+
+def _filled_with_a_script(photo: Path) -> None:
+    photo.write_bytes(b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>')
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [
+        Path.unlink,
+        _linked_outside,
+        _linked_inside,
+        _made_a_pipe,
+        _made_a_folder,
+        _made_a_socket,
+        _filled_with_text,
+        _filled_with_a_script,
+    ],
+)
+def test_what_took_a_photos_place_is_not_shown(
+    served: Served, replace: Callable[[Path], None]
+) -> None:
+    name = "photo-0000.jpg"
+    photo, path = served.photos / name, f"/v1/photos/{served.ids[name]}"
+    content = photo.read_bytes()
+    assert served.get(f"{path}/file").body == content
+    try:
+        replace(photo)
+        for rest in ("/file", "/thumbnail", "/thumbnail?size=720"):
+            answer = served.get(path + rest)
+            assert answer.status == 404, rest
+            assert answer.code == "no_photo"
+            assert SECRET not in answer.body
+        # What the catalogue knows is still told.
+        assert served.get(path).status == 200
+    finally:
+        if photo.is_dir():
+            photo.rmdir()
+        else:
+            photo.unlink(missing_ok=True)
+        photo.write_bytes(content)
+    assert served.get(f"{path}/file").body == content
+
+
+def test_a_folder_that_became_a_link_hides_its_photos(served: Served, tmp_path: Path) -> None:
+    name = "album/photo-0000.jpg"
+    path = f"/v1/photos/{served.ids[name]}"
+    away = tmp_path / "away"
+    assert served.get(f"{path}/file").status == 200
+    shutil.move(served.photos / "album", away)
+    (served.photos / "album").symlink_to(away)
+    try:
+        for rest in ("/file", "/thumbnail"):
+            assert served.get(path + rest).code == "no_photo"
+    finally:
+        (served.photos / "album").unlink()
+        shutil.move(away, served.photos / "album")
+    assert served.get(f"{path}/file").status == 200
+
+
+def test_names_that_are_markup_or_break_lines_stay_names(served: Served) -> None:
+    for name in (MARKUP, BREAKING):
+        path = f"/v1/photos/{served.ids[name]}"
+        about = served.get(path)
+        assert about.json()["path"] == str(served.photos / name)
+        assert "\n" not in about.json()["name"]
+        file = served.get(f"{path}/file")
+        assert file.status == 200
+        assert file.headers["content-type"] == "image/png"
+        assert "set-cookie" not in file.headers
+        assert "<" not in file.headers.get("content-disposition", "")
+        for answer in (about, file, served.get(f"{path}/thumbnail")):
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert "sandbox" in answer.headers["content-security-policy"]
+
+
+def test_thumbnails_keep_nothing_of_the_file_but_its_pixels(served: Served) -> None:
+    thumbnail = served.get(f"/v1/photos/{served.ids['photo-0001.png']}/thumbnail?size=180")
+    assert thumbnail.headers["content-type"] == "image/jpeg"
+    with Image.open(io.BytesIO(thumbnail.body)) as picture:
+        assert picture.format == "JPEG"
+        assert max(picture.size) <= 180
+        assert not picture.getexif()
+        assert "comment" not in picture.info
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example"])
+def test_a_name_that_an_attacker_points_here_is_not_answered(served: Served, host: str) -> None:
+    for path in ("/", "/v1/gallery", "/healthz", "/metrics", "/docs", "/static/look.css"):
+        answer = served.get(path, host=host)
+        assert (answer.status, answer.code) == (403, "foreign_host"), path
+
+
+def test_another_page_can_neither_ask_nor_embed(served: Served) -> None:
+    port = served.process.port
+    image_type = {"content-type": "image/png"}
+    for foreign in (
+        {"origin": "http://evil.example"},
+        {"origin": f"http://127.0.0.1:{port + 1}"},
+        {"origin": "null"},
+        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"},
+    ):
+        answer = ask(port, "/v1/query", "POST", sketch_png(), image_type | foreign)
+        assert (answer.status, answer.code) == (403, "foreign_origin")
+        picture = ask(port, f"/v1/photos/{served.ids['photo-0001.png']}/file", headers=foreign)
+        assert (picture.status, picture.code) == (403, "foreign_origin")
+    asked = {"origin": "http://evil.example", "access-control-request-method": "POST"}
+    before_asking = ask(port, "/v1/query", "OPTIONS", headers=asked)
+    assert before_asking.status == 403
+    assert not [name for name in before_asking.headers if name.startswith("access-control")]
+    own = image_type | {"origin": f"http://127.0.0.1:{port}", "sec-fetch-site": "same-origin"}
+    assert ask(port, "/v1/query", "POST", sketch_png(), own).status == 200
+
+
+def test_an_empty_token_opens_nothing(served: Served, capfd: pytest.CaptureFixture[str]) -> None:
+    # As in `--token "$TOKEN"`, where the variable is not set.
+    gallery = served.process.log.parent / "gallery.sbtk"
+    for host in ("0.0.0.0", "127.0.0.1"):
+        command = ["serve", "--gallery", str(gallery), "--host", host, "--port", "0"]
+        assert (
+            main([*command, "--model", str(gallery.parent / "bundles" / "tiny"), "--token", ""])
+            == 2
+        )
+        assert "token" in capfd.readouterr().err
+
+
+def test_methods_that_change_things_are_not_there(served: Served) -> None:
+    for method in ("PUT", "DELETE", "PATCH", "TRACE", "CONNECT", "PROPFIND"):
+        for path in ("/v1/gallery", f"/v1/photos/{served.ids['photo-0001.png']}", "/v1/query", "/"):
+            answer = ask(served.process.port, path, method)
+            assert (answer.status, answer.code) == (405, "method_not_allowed"), (method, path)

@@ -1,0 +1,98 @@
+"""`sbtk serve` as the process that it is for users, on a free port of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_STARTED_WITHIN_S = 60.0
+_STOPPED_WITHIN_S = 20.0
+
+
+@dataclass(frozen=True)
+class ServeProcess:
+    """A running server; `log` is the file that its outputs go to."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def origin(self) -> str:
+        """The address of its page, without a slash at the end."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def health(self) -> tuple[int, dict[str, object]]:
+        """Returns status and body of `/healthz`."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        with contextlib.closing(connection):
+            connection.request("GET", "/healthz")
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+
+    def wait_until_ready(self) -> None:
+        """Waits until the engine is loaded."""
+        self._wait_for(lambda: self.health()[0] == 200)
+
+    def wait_until_listening(self) -> None:
+        """Waits until it answers, be it that its engine is still loading."""
+        self._wait_for(lambda: bool(self.health()))
+
+    def stop(self) -> int:
+        """Stops it as a service manager does, and returns its exit code."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(_STOPPED_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def _wait_for(self, is_so: Callable[[], bool]) -> None:
+        end = time.monotonic() + _STARTED_WITHIN_S
+        while time.monotonic() < end:
+            assert self.process.poll() is None, self.log.read_text()
+            with contextlib.suppress(OSError):
+                if is_so():
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"not within {_STARTED_WITHIN_S:.0f} s\n{self.log.read_text()}")
+
+
+@contextlib.contextmanager
+def serving(
+    gallery: Path, *options: str, log: Path, port: int | None = None, cwd: Path | None = None
+) -> Iterator[ServeProcess]:
+    """Starts `sbtk serve` with these options, waits until it listens, and stops it at the end."""
+    chosen = port or free_port()
+    command = [sys.executable, "-P", "-m", "sbtk_cli", "serve", "--gallery", str(gallery)]
+    command += ["--port", str(chosen), *options]
+    left_out = {"SBTK_GALLERY", "SBTK_DATA", "SBTK_WEIGHTS"}
+    environment = {key: value for key, value in os.environ.items() if key not in left_out}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environment, cwd=cwd or gallery.parent
+        )
+    served = ServeProcess(chosen, process, log)
+    try:
+        served.wait_until_listening()
+        yield served
+    finally:
+        served.stop()
+
+
+def free_port() -> int:
+    """Returns a port of the loopback address that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,366 @@
+"""The API of a real server: what Python would find, in the agreed form, over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from sbtk_runtime.files import sha256_of_file
+from sbtk_runtime.gallery import Gallery
+from tests.serve_client import ask, png, query, sketch_png
+from tests.serve_process import ServeProcess
+from tests.tiny import tiny_sketch
+from tests.web.conftest import ODD_NAMES, Workplace
+
+ROUTES = {
+    "/v1/query": "post",
+    "/v1/photos/{photo_id}": "get",
+    "/v1/photos/{photo_id}/thumbnail": "get",
+    "/v1/photos/{photo_id}/file": "get",
+    "/v1/photos/{photo_id}/similar": "get",
+    "/v1/gallery": "get",
+    "/healthz": "get",
+    "/metrics": "get",
+}
+
+
+def id_of(place: Workplace, name: str) -> int:
+    with Gallery.open(place.gallery) as gallery:
+        path = os.fsencode(place.photos / name)
+        return next(photo.id for photo in gallery._view.photos() if photo.path == path)
+
+
+def test_a_query_answers_with_the_hits_that_python_finds(
+    server: ServeProcess, shared: Workplace
+) -> None:
+    sketch = sketch_png(3)
+    answer = query(server.port, sketch)
+    assert answer.status == 200
+    content = answer.json()
+    assert list(content) == ["hits", "generation", "engine", "took_ms", "notices"]
+    assert content["hits"] == [hit.to_json() for hit in shared.hits(sketch)]
+    assert len(content["hits"]) == 24
+    assert (content["generation"], content["engine"]) == (1, "onnxruntime")
+    assert 0 < content["took_ms"] < 10_000
+    assert content["notices"] == []
+
+
+@pytest.mark.parametrize(("name", "form"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
+def test_pictures_of_all_three_formats_are_taken(
+    server: ServeProcess, shared: Workplace, name: str, form: str
+) -> None:
+    buffer = io.BytesIO()
+    tiny_sketch(4).save(buffer, form)
+    answer = query(server.port, buffer.getvalue(), "?k=5", f"image/{name}; charset=binary")
+    assert answer.json()["hits"] == [h.to_json() for h in shared.hits(buffer.getvalue(), k=5)]
+
+
+def test_a_photo_finds_itself_when_it_is_called_one(
+    server: ServeProcess, shared: Workplace
+) -> None:
+    photo = shared.photos / "photo-0003.png"
+    (hit,) = query(server.port, photo.read_bytes(), "?k=1&as=photo").json()["hits"]
+    assert hit["path"] == str(photo)
+    assert hit["score"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_fewer_photos_than_asked_for_are_all_there_are(server: ServeProcess) -> None:
+    content = query(server.port, sketch_png(), "?k=200").json()
+    assert [hit["rank"] for hit in content["hits"]] == list(range(1, 35))
+    assert content["notices"] == ["only 34 photos are searchable, so there are fewer hits"]
+
+
+def test_what_was_done_to_a_sketch_is_told(server: ServeProcess) -> None:
+    light_on_dark = png(tiny_sketch(0).point(lambda value: 255 - value))
+    (notice,) = query(server.port, light_on_dark).json()["notices"]
+    assert "inverted" in notice
+
+
+def test_only_photos_of_a_folder_are_found_when_one_is_named(
+    server: ServeProcess, shared: Workplace
+) -> None:
+    under = quote(str(shared.photos / "album"))
+    hits = query(server.port, sketch_png(), f"?under={under}").json()["hits"]
+    assert len(hits) == 6
+    assert {Path(hit["path"]).parent.name for hit in hits} == {"album"}
+    nothing = query(server.port, sketch_png(), "?under=/nowhere/at/all").json()
+    assert (nothing["hits"], len(nothing["notices"])) == ([], 1)
+
+
+def test_a_folder_may_have_any_bytes_in_its_name(workplace: Workplace) -> None:
+    folder = workplace.photos / os.fsdecode(b"caf\xe9 + 100%&more")
+    folder.mkdir()
+    (workplace.photos / "photo-0001.png").rename(folder / "photo-0001.png")
+    workplace.index()
+    with workplace.serving() as process:
+        process.wait_until_ready()
+        under = quote(os.fsencode(folder))
+        (hit,) = query(process.port, sketch_png(), f"?k=5&under={under}").json()["hits"]
+        assert base64.b64decode(hit["path_bytes"]) == os.fsencode(folder / "photo-0001.png")
+        folders = ask(process.port, "/v1/gallery").json()["folders"]
+        assert [set(entry) for entry in folders] == [
+            {"path", "name", "count"},
+            {"path_bytes", "name", "count"},
+        ]
+        assert base64.b64decode(folders[1]["path_bytes"]) == os.fsencode(folder)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    ["?k=0", "?k=-1", "?k=201", "?k=many", "?k=", "?as=painting", "?under=photos", "?under="],
+)
+def test_parameters_out_of_range_are_named(server: ServeProcess, parameters: str) -> None:
+    answer = query(server.port, sketch_png(), parameters)
+    assert (answer.status, answer.code) == (422, "bad_parameter")
+    named = parameters[1:].partition("=")[0]
+    assert f"The parameter {named} is wrong" in answer.json()["error"]["message"]
+
+
+def test_an_empty_sketch_is_told_from_a_bad_picture(server: ServeProcess) -> None:
+    empty = query(server.port, png(Image.new("L", (200, 200), 255)))
+    assert (empty.status, empty.code) == (400, "empty_sketch")
+    cut = query(server.port, sketch_png()[:-40])
+    assert (cut.status, cut.code) == (400, "bad_image")
+    gif = io.BytesIO()
+    tiny_sketch(0).save(gif, "GIF")
+    other = query(server.port, gif.getvalue())
+    assert (other.status, other.code) == (400, "bad_image")
+    assert "PNG, JPEG or WebP" in other.json()["error"]["message"]
+    svg = query(server.port, b"<svg/>", media_type="image/svg+xml")
+    assert (svg.status, svg.code) == (415, "unsupported_type")
+
+
+def test_a_picture_that_takes_too_much_memory_is_refused_from_its_header(
+    server: ServeProcess,
+) -> None:
+    answer = query(server.port, png(Image.new("1", (5_000, 5_000))), "?as=photo")
+    assert (answer.status, answer.code) == (400, "bad_image")
+    assert "256 MiB" in answer.json()["error"]["message"]
+
+
+def test_what_is_known_of_a_photo(server: ServeProcess, shared: Workplace) -> None:
+    photo = shared.photos / "album" / "photo-0002.jpg"
+    photo_id = id_of(shared, "album/photo-0002.jpg")
+    content = ask(server.port, f"/v1/photos/{photo_id}").json()
+    modified = content.pop("modified")
+    assert content == {
+        "id": photo_id,
+        "path": str(photo),
+        "name": "photo-0002.jpg",
+        "folder": str(shared.photos / "album"),
+        "size_bytes": photo.stat().st_size,
+        "sha256": sha256_of_file(photo),
+    }
+    assert modified.endswith("Z")
+    assert modified[:2] == "20"
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_odd_names_come_whole_to_programs_and_escaped_to_people(
+    server: ServeProcess, shared: Workplace, name: bytes
+) -> None:
+    photo_id = id_of(shared, os.fsdecode(name))
+    content = ask(server.port, f"/v1/photos/{photo_id}").json()
+    path = os.fsencode(shared.photos) + b"/" + name
+    if b"\xff" in name:
+        assert base64.b64decode(content["path_bytes"]) == path
+        assert "path" not in content
+        assert content["name"] == "not \\xff utf-8.png"
+    else:
+        assert content["path"] == path.decode()
+        assert content["name"] == name.decode()
+    file = ask(server.port, f"/v1/photos/{photo_id}/file")
+    assert file.headers["content-disposition"] == f"inline; filename*=UTF-8''{quote(name)}"
+    assert file.body == Path(os.fsdecode(path)).read_bytes()
+
+
+@pytest.mark.parametrize("size_px", [180, 360, 720, 1600])
+def test_thumbnails_are_small_jpegs_that_are_not_blown_up(
+    server: ServeProcess, shared: Workplace, size_px: int
+) -> None:
+    photo_id = id_of(shared, "large.webp")
+    answer = ask(server.port, f"/v1/photos/{photo_id}/thumbnail?size={size_px}")
+    assert answer.headers["content-type"] == "image/jpeg"
+    with Image.open(io.BytesIO(answer.body)) as picture:
+        assert picture.format == "JPEG"
+        assert max(picture.size) == min(size_px, 900)
+        assert picture.width / picture.height == pytest.approx(1.5, abs=0.02)
+
+
+def test_thumbnails_are_upright_and_tell_nothing_but_pixels(
+    server: ServeProcess, shared: Workplace
+) -> None:
+    photo_id = id_of(shared, "turned.jpg")
+    answer = ask(server.port, f"/v1/photos/{photo_id}/thumbnail")
+    with Image.open(io.BytesIO(answer.body)) as picture:
+        assert picture.size == (180, 360)
+        assert not picture.getexif()
+    assert b"who took this" not in answer.body
+    assert b"who took this" in ask(server.port, f"/v1/photos/{photo_id}/file").body
+
+
+@pytest.mark.parametrize("what", ["thumbnail", "thumbnail?size=180", "file"])
+def test_a_copy_that_is_still_good_is_not_sent_again(
+    server: ServeProcess, shared: Workplace, what: str
+) -> None:
+    path = f"/v1/photos/{id_of(shared, 'photo-0000.jpg')}/{what}"
+    first = ask(server.port, path)
+    assert first.headers["cache-control"] == "private, no-cache"
+    tag = first.headers["etag"]
+    for known in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+        again = ask(server.port, path, headers={"if-none-match": known})
+        assert (again.status, again.body, again.headers["etag"]) == (304, b"", tag)
+    assert ask(server.port, path, headers={"if-none-match": '"other"'}).body == first.body
+
+
+def test_tags_differ_between_sizes_and_photos(server: ServeProcess, shared: Workplace) -> None:
+    ids = [id_of(shared, name) for name in ("photo-0000.jpg", "photo-0002.jpg")]
+    whats = ("thumbnail?size=180", "thumbnail?size=360", "file")
+    tags = {
+        ask(server.port, f"/v1/photos/{photo_id}/{what}").headers["etag"]
+        for photo_id in ids
+        for what in whats
+    }
+    assert len(tags) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "media_type"),
+    [
+        ("photo-0000.jpg", "image/jpeg"),
+        ("photo-0001.png", "image/png"),
+        ("large.webp", "image/webp"),
+    ],
+)
+def test_a_file_comes_as_it_is(
+    server: ServeProcess, shared: Workplace, name: str, media_type: str
+) -> None:
+    answer = ask(server.port, f"/v1/photos/{id_of(shared, name)}/file")
+    assert answer.headers["content-type"] == media_type
+    assert answer.body == (shared.photos / name).read_bytes()
+
+
+def test_alike_photos_are_found_without_the_photo_itself(
+    server: ServeProcess, shared: Workplace
+) -> None:
+    photo_id = id_of(shared, "photo-0004.jpg")
+    content = ask(server.port, f"/v1/photos/{photo_id}/similar?k=6").json()
+    with Gallery.open(shared.gallery) as gallery:
+        assert content["hits"] == [hit.to_json() for hit in gallery.similar(photo_id, 6).hits]
+    assert list(content) == ["hits", "generation", "engine", "took_ms", "notices"]
+    under = quote(str(shared.photos / "album"))
+    inside = ask(server.port, f"/v1/photos/{photo_id}/similar?under={under}").json()["hits"]
+    assert len(inside) == 6
+
+
+@pytest.mark.parametrize("what", ["", "/thumbnail", "/file", "/similar"])
+def test_there_is_no_photo_without_a_known_id(server: ServeProcess, what: str) -> None:
+    for photo_id in ("0", "999", "-1", "1.5", "one", str(10**40)):
+        answer = ask(server.port, f"/v1/photos/{photo_id}{what}")
+        assert (answer.status, answer.code) == (404, "no_photo")
+
+
+def test_the_gallery_is_described(server: ServeProcess, shared: Workplace) -> None:
+    content = ask(server.port, "/v1/gallery").json()
+    assert content["folders"] == [
+        {"path": str(shared.photos), "name": "photos", "count": 28},
+        {"path": str(shared.photos / "album"), "name": "album", "count": 6},
+    ]
+    with Gallery.open(shared.gallery) as gallery:
+        assert content["model_id"] == gallery.manifest.model_id
+        assert content["precision"] == gallery.manifest.precision
+    assert (content["name"], content["count"], content["generation"], content["bits"]) == (
+        *("gallery.sbtk", 34),
+        *(1, None),
+    )
+
+
+def test_health_tells_the_engine_that_is_really_in_use(server: ServeProcess) -> None:
+    import onnxruntime
+
+    status, health = server.health()
+    assert status == 200
+    assert health == {
+        "status": "ok",
+        "engine": {
+            "name": "onnxruntime",
+            "version": onnxruntime.__version__,
+            "device": "cpu",
+            "precision": "int8",
+            "threads": 1,
+        },
+        "generation": 1,
+        "photos": 34,
+        "problem": None,
+    }
+
+
+def test_figures_count_what_was_asked(server: ServeProcess) -> None:
+    def figures() -> dict[tuple[str, str], float]:
+        answer = ask(server.port, "/metrics")
+        assert answer.headers["content-type"].startswith("text/plain; version=")
+        families = text_string_to_metric_families(answer.body.decode())
+        return {
+            (sample.name, " ".join(str(sample.labels[key]) for key in sorted(sample.labels))): (
+                sample.value
+            )
+            for family in families
+            for sample in family.samples
+        }
+
+    before = figures()
+    query(server.port, sketch_png())
+    query(server.port, b"")
+    ask(server.port, "/v1/photos/1/thumbnail?size=720")
+    ask(server.port, "/no/such/path/5")
+    after = figures()
+
+    def added(name: str, labels: str = "") -> float:
+        return after[name, labels] - before.get((name, labels), 0.0)
+
+    assert added("sbtk_query_seconds_count") == 1
+    assert added("sbtk_requests_total", "POST /v1/query 200") == 1
+    assert added("sbtk_requests_total", "POST /v1/query 400") == 1
+    assert added("sbtk_requests_total", "GET /v1/photos/{photo_id}/thumbnail 200") == 1
+    assert added("sbtk_requests_total", "GET other 404") == 1
+    assert added("sbtk_thumbnail_bytes") > 0
+    assert (after["sbtk_photos", ""], after["sbtk_ready", ""]) == (34, 1)
+    assert after["sbtk_gallery_generation", ""] == 1
+    assert after["process_resident_memory_bytes", ""] > 10e6
+
+
+def test_the_description_names_every_route_and_error(server: ServeProcess) -> None:
+    described: dict[str, Any] = ask(server.port, "/openapi.json").json()
+    assert {path: method for path, entry in described["paths"].items() for method in entry} == (
+        ROUTES
+    )
+    asked = described["paths"]["/v1/query"]["post"]
+    assert set(asked["requestBody"]["content"]) == {"image/png", "image/jpeg", "image/webp"}
+    assert {"200", "400", "408", "413", "415", "422", "503", "504"} <= set(asked["responses"])
+    error = {"$ref": "#/components/schemas/ErrorAnswer"}
+    assert asked["responses"]["415"]["content"]["application/json"]["schema"] == error
+
+
+def test_wrong_addresses_and_methods_are_told_in_the_same_form(server: ServeProcess) -> None:
+    for path in ("/nothing", "/v1/photos/1/thumbnail/", "/v1/photos/", "/static/none.js"):
+        answer = ask(server.port, path)
+        assert (answer.status, answer.code) == (404, "not_found"), path
+    answer = ask(server.port, "/v1/query")
+    assert (answer.status, answer.code) == (405, "method_not_allowed")
+    assert answer.headers["allow"] == "POST"
+
+
+def test_the_page_and_its_files_are_served(server: ServeProcess) -> None:
+    page = ask(server.port, "/")
+    assert page.status == 200
+    assert page.headers["content-type"].startswith("text/html")
+    style = ask(server.port, "/static/look.css")
+    assert style.headers["content-type"].startswith("text/css")

@@ -1,0 +1,194 @@
+"""Only photos that are still where they were found are opened, whatever lies in their place."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sbtk_runtime.web.photo_files import PhotoGone, etag_of, media_type_of, open_photo
+from tests.tiny import tiny_photo
+
+SECRET = b"what nobody may read"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder with `album/photo.png`, beside a secret."""
+    (tmp_path / "photos" / "album").mkdir(parents=True)
+    tiny_photo(1).save(tmp_path / "photos" / "album" / "photo.png")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "photo.png").write_bytes(SECRET)
+    return tmp_path / "photos"
+
+
+def opened(path: Path, *roots: Path) -> bytes:
+    with open_photo(os.fsencode(path), [os.fsencode(root) for root in roots]) as file:
+        return file.read()
+
+
+def test_a_photo_below_its_root_is_opened(root: Path) -> None:
+    photo = root / "album" / "photo.png"
+    content = photo.read_bytes()
+    assert opened(photo, root) == content
+    assert opened(photo, root / "album") == content
+    assert opened(photo, root.parent / "elsewhere", root) == content
+    assert opened(photo, Path("/")) == content
+    assert opened(photo, photo) == content
+
+
+def test_a_root_may_itself_be_reached_by_a_link(root: Path) -> None:
+    linked = root.parent / "linked"
+    linked.symlink_to(root)
+    photo = linked / "album" / "photo.png"
+    assert opened(photo, linked) == photo.read_bytes()
+    with pytest.raises(PhotoGone):
+        opened(photo, root.parent)
+
+
+def test_without_known_roots_no_component_may_be_a_link(root: Path) -> None:
+    linked = root.parent / "linked"
+    linked.symlink_to(root)
+    assert opened(root / "album" / "photo.png") == (root / "album" / "photo.png").read_bytes()
+    with pytest.raises(PhotoGone):
+        opened(linked / "album" / "photo.png")
+
+
+def replaced_by_a_link(photo: Path) -> None:
+    photo.unlink()
+    photo.symlink_to(photo.parents[2] / "secret" / "photo.png")
+
+
+def replaced_by_a_link_inside_the_root(photo: Path) -> None:
+    tiny_photo(2).save(photo.with_name("other.png"))
+    photo.unlink()
+    photo.symlink_to("other.png")
+
+
+def folder_replaced_by_a_link(photo: Path) -> None:
+    photo.unlink()
+    photo.parent.rmdir()
+    photo.parent.symlink_to(photo.parents[2] / "secret")
+
+
+def removed(photo: Path) -> None:
+    photo.unlink()
+
+
+def replaced_by_a_folder(photo: Path) -> None:
+    photo.unlink()
+    photo.mkdir()
+
+
+def replaced_by_a_pipe(photo: Path) -> None:
+    photo.unlink()
+    os.mkfifo(photo)
+
+
+def replaced_by_a_socket(photo: Path) -> None:
+    photo.unlink()
+    os.chdir(photo.parent)  # the paths of sockets are short
+    with socket.socket(socket.AF_UNIX) as end:
+        end.bind(photo.name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        replaced_by_a_link,
+        replaced_by_a_link_inside_the_root,
+        folder_replaced_by_a_link,
+        removed,
+        replaced_by_a_folder,
+        replaced_by_a_pipe,
+        replaced_by_a_socket,
+    ],
+)
+def test_what_took_a_photos_place_is_not_opened(
+    root: Path, change: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
+    photo = root / "album" / "photo.png"
+    assert opened(photo, root)
+    change(photo)
+    with pytest.raises(PhotoGone, match="not where it was found"):
+        opened(photo, root)
+    with pytest.raises(PhotoGone):
+        opened(photo)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "{root}/../secret/photo.png",
+        "{root}/album/../../secret/photo.png",
+        "{root}/./album/photo.png",
+        "{root}//album/photo.png",
+        "{root}/album/photo.png/",
+        "{root}x/photo.png",
+        "{root}",
+        "album/photo.png",
+        "",
+        "{root}/album/photo.png\0",
+    ],
+)
+def test_paths_that_no_walk_gives_are_not_opened(root: Path, path: str) -> None:
+    with pytest.raises(PhotoGone):
+        open_photo(os.fsencode(path.format(root=root)), [os.fsencode(root)])
+
+
+def test_a_photo_outside_of_every_root_is_not_opened(root: Path) -> None:
+    secret = root.parent / "secret" / "photo.png"
+    assert secret.is_file()
+    with pytest.raises(PhotoGone):
+        opened(secret, root, root / "album" / "photo.png")
+
+
+@pytest.mark.parametrize(
+    ("form", "media_type"),
+    [
+        ("JPEG", "image/jpeg"),
+        ("PNG", "image/png"),
+        ("WEBP", "image/webp"),
+        ("GIF", "image/gif"),
+        ("BMP", "image/bmp"),
+        ("TIFF", "image/tiff"),
+        ("PPM", "image/x-portable-anymap"),
+    ],
+)
+def test_the_media_type_goes_by_the_bytes(form: str, media_type: str) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (300, 200), (9, 200, 90)).save(file, form)
+    file.seek(0)
+    assert media_type_of(file) == media_type
+    assert file.tell() == 0
+
+
+def test_the_media_types_of_formats_whose_header_is_elsewhere() -> None:
+    assert media_type_of(io.BytesIO(b"\0\0\0\x18ftypheic\0\0\0\0")) == "image/heic"
+    assert media_type_of(io.BytesIO(b"II*\0\xff\xff\xff\x0f" + bytes(100))) == "image/tiff"
+
+
+@pytest.mark.parametrize("content", [b"", b"<svg/>", b"%PDF-1.7"])
+def test_what_is_no_picture_has_no_media_type(content: bytes) -> None:
+    with pytest.raises(PhotoGone, match="no picture"):
+        media_type_of(io.BytesIO(content))
+
+
+def test_tags_change_with_the_file_and_the_purpose(root: Path) -> None:
+    photo = root / "album" / "photo.png"
+
+    def tag(purpose: str) -> str:
+        with open_photo(os.fsencode(photo), [os.fsencode(root)]) as file:
+            return etag_of(file, purpose)
+
+    first = tag("360")
+    assert tag("360") == first
+    assert tag("180") != first
+    os.utime(photo, ns=(0, photo.stat().st_mtime_ns + 1))
+    assert tag("360") != first

@@ -1,0 +1,213 @@
+"""`sbtk serve` as users start and stop it, and what it says when it cannot be started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sbtk_cli.main import main
+from tests.serve_client import ask, query, sketch_png
+from tests.tiny import tiny_bundle
+from tests.web.conftest import ENGINE, Workplace
+
+
+@contextlib.contextmanager
+def started(place: Workplace, *options: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """Starts `sbtk serve` on a free port, and kills what has not ended at the end."""
+    command = [sys.executable, "-P", "-m", "sbtk_cli", "serve", "--gallery", str(place.gallery)]
+    command += ["--port", "0", "--model", str(place.bundle), *ENGINE, *options]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def address_of(process: subprocess.Popen[str]) -> str:
+    """Returns what it prints for people to open."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def port_of(address: str) -> int:
+    return int(address.split("/")[2].rpartition(":")[2])
+
+
+def wait_until_ready(port: int, **headers: str) -> None:
+    end = time.monotonic() + 60
+    while ask(port, "/healthz", headers=headers).status != 200:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_prints_its_address_answers_and_stops_when_told(
+    shared: Workplace, number: signal.Signals
+) -> None:
+    with started(shared) as process:
+        address = address_of(process)
+        port = port_of(address)
+        assert address == f"http://127.0.0.1:{port}/"
+        wait_until_ready(port)
+        assert query(port, sketch_png()).status == 200
+        process.send_signal(number)
+        rest, said = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert rest == ""
+    shown = said.splitlines()
+    assert shown[0].startswith("34 photos of ")
+    assert shown[1:] == ["stopped"]
+
+
+def test_it_can_be_stopped_while_it_loads(shared: Workplace) -> None:
+    with started(shared, "--quiet") as process:
+        address_of(process)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert said == ""
+
+
+def test_it_answers_that_it_is_loading_before_it_is_ready(shared: Workplace) -> None:
+    with started(shared) as process:
+        port = port_of(address_of(process))
+        seen = set()
+        while (answer := query(port, sketch_png())).status == 503:
+            seen.add(answer.code)
+            assert answer.headers["retry-after"] == "1"
+        assert answer.status == 200
+    assert seen <= {"loading"}
+
+
+def test_a_second_server_is_told_who_has_the_port_and_which_is_free(
+    shared: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        arguments = ["serve", "--gallery", str(shared.gallery), "--port", str(port)]
+        assert main([*arguments, "--model", str(shared.bundle)]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert f"port {port} is taken" in shown.err
+    assert f"ss -ltnp 'sport = :{port}' says who has it" in shown.err
+    free = int(shown.err.rpartition("--port ")[2].split()[0])
+    assert port < free <= 65_535
+    with socket.create_server(("127.0.0.1", free)):
+        pass
+
+
+def test_other_machines_need_the_token_that_is_printed_once(shared: Workplace) -> None:
+    with started(shared, "--host", "0.0.0.0") as process:
+        address = address_of(process)
+        port = port_of(address)
+        start, _, token = address.partition("/?token=")
+        assert start == f"http://127.0.0.1:{port}"
+        assert len(token) >= 32
+        bearer = {"authorization": f"Bearer {token}"}
+        wait_until_ready(port)
+        assert ask(port, "/healthz").json() == {"status": "ok"}
+        assert ask(port, "/healthz", headers=bearer).json()["photos"] == 34
+        refused = ask(port, "/v1/gallery")
+        assert (refused.status, refused.code) == (401, "no_token")
+        assert ask(port, "/v1/gallery", headers=bearer).status == 200
+        visit = ask(port, f"/?token={token}")
+        assert (visit.status, visit.headers["location"]) == (303, "/")
+        cookie = visit.headers["set-cookie"].partition(";")[0]
+        assert ask(port, "/", headers={"cookie": cookie}).status == 200
+        process.terminate()
+        rest, said = process.communicate(timeout=20)
+    assert token not in rest + said
+    assert "other machines can reach it" in said
+
+
+def test_a_token_that_was_given_is_wanted_and_not_printed(shared: Workplace) -> None:
+    token = "known-to-me-already"
+    with started(shared, "--allow-host", "photos.example", SBTK_TOKEN=token) as process:
+        address = address_of(process)
+        port = port_of(address)
+        assert "token" not in address
+        bearer = {"authorization": f"Bearer {token}"}
+        wait_until_ready(port)
+        assert ask(port, "/v1/gallery").status == 401
+        assert ask(port, "/v1/gallery", headers=bearer).status == 200
+        by_name = {**bearer, "host": "photos.example"}
+        assert ask(port, "/v1/gallery", headers=by_name).status == 200
+        process.terminate()
+        rest, said = process.communicate(timeout=20)
+    assert token not in rest + said
+
+
+def test_the_browser_is_opened_when_asked_for(shared: Workplace, tmp_path: Path) -> None:
+    visited = tmp_path / "visited"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {visited}\n')
+    browser.chmod(browser.stat().st_mode | stat.S_IXUSR)
+    options = ("--open", "--token", "a-token-of-mine")
+    with started(shared, *options, BROWSER=f"{browser} %s") as process:
+        address = address_of(process)
+        end = time.monotonic() + 30
+        while not (visited.exists() and visited.read_text()) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert visited.read_text().strip() == f"{address}?token=a-token-of-mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--gallery", "none.sbtk"], 1, "sbtk index PHOTOS --gallery none.sbtk"),
+        (["--model", "no-such-model"], 1, "no-such-model"),
+        (["--engine", "warp"], 2, "unknown engine 'warp'"),
+        (["--engine", "onnxruntime", "--device", "cuda"], 2, "cannot run on cuda"),
+        (["--precision", "fp16"], 1, "fp16"),
+        (["--host", "192.0.2.1"], 1, "an address of this machine"),
+        (["--host", "a" * 70], 1, "is no name of this machine"),
+        (["--host", "not a host"], 2, "is no host"),
+        (["--token", "short"], 2, "this token cannot be used"),
+        (["--allow-host", "http://photos.example/"], 2, "is no host"),
+        (["--port", "70000"], 2, "--port"),
+    ],
+)
+def test_what_keeps_it_from_starting_is_told(
+    shared: Workplace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("SBTK_GALLERY", "SBTK_TOKEN", "SBTK_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    # The later of two equal options counts.
+    usual = ["--gallery", str(shared.gallery), "--port", "0", "--model", str(shared.bundle)]
+    assert main(["serve", *usual, "--quiet", *arguments]) == code
+    shown = capsys.readouterr()
+    assert told in shown.err
+    assert "Traceback" not in shown.err
+
+
+def test_a_gallery_of_another_model_is_refused(
+    shared: Workplace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny_bundle(tmp_path / "other", seed=5, name="other")
+    usual = ["--gallery", str(shared.gallery), "--port", "0", "--threads", "1"]
+    assert main(["serve", *usual, "--model", str(other)]) == 1
+    assert "embeddings of two models cannot be compared" in capsys.readouterr().err
