@@ -11,10 +11,10 @@ INSTALL_FAILED := { echo "pip could not install sbtk (its reason stands above). 
  that it can reach, and a C++ compiler for hnswlib: apt install g++" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check lint types layers test format clean
+.PHONY: help demo check lint types layers test test-browser screenshots chromium format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(DEMO_VENV)/.installed ## Install the runtime alone and find photographs from five sketches
 	@$(DEMO_VENV)/bin/python -m demo
@@ -33,6 +33,18 @@ layers: $(VENV)/.installed
 
 test: $(VENV)/.installed ## Run all tests; PYTEST_ARGUMENTS="-k gallery" picks some
 	$(VENV)/bin/python -m pytest -q --durations=15 $(PYTEST_ARGUMENTS)
+
+test-browser: chromium $(VENV)/.installed ## Run the page's tests in Chromium, which apt installs if missing
+	$(VENV)/bin/python -m pytest -q --durations=15 tests/browser $(PYTEST_ARGUMENTS)
+
+screenshots: chromium $(VENV)/.installed ## Draw the pictures in docs/images anew, from the demo's photos
+	SBTK_SCREENSHOTS=docs/images $(VENV)/bin/python -m pytest -q -s tests/browser/test_screenshots.py
+
+# SBTK_CHROMIUM names another browser of that family than Debian's `chromium`.
+chromium:
+	@command -v "$${SBTK_CHROMIUM:-chromium}" >/dev/null || { $(call install,chromium); } \
+		|| { echo "There is no Chromium: 'apt install chromium' installs it, as root, on Debian;\
+ elsewhere set SBTK_CHROMIUM to the path of a Chromium or Chrome" >&2; exit 1; }
 
 format: $(VENV)/.installed ## Format the code and mend what the linter can mend
 	$(VENV)/bin/ruff check --fix .
@@ -57,11 +69,18 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(call new_environment,$(VENV))
 	@echo "Installing sbtk with everything that its tests need into $(VENV) (some 5 GB) ..."
 	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --editable \
-		".[train,export,cpu,openvino,tensorrt-rtx,plot,dev]" || $(INSTALL_FAILED)
+		".[train,export,cpu,openvino,tensorrt-rtx,plot,serve,show,dev]" || $(INSTALL_FAILED)
 	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --no-deps --upgrade \
 		--target $(VENV)/onnxruntime-gpu onnxruntime-gpu \
 		|| echo "There is no onnxruntime-gpu for this machine: its tests will be skipped" >&2
 	@touch $@
+
+define install
+test -z "$$SBTK_CHROMIUM" && test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	&& apt-get -qq update \
+	&& DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends $(1) \
+		fonts-dejavu-core >/dev/null
+endef
 
 define new_environment
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -1,0 +1,96 @@
+"""A real Chromium before the page of a real `sbtk serve`, and what must hold in every test.
+
+Debian's `chromium`, or the one that `SBTK_CHROMIUM` names, driven by Playwright; `make
+test-browser` installs it. Without it the tests are skipped, and say so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sbtk_runtime.embed import Embedder
+from sbtk_runtime.gallery_update import update_gallery
+from tests.browser.visit import Visit
+from tests.serve_process import ServeProcess, serving
+from tests.tiny import write_photos
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+_SWITCHES = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+#: Photos in the gallery: more than a page of hits, so that there is something to scroll for.
+GENERATED = 45
+
+
+# Not for the whole session: while Playwright runs, nothing else in the thread may use asyncio.
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """Returns a headless Chromium."""
+    name = os.environ.get("SBTK_CHROMIUM", "chromium")
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"there is no {name}: 'make test-browser' installs it, or SBTK_CHROMIUM names")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=list(_SWITCHES))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a folder of three photographs that Python packages bring, and generated ones."""
+    folder = tmp_path_factory.mktemp("page") / "photos"
+    found = [
+        ("sklearn", "datasets/images/flower.jpg", "plants/flower.jpg"),
+        ("sklearn", "datasets/images/china.jpg", "places/china.jpg"),
+        ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg", "people/grace_hopper.jpg"),
+    ]
+    for package, inside, name in found:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None and spec.origin is not None
+        (folder / name).parent.mkdir(parents=True)
+        shutil.copy(Path(spec.origin).parent / inside, folder / name)
+    write_photos(folder / "shapes", GENERATED)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gallery(photos: Path) -> Path:
+    """Returns a gallery of `photos` by the model that comes with sbtk."""
+    folder = photos.parent / "gallery.sbtk"
+    with Embedder(engine="onnxruntime", threads=1) as embedder:
+        update_gallery(folder, [photos], embedder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(gallery: Path) -> Iterator[ServeProcess]:
+    """Returns a server of `gallery` that tests share; they leave it as it is."""
+    log = gallery.parent / "serve.log"
+    with serving(gallery, "--engine", "onnxruntime", "--threads", "1", log=log) as served:
+        served.wait_until_ready()
+        yield served
+
+
+@pytest.fixture
+def visit(chromium: Browser, server: ServeProcess) -> Iterator[Visit]:
+    """Returns the page, open and ready, on a screen of 1,280 x 900."""
+    with Visit(chromium, server.origin) as page:
+        page.open()
+        yield page

@@ -1,0 +1,136 @@
+"""Pictures brought to the page: opened, pasted, dropped, judged, refused."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.browser.visit import Visit
+from tests.serve_process import ServeProcess
+
+ROOT = Path(__file__).parents[2]
+FLOWER_SKETCH = ROOT / "demo" / "sketches" / "flower.png"
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>document.title = "run"</script></svg>'
+
+# What the clipboard and a file manager hand over: a file in an event.
+_FILE_EVENT = """([kind, name, type, bytes]) => {
+    const content = Uint8Array.from(atob(bytes), (character) => character.charCodeAt(0));
+    const carried = new DataTransfer();
+    carried.items.add(new File([content], name, { type }));
+    const how = { bubbles: true, cancelable: true };
+    if (kind === "paste") {
+        document.dispatchEvent(new ClipboardEvent("paste", { ...how, clipboardData: carried }));
+        return;
+    }
+    const paper = document.getElementById("pen");
+    for (const step of ["dragenter", "dragover", "drop"]) {
+        paper.dispatchEvent(new DragEvent(step, { ...how, dataTransfer: carried }));
+    }
+}"""
+_COPY_PICTURE = """async (bytes) => {
+    const content = Uint8Array.from(atob(bytes), (character) => character.charCodeAt(0));
+    const picture = new Blob([content], { type: "image/png" });
+    await navigator.clipboard.write([new ClipboardItem({ "image/png": picture })]);
+}"""
+
+
+def _open(visit: Visit, path: Path) -> None:
+    with visit.page.expect_file_chooser() as chosen:
+        visit.page.get_by_role("button", name="Open picture").click()
+    chosen.value.set_files(path)
+
+
+def _event(visit: Visit, kind: str, name: str, media_type: str, content: bytes) -> None:
+    encoded = base64.b64encode(content).decode()
+    visit.page.evaluate(_FILE_EVENT, [kind, name, media_type, encoded])
+
+
+def _drop(visit: Visit, path: Path) -> None:
+    _event(visit, "drop", path.name, "image/png", path.read_bytes())
+
+
+def _paste(visit: Visit, path: Path) -> None:
+    visit.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    visit.page.evaluate(_COPY_PICTURE, base64.b64encode(path.read_bytes()).decode())
+    visit.page.locator("#pen").focus()
+    visit.page.keyboard.press("Control+V")
+
+
+@pytest.mark.parametrize("bring", [_open, _paste, _drop])
+def test_a_sketch_that_is_brought_finds_its_photo(
+    visit: Visit, bring: Callable[[Visit, Path], None]
+) -> None:
+    with visit.new_hits():
+        bring(visit, FLOWER_SKETCH)
+    assert visit.names()[0] == "flower.jpg"
+    assert visit.ids() == visit.asked_again()
+    assert visit.page.get_by_role("radio", name="Sketch").is_checked()
+    assert visit.ink() > 1000
+
+
+def test_a_photo_is_taken_as_one_and_finds_itself(visit: Visit, photos: Path) -> None:
+    with visit.new_hits():
+        _open(visit, photos / "places" / "china.jpg")
+    assert visit.page.get_by_role("radio", name="Photo").is_checked()
+    assert visit.names()[0] == "china.jpg"
+    score = visit.page.locator("#hits .card-score").first.text_content()
+    assert score is not None and float(score) > 0.99
+    as_photo = visit.ids()
+    with visit.new_hits():
+        visit.page.get_by_role("radio", name="Sketch").check()
+    assert "as=sketch" in visit.queries[-1].url
+    assert visit.ids() != as_photo
+
+
+def test_strokes_over_a_picture_are_searched_for_too(visit: Visit) -> None:
+    with visit.new_hits():
+        _open(visit, FLOWER_SKETCH)
+    before = visit.ids()
+    with visit.new_hits():
+        visit.stroke(((0.1, 0.1), (0.9, 0.1), (0.9, 0.9), (0.1, 0.9), (0.1, 0.1)))
+    assert visit.ids() != before
+    with visit.new_hits():
+        visit.page.keyboard.press("Control+z")
+    assert visit.ids() == before
+
+
+def test_an_svg_is_refused_and_not_run(visit: Visit, server: ServeProcess) -> None:
+    for kind in ("paste", "drop"):
+        _event(visit, kind, "a.svg", "image/svg+xml", SVG)
+        visit.page.get_by_role("status").filter(has_text="no picture sbtk takes").wait_for()
+    _event(visit, "drop", "a.png", "image/png", SVG)
+    visit.page.get_by_role("status").filter(has_text="damaged").wait_for()
+    assert visit.queries == []
+    assert visit.page.title() == "sbtk: draw and find"
+    assert server.health()[0] == 200
+
+
+def test_a_picture_of_20000_pixels_a_side_is_refused_by_the_page(
+    visit: Visit, tmp_path: Path
+) -> None:
+    path = tmp_path / "wide.png"
+    path.write_bytes(_blank_png(20_000))
+    assert path.stat().st_size < 100_000
+    _open(visit, path)
+    visit.page.get_by_role("status").filter(has_text="too many to open").wait_for()
+    assert visit.queries == []
+
+
+def _blank_png(side: int) -> bytes:
+    """Returns a white square picture of one bit a pixel, compressed as far as it goes."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    rows = zlib.compress((b"\0" + b"\xff" * (side // 8)) * side, 9)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )

@@ -1,0 +1,173 @@
+"""Drawing on the page finds photos, with mouse, pen, finger and eraser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tests.browser.visit import DOOR, ROOF, Place, Visit
+from tests.serve_process import ServeProcess
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Route
+
+FIRST_HITS = 24
+
+
+def test_a_stroke_finds_photos(visit: Visit) -> None:
+    assert visit.ids() == []
+    assert visit.page.get_by_role("heading", name="Draw what you are looking for").is_visible()
+    with visit.new_hits():
+        visit.stroke(ROOF)
+    ids = visit.ids()
+    assert len(set(ids)) == FIRST_HITS
+    assert ids == visit.asked_again()
+    assert not visit.page.locator("#panel").is_visible()
+    first = visit.page.get_by_role("list", name="Photos").get_by_role("link").first
+    label = first.get_attribute("aria-label") or ""
+    assert label.startswith(f"{visit.names()[0]}, number 1, score 0.")
+    visit.wait_until("() => document.querySelector('#hits img').naturalWidth >= 100")
+
+
+def test_each_stroke_changes_the_hits_and_undo_brings_them_back(visit: Visit) -> None:
+    with visit.new_hits():
+        visit.stroke(ROOF)
+    before = visit.ids()
+    with visit.new_hits():
+        visit.stroke(DOOR)
+    after = visit.ids()
+    assert after != before
+    assert after == visit.asked_again()
+    undo, redo = (visit.page.get_by_role("button", name=name) for name in ("Undo", "Redo"))
+    with visit.new_hits():
+        undo.click()
+    assert visit.ids() == before
+    with visit.new_hits():
+        redo.click()
+    assert visit.ids() == after
+    assert redo.is_disabled()
+
+
+def test_a_cleared_paper_has_no_hits_until_it_is_undone(visit: Visit) -> None:
+    with visit.new_hits():
+        visit.stroke(ROOF)
+    before = visit.ids()
+    visit.page.get_by_role("button", name="Clear").click()
+    visit.page.wait_for_selector("#panel:not([hidden])")
+    assert visit.ids() == []
+    assert visit.ink() == 0
+    with visit.new_hits():
+        visit.page.get_by_role("button", name="Undo").click()
+    assert visit.ids() == before
+
+
+def test_hits_appear_before_the_pen_is_lifted(visit: Visit) -> None:
+    visit.press(ROOF[0])
+    visit.move(ROOF[1:4])
+    visit.page.wait_for_selector("#hits > li")
+    assert visit.queries
+    with visit.new_hits():
+        visit.move(ROOF[4:])
+        visit.page.mouse.up()
+    assert visit.ids() == visit.asked_again()
+
+
+def test_an_answer_that_comes_late_does_not_replace_a_newer_one(visit: Visit) -> None:
+    held: list[Route] = []
+
+    def hold_the_first(route: Route) -> None:
+        if held:
+            route.continue_()
+        else:
+            held.append(route)
+
+    visit.context.route("**/v1/query*", hold_the_first)
+    visit.stroke(ROOF, steps=1)
+    visit.page.wait_for_timeout(50)
+    assert len(held) == 1
+    with visit.new_hits():
+        visit.stroke(DOOR, steps=1)
+    newest = visit.ids()
+    held[0].continue_()
+    visit.page.wait_for_timeout(300)
+    assert visit.ids() == newest == visit.asked_again()
+
+
+def test_what_is_rubbed_out_is_not_searched_for(visit: Visit) -> None:
+    with visit.new_hits():
+        visit.stroke(ROOF)
+    before = visit.ids()
+    with visit.new_hits():
+        visit.stroke(((0.1, 0.1), (0.12, 0.9)))
+    visit.page.get_by_role("radio", name="Eraser").check(force=True)
+    visit.page.get_by_role("radio", name="Broad").check(force=True)
+    with visit.new_hits():
+        visit.stroke(((0.1, 0.02), (0.12, 0.95)))
+    assert visit.ids() == before
+
+
+def test_a_paper_rubbed_blank_has_no_hits(visit: Visit) -> None:
+    with visit.new_hits():
+        visit.stroke(((0.4, 0.5), (0.6, 0.5)))
+    visit.page.get_by_role("radio", name="Eraser").check(force=True)
+    visit.page.get_by_role("radio", name="Broad").check(force=True)
+    visit.stroke(((0.35, 0.5), (0.65, 0.5)))
+    visit.page.wait_for_selector("#panel:not([hidden])")
+    assert visit.ids() == []
+
+
+def test_one_dot_is_answered(visit: Visit) -> None:
+    with visit.new_hits():
+        visit.stroke(((0.5, 0.5), (0.5, 0.5)))
+    assert len(visit.ids()) == FIRST_HITS
+
+
+def test_broader_lines_leave_more_ink(visit: Visit) -> None:
+    amounts = []
+    for size in ("Fine", "Medium", "Broad"):
+        visit.page.get_by_role("radio", name=size).check(force=True)
+        visit.stroke(ROOF)
+        amounts.append(visit.ink())
+        visit.page.get_by_role("button", name="Clear").click()
+    fine, medium, broad = amounts
+    assert 1.3 * fine < medium < broad / 1.3
+
+
+def test_a_pen_that_is_pressed_harder_leaves_more_ink(visit: Visit) -> None:
+    amounts = []
+    for force in (0.1, 0.9):
+        _pen_stroke(visit, ROOF, force)
+        amounts.append(visit.ink())
+        visit.page.get_by_role("button", name="Clear").click()
+    light, hard = amounts
+    assert hard > 1.5 * light
+
+
+def test_a_finger_draws_and_does_not_scroll(chromium: Browser, server: ServeProcess) -> None:
+    phone = {"width": 390, "height": 844}
+    with Visit(chromium, server.origin, viewport=phone, has_touch=True, is_mobile=True) as visit:
+        visit.open()
+        with visit.new_hits():
+            _finger_stroke(visit, ROOF)
+        assert len(visit.ids()) == FIRST_HITS
+        assert visit.page.evaluate("scrollY") == 0
+        assert visit.page.evaluate("document.documentElement.scrollWidth") == phone["width"]
+
+
+def _pen_stroke(visit: Visit, places: Sequence[Place], force: float) -> None:
+    session = visit.context.new_cdp_session(visit.page)
+    kinds = ["mousePressed", *["mouseMoved"] * (len(places) - 1), "mouseReleased"]
+    for kind, place in zip(kinds, [*places, places[-1]], strict=True):
+        x, y = visit.on_screen(place)
+        held = {"button": "left", "buttons": int(kind != "mouseReleased"), "clickCount": 1}
+        event = {"type": kind, "x": x, "y": y, "pointerType": "pen", "force": force}
+        session.send("Input.dispatchMouseEvent", event | held)
+
+
+def _finger_stroke(visit: Visit, places: Sequence[Place]) -> None:
+    session = visit.context.new_cdp_session(visit.page)
+    for index, place in enumerate(places):
+        x, y = visit.on_screen(place)
+        kind = "touchStart" if index == 0 else "touchMove"
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})

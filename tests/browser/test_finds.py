@@ -1,0 +1,121 @@
+"""What can be done with the photos that are found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from tests.browser.conftest import GENERATED
+from tests.browser.visit import DOOR, ROOF, Visit
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator
+
+ALL_PHOTOS = GENERATED + 3
+
+
+@pytest.fixture
+def found(visit: Visit) -> Visit:
+    """Returns the page with a roof drawn, and its hits."""
+    with visit.new_hits():
+        visit.stroke(ROOF)
+    return visit
+
+
+def test_scrolling_brings_all_photos_once(found: Visit) -> None:
+    first = found.ids()
+    for _ in range(20):
+        if len(found.ids()) == ALL_PHOTOS:
+            break
+        found.page.mouse.move(1000, 500)
+        found.page.mouse.wheel(0, 2000)
+        found.page.wait_for_timeout(150)
+    shown = found.ids()
+    assert sorted(shown) == sorted(set(shown))
+    assert len(shown) == ALL_PHOTOS
+    assert shown[: len(first)] == first
+    ranks = found.page.locator("#hits .card-rank").all_text_contents()
+    assert ranks == [str(rank) for rank in range(1, ALL_PHOTOS + 1)]
+    assert not found.page.get_by_role("button", name="Show more").is_visible()
+
+
+def test_a_photo_opens_large_with_its_path_to_copy(found: Visit, photos: Path) -> None:
+    found.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    name = found.names()[2]
+    _card(found, 2).click()
+    dialog = found.page.get_by_role("dialog", name=name)
+    path = str(next(photos.rglob(name)))
+    assert dialog.locator("code").text_content() == path
+    found.wait_until("() => document.getElementById('viewer-image').naturalWidth > 80")
+    dialog.get_by_role("button", name="Copy path").click()
+    found.page.get_by_role("status").filter(has_text="Path copied.").wait_for()
+    assert found.page.evaluate("navigator.clipboard.readText()") == path
+    dialog.get_by_role("button", name="Next photo").click()
+    found.page.get_by_role("dialog", name=found.names()[3]).wait_for()
+    found.page.go_back()
+    found.page.locator("dialog[open]").wait_for(state="detached")
+    assert found.names()[2] == name
+
+
+def test_the_file_itself_opens_as_it_is_on_disk(found: Visit, photos: Path) -> None:
+    name = found.names()[0]
+    _card(found, 0).click()
+    address = found.page.get_by_role("link", name="Open file").get_attribute("href")
+    answer = found.context.request.get(f"{found.origin}/{address}")
+    assert answer.body() == next(photos.rglob(name)).read_bytes()
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_more_like_this_shows_other_photos_like_it(found: Visit) -> None:
+    before, name = found.ids(), found.names()[0]
+    _card(found, 0).click()
+    with found.new_hits():
+        found.page.get_by_role("button", name="More like this", exact=True).click()
+    assert not found.page.locator("dialog[open]").count()
+    assert f"/v1/photos/{before[0]}/similar" in found.queries[-1].url
+    alike = found.ids()
+    assert before[0] not in alike
+    assert len(set(alike)) == 24
+    assert found.page.locator("#like").inner_text().startswith(f"Photos like {name}")
+    with found.new_hits():
+        found.page.get_by_role("button", name="Back to the sketch").click()
+    assert found.ids() == before
+
+
+def test_a_card_leads_to_photos_like_it_and_back_returns(found: Visit) -> None:
+    before = found.ids()
+    card = _card(found, 1)
+    card.hover()
+    with found.new_hits():
+        found.page.get_by_role("button", name=f"More like {found.names()[1]}").click()
+    assert before[1] not in found.ids()
+    with found.new_hits():
+        found.page.go_back()
+    assert found.ids() == before
+    with found.new_hits():
+        found.page.go_forward()
+    with found.new_hits():
+        found.stroke(DOOR)
+    assert "/v1/query" in found.queries[-1].url
+
+
+def test_a_folder_narrows_the_hits(found: Visit, photos: Path) -> None:
+    choice = found.page.get_by_label("Folder")
+    with found.new_hits():
+        choice.select_option(str(photos / "places"))
+    assert parse_qs(urlsplit(found.queries[-1].url).query)["under"] == [str(photos / "places")]
+    assert found.names() == ["china.jpg"]
+    with found.new_hits():
+        choice.select_option(str(photos / "shapes"))
+    assert set(found.names()) <= {path.name for path in (photos / "shapes").iterdir()}
+    assert len(found.ids()) == 24
+    with found.new_hits():
+        choice.select_option("")
+    assert len(found.ids()) == 24
+
+
+def _card(visit: Visit, index: int) -> Locator:
+    return visit.page.locator("#hits li a").nth(index)

@@ -1,0 +1,101 @@
+"""The page without a mouse: drawing, looking, leaving, all by keys."""
+
+from __future__ import annotations
+
+from tests.browser.visit import Visit
+
+
+def test_a_sketch_is_drawn_and_a_photo_opened_by_keys_alone(visit: Visit) -> None:
+    keys = visit.page.keyboard
+    _tab_to(visit, "Paper to draw on")
+    keys.press("Space")
+    for key in ["Shift+ArrowRight"] * 3 + ["Shift+ArrowDown"] * 3 + ["ArrowLeft"] * 4:
+        keys.press(key)
+    with visit.new_hits():
+        keys.press("Space")
+    first = visit.ids()
+    assert first == visit.asked_again()
+    assert visit.ink() > 500
+
+    keys.press("r")
+    assert _focused(visit).startswith(f"{visit.names()[0]}, number 1,")
+    keys.press("ArrowRight")
+    assert _focused(visit).startswith(f"{visit.names()[1]}, number 2,")
+    keys.press("Enter")
+    visit.page.get_by_role("dialog", name=visit.names()[1]).wait_for()
+    keys.press("ArrowRight")
+    visit.page.get_by_role("dialog", name=visit.names()[2]).wait_for()
+    keys.press("Escape")
+    visit.page.locator("dialog[open]").wait_for(state="detached")
+    visit.wait_until("() => document.activeElement.closest('#hits') !== null")
+
+    with visit.new_hits():
+        keys.press("l")
+    assert "/similar" in visit.queries[-1].url
+    _tab_to(visit, "Back to the sketch")
+    with visit.new_hits():
+        keys.press("Enter")
+    assert visit.ids() == first
+    keys.press("Control+z")
+    visit.page.wait_for_selector("#panel:not([hidden])")
+    assert visit.ids() == []
+
+
+def test_every_control_is_reached_by_tab_and_has_a_name(visit: Visit) -> None:
+    names = []
+    for _ in range(30):
+        visit.page.keyboard.press("Tab")
+        name = _focused(visit)
+        assert name, "something without a name has the focus"
+        if name in names:
+            break
+        names.append(name)
+    wanted = ["Skip to the photos", "Theme", "Keyboard shortcuts", "Paper to draw on"]
+    wanted += ["Pen", "Medium", "Open picture", "Sketch", "Folder"]
+    assert [want for want in wanted if not any(name.startswith(want) for name in names)] == []
+
+
+def test_shortcuts_are_listed_and_single_keys_can_be_switched_off(visit: Visit) -> None:
+    page = visit.page
+    page.keyboard.press("?")
+    dialog = page.get_by_role("dialog", name="Keyboard shortcuts")
+    assert dialog.get_by_text("Undo", exact=True).is_visible()
+    dialog.get_by_role("checkbox").uncheck()
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="hidden")
+    page.keyboard.press("e")
+    assert page.get_by_role("radio", name="Pen").is_checked()
+    page.get_by_role("button", name="Keyboard shortcuts").click()
+    dialog.get_by_role("checkbox").check()
+    page.keyboard.press("Escape")
+    page.keyboard.press("e")
+    assert page.get_by_role("radio", name="Eraser").is_checked()
+
+
+def test_hits_are_told_to_screen_readers(visit: Visit) -> None:
+    visit.page.locator("#pen").focus()
+    visit.page.keyboard.press("Space")
+    visit.page.keyboard.press("Shift+ArrowRight")
+    with visit.new_hits():
+        visit.page.keyboard.press("Space")
+    told = visit.page.get_by_role("status").filter(has_text="24 photos found. Closest: ")
+    told.wait_for(state="attached")
+
+
+def _tab_to(visit: Visit, name: str) -> None:
+    """Presses Tab until the control of that name has the focus."""
+    for _ in range(60):
+        visit.page.keyboard.press("Tab")
+        if _focused(visit) == name:
+            return
+    raise AssertionError(f"Tab does not lead to {name!r}")
+
+
+def _focused(visit: Visit) -> str:
+    """Returns the name of what has the focus, as a screen reader would say it."""
+    script = """() => {
+        const element = document.activeElement;
+        const label = element.labels?.[0]?.textContent;
+        return element.getAttribute("aria-label") ?? label ?? element.textContent;
+    }"""
+    return str(visit.page.evaluate(script)).strip()

@@ -1,0 +1,228 @@
+"""The page while its server starts, is gone, comes back, or has another gallery than before."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.catalogue import Origin
+from sbtk_runtime.catalogue_writer import Catalogue
+from sbtk_runtime.gallery_folder import VECTORS_NAME
+from sbtk_runtime.gallery_graph import next_graph
+from sbtk_runtime.manifest import GalleryManifest
+from sbtk_runtime.vectors import Vectors
+from tests.browser.visit import ROOF, Visit
+from tests.serve_process import serving
+from tests.tiny import tiny_bundle, tiny_photo, write_photos, write_tiny_manifest
+from tests.tiny_gallery import index
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+#: Markup as a file name, a name of no UTF-8, and one that turns the writing around.
+ODD_NAMES = (
+    b"<img src=x onerror='document.title=1'>.png",
+    b"caf\xe9.png",
+    "\u202egnp.png".encode(),
+)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Returns a folder with `tiny`, `photos` and `gallery.sbtk` of them."""
+    tiny_bundle(tmp_path / "tiny")
+    write_photos(tmp_path / "photos", 6)
+    index(tmp_path / "gallery.sbtk", tmp_path / "photos", tmp_path / "tiny")
+    return tmp_path
+
+
+def test_what_is_drawn_while_the_engine_loads_is_answered_when_it_has(
+    chromium: Browser, place: Path
+) -> None:
+    _make_slow_to_load(place / "tiny")
+    options = ("--model", str(place / "tiny"), "--engine", "onnxruntime", "--threads", "1")
+    with (
+        serving(place / "gallery.sbtk", *options, log=place / "log") as served,
+        Visit(chromium, served.origin) as visit,
+    ):
+        visit.open(condition="loading")
+        visit.page.get_by_role("heading", name="The engine is starting").wait_for()
+        with visit.new_hits():
+            visit.stroke(ROOF)
+            visit.wait_for_condition("ok")
+        assert len(visit.ids()) == 6
+        visit.forgive("503")
+
+
+def test_a_server_that_is_gone_and_back_costs_no_stroke(chromium: Browser, place: Path) -> None:
+    options: dict[str, Any] = {"log": place / "log"}
+    with serving(place / "gallery.sbtk", "--model", str(place / "tiny"), **options) as served:
+        served.wait_until_ready()
+        with Visit(chromium, served.origin) as visit:
+            visit.open()
+            assert served.stop() == 0
+            visit.stroke(ROOF)
+            visit.wait_for_condition("gone")
+            visit.page.get_by_role("heading", name="The server does not answer").wait_for()
+            options["port"] = served.port
+            with (
+                visit.new_hits(),
+                serving(place / "gallery.sbtk", "--model", str(place / "tiny"), **options),
+            ):
+                visit.wait_for_condition("ok")
+                visit.page.wait_for_selector("#hits > li")
+            assert len(visit.ids()) == 6
+            assert visit.ink() > 500
+            visit.forgive("ERR_")
+
+
+def test_a_gallery_indexed_meanwhile_is_picked_up(chromium: Browser, place: Path) -> None:
+    options = ("--model", str(place / "tiny"))
+    with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
+        served.wait_until_ready()
+        with Visit(chromium, served.origin) as visit:
+            visit.open()
+            with visit.new_hits():
+                visit.stroke(ROOF)
+            before = visit.ids()
+            write_photos(place / "photos" / "more", 4, seed=9)
+            (place / "photos" / visit.names()[0]).unlink()
+            index(place / "gallery.sbtk", place / "photos", place / "tiny")
+            for x in np.linspace(0.3, 0.7, 20):
+                with visit.new_hits():
+                    visit.stroke(((x, 0.3), (x, 0.4)), steps=1)
+                # All of an answer is of one generation, the old or the new.
+                assert sorted(visit.ids()) == sorted(before) or before[0] not in visit.ids()
+                if len(visit.ids()) == 9:
+                    break
+            assert set(before[1:]) < set(visit.ids())
+            visit.page.get_by_text("9 photos", exact=True).wait_for()
+
+
+def test_a_photo_that_is_gone_says_so_and_the_others_stay(chromium: Browser, place: Path) -> None:
+    options = ("--model", str(place / "tiny"))
+    with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
+        served.wait_until_ready()
+        shutil.move(place / "photos" / "photo-0002.jpg", place / "elsewhere.jpg")
+        (place / "photos" / "photo-0002.jpg").symlink_to(place / "elsewhere.jpg")
+        with Visit(chromium, served.origin) as visit:
+            visit.open()
+            with visit.new_hits():
+                visit.stroke(ROOF)
+            gone = visit.page.get_by_role("link", name="photo-0002.jpg")
+            gone.get_by_text("This photo cannot be shown").wait_for()
+            assert len(visit.ids()) == 6
+            assert visit.page.locator("#hits li.is-gone").count() == 1
+            visit.forgive("404")
+
+
+def test_names_of_files_are_text_and_nothing_else(chromium: Browser, place: Path) -> None:
+    for seed, odd in enumerate(ODD_NAMES):
+        tiny_photo(500 + seed).save(place / "photos" / os.fsdecode(odd), "PNG")
+    index(place / "gallery.sbtk", place / "photos", place / "tiny")
+    options = ("--model", str(place / "tiny"))
+    with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
+        served.wait_until_ready()
+        with Visit(chromium, served.origin) as visit:
+            visit.open()
+            with visit.new_hits():
+                visit.stroke(ROOF)
+            names = visit.names()
+            assert len(names) == 9
+            assert ODD_NAMES[0].decode() in names
+            assert not any("\u202e" in name for name in names)
+            for name in names:
+                visit.page.locator("#hits li a").nth(names.index(name)).click()
+                visit.page.get_by_role("dialog", name=name).wait_for()
+                visit.wait_until("() => document.getElementById('viewer-image').naturalWidth > 0")
+                visit.page.keyboard.press("Escape")
+                visit.page.locator("dialog[open]").wait_for(state="detached")
+            assert visit.page.title() == "sbtk: draw and find"
+
+
+def test_an_empty_gallery_says_how_to_fill_it(chromium: Browser, tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "tiny")
+    _empty_gallery(tmp_path / "gallery.sbtk", bundle)
+    options = ("--model", str(bundle))
+    with serving(tmp_path / "gallery.sbtk", *options, log=tmp_path / "log") as served:
+        served.wait_until_ready()
+        with Visit(chromium, served.origin) as visit:
+            visit.open()
+            visit.page.get_by_role("heading", name="This gallery has no photos yet").wait_for()
+            assert visit.page.get_by_text("sbtk index PHOTOS").is_visible()
+            visit.stroke(ROOF)
+            assert visit.ids() == []
+
+
+def test_a_token_in_the_address_opens_the_page_and_leaves_it(
+    chromium: Browser, place: Path
+) -> None:
+    options = ("--model", str(place / "tiny"), "--token", "a-token-of-ours")
+    with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
+        with Visit(chromium, served.origin) as visit:
+            answer = visit.page.goto(served.origin)
+            assert answer is not None and answer.status == 401
+            visit.forgive("401")
+        with Visit(chromium, served.origin) as visit:
+            visit.open("/?token=a-token-of-ours")
+            assert visit.page.url == f"{served.origin}/"
+            with visit.new_hits():
+                visit.stroke(ROOF)
+            assert len(visit.ids()) == 6
+            assert visit.page.evaluate("document.cookie") == ""
+
+
+def _make_slow_to_load(bundle: Path) -> None:
+    """Gives a bundle's model large products of constants, which are computed as it is loaded."""
+    manifest = Bundle.open(bundle).manifest
+    model = onnx.load(bundle / "model.int8.onnx")
+    graph = model.graph
+    graph.initializer.append(numpy_helper.from_array(np.array([1500, 1500]), "sides"))
+    graph.initializer.append(numpy_helper.from_array(np.zeros((), np.float32), "nought"))
+    small = helper.make_tensor("small", TensorProto.FLOAT, [1], [1e-3])
+    names = [f"product-{index}" for index in range(25)]
+    late = [helper.make_node("ConstantOfShape", ["sides"], names[:1], value=small)]
+    late += [
+        helper.make_node("MatMul", [before, names[0]], [after])
+        for before, after in itertools.pairwise(names)
+    ]
+    late.append(helper.make_node("ReduceMin", names[-1:], ["least"], keepdims=0))
+    late.append(helper.make_node("Mul", ["least", "nought"], ["nothing"]))
+    late.append(helper.make_node("Add", ["feature", "nothing"], ["late feature"]))
+    norm = graph.node.pop()
+    norm.input[0] = "late feature"
+    graph.node.extend([*late, norm])
+    for precision in ("fp32", "int8"):
+        (bundle / f"model.{precision}.onnx").write_bytes(model.SerializeToString())
+    slow = write_tiny_manifest(bundle, dim=manifest.dim, name=manifest.name)
+    replace(slow, model_id=manifest.model_id).write(bundle)
+
+
+def _empty_gallery(folder: Path, bundle_folder: Path) -> None:
+    """Publishes a gallery that waits for its first photo."""
+    folder.mkdir()
+    bundle = Bundle.open(bundle_folder).manifest
+    with Catalogue(folder, 1) as catalogue:
+        catalogue.claim(Origin(bundle.model_id, "int8", bundle.dim, bundle.preprocessing))
+        vectors = Vectors(folder / VECTORS_NAME, bundle.dim)
+        catalogue.commit([], [], vectors.append(0, np.zeros((0, bundle.dim), np.float32)))
+        graph = next_graph(folder, catalogue, vectors, None, lambda text: None)
+    GalleryManifest(
+        generation=1,
+        model_id=bundle.model_id,
+        precision="int8",
+        dim=bundle.dim,
+        preprocessing=bundle.preprocessing,
+        live=0,
+        graph=graph,
+    ).write(folder)
