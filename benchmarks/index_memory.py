@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import re
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from benchmarks.commands import SBTK, environment
-from benchmarks.photos import re_encoded
+from benchmarks.photos import add_photos_option, re_encoded
 from benchmarks.result import Result, print_result
 
 _POLL_S = 0.01
@@ -40,13 +39,7 @@ class Peaks:
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
-    data = os.environ.get("SBTK_DATA")
-    parser.add_argument(
-        "--photos",
-        type=Path,
-        default=Path(data, "photo") if data else None,
-        help="photos to make the indexed ones from; by default SBTK_DATA/photo, else generated",
-    )
+    add_photos_option(parser, "photos to make the indexed ones from")
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 20_000])
     parser.add_argument("--model", help="bundle; by default the pretrained one")
     parser.add_argument("--json", action="store_true")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.commands import run_sbtk
-from benchmarks.photos import copied, photos_below
+from benchmarks.photos import add_photos_option, copied, photos_below
 from benchmarks.result import Result, print_result
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.cpu import cpu_threads
@@ -35,13 +34,7 @@ _BATCH = 8
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
-    data = os.environ.get("SBTK_DATA")
-    parser.add_argument(
-        "--photos",
-        type=Path,
-        default=Path(data, "photo") if data else None,
-        help="photos to index; by default SBTK_DATA/photo, else generated ones",
-    )
+    add_photos_option(parser)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model", help="bundle; by default the pretrained one")

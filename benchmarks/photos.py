@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import io
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +17,17 @@ from sbtk_runtime.images import SUFFIXES
 
 _JPEG_QUALITY = 88
 _LEAST_SHARE = 0.7
+
+
+def add_photos_option(parser: argparse.ArgumentParser, purpose: str = "photos to index") -> None:
+    """Adds `--photos`: a folder, by default the photos of `SBTK_DATA`, or `None` without one."""
+    data = os.environ.get("SBTK_DATA")
+    parser.add_argument(
+        "--photos",
+        type=Path,
+        default=Path(data, "photo") if data else None,
+        help=f"{purpose}; by default SBTK_DATA/photo, else generated ones",
+    )
 
 
 def photos_below(folder: Path) -> list[Path]:

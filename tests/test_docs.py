@@ -1,15 +1,18 @@
 """What the Markdown files say is so: links lead somewhere, and commands work as they stand.
 
 README's commands are run, in their order, in a folder with the files that they name. Those that
-take minutes, torch or a data set (`train`, `export`, `bench`, `data`) are parsed instead, by the
-very commands: an option that is gone or a word too many fails. Their own tests run them.
+take minutes, torch or a data set (`train`, `export`, `bench`, `data`), and the one that serves
+until it is stopped, are parsed instead, by the very commands: an option that is gone or a word too
+many fails. Their own tests run them.
 
 In `docs/` every block is run as a script, unless `<!-- not run: REASON -->` stands above it; then
-the sbtk commands in it are parsed.
+the sbtk commands in it are parsed. Blocks that name the address of `sbtk serve` are run beside a
+real one over the gallery that the blocks before have made, which listens on a free port instead.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -26,13 +29,15 @@ import pytest
 
 from sbtk_cli.main import COMMANDS, sbtk
 from sbtk_runtime.bundle import list_bundles
+from tests.serve_process import serving
 from tests.tiny import tiny_bundle, write_photos, write_sketch
 
 ROOT = Path(__file__).parents[1]
-PARSED_ONLY = {"train", "export", "bench", "data"}
+PARSED_ONLY = {"train", "export", "bench", "data", "serve"}
 
 _SKIPPED_FOLDERS = {"runs", "bundles", "build", "dist", "node_modules", "shared"}
-_LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+_ADDRESS = "127.0.0.1:8000"
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _BLOCK = re.compile(
     r"(?:^<!-- not run: (.+?) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
@@ -137,7 +142,9 @@ def test_constraints_pin_exactly_what_is_required() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     # onnxruntime-gpu lies beside the environment, without what it depends on.
     wanted = [*project["dependencies"], "onnxruntime-gpu"]
-    for extra in ("cpu", "openvino", "tensorrt-rtx", "plot", "train", "export", "dev"):
+    installed = re.search(r'"\.\[([a-z,-]+,dev)\]"', (ROOT / "Makefile").read_text())
+    assert installed is not None
+    for extra in installed[1].split(","):
         wanted += project["optional-dependencies"][extra]
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
@@ -202,26 +209,20 @@ def test_the_readme_leads_to_every_guide(name: str) -> None:
 @guides
 def test_the_commands_of_guides_run(blocks: list[Block], workspace: Path) -> None:
     shutil.copytree(ROOT / "deploy", workspace / "deploy")
-    ran = []
-    for block in blocks:
-        if block.reason:
-            continue
-        if block.language == "sh":
-            script = f'python() {{ "$PYTHON" -P "$@"; }}; set -e; {_RUN}\n{block.body}'
-        else:
-            assert block.language == "python", f"not run, and no reason is given:\n{block.body}"
-            script = f'exec "$PYTHON" -P -c {shlex.quote(block.body)}'
-        done = subprocess.run(
-            ["bash", "-c", script],
-            cwd=workspace,
-            env=_environment() | {"XDG_CACHE_HOME": str(workspace / ".cache")},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{block.body}\n{done.stdout}{done.stderr}"
-        ran.append(block)
-    assert ran
+    to_run = [block for block in blocks if not block.reason]
+    assert to_run
+    with contextlib.ExitStack() as stack:
+        address = ""
+        for block in to_run:
+            if _ADDRESS in block.body and not address:
+                started = serving(workspace / "gallery.sbtk", log=workspace / "serve.log")
+                served = stack.enter_context(started)
+                served.wait_until_ready()
+                address = served.origin.removeprefix("http://")
+            done = _run_block(block, block.body.replace(_ADDRESS, address), workspace)
+            assert done.returncode == 0, f"{block.body}\n{done.stdout}{done.stderr}"
+    if shutil.which("curl") is None and any("curl " in block.body for block in to_run):
+        pytest.skip("curl is not installed: all but its commands were run")
 
 
 @guides
@@ -275,6 +276,24 @@ def workspace(tmp_path: Path) -> Path:
 def model(tmp_path: Path) -> str | None:
     """Returns `None` where a pretrained bundle comes with sbtk; a tiny one stands in for it."""
     return None if list_bundles() else str(tiny_bundle(tmp_path / "tiny"))
+
+
+def _run_block(block: Block, body: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    if block.language == "sh":
+        # The one program in the guides that a machine may lack.
+        curl = "" if shutil.which("curl") else "curl() { echo 'no curl: not run' >&2; }; "
+        script = f'python() {{ "$PYTHON" -P "$@"; }}; set -e; {curl}{_RUN}\n{body}'
+    else:
+        assert block.language == "python", f"not run, and no reason is given:\n{block.body}"
+        script = f'exec "$PYTHON" -P -c {shlex.quote(body)}'
+    return subprocess.run(
+        ["bash", "-c", script],
+        cwd=folder,
+        env=_environment() | {"XDG_CACHE_HOME": str(folder / ".cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def _leads_somewhere(document: Path, link: str) -> bool:

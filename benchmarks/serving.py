@@ -1,0 +1,94 @@
+"""A server of a gallery for benchmarks, and clients that ask it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.commands import SBTK, environment, run_sbtk
+from benchmarks.photos import add_photos_option, copied
+
+_STARTED_WITHIN_S = 120.0
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `sbtk serve`; `ready_s` is from its start to the first answer that is 'ok'."""
+
+    port: int
+    pid: int
+    ready_s: float
+
+    def health(self) -> dict[str, Any]:
+        """Returns what `/healthz` answers."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        with contextlib.closing(connection):
+            connection.request("GET", "/healthz")
+            found: dict[str, Any] = json.loads(connection.getresponse().read())
+        return found
+
+    def resident_bytes(self, which: str = "VmRSS") -> int:
+        """Returns the memory it holds, or with `VmHWM` the most it has held."""
+        text = Path("/proc", str(self.pid), "status").read_text()
+        match = re.search(rf"^{which}:\s+(\d+) kB$", text, re.MULTILINE)
+        return int(match[1]) * 1024 if match else 0
+
+
+def serving_parser(description: str | None) -> argparse.ArgumentParser:
+    """Returns a parser of what `gallery_served` needs, and of `--json`."""
+    parser = argparse.ArgumentParser(description=description)
+    add_photos_option(parser)
+    parser.add_argument("--count", type=int, default=1000, help="photos in the gallery")
+    parser.add_argument("--model", help="bundle; by default the pretrained one")
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+@contextlib.contextmanager
+def gallery_served(options: argparse.Namespace) -> Iterator[tuple[Server, str]]:
+    """Indexes and serves photos; gives the block the server, and what the photos are."""
+    with tempfile.TemporaryDirectory() as scratch:
+        note = copied(options.photos, options.count, Path(scratch, "photos"))
+        chosen = ["--gallery", str(Path(scratch, "gallery.sbtk")), "--quiet"]
+        chosen += ["--model", options.model] if options.model else []
+        run_sbtk("index", str(Path(scratch, "photos")), *chosen)
+        with _served(chosen) as server:
+            yield server, note
+
+
+@contextlib.contextmanager
+def _served(chosen: Sequence[str]) -> Iterator[Server]:
+    command = [*SBTK, "serve", "--port", "0", *chosen]
+    started = time.perf_counter()
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
+    try:
+        yield _ready(process, started)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _ready(process: subprocess.Popen[str], started: float) -> Server:
+    assert process.stdout is not None
+    port = re.search(r":(\d+)/", process.stdout.readline())
+    if port is None:
+        sys.exit("sbtk serve does not start")
+    server = Server(int(port[1]), process.pid, 0.0)
+    while time.perf_counter() - started < _STARTED_WITHIN_S:
+        with contextlib.suppress(OSError):
+            if server.health()["status"] == "ok":
+                return Server(server.port, server.pid, time.perf_counter() - started)
+        time.sleep(_POLL_S)
+    sys.exit("sbtk serve does not get ready")
