@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.commands import SBTK, run, run_sbtk
 from benchmarks.photos import copied
 from benchmarks.result import Result, print_result
-from sbtk_runtime.bench_inputs import generated_sketches
+from sbtk_runtime.generated_inputs import generated_sketches
 
 # Prints every module from outside the standard library that a query has imported.
 _LIST_MODULES = """

@@ -17,7 +17,7 @@ from benchmarks.gpu_student import FromPixels, random_pictures, random_student
 from sbtk_runtime.errors import MissingExtra
 from sbtk_runtime.manifest import BundleManifest
 from sbtk_runtime.preprocess import PREPROCESSING
-from sbtk_train.student import Student
+from sbtk_train.students.student import Student
 
 _STAGE = "model"
 _PICTURES = 8

@@ -26,15 +26,15 @@ from benchmarks.gpu_training_data import (
     write_training_data,
 )
 from sbtk_runtime.preprocess import SIZE_PX
+from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.config import TrainConfig
 from sbtk_train.device import choose_compute, default_workers
-from sbtk_train.loop import Trainer
-from sbtk_train.pixels import PixelStore
+from sbtk_train.objectives.sbtknet_objective import SbtknetObjective
 from sbtk_train.progress import EpochDone, StepDone
 from sbtk_train.recipes import SbtknetRecipe, recipe
-from sbtk_train.sbtknet_objective import SbtknetObjective
-from sbtk_train.setup import Materials, gather
-from sbtk_train.student import Student
+from sbtk_train.runs.loop import Trainer
+from sbtk_train.runs.setup import Materials, gather
+from sbtk_train.students.student import Student
 
 STAGE = "training"
 

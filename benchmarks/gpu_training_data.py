@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sbtk_runtime.bench_inputs import generated_photos, generated_sketches
+from sbtk_runtime.generated_inputs import generated_photos, generated_sketches
+from sbtk_train.batches.sampler import PER_CLASS
 from sbtk_train.data import ImageSet, Rows
-from sbtk_train.sampler import PER_CLASS
 
 #: Enough classes for a batch of 256 images, and one for validation; images of each.
 _CLASSES, _PER_CLASS = 66, 30

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sbtk_runtime.bench_inputs import generated_photos
+from sbtk_runtime.generated_inputs import generated_photos
 from sbtk_runtime.images import SUFFIXES
 
 _JPEG_QUALITY = 88

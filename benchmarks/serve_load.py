@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.result import Result, print_result
 from benchmarks.serving import Server, gallery_served, serving_parser
-from sbtk_runtime.bench_inputs import generated_sketches
+from sbtk_runtime.generated_inputs import generated_sketches
 
 _GIVEN_UP_S = 120.0
 

@@ -24,7 +24,7 @@ from matplotlib import pyplot
 from PIL import Image, ImageOps
 
 from sbtk_runtime import Embedder, Gallery
-from sbtk_runtime.gallery_update import update_gallery
+from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.thumbnail import thumbnail
 
 PHOTOS = Path(".demo/photos")

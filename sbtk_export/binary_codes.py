@@ -14,13 +14,13 @@ import numpy as np
 
 from sbtk_export.pictures import ExportPictures, PictureSet
 from sbtk_runtime.bundle import Bundle, itq_name
-from sbtk_runtime.embed import Embedded, Embedder
-from sbtk_runtime.engine_request import Said
+from sbtk_runtime.embedding.embed import Embedded, Embedder
+from sbtk_runtime.engines.engine_request import Said
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.files import write_atomically
 from sbtk_runtime.itq import check_bits, fit_itq
-from sbtk_runtime.metrics import Embeddings, evaluate
 from sbtk_runtime.preprocess import Kind
+from sbtk_runtime.retrieval.metrics import Embeddings, evaluate
 
 #: Pictures of each kind that codes are learnt on, if there are so many; a minute on two cores.
 CODES_PER_KIND = 1000

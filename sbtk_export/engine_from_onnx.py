@@ -13,16 +13,16 @@ from sbtk_export.export import Exported
 from sbtk_export.model_files import Variant
 from sbtk_export.parity import LIMITS, Parity, measure_parity
 from sbtk_runtime.cpu import cpu_threads
-from sbtk_runtime.cuda_device import CudaDevice, find_device
-from sbtk_runtime.engine_request import EngineRequest, Said
-from sbtk_runtime.engine_tensorrt import open_plan
+from sbtk_runtime.engines.cuda_device import CudaDevice, find_device
+from sbtk_runtime.engines.engine_request import EngineRequest, Said
+from sbtk_runtime.engines.engine_tensorrt import open_plan
+from sbtk_runtime.engines.plan_check import discard
+from sbtk_runtime.engines.plan_progress import Progress, no_progress
+from sbtk_runtime.engines.plan_ready import ReadyPlan, ready_plan
+from sbtk_runtime.engines.plan_record import PlanRecord
+from sbtk_runtime.engines.tensorrt_library import MODULES, TensorRt, find_tensorrt
 from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
 from sbtk_runtime.manifest import Precision
-from sbtk_runtime.plan_check import discard
-from sbtk_runtime.plan_progress import Progress, no_progress
-from sbtk_runtime.plan_ready import ReadyPlan, ready_plan
-from sbtk_runtime.plan_record import PlanRecord
-from sbtk_runtime.tensorrt_library import MODULES, TensorRt, find_tensorrt
 
 # What a plan is built from: the files that TensorRT is fast with.
 _PRECISION_OF: dict[Variant, Precision] = {"fp16": "fp16", "int8.trt": "int8"}

@@ -18,15 +18,15 @@ from sbtk_export.parity import Parity, Reference, torch_reference
 from sbtk_export.pictures import ExportPictures, choose_pictures
 from sbtk_export.run_facts import StudentFacts, facts_from_run
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.engine_request import Said
+from sbtk_runtime.engines.engine_request import Said
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
 from sbtk_runtime.files import write_atomically
 from sbtk_runtime.manifest import PRECISIONS, BundleManifest
 from sbtk_runtime.names import printable_name
 from sbtk_runtime.onnx_file import DOMAIN_NAME
 from sbtk_runtime.preprocess import PREPROCESSING
-from sbtk_train.checkpoint import TrainedRun, save_student
-from sbtk_train.student import Student
+from sbtk_train.runs.checkpoint import TrainedRun, save_student
+from sbtk_train.students.student import Student
 
 SLIM_BYTES = 80_000_000
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import fusion
 
-from sbtk_train.cse_resnet import ConditionalSE
-from sbtk_train.student import Student
+from sbtk_train.students.cse_resnet import ConditionalSE
+from sbtk_train.students.student import Student
 
 
 def half_trunk_student(student: Student) -> Student:

@@ -13,12 +13,12 @@ from sbtk_export.model_inputs import ModelInputs
 from sbtk_export.onnx_from_student import write_onnx
 from sbtk_export.parity import Parity, Reference, measure_parity, require_parity
 from sbtk_export.pictures import ExportPictures
-from sbtk_runtime import engine_onnxruntime
 from sbtk_runtime.bundle import Bundle, OnnxForm, onnx_name
 from sbtk_runtime.cpu import cpu_threads
-from sbtk_runtime.engine_request import EngineRequest, Said
+from sbtk_runtime.engines import engine_onnxruntime
+from sbtk_runtime.engines.engine_request import EngineRequest, Said
 from sbtk_runtime.manifest import Precision
-from sbtk_train.student import Student
+from sbtk_train.students.student import Student
 
 #: What an export can make: a precision, or INT8 as TensorRT takes it. Each is the middle part of
 #: its file's name, and its key in the manifest's parity.

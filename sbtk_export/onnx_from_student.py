@@ -23,7 +23,7 @@ from sbtk_runtime.errors import BadModel
 from sbtk_runtime.files import atomic_path
 from sbtk_runtime.onnx_file import DOMAIN_NAME, INPUT_NAME, OUTPUT_NAME
 from sbtk_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD, SIZE_PX
-from sbtk_train.student import Student
+from sbtk_train.students.student import Student
 
 MAX_BATCH = 1024
 

@@ -20,7 +20,7 @@ from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.names import printable_name
 from sbtk_runtime.preprocess import KINDS, SIZE_PX, Kind, Pixels, prepare
 from sbtk_train.data import ImageSet, of_classes, read_dataset
-from sbtk_train.splits import class_key
+from sbtk_train.data.splits import class_key
 
 #: Of each kind; an export without so many is refused.
 PARITY_PER_KIND = 100

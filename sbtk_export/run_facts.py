@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sbtk_runtime.errors import BadConfig, BadData
-from sbtk_train.checkpoint import RECORD, TrainedRun
-from sbtk_train.evaluate import SELECTED_BY
-from sbtk_train.splits import Split
+from sbtk_train.data.splits import Split
+from sbtk_train.runs.checkpoint import RECORD, TrainedRun
+from sbtk_train.runs.evaluate import SELECTED_BY
 
 _METRICS = {
     "validation_map": "mAP@all (plain AP, mean over sketches) of the {classes} validation classes, "

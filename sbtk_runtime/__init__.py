@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sbtk_runtime.bundle import Bundle
-    from sbtk_runtime.embed import Embedder
+    from sbtk_runtime.embedding.embed import Embedder
     from sbtk_runtime.errors import SbtkError
-    from sbtk_runtime.evaluation import Labelled, evaluate_by, photo_queries
-    from sbtk_runtime.gallery import Gallery, Hit
-    from sbtk_runtime.generalised import draw_seen
-    from sbtk_runtime.protocol import CodeRule, Measure, Protocol
+    from sbtk_runtime.gallery.gallery import Gallery, Hit
+    from sbtk_runtime.retrieval.evaluation import Labelled, evaluate_by, photo_queries
+    from sbtk_runtime.retrieval.generalised import draw_seen
+    from sbtk_runtime.retrieval.protocol import CodeRule, Measure, Protocol
 
 # ONNX Runtime reads this when it is imported, by whichever of our packages; without it each session
 # leaves an id in the user's cache folder and reports to Microsoft over the network.
@@ -38,17 +38,17 @@ __all__ = [
 
 _HOME = {
     "Bundle": "sbtk_runtime.bundle",
-    "CodeRule": "sbtk_runtime.protocol",
-    "Embedder": "sbtk_runtime.embed",
-    "Gallery": "sbtk_runtime.gallery",
-    "Hit": "sbtk_runtime.gallery",
-    "Labelled": "sbtk_runtime.evaluation",
-    "Measure": "sbtk_runtime.protocol",
-    "Protocol": "sbtk_runtime.protocol",
+    "CodeRule": "sbtk_runtime.retrieval.protocol",
+    "Embedder": "sbtk_runtime.embedding.embed",
+    "Gallery": "sbtk_runtime.gallery.gallery",
+    "Hit": "sbtk_runtime.gallery.gallery",
+    "Labelled": "sbtk_runtime.retrieval.evaluation",
+    "Measure": "sbtk_runtime.retrieval.protocol",
+    "Protocol": "sbtk_runtime.retrieval.protocol",
     "SbtkError": "sbtk_runtime.errors",
-    "draw_seen": "sbtk_runtime.generalised",
-    "evaluate_by": "sbtk_runtime.evaluation",
-    "photo_queries": "sbtk_runtime.evaluation",
+    "draw_seen": "sbtk_runtime.retrieval.generalised",
+    "evaluate_by": "sbtk_runtime.retrieval.evaluation",
+    "photo_queries": "sbtk_runtime.retrieval.evaluation",
 }
 
 

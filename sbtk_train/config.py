@@ -21,12 +21,13 @@ class TrainConfig:
     """The resolved configuration of a run.
 
     Attributes:
-        data: the data set's folder, of any layout that `sbtk_train.layouts` knows.
+        data: the data set's folder, of any layout that `sbtk_train.data.layouts` knows.
         split: name of a published split, `random:N:SEED`, or a file of unseen classes.
         recipe: how to train; of the type that the method has.
         method: `sbtknet`, `dsn` or `sake`.
         classes: file with the seen classes to use, one a line; empty: all that are seen.
-        backbone: one of `sbtk_train.backbone.BACKBONES`; for DSN and SAKE `se-resnet50` too.
+        backbone: one of `sbtk_train.students.backbone.BACKBONES`; for DSN and SAKE
+            `se-resnet50` too.
         weights: a weights file, or empty for training from scratch.
         teacher: a classifier's weights file for the soft labels; empty for `weights`.
         dim: length of the embedding.

@@ -23,9 +23,9 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from sbtk_runtime.errors import BadConfig, SbtkError
-from sbtk_train.sampler import Batch
-from sbtk_train.shares import Share
-from sbtk_train.student import Student
+from sbtk_train.batches.sampler import Batch
+from sbtk_train.batches.shares import Share
+from sbtk_train.students.student import Student
 
 #: The first process may check a large data set or validate for long while the others wait.
 _PATIENCE = timedelta(days=7)

@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbtk_train import loop
-from sbtk_train.checkpoint import LAST
+from sbtk_train.batches.sampler import Batch
 from sbtk_train.config import TrainConfig
 from sbtk_train.distributed import ALONE, Team, joined_team
-from sbtk_train.loop import Trainer
 from sbtk_train.progress import StepDone
 from sbtk_train.recipes import Method, recipe
-from sbtk_train.run import train
-from sbtk_train.sampler import Batch
-from sbtk_train.sbtknet import SbtknetStudent
-from sbtk_train.student import StudentOutput
+from sbtk_train.runs import loop
+from sbtk_train.runs.checkpoint import LAST
+from sbtk_train.runs.loop import Trainer
+from sbtk_train.runs.run import train
+from sbtk_train.students.sbtknet import SbtknetStudent
+from sbtk_train.students.student import StudentOutput
 from sbtk_train.synchronised_norm import synchronise_norms
 
 CONFIGS: dict[str, Callable[[Path], TrainConfig]] = {

@@ -112,7 +112,7 @@ def test_data_runs_and_history_are_not_sent(tmp_path: Path) -> None:
         "data/photo/cat/1.jpg",
         "gallery.sbtk/catalogue.sqlite",
         "runs/1/checkpoint.safetensors",
-        "sbtk_runtime/__pycache__/engine.cpython-311.pyc",
+        "sbtk_runtime/__pycache__/bundle.cpython-311.pyc",
         "cli/sbtk_cli/__pycache__/main.cpython-311.pyc",
         "tests/test_docker.py",
     }

@@ -48,7 +48,7 @@ def test_the_wheel_holds_exactly_the_packages_and_their_data(wheel_file: Path) -
     found = {name for name in names if ".dist-info/" not in name}
     assert found == expected
     assert {f"{package}/py.typed" for package in PACKAGES} <= found
-    assert "sbtk_train/splits.json" in found
+    assert "sbtk_train/data/splits.json" in found
 
 
 def test_the_wheel_carries_licence_and_command(wheel_file: Path) -> None:
@@ -64,7 +64,7 @@ def test_every_shipped_bundle_is_whole_in_the_wheel(wheel_file: Path, tmp_path: 
     with zipfile.ZipFile(wheel_file) as archive:
         archive.extractall(tmp_path / "site")
     code = (
-        "import sbtk_runtime.bundle as b, sbtk_train.splits as s, sbtk_cli.main as m, pathlib;"
+        "import sbtk_runtime.bundle as b, sbtk_train.data.splits as s, sbtk_cli.main as m, pathlib;"
         "[x.verify() for x in b.list_bundles()];"
         "print(pathlib.Path(b.__file__).parents[1]);"
         "print(len(b.list_bundles()), 'SK-YE' in s.split_names());"

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from sbtk_runtime.bundle import itq_name
-from sbtk_runtime.catalogue import Embedding, Origin
-from sbtk_runtime.catalogue_writer import Catalogue
 from sbtk_runtime.files import sha256_of_file
-from sbtk_runtime.gallery_folder import open_rows
+from sbtk_runtime.gallery.catalogue import Embedding, Origin
+from sbtk_runtime.gallery.catalogue_writer import Catalogue
+from sbtk_runtime.gallery.folder import open_rows
 from sbtk_runtime.hamming import Codes
 from sbtk_runtime.itq import Itq, fit_itq
 from sbtk_runtime.manifest import FileRecord, GalleryManifest, read_bundle_manifest

@@ -10,9 +10,9 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from sbtk_export.pictures import PictureSet
 from sbtk_runtime.preprocess import KINDS, domains_of
-from sbtk_train.augment import normalised
-from sbtk_train.cse_resnet import CseTrunk
-from sbtk_train.dsn_student import DsnStudent
+from sbtk_train.batches.augment import normalised
+from sbtk_train.students.cse_resnet import CseTrunk
+from sbtk_train.students.dsn_student import DsnStudent
 from tests.tiny_student import TRAINING
 
 _STEM, _FEATURES = 16, 64

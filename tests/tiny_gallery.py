@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime.catalogue import Embedding, Origin
-from sbtk_runtime.catalogue_database import CATALOGUE_NAME
-from sbtk_runtime.catalogue_writer import Catalogue
-from sbtk_runtime.embed import Embedder
-from sbtk_runtime.gallery_folder import VECTORS_NAME
-from sbtk_runtime.gallery_graph import next_graph
-from sbtk_runtime.gallery_update import IndexReport, update_gallery
+from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.gallery.catalogue import Embedding, Origin
+from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME
+from sbtk_runtime.gallery.catalogue_writer import Catalogue
+from sbtk_runtime.gallery.folder import VECTORS_NAME
+from sbtk_runtime.gallery.graph import next_graph
+from sbtk_runtime.gallery.update import IndexReport, update_gallery
+from sbtk_runtime.gallery.vectors import Vectors
 from sbtk_runtime.manifest import GalleryManifest
 from sbtk_runtime.preprocess import PREPROCESSING
-from sbtk_runtime.vectors import Vectors
 
 
 def unit_rows(count: int, dim: int, seed: int = 0) -> NDArray[np.float32]:

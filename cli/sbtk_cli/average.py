@@ -31,8 +31,8 @@ sbtk average runs/a runs/b
 @options.quiet
 def command(runs: tuple[Path, ...], out: Path | None, threads: int | None, quiet: bool) -> int:
     """Runs `sbtk average`."""
-    from sbtk_train.average import average_runs
-    from sbtk_train.run import new_run_folder
+    from sbtk_train.runs.average import average_runs
+    from sbtk_train.runs.run import new_run_folder
 
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadConfig(f"{out} is already there", "a new folder")

@@ -45,8 +45,8 @@ def command(
         _refuse_misplaced_options(context)
         return None
     from sbtk_cli.bench_runs import Extent, hand_over, run_latency, run_map
-    from sbtk_runtime.bench_engines import ALL
-    from sbtk_runtime.engine import AUTO
+    from sbtk_runtime.bench.engines import ALL
+    from sbtk_runtime.engines.engine import AUTO
     from sbtk_runtime.machine import this_machine
 
     bench_options.check_plot(plot)

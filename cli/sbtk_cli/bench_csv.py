@@ -7,8 +7,8 @@ import io
 from dataclasses import fields
 from pathlib import Path
 
-from sbtk_runtime.bench_latency import LatencyReport
-from sbtk_runtime.bench_speed import Speed
+from sbtk_runtime.bench.latency import LatencyReport
+from sbtk_runtime.bench.speed import Speed
 from sbtk_runtime.files import atomic_path
 from sbtk_runtime.machine import Machine
 

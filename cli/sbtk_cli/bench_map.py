@@ -14,7 +14,7 @@ from sbtk_runtime.manifest import PRECISIONS, Precision
 if TYPE_CHECKING:
     from sbtk_cli.bench_data import Classes
     from sbtk_runtime.itq import Rotation
-    from sbtk_runtime.protocol import Distance, FittedOn, QueryKind, Setting, Ties
+    from sbtk_runtime.retrieval.protocol import Distance, FittedOn, QueryKind, Setting, Ties
 
 
 @click.command("map")

@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from sbtk_cli.output import size_text
-from sbtk_runtime.bench_floor import Floor
-from sbtk_runtime.bench_latency import LatencyReport
-from sbtk_runtime.bench_map import MapReport
-from sbtk_runtime.bench_search import SearchReport
+from sbtk_runtime.bench.floor import Floor
+from sbtk_runtime.bench.latency import LatencyReport
+from sbtk_runtime.bench.map import MapReport
+from sbtk_runtime.bench.search import SearchReport
 from sbtk_runtime.machine import Machine
 
 _NARROWEST = 100

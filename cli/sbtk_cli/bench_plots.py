@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sbtk_cli.options import check_output_file
-from sbtk_runtime.bench_latency import LatencyReport
-from sbtk_runtime.bench_map import MapReport
-from sbtk_runtime.bench_search import SearchReport
+from sbtk_runtime.bench.latency import LatencyReport
+from sbtk_runtime.bench.map import MapReport
+from sbtk_runtime.bench.search import SearchReport
 from sbtk_runtime.errors import BadConfig, MissingExtra
 from sbtk_runtime.files import atomic_path
 from sbtk_runtime.machine import Machine

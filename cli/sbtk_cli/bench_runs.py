@@ -14,18 +14,18 @@ from sbtk_cli.bench_data import Classes, measured_images
 from sbtk_cli.bench_subjects import pictures_of, searched
 from sbtk_cli.bench_torch import torch_beside
 from sbtk_cli.output import answer_json, notice, progress
-from sbtk_runtime.bench_engines import ALL, Wanted
-from sbtk_runtime.bench_latency import Beside, LatencyReport, measure_latency
-from sbtk_runtime.bench_map import LabelledSet, MapReport, append_log, earlier_runs, measure_map
-from sbtk_runtime.bench_search import SearchReport
-from sbtk_runtime.bench_turns import QUICK, USUAL
+from sbtk_runtime.bench.engines import ALL, Wanted
+from sbtk_runtime.bench.latency import Beside, LatencyReport, measure_latency
+from sbtk_runtime.bench.map import LabelledSet, MapReport, append_log, earlier_runs, measure_map
+from sbtk_runtime.bench.search import SearchReport
+from sbtk_runtime.bench.turns import QUICK, USUAL
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.embed import Embedder
+from sbtk_runtime.embedding.embed import Embedder
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.machine import Machine
 from sbtk_runtime.manifest import BundleManifest, Precision
-from sbtk_runtime.metrics import AP_CUTS, PRECISION_CUTS
-from sbtk_runtime.protocol import ZERO_SHOT, Protocol
+from sbtk_runtime.retrieval.metrics import AP_CUTS, PRECISION_CUTS
+from sbtk_runtime.retrieval.protocol import ZERO_SHOT, Protocol
 
 #: In a checkout of sbtk, runs on unseen classes are put on record here without being asked.
 UNSEEN_LOG = Path("benchmarks/unseen.log")

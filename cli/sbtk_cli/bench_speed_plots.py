@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sbtk_cli.bench_plots import COLOURS, GREY, INK, Axes, Panel
-from sbtk_runtime.bench_latency import LatencyReport
-from sbtk_runtime.bench_speed import Speed
+from sbtk_runtime.bench.latency import LatencyReport
+from sbtk_runtime.bench.speed import Speed
 
 _BAR_IN = 0.27
 _FRAME_IN = 1.25

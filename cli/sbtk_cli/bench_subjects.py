@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from sbtk_cli.options import DEFAULT_GALLERY, existing_gallery
-from sbtk_runtime.bench_inputs import (
+from sbtk_runtime.bench.latency import Pictures
+from sbtk_runtime.bench.stages import Embeddings, Search
+from sbtk_runtime.errors import BadData, BadImage
+from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.generated_inputs import (
     PICTURES_NAMED,
     clustered_named,
     clustered_vectors,
     generated_photos,
     generated_sketches,
 )
-from sbtk_runtime.bench_latency import Pictures
-from sbtk_runtime.bench_stages import Embeddings, Search
-from sbtk_runtime.errors import BadData, BadImage
-from sbtk_runtime.gallery import Gallery
 from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.manifest import MANIFEST_NAME, BundleManifest
 from sbtk_runtime.preprocess import Kind, prepare

@@ -6,9 +6,9 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from sbtk_runtime.bench_engines import Contender
-from sbtk_runtime.bench_latency import Beside
-from sbtk_runtime.bench_products import Product, ProductKind
+from sbtk_runtime.bench.engines import Contender
+from sbtk_runtime.bench.latency import Beside
+from sbtk_runtime.bench.products import Product, ProductKind
 from sbtk_runtime.manifest import BundleManifest
 
 
@@ -37,7 +37,7 @@ def _contenders(
 ) -> Iterator[Contender]:
     import torch
 
-    from sbtk_train.eager import TorchSettings, compiled_run, eager_run, random_student
+    from sbtk_train.students.eager import TorchSettings, compiled_run, eager_run, random_student
 
     student = random_student(manifest.method, manifest.backbone, manifest.dim)
     for device in devices:
@@ -72,7 +72,7 @@ def _contenders(
 
 
 def _products(kind: ProductKind, sizes: Sequence[int], threads: int) -> Iterator[Product]:
-    from sbtk_train.products import product_run
+    from sbtk_train.students.products import product_run
 
     for size in sizes:
         yield Product("torch", kind, size, product_run(kind, size, threads))

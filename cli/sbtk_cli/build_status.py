@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from sbtk_cli import output
-from sbtk_runtime.engine_request import Said, said_nothing
-from sbtk_runtime.plan_progress import BuildProgress, Progress, no_progress
+from sbtk_runtime.engines.engine_request import Said, said_nothing
+from sbtk_runtime.engines.plan_progress import BuildProgress, Progress, no_progress
 
 #: Seconds between two lines where nobody watches; a build takes a few minutes.
 LINE_EVERY_S = 60.0

@@ -57,9 +57,9 @@ def check(
     """Runs `sbtk data check`."""
     from sbtk_cli.data_output import check_json, check_lines
     from sbtk_runtime.cpu import cpu_threads
-    from sbtk_train.data_check import check_data, splits_of
-    from sbtk_train.dataset import open_dataset
-    from sbtk_train.image_check import check_images
+    from sbtk_train.data.data_check import check_data, splits_of
+    from sbtk_train.data.dataset import open_dataset
+    from sbtk_train.data.image_check import check_images
 
     dataset = open_dataset(data, keep_duplicates=keep_duplicates)
     splits = splits_of(dataset, split)

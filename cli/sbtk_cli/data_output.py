@@ -10,10 +10,10 @@ from sbtk_cli.output import count_text, plain_table, shown_relative
 from sbtk_runtime.names import printable_name
 
 if TYPE_CHECKING:
-    from sbtk_train.data_check import DataCheck, PerClass, SplitCheck
-    from sbtk_train.image_check import ImageCheck
-    from sbtk_train.leakage import Leakage
-    from sbtk_train.published_data import PublishedData
+    from sbtk_train.data.data_check import DataCheck, PerClass, SplitCheck
+    from sbtk_train.data.image_check import ImageCheck
+    from sbtk_train.data.leakage import Leakage
+    from sbtk_train.data.published_data import PublishedData
 
 #: As many are named of what there may be thousands of; programs get a hundred.
 _SHOWN = 5
@@ -24,7 +24,7 @@ Row = tuple[str, str, str]
 
 def check_lines(check: DataCheck) -> Iterator[str]:
     """Yields the answer's lines, tables among them."""
-    from sbtk_train.class_match import named
+    from sbtk_train.data.class_match import named
 
     layout = check.dataset.layout
     yield f"{shown_relative(layout.root)}: {layout.title}"
@@ -117,7 +117,7 @@ def _published_statistics(published: PublishedData | None) -> tuple[str, ...]:
 
 
 def _split_lines(split: SplitCheck, check: DataCheck) -> Iterator[str]:
-    from sbtk_train.class_match import named
+    from sbtk_train.data.class_match import named
 
     match = split.match
     lists = f", by the lists of {split.listing}" if split.listing else ""

@@ -92,9 +92,9 @@ def command(
     import numpy as np
 
     from sbtk_runtime.bundle import Bundle
-    from sbtk_runtime.embed import Embedder, Failed
+    from sbtk_runtime.embedding.embed import Embedder, Failed
     from sbtk_runtime.files import atomic_path
-    from sbtk_runtime.gallery_folder import path_fields
+    from sbtk_runtime.gallery.folder import path_fields
 
     kept: list[str] = []
     rows: list[NDArray[np.float32]] = []

@@ -15,13 +15,13 @@ from sbtk_cli.plan_list import batches_text, print_plans, where_text
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra
 
 if TYPE_CHECKING:
-    from sbtk_runtime.cuda_device import CudaDevice
+    from sbtk_runtime.engines.cuda_device import CudaDevice
+    from sbtk_runtime.engines.plan_build import BuildSettings
+    from sbtk_runtime.engines.plan_cache import CacheEntry
+    from sbtk_runtime.engines.plan_check import PlanCheck
+    from sbtk_runtime.engines.plan_ready import ReadyPlan
+    from sbtk_runtime.engines.tensorrt_library import TensorRt
     from sbtk_runtime.manifest import Precision
-    from sbtk_runtime.plan_build import BuildSettings
-    from sbtk_runtime.plan_cache import CacheEntry
-    from sbtk_runtime.plan_check import PlanCheck
-    from sbtk_runtime.plan_ready import ReadyPlan
-    from sbtk_runtime.tensorrt_library import TensorRt
 
 _BUILD_HELP = """Build the plan of a model, and keep it for the commands that embed.
 
@@ -93,9 +93,9 @@ def build(
 ) -> int:
     """Runs `sbtk engine build`."""
     from sbtk_runtime.bundle import Bundle
-    from sbtk_runtime.plan_check import require_sound
-    from sbtk_runtime.plan_ready import ready_plan
-    from sbtk_runtime.tensorrt_library import find_tensorrt
+    from sbtk_runtime.engines.plan_check import require_sound
+    from sbtk_runtime.engines.plan_ready import ready_plan
+    from sbtk_runtime.engines.tensorrt_library import find_tensorrt
 
     settings = _settings(batches, workspace)
     opened = Bundle.open(bundle)
@@ -145,7 +145,7 @@ def clear(bundle: str | None, is_all: bool, as_json: bool, quiet: bool) -> int:
     BUNDLE is a folder or a name, or a MODEL that 'sbtk engine list' shows, whose bundle may be
     gone. Nothing is lost but the time to build the plans again.
     """
-    from sbtk_runtime.plan_cache import PlanCache, cache_folder
+    from sbtk_runtime.engines.plan_cache import PlanCache, cache_folder
 
     if is_all == (bundle is not None):
         raise BadConfig(
@@ -166,7 +166,7 @@ def clear(bundle: str | None, is_all: bool, as_json: bool, quiet: bool) -> int:
 
 
 def _settings(batches: str, workspace: str) -> BuildSettings:
-    from sbtk_runtime.plan_build import BuildSettings
+    from sbtk_runtime.engines.plan_build import BuildSettings
 
     parts = batches.split(",")
     numbers = [int(part) for part in parts if re.fullmatch(r"\s*\d{1,9}\s*", part, re.ASCII)]
@@ -194,7 +194,7 @@ def _bytes_of(size: str) -> int:
 
 def _gpu(trt: TensorRt, device: str | None, quiet: bool) -> CudaDevice | None:
     """Returns the GPU to build for; `None` if there is none and the library needs none."""
-    from sbtk_runtime.cuda_device import find_device
+    from sbtk_runtime.engines.cuda_device import find_device
 
     try:
         return find_device(device or "cuda")
@@ -215,7 +215,7 @@ def _require_cache() -> None:
     Raises:
         EngineUnavailable: the cache cannot be made, written, or trusted.
     """
-    from sbtk_runtime.plan_cache import cache_folder
+    from sbtk_runtime.engines.plan_cache import cache_folder
 
     folder = cache_folder()
     if not os.access(folder, os.W_OK | os.X_OK):

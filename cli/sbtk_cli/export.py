@@ -105,7 +105,7 @@ def command(
         checked_name(name)
     from sbtk_export.engine_from_onnx import engines_from_onnx, find_plan_builder
     from sbtk_export.export import ExportPlan, export_run
-    from sbtk_train.checkpoint import load_run, newest_run
+    from sbtk_train.runs.checkpoint import load_run, newest_run
 
     def said(text: str) -> None:
         output.notice(text, quiet=quiet)

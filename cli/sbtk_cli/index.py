@@ -19,8 +19,8 @@ from sbtk_runtime.names import printable_name
 
 if TYPE_CHECKING:
     from sbtk_runtime.bundle import Bundle
-    from sbtk_runtime.embed import Embedder
-    from sbtk_runtime.gallery_update import IndexReport
+    from sbtk_runtime.embedding.embed import Embedder
+    from sbtk_runtime.gallery.update import IndexReport
     from sbtk_runtime.manifest import Precision
 
 _HELP = """Make or update a gallery from folders of photos.
@@ -100,7 +100,7 @@ def command(
         raise click.UsageError("--bits goes with the folders of your photos.")
     code = 0
     if photos:
-        from sbtk_runtime.embed import Embedder
+        from sbtk_runtime.embedding.embed import Embedder
 
         with Embedder(
             _bundle(model, gallery, bits),
@@ -149,8 +149,8 @@ def _bundle(model: str | None, gallery: Path, bits: int | None) -> Bundle:
     What cannot be is told here, before an engine is made ready.
     """
     from sbtk_runtime.bundle import Bundle
-    from sbtk_runtime.gallery_claim import check_bits, require_codes
-    from sbtk_runtime.gallery_folder import published_manifest
+    from sbtk_runtime.gallery.claim import check_bits, require_codes
+    from sbtk_runtime.gallery.folder import published_manifest
 
     if (gallery / MANIFEST_NAME).exists():
         manifest = published_manifest(gallery)
@@ -171,7 +171,7 @@ def _update(
     checksum: bool,
     quiet: bool,
 ) -> IndexReport:
-    from sbtk_runtime.gallery_update import update_gallery
+    from sbtk_runtime.gallery.update import update_gallery
 
     with stops_between_photos() as stopping, output.progress("photos", quiet=quiet) as advance:
 
@@ -204,7 +204,7 @@ def _tell(report: IndexReport, gallery: Path, *, as_json: bool, quiet: bool) -> 
 
 
 def _list_failed(gallery: Path, *, as_json: bool, quiet: bool) -> None:
-    from sbtk_runtime.gallery_folder import FAILURES_NAME
+    from sbtk_runtime.gallery.folder import FAILURES_NAME
 
     path = gallery / FAILURES_NAME
     if not path.exists():
@@ -227,7 +227,7 @@ def _list_failed(gallery: Path, *, as_json: bool, quiet: bool) -> None:
 
 
 def _verify(gallery: Path, *, repair: bool, as_json: bool, quiet: bool) -> int:
-    from sbtk_runtime.gallery_verify import verify_gallery
+    from sbtk_runtime.gallery.verify import verify_gallery
 
     report = verify_gallery(
         gallery, repair=repair, notify=lambda text: output.notice(text, quiet=quiet)
@@ -252,7 +252,7 @@ def _verify(gallery: Path, *, repair: bool, as_json: bool, quiet: bool) -> int:
 
 
 def _export(gallery: Path, folder: Path, *, as_json: bool) -> int:
-    from sbtk_runtime.gallery_export import export_gallery
+    from sbtk_runtime.gallery.export import export_gallery
 
     report = export_gallery(gallery, folder)
     if as_json:

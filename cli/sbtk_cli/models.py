@@ -131,7 +131,7 @@ def _trial(bundle: Bundle, precision: Precision) -> str:
     """
     import numpy as np
 
-    from sbtk_runtime.engine import checked_rows, open_engine
+    from sbtk_runtime.engines.engine import checked_rows, open_engine
     from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
     from sbtk_runtime.preprocess import KINDS, SIZE_PX
 

@@ -15,7 +15,7 @@ import click
 from sbtk_runtime.names import printable_name
 
 if TYPE_CHECKING:
-    from sbtk_runtime.engine_info import EngineInfo
+    from sbtk_runtime.engines.engine_info import EngineInfo
 
 #: Tells a progress bar how much is done, of how much if that is known.
 Advance = Callable[[int, int | None], None]
@@ -68,8 +68,8 @@ def engine_text(model_id: str, info: EngineInfo) -> str:
 
     A faster engine for the CPU that could be installed is `sbtk doctor`'s to name.
     """
-    from sbtk_runtime.doctor import gpu_names
-    from sbtk_runtime.engine import GPU_ENGINE_NAMES
+    from sbtk_runtime.engines.doctor import gpu_names
+    from sbtk_runtime.engines.engine import GPU_ENGINE_NAMES
 
     text = (
         f"{model_id} ({info.precision}) on {info.name} {info.version}, {info.device}, "

@@ -9,14 +9,14 @@ from sbtk_cli import output
 from sbtk_runtime.errors import SbtkError
 
 if TYPE_CHECKING:
-    from sbtk_runtime.cuda_device import CudaDevice
-    from sbtk_runtime.plan_cache import CacheEntry
-    from sbtk_runtime.plan_record import PlanRecord
+    from sbtk_runtime.engines.cuda_device import CudaDevice
+    from sbtk_runtime.engines.plan_cache import CacheEntry
+    from sbtk_runtime.engines.plan_record import PlanRecord
 
 
 def print_plans(as_json: bool) -> int:
     """Prints every plan in the cache; one JSON line each if `as_json`."""
-    from sbtk_runtime.plan_cache import PlanCache, cache_folder
+    from sbtk_runtime.engines.plan_cache import PlanCache, cache_folder
 
     entries = PlanCache(cache_folder()).entries()
     state = _StateHere()
@@ -95,7 +95,7 @@ class _StateHere:
 
     def _version(self, module: str) -> str:
         if module not in self._versions:
-            from sbtk_runtime.tensorrt_library import find_tensorrt
+            from sbtk_runtime.engines.tensorrt_library import find_tensorrt
 
             try:
                 self._versions[module] = find_tensorrt(module).version
@@ -105,7 +105,7 @@ class _StateHere:
 
     def _gpu(self) -> CudaDevice | None:
         if not self._is_asked:
-            from sbtk_runtime.cuda_device import find_device
+            from sbtk_runtime.engines.cuda_device import find_device
 
             self._is_asked = True
             try:

@@ -12,7 +12,14 @@ from sbtk_runtime.errors import BadConfig
 
 if TYPE_CHECKING:
     from sbtk_runtime.itq import Rotation
-    from sbtk_runtime.protocol import Distance, FittedOn, Protocol, QueryKind, Setting, Ties
+    from sbtk_runtime.retrieval.protocol import (
+        Distance,
+        FittedOn,
+        Protocol,
+        QueryKind,
+        Setting,
+        Ties,
+    )
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -106,7 +113,7 @@ def chosen_protocol(
     Raises:
         BadConfig: they contradict each other.
     """
-    from sbtk_runtime.protocol import CodeRule, Protocol
+    from sbtk_runtime.retrieval.protocol import CodeRule, Protocol
 
     if bits is None and (itq_on or itq_rotation):
         option = "--itq-on" if itq_on else "--itq-rotation"

@@ -18,7 +18,7 @@ from sbtk_runtime.names import printable_name
 
 if TYPE_CHECKING:
     from sbtk_cli.terminal_pictures import Way
-    from sbtk_runtime.gallery import Gallery, Hit, Search
+    from sbtk_runtime.gallery.gallery import Gallery, Hit, Search
     from sbtk_runtime.manifest import Precision
     from sbtk_runtime.preprocess import Kind
 
@@ -95,8 +95,8 @@ def command(
     if sheet is not None:
         options.check_output_file(sheet)
     data = _read(sketch)
-    from sbtk_runtime.embed import Embedder
-    from sbtk_runtime.gallery import Gallery
+    from sbtk_runtime.embedding.embed import Embedder
+    from sbtk_runtime.gallery.gallery import Gallery
 
     opened = Gallery.open(options.existing_gallery(gallery))
     bundle = bundle_for_gallery(model, gallery, opened.manifest.model_id)
@@ -192,7 +192,7 @@ def _write_sheet(
     gallery: Path,
     opened: Gallery,
 ) -> None:
-    from sbtk_runtime.report import write_contact_sheet
+    from sbtk_runtime.report.hit_sheet import write_contact_sheet
 
     facts = {
         "Photos": f"{len(hits):,} of {opened.count:,}",

@@ -29,7 +29,7 @@ def command(results: tuple[Path, ...], out: Path, quiet: bool) -> int:
     best first; further results stand beside it.
     """
     from sbtk_cli.report_plots import check_drawable, draw_class_bars
-    from sbtk_runtime.measured import read_measured
+    from sbtk_runtime.report.measured import read_measured
 
     check_drawable(out)
     runs = [run for path in results for run in read_measured(path)]

@@ -92,7 +92,7 @@ def _figure_command(name: str, hits: int, is_generalised: bool, about: str) -> c
         folder = report_options.required(data)
         from sbtk_cli.report_runs import WantedQueries, ranked_panels
         from sbtk_runtime.files import atomic_path
-        from sbtk_runtime.ranked_sheet import ranked_sheet
+        from sbtk_runtime.report.ranked_sheet import ranked_sheet
 
         wanted = WantedQueries(named, worst, random_count or WantedQueries.random, seed)
         chosen = report_options.Chosen(model, engine, precision, threads, device, batch, quiet)

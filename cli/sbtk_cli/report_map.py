@@ -71,7 +71,7 @@ def command(
     """
     from sbtk_cli.report_plots import check_drawable, draw_embedding_map
     from sbtk_cli.report_runs import embedded_points
-    from sbtk_runtime import embedding_map
+    from sbtk_runtime.report import embedding_map
 
     check_drawable(out)
     coordinates = out.with_suffix(".csv") if coordinates is None else coordinates

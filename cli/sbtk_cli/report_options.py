@@ -13,7 +13,7 @@ from sbtk_cli import options
 from sbtk_runtime.errors import BadConfig
 
 if TYPE_CHECKING:
-    from sbtk_runtime.embed import Embedder
+    from sbtk_runtime.embedding.embed import Embedder
     from sbtk_runtime.manifest import Precision
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -57,7 +57,7 @@ class Chosen:
 
     def embedder(self) -> Embedder:
         """Returns the open model."""
-        from sbtk_runtime.embed import Embedder
+        from sbtk_runtime.embedding.embed import Embedder
 
         return Embedder(
             self.model,

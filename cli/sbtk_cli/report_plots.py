@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sbtk_cli.bench_plots import COLOURS, GREY, check_plottable
-from sbtk_runtime.embedding_map import MapPoint, Method, Plane
 from sbtk_runtime.errors import MissingExtra
 from sbtk_runtime.files import atomic_path
-from sbtk_runtime.measured import MeasuredMap
+from sbtk_runtime.report.embedding_map import MapPoint, Method, Plane
+from sbtk_runtime.report.measured import MeasuredMap
 
 _NAMES: dict[Method, str] = {"pca": "principal components", "umap": "UMAP"}
 _MARKERS = {"sketch": "o", "photo": "x"}

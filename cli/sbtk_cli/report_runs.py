@@ -11,13 +11,12 @@ import numpy as np
 from sbtk_cli.bench_data import Classes, measured_images
 from sbtk_cli.output import notice, progress
 from sbtk_cli.report_options import Chosen
-from sbtk_runtime.bench_map import LabelledImages, LabelledSet
-from sbtk_runtime.embed import Embedder
-from sbtk_runtime.embedding_map import MapPoint, Rows
+from sbtk_runtime.bench.map import LabelledImages, LabelledSet
+from sbtk_runtime.embedding.embed import Embedder
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.preprocess import Kind
-from sbtk_runtime.protocol import Protocol
-from sbtk_runtime.ranked_queries import (
+from sbtk_runtime.report.embedding_map import MapPoint, Rows
+from sbtk_runtime.report.ranked_queries import (
     EmbeddedImages,
     average_precisions,
     embed_labelled,
@@ -27,7 +26,8 @@ from sbtk_runtime.ranked_queries import (
     some_of,
     worst_queries,
 )
-from sbtk_runtime.ranked_sheet import Panel
+from sbtk_runtime.report.ranked_sheet import Panel
+from sbtk_runtime.retrieval.protocol import Protocol
 
 _GENERALISED = Protocol(setting="generalised-all")
 

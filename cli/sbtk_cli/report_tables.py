@@ -11,8 +11,8 @@ from sbtk_cli import options, output
 from sbtk_runtime.names import printable_name
 
 if TYPE_CHECKING:
-    from sbtk_runtime.report_table import ReportTable
-    from sbtk_runtime.table_text import Format
+    from sbtk_runtime.report.report_table import ReportTable
+    from sbtk_runtime.report.table_text import Format
 
 _results = click.argument("results", nargs=-1, type=options.PATH)
 _format = click.option(
@@ -47,8 +47,8 @@ def _comparison_command(name: str, holds: str) -> click.Command:
     def table(
         results: tuple[Path, ...], form: Format, out: Path | None, with_later: bool, quiet: bool
     ) -> int:
-        from sbtk_runtime.comparison import comparison
-        from sbtk_runtime.measured import read_measured
+        from sbtk_runtime.report.comparison import comparison
+        from sbtk_runtime.report.measured import read_measured
 
         runs = [run for path in results for run in read_measured(path)]
         return _hand_over(comparison(name, runs, with_later=with_later), form, out, quiet)
@@ -76,9 +76,9 @@ def _table5(
     RESULTS are the .csv of 'sbtk train --ablation', of which mean and spread over seeds are shown,
     and files of 'sbtk bench map --json'; without any, the published rows are shown alone.
     """
-    from sbtk_runtime.ablation_results import AblationResult, read_ablation
-    from sbtk_runtime.ablation_table import ablation_table
-    from sbtk_runtime.measured import MeasuredMap, read_measured
+    from sbtk_runtime.report.ablation_results import AblationResult, read_ablation
+    from sbtk_runtime.report.ablation_table import ablation_table
+    from sbtk_runtime.report.measured import MeasuredMap, read_measured
 
     trained: list[AblationResult] = []
     runs: list[MeasuredMap] = []
@@ -101,7 +101,7 @@ commands = (
 def _hand_over(table: ReportTable, form: Format, out: Path | None, quiet: bool) -> int:
     """Prints or writes the table; warnings that it does not show itself go to stderr."""
     from sbtk_runtime.files import write_atomically
-    from sbtk_runtime.table_text import table_text
+    from sbtk_runtime.report.table_text import table_text
 
     text = table_text(table, form)
     if out is None:

@@ -12,7 +12,7 @@ from sbtk_cli import options, output
 from sbtk_cli.gallery_model import bundle_for_gallery
 
 if TYPE_CHECKING:
-    from sbtk_runtime.gallery import Search
+    from sbtk_runtime.gallery.gallery import Search
     from sbtk_runtime.manifest import Precision
 
 _HELP = """Draw in the browser and find photos.
@@ -83,7 +83,7 @@ def command(
     quiet: bool,
 ) -> int:
     """Runs `sbtk serve`."""
-    from sbtk_runtime.gallery_folder import published_manifest
+    from sbtk_runtime.gallery.folder import published_manifest
     from sbtk_runtime.web.access_rules import access_rules, is_loopback, new_token
     from sbtk_runtime.web.listening import listen
 

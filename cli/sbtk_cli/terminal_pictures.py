@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from textual_image.renderable import HalfcellImage, SixelImage, TGPImage
 
-    from sbtk_runtime.gallery import Hit
+    from sbtk_runtime.gallery.gallery import Hit
 
     Picture = type[TGPImage | SixelImage | HalfcellImage]
 

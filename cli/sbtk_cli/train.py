@@ -72,7 +72,7 @@ def command(
     """
     from sbtk_cli.train_report import Reporter, stopping_by_signal
     from sbtk_train.distributed import joined_team
-    from sbtk_train.run import train
+    from sbtk_train.runs.run import train
 
     given = _given(context)
     _refuse_idle(given, is_ablation=ablation, is_resumed=resume is not None)
@@ -143,7 +143,7 @@ def _started(
     processes: int,
     reporter: Reporter,
 ) -> tuple[TrainConfig, Path]:
-    from sbtk_train.run import new_run_folder
+    from sbtk_train.runs.run import new_run_folder
 
     config = train_options.config_from(data, values, reporter, processes=processes)
     folder = out if out is not None else new_run_folder(Path("runs"), name or config.method)

@@ -13,8 +13,8 @@ from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import write_atomically
 
 if TYPE_CHECKING:
-    from sbtk_train.ablation import Study
     from sbtk_train.recipes import Method
+    from sbtk_train.runs.ablation import Study
 
 #: What every row has in common unless options say otherwise: what a small machine can do.
 _FREEZE_UNTIL = "layer4"
@@ -42,8 +42,8 @@ def run_ablation(
     The table is printed unless `as_json`: then stdout has the reporter's JSON lines alone.
     Returns the exit code. Unseen classes are looked at only when no run is missing.
     """
-    from sbtk_train.ablation import missing, run_study
-    from sbtk_train.ablation_scores import as_markdown, draw, score_runs, write_csv
+    from sbtk_train.runs.ablation import missing, run_study
+    from sbtk_train.runs.ablation_scores import as_markdown, draw, score_runs, write_csv
 
     mistaken = [name for name in _OF_ROWS if name in given]
     if mistaken:
@@ -77,7 +77,7 @@ def _study(
     reporter: Reporter,
 ) -> Study:
     """Returns what the options describe, stages frozen and their maps kept unless they say so."""
-    from sbtk_train.ablation import Study, chosen_rows
+    from sbtk_train.runs.ablation import Study, chosen_rows
 
     freeze_until = values["freeze_until"] or _FREEZE_UNTIL
     feature_folder = values["feature_folder"]

@@ -259,7 +259,7 @@ def config_from(
     from sbtk_train.config import TrainConfig
     from sbtk_train.device import default_workers
     from sbtk_train.recipes import default_recipe, recipe
-    from sbtk_train.weights_file import choose_backbone, find_weights
+    from sbtk_train.students.weights_file import choose_backbone, find_weights
 
     method, weights = values["method"], None
     if values["weights"] != "none":

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from sbtk_cli import output
 
 if TYPE_CHECKING:
-    from sbtk_train.loop import Trainer
     from sbtk_train.progress import EpochDone, StepDone
+    from sbtk_train.runs.loop import Trainer
 
 
 class Reporter:

@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from sbtk_runtime.catalogue import Photo
-from sbtk_runtime.engine_info import EngineInfo
-from sbtk_runtime.gallery_folder import path_fields
-from sbtk_runtime.hit import Hit
+from sbtk_runtime.engines.engine_info import EngineInfo
+from sbtk_runtime.gallery.catalogue import Photo
+from sbtk_runtime.gallery.folder import path_fields
+from sbtk_runtime.gallery.hit import Hit
 from sbtk_runtime.names import printable_name
 
 _PATH = "The path; left out when it is not UTF-8."

@@ -6,7 +6,7 @@ import threading
 
 from fastapi import APIRouter, Request, Response
 
-from sbtk_runtime.gallery import Gallery
+from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.names import printable_name
 from sbtk_runtime.web.answers import (
     EngineAnswer,

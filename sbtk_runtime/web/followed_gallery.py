@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sbtk_runtime.errors import BadGallery, ModelMismatch, SbtkError
-from sbtk_runtime.gallery import Gallery
+from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.manifest import MANIFEST_NAME
 from sbtk_runtime.names import printable_name
 

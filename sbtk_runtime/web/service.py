@@ -15,16 +15,16 @@ from typing import BinaryIO, Literal, Self
 from PIL import Image, ImageDraw
 
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.catalogue import Photo
-from sbtk_runtime.embed import Embedder
-from sbtk_runtime.engine_info import EngineInfo
-from sbtk_runtime.engine_request import Said, said_nothing
+from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.embedding.memory_budget import give_back_what_is_freed
+from sbtk_runtime.engines.engine_info import EngineInfo
+from sbtk_runtime.engines.engine_request import Said, said_nothing
 from sbtk_runtime.errors import SbtkError
-from sbtk_runtime.gallery import Gallery, Search
-from sbtk_runtime.gallery_folder import check_model
-from sbtk_runtime.hit import Answer, Hit
+from sbtk_runtime.gallery.catalogue import Photo
+from sbtk_runtime.gallery.folder import check_model
+from sbtk_runtime.gallery.gallery import Gallery, Search
+from sbtk_runtime.gallery.hit import Answer, Hit
 from sbtk_runtime.manifest import GalleryManifest, Precision
-from sbtk_runtime.memory_budget import give_back_what_is_freed
 from sbtk_runtime.preprocess import Kind
 from sbtk_runtime.web.followed_gallery import FollowedGallery
 from sbtk_runtime.web.photo_files import PhotoGone, open_photo

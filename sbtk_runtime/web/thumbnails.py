@@ -7,9 +7,9 @@ from collections import OrderedDict
 from enum import IntEnum
 from typing import BinaryIO
 
+from sbtk_runtime.embedding.memory_budget import MemoryBudget
 from sbtk_runtime.errors import BadImage
 from sbtk_runtime.images import memory_to_decode, read_open_file
-from sbtk_runtime.memory_budget import MemoryBudget
 from sbtk_runtime.thumbnail import jpeg_bytes, thumbnail
 from sbtk_runtime.web.photo_files import PhotoGone
 

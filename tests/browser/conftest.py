@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sbtk_runtime.embed import Embedder
-from sbtk_runtime.gallery_update import update_gallery
+from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.gallery.update import update_gallery
 from tests.browser.visit import Visit
 from tests.serve_process import ServeProcess, serving
 from tests.tiny import write_photos

@@ -15,12 +15,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.catalogue import Origin
-from sbtk_runtime.catalogue_writer import Catalogue
-from sbtk_runtime.gallery_folder import VECTORS_NAME
-from sbtk_runtime.gallery_graph import next_graph
+from sbtk_runtime.gallery.catalogue import Origin
+from sbtk_runtime.gallery.catalogue_writer import Catalogue
+from sbtk_runtime.gallery.folder import VECTORS_NAME
+from sbtk_runtime.gallery.graph import next_graph
+from sbtk_runtime.gallery.vectors import Vectors
 from sbtk_runtime.manifest import GalleryManifest
-from sbtk_runtime.vectors import Vectors
 from tests.browser.visit import ROOF, Visit
 from tests.serve_process import serving
 from tests.tiny import tiny_bundle, tiny_photo, write_photos, write_tiny_manifest

@@ -20,7 +20,7 @@ from sbtk_cli.main import main
 from sbtk_runtime.files import sha256_of_file
 from sbtk_runtime.itq import Rotation, fit_itq
 from sbtk_runtime.manifest import FileRecord, read_bundle_manifest
-from sbtk_runtime.protocol import Distance, FittedOn, Protocol, QueryKind, Setting, Ties
+from sbtk_runtime.retrieval.protocol import Distance, FittedOn, Protocol, QueryKind, Setting, Ties
 from tests.tiny_data import write_dataset
 
 # Two are unseen in SK-YE, three are not.

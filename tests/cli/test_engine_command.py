@@ -14,8 +14,8 @@ import pytest
 
 from sbtk_cli.build_status import LINE_EVERY_S, build_status
 from sbtk_cli.main import main
+from sbtk_runtime.engines.plan_progress import BuildProgress
 from sbtk_runtime.files import sha256_of_file
-from sbtk_runtime.plan_progress import BuildProgress
 from tests.fakes.machine import SURFACES, FakeMachine, fake_machine
 from tests.tiny import tiny_bundle, write_tiny_manifest
 from tests.tiny_conv import tiny_conv_model
@@ -315,7 +315,7 @@ def test_progress_is_one_line_in_place_on_a_terminal() -> None:
     code = """
 import time
 from sbtk_cli.build_status import build_status
-from sbtk_runtime.plan_progress import BuildProgress
+from sbtk_runtime.engines.plan_progress import BuildProgress
 with build_status() as status:
     for second in range(3):
         status.progress(BuildProgress(float(second), "", 0, 0, "the ONNX parser"))

@@ -14,8 +14,8 @@ from sbtk_cli.main import main
 from sbtk_export.model_files import Variant
 from sbtk_export.pictures import choose_pictures
 from sbtk_runtime.bundle import Bundle
-from sbtk_train.checkpoint import STUDENT
-from sbtk_train.sbtknet import SbtknetStudent
+from sbtk_train.runs.checkpoint import STUDENT
+from sbtk_train.students.sbtknet import SbtknetStudent
 from tests.fakes.machine import SURFACES, fake_machine
 from tests.tiny_student import TRAINING, VALIDATION, fitted, write_run, write_textures
 

@@ -16,7 +16,7 @@ import pytest
 
 from sbtk_cli import main as main_module
 from sbtk_cli.main import COMMANDS, EXTRA_OF_MODULE, main, sbtk
-from sbtk_runtime.engine import ENGINE_NAMES
+from sbtk_runtime.engines.engine import ENGINE_NAMES
 from sbtk_runtime.errors import BadConfig, BadGallery
 
 HEAVY = (

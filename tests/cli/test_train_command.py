@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sbtk_cli.main import main
-from sbtk_train.checkpoint import LAST, STUDENT
+from sbtk_train.runs.checkpoint import LAST, STUDENT
 from tests.tiny_data import write_dataset
 
 TINY = """

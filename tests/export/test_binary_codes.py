@@ -11,14 +11,14 @@ from sbtk_export.export import ExportPlan, export_run, export_student
 from sbtk_export.pictures import ExportPictures, choose_pictures
 from sbtk_export.run_facts import StudentFacts
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.embed import Embedder
+from sbtk_runtime.embedding.embed import Embedder
 from sbtk_runtime.errors import BadConfig, BadModel
-from sbtk_runtime.gallery import Gallery
-from sbtk_runtime.gallery_update import update_gallery
+from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.itq import fit_itq
 from sbtk_runtime.preprocess import Kind
-from sbtk_train.checkpoint import TrainedRun
-from sbtk_train.sbtknet import SbtknetStudent
+from sbtk_train.runs.checkpoint import TrainedRun
+from sbtk_train.students.sbtknet import SbtknetStudent
 from tests.tiny_student import TRAINING, VALIDATION
 
 PER_KIND = 24

@@ -21,18 +21,18 @@ from sbtk_export.parity import LIMITS, torch_embeddings
 from sbtk_export.pictures import ExportPictures
 from sbtk_export.run_facts import StudentFacts, facts_from_run
 from sbtk_runtime.bundle import Bundle, OnnxForm
-from sbtk_runtime.embed import Embedder
-from sbtk_runtime.engine import open_engine
+from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.engines.engine import open_engine
+from sbtk_runtime.engines.plan_build import BuildSettings, build_plan
+from sbtk_runtime.engines.tensorrt_library import find_tensorrt
 from sbtk_runtime.errors import BadModel
-from sbtk_runtime.gallery import Gallery
-from sbtk_runtime.gallery_update import update_gallery
+from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.manifest import PRECISIONS, Precision
-from sbtk_runtime.plan_build import BuildSettings, build_plan
 from sbtk_runtime.preprocess import KINDS, Kind
-from sbtk_runtime.tensorrt_library import find_tensorrt
-from sbtk_train.checkpoint import TrainedRun
-from sbtk_train.dsn_student import DsnStudent
 from sbtk_train.recipes import recipe
+from sbtk_train.runs.checkpoint import TrainedRun
+from sbtk_train.students.dsn_student import DsnStudent
 from tests.tiny import write_photos, write_sketch
 from tests.tiny_dsn import telling, tiny_dsn_student
 from tests.tiny_student import fitted

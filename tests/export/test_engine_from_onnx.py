@@ -16,9 +16,9 @@ from sbtk_export.model_files import Variant
 from sbtk_export.parity import Reference
 from sbtk_export.pictures import ExportPictures
 from sbtk_export.run_facts import StudentFacts
+from sbtk_runtime.engines.plan_cache import CacheEntry, PlanCache, cache_folder
 from sbtk_runtime.errors import BadModel
-from sbtk_runtime.plan_cache import CacheEntry, PlanCache, cache_folder
-from sbtk_train.sbtknet import SbtknetStudent
+from sbtk_train.students.sbtknet import SbtknetStudent
 from tests.fakes.machine import SURFACES, FakeMachine, fake_machine
 
 VARIANTS: tuple[Variant, ...] = ("fp32", "fp16", "int8.trt")

@@ -15,7 +15,7 @@ from sbtk_export.equalisation import equalise_channels
 from sbtk_export.model_inputs import ModelInputs
 from sbtk_export.onnx_from_student import write_onnx
 from sbtk_export.pictures import ExportPictures
-from sbtk_train.sbtknet import SbtknetStudent
+from sbtk_train.students.sbtknet import SbtknetStudent
 
 BLACK = np.zeros((1, 224, 224, 3), np.uint8)
 

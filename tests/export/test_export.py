@@ -22,11 +22,11 @@ from sbtk_export.parity import torch_reference
 from sbtk_export.pictures import ExportPictures
 from sbtk_export.run_facts import StudentFacts
 from sbtk_runtime.bundle import Bundle, onnx_name
-from sbtk_runtime.engine import open_engine
+from sbtk_runtime.engines.engine import open_engine
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
 from sbtk_runtime.manifest import Precision
-from sbtk_train.checkpoint import STUDENT, TrainedRun
-from sbtk_train.sbtknet import SbtknetStudent
+from sbtk_train.runs.checkpoint import STUDENT, TrainedRun
+from sbtk_train.students.sbtknet import SbtknetStudent
 
 
 def quiet(_: str) -> None:

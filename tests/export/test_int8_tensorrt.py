@@ -21,13 +21,13 @@ from sbtk_export.onnx_from_student import write_onnx
 from sbtk_export.pictures import ExportPictures
 from sbtk_export.quantisation_steps import best_steps, histograms_of
 from sbtk_export.run_facts import StudentFacts
-from sbtk_runtime import engine_onnxruntime
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.engine_request import EngineRequest
+from sbtk_runtime.engines import engine_onnxruntime
+from sbtk_runtime.engines.engine_request import EngineRequest
+from sbtk_runtime.engines.plan_build import BuildSettings, build_plan
+from sbtk_runtime.engines.tensorrt_library import find_tensorrt
 from sbtk_runtime.errors import BadConfig, BadModel
-from sbtk_runtime.plan_build import BuildSettings, build_plan
-from sbtk_runtime.tensorrt_library import find_tensorrt
-from sbtk_train.sbtknet import SbtknetStudent
+from sbtk_train.students.sbtknet import SbtknetStudent
 from tests.tiny_student import fitted
 
 SETTINGS = BuildSettings(1, 4, 8, workspace_bytes=256 << 20, optimisation_level=0)

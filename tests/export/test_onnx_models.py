@@ -15,7 +15,7 @@ from sbtk_export.int8 import nodes_outside
 from sbtk_export.onnx_from_student import check_model
 from sbtk_export.pictures import ExportPictures
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.engine_openvino import openvino_core
+from sbtk_runtime.engines.engine_openvino import openvino_core
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.manifest import PRECISIONS, Precision
 from tests.tiny import tiny_model

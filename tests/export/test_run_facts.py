@@ -8,7 +8,7 @@ import pytest
 
 from sbtk_export.run_facts import facts_from_run, licence_text
 from sbtk_runtime.errors import BadConfig, BadData
-from sbtk_train.checkpoint import TrainedRun
+from sbtk_train.runs.checkpoint import TrainedRun
 from tests.tiny_student import TRAINING, UNSEEN, VALIDATION
 
 

@@ -15,7 +15,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from sbtk_export.onnx_from_student import Deployed, write_onnx
 from sbtk_export.strides import move_strides_up
-from sbtk_train.sbtknet import SbtknetStudent
+from sbtk_train.students.sbtknet import SbtknetStudent
 
 SIDE = 13
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sbtk_runtime.embed import Embedder
+from sbtk_runtime.embedding.embed import Embedder
 from sbtk_runtime.errors import BadData, BadGallery
-from sbtk_runtime.gallery import Gallery
-from sbtk_runtime.gallery_export import export_gallery
-from sbtk_runtime.gallery_update import update_gallery
+from sbtk_runtime.gallery.export import export_gallery
+from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.gallery.update import update_gallery
 from tests.tiny import tiny_bundle, tiny_photo, write_photos
 from tests.tiny_gallery import contents
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from sbtk_runtime.catalogue_database import CATALOGUE_NAME
-from sbtk_runtime.embed import Embedder
+from sbtk_runtime.embedding.embed import Embedder
 from sbtk_runtime.errors import BadGallery
-from sbtk_runtime.gallery import Gallery
-from sbtk_runtime.gallery_update import update_gallery
-from sbtk_runtime.gallery_verify import verify_gallery
+from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME
+from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.gallery.update import update_gallery
+from sbtk_runtime.gallery.verify import verify_gallery
 from tests.tiny import write_photos
 from tests.tiny_codes import code_gallery_of, tiny_code_bundle, tiny_itq
 from tests.tiny_gallery import unit_rows

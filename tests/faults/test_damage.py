@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sbtk_runtime import gallery as reading
-from sbtk_runtime.embed import Embedder
+from sbtk_runtime.embedding.embed import Embedder
 from sbtk_runtime.errors import BadGallery
-from sbtk_runtime.gallery import Gallery, Search
-from sbtk_runtime.gallery_update import update_gallery
-from sbtk_runtime.gallery_verify import verify_gallery
+from sbtk_runtime.gallery import gallery as reading
+from sbtk_runtime.gallery.gallery import Gallery, Search
+from sbtk_runtime.gallery.update import update_gallery
+from sbtk_runtime.gallery.verify import verify_gallery
 from tests.tiny import tiny_bundle, write_photos
 from tests.tiny_gallery import gallery_of, unit_rows
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from sbtk_runtime.errors import DiskFull
-from sbtk_runtime.gallery import Gallery
-from sbtk_runtime.gallery_update import IndexReport
-from sbtk_runtime.gallery_verify import verify_gallery
+from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.gallery.update import IndexReport
+from sbtk_runtime.gallery.verify import verify_gallery
 from tests.tiny import tiny_bundle, write_photos
 from tests.tiny_gallery import contents, index, processes
 

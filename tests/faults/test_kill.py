@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sbtk_runtime.embed import Embedder
+from sbtk_runtime.embedding.embed import Embedder
 from sbtk_runtime.errors import BadGallery
-from sbtk_runtime.gallery import Gallery
-from sbtk_runtime.gallery_update import update_gallery
-from sbtk_runtime.gallery_verify import verify_gallery
+from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.gallery.update import update_gallery
+from sbtk_runtime.gallery.verify import verify_gallery
 from sbtk_runtime.manifest import GalleryManifest
 from tests.tiny import tiny_photo, write_photos
 from tests.tiny_codes import tiny_code_bundle

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sbtk_runtime import gallery as reading
-from sbtk_runtime.embed import Embedder
+from sbtk_runtime.embedding.embed import Embedder
 from sbtk_runtime.errors import GalleryBusy, SbtkError
 from sbtk_runtime.files import WriterLock
-from sbtk_runtime.gallery import Gallery
-from sbtk_runtime.gallery_folder import LOCK_NAME
-from sbtk_runtime.gallery_update import update_gallery
+from sbtk_runtime.gallery import gallery as reading
+from sbtk_runtime.gallery.folder import LOCK_NAME
+from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.gallery.update import update_gallery
 from tests.tiny import tiny_bundle, write_photos
 from tests.tiny_gallery import contents, gallery_of, index, processes, unit_rows
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from sbtk_runtime.bundle import Bundle, list_bundles, pretrained_folder
-from sbtk_runtime.embed import Embedded, Embedder
-from sbtk_runtime.metrics import Embeddings, Labels, evaluate
+from sbtk_runtime.embedding.embed import Embedded, Embedder
 from sbtk_runtime.preprocess import PREPROCESSING, Kind
-from sbtk_train.splits import open_split
+from sbtk_runtime.retrieval.metrics import Embeddings, Labels, evaluate
+from sbtk_train.data.splits import open_split
 
 MAX_BYTES = 80_000_000
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sbtk_train.checkpoint import LAST, load_run, load_state
+from sbtk_train.runs.checkpoint import LAST, load_run, load_state
 from tests.several_processes import (
     CONFIGS,
     INTERRUPTED,

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from sbtk_train.data.splits import open_split
 from sbtk_train.recipes import Method, default_recipe
-from sbtk_train.splits import open_split
 
 
 @pytest.mark.parametrize(

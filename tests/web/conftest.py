@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sbtk_runtime.embed import Embedder
-from sbtk_runtime.gallery import Gallery, Hit
+from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.gallery.gallery import Gallery, Hit
 from sbtk_runtime.preprocess import Kind
 from tests.serve_process import ServeProcess, serving
 from tests.tiny import tiny_bundle, tiny_photo, write_photos

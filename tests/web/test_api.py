@@ -14,7 +14,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from sbtk_runtime.files import sha256_of_file
-from sbtk_runtime.gallery import Gallery
+from sbtk_runtime.gallery.gallery import Gallery
 from tests.serve_client import ask, png, query, sketch_png
 from tests.serve_process import ServeProcess
 from tests.tiny import tiny_sketch

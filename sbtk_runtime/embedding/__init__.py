@@ -1,0 +1,1 @@
+"""Files to embeddings: decoded ahead of the engine, in order, in little memory."""

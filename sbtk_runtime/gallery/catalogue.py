@@ -1,0 +1,237 @@
+"""The catalogue: one row per photo in SQLite, the truth about what a gallery holds.
+
+A photo keeps its id for as long as it is in the gallery. What is known of it comes in versions,
+each visible from the generation `born` until before the generation `gone`, so a reader sees one
+generation while a writer prepares the next. `row` is the number of the photo's embedding in the
+vectors. Paths are the bytes that the file system has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbtk_runtime.gallery.catalogue_codes import stored_bits, stored_itq
+from sbtk_runtime.gallery.catalogue_database import (
+    CATALOGUE_NAME,
+    catalogue_errors,
+    connect_reader,
+    damaged,
+)
+from sbtk_runtime.gallery.catalogue_roots import stored_roots
+from sbtk_runtime.gallery.shards import Batch
+from sbtk_runtime.itq import Itq
+
+_VISIBLE = "born <= :generation AND (gone IS NULL OR gone > :generation)"
+_ROWS_PER_QUESTION = 500
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo of a gallery, as of one generation."""
+
+    id: int
+    path: bytes
+    size_bytes: int
+    mtime_ns: int
+    sha256: str
+    row: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What made a gallery's embeddings; the same for all of them.
+
+    `bits` is the length of the codes that a binary gallery keeps in their place.
+    """
+
+    model_id: str
+    precision: str
+    dim: int
+    preprocessing: str
+    bits: int | None = None
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A photo whose embedding was written: where it lies and which bytes it is of."""
+
+    path: bytes
+    size_bytes: int
+    mtime_ns: int
+    sha256: str
+    row: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A photo that could not be read. The stamps are `None` where it could not be looked at."""
+
+    path: bytes
+    reason: str
+    size_bytes: int | None = None
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
+
+
+class CatalogueView:
+    """The photos of one generation; what a writer does meanwhile does not show.
+
+    It holds a snapshot of the database until it is closed. Any thread may ask it.
+    """
+
+    def __init__(self, folder: Path, generation: int) -> None:
+        self._path = folder / CATALOGUE_NAME
+        self._generation = {"generation": generation}
+        with _values_checked(self._path):
+            self._connection = connect_reader(self._path)
+
+    def close(self) -> None:
+        """Lets the snapshot go."""
+        self._connection.close()
+
+    def dim(self) -> int:
+        """Returns the length of an embedding that the catalogue was made for."""
+        with _values_checked(self._path):
+            found = self._connection.execute("SELECT value FROM facts WHERE name = 'dim'")
+            (value,) = found.fetchone() or (0,)
+            return int(value)
+
+    def bits(self) -> int | None:
+        """Returns the length of the codes; `None` if the catalogue is of embeddings."""
+        with _values_checked(self._path):
+            return stored_bits(self._connection)
+
+    def itq(self) -> Itq:
+        """Returns what makes the codes of a binary gallery.
+
+        Raises:
+            BadGallery: it is damaged.
+        """
+        with _values_checked(self._path):
+            return stored_itq(self._connection, self._path)
+
+    def rows(self, under: bytes | None = None) -> NDArray[np.int64]:
+        """Returns the rows of the photos, or of those in the folder `under`, ascending."""
+        query = f"SELECT row FROM photos WHERE {_VISIBLE}"  # noqa: S608 -- constants only
+        values: dict[str, object] = dict(self._generation)
+        if under is not None:
+            query += " AND path >= :low AND path < :high"
+            values["low"], values["high"] = below(under)
+        elif (dense := self._dense_rows()) is not None:
+            return dense
+        with _values_checked(self._path):
+            found = self._connection.execute(query + " ORDER BY row", values)
+            rows = np.fromiter((row for (row,) in found), dtype=np.int64)
+            if len(rows) and (rows[0] < 0 or (np.diff(rows) < 0).any()):
+                raise ValueError("rows that are not in order")
+            return rows
+
+    def ids(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the ids of the photos at `rows`, `(N,) int64`; 0 where there is none."""
+        ids: dict[int, int] = {}
+        for start in range(0, len(rows), _ROWS_PER_QUESTION):
+            part = ",".join(map(str, rows[start : start + _ROWS_PER_QUESTION].tolist()))
+            query = f"SELECT row, id FROM photos WHERE row IN ({part}) AND {_VISIBLE}"  # noqa: S608
+            with _values_checked(self._path):
+                found = self._connection.execute(query, self._generation)
+                ids.update((int(row), int(photo_id)) for row, photo_id in found)
+        return np.array([ids.get(row, 0) for row in rows.tolist()], dtype=np.int64)
+
+    def name_of(self, row: int) -> tuple[int, bytes] | None:
+        """Returns id and path of the photo whose embedding is at `row`, if there is one."""
+        query = f"SELECT id, path FROM photos WHERE row = :row AND {_VISIBLE}"  # noqa: S608
+        with _values_checked(self._path):
+            found = self._connection.execute(query, {"row": row, **self._generation}).fetchone()
+            return None if found is None else (int(found[0]), bytes(found[1]))
+
+    def photo(self, photo_id: int) -> Photo | None:
+        """Returns the photo with that id, if there is one."""
+        if not 0 < photo_id < 1 << 63:
+            return None
+        query = f"""SELECT path, size_bytes, mtime_ns, sha256, row FROM photos
+            WHERE id = :id AND {_VISIBLE}"""  # noqa: S608
+        with _values_checked(self._path):
+            found = self._connection.execute(query, {"id": photo_id, **self._generation}).fetchone()
+            if found is None:
+                return None
+            path, size_bytes, mtime_ns, sha256, row = found
+            return Photo(photo_id, bytes(path), size_bytes, mtime_ns, sha256.hex(), int(row))
+
+    def folders(self) -> Counter[bytes]:
+        """Returns how many photos lie in each folder itself, not below it."""
+        query = f"SELECT path FROM photos WHERE {_VISIBLE}"  # noqa: S608
+        with _values_checked(self._path):
+            found = self._connection.execute(query, self._generation)
+            return Counter(path.rpartition(b"/")[0] or b"/" for (path,) in found)
+
+    def roots(self) -> list[bytes]:
+        """Returns the folders and files that photos were found below; none if it is unknown."""
+        with _values_checked(self._path):
+            return stored_roots(self._connection)
+
+    def photos(self) -> Iterator[Photo]:
+        """Yields the photos by ascending row."""
+        query = f"""SELECT id, path, size_bytes, mtime_ns, sha256, row FROM photos
+            WHERE {_VISIBLE} ORDER BY row"""  # noqa: S608
+        with _values_checked(self._path):
+            for photo_id, path, size_bytes, mtime_ns, sha256, row in self._connection.execute(
+                query, self._generation
+            ):
+                yield Photo(photo_id, path, size_bytes, mtime_ns, sha256.hex(), row)
+
+    def batches(self) -> Iterator[Batch]:
+        """Yields what was written to the vectors, by row."""
+        query = "SELECT first_row, count, sha256 FROM batches ORDER BY first_row"
+        with _values_checked(self._path):
+            for first_row, count, sha256 in self._connection.execute(query):
+                yield Batch(int(first_row), int(count), sha256.hex())
+
+    def damage(self) -> str | None:
+        """Returns what SQLite's own check complains about; `None` if it is content."""
+        with _values_checked(self._path):
+            (answer,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+        return None if answer == "ok" else str(answer)
+
+    def _dense_rows(self) -> NDArray[np.int64] | None:
+        """Returns the photos' rows if none between the first and the last is without a photo.
+
+        Counting takes a third of the time of handing out rows one by one.
+        """
+        query = f"SELECT count(*), min(row), max(row) FROM photos WHERE {_VISIBLE}"  # noqa: S608
+        with _values_checked(self._path):
+            count, first, last = self._connection.execute(query, self._generation).fetchone()
+            if not count or first < 0 or last - first + 1 != count:
+                return None
+            return np.arange(first, last + 1, dtype=np.int64)
+
+
+@contextlib.contextmanager
+def _values_checked(path: Path) -> Iterator[None]:
+    """Turns SQLite's errors into ours, and those of values that no sbtk has written.
+
+    Raises:
+        BadGallery: the catalogue at `path` is damaged, or cannot be read.
+    """
+    with catalogue_errors(path):
+        try:
+            yield
+        except (AttributeError, TypeError, ValueError) as problem:
+            raise damaged(path, problem) from problem
+
+
+def below(path: bytes) -> tuple[bytes, bytes]:
+    """Returns the interval of paths (end excluded) that lie in the folder `path`."""
+    folder = path.rstrip(b"/")
+    return folder + b"/", folder + b"0"  # "0" is the character after "/"
+
+
+def exactly(path: bytes) -> tuple[bytes, bytes]:
+    """Returns the interval of paths (end excluded) that holds `path` alone."""
+    return path, path + b"\0"

@@ -1,0 +1,104 @@
+"""Searching a gallery of embeddings by cosine: exactly, or by its HNSW graph."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbtk_runtime.errors import BadGallery
+from sbtk_runtime.gallery.exact import Scores, exact_search
+from sbtk_runtime.gallery.hnsw import Graph, build_graph
+from sbtk_runtime.gallery.shards import Rows
+from sbtk_runtime.gallery.vectors import Vectors, unit_row
+from sbtk_runtime.manifest import GalleryManifest
+
+
+class EmbeddingSearch:
+    """The embeddings of one generation of a gallery, and its graph.
+
+    Args:
+        folder: the gallery's.
+        manifest: of the generation.
+        vectors: the embeddings.
+        live_rows: returns the rows of all photos.
+        is_large: the graph is what searches the gallery, so it is loaded at once.
+        note: told, in a sentence, what the user should know.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: GalleryManifest,
+        vectors: Vectors,
+        live_rows: Callable[[], Rows],
+        *,
+        is_large: bool,
+        note: Callable[[str], None],
+    ) -> None:
+        self._folder = folder
+        self._manifest = manifest
+        self._vectors = vectors
+        self._live_rows = live_rows
+        self._is_large = is_large
+        self._note = note
+        self._graph: Graph | None = None
+        self._graph_lock = threading.Lock()
+        self._graph_problem = "" if manifest.graph else "there is no graph"
+        if is_large:
+            self._load_graph()
+
+    def nearest(
+        self, embedding: NDArray[np.generic], k: int, among: Rows | None, search: str
+    ) -> tuple[Rows, Scores]:
+        """Returns rows and cosines of the `k` nearest, best first; fewer if there are fewer.
+
+        Args:
+            embedding: `(D,)` numbers of any length but zero.
+            k: may be 0.
+            among: ascending rows that may be found, by an exact search; `None` for all photos.
+            search: `auto`, `hnsw` or `exact`.
+
+        Raises:
+            BadData: the embedding has another width, is not finite, or zero.
+        """
+        query = unit_row(embedding, self._vectors.dim)
+        if among is None and self._takes_graph(search, k):
+            rows, scores = self._usable_graph().search(query, k)
+            if len(rows) == k:
+                return rows, scores
+        rows = self._live_rows() if among is None else among
+        return exact_search(self._vectors, rows, query, k)
+
+    def _takes_graph(self, search: str, k: int) -> bool:
+        if search != "auto":
+            return search == "hnsw"
+        if self._graph_problem:
+            return False
+        return self._is_large and self._graph is not None and k <= self._graph.ef
+
+    def _usable_graph(self) -> Graph:
+        """Returns the graph, loaded or, when its file is no good, built anew in memory."""
+        with self._graph_lock:
+            if self._graph is None and not self._graph_problem:
+                self._load_graph()
+            if self._graph is None:
+                rows = self._live_rows()
+                self._graph = build_graph(self._vectors, rows, len(rows))
+            return self._graph
+
+    def _load_graph(self) -> None:
+        record = self._manifest.graph
+        if record is None:
+            return
+        try:
+            self._graph = Graph.load(self._folder, record, self._manifest.dim)
+        except BadGallery as problem:
+            self._graph_problem = problem.found
+            self._note(
+                f"{problem.found}: searching the vectors instead; "
+                "'sbtk index' on your photos builds the graph anew"
+            )

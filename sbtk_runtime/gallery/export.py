@@ -1,0 +1,140 @@
+"""A gallery's embeddings and photos in formats that any tool reads."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sbtk_runtime.bundle import itq_name
+from sbtk_runtime.files import atomic_path, write_atomically
+from sbtk_runtime.gallery.catalogue import CatalogueView, Photo
+from sbtk_runtime.gallery.codes import CodeShards
+from sbtk_runtime.gallery.folder import open_rows, path_fields, published_manifest
+from sbtk_runtime.gallery.shards import Rows
+from sbtk_runtime.gallery.vectors import Vectors
+
+EMBEDDINGS_NAME = "embeddings.npy"
+CODES_NAME = "codes.npy"
+TABLE_NAME = "photos.csv"
+PARQUET_NAME = "photos.parquet"
+
+_TABLE_ROWS = 512
+_COLUMNS = ("id", "path", "path_bytes", "size_bytes", "mtime_ns", "sha256")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written: the files, and the photos left out because their rows are damaged."""
+
+    files: tuple[Path, ...]
+    count: int
+    left_out: int
+
+
+def export_gallery(folder: Path, out_folder: Path) -> ExportReport:
+    """Writes the embeddings and, in the same order, a table of the photos.
+
+    `embeddings.npy` is `(N, D) float32`, unit rows. A binary gallery has `codes.npy` instead,
+    `(N, bits / 8) uint8` as `numpy.packbits` packs them, and `itq<bits>.npz`, which makes codes of
+    embeddings: bit b is `(row - mean) @ projection[:, b] > 0`.
+
+    The tables, `photos.csv` and where pyarrow is installed `photos.parquet`, have the columns id,
+    path, path_bytes (base64, and path empty, where the path is not UTF-8), size_bytes, mtime_ns
+    and sha256. Memory does not grow with N.
+
+    Raises:
+        BadGallery: there is no gallery in `folder`, or what makes its codes is damaged.
+        DiskFull: there is no space for the files.
+    """
+    manifest = published_manifest(folder)
+    out_folder.mkdir(parents=True, exist_ok=True)
+    with (
+        closing(CatalogueView(folder, manifest.generation)) as view,
+        closing(open_rows(folder, manifest.dim, manifest.bits)) as vectors,
+    ):
+        vectors.hold()
+        rows = view.rows()
+        is_whole = np.concatenate(
+            [np.empty(0, dtype=np.bool_), *(whole for _, _, whole in vectors.chunks(rows))]
+        )
+        kept = rows[is_whole]
+        name = EMBEDDINGS_NAME if manifest.bits is None else CODES_NAME
+        files = [out_folder / name, out_folder / TABLE_NAME]
+        _write_rows(files[0], vectors, kept)
+        if manifest.bits is not None:
+            files.append(out_folder / itq_name(manifest.bits))
+            write_atomically(files[-1], view.itq().to_bytes())
+        _write_csv(out_folder / TABLE_NAME, _table(view, set(rows[~is_whole].tolist())))
+        if _write_parquet(out_folder / PARQUET_NAME, _table(view, set(rows[~is_whole].tolist()))):
+            files.append(out_folder / PARQUET_NAME)
+    return ExportReport(tuple(files), len(kept), len(rows) - len(kept))
+
+
+def _write_rows(path: Path, vectors: Vectors | CodeShards, rows: Rows) -> None:
+    if isinstance(vectors, Vectors):
+        descr, width = "<f4", vectors.dim
+    else:
+        descr, width = "|u1", vectors.bits // 8
+    header = {"descr": descr, "fortran_order": False, "shape": (len(rows), width)}
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for _, embeddings, _ in vectors.chunks(rows):
+            file.write(embeddings.astype(descr, copy=False).tobytes())
+
+
+def _table(view: CatalogueView, left_out: set[int]) -> Iterator[dict[str, object]]:
+    for photo in view.photos():
+        if photo.row not in left_out:
+            yield _record(photo)
+
+
+def _record(photo: Photo) -> dict[str, object]:
+    return {
+        "id": photo.id,
+        **{"path": None, "path_bytes": None},
+        **path_fields(photo.path),
+        "size_bytes": photo.size_bytes,
+        "mtime_ns": photo.mtime_ns,
+        "sha256": photo.sha256,
+    }
+
+
+def _write_csv(path: Path, table: Iterator[dict[str, object]]) -> None:
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.DictWriter(file, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def _write_parquet(path: Path, table: Iterator[dict[str, object]]) -> bool:
+    """Writes the table if pyarrow is installed; returns whether it is."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        return False
+    text, number = pyarrow.string(), pyarrow.int64()
+    schema = pyarrow.schema(
+        [(name, number if name in ("id", "size_bytes", "mtime_ns") else text) for name in _COLUMNS]
+    )
+    with (
+        atomic_path(path) as temporary,
+        parquet.ParquetWriter(os.fspath(temporary), schema) as writer,
+    ):
+        part: list[dict[str, object]] = []
+        for record in table:
+            part.append(record)
+            if len(part) == _TABLE_ROWS:
+                writer.write_table(pyarrow.Table.from_pylist(part, schema))
+                part.clear()
+        writer.write_table(pyarrow.Table.from_pylist(part, schema))
+    return True

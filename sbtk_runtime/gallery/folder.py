@@ -1,0 +1,161 @@
+"""The folder of a gallery: what is in it, who made it, and what may be thrown away."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import itertools
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sbtk_runtime.errors import BadGallery, ModelMismatch
+from sbtk_runtime.files import atomic_path, disk_full_explained
+from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME
+from sbtk_runtime.gallery.codes import CodeShards
+from sbtk_runtime.gallery.shards import Shards
+from sbtk_runtime.gallery.vectors import Vectors
+from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, read_gallery_manifest
+from sbtk_runtime.names import printable_name
+from sbtk_runtime.preprocess import PREPROCESSING
+
+if TYPE_CHECKING:
+    from sbtk_runtime.bundle import Bundle
+    from sbtk_runtime.gallery.catalogue_writer import Catalogue
+
+VECTORS_NAME = "vectors"
+LOCK_NAME = ".lock"
+FAILURES_NAME = "failures.jsonl"
+
+
+def published_manifest(folder: Path) -> GalleryManifest:
+    """Returns the manifest of the gallery in `folder`.
+
+    Raises:
+        BadGallery: it cannot be used; says how to have it made again from the catalogue.
+    """
+    try:
+        return read_gallery_manifest(folder)
+    except BadGallery as problem:
+        if problem.next_step:
+            raise
+        path = shlex.quote(printable_name(folder / MANIFEST_NAME))
+        raise BadGallery(
+            problem.found,
+            problem.expected,
+            f"rm {path}, then 'sbtk index' on your photos: it is made anew from the catalogue",
+        ) from problem
+
+
+def check_model(
+    folder: Path,
+    made_by: str,
+    preprocessing: str,
+    bundle: Bundle,
+    photos: str = "PHOTOS",
+) -> None:
+    """Makes sure that what made a gallery is what the bundle is.
+
+    Raises:
+        ModelMismatch: it is another model, or another preprocessing; names both, and the command
+            that indexes `photos` anew.
+    """
+    model_id, name = bundle.manifest.model_id, bundle.manifest.name
+    if model_id == made_by and preprocessing == PREPROCESSING:
+        return
+    other = folder.with_name(f"{folder.name.removesuffix('.sbtk')}-{name}.sbtk")
+    what = f"{made_by}" if model_id != made_by else f"preprocessing {preprocessing}"
+    ours = model_id if model_id != made_by else PREPROCESSING
+    raise ModelMismatch(
+        f"{printable_name(folder)} was made by {what}",
+        f"{ours}, which is in use (embeddings of two models cannot be compared)",
+        f"sbtk index {photos} --gallery {shlex.quote(printable_name(other))} "
+        f"--model {shlex.quote(printable_name(bundle.folder))}",
+    )
+
+
+def open_rows(folder: Path, dim: int, bits: int | None) -> Vectors | CodeShards:
+    """Returns what a gallery keeps of its photos: embeddings, or codes of `bits` bits."""
+    where = folder / VECTORS_NAME
+    return Vectors(where, dim) if bits is None else CodeShards(where, bits)
+
+
+def kept_text(dim: int, bits: int | None) -> str:
+    """Returns what a gallery keeps in words: "512 numbers a photo", "64 bits of ..."."""
+    numbers = f"{dim} numbers a photo"
+    return numbers if bits is None else f"{bits} bits of {numbers}"
+
+
+def path_fields(path: bytes) -> dict[str, str]:
+    """Returns `{"path": ...}`, or `{"path_bytes": ...}` in base64 when it is not UTF-8."""
+    try:
+        return {"path": path.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {"path_bytes": base64.b64encode(path).decode("ascii")}
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder of a gallery, or makes sure that it is one.
+
+    Raises:
+        BadGallery: it holds something else, or has lost its catalogue.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {path.name for path in folder.iterdir()}
+    if CATALOGUE_NAME in names:
+        return
+    if MANIFEST_NAME in names:
+        raise BadGallery(
+            f"{printable_name(folder)} has lost its {CATALOGUE_NAME}",
+            "a gallery",
+            "put the folder aside and run the same command again",
+        )
+    if any(not name.startswith(".") for name in names):
+        raise BadGallery(
+            f"{printable_name(folder)} holds other files",
+            "a gallery, an empty folder, or one that does not exist",
+            "name another folder: --gallery gallery.sbtk",
+        )
+
+
+def tidy(
+    folder: Path, catalogue: Catalogue, vectors: Shards, published: GalleryManifest | None
+) -> None:
+    """Removes what neither the published generation nor the catalogue needs."""
+    if published is not None:
+        catalogue.purge(published.generation)
+    vectors.cut(catalogue.committed_rows())
+    vectors.remove_shards(set(vectors.shard_indices()) - catalogue.shards())
+    kept = published.graph.file if published is not None and published.graph else None
+    for path in folder.glob("graph-*.hnsw"):
+        if path.name != kept:
+            path.unlink()
+
+
+def write_failures(folder: Path, catalogue: Catalogue) -> None:
+    """Writes `failures.jsonl`, or removes it when there are none."""
+    path = folder / FAILURES_NAME
+    failures = catalogue.failures()
+    first = next(failures, None)
+    if first is None:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for name, reason in itertools.chain((first,), failures):
+            file.write(json.dumps(path_fields(name) | {"reason": reason}) + "\n")
+
+
+@contextlib.contextmanager
+def os_errors_told(folder: Path) -> Iterator[None]:
+    """Turns the block's errors of the operating system into ours: `DiskFull` or `BadGallery`."""
+    try:
+        with disk_full_explained(folder / MANIFEST_NAME):
+            yield
+    except BrokenPipeError:
+        raise
+    except OSError as problem:
+        raise BadGallery(
+            f"{printable_name(folder)} cannot be written: {problem}", "a folder that may be written"
+        ) from problem

@@ -1,0 +1,80 @@
+"""The graph of the generation that is about to be published: kept, grown, or built anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from sbtk_runtime.errors import BadGallery
+from sbtk_runtime.gallery.catalogue_writer import Catalogue
+from sbtk_runtime.gallery.hnsw import Graph, add_rows, build_graph, check_graph_file
+from sbtk_runtime.gallery.vectors import Vectors
+from sbtk_runtime.manifest import GraphRecord
+
+Notify = Callable[[str], None]
+
+#: A graph with more than this share of rows that are gone is built anew.
+MOST_DEAD = 0.2
+
+_PROBES = 32
+
+
+def next_graph(
+    folder: Path,
+    catalogue: Catalogue,
+    vectors: Vectors,
+    previous: GraphRecord | None,
+    notify: Notify,
+) -> GraphRecord:
+    """Returns the record of a graph file that holds the photos of the catalogue's generation.
+
+    The previous file stays as it is; what it holds is reused as long as it is intact and most of
+    its rows are alive. Memory is that of one graph.
+
+    Raises:
+        DiskFull: there is no space for the file.
+        BadGallery: the file system does not keep what is written.
+    """
+    is_intact = previous is not None and _is_intact(folder, previous, vectors.dim, notify)
+    additions = catalogue.count_to_add()
+    has_drops = next(catalogue.rows_to_drop(), None) is not None
+    if previous is not None and is_intact and not additions and not has_drops:
+        return previous
+    graph = None
+    live = catalogue.live()
+    if previous is not None and is_intact:
+        total = previous.count + additions
+        if total - live <= MOST_DEAD * total:
+            notify(f"adding {additions:,} photos to the graph")
+            graph = _grown(folder, catalogue, vectors, previous, additions)
+    if graph is None:
+        notify(f"building the graph of {live:,} photos")
+        graph = build_graph(vectors, catalogue.live_rows(), live)
+    rows = np.array(catalogue.sample_rows(_PROBES), dtype=np.int64)
+    embeddings, is_whole = vectors.read(rows)
+    path = folder / f"graph-{catalogue.generation}.hnsw"
+    return graph.save(path, (rows[is_whole], embeddings[is_whole]))
+
+
+def _is_intact(folder: Path, record: GraphRecord, dim: int, notify: Notify) -> bool:
+    try:
+        check_graph_file(folder / record.file, record, dim)
+    except BadGallery as problem:
+        notify(f"{problem.found}: the graph is built anew")
+        return False
+    return True
+
+
+def _grown(
+    folder: Path, catalogue: Catalogue, vectors: Vectors, previous: GraphRecord, additions: int
+) -> Graph | None:
+    """Returns the previous graph with its dead rows marked and the new ones added."""
+    try:
+        graph = Graph.load(folder, previous, vectors.dim, room_for=additions)
+    except BadGallery:
+        return None
+    graph.drop(catalogue.rows_to_drop())
+    add_rows(graph, vectors, catalogue.rows_to_add())
+    return graph

@@ -1,0 +1,242 @@
+"""The HNSW graph over a gallery's rows: a cache beside the vectors, never the truth.
+
+hnswlib trusts its file blindly and tells nobody when it cannot write, so everything is checked
+around it: SHA-256 and header before a file is loaded, size and content after one is written.
+Rows carry the numbers that the vectors gave them; a row that is gone is marked in the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import hmac
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import hnswlib
+import numpy as np
+from numpy.typing import NDArray
+
+from sbtk_runtime.cpu import cpu_threads
+from sbtk_runtime.errors import BadGallery
+from sbtk_runtime.files import atomic_path, sha256_of_file
+from sbtk_runtime.gallery.vectors import Vectors
+from sbtk_runtime.manifest import GraphRecord
+
+Embeddings = NDArray[np.float32]
+Rows = NDArray[np.int64]
+Scores = NDArray[np.float32]
+
+M = 16
+EF_CONSTRUCTION = 200
+EF = 128
+
+_SEED = 100
+# offset of level 0, capacity, count, bytes per row, offset of the label, offset of the vector,
+# highest level, entry point, links per row, links per row on level 0, M, 1 / ln M, ef_construction
+_HEADER = struct.Struct("=6QiI3QdQ")
+
+
+class Graph:
+    """An hnswlib graph of unit rows, scored by cosine."""
+
+    def __init__(self, index: Any, m: int, ef_construction: int, ef: int) -> None:
+        self._index = index
+        self.m = m
+        self.ef_construction = ef_construction
+        self._widening = threading.Lock()
+        self.set_ef(ef)
+
+    @classmethod
+    def new(
+        cls,
+        dim: int,
+        capacity: int,
+        *,
+        m: int = M,
+        ef_construction: int = EF_CONSTRUCTION,
+        ef: int = EF,
+    ) -> Self:
+        """Returns an empty graph that takes up to `capacity` rows."""
+        index = hnswlib.Index("ip", dim)
+        index.init_index(max(1, capacity), M=m, ef_construction=ef_construction, random_seed=_SEED)
+        return cls(index, m, ef_construction, ef)
+
+    @classmethod
+    def load(cls, folder: Path, record: GraphRecord, dim: int, *, room_for: int = 0) -> Self:
+        """Returns the graph that `record` describes, with room for more rows.
+
+        Raises:
+            BadGallery: the file is missing, or not the one that was written.
+        """
+        path = folder / record.file
+        check_graph_file(path, record, dim)
+        index = hnswlib.Index("ip", dim)
+        try:
+            index.load_index(str(path), max_elements=record.count + room_for)
+        except RuntimeError as problem:
+            raise BadGallery(f"{path} cannot be loaded: {problem}") from problem
+        return cls(index, record.m, record.ef_construction, record.ef)
+
+    @property
+    def count(self) -> int:
+        """The number of rows in the graph, those that are marked as gone included."""
+        return int(self._index.get_current_count())
+
+    def set_ef(self, ef: int) -> None:
+        """Sets how far a search looks: more finds better and takes longer."""
+        with self._widening:
+            self.ef = ef
+            self._index.set_ef(ef)
+
+    def add(self, rows: Rows, embeddings: Embeddings, threads: int | None = None) -> None:
+        """Adds unit rows `(N, D) float32`; with more than one thread their order varies."""
+        if len(rows):
+            self._index.add_items(embeddings, rows, num_threads=threads or cpu_threads())
+
+    def drop(self, rows: Iterable[int]) -> None:
+        """Marks rows as gone; they are never found again. Rows that are not there are passed."""
+        for row in rows:
+            try:
+                self._index.mark_deleted(row)
+            except RuntimeError:
+                continue
+
+    def search(self, query: Embeddings, k: int) -> tuple[Rows, Scores]:
+        """Returns rows and cosines of the `k` best, best first; fewer if it finds fewer.
+
+        Safe from any number of threads as long as nobody adds or drops. `query` is `(D,) float32`,
+        of length 1.
+        """
+        if k <= self.ef:
+            return self._nearest(query, k)
+        with self._widening:
+            self._index.set_ef(k)
+            try:
+                return self._nearest(query, k)
+            finally:
+                self._index.set_ef(self.ef)
+
+    def save(self, path: Path, expected: tuple[Rows, Embeddings]) -> GraphRecord:
+        """Moves the graph into a file, durably, and returns its record; the graph is then spent.
+
+        The file is reopened before it gets its name, after the memory was freed, so that there is
+        never more than one copy.
+
+        Args:
+            path: the file's final name.
+            expected: some rows and their unit embeddings that the reopened file must hold.
+
+        Raises:
+            DiskFull: the file came out short.
+            BadGallery: the reopened file does not hold what was put in.
+        """
+        count, dim = self.count, int(self._index.dim)
+        with atomic_path(path) as temporary:
+            size_bytes = int(self._index.index_file_size())
+            self._index.save_index(str(temporary))
+            if not temporary.exists() or temporary.stat().st_size != size_bytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            del self._index
+            record = GraphRecord(
+                path.name, sha256_of_file(temporary), count, self.m, self.ef_construction, self.ef
+            )
+            _check_content(temporary, record, dim, expected)
+        return record
+
+    def _nearest(self, query: Embeddings, k: int) -> tuple[Rows, Scores]:
+        while k > 0:
+            try:
+                rows, distances = self._index.knn_query(query, k=k, num_threads=1)
+            except RuntimeError:  # it found fewer than k
+                k //= 2
+                continue
+            return rows[0].astype(np.int64), np.asarray(1.0 - distances[0], dtype=np.float32)
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+
+
+def build_graph(
+    vectors: Vectors, rows: Iterable[int], capacity: int, tick: Callable[[int], None] | None = None
+) -> Graph:
+    """Returns a graph of the ascending `rows`, read and added by chunks; damaged ones are left out.
+
+    Args:
+        vectors: where the rows are.
+        rows: which of them.
+        capacity: at least their number.
+        tick: is told how many rows are in the graph so far.
+    """
+    graph = Graph.new(vectors.dim, capacity)
+    add_rows(graph, vectors, rows, tick)
+    return graph
+
+
+def add_rows(
+    graph: Graph,
+    vectors: Vectors,
+    rows: Iterable[int],
+    tick: Callable[[int], None] | None = None,
+) -> None:
+    """Adds ascending `rows` of the vectors to a graph that has room for them."""
+    for numbers, embeddings, is_whole in vectors.chunks(rows):
+        if not is_whole.all():
+            numbers, embeddings = numbers[is_whole], embeddings[is_whole]
+        graph.add(numbers, embeddings)
+        if tick is not None:
+            tick(graph.count)
+
+
+def check_graph_file(path: Path, record: GraphRecord, dim: int) -> None:
+    """Makes sure that hnswlib may be given a file.
+
+    Raises:
+        BadGallery: it is missing, its SHA-256 is not the recorded one, or its header is not that
+            of a graph of `record.count` rows of `dim` numbers.
+    """
+    if path.is_symlink() or not path.is_file():
+        raise BadGallery(f"{path} is missing", "the graph that the manifest names")
+    sha256 = sha256_of_file(path)
+    if not hmac.compare_digest(sha256, record.sha256):
+        raise BadGallery(f"{path} has SHA-256 {sha256}", f"{record.sha256}: it is damaged")
+    with path.open("rb") as file:
+        header = file.read(_HEADER.size)
+    if len(header) < _HEADER.size or not _is_expected(_HEADER.unpack(header), record, dim):
+        raise BadGallery(
+            f"{path} is not a graph of {record.count:,} rows of {dim} numbers",
+            "the graph that the manifest describes",
+        )
+
+
+def _is_expected(header: tuple[Any, ...], record: GraphRecord, dim: int) -> bool:
+    offset_0, capacity, count, row_bytes, label_at, vector_at, _, entry, *links, _, _ = header
+    links_bytes = 4 + 4 * 2 * record.m
+    return (
+        count == record.count
+        and capacity >= count
+        and entry < max(1, count)
+        and links == [record.m, 2 * record.m, record.m]
+        and (offset_0, vector_at, label_at) == (0, links_bytes, links_bytes + 4 * dim)
+        and row_bytes == links_bytes + 4 * dim + 8
+    )
+
+
+def _check_content(
+    path: Path, record: GraphRecord, dim: int, expected: tuple[Rows, Embeddings]
+) -> None:
+    index = hnswlib.Index("ip", dim)
+    index.load_index(str(path))
+    rows, embeddings = expected
+    try:
+        held = np.asarray(index.get_items(rows), dtype=np.float32).reshape(-1, dim)
+        is_same = index.get_current_count() == record.count and np.allclose(
+            held, embeddings, atol=1e-6
+        )
+        index.set_ef(record.ef)
+        index.knn_query(embeddings[:1], k=1, num_threads=1)
+    except RuntimeError as problem:
+        raise BadGallery(f"the graph that was just written does not answer: {problem}") from problem
+    if not is_same:
+        raise BadGallery(f"{path} does not hold what was written", "a file system that keeps files")

@@ -1,0 +1,300 @@
+"""Making and updating a gallery: only what changed is embedded, and a kill loses one batch.
+
+The order of a commit is vectors, fsync, catalogue. The graph and, last of all, the manifest
+publish a generation; until then readers see the one before.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sbtk_runtime.embedding.embed import Embedded, Embedder
+from sbtk_runtime.errors import BadGallery
+from sbtk_runtime.files import WriterLock, remove_stale_temporaries
+from sbtk_runtime.gallery.catalogue import Embedding, Failure, Origin
+from sbtk_runtime.gallery.catalogue_writer import Catalogue
+from sbtk_runtime.gallery.changes import Changes
+from sbtk_runtime.gallery.claim import claimed, require_codes
+from sbtk_runtime.gallery.codes import CodeShards, codes_of
+from sbtk_runtime.gallery.folder import (
+    FAILURES_NAME,
+    LOCK_NAME,
+    make_folder,
+    open_rows,
+    os_errors_told,
+    published_manifest,
+    tidy,
+    write_failures,
+)
+from sbtk_runtime.gallery.graph import next_graph
+from sbtk_runtime.gallery.shards import Batch, Shards
+from sbtk_runtime.gallery.vectors import Embeddings, Vectors
+from sbtk_runtime.itq import Itq
+from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest
+from sbtk_runtime.names import printable_name
+from sbtk_runtime.walk import Found, Skipped, absolute_roots, refuse_nothing, walk
+
+#: Told how many photos are done, how many there are (`None` while they are being found), and
+#: images/s.
+Progress = Callable[[int, int | None, float], None]
+Notify = Callable[[str], None]
+
+_WALK_TICK = 1000
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What an update did.
+
+    Attributes:
+        new, changed: photos that were embedded, by whether their path was known.
+        moved: photos found again at another path, by their bytes.
+        removed: photos that are no longer there.
+        unreadable: files below the given roots that could not be read, listed in
+            `failures.jsonl`.
+        unchanged: photos that were as they were.
+        live: photos that can be found now.
+        seconds: the whole update.
+        timings: seconds of its parts: those of the embedder's timings, `walk_s` and `graph_s`.
+        notices: sentences for the user.
+    """
+
+    new: int
+    changed: int
+    moved: int
+    removed: int
+    unreadable: int
+    unchanged: int
+    live: int
+    seconds: float
+    timings: dict[str, float] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+
+
+def update_gallery(
+    folder: Path,
+    roots: Sequence[Path],
+    embedder: Embedder,
+    *,
+    progress: Progress = lambda done, total, rate: None,
+    notify: Notify = lambda text: None,
+    commit_every: int = 256,
+    checksum: bool = False,
+    bits: int | None = None,
+) -> IndexReport:
+    """Makes the gallery in `folder` hold the photos below `roots`; other photos in it stay.
+
+    Args:
+        folder: the gallery; made when it does not exist.
+        roots: folders, and files.
+        embedder: of the gallery's model.
+        progress: told after every photo.
+        notify: told, in a sentence, what takes long.
+        commit_every: photos between two commits.
+        checksum: look for changes in the bytes, not in size and time of modification.
+        bits: make a binary gallery, of codes of so many bits; by default one of embeddings. An
+            existing gallery stays what it is, and `None` will do for it.
+
+    Raises:
+        BadData: there is no photo below the roots.
+        BadModel: the embedder's bundle makes no codes of so many bits.
+        BadGallery: the folder is no gallery, cannot be written, or no photo could be read; or it
+            keeps something else than `bits` says.
+        GalleryBusy: another process is writing to it.
+        ModelMismatch: another model made it.
+        DiskFull: there is no space left; what was committed stays.
+    """
+    absolute = absolute_roots(roots)
+    refuse_nothing(absolute)
+    require_codes(folder, embedder.bundle, bits)
+    with os_errors_told(folder):
+        make_folder(folder)
+        with WriterLock(folder / LOCK_NAME):
+            update = _Update(folder, absolute, embedder, progress, notify, commit_every)
+            return update.run(checksum, bits)
+
+
+class _Update:
+    """One update, under the writer's lock."""
+
+    def __init__(
+        self,
+        folder: Path,
+        roots: list[str],
+        embedder: Embedder,
+        progress: Progress,
+        notify: Notify,
+        commit_every: int,
+    ) -> None:
+        self._folder = folder
+        self._roots = roots
+        self._embedder = embedder
+        self._progress = progress
+        self._commit_every = commit_every
+        self._notices: list[str] = []
+        self._notify = notify
+        self._itq: Itq | None = None
+        self._new = self._changed = self._failed = 0
+        self._timings_before = asdict(embedder.timings)
+
+    def run(self, checksum: bool, bits: int | None) -> IndexReport:
+        started = time.perf_counter()
+        folder = self._folder
+        remove_stale_temporaries(folder)
+        published = published_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
+        with Catalogue(folder, 1 if published is None else published.generation + 1) as catalogue:
+            origin, self._itq = claimed(
+                folder, catalogue, self._embedder, bits, self._roots, self._notices.append
+            )
+            catalogue.record_roots(map(os.fsencode, self._roots))
+            vectors = open_rows(folder, origin.dim, origin.bits)
+            tidy(folder, catalogue, vectors, published)
+            self._drop_lost(catalogue, vectors)
+            changes = Changes(catalogue, self._roots, self._walk(), checksum=checksum)
+            changes.settle()
+            to_embed = changes.to_embed
+            walk_s = time.perf_counter() - started
+            self._embed(catalogue, vectors, changes)
+            removed = catalogue.remove(changes.vanished()) + changes.replaced
+            changes.record_skipped()
+            write_failures(folder, catalogue)
+            if not catalogue.live():
+                raise BadGallery(
+                    f"0 of {changes.walked + changes.skipped:,} files could be read",
+                    "at least one photo; no gallery was published",
+                    f"the reasons are in {printable_name(folder / FAILURES_NAME)}",
+                )
+            graph_started = time.perf_counter()
+            self._publish(catalogue, vectors, origin, published)
+            unreadable = changes.unreadable
+            failed_before = unreadable - changes.skipped - self._failed
+            ended = time.perf_counter()
+            return IndexReport(
+                new=self._new,
+                changed=self._changed,
+                moved=changes.moved,
+                removed=removed,
+                unreadable=unreadable,
+                unchanged=changes.walked - to_embed - changes.moved - failed_before,
+                live=catalogue.live(),
+                seconds=ended - started,
+                timings=self._timings() | {"walk_s": walk_s, "graph_s": ended - graph_started},
+                notices=tuple(self._notices),
+            )
+
+    def _drop_lost(self, catalogue: Catalogue, vectors: Shards) -> None:
+        lost = sum(
+            catalogue.remove_at_rows(low, high)
+            for low, high in vectors.missing(catalogue.committed_rows())
+        )
+        if lost:
+            self._notices.append(
+                f"the embeddings of {lost:,} photos were lost: those below the given folders are "
+                "embedded anew"
+            )
+
+    def _timings(self) -> dict[str, float]:
+        """Returns what this update added to the embedder's timings."""
+        now = asdict(self._embedder.timings)
+        return {name: now[name] - before for name, before in self._timings_before.items()}
+
+    def _walk(self) -> Iterator[Found | Skipped]:
+        for count, item in enumerate(walk(self._roots), start=1):
+            if count % _WALK_TICK == 0:
+                self._progress(count, None, 0.0)
+            yield item
+
+    def _embed(self, catalogue: Catalogue, vectors: Vectors | CodeShards, changes: Changes) -> None:
+        """Embeds what is to be embedded, and commits it in batches."""
+        total = changes.to_embed
+        paths = (Path(os.fsdecode(path)) for path in changes.paths_to_embed())
+        pending: list[Embedded] = []
+        failures: list[Failure] = []
+        started = time.perf_counter()
+        try:
+            for done, item in enumerate(self._embedder.stream(paths, "photo"), start=1):
+                if isinstance(item, Embedded):
+                    pending.append(item)
+                else:
+                    failures.append(changes.failure(os.fsencode(item.path), item.reason))
+                if len(pending) + len(failures) >= self._commit_every:
+                    self._commit(catalogue, vectors, pending, failures)
+                self._progress(done, total, done / (time.perf_counter() - started))
+        except KeyboardInterrupt:
+            self._commit(catalogue, vectors, pending, failures)
+            raise
+        self._commit(catalogue, vectors, pending, failures)
+
+    def _commit(
+        self,
+        catalogue: Catalogue,
+        vectors: Vectors | CodeShards,
+        pending: list[Embedded],
+        failures: list[Failure],
+    ) -> None:
+        if not pending and not failures:
+            return
+        first_row = catalogue.committed_rows()
+        rows = [item.row for item in pending]
+        batches = self._written(vectors, first_row, np.stack(rows)) if rows else []
+        embeddings = [
+            Embedding(
+                os.fsencode(item.path),
+                item.source.size_bytes,
+                item.source.mtime_ns,
+                item.source.sha256,
+                row,
+            )
+            for row, item in enumerate(pending, start=first_row)
+        ]
+        new, changed = catalogue.commit(embeddings, failures, batches)
+        self._new += new
+        self._changed += changed
+        self._failed += len(failures)
+        pending.clear()
+        failures.clear()
+
+    def _written(
+        self, vectors: Vectors | CodeShards, first_row: int, embeddings: Embeddings
+    ) -> list[Batch]:
+        """Writes embeddings, or their codes, durably."""
+        if isinstance(vectors, Vectors):
+            return vectors.append(first_row, embeddings)
+        assert self._itq is not None
+        return vectors.append(first_row, codes_of(embeddings, self._itq))
+
+    def _publish(
+        self,
+        catalogue: Catalogue,
+        vectors: Vectors | CodeShards,
+        origin: Origin,
+        published: GalleryManifest | None,
+    ) -> None:
+        """Makes the catalogue's generation the one that readers see, if it differs."""
+        is_next = published is not None and catalogue.generation == published.generation + 1
+        previous = published.graph if published is not None and is_next else None
+        graph = None
+        if isinstance(vectors, Vectors):
+            graph = next_graph(self._folder, catalogue, vectors, previous, self._notify)
+        if published is not None and graph == published.graph and not catalogue.is_changed():
+            return
+        manifest = GalleryManifest(
+            generation=catalogue.generation,
+            model_id=origin.model_id,
+            precision=origin.precision,
+            dim=origin.dim,
+            preprocessing=origin.preprocessing,
+            live=catalogue.live(),
+            graph=graph,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            bits=origin.bits,
+        )
+        manifest.write(self._folder)
+        tidy(self._folder, catalogue, vectors, manifest)

@@ -1,0 +1,199 @@
+"""Whether a gallery is what it says: hashes, rows, and photos that find themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sbtk_runtime.errors import BadGallery
+from sbtk_runtime.files import WriterLock
+from sbtk_runtime.gallery.catalogue import CatalogueView
+from sbtk_runtime.gallery.catalogue_writer import Catalogue
+from sbtk_runtime.gallery.codes import CodeShards
+from sbtk_runtime.gallery.exact import exact_search, hamming_search
+from sbtk_runtime.gallery.folder import LOCK_NAME, kept_text, open_rows, published_manifest
+from sbtk_runtime.gallery.hnsw import Graph
+from sbtk_runtime.gallery.shards import Rows
+from sbtk_runtime.gallery.vectors import Embeddings, Vectors
+from sbtk_runtime.manifest import GalleryManifest
+
+#: The share of sampled photos that must find themselves; HNSW may miss a few.
+LEAST_FOUND = 0.99
+
+_SAME_SCORE = 1.0 - 1e-4
+_EXACT_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What a look at all of a gallery found.
+
+    Attributes:
+        generation: that was looked at.
+        live: photos that can be found.
+        sampled: photos that were searched for by their own embedding.
+        found: how many of these the graph found, or in a binary gallery the exact search.
+        problems: sentences; none if the gallery is good.
+        repaired: photos that the next `sbtk index` embeds anew.
+        bits: length of the codes of a binary gallery.
+    """
+
+    generation: int
+    live: int
+    sampled: int
+    found: int
+    problems: tuple[str, ...]
+    repaired: int = 0
+    bits: int | None = None
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def verify_gallery(
+    folder: Path,
+    *,
+    samples: int = 256,
+    seed: int = 0,
+    repair: bool = False,
+    notify: Callable[[str], None] = lambda text: None,
+) -> VerifyReport:
+    """Returns what is wrong with the published generation of a gallery.
+
+    Args:
+        folder: the gallery's.
+        samples: photos that are asked for by their own embedding.
+        seed: which ones.
+        repair: forget photos whose embeddings are damaged, so that the next `sbtk index` of their
+            folders embeds them anew.
+        notify: told what is being looked at.
+
+    Raises:
+        BadGallery: the manifest or the catalogue cannot be read at all.
+        GalleryBusy: another process is writing, and `repair` was asked for.
+    """
+    manifest = published_manifest(folder)
+    problems: list[str] = []
+    with closing(CatalogueView(folder, manifest.generation)) as view:
+        if damage := view.damage():
+            problems.append(f"the catalogue is damaged: {damage}")
+        held, said = kept_text(view.dim(), view.bits()), kept_text(manifest.dim, manifest.bits)
+        if held != said:
+            problems.append(f"the manifest says {said}, the catalogue {held}")
+            return VerifyReport(manifest.generation, manifest.live, 0, 0, tuple(problems))
+        rows = view.rows()
+        if len(rows) != manifest.live:
+            problems.append(
+                f"the manifest says {manifest.live:,} photos, the catalogue {len(rows):,}"
+            )
+        notify("checking the vectors")
+        vectors = open_rows(folder, manifest.dim, manifest.bits)
+        if manifest.bits is not None:
+            _check_itq(view, problems)
+        damaged = _damaged_rows(view, vectors, rows)
+    if len(damaged):
+        problems.append(f"the embeddings of {len(damaged):,} photos are damaged or missing")
+    notify("asking sampled photos for themselves")
+    intact = np.setdiff1d(rows, damaged, assume_unique=True)
+    chosen = np.random.default_rng(seed).choice(intact, min(samples, len(intact)), replace=False)
+    sample = np.sort(chosen)
+    if isinstance(vectors, Vectors):
+        found = _found_by_graph(folder, manifest, sample, vectors.read(sample)[0], problems)
+        _check_exact(vectors, intact, sample[:_EXACT_SAMPLES], problems)
+    else:
+        found = _found_by_code(vectors, intact, sample, problems)
+    repaired = _forget(folder, manifest, damaged) if repair and len(damaged) else 0
+    return VerifyReport(
+        generation=manifest.generation,
+        live=manifest.live,
+        sampled=len(sample),
+        found=found,
+        problems=tuple(problems),
+        repaired=repaired,
+        bits=manifest.bits,
+    )
+
+
+def _check_itq(view: CatalogueView, problems: list[str]) -> None:
+    try:
+        view.itq()
+    except BadGallery as problem:
+        problems.append(f"{problem.found}; {problem.next_step}")
+
+
+def _damaged_rows(view: CatalogueView, vectors: Vectors | CodeShards, rows: Rows) -> Rows:
+    """Returns those of the rows whose bytes are not what was written, or no unit row."""
+    is_damaged = np.zeros(len(rows), dtype=np.bool_)
+    covered = np.zeros(len(rows), dtype=np.bool_)
+    for batch in view.batches():
+        low, high = np.searchsorted(rows, (batch.first_row, batch.first_row + batch.count))
+        covered[low:high] = True
+        if low < high and not vectors.is_intact(batch):
+            is_damaged[low:high] = True
+    start = 0
+    for numbers, _, is_whole in vectors.chunks(rows):
+        is_damaged[start : start + len(numbers)] |= ~is_whole
+        start += len(numbers)
+    return rows[is_damaged | ~covered]
+
+
+def _found_by_graph(
+    folder: Path,
+    manifest: GalleryManifest,
+    rows: Rows,
+    embeddings: Embeddings,
+    problems: list[str],
+) -> int:
+    """Returns how many of the rows the graph finds by their own embeddings."""
+    if manifest.graph is None:
+        problems.append("there is no graph")
+        return 0
+    try:
+        graph = Graph.load(folder, manifest.graph, manifest.dim)
+    except BadGallery as problem:
+        problems.append(f"{problem.found}; 'sbtk index' on your photos builds the graph anew")
+        return 0
+    found = sum(_finds(graph.search(embedding, 1)[1]) for embedding in embeddings)
+    if found < LEAST_FOUND * len(rows):
+        problems.append(f"the graph finds {found:,} of {len(rows):,} photos by their embeddings")
+    return found
+
+
+def _check_exact(vectors: Vectors, rows: Rows, sample: Rows, problems: list[str]) -> None:
+    for embedding in vectors.read(sample)[0]:
+        if not _finds(exact_search(vectors, rows, embedding, 1)[1]):
+            problems.append("a photo does not find itself by exact search")
+            return
+
+
+def _found_by_code(codes: CodeShards, rows: Rows, sample: Rows, problems: list[str]) -> int:
+    """Returns how many of the sample's rows are found, or others of the same code."""
+    found = 0
+    for code in codes.read(sample)[0]:
+        distances = hamming_search(codes, rows, code, 1)[1]
+        found += len(distances) > 0 and int(distances[0]) == 0
+    if found < len(sample):
+        problems.append(f"{found:,} of {len(sample):,} photos are found by their codes")
+    return found
+
+
+def _finds(scores: Embeddings) -> bool:
+    # Judged by score: another photo may be the same.
+    return len(scores) > 0 and float(scores[0]) >= _SAME_SCORE
+
+
+def _forget(folder: Path, manifest: GalleryManifest, rows: Rows) -> int:
+    with (
+        WriterLock(folder / LOCK_NAME),
+        Catalogue(folder, manifest.generation + 1) as catalogue,
+    ):
+        gaps = np.flatnonzero(np.diff(rows) > 1) + 1
+        return sum(
+            catalogue.remove_at_rows(int(run[0]), int(run[-1]) + 1) for run in np.split(rows, gaps)
+        )

@@ -1,0 +1,1 @@
+"""Results for people to look at: contact sheets, the papers' tables, and pictures."""

@@ -1,0 +1,1 @@
+"""Retrieval figures: the rules that they carry, and the metrics on arrays."""

@@ -1,0 +1,56 @@
+"""A data set on disk, and its division for zero-shot work: the names that training works with.
+
+The parts have files of their own: `layouts`, `list_files` and `class_folders` find the images,
+`dataset` puts them together, `division` sets aside what training may not see.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sbtk_runtime.errors import BadData
+from sbtk_runtime.names import printable_name
+from sbtk_train.data.dataset import Dataset, open_dataset
+from sbtk_train.data.division import MIN_TRAINING_CLASSES, Division, divide
+from sbtk_train.data.image_set import ImageSet, Rows, of_classes
+
+__all__ = [
+    "MIN_TRAINING_CLASSES",
+    "Division",
+    "ImageSet",
+    "Rows",
+    "divide",
+    "of_classes",
+    "read_dataset",
+]
+
+#: Of a list file; with more, something was not unpacked, and figures would be of other data.
+MAX_MISSING_SHARE = 0.05
+
+
+def read_dataset(root: Path, *, keep_duplicates: bool = False) -> ImageSet:
+    """Returns every sketch and photo of the data set in `root`; see `sbtk_train.data.layouts`.
+
+    Args:
+        root: the data set's folder, or one that holds nothing else.
+        keep_duplicates: take photos of Sketchy Ext twice that are in two of its folders, as
+            published galleries do.
+
+    Raises:
+        BadData: no layout is recognised, a list file is damaged, or many of the images that it
+            names are missing.
+    """
+    found = open_dataset(root, keep_duplicates=keep_duplicates)
+    _refuse_many_missing(found)
+    return found.images
+
+
+def _refuse_many_missing(found: Dataset) -> None:
+    for each in found.missing:
+        if len(each.missing) > MAX_MISSING_SHARE * each.listed:
+            raise BadData(
+                f"{printable_name(each.file)} names {each.listed} images, and "
+                f"{len(each.missing)} are not there; first {printable_name(each.missing[0])}",
+                f"at most {MAX_MISSING_SHARE:.0%} missing",
+                f"unpack the rest, or see: sbtk data check {printable_name(found.layout.root)}",
+            )

@@ -1,0 +1,224 @@
+"""What there is to say about a data set before a day of training is spent on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sbtk_train.data.class_match import ClassMatch, match_classes
+from sbtk_train.data.dataset import Dataset
+from sbtk_train.data.division import listing_of
+from sbtk_train.data.image_check import ImageCheck
+from sbtk_train.data.image_set import ImageSet, Rows
+from sbtk_train.data.leakage import Leakage, find_leakage
+from sbtk_train.data.published_data import PublishedData, PublishedSplit, published_data
+from sbtk_train.data.splits import Split, open_split, split_names
+
+
+@dataclass(frozen=True)
+class PerClass:
+    """How many images the classes have that have any; deviations are those of a population."""
+
+    total: int
+    classes: int
+    smallest: int
+    mean: float
+    deviation: float
+    largest: int
+
+
+@dataclass(frozen=True)
+class SplitCheck:
+    """A split as the data have it.
+
+    Attributes:
+        name: the split's.
+        sha256: hash of its unseen classes.
+        listing: the data set's own lists of this split, such as `zeroshot1`; empty if it has none.
+        match: how the class names fall.
+        training_sketches: sketches of seen classes, without those that the lists hold out.
+        held_out_sketches: those.
+        training_photos: photos of seen classes.
+        queries: sketches of unseen classes.
+        gallery: photos of unseen classes.
+        leakage: what both sides have in common.
+        published: the published counts; `None` where there are none for these data.
+    """
+
+    name: str
+    sha256: str
+    listing: str
+    match: ClassMatch
+    training_sketches: int
+    held_out_sketches: int
+    training_photos: int
+    queries: int
+    gallery: int
+    leakage: Leakage
+    published: PublishedSplit | None
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """The state of a data set.
+
+    Attributes:
+        dataset: what was found.
+        sketches: per class, of Table 1.
+        photos: the same.
+        one_sided: classes without sketches or without photos.
+        published: the published data set that has these classes; `None` if none has.
+        splits: those that were asked for, or that belong to the data.
+        images: what came of opening each image; `None` if that was left out.
+        keeps_duplicates: photos that are there twice were counted twice.
+    """
+
+    dataset: Dataset
+    sketches: PerClass
+    photos: PerClass
+    one_sided: tuple[str, ...]
+    published: PublishedData | None
+    splits: tuple[SplitCheck, ...]
+    images: ImageCheck | None
+    keeps_duplicates: bool
+
+    def problems(self) -> list[str]:
+        """Returns sentences on what makes the data unfit for one of the splits."""
+        return [problem for split in self.splits for problem in _problems(split)]
+
+    def skipped(self) -> int:
+        """Returns how many images training would leave out."""
+        gone = {path for each in self.dataset.missing for path in each.missing}
+        return len(gone) + (len(self.images.unreadable) if self.images else 0)
+
+
+def check_data(
+    dataset: Dataset,
+    splits: Sequence[Split],
+    images: ImageCheck | None = None,
+    *,
+    keep_duplicates: bool = False,
+) -> DataCheck:
+    """Returns the state of a data set.
+
+    Args:
+        dataset: what was found on disk.
+        splits: those to look at; see `splits_of`.
+        images: what came of opening the images, if they were.
+        keep_duplicates: as the data set was opened.
+    """
+    data = dataset.images
+    published = published_data(data.classes)
+    sketches, photos = _counts(data, data.sketch_labels), _counts(data, data.photo_labels)
+    sha256 = None if images is None else images.sha256
+    return DataCheck(
+        dataset,
+        _per_class(sketches),
+        _per_class(photos),
+        tuple(
+            name
+            for name, drawn, taken in zip(data.classes, sketches, photos, strict=True)
+            if not drawn or not taken
+        ),
+        published,
+        tuple(
+            _split_check(
+                data, split, published, find_leakage(data, split, dataset.list_folders, sha256)
+            )
+            for split in splits
+        ),
+        images,
+        keep_duplicates,
+    )
+
+
+def splits_of(dataset: Dataset, asked: str | None) -> list[Split]:
+    """Returns the split that was asked for; else those of the data's own lists, or published.
+
+    Raises:
+        BadConfig: there is no such split.
+    """
+    data = dataset.images
+    if asked is not None:
+        return [open_split(asked, data.classes)]
+    known = [open_split(name) for name in split_names()]
+    own = [
+        next(
+            (split for split in known if split.is_of(listing.unseen)),
+            Split(listing.name, tuple(sorted(listing.unseen)), tuple(sorted(listing.seen))),
+        )
+        for listing in data.listings
+    ]
+    published = published_data(data.classes)
+    listed = [] if published is None else [open_split(each.split) for each in published.splits]
+    return list({split.sha256: split for split in (*own, *listed)}.values())
+
+
+def _counts(data: ImageSet, labels: Rows) -> Rows:
+    return np.bincount(labels, minlength=len(data.classes)).astype(np.int64)
+
+
+def _per_class(counts: Rows) -> PerClass:
+    some = counts[counts > 0]
+    if not len(some):
+        return PerClass(0, 0, 0, 0.0, 0.0, 0)
+    return PerClass(
+        int(some.sum()),
+        len(some),
+        int(some.min()),
+        float(some.mean()),
+        float(some.std()),
+        int(some.max()),
+    )
+
+
+def _split_check(
+    data: ImageSet, split: Split, published: PublishedData | None, leakage: Leakage
+) -> SplitCheck:
+    is_unseen = np.array([split.is_unseen(name) for name in data.classes], dtype=np.bool_)
+    listing = listing_of(data, split)
+    seen_rows = np.flatnonzero(~is_unseen[data.sketch_labels])
+    listed = frozenset() if listing is None else listing.training_sketches
+    held_out = sum(data.sketches[row] not in listed for row in seen_rows) if listed else 0
+    unseen_photos = int(is_unseen[data.photo_labels].sum())
+    return SplitCheck(
+        split.name,
+        split.sha256,
+        "" if listing is None else listing.name,
+        match_classes(data.classes, split),
+        len(seen_rows) - held_out,
+        held_out,
+        len(data.photos) - unseen_photos,
+        len(data.sketches) - len(seen_rows),
+        unseen_photos,
+        leakage,
+        next((each for each in published.splits if each.split == split.name), None)
+        if published
+        else None,
+    )
+
+
+def _problems(split: SplitCheck) -> list[str]:
+    problems = []
+    if not split.match.unseen:
+        problems.append(
+            f"none of the {len(split.match.absent)} unseen classes of {split.name} is here"
+        )
+    problems += [
+        f"{alike.name!r} counts as seen in {split.name} and looks like the unseen {alike.unseen!r}"
+        for alike in split.match.look_alikes
+    ]
+    leakage = split.leakage
+    problems += [
+        f"{what} on both sides of {split.name}: {leaks[0].seen} and {leaks[0].unseen}"
+        + (f", and {len(leaks) - 1} more" if len(leaks) > 1 else "")
+        for what, leaks in (
+            ("the same class is", leakage.classes),
+            ("the same ImageNet photo is", leakage.photo_ids),
+            ("the same bytes are", leakage.contents or ()),
+        )
+        if leaks
+    ]
+    return problems

@@ -1,0 +1,174 @@
+"""A data set as it lies on disk, read whole: its layout, its images, and what is odd about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sbtk_runtime.errors import BadData
+from sbtk_runtime.names import printable_name
+from sbtk_runtime.preprocess import Kind
+from sbtk_train.data.class_folders import NamedImages, common_names, files_there, scan
+from sbtk_train.data.class_match import named
+from sbtk_train.data.duplicates import without_duplicates
+from sbtk_train.data.image_set import ImageSet, Listing, Rows
+from sbtk_train.data.layouts import Layout, recognise
+from sbtk_train.data.list_files import PARTS, ListFolder, read_list_folder
+
+
+@dataclass(frozen=True)
+class MissingImages:
+    """Images that a list file names and that are not there."""
+
+    file: Path
+    listed: int
+    missing: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What was found in a folder.
+
+    Attributes:
+        layout: where the images are.
+        images: those that exist, class by class; in the lists' order, or else by name.
+        list_folders: the data set's own lists.
+        missing: what its lists name in vain.
+        duplicates: photos that are there twice, whether or not they were kept.
+        renamed: names of folders or lists that were put under another class name, and this name.
+    """
+
+    layout: Layout
+    images: ImageSet
+    list_folders: tuple[ListFolder, ...]
+    missing: tuple[MissingImages, ...]
+    duplicates: int
+    renamed: tuple[tuple[str, str], ...]
+
+
+def open_dataset(root: Path, *, keep_duplicates: bool = False) -> Dataset:
+    """Returns the data set in `root`, of whichever layout.
+
+    Images that its lists name and that are missing are left out and reported.
+
+    Args:
+        root: the data set's folder, or one that holds nothing else.
+        keep_duplicates: take photos of Sketchy Ext twice that are in two of its folders.
+
+    Raises:
+        BadData: no layout is recognised, or a list file is damaged.
+    """
+    layout = recognise(root)
+    read = (read_list_folder(folder, layout.root) for folder in layout.list_folders)
+    lists = tuple(folder for folder in read if folder is not None)
+    sketches = _named("sketch", layout.sketch_folders, lists)
+    photos = _named("photo", layout.photo_folders, lists)
+    missing = _missing(lists)
+    gone = {path for each in missing for path in each.missing}
+    class_of = common_names(sketches.names, photos.names)
+    classes = tuple(sorted(set(class_of.values())))
+    if not classes:
+        raise BadData(f"{printable_name(root)} holds no class folders", layout.title)
+    sketch_paths, sketch_labels = _rows(sketches, class_of, classes, gone)
+    photo_paths, photo_labels = _rows(photos, class_of, classes, gone)
+    unique = _unique(layout, photo_paths, photo_labels)
+    duplicates = len(photo_paths) - len(unique)
+    if duplicates and not keep_duplicates:
+        photo_paths = tuple(photo_paths[row] for row in unique)
+        photo_labels = photo_labels[unique]
+    renamed = tuple(sorted((name, to) for name, to in class_of.items() if name != to))
+    images = ImageSet(
+        classes,
+        sketch_paths,
+        sketch_labels,
+        photo_paths,
+        photo_labels,
+        _listings(layout, lists),
+        tuple(_notices(missing, 0 if keep_duplicates else duplicates, renamed)),
+    )
+    return Dataset(layout, images, lists, missing, duplicates, renamed)
+
+
+def _named(kind: Kind, folders: tuple[Path, ...], lists: Sequence[ListFolder]) -> NamedImages:
+    """Returns the images of a kind: those on the lists, or all if no list names them all."""
+    complete = [folder for folder in lists if folder.is_complete(kind)]
+    if not complete:
+        return scan(folders)
+    # The same image is on the lists of every split; the first to name it decides its place.
+    name_of: dict[Path, str] = {}
+    for folder in complete:
+        for part in PARTS:
+            if listed := folder.lists.get((kind, part)):
+                for path, name in zip(listed.paths, listed.name_of, strict=True):
+                    name_of.setdefault(path, name)
+    names = {name for folder in complete for name in (*folder.seen, *folder.unseen)}
+    return NamedImages(tuple(sorted(names)), tuple(name_of), tuple(name_of.values()))
+
+
+def _missing(lists: Sequence[ListFolder]) -> tuple[MissingImages, ...]:
+    files = [listed for folder in lists for listed in folder.lists.values()]
+    there = files_there({path for listed in files for path in listed.paths})
+    found = (
+        MissingImages(
+            listed.file,
+            len(listed.paths),
+            tuple(path for path in listed.paths if path not in there),
+        )
+        for listed in files
+    )
+    return tuple(each for each in found if each.missing)
+
+
+def _rows(
+    images: NamedImages, class_of: dict[str, str], classes: tuple[str, ...], gone: set[Path]
+) -> tuple[tuple[Path, ...], Rows]:
+    """Returns the images that exist, class by class, and `(N,) int64` labels."""
+    label_of = {name: number for number, name in enumerate(classes)}
+    labelled = [
+        (label_of[class_of[name]], path)
+        for path, name in zip(images.paths, images.name_of, strict=True)
+        if path not in gone
+    ]
+    labelled.sort(key=lambda row: row[0])
+    labels = np.array([label for label, _ in labelled], dtype=np.int64)
+    return tuple(path for _, path in labelled), labels
+
+
+def _unique(layout: Layout, paths: tuple[Path, ...], labels: Rows) -> list[int]:
+    """Returns the rows of the photos without the second copies."""
+    if len(layout.photo_folders) < 2 or layout.own_parts:
+        return list(range(len(paths)))
+    return without_duplicates(paths, labels.tolist(), layout.photo_folders)
+
+
+def _listings(layout: Layout, lists: Sequence[ListFolder]) -> tuple[Listing, ...]:
+    if len(layout.own_parts) == 2:
+        seen, unseen = (
+            tuple(sorted(set(scan([part / "sketch"]).names) | set(scan([part / "photo"]).names)))
+            for part in layout.own_parts
+        )
+        return (Listing("train and val", seen, unseen),)
+    return tuple(
+        Listing(folder.name, folder.seen, folder.unseen, folder.training_sketches())
+        for folder in lists
+        if folder.unseen
+    )
+
+
+def _notices(
+    missing: Sequence[MissingImages], dropped: int, renamed: tuple[tuple[str, str], ...]
+) -> list[str]:
+    notices = [
+        f"left out {len(each.missing)} images that {printable_name(each.file.name)} names and "
+        f"that are not there; first {printable_name(each.missing[0])}"
+        for each in missing
+    ]
+    if renamed:
+        pairs = [f"{name} is {to}" for name, to in renamed]
+        notices.append(f"class names put together: {named(pairs)}")
+    if dropped:
+        notices.append(f"left out {dropped} photos that are there twice")
+    return notices

@@ -1,0 +1,134 @@
+"""Zero-shot splits: which classes are seen in training and which are kept unseen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from sbtk_runtime.errors import BadConfig
+from sbtk_train.data.class_names import ClassNames, class_key, match_key
+
+__all__ = ["Split", "class_key", "open_split", "split_names"]
+
+_RANDOM = re.compile(r"random:(\d{1,6}):(\d{1,9})")
+
+
+@dataclass(frozen=True)
+class Split:
+    """A named list of unseen classes; every other class of a data set may be trained on.
+
+    Attributes:
+        name: as in `splits.json`, `random:N:SEED`, or the file's name.
+        unseen: class names, sorted.
+        seen: class names that the list's authors trained on, sorted; empty where they name none.
+    """
+
+    name: str
+    unseen: tuple[str, ...]
+    seen: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the canonical unseen class names; equal for equal splits."""
+        keys = sorted(class_key(name) for name in self.unseen)
+        return hashlib.sha256("\n".join(keys).encode()).hexdigest()
+
+    def is_unseen(self, class_name: str) -> bool:
+        """Says whether the class is unseen, whichever way its name is written."""
+        return class_name in self._unseen_names
+
+    def seen_among(self, class_names: Iterable[str]) -> list[str]:
+        """Returns the class names that are not unseen, in their order."""
+        return [name for name in class_names if not self.is_unseen(name)]
+
+    def is_of(self, unseen: Iterable[str]) -> bool:
+        """Says whether these are the split's unseen classes: all of them and no others."""
+        return {match_key(name) for name in unseen} == {match_key(name) for name in self.unseen}
+
+    @cached_property
+    def _unseen_names(self) -> ClassNames:
+        return ClassNames(self.unseen)
+
+
+def split_names() -> list[str]:
+    """Returns the names of the published splits that sbtk knows."""
+    return sorted(_published())
+
+
+def open_split(name_or_file: str, classes: Sequence[str] | None = None) -> Split:
+    """Returns a published split, one drawn at random, or that of a file.
+
+    Args:
+        name_or_file: a published split's name; `random:N:SEED` for N classes drawn from the data's
+            (the first N of MT19937's permutation of the sorted names); or a file with one unseen
+            class a line (SAKE's `cname_cid_zero.txt`, with its numbers, too).
+        classes: the class names of the data; only random splits need them.
+
+    Raises:
+        BadConfig: none of these; a file that names no class; or too many classes to draw.
+    """
+    published = _published()
+    by_key = {name.casefold(): name for name in published}
+    if name := by_key.get(name_or_file.casefold()):
+        entry = published[name]
+        return Split(name, tuple(sorted(entry["unseen"])), tuple(sorted(entry["seen"])))
+    if name_or_file.startswith("random:") and not Path(name_or_file).exists():
+        return _random_split(name_or_file, classes)
+    path = Path(name_or_file)
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise BadConfig(
+            f"no split named {name_or_file!r}, and no readable file of that name",
+            f"one of {', '.join(split_names())}, random:N:SEED, or a text file with one unseen "
+            "class a line",
+        ) from problem
+    unseen = tuple(sorted(set(_without_numbers([line.strip() for line in lines if line.strip()]))))
+    if not unseen:
+        raise BadConfig(f"{path} names no class", "one unseen class a line")
+    return Split(path.name, unseen)
+
+
+def _random_split(name: str, classes: Sequence[str] | None) -> Split:
+    match = _RANDOM.fullmatch(name)
+    if match is None:
+        raise BadConfig(f"--split {name}", "random:N:SEED, such as random:25:0")
+    count, seed = int(match[1]), int(match[2])
+    if classes is None:
+        raise BadConfig(
+            f"the split {name} is drawn from the classes of the data, and there are no data here",
+            f"one of {', '.join(split_names())}, or a file",
+        )
+    if not 0 < count < len(classes):
+        raise BadConfig(
+            f"--split {name} of data with {len(classes)} classes",
+            f"1 to {len(classes) - 1} unseen classes",
+        )
+    ordered = sorted(classes, key=match_key)
+    # This generator's stream is frozen for ever (NEP 19), so the name says which classes they are.
+    drawn = np.random.RandomState(seed).permutation(len(ordered))[:count]
+    unseen = {ordered[row] for row in drawn.tolist()}
+    seen = tuple(sorted(set(classes) - unseen))
+    return Split(name, tuple(sorted(unseen)), seen)
+
+
+def _without_numbers(lines: list[str]) -> list[str]:
+    """Returns the lines without the numbers that `cname_cid` files put behind the names."""
+    matches = [re.fullmatch(r"(.+?)\s+(\d+)", line) for line in lines]
+    names = [match[1] for match in matches if match is not None]
+    numbers = [int(match[2]) for match in matches if match is not None]
+    return names if numbers == list(range(len(lines))) else lines
+
+
+def _published() -> dict[str, dict[str, list[str]]]:
+    text = resources.files("sbtk_train.data").joinpath("splits.json").read_text("utf-8")
+    published: dict[str, dict[str, list[str]]] = json.loads(text)
+    return published

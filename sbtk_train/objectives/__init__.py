@@ -1,0 +1,1 @@
+"""What each method learns from: losses, memory, and knowledge kept or looked up."""

@@ -1,0 +1,99 @@
+"""What a method brings to the training loop: its batches, its views of them, and its losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from sbtk_train.batches.draws import BatchDraws
+from sbtk_train.batches.sampler import Batch
+from sbtk_train.batches.shares import Share
+from sbtk_train.distributed import ALONE, Team
+from sbtk_train.students.student import StudentOutput
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The images of one step, `S` sketches and then `P` photos.
+
+    Where several processes share the batch, `inputs` are this one's own `s` sketches and `p`
+    photos, and what is made of them is put in order by `joined`. All else is of the whole batch.
+
+    Attributes:
+        inputs: `(V * (s + p), ...)`, what the student was given: view after view, images or
+            feature maps at the stage `begin`.
+        begin: the trunk's stage that they enter; empty for images.
+        labels: `(S + P,) int64`, indices of training classes.
+        domains: `(S + P,) float32`, 0 for sketches and 1 for photos.
+        sketches: S.
+        share: which of the images this process has.
+        team: the processes.
+    """
+
+    inputs: Tensor
+    begin: str
+    labels: Tensor
+    domains: Tensor
+    sketches: int
+    share: Share | None = None
+    team: Team = ALONE
+
+    def first_view(self) -> Tensor:
+        """Returns the first view of the own images, `(s + p, ...)`."""
+        return self.inputs[: len(self.own_domains())]
+
+    def own_domains(self) -> Tensor:
+        """Returns `(s + p,) float32`, the domains of the own images."""
+        return self.domains if self.share is None else self.domains[self.share.rows()]
+
+    def joined(self, rows: Tensor) -> Tensor:
+        """Returns `(S + P, D)` rows for the `(s + p, D) float32` of one view of own images."""
+        return rows if self.share is None else self.team.joined([rows], self.share, 1)[0]
+
+
+class Objective(Protocol):
+    """One method's way to learn; the loop does everything else.
+
+    Attributes:
+        views: how many views of each image a step sees, 1 or more.
+    """
+
+    views: int
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Yields the batches of an epoch; a pure function of seed and epoch."""
+        ...
+
+    def views_of(self, sketches: Tensor, photos: Tensor, draw: BatchDraws) -> Tensor:
+        """Returns `(V * (S + P), 3, H, W)` normalised images, view after view, sketches first.
+
+        Args:
+            sketches: `(S, 1, H, W) uint8`, dark ink on white.
+            photos: `(P, 3, H, W) uint8`.
+            draw: for these sketches and photos; all chance comes from it.
+        """
+        ...
+
+    def start_epoch(self) -> None:
+        """Forgets what is kept within an epoch only."""
+        ...
+
+    def terms(self, output: StudentOutput, examples: Examples) -> dict[str, Tensor]:
+        """Returns the weighted terms of the loss, by name; their sum is minimised.
+
+        Args:
+            output: of all `V * (S + P)` inputs, in their order.
+            examples: what they were made from.
+        """
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns what a resumed run needs beyond the student."""
+        ...
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Takes back what `state` returned."""
+        ...

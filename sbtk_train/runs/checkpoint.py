@@ -1,0 +1,169 @@
+"""Run folders: the state to go on from, the student to keep, and the record of both.
+
+A run folder holds `config.resolved.toml`, `last.safetensors` (all that resuming needs),
+`student.safetensors` (the best student by validation), `run.json`, `metrics.csv` and curves.
+Each file is replaced atomically, so a run that is killed anywhere goes on from its last save.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from sbtk_runtime.errors import BadConfig, BadModel
+from sbtk_runtime.files import atomic_path, read_json_object
+from sbtk_train.config import CONFIG_NAME, TrainConfig, read_config
+from sbtk_train.students.student import Student
+from sbtk_train.students.students import build_student
+
+LAST = "last.safetensors"
+STUDENT = "student.safetensors"
+RECORD = "run.json"
+
+
+@dataclass
+class Position:
+    """How far a run is; with the tensors of `last.safetensors` it is the whole state.
+
+    Attributes:
+        epoch: the epoch under way, from 0.
+        step: batches of it that are done.
+        updates: optimiser steps since the start.
+        sums: sums over the epoch's batches so far, by name.
+        history: a row of figures for each finished epoch.
+        best: the best figure so far of the recipe's rule of selection.
+        since_best: finished epochs since then.
+        scaler: state of the loss scaler (fp16 only).
+        data_sha256: of the training images.
+        split_sha256: of the unseen classes.
+    """
+
+    data_sha256: str
+    split_sha256: str
+    epoch: int = 0
+    step: int = 0
+    updates: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: float = -1.0
+    since_best: int = 0
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished or stopped run, as `sbtk export` takes it.
+
+    Attributes:
+        folder: the run folder.
+        student: the best student, in evaluation mode, on the CPU.
+        config: its configuration.
+        record: `run.json`: classes, hashes, counts, metrics, versions.
+    """
+
+    folder: Path
+    student: Student
+    config: TrainConfig
+    record: dict[str, Any]
+
+
+def save_state(folder: Path, tensors: dict[str, torch.Tensor], position: Position) -> None:
+    """Writes `last.safetensors`, atomically."""
+    metadata = {"position": json.dumps(asdict(position))}
+    _save(folder / LAST, tensors, metadata)
+
+
+def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], Position]:
+    """Returns the tensors and position to go on from.
+
+    Raises:
+        BadConfig: the run has no readable state.
+    """
+    path = folder / LAST
+    if not path.is_file():
+        raise BadConfig(
+            f"{folder} has no {LAST}", "a run that saved at least once", "start it without --resume"
+        )
+    tensors, metadata = _load(path)
+    try:
+        return tensors, Position(**json.loads(metadata["position"]))
+    except (KeyError, TypeError, json.JSONDecodeError) as problem:
+        raise BadConfig(f"{path} has no usable position: {problem}") from problem
+
+
+def save_student(folder: Path, tensors: dict[str, torch.Tensor], backbone: str) -> None:
+    """Writes `student.safetensors`, atomically; its metadata name the backbone's layout."""
+    _save(folder / STUDENT, tensors, {"backbone": backbone})
+
+
+def newest_run(root: Path = Path("runs")) -> Path:
+    """Returns the run folder below `root` whose student was written last.
+
+    Raises:
+        BadConfig: there is none.
+    """
+    students = [path for path in root.glob(f"*/{STUDENT}")] if root.is_dir() else []
+    if not students:
+        raise BadConfig(
+            f"no trained run below {root}", f"a folder with {STUDENT}", "sbtk train DATA"
+        )
+    return max(students, key=lambda path: path.stat().st_mtime_ns).parent
+
+
+def load_run(folder: Path) -> TrainedRun:
+    """Returns the run with its best student.
+
+    Raises:
+        BadConfig: the folder is no run, or has no student yet.
+        BadModel: the student's file does not fit its record.
+    """
+    if not (folder / CONFIG_NAME).is_file() or not (folder / STUDENT).is_file():
+        raise BadConfig(
+            f"{folder} is no trained run", f"{CONFIG_NAME} and {STUDENT} in it", "sbtk train DATA"
+        )
+    config = read_config(folder)
+    record = read_json_object(folder / RECORD, BadConfig)
+    classes = record.get("identity_classes")
+    if not isinstance(classes, list):
+        raise BadConfig(f"{folder / RECORD} lacks 'identity_classes'", "a run made by sbtk train")
+    return TrainedRun(folder, load_student(folder, config, len(classes)), config, record)
+
+
+def load_student(folder: Path, config: TrainConfig, classes: int) -> Student:
+    """Returns the best student of a run, in evaluation mode, on the CPU.
+
+    Raises:
+        BadModel: the student's file does not fit the configuration.
+    """
+    student = build_student(config, classes)
+    tensors, _ = _load(folder / STUDENT)
+    try:
+        student.load_state_dict(tensors)
+    except RuntimeError as problem:
+        raise BadModel(f"{folder / STUDENT} does not fit {CONFIG_NAME}: {problem}") from problem
+    return student.eval()
+
+
+def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file(plain, temporary, metadata)
+        # safetensors makes files that nobody else can read; the user's umask decides that here.
+        temporary.chmod(mode)
+
+
+def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, OSError) as problem:
+        raise BadModel(f"{path} cannot be read: {problem}") from problem

@@ -1,0 +1,208 @@
+"""Scores a student on seen classes while it trains, with production's metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sbtk_runtime.errors import BadConfig, BadData
+from sbtk_runtime.itq import fit_itq
+from sbtk_runtime.preprocess import SIZE_PX, Kind
+from sbtk_runtime.retrieval.metrics import evaluate
+from sbtk_runtime.retrieval.protocol import Measure
+from sbtk_train.batches.augment import normalised
+from sbtk_train.batches.pixels import PixelStore
+from sbtk_train.data import Division, ImageSet, Rows
+from sbtk_train.device import Compute
+from sbtk_train.recipes import Selection
+from sbtk_train.runs.feature_maps import FeatureMaps
+from sbtk_train.students.student import Student, domains_of
+
+_BATCH = 32
+#: Photos of each training class in the gallery that the held-out sketches are searched in.
+HELD_OUT_PHOTOS_PER_CLASS = 5
+#: DSN validates on 300 batches of 48 training photos.
+_DSN_PHOTOS = 14_400
+_DSN_BITS = 64
+_MIN_BITS = 8
+
+#: The figure that each rule of selection goes by; `None`: every epoch is the best so far.
+SELECTED_BY: dict[Selection, str | None] = {
+    "validation-map": "validation_map",
+    "held-out-bits": "held_out_bits_map",
+    "held-out-accuracy": "held_out_accuracy",
+    "last": None,
+}
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What a student makes of N images.
+
+    Attributes:
+        rows: `(N, D) float32` unit rows.
+        predicted: `(N,) int64`, the training class with the highest logit.
+    """
+
+    rows: NDArray[np.float32]
+    predicted: Rows
+
+
+#: Embeds image files of one kind, in their order.
+Embed = Callable[[Student, Sequence[Path], Kind], Embedded]
+
+
+def by_pixels(compute: Compute, workers: int) -> Embed:
+    """Returns what embeds image files at 224 px, production's size."""
+
+    def embed(student: Student, paths: Sequence[Path], kind: Kind) -> Embedded:
+        store = PixelStore(paths, kind, SIZE_PX, workers=workers, keep=False)
+
+        def inputs(rows: range) -> torch.Tensor:
+            return normalised(store.batch(rows).to(compute.device))
+
+        try:
+            return _embedded(student, len(paths), kind, compute, inputs, "")
+        finally:
+            store.close()
+
+    return embed
+
+
+def by_feature_maps(compute: Compute, maps: FeatureMaps) -> Embed:
+    """Returns what embeds image files by the kept feature maps of the frozen stages."""
+
+    def embed(student: Student, paths: Sequence[Path], kind: Kind) -> Embedded:
+        kept = maps.of(paths, kind)
+
+        def inputs(rows: range) -> torch.Tensor:
+            values = torch.from_numpy(np.array(kept[rows.start : rows.stop, 0]))
+            values = values.to(compute.device).float()
+            return values.contiguous(memory_format=torch.channels_last)
+
+        return _embedded(student, len(paths), kind, compute, inputs, maps.begin)
+
+    return embed
+
+
+def score(student: Student, data: ImageSet, embed: Embed) -> dict[str, float]:
+    """Returns the retrieval figures of `data`'s sketches against its photos."""
+    sketches = embed(student, data.sketches, "sketch").rows
+    photos = embed(student, data.photos, "photo").rows
+    return evaluate(sketches, data.sketch_labels, photos, data.photo_labels).summary()
+
+
+def require_selectable(division: Division, selection: Selection, dim: int) -> None:
+    """Refuses data, or embeddings of a length, that the rule of selection cannot be measured on.
+
+    Raises:
+        BadConfig: the embedding is too short for binary codes.
+        BadData: too few held-out sketches to learn binary codes on.
+    """
+    if selection != "held-out-bits":
+        return
+    if dim < _MIN_BITS:
+        raise BadConfig(
+            f"--dim {dim}, and the student is chosen by binary codes of its embeddings",
+            f"at least {_MIN_BITS}",
+            f"--dim {_MIN_BITS}, or --selection validation-map or last",
+        )
+    count = len(division.held_out.sketches)
+    if count <= _MIN_BITS:
+        raise BadData(
+            f"{count} held-out sketches, and the student is chosen by their binary codes",
+            f"more than {_MIN_BITS}",
+            "--selection validation-map or last, or data with more sketches",
+        )
+
+
+def validate(
+    student: Student, division: Division, selection: Selection, embed: Embed
+) -> dict[str, float]:
+    """Returns mAP@all and P@10 on the validation classes and on held-out sketches.
+
+    `validation_*` is on whole classes kept from training, left out where there are none;
+    `held_out_map` searches sketches of training classes among five training photos of each class.
+    `held_out_accuracy` (SAKE) and `held_out_bits_map` (DSN: 64-bit codes of held-out sketches
+    among training photos, ITQ fitted on the sketches, mean over classes) are there when they
+    select.
+    """
+    figures: dict[str, float] = {}
+    if division.validation.classes:
+        unlike = score(student, division.validation, embed)
+        figures["validation_map"] = unlike["mAP@all"]
+        figures["validation_p10"] = unlike.get("P@10", float("nan"))
+    held_out = division.held_out
+    sketches = embed(student, held_out.sketches, "sketch")
+    few = few_photos(held_out)
+    photos = embed(student, few.photos, "photo")
+    alike = evaluate(sketches.rows, few.sketch_labels, photos.rows, few.photo_labels).summary()
+    figures["held_out_map"] = alike["mAP@all"]
+    if selection == "held-out-accuracy":
+        figures["held_out_accuracy"] = float((sketches.predicted == held_out.sketch_labels).mean())
+    if selection == "held-out-bits":
+        figures["held_out_bits_map"] = _bits_map(student, held_out, sketches.rows, embed)
+    return figures
+
+
+def _embedded(
+    student: Student,
+    count: int,
+    kind: Kind,
+    compute: Compute,
+    inputs: Callable[[range], torch.Tensor],
+    begin: str,
+) -> Embedded:
+    was_training = student.training
+    student.eval()
+    rows, predicted = [], []
+    with torch.inference_mode():
+        for start in range(0, count, _BATCH):
+            part = range(start, min(start + _BATCH, count))
+            domains = domains_of(kind, len(part), compute.device)
+            with compute.autocast():
+                output = student(inputs(part), domains, begin)
+            rows.append(output.embedding.cpu().numpy())
+            predicted.append(output.class_logits.argmax(1).cpu().numpy())
+    student.train(was_training)
+    return Embedded(np.concatenate(rows), np.concatenate(predicted))
+
+
+def _bits_map(
+    student: Student, held_out: ImageSet, sketches: NDArray[np.float32], embed: Embed
+) -> float:
+    """Returns DSN's validation figure: VOC AP of binary codes, mean over classes."""
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(held_out.photos))[:_DSN_PHOTOS]
+    paths = [held_out.photos[row] for row in order]
+    photos = embed(student, paths, "photo").rows
+    bits = max(_MIN_BITS, min(_DSN_BITS, sketches.shape[1] // 8 * 8, (len(sketches) - 1) // 8 * 8))
+    itq = fit_itq(sketches, bits)
+    found = evaluate(
+        itq.codes(sketches),
+        held_out.sketch_labels,
+        itq.centred_on(photos).codes(photos),
+        held_out.photo_labels[order],
+        distance="hamming",
+    )
+    measure = Measure("AP", is_voc=True, mean="class")
+    return found.figures([measure])[measure.name]
+
+
+def few_photos(data: ImageSet) -> ImageSet:
+    """Returns the set with the first five photos of each class."""
+    rows: Rows = np.concatenate(
+        [
+            np.flatnonzero(data.photo_labels == label)[:HELD_OUT_PHOTOS_PER_CLASS]
+            for label in range(len(data.classes))
+        ]
+    )
+    photos = tuple(data.photos[row] for row in rows)
+    return ImageSet(
+        data.classes, data.sketches, data.sketch_labels, photos, data.photo_labels[rows]
+    )

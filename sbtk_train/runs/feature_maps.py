@@ -1,0 +1,179 @@
+"""Feature maps of frozen stages, made once: what makes many runs on a small machine affordable.
+
+With the stages before `freeze_until` frozen, their output for an image never changes. It is kept in
+float16 for some augmented copies of each image, and training draws among the copies. The price is
+that an image is seen in no more than that many ways; the gain is that a step costs only the stages
+that learn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sbtk_runtime.files import atomic_path
+from sbtk_runtime.preprocess import PREPROCESSING, Kind
+from sbtk_train.batches.augment import augmented_photos, augmented_sketches, normalised
+from sbtk_train.batches.draws import BatchDraws, Draws, batch_generator
+from sbtk_train.batches.pixels import PixelStore
+from sbtk_train.batches.sampler import Batch
+from sbtk_train.data import ImageSet
+from sbtk_train.device import Compute
+from sbtk_train.students.student import Student, domains_of
+
+Maps = NDArray[np.float16]
+
+_BATCH = 32
+
+
+class FeatureMaps:
+    """Feature maps of image files at one stage, in a folder.
+
+    Args:
+        folder: holds a `.npy` file for each set of images; made when missing.
+        student: with the stages before `begin` frozen.
+        begin: the stage that the maps enter.
+        size_px: side of the images.
+        compute: where the frozen stages run.
+        workers: decoding threads.
+        said: told what takes time.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        student: Student,
+        begin: str,
+        size_px: int,
+        compute: Compute,
+        workers: int,
+        said: Callable[[str], None],
+    ) -> None:
+        self._folder = folder
+        self._student = student
+        self.begin = begin
+        self._size_px = size_px
+        self._compute = compute
+        self._workers = workers
+        self._said = said
+        self._frozen_sha256 = _sha256_of_frozen(student, begin)
+
+    def of(self, paths: Sequence[Path], kind: Kind, copies: int = 0) -> Maps:
+        """Returns `(N, max(1, copies), C, h, w) float16`, mapped from its file; made if missing.
+
+        Args:
+            paths: the images.
+            kind: sketches or photos.
+            copies: how many augmented copies of each; 0 for the image as it is.
+        """
+        path = self._folder / f"{self._key(paths, kind, copies)}.npy"
+        if not path.is_file():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._said(
+                f"running the frozen stages before {self.begin} on {len(paths):,} "
+                f"{'sketches' if kind == 'sketch' else 'photos'} x {max(1, copies)}"
+            )
+            with atomic_path(path) as temporary:
+                self._make(temporary, paths, kind, copies)
+        maps: Maps = np.load(path, mmap_mode="r")
+        return maps
+
+    def _make(self, path: Path, paths: Sequence[Path], kind: Kind, copies: int) -> None:
+        augmented = augmented_sketches if kind == "sketch" else augmented_photos
+        store = PixelStore(paths, kind, self._size_px, workers=self._workers, keep=False)
+        was_training = self._student.training
+        self._student.eval()
+        maps: np.memmap[Any, np.dtype[np.float16]] | None = None
+        try:
+            for start in range(0, len(paths), _BATCH):
+                rows = range(start, min(start + _BATCH, len(paths)))
+                pixels = store.batch(rows).to(self._compute.device)
+                domains = domains_of(kind, len(rows), self._compute.device)
+                for copy in range(max(1, copies)):
+                    if copies:
+                        generator = batch_generator(copy, start, int(kind == "photo"))
+                        images = augmented(pixels, Draws(generator, len(rows)))
+                    else:
+                        images = normalised(pixels)
+                    with torch.inference_mode(), self._compute.autocast():
+                        values = self._student.feature_map(images, domains, end=self.begin)
+                    if maps is None:
+                        shape = (len(paths), max(1, copies), *values.shape[1:])
+                        maps = np.lib.format.open_memmap(
+                            path, mode="w+", dtype=np.float16, shape=shape
+                        )
+                    maps[start : rows.stop, copy] = values.half().cpu().numpy()
+        finally:
+            store.close()
+            self._student.train(was_training)
+        assert maps is not None
+        maps.flush()
+
+    def _key(self, paths: Sequence[Path], kind: Kind, copies: int) -> str:
+        digest = hashlib.sha256()
+        what = (self._frozen_sha256, self.begin, kind, self._size_px, copies, PREPROCESSING)
+        digest.update(f"{what}".encode())
+        for path in paths:
+            record = f"{path.parent.name}/{path.name}:{path.stat().st_size}\n"
+            digest.update(record.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()[:32]
+
+
+class FeatureSource:
+    """Draws a step's inputs among the kept copies of its images.
+
+    Views of one image are different copies, as far as there are so many.
+    """
+
+    def __init__(
+        self, data: ImageSet, maps: FeatureMaps, copies: int, views: int, compute: Compute
+    ) -> None:
+        self.begin = maps.begin
+        self._sketches = maps.of(data.sketches, "sketch", copies)
+        self._photos = maps.of(data.photos, "photo", copies)
+        self._copies = max(1, copies)
+        self._views = views
+        self._device = compute.device
+
+    def load(self, batch: Batch) -> Batch:
+        """Returns the batch: which copies are read depends on the draw."""
+        return batch
+
+    def inputs(self, loaded: Batch, draw: BatchDraws) -> Tensor:
+        """Returns `(V * (S + P), C, h, w) float32` feature maps."""
+        numbers = [kind.uniform(self._copies) for kind in (draw.sketches, draw.photos)]
+        order = torch.cat(numbers).argsort(dim=1).numpy()
+        views = []
+        for view in range(self._views):
+            chosen = order[:, view % self._copies]
+            sketches = self._sketches[loaded.sketches, chosen[: len(loaded.sketches)]]
+            photos = self._photos[loaded.photos, chosen[len(loaded.sketches) :]]
+            views += [sketches, photos]
+        maps = torch.from_numpy(np.concatenate(views)).to(self._device)
+        return maps.float().contiguous(memory_format=torch.channels_last)
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        del self._sketches, self._photos
+
+
+def _sha256_of_frozen(student: Student, begin: str) -> str:
+    digest = hashlib.sha256(type(student).__name__.encode())
+    for name, stage in student.trunk.named_children():
+        if name == begin:
+            break
+        # Layouts of one network have the same weights: strides and padding tell them apart.
+        for module in stage.modules():
+            if isinstance(module, (nn.Conv2d, nn.MaxPool2d)):
+                digest.update(f"{module}".encode())
+        for key, value in stage.state_dict().items():
+            digest.update(f"{name}.{key}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,304 @@
+"""The training loop: batches, losses, steps, validation, and saves that a kill cannot hurt."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sbtk_runtime.errors import BadConfig, SbtkError
+from sbtk_runtime.preprocess import SIZE_PX
+from sbtk_train.batches.draws import batch_generator
+from sbtk_train.batches.shares import Share
+from sbtk_train.config import TrainConfig
+from sbtk_train.objectives.objective import Examples
+from sbtk_train.progress import EpochDone, Listener, StepDone
+from sbtk_train.runs.checkpoint import Position, load_state, save_state, save_student
+from sbtk_train.runs.evaluate import SELECTED_BY, by_feature_maps, by_pixels, validate
+from sbtk_train.runs.feature_maps import FeatureMaps, FeatureSource
+from sbtk_train.runs.optimise import (
+    build_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+    set_rates,
+    update_average,
+)
+from sbtk_train.runs.setup import Materials
+from sbtk_train.runs.sources import PixelSource, Source, prefetched
+from sbtk_train.students.student import StudentOutput, batch_domains
+
+_REPORT_SECONDS = 10.0
+
+
+class TrainingDiverged(SbtkError):
+    """The loss or a gradient is no finite number; the last good save is kept."""
+
+
+class Trainer:
+    """Trains one student in one run folder.
+
+    Where several processes train it together, each has a trainer, and the first one's validates
+    and writes.
+
+    Args:
+        materials: data, student, soft labels and device.
+        config: the run's configuration.
+        folder: the run folder, which exists.
+        listener: told about steps and epochs.
+    """
+
+    def __init__(
+        self, materials: Materials, config: TrainConfig, folder: Path, listener: Listener
+    ) -> None:
+        self._materials = materials
+        self._team = materials.team
+        self._config = config
+        self._recipe = config.recipe
+        self._folder = folder
+        self._listener = listener
+        self._data = materials.division.training
+        self._student = materials.student
+        self._average = copy.deepcopy(self._student) if config.recipe.average_decay else None
+        self._network = self._team.network(self._student)
+        self._optimizer = build_optimizer(self._student, config.recipe)
+        self._scaler = torch.GradScaler(
+            materials.compute.device.type, enabled=materials.compute.needs_loss_scaling
+        )
+        self._labels = torch.from_numpy(self._data.sketch_labels)
+        self._photo_labels = torch.from_numpy(self._data.photo_labels)
+        self._objective = materials.objective
+        self._maps = self._feature_maps()
+        self._position = Position(self._data.sha256, materials.split.sha256)
+        batches = list(self._objective.batches(0))
+        self._epoch_steps = len(batches)
+        self._epoch_images = sum(len(batch.sketches) + len(batch.photos) for batch in batches)
+        self._saved_at = time.monotonic()
+        self._is_stopping = False
+
+    def stop_soon(self) -> None:
+        """Makes `run` save and raise `KeyboardInterrupt` after the step under way."""
+        self._is_stopping = True
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The figures of each finished epoch."""
+        return self._position.history
+
+    def resume(self) -> None:
+        """Takes up the saved state of the run folder.
+
+        Raises:
+            BadConfig: there is none, or it was made from other data or another split.
+        """
+        tensors, position = self._team.agreed(lambda: load_state(self._folder))
+        for name, found, expected in (
+            ("training data", self._position.data_sha256, position.data_sha256),
+            ("class split", self._position.split_sha256, position.split_sha256),
+        ):
+            if found != expected:
+                raise BadConfig(
+                    f"the {name} changed since the run started: {found[:12]} now",
+                    f"{expected[:12]}",
+                    "put it back, or start a new run",
+                )
+        self._position = position
+        self._student.load_state_dict(_part(tensors, "student."))
+        if self._average is not None:
+            self._average.load_state_dict(_part(tensors, "average."))
+        restore_optimizer(self._optimizer, _part(tensors, "optimizer."))
+        self._objective.load_state(_part(tensors, "objective."))
+        if position.scaler:
+            self._scaler.load_state_dict(position.scaler)
+
+    def run(self) -> Position:
+        """Trains to the end or to early stopping; returns the final position.
+
+        Raises:
+            TrainingDiverged: at the first loss or gradient that is not finite.
+        """
+        position, recipe = self._position, self._recipe
+        while position.epoch < recipe.epochs and not self._is_patience_over():
+            self._run_epoch()
+            self._finish_epoch()
+        return position
+
+    def _is_patience_over(self) -> bool:
+        return 0 < self._recipe.patience <= self._position.since_best
+
+    def _run_epoch(self) -> None:
+        position = self._position
+        if position.step == 0:
+            self._objective.start_epoch()
+        source = self._team.in_turn(lambda: self._source(self._size_px(position.epoch)))
+        shares = (self._team.share(batch) for batch in self._objective.batches(position.epoch))
+        started, done, reported = time.monotonic(), 0, 0.0
+        try:
+            for number, share, loaded in prefetched(shares, position.step, source):
+                figures = self._step(share, source, loaded, number)
+                for name, value in figures.items():
+                    position.sums[name] = position.sums.get(name, 0.0) + value
+                position.step = number + 1
+                done += len(share.batch.sketches) + len(share.batch.photos)
+                elapsed = time.monotonic() - started
+                if elapsed - reported >= _REPORT_SECONDS or position.step == self._epoch_steps:
+                    reported = elapsed
+                    self._listener(self._step_done(done / elapsed))
+                is_due = time.monotonic() - self._saved_at > 60 * self._config.checkpoint_minutes
+                is_due, is_stopping = self._team.any(
+                    is_due and self._team.is_first, self._is_stopping
+                )
+                if is_due or is_stopping:
+                    self._check_weights()
+                    self._save()
+                if is_stopping:
+                    self._team.wait()  # the first process to end has the others ended too
+                    raise KeyboardInterrupt
+        finally:
+            source.close()
+
+    def _step(self, share: Share, source: Source, loaded: Any, number: int) -> dict[str, float]:
+        compute, position = self._materials.compute, self._position
+        batch, views = share.batch, self._objective.views
+        self._student.train()
+        set_rates(
+            self._optimizer,
+            self._recipe,
+            epoch=position.epoch,
+            updates=position.updates,
+            epoch_steps=self._epoch_steps,
+        )
+        chance = batch_generator(self._config.seed, position.epoch, number)
+        inputs = source.inputs(loaded, share.draws(chance))
+        labels = torch.cat([self._labels[batch.sketches], self._photo_labels[batch.photos]])
+        labels = labels.to(compute.device)
+        domains = batch_domains(len(batch.sketches), len(batch.photos), compute.device)
+        with compute.autocast():
+            own = self._network(inputs, domains[share.rows()].repeat(views), source.begin)
+        output = StudentOutput(*self._team.joined(own, share, views))
+        count = len(batch.sketches)
+        examples = Examples(inputs, source.begin, labels, domains, count, share, self._team)
+        terms = self._objective.terms(output, examples)
+        loss = torch.stack(list(terms.values())).sum()
+        self._optimise(loss, number)
+        figures = {name: float(term.detach()) for name, term in terms.items()}
+        predicted = output.class_logits[: len(labels)].detach().argmax(1)
+        correct = (predicted == labels).float().mean()
+        return {**figures, "loss": float(loss.detach()), "accuracy": float(correct)}
+
+    def _optimise(self, loss: Tensor, number: int) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        self._check_finite(float(loss.detach()), "loss", number)
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if not self._materials.compute.needs_loss_scaling:
+            gradients = [p.grad for p in self._student.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            self._check_finite(float(norm), "gradient", number)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._position.updates += 1
+        if self._average is not None:
+            update_average(
+                self._average, self._student, self._recipe.average_decay, self._position.updates
+            )
+
+    def _check_finite(self, value: float, what: str, number: int) -> None:
+        if math.isfinite(value):
+            return
+        position = self._position
+        raise TrainingDiverged(
+            f"the {what} is {value} in epoch {position.epoch + 1}, step {number + 1}",
+            "a finite number; the last good save is kept",
+            f"start again with --learning-rate below {self._recipe.learning_rate}",
+        )
+
+    def _check_weights(self) -> None:
+        """Raises if a step of finite gradients still broke the student, before that is saved."""
+        position = self._position
+        sums = [value.float().sum() for value in self._student.state_dict().values()]
+        self._check_finite(float(torch.stack(sums).sum()), "weights' sum", position.step - 1)
+
+    def _finish_epoch(self) -> None:
+        position = self._position
+        self._check_weights()
+        kept = self._average if self._average is not None else self._student
+        compute, workers = self._materials.compute, self._config.workers
+        embed = by_feature_maps(compute, self._maps) if self._maps else by_pixels(compute, workers)
+        division, selection = self._materials.division, self._recipe.selection
+        figures = self._team.agreed(lambda: validate(kept, division, selection, embed))
+        means = {name: value / self._epoch_steps for name, value in position.sums.items()}
+        row = {"epoch": float(position.epoch + 1), **means, **figures}
+        selected_by = SELECTED_BY[self._recipe.selection]
+        improved = selected_by is None or figures[selected_by] > position.best
+        position.history.append(row)
+        if improved and selected_by is not None:
+            position.best = figures[selected_by]
+        position.since_best = 0 if improved else position.since_best + 1
+        position.epoch, position.step, position.sums = position.epoch + 1, 0, {}
+        # The best student is written first: killed in between, the epoch is run again, to the
+        # same result.
+        if improved and self._team.is_first:
+            save_student(self._folder, kept.state_dict(), self._config.backbone)
+        self._save()
+        self._listener(EpochDone(row, improved, position.since_best))
+
+    def _save(self) -> None:
+        if not self._team.is_first:
+            return
+        tensors = {f"student.{k}": v for k, v in self._student.state_dict().items()}
+        if self._average is not None:
+            tensors |= {f"average.{k}": v for k, v in self._average.state_dict().items()}
+        state = optimizer_tensors(self._optimizer)
+        tensors |= {f"optimizer.{name}": value for name, value in state.items()}
+        tensors |= {f"objective.{k}": v for k, v in self._objective.state().items()}
+        if self._scaler.is_enabled():
+            self._position.scaler = self._scaler.state_dict()
+        save_state(self._folder, tensors, self._position)
+        self._saved_at = time.monotonic()
+
+    def _size_px(self, epoch: int) -> int:
+        recipe = self._recipe
+        is_final = epoch >= recipe.epochs - recipe.final_epochs
+        return SIZE_PX if is_final and recipe.final_epochs else recipe.train_size_px
+
+    def _feature_maps(self) -> FeatureMaps | None:
+        config, size_px = self._config, self._recipe.train_size_px
+        if not config.feature_folder:
+            return None
+        compute, folder = self._materials.compute, Path(config.feature_folder)
+        begin, student = config.freeze_until, self._student
+        return FeatureMaps(folder, student, begin, size_px, compute, config.workers, self._listener)
+
+    def _source(self, size_px: int) -> Source:
+        config, compute, objective = self._config, self._materials.compute, self._objective
+        if self._maps is not None:
+            copies = config.feature_variants if self._recipe.augment else 0
+            return FeatureSource(self._data, self._maps, copies, objective.views, compute)
+        processes = self._team.local_size
+        return PixelSource(
+            self._data, objective, size_px, compute, config.workers, processes=processes
+        )
+
+    def _step_done(self, images_per_s: float) -> StepDone:
+        position, recipe = self._position, self._recipe
+        means = {name: value / position.step for name, value in position.sums.items()}
+        left = self._epoch_steps - position.step
+        left += self._epoch_steps * (recipe.epochs - position.epoch - 1)
+        per_step = self._epoch_images / self._epoch_steps / images_per_s
+        return StepDone(
+            position.epoch + 1,
+            recipe.epochs,
+            position.step,
+            self._epoch_steps,
+            means,
+            images_per_s,
+            left * per_step,
+        )
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

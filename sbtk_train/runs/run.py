@@ -1,0 +1,271 @@
+"""One training run from configuration to run folder: the record, the table and the curves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.files import (
+    disk_full_explained,
+    remove_stale_temporaries,
+    sha256_of_file,
+    write_atomically,
+    write_json_atomically,
+)
+from sbtk_train.config import TrainConfig, read_config
+from sbtk_train.distributed import ALONE, Team
+from sbtk_train.progress import EpochDone, Listener, StepDone
+from sbtk_train.recipes import SbtknetRecipe, Selection
+from sbtk_train.runs.checkpoint import RECORD, STUDENT, load_student, save_student
+from sbtk_train.runs.curves import draw_curves
+from sbtk_train.runs.evaluate import SELECTED_BY, by_pixels, score
+from sbtk_train.runs.loop import Trainer
+from sbtk_train.runs.setup import Materials, gather
+from sbtk_train.students.head_refit import refit_embedding
+from sbtk_train.students.sbtknet import SbtknetStudent
+
+METRICS = "metrics.csv"
+_VERSIONS_OF = ("sbtk", "torch", "torchvision", "numpy", "pillow", "safetensors")
+
+
+def new_run_folder(root: Path, name: str) -> Path:
+    """Returns a new folder `root/<date>-<name>`, numbered if that exists."""
+    stem = f"{date.today().isoformat()}-{name}"
+    for number in range(1, 1000):
+        folder = root / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise BadConfig(f"{root} holds a thousand runs named {stem}", "another --name")
+
+
+def train(
+    config: TrainConfig,
+    folder: Path,
+    listener: Listener,
+    *,
+    resume: bool = False,
+    on_trainer: Callable[[Trainer], None] | None = None,
+    team: Team = ALONE,
+) -> dict[str, Any]:
+    """Trains into `folder` and returns the run's record.
+
+    Args:
+        config: what to do; when resuming, the run's own configuration wins.
+        folder: an existing folder.
+        listener: told about steps, epochs and what was found.
+        resume: go on from the folder's last save.
+        on_trainer: handed the trainer before it starts, so that a signal can stop it.
+        team: the processes that train together. All call this; the first one listens and writes.
+    """
+    if resume:
+        config = team.agreed(lambda: read_config(folder))
+    if not team.is_first:
+        return _assist(config, folder, resume, on_trainer, team)
+    remove_stale_temporaries(folder)
+    if not resume:
+        config.write(folder)
+    materials = gather(config, listener, team)
+    record = _record(config, materials)
+    recorder = _Recorder(folder, record, config.recipe.selection, listener)
+    trainer = Trainer(materials, config, folder, recorder)
+    if resume:
+        trainer.resume()
+        listener(f"resuming {folder} after {len(trainer.history)} finished epochs")
+    recorder.start(trainer.history)
+    if on_trainer is not None:
+        on_trainer(trainer)
+    position = trainer.run()
+    if isinstance(config.recipe, SbtknetRecipe) and config.recipe.refit:
+        _refit(config, folder, materials, record, listener)
+    recorder.finish(position.history)
+    return team.agreed(lambda: record)
+
+
+def _refit(
+    config: TrainConfig,
+    folder: Path,
+    materials: Materials,
+    record: dict[str, Any],
+    listener: Listener,
+) -> None:
+    """Fits the kept student's embedding anew, keeps it if it is no worse, and records both."""
+    division, compute = materials.division, materials.compute
+    if config.feature_folder or not division.validation.classes:
+        return
+    listener("fitting the embedding anew on the training images' features")
+    student = load_student(folder, config, len(division.training.classes))
+    assert isinstance(student, SbtknetStudent)
+    student = student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trained = record["best"]["validation_map"]
+    refit_embedding(student, division, compute, config.workers)
+    figures = score(student, division.validation, by_pixels(compute, config.workers))
+    refitted = figures["mAP@all"]
+    is_kept = refitted >= trained
+    listener(
+        f"validation mAP@all {trained:.4f} with the trained embedding, {refitted:.4f} refitted"
+    )
+    record["refit"] = {"trained_map": trained, "refitted_map": refitted, "kept": is_kept}
+    if is_kept:
+        save_student(folder, student.state_dict(), config.backbone)
+        record["best"]["validation_map"] = refitted
+        if "P@10" in figures:
+            record["best"]["validation_p10"] = figures["P@10"]
+        record["student_sha256"] = sha256_of_file(folder / STUDENT)
+    write_json_atomically(folder / RECORD, record)
+
+
+def _assist(
+    config: TrainConfig,
+    folder: Path,
+    resume: bool,
+    on_trainer: Callable[[Trainer], None] | None,
+    team: Team,
+) -> dict[str, Any]:
+    """Trains along with the first process, and writes nothing."""
+    trainer = Trainer(gather(config, _unheard, team), config, folder, _unheard)
+    if resume:
+        trainer.resume()
+    if on_trainer is not None:
+        on_trainer(trainer)
+    trainer.run()
+    return team.agreed(dict[str, Any])
+
+
+def _unheard(_: StepDone | EpochDone | str) -> None:
+    """Listens for a process that tells nobody."""
+
+
+class _Recorder:
+    """Writes what the trainer reports into the run folder and passes it on."""
+
+    def __init__(
+        self, folder: Path, record: dict[str, Any], selection: Selection, listener: Listener
+    ) -> None:
+        self._folder = folder
+        self._record = record
+        self._listener = listener
+        self._board = _summary_writer(folder)
+        self._rows: list[dict[str, float]] = []
+        self._selected_by = SELECTED_BY[selection]
+
+    def start(self, history: list[dict[str, float]]) -> None:
+        # The save is the truth: what a killed run wrote after it is written again.
+        self._rows = list(history)
+        write_atomically(self._folder / METRICS, _table(self._rows).encode())
+        self._write_record()
+
+    def __call__(self, event: StepDone | EpochDone | str) -> None:
+        if isinstance(event, EpochDone):
+            self._rows.append(event.row)
+            lines = _table([event.row]).splitlines(keepends=True)
+            with (
+                disk_full_explained(self._folder / METRICS),
+                (self._folder / METRICS).open("a", encoding="utf-8") as file,
+            ):
+                file.writelines(lines if len(self._rows) == 1 else lines[1:])
+            self._write_record()
+            if self._board is not None:
+                for name, value in event.row.items():
+                    self._board.add_scalar(name, value, int(event.row["epoch"]))
+        self._listener(event)
+
+    def finish(self, history: list[dict[str, float]]) -> None:
+        if self._board is not None:
+            self._board.close()
+        curves = draw_curves(history, self._folder)
+        self._listener(f"curves: {curves}" if curves else "no curves: matplotlib is not installed")
+
+    def _write_record(self) -> None:
+        if self._rows:
+            self._record["best"] = _best(self._rows, self._selected_by)
+            self._record["epochs_done"] = len(self._rows)
+            self._record["student_sha256"] = sha256_of_file(self._folder / STUDENT)
+        write_json_atomically(self._folder / RECORD, self._record)
+
+
+def _record(config: TrainConfig, materials: Materials) -> dict[str, Any]:
+    division = materials.division
+    return {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "data": Path(config.data).name,
+        "data_sha256": division.training.sha256,
+        "split": {"name": materials.split.name, "sha256": materials.split.sha256},
+        "identity_classes": list(division.training.classes),
+        "training_classes": list(division.training.classes),
+        "validation_classes": list(division.validation.classes),
+        "unseen_classes": list(materials.split.unseen),
+        "training_sketches": len(division.training.sketches),
+        "training_photos": len(division.training.photos),
+        "held_out_sketches": len(division.held_out.sketches),
+        "unreadable": len(materials.unreadable),
+        "method": config.method,
+        "backbone": config.backbone,
+        "dim": config.dim,
+        "weights": _file_record(config.weights),
+        "teacher": _file_record(config.teacher),
+        "knowledge_sha256": materials.knowledge_sha256 or None,
+        "recipe": asdict(config.recipe),
+        "seed": config.seed,
+        "division_seed": config.division_seed,
+        "device": _device_name(materials.compute.device),
+        "processes": materials.team.size,
+        "precision": materials.compute.precision,
+        "versions": {name: _version(name) for name in _VERSIONS_OF}
+        | {"python": platform.python_version()},
+    }
+
+
+def _best(rows: list[dict[str, float]], figure: str | None) -> dict[str, float]:
+    """Returns a copy of the row of the student that is kept: the first of the best, or the last."""
+    return dict(rows[-1] if figure is None else max(rows, key=lambda row: row[figure]))
+
+
+def _file_record(file: str) -> dict[str, str] | None:
+    return {"file": Path(file).name, "sha256": sha256_of_file(Path(file))} if file else None
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "source tree"
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _table(rows: list[dict[str, float]]) -> str:
+    if not rows:
+        return ""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: f"{value:.6g}" for name, value in row.items()})
+    return text.getvalue()
+
+
+def _summary_writer(folder: Path) -> Any:
+    """Returns a TensorBoard writer, or `None` where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))

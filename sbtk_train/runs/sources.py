@@ -1,0 +1,90 @@
+"""Where a step's inputs come from: decoded images that are changed afresh, or kept feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from sbtk_train.batches.draws import BatchDraws
+from sbtk_train.batches.pixels import PixelStore, fits_in_memory
+from sbtk_train.batches.sampler import Batch
+from sbtk_train.batches.shares import Share
+from sbtk_train.data import ImageSet
+from sbtk_train.device import Compute
+from sbtk_train.objectives.objective import Objective
+
+
+class Source(Protocol):
+    """Makes the student's inputs from batches of rows.
+
+    Attributes:
+        begin: the trunk's stage that the inputs enter; empty for images.
+    """
+
+    begin: str
+
+    def load(self, batch: Batch) -> Any:
+        """Returns what can be fetched ahead, in a thread of its own."""
+        ...
+
+    def inputs(self, loaded: Any, draw: BatchDraws) -> Tensor:
+        """Returns `(V * (S + P), ...)` inputs on the device, view after view, sketches first."""
+        ...
+
+    def close(self) -> None:
+        """Frees what is held."""
+        ...
+
+
+class PixelSource:
+    """Decodes images and lets the objective change them."""
+
+    begin = ""
+
+    def __init__(
+        self,
+        data: ImageSet,
+        objective: Objective,
+        size_px: int,
+        compute: Compute,
+        workers: int,
+        *,
+        processes: int = 1,
+    ) -> None:
+        keep = fits_in_memory(data, size_px, processes)
+        self._sketches = PixelStore(data.sketches, "sketch", size_px, workers=workers, keep=keep)
+        self._photos = PixelStore(data.photos, "photo", size_px, workers=workers, keep=keep)
+        self._objective = objective
+        self._device = compute.device
+
+    def load(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns `(S, 1, H, W)` and `(P, 3, H, W) uint8` pixels."""
+        return self._sketches.batch(batch.sketches), self._photos.batch(batch.photos)
+
+    def inputs(self, loaded: tuple[Tensor, Tensor], draw: BatchDraws) -> Tensor:
+        """Returns the objective's views of the pixels."""
+        sketches, photos = (pixels.to(self._device) for pixels in loaded)
+        return self._objective.views_of(sketches, photos, draw)
+
+    def close(self) -> None:
+        """Ends the decoding threads."""
+        self._sketches.close()
+        self._photos.close()
+
+
+def prefetched(
+    shares: Iterator[Share], skip: int, source: Source
+) -> Iterator[tuple[int, Share, Any]]:
+    """Yields number, share and what the source loaded, from batch `skip` on, one batch ahead."""
+    wanted = [(number, share) for number, share in enumerate(shares) if number >= skip]
+    with ThreadPoolExecutor(1) as ahead:
+        following = ahead.submit(source.load, wanted[0][1].own) if wanted else None
+        for place, (number, share) in enumerate(wanted):
+            assert following is not None
+            loaded = following.result()
+            if place + 1 < len(wanted):
+                following = ahead.submit(source.load, wanted[place + 1][1].own)
+            yield number, share, loaded

@@ -1,0 +1,1 @@
+"""The networks: trunks, students, their teachers, and embeddings fitted anew."""

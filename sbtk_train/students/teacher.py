@@ -1,0 +1,116 @@
+"""Soft labels: what an ImageNet classifier makes of each training class's photos (section 3.2).
+
+One row for each class: the softmax of the mean logits over its training photos. They are made
+once, from training photos only, and cached under a hash of everything they depend on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sbtk_runtime.errors import BadModel
+from sbtk_runtime.files import atomic_path, sha256_of_file
+from sbtk_runtime.preprocess import PREPROCESSING, SIZE_PX
+from sbtk_train.batches.augment import normalised
+from sbtk_train.batches.pixels import PixelStore
+from sbtk_train.data import ImageSet
+from sbtk_train.device import Compute
+from sbtk_train.students.backbone import IMAGENET_CLASSES, Classifier
+
+_BATCH = 32
+
+
+def soft_labels(
+    training: ImageSet,
+    trunk: nn.Module,
+    classifier: Classifier,
+    weights: Path,
+    backbone: str,
+    compute: Compute,
+    *,
+    workers: int,
+    said: Callable[[str], None],
+) -> tuple[Tensor, str]:
+    """Returns soft labels `(C, 1000) float32`, rows that sum to one, and their hash.
+
+    Args:
+        training: the training images; only their photos are looked at.
+        trunk: the teacher's trunk, with ImageNet weights.
+        classifier: the teacher's head.
+        weights: the file that both came from; part of the hash.
+        backbone: the trunk's layout; part of the hash.
+        compute: where and how to run.
+        workers: decoding threads.
+        said: told what takes time.
+    """
+    key = _key(training, weights, backbone)
+    path = cache_folder() / "soft-labels" / f"{key}.npy"
+    cached = _read(path, len(training.classes))
+    if cached is not None:
+        return cached, key
+    said(f"making soft labels from {len(training.photos):,} training photos")
+    sums = torch.zeros(len(training.classes), IMAGENET_CLASSES)
+    labels = torch.from_numpy(training.photo_labels)
+    store = PixelStore(training.photos, "photo", SIZE_PX, workers=workers, keep=False)
+    trunk = trunk.to(compute.device).eval()
+    weight, bias = classifier.weight.to(compute.device), classifier.bias.to(compute.device)
+    with torch.inference_mode():
+        for start in range(0, len(training.photos), _BATCH):
+            rows = range(start, min(start + _BATCH, len(training.photos)))
+            photos = normalised(store.batch(rows).to(compute.device))
+            with compute.autocast():
+                feature = trunk(photos).mean((2, 3))
+            logits = functional.linear(feature.float(), weight, bias)
+            sums.index_add_(0, labels[start : start + len(rows)], logits.cpu())
+    store.close()
+    counts = torch.bincount(labels, minlength=len(training.classes)).unsqueeze(1)
+    result = functional.softmax(sums / counts, dim=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, result.numpy())
+    return result, key
+
+
+def cache_folder() -> Path:
+    """Returns sbtk's cache folder, `$XDG_CACHE_HOME/sbtk` or `~/.cache/sbtk`."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "sbtk"
+
+
+def _key(training: ImageSet, weights: Path, backbone: str) -> str:
+    parts = [sha256_of_file(weights), backbone, PREPROCESSING, training.photos_sha256]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _read(path: Path, classes: int) -> Tensor | None:
+    """Returns the cached soft labels; `None` when there are none or they are damaged."""
+    if not path.is_file():
+        return None
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if values.shape != (classes, IMAGENET_CLASSES) or values.dtype != np.float32:
+        return None
+    if not np.allclose(values.sum(axis=1), 1.0, atol=1e-3):
+        return None
+    return torch.from_numpy(values)
+
+
+def require_classifier(classifier: Classifier | None, path: Path) -> Classifier:
+    """Returns the classifier, or raises `BadModel` if the weights file has no ImageNet head."""
+    if classifier is None:
+        raise BadModel(
+            f"{path} has no 1000-class ImageNet classifier, which the knowledge loss needs",
+            "weights with fc.weight (1000, F) and fc.bias",
+            "give --teacher FILE, or --no-knowledge",
+        )
+    return classifier

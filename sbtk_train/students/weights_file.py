@@ -1,0 +1,81 @@
+"""Which weights file a run starts from, and which layout of the network it is for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from sbtk_runtime.errors import BadConfig
+from sbtk_train.students.backbone import read_weights
+from sbtk_train.students.cse_resnet import SE_RESNET50, has_cadenes_names
+
+Said = Callable[[str], None]
+
+# Cadene's file has an underscore where our name has a hyphen.
+_SE_STEMS = (SE_RESNET50, "se_resnet50")
+_CACHED = {"resnet18": "resnet18", SE_RESNET50: "se_resnet50"}
+
+
+def find_weights(name: str, backbone: str | None) -> Path:
+    """Returns the weights file that `name` means: a path, or `imagenet` for a local copy.
+
+    `imagenet` is looked for in `SBTK_WEIGHTS` (a file, or a folder of files named after their
+    backbone) and in torch's cache; sbtk downloads nothing.
+
+    Raises:
+        BadConfig: there is none.
+    """
+    if name != "imagenet":
+        path = Path(name)
+        if not path.is_file():
+            raise BadConfig(f"no weights file {name}", "a .safetensors or .pth file")
+        return path
+    place = os.environ.get("SBTK_WEIGHTS")
+    if place and Path(place).is_file():
+        return Path(place)
+    stems = (backbone or "resnet50-v1",) if backbone != SE_RESNET50 else _SE_STEMS
+    if place and Path(place).is_dir():
+        for path in sorted(Path(place).iterdir()):
+            if path.suffix in (".safetensors", ".pth") and _is_named(path, stems):
+                return path
+    cached = Path(torch.hub.get_dir()) / "checkpoints"
+    prefix = _CACHED.get(backbone or "", "resnet50")
+    for path in sorted(cached.glob(f"{prefix}-*.pth")):
+        return path
+    raise BadConfig(
+        "no ImageNet weights on this machine",
+        f"{prefix}-*.pth in {cached}, or SBTK_WEIGHTS naming a file",
+        "give --weights FILE, or --weights none to train from scratch",
+    )
+
+
+def choose_backbone(weights: Path | None, asked: str | None, said: Said) -> str:
+    """Returns the backbone: as asked, else as the weights file says, else torchvision's."""
+    if asked:
+        return asked
+    if weights is None:
+        return "resnet50-v1.5"
+    tensors, layout = read_weights(weights)
+    if layout:
+        return layout
+    if has_cadenes_names(tensors):
+        said(f"backbone {SE_RESNET50}, by the names in {weights}")
+        return SE_RESNET50
+    for name in ("resnet50-v1.5", "resnet50-v1", "resnet18"):
+        if weights.name.startswith(f"{name}-") or weights.stem == name:
+            said(f"backbone {name}, by the name of {weights}")
+            return name
+    raise BadConfig(
+        f"{weights} does not say which layout it is for",
+        "--backbone resnet50-v1.5 (torchvision) or resnet50-v1 (Caffe, Keras)",
+        "the statistics check at the start names a wrong choice",
+    )
+
+
+def _is_named(path: Path, stems: tuple[str, ...]) -> bool:
+    """Says whether a file is named after a layout; `resnet50-v1` does not stand for `-v1.5`."""
+    rests = [path.stem.removeprefix(stem) for stem in stems if path.stem.startswith(stem)]
+    return any(rest[:1] != "." for rest in rests)

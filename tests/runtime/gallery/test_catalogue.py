@@ -1,0 +1,233 @@
+"""Readers see one generation, whatever a writer does; commits are whole or absent."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sbtk_runtime.errors import BadGallery
+from sbtk_runtime.gallery.catalogue import CatalogueView, Embedding, Failure, Origin
+from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME
+from sbtk_runtime.gallery.catalogue_writer import Catalogue
+from sbtk_runtime.gallery.shards import SHARD_ROWS, Batch
+from tests.tiny_codes import tiny_itq
+
+ORIGIN = Origin("tiny@0123456789ab", "fp32", 16, "sbtk-1")
+
+
+def photo(name: str, row: int, content: int = 0) -> Embedding:
+    return Embedding(f"/p/{name}".encode(), 100, 1, f"{content:064x}", row)
+
+
+def batch(first_row: int, count: int) -> Batch:
+    return Batch(first_row, count, "0" * 64)
+
+
+def seen(folder: Path, generation: int) -> dict[int, tuple[bytes, int]]:
+    with closing(CatalogueView(folder, generation)) as view:
+        return {item.id: (item.path, item.row) for item in view.photos()}
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Path:
+    """A catalogue with photos a, b, c of generation 1."""
+    with Catalogue(tmp_path, 1) as catalogue:
+        catalogue.claim(ORIGIN)
+        counts = catalogue.commit([photo(n, i) for i, n in enumerate("abc")], [], [batch(0, 3)])
+        assert counts == (3, 0)
+    return tmp_path
+
+
+def test_what_is_committed_is_seen_from_its_generation_on(first: Path) -> None:
+    assert seen(first, 0) == {}
+    assert seen(first, 1) == {1: (b"/p/a", 0), 2: (b"/p/b", 1), 3: (b"/p/c", 2)}
+    with Catalogue(first, 2) as catalogue:
+        assert catalogue.origin() == ORIGIN
+        assert (catalogue.committed_rows(), catalogue.live()) == (3, 3)
+        assert not catalogue.is_changed()
+
+
+def test_changes_show_in_the_next_generation_only(first: Path) -> None:
+    before = seen(first, 1)
+    with Catalogue(first, 2) as catalogue:
+        assert catalogue.commit([photo("a", 3, content=7), photo("d", 4)], [], [batch(3, 2)]) == (
+            1,
+            1,
+        )
+        assert catalogue.remove([2]) == 1
+        assert not catalogue.move(3, b"/q/c", 5)
+        assert catalogue.is_changed()
+        assert list(catalogue.rows_to_add()) == [3, 4]
+        assert catalogue.count_to_add() == 2
+        assert list(catalogue.rows_to_drop()) == [0, 1]
+        assert list(catalogue.live_rows()) == [2, 3, 4]
+        assert catalogue.sample_rows(32) == [2, 3, 4]
+        assert seen(first, 1) == before
+    after = seen(first, 2)
+    assert after == {1: (b"/p/a", 3), 3: (b"/q/c", 2), 4: (b"/p/d", 4)}
+
+
+def test_rows_and_ids_of_many_photos_with_and_without_gaps(tmp_path: Path) -> None:
+    with Catalogue(tmp_path, 1) as catalogue:
+        catalogue.claim(ORIGIN)
+        photos = [photo(f"{n:04d}", 10 + n) for n in range(1200)]
+        catalogue.commit(photos, [], [batch(10, 1200)])
+    with Catalogue(tmp_path, 2) as catalogue:
+        catalogue.remove([5, 900])
+        catalogue.commit([photo("0000", 1210)], [], [batch(1210, 1)])
+    with closing(CatalogueView(tmp_path, 1)) as view:
+        assert view.rows().tolist() == list(range(10, 1210))
+        assert view.ids(view.rows()).tolist() == list(range(1, 1201))
+        assert view.ids(np.array([3, 11, 1210])).tolist() == [0, 2, 0]
+        assert view.rows(b"/p/0007").tolist() == []
+    with closing(CatalogueView(tmp_path, 2)) as view:
+        rows = [row for row in range(11, 1211) if row not in (14, 909)]
+        assert view.rows().tolist() == rows
+        assert view.ids(np.array([10, 11, 14, 1210])).tolist() == [0, 2, 0, 1]
+    with closing(CatalogueView(tmp_path, 0)) as view:
+        assert view.rows().tolist() == []
+
+
+def test_a_catalogue_of_codes_knows_what_makes_them(tmp_path: Path) -> None:
+    itq = tiny_itq(16, 8)
+    origin = replace(ORIGIN, bits=8)
+    with Catalogue(tmp_path, 1) as catalogue:
+        catalogue.claim(origin, itq)
+        assert catalogue.origin() == origin
+        assert catalogue.itq().to_bytes() == itq.to_bytes()
+    with closing(CatalogueView(tmp_path, 1)) as view:
+        assert (view.dim(), view.bits()) == (16, 8)
+        assert view.itq().to_bytes() == itq.to_bytes()
+    # As long as there is no photo it may become one of embeddings.
+    with Catalogue(tmp_path, 1) as catalogue:
+        catalogue.claim(ORIGIN)
+        assert catalogue.origin() == ORIGIN
+        assert catalogue.connection.execute("PRAGMA user_version").fetchone() == (1,)
+        with pytest.raises(BadGallery, match="damaged ITQ"):
+            catalogue.itq()
+
+
+def test_ids_are_never_given_twice(first: Path) -> None:
+    with Catalogue(first, 2) as catalogue:
+        catalogue.remove([3])
+        catalogue.commit([photo("d", 3)], [], [batch(3, 1)])
+        catalogue.purge(2)
+    assert sorted(seen(first, 2)) == [1, 2, 4]
+
+
+def test_what_nobody_has_seen_leaves_no_version(first: Path) -> None:
+    with Catalogue(first, 2) as catalogue:
+        catalogue.commit([photo("d", 3)], [], [batch(3, 1)])
+        catalogue.commit([photo("d", 4, content=9)], [], [batch(4, 1)])
+        catalogue.remove([4])
+        assert not catalogue.is_changed()
+    assert len(seen(first, 2)) == 3
+
+
+def test_a_move_onto_another_photo_ends_that_photo(first: Path) -> None:
+    with Catalogue(first, 2) as catalogue:
+        assert catalogue.move(1, b"/p/b", 5)
+    assert seen(first, 2) == {1: (b"/p/b", 0), 3: (b"/p/c", 2)}
+
+
+def test_a_failure_ends_the_photo_and_a_success_the_failure(first: Path) -> None:
+    with Catalogue(first, 2) as catalogue:
+        catalogue.commit([], [Failure(b"/p/a", "damaged", 5, 6, 7)], [])
+        assert list(catalogue.failures()) == [(b"/p/a", "damaged")]
+        assert catalogue.live() == 2
+        catalogue.commit([photo("a", 3)], [], [batch(3, 1)])
+        assert list(catalogue.failures()) == []
+        assert catalogue.live() == 3
+
+
+def test_another_reader_tries_failures_again(first: Path) -> None:
+    with Catalogue(first, 2) as catalogue:
+        catalogue.retry_failures_of_other("pillow 1")
+        catalogue.commit([], [Failure(b"/p/a", "damaged", 5, 6, 7)], [])
+        stamps = "SELECT size_bytes, mtime_ns FROM failures"
+        catalogue.retry_failures_of_other("pillow 1")
+        assert catalogue.connection.execute(stamps).fetchall() == [(5, 6)]
+        catalogue.retry_failures_of_other("pillow 2")
+        assert catalogue.connection.execute(stamps).fetchall() == [(None, 6)]
+
+
+def test_a_view_keeps_its_snapshot_through_a_purge(first: Path) -> None:
+    with closing(CatalogueView(first, 1)) as view, Catalogue(first, 2) as catalogue:
+        catalogue.remove([1, 2, 3])
+        catalogue.purge(2)
+        assert view.rows().tolist() == [0, 1, 2]
+        assert view.name_of(1) == (2, b"/p/b")
+    assert seen(first, 1) == {}
+
+
+def test_purge_forgets_shards_without_photos(tmp_path: Path) -> None:
+    with Catalogue(tmp_path, 1) as catalogue:
+        catalogue.claim(ORIGIN)
+        for shard in range(3):
+            row = shard * SHARD_ROWS
+            catalogue.commit([photo(str(shard), row)], [], [batch(row, SHARD_ROWS)])
+        catalogue.commit([photo("last", 3 * SHARD_ROWS)], [], [batch(3 * SHARD_ROWS, 1)])
+        catalogue.remove([2, 4])
+        assert catalogue.shards() == {0, 1, 2, 3}
+        catalogue.purge(1)
+        assert catalogue.shards() == {0, 2, 3}
+
+
+def test_rows_below_a_folder(tmp_path: Path) -> None:
+    with Catalogue(tmp_path, 1) as catalogue:
+        catalogue.claim(ORIGIN)
+        names = ("a/1", "a/b/2", "ab/3", "a0/4", "a")
+        catalogue.commit([photo(n, i) for i, n in enumerate(names)], [], [batch(0, 5)])
+    with closing(CatalogueView(tmp_path, 1)) as view:
+        assert view.rows(b"/p/a").tolist() == [0, 1]
+        assert view.rows(b"/p/a/").tolist() == [0, 1]
+        assert view.rows(b"/").tolist() == [0, 1, 2, 3, 4]
+        assert view.rows(b"/none").tolist() == []
+
+
+def test_a_failed_transaction_changes_nothing(first: Path) -> None:
+    with Catalogue(first, 2) as catalogue:
+        twice = [photo("x", 3), Embedding(b"/p/y", 1, 1, "not hexadecimal", 4)]
+        with pytest.raises(ValueError, match="hexadecimal"):
+            catalogue.commit(twice, [], [batch(3, 2)])
+        assert (catalogue.live(), catalogue.committed_rows()) == (3, 3)
+
+
+def test_a_lost_manifest_does_not_bring_old_versions_back(first: Path) -> None:
+    with Catalogue(first, 2) as catalogue:
+        catalogue.remove([1])
+    with Catalogue(first, 1) as catalogue:
+        assert catalogue.generation == 2
+        assert catalogue.live() == 2
+
+
+def test_a_newer_catalogue_is_refused(first: Path) -> None:
+    connection = sqlite3.connect(first / CATALOGUE_NAME)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(BadGallery, match="newer sbtk"):
+        CatalogueView(first, 1)
+    with pytest.raises(BadGallery, match="newer sbtk"):
+        Catalogue(first, 2)
+
+
+@pytest.mark.parametrize("content", [b"no database at all, but long enough" * 99, b""])
+def test_what_is_no_catalogue_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / CATALOGUE_NAME).write_bytes(content)
+    with pytest.raises(BadGallery) as caught:
+        CatalogueView(tmp_path, 1)
+    assert "sbtk index" in caught.value.next_step
+
+
+def test_a_damaged_page_is_told(first: Path) -> None:
+    path = first / CATALOGUE_NAME
+    data = bytearray(path.read_bytes())
+    data[4096:] = b"\xa5" * (len(data) - 4096)
+    path.write_bytes(data)
+    with pytest.raises(BadGallery, match="damaged"):
+        seen(first, 1)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from sbtk_train.batches.sampler import class_balanced_batches, quadruplet_batches
+from sbtk_train.data import ImageSet, read_dataset
+from tests.tiny_data import write_dataset
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    root = tmp_path_factory.mktemp("data")
+    return read_dataset(write_dataset(root, sketches=5, photos=3))
+
+
+def test_each_sketch_is_the_anchor_once(data: ImageSet) -> None:
+    batches = list(quadruplet_batches(data, 4, seed=0, epoch=0))
+    anchors = np.concatenate([batch.sketches[: len(batch.sketches) // 2] for batch in batches])
+    assert sorted(anchors.tolist()) == list(range(len(data.sketches)))
+
+
+def test_quadruplets_have_the_classes_they_should(data: ImageSet) -> None:
+    for epoch in range(20):
+        for batch in quadruplet_batches(data, 4, seed=0, epoch=epoch):
+            half = len(batch.sketches) // 2
+            sketches = data.sketch_labels[batch.sketches]
+            photos = data.photo_labels[batch.photos]
+            assert (photos[:half] == sketches[:half]).all()
+            assert (photos[half:] != sketches[:half]).all()
+            assert (sketches[half:] != sketches[:half]).all()
+
+
+def test_negatives_are_drawn_independently_and_reach_every_other_class(data: ImageSet) -> None:
+    pairs: Counter[tuple[int, int]] = Counter()
+    for epoch in range(100):
+        for batch in quadruplet_batches(data, 6, seed=0, epoch=epoch):
+            half = len(batch.sketches) // 2
+            is_zero = data.sketch_labels[batch.sketches[:half]] == 0
+            photo = data.photo_labels[batch.photos[half:]][is_zero]
+            sketch = data.sketch_labels[batch.sketches[half:]][is_zero]
+            pairs.update(zip(photo.tolist(), sketch.tolist(), strict=True))
+    assert set(pairs) == {(p, s) for p in range(1, 6) for s in range(1, 6)}
+    # 500 draws over 25 pairs: 20 each on average.
+    assert max(pairs.values()) < 45
+
+
+def test_balanced_batches_hold_different_classes_in_equal_parts(data: ImageSet) -> None:
+    batches = list(class_balanced_batches(data, 4, seed=0, epoch=0))
+    assert len(batches) == round(len(data.sketches) / 8)
+    for batch in batches:
+        for labels in (data.sketch_labels[batch.sketches], data.photo_labels[batch.photos]):
+            assert sorted(Counter(labels.tolist()).values()) == [2, 2, 2, 2]
+
+
+def test_balanced_batches_show_each_image_before_any_twice(data: ImageSet) -> None:
+    shown = Counter(
+        row
+        for batch in class_balanced_batches(data, 6, seed=1, epoch=0)
+        for row in batch.sketches.tolist()
+    )
+    assert max(shown.values()) - min(shown.get(row, 0) for row in range(len(data.sketches))) <= 1
+
+
+@pytest.mark.parametrize("batches", [quadruplet_batches, class_balanced_batches])
+def test_batches_are_a_function_of_seed_and_epoch(data: ImageSet, batches) -> None:  # type: ignore[no-untyped-def]
+    def rows(seed: int, epoch: int) -> list[list[int]]:
+        return [batch.sketches.tolist() for batch in batches(data, 4, seed, epoch)]
+
+    assert rows(0, 0) == rows(0, 0)
+    assert rows(0, 0) != rows(0, 1)
+    assert rows(0, 0) != rows(1, 0)

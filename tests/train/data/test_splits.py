@@ -1,0 +1,107 @@
+"""Splits by name, by lot, and from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sbtk_runtime.errors import BadConfig
+from sbtk_train.data.splits import Split, open_split, split_names
+
+SIZES = {
+    "SK-SH": (100, 25),
+    "SK-YE": (104, 21),
+    "TUB-SH": (220, 30),
+    "QD-DE": (80, 30),
+    "SK-SH-sempcyc": (100, 25),
+    "TUB-SH-sempcyc": (220, 30),
+}
+CLASSES = [f"class{number:02}" for number in range(40)]
+
+
+def test_published_splits_have_their_published_sizes() -> None:
+    opened = {name: open_split(name) for name in split_names()}
+    assert {name: (len(s.seen), len(s.unseen)) for name, s in opened.items()} == SIZES
+
+
+def test_lists_that_share_a_name_in_the_literature_are_told_apart() -> None:
+    for ours, theirs, common in (("SK-SH", "SK-SH-sempcyc", 4), ("TUB-SH", "TUB-SH-sempcyc", 1)):
+        other = open_split(theirs)
+        assert sum(other.is_unseen(name) for name in open_split(ours).unseen) == common
+
+
+def test_the_hash_of_a_published_split_stays() -> None:
+    """Bundles and runs name it; a new way to compare names must not change it."""
+    assert open_split("SK-YE").sha256.startswith("e9111ba44e60f0c4")
+    assert open_split("TUB-SH-sempcyc").sha256.startswith("defae506a5716f13")
+    assert open_split("sk-ye") == open_split("SK-YE")
+
+
+def test_split_of_a_file_is_the_set_of_its_lines(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("cow\n\ncat\ncow\n")
+    assert open_split(str(file)) == Split("mine.txt", ("cat", "cow"))
+
+
+def test_the_numbers_of_sakes_class_files_are_no_part_of_the_names(tmp_path: Path) -> None:
+    file = tmp_path / "cname_cid_zero.txt"
+    file.write_text("hot air balloon 0 \ncow 1 \n")
+    assert open_split(str(file)).unseen == ("cow", "hot air balloon")
+    file.write_text("route 66\ncow\n")
+    assert open_split(str(file)).unseen == ("cow", "route 66")
+
+
+@pytest.mark.parametrize("content", [None, "", "\n \n"])
+def test_missing_or_empty_file_names_the_known_splits(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "mine.txt"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(BadConfig):
+        open_split(str(file))
+
+
+def test_random_split_is_drawn_by_its_seed_from_the_classes_of_the_data() -> None:
+    drawn = open_split("random:25:3", CLASSES)
+    assert drawn.name == "random:25:3"
+    assert len(drawn.unseen) == 25
+    assert sorted((*drawn.seen, *drawn.unseen)) == CLASSES
+    assert open_split("random:25:3", CLASSES[::-1]) == drawn
+    assert open_split("random:25:4", CLASSES).unseen != drawn.unseen
+    spelled = open_split("random:25:3", [name.replace("ss", "s S") for name in CLASSES])
+    assert [name.replace("s S", "ss") for name in spelled.unseen] == list(drawn.unseen)
+
+
+def test_random_split_is_the_same_on_every_machine() -> None:
+    assert open_split("random:3:0", CLASSES).unseen == ("class20", "class22", "class25")
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "said"),
+    [
+        ("random:25", CLASSES, "random:N:SEED"),
+        ("random:x:1", CLASSES, "random:N:SEED"),
+        ("random:40:1", CLASSES, "1 to 39"),
+        ("random:0:1", CLASSES, "1 to 39"),
+        ("random:5:1", None, "no data here"),
+    ],
+)
+def test_random_split_that_cannot_be_drawn_is_refused(
+    name: str, classes: list[str] | None, said: str
+) -> None:
+    with pytest.raises(BadConfig) as caught:
+        open_split(name, classes)
+    assert said in str(caught.value)
+
+
+def test_class_is_unseen_however_its_name_is_written() -> None:
+    split = Split("x", ("hot-air balloon", "tree"))
+    assert split.is_unseen("hot_air_balloon")
+    assert split.is_unseen("Hot-Air_Balloon")
+    assert split.is_unseen("hotairballoon")
+    assert split.seen_among(["tree", "cat", "hot air balloon"]) == ["cat"]
+
+
+def test_hash_depends_on_the_classes_and_not_on_their_spelling_or_order() -> None:
+    assert Split("a", ("x y", "z")).sha256 == Split("b", ("z", "x_y")).sha256
+    assert Split("a", ("x",)).sha256 != Split("a", ("y",)).sha256

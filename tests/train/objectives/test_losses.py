@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sbtk_train.objectives.losses import (
+    batch_hard_loss,
+    classification_loss,
+    knowledge_loss,
+    quadruplet_loss,
+    triplet_loss,
+)
+
+
+def unit_rows(count: int, seed: int, dim: int = 8) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return functional.normalize(torch.randn(count, dim, generator=draw), dim=1)
+
+
+def distance(left: Tensor, right: Tensor) -> float:
+    return float(sum((a - b) ** 2 for a, b in zip(left.tolist(), right.tolist(), strict=True)))
+
+
+def test_triplet_and_quadruplet_equal_a_plain_loop() -> None:
+    anchor, positive, photo, sketch = (unit_rows(9, seed) for seed in range(4))
+    with_photo = [
+        max(distance(a, p) - distance(a, n) + 0.2, 0)
+        for a, p, n in zip(anchor, positive, photo, strict=True)
+    ]
+    with_sketch = [
+        max(distance(a, p) - distance(a, n) + 0.2, 0)
+        for a, p, n in zip(anchor, positive, sketch, strict=True)
+    ]
+    assert float(triplet_loss(anchor, positive, photo, 0.2)) == pytest.approx(
+        sum(with_photo) / 9, abs=1e-5
+    )
+    assert float(quadruplet_loss(anchor, positive, photo, sketch, 0.2)) == pytest.approx(
+        (sum(with_photo) + sum(with_sketch)) / 18, abs=1e-5
+    )
+
+
+def test_quadruplet_is_zero_once_negatives_are_far_by_the_margin() -> None:
+    anchor = torch.tensor([[1.0, 0.0]])
+    assert float(quadruplet_loss(anchor, anchor, -anchor, -anchor, 0.2)) == 0.0
+    # Hand-worked: d+ = 4, d- = 0, so 4 - 0 + 0.2 for both negatives.
+    assert float(quadruplet_loss(anchor, -anchor, anchor, anchor, 0.2)) == pytest.approx(4.2)
+
+
+@pytest.mark.parametrize("with_sketches", [True, False])
+def test_batch_hard_equals_a_plain_loop(with_sketches: bool) -> None:
+    sketches, photos = unit_rows(8, 1), unit_rows(6, 2)
+    sketch_labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    photo_labels = torch.tensor(
+        [0, 0, 1, 1, 2, 2]
+    )  # class 3 has no photo: its sketches are left out
+    forward, back = [], []
+    for s in range(8):
+        positives = [p for p in range(6) if photo_labels[p] == sketch_labels[s]]
+        if not positives:
+            continue
+        far = max(distance(sketches[s], photos[p]) for p in positives)
+        near = min(distance(sketches[s], photos[p]) for p in range(6) if p not in positives)
+        term = max(far - near + 0.3, 0)
+        if with_sketches:
+            near = min(
+                distance(sketches[s], sketches[o])
+                for o in range(8)
+                if sketch_labels[o] != sketch_labels[s]
+            )
+            term = (term + max(far - near + 0.3, 0)) / 2
+        forward.append(term)
+    for p in range(6):
+        mine = [s for s in range(8) if sketch_labels[s] == photo_labels[p]]
+        far = max(distance(sketches[s], photos[p]) for s in mine)
+        near = min(distance(sketches[s], photos[p]) for s in range(8) if s not in mine)
+        back.append(max(far - near + 0.3, 0))
+    expected = sum(forward) / len(forward) + 0.5 * sum(back) / len(back)
+    found = batch_hard_loss(
+        sketches, sketch_labels, photos, photo_labels, 0.3, with_sketch_negatives=with_sketches
+    )
+    assert float(found) == pytest.approx(expected, abs=1e-5)
+
+
+def test_batch_hard_without_any_pair_is_zero_and_differentiable() -> None:
+    sketches = unit_rows(2, 0).requires_grad_()
+    labels = torch.tensor([0, 1])
+    loss = batch_hard_loss(sketches, labels, unit_rows(2, 1), labels + 5, 0.2)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert float(loss.detach()) == 0.0
+
+
+def test_classification_and_knowledge_are_positive_cross_entropies() -> None:
+    logits = torch.tensor([[0.0, 0.0], [2.0, 0.0]])
+    expected = (math.log(2) + math.log(1 + math.exp(-2))) / 2
+    assert float(classification_loss(logits, torch.tensor([0, 0]))) == pytest.approx(expected)
+    one_hot = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    assert float(knowledge_loss(logits, one_hot)) == pytest.approx(expected)
+
+
+def test_knowledge_is_least_where_the_student_agrees_with_the_teacher() -> None:
+    soft = torch.tensor([[0.7, 0.2, 0.1]])
+    agreeing = float(knowledge_loss(soft.log(), soft))
+    entropy = -sum(p * math.log(p) for p in (0.7, 0.2, 0.1))
+    assert agreeing == pytest.approx(entropy, abs=1e-6)
+    assert float(knowledge_loss(soft.flip(1).log(), soft)) > agreeing

@@ -1,0 +1,131 @@
+"""The ablation study: every row trains, a stopped study goes on, and results are what runs say."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sbtk_runtime.errors import BadConfig
+from sbtk_train.runs.ablation import (
+    ROWS,
+    Study,
+    chosen_rows,
+    finished,
+    is_done,
+    missing,
+    run_folder,
+    run_study,
+)
+from sbtk_train.runs.ablation_scores import (
+    FIGURE,
+    Score,
+    as_markdown,
+    draw,
+    figure_of_bits,
+    score_runs,
+    summaries,
+    write_csv,
+)
+from tests.tiny_data import CLASSES, write_dataset
+from tests.train.runs.test_run import tiny_config
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"), (*CLASSES, "window"))
+
+
+def study_of(data: Path, folder: Path, *rows: str) -> Study:
+    base = replace(
+        tiny_config(data),
+        freeze_until="layer4",
+        feature_folder=str(folder / "maps"),
+        feature_variants=2,
+        dim=8,
+    )
+    common: dict[str, object] = {
+        "train_size_px": 32,
+        "final_epochs": 0,
+        "quadruplets": 2,
+        "knowledge": False,
+    }
+    small = tuple(
+        replace(row, dim=8, changes=row.changes | {"knowledge": False}) for row in chosen_rows(rows)
+    )
+    return Study(base, "sbtk", common, {"sbtknet": 1, "dsn": 1, "sake": 1}, (0, 1), small)
+
+
+def test_rows_are_the_papers_and_the_methods_at_two_lengths() -> None:
+    assert [row.name for row in ROWS[:6]] == [
+        "triplet",
+        "quadruplet",
+        "quadruplet-identity",
+        "quadruplet-knowledge",
+        "all",
+        "all-attention",
+    ]
+    assert {(row.method, row.dim) for row in ROWS} == {
+        (method, dim) for method in ("sbtknet", "sake", "dsn") for dim in (64, 512)
+    }
+    with pytest.raises(BadConfig, match="no row 'everything'"):
+        chosen_rows(["everything"])
+
+
+def test_a_single_run_has_a_mean_and_no_spread(tmp_path: Path) -> None:
+    study = study_of(tmp_path, tmp_path, "triplet", "all")
+    scores = [
+        Score(row, seed, 1, "validation", FIGURE, value)
+        for row, seed, value in (("triplet", 0, 0.25), ("all", 0, 0.5), ("all", 1, 0.75))
+    ]
+    lines = as_markdown(study, scores).splitlines()
+    assert lines[2:] == ["| triplet | 1 | 0.2500 |", "| all three losses | 2 | 0.6250 ± 0.1768 |"]
+
+
+def test_study_that_was_stopped_goes_on_and_ends(data: Path, tmp_path: Path) -> None:
+    study = study_of(data, tmp_path, "triplet", "all")
+    asked = iter([False, True])
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, tmp_path, lambda event: None, should_stop=lambda: next(asked))
+    assert len(missing(study, tmp_path)) == 3
+    first = run_folder(tmp_path, study.rows[0], 0) / "student.safetensors"
+    written = first.stat().st_mtime_ns
+    run_study(study, tmp_path, lambda event: None)
+    assert missing(study, tmp_path) == []
+    assert first.stat().st_mtime_ns == written
+    assert not (first.parent / "last.safetensors").exists()
+    assert is_done(first.parent)
+    with pytest.raises(BadConfig, match=r"recipe\.epochs = 1"):
+        run_study(replace(study, epochs={"sbtknet": 2}), tmp_path, lambda event: None)
+
+    said: list[str] = []
+    scores = score_runs(study, tmp_path, "validation", said.append)
+    scores += score_runs(study, tmp_path, "unseen", said.append)
+    assert len([text for text in said if text.startswith("measuring")]) == 8
+    assert len((tmp_path / "unseen.log").read_text().splitlines()) == 4
+    said.clear()
+    assert score_runs(study, tmp_path, "unseen", said.append) == scores[len(scores) // 2 :]
+    assert not said, "a student must not be measured on unseen classes twice"
+
+    (kept, _) = summaries(study, scores, "validation", FIGURE)
+    values = [
+        s.value for s in scores if (s.row, s.classes, s.figure) == ("triplet", "validation", FIGURE)
+    ]
+    assert kept.mean == pytest.approx(sum(values) / 2)
+    assert kept.spread == pytest.approx(statistics.stdev(values))
+    assert any(s.figure == figure_of_bits(8) for s in scores)
+    write_csv(tmp_path / "ablation.csv", scores)
+    with (tmp_path / "ablation.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(scores)
+    assert set(rows[0]) == {"row", "seed", "epochs", "classes", "figure", "value"}
+    table = as_markdown(study, scores)
+    assert "| all three losses | 2 | " in table
+    assert f"{kept.mean:.4f} ± {kept.spread:.4f}" in table
+    picture = draw(study, scores, tmp_path / "ablation.png")
+    assert picture is not None
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert len(finished(study, tmp_path)) == 4

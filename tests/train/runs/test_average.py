@@ -1,0 +1,225 @@
+"""Several runs become one: what is averaged, what is measured anew, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sbtk_cli.main import main
+from sbtk_export.run_facts import facts_from_run
+from sbtk_runtime.errors import BadConfig, BadData
+from sbtk_train.config import CONFIG_NAME, TrainConfig
+from sbtk_train.data import read_dataset
+from sbtk_train.device import Compute
+from sbtk_train.recipes import recipe
+from sbtk_train.runs.average import average_runs, mean_state, measure_norms
+from sbtk_train.runs.checkpoint import RECORD, STUDENT, load_run
+from sbtk_train.runs.run import train
+from sbtk_train.students.student import Student
+from tests.tiny_data import write_dataset
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two runs of one configuration with seeds 0 and 1."""
+    root = tmp_path_factory.mktemp("runs")
+    return run(config_of(data), root / "a"), run(replace(config_of(data), seed=1), root / "b")
+
+
+def config_of(data: Path, **knobs: Any) -> TrainConfig:
+    changes: dict[str, Any] = {
+        "knowledge": False,
+        "quadruplets": 2,
+        "epochs": 1,
+        "train_size_px": 32,
+        "final_epochs": 0,
+        "refit": True,
+    }
+    return TrainConfig(
+        data=str(data),
+        split="SK-YE",
+        recipe=recipe("sbtk", **(changes | knobs)),
+        backbone="resnet18",
+        dim=8,
+        validation_classes=2,
+        precision="fp32",
+        device="cpu",
+        threads=1,
+        checkpoint_minutes=0,
+    )
+
+
+def run(config: TrainConfig, folder: Path) -> Path:
+    folder.mkdir()
+    train(config, folder, lambda event: None)
+    return folder
+
+
+def averaged(folders: tuple[Path, ...], target: Path) -> tuple[dict[str, Any], list[str]]:
+    target.mkdir()
+    said: list[str] = []
+    return average_runs(folders, target, said.append, threads=1), said
+
+
+class Mean(NamedTuple):
+    """The mean of both runs, as it was written and told of."""
+
+    folder: Path
+    record: dict[str, Any]
+    said: list[str]
+
+
+@pytest.fixture(scope="module")
+def mean_run(runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Mean:
+    folder = tmp_path_factory.mktemp("mean") / "mean"
+    return Mean(folder, *averaged(runs, folder))
+
+
+def test_the_weights_are_the_mean_and_the_norms_are_measured(
+    runs: tuple[Path, Path], mean_run: Mean
+) -> None:
+    parts = [load_run(folder).student.state_dict() for folder in runs]
+    mean = load_run(mean_run.folder).student.state_dict()
+    for name in ("trunk.conv1.weight", "trunk.layer4.1.conv2.weight", "soft.weight"):
+        assert not torch.equal(parts[0][name], parts[1][name])
+        torch.testing.assert_close(mean[name], (parts[0][name] + parts[1][name]) / 2)
+    norm = "trunk.bn1.running_mean"
+    assert not torch.allclose(mean[norm], (parts[0][norm] + parts[1][norm]) / 2)
+
+
+def test_the_record_names_the_parts_and_exports_as_a_run(
+    runs: tuple[Path, Path], mean_run: Mean
+) -> None:
+    folder, record, said = mean_run
+    assert json.loads((folder / RECORD).read_text()) == record
+    assert record["seed"] == [0, 1]
+    assert [part["student_sha256"] for part in record["averaged"]] == [
+        load_run(part).record["student_sha256"] for part in runs
+    ]
+    assert any(f"{record['best']['validation_map']:.4f}" in text for text in said)
+    facts = facts_from_run(load_run(folder))
+    assert facts.training["averaged"] == record["averaged"]
+    assert facts.metrics["validation_map"]["value"] == record["best"]["validation_map"]
+
+
+def test_a_mean_keeps_types_and_the_first_ones_counters() -> None:
+    states = [
+        {"weight": torch.tensor([value], dtype=torch.float16), "count": torch.tensor(count)}
+        for value, count in ((1.0, 3), (2.0, 5), (6.0, 7))
+    ]
+    mean = mean_state(states)
+    assert mean["weight"].dtype == torch.float16
+    assert mean["weight"].item() == 3.0
+    assert mean["count"].item() == 3
+
+
+class Plain(Student):
+    """One batch norm over the pixels themselves."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.norm = nn.BatchNorm2d(3, momentum=0.1)
+        self.trunk = nn.Sequential(self.norm)
+
+    dim = property(lambda self: 3)
+
+    def start_from(self, classifier: object) -> None: ...
+
+    def project(self, feature: torch.Tensor) -> torch.Tensor:
+        return feature
+
+    def logits(
+        self, feature: torch.Tensor, projected: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return feature, feature
+
+    def feature(
+        self, inputs: torch.Tensor, domains: torch.Tensor | None = None, begin: str = ""
+    ) -> torch.Tensor:
+        assert domains is not None
+        self.seen = getattr(self, "seen", [])
+        self.seen.append((inputs, domains))
+        return torch.as_tensor(self.norm(inputs).mean(dim=(2, 3)))
+
+
+def mean_by_norm(batch: torch.Tensor) -> torch.Tensor:
+    """Returns a batch's means as a batch norm adds them up: millions of values in float32."""
+    norm = nn.BatchNorm2d(3, momentum=1.0)
+    with torch.inference_mode():
+        norm(batch)
+    assert norm.running_mean is not None
+    return norm.running_mean
+
+
+def test_norms_are_the_plain_mean_over_batches_of_both_domains(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path, sketches=7, photos=16)
+    student = Plain()
+    student.norm.running_mean = torch.full((3,), 99.0)
+    measure_norms(student, read_dataset(data), Compute(torch.device("cpu"), "fp32"), 2)
+    batches = [inputs for inputs, _ in student.seen]
+    assert len(batches) == 3  # of 32 among 96 photos
+    assert all((domains == 0).sum() == (domains == 1).sum() > 0 for _, domains in student.seen)
+    means = torch.stack([mean_by_norm(batch) for batch in batches]).mean(0)
+    assert student.norm.running_mean is not None
+    np.testing.assert_allclose(student.norm.running_mean, means, rtol=1e-5)
+    assert student.norm.momentum == 0.1
+    assert not student.norm.training
+
+
+def test_runs_that_do_not_belong_together_are_refused(
+    data: Path, runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    wider = run(replace(config_of(data, refit=False), dim=16), tmp_path / "wider")
+    with pytest.raises(BadConfig, match="differ in dim"):
+        averaged((runs[0], wider), tmp_path / "mixed")
+    with pytest.raises(BadConfig, match="one run"):
+        averaged(runs[:1], tmp_path / "single")
+    assert not any((tmp_path / "mixed").iterdir())
+
+
+def test_data_that_changed_since_are_refused(
+    data: Path, runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    grown = write_dataset(tmp_path / "data", photos=5)
+    folder = tmp_path / "run"
+    shutil.copytree(runs[0], folder)
+    config = folder / CONFIG_NAME
+    config.write_text(config.read_text().replace(str(data), str(grown)))
+    with pytest.raises(BadData, match="not what the runs were trained on"):
+        averaged((folder, folder), tmp_path / "mean")
+
+
+def test_the_command_prints_the_new_run_and_keeps_an_old_one(
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "mean"
+    assert main(["average", *map(str, runs), "--out", str(target), "--threads", "1"]) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{target}\n"
+    assert f"next: sbtk export {target}" in told.err
+    before = (target / STUDENT).read_bytes()
+    assert main(["average", *map(str, runs), "--out", str(target)]) == 2
+    assert "already there" in capsys.readouterr().err
+    assert (target / STUDENT).read_bytes() == before
+
+
+def test_a_refused_average_leaves_no_folder(
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "mean"
+    assert main(["average", str(runs[0]), "--out", str(target)]) == 2
+    assert "next: sbtk average RUN RUN" in capsys.readouterr().err
+    assert not target.exists()

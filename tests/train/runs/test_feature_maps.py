@@ -1,0 +1,144 @@
+"""Kept feature maps of frozen stages: the same numbers as running the stages, made once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sbtk_runtime.errors import BadConfig
+from sbtk_train.batches.augment import normalised
+from sbtk_train.batches.draws import BatchDraws, Draws
+from sbtk_train.batches.pixels import load_pixels
+from sbtk_train.batches.sampler import Batch
+from sbtk_train.data import read_dataset
+from sbtk_train.device import choose_compute
+from sbtk_train.runs.checkpoint import STUDENT
+from sbtk_train.runs.evaluate import by_feature_maps, by_pixels
+from sbtk_train.runs.feature_maps import FeatureMaps, FeatureSource
+from sbtk_train.students.sbtknet import SbtknetStudent
+from sbtk_train.students.student import domains_of
+from tests.tiny_data import write_dataset
+from tests.train.runs.test_run import run, tiny_config
+
+SIZE_PX = 224
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def student() -> SbtknetStudent:
+    torch.manual_seed(0)
+    student = SbtknetStudent("resnet18", 8, 4)
+    student.freeze_until("layer4")
+    student.train()
+    return student
+
+
+def maps_in(folder: Path, student: SbtknetStudent, said: list[str], size: int = 64) -> FeatureMaps:
+    compute = choose_compute("cpu", "fp32")
+    return FeatureMaps(folder, student, "layer4", size, compute, 2, said.append)
+
+
+def test_stages_run_in_two_parts_equal_the_whole_trunk(student: SbtknetStudent) -> None:
+    student.eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        early = student.feature_map(images, end="layer4")
+        late = student.embed(early, domains_of("photo", 2), "layer4")
+        torch.testing.assert_close(late, student.embed(images))
+    assert early.shape == (2, 256, 4, 4)
+
+
+def test_maps_are_what_the_frozen_stages_make_and_are_made_once(
+    data: Path, student: SbtknetStudent, tmp_path: Path
+) -> None:
+    images = read_dataset(data)
+    said: list[str] = []
+    maps = maps_in(tmp_path, student, said)
+    kept = maps.of(images.photos[:3], "photo")
+    assert kept.shape == (3, 1, 256, 4, 4)
+    photo = load_pixels(images.photos[1], "photo", 64).copy()
+    pixels = torch.from_numpy(photo).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        expected = student.eval().feature_map(normalised(pixels), end="layer4")[0]
+    np.testing.assert_allclose(kept[1, 0], expected.numpy(), rtol=2e-2, atol=2e-3)
+    assert len(said) == 1
+    maps_in(tmp_path, student, said).of(images.photos[:3], "photo")
+    assert len(said) == 1
+    other = SbtknetStudent("resnet18", 8, 4)
+    maps_in(tmp_path, other, said).of(images.photos[:3], "photo")
+    assert len(said) == 2, "maps of another trunk must not be taken for these"
+
+
+def test_maps_of_the_same_weights_in_another_layout_are_not_taken(
+    data: Path, tmp_path: Path
+) -> None:
+    photos, said = read_dataset(data).photos[:1], list[str]()
+    layouts = [SbtknetStudent(name, 8, 4) for name in ("resnet50-v1", "resnet50-v1.5")]
+    layouts[1].load_state_dict(layouts[0].state_dict())
+    first, second = (maps_in(tmp_path, one, said).of(photos, "photo") for one in layouts)
+    assert len(said) == 2
+    assert first.shape == second.shape
+    assert not np.array_equal(first, second)
+
+
+def test_copies_differ_and_views_of_an_image_are_different_copies(
+    data: Path, student: SbtknetStudent, tmp_path: Path
+) -> None:
+    images = read_dataset(data)
+    maps = maps_in(tmp_path, student, [])
+    kept = maps.of(images.sketches, "sketch", 3)
+    assert not np.array_equal(kept[0, 0], kept[0, 1])
+    source = FeatureSource(images, maps, 3, 2, choose_compute("cpu", "fp32"))
+    rows = Batch(np.array([0, 5]), np.array([2]))
+    generator = torch.Generator().manual_seed(3)
+    draws = BatchDraws(Draws(generator, 2), Draws(generator, 1))
+    first, second = source.inputs(source.load(rows), draws).chunk(2)
+    assert first.shape == (3, 256, 4, 4)
+    found = [
+        [copy for copy in range(3) if np.array_equal(kept[row, copy], view[place].numpy())]
+        for place, row in enumerate((0, 5))
+        for view in (first, second)
+    ]
+    assert [len(copies) for copies in found] == [1, 1, 1, 1]
+    assert found[0] != found[1]
+    assert found[2] != found[3]
+    source.close()
+
+
+def test_embedding_by_maps_equals_embedding_by_pixels_at_production_size(
+    data: Path, student: SbtknetStudent, tmp_path: Path
+) -> None:
+    compute, photos = choose_compute("cpu", "fp32"), read_dataset(data).photos[:2]
+    maps = maps_in(tmp_path, student, [], SIZE_PX)
+    kept = by_feature_maps(compute, maps)(student, photos, "photo")
+    whole = by_pixels(compute, 2)(student, photos, "photo")
+    np.testing.assert_allclose(kept.rows, whole.rows, atol=2e-3)
+    np.testing.assert_array_equal(kept.predicted, whole.predicted)
+
+
+def test_a_run_on_kept_maps_trains_and_resumes_to_the_same_student(
+    data: Path, tmp_path: Path
+) -> None:
+    config = replace(
+        tiny_config(data),
+        freeze_until="layer4",
+        feature_folder=str(tmp_path / "maps"),
+        feature_variants=2,
+    )
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run(config, whole)
+    assert list((tmp_path / "maps").glob("*.npy"))
+    with pytest.raises(KeyboardInterrupt):
+        run(config, stopped, on_trainer=lambda trainer: trainer.stop_soon())
+    run(config, stopped, resume=True)
+    assert (whole / STUDENT).read_bytes() == (stopped / STUDENT).read_bytes()
+    with pytest.raises(BadConfig, match="none is frozen"):
+        replace(config, freeze_until="")

@@ -1,0 +1,277 @@
+"""Whole runs of a small backbone: what they write, and that a stopped one ends the same."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sbtk_runtime.errors import BadConfig, BadData
+from sbtk_train.config import TrainConfig, read_config
+from sbtk_train.device import choose_compute
+from sbtk_train.progress import EpochDone, StepDone
+from sbtk_train.recipes import SbtknetRecipe, recipe
+from sbtk_train.runs.checkpoint import STUDENT, load_run, load_state, newest_run
+from sbtk_train.runs.evaluate import by_pixels, score
+from sbtk_train.runs.loop import Trainer, TrainingDiverged
+from sbtk_train.runs.run import new_run_folder, train
+from sbtk_train.runs.setup import gather
+from tests.tiny_data import write_dataset
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+def tiny_config(data: Path, name: str = "sbtk", **knobs: Any) -> TrainConfig:
+    changes: dict[str, Any] = {
+        "knowledge": False,
+        "quadruplets": 2,
+        "epochs": 2,
+        "train_size_px": 32,
+        "final_epochs": 0,
+        "warmup_steps": 2,
+        "refit": False,
+    }
+    return TrainConfig(
+        data=str(data),
+        split="SK-YE",
+        recipe=recipe(name, **(changes | knobs)),
+        backbone="resnet18",
+        dim=8,
+        validation_classes=2,
+        precision="fp32",
+        device="cpu",
+        workers=2,
+        threads=1,
+        checkpoint_minutes=0,
+    )
+
+
+def run(config: TrainConfig, folder: Path, **options: Any) -> list[object]:
+    folder.mkdir(exist_ok=True)
+    events: list[object] = []
+    train(config, folder, events.append, **options)
+    return events
+
+
+def test_run_writes_what_it_promises(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    events = run(tiny_config(data), folder)
+    epochs = [event for event in events if isinstance(event, EpochDone)]
+    assert len(epochs) == 2
+    assert any(isinstance(event, StepDone) and event.images_per_s > 0 for event in events)
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert 0 <= float(rows[0]["validation_map"]) <= 1
+    record = json.loads((folder / "run.json").read_text())
+    assert set(record["training_classes"]).isdisjoint(record["validation_classes"])
+    assert record["epochs_done"] == 2
+    assert len(record["unseen_classes"]) == 21
+    assert read_config(folder) == tiny_config(data)
+    assert tomllib.loads((folder / "config.resolved.toml").read_text())["recipe"]["epochs"] == 2
+    assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert not list(folder.glob(".*tmp*"))
+
+
+def test_without_validation_classes_a_run_ends_with_its_curves(data: Path, tmp_path: Path) -> None:
+    config = replace(tiny_config(data, selection="last", epochs=1), validation_classes=0)
+    folder = tmp_path / "run"
+    run(config, folder)
+    record = json.loads((folder / "run.json").read_text())
+    assert "validation_map" not in record["best"]
+    assert len(record["training_classes"]) == 6
+    assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_trained_run_is_loaded_with_its_best_student(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "2026-01-01-a"
+    run(tiny_config(data, epochs=1), folder)
+    loaded = load_run(folder)
+    assert not loaded.student.training
+    with torch.inference_mode():
+        rows = loaded.student.embed(torch.zeros(1, 3, 64, 64))
+    assert rows.shape == (1, 8)
+    assert newest_run(tmp_path) == folder
+    with pytest.raises(BadConfig, match="sbtk train"):
+        newest_run(tmp_path / "none")
+    with pytest.raises(BadConfig):
+        load_run(tmp_path)
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("name", "steps_before"), [("sbtk", 4), ("paper", 2)])
+def test_killed_and_resumed_equals_uninterrupted(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, steps_before: int
+) -> None:
+    config = tiny_config(data, name)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(config, whole)
+    broken.mkdir()
+    monkeypatch.setattr("sbtk_train.runs.loop._REPORT_SECONDS", 0.0)
+    steps = 0
+
+    def killed_later(event: object) -> None:
+        nonlocal steps
+        steps += isinstance(event, StepDone)
+        if steps == steps_before:
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        train(config, broken, killed_later)
+    run(config, broken, resume=True)
+    first, first_position = load_state(whole)
+    second, second_position = load_state(broken)
+    assert first_position == second_position
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert (whole / STUDENT).read_bytes() == (broken / STUDENT).read_bytes()
+    assert (whole / "metrics.csv").read_text() == (broken / "metrics.csv").read_text()
+
+
+def test_asked_to_stop_it_saves_and_stops_after_the_step(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_config(data), folder, lambda e: None, on_trainer=lambda t: t.stop_soon())
+    assert load_state(folder)[1].step == 1
+
+
+def test_resuming_with_other_data_is_refused_with_both_hashes(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data")
+    folder = tmp_path / "run"
+    run(tiny_config(data, epochs=1), folder)
+    before = load_state(folder)[1].data_sha256
+    next((data / "photo").rglob("*.jpg")).unlink()
+    for extra in data.rglob("*.jpg"):
+        extra.write_bytes(extra.read_bytes() + b"\0")
+    with pytest.raises(BadConfig, match="training data changed") as caught:
+        run(tiny_config(data, epochs=1), folder, resume=True)
+    assert before[:12] in str(caught.value)
+
+
+@pytest.mark.parametrize("updates", [5, 6])
+def test_nan_stops_the_run_and_keeps_the_last_good_save(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int
+) -> None:
+    monkeypatch.setattr("sbtk_train.runs.loop._REPORT_SECONDS", 0.0)
+    trainers: list[Any] = []
+    steps = 0
+
+    def poison_later(event: object) -> None:
+        nonlocal steps
+        steps += isinstance(event, StepDone)
+        if steps == updates:
+            with torch.no_grad():
+                trainers[0]._student.embedding.weight.fill_(float("nan"))
+
+    config = replace(tiny_config(data), checkpoint_minutes=1000.0)
+    # An epoch has three steps: the fifth is followed by another one, the sixth by a save.
+    with pytest.raises(TrainingDiverged, match="nan in epoch 2"):
+        train(config, tmp_path, poison_later, on_trainer=trainers.append)
+    tensors, position = load_state(tmp_path)
+    assert (position.epoch, position.step) == (1, 0)
+    assert all(bool(torch.isfinite(value).all()) for value in tensors.values())
+    load_run(tmp_path)
+
+
+def test_runs_differ_by_seed_and_agree_for_one_seed(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, epochs=1)
+    other = replace(config, seed=1)
+    for folder, one in (("a", config), ("b", config), ("c", other)):
+        run(one, tmp_path / folder)
+    bytes_of = {name: (tmp_path / name / STUDENT).read_bytes() for name in "abc"}
+    assert bytes_of["a"] == bytes_of["b"]
+    assert bytes_of["a"] != bytes_of["c"]
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"metric": "triplet"},
+        {"identity": False},
+        {"attention": True},
+        {"augment": True, "patience": 1},
+        {"batches": "class-balanced", "metric": "triplet"},
+        {"metric": "contrastive", "optimizer": "adamw", "schedule": "cosine", "average_decay": 0.9},
+    ],
+)
+def test_every_ablation_trains(data: Path, tmp_path: Path, knobs: dict[str, Any]) -> None:
+    folder = tmp_path / "run"
+    events = run(tiny_config(data, "paper", epochs=1, **knobs), folder)
+    row = next(event.row for event in events if isinstance(event, EpochDone))
+    assert ("identity" in row) == knobs.get("identity", True)
+    trained = load_run(folder).config.recipe
+    assert isinstance(trained, SbtknetRecipe)
+    assert trained.metric == knobs.get("metric", "quadruplet")
+
+
+def test_embedding_fitted_anew_is_kept_if_it_is_no_worse(data: Path, tmp_path: Path) -> None:
+    # With this seed the refitted one is better.
+    config = replace(tiny_config(data, epochs=1, refit=True), seed=2)
+    trainers: list[Trainer] = []
+    said = run(config, tmp_path / "run", on_trainer=trainers.append)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    refit = record["refit"]
+    assert any(f"{refit['refitted_map']:.4f} refitted" in str(text) for text in said)
+    assert refit["kept"] == (refit["refitted_map"] >= refit["trained_map"])
+    # What the epochs had stays what is drawn and resumed from.
+    assert trainers[0].history[0]["validation_map"] == refit["trained_map"]
+    best = max(refit["refitted_map"], refit["trained_map"])
+    assert record["best"]["validation_map"] == best
+    student = load_run(tmp_path / "run").student
+    division = gather(config, lambda text: None).division
+    found = score(student, division.validation, by_pixels(choose_compute("cpu", "fp32"), 2))
+    assert found["mAP@all"] == pytest.approx(best, abs=1e-6)
+    once = (tmp_path / "run" / STUDENT).read_bytes()
+    run(config, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / STUDENT).read_bytes() == once
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["best"] == record["best"]
+
+
+def test_run_folders_are_new_ones(tmp_path: Path) -> None:
+    names = {new_run_folder(tmp_path, "x").name for _ in range(3)}
+    assert len(names) == 3
+    assert any(name.endswith("-x") for name in names)
+
+
+def test_too_few_held_out_sketches_for_dsns_rule_are_told_at_the_start(data: Path) -> None:
+    config = tiny_config(data, selection="held-out-bits")
+    with pytest.raises(BadData, match="4 held-out sketches"):
+        gather(config, lambda text: None)
+
+
+def test_embeddings_too_short_for_dsns_rule_are_told_at_the_start(data: Path) -> None:
+    config = replace(tiny_config(data, selection="held-out-bits"), dim=4)
+    with pytest.raises(BadConfig, match=r"--dim 4(.|\n)*at least 8"):
+        gather(config, lambda text: None)
+
+
+@pytest.mark.parametrize("kind", ["sketch", "photo"])
+def test_a_class_whose_images_cannot_be_read_is_named_at_the_start(
+    tmp_path: Path, kind: str
+) -> None:
+    names = [*"abcdefghijklmnop"]
+    write_dataset(tmp_path, names, sketches=6, photos=2)
+    lone = sorted((tmp_path / kind / "h").iterdir())
+    for path in lone[2:]:
+        path.unlink()
+    for path in lone[:2]:
+        path.write_bytes(b"no picture")
+    with pytest.raises(BadData, match=rf"{kind}\w+ of the class 'h'.*can be read: .*not an image"):
+        gather(tiny_config(tmp_path), lambda text: None)
+
+
+def test_a_backbone_of_another_method_is_refused(data: Path) -> None:
+    with pytest.raises(BadConfig, match="--method dsn"):
+        replace(tiny_config(data), backbone="se-resnet50")
