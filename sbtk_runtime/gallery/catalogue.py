@@ -8,7 +8,7 @@ vectors. Paths are the bytes that the file system has.
 
 from __future__ import annotations
 
-import contextlib
+import operator
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,14 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sbtk_runtime.gallery.catalogue_check import soundness_problem
 from sbtk_runtime.gallery.catalogue_codes import stored_bits, stored_itq
-from sbtk_runtime.gallery.catalogue_database import (
-    CATALOGUE_NAME,
-    catalogue_errors,
-    connect_reader,
-    damaged,
-)
+from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME, connect_reader
 from sbtk_runtime.gallery.catalogue_roots import stored_roots
+from sbtk_runtime.gallery.catalogue_values import blob, integer, values_checked
 from sbtk_runtime.gallery.shards import Batch
 from sbtk_runtime.itq import Itq
 
@@ -89,7 +86,7 @@ class CatalogueView:
     def __init__(self, folder: Path, generation: int) -> None:
         self._path = folder / CATALOGUE_NAME
         self._generation = {"generation": generation}
-        with _values_checked(self._path):
+        with values_checked(self._path):
             self._connection = connect_reader(self._path)
 
     def close(self) -> None:
@@ -98,14 +95,14 @@ class CatalogueView:
 
     def dim(self) -> int:
         """Returns the length of an embedding that the catalogue was made for."""
-        with _values_checked(self._path):
+        with values_checked(self._path):
             found = self._connection.execute("SELECT value FROM facts WHERE name = 'dim'")
             (value,) = found.fetchone() or (0,)
-            return int(value)
+            return integer(value)
 
     def bits(self) -> int | None:
         """Returns the length of the codes; `None` if the catalogue is of embeddings."""
-        with _values_checked(self._path):
+        with values_checked(self._path):
             return stored_bits(self._connection)
 
     def itq(self) -> Itq:
@@ -114,7 +111,7 @@ class CatalogueView:
         Raises:
             BadGallery: it is damaged.
         """
-        with _values_checked(self._path):
+        with values_checked(self._path):
             return stored_itq(self._connection, self._path)
 
     def rows(self, under: bytes | None = None) -> NDArray[np.int64]:
@@ -126,9 +123,12 @@ class CatalogueView:
             values["low"], values["high"] = below(under)
         elif (dense := self._dense_rows()) is not None:
             return dense
-        with _values_checked(self._path):
+        with values_checked(self._path):
             found = self._connection.execute(query + " ORDER BY row", values)
-            rows = np.fromiter((row for (row,) in found), dtype=np.int64)
+            # NumPy would cut a fraction off; `index` refuses all but whole numbers.
+            rows = np.fromiter(
+                map(operator.index, map(operator.itemgetter(0), found)), dtype=np.int64
+            )
             if len(rows) and (rows[0] < 0 or (np.diff(rows) < 0).any()):
                 raise ValueError("rows that are not in order")
             return rows
@@ -139,65 +139,59 @@ class CatalogueView:
         for start in range(0, len(rows), _ROWS_PER_QUESTION):
             part = ",".join(map(str, rows[start : start + _ROWS_PER_QUESTION].tolist()))
             query = f"SELECT row, id FROM photos WHERE row IN ({part}) AND {_VISIBLE}"  # noqa: S608
-            with _values_checked(self._path):
+            with values_checked(self._path):
                 found = self._connection.execute(query, self._generation)
-                ids.update((int(row), int(photo_id)) for row, photo_id in found)
+                ids.update((integer(row), integer(photo_id)) for row, photo_id in found)
         return np.array([ids.get(row, 0) for row in rows.tolist()], dtype=np.int64)
 
     def name_of(self, row: int) -> tuple[int, bytes] | None:
         """Returns id and path of the photo whose embedding is at `row`, if there is one."""
         query = f"SELECT id, path FROM photos WHERE row = :row AND {_VISIBLE}"  # noqa: S608
-        with _values_checked(self._path):
+        with values_checked(self._path):
             found = self._connection.execute(query, {"row": row, **self._generation}).fetchone()
-            return None if found is None else (int(found[0]), bytes(found[1]))
+            return None if found is None else (integer(found[0]), blob(found[1]))
 
     def photo(self, photo_id: int) -> Photo | None:
         """Returns the photo with that id, if there is one."""
         if not 0 < photo_id < 1 << 63:
             return None
-        query = f"""SELECT path, size_bytes, mtime_ns, sha256, row FROM photos
+        query = f"""SELECT id, path, size_bytes, mtime_ns, sha256, row FROM photos
             WHERE id = :id AND {_VISIBLE}"""  # noqa: S608
-        with _values_checked(self._path):
+        with values_checked(self._path):
             found = self._connection.execute(query, {"id": photo_id, **self._generation}).fetchone()
-            if found is None:
-                return None
-            path, size_bytes, mtime_ns, sha256, row = found
-            return Photo(photo_id, bytes(path), size_bytes, mtime_ns, sha256.hex(), int(row))
+            return None if found is None else _photo(found)
 
     def folders(self) -> Counter[bytes]:
         """Returns how many photos lie in each folder itself, not below it."""
         query = f"SELECT path FROM photos WHERE {_VISIBLE}"  # noqa: S608
-        with _values_checked(self._path):
+        with values_checked(self._path):
             found = self._connection.execute(query, self._generation)
-            return Counter(path.rpartition(b"/")[0] or b"/" for (path,) in found)
+            return Counter(blob(path).rpartition(b"/")[0] or b"/" for (path,) in found)
 
     def roots(self) -> list[bytes]:
         """Returns the folders and files that photos were found below; none if it is unknown."""
-        with _values_checked(self._path):
+        with values_checked(self._path):
             return stored_roots(self._connection)
 
     def photos(self) -> Iterator[Photo]:
         """Yields the photos by ascending row."""
         query = f"""SELECT id, path, size_bytes, mtime_ns, sha256, row FROM photos
             WHERE {_VISIBLE} ORDER BY row"""  # noqa: S608
-        with _values_checked(self._path):
-            for photo_id, path, size_bytes, mtime_ns, sha256, row in self._connection.execute(
-                query, self._generation
-            ):
-                yield Photo(photo_id, path, size_bytes, mtime_ns, sha256.hex(), row)
+        with values_checked(self._path):
+            for found in self._connection.execute(query, self._generation):
+                yield _photo(found)
 
     def batches(self) -> Iterator[Batch]:
         """Yields what was written to the vectors, by row."""
         query = "SELECT first_row, count, sha256 FROM batches ORDER BY first_row"
-        with _values_checked(self._path):
+        with values_checked(self._path):
             for first_row, count, sha256 in self._connection.execute(query):
-                yield Batch(int(first_row), int(count), sha256.hex())
+                yield Batch(integer(first_row), integer(count), blob(sha256).hex())
 
     def damage(self) -> str | None:
-        """Returns what SQLite's own check complains about; `None` if it is content."""
-        with _values_checked(self._path):
-            (answer,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
-        return None if answer == "ok" else str(answer)
+        """Returns what is wrong with the whole catalogue, in words; `None` if nothing is."""
+        with values_checked(self._path):
+            return soundness_problem(self._connection)
 
     def _dense_rows(self) -> NDArray[np.int64] | None:
         """Returns the photos' rows if none between the first and the last is without a photo.
@@ -205,25 +199,11 @@ class CatalogueView:
         Counting takes a third of the time of handing out rows one by one.
         """
         query = f"SELECT count(*), min(row), max(row) FROM photos WHERE {_VISIBLE}"  # noqa: S608
-        with _values_checked(self._path):
+        with values_checked(self._path):
             count, first, last = self._connection.execute(query, self._generation).fetchone()
-            if not count or first < 0 or last - first + 1 != count:
+            if not count or integer(first) < 0 or integer(last) - first + 1 != count:
                 return None
             return np.arange(first, last + 1, dtype=np.int64)
-
-
-@contextlib.contextmanager
-def _values_checked(path: Path) -> Iterator[None]:
-    """Turns SQLite's errors into ours, and those of values that no sbtk has written.
-
-    Raises:
-        BadGallery: the catalogue at `path` is damaged, or cannot be read.
-    """
-    with catalogue_errors(path):
-        try:
-            yield
-        except (AttributeError, TypeError, ValueError) as problem:
-            raise damaged(path, problem) from problem
 
 
 def below(path: bytes) -> tuple[bytes, bytes]:
@@ -235,3 +215,15 @@ def below(path: bytes) -> tuple[bytes, bytes]:
 def exactly(path: bytes) -> tuple[bytes, bytes]:
     """Returns the interval of paths (end excluded) that holds `path` alone."""
     return path, path + b"\0"
+
+
+def _photo(found: tuple[object, ...]) -> Photo:
+    photo_id, path, size_bytes, mtime_ns, sha256, row = found
+    return Photo(
+        integer(photo_id),
+        blob(path),
+        integer(size_bytes),
+        integer(mtime_ns),
+        blob(sha256).hex(),
+        integer(row),
+    )

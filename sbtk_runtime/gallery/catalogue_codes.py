@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sbtk_runtime.errors import BadGallery, BadModel
 from sbtk_runtime.gallery.catalogue_database import CODES_SCHEMA, EMBEDDINGS_SCHEMA
+from sbtk_runtime.gallery.catalogue_values import integer
 from sbtk_runtime.itq import Itq
 
 _NAMES = ("bits", "itq", "itq_sha256")
@@ -36,7 +37,7 @@ def store_itq(connection: sqlite3.Connection, itq: Itq | None) -> None:
 def stored_bits(connection: sqlite3.Connection) -> int | None:
     """Returns the length of the gallery's codes; `None` if it holds embeddings."""
     found = connection.execute("SELECT value FROM facts WHERE name = 'bits'").fetchone()
-    return None if found is None else int(found[0])
+    return None if found is None else integer(found[0])
 
 
 def stored_itq(connection: sqlite3.Connection, path: Path) -> Itq:

@@ -155,4 +155,6 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
             f"format {CODES_SCHEMA} or older",
             "pip install --upgrade sbtk",
         )
+    if version < 0:
+        raise damaged(path, f"format {version}")
     return int(version)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable
 
+from sbtk_runtime.gallery.catalogue_values import blob
+
 # Made when it is first needed; an sbtk that knows no such table never looks at it.
 _TABLE = "CREATE TABLE IF NOT EXISTS roots (path BLOB PRIMARY KEY) WITHOUT ROWID"
 
@@ -24,4 +26,4 @@ def stored_roots(connection: sqlite3.Connection) -> list[bytes]:
     table = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'roots'"
     if connection.execute(table).fetchone() is None:
         return []
-    return [bytes(path) for (path,) in connection.execute("SELECT path FROM roots ORDER BY path")]
+    return [blob(path) for (path,) in connection.execute("SELECT path FROM roots ORDER BY path")]

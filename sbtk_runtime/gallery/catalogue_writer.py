@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sbtk_runtime.errors import BadGallery
 from sbtk_runtime.gallery.catalogue import Embedding, Failure, Origin
+from sbtk_runtime.gallery.catalogue_check import connect_sound
 from sbtk_runtime.gallery.catalogue_codes import store_itq, stored_bits, stored_itq
-from sbtk_runtime.gallery.catalogue_database import (
-    CATALOGUE_NAME,
-    catalogue_errors,
-    connect_writer,
-    transaction,
-)
+from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME, catalogue_errors, transaction
 from sbtk_runtime.gallery.catalogue_roots import store_roots
+from sbtk_runtime.gallery.catalogue_values import integer, text, values_checked
 from sbtk_runtime.gallery.shards import SHARD_ROWS, Batch
 from sbtk_runtime.itq import Itq
 
@@ -29,18 +26,21 @@ _TO_ADD = """FROM photos AS p WHERE born = ?1 AND gone IS NULL
 class Catalogue:
     """The catalogue, open for the one writer that prepares generation `generation`.
 
-    Nothing that is changed here is seen by readers until the manifest names the generation.
+    Nothing that is changed here is seen by readers until the manifest names the generation. In a
+    `with` block SQLite's errors become ours.
 
     Args:
         folder: the gallery's.
         generation: the one after the published one. If the catalogue knows a later one (somebody
             removed the manifest), then that is prepared.
+
+    Raises:
+        BadGallery: the catalogue is damaged; nothing is built on it.
     """
 
     def __init__(self, folder: Path, generation: int) -> None:
         self.path = folder / CATALOGUE_NAME
-        with catalogue_errors(self.path):
-            self.connection = connect_writer(self.path)
+        self.connection = connect_sound(self.path)
         newest = self._number(
             "SELECT max(coalesce(max(born), 0), coalesce(max(gone), 0)) FROM photos"
         )
@@ -55,25 +55,24 @@ class Catalogue:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.connection.close()
+        with catalogue_errors(self.path):
+            self.connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise error
 
     def origin(self) -> Origin | None:
         """Returns what made the embeddings; `None` while there are none."""
-        facts = dict(self.connection.execute("SELECT name, value FROM facts"))
-        if "model_id" not in facts:
-            return None
-        try:
+        with values_checked(self.path):
+            facts = dict(self.connection.execute("SELECT name, value FROM facts"))
+            if "model_id" not in facts:
+                return None
             return Origin(
-                str(facts["model_id"]),
-                str(facts["precision"]),
-                int(facts["dim"]),
-                str(facts["preprocessing"]),
+                text(facts["model_id"]),
+                text(facts["precision"]),
+                integer(facts["dim"]),
+                text(facts["preprocessing"]),
                 stored_bits(self.connection),
             )
-        except (KeyError, ValueError) as problem:
-            raise BadGallery(
-                f"{self.path} lacks {problem}", "a catalogue made by sbtk"
-            ) from problem
 
     def itq(self) -> Itq:
         """Returns what makes the codes of a binary gallery.
@@ -273,7 +272,7 @@ class Catalogue:
         found = self.connection.execute(
             "SELECT id FROM photos WHERE path = ? AND gone IS NULL", (path,)
         ).fetchone()
-        return None if found is None else int(found[0])
+        return None if found is None else integer(found[0])
 
     def _add_failure(self, failure: Failure) -> None:
         self.connection.execute(
@@ -289,12 +288,13 @@ class Catalogue:
         )
 
     def _fact(self, name: str, default: int = 0) -> int:
-        found = self.connection.execute("SELECT value FROM facts WHERE name = ?", (name,))
-        return int((found.fetchone() or (default,))[0])
+        with values_checked(self.path):
+            found = self.connection.execute("SELECT value FROM facts WHERE name = ?", (name,))
+            return integer((found.fetchone() or (default,))[0])
 
     def _set_fact(self, name: str, value: object) -> None:
         self.connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
     def _number(self, query: str, values: tuple[int, ...] = ()) -> int:
-        with catalogue_errors(self.path):
-            return int(self.connection.execute(query, values).fetchone()[0])
+        with values_checked(self.path):
+            return integer(self.connection.execute(query, values).fetchone()[0])

@@ -10,7 +10,7 @@ from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.embed import Embedder
 from sbtk_runtime.errors import BadGallery
 from sbtk_runtime.gallery.catalogue import Origin
-from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME
+from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME, damaged
 from sbtk_runtime.gallery.catalogue_writer import Catalogue
 from sbtk_runtime.gallery.folder import check_model
 from sbtk_runtime.itq import Itq
@@ -52,6 +52,9 @@ def claimed(
     photos = " ".join(shlex.quote(printable_name(root)) for root in roots)
     check_model(folder, origin.model_id, origin.preprocessing, embedder.bundle, photos)
     check_bits(folder, origin, bits, photos)
+    if origin.dim != embedder.dim:
+        # By another width the shards would be cut in the wrong places.
+        raise damaged(catalogue.path, f"embeddings of {origin.dim} numbers by {origin.model_id}")
     if origin.precision != precision:
         note(
             f"the gallery was made at {origin.precision}; new photos are embedded at "
