@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from sbtk_runtime.errors import BadGallery, DiskFull, SbtkError
+from sbtk_runtime.errors import BadGallery, DiskFull, GalleryBusy, SbtkError
 
 CATALOGUE_NAME = "catalogue.sqlite"
 #: Their tables are the same, but codes must not be taken for embeddings by a sbtk that knows none.
@@ -110,6 +110,7 @@ def catalogue_errors(path: Path) -> Iterator[None]:
 
     Raises:
         DiskFull: there is no space for the catalogue.
+        GalleryBusy: another program has locked it for longer than can be waited.
         BadGallery: the catalogue is damaged, or cannot be read or written.
     """
     try:
@@ -137,6 +138,12 @@ def _told(problem: sqlite3.Error, path: Path) -> SbtkError:
             f"no space left while writing {path} ({free_bytes:,} bytes free)",
             "nothing that was committed before is lost",
             "free some space and run the same command again; it goes on where it stopped",
+        )
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return GalleryBusy(
+            f"{path} is locked by another program: {problem}",
+            "one writer at a time",
+            "close the program that has it open, then run the same command again",
         )
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return BadGallery(f"{path} cannot be opened: {problem}", "a gallery that may be written")

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sbtk_runtime.errors import BadGallery
+from sbtk_runtime.errors import BadGallery, GalleryBusy
 from sbtk_runtime.gallery.catalogue import CatalogueView, Embedding, Failure, Origin
-from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME
+from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME, catalogue_errors
 from sbtk_runtime.gallery.catalogue_writer import Catalogue
 from sbtk_runtime.gallery.shards import SHARD_ROWS, Batch
 from tests.tiny_codes import tiny_itq
@@ -231,3 +231,13 @@ def test_a_damaged_page_is_told(first: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(BadGallery, match="damaged"):
         seen(first, 1)
+
+
+def test_a_catalogue_that_another_program_has_locked_is_not_called_damaged(first: Path) -> None:
+    path = first / CATALOGUE_NAME
+    with closing(sqlite3.connect(path)) as other, closing(sqlite3.connect(path, timeout=0)) as own:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(GalleryBusy) as caught, catalogue_errors(path):
+            own.execute("BEGIN IMMEDIATE")
+    assert "locked" in caught.value.found
+    assert "run the same command again" in caught.value.next_step
