@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.hamming import Codes
 from sbtk_runtime.itq import Itq, fit_itq
 from sbtk_runtime.retrieval.metrics import (
@@ -83,10 +83,21 @@ def photo_queries(photos: Labelled) -> tuple[Labelled, Labelled]:
     """Returns queries and gallery of photo-to-photo retrieval.
 
     The first ten photos of each class ask, and are not in the gallery (SAKE's and DSN's rule).
+
+    Raises:
+        BadData: no class has more, so that there is nothing to find.
     """
     is_query = np.zeros(len(photos.labels), dtype=np.bool_)
     for label in np.unique(photos.labels):
         is_query[np.flatnonzero(photos.labels == label)[:PHOTO_QUERIES_PER_CLASS]] = True
+    if is_query.all():
+        most = int(np.unique(photos.labels, return_counts=True)[1].max(initial=0))
+        raise BadData(
+            f"no photo is left to be found: the first {PHOTO_QUERIES_PER_CLASS} of each class ask, "
+            f"and no class has more than {most}",
+            f"a class of at least {PHOTO_QUERIES_PER_CLASS + 1} photos",
+            "add photos, or ask with sketches",
+        )
     return photos.chosen(np.flatnonzero(is_query)), photos.chosen(np.flatnonzero(~is_query))
 
 

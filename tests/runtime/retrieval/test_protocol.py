@@ -172,6 +172,15 @@ def test_the_first_ten_photos_of_each_class_ask_the_others() -> None:
     assert (queries.labels == labels[queries.rows[:, 0].astype(int)]).all()
 
 
+@pytest.mark.parametrize("counts", [(10, 4), (1,), ()])
+def test_photos_of_which_none_is_left_to_be_found_are_refused(counts: tuple[int, ...]) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    with pytest.raises(BadData, match=f"no class has more than {max(counts, default=0)}") as caught:
+        photo_queries(Labelled(_rows(len(labels), 0), labels))
+    assert "at least 11 photos" in caught.value.expected
+    assert "sketches" in caught.value.next_step
+
+
 def test_without_codes_a_protocol_is_plain_evaluation() -> None:
     queries, gallery = _sides()
     found, rules = evaluate_by(Protocol(ties="expected"), queries, gallery)
