@@ -54,7 +54,7 @@ class BodyReader:
             Refused: `body_too_large` (413), `too_slow` (408) or `busy` (503).
             ClientGone: there is nobody left to answer.
         """
-        body = bytearray()
+        body, whole = bytearray(), b""
         try:
             if (_promised_bytes(scope) or 0) > self._max_bytes:
                 raise Refused(self._too_large())
@@ -63,9 +63,12 @@ class BodyReader:
                     await self._fill(body, receive)
             except TimeoutError as problem:
                 raise Refused(self._too_slow()) from problem
-            yield bytes(body)
+            whole = bytes(body)
+            # The budget counts it once, so it must not stay in memory twice.
+            body.clear()
+            yield whole
         finally:
-            self._held_bytes -= len(body)
+            self._held_bytes -= len(body) + len(whole)
 
     async def _fill(self, body: bytearray, receive: Receive) -> None:
         while True:

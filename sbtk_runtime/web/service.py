@@ -33,7 +33,6 @@ from sbtk_runtime.web.work_queue import WorkQueue
 #: How many may wait, and no longer than people do: each is some 25 ms, or some 10 ms, of work.
 MOST_QUERIES, MOST_PICTURES = 64, 256
 
-
 Status = Literal["loading", "ok", "failed"]
 
 
@@ -128,13 +127,13 @@ class Service:
 
     def close(self) -> None:
         """Lets everything go, once what is under way has ended; also what has begun to load."""
-        # An engine that is torn down while it loads takes the process with it.
+        # An engine that is torn down while it loads or runs takes the process with it.
         self._loading.join()
-        self.queries.close()
+        is_idle = self.queries.close()
         self.pictures.close()
         if self._gallery is not None:
             self._gallery.close()
-        if self._embedder is not None:
+        if self._embedder is not None and is_idle:
             self._embedder.close()
 
     def state(self) -> State:
@@ -242,10 +241,14 @@ class Service:
             batch=1,
             said=self._said,
         )
-        embedding, _ = embedder.embed_one(_warm_up_sketch(), "sketch")
-        with self._gallery.reading() as gallery:
-            if gallery.count:
-                gallery.answer(embedding, 1, self._search)
+        try:
+            embedding, _ = embedder.embed_one(_warm_up_sketch(), "sketch")
+            with self._gallery.reading() as gallery:
+                if gallery.count:
+                    gallery.answer(embedding, 1, self._search)
+        except BaseException:
+            embedder.close()
+            raise
         self._embedder = embedder
 
     def _check(self, gallery: Gallery) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -25,7 +26,8 @@ class WorkQueue:
     Args:
         name: of the threads.
         workers: jobs that are done at once.
-        waiting: jobs that may wait; a job that its owner has cancelled does not count.
+        waiting: jobs that may wait. One that its owner cancels is let go at once, and with it what
+            it holds, as the picture of a query.
     """
 
     def __init__(self, name: str, *, workers: int, waiting: int) -> None:
@@ -48,12 +50,11 @@ class WorkQueue:
         """
         future: Future[Answer] = Future()
         with self._changed:
-            if len(self._jobs) >= self._waiting:
-                self._jobs = deque(job for job in self._jobs if not job[1].cancelled())
             if self._is_closed or len(self._jobs) >= self._waiting:
                 raise Busy("more is asked than this machine answers", "", "try again in a second")
             self._jobs.append((work, future))
             self._changed.notify()
+        future.add_done_callback(self._forget_cancelled)
         return future
 
     @property
@@ -61,16 +62,23 @@ class WorkQueue:
         """The number of jobs that wait."""
         return len(self._jobs)
 
-    def close(self) -> None:
-        """Cancels the jobs that wait, and waits for those that are being done."""
+    def close(self, timeout_s: float = _LAST_JOBS_S) -> bool:
+        """Cancels the jobs that wait, and returns whether those that are done ended in time."""
         with self._changed:
             self._is_closed = True
             jobs, self._jobs = self._jobs, deque()
             self._changed.notify_all()
         for _, future in jobs:
             future.cancel()
+        end = time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join(_LAST_JOBS_S)
+            thread.join(max(0.0, end - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _forget_cancelled(self, future: Future[Any]) -> None:
+        if future.cancelled():
+            with self._changed:
+                self._jobs = deque(job for job in self._jobs if job[1] is not future)
 
     def _work(self) -> None:
         while True:
@@ -87,5 +95,6 @@ class WorkQueue:
                 future.set_exception(problem)
             else:
                 future.set_result(answer)
-            # A thread that waits must not keep the last picture alive.
+                del answer
+            # A thread that waits must not keep the last picture alive, nor an answer's open file.
             del work, future

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import Iterable
 
 import pytest
@@ -54,6 +55,21 @@ def test_a_body_of_many_chunks_comes_whole_and_its_room_is_free_again() -> None:
     assert reader.held_bytes == 0
     empty, _ = sender([b""])
     assert asyncio.run(read(reader, empty)) == b""
+
+
+def test_a_body_is_in_memory_once() -> None:
+    size_bytes = 4 << 20
+
+    async def held_bytes() -> int:
+        receive, _ = sender(bytes(1 << 16) for _ in range(size_bytes >> 16))
+        tracemalloc.start()
+        try:
+            async with BodyReader().read(scope(), receive):
+                return tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+
+    assert size_bytes <= asyncio.run(held_bytes()) < 1.2 * size_bytes
 
 
 def test_an_endless_body_is_refused_at_the_cap() -> None:
