@@ -75,7 +75,7 @@ class AccessGuard:
         host = HOST.fullmatch(headers.get("host", ""))
         name = canonical_host(host[1]) if host else ""
         if not host or not self._answers_to(name):
-            return _FOREIGNHOST
+            return _FOREIGN_HOST
         origin = headers.get("origin")
         if origin is not None and not _is_origin_of(origin, name, host[2]):
             return _FOREIGN_ORIGIN
@@ -134,7 +134,7 @@ class AccessGuard:
         return secrets.compare_digest(given.encode("utf-8", "replace"), self._expected)
 
 
-_FOREIGNHOST = Refusal(
+_FOREIGN_HOST = Refusal(
     403,
     "foreign_host",
     "This server does not answer to the name it was called by.",

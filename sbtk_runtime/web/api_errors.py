@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from typing import Any
@@ -33,7 +34,10 @@ _KNOWN: tuple[tuple[type[SbtkError], int, str], ...] = (
     (TimedOut, 504, "timed_out"),
 )
 _RETRY_AFTER_S = {"busy": 1, "loading": 1}
-_HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+_HTTP_ERRORS = {
+    404: ("not_found", "There is nothing at this address."),
+    405: ("method_not_allowed", "This address does not take this method."),
+}
 # nginx's number for a client that did not wait; nobody gets it, but it is counted.
 _CLIENT_GONE = 499
 
@@ -47,7 +51,7 @@ _DESCRIPTIONS = {
     415: "The request's body is of another type.",
     422: "A parameter is out of range.",
     500: "A fault of the server's own.",
-    503: "Loading, busy, or the gallery is gone.",
+    503: "Loading, busy, being stopped, or the gallery cannot be served.",
     504: "It took too long.",
 }
 
@@ -99,17 +103,18 @@ def add_error_answers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def unknown(_: Request, problem: HTTPException) -> Response:
-        code = _HTTP_CODES.get(problem.status_code, "fault")
-        text = "There is nothing at this address."
-        if problem.status_code == 405:
-            text = "This address does not take this method."
+        unusual = ("bad_request", _as_sentence(problem.detail))
+        code, text = _HTTP_ERRORS.get(problem.status_code, unusual)
         response = _response(Refusal(problem.status_code, code, text, "see /docs"))
         response.headers.update(problem.headers or {})
         return response
 
 
 class FaultsTold:
-    """ASGI middleware that logs where the application fails, and answers 500 if nothing did."""
+    """ASGI middleware that logs where the application fails, and answers 500 if nothing did.
+
+    What is under way when the server is stopped, and not begun to be answered, gets a 503.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -134,6 +139,10 @@ class FaultsTold:
             )
             if not is_begun:
                 await send_refusal(send, _FAULT)
+        # Only the end of the server cancels a request, and nobody waits for it but its client.
+        except asyncio.CancelledError:
+            if not is_begun:
+                await send_refusal(send, _STOPPING)
 
 
 _FAULT = Refusal(
@@ -141,6 +150,13 @@ _FAULT = Refusal(
     "fault",
     "The server met a fault of its own.",
     "please report it, with what the server prints under SBTK_DEBUG=1",
+)
+_STOPPING = Refusal(
+    503,
+    "stopping",
+    "The server is being stopped.",
+    "ask again when it has been started",
+    closes=True,
 )
 
 

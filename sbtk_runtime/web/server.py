@@ -7,6 +7,7 @@ import socket
 from concurrent.futures import Future
 
 import uvicorn
+from uvicorn.config import LOGGING_CONFIG
 
 from sbtk_runtime.web.access_rules import AccessRules
 from sbtk_runtime.web.app import guarded_app
@@ -21,7 +22,7 @@ def serve(service: Service, listening: socket.socket, rules: AccessRules) -> Non
     """Answers for `service`, which may still be loading, until SIGINT or SIGTERM.
 
     Raises:
-        KeyboardInterrupt: it was told to stop; what was under way has been answered.
+        KeyboardInterrupt: it was told to stop; what was under way has been answered, or refused.
         SbtkError: the service cannot be loaded.
     """
     is_debugged = bool(os.environ.get("SBTK_DEBUG"))
@@ -32,7 +33,9 @@ def serve(service: Service, listening: socket.socket, rules: AccessRules) -> Non
         ws="none",
         loop="asyncio",
         lifespan="off",
-        log_level="info" if is_debugged else "error",
+        # Of what goes wrong `FaultsTold` tells; uvicorn would add tracebacks.
+        log_config=LOGGING_CONFIG if is_debugged else None,
+        log_level="info" if is_debugged else "critical",
         access_log=False,
         server_header=False,
         # The guard judges by the Host header alone, and nothing here goes by the client's address.

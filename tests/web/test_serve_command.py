@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -16,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from sbtk_cli.main import main
-from tests.serve_client import ask, query, sketch_png
+from tests.serve_client import all_received, ask, connected, post_head, query, sketch_png
+from tests.serve_process import free_port
 from tests.tiny import tiny_bundle
 from tests.web.conftest import ENGINE, Workplace
 
@@ -74,6 +76,40 @@ def test_it_prints_its_address_answers_and_stops_when_told(
     shown = said.splitlines()
     assert shown[0].startswith("34 photos of ")
     assert shown[1:] == ["stopped"]
+
+
+def test_what_is_under_way_when_it_is_stopped_is_told_so(shared: Workplace) -> None:
+    with started(shared) as process:
+        port = port_of(address_of(process))
+        wait_until_ready(port)
+        with connected(port) as client:
+            client.sendall(post_head(port, "Content-Length: 100", "Expect: 100-continue"))
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 100 ")  # the body is awaited
+            process.terminate()
+            answer = all_received(client)
+        _, said = process.communicate(timeout=20)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "stopping"
+    assert process.returncode == 0
+    assert said.splitlines()[1:] == ["stopped"]
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-"])
+def test_it_runs_where_its_input_or_output_is_closed(shared: Workplace, closed: str) -> None:
+    port = free_port()
+    command = [sys.executable, "-P", "-m", "sbtk_cli", "serve", "--gallery", str(shared.gallery)]
+    command += ["--port", str(port), "--model", str(shared.bundle), *ENGINE]
+    shell = ["sh", "-c", f'exec "$0" "$@" {closed}', *command]
+    with subprocess.Popen(shell, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        try:
+            while process.poll() is None:
+                with contextlib.suppress(OSError):
+                    wait_until_ready(port)
+                    break
+                time.sleep(0.05)
+            assert query(port, sketch_png()).status == 200
+        finally:
+            process.kill()
 
 
 def test_it_can_be_stopped_while_it_loads(shared: Workplace) -> None:
