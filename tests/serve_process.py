@@ -71,12 +71,28 @@ class ServeProcess:
 
 @contextlib.contextmanager
 def serving(
-    gallery: Path, *options: str, log: Path, port: int | None = None, cwd: Path | None = None
+    gallery: Path,
+    *options: str,
+    log: Path,
+    port: int | None = None,
+    cwd: Path | None = None,
+    most_files: int | None = None,
 ) -> Iterator[ServeProcess]:
-    """Starts `sbtk serve` with these options, waits until it listens, and stops it at the end."""
+    """Starts `sbtk serve` with these options, waits until it listens, and stops it at the end.
+
+    Args:
+        gallery: the folder of the gallery.
+        options: of the command.
+        log: the file that its outputs go to.
+        port: a free one if `None`.
+        cwd: where it runs; beside the gallery if `None`.
+        most_files: how many files the system lets it open.
+    """
     chosen = port or free_port()
     command = [sys.executable, "-P", "-m", "sbtk_cli", "serve", "--gallery", str(gallery)]
     command += ["--port", str(chosen), *options]
+    if most_files is not None:
+        command = ["sh", "-c", f'ulimit -n {most_files} && exec "$0" "$@"', *command]
     left_out = {"SBTK_GALLERY", "SBTK_DATA", "SBTK_WEIGHTS"}
     environment = {key: value for key, value in os.environ.items() if key not in left_out}
     with log.open("wb") as output:

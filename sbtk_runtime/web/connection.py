@@ -27,6 +27,9 @@ MAX_CONNECTIONS = 1_024
 _LINGER_BYTES = 64 << 20
 # Descriptors that the process needs for anything but connections.
 _OTHER_FILES = 128
+# Connections that are accepted before one of them can be refused: asyncio takes as many at a time
+# as may wait to be accepted, and looks at them three turns later.
+_TURNS = 4
 
 _TOO_MANY = Refusal(
     503,
@@ -49,15 +52,16 @@ _NOT_HTTP = Refusal(400, "bad_request", "This is not a request of HTTP/1.1.", cl
 def connection_limit() -> int:
     """Returns how many connections may be open, after raising the limit of open files for them.
 
-    It is `MAX_CONNECTIONS`, or less where the system allows fewer files.
+    It is `MAX_CONNECTIONS`, or less where the system allows fewer files. There are files for three
+    times as many: for those that are served, for those that are told that they are too many, and
+    for `accepted_at_once`.
     """
     try:
         import resource
     except ImportError:  # Windows has no such limit
         return MAX_CONNECTIONS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # As many again are open while they are told that they are too many.
-    wanted = 2 * MAX_CONNECTIONS + _OTHER_FILES
+    wanted = 3 * MAX_CONNECTIONS + _OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
         raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         with contextlib.suppress(OSError, ValueError):
@@ -65,7 +69,16 @@ def connection_limit() -> int:
             soft = raised
     if soft == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS
-    return max(1, min(MAX_CONNECTIONS, (soft - _OTHER_FILES) // 2))
+    return max(1, min(MAX_CONNECTIONS, (soft - _OTHER_FILES) // 3))
+
+
+def accepted_at_once(limit: int) -> int:
+    """Returns how many connections may wait to be accepted where `limit` are served.
+
+    With more, a crowd takes all files before the first of it is turned away, and asyncio writes a
+    traceback for each of the others.
+    """
+    return max(1, limit // _TURNS)
 
 
 class GuardedProtocol(H11Protocol):

@@ -11,7 +11,7 @@ from uvicorn.config import LOGGING_CONFIG
 
 from sbtk_runtime.web.access_rules import AccessRules
 from sbtk_runtime.web.app import guarded_app
-from sbtk_runtime.web.connection import GuardedProtocol, connection_limit
+from sbtk_runtime.web.connection import GuardedProtocol, accepted_at_once, connection_limit
 from sbtk_runtime.web.service import Service
 
 # What is under way when the server is told to stop may take so long; then it is given up.
@@ -30,6 +30,7 @@ def serve(service: Service, listening: socket.socket, rules: AccessRules) -> Non
     config = uvicorn.Config(
         guarded_app(service, rules),
         http=GuardedProtocol,
+        backlog=accepted_at_once(GuardedProtocol.limit),
         ws="none",
         loop="asyncio",
         lifespan="off",

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import resource
+import signal
 import socket
 import threading
 import time
@@ -267,6 +268,38 @@ def test_ten_thousand_connections_do_not_bring_it_down(served: ServeProcess) -> 
     raise AssertionError("it does not serve again")
 
 
+def test_a_crowd_larger_than_the_files_that_may_be_open_is_turned_away_quietly(
+    served: ServeProcess,
+) -> None:
+    folder = served.log.parent
+    options = ("--model", str(folder / "bundles" / "tiny"), "--engine", "onnxruntime")
+    log = folder / "log-of-few-files"
+    with (
+        serving(folder / "gallery.sbtk", *options, log=log, most_files=400) as process,
+        contextlib.ExitStack() as crowd,
+    ):
+        process.wait_until_ready()
+        # All of them come while it looks away.
+        process.process.send_signal(signal.SIGSTOP)
+        try:
+            for _ in range(1_000):
+                client = crowd.enter_context(socket.socket())
+                client.setblocking(False)
+                client.connect_ex(("127.0.0.1", process.port))
+        finally:
+            process.process.send_signal(signal.SIGCONT)
+        answer = None
+        while answer is None:
+            with contextlib.suppress(OSError):
+                answer = ask(process.port, "/healthz")
+        assert answer.status in (200, 503)
+        crowd.close()
+        _until_status(process, 200)
+    said = log.read_text()
+    assert "Traceback" not in said
+    assert len(said) < 1_000
+
+
 def test_slow_clients_were_told_or_closed_in_time_while_others_were_served(
     served: ServeProcess, slow_clients: dict[str, SlowClient]
 ) -> None:
@@ -295,7 +328,10 @@ def test_the_gallerys_folder_can_vanish_and_return(served: ServeProcess, tmp_pat
 
 
 def _until_status(served: ServeProcess, status: int) -> None:
-    end = time.monotonic() + 5
-    while query(served.port, sketch_png()).status != status:
+    end = time.monotonic() + 30
+    while True:
+        with contextlib.suppress(OSError):
+            if query(served.port, sketch_png()).status == status:
+                return
         assert time.monotonic() < end
         time.sleep(0.05)

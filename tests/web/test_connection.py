@@ -6,6 +6,8 @@ import contextlib
 import json
 import logging
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from sbtk_runtime.web.connection import MAX_CONNECTIONS, GuardedProtocol, connection_limit
+from sbtk_runtime.web.connection import MAX_CONNECTIONS, GuardedProtocol
 
 SMALL = b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n"
 LARGE_BYTES = 32 << 20
@@ -285,7 +287,23 @@ def test_past_the_limit_connections_are_told_and_later_ones_are_served(
 def test_the_limit_leaves_files_for_everything_else() -> None:
     import resource
 
-    limit = connection_limit()
-    assert 1 <= limit <= MAX_CONNECTIONS
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert soft == resource.RLIM_INFINITY or soft > limit
+    def limit_with(soft: int, hard: int) -> tuple[int, int]:
+        code = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({}, {})); "
+        code += "from sbtk_runtime.web.connection import connection_limit as limit; "
+        code += "print(limit(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(soft, hard)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        limit, files = done.stdout.split()
+        return int(limit), int(files)
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert limit_with(100, 100) == (1, 100)
+    assert limit_with(428, 428) == (100, 428)
+    assert limit_with(200, 728) == (200, 728)
+    limit, files = limit_with(256, most)
+    assert limit == MAX_CONNECTIONS or files == most
+    assert files >= 3 * limit + 128
