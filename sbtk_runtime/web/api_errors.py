@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sbtk_runtime.errors import BadImage, EmptySketch, ModelMismatch, SbtkError
+from sbtk_runtime.errors import BadGallery, BadImage, EmptySketch, ModelMismatch, SbtkError
 from sbtk_runtime.web.answers import ErrorAnswer
 from sbtk_runtime.web.body import ClientGone
 from sbtk_runtime.web.followed_gallery import GalleryGone
@@ -30,6 +30,7 @@ _KNOWN: tuple[tuple[type[SbtkError], int, str], ...] = (
     (Busy, 503, "busy"),
     (Loading, 503, "loading"),
     (GalleryGone, 503, "gallery_gone"),
+    (BadGallery, 503, "bad_gallery"),
     (ModelMismatch, 503, "model_mismatch"),
     (TimedOut, 504, "timed_out"),
 )

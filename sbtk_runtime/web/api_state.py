@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 
 from fastapi import APIRouter, Request, Response
 
@@ -76,14 +77,15 @@ class _Described:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._lock = threading.Lock()
-        self._gallery: Gallery | None = None
+        # The graph of a generation that was replaced must not stay in memory for this.
+        self._described: weakref.ref[Gallery] | None = None
         self._json = ""
 
     def json(self) -> str:
         with self._service.reading() as gallery, self._lock:
-            if gallery is not self._gallery:
+            if self._described is None or self._described() is not gallery:
                 self._json = self._answer(gallery).model_dump_json(exclude_unset=True)
-                self._gallery = gallery
+                self._described = weakref.ref(gallery)
             return self._json
 
     def _answer(self, gallery: Gallery) -> GalleryAnswer:

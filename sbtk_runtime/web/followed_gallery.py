@@ -18,6 +18,7 @@ _LOOK_EVERY_S = 0.5
 
 #: What tells one manifest file from the next, which always has another inode or time.
 _Stamp = tuple[int, int, int, int]
+_NO_FILES_STAMP: _Stamp = (-1, -1, -1, -1)
 
 
 class GalleryGone(BadGallery):
@@ -66,12 +67,13 @@ class FollowedGallery:
 
         Raises:
             GalleryGone: it was removed.
-            SbtkError: it was replaced by one that cannot be served.
+            BadGallery: it came back damaged.
+            ModelMismatch: it was replaced by one of another model.
         """
         with self._lock:
             opened = self._opened
             if opened is None:
-                raise self._problem or _gone(self.folder)
+                raise _anew(self._problem or _gone(self.folder))
             opened.readers += 1
         try:
             yield opened.gallery
@@ -108,12 +110,12 @@ class FollowedGallery:
             try:
                 self._put(_Opened(self._open()), None)
             except ModelMismatch as problem:
-                self._put(None, problem)
+                self._put(None, _anew(problem))
             # The thread must outlive anything. What was opened before is whole, so it stays, and
-            # the next look tries again.
+            # the next look tries again, even if it finds the file that was there before.
             except Exception as problem:
                 self._problem = _unopened(self.folder, problem)
-                return
+                stamp = _NO_FILES_STAMP
         self._stamp = stamp
 
     def _open(self) -> Gallery:
@@ -142,6 +144,11 @@ def _stamp(folder: Path) -> _Stamp | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _anew(problem: SbtkError) -> SbtkError:
+    """Returns the same error to raise: one that is raised again and again keeps every frame."""
+    return type(problem)(problem.found, problem.expected, problem.next_step)
 
 
 def _unopened(folder: Path, problem: Exception) -> BadGallery:

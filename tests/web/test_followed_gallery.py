@@ -15,9 +15,10 @@ from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.manifest import MANIFEST_NAME
 from sbtk_runtime.web.followed_gallery import FollowedGallery, GalleryGone
 from tests.serve_client import ask, query, sketch_png
+from tests.serve_process import serving
 from tests.tiny import tiny_bundle, write_photos
 from tests.tiny_gallery import index
-from tests.web.conftest import Workplace
+from tests.web.conftest import ENGINE, Workplace
 
 
 def comes_true(is_so: Callable[[], bool]) -> bool:
@@ -74,6 +75,21 @@ def test_a_gallery_that_is_removed_is_told_and_one_that_comes_back_is_served(
     assert generation(followed) == 1
 
 
+def test_being_told_many_times_that_it_is_gone_takes_no_memory(
+    workplace: Workplace, followed: FollowedGallery
+) -> None:
+    shutil.rmtree(workplace.gallery)
+    assert comes_true(lambda: followed.problem is not None)
+    lengths = set()
+    for _ in range(3):
+        with pytest.raises(GalleryGone) as caught, followed.reading():
+            pass
+        lengths.add(len(caught.traceback))
+    assert len(lengths) == 1
+    assert followed.problem is not None
+    assert followed.problem.__traceback__ is None
+
+
 def test_a_gallery_of_another_model_is_not_served(
     workplace: Workplace, followed: FollowedGallery, tmp_path: Path
 ) -> None:
@@ -98,6 +114,11 @@ def test_a_damaged_newer_state_leaves_the_last_whole_one_until_it_is_mended(
     manifest.write_bytes(whole)
     assert comes_true(lambda: followed.problem is None)
     assert generation(followed) == 1
+    kept = manifest.rename(workplace.gallery / "kept")
+    manifest.write_bytes(whole[:-20])
+    assert comes_true(lambda: followed.problem is not None)
+    kept.rename(manifest)
+    assert comes_true(lambda: followed.problem is None)
 
 
 def test_a_served_gallery_is_indexed_again_without_a_wrong_answer(workplace: Workplace) -> None:
@@ -159,6 +180,54 @@ def test_a_server_whose_gallery_is_removed_says_so_and_recovers(workplace: Workp
             asked.append(ask(process.port, path))
         assert [(answer.status, answer.code) for answer in asked] == [(503, "gallery_gone")] * 4
         assert ask(process.port, "/").status == 200
+        workplace.gallery.mkdir()
+        (workplace.gallery / MANIFEST_NAME).write_text("no manifest")
+        assert comes_true(lambda: ask(process.port, "/v1/gallery").code == "bad_gallery")
+        damaged = query(process.port, sketch_png())
+        assert (damaged.status, damaged.code) == (503, "bad_gallery")
+        shutil.rmtree(workplace.gallery)
+        workplace.gallery.write_text("a file")
+        assert comes_true(lambda: ask(process.port, "/v1/gallery").code == "gallery_gone")
+        workplace.gallery.unlink()
         workplace.index()
         assert comes_true(lambda: process.health()[0] == 200)
         assert len(query(process.port, sketch_png()).json()["hits"]) == 8
+
+
+def test_a_server_whose_gallery_another_model_made_anew_says_so_and_recovers(
+    workplace: Workplace, tmp_path: Path
+) -> None:
+    other = tiny_bundle(tmp_path / "other", seed=9, name="other")
+    index(tmp_path / "other.sbtk", workplace.photos, other)
+    with workplace.serving() as process:
+        process.wait_until_ready()
+        workplace.gallery.rename(tmp_path / "before")
+        (tmp_path / "other.sbtk").rename(workplace.gallery)
+        assert comes_true(lambda: process.health()[0] == 503)
+        for answer in (query(process.port, sketch_png()), ask(process.port, "/v1/photos/1")):
+            assert (answer.status, answer.code) == (503, "model_mismatch")
+        workplace.gallery.rename(tmp_path / "other.sbtk")
+        (tmp_path / "before").rename(workplace.gallery)
+        assert comes_true(lambda: process.health()[0] == 200)
+        assert len(query(process.port, sketch_png()).json()["hits"]) == 8
+
+
+def test_servers_of_one_gallery_do_not_disturb_each_other(
+    workplace: Workplace, tmp_path: Path
+) -> None:
+    sketch = sketch_png(2)
+    options = ("--model", str(workplace.bundle), *ENGINE)
+    with (
+        workplace.serving() as first,
+        serving(workplace.gallery, *options, log=tmp_path / "log2") as second,
+    ):
+        for process in (first, second):
+            process.wait_until_ready()
+        for number in (1, 2):
+            for process in (first, second):
+                assert comes_true(lambda: process.health()[1]["generation"] == number)  # noqa: B023
+            found = [query(process.port, sketch).json()["hits"] for process in (first, second)]
+            assert found[0] == found[1] == [hit.to_json() for hit in workplace.hits(sketch)]
+            assert len(found[0]) == 5 + 3 * number
+            write_photos(workplace.photos / "more", 3, seed=1)
+            workplace.index()
