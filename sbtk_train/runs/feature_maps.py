@@ -41,7 +41,8 @@ class FeatureMaps:
         student: with the stages before `begin` frozen.
         begin: the stage that the maps enter.
         size_px: side of the images.
-        compute: where the frozen stages run.
+        compute: where the frozen stages run, and in which number format; maps that were made in
+            another are not taken.
         workers: decoding threads.
         said: told what takes time.
     """
@@ -118,7 +119,10 @@ class FeatureMaps:
 
     def _key(self, paths: Sequence[Path], kind: Kind, copies: int) -> str:
         digest = hashlib.sha256()
-        what = (self._frozen_sha256, self.begin, kind, self._size_px, copies, PREPROCESSING)
+        what = (
+            *(self._frozen_sha256, self.begin, self._compute.precision),
+            *(kind, self._size_px, copies, PREPROCESSING),
+        )
         digest.update(f"{what}".encode())
         for path in paths:
             record = f"{path.parent.name}/{path.name}:{path.stat().st_size}\n"

@@ -89,6 +89,23 @@ def test_maps_of_the_same_weights_in_another_layout_are_not_taken(
     assert not np.array_equal(first, second)
 
 
+def test_maps_of_another_number_format_are_not_taken(
+    data: Path, student: SbtknetStudent, tmp_path: Path
+) -> None:
+    photos, said = read_dataset(data).photos[:1], list[str]()
+    formats = [choose_compute("cpu", name) for name in ("bf16", "fp32")]
+    coarse, fine = (
+        FeatureMaps(tmp_path, student, "layer4", 64, compute, 2, said.append).of(photos, "photo")
+        for compute in formats
+    )
+    assert len(said) == 2
+    pixels = torch.from_numpy(load_pixels(photos[0], "photo", 64).copy()).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        expected = student.eval().feature_map(normalised(pixels), end="layer4")[0].half()
+    np.testing.assert_allclose(fine[0, 0], expected.numpy(), rtol=2e-3, atol=1e-3)
+    assert not np.allclose(coarse[0, 0], expected.numpy(), rtol=2e-3, atol=1e-3)
+
+
 def test_copies_differ_and_views_of_an_image_are_different_copies(
     data: Path, student: SbtknetStudent, tmp_path: Path
 ) -> None:
