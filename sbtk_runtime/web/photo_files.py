@@ -7,9 +7,8 @@ what was checked is what is read.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import hashlib
-import io
 import os
 import stat
 from collections.abc import Iterable
@@ -19,9 +18,13 @@ from PIL import Image
 
 from sbtk_runtime.errors import SbtkError
 from sbtk_runtime.images import FORMATS
+from sbtk_runtime.web.work_queue import Busy
 
 _FOLDER = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
 _FILE = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_SIGNATURE_BYTES = 16
+# Then the photo is well, and the next request may be lucky.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypheim", b"ftyphevc")
 
 
@@ -39,13 +42,19 @@ def open_photo(path: bytes, roots: Iterable[bytes]) -> BinaryIO:
     Raises:
         PhotoGone: there is no regular file, it cannot be read, it lies below none of the roots,
             or a component of its path below the root is a link.
+        Busy: the system gives no more files or memory.
     """
     for root in list(roots) or [b"/"]:
         parts = _parts_below(root, path)
         if parts is None:
             continue
-        with contextlib.suppress(OSError, ValueError):
+        try:
             return _opened(root, parts)
+        except ValueError:  # a path with a NUL byte
+            continue
+        except OSError as problem:
+            if problem.errno in _EXHAUSTED:
+                raise Busy("too many files are open", "", "try again in a second") from problem
     raise PhotoGone(
         "the photo is not where it was found", "a regular file, and no link", "sbtk index PHOTOS"
     )
@@ -69,18 +78,16 @@ def media_type_of(file: BinaryIO) -> str:
     Raises:
         PhotoGone: it is something else by now.
     """
-    head = file.read(64 << 10)
+    head = file.read(_SIGNATURE_BYTES).ljust(_SIGNATURE_BYTES, b"\0")
     file.seek(0)
     if head[4:12] in _HEIF_BRANDS:
         return "image/heic"
-    try:
-        found = Image.open(io.BytesIO(head), formats=FORMATS).format
-    # Parsers raise nearly anything on damaged files. A TIFF's header may lie at its end.
-    except Exception:
-        found = "TIFF" if head[:4] in (b"II*\0", b"MM\0*") else None
-    if found is None:
-        raise PhotoGone("this is no picture any more", ", ".join(FORMATS), "sbtk index PHOTOS")
-    return "image/jpeg" if found == "MPO" else Image.MIME[found]
+    for name in FORMATS:
+        # What Pillow itself goes by; the rest of a header may lie behind megabytes of metadata.
+        _, is_accepted = Image.OPEN[name]
+        if is_accepted is not None and is_accepted(head):
+            return Image.MIME[name]
+    raise PhotoGone("this is no picture any more", ", ".join(FORMATS), "sbtk index PHOTOS")
 
 
 def _parts_below(root: bytes, path: bytes) -> list[bytes] | None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from sbtk_runtime.web.photo_files import PhotoGone, etag_of, media_type_of, open_photo
+from sbtk_runtime.web.work_queue import Busy
 from tests.tiny import tiny_photo
 
 SECRET = b"what nobody may read"
@@ -167,6 +170,29 @@ def test_the_media_type_goes_by_the_bytes(form: str, media_type: str) -> None:
     file.seek(0)
     assert media_type_of(file) == media_type
     assert file.tell() == 0
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_the_media_type_is_found_before_any_amount_of_metadata(form: str) -> None:
+    file = io.BytesIO()
+    # As printers' colour profiles are; random, since PNG compresses it.
+    profile = np.random.default_rng(0).bytes(600_000)
+    Image.new("RGB", (300, 200), (9, 200, 90)).save(file, form, icc_profile=profile)
+    assert len(file.getvalue()) > 600_000
+    file.seek(0)
+    assert media_type_of(file) == f"image/{form.lower()}"
+
+
+def test_that_no_file_can_be_opened_now_is_not_the_photos_fault(root: Path) -> None:
+    photo = root / "album" / "photo.png"
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        with pytest.raises(Busy):
+            open_photo(os.fsencode(photo), [os.fsencode(root)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert opened(photo, root) == photo.read_bytes()
 
 
 def test_the_media_types_of_formats_whose_header_is_elsewhere() -> None:
