@@ -91,7 +91,7 @@ class AccessGuard:
 
     def _token_of_address(self, scope: Scope) -> str | None:
         """Returns the token in `/?token=...`, or `None`: no other address may carry one."""
-        if self._rules.token is None or scope["path"] != "/" or scope["method"] != "GET":
+        if self._rules.token is None or scope["path"] != "/" or not _is_read(scope):
             return None
         found = parse_qs(scope["query_string"].decode("latin-1")).get("token")
         return found[0] if found else None
@@ -190,10 +190,14 @@ def _is_origin_of(origin: str, name: str, port: str | None) -> bool:
     return (given or default) == (int(port) if port else default)
 
 
+def _is_read(scope: Scope) -> bool:
+    return scope["method"] in ("GET", "HEAD")
+
+
 def _is_visit(scope: Scope, headers: Mapping[str, str]) -> bool:
     """Whether somebody follows a link to the page itself."""
     return (
-        scope["method"] == "GET"
+        _is_read(scope)
         and scope["path"] == "/"
         and headers.get("sec-fetch-mode") == "navigate"
         and headers.get("sec-fetch-dest") == "document"

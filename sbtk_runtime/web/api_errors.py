@@ -108,6 +108,9 @@ def add_error_answers(app: FastAPI) -> None:
         code, text = _HTTP_ERRORS.get(problem.status_code, unusual)
         response = _response(Refusal(problem.status_code, code, text, "see /docs"))
         response.headers.update(problem.headers or {})
+        if response.headers.get("allow") == "GET":
+            # HEAD is a route of its own; see `answer_head`.
+            response.headers["allow"] = "GET, HEAD"
         return response
 
 

@@ -96,6 +96,9 @@ def _file_answer(request: Request, path: bytes, file: BinaryIO) -> Response:
         "content-disposition": f"inline; filename*=UTF-8''{quote(path.rpartition(b'/')[2])}",
         "content-length": f"{size_bytes}",
     }
+    if request.method == "HEAD":
+        file.close()
+        return Response(media_type=media_type, headers=headers)
     return StreamingResponse(_chunks(file, size_bytes), media_type=media_type, headers=headers)
 
 

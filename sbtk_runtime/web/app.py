@@ -16,6 +16,7 @@ from sbtk_runtime.web.api_photos import photo_routes
 from sbtk_runtime.web.api_query import query_routes
 from sbtk_runtime.web.api_state import state_routes
 from sbtk_runtime.web.docs_page import add_docs_page
+from sbtk_runtime.web.head_requests import answer_head
 from sbtk_runtime.web.metrics import Counted, Metrics
 from sbtk_runtime.web.security_headers import SecurityHeaders
 from sbtk_runtime.web.service import Service
@@ -42,13 +43,22 @@ def guarded_app(service: Service, rules: AccessRules) -> ASGIApp:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # Nothing is sent anywhere, whatever OTEL_* variables ask for.
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+        },
     )
     add_error_answers(app)
-    app.include_router(query_routes(service, metrics))
-    app.include_router(photo_routes(service, thumbnails))
-    app.include_router(state_routes(service, metrics))
+    app.include_router(answer_head(query_routes(service, metrics)))
+    app.include_router(answer_head(photo_routes(service, thumbnails)))
+    app.include_router(answer_head(state_routes(service, metrics)))
     add_docs_page(app)
     _add_page(app)
+    answer_head(app.router)
     return Counted(SecurityHeaders(FaultsTold(AccessGuard(app, rules))), metrics)
 
 

@@ -64,7 +64,7 @@ class Metrics:
         """Notes a request that was answered."""
         # Not the path, which anyone may make up, and each would be a figure for ever.
         route = getattr(scope.get("route"), "path", "other") or "other"
-        method = scope["method"] if scope["method"] in ("GET", "POST") else "other"
+        method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other"
         self._requests.labels(route, method, f"{status}").inc()
         self._request_seconds.labels(route).observe(seconds)
 

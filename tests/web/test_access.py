@@ -167,6 +167,30 @@ def test_a_link_on_another_page_may_lead_to_the_page_but_not_into_a_frame_or_the
     assert refusal(ask(rules, "/", **framed))[1] == "foreign_origin"
 
 
+def test_head_is_let_through_and_refused_as_get_is() -> None:
+    open_to_all, closed = access_rules("127.0.0.1"), access_rules("0.0.0.0", token=TOKEN)
+    visit = {
+        "sec_fetch_site": "cross-site",
+        "sec_fetch_mode": "navigate",
+        "sec_fetch_dest": "document",
+    }
+    for rules, path, headers in (
+        (open_to_all, "/", {}),
+        (open_to_all, "/", visit),
+        (open_to_all, "/v1/gallery", visit),
+        (open_to_all, "/v1/gallery", {"origin": "http://evil.example"}),
+        (open_to_all, "/healthz", {"host": "evil.example"}),
+        (closed, "/healthz", {}),
+        (closed, "/v1/gallery", {}),
+        (closed, "/v1/gallery", {"authorization": BEARER}),
+        (closed, f"/?token={TOKEN}", {}),
+        (closed, "/?token=wrong-token", {}),
+    ):
+        get, head = (ask(rules, path, method, **headers) for method in ("GET", "HEAD"))
+        assert head.status_code == get.status_code, (path, headers)
+        assert head.headers == get.headers
+
+
 def test_without_the_token_nothing_is_told_but_health() -> None:
     rules = access_rules("0.0.0.0", token=TOKEN)
     for path in ("/", "/v1/gallery", "/static/page.js", "/nothing/here"):

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sbtk_runtime.files import sha256_of_file
 from sbtk_runtime.gallery.gallery import Gallery
-from tests.serve_client import ask, png, query, sketch_png
+from tests.serve_client import all_received, ask, connected, png, query, sketch_png
 from tests.serve_process import ServeProcess
 from tests.tiny import tiny_sketch
 from tests.web.conftest import ODD_NAMES, Workplace
@@ -349,6 +349,54 @@ def test_the_description_names_every_route_and_error(server: ServeProcess) -> No
     assert asked["responses"]["415"]["content"]["application/json"]["schema"] == error
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/static/look.css",
+        "/docs",
+        "/docs/swagger-ui.css",
+        "/openapi.json",
+        "/healthz",
+        "/v1/gallery",
+        "/v1/photos/1",
+        "/v1/photos/1/thumbnail?size=180",
+        "/v1/photos/1/file",
+        "/v1/photos/999/file",
+        "/v1/photos/1/thumbnail?size=1",
+        "/v1/query",
+        "/nothing",
+    ],
+)
+def test_head_is_answered_as_get_but_without_a_body(server: ServeProcess, path: str) -> None:
+    get, head = ask(server.port, path), ask(server.port, path, "HEAD")
+    assert get.body
+    assert head.body == b""
+    assert head.status == get.status
+    for headers in (get.headers, head.headers):
+        del headers["date"]
+    assert head.headers == get.headers
+    assert int(head.headers["content-length"]) == len(get.body)
+
+
+def test_head_sends_no_body_that_the_next_answer_would_be_taken_for(server: ServeProcess) -> None:
+    asked = f"HEAD /v1/photos/1/file HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n"
+    with connected(server.port) as client:
+        client.sendall(f"{asked}\r\n{asked}\r\n{asked}Connection: close\r\n\r\n".encode())
+        received = all_received(client)
+    assert received.count(b"HTTP/1.1 200 OK\r\n") == 3
+    assert received.count(b"\r\n\r\n") == 3
+    assert received.endswith(b"\r\n\r\n")
+
+
+def test_head_knows_copies_that_are_still_good(server: ServeProcess) -> None:
+    tag = ask(server.port, "/v1/photos/1/file").headers["etag"]
+    for what in ("file", "similar?k=3"):
+        assert ask(server.port, f"/v1/photos/1/{what}", "HEAD").status == 200
+    again = ask(server.port, "/v1/photos/1/file", "HEAD", headers={"if-none-match": tag})
+    assert (again.status, again.headers["etag"]) == (304, tag)
+
+
 def test_wrong_addresses_and_methods_are_told_in_the_same_form(server: ServeProcess) -> None:
     for path in ("/nothing", "/v1/photos/1/thumbnail/", "/v1/photos/", "/static/none.js"):
         answer = ask(server.port, path)
@@ -356,6 +404,10 @@ def test_wrong_addresses_and_methods_are_told_in_the_same_form(server: ServeProc
     answer = ask(server.port, "/v1/query")
     assert (answer.status, answer.code) == (405, "method_not_allowed")
     assert answer.headers["allow"] == "POST"
+    for path in ("/v1/gallery", "/healthz", "/", "/docs"):
+        answer = ask(server.port, path, "POST")
+        assert (answer.status, answer.code) == (405, "method_not_allowed"), path
+        assert answer.headers["allow"] == "GET, HEAD"
 
 
 def test_the_page_and_its_files_are_served(server: ServeProcess) -> None:

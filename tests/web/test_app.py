@@ -1,0 +1,94 @@
+"""The app over a gallery that has not been opened: what it answers then, and whom it tells."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.types import ASGIApp
+
+from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.web.access_rules import access_rules
+from sbtk_runtime.web.app import guarded_app
+from sbtk_runtime.web.service import Service
+from tests.serve_client import sketch_png
+from tests.tiny import tiny_bundle
+
+
+@pytest.fixture
+def loading(tmp_path: Path) -> Iterator[ASGIApp]:
+    """Returns an app whose engine and gallery nobody has begun to open."""
+    service = Service(tmp_path / "gallery.sbtk", Bundle.open(tiny_bundle(tmp_path / "bundle")))
+    yield guarded_app(service, access_rules("127.0.0.1"))
+    service.queries.close()
+    service.pictures.close()
+
+
+def ask(app: ASGIApp, path: str, method: str = "GET", body: bytes = b"") -> httpx.Response:
+    async def answered() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            headers = {"content-type": "image/png"} if body else {}
+            return await client.request(method, path, content=body, headers=headers)
+
+    return asyncio.run(answered())
+
+
+def test_until_it_is_loaded_everyone_is_told_to_come_back(loading: ASGIApp) -> None:
+    answers = [ask(loading, "/v1/query", "POST", sketch_png())]
+    for path in ("gallery", "photos/1", "photos/1/thumbnail", "photos/1/file", "photos/1/similar"):
+        answers.append(ask(loading, f"/v1/{path}"))
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "loading")
+        assert answer.headers["retry-after"] == "1"
+    health = ask(loading, "/healthz")
+    assert (health.status_code, health.json()["status"]) == (503, "loading")
+    for path in ("/", "/docs", "/openapi.json", "/metrics"):
+        assert ask(loading, path).status_code == 200
+
+
+_WITH_TELEMETRY = """
+import sys
+from opentelemetry import metrics, trace
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import TracerProvider
+
+class Tracers(TracerProvider):
+    def get_tracer(self, *_, **__):
+        raise SystemExit("a tracer was asked for")
+
+class Meters(MeterProvider):
+    def get_meter(self, *_, **__):
+        raise SystemExit("a meter was asked for")
+
+trace.set_tracer_provider(Tracers())
+metrics.set_meter_provider(Meters())
+
+from pathlib import Path
+from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.web.access_rules import access_rules
+from sbtk_runtime.web.app import guarded_app
+from sbtk_runtime.web.service import Service
+from tests.web.test_app import ask
+
+service = Service(Path(sys.argv[1]), Bundle.open(sys.argv[1]))
+print(ask(guarded_app(service, access_rules("127.0.0.1")), "/healthz").status_code)
+"""
+
+
+def test_no_collector_of_telemetry_hears_of_requests(tmp_path: Path) -> None:
+    # FastAPI tells one that the environment has set up.
+    pytest.importorskip("opentelemetry")
+    done = subprocess.run(
+        [sys.executable, "-c", _WITH_TELEMETRY, str(tiny_bundle(tmp_path / "bundle"))],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert (done.returncode, done.stdout) == (0, "503\n"), done.stderr
