@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from sbtk_runtime.web.answers import PhotoAnswer
 from sbtk_runtime.web.api_errors import error_answers
@@ -99,7 +100,24 @@ def _file_answer(request: Request, path: bytes, file: BinaryIO) -> Response:
     if request.method == "HEAD":
         file.close()
         return Response(media_type=media_type, headers=headers)
-    return StreamingResponse(_chunks(file, size_bytes), media_type=media_type, headers=headers)
+    return _FileResponse(file, size_bytes, media_type, headers)
+
+
+class _FileResponse(StreamingResponse):
+    """Sends the first `size_bytes` of an open file, and closes it also when the client goes away.
+
+    Starlette leaves what it was iterating over to the garbage collector.
+    """
+
+    def __init__(
+        self, file: BinaryIO, size_bytes: int, media_type: str, headers: dict[str, str]
+    ) -> None:
+        super().__init__(_chunks(file, size_bytes), media_type=media_type, headers=headers)
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._file:
+            await super().__call__(scope, receive, send)
 
 
 def _is_known(request: Request, tag: str) -> bool:
@@ -117,8 +135,14 @@ def _headers(tag: str) -> dict[str, str]:
 
 
 def _chunks(file: BinaryIO, size_bytes: int) -> Iterator[bytes]:
-    """Yields the first `size_bytes` of a file, and closes it."""
-    with file:
-        while size_bytes > 0 and (chunk := file.read(min(_CHUNK_BYTES, size_bytes))):
-            size_bytes -= len(chunk)
-            yield chunk
+    """Yields the first `size_bytes` of a file.
+
+    Raises:
+        OSError: it was cut short meanwhile; the connection ends, so that the client knows.
+    """
+    while size_bytes > 0:
+        chunk = file.read(min(_CHUNK_BYTES, size_bytes))
+        if not chunk:
+            raise OSError("a photo was cut short while it was sent")
+        size_bytes -= len(chunk)
+        yield chunk

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from PIL import Image
 
 from sbtk_cli.main import main
 from tests.faults.conftest import BREAKING, MARKUP, SECRET, Served
-from tests.serve_client import ask, sketch_png
+from tests.serve_client import all_received, ask, connected, sketch_png
 
 ODD_IDS = [
     "..%2f..%2fetc%2fpasswd",
@@ -166,6 +168,53 @@ def test_a_folder_that_became_a_link_hides_its_photos(served: Served, tmp_path: 
         (served.photos / "album").unlink()
         shutil.move(away, served.photos / "album")
     assert served.get(f"{path}/file").status == 200
+
+
+@contextlib.contextmanager
+def _made_large(photo: Path) -> Iterator[None]:
+    """Makes a photo larger than what the system holds for a client that does not read."""
+    content = photo.read_bytes()
+    os.truncate(photo, 64 << 20)
+    try:
+        yield
+    finally:
+        photo.write_bytes(content)
+
+
+def test_a_photo_that_is_cut_short_while_it_is_sent_ends_the_connection(served: Served) -> None:
+    name = "photo-0002.jpg"
+    request = f"GET /v1/photos/{served.ids[name]}/file HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with _made_large(served.photos / name), connected(served.process.port) as client:
+        client.sendall(request.encode())
+        begun = client.recv(1 << 10)
+        assert begun.startswith(b"HTTP/1.1 200 OK\r\n")
+        os.truncate(served.photos / name, 1 << 10)
+        assert len(all_received(client)) < 64 << 20
+
+
+def test_a_client_that_goes_away_leaves_no_file_open(served: Served) -> None:
+    name = "photo-0002.jpg"
+    request = f"GET /v1/photos/{served.ids[name]}/file HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    opened = Path(f"/proc/{served.process.process.pid}/fd")
+
+    def open_photos() -> int:
+        count = 0
+        for link in opened.iterdir():
+            with contextlib.suppress(OSError):  # closed meanwhile
+                count += link.readlink().name == name
+        return count
+
+    with _made_large(served.photos / name), contextlib.ExitStack() as crowd:
+        for _ in range(20):
+            client = crowd.enter_context(connected(served.process.port))
+            client.sendall(request.encode())
+            assert client.recv(1 << 10)
+        assert open_photos() == 20
+        crowd.close()
+        end = time.monotonic() + 20
+        while open_photos():
+            assert time.monotonic() < end
+            time.sleep(0.05)
 
 
 def test_names_that_are_markup_or_break_lines_stay_names(served: Served) -> None:
