@@ -145,7 +145,8 @@ def _read(sketch: str) -> bytes:
     try:
         if sketch != "-":
             return read_image_bytes(sketch)
-        if sys.stdin.isatty():
+        # A closed standard input is `None`.
+        if sys.stdin is None or sys.stdin.isatty():
             raise click.UsageError("'-' reads a sketch from standard input, and nothing is piped.")
         data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
         if not 0 < len(data) <= MAX_FILE_BYTES:

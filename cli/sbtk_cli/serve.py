@@ -116,7 +116,8 @@ def command(
                 output.notice(_ABROAD, quiet=quiet)
             output.answer(shown)
             if is_opened:
-                _open(address if rules.token is None else f"{address}?token={rules.token}")
+                visited = address if rules.token is None else f"{address}?token={rules.token}"
+                _open(visited, quiet=quiet)
             serve(service, listening, rules)
     except KeyboardInterrupt:
         output.notice("stopped", quiet=quiet)
@@ -136,8 +137,12 @@ def _address(host: str, port: int) -> str:
     return f"http://[{name}]:{port}/" if ":" in name else f"http://{name}:{port}/"
 
 
-def _open(address: str) -> None:
+def _open(address: str, *, quiet: bool) -> None:
     """Opens the browser, which may take its time, or take the terminal."""
     import webbrowser
 
-    threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+    def visit() -> None:
+        if not webbrowser.open(address):
+            output.notice("no browser was found: open the address yourself", quiet=quiet)
+
+    threading.Thread(target=visit, daemon=True).start()

@@ -162,6 +162,15 @@ def test_a_gallery_whose_model_is_gone_names_it(
     assert main([*QUERY, "--model", "elsewhere/tiny"]) == 0
 
 
+def test_a_closed_standard_input_is_told_as_one_that_nothing_is_piped_into(
+    shared_gallery: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As Python has it after `sbtk query - <&-`.
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["query", "-"]) == 2
+    assert "nothing is piped" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [

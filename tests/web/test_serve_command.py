@@ -204,6 +204,14 @@ def test_the_browser_is_opened_when_asked_for(shared: Workplace, tmp_path: Path)
         assert visited.read_text().strip() == f"{address}?token=a-token-of-mine"
 
 
+def test_that_there_is_no_browser_is_told(shared: Workplace, tmp_path: Path) -> None:
+    nowhere = {"BROWSER": "/no/such/browser %s", "PATH": str(tmp_path)}
+    with started(shared, "--open", **nowhere) as process:
+        assert process.stderr is not None
+        said = [process.stderr.readline() for _ in range(2)]
+    assert said[1] == "no browser was found: open the address yourself\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
