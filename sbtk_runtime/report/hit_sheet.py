@@ -8,6 +8,7 @@ scrolled to. Names are escaped, so a hostile file name stays text.
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -124,7 +125,7 @@ def _file_uri(path: Path) -> str:
     Raises:
         BadImage: there is no such file.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 -- false also in a folder that is closed to us
         raise BadImage("the file is gone")
     return path.absolute().as_uri()
 
