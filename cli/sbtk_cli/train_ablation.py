@@ -23,7 +23,10 @@ _SIZE_PX = 128
 _EPOCHS: dict[Method, int] = {"sbtknet": 2, "dsn": 3, "sake": 3}
 
 #: Decided by the rows themselves.
-_OF_ROWS = ("method", "recipe", "dim", "seed", "metric", "identity", "knowledge", "attention")
+_OF_ROWS = (
+    *("method", "recipe", "dim", "seed"),
+    *("metric", "identity", "knowledge", "attention", "refit"),
+)
 
 
 def run_ablation(

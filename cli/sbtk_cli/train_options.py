@@ -21,6 +21,7 @@ KNOBS = (
     "identity",
     "knowledge",
     "attention",
+    "refit",
     "augment",
     "epochs",
     "learning_rate",
@@ -124,6 +125,9 @@ _OPTIONS = (
     click.option("--knowledge/--no-knowledge", default=None, help="SBTKNet's knowledge loss."),
     click.option(
         "--attention/--no-attention", default=None, help="SBTKNet's attention before pooling."
+    ),
+    click.option(
+        "--refit/--no-refit", default=None, help="SBTKNet: fit the embedding anew at the end."
     ),
     click.option("--margin", type=click.FloatRange(min=0, max=4), help="SBTKNet's margin."),
     click.option(

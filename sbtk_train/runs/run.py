@@ -27,13 +27,12 @@ from sbtk_train.config import TrainConfig, read_config
 from sbtk_train.distributed import ALONE, Team
 from sbtk_train.progress import EpochDone, Listener, StepDone
 from sbtk_train.recipes import SbtknetRecipe, Selection
-from sbtk_train.runs.checkpoint import RECORD, STUDENT, load_student, save_student
+from sbtk_train.runs.checkpoint import RECORD, STUDENT
 from sbtk_train.runs.curves import draw_curves
-from sbtk_train.runs.evaluate import SELECTED_BY, by_pixels, score
+from sbtk_train.runs.evaluate import SELECTED_BY
 from sbtk_train.runs.loop import Trainer
+from sbtk_train.runs.refit import recorded_refit, refit
 from sbtk_train.runs.setup import Materials, gather
-from sbtk_train.students.head_refit import refit_embedding
-from sbtk_train.students.sbtknet import SbtknetStudent
 
 METRICS = "metrics.csv"
 _VERSIONS_OF = ("sbtk", "torch", "torchvision", "numpy", "pillow", "safetensors")
@@ -79,6 +78,7 @@ def train(
     if not resume:
         config.write(folder)
     materials = gather(config, listener, team)
+    earlier = recorded_refit(folder) if resume else {}
     record = _record(config, materials)
     recorder = _Recorder(folder, record, config.recipe.selection, listener)
     trainer = Trainer(materials, config, folder, recorder)
@@ -90,42 +90,9 @@ def train(
         on_trainer(trainer)
     position = trainer.run()
     if isinstance(config.recipe, SbtknetRecipe) and config.recipe.refit:
-        _refit(config, folder, materials, record, listener)
+        refit(config, folder, materials, record, earlier, listener)
     recorder.finish(position.history)
     return team.agreed(lambda: record)
-
-
-def _refit(
-    config: TrainConfig,
-    folder: Path,
-    materials: Materials,
-    record: dict[str, Any],
-    listener: Listener,
-) -> None:
-    """Fits the kept student's embedding anew, keeps it if it is no worse, and records both."""
-    division, compute = materials.division, materials.compute
-    if config.feature_folder or not division.validation.classes:
-        return
-    listener("fitting the embedding anew on the training images' features")
-    student = load_student(folder, config, len(division.training.classes))
-    assert isinstance(student, SbtknetStudent)
-    student = student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    trained = record["best"]["validation_map"]
-    refit_embedding(student, division, compute, config.workers)
-    figures = score(student, division.validation, by_pixels(compute, config.workers))
-    refitted = figures["mAP@all"]
-    is_kept = refitted >= trained
-    listener(
-        f"validation mAP@all {trained:.4f} with the trained embedding, {refitted:.4f} refitted"
-    )
-    record["refit"] = {"trained_map": trained, "refitted_map": refitted, "kept": is_kept}
-    if is_kept:
-        save_student(folder, student.state_dict(), config.backbone)
-        record["best"]["validation_map"] = refitted
-        if "P@10" in figures:
-            record["best"]["validation_p10"] = figures["P@10"]
-        record["student_sha256"] = sha256_of_file(folder / STUDENT)
-    write_json_atomically(folder / RECORD, record)
 
 
 def _assist(

@@ -167,6 +167,8 @@ def test_knobs_of_another_method_are_refused(data: Path, tmp_path: Path) -> None
         (["DATA", "--seeds", "2"], "--seeds and --row go with --ablation"),
         (["DATA", "--row", "triplet"], "--seeds and --row go with --ablation"),
         (["DATA", "--ablation", "--name", "mine"], "--name is of a single run"),
+        (["DATA", "--ablation", "--refit"], "--refit with --ablation"),
+        (["DATA", "--refit", "--validation-classes", "0"], "--refit with --validation-classes 0"),
         (["--ablation", "--resume", "run"], "leave out --resume"),
         (["--resume", "run", "--out", "other"], "leave out --out and --name"),
         (["--resume", "run", "--name", "other"], "leave out --out and --name"),

@@ -1,0 +1,58 @@
+"""The embedding fitted anew at a run's end, by kept feature maps too, or a word that it is not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sbtk_train.device import choose_compute
+from sbtk_train.runs.checkpoint import RECORD, STUDENT, load_run
+from sbtk_train.runs.evaluate import by_pixels, score
+from sbtk_train.runs.setup import gather
+from tests.tiny_data import write_dataset
+from tests.train.runs.test_run import run, tiny_config
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+def test_a_run_on_kept_feature_maps_is_refitted_on_the_images(data: Path, tmp_path: Path) -> None:
+    config = replace(
+        tiny_config(data, epochs=1, refit=True),
+        freeze_until="layer4",
+        feature_folder=str(tmp_path / "maps"),
+        feature_variants=2,
+        seed=2,
+    )
+    folder = tmp_path / "run"
+    said = run(config, folder)
+    record = json.loads((folder / RECORD).read_text())
+    refit = record["refit"]
+    assert refit["kept"] == (refit["refitted_map"] >= refit["trained_map"])
+    assert any(f"{refit['refitted_map']:.4f} refitted" in str(text) for text in said)
+    # The figure is of the student that is kept, at the size that production has.
+    division = gather(config, lambda text: None).division
+    embed = by_pixels(choose_compute("cpu", "fp32"), 2)
+    found = score(load_run(folder).student, division.validation, embed)
+    assert record["best"]["validation_map"] == pytest.approx(found["mAP@all"], abs=1e-6)
+    student = (folder / STUDENT).read_bytes()
+    run(config, folder, resume=True)
+    assert (folder / STUDENT).read_bytes() == student
+    again = json.loads((folder / RECORD).read_text())
+    assert (again["refit"], again["best"]) == (refit, record["best"])
+
+
+def test_without_validation_classes_a_run_says_that_it_is_not_refitted(
+    data: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(data, epochs=1, refit=True, selection="last")
+    said = run(replace(config, validation_classes=0), tmp_path / "run")
+    assert any("not fitted anew" in str(text) for text in said)
+    refit = json.loads((tmp_path / "run" / RECORD).read_text())["refit"]
+    assert not refit["kept"]
+    assert "validation classes" in refit["reason"]
