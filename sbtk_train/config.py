@@ -9,6 +9,7 @@ from typing import Any
 
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import write_atomically
+from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_train.recipes import METHODS, Method, Recipe, recipe_type
 
 CONFIG_NAME = "config.resolved.toml"
@@ -99,6 +100,17 @@ class TrainConfig:
             )
         if not 0 <= self.held_out_share < 1:
             raise BadConfig(f"a held-out share of {self.held_out_share}", "0 to below 1")
+
+    @property
+    def validation_px(self) -> int:
+        """Side of the images that students are validated with.
+
+        It is production's, but where feature maps are kept: then it is that of the last epoch,
+        so that a student is not chosen by maps of a size that nothing else needs.
+        """
+        recipe = self.recipe
+        is_whole = not self.feature_folder or recipe.final_epochs
+        return SIZE_PX if is_whole else recipe.train_size_px
 
     def write(self, folder: Path) -> None:
         """Writes the configuration into `folder` as TOML."""

@@ -19,8 +19,8 @@ from sbtk_train.config import TrainConfig
 from sbtk_train.objectives.objective import Examples
 from sbtk_train.progress import EpochDone, Listener, StepDone
 from sbtk_train.runs.checkpoint import Position, load_state, save_state, save_student
-from sbtk_train.runs.evaluate import SELECTED_BY, by_feature_maps, by_pixels, validate
-from sbtk_train.runs.feature_maps import FeatureMaps, FeatureSource
+from sbtk_train.runs.evaluate import SELECTED_BY, validate
+from sbtk_train.runs.inputs import Inputs
 from sbtk_train.runs.optimise import (
     build_optimizer,
     optimizer_tensors,
@@ -29,7 +29,7 @@ from sbtk_train.runs.optimise import (
     update_average,
 )
 from sbtk_train.runs.setup import Materials
-from sbtk_train.runs.sources import PixelSource, Source, prefetched
+from sbtk_train.runs.sources import Source, prefetched
 from sbtk_train.students.student import StudentOutput, batch_domains
 
 _REPORT_SECONDS = 10.0
@@ -72,7 +72,15 @@ class Trainer:
         self._labels = torch.from_numpy(self._data.sketch_labels)
         self._photo_labels = torch.from_numpy(self._data.photo_labels)
         self._objective = materials.objective
-        self._maps = self._feature_maps()
+        self._inputs = Inputs(
+            config,
+            self._student,
+            self._data,
+            self._objective,
+            materials.compute,
+            self._team.local_size,
+            listener,
+        )
         self._position = Position(self._data.sha256, materials.split.sha256)
         batches = list(self._objective.batches(0))
         self._epoch_steps = len(batches)
@@ -134,7 +142,7 @@ class Trainer:
         position = self._position
         if position.step == 0:
             self._objective.start_epoch()
-        source = self._team.in_turn(lambda: self._source(self._size_px(position.epoch)))
+        source = self._team.in_turn(lambda: self._inputs.source(self._size_px(position.epoch)))
         shares = (self._team.share(batch) for batch in self._objective.batches(position.epoch))
         started, done, reported = time.monotonic(), 0, 0.0
         try:
@@ -226,10 +234,10 @@ class Trainer:
         position = self._position
         self._check_weights()
         kept = self._average if self._average is not None else self._student
-        compute, workers = self._materials.compute, self._config.workers
-        embed = by_feature_maps(compute, self._maps) if self._maps else by_pixels(compute, workers)
         division, selection = self._materials.division, self._recipe.selection
-        figures = self._team.agreed(lambda: validate(kept, division, selection, embed))
+        figures = self._team.agreed(
+            lambda: validate(kept, division, selection, self._inputs.embed())
+        )
         means = {name: value / self._epoch_steps for name, value in position.sums.items()}
         row = {"epoch": float(position.epoch + 1), **means, **figures}
         selected_by = SELECTED_BY[self._recipe.selection]
@@ -264,24 +272,6 @@ class Trainer:
         recipe = self._recipe
         is_final = epoch >= recipe.epochs - recipe.final_epochs
         return SIZE_PX if is_final and recipe.final_epochs else recipe.train_size_px
-
-    def _feature_maps(self) -> FeatureMaps | None:
-        config, size_px = self._config, self._recipe.train_size_px
-        if not config.feature_folder:
-            return None
-        compute, folder = self._materials.compute, Path(config.feature_folder)
-        begin, student = config.freeze_until, self._student
-        return FeatureMaps(folder, student, begin, size_px, compute, config.workers, self._listener)
-
-    def _source(self, size_px: int) -> Source:
-        config, compute, objective = self._config, self._materials.compute, self._objective
-        if self._maps is not None:
-            copies = config.feature_variants if self._recipe.augment else 0
-            return FeatureSource(self._data, self._maps, copies, objective.views, compute)
-        processes = self._team.local_size
-        return PixelSource(
-            self._data, objective, size_px, compute, config.workers, processes=processes
-        )
 
     def _step_done(self, images_per_s: float) -> StepDone:
         position, recipe = self._position, self._recipe

@@ -178,6 +178,7 @@ def _record(config: TrainConfig, materials: Materials) -> dict[str, Any]:
         "training_sketches": len(division.training.sketches),
         "training_photos": len(division.training.photos),
         "held_out_sketches": len(division.held_out.sketches),
+        "validation_px": config.validation_px,
         "unreadable": len(materials.unreadable),
         "method": config.method,
         "backbone": config.backbone,

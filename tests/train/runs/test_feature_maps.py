@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from sbtk_train.batches.pixels import load_pixels
 from sbtk_train.batches.sampler import Batch
 from sbtk_train.data import read_dataset
 from sbtk_train.device import choose_compute
-from sbtk_train.runs.checkpoint import STUDENT
+from sbtk_train.runs.checkpoint import RECORD, STUDENT
 from sbtk_train.runs.evaluate import by_feature_maps, by_pixels
 from sbtk_train.runs.feature_maps import FeatureMaps, FeatureSource
 from sbtk_train.students.sbtknet import SbtknetStudent
@@ -159,3 +160,21 @@ def test_a_run_on_kept_maps_trains_and_resumes_to_the_same_student(
     assert (whole / STUDENT).read_bytes() == (stopped / STUDENT).read_bytes()
     with pytest.raises(BadConfig, match="none is frozen"):
         replace(config, freeze_until="")
+
+
+def test_the_last_epochs_and_validation_have_maps_of_production_size(
+    data: Path, tmp_path: Path
+) -> None:
+    """An epoch at 224 px that was fed maps of smaller images would be another recipe."""
+    small = replace(
+        tiny_config(data, final_epochs=1),
+        freeze_until="layer4",
+        feature_folder=str(tmp_path / "maps"),
+        feature_variants=2,
+    )
+    run(small, tmp_path / "run")
+    shapes = sorted(np.load(path, mmap_mode="r").shape[1:] for path in tmp_path.glob("maps/*.npy"))
+    # Of both kinds: validation, and held-out sketches with their photos; then each size's copies.
+    assert shapes == [(1, 256, 14, 14)] * 4 + [(2, 256, 2, 2)] * 2 + [(2, 256, 14, 14)] * 2
+    assert json.loads((tmp_path / "run" / RECORD).read_text())["validation_px"] == SIZE_PX
+    assert replace(small, recipe=replace(small.recipe, final_epochs=0)).validation_px == 32
