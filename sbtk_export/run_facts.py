@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sbtk_runtime.errors import BadConfig, BadData
+from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_train.data.splits import Split
+from sbtk_train.recipes import Selection
 from sbtk_train.runs.checkpoint import RECORD, TrainedRun
 from sbtk_train.runs.evaluate import SELECTED_BY
 
@@ -80,7 +82,8 @@ def facts_from_run(run: TrainedRun) -> StudentFacts:
     training["training_classes"] = len(training_classes)
     training["validation_classes"] = list(validation_classes)
     training["unseen_classes"] = list(split.unseen)
-    training |= {key: record.get(key) for key in (*also, "averaged")}
+    training |= {key: record.get(key) for key in also}
+    training |= _averaged_training(record)
     training["versions"] = record.get("versions", {})
     training["licence"] = licence_text(sources)
     return StudentFacts(
@@ -89,9 +92,7 @@ def facts_from_run(run: TrainedRun) -> StudentFacts:
         training_classes=training_classes,
         validation_classes=validation_classes,
         training={key: value for key, value in training.items() if value not in (None, [], "")},
-        metrics=_metrics(
-            record.get("best"), len(validation_classes), SELECTED_BY[config.recipe.selection]
-        ),
+        metrics=_metrics(record, len(validation_classes), config.recipe.selection),
     )
 
 
@@ -122,13 +123,63 @@ def _file_name(value: object) -> str:
     return str(value.get("file", "")) if isinstance(value, dict) else ""
 
 
-def _metrics(best: object, validation_classes: int, selected_by: str | None) -> dict[str, Any]:
+def _metrics(
+    record: dict[str, Any], validation_classes: int, selection: Selection
+) -> dict[str, Any]:
+    """Returns the figures of the student that was kept, each with its rule."""
+    best = record.get("best")
     if not isinstance(best, dict):
         return {}
     metrics = {}
     for name, rule in _METRICS.items():
         if name in best:
-            chosen = "; chose the epoch" if name == selected_by else ""
-            told = rule.format(classes=validation_classes) + chosen
-            metrics[name] = {"value": best[name], "rule": told}
+            told = [rule.format(classes=validation_classes)]
+            told += _size_told(record, name)
+            told += _choice_told(_parts(record), name, selection)
+            metrics[name] = {"value": best[name], "rule": "; ".join(told)}
     return metrics
+
+
+def _size_told(record: dict[str, Any], name: str) -> list[str]:
+    """Returns the side of the images, where it is not production's."""
+    size_px = record.get("validation_px", SIZE_PX)
+    is_measured_again = name.startswith("validation") and "refitted_map" in record.get("refit", {})
+    return [] if size_px == SIZE_PX or is_measured_again else [f"images of {size_px} px"]
+
+
+def _choice_told(parts: list[dict[str, Any]], name: str, selection: Selection) -> list[str]:
+    """Returns what a figure has chosen: an epoch, or those of the students that were averaged."""
+    if not parts:
+        return ["chose the epoch"] if SELECTED_BY[selection] == name else []
+    told = [f"of the mean of {len(parts)} students' weights"]
+    chosen = [part for part in parts if _selected_by(part) == name]
+    if chosen:
+        which = "each" if len(chosen) == len(parts) else f"{len(chosen)} of them"
+        told.append(f"{which} taken at the epoch that its own such figure chose")
+    return told
+
+
+def _averaged_training(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns the students that were averaged; a recipe that all have is told once."""
+    parts = _parts(record)
+    if not parts:
+        return {}
+    recipes = [part.get("recipe") for part in parts]
+    is_common = all(recipe == recipes[0] for recipe in recipes)
+    left_out = ("recipe",) if is_common else ()
+    told = [
+        {key: value for key, value in part.items() if key not in left_out and value is not None}
+        for part in parts
+    ]
+    return {"recipe": recipes[0] if is_common else None, "epochs_done": None, "averaged": told}
+
+
+def _parts(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return [part for part in record.get("averaged") or [] if isinstance(part, dict)]
+
+
+def _selected_by(part: dict[str, Any]) -> str | None:
+    """Returns the figure that chose a part's epoch; runs of old had but one rule."""
+    if "mean_of" in part:
+        return None
+    return SELECTED_BY.get((part.get("recipe") or {}).get("selection", "validation-map"))

@@ -182,15 +182,7 @@ def _comparison(mean_map: float, runs: Sequence[TrainedRun]) -> str:
 def _record(
     best: TrainedRun, runs: Sequence[TrainedRun], figures: dict[str, float], sha256: str
 ) -> dict[str, Any]:
-    parts = [
-        {
-            "seed": run.record.get("seed"),
-            "recipe": run.record.get("recipe"),
-            "student_sha256": run.record.get("student_sha256"),
-            "validation_map": _validation_map(run),
-        }
-        for run in runs
-    ]
+    parts = [_part(run) for run in runs]
     kept = {"validation_map": figures["mAP@all"]}
     if "P@10" in figures:
         kept["validation_p10"] = figures["P@10"]
@@ -201,5 +193,20 @@ def _record(
         "best": kept,
         "student_sha256": sha256,
     }
-    # The refit that the record tells of is the part's own.
-    return {name: value for name, value in best.record.items() if name != "refit"} | changed
+    of_the_part = ("refit", "epochs_done", "validation_px")
+    return {n: value for n, value in best.record.items() if n not in of_the_part} | changed
+
+
+def _part(run: TrainedRun) -> dict[str, Any]:
+    """Returns what the record of the mean says of one run; one that is a mean has no epoch."""
+    record = run.record
+    own = len(record.get("averaged", []))
+    return ({"mean_of": own} if own else {}) | {
+        "run": run.folder.resolve().name,
+        "seed": record.get("seed"),
+        "recipe": record.get("recipe"),
+        "epochs_done": record.get("epochs_done"),
+        "epoch": record.get("best", {}).get("epoch"),
+        "student_sha256": record.get("student_sha256"),
+        "validation_map": _validation_map(run),
+    }

@@ -24,6 +24,39 @@ def test_facts_are_the_records(run: TrainedRun) -> None:
     assert str(run.config.data) not in str(facts.training)
 
 
+def test_the_figure_of_a_mean_chose_no_epoch_of_it(run: TrainedRun) -> None:
+    recipe = run.record["recipe"]
+    parts = [{"run": name, "seed": 0, "recipe": recipe, "epoch": 3.0} for name in ("a", "b")]
+    averaged = replace(run, record={**run.record, "averaged": parts})
+    metrics = facts_from_run(averaged).metrics
+    assert metrics["validation_map"]["rule"].endswith(
+        "; of the mean of 2 students' weights; each taken at the epoch that its own such figure "
+        "chose"
+    )
+    assert metrics["held_out_map"]["rule"].endswith("; of the mean of 2 students' weights")
+    # Where the parts' recipes differ, none of them is the mean's.
+    other = recipe | {"selection": "last"}
+    parts[1] = parts[1] | {"recipe": other}
+    facts = facts_from_run(replace(run, record={**run.record, "averaged": parts}))
+    assert "; 1 of them taken at" in facts.metrics["validation_map"]["rule"]
+    assert "recipe" not in facts.training
+    assert [part["recipe"] for part in facts.training["averaged"]] == [recipe, other]
+
+
+@pytest.mark.parametrize(
+    ("told", "size"), [({}, "; images of 128 px"), ({"refit": {"refitted_map": 0.5}}, "")]
+)
+def test_a_figure_of_smaller_images_says_so(
+    run: TrainedRun, told: dict[str, object], size: str
+) -> None:
+    """Feature maps are kept of images of the training's size; a refit measures anew."""
+    record = {**run.record, "validation_px": 128, **told}
+    metrics = facts_from_run(replace(run, record=record)).metrics
+    assert metrics["validation_map"]["rule"].endswith(f"{size}; chose the epoch")
+    assert ("px" in metrics["validation_map"]["rule"]) == bool(size)
+    assert metrics["held_out_map"]["rule"].endswith("; images of 128 px")
+
+
 @pytest.mark.parametrize("key", ["training_classes", "validation_classes"])
 def test_unseen_class_among_the_seen_is_refused(run: TrainedRun, key: str) -> None:
     """A record that was edited by hand must not open the way to the unseen classes."""
