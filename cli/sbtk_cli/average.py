@@ -28,8 +28,11 @@ sbtk average runs/a runs/b
     "--out", type=options.PATH, metavar="RUN", help="Run folder.  [default: runs/<date>-average]"
 )
 @options.threads
+@options.json
 @options.quiet
-def command(runs: tuple[Path, ...], out: Path | None, threads: int | None, quiet: bool) -> int:
+def command(
+    runs: tuple[Path, ...], out: Path | None, threads: int | None, as_json: bool, quiet: bool
+) -> int:
     """Runs `sbtk average`."""
     from sbtk_train.runs.average import average_runs
     from sbtk_train.runs.run import new_run_folder
@@ -39,7 +42,7 @@ def command(runs: tuple[Path, ...], out: Path | None, threads: int | None, quiet
     folder = out if out is not None else new_run_folder(Path("runs"), "average")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        average_runs(
+        record = average_runs(
             runs, folder, lambda text: output.notice(text, quiet=quiet), threads=threads or 0
         )
     except BaseException:
@@ -48,5 +51,9 @@ def command(runs: tuple[Path, ...], out: Path | None, threads: int | None, quiet
             folder.rmdir()
         raise
     output.notice(f"next: sbtk export {folder}", quiet=quiet)
+    if as_json:
+        told = {name: record[name] for name in ("best", "averaged", "student_sha256")}
+        output.answer_json({"folder": str(folder)} | told)
+        return 0
     output.answer(str(folder))
     return 0

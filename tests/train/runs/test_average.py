@@ -110,9 +110,23 @@ def test_the_record_names_the_parts_and_exports_as_a_run(
         load_run(part).record["student_sha256"] for part in runs
     ]
     assert any(f"{record['best']['validation_map']:.4f}" in text for text in said)
+    assert [part["run"] for part in record["averaged"]] == ["a", "b"]
+    assert [part["epoch"] for part in record["averaged"]] == [1, 1]
     facts = facts_from_run(load_run(folder))
-    assert facts.training["averaged"] == record["averaged"]
     assert facts.metrics["validation_map"]["value"] == record["best"]["validation_map"]
+    # The recipe of both is told once; what one part alone has is told of it and not of the mean.
+    assert facts.training["recipe"]["name"] == "sbtk"
+    assert "epochs_done" not in facts.training
+    for told, part in zip(facts.training["averaged"], record["averaged"], strict=True):
+        assert told == {key: value for key, value in part.items() if key != "recipe"}
+
+
+def test_a_mean_of_means_says_so(runs: tuple[Path, Path], mean_run: Mean, tmp_path: Path) -> None:
+    record, _ = averaged((mean_run.folder, runs[0]), tmp_path / "mean")
+    assert [part.get("mean_of") for part in record["averaged"]] == [2, None]
+    assert [part["epoch"] for part in record["averaged"]] == [None, 1]
+    rule = facts_from_run(load_run(tmp_path / "mean")).metrics["validation_map"]["rule"]
+    assert "mean of 2 students' weights; 1 of them taken at the epoch" in rule
 
 
 def test_a_mean_keeps_types_and_the_first_ones_counters() -> None:
@@ -214,6 +228,21 @@ def test_the_command_prints_the_new_run_and_keeps_an_old_one(
     assert main(["average", *map(str, runs), "--out", str(target)]) == 2
     assert "already there" in capsys.readouterr().err
     assert (target / STUDENT).read_bytes() == before
+
+
+def test_json_has_the_figures_and_the_parts(
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "mean"
+    words = ["average", *map(str, runs), "--out", str(target), "--threads", "1", "--json"]
+    assert main(words) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    told = json.loads(line, parse_constant=pytest.fail)
+    record = json.loads((target / RECORD).read_text())
+    assert told["folder"] == str(target)
+    assert told["best"]["validation_map"] == record["best"]["validation_map"]
+    assert [part["run"] for part in told["averaged"]] == ["a", "b"]
+    assert told["student_sha256"] == record["student_sha256"]
 
 
 def test_a_refused_average_leaves_no_folder(
