@@ -113,6 +113,7 @@ _SAKE = replace(
     name="sake-sketchy",
     batch_sketches=13,
     batch_photos=26,
+    drop_last=False,
     contrastive_weight=0.0,
     memory="none",
     selection="held-out-accuracy",

@@ -47,6 +47,11 @@ def dsn_objective(
         teacher = _teacher(config, compute)
         semantic, digest = _semantic(recipe, training, said)
         distillation = Distillation(teacher, semantic.to(compute.device))
+    if config.feature_folder and recipe.augment:
+        said(
+            f"kept feature maps are of copies changed as SBTKNet's images are: not {config.method}'s "
+            "moves and views"
+        )
     features = student.embedding.in_features
     objective = DsnObjective(recipe, training, config.seed, features, compute.device, distillation)
     return objective, digest
