@@ -49,8 +49,8 @@ def dsn_objective(
         distillation = Distillation(teacher, semantic.to(compute.device))
     if config.feature_folder and recipe.augment:
         said(
-            f"kept feature maps are of copies changed as SBTKNet's images are: not {config.method}'s "
-            "moves and views"
+            "kept feature maps are of copies that are changed as SBTKNet's images are: "
+            f"not {config.method}'s moves and views"
         )
     features = student.embedding.in_features
     objective = DsnObjective(recipe, training, config.seed, features, compute.device, distillation)
