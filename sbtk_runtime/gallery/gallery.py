@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, get_args
@@ -56,8 +57,8 @@ class Gallery:
         self.folder = folder
         self.manifest = manifest
         self.notices: list[str] = []
-        self._rows: Rows | None = None
         self._view = CatalogueView(folder, manifest.generation)
+        self._live_rows = _LiveRows(self._view, self.count, self.notices)
         self._vectors = open_rows(folder, manifest.dim, manifest.bits)
         try:
             self._check_catalogue()
@@ -145,7 +146,7 @@ class Gallery:
         """
         answer = self.answer(embedding, k, search, under=under)
         for notice in answer.notices:
-            self._note(notice)
+            _note(self.notices, notice)
         return answer.hits
 
     def answer(
@@ -235,7 +236,7 @@ class Gallery:
         data = sketch if isinstance(sketch, bytes) else read_image_bytes(sketch)
         embedding, notices = embedder.embed_one(data, kind)
         for notice in notices:
-            self._note(notice)
+            _note(self.notices, notice)
         return self.search(embedding, k, search, under=under)
 
     def _searchable(self, vectors: Vectors | CodeShards) -> EmbeddingSearch | CodeSearch:
@@ -245,7 +246,7 @@ class Gallery:
         return EmbeddingSearch(
             *(self.folder, self.manifest, vectors, self._live_rows),
             is_large=is_large,
-            note=self._note,
+            note=partial(_note, self.notices),
         )
 
     def _check_question(self, k: int, search: Search) -> None:
@@ -255,17 +256,6 @@ class Gallery:
             raise BadConfig(f"unknown way of searching {search!r}", " or ".join(get_args(Search)))
         if self.count == 0:
             raise BadGallery(f"{self.folder} has no photos", "at least one", "sbtk index PHOTOS")
-
-    def _live_rows(self) -> NDArray[np.int64]:
-        if self._rows is None:
-            rows = self._view.rows()
-            if len(rows) != self.count:
-                self._note(
-                    f"the catalogue has {len(rows):,} photos and the manifest {self.count:,}: "
-                    "run 'sbtk index --verify'"
-                )
-            self._rows = rows
-        return self._rows
 
     def _hits(self, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> list[Hit]:
         hits: list[Hit] = []
@@ -282,6 +272,33 @@ class Gallery:
                 f"{self.folder / MANIFEST_NAME} says {said}", f"{held}, as in the catalogue"
             )
 
-    def _note(self, notice: str) -> None:
-        if notice not in self.notices:
-            self.notices.append(notice)
+
+class _LiveRows:
+    """The rows of all photos, looked up once.
+
+    What searches a gallery holds this and not the gallery, which holds it: in a circle the graph
+    of a gallery that is no longer used would stay until the garbage collector comes.
+    """
+
+    def __init__(self, view: CatalogueView, count: int, notices: list[str]) -> None:
+        self._view = view
+        self._count = count
+        self._notices = notices
+        self._rows: Rows | None = None
+
+    def __call__(self) -> Rows:
+        if self._rows is None:
+            rows = self._view.rows()
+            if len(rows) != self._count:
+                _note(
+                    self._notices,
+                    f"the catalogue has {len(rows):,} photos and the manifest {self._count:,}: "
+                    "run 'sbtk index --verify'",
+                )
+            self._rows = rows
+        return self._rows
+
+
+def _note(notices: list[str], notice: str) -> None:
+    if notice not in notices:
+        notices.append(notice)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +17,10 @@ from starlette.types import ASGIApp
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.web.access_rules import access_rules
 from sbtk_runtime.web.app import guarded_app
-from sbtk_runtime.web.service import Service
+from sbtk_runtime.web.service import EngineChoice, Service
 from tests.serve_client import sketch_png
-from tests.tiny import tiny_bundle
+from tests.tiny import tiny_bundle, write_photos
+from tests.web.conftest import Workplace
 
 
 @pytest.fixture
@@ -50,6 +53,27 @@ def test_until_it_is_loaded_everyone_is_told_to_come_back(loading: ASGIApp) -> N
     assert (health.status_code, health.json()["status"]) == (503, "loading")
     for path in ("/", "/docs", "/openapi.json", "/metrics"):
         assert ask(loading, path).status_code == 200
+
+
+def test_a_generation_that_was_described_is_let_go_when_the_next_one_comes(
+    workplace: Workplace,
+) -> None:
+    # Its graph may be the largest thing in memory.
+    choice = EngineChoice("onnxruntime", threads=1)
+    with Service(workplace.gallery, Bundle.open(workplace.bundle), choice) as service:
+        service.loaded.result(60)
+        app = guarded_app(service, access_rules("127.0.0.1"))
+        assert ask(app, "/v1/gallery").json()["generation"] == 1
+        with service.reading() as gallery:
+            first = weakref.ref(gallery)
+        del gallery
+        write_photos(workplace.photos / "more", 2, seed=1)
+        workplace.index()
+        end = time.monotonic() + 30
+        while first() is not None:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert ask(app, "/v1/gallery").json()["generation"] == 2
 
 
 _WITH_TELEMETRY = """
