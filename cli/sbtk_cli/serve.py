@@ -113,7 +113,7 @@ def command(
             name = output.shown_relative(gallery)
             output.notice(f"{photos} of {name}; Ctrl-C stops the server", quiet=quiet)
             if not is_local:
-                output.notice(_ABROAD, quiet=quiet)
+                output.notice(_abroad(host, is_any=rules.any_address), quiet=quiet)
             output.answer(shown)
             if is_opened:
                 visited = address if rules.token is None else f"{address}?token={rules.token}"
@@ -124,17 +124,25 @@ def command(
     return 0
 
 
-_ABROAD = (
-    "other machines can reach it, by this machine's address in place of 127.0.0.1; the token "
-    "travels as it is, so put a reverse proxy with HTTPS before it where others listen"
-)
+def _abroad(host: str, *, is_any: bool) -> str:
+    """Returns what is said of a server that other machines can reach."""
+    where = f", by this machine's address in place of {_visited(host)}" if is_any else ""
+    return (
+        f"other machines can reach it{where}; the token travels as it is, so put a reverse proxy "
+        "with HTTPS before it where others listen"
+    )
 
 
 def _address(host: str, port: int) -> str:
     """Returns the page's address, as a browser on this machine takes it."""
+    return f"http://{_visited(host)}:{port}/"
+
+
+def _visited(host: str) -> str:
+    """Returns the host by which a browser on this machine reaches a server that listens on one."""
     name = host.strip("[]")
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name, name)  # noqa: S104 -- not bound here
-    return f"http://[{name}]:{port}/" if ":" in name else f"http://{name}:{port}/"
+    return f"[{name}]" if ":" in name else name
 
 
 def _open(address: str, *, quiet: bool) -> None:

@@ -11,8 +11,10 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -52,11 +54,18 @@ def port_of(address: str) -> int:
     return int(address.split("/")[2].rpartition(":")[2])
 
 
-def wait_until_ready(port: int, **headers: str) -> None:
+def wait_until(is_so: Callable[[], bool]) -> None:
     end = time.monotonic() + 60
-    while ask(port, "/healthz", headers=headers).status != 200:
+    while True:
+        with contextlib.suppress(HTTPError):
+            if is_so():
+                return
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def wait_until_ready(port: int) -> None:
+    wait_until(lambda: ask(port, "/healthz").status == 200)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -170,7 +179,34 @@ def test_other_machines_need_the_token_that_is_printed_once(shared: Workplace) -
         process.terminate()
         rest, said = process.communicate(timeout=20)
     assert token not in rest + said
-    assert "other machines can reach it" in said
+    assert "can reach it, by this machine's address in place of 127.0.0.1;" in said
+
+
+@pytest.mark.parametrize(
+    ("host", "shown", "told"),
+    [
+        ("::1", "[::1]", ""),
+        ("[::1]", "[::1]", ""),
+        ("::", "[::1]", "in place of [::1];"),
+        ("localhost", "localhost", ""),
+    ],
+)
+def test_it_listens_where_it_is_told(shared: Workplace, host: str, shown: str, told: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((shown.strip("[]"), 0), family=family):
+            pass
+    except OSError:
+        pytest.skip(f"this machine has no {shown}")
+    with started(shared, "--host", host, SBTK_TOKEN="a-token-of-mine") as process:
+        address = address_of(process)
+        assert address == f"http://{shown}:{port_of(address)}/"
+        asked = Request(f"{address}v1/gallery", headers={"Authorization": "Bearer a-token-of-mine"})
+        wait_until(lambda: urlopen(asked).status == 200)
+        process.terminate()
+        _, said = process.communicate(timeout=20)
+    assert told in said
+    assert ("other machines" in said) == bool(told)
 
 
 def test_a_token_that_was_given_is_wanted_and_not_printed(shared: Workplace) -> None:
