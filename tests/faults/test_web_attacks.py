@@ -101,11 +101,9 @@ def _made_a_folder(photo: Path) -> None:
 
 def _made_a_socket(photo: Path) -> None:
     photo.unlink()
-    with socket.socket(socket.AF_UNIX) as made:
-        here = Path.cwd()
-        os.chdir(photo.parent)  # a socket's path may have 107 bytes only
+    # A socket's path may have 107 bytes only.
+    with contextlib.chdir(photo.parent), socket.socket(socket.AF_UNIX) as made:
         made.bind(photo.name)
-        os.chdir(here)
 
 
 def _filled_with_text(photo: Path) -> None:

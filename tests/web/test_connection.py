@@ -119,14 +119,8 @@ def code_of(answer: bytes) -> str:
     return str(json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"])
 
 
-def closed_after_s(client: socket.socket) -> float:
-    started = time.monotonic()
-    all_received(client)
-    return time.monotonic() - started
-
-
 def until_empty(server: uvicorn.Server) -> None:
-    end = time.monotonic() + 5
+    end = time.monotonic() + 20
     while server.server_state.connections:
         assert time.monotonic() < end, "a connection is left open"
         time.sleep(0.01)
@@ -221,9 +215,9 @@ def test_a_body_that_is_read_leaves_the_connection_open(server: uvicorn.Server) 
 def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(server: uvicorn.Server) -> None:
     with connected(server, receive_bytes=4096) as client:
         client.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
-        time.sleep(2.5)
+        assert client.recv(1)
+        until_empty(server)
         assert len(all_received(client)) < LARGE_BYTES
-    until_empty(server)
 
 
 def test_a_slow_reader_that_goes_on_reading_gets_all_of_its_answer(server: uvicorn.Server) -> None:

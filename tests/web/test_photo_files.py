@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import resource
@@ -95,8 +96,8 @@ def replaced_by_a_pipe(photo: Path) -> None:
 
 def replaced_by_a_socket(photo: Path) -> None:
     photo.unlink()
-    os.chdir(photo.parent)  # the paths of sockets are short
-    with socket.socket(socket.AF_UNIX) as end:
+    # The paths of sockets are short.
+    with contextlib.chdir(photo.parent), socket.socket(socket.AF_UNIX) as end:
         end.bind(photo.name)
 
 
@@ -112,10 +113,7 @@ def replaced_by_a_socket(photo: Path) -> None:
         replaced_by_a_socket,
     ],
 )
-def test_what_took_a_photos_place_is_not_opened(
-    root: Path, change: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(root)
+def test_what_took_a_photos_place_is_not_opened(root: Path, change: Callable[[Path], None]) -> None:
     photo = root / "album" / "photo.png"
     assert opened(photo, root)
     change(photo)
