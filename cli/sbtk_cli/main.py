@@ -74,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `sbtk` with the given arguments (of the process if `None`) and returns the exit code."""
     if os.environ.get("_SBTK_COMPLETE"):
         sbtk.main(prog_name="sbtk")  # the shell asks for completions; click answers and exits
+    _open_closed_outputs()
     _print_any_character()
     _let_blas_threads_sleep()
     try:
@@ -240,6 +241,13 @@ def _let_blas_threads_sleep() -> None:
     # NumPy's OpenBLAS keeps its threads spinning for some 25 ms after an exact search, on the cores
     # that the engine needs next: a run of it then took 28 ms and not 15. It reads this on import.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+
+
+def _open_closed_outputs() -> None:
+    """Gives a process that was started without stdout or stderr the null device instead."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 def _print_any_character() -> None:

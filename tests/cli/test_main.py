@@ -223,3 +223,18 @@ def test_blas_threads_sleep_after_a_search_unless_the_user_says_otherwise(
         monkeypatch.delenv("OPENBLAS_THREAD_TIMEOUT")
     assert main(["--version"]) == 0
     assert os.environ["OPENBLAS_THREAD_TIMEOUT"] == expected
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_output_is_no_fault(closed: str) -> None:
+    command = f'"$0" -m sbtk_cli models {closed}'
+    finished = subprocess.run(
+        ["/bin/sh", "-c", command, sys.executable],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "sbtk" not in finished.stderr
+    assert ("sbtknet-sketchy" in finished.stdout) == (closed == "2>&-")
