@@ -159,16 +159,18 @@ def require_parity(parities: Mapping[str, Parity]) -> None:
     Raises:
         BadModel: names each limit that is not kept, by variant.
     """
-    misses = [
-        f"{variant}: {miss}"
-        for variant, parity in parities.items()
-        for miss in parity.misses(LIMITS[variant])
-    ]
-    if misses:
+    misses = {variant: parity.misses(LIMITS[variant]) for variant, parity in parities.items()}
+    told = [f"{variant}: {miss}" for variant, found in misses.items() for miss in found]
+    if told:
+        good = [f"--{v.replace('.', '-')}" for v, found in misses.items() if not found]
+        others = " ".join(option for option in good if option != "--fp32")
+        is_enough = others and not misses.get("fp32")
         raise BadModel(
-            "the exported model does not do what the student does: " + "; ".join(misses),
+            "the exported model does not do what the student does: " + "; ".join(told),
             "every limit kept; nothing was written",
-            "leave that file out, or see the export's notices for images that do not fit",
+            f"sbtk export RUN {others}, which leaves the rest out"
+            if is_enough
+            else "see the export's notices for images that do not fit",
         )
 
 

@@ -53,6 +53,25 @@ def test_a_limit_that_is_not_kept_is_named(
     assert caught.value.found.count("is not") == 1
 
 
+@pytest.mark.parametrize(
+    ("bad", "next_step"),
+    [
+        (("int8",), "sbtk export RUN --fp16 --int8-trt, which leaves the rest out"),
+        (("fp16", "int8.trt"), "sbtk export RUN --int8, which leaves the rest out"),
+        (("fp32",), "see the export's notices"),
+        (("fp16", "int8", "int8.trt"), "see the export's notices"),
+    ],
+)
+def test_what_is_good_can_be_exported_alone(bad: tuple[str, ...], next_step: str) -> None:
+    parities = {name: replace(GOOD, map_model=0.4 if name in bad else 0.5) for name in LIMITS}
+    if "fp16" in bad or "fp32" in bad:
+        wrong = replace(GOOD, cosine_min=0.9)
+        parities |= {name: wrong for name in bad if name in ("fp16", "fp32")}
+    with pytest.raises(BadModel) as caught:
+        require_parity(parities)
+    assert caught.value.next_step.startswith(next_step)
+
+
 def test_limits_are_kept_at_their_values() -> None:
     at_the_limit = replace(
         GOOD, cosine_min=0.95, cosine_mean=0.98, norm_error=1e-3, map_model=0.4951
