@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,21 @@ class TrainConfig:
         recipe = self.recipe
         is_whole = not self.feature_folder or recipe.final_epochs
         return SIZE_PX if is_whole else recipe.train_size_px
+
+    def made_as(self, other: TrainConfig) -> TrainConfig:
+        """Returns this configuration with the other's `FREE_FIELDS`.
+
+        Raises:
+            BadConfig: one trains on kept feature maps and the other does not.
+        """
+        if bool(self.feature_folder) != bool(other.feature_folder):
+            first, then = ("with", "without") if self.feature_folder else ("without", "with")
+            raise BadConfig(
+                f"a run {then} feature maps",
+                f"one {first} them, as it was started",
+                "a new run, or the same way as before",
+            )
+        return replace(self, **{name: getattr(other, name) for name in FREE_FIELDS})
 
     def write(self, folder: Path) -> None:
         """Writes the configuration into `folder` as TOML."""

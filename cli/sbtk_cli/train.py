@@ -127,12 +127,11 @@ def _refuse_idle(given: Sequence[str], *, is_ablation: bool, is_resumed: bool) -
 def _resumed(
     folder: Path, data: Path | None, given: Sequence[str], values: dict[str, Any]
 ) -> tuple[TrainConfig, Path]:
-    from sbtk_cli.train_resume import require_same
+    from sbtk_cli.train_resume import resumed_config
     from sbtk_train.config import read_config
 
-    config = read_config(folder)
-    require_same(config, data, [name for name in given if name in values], values)
-    return config, folder
+    own = read_config(folder)
+    return resumed_config(own, data, [name for name in given if name in values], values), folder
 
 
 def _started(

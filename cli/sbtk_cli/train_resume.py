@@ -1,8 +1,9 @@
-"""`sbtk train --resume`: options that say otherwise than the run are refused, and both named."""
+"""`sbtk train --resume`: options that ask for another run are refused, and both named."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,10 @@ if TYPE_CHECKING:
     from sbtk_train.config import TrainConfig
 
 
-def require_same(
+def resumed_config(
     config: TrainConfig, data: Path | None, given: Iterable[str], values: dict[str, Any]
-) -> None:
-    """Refuses options beside --resume that say otherwise than the run's own configuration.
+) -> TrainConfig:
+    """Returns the run's own configuration, with what the options say of how it is made.
 
     Args:
         config: of the run.
@@ -28,14 +29,16 @@ def require_same(
     """
     from sbtk_train.config import FREE_FIELDS
 
+    free: dict[str, Any] = {}
     differing: list[str] = []
     if data is not None and data.resolve() != Path(config.data).resolve():
         differing.append(f"DATA {data}, and the run was started with {config.data}")
     own = {**vars(config), **vars(config.recipe), "recipe": config.recipe.name}
     for name in given:
-        if name in FREE_FIELDS:
-            continue
         found = values[name]
+        if name in FREE_FIELDS:
+            free[name] = str(found) if isinstance(found, Path) else found
+            continue
         if name not in own:
             differing.append(f"{_spelt(name, found)}, and {config.method} has no such knob")
         elif not _is_same(name, found, own[name]):
@@ -47,6 +50,7 @@ def require_same(
             "the run's own configuration, which --resume takes",
             "leave the option out, or start a new run without --resume",
         )
+    return config.made_as(replace(config, **free))
 
 
 def _is_same(name: str, found: object, expected: object) -> bool:

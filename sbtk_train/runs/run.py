@@ -63,7 +63,8 @@ def train(
     """Trains into `folder` and returns the run's record.
 
     Args:
-        config: what to do; when resuming, the run's own configuration wins.
+        config: what to do; when resuming, only how it is made (`FREE_FIELDS`) is taken from it,
+            and the rest from the run's own.
         folder: an existing folder.
         listener: told about steps, epochs and what was found.
         resume: go on from the folder's last save.
@@ -71,7 +72,8 @@ def train(
         team: the processes that train together. All call this; the first one listens and writes.
     """
     if resume:
-        config = team.agreed(lambda: read_config(folder))
+        asked = config
+        config = team.agreed(lambda: read_config(folder).made_as(asked))
     if not team.is_first:
         return _assist(config, folder, resume, on_trainer, team)
     remove_stale_temporaries(folder)

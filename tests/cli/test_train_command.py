@@ -6,11 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sbtk_cli.main import main
+from sbtk_cli.train_resume import resumed_config
+from sbtk_runtime.errors import BadConfig
+from sbtk_train.config import read_config
 from sbtk_train.runs.checkpoint import LAST, STUDENT
 from tests.tiny_data import write_dataset
 
@@ -150,6 +154,23 @@ def test_resuming_refuses_options_that_say_otherwise_and_names_both(
         assert sentence in capsys.readouterr().err
     again = sbtk("train", str(data), "--dim", "8", "--resume", "run", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
+
+
+def test_a_run_is_resumed_on_what_the_machine_has_now(data: Path, tmp_path: Path) -> None:
+    first = sbtk("train", str(data), *TINY, "--out", "run", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    own = read_config(tmp_path / "run")
+    given = ["threads", "workers", "checkpoint_minutes", "device"]
+    values = {"threads": 3, "workers": 5, "checkpoint_minutes": 0.5, "device": "cpu"}
+    now = resumed_config(own, None, given, values)
+    assert (now.threads, now.workers, now.checkpoint_minutes, now.device) == (3, 5, 0.5, "cpu")
+    assert replace(now, **{name: getattr(own, name) for name in given}) == own
+    frozen = replace(own, freeze_until="layer4")
+    with pytest.raises(BadConfig, match="a run with feature maps"):
+        resumed_config(frozen, None, ["feature_folder"], {"feature_folder": tmp_path / "maps"})
+    again = sbtk("train", "--resume", "run", "--device", "cuda:7", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "cuda:7" in again.stderr
 
 
 def test_knobs_of_another_method_are_refused(data: Path, tmp_path: Path) -> None:
