@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.browser.visit import Visit
 from tests.serve_process import ServeProcess
@@ -85,6 +87,18 @@ def test_a_photo_is_taken_as_one_and_finds_itself(visit: Visit, photos: Path) ->
         visit.page.get_by_role("radio", name="Sketch").check()
     assert "as=sketch" in visit.queries[-1].url
     assert visit.ids() != as_photo
+
+
+def test_of_two_pictures_the_last_one_counts(visit: Visit) -> None:
+    slow = io.BytesIO()
+    Image.effect_noise((5000, 5000), 80).save(slow, "PNG", compress_level=0)
+    with visit.new_hits():
+        _event(visit, "drop", "slow.png", "image/png", slow.getvalue())
+        _drop(visit, FLOWER_SKETCH)
+    flowers = visit.ids()
+    visit.page.wait_for_timeout(1500)
+    assert visit.ids() == flowers
+    assert visit.names()[0] == "flower.jpg"
 
 
 def test_strokes_over_a_picture_are_searched_for_too(visit: Visit) -> None:

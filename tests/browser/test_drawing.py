@@ -12,6 +12,17 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Route
 
 FIRST_HITS = 24
+# The first drawing that is made a file takes until it is told to finish, the others no time.
+_FIRST_IMAGE_LAST = """() => {
+    const plain = OffscreenCanvas.prototype.convertToBlob;
+    OffscreenCanvas.prototype.convertToBlob = async function (options) {
+        const blob = await plain.call(this, options);
+        if (window.finishFirst === undefined) {
+            await new Promise((resolve) => { window.finishFirst = resolve; });
+        }
+        return blob;
+    };
+}"""
 
 
 def test_a_stroke_finds_photos(visit: Visit) -> None:
@@ -91,6 +102,20 @@ def test_an_answer_that_comes_late_does_not_replace_a_newer_one(visit: Visit) ->
     held[0].continue_()
     visit.page.wait_for_timeout(300)
     assert visit.ids() == newest == visit.asked_again()
+
+
+def test_more_photos_are_those_of_the_newest_drawing(visit: Visit) -> None:
+    visit.page.evaluate(_FIRST_IMAGE_LAST)
+    visit.stroke(ROOF, steps=1)
+    visit.wait_until("() => window.finishFirst !== undefined")
+    with visit.new_hits():
+        visit.stroke(DOOR, steps=1)
+    newest = visit.ids()
+    visit.page.evaluate("window.finishFirst()")
+    with visit.new_hits():
+        visit.page.get_by_role("button", name="Show more").click()
+    assert visit.ids()[: len(newest)] == newest
+    assert visit.ids() == visit.asked_again()
 
 
 def test_what_is_rubbed_out_is_not_searched_for(visit: Visit) -> None:

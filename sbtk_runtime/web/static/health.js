@@ -15,6 +15,7 @@ export class Watch extends EventTarget {
   health = { status: "unknown" };
   /** @type {number | undefined} */
   #timer;
+  #looks = 0;
 
   start() {
     document.addEventListener("visibilitychange", () => {
@@ -27,17 +28,18 @@ export class Watch extends EventTarget {
   /** Asks now. */
   async look() {
     clearTimeout(this.#timer);
-    try {
-      const health_ = await health();
-      this.#become(conditionOf(health_), health_);
-    } catch (error) {
-      const code = error instanceof Problem ? error.code : "gone";
-      this.#become(code === "no_token" ? "locked" : "gone", { status: "gone" });
-    }
+    this.#looks += 1;
+    const mine = this.#looks;
+    const [condition, health_] = await found();
+    if (mine !== this.#looks) return; // A newer look knows better.
+    this.#become(condition, health_);
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => {
-      if (document.visibilityState === "visible") void this.look();
-    }, PAUSE_MS[this.condition]);
+    this.#timer = setTimeout(
+      () => {
+        if (document.visibilityState === "visible") void this.look();
+      },
+      this.health.problem ? PAUSE_MS.failed : PAUSE_MS[condition],
+    );
   }
 
   /** Takes note of a problem that another request met. @param {Problem} problem */
@@ -62,6 +64,17 @@ export class Watch extends EventTarget {
     this.condition = condition;
     this.health = health_;
     if (!isSame) this.dispatchEvent(new Event("change"));
+  }
+}
+
+/** @returns {Promise<[Condition, Health]>} */
+async function found() {
+  try {
+    const health_ = await health();
+    return [conditionOf(health_), health_];
+  } catch (error) {
+    const isLocked = error instanceof Problem && error.code === "no_token";
+    return [isLocked ? "locked" : "gone", { status: "gone" }];
   }
 }
 

@@ -7,6 +7,9 @@ import { PHOTO_TYPE } from "./results.js";
 
 /** @typedef {import("./picture.js").Picture} Picture */
 
+// Firefox sends dragover every 350 ms, others more often.
+const OVER_MS = 600;
+
 /**
  * @param {(picture: Picture) => void} took
  * @param {(id: number) => void} tookPhoto a photo of the gallery was dropped
@@ -31,45 +34,47 @@ export function takePictures(took, tookPhoto) {
   });
 }
 
+let taken = 0;
+
 /**
  * @param {File | undefined} file
- * @param {(picture: Picture) => void} took
+ * @param {(picture: Picture) => void} took not called where another file was brought meanwhile
  */
 async function take(file, took) {
   if (file === undefined) {
     say("Only picture files can be dropped here.");
     return;
   }
+  taken += 1;
+  const mine = taken;
   try {
-    took(await pictureFrom(file));
+    const picture = await pictureFrom(file);
+    if (mine === taken) took(picture);
   } catch (error) {
-    say(error instanceof BadPicture ? error.message : "That picture cannot be opened.");
+    if (mine === taken) say(error instanceof BadPicture ? error.message : "That picture cannot be opened.");
   }
 }
 
 /** @param {(event: DragEvent) => void} dropped */
 function acceptDrops(dropped) {
   const root = document.documentElement;
-  let depth = 0; // dragenter and dragleave also come for everything inside.
-  const show = () => root.classList.toggle("is-dropping", depth > 0);
-  document.addEventListener("dragenter", (event) => {
-    if (!isWanted(event)) return;
-    depth += 1;
-    show();
-  });
-  document.addEventListener("dragleave", (event) => {
-    if (!isWanted(event)) return;
-    depth = Math.max(0, depth - 1);
-    show();
-  });
+  /** @type {number | undefined} */
+  let leaving;
+  const show = (/** @type {boolean} */ isOver) => {
+    clearTimeout(leaving);
+    root.classList.toggle("is-dropping", isOver);
+  };
   document.addEventListener("dragover", (event) => {
     if (!isWanted(event)) return;
     event.preventDefault();
     if (event.dataTransfer) event.dataTransfer.dropEffect = "copy";
+    show(true);
+    // dragover comes as long as something is held over the page. What leaves is not always told:
+    // the photo it was over may be gone.
+    leaving = setTimeout(() => show(false), OVER_MS);
   });
   document.addEventListener("drop", (event) => {
-    depth = 0;
-    show();
+    show(false);
     if (!isWanted(event)) return;
     event.preventDefault();
     dropped(event);

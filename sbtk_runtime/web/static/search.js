@@ -109,10 +109,11 @@ export class Search extends EventTarget {
       this.dispatchEvent(new Event("ask"));
       return similar(question.like, wanted, signal);
     }
-    if (!isMore) this.#image = await question.image();
-    if (this.#image === null || signal.aborted) return null;
+    const image = isMore ? this.#image : await question.image();
+    if (image === null || signal.aborted) return null;
+    this.#image = image;
     this.dispatchEvent(new Event("ask"));
-    return query(this.#image, question.kind, wanted, signal);
+    return query(image, question.kind, wanted, signal);
   }
 
   /** @param {unknown} error */

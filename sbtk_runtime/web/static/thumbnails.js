@@ -48,7 +48,9 @@ export function sharpenSoon(shown) {
  * @param {number} mine
  */
 async function sharpen(shown, mine) {
-  const waiting = shown.filter(({ image }) => isInSight(image) && wantedPx(image) > pxOf(image));
+  const waiting = shown.filter(
+    ({ image }) => isInSight(image) && !isBroken(image) && wantedPx(image) > pxOf(image),
+  );
   const lane = async () => {
     for (let next = waiting.shift(); next !== undefined; next = waiting.shift()) {
       if (mine !== round) return;
@@ -85,6 +87,11 @@ function wantedPx(image) {
 /** @param {HTMLImageElement} image */
 function pxOf(image) {
   return Number(image.dataset.px ?? Infinity);
+}
+
+/** @param {HTMLImageElement} image */
+function isBroken(image) {
+  return image.complete && image.naturalWidth === 0;
 }
 
 /** @param {Element} element */
