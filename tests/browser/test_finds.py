@@ -51,13 +51,41 @@ def test_a_photo_opens_large_with_its_path_to_copy(found: Visit, photos: Path) -
     assert dialog.locator("code").text_content() == path
     found.wait_until("() => document.getElementById('viewer-image').naturalWidth > 80")
     dialog.get_by_role("button", name="Copy path").click()
-    found.page.get_by_role("status").filter(has_text="Path copied.").wait_for()
+    # Within the dialog: the page below is out of reach.
+    dialog.get_by_role("status").filter(has_text="Path copied.").wait_for()
     assert found.page.evaluate("navigator.clipboard.readText()") == path
     dialog.get_by_role("button", name="Next photo").click()
     found.page.get_by_role("dialog", name=found.names()[3]).wait_for()
     found.page.go_back()
     found.page.locator("dialog[open]").wait_for(state="detached")
     assert found.names()[2] == name
+
+
+def test_the_photo_before_the_next_and_the_way_out_stay_at_hand(found: Visit) -> None:
+    first, second = found.names()[:2]
+    _card(found, 1).click()
+    found.page.get_by_role("dialog", name=second).get_by_role("button", name="Photo before").click()
+    dialog = found.page.get_by_role("dialog", name=first)
+    dialog.get_by_role("button", name="Photo before").wait_for(state="hidden")
+    # What was pressed is no longer there; the keys go on.
+    found.page.keyboard.press("ArrowRight")
+    found.page.get_by_role("dialog", name=second).wait_for()
+    found.page.keyboard.press("ArrowLeft")
+    dialog.wait_for()
+    found.page.keyboard.press("Escape")
+    found.wait_until("() => location.hash === ''")
+    assert not found.page.locator("dialog[open]").count()
+
+
+def test_a_photo_that_the_browser_closes_by_itself_can_be_opened_again(found: Visit) -> None:
+    name = found.names()[0]
+    for _ in range(2):
+        _card(found, 0).click()
+        found.page.get_by_role("dialog", name=name).wait_for()
+        # As for a second Escape: the page is not asked whether it agrees.
+        found.page.evaluate("document.getElementById('viewer').close()")
+        found.wait_until("() => location.hash === ''")
+    assert found.page.evaluate("location.href") == f"{found.origin}/"
 
 
 def test_the_file_itself_opens_as_it_is_on_disk(found: Visit, photos: Path) -> None:
@@ -100,6 +128,18 @@ def test_a_card_leads_to_photos_like_it_and_back_returns(found: Visit) -> None:
     with found.new_hits():
         found.stroke(DOOR)
     assert "/v1/query" in found.queries[-1].url
+
+
+def test_a_photo_that_is_in_no_gallery_is_told_of(visit: Visit) -> None:
+    with visit.new_hits():
+        visit.stroke(ROOF)
+    before = visit.ids()
+    visit.page.evaluate("location.hash = '#like=99999'")
+    visit.page.get_by_role("heading", name="not in the gallery any more").wait_for()
+    visit.forgive("404")
+    with visit.new_hits():
+        visit.page.get_by_role("button", name="Back to the sketch").click()
+    assert visit.ids() == before
 
 
 def test_a_folder_narrows_the_hits(found: Visit, photos: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.browser.visit import Visit
+from tests.browser.visit import ROOF, Visit
 
 
 def test_a_sketch_is_drawn_and_a_photo_opened_by_keys_alone(visit: Visit) -> None:
@@ -32,6 +32,8 @@ def test_a_sketch_is_drawn_and_a_photo_opened_by_keys_alone(visit: Visit) -> Non
     with visit.new_hits():
         keys.press("l")
     assert "/similar" in visit.queries[-1].url
+    # The photo itself is not among those like it: the focus is on the closest one.
+    assert _focused(visit).startswith(f"{visit.names()[0]}, number 1,")
     _tab_to(visit, "Back to the sketch")
     with visit.new_hits():
         keys.press("Enter")
@@ -53,6 +55,43 @@ def test_every_control_is_reached_by_tab_and_has_a_name(visit: Visit) -> None:
     wanted = ["Skip to the photos", "Theme", "Keyboard shortcuts", "Paper to draw on"]
     wanted += ["Pen", "Medium", "Open picture", "Sketch", "Folder"]
     assert [want for want in wanted if not any(name.startswith(want) for name in names)] == []
+
+
+def test_the_focus_goes_on_where_its_button_cannot_be_pressed_any_more(visit: Visit) -> None:
+    with visit.new_hits():
+        visit.stroke(ROOF)
+    visit.page.get_by_role("button", name="Clear").focus()
+    visit.page.keyboard.press("Enter")
+    assert _focused(visit) == "Undo"
+    for _ in range(2):
+        visit.page.keyboard.press("Enter")
+    assert _focused(visit) == "Redo"
+    with visit.new_hits():
+        visit.page.keyboard.press("Enter")
+    assert visit.ink() > 500
+
+
+def test_shortcuts_work_where_letters_are_not_latin(visit: Visit) -> None:
+    with visit.new_hits():
+        visit.stroke(ROOF)
+    session = visit.context.new_cdp_session(visit.page)
+    key = {"key": "я", "code": "KeyZ", "windowsVirtualKeyCode": 90, "modifiers": 2}
+    session.send("Input.dispatchKeyEvent", {"type": "rawKeyDown"} | key)
+    visit.page.wait_for_selector("#panel:not([hidden])")
+    assert visit.ink() == 0
+
+
+def test_the_link_to_the_photos_does_not_leave_photos_like_one(visit: Visit) -> None:
+    with visit.new_hits():
+        visit.stroke(ROOF)
+    with visit.new_hits():
+        visit.page.get_by_role("button", name=f"More like {visit.names()[0]}").focus()
+        visit.page.keyboard.press("Enter")
+    alike, address = visit.ids(), visit.page.evaluate("location.href")
+    visit.page.locator("#skip").focus()
+    visit.page.keyboard.press("Enter")
+    assert visit.page.evaluate("document.activeElement.id") == "finds"
+    assert (visit.ids(), visit.page.evaluate("location.href")) == (alike, address)
 
 
 def test_shortcuts_are_listed_and_single_keys_can_be_switched_off(visit: Visit) -> None:

@@ -1,12 +1,16 @@
 // Sentences for screen readers, and short ones that everybody sees.
 
+import { byId } from "./page.js";
+
 const SETTLED_MS = 700;
 const SHOWN_MS = 3500;
 
 /** @type {number | undefined} */
 let settling;
 /** @type {number | undefined} */
-let showing;
+let hiding;
+/** @type {Element | null} */
+let shown = null;
 
 /**
  * Has a screen reader say something, without a picture of it.
@@ -14,7 +18,9 @@ let showing;
  */
 export function announce(text) {
   clearTimeout(settling);
-  element("spoken").textContent = text;
+  const spoken = byId("spoken", HTMLElement);
+  // What is said twice, as "Undone.", is heard twice only if it is another text.
+  spoken.textContent = spoken.textContent === text ? `${text}\u00a0` : text;
 }
 
 /**
@@ -31,16 +37,15 @@ export function announceSoon(text) {
  * @param {string} text
  */
 export function say(text) {
-  const toast = element("toast");
-  toast.textContent = text;
-  toast.classList.add("is-shown");
-  clearTimeout(showing);
-  showing = setTimeout(() => toast.classList.remove("is-shown"), SHOWN_MS);
+  hide();
+  // Nobody sees or hears what lies below an open dialog.
+  shown = document.querySelector("dialog[open] .toast") ?? byId("toast", HTMLElement);
+  shown.textContent = text;
+  shown.classList.add("is-shown");
+  hiding = setTimeout(hide, SHOWN_MS);
 }
 
-/** @param {string} id */
-function element(id) {
-  const found = document.getElementById(id);
-  if (found === null) throw new Error(`the page has no #${id}`);
-  return found;
+function hide() {
+  clearTimeout(hiding);
+  shown?.classList.remove("is-shown");
 }

@@ -9,7 +9,7 @@ export function walkWithArrows(list) {
     const links = [...list.querySelectorAll("a")];
     const index = links.findIndex((link) => link === document.activeElement);
     if (index < 0) return;
-    const columns = columnsOf(links);
+    const columns = columnsOf([...list.children]);
     /** @type {Record<string, number>} */
     const targets = {
       ArrowLeft: index - 1,
@@ -26,9 +26,9 @@ export function walkWithArrows(list) {
   });
 }
 
-/** @param {Element[]} links */
-function columnsOf(links) {
-  const top = links[0].getBoundingClientRect().top;
-  const next = links.findIndex((link) => Math.abs(link.getBoundingClientRect().top - top) > 4);
-  return next < 0 ? links.length : next;
+/** @param {Element[]} items some of which may be gliding to where they belong */
+function columnsOf(items) {
+  const tops = items.map((item) => (item instanceof HTMLElement ? item.offsetTop : 0));
+  const next = tops.findIndex((top) => top > tops[0]);
+  return next < 0 ? items.length : next;
 }

@@ -43,10 +43,18 @@ export function listenForKeys(shortcuts, more) {
  */
 function nameOf(event) {
   if (event.altKey) return "";
-  const key = event.key.length === 1 ? event.key.toUpperCase() : event.key;
+  const key = event.key.length === 1 ? characterOf(event).toUpperCase() : event.key;
   const isLetter = /^[A-Z]$/.test(key);
   const command = event.ctrlKey || event.metaKey ? "Ctrl+" : "";
   return `${command}${event.shiftKey && (isLetter || key.length > 1) ? "Shift+" : ""}${key}`;
+}
+
+/**
+ * The character of a key; where letters are not Latin, as on a Greek keyboard, the Latin one there.
+ * @param {KeyboardEvent} event
+ */
+function characterOf({ key, code }) {
+  return key > "\x7f" && /^Key[A-Z]$/.test(code) ? code.slice(3) : key;
 }
 
 /** @param {EventTarget | null} target */

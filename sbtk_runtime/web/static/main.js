@@ -8,7 +8,7 @@ import { Watch } from "./health.js";
 import { takePictures } from "./intake.js";
 import { keepSketch, restoreSketch } from "./keep.js";
 import { drawWithKeys } from "./keyboard_pen.js";
-import { byId, choose, chosen, onChoice } from "./page.js";
+import { byId, choose, chooseDefaults, chosen, onChoice } from "./page.js";
 import { go, here, moves } from "./place.js";
 import { drawWithPointers } from "./pointer_input.js";
 import { idOf } from "./results.js";
@@ -20,7 +20,9 @@ import { Viewer } from "./viewer.js";
 /** @typedef {import("./picture.js").Picture} Picture */
 /** @typedef {import("./search.js").Question} Question */
 
+chooseDefaults();
 const drawing = new Drawing();
+restoreSketch(drawing);
 const pad = new SketchPad(byId("ink", HTMLCanvasElement), byId("pen", HTMLCanvasElement), drawing);
 const watch = new Watch();
 const finds = new Finds(watch, question);
@@ -29,7 +31,6 @@ const viewer = new Viewer(finds.results);
 /** @type {Picture | null} */
 let picture = null;
 
-restoreSketch(drawing);
 keepSketch(drawing);
 drawWithPointers(pad);
 drawWithKeys(pad);
@@ -44,6 +45,7 @@ pad.addEventListener("draw", () => {
 });
 pad.addEventListener("drop", () => finds.ask());
 drawing.addEventListener("change", () => {
+  performance.clearMarks("sbtk:drawn");
   performance.mark("sbtk:drawn");
   followPicture();
   leaveLike();
@@ -53,6 +55,10 @@ drawing.addEventListener("change", () => {
 onChoice("as", () => finds.ask());
 byId("folder", HTMLSelectElement).addEventListener("change", () => finds.ask());
 byId("like-leave", HTMLButtonElement).addEventListener("click", leaveLike);
+byId("skip", HTMLAnchorElement).addEventListener("click", (event) => {
+  event.preventDefault(); // What follows # in the address says what is shown.
+  byId("finds", HTMLElement).focus();
+});
 for (const source of [finds.results, viewer]) {
   source.addEventListener("like", (event) => like(/** @type {CustomEvent<number>} */ (event).detail));
 }

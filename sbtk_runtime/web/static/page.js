@@ -33,6 +33,26 @@ export function choose(name, value) {
   radio.checked = true;
 }
 
+/** Puts all radio buttons back: Firefox keeps them over a reload, which loses the picture that they go with. */
+export function chooseDefaults() {
+  for (const radio of document.querySelectorAll("input")) {
+    if (radio.type === "radio") radio.checked = radio.defaultChecked;
+  }
+}
+
+/**
+ * Lets some of the buttons that belong together be pressed. The focus goes on to one of these when its
+ * own cannot be pressed any more: else the keys that follow would reach nothing.
+ * @param {[HTMLButtonElement, boolean][]} buttons each with whether it can be pressed
+ */
+export function enable(buttons) {
+  const focused = document.activeElement;
+  for (const [button, isEnabled] of buttons) button.disabled = !isEnabled;
+  if (buttons.some(([button, isEnabled]) => button === focused && !isEnabled)) {
+    buttons.find(([, isEnabled]) => isEnabled)?.[0].focus();
+  }
+}
+
 /**
  * @param {string} name
  * @param {() => void} changed

@@ -43,6 +43,7 @@ export class Results extends EventTarget {
   show(hits) {
     this.hits = [...hits];
     const focused = document.activeElement;
+    const hadFocus = this.list.contains(focused);
     glide([...this.list.children].filter(isItem), () => {
       const items = hits.map((hit, index) => this.#card(hit, index < URGENT).item);
       const kept = new Set(items);
@@ -53,8 +54,7 @@ export class Results extends EventTarget {
         if (this.list.children[index] !== item) this.list.insertBefore(item, this.list.children[index] ?? null);
       });
     });
-    // What is moved loses the focus.
-    if (focused instanceof HTMLElement && focused.isConnected && this.list.contains(focused)) focused.focus();
+    if (hadFocus) this.#focusAgain(focused);
     this.#forget();
     this.sharpen();
   }
@@ -97,6 +97,16 @@ export class Results extends EventTarget {
   /** @param {number} id */
   focus(id) {
     this.#cards.get(id)?.link.focus();
+  }
+
+  /**
+   * What is moved loses the focus; that of a photo which is no longer there goes to the closest one.
+   * @param {Element | null} focused
+   */
+  #focusAgain(focused) {
+    const next = this.list.contains(focused) ? focused : this.list.querySelector("a");
+    const place = next ?? this.list.closest("section");
+    if (place instanceof HTMLElement) place.focus({ preventScroll: true });
   }
 
   /** @param {number} id @returns {string | null} the address of the thumbnail that is shown */
@@ -168,7 +178,10 @@ function newCard(hit) {
   const link = /** @type {HTMLAnchorElement} */ (item.querySelector("a"));
   const image = /** @type {HTMLImageElement} */ (item.querySelector("img"));
   item.dataset.id = `${hit.id}`;
-  image.addEventListener("load", () => item.classList.add("is-here"));
+  image.addEventListener("load", () => {
+    item.classList.remove("is-gone");
+    item.classList.add("is-here");
+  });
   image.addEventListener("error", () => {
     if (image.hasAttribute("src")) item.classList.add("is-gone");
   });
@@ -196,7 +209,8 @@ function describe({ item, link, hit }) {
  * @returns {string}
  */
 export function scoreText(score) {
-  return score.toFixed(2).replace("-", "\u2212");
+  const text = score.toFixed(2);
+  return text === "-0.00" ? "0.00" : text.replace("-", "\u2212");
 }
 
 /**

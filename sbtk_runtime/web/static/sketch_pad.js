@@ -103,13 +103,13 @@ export class SketchPad extends EventTarget {
   /**
    * Shows where the eraser is, or with `isKept` where the pen of the keyboard is.
    * @param {{ x: number, y: number } | null} at
-   * @param {{ tool?: Tool, isKept?: boolean }} [how]
+   * @param {{ isKept?: boolean }} [how]
    */
-  hover(at, { tool = this.tool, isKept = false } = {}) {
+  hover(at, { isKept = false } = {}) {
     if (this.isDrawing && !isKept) return;
     this.#wipe();
     if (at === null) return;
-    if (tool === "eraser") this.#ring(at, this.size * ERASER_SCALE);
+    if (this.tool === "eraser") this.#ring(at, this.size * ERASER_SCALE);
     if (isKept) this.#cross(at);
   }
 

@@ -2,7 +2,7 @@
 
 import { announce } from "./announce.js";
 import { listenForKeys } from "./keys.js";
-import { byId, choose, chosen, onChoice } from "./page.js";
+import { byId, choose, chosen, enable, onChoice } from "./page.js";
 import { SIZES } from "./strokes.js";
 
 /** @typedef {import("./drawing.js").Drawing} Drawing */
@@ -25,10 +25,9 @@ export function offerTools(pad, { switchKind, toResults, likeFocused }) {
     pad.element.dataset.tool = pad.tool;
   };
   const [undo, redo, clear] = ["undo", "redo", "clear"].map((id) => byId(id, HTMLButtonElement));
-  const enable = () => {
-    undo.disabled = !drawing.canUndo;
-    redo.disabled = !drawing.canRedo;
-    clear.disabled = drawing.visible.length === 0;
+  const follow = () => {
+    const { canUndo, canRedo, visible } = drawing;
+    enable([[undo, canUndo], [redo, canRedo], [clear, visible.length > 0]]);
   };
   const goBack = () => drawing.undo() && announce("Undone.");
   const goOn = () => drawing.redo() && announce("Redone.");
@@ -55,9 +54,9 @@ export function offerTools(pad, { switchKind, toResults, likeFocused }) {
   undo.addEventListener("click", goBack);
   redo.addEventListener("click", goOn);
   clear.addEventListener("click", wipe);
-  drawing.addEventListener("change", enable);
+  drawing.addEventListener("change", follow);
   take();
-  enable();
+  follow();
 
   listenForKeys(
     [

@@ -4,7 +4,7 @@ import { Problem, fileUrl, photo, thumbnailUrl } from "./api.js";
 import { say } from "./announce.js";
 import { copyText } from "./clipboard.js";
 import { exactPathOf, nameOf, pathOf } from "./names.js";
-import { byId } from "./page.js";
+import { byId, enable } from "./page.js";
 import { closePhoto, swap } from "./place.js";
 
 /** @typedef {import("./api.js").Photo} Photo */
@@ -27,15 +27,15 @@ export class Viewer extends EventTarget {
   constructor(results) {
     super();
     this.results = results;
-    this.#dialog.addEventListener("cancel", (event) => {
-      event.preventDefault();
-      closePhoto();
+    // Browsers close dialogs in ways of their own too: by Escape, or the phone's Back.
+    this.#dialog.addEventListener("close", () => {
+      if (this.id !== null && !this.#dialog.open) closePhoto();
     });
     this.#dialog.addEventListener("click", (event) => {
-      if (event.target === this.#dialog) closePhoto();
+      if (event.target === this.#dialog) this.#dialog.close();
     });
     this.#dialog.addEventListener("keydown", (event) => this.#key(event));
-    byId("viewer-close", HTMLButtonElement).addEventListener("click", closePhoto);
+    byId("viewer-close", HTMLButtonElement).addEventListener("click", () => this.#dialog.close());
     byId("viewer-before", HTMLButtonElement).addEventListener("click", () => this.#step(-1));
     byId("viewer-after", HTMLButtonElement).addEventListener("click", () => this.#step(1));
     byId("viewer-copy", HTMLButtonElement).addEventListener("click", () => void this.#copy());
@@ -81,6 +81,8 @@ export class Viewer extends EventTarget {
     const large = new Image();
     large.src = thumbnailUrl(id, neededPx <= SIZES_PX[0] ? SIZES_PX[0] : SIZES_PX[1]);
     this.#image.classList.toggle("is-coming", shown !== null);
+    // Else the photo before would stay in sight, under this one's name.
+    if (shown === null) this.#image.removeAttribute("src");
     this.#image.src = shown ?? large.src;
     if (shown === null) return;
     const finish = () => {
@@ -132,8 +134,11 @@ export class Viewer extends EventTarget {
   }
 
   #neighbours() {
-    byId("viewer-before", HTMLButtonElement).disabled = this.#neighbour(-1) === null;
-    byId("viewer-after", HTMLButtonElement).disabled = this.#neighbour(1) === null;
+    enable([
+      [byId("viewer-before", HTMLButtonElement), this.#neighbour(-1) !== null],
+      [byId("viewer-after", HTMLButtonElement), this.#neighbour(1) !== null],
+      [byId("viewer-close", HTMLButtonElement), true],
+    ]);
   }
 
   /** @param {number} way */
