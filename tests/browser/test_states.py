@@ -27,14 +27,31 @@ from tests.tiny import tiny_bundle, tiny_photo, write_photos, write_tiny_manifes
 from tests.tiny_gallery import index
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Route
 
-#: Markup as a file name, a name of no UTF-8, and one that turns the writing around.
+#: Markup as a file name, a name of no UTF-8, one that turns the writing around, one with a line
+#: end, one that looks like an address, and the longest that file systems take.
 ODD_NAMES = (
     b"<img src=x onerror='document.title=1'>.png",
     b"caf\xe9.png",
     "\u202egnp.png".encode(),
+    b'two\nlines, a "quote" & more.png',
+    b"..%2f#photo=1?as=photo.png",
+    b"x" * 251 + b".png",
 )
+#: Emoji of several signs are one.
+FAMILY = "\N{MAN}\u200d\N{WOMAN}\u200d\N{GIRL}.png"
+
+
+# Firefox fills in what was chosen before the reload, while it reads the page.
+_AS_FIREFOX_RELOADS = """{
+    const observer = new MutationObserver(() => {
+        const radio = document.querySelector("input[value='photo']");
+        if (radio !== null) radio.checked = true;
+        if (radio !== null) observer.disconnect();
+    });
+    observer.observe(document, { childList: true, subtree: true });
+}"""
 
 
 @pytest.fixture
@@ -96,7 +113,9 @@ def test_a_gallery_indexed_meanwhile_is_picked_up(chromium: Browser, place: Path
                 visit.stroke(ROOF)
             before = visit.ids()
             write_photos(place / "photos" / "more", 4, seed=9)
+            # Until it is indexed, its thumbnail may still be asked for.
             (place / "photos" / visit.names()[0]).unlink()
+            visit.tolerate("404.*/thumbnail")
             index(place / "gallery.sbtk", place / "photos", place / "tiny")
             for x in np.linspace(0.3, 0.7, 20):
                 with visit.new_hits():
@@ -107,6 +126,86 @@ def test_a_gallery_indexed_meanwhile_is_picked_up(chromium: Browser, place: Path
                     break
             assert set(before[1:]) < set(visit.ids())
             visit.page.get_by_text("9 photos", exact=True).wait_for()
+
+
+def test_a_folder_that_is_indexed_no_more_is_chosen_no_more(chromium: Browser, place: Path) -> None:
+    write_photos(place / "photos" / "more", 4, seed=9)
+    index(place / "gallery.sbtk", place / "photos", place / "tiny")
+    options = ("--model", str(place / "tiny"))
+    with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
+        served.wait_until_ready()
+        with Visit(chromium, served.origin) as visit:
+            visit.open()
+            with visit.new_hits():
+                visit.stroke(ROOF)
+            folder = visit.page.get_by_label("Folder")
+            with visit.new_hits():
+                folder.select_option(str(place / "photos" / "more"))
+            assert len(visit.ids()) == 4
+            visit.tolerate("404.*/thumbnail")
+            shutil.rmtree(place / "photos" / "more")
+            index(place / "gallery.sbtk", place / "photos", place / "tiny")
+            with visit.new_hits():
+                # As when somebody comes back to the page: it looks how the server is.
+                visit.page.evaluate("window.dispatchEvent(new Event('online'))")
+                visit.page.get_by_text("6 photos", exact=True).wait_for()
+                visit.wait_until("() => document.querySelectorAll('#hits > li').length === 6")
+            assert folder.input_value() == ""
+
+
+def test_a_newer_gallery_that_cannot_be_served_is_told_of(chromium: Browser, place: Path) -> None:
+    options = ("--model", str(place / "tiny"))
+    with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
+        served.wait_until_ready()
+        with Visit(chromium, served.origin) as visit:
+            visit.open()
+            with visit.new_hits():
+                visit.stroke(ROOF)
+            whole = (place / "gallery.sbtk" / "manifest.json").read_bytes()
+            (place / "gallery.sbtk" / "manifest.json").write_bytes(whole[:40])
+            while served.health()[1]["problem"] is None:
+                visit.page.wait_for_timeout(50)
+            visit.page.evaluate("window.dispatchEvent(new Event('online'))")
+            visit.page.get_by_role("heading", name="manifest.json").wait_for()
+            # What was served before is served on.
+            with visit.new_hits():
+                visit.stroke(((0.3, 0.3), (0.6, 0.4)))
+            assert len(visit.ids()) == 6
+            (place / "gallery.sbtk" / "manifest.json").write_bytes(whole)
+            visit.page.locator("#panel").wait_for(state="hidden")
+
+
+def test_an_old_look_at_the_server_does_not_replace_a_newer_one(visit: Visit) -> None:
+    held: list[Route] = []
+
+    def hold_the_first(route: Route) -> None:
+        if held:
+            route.continue_()
+        else:
+            held.append(route)
+
+    visit.context.route("**/healthz", hold_the_first)
+    for _ in range(2):
+        with visit.page.expect_request("**/healthz"):
+            visit.page.evaluate("window.dispatchEvent(new Event('online'))")
+    visit.page.wait_for_timeout(300)
+    held[0].abort()
+    visit.forgive("ERR_")
+    visit.page.wait_for_timeout(100)
+    assert visit.page.locator("#server").get_attribute("data-condition") == "ok"
+
+
+def test_choices_that_a_browser_keeps_over_a_reload_go_back(chromium: Browser, place: Path) -> None:
+    options = ("--model", str(place / "tiny"))
+    with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
+        served.wait_until_ready()
+        with Visit(chromium, served.origin) as visit:
+            visit.context.add_init_script(_AS_FIREFOX_RELOADS)
+            visit.open()
+            assert visit.page.get_by_role("radio", name="Sketch").is_checked()
+            with visit.new_hits():
+                visit.stroke(ROOF)
+            assert "as=sketch" in visit.queries[-1].url
 
 
 def test_a_photo_that_is_gone_says_so_and_the_others_stay(chromium: Browser, place: Path) -> None:
@@ -124,10 +223,17 @@ def test_a_photo_that_is_gone_says_so_and_the_others_stay(chromium: Browser, pla
             assert len(visit.ids()) == 6
             assert visit.page.locator("#hits li.is-gone").count() == 1
             visit.forgive("404")
+            # Back again, and looked at anew.
+            shutil.move(place / "elsewhere.jpg", place / "photos" / "photo-0002.jpg")
+            visit.page.get_by_role("button", name="Clear").click()
+            visit.page.wait_for_selector("#panel:not([hidden])")
+            with visit.new_hits():
+                visit.page.get_by_role("button", name="Undo").click()
+            gone.get_by_text("This photo cannot be shown").wait_for(state="hidden")
 
 
 def test_names_of_files_are_text_and_nothing_else(chromium: Browser, place: Path) -> None:
-    for seed, odd in enumerate(ODD_NAMES):
+    for seed, odd in enumerate((*ODD_NAMES, FAMILY.encode())):
         tiny_photo(500 + seed).save(place / "photos" / os.fsdecode(odd), "PNG")
     index(place / "gallery.sbtk", place / "photos", place / "tiny")
     options = ("--model", str(place / "tiny"))
@@ -138,12 +244,15 @@ def test_names_of_files_are_text_and_nothing_else(chromium: Browser, place: Path
             with visit.new_hits():
                 visit.stroke(ROOF)
             names = visit.names()
-            assert len(names) == 9
+            assert len(names) == 13
             assert ODD_NAMES[0].decode() in names
+            assert FAMILY in names
+            assert r'two\x0alines, a "quote" & more.png' in names
             assert not any("\u202e" in name for name in names)
+            assert visit.fits()
             for name in names:
                 visit.page.locator("#hits li a").nth(names.index(name)).click()
-                visit.page.get_by_role("dialog", name=name).wait_for()
+                visit.page.get_by_role("dialog", name=name, exact=True).wait_for()
                 visit.wait_until("() => document.getElementById('viewer-image').naturalWidth > 0")
                 visit.page.keyboard.press("Escape")
                 visit.page.locator("dialog[open]").wait_for(state="detached")

@@ -5,7 +5,16 @@ import { announceSoon } from "./announce.js";
 import { choicesFrom, fill } from "./folders.js";
 import { nameOf } from "./names.js";
 import { byId } from "./page.js";
-import { emptyFolderMessage, emptyGalleryMessage, problemMessage, serverMessage, showMessage, welcomeMessage } from "./panel.js";
+import {
+  emptyFolderMessage,
+  emptyGalleryMessage,
+  noOtherPhotoMessage,
+  noPhotoMessage,
+  problemMessage,
+  serverMessage,
+  showMessage,
+  welcomeMessage,
+} from "./panel.js";
 import { Results, scoreText } from "./results.js";
 import { Search } from "./search.js";
 import { showServer } from "./server_line.js";
@@ -111,17 +120,21 @@ export class Finds {
     this.#problem = null;
     this.#isAnswered = true;
     this.#isBlank = false;
+    // Photos of two generations do not go together; an answer with more has the first ones too.
+    const isOther = answer.generation !== this.#generation;
     this.#generation = answer.generation;
     const { hits } = answer;
     let isAnyNew = true;
-    if (isMore) isAnyNew = this.results.append(hits) > 0;
+    if (isMore && !isOther) isAnyNew = this.results.append(hits) > 0;
     else this.results.show(hits);
+    performance.clearMarks("sbtk:shown");
     performance.mark("sbtk:shown", { detail: { hits: hits.length, isMore } });
     this.#more.hidden = !isAnyNew || hits.length === 0 || !this.search.mayHaveMore;
     const took = isMore ? "" : ` · ${Math.max(1, Math.round(answer.took_ms))} ms`;
     byId("summary", HTMLElement).textContent = hits.length > 0 ? `${this.#countText()}${took}` : "";
     const notices = byId("notices", HTMLElement);
-    notices.textContent = (answer.notices ?? []).join(" · ");
+    // An empty gallery is told more of in the panel.
+    notices.textContent = this.#gallery?.count === 0 ? "" : (answer.notices ?? []).join(" · ");
     notices.hidden = notices.textContent === "";
     if (!isMore && hits.length > 0) {
       announceSoon(`${hits.length} photos found. Closest: ${nameOf(hits[0])}, score ${scoreText(hits[0].score)}.`);
@@ -173,7 +186,9 @@ export class Finds {
       return;
     }
     this.#choices = choicesFrom(this.#gallery.folders);
+    const chosen = this.#folder.value;
     fill(this.#folder, this.#choices);
+    if (this.#folder.value !== chosen && this.question() !== null) this.ask();
     byId("folder-field", HTMLElement).hidden = this.#choices.length < 2;
     showServer(this.watch, this.#gallery);
     this.#show();
@@ -206,10 +221,12 @@ export class Finds {
 
   /** @param {boolean} isEmpty */
   #message(isEmpty) {
+    if (this.#problem?.code === "no_photo") return noPhotoMessage();
     if (this.#problem !== null) return problemMessage(this.#problem.message, this.#problem.next, true);
     if (this.#gallery?.count === 0) return emptyGalleryMessage();
     if (!isEmpty) return null;
     if (this.#isBlank || this.question() === null) return welcomeMessage(this.#gallery?.count ?? 0);
-    return this.#isAnswered ? emptyFolderMessage() : null;
+    if (!this.#isAnswered || this.#gallery === null) return null;
+    return this.#folder.value === "" ? noOtherPhotoMessage() : emptyFolderMessage();
   }
 }

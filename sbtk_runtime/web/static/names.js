@@ -31,12 +31,16 @@ export function exactPathOf(named) {
   return named.path ?? null;
 }
 
+// Joiners make one sign of several in emoji and in scripts such as Persian; elsewhere they hide.
+const JOINED = /(?<=[\p{M}\p{Lo}\p{Emoji_Presentation}])[\u200c\u200d](?=[\p{Lo}\p{Extended_Pictographic}])/u;
+const HIDDEN = new RegExp(`(?!${JOINED.source})[\\p{C}\\p{Zl}\\p{Zp}]|(?! )\\p{Zs}`, "gu");
+
 /**
  * @param {string} text
  * @returns {string}
  */
 function printable(text) {
-  return text.replace(/[\p{C}\p{Zl}\p{Zp}]|(?! )\p{Zs}/gu, (character) => {
+  return text.replace(HIDDEN, (character) => {
     const code = character.codePointAt(0) ?? 0;
     if (code < 0x100) return `\\x${code.toString(16).padStart(2, "0")}`;
     return code < 0x10000 ? `\\u${code.toString(16).padStart(4, "0")}` : `\\u{${code.toString(16)}}`;

@@ -39,7 +39,8 @@ export function serverMessage(condition, health) {
       text: "Open the address that sbtk serve printed when it started: it ends in ?token= and the token.",
     };
   }
-  if (condition === "failed") {
+  // The gallery that was served before is served on where a newer one cannot be.
+  if (condition === "failed" || health.problem) {
     const { message = "The engine did not start", next = "" } = health.problem ?? {};
     return problemMessage(message, next);
   }
@@ -90,6 +91,17 @@ export function emptyGalleryMessage() {
 /** @returns {Message} */
 export function emptyFolderMessage() {
   return { mood: "empty", title: "No photos here", text: "This folder has none. Choose another, or all folders." };
+}
+
+/** @returns {Message} */
+export function noOtherPhotoMessage() {
+  return { mood: "empty", title: "No other photos", text: "The gallery has none but this one." };
+}
+
+/** @returns {Message} */
+export function noPhotoMessage() {
+  const text = "Go back to the sketch, or draw another one.";
+  return { mood: "trouble", title: "That photo is not in the gallery any more", text };
 }
 
 let said = "";
