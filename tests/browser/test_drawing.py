@@ -93,7 +93,8 @@ def test_an_answer_that_comes_late_does_not_replace_a_newer_one(visit: Visit) ->
             held.append(route)
 
     visit.context.route("**/v1/query*", hold_the_first)
-    visit.stroke(ROOF, steps=1)
+    with visit.page.expect_request("**/v1/query*"):
+        visit.stroke(ROOF, steps=1)
     visit.page.wait_for_timeout(50)
     assert len(held) == 1
     with visit.new_hits():

@@ -27,12 +27,10 @@ def found(visit: Visit) -> Visit:
 
 def test_scrolling_brings_all_photos_once(found: Visit) -> None:
     first = found.ids()
-    for _ in range(20):
-        if len(found.ids()) == ALL_PHOTOS:
-            break
-        found.page.mouse.move(1000, 500)
-        found.page.mouse.wheel(0, 2000)
-        found.page.wait_for_timeout(150)
+    while len(found.ids()) < ALL_PHOTOS:
+        with found.new_hits():
+            found.page.mouse.move(1000, 500)
+            found.page.mouse.wheel(0, 2000)
     shown = found.ids()
     assert sorted(shown) == sorted(set(shown))
     assert len(shown) == ALL_PHOTOS
