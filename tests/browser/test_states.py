@@ -195,6 +195,26 @@ def test_an_old_look_at_the_server_does_not_replace_a_newer_one(visit: Visit) ->
     assert visit.page.locator("#server").get_attribute("data-condition") == "ok"
 
 
+def test_a_sketch_outlives_a_reload_of_the_page(chromium: Browser, place: Path) -> None:
+    options = ("--model", str(place / "tiny"))
+    with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
+        served.wait_until_ready()
+        with Visit(chromium, served.origin) as visit:
+            visit.open()
+            with visit.new_hits():
+                visit.stroke(ROOF)
+            before = visit.ink()
+            visit.page.reload()
+            visit.page.wait_for_selector("#hits > li")
+            assert len(visit.ids()) == 6
+            assert visit.ink() == pytest.approx(before, rel=0.02)
+            # No more is asked for than there is, so nothing is said about it.
+            assert visit.page.locator("#notices").text_content() == ""
+            visit.page.get_by_role("button", name="Undo").click()
+            visit.page.wait_for_selector("#panel:not([hidden])")
+            assert visit.ink() == 0
+
+
 def test_choices_that_a_browser_keeps_over_a_reload_go_back(chromium: Browser, place: Path) -> None:
     options = ("--model", str(place / "tiny"))
     with serving(place / "gallery.sbtk", *options, log=place / "log") as served:

@@ -197,7 +197,7 @@ export class Finds {
   /** @returns {number} how many photos can be found where somebody looks */
   get #searchable() {
     const choice = this.#choices.find(({ path }) => path === this.#folder.value);
-    return choice?.count ?? this.#gallery?.count ?? Infinity;
+    return choice?.count ?? this.#gallery?.count ?? this.watch.health.photos ?? Infinity;
   }
 
   #countText() {
