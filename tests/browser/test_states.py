@@ -321,7 +321,7 @@ def _make_slow_to_load(bundle: Path) -> None:
     graph.initializer.append(numpy_helper.from_array(np.array([1500, 1500]), "sides"))
     graph.initializer.append(numpy_helper.from_array(np.zeros((), np.float32), "nought"))
     small = helper.make_tensor("small", TensorProto.FLOAT, [1], [1e-3])
-    names = [f"product-{index}" for index in range(25)]
+    names = [f"product-{index}" for index in range(90)]
     late = [helper.make_node("ConstantOfShape", ["sides"], names[:1], value=small)]
     late += [
         helper.make_node("MatMul", [before, names[0]], [after])
