@@ -69,7 +69,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(call new_environment,$(VENV))
 	@echo "Installing sbtk with everything that its tests need into $(VENV) (some 5 GB) ..."
 	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --editable \
-		".[train,export,cpu,openvino,tensorrt-rtx,plot,serve,show,dev]" || $(INSTALL_FAILED)
+		".[train,export,cpu,openvino,tensorrt-rtx,plot,photos,serve,show,dev]" || $(INSTALL_FAILED)
 	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --no-deps --upgrade \
 		--target $(VENV)/onnxruntime-gpu onnxruntime-gpu \
 		|| echo "There is no onnxruntime-gpu for this machine: its tests will be skipped" >&2

@@ -17,6 +17,7 @@ from typing import BinaryIO
 # The plugins are imported here because Pillow's own search for them is not safe between threads:
 # a picture can find the registry half filled.
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
@@ -32,11 +33,14 @@ from PIL import (
 
 from sbtk_runtime.errors import BadImage
 from sbtk_runtime.files import without_waiting
+from sbtk_runtime.raw_photo import decode_raw, is_raw, raw_memory
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-    | {".ppm", ".pgm", ".pbm", ".heic", ".heif"}
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+HEIC_SUFFIXES = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
+SUFFIXES = (
+    frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".gif"})
+    | {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif"}
+    | HEIC_SUFFIXES
 )
 MAX_PIXELS = 120_000_000
 MAX_FILE_BYTES = 512 << 20
@@ -49,10 +53,15 @@ _AT_MOST = f"at most {MAX_PIXELS:,} pixels"
 # again (WebP's animation canvas, TIFF's strips), and progressive JPEGs all of their coefficients.
 _PLAIN_BYTES = 4
 _MIXED_BYTES = 12
-_FORMAT_BYTES = {"WEBP": 16, "TIFF": 4, "HEIF": 8}
+_FORMAT_BYTES = {"WEBP": 16, "TIFF": 4, "HEIF": 8, "AVIF": 8}
 _PROGRESSIVE_BYTES = 6
 
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
+_GENERAL_BRANDS = frozenset({b"mif1", b"mif2", b"msf1"})
+_MAX_BRANDS_BYTES = 256
+
 _PLUGINS = (
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     JpegImagePlugin,
@@ -125,6 +134,12 @@ def decode(data: bytes, *, at_least_px: int | None = None) -> Image.Image:
         BadImage: not an image, a format off the allow-list, damaged, over `MAX_PIXELS`, or over
             `MAX_DECODE_BYTES` while it is decoded.
     """
+    if is_raw(data):
+        return decode_raw(data, lambda jpeg: _decoded(jpeg, at_least_px), MAX_DECODE_BYTES)
+    return _decoded(data, at_least_px)
+
+
+def _decoded(data: bytes, at_least_px: int | None) -> Image.Image:
     try:
         image, needed_bytes = _open(data, at_least_px)
         if needed_bytes > MAX_DECODE_BYTES:
@@ -153,10 +168,25 @@ def memory_to_decode(data: bytes, *, at_least_px: int | None = None) -> int:
     It is 0 for what `decode` will refuse without decoding it.
     """
     try:
-        _, needed_bytes = _open(data, at_least_px)
+        if is_raw(data):
+            needed_bytes = raw_memory(data, lambda jpeg: _open(jpeg, at_least_px)[1])
+        else:
+            _, needed_bytes = _open(data, at_least_px)
     except Exception:
         return 0
     return needed_bytes if needed_bytes <= MAX_DECODE_BYTES else 0
+
+
+def is_heic(head: bytes) -> bool:
+    """Returns whether a file that begins with these bytes is a HEIC picture, by its brands."""
+    if head[4:8] != b"ftyp":
+        return False
+    if head[8:12] in _GENERAL_BRANDS:
+        # Their first brand says only that they are pictures; AVIF has the same.
+        size_bytes = min(int.from_bytes(head[:4], "big"), _MAX_BRANDS_BYTES)
+        brands = {head[at : at + 4] for at in range(16, size_bytes, 4)}
+        return not brands & {b"avif", b"avis"}
+    return head[8:12] in _HEIC_BRANDS
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -204,7 +234,7 @@ def _content(file: BinaryIO) -> ImageFile | None:
 def _open(data: bytes, at_least_px: int | None) -> tuple[Image.Image, int]:
     """Returns the picture, its header read and a JPEG's scale chosen, and what it takes to load."""
     formats: tuple[str, ...] = FORMATS
-    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypheim", b"ftyphevc"):
+    if is_heic(data):
         formats = (*FORMATS, "HEIF")
         _register_heif()
     image = Image.open(io.BytesIO(data), formats=formats)
@@ -235,8 +265,8 @@ def _register_heif() -> None:
     except ImportError as problem:
         raise BadImage(
             "a HEIC picture, and pillow-heif is not installed",
-            "the extra 'heic'",
-            'pip install "sbtk[heic]"',
+            "the extra 'photos'",
+            'pip install "sbtk[photos]"',
         ) from problem
     pillow_heif.register_heif_opener()
 

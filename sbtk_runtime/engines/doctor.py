@@ -29,7 +29,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "plot": ("matplotlib",),
     "serve": ("fastapi", "fastapi-offline", "prometheus-client", "uvicorn"),
     "show": ("textual-image",),
-    "heic": ("pillow-heif",),
+    "photos": ("pillow-heif", "rawpy"),
     "parquet": ("pyarrow",),
     "train": ("torch", "torchvision", "safetensors", "matplotlib"),
     "export": ("torch", "onnx", "onnxscript"),

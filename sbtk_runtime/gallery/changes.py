@@ -223,6 +223,7 @@ def _sha256(path: bytes, size_bytes: int) -> bytes | None:
 
 
 def _reader() -> str:
-    """Returns what decides whether a file can be read: with pillow-heif more can."""
+    """Returns what decides whether a file can be read: with the extra `photos` more can."""
     heif = importlib.util.find_spec("pillow_heif") is not None
-    return f"{PREPROCESSING}, pillow {PIL.__version__}{', heif' * heif}"
+    raw = importlib.util.find_spec("rawpy") is not None
+    return f"{PREPROCESSING}, pillow {PIL.__version__}{', heif' * heif}{', raw' * raw}"

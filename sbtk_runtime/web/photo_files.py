@@ -17,15 +17,15 @@ from typing import BinaryIO
 from PIL import Image
 
 from sbtk_runtime.errors import SbtkError
-from sbtk_runtime.images import FORMATS
+from sbtk_runtime.images import FORMATS, is_heic
+from sbtk_runtime.raw_photo import is_raw
 from sbtk_runtime.web.work_queue import Busy
 
 _FOLDER = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
 _FILE = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_SIGNATURE_BYTES = 16
+_SIGNATURE_BYTES = 4096
 # Then the photo is well, and the next request may be lucky.
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-_HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypheim", b"ftyphevc")
 
 
 class PhotoGone(SbtkError):
@@ -80,8 +80,10 @@ def media_type_of(file: BinaryIO) -> str:
     """
     head = file.read(_SIGNATURE_BYTES).ljust(_SIGNATURE_BYTES, b"\0")
     file.seek(0)
-    if head[4:12] in _HEIF_BRANDS:
+    if is_heic(head):
         return "image/heic"
+    if is_raw(head):
+        return "image/x-raw"
     for name in FORMATS:
         # What Pillow itself goes by; the rest of a header may lie behind megabytes of metadata.
         _, is_accepted = Image.OPEN[name]

@@ -14,7 +14,6 @@ import warnings
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from sbtk_runtime.images import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
     decode,
+    is_heic,
     memory_to_decode,
     on_white,
     read_image_bytes,
@@ -286,11 +286,50 @@ def test_files_of_other_kinds_are_no_images() -> None:
         assert memory_to_decode(data) == 0
 
 
-@pytest.mark.skipif(find_spec("pillow_heif") is not None, reason="pillow-heif is installed")
-def test_heic_names_the_extra() -> None:
+def test_heic_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(BadImage, match="pillow-heif is not installed") as caught:
         decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-    assert caught.value.next_step == 'pip install "sbtk[heic]"'
+    assert caught.value.next_step == 'pip install "sbtk[photos]"'
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("format_", ["HEIF", "AVIF"])
+def test_heic_and_avif_are_read_upright(format_: str, orientation: int) -> None:
+    if format_ == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    photo = Image.new("RGB", (96, 64), (200, 30, 30))
+    photo.paste((30, 30, 200), (0, 0, 48, 64))
+    exif = Image.Exif()
+    exif[274] = orientation
+    jpeg, buffer = io.BytesIO(), io.BytesIO()
+    photo.save(jpeg, "JPEG", quality=95, exif=exif)
+    if format_ == "HEIF":
+        photo.info["exif"] = exif.tobytes()  # makes pillow-heif write the turn as phones do
+        photo.save(buffer, format_, quality=90)
+    else:
+        photo.save(buffer, format_, quality=90, exif=exif)
+    found = np.asarray(decode(buffer.getvalue()), dtype=np.int16)
+    expected = np.asarray(decode(jpeg.getvalue()), dtype=np.int16)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).mean() < 12
+    assert memory_to_decode(buffer.getvalue()) >= 96 * 64 * 4
+
+
+def test_brands_tell_heic_from_avif_and_films() -> None:
+    def head(*brands: bytes) -> bytes:
+        size = 16 + 4 * (len(brands) - 1)
+        return size.to_bytes(4, "big") + b"ftyp" + brands[0] + bytes(4) + b"".join(brands[1:])
+
+    assert is_heic(head(b"heic", b"mif1"))
+    assert is_heic(head(b"heix"))
+    assert is_heic(head(b"mif1", b"heic"))
+    assert is_heic(head(b"msf1", b"hevc"))
+    assert not is_heic(head(b"avif", b"mif1"))
+    assert not is_heic(head(b"mif1", b"miaf", b"avif"))
+    assert not is_heic(head(b"qt  "))
+    assert not is_heic(head(b"mp42", b"isom"))
+    assert not is_heic(b"")
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM"])

@@ -139,4 +139,5 @@ def test_extras_are_those_of_the_package() -> None:
     for extra, distributions in EXTRAS.items():
         required = " ".join(declared[extra])
         assert all(name in required for name in distributions)
-    assert set(declared) - set(EXTRAS) == {"dev"}
+    assert declared["heic"] == ["sbtk[photos]"]  # its name before it brought RAW too
+    assert set(declared) - set(EXTRAS) == {"dev", "heic"}

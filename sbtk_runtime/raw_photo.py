@@ -1,0 +1,224 @@
+"""Camera RAW: told from its bytes, and shown by the JPEG that the camera put into it.
+
+Most RAW files are TIFF files whose first directory is a thumbnail, so a reader of images would take
+them for small pictures. They are recognised by what only RAW has, never by their name. Where the
+embedded picture is missing or tiny the sensor's data are developed, at half their size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sbtk_runtime.errors import BadImage
+
+SUFFIXES = (
+    frozenset({".3fr", ".ari", ".arw", ".bay", ".cap", ".cr2", ".cr3", ".crw", ".dcr", ".dng"})
+    | {".erf", ".fff", ".gpr", ".iiq", ".k25", ".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw"}
+    | {".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"}
+)
+#: Of the shorter side; a smaller embedded picture is not worth showing.
+MIN_PREVIEW_PX = 224
+
+_SIGNATURES = (b"FUJIFILMCCD-RAW", b"FOVb", b"\0MRM", b"IIRO", b"IIRS", b"MMOR", b"IIU\0")
+_CR2 = (b"CR\2\0", b"RawT")
+_SUB_IFDS, _PHOTOMETRIC, _DNG_VERSION, _ORIENTATION = 330, 262, 50706, 274
+_SENSOR_DATA = (32803, 34892)
+_MAX_DIRECTORIES, _MAX_ENTRIES = 24, 512
+# LibRaw's names of what an orientation means.
+_TURNS = {
+    3: Image.Transpose.ROTATE_180,
+    5: Image.Transpose.ROTATE_90,
+    6: Image.Transpose.ROTATE_270,
+}
+_UNDONE = {
+    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+}
+# For each pixel of the sensor: its 16 bits, a quarter of the pixels in four colours, and in RGB.
+_DEVELOP_BYTES = 6
+
+#: Decodes the bytes of an image file, as `images.decode` does.
+Decode = Callable[[bytes], Image.Image]
+
+
+def is_raw(data: bytes) -> bool:
+    """Returns whether the bytes of a file, or its first thousands, are those of a camera RAW."""
+    if data.startswith(_SIGNATURES) or data[4:12] == b"ftypcrx " or data[6:14] == b"HEAPCCDR":
+        return True
+    if data[:4] not in (b"II*\0", b"MM\0*"):
+        return False
+    return data[8:12] in _CR2 or any(_is_raw_entry(*entry) for entry in _tiff_entries(data))
+
+
+def decode_raw(data: bytes, decode: Decode, max_bytes: int) -> Image.Image:
+    """Returns the picture in a camera RAW, upright.
+
+    Args:
+        data: the bytes of the file.
+        decode: reads the embedded JPEG.
+        max_bytes: what developing may take at its peak where there is no useful one.
+
+    Raises:
+        BadImage: rawpy is not installed, the file is damaged or not supported, or it is too large.
+    """
+    with _opened(data) as raw:
+        shown = _preview(raw, decode)
+        if shown is not None and min(shown.size) >= MIN_PREVIEW_PX:
+            return shown
+        try:
+            return _developed(raw, max_bytes)
+        except BadImage:
+            if shown is not None:
+                return shown
+            raise
+
+
+def raw_memory(data: bytes, memory_of: Callable[[bytes], int]) -> int:
+    """Returns roughly how many bytes `decode_raw` takes at its peak.
+
+    Raises:
+        BadImage: as there.
+    """
+    with _opened(data) as raw:
+        embedded = _embedded(raw)
+        if isinstance(embedded, bytes):
+            with contextlib.suppress(Exception):  # `decode_raw` will develop it then
+                return len(embedded) + memory_of(embedded)
+        return _develop_bytes(raw)
+
+
+def _is_raw_entry(tag: int, value: int) -> bool:
+    return tag == _DNG_VERSION or (tag == _PHOTOMETRIC and value in _SENSOR_DATA)
+
+
+def _tiff_entries(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yields tags, with their first value, of a TIFF's directories and those below them."""
+    order = "<" if data[:2] == b"II" else ">"
+    to_visit = [_number(data, 4, order + "I")]
+    visited: set[int] = set()
+    while to_visit and len(visited) < _MAX_DIRECTORIES:
+        at = to_visit.pop(0)
+        if not at or at in visited:
+            continue
+        visited.add(at)
+        count = min(_number(data, at, order + "H"), _MAX_ENTRIES)
+        for entry in range(at + 2, at + 2 + 12 * count, 12):
+            tag, kind = _number(data, entry, order + "H"), _number(data, entry + 2, order + "H")
+            value = _number(data, entry + 8, order + ("H" if kind == 3 else "I"))
+            yield tag, value
+            if tag == _SUB_IFDS:
+                below = min(_number(data, entry + 4, order + "I"), _MAX_DIRECTORIES)
+                to_visit += (
+                    [value]
+                    if below == 1
+                    else [_number(data, value + 4 * index, order + "I") for index in range(below)]
+                )
+        to_visit.append(_number(data, at + 2 + 12 * count, order + "I"))
+
+
+def _number(data: bytes, at: int, layout: str) -> int:
+    """Returns a number; 0 beyond the end."""
+    try:
+        return int(struct.unpack_from(layout, data, at)[0])
+    except struct.error:
+        return 0
+
+
+def _opened(data: bytes) -> Any:
+    try:
+        import rawpy
+    except ImportError as problem:
+        raise BadImage(
+            "a camera RAW, and rawpy is not installed",
+            "the extra 'photos'",
+            'pip install "sbtk[photos]"',
+        ) from problem
+    try:
+        return rawpy.imread(io.BytesIO(data))
+    # LibRaw's own errors, and whatever its binding makes of damaged files.
+    except Exception as problem:
+        raise _unreadable(problem) from problem
+
+
+def _unreadable(problem: Exception) -> BadImage:
+    reason = problem.args[0] if problem.args else type(problem).__name__
+    told = reason.decode("ascii", "replace") if isinstance(reason, bytes) else str(reason)
+    return BadImage(f"a camera RAW that cannot be read: {told}")
+
+
+def _embedded(raw: Any) -> bytes | Image.Image | None:
+    """Returns the largest picture that the camera put into the file: a JPEG, or pixels."""
+    import rawpy
+
+    try:
+        thumbnail = raw.extract_thumb()
+        if thumbnail.format == rawpy.ThumbFormat.JPEG:
+            return bytes(thumbnail.data)
+        return Image.fromarray(np.ascontiguousarray(thumbnail.data, dtype=np.uint8))
+    # There is none, or none that can be read: the sensor's data are still there.
+    except Exception:
+        return None
+
+
+def _preview(raw: Any, decode: Decode) -> Image.Image | None:
+    """Returns the embedded picture, upright; `None` if there is none that can be read."""
+    embedded = _embedded(raw)
+    turn = _TURNS.get(raw.sizes.flip)
+    if embedded is None:
+        return None
+    if isinstance(embedded, Image.Image):
+        image, stored, is_turned = embedded.convert("RGB"), embedded.size, False
+    else:
+        try:
+            image = decode(embedded)
+            stored, orientation = _stored(embedded)
+        # Its header cannot be read, or not its pixels.
+        except Exception:
+            return None
+        # LibRaw gives an embedded JPEG the camera's orientation where it has none of its own.
+        is_turned = orientation != 1
+    if turn is None:
+        return image
+    if turn != Image.Transpose.ROTATE_180 and _is_wide(stored) != _is_wide(_sensor_size(raw)):
+        # The camera has turned the pixels already, so whatever was done is undone.
+        return image.transpose(_UNDONE[turn]) if is_turned else image
+    return image if is_turned else image.transpose(turn)
+
+
+def _stored(jpeg: bytes) -> tuple[tuple[int, int], int]:
+    """Returns size and orientation as an embedded JPEG's header has them."""
+    with Image.open(io.BytesIO(jpeg), formats=("JPEG", "MPO")) as image:
+        return image.size, image.getexif().get(_ORIENTATION, 1)
+
+
+def _is_wide(size: tuple[int, int]) -> bool:
+    return size[0] > size[1]
+
+
+def _sensor_size(raw: Any) -> tuple[int, int]:
+    return raw.sizes.width, raw.sizes.height
+
+
+def _develop_bytes(raw: Any) -> int:
+    return int(raw.sizes.raw_width) * int(raw.sizes.raw_height) * _DEVELOP_BYTES
+
+
+def _developed(raw: Any, max_bytes: int) -> Image.Image:
+    if (needed := _develop_bytes(raw)) > max_bytes:
+        raise BadImage(
+            f"a camera RAW without a preview, of {raw.sizes.raw_width} x {raw.sizes.raw_height} "
+            f"pixels, which takes some {needed >> 20:,} MiB to develop",
+            f"at most {max_bytes >> 20:,} MiB",
+        )
+    try:
+        pixels = raw.postprocess(half_size=True, use_camera_wb=True, output_bps=8)
+        return Image.fromarray(np.ascontiguousarray(pixels))
+    except Exception as problem:
+        raise _unreadable(problem) from problem

@@ -1,0 +1,111 @@
+"""A camera RAW is shown by its embedded JPEG, upright, and developed where that is no use."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sbtk_runtime.errors import BadImage
+from sbtk_runtime.images import decode, memory_to_decode
+from sbtk_runtime.raw_photo import is_raw
+from tests.tiny import tiny_photo
+from tests.tiny_raw import tiny_dng, two_colours
+
+WIDE, TALL = (480, 320), (320, 480)
+#: Where blue must be, for each orientation of a picture that is blue on the left.
+SIDES = {1: "left", 3: "right", 6: "top", 8: "bottom"}
+
+
+def blue_side(image: Image.Image) -> str:
+    pixels = np.asarray(image.convert("RGB"), dtype=np.int16)
+    blueness = pixels[..., 2] - pixels[..., 0]
+    height, width = blueness.shape
+    means = {
+        "left": blueness[:, : width // 2].mean(),
+        "right": blueness[:, width // 2 :].mean(),
+        "top": blueness[: height // 2].mean(),
+        "bottom": blueness[height // 2 :].mean(),
+    }
+    return max(means, key=lambda side: means[side])
+
+
+@pytest.mark.parametrize(("orientation", "side"), SIDES.items())
+def test_the_embedded_jpeg_is_shown_upright(orientation: int, side: str) -> None:
+    image = decode(tiny_dng(two_colours(WIDE), orientation))
+    assert image.size == (WIDE if orientation in (1, 3) else TALL)
+    assert blue_side(image) == side
+
+
+@pytest.mark.parametrize(("orientation", "side"), SIDES.items())
+def test_without_a_preview_it_is_developed_upright(orientation: int, side: str) -> None:
+    image = decode(tiny_dng(None, orientation))
+    assert image.size == ((192, 128) if orientation in (1, 3) else (128, 192))
+    assert blue_side(image) == side
+
+
+def test_a_preview_that_was_turned_already_is_not_turned_again() -> None:
+    says_so = decode(tiny_dng(two_colours(WIDE, orientation=6), orientation=6))
+    assert blue_side(says_so) == "top"
+    is_tall = decode(tiny_dng(two_colours(TALL), orientation=6))
+    assert is_tall.size == TALL
+    assert blue_side(is_tall) == "left"
+
+
+@pytest.mark.parametrize("preview", [two_colours((120, 80)), two_colours(WIDE)[:700]])
+def test_a_tiny_or_damaged_preview_gives_way_to_the_sensor(preview: bytes) -> None:
+    header = two_colours((120, 80))
+    data = tiny_dng(header).replace(header, preview.ljust(len(header), b"\0")[: len(header)])
+    assert decode(data).size == (192, 128)
+
+
+def test_a_jpeg_preview_is_decoded_at_a_reduced_scale() -> None:
+    data = tiny_dng(two_colours((1600, 1200)))
+    assert decode(data, at_least_px=224).size == (400, 300)
+    assert 0 < memory_to_decode(data, at_least_px=224) < memory_to_decode(data)
+
+
+def test_raw_is_told_from_other_pictures_by_its_bytes() -> None:
+    assert is_raw(tiny_dng())
+    assert is_raw(tiny_dng(two_colours(WIDE)))
+    heads = [
+        b"FUJIFILMCCD-RAW 0201",
+        b"\0\0\0\x18ftypcrx \0\0\0\1",
+        b"IIU\0\x08\0\0\0",
+        b"IIRO\x08\0\0\0",
+    ]
+    assert all(map(is_raw, heads))
+    assert is_raw(b"II*\0\x10\0\0\0CR\2\0" + bytes(64))
+    buffers = []
+    for format_ in ("TIFF", "JPEG", "PNG", "AVIF"):
+        buffer = io.BytesIO()
+        tiny_photo(1).save(buffer, format_)
+        buffers.append(buffer.getvalue())
+    assert not any(map(is_raw, [*buffers, b"", b"II*\0", b"MM\0*" + b"\xff" * 40]))
+
+
+def test_cut_and_changed_files_are_refused_or_read_and_never_worse() -> None:
+    data = tiny_dng(two_colours(WIDE), orientation=6)
+    random = np.random.default_rng(11)
+    cuts = [data[:size] for size in random.integers(8, len(data), 20).tolist()]
+    flips = []
+    for at in random.integers(8, 600, 60).tolist():
+        changed = bytearray(data)
+        changed[at] ^= 0xFF
+        flips.append(bytes(changed))
+    for damaged in cuts + flips:
+        memory_to_decode(damaged)
+        with contextlib.suppress(BadImage):
+            assert decode(damaged).mode in ("RGB", "RGBA")
+
+
+def test_without_rawpy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rawpy", None)
+    with pytest.raises(BadImage, match="rawpy is not installed") as caught:
+        decode(tiny_dng())
+    assert caught.value.next_step == 'pip install "sbtk[photos]"'
+    assert memory_to_decode(tiny_dng()) == 0
