@@ -27,7 +27,12 @@ _LEFT, _RESULT = "left", "result"
 _OPSET, _IR_VERSION = 18, 8
 _ONNX_TYPES = {"float32": 1, "uint8": 2, "int8": 3}
 # Most results then lie within 8 bits.
-_SCALE, _RESULT_SCALE = 1 / 128, 1 / 4
+_SCALE, _RESULT_SCALE = 1 / 128, 1 / 8
+# Weights of seven bits, as quantised models have. Processors without VNNI multiply bytes by
+# `vpmaddubsw`, which adds two neighbouring products in 16 bits and saturates: a pair of 8-bit
+# weights reaches 2 * 255 * 128 = 65,280, one of these at most 2 * 255 * 64 = 32,640 < 32,768. The
+# 16-bit sums of Arm's `smlal`, of signed bytes, hold them too.
+_MOST_INT8_WEIGHT = 64
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,9 @@ def library_products(kind: ProductKind, sizes: Sequence[int], threads: int) -> I
 def product_graph(kind: ProductKind, size: int) -> bytes:
     """Returns the ONNX file of `result = left @ weights`, both `(size, size)`.
 
-    INT8 is `uint8` times `int8`, scaled and rounded to `uint8`, in the pairs of quantised and
-    dequantised values of which engines make one product of integers.
+    INT8 is `uint8` times `int8` weights from -64 to 64, which no processor's instructions
+    saturate; scaled and rounded to `uint8`, in the pairs of quantised and dequantised values of
+    which engines make one product of integers.
     """
     shape = (size, size)
     if kind == "fp32":
@@ -125,8 +131,8 @@ def _matrix(size: int, dtype: type[np.generic]) -> NDArray[Any]:
     random = np.random.default_rng(size)
     if dtype is np.float32:
         return random.standard_normal((size, size), dtype=np.float32)
-    bounds = np.iinfo(np.dtype(dtype))
-    return random.integers(bounds.min, bounds.max, (size, size), dtype, endpoint=True)
+    low, high = (0, 255) if dtype is np.uint8 else (-_MOST_INT8_WEIGHT, _MOST_INT8_WEIGHT)
+    return random.integers(low, high, (size, size), dtype, endpoint=True)
 
 
 # What follows writes ONNX's protobuf messages; the numbers are those of onnx.proto3's fields.

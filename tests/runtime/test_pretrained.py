@@ -6,13 +6,16 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, numpy_helper
 
 from sbtk_runtime.bundle import Bundle, list_bundles, pretrained_folder
 from sbtk_runtime.embedding.embed import Embedded, Embedder
 from sbtk_runtime.preprocess import PREPROCESSING, Kind
 from sbtk_runtime.retrieval.metrics import Embeddings, Labels, evaluate
 from sbtk_train.data.splits import open_split
+from tests.saturation import can_saturate
 
 MAX_BYTES = 80_000_000
 
@@ -37,6 +40,19 @@ def test_manifest_keeps_the_unseen_classes_out(bundle: Bundle) -> None:
     assert set(training["unseen_classes"]) == set(unseen.unseen)
     assert len(training["validation_classes"]) == 10
     assert not any(unseen.is_unseen(name) for name in training["validation_classes"])
+
+
+def test_int8_is_the_same_on_processors_without_vnni(bundle: Bundle) -> None:
+    graph = onnx.load(bundle.onnx_path("int8")).graph
+    weights = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in graph.initializer
+        if tensor.data_type == TensorProto.INT8 and len(tensor.dims) > 1
+    }
+    products = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
+    assert len(weights) == len(products) == 54
+    for name, values in weights.items():
+        assert not can_saturate(values.reshape(len(values), -1).T), name
 
 
 @pytest.mark.data
