@@ -74,3 +74,7 @@ class BadConfig(SbtkError):
 
 class DiskFull(SbtkError):
     """The device has no space left for what had to be written."""
+
+
+class InternalError(SbtkError):
+    """sbtk contradicts itself: a fault in the program, not in what it was given."""

@@ -140,13 +140,16 @@ def _runs(
     while True:
         for path in itertools.islice(paths, most_decoding - len(decoding)):
             decoding.append(pool.submit(path))
+        # Nothing is being decoded here only if `paths` is exhausted: files that cannot be read
+        # leave the window as quickly as they come.
         if decoding and len(runs) < most_runs:
             runs.append(_start_run(next_index, decoding, images_per_run, lanes, kind))
             next_index += len(runs[-1].decoded)
-        if runs and (len(runs) == most_runs or not decoding or runs[0].is_done()):
-            yield runs.popleft()
-        if not decoding and not runs:
+            if not runs[0].is_done():
+                continue
+        elif not runs:
             return
+        yield runs.popleft()
 
 
 def _start_run(

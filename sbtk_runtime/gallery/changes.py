@@ -52,6 +52,12 @@ FROM photos AS p WHERE p.gone IS NULL
 AND NOT EXISTS (SELECT 1 FROM walked AS w WHERE w.path = p.path)
 AND NOT EXISTS (SELECT 1 FROM hidden AS h WHERE p.path >= h.low AND p.path < h.high)
 """  # noqa: S608
+_NOT_TODO = "NOT EXISTS (SELECT 1 FROM todo AS t WHERE t.path = w.path)"
+_IS_LIVE = "EXISTS (SELECT 1 FROM photos AS p WHERE p.path = w.path AND p.gone IS NULL)"
+_IS_FAILED = "EXISTS (SELECT 1 FROM failures AS f WHERE f.path = w.path)"
+_UNCHANGED = f"walked AS w WHERE {_NOT_TODO} AND {_IS_LIVE}"
+_FAILED_BEFORE = f"walked AS w WHERE {_NOT_TODO} AND {_IS_FAILED}"
+_UNACCOUNTED = f"walked AS w WHERE {_IS_LIVE} + {_IS_FAILED} != 1"
 _SAME_SIZE = """
 SELECT t.path, t.size_bytes, t.mtime_ns, p.sha256 FROM todo AS t
 LEFT JOIN photos AS p ON p.path = t.path AND p.gone IS NULL AND p.size_bytes = t.size_bytes
@@ -66,6 +72,8 @@ class Changes:
     """The difference between what lies below some roots and what the catalogue knows.
 
     `moved` counts the photos that `settle` found at another path, `replaced` those that lay there.
+    `unchanged` counts the walked photos that need nothing, `failed_before` the walked files that
+    failed in an earlier update and have not changed since.
     """
 
     def __init__(
@@ -91,6 +99,8 @@ class Changes:
                     self._take(item)
                 self._connection.execute(_FILL_TODO, {"checksum": checksum})
                 self._connection.execute(_FILL_ABSENT)
+            self.failed_before = self._count(_FAILED_BEFORE)
+            self.unchanged = self._count(_UNCHANGED)
 
     @property
     def walked(self) -> int:
@@ -106,6 +116,11 @@ class Changes:
     def to_embed(self) -> int:
         """The number of files whose embedding is not known."""
         return self._count("todo")
+
+    @property
+    def unaccounted(self) -> int:
+        """The number of walked files that are not exactly one of a photo and a failure."""
+        return self._count(_UNACCOUNTED)
 
     @property
     def unreadable(self) -> int:
@@ -193,6 +208,7 @@ class Changes:
         """Returns whether a file's bytes are in the gallery, after noting where they lie now."""
         if sha256 == known:
             self._catalogue.restamp(path, mtime_ns)
+            self.unchanged += 1
             return True
         twins = self._connection.execute(
             "SELECT id, path, is_vanished FROM absent WHERE size_bytes = ? AND sha256 = ? "

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sbtk_runtime.embedding.embed import Embedded, Embedder
-from sbtk_runtime.errors import BadGallery
+from sbtk_runtime.errors import BadGallery, InternalError
 from sbtk_runtime.files import WriterLock, remove_stale_temporaries
 from sbtk_runtime.gallery.catalogue import Embedding, Failure, Origin
 from sbtk_runtime.gallery.catalogue_writer import Catalogue
@@ -110,6 +110,7 @@ def update_gallery(
         GalleryBusy: another process is writing to it.
         ModelMismatch: another model made it.
         DiskFull: there is no space left; what was committed stays.
+        InternalError: the numbers of photos do not add up; nothing was published.
     """
     absolute = absolute_roots(roots)
     refuse_nothing(absolute)
@@ -159,11 +160,11 @@ class _Update:
             self._drop_lost(catalogue, vectors)
             changes = Changes(catalogue, self._roots, self._walk(), checksum=checksum)
             changes.settle()
-            to_embed = changes.to_embed
             walk_s = time.perf_counter() - started
             self._embed(catalogue, vectors, changes)
             removed = catalogue.remove(changes.vanished()) + changes.replaced
             changes.record_skipped()
+            self._check_accounts(changes)
             write_failures(folder, catalogue)
             if not catalogue.live():
                 raise BadGallery(
@@ -173,21 +174,38 @@ class _Update:
                 )
             graph_started = time.perf_counter()
             self._publish(catalogue, vectors, origin, published)
-            unreadable = changes.unreadable
-            failed_before = unreadable - changes.skipped - self._failed
             ended = time.perf_counter()
             return IndexReport(
                 new=self._new,
                 changed=self._changed,
                 moved=changes.moved,
                 removed=removed,
-                unreadable=unreadable,
-                unchanged=changes.walked - to_embed - changes.moved - failed_before,
+                unreadable=changes.unreadable,
+                unchanged=changes.unchanged,
                 live=catalogue.live(),
                 seconds=ended - started,
                 timings=self._timings() | {"walk_s": walk_s, "graph_s": ended - graph_started},
                 notices=tuple(self._notices),
             )
+
+    def _check_accounts(self, changes: Changes) -> None:
+        """Makes sure that every walked file is a photo or a failure, and was counted once."""
+        counts = {
+            "unchanged": changes.unchanged,
+            "moved": changes.moved,
+            "embedded": self._new + self._changed,
+            "failed": self._failed + changes.failed_before,
+        }
+        walked, unaccounted = changes.walked, changes.unaccounted
+        if sum(counts.values()) == walked and not unaccounted:
+            return
+        parts = ", ".join(f"{count:,} {word}" for word, count in counts.items())
+        raise InternalError(
+            f"internal error: {walked:,} files were found, but {parts}; "
+            f"{unaccounted:,} are unaccounted for",
+            "every file in one of these numbers; the gallery stays as it was published before",
+            "please report this message",
+        )
 
     def _drop_lost(self, catalogue: Catalogue, vectors: Shards) -> None:
         lost = sum(

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sbtk_runtime.embedding.embed import Embedder
-from sbtk_runtime.errors import BadData, BadGallery
+from sbtk_runtime.embedding.embed import Embedded, Embedder, Failed
+from sbtk_runtime.errors import BadData, BadGallery, InternalError
 from sbtk_runtime.gallery.export import export_gallery
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import update_gallery
+from sbtk_runtime.preprocess import Kind
 from tests.tiny import tiny_bundle, tiny_photo, write_photos
 from tests.tiny_gallery import contents
 
@@ -81,6 +83,46 @@ def test_bad_files_are_named_and_the_others_are_indexed(tmp_path: Path, embedder
     assert reasons["pipe.jpg"] == "not a regular file"
     assert "empty" in reasons["empty.jpg"]
     assert update_gallery(folder, [photos], embedder).unreadable == 6
+
+
+def test_every_file_is_accounted_for_whatever_the_order(tmp_path: Path, embedder: Embedder) -> None:
+    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
+    good = write_photos(tmp_path / "good", 20)
+    rounds = np.random.default_rng(11)
+    for round_ in range(4):
+        is_good = np.repeat(rounds.random(6) < 0.5, rounds.integers(1, 90, 6))
+        photos.mkdir()
+        for place, good_here in enumerate(is_good.tolist()):
+            content = good[place % 20].read_bytes() + b"%d" % place if good_here else b"\0\5\x16\7"
+            (photos / f"{place:04d}.jpg").write_bytes(content)
+        (photos / "zzzz.jpg").write_bytes(good[0].read_bytes())
+        report = update_gallery(folder, [photos], embedder, commit_every=7)
+        assert report.live == is_good.sum() + 1
+        assert report.unreadable == (~is_good).sum()
+        assert report.new + report.changed + report.moved + report.unchanged == report.live
+        again = update_gallery(folder, [photos], embedder)
+        assert (again.unchanged, again.unreadable) == (report.live, report.unreadable)
+        photos.rename(tmp_path / f"done-{round_}")
+
+
+def test_an_update_that_loses_files_is_an_internal_error(
+    tmp_path: Path, embedder: Embedder
+) -> None:
+    class Losing(Embedder):
+        def stream(self, paths: Iterable[Path], kind: Kind) -> Iterator[Embedded | Failed]:
+            yield from itertools.islice(super().stream(paths, kind), 4)
+
+    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
+    write_photos(photos, 6)
+    with (
+        Losing(embedder.bundle, engine="onnxruntime", threads=1) as losing,
+        pytest.raises(InternalError, match=r"6 files were found, but .*4 embedded.*; 2 are"),
+    ):
+        update_gallery(folder, [photos], losing)
+    with pytest.raises(BadGallery, match="no gallery"):
+        Gallery.open(folder)
+    report = update_gallery(folder, [photos], embedder)
+    assert (report.new, report.unchanged) == (2, 4)
 
 
 def test_odd_names_are_indexed_found_and_exported(tmp_path: Path, embedder: Embedder) -> None:

@@ -19,6 +19,8 @@ from subprocess import PIPE
 import numpy as np
 import onnx
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from PIL import Image
 
@@ -137,6 +139,30 @@ def test_nothing_but_bad_files(folder: Path, tmp_path: Path) -> None:
         items = list(embedder.stream([tmp_path / "bad.jpg"] * 300, "photo"))
     assert len(items) == 300
     assert all(isinstance(item, Failed) for item in items)
+
+
+@pytest.mark.parametrize(("threads", "batch"), [(1, 1), (1, 8), (2, 3), (4, 16)])
+def test_any_order_of_good_and_bad_files_is_streamed_to_its_end(
+    folder: Path, photos: list[Path], tmp_path: Path, threads: int, batch: int
+) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"x")
+    runs = st.lists(st.tuples(st.booleans(), st.integers(1, 6 * batch)), min_size=1, max_size=5)
+
+    @settings(max_examples=15, deadline=None)
+    @example(runs=[(False, 4 * batch), (True, 1)])
+    @example(runs=[(False, 80), (True, 80)])
+    @given(runs=runs)
+    def is_streamed(runs: list[tuple[bool, int]]) -> None:
+        is_good = [kind for kind, count in runs for _ in range(count)]
+        paths = [photos[i % len(photos)] if good else bad for i, good in enumerate(is_good)]
+        items = list(embedder.stream(paths, "photo"))
+        assert [item.index for item in items] == list(range(len(paths)))
+        assert [item.path for item in items] == paths
+        assert [isinstance(item, Embedded) for item in items] == is_good
+
+    with Embedder(folder, engine="onnxruntime", threads=threads, batch=batch) as embedder:
+        is_streamed()
 
 
 def test_no_files_at_all(folder: Path) -> None:
