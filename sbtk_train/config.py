@@ -46,6 +46,8 @@ class TrainConfig:
             for some changed copies of each image instead of in each step; empty: they are not.
         feature_variants: how many copies.
         keep_duplicates: use photos that a data set lists twice as often as it lists them.
+        allow_missing: the split file and the list of classes may name classes that are not in the
+            data.
     """
 
     data: str
@@ -70,6 +72,7 @@ class TrainConfig:
     feature_folder: str = ""
     feature_variants: int = 4
     keep_duplicates: bool = False
+    allow_missing: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

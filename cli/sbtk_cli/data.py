@@ -41,6 +41,11 @@ def command() -> None:
     is_flag=True,
     help="Count photos of Sketchy Ext twice that two of its folders hold, as SAKE's lists do.",
 )
+@click.option(
+    "--allow-missing",
+    is_flag=True,
+    help="Accept a split file that names classes the data lack.",
+)
 @click.option("--quick", is_flag=True, help="Open no image: count, and compare names only.")
 @options.threads
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
@@ -49,6 +54,7 @@ def check(
     data: Path,
     split: str | None,
     keep_duplicates: bool,
+    allow_missing: bool,
     quick: bool,
     threads: int | None,
     as_json: bool,
@@ -68,7 +74,13 @@ def check(
         with output.progress("opening images", quiet=quiet) as advance:
             workers = threads or cpu_threads()
             images = check_images(dataset.images, threads=workers, advance=advance)
-    found = check_data(dataset, splits, images, keep_duplicates=keep_duplicates)
+    found = check_data(
+        dataset,
+        splits,
+        images,
+        keep_duplicates=keep_duplicates,
+        allow_missing=allow_missing,
+    )
     if as_json:
         output.answer_json(check_json(found))
     else:

@@ -52,6 +52,7 @@ _FIELDS = (
     "checkpoint_minutes",
     "feature_variants",
     "keep_duplicates",
+    "allow_missing",
 )
 _DEFAULT_DIM = {"sbtknet": 512, "dsn": 64, "sake": 512}
 
@@ -79,6 +80,11 @@ _OPTIONS = (
         type=options.PATH,
         metavar="FILE",
         help="Use only the seen classes that FILE lists, one a line.",
+    ),
+    click.option(
+        "--allow-missing",
+        is_flag=True,
+        help="Accept a file of --split or --classes that names classes the data lack.",
     ),
     click.option(
         "--keep-duplicates",

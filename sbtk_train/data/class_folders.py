@@ -8,8 +8,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sbtk_runtime.errors import BadData
 from sbtk_runtime.images import SUFFIXES
-from sbtk_train.data.class_names import class_key, match_key, plain_key
+from sbtk_runtime.names import printable_name
+from sbtk_train.data.class_names import (
+    class_key,
+    joined_key,
+    plain_key,
+    published_key,
+    without_addition,
+)
 
 
 @dataclass(frozen=True)
@@ -28,10 +36,16 @@ class NamedImages:
 
 
 def scan(folders: Sequence[Path]) -> NamedImages:
-    """Returns the images below `folder/<class>/`, by class name and then by file name."""
+    """Returns the images below `folder/<class>/`, by class name and then by file name.
+
+    Raises:
+        BadData: two of the class folders in one folder have names that mean one class.
+    """
     found: dict[str, list[Path]] = defaultdict(list)
     for folder in folders:
-        for name in _class_folders(folder):
+        names_here = _class_folders(folder)
+        refuse_ambiguous(names_here, printable_name(folder))
+        for name in names_here:
             found[name] += _images(folder / name)
     names = tuple(sorted(found))
     return NamedImages(
@@ -39,6 +53,20 @@ def scan(folders: Sequence[Path]) -> NamedImages:
         tuple(path for name in names for path in found[name]),
         tuple(name for name in names for _ in found[name]),
     )
+
+
+def refuse_ambiguous(names: Iterable[str], where: str) -> None:
+    """Raises `BadData` if two names in one place mean one class."""
+    first: dict[str, str] = {}
+    for name in sorted(names):
+        other = first.setdefault(class_key(name), name)
+        if other != name:
+            raise BadData(
+                f"{where} has {other!r} and {name!r}, which are one class: case, and a blank, "
+                "underscore or hyphen between words make no difference",
+                "one name for each class",
+                "put them together, or rename one",
+            )
 
 
 def files_there(paths: Iterable[Path]) -> set[Path]:
@@ -51,22 +79,29 @@ def files_there(paths: Iterable[Path]) -> set[Path]:
 def common_names(sketch_names: Sequence[str], photo_names: Sequence[str]) -> dict[str, str]:
     """Returns the class name for each name of either domain.
 
-    Names that differ in case, blanks, hyphens or underscores are one class. A name without a
-    counterpart in the other domain is matched with one there that has none either: run together
+    Names with one `class_key` are one class. A published class without a counterpart in the other
+    domain is matched with one there that has none either by its documented spellings: run together
     or misspelt, and at last without an addition in brackets. The sketches' name is kept.
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for name in (*sorted(set(sketch_names)), *sorted(set(photo_names))):
         groups[class_key(name)].append(name)
     is_sketch, is_photo = set(sketch_names), set(photo_names)
-    for key_of in (match_key, plain_key):
+    # By the broader key of the second round, "crane" may be either of two cranes, and is neither.
+    for key_of, is_one in ((published_key, published_key), (_bare_key, plain_key)):
         lonely_sketches = _by(key_of, [g for g in groups.values() if not is_photo & set(g)])
         lonely_photos = _by(key_of, [g for g in groups.values() if not is_sketch & set(g)])
         for key in lonely_sketches.keys() & lonely_photos.keys():
             sketches, photos = lonely_sketches[key], lonely_photos[key]
-            if len(sketches) == len(photos) == 1:
+            if len(sketches) != 1 or len(photos) != 1:
+                continue
+            if is_one(sketches[0][0]) == is_one(photos[0][0]):
                 groups[class_key(sketches[0][0])] += groups.pop(class_key(photos[0][0]))
     return {name: group[0] for group in groups.values() for name in group}
+
+
+def _bare_key(name: str) -> str:
+    return joined_key(without_addition(name))
 
 
 def _by(key_of: Callable[[str], str], groups: list[list[str]]) -> dict[str, list[list[str]]]:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sbtk_runtime.errors import BadData
-from sbtk_train.data.class_names import ClassNames, is_near, is_plural
+from sbtk_train.data.class_names import ClassNames, close_names, is_near, is_plural
 from sbtk_train.data.splits import Split
 
 #: Data of which so many classes are on the split's lists are what the split was made for.
 _OWN_SHARE = 0.9
+_SUGGESTED_AT_MOST = 8
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ClassMatch:
 
 def match_classes(classes: Sequence[str], split: Split) -> ClassMatch:
     """Returns how the classes fall to the split."""
-    here, listed = ClassNames(classes), ClassNames(split.seen)
+    here, listed = ClassNames(classes, renames=not split.is_file), ClassNames(split.seen)
     seen = split.seen_among(classes)
     absent = [name for name in split.unseen if name not in here]
     unlisted = [name for name in seen if name not in listed]
@@ -82,6 +83,43 @@ def refuse_look_alikes(match: ClassMatch) -> None:
             "class names as on the split's lists",
             f"rename the class's folder to {first.unseen!r}",
         )
+
+
+def refuse_absent(
+    listed: Sequence[str], classes: Sequence[str], name: str, *, renames: bool = False
+) -> None:
+    """Refuses a list of classes of which the data lack any: a slip in a name would pass unnoticed.
+
+    Args:
+        listed: class names.
+        classes: the data's classes.
+        name: of the list.
+        renames: apply the documented renames of published data sets.
+
+    Raises:
+        BadData: names the absent classes, and the data's classes with the closest names.
+    """
+    here = ClassNames(classes, renames=renames)
+    absent = [each for each in listed if each not in here]
+    if absent:
+        raise BadData(
+            absent_text(absent, listed, classes, name),
+            "class names as the data have them",
+            "correct the file; or, if it is meant for more classes than these, --allow-missing",
+        )
+
+
+def absent_text(
+    absent: Sequence[str], listed: Sequence[str], classes: Sequence[str], name: str
+) -> str:
+    """Returns a sentence on the listed classes that the data lack, with those they may mean."""
+    close = [
+        f"{each!r} (did you mean {' or '.join(map(repr, found))}?)"
+        for each in absent[:_SUGGESTED_AT_MOST]
+        if (found := close_names(each, classes))
+    ]
+    text = f"{len(absent)} of {len(listed)} classes in {name} are not in the data: {named(absent)}"
+    return f"{text}; {', '.join(close)}" if close else text
 
 
 def match_notices(match: ClassMatch) -> list[str]:

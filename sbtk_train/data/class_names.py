@@ -1,20 +1,39 @@
 """Class names as data sets write them, and when two of them mean one class.
 
-`hot-air balloon` has blanks in one data set, underscores in the next and hyphens in a third; the
-photo folders of TU-Berlin Ext are run together and partly misspelt (`hotairballoon`, `griaffe`;
-listed in Jiangtong-Li/ZS-SBIR:src/package/dataset and undone by AnjanDutta/sem-pcyc's download
-script). A name that fails to match would turn an unseen class into a training class in silence.
+`hot-air balloon` has blanks in one data set, underscores in the next and hyphens in a third. Names
+are compared in Unicode's composed form (NFC) and without regard to case, and a blank, underscore or
+hyphen between two words counts as the same. Nothing else is dropped: `c`, `c++` and `c#` are three
+classes, and so are `1` and `-1`.
+
+The published data sets have further spellings of their own: TU-Berlin Ext's photo folders are run
+together and partly misspelt (`hotairballoon`, `griaffe`; listed in
+Jiangtong-Li/ZS-SBIR:src/package/dataset and undone by AnjanDutta/sem-pcyc's download script), and
+`mouse (animal)` is `mouse` there. These renames apply to the published classes alone. A name that
+fails to match would silently turn an unseen class into a training class.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 import unicodedata
-from collections.abc import Iterable
-from difflib import SequenceMatcher
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher, get_close_matches
+from importlib import resources
+from pathlib import Path
+
+from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.names import printable_name
 
 #: How alike two names must be, 0 to 1, for one to be taken for a slip of the other.
 NEAR = 0.8
+#: How alike a name must be to be suggested for one that is not in the data.
+_SUGGESTED = 0.6
+
+_BETWEEN_WORDS = re.compile(r"(?<=[^\s_\-])[\s_\-]+(?=[^\s_\-])")
+#: A name and an addition in brackets, of a key.
+_WITH_ADDITION = re.compile(r"([^()]+?)_*\(([^()]+)\)")
 
 #: Folders of TU-Berlin Ext's photos that no rule leads back to their class.
 _MISSPELT = {
@@ -29,56 +48,170 @@ _MISSPELT = {
 
 
 def class_key(name: str) -> str:
-    """Returns the name in small letters, with one underscore for blanks, hyphens, underscores."""
-    return re.sub(r"[\s_\-]+", "_", name.strip().lower())
+    """Returns what the spellings of one class have in common: two names are one class if equal.
+
+    NFC, case-folded, one underscore for blanks, hyphens and underscores between words.
+    """
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return _BETWEEN_WORDS.sub("_", folded.strip())
 
 
-def match_key(name: str) -> str:
-    """Returns what names of one class have in common: letters and digits, known slips mended."""
-    folded = unicodedata.normalize("NFKC", name).casefold()
-    key = "".join(character for character in folded if character.isalnum())
-    # A name of signs alone is its own key, so that two of them are not one class.
-    return _MISSPELT.get(key, key) or folded
+def published_key(name: str) -> str:
+    """Returns the key of a published class for each of its documented spellings.
+
+    For any other name that is `class_key`.
+    """
+    key = joined_key(name)
+    return key if key in _published_keys() else class_key(name)
+
+
+def joined_key(name: str) -> str:
+    """Returns the name's key run together, without brackets, known misspellings corrected."""
+    key = _WITH_ADDITION.sub(r"\1\2", class_key(name))
+    key = re.sub(r"(?<!^)_(?!$)", "", key)
+    return _MISSPELT.get(key, key)
 
 
 def plain_key(name: str) -> str:
-    """Returns the key without what is added in brackets: `mouse (animal)` has that of `mouse`."""
-    without = re.sub(r"\([^)]*\)", "", name)
-    return match_key(without) if without.strip(" _-") else match_key(name)
+    """Returns `published_key` without what is added in brackets: `mouse (animal)` is `mouse`.
+
+    Of other than published names nothing is left out.
+    """
+    is_published = joined_key(name) in _published_keys()
+    return joined_key(without_addition(name)) if is_published else class_key(name)
+
+
+def without_addition(name: str) -> str:
+    """Returns the key of a name without what is added in brackets."""
+    return _WITH_ADDITION.sub(r"\1", class_key(name))
 
 
 class ClassNames:
     """Some classes, to ask whether a name means one of them.
 
-    A name with an addition in brackets and one without it match (`mouse`, `mouse (animal)`); two
-    with different additions do not.
+    Args:
+        names: the classes.
+        renames: apply the documented renames of published data sets too. With them, a name with an
+            addition in brackets and one without it match (`mouse`, `mouse (animal)`); two with
+            different additions do not.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], *, renames: bool = True) -> None:
         names = tuple(names)
-        self._by_key = {match_key(name): name for name in reversed(names)}
-        self._by_plain_key = {plain_key(name): name for name in reversed(names)}
+        self._renames = renames
+        self._exact = {class_key(name): name for name in reversed(names)}
+        self._by_key = {published_key(name): name for name in reversed(names)} if renames else {}
+        self._by_plain = {plain_key(name): name for name in reversed(names)} if renames else {}
 
     def __contains__(self, name: str) -> bool:
         return self.find(name) is not None
 
     def find(self, name: str) -> str | None:
         """Returns the class that the name means, as it was given; `None` if it is none of them."""
-        key = match_key(name)
-        return (
-            self._by_key.get(key)
-            or self._by_key.get(plain_key(name))
-            or self._by_plain_key.get(key)
-        )
+        found = self._exact.get(class_key(name))
+        if found is not None or not self._renames:
+            return found
+        key = published_key(name)
+        for by_key, wanted in (
+            (self._by_key, key),
+            (self._by_key, plain_key(name)),
+            (self._by_plain, key),
+        ):
+            if wanted in by_key:
+                return by_key[wanted]
+        return None
 
 
 def is_near(name: str, other: str) -> bool:
     """Says whether two names look like one class, written by somebody who slipped."""
-    keys = match_key(name), match_key(other)
+    keys = joined_key(name), joined_key(other)
     return is_plural(name, other) or SequenceMatcher(None, *keys).ratio() >= NEAR
 
 
 def is_plural(name: str, other: str) -> bool:
     """Says whether two names differ by no more than an ending -s or -es."""
-    short, long = sorted((match_key(name), match_key(other)), key=len)
+    short, long = sorted((joined_key(name), joined_key(other)), key=len)
     return long in (short, f"{short}s", f"{short}es")
+
+
+def close_names(name: str, classes: Iterable[str], most: int = 3) -> list[str]:
+    """Returns the classes whose names are closest to one that is not among them, best first."""
+    by_key: dict[str, str] = {}
+    for each in classes:
+        by_key.setdefault(joined_key(each), each)
+    plain = {joined_key(without_addition(each)): key for key, each in by_key.items()}
+    wanted, without = joined_key(name), joined_key(without_addition(name))
+    keys = [plain[wanted]] if wanted in plain else []
+    keys += [without] if without in by_key else []
+    keys += get_close_matches(wanted, by_key, n=most, cutoff=_SUGGESTED)
+    return [by_key[key] for key in dict.fromkeys(keys)][:most]
+
+
+def read_names(file: Path, what: str) -> list[str]:
+    """Returns the lines of a text file of class names, without blanks around them or empty lines.
+
+    Args:
+        file: UTF-8, with or without a byte order mark; lines end in LF, CR or both.
+        what: says what the file is, in an error.
+
+    Raises:
+        BadConfig: the file cannot be read, or is in another encoding; says which, and how to
+            convert it.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as problem:
+        reason = problem.strerror or problem
+        raise BadConfig(
+            f"{what} {printable_name(file)} cannot be read: {reason}",
+            "a text file with one class a line",
+        ) from problem
+    encoding = _other_encoding(data)
+    if encoding:
+        shown = printable_name(file)
+        raise BadConfig(
+            f"{what} {shown} is not UTF-8 text; it looks like {encoding}",
+            "UTF-8, one class a line",
+            f"iconv -f {encoding} -t UTF-8 {shown} > utf8.txt, and name utf8.txt",
+        )
+    # Not splitlines(): it also ends lines at characters that a name may hold.
+    lines = re.split(r"\r\n|\r|\n", data.decode("utf-8-sig"))
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _other_encoding(data: bytes) -> str:
+    """Returns the name of the encoding that the bytes are probably in; empty for UTF-8."""
+    for mark, encoding in (
+        (b"\xff\xfe\x00\x00", "UTF-32"),
+        (b"\x00\x00\xfe\xff", "UTF-32"),
+        (b"\xff\xfe", "UTF-16"),
+        (b"\xfe\xff", "UTF-16"),
+    ):
+        if data.startswith(mark):
+            return encoding
+    if b"\x00" in data:
+        return "UTF-16LE" if data[1::2].count(0) >= data[::2].count(0) else "UTF-16BE"
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return "ISO-8859-1"
+    return ""
+
+
+@functools.cache
+def published_splits() -> dict[str, dict[str, Sequence[str]]]:
+    """Returns the published splits: by name, the lists `seen` and `unseen`."""
+    text = resources.files("sbtk_train.data").joinpath("splits.json").read_text("utf-8")
+    published: dict[str, dict[str, Sequence[str]]] = json.loads(text)
+    return published
+
+
+@functools.cache
+def _published_keys() -> frozenset[str]:
+    """Returns the published classes run together, with and without additions in brackets."""
+    names = [
+        name for split in published_splits().values() for name in (*split["seen"], *split["unseen"])
+    ]
+    return frozenset(
+        joined_key(spelling) for name in names for spelling in (name, without_addition(name))
+    )

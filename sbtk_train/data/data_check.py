@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sbtk_train.data.class_match import ClassMatch, match_classes
+from sbtk_train.data.class_match import ClassMatch, absent_text, match_classes
 from sbtk_train.data.dataset import Dataset
 from sbtk_train.data.division import listing_of
 from sbtk_train.data.image_check import ImageCheck
@@ -45,6 +45,8 @@ class SplitCheck:
         gallery: photos of unseen classes.
         leakage: what both sides have in common.
         published: the published counts; `None` where there are none for these data.
+        lacking: a sentence on the classes of a split file that the data lack; empty where they
+            lack none, or may.
     """
 
     name: str
@@ -58,6 +60,7 @@ class SplitCheck:
     gallery: int
     leakage: Leakage
     published: PublishedSplit | None
+    lacking: str
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ def check_data(
     images: ImageCheck | None = None,
     *,
     keep_duplicates: bool = False,
+    allow_missing: bool = False,
 ) -> DataCheck:
     """Returns the state of a data set.
 
@@ -108,6 +112,7 @@ def check_data(
         splits: those to look at; see `splits_of`.
         images: what came of opening the images, if they were.
         keep_duplicates: as the data set was opened.
+        allow_missing: a split file may name classes that the data lack.
     """
     data = dataset.images
     published = published_data(data.classes)
@@ -125,7 +130,11 @@ def check_data(
         published,
         tuple(
             _split_check(
-                data, split, published, find_leakage(data, split, dataset.list_folders, sha256)
+                data,
+                split,
+                published,
+                find_leakage(data, split, dataset.list_folders, sha256),
+                allow_missing=allow_missing,
             )
             for split in splits
         ),
@@ -175,19 +184,28 @@ def _per_class(counts: Rows) -> PerClass:
 
 
 def _split_check(
-    data: ImageSet, split: Split, published: PublishedData | None, leakage: Leakage
+    data: ImageSet,
+    split: Split,
+    published: PublishedData | None,
+    leakage: Leakage,
+    *,
+    allow_missing: bool,
 ) -> SplitCheck:
     is_unseen = np.array([split.is_unseen(name) for name in data.classes], dtype=np.bool_)
     listing = listing_of(data, split)
     seen_rows = np.flatnonzero(~is_unseen[data.sketch_labels])
     listed = frozenset() if listing is None else listing.training_sketches
     held_out = sum(data.sketches[row] not in listed for row in seen_rows) if listed else 0
+    match = match_classes(data.classes, split)
+    lacking = ""
+    if split.is_file and match.absent and not allow_missing:
+        lacking = absent_text(match.absent, split.unseen, data.classes, split.name)
     unseen_photos = int(is_unseen[data.photo_labels].sum())
     return SplitCheck(
         split.name,
         split.sha256,
         "" if listing is None else listing.name,
-        match_classes(data.classes, split),
+        match,
         len(seen_rows) - held_out,
         held_out,
         len(data.photos) - unseen_photos,
@@ -197,12 +215,15 @@ def _split_check(
         next((each for each in published.splits if each.split == split.name), None)
         if published
         else None,
+        lacking,
     )
 
 
 def _problems(split: SplitCheck) -> list[str]:
     problems = []
-    if not split.match.unseen:
+    if split.lacking:
+        problems.append(split.lacking)
+    elif not split.match.unseen:
         problems.append(
             f"none of the {len(split.match.absent)} unseen classes of {split.name} is here"
         )

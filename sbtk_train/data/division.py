@@ -102,7 +102,7 @@ def listing_of(data: ImageSet, split: Split) -> Listing | None:
 
 def _absent(data: ImageSet, classes: Sequence[str]) -> list[str]:
     """Returns a sentence on the listed classes that the data lack; none if they lack none."""
-    here = ClassNames(data.classes)
+    here = ClassNames(data.classes, renames=False)
     absent = [name for name in classes if name not in here]
     count = f"{len(absent)} of {len(classes)} classes on the list to train on"
     return [f"{count} are not in the data: {named(absent)}"] if absent else []
@@ -116,7 +116,7 @@ def _only(data: ImageSet, split: Split, classes: Sequence[str]) -> ImageSet:
             "seen classes only",
             "take them off the list, or choose another split",
         )
-    wanted = ClassNames(classes)
+    wanted = ClassNames(classes, renames=False)
     return of_classes(data, [name for name in data.classes if name in wanted])
 
 

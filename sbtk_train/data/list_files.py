@@ -15,6 +15,7 @@ from typing import Literal
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.names import printable_name
 from sbtk_runtime.preprocess import Kind
+from sbtk_train.data.class_folders import refuse_ambiguous
 from sbtk_train.data.class_names import ClassNames
 
 Part = Literal["train", "test", "zero"]
@@ -117,6 +118,7 @@ def _class_names(file: Path) -> tuple[str, ...]:
             f"0 to {len(numbered) - 1}",
             "take the file from where the lists come from",
         )
+    refuse_ambiguous(numbered.values(), printable_name(file))
     return tuple(numbered[label] for label in range(len(numbered)))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sbtk_train.data.class_names import match_key
+from sbtk_train.data.class_names import published_key
 from sbtk_train.data.splits import open_split
 
 #: Classes in common, of all classes on either side, from which data are taken for a data set.
@@ -103,10 +103,10 @@ PUBLISHED_DATA = (
 
 def published_data(classes: Iterable[str]) -> PublishedData | None:
     """Returns the published data set that has these classes, by and large; `None` if none has."""
-    here = {match_key(name) for name in classes}
+    here = {published_key(name) for name in classes}
     for data in PUBLISHED_DATA:
         split = open_split(data.splits[0].split)
-        there = {match_key(name) for name in (*split.seen, *split.unseen)}
+        there = {published_key(name) for name in (*split.seen, *split.unseen)}
         if len(here & there) >= _ENOUGH * len(here | there):
             return data
     return None

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
 from sbtk_runtime.errors import BadConfig
-from sbtk_train.data.class_names import ClassNames, class_key, match_key
+from sbtk_runtime.names import printable_name
+from sbtk_train.data.class_names import (
+    ClassNames,
+    class_key,
+    joined_key,
+    published_key,
+    published_splits,
+    read_names,
+)
 
 __all__ = ["Split", "class_key", "open_split", "split_names"]
 
@@ -29,17 +36,21 @@ class Split:
         name: as in `splits.json`, `random:N:SEED`, or the file's name.
         unseen: class names, sorted.
         seen: class names that the list's authors trained on, sorted; empty where they name none.
+        is_file: the list is a user's file. Its names are compared as they are written, without
+            the renames of published data sets, and all of them should be in the data.
     """
 
     name: str
     unseen: tuple[str, ...]
     seen: tuple[str, ...] = ()
+    is_file: bool = field(default=False, compare=False)
 
     @property
     def sha256(self) -> str:
         """The hash of the canonical unseen class names; equal for equal splits."""
         keys = sorted(class_key(name) for name in self.unseen)
-        return hashlib.sha256("\n".join(keys).encode()).hexdigest()
+        # Names of folders may hold bytes that are not UTF-8.
+        return hashlib.sha256("\n".join(keys).encode("utf-8", "surrogateescape")).hexdigest()
 
     def is_unseen(self, class_name: str) -> bool:
         """Says whether the class is unseen, whichever way its name is written."""
@@ -51,16 +62,17 @@ class Split:
 
     def is_of(self, unseen: Iterable[str]) -> bool:
         """Says whether these are the split's unseen classes: all of them and no others."""
-        return {match_key(name) for name in unseen} == {match_key(name) for name in self.unseen}
+        key_of = class_key if self.is_file else published_key
+        return {key_of(name) for name in unseen} == {key_of(name) for name in self.unseen}
 
     @cached_property
     def _unseen_names(self) -> ClassNames:
-        return ClassNames(self.unseen)
+        return ClassNames(self.unseen, renames=not self.is_file)
 
 
 def split_names() -> list[str]:
     """Returns the names of the published splits that sbtk knows."""
-    return sorted(_published())
+    return sorted(published_splits())
 
 
 def open_split(name_or_file: str, classes: Sequence[str] | None = None) -> Split:
@@ -70,12 +82,14 @@ def open_split(name_or_file: str, classes: Sequence[str] | None = None) -> Split
         name_or_file: a published split's name; `random:N:SEED` for N classes drawn from the data's
             (the first N of MT19937's permutation of the sorted names); or a file with one unseen
             class a line (SAKE's `cname_cid_zero.txt`, with its numbers, too).
-        classes: the class names of the data; only random splits need them.
+        classes: the class names of the data; random splits need them, and a file's numbers are
+            part of its names if the data's names have them.
 
     Raises:
-        BadConfig: none of these; a file that names no class; or too many classes to draw.
+        BadConfig: none of these; a file that names no class or is not UTF-8; or too many classes
+            to draw.
     """
-    published = _published()
+    published = published_splits()
     by_key = {name.casefold(): name for name in published}
     if name := by_key.get(name_or_file.casefold()):
         entry = published[name]
@@ -83,18 +97,17 @@ def open_split(name_or_file: str, classes: Sequence[str] | None = None) -> Split
     if name_or_file.startswith("random:") and not Path(name_or_file).exists():
         return _random_split(name_or_file, classes)
     path = Path(name_or_file)
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as problem:
+    if not path.exists():
         raise BadConfig(
-            f"no split named {name_or_file!r}, and no readable file of that name",
+            f"no split named {name_or_file!r}, and no file of that name",
             f"one of {', '.join(split_names())}, random:N:SEED, or a text file with one unseen "
             "class a line",
-        ) from problem
-    unseen = tuple(sorted(set(_without_numbers([line.strip() for line in lines if line.strip()]))))
+        )
+    lines = _without_ids(read_names(path, "the split file"), path, classes)
+    unseen = {class_key(name): name for name in reversed(lines)}
     if not unseen:
-        raise BadConfig(f"{path} names no class", "one unseen class a line")
-    return Split(path.name, unseen)
+        raise BadConfig(f"{printable_name(path)} names no class", "one unseen class a line")
+    return Split(path.name, tuple(sorted(unseen.values())), is_file=True)
 
 
 def _random_split(name: str, classes: Sequence[str] | None) -> Split:
@@ -112,7 +125,7 @@ def _random_split(name: str, classes: Sequence[str] | None) -> Split:
             f"--split {name} of data with {len(classes)} classes",
             f"1 to {len(classes) - 1} unseen classes",
         )
-    ordered = sorted(classes, key=match_key)
+    ordered = sorted(classes, key=_drawing_order)
     # This generator's stream is frozen for ever (NEP 19), so the name says which classes they are.
     drawn = np.random.RandomState(seed).permutation(len(ordered))[:count]
     unseen = {ordered[row] for row in drawn.tolist()}
@@ -120,15 +133,28 @@ def _random_split(name: str, classes: Sequence[str] | None) -> Split:
     return Split(name, tuple(sorted(unseen)), seen)
 
 
-def _without_numbers(lines: list[str]) -> list[str]:
-    """Returns the lines without the numbers that `cname_cid` files put behind the names."""
+def _drawing_order(name: str) -> tuple[str, str]:
+    """Returns what classes are sorted by before some are drawn; it must never change."""
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    letters = "".join(character for character in folded if character.isalnum())
+    return joined_key(letters) or folded, class_key(name)
+
+
+def _without_ids(lines: list[str], path: Path, classes: Sequence[str] | None) -> list[str]:
+    """Returns the lines without the ids that `cname_cid` files put behind the names.
+
+    A number belongs to the name (`shoe 0`) unless all lines have one, they count from 0 on, and
+    the data, where they are known, have none of the names with a number.
+    """
     matches = [re.fullmatch(r"(.+?)\s+(\d+)", line) for line in lines]
     names = [match[1] for match in matches if match is not None]
-    numbers = [int(match[2]) for match in matches if match is not None]
-    return names if numbers == list(range(len(lines))) else lines
-
-
-def _published() -> dict[str, dict[str, list[str]]]:
-    text = resources.files("sbtk_train.data").joinpath("splits.json").read_text("utf-8")
-    published: dict[str, dict[str, list[str]]] = json.loads(text)
-    return published
+    ids = [int(match[2]) for match in matches if match is not None]
+    is_counted = ids == list(range(len(lines))) and len({*map(class_key, names)}) == len(lines)
+    if not is_counted:
+        return lines
+    if classes is not None:
+        here = {class_key(name) for name in classes}
+        if any(class_key(line) in here for line in lines):
+            return lines
+    is_list = len(lines) > 1 or path.name.startswith("cname_cid")
+    return names if is_list else lines

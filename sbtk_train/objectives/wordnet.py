@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sbtk_runtime.errors import BadData, MissingExtra
-from sbtk_train.data.class_names import match_key
+from sbtk_train.data.class_names import joined_key
 from sbtk_train.students.teacher import cache_folder
 
 DEBIANS = Path("/usr/share/wordnet")
@@ -108,7 +108,7 @@ class WordNet:
         Blanks, underscores and hyphens may each be any of them in WordNet, or nothing; what stands
         in brackets is left out.
         """
-        fixed = _MEANT.get(match_key(class_name))
+        fixed = _MEANT.get(joined_key(class_name))
         if fixed is not None:
             senses = self._reader.synsets(fixed[0], pos="n")
             return int(senses[fixed[1] - 1].offset()) if len(senses) >= fixed[1] else None

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
+from sbtk_runtime.names import printable_name
 from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_train.batches.augment import normalised
 from sbtk_train.batches.pixels import Unreadable, load_pixels, without_unreadable
 from sbtk_train.config import TrainConfig
 from sbtk_train.data import Division, ImageSet, divide, read_dataset
+from sbtk_train.data.class_match import refuse_absent
+from sbtk_train.data.class_names import read_names
 from sbtk_train.data.splits import Split, open_split
 from sbtk_train.device import Compute, choose_compute
 from sbtk_train.distributed import ALONE, Team
@@ -93,6 +96,8 @@ def _readable_data(
 ) -> tuple[Division, Split, tuple[Unreadable, ...]]:
     data = read_dataset(Path(config.data), keep_duplicates=config.keep_duplicates)
     split = open_split(config.split, data.classes)
+    if split.is_file and not config.allow_missing:
+        refuse_absent(split.unseen, data.classes, printable_name(split.name))
     division, unreadable = readable_division(config, data, split, said)
     require_selectable(division, config.recipe.selection, config.dim)
     return division, split, tuple(unreadable)
@@ -110,14 +115,14 @@ def readable_division(
     seen = split.seen_among(data.classes)
     absent = len(data.classes) == len(seen)
     if absent:
-        said(f"none of the unseen classes of {split.name} is in {config.data}")
+        said(f"WARNING: none of the unseen classes of {split.name} is in {config.data}")
     division = divide(
         data,
         split,
         seed=config.division_seed,
         validation_classes=config.validation_classes,
         held_out_share=config.held_out_share,
-        only_classes=_listed(config.classes) if config.classes else None,
+        only_classes=_listed_classes(config, data) if config.classes else None,
     )
     for notice in division.notices:
         said(notice)
@@ -151,14 +156,12 @@ def _require_both_kinds(given: ImageSet, readable: ImageSet, faults: Sequence[Un
             )
 
 
-def _listed(file: str) -> list[str]:
-    try:
-        lines = Path(file).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise BadConfig(
-            f"the list of classes {file} cannot be read: {problem}", "a text, one class a line"
-        ) from problem
-    return [line.strip() for line in lines if line.strip()]
+def _listed_classes(config: TrainConfig, data: ImageSet) -> list[str]:
+    file = Path(config.classes)
+    names = read_names(file, "the list of classes")
+    if not config.allow_missing:
+        refuse_absent(names, data.classes, printable_name(file.name))
+    return names
 
 
 def _load_into(student: Student, config: TrainConfig, training: ImageSet, said: Said) -> None:

@@ -9,7 +9,13 @@ import pytest
 
 from sbtk_runtime.errors import BadData
 from sbtk_train.data import divide, read_dataset
-from sbtk_train.data.class_match import LookAlike, match_classes, match_notices, named
+from sbtk_train.data.class_match import (
+    LookAlike,
+    match_classes,
+    match_notices,
+    named,
+    refuse_absent,
+)
 from sbtk_train.data.splits import Split, open_split
 from tests.tiny_data import write_dataset
 
@@ -63,6 +69,18 @@ def test_data_of_another_data_set_are_only_warned_about(tmp_path: Path) -> None:
 def test_unseen_classes_that_the_data_lack_are_counted_and_named() -> None:
     notices = match_notices(match_classes(["ant", "bat", "cow"], Split("x", ("bat", "elk"))))
     assert notices == ["1 of 2 unseen classes of x are not in the data: elk"]
+
+
+def test_a_list_of_classes_that_the_data_lack_is_refused_with_close_names() -> None:
+    classes = ("T-shirt", "breadfruit", "palm tree", "cat_(animal)", "ปลา")
+    refuse_absent(["t shirt", "Cat (Animal)", "ปลา"], classes, "mine.txt")
+    with pytest.raises(BadData) as caught:
+        refuse_absent(["t shirt", "bread", "plam tree", "cat", "ปล"], classes, "mine.txt")
+    said = caught.value.found
+    assert said.startswith("4 of 5 classes in mine.txt are not in the data: bread, plam tree, cat")
+    assert "'plam tree' (did you mean 'palm tree'" in said
+    assert "'cat' (did you mean 'cat_(animal)'" in said
+    assert "--allow-missing" in caught.value.next_step
 
 
 @pytest.mark.parametrize(

@@ -231,12 +231,12 @@ def test_train_and_val_folders_are_read_as_one_data_set_that_knows_its_split(
     assert OWN.is_of(found.images.listings[0].unseen)
 
 
-def test_names_of_one_class_in_one_folder_are_put_together(tmp_path: Path) -> None:
-    write_classes(tmp_path / "sketch", {"palm tree": ["1.png"], "palm_tree": ["1.png"]})
+def test_names_of_one_class_in_two_domains_are_put_together(tmp_path: Path) -> None:
+    write_classes(tmp_path / "sketch", {"palm tree": ["1.png"]})
     write_classes(tmp_path / "photo", {"palm-tree": ["1.png"], "c++": ["1.png"], "c#": ["1.png"]})
     data = read_dataset(tmp_path)
     assert data.classes == ("c#", "c++", "palm tree")
-    assert sketches_of(data) == Counter({"palm tree": 2})
+    assert photos_of(data)["palm tree"] == 1
     assert any("palm-tree is palm tree" in notice for notice in data.notices)
 
 

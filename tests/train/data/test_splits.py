@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,15 @@ def test_split_of_a_file_is_the_set_of_its_lines(tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
     file.write_text("cow\n\ncat\ncow\n")
     assert open_split(str(file)) == Split("mine.txt", ("cat", "cow"))
+    file.write_bytes("\ufeffT-shirt\r\nt shirt \r\ncat\r\n".encode())
+    assert open_split(str(file)).unseen == ("T-shirt", "cat")
+
+
+def test_a_file_in_another_encoding_is_told_apart_from_a_missing_one(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_bytes("café\n".encode("latin-1"))
+    with pytest.raises(BadConfig, match="not UTF-8 text"):
+        open_split(str(file))
 
 
 def test_the_numbers_of_sakes_class_files_are_no_part_of_the_names(tmp_path: Path) -> None:
@@ -50,6 +60,21 @@ def test_the_numbers_of_sakes_class_files_are_no_part_of_the_names(tmp_path: Pat
     assert open_split(str(file)).unseen == ("cow", "hot air balloon")
     file.write_text("route 66\ncow\n")
     assert open_split(str(file)).unseen == ("cow", "route 66")
+
+
+def test_a_number_is_part_of_a_name_unless_the_file_is_a_list_with_ids(tmp_path: Path) -> None:
+    file = tmp_path / "unseen.txt"
+    file.write_text("shoe 0\n")
+    assert open_split(str(file), ["shoe 0", "shoe 1", "hat"]).unseen == ("shoe 0",)
+    assert open_split(str(file), ["shoe", "hat"]).unseen == ("shoe 0",)
+    file.write_text("shoe 0\nshoe 1\n")
+    assert open_split(str(file)).unseen == ("shoe 0", "shoe 1")
+    file.write_text("shoe 0\nhat 1\n")
+    assert open_split(str(file), ["shoe-0", "Hat 1", "cup 2"]).unseen == ("hat 1", "shoe 0")
+    assert open_split(str(file), ["shoe", "hat", "cup"]).unseen == ("hat", "shoe")
+    listed = tmp_path / "cname_cid_zero.txt"
+    listed.write_text("cow 0\n")
+    assert open_split(str(listed), ["cow", "hat"]).unseen == ("cow",)
 
 
 @pytest.mark.parametrize("content", [None, "", "\n \n"])
@@ -70,6 +95,8 @@ def test_random_split_is_drawn_by_its_seed_from_the_classes_of_the_data() -> Non
     assert open_split("random:25:4", CLASSES).unseen != drawn.unseen
     spelled = open_split("random:25:3", [name.replace("ss", "s S") for name in CLASSES])
     assert [name.replace("s S", "ss") for name in spelled.unseen] == list(drawn.unseen)
+    thai = ["เสือ", "เสื้อ", "ปลา"]
+    assert open_split("random:1:0", thai).unseen == open_split("random:1:0", thai[::-1]).unseen
 
 
 def test_random_split_is_the_same_on_every_machine() -> None:
@@ -99,6 +126,7 @@ def test_class_is_unseen_however_its_name_is_written() -> None:
     assert split.is_unseen("hot_air_balloon")
     assert split.is_unseen("Hot-Air_Balloon")
     assert split.is_unseen("hotairballoon")
+    assert not replace(split, is_file=True).is_unseen("hotairballoon")
     assert split.seen_among(["tree", "cat", "hot air balloon"]) == ["cat"]
 
 
