@@ -8,6 +8,16 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+try:
+    import fcntl as _fcntl  # noqa: F401
+except ImportError as problem:
+    # Locks on galleries and opening files below an open folder exist on no Windows.
+    raise ImportError(
+        "sbtk runs on Linux and macOS; on Windows, install and run it inside WSL "
+        "(https://learn.microsoft.com/windows/wsl/install)",
+        name="fcntl",
+    ) from problem
+
 if TYPE_CHECKING:
     from sbtk_runtime.bundle import Bundle
     from sbtk_runtime.embedding.embed import Embedder

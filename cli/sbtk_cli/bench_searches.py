@@ -33,7 +33,7 @@ from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.gallery.catalogue import CatalogueView
 from sbtk_runtime.gallery.folder import open_rows
 from sbtk_runtime.gallery.gallery import Gallery
-from sbtk_runtime.gallery.hnsw import EF, EF_CONSTRUCTION, Graph, M
+from sbtk_runtime.gallery.hnsw import EF, EF_CONSTRUCTION, INSTALL_HNSWLIB, Graph, M, has_hnswlib
 from sbtk_runtime.generated_inputs import clustered_named, clustered_vectors
 from sbtk_runtime.machine import resident_bytes
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest
@@ -93,10 +93,12 @@ def _search_vectors(
     efs = [ef for ef in efs if ef >= k]
     if not efs:
         raise BadConfig("every --ef is below k", f"an --ef of at least {k}")
-    notice(f"building a graph of {len(vectors):,} rows on {threads} threads", quiet=quiet)
-    build, ways = _hnsw(vectors, threads, efs)
-    builds = [build]
-    ways.insert(0, _exact_way(vectors))
+    builds, ways = [], [_exact_way(vectors)]
+    if _can_measure_hnsw(quiet):
+        notice(f"building a graph of {len(vectors):,} rows on {threads} threads", quiet=quiet)
+        build, others = _hnsw(vectors, threads, efs)
+        builds.append(build)
+        ways += others
     if peer == "faiss":
         notice("building the peer's graph", quiet=quiet)
         build, others = faiss_peer(
@@ -117,6 +119,14 @@ def _search_vectors(
         builds=tuple(builds),
         points=tuple(points),
     )
+
+
+def _can_measure_hnsw(quiet: bool) -> bool:
+    """Whether hnswlib is installed; says what is left out where it is not."""
+    if has_hnswlib():
+        return True
+    notice(f"left out: hnswlib, which is not installed ({INSTALL_HNSWLIB})", quiet=quiet)
+    return False
 
 
 def _hnsw(vectors: Embeddings, threads: int, efs: Sequence[int]) -> tuple[GraphBuild, list[Way]]:
@@ -178,7 +188,7 @@ def _search_gallery(
         notice("exact answers", quiet=quiet)
         truth = np.stack([exact(query, k) for query in queries])
         ways = [Way("exact", None, exact)]
-        if manifest.bits is None:
+        if manifest.bits is None and _can_measure_hnsw(quiet):
             ef = manifest.graph.ef if manifest.graph else EF
             ways.append(Way("hnswlib", ef, way("hnsw")))
         points = measure_ways(ways, queries, truth, progress=lambda text: notice(text, quiet=quiet))

@@ -243,7 +243,9 @@ def _verify(gallery: Path, *, repair: bool, as_json: bool, quiet: bool) -> int:
             "folders embeds them anew"
         )
     if report.is_good:
-        how = "in the graph" if report.bits is None else "by their codes"
+        how = "in the graph" if report.by_graph else "by exact search"
+        if report.bits is not None:
+            how = "by their codes"
         output.answer(
             f"{output.count_text(report.live, 'photo')} intact; {report.found:,} of "
             f"{report.sampled:,} sampled ones find themselves {how}"

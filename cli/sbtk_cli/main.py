@@ -49,6 +49,7 @@ COMMANDS = {
 
 #: The extra that brings a module which the base install does without.
 EXTRA_OF_MODULE = {
+    "hnswlib": "hnsw",
     "onnxruntime": "cpu",
     "openvino": "openvino",
     "tensorrt": "tensorrt",

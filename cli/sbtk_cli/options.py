@@ -87,8 +87,8 @@ search = click.option(
     type=click.Choice(["auto", "hnsw", "exact"]),
     default="auto",
     show_default=True,
-    help="How to search: by the HNSW graph, exactly, or whichever suits the gallery's size. Binary "
-    "galleries are searched exactly.",
+    help="How to search: by the HNSW graph (extra 'hnsw'), exactly, or whichever suits the "
+    "gallery's size. Binary galleries are searched exactly.",
 )
 json = click.option("--json", "as_json", is_flag=True, help="Print JSON lines, for programs.")
 quiet = click.option("-q", "--quiet", is_flag=True, help="Print no progress and no notices.")

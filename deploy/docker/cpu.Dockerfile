@@ -20,7 +20,7 @@ COPY cli cli
 # More of them by --build-arg, such as EXTRAS=cpu,openvino.
 ARG EXTRAS=cpu
 RUN /opt/sbtk/bin/python -m pip install --find-links /wheels --only-binary hnswlib \
-        --constraint constraints.txt ".[${EXTRAS}]"
+        --constraint constraints.txt ".[hnsw,${EXTRAS}]"
 
 FROM ${PYTHON}
 COPY --from=build /opt/sbtk /opt/sbtk

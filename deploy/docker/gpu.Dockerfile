@@ -23,7 +23,7 @@ COPY cli cli
 # pip installs them it fetches them from the vendor's own index.
 ARG EXTRAS=gpu
 RUN /opt/sbtk/bin/python -m pip install --find-links /wheels --only-binary hnswlib \
-        --constraint constraints.txt ".[${EXTRAS}]"
+        --constraint constraints.txt ".[hnsw,${EXTRAS}]"
 
 FROM ${PYTHON}
 COPY --from=build /opt/sbtk /opt/sbtk

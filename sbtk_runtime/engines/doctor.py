@@ -26,6 +26,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "openvino": ("openvino",),
     "tensorrt": ("tensorrt-cu13", "cuda-bindings"),
     "tensorrt-rtx": ("tensorrt-rtx-cu13", "cuda-bindings"),
+    "hnsw": ("hnswlib",),
     "plot": ("matplotlib",),
     "serve": ("fastapi", "fastapi-offline", "prometheus-client", "uvicorn"),
     "show": ("textual-image",),
@@ -88,6 +89,7 @@ def examine(gallery: Path, model: str | None = None) -> Examination:
     taken = _automatic(engines)
     findings = [
         _processor(machine),
+        _system(machine),
         _int8(cpu_flags()),
         _gpu(gpu_names()),
         *(_engine(report) for report in engines),
@@ -147,6 +149,12 @@ def _processor(machine: Machine) -> Finding:
     if threads < machine.cores:
         text += f"; a container's quota allows {threads} threads"
     return Finding("machine", "ok", text)
+
+
+def _system(machine: Machine) -> Finding:
+    """Returns which systems sbtk runs on; on others it does not get as far as this."""
+    name = "WSL" if "microsoft" in platform.release().lower() else machine.system.split()[0]
+    return Finding("system", "ok", f"{name}: sbtk runs on Linux, on macOS, and on Windows in WSL")
 
 
 def _int8(flags: frozenset[str]) -> Finding:

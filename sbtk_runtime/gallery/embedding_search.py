@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadGallery
 from sbtk_runtime.gallery.exact import Scores, exact_search
-from sbtk_runtime.gallery.hnsw import Graph, build_graph
+from sbtk_runtime.gallery.hnsw import (
+    INSTALL_HNSWLIB,
+    Graph,
+    build_graph,
+    has_hnswlib,
+    import_hnswlib,
+)
 from sbtk_runtime.gallery.shards import Rows
 from sbtk_runtime.gallery.vectors import Vectors, unit_row
 from sbtk_runtime.manifest import GalleryManifest
@@ -64,7 +70,10 @@ class EmbeddingSearch:
 
         Raises:
             BadData: the embedding has another width, is not finite, or zero.
+            MissingExtra: `hnsw` was asked for, and hnswlib is not installed.
         """
+        if search == "hnsw":
+            import_hnswlib()
         query = unit_row(embedding, self._vectors.dim)
         if among is None and self._takes_graph(search, k):
             rows, scores = self._usable_graph().search(query, k)
@@ -92,7 +101,18 @@ class EmbeddingSearch:
 
     def _load_graph(self) -> None:
         record = self._manifest.graph
+        if not has_hnswlib():
+            self._graph_problem = "hnswlib is not installed"
+            self._note(
+                f"{self._manifest.live:,} photos are searched without a graph, which takes longer: "
+                f"{INSTALL_HNSWLIB}, then 'sbtk index' on your photos"
+            )
+            return
         if record is None:
+            self._note(
+                f"{self._manifest.live:,} photos have no search graph yet, so each search takes "
+                "longer: 'sbtk index' on your photos builds it"
+            )
             return
         try:
             self._graph = Graph.load(self._folder, record, self._manifest.dim)

@@ -9,7 +9,15 @@ import numpy as np
 
 from sbtk_runtime.errors import BadGallery
 from sbtk_runtime.gallery.catalogue_writer import Catalogue
-from sbtk_runtime.gallery.hnsw import Graph, add_rows, build_graph, check_graph_file
+from sbtk_runtime.gallery.gallery import EXACT_BELOW
+from sbtk_runtime.gallery.hnsw import (
+    INSTALL_HNSWLIB,
+    Graph,
+    add_rows,
+    build_graph,
+    check_graph_file,
+    has_hnswlib,
+)
 from sbtk_runtime.gallery.vectors import Vectors
 from sbtk_runtime.manifest import GraphRecord
 
@@ -27,8 +35,10 @@ def next_graph(
     vectors: Vectors,
     previous: GraphRecord | None,
     notify: Notify,
-) -> GraphRecord:
+) -> GraphRecord | None:
     """Returns the record of a graph file that holds the photos of the catalogue's generation.
+
+    Without hnswlib it is the previous one as long as nothing has changed, and else `None`.
 
     The previous file stays as it is; what it holds is reused as long as it is intact and most of
     its rows are alive. Memory is that of one graph.
@@ -42,8 +52,12 @@ def next_graph(
     has_drops = next(catalogue.rows_to_drop(), None) is not None
     if previous is not None and is_intact and not additions and not has_drops:
         return previous
-    graph = None
     live = catalogue.live()
+    if not has_hnswlib():
+        if live >= EXACT_BELOW:
+            notify(f"no search graph: hnswlib is not installed ({INSTALL_HNSWLIB})")
+        return None
+    graph = None
     if previous is not None and is_intact:
         total = previous.count + additions
         if total - live <= MOST_DEAD * total:

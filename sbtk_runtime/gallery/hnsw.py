@@ -3,6 +3,9 @@
 hnswlib trusts its file blindly and tells nobody when it cannot write, so everything is checked
 around it: SHA-256 and header before a file is loaded, size and content after one is written.
 Rows carry the numbers that the vectors gave them; a row that is gone is marked in the file.
+
+hnswlib is optional: it exists as source only. Without it there is no graph, and galleries are
+searched exactly.
 """
 
 from __future__ import annotations
@@ -16,12 +19,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self
 
-import hnswlib
 import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.cpu import cpu_threads
-from sbtk_runtime.errors import BadGallery
+from sbtk_runtime.errors import BadGallery, MissingExtra
 from sbtk_runtime.files import atomic_path, sha256_of_file
 from sbtk_runtime.gallery.vectors import Vectors
 from sbtk_runtime.manifest import GraphRecord
@@ -35,9 +37,38 @@ EF_CONSTRUCTION = 200
 EF = 128
 
 _SEED = 100
+#: What to type where hnswlib is missing.
+INSTALL_HNSWLIB = 'pip install "sbtk[hnsw]"'
+
 # offset of level 0, capacity, count, bytes per row, offset of the label, offset of the vector,
 # highest level, entry point, links per row, links per row on level 0, M, 1 / ln M, ef_construction
 _HEADER = struct.Struct("=6QiI3QdQ")
+
+
+def has_hnswlib() -> bool:
+    """Whether graphs can be built and searched here."""
+    try:
+        import_hnswlib()
+    except MissingExtra:
+        return False
+    return True
+
+
+def import_hnswlib() -> Any:
+    """Returns the module hnswlib.
+
+    Raises:
+        MissingExtra: it is not installed, or cannot be loaded.
+    """
+    try:
+        import hnswlib
+    except ImportError as problem:
+        raise MissingExtra(
+            f"HNSW graphs need hnswlib, which cannot be imported ({problem})",
+            "the extra 'hnsw'; everything else works without it",
+            INSTALL_HNSWLIB,
+        ) from problem
+    return hnswlib
 
 
 class Graph:
@@ -60,8 +91,12 @@ class Graph:
         ef_construction: int = EF_CONSTRUCTION,
         ef: int = EF,
     ) -> Self:
-        """Returns an empty graph that takes up to `capacity` rows."""
-        index = hnswlib.Index("ip", dim)
+        """Returns an empty graph that takes up to `capacity` rows.
+
+        Raises:
+            MissingExtra: hnswlib is not installed.
+        """
+        index = import_hnswlib().Index("ip", dim)
         index.init_index(max(1, capacity), M=m, ef_construction=ef_construction, random_seed=_SEED)
         return cls(index, m, ef_construction, ef)
 
@@ -71,8 +106,10 @@ class Graph:
 
         Raises:
             BadGallery: the file is missing, or not the one that was written.
+            MissingExtra: hnswlib is not installed.
         """
         path = folder / record.file
+        hnswlib = import_hnswlib()
         check_graph_file(path, record, dim)
         index = hnswlib.Index("ip", dim)
         try:
@@ -226,7 +263,7 @@ def _is_expected(header: tuple[Any, ...], record: GraphRecord, dim: int) -> bool
 def _check_content(
     path: Path, record: GraphRecord, dim: int, expected: tuple[Rows, Embeddings]
 ) -> None:
-    index = hnswlib.Index("ip", dim)
+    index = import_hnswlib().Index("ip", dim)
     index.load_index(str(path))
     rows, embeddings = expected
     try:

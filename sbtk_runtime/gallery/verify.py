@@ -16,7 +16,7 @@ from sbtk_runtime.gallery.catalogue_writer import Catalogue
 from sbtk_runtime.gallery.codes import CodeShards
 from sbtk_runtime.gallery.exact import exact_search, hamming_search
 from sbtk_runtime.gallery.folder import LOCK_NAME, kept_text, open_rows, published_manifest
-from sbtk_runtime.gallery.hnsw import Graph
+from sbtk_runtime.gallery.hnsw import Graph, check_graph_file, has_hnswlib
 from sbtk_runtime.gallery.shards import Rows
 from sbtk_runtime.gallery.vectors import Embeddings, Vectors
 from sbtk_runtime.manifest import GalleryManifest
@@ -36,10 +36,12 @@ class VerifyReport:
         generation: that was looked at.
         live: photos that can be found.
         sampled: photos that were searched for by their own embedding.
-        found: how many of these the graph found, or in a binary gallery the exact search.
+        found: how many of these the graph found, or where there is none, or no hnswlib to read
+            it, the exact search.
         problems: sentences; none if the gallery is good.
         repaired: photos that the next `sbtk index` embeds anew.
         bits: length of the codes of a binary gallery.
+        by_graph: whether `found` are those that the graph found.
     """
 
     generation: int
@@ -49,6 +51,7 @@ class VerifyReport:
     problems: tuple[str, ...]
     repaired: int = 0
     bits: int | None = None
+    by_graph: bool = False
 
     @property
     def is_good(self) -> bool:
@@ -103,9 +106,14 @@ def verify_gallery(
     intact = np.setdiff1d(rows, damaged, assume_unique=True)
     chosen = np.random.default_rng(seed).choice(intact, min(samples, len(intact)), replace=False)
     sample = np.sort(chosen)
+    by_graph = manifest.graph is not None and has_hnswlib()
     if isinstance(vectors, Vectors):
-        found = _found_by_graph(folder, manifest, sample, vectors.read(sample)[0], problems)
-        _check_exact(vectors, intact, sample[:_EXACT_SAMPLES], problems)
+        if by_graph:
+            found = _found_by_graph(folder, manifest, sample, vectors.read(sample)[0], problems)
+            _check_exact(vectors, intact, sample[:_EXACT_SAMPLES], problems)
+        else:
+            _check_graph_file(folder, manifest, problems)
+            found = _found_exactly(vectors, intact, sample, problems)
     else:
         found = _found_by_code(vectors, intact, sample, problems)
     repaired = _forget(folder, manifest, damaged) if repair and len(damaged) else 0
@@ -117,6 +125,7 @@ def verify_gallery(
         problems=tuple(problems),
         repaired=repaired,
         bits=manifest.bits,
+        by_graph=by_graph,
     )
 
 
@@ -151,9 +160,7 @@ def _found_by_graph(
     problems: list[str],
 ) -> int:
     """Returns how many of the rows the graph finds by their own embeddings."""
-    if manifest.graph is None:
-        problems.append("there is no graph")
-        return 0
+    assert manifest.graph is not None
     try:
         graph = Graph.load(folder, manifest.graph, manifest.dim)
     except BadGallery as problem:
@@ -162,6 +169,25 @@ def _found_by_graph(
     found = sum(_finds(graph.search(embedding, 1)[1]) for embedding in embeddings)
     if found < LEAST_FOUND * len(rows):
         problems.append(f"the graph finds {found:,} of {len(rows):,} photos by their embeddings")
+    return found
+
+
+def _check_graph_file(folder: Path, manifest: GalleryManifest, problems: list[str]) -> None:
+    """Adds what is wrong with a graph that cannot be asked here."""
+    if manifest.graph is None:
+        return
+    try:
+        check_graph_file(folder / manifest.graph.file, manifest.graph, manifest.dim)
+    except BadGallery as problem:
+        problems.append(f"{problem.found}; 'sbtk index' on your photos builds the graph again")
+
+
+def _found_exactly(vectors: Vectors, rows: Rows, sample: Rows, problems: list[str]) -> int:
+    """Returns how many of the sample's photos find themselves by exact search."""
+    embeddings = vectors.read(sample)[0]
+    found = sum(_finds(exact_search(vectors, rows, embedding, 1)[1]) for embedding in embeddings)
+    if found < len(sample):
+        problems.append(f"{found:,} of {len(sample):,} photos find themselves by exact search")
     return found
 
 

@@ -24,6 +24,7 @@ from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import check_model
 from sbtk_runtime.gallery.gallery import Gallery, Search
 from sbtk_runtime.gallery.hit import Answer, Hit
+from sbtk_runtime.gallery.hnsw import import_hnswlib
 from sbtk_runtime.manifest import GalleryManifest, Precision
 from sbtk_runtime.preprocess import Kind
 from sbtk_runtime.web.followed_gallery import FollowedGallery
@@ -230,6 +231,8 @@ class Service:
     def _open(self) -> None:
         """Opens gallery and engine, and runs both once: the first run takes longer than others."""
         give_back_what_is_freed()
+        if self._search == "hnsw":
+            import_hnswlib()
         # First, since it is quick to fail, and to show photos.
         self._gallery = FollowedGallery(self.folder, self._check)
         embedder = Embedder(

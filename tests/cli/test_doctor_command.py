@@ -15,7 +15,7 @@ def test_a_healthy_machine(shared_gallery: Path, capsys: pytest.CaptureFixture[s
     assert main(["doctor", "--model", "tiny"]) == 0
     lines = capsys.readouterr().out.splitlines()
     topics = [line.split()[1] for line in lines if not line.startswith(" ")]
-    assert topics[:3] == ["machine", "int8", "gpu"]
+    assert topics[:3] == ["machine", "system", "int8"]
     assert topics[-4:] == ["auto", "model", "gallery", "extras"]
     text = "\n".join(lines)
     works = [line.split()[2] for line in lines if re.match("ok  engine .* works$", line)]

@@ -238,3 +238,23 @@ def test_a_closed_output_is_no_fault(closed: str) -> None:
     assert finished.returncode == 0, finished.stderr
     assert "sbtk" not in finished.stderr
     assert ("sbtknet-sketchy" in finished.stdout) == (closed == "2>&-")
+
+
+@pytest.mark.parametrize("start", [["-m", "sbtk_cli"], ["-c", "import sbtk_cli.main"]])
+def test_a_system_without_posix_locks_is_told_so_in_a_sentence(
+    tmp_path: Path, start: list[str]
+) -> None:
+    """What Windows lacks is taken away before anything of sbtk is imported."""
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['fcntl'] = None")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, *start],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Error: ") and "Linux and macOS" in line and "WSL" in line
