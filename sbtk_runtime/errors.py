@@ -34,6 +34,10 @@ class BadImage(SbtkError):
     """A file that is not a readable image, or not one that sbtk accepts."""
 
 
+class SlowImage(BadImage):
+    """An image whose decoding was ended because it takes too long."""
+
+
 class EmptySketch(BadImage):
     """A readable image on which nothing is drawn."""
 

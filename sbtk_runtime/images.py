@@ -1,38 +1,63 @@
-"""Image files to upright RGB pictures, safely.
+"""Image files to upright sRGB pictures, safely.
 
 Files come from anywhere, so only regular files are opened, only formats on a list reach a parser,
-and the size is judged from the header before any pixel is decoded.
+structure and memory are judged from the bytes before any pixel is decoded, and decoding ends after
+some seconds of work. Of a file that is cut off or damaged, what is there is decoded if it is nearly
+all.
 """
 
 from __future__ import annotations
 
-import io
+import ctypes
 import os
 import stat
+import sys
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-# The plugins are imported here because Pillow's own search for them is not safe between threads:
-# a picture can find the registry half filled.
+# The plugins are named here because Pillow's own search for them is not safe between threads (a
+# picture can find the registry half filled), and because its limit of pixels knows nothing of
+# reduced scales.
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
-    ImageOps,
+    ImagePalette,
     JpegImagePlugin,
-    MpoImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
     TiffImagePlugin,
-    UnidentifiedImageError,
     WebPImagePlugin,
+    _imaging,
 )
+from PIL import ImageFile as PillowFile
 
-from sbtk_runtime.errors import BadImage
+from sbtk_runtime.errors import BadImage, SlowImage
 from sbtk_runtime.files import without_waiting
+from sbtk_runtime.image_colours import (
+    brightest,
+    eight_bit_grey,
+    is_wide,
+    rgb_or_rgba,
+    transparent_where,
+    with_low_bytes,
+)
+from sbtk_runtime.image_feed import (
+    Clock,
+    Feed,
+    Mask,
+    Open,
+    Part,
+    decode_part,
+    early_end,
+    open_webp,
+    percent,
+)
+from sbtk_runtime.image_limits import HEIC_FORMAT, Screened, format_of, screened
 from sbtk_runtime.raw_photo import decode_raw, is_raw, raw_memory
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
@@ -42,39 +67,65 @@ SUFFIXES = (
     | {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif"}
     | HEIC_SUFFIXES
 )
-MAX_PIXELS = 120_000_000
 MAX_FILE_BYTES = 512 << 20
-MAX_DECODE_BYTES = 1 << 30
+#: What a picture may take at the peak of its decoding, with its file.
+MAX_DECODE_BYTES = 256 << 20
+#: Core-seconds after which decoding ends.
+MAX_DECODE_S = 10.0
+#: The share of a picture's rows from which it is used although the rest is missing.
+MIN_SHARE = 0.9
 
-_AT_MOST = f"at most {MAX_PIXELS:,} pixels"
+_READERS: Mapping[str, type[PillowFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "PPM": PpmImagePlugin.PpmImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
+}
 
-# Bytes per pixel at the peak of decoding: Pillow holds RGB in four; transparent, palette and
-# 16-bit pictures exist twice or more while they are converted; some formats hold the picture
-# again (WebP's animation canvas, TIFF's strips), and progressive JPEGs all of their coefficients.
-_PLAIN_BYTES = 4
-_MIXED_BYTES = 12
-_FORMAT_BYTES = {"WEBP": 16, "TIFF": 4, "HEIF": 8, "AVIF": 8}
-_PROGRESSIVE_BYTES = 6
+# Bytes a pixel at the peak of decoding: the picture as Pillow holds it, what it is converted to,
+# and its transparency. Formats that are opened by taking the memory of a whole canvas stand apart.
+_MODE_BYTES = {"RGB": 4, "L": 5, "1": 6, "P": 6, "CMYK": 8, "YCbCr": 8, "LAB": 12, "I;16": 12}
+_MIXED_BYTES = 14
+_CANVAS_BYTES = {"WEBP": 14, "AVIF": 20, "HEIF": 16}
+# A second picture while the first is turned or brought to sRGB.
+_CONVERTED_BYTES = 4
 
-_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
-_GENERAL_BRANDS = frozenset({b"mif1", b"mif2", b"msf1"})
-_MAX_BRANDS_BYTES = 256
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BITS, _PHOTOMETRIC, _PLANAR, _COLOUR_MAP, _SAMPLE_FORMAT = 258, 262, 284, 320, 339
+_SUBSAMPLING = 530
+_PLAIN_PLANES = ("RGB", "RGBA", "CMYK")
 
-_PLUGINS = (
-    AvifImagePlugin,
-    BmpImagePlugin,
-    GifImagePlugin,
-    JpegImagePlugin,
-    MpoImagePlugin,
-    PngImagePlugin,
-    PpmImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
-
-# Our own cap decides about size, and odd metadata are no news to users. Filters are global and
-# `catch_warnings` is not safe between threads, so this is done once.
+# Odd metadata are no news to users. Filters are global and `catch_warnings` is not safe between
+# threads, so this is done once.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _silence_libtiff() -> None:
+    """Keeps libtiff from writing lines to stderr that name no file; what it means is raised."""
+    try:
+        library = ctypes.CDLL(_imaging.__file__)
+        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            getattr(library, name).restype = ctypes.c_void_p
+            getattr(library, name)(None)
+    # Pillow was built without it, or has it inside, where it is not found.
+    except (OSError, AttributeError):
+        return
+
+
+_silence_libtiff()
 
 
 @dataclass(frozen=True)
@@ -120,46 +171,133 @@ def read_open_file(file: BinaryIO) -> ImageFile:
     return content
 
 
-def decode(data: bytes, *, at_least_px: int | None = None) -> Image.Image:
-    """Returns the picture in `data`, upright, in mode RGB, or RGBA when any pixel is transparent.
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture.
 
-    Of an animation it is the first frame; 16-bit, CMYK, palette and grey pictures are converted.
+    Attributes:
+        image: upright, in mode RGB, or RGBA when any pixel is transparent.
+        notices: sentences for the user, such as that the file is only partly readable.
+    """
+
+    image: Image.Image
+    notices: tuple[str, ...] = ()
+
+
+class OpenImage:
+    """An image file whose header has been read and whose structure has been judged.
 
     Args:
-        data: the bytes of an image file.
+        data: the bytes of the file.
         at_least_px: JPEGs may be decoded at a reduced scale (an eighth to one) as long as the
             shorter side keeps at least this many pixels; `None` keeps the full scale.
 
+    Attributes:
+        memory_bytes: roughly what `decode` needs at its peak, beside the file's bytes.
+
     Raises:
-        BadImage: not an image, a format off the allow-list, damaged, over `MAX_PIXELS`, or over
-            `MAX_DECODE_BYTES` while it is decoded.
+        BadImage: not an image, a format off the list, a damaged header, a structure beyond what
+            honest files have, or over `MAX_DECODE_BYTES` while it is decoded.
     """
-    if is_raw(data):
-        return decode_raw(data, lambda jpeg: _decoded(jpeg, at_least_px), MAX_DECODE_BYTES)
-    return _decoded(data, at_least_px)
 
-
-def _decoded(data: bytes, at_least_px: int | None) -> Image.Image:
-    try:
-        image, needed_bytes = _open(data, at_least_px)
-        if needed_bytes > MAX_DECODE_BYTES:
+    def __init__(self, data: bytes, *, at_least_px: int | None = None) -> None:
+        self._data = data
+        self._at_least_px = at_least_px
+        self._clock = Clock(MAX_DECODE_S)
+        self._file: Screened | None = None
+        if is_raw(data):
+            self.memory_bytes = raw_memory(data, self._memory_within)
+            return
+        self._file = _screened(data)
+        copied = 0 if self._file.data is data else len(self._file.data)
+        self._image: PillowFile.ImageFile | None = None
+        if self._file.canvas is None:
+            self._image = self._opened(self._file.data)
+            size, bytes_each = self._image.size, _bytes_each(self._image)
+        else:
+            size, bytes_each = self._file.canvas, _CANVAS_BYTES[self._file.format]
+        self.memory_bytes = size[0] * size[1] * bytes_each + self._file.kept_bytes + copied
+        if len(data) + self.memory_bytes > MAX_DECODE_BYTES:
             raise BadImage(
-                f"the picture has {image.width} x {image.height} pixels, for which decoding "
-                f"this kind of {image.format} takes some {needed_bytes >> 20:,} MiB",
+                f"the picture has {size[0]} x {size[1]} pixels, for which decoding this kind of "
+                f"{self._file.format} takes some {(len(data) + self.memory_bytes) >> 20:,} MiB",
                 f"at most {MAX_DECODE_BYTES >> 20:,} MiB",
             )
-        image.load()
-        return _rgb_or_rgba(_upright(image))
-    except BadImage:
-        raise
-    except UnidentifiedImageError as problem:
-        raise BadImage("not an image that sbtk reads", ", ".join(FORMATS)) from problem
-    except Image.DecompressionBombError as problem:
-        raise BadImage("the picture has too many pixels", _AT_MOST) from problem
-    # Pillow's parsers raise nearly anything on damaged files: OSError, SyntaxError, struct.error,
-    # zlib.error, EOFError, KeyError, MemoryError...
-    except Exception as problem:
-        raise BadImage(f"damaged image: {problem or type(problem).__name__}") from problem
+
+    def decode(self) -> Picture:
+        """Returns the picture; of an animation its first frame. May be called once.
+
+        Raises:
+            SlowImage: it takes more than `MAX_DECODE_S`.
+            BadImage: it is damaged, and less than `MIN_SHARE` of its rows could be decoded.
+        """
+        self._clock.restart()
+        try:
+            if self._file is None:
+                return Picture(decode_raw(self._data, self._decode_within, MAX_DECODE_BYTES))
+            return self._decoded(self._file)
+        except BadImage:
+            raise
+        except Exception as problem:
+            raise _damaged(problem) from problem
+
+    def _memory_within(self, jpeg: bytes) -> int:
+        return OpenImage(jpeg, at_least_px=self._at_least_px).memory_bytes
+
+    def _decode_within(self, jpeg: bytes) -> Image.Image:
+        return OpenImage(jpeg, at_least_px=self._at_least_px).decode().image
+
+    def _opened(self, data: bytes) -> PillowFile.ImageFile:
+        assert self._file is not None
+        return _opened(replace(self._file, data=data), self._at_least_px, self._clock)
+
+    def _decoded(self, file: Screened) -> Picture:
+        image = self._image or self._opened(file.data)
+        self._image = None
+        try:
+            pixels = open_webp(image) if file.format == "WEBP" else image
+            pixels.load()
+        except (SlowImage, MemoryError):
+            raise
+        # Pillow's decoders raise nearly anything on damaged files: OSError, SyntaxError,
+        # struct.error, zlib.error, EOFError, KeyError...
+        except Exception as problem:
+            del image
+            return self._partly_decoded(file, problem)
+        part = early_end(self._opened, file, pixels)
+        if part is not None:
+            return self._picture_of(part, file, None)
+        return Picture(_finished(pixels, image, file, self._opened))
+
+    def _partly_decoded(self, file: Screened, problem: Exception) -> Picture:
+        if 2 * self.memory_bytes + len(self._data) > MAX_DECODE_BYTES:
+            raise _damaged(problem) from problem
+        part = decode_part(self._opened, file)
+        if part is None:
+            raise _damaged(problem) from problem
+        return self._picture_of(part, file, problem)
+
+    def _picture_of(self, part: Part, file: Screened, problem: Exception | None) -> Picture:
+        if part.share < MIN_SHARE:
+            raise BadImage(
+                f"damaged image: only {percent(part.share)} of its rows can be decoded"
+                + (f" ({problem})" if problem is not None and str(problem) else ""),
+                f"at least {percent(MIN_SHARE)}",
+            ) from problem
+        header = self._opened(file.data)
+        image = _finished(part.image, header, file, self._opened, part.missing)
+        notice = f"partly readable: {percent(part.share)} of the rows could be decoded"
+        return Picture(image, (notice,))
+
+
+def decode(data: bytes, *, at_least_px: int | None = None) -> Image.Image:
+    """Returns the picture in `data`, upright, in mode RGB, or RGBA when any pixel is transparent.
+
+    Of an animation it is the first frame; 16-bit, CMYK, palette and grey pictures are converted,
+    and so are those of another colour space than sRGB. Arguments and errors are those of
+    `OpenImage` and its `decode`.
+    """
+    return OpenImage(data, at_least_px=at_least_px).decode().image
 
 
 def memory_to_decode(data: bytes, *, at_least_px: int | None = None) -> int:
@@ -168,25 +306,9 @@ def memory_to_decode(data: bytes, *, at_least_px: int | None = None) -> int:
     It is 0 for what `decode` will refuse without decoding it.
     """
     try:
-        if is_raw(data):
-            needed_bytes = raw_memory(data, lambda jpeg: _open(jpeg, at_least_px)[1])
-        else:
-            _, needed_bytes = _open(data, at_least_px)
-    except Exception:
+        return OpenImage(data, at_least_px=at_least_px).memory_bytes
+    except BadImage:
         return 0
-    return needed_bytes if needed_bytes <= MAX_DECODE_BYTES else 0
-
-
-def is_heic(head: bytes) -> bool:
-    """Returns whether a file that begins with these bytes is a HEIC picture, by its brands."""
-    if head[4:8] != b"ftyp":
-        return False
-    if head[8:12] in _GENERAL_BRANDS:
-        # Their first brand says only that they are pictures; AVIF has the same.
-        size_bytes = min(int.from_bytes(head[:4], "big"), _MAX_BRANDS_BYTES)
-        brands = {head[at : at + 4] for at in range(16, size_bytes, 4)}
-        return not brands & {b"avif", b"avis"}
-    return head[8:12] in _HEIC_BRANDS
 
 
 def on_white(image: Image.Image) -> Image.Image:
@@ -231,35 +353,152 @@ def _content(file: BinaryIO) -> ImageFile | None:
     return ImageFile(data, before.st_size, before.st_mtime_ns)
 
 
-def _open(data: bytes, at_least_px: int | None) -> tuple[Image.Image, int]:
-    """Returns the picture, its header read and a JPEG's scale chosen, and what it takes to load."""
-    formats: tuple[str, ...] = FORMATS
-    if is_heic(data):
-        formats = (*FORMATS, "HEIF")
-        _register_heif()
-    image = Image.open(io.BytesIO(data), formats=formats)
-    pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
-        raise BadImage(f"the picture has {image.width} x {image.height} pixels", _AT_MOST)
-    # Phones write MPO: a JPEG with further pictures behind the first.
-    if at_least_px is not None and image.format in ("JPEG", "MPO"):
-        image.draft("RGB", (at_least_px, at_least_px))
-    plain = image.mode in ("RGB", "L") and "transparency" not in image.info
-    each = (_PLAIN_BYTES if plain else _MIXED_BYTES) + _FORMAT_BYTES.get(image.format or "", 0)
-    kept = pixels * _PROGRESSIVE_BYTES if "progressive" in image.info else 0
-    return image, image.width * image.height * each + kept
+def _screened(data: bytes) -> Screened:
+    format_ = format_of(data)
+    if format_ is None:
+        raise BadImage("not an image that sbtk reads", ", ".join(FORMATS))
+    if format_ == HEIC_FORMAT:
+        _heif_reader()
+    return screened(data, format_)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Returns the picture turned as its EXIF says; as it is when that cannot be read."""
+def _opened(file: Screened, at_least_px: int | None, clock: Clock) -> PillowFile.ImageFile:
+    """Returns the picture, its header read and a JPEG's scale chosen."""
+    reader = _heif_reader() if file.format == HEIC_FORMAT else _READERS[file.format]
     try:
-        return ImageOps.exif_transpose(image)
+        image = reader(Feed(file.data, clock))
+        if file.format == "JPEG":
+            if at_least_px is not None:
+                image.draft("RGB", (at_least_px, at_least_px))
+            if file.scans > 1:
+                # A few bytes can be a pass over the whole picture.
+                image.decodermaxblock = 4096 if file.scans < 64 else 512
+        elif isinstance(image, TiffImagePlugin.TiffImageFile):
+            _mend_tiff(image)
+        elif file.format == "PNG" and file.bits < 8 and image.mode == "L":
+            # Pillow has scaled the samples to eight bits, and not the transparent one.
+            grey = image.info.get("transparency")
+            if isinstance(grey, int):
+                image.info["transparency"] = grey * 255 // ((1 << file.bits) - 1)
+    except BadImage:
+        raise
+    # Pillow's parsers raise nearly anything on damaged files.
+    except Exception as problem:
+        raise _damaged(problem) from problem
+    return image
+
+
+def _mend_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Has libtiff decode what Pillow misreads, and reads colour maps as they are meant."""
+    tags = image.tag_v2
+    if tags.get(_PLANAR, 1) == 2 and len(image.getbands()) == 1:
+        # There is only one plane, and Pillow takes the first letter of its kind for the whole.
+        tags[_PLANAR] = 1
+        image._setup()
+    bits = set(tags.get(_BITS, (1,)))
+    is_misread = tags.get(_PLANAR, 1) == 2 and (bits != {8} or image.mode not in _PLAIN_PLANES)
+    is_subsampled = image.mode == "YCbCr" and tags.get(_SUBSAMPLING, (2, 2)) != (1, 1)
+    if not image.use_load_libtiff and (is_misread or is_subsampled):
+        rawmode = image.mode + (";16N" if bits == {16} else "")
+        if image.mode == "YCbCr":
+            image._mode, rawmode = "RGB", "RGBX"
+        width, height = image._tile_size
+        image.use_load_libtiff = True
+        args = (rawmode, False, tags.offset)
+        image.tile = [PillowFile._Tile("libtiff", (0, 0, width, height), 0, args)]
+    if image.mode in ("P", "PA") and max(tags[_COLOUR_MAP]) < 256:
+        # Values of eight bits in a map of sixteen.
+        image.palette = ImagePalette.raw("RGB;L", bytes(tags[_COLOUR_MAP]))
+
+
+def _bytes_each(image: PillowFile.ImageFile) -> int:
+    is_transparent = "transparency" in image.info
+    each = _MIXED_BYTES if is_transparent else _MODE_BYTES.get(image.mode, _MIXED_BYTES)
+    is_converted = "exif" in image.info or "icc_profile" in image.info or image.format == "TIFF"
+    return each + (_CONVERTED_BYTES if is_converted else 0)
+
+
+def _finished(
+    pixels: Image.Image,
+    header: PillowFile.ImageFile,
+    file: Screened,
+    open_: Open,
+    missing: Mask | None = None,
+) -> Image.Image:
+    """Returns decoded pixels upright, in sRGB, and grey where they are missing.
+
+    Args:
+        pixels: as stored.
+        header: the open file that they are of.
+        file: its bytes.
+        open_: opens the file again.
+        missing: `(H, W) bool`, where nothing was decoded.
+    """
+    orientation = _orientation(header, is_whole=pixels is header)
+    if is_wide(pixels):
+        tags = header.tag_v2 if isinstance(header, TiffImagePlugin.TiffImageFile) else {}
+        pixels = eight_bit_grey(
+            pixels,
+            is_scaled=file.is_scaled,
+            is_unsigned=bool(tags) and tags.get(_SAMPLE_FORMAT, (1,))[0] == 1,
+            is_inverted=bool(tags) and tags.get(_PHOTOMETRIC) == 0,
+        )
+    elif file.bits == 16 and missing is None:
+        pixels = _by_used_bits(pixels, file, open_)
+    image = rgb_or_rgba(pixels)
+    if missing is not None:
+        image.paste((128,) * 3, mask=Image.fromarray(missing))
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(header: PillowFile.ImageFile, *, is_whole: bool) -> int:
+    try:
+        if isinstance(header, TiffImagePlugin.TiffImageFile):
+            # Pillow has turned it, and forgotten how, if it could decode it whole.
+            return int(header.tag_v2.get(_ORIENTATION, 1))
+        # That of a PNG that cannot be decoded would be looked for behind its pixels.
+        exif = header.getexif() if is_whole else Image.Image.getexif(header)
+        return int(exif.get(_ORIENTATION, 1))
     # Damaged metadata are no reason to refuse good pixels (python-pillow/Pillow#5509).
     except Exception:
-        return image
+        return 1
 
 
-def _register_heif() -> None:
+def _by_used_bits(pixels: Image.Image, file: Screened, open_: Open) -> Image.Image:
+    """Returns a colour picture of 16-bit samples, of which Pillow has taken the higher bytes.
+
+    The lower ones are decoded too where they matter: in pictures of 8 to 14 bits, which would be
+    nearly black, and where one exact colour is transparent.
+    """
+    if pixels.mode not in ("RGB", "RGBA"):
+        return pixels
+    colour = pixels.info.get("transparency")
+    if colour is None and brightest(pixels) >= 64:
+        return pixels
+    again = open_(file.data)
+    again.tile = [tile._replace(args=_of_lower_bytes(tile.args)) for tile in again.tile]
+    again.load()
+    if isinstance(colour, tuple):
+        return transparent_where(pixels, again, colour)
+    return with_low_bytes(pixels, again)
+
+
+def _of_lower_bytes(args: tuple[Any, ...] | str | None) -> tuple[Any, ...] | str:
+    rawmode = args[0] if isinstance(args, tuple) else args
+    here = "L" if sys.byteorder == "little" else "B"
+    base, order = str(rawmode)[:-1], str(rawmode)[-1:].replace("N", here)
+    if not base.endswith(";16") or base.startswith("LA"):
+        raise BadImage("a picture of 16-bit samples that uses only the lowest bits of them")
+    swapped = base + ("B" if order == "L" else "L")
+    return (swapped, *args[1:]) if isinstance(args, tuple) else swapped
+
+
+def _damaged(problem: Exception) -> BadImage:
+    return BadImage(f"damaged image: {problem or type(problem).__name__}")
+
+
+def _heif_reader() -> type[PillowFile.ImageFile]:
     try:
         import pillow_heif
     except ImportError as problem:
@@ -269,28 +508,5 @@ def _register_heif() -> None:
             'pip install "sbtk[photos]"',
         ) from problem
     pillow_heif.register_heif_opener()
-
-
-def _rgb_or_rgba(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith(("I", "F")):
-        return _eight_bit(image).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    lowest_alpha = rgba.getchannel("A").getextrema()[0]
-    return rgba if isinstance(lowest_alpha, int) and lowest_alpha < 255 else rgba.convert("RGB")
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Returns a 16-bit, 32-bit or float grey picture scaled to eight bits.
-
-    Pillow's own conversion clips at 255. Integers have the full scale of 16 bits unless they go
-    beyond it; floats have whichever of 1, 255 and 65535 holds them.
-    """
-    wide = image.convert("F")
-    highest = float(wide.getextrema()[1])  # type: ignore[arg-type]
-    scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
-    scale = next((scale for scale in scales if highest <= scale), highest)
-    return wide.point(lambda value: value * (255.0 / scale)).convert("L")
+    reader: type[PillowFile.ImageFile] = pillow_heif.HeifImageFile
+    return reader

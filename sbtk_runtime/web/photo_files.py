@@ -17,7 +17,8 @@ from typing import BinaryIO
 from PIL import Image
 
 from sbtk_runtime.errors import SbtkError
-from sbtk_runtime.images import FORMATS, is_heic
+from sbtk_runtime.image_limits import is_heic
+from sbtk_runtime.images import FORMATS
 from sbtk_runtime.raw_photo import is_raw
 from sbtk_runtime.web.work_queue import Busy
 

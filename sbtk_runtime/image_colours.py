@@ -1,0 +1,213 @@
+"""Pixels of any kind to eight bits of sRGB: wide samples, transparent colours, colour profiles."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+from sbtk_runtime.errors import BadImage
+from sbtk_runtime.image_limits import MOST_METADATA_BYTES
+
+Grey = NDArray[np.uint8]
+
+# Whole samples have as many bits as the smallest of these that holds the highest: cameras and
+# scanners store ten, twelve or fourteen bits in sixteen.
+_WHOLE_SCALES = (255.0, 1023.0, 4095.0, 16383.0, 65535.0)
+# Floats a little over 1 are a picture from 0 to 1 with highlights, not one from 0 to 255.
+_HIGHLIGHTS = 8.0
+_BAND_PIXELS = 1 << 20
+
+# Mean difference, in levels of 255, from which a profile is another colour space than sRGB. The
+# sRGB profiles that are about differ by less than 1, Display P3 by 9, ProPhoto by 40.
+_SAME_LEVELS = 2.5
+
+
+def rgb_or_rgba(image: Image.Image) -> Image.Image:
+    """Returns the picture in mode RGB, or RGBA when any pixel is transparent, in sRGB."""
+    image = _in_srgb(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "La":
+        image = image.convert("LA")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+    lowest_alpha = rgba.getchannel("A").getextrema()[0]
+    return rgba if isinstance(lowest_alpha, int) and lowest_alpha < 255 else rgba.convert("RGB")
+
+
+def is_wide(image: Image.Image) -> bool:
+    """Whether the samples are whole numbers beyond eight bits, or floats."""
+    return image.mode.startswith(("I", "F"))
+
+
+def eight_bit_grey(
+    image: Image.Image, *, is_scaled: bool, is_unsigned: bool, is_inverted: bool
+) -> Image.Image:
+    """Returns a grey picture of wide samples, in mode L, or LA when any pixel is transparent.
+
+    Pillow's own conversion clips at 255. Whole numbers have the bits that their highest needs,
+    among 8, 10, 12, 14 and 16; floats have whichever of 1, 255 and those scales holds them.
+
+    Args:
+        image: of a mode of wide samples.
+        is_scaled: whole numbers are known to have the full scale of 16 bits.
+        is_unsigned: 32-bit numbers have no sign.
+        is_inverted: 0 is white.
+
+    Raises:
+        BadImage: no sample is a number.
+    """
+    lowest, highest = _range(image, is_unsigned)
+    offset, scale = 0.0, _scale(highest, is_float=image.mode == "F", is_scaled=is_scaled)
+    if lowest < 0 and -lowest <= highest * 16:
+        # Signed samples, such as of a scanner: from the lowest to the highest.
+        offset, scale = lowest, highest - lowest
+    transparent = image.info.get("transparency")
+    grey = np.empty((image.height, image.width), dtype=np.uint8)
+    alpha = None
+    row = 0
+    for band in _bands(image, is_unsigned):
+        rows = slice(row, row + len(band))
+        row += len(band)
+        # In the steps of Pillow's own point and convert, whose pixels galleries were made from.
+        wide = np.nan_to_num(band.astype(np.float32), nan=0.0, posinf=highest, neginf=lowest)
+        levels = ((wide.astype(np.float64) - offset) * (255.0 / scale)).astype(np.float32)
+        grey[rows] = np.clip(levels, 0.0, 255.0).astype(np.uint8)
+        if isinstance(transparent, int):
+            alpha = np.empty_like(grey) if alpha is None else alpha
+            alpha[rows] = np.where(band == transparent, 0, 255)
+    if is_inverted:
+        np.subtract(255, grey, out=grey)
+    made = Image.fromarray(grey)
+    if alpha is not None and alpha.min() == 0:
+        made.putalpha(Image.fromarray(alpha))
+    if "icc_profile" in image.info:
+        made.info["icc_profile"] = image.info["icc_profile"]
+    return made
+
+
+def brightest(image: Image.Image) -> int:
+    """Returns the highest value of red, green and blue in a picture of eight bits."""
+    return max(int(np.asarray(image.getchannel(channel)).max()) for channel in range(3))
+
+
+def with_low_bytes(high: Image.Image, low: Image.Image) -> Image.Image:
+    """Returns a dark colour picture of 16-bit samples in eight bits, by the bits it really uses.
+
+    Args:
+        high: the higher bytes of all samples, RGB or RGBA.
+        low: their lower bytes.
+    """
+    highest = brightest(high)
+    bits = 8 + highest.bit_length()
+    full = next(scale for scale in _WHOLE_SCALES if (1 << bits) - 1 <= scale)
+    pixels = np.asarray(high, dtype=np.uint8).copy()
+    lower = np.asarray(low, dtype=np.uint8)
+    for row in range(len(pixels)):
+        wide = pixels[row, :, :3].astype(np.float64) * 256 + lower[row, :, :3]
+        pixels[row, :, :3] = np.minimum(wide * (255.0 / full), 255.0)
+    made = Image.fromarray(pixels)
+    if made.mode == "RGBA" and 0 < int(pixels[..., 3].max()) < 64:
+        # What is opaque is so in as few bits.
+        made.putalpha(made.getchannel("A").point(lambda alpha: 255 if alpha else 0))
+    made.info.update(high.info)
+    return made
+
+
+def transparent_where(high: Image.Image, low: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    """Returns the picture in RGBA, transparent where 16-bit samples are exactly a colour."""
+    is_colour = np.ones((high.height, high.width), dtype=bool)
+    for channel, value in enumerate(colour):
+        is_colour &= np.asarray(high.getchannel(channel)) == value >> 8
+        is_colour &= np.asarray(low.getchannel(channel)) == value & 255
+    made = high.convert("RGB")
+    made.info.pop("transparency", None)
+    made.putalpha(Image.fromarray(np.where(is_colour, 0, 255).astype(np.uint8)))
+    return made
+
+
+def _bands(image: Image.Image, is_unsigned: bool) -> Iterator[NDArray[Any]]:
+    height = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, height):
+        box = (0, top, image.width, min(top + height, image.height))
+        band = np.asarray(image.crop(box))
+        yield band.view(np.uint32) if is_unsigned and band.dtype == np.int32 else band
+
+
+def _range(image: Image.Image, is_unsigned: bool) -> tuple[float, float]:
+    lowest, highest = np.inf, -np.inf
+    for band in _bands(image, is_unsigned):
+        real = band[np.isfinite(band)] if band.dtype.kind == "f" else band
+        if real.size:
+            lowest = min(lowest, float(real.min()))
+            highest = max(highest, float(real.max()))
+    if highest < lowest:
+        raise BadImage("a picture of floating-point samples, none of which is a number")
+    return lowest, highest
+
+
+def _scale(highest: float, *, is_float: bool, is_scaled: bool) -> float:
+    if is_float and highest <= _HIGHLIGHTS:
+        return max(1.0, highest)
+    if is_scaled:
+        return max(65535.0, highest)
+    return next((scale for scale in _WHOLE_SCALES if highest <= scale), highest)
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    if not profile or len(profile) > MOST_METADATA_BYTES:
+        return image
+    mode = {"RGB": "RGB", "RGBA": "RGB", "L": "L", "LA": "L", "CMYK": "CMYK"}.get(image.mode)
+    if mode is None or "transparency" in image.info:
+        return image
+    transform = _transform(bytes(profile), mode)
+    if transform is None:
+        return image
+    converted = ImageCms.applyTransform(image.convert(mode), transform)
+    assert converted is not None
+    if image.mode in ("RGBA", "LA"):
+        converted.putalpha(image.getchannel("A"))
+    return converted
+
+
+@functools.lru_cache(maxsize=32)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Returns what brings a profile's colours to sRGB; `None` if they are sRGB, or unreadable."""
+    try:
+        transform = ImageCms.buildTransform(
+            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+            _srgb(),
+            mode,
+            "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+        samples = _samples(mode)
+        shown = np.asarray(ImageCms.applyTransform(samples, transform), dtype=np.int16)
+    # Damaged metadata are no reason to refuse good pixels.
+    except Exception:
+        return None
+    plain = np.asarray(samples.convert("RGB"), dtype=np.int16)
+    return transform if float(np.abs(shown - plain).mean()) > _SAME_LEVELS else None
+
+
+@functools.lru_cache(maxsize=1)
+def _srgb() -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+def _samples(mode: str) -> Image.Image:
+    """Returns a picture of colours from the whole range of a mode."""
+    if mode == "L":
+        return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    steps = np.linspace(0, 255, 6).round().astype(np.uint8)
+    grid = np.stack(np.meshgrid(*[steps] * len(mode), indexing="ij"), axis=-1)
+    return Image.fromarray(grid.reshape(1, -1, len(mode)), mode)

@@ -1,0 +1,345 @@
+"""The bytes that a decoder is fed, against a clock, and how much of a picture comes of them.
+
+Decoders say that a file is cut off or damaged, not how far they came. So such a file is decoded
+twice into pictures of different colours: where the two differ nothing was decoded. That is exact
+for every format and mode, and needs none of Pillow's global switches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+
+from sbtk_runtime.errors import SlowImage
+from sbtk_runtime.image_limits import (
+    Scan,
+    Screened,
+    first_scan,
+    is_whole_chunk,
+    jpeg_scans,
+    png_chunks,
+    riff_chunks,
+)
+
+Mask = NDArray[np.bool_]
+
+_END_OF_JPEG = b"\xff\xd9"
+# What libjpeg makes of blocks that never came: 128 in every channel, give or take a rounding.
+_FILLING = 128
+# Rows of blocks that libjpeg holds back until it has seen what follows.
+_HELD_BACK_BLOCKS = 3
+# The last coefficient, in zigzag order, that a reduced scale looks at. At full scale half of the
+# resolution is enough for a picture to be itself.
+_LAST_COEFFICIENT = {1: 24, 2: 24, 4: 4, 8: 0}
+
+
+class Clock:
+    """Ends the work on one picture, on one thread, after some core-seconds.
+
+    Args:
+        limit_s: core-seconds.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins to count on the thread that asks."""
+        self._end_s = time.thread_time() + self._limit_s
+
+    def check(self) -> None:
+        """Makes sure that there is time left.
+
+        Raises:
+            SlowImage: there is none.
+        """
+        if time.thread_time() > self._end_s:
+            raise SlowImage(
+                "the picture takes too long to decode",
+                f"at most {self._limit_s:g} seconds of a core's work",
+            )
+
+
+class Feed(io.BytesIO):
+    """A file in memory that stops being read when the clock has run out.
+
+    Pillow reads in blocks while it decodes, so this ends decoders that are at work.
+
+    Attributes:
+        at_end: asked, once, for what to read beyond the end of the file.
+    """
+
+    def __init__(self, data: bytes, clock: Clock) -> None:
+        super().__init__(data)
+        self._clock = clock
+        self._small_reads = 0
+        self.at_end: Callable[[], bytes] | None = None
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Returns the next bytes.
+
+        Raises:
+            SlowImage: the clock has run out.
+        """
+        if size is None or not 0 <= size < 1024 or not self._small_reads & 31:
+            self._clock.check()
+        self._small_reads += 1
+        part = super().read(size)
+        if not part and size and self.at_end is not None:
+            at_end, self.at_end = self.at_end, None
+            return at_end()
+        return part
+
+
+@dataclass(frozen=True)
+class Part:
+    """What could be decoded of a file that is cut off or damaged.
+
+    Attributes:
+        image: the picture, as stored; of any colour where nothing was decoded.
+        share: of its rows, those that were decoded, from 0 to 1.
+        missing: `(H, W) bool`, where nothing was decoded; `None` if there is no such place.
+    """
+
+    image: Image.Image
+    share: float
+    missing: Mask | None = None
+
+
+#: Opens the bytes of a file of a known format, its header read and its scale chosen.
+Open = Callable[[bytes], ImageFile.ImageFile]
+
+
+def decode_part(open_: Open, file: Screened) -> Part | None:
+    """Returns what can be decoded of a file that cannot be decoded whole; `None` if nothing can."""
+    if file.format == "JPEG":
+        return _jpeg_part(open_, file)
+    if file.format == "WEBP":
+        return _webp_part(open_, file.data)
+    if file.format in ("AVIF", "HEIF"):
+        return None
+    data = _up_to_damage(file.data) if file.format == "PNG" else file.data
+    one, boxes = _attempt(open_(data), 0)
+    other, _ = _attempt(open_(data), 255)
+    return _where_equal(one, other, boxes)
+
+
+def early_end(open_: Open, file: Screened, image: Image.Image) -> Part | None:
+    """Returns what came of a JPEG whose end marker stands before its last row, else `None`.
+
+    Libjpeg fills the rest with grey and says nothing. Whether grey rows were in the file is seen
+    from how many rows are there when its bytes are used up.
+    """
+    if file.format != "JPEG" or file.scans > 1:
+        return None
+    last_row = image.crop((0, image.height - 1, image.width, image.height)).getextrema()
+    channels = last_row if isinstance(last_row[0], tuple) else (last_row,)
+    if any(abs(value - _FILLING) > 1 for channel in channels for value in channel):
+        return None
+    end = file.data.find(_END_OF_JPEG, first_scan(file.data))
+    if end < 0:
+        return None
+    part = _jpeg_part(open_, replace(file, data=file.data[:end]), only_beyond_what_is_held=True)
+    return part if part is not None and part.share < 1 else None
+
+
+def percent(share: float) -> str:
+    """Returns a share as a percentage that is never rounded up to what it is not."""
+    return f"{math.floor(share * 1000) / 10:g} %"
+
+
+def _attempt(
+    image: ImageFile.ImageFile, level: int
+) -> tuple[Image.Image, list[tuple[int, int, int, int]]]:
+    """Returns what becomes of a picture that was of one colour, and the boxes it consists of."""
+    opened: Any = image
+    boxes = [tile[1] for tile in opened.tile]
+    if image.format == "TIFF":
+        # Pillow turns it at the end of a decoding that succeeds; we do, after one that fails.
+        opened._size = opened._tile_size
+    prepare = image.load_prepare
+
+    def prepare_in_colour() -> None:
+        prepare()
+        core = opened.im
+        ink = Image.new(core.mode, (1, 1), (level,) * core.bands if core.bands > 1 else level)
+        colour = ink.getpixel((0, 0))
+        for box in boxes:
+            core.paste(Image.new(core.mode, (box[2] - box[0], box[3] - box[1]), colour).im, box)
+
+    opened.load_prepare = prepare_in_colour
+    try:
+        image.load()
+    except SlowImage:
+        raise
+    # It is damaged: that is why we are here.
+    except Exception:
+        return image._new(opened.im), boxes
+    return image._new(opened.im), boxes
+
+
+def _where_equal(
+    one: Image.Image, other: Image.Image, boxes: list[tuple[int, int, int, int]]
+) -> Part:
+    missing = _difference(np.asarray(one), np.asarray(other))
+    inside = np.zeros_like(missing)
+    for left, top, right, bottom in boxes:
+        inside[top:bottom, left:right] = True
+    missing &= inside
+    share = 1 - float(missing.sum()) / max(1, int(inside.sum()))
+    return Part(one, share, missing if missing.any() else None)
+
+
+def _difference(one: NDArray[Any], other: NDArray[Any]) -> Mask:
+    differs: Mask = np.asarray(one != other)
+    return _of_any_channel(differs)
+
+
+def _of_any_channel(mask: Mask) -> Mask:
+    return np.asarray(mask.any(axis=2)) if mask.ndim == 3 else mask
+
+
+def _is_filling(pixels: NDArray[Any]) -> Mask:
+    return ~_of_any_channel(np.abs(pixels.astype(np.int16) - _FILLING) > 1)
+
+
+def _up_to_damage(data: bytes) -> bytes:
+    """Returns a PNG up to the first part of its pixels that does not fit its checksum."""
+    for chunk in png_chunks(data):
+        if chunk.name == b"IDAT" and chunk.end <= len(data) and not is_whole_chunk(data, chunk):
+            return data[: chunk.start]
+    return data
+
+
+def _jpeg_part(
+    open_: Open, file: Screened, *, only_beyond_what_is_held: bool = False
+) -> Part | None:
+    """Returns what there is of a JPEG, which is told to end where its bytes do."""
+    so_far: list[NDArray[Any]] = []
+    done: list[Image.Image] = []
+    scale = 1
+    for level in (0, 255):
+        image = open_(file.data)
+        scale = _scale_of(image)
+
+        def end(image: ImageFile.ImageFile = image) -> bytes:
+            so_far.append(np.array(image._new(image.im)))
+            return _END_OF_JPEG
+
+        feed = image.fp
+        assert isinstance(feed, Feed)
+        feed.at_end = end
+        made, boxes = _attempt(image, level)
+        done.append(made)
+    if len(so_far) < 2:
+        return _where_equal(done[0], done[1], boxes)
+    if file.scans > 1:
+        return _scans_part(open_, file.data, done[0], scale)
+    rows = done[0].height
+    gap = np.asarray(_difference(so_far[0], so_far[1]).any(axis=1))
+    first_gap = int(gap.argmax()) if gap.any() else rows
+    if only_beyond_what_is_held and first_gap >= rows - _HELD_BACK_BLOCKS * 16 // scale:
+        return None
+    missing = _difference(np.asarray(done[0]), np.asarray(done[1]))
+    missing[first_gap:] |= _is_filling(np.asarray(done[0])[first_gap:])
+    return Part(done[0], 1 - float(missing.mean()), missing if missing.any() else None)
+
+
+def _scale_of(image: ImageFile.ImageFile) -> int:
+    config = image.decoderconfig
+    return int(config[0]) if config else 1
+
+
+def _scans_part(open_: Open, data: bytes, image: Image.Image, scale: int) -> Part | None:
+    """Returns what there is of a JPEG of several scans, of which the last one was cut.
+
+    Each scan adds to the whole picture. If those before it hold what this scale looks at, every
+    row is there. Else the rows are those in which the last scan has changed something.
+    """
+    scans = jpeg_scans(data)
+    if _are_enough(scans[:-1], _LAST_COEFFICIENT[scale]):
+        return Part(image, 1.0)
+    try:
+        before = open_(data[: scans[-1].start] + _END_OF_JPEG)
+        before.load()
+    except SlowImage:
+        raise
+    # There is no scan before it.
+    except Exception:
+        missing = _is_filling(np.asarray(image))
+        return Part(image, 1 - float(missing.mean()), missing)
+    changed = np.flatnonzero(_difference(np.asarray(image), np.asarray(before)).any(axis=1))
+    rows = int(changed[-1]) + 1 if changed.size else 0
+    return Part(image, rows / image.height)
+
+
+def _are_enough(scans: list[Scan], last: int) -> bool:
+    """Whether scans hold the mean of every component, and of the first one the coefficients."""
+    if not scans:
+        return False
+    means = {component for scan in scans if scan.first == 0 for component in scan.components}
+    fine = {
+        coefficient
+        for scan in scans
+        if scan.luma in scan.components
+        for coefficient in range(scan.first, scan.last + 1)
+    }
+    return len(means) >= scans[0].in_frame and set(range(last + 1)) <= fine
+
+
+def _webp_part(open_: Open, data: bytes) -> Part | None:
+    """Returns what there is of a WebP that is cut off.
+
+    Its decoders know no part of a picture. So what is missing is replaced, once by zeros and once
+    by ones: the rows that do not depend on it are those that were in the file.
+    """
+    for name, start, end in riff_chunks(data):
+        if name not in (b"VP8 ", b"VP8L"):
+            continue
+        missing_bytes = end - len(data)
+        if missing_bytes > (end - start) // 2:
+            return None
+        images: list[Image.Image] = []
+        for filling in (b"\0", b"\xff", b"\x5a"):
+            whole = data[:end] + filling * max(0, missing_bytes)
+            whole += b"\0" * (len(whole) & 1)
+            whole = b"RIFF" + (len(whole) - 8).to_bytes(4, "little") + whole[8:]
+            with contextlib.suppress(ValueError, OSError, EOFError):
+                images.append(open_webp(open_(whole)))
+            if len(images) == 2:
+                break
+        if len(images) < 2:
+            return None
+        differs = _difference(np.asarray(images[0]), np.asarray(images[1]))
+        unsure = np.flatnonzero(differs.any(axis=1))
+        height = len(differs)
+        first = int(unsure[0]) if unsure.size else height
+        missing = np.zeros_like(differs)
+        missing[first:] = True
+        return Part(images[0], first / height, missing if first < height else None)
+    return None
+
+
+def open_webp(image: ImageFile.ImageFile) -> Image.Image:
+    """Returns the pixels of a WebP that is open, in 12 bytes a pixel rather than 16.
+
+    Pillow keeps the decoder's two canvases while it copies the pixels.
+    """
+    opened: Any = image
+    frame = opened._decoder.get_next()
+    if frame is None:
+        raise EOFError("its picture cannot be decoded")
+    opened._decoder = None
+    made = Image.frombuffer(opened.mode, opened.size, frame[0], "raw", opened.rawmode, 0, 1)
+    made.info.update(opened.info)
+    return made

@@ -1,0 +1,529 @@
+"""What is judged from an image file's bytes before a decoder sees them.
+
+Parsers can be made to work for minutes by a small file: a hundred thousand metadata segments, a
+thousand scans, millions of strips, a comment of megabytes. Here the structure is counted, what
+nobody needs is left out, and the size is read where a parser would take memory to tell it.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from sbtk_runtime.errors import BadImage
+from sbtk_runtime.image_pnm import plain_pnm
+
+MOST_SEGMENTS = 20_000
+MOST_SCANS = 500
+MOST_CHUNKS = 200_000
+MOST_STRIPS = 100_000
+MOST_TAG_VALUES = 1_000_000
+MOST_BOXES = 20_000
+#: Of a colour profile, or a text that tells how a picture is turned.
+MOST_METADATA_BYTES = 1 << 20
+
+# A JPEG may begin this late, behind what a transfer or a card reader has left there.
+_MOST_JUNK_BYTES = 64 << 10
+_ORDINARY_SEGMENTS = 100
+
+
+@dataclass(frozen=True)
+class Screened:
+    """The bytes of an image file as a decoder may see them.
+
+    Attributes:
+        format: its name, as in `SIGNATURES`.
+        data: the bytes, without what nobody needs.
+        canvas: width and height in pixels, where opening the file takes that memory.
+        scans: passes over the whole picture; more than one only in JPEGs.
+        kept_bytes: what a decoder holds beside the picture: coefficients, a strip, a tile.
+        bits: of a sample, where that is told.
+        is_scaled: whether samples are known to use the full scale.
+    """
+
+    format: str
+    data: bytes
+    canvas: tuple[int, int] | None = None
+    scans: int = 1
+    kept_bytes: int = 0
+    bits: int = 8
+    is_scaled: bool = False
+
+
+def format_of(data: bytes) -> str | None:
+    """Returns the format that an image file's first bytes tell, as in `SIGNATURES`."""
+    for name, signature in SIGNATURES.items():
+        if signature(data):
+            return name
+    return None if _late_jpeg(data) is None else "JPEG"
+
+
+def screened(data: bytes, format_: str) -> Screened:
+    """Returns what a decoder may see of an image file of a known format.
+
+    Raises:
+        BadImage: its header is damaged, or its structure is beyond what honest files have.
+    """
+    try:
+        return _SCREENS[format_](data)
+    except (struct.error, IndexError, ValueError, ZeroDivisionError) as problem:
+        raise BadImage(f"damaged image: the {format_} header is cut off or damaged") from problem
+
+
+def _is_webp(data: bytes) -> bool:
+    return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+
+
+#: The one format that needs an extra.
+HEIC_FORMAT = "HEIF"
+
+
+def is_heic(head: bytes) -> bool:
+    """Returns whether a file that begins with these bytes is a HEIC picture, by its brands."""
+    brands = _brands(head)
+    if brands and brands[0] in _GENERAL_BRANDS:
+        # Their first brand says only that they are pictures; AVIF has the same.
+        return not _AVIF_BRANDS & set(brands)
+    return bool(brands) and brands[0] in _HEIC_BRANDS
+
+
+def _is_avif(data: bytes) -> bool:
+    brands = _brands(data)
+    return bool(_AVIF_BRANDS & set(brands)) and brands[0] not in _HEIC_BRANDS
+
+
+def _brands(data: bytes) -> tuple[bytes, ...]:
+    """Returns the brands of an ISO media file, the main one first; none of other files."""
+    if data[4:8] != b"ftyp":
+        return ()
+    listed = data[8 : max(12, min(_MAX_BRANDS_BYTES, int.from_bytes(data[:4], "big")))]
+    # Between the main brand and the others stands a version.
+    return tuple(listed[at : at + 4] for at in range(0, len(listed), 4) if at != 4)
+
+
+def _starts(*signatures: bytes) -> Callable[[bytes], bool]:
+    return lambda data: data.startswith(signatures)
+
+
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
+_GENERAL_BRANDS = frozenset({b"mif1", b"mif2", b"msf1"})
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_MAX_BRANDS_BYTES = 256
+
+#: How each format is told by its first bytes.
+SIGNATURES: Mapping[str, Callable[[bytes], bool]] = {
+    "JPEG": _starts(b"\xff\xd8\xff"),
+    "PNG": _starts(b"\x89PNG\r\n\x1a\n"),
+    "WEBP": _is_webp,
+    "BMP": _starts(b"BM"),
+    "GIF": _starts(b"GIF87a", b"GIF89a"),
+    "TIFF": _starts(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0"),
+    "PPM": lambda data: re.match(rb"P([1-6]|[Ff])[\s#]", data) is not None,
+    "AVIF": _is_avif,
+    HEIC_FORMAT: is_heic,
+}
+
+
+def _late_jpeg(data: bytes) -> int | None:
+    """Returns where a JPEG begins behind junk; `None` if it is one file inside another.
+
+    An archive or a document that holds a JPEG goes on after it.
+    """
+    start = data.find(b"\xff\xd8\xff", 0, _MOST_JUNK_BYTES)
+    if start == 0:
+        return 0
+    if start < 0 or not data.rstrip(b"\0\r\n ").endswith(b"\xff\xd9"):
+        return None
+    return start
+
+
+# JPEG -------------------------------------------------------------------------------------------
+
+_JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+_JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
+_JPEG_TABLES = frozenset({*_JPEG_FRAMES, 0xC4, 0xCC, 0xDB, 0xDD})
+
+# What tells how samples are meant, and how the picture is turned: JFIF, Exif, XMP and Adobe's.
+_JPEG_METADATA = {0xE0: (b"JFIF",), 0xE1: (b"Exif", b"http"), 0xEE: (b"Adob",)}
+
+
+@dataclass(frozen=True)
+class _Segment:
+    marker: int
+    start: int
+    end: int
+
+
+def _jpeg_segments(data: bytes) -> tuple[list[_Segment], int]:
+    """Returns the segments ahead of the first scan, and how many bytes lie between them."""
+    segments: list[_Segment] = []
+    position, between = 2, 0
+    while True:
+        marker_at = data.find(b"\xff", position)
+        if marker_at < 0:
+            raise BadImage("damaged image: a JPEG that ends before its picture begins")
+        marker = data[marker_at + 1]
+        between += marker_at - position
+        if marker in (0x00, 0xFF) or marker in _JPEG_ALONE:
+            # A filling byte, or one that stands alone.
+            position = marker_at + (1 if marker == 0xFF else 2)
+            between += 1
+            if between > 16 << 20:
+                raise BadImage("damaged image: megabytes of filling in a JPEG's header")
+            continue
+        if marker == 0xD9:
+            raise BadImage("damaged image: a JPEG that ends before its picture begins")
+        end = marker_at + 2 + int.from_bytes(data[marker_at + 2 : marker_at + 4], "big")
+        segments.append(_Segment(marker, marker_at, end))
+        if len(segments) > MOST_SEGMENTS:
+            raise BadImage("a JPEG of too many segments", f"at most {MOST_SEGMENTS:,}")
+        if marker == 0xDA:
+            return segments, between
+        position = end
+
+
+def _screen_jpeg(data: bytes) -> Screened:
+    data = data[_late_jpeg(data) or 0 :]
+    segments, between = _jpeg_segments(data)
+    scan_at = segments[-1].start
+    components = data[scan_at + 4]
+    frame = next((s for s in reversed(segments) if s.marker in _JPEG_FRAMES), None)
+    if frame is None:
+        raise BadImage("damaged image: a JPEG without a frame")
+    height, width, in_frame = struct.unpack_from(">HHB", data, frame.start + 5)
+    has_scans = frame.marker in (0xC2, 0xC6, 0xCA, 0xCE) or components < in_frame
+    scans = data.count(b"\xff\xda", scan_at) if has_scans else 1
+    if scans > MOST_SCANS:
+        raise BadImage(f"a JPEG of {scans:,} scans", f"at most {MOST_SCANS}")
+    kept = 0
+    if has_scans:
+        factors = data[frame.start + 11 : frame.start + 10 + 3 * in_frame : 3]
+        blocks = [(each >> 4) * (each & 15) for each in factors]
+        largest = max((each >> 4) for each in factors) * max((each & 15) for each in factors)
+        kept = 2 * width * height * sum(blocks) // max(1, largest)
+    if len(segments) > _ORDINARY_SEGMENTS or between > 1000:
+        data = b"".join([b"\xff\xd8", *_needed_segments(data, segments), data[scan_at:]])
+    # A file that was allocated before it was filled ends in zeros.
+    if data.endswith(bytes(16)):
+        data = data.rstrip(b"\0")
+    return Screened("JPEG", data, scans=scans, kept_bytes=kept)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A pass over a JPEG's picture: where it starts, and what it holds.
+
+    Attributes:
+        start: of its marker.
+        components: their ids.
+        first: coefficient that it holds.
+        last: coefficient that it holds.
+        luma: id of the first component of the picture.
+        in_frame: number of components of the picture.
+    """
+
+    start: int
+    components: tuple[int, ...]
+    first: int
+    last: int
+    luma: int
+    in_frame: int
+
+
+def first_scan(data: bytes) -> int:
+    """Returns where the first scan of a JPEG starts."""
+    return _jpeg_segments(data)[0][-1].start
+
+
+def jpeg_scans(data: bytes) -> list[Scan]:
+    """Returns the scans of a JPEG whose headers are whole, in order."""
+    segments, _ = _jpeg_segments(data)
+    frame = next(segment for segment in segments if segment.marker in _JPEG_FRAMES)
+    in_frame, luma = data[frame.start + 9], data[frame.start + 10]
+    scans: list[Scan] = []
+    position = segments[-1].start
+    while 0 <= position < len(data) - 10:
+        count = data[position + 4]
+        components = tuple(data[position + 5 : position + 5 + 2 * count : 2])
+        first, last = data[position + 5 + 2 * count : position + 7 + 2 * count]
+        scans.append(Scan(position, components, first, last, luma, in_frame))
+        position = data.find(b"\xff\xda", position + 2)
+    return scans
+
+
+def _needed_segments(data: bytes, segments: list[_Segment]) -> Iterator[bytes]:
+    """Yields the segments that tell about pixels: tables, the turn, the colours."""
+    seen: set[bytes] = set()
+    for segment in segments[:-1]:
+        content = data[segment.start : segment.end]
+        kind = content[4:10]
+        if segment.marker in _JPEG_TABLES or content[4:16] == b"ICC_PROFILE\0":
+            yield content
+        elif kind[:4] in _JPEG_METADATA.get(segment.marker, ()) and kind not in seen:
+            seen.add(kind)
+            yield content
+
+
+# PNG --------------------------------------------------------------------------------------------
+
+_PNG_NEEDED = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS"})
+_PNG_TURNED = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"Raw profile type APP1\0")
+
+
+@dataclass(frozen=True)
+class PngChunk:
+    """A chunk of a PNG: its name, where it starts with its length, and where it ends."""
+
+    name: bytes
+    start: int
+    end: int
+
+
+def png_chunks(data: bytes) -> Iterator[PngChunk]:
+    """Yields the chunks up to the end of the picture; the last one may be cut off."""
+    position, count = 8, 0
+    while position + 8 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, position)
+        end = position + 12 + length
+        yield PngChunk(name, position, end)
+        count += 1
+        if count > MOST_CHUNKS:
+            raise BadImage("a PNG of too many chunks", f"at most {MOST_CHUNKS:,}")
+        if name == b"IEND":
+            return
+        position = end
+
+
+def is_whole_chunk(data: bytes, chunk: PngChunk) -> bool:
+    """Whether the chunk is there to its end and fits its checksum."""
+    content = memoryview(data)[chunk.start + 4 : chunk.end - 4]
+    check = data[chunk.end - 4 : chunk.end]
+    return chunk.end <= len(data) and zlib.crc32(content).to_bytes(4, "big") == check
+
+
+def _screen_png(data: bytes) -> Screened:
+    bits = data[24]
+    chunks = list(png_chunks(data))
+    needed = [chunk for chunk in chunks if _is_needed_chunk(data, chunk)]
+    if len(needed) != len(chunks):
+        view = memoryview(data)
+        data = b"".join([data[:8], *(view[chunk.start : chunk.end] for chunk in needed)])
+    return Screened("PNG", data, bits=bits)
+
+
+def _is_needed_chunk(data: bytes, chunk: PngChunk) -> bool:
+    name = chunk.name
+    if name in _PNG_NEEDED:
+        # Empty ones only cost time.
+        return name != b"IDAT" or chunk.end > chunk.start + 12
+    if not name.isalpha():
+        return True
+    size_bytes = chunk.end - chunk.start - 12
+    if name == b"eXIf":
+        return size_bytes <= MOST_METADATA_BYTES and is_whole_chunk(data, chunk)
+    content = memoryview(data)[chunk.start + 8 : max(chunk.start + 8, chunk.end - 4)]
+    if name == b"iCCP":
+        start = bytes(content[:80]).find(b"\0") + 2
+        return is_whole_chunk(data, chunk) and _is_small_unpacked(content[start:])
+    if name in (b"tEXt", b"zTXt", b"iTXt") and bytes(content[:24]).startswith(_PNG_TURNED):
+        if size_bytes > MOST_METADATA_BYTES or not is_whole_chunk(data, chunk):
+            return False
+        packed = _packed_text(name, bytes(content))
+        return packed is None or _is_small_unpacked(packed)
+    return False
+
+
+def _packed_text(name: bytes, content: bytes) -> bytes | None:
+    """Returns the compressed part of a text chunk; `None` if it is not compressed."""
+    rest = content.partition(b"\0")[2]
+    if name == b"zTXt":
+        return rest[1:]
+    if name == b"iTXt" and rest[:1] == b"\1":
+        return rest[2:].split(b"\0", 2)[-1]
+    return None
+
+
+def _is_small_unpacked(packed: bytes | memoryview) -> bool:
+    unpacker = zlib.decompressobj()
+    try:
+        unpacker.decompress(packed, MOST_METADATA_BYTES)
+    except zlib.error:
+        return False
+    return not unpacker.unconsumed_tail
+
+
+# GIF, WebP, AVIF --------------------------------------------------------------------------------
+
+
+def _screen_gif(data: bytes) -> Screened:
+    """Leaves out what stands ahead of the first picture: comments and programs' own blocks."""
+    header = 13 + (3 << ((data[10] & 7) + 1) if data[10] & 0x80 else 0)
+    position, kept = header, [data[:header]]
+    while data[position] == 0x21:
+        start, label = position, data[position + 1]
+        position += 2
+        while data[position]:
+            position += 1 + data[position]
+        position += 1
+        if label == 0xF9:
+            kept[1:] = [data[start:position]]
+    if position - header > 4096:
+        data = b"".join([*kept, data[position:]])
+    return Screened("GIF", data)
+
+
+def riff_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yields name, start of the content and end of each chunk, which may be cut off."""
+    position, count = 12, 0
+    while position + 8 <= len(data):
+        name, length = struct.unpack_from("<4sI", data, position)
+        yield name, position + 8, position + 8 + length
+        position += 8 + length + (length & 1)
+        count += 1
+        if count > MOST_CHUNKS:
+            raise BadImage("a WebP of too many chunks", f"at most {MOST_CHUNKS:,}")
+
+
+def _screen_webp(data: bytes) -> Screened:
+    canvas = _webp_size(data)
+    frames_end = None
+    frames = 0
+    for name, _, end in riff_chunks(data):
+        if name == b"ANMF":
+            frames += 1
+            if frames == 1:
+                frames_end = end + (end & 1)
+    if frames > 1 and frames_end is not None:
+        # Only the first picture is ever looked at.
+        body = data[8:frames_end]
+        data = b"RIFF" + struct.pack("<I", len(body)) + body
+    return Screened("WEBP", data, canvas=canvas)
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+        return width, height
+    if kind == b"VP8L":
+        bits = struct.unpack_from("<I", data, 21)[0]
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    width, height = struct.unpack_from("<HH", data, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _screen_boxes(data: bytes, format_: str) -> Screened:
+    """Takes the largest size that any item or track of the file says it has."""
+    areas: list[tuple[int, int]] = []
+    for count, (name, start, end) in enumerate(_boxes(data, 0, len(data))):
+        if count > MOST_BOXES:
+            raise BadImage(f"an {format_} of too many parts", f"at most {MOST_BOXES:,}")
+        if name == b"ispe":
+            areas.append(struct.unpack_from(">II", data, start + 4))
+        elif name == b"tkhd" and end - start >= 8:
+            width, height = struct.unpack_from(">II", data, end - 8)
+            areas.append((width >> 16, height >> 16))
+    if not areas:
+        raise BadImage("damaged image: it does not say how large it is")
+    return Screened(format_, data, canvas=max(areas, key=lambda area: area[0] * area[1]))
+
+
+_BOXES_OF_BOXES = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"moov": 0, b"trak": 0}
+
+
+def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    position = start
+    while position + 8 <= end:
+        length, name = struct.unpack_from(">I4s", data, position)
+        header = 8
+        if length == 1:
+            length, header = struct.unpack_from(">Q", data, position + 8)[0], 16
+        box_end = end if length == 0 else position + length
+        if length != 0 and length < header:
+            return
+        yield name, position + header, min(box_end, end)
+        if name in _BOXES_OF_BOXES:
+            inside = position + header + _BOXES_OF_BOXES[name]
+            yield from _boxes(data, inside, min(box_end, end))
+        position = box_end
+
+
+# TIFF -------------------------------------------------------------------------------------------
+
+_TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
+_TIFF_SIZES |= {13: 4, 16: 8, 17: 8, 18: 8}
+_TIFF_TEXT = frozenset({1, 2, 6, 7})
+_STRIP_TAGS = {273: "strips", 279: "strips", 324: "tiles", 325: "tiles"}
+
+
+def _screen_tiff(data: bytes) -> Screened:
+    tags = _tiff_tags(data)
+    values = {tag: first for tag, (_, _, first) in tags.items()}
+    others = 0
+    for tag, (kind, count, _) in tags.items():
+        if tag in _STRIP_TAGS and count > MOST_STRIPS:
+            raise BadImage(f"a TIFF of {count:,} {_STRIP_TAGS[tag]}", f"at most {MOST_STRIPS:,}")
+        others += 0 if kind in _TIFF_TEXT else count
+    if others > MOST_TAG_VALUES:
+        raise BadImage(
+            f"a TIFF of {others:,} numbers in its header", f"at most {MOST_TAG_VALUES:,}"
+        )
+    width, height = values.get(256, 0), values.get(257, 0)
+    samples, bits = values.get(277, 1), values.get(258, 1)
+    if 322 in values:
+        tile_width, tile_height = max(1, values[322]), max(1, values.get(323, 0))
+        kept = tile_width * tile_height
+        work = -(-width // tile_width) * -(-height // tile_height) * kept
+        # Tiles are decoded whole, also what lies outside the picture.
+        if work > 4 * width * height + (64 << 20):
+            raise BadImage("a TIFF of tiles far larger than its picture")
+    else:
+        kept = width * min(height, values.get(278, height))
+    # Libtiff holds a strip or tile as stored, or as four bytes a pixel for some colours.
+    return Screened("TIFF", data, kept_bytes=kept * max(4, samples * bits // 8), bits=bits)
+
+
+def _tiff_tags(data: bytes) -> dict[int, tuple[int, int, int]]:
+    """Returns type, count and first value of each tag of the first picture."""
+    order = "<" if data[:2] == b"II" else ">"
+    is_big = 43 in data[2:4]
+    head, entry, size = ("Q", "HHQ", 8) if is_big else ("H", "HHI", 4)
+    (directory,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
+    (count,) = struct.unpack_from(order + head, data, directory)
+    if count > 4096:
+        raise BadImage(f"a TIFF of {count:,} tags", "at most 4,096")
+    tags: dict[int, tuple[int, int, int]] = {}
+    position = directory + (8 if is_big else 2)
+    for _ in range(count):
+        tag, kind, values = struct.unpack_from(order + entry, data, position)
+        at = position + (12 if is_big else 8)
+        if values * _TIFF_SIZES.get(kind, 1) > size:
+            (at,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, at)
+        first = 0
+        code = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
+        if code is not None and values and at + struct.calcsize(code) <= len(data):
+            (first,) = struct.unpack_from(order + code, data, at)
+        tags[tag] = (kind, values, first)
+        position += 20 if is_big else 12
+    return tags
+
+
+def _screen_pnm(data: bytes) -> Screened:
+    plain, bits, is_scaled = plain_pnm(data)
+    return Screened("PPM", plain, bits=bits, is_scaled=is_scaled)
+
+
+_SCREENS: Mapping[str, Callable[[bytes], Screened]] = {
+    "JPEG": _screen_jpeg,
+    "PNG": _screen_png,
+    "WEBP": _screen_webp,
+    "BMP": lambda data: Screened("BMP", data),
+    "GIF": _screen_gif,
+    "TIFF": _screen_tiff,
+    "PPM": _screen_pnm,
+    "AVIF": lambda data: _screen_boxes(data, "AVIF"),
+    HEIC_FORMAT: lambda data: _screen_boxes(data, HEIC_FORMAT),
+}
