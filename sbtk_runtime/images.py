@@ -9,6 +9,7 @@ all.
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import stat
 import sys
@@ -93,6 +94,8 @@ _MIXED_BYTES = 14
 _CANVAS_BYTES = {"WEBP": 14, "AVIF": 20, "HEIF": 16}
 # A second picture while the first is turned or brought to sRGB.
 _CONVERTED_BYTES = 4
+
+_ORDINARY_SCANS = 64
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -249,7 +252,8 @@ class OpenImage:
 
     def _opened(self, data: bytes) -> PillowFile.ImageFile:
         assert self._file is not None
-        return _opened(replace(self._file, data=data), self._at_least_px, self._clock)
+        file = self._file if data is self._file.data else replace(self._file, data=data)
+        return _opened(file, self._at_least_px, self._clock)
 
     def _decoded(self, file: Screened) -> Picture:
         image = self._image or self._opened(file.data)
@@ -366,13 +370,16 @@ def _opened(file: Screened, at_least_px: int | None, clock: Clock) -> PillowFile
     """Returns the picture, its header read and a JPEG's scale chosen."""
     reader = _heif_reader() if file.format == HEIC_FORMAT else _READERS[file.format]
     try:
-        image = reader(Feed(file.data, clock))
+        feed = Feed(file.data, clock)
+        # Of a JPEG's header it is known how many small reads it takes.
+        image = reader(io.BytesIO(file.data) if file.format == "JPEG" else feed)
         if file.format == "JPEG":
+            image.fp = feed
             if at_least_px is not None:
                 image.draft("RGB", (at_least_px, at_least_px))
-            if file.scans > 1:
+            if file.scans > _ORDINARY_SCANS:
                 # A few bytes can be a pass over the whole picture.
-                image.decodermaxblock = 4096 if file.scans < 64 else 512
+                image.decodermaxblock = 512
         elif isinstance(image, TiffImagePlugin.TiffImageFile):
             _mend_tiff(image)
         elif file.format == "PNG" and file.bits < 8 and image.mode == "L":
