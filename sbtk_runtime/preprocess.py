@@ -8,7 +8,7 @@ matter, and their ink is stretched to full contrast.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -55,7 +55,17 @@ def prepare(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Prepared:
         BadImage: the bytes are no readable image.
         EmptySketch: nothing is drawn on the sketch.
     """
-    return prepared_from(decoded(data, kind, size_px), kind, size_px)
+    picture = opened(data, kind, size_px).decode()
+    return prepared_from(picture.image, kind, size_px, picture.notices)
+
+
+def opened(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> images.OpenImage:
+    """Returns the image file in the bytes, to be decoded no larger than `prepare` has use for.
+
+    Raises:
+        BadImage: the bytes are no readable image.
+    """
+    return images.OpenImage(data, at_least_px=_needed_px(kind, size_px))
 
 
 def decoded(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Image.Image:
@@ -64,7 +74,7 @@ def decoded(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Image.Image:
     Raises:
         BadImage: the bytes are no readable image.
     """
-    return images.decode(data, at_least_px=_needed_px(kind, size_px))
+    return opened(data, kind, size_px).decode().image
 
 
 def memory_to_decode(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> int:
@@ -72,15 +82,18 @@ def memory_to_decode(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> int:
     return images.memory_to_decode(data, at_least_px=_needed_px(kind, size_px))
 
 
-def prepared_from(image: Image.Image, kind: Kind, size_px: int = SIZE_PX) -> Prepared:
-    """Returns the student's input for a decoded picture.
+def prepared_from(
+    image: Image.Image, kind: Kind, size_px: int = SIZE_PX, notices: tuple[str, ...] = ()
+) -> Prepared:
+    """Returns the student's input for a decoded picture, with what is already to be told of it.
 
     Raises:
         EmptySketch: nothing is drawn on the sketch.
     """
     if kind == "photo":
-        return Prepared(photo_pixels(image, size_px))
-    return sketch_pixels(image, size_px)
+        return Prepared(photo_pixels(image, size_px), notices)
+    prepared = sketch_pixels(image, size_px)
+    return replace(prepared, notices=(*notices, *prepared.notices))
 
 
 def photo_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Pixels:

@@ -93,9 +93,9 @@ class DecodePool:
         work = _Work(path, self._kind)
         try:
             with self._files.taking(_size_bytes(path)):
-                data = work.read()
-                with self._pictures.taking(work.memory(data)):
-                    return work.prepare(data)
+                image = work.open()
+                with self._pictures.taking(image.memory_bytes):
+                    return work.prepare(image)
         except BadImage as problem:
             return work.failed(reason_of(problem))
         # Whatever one file does to a decoder, it must not end the run.
@@ -118,7 +118,15 @@ class _Work:
         self._source: Source | None = None
         self._read_s = self._decode_s = self._preprocess_s = 0.0
 
-    def read(self) -> bytes:
+    def open(self) -> images.OpenImage:
+        data = self._read()
+        start = time.thread_time()
+        try:
+            return preprocess.opened(data, self._kind)
+        finally:
+            self._decode_s = time.thread_time() - start
+
+    def _read(self) -> bytes:
         start = time.perf_counter()
         try:
             file = images.read_image_file(self._path)
@@ -128,21 +136,15 @@ class _Work:
         self._source = Source(self._path, digest, file.size_bytes, file.mtime_ns)
         return file.data
 
-    def memory(self, data: bytes) -> int:
-        start = time.thread_time()
-        needed = preprocess.memory_to_decode(data, self._kind)
-        self._decode_s += time.thread_time() - start
-        return needed
-
-    def prepare(self, data: bytes) -> Decoded:
+    def prepare(self, image: images.OpenImage) -> Decoded:
         start = time.thread_time()
         try:
-            image = preprocess.decoded(data, self._kind)
+            picture = image.decode()
         finally:
             self._decode_s += time.thread_time() - start
         start = time.thread_time()
         try:
-            prepared = preprocess.prepared_from(image, self._kind)
+            prepared = preprocess.prepared_from(picture.image, self._kind, notices=picture.notices)
         finally:
             self._preprocess_s = time.thread_time() - start
         return self._done(prepared, "")
