@@ -1,16 +1,31 @@
-"""Photos below folders, found without following links to folders and without running in circles."""
+"""Photos below folders, found without running in circles; what is left out is told, not dropped."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from sbtk_runtime import raw_photo
 from sbtk_runtime.errors import BadData
-from sbtk_runtime.images import SUFFIXES
 from sbtk_runtime.names import printable_name
+from sbtk_runtime.walk_rules import (
+    IGNORE_FILE_NAME,
+    Formats,
+    Pattern,
+    WalkRules,
+    Why,
+    decided_by,
+    is_hidden,
+    patterns_of,
+    read_ignore_file,
+    suffix_of,
+)
+
+DEFAULT_RULES = WalkRules()
 
 
 @dataclass(frozen=True)
@@ -32,12 +47,35 @@ class Skipped:
     """A path that was not walked, and why.
 
     `may_hide_photos` is true where nothing is known about what lies there (a folder that cannot
-    be read), so photos that were found below it before must not be taken for vanished.
+    be read), so photos that were found below it before must not be taken for deleted.
     """
 
     path: str
     reason: str
     may_hide_photos: bool
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file, or a folder with all that is in it, that the rules leave out.
+
+    `pattern` is the one that excludes it, where one does.
+    """
+
+    path: str
+    why: Why
+    is_folder: bool = False
+    pattern: str = ""
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A link to a folder that is entered: what lies below `path` comes through it."""
+
+    path: str
+
+
+Item = Found | Skipped | LeftOut | Followed
 
 
 def absolute_roots(roots: Sequence[Path]) -> list[str]:
@@ -59,62 +97,259 @@ def absolute_roots(roots: Sequence[Path]) -> list[str]:
     return list(dict.fromkeys(os.path.abspath(root) for root in roots))  # noqa: PTH100
 
 
-def walk(roots: Sequence[str]) -> Iterator[Found | Skipped]:
+def walk(
+    roots: Sequence[str],
+    rules: WalkRules = DEFAULT_RULES,
+    known_roots: Iterable[str] = (),
+    gallery: str = "",
+) -> Iterator[Item]:
     """Yields what lies below absolute `roots`, in no particular order, in flat memory.
 
-    A folder is entered once, whatever the number of its names, and a link to a folder never;
-    a link to a file counts as a file. Of files in folders only those with an image's suffix
-    count; a file that is a root itself always does.
-    """
-    visited: set[tuple[int, int]] = set()
-    for root in roots:
-        status = _status(root)
-        if isinstance(status, Skipped):
-            yield status
-        elif not stat.S_ISDIR(status.st_mode):
-            yield _file(root, status)
-        elif _is_new(status, visited):
-            yield from _walk_folder(root, visited)
+    A folder is entered once, whatever the number of its names; one that is reached through links
+    only, after all others, if the rules say so. A link to a file counts as a file. Of RAW and JPEG
+    of the same name the JPEG counts. A root is walked whatever its name, and a file that is a root
+    is a photo whatever its suffix, as long as it can be read here.
 
-
-def refuse_nothing(roots: Sequence[str]) -> None:
-    """Makes sure that there is a file to look at; otherwise a disk may not be mounted.
+    Args:
+        roots: folders and files.
+        rules: what to leave out beside what is not a photo.
+        known_roots: folders and files that were roots before: they are not hidden from this walk.
+        gallery: the folder of the gallery, whose own files are passed over.
 
     Raises:
-        BadData: there is none below the absolute `roots`; says what was skipped.
+        BadConfig: a pattern of the rules is not one.
     """
-    skipped: list[Skipped] = []
-    for item in walk(roots):
-        if isinstance(item, Found):
-            return
-        skipped.append(item)
-    named = ", ".join(printable_name(root) for root in roots)
-    reasons = "; ".join(f"{printable_name(item.path)}: {item.reason}" for item in skipped[:3])
-    raise BadData(
-        f"no photo in {named}" + (f" ({reasons})" if reasons else ""),
-        "image files, such as .jpg or .png, at any depth",
-    )
+    yield from _Walk(roots, rules, known_roots, gallery).items()
 
 
-def _walk_folder(root: str, visited: set[tuple[int, int]]) -> Iterator[Found | Skipped]:
-    folders = [root]
-    while folders:
-        folder = folders.pop()
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if not _is_folder(entry):
-                        if _has_image_suffix(entry.name):
-                            yield _file_or_skipped(entry.path)
-                        continue
-                    status = _status(entry.path)
-                    if isinstance(status, Skipped):
-                        yield status
-                    elif _is_new(status, visited):
-                        folders.append(entry.path)
-        except OSError as problem:
-            reason = f"the folder cannot be read: {problem.strerror}"
-            yield Skipped(folder, reason, may_hide_photos=True)
+class _Folder(NamedTuple):
+    """A folder to enter: its path, where it lies below its root, and what was ignored above it."""
+
+    path: str
+    relative: str
+    ignores: tuple[tuple[int, tuple[Pattern, ...]], ...]
+
+
+class _Link(NamedTuple):
+    """A link to a folder, and what it leads to."""
+
+    folder: _Folder
+    key: tuple[int, int]
+
+
+class _Walk:
+    def __init__(
+        self, roots: Sequence[str], rules: WalkRules, known_roots: Iterable[str], gallery: str
+    ) -> None:
+        self._roots = roots
+        self._own = frozenset([*roots, gallery])
+        self._known = frozenset(known_roots) - self._own
+        self._rules = rules
+        self._exclude = patterns_of(rules.exclude)
+        self._formats = Formats()
+        self._visited: set[tuple[int, int]] = set()
+        self._links: list[_Link] = []
+
+    def items(self) -> Iterator[Item]:
+        for root in self._roots:
+            status = _status(root)
+            if isinstance(status, Skipped):
+                yield status
+            elif not stat.S_ISDIR(status.st_mode):
+                yield self._root_file(root, status)
+            elif self._is_new(_key(status)):
+                yield from self._below(_Folder(root, "", ()))
+                yield from self._hidden_roots(root)
+        while self._links:
+            links, self._links = sorted(self._links), []
+            for folder, key in links:
+                # What its real name leads to as well is not left out.
+                if key in self._visited:
+                    continue
+                if not self._rules.follow_links:
+                    yield LeftOut(folder.path, Why.LINK, is_folder=True)
+                elif self._is_new(key):
+                    yield Followed(folder.path)
+                    yield from self._below(folder)
+
+    def _hidden_roots(self, root: str) -> Iterator[Item]:
+        """Yields what lies below earlier roots that are hidden from the walk of `root`."""
+        top = root.rstrip("/") + "/"
+        for known in sorted(path for path in self._known if path.startswith(top)):
+            folder = _Folder(root, "", ())
+            *above, name = known.removeprefix(top).split("/")
+            hidden = False
+            try:
+                for part in above:
+                    hidden |= _is_hidden_in(folder, part, is_folder=True)
+                    folder = _with_ignore_file(folder)
+                    if self._excluded_by(part, folder, is_folder=True):
+                        break
+                    folder = _inner(folder, part)
+                else:
+                    if hidden or _is_hidden_in(folder, name, is_folder=True):
+                        yield from self._hidden_root(_with_ignore_file(folder), name)
+            except _BadIgnoreFile as problem:
+                yield Skipped(folder.path, str(problem), may_hide_photos=True)
+            except OSError:
+                continue  # it is no longer there
+
+    def _hidden_root(self, folder: _Folder, name: str) -> Iterator[Item]:
+        path = os.path.join(folder.path, name)  # noqa: PTH118
+        status = os.stat(path)  # noqa: PTH116
+        is_folder = stat.S_ISDIR(status.st_mode)
+        if pattern := self._excluded_by(name, folder, is_folder=is_folder):
+            yield LeftOut(path, Why.EXCLUDED, is_folder, pattern)
+        elif not is_folder:
+            yield self._root_file(path, status)
+        elif self._is_new(_key(status)):
+            yield from self._below(_inner(folder, name))
+
+    def _root_file(self, path: str, status: os.stat_result) -> Item:
+        why = self._formats.why_not(suffix_of(path))
+        if why in (Why.HEIC_READER_MISSING, Why.RAW_READER_MISSING):
+            return LeftOut(path, why)
+        return _file(path, status)
+
+    def _below(self, top: _Folder) -> Iterator[Item]:
+        folders = [top]
+        while folders:
+            folder = folders.pop()
+            raws: list[str] = []
+            try:
+                with os.scandir(folder.path) as entries:
+                    folder = _with_ignore_file(folder)
+                    for entry in entries:
+                        if entry.path in self._own or entry.name == IGNORE_FILE_NAME:
+                            continue  # a root is walked by itself
+                        item = self._item(entry, folder, folders, raws)
+                        if item is not None:
+                            yield item
+                if raws:
+                    yield from self._raw_items(folder, raws)
+            except _BadIgnoreFile as problem:
+                yield Skipped(folder.path, str(problem), may_hide_photos=True)
+            except OSError as problem:
+                reason = f"the folder cannot be read: {problem.strerror}"
+                yield Skipped(folder.path, reason, may_hide_photos=True)
+
+    def _item(
+        self, entry: os.DirEntry[str], folder: _Folder, folders: list[_Folder], raws: list[str]
+    ) -> Item | None:
+        """Returns what an entry is; `None` if it is put with `folders`, `raws` or the links."""
+        name = entry.name
+        if entry.path in self._known and self._is_hidden(name, folder, _is_folder(entry)):
+            return None  # its turn comes
+        if _is_folder(entry):
+            if left_out := self._left_out(entry.path, name, folder, is_folder=True):
+                return left_out
+            status = _status(entry.path)
+            if isinstance(status, Skipped):
+                return status
+            if self._is_new(_key(status)):
+                folders.append(_inner(folder, entry.name))
+            return None
+        if entry.is_symlink():
+            status = _status(entry.path)
+            if not isinstance(status, Skipped) and stat.S_ISDIR(status.st_mode):
+                if left_out := self._left_out(entry.path, name, folder, is_folder=True):
+                    return left_out
+                self._links.append(_Link(_inner(folder, entry.name), _key(status)))
+                return None
+        if left_out := self._left_out(entry.path, name, folder, is_folder=False):
+            return left_out
+        suffix = suffix_of(name)
+        if suffix in raw_photo.SUFFIXES:
+            raws.append(name)
+            return None
+        if why := self._formats.why_not(suffix):
+            return LeftOut(entry.path, why)
+        return _file_or_skipped(entry.path)
+
+    def _raw_items(self, folder: _Folder, raws: list[str]) -> Iterator[Item]:
+        """Yields the RAW files of a folder, which has to be looked through again for JPEGs."""
+        stems = {_stem(name) for name in raws}
+        doubled = set()
+        with os.scandir(folder.path) as entries:
+            for entry in entries:
+                if (
+                    self._formats.stands_for_raw(suffix_of(entry.name))
+                    and (stem := _stem(entry.name)) in stems
+                    and _is_file(entry)
+                    and (
+                        entry.path in self._own
+                        or not self._left_out(entry.path, entry.name, folder, is_folder=False)
+                    )
+                ):
+                    doubled.add(stem)
+        for name in raws:
+            path = os.path.join(folder.path, name)  # noqa: PTH118
+            why = self._formats.why_not(suffix_of(name))
+            if _stem(name) in doubled:
+                why = Why.RAW_BESIDE_JPEG
+            yield _file_or_skipped(path) if why is None else LeftOut(path, why)
+
+    def _left_out(
+        self, path: str, name: str, folder: _Folder, *, is_folder: bool
+    ) -> LeftOut | None:
+        """Returns why an entry does not count, whatever it is, by its name; `None` if it may."""
+        if self._is_hidden(name, folder, is_folder):
+            return LeftOut(path, Why.HIDDEN, is_folder)
+        pattern = self._excluded_by(name, folder, is_folder=is_folder)
+        return None if pattern is None else LeftOut(path, Why.EXCLUDED, is_folder, pattern)
+
+    def _is_hidden(self, name: str, folder: _Folder, is_folder: bool) -> bool:
+        return not self._rules.include_hidden and _is_hidden_in(folder, name, is_folder=is_folder)
+
+    def _excluded_by(self, name: str, folder: _Folder, *, is_folder: bool) -> str | None:
+        """Returns the pattern that excludes an entry."""
+        if not self._exclude and not folder.ignores:
+            return None
+        relative = folder.relative + name
+        decision = decided_by(self._exclude, relative, is_folder)
+        for start, patterns in reversed(folder.ignores):
+            if decision is not None:
+                break
+            decision = decided_by(patterns, relative[start:], is_folder)
+        return decision.text if decision is not None and decision.excludes else None
+
+    def _is_new(self, key: tuple[int, int]) -> bool:
+        if key in self._visited:
+            return False
+        self._visited.add(key)
+        return True
+
+
+class _BadIgnoreFile(Exception):
+    """A `.sbtkignore` that does not say what it excludes; the message is the reason."""
+
+
+def _with_ignore_file(folder: _Folder) -> _Folder:
+    try:
+        patterns = read_ignore_file(folder.path)
+    except (OSError, ValueError) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) else str(problem)
+        # What it was to keep out may be private, so nothing is taken in.
+        raise _BadIgnoreFile(
+            f"the folder is left as it was, because its {IGNORE_FILE_NAME} cannot be read: {reason}"
+        ) from problem
+    if not patterns:
+        return folder
+    here = (len(folder.relative), patterns)
+    return folder._replace(ignores=(*folder.ignores, here))
+
+
+def _inner(folder: _Folder, name: str) -> _Folder:
+    path = os.path.join(folder.path, name)  # noqa: PTH118
+    return _Folder(path, f"{folder.relative}{name}/", folder.ignores)
+
+
+def _is_hidden_in(folder: _Folder, name: str, *, is_folder: bool) -> bool:
+    return is_hidden(name, os.path.basename(folder.path), is_folder)  # noqa: PTH119
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0].casefold()  # noqa: PTH122
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -124,16 +359,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _has_image_suffix(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
-
-
-def _is_new(status: os.stat_result, visited: set[tuple[int, int]]) -> bool:
-    key = (status.st_dev, status.st_ino)
-    if key in visited:
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
         return False
-    visited.add(key)
-    return True
+
+
+def _key(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _status(path: str) -> os.stat_result | Skipped:
@@ -147,11 +381,7 @@ def _status(path: str) -> os.stat_result | Skipped:
 
 def _file_or_skipped(path: str) -> Found | Skipped:
     status = _status(path)
-    if isinstance(status, Skipped):
-        return status
-    if stat.S_ISDIR(status.st_mode):
-        return Skipped(path, "a link to a folder is not followed", may_hide_photos=False)
-    return _file(path, status)
+    return status if isinstance(status, Skipped) else _file(path, status)
 
 
 def _file(path: str, status: os.stat_result) -> Found | Skipped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sbtk_runtime.embedding.embed import Embedder
     from sbtk_runtime.gallery.update import IndexReport
     from sbtk_runtime.manifest import Precision
+    from sbtk_runtime.walk_rules import RuleChange
 
 _HELP = """Make or update a gallery from folders of photos.
 
@@ -49,6 +51,29 @@ sbtk index --verify
 )
 @click.option(
     "--checksum", is_flag=True, help="Look for changes in the bytes, not in size and date."
+)
+@click.option(
+    "--exclude",
+    "exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out what matches a pattern as in a .gitignore file, such as '*.png', drafts/ or "
+    "'/2019/scans/*'; may be given again. The gallery remembers it. A file .sbtkignore in a "
+    "folder of photos does the same for what is below it.",
+)
+@click.option(
+    "--clear-excludes", is_flag=True, help="Forget the patterns that the gallery remembers."
+)
+@click.option(
+    "--include-hidden/--skip-hidden",
+    default=None,
+    help="Take hidden and system files and folders for any others, or skip them (the default). "
+    "The gallery remembers it.",
+)
+@click.option(
+    "--follow-links/--no-follow-links",
+    default=None,
+    help="Enter folders through links too, or do not (the default). The gallery remembers it.",
 )
 @click.option("--list-failed", is_flag=True, help="List the files that could not be read, and why.")
 @click.option(
@@ -78,6 +103,10 @@ def command(
     gallery: Path,
     bits: int | None,
     checksum: bool,
+    exclude: tuple[str, ...],
+    clear_excludes: bool,
+    include_hidden: bool | None,
+    follow_links: bool | None,
     list_failed: bool,
     verify: bool,
     repair: bool,
@@ -98,10 +127,20 @@ def command(
         raise click.UsageError("--repair goes with --verify.")
     if bits is not None and not photos:
         raise click.UsageError("--bits goes with the folders of your photos.")
+    rules_asked = (exclude, clear_excludes, include_hidden, follow_links)
+    if rules_asked != ((), False, None, None) and not photos:
+        raise click.UsageError(
+            "--exclude, --clear-excludes, --include-hidden and --follow-links go with the folders "
+            "of your photos."
+        )
     code = 0
     if photos:
         from sbtk_runtime.embedding.embed import Embedder
+        from sbtk_runtime.left_out import is_photo_missed
+        from sbtk_runtime.walk_rules import RuleChange, patterns_of
 
+        patterns_of(exclude)  # what is not a pattern is told before an engine is made ready
+        rule_change = RuleChange(*rules_asked)
         with Embedder(
             _bundle(model, gallery, bits),
             engine=engine,
@@ -112,9 +151,11 @@ def command(
             said=lambda text: output.notice(text, quiet=quiet),
         ) as embedder:
             output.notice(output.engine_text(embedder.model_id, embedder.engine.info), quiet=quiet)
-            report = _update(gallery, photos, embedder, bits, checksum=checksum, quiet=quiet)
+            report = _update(
+                gallery, photos, embedder, bits, rule_change, checksum=checksum, quiet=quiet
+            )
         _tell(report, gallery, as_json=as_json, quiet=quiet)
-        code = 3 if report.unreadable else 0
+        code = 3 if report.unreadable or is_photo_missed(report.left_out) else 0
     else:
         options.existing_gallery(gallery)
     if list_failed:
@@ -167,6 +208,7 @@ def _update(
     photos: tuple[Path, ...],
     embedder: Embedder,
     bits: int | None,
+    rule_change: RuleChange,
     *,
     checksum: bool,
     quiet: bool,
@@ -188,6 +230,7 @@ def _update(
                 notify=lambda text: output.notice(text, quiet=quiet),
                 checksum=checksum,
                 bits=bits,
+                rule_change=rule_change,
             )
         except KeyboardInterrupt:
             output.notice("What was embedded is kept: the same command goes on from there.")
@@ -195,12 +238,21 @@ def _update(
 
 
 def _tell(report: IndexReport, gallery: Path, *, as_json: bool, quiet: bool) -> None:
-    for text in report.notices:
+    from sbtk_runtime.left_out import left_out_sentences
+
+    for text in [*report.notices, *left_out_sentences(report.left_out), *_rules_told(report)]:
         output.notice(text, quiet=quiet)
     if as_json:
         output.answer_json({"gallery": printable_name(gallery), **asdict(report)})
     else:
         output.answer(final_sentence(report, gallery))
+
+
+def _rules_told(report: IndexReport) -> list[str]:
+    patterns = " ".join(shlex.quote(printable_name(text)) for text in report.rules.exclude)
+    if not patterns:
+        return []
+    return [f"the gallery's patterns: {patterns} (--clear-excludes forgets them)"]
 
 
 def _list_failed(gallery: Path, *, as_json: bool, quiet: bool) -> None:

@@ -1,4 +1,4 @@
-"""The folders and files that 'sbtk index' was given: what a photo was found below.
+"""The folders and files that 'sbtk index' was given, and what it leaves out below them.
 
 Links in a root's own path are its user's; below it none is followed to a folder. Whoever opens a
 photo for somebody else must know where the one ends and the other begins.
@@ -6,19 +6,24 @@ photo for somebody else must know where the one ends and the other begins.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable
+from dataclasses import asdict
 
-from sbtk_runtime.gallery.catalogue_values import blob
+from sbtk_runtime.gallery.catalogue_values import blob, text
+from sbtk_runtime.walk_rules import WalkRules
 
-# Made when it is first needed; an sbtk that knows no such table never looks at it.
-_TABLE = "CREATE TABLE IF NOT EXISTS roots (path BLOB PRIMARY KEY) WITHOUT ROWID"
+# Made when it is first needed; an sbtk that knows no such table never looks at it. It is named with
+# its database, since an update has a temporary table of the same name.
+_TABLE = "CREATE TABLE IF NOT EXISTS main.roots (path BLOB PRIMARY KEY) WITHOUT ROWID"
 
 
 def store_roots(connection: sqlite3.Connection, roots: Iterable[bytes]) -> None:
     """Adds absolute paths to those that are known. Call it in a transaction."""
     connection.execute(_TABLE)
-    connection.executemany("INSERT OR IGNORE INTO roots VALUES (?)", ((root,) for root in roots))
+    add = "INSERT OR IGNORE INTO main.roots VALUES (?)"
+    connection.executemany(add, ((root,) for root in roots))
 
 
 def stored_roots(connection: sqlite3.Connection) -> list[bytes]:
@@ -26,4 +31,26 @@ def stored_roots(connection: sqlite3.Connection) -> list[bytes]:
     table = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'roots'"
     if connection.execute(table).fetchone() is None:
         return []
-    return [blob(path) for (path,) in connection.execute("SELECT path FROM roots ORDER BY path")]
+    paths = connection.execute("SELECT path FROM main.roots ORDER BY path")
+    return [blob(path) for (path,) in paths]
+
+
+def store_rules(connection: sqlite3.Connection, rules: WalkRules) -> None:
+    """Notes what the walk leaves out. Call it in a transaction."""
+    connection.execute(
+        "INSERT OR REPLACE INTO facts VALUES ('walk_rules', ?)", (json.dumps(asdict(rules)),)
+    )
+
+
+def stored_rules(connection: sqlite3.Connection) -> WalkRules:
+    """Returns what the walk left out the last time; by default the usual."""
+    found = connection.execute("SELECT value FROM facts WHERE name = 'walk_rules'").fetchone()
+    if found is None:
+        return WalkRules()
+    value = json.loads(text(found[0]))
+    rules = WalkRules(
+        tuple(value["exclude"]), bool(value["include_hidden"]), bool(value["follow_links"])
+    )
+    if not all(isinstance(pattern, str) for pattern in rules.exclude):
+        raise TypeError("patterns that are not text")
+    return rules

@@ -13,10 +13,16 @@ from sbtk_runtime.gallery.catalogue import Embedding, Failure, Origin
 from sbtk_runtime.gallery.catalogue_check import connect_sound
 from sbtk_runtime.gallery.catalogue_codes import store_itq, stored_bits, stored_itq
 from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME, catalogue_errors, transaction
-from sbtk_runtime.gallery.catalogue_roots import store_roots
+from sbtk_runtime.gallery.catalogue_roots import (
+    store_roots,
+    store_rules,
+    stored_roots,
+    stored_rules,
+)
 from sbtk_runtime.gallery.catalogue_values import integer, text, values_checked
 from sbtk_runtime.gallery.shards import SHARD_ROWS, Batch
 from sbtk_runtime.itq import Itq
+from sbtk_runtime.walk_rules import WalkRules
 
 # A photo that only moved has the row that it had.
 _TO_ADD = """FROM photos AS p WHERE born = ?1 AND gone IS NULL
@@ -94,6 +100,21 @@ class Catalogue:
         """Notes what photos are looked for below, as absolute paths."""
         with catalogue_errors(self.path), transaction(self.connection):
             store_roots(self.connection, roots)
+
+    def roots(self) -> list[bytes]:
+        """Returns what photos were looked for below, as absolute paths."""
+        with values_checked(self.path):
+            return stored_roots(self.connection)
+
+    def rules(self) -> WalkRules:
+        """Returns what is left out of the walks."""
+        with values_checked(self.path):
+            return stored_rules(self.connection)
+
+    def record_rules(self, rules: WalkRules) -> None:
+        """Notes what is left out of this walk, and of those to come."""
+        with catalogue_errors(self.path), transaction(self.connection):
+            store_rules(self.connection, rules)
 
     def committed_rows(self) -> int:
         """Returns the number of rows of the vectors that count, dead ones included."""

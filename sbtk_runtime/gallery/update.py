@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ from sbtk_runtime.embedding.embed import Embedded, Embedder
 from sbtk_runtime.errors import BadGallery, InternalError
 from sbtk_runtime.files import WriterLock, remove_stale_temporaries
 from sbtk_runtime.gallery.catalogue import Embedding, Failure, Origin
+from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME
 from sbtk_runtime.gallery.catalogue_writer import Catalogue
 from sbtk_runtime.gallery.changes import Changes
 from sbtk_runtime.gallery.claim import claimed, require_codes
@@ -37,9 +39,11 @@ from sbtk_runtime.gallery.graph import next_graph
 from sbtk_runtime.gallery.shards import Batch, Shards
 from sbtk_runtime.gallery.vectors import Embeddings, Vectors
 from sbtk_runtime.itq import Itq
+from sbtk_runtime.left_out import LeftOutCount, LeftOutTally, refuse_nothing
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest
 from sbtk_runtime.names import printable_name
-from sbtk_runtime.walk import Found, Skipped, absolute_roots, refuse_nothing, walk
+from sbtk_runtime.walk import DEFAULT_RULES, Followed, Found, LeftOut, Skipped, absolute_roots, walk
+from sbtk_runtime.walk_rules import RuleChange, WalkRules
 
 #: Told how many photos are done, how many there are (`None` while they are being found), and
 #: images/s.
@@ -47,6 +51,7 @@ Progress = Callable[[int, int | None, float], None]
 Notify = Callable[[str], None]
 
 _WALK_TICK = 1000
+_NO_CHANGE = RuleChange()
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class IndexReport:
         unchanged: photos that were as they were.
         live: photos that can be found now.
         seconds: the whole update.
+        left_out: files and folders that the rules of the walk left out, beside all of the above.
+        rules: those that were left out by.
         timings: seconds of its parts: those of the embedder's timings, `walk_s` and `graph_s`.
         notices: sentences for the user.
     """
@@ -74,6 +81,8 @@ class IndexReport:
     unchanged: int
     live: int
     seconds: float
+    left_out: tuple[LeftOutCount, ...] = ()
+    rules: WalkRules = DEFAULT_RULES
     timings: dict[str, float] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
 
@@ -88,6 +97,7 @@ def update_gallery(
     commit_every: int = 256,
     checksum: bool = False,
     bits: int | None = None,
+    rule_change: RuleChange = _NO_CHANGE,
 ) -> IndexReport:
     """Makes the gallery in `folder` hold the photos below `roots`; other photos in it stay.
 
@@ -101,8 +111,10 @@ def update_gallery(
         checksum: look for changes in the bytes, not in size and time of modification.
         bits: make a binary gallery, of codes of so many bits; by default one of embeddings. An
             existing gallery stays what it is, and `None` will do for it.
+        rule_change: what to leave out from now on; the gallery remembers it.
 
     Raises:
+        BadConfig: a pattern of `rule_change` is not one.
         BadData: there is no photo below the roots.
         BadModel: the embedder's bundle makes no codes of so many bits.
         BadGallery: the folder is no gallery, cannot be written, or no photo could be read; or it
@@ -113,13 +125,14 @@ def update_gallery(
         InternalError: the numbers of photos do not add up; nothing was published.
     """
     absolute = absolute_roots(roots)
-    refuse_nothing(absolute)
+    if not (folder / CATALOGUE_NAME).exists():  # else it knows more about what is left out
+        refuse_nothing(absolute, rule_change.applied_to(WalkRules()))
     require_codes(folder, embedder.bundle, bits)
     with os_errors_told(folder):
         make_folder(folder)
         with WriterLock(folder / LOCK_NAME):
             update = _Update(folder, absolute, embedder, progress, notify, commit_every)
-            return update.run(checksum, bits)
+            return update.run(checksum, bits, rule_change)
 
 
 class _Update:
@@ -142,15 +155,20 @@ class _Update:
         self._notices: list[str] = []
         self._notify = notify
         self._itq: Itq | None = None
+        self._rules = WalkRules()
+        self._known_roots: list[str] = []
+        self._followed: list[str] = []
+        self._left_out = LeftOutTally()
         self._new = self._changed = self._failed = 0
         self._timings_before = asdict(embedder.timings)
 
-    def run(self, checksum: bool, bits: int | None) -> IndexReport:
+    def run(self, checksum: bool, bits: int | None, rule_change: RuleChange) -> IndexReport:
         started = time.perf_counter()
         folder = self._folder
         remove_stale_temporaries(folder)
         published = published_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
         with Catalogue(folder, 1 if published is None else published.generation + 1) as catalogue:
+            self._take_rules(catalogue, rule_change)
             origin, self._itq = claimed(
                 folder, catalogue, self._embedder, bits, self._roots, self._notices.append
             )
@@ -159,6 +177,9 @@ class _Update:
             tidy(folder, catalogue, vectors, published)
             self._drop_lost(catalogue, vectors)
             changes = Changes(catalogue, self._roots, self._walk(), checksum=checksum)
+            # What comes through a link lies below it, as if the link had been named.
+            catalogue.record_roots(map(os.fsencode, self._followed))
+            self._note_idle_patterns(rule_change)
             changes.settle()
             walk_s = time.perf_counter() - started
             self._embed(catalogue, vectors, changes)
@@ -184,9 +205,26 @@ class _Update:
                 unchanged=changes.unchanged,
                 live=catalogue.live(),
                 seconds=ended - started,
+                left_out=self._left_out.counts(),
+                rules=self._rules,
                 timings=self._timings() | {"walk_s": walk_s, "graph_s": ended - graph_started},
                 notices=tuple(self._notices),
             )
+
+    def _take_rules(self, catalogue: Catalogue, rule_change: RuleChange) -> None:
+        """Settles what is left out, and makes sure that this is not everything."""
+        self._rules = rule_change.applied_to(catalogue.rules())
+        self._known_roots = [os.fsdecode(root) for root in catalogue.roots()]
+        refuse_nothing(self._roots, self._rules, self._known_roots)
+        catalogue.record_rules(self._rules)
+
+    def _note_idle_patterns(self, rule_change: RuleChange) -> None:
+        for text in rule_change.exclude:
+            if not text.startswith("!") and text not in self._left_out.patterns:
+                self._notices.append(
+                    f"--exclude {shlex.quote(text)} excluded nothing: a pattern is relative to "
+                    "the folders that are indexed, as in a .gitignore file there"
+                )
 
     def _check_accounts(self, changes: Changes) -> None:
         """Makes sure that every walked file is a photo or a failure, and was counted once."""
@@ -224,10 +262,17 @@ class _Update:
         return {name: now[name] - before for name, before in self._timings_before.items()}
 
     def _walk(self) -> Iterator[Found | Skipped]:
-        for count, item in enumerate(walk(self._roots), start=1):
+        gallery = os.path.abspath(self._folder)  # noqa: PTH100
+        items = walk(self._roots, self._rules, self._known_roots, gallery)
+        for count, item in enumerate(items, start=1):
             if count % _WALK_TICK == 0:
                 self._progress(count, None, 0.0)
-            yield item
+            if isinstance(item, LeftOut):
+                self._left_out.add(item)
+            elif isinstance(item, Followed):
+                self._followed.append(item.path)
+            else:
+                yield item
 
     def _embed(self, catalogue: Catalogue, vectors: Vectors | CodeShards, changes: Changes) -> None:
         """Embeds what is to be embedded, and commits it in batches."""

@@ -1,0 +1,242 @@
+"""Which of the names in a folder may be photos, and why the others are not."""
+
+from __future__ import annotations
+
+import enum
+import importlib.util
+import os
+import re
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
+
+from sbtk_runtime import raw_photo
+from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.files import without_waiting
+from sbtk_runtime.images import HEIC_SUFFIXES, SUFFIXES
+
+IGNORE_FILE_NAME = ".sbtkignore"
+_MAX_IGNORE_FILE_BYTES = 1 << 20
+
+_PLAIN_SUFFIXES = SUFFIXES - HEIC_SUFFIXES
+_JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"})
+_OTHER_IMAGE_SUFFIXES = (
+    frozenset({".ai", ".cdr", ".cur", ".dds", ".dicom", ".dcm", ".djvu", ".emf", ".eps", ".exr"})
+    | {".fits", ".hdr", ".icns", ".ico", ".j2k", ".jng", ".jp2", ".jpf", ".jpx", ".jxl", ".jxr"}
+    | {".kra", ".mng", ".pam", ".pcx", ".psb", ".psd", ".qoi", ".svg", ".svgz", ".tga", ".wdp"}
+    | {".wmf", ".xbm", ".xcf", ".xpm"}
+)
+
+# What cameras, phones, systems and servers for photos put beside photos: waste baskets, snapshots
+# and small copies. Compared in lower case; whatever begins with a dot is hidden anyway.
+_SYSTEM_NAMES = frozenset(
+    {"@eadir", "@tmp", "@sharebin", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"}
+    | {"$recycle.bin", "recycler", "recycled", "system volume information", "lost+found"}
+    | {"__macosx", "network trash folder", "temporary items", "desktop.ini"}
+    | {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "thumbnails"}
+)
+_SYSTEM_SUFFIXES = (".lrdata",)
+# Apple's libraries are folders: their photos lie in these, and copies of them everywhere else.
+_LIBRARY_SUFFIXES = (".photoslibrary", ".photolibrary", ".migratedphotolibrary", ".aplibrary")
+_LIBRARY_ORIGINALS = frozenset({"originals", "masters"})
+
+
+class Why(enum.StrEnum):
+    """Why something was left out; the value is for programs."""
+
+    HEIC_READER_MISSING = "heic_reader_missing"
+    RAW_READER_MISSING = "raw_reader_missing"
+    RAW_BESIDE_JPEG = "raw_beside_jpeg"
+    OTHER_IMAGE = "unknown_image_format"
+    NOT_A_PHOTO = "not_a_photo"
+    HIDDEN = "hidden"
+    EXCLUDED = "excluded"
+    LINK = "link_not_followed"
+
+
+@dataclass(frozen=True)
+class WalkRules:
+    """What a walk leaves out beside what is no photo.
+
+    Attributes:
+        exclude: patterns in the syntax of gitignore, relative to the folders that are walked. The
+            last one that matches decides, and they come after those of `.sbtkignore` files.
+        include_hidden: take hidden and system files and folders for any others.
+        follow_links: enter folders through links.
+    """
+
+    exclude: tuple[str, ...] = ()
+    include_hidden: bool = False
+    follow_links: bool = False
+
+
+@dataclass(frozen=True)
+class RuleChange:
+    """What is to become of a gallery's rules; by default nothing.
+
+    Attributes:
+        exclude: patterns to add, in the order in which they count.
+        clear_excludes: forget the patterns that were there before.
+        include_hidden: the new value, or `None` to leave it.
+        follow_links: likewise.
+    """
+
+    exclude: tuple[str, ...] = ()
+    clear_excludes: bool = False
+    include_hidden: bool | None = None
+    follow_links: bool | None = None
+
+    def applied_to(self, rules: WalkRules) -> WalkRules:
+        """Returns the rules that come of it. A pattern that is added again counts as the last.
+
+        Raises:
+            BadConfig: a pattern that is to be added is not one.
+        """
+        patterns_of(self.exclude)
+        kept = () if self.clear_excludes else rules.exclude
+        added = tuple(dict.fromkeys(self.exclude))
+        return WalkRules(
+            tuple(text for text in kept if text not in added) + added,
+            rules.include_hidden if self.include_hidden is None else self.include_hidden,
+            rules.follow_links if self.follow_links is None else self.follow_links,
+        )
+
+
+class Pattern(NamedTuple):
+    """A pattern in the syntax of gitignore, for one entry of a folder at a time."""
+
+    text: str
+    regex: re.Pattern[str]
+    excludes: bool
+    only_folders: bool
+
+
+def pattern_of(line: str) -> Pattern | None:
+    """Returns the pattern on a line; `None` for a comment, or if nothing can match it.
+
+    Raises:
+        ValueError: it is not a pattern.
+    """
+    text = line if line.endswith("\\ ") else line.rstrip()
+    only_folders = text.endswith("/")
+    try:
+        # Folders are entered one by one, so only the entry itself is to be matched.
+        found = GitIgnoreSpecPattern(text.removesuffix("/"))
+    except re.error as problem:
+        raise ValueError(str(problem)) from problem
+    if found.regex is None or found.include is None:
+        return None
+    return Pattern(text, found.regex, found.include, only_folders)
+
+
+def patterns_of(exclude: Iterable[str]) -> tuple[Pattern, ...]:
+    """Returns the patterns of `--exclude`.
+
+    Raises:
+        BadConfig: one is not a pattern, or nothing can match it.
+    """
+    patterns = []
+    for text in exclude:
+        try:
+            pattern = None if "\n" in text else pattern_of(text)
+        except ValueError:
+            pattern = None
+        if pattern is None:
+            raise BadConfig(
+                f"the pattern {text!r} matches nothing",
+                "a pattern as in a .gitignore file",
+                "--exclude '*.png', --exclude drafts/ or --exclude '/2019/scans/*'",
+            )
+        patterns.append(pattern)
+    return tuple(patterns)
+
+
+def read_ignore_file(folder: str) -> tuple[Pattern, ...]:
+    """Returns the patterns of the folder's `.sbtkignore`; none if it has no such file.
+
+    Raises:
+        ValueError: it is not a file of patterns; the message says why.
+        OSError: it cannot be read.
+    """
+    path = os.path.join(folder, IGNORE_FILE_NAME)  # noqa: PTH118
+    try:
+        file = open(path, "rb", opener=without_waiting)  # noqa: SIM115
+    except FileNotFoundError:
+        return ()
+    with file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a regular file")
+        if status.st_size > _MAX_IGNORE_FILE_BYTES:
+            raise ValueError(f"it has more than {_MAX_IGNORE_FILE_BYTES:,} bytes")
+        data = file.read(_MAX_IGNORE_FILE_BYTES)
+    patterns = []
+    lines = os.fsdecode(data.removeprefix(b"\xef\xbb\xbf")).split("\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            pattern = pattern_of(line.removesuffix("\r"))
+        except ValueError as problem:
+            raise ValueError(f"line {number} is not a pattern") from problem
+        if pattern is not None:
+            patterns.append(pattern)
+    return tuple(patterns)
+
+
+def decided_by(patterns: tuple[Pattern, ...], path: str, is_folder: bool) -> Pattern | None:
+    """Returns the last of `patterns` that matches an entry; what is above it was not excluded.
+
+    Args:
+        patterns: in their order.
+        path: relative to the folder that the patterns are relative to.
+        is_folder: whether the entry is one.
+    """
+    # To a regular expression the end of a line is something special.
+    text = path.replace("\n", "\0")
+    for pattern in reversed(patterns):
+        if pattern.only_folders and not is_folder:
+            continue
+        match = pattern.regex.search(text)
+        if match is not None and not match.groupdict().get("ps_d"):
+            return pattern
+    return None
+
+
+def is_hidden(name: str, parent_name: str, is_folder: bool) -> bool:
+    """Returns whether a name is hidden, or one that systems and programs keep for themselves."""
+    if name.startswith("."):
+        return True
+    lower = name.lower()
+    if lower in _SYSTEM_NAMES or lower.endswith(_SYSTEM_SUFFIXES):
+        return True
+    is_in_library = parent_name.lower().endswith(_LIBRARY_SUFFIXES)
+    return is_in_library and is_folder and lower not in _LIBRARY_ORIGINALS
+
+
+class Formats:
+    """What the names of files say about their formats, and which of these can be read here."""
+
+    def __init__(self) -> None:
+        self._has_heic = importlib.util.find_spec("pillow_heif") is not None
+        self._has_raw = importlib.util.find_spec("rawpy") is not None
+
+    def why_not(self, suffix: str) -> Why | None:
+        """Returns why files with a suffix, in lower case, are left out; `None` if they are not."""
+        if suffix in _PLAIN_SUFFIXES:
+            return None
+        if suffix in HEIC_SUFFIXES:
+            return None if self._has_heic else Why.HEIC_READER_MISSING
+        if suffix in raw_photo.SUFFIXES:
+            return None if self._has_raw else Why.RAW_READER_MISSING
+        return Why.OTHER_IMAGE if suffix in _OTHER_IMAGE_SUFFIXES else Why.NOT_A_PHOTO
+
+    def stands_for_raw(self, suffix: str) -> bool:
+        """Returns whether such a file is the photo where a RAW of the same name lies beside it."""
+        return suffix in _JPEG_SUFFIXES or (suffix in HEIC_SUFFIXES and self._has_heic)
+
+
+def suffix_of(name: str) -> str:
+    """Returns the suffix of a name in lower case, with its dot; empty if it has none."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122
