@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,21 @@ from sbtk_runtime.manifest import (
     Precision,
     read_bundle_manifest,
 )
+from sbtk_runtime.names import printable_name
 from sbtk_runtime.onnx_file import DOMAIN_NAME, MAX_ONNX_BYTES, check_onnx
 from sbtk_runtime.preprocess import PREPROCESSING
 
 #: Files that something would load; in a bundle they must be in its manifest.
 _LOADABLE_SUFFIXES = frozenset({".onnx", ".safetensors", ".data", ".pth", ".pt", ".npz"})
 _ITQ_NAME = re.compile(r"itq([1-9][0-9]{0,4})\.npz")
+# What `sbtk train` and `sbtk index` leave in their folders, to tell these from bundles.
+_RUN_CONFIG, _RUN_STATE, _STUDENT = (
+    "config.resolved.toml",
+    "last.safetensors",
+    "student.safetensors",
+)
+_CATALOGUE = "catalogue.sqlite"
+_LIST = "sbtk models lists bundles"
 _GET_AGAIN = "get the bundle again, or export the run again"
 
 #: Who the file is for. Only INT8 differs: TensorRT takes no unsigned activations and no quantised
@@ -53,6 +63,7 @@ class Bundle:
             BadModel: there is none, its manifest is bad, or it needs another preprocessing.
         """
         folder = _default_folder() if where is None else _folder_of(where)
+        _refuse_other_folders(folder)
         manifest = read_bundle_manifest(folder)
         if manifest.preprocessing != PREPROCESSING:
             raise BadModel(
@@ -232,6 +243,52 @@ def _default_folder() -> Path:
     return max(found, key=lambda folder: read_bundle_manifest(folder).created)
 
 
+def _refuse_other_folders(folder: Path) -> None:
+    """Names the command that makes a bundle of a training run, where one is given in its place.
+
+    Raises:
+        BadModel: the folder is a run, holds runs, or is a gallery.
+    """
+    shown = shlex.quote(printable_name(folder))
+    expected = f"a model bundle: a folder with a {MANIFEST_NAME} and model.*.onnx"
+    if (folder / MANIFEST_NAME).exists():
+        if (folder / _CATALOGUE).exists():
+            raise BadModel(
+                f"{printable_name(folder)} is a gallery, not a model bundle", expected, _LIST
+            )
+        return
+    if _is_run(folder):
+        if not (folder / _STUDENT).is_file():
+            raise BadModel(
+                f"{printable_name(folder)} is a training run without a student yet",
+                expected,
+                f"finish it, then export it: sbtk train --resume {shown} && sbtk export {shown}",
+            )
+        name = folder.absolute().name
+        raise BadModel(
+            f"{printable_name(folder)} is a training run, not a model bundle",
+            expected,
+            f"export it first: sbtk export {shown}, then name bundles/{printable_name(name)}",
+        )
+    runs = sorted(path.parent for path in folder.glob(f"*/{_RUN_CONFIG}"))
+    if runs:
+        first = shlex.quote(printable_name(runs[0]))
+        raise BadModel(
+            f"{printable_name(folder)} holds training runs, no model bundle",
+            expected,
+            f"export one of them first: sbtk export {first}",
+        )
+
+
+def is_run_folder(path: Path) -> bool:
+    """Whether a folder is what `sbtk train` makes, rather than a model bundle."""
+    return not (path / MANIFEST_NAME).exists() and _is_run(path)
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (_RUN_CONFIG, _RUN_STATE))
+
+
 def _folder_of(where: str | Path) -> Path:
     path = Path(where)
     if str(where) == path.name:
@@ -240,11 +297,18 @@ def _folder_of(where: str | Path) -> Path:
             return named[0]
     if path.is_dir():
         return path
-    found = f"{path} is a file" if path.exists() else f"there is no bundle {str(where)!r}"
+    shown = printable_name(path)
+    found = f"{shown} is a file" if path.exists() else f"there is no bundle {shown!r}"
     names = ", ".join(folder.name for folder in bundle_folders()) or "none here"
-    raise BadModel(
-        found, f"a folder with a {MANIFEST_NAME}, or one of: {names}", "sbtk models lists bundles"
-    )
+    next_step = _LIST
+    if path.is_file() and path.parent.is_dir():
+        if (path.parent / MANIFEST_NAME).exists():
+            next_step = f"name its folder: {shlex.quote(printable_name(path.parent))}"
+        elif _is_run(path.parent):
+            next_step = f"export the run: sbtk export {shlex.quote(printable_name(path.parent))}"
+    elif str(where) == path.name and _is_run(Path("runs") / path.name):
+        next_step = f"export the run first: sbtk export {shlex.quote(f'runs/{shown}')}"
+    raise BadModel(found, f"a folder with a {MANIFEST_NAME}, or one of: {names}", next_step)
 
 
 def _read_checked(path: Path, record: FileRecord) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.bench.map import LabelledImages, LabelledSet
+from sbtk_runtime.bundle import is_run_folder
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.manifest import BundleManifest
+from sbtk_runtime.names import printable_name
 from sbtk_runtime.retrieval.evaluation import PHOTO_QUERIES_PER_CLASS
 from sbtk_runtime.retrieval.generalised import draw_seen
 from sbtk_runtime.retrieval.protocol import ZERO_SHOT, Protocol
@@ -51,6 +54,14 @@ def measured_images(
         BadData: the data have none of the classes, or the model was trained on some of them.
         BadConfig: there is no such split, or validation classes are asked for by one.
     """
+    if is_run_folder(data):
+        shown = shlex.quote(printable_name(data))
+        raise BadConfig(
+            f"{shown} is a training run, not a data set",
+            "a folder of sketches and photos, and the run as a model bundle",
+            f"export it first: sbtk export {shown}, then sbtk bench map DATA --model "
+            f"{shlex.quote(printable_name(Path('bundles') / data.absolute().name))}",
+        )
     images = read_dataset(data, keep_duplicates=protocol.keeps_duplicates)
     training = manifest.training
     if classes == "validation" and split_name is not None:

@@ -16,7 +16,7 @@ from typing import NamedTuple, NoReturn
 
 import click
 
-from sbtk_cli.stopping import Terminated
+from sbtk_cli.stopping import Terminated, ending_signals
 from sbtk_runtime.errors import MissingExtra, SbtkError
 from sbtk_runtime.names import printable_name
 
@@ -157,7 +157,8 @@ Nothing leaves this machine: sbtk opens no network connection.
     help=_HELP,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but some files were skipped, "
-    "130 interrupted. Answers go to standard output, everything else to standard error.",
+    "130 interrupted, 143 terminated. Answers go to standard output, everything else to standard "
+    "error.",
 )
 @click.option(
     "--version",
@@ -223,20 +224,22 @@ def _told(problem: Exception) -> SbtkError:
 
 @contextlib.contextmanager
 def _termination_raised() -> Iterator[None]:
-    """Makes SIGTERM end the block as SIGINT does, by an exception."""
+    """Makes SIGTERM and SIGHUP end the block as SIGINT does, by an exception."""
 
     def terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
         raise Terminated
 
+    numbers = [number for number in ending_signals() if number != signal.SIGINT]
     try:
-        before = signal.signal(signal.SIGTERM, terminate)
+        before = {number: signal.signal(number, terminate) for number in numbers}
     except ValueError:  # not the main thread: signals are somebody else's business
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _let_blas_threads_sleep() -> None:

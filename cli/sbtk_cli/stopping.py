@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, answered at a place where nothing is lost."""
+"""Ctrl-C, SIGTERM and SIGHUP, answered at a place where nothing is lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,19 @@ from types import FrameType
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: the end of the work as by Ctrl-C, but with another exit code."""
+    """SIGTERM or SIGHUP: the end of the work as by Ctrl-C, but with another exit code."""
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Signals that end the work: SIGINT, SIGTERM, and SIGHUP unless `nohup` made it ignored."""
+    ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    asked = (signal.SIGINT, signal.SIGTERM)
+    return asked if ignores_hangup else (*asked, signal.SIGHUP)
+
+
+def ending_of(number: int) -> KeyboardInterrupt:
+    """The exception that stands for a signal, and so for its exit code: 130 or 143."""
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated()
 
 
 class Stopping:
@@ -31,7 +43,7 @@ class Stopping:
 
     def want(self, number: int, _frame: FrameType | None) -> None:
         """Notes a signal; raises at once where no photo is under way, and at the second signal."""
-        ending = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        ending = ending_of(number)
         if self._wanted is not None or not self._is_held_back:
             raise ending
         self._wanted = ending
@@ -39,9 +51,9 @@ class Stopping:
 
 @contextlib.contextmanager
 def stops_between_photos() -> Iterator[Stopping]:
-    """Yields what holds SIGINT and SIGTERM back until it is told that a photo is done."""
+    """Yields what holds these signals back until it is told that a photo is done."""
     stopping = Stopping()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in ending_signals()}
     try:
         for number in before:
             signal.signal(number, stopping.want)

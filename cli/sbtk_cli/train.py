@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from click.core import ParameterSource
 
 from sbtk_cli import options, output, train_options
 from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.names import printable_name
 
 if TYPE_CHECKING:
     from sbtk_cli.train_report import Reporter
@@ -94,16 +96,31 @@ def command(
                 else _started(_required(data), out, name, values, team.local_size, reporter)
             )
         )
-        with stopping_by_signal(lambda: team.is_first and not team.has_told()) as hold:
-            record = train(
-                config, folder, reporter, resume=resume is not None, on_trainer=hold, team=team
-            )
+        try:
+            with stopping_by_signal(lambda: team.is_first and not team.has_told()) as hold:
+                record = train(
+                    config, folder, reporter, resume=resume is not None, on_trainer=hold, team=team
+                )
+        except KeyboardInterrupt:
+            if team.is_first:
+                output.notice(_how_to_go_on(folder))
+            raise
     if team.is_first:
         output.notice(f"{folder}: {_summary(record)}", quiet=quiet)
         output.notice(f"next: sbtk export {folder}", quiet=quiet)
         if not as_json:
             output.answer(str(folder))
     return 0
+
+
+def _how_to_go_on(folder: Path) -> str:
+    """Returns what to type after a run was stopped."""
+    from sbtk_train.runs.checkpoint import LAST
+
+    shown = shlex.quote(printable_name(folder))
+    if (folder / LAST).is_file():
+        return f"saved; next: sbtk train --resume {shown}"
+    return f"nothing was saved yet; start again with --out {shown}"
 
 
 def _given(context: click.Context) -> list[str]:

@@ -56,8 +56,12 @@ def run_ablation(
     study = _study(data, values, root, seeds, rows, reporter)
     _require_teacher(study)
     root.mkdir(parents=True, exist_ok=True)
-    with stopping_by_signal() as hold:
-        run_study(study, root, reporter, should_stop=lambda: hold.is_stopping, on_trainer=hold)
+    try:
+        with stopping_by_signal() as hold:
+            run_study(study, root, reporter, should_stop=lambda: hold.is_stopping, on_trainer=hold)
+    except KeyboardInterrupt:
+        output.notice("Stopped. Run the same command to go on with the study.")
+        raise
     scores = score_runs(study, root, "validation", reporter)
     if not missing(study, root):
         scores += score_runs(study, root, "unseen", reporter)

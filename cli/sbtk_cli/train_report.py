@@ -11,6 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from sbtk_cli import output
+from sbtk_cli.stopping import Terminated, ending_of, ending_signals
 
 if TYPE_CHECKING:
     from sbtk_train.progress import EpochDone, StepDone
@@ -73,13 +74,17 @@ class Holder:
 
 @contextlib.contextmanager
 def stopping_by_signal(is_heard: Callable[[], bool] = lambda: True) -> Iterator[Holder]:
-    """Makes the first SIGINT or SIGTERM save and stop after the step under way; a second kills.
+    """Makes the first ending signal save and stop after the step under way; a second kills.
 
     Args:
         is_heard: whether this process is the one to say so.
+
+    Raises:
+        KeyboardInterrupt: the run was stopped; a `Terminated` if that was not by Ctrl-C.
     """
     holder = Holder()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    first: list[int] = []
+    before = {number: signal.getsignal(number) for number in ending_signals()}
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(number, before[signal.Signals(number)])
@@ -87,6 +92,7 @@ def stopping_by_signal(is_heard: Callable[[], bool] = lambda: True) -> Iterator[
             os.kill(os.getpid(), number)
             return
         output.notice("saving after this step; press again to stop at once", quiet=not is_heard())
+        first.append(number)
         holder.is_stopping = True
         holder.trainer.stop_soon()
 
@@ -94,6 +100,10 @@ def stopping_by_signal(is_heard: Callable[[], bool] = lambda: True) -> Iterator[
         signal.signal(number, stop)
     try:
         yield holder
+    except KeyboardInterrupt as stopped:
+        if first and not isinstance(stopped, Terminated):
+            raise ending_of(first[0]) from stopped
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

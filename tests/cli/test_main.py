@@ -16,6 +16,7 @@ import pytest
 
 from sbtk_cli import main as main_module
 from sbtk_cli.main import COMMANDS, EXTRA_OF_MODULE, main, sbtk
+from sbtk_cli.stopping import ending_signals
 from sbtk_runtime.engines.engine import ENGINE_NAMES
 from sbtk_runtime.errors import BadConfig, BadGallery
 
@@ -157,13 +158,14 @@ def test_debug_shows_the_traceback_of_a_fault(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_sigterm_ends_with_143() -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_ends_with_143(name: str) -> None:
     code = (
         "import os, signal, sys, click\n"
         "from sbtk_cli import main as m\n"
         "@click.command()\n"
         "def command():\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    os.kill(os.getpid(), signal." + name + ")\n"
         "sys.modules['dying'] = type(m)('dying')\n"
         "sys.modules['dying'].command = command\n"
         "m.COMMANDS['dying'] = m.LazyCommand('dying', '')\n"
@@ -172,6 +174,17 @@ def test_sigterm_ends_with_143() -> None:
     finished = run_python(code)
     assert finished.returncode == 128 + signal.SIGTERM
     assert finished.stderr == "Ended by a signal.\n"
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert main(["--version"]) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.SIGHUP not in ending_signals()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.SIGHUP in ending_signals()
 
 
 def test_a_reader_that_leaves_ends_it_quietly() -> None:

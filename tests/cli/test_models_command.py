@@ -65,3 +65,41 @@ def test_an_unknown_bundle_is_told_from_those_there_are(
     shown = capsys.readouterr().err
     assert "giant" in shown
     assert "tiny" in shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["models", "check", "RUN"],
+        ["index", "photos", "--model", "RUN"],
+        ["embed", "photos", "--as", "photo", "-o", "rows.npz", "--model", "RUN"],
+        ["bench", "--model", "RUN", "--quick"],
+        ["bench", "map", "photos", "--model", "RUN"],
+        ["bench", "map", "RUN"],
+        ["engine", "build", "RUN"],
+    ],
+)
+def test_every_command_asks_to_export_a_run_first(
+    workplace: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    run = workplace / "runs" / "horses"
+    run.mkdir(parents=True)
+    for name in ("config.resolved.toml", "student.safetensors"):
+        (run / name).write_bytes(b"")
+    assert main([word.replace("RUN", "runs/horses") for word in words]) in (1, 2)
+    told = capsys.readouterr()
+    assert "runs/horses is a training run" in told.err
+    assert "sbtk export runs/horses" in told.err
+
+
+@pytest.mark.parametrize("words", [["query", "sketch.png"], ["index", "photos"], ["serve"]])
+def test_a_gallery_whose_bundle_lies_elsewhere_asks_for_the_model(
+    gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    (workplace / "bundles" / "tiny").rename(workplace / "elsewhere")
+    assert main(words) == 1
+    told = capsys.readouterr().err
+    assert "gallery.sbtk was made by tiny@" in told
+    assert "--model FOLDER" in told
+    if words[0] == "query":
+        assert main([*words, "--model", "elsewhere", "--json"]) == 0

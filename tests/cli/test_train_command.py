@@ -8,15 +8,21 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from sbtk_cli.main import main
+from sbtk_cli.stopping import Terminated
+from sbtk_cli.train_report import stopping_by_signal
 from sbtk_cli.train_resume import resumed_config
 from sbtk_runtime.errors import BadConfig
 from sbtk_train.config import read_config
 from sbtk_train.runs.checkpoint import LAST, STUDENT
 from tests.tiny_data import write_dataset
+
+if TYPE_CHECKING:
+    from sbtk_train.runs.loop import Trainer
 
 TINY = """
     --weights none --backbone resnet18 --size 32 --final-epochs 0 --quadruplets 2 --dim 8
@@ -75,19 +81,52 @@ def test_interrupted_run_is_resumed(data: Path, tmp_path: Path) -> None:
         "0",
     ]
     running = subprocess.Popen(
-        [sys.executable, "-m", "sbtk_cli", *words], cwd=tmp_path, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "sbtk_cli", *words],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / LAST).exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
-    assert running.wait(60) == 130
+    running.send_signal(signal.SIGTERM)
+    _, told = running.communicate(timeout=60)
+    assert running.returncode == 143
+    assert told.endswith("saved; next: sbtk train --resume run\nEnded by a signal.\n")
     config = tmp_path / "run" / "config.resolved.toml"
     config.write_text(config.read_text().replace("epochs = 400", "epochs = 2"))
     again = sbtk("train", "--resume", "run", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "resuming run" in again.stderr
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) >= 3
+
+
+@pytest.mark.parametrize(
+    ("number", "ending"),
+    [
+        (signal.SIGINT, KeyboardInterrupt),
+        (signal.SIGTERM, Terminated),
+        (signal.SIGHUP, Terminated),
+    ],
+)
+def test_a_stopped_run_keeps_the_signals_exit_code(
+    number: signal.Signals, ending: type[KeyboardInterrupt]
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt) as stopped, stopping_by_signal() as hold:
+        hold.trainer = cast("Trainer", StopsAtOnce())
+        signal.raise_signal(number)
+        assert hold.is_stopping
+        raise KeyboardInterrupt  # as the trainer does after the step
+    assert type(stopped.value) is ending
+    assert signal.getsignal(number) is before
+
+
+class StopsAtOnce:
+    """What a signal asks of a trainer."""
+
+    def stop_soon(self) -> None:
+        """Does nothing: the test raises."""
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from sbtk_runtime.bundle import Bundle, bundle_folders, list_bundles, onnx_name, pretrained_folder
+from sbtk_runtime.bundle import (
+    Bundle,
+    bundle_folders,
+    is_run_folder,
+    list_bundles,
+    onnx_name,
+    pretrained_folder,
+)
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.manifest import read_bundle_manifest
 from sbtk_runtime.onnx_file import check_onnx
@@ -254,3 +261,49 @@ def _varint(value: int) -> bytes:
         parts.append(value & 0x7F | 0x80)
         value >>= 7
     return bytes([*parts, value])
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files by which a finished run is known, in `runs/horses` of the current folder."""
+    folder = tmp_path / "runs" / "horses"
+    folder.mkdir(parents=True)
+    for name in ("config.resolved.toml", "last.safetensors", "student.safetensors"):
+        (folder / name).write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "where", ["runs/horses", "./runs/horses", "runs", "horses", "runs/horses/student.safetensors"]
+)
+def test_a_training_run_is_told_to_be_exported_first(run: Path, where: str) -> None:
+    with pytest.raises(BadModel) as caught:
+        Bundle.open(where)
+    assert "sbtk export runs/horses" in caught.value.next_step
+    assert is_run_folder(run)
+
+
+def test_a_run_without_a_student_is_told_to_be_finished(run: Path) -> None:
+    (run / "student.safetensors").unlink()
+    with pytest.raises(BadModel) as caught:
+        Bundle.open(run)
+    assert f"sbtk train --resume {run} && sbtk export {run}" in caught.value.next_step
+
+
+def test_a_bundle_that_keeps_a_students_weights_is_not_taken_for_a_run(folder: Path) -> None:
+    (folder / "student.safetensors").write_bytes(b"")
+    (folder / "last.safetensors").write_bytes(b"")
+    Bundle.open(folder)
+    assert not is_run_folder(folder)
+
+
+def test_a_gallery_and_a_file_are_told_from_bundles(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadModel) as caught:
+        Bundle.open(folder / "model.int8.onnx")
+    assert caught.value.next_step == f"name its folder: {folder}"
+    (tmp_path / "gallery.sbtk").mkdir()
+    for name in ("manifest.json", "catalogue.sqlite"):
+        (tmp_path / "gallery.sbtk" / name).write_bytes(b"{}")
+    with pytest.raises(BadModel, match=r"gallery\.sbtk is a gallery, not a model bundle"):
+        Bundle.open(tmp_path / "gallery.sbtk")
