@@ -77,7 +77,7 @@ class BadConfig(SbtkError):
 
 
 class DiskFull(SbtkError):
-    """The device has no space left for what had to be written."""
+    """No space is left for what had to be written: on the device, in a quota, or below a limit."""
 
 
 class InternalError(SbtkError):

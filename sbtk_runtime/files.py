@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import time
@@ -19,6 +20,7 @@ from typing import Any, Self
 from sbtk_runtime.errors import DiskFull, GalleryBusy, SbtkError
 
 MAX_JSON_BYTES = 1 << 20
+_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)$")
 
 
@@ -78,8 +80,10 @@ def read_json_object(path: Path, error: type[SbtkError]) -> dict[str, Any]:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise error(f"{path} is not a regular file", "a regular file")
             data = file.read(MAX_JSON_BYTES + 1)
-    except OSError as problem:
+    except FileNotFoundError as problem:
         raise error(f"{path} cannot be read: {problem.strerror}") from problem
+    except OSError as problem:
+        raise error(*read_refused(path, problem)) from problem
     if len(data) > MAX_JSON_BYTES:
         raise error(f"{path} is larger than {MAX_JSON_BYTES} bytes", "a small JSON file")
     try:
@@ -90,6 +94,15 @@ def read_json_object(path: Path, error: type[SbtkError]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise error(f"{path} holds a JSON {type(value).__name__}", "a JSON object")
     return value
+
+
+def read_refused(path: Path, problem: OSError) -> tuple[str, str, str]:
+    """Returns the three parts of the error of a file that the system refused to read."""
+    reason = os.strerror(problem.errno) if problem.errno else str(problem)
+    advice = "check the drive and its connection, then run the same command again"
+    if problem.errno in (errno.EACCES, errno.EPERM):
+        advice = f"chmod u+r {shlex.quote(str(path))}, as its owner"
+    return f"{path} cannot be read: {reason}", "a file that this user may read", advice
 
 
 def without_waiting(path: str, flags: int) -> int:
@@ -110,18 +123,70 @@ def fsync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def disk_full_explained(path: Path) -> Iterator[None]:
-    """Turns "no space left" and "quota exceeded" inside the block into a `DiskFull` error."""
+    """Turns a full disk, quota or file size limit inside the block into a `DiskFull` error."""
     try:
         yield
     except OSError as problem:
-        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if problem.errno not in _OUT_OF_SPACE:
             raise
-        free_bytes = shutil.disk_usage(path.parent).free
-        raise DiskFull(
+        raise write_error(path, problem) from problem
+
+
+def write_error(path: Path, problem: OSError, kind: type[SbtkError] = SbtkError) -> SbtkError:
+    """Returns the error of a file that the system refused to write, by the system's reason.
+
+    Args:
+        path: the file or folder.
+        problem: what the system said.
+        kind: of the error, unless space has run out: that is a `DiskFull`.
+    """
+    again = "run the same command again; it goes on where it stopped"
+    kept = "nothing that was committed before is lost"
+    reason = os.strerror(problem.errno) if problem.errno else str(problem)
+    if problem.errno == errno.ENOSPC:
+        free_bytes = _free_bytes(path.parent)
+        return DiskFull(
             f"no space left while writing {path} ({free_bytes:,} bytes free)",
-            "nothing that was committed before is lost",
-            "free some space and run the same command again; it goes on where it stopped",
-        ) from problem
+            kept,
+            f"free some space and {again}",
+        )
+    if problem.errno == errno.EDQUOT:
+        return DiskFull(
+            f"{path} cannot be written: {reason} (this user's quota)",
+            kept,
+            f"delete files of yours or have the quota raised, then {again}",
+        )
+    if problem.errno == errno.EFBIG:
+        limit = file_size_limit()
+        return DiskFull(
+            f"{path} cannot be written: {reason}"
+            + (f" (the limit of this shell is {limit:,} bytes)" if limit is not None else ""),
+            kept,
+            f"type 'ulimit -f unlimited' or use another file system, then {again}",
+        )
+    advice = {
+        errno.EIO: f"check the drive and its connection, then {again}",
+        errno.EROFS: f"mount it for writing, then {again}",
+        errno.EACCES: f"let this user write there, then {again}",
+        errno.EPERM: f"let this user write there, then {again}",
+        errno.EMFILE: f"raise the limit of open files with 'ulimit -n 4096', then {again}",
+    }
+    return kind(f"{path} cannot be written: {reason}", kept, advice.get(problem.errno or 0, again))
+
+
+def file_size_limit() -> int | None:
+    """Returns the bytes that a file of this process may have (`ulimit -f`); `None` for any."""
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _free_bytes(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
 
 
 def remove_stale_temporaries(folder: Path) -> list[Path]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast, get_args
 
@@ -84,6 +86,14 @@ class GraphRecord:
 
 
 @dataclass(frozen=True)
+class SnapshotRecord:
+    """The copy of the catalogue that readers of a generation use: its plain name and SHA-256."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class GalleryManifest:
     """What `manifest.json` of a gallery says; replaced last, so it names only what is whole.
 
@@ -96,6 +106,7 @@ class GalleryManifest:
         live: number of searchable photos.
         graph: the HNSW graph; `None` when there is none yet, and in a binary gallery.
         bits: length of the codes that a binary gallery keeps in place of embeddings.
+        snapshot: the generation's catalogue; `None` if an older sbtk published it.
         format: 2 for a binary gallery, which an older sbtk must not read, and else 1.
     """
 
@@ -108,14 +119,22 @@ class GalleryManifest:
     graph: GraphRecord | None = None
     created: str = ""
     bits: int | None = None
+    snapshot: SnapshotRecord | None = None
     format: int = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "format", 1 if self.bits is None else GALLERY_FORMAT)
 
     def write(self, folder: Path) -> None:
-        """Writes the manifest into `folder`, atomically."""
-        write_json_atomically(folder / MANIFEST_NAME, asdict(self))
+        """Writes the manifest and a checksum of it into `folder`, atomically."""
+        values = asdict(self)
+        write_json_atomically(folder / MANIFEST_NAME, values | {"checksum": _checksum(values)})
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    """Returns the SHA-256 of what a gallery's manifest says, whatever its layout."""
+    said = {key: value for key, value in values.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def read_bundle_manifest(folder: Path) -> BundleManifest:
@@ -155,8 +174,11 @@ def read_gallery_manifest(folder: Path) -> GalleryManifest:
         BadGallery: it is missing, hostile, of a newer format or lacks something.
     """
     path = folder / MANIFEST_NAME
-    reader = _Fields(read_json_object(path, BadGallery), path, BadGallery)
+    values = read_json_object(path, BadGallery)
+    reader = _Fields(values, path, BadGallery)
     reader.format(GALLERY_FORMAT)
+    _check_sum(values, reader, path)
+    snapshot = reader.optional_object("snapshot")
     graph = reader.optional_object("graph")
     manifest = GalleryManifest(
         generation=reader.count("generation"),
@@ -177,11 +199,27 @@ def read_gallery_manifest(folder: Path) -> GalleryManifest:
         ),
         created=reader.text("created"),
         bits=reader.optional_count("bits", at_least=8, at_most=65_536),
+        snapshot=None
+        if snapshot is None
+        else SnapshotRecord(snapshot.plain_name(snapshot.text("file")), snapshot.sha256("sha256")),
     )
     if manifest.format != reader.count("format") or (manifest.bits or 0) % 8:
         what = "embeddings" if manifest.bits is None else f"{manifest.bits}-bit codes"
         raise BadGallery(f"{path} is of {what} in another format", "a manifest written by sbtk")
     return manifest
+
+
+def _check_sum(values: dict[str, Any], reader: _Fields, path: Path) -> None:
+    """Makes sure that a gallery's manifest says what was written.
+
+    Only manifests without a snapshot, by an older sbtk, have no checksum. A damaged name of a field
+    is a field that no sbtk of this format writes.
+    """
+    known = {each.name for each in fields(GalleryManifest)} | {"checksum"}
+    is_older = "snapshot" not in values and "checksum" not in values
+    if values.keys() <= known and (is_older or reader.sha256("checksum") == _checksum(values)):
+        return
+    raise BadGallery(f"{path} is damaged: its checksum differs", "a manifest written by sbtk")
 
 
 class _Fields:

@@ -36,16 +36,23 @@ def tiny_code_bundle(folder: Path, *bits: int, dim: int = 16, itq_seed: int = 0)
     return folder
 
 
-def code_gallery_of(folder: Path, codes: Codes, itq: Itq) -> GalleryManifest:
+def code_gallery_of(
+    folder: Path, codes: Codes, itq: Itq, *, is_old: bool = False
+) -> GalleryManifest:
     """Makes a binary gallery of generation 1 that holds the given codes; ids start with 1."""
     folder.mkdir()
     origin = Origin("made-up@0123456789ab", "fp32", itq.dim, PREPROCESSING, itq.bits)
     with Catalogue(folder, 1) as catalogue:
         catalogue.claim(origin, itq)
         shards = open_rows(folder, itq.dim, itq.bits)
-        batches = shards.append_bytes(0, codes)
+        batches = [
+            batch
+            for first in range(0, len(codes), 25)
+            for batch in shards.append_bytes(first, codes[first : first + 25])
+        ]
         photos = [Embedding(photo_path(i), 1000 + i, i, "00" * 32, i) for i in range(len(codes))]
         catalogue.commit(photos, [], batches)
+        snapshot = None if is_old else catalogue.write_snapshot()
     manifest = GalleryManifest(
         generation=1,
         model_id=origin.model_id,
@@ -54,6 +61,7 @@ def code_gallery_of(folder: Path, codes: Codes, itq: Itq) -> GalleryManifest:
         preprocessing=PREPROCESSING,
         live=len(codes),
         bits=itq.bits,
+        snapshot=snapshot,
     )
     manifest.write(folder)
     return manifest

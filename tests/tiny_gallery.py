@@ -34,14 +34,27 @@ def photo_path(index: int) -> bytes:
     return f"/photos/{index // 10:04d}/{index:06d}.jpg".encode()
 
 
-def gallery_of(folder: Path, embeddings: NDArray[np.float32]) -> GalleryManifest:
-    """Makes a gallery of generation 1 that holds the given rows; ids start with 1."""
+def gallery_of(
+    folder: Path,
+    embeddings: NDArray[np.float32],
+    *,
+    commit_every: int = 25,
+    is_old: bool = False,
+) -> GalleryManifest:
+    """Makes a gallery of generation 1 that holds the given rows; ids start with 1.
+
+    An old one is as sbtk made them before there were snapshots and checksums of rows.
+    """
     folder.mkdir()
     dim = embeddings.shape[1]
     with Catalogue(folder, 1) as catalogue:
         catalogue.claim(Origin("made-up@0123456789ab", "fp32", dim, PREPROCESSING))
         vectors = Vectors(folder / VECTORS_NAME, dim)
-        batches = vectors.append(0, embeddings)
+        batches = [
+            batch
+            for first in range(0, len(embeddings), commit_every)
+            for batch in vectors.append(first, embeddings[first : first + commit_every])
+        ]
         catalogue.commit(
             [
                 Embedding(
@@ -53,6 +66,7 @@ def gallery_of(folder: Path, embeddings: NDArray[np.float32]) -> GalleryManifest
             batches,
         )
         graph = next_graph(folder, catalogue, vectors, None, lambda text: None)
+        snapshot = None if is_old else catalogue.write_snapshot()
     manifest = GalleryManifest(
         generation=1,
         model_id="made-up@0123456789ab",
@@ -61,6 +75,7 @@ def gallery_of(folder: Path, embeddings: NDArray[np.float32]) -> GalleryManifest
         preprocessing=PREPROCESSING,
         live=len(embeddings),
         graph=graph,
+        snapshot=snapshot,
     )
     manifest.write(folder)
     return manifest

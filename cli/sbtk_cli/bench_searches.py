@@ -210,7 +210,7 @@ def _embedded(manifest: GalleryManifest) -> str:
 
 def _rows_of(folder: Path, manifest: GalleryManifest, seed: int) -> NDArray[Any]:
     """Returns up to `_QUERIES` embeddings of a gallery's photos, or codes of a binary one."""
-    view = CatalogueView(folder, manifest.generation)
+    view = CatalogueView(folder, manifest.generation, manifest.snapshot)
     with closing(view):
         rows = view.rows()
     chosen = np.random.default_rng(seed).choice(rows, min(_QUERIES, len(rows)), replace=False)

@@ -309,6 +309,8 @@ def _export(gallery: Path, folder: Path, *, as_json: bool) -> int:
     from sbtk_runtime.gallery.export import export_gallery
 
     report = export_gallery(gallery, folder)
+    for text in report.notices:
+        output.notice(text)
     if as_json:
         output.answer_json(
             {

@@ -19,11 +19,16 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.gallery.catalogue_check import soundness_problem
 from sbtk_runtime.gallery.catalogue_codes import stored_bits, stored_itq
-from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME, connect_reader
+from sbtk_runtime.gallery.catalogue_database import (
+    CATALOGUE_NAME,
+    connect_reader,
+    connect_snapshot,
+)
 from sbtk_runtime.gallery.catalogue_roots import stored_roots
 from sbtk_runtime.gallery.catalogue_values import blob, integer, values_checked
 from sbtk_runtime.gallery.shards import Batch
 from sbtk_runtime.itq import Itq
+from sbtk_runtime.manifest import SnapshotRecord
 
 _VISIBLE = "born <= :generation AND (gone IS NULL OR gone > :generation)"
 _ROWS_PER_QUESTION = 500
@@ -81,13 +86,27 @@ class CatalogueView:
     """The photos of one generation; what a writer does meanwhile does not show.
 
     It holds a snapshot of the database until it is closed. Any thread may ask it.
+
+    Args:
+        folder: the gallery's.
+        generation: which one.
+        snapshot: the copy that was published with it; without one the writer's own is read.
+
+    Raises:
+        BadGallery: the snapshot or the catalogue is missing, damaged, or cannot be read.
     """
 
-    def __init__(self, folder: Path, generation: int) -> None:
-        self._path = folder / CATALOGUE_NAME
+    def __init__(
+        self, folder: Path, generation: int, snapshot: SnapshotRecord | None = None
+    ) -> None:
+        self._path = folder / (CATALOGUE_NAME if snapshot is None else snapshot.file)
         self._generation = {"generation": generation}
         with values_checked(self._path):
-            self._connection = connect_reader(self._path)
+            self._connection = (
+                connect_reader(self._path)
+                if snapshot is None
+                else connect_snapshot(self._path, snapshot.sha256)
+            )
 
     def close(self) -> None:
         """Lets the snapshot go."""
@@ -143,6 +162,34 @@ class CatalogueView:
                 found = self._connection.execute(query, self._generation)
                 ids.update((integer(row), integer(photo_id)) for row, photo_id in found)
         return np.array([ids.get(row, 0) for row in rows.tolist()], dtype=np.int64)
+
+    def checksums(self, rows: NDArray[np.int64]) -> dict[int, int]:
+        """Returns the CRC-32 that was committed of what the vectors have at `rows`, by row.
+
+        Rows without a photo are left out, and those that an older sbtk wrote.
+        """
+        with values_checked(self._path):
+            columns = self._connection.execute("PRAGMA table_info (photos)")
+            if "checksum" not in [name for _, name, *_ in columns]:
+                return {}
+        known: dict[int, int] = {}
+        for start in range(0, len(rows), _ROWS_PER_QUESTION):
+            part = ",".join(map(str, rows[start : start + _ROWS_PER_QUESTION].tolist()))
+            query = f"""SELECT row, checksum FROM photos
+                WHERE row IN ({part}) AND checksum IS NOT NULL AND {_VISIBLE}"""  # noqa: S608
+            with values_checked(self._path):
+                found = self._connection.execute(query, self._generation)
+                known.update((integer(row), integer(checksum)) for row, checksum in found)
+        return known
+
+    def count_between(self, low: int, high: int) -> int:
+        """Returns the number of photos at rows `low` to `high` (end excluded)."""
+        query = f"""SELECT count(*) FROM photos
+            WHERE row >= :low AND row < :high AND {_VISIBLE}"""  # noqa: S608
+        with values_checked(self._path):
+            values = {"low": low, "high": high, **self._generation}
+            (count,) = self._connection.execute(query, values).fetchone()
+            return integer(count)
 
     def name_of(self, row: int) -> tuple[int, bytes] | None:
         """Returns id and path of the photo whose embedding is at `row`, if there is one."""

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
 import shutil
 import sqlite3
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from sbtk_runtime.errors import BadGallery, DiskFull, GalleryBusy, SbtkError
+from sbtk_runtime.errors import BadGallery, GalleryBusy, SbtkError
+from sbtk_runtime.files import (
+    atomic_path,
+    file_size_limit,
+    read_refused,
+    sha256_of_file,
+    write_error,
+)
 
 CATALOGUE_NAME = "catalogue.sqlite"
 #: Their tables are the same, but codes must not be taken for embeddings by a sbtk that knows none.
@@ -44,7 +55,18 @@ CREATE TABLE failures (
     reason TEXT NOT NULL
 ) WITHOUT ROWID;
 """
-_OUT_OF_SPACE_BYTES = 1 << 20
+_OUT_OF_SPACE_BYTES = _PROBE_BYTES = 1 << 20
+_COPY_ATTEMPTS, _COPY_PAUSE_S = 50, 0.02
+
+#: What SQLite says when the system refuses something.
+_SYSTEM = (
+    *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN),
+    *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOLFS, sqlite3.SQLITE_AUTH),
+)
+_READING = (
+    *(sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_FSTAT, sqlite3.SQLITE_IOERR_ACCESS),
+    sqlite3.SQLITE_IOERR_SEEK,
+)
 
 
 def connect_writer(path: Path) -> sqlite3.Connection:
@@ -66,21 +88,78 @@ def connect_writer(path: Path) -> sqlite3.Connection:
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
-    """Returns a connection that changes nothing and holds a snapshot of the database.
+    """Returns a connection that changes nothing and holds a snapshot of a catalogue in use.
+
+    A reader that may not write beside the catalogue can neither lock it nor see what its writer
+    has not yet moved from the log, so it takes a copy of its own. Galleries that are published
+    with a snapshot (`connect_snapshot`) are not read this way.
 
     Raises:
         BadGallery: there is no catalogue, or a newer sbtk made it.
+        GalleryBusy: it changes faster than it can be copied.
     """
     if not path.is_file():
         raise BadGallery(f"{path} is missing", "the catalogue of a gallery", _make_anew(path))
-    # SQLite's locks need files beside the catalogue; where there can be none it is read as it is.
-    is_fixed = not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists()
-    mode = "immutable=1" if is_fixed else "mode=ro"
+    if os.access(path.parent, os.W_OK):
+        return _opened(path, "mode=ro")
+    with _temporary_folder() as place:
+        copy = Path(place) / path.name
+        _copy_consistently(path, copy)
+        connection = sqlite3.connect(copy)
+        with contextlib.closing(connection):
+            # Moves the log into the file, which can then be opened after its name is removed.
+            connection.execute("PRAGMA journal_mode = DELETE")
+        return _opened(copy, "mode=ro")
+
+
+def connect_snapshot(path: Path, sha256: str) -> sqlite3.Connection:
+    """Returns a connection to the published copy of a catalogue, which nobody ever changes.
+
+    It needs neither locks nor files beside it: any number of readers, on any file system.
+
+    Raises:
+        BadGallery: it is missing, cannot be read, or is not the one that was published.
+    """
+    try:
+        found = sha256_of_file(path)
+    except FileNotFoundError as problem:
+        raise BadGallery(f"{path} is missing", "the catalogue of a gallery") from problem
+    except OSError as problem:
+        raise BadGallery(*read_refused(path, problem)) from problem
+    if found != sha256:
+        raise BadGallery(f"{path} is damaged: SHA-256 {found}", sha256)
+    return _opened(path, "immutable=1")
+
+
+def write_snapshot(connection: sqlite3.Connection, path: Path) -> str:
+    """Writes what is committed to a file that is complete in itself; returns its SHA-256.
+
+    Raises:
+        DiskFull: there is no space for it.
+        BadGallery: the system refused to write it, or it cannot be read back.
+    """
+    with atomic_path(path) as temporary:
+        temporary.unlink(missing_ok=True)
+        with catalogue_errors(temporary), contextlib.closing(sqlite3.connect(temporary)) as copy:
+            copy.execute("PRAGMA journal_mode = OFF")
+            copy.execute("PRAGMA synchronous = OFF")
+            connection.backup(copy)
+            # Backup copies the header too, which says that there is a log.
+            copy.execute("PRAGMA journal_mode = DELETE")
+            copy.execute("PRAGMA journal_mode = OFF")
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        return sha256_of_file(temporary)
+
+
+def _opened(path: Path, mode: str) -> sqlite3.Connection:
     location = f"file:{quote(os.fsencode(path.absolute()))}?{mode}"
     connection = sqlite3.connect(
         location, uri=True, isolation_level=None, check_same_thread=False, timeout=30
     )
     try:
+        # Large sorts would need a temporary folder that may be written.
+        connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute("BEGIN")
         if _version(connection, path) == 0:
             raise BadGallery(f"{path} is empty", "the catalogue of a gallery", _make_anew(path))
@@ -89,6 +168,65 @@ def connect_reader(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[str]:
+    try:
+        place = tempfile.TemporaryDirectory(prefix="sbtk-", ignore_cleanup_errors=True)
+    except OSError as problem:
+        raise BadGallery(
+            f"there is no folder for temporary files: {problem}",
+            "one, since this gallery was made by an older sbtk and may not be written",
+            "name one with TMPDIR, or run 'sbtk index' on its photos once, as its owner",
+        ) from problem
+    with place as name:
+        yield name
+
+
+def _copy_consistently(path: Path, copy: Path) -> None:
+    """Copies a catalogue and its log as they were at one moment.
+
+    Both are read twice. The log only grows until it begins again with other salts, and what is
+    moved into the catalogue is still in the log: so if nothing has changed in between, the copies
+    are of one moment.
+    """
+    names = [(path, copy), (Path(f"{path}-wal"), Path(f"{copy}-wal"))]
+    for _ in range(_COPY_ATTEMPTS):
+        try:
+            copied = [_copied(source, target) for source, target in names]
+            if copied == [_copied(source, None) for source, _ in names]:
+                return
+        except OSError as problem:
+            if isinstance(problem.filename, str | bytes | os.PathLike):
+                path = Path(os.fsdecode(problem.filename))
+            raise BadGallery(*read_refused(path, problem)) from problem
+        time.sleep(_COPY_PAUSE_S)
+    raise GalleryBusy(
+        f"{path} changes faster than it can be copied", "one writer at a time", "try again"
+    )
+
+
+def _copied(source: Path, target: Path | None) -> bytes | None:
+    """Copies a file and returns its SHA-256; `None` if there is none. Without a target, only that.
+
+    Raises:
+        OSError: it cannot be read, or the copy not be written.
+    """
+    digest = hashlib.sha256()
+    try:
+        with source.open("rb") as file:
+            output = target.open("wb") if target is not None else contextlib.nullcontext(None)
+            with output as written:
+                while part := file.read(1 << 20):
+                    digest.update(part)
+                    if written is not None:
+                        written.write(part)
+    except FileNotFoundError:
+        if target is not None:
+            target.unlink(missing_ok=True)
+        return None
+    return digest.digest()
 
 
 @contextlib.contextmanager
@@ -108,15 +246,22 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 def catalogue_errors(path: Path) -> Iterator[None]:
     """Turns SQLite's errors inside the block into ours.
 
+    Only what SQLite read and found wrong is damage. What the system refused to read or write is
+    told by the system's reason.
+
     Raises:
         DiskFull: there is no space for the catalogue.
         GalleryBusy: another program has locked it for longer than can be waited.
         BadGallery: the catalogue is damaged, or cannot be read or written.
+        MemoryError: there is not enough.
     """
     try:
         yield
     except sqlite3.Error as problem:
-        raise _told(problem, path) from problem
+        code = getattr(problem, "sqlite_errorcode", None)
+        if code is None and not isinstance(problem, sqlite3.OperationalError):
+            raise  # a call that is wrong, which is not the catalogue's fault
+        raise _told(problem, code or sqlite3.SQLITE_CORRUPT, path) from problem
     # SQLite's complaint may quote damaged bytes, which Python then cannot decode.
     except UnicodeDecodeError as problem:
         raise damaged(path, problem) from problem
@@ -129,25 +274,88 @@ def damaged(path: Path, problem: object) -> BadGallery:
     )
 
 
-def _told(problem: sqlite3.Error, path: Path) -> SbtkError:
-    code = getattr(problem, "sqlite_errorcode", 0) & 0xFF
-    free_bytes = shutil.disk_usage(path.parent).free
-    is_full = code == sqlite3.SQLITE_IOERR and free_bytes < _OUT_OF_SPACE_BYTES
-    if code == sqlite3.SQLITE_FULL or is_full:
-        return DiskFull(
-            f"no space left while writing {path} ({free_bytes:,} bytes free)",
-            "nothing that was committed before is lost",
-            "free some space and run the same command again; it goes on where it stopped",
-        )
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+def _told(problem: sqlite3.Error, code: int, path: Path) -> Exception:
+    primary = code & 0xFF
+    if primary == sqlite3.SQLITE_NOMEM or code == sqlite3.SQLITE_IOERR_NOMEM:
+        return MemoryError(str(problem))
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL):
         return GalleryBusy(
             f"{path} is locked by another program: {problem}",
             "one writer at a time",
             "close the program that has it open, then run the same command again",
         )
-    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return BadGallery(f"{path} cannot be opened: {problem}", "a gallery that may be written")
-    return damaged(path, problem)
+    if primary == sqlite3.SQLITE_FULL:
+        return _no_space(path)
+    if code == sqlite3.SQLITE_IOERR_SHORT_READ or primary not in _SYSTEM:
+        return damaged(path, problem)
+    is_read = code in _READING
+    reason = _system_error(path, is_read=is_read)
+    if reason is not None and reason.errno == errno.ENOMEM:
+        return MemoryError(str(problem))
+    if reason is not None and is_read:
+        return BadGallery(*read_refused(path, reason))
+    if reason is not None:
+        return write_error(path, reason, BadGallery)
+    name = getattr(problem, "sqlite_errorname", "")
+    return BadGallery(
+        f"{path} cannot be {'read' if is_read else 'written'}: {problem} ({name})",
+        "nothing that was committed before is lost",
+        "check the drive, its mount and its permissions, then run the same command again",
+    )
+
+
+def _no_space(path: Path) -> SbtkError:
+    """Returns the error of a full disk: the catalogue's, or the one of SQLite's temporary files."""
+    folders = [path.parent, Path(tempfile.gettempdir())]
+    fullest = min(folders, key=_free_bytes)
+    full = path if fullest == path.parent else fullest / "temporary files of SQLite"
+    return write_error(full, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+
+def _free_bytes(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
+
+
+def _system_error(path: Path, *, is_read: bool) -> OSError | None:
+    """Returns why the system refused what SQLite tried, found by trying the same.
+
+    SQLite keeps the system's reason to itself. What is written are the same bytes again, and a file
+    that is removed.
+    """
+    try:
+        for file in (path, Path(f"{path}-wal")):
+            if file == path or file.exists():
+                _read_and_rewrite(file, is_rewritten=not is_read)
+        if is_read:
+            return None
+        with tempfile.TemporaryFile(dir=path.parent) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+            os.fsync(probe.fileno())
+        if _free_bytes(path.parent) < _OUT_OF_SPACE_BYTES:
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        # Nothing else refuses a write here, and SQLite names "no space" itself.
+        if file_size_limit() is not None:
+            return OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    except OSError as problem:
+        return problem
+    return None
+
+
+def _read_and_rewrite(file: Path, *, is_rewritten: bool) -> None:
+    descriptor = os.open(file, (os.O_RDWR if is_rewritten else os.O_RDONLY) | os.O_CLOEXEC)
+    try:
+        part = last = b""
+        offset = 0
+        while part := os.pread(descriptor, 1 << 20, offset):
+            offset, last = offset + len(part), part
+        if is_rewritten and last:
+            os.pwrite(descriptor, last, offset - len(last))
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _make_anew(path: Path) -> str:

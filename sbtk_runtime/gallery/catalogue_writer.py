@@ -12,7 +12,12 @@ from typing import Self
 from sbtk_runtime.gallery.catalogue import Embedding, Failure, Origin
 from sbtk_runtime.gallery.catalogue_check import connect_sound
 from sbtk_runtime.gallery.catalogue_codes import store_itq, stored_bits, stored_itq
-from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME, catalogue_errors, transaction
+from sbtk_runtime.gallery.catalogue_database import (
+    CATALOGUE_NAME,
+    catalogue_errors,
+    transaction,
+    write_snapshot,
+)
 from sbtk_runtime.gallery.catalogue_roots import (
     store_roots,
     store_rules,
@@ -22,6 +27,7 @@ from sbtk_runtime.gallery.catalogue_roots import (
 from sbtk_runtime.gallery.catalogue_values import integer, text, values_checked
 from sbtk_runtime.gallery.shards import SHARD_ROWS, Batch
 from sbtk_runtime.itq import Itq
+from sbtk_runtime.manifest import SnapshotRecord
 from sbtk_runtime.walk_rules import WalkRules
 
 # A photo that only moved has the row that it had.
@@ -239,6 +245,11 @@ class Catalogue:
         with catalogue_errors(self.path), transaction(self.connection):
             self.connection.execute("UPDATE failures SET size_bytes = NULL")
             self._set_fact("reader", reader)
+
+    def write_snapshot(self) -> SnapshotRecord:
+        """Writes the copy of the catalogue that readers of the next generation use, durably."""
+        name = f"catalogue-{self.generation}.sqlite"
+        return SnapshotRecord(name, write_snapshot(self.connection, self.path.with_name(name)))
 
     def purge(self, published: int) -> None:
         """Forgets versions that generation `published` no longer has, and shards without photos.

@@ -15,7 +15,8 @@ from sbtk_runtime.bundle import itq_name
 from sbtk_runtime.files import atomic_path, write_atomically
 from sbtk_runtime.gallery.catalogue import CatalogueView, Photo
 from sbtk_runtime.gallery.codes import CodeShards
-from sbtk_runtime.gallery.folder import open_rows, path_fields, published_manifest
+from sbtk_runtime.gallery.folder import open_published, open_rows, path_fields
+from sbtk_runtime.gallery.row_check import RowCheck
 from sbtk_runtime.gallery.shards import Rows
 from sbtk_runtime.gallery.vectors import Vectors
 
@@ -30,11 +31,15 @@ _COLUMNS = ("id", "path", "path_bytes", "size_bytes", "mtime_ns", "sha256")
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written: the files, and the photos left out because their rows are damaged."""
+    """What was written: the files, and the photos left out because their rows are damaged.
+
+    `notices` are sentences for the user.
+    """
 
     files: tuple[Path, ...]
     count: int
     left_out: int
+    notices: tuple[str, ...] = ()
 
 
 def export_gallery(folder: Path, out_folder: Path) -> ExportReport:
@@ -52,17 +57,16 @@ def export_gallery(folder: Path, out_folder: Path) -> ExportReport:
         BadGallery: there is no gallery in `folder`, or what makes its codes is damaged.
         DiskFull: there is no space for the files.
     """
-    manifest = published_manifest(folder)
+    notices: list[str] = []
     out_folder.mkdir(parents=True, exist_ok=True)
+    manifest, view = open_published(folder, notices.append)
     with (
-        closing(CatalogueView(folder, manifest.generation)) as view,
+        closing(view),
         closing(open_rows(folder, manifest.dim, manifest.bits)) as vectors,
     ):
         vectors.hold()
         rows = view.rows()
-        is_whole = np.concatenate(
-            [np.empty(0, dtype=np.bool_), *(whole for _, _, whole in vectors.chunks(rows))]
-        )
+        is_whole = RowCheck(view, vectors).is_intact(rows)
         kept = rows[is_whole]
         name = EMBEDDINGS_NAME if manifest.bits is None else CODES_NAME
         files = [out_folder / name, out_folder / TABLE_NAME]
@@ -73,7 +77,7 @@ def export_gallery(folder: Path, out_folder: Path) -> ExportReport:
         _write_csv(out_folder / TABLE_NAME, _table(view, set(rows[~is_whole].tolist())))
         if _write_parquet(out_folder / PARQUET_NAME, _table(view, set(rows[~is_whole].tolist()))):
             files.append(out_folder / PARQUET_NAME)
-    return ExportReport(tuple(files), len(kept), len(rows) - len(kept))
+    return ExportReport(tuple(files), len(kept), len(rows) - len(kept), tuple(notices))
 
 
 def _write_rows(path: Path, vectors: Vectors | CodeShards, rows: Rows) -> None:

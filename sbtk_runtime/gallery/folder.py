@@ -6,13 +6,15 @@ import base64
 import contextlib
 import itertools
 import json
+import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sbtk_runtime.errors import BadGallery, ModelMismatch
-from sbtk_runtime.files import atomic_path, disk_full_explained
+from sbtk_runtime.files import atomic_path, disk_full_explained, sha256_of_file, write_error
+from sbtk_runtime.gallery.catalogue import CatalogueView
 from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME
 from sbtk_runtime.gallery.codes import CodeShards
 from sbtk_runtime.gallery.shards import Shards
@@ -128,10 +130,70 @@ def tidy(
         catalogue.purge(published.generation)
     vectors.cut(catalogue.committed_rows())
     vectors.remove_shards(set(vectors.shard_indices()) - catalogue.shards())
-    kept = published.graph.file if published is not None and published.graph else None
-    for path in folder.glob("graph-*.hnsw"):
-        if path.name != kept:
-            path.unlink()
+    kept = set()
+    if published is not None:
+        kept = {record.file for record in (published.graph, published.snapshot) if record}
+    for pattern in ("graph-*.hnsw", "catalogue-*.sqlite"):
+        for path in folder.glob(pattern):
+            if path.name not in kept:
+                path.unlink()
+
+
+def has_snapshot(folder: Path, published: GalleryManifest | None) -> bool:
+    """Returns whether the published generation's copy of the catalogue is there, and whole."""
+    if published is None or published.snapshot is None:
+        return False
+    try:
+        return sha256_of_file(folder / published.snapshot.file) == published.snapshot.sha256
+    except OSError:
+        return False
+
+
+def open_view(
+    folder: Path, manifest: GalleryManifest, note: Callable[[str], None]
+) -> CatalogueView:
+    """Returns the photos of the published generation.
+
+    If its snapshot cannot be used, which `note` is told, the writer's catalogue is read instead.
+
+    Raises:
+        BadGallery: neither can be used.
+    """
+    if manifest.snapshot is not None:
+        try:
+            return CatalogueView(folder, manifest.generation, manifest.snapshot)
+        except BadGallery as problem:
+            note(
+                f"{problem.found}: reading {CATALOGUE_NAME} instead; "
+                "'sbtk index' on your photos writes it again"
+            )
+    return CatalogueView(folder, manifest.generation)
+
+
+def open_published(
+    folder: Path, note: Callable[[str], None]
+) -> tuple[GalleryManifest, CatalogueView]:
+    """Returns the newest published generation, and its photos as `open_view` does.
+
+    Raises:
+        BadGallery: there is none, or it is damaged beyond reading.
+    """
+    while True:
+        manifest = published_manifest(folder)
+        notes: list[str] = []
+        view = None
+        try:
+            view = open_view(folder, manifest, notes.append)
+            if not notes or read_gallery_manifest(folder) == manifest:
+                for text in notes:
+                    note(text)
+                return manifest, view
+        except BadGallery:
+            # A writer may have published another one, and removed this one's files.
+            if read_gallery_manifest(folder) == manifest:
+                raise
+        if view is not None:
+            view.close()
 
 
 def write_failures(folder: Path, catalogue: Catalogue) -> None:
@@ -156,6 +218,8 @@ def os_errors_told(folder: Path) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as problem:
-        raise BadGallery(
-            f"{printable_name(folder)} cannot be written: {problem}", "a folder that may be written"
-        ) from problem
+        named = problem.filename if isinstance(problem.filename, str | bytes) else None
+        path = folder if named is None else Path(os.fsdecode(named))
+        if not path.is_relative_to(folder):
+            raise BadGallery(f"{printable_name(path)}: {problem.strerror}") from problem
+        raise write_error(path, problem, BadGallery) from problem

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,10 +24,12 @@ from sbtk_runtime.gallery.folder import (
     check_model,
     kept_text,
     open_rows,
+    open_view,
     published_manifest,
 )
 from sbtk_runtime.gallery.hit import Answer, Hit
-from sbtk_runtime.gallery.shards import Rows
+from sbtk_runtime.gallery.row_check import REPAIR, RowCheck
+from sbtk_runtime.gallery.shards import Rows, Shards
 from sbtk_runtime.gallery.vectors import Embeddings, Vectors
 from sbtk_runtime.hamming import Codes
 from sbtk_runtime.images import read_image_bytes
@@ -57,16 +61,23 @@ class Gallery:
         self.folder = folder
         self.manifest = manifest
         self.notices: list[str] = []
-        self._view = CatalogueView(folder, manifest.generation)
-        self._live_rows = _LiveRows(self._view, self.count, self.notices)
-        self._vectors = open_rows(folder, manifest.dim, manifest.bits)
-        try:
+        self._faults: list[str] = []
+        # Not a method, which would hold the gallery: see `_UsableRows`.
+        self._note_fault = partial(_note_both, self._faults, self.notices)
+        with contextlib.ExitStack() as opened:
+            self._view = opened.enter_context(
+                closing(open_view(folder, manifest, self._note_fault))
+            )
             self._check_catalogue()
-            self._vectors.hold()
+            self._vectors = open_rows(folder, manifest.dim, manifest.bits)
+            opened.enter_context(closing(self._vectors)).hold()
+            self._check = RowCheck(self._view, self._vectors)
+            self._usable = _UsableRows(
+                self._view, self._check, self.count, self._vectors, self._faults
+            )
+            self.notices += self._usable.notices()
             self._searched = self._searchable(self._vectors)
-        except BaseException:
-            self.close()
-            raise
+            opened.pop_all()
 
     @classmethod
     def open(cls, folder: Path | str) -> Self:
@@ -113,6 +124,11 @@ class Gallery:
         """The number of photos that can be found."""
         return self.manifest.live
 
+    @property
+    def unusable(self) -> int:
+        """The number of photos that are known not to be found, for their embeddings are damaged."""
+        return self._usable.unusable
+
     def close(self) -> None:
         """Lets the files go."""
         self._vectors.close()
@@ -145,6 +161,8 @@ class Gallery:
             BadGallery: the gallery is empty.
         """
         answer = self.answer(embedding, k, search, under=under)
+        # How many are unusable may have been said before, when fewer were known.
+        self.notices[:] = [text for text in self.notices if text not in self._usable.said]
         for notice in answer.notices:
             _note(self.notices, notice)
         return answer.hits
@@ -158,20 +176,8 @@ class Gallery:
         under: Path | str | None = None,
     ) -> Answer:
         """Returns the hits of `search`, and the notices about them, which nothing else gets."""
-        self._check_question(k, search)
-        if under is not None:
-            folder = os.path.abspath(under)  # noqa: PTH100 -- links are kept, as in the catalogue
-            rows = self._view.rows(os.fsencode(folder))
-        else:
-            rows = None
-        allowed = self.count if rows is None else len(rows)
-        hits = self._hits(*self._searched.nearest(embedding, min(k, allowed), rows, search))
-        if allowed >= k:
-            return Answer(hits)
-        where = "" if under is None else f" below {printable_name(under)}"
-        return Answer(
-            hits, (f"only {allowed:,} photos are searchable{where}, so there are fewer hits",)
-        )
+        hits, allowed = self._intact_hits(embedding, k, search, under)
+        return Answer(hits, (*self._all_faults(), *_few_notices(allowed, k, under)))
 
     def similar(
         self,
@@ -193,15 +199,15 @@ class Gallery:
         photo = self.photo(photo_id)
         if photo is None:
             raise BadData(f"the gallery has no photo {photo_id}", "the id of a hit")
-        rows, is_whole = self._vectors.read(np.array([photo.row]))
-        if not is_whole[0]:
-            raise BadGallery(
-                f"the embedding of photo {photo_id} is damaged", "", "sbtk index --verify --repair"
-            )
-        answer = self.answer(rows[0], k + 1, search, under=under)
-        others = [hit for hit in answer.hits if hit.id != photo_id][:k]
+        row = np.array([photo.row])
+        rows, is_whole = self._vectors.read(row)
+        if not (is_whole[0] and self._check.is_hit_intact(row)[0]):
+            raise BadGallery(f"the embedding of photo {photo_id} is damaged", "", REPAIR)
+        hits, allowed = self._intact_hits(rows[0], k + 1, search, under)
+        others = [hit for hit in hits if hit.id != photo_id][:k]
         ranked = [replace(hit, rank=rank) for rank, hit in enumerate(others, start=1)]
-        return Answer(ranked, answer.notices if len(ranked) < k else ())
+        few = _few_notices(allowed, k + 1, under) if len(ranked) < k else ()
+        return Answer(ranked, (*self._all_faults(), *few))
 
     def photo(self, photo_id: int) -> Photo | None:
         """Returns what is known of the photo with that id; `None` if there is none."""
@@ -239,14 +245,49 @@ class Gallery:
             _note(self.notices, notice)
         return self.search(embedding, k, search, under=under)
 
+    def _intact_hits(
+        self, embedding: Embeddings | Codes, k: int, search: Search, under: Path | str | None
+    ) -> tuple[list[Hit], int]:
+        """Returns hits whose rows hold what was committed, and how many photos might be hits.
+
+        Raises:
+            BadGallery: all embeddings are damaged.
+        """
+        self._check_question(k, search)
+        among: Rows | None = None
+        if under is not None:
+            folder = os.path.abspath(under)  # noqa: PTH100 -- links are kept, as in the catalogue
+            among = self._view.rows(os.fsencode(folder))
+        while True:
+            usable = None if among is None else self._usable.among(among)
+            allowed = self.count - self.unusable if usable is None else len(usable)
+            rows, scores = self._searched.nearest(embedding, min(k, allowed), usable, search)
+            # A row may have been damaged since it was checked, and the graph has copies of its own.
+            is_intact = self._check.is_hit_intact(rows)
+            if is_intact.all():
+                break
+            self._usable.leave_out(rows[~is_intact])
+            search = "exact"
+        if usable is None:
+            allowed = self.count - self.unusable
+        if not allowed and self.unusable >= self.count:
+            raise BadGallery(self._usable.notice, "at least one that can be used", REPAIR)
+        return self._hits(rows, scores), allowed
+
+    def _all_faults(self) -> tuple[str, ...]:
+        """Returns what is wrong with the gallery, as far as it is known, in sentences."""
+        for fault in self._faults:
+            _note(self.notices, fault)
+        return (*self._faults, *self._usable.notices())
+
     def _searchable(self, vectors: Vectors | CodeShards) -> EmbeddingSearch | CodeSearch:
         if isinstance(vectors, CodeShards):
-            return CodeSearch(self._view, vectors, self._live_rows)
+            return CodeSearch(self._view, vectors, self._usable)
         is_large = self.manifest.live >= EXACT_BELOW
         return EmbeddingSearch(
-            *(self.folder, self.manifest, vectors, self._live_rows),
+            *(self.folder, self.manifest, vectors, self._usable),
             is_large=is_large,
-            note=partial(_note, self.notices),
+            note=self._note_fault,
         )
 
     def _check_question(self, k: int, search: Search) -> None:
@@ -273,30 +314,92 @@ class Gallery:
             )
 
 
-class _LiveRows:
-    """The rows of all photos, looked up once.
+class _UsableRows:
+    """The rows of all photos that may answer, looked up and checked once.
 
     What searches a gallery holds this and not the gallery, which holds it: in a circle the graph
     of a gallery that is no longer used would stay until the garbage collector comes.
     """
 
-    def __init__(self, view: CatalogueView, count: int, notices: list[str]) -> None:
+    def __init__(
+        self,
+        view: CatalogueView,
+        check: RowCheck,
+        count: int,
+        shards: Shards,
+        faults: list[str],
+    ) -> None:
         self._view = view
+        self._check = check
         self._count = count
-        self._notices = notices
+        self._shards = shards
+        self._faults = faults
         self._rows: Rows | None = None
+        self._bad = np.empty(0, dtype=np.int64)
+        self._missing = sum(view.count_between(low, high) for low, high in check.missing())
+        self.said: set[str] = set()
+
+    @property
+    def unusable(self) -> int:
+        """The number of photos whose rows are known to be damaged or missing."""
+        return max(self._missing, len(self._bad))
+
+    @property
+    def notice(self) -> str:
+        """How many photos cannot be found, and why."""
+        reasons = sorted(set(self._shards.problems.values()))
+        return (
+            f"the embeddings of {self.unusable:,} of {self._count:,} photos are damaged or missing"
+            f"{''.join(f' ({reason})' for reason in reasons[:1])}"
+        )
+
+    def notices(self) -> tuple[str, ...]:
+        """Returns what the user must know of every answer."""
+        if not self.unusable:
+            return ()
+        text = f"{self.notice}: {REPAIR}"
+        self.said.add(text)
+        return (text,)
+
+    def among(self, rows: Rows) -> Rows:
+        """Returns those of the ascending `rows` that may answer."""
+        is_intact = self._check.is_intact(rows)
+        if len(self._bad):
+            is_intact &= ~np.isin(rows, self._bad)
+        if is_intact.all():
+            return rows
+        self.leave_out(rows[~is_intact])
+        return rows[is_intact]
+
+    def leave_out(self, rows: Rows) -> None:
+        """Takes in that `rows` are damaged."""
+        self._rows = None
+        self._bad = np.union1d(self._bad, rows)
 
     def __call__(self) -> Rows:
-        if self._rows is None:
+        rows = self._rows
+        if rows is None:
             rows = self._view.rows()
             if len(rows) != self._count:
                 _note(
-                    self._notices,
+                    self._faults,
                     f"the catalogue has {len(rows):,} photos and the manifest {self._count:,}: "
                     "run 'sbtk index --verify'",
                 )
-            self._rows = rows
-        return self._rows
+            self._rows = rows = self.among(rows)
+        return rows
+
+
+def _few_notices(allowed: int, k: int, under: Path | str | None) -> tuple[str, ...]:
+    if allowed >= k:
+        return ()
+    where = "" if under is None else f" below {printable_name(under)}"
+    return (f"only {allowed:,} photos are searchable{where}, so there are fewer hits",)
+
+
+def _note_both(faults: list[str], notices: list[str], text: str) -> None:
+    _note(faults, text)
+    _note(notices, text)
 
 
 def _note(notices: list[str], notice: str) -> None:

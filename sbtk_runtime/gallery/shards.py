@@ -9,9 +9,12 @@ at it, and mapped pages would count as its memory. Reading costs some 0.15 ms pe
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import os
+import stat
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +28,9 @@ Rows = NDArray[np.int64]
 RowBytes = NDArray[np.uint8]
 
 SHARD_ROWS = 65_536
+
+_READ_BYTES = 1 << 20
+_UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.EINVAL, errno.ESTALE)
 
 # A gap that is read through, because a second read would cost more.
 _READ_THROUGH_ROWS = 16
@@ -56,11 +62,19 @@ class Shards:
         self._row_bytes = row_bytes
         self._suffix = suffix
         self._descriptors: dict[int, int] = {}
+        #: Why shards could not be read, in words, by the shard's number.
+        self.problems: dict[int, str] = {}
 
     def hold(self) -> None:
-        """Opens every shard and keeps it open until `close`."""
+        """Opens every shard and keeps it open until `close`.
+
+        Shards that the system refuses to read count as empty; `problems` has the reasons.
+        """
         for index, path in self._shards():
-            self._descriptors[index] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self._descriptors[index] = _open_regular(path)
+            except OSError as problem:
+                self._note_unreadable(index, problem)
 
     def close(self) -> None:
         """Closes the shards that `hold` opened."""
@@ -96,8 +110,35 @@ class Shards:
         """Returns whether a batch's bytes are still those that were written."""
         if batch.first_row < 0 or not 0 < batch.count <= SHARD_ROWS:
             return False
-        data = self._read(batch.first_row, batch.count)
-        return hashlib.sha256(data).hexdigest() == batch.sha256
+        digest = hashlib.sha256()
+        step = max(1, _READ_BYTES // self._row_bytes)
+        for first in range(batch.first_row, batch.first_row + batch.count, step):
+            rows = min(step, batch.first_row + batch.count - first)
+            data = self._read(first, rows)
+            if len(data) < rows * self._row_bytes:
+                return False
+            digest.update(data)
+        return digest.hexdigest() == batch.sha256
+
+    def held_rows(self, index: int) -> int:
+        """Returns the number of whole rows that a shard has; 0 if there is none."""
+        try:
+            descriptor = self._descriptors.get(index)
+            status = self._path(index).stat() if descriptor is None else os.fstat(descriptor)
+        except FileNotFoundError:
+            return 0
+        except OSError as problem:
+            self._note_unreadable(index, problem)
+            return 0
+        return 0 if index in self.problems else status.st_size // self._row_bytes
+
+    def checksums(self, rows: Rows) -> list[int | None]:
+        """Returns the CRC-32 of each of the ascending `rows`; `None` for those that are missing."""
+        content, is_held = self.read_bytes(rows)
+        return [
+            zlib.crc32(row) if is_there else None
+            for row, is_there in zip(content, is_held.tolist(), strict=True)
+        ]
 
     def cut(self, committed_rows: int) -> None:
         """Removes what a killed writer left beyond the committed rows.
@@ -119,8 +160,7 @@ class Shards:
         """Returns the intervals of committed rows (end excluded) that no shard holds."""
         intervals = []
         for low, high in _cut_at_shards(0, committed_rows):
-            path = self._path(low // SHARD_ROWS)
-            held = path.stat().st_size // self._row_bytes if path.exists() else 0
+            held = self.held_rows(low // SHARD_ROWS)
             if low + held < high:
                 intervals.append((low + held, high))
         return intervals
@@ -182,14 +222,50 @@ class Shards:
         """Returns the bytes of rows that lie in one shard; fewer when the shard is short."""
         index, offset = first_row // SHARD_ROWS, first_row % SHARD_ROWS * self._row_bytes
         descriptor = self._descriptors.get(index)
-        if descriptor is not None:
-            return os.pread(descriptor, count * self._row_bytes, offset)
         try:
-            with self._path(index).open("rb") as file:
-                file.seek(offset)
-                return file.read(count * self._row_bytes)
+            if descriptor is not None:
+                return _pread(descriptor, count * self._row_bytes, offset)
+            opened = _open_regular(self._path(index))
+            try:
+                return _pread(opened, count * self._row_bytes, offset)
+            finally:
+                os.close(opened)
         except FileNotFoundError:
             return b""
+        except OSError as problem:
+            self._note_unreadable(index, problem)
+            return b""
+
+    def _note_unreadable(self, index: int, problem: OSError) -> None:
+        """Remembers why a shard cannot be read.
+
+        Raises:
+            OSError: it is not the shard's fault, as when too many files are open.
+        """
+        if problem.errno not in _UNREADABLE:
+            raise problem
+        name = f"{self.folder.name}/{self._path(index).name}"
+        self.problems[index] = f"{name} cannot be read: {problem.strerror}"
+
+
+def _open_regular(path: Path) -> int:
+    """Returns a descriptor of a regular file, to read; a FIFO is not waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
+
+
+def _pread(descriptor: int, size_bytes: int, offset: int) -> bytes:
+    """Returns bytes of a file; fewer at its end only."""
+    data = os.pread(descriptor, size_bytes, offset)
+    while len(data) < size_bytes:
+        more = os.pread(descriptor, size_bytes - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
 
 
 def _runs(rows: Rows) -> Iterator[tuple[int, int]]:

@@ -28,6 +28,7 @@ from sbtk_runtime.gallery.codes import CodeShards, codes_of
 from sbtk_runtime.gallery.folder import (
     FAILURES_NAME,
     LOCK_NAME,
+    has_snapshot,
     make_folder,
     open_rows,
     os_errors_told,
@@ -346,7 +347,8 @@ class _Update:
         graph = None
         if isinstance(vectors, Vectors):
             graph = next_graph(self._folder, catalogue, vectors, previous, self._notify)
-        if published is not None and graph == published.graph and not catalogue.is_changed():
+        is_same = published is not None and graph == published.graph
+        if is_same and not catalogue.is_changed() and has_snapshot(self._folder, published):
             return
         manifest = GalleryManifest(
             generation=catalogue.generation,
@@ -358,6 +360,7 @@ class _Update:
             graph=graph,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             bits=origin.bits,
+            snapshot=catalogue.write_snapshot(),
         )
         manifest.write(self._folder)
         tidy(self._folder, catalogue, vectors, manifest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,8 +16,14 @@ from sbtk_runtime.gallery.catalogue import CatalogueView
 from sbtk_runtime.gallery.catalogue_writer import Catalogue
 from sbtk_runtime.gallery.codes import CodeShards
 from sbtk_runtime.gallery.exact import exact_search, hamming_search
-from sbtk_runtime.gallery.folder import LOCK_NAME, kept_text, open_rows, published_manifest
+from sbtk_runtime.gallery.folder import (
+    LOCK_NAME,
+    kept_text,
+    open_published,
+    open_rows,
+)
 from sbtk_runtime.gallery.hnsw import Graph, check_graph_file, has_hnswlib
+from sbtk_runtime.gallery.row_check import RowCheck
 from sbtk_runtime.gallery.shards import Rows
 from sbtk_runtime.gallery.vectors import Embeddings, Vectors
 from sbtk_runtime.manifest import GalleryManifest
@@ -74,18 +81,27 @@ def verify_gallery(
         samples: photos that are asked for by their own embedding.
         seed: which ones.
         repair: forget photos whose embeddings are damaged, so that the next `sbtk index` of their
-            folders embeds them anew.
+            folders embeds them again.
         notify: told what is being looked at.
 
     Raises:
         BadGallery: the manifest or the catalogue cannot be read at all.
         GalleryBusy: another process is writing, and `repair` was asked for.
     """
-    manifest = published_manifest(folder)
+    with contextlib.ExitStack() as held:
+        if repair:
+            # Nobody may write between the look at a row and its end.
+            held.enter_context(WriterLock(folder / LOCK_NAME))
+        return _verify(folder, samples, seed, repair, notify)
+
+
+def _verify(
+    folder: Path, samples: int, seed: int, repair: bool, notify: Callable[[str], None]
+) -> VerifyReport:
     problems: list[str] = []
-    with closing(CatalogueView(folder, manifest.generation)) as view:
-        if damage := view.damage():
-            problems.append(f"the catalogue is damaged: {damage}")
+    manifest, view = open_published(folder, problems.append)
+    with closing(view):
+        _check_catalogue(folder, manifest, problems)
         held, said = kept_text(view.dim(), view.bits()), kept_text(manifest.dim, manifest.bits)
         if held != said:
             problems.append(f"the manifest says {said}, the catalogue {held}")
@@ -101,7 +117,10 @@ def verify_gallery(
             _check_itq(view, problems)
         damaged = _damaged_rows(view, vectors, rows)
     if len(damaged):
-        problems.append(f"the embeddings of {len(damaged):,} photos are damaged or missing")
+        reasons = "".join(f" ({text})" for text in sorted(set(vectors.problems.values())))
+        problems.append(
+            f"the embeddings of {len(damaged):,} photos are damaged or missing{reasons}"
+        )
     notify("asking sampled photos for themselves")
     intact = np.setdiff1d(rows, damaged, assume_unique=True)
     chosen = np.random.default_rng(seed).choice(intact, min(samples, len(intact)), replace=False)
@@ -116,7 +135,8 @@ def verify_gallery(
             found = _found_exactly(vectors, intact, sample, problems)
     else:
         found = _found_by_code(vectors, intact, sample, problems)
-    repaired = _forget(folder, manifest, damaged) if repair and len(damaged) else 0
+    # Photos that wait for their generation to be published count too.
+    repaired = _forget(folder, manifest) if repair else 0
     return VerifyReport(
         generation=manifest.generation,
         live=manifest.live,
@@ -129,6 +149,18 @@ def verify_gallery(
     )
 
 
+def _check_catalogue(folder: Path, manifest: GalleryManifest, problems: list[str]) -> None:
+    """Looks at the writer's catalogue; that of readers was judged by its SHA-256."""
+    try:
+        with closing(CatalogueView(folder, manifest.generation)) as view:
+            if damage := view.damage():
+                problems.append(f"the catalogue is damaged: {damage}")
+    except BadGallery as problem:
+        if manifest.snapshot is None:
+            raise
+        problems.append(problem.found)
+
+
 def _check_itq(view: CatalogueView, problems: list[str]) -> None:
     try:
         view.itq()
@@ -138,18 +170,12 @@ def _check_itq(view: CatalogueView, problems: list[str]) -> None:
 
 def _damaged_rows(view: CatalogueView, vectors: Vectors | CodeShards, rows: Rows) -> Rows:
     """Returns those of the rows whose bytes are not what was written, or no unit row."""
-    is_damaged = np.zeros(len(rows), dtype=np.bool_)
-    covered = np.zeros(len(rows), dtype=np.bool_)
-    for batch in view.batches():
-        low, high = np.searchsorted(rows, (batch.first_row, batch.first_row + batch.count))
-        covered[low:high] = True
-        if low < high and not vectors.is_intact(batch):
-            is_damaged[low:high] = True
+    is_intact = RowCheck(view, vectors).is_intact(rows)
     start = 0
     for numbers, _, is_whole in vectors.chunks(rows):
-        is_damaged[start : start + len(numbers)] |= ~is_whole
+        is_intact[start : start + len(numbers)] &= is_whole
         start += len(numbers)
-    return rows[is_damaged | ~covered]
+    return rows[~is_intact]
 
 
 def _found_by_graph(
@@ -164,7 +190,7 @@ def _found_by_graph(
     try:
         graph = Graph.load(folder, manifest.graph, manifest.dim)
     except BadGallery as problem:
-        problems.append(f"{problem.found}; 'sbtk index' on your photos builds the graph anew")
+        problems.append(f"{problem.found}; 'sbtk index' on your photos builds the graph again")
         return 0
     found = sum(_finds(graph.search(embedding, 1)[1]) for embedding in embeddings)
     if found < LEAST_FOUND * len(rows):
@@ -214,12 +240,11 @@ def _finds(scores: Embeddings) -> bool:
     return len(scores) > 0 and float(scores[0]) >= _SAME_SCORE
 
 
-def _forget(folder: Path, manifest: GalleryManifest, rows: Rows) -> int:
-    with (
-        WriterLock(folder / LOCK_NAME),
-        Catalogue(folder, manifest.generation + 1) as catalogue,
-    ):
-        gaps = np.flatnonzero(np.diff(rows) > 1) + 1
-        return sum(
-            catalogue.remove_at_rows(int(run[0]), int(run[-1]) + 1) for run in np.split(rows, gaps)
-        )
+def _forget(folder: Path, manifest: GalleryManifest) -> int:
+    """Ends the photos whose rows are damaged; the writer's lock must be held."""
+    with Catalogue(folder, manifest.generation + 1) as catalogue:
+        with closing(CatalogueView(folder, catalogue.generation)) as view:
+            vectors = open_rows(folder, manifest.dim, manifest.bits)
+            damaged = _damaged_rows(view, vectors, view.rows())
+            ids = np.unique(view.ids(damaged))
+        return catalogue.remove(ids[ids > 0].tolist())

@@ -35,6 +35,14 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A gallery as it was made before there were snapshots and checksums of rows."""
+    itq = tiny_itq(DIM, BITS)
+    code_gallery_of(tmp_path / "old.sbtk", itq.codes(unit_rows(COUNT, DIM)), itq, is_old=True)
+    return tmp_path / "old.sbtk"
+
+
+@pytest.fixture
 def folder(good: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(good, tmp_path / "g.sbtk"))
 
@@ -57,15 +65,21 @@ def change_facts(folder: Path, statement: str, *values: object) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize("kept", [0, 7, COUNT - 1])
+@pytest.mark.parametrize("kept", [0, 25, COUNT - 25])
 def test_a_short_shard_is_searched_as_far_as_it_goes(folder: Path, kept: int) -> None:
     data = shard_of(folder).read_bytes()
     shard_of(folder).write_bytes(data[: kept * CODE_BYTES + 1])
+    lost = f"the embeddings of {COUNT - kept} of {COUNT} photos are damaged or missing"
     with Gallery.open(folder) as gallery:
-        hits = gallery.search(QUERY, COUNT)
-    assert sorted(hit.id for hit in hits) == list(range(1, kept + 1))
+        if kept:
+            hits = gallery.search(QUERY, COUNT)
+            assert sorted(hit.id for hit in hits) == list(range(1, kept + 1))
+        else:
+            with pytest.raises(BadGallery, match=lost):
+                gallery.search(QUERY, COUNT)
+        assert [text for text in gallery.notices if text.startswith(lost)]
     report = verify_gallery(folder)
-    assert report.problems == (f"the embeddings of {COUNT} photos are damaged or missing",)
+    assert report.problems == (f"the embeddings of {COUNT - kept} photos are damaged or missing",)
 
 
 def test_lost_codes_are_made_anew(tmp_path: Path, embedder: Embedder) -> None:
@@ -108,17 +122,17 @@ def test_a_flipped_bit_is_found_and_repaired(tmp_path: Path, embedder: Embedder)
         ("DELETE FROM facts WHERE name = ?", "itq"),
     ],
 )
-def test_a_damaged_itq_makes_no_codes(folder: Path, statement: str, value: object) -> None:
+def test_a_damaged_itq_makes_no_codes(old: Path, statement: str, value: object) -> None:
     code = tiny_itq(DIM, BITS).codes(QUERY[None])[0]
-    with Gallery.open(folder) as gallery:
+    with Gallery.open(old) as gallery:
         expected = gallery.search(code, 5)
-    change_facts(folder, statement, value)
-    with Gallery.open(folder) as gallery:
+    change_facts(old, statement, value)
+    with Gallery.open(old) as gallery:
         with pytest.raises(BadGallery, match="damaged ITQ") as caught:
             gallery.search(QUERY, 5)
         assert gallery.search(code, 5) == expected
     assert "sbtk index PHOTOS --bits" in caught.value.next_step
-    (problem,) = verify_gallery(folder).problems
+    (problem,) = verify_gallery(old).problems
     assert "damaged ITQ" in problem
 
 

@@ -39,6 +39,14 @@ def folder(good: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A gallery as it was made before there were snapshots and checksums of rows."""
+    folder = tmp_path / "old.sbtk"
+    gallery_of(folder, unit_rows(COUNT, DIM), commit_every=COUNT, is_old=True)
+    return folder
+
+
+@pytest.fixture
 def large_from(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the galleries of this file large ones, which open their graph at once."""
     monkeypatch.setattr(reading, "EXACT_BELOW", 10)
@@ -147,11 +155,19 @@ def test_a_short_shard_is_searched_as_far_as_it_goes(folder: Path, sixteenths: i
     data = shard_of(folder).read_bytes()
     kept = COUNT * sixteenths // 16
     shard_of(folder).write_bytes(data[: kept * 2 * DIM + 5])
+    lost = f"the embeddings of {COUNT - kept} of {COUNT} photos are damaged or missing"
     with Gallery.open(folder) as gallery:
-        hits = gallery.search(QUERY, COUNT, "exact")
-    assert sorted(hit.id for hit in hits) == list(range(1, kept + 1))
-    report = verify_gallery(folder)
-    assert any(f"of {COUNT} photos" in text for text in report.problems)
+        (notice,) = gallery.notices
+        assert notice.startswith(lost)
+        assert "--repair" in notice
+        if kept:
+            hits = gallery.search(QUERY, COUNT, "exact")
+            assert sorted(hit.id for hit in hits) == list(range(1, kept + 1))
+            assert gallery.answer(QUERY, 3).notices == (notice,)
+        else:
+            with pytest.raises(BadGallery, match=lost):
+                gallery.search(QUERY, COUNT)
+    assert any(f"of {COUNT - kept} photos" in text for text in verify_gallery(folder).problems)
 
 
 def test_lost_vectors_are_embedded_anew(tmp_path: Path, embedder: Embedder) -> None:
@@ -183,13 +199,15 @@ def test_a_flipped_bit_in_the_vectors_is_found_and_repaired(
     assert verify_gallery(folder).problems == ()
 
 
-def test_a_row_beyond_the_vectors_is_never_a_hit(folder: Path) -> None:
-    change_catalogue(folder, "UPDATE photos SET row = 99999 WHERE id = 5")
-    with Gallery.open(folder) as gallery:
+def test_a_row_beyond_the_vectors_is_never_a_hit(old: Path) -> None:
+    change_catalogue(old, "UPDATE photos SET row = 99999 WHERE id = 5")
+    with Gallery.open(old) as gallery:
         hits = gallery.search(QUERY, COUNT, "exact")
+        (notice,) = [text for text in gallery.notices if "--repair" in text]
+    assert f"1 of {COUNT} photos" in notice
     assert 5 not in [hit.id for hit in hits]
     assert len(hits) == COUNT - 1
-    assert not verify_gallery(folder).is_good
+    assert not verify_gallery(old).is_good
 
 
 @pytest.mark.parametrize(
@@ -203,34 +221,36 @@ def test_a_row_beyond_the_vectors_is_never_a_hit(folder: Path) -> None:
         "INSERT INTO facts VALUES ('bits', 'x')",
     ],
 )
-def test_values_that_no_sbtk_writes_are_damage(folder: Path, statement: str) -> None:
-    change_catalogue(folder, statement)
+def test_values_that_no_sbtk_writes_are_damage(old: Path, statement: str) -> None:
+    change_catalogue(old, statement)
     with pytest.raises(BadGallery, match=r"catalogue\.sqlite is damaged"):
-        ids(folder)
+        ids(old)
     with pytest.raises(BadGallery, match=r"catalogue\.sqlite is damaged"):
-        verify_gallery(folder)
+        verify_gallery(old)
 
 
 @pytest.mark.parametrize(
     "change",
     ["first_row = -1", "count = -1", "count = 0", "count = 1 << 40", "first_row = 1 << 60"],
 )
-def test_batches_that_no_sbtk_writes_vouch_for_nothing(folder: Path, change: str) -> None:
-    change_catalogue(folder, f"UPDATE batches SET {change}")
+def test_batches_that_no_sbtk_writes_vouch_for_nothing(old: Path, change: str) -> None:
+    change_catalogue(old, f"UPDATE batches SET {change}")
     assert f"the embeddings of {COUNT} photos are damaged or missing" in (
-        verify_gallery(folder).problems
+        verify_gallery(old).problems
     )
-    assert ids(folder) == expected_ids()
+    with pytest.raises(BadGallery, match=f"{COUNT} of {COUNT} photos are damaged") as caught:
+        ids(old)
+    assert "--repair" in caught.value.next_step
 
 
-def test_a_complaint_of_bytes_that_are_no_text_is_still_one(folder: Path) -> None:
+def test_a_complaint_of_bytes_that_are_no_text_is_still_one(old: Path) -> None:
     """SQLite quotes the damaged statement, and Python cannot decode it."""
-    path = folder / "catalogue.sqlite"
+    path = old / "catalogue.sqlite"
     data = path.read_bytes()
     assert data.count(b"CREATE TABLE facts") == 1
     path.write_bytes(data.replace(b"CREATE TABLE facts", b"CREATE \xccABLE facts"))
     with pytest.raises(BadGallery, match=r"catalogue\.sqlite is damaged") as caught:
-        ids(folder)
+        ids(old)
     assert "sbtk index PHOTOS" in caught.value.next_step
 
 
@@ -261,6 +281,7 @@ def test_a_hostile_manifest_is_refused_by_name(folder: Path, name: str) -> None:
     if isinstance(content, dict):
         manifest = json.loads(path.read_text())
         graph = manifest["graph"] | content.pop("graph", {})
+        manifest.pop("checksum"), manifest.pop("snapshot")
         content = json.dumps({**manifest, "graph": graph, **content}).encode()
     path.write_bytes(content)
     with pytest.raises(BadGallery, match=r"manifest\.json"):
@@ -299,6 +320,7 @@ def test_a_manifest_that_lies_about_the_graph_does_not_reach_hnswlib(
 ) -> None:
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
+    manifest.pop("checksum"), manifest.pop("snapshot")
     path.write_text(json.dumps({**manifest, "graph": {**manifest["graph"], **change}}))
     with Gallery.open(folder) as gallery:
         assert "is not a graph of" in gallery.notices[0]
@@ -330,10 +352,13 @@ def test_a_gallery_without_one_of_its_files(
     folder: Path, tmp_path: Path, embedder: Embedder, name: str
 ) -> None:
     (folder / name).unlink()
-    with pytest.raises(BadGallery) as caught:
-        Gallery.open(folder)
-    assert "sbtk index" in caught.value.next_step
-    if name == "catalogue.sqlite":
+    if name == "manifest.json":
+        with pytest.raises(BadGallery) as caught:
+            Gallery.open(folder)
+        assert "sbtk index" in caught.value.next_step
+    else:
+        assert ids(folder) == expected_ids()
+        assert "catalogue.sqlite is missing" in verify_gallery(folder).problems[0]
         write_photos(tmp_path / "photos", 1)
         with pytest.raises(BadGallery, match="lost its catalogue"):
             update_gallery(folder, [tmp_path / "photos"], embedder)
@@ -343,12 +368,18 @@ def test_stale_temporaries_and_orphans_are_cleared(tmp_path: Path, embedder: Emb
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     write_photos(photos, 3)
     update_gallery(folder, [photos], embedder)
-    for name in (".manifest.json.tmp-999999", ".graph-2.hnsw.tmp-999999", "graph-7.hnsw"):
+    for name in (
+        ".manifest.json.tmp-999999",
+        ".graph-2.hnsw.tmp-999999",
+        "graph-7.hnsw",
+        "catalogue-7.sqlite",
+    ):
         (folder / name).write_bytes(b"left behind")
     (folder / "vectors" / "000009.f16").write_bytes(b"left behind")
     update_gallery(folder, [photos], embedder)
     assert sorted(path.name for path in folder.iterdir()) == [
         ".lock",
+        "catalogue-1.sqlite",
         "catalogue.sqlite",
         "graph-1.hnsw",
         "manifest.json",

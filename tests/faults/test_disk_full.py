@@ -110,7 +110,7 @@ def test_a_full_disk_leaves_the_published_gallery_as_it_is(
     assert (folder / "manifest.json").read_bytes() == before
     with Gallery.open(folder) as gallery:
         assert gallery.count == 6
-        assert len(gallery.search(gallery._vectors.read(gallery._live_rows())[0][0], 6)) == 6
+        assert len(gallery.search(gallery._vectors.read(gallery._view.rows())[0][0], 6)) == 6
     filler.unlink()
     index(folder, photos, bundle)
     assert verify_gallery(folder).live == 30
