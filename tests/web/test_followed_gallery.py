@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sbtk_runtime.errors import BadGallery, ModelMismatch
+from sbtk_runtime.errors import ModelMismatch
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.manifest import MANIFEST_NAME
 from sbtk_runtime.web.followed_gallery import FollowedGallery, GalleryGone
