@@ -30,7 +30,7 @@ PREPROCESSING = "sbtk-1"
 #: What tells a picture's kind to models that take it beside the pixels, as DSN does.
 DOMAINS: Mapping[Kind, float] = {"sketch": 0.0, "photo": 1.0}
 
-_MARGIN = 0.06
+MARGIN = 0.06
 _MIN_CONTRAST = 24
 _WORK_PX = 1024
 
@@ -121,7 +121,7 @@ def sketch_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Prepared:
         (size_px, size_px),
         Image.Resampling.BOX if square.shape[0] > 2 * size_px else Image.Resampling.BILINEAR,
     )
-    grey = 255 - _full_contrast(np.asarray(small, dtype=np.uint8))
+    grey = 255 - full_contrast(np.asarray(small, dtype=np.uint8))
     return Prepared(np.repeat(grey[:, :, None], 3, axis=2), notices)
 
 
@@ -195,15 +195,15 @@ def _square_around(darkness: Pixels, box: tuple[int, int, int, int]) -> Pixels:
     top, bottom, left, right = box
     height, width = bottom - top, right - left
     # A dot stays a dot: it is not blown up to fill the square.
-    side = max(round(max(height, width) * (1 + 2 * _MARGIN)), min(darkness.shape) // 4, 1)
+    side = max(round(max(height, width) * (1 + 2 * MARGIN)), min(darkness.shape) // 4, 1)
     square = np.zeros((side, side), dtype=np.uint8)
     row, column = (side - height) // 2, (side - width) // 2
     square[row : row + height, column : column + width] = darkness[top:bottom, left:right]
     return square
 
 
-def _full_contrast(darkness: Pixels) -> Pixels:
-    """Returns ink scaled so that its strongest percentile is full ink; thin lines stay visible."""
+def full_contrast(darkness: Pixels) -> Pixels:
+    """Returns ink (0 paper, 255 full ink) scaled so that its strongest percentile is full ink; thin lines stay visible."""
     strong = float(np.percentile(darkness[darkness > 0], 95)) if darkness.any() else 0.0
     if strong <= 0:
         return darkness

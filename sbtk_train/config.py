@@ -48,6 +48,9 @@ class TrainConfig:
         keep_duplicates: use photos that a data set lists twice as often as it lists them.
         allow_missing: the split file and the list of classes may name classes that are not in the
             data.
+        more_sketches: further sources of training sketches: class folders and stroke files.
+        more_photos: further folders of training photos.
+        class_map: what their classes are called here: a map that sbtk brings, or a TOML file.
     """
 
     data: str
@@ -73,6 +76,9 @@ class TrainConfig:
     feature_variants: int = 4
     keep_duplicates: bool = False
     allow_missing: bool = False
+    more_sketches: tuple[str, ...] = ()
+    more_photos: tuple[str, ...] = ()
+    class_map: str = ""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -100,6 +106,18 @@ class TrainConfig:
             raise BadConfig(
                 "feature maps can be kept of frozen stages only, and none is frozen",
                 "--freeze-until STAGE",
+            )
+        if (self.more_sketches or self.more_photos) and (
+            self.method != "sbtknet" or self.feature_folder
+        ):
+            raise BadConfig(
+                "further sketches or photos with "
+                + ("kept feature maps" if self.feature_folder else self.method),
+                "--method sbtknet, without --feature-maps",
+            )
+        if self.class_map and not (self.more_sketches or self.more_photos):
+            raise BadConfig(
+                "a class map without further images", "--more-sketches or --more-photos"
             )
         if not 0 <= self.held_out_share < 1:
             raise BadConfig(f"a held-out share of {self.held_out_share}", "0 to below 1")
@@ -164,7 +182,8 @@ def read_config(folder: Path) -> TrainConfig:
     if unknown:
         raise BadConfig(f"{path} has the unknown key {unknown[0]!r}", "a run of this sbtk version")
     try:
-        return TrainConfig(recipe=kind(**recipe_values), **values)
+        lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+        return TrainConfig(recipe=kind(**recipe_values), **values | lists)
     except TypeError as problem:
         raise BadConfig(f"{path} is incomplete: {problem}") from problem
 
@@ -172,6 +191,8 @@ def read_config(folder: Path) -> TrainConfig:
 def _toml(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, str):
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
         return '"' + "".join(c if c >= " " else f"\\u{ord(c):04x}" for c in escaped) + '"'

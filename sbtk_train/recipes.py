@@ -65,6 +65,8 @@ class SbtknetRecipe(Recipe):
     margin: float = 0.2  # of squared distances; not for contrastive
     temperature: float = 0.1  # contrastive only
     refit: bool = False  # True: the embedding is fitted anew at the end (`head_refit`)
+    further: int = 6  # classes of further sources beside each class-balanced batch's own
+    redrawn: float = 0.0  # share of bitmap sketches that are shown as clean strokes
 
 
 @dataclass(frozen=True)

@@ -161,12 +161,6 @@ def _started(
 ) -> tuple[TrainConfig, Path]:
     from sbtk_train.runs.run import new_run_folder
 
-    if values["refit"] and not values["validation_classes"]:
-        raise BadConfig(
-            "--refit with --validation-classes 0",
-            "classes to say whether the refitted embedding is better",
-            "--validation-classes 10, or leave --refit out",
-        )
     config = train_options.config_from(data, values, reporter, processes=processes)
     folder = out if out is not None else new_run_folder(Path("runs"), name or config.method)
     folder.mkdir(parents=True, exist_ok=True)

@@ -41,6 +41,8 @@ KNOBS = (
     "selection",
     "train_size_px",
     "final_epochs",
+    "further",
+    "redrawn",
 )
 #: Options that are a field of the configuration under the same name.
 _FIELDS = (
@@ -90,6 +92,38 @@ _OPTIONS = (
         "--keep-duplicates",
         is_flag=True,
         help="Keep photos that the data set's lists name twice.",
+    ),
+    click.option(
+        "--more-sketches",
+        multiple=True,
+        type=options.PATH,
+        metavar="PATH",
+        help="Train on these sketches too: a folder of class folders, or a stroke file (.npz). "
+        "Repeatable.",
+    ),
+    click.option(
+        "--more-photos",
+        multiple=True,
+        type=options.PATH,
+        metavar="FOLDER",
+        help="Train on the photos in these class folders too. Repeatable.",
+    ),
+    click.option(
+        "--class-map",
+        metavar="NAME|FILE",
+        help="Class names of further sources: quickdraw-caltech, or a TOML file.",
+    ),
+    click.option(
+        "--further",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Classes of further sources in each batch, beside the data set's own.",
+    ),
+    click.option(
+        "--redrawn",
+        type=click.FloatRange(min=0, max=1),
+        metavar="SHARE",
+        help="Share of bitmap sketches shown as clean strokes along their lines.",
     ),
     click.option(
         "--recipe",
@@ -284,6 +318,9 @@ def config_from(
         method=method,
         recipe=recipe(values["recipe"] or default_recipe(method, values["split"]), method, **knobs),
         classes="" if values["classes"] is None else str(values["classes"]),
+        more_sketches=tuple(str(path.resolve()) for path in values["more_sketches"]),
+        more_photos=tuple(str(path.resolve()) for path in values["more_photos"]),
+        class_map=values["class_map"] or "",
         backbone=choose_backbone(weights, values["backbone"], said),
         weights="" if weights is None else str(weights),
         teacher="" if values["teacher"] is None else str(values["teacher"]),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,27 +16,32 @@ import torch
 from sbtk_runtime.errors import BadData, BadImage
 from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.preprocess import Kind, Pixels, prepare
-from sbtk_train.data import ImageSet, Rows
+from sbtk_train.batches.strokes import render, render_varied, traced
+from sbtk_train.data import ImageSet, ImageSource, Rows
+from sbtk_train.data.stroke_files import Drawing, Strokes
 
 MAX_UNREADABLE_SHARE = 0.05
 MAX_CACHE_BYTES = 3 << 30
+_TRACED_PX = 256
 
 
 @dataclass(frozen=True)
 class Unreadable:
     """An image that training leaves out, and why."""
 
-    path: Path
+    path: ImageSource
     reason: str
 
 
-def load_pixels(path: Path, kind: Kind, size_px: int) -> Pixels:
+def load_pixels(source: ImageSource, kind: Kind, size_px: int) -> Pixels:
     """Returns `(size, size, 3) uint8` for a photo, `(size, size, 1) uint8` for a sketch.
 
     Raises:
         BadImage: the file is no readable image, or the sketch is empty.
     """
-    pixels = prepare(read_image_bytes(path), kind, size_px).pixels
+    if isinstance(source, Drawing):
+        return render(source.strokes, size_px)
+    pixels = prepare(read_image_bytes(source), kind, size_px).pixels
     return pixels if kind == "photo" else pixels[:, :, :1]
 
 
@@ -49,19 +54,37 @@ class PixelStore:
         size_px: side of the square.
         workers: decoding threads.
         keep: keep what was decoded.
+        redrawn: share of the sketches in bitmaps that are shown as clean strokes along their
+            lines, where a batch is varied.
     """
 
     def __init__(
-        self, paths: Sequence[Path], kind: Kind, size_px: int, *, workers: int, keep: bool
+        self,
+        paths: Sequence[ImageSource],
+        kind: Kind,
+        size_px: int,
+        *,
+        workers: int,
+        keep: bool,
+        redrawn: float = 0.0,
     ) -> None:
         self._paths = paths
         self._kind: Kind = kind
         self._size_px = size_px
         self._kept: list[Pixels | None] | None = [None] * len(paths) if keep else None
+        self._redrawn = redrawn
+        self._traces: dict[int, Strokes] = {}
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
-    def batch(self, rows: Sequence[int] | Rows) -> torch.Tensor:
+    def batch(
+        self, rows: Sequence[int] | Rows, variation: Sequence[int] | None = None
+    ) -> torch.Tensor:
         """Returns `(N, C, size, size) uint8`; C is 3 for photos and 1 for sketches.
+
+        Args:
+            rows: places of the images.
+            variation: seeds how drawings are varied, together with their rows; `None` renders
+                them as they are, and shows bitmaps alone.
 
         Raises:
             BadData: an image cannot be read any more.
@@ -69,13 +92,28 @@ class PixelStore:
         if not len(rows):
             channels = 3 if self._kind == "photo" else 1
             return torch.empty(0, channels, self._size_px, self._size_px, dtype=torch.uint8)
-        pixels = list(self._pool.map(self._pixels, rows))
+        if variation is None:
+            pixels = list(self._pool.map(self._pixels, rows))
+        else:
+            pixels = list(self._pool.map(lambda row: self._varied(row, variation), rows))
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
     def close(self) -> None:
         """Ends the threads and forgets the pixels."""
         self._pool.shutdown(cancel_futures=True)
         self._kept = None
+
+    def _varied(self, row: int, variation: Sequence[int]) -> Pixels:
+        source = self._paths[row]
+        rng = np.random.default_rng([*variation, int(row)])
+        if isinstance(source, Drawing):
+            return render_varied(source.strokes, self._size_px, rng)
+        if self._redrawn and rng.random() < self._redrawn:
+            if row not in self._traces:
+                self._traces[row] = traced(load_pixels(source, "sketch", _TRACED_PX)[:, :, 0])
+            if self._traces[row]:
+                return render_varied(self._traces[row], self._size_px, rng)
+        return self._pixels(row)
 
     def _pixels(self, row: int) -> Pixels:
         kept = self._kept[row] if self._kept is not None else None
@@ -87,7 +125,8 @@ class PixelStore:
             raise BadData(
                 f"{self._paths[row]} was readable at the start and is not now: {problem.found}"
             ) from problem
-        if self._kept is not None:
+        # Rendering a drawing again costs less than the memory.
+        if self._kept is not None and isinstance(self._paths[row], Path):
             self._kept[row] = pixels
         return pixels
 
@@ -95,7 +134,8 @@ class PixelStore:
 def fits_in_memory(data: ImageSet, size_px: int, processes: int = 1) -> bool:
     """Says whether all pixels of the set, kept by each process, stay below `MAX_CACHE_BYTES`."""
     area = size_px * size_px
-    size_bytes = area * (len(data.sketches) + 3 * len(data.photos))
+    bitmaps = sum(isinstance(sketch, Path) for sketch in data.sketches)
+    size_bytes = area * (bitmaps + 3 * len(data.photos))
     return processes * size_bytes <= MAX_CACHE_BYTES
 
 
@@ -122,17 +162,17 @@ def without_unreadable(data: ImageSet, workers: int) -> tuple[ImageSet, list[Unr
         return data, []
     sketches = [row for row, fault in enumerate(sketch_faults) if fault is None]
     photos = [row for row, fault in enumerate(photo_faults) if fault is None]
-    readable = ImageSet(
-        data.classes,
-        tuple(data.sketches[row] for row in sketches),
-        data.sketch_labels[sketches],
-        tuple(data.photos[row] for row in photos),
-        data.photo_labels[photos],
+    readable = replace(
+        data,
+        sketches=tuple(data.sketches[row] for row in sketches),
+        sketch_labels=data.sketch_labels[sketches],
+        photos=tuple(data.photos[row] for row in photos),
+        photo_labels=data.photo_labels[photos],
     )
     return readable, unreadable
 
 
-def _fault(path: Path, kind: Kind) -> Unreadable | None:
+def _fault(path: ImageSource, kind: Kind) -> Unreadable | None:
     try:
         load_pixels(path, kind, 32)
     except BadImage as problem:

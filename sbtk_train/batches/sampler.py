@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from sbtk_train.data import ImageSet, Rows
+from sbtk_train.data.stroke_files import Drawing
 
 #: Sketches and photos of each class in a class-balanced batch.
 PER_CLASS = 2
@@ -49,34 +50,67 @@ def quadruplet_batches(data: ImageSet, size: int, seed: int, epoch: int) -> Iter
         )
 
 
-def class_balanced_batches(data: ImageSet, classes: int, seed: int, epoch: int) -> Iterator[Batch]:
+def class_balanced_batches(
+    data: ImageSet, classes: int, seed: int, epoch: int, *, further: int = 0
+) -> Iterator[Batch]:
     """Yields batches of `classes` different classes with two sketches and two photos of each.
 
-    An epoch shows as many sketches as there are; a class's images come in shuffled turns, so that
-    none is shown twice before all were shown once (within the epoch).
+    An epoch shows as many sketches as the data set has itself; a class's images come in shuffled
+    turns, so that none is shown twice before all were shown once (within the epoch). Where a class
+    has bitmaps and stroke drawings, one sketch is of each. Classes of further sources may lack a
+    domain, of which a batch then has none of theirs.
+
+    Args:
+        data: the training images.
+        classes: of the data set, in each batch.
+        seed: of the order.
+        epoch: from 0.
+        further: classes of further sources in each batch.
     """
     rng = _generator(seed, epoch)
     sketches_of, photos_of = _rows_by_class(data)
-    sketch_turns = [_Turns(rows, rng) for rows in sketches_of]
-    photo_turns = [_Turns(rows, rng) for rows in photos_of]
-    width = min(classes, len(data.classes))
-    batches = max(1, round(len(data.sketches) / (PER_CLASS * width)))
-    queue: list[int] = []
+    is_drawn = np.array([isinstance(sketch, Drawing) for sketch in data.sketches], dtype=bool)
+    sketch_turns = [
+        [_Turns(part, rng) for part in (rows[~is_drawn[rows]], rows[is_drawn[rows]]) if len(part)]
+        for rows in sketches_of
+    ]
+    photo_turns = [[_Turns(rows, rng)] if len(rows) else [] for rows in photos_of]
+    count = len(data.classes) - data.further_classes
+    width, extra = min(classes, count), min(further, data.further_classes)
+    batches = max(1, round(int((~is_drawn).sum()) / (PER_CLASS * width)))
+    own = _distinct(np.arange(count), width, rng)
+    others = _distinct(np.arange(count, len(data.classes)), extra, rng)
     for _ in range(batches):
+        chosen = [*next(own), *next(others)]
+        yield Batch(
+            np.concatenate([_take(sketch_turns[label]) for label in chosen]),
+            np.concatenate([_take(photo_turns[label]) for label in chosen]),
+        )
+
+
+def _distinct(labels: Rows, count: int, rng: np.random.Generator) -> Iterator[list[int]]:
+    """Yields lists of `count` different labels; all come up once before one does again."""
+    queue: list[int] = []
+    while True:
         chosen: list[int] = []
-        while len(chosen) < width:
+        while len(chosen) < count:
             if not queue:
-                queue = rng.permutation(len(data.classes)).tolist()
+                queue = rng.permutation(labels).tolist()
             # A class that closes one round and opens the next would stand twice in the batch.
             position = next((i for i, label in enumerate(queue) if label not in chosen), None)
             if position is None:
                 queue = []
                 continue
             chosen.append(queue.pop(position))
-        yield Batch(
-            np.concatenate([sketch_turns[label].take(PER_CLASS) for label in chosen]),
-            np.concatenate([photo_turns[label].take(PER_CLASS) for label in chosen]),
-        )
+        yield chosen
+
+
+def _take(turns: Sequence[_Turns]) -> Rows:
+    """Returns `PER_CLASS` rows, from one kind of images as from the other; none of none."""
+    if not turns:
+        return np.empty(0, dtype=np.int64)
+    shares = [PER_CLASS // len(turns)] * len(turns)
+    return np.concatenate([turn.take(share) for turn, share in zip(turns, shares, strict=True)])
 
 
 class _Turns:

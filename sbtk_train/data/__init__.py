@@ -12,12 +12,13 @@ from sbtk_runtime.errors import BadData
 from sbtk_runtime.names import printable_name
 from sbtk_train.data.dataset import Dataset, open_dataset
 from sbtk_train.data.division import MIN_TRAINING_CLASSES, Division, divide
-from sbtk_train.data.image_set import ImageSet, Rows, of_classes
+from sbtk_train.data.image_set import ImageSet, ImageSource, Rows, of_classes
 
 __all__ = [
     "MIN_TRAINING_CLASSES",
     "Division",
     "ImageSet",
+    "ImageSource",
     "Rows",
     "divide",
     "of_classes",

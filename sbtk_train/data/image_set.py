@@ -6,11 +6,17 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sbtk_train.data.stroke_files import Drawing
+
 Rows = NDArray[np.int64]
+#: Where an image comes from: a file, or strokes that are rendered.
+ImageSource = Path | Drawing
+_Source = TypeVar("_Source", bound=ImageSource)
 
 
 @dataclass(frozen=True)
@@ -37,21 +43,23 @@ class ImageSet:
 
     Attributes:
         classes: class names; a label is an index into them.
-        sketches: sketch files.
+        sketches: sketch files, or drawings known by their strokes.
         sketch_labels: `(S,) int64`, the sketches' labels.
         photos: photo files.
         photo_labels: `(P,) int64`, the photos' labels.
         listings: the data set's own list files, if it has some.
         notices: sentences about what was left out or put together when the files were found.
+        further_classes: how many of the last classes come from further sources.
     """
 
     classes: tuple[str, ...]
-    sketches: tuple[Path, ...]
+    sketches: tuple[ImageSource, ...]
     sketch_labels: Rows
     photos: tuple[Path, ...]
     photo_labels: Rows
     listings: tuple[Listing, ...] = ()
     notices: tuple[str, ...] = ()
+    further_classes: int = 0
 
     @property
     def sha256(self) -> str:
@@ -70,7 +78,7 @@ def of_classes(data: ImageSet, classes: Sequence[str]) -> ImageSet:
     index = {name: number for number, name in enumerate(classes)}
     new_label = np.array([index.get(name, -1) for name in data.classes], dtype=np.int64)
 
-    def chosen(paths: tuple[Path, ...], labels: Rows) -> tuple[tuple[Path, ...], Rows]:
+    def chosen(paths: tuple[_Source, ...], labels: Rows) -> tuple[tuple[_Source, ...], Rows]:
         relabelled = new_label[labels] if len(labels) else labels
         keep = np.flatnonzero(relabelled >= 0)
         return tuple(paths[i] for i in keep), relabelled[keep]
@@ -95,9 +103,12 @@ def with_sketches(data: ImageSet, rows: Sequence[int]) -> ImageSet:
     )
 
 
-def _names_sha256(classes: tuple[str, ...], paths: tuple[Path, ...], labels: Rows) -> str:
+def _names_sha256(classes: tuple[str, ...], paths: Sequence[ImageSource], labels: Rows) -> str:
     digest = hashlib.sha256()
     for path, label in zip(paths, labels, strict=True):
-        record = f"{classes[label]}/{path.name}:{path.stat().st_size}\n"
+        if isinstance(path, Drawing):
+            record = f"{classes[label]}/{path.identity}\n"
+        else:
+            record = f"{classes[label]}/{path.name}:{path.stat().st_size}\n"
         digest.update(record.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

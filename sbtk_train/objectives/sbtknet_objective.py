@@ -40,12 +40,12 @@ class SbtknetObjective:
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Yields drawn quadruplets, or classes with two images of each domain."""
-        draw = (
-            class_balanced_batches
-            if self._recipe.batches == "class-balanced"
-            else quadruplet_batches
-        )
-        return draw(self._data, self._recipe.quadruplets, self._seed, epoch)
+        recipe = self._recipe
+        if recipe.batches == "class-balanced":
+            return class_balanced_batches(
+                self._data, recipe.quadruplets, self._seed, epoch, further=recipe.further
+            )
+        return quadruplet_batches(self._data, recipe.quadruplets, self._seed, epoch)
 
     def views_of(self, sketches: Tensor, photos: Tensor, draw: BatchDraws) -> Tensor:
         """Returns `(S + P, 3, H, W)` images, augmented if the recipe says so."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from sbtk_runtime.errors import BadData
 from sbtk_runtime.files import atomic_path, sha256_of_file, write_atomically
 from sbtk_train.data import ImageSet
 from sbtk_train.objectives.wordnet import Lineage, WordNet, open_wordnet
-from sbtk_train.students.teacher import cache_folder
+from sbtk_train.students.teacher import cache_folder, imagenet_synsets
 
 Matrix = NDArray[np.float32]
 
@@ -108,17 +107,9 @@ def class_lineages(name: str, named: Sequence[int], wordnet: WordNet) -> list[Li
     return [lineage for lineage in lineages if lineage is not None]
 
 
-def imagenet_synsets() -> tuple[int, ...]:
-    """Returns the synsets of ImageNet's 1000 classes, in the order of a classifier's outputs."""
-    text = (
-        resources.files("sbtk_train.objectives").joinpath("imagenet_synsets.txt").read_text("ascii")
-    )
-    return tuple(int(line[1:]) for line in text.split())
-
-
 def _imagenet_lineages(wordnet: WordNet) -> list[Lineage]:
     lineages = []
-    for offset in imagenet_synsets():
+    for offset in (int(wnid[1:]) for wnid in imagenet_synsets()):
         lineage = wordnet.lineage(offset)
         if lineage is None:
             raise BadData(

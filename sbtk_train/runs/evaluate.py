@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from sbtk_runtime.retrieval.metrics import evaluate
 from sbtk_runtime.retrieval.protocol import Measure
 from sbtk_train.batches.augment import normalised
 from sbtk_train.batches.pixels import PixelStore
-from sbtk_train.data import Division, ImageSet, Rows
+from sbtk_train.data import Division, ImageSet, ImageSource, Rows
 from sbtk_train.device import Compute
 from sbtk_train.recipes import Selection
 from sbtk_train.runs.feature_maps import FeatureMaps
@@ -54,13 +53,13 @@ class Embedded:
 
 
 #: Embeds image files of one kind, in their order.
-Embed = Callable[[Student, Sequence[Path], Kind], Embedded]
+Embed = Callable[[Student, Sequence[ImageSource], Kind], Embedded]
 
 
 def by_pixels(compute: Compute, workers: int) -> Embed:
     """Returns what embeds image files at 224 px, production's size."""
 
-    def embed(student: Student, paths: Sequence[Path], kind: Kind) -> Embedded:
+    def embed(student: Student, paths: Sequence[ImageSource], kind: Kind) -> Embedded:
         store = PixelStore(paths, kind, SIZE_PX, workers=workers, keep=False)
 
         def inputs(rows: range) -> torch.Tensor:
@@ -77,7 +76,7 @@ def by_pixels(compute: Compute, workers: int) -> Embed:
 def by_feature_maps(compute: Compute, maps: FeatureMaps) -> Embed:
     """Returns what embeds image files by the kept feature maps of the frozen stages."""
 
-    def embed(student: Student, paths: Sequence[Path], kind: Kind) -> Embedded:
+    def embed(student: Student, paths: Sequence[ImageSource], kind: Kind) -> Embedded:
         kept = maps.of(paths, kind)
 
         def inputs(rows: range) -> torch.Tensor:

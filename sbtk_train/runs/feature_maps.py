@@ -146,7 +146,7 @@ class FeatureSource:
         self._views = views
         self._device = compute.device
 
-    def load(self, batch: Batch) -> Batch:
+    def load(self, batch: Batch, number: int) -> Batch:
         """Returns the batch: which copies are read depends on the draw."""
         return batch
 

@@ -47,7 +47,7 @@ class Inputs:
         self._listener = listener
         self._maps: dict[int, FeatureMaps] = {}
 
-    def source(self, size_px: int) -> Source:
+    def source(self, size_px: int, epoch: int) -> Source:
         """Returns what feeds an epoch whose images have that side."""
         config, compute, objective = self._config, self._compute, self._objective
         if config.feature_folder:
@@ -55,7 +55,14 @@ class Inputs:
             maps = self._maps_at(size_px)
             return FeatureSource(self._training, maps, copies, objective.views, compute)
         return PixelSource(
-            self._training, objective, size_px, compute, config.workers, processes=self._processes
+            self._training,
+            objective,
+            size_px,
+            compute,
+            config.workers,
+            processes=self._processes,
+            variation=(config.seed, epoch),
+            redrawn=getattr(config.recipe, "redrawn", 0.0),
         )
 
     def embed(self) -> Embed:

@@ -142,7 +142,9 @@ class Trainer:
         position = self._position
         if position.step == 0:
             self._objective.start_epoch()
-        source = self._team.in_turn(lambda: self._inputs.source(self._size_px(position.epoch)))
+        source = self._team.in_turn(
+            lambda: self._inputs.source(self._size_px(position.epoch), position.epoch)
+        )
         shares = (self._team.share(batch) for batch in self._objective.batches(position.epoch))
         started, done, reported = time.monotonic(), 0, 0.0
         try:

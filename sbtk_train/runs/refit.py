@@ -1,4 +1,7 @@
-"""The end of a run: the embedding fitted anew, kept if it is no worse on validation classes."""
+"""The end of a run: the embedding is refitted, and kept if it is no worse on validation classes.
+
+Without validation classes it is kept as the recipe says.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +43,8 @@ def refit(
     """
     if earlier and earlier["student_sha256"] == sha256_of_file(folder / STUDENT):
         record |= earlier
-    elif materials.division.validation.classes:
-        _refit(config, folder, materials, record, listener)
     else:
-        reason = "without validation classes nothing would say whether it is better"
-        listener(f"the embedding is not fitted anew: {reason}")
-        record["refit"] = {"kept": False, "reason": reason}
+        _refit(config, folder, materials, record, listener)
     write_json_atomically(folder / RECORD, record)
 
 
@@ -73,6 +72,13 @@ def _refit(
     assert isinstance(student, SbtknetStudent)
     student = student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     embed = by_pixels(compute, config.workers)
+    if not division.validation.classes:
+        listener("fitting the embedding again on the training images' features")
+        refit_embedding(student, division, compute, config.workers)
+        reason = "there are no validation classes to compare it with the trained one"
+        record["refit"] = {"kept": True, "reason": reason}
+        _keep(student, folder, config, record)
+        return
     trained = {"mAP@all": best["validation_map"]}
     if config.feature_folder:
         # Kept feature maps are in half precision, and may be of smaller images.
@@ -95,5 +101,11 @@ def _refit(
     if "P@10" in figures:
         best["validation_p10"] = figures["P@10"]
     if is_kept:
-        save_student(folder, student.state_dict(), config.backbone)
-        record["student_sha256"] = sha256_of_file(folder / STUDENT)
+        _keep(student, folder, config, record)
+
+
+def _keep(
+    student: SbtknetStudent, folder: Path, config: TrainConfig, record: dict[str, Any]
+) -> None:
+    save_student(folder, student.state_dict(), config.backbone)
+    record["student_sha256"] = sha256_of_file(folder / STUDENT)

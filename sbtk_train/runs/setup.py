@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from sbtk_train.config import TrainConfig
 from sbtk_train.data import Division, ImageSet, divide, read_dataset
 from sbtk_train.data.class_match import refuse_absent
 from sbtk_train.data.class_names import read_names
+from sbtk_train.data.more_images import open_class_map, read_more, with_more
 from sbtk_train.data.splits import Split, open_split
 from sbtk_train.device import Compute, choose_compute
 from sbtk_train.distributed import ALONE, Team
@@ -135,7 +136,21 @@ def readable_division(
             _require_both_kinds(given, parts[name], faults)
     for fault in unreadable:
         said(f"left out {fault.path}: {fault.reason}")
-    return Division(**parts, notices=division.notices), unreadable
+    divided = Division(**parts, notices=division.notices)
+    if config.more_sketches or config.more_photos:
+        more = read_more(
+            [Path(each) for each in config.more_sketches],
+            [Path(each) for each in config.more_photos],
+        )
+        divided = with_more(divided, split, more, open_class_map(config.class_map))
+        for notice in divided.notices[len(division.notices) :]:
+            said(notice)
+        training, faults = without_unreadable(divided.training, config.workers)
+        divided = replace(divided, training=training)
+        for fault in faults:
+            said(f"left out {fault.path}: {fault.reason}")
+        unreadable += faults
+    return divided, unreadable
 
 
 def _require_both_kinds(given: ImageSet, readable: ImageSet, faults: Sequence[Unreadable]) -> None:
@@ -224,5 +239,13 @@ def _soft_labels(
     trunk, _ = build_trunk(backbone)
     classifier = require_classifier(load_trunk(trunk, tensors, path), path)
     return soft_labels(
-        training, trunk, classifier, path, backbone, compute, workers=config.workers, said=said
+        training,
+        trunk,
+        classifier,
+        path,
+        backbone,
+        compute,
+        stand_ins=open_class_map(config.class_map).imagenet,
+        workers=config.workers,
+        said=said,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -26,8 +26,8 @@ class Source(Protocol):
 
     begin: str
 
-    def load(self, batch: Batch) -> Any:
-        """Returns what can be fetched ahead, in a thread of its own."""
+    def load(self, batch: Batch, number: int) -> Any:
+        """Returns what can be fetched ahead, in a thread of its own, for a step of the epoch."""
         ...
 
     def inputs(self, loaded: Any, draw: BatchDraws) -> Tensor:
@@ -53,16 +53,22 @@ class PixelSource:
         workers: int,
         *,
         processes: int = 1,
+        variation: Sequence[int] = (),
+        redrawn: float = 0.0,
     ) -> None:
         keep = fits_in_memory(data, size_px, processes)
-        self._sketches = PixelStore(data.sketches, "sketch", size_px, workers=workers, keep=keep)
+        self._sketches = PixelStore(
+            data.sketches, "sketch", size_px, workers=workers, keep=keep, redrawn=redrawn
+        )
+        self._variation = tuple(variation)
         self._photos = PixelStore(data.photos, "photo", size_px, workers=workers, keep=keep)
         self._objective = objective
         self._device = compute.device
 
-    def load(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def load(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
         """Returns `(S, 1, H, W)` and `(P, 3, H, W) uint8` pixels."""
-        return self._sketches.batch(batch.sketches), self._photos.batch(batch.photos)
+        sketches = self._sketches.batch(batch.sketches, (*self._variation, number))
+        return sketches, self._photos.batch(batch.photos)
 
     def inputs(self, loaded: tuple[Tensor, Tensor], draw: BatchDraws) -> Tensor:
         """Returns the objective's views of the pixels."""
@@ -81,10 +87,11 @@ def prefetched(
     """Yields number, share and what the source loaded, from batch `skip` on, one batch ahead."""
     wanted = [(number, share) for number, share in enumerate(shares) if number >= skip]
     with ThreadPoolExecutor(1) as ahead:
-        following = ahead.submit(source.load, wanted[0][1].own) if wanted else None
+        following = ahead.submit(source.load, wanted[0][1].own, wanted[0][0]) if wanted else None
         for place, (number, share) in enumerate(wanted):
             assert following is not None
             loaded = following.result()
             if place + 1 < len(wanted):
-                following = ahead.submit(source.load, wanted[place + 1][1].own)
+                coming, its_share = wanted[place + 1]
+                following = ahead.submit(source.load, its_share.own, coming)
             yield number, share, loaded

@@ -8,7 +8,6 @@ else changes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from sbtk_runtime.preprocess import SIZE_PX, Kind
 from sbtk_train.batches.augment import normalised
 from sbtk_train.batches.pixels import PixelStore
-from sbtk_train.data import Division
+from sbtk_train.data import Division, ImageSource
 from sbtk_train.device import Compute
 from sbtk_train.students.sbtknet import SbtknetStudent
 from sbtk_train.students.student import domains_of
@@ -75,7 +74,11 @@ def _some_of_each(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _features(
-    student: SbtknetStudent, paths: Sequence[Path], kind: Kind, compute: Compute, workers: int
+    student: SbtknetStudent,
+    paths: Sequence[ImageSource],
+    kind: Kind,
+    compute: Compute,
+    workers: int,
 ) -> NDArray[np.float32]:
     """Returns `(N, F) float32` pooled features of image files at 224 px."""
     store = PixelStore(paths, kind, SIZE_PX, workers=workers, keep=False)

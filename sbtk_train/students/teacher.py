@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sbtk_runtime.errors import BadModel
+from sbtk_runtime.errors import BadConfig, BadModel
 from sbtk_runtime.files import atomic_path, sha256_of_file
 from sbtk_runtime.preprocess import PREPROCESSING, SIZE_PX
 from sbtk_train.batches.augment import normalised
@@ -26,6 +27,8 @@ from sbtk_train.device import Compute
 from sbtk_train.students.backbone import IMAGENET_CLASSES, Classifier
 
 _BATCH = 32
+#: Gives a stand-in about the certainty that soft labels of photos have.
+_STAND_IN_SCALE = 10.0
 
 
 def soft_labels(
@@ -36,6 +39,7 @@ def soft_labels(
     backbone: str,
     compute: Compute,
     *,
+    stand_ins: Mapping[str, Sequence[str]],
     workers: int,
     said: Callable[[str], None],
 ) -> tuple[Tensor, str]:
@@ -48,10 +52,11 @@ def soft_labels(
         weights: the file that both came from; part of the hash.
         backbone: the trunk's layout; part of the hash.
         compute: where and how to run.
+        stand_ins: WordNet ids of the ImageNet classes that a class without photos shows.
         workers: decoding threads.
         said: told what takes time.
     """
-    key = _key(training, weights, backbone)
+    key = _key(training, weights, backbone, stand_ins)
     path = cache_folder() / "soft-labels" / f"{key}.npy"
     cached = _read(path, len(training.classes))
     if cached is not None:
@@ -72,11 +77,46 @@ def soft_labels(
             sums.index_add_(0, labels[start : start + len(rows)], logits.cpu())
     store.close()
     counts = torch.bincount(labels, minlength=len(training.classes)).unsqueeze(1)
-    result = functional.softmax(sums / counts, dim=1)
+    result = functional.softmax(sums / counts.clamp(min=1), dim=1)
+    for label in torch.nonzero(counts[:, 0] == 0).flatten().tolist():
+        name = training.classes[label]
+        result[label] = stand_in_label(classifier.weight, stand_ins[name], name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, result.numpy())
     return result, key
+
+
+def stand_in_label(weight: Tensor, synsets: Sequence[str], name: str) -> Tensor:
+    """Returns the soft label `(1000,) float32` of a class that no photo shows.
+
+    The softmax of the scaled cosines between each ImageNet class's weights and the mean of the
+    named ones: high for these, and higher for their like than for the rest, as a photo's is.
+
+    Args:
+        weight: `(1000, F)`, the classifier's.
+        synsets: WordNet ids of ImageNet classes.
+        name: of the class, for messages.
+
+    Raises:
+        BadConfig: an id is not among ImageNet's thousand.
+    """
+    known = {wnid: row for row, wnid in enumerate(imagenet_synsets())}
+    strange = [each for each in synsets if each not in known]
+    if strange:
+        raise BadConfig(
+            f"the class map gives {name!r} the ImageNet class {strange[0]!r}",
+            "a WordNet id of ImageNet-1k, such as n02701002",
+        )
+    units = functional.normalize(weight.float() - weight.float().mean(0), dim=1).cpu()
+    prototype = functional.normalize(units[[known[each] for each in synsets]].mean(0), dim=0)
+    return functional.softmax(_STAND_IN_SCALE * units @ prototype, dim=0)
+
+
+def imagenet_synsets() -> list[str]:
+    """Returns the WordNet ids of ImageNet's thousand classes, in a classifier's order."""
+    file = resources.files("sbtk_train.students").joinpath("imagenet_synsets.txt")
+    return file.read_text("ascii").split()
 
 
 def cache_folder() -> Path:
@@ -85,8 +125,12 @@ def cache_folder() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "sbtk"
 
 
-def _key(training: ImageSet, weights: Path, backbone: str) -> str:
+def _key(
+    training: ImageSet, weights: Path, backbone: str, stand_ins: Mapping[str, Sequence[str]]
+) -> str:
     parts = [sha256_of_file(weights), backbone, PREPROCESSING, training.photos_sha256]
+    if training.further_classes:
+        parts += [f"{name}: {' '.join(stand_ins.get(name, ()))}" for name in training.classes]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

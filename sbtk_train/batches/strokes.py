@@ -1,0 +1,180 @@
+"""Sketches drawn afresh from strokes, and strokes traced from bitmaps.
+
+A person's quick drawing in a drawing program has few, clean strokes of one width. Pencil sketches
+of a research data set have not, so a student that saw only these does not know the style.
+Rendering strokes with random width, omissions and deformations shows it every style in between.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from skimage.morphology import skeletonize
+
+from sbtk_runtime.preprocess import MARGIN, Pixels, full_contrast
+from sbtk_train.data.stroke_files import EXTENT, Strokes
+
+_Points = NDArray[np.float32]
+
+#: Stroke widths as shares of the image's side: 1 to 12 px of 256.
+_MIN_WIDTH, _MAX_WIDTH = 1 / 256, 12 / 256
+_PLAIN_WIDTH = 3 / 256
+_SUPERSAMPLING = 3
+_INK = 96
+_SHORTEST_TRACE_PX = 6
+_NEIGHBOURS = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1) if (r, c) != (0, 0)]
+
+
+def render(strokes: Strokes, size_px: int, width: float = _PLAIN_WIDTH) -> Pixels:
+    """Returns `(size, size, 1) uint8`, dark ink on white, framed as production frames a sketch.
+
+    Args:
+        strokes: at least one point.
+        size_px: side of the square.
+        width: of the strokes, as a share of the side.
+    """
+    points = np.concatenate(strokes)
+    low, high = points.min(axis=0), points.max(axis=0)
+    # Production cuts a sketch to its ink and pads it to a square with a margin on each side.
+    inner = 1 / (1 + 2 * MARGIN) - width
+    scale = inner / max(float((high - low).max()), 1.0)
+    large = size_px * _SUPERSAMPLING
+    canvas = Image.new("L", (large, large), 255)
+    pen = ImageDraw.Draw(canvas)
+    thickness = max(1, round(width * large))
+    radius = thickness / 2
+    for stroke in strokes:
+        placed = ((stroke - (low + high) / 2) * scale + 0.5) * large
+        path = [(float(x), float(y)) for x, y in placed]
+        if len(path) > 1:
+            pen.line(path, fill=0, width=thickness, joint="curve")
+        for x, y in (path[0], path[-1]):
+            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=0)
+    small = canvas.resize((size_px, size_px), Image.Resampling.BOX)
+    return (255 - full_contrast(255 - np.asarray(small, dtype=np.uint8)))[:, :, None]
+
+
+def render_varied(strokes: Strokes, size_px: int, rng: np.random.Generator) -> Pixels:
+    """Returns the drawing as somebody else might have drawn it, as `render` does."""
+    width = float(np.exp(rng.uniform(math.log(_MIN_WIDTH), math.log(_MAX_WIDTH))))
+    return render(varied(strokes, rng), size_px, width)
+
+
+def varied(strokes: Strokes, rng: np.random.Generator) -> Strokes:
+    """Returns the strokes simplified, partly omitted or cut short, shifted and bent at random."""
+    kept = _some(strokes, rng)
+    if rng.random() < 0.3:
+        kept = tuple(_shortened(stroke, rng) for stroke in kept)
+    if rng.random() < 0.6:
+        tolerance = float(np.exp(rng.uniform(math.log(1.0), math.log(10.0))))
+        kept = tuple(simplified(stroke, tolerance) for stroke in kept)
+    shifts = rng.normal(0, rng.uniform(0, 2.5), (len(kept), 2)).astype(np.float32)
+    kept = tuple(stroke + shift for stroke, shift in zip(kept, shifts, strict=True))
+    stretch = np.exp(rng.uniform(-0.25, 0.25, 2))
+    shear = rng.uniform(-0.15, 0.15)
+    affine = np.array([[stretch[0], shear], [0, stretch[1]]], dtype=np.float32)
+    strength, waves = rng.uniform(0, 7), rng.uniform(0.5, 1.5, (2, 2)) * 2 * np.pi / EXTENT
+    phase = rng.uniform(0, 2 * np.pi, 2)
+    return tuple(_bent(stroke, strength, waves, phase) @ affine.T for stroke in kept)
+
+
+def simplified(stroke: _Points, tolerance: float) -> _Points:
+    """Returns the stroke with fewer points, nowhere farther than `tolerance` from the original.
+
+    Douglas and Peucker 1973. Both end points stay.
+    """
+    keep = np.zeros(len(stroke), dtype=bool)
+    keep[[0, -1]] = True
+    spans = [(0, len(stroke) - 1)]
+    while spans:
+        first, last = spans.pop()
+        if last - first < 2:
+            continue
+        inner = stroke[first + 1 : last] - stroke[first]
+        chord = stroke[last] - stroke[first]
+        length = float(np.hypot(*chord))
+        if length < 1e-6:
+            away = np.hypot(inner[:, 0], inner[:, 1])
+        else:
+            away = np.abs(inner[:, 0] * chord[1] - inner[:, 1] * chord[0]) / length
+        worst = int(away.argmax())
+        if away[worst] > tolerance:
+            middle = first + 1 + worst
+            keep[middle] = True
+            spans += [(first, middle), (middle, last)]
+    return stroke[keep]
+
+
+def traced(pixels: Pixels) -> Strokes:
+    """Returns the centre lines of a bitmap sketch as strokes in 0..255; none for an empty one.
+
+    Args:
+        pixels: `(H, W) uint8`, dark ink on white.
+    """
+    height, width = pixels.shape
+    skeleton = skeletonize(pixels < 255 - _INK)
+    left = {(int(r), int(c)) for r, c in zip(*np.nonzero(skeleton), strict=True)}
+    degree = {spot: sum(near in left for near in _around(spot)) for spot in left}
+    scale = EXTENT / max(height, width, 2)
+    # Lines begin at their ends; what is left without an end is a ring.
+    starts = sorted(left, key=lambda spot: (degree[spot] != 1, spot))
+    strokes = []
+    for start in starts:
+        if start not in left:
+            continue
+        path = [start]
+        left.discard(start)
+        while following := _straightest(path, left):
+            path.append(following)
+            left.discard(following)
+        if len(path) >= _SHORTEST_TRACE_PX:
+            closed = max(abs(path[0][0] - path[-1][0]), abs(path[0][1] - path[-1][1])) <= 2
+            spots = [*path, path[0]] if closed and len(path) > 2 * _SHORTEST_TRACE_PX else path
+            strokes.append(np.array(spots, dtype=np.float32)[:, ::-1] * scale)
+    return tuple(simplified(stroke, 0.75) for stroke in strokes)
+
+
+def _around(spot: tuple[int, int]) -> list[tuple[int, int]]:
+    return [(spot[0] + r, spot[1] + c) for r, c in _NEIGHBOURS]
+
+
+def _straightest(path: list[tuple[int, int]], left: set[tuple[int, int]]) -> tuple[int, int] | None:
+    """Returns the free neighbour of the path's end that turns least; `None` at a dead end."""
+    here = path[-1]
+    back = path[max(0, len(path) - 5)]
+    heading = (here[0] - back[0], here[1] - back[1])
+    free = [near for near in _around(here) if near in left]
+    if not free:
+        return None
+
+    def turn(near: tuple[int, int]) -> float:
+        step = (near[0] - here[0], near[1] - here[1])
+        return -(step[0] * heading[0] + step[1] * heading[1]) / math.hypot(*step)
+
+    return min(free, key=turn)
+
+
+def _some(strokes: Strokes, rng: np.random.Generator) -> Strokes:
+    """Returns the strokes without a few; the longest always stays."""
+    if len(strokes) == 1 or rng.random() < 0.4:
+        return strokes
+    lengths = [float(np.hypot(*np.diff(s, axis=0).T).sum()) for s in strokes]
+    longest = int(np.argmax(lengths))
+    dropped = rng.random(len(strokes)) < rng.uniform(0, 0.3)
+    return tuple(s for i, s in enumerate(strokes) if i == longest or not dropped[i])
+
+
+def _shortened(stroke: _Points, rng: np.random.Generator) -> _Points:
+    cut = int(len(stroke) * rng.uniform(0, 0.2))
+    first = int(rng.integers(0, cut + 1))
+    return stroke[first : len(stroke) - (cut - first)]
+
+
+def _bent(
+    stroke: _Points, strength: float, waves: NDArray[np.float64], phase: NDArray[np.float64]
+) -> _Points:
+    moved: _Points = (stroke + strength * np.sin(stroke @ waves.T + phase)).astype(np.float32)
+    return moved
