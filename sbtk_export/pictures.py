@@ -127,7 +127,7 @@ class _Drawer:
     def __init__(self, data: ImageSet, rng: np.random.Generator) -> None:
         self.notices: list[str] = []
         self._left = {
-            "sketch": _by_turns(data.sketches, data.sketch_labels, rng),
+            "sketch": _by_turns(data.sketch_files, data.sketch_labels, rng),
             "photo": _by_turns(data.photos, data.photo_labels, rng),
         }
 
@@ -162,7 +162,7 @@ def _only(data: ImageSet, classes: Sequence[str]) -> ImageSet:
 def _files(data: ImageSet, per_kind: int, rng: np.random.Generator) -> dict[Kind, tuple[Path, ...]]:
     """Returns up to so many files of each kind, from all classes alike."""
     turns: dict[Kind, Iterator[tuple[Path, int]]] = {
-        "sketch": _by_turns(data.sketches, data.sketch_labels, rng),
+        "sketch": _by_turns(data.sketch_files, data.sketch_labels, rng),
         "photo": _by_turns(data.photos, data.photo_labels, rng),
     }
     return {

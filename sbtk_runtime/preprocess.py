@@ -203,7 +203,10 @@ def _square_around(darkness: Pixels, box: tuple[int, int, int, int]) -> Pixels:
 
 
 def full_contrast(darkness: Pixels) -> Pixels:
-    """Returns ink (0 paper, 255 full ink) scaled so that its strongest percentile is full ink; thin lines stay visible."""
+    """Returns ink (0 paper, 255 full ink) scaled so that its strongest percentile is full.
+
+    Thin lines stay visible that way.
+    """
     strong = float(np.percentile(darkness[darkness > 0], 95)) if darkness.any() else 0.0
     if strong <= 0:
         return darkness

@@ -93,7 +93,7 @@ def measured_images(
         measured,
         trained_on,
         LabelledSet(
-            _labelled(measured.sketches, measured.sketch_labels, names),
+            _labelled(measured.sketch_files, measured.sketch_labels, names),
             _labelled(measured.photos, measured.photo_labels, names),
             of,
             learnt_on=_learnt_on(trained_on, training),
@@ -138,7 +138,7 @@ def _joined(measured: ImageSet, trained_on: ImageSet, zero_shot: LabelledSet) ->
     photos: Sequence[int] = range(len(trained_on.photos))
     if setting == "generalised-20":
         drawn = draw_seen(
-            [_file_name(path) for path in trained_on.sketches],
+            [_file_name(path) for path in trained_on.sketch_files],
             [_file_name(path) for path in trained_on.photos],
             unseen_sketches=len(measured.sketches),
             unseen_photos=len(measured.photos),
@@ -160,7 +160,7 @@ def _joined(measured: ImageSet, trained_on: ImageSet, zero_shot: LabelledSet) ->
     return replace(
         zero_shot,
         sketches=joined(
-            trained_on.sketches, trained_on.sketch_labels, sketches, zero_shot.sketches
+            trained_on.sketch_files, trained_on.sketch_labels, sketches, zero_shot.sketches
         ),
         photos=joined(trained_on.photos, trained_on.photo_labels, photos, zero_shot.photos),
     )
@@ -188,7 +188,7 @@ def _learnt_on(
         )
 
     return (
-        some(chosen.sketches, chosen.sketch_labels),
+        some(chosen.sketch_files, chosen.sketch_labels),
         some(chosen.photos, chosen.photo_labels),
     )
 

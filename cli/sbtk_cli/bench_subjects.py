@@ -35,7 +35,7 @@ def pictures_of(data: Path | None) -> Pictures:
     if data is None:
         return Pictures(generated_sketches(8), generated_photos(8), PICTURES_NAMED)
     images = read_dataset(data)
-    sketches, photos = _readable(images.sketches, "sketch"), _readable(images.photos, "photo")
+    sketches, photos = _readable(images.sketch_files, "sketch"), _readable(images.photos, "photo")
     if not sketches or not photos:
         raise BadData(f"{data} lacks readable sketches or photos", "at least one of each")
     named = f"{len(sketches)} sketches and {len(photos)} photos of {data.name}"

@@ -84,7 +84,7 @@ def varied(strokes: Strokes, rng: np.random.Generator) -> Strokes:
 def simplified(stroke: _Points, tolerance: float) -> _Points:
     """Returns the stroke with fewer points, nowhere farther than `tolerance` from the original.
 
-    Douglas and Peucker 1973. Both end points stay.
+    Douglas and Peucker 1973, by the distance to a chord, not to its line. Both ends stay.
     """
     keep = np.zeros(len(stroke), dtype=bool)
     keep[[0, -1]] = True
@@ -95,11 +95,8 @@ def simplified(stroke: _Points, tolerance: float) -> _Points:
             continue
         inner = stroke[first + 1 : last] - stroke[first]
         chord = stroke[last] - stroke[first]
-        length = float(np.hypot(*chord))
-        if length < 1e-6:
-            away = np.hypot(inner[:, 0], inner[:, 1])
-        else:
-            away = np.abs(inner[:, 0] * chord[1] - inner[:, 1] * chord[0]) / length
+        along = (inner @ chord / max(float(chord @ chord), 1e-9)).clip(0, 1)
+        away = np.hypot(*(inner - along[:, None] * chord).T)
         worst = int(away.argmax())
         if away[worst] > tolerance:
             middle = first + 1 + worst
@@ -115,7 +112,7 @@ def traced(pixels: Pixels) -> Strokes:
         pixels: `(H, W) uint8`, dark ink on white.
     """
     height, width = pixels.shape
-    skeleton = skeletonize(pixels < 255 - _INK)
+    skeleton = skeletonize(pixels < 255 - _INK)  # type: ignore[no-untyped-call]
     left = {(int(r), int(c)) for r, c in zip(*np.nonzero(skeleton), strict=True)}
     degree = {spot: sum(near in left for near in _around(spot)) for spot in left}
     scale = EXTENT / max(height, width, 2)

@@ -78,7 +78,7 @@ def check_images(
 
 def _all_opened(data: ImageSet, threads: int) -> Iterator[_Opened]:
     kinds: tuple[tuple[Kind, tuple[Path, ...]], ...] = (
-        ("sketch", data.sketches),
+        ("sketch", data.sketch_files),
         ("photo", data.photos),
     )
     with ThreadPoolExecutor(threads, thread_name_prefix="check") as pool:

@@ -62,6 +62,11 @@ class ImageSet:
     further_classes: int = 0
 
     @property
+    def sketch_files(self) -> tuple[Path, ...]:
+        """The sketches that are files: all of a data set's own."""
+        return tuple(sketch for sketch in self.sketches if isinstance(sketch, Path))
+
+    @property
     def sha256(self) -> str:
         """A hash of class names, file names and file sizes: equal sets have equal hashes."""
         sketches = _names_sha256(self.classes, self.sketches, self.sketch_labels)
@@ -103,12 +108,16 @@ def with_sketches(data: ImageSet, rows: Sequence[int]) -> ImageSet:
     )
 
 
+def source_key(source: ImageSource) -> str:
+    """Returns a text that tells images apart: name and size of a file, a hash of strokes."""
+    if isinstance(source, Drawing):
+        return source.identity
+    return f"{source.name}:{source.stat().st_size}"
+
+
 def _names_sha256(classes: tuple[str, ...], paths: Sequence[ImageSource], labels: Rows) -> str:
     digest = hashlib.sha256()
     for path, label in zip(paths, labels, strict=True):
-        if isinstance(path, Drawing):
-            record = f"{classes[label]}/{path.identity}\n"
-        else:
-            record = f"{classes[label]}/{path.name}:{path.stat().st_size}\n"
+        record = f"{classes[label]}/{source_key(path)}\n"
         digest.update(record.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

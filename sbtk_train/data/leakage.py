@@ -63,7 +63,7 @@ def find_leakage(
         sha256: of the bytes of each image; `None` if they were not read.
     """
     is_unseen = [split.is_unseen(name) for name in data.classes]
-    sketches = [*zip(data.sketches, (is_unseen[x] for x in data.sketch_labels), strict=True)]
+    sketches = [*zip(data.sketch_files, (is_unseen[x] for x in data.sketch_labels), strict=True)]
     photos = [*zip(data.photos, (is_unseen[x] for x in data.photo_labels), strict=True)]
     both = sketches + photos
     identified = ((match[0], path, side) for path, side in both if (match := _photo_id(path)))

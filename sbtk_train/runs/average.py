@@ -24,7 +24,7 @@ from sbtk_runtime.preprocess import SIZE_PX, Kind
 from sbtk_train.batches.augment import normalised
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.config import TrainConfig
-from sbtk_train.data import Division, ImageSet, read_dataset
+from sbtk_train.data import Division, ImageSet, ImageSource, read_dataset
 from sbtk_train.data.splits import open_split
 from sbtk_train.device import Compute, choose_compute
 from sbtk_train.runs.checkpoint import RECORD, STUDENT, TrainedRun, load_run, save_student
@@ -108,7 +108,7 @@ def measure_norms(student: Student, training: ImageSet, compute: Compute, worker
         norm.momentum = None  # a cumulative mean
         norm.train()
     rng = np.random.default_rng(0)
-    sides: tuple[tuple[Kind, Sequence[Path]], ...] = (
+    sides: tuple[tuple[Kind, Sequence[ImageSource]], ...] = (
         ("sketch", training.sketches),
         ("photo", training.photos),
     )

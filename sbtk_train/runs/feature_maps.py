@@ -24,7 +24,8 @@ from sbtk_train.batches.augment import augmented_photos, augmented_sketches, nor
 from sbtk_train.batches.draws import BatchDraws, Draws, batch_generator
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.batches.sampler import Batch
-from sbtk_train.data import ImageSet
+from sbtk_train.data import ImageSet, ImageSource
+from sbtk_train.data.image_set import source_key
 from sbtk_train.device import Compute
 from sbtk_train.students.student import Student, domains_of
 
@@ -66,7 +67,7 @@ class FeatureMaps:
         self._said = said
         self._frozen_sha256 = _sha256_of_frozen(student, begin)
 
-    def of(self, paths: Sequence[Path], kind: Kind, copies: int = 0) -> Maps:
+    def of(self, paths: Sequence[ImageSource], kind: Kind, copies: int = 0) -> Maps:
         """Returns `(N, max(1, copies), C, h, w) float16`, mapped from its file; made if missing.
 
         Args:
@@ -86,7 +87,7 @@ class FeatureMaps:
         maps: Maps = np.load(path, mmap_mode="r")
         return maps
 
-    def _make(self, path: Path, paths: Sequence[Path], kind: Kind, copies: int) -> None:
+    def _make(self, path: Path, paths: Sequence[ImageSource], kind: Kind, copies: int) -> None:
         augmented = augmented_sketches if kind == "sketch" else augmented_photos
         store = PixelStore(paths, kind, self._size_px, workers=self._workers, keep=False)
         was_training = self._student.training
@@ -117,7 +118,7 @@ class FeatureMaps:
         assert maps is not None
         maps.flush()
 
-    def _key(self, paths: Sequence[Path], kind: Kind, copies: int) -> str:
+    def _key(self, paths: Sequence[ImageSource], kind: Kind, copies: int) -> str:
         digest = hashlib.sha256()
         what = (
             *(self._frozen_sha256, self.begin, self._compute.precision),
@@ -125,7 +126,7 @@ class FeatureMaps:
         )
         digest.update(f"{what}".encode())
         for path in paths:
-            record = f"{path.parent.name}/{path.name}:{path.stat().st_size}\n"
+            record = f"{path.parent.name if isinstance(path, Path) else ''}/{source_key(path)}\n"
             digest.update(record.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()[:32]
 

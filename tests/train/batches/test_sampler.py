@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sbtk_train.batches.sampler import class_balanced_batches, quadruplet_batches
-from sbtk_train.data import ImageSet, read_dataset
+from sbtk_train.data import Division, ImageSet, of_classes, read_dataset
+from sbtk_train.data.more_images import ClassMap, read_more, with_more
+from sbtk_train.data.splits import Split
+from sbtk_train.data.stroke_files import Drawing
 from tests.tiny_data import write_dataset
+from tests.tiny_strokes import polygon, write_strokes
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +77,38 @@ def test_batches_are_a_function_of_seed_and_epoch(data: ImageSet, batches) -> No
     assert rows(0, 0) == rows(0, 0)
     assert rows(0, 0) != rows(0, 1)
     assert rows(0, 0) != rows(1, 0)
+
+
+def test_further_classes_fill_places_of_their_own_in_each_batch(
+    data: ImageSet, tmp_path: Path
+) -> None:
+    names = ("kite", "lamp", "moon")
+    drawings = [(name, [polygon(5)]) for name in (*data.classes[:2], "kite", "moon") for _ in "abc"]
+    strokes = write_strokes(tmp_path / "s.npz", drawings)
+    photos = write_dataset(tmp_path / "more", ("kite", "lamp"), sketches=0, photos=3) / "photo"
+    whole = with_more(
+        Division(data, data, of_classes(data, [])),
+        Split("none", ()),
+        read_more([strokes], [photos]),
+        ClassMap("map", {}, {"moon": ("n02701002",)}),
+    ).training
+    assert whole.classes == (*data.classes, *names)
+    batches = list(class_balanced_batches(whole, 4, seed=0, epoch=0, further=2))
+    assert len(batches) == len(list(class_balanced_batches(data, 4, seed=0, epoch=0)))
+    drawn = np.array([isinstance(sketch, Drawing) for sketch in whole.sketches])
+    seen: Counter[str] = Counter()
+    for batch in batches:
+        sketches = Counter(whole.classes[label] for label in whole.sketch_labels[batch.sketches])
+        photos_of = Counter(whole.classes[label] for label in whole.photo_labels[batch.photos])
+        chosen = set(sketches) | set(photos_of)
+        assert len(chosen & set(data.classes)) == 4
+        assert len(chosen & set(names)) == 2
+        assert set(sketches.values()) == {2} == set(photos_of.values())
+        assert "lamp" not in sketches
+        assert "moon" not in photos_of
+        seen.update(chosen)
+        # Where a class has both, one sketch is a bitmap and one a drawing.
+        for name in set(data.classes[:2]) & chosen:
+            rows = batch.sketches[whole.sketch_labels[batch.sketches] == whole.classes.index(name)]
+            assert sorted(drawn[rows].tolist()) == [False, True]
+    assert set(names) <= set(seen)

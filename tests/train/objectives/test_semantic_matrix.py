@@ -13,13 +13,13 @@ from sbtk_train.data.splits import open_split
 from sbtk_train.objectives import wordnet
 from sbtk_train.objectives.semantic_matrix import (
     class_lineages,
-    imagenet_synsets,
     matrix_from_lineages,
     nearness,
     photo_synsets,
     semantic_matrix,
 )
 from sbtk_train.objectives.wordnet import Lineage, WordNet, open_wordnet
+from sbtk_train.students.teacher import imagenet_synsets
 from tests.tiny_wordnet import FREE, Noun, write_nouns
 
 TENCH, GOLDFISH, SHARK = 1440764, 1443537, 1484850
@@ -57,14 +57,18 @@ def test_of_several_synsets_a_later_one_writes_over_what_an_earlier_one_found() 
     assert found.tolist() == [[1, third, 0], [third, 1, 0], [1, third, 0], [0, 0, 0]]
 
 
+def imagenet_offsets() -> list[int]:
+    return [int(wnid[1:]) for wnid in imagenet_synsets()]
+
+
 def test_there_are_a_thousand_imagenet_synsets_in_order() -> None:
     synsets = imagenet_synsets()
     assert len(set(synsets)) == 1000
     assert list(synsets) == sorted(synsets)
     # tench, goldfish, great white shark; the crane of class 134 is the bird; toilet tissue.
-    assert synsets[:3] == (TENCH, GOLDFISH, SHARK)
-    assert synsets[134] == 2012849
-    assert synsets[999] == 15075141
+    assert synsets[:3] == [f"n{offset:08d}" for offset in (TENCH, GOLDFISH, SHARK)]
+    assert synsets[134] == "n02012849"
+    assert synsets[999] == "n15075141"
 
 
 def photos(**names: list[str]) -> ImageSet:
@@ -93,7 +97,7 @@ def excerpt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     above = {TENCH: CARP, GOLDFISH: CARP, SHARK: FISH}
     nouns = [
         Noun(offset, (f"class{number}",), (above[offset],) if offset in above else ())
-        for number, offset in enumerate(imagenet_synsets())
+        for number, offset in enumerate(imagenet_offsets())
     ]
     nouns += [
         Noun(ENTITY, ("entity",)),
@@ -168,8 +172,8 @@ def test_nearness_is_nltks_closure_and_path_similarity(installed: WordNet) -> No
         one = installed._reader.synset_from_pos_and_offset("n", offset)
         below = set(one.closure(lambda synset: synset.hyponyms()))
         for column in columns:
-            theirs = installed.lineage(imagenet_synsets()[column])
-            other = installed._reader.synset_from_pos_and_offset("n", imagenet_synsets()[column])
+            theirs = installed.lineage(imagenet_offsets()[column])
+            other = installed._reader.synset_from_pos_and_offset("n", imagenet_offsets()[column])
             above = set(other.closure(lambda synset: synset.hyponyms()))
             similarity = one.path_similarity(other)
             is_kind = one == other or other in below or one in above
@@ -185,7 +189,7 @@ def test_imagenets_synsets_are_wordnets_own(installed: WordNet) -> None:
     for offset, lemma in ((TENCH, "tench"), (2012849, "crane"), (15075141, "toilet_tissue")):
         synset = installed._reader.synset_from_pos_and_offset("n", offset)
         assert lemma in synset.lemma_names()
-    assert all(installed.lineage(offset) is not None for offset in imagenet_synsets())
+    assert all(installed.lineage(offset) is not None for offset in imagenet_offsets())
 
 
 @pytest.mark.data
@@ -204,7 +208,7 @@ def test_the_matrix_of_sketchy_is_like_the_published_one(installed: WordNet) -> 
         class_lineages(name, synsets, installed)
         for name, synsets in zip(seen.classes, photo_synsets(seen), strict=True)
     ]
-    imagenet = [installed.lineage(offset) for offset in imagenet_synsets()]
+    imagenet = [installed.lineage(offset) for offset in imagenet_offsets()]
     matrix = matrix_from_lineages(classes, [one for one in imagenet if one is not None])
     assert matrix.shape == (100, 1000)
     assert sorted(set(matrix.ravel().tolist())) == pytest.approx([0, 1 / 4, 1 / 3, 1])

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from sbtk_runtime.errors import BadConfig, BadData
+from sbtk_runtime.files import sha256_of_file
 from sbtk_train.config import TrainConfig, read_config
 from sbtk_train.device import choose_compute
 from sbtk_train.progress import EpochDone, StepDone
@@ -23,6 +24,7 @@ from sbtk_train.runs.loop import Trainer, TrainingDiverged
 from sbtk_train.runs.run import new_run_folder, train
 from sbtk_train.runs.setup import gather
 from tests.tiny_data import write_dataset
+from tests.tiny_strokes import polygon, write_strokes
 
 
 @pytest.fixture(scope="module")
@@ -275,3 +277,55 @@ def test_a_class_whose_images_cannot_be_read_is_named_at_the_start(
 def test_a_backbone_of_another_method_is_refused(data: Path) -> None:
     with pytest.raises(BadConfig, match="--method dsn"):
         replace(tiny_config(data), backbone="se-resnet50")
+
+
+def test_a_run_with_further_drawings_resumes_to_the_same_student(
+    data: Path, tmp_path: Path
+) -> None:
+    names = sorted(folder.name for folder in (data / "sketch").iterdir())
+    strokes = write_strokes(
+        tmp_path / "s.npz", [(name, [polygon(3 + i)]) for i, name in enumerate(names) for _ in "ab"]
+    )
+    config = replace(
+        tiny_config(data, redrawn=0.5, augment=True, epochs=2), more_sketches=(str(strokes),)
+    )
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run(config, whole)
+    trainers: list[Trainer] = []
+
+    def stop_early(trainer: Trainer) -> None:
+        trainers.append(trainer)
+        trainer.stop_soon()
+
+    stopped.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        train(config, stopped, lambda event: None, on_trainer=stop_early)
+    train(config, stopped, lambda event: None, resume=True)
+    assert read_config(stopped) == config
+    assert (whole / STUDENT).read_bytes() == (stopped / STUDENT).read_bytes()
+
+
+def test_without_validation_classes_the_refitted_embedding_is_kept_as_the_recipe_says(
+    data: Path, tmp_path: Path
+) -> None:
+    config = replace(
+        tiny_config(data, refit=True, selection="last", epochs=1), validation_classes=0
+    )
+    folder = tmp_path / "run"
+    run(config, folder)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["refit"]["kept"] is True
+    assert record["validation_classes"] == []
+    assert record["student_sha256"] == sha256_of_file(folder / STUDENT)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"feature_folder": "maps", "freeze_until": "layer3"}, {"class_map": "quickdraw-caltech"}],
+)
+def test_further_images_that_cannot_be_used_are_refused(
+    data: Path, changes: dict[str, str]
+) -> None:
+    more: dict[str, Any] = {} if "class_map" in changes else {"more_photos": ("photos",)}
+    with pytest.raises(BadConfig, match="further"):
+        replace(tiny_config(data), **changes, **more)

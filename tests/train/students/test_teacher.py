@@ -18,8 +18,10 @@ from sbtk_train.objectives.sbtknet_objective import SbtknetObjective
 from sbtk_train.recipes import recipe
 from sbtk_train.runs.setup import Materials, gather
 from sbtk_train.students.backbone import build_trunk
+from sbtk_train.students.teacher import imagenet_synsets, stand_in_label
 from sbtk_train.students.weights_file import choose_backbone, find_weights
 from tests.tiny_data import write_dataset
+from tests.tiny_strokes import polygon, write_strokes
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +154,39 @@ def test_cadenes_weights_are_found_and_known_by_their_names(
     monkeypatch.setenv("SBTK_WEIGHTS", str(tmp_path))
     assert find_weights("imagenet", "se-resnet50") == named
     assert choose_backbone(named, None, lambda text: None) == "se-resnet50"
+
+
+def test_a_class_without_photos_gets_the_label_of_the_imagenet_classes_it_shows() -> None:
+    weight = (
+        torch.eye(1000, 40) + torch.randn(1000, 40, generator=torch.Generator().manual_seed(0)) / 9
+    )
+    synsets = imagenet_synsets()
+    assert len(synsets) == len(set(synsets)) == 1000
+    label = stand_in_label(weight, [synsets[3], synsets[7]], "kite")
+    assert label.shape == (1000,)
+    assert float(label.sum()) == pytest.approx(1)
+    assert set(label.topk(2).indices.tolist()) == {3, 7}
+    with pytest.raises(BadConfig, match="'kite' the ImageNet class 'n00000001'"):
+        stand_in_label(weight, ["n00000001"], "kite")
+
+
+def test_further_classes_have_soft_labels_of_photos_or_of_what_stands_in(
+    tmp_path: Path, weights: Path
+) -> None:
+    data = write_dataset(tmp_path / "data")
+    drawings = [(name, [polygon(5)]) for name in ("kite", "moon") for _ in "ab"]
+    strokes = write_strokes(tmp_path / "s.npz", drawings)
+    more = write_dataset(tmp_path / "more", ("kite",), sketches=0, photos=3) / "photo"
+    synset = imagenet_synsets()[11]
+    (tmp_path / "map.toml").write_text(f'[imagenet]\nmoon = ["{synset}"]\n')
+    changes = {
+        "more_sketches": (str(strokes),),
+        "more_photos": (str(more),),
+        "class_map": str(tmp_path / "map.toml"),
+    }
+    materials = gather(config(data, weights, **changes), lambda text: None)
+    labels = labels_of(materials)
+    assert materials.division.training.classes[-2:] == ("kite", "moon")
+    assert labels.shape == (len(materials.division.training.classes), 1000)
+    torch.testing.assert_close(labels.sum(1), torch.ones(len(labels)))
+    assert int(labels[-1].argmax()) == 11

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sbtk_runtime.errors import BadData
+from sbtk_train.data.stroke_files import read_stroke_file
+from tests.tiny_strokes import polygon, write_strokes
+
+LINE = [(0.0, 0.0), (255.0, 255.0)]
+
+
+def test_drawings_come_class_by_class_with_their_strokes(tmp_path: Path) -> None:
+    path = write_strokes(
+        tmp_path / "s.npz", [("sun", [polygon(9)]), ("arrow", [LINE, polygon(3)]), ("sun", [LINE])]
+    )
+    found = read_stroke_file(path)
+    assert found.name_of == ("arrow", "sun", "sun")
+    assert [len(drawing.strokes) for drawing in found.drawings] == [2, 1, 1]
+    assert [drawing.number for drawing in found.drawings] == [1, 0, 2]
+    assert found.drawings[0].strokes[0].tolist() == [[0, 0], [255, 255]]
+
+
+def test_empty_drawings_are_left_out_and_counted(tmp_path: Path) -> None:
+    drawings: list[tuple[str, list[Any]]] = [("sun", []), ("sun", [[]]), ("sun", [[], LINE])]
+    found = read_stroke_file(write_strokes(tmp_path / "s.npz", drawings))
+    assert len(found.drawings) == 1
+    assert found.empty == 2
+
+
+def test_equal_strokes_have_one_identity_wherever_they_are(tmp_path: Path) -> None:
+    first = read_stroke_file(write_strokes(tmp_path / "a.npz", [("sun", [LINE])]))
+    drawings = [("arrow", [polygon(3)]), ("sun", [LINE])]
+    second = read_stroke_file(write_strokes(tmp_path / "b.npz", drawings))
+    assert first.drawings[0].identity == second.drawings[1].identity
+    assert second.drawings[0].identity != second.drawings[1].identity
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"points": np.full((2, 2), 300, dtype=np.int32)}, "points outside the drawing"),
+        ({"points": np.full((2, 2), np.nan, dtype=np.float32)}, "points outside the drawing"),
+        ({"points": np.zeros((2, 3), dtype=np.uint8)}, "points of shape"),
+        ({"stroke_offsets": np.array([0, 5])}, "stroke_offsets"),
+        ({"stroke_offsets": np.array([1, 2])}, "stroke_offsets"),
+        ({"stroke_offsets": np.array([0, 3, 2])}, "stroke_offsets"),
+        ({"drawing_offsets": np.array([0, 2])}, "drawing_offsets"),
+        ({"labels": np.array([7])}, "labels from 7 to 7"),
+        ({"labels": np.array([-1])}, "labels from -1"),
+        ({"labels": np.array([0, 0])}, "labels of shape"),
+        ({"labels": np.array([0.5])}, "labels of shape"),
+        ({"classes": np.array([b"sun"])}, "classes of type"),
+    ],
+)
+def test_damaged_files_are_refused_with_the_reason(
+    changes: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    path = write_strokes(tmp_path / "s.npz", [("sun", [LINE])], **changes)
+    with pytest.raises(BadData, match=reason):
+        read_stroke_file(path)
+
+
+def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
+    text, cut, other = tmp_path / "t.npz", tmp_path / "c.npz", tmp_path / "o.npz"
+    text.write_text("no archive")
+    cut.write_bytes(write_strokes(tmp_path / "s.npz", [("sun", [LINE])]).read_bytes()[:200])
+    np.savez(other, images=np.zeros(3))
+    for path in (text, cut, other, tmp_path / "missing.npz"):
+        with pytest.raises(BadData, match="is not a stroke file"):
+            read_stroke_file(path)
+
+
+def test_objects_are_not_unpickled(tmp_path: Path) -> None:
+    path = write_strokes(
+        tmp_path / "s.npz", [("sun", [LINE])], classes=np.array(["sun", 1], object)
+    )
+    with pytest.raises(BadData, match="is not a stroke file"):
+        read_stroke_file(path)
