@@ -40,7 +40,7 @@ def test_unreadable_images_are_named_and_left_out(tmp_path: Path) -> None:
     assert bad not in readable.photos
     assert len(readable.photos) == len(readable.photo_labels) == 6 * 12 - 1
     names = [readable.classes[label] for label in readable.sketch_labels]
-    assert names == [path.parent.name for path in readable.sketches]
+    assert names == [path.parent.name for path in readable.sketch_files]
 
 
 def test_too_large_a_share_of_unreadable_images_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ NONE_UNSEEN = Split("none", ("nothing",))
 
 def every_path(division: Division) -> list[Path]:
     parts = (division.training, division.held_out, division.validation)
-    return [path for part in parts for path in (*part.sketches, *part.photos)]
+    return [path for part in parts for path in (*part.sketch_files, *part.photos)]
 
 
 def test_unseen_classes_are_in_no_part(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_labels_name_the_folder_of_each_image(tmp_path: Path) -> None:
     )
     for part in (division.training, division.held_out, division.validation):
         for paths, labels in (
-            (part.sketches, part.sketch_labels),
+            (part.sketch_files, part.sketch_labels),
             (part.photos, part.photo_labels),
         ):
             assert [part.classes[label] for label in labels] == [p.parent.name for p in paths]

@@ -59,7 +59,7 @@ def test_duplicates_are_kept_as_published_galleries_keep_them(tmp_path: Path) ->
 
 def test_images_keep_the_order_of_the_list_within_their_class(tmp_path: Path) -> None:
     data = read_dataset(write_sake_sketchy(tmp_path))
-    ants = [path.name for path in data.sketches if path.parent.name == "ant"]
+    ants = [path.name for path in data.sketch_files if path.parent.name == "ant"]
     assert ants == [f"n00000000_1-{drawing}.png" for drawing in (4, 3, 2, 1, 6, 5)]
 
 
@@ -68,8 +68,8 @@ def test_division_holds_out_the_sketches_that_the_lists_hold_out(tmp_path: Path)
     division = divide(data, OWN, seed=0, validation_classes=1)
     assert len(division.training.classes) == 4
     assert len(division.held_out.sketches) == 2 * 4
-    assert {path.stem[-1] for path in division.held_out.sketches} == {"5", "6"}
-    assert {path.stem[-1] for path in division.training.sketches} == set("1234")
+    assert {path.stem[-1] for path in division.held_out.sketch_files} == {"5", "6"}
+    assert {path.stem[-1] for path in division.training.sketch_files} == set("1234")
     assert any("zeroshot1" in notice for notice in division.notices)
 
 
@@ -94,8 +94,8 @@ def test_each_split_finds_its_lists_among_several(tmp_path: Path) -> None:
     assert [listing.name for listing in data.listings] == ["zeroshot1", "zeroshot2"]
     first = divide(data, OWN, seed=0, validation_classes=1)
     second = divide(data, Split("x", other_unseen), seed=0, validation_classes=1)
-    assert {path.stem[-1] for path in first.held_out.sketches} == {"5", "6"}
-    assert {path.stem[-1] for path in second.held_out.sketches} == {"4", "5", "6"}
+    assert {path.stem[-1] for path in first.held_out.sketch_files} == {"5", "6"}
+    assert {path.stem[-1] for path in second.held_out.sketch_files} == {"4", "5", "6"}
 
 
 def test_few_missing_images_are_left_out_and_named(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_copies_differ_and_views_of_an_image_are_different_copies(
     rows = Batch(np.array([0, 5]), np.array([2]))
     generator = torch.Generator().manual_seed(3)
     draws = BatchDraws(Draws(generator, 2), Draws(generator, 1))
-    first, second = source.inputs(source.load(rows), draws).chunk(2)
+    first, second = source.inputs(source.load(rows, 0), draws).chunk(2)
     assert first.shape == (3, 256, 4, 4)
     found = [
         [copy for copy in range(3) if np.array_equal(kept[row, copy], view[place].numpy())]

@@ -324,7 +324,7 @@ def test_without_validation_classes_the_refitted_embedding_is_kept_as_the_recipe
     [{"feature_folder": "maps", "freeze_until": "layer3"}, {"class_map": "quickdraw-caltech"}],
 )
 def test_further_images_that_cannot_be_used_are_refused(
-    data: Path, changes: dict[str, str]
+    data: Path, changes: dict[str, Any]
 ) -> None:
     more: dict[str, Any] = {} if "class_map" in changes else {"more_photos": ("photos",)}
     with pytest.raises(BadConfig, match="further"):
