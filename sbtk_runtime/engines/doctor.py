@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from PIL import features
+
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.cpu import cpu_threads
 from sbtk_runtime.engines.engine import EngineReport, open_engine, survey_engines
@@ -97,6 +99,7 @@ def examine(gallery: Path, model: str | None = None) -> Examination:
         _auto(engines, bundle),
         model_finding,
         _gallery(gallery, bundle),
+        _photos(),
         _extras(),
     ]
     return Examination(machine, engines, taken.name if taken else None, tuple(findings))
@@ -269,6 +272,24 @@ def _missing_graph(folder: Path, manifest: GalleryManifest) -> str | None:
     if manifest.graph is None or (folder / manifest.graph.file).is_file():
         return None
     return manifest.graph.file
+
+
+def _photos() -> Finding:
+    readers = {"HEIC": "pillow-heif", "camera RAW": "rawpy"}
+    lack = [name for name, distribution in readers.items() if not _is_installed(distribution)]
+    if not features.check("avif"):
+        return Finding(
+            "photos",
+            "note",
+            "this build of Pillow cannot read AVIF",
+            "pip install --force-reinstall pillow",
+        )
+    if lack:
+        text = f"{' and '.join(lack)} cannot be read: such photos are skipped, and counted"
+        return Finding("photos", "note", text, 'pip install "sbtk[photos]"')
+    return Finding(
+        "photos", "ok", "HEIC and camera RAW are read, beside JPEG, PNG, AVIF and others"
+    )
 
 
 def _extras() -> Finding:

@@ -16,7 +16,7 @@ def test_a_healthy_machine(shared_gallery: Path, capsys: pytest.CaptureFixture[s
     lines = capsys.readouterr().out.splitlines()
     topics = [line.split()[1] for line in lines if not line.startswith(" ")]
     assert topics[:3] == ["machine", "system", "int8"]
-    assert topics[-4:] == ["auto", "model", "gallery", "extras"]
+    assert topics[-5:] == ["auto", "model", "gallery", "photos", "extras"]
     text = "\n".join(lines)
     works = [line.split()[2] for line in lines if re.match("ok  engine .* works$", line)]
     assert "onnxruntime" in works

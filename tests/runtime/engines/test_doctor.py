@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,22 @@ def test_extras_are_those_of_the_package() -> None:
         assert all(name in required for name in distributions)
     assert declared["heic"] == ["sbtk[photos]"]  # its name before it brought RAW too
     assert set(declared) - set(EXTRAS) == {"dev", "heic"}
+
+
+def test_photos_that_cannot_be_read_name_their_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pillow_heif")
+    pytest.importorskip("rawpy")
+    assert doctor._photos().level == "ok"
+
+    def version(name: str) -> str:
+        if name == "rawpy":
+            raise metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(metadata, "version", version)
+    found = doctor._photos()
+    assert found.level == "note"
+    assert found.text.startswith("camera RAW cannot be read")
+    assert found.next_step == 'pip install "sbtk[photos]"'
