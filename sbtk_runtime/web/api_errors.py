@@ -50,7 +50,7 @@ _DESCRIPTIONS = {
     408: "The request's body came too slowly.",
     413: "The request's body is too large.",
     415: "The request's body is of another type.",
-    422: "A parameter is out of range.",
+    422: "A parameter is out of range, unknown, or given twice.",
     500: "A fault of the server's own.",
     503: "Loading, busy, being stopped, or the gallery cannot be served.",
     504: "It took too long.",
@@ -61,7 +61,7 @@ _log = logging.getLogger("sbtk.web")
 
 def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Returns the description of a route's errors, with those that every route has."""
-    every = sorted({*statuses, 401, 403, 500})
+    every = sorted({*statuses, 401, 403, 422, 500})
     return {
         status: {"model": ErrorAnswer, "description": _DESCRIPTIONS[status]} for status in every
     }

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, BinaryIO
+from typing import BinaryIO
 from urllib.parse import quote
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from sbtk_runtime.web.answers import PhotoAnswer
 from sbtk_runtime.web.api_errors import error_answers
+from sbtk_runtime.web.parameters import Id, Size
 from sbtk_runtime.web.photo_files import etag_of, media_type_of, size_of
 from sbtk_runtime.web.service import Service
 from sbtk_runtime.web.thumbnails import SizePx, Thumbnails
@@ -21,9 +22,6 @@ _CHUNK_BYTES = 256 << 10
 # The photo may change, and after the gallery was made anew its id be another's.
 _CACHING = "private, no-cache"
 _NOT_MODIFIED = {304: {"description": "The copy with the tag in If-None-Match is still good."}}
-
-Id = Annotated[int, Path(ge=1, description="The id of a hit.")]
-Size = Annotated[SizePx, Query(description="Pixels that the longer side has at most.")]
 
 
 def photo_routes(service: Service, thumbnails: Thumbnails) -> APIRouter:

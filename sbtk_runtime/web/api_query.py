@@ -8,19 +8,18 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 from urllib.parse import unquote_to_bytes
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from sbtk_runtime.preprocess import Kind
 from sbtk_runtime.web.answers import HitAnswer, QueryAnswer
 from sbtk_runtime.web.api_errors import error_answers
 from sbtk_runtime.web.body import BodyReader
 from sbtk_runtime.web.metrics import Metrics
+from sbtk_runtime.web.parameters import Hits, Id
 from sbtk_runtime.web.refusals import Refusal, Refused
 from sbtk_runtime.web.service import Found, Service
 from sbtk_runtime.web.uploads import MEDIA_TYPES, check_upload, is_accepted
 from sbtk_runtime.web.waiting import answer_of
-
-MAX_HITS = 200
 
 _UNSUPPORTED = Refusal(
     415,
@@ -57,7 +56,6 @@ def _folder(
     return os.fsdecode(_raw_parameter(request.scope["query_string"], b"under"))
 
 
-Hits = Annotated[int, Query(ge=1, le=MAX_HITS, description="How many photos to find.")]
 Folder = Annotated[str | None, Depends(_folder)]
 
 
@@ -101,7 +99,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
     )
     async def similar(
         request: Request,
-        photo_id: Annotated[int, Path(ge=1)],
+        photo_id: Id,
         under: Folder,
         k: Hits = 24,
     ) -> Response:

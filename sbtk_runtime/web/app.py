@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastapi import FastAPI
-from fastapi.responses import FileResponse
+from fastapi import Depends, FastAPI
+from fastapi.responses import FileResponse, JSONResponse
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
@@ -18,6 +18,7 @@ from sbtk_runtime.web.api_state import state_routes
 from sbtk_runtime.web.docs_page import add_docs_page
 from sbtk_runtime.web.head_requests import answer_head
 from sbtk_runtime.web.metrics import Counted, Metrics
+from sbtk_runtime.web.parameters import only_known_parameters
 from sbtk_runtime.web.security_headers import SecurityHeaders
 from sbtk_runtime.web.service import Service
 from sbtk_runtime.web.thumbnails import Thumbnails
@@ -41,6 +42,7 @@ def guarded_app(service: Service, rules: AccessRules) -> ASGIApp:
         version="1",
         description=_DESCRIPTION,
         docs_url=None,
+        openapi_url=None,
         redoc_url=None,
         redirect_slashes=False,
         # Nothing is sent anywhere, whatever OTEL_* variables ask for.
@@ -52,14 +54,22 @@ def guarded_app(service: Service, rules: AccessRules) -> ASGIApp:
             "auto_configure": False,
         },
     )
+    app.router.dependencies.append(Depends(only_known_parameters(app)))
     add_error_answers(app)
     app.include_router(answer_head(query_routes(service, metrics)))
     app.include_router(answer_head(photo_routes(service, thumbnails)))
     app.include_router(answer_head(state_routes(service, metrics)))
+    _add_description(app)
     add_docs_page(app)
     _add_page(app)
     answer_head(app.router)
     return Counted(SecurityHeaders(FaultsTold(AccessGuard(app, rules))), metrics)
+
+
+def _add_description(app: FastAPI) -> None:
+    @app.get("/openapi.json", include_in_schema=False)
+    async def description() -> JSONResponse:
+        return JSONResponse(app.openapi())
 
 
 def _add_page(app: FastAPI) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import h11
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
@@ -107,6 +108,7 @@ class GuardedProtocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.app = _closing_what_is_ambiguous(cast(ASGIApp, self.app))
         self._closing: _KindlyClosed
         self._header_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
@@ -152,11 +154,16 @@ class GuardedProtocol(H11Protocol):
         self._time_headers()
 
     def send_400_response(self, msg: str) -> None:
-        """Answers what is not HTTP."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            # Another answer is on its way here.
-            self.transport.abort()
-            return
+        """Answers what is not HTTP, such as a chunk whose size is not a number."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if cycle.response_started:
+                # Another answer is on its way here.
+                self.transport.abort()
+                return
+            # Whoever waits for the body is told that its client has gone.
+            cycle.disconnected = True
+            cycle.message_event.set()
         self._answer_alone(_NOT_HTTP)
 
     def shutdown(self) -> None:
@@ -206,6 +213,27 @@ class GuardedProtocol(H11Protocol):
         lines += [name + b": " + value for name, value in dict(reversed(headers)).items()]
         self.transport.write(b"\r\n".join([*lines, b"", refusal.body()]))
         self._closing.close_after_reading()
+
+
+def _closing_what_is_ambiguous(app: ASGIApp) -> ASGIApp:
+    """Returns an app that ends the connection after a request that has two lengths.
+
+    With Content-Length beside Transfer-Encoding, a proxy in front may have taken another part of
+    the bytes for the request (RFC 9112, 6.3): nothing that follows it can be trusted.
+    """
+
+    async def closing(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_closing(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                kept = [header for header in message["headers"] if header[0] != b"connection"]
+                message = {**message, "headers": [*kept, (b"connection", b"close")]}
+            await send(message)
+
+        names = {name for name, _ in scope.get("headers", ())}
+        is_ambiguous = {b"content-length", b"transfer-encoding"} <= names
+        await app(scope, receive, send_closing if is_ambiguous else send)
+
+    return closing
 
 
 def _send_at_once(transport: asyncio.Transport) -> None:

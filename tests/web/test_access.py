@@ -307,6 +307,7 @@ def test_every_answer_has_the_headers_that_keep_browsers_careful() -> None:
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["referrer-policy"] == "no-referrer"
         assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        assert answer.headers["cross-origin-opener-policy"] == "same-origin"
         assert answer.headers["cache-control"] in ("private, no-cache", "no-store")
         assert not [name for name in answer.headers if name.startswith("access-control-")]
     assert ask(rules, "/").headers["content-security-policy"] == PAGE_POLICY

@@ -30,6 +30,8 @@ ROUTES = {
     "/healthz": "get",
     "/metrics": "get",
 }
+# What Python takes for numbers and other programs do not.
+ODD_NUMBERS = ("%2B1", "%201", "1%20", "1_0", "%D9%A1", "%EF%BC%91", "1.0", "1e1", "9" * 20)
 
 
 def id_of(place: Workplace, name: str) -> int:
@@ -124,10 +126,52 @@ def test_parameters_out_of_range_are_named(server: ServeProcess, parameters: str
     assert f"The parameter {named} is wrong" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("number", ODD_NUMBERS)
+def test_numbers_are_plain_digits(server: ServeProcess, number: str) -> None:
+    for path, name in (
+        (f"/v1/photos/1/similar?k={number}", "k"),
+        (f"/v1/photos/1/thumbnail?size={number}", "size"),
+    ):
+        answer = ask(server.port, path)
+        assert (answer.status, answer.code) == (422, "bad_parameter")
+        assert f"The parameter {name} is wrong" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "given", ["?x=1", "?K=5", "?token=abcdefgh", "?x", "?%00=1", "?=1", "?a&b"]
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_unknown_parameters_are_refused_everywhere(
+    server: ServeProcess, method: str, given: str
+) -> None:
+    paths = [path.replace("{photo_id}", "1") for path in ROUTES if path != "/v1/query"]
+    for path in (*paths, "/openapi.json"):
+        answer = ask(server.port, path + given, method)
+        assert answer.status == 422, path
+        if method == "GET":
+            assert answer.code == "bad_parameter"
+            assert "There is no parameter" in answer.json()["error"]["message"]
+    assert query(server.port, sketch_png(), given).code == "bad_parameter"
+
+
+@pytest.mark.parametrize(
+    "given", ["?k=3&k=3", "?as=sketch&as=photo", "?under=/a&under=/b", "?k=3&%6b=4", "?k&k=3"]
+)
+def test_a_parameter_that_is_given_twice_is_refused(server: ServeProcess, given: str) -> None:
+    answer = query(server.port, sketch_png(), given)
+    assert (answer.status, answer.code) == (422, "bad_parameter")
+    assert "given 2 times" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/static/look.css"])
+def test_pages_take_what_links_to_them_carry(server: ServeProcess, path: str) -> None:
+    assert ask(server.port, path + "?utm_source=x&utm_source=y").status == 200
+
+
 def test_an_empty_sketch_is_told_from_a_bad_picture(server: ServeProcess) -> None:
     empty = query(server.port, png(Image.new("L", (200, 200), 255)))
     assert (empty.status, empty.code) == (400, "empty_sketch")
-    cut = query(server.port, sketch_png()[:-40])
+    cut = query(server.port, sketch_png()[: len(sketch_png()) // 2])
     assert (cut.status, cut.code) == (400, "bad_image")
     gif = io.BytesIO()
     tiny_sketch(0).save(gif, "GIF")
@@ -141,7 +185,7 @@ def test_an_empty_sketch_is_told_from_a_bad_picture(server: ServeProcess) -> Non
 def test_a_picture_that_takes_too_much_memory_is_refused_from_its_header(
     server: ServeProcess,
 ) -> None:
-    answer = query(server.port, png(Image.new("1", (5_000, 5_000))), "?as=photo")
+    answer = query(server.port, png(Image.new("1", (9_000, 9_000))), "?as=photo")
     assert (answer.status, answer.code) == (400, "bad_image")
     assert "256 MiB" in answer.json()["error"]["message"]
 
@@ -263,7 +307,7 @@ def test_alike_photos_are_found_without_the_photo_itself(
 
 @pytest.mark.parametrize("what", ["", "/thumbnail", "/file", "/similar"])
 def test_there_is_no_photo_without_a_known_id(server: ServeProcess, what: str) -> None:
-    for photo_id in ("0", "999", "-1", "1.5", "one", str(10**40)):
+    for photo_id in (*("0", "999", "-1", "1.5", "one", str(10**40)), *ODD_NUMBERS):
         answer = ask(server.port, f"/v1/photos/{photo_id}{what}")
         assert (answer.status, answer.code) == (404, "no_photo")
 
