@@ -147,6 +147,10 @@ class _Walk:
         self._rules = rules
         self._exclude = patterns_of(rules.exclude)
         self._formats = Formats()
+        # As a shell gives them for photos/*
+        self._root_jpegs = {
+            _stem(root) for root in roots if self._formats.stands_for_raw(suffix_of(root))
+        }
         self._visited: set[tuple[int, int]] = set()
         self._links: list[_Link] = []
 
@@ -191,8 +195,10 @@ class _Walk:
                         yield from self._hidden_root(_with_ignore_file(folder), name)
             except _BadIgnoreFile as problem:
                 yield Skipped(folder.path, str(problem), may_hide_photos=True)
-            except OSError:
-                continue  # it is no longer there
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # it was a root once
+            except OSError as problem:
+                yield Skipped(known, f"cannot be read: {problem.strerror}", may_hide_photos=True)
 
     def _hidden_root(self, folder: _Folder, name: str) -> Iterator[Item]:
         path = os.path.join(folder.path, name)  # noqa: PTH118
@@ -206,7 +212,10 @@ class _Walk:
             yield from self._below(_inner(folder, name))
 
     def _root_file(self, path: str, status: os.stat_result) -> Item:
-        why = self._formats.why_not(suffix_of(path))
+        suffix = suffix_of(path)
+        if suffix in raw_photo.SUFFIXES and _stem(path) in self._root_jpegs:
+            return LeftOut(path, Why.RAW_BESIDE_JPEG)
+        why = self._formats.why_not(suffix)
         if why in (Why.HEIC_READER_MISSING, Why.RAW_READER_MISSING):
             return LeftOut(path, why)
         return _file(path, status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -109,3 +110,12 @@ def test_without_rawpy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         decode(tiny_dng())
     assert caught.value.next_step == 'pip install "sbtk[photos]"'
     assert memory_to_decode(tiny_dng()) == 0
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    files = [tiny_dng(preview, turn) for turn in SIDES for preview in (None, two_colours(WIDE))]
+    expected = [blue_side(decode(data)) for data in files]
+    assert expected == [side for side in SIDES.values() for _ in range(2)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda data: blue_side(decode(data)), files * 5))
+    assert found == expected * 5

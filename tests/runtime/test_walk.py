@@ -257,6 +257,15 @@ def test_a_raw_whose_jpeg_is_excluded_or_hidden_is_the_photo(tmp_path: Path) -> 
     assert _names(tmp_path / "a.cr2") == {"."}
 
 
+def test_raw_and_jpeg_that_are_named_one_by_one_are_one_photo(tmp_path: Path) -> None:
+    pytest.importorskip("rawpy")
+    names = ("a.CR2", "a.JPG", "b.cr2")
+    roots = [str(_touch(tmp_path / name)) for name in names]
+    items = list(walk(roots))
+    assert [item.path for item in items if isinstance(item, Found)] == roots[1:]
+    assert [item.why for item in items if isinstance(item, LeftOut)] == [Why.RAW_BESIDE_JPEG]
+
+
 def test_photos_without_a_reader_name_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
