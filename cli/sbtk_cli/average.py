@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import click
@@ -35,21 +36,30 @@ def command(
 ) -> int:
     """Runs `sbtk average`."""
     from sbtk_train.runs.average import average_runs
+    from sbtk_train.runs.checkpoint import LOCK, locked
     from sbtk_train.runs.run import new_run_folder
 
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadConfig(f"{out} is already there", "a new folder")
+    if out is not None and out.exists() and not out.is_dir():
+        raise BadConfig(f"{out} is a file", "a new folder")
     folder = out if out is not None else new_run_folder(Path("runs"), "average")
+    is_new = out is None or not out.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        record = average_runs(
-            runs, folder, lambda text: output.notice(text, quiet=quiet), threads=threads or 0
-        )
-    except BaseException:
-        # What is not written whole is no run.
-        if not any(folder.iterdir()):
-            folder.rmdir()
-        raise
+    with locked(folder):
+        if any(path.name != LOCK for path in folder.iterdir()):
+            raise BadConfig(f"{folder} is already there, and not empty", "a new folder")
+        try:
+            record = average_runs(
+                runs, folder, lambda text: output.notice(text, quiet=quiet), threads=threads or 0
+            )
+        except BaseException:
+            # What is not written whole is not a run, and would be in the way of the next try.
+            for path in folder.iterdir():
+                if path.name != LOCK or is_new:
+                    path.unlink()
+            if is_new:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise
     output.notice(f"next: sbtk export {folder}", quiet=quiet)
     if as_json:
         told = {name: record[name] for name in ("best", "averaged", "student_sha256")}

@@ -164,10 +164,6 @@ def _started(
     config = train_options.config_from(data, values, reporter, processes=processes)
     folder = out if out is not None else new_run_folder(Path("runs"), name or config.method)
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "last.safetensors").exists():
-        raise BadConfig(
-            f"{folder} already holds a run", "a new folder", f"sbtk train --resume {folder}"
-        )
     return config, folder
 
 

@@ -45,8 +45,7 @@ def run_ablation(
     The table is printed unless `as_json`: then stdout has the reporter's JSON lines alone.
     Returns the exit code. Unseen classes are looked at only when no run is missing.
     """
-    from sbtk_train.runs.ablation import missing, run_study
-    from sbtk_train.runs.ablation_scores import as_markdown, draw, score_runs, write_csv
+    from sbtk_train.runs.checkpoint import locked
 
     mistaken = [name for name in _OF_ROWS if name in given]
     if mistaken:
@@ -56,6 +55,14 @@ def run_ablation(
     study = _study(data, values, root, seeds, rows, reporter)
     _require_teacher(study)
     root.mkdir(parents=True, exist_ok=True)
+    with locked(root):
+        return _run_study(study, root, reporter, as_json=as_json)
+
+
+def _run_study(study: Study, root: Path, reporter: Reporter, *, as_json: bool) -> int:
+    from sbtk_train.runs.ablation import missing, run_study
+    from sbtk_train.runs.ablation_scores import as_markdown, draw, score_runs, write_csv
+
     try:
         with stopping_by_signal() as hold:
             run_study(study, root, reporter, should_stop=lambda: hold.is_stopping, on_trainer=hold)

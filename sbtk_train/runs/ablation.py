@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.errors import BadConfig, DiskFull
 from sbtk_runtime.files import write_json_atomically
 from sbtk_train.config import FREE_FIELDS, TrainConfig, read_config
 from sbtk_train.progress import Listener
@@ -184,7 +184,11 @@ def run_study(
         resume = (folder / LAST).is_file()
         if resume:
             _require_same(folder, config)
-        record = train(config, folder, listener, resume=resume, on_trainer=on_trainer)
+        try:
+            record = train(config, folder, listener, resume=resume, on_trainer=on_trainer)
+        except DiskFull as problem:
+            step = "free some space, then: the same command again, which goes on where it stopped"
+            raise DiskFull(problem.found, problem.expected, step) from problem
         write_json_atomically(folder / DONE, {"best": record.get("best", {})})
         # Four times the student, and of no use any more.
         (folder / LAST).unlink(missing_ok=True)

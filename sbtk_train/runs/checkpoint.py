@@ -7,7 +7,13 @@ Each file is replaced atomically, so a run that is killed anywhere goes on from 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from sbtk_runtime.errors import BadConfig, BadModel
-from sbtk_runtime.files import atomic_path, read_json_object
+from sbtk_runtime.errors import BadConfig, BadModel, DiskFull, GalleryBusy, SbtkError
+from sbtk_runtime.files import WriterLock, atomic_path, read_json_object
 from sbtk_train.config import CONFIG_NAME, TrainConfig, read_config
 from sbtk_train.students.student import Student
 from sbtk_train.students.students import build_student
@@ -25,6 +31,14 @@ from sbtk_train.students.students import build_student
 LAST = "last.safetensors"
 STUDENT = "student.safetensors"
 RECORD = "run.json"
+LOCK = ".lock"
+#: Record, table, curves and what a file system keeps of them.
+_OTHER_BYTES = 1 << 20
+_OS_ERROR = re.compile(r"os error (\d+)")
+
+
+class RunBusy(SbtkError):
+    """Another process is writing to the run folder."""
 
 
 @dataclass
@@ -71,6 +85,67 @@ class TrainedRun:
     student: Student
     config: TrainConfig
     record: dict[str, Any]
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a run folder, which every writer takes; the kernel releases it on death.
+
+    Raises:
+        RunBusy: on entry, when another process holds it; names its PID and start time.
+        SbtkError: on entry, when the folder cannot be written.
+    """
+    lock = WriterLock(folder / LOCK)
+    try:
+        lock.__enter__()
+    except GalleryBusy as problem:
+        raise RunBusy(
+            problem.found, "one writer in a run folder", "wait for it to end, or --out FOLDER"
+        ) from problem
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
+
+
+def resume_command(folder: Path) -> str:
+    """Returns what to type to go on with the run in `folder`."""
+    if (folder / LAST).is_file():
+        return f"sbtk train --resume {shlex.quote(str(folder))}"
+    return "the same command again"
+
+
+def require_space(folder: Path, state_bytes: int, student_bytes: int) -> None:
+    """Refuses to start where the disk cannot hold what the run will save.
+
+    A file is replaced by a whole new one, so that two of them are on the disk for a moment.
+
+    Args:
+        folder: the run folder; what it holds already will be replaced.
+        state_bytes: size of `last.safetensors`.
+        student_bytes: size of `student.safetensors`.
+
+    Raises:
+        DiskFull: names the disk, and the bytes needed and free.
+    """
+    held = sum(path.stat().st_size for path in (folder / LAST, folder / STUDENT) if path.is_file())
+    needed = 2 * state_bytes + student_bytes + _OTHER_BYTES - held
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DiskFull(
+            f"{folder} needs {needed:,} bytes, and {_disk_of(folder)} has {free:,} free",
+            "space for the run's state, twice while it is replaced, and for the best student",
+            f"free some space, or name a folder on another disk with --out; then: "
+            f"{resume_command(folder)}",
+        )
+
+
+def _disk_of(path: Path) -> str:
+    """Returns a name for the disk that holds `path`: where it is mounted."""
+    place = path.resolve()
+    while not os.path.ismount(place) and place != place.parent:
+        place = place.parent
+    return f"the disk at {place}"
 
 
 def save_state(folder: Path, tensors: dict[str, torch.Tensor], position: Position) -> None:
@@ -152,12 +227,36 @@ def load_student(folder: Path, config: TrainConfig, classes: int) -> Student:
 
 def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_path(path) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file(plain, temporary, metadata)
-        # safetensors makes files that nobody else can read; the user's umask decides that here.
-        temporary.chmod(mode)
+    try:
+        with atomic_path(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            with _os_errors(path):
+                save_file(plain, temporary, metadata)
+            # safetensors makes files that nobody else can read; the user's umask decides that here.
+            temporary.chmod(mode)
+    except DiskFull as problem:
+        size = sum(tensor.nbytes for tensor in plain.values())
+        free = shutil.disk_usage(path.parent).free
+        raise DiskFull(
+            f"no space left on {_disk_of(path.parent)} while writing {path}: "
+            f"{size:,} bytes needed, {free:,} free",
+            problem.expected,
+            f"free some space, then: {resume_command(path.parent)}",
+        ) from problem
+
+
+@contextlib.contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    """Turns a `SafetensorError` that hides an error of the system into the `OSError` that it is."""
+    try:
+        yield
+    except SafetensorError as problem:
+        match = _OS_ERROR.search(str(problem))
+        if match is None:
+            raise
+        number = int(match[1])
+        raise OSError(number, os.strerror(number), str(path)) from problem
 
 
 def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

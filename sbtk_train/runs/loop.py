@@ -97,6 +97,18 @@ class Trainer:
         """The figures of each finished epoch."""
         return self._position.history
 
+    def student_bytes(self) -> int:
+        """Returns the size of a student as it is saved."""
+        return sum(value.nbytes for value in self._student.state_dict().values())
+
+    def state_bytes(self) -> int:
+        """Returns the size of the whole state that the run saves to go on from."""
+        copies = 2 if self._average is not None else 1
+        trained = sum(value.nbytes for value in self._student.parameters() if value.requires_grad)
+        moments = {"sgd": 1 if self._recipe.momentum else 0, "adam": 2, "adamw": 2}
+        objective = sum(value.nbytes for value in self._objective.state().values())
+        return copies * self.student_bytes() + moments[self._recipe.optimizer] * trained + objective
+
     def resume(self) -> None:
         """Takes up the saved state of the run folder.
 

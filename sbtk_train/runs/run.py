@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import date
 from importlib import metadata
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.errors import BadConfig, DiskFull
 from sbtk_runtime.files import (
     disk_full_explained,
     remove_stale_temporaries,
@@ -27,7 +28,14 @@ from sbtk_train.config import TrainConfig, read_config
 from sbtk_train.distributed import ALONE, Team
 from sbtk_train.progress import EpochDone, Listener, StepDone
 from sbtk_train.recipes import SbtknetRecipe, Selection
-from sbtk_train.runs.checkpoint import RECORD, STUDENT
+from sbtk_train.runs.checkpoint import (
+    LAST,
+    RECORD,
+    STUDENT,
+    locked,
+    require_space,
+    resume_command,
+)
 from sbtk_train.runs.curves import draw_curves
 from sbtk_train.runs.evaluate import SELECTED_BY
 from sbtk_train.runs.loop import Trainer
@@ -70,7 +78,47 @@ def train(
         resume: go on from the folder's last save.
         on_trainer: handed the trainer before it starts, so that a signal can stop it.
         team: the processes that train together. All call this; the first one listens and writes.
+
+    Raises:
+        RunBusy: another process writes to the folder.
+        DiskFull: the disk cannot hold, or no longer holds, what the run saves.
+        BadConfig: the folder already holds a run, and `resume` is not asked for.
     """
+    with contextlib.ExitStack() as held, _failed_writes_explained(folder):
+        team.agreed(lambda: _claim(folder, held, resume=resume))
+        return _train(config, folder, listener, resume, on_trainer, team)
+
+
+def _claim(folder: Path, held: contextlib.ExitStack, *, resume: bool) -> None:
+    """Locks the folder for as long as `held` is open."""
+    if resume and not folder.is_dir():
+        raise BadConfig(f"there is no run folder {folder}", "a folder made by sbtk train")
+    held.enter_context(locked(folder))
+    if not resume and (folder / LAST).exists():
+        raise BadConfig(f"{folder} already holds a run", "a new folder", resume_command(folder))
+
+
+@contextlib.contextmanager
+def _failed_writes_explained(folder: Path) -> Iterator[None]:
+    """Makes a failed write say how to go on with this run."""
+    try:
+        with disk_full_explained(folder / RECORD):
+            yield
+    except DiskFull as problem:
+        if "then: " in problem.next_step:
+            raise
+        next_step = f"free some space, then: {resume_command(folder)}"
+        raise DiskFull(problem.found, problem.expected, next_step) from problem
+
+
+def _train(
+    config: TrainConfig,
+    folder: Path,
+    listener: Listener,
+    resume: bool,
+    on_trainer: Callable[[Trainer], None] | None,
+    team: Team,
+) -> dict[str, Any]:
     if resume:
         asked = config
         config = team.agreed(lambda: read_config(folder).made_as(asked))
@@ -87,6 +135,7 @@ def train(
     if resume:
         trainer.resume()
         listener(f"resuming {folder} after {len(trainer.history)} finished epochs")
+    require_space(folder, trainer.state_bytes(), trainer.student_bytes())
     recorder.start(trainer.history)
     if on_trainer is not None:
         on_trainer(trainer)
