@@ -19,7 +19,8 @@ sbtk data check dataset/Sketchy
 sbtk data check my-data --split unseen.txt --quick
 
 Exit codes: 0 all is well; 1 the data cannot be used as they are, or the seen and the unseen side
-of a split have something in common; 3 some images are missing or unreadable and would be left out.
+of a split have something in common; 3 some images would be left out (missing, unreadable, of a
+format that is not read, nested too deep, or in classes with too few), or are in two classes.
 """
 
 
@@ -86,4 +87,4 @@ def check(
     else:
         for line in check_lines(found):
             output.answer(line)
-    return 1 if found.problems() else 3 if found.skipped() else 0
+    return 1 if found.problems() else 0 if found.is_whole() else 3

@@ -46,9 +46,10 @@ def check_lines(check: DataCheck) -> Iterator[str]:
     if check.images is not None:
         yield ""
         yield from _image_lines(check.images)
-    problems = check.problems()
-    if problems:
+    notices, problems = check.notices(), check.problems()
+    if notices or problems:
         yield ""
+    yield from (printable_name(notice) for notice in notices)
     yield from (f"PROBLEM: {printable_name(problem)}" for problem in problems)
 
 
@@ -86,6 +87,20 @@ def check_json(check: DataCheck) -> dict[str, Any]:
         ],
         "splits": [_split_json(split) for split in check.splits],
         "images": _images_json(check.images) if check.images else None,
+        "ignored": {
+            kind: {
+                "suffixes": dict(ignored.suffixes),
+                "nested": [{"folder": str(path), "images": n} for path, n in ignored.nested],
+                "system": [str(path) for path in ignored.system],
+            }
+            for kind, ignored in dataset.ignored.items()
+        },
+        "too_few": list(check.too_few),
+        "in_two_classes": {
+            "count": len(check.in_two_classes),
+            "first": [list(pair) for pair in check.in_two_classes[:_SHOWN_JSON]],
+        },
+        "notices": check.notices(),
         "skipped": check.skipped(),
         "problems": check.problems(),
     }

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sbtk_runtime.errors import BadData
@@ -19,6 +19,36 @@ from sbtk_train.data.class_names import (
     without_addition,
 )
 
+#: Folders that a system or an archive adds; their names are compared in small letters.
+SYSTEM_FOLDERS = frozenset(
+    {
+        "__macosx",
+        "@eadir",
+        "#recycle",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+    }
+)
+#: What these systems leave in any folder.
+_SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """What class folders hold and training does not read.
+
+    Attributes:
+        suffixes: number of files by suffix in small letters (empty: none), hidden and system
+            files left out.
+        nested: folders below a class folder that hold images, and how many.
+        system: folders of a system or an archive beside class folders.
+    """
+
+    suffixes: Mapping[str, int] = field(default_factory=dict)
+    nested: tuple[tuple[Path, int], ...] = ()
+    system: tuple[Path, ...] = ()
+
 
 @dataclass(frozen=True)
 class NamedImages:
@@ -28,11 +58,13 @@ class NamedImages:
         names: class names, of classes without images too.
         paths: image files.
         name_of: the class name of each path.
+        ignored: what else is in the folders, where these were looked through.
     """
 
     names: tuple[str, ...]
     paths: tuple[Path, ...]
     name_of: tuple[str, ...]
+    ignored: Ignored = field(default_factory=Ignored)
 
 
 def scan(folders: Sequence[Path]) -> NamedImages:
@@ -42,16 +74,21 @@ def scan(folders: Sequence[Path]) -> NamedImages:
         BadData: two of the class folders in one folder have names that mean one class.
     """
     found: dict[str, list[Path]] = defaultdict(list)
+    suffixes: Counter[str] = Counter()
+    nested: list[tuple[Path, int]] = []
+    system: list[Path] = []
     for folder in folders:
-        names_here = _class_folders(folder)
+        names_here, system_here = _class_folders(folder)
+        system += system_here
         refuse_ambiguous(names_here, printable_name(folder))
         for name in names_here:
-            found[name] += _images(folder / name)
+            found[name] += _images(folder / name, suffixes, nested)
     names = tuple(sorted(found))
     return NamedImages(
         names,
         tuple(path for name in names for path in found[name]),
         tuple(name for name in names for _ in found[name]),
+        Ignored(suffixes, tuple(nested), tuple(system)),
     )
 
 
@@ -111,15 +148,47 @@ def _by(key_of: Callable[[str], str], groups: list[list[str]]) -> dict[str, list
     return by_key
 
 
-def _class_folders(folder: Path) -> list[str]:
-    return [entry.name for entry in folder.iterdir() if entry.name[0] != "." and entry.is_dir()]
+def is_system_folder(name: str) -> bool:
+    """Says whether a folder is hidden, or a system's or an archive's, and so not a class."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
-def _images(folder: Path) -> list[Path]:
-    # Names that start with a point are no pictures: macOS puts such a file beside each of them.
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."
+def _class_folders(folder: Path) -> tuple[list[str], list[Path]]:
+    """Returns the names of class folders, and the folders of a system beside them."""
+    folders = [entry for entry in folder.iterdir() if entry.is_dir()]
+    names = [entry.name for entry in folders if not is_system_folder(entry.name)]
+    system = [entry for entry in folders if entry.name.lower() in SYSTEM_FOLDERS]
+    return names, sorted(system)
+
+
+def _images(folder: Path, suffixes: Counter[str], nested: list[tuple[Path, int]]) -> list[Path]:
+    """Returns the images in a class folder, and adds what else it holds to the two others."""
+    images: list[Path] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            # macOS puts a file that starts with a point beside each image.
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                if not is_system_folder(entry.name) and (count := _images_below(entry.path)):
+                    nested.append((Path(entry.path), count))
+            elif _suffix(entry.name) in SUFFIXES:
+                images.append(folder / entry.name)
+            elif entry.name.lower() not in _SYSTEM_FILES:
+                suffixes[_suffix(entry.name)] += 1
+    return sorted(images)
+
+
+def _images_below(folder: str) -> int:
+    return sum(
+        _suffix(name) in SUFFIXES and not name.startswith(".")
+        for _, _, names in os.walk(folder)
+        for name in names
     )
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 -- a Path for each takes far longer
 
 
 def _file_names(folder: Path) -> set[str]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import mimetypes
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from sbtk_train.data.class_match import ClassMatch, absent_text, match_classes
-from sbtk_train.data.dataset import Dataset
-from sbtk_train.data.division import listing_of
+from sbtk_runtime.names import printable_name
+from sbtk_runtime.raw_photo import SUFFIXES as RAW_SUFFIXES
+from sbtk_train.data.class_match import ClassMatch, absent_text, match_classes, named
+from sbtk_train.data.dataset import Dataset, ignored_lines
+from sbtk_train.data.division import MIN_SKETCHES, MIN_TRAINING_CLASSES, listing_of
 from sbtk_train.data.image_check import ImageCheck
 from sbtk_train.data.image_set import ImageSet, Rows
 from sbtk_train.data.leakage import Leakage, find_leakage
 from sbtk_train.data.published_data import PublishedData, PublishedSplit, published_data
 from sbtk_train.data.splits import Split, open_split, split_names
+
+_OTHER_IMAGES = frozenset({".psd", ".eps", ".ai", ".jp2", ".jxl", ".tga", ".pdf", ".heic", ".heif"})
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,9 @@ class DataCheck:
         splits: those that were asked for, or that belong to the data.
         images: what came of opening each image; `None` if that was left out.
         keeps_duplicates: photos that are there twice were counted twice.
+        too_few: classes that training leaves out, as they have fewer than two sketches or no photo;
+            those of `one_sided` are among them.
+        in_two_classes: images with the very same bytes in two classes, one pair for each content.
     """
 
     dataset: Dataset
@@ -86,15 +95,51 @@ class DataCheck:
     splits: tuple[SplitCheck, ...]
     images: ImageCheck | None
     keeps_duplicates: bool
+    too_few: tuple[str, ...]
+    in_two_classes: tuple[tuple[str, str], ...]
 
     def problems(self) -> list[str]:
-        """Returns sentences on what makes the data unfit for one of the splits."""
-        return [problem for split in self.splits for problem in _problems(split)]
+        """Returns sentences on what makes the data unfit, as a whole or for one of the splits."""
+        of_splits = [problem for split in self.splits for problem in _problems(split)]
+        return [*_problems_of_all(self), *of_splits]
+
+    def notices(self) -> list[str]:
+        """Returns sentences on what training would leave out, and on labels in doubt."""
+        ignored = self.dataset.ignored
+        lines = [line for kind in ignored for line in ignored_lines(kind, ignored[kind])]
+        if self.too_few:
+            lines.append(
+                f"{len(self.too_few)} of {len(self.dataset.images.classes)} classes are left out "
+                "of training, which needs two sketches and one photo in each: "
+                + named(self.too_few)
+            )
+        if self.in_two_classes:
+            first = self.in_two_classes[0]
+            lines.append(
+                f"in two classes: {len(self.in_two_classes)} of the images; first {first[0]} and "
+                f"{first[1]}"
+            )
+        return lines
 
     def skipped(self) -> int:
         """Returns how many images training would leave out."""
         gone = {path for each in self.dataset.missing for path in each.missing}
-        return len(gone) + (len(self.images.unreadable) if self.images else 0)
+        ignored = self.dataset.ignored.values()
+        return (
+            len(gone)
+            + (len(self.images.unreadable) if self.images else 0)
+            + sum(count for each in ignored for _, count in each.nested)
+            + sum(
+                count
+                for each in ignored
+                for suffix, count in each.suffixes.items()
+                if _is_image(suffix)
+            )
+        )
+
+    def is_whole(self) -> bool:
+        """Says whether training would use every image that is there, each in one class."""
+        return not (self.skipped() or self.too_few or self.in_two_classes)
 
 
 def check_data(
@@ -140,6 +185,12 @@ def check_data(
         ),
         images,
         keep_duplicates,
+        tuple(
+            name
+            for name, drawn, taken in zip(data.classes, sketches, photos, strict=True)
+            if drawn < MIN_SKETCHES or not taken
+        ),
+        () if sha256 is None else tuple(_in_two_classes(data, sha256)),
     )
 
 
@@ -163,6 +214,58 @@ def splits_of(dataset: Dataset, asked: str | None) -> list[Split]:
     published = published_data(data.classes)
     listed = [] if published is None else [open_split(each.split) for each in published.splits]
     return list({split.sha256: split for split in (*own, *listed)}.values())
+
+
+def _in_two_classes(data: ImageSet, sha256: Mapping[Path, bytes]) -> Iterator[tuple[str, str]]:
+    """Yields the first two images of different classes for each content that has such two."""
+    first: dict[bytes, tuple[int, Path]] = {}
+    told: set[bytes] = set()
+    for paths, labels in ((data.sketches, data.sketch_labels), (data.photos, data.photo_labels)):
+        for path, label in zip(paths, labels.tolist(), strict=True):
+            digest = sha256.get(path)
+            if digest is None or digest in told:
+                continue
+            other, other_path = first.setdefault(digest, (label, path))
+            if other != label:
+                told.add(digest)
+                yield str(other_path), str(path)
+
+
+def _is_image(suffix: str) -> bool:
+    """Says whether files of a suffix that sbtk does not read are images all the same."""
+    kind = mimetypes.guess_type(f"x{suffix}")[0] or ""
+    return kind.startswith("image/") or suffix in RAW_SUFFIXES or suffix in _OTHER_IMAGES
+
+
+def _problems_of_all(check: DataCheck) -> list[str]:
+    problems = []
+    data = check.dataset.images
+    for kind, count, ignored in (
+        ("sketch", len(data.sketches), check.dataset.ignored["sketch"]),
+        ("photo", len(data.photos), check.dataset.ignored["photo"]),
+    ):
+        if not count:
+            problems.append(f"there is not one {kind} image in the class folders")
+        empty_above = sorted({folder.parent for folder, _ in ignored.nested} - _folders_of(data))
+        if count and empty_above:
+            problems.append(
+                f"the {kind} images of {len(empty_above)} of the class folders lie in folders below; "
+                f"move them up: {named([printable_name(folder) for folder in empty_above])}"
+            )
+    few = set(check.too_few)
+    sides = [(f"seen classes of {split.name}", split.match.seen) for split in check.splits]
+    for what, names in sides or [("classes", data.classes)]:
+        usable = len(set(names) - few)
+        if data.sketches and data.photos and usable < MIN_TRAINING_CLASSES + 1:
+            problems.append(
+                f"{usable} {what} have two sketches and one photo; training needs "
+                f"{MIN_TRAINING_CLASSES}, and at least one more to validate on"
+            )
+    return problems
+
+
+def _folders_of(data: ImageSet) -> set[Path]:
+    return {path.parent for path in (*data.sketches, *data.photos)}
 
 
 def _counts(data: ImageSet, labels: Rows) -> Rows:

@@ -11,7 +11,7 @@ import numpy as np
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.names import printable_name
 from sbtk_runtime.preprocess import Kind
-from sbtk_train.data.class_folders import NamedImages, common_names, files_there, scan
+from sbtk_train.data.class_folders import Ignored, NamedImages, common_names, files_there, scan
 from sbtk_train.data.class_match import named
 from sbtk_train.data.duplicates import without_duplicates
 from sbtk_train.data.image_set import ImageSet, Listing, Rows
@@ -39,6 +39,7 @@ class Dataset:
         missing: what its lists name in vain.
         duplicates: photos that are there twice, whether or not they were kept.
         renamed: names of folders or lists that were put under another class name, and this name.
+        ignored: what the class folders hold and training does not read, by kind of image.
     """
 
     layout: Layout
@@ -47,6 +48,7 @@ class Dataset:
     missing: tuple[MissingImages, ...]
     duplicates: int
     renamed: tuple[tuple[str, str], ...]
+    ignored: dict[Kind, Ignored]
 
 
 def open_dataset(root: Path, *, keep_duplicates: bool = False) -> Dataset:
@@ -80,6 +82,11 @@ def open_dataset(root: Path, *, keep_duplicates: bool = False) -> Dataset:
         photo_paths = tuple(photo_paths[row] for row in unique)
         photo_labels = photo_labels[unique]
     renamed = tuple(sorted((name, to) for name, to in class_of.items() if name != to))
+    ignored: dict[Kind, Ignored] = {"sketch": sketches.ignored, "photo": photos.ignored}
+    notices = [
+        *_notices(missing, 0 if keep_duplicates else duplicates, renamed),
+        *(line for kind in ignored for line in ignored_lines(kind, ignored[kind])),
+    ]
     images = ImageSet(
         classes,
         sketch_paths,
@@ -87,9 +94,33 @@ def open_dataset(root: Path, *, keep_duplicates: bool = False) -> Dataset:
         photo_paths,
         photo_labels,
         _listings(layout, lists),
-        tuple(_notices(missing, 0 if keep_duplicates else duplicates, renamed)),
+        tuple(notices),
     )
-    return Dataset(layout, images, lists, missing, duplicates, renamed)
+    return Dataset(layout, images, lists, missing, duplicates, renamed, ignored)
+
+
+def ignored_lines(kind: Kind, ignored: Ignored) -> list[str]:
+    """Returns sentences on what the class folders of a kind hold and training does not read."""
+    lines = []
+    if ignored.suffixes:
+        count = sum(ignored.suffixes.values())
+        counted = sorted(ignored.suffixes.items(), key=lambda item: (-item[1], item[0]))
+        named_suffixes = [f"{number} {suffix or 'without a suffix'}" for suffix, number in counted]
+        plural = "s" if count > 1 else ""
+        lines.append(
+            f"{count} file{plural} among the {kind} images not read: {named(named_suffixes)}"
+        )
+    if ignored.nested:
+        count = sum(number for _, number in ignored.nested)
+        first = printable_name(ignored.nested[0][0])
+        lines.append(
+            f"{count} {kind} images lie in folders below a class folder and are not read; "
+            f"first in {first}"
+        )
+    lines += [
+        f"{printable_name(folder)} is not a class and is not read" for folder in ignored.system
+    ]
+    return lines
 
 
 def _named(kind: Kind, folders: tuple[Path, ...], lists: Sequence[ListFolder]) -> NamedImages:

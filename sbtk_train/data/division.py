@@ -19,6 +19,8 @@ from sbtk_train.data.image_set import ImageSet, Listing, of_classes, with_sketch
 from sbtk_train.data.splits import Split
 
 MIN_TRAINING_CLASSES = 3
+#: Of a class: one sketch is held out, so a class with a single one could not be trained on.
+MIN_SKETCHES = 2
 
 
 @dataclass(frozen=True)
@@ -126,13 +128,12 @@ def _in_both_domains(data: ImageSet, classes: Sequence[str]) -> tuple[list[str],
     usable, notices = [], []
     for name in classes:
         label = data.classes.index(name)
-        # One sketch is held out, so a class with a single one could not be trained on.
-        if sketches[label] >= 2 and photos[label] >= 1:
+        if sketches[label] >= MIN_SKETCHES and photos[label] >= 1:
             usable.append(name)
         else:
             notices.append(
                 f"class {name!r} left out: {sketches[label]} sketches and {photos[label]} photos "
-                "(at least 2 and 1 are needed)"
+                f"(at least {MIN_SKETCHES} and 1 are needed)"
             )
     return usable, notices
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.names import printable_name
+from sbtk_train.data.class_folders import is_system_folder
 
 _TX = "tx_000000000000"
 
@@ -156,4 +157,6 @@ def _layout_of(root: Path) -> Layout | None:
 def _subfolders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.name[0] != "." and path.is_dir())
+    return sorted(
+        path for path in folder.iterdir() if not is_system_folder(path.name) and path.is_dir()
+    )

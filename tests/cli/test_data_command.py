@@ -67,6 +67,23 @@ def test_missing_and_unreadable_images_end_with_3(
     assert answer["images"]["unreadable"][0]["path"] == str(torn)
 
 
+def test_images_that_would_be_left_out_end_with_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_dataset(tmp_path / "data", sketches=2, photos=2)
+    assert main(["data", "check", str(root), "--quick"]) == 0
+    (root / "sketch" / "ball" / "0.png").rename(root / "sketch" / "ball" / "0.svg")
+    capsys.readouterr()
+    assert main(["data", "check", str(root), "--quick"]) == 3
+    shown = capsys.readouterr().out
+    assert "1 file among the sketch images not read: 1 .svg" in shown
+    assert "1 of 6 classes are left out of training" in shown
+    assert main(["data", "check", str(root), "--json"]) == 3
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["ignored"]["sketch"]["suffixes"] == {".svg": 1}
+    assert answer["too_few"] == ["ball"]
+
+
 def test_the_same_photo_on_both_sides_ends_with_1(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,7 +99,7 @@ def test_the_same_photo_on_both_sides_ends_with_1(
 def test_a_split_of_a_file_is_compared_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = write_dataset(tmp_path / "data", sketches=1, photos=1)
+    root = write_dataset(tmp_path / "data", sketches=2, photos=1)
     split = tmp_path / "unseen.txt"
     split.write_text("balls\ncrate\n")
     assert main(["data", "check", str(root), "--split", str(split), "--quick"]) == 1

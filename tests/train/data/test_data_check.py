@@ -139,7 +139,7 @@ def test_progress_counts_every_image_once(tmp_path: Path) -> None:
 
 
 def test_a_split_without_any_unseen_class_in_the_data_is_a_problem(tmp_path: Path) -> None:
-    found = open_dataset(write_dataset(tmp_path, sketches=1, photos=1))
+    found = open_dataset(write_dataset(tmp_path, sketches=2, photos=1))
     problems = check_data(found, [open_split("SK-YE")]).problems()
     assert problems == ["none of the 21 unseen classes of SK-YE is here"]
 
@@ -154,3 +154,85 @@ def test_classes_that_look_unseen_and_leaks_are_problems(tmp_path: Path) -> None
     assert "'trees' counts as seen in own and looks like the unseen 'tree'" in problems[0]
     assert "the same bytes" in problems[1]
     assert check_data(found, [OWN]).problems() == problems[:1]
+
+
+def test_files_that_training_does_not_read_are_counted_by_suffix(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path, sketches=2, photos=2)
+    (root / "photo" / "ball" / "0.jpg").rename(root / "photo" / "ball" / "0.JFIF")
+    for name in ("a.svg", "b.SVG", "notes.txt", "Thumbs.db", ".DS_Store", "._0.jpg", "plain"):
+        (root / "photo" / "arch" / name).write_bytes(b"x")
+    check = check_data(open_dataset(root), [])
+    assert check.photos.total == 12
+    assert check.notices() == [
+        "4 files among the photo images not read: 2 .svg, 1 without a suffix, 1 .txt"
+    ]
+    assert check.notices()[0] in check.dataset.images.notices
+    assert check.skipped() == 2
+    assert not check.is_whole()
+    for name in ("a.svg", "b.SVG"):
+        (root / "photo" / "arch" / name).unlink()
+    assert check_data(open_dataset(root), []).is_whole()
+
+
+def test_a_class_that_is_nested_deeper_is_a_problem(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path, sketches=2, photos=2)
+    (root / "photo" / "animals").mkdir()
+    (root / "photo" / "ball").rename(root / "photo" / "animals" / "ball")
+    check = check_data(open_dataset(root), [])
+    assert check.problems() == [
+        "the photo images of 1 of the class folders lie in folders below; move them up: "
+        f"{root}/photo/animals"
+    ]
+    assert check.skipped() == 2
+    assert check.too_few == ("animals", "ball")
+
+
+def test_an_empty_domain_is_a_problem(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path, sketches=2, photos=2)
+    for path in root.glob("photo/*/*"):
+        path.unlink()
+    check = check_data(open_dataset(root), [])
+    assert check.problems() == ["there is not one photo image in the class folders"]
+
+
+def test_classes_with_one_sketch_are_named_and_too_few_others_are_a_problem(
+    tmp_path: Path,
+) -> None:
+    root = write_dataset(tmp_path, sketches=2, photos=2)
+    (root / "sketch" / "ball" / "0.png").unlink()
+    check = check_data(open_dataset(root), [])
+    assert check.too_few == ("ball",)
+    assert "two sketches and one photo in each: ball" in check.notices()[0]
+    assert not check.problems()
+    assert not check.is_whole()
+    split = Split("x", ("arch", "crate"))
+    (problem,) = check_data(open_dataset(root), [split]).problems()
+    assert problem.startswith("3 seen classes of x have two sketches and one photo; training needs")
+
+
+def test_folders_of_archives_and_systems_are_not_classes(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data", sketches=2, photos=2)
+    for folder in ("__MACOSX", "@eaDir"):
+        for kind in ("sketch", "photo"):
+            (root / kind / folder / "arch").mkdir(parents=True)
+            (root / kind / folder / "._0.png").write_bytes(b"x")
+    (tmp_path / "__MACOSX" / "sketch" / "arch").mkdir(parents=True)
+    (tmp_path / "__MACOSX" / "photo" / "arch").mkdir(parents=True)
+    (root / "photo" / "arch" / "@eaDir").mkdir()
+    (root / "photo" / "arch" / "@eaDir" / "SYNOPHOTO.jpg").write_bytes(b"x")
+    check = check_data(open_dataset(tmp_path), [])
+    assert len(check.dataset.images.classes) == 6
+    assert f"{root / 'sketch' / '__MACOSX'} is not a class and is not read" in check.notices()
+    assert check.is_whole()
+
+
+def test_one_photo_in_two_classes_is_told_with_both(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path, sketches=2, photos=2)
+    source, copy = root / "photo" / "arch" / "0.jpg", root / "photo" / "ball" / "copy.jpg"
+    copy.write_bytes(source.read_bytes())
+    (root / "photo" / "arch" / "again.jpg").write_bytes(source.read_bytes())
+    found = open_dataset(root)
+    check = check_data(found, [], opened(found))
+    assert check.in_two_classes == ((str(source), str(copy)),)
+    assert f"in two classes: 1 of the images; first {source} and {copy}" in check.notices()
+    assert not check.is_whole()
