@@ -249,8 +249,8 @@ def _problems_of_all(check: DataCheck) -> list[str]:
         empty_above = sorted({folder.parent for folder, _ in ignored.nested} - _folders_of(data))
         if count and empty_above:
             problems.append(
-                f"the {kind} images of {len(empty_above)} of the class folders lie in folders below; "
-                f"move them up: {named([printable_name(folder) for folder in empty_above])}"
+                f"the {kind} images of {len(empty_above)} of the class folders lie in folders "
+                f"below; move them up: {named([printable_name(folder) for folder in empty_above])}"
             )
     few = set(check.too_few)
     sides = [(f"seen classes of {split.name}", split.match.seen) for split in check.splits]
