@@ -113,7 +113,8 @@ def walk(
     Args:
         roots: folders and files.
         rules: what to leave out beside what is not a photo.
-        known_roots: folders and files that were roots before: they are not hidden from this walk.
+        known_roots: folders and files that were roots before: they are not hidden from this walk,
+            and patterns are relative to the outermost root, of now or before, above a photo.
         gallery: the folder of the gallery, whose own files are passed over.
 
     Raises:
@@ -162,8 +163,13 @@ class _Walk:
             elif not stat.S_ISDIR(status.st_mode):
                 yield self._root_file(root, status)
             elif self._is_new(_key(status)):
-                yield from self._below(_Folder(root, "", ()))
-                yield from self._hidden_roots(root)
+                try:
+                    folder = self._root_folder(root)
+                except _BadIgnoreFile as problem:
+                    yield Skipped(root, str(problem), may_hide_photos=True)
+                    continue
+                yield from self._below(folder)
+                yield from self._hidden_roots(folder)
         while self._links:
             links, self._links = sorted(self._links), []
             for folder, key in links:
@@ -176,11 +182,25 @@ class _Walk:
                     yield Followed(folder.path)
                     yield from self._below(folder)
 
-    def _hidden_roots(self, root: str) -> Iterator[Item]:
+    def _root_folder(self, root: str) -> _Folder:
+        """Returns a root with what is ignored above it, from the outermost root that it lies in.
+
+        So it makes no difference to a photo which of the folders above it was named.
+        """
+        top = above = root
+        while (above := os.path.dirname(above)) != "/":  # noqa: PTH120
+            if above in self._own or above in self._known:
+                top = above
+        folder = _Folder(top, "", ())
+        for part in root.removeprefix(top).split("/")[1:]:
+            folder = _inner(_with_ignore_file(folder), part)
+        return folder
+
+    def _hidden_roots(self, root: _Folder) -> Iterator[Item]:
         """Yields what lies below earlier roots that are hidden from the walk of `root`."""
-        top = root.rstrip("/") + "/"
+        top = root.path.rstrip("/") + "/"
         for known in sorted(path for path in self._known if path.startswith(top)):
-            folder = _Folder(root, "", ())
+            folder = root
             *above, name = known.removeprefix(top).split("/")
             hidden = False
             try:

@@ -181,6 +181,25 @@ def test_a_file_named_as_root_counts_though_it_is_hidden_or_excluded(tmp_path: P
     assert not [item for item in items if isinstance(item, LeftOut)]
 
 
+def test_it_makes_no_difference_which_folder_above_a_photo_was_named(tmp_path: Path) -> None:
+    for name in ("a.jpg", "2019/a.jpg", "2019/b.png", "2019/raw/c.jpg", "raw/d.jpg"):
+        _touch(tmp_path / name)
+    (tmp_path / ".sbtkignore").write_text("*.png\n")
+    rules = WalkRules(exclude=("/2019/raw/",))
+    assert _names(tmp_path, rules) == {"a.jpg", "2019/a.jpg", "raw/d.jpg"}
+    inner = tmp_path / "2019"
+    assert _names(inner, rules, known=(tmp_path,)) == {"a.jpg"}
+    assert _names(inner, rules) == {"a.jpg", "b.png", "raw/c.jpg"}  # nothing above is known
+    # It is the folder that was named, so what is in it counts.
+    assert _names(inner / "raw", rules, known=(tmp_path,)) == {"c.jpg"}
+    for roots in ([inner, tmp_path], [tmp_path, inner]):
+        items = walk([str(root) for root in roots], rules)
+        found = {os.path.relpath(item.path, tmp_path) for item in items if isinstance(item, Found)}
+        assert found == {"a.jpg", "2019/a.jpg", "raw/d.jpg"}
+    (tmp_path / ".sbtkignore").write_text("[z-a]\n")
+    assert _names(inner, rules, known=(tmp_path,)) == set()
+
+
 def test_folders_that_are_excluded_are_not_looked_into(tmp_path: Path) -> None:
     for name in ("a.jpg", "drafts/a.jpg", "2019/drafts/b.jpg", "2019/b.png"):
         _touch(tmp_path / name)
