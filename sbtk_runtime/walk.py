@@ -33,13 +33,15 @@ class Found:
     """A regular file that may be a photo, with what tells whether it changed.
 
     `path` is absolute; bytes that are not UTF-8 are in it as surrogates. `ctime_ns` also changes
-    when only the permissions do.
+    when only the permissions do. Numbers are as the file system gives them: a time may lie beyond
+    the year 2262, an inode above 2**63.
     """
 
     path: str
     size_bytes: int
     mtime_ns: int
     ctime_ns: int
+    inode: int
 
 
 @dataclass(frozen=True)
@@ -416,4 +418,4 @@ def _file_or_skipped(path: str) -> Found | Skipped:
 def _file(path: str, status: os.stat_result) -> Found | Skipped:
     if not stat.S_ISREG(status.st_mode):
         return Skipped(path, "not a regular file", may_hide_photos=False)
-    return Found(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return Found(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)

@@ -15,7 +15,7 @@ from sbtk_runtime.itq import Itq, fit_itq
 from sbtk_runtime.manifest import FileRecord, GalleryManifest, read_bundle_manifest
 from sbtk_runtime.preprocess import PREPROCESSING
 from tests.tiny import tiny_bundle
-from tests.tiny_gallery import photo_path, unit_rows
+from tests.tiny_gallery import make_old, photo_path, unit_rows
 
 
 def tiny_itq(dim: int, bits: int, seed: int = 0) -> Itq:
@@ -64,4 +64,6 @@ def code_gallery_of(
         snapshot=snapshot,
     )
     manifest.write(folder)
+    if is_old:
+        make_old(folder)
     return manifest

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import sqlite3
+from contextlib import closing
+from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from sbtk_runtime.gallery.folder import VECTORS_NAME
 from sbtk_runtime.gallery.graph import next_graph
 from sbtk_runtime.gallery.update import IndexReport, update_gallery
 from sbtk_runtime.gallery.vectors import Vectors
-from sbtk_runtime.manifest import GalleryManifest
+from sbtk_runtime.manifest import GalleryManifest, read_gallery_manifest
 from sbtk_runtime.preprocess import PREPROCESSING
 
 
@@ -78,6 +80,8 @@ def gallery_of(
         snapshot=snapshot,
     )
     manifest.write(folder)
+    if is_old:
+        make_old(folder)
     return manifest
 
 
@@ -91,6 +95,50 @@ def contents(folder: Path) -> dict[str, object]:
     connection.close()
     shards = {path.name: path.read_bytes() for path in sorted((folder / VECTORS_NAME).iterdir())}
     return {**tables, **shards}
+
+
+def make_old(folder: Path) -> None:
+    """Gives a gallery's catalogue the format that sbtk wrote first: 1, or 2 of a binary one."""
+    with closing(sqlite3.connect(folder / CATALOGUE_NAME, isolation_level=None)) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        tables = ("facts", "photos", "batches", "failures", "roots")
+        for name in ("photo_by_path", "photo_by_row", "photo_by_content"):
+            connection.execute(f"DROP INDEX {name}")
+        for table in tables:
+            connection.execute(f"ALTER TABLE {table} RENAME TO new_{table}")
+        connection.executescript(_OLD_SCHEMA)
+        for table in tables:
+            columns = _OLD_COLUMNS[table]
+            connection.execute(f"INSERT INTO {table} SELECT {columns} FROM new_{table}")
+            connection.execute(f"DROP TABLE new_{table}")
+        connection.execute("DROP TABLE row_checksums")
+        connection.execute(f"PRAGMA user_version = {version - 2}")
+    replace(read_gallery_manifest(folder), snapshot=None).write(folder)
+
+
+_OLD_SCHEMA = """
+CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE photos (
+    id INTEGER NOT NULL, born INTEGER NOT NULL, gone INTEGER, path BLOB NOT NULL,
+    size_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, sha256 BLOB NOT NULL,
+    row INTEGER NOT NULL, PRIMARY KEY (id, born)
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX photo_by_path ON photos (path) WHERE gone IS NULL;
+CREATE INDEX photo_by_row ON photos (row, born, gone);
+CREATE TABLE batches (first_row INTEGER PRIMARY KEY, count INTEGER NOT NULL, sha256 BLOB NOT NULL);
+CREATE TABLE failures (
+    path BLOB PRIMARY KEY, size_bytes INTEGER, mtime_ns INTEGER, ctime_ns INTEGER,
+    reason TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS roots (path BLOB PRIMARY KEY) WITHOUT ROWID;
+"""
+_OLD_COLUMNS = {
+    "facts": "*",
+    "photos": "id, added_in, removed_in, path, size_bytes, mtime_ns, sha256, row",
+    "batches": "*",
+    "failures": "path, size_bytes, mtime_ns, ctime_ns, reason",
+    "roots": "*",
+}
 
 
 def index(

@@ -173,6 +173,8 @@ def final_sentence(report: IndexReport, gallery: Path) -> str:
         "new": report.new,
         "changed": report.changed,
         "moved": report.moved,
+        "found again": report.revived,
+        "missing": report.missing,
         "removed": report.removed,
         "unreadable": report.unreadable,
     }

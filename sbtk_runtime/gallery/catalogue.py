@@ -1,9 +1,11 @@
 """The catalogue: one row per photo in SQLite, the truth about what a gallery holds.
 
 A photo keeps its id for as long as it is in the gallery. What is known of it comes in versions,
-each visible from the generation `born` until before the generation `gone`, so a reader sees one
-generation while a writer prepares the next. `row` is the number of the photo's embedding in the
-vectors. Paths are the bytes that the file system has.
+each valid from the generation `added_in` until before the generation `removed_in`, so a reader sees
+one generation while a writer prepares the next. From the generation `missing_in` on the photo was
+not found on disk: readers do not see it, but its embedding is kept. `row` is the number of the
+photo's embedding in the vectors; photos of the same bytes share it. Paths are the bytes that the
+file system has.
 """
 
 from __future__ import annotations
@@ -23,20 +25,28 @@ from sbtk_runtime.gallery.catalogue_database import (
     CATALOGUE_NAME,
     connect_reader,
     connect_snapshot,
+    show_as_current,
 )
 from sbtk_runtime.gallery.catalogue_roots import stored_roots
-from sbtk_runtime.gallery.catalogue_values import blob, integer, values_checked
+from sbtk_runtime.gallery.catalogue_values import blob, integer, text, values_checked
 from sbtk_runtime.gallery.shards import Batch
 from sbtk_runtime.itq import Itq
 from sbtk_runtime.manifest import SnapshotRecord
 
-_VISIBLE = "born <= :generation AND (gone IS NULL OR gone > :generation)"
+_VISIBLE = (
+    "added_in <= :generation AND (removed_in IS NULL OR removed_in > :generation) "
+    "AND (missing_in IS NULL OR missing_in > :generation)"
+)
+_PHOTO = "id, path, size_bytes, mtime_ns, sha256, row, partial"
 _ROWS_PER_QUESTION = 500
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo of a gallery, as of one generation."""
+    """One photo of a gallery, as of one generation.
+
+    `partial` says what could not be read of a photo that was read in part, else it is `None`.
+    """
 
     id: int
     path: bytes
@@ -44,6 +54,7 @@ class Photo:
     mtime_ns: int
     sha256: str
     row: int
+    partial: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,13 +73,19 @@ class Origin:
 
 @dataclass(frozen=True)
 class Embedding:
-    """A photo whose embedding was written: where it lies and which bytes it is of."""
+    """A photo whose embedding was written: where it lies and which bytes it is of.
+
+    `ctime_ns` and `inode` are `None` where they are unknown; `partial` is as in `Photo`.
+    """
 
     path: bytes
     size_bytes: int
     mtime_ns: int
     sha256: str
     row: int
+    ctime_ns: int | None = None
+    inode: int | None = None
+    partial: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +97,7 @@ class Failure:
     size_bytes: int | None = None
     mtime_ns: int | None = None
     ctime_ns: int | None = None
+    inode: int | None = None
 
 
 class CatalogueView:
@@ -107,6 +125,7 @@ class CatalogueView:
                 if snapshot is None
                 else connect_snapshot(self._path, snapshot.sha256)
             )
+            show_as_current(self._connection)
 
     def close(self) -> None:
         """Lets the snapshot go."""
@@ -133,9 +152,15 @@ class CatalogueView:
         with values_checked(self._path):
             return stored_itq(self._connection, self._path)
 
+    def count(self) -> int:
+        """Returns the number of photos; photos of the same bytes share a row."""
+        query = f"SELECT count(*) FROM photos WHERE {_VISIBLE}"
+        with values_checked(self._path):
+            return integer(self._connection.execute(query, self._generation).fetchone()[0])
+
     def rows(self, under: bytes | None = None) -> NDArray[np.int64]:
-        """Returns the rows of the photos, or of those in the folder `under`, ascending."""
-        query = f"SELECT row FROM photos WHERE {_VISIBLE}"  # noqa: S608 -- constants only
+        """Returns the rows of the photos, or of those in the folder `under`: ascending, unique."""
+        query = f"SELECT DISTINCT row FROM photos WHERE {_VISIBLE}"
         values: dict[str, object] = dict(self._generation)
         if under is not None:
             query += " AND path >= :low AND path < :high"
@@ -153,39 +178,27 @@ class CatalogueView:
             return rows
 
     def ids(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Returns the ids of the photos at `rows`, `(N,) int64`; 0 where there is none."""
-        ids: dict[int, int] = {}
-        for start in range(0, len(rows), _ROWS_PER_QUESTION):
-            part = ",".join(map(str, rows[start : start + _ROWS_PER_QUESTION].tolist()))
-            query = f"SELECT row, id FROM photos WHERE row IN ({part}) AND {_VISIBLE}"  # noqa: S608
-            with values_checked(self._path):
-                found = self._connection.execute(query, self._generation)
-                ids.update((integer(row), integer(photo_id)) for row, photo_id in found)
+        """Returns the ids of the photos at `rows`, `(N,) int64`; 0 where there is none.
+
+        Of photos that share a row it is the lowest.
+        """
+        query = (
+            f"SELECT row, id FROM photos WHERE row IN ({{rows}}) AND {_VISIBLE} ORDER BY id DESC"
+        )
+        ids = self._by_row(query, rows)
         return np.array([ids.get(row, 0) for row in rows.tolist()], dtype=np.int64)
 
     def checksums(self, rows: NDArray[np.int64]) -> dict[int, int]:
         """Returns the CRC-32 that was committed of what the vectors have at `rows`, by row.
 
-        Rows without a photo are left out, and those that an older sbtk wrote.
+        Rows that an older sbtk wrote are left out until the next 'sbtk index'.
         """
-        with values_checked(self._path):
-            columns = self._connection.execute("PRAGMA table_info (photos)")
-            if "checksum" not in [name for _, name, *_ in columns]:
-                return {}
-        known: dict[int, int] = {}
-        for start in range(0, len(rows), _ROWS_PER_QUESTION):
-            part = ",".join(map(str, rows[start : start + _ROWS_PER_QUESTION].tolist()))
-            query = f"""SELECT row, checksum FROM photos
-                WHERE row IN ({part}) AND checksum IS NOT NULL AND {_VISIBLE}"""  # noqa: S608
-            with values_checked(self._path):
-                found = self._connection.execute(query, self._generation)
-                known.update((integer(row), integer(checksum)) for row, checksum in found)
-        return known
+        return self._by_row("SELECT row, crc32 FROM row_checksums WHERE row IN ({rows})", rows)
 
     def count_between(self, low: int, high: int) -> int:
         """Returns the number of photos at rows `low` to `high` (end excluded)."""
         query = f"""SELECT count(*) FROM photos
-            WHERE row >= :low AND row < :high AND {_VISIBLE}"""  # noqa: S608
+            WHERE row >= :low AND row < :high AND {_VISIBLE}"""
         with values_checked(self._path):
             values = {"low": low, "high": high, **self._generation}
             (count,) = self._connection.execute(query, values).fetchone()
@@ -193,7 +206,7 @@ class CatalogueView:
 
     def name_of(self, row: int) -> tuple[int, bytes] | None:
         """Returns id and path of the photo whose embedding is at `row`, if there is one."""
-        query = f"SELECT id, path FROM photos WHERE row = :row AND {_VISIBLE}"  # noqa: S608
+        query = f"SELECT id, path FROM photos WHERE row = :row AND {_VISIBLE} ORDER BY id"
         with values_checked(self._path):
             found = self._connection.execute(query, {"row": row, **self._generation}).fetchone()
             return None if found is None else (integer(found[0]), blob(found[1]))
@@ -202,15 +215,15 @@ class CatalogueView:
         """Returns the photo with that id, if there is one."""
         if not 0 < photo_id < 1 << 63:
             return None
-        query = f"""SELECT id, path, size_bytes, mtime_ns, sha256, row FROM photos
-            WHERE id = :id AND {_VISIBLE}"""  # noqa: S608
+        query = f"""SELECT {_PHOTO} FROM photos
+            WHERE id = :id AND {_VISIBLE}"""
         with values_checked(self._path):
             found = self._connection.execute(query, {"id": photo_id, **self._generation}).fetchone()
             return None if found is None else _photo(found)
 
     def folders(self) -> Counter[bytes]:
         """Returns how many photos lie in each folder itself, not below it."""
-        query = f"SELECT path FROM photos WHERE {_VISIBLE}"  # noqa: S608
+        query = f"SELECT path FROM photos WHERE {_VISIBLE}"
         with values_checked(self._path):
             found = self._connection.execute(query, self._generation)
             return Counter(blob(path).rpartition(b"/")[0] or b"/" for (path,) in found)
@@ -222,8 +235,7 @@ class CatalogueView:
 
     def photos(self) -> Iterator[Photo]:
         """Yields the photos by ascending row."""
-        query = f"""SELECT id, path, size_bytes, mtime_ns, sha256, row FROM photos
-            WHERE {_VISIBLE} ORDER BY row"""  # noqa: S608
+        query = f"SELECT {_PHOTO} FROM photos WHERE {_VISIBLE} ORDER BY row, id"
         with values_checked(self._path):
             for found in self._connection.execute(query, self._generation):
                 yield _photo(found)
@@ -240,12 +252,23 @@ class CatalogueView:
         with values_checked(self._path):
             return soundness_problem(self._connection)
 
+    def _by_row(self, query: str, rows: NDArray[np.int64]) -> dict[int, int]:
+        """Returns what a query with `{rows}` in it answers, as numbers by row."""
+        answers: dict[int, int] = {}
+        for start in range(0, len(rows), _ROWS_PER_QUESTION):
+            part = ",".join(map(str, rows[start : start + _ROWS_PER_QUESTION].tolist()))
+            with values_checked(self._path):
+                found = self._connection.execute(query.format(rows=part), self._generation)
+                answers.update((integer(row), integer(value)) for row, value in found)
+        return answers
+
     def _dense_rows(self) -> NDArray[np.int64] | None:
         """Returns the photos' rows if none between the first and the last is without a photo.
 
         Counting takes a third of the time of handing out rows one by one.
         """
-        query = f"SELECT count(*), min(row), max(row) FROM photos WHERE {_VISIBLE}"  # noqa: S608
+        query = f"""SELECT count(*), min(row), max(row)
+            FROM (SELECT DISTINCT row FROM photos WHERE {_VISIBLE})"""
         with values_checked(self._path):
             count, first, last = self._connection.execute(query, self._generation).fetchone()
             if not count or integer(first) < 0 or integer(last) - first + 1 != count:
@@ -265,7 +288,7 @@ def exactly(path: bytes) -> tuple[bytes, bytes]:
 
 
 def _photo(found: tuple[object, ...]) -> Photo:
-    photo_id, path, size_bytes, mtime_ns, sha256, row = found
+    photo_id, path, size_bytes, mtime_ns, sha256, row, partial = found
     return Photo(
         integer(photo_id),
         blob(path),
@@ -273,4 +296,5 @@ def _photo(found: tuple[object, ...]) -> Photo:
         integer(mtime_ns),
         blob(sha256).hex(),
         integer(row),
+        None if partial is None else text(partial),
     )

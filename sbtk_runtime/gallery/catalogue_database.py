@@ -24,36 +24,46 @@ from sbtk_runtime.files import (
 )
 
 CATALOGUE_NAME = "catalogue.sqlite"
-#: Their tables are the same, but codes must not be taken for embeddings by a sbtk that knows none.
-EMBEDDINGS_SCHEMA, CODES_SCHEMA = 1, 2
+#: The tables of both are the same, but codes must not be taken for embeddings.
+EMBEDDINGS_SCHEMA, CODES_SCHEMA = 3, 4
+#: What earlier versions wrote: it is read as it is, and migrated by the next writer.
+OLD_SCHEMAS = {1: EMBEDDINGS_SCHEMA, 2: CODES_SCHEMA}
 
 _SCHEMA = """
-CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE facts (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
 CREATE TABLE photos (
     id INTEGER NOT NULL,
-    born INTEGER NOT NULL,
-    gone INTEGER,
+    added_in INTEGER NOT NULL,
+    removed_in INTEGER,
+    missing_in INTEGER,
     path BLOB NOT NULL,
     size_bytes INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL,
+    ctime_ns INTEGER,
+    inode INTEGER,
     sha256 BLOB NOT NULL,
     row INTEGER NOT NULL,
-    PRIMARY KEY (id, born)
-) WITHOUT ROWID;
-CREATE UNIQUE INDEX photo_by_path ON photos (path) WHERE gone IS NULL;
-CREATE INDEX photo_by_row ON photos (row, born, gone);
+    partial TEXT,
+    PRIMARY KEY (id, added_in)
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX photo_by_path ON photos (path) WHERE removed_in IS NULL;
+CREATE INDEX photo_by_row ON photos (row, added_in, removed_in, missing_in);
+CREATE INDEX photo_by_content ON photos (sha256) WHERE removed_in IS NULL;
 CREATE TABLE batches (
     first_row INTEGER PRIMARY KEY,
     count INTEGER NOT NULL,
     sha256 BLOB NOT NULL
-);
+) STRICT;
+CREATE TABLE row_checksums (row INTEGER PRIMARY KEY, crc32 INTEGER NOT NULL) STRICT;
 CREATE TABLE failures (
-    path BLOB PRIMARY KEY,
+    path BLOB NOT NULL PRIMARY KEY,
     size_bytes INTEGER,
     mtime_ns INTEGER,
     ctime_ns INTEGER,
+    inode INTEGER,
     reason TEXT NOT NULL
-) WITHOUT ROWID;
+) STRICT, WITHOUT ROWID;
+CREATE TABLE roots (path BLOB NOT NULL PRIMARY KEY) STRICT, WITHOUT ROWID;
 """
 _OUT_OF_SPACE_BYTES = _PROBE_BYTES = 1 << 20
 _COPY_ATTEMPTS, _COPY_PAUSE_S = 50, 0.02
@@ -67,10 +77,23 @@ _READING = (
     *(sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_FSTAT, sqlite3.SQLITE_IOERR_ACCESS),
     sqlite3.SQLITE_IOERR_SEEK,
 )
+_OLD_PHOTOS = """SELECT id, born AS added_in, gone AS removed_in, NULL AS missing_in, path,
+    size_bytes, mtime_ns, NULL AS ctime_ns, NULL AS inode, sha256, row, NULL AS partial"""
+_OLD_FAILURES = "SELECT path, size_bytes, mtime_ns, ctime_ns, NULL AS inode, reason"
+_OLD_TABLES = {
+    "facts": "SELECT name, value",
+    "photos": _OLD_PHOTOS,
+    "batches": "SELECT first_row, count, sha256",
+    "failures": _OLD_FAILURES,
+    "roots": "SELECT path",
+}
+_OLD_INDICES = ("photo_by_path", "photo_by_row")
+_OLDEST_SQLITE = (3, 37, 0)
 
 
 def connect_writer(path: Path) -> sqlite3.Connection:
     """Returns a connection that commits durably, and makes the tables of a new catalogue."""
+    _require_strict_tables(path)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
@@ -78,8 +101,7 @@ def connect_writer(path: Path) -> sqlite3.Connection:
         with transaction(connection):
             version = _version(connection, path)
             if version == 0:
-                for statement in _SCHEMA.split(";"):
-                    connection.execute(statement)
+                _make_tables(connection)
                 connection.execute(f"PRAGMA user_version = {EMBEDDINGS_SCHEMA}")
     except BaseException:
         connection.close()
@@ -168,6 +190,43 @@ def _opened(path: Path, mode: str) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Gives an older catalogue the tables of today, in one transaction; else does nothing.
+
+    What was not noted then is `NULL`. Readers that are open keep what they have open.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version not in OLD_SCHEMAS:
+        return
+    for kind, name in connection.execute("SELECT type, name FROM temp.sqlite_master").fetchall():
+        if kind in ("table", "view"):
+            connection.execute(f"DROP {kind} temp.{name}")
+    with transaction(connection):
+        old = _tables(connection)
+        for index in _OLD_INDICES:
+            connection.execute(f"DROP INDEX IF EXISTS {index}")
+        for table in old:
+            connection.execute(f"ALTER TABLE {table} RENAME TO old_{table}")
+        _make_tables(connection)
+        for table, columns in old.items():
+            connection.execute(f"INSERT INTO {table} {columns} FROM old_{table}")
+            connection.execute(f"DROP TABLE old_{table}")
+        connection.execute(f"PRAGMA user_version = {OLD_SCHEMAS[version]}")
+
+
+def show_as_current(connection: sqlite3.Connection) -> None:
+    """Makes a reader's connection to an older catalogue answer as one of today's would."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version not in OLD_SCHEMAS:
+        return
+    for table, columns in _tables(connection).items():
+        if table in ("photos", "failures"):
+            connection.execute(f"CREATE TEMP VIEW {table} AS {columns} FROM main.{table}")
+    connection.execute("CREATE TEMP TABLE row_checksums (row INTEGER PRIMARY KEY, crc32 INTEGER)")
+    if "roots" not in _tables(connection):
+        connection.execute("CREATE TEMP TABLE roots (path BLOB PRIMARY KEY)")
 
 
 @contextlib.contextmanager
@@ -360,6 +419,26 @@ def _read_and_rewrite(file: Path, *, is_rewritten: bool) -> None:
 
 def _make_anew(path: Path) -> str:
     return f"put {path.parent} aside and make it again with sbtk index PHOTOS"
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    for statement in _SCHEMA.split(";"):
+        connection.execute(statement)
+
+
+def _tables(connection: sqlite3.Connection) -> dict[str, str]:
+    """Returns which tables an older catalogue has, and what is copied from each."""
+    names = {name for (name,) in connection.execute("SELECT name FROM main.sqlite_master")}
+    return {table: columns for table, columns in _OLD_TABLES.items() if table in names}
+
+
+def _require_strict_tables(path: Path) -> None:
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        raise BadGallery(
+            f"Python here uses SQLite {sqlite3.sqlite_version}, which cannot write {path}",
+            f"SQLite {'.'.join(map(str, _OLDEST_SQLITE))} or newer",
+            "use a newer Python, such as those of conda or uv",
+        )
 
 
 def _version(connection: sqlite3.Connection, path: Path) -> int:

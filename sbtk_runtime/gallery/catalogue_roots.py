@@ -14,25 +14,15 @@ from dataclasses import asdict
 from sbtk_runtime.gallery.catalogue_values import blob, text
 from sbtk_runtime.walk_rules import WalkRules
 
-# Made when it is first needed; an sbtk that knows no such table never looks at it. It is named with
-# its database, since an update has a temporary table of the same name.
-_TABLE = "CREATE TABLE IF NOT EXISTS main.roots (path BLOB PRIMARY KEY) WITHOUT ROWID"
-
 
 def store_roots(connection: sqlite3.Connection, roots: Iterable[bytes]) -> None:
     """Adds absolute paths to those that are known. Call it in a transaction."""
-    connection.execute(_TABLE)
-    add = "INSERT OR IGNORE INTO main.roots VALUES (?)"
-    connection.executemany(add, ((root,) for root in roots))
+    connection.executemany("INSERT OR IGNORE INTO roots VALUES (?)", ((root,) for root in roots))
 
 
 def stored_roots(connection: sqlite3.Connection) -> list[bytes]:
     """Returns the paths, sorted; none if an sbtk that knew no roots made the catalogue."""
-    table = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'roots'"
-    if connection.execute(table).fetchone() is None:
-        return []
-    paths = connection.execute("SELECT path FROM main.roots ORDER BY path")
-    return [blob(path) for (path,) in paths]
+    return [blob(path) for (path,) in connection.execute("SELECT path FROM roots ORDER BY path")]
 
 
 def store_rules(connection: sqlite3.Connection, rules: WalkRules) -> None:

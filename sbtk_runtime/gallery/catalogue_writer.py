@@ -24,15 +24,28 @@ from sbtk_runtime.gallery.catalogue_roots import (
     stored_roots,
     stored_rules,
 )
-from sbtk_runtime.gallery.catalogue_values import integer, text, values_checked
+from sbtk_runtime.gallery.catalogue_values import blob, integer, text, values_checked
 from sbtk_runtime.gallery.shards import SHARD_ROWS, Batch
 from sbtk_runtime.itq import Itq
 from sbtk_runtime.manifest import SnapshotRecord
 from sbtk_runtime.walk_rules import WalkRules
 
-# A photo that only moved has the row that it had.
-_TO_ADD = """FROM photos AS p WHERE born = ?1 AND gone IS NULL
-    AND NOT EXISTS (SELECT 1 FROM photos WHERE row = p.row AND born < ?1)"""
+#: mtime_ns, ctime_ns and inode.
+Stamps = tuple[int, int | None, int | None]
+
+# Of photos: known, among them those that are missing; and those that are there.
+_KNOWN = "removed_in IS NULL"
+_LIVE = "removed_in IS NULL AND missing_in IS NULL"
+# Of rows: those of photos that are there, those of photos that were there in the generation before
+# `:generation`, and those of which that may differ.
+_IS_LIVE = f"EXISTS (SELECT 1 FROM photos AS p WHERE p.row = c.row AND {_LIVE})"
+_WAS_LIVE = """EXISTS (SELECT 1 FROM photos AS p WHERE p.row = c.row AND added_in < :generation
+    AND (removed_in IS NULL OR removed_in >= :generation)
+    AND (missing_in IS NULL OR missing_in >= :generation))"""
+_TOUCHED = """(SELECT DISTINCT row FROM photos
+    WHERE :generation IN (added_in, removed_in, missing_in)) AS c"""
+_TO_ADD = f"FROM {_TOUCHED} WHERE {_IS_LIVE} AND NOT {_WAS_LIVE}"
+_TO_DROP = f"FROM {_TOUCHED} WHERE {_WAS_LIVE} AND NOT {_IS_LIVE}"
 
 
 class Catalogue:
@@ -54,7 +67,8 @@ class Catalogue:
         self.path = folder / CATALOGUE_NAME
         self.connection = connect_sound(self.path)
         newest = self._number(
-            "SELECT max(coalesce(max(born), 0), coalesce(max(gone), 0)) FROM photos"
+            "SELECT max(coalesce(max(added_in), 0), coalesce(max(removed_in), 0), "
+            "coalesce(max(missing_in), 0)) FROM photos"
         )
         self.generation = max(generation, newest)
 
@@ -128,11 +142,16 @@ class Catalogue:
 
     def live(self) -> int:
         """Returns the number of photos that the next generation will have."""
-        return self._number("SELECT count(*) FROM photos WHERE gone IS NULL")
+        return self._number(f"SELECT count(*) FROM photos WHERE {_LIVE}")
+
+    def missing(self) -> int:
+        """Returns the number of photos that the next generation will not show but keep."""
+        return self._number(f"SELECT count(*) FROM photos WHERE {_KNOWN} AND missing_in NOT NULL")
 
     def is_changed(self) -> bool:
         """Returns whether anything in the catalogue waits for its generation to be published."""
-        query = "SELECT EXISTS (SELECT 1 FROM photos WHERE born = ?1 OR gone = ?1)"
+        query = """SELECT EXISTS (SELECT 1 FROM photos
+            WHERE ?1 IN (added_in, removed_in, missing_in))"""
         return bool(self._number(query, (self.generation,)))
 
     def commit(
@@ -151,7 +170,9 @@ class Catalogue:
                 self._put(next_id if known is None else known, photo)
                 next_id += known is None
             for failure in failures:
-                self._end_at(failure.path)
+                # The bytes that it had may come back.
+                if (lost := self._id_at(failure.path)) is not None:
+                    self._lose(lost)
                 self._add_failure(failure)
             for batch in batches:
                 self._add_batch(batch)
@@ -159,23 +180,43 @@ class Catalogue:
             self._set_fact("next_id", next_id)
         return len(embeddings) - changed, changed
 
-    def move(self, photo_id: int, path: bytes, mtime_ns: int) -> bool:
+    def move(self, photo_id: int, path: bytes, stamps: Stamps) -> bool:
         """Gives a photo another path; returns whether that ended another photo there."""
-        is_replaced = self._end_at(path)
-        size_bytes, sha256, row = self.connection.execute(
-            "SELECT size_bytes, sha256, row FROM photos WHERE id = ? AND gone IS NULL", (photo_id,)
-        ).fetchone()
-        self._put(photo_id, Embedding(path, size_bytes, mtime_ns, sha256.hex(), row))
+        known = self._id_at(path)
+        is_replaced = known not in (None, photo_id)
+        if known is not None and is_replaced:
+            self._end(known)
+        self._put(photo_id, self._version(photo_id, path, stamps))
         return is_replaced
 
-    def restamp(self, path: bytes, mtime_ns: int) -> None:
-        """Notes the new time of a file whose bytes are the same."""
-        self.connection.execute(
-            "UPDATE photos SET mtime_ns = ? WHERE path = ? AND gone IS NULL", (mtime_ns, path)
-        )
+    def keep(self, path: bytes, stamps: Stamps) -> bool:
+        """Notes the new stamps of a photo whose bytes are the same; returns whether it was missing.
+
+        If it was, it is there again.
+        """
+        photo_id, is_missing = self.connection.execute(
+            f"SELECT id, missing_in NOT NULL FROM photos WHERE path = ? AND {_KNOWN}", (path,)
+        ).fetchone()
+        if is_missing:
+            self._put(photo_id, self._version(photo_id, path, stamps))
+        else:
+            self.connection.execute(
+                "UPDATE photos SET mtime_ns = ?, ctime_ns = ?, inode = ? "
+                f"WHERE path = ? AND {_KNOWN}",
+                (*stamps, path),
+            )
+        return bool(is_missing)
+
+    def lose(self, ids: Iterable[int]) -> int:
+        """Notes that photos are not found: the next generation hides them; returns how many."""
+        lost = 0
+        with catalogue_errors(self.path), transaction(self.connection):
+            for photo_id in ids:
+                lost += self._lose(photo_id)
+        return lost
 
     def remove(self, ids: Iterable[int]) -> int:
-        """Drops photos; returns how many."""
+        """Drops photos for good, missing ones too; returns how many."""
         removed = 0
         with catalogue_errors(self.path), transaction(self.connection):
             for photo_id in ids:
@@ -184,49 +225,66 @@ class Catalogue:
         return removed
 
     def remove_at_rows(self, low: int, high: int) -> int:
-        """Drops the photos at rows `low` to `high` (end excluded), and the others of their batches.
+        """Drops the photos at rows `low` to `high` (end excluded), missing ones too.
 
-        A batch's hash vouches for all of its rows or for none.
+        Where the checksums of rows are not known, the others of their batches go as well: a batch's
+        hash vouches for all of its rows or for none.
         """
         found = self.connection.execute(
-            """SELECT id FROM photos WHERE row >= :low AND row < :high AND gone IS NULL
+            """SELECT id FROM photos WHERE row >= :low AND row < :high AND removed_in IS NULL
             UNION SELECT p.id FROM batches AS b
             JOIN photos AS p ON p.row >= b.first_row AND p.row < b.first_row + b.count
-            WHERE b.first_row < :high AND b.first_row + b.count > :low AND p.gone IS NULL""",
+            WHERE b.first_row < :high AND b.first_row + b.count > :low AND p.removed_in IS NULL
+            AND NOT EXISTS (SELECT 1 FROM row_checksums AS r WHERE r.row = p.row)""",
             {"low": low, "high": high},
         )
         return self.remove([photo_id for (photo_id,) in found])
 
     def live_rows(self) -> Iterator[int]:
-        """Yields the rows of the next generation's photos, ascending."""
-        query = "SELECT row FROM photos WHERE gone IS NULL ORDER BY row"
+        """Yields the rows of the next generation's photos, ascending, each once."""
+        query = f"SELECT DISTINCT row FROM photos WHERE {_LIVE} ORDER BY row"
         for (row,) in self.connection.execute(query):
             yield row
 
+    def count_live_rows(self) -> int:
+        """Returns the number of `live_rows`."""
+        return self._number(f"SELECT count(*) FROM (SELECT DISTINCT row FROM photos WHERE {_LIVE})")
+
     def sample_rows(self, count: int) -> list[int]:
         """Returns up to `count` of `live_rows`, spread evenly, ascending."""
-        query = "SELECT row FROM photos WHERE gone IS NULL ORDER BY row LIMIT 1 OFFSET ?"
-        live = self.live()
+        query = f"SELECT DISTINCT row FROM photos WHERE {_LIVE} ORDER BY row LIMIT 1 OFFSET ?"
+        live = self.count_live_rows()
         offsets = sorted({live * index // count for index in range(count)}) if live else []
         return [self._number(query, (offset,)) for offset in offsets]
 
     def rows_to_add(self) -> Iterator[int]:
-        """Yields, ascending, the rows that the published generation does not have."""
-        query = f"SELECT row {_TO_ADD} ORDER BY row"
-        for (row,) in self.connection.execute(query, (self.generation,)):
-            yield row
+        """Yields, ascending, the rows that the published generation does not show."""
+        yield from self._rows(f"SELECT row {_TO_ADD} ORDER BY row")
 
     def count_to_add(self) -> int:
         """Returns the number of `rows_to_add`."""
-        return self._number(f"SELECT count(*) {_TO_ADD}", (self.generation,))
+        query = f"SELECT count(*) {_TO_ADD}"
+        with values_checked(self.path):
+            found = self.connection.execute(query, {"generation": self.generation})
+            return integer(found.fetchone()[0])
 
     def rows_to_drop(self) -> Iterator[int]:
-        """Yields, ascending, the rows that the next generation no longer has."""
-        query = """SELECT row FROM photos AS p WHERE gone = ?1
-            AND NOT EXISTS (SELECT 1 FROM photos WHERE row = p.row AND gone IS NULL)
-            ORDER BY row"""
-        for (row,) in self.connection.execute(query, (self.generation,)):
-            yield row
+        """Yields, ascending, the rows that the next generation no longer shows."""
+        yield from self._rows(f"SELECT row {_TO_DROP} ORDER BY row")
+
+    def batches_without_checksums(self) -> Iterator[Batch]:
+        """Yields the batches of which no row's checksum is known: those of an older sbtk."""
+        query = """SELECT first_row, count, sha256 FROM batches AS b WHERE NOT EXISTS
+            (SELECT 1 FROM row_checksums AS r
+             WHERE r.row >= b.first_row AND r.row < b.first_row + b.count)"""
+        with values_checked(self.path):
+            for first_row, count, sha256 in self.connection.execute(query).fetchall():
+                yield Batch(integer(first_row), integer(count), blob(sha256).hex())
+
+    def store_checksums(self, first_row: int, crc32s: Sequence[int]) -> None:
+        """Notes the CRC-32 of the bytes of consecutive rows."""
+        with catalogue_errors(self.path), transaction(self.connection):
+            self._put_checksums(first_row, crc32s)
 
     def failures(self) -> Iterator[tuple[bytes, str]]:
         """Yields paths and reasons, by path."""
@@ -234,7 +292,7 @@ class Catalogue:
 
     def shards(self) -> set[int]:
         """Returns the numbers of the shards that hold committed rows."""
-        query = f"SELECT DISTINCT first_row / {SHARD_ROWS} FROM batches"  # noqa: S608
+        query = f"SELECT DISTINCT first_row / {SHARD_ROWS} FROM batches"
         return {shard for (shard,) in self.connection.execute(query)}
 
     def retry_failures_of_other(self, reader: str) -> None:
@@ -257,59 +315,85 @@ class Catalogue:
         Whoever reads an older generation holds a snapshot.
         """
         with catalogue_errors(self.path), transaction(self.connection):
-            self.connection.execute("DELETE FROM photos WHERE gone <= ?", (published,))
+            self.connection.execute("DELETE FROM photos WHERE removed_in <= ?", (published,))
             dead = """SELECT first_row / :shard FROM batches
                 EXCEPT SELECT row / :shard FROM photos EXCEPT SELECT :last"""
             # The last shard is still being filled.
             last = self.committed_rows() // SHARD_ROWS
             self.connection.execute(
-                f"DELETE FROM batches WHERE first_row / :shard IN ({dead})",  # noqa: S608
+                f"DELETE FROM batches WHERE first_row / :shard IN ({dead})",
                 {"shard": SHARD_ROWS, "last": last},
+            )
+            self.connection.execute(
+                """DELETE FROM row_checksums WHERE row / :shard NOT IN
+                (SELECT first_row / :shard FROM batches)""",
+                {"shard": SHARD_ROWS},
             )
 
     def _put(self, photo_id: int, photo: Embedding) -> None:
         """Gives a photo a version in the next generation."""
         self._end(photo_id)
         self.connection.execute("DELETE FROM failures WHERE path = ?", (photo.path,))
+        values = {
+            **asdict(photo),
+            "id": photo_id,
+            "added_in": self.generation,
+            "sha256": bytes.fromhex(photo.sha256),
+        }
         self.connection.execute(
-            "INSERT INTO photos (id, born, path, size_bytes, mtime_ns, sha256, row) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                photo_id,
-                self.generation,
-                photo.path,
-                photo.size_bytes,
-                photo.mtime_ns,
-                bytes.fromhex(photo.sha256),
-                photo.row,
-            ),
+            "INSERT INTO photos (id, added_in, path, size_bytes, mtime_ns, ctime_ns, inode, "
+            "sha256, row, partial) VALUES (:id, :added_in, :path, :size_bytes, :mtime_ns, "
+            ":ctime_ns, :inode, :sha256, :row, :partial)",
+            values,
+        )
+
+    def _version(self, photo_id: int, path: bytes, stamps: Stamps) -> Embedding:
+        """Returns a known photo as it is, but at `path` with `stamps`."""
+        size_bytes, sha256, row, partial = self.connection.execute(
+            f"SELECT size_bytes, sha256, row, partial FROM photos WHERE id = ? AND {_KNOWN}",
+            (photo_id,),
+        ).fetchone()
+        return Embedding(
+            path, size_bytes, stamps[0], sha256.hex(), row, stamps[1], stamps[2], partial
         )
 
     def _end(self, photo_id: int) -> None:
         """Ends a photo's current version; one that nobody has seen is forgotten."""
         self.connection.execute(
-            "DELETE FROM photos WHERE id = ? AND born = ?", (photo_id, self.generation)
+            "DELETE FROM photos WHERE id = ? AND added_in = ?", (photo_id, self.generation)
         )
         self.connection.execute(
-            "UPDATE photos SET gone = ? WHERE id = ? AND gone IS NULL", (self.generation, photo_id)
+            f"UPDATE photos SET removed_in = ? WHERE id = ? AND {_KNOWN}",
+            (self.generation, photo_id),
         )
 
-    def _end_at(self, path: bytes) -> bool:
-        known = self._id_at(path)
-        if known is not None:
-            self._end(known)
-        return known is not None
+    def _lose(self, photo_id: int) -> bool:
+        """Hides a photo from the next generation on; returns whether it was there."""
+        changed = self.connection.execute(
+            f"UPDATE photos SET missing_in = ? WHERE id = ? AND {_LIVE}",
+            (self.generation, photo_id),
+        )
+        return changed.rowcount > 0
 
     def _id_at(self, path: bytes) -> int | None:
         found = self.connection.execute(
-            "SELECT id FROM photos WHERE path = ? AND gone IS NULL", (path,)
+            f"SELECT id FROM photos WHERE path = ? AND {_KNOWN}", (path,)
         ).fetchone()
         return None if found is None else integer(found[0])
+
+    def _rows(self, query: str) -> Iterator[int]:
+        for (row,) in self.connection.execute(query, {"generation": self.generation}):
+            yield row
+
+    def _put_checksums(self, first_row: int, crc32s: Sequence[int]) -> None:
+        self.connection.executemany(
+            "INSERT OR REPLACE INTO row_checksums VALUES (?, ?)", enumerate(crc32s, first_row)
+        )
 
     def _add_failure(self, failure: Failure) -> None:
         self.connection.execute(
             "INSERT OR REPLACE INTO failures VALUES (:path, :size_bytes, :mtime_ns, :ctime_ns, "
-            ":reason)",
+            ":inode, :reason)",
             asdict(failure),
         )
 
@@ -318,6 +402,7 @@ class Catalogue:
             "INSERT OR REPLACE INTO batches VALUES (?, ?, ?)",
             (batch.first_row, batch.count, bytes.fromhex(batch.sha256)),
         )
+        self._put_checksums(batch.first_row, batch.crc32s)
 
     def _fact(self, name: str, default: int = 0) -> int:
         with values_checked(self.path):

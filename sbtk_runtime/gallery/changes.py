@@ -16,62 +16,82 @@ import PIL
 from sbtk_runtime.errors import BadImage
 from sbtk_runtime.gallery.catalogue import Failure, below, exactly
 from sbtk_runtime.gallery.catalogue_database import catalogue_errors, transaction
-from sbtk_runtime.gallery.catalogue_writer import Catalogue
+from sbtk_runtime.gallery.catalogue_writer import Catalogue, Stamps
 from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.preprocess import PREPROCESSING
 from sbtk_runtime.walk import Found, Skipped
 
 _TABLES = """
-CREATE TEMP TABLE roots (low BLOB, high BLOB);
+CREATE TEMP TABLE walk_roots (low BLOB, high BLOB);
 CREATE TEMP TABLE hidden (low BLOB, high BLOB);
 CREATE TEMP TABLE walked (
-    path BLOB PRIMARY KEY, size_bytes INTEGER, mtime_ns INTEGER, ctime_ns INTEGER
+    path BLOB PRIMARY KEY, size_bytes INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER
 ) WITHOUT ROWID;
 CREATE TEMP TABLE skipped (path BLOB PRIMARY KEY, reason TEXT) WITHOUT ROWID;
 CREATE TEMP TABLE todo (
-    path BLOB PRIMARY KEY, size_bytes INTEGER, mtime_ns INTEGER, ctime_ns INTEGER
+    path BLOB PRIMARY KEY, size_bytes INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER
 ) WITHOUT ROWID;
 CREATE TEMP TABLE absent (
-    id INTEGER PRIMARY KEY, path BLOB, size_bytes INTEGER, sha256 BLOB, is_vanished INTEGER
+    id INTEGER PRIMARY KEY, path BLOB, size_bytes INTEGER, sha256 BLOB, is_below_roots INTEGER,
+    is_missing INTEGER
 );
 CREATE INDEX temp.absent_by_content ON absent (size_bytes, sha256);
 """
-_IS_BELOW_ROOTS = "EXISTS (SELECT 1 FROM roots AS r WHERE {0}.path >= r.low AND {0}.path < r.high)"
-_FILL_TODO = """
+_IS_BELOW_ROOTS = (
+    "EXISTS (SELECT 1 FROM walk_roots AS r WHERE {0}.path >= r.low AND {0}.path < r.high)"
+)
+# An older sbtk did not note ctime and inode; then size and mtime decide, as they did for it.
+_HAS_ITS_STAMPS = """(p.size_bytes = w.size_bytes AND p.mtime_ns = w.mtime_ns
+    AND coalesce(p.ctime_ns = w.ctime_ns, 1) AND coalesce(p.inode = w.inode, 1))"""
+_FILL_TODO = f"""
 INSERT INTO todo SELECT w.* FROM walked AS w
-LEFT JOIN photos AS p ON p.path = w.path AND p.gone IS NULL
+LEFT JOIN photos AS p ON p.path = w.path AND p.removed_in IS NULL
 LEFT JOIN failures AS f ON f.path = w.path
-WHERE (:checksum OR p.id IS NULL OR p.size_bytes != w.size_bytes OR p.mtime_ns != w.mtime_ns)
+WHERE (:checksum OR p.id IS NULL OR NOT {_HAS_ITS_STAMPS}
+    OR (p.missing_in NOT NULL AND f.path NOT NULL))
 AND NOT (f.path IS NOT NULL AND f.size_bytes IS w.size_bytes
-    AND f.mtime_ns IS w.mtime_ns AND f.ctime_ns IS w.ctime_ns)
+    AND f.mtime_ns IS w.mtime_ns AND f.ctime_ns IS w.ctime_ns
+    AND coalesce(f.inode = w.inode, 1))
 """
-# Where nothing is known about a photo it is neither vanished nor moved.
+_IS_BACK = f"""SELECT p.id, w.path, w.mtime_ns, w.ctime_ns, w.inode FROM walked AS w
+JOIN photos AS p ON p.path = w.path AND p.removed_in IS NULL AND p.missing_in IS NOT NULL
+WHERE {_HAS_ITS_STAMPS} AND NOT EXISTS (SELECT 1 FROM todo AS t WHERE t.path = w.path)
+AND NOT EXISTS (SELECT 1 FROM failures AS f WHERE f.path = w.path)"""
+_FILL_STAMPS = """UPDATE photos AS p SET (ctime_ns, inode) =
+    (SELECT w.ctime_ns, w.inode FROM walked AS w WHERE w.path = p.path)
+WHERE removed_in IS NULL AND missing_in IS NULL AND ctime_ns IS NULL
+AND p.path IN (SELECT path FROM walked) AND p.path NOT IN (SELECT path FROM todo)"""
+# Where nothing is known about a photo it is neither missing nor moved.
 _FILL_ABSENT = f"""
-INSERT INTO absent SELECT p.id, p.path, p.size_bytes, p.sha256, {_IS_BELOW_ROOTS.format("p")}
-FROM photos AS p WHERE p.gone IS NULL
+INSERT INTO absent
+SELECT p.id, p.path, p.size_bytes, p.sha256, {_IS_BELOW_ROOTS.format("p")}, p.missing_in NOT NULL
+FROM photos AS p WHERE p.removed_in IS NULL
 AND NOT EXISTS (SELECT 1 FROM walked AS w WHERE w.path = p.path)
 AND NOT EXISTS (SELECT 1 FROM hidden AS h WHERE p.path >= h.low AND p.path < h.high)
-"""  # noqa: S608
+"""
 _NOT_TODO = "NOT EXISTS (SELECT 1 FROM todo AS t WHERE t.path = w.path)"
-_IS_LIVE = "EXISTS (SELECT 1 FROM photos AS p WHERE p.path = w.path AND p.gone IS NULL)"
+_IS_LIVE = """EXISTS (SELECT 1 FROM photos AS p WHERE p.path = w.path AND p.removed_in IS NULL
+    AND p.missing_in IS NULL)"""
 _IS_FAILED = "EXISTS (SELECT 1 FROM failures AS f WHERE f.path = w.path)"
 _UNCHANGED = f"walked AS w WHERE {_NOT_TODO} AND {_IS_LIVE}"
 _FAILED_BEFORE = f"walked AS w WHERE {_NOT_TODO} AND {_IS_FAILED}"
 _UNACCOUNTED = f"walked AS w WHERE {_IS_LIVE} + {_IS_FAILED} != 1"
 _SAME_SIZE = """
-SELECT t.path, t.size_bytes, t.mtime_ns, p.sha256 FROM todo AS t
-LEFT JOIN photos AS p ON p.path = t.path AND p.gone IS NULL AND p.size_bytes = t.size_bytes
+SELECT t.path, t.size_bytes, t.mtime_ns, t.ctime_ns, t.inode, p.sha256 FROM todo AS t
+LEFT JOIN photos AS p ON p.path = t.path AND p.removed_in IS NULL AND p.size_bytes = t.size_bytes
 WHERE t.path > ? AND (p.id IS NOT NULL
     OR EXISTS (SELECT 1 FROM absent AS a WHERE a.size_bytes = t.size_bytes))
 ORDER BY t.path LIMIT 256
 """
+_LARGEST = (1 << 63) - 1
 _PAGE = 256
 
 
 class Changes:
     """The difference between what lies below some roots and what the catalogue knows.
 
-    `moved` counts the photos that `settle` found at another path, `replaced` those that lay there.
+    `moved` counts the photos that `settle` found at another path, `replaced` those that lay there,
+    `revived` the missing ones that are back where they were.
     `unchanged` counts the walked photos that need nothing, `failed_before` the walked files that
     failed in an earlier update and have not changed since.
     """
@@ -94,13 +114,18 @@ class Changes:
             self._connection.executescript(_TABLES)
             with transaction(self._connection):
                 for root in roots:
-                    self._hide_or_root("roots", root)
+                    self._hide_or_root("walk_roots", root)
                 for item in items:
                     self._take(item)
                 self._connection.execute(_FILL_TODO, {"checksum": checksum})
+                self._connection.execute(_FILL_STAMPS)
                 self._connection.execute(_FILL_ABSENT)
+                back = self._connection.execute(_IS_BACK).fetchall()
+                for photo_id, path, *stamps in back:
+                    catalogue.move(photo_id, path, tuple(stamps))
+            self.revived = len(back)
             self.failed_before = self._count(_FAILED_BEFORE)
-            self.unchanged = self._count(_UNCHANGED)
+            self.unchanged = self._count(_UNCHANGED) - self.revived
 
     @property
     def walked(self) -> int:
@@ -138,13 +163,13 @@ class Changes:
             if not page:
                 return
             hashes = []
-            for path, size_bytes, _, _ in page:
+            for path, size_bytes, *_ in page:
                 hashes.append(_sha256(path, size_bytes))
                 tick()
             with catalogue_errors(self._catalogue.path), transaction(self._connection):
-                for (path, size_bytes, mtime_ns, known), sha256 in zip(page, hashes, strict=True):
+                for (path, size_bytes, *stamps, known), sha256 in zip(page, hashes, strict=True):
                     if sha256 is not None and self._is_known(
-                        path, size_bytes, mtime_ns, sha256, known
+                        path, size_bytes, tuple(stamps), sha256, known
                     ):
                         self._connection.execute("DELETE FROM todo WHERE path = ?", (path,))
             last = page[-1][0]
@@ -161,23 +186,33 @@ class Changes:
             for (last,) in page:
                 yield last
 
-    def failure(self, path: bytes, reason: str) -> Failure:
-        """Returns the failure of a walked file, with the stamps that tell when to try again."""
-        stamps = self._connection.execute(
-            "SELECT size_bytes, mtime_ns, ctime_ns FROM walked WHERE path = ?", (path,)
-        ).fetchone()
-        return Failure(path, reason, *stamps)
+    def stamps(self, path: bytes) -> Stamps:
+        """Returns the stamps of a walked file, as they were before it was read."""
+        query = "SELECT mtime_ns, ctime_ns, inode FROM walked WHERE path = ?"
+        mtime_ns, ctime_ns, inode = self._connection.execute(query, (path,)).fetchone()
+        return mtime_ns, ctime_ns, inode
 
-    def vanished(self) -> list[int]:
-        """Returns the ids of photos below the roots that are no longer there."""
-        found = self._connection.execute("SELECT id FROM absent WHERE is_vanished ORDER BY id")
-        return [photo_id for (photo_id,) in found]
+    def failure(self, path: bytes, reason: str, *, was_read: bool) -> Failure:
+        """Returns the failure of a walked file.
+
+        One that could be read has the stamps that tell when it changed; others are tried again.
+        """
+        if not was_read:
+            return Failure(path, _storable(reason))
+        query = "SELECT size_bytes, mtime_ns, ctime_ns, inode FROM walked WHERE path = ?"
+        stamps = self._connection.execute(query, (path,)).fetchone()
+        return Failure(path, _storable(reason), *stamps)
+
+    def lost(self) -> list[int]:
+        """Returns the ids of photos below the roots that were there before and are not found."""
+        query = "SELECT id FROM absent WHERE is_below_roots AND NOT is_missing ORDER BY id"
+        return [photo_id for (photo_id,) in self._connection.execute(query)]
 
     def record_skipped(self) -> None:
         """Makes the failures below the roots those of walked files, and of what was skipped."""
         with catalogue_errors(self._catalogue.path), transaction(self._connection):
             self._connection.execute(
-                f"DELETE FROM failures AS f WHERE {_IS_BELOW_ROOTS.format('f')} "  # noqa: S608
+                f"DELETE FROM failures AS f WHERE {_IS_BELOW_ROOTS.format('f')} "
                 "AND NOT EXISTS (SELECT 1 FROM walked AS w WHERE w.path = f.path)"
             )
             self._connection.execute(
@@ -188,45 +223,67 @@ class Changes:
         path = os.fsencode(item.path)
         if isinstance(item, Found):
             self._connection.execute(
-                "INSERT OR REPLACE INTO walked VALUES (?, ?, ?, ?)",
-                (path, item.size_bytes, item.mtime_ns, item.ctime_ns),
+                "INSERT OR REPLACE INTO walked VALUES (?, ?, ?, ?, ?)",
+                (
+                    path,
+                    item.size_bytes,
+                    _time_ns(item.mtime_ns),
+                    _time_ns(item.ctime_ns),
+                    _inode(item.inode),
+                ),
             )
             return
         self._connection.execute(
-            "INSERT OR REPLACE INTO skipped VALUES (?, ?)", (path, item.reason)
+            "INSERT OR REPLACE INTO skipped VALUES (?, ?)", (path, _storable(item.reason))
         )
         if item.may_hide_photos:
             self._hide_or_root("hidden", item.path)
 
     def _hide_or_root(self, table: str, path: str) -> None:
         for interval in (below(os.fsencode(path)), exactly(os.fsencode(path))):
-            self._connection.execute(f"INSERT INTO {table} VALUES (?, ?)", interval)  # noqa: S608
+            self._connection.execute(f"INSERT INTO {table} VALUES (?, ?)", interval)
 
     def _is_known(
-        self, path: bytes, size_bytes: int, mtime_ns: int, sha256: bytes, known: bytes | None
+        self, path: bytes, size_bytes: int, stamps: Stamps, sha256: bytes, known: bytes | None
     ) -> bool:
         """Returns whether a file's bytes are in the gallery, after noting where they lie now."""
         if sha256 == known:
-            self._catalogue.restamp(path, mtime_ns)
-            self.unchanged += 1
+            is_back = self._catalogue.keep(path, stamps)
+            self.revived += is_back
+            self.unchanged += not is_back
             return True
         twins = self._connection.execute(
-            "SELECT id, path, is_vanished FROM absent WHERE size_bytes = ? AND sha256 = ? "
-            "ORDER BY is_vanished DESC, id",
+            "SELECT id, path, is_missing OR is_below_roots FROM absent "
+            "WHERE size_bytes = ? AND sha256 = ? ORDER BY is_below_roots DESC, id",
             (size_bytes, sha256),
         ).fetchall()
-        for photo_id, old_path, is_vanished in twins:
+        for photo_id, old_path, is_lost in twins:
             # Outside the roots nobody has looked yet.
-            if is_vanished or not os.path.lexists(old_path):
-                self.replaced += self._catalogue.move(photo_id, path, mtime_ns)
+            if is_lost or not os.path.lexists(old_path):
+                self.replaced += self._catalogue.move(photo_id, path, stamps)
                 self._connection.execute("DELETE FROM absent WHERE id = ?", (photo_id,))
                 self.moved += 1
                 return True
         return False
 
     def _count(self, source: str) -> int:
-        query = f"SELECT count(*) FROM {source}"  # noqa: S608 -- constants only
+        query = f"SELECT count(*) FROM {source}"
         return int(self._connection.execute(query).fetchone()[0])
+
+
+def _time_ns(value: int) -> int:
+    """Returns a time that SQLite can hold: those beyond the years 1677 and 2262 are cut."""
+    return max(-_LARGEST, min(value, _LARGEST))
+
+
+def _inode(value: int) -> int:
+    """Returns an inode as the signed number of the same 64 bits, which SQLite can hold."""
+    return ((value + _LARGEST + 1) & ((1 << 64) - 1)) - _LARGEST - 1
+
+
+def _storable(reason: str) -> str:
+    """Returns a text that is valid UTF-8 whatever names it quotes."""
+    return reason.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _sha256(path: bytes, size_bytes: int) -> bytes | None:

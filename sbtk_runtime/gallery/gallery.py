@@ -380,10 +380,11 @@ class _UsableRows:
         rows = self._rows
         if rows is None:
             rows = self._view.rows()
-            if len(rows) != self._count:
+            count = self._view.count()
+            if count != self._count:
                 _note(
                     self._faults,
-                    f"the catalogue has {len(rows):,} photos and the manifest {self._count:,}: "
+                    f"the catalogue has {count:,} photos and the manifest {self._count:,}: "
                     "run 'sbtk index --verify'",
                 )
             self._rows = rows = self.among(rows)

@@ -52,7 +52,7 @@ def next_graph(
     has_drops = next(catalogue.rows_to_drop(), None) is not None
     if previous is not None and is_intact and not additions and not has_drops:
         return previous
-    live = catalogue.live()
+    live = catalogue.count_live_rows()
     if not has_hnswlib():
         if live >= EXACT_BELOW:
             notify(f"no search graph: hnswlib is not installed ({INSTALL_HNSWLIB})")

@@ -38,11 +38,15 @@ _READ_THROUGH_ROWS = 16
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that were written together, in one shard, and the SHA-256 of their bytes."""
+    """Rows that were written together, in one shard, and the SHA-256 of their bytes.
+
+    `crc32s` has the CRC-32 of each row's bytes where it was just written.
+    """
 
     first_row: int
     count: int
     sha256: str
+    crc32s: tuple[int, ...] = ()
 
 
 class Shards:
@@ -92,7 +96,9 @@ class Shards:
         for low, high in _cut_at_shards(first_row, first_row + len(content)):
             data = content[low - first_row : high - first_row].tobytes()
             self._write(low, data)
-            batches.append(Batch(low, high - low, hashlib.sha256(data).hexdigest()))
+            digest = hashlib.sha256(data).hexdigest()
+            crc32s = tuple(map(zlib.crc32, content[low - first_row : high - first_row]))
+            batches.append(Batch(low, high - low, digest, crc32s))
         return batches
 
     def read_bytes(self, rows: Rows) -> tuple[RowBytes, NDArray[np.bool_]]:

@@ -10,6 +10,7 @@ import datetime
 import os
 import shlex
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from sbtk_runtime.errors import BadGallery, InternalError
 from sbtk_runtime.files import WriterLock, remove_stale_temporaries
 from sbtk_runtime.gallery.catalogue import Embedding, Failure, Origin
 from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME
-from sbtk_runtime.gallery.catalogue_writer import Catalogue
+from sbtk_runtime.gallery.catalogue_writer import Catalogue, Stamps
 from sbtk_runtime.gallery.changes import Changes
 from sbtk_runtime.gallery.claim import claimed, require_codes
 from sbtk_runtime.gallery.codes import CodeShards, codes_of
@@ -62,7 +63,11 @@ class IndexReport:
     Attributes:
         new, changed: photos that were embedded, by whether their path was known.
         moved: photos found again at another path, by their bytes.
-        removed: photos that are no longer there.
+        revived: photos that were missing and are back where they were.
+        missing: photos that were there before this update and are not found; they are kept, but
+            hidden.
+        missing_in_all: photos that are kept and hidden.
+        removed: photos that left the gallery for good.
         unreadable: files below the given roots that could not be read, listed in
             `failures.jsonl`.
         unchanged: photos that were as they were.
@@ -77,6 +82,9 @@ class IndexReport:
     new: int
     changed: int
     moved: int
+    revived: int
+    missing: int
+    missing_in_all: int
     removed: int
     unreadable: int
     unchanged: int
@@ -177,6 +185,7 @@ class _Update:
             vectors = open_rows(folder, origin.dim, origin.bits)
             tidy(folder, catalogue, vectors, published)
             self._drop_lost(catalogue, vectors)
+            self._add_checksums(catalogue, vectors)
             changes = Changes(catalogue, self._roots, self._walk(), checksum=checksum)
             # What comes through a link lies below it, as if the link had been named.
             catalogue.record_roots(map(os.fsencode, self._followed))
@@ -184,7 +193,7 @@ class _Update:
             changes.settle()
             walk_s = time.perf_counter() - started
             self._embed(catalogue, vectors, changes)
-            removed = catalogue.remove(changes.vanished()) + changes.replaced
+            missing = catalogue.lose(changes.lost())
             changes.record_skipped()
             self._check_accounts(changes)
             write_failures(folder, catalogue)
@@ -201,7 +210,10 @@ class _Update:
                 new=self._new,
                 changed=self._changed,
                 moved=changes.moved,
-                removed=removed,
+                revived=changes.revived,
+                missing=missing,
+                missing_in_all=catalogue.missing(),
+                removed=changes.replaced,
                 unreadable=changes.unreadable,
                 unchanged=changes.unchanged,
                 live=catalogue.live(),
@@ -232,6 +244,7 @@ class _Update:
         counts = {
             "unchanged": changes.unchanged,
             "moved": changes.moved,
+            "found again": changes.revived,
             "embedded": self._new + self._changed,
             "failed": self._failed + changes.failed_before,
         }
@@ -256,6 +269,14 @@ class _Update:
                 f"the embeddings of {lost:,} photos were lost: those below the given folders are "
                 "embedded anew"
             )
+
+    def _add_checksums(self, catalogue: Catalogue, vectors: Shards) -> None:
+        """Notes the checksums of rows that an older sbtk wrote, where they are intact."""
+        for batch in catalogue.batches_without_checksums():
+            if vectors.is_intact(batch):
+                rows = np.arange(batch.first_row, batch.first_row + batch.count)
+                content, _ = vectors.read_bytes(rows)
+                catalogue.store_checksums(batch.first_row, [zlib.crc32(row) for row in content])
 
     def _timings(self) -> dict[str, float]:
         """Returns what this update added to the embedder's timings."""
@@ -287,19 +308,24 @@ class _Update:
                 if isinstance(item, Embedded):
                     pending.append(item)
                 else:
-                    failures.append(changes.failure(os.fsencode(item.path), item.reason))
+                    failures.append(
+                        changes.failure(
+                            os.fsencode(item.path), item.reason, was_read=item.source is not None
+                        )
+                    )
                 if len(pending) + len(failures) >= self._commit_every:
-                    self._commit(catalogue, vectors, pending, failures)
+                    self._commit(catalogue, vectors, changes, pending, failures)
                 self._progress(done, total, done / (time.perf_counter() - started))
         except KeyboardInterrupt:
-            self._commit(catalogue, vectors, pending, failures)
+            self._commit(catalogue, vectors, changes, pending, failures)
             raise
-        self._commit(catalogue, vectors, pending, failures)
+        self._commit(catalogue, vectors, changes, pending, failures)
 
     def _commit(
         self,
         catalogue: Catalogue,
         vectors: Vectors | CodeShards,
+        changes: Changes,
         pending: list[Embedded],
         failures: list[Failure],
     ) -> None:
@@ -309,13 +335,7 @@ class _Update:
         rows = [item.row for item in pending]
         batches = self._written(vectors, first_row, np.stack(rows)) if rows else []
         embeddings = [
-            Embedding(
-                os.fsencode(item.path),
-                item.source.size_bytes,
-                item.source.mtime_ns,
-                item.source.sha256,
-                row,
-            )
+            _embedding(item, row, changes.stamps(os.fsencode(item.path)))
             for row, item in enumerate(pending, start=first_row)
         ]
         new, changed = catalogue.commit(embeddings, failures, batches)
@@ -364,3 +384,16 @@ class _Update:
         )
         manifest.write(self._folder)
         tidy(self._folder, catalogue, vectors, manifest)
+
+
+def _embedding(item: Embedded, row: int, stamps: Stamps) -> Embedding:
+    mtime_ns, ctime_ns, inode = stamps
+    return Embedding(
+        path=os.fsencode(item.path),
+        size_bytes=item.source.size_bytes,
+        mtime_ns=mtime_ns,
+        sha256=item.source.sha256,
+        row=row,
+        ctime_ns=ctime_ns,
+        inode=inode,
+    )

@@ -107,10 +107,8 @@ def _verify(
             problems.append(f"the manifest says {said}, the catalogue {held}")
             return VerifyReport(manifest.generation, manifest.live, 0, 0, tuple(problems))
         rows = view.rows()
-        if len(rows) != manifest.live:
-            problems.append(
-                f"the manifest says {manifest.live:,} photos, the catalogue {len(rows):,}"
-            )
+        if (count := view.count()) != manifest.live:
+            problems.append(f"the manifest says {manifest.live:,} photos, the catalogue {count:,}")
         notify("checking the vectors")
         vectors = open_rows(folder, manifest.dim, manifest.bits)
         if manifest.bits is not None:

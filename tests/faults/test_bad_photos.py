@@ -16,10 +16,14 @@ import pytest
 
 from sbtk_runtime.embedding.embed import Embedded, Embedder, Failed
 from sbtk_runtime.errors import BadData, BadGallery, InternalError
+from sbtk_runtime.gallery.catalogue_writer import Catalogue
+from sbtk_runtime.gallery.changes import Changes
 from sbtk_runtime.gallery.export import export_gallery
+from sbtk_runtime.gallery.folder import write_failures
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.preprocess import Kind
+from sbtk_runtime.walk import Found
 from tests.tiny import tiny_bundle, tiny_photo, write_photos
 from tests.tiny_gallery import contents
 
@@ -99,7 +103,8 @@ def test_every_file_is_accounted_for_whatever_the_order(tmp_path: Path, embedder
         report = update_gallery(folder, [photos], embedder, commit_every=7)
         assert report.live == is_good.sum() + 1
         assert report.unreadable == (~is_good).sum()
-        assert report.new + report.changed + report.moved + report.unchanged == report.live
+        there = report.new + report.changed + report.moved + report.revived + report.unchanged
+        assert there == report.live
         again = update_gallery(folder, [photos], embedder)
         assert (again.unchanged, again.unreadable) == (report.live, report.unreadable)
         photos.rename(tmp_path / f"done-{round_}")
@@ -123,6 +128,42 @@ def test_an_update_that_loses_files_is_an_internal_error(
         Gallery.open(folder)
     report = update_gallery(folder, [photos], embedder)
     assert (report.new, report.unchanged) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    "seconds", [-(1 << 40), -1, 0, 10_413_792_000, 1 << 34, (1 << 35) - 1, 1 << 62, -(1 << 62)]
+)
+def test_no_date_ends_an_update(tmp_path: Path, embedder: Embedder, seconds: int) -> None:
+    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
+    paths = write_photos(photos, 3)
+    (photos / "bad.jpg").write_bytes(b"junk")
+    for path in (paths[1], photos / "bad.jpg"):
+        with contextlib.suppress(OSError, OverflowError):  # a file system may cut it, or refuse
+            os.utime(path, (seconds, seconds))
+    report = update_gallery(folder, [photos], embedder)
+    assert (report.new, report.unreadable) == (3, 1)
+    report = update_gallery(folder, [photos], embedder)
+    assert (report.unchanged, report.unreadable) == (3, 1)
+    tiny_photo(99).save(paths[1])
+    with contextlib.suppress(OSError, OverflowError):
+        os.utime(paths[1], (seconds, seconds))
+    assert update_gallery(folder, [photos], embedder).changed == 1
+    export_gallery(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("value", [-(1 << 80), -(1 << 63), -1, 0, 1 << 63, 1 << 64, 1 << 80])
+def test_no_stamp_ends_an_update(tmp_path: Path, value: int) -> None:
+    found = [Found(f"/p/{n}.jpg", n, value, value, (value + n) % (1 << 64)) for n in range(3)]
+    with Catalogue(tmp_path, 1) as catalogue:
+        changes = Changes(catalogue, ["/p"], found)
+        assert changes.walked == 3
+        stamps = [changes.stamps(b"/p/%d.jpg" % n) for n in range(3)]
+        assert len({inode for _, _, inode in stamps}) == 3
+        for path in changes.paths_to_embed():
+            failure = changes.failure(path, "odd \udcff \0 reason", was_read=True)
+            catalogue.commit([], [failure], [])
+        assert changes.unaccounted == 0
+        write_failures(tmp_path, catalogue)
 
 
 def test_odd_names_are_indexed_found_and_exported(tmp_path: Path, embedder: Embedder) -> None:
@@ -205,7 +246,7 @@ def test_a_folder_that_became_unreadable_keeps_its_photos(embedder: Embedder) ->
         (photos / "private").chmod(0)
         with as_nobody(folder.parent):
             report = update_gallery(folder, [photos], embedder)
-        assert (report.live, report.removed, report.unreadable) == (5, 1, 1)
+        assert (report.live, report.missing, report.unreadable) == (5, 1, 1)
         assert failures(folder) == {"private": "the folder cannot be read: Permission denied"}
         (photos / "private").chmod(0o755)
         with as_nobody(folder.parent):

@@ -12,7 +12,11 @@ import pytest
 
 from sbtk_runtime.errors import BadGallery, GalleryBusy
 from sbtk_runtime.gallery.catalogue import CatalogueView, Embedding, Failure, Origin
-from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME, catalogue_errors
+from sbtk_runtime.gallery.catalogue_database import (
+    CATALOGUE_NAME,
+    EMBEDDINGS_SCHEMA,
+    catalogue_errors,
+)
 from sbtk_runtime.gallery.catalogue_writer import Catalogue
 from sbtk_runtime.gallery.shards import SHARD_ROWS, Batch
 from tests.tiny_codes import tiny_itq
@@ -60,7 +64,7 @@ def test_changes_show_in_the_next_generation_only(first: Path) -> None:
             1,
         )
         assert catalogue.remove([2]) == 1
-        assert not catalogue.move(3, b"/q/c", 5)
+        assert not catalogue.move(3, b"/q/c", (5, 6, 7))
         assert catalogue.is_changed()
         assert list(catalogue.rows_to_add()) == [3, 4]
         assert catalogue.count_to_add() == 2
@@ -107,9 +111,54 @@ def test_a_catalogue_of_codes_knows_what_makes_them(tmp_path: Path) -> None:
     with Catalogue(tmp_path, 1) as catalogue:
         catalogue.claim(ORIGIN)
         assert catalogue.origin() == ORIGIN
-        assert catalogue.connection.execute("PRAGMA user_version").fetchone() == (1,)
+        assert catalogue.connection.execute("PRAGMA user_version").fetchone() == (
+            EMBEDDINGS_SCHEMA,
+        )
         with pytest.raises(BadGallery, match="damaged ITQ"):
             catalogue.itq()
+
+
+def test_missing_photos_are_hidden_kept_and_come_back(first: Path) -> None:
+    with Catalogue(first, 2) as catalogue:
+        assert catalogue.lose([1, 3]) == 2
+        assert catalogue.lose([1]) == 0
+        assert (catalogue.live(), catalogue.missing()) == (1, 2)
+        assert list(catalogue.rows_to_drop()) == [0, 2]
+        catalogue.purge(2)
+    assert seen(first, 1) == {1: (b"/p/a", 0), 2: (b"/p/b", 1), 3: (b"/p/c", 2)}
+    assert seen(first, 2) == {2: (b"/p/b", 1)}
+    with Catalogue(first, 3) as catalogue:
+        assert not catalogue.is_changed()
+        assert catalogue.keep(b"/p/a", (5, 6, 7))
+        assert not catalogue.move(3, b"/q/c", (5, 6, 7))
+        assert list(catalogue.rows_to_add()) == [0, 2]
+        assert (list(catalogue.rows_to_drop()), catalogue.count_to_add()) == ([], 2)
+        assert catalogue.lose([1]) == 1
+        assert list(catalogue.rows_to_add()) == [2]
+        assert catalogue.keep(b"/p/a", (5, 6, 7))
+        catalogue.purge(2)
+    assert seen(first, 2) == {2: (b"/p/b", 1)}
+    assert seen(first, 3) == {1: (b"/p/a", 0), 2: (b"/p/b", 1), 3: (b"/q/c", 2)}
+
+
+def test_photos_may_share_a_row(tmp_path: Path) -> None:
+    with Catalogue(tmp_path, 1) as catalogue:
+        catalogue.claim(ORIGIN)
+        photos = [photo("a", 0), photo("b", 0), photo("c", 2), photo("d", 1), photo("e", 0)]
+        catalogue.commit(photos, [], [batch(0, 3)])
+        assert list(catalogue.live_rows()) == [0, 1, 2]
+        assert (catalogue.live(), catalogue.count_live_rows()) == (5, 3)
+        assert catalogue.sample_rows(32) == [0, 1, 2]
+    with Catalogue(tmp_path, 2) as catalogue:
+        catalogue.remove([1, 3])
+        catalogue.commit([photo("f", 1)], [], [])
+        assert list(catalogue.rows_to_drop()) == [2]
+        assert list(catalogue.rows_to_add()) == []
+    with closing(CatalogueView(tmp_path, 2)) as view:
+        assert view.count() == 4
+        assert view.rows().tolist() == [0, 1]
+        assert view.ids(np.array([0, 1, 2])).tolist() == [2, 4, 0]
+        assert view.name_of(0) == (2, b"/p/b")
 
 
 def test_ids_are_never_given_twice(first: Path) -> None:
@@ -131,7 +180,7 @@ def test_what_nobody_has_seen_leaves_no_version(first: Path) -> None:
 
 def test_a_move_onto_another_photo_ends_that_photo(first: Path) -> None:
     with Catalogue(first, 2) as catalogue:
-        assert catalogue.move(1, b"/p/b", 5)
+        assert catalogue.move(1, b"/p/b", (5, 6, 7))
     assert seen(first, 2) == {1: (b"/p/b", 0), 3: (b"/p/c", 2)}
 
 

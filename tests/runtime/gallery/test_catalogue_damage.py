@@ -1,12 +1,12 @@
 """A catalogue with values that no sbtk writes is told as damage, on both sides, and kept as it is.
 
-SQLite puts any value into any column, so a flipped bit may well be a catalogue without a fault in
-SQLite's eyes.
+Strict tables refuse such values, but a flipped bit does not ask them.
 """
 
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -52,8 +52,22 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
 
 
 def change(folder: Path, statement: str) -> None:
-    with closing(sqlite3.connect(folder / CATALOGUE_NAME)) as connection, connection:
+    """Runs a statement on tables that take any value, and makes them strict again."""
+    path = folder / CATALOGUE_NAME
+    with closing(sqlite3.connect(path)) as connection:
+        strict = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql LIKE '%STRICT%'")
+        tables = strict.fetchall()
+    lax = [(re.sub(" STRICT,?", "", sql).replace("ANY", ""), name) for name, sql in tables]
+    _define(path, lax)
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute(statement)
+    _define(path, [(sql, name) for name, sql in tables])
+
+
+def _define(path: Path, tables: list[tuple[str, str]]) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.executemany("UPDATE sqlite_master SET sql = ? WHERE name = ?", tables)
 
 
 def require_told(error: SbtkError) -> None:
@@ -92,13 +106,13 @@ def test_a_reader_tells_values_of_another_type(folder: Path, name: str) -> None:
     [
         *(f"UPDATE {statement}" for statement, _ in READ.values()),
         "UPDATE photos SET row = -7 WHERE id = 5",
-        "UPDATE photos SET born = 'x' WHERE id = 5",
-        "UPDATE photos SET gone = 'x' WHERE id = 5",
-        "UPDATE photos SET gone = (1 << 62) WHERE id = 5",
+        "UPDATE photos SET added_in = 'x' WHERE id = 5",
+        "UPDATE photos SET removed_in = 'x' WHERE id = 5",
+        "UPDATE photos SET removed_in = (1 << 62) WHERE id = 5",
         "UPDATE photos SET mtime_ns = x'00' WHERE id = 5",
-        "INSERT INTO failures VALUES ('/p', 1, 1, 1, 'damaged')",
-        "INSERT INTO failures VALUES (x'2f', 'x', 1, 1, 'damaged')",
-        "INSERT INTO failures VALUES (x'2f', 1, 1, 1, x'00')",
+        "INSERT INTO failures VALUES ('/p', 1, 1, 1, 1, 'damaged')",
+        "INSERT INTO failures VALUES (x'2f', 'x', 1, 1, 1, 'damaged')",
+        "INSERT INTO failures VALUES (x'2f', 1, 1, 1, 1, x'00')",
         "UPDATE facts SET value = '12' WHERE name = 'rows'",
         "UPDATE facts SET value = 4 WHERE name = 'rows'",
         "UPDATE facts SET value = (1 << 50) WHERE name = 'rows'",
@@ -107,7 +121,9 @@ def test_a_reader_tells_values_of_another_type(folder: Path, name: str) -> None:
         "UPDATE facts SET value = 5 WHERE name = 'precision'",
         *(f"DELETE FROM facts WHERE name = '{name}'" for name in ("rows", "next_id", "model_id")),
         "INSERT INTO facts VALUES ('bits', 16)",
-        "PRAGMA user_version = 2",
+        "UPDATE photos SET missing_in = -1 WHERE id = 5",
+        "UPDATE row_checksums SET crc32 = 'x' WHERE row = 5",
+        *(f"PRAGMA user_version = {version}" for version in (1, 2, 4)),
         "PRAGMA user_version = -1",
     ],
 )

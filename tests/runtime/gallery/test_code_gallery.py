@@ -146,7 +146,7 @@ def test_an_update_keeps_the_codes_and_need_not_be_told_of_them(
     paths[0].unlink()
     tiny_photo(1000).save(tmp_path / "photos" / "new.png")
     report = update_gallery(folder, [tmp_path / "photos"], embedder)
-    assert (report.new, report.removed, report.live) == (1, 1, 6)
+    assert (report.new, report.missing, report.live) == (1, 1, 6)
     with Gallery.open(folder) as gallery:
         assert gallery.manifest.bits == 64
         (hit,) = gallery.query(tmp_path / "photos" / "new.png", embedder, 1, "photo")
@@ -212,15 +212,13 @@ def test_another_model_is_refused_as_ever(tmp_path: Path, embedder: Embedder) ->
             gallery.query(tmp_path / "photos" / "photo-0000.jpg", stranger, 1)
 
 
-def test_a_sbtk_that_knows_no_codes_is_kept_out_and_still_reads_embeddings(
-    tmp_path: Path, made_up: Path
-) -> None:
-    """Format 1 is all that it knows, of manifest and catalogue; it refuses what is above."""
+def test_a_sbtk_that_knows_no_codes_is_kept_out(tmp_path: Path, made_up: Path) -> None:
+    """It refuses formats that it does not know, of manifest and catalogue."""
     gallery_of(tmp_path / "g.sbtk", unit_rows(3, 16))
-    for folder, known in ((tmp_path / "g.sbtk", 1), (made_up, 2)):
-        assert json.loads((folder / "manifest.json").read_text())["format"] == known
+    for folder, manifest, catalogue in ((tmp_path / "g.sbtk", 1, 3), (made_up, 2, 4)):
+        assert json.loads((folder / "manifest.json").read_text())["format"] == manifest
         connection = sqlite3.connect(folder / CATALOGUE_NAME)
-        assert connection.execute("PRAGMA user_version").fetchone() == (known,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (catalogue,)
         connection.close()
 
 

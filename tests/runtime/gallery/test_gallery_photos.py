@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-import sqlite3
-from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery
-from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME
 from sbtk_runtime.gallery.folder import VECTORS_NAME
 from sbtk_runtime.gallery.gallery import Gallery
-from sbtk_runtime.manifest import read_gallery_manifest
 from tests.tiny import tiny_bundle, write_photos
 from tests.tiny_codes import code_gallery_of, tiny_itq
 from tests.tiny_gallery import gallery_of, index, photo_path, unit_rows
@@ -124,19 +119,3 @@ def test_every_index_adds_its_roots(tmp_path: Path) -> None:
         index(gallery, root, bundle)
     with Gallery.open(gallery) as opened:
         assert opened.roots() == sorted(map(os.fsencode, (tmp_path / "a", single, linked)))
-
-
-def test_a_gallery_of_an_older_sbtk_has_no_roots_and_gains_them(tmp_path: Path) -> None:
-    bundle = tiny_bundle(tmp_path / "bundle")
-    write_photos(tmp_path / "a", 2)
-    gallery = tmp_path / "g.sbtk"
-    index(gallery, tmp_path / "a", bundle)
-    with closing(sqlite3.connect(gallery / CATALOGUE_NAME)) as connection:
-        connection.execute("DROP TABLE roots")
-    replace(read_gallery_manifest(gallery), snapshot=None).write(gallery)
-    with Gallery.open(gallery) as opened:
-        assert opened.roots() == []
-        assert len(opened.folders()) == 1
-    index(gallery, tmp_path / "a", bundle)
-    with Gallery.open(gallery) as opened:
-        assert opened.roots() == [os.fsencode(tmp_path / "a")]

@@ -1,0 +1,110 @@
+"""Galleries of an older format are read as they are, and migrated without embedding anything."""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.gallery.catalogue import CatalogueView
+from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME, EMBEDDINGS_SCHEMA
+from sbtk_runtime.gallery.export import export_gallery
+from sbtk_runtime.gallery.folder import open_rows, published_manifest
+from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.gallery.update import update_gallery
+from sbtk_runtime.gallery.verify import verify_gallery
+from tests.tiny import write_photos
+from tests.tiny_codes import tiny_code_bundle
+from tests.tiny_gallery import make_old
+
+BITS = 16
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
+    bundle = tiny_code_bundle(tmp_path_factory.mktemp("bundle"), BITS)
+    with Embedder(bundle, engine="onnxruntime", threads=1, batch=4) as opened:
+        yield opened
+
+
+def answers(folder: Path) -> list[tuple[int, str, float]]:
+    with Gallery.open(folder) as gallery:
+        hits = gallery.search(np.ones(gallery.manifest.dim, np.float32), gallery.count)
+        assert gallery.notices == []
+        return [(hit.id, hit.path, hit.score) for hit in hits]
+
+
+def version(folder: Path) -> int:
+    with closing(sqlite3.connect(folder / CATALOGUE_NAME)) as connection:
+        return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def require_checksums(folder: Path) -> None:
+    manifest = published_manifest(folder)
+    with closing(CatalogueView(folder, manifest.generation)) as view:
+        rows = view.rows()
+        content, _ = open_rows(folder, manifest.dim, manifest.bits).read_bytes(rows)
+        expected = dict(zip(rows.tolist(), map(zlib.crc32, content), strict=True))
+        assert view.checksums(np.arange(1_000)) == expected
+
+
+@pytest.mark.parametrize("bits", [None, BITS])
+@pytest.mark.parametrize("has_roots", [True, False])
+def test_an_old_gallery_is_read_and_migrated(
+    tmp_path: Path, embedder: Embedder, bits: int | None, has_roots: bool
+) -> None:
+    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
+    write_photos(photos, 9)
+    (photos / "bad.jpg").write_bytes(b"junk")
+    update_gallery(folder, [photos], embedder, bits=bits, commit_every=4)
+    require_checksums(folder)
+    expected, format_ = answers(folder), version(folder)
+    make_old(folder)
+    if not has_roots:
+        with closing(sqlite3.connect(folder / CATALOGUE_NAME)) as connection:
+            connection.execute("DROP TABLE roots")
+    assert version(folder) == format_ - 2
+    assert answers(folder) == expected
+    with Gallery.open(folder) as gallery:
+        assert len(gallery.roots()) == has_roots
+    assert verify_gallery(folder).problems == ()
+    assert export_gallery(folder, tmp_path / "out").count == 9
+    assert version(folder) == format_ - 2
+    before = embedder.timings.files
+    with Gallery.open(folder) as reader:
+        report = update_gallery(folder, [photos], embedder)
+        assert len(reader.search(np.ones(16, np.float32), 9)) == 9
+    assert (report.unchanged, report.unreadable, report.live) == (9, 1, 9)
+    assert embedder.timings.files == before
+    assert version(folder) == format_
+    assert answers(folder) == expected
+    with Gallery.open(folder) as gallery:
+        assert gallery.roots() == [bytes(photos)]
+    require_checksums(folder)
+    query = "SELECT count(*) FROM photos WHERE ctime_ns IS NULL OR inode IS NULL"
+    with closing(sqlite3.connect(folder / CATALOGUE_NAME)) as connection:
+        assert connection.execute(query).fetchone() == (0,)
+    report = update_gallery(folder, [photos], embedder)
+    assert (report.unchanged, embedder.timings.files) == (9, before)
+
+
+def test_an_old_gallery_that_is_damaged_is_not_given_checksums_for_it(
+    tmp_path: Path, embedder: Embedder
+) -> None:
+    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
+    write_photos(photos, 6)
+    update_gallery(folder, [photos], embedder)
+    make_old(folder)
+    shard = folder / "vectors" / "000000.f16"
+    shard.write_bytes(bytes(10) + shard.read_bytes()[10:])
+    update_gallery(folder, [photos], embedder)
+    assert version(folder) == EMBEDDINGS_SCHEMA
+    with closing(CatalogueView(folder, published_manifest(folder).generation)) as view:
+        assert view.checksums(view.rows()) == {}
+    assert not verify_gallery(folder).is_good
