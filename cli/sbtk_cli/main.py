@@ -208,8 +208,12 @@ def _told(problem: Exception) -> SbtkError:
                 f"the extra {extra!r}",
                 f'pip install "sbtk[{extra}]"',
             )
-    if isinstance(problem, MemoryError):
-        return SbtkError("not enough memory", "", "try a smaller --batch, or close other programs")
+    if isinstance(problem, MemoryError) or _is_out_of_memory(problem):
+        return SbtkError(
+            "not enough memory",
+            "",
+            "try a smaller --batch, close other programs, or raise the limit: ulimit -v unlimited",
+        )
     if isinstance(problem, OSError) and problem.strerror:
         # A call on an open file has its number for a name.
         is_named = isinstance(problem.filename, str | bytes)
@@ -219,6 +223,15 @@ def _told(problem: Exception) -> SbtkError:
         f"sbtk met a fault of its own ({type(problem).__name__}: {problem})",
         "",
         "please report it, with what the same command prints under SBTK_DEBUG=1",
+    )
+
+
+def _is_out_of_memory(problem: Exception) -> bool:
+    """Whether the system gave no memory to a thread or a library, in the words of those."""
+    text = str(problem).lower()
+    return isinstance(problem, RuntimeError | ImportError | OSError) and any(
+        words in text
+        for words in ("can't start new thread", "failed to map segment", "cannot allocate memory")
     )
 
 

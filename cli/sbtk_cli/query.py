@@ -129,7 +129,8 @@ def command(
     if gone:
         text = f"{gone} of these {output.count_text(len(hits), 'photo')} vanished after the index"
         output.notice(f"{text} was made: run 'sbtk index' again", quiet=quiet)
-    return 0
+    # Photos that cannot be found are like files that could not be read.
+    return 3 if opened.unusable else 0
 
 
 def _read(sketch: str) -> bytes:

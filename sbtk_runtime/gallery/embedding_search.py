@@ -116,9 +116,15 @@ class EmbeddingSearch:
             return
         try:
             self._graph = Graph.load(self._folder, record, self._manifest.dim)
+        except MemoryError:
+            self._graph_problem = "not enough memory"
+            self._note(
+                "there is not enough memory for the search graph: searching the vectors instead, "
+                "which takes longer"
+            )
         except BadGallery as problem:
             self._graph_problem = problem.found
             self._note(
                 f"{problem.found}: searching the vectors instead; "
-                "'sbtk index' on your photos builds the graph anew"
+                "'sbtk index' on your photos builds the graph again"
             )

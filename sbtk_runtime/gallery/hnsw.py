@@ -10,12 +10,13 @@ searched exactly.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hmac
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.cpu import cpu_threads
 from sbtk_runtime.errors import BadGallery, MissingExtra
-from sbtk_runtime.files import atomic_path, sha256_of_file
+from sbtk_runtime.files import atomic_path, read_refused, sha256_of_file
 from sbtk_runtime.gallery.vectors import Vectors
 from sbtk_runtime.manifest import GraphRecord
 
@@ -37,6 +38,7 @@ EF_CONSTRUCTION = 200
 EF = 128
 
 _SEED = 100
+_PROBE_BYTES = 1 << 20
 #: What to type where hnswlib is missing.
 INSTALL_HNSWLIB = 'pip install "sbtk[hnsw]"'
 
@@ -94,10 +96,14 @@ class Graph:
         """Returns an empty graph that takes up to `capacity` rows.
 
         Raises:
+            MemoryError: there is not enough for so many.
             MissingExtra: hnswlib is not installed.
         """
         index = import_hnswlib().Index("ip", dim)
-        index.init_index(max(1, capacity), M=m, ef_construction=ef_construction, random_seed=_SEED)
+        with _memory_errors():
+            index.init_index(
+                max(1, capacity), M=m, ef_construction=ef_construction, random_seed=_SEED
+            )
         return cls(index, m, ef_construction, ef)
 
     @classmethod
@@ -105,7 +111,8 @@ class Graph:
         """Returns the graph that `record` describes, with room for more rows.
 
         Raises:
-            BadGallery: the file is missing, or not the one that was written.
+            BadGallery: the file is missing, cannot be read, or is not the one that was written.
+            MemoryError: there is not enough for it.
             MissingExtra: hnswlib is not installed.
         """
         path = folder / record.file
@@ -113,7 +120,8 @@ class Graph:
         check_graph_file(path, record, dim)
         index = hnswlib.Index("ip", dim)
         try:
-            index.load_index(str(path), max_elements=record.count + room_for)
+            with _memory_errors():
+                index.load_index(str(path), max_elements=record.count + room_for)
         except RuntimeError as problem:
             raise BadGallery(f"{path} cannot be loaded: {problem}") from problem
         return cls(index, record.m, record.ef_construction, record.ef)
@@ -168,7 +176,7 @@ class Graph:
             expected: some rows and their unit embeddings that the reopened file must hold.
 
         Raises:
-            DiskFull: the file came out short.
+            DiskFull: the file came out short for want of space.
             BadGallery: the reopened file does not hold what was put in.
         """
         count, dim = self.count, int(self._index.dim)
@@ -176,7 +184,7 @@ class Graph:
             size_bytes = int(self._index.index_file_size())
             self._index.save_index(str(temporary))
             if not temporary.exists() or temporary.stat().st_size != size_bytes:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+                raise _why_short(temporary, size_bytes)
             del self._index
             record = GraphRecord(
                 path.name, sha256_of_file(temporary), count, self.m, self.ef_construction, self.ef
@@ -233,9 +241,12 @@ def check_graph_file(path: Path, record: GraphRecord, dim: int) -> None:
         BadGallery: it is missing, its SHA-256 is not the recorded one, or its header is not that
             of a graph of `record.count` rows of `dim` numbers.
     """
-    if path.is_symlink() or not path.is_file():
-        raise BadGallery(f"{path} is missing", "the graph that the manifest names")
-    sha256 = sha256_of_file(path)
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise BadGallery(f"{path} is missing", "the graph that the manifest names")
+        sha256 = sha256_of_file(path)
+    except OSError as problem:
+        raise BadGallery(*read_refused(path, problem)) from problem
     if not hmac.compare_digest(sha256, record.sha256):
         raise BadGallery(f"{path} has SHA-256 {sha256}", f"{record.sha256}: it is damaged")
     with path.open("rb") as file:
@@ -245,6 +256,31 @@ def check_graph_file(path: Path, record: GraphRecord, dim: int) -> None:
             f"{path} is not a graph of {record.count:,} rows of {dim} numbers",
             "the graph that the manifest describes",
         )
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turns hnswlib's complaint that it got no memory into the error that it is."""
+    try:
+        yield
+    except RuntimeError as problem:
+        if "memory" in str(problem).lower():
+            raise MemoryError(str(problem)) from problem
+        raise
+
+
+def _why_short(path: Path, size_bytes: int) -> OSError:
+    """Returns why a file came out short: hnswlib does not look, so the rest is written again."""
+    try:
+        with path.open("ab") as file:
+            file.truncate(min(file.tell(), size_bytes))
+            for _ in range(file.tell(), size_bytes, _PROBE_BYTES):
+                file.write(bytes(_PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as problem:
+        return OSError(problem.errno, problem.strerror, str(path))
+    return OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
 
 def _is_expected(header: tuple[Any, ...], record: GraphRecord, dim: int) -> bool:
@@ -264,7 +300,8 @@ def _check_content(
     path: Path, record: GraphRecord, dim: int, expected: tuple[Rows, Embeddings]
 ) -> None:
     index = import_hnswlib().Index("ip", dim)
-    index.load_index(str(path))
+    with _memory_errors():
+        index.load_index(str(path))
     rows, embeddings = expected
     try:
         held = np.asarray(index.get_items(rows), dtype=np.float32).reshape(-1, dim)
