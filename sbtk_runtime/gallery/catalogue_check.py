@@ -35,7 +35,7 @@ def connect_sound(path: Path) -> sqlite3.Connection:
         BadGallery: the catalogue is damaged, or cannot be written.
         DiskFull: there is no space for it.
     """
-    with values_checked(path):
+    with values_checked(path, is_writer=True):
         connection = connect_writer(path)
         try:
             show_as_current(connection)

@@ -302,11 +302,12 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def catalogue_errors(path: Path) -> Iterator[None]:
+def catalogue_errors(path: Path, *, is_writer: bool = True) -> Iterator[None]:
     """Turns SQLite's errors inside the block into ours.
 
     Only what SQLite read and found wrong is damage. What the system refused to read or write is
-    told by the system's reason.
+    told by the system's reason, which a writer finds by writing what is there again. Only the one
+    writer may do that.
 
     Raises:
         DiskFull: there is no space for the catalogue.
@@ -320,7 +321,7 @@ def catalogue_errors(path: Path) -> Iterator[None]:
         code = getattr(problem, "sqlite_errorcode", None)
         if code is None and not isinstance(problem, sqlite3.OperationalError):
             raise  # a call that is wrong, which is not the catalogue's fault
-        raise _told(problem, code or sqlite3.SQLITE_CORRUPT, path) from problem
+        raise _told(problem, code or sqlite3.SQLITE_CORRUPT, path, is_writer) from problem
     # SQLite's complaint may quote damaged bytes, which Python then cannot decode.
     except UnicodeDecodeError as problem:
         raise damaged(path, problem) from problem
@@ -333,7 +334,7 @@ def damaged(path: Path, problem: object) -> BadGallery:
     )
 
 
-def _told(problem: sqlite3.Error, code: int, path: Path) -> Exception:
+def _told(problem: sqlite3.Error, code: int, path: Path, is_writer: bool) -> Exception:
     primary = code & 0xFF
     if primary == sqlite3.SQLITE_NOMEM or code == sqlite3.SQLITE_IOERR_NOMEM:
         return MemoryError(str(problem))
@@ -347,7 +348,7 @@ def _told(problem: sqlite3.Error, code: int, path: Path) -> Exception:
         return _no_space(path)
     if code == sqlite3.SQLITE_IOERR_SHORT_READ or primary not in _SYSTEM:
         return damaged(path, problem)
-    is_read = code in _READING
+    is_read = code in _READING or not is_writer
     reason = _system_error(path, is_read=is_read)
     if reason is not None and reason.errno == errno.ENOMEM:
         return MemoryError(str(problem))
@@ -410,8 +411,9 @@ def _read_and_rewrite(file: Path, *, is_rewritten: bool) -> None:
         offset = 0
         while part := os.pread(descriptor, 1 << 20, offset):
             offset, last = offset + len(part), part
-        if is_rewritten and last:
-            os.pwrite(descriptor, last, offset - len(last))
+        if is_rewritten:
+            os.pwrite(descriptor, last or b"\0", offset - len(last))
+            os.ftruncate(descriptor, offset)
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

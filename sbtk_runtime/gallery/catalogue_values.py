@@ -49,13 +49,13 @@ def text(value: object) -> str:
 
 
 @contextlib.contextmanager
-def values_checked(path: Path) -> Iterator[None]:
+def values_checked(path: Path, *, is_writer: bool = False) -> Iterator[None]:
     """Turns SQLite's errors into ours, and those of values that no sbtk has written.
 
     Raises:
         BadGallery: the catalogue at `path` is damaged, or cannot be read.
     """
-    with catalogue_errors(path):
+    with catalogue_errors(path, is_writer=is_writer):
         try:
             yield
         except (KeyError, OverflowError, TypeError, ValueError) as problem:
