@@ -3,17 +3,22 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_VENV ?= .venv-demo
 PYTEST_ARGUMENTS ?=
+# Tests run in as many processes, a file in one of them, long files first.
+PYTEST_WORKERS ?= 2
 
 SOURCES := pyproject.toml constraints.txt \
 	$(shell find sbtk_runtime sbtk_train sbtk_export cli -type f -not -name '*.pyc')
 PIP_OPTIONS := --quiet --disable-pip-version-check --constraint constraints.txt
+PYTEST = $(VENV)/bin/python -m pytest -q --durations=15 \
+	-n $(PYTEST_WORKERS) --dist loadgroup --no-loadscope-reorder
+QUICK := not slow and not browser and not kill and not install
 INSTALL_FAILED := { echo "pip could not install sbtk (its reason stands above). It needs a package index\
  that it can reach" >&2; exit 1; }
 TESTS_NOT_INSTALLED := { echo "pip could not install sbtk with all that its tests need (its reason\
  stands above): a package index that it can reach, and for hnswlib a C++ compiler" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check lint types layers test test-browser screenshots chromium format clean
+.PHONY: help demo check lint types layers test test-all test-browser screenshots chromium format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,11 +38,14 @@ types: $(VENV)/.installed
 layers: $(VENV)/.installed
 	$(VENV)/bin/lint-imports
 
-test: $(VENV)/.installed ## Run all tests; PYTEST_ARGUMENTS="-k gallery" picks some
-	$(VENV)/bin/python -m pytest -q --durations=15 $(PYTEST_ARGUMENTS)
+test: $(VENV)/.installed ## Run the quick tests; PYTEST_ARGUMENTS="-k gallery" picks some
+	$(PYTEST) -m "$(QUICK)" $(PYTEST_ARGUMENTS)
+
+test-all: $(VENV)/.installed ## Run all tests, those that train, kill, install and browse too
+	$(PYTEST) $(PYTEST_ARGUMENTS)
 
 test-browser: chromium $(VENV)/.installed ## Run the page's tests in Chromium, which apt installs if missing
-	$(VENV)/bin/python -m pytest -q --durations=15 tests/browser $(PYTEST_ARGUMENTS)
+	$(VENV)/bin/python -m pytest -q --durations=15 -m browser tests/browser $(PYTEST_ARGUMENTS)
 
 screenshots: chromium $(VENV)/.installed ## Draw the pictures in docs/images anew, from the demo's photos
 	SBTK_SCREENSHOTS=docs/images $(VENV)/bin/python -m pytest -q -s tests/browser/test_screenshots.py

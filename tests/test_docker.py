@@ -129,6 +129,7 @@ def test_both_files_differ_only_in_what_a_gpu_needs() -> None:
     assert set(cpu[1].rests("ENV")) < set(gpu[1].rests("ENV"))
 
 
+@pytest.mark.install
 def test_pip_finds_what_the_gpu_file_asks_for() -> None:
     """Without their dependencies: pip would fetch 1.4 GB of them only to name them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -176,7 +177,7 @@ def gallery(tmp_path: Path, image: Image) -> Path:
     return _volume(image, "/gallery", tmp_path / "gallery")
 
 
-@pytest.mark.slow
+@pytest.mark.install
 def test_photos_are_found_without_root_network_or_a_writable_image(
     image: Image, photos: Path, gallery: Path, tmp_path: Path
 ) -> None:
@@ -197,7 +198,7 @@ def test_photos_are_found_without_root_network_or_a_writable_image(
     assert set(hits) <= {f"/photos/{path.name}" for path in photos.iterdir()}
 
 
-@pytest.mark.slow
+@pytest.mark.install
 def test_what_is_mounted_read_only_is_not_written(
     image: Image, photos: Path, gallery: Path, tmp_path: Path
 ) -> None:
@@ -208,7 +209,7 @@ def test_what_is_mounted_read_only_is_not_written(
     assert not list(gallery.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.install
 def test_the_image_tells_how_it_is_used_and_that_it_works(image: Image) -> None:
     told = image.run(volumes={})
     assert told.returncode == 0
@@ -219,7 +220,7 @@ def test_the_image_tells_how_it_is_used_and_that_it_works(image: Image) -> None:
     assert b"!!" not in healthy.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.install
 def test_hnswlib_in_the_image_keeps_to_what_every_processor_has(image: Image) -> None:
     if platform.machine() != "x86_64" or shutil.which("objdump") is None:
         pytest.skip("registers are told apart on x86-64, with objdump")
@@ -231,7 +232,7 @@ def test_hnswlib_in_the_image_keeps_to_what_every_processor_has(image: Image) ->
     assert not re.search(r"%[yz]mm", code)
 
 
-@pytest.mark.slow
+@pytest.mark.install
 def test_the_gpu_image_keeps_plans_in_its_volume(builder: Builder, tmp_path: Path) -> None:
     image = builder.build(FILES["gpu"], {"EXTRAS": "cpu"})
     cache = _volume(image, image.environment["XDG_CACHE_HOME"], tmp_path / "cache")

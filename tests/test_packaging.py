@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.install
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "sbtk_runtime": ROOT / "sbtk_runtime",

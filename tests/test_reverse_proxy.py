@@ -20,6 +20,8 @@ from sbtk_runtime.gallery.update import update_gallery
 from tests.serve_process import ServeProcess, free_port, serving
 from tests.tiny import tiny_bundle, write_photos, write_sketch
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 NAME = "photos.example.org"
 LOGIN = {"Authorization": "Basic " + base64.b64encode(b"you:a-password").decode()}

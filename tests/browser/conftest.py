@@ -38,7 +38,7 @@ GENERATED = 45
 
 
 # Not for the whole session: while Playwright runs, nothing else in the thread may use asyncio.
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def chromium() -> Iterator[Browser]:
     """Returns a headless Chromium."""
     name = os.environ.get("SBTK_CHROMIUM", "chromium")

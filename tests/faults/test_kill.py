@@ -26,6 +26,8 @@ from tests.tiny import tiny_photo, write_photos
 from tests.tiny_codes import tiny_code_bundle
 from tests.tiny_gallery import contents, index, processes
 
+pytestmark = pytest.mark.kill
+
 KILLED = -signal.SIGKILL
 
 

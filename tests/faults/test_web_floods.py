@@ -30,6 +30,8 @@ from tests.serve_process import ServeProcess, serving
 from tests.tiny import tiny_bundle, write_photos
 from tests.tiny_gallery import index
 
+pytestmark = pytest.mark.kill
+
 CAP_BYTES = 8 << 20
 DEADLINE_S = 10.0
 

@@ -10,10 +10,13 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.serve_client import ask, query, sketch_png
 from tests.serve_process import ServeProcess
 from tests.tiny import tiny_photo
+
+pytestmark = pytest.mark.slow
 
 # A body may be what its description says, some bytes, and yet no picture.
 _SETTINGS = """

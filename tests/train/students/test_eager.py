@@ -17,6 +17,8 @@ from sbtk_train.students.products import product_run
 from tests.tiny_dsn import tiny_dsn_student
 from tests.tiny_student import tiny_student
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _torch_put_back() -> Iterator[None]:
@@ -66,7 +68,6 @@ def test_half_precision_is_the_trunks_alone(pixels: NDArray[np.uint8]) -> None:
     assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
 
 
-@pytest.mark.slow
 def test_compiled_once_for_each_batch_and_computes_the_same(pixels: NDArray[np.uint8]) -> None:
     student = tiny_student()
     eager = eager_run(student, TorchSettings(1))
