@@ -251,10 +251,16 @@ def _tell(report: IndexReport, gallery: Path, *, as_json: bool, quiet: bool) -> 
 
 
 def _rules_told(report: IndexReport) -> list[str]:
-    patterns = " ".join(shlex.quote(printable_name(text)) for text in report.rules.exclude)
-    if not patterns:
-        return []
-    return [f"the gallery's patterns: {patterns} (--clear-excludes forgets them)"]
+    told = []
+    if report.rules.exclude:
+        patterns = " ".join(shlex.quote(printable_name(text)) for text in report.rules.exclude)
+        told.append(f"the gallery's patterns: {patterns} (--clear-excludes forgets them)")
+    if report.left_out_now:
+        told.append(
+            f"{output.count_text(report.left_out_now, 'photo')} of the gallery left out from now "
+            "on: no longer among the hits, but their embeddings are kept"
+        )
+    return told
 
 
 def _list_failed(gallery: Path, *, as_json: bool, quiet: bool) -> None:

@@ -208,6 +208,11 @@ class Changes:
         query = "SELECT id FROM absent WHERE is_below_roots AND NOT is_missing ORDER BY id"
         return [photo_id for (photo_id,) in self._connection.execute(query)]
 
+    def lost_though_there(self) -> int:
+        """Returns how many of the `lost` photos are still on disk: they are left out now."""
+        query = "SELECT path FROM absent WHERE is_below_roots AND NOT is_missing"
+        return sum(os.path.lexists(path) for (path,) in self._connection.execute(query))
+
     def record_skipped(self) -> None:
         """Makes the failures below the roots those of walked files, and of what was skipped."""
         with catalogue_errors(self._catalogue.path), transaction(self._connection):

@@ -74,7 +74,8 @@ class IndexReport:
         live: photos that can be found now.
         seconds: the whole update.
         left_out: files and folders that the rules of the walk left out, beside all of the above.
-        rules: those that were left out by.
+        left_out_now: those of `missing` that are still there, and left out since this update.
+        rules: what the walk left out by.
         timings: seconds of its parts: those of the embedder's timings, `walk_s` and `graph_s`.
         notices: sentences for the user.
     """
@@ -91,6 +92,7 @@ class IndexReport:
     live: int
     seconds: float
     left_out: tuple[LeftOutCount, ...] = ()
+    left_out_now: int = 0
     rules: WalkRules = DEFAULT_RULES
     timings: dict[str, float] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
@@ -193,6 +195,7 @@ class _Update:
             changes.settle()
             walk_s = time.perf_counter() - started
             self._embed(catalogue, vectors, changes)
+            left_out_now = changes.lost_though_there()
             missing = catalogue.lose(changes.lost())
             changes.record_skipped()
             self._check_accounts(changes)
@@ -219,6 +222,7 @@ class _Update:
                 live=catalogue.live(),
                 seconds=ended - started,
                 left_out=self._left_out.counts(),
+                left_out_now=left_out_now,
                 rules=self._rules,
                 timings=self._timings() | {"walk_s": walk_s, "graph_s": ended - graph_started},
                 notices=tuple(self._notices),

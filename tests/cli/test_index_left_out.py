@@ -108,6 +108,23 @@ def test_patterns_are_remembered_told_and_taken_back(
     assert (report["live"], report["left_out"]) == (10, [])
 
 
+def test_photos_that_are_left_out_for_a_while_are_not_embedded_again(
+    gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*AGAIN, "--exclude", "*.png"]) == 0
+    shown = capsys.readouterr()
+    png = len(list((workplace / "photos").glob("*.png")))
+    assert png
+    assert f"{png} photos of the gallery left out from now on" in shown.err
+    assert shown.out.startswith(f"{8 - png} photos searchable ({png} missing) in ")
+    (workplace / "photos" / "photo-0001.png").unlink()
+    report = _indexed(capsys)
+    assert (report["missing"], report["left_out_now"], report["missing_in_all"]) == (0, 0, png)
+    report = _indexed(capsys, "--clear-excludes")
+    assert (report["new"], report["changed"], report["revived"]) == (0, 0, png - 1)
+    assert report["live"] == 7
+
+
 def test_an_ignore_file_works_where_it_lies(
     gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
