@@ -194,22 +194,27 @@ class OpenImage:
         data: the bytes of the file.
         at_least_px: JPEGs may be decoded at a reduced scale (an eighth to one) as long as the
             shorter side keeps at least this many pixels; `None` keeps the full scale.
+        limit_s: core-seconds after which decoding ends.
 
     Attributes:
         memory_bytes: roughly what `decode` needs at its peak, beside the file's bytes.
+        work_pixels: roughly how many pixels `decode` passes over, each once for every scan.
 
     Raises:
         BadImage: not an image, a format off the list, a damaged header, a structure beyond what
             honest files have, or over `MAX_DECODE_BYTES` while it is decoded.
     """
 
-    def __init__(self, data: bytes, *, at_least_px: int | None = None) -> None:
+    def __init__(
+        self, data: bytes, *, at_least_px: int | None = None, limit_s: float = MAX_DECODE_S
+    ) -> None:
         self._data = data
         self._at_least_px = at_least_px
-        self._clock = Clock(MAX_DECODE_S)
+        self._clock = Clock(limit_s)
         self._file: Screened | None = None
         if is_raw(data):
             self.memory_bytes = raw_memory(data, self._memory_within)
+            self.work_pixels = self.memory_bytes // _MODE_BYTES["RGB"]
             return
         self._file = _screened(data)
         copied = 0 if self._file.data is data else len(self._file.data)
@@ -219,6 +224,7 @@ class OpenImage:
             size, bytes_each = self._image.size, _bytes_each(self._image)
         else:
             size, bytes_each = self._file.canvas, _CANVAS_BYTES[self._file.format]
+        self.work_pixels = size[0] * size[1] * self._scale() ** 2 * max(1, self._file.scans)
         self.memory_bytes = size[0] * size[1] * bytes_each + self._file.kept_bytes + copied
         if len(data) + self.memory_bytes > MAX_DECODE_BYTES:
             raise BadImage(
@@ -231,7 +237,7 @@ class OpenImage:
         """Returns the picture; of an animation its first frame. May be called once.
 
         Raises:
-            SlowImage: it takes more than `MAX_DECODE_S`.
+            SlowImage: it takes more than `limit_s`.
             BadImage: it is damaged, and less than `MIN_SHARE` of its rows could be decoded.
         """
         self._clock.restart()
@@ -243,6 +249,11 @@ class OpenImage:
             raise
         except Exception as problem:
             raise _damaged(problem) from problem
+
+    def _scale(self) -> int:
+        """Returns how many times smaller each side of a JPEG is decoded than it is stored."""
+        config = getattr(self._image, "decoderconfig", None)
+        return int(config[0]) if config else 1
 
     def _memory_within(self, jpeg: bytes) -> int:
         return OpenImage(jpeg, at_least_px=self._at_least_px).memory_bytes

@@ -59,13 +59,15 @@ def prepare(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Prepared:
     return prepared_from(picture.image, kind, size_px, picture.notices)
 
 
-def opened(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> images.OpenImage:
+def opened(
+    data: bytes, kind: Kind, size_px: int = SIZE_PX, limit_s: float = images.MAX_DECODE_S
+) -> images.OpenImage:
     """Returns the image file in the bytes, to be decoded no larger than `prepare` has use for.
 
     Raises:
         BadImage: the bytes are no readable image.
     """
-    return images.OpenImage(data, at_least_px=_needed_px(kind, size_px))
+    return images.OpenImage(data, at_least_px=_needed_px(kind, size_px), limit_s=limit_s)
 
 
 def decoded(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Image.Image:

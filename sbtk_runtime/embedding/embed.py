@@ -20,7 +20,7 @@ from sbtk_runtime.engines.engine import AUTO, Embeddings, Engine, Images, checke
 from sbtk_runtime.engines.engine_request import Said, said_nothing
 from sbtk_runtime.errors import BadConfig, BadData, BadImage, BadModel, EngineUnavailable
 from sbtk_runtime.manifest import Precision
-from sbtk_runtime.preprocess import SIZE_PX, Kind, prepare
+from sbtk_runtime.preprocess import SIZE_PX, Kind, Pixels, prepare
 
 __all__ = ["Embedded", "Embedder", "Failed", "Source", "Timings"]
 
@@ -120,10 +120,19 @@ class Embedder:
             BadImage: it is no readable image, the sketch is empty, or the model fails on it.
         """
         prepared = prepare(data, kind)
-        rows, is_bad = checked_rows(self._engine_with(lanes=1).run(prepared.pixels[None], kind))
+        return self.embed_prepared(prepared.pixels, kind), prepared.notices
+
+    def embed_prepared(self, pixels: Pixels, kind: Kind) -> NDArray[np.float32]:
+        """Returns the embedding `(D,) float32` of what `prepare` made of one image.
+
+        Raises:
+            BadImage: the model fails on it.
+        """
+        rows, is_bad = checked_rows(self._engine_with(lanes=1).run(pixels[None], kind))
         if is_bad[0]:
             raise BadImage(BAD_ROW)
-        return rows[0], prepared.notices
+        row: NDArray[np.float32] = rows[0]
+        return row
 
     def embed_images(self, images: Images, kind: Kind) -> Embeddings:
         """Returns the embeddings `(N, D) float32` of prepared `images (N, 224, 224, 3) uint8`.

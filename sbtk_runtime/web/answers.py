@@ -128,7 +128,10 @@ class ProblemAnswer(BaseModel):
 class HealthAnswer(BaseModel):
     """Whether queries are answered, and by what."""
 
-    status: Literal["ok", "loading", "failed"]
+    status: Literal["ok", "loading", "stuck", "failed"]
+    stuck_s: float | None = Field(
+        default=None, description="For how long queries have not moved on."
+    )
     engine: EngineAnswer | None = None
     generation: int | None = None
     photos: int | None = None

@@ -18,7 +18,7 @@ from sbtk_runtime.web.body import ClientGone
 from sbtk_runtime.web.followed_gallery import GalleryGone
 from sbtk_runtime.web.photo_files import PhotoGone
 from sbtk_runtime.web.refusals import Refusal, Refused, send_refusal
-from sbtk_runtime.web.service import Loading
+from sbtk_runtime.web.service import Loading, Stuck
 from sbtk_runtime.web.waiting import TimedOut
 from sbtk_runtime.web.work_queue import Busy
 
@@ -29,6 +29,7 @@ _KNOWN: tuple[tuple[type[SbtkError], int, str], ...] = (
     (PhotoGone, 404, "no_photo"),
     (Busy, 503, "busy"),
     (Loading, 503, "loading"),
+    (Stuck, 503, "stuck"),
     (GalleryGone, 503, "gallery_gone"),
     (BadGallery, 503, "bad_gallery"),
     (ModelMismatch, 503, "model_mismatch"),

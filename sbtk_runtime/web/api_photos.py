@@ -58,7 +58,7 @@ def photo_routes(service: Service, thumbnails: Thumbnails) -> APIRouter:
                 jpeg = thumbnails.jpeg(file, tag, size)
             return Response(jpeg, media_type="image/jpeg", headers=_headers(tag))
 
-        return await answer_of(request, service.pictures, made)
+        return await answer_of(request, service.thumbnails, made)
 
     @router.get(
         "/v1/photos/{photo_id}/file",

@@ -18,7 +18,7 @@ from sbtk_runtime.web.metrics import Metrics
 from sbtk_runtime.web.parameters import Hits, Id
 from sbtk_runtime.web.refusals import Refusal, Refused
 from sbtk_runtime.web.service import Found, Service
-from sbtk_runtime.web.uploads import MEDIA_TYPES, check_upload, is_accepted
+from sbtk_runtime.web.uploads import MEDIA_TYPES, is_accepted
 from sbtk_runtime.web.waiting import answer_of
 
 _UNSUPPORTED = Refusal(
@@ -83,12 +83,11 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
         service.require_ready()
         async with bodies.read(request.scope, request.receive) as data:
             started = time.perf_counter()
-
-            def found() -> Found:
-                check_upload(data, kind)
-                return service.query(data, kind, k, under)
-
-            return _answered(await answer_of(request, service.queries, found), started, metrics)
+            prepared = await service.uploads.prepared(request, data, kind)
+        found = await answer_of(
+            request, service.queries, lambda: service.query(prepared, kind, k, under)
+        )
+        return _answered(found, started, metrics)
 
     @router.get(
         "/v1/photos/{photo_id}/similar",

@@ -51,7 +51,8 @@ def state_routes(service: Service, metrics: Metrics) -> APIRouter:
     )
     async def healthz(request: Request) -> Response:
         health = _health(service)
-        content = health.model_dump_json(include=None if request.state.is_trusted else {"status"})
+        public = {"status", "stuck_s"} if health.status == "stuck" else {"status"}
+        content = health.model_dump_json(include=None if request.state.is_trusted else public)
         status = 200 if health.status == "ok" else 503
         headers = {"cache-control": "no-store"}
         return Response(content, status, headers, media_type="application/json")
@@ -106,6 +107,8 @@ class _Described:
 def _health(service: Service) -> HealthAnswer:
     state = service.state()
     answer = HealthAnswer(status=state.status)
+    if state.status == "stuck":
+        answer.stuck_s = round(state.stuck_s, 1)
     if state.engine is not None:
         answer.engine = EngineAnswer.of(state.engine)
     if state.gallery is not None:

@@ -124,6 +124,9 @@ class _Now(Collector):
         waiting = GaugeMetricFamily("sbtk_waiting", "Requests that wait.", labels=["queue"])
         waiting.add_metric(["queries"], self._service.queries.length)
         waiting.add_metric(["pictures"], self._service.pictures.length)
+        waiting.add_metric(["thumbnails"], self._service.thumbnails.length)
+        waiting.add_metric(["uploads"], self._service.uploads.small.length)
+        waiting.add_metric(["costly_uploads"], self._service.uploads.costly.length)
         yield waiting
         yield _gauge(
             "sbtk_thumbnail_bytes", "Thumbnails kept in memory.", self._thumbnails.kept_bytes

@@ -26,15 +26,23 @@ from sbtk_runtime.gallery.gallery import Gallery, Search
 from sbtk_runtime.gallery.hit import Answer, Hit
 from sbtk_runtime.gallery.hnsw import import_hnswlib
 from sbtk_runtime.manifest import GalleryManifest, Precision
-from sbtk_runtime.preprocess import Kind
+from sbtk_runtime.preprocess import Kind, Prepared
 from sbtk_runtime.web.followed_gallery import FollowedGallery
 from sbtk_runtime.web.photo_files import PhotoGone, open_photo
+from sbtk_runtime.web.uploads import UploadDecoder
 from sbtk_runtime.web.work_queue import WorkQueue
 
 #: How many may wait, and no longer than people do: each is some 25 ms, or some 10 ms, of work.
 MOST_QUERIES, MOST_PICTURES = 64, 256
 
-Status = Literal["loading", "ok", "failed"]
+#: How long closing waits for what is not the engine's.
+_LAST_JOBS_S = 1.0
+
+Status = Literal["loading", "ok", "stuck", "failed"]
+
+
+class Stuck(SbtkError):
+    """What answers has not moved on for so long that nobody waits for it any more."""
 
 
 class Loading(SbtkError):
@@ -65,13 +73,15 @@ class Found:
 class State:
     """How a service is: what is open now, and what is wrong.
 
-    With the status "ok", a problem is one that keeps a newer gallery from being served.
+    With the status "ok", a problem is one that keeps a newer gallery from being served. With
+    "stuck", what answers has been at the same work for `stuck_s` seconds; it may still end.
     """
 
     status: Status
     engine: EngineInfo | None
     gallery: GalleryManifest | None
     problem: SbtkError | None
+    stuck_s: float = 0.0
 
 
 class Service:
@@ -87,8 +97,10 @@ class Service:
         said: told what an engine does that takes long.
 
     Attributes:
+        uploads: decodes what clients send.
         queries: for what the engine and the search do.
-        pictures: for what reads photos and the catalogue.
+        pictures: for what reads the catalogue, and photos as they are.
+        thumbnails: for what decodes photos.
         loaded: done when queries are answered, or with the error that keeps them from it.
     """
 
@@ -103,8 +115,10 @@ class Service:
     ) -> None:
         self.folder = folder
         self.bundle = bundle
+        self.uploads = UploadDecoder(MOST_QUERIES)
         self.queries = WorkQueue("query", workers=1, waiting=MOST_QUERIES)
         self.pictures = WorkQueue("picture", workers=2, waiting=MOST_PICTURES)
+        self.thumbnails = WorkQueue("thumbnail", workers=2, waiting=MOST_PICTURES)
         self.loaded: Future[None] = Future()
         self._choice = choice or EngineChoice()
         self._search: Search = search
@@ -131,7 +145,9 @@ class Service:
         # An engine that is torn down while it loads or runs takes the process with it.
         self._loading.join()
         is_idle = self.queries.close()
-        self.pictures.close()
+        self.uploads.close(_LAST_JOBS_S)
+        self.thumbnails.close(_LAST_JOBS_S)
+        self.pictures.close(_LAST_JOBS_S)
         if self._gallery is not None:
             self._gallery.close()
         if self._embedder is not None and is_idle:
@@ -144,10 +160,25 @@ class Service:
         engine = None if self._embedder is None else self._embedder.engine.info
         try:
             with self._gallery.reading() as gallery:
-                status: Status = "loading" if engine is None else "ok"
-                return State(status, engine, gallery.manifest, self._gallery.problem)
+                if engine is None:
+                    return State("loading", None, gallery.manifest, self._gallery.problem)
+                if (stuck := self._stuck()) is not None:
+                    name, stuck_s = stuck
+                    problem = Stuck(
+                        f"the queue {name!r} has been at the same work for {stuck_s:.0f} s"
+                    )
+                    return State("stuck", engine, gallery.manifest, problem, stuck_s)
+                return State("ok", engine, gallery.manifest, self._gallery.problem)
         except SbtkError as problem:
             return State("failed", engine, None, problem)
+
+    def _stuck(self) -> tuple[str, float] | None:
+        """Returns the queue that is stuck longest and since how many seconds; `None` if none is."""
+        queues = (self.queries, self.pictures, self.uploads.small)
+        name, stuck_s = max(
+            ((queue.name, queue.stuck_s) for queue in queues), key=lambda one: one[1]
+        )
+        return (name, stuck_s) if stuck_s else None
 
     def require_ready(self) -> None:
         """Makes sure that queries are answered.
@@ -169,19 +200,20 @@ class Service:
             raise Loading("the gallery is being opened", "", "try again in a second")
         return self._gallery.reading()
 
-    def query(self, data: bytes, kind: Kind, k: int, under: str | None = None) -> Found:
-        """Returns the photos that look like the picture in the bytes of an image file.
+    def query(self, prepared: Prepared, kind: Kind, k: int, under: str | None = None) -> Found:
+        """Returns the photos that look like an upload.
 
         Raises:
-            BadImage: it is no readable image, or an empty sketch.
+            BadImage: the model fails on it.
             Loading: the model is not ready yet.
             SbtkError: the gallery is gone, or cannot be served.
         """
         self.require_ready()
         assert self._embedder is not None
-        embedding, notices = self._embedder.embed_one(data, kind)
+        embedding = self._embedder.embed_prepared(prepared.pixels, kind)
         return self._found(
-            lambda gallery: gallery.answer(embedding, k, self._search, under=under), notices
+            lambda gallery: gallery.answer(embedding, k, self._search, under=under),
+            prepared.notices,
         )
 
     def similar(self, photo_id: int, k: int, under: str | None = None) -> Found:

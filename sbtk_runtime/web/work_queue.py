@@ -13,6 +13,9 @@ from sbtk_runtime.errors import SbtkError
 
 Answer = TypeVar("Answer")
 
+#: When nobody waits any more for what a queue is at.
+STUCK_AFTER_S = 10.0
+
 _LAST_JOBS_S = 10.0
 
 
@@ -28,10 +31,20 @@ class WorkQueue:
         workers: jobs that are done at once.
         waiting: jobs that may wait. One that its owner cancels is let go at once, and with it what
             it holds, as the picture of a query.
+        stuck_after_s: a queue all of whose threads have been at one job for longer is stuck.
+
+    Attributes:
+        name: as given.
     """
 
-    def __init__(self, name: str, *, workers: int, waiting: int) -> None:
+    def __init__(
+        self, name: str, *, workers: int, waiting: int, stuck_after_s: float = STUCK_AFTER_S
+    ) -> None:
+        self.name = name
         self._waiting = waiting
+        self._stuck_after_s = stuck_after_s
+        # When each busy thread began its job.
+        self._begun: dict[int, float] = {}
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
@@ -62,6 +75,19 @@ class WorkQueue:
         """The number of jobs that wait."""
         return len(self._jobs)
 
+    @property
+    def stuck_s(self) -> float:
+        """For how many seconds no thread has ended or begun a job; 0 while the queue is not stuck.
+
+        It is so while every thread has been at its present job for `stuck_after_s`, and over when
+        one of them ends.
+        """
+        with self._changed:
+            if len(self._begun) < len(self._threads):
+                return 0.0
+            busy_s = time.monotonic() - max(self._begun.values())
+        return busy_s if busy_s > self._stuck_after_s else 0.0
+
     def close(self, timeout_s: float = _LAST_JOBS_S) -> bool:
         """Cancels the jobs that wait, and returns whether those that are done ended in time."""
         with self._changed:
@@ -87,14 +113,21 @@ class WorkQueue:
                 if not self._jobs:
                     return
                 work, future = self._jobs.popleft()
-            if not future.set_running_or_notify_cancel():
-                continue
+                self._begun[threading.get_ident()] = time.monotonic()
+            try:
+                self._do(work, future)
+            finally:
+                with self._changed:
+                    del self._begun[threading.get_ident()]
+            # A thread that waits must not keep the last picture alive, nor an answer's open file.
+            del work, future
+
+    @staticmethod
+    def _do(work: Callable[[], Any], future: Future[Any]) -> None:
+        if future.set_running_or_notify_cancel():
             try:
                 answer = work()
             except BaseException as problem:
                 future.set_exception(problem)
             else:
                 future.set_result(answer)
-                del answer
-            # A thread that waits must not keep the last picture alive, nor an answer's open file.
-            del work, future

@@ -334,6 +334,7 @@ def test_health_tells_the_engine_that_is_really_in_use(server: ServeProcess) -> 
     assert status == 200
     assert health == {
         "status": "ok",
+        "stuck_s": None,
         "engine": {
             "name": "onnxruntime",
             "version": onnxruntime.__version__,

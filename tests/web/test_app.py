@@ -28,8 +28,9 @@ def loading(tmp_path: Path) -> Iterator[ASGIApp]:
     """Returns an app whose engine and gallery nobody has begun to open."""
     service = Service(tmp_path / "gallery.sbtk", Bundle.open(tiny_bundle(tmp_path / "bundle")))
     yield guarded_app(service, access_rules("127.0.0.1"))
-    service.queries.close()
-    service.pictures.close()
+    for queue in (service.queries, service.pictures, service.thumbnails):
+        queue.close()
+    service.uploads.close(1)
 
 
 def ask(app: ASGIApp, path: str, method: str = "GET", body: bytes = b"") -> httpx.Response:

@@ -199,3 +199,29 @@ def test_answers_and_errors_come_through(queue: WorkQueue) -> None:
         return await answer_of(request_of(asyncio.Queue()), queue, lambda: "an answer")
 
     assert asyncio.run(asked()) == "an answer"
+
+
+def test_a_queue_is_stuck_while_no_thread_moves_on_and_recovers() -> None:
+    queue = WorkQueue("test", workers=2, waiting=3, stuck_after_s=0.05)
+    gates = [Gate(), Gate()]
+    try:
+        assert queue.stuck_s == 0
+        first = queue.submit(gates[0])
+        assert gates[0].has_begun.wait(20)
+        time.sleep(0.1)
+        assert queue.stuck_s == 0  # the other thread is free
+        queue.submit(gates[1])
+        assert gates[1].has_begun.wait(20)
+        assert queue.stuck_s == 0
+        while not (stuck_s := queue.stuck_s):
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert queue.stuck_s > stuck_s > 0.05
+        gates[0].may_end.set()
+        assert first.result(20) == "passed"
+        while queue.stuck_s:
+            time.sleep(0.01)
+    finally:
+        for gate in gates:
+            gate.may_end.set()
+        queue.close()

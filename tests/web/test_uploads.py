@@ -1,0 +1,151 @@
+"""Uploads that take long or much memory hold up nobody else, and a stuck worker is told."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.errors import BadImage, SlowImage
+from sbtk_runtime.preprocess import opened, prepare
+from sbtk_runtime.web.access_rules import access_rules
+from sbtk_runtime.web.app import guarded_app
+from sbtk_runtime.web.service import EngineChoice, Service
+from sbtk_runtime.web.uploads import SMALL_BYTES, SMALL_PIXELS, _prepared_if_small
+from sbtk_runtime.web.work_queue import WorkQueue
+from tests.serve_client import png, query, resident_bytes, sketch_png
+from tests.serve_process import ServeProcess
+from tests.tiny import tiny_photo
+from tests.web.conftest import Workplace
+
+
+def many_scans(side_px: int, scans: int) -> bytes:
+    """Returns a progressive JPEG whose last scan is there many times: much work in few bytes."""
+    buffer = io.BytesIO()
+    picture = tiny_photo(5).convert("L").resize((side_px, side_px))
+    picture.save(buffer, "JPEG", progressive=True, quality=1)
+    data = buffer.getvalue()
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * scans + data[-2:]
+
+
+@pytest.fixture(scope="module")
+def slow_jpeg() -> bytes:
+    return many_scans(2400, 200)
+
+
+def test_what_is_costly_is_known_before_it_is_decoded(slow_jpeg: bytes) -> None:
+    for data in (sketch_png(), png(tiny_photo(1)), png(Image.new("RGBA", (1200, 1000)))):
+        image = opened(data, "photo")
+        assert image.memory_bytes <= SMALL_BYTES and image.work_pixels <= SMALL_PIXELS
+    slow = opened(slow_jpeg, "photo")
+    assert len(slow_jpeg) < 1 << 20 and slow.work_pixels > 200 * 2400 * 2400
+    large = opened(png(Image.new("RGB", (4000, 4000))), "photo")
+    assert large.memory_bytes > SMALL_BYTES
+    assert large.work_pixels == 4000 * 4000
+    reduced = io.BytesIO()
+    Image.new("RGB", (4000, 3000)).save(reduced, "JPEG")
+    image = opened(reduced.getvalue(), "photo")
+    assert image.memory_bytes <= SMALL_BYTES
+    assert image.work_pixels == pytest.approx(4000 * 3000, rel=0.02)
+
+
+def test_an_upload_is_given_less_time_than_a_file(slow_jpeg: bytes) -> None:
+    with pytest.raises(SlowImage, match="too long"):
+        opened(slow_jpeg, "photo", limit_s=0.05).decode()
+    with pytest.raises(BadImage, match="PNG, JPEG or WebP"):
+        _prepared_if_small(b"GIF89a" + bytes(100), "photo")
+
+
+def test_large_uploads_are_decoded_and_find_what_python_finds(
+    server: ServeProcess, shared: Workplace
+) -> None:
+    transparent = tiny_photo(4).resize((1500, 1500)).convert("RGBA")
+    transparent.putpixel((0, 0), (0, 0, 0, 0))
+    picture = png(transparent)
+    assert opened(picture, "photo").memory_bytes > SMALL_BYTES
+    answer = query(server.port, picture, "?as=photo&k=5")
+    assert answer.status == 200, answer
+    assert answer.json()["hits"] == [hit.to_json() for hit in shared.hits(picture, "photo", 5)]
+
+
+def test_others_are_answered_while_costly_uploads_are_decoded(
+    server: ServeProcess, slow_jpeg: bytes
+) -> None:
+    """More of them than there are threads for uploads of any kind."""
+    before = resident_bytes(server.process.pid)
+    hostile = 12
+    answered_meanwhile = 0
+    with ThreadPoolExecutor(hostile) as clients:
+        waiting = [
+            clients.submit(query, server.port, slow_jpeg, "?as=photo", "image/jpeg")
+            for _ in range(hostile)
+        ]
+        while not all(answer.done() for answer in waiting):
+            assert query(server.port, sketch_png(), "?k=1").status == 200
+            answered_meanwhile += sum(not answer.done() for answer in waiting) >= hostile - 1
+            assert server.health()[0] == 200
+            assert resident_bytes(server.process.pid) < before + (512 << 20)
+        assert {answer.result().status for answer in waiting} <= {200, 400, 503, 504}
+    assert answered_meanwhile >= 1
+    assert query(server.port, sketch_png()).status == 200
+
+
+@pytest.fixture
+def service(workplace: Workplace) -> Service:
+    return Service(
+        workplace.gallery, Bundle.open(workplace.bundle), EngineChoice("onnxruntime", threads=1)
+    )
+
+
+def test_health_tells_that_the_worker_is_stuck_and_that_it_is_not_any_more(
+    service: Service,
+) -> None:
+    """A real app whose engine's thread is held by a job, as by a driver that hangs."""
+    service.queries = WorkQueue("query", workers=1, waiting=4, stuck_after_s=0.05)
+    may_end = threading.Event()
+    with service:
+        service.loaded.result(60)
+        app = guarded_app(service, access_rules("127.0.0.1", token="a-long-token"))
+
+        async def health(token: str | None) -> httpx.Response:
+            transport = httpx.ASGITransport(app)
+            headers = {"authorization": f"Bearer {token}"} if token else {}
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as one:
+                return await one.get("/healthz", headers=headers)
+
+        assert asyncio.run(health(None)).json() == {"status": "ok"}
+        job = service.queries.submit(lambda: may_end.wait(60))
+        try:
+            while (answer := asyncio.run(health("a-long-token"))).status_code == 200:
+                pass
+            told = answer.json()
+            assert (answer.status_code, told["status"]) == (503, "stuck")
+            assert told["stuck_s"] > 0
+            assert told["problem"]["code"] == "stuck"
+            assert "'query'" in told["problem"]["message"]
+            public = asyncio.run(health(None))
+            assert public.status_code == 503
+            assert set(public.json()) == {"status", "stuck_s"}
+        finally:
+            may_end.set()
+        assert job.result(20)
+        while asyncio.run(health(None)).status_code != 200:
+            pass
+        assert asyncio.run(health(None)).json() == {"status": "ok"}
+
+
+def test_an_upload_has_the_embedding_of_a_file(tmp_path: Path, workplace: Workplace) -> None:
+    with Embedder(workplace.bundle, engine="onnxruntime", threads=1) as embedder:
+        row, _ = embedder.embed_one(sketch_png(), "sketch")
+        prepared = prepare(sketch_png(), "sketch")
+        assert np.array_equal(row, embedder.embed_prepared(prepared.pixels, "sketch"))
