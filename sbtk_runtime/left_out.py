@@ -107,14 +107,19 @@ def left_out_sentences(counts: Iterable[LeftOutCount]) -> list[str]:
 
 
 def refuse_nothing(
-    roots: Sequence[str], rules: WalkRules = DEFAULT_RULES, known_roots: Iterable[str] = ()
+    roots: Sequence[str],
+    rules: WalkRules = DEFAULT_RULES,
+    known_roots: Iterable[str] = (),
+    *,
+    may_be_empty: bool = False,
 ) -> None:
-    """Makes sure that there is a file to look at; otherwise a disk may not be mounted.
+    """Makes sure that there is a file to look at; otherwise a pattern may be too wide.
 
     Args:
         roots: absolute.
         rules: as for `walk`.
         known_roots: as for `walk`.
+        may_be_empty: roots of which nothing is excluded may have no photo: a disk is not mounted.
 
     Raises:
         BadData: there is none; says what was skipped.
@@ -129,6 +134,8 @@ def refuse_nothing(
         elif not isinstance(item, Followed):
             skipped.append(item)
     counts = tally.counts()
+    if may_be_empty and all(count.why != Why.EXCLUDED for count in counts):
+        return
     named = ", ".join(printable_name(root) for root in roots)
     reasons = [f"{printable_name(item.path)}: {item.reason}" for item in skipped[:3]]
     reasons += left_out_sentences(counts)

@@ -17,6 +17,7 @@ from PIL import Image
 from sbtk_runtime.web.photo_files import PhotoGone, etag_of, media_type_of, open_photo
 from sbtk_runtime.web.work_queue import Busy
 from tests.tiny import tiny_photo
+from tests.tiny_raw import tiny_dng, two_colours
 
 SECRET = b"what nobody may read"
 
@@ -196,6 +197,10 @@ def test_that_no_file_can_be_opened_now_is_not_the_photos_fault(root: Path) -> N
 def test_the_media_types_of_formats_whose_header_is_elsewhere() -> None:
     assert media_type_of(io.BytesIO(b"\0\0\0\x18ftypheic\0\0\0\0")) == "image/heic"
     assert media_type_of(io.BytesIO(b"II*\0\xff\xff\xff\x0f" + bytes(100))) == "image/tiff"
+    brands = b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf"
+    assert media_type_of(io.BytesIO(brands)) == "image/avif"
+    for preview in (None, two_colours((480, 320))):
+        assert media_type_of(io.BytesIO(tiny_dng(preview))) == "image/x-raw"
 
 
 @pytest.mark.parametrize("content", [b"", b"<svg/>", b"%PDF-1.7"])
