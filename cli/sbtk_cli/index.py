@@ -28,13 +28,16 @@ if TYPE_CHECKING:
 _HELP = """Make or update a gallery from folders of photos.
 
 PHOTOS are folders, searched at any depth, and files. What is already in the gallery and has not
-changed costs next to nothing; photos that are gone from these folders leave the gallery. If it is
-interrupted, the same command goes on where it stopped.
+changed costs next to nothing. Photos that are not there any more are missing: they are no longer
+among the hits, but their embeddings are kept, in case a disk is not mounted. If it is interrupted,
+run the same command again to resume.
 
 \b
 sbtk index photos/
 sbtk index photos/ more/ --gallery all.sbtk
 sbtk index photos/ --bits 64 --gallery small.sbtk
+sbtk index --list-folders
+sbtk index --forget photos/2019/
 sbtk index --verify
 """
 
@@ -50,7 +53,7 @@ sbtk index --verify
     "model that was exported with --bits B.",
 )
 @click.option(
-    "--checksum", is_flag=True, help="Look for changes in the bytes, not in size and date."
+    "--checksum", is_flag=True, help="Look for changes in the bytes, not in size, dates and inode."
 )
 @click.option(
     "--exclude",
@@ -74,6 +77,26 @@ sbtk index --verify
     "--follow-links/--no-follow-links",
     default=None,
     help="Enter folders through links too, or do not (the default). The gallery remembers it.",
+)
+@click.option(
+    "--prune",
+    is_flag=True,
+    help="Drop missing photos for good: those below PHOTOS, or without PHOTOS all. After an update "
+    "that warns of missing photos nothing is dropped.",
+)
+@click.option(
+    "--forget",
+    "forget",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Remove a folder's photos from the gallery; the folder need not exist any more. No file "
+    "is touched. May be given again.",
+)
+@click.option(
+    "--list-folders",
+    is_flag=True,
+    help="List the folders of the gallery: photos, and missing ones.",
 )
 @click.option("--list-failed", is_flag=True, help="List the files that could not be read, and why.")
 @click.option(
@@ -107,6 +130,9 @@ def command(
     clear_excludes: bool,
     include_hidden: bool | None,
     follow_links: bool | None,
+    prune: bool,
+    forget: tuple[Path, ...],
+    list_folders: bool,
     list_failed: bool,
     verify: bool,
     repair: bool,
@@ -121,7 +147,7 @@ def command(
     quiet: bool,
 ) -> int:
     """Runs `sbtk index`."""
-    if not (photos or list_failed or verify or export_folder):
+    if not (photos or prune or forget or list_folders or list_failed or verify or export_folder):
         raise click.UsageError("Name the folders of your photos, as in: sbtk index photos/")
     if repair and not verify:
         raise click.UsageError("--repair goes with --verify.")
@@ -136,9 +162,11 @@ def command(
     code = 0
     if photos:
         from sbtk_runtime.embedding.embed import Embedder
+        from sbtk_runtime.gallery.update import roots_to_walk
         from sbtk_runtime.left_out import is_photo_missed
         from sbtk_runtime.walk_rules import RuleChange, patterns_of
 
+        roots_to_walk(gallery, photos)  # what is not there, and
         patterns_of(exclude)  # what is not a pattern is told before an engine is made ready
         rule_change = RuleChange(*rules_asked)
         with Embedder(
@@ -155,9 +183,22 @@ def command(
                 gallery, photos, embedder, bits, rule_change, checksum=checksum, quiet=quiet
             )
         _tell(report, gallery, as_json=as_json, quiet=quiet)
-        code = 3 if report.unreadable or is_photo_missed(report.left_out) else 0
+        is_partial = report.unreadable or report.warnings or is_photo_missed(report.left_out)
+        code = 3 if is_partial else 0
+        if prune and report.warnings:
+            output.notice(
+                "Nothing was pruned. 'sbtk index --prune' without folders does it anyway."
+            )
+            prune = False
     else:
         options.existing_gallery(gallery)
+    for folder in forget:
+        _drop(gallery, folder, is_missing_only=False, as_json=as_json, quiet=quiet)
+    if prune:
+        for root in photos or (None,):
+            _drop(gallery, root, is_missing_only=True, as_json=as_json, quiet=quiet)
+    if list_folders:
+        _list_folders(gallery, as_json=as_json)
     if list_failed:
         _list_failed(gallery, as_json=as_json, quiet=quiet)
     if verify:
@@ -242,6 +283,8 @@ def _update(
 def _tell(report: IndexReport, gallery: Path, *, as_json: bool, quiet: bool) -> None:
     from sbtk_runtime.left_out import left_out_sentences
 
+    for text in report.warnings:
+        output.notice(f"Warning: {text}")
     for text in [*report.notices, *left_out_sentences(report.left_out), *_rules_told(report)]:
         output.notice(text, quiet=quiet)
     if as_json:
@@ -261,6 +304,43 @@ def _rules_told(report: IndexReport) -> list[str]:
             "on: no longer among the hits, but their embeddings are kept"
         )
     return told
+
+
+def _drop(
+    gallery: Path, folder: Path | None, *, is_missing_only: bool, as_json: bool, quiet: bool
+) -> None:
+    from sbtk_runtime.gallery.update import drop_photos
+
+    report = drop_photos(
+        gallery,
+        folder,
+        is_missing_only=is_missing_only,
+        notify=lambda text: output.notice(text, quiet=quiet),
+    )
+    if as_json:
+        output.answer_json({"gallery": printable_name(gallery), **asdict(report)})
+        return
+    what = "missing photo" if is_missing_only else "photo"
+    where = "" if folder is None else f" below {printable_name(folder)}"
+    output.answer(
+        f"{output.count_text(report.removed, what)} dropped{where}; "
+        f"{output.count_text(report.live, 'photo')} searchable"
+    )
+
+
+def _list_folders(gallery: Path, *, as_json: bool) -> None:
+    from sbtk_runtime.gallery.folder import path_fields
+    from sbtk_runtime.gallery.folder_counts import folder_counts
+
+    for count in folder_counts(gallery):
+        if as_json:
+            fields = {"photos": count.photos, "missing": count.missing, "exists": count.exists}
+            output.answer_json(path_fields(count.path) | fields)
+            continue
+        missing = f", {count.missing:,} missing" if count.missing else ""
+        where = "" if count.exists else " (not there now)"
+        photos = output.count_text(count.photos, "photo")
+        output.answer(f"{printable_name(count.path)}{where}: {photos}{missing}")
 
 
 def _list_failed(gallery: Path, *, as_json: bool, quiet: bool) -> None:

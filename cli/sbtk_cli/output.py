@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Tells a progress bar how much is done, of how much if that is known.
 Advance = Callable[[int, int | None], None]
+
+_STEADY_S = 1.0
 
 
 def answer(text: str) -> None:
@@ -114,10 +117,17 @@ def progress(label: str, *, quiet: bool = False) -> Iterator[Advance]:
     )
     with bar:
         task = bar.add_task(label, total=None, rate="")
+        started: float | None = None
 
         def advance(done: int, total: int | None) -> None:
-            speed = bar.tasks[0].speed
-            rate = f"{speed:.0f}/s" if speed else ""
+            nonlocal started
+            if started is None and total is not None:
+                # What was counted before was files that were found, not done.
+                started = time.monotonic()
+                bar.reset(task, total=total)
+            elapsed_s = 0.0 if started is None else time.monotonic() - started
+            # Items come in bursts, so that the first ones say nothing about the rate.
+            rate = f"{done / elapsed_s:.0f}/s" if elapsed_s > _STEADY_S else ""
             bar.update(task, completed=done, total=total, rate=rate)
 
         yield advance

@@ -37,6 +37,11 @@ _VISIBLE = (
     "added_in <= :generation AND (removed_in IS NULL OR removed_in > :generation) "
     "AND (missing_in IS NULL OR missing_in > :generation)"
 )
+# Kept, but hidden, as in `CatalogueView`.
+_MISSING = (
+    "added_in <= :generation AND (removed_in IS NULL OR removed_in > :generation) "
+    "AND missing_in <= :generation"
+)
 _PHOTO = "id, path, size_bytes, mtime_ns, sha256, row, partial"
 _ROWS_PER_QUESTION = 500
 
@@ -227,6 +232,23 @@ class CatalogueView:
         with values_checked(self._path):
             found = self._connection.execute(query, self._generation)
             return Counter(blob(path).rpartition(b"/")[0] or b"/" for (path,) in found)
+
+    def knows(self, path: bytes) -> bool:
+        """Returns whether a folder or file was indexed, or photos below it are known."""
+        query = """SELECT EXISTS (SELECT 1 FROM photos
+            WHERE removed_in IS NULL AND path >= ? AND path < ?)"""
+        with values_checked(self._path):
+            return path in stored_roots(self._connection) or any(
+                self._connection.execute(query, interval).fetchone()[0]
+                for interval in (below(path), exactly(path))
+            )
+
+    def paths(self, *, missing: bool = False) -> Iterator[bytes]:
+        """Yields the paths of the photos, or of those that are missing."""
+        query = f"SELECT path FROM photos WHERE {_MISSING if missing else _VISIBLE}"
+        with values_checked(self._path):
+            for (path,) in self._connection.execute(query, self._generation):
+                yield blob(path)
 
     def roots(self) -> list[bytes]:
         """Returns the folders and files that photos were found below; none if it is unknown."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sbtk_runtime.gallery.catalogue import Embedding, Failure, Origin
+from sbtk_runtime.gallery.catalogue import Embedding, Failure, Origin, below, exactly
 from sbtk_runtime.gallery.catalogue_check import connect_sound
 from sbtk_runtime.gallery.catalogue_codes import store_itq, stored_bits, stored_itq
 from sbtk_runtime.gallery.catalogue_database import (
@@ -222,6 +222,35 @@ class Catalogue:
             for photo_id in ids:
                 self._end(photo_id)
                 removed += 1
+        return removed
+
+    def ids_below(self, folder: bytes | None, *, missing: bool = False) -> list[int]:
+        """Returns the ids of the photos in a folder or of one file, or with `None` of all.
+
+        Missing ones are among them; with `missing` only those.
+        """
+        query = f"SELECT id FROM photos WHERE {_KNOWN}" + " AND missing_in NOT NULL" * missing
+        if folder is None:
+            return [photo_id for (photo_id,) in self.connection.execute(query + " ORDER BY id")]
+        query += " AND path >= ? AND path < ? ORDER BY id"
+        return [
+            photo_id
+            for interval in (below(folder), exactly(folder))
+            for (photo_id,) in self.connection.execute(query, interval)
+        ]
+
+    def forget_below(self, folder: bytes) -> int:
+        """Drops all that is known of a folder or file: photos, failures, roots; returns how many.
+
+        Only photos count.
+        """
+        removed = self.remove(self.ids_below(folder))
+        with catalogue_errors(self.path), transaction(self.connection):
+            for table in ("failures", "roots"):
+                for interval in (below(folder), exactly(folder)):
+                    self.connection.execute(
+                        f"DELETE FROM {table} WHERE path >= ? AND path < ?", interval
+                    )
         return removed
 
     def remove_at_rows(self, low: int, high: int) -> int:

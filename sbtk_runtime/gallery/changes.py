@@ -9,7 +9,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import PIL
 
@@ -87,6 +90,23 @@ _LARGEST = (1 << 63) - 1
 _PAGE = 256
 
 
+@dataclass(frozen=True)
+class Loss:
+    """A root or folder of which photos are not found: a disk may not be mounted.
+
+    Attributes:
+        path: absolute.
+        lost: photos that were found there by the update before, and are not any more.
+        before: photos that were found there by the update before.
+        is_empty: no photo at all is found there now.
+    """
+
+    path: bytes
+    lost: int
+    before: int
+    is_empty: bool
+
+
 class Changes:
     """The difference between what lies below some roots and what the catalogue knows.
 
@@ -109,6 +129,7 @@ class Changes:
         self._connection = catalogue.connection
         self.moved = 0
         self.replaced = 0
+        self._roots = list(roots)
         catalogue.retry_failures_of_other(_reader())
         with catalogue_errors(catalogue.path):
             self._connection.executescript(_TABLES)
@@ -117,6 +138,7 @@ class Changes:
                     self._hide_or_root("walk_roots", root)
                 for item in items:
                     self._take(item)
+                self._known_below = {root: self._count_below("photos", root) for root in roots}
                 self._connection.execute(_FILL_TODO, {"checksum": checksum})
                 self._connection.execute(_FILL_STAMPS)
                 self._connection.execute(_FILL_ABSENT)
@@ -213,6 +235,35 @@ class Changes:
         query = "SELECT path FROM absent WHERE is_below_roots AND NOT is_missing"
         return sum(os.path.lexists(path) for (path,) in self._connection.execute(query))
 
+    def losses(self) -> list[Loss]:
+        """Returns the roots and folders that look as if a disk were not mounted.
+
+        These are roots without a photo, roots of which more than half of the photos are not found
+        any more, and folders that are empty and held photos until now. Files that exist, but are
+        left out of the walk, are not lost.
+        """
+        lost = [
+            path
+            for (path,) in self._connection.execute(
+                "SELECT path FROM absent WHERE is_below_roots AND NOT is_missing ORDER BY path"
+            )
+            if not os.path.lexists(path)
+        ]
+        losses = []
+        for root in self._roots:
+            name, before = os.fsencode(root), self._known_below[root]
+            lost_here = sum(_is_in(path, name) for path in lost)
+            is_empty = not self._count_below("walked", root) and not Path(root).is_file()
+            if 2 * lost_here > before or (is_empty and not self._is_hidden(name)):
+                losses.append(Loss(name, lost_here, before, is_empty))
+        told = [loss.path for loss in losses]
+        emptied: Counter[bytes] = Counter()
+        for folder, count in Counter(_parent(path) for path in lost).items():
+            if not any(_is_in(folder, root) for root in told):
+                emptied[_nearest_existing(folder)] += count
+        losses += [Loss(path, n, n, True) for path, n in emptied.items() if _is_empty(path)]
+        return losses
+
     def record_skipped(self) -> None:
         """Makes the failures below the roots those of walked files, and of what was skipped."""
         with catalogue_errors(self._catalogue.path), transaction(self._connection):
@@ -271,9 +322,45 @@ class Changes:
                 return True
         return False
 
+    def _count_below(self, table: str, root: str) -> int:
+        is_live = "removed_in IS NULL AND missing_in IS NULL AND" if table == "photos" else ""
+        query = f"SELECT count(*) FROM {table} WHERE {is_live} path >= ? AND path < ?"
+        path = os.fsencode(root)
+        return sum(
+            int(self._connection.execute(query, interval).fetchone()[0])
+            for interval in (below(path), exactly(path))
+        )
+
+    def _is_hidden(self, path: bytes) -> bool:
+        query = "SELECT EXISTS (SELECT 1 FROM hidden WHERE ?1 >= low AND ?1 < high)"
+        return bool(self._connection.execute(query, (path,)).fetchone()[0])
+
     def _count(self, source: str) -> int:
         query = f"SELECT count(*) FROM {source}"
         return int(self._connection.execute(query).fetchone()[0])
+
+
+def _is_in(path: bytes, folder: bytes) -> bool:
+    low, high = below(folder)
+    return path == folder or low <= path < high
+
+
+def _parent(path: bytes) -> bytes:
+    return path.rpartition(b"/")[0] or b"/"
+
+
+def _nearest_existing(folder: bytes) -> bytes:
+    while not os.path.lexists(folder) and folder != b"/":
+        folder = _parent(folder)
+    return folder
+
+
+def _is_empty(folder: bytes) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return False
 
 
 def _time_ns(value: int) -> int:

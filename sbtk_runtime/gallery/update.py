@@ -12,18 +12,19 @@ import shlex
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from sbtk_runtime.embedding.embed import Embedded, Embedder
-from sbtk_runtime.errors import BadGallery, InternalError
+from sbtk_runtime.errors import BadData, BadGallery, InternalError
 from sbtk_runtime.files import WriterLock, remove_stale_temporaries
 from sbtk_runtime.gallery.catalogue import Embedding, Failure, Origin
 from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME
 from sbtk_runtime.gallery.catalogue_writer import Catalogue, Stamps
-from sbtk_runtime.gallery.changes import Changes
+from sbtk_runtime.gallery.changes import Changes, Loss
 from sbtk_runtime.gallery.claim import claimed, require_codes
 from sbtk_runtime.gallery.codes import CodeShards, codes_of
 from sbtk_runtime.gallery.folder import (
@@ -31,6 +32,7 @@ from sbtk_runtime.gallery.folder import (
     LOCK_NAME,
     has_snapshot,
     make_folder,
+    open_published,
     open_rows,
     os_errors_told,
     published_manifest,
@@ -78,6 +80,8 @@ class IndexReport:
         rules: what the walk left out by.
         timings: seconds of its parts: those of the embedder's timings, `walk_s` and `graph_s`.
         notices: sentences for the user.
+        warnings: sentences about roots and folders of which photos are not found; see
+            `changes.Changes.losses`.
     """
 
     new: int
@@ -96,6 +100,16 @@ class IndexReport:
     rules: WalkRules = DEFAULT_RULES
     timings: dict[str, float] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DropReport:
+    """What was dropped from a gallery: photos that left it for good, and what it has now."""
+
+    removed: int
+    live: int
+    missing_in_all: int
 
 
 def update_gallery(
@@ -114,7 +128,7 @@ def update_gallery(
 
     Args:
         folder: the gallery; made when it does not exist.
-        roots: folders, and files.
+        roots: folders, and files. What is not there must be known to the gallery.
         embedder: of the gallery's model.
         progress: told after every photo.
         notify: told, in a sentence, what takes long.
@@ -135,7 +149,7 @@ def update_gallery(
         DiskFull: there is no space left; what was committed stays.
         InternalError: the numbers of photos do not add up; nothing was published.
     """
-    absolute = absolute_roots(roots)
+    absolute = roots_to_walk(folder, roots)
     if not (folder / CATALOGUE_NAME).exists():  # else it knows more about what is left out
         refuse_nothing(absolute, rule_change.applied_to(WalkRules()))
     require_codes(folder, embedder.bundle, bits)
@@ -144,6 +158,72 @@ def update_gallery(
         with WriterLock(folder / LOCK_NAME):
             update = _Update(folder, absolute, embedder, progress, notify, commit_every)
             return update.run(checksum, bits, rule_change)
+
+
+def roots_to_walk(folder: Path, roots: Sequence[Path]) -> list[str]:
+    """Returns the absolute paths of `roots`, of which those that are not there must be known.
+
+    A disk that is not mounted has no folder, and is no reason to leave the other roots as they are.
+
+    Raises:
+        BadData: there are none, or one is not there and the gallery has no photo below it.
+    """
+    absent = [root for root in roots if not root.exists()]
+    known: list[Path] = []
+    if absent and (folder / MANIFEST_NAME).exists():
+        with closing(open_published(folder, lambda text: None)[1]) as view:
+            known = [root for root in absent if view.knows(os.fsencode(_absolute(root)))]
+    there = [root for root in roots if root not in known]
+    found = absolute_roots(there) if there or not known else []
+    return list(dict.fromkeys([*found, *map(_absolute, known)]))
+
+
+def drop_photos(
+    folder: Path,
+    below: Path | None = None,
+    *,
+    is_missing_only: bool = False,
+    notify: Notify = lambda text: None,
+) -> DropReport:
+    """Drops photos, and their embeddings, from a gallery, and publishes what is left.
+
+    Files are not touched: photos that an update finds later are embedded again.
+
+    Args:
+        folder: the gallery.
+        below: the folder, or file, whose photos are dropped, with all that is known of it; by
+            default all photos.
+        is_missing_only: only photos that are missing.
+        notify: told, in a sentence, what takes long.
+
+    Raises:
+        BadData: the gallery knows nothing below that folder.
+        BadGallery: there is no gallery, it is damaged, or cannot be written.
+        GalleryBusy: another process is writing to it.
+    """
+    with os_errors_told(folder), WriterLock(folder / LOCK_NAME):
+        published = published_manifest(folder)
+        with Catalogue(folder, published.generation + 1) as catalogue:
+            origin = catalogue.origin()
+            assert origin is not None  # there is a manifest
+            vectors = open_rows(folder, origin.dim, origin.bits)
+            tidy(folder, catalogue, vectors, published)
+            name = None if below is None else os.fsencode(_absolute(below))
+            if is_missing_only:
+                removed = catalogue.remove(catalogue.ids_below(name, missing=True))
+            elif name is None:
+                removed = catalogue.remove(catalogue.ids_below(None))
+            else:
+                if not catalogue.ids_below(name) and name not in catalogue.roots():
+                    raise BadData(
+                        f"{printable_name(folder)} has no photo below {printable_name(name)}",
+                        "a folder of which it has photos",
+                        f"sbtk index --list-folders --gallery {shlex.quote(str(folder))}",
+                    )
+                removed = catalogue.forget_below(name)
+            write_failures(folder, catalogue)
+            _publish(folder, catalogue, vectors, origin, published, notify)
+            return DropReport(removed, catalogue.live(), catalogue.missing())
 
 
 class _Update:
@@ -196,18 +276,19 @@ class _Update:
             walk_s = time.perf_counter() - started
             self._embed(catalogue, vectors, changes)
             left_out_now = changes.lost_though_there()
+            warnings = tuple(_loss_told(loss, folder) for loss in changes.losses())
             missing = catalogue.lose(changes.lost())
             changes.record_skipped()
             self._check_accounts(changes)
             write_failures(folder, catalogue)
-            if not catalogue.live():
+            if not catalogue.live() and (changes.walked or not catalogue.missing()):
                 raise BadGallery(
                     f"0 of {changes.walked + changes.skipped:,} files could be read",
                     "at least one photo; no gallery was published",
                     f"the reasons are in {printable_name(folder / FAILURES_NAME)}",
                 )
             graph_started = time.perf_counter()
-            self._publish(catalogue, vectors, origin, published)
+            _publish(folder, catalogue, vectors, origin, published, self._notify)
             ended = time.perf_counter()
             return IndexReport(
                 new=self._new,
@@ -226,13 +307,15 @@ class _Update:
                 rules=self._rules,
                 timings=self._timings() | {"walk_s": walk_s, "graph_s": ended - graph_started},
                 notices=tuple(self._notices),
+                warnings=warnings,
             )
 
     def _take_rules(self, catalogue: Catalogue, rule_change: RuleChange) -> None:
         """Settles what is left out, and makes sure that this is not everything."""
         self._rules = rule_change.applied_to(catalogue.rules())
         self._known_roots = [os.fsdecode(root) for root in catalogue.roots()]
-        refuse_nothing(self._roots, self._rules, self._known_roots)
+        if not any(catalogue.ids_below(os.fsencode(root)) for root in self._roots):
+            refuse_nothing(self._roots, self._rules, self._known_roots)
         catalogue.record_rules(self._rules)
 
     def _note_idle_patterns(self, rule_change: RuleChange) -> None:
@@ -358,36 +441,52 @@ class _Update:
         assert self._itq is not None
         return vectors.append(first_row, codes_of(embeddings, self._itq))
 
-    def _publish(
-        self,
-        catalogue: Catalogue,
-        vectors: Vectors | CodeShards,
-        origin: Origin,
-        published: GalleryManifest | None,
-    ) -> None:
-        """Makes the catalogue's generation the one that readers see, if it differs."""
-        is_next = published is not None and catalogue.generation == published.generation + 1
-        previous = published.graph if published is not None and is_next else None
-        graph = None
-        if isinstance(vectors, Vectors):
-            graph = next_graph(self._folder, catalogue, vectors, previous, self._notify)
-        is_same = published is not None and graph == published.graph
-        if is_same and not catalogue.is_changed() and has_snapshot(self._folder, published):
-            return
-        manifest = GalleryManifest(
-            generation=catalogue.generation,
-            model_id=origin.model_id,
-            precision=origin.precision,
-            dim=origin.dim,
-            preprocessing=origin.preprocessing,
-            live=catalogue.live(),
-            graph=graph,
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            bits=origin.bits,
-            snapshot=catalogue.write_snapshot(),
-        )
-        manifest.write(self._folder)
-        tidy(self._folder, catalogue, vectors, manifest)
+
+def _publish(
+    folder: Path,
+    catalogue: Catalogue,
+    vectors: Vectors | CodeShards,
+    origin: Origin,
+    published: GalleryManifest | None,
+    notify: Notify,
+) -> None:
+    """Makes the catalogue's generation the one that readers see, if it differs."""
+    is_next = published is not None and catalogue.generation == published.generation + 1
+    previous = published.graph if published is not None and is_next else None
+    graph = None
+    if isinstance(vectors, Vectors) and catalogue.live():
+        graph = next_graph(folder, catalogue, vectors, previous, notify)
+    is_same = published is not None and graph == published.graph
+    if is_same and not catalogue.is_changed() and has_snapshot(folder, published):
+        return
+    manifest = GalleryManifest(
+        generation=catalogue.generation,
+        model_id=origin.model_id,
+        precision=origin.precision,
+        dim=origin.dim,
+        preprocessing=origin.preprocessing,
+        live=catalogue.live(),
+        graph=graph,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        bits=origin.bits,
+        snapshot=catalogue.write_snapshot(),
+    )
+    manifest.write(folder)
+    tidy(folder, catalogue, vectors, manifest)
+
+
+def _loss_told(loss: Loss, folder: Path) -> str:
+    what = "no photo was found in" if loss.is_empty else "most photos were not found in"
+    lost = f" ({loss.lost:,} of {loss.before:,} that were there)" if loss.before else ""
+    kept = (
+        f": if a disk is not mounted, mount it and index again; else 'sbtk index --prune --gallery "
+        f"{shlex.quote(printable_name(folder))}' drops what is missing for good"
+    )
+    return f"{what} {printable_name(loss.path)}{lost}{kept if loss.before else ''}"
+
+
+def _absolute(path: Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 -- links are kept
 
 
 def _embedding(item: Embedded, row: int, stamps: Stamps) -> Embedding:

@@ -27,8 +27,20 @@ INDEX = ["index", "photos", "--threads", "1"]
 
 
 def report_of(*counts: int, seconds: float = 41.0) -> IndexReport:
-    new, changed, moved, removed, unreadable, live = counts
-    return IndexReport(new, changed, moved, removed, unreadable, 0, live, seconds)
+    new, changed, moved, missing, unreadable, live = counts
+    return IndexReport(
+        new=new,
+        changed=changed,
+        moved=moved,
+        revived=0,
+        missing=missing,
+        missing_in_all=missing,
+        removed=0,
+        unreadable=unreadable,
+        unchanged=0,
+        live=live,
+        seconds=seconds,
+    )
 
 
 @pytest.mark.parametrize(
@@ -36,7 +48,7 @@ def report_of(*counts: int, seconds: float = 41.0) -> IndexReport:
     [
         (
             report_of(12, 1, 0, 3, 2, 1000),
-            "1,000 photos searchable (12 new, 1 changed, 3 removed, 2 unreadable: "
+            "1,000 photos searchable (12 new, 1 changed, 3 missing, 2 unreadable: "
             "g.sbtk/failures.jsonl) in 41 s",
         ),
         (report_of(0, 0, 0, 0, 0, 1000), "1,000 photos searchable (nothing new) in 41 s"),
@@ -58,7 +70,7 @@ def test_only_what_changed_is_embedded(
     assert main(INDEX) == 3
     shown = capsys.readouterr()
     assert shown.out.startswith(
-        "7 photos searchable (1 changed, 1 moved, 1 removed, 1 unreadable: "
+        "7 photos searchable (1 changed, 1 moved, 1 missing, 1 unreadable: "
         "gallery.sbtk/failures.jsonl) in "
     )
     assert "tiny@" in shown.err
@@ -129,7 +141,7 @@ def test_failed_files_are_listed(
     assert any("path_bytes" in failure for failure in failures)
 
 
-def test_checksum_finds_what_date_and_size_hide(
+def test_an_edit_that_keeps_date_and_size_is_found(
     gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photo = workplace / "photos" / "uncompressed.bmp"
@@ -140,9 +152,72 @@ def test_checksum_finds_what_date_and_size_hide(
     os.utime(photo, ns=(before.st_atime_ns, before.st_mtime_ns))
     capsys.readouterr()
     assert main(INDEX) == 0
-    assert "nothing new" in capsys.readouterr().out
-    assert main([*INDEX, "--checksum"]) == 0
     assert "1 changed" in capsys.readouterr().out
+    assert main([*INDEX, "--checksum"]) == 0
+    assert "nothing new" in capsys.readouterr().out
+
+
+def test_a_disk_that_is_not_mounted_costs_nothing(
+    gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = workplace / "photos"
+    count = len(list(photos.iterdir()))
+    photos.rename(workplace / "away")
+    photos.mkdir()
+    for is_there in (True, False):
+        if not is_there:
+            photos.rmdir()
+        assert main(INDEX) == 3
+        shown = capsys.readouterr()
+        assert "Warning: no photo was found in" in shown.err
+        assert shown.out.startswith("0 photos searchable")
+    assert main(["query", "photos/x.jpg"]) == 1
+    assert main(["index", "--list-folders"]) == 0
+    assert f"photos (not there now): 0 photos, {count} missing" in capsys.readouterr().out
+    (workplace / "away").rename(photos)
+    assert main(INDEX) == 0
+    text = f"{count} photos searchable ({count} found again) in "
+    assert capsys.readouterr().out.startswith(text)
+    assert main(["index", "--list-folders", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "path": str(photos),
+        "photos": count,
+        "missing": 0,
+        "exists": True,
+    }
+
+
+def test_missing_photos_are_pruned_and_folders_forgotten(
+    gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = workplace / "photos"
+    count = len(list(photos.iterdir()))
+    next(photos.iterdir()).unlink()
+    assert main([*INDEX, "--prune"]) == 0
+    shown = capsys.readouterr().out
+    assert f"({1} missing) in " in shown
+    assert f"1 missing photo dropped below photos; {count - 1} photos searchable" in shown
+    shutil.rmtree(photos)
+    photos.mkdir()
+    assert main([*INDEX, "--prune"]) == 3
+    assert "Nothing was pruned" in capsys.readouterr().err
+    photos.rmdir()
+    assert main(["index", "--forget", "photos"]) == 0
+    out = capsys.readouterr().out
+    assert f"{count - 1} photos dropped below photos; 0 photos searchable" in out
+    assert main(["index", "--list-folders"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["index", "--forget", "photos"]) == 1
+    assert "has no photo below" in capsys.readouterr().err
+
+
+def test_what_is_not_there_is_told_before_a_model_is_loaded(
+    gallery: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["index", "nosuch/", "--model", "nowhere"]) == 1
+    shown = capsys.readouterr().err
+    assert "nosuch cannot be read: No such file" in shown
+    assert "nowhere" not in shown
 
 
 def test_verify_finds_damage(gallery: Path, capsys: pytest.CaptureFixture[str]) -> None:
