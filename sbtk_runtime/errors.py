@@ -38,6 +38,21 @@ class SlowImage(BadImage):
     """An image whose decoding was ended because it takes too long."""
 
 
+class LargeImage(BadImage):
+    """An image that takes more memory to decode than it may.
+
+    Args:
+        found: as of every error.
+        expected: as of every error.
+        needed_bytes: roughly what decoding takes, with the file.
+    """
+
+    def __init__(self, found: str, expected: str = "", needed_bytes: int = 0) -> None:
+        super().__init__(found, expected)
+        self.args = (found, expected, needed_bytes)
+        self.needed_bytes = needed_bytes
+
+
 class EmptySketch(BadImage):
     """A readable image on which nothing is drawn."""
 

@@ -91,7 +91,7 @@ class Feed(io.BytesIO):
         Raises:
             SlowImage: the clock has run out.
         """
-        if size is None or not 0 <= size < 1024 or not self._small_reads & 31:
+        if size is None or not 0 <= size < 256 or not self._small_reads & 31:
             self._clock.check()
         self._small_reads += 1
         part = super().read(size)

@@ -65,14 +65,19 @@ def format_of(data: bytes) -> str | None:
     return None if _late_jpeg(data) is None else "JPEG"
 
 
-def screened(data: bytes, format_: str) -> Screened:
+def screened(data: bytes, format_: str, check: Callable[[], None]) -> Screened:
     """Returns what a decoder may see of an image file of a known format.
+
+    Args:
+        data: the bytes of the file.
+        format_: its name, as in `SIGNATURES`.
+        check: asked now and then; raises when it takes too long.
 
     Raises:
         BadImage: its header is damaged, or its structure is beyond what honest files have.
     """
     try:
-        return _SCREENS[format_](data)
+        return _screen_pnm(data, check) if format_ == "PPM" else _SCREENS[format_](data)
     except (struct.error, IndexError, ValueError, ZeroDivisionError) as problem:
         raise BadImage(f"damaged image: the {format_} header is cut off or damaged") from problem
 
@@ -147,7 +152,8 @@ def _late_jpeg(data: bytes) -> int | None:
 # JPEG -------------------------------------------------------------------------------------------
 
 _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-_JPEG_ALONE = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD9)})
+# Not what fills, what stands for a byte of 255, and what has no content.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 _ZEROS = bytes(16)
 _JPEG_TABLES = frozenset({*_JPEG_FRAMES, 0xC4, 0xCC, 0xDB, 0xDD})
 
@@ -166,27 +172,18 @@ def _jpeg_segments(data: bytes) -> tuple[list[_Segment], int]:
     segments: list[_Segment] = []
     position, between = 2, 0
     while True:
-        marker_at = data.find(b"\xff", position)
-        if marker_at < 0:
+        found = _JPEG_MARKER.search(data, position)
+        if found is None or data[found.start() + 1] == 0xD9:
             raise BadImage("damaged image: a JPEG that ends before its picture begins")
-        marker = data[marker_at + 1]
-        between += marker_at - position
-        if marker in _JPEG_ALONE:
-            # A filling byte, or one that stands alone.
-            position = marker_at + (1 if marker == 0xFF else 2)
-            between += 1
-            if between > 16 << 20:
-                raise BadImage("damaged image: megabytes of filling in a JPEG's header")
-            continue
-        if marker == 0xD9:
-            raise BadImage("damaged image: a JPEG that ends before its picture begins")
-        end = marker_at + 2 + (data[marker_at + 2] << 8 | data[marker_at + 3])
-        segments.append(_Segment(marker, marker_at, end))
+        start = found.start()
+        marker = data[start + 1]
+        between += start - position
+        position = start + 2 + (data[start + 2] << 8 | data[start + 3])
+        segments.append(_Segment(marker, start, position))
         if len(segments) > MOST_SEGMENTS:
             raise BadImage("a JPEG of too many segments", f"at most {MOST_SEGMENTS:,}")
         if marker == 0xDA:
             return segments, between
-        position = end
 
 
 def _screen_jpeg(data: bytes) -> Screened:
@@ -431,17 +428,25 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 def _screen_boxes(data: bytes, format_: str) -> Screened:
     """Takes the largest size that any item or track of the file says it has."""
     areas: list[tuple[int, int]] = []
+    is_deep = False
     for count, (name, start, end) in enumerate(_boxes(data, 0, len(data))):
         if count > MOST_BOXES:
             raise BadImage(f"an {format_} of too many parts", f"at most {MOST_BOXES:,}")
         if name == b"ispe":
             areas.append(struct.unpack_from(">II", data, start + 4))
+        elif name == b"av1C" and end - start >= 3:
+            is_deep |= bool(data[start + 2] & 0x40)
+        elif name == b"hvcC" and end - start >= 18:
+            is_deep |= bool(data[start + 17] & 7)
         elif name == b"tkhd" and end - start >= 8:
             width, height = struct.unpack_from(">II", data, end - 8)
             areas.append((width >> 16, height >> 16))
     if not areas:
         raise BadImage("damaged image: it does not say how large it is")
-    return Screened(format_, data, canvas=max(areas, key=lambda area: area[0] * area[1]))
+    width, height = max(areas, key=lambda area: area[0] * area[1])
+    # Samples of ten and twelve bits lie in two bytes, in three planes.
+    kept = 8 * width * height if is_deep else 0
+    return Screened(format_, data, canvas=(width, height), kept_bytes=kept)
 
 
 _BOXES_OF_BOXES = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"moov": 0, b"trak": 0}
@@ -495,8 +500,11 @@ def _screen_tiff(data: bytes) -> Screened:
             raise BadImage("a TIFF of tiles far larger than its picture")
     else:
         kept = width * min(height, values.get(278, height))
-    # Libtiff holds a strip or tile as stored, or as four bytes a pixel for some colours.
-    return Screened("TIFF", data, kept_bytes=kept * max(4, samples * bits // 8), bits=bits)
+    # Libtiff holds a strip or tile as stored, or, of YCbCr, as four bytes a pixel. What is plain
+    # in every sense is read without it.
+    is_plain = values.get(259, 1) == 1 and values.get(284, 1) == 1 and values.get(262) != 6
+    held = 0 if is_plain else kept * max(samples * bits // 8, 4 if values.get(262) == 6 else 1)
+    return Screened("TIFF", data, kept_bytes=held, bits=bits)
 
 
 def _tiff_tags(data: bytes) -> dict[int, tuple[int, int, int]]:
@@ -524,8 +532,8 @@ def _tiff_tags(data: bytes) -> dict[int, tuple[int, int, int]]:
     return tags
 
 
-def _screen_pnm(data: bytes) -> Screened:
-    plain, bits, is_scaled = plain_pnm(data)
+def _screen_pnm(data: bytes, check: Callable[[], None]) -> Screened:
+    plain, bits, is_scaled = plain_pnm(data, check)
     return Screened("PPM", plain, bits=bits, is_scaled=is_scaled)
 
 
@@ -536,7 +544,6 @@ _SCREENS: Mapping[str, Callable[[bytes], Screened]] = {
     "BMP": lambda data: Screened("BMP", data),
     "GIF": _screen_gif,
     "TIFF": _screen_tiff,
-    "PPM": _screen_pnm,
     "AVIF": lambda data: _screen_boxes(data, "AVIF"),
     HEIC_FORMAT: lambda data: _screen_boxes(data, HEIC_FORMAT),
 }

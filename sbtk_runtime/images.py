@@ -37,7 +37,7 @@ from PIL import (
 )
 from PIL import ImageFile as PillowFile
 
-from sbtk_runtime.errors import BadImage, SlowImage
+from sbtk_runtime.errors import BadImage, LargeImage, SlowImage
 from sbtk_runtime.files import without_waiting
 from sbtk_runtime.image_colours import (
     brightest,
@@ -59,6 +59,7 @@ from sbtk_runtime.image_feed import (
     percent,
 )
 from sbtk_runtime.image_limits import HEIC_FORMAT, Screened, format_of, screened
+from sbtk_runtime.image_process import MAX_APART_BYTES
 from sbtk_runtime.raw_photo import decode_raw, is_raw, raw_memory
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
@@ -68,9 +69,9 @@ SUFFIXES = (
     | {".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif"}
     | HEIC_SUFFIXES
 )
-MAX_FILE_BYTES = 512 << 20
-#: What a picture may take at the peak of its decoding, with its file.
-MAX_DECODE_BYTES = 256 << 20
+MAX_FILE_BYTES = 224 << 20
+#: What a picture may take at the peak of its decoding, with its file, in this process.
+MAX_DECODE_BYTES = 224 << 20
 #: Core-seconds after which decoding ends.
 MAX_DECODE_S = 10.0
 #: The share of a picture's rows from which it is used although the rest is missing.
@@ -89,9 +90,9 @@ _READERS: Mapping[str, type[PillowFile.ImageFile]] = {
 
 # Bytes a pixel at the peak of decoding: the picture as Pillow holds it, what it is converted to,
 # and its transparency. Formats that are opened by taking the memory of a whole canvas stand apart.
-_MODE_BYTES = {"RGB": 4, "L": 5, "1": 6, "P": 6, "CMYK": 8, "YCbCr": 8, "LAB": 12, "I;16": 12}
+_MODE_BYTES = {"RGB": 4, "L": 5, "1": 6, "P": 6, "CMYK": 8, "YCbCr": 8, "I;16": 8, "RGBA": 10}
 _MIXED_BYTES = 14
-_CANVAS_BYTES = {"WEBP": 14, "AVIF": 20, "HEIF": 16}
+_CANVAS_BYTES = {"WEBP": 13, "AVIF": 14, "HEIF": 10}
 # A second picture while the first is turned or brought to sRGB.
 _CONVERTED_BYTES = 4
 
@@ -194,29 +195,38 @@ class OpenImage:
         data: the bytes of the file.
         at_least_px: JPEGs may be decoded at a reduced scale (an eighth to one) as long as the
             shorter side keeps at least this many pixels; `None` keeps the full scale.
-        limit_s: core-seconds after which decoding ends.
+        limit_s: core-seconds after which decoding ends; `None` for `MAX_DECODE_S`.
+        max_bytes: what decoding may take with the file.
 
     Attributes:
+        data: the bytes of the file.
         memory_bytes: roughly what `decode` needs at its peak, beside the file's bytes.
         work_pixels: roughly how many pixels `decode` passes over, each once for every scan.
 
     Raises:
-        BadImage: not an image, a format off the list, a damaged header, a structure beyond what
-            honest files have, or over `MAX_DECODE_BYTES` while it is decoded.
+        LargeImage: over `max_bytes` while it is decoded.
+        BadImage: not an image, a format off the list, a damaged header, or a structure beyond what
+            honest files have.
     """
 
     def __init__(
-        self, data: bytes, *, at_least_px: int | None = None, limit_s: float = MAX_DECODE_S
+        self,
+        data: bytes,
+        *,
+        at_least_px: int | None = None,
+        limit_s: float | None = None,
+        max_bytes: int = MAX_DECODE_BYTES,
     ) -> None:
-        self._data = data
+        self.data = data
+        self._max_bytes = max_bytes
         self._at_least_px = at_least_px
-        self._clock = Clock(limit_s)
+        self._clock = Clock(MAX_DECODE_S if limit_s is None else limit_s)
         self._file: Screened | None = None
         if is_raw(data):
             self.memory_bytes = raw_memory(data, self._memory_within)
             self.work_pixels = self.memory_bytes // _MODE_BYTES["RGB"]
             return
-        self._file = _screened(data)
+        self._file = _screened(data, self._clock)
         copied = 0 if self._file.data is data else len(self._file.data)
         self._image: PillowFile.ImageFile | None = None
         if self._file.canvas is None:
@@ -226,11 +236,13 @@ class OpenImage:
             size, bytes_each = self._file.canvas, _CANVAS_BYTES[self._file.format]
         self.work_pixels = size[0] * size[1] * self._scale() ** 2 * max(1, self._file.scans)
         self.memory_bytes = size[0] * size[1] * bytes_each + self._file.kept_bytes + copied
-        if len(data) + self.memory_bytes > MAX_DECODE_BYTES:
-            raise BadImage(
+        total = len(data) + self.memory_bytes
+        if total > max_bytes:
+            raise LargeImage(
                 f"the picture has {size[0]} x {size[1]} pixels, for which decoding this kind of "
-                f"{self._file.format} takes some {(len(data) + self.memory_bytes) >> 20:,} MiB",
-                f"at most {MAX_DECODE_BYTES >> 20:,} MiB",
+                f"{self._file.format} takes some {total >> 20:,} MiB",
+                f"at most {MAX_APART_BYTES >> 20:,} MiB",
+                total,
             )
 
     def decode(self) -> Picture:
@@ -243,7 +255,7 @@ class OpenImage:
         self._clock.restart()
         try:
             if self._file is None:
-                return Picture(decode_raw(self._data, self._decode_within, MAX_DECODE_BYTES))
+                return Picture(decode_raw(self.data, self._decode_within, MAX_DECODE_BYTES))
             return self._decoded(self._file)
         except BadImage:
             raise
@@ -285,7 +297,7 @@ class OpenImage:
         return Picture(_finished(pixels, image, file, self._opened))
 
     def _partly_decoded(self, file: Screened, problem: Exception) -> Picture:
-        if 2 * self.memory_bytes + len(self._data) > MAX_DECODE_BYTES:
+        if 2 * self.memory_bytes + len(self.data) > self._max_bytes:
             raise _damaged(problem) from problem
         part = decode_part(self._opened, file)
         if part is None:
@@ -368,13 +380,13 @@ def _content(file: BinaryIO) -> ImageFile | None:
     return ImageFile(data, before.st_size, before.st_mtime_ns)
 
 
-def _screened(data: bytes) -> Screened:
+def _screened(data: bytes, clock: Clock) -> Screened:
     format_ = format_of(data)
     if format_ is None:
         raise BadImage("not an image that sbtk reads", ", ".join(FORMATS))
     if format_ == HEIC_FORMAT:
         _heif_reader()
-    return screened(data, format_)
+    return screened(data, format_, clock.check)
 
 
 def _opened(file: Screened, at_least_px: int | None, clock: Clock) -> PillowFile.ImageFile:
@@ -432,7 +444,9 @@ def _mend_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
 def _bytes_each(image: PillowFile.ImageFile) -> int:
     is_transparent = "transparency" in image.info
     each = _MIXED_BYTES if is_transparent else _MODE_BYTES.get(image.mode, _MIXED_BYTES)
-    is_converted = "exif" in image.info or "icc_profile" in image.info or image.format == "TIFF"
+    is_converted = "exif" in image.info or "icc_profile" in image.info
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        is_converted |= image.tag_v2.get(_ORIENTATION, 1) != 1
     return each + (_CONVERTED_BYTES if is_converted else 0)
 
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sbtk_runtime import images
-from sbtk_runtime.errors import EmptySketch, SbtkError
+from sbtk_runtime.errors import EmptySketch, LargeImage, SbtkError
+from sbtk_runtime.image_process import pixels_apart
 
 Kind = Literal["sketch", "photo"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -48,26 +49,57 @@ class Prepared:
     notices: tuple[str, ...] = ()
 
 
-def prepare(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Prepared:
+def prepare(
+    data: bytes,
+    kind: Kind,
+    size_px: int = SIZE_PX,
+    *,
+    max_bytes: int = images.MAX_DECODE_BYTES,
+) -> Prepared:
     """Returns the student's input for the bytes of an image file.
+
+    A picture that takes more than `max_bytes` to decode is decoded in a process of its own.
 
     Raises:
         BadImage: the bytes are no readable image.
         EmptySketch: nothing is drawn on the sketch.
     """
-    picture = opened(data, kind, size_px).decode()
+    try:
+        picture = opened(data, kind, size_px, max_bytes=max_bytes).decode()
+    except LargeImage as problem:
+        return prepared_apart(data, problem, kind, size_px)
     return prepared_from(picture.image, kind, size_px, picture.notices)
 
 
+def prepared_apart(
+    data: bytes, problem: LargeImage, kind: Kind, size_px: int = SIZE_PX
+) -> Prepared:
+    """Returns the student's input for a picture that is too large to be decoded in this process.
+
+    Raises:
+        BadImage: it is too large for any, or as `prepare` does.
+    """
+    pixels, notices = pixels_apart(data, problem, "prepare", kind, str(size_px))
+    return Prepared(pixels, notices)
+
+
 def opened(
-    data: bytes, kind: Kind, size_px: int = SIZE_PX, limit_s: float = images.MAX_DECODE_S
+    data: bytes,
+    kind: Kind,
+    size_px: int = SIZE_PX,
+    *,
+    limit_s: float | None = None,
+    max_bytes: int = images.MAX_DECODE_BYTES,
 ) -> images.OpenImage:
     """Returns the image file in the bytes, to be decoded no larger than `prepare` has use for.
 
     Raises:
+        LargeImage: it takes more than `max_bytes` to decode.
         BadImage: the bytes are no readable image.
     """
-    return images.OpenImage(data, at_least_px=_needed_px(kind, size_px), limit_s=limit_s)
+    return images.OpenImage(
+        data, at_least_px=_needed_px(kind, size_px), limit_s=limit_s, max_bytes=max_bytes
+    )
 
 
 def decoded(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Image.Image:

@@ -8,21 +8,33 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from sbtk_runtime.errors import BadImage
-from sbtk_runtime.images import decode, on_white, read_image_bytes
+from sbtk_runtime.errors import BadImage, LargeImage
+from sbtk_runtime.image_process import pixels_apart
+from sbtk_runtime.images import MAX_DECODE_BYTES, OpenImage, on_white, read_image_bytes
 
 THUMBNAIL_PX = 360
 _JPEG_QUALITY = 80
 
 
-def thumbnail(photo: Path | str | bytes, size_px: int = THUMBNAIL_PX) -> Image.Image:
+def thumbnail(
+    photo: Path | str | bytes,
+    size_px: int = THUMBNAIL_PX,
+    *,
+    max_bytes: int = MAX_DECODE_BYTES,
+) -> Image.Image:
     """Returns a photo, given by its path or its bytes, upright, RGB, no side above `size_px`.
+
+    A picture that takes more than `max_bytes` to decode is decoded in a process of its own.
 
     Raises:
         BadImage: the file cannot be read, or is no image.
     """
     data = photo if isinstance(photo, bytes) else read_image_bytes(photo)
-    image = on_white(decode(data, at_least_px=size_px))
+    try:
+        decoded = OpenImage(data, at_least_px=size_px, max_bytes=max_bytes).decode().image
+    except LargeImage as problem:
+        return Image.fromarray(pixels_apart(data, problem, "thumbnail", str(size_px))[0])
+    image = on_white(decoded)
     image.thumbnail((size_px, size_px), Image.Resampling.LANCZOS)
     return image
 

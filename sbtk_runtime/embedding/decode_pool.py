@@ -12,13 +12,13 @@ from typing import Self
 
 from sbtk_runtime import images, preprocess
 from sbtk_runtime.embedding.memory_budget import MemoryBudget, give_back_what_is_freed
-from sbtk_runtime.errors import BadImage
+from sbtk_runtime.errors import BadImage, LargeImage
 from sbtk_runtime.preprocess import Kind, Prepared
 
 # What all threads together hold of file contents, and of pictures being decoded. A single larger
 # one is read or decoded while the others wait.
-_FILES_BYTES = 96 << 20
-_PICTURES_BYTES = 192 << 20
+_FILES_BYTES = 64 << 20
+_PICTURES_BYTES = 160 << 20
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,11 @@ class DecodePool:
         work = _Work(path, self._kind)
         try:
             with self._files.taking(_size_bytes(path)):
-                image = work.open()
+                data = work.read()
+                try:
+                    image = work.open(data)
+                except LargeImage as problem:
+                    return work.prepare_apart(data, problem)
                 with self._pictures.taking(image.memory_bytes):
                     return work.prepare(image)
         except BadImage as problem:
@@ -118,15 +122,7 @@ class _Work:
         self._source: Source | None = None
         self._read_s = self._decode_s = self._preprocess_s = 0.0
 
-    def open(self) -> images.OpenImage:
-        data = self._read()
-        start = time.thread_time()
-        try:
-            return preprocess.opened(data, self._kind)
-        finally:
-            self._decode_s = time.thread_time() - start
-
-    def _read(self) -> bytes:
+    def read(self) -> bytes:
         start = time.perf_counter()
         try:
             file = images.read_image_file(self._path)
@@ -135,6 +131,13 @@ class _Work:
             self._read_s = time.perf_counter() - start
         self._source = Source(self._path, digest, file.size_bytes, file.mtime_ns)
         return file.data
+
+    def open(self, data: bytes) -> images.OpenImage:
+        start = time.thread_time()
+        try:
+            return preprocess.opened(data, self._kind)
+        finally:
+            self._decode_s = time.thread_time() - start
 
     def prepare(self, image: images.OpenImage) -> Decoded:
         start = time.thread_time()
@@ -147,6 +150,15 @@ class _Work:
             prepared = preprocess.prepared_from(picture.image, self._kind, notices=picture.notices)
         finally:
             self._preprocess_s = time.thread_time() - start
+        return self._done(prepared, "")
+
+    def prepare_apart(self, data: bytes, problem: LargeImage) -> Decoded:
+        # The other process works on one core, so what it takes is what passes, or less.
+        start = time.perf_counter()
+        try:
+            prepared = preprocess.prepared_apart(data, problem, self._kind)
+        finally:
+            self._decode_s += time.perf_counter() - start
         return self._done(prepared, "")
 
     def failed(self, reason: str) -> Decoded:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from starlette.requests import Request
 
 from sbtk_runtime.embedding.memory_budget import MemoryBudget
-from sbtk_runtime.errors import BadImage
-from sbtk_runtime.images import OpenImage
+from sbtk_runtime.errors import BadImage, LargeImage
+from sbtk_runtime.images import MAX_DECODE_BYTES, OpenImage
 from sbtk_runtime.preprocess import Kind, Prepared, opened, prepared_from
 from sbtk_runtime.web.waiting import answer_of
 from sbtk_runtime.web.work_queue import WorkQueue
@@ -24,7 +24,7 @@ SMALL_BYTES = 24 << 20
 #: What a small upload has at most to be decoded, each scan counted: half a core-second.
 SMALL_PIXELS = 64 << 20
 #: What all costly ones together take.
-COSTLY_BYTES = 256 << 20
+COSTLY_BYTES = 224 << 20
 
 _SMALL_WORKERS, _COSTLY_WORKERS = 8, 2
 # Many threads share few cores under attack, so that a job may take long without being stuck.
@@ -87,7 +87,14 @@ def _prepared_if_small(data: bytes, kind: Kind) -> Prepared | OpenImage:
         raise BadImage("the request has no picture in its body", "the bytes of an image file")
     if not _has_signature(data):
         raise BadImage("this is no picture that can be uploaded", "PNG, JPEG or WebP")
-    image = opened(data, kind, limit_s=MAX_DECODE_S)
+    try:
+        image = opened(data, kind, limit_s=MAX_DECODE_S)
+    except LargeImage as problem:
+        raise BadImage(
+            "the picture has too many pixels for an upload",
+            f"one that takes at most {MAX_DECODE_BYTES >> 20} MiB of memory",
+            "send it smaller: 1,000 pixels a side are plenty",
+        ) from problem
     is_small = image.memory_bytes <= SMALL_BYTES and image.work_pixels <= SMALL_PIXELS
     return _prepared(image, kind) if is_small else image
 
