@@ -12,7 +12,7 @@ import io
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,6 @@ Mask = NDArray[np.bool_]
 _END_OF_JPEG = b"\xff\xd9"
 # What libjpeg makes of blocks that never came: 128 in every channel, give or take a rounding.
 _FILLING = 128
-# Rows of blocks that libjpeg holds back until it has seen what follows.
-_HELD_BACK_BLOCKS = 3
 # The last coefficient, in zigzag order, that a reduced scale looks at. At full scale half of the
 # resolution is enough for a picture to be itself.
 _LAST_COEFFICIENT = {1: 24, 2: 24, 4: 4, 8: 0}
@@ -137,8 +135,7 @@ def decode_part(open_: Open, file: Screened) -> Part | None:
 def early_end(open_: Open, file: Screened, image: Image.Image) -> Part | None:
     """Returns what came of a JPEG whose end marker stands before its last row, else `None`.
 
-    Libjpeg fills the rest with grey and says nothing. Whether grey rows were in the file is seen
-    from how many rows are there when its bytes are used up.
+    Libjpeg fills the rest with grey and says nothing; but grey may also be in the file.
     """
     if file.format != "JPEG" or file.scans > 1:
         return None
@@ -149,8 +146,18 @@ def early_end(open_: Open, file: Screened, image: Image.Image) -> Part | None:
     end = file.data.find(_END_OF_JPEG, first_scan(file.data))
     if end < 0:
         return None
-    part = _jpeg_part(open_, replace(file, data=file.data[:end]), only_beyond_what_is_held=True)
-    return part if part is not None and part.share < 1 else None
+    # Blocks that are missing are made of what stands behind; whole pictures do not look at it.
+    made = [
+        _attempt(open_(file.data[:end] + filling * 4096 + _END_OF_JPEG), 0)[0]
+        for filling in (b"\0", b"\x55")
+    ]
+    differs = _difference(np.asarray(made[0]), np.asarray(made[1]))
+    rows = np.flatnonzero(differs.any(axis=1))
+    if not rows.size:
+        return None
+    missing = np.zeros_like(differs)
+    missing[rows[0] :] = _is_filling(np.asarray(image)[rows[0] :])
+    return Part(image, 1 - float(missing.mean()), missing)
 
 
 def percent(share: float) -> str:
@@ -221,9 +228,7 @@ def _up_to_damage(data: bytes) -> bytes:
     return data
 
 
-def _jpeg_part(
-    open_: Open, file: Screened, *, only_beyond_what_is_held: bool = False
-) -> Part | None:
+def _jpeg_part(open_: Open, file: Screened) -> Part | None:
     """Returns what there is of a JPEG, which is told to end where its bytes do."""
     so_far: list[NDArray[Any]] = []
     done: list[Image.Image] = []
@@ -248,8 +253,6 @@ def _jpeg_part(
     rows = done[0].height
     gap = np.asarray(_difference(so_far[0], so_far[1]).any(axis=1))
     first_gap = int(gap.argmax()) if gap.any() else rows
-    if only_beyond_what_is_held and first_gap >= rows - _HELD_BACK_BLOCKS * 16 // scale:
-        return None
     missing = _difference(np.asarray(done[0]), np.asarray(done[1]))
     missing[first_gap:] |= _is_filling(np.asarray(done[0])[first_gap:])
     return Part(done[0], 1 - float(missing.mean()), missing if missing.any() else None)
@@ -264,11 +267,14 @@ def _scans_part(open_: Open, data: bytes, image: Image.Image, scale: int) -> Par
     """Returns what there is of a JPEG of several scans, of which the last one was cut.
 
     Each scan adds to the whole picture. If those before it hold what this scale looks at, every
-    row is there. Else the rows are those in which the last scan has changed something.
+    row is there. If it is the last one needed, the rows are those in which it has changed
+    something.
     """
     scans = jpeg_scans(data)
     if _are_enough(scans[:-1], _LAST_COEFFICIENT[scale]):
         return Part(image, 1.0)
+    if not _are_enough(scans, _LAST_COEFFICIENT[scale]):
+        return Part(image, 0.0)
     try:
         before = open_(data[: scans[-1].start] + _END_OF_JPEG)
         before.load()
@@ -341,5 +347,6 @@ def open_webp(image: ImageFile.ImageFile) -> Image.Image:
         raise EOFError("its picture cannot be decoded")
     opened._decoder = None
     made = Image.frombuffer(opened.mode, opened.size, frame[0], "raw", opened.rawmode, 0, 1)
+    made = made.convert("RGB") if made.mode == "RGBX" else made
     made.info.update(opened.info)
     return made

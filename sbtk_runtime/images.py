@@ -279,9 +279,9 @@ class OpenImage:
         return _opened(file, self._at_least_px, self._clock)
 
     def _decoded(self, file: Screened) -> Picture:
-        image = self._image or self._opened(file.data)
-        self._image = None
+        image, self._image = self._image, None
         try:
+            image = image or self._opened(file.data)
             pixels = open_webp(image) if file.format == "WEBP" else image
             pixels.load()
         except (SlowImage, MemoryError):
@@ -289,7 +289,7 @@ class OpenImage:
         # Pillow's decoders raise nearly anything on damaged files: OSError, SyntaxError,
         # struct.error, zlib.error, EOFError, KeyError...
         except Exception as problem:
-            del image
+            image = None
             return self._partly_decoded(file, problem)
         part = early_end(self._opened, file, pixels)
         if part is not None:
@@ -311,7 +311,8 @@ class OpenImage:
                 + (f" ({problem})" if problem is not None and str(problem) else ""),
                 f"at least {percent(MIN_SHARE)}",
             ) from problem
-        header = self._opened(file.data)
+        # Only a TIFF's turn is not among what goes with its pixels.
+        header = self._opened(file.data) if file.format == "TIFF" else part.image
         image = _finished(part.image, header, file, self._opened, part.missing)
         notice = f"partly readable: {percent(part.share)} of the rows could be decoded"
         return Picture(image, (notice,))
@@ -452,7 +453,7 @@ def _bytes_each(image: PillowFile.ImageFile) -> int:
 
 def _finished(
     pixels: Image.Image,
-    header: PillowFile.ImageFile,
+    header: Image.Image,
     file: Screened,
     open_: Open,
     missing: Mask | None = None,
@@ -484,7 +485,7 @@ def _finished(
     return image if turn is None else image.transpose(turn)
 
 
-def _orientation(header: PillowFile.ImageFile, *, is_whole: bool) -> int:
+def _orientation(header: Image.Image, *, is_whole: bool) -> int:
     try:
         if isinstance(header, TiffImagePlugin.TiffImageFile):
             # Pillow has turned it, and forgotten how, if it could decode it whole.
@@ -509,6 +510,9 @@ def _by_used_bits(pixels: Image.Image, file: Screened, open_: Open) -> Image.Ima
     if colour is None and brightest(pixels) >= 64:
         return pixels
     again = open_(file.data)
+    if isinstance(again, TiffImagePlugin.TiffImageFile) and again.tag_v2.get(_PLANAR, 1) == 2:
+        # Libtiff gives no choice of bytes where colours lie apart.
+        raise _few_bits()
     again.tile = [tile._replace(args=_of_lower_bytes(tile.args)) for tile in again.tile]
     again.load()
     if isinstance(colour, tuple):
@@ -521,9 +525,15 @@ def _of_lower_bytes(args: tuple[Any, ...] | str | None) -> tuple[Any, ...] | str
     here = "L" if sys.byteorder == "little" else "B"
     base, order = str(rawmode)[:-1], str(rawmode)[-1:].replace("N", here)
     if not base.endswith(";16") or base.startswith("LA"):
-        raise BadImage("a picture of 16-bit samples that uses only the lowest bits of them")
+        raise _few_bits()
     swapped = base + ("B" if order == "L" else "L")
     return (swapped, *args[1:]) if isinstance(args, tuple) else swapped
+
+
+def _few_bits() -> BadImage:
+    return BadImage(
+        "a picture of 16-bit samples that uses only the lower bits of them", "the full scale"
+    )
 
 
 def _damaged(problem: Exception) -> BadImage:

@@ -24,8 +24,8 @@ from PIL import Image
 from sbtk_runtime import images
 from sbtk_runtime.errors import BadImage
 from sbtk_runtime.image_limits import is_heic
+from sbtk_runtime.image_process import MAX_APART_BYTES
 from sbtk_runtime.images import (
-    MAX_DECODE_BYTES,
     MAX_FILE_BYTES,
     decode,
     memory_to_decode,
@@ -392,7 +392,7 @@ def test_png_bomb_is_refused_from_its_header_in_little_memory(tmp_path: Path) ->
     grown_mb, _, sentence = done.stdout.partition(" ")
     assert int(grown_mb) < 20
     assert "pixels" in sentence
-    assert f"at most {MAX_DECODE_BYTES >> 20} MiB" in sentence
+    assert f"at most {MAX_APART_BYTES >> 20} MiB" in sentence
 
 
 def test_bomb_just_above_our_own_cap_is_refused() -> None:
@@ -410,7 +410,7 @@ def test_webp_bomb_is_refused_from_its_header() -> None:
     bomb[canvas : canvas + 6] = (9_999).to_bytes(3, "little") + (10_999).to_bytes(3, "little")
     with pytest.raises(BadImage, match="10000 x 11000 pixels, for which decoding") as caught:
         decode(bytes(bomb))
-    assert caught.value.expected == "at most 256 MiB"
+    assert caught.value.expected == "at most 400 MiB"
     assert memory_to_decode(bytes(bomb)) == 0
 
 
