@@ -69,7 +69,7 @@ def test_an_upload_is_given_less_time_than_a_file(slow_jpeg: bytes) -> None:
 def test_large_uploads_are_decoded_and_find_what_python_finds(
     server: ServeProcess, shared: Workplace
 ) -> None:
-    transparent = tiny_photo(4).resize((1500, 1500)).convert("RGBA")
+    transparent = tiny_photo(4).resize((1700, 1700)).convert("RGBA")
     transparent.putpixel((0, 0), (0, 0, 0, 0))
     picture = png(transparent)
     assert opened(picture, "photo").memory_bytes > SMALL_BYTES
