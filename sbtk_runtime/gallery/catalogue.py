@@ -209,11 +209,24 @@ class CatalogueView:
             (count,) = self._connection.execute(query, values).fetchone()
             return integer(count)
 
-    def name_of(self, row: int) -> tuple[int, bytes] | None:
-        """Returns id and path of the photo whose embedding is at `row`, if there is one."""
-        query = f"SELECT id, path FROM photos WHERE row = :row AND {_VISIBLE} ORDER BY id"
+    def count_at(self, rows: NDArray[np.int64]) -> int:
+        """Returns the number of photos at `rows`."""
+        query = f"""SELECT row, count(*) FROM photos
+            WHERE row IN ({{rows}}) AND {_VISIBLE} GROUP BY row"""
+        return sum(self._by_row(query, rows).values())
+
+    def name_of(self, row: int, under: bytes | None = None) -> tuple[int, bytes] | None:
+        """Returns id and path of the photo whose embedding is at `row`, if there is one.
+
+        Of several it is the one with the lowest id; with `under`, of those in that folder.
+        """
+        query = f"SELECT id, path FROM photos WHERE row = :row AND {_VISIBLE}"
+        values: dict[str, object] = {"row": row, **self._generation}
+        if under is not None:
+            query += " AND path >= :low AND path < :high"
+            values["low"], values["high"] = below(under)
         with values_checked(self._path):
-            found = self._connection.execute(query, {"row": row, **self._generation}).fetchone()
+            found = self._connection.execute(query + " ORDER BY id", values).fetchone()
             return None if found is None else (integer(found[0]), blob(found[1]))
 
     def photo(self, photo_id: int) -> Photo | None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 from sbtk_runtime.gallery.catalogue import Embedding, Failure, Origin, below, exactly
 from sbtk_runtime.gallery.catalogue_check import connect_sound
 from sbtk_runtime.gallery.catalogue_codes import store_itq, stored_bits, stored_itq
@@ -25,7 +27,7 @@ from sbtk_runtime.gallery.catalogue_roots import (
     stored_rules,
 )
 from sbtk_runtime.gallery.catalogue_values import blob, integer, text, values_checked
-from sbtk_runtime.gallery.shards import SHARD_ROWS, Batch
+from sbtk_runtime.gallery.shards import SHARD_ROWS, Batch, Rows
 from sbtk_runtime.itq import Itq
 from sbtk_runtime.manifest import SnapshotRecord
 from sbtk_runtime.walk_rules import WalkRules
@@ -268,6 +270,13 @@ class Catalogue:
             {"low": low, "high": high},
         )
         return self.remove([photo_id for (photo_id,) in found])
+
+    def kept_rows(self) -> Rows:
+        """Returns the rows of all photos, missing ones too, ascending, each once."""
+        query = "SELECT DISTINCT row FROM photos WHERE removed_in IS NULL ORDER BY row"
+        with values_checked(self.path):
+            found = self.connection.execute(query)
+            return np.fromiter((integer(row) for (row,) in found), dtype=np.int64)
 
     def live_rows(self) -> Iterator[int]:
         """Yields the rows of the next generation's photos, ascending, each once."""

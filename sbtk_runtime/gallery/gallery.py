@@ -255,9 +255,11 @@ class Gallery:
         """
         self._check_question(k, search)
         among: Rows | None = None
+        folder: bytes | None = None
         if under is not None:
-            folder = os.path.abspath(under)  # noqa: PTH100 -- links are kept, as in the catalogue
-            among = self._view.rows(os.fsencode(folder))
+            # Links are kept, as in the catalogue.
+            folder = os.fsencode(os.path.abspath(under))  # noqa: PTH100
+            among = self._view.rows(folder)
         while True:
             usable = None if among is None else self._usable.among(among)
             allowed = self.count - self.unusable if usable is None else len(usable)
@@ -272,7 +274,7 @@ class Gallery:
             allowed = self.count - self.unusable
         if not allowed and self.unusable >= self.count:
             raise BadGallery(self._usable.notice, "at least one that can be used", REPAIR)
-        return self._hits(rows, scores), allowed
+        return self._hits(rows, scores, folder), allowed
 
     def _all_faults(self) -> tuple[str, ...]:
         """Returns what is wrong with the gallery, as far as it is known, in sentences."""
@@ -298,10 +300,12 @@ class Gallery:
         if self.count == 0:
             raise BadGallery(f"{self.folder} has no photos", "at least one", "sbtk index PHOTOS")
 
-    def _hits(self, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> list[Hit]:
+    def _hits(
+        self, rows: NDArray[np.int64], scores: NDArray[np.float32], under: bytes | None
+    ) -> list[Hit]:
         hits: list[Hit] = []
         for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
-            name = self._view.name_of(row)
+            name = self._view.name_of(row, under)
             if name is not None:
                 hits.append(Hit(len(hits) + 1, score, name[0], os.fsdecode(name[1])))
         return hits
@@ -336,13 +340,14 @@ class _UsableRows:
         self._faults = faults
         self._rows: Rows | None = None
         self._bad = np.empty(0, dtype=np.int64)
+        self._bad_photos = 0
         self._missing = sum(view.count_between(low, high) for low, high in check.missing())
         self.said: set[str] = set()
 
     @property
     def unusable(self) -> int:
         """The number of photos whose rows are known to be damaged or missing."""
-        return max(self._missing, len(self._bad))
+        return max(self._missing, self._bad_photos)
 
     @property
     def notice(self) -> str:
@@ -375,6 +380,7 @@ class _UsableRows:
         """Takes in that `rows` are damaged."""
         self._rows = None
         self._bad = np.union1d(self._bad, rows)
+        self._bad_photos = self._view.count_at(self._bad)
 
     def __call__(self) -> Rows:
         rows = self._rows

@@ -114,11 +114,10 @@ def _verify(
         if manifest.bits is not None:
             _check_itq(view, problems)
         damaged = _damaged_rows(view, vectors, rows)
-    if len(damaged):
+        lost = view.count_at(damaged)
+    if lost:
         reasons = "".join(f" ({text})" for text in sorted(set(vectors.problems.values())))
-        problems.append(
-            f"the embeddings of {len(damaged):,} photos are damaged or missing{reasons}"
-        )
+        problems.append(f"the embeddings of {lost:,} photos are damaged or missing{reasons}")
     notify("asking sampled photos for themselves")
     intact = np.setdiff1d(rows, damaged, assume_unique=True)
     chosen = np.random.default_rng(seed).choice(intact, min(samples, len(intact)), replace=False)
@@ -243,6 +242,8 @@ def _forget(folder: Path, manifest: GalleryManifest) -> int:
     with Catalogue(folder, manifest.generation + 1) as catalogue:
         with closing(CatalogueView(folder, catalogue.generation)) as view:
             vectors = open_rows(folder, manifest.dim, manifest.bits)
-            damaged = _damaged_rows(view, vectors, view.rows())
-            ids = np.unique(view.ids(damaged))
-        return catalogue.remove(ids[ids > 0].tolist())
+            damaged = _damaged_rows(view, vectors, catalogue.kept_rows())
+        runs = np.split(damaged, np.flatnonzero(np.diff(damaged) > 1) + 1)
+        return sum(
+            catalogue.remove_at_rows(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)
+        )

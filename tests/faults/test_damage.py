@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import sqlite3
@@ -14,11 +15,15 @@ import numpy as np
 import pytest
 
 from sbtk_runtime.embedding.embed import Embedder
-from sbtk_runtime.errors import BadGallery
+from sbtk_runtime.errors import BadGallery, GalleryBusy
+from sbtk_runtime.files import WriterLock, sha256_of_file
 from sbtk_runtime.gallery import gallery as reading
+from sbtk_runtime.gallery.catalogue import Embedding
+from sbtk_runtime.gallery.catalogue_writer import Catalogue
 from sbtk_runtime.gallery.gallery import Gallery, Search
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
+from sbtk_runtime.manifest import read_gallery_manifest
 from tests.tiny import tiny_bundle, write_photos
 from tests.tiny_gallery import gallery_of, unit_rows
 
@@ -386,3 +391,65 @@ def test_stale_temporaries_and_orphans_are_cleared(tmp_path: Path, embedder: Emb
         "vectors",
     ]
     assert [path.name for path in (folder / "vectors").iterdir()] == ["000000.f16"]
+
+
+def share_row(folder: Path, path: Path, row: int) -> None:
+    """Adds a photo to the next generation that has the row of another."""
+    status = path.stat()
+    stamps = (status.st_size, status.st_mtime_ns)
+    photo = Embedding(
+        os.fsencode(path), *stamps, sha256_of_file(path), row, status.st_ctime_ns, status.st_ino
+    )
+    with Catalogue(folder, read_gallery_manifest(folder).generation + 1) as catalogue:
+        catalogue.commit([photo], [], [])
+
+
+def test_repair_forgets_all_photos_of_a_damaged_row_and_no_others(
+    tmp_path: Path, embedder: Embedder
+) -> None:
+    """Photos of the same bytes share a row, and one of them is missing for now."""
+    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
+    paths = write_photos(photos, 6)
+    update_gallery(folder, [photos], embedder)
+    for number in range(2):
+        twin = Path(shutil.copy(paths[0], photos / f"twin-{number}.jpg"))
+        share_row(folder, twin, 0)
+    update_gallery(folder, [photos], embedder)
+    twin.unlink()
+    assert update_gallery(folder, [photos], embedder).live == 7
+    data = bytearray(shard_of(folder).read_bytes())
+    data[1] ^= 0x80  # the sign of a number: the row is still of length 1
+    shard_of(folder).write_bytes(data)
+    with Gallery.open(folder) as gallery:
+        names = {Path(hit.path).name for hit in gallery.search(QUERY, 20)}
+        assert gallery.unusable == 2
+        assert names == {path.name for path in paths[1:]}
+        assert "2 of 7 photos" in gallery.answer(QUERY, 3).notices[0]
+        with pytest.raises(BadGallery, match="damaged"):
+            gallery.similar(1, 3)
+    report = verify_gallery(folder, repair=True)
+    assert report.problems == ("the embeddings of 2 photos are damaged or missing",)
+    assert report.repaired == 3
+    again = update_gallery(folder, [photos], embedder)
+    assert (again.unchanged, again.live) == (5, 7)
+    assert verify_gallery(folder).problems == ()
+
+
+def test_a_folder_names_its_own_one_of_equal_photos(tmp_path: Path, embedder: Embedder) -> None:
+    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
+    paths = write_photos(photos / "a", 3)
+    update_gallery(folder, [photos], embedder)
+    (photos / "b").mkdir()
+    twin = Path(shutil.copy(paths[0], photos / "b" / "twin.jpg"))
+    share_row(folder, twin, 0)
+    update_gallery(folder, [photos], embedder)
+    with Gallery.open(folder) as gallery:
+        (hit,) = gallery.search(QUERY, 5, under=photos / "b")
+    assert Path(hit.path) == twin
+
+
+def test_a_writer_and_repair_exclude_each_other(folder: Path) -> None:
+    with WriterLock(folder / ".lock"):
+        assert verify_gallery(folder).is_good
+        with pytest.raises(GalleryBusy):
+            verify_gallery(folder, repair=True)
