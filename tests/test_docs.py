@@ -135,8 +135,7 @@ def test_extras_in_documents_exist() -> None:
     }
     table = set(re.findall(r"^\| `([\w-]+)` \|", README, re.MULTILINE)) & extras
     assert named <= extras
-    # `heic` is the older name of `photos`.
-    assert table == extras - {"heic"}
+    assert table == extras
 
 
 def test_constraints_pin_exactly_what_is_required() -> None:
