@@ -73,6 +73,7 @@ _SYSTEM = (
     *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN),
     *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOLFS, sqlite3.SQLITE_AUTH),
 )
+_NO_LOCKS = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 _READING = (
     *(sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_FSTAT, sqlite3.SQLITE_IOERR_ACCESS),
     sqlite3.SQLITE_IOERR_SEEK,
@@ -122,8 +123,12 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     """
     if not path.is_file():
         raise BadGallery(f"{path} is missing", "the catalogue of a gallery", _make_anew(path))
-    if os.access(path.parent, os.W_OK):
-        return _opened(path, "mode=ro")
+    if os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        try:
+            return _opened(path, "mode=ro")
+        except sqlite3.OperationalError as problem:
+            if problem.sqlite_errorcode & 0xFF not in _NO_LOCKS:
+                raise
     with _temporary_folder() as place:
         copy = Path(place) / path.name
         _copy_consistently(path, copy)

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -453,3 +454,38 @@ def test_a_writer_and_repair_exclude_each_other(folder: Path) -> None:
         assert verify_gallery(folder).is_good
         with pytest.raises(GalleryBusy):
             verify_gallery(folder, repair=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+@pytest.mark.usefixtures("large_from")
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "graph-1.hnsw", "catalogue-1.sqlite", "vectors/000000.f16"]
+)
+def test_a_file_that_may_not_be_read_is_told_and_not_to_be_removed(good: Path, name: str) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        folder = Path(shutil.copytree(good, Path(place) / "g.sbtk"))
+        folder.chmod(0o755)
+        (folder / name).chmod(0)
+        os.seteuid(65534)
+        try:
+            with Gallery.open(folder) as gallery:
+                answer = gallery.answer(QUERY, 10)
+            told = " ".join(answer.notices)
+            assert [hit.id for hit in answer.hits] == expected_ids()
+            assert name in ("graph-1.hnsw", "catalogue-1.sqlite")
+        except BadGallery as problem:
+            told = str(problem)
+            assert name in ("manifest.json", "vectors/000000.f16")
+        finally:
+            os.seteuid(0)
+    assert f"{name} cannot be read: Permission denied" in told
+    assert "rm " not in told
+
+
+@pytest.mark.parametrize("kept", [1, 7, COUNT - 1])
+def test_rows_are_saved_from_the_batch_that_was_cut(folder: Path, kept: int) -> None:
+    shard_of(folder).write_bytes(shard_of(folder).read_bytes()[: kept * 2 * DIM + 1])
+    with Gallery.open(folder) as gallery:
+        assert len(gallery.search(QUERY, COUNT)) == kept
+        assert gallery.unusable == COUNT - kept
