@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sbtk_runtime.files import sha256_of_file
 from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.images import MAX_DECODE_BYTES
 from tests.serve_client import all_received, ask, connected, png, query, sketch_png
 from tests.serve_process import ServeProcess
 from tests.tiny import tiny_sketch
@@ -187,7 +188,7 @@ def test_a_picture_that_takes_too_much_memory_is_refused_from_its_header(
 ) -> None:
     answer = query(server.port, png(Image.new("1", (9_000, 9_000))), "?as=photo")
     assert (answer.status, answer.code) == (400, "bad_image")
-    assert "256 MiB" in answer.json()["error"]["message"]
+    assert f"{MAX_DECODE_BYTES >> 20} MiB" in answer.json()["error"]["message"]
 
 
 def test_what_is_known_of_a_photo(server: ServeProcess, shared: Workplace) -> None:
