@@ -254,7 +254,9 @@ class Changes:
             name, before = os.fsencode(root), self._known_below[root]
             lost_here = sum(_is_in(path, name) for path in lost)
             is_empty = not self._count_below("walked", root) and not Path(root).is_file()
-            if 2 * lost_here > before or (is_empty and not self._is_hidden(name)):
+            # What was only left out is still there, and no disk is missing.
+            is_bare = is_empty and (lost_here > 0 or not before) and not self._is_hidden(name)
+            if 2 * lost_here > before or is_bare:
                 losses.append(Loss(name, lost_here, before, is_empty))
         told = [loss.path for loss in losses]
         emptied: Counter[bytes] = Counter()

@@ -314,8 +314,8 @@ class _Update:
         """Settles what is left out, and makes sure that this is not everything."""
         self._rules = rule_change.applied_to(catalogue.rules())
         self._known_roots = [os.fsdecode(root) for root in catalogue.roots()]
-        if not any(catalogue.ids_below(os.fsencode(root)) for root in self._roots):
-            refuse_nothing(self._roots, self._rules, self._known_roots)
+        has_photos = any(catalogue.ids_below(os.fsencode(root)) for root in self._roots)
+        refuse_nothing(self._roots, self._rules, self._known_roots, may_be_empty=has_photos)
         catalogue.record_rules(self._rules)
 
     def _note_idle_patterns(self, rule_change: RuleChange) -> None:

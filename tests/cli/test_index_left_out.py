@@ -198,6 +198,22 @@ def test_wrong_usage(
     assert not (workplace / "gallery.sbtk").exists()
 
 
+def test_a_folder_that_became_hidden_is_no_disk_that_is_missing(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "all").mkdir()
+    (workplace / "photos").rename(workplace / "all" / ".photos")
+    arguments = ["index", "all", "--model", "tiny", "--threads", "1"]
+    assert main([*arguments, "--include-hidden"]) == 0
+    capsys.readouterr()
+    assert main([*arguments, "--skip-hidden"]) == 0
+    shown = capsys.readouterr()
+    assert "8 photos of the gallery left out from now on" in shown.err
+    assert "Warning" not in shown.err
+    assert main([*arguments, "--include-hidden"]) == 0
+    assert capsys.readouterr().out.startswith("8 photos searchable (8 found again) in ")
+
+
 def test_a_pattern_that_excludes_everything_changes_nothing(
     gallery: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
