@@ -20,13 +20,15 @@ from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.names import printable_name
 from sbtk_runtime.preprocess import KINDS, SIZE_PX, Kind, Pixels, prepare
 from sbtk_train.data import ImageSet, of_classes, read_dataset
+from sbtk_train.data.export_needs import (
+    CALIBRATION_PER_KIND,
+    MIN_CALIBRATION_PER_KIND,
+    MIN_PARITY_PER_KIND,
+    PARITY_PER_KIND,
+    parity_share,
+)
 from sbtk_train.data.splits import class_key
 
-#: Of each kind; an export without so many is refused.
-PARITY_PER_KIND = 100
-#: Of each kind, if there are so many.
-CALIBRATION_PER_KIND = 150
-MIN_CALIBRATION_PER_KIND = 16
 #: For the ranking, of each class and kind.
 RANKING_PER_CLASS = 25
 
@@ -103,12 +105,20 @@ def choose_pictures(
     seen = _only(available, training_classes)
     training = _Drawer(seen, rng)
     validation = _Drawer(_only(available, validation_classes), rng)
-    # Parity draws first: it is what cannot be done without.
-    parity = _equal_parts([training.draw(kind, PARITY_PER_KIND) for kind in KINDS])
-    _require(parity, PARITY_PER_KIND, "parity", data)
-    calibration = _equal_parts([training.draw(kind, CALIBRATION_PER_KIND) for kind in KINDS])
+    drawn = [training.draw(kind, PARITY_PER_KIND + CALIBRATION_PER_KIND) for kind in KINDS]
+    size = min(len(part) for part in drawn)
+    share = parity_share(size, is_calibrating=is_calibrating)
+    parity = _joined([_slice(part, 0, share) for part in drawn])
+    calibration = _joined([_slice(part, share, size) for part in drawn])
+    _require(parity, MIN_PARITY_PER_KIND, "parity", data)
     if is_calibrating:
         _require(calibration, MIN_CALIBRATION_PER_KIND, "calibration", data)
+    few = []
+    if share < PARITY_PER_KIND:
+        few.append(
+            f"parity is measured on {len(parity)} images, not {2 * PARITY_PER_KIND}: "
+            f"{printable_name(data)} has no more of the training classes"
+        )
     per_kind = RANKING_PER_CLASS * len(validation_classes)
     held_out = _joined([validation.draw(kind, per_kind, RANKING_PER_CLASS) for kind in KINDS])
     is_ranking_possible = len(np.unique(held_out.labels)) > 1 and 0 < held_out.is_sketch.mean() < 1
@@ -116,7 +126,7 @@ def choose_pictures(
         calibration,
         parity,
         held_out if is_ranking_possible else parity,
-        (*training.notices, *validation.notices),
+        (*training.notices, *validation.notices, *few),
         _files(seen, codes_per_kind, np.random.default_rng(seed)),
     )
 
@@ -186,15 +196,12 @@ def _by_turns(
         yield paths[row], label
 
 
-def _equal_parts(parts: Sequence[PictureSet]) -> PictureSet:
-    """Returns the sets joined, each cut to the size of the smallest."""
-    size = min(len(part) for part in parts)
-    return _joined([_first(part, size) for part in parts])
-
-
-def _first(part: PictureSet, size: int) -> PictureSet:
+def _slice(part: PictureSet, start: int, end: int) -> PictureSet:
     return PictureSet(
-        part.pixels[:size], part.is_sketch[:size], part.labels[:size], part.paths[:size]
+        part.pixels[start:end],
+        part.is_sketch[start:end],
+        part.labels[start:end],
+        part.paths[start:end],
     )
 
 

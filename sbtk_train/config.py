@@ -100,7 +100,7 @@ class TrainConfig:
             raise BadConfig(
                 f"{self.validation_classes} validation classes to choose the student by",
                 "1 or more",
-                "or a recipe with another rule of selection",
+                "or --selection last, which needs none",
             )
         if self.feature_folder and not self.freeze_until:
             raise BadConfig(

@@ -9,11 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
+from sbtk_runtime.errors import BadData
 from sbtk_runtime.names import printable_name
 from sbtk_runtime.raw_photo import SUFFIXES as RAW_SUFFIXES
 from sbtk_train.data.class_match import ClassMatch, absent_text, match_classes, named
 from sbtk_train.data.dataset import Dataset, ignored_lines
-from sbtk_train.data.division import MIN_SKETCHES, MIN_TRAINING_CLASSES, listing_of
+from sbtk_train.data.division import (
+    MIN_SKETCHES,
+    MIN_TRAINING_CLASSES,
+    divide,
+    export_problem_of,
+    listing_of,
+)
+from sbtk_train.data.export_needs import export_problem
 from sbtk_train.data.image_check import ImageCheck
 from sbtk_train.data.image_set import ImageSet, Rows
 from sbtk_train.data.leakage import Leakage, find_leakage
@@ -51,6 +59,7 @@ class SplitCheck:
         gallery: photos of unseen classes.
         leakage: what both sides have in common.
         published: the published counts; `None` where there are none for these data.
+        export: what `sbtk export` will refuse about a run on it; empty where it will not.
         lacking: a sentence on the classes of a split file that the data lack; empty where they
             lack none, or may.
     """
@@ -67,6 +76,7 @@ class SplitCheck:
     leakage: Leakage
     published: PublishedSplit | None
     lacking: str
+    export: str
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,7 @@ class DataCheck:
         """Returns sentences on what training would leave out, and on labels in doubt."""
         ignored = self.dataset.ignored
         lines = [line for kind in ignored for line in ignored_lines(kind, ignored[kind])]
+        lines += [f"{each.name}: {each.export}" for each in self.splits if each.export]
         if self.too_few:
             lines.append(
                 f"{len(self.too_few)} of {len(self.dataset.images.classes)} classes are left out "
@@ -319,7 +330,17 @@ def _split_check(
         if published
         else None,
         lacking,
+        _export_problem(data, split),
     )
+
+
+def _export_problem(data: ImageSet, split: Split) -> str:
+    try:
+        return export_problem_of(divide(data, split, seed=0))
+    except BadData:  # too small to be divided as training does by default
+        is_seen = np.array([not split.is_unseen(name) for name in data.classes], dtype=np.bool_)
+        sketches, photos = is_seen[data.sketch_labels], is_seen[data.photo_labels]
+        return export_problem(int(sketches.sum()), int(photos.sum()))
 
 
 def _problems(split: SplitCheck) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 from sbtk_runtime.errors import BadData
 from sbtk_train.data.class_match import match_classes, match_notices, named, refuse_look_alikes
 from sbtk_train.data.class_names import ClassNames
+from sbtk_train.data.export_needs import export_problem
 from sbtk_train.data.image_set import ImageSet, Listing, of_classes, with_sketches
 from sbtk_train.data.splits import Split
 
@@ -80,7 +81,8 @@ def divide(
             f"{len(usable)} seen classes have both sketches and photos",
             f"at least {validation_classes + MIN_TRAINING_CLASSES}: "
             f"{validation_classes} for validation and {MIN_TRAINING_CLASSES} to train on",
-            "add classes, or lower --validation-classes",
+            "add classes, lower --validation-classes, or do without: --validation-classes 0 "
+            "--selection last",
         )
     chosen = sorted(rng.choice(len(usable), validation_classes, replace=False).tolist())
     validation = [usable[i] for i in chosen]
@@ -95,6 +97,12 @@ def divide(
         validation=of_classes(data, validation),
         notices=(*notices, *left_out),
     )
+
+
+def export_problem_of(division: Division) -> str:
+    """What `sbtk export` will refuse about a run on this division; empty where it will not."""
+    sketches = len(division.training.sketches) + len(division.held_out.sketches)
+    return export_problem(sketches, len(division.training.photos))
 
 
 def listing_of(data: ImageSet, split: Split) -> Listing | None:

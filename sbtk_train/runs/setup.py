@@ -19,6 +19,7 @@ from sbtk_train.config import TrainConfig
 from sbtk_train.data import Division, ImageSet, divide, read_dataset
 from sbtk_train.data.class_match import refuse_absent
 from sbtk_train.data.class_names import read_names
+from sbtk_train.data.division import export_problem_of
 from sbtk_train.data.more_images import open_class_map, read_more, with_more
 from sbtk_train.data.splits import Split, open_split
 from sbtk_train.device import Compute, choose_compute
@@ -101,6 +102,8 @@ def _readable_data(
         refuse_absent(split.unseen, data.classes, printable_name(split.name))
     division, unreadable = readable_division(config, data, split, said)
     require_selectable(division, config.recipe.selection, config.dim)
+    if problem := export_problem_of(division):
+        said(f"WARNING: {problem}")
     return division, split, tuple(unreadable)
 
 

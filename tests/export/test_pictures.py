@@ -10,6 +10,7 @@ import pytest
 
 from sbtk_export.pictures import ExportPictures, choose_pictures
 from sbtk_runtime.errors import BadData
+from sbtk_train.data.export_needs import export_problem
 from tests.tiny_student import TRAINING, UNSEEN, VALIDATION
 
 
@@ -55,24 +56,47 @@ def test_unreadable_pictures_are_named_and_replaced(textures: Path, tmp_path: Pa
     assert [notice for notice in chosen.notices if str(broken) in notice]
 
 
-def test_fewer_than_200_images_are_refused(textures: Path, tmp_path: Path) -> None:
-    data = Path(shutil.copytree(textures, tmp_path / "data"))
-    for path in sorted(data.glob(f"sketch/{TRAINING[0]}/*"))[:33]:
-        path.unlink()
-    with pytest.raises(BadData, match=r"has 198 pictures for parity") as caught:
-        choose_pictures(data, TRAINING, VALIDATION)
-    assert "at least 200" in caught.value.expected
+@pytest.mark.parametrize(
+    ("kept", "parity", "calibration"),
+    [(33, 200, 64), (20, 128, 32), (9, 40, 32), (8, 32, 32)],
+)
+def test_parity_takes_what_there_is_and_says_so(
+    textures: Path, tmp_path: Path, kept: int, parity: int, calibration: int
+) -> None:
+    data = fewer_sketches(textures, tmp_path / "data", kept)
+    chosen = choose_pictures(data, TRAINING, VALIDATION)
+    assert (len(chosen.parity), len(chosen.calibration)) == (parity, calibration)
+    told = [notice for notice in chosen.notices if f"on {parity} images, not 200" in notice]
+    assert len(told) == (parity < 200)
+    assert not export_problem(kept * len(TRAINING), 132)
+
+
+@pytest.mark.parametrize(("kept", "needs_calibration"), [(7, True), (3, False)])
+def test_too_few_images_are_refused_as_training_said(
+    textures: Path, tmp_path: Path, kept: int, needs_calibration: bool
+) -> None:
+    data = fewer_sketches(textures, tmp_path / "data", kept)
+    assert export_problem(kept * len(TRAINING), 132, is_calibrating=needs_calibration)
+    with pytest.raises(BadData, match=r"has \d+ pictures for") as caught:
+        choose_pictures(data, TRAINING, VALIDATION, is_calibrating=needs_calibration)
+    assert "at least 32" in caught.value.expected
     assert "--images DATA" in caught.value.next_step
 
 
-def test_parity_leaves_pictures_for_calibration(textures: Path, tmp_path: Path) -> None:
-    data = Path(shutil.copytree(textures, tmp_path / "data"))
+def test_without_int8_no_picture_is_left_for_calibration(textures: Path, tmp_path: Path) -> None:
+    data = fewer_sketches(textures, tmp_path / "data", 4)
+    chosen = choose_pictures(data, TRAINING, VALIDATION, is_calibrating=False)
+    assert (len(chosen.parity), len(chosen.calibration)) == (32, 0)
+    assert "sbtk export RUN --fp16" in export_problem(16, 132)
+
+
+def fewer_sketches(textures: Path, data: Path, kept: int) -> Path:
+    """A copy of the data with `kept` sketches in each training class."""
+    shutil.copytree(textures, data)
     for name in TRAINING:
-        for path in sorted(data.glob(f"*/{name}/*"))[: 2 * 7 : 2]:
+        for path in sorted(data.glob(f"sketch/{name}/*"))[kept:]:
             path.unlink()
-    with pytest.raises(BadData, match="pictures for calibration"):
-        choose_pictures(data, TRAINING, VALIDATION)
-    assert len(choose_pictures(data, TRAINING, VALIDATION, is_calibrating=False).parity) == 200
+    return data
 
 
 def test_without_held_out_classes_parity_pictures_are_ranked(textures: Path) -> None:
