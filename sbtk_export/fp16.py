@@ -11,7 +11,10 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 
+import numpy as np
+import onnx
 import torch
+from onnx import TensorProto, numpy_helper
 from torch import Tensor, fx, nn
 from torch.nn.utils import fusion
 
@@ -71,6 +74,33 @@ def fold_batch_norms(module: nn.Module) -> None:
             folded = fusion.fuse_conv_bn_eval(convolution, norm)
         module.set_submodule(str(before.target), folded)
         module.set_submodule(str(node.target), nn.Identity())
+
+
+def single_precision(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns the model with all of it computed in FP32; FP16 weights keep their values."""
+    single = onnx.ModelProto()
+    single.CopyFrom(model)
+    graph = single.graph
+    inputs = {value.name for value in graph.input}
+    halves = [t for t in graph.initializer if t.data_type == TensorProto.FLOAT16]
+    for tensor in halves:
+        values = numpy_helper.to_array(tensor).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    if not halves:
+        return single
+    renamed: dict[str, str] = {}
+    kept = []
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            node.input[position] = renamed.get(name, name)
+        # Between FP32 and FP16 there is nothing left to cast; the model's input is of integers.
+        if node.op_type == "Cast" and node.input[0] not in inputs:
+            renamed[node.output[0]] = node.input[0]
+        else:
+            kept.append(node)
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(kept)
+    return single
 
 
 class Cast(nn.Module):

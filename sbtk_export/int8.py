@@ -20,9 +20,11 @@ from onnxruntime.quantization import (
 )
 
 from sbtk_export.bias_correction import correct_biases, mean_inputs
+from sbtk_export.fp16 import single_precision
 from sbtk_export.gates import gate_nodes
 from sbtk_export.model_inputs import Feeds, ModelInputs, domain_input_of
 from sbtk_export.onnx_from_student import check_model, without_traces
+from sbtk_export.saturation import require_same_sums
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.files import atomic_path
 from sbtk_runtime.onnx_file import INPUT_NAME
@@ -34,17 +36,19 @@ _BATCH = 8
 
 
 def quantise(source: Path, target: Path, inputs: ModelInputs) -> None:
-    """Writes the INT8 form of the FP32 model `source` to `target`, atomically.
+    """Writes the INT8 form of the model `source` to `target`, atomically.
 
     Args:
-        source: made by `write_onnx`.
+        source: made by `write_onnx`, in FP32; or in FP16, whose weights are then taken as they
+            are. So a bundle's INT8 can be made again where only its FP16 file is left.
         target: the file to make.
         inputs: what to calibrate on.
 
     Raises:
-        BadModel: the model has no Linear or convolution to quantise between.
+        BadModel: the model has no Linear or convolution to quantise between, or what came of it
+            would depend on the kind of processor.
     """
-    model = onnx.load(source)
+    model = single_precision(onnx.load(source))
     dim = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     excluded = nodes_outside(model)
     with tempfile.TemporaryDirectory(prefix="sbtk-int8-") as folder, atomic_path(target) as result:
@@ -60,7 +64,8 @@ def quantise(source: Path, target: Path, inputs: ModelInputs) -> None:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
-            # 7-bit weights do not saturate on CPUs without VNNI, at no cost in speed elsewhere.
+            # 7-bit weights do not saturate on CPUs without VNNI (see `saturation`), at no cost in
+            # speed elsewhere.
             reduce_range=True,
             calibrate_method=CalibrationMethod.MinMax,
             extra_options={
@@ -74,6 +79,7 @@ def quantise(source: Path, target: Path, inputs: ModelInputs) -> None:
         correct_biases(quantised, model, mean_inputs(model, inputs))
         input_first(quantised)
         without_traces(quantised)
+        require_same_sums(quantised, target.name)
         check_model(quantised, dim, has_domain_input=domain_input_of(model) is not None)
         onnx.save(quantised, result)
 
