@@ -14,6 +14,10 @@ from sbtk_runtime.files import disk_full_explained, fsync_folder, sha256_of_file
 from sbtk_runtime.manifest import MANIFEST_NAME, FileRecord
 from sbtk_runtime.names import printable_name
 
+#: Versions of ONNX's operators that a model can be written in. Means over axes that are an input
+#: need 18; newer ones are not read by all engines.
+OPSETS = range(18, 24)
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

@@ -80,7 +80,8 @@ def _input_text(manifest: BundleManifest) -> str:
     """Returns what an engine gives the model."""
     text = (
         f"`{INPUT_NAME} (N, {SIZE_PX}, {SIZE_PX}, 3) uint8`: RGB, prepared as "
-        f"`{manifest.preprocessing}` says; scaling, mean and standard deviation are inside."
+        f"`{manifest.preprocessing}` says (in words: "
+        "PREPROCESSING.md); scaling, mean and standard deviation are inside."
     )
     if manifest.domain_input is None:
         return f"{text} The model is not told whether a picture is a sketch or a photo."
@@ -123,11 +124,18 @@ def _parity_text(parity: Mapping[str, Any]) -> str:
         cells = [shape.format(figures[key]) for key, _, shape in _PARITY_COLUMNS]
         rows.append([precision, *cells])
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    same_sums = "".join(
+        f" In {precision}, two products of 8-bit numbers add up to at most "
+        f"{figures['largest_pair_sum']:,}, which 16 bits hold: sums are the same on processors "
+        "with and without VNNI."
+        for precision, figures in parity.items()
+        if "largest_pair_sum" in figures
+    )
     return (
         f"{table}\n\n"
         "Each file was run by sbtk's own engine beside torch in FP32, on the same pixels of seen "
         "classes, sketches and photos in equal parts, none of them used for calibration. Norms are "
-        "of the rows as the model gives them. mAP@all is plain AP, mean over sketches."
+        "of the rows as the model gives them. mAP@all is plain AP, mean over sketches." + same_sums
     )
 
 

@@ -10,13 +10,23 @@ from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
+import onnx
+
 from sbtk_export.binary_codes import CODES_PER_KIND, require_bits, write_codes
 from sbtk_export.bundle_writer import file_records, published_folder, require_absent
 from sbtk_export.card import CARD_NAME, model_card
-from sbtk_export.model_files import VARIANTS, Variant, check_models, file_name, write_models
+from sbtk_export.model_files import (
+    VARIANTS,
+    Variant,
+    check_models,
+    file_name,
+    write_golden,
+    write_models,
+)
 from sbtk_export.parity import Parity, Reference, torch_reference
 from sbtk_export.pictures import ExportPictures, choose_pictures
 from sbtk_export.run_facts import StudentFacts, facts_from_run
+from sbtk_export.saturation import require_same_sums
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines.engine_request import Said
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
@@ -43,6 +53,7 @@ class ExportPlan:
         variants: what to make beside FP32, which is always made as the reference.
         is_slim: leave FP32 and the student's weights out of the bundle.
         bits: lengths of binary codes that the bundle shall make of its embeddings.
+        opset: version of ONNX's operators; `None` for the exporter's own choice.
     """
 
     target: Path
@@ -50,6 +61,7 @@ class ExportPlan:
     variants: tuple[Variant, ...] = PRECISIONS
     is_slim: bool = False
     bits: tuple[int, ...] = ()
+    opset: int | None = None
 
 
 @dataclass(frozen=True)
@@ -115,11 +127,12 @@ def export_student(
             "a slim bundle without FP16 and INT8 would be empty", "--fp16 or --int8 with --slim"
         )
     with published_folder(plan.target) as folder:
-        write_models(student, folder, variants, pictures.calibration.inputs, said)
+        write_models(student, folder, variants, pictures.calibration.inputs, said, plan.opset)
         draft = _manifest(folder, student, facts, plan)
         said("torch: embedding the pictures")
         reference = torch_reference(student, pictures)
         parities = check_models(Bundle(folder, draft), reference, pictures, variants, said)
+        write_golden(Bundle(folder, draft), variants)
         metrics = facts.metrics
         if plan.bits:
             metrics = metrics | write_codes(
@@ -129,7 +142,10 @@ def export_student(
             (folder / file_name("fp32")).unlink()
         else:
             save_student(folder, student.state_dict(), facts.backbone)
-        told = {variant: _told(parity) for variant, parity in parities.items()}
+        told = {variant: dict(_told(parity)) for variant, parity in parities.items()}
+        if "int8" in told:
+            path = folder / file_name("int8")
+            told["int8"]["largest_pair_sum"] = require_same_sums(onnx.load(path), path.name)
         _sign(folder, replace(draft, parity=told, metrics=metrics), plan)
     return Exported(Bundle.open(plan.target.absolute()), pictures, reference)
 

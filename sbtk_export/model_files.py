@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
 from sbtk_export.fp16 import half_trunk_student
+from sbtk_export.input_contract import write_contract
 from sbtk_export.int8 import quantise
 from sbtk_export.int8_tensorrt import quantise_for_tensorrt
 from sbtk_export.model_inputs import ModelInputs
@@ -42,14 +44,15 @@ def write_models(
     variants: Sequence[Variant],
     calibration: ModelInputs,
     said: Said,
+    opset: int | None = None,
 ) -> None:
     """Writes an ONNX file for each variant into `folder`; `fp32` must be among them."""
     reference = folder / file_name("fp32")
     said("fp32: tracing")
-    write_onnx(student, reference)
+    write_onnx(student, reference, opset)
     if "fp16" in variants:
         said("fp16: tracing with a half-precision trunk")
-        write_onnx(half_trunk_student(student), folder / file_name("fp16"))
+        write_onnx(half_trunk_student(student), folder / file_name("fp16"), opset)
     if "int8" in variants:
         said(f"int8: calibrating on {len(calibration)} pictures")
         quantise(reference, folder / file_name("int8"), calibration)
@@ -82,6 +85,18 @@ def check_models(
             engine.close()
     require_parity(parities)
     return parities
+
+
+def write_golden(bundle: Bundle, variants: Sequence[Variant]) -> None:
+    """Writes the input contract and the golden images with the embeddings of each precision."""
+    engines = {}
+    with contextlib.ExitStack() as opened:
+        for variant in variants:
+            precision, form = precision_and_form(variant)
+            if form == "plain":
+                engines[precision] = engine_onnxruntime.open_cpu(_request(bundle, variant))
+                opened.callback(engines[precision].close)
+        write_contract(bundle.folder, bundle.manifest, engines)
 
 
 def _request(bundle: Bundle, variant: Variant) -> EngineRequest:

@@ -65,11 +65,16 @@ class Deployed(nn.Module):
         return rows / lengths.clamp_min(_SHORTEST)
 
 
-def write_onnx(student: Student, path: Path) -> None:
+def write_onnx(student: Student, path: Path, opset: int | None = None) -> None:
     """Writes the student to `path` as one self-contained, checked ONNX file, atomically.
 
     Batch norms are folded into the convolutions by the exporter, and strides moved up to where
     they spare work.
+
+    Args:
+        student: in evaluation mode.
+        path: the file to make.
+        opset: version of ONNX's operators, one of `OPSETS`; `None` for the exporter's own choice.
 
     Raises:
         BadModel: the graph that came out is not what engines are promised.
@@ -90,6 +95,7 @@ def write_onnx(student: Student, path: Path) -> None:
             output_names=[OUTPUT_NAME],
             dynamic_shapes=({0: batch},) * len(inputs),
             verbose=False,
+            opset_version=opset,
         )
     if program is None:
         raise BadModel("torch.onnx.export returned nothing", "an ONNX program")
@@ -99,6 +105,12 @@ def write_onnx(student: Student, path: Path) -> None:
         move_strides_up(model)
         without_traces(model)
         check_model(model, student.dim, has_domain_input=student.has_domain_input)
+        # The exporter keeps another version, with no error, where it cannot convert.
+        found = max(entry.version for entry in model.opset_import if entry.domain == "")
+        if opset not in (None, found):
+            raise BadModel(
+                f"the exporter wrote opset {found}", f"opset {opset}", "leave --opset out"
+            )
         onnx.save(model, temporary)
 
 

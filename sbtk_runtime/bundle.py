@@ -133,6 +133,16 @@ class Bundle:
         check_onnx(content, str(path))
         return content
 
+    def content(self, name: str) -> bytes:
+        """Returns the content of a file of the bundle, every byte of it vouched for.
+
+        Raises:
+            BadModel: the manifest has no such file, or it is not what the manifest says.
+        """
+        if name not in self.manifest.files:
+            raise BadModel(f"{self.folder} has no {name}", "a file of its manifest", _GET_AGAIN)
+        return _read_checked(self.folder / name, self.manifest.files[name])
+
     @property
     def bits(self) -> tuple[int, ...]:
         """The lengths of binary codes that the bundle can make of its embeddings, ascending."""

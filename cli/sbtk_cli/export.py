@@ -23,9 +23,10 @@ RUN is a run folder; by default the newest in ./runs. Makes model.fp32.onnx, mod
 model.int8.onnx, the model card, the manifest and the student's weights; where TensorRT works also
 model.int8.trt.onnx, which is INT8 as TensorRT takes it.
 
-Ends by running every file with sbtk's own engine beside torch, on at least 200 pictures of seen
-classes, half of them sketches. A model that is too far from torch fails the export, and nothing
-is written. INT8 is calibrated on other pictures of the training classes.
+Ends by running every file with sbtk's own engine beside torch, on 200 images of seen classes or as
+many as there are, 32 at least, half of them sketches. A model that is too far from torch fails the
+export, and nothing is written. INT8 is calibrated on other images of the training classes, 32 at
+least, and no sum in it can depend on the kind of processor.
 
 Where TensorRT works, then builds plans of FP16 and of TensorRT's INT8 for this machine, as 'sbtk
 engine build' does, and runs them beside torch too.
@@ -80,6 +81,12 @@ _HEADING = ("", "COSINE MIN", "MEAN", "|NORM-1|", "TOP 10", "mAP", "OF TORCH")
 @click.option(
     "--name", metavar="NAME", help="Name of the model.  [default: BUNDLE's or else RUN's]"
 )
+@click.option(
+    "--opset",
+    type=click.IntRange(18, 23),
+    metavar="N",
+    help="Version of ONNX's operators, 18 to 23.  [default: the exporter's, 20]",
+)
 @options.json
 @options.quiet
 def command(
@@ -92,6 +99,7 @@ def command(
     target: Path | None,
     images: Path | None,
     name: str | None,
+    opset: int | None,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -122,7 +130,7 @@ def command(
     is_for_gpu = not asked or "fp16" in asked or "int8.trt" in asked
     builder = find_plan_builder(said) if is_for_gpu else None
     variants = variants_to_make(asked, for_tensorrt=builder is not None and not slim)
-    plan = ExportPlan(target or Path("bundles") / name, name, variants, slim, bits)
+    plan = ExportPlan(target or Path("bundles") / name, name, variants, slim, bits, opset)
     exported = export_run(trained, plan, images, said)
     engines: list[BuiltEngine] = []
     if builder is not None:

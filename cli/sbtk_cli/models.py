@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +11,7 @@ from sbtk_cli import options, output
 
 if TYPE_CHECKING:
     from sbtk_runtime.bundle import Bundle
+    from sbtk_runtime.golden import Golden
     from sbtk_runtime.manifest import Precision
 
 
@@ -32,14 +34,19 @@ def check(bundle: str | None, as_json: bool) -> int:
     """Check that a bundle is whole, and run each of its models.
 
     BUNDLE is a folder or a name; without one, the default model is checked. Compares every file
-    with the size and SHA-256 in the manifest, then embeds a picture with each precision.
+    with the size and SHA-256 in the manifest, then embeds a picture with each precision. Where the
+    bundle has golden images, they are prepared and embedded, and compared with what it expects.
     """
     from sbtk_runtime.bundle import Bundle
+    from sbtk_runtime.golden import read_golden, require_golden_pixels
 
     opened = Bundle.open(bundle)
     opened.verify()
+    golden = read_golden(opened)
+    for each in golden:
+        require_golden_pixels(each)
     manifest = opened.manifest
-    trials = {precision: _trial(opened, precision) for precision in opened.precisions}
+    trials = {precision: _trial(opened, precision, golden) for precision in opened.precisions}
     if as_json:
         value = {"folder": str(opened.folder), "model_id": manifest.model_id, "trials": trials}
         output.answer_json(value)
@@ -123,16 +130,18 @@ def _described(bundle: Bundle, is_default: bool) -> dict[str, Any]:
     }
 
 
-def _trial(bundle: Bundle, precision: Precision) -> str:
+def _trial(bundle: Bundle, precision: Precision, golden: Sequence[Golden]) -> str:
     """Returns what came of embedding a picture, as sketch and as photo, in that precision.
 
     Raises:
-        BadModel: the model gives no unit rows, or none of the manifest's length.
+        BadModel: the model gives no unit rows, none of the manifest's length, or others than the
+            golden ones.
     """
     import numpy as np
 
     from sbtk_runtime.engines.engine import checked_rows, open_engine
     from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
+    from sbtk_runtime.golden import require_golden_embedding
     from sbtk_runtime.preprocess import KINDS, SIZE_PX
 
     try:
@@ -142,12 +151,23 @@ def _trial(bundle: Bundle, precision: Precision) -> str:
     try:
         picture = np.random.default_rng(0).integers(0, 256, (1, SIZE_PX, SIZE_PX, 3), np.uint8)
         rows, is_bad = checked_rows(np.concatenate([engine.run(picture, kind) for kind in KINDS]))
+        goldens, are_bad = checked_rows(
+            np.concatenate([engine.run(each.pixels[None], each.kind) for each in golden])
+            if golden
+            else rows
+        )
     finally:
         engine.close()
-    if is_bad.any() or rows.shape != (len(KINDS), bundle.manifest.dim):
+    if is_bad.any() or are_bad.any() or rows.shape != (len(KINDS), bundle.manifest.dim):
         raise BadModel(
             f"the {precision} model of {bundle.folder} gives no unit row for a test picture",
             f"{bundle.manifest.dim} finite numbers of length 1",
             "export the run again",
         )
-    return f"runs on {engine.info.name} {engine.info.version}"
+    cosines = [
+        cosine
+        for each, row in zip(golden, goldens, strict=False)
+        if (cosine := require_golden_embedding(each, precision, row)) is not None
+    ]
+    told = f", golden images at cosine {min(cosines):.4f}" if cosines else ""
+    return f"runs on {engine.info.name} {engine.info.version}{told}"

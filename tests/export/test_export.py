@@ -25,8 +25,15 @@ from sbtk_runtime.bundle import Bundle, onnx_name
 from sbtk_runtime.engines.engine import open_engine
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
 from sbtk_runtime.manifest import Precision
+from sbtk_runtime.preprocess import KINDS
 from sbtk_train.runs.checkpoint import STUDENT, TrainedRun
 from sbtk_train.students.sbtknet import SbtknetStudent
+
+CONTRACT = {
+    "PREPROCESSING.md",
+    "golden.json",
+    *(f"golden.{kind}{part}.png" for kind in KINDS for part in ("", ".pixels")),
+}
 
 
 def quiet(_: str) -> None:
@@ -37,6 +44,7 @@ def test_full_bundle_is_whole(bundle: Bundle, student: SbtknetStudent) -> None:
     bundle.verify()
     assert bundle.precisions == ("fp32", "fp16", "int8")
     assert set(bundle.manifest.files) == {
+        *CONTRACT,
         "MODEL_CARD.md",
         "model.fp16.onnx",
         "model.fp32.onnx",
@@ -111,7 +119,7 @@ def test_slim_bundle_keeps_the_fp32_figures(
 ) -> None:
     plan = ExportPlan(tmp_path / "slim", "slim", ("int8",), is_slim=True)
     slim = export_student(student, facts, pictures, plan, quiet).bundle
-    assert set(slim.manifest.files) == {"MODEL_CARD.md", "model.int8.onnx"}
+    assert set(slim.manifest.files) == {*CONTRACT, "MODEL_CARD.md", "model.int8.onnx"}
     assert set(slim.manifest.parity) == {"fp32", "int8"}
     slim.verify()
 

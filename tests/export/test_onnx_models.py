@@ -11,13 +11,18 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from sbtk_cli.main import main
+from sbtk_export.bundle_writer import OPSETS
 from sbtk_export.int8 import nodes_outside
+from sbtk_export.model_files import VARIANTS, file_name, write_models
 from sbtk_export.onnx_from_student import check_model
+from sbtk_export.parity import torch_embeddings
 from sbtk_export.pictures import ExportPictures
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines.engine_openvino import openvino_core
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.manifest import PRECISIONS, Precision
+from sbtk_train.students.sbtknet import SbtknetStudent
 from tests.tiny import tiny_model
 
 
@@ -129,3 +134,29 @@ def test_broken_promises_are_named(bundle: Bundle) -> None:
 def test_what_lies_outside_is_not_quantised() -> None:
     with pytest.raises(BadModel, match="no Conv"):
         nodes_outside(tiny_model())
+
+
+@pytest.mark.parametrize("opset", [OPSETS[0], OPSETS[-1]])
+def test_every_precision_can_be_written_in_an_opset(
+    student: SbtknetStudent, pictures: ExportPictures, tmp_path: Path, opset: int
+) -> None:
+    calibration = pictures.calibration.inputs.first(16)
+    write_models(student, tmp_path, VARIANTS, calibration, lambda _: None, opset)
+    pixels = pictures.parity.pixels[:4]
+    wanted = torch_embeddings(student, pictures.parity.inputs.first(4))
+    for variant in VARIANTS:
+        model = onnx.load(tmp_path / file_name(variant))
+        assert [entry.version for entry in model.opset_import if not entry.domain] == [opset]
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        rows = session.run(["embeddings"], {"images": pixels})[0]
+        assert (rows * wanted).sum(axis=1).min() > 0.9
+
+
+def test_an_opset_out_of_range_is_refused_with_the_range(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["export", "run", "--opset", "17"]) == 2
+    assert "18<=x<=23" in capsys.readouterr().err
+    assert (OPSETS[0], OPSETS[-1]) == (18, 23)
