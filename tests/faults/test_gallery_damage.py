@@ -20,6 +20,8 @@ from sbtk_runtime.gallery.gallery import Answer, Gallery
 from tests.tiny_codes import code_gallery_of, tiny_itq
 from tests.tiny_gallery import gallery_of, unit_rows
 
+pytestmark = pytest.mark.slow
+
 COUNT, DIM, BITS = 100, 64, 64
 SEED = 11
 #: Damages for each file of each kind of gallery.

@@ -30,6 +30,8 @@ from tests.serve_process import serving
 from tests.tiny import tiny_bundle, tiny_photo, write_photos
 from tests.tiny_gallery import index, processes
 
+pytestmark = pytest.mark.kill
+
 NOBODY = 65534
 PHOTOS = 8
 KILLS = 4
