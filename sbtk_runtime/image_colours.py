@@ -21,7 +21,7 @@ Grey = NDArray[np.uint8]
 _WHOLE_SCALES = (255.0, 1023.0, 4095.0, 16383.0, 65535.0)
 # Floats a little over 1 are a picture from 0 to 1 with highlights, not one from 0 to 255.
 _HIGHLIGHTS = 8.0
-_BAND_PIXELS = 1 << 20
+_BAND_PIXELS = 1 << 19
 
 # Mean difference, in levels of 255, from which a profile is another colour space than sRGB. The
 # sRGB profiles that are about differ by less than 1, Display P3 by 9, ProPhoto by 40.
@@ -99,26 +99,28 @@ def brightest(image: Image.Image) -> int:
 
 
 def with_low_bytes(high: Image.Image, low: Image.Image) -> Image.Image:
-    """Returns a dark colour picture of 16-bit samples in eight bits, by the bits it really uses.
+    """Brings a dark colour picture of 16-bit samples to eight bits, by the bits it really uses.
 
     Args:
-        high: the higher bytes of all samples, RGB or RGBA.
+        high: the higher bytes of all samples, RGB or RGBA; changed, and returned.
         low: their lower bytes.
     """
     highest = brightest(high)
     bits = 8 + highest.bit_length()
     full = next(scale for scale in _WHOLE_SCALES if (1 << bits) - 1 <= scale)
-    pixels = np.asarray(high, dtype=np.uint8).copy()
-    lower = np.asarray(low, dtype=np.uint8)
-    for row in range(len(pixels)):
-        wide = pixels[row, :, :3].astype(np.float64) * 256 + lower[row, :, :3]
-        pixels[row, :, :3] = np.minimum(wide * (255.0 / full), 255.0)
-    made = Image.fromarray(pixels)
-    if made.mode == "RGBA" and 0 < int(pixels[..., 3].max()) < 64:
+    most_alpha = 0
+    for box in _boxes(high):
+        band = np.array(high.crop(box), dtype=np.uint8)
+        lower = np.asarray(low.crop(box), dtype=np.uint8)
+        wide = band[..., :3].astype(np.float64) * 256 + lower[..., :3]
+        band[..., :3] = np.minimum(wide * (255.0 / full), 255.0)
+        if high.mode == "RGBA":
+            most_alpha = max(most_alpha, int(band[..., 3].max()))
+        high.paste(Image.fromarray(band), box)
+    if 0 < most_alpha < 64:
         # What is opaque is so in as few bits.
-        made.putalpha(made.getchannel("A").point(lambda alpha: 255 if alpha else 0))
-    made.info.update(high.info)
-    return made
+        high.putalpha(high.getchannel("A").point(lambda alpha: 255 if alpha else 0))
+    return high
 
 
 def transparent_where(high: Image.Image, low: Image.Image, colour: tuple[int, ...]) -> Image.Image:
@@ -134,11 +136,15 @@ def transparent_where(high: Image.Image, low: Image.Image, colour: tuple[int, ..
 
 
 def _bands(image: Image.Image, is_unsigned: bool) -> Iterator[NDArray[Any]]:
-    height = max(1, _BAND_PIXELS // image.width)
-    for top in range(0, image.height, height):
-        box = (0, top, image.width, min(top + height, image.height))
+    for box in _boxes(image):
         band = np.asarray(image.crop(box))
         yield band.view(np.uint32) if is_unsigned and band.dtype == np.int32 else band
+
+
+def _boxes(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    height = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, height):
+        yield (0, top, image.width, min(top + height, image.height))
 
 
 def _range(image: Image.Image, is_unsigned: bool) -> tuple[float, float]:

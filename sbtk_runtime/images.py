@@ -232,6 +232,9 @@ class OpenImage:
         if self._file.canvas is None:
             self._image = self._opened(self._file.data)
             size, bytes_each = self._image.size, _bytes_each(self._image)
+            if self._file.bits == 16:
+                # It may be decoded twice, for the higher and the lower bytes.
+                bytes_each += _CONVERTED_BYTES
         else:
             size, bytes_each = self._file.canvas, _CANVAS_BYTES[self._file.format]
         self.work_pixels = size[0] * size[1] * self._scale() ** 2 * max(1, self._file.scans)
