@@ -1,0 +1,96 @@
+"""What is judged from the bytes of an image file: structure, memory, and what nobody needs."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sbtk_runtime.errors import BadImage, LargeImage
+from sbtk_runtime.image_limits import format_of
+from sbtk_runtime.images import MAX_DECODE_BYTES, OpenImage, decode, memory_to_decode
+from sbtk_runtime.preprocess import prepare
+from sbtk_runtime.thumbnail import thumbnail
+from tests.image_attacks import png, png_chunk, saved
+from tests.tiny import tiny_photo
+
+
+def resized_jpeg(width: int, height: int, *, progressive: bool = False) -> bytes:
+    """Returns the header of a large JPEG with the pixels of a small one."""
+    data = bytearray(saved(tiny_photo(1), "JPEG", progressive=progressive))
+    frame = data.index(b"\xff\xc2" if progressive else b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+def test_a_phone_jpeg_of_200_megapixels_is_judged_at_its_reduced_scale() -> None:
+    data = resized_jpeg(16_320, 12_240)
+    assert memory_to_decode(data, at_least_px=224) == 4 * 2040 * 1530
+    with pytest.raises(LargeImage, match="16320 x 12240 pixels"):
+        OpenImage(data)
+    # All coefficients of a progressive one are held, at any scale.
+    with pytest.raises(LargeImage):
+        OpenImage(resized_jpeg(16_320, 12_240, progressive=True), at_least_px=224)
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_texts_and_profiles_that_nobody_needs_do_not_cost_a_png(where: str) -> None:
+    photo = tiny_photo(3)
+    data = saved(photo, "PNG")
+    large = zlib.compress(bytes(3 << 20))
+    chunks = {
+        "text": png_chunk(b"zTXt", b"Comment\0\0" + large),
+        "international text": png_chunk(b"iTXt", b"k\0\1\0\0\0" + large),
+        "turn": png_chunk(b"zTXt", b"Raw profile type exif\0\0" + large),
+        "profile": png_chunk(b"iCCP", b"wide\0\0" + large),
+        "plain text": png_chunk(b"tEXt", b"k\0" + b"x" * (2 << 20)),
+        "wrong checksum": png_chunk(b"tEXt", b"k\0text")[:-1] + b"\0",
+        "wrong animation": png_chunk(b"fcTL", b"short"),
+        "wrong size": png_chunk(b"pHYs", b"x"),
+    }
+    at = 33 if where == "before" else len(data) - 12
+    for name, chunk in chunks.items():
+        picture = OpenImage(data[:at] + chunk * 3 + data[at:]).decode()
+        assert np.array_equal(np.asarray(picture.image), np.asarray(photo)), name
+        assert picture.notices == ()
+
+
+def test_what_a_png_needs_is_kept() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    data = saved(tiny_photo(3), "PNG", exif=exif)
+    data = data[:33] + png_chunk(b"tEXt", b"k\0text") + data[33:]
+    upside_down = np.asarray(tiny_photo(3))[::-1, ::-1]
+    assert np.array_equal(np.asarray(decode(data)), upside_down)
+
+
+@pytest.mark.parametrize("junk", [b"\n", b"\xef\xbb\xbf", b"\0" * 128, b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_junk_ahead_of_a_jpeg_is_skipped(junk: bytes) -> None:
+    data = saved(tiny_photo(3), "JPEG")
+    assert np.array_equal(np.asarray(decode(junk + data)), np.asarray(decode(data)))
+    assert format_of(junk + data) == "JPEG"
+    # A file that holds a JPEG among other things is not one.
+    assert format_of(junk + data + b"more of another kind") is None
+
+
+def test_pictures_too_large_for_this_process_are_decoded_in_another() -> None:
+    data = png(6_000, 5_000, 8, 6, line=bytes(range(200)) * 120)
+    with pytest.raises(LargeImage) as caught:
+        OpenImage(data)
+    assert caught.value.needed_bytes > MAX_DECODE_BYTES
+    whole = OpenImage(data, max_bytes=1 << 30).decode().image
+    assert np.array_equal(
+        prepare(data, "photo").pixels, prepare(data, "photo", max_bytes=1 << 30).pixels
+    )
+    small = thumbnail(data, 90)
+    assert (small.mode, small.size) == ("RGB", (90, 75))
+    assert whole.size == (6_000, 5_000)
+    with pytest.raises(LargeImage, match="12000 x 12000") as caught:
+        prepare(png(12_000, 12_000, 8, 6), "photo")
+    assert caught.value.expected == "at most 400 MiB"
+    cut = data[: len(data) // 2]
+    with pytest.raises(BadImage, match="damaged image"):
+        prepare(cut, "photo")
