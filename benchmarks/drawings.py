@@ -1,0 +1,174 @@
+"""How well a model finds photos of classes it was not trained on, by sketch and by clean drawing.
+
+    python -m benchmarks.drawings MODEL ... --strokes quickdraw.npz --distractors photos1000
+
+A MODEL is a bundle (its INT8 on ONNX Runtime) or a training run (torch). The classes are a fold's
+validation classes, never unseen ones. Clean drawings are the stroke file's drawings of these
+classes, crisp lines of 256 px as a drawing program makes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.result import Result, print_result
+from sbtk_runtime.preprocess import Kind
+from sbtk_runtime.retrieval.metrics import evaluate
+from sbtk_train.batches.strokes import render
+from sbtk_train.data import ImageSource, divide, read_dataset
+from sbtk_train.data.class_names import ClassNames
+from sbtk_train.data.more_images import open_class_map
+from sbtk_train.data.splits import open_split
+from sbtk_train.data.stroke_files import Drawing, read_stroke_file
+
+_DRAWING_PX = 256
+_PER_CLASS = 25
+
+Rows = NDArray[np.float32]
+Embed = Callable[[Sequence[ImageSource], Kind], Rows]
+
+
+def main() -> None:
+    """Prints the table for the models on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--split", default="SK-YE")
+    parser.add_argument("--fold", type=int, default=0, help="division seed of the runs")
+    parser.add_argument("--strokes", type=Path, required=True)
+    parser.add_argument("--distractors", type=Path, required=True, help="a folder of photos")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+
+    data = read_dataset(options.data)
+    division = divide(data, open_split(options.split, data.classes), seed=options.fold)
+    images = division.validation
+    drawings, drawing_labels = _drawings(options.strokes, images.classes)
+    others = sorted(options.distractors.glob("*.jpg"))
+    rows, figures = [], {}
+    for model in options.models:
+        embed = _embedder(model)
+        photos, distractors = embed(images.photos, "photo"), embed(others, "photo")
+        gallery = np.concatenate([photos, distractors])
+        labels = np.concatenate([images.photo_labels, np.full(len(others), -1)])
+        sketches, drawn = embed(images.sketches, "sketch"), embed(drawings, "sketch")
+        found = {
+            "sketches": _map(sketches, images.sketch_labels, photos, images.photo_labels),
+            "sketches_distracted": _map(sketches, images.sketch_labels, gallery, labels),
+            "drawings": _map(drawn, drawing_labels, photos, images.photo_labels),
+            "drawings_distracted": _map(drawn, drawing_labels, gallery, labels),
+            "first_right_rank_median": float(
+                np.median(_first_right(drawn, drawing_labels, gallery, labels))
+            ),
+            "drawings_in_first_ten": float(
+                (_first_right(drawn, drawing_labels, gallery, labels) <= 10).mean()
+            ),
+            "photos": _without_self(photos, images.photo_labels),
+        }
+        figures[str(model)] = found
+        rows.append([model.name, *(f"{value:.3f}" for value in found.values())])
+    columns = [
+        "model",
+        "sketches",
+        f"+ {len(others):,} distractors",
+        "clean drawings",
+        f"+ {len(others):,} distractors",
+        "median rank of the first right photo",
+        "share with one in the first ten",
+        "photos by photo",
+    ]
+    notes = [
+        f"mAP@all; fold {options.fold} of {options.split}: {', '.join(images.classes)}",
+        f"{len(images.sketches)} sketches, {len(drawings)} clean drawings of "
+        f"{len(set(drawing_labels.tolist()))} of the classes, {len(images.photos)} photos",
+    ]
+    title = "Sketches and clean drawings of validation classes"
+    print_result(
+        Result(title, columns, rows, figures, notes), "benchmarks.drawings", as_json=options.json
+    )
+
+
+def _drawings(path: Path, classes: Sequence[str]) -> tuple[list[Drawing], NDArray[np.int64]]:
+    """Returns up to 25 drawings of each class that has some, and `(N,) int64` labels."""
+    names, own = open_class_map("quickdraw-caltech").classes, ClassNames(classes)
+    found: list[Drawing] = []
+    labels: list[int] = []
+    strokes = read_stroke_file(path)
+    for name, drawing in zip(strokes.name_of, strokes.drawings, strict=True):
+        known = own.find(names.get(name, name) or name)
+        if known is not None and labels.count(label := list(classes).index(known)) < _PER_CLASS:
+            found.append(drawing)
+            labels.append(label)
+    return found, np.array(labels, dtype=np.int64)
+
+
+def _embedder(model: Path) -> Embed:
+    if not (model / "manifest.json").exists():
+        return _torch_embedder(model)
+    from sbtk_runtime import Embedder
+
+    embedder = Embedder(model, engine="onnxruntime", precision="int8")
+
+    def embed(sources: Sequence[ImageSource], kind: Kind) -> Rows:
+        if all(isinstance(source, Path) for source in sources):
+            items = embedder.stream((Path(str(source)) for source in sources), kind)
+            return np.stack([item.row for item in items])  # type: ignore[union-attr]
+        return np.stack([embedder.embed_one(_bytes(source), kind)[0] for source in sources])
+
+    return embed
+
+
+def _torch_embedder(folder: Path) -> Embed:
+    from sbtk_train.device import choose_compute
+    from sbtk_train.runs.checkpoint import load_run
+    from sbtk_train.runs.evaluate import by_pixels
+
+    run = load_run(folder)
+    by_torch = by_pixels(choose_compute("cpu", "auto"), workers=2)
+    return lambda sources, kind: by_torch(run.student, sources, kind).rows
+
+
+def _bytes(source: ImageSource) -> bytes:
+    """Returns the file's bytes, or a PNG as a drawing program would save it."""
+    if isinstance(source, Path):
+        return source.read_bytes()
+    file = io.BytesIO()
+    Image.fromarray(render(source.strokes, _DRAWING_PX)[:, :, 0]).save(file, "PNG")
+    return file.getvalue()
+
+
+def _map(
+    queries: Rows, labels: NDArray[np.int64], gallery: Rows, gallery_labels: NDArray[np.int64]
+) -> float:
+    return evaluate(queries, labels, gallery, gallery_labels).summary()["mAP@all"]
+
+
+def _first_right(
+    queries: Rows, labels: NDArray[np.int64], gallery: Rows, gallery_labels: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Returns the rank, from 1, of each query's first photo of its class."""
+    order = np.argsort(-(queries @ gallery.T), axis=1, kind="stable")
+    ranks: NDArray[np.int64] = (gallery_labels[order] == labels[:, None]).argmax(axis=1) + 1
+    return ranks
+
+
+def _without_self(photos: Rows, labels: NDArray[np.int64]) -> float:
+    """Returns the mAP of each photo as a query among all others."""
+    scores = photos @ photos.T
+    precisions = []
+    for row in range(len(photos)):
+        order = np.argsort(-np.delete(scores[row], row), kind="stable")
+        hits = np.delete(labels, row)[order] == labels[row]
+        precisions.append((np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits].mean())
+    return float(np.mean(precisions))
+
+
+if __name__ == "__main__":
+    main()
