@@ -14,6 +14,7 @@ from sbtk_runtime.manifest import PRECISIONS, Precision
 if TYPE_CHECKING:
     from sbtk_cli.bench_data import Classes
     from sbtk_runtime.itq import Rotation
+    from sbtk_runtime.rerank import Rerank
     from sbtk_runtime.retrieval.protocol import Distance, FittedOn, QueryKind, Setting, Ties
 
 
@@ -67,6 +68,7 @@ def command(
     bits: int | None,
     itq_on: FittedOn | None,
     itq_rotation: Rotation | None,
+    rerank: Rerank,
     cuts: tuple[int, ...],
     log: Path | None,
     plot: Path | None,
@@ -88,7 +90,7 @@ def command(
 
     bench_options.check_plot(plot)
     protocol = protocol_options.chosen_protocol(
-        queries, setting, distance, ties, keep_duplicates, bits, itq_on, itq_rotation
+        queries, setting, distance, ties, keep_duplicates, bits, itq_on, itq_rotation, rerank
     )
     machine = this_machine()
     reports = run_map(

@@ -12,6 +12,7 @@ from sbtk_runtime.errors import BadConfig
 
 if TYPE_CHECKING:
     from sbtk_runtime.itq import Rotation
+    from sbtk_runtime.rerank import Rerank
     from sbtk_runtime.retrieval.protocol import (
         Distance,
         FittedOn,
@@ -88,11 +89,21 @@ _cuts = click.option(
 )
 
 
+_rerank = click.option(
+    "--rerank",
+    type=click.Choice(["none", "expand", "diffusion"]),
+    default="none",
+    show_default=True,
+    help="Put the hits in another order: by a query that its first hits are added to, or by "
+    "spreading scores over photos that are like each other.",
+)
+
+
 def protocol(function: Function) -> Function:
     """Adds the options of a protocol."""
     for option in (
         *(_cuts, _itq_rotation, _itq_on, _bits, _keep_duplicates),
-        *(_ties, _distance, _setting, _queries),
+        *(_rerank, _ties, _distance, _setting, _queries),
     ):
         function = option(function)
     return function
@@ -107,6 +118,7 @@ def chosen_protocol(
     bits: int | None,
     itq_on: FittedOn | None,
     itq_rotation: Rotation | None,
+    rerank: Rerank,
 ) -> Protocol:
     """Returns the protocol that the options choose.
 
@@ -139,4 +151,5 @@ def chosen_protocol(
         ties=ties,
         keeps_duplicates=keep_duplicates,
         codes=codes,
+        rerank=rerank,
     )

@@ -73,6 +73,7 @@ def evaluate_by(
         gallery.labels,
         distance=protocol.distance,
         ties=protocol.ties,
+        rerank=protocol.rerank,
         ap_cuts=ap_cuts,
         precision_cuts=precision_cuts,
     )

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.hamming import Codes
+from sbtk_runtime.rerank import Rerank
 from sbtk_runtime.retrieval.average_precision import Values, average_precision, precision_at
 from sbtk_runtime.retrieval.placing import Counts, Places, places
 from sbtk_runtime.retrieval.protocol import DIVISORS, Distance, Divisor, Measure, Ties
-from sbtk_runtime.retrieval.scoring import Scorer
+from sbtk_runtime.retrieval.scoring import scorer_of
 
 Embeddings = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -86,6 +87,7 @@ def evaluate(
     *,
     distance: Distance = "cosine",
     ties: Ties = "index",
+    rerank: Rerank = "none",
     ap_cuts: Sequence[int] = AP_CUTS,
     precision_cuts: Sequence[int] = PRECISION_CUTS,
 ) -> Retrieval:
@@ -102,6 +104,8 @@ def evaluate(
         distance: what the ranking goes by.
         ties: what becomes of equal scores; see `average_precision`. With `expected` there are no
             figures by the precision envelope.
+        rerank: what puts the gallery in another order than the cosine; nothing, or one of
+            `sbtk_runtime.rerank`.
         ap_cuts: ranks k of AP@k.
         precision_cuts: ranks k of P@k; those beyond the gallery are left out.
 
@@ -114,7 +118,7 @@ def evaluate(
     answerable = np.isin(query_labels, gallery_labels)
     if not answerable.any():
         raise BadData("no query has a relevant photo in the gallery")
-    scorer = Scorer(gallery, distance)
+    scorer = scorer_of(gallery, distance, rerank)
     measures = _measures(ties, ap_cuts, [k for k in precision_cuts if k <= len(gallery)])
     values = {measure: np.full(len(queries), np.nan) for measure in measures}
     for rows, relevant in _by_class(query_labels, gallery_labels):

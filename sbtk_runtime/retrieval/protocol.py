@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.itq import Rotation
+from sbtk_runtime.rerank import RERANK_WORDS, Rerank, require_rerank
 
 QueryKind = Literal["sketch", "photo"]
 Setting = Literal["zero-shot", "generalised-20", "generalised-all"]
@@ -90,6 +91,7 @@ class Protocol:
         codes: how binary codes are made; `None` for real-valued embeddings.
         split: the split that says which classes are unseen; empty if that was not said.
         classes: which classes are measured: `unseen`, or seen ones that were held out.
+        rerank: what puts the gallery in another order; see `sbtk_runtime.rerank`.
     """
 
     queries: QueryKind = "sketch"
@@ -100,6 +102,7 @@ class Protocol:
     codes: CodeRule | None = None
     split: str = ""
     classes: Literal["unseen", "validation"] = "unseen"
+    rerank: Rerank = "none"
 
     def __post_init__(self) -> None:
         if (self.codes is None) == (self.distance == "hamming"):
@@ -107,6 +110,8 @@ class Protocol:
             raise BadConfig(
                 f"{self.distance} distance of {bits}", "Hamming distance for codes, and only there"
             )
+        if self.rerank != "none":
+            require_cosine(self.rerank, self.distance)
         if self.queries == "photo" and self.setting != "zero-shot":
             raise BadConfig(
                 f"photos as queries in the {self.setting} setting", "the zero-shot setting"
@@ -117,7 +122,8 @@ class Protocol:
         """How the gallery is ranked, in words."""
         by = f"Hamming distance of {self.codes.words}" if self.codes else _DISTANCES[self.distance]
         kept = "; duplicate photos kept" if self.keeps_duplicates else ""
-        return f"{by}; {_TIES[self.ties]}{kept}"
+        again = "" if self.rerank == "none" else f"; RE-RANKED: {RERANK_WORDS[self.rerank]}"
+        return f"{by}{again}; {_TIES[self.ties]}{kept}"
 
     @property
     def setting_words(self) -> str:
@@ -131,6 +137,19 @@ class Protocol:
 
 #: What is meant where no protocol is named.
 ZERO_SHOT = Protocol()
+
+
+def require_cosine(rerank: Rerank, distance: Distance) -> None:
+    """Refuses a re-ranking that there is not, and any of a ranking by another distance.
+
+    Raises:
+        BadConfig: names both.
+    """
+    require_rerank(rerank)
+    if distance != "cosine":
+        raise BadConfig(
+            f"--rerank {rerank} of a ranking by {distance} distance", "cosines of embeddings"
+        )
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.hamming import Codes, hamming_distances
+from sbtk_runtime.rerank import Rerank, Reranker
 from sbtk_runtime.retrieval.placing import Scores
-from sbtk_runtime.retrieval.protocol import Distance
+from sbtk_runtime.retrieval.protocol import Distance, require_cosine
 
 Embeddings = NDArray[np.float32]
 
@@ -63,6 +64,42 @@ class Scorer:
         if self._offset is not None:
             scores -= self._offset
         return scores
+
+
+class RerankingScorer(Scorer):
+    """A gallery of embeddings that is put in another order than the cosine's.
+
+    Args:
+        gallery: as `Scorer` takes it, ranked by the cosine.
+        rerank: other than `none`.
+    """
+
+    def __init__(self, gallery: Embeddings | Codes, rerank: Rerank) -> None:
+        super().__init__(gallery, "cosine")
+        self._reranker = Reranker(cast(Embeddings, self._gallery), rerank)
+
+    def scores(self, queries: Embeddings | Codes) -> Scores:
+        """Returns what photos are ordered by, `(q, N) float32`, of unit `queries (q, D)`.
+
+        Raises:
+            BadData: rows of another width or type, or numbers that are not finite.
+        """
+        if _checked_dim(queries, self.distance) != self.dim:
+            raise BadData(f"embeddings {self.dim} and {queries.shape[1]} wide", "equal widths")
+        return self._reranker.scores(cast(Embeddings, queries))
+
+
+def scorer_of(gallery: Embeddings | Codes, distance: Distance, rerank: Rerank) -> Scorer:
+    """Returns what scores queries against the gallery.
+
+    Raises:
+        BadConfig: there is no such re-ranking, or the distance is not the cosine.
+        BadData: as `Scorer`.
+    """
+    if rerank == "none":
+        return Scorer(gallery, distance)
+    require_cosine(rerank, distance)
+    return RerankingScorer(gallery, rerank)
 
 
 def _checked_dim(rows: Embeddings | Codes, distance: Distance) -> int:
