@@ -22,6 +22,7 @@ LEAVES = {
     "manifest",
     "names",
     "preprocess",
+    "raw_photo",
     "retrieval.metrics",
     "retrieval.protocol",
 }
