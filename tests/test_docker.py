@@ -35,55 +35,6 @@ both = pytest.mark.parametrize("file", FILES.values(), ids=FILES)
 
 
 @both
-def test_the_base_image_is_pinned(file: Dockerfile) -> None:
-    for stage in file.stages:
-        assert re.fullmatch(r"python:3\.(1[1-9])\.\d+-slim-[a-z]+", stage.base)
-    assert len({stage.base for stage in file.stages}) == 1
-
-
-@both
-def test_the_image_runs_as_a_fixed_user_that_is_not_root(file: Dockerfile) -> None:
-    last = file.stages[-1]
-    (user,) = last.rests("USER")
-    uid, gid = map(int, user.split(":"))
-    assert uid >= 1000
-    words = [one.word for one in last.instructions]
-    assert words.index("USER") < words.index("ENTRYPOINT")
-    assert f"--gid {gid} " in last.rests("RUN")[0]
-    assert f"--uid {uid} " in last.rests("RUN")[0]
-
-
-@both
-def test_pip_takes_the_versions_of_the_constraints_file(file: Dockerfile) -> None:
-    lines = [run for stage in file.stages for run in stage.rests("RUN") if " pip " in run]
-    assert len(lines) == 2
-    assert all("--constraint constraints.txt" in line for line in lines)
-    copies = [copy.split()[:-1] for copy in file.stages[0].rests("COPY")]
-    assert ["constraints.txt"] in copies
-
-
-@both
-def test_hnswlib_is_built_for_any_processor_and_its_compiler_stays_behind(file: Dockerfile) -> None:
-    build, last = file.stages
-    (wheel,) = [run for run in build.rests("RUN") if " pip wheel " in run]
-    assert wheel.startswith("HNSWLIB_NO_NATIVE=1 ")
-    assert wheel.endswith(" hnswlib")
-    (install,) = [run for run in build.rests("RUN") if " pip install " in run]
-    assert "--only-binary hnswlib" in install
-    assert not [run for run in last.rests("RUN") if "apt-get" in run or "pip" in run]
-    assert last.rests("COPY") == ["--from=build /opt/sbtk /opt/sbtk"]
-
-
-@both
-def test_nothing_is_fetched_but_by_pip_and_apt(file: Dockerfile) -> None:
-    """ADD, which fetches addresses, is among what the parser refuses."""
-    text = " ".join(one.rest for stage in file.stages for one in stage.instructions)
-    assert not re.search(r"https?:|\b(curl|wget|git)\b", text)
-    with pytest.raises(ValueError, match="ADD is not understood"):
-        dockerfile.parse("FROM x\nADD https://example.org/a.tar /a\n")
-
-
-@both
 def test_galleries_and_plans_lie_in_volumes(file: Dockerfile) -> None:
     last = file.stages[-1]
     environment = " ".join(last.rests("ENV")).split()
@@ -120,13 +71,6 @@ def test_data_runs_and_history_are_not_sent(tmp_path: Path) -> None:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
     assert dockerfile.sent_files(tmp_path) == kept
-
-
-def test_both_files_differ_only_in_what_a_gpu_needs() -> None:
-    cpu, gpu = FILES["cpu"].stages, FILES["gpu"].stages
-    apart = set(cpu[0].instructions) ^ set(gpu[0].instructions)
-    assert {one.rest for one in apart} == {"EXTRAS=cpu", "EXTRAS=gpu"}
-    assert set(cpu[1].rests("ENV")) < set(gpu[1].rests("ENV"))
 
 
 @pytest.mark.install
@@ -186,7 +130,9 @@ def test_photos_are_found_without_root_network_or_a_writable_image(
     indexed = image.run("index", "/photos", volumes=volumes)
     assert (indexed.returncode, indexed.stdout[:20]) == (0, b"6 photos searchable "), indexed.stderr
     assert b"elemetry" not in indexed.stderr
-    assert (gallery / "manifest.json").stat().st_uid == int(image.user.partition(":")[0])
+    owner = (gallery / "manifest.json").stat().st_uid
+    assert owner == int(image.user.partition(":")[0])
+    assert owner >= 1000
     assert _content(photos) == before
 
     sketch = write_sketch(tmp_path / "sketch.png").read_bytes()

@@ -12,7 +12,6 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from skimage.morphology import skeletonize
 
 from sbtk_runtime.preprocess import MARGIN, Pixels, full_contrast
 from sbtk_train.data.stroke_files import EXTENT, Strokes
@@ -111,6 +110,8 @@ def traced(pixels: Pixels) -> Strokes:
     Args:
         pixels: `(H, W) uint8`, dark ink on white.
     """
+    from skimage.morphology import skeletonize  # it imports SciPy
+
     height, width = pixels.shape
     skeleton = skeletonize(pixels < 255 - _INK)  # type: ignore[no-untyped-call]
     left = {(int(r), int(c)) for r, c in zip(*np.nonzero(skeleton), strict=True)}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -32,14 +34,27 @@ TINY = """
 LEFT_OPEN = ("--dim", "8", "--seed", "3")
 
 
-def sbtk(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def sbtk(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a command in this process, which has torch already."""
+    with (
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("SBTK_DATA", "")
+        code = main(words)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def sbtk_process(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "sbtk_cli", *words],
         cwd=cwd,
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "SBTK_DATA": "", **environment},
+        env={**os.environ, "SBTK_DATA": ""},
     )
 
 
@@ -49,7 +64,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_train_ends_with_the_run_folder_and_the_next_command(data: Path, tmp_path: Path) -> None:
-    done = sbtk("train", str(data), *TINY, "--epochs", "1", "--name", "mine", cwd=tmp_path)
+    done = sbtk_process("train", str(data), *TINY, "--epochs", "1", "--name", "mine", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = tmp_path / done.stdout.strip()
     assert (run / STUDENT).is_file()

@@ -10,7 +10,6 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score
 
 from sbtk_runtime.bench.map import LabelledImages, append_log, earlier_runs, measure_map
 from sbtk_runtime.bundle import OnnxForm
@@ -48,6 +47,8 @@ def photos_of(images: ImageSet) -> LabelledImages:
 def test_figures_equal_scikit_learn_on_the_same_embeddings(
     embedder: Embedder, images: ImageSet
 ) -> None:
+    from sklearn.metrics import average_precision_score
+
     report = measure_map(embedder, sketches_of(images), photos_of(images), of="6 classes")
     queries = [embedder.embed_one(path.read_bytes(), "sketch")[0] for path in images.sketches]
     gallery = [embedder.embed_one(path.read_bytes(), "photo")[0] for path in images.photos]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.decomposition import PCA
 
 from sbtk_runtime.errors import BadData, MissingExtra
 from sbtk_runtime.report.embedding_map import (
@@ -22,6 +21,8 @@ from tests.tiny_gallery import unit_rows
 
 
 def test_principal_components_are_those_of_scikit_learn() -> None:
+    from sklearn.decomposition import PCA
+
     rows = unit_rows(40, 12)
     plane, shares = principal_plane(rows)
     reference = PCA(2, svd_solver="full")

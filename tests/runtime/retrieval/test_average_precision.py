@@ -6,13 +6,10 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score
-from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_precision
 
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.retrieval.average_precision import average_precision, precision_at
@@ -202,6 +199,8 @@ def test_the_envelope_of_shared_places_is_refused() -> None:
 @given(rankings)
 @settings(max_examples=100, deadline=None)
 def test_plain_ap_equals_scikit_learn(relevant: NDArray[np.bool_]) -> None:
+    from sklearn.metrics import average_precision_score
+
     if relevant.any():
         scores = np.arange(len(relevant), 0, -1, dtype=np.float64)
         expected = [average_precision_score(relevant, scores)]
@@ -211,6 +210,12 @@ def test_plain_ap_equals_scikit_learn(relevant: NDArray[np.bool_]) -> None:
 @given(rankings, st.integers(1, 50))
 @settings(max_examples=100, deadline=None)
 def test_ap_and_precision_equal_torchmetrics(relevant: NDArray[np.bool_], k: int) -> None:
+    import torch
+    from torchmetrics.functional.retrieval import (
+        retrieval_average_precision,
+        retrieval_precision,
+    )
+
     k = min(k, len(relevant))
     scores = torch.arange(len(relevant), 0, -1, dtype=torch.float64)
     target = torch.from_numpy(relevant.copy())

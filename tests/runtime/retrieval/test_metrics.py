@@ -10,7 +10,6 @@ from typing import get_args
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score
 
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.itq import fit_itq
@@ -31,6 +30,8 @@ def unit_rows(rng: np.random.Generator, count: int, dim: int) -> NDArray[np.floa
 
 
 def test_evaluate_equals_scikit_learn_on_the_same_vectors() -> None:
+    from sklearn.metrics import average_precision_score
+
     rng = np.random.default_rng(0)
     queries, gallery = unit_rows(rng, 40, 16), unit_rows(rng, 230, 16)
     query_labels, gallery_labels = rng.integers(0, 6, 40), rng.integers(0, 6, 230)
