@@ -135,6 +135,7 @@ def test_the_table_says_rank_and_number() -> None:
     assert "rank 2 (27 in the gallery)" in table
 
 
+@pytest.mark.slow
 def test_the_demo_runs_from_photos_to_ranks(tmp_path: Path) -> None:
     folder, data = tmp_path / "demo", tmp_path / "data"
     names = [Path(member).name for wheel in WHEELS for member in wheel.members]

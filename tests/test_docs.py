@@ -151,6 +151,7 @@ def test_constraints_pin_exactly_what_is_required() -> None:
     assert set(pins) == {re.split(r"[<>=\[]", requirement)[0] for requirement in wanted}
 
 
+@pytest.mark.slow
 def test_the_readmes_commands_run(workspace: Path, model: str | None) -> None:
     ran = []
     for command in SBTK_COMMANDS:
@@ -206,6 +207,7 @@ def test_the_readme_leads_to_every_guide(name: str) -> None:
     assert f"](docs/{name})" in README
 
 
+@pytest.mark.slow
 @guides
 def test_the_commands_of_guides_run(blocks: list[Block], workspace: Path) -> None:
     shutil.copytree(ROOT / "deploy", workspace / "deploy")

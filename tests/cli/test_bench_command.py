@@ -57,6 +57,7 @@ def tell_training(bundle: Path, **training: object) -> None:
     dataclasses.replace(read_bundle_manifest(bundle), training=training).write(bundle)
 
 
+@pytest.mark.slow
 def test_latency_of_all_engines_beside_torch_as_json_csv_and_picture(
     small_student: None, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +114,7 @@ def test_latency_of_a_gallery_and_of_real_files_as_tables(
     assert err == ""
 
 
+@pytest.mark.slow
 def test_map_on_validation_classes_stands_beside_the_speeds(
     data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +164,7 @@ def test_a_csv_file_that_cannot_be_written_is_refused_before_measuring(
     assert "there is no folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_others_are_measured(
     small_student: None, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,6 +181,7 @@ def test_without_a_compiler_the_others_are_measured(
     assert any(note.startswith("torch compiled") for note in latency["notes"])
 
 
+@pytest.mark.slow
 def test_bare_bench_is_latency_and_map_when_there_are_data(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -83,6 +83,7 @@ def test_json_prints_a_line_for_each_epoch(data: Path, tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.kill
 def test_interrupted_run_is_resumed(data: Path, tmp_path: Path) -> None:
     words = [
         "train",
