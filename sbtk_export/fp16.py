@@ -111,7 +111,7 @@ class Cast(nn.Module):
         self.dtype = dtype
 
     def forward(self, values: Tensor) -> Tensor:
-        """Returns `values` in the type."""
+        """Returns `values`, of any shape `(...)`, in the type."""
         return values.to(self.dtype)
 
 

@@ -78,7 +78,7 @@ class Itq:
         return packed
 
     def centred_on(self, rows: Embeddings) -> Itq:
-        """Returns the same axes about the mean of other rows, as DSN does with the gallery."""
+        """Returns the same axes about the mean of `rows (N, D) float32`, as DSN does."""
         return replace(self, mean=_mean(rows).astype(np.float32))
 
     def to_bytes(self) -> bytes:

@@ -163,7 +163,7 @@ def measure_ways(
 def faiss_peer(
     vectors: Embeddings, *, m: int, ef_construction: int, threads: int, efs: Sequence[int]
 ) -> tuple[GraphBuild, list[Way]]:
-    """Returns faiss-cpu's HNSW over the same vectors with the same parameters.
+    """Returns faiss-cpu's HNSW over `vectors (N, D) float32` with the same parameters.
 
     Raises:
         MissingExtra: faiss is not installed.

@@ -146,7 +146,7 @@ class TensorRtEngine:
     def run_timed(
         self, images: NDArray[np.uint8], kind: Kind
     ) -> tuple[NDArray[np.float32], DeviceTimes]:
-        """Returns what `run` does, and what the GPU spent on it by its own clock.
+        """Returns what `run` does, `(N, D) float32`, and the time that the GPU's clock measured.
 
         With several chunks the times are sums; copies and computing overlap then.
         """

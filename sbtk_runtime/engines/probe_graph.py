@@ -21,7 +21,7 @@ def probe_question() -> NDArray[np.float32]:
 
 
 def check_probe_answer(answer: NDArray[np.float32], library: str) -> None:
-    """Checks the graph's output `y`.
+    """Checks the graph's output `y (1,) float32`.
 
     Raises:
         EngineUnavailable: `library` does not compute what it should.

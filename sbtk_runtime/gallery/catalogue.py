@@ -194,7 +194,7 @@ class CatalogueView:
         return np.array([ids.get(row, 0) for row in rows.tolist()], dtype=np.int64)
 
     def checksums(self, rows: NDArray[np.int64]) -> dict[int, int]:
-        """Returns the CRC-32 that was committed of what the vectors have at `rows`, by row.
+        """Returns the committed CRC-32 of each of `rows (N,) int64`, by row.
 
         Rows that an older sbtk wrote are left out until the next 'sbtk index'.
         """
@@ -210,7 +210,7 @@ class CatalogueView:
             return integer(count)
 
     def count_at(self, rows: NDArray[np.int64]) -> int:
-        """Returns the number of photos at `rows`."""
+        """Returns the number of photos at `rows (N,) int64`."""
         query = f"""SELECT row, count(*) FROM photos
             WHERE row IN ({{rows}}) AND {_VISIBLE} GROUP BY row"""
         return sum(self._by_row(query, rows).values())

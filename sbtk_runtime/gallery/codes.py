@@ -50,7 +50,11 @@ class CodeShards(Shards):
         return self.read_bytes(rows)
 
     def chunks(self, rows: Rows) -> Iterator[tuple[Rows, Codes, NDArray[np.bool_]]]:
-        """Yields row numbers, codes and which are there, by `CHUNK_BYTES`, in flat memory."""
+        """Reads the codes at `rows (N,) int64` in parts of `CHUNK_BYTES`, in constant memory.
+
+        Yields:
+            Row numbers `(n,) int64`, codes `(n, bits / 8) uint8`, and which are there, `(n,) bool`.
+        """
         step = CHUNK_BYTES // (self.bits // 8)
         for start in range(0, len(rows), step):
             part = rows[start : start + step]

@@ -175,7 +175,7 @@ class Gallery:
         *,
         under: Path | str | None = None,
     ) -> Answer:
-        """Returns the hits of `search`, and the notices about them, which nothing else gets."""
+        """Returns the hits of `search` for `embedding (D,) float32`, and the notices about them."""
         hits, allowed = self._intact_hits(embedding, k, search, under)
         return Answer(hits, (*self._all_faults(), *_few_notices(allowed, k, under)))
 

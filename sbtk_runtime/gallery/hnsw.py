@@ -173,7 +173,8 @@ class Graph:
 
         Args:
             path: the file's final name.
-            expected: some rows and their unit embeddings that the reopened file must hold.
+            expected: rows `(n,) int64` and their unit embeddings `(n, D) float32`, which the
+                reopened file must hold.
 
         Raises:
             DiskFull: the file came out short for want of space.

@@ -69,7 +69,7 @@ class RowCheck:
         return is_intact
 
     def is_hit_intact(self, rows: Rows) -> NDArray[np.bool_]:
-        """Returns which of a few rows hold what was committed now, whatever was found before.
+        """Returns which of `rows (N,) int64` hold what was committed, checked now, `(N,) bool`.
 
         Where one does not, its batch is looked at again by the next `is_intact`.
         """

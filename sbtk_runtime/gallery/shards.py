@@ -139,7 +139,7 @@ class Shards:
         return 0 if index in self.problems else status.st_size // self._row_bytes
 
     def checksums(self, rows: Rows) -> list[int | None]:
-        """Returns the CRC-32 of each of the ascending `rows`; `None` for those that are missing."""
+        """Returns the CRC-32 of each of ascending `rows (N,) int64`; `None` if it is missing."""
         content, is_held = self.read_bytes(rows)
         return [
             zlib.crc32(row) if is_there else None

@@ -94,7 +94,13 @@ def has_umap() -> bool:
 def write_coordinates(
     path: Path, points: Sequence[MapPoint], planes: Mapping[Method, Plane]
 ) -> None:
-    """Writes a CSV file with a line for each point: file, kind, class and its coordinates."""
+    """Writes a CSV file with a line for each point: file, kind, class and its coordinates.
+
+    Args:
+        path: the file, replaced atomically.
+        points: N of them.
+        planes: the coordinates by each method, `(N, 2) float64`.
+    """
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         axes = [f"{name}_{axis}" for name in planes for axis in "xy"]

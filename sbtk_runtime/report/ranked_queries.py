@@ -110,7 +110,9 @@ def random_queries(total: int, count: int, seed: int) -> list[int]:
 
 
 def worst_queries(average_precisions: NDArray[np.float64], count: int) -> list[int]:
-    """Returns the places of the `count` lowest AP, lowest first; those without any AP are left out.
+    """Returns the indices of the `count` lowest of `average_precisions (Q,) float64`, lowest first.
+
+    Queries without a relevant photo, whose AP is NaN, are left out.
 
     Raises:
         BadConfig: fewer have one.

@@ -32,7 +32,7 @@ class Labelled:
     labels: Labels
 
     def chosen(self, which: Labels) -> Labelled:
-        """Returns some of the rows, in the order given."""
+        """Returns the rows at the indices `which (n,) int64`, in that order."""
         return Labelled(self.rows[which], self.labels[which])
 
 
@@ -51,8 +51,8 @@ def evaluate_by(
         protocol: distance, ties and codes; what the sides hold is the caller's to choose by it.
         queries: sketches, or the photos that `photo_queries` tells apart.
         gallery: photos.
-        learnt_on: embeddings of training images to fit ITQ on, or a fitted ITQ, where the
-            protocol says so.
+        learnt_on: embeddings `(N, D) float32` of training images to fit ITQ on, or a fitted
+            ITQ, where the protocol says so.
         ap_cuts: ranks k of AP@k.
         precision_cuts: ranks k of P@k.
 

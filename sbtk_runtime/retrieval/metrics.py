@@ -156,7 +156,7 @@ def usual_measures(
 
 
 def class_mean(values: Values, labels: Labels) -> float:
-    """Returns the mean over classes of each class's mean (DSN's average)."""
+    """Returns the mean over classes of the means of `values (N,)` (DSN's average)."""
     return float(np.mean([values[labels == label].mean() for label in np.unique(labels)]))
 
 
@@ -170,7 +170,7 @@ def recall_at_k(found: NDArray[np.float32], exact: NDArray[np.float32]) -> float
 
 
 def percentiles(latencies_ms: Sequence[float] | NDArray[np.float64]) -> dict[str, float]:
-    """Returns p50, p95 and p99 of latencies in milliseconds."""
+    """Returns p50, p95 and p99 of latencies in milliseconds, `(N,) float64` or a sequence."""
     p50, p95, p99 = np.percentile(np.asarray(latencies_ms, dtype=np.float64), (50, 95, 99))
     return {"p50_ms": float(p50), "p95_ms": float(p95), "p99_ms": float(p99)}
 

@@ -49,13 +49,13 @@ def with_brightness(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def with_contrast(images: Tensor, factors: Tensor) -> Tensor:
-    """Returns images moved away from, or to, their mean grey."""
+    """Returns images `(N, C, H, W)` moved away from, or to, their mean grey."""
     mean = grey_of(images).mean((1, 2, 3), keepdim=True)
     return torch.lerp(mean, images, factors).clamp(0, 1)
 
 
 def with_saturation(images: Tensor, factors: Tensor) -> Tensor:
-    """Returns images moved away from, or to, their own grey."""
+    """Returns images `(N, C, H, W)` moved away from, or to, their own grey."""
     return torch.lerp(grey_of(images), images, factors).clamp(0, 1)
 
 

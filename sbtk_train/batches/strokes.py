@@ -81,7 +81,7 @@ def varied(strokes: Strokes, rng: np.random.Generator) -> Strokes:
 
 
 def simplified(stroke: _Points, tolerance: float) -> _Points:
-    """Returns the stroke with fewer points, nowhere farther than `tolerance` from the original.
+    """Returns `stroke (N, 2)` with fewer points, nowhere farther than `tolerance` from it.
 
     Douglas and Peucker 1973, by the distance to a chord, not to its line. Both ends stay.
     """

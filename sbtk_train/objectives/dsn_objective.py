@@ -79,7 +79,13 @@ class DsnObjective:
         )
 
     def views_of(self, sketches: Tensor, photos: Tensor, draw: BatchDraws) -> Tensor:
-        """Returns the plain view and, for the contrast, two more of the same moved images."""
+        """Returns the plain view and, for the contrast, two more of the same moved images.
+
+        Args:
+            sketches: `(S, 1, H, W) uint8`.
+            photos: `(P, 3, H, W) uint8`.
+            draw: the random numbers of the batch.
+        """
         kinds = []
         for pixels, draws in ((sketches, draw.sketches), (photos, draw.photos)):
             is_moved = self._recipe.augment

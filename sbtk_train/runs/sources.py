@@ -71,7 +71,7 @@ class PixelSource:
         return sketches, self._photos.batch(batch.photos)
 
     def inputs(self, loaded: tuple[Tensor, Tensor], draw: BatchDraws) -> Tensor:
-        """Returns the objective's views of the pixels."""
+        """Returns the objective's views `(N, 3, h, w) float32` of the pixels."""
         sketches, photos = (pixels.to(self._device) for pixels in loaded)
         return self._objective.views_of(sketches, photos, draw)
 

@@ -80,7 +80,7 @@ class CseStage(nn.ModuleList):
     """The blocks of a stage, which all want to know the domain."""
 
     def forward(self, values: Tensor, domains: Tensor) -> Tensor:
-        """Returns the last block's output."""
+        """Returns the last block's output `(N, F, h, w)`; `domains (N,)` tell sketch from photo."""
         for block in self:
             values = block(values, domains)
         return values
@@ -111,7 +111,7 @@ class CseTrunk(nn.Module):
 
 
 def run_stage(stage: nn.Module, values: Tensor, domains: Tensor) -> Tensor:
-    """Returns what a stage makes of values, told their domains if it wants to know."""
+    """Returns the stage's output for `values (N, C, H, W)`; CSE stages get `domains (N,)` too."""
     result: Tensor = stage(values, domains) if isinstance(stage, CseStage) else stage(values)
     return result
 

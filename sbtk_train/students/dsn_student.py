@@ -54,7 +54,7 @@ class DsnStudent(Student):
         return codes
 
     def logits(self, feature: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns class logits and ImageNet logits, both of the codes."""
+        """Returns class logits `(N, C)` and ImageNet logits `(N, 1000)`, both of the codes."""
         return self.identity(projected), self.soft(projected)
 
     def load_weights(self, tensors: dict[str, Tensor], path: Path) -> Classifier | None:

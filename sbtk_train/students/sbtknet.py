@@ -48,7 +48,7 @@ class SbtknetStudent(Student):
         return rows
 
     def logits(self, feature: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns FC_id and FC_soft of pooled features."""
+        """Returns FC_id `(N, C)` and FC_soft `(N, 1000)` of pooled features."""
         return self.identity(feature), self.soft(feature)
 
     def pool(self, feature_map: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class SpatialAttention(nn.Module):
         self.mask = nn.Conv2d(_ATTENTION_CHANNELS, 1, 1)
 
     def forward(self, feature_map: Tensor) -> Tensor:
-        """Returns the reweighted feature map, of the shape that it is given."""
+        """Returns the reweighted feature map `(N, F, h, w)`."""
         scores = self.mask(self.reduce(feature_map))
         weights = functional.softmax(scores.flatten(2), dim=2).view_as(scores)
         return feature_map + feature_map * weights

@@ -72,7 +72,10 @@ class Student(nn.Module, ABC):
     def forward(
         self, inputs: Tensor, domains: Tensor | None = None, begin: str = ""
     ) -> StudentOutput:
-        """Returns all outputs for N images, or for feature maps that enter the stage `begin`."""
+        """Returns all outputs for images `(N, 3, H, W)`, or for feature maps at the stage `begin`.
+
+        `domains (N,)` tell sketch from photo to students that take them.
+        """
         feature = self.feature(inputs, domains, begin).float()
         # The heads stay in float32 under autocast: an L2 norm in half precision underflows.
         with torch.autocast(feature.device.type, enabled=False):
@@ -95,7 +98,8 @@ class Student(nn.Module, ABC):
     ) -> Tensor:
         """Returns what the trunk's stages from `begin` up to, not including, `end` make of it.
 
-        Both are stage names such as `layer4`; empty for the trunk's own beginning and end.
+        Both are stage names such as `layer4`; empty for the trunk's own beginning and end. The
+        inputs are images `(N, 3, H, W)`, or a feature map `(N, F, h, w)` that enters `begin`.
         """
         values, is_within = inputs, not begin
         for name, stage in self.trunk.named_children():
