@@ -271,6 +271,7 @@ def test_ablation_without_a_teacher_is_refused_before_any_row_is_trained(
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.slow
 def test_ablation_writes_its_table_and_goes_on_where_it_was(data: Path, tmp_path: Path) -> None:
     tiny = [word for word in TINY if word not in LEFT_OPEN]
     words = ("train", str(data), *tiny, "--epochs", "1", "--ablation", "--out", "study")

@@ -85,6 +85,7 @@ def test_a_single_run_has_a_mean_and_no_spread(tmp_path: Path) -> None:
     assert lines[2:] == ["| triplet | 1 | 0.2500 |", "| all three losses | 2 | 0.6250 ± 0.1768 |"]
 
 
+@pytest.mark.slow
 def test_study_that_was_stopped_goes_on_and_ends(data: Path, tmp_path: Path) -> None:
     study = study_of(data, tmp_path, "triplet", "all")
     asked = iter([False, True])

@@ -88,6 +88,7 @@ def mean_run(runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) 
     return Mean(folder, *averaged(runs, folder))
 
 
+@pytest.mark.slow
 def test_the_weights_are_the_mean_and_the_norms_are_measured(
     runs: tuple[Path, Path], mean_run: Mean
 ) -> None:

@@ -113,6 +113,7 @@ class _Killed(Exception):
 
 
 @pytest.mark.parametrize(("name", "steps_before"), [("sbtk", 4), ("paper", 2)])
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, steps_before: int
 ) -> None:
@@ -187,6 +188,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_save(
     load_run(tmp_path)
 
 
+@pytest.mark.slow
 def test_runs_differ_by_seed_and_agree_for_one_seed(data: Path, tmp_path: Path) -> None:
     config = tiny_config(data, epochs=1)
     other = replace(config, seed=1)
@@ -208,6 +210,7 @@ def test_runs_differ_by_seed_and_agree_for_one_seed(data: Path, tmp_path: Path) 
         {"metric": "contrastive", "optimizer": "adamw", "schedule": "cosine", "average_decay": 0.9},
     ],
 )
+@pytest.mark.slow
 def test_every_ablation_trains(data: Path, tmp_path: Path, knobs: dict[str, Any]) -> None:
     folder = tmp_path / "run"
     events = run(tiny_config(data, "paper", epochs=1, **knobs), folder)
@@ -279,6 +282,7 @@ def test_a_backbone_of_another_method_is_refused(data: Path) -> None:
         replace(tiny_config(data), backbone="se-resnet50")
 
 
+@pytest.mark.slow
 def test_a_run_with_further_drawings_resumes_to_the_same_student(
     data: Path, tmp_path: Path
 ) -> None:
