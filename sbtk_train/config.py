@@ -15,6 +15,10 @@ from sbtk_train.recipes import METHODS, Method, Recipe, recipe_type
 CONFIG_NAME = "config.resolved.toml"
 #: Fields that say how a run is made and do not change what is asked for.
 FREE_FIELDS = ("workers", "threads", "device", "checkpoint_minutes", "feature_folder")
+#: Fields that name files, which may have moved when a run is resumed; hashes say they are the same.
+PLACES = ("data", "split", "classes", "weights", "teacher")
+#: The refitted embedding is a linear map of the ImageNet logits.
+MAX_REFIT_DIM = 1000
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,13 @@ class TrainConfig:
             raise BadConfig(f"--freeze-until {self.freeze_until!r}", "layer1 to layer4")
         if self.dim < 1 or self.workers < 1 or self.feature_variants < 1:
             raise BadConfig("dim, workers or feature variants below 1", "1 or more")
+        if getattr(self.recipe, "refit", False) and self.dim > MAX_REFIT_DIM:
+            raise BadConfig(
+                f"--dim {self.dim} with the refit, which makes the embedding of the teacher's "
+                f"{MAX_REFIT_DIM} logits",
+                f"at most {MAX_REFIT_DIM}",
+                f"--no-refit, or --dim {MAX_REFIT_DIM}",
+            )
         needed = 1 if self.recipe.selection == "validation-map" else 0
         if self.validation_classes < needed:
             raise BadConfig(
@@ -134,7 +145,9 @@ class TrainConfig:
         return SIZE_PX if is_whole else recipe.train_size_px
 
     def made_as(self, other: TrainConfig) -> TrainConfig:
-        """Returns this configuration with the other's `FREE_FIELDS`.
+        """Returns this configuration with the other's `FREE_FIELDS`, `PLACES` and epochs.
+
+        Whether the places hold what the run was started with is for `train` to check.
 
         Raises:
             BadConfig: one trains on kept feature maps and the other does not.
@@ -146,7 +159,9 @@ class TrainConfig:
                 f"one {first} them, as it was started",
                 "a new run, or the same way as before",
             )
-        return replace(self, **{name: getattr(other, name) for name in FREE_FIELDS})
+        taken = {name: getattr(other, name) for name in (*FREE_FIELDS, *PLACES)}
+        recipe = replace(self.recipe, epochs=other.recipe.epochs)
+        return replace(self, recipe=recipe, **taken)
 
     def write(self, folder: Path) -> None:
         """Writes the configuration into `folder` as TOML."""

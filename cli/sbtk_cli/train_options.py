@@ -141,8 +141,9 @@ _OPTIONS = (
         "--weights",
         default="imagenet",
         show_default=True,
-        metavar="FILE",
-        help="Start from: a .safetensors or .pth file, imagenet (a local copy), or none.",
+        metavar="FILE|RUN|BUNDLE",
+        help="Start from a .safetensors or .pth file, a model of your own (run folder or bundle), "
+        "imagenet (a local copy), or none.",
     ),
     click.option(
         "--teacher",
@@ -303,7 +304,7 @@ def config_from(
     from sbtk_train.config import TrainConfig
     from sbtk_train.device import default_workers
     from sbtk_train.recipes import default_recipe, recipe
-    from sbtk_train.students.weights_file import choose_backbone, find_weights
+    from sbtk_train.students.weights_file import choose_backbone, find_weights, student_dim
 
     method, weights = values["method"], None
     if values["weights"] != "none":
@@ -313,24 +314,40 @@ def config_from(
     if weights is None and values["teacher"] is None:
         knobs = asked | _without_teacher(method, asked, said)
     freeze_until = values["freeze_until"] or ""
+    own_dim = None if weights is None else student_dim(weights)
+    fields = {field: values[field] for field in _FIELDS}
+    if _is_split_file(values["split"]):
+        fields["split"] = absolute(values["split"])
     return TrainConfig(
-        data=str(data),
+        data=absolute(data),
         method=method,
         recipe=recipe(values["recipe"] or default_recipe(method, values["split"]), method, **knobs),
-        classes="" if values["classes"] is None else str(values["classes"]),
+        classes=absolute(values["classes"]),
         more_sketches=tuple(str(path.resolve()) for path in values["more_sketches"]),
         more_photos=tuple(str(path.resolve()) for path in values["more_photos"]),
         class_map=values["class_map"] or "",
         backbone=choose_backbone(weights, values["backbone"], said),
-        weights="" if weights is None else str(weights),
-        teacher="" if values["teacher"] is None else str(values["teacher"]),
-        dim=values["dim"] or _DEFAULT_DIM[method],
+        weights=absolute(weights),
+        teacher=absolute(values["teacher"]),
+        dim=values["dim"] or own_dim or _DEFAULT_DIM[method],
         freeze_until="" if freeze_until == "none" else freeze_until,
-        feature_folder="" if values["feature_folder"] is None else str(values["feature_folder"]),
+        feature_folder=absolute(values["feature_folder"]),
         workers=values["workers"] or max(1, default_workers() // processes),
         threads=values["threads"] or 0,
-        **{field: values[field] for field in _FIELDS},
+        **fields,
     )
+
+
+def absolute(path: Path | str | None) -> str:
+    """Returns a path as a run's configuration keeps it; empty for none."""
+    return "" if path is None else str(Path(path).absolute())
+
+
+def _is_split_file(split: str) -> bool:
+    from sbtk_train.data.splits import split_names
+
+    is_published = split.casefold() in {name.casefold() for name in split_names()}
+    return not is_published and Path(split).exists()
 
 
 def _without_teacher(method: str, asked: dict[str, Any], said: Said) -> dict[str, object]:

@@ -1,4 +1,8 @@
-"""`sbtk train --resume`: options that ask for another run are refused, and both named."""
+"""`sbtk train --resume`: options that ask for another run are refused, and both named.
+
+The data, and the files that the run was started with, may lie in another place now; the run's
+hashes say whether they are the same. More epochs train longer.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +31,24 @@ def resumed_config(
     Raises:
         BadConfig: names the first that differs, with both values.
     """
-    from sbtk_train.config import FREE_FIELDS
+    from sbtk_cli.train_options import absolute
+    from sbtk_train.config import FREE_FIELDS, PLACES
 
     free: dict[str, Any] = {}
     differing: list[str] = []
     if data is not None and data.resolve() != Path(config.data).resolve():
-        differing.append(f"DATA {data}, and the run was started with {config.data}")
+        free["data"] = absolute(data)
     own = {**vars(config), **vars(config.recipe), "recipe": config.recipe.name}
     for name in given:
         found = values[name]
         if name in FREE_FIELDS:
-            free[name] = str(found) if isinstance(found, Path) else found
+            free[name] = absolute(found) if isinstance(found, Path) else found
+            continue
+        if name == "epochs":
+            free["recipe"] = replace(config.recipe, epochs=found)
+            continue
+        if name in PLACES and (place := _place(name, found, own[name])):
+            free[name] = place
             continue
         if name not in own:
             differing.append(f"{_spelt(name, found)}, and {config.method} has no such knob")
@@ -51,6 +62,18 @@ def resumed_config(
             "leave the option out, or start a new run without --resume",
         )
     return config.made_as(replace(config, **free))
+
+
+def _place(name: str, found: object, own: object) -> str:
+    """Returns the path of a file given in the place of the run's own; empty if it is not one."""
+    from sbtk_cli.train_options import absolute
+    from sbtk_train.students.weights_file import find_weights
+
+    if not own or str(found) in ("none", "imagenet") or not Path(str(found)).exists():
+        return ""
+    if name == "split" and not Path(str(own)).is_absolute():
+        return ""  # a published or drawn one, or a file that an older version named
+    return absolute(find_weights(str(found), None) if name == "weights" else str(found))
 
 
 def _is_same(name: str, found: object, expected: object) -> bool:

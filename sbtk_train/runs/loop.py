@@ -109,8 +109,12 @@ class Trainer:
         objective = sum(value.nbytes for value in self._objective.state().values())
         return copies * self.student_bytes() + moments[self._recipe.optimizer] * trained + objective
 
-    def resume(self) -> None:
+    def resume(self, *, is_longer: bool = False) -> None:
         """Takes up the saved state of the run folder.
+
+        Args:
+            is_longer: more epochs are asked for than the run was started with; its patience then
+                starts again.
 
         Raises:
             BadConfig: there is none, or it was made from other data or another split.
@@ -126,7 +130,14 @@ class Trainer:
                     f"{expected[:12]}",
                     "put it back, or start a new run",
                 )
+        if position.epoch > self._recipe.epochs:
+            raise BadConfig(
+                f"--epochs {self._recipe.epochs}, and the run has finished {position.epoch}",
+                f"{position.epoch} or more",
+            )
         self._position = position
+        if is_longer:
+            position.since_best = 0
         self._student.load_state_dict(_part(tensors, "student."))
         if self._average is not None:
             self._average.load_state_dict(_part(tensors, "average."))

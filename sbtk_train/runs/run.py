@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from sbtk_runtime.errors import BadConfig, DiskFull
+from sbtk_runtime.errors import BadConfig, BadData, DiskFull
 from sbtk_runtime.files import (
     disk_full_explained,
+    read_json_object,
     remove_stale_temporaries,
     sha256_of_file,
     write_atomically,
@@ -119,22 +120,30 @@ def _train(
     on_trainer: Callable[[Trainer], None] | None,
     team: Team,
 ) -> dict[str, Any]:
+    own = config
     if resume:
-        asked = config
-        config = team.agreed(lambda: read_config(folder).made_as(asked))
+        own = team.agreed(lambda: read_config(folder))
+        config = own.made_as(config)
+        team.agreed(lambda: _require_same_weights(config, folder))
+    is_longer = config.recipe.epochs > own.recipe.epochs
     if not team.is_first:
-        return _assist(config, folder, resume, on_trainer, team)
+        return _assist(config, folder, resume, is_longer, on_trainer, team)
     remove_stale_temporaries(folder)
     if not resume:
         config.write(folder)
-    materials = gather(config, listener, team)
+    materials = _gathered(config, own, folder, listener, team)
     earlier = recorded_refit(folder) if resume else {}
     record = _record(config, materials)
     recorder = _Recorder(folder, record, config.recipe.selection, listener)
     trainer = Trainer(materials, config, folder, recorder)
     if resume:
-        trainer.resume()
+        with _data_explained(config, own):
+            trainer.resume(is_longer=is_longer)
         listener(f"resuming {folder} after {len(trainer.history)} finished epochs")
+        if len(trainer.history) >= config.recipe.epochs:
+            listener(f"all of its epochs are done; --epochs above {config.recipe.epochs} adds some")
+        # What it was told now of places, epochs and machine holds the next time too.
+        config.write(folder)
     require_space(folder, trainer.state_bytes(), trainer.student_bytes())
     recorder.start(trainer.history)
     if on_trainer is not None:
@@ -146,17 +155,74 @@ def _train(
     return team.agreed(lambda: record)
 
 
+def _gathered(
+    config: TrainConfig, own: TrainConfig, folder: Path, listener: Listener, team: Team
+) -> Materials:
+    """Returns the materials of a run, which may have been started with data in another place."""
+    if config is own:
+        return gather(config, listener, team)
+    if not Path(config.data).is_dir() and config.data == own.data:
+        raise BadConfig(
+            f"the data of {folder} are not in {config.data} any more",
+            "the same data, wherever they are now",
+            f"sbtk train DATA --resume {folder}",
+        )
+    with _data_explained(config, own):
+        return gather(config, listener, team)
+
+
+@contextlib.contextmanager
+def _data_explained(config: TrainConfig, own: TrainConfig) -> Iterator[None]:
+    """Names both places where data in another place are not those that the run started with."""
+    try:
+        yield
+    except (BadData, BadConfig) as problem:
+        if config.data == own.data:
+            raise
+        raise BadConfig(
+            f"DATA {config.data}, and the run was started with {own.data}: {problem.found}",
+            problem.expected or "the same data in another place",
+            "name the folder that holds the same data now, or start a new run without --resume",
+        ) from problem
+
+
+def _require_same_weights(config: TrainConfig, folder: Path) -> None:
+    """Refuses to go on where a weights file is missing, or another than the run started with."""
+    recorded = read_json_object(folder / RECORD, BadConfig) if (folder / RECORD).is_file() else {}
+    for option in ("weights", "teacher"):
+        file, entry = getattr(config, option), recorded.get(option)
+        if not file or not isinstance(entry, dict):
+            continue
+        if not Path(file).is_file():
+            raise BadConfig(
+                f"the run's {option} are not in {file} any more"
+                if option == "weights"
+                else f"the run's teacher is not in {file} any more",
+                f"the same file, of SHA-256 {str(entry.get('sha256'))[:12]}",
+                f"sbtk train --resume {folder} --{option} FILE",
+            )
+        found = sha256_of_file(Path(file))
+        if found != entry.get("sha256"):
+            raise BadConfig(
+                f"--{option} {file} is not the file that the run was started with: "
+                f"SHA-256 {found[:12]}",
+                str(entry.get("sha256"))[:12],
+                "name that file, or start a new run without --resume",
+            )
+
+
 def _assist(
     config: TrainConfig,
     folder: Path,
     resume: bool,
+    is_longer: bool,
     on_trainer: Callable[[Trainer], None] | None,
     team: Team,
 ) -> dict[str, Any]:
     """Trains along with the first process, and writes nothing."""
     trainer = Trainer(gather(config, _unheard, team), config, folder, _unheard)
     if resume:
-        trainer.resume()
+        trainer.resume(is_longer=is_longer)
     if on_trainer is not None:
         on_trainer(trainer)
     trainer.run()

@@ -17,7 +17,7 @@ from sbtk_train.batches.augment import normalised
 from sbtk_train.batches.pixels import Unreadable, load_pixels, without_unreadable
 from sbtk_train.config import TrainConfig
 from sbtk_train.data import Division, ImageSet, divide, read_dataset
-from sbtk_train.data.class_match import refuse_absent
+from sbtk_train.data.class_match import named, refuse_absent
 from sbtk_train.data.class_names import read_names
 from sbtk_train.data.division import export_problem_of
 from sbtk_train.data.more_images import open_class_map, read_more, with_more
@@ -28,10 +28,17 @@ from sbtk_train.objectives.objective import Objective
 from sbtk_train.objectives.sbtknet_objective import SbtknetObjective
 from sbtk_train.recipes import SbtknetRecipe
 from sbtk_train.runs.evaluate import require_selectable
-from sbtk_train.students.backbone import better_layout, build_trunk, load_trunk, read_weights
+from sbtk_train.students.backbone import (
+    better_layout,
+    build_trunk,
+    is_student,
+    load_trunk,
+    read_weights,
+)
 from sbtk_train.students.student import Student
 from sbtk_train.students.students import build_student
 from sbtk_train.students.teacher import require_classifier, soft_labels
+from sbtk_train.students.weights_file import classes_learnt
 from sbtk_train.synchronised_norm import synchronise_norms
 
 Said = Callable[[str], None]
@@ -83,7 +90,7 @@ def gather(config: TrainConfig, said: Said, team: Team = ALONE) -> Materials:
     training = division.training
     student = build_student(config, len(training.classes))
     if config.weights:
-        _load_into(student, config, training, said)
+        _load_into(student, config, training, split, said)
     if config.freeze_until:
         student.freeze_until(config.freeze_until)
     student = student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -182,7 +189,9 @@ def _listed_classes(config: TrainConfig, data: ImageSet) -> list[str]:
     return names
 
 
-def _load_into(student: Student, config: TrainConfig, training: ImageSet, said: Said) -> None:
+def _load_into(
+    student: Student, config: TrainConfig, training: ImageSet, split: Split, said: Said
+) -> None:
     path = Path(config.weights)
     tensors, layout = read_weights(path)
     if layout is not None and layout != config.backbone:
@@ -191,6 +200,9 @@ def _load_into(student: Student, config: TrainConfig, training: ImageSet, said: 
             "weights and backbone of one layout",
             f"--backbone {layout}",
         )
+    if is_student(tensors):
+        _go_on_from(student, tensors, path, training, split, said)
+        return
     classifier = student.load_weights(tensors, path)
     if classifier is not None:
         student.start_from(classifier)
@@ -202,6 +214,33 @@ def _load_into(student: Student, config: TrainConfig, training: ImageSet, said: 
         said(
             f"WARNING: {path.name} fits {better} better than {config.backbone}; "
             f"if that is what it was trained as, start again with --backbone {better}"
+        )
+
+
+def _go_on_from(
+    student: Student,
+    tensors: dict[str, Tensor],
+    path: Path,
+    training: ImageSet,
+    split: Split,
+    said: Said,
+) -> None:
+    """Starts from a student that sbtk trained before, its embedding and heads included."""
+    learnt = classes_learnt(path)
+    same_classes = learnt == training.classes
+    student.load_student(tensors, path, same_classes=same_classes)
+    head = "" if same_classes else "; the classification head starts afresh for these classes"
+    said(f"starting from the model in {path}{head}")
+    known = [name for name in learnt if split.is_unseen(name)]
+    if known:
+        said(
+            f"WARNING: that model was trained on {len(known)} of the classes that {split.name} "
+            f"keeps unseen ({named(known)}): figures on them are not zero-shot"
+        )
+    elif not learnt:
+        said(
+            f"WARNING: nothing beside {path} says which classes it was trained on: figures are "
+            f"zero-shot only if {split.name}'s unseen classes are not among them"
         )
 
 

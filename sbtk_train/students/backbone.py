@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +24,13 @@ from sbtk_runtime.errors import BadConfig, BadModel
 
 BACKBONES = ("resnet50-v1.5", "resnet50-v1", "resnet18")
 IMAGENET_CLASSES = 1000
+
+#: Words that frameworks put before the names of a network's tensors.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "network.", "net.", "encoder.")
+#: Under these, checkpoints hold the network beside an optimiser and other things.
+_NESTED = ("state_dict", "model_state_dict", "model_state", "model", "network", "net")
+_MAX_DEPTH = 4
+_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True)
@@ -62,13 +70,16 @@ def build_trunk(backbone: str) -> tuple[nn.Module, int]:
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
     """Returns the float32 tensors of a .safetensors or weights-only .pth file, and its layout.
 
-    The layout is the file's own word (metadata `backbone`), `None` where it says nothing.
+    Tensors that lie deeper (`{"model": ...}`, `{"state_dict": ...}`) are found, and the prefixes
+    that frameworks put before their names are taken off. The layout is the file's own word
+    (metadata `backbone`), `None` where it says nothing.
 
     Raises:
-        BadModel: unreadable, of another kind, or a pickle that holds more than tensors.
+        BadModel: unreadable, of another kind, not finite, or a pickle that holds more than tensors.
     """
     if not path.is_file():
         raise BadModel(f"no weights file {path}", "a .safetensors or .pth file")
+    _refuse_stand_ins(path)
     layout: str | None = None
     try:
         if path.suffix == ".safetensors":
@@ -85,14 +96,88 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
             "weights only",
             "save the model's state_dict as .safetensors",
         ) from problem
-    if not isinstance(tensors, dict):
-        raise BadModel(f"{path} holds a {type(tensors).__name__}", "a dictionary of tensors")
-    if "state_dict" in tensors and isinstance(tensors["state_dict"], dict):
-        tensors = tensors["state_dict"]
-    wrong = [key for key, value in tensors.items() if not isinstance(value, torch.Tensor)]
+    return _network(tensors, path), layout
+
+
+def _refuse_stand_ins(path: Path) -> None:
+    """Refuses what is often saved in the place of a weights file."""
+    with path.open("rb") as file:
+        start = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    expected = "the weights file itself"
+    if start.startswith(_LFS):
+        raise BadModel(
+            f"{path} is a Git LFS pointer, not the file that it points to",
+            expected,
+            "git lfs pull, in the repository that it comes from",
+        )
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml", b"<!--")):
+        kind = "an XML document" if start.startswith(b"<?xml") else "an HTML page"
+        raise BadModel(
+            f"{path} is {kind}, not weights: probably what a server answered instead of the file",
+            expected,
+            "download it again, by the link of the file and not of the page about it",
+        )
+
+
+def _network(found: Any, path: Path) -> dict[str, torch.Tensor]:
+    """Returns the tensors of the network in what a file holds, under their plain names."""
+    if not isinstance(found, dict):
+        raise BadModel(f"{path} holds a {type(found).__name__}", "a dictionary of tensors")
+    for _ in range(_MAX_DEPTH):
+        inner = next((found[key] for key in _NESTED if isinstance(found.get(key), dict)), None)
+        if inner is None:
+            break
+        found = inner
+    wrong = [key for key, value in found.items() if not isinstance(value, torch.Tensor)]
     if wrong:
-        raise BadModel(f"{path}: {wrong[0]!r} is no tensor", "a dictionary of tensors")
-    return {key.removeprefix("module."): value.float() for key, value in tensors.items()}, layout
+        raise BadModel(f"{path}: {wrong[0]!r} is not a tensor", "a dictionary of tensors")
+    tensors: dict[str, torch.Tensor] = {}
+    for key, value in found.items():
+        plain = _plain_name(str(key))
+        if plain in tensors:
+            raise BadModel(
+                f"{path} holds {plain!r} twice, once as {key!r}", "the tensors of one network"
+            )
+        tensors[plain] = value.float()
+    bad = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
+    if bad:
+        raise BadModel(
+            f"{path}: {bad[0]} holds NaN or infinity"
+            + (f", and so do {len(bad) - 1} more" if len(bad) > 1 else ""),
+            "finite numbers",
+            "take an earlier checkpoint, from before that training diverged",
+        )
+    return tensors
+
+
+def _plain_name(key: str) -> str:
+    while prefix := next((each for each in _PREFIXES if key.startswith(each)), None):
+        key = key.removeprefix(prefix)
+    return key
+
+
+def is_student(tensors: dict[str, torch.Tensor]) -> bool:
+    """Says whether the tensors are those of a student of sbtk's rather than of a classifier."""
+    return "trunk.conv1.weight" in tensors and "embedding.weight" in tensors
+
+
+def as_classifier(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns a student's trunk and ImageNet head under torchvision's names; others as they are."""
+    if not is_student(tensors):
+        return tensors
+    named = {
+        key.removeprefix("trunk."): value
+        for key, value in tensors.items()
+        if key.startswith("trunk.")
+    }
+    weight, bias = tensors.get("soft.weight"), tensors.get("soft.bias")
+    if weight is not None and bias is not None:
+        if any(".se." in key for key in tensors):
+            # DSN's heads are on the code, so the classifier is the product of two layers.
+            bias = bias + weight @ tensors["embedding.bias"]
+            weight = weight @ tensors["embedding.weight"]
+        named |= {"fc.weight": weight, "fc.bias": bias}
+    return named
 
 
 def load_trunk(trunk: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> Classifier | None:
@@ -101,7 +186,14 @@ def load_trunk(trunk: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -
     Raises:
         BadModel: names or shapes do not fit; the first misfit is named.
     """
+    tensors = as_classifier(tensors)
     own = trunk.state_dict()
+    if any(".se." in key for key in tensors) and not any(".se." in key for key in own):
+        raise BadModel(
+            f"{path} is a model of DSN or SAKE, whose trunk is told sketch from photo",
+            "weights of a plain ResNet, or an SBTKNet model",
+            "--method dsn or sake",
+        )
     counters = {key for key in own if key.endswith("num_batches_tracked")}
     missing = sorted(set(own) - counters - set(tensors))
     foreign = sorted(set(tensors) - set(own) - {"fc.weight", "fc.bias"})

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from sbtk_runtime.errors import BadModel
-from sbtk_train.students.backbone import Classifier, build_trunk, load_trunk
+from sbtk_train.students.backbone import (
+    Classifier,
+    as_classifier,
+    build_trunk,
+    is_student,
+    load_trunk,
+)
 
 #: The layout of Cadene's SE-ResNet50, whose weights DSN and SAKE start from: strides as in
 #: `resnet50-v1`, and a 3x3 max-pool that is not padded but rounds its output's size up.
@@ -145,6 +151,10 @@ def load_cse_trunk(
     Raises:
         BadModel: names or shapes do not fit; the first misfit is named.
     """
+    if is_student(tensors):
+        tensors = as_classifier(tensors)
+        if any(".se." in key for key in tensors):  # of DSN or SAKE
+            return load_trunk(trunk, tensors, path)
     is_cadene = has_cadenes_names(tensors)
     if is_cadene != (backbone == SE_RESNET50):
         found = "SE-ResNet50 weights" if is_cadene else "no SE-ResNet50 weights"

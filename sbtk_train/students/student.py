@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sbtk_runtime.errors import BadModel
 from sbtk_runtime.preprocess import DOMAINS, Kind
 from sbtk_train.students.backbone import Classifier, load_trunk
 
@@ -68,6 +69,45 @@ class Student(nn.Module, ABC):
             BadModel: names or shapes do not fit; the first misfit is named.
         """
         return load_trunk(self.trunk, tensors, path)
+
+    def load_student(self, tensors: dict[str, Tensor], path: Path, *, same_classes: bool) -> None:
+        """Loads all of another student: trunk, embedding and heads.
+
+        Args:
+            tensors: those of a student (`backbone.is_student`).
+            path: where they come from, for errors.
+            same_classes: both learn the same classes in one order; else the classification head
+                stays as it was drawn.
+
+        Raises:
+            BadModel: the students are built differently; says which option makes them alike.
+        """
+        own = self.state_dict()
+        kept = {key for key in own if key.startswith("identity.") and not same_classes}
+        dim = tensors["embedding.weight"].shape[0]
+        if dim != self.dim:
+            raise BadModel(
+                f"the embedding in {path} has length {dim}, and this run's has {self.dim}",
+                "one length",
+                f"--dim {dim}",
+            )
+        foreign = sorted(key for key in tensors if key not in own)
+        missing = sorted(key for key in own if key not in tensors and key not in kept)
+        shaped = sorted(
+            key for key in set(own) & set(tensors) - kept if own[key].shape != tensors[key].shape
+        )
+        if foreign or missing or shaped:
+            names = [*foreign, *missing, *shaped]
+            option = "--attention or --no-attention" if "attention" in names[0] else ""
+            raise BadModel(
+                f"{path} is a model that is built otherwise than this run's; the first difference "
+                f"is {names[0]!r}",
+                "a model of the same method and backbone",
+                option or "choose them with --method and --backbone",
+            )
+        self.load_state_dict(
+            {key: own[key] if key in kept else tensors[key].to(own[key].dtype) for key in own}
+        )
 
     def forward(
         self, inputs: Tensor, domains: Tensor | None = None, begin: str = ""

@@ -7,20 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.files import read_json_object
 from sbtk_train.students.backbone import read_weights
 from sbtk_train.students.cse_resnet import SE_RESNET50, has_cadenes_names
 
 Said = Callable[[str], None]
 
+_STUDENT = "student.safetensors"
 # Cadene's file has an underscore where our name has a hyphen.
 _SE_STEMS = (SE_RESNET50, "se_resnet50")
 _CACHED = {"resnet18": "resnet18", SE_RESNET50: "se_resnet50"}
 
 
 def find_weights(name: str, backbone: str | None) -> Path:
-    """Returns the weights file that `name` means: a path, or `imagenet` for a local copy.
+    """Returns the weights file that `name` means, or `imagenet` for a local copy.
+
+    A name is the path of a file, or of a run folder or bundle, whose student it then is.
 
     `imagenet` is looked for in `SBTK_WEIGHTS` (a file, or a folder of files named after their
     backbone) and in torch's cache; sbtk downloads nothing.
@@ -30,8 +35,12 @@ def find_weights(name: str, backbone: str | None) -> Path:
     """
     if name != "imagenet":
         path = Path(name)
+        if path.is_dir():
+            return _student_of(path)
         if not path.is_file():
-            raise BadConfig(f"no weights file {name}", "a .safetensors or .pth file")
+            raise BadConfig(
+                f"no weights file {name}", "a .safetensors or .pth file, a run folder or a bundle"
+            )
         return path
     place = os.environ.get("SBTK_WEIGHTS")
     if place and Path(place).is_file():
@@ -50,6 +59,50 @@ def find_weights(name: str, backbone: str | None) -> Path:
         f"{prefix}-*.pth in {cached}, or SBTK_WEIGHTS naming a file",
         "give --weights FILE, or --weights none to train from scratch",
     )
+
+
+def _student_of(folder: Path) -> Path:
+    path = folder / _STUDENT
+    if path.is_file():
+        return path
+    if (folder / "manifest.json").is_file():
+        found, step = (
+            "a bundle without its student",
+            "sbtk export without --slim, or its run folder",
+        )
+    elif (folder / "config.resolved.toml").is_file():
+        found, step = "a run that has not saved a student yet", "wait for its first epoch"
+    else:
+        found, step = "not a run folder or a bundle", "--weights FILE"
+    raise BadConfig(f"{folder} is {found}", f"{_STUDENT} in it", step)
+
+
+def student_dim(path: Path) -> int | None:
+    """Returns the length of the embedding of a student's file; `None` for other weights."""
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            if not {"trunk.conv1.weight", "embedding.weight"} <= names:
+                return None
+            return int(file.get_slice("embedding.weight").get_shape()[0])
+    except (SafetensorError, OSError):
+        return None  # said by what reads the file
+
+
+def classes_learnt(path: Path) -> tuple[str, ...]:
+    """Returns the classes that a student was trained on, by the run or bundle it lies in."""
+    for name in ("run.json", "manifest.json"):
+        record = path.parent / name
+        if not record.is_file():
+            continue
+        found = read_json_object(record, BadConfig)
+        found = found.get("training", found) if name == "manifest.json" else found
+        names = found.get("identity_classes") if isinstance(found, dict) else None
+        if isinstance(names, list):
+            return tuple(str(each) for each in names)
+    return ()
 
 
 def choose_backbone(weights: Path | None, asked: str | None, said: Said) -> str:
