@@ -7,7 +7,7 @@ from typing import Any
 
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.preprocess import SIZE_PX
-from sbtk_train.data.splits import Split
+from sbtk_train.data.splits import Split, split_names
 from sbtk_train.recipes import Selection
 from sbtk_train.runs.checkpoint import RECORD, TrainedRun
 from sbtk_train.runs.evaluate import SELECTED_BY
@@ -64,7 +64,8 @@ def facts_from_run(run: TrainedRun) -> StudentFacts:
     record, config = run.record, run.config
     training_classes = _names(run, "training_classes")
     validation_classes = _names(run, "validation_classes")
-    split = Split(config.split, _names(run, "unseen_classes"))
+    is_file = config.split not in split_names()
+    split = Split(Path(config.split).name, _names(run, "unseen_classes"), is_file=is_file)
     mistaken = [n for n in (*training_classes, *validation_classes) if split.is_unseen(n)]
     if mistaken:
         raise BadData(

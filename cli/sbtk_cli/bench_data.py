@@ -23,7 +23,7 @@ from sbtk_train.data import ImageSet, of_classes, read_dataset
 from sbtk_train.data.class_names import ClassNames
 from sbtk_train.data.division import listing_of
 from sbtk_train.data.image_set import with_sketches
-from sbtk_train.data.splits import Split, open_split
+from sbtk_train.data.splits import Split, open_split, split_names
 
 Classes = Literal["unseen", "validation"]
 
@@ -219,7 +219,9 @@ def _own_split(training: dict[str, Any]) -> Split:
     unseen = training.get("unseen_classes")
     if not isinstance(unseen, list) or not unseen:
         return open_split(DEFAULT_SPLIT)
-    return Split(_split_name(training), tuple(sorted(str(name) for name in unseen)))
+    name = _split_name(training)
+    unseen_names = tuple(sorted(str(each) for each in unseen))
+    return Split(name, unseen_names, is_file=name not in split_names())
 
 
 def _split_name(training: dict[str, Any]) -> str:

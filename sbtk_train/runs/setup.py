@@ -18,7 +18,7 @@ from sbtk_train.batches.pixels import Unreadable, load_pixels, without_unreadabl
 from sbtk_train.config import TrainConfig
 from sbtk_train.data import Division, ImageSet, divide, read_dataset
 from sbtk_train.data.class_match import named, refuse_absent
-from sbtk_train.data.class_names import read_names
+from sbtk_train.data.class_names import ClassNames, read_names
 from sbtk_train.data.division import export_problem_of
 from sbtk_train.data.more_images import open_class_map, read_more, with_more
 from sbtk_train.data.splits import Split, open_split
@@ -38,7 +38,7 @@ from sbtk_train.students.backbone import (
 from sbtk_train.students.student import Student
 from sbtk_train.students.students import build_student
 from sbtk_train.students.teacher import require_classifier, soft_labels
-from sbtk_train.students.weights_file import classes_learnt
+from sbtk_train.students.weights_file import classes_kept_unseen, classes_learnt
 from sbtk_train.synchronised_norm import synchronise_norms
 
 Said = Callable[[str], None]
@@ -237,10 +237,13 @@ def _go_on_from(
             f"WARNING: that model was trained on {len(known)} of the classes that {split.name} "
             f"keeps unseen ({named(known)}): figures on them are not zero-shot"
         )
-    elif not learnt:
+    kept = ClassNames(classes_kept_unseen(path))
+    doubtful = [] if learnt else [name for name in split.unseen if name not in kept]
+    if doubtful:
         said(
-            f"WARNING: nothing beside {path} says which classes it was trained on: figures are "
-            f"zero-shot only if {split.name}'s unseen classes are not among them"
+            f"WARNING: {path} may have been trained on {len(doubtful)} of the classes that "
+            f"{split.name} keeps unseen ({named(doubtful)}): figures on them are zero-shot only "
+            "if it was not"
         )
 
 

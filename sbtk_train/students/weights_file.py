@@ -92,17 +92,23 @@ def student_dim(path: Path) -> int | None:
 
 
 def classes_learnt(path: Path) -> tuple[str, ...]:
-    """Returns the classes that a student was trained on, by the run or bundle it lies in."""
-    for name in ("run.json", "manifest.json"):
-        record = path.parent / name
-        if not record.is_file():
-            continue
-        found = read_json_object(record, BadConfig)
-        found = found.get("training", found) if name == "manifest.json" else found
-        names = found.get("identity_classes") if isinstance(found, dict) else None
-        if isinstance(names, list):
-            return tuple(str(each) for each in names)
-    return ()
+    """Returns the classes that a student was trained on, by the run it lies in; else nothing."""
+    return _classes_beside(path, "run.json", "identity_classes")
+
+
+def classes_kept_unseen(path: Path) -> tuple[str, ...]:
+    """Returns the classes that a student's training kept unseen, by the bundle it lies in."""
+    return _classes_beside(path, "manifest.json", "unseen_classes")
+
+
+def _classes_beside(path: Path, name: str, key: str) -> tuple[str, ...]:
+    file = path.parent / name
+    if not file.is_file():
+        return ()
+    found = read_json_object(file, BadConfig)
+    training = found.get("training")
+    names = (training if isinstance(training, dict) else found).get(key)
+    return tuple(str(each) for each in names) if isinstance(names, list) else ()
 
 
 def choose_backbone(weights: Path | None, asked: str | None, said: Said) -> str:

@@ -14,7 +14,12 @@ from sbtk_runtime.errors import BadConfig, BadModel
 from sbtk_train.students.backbone import as_classifier, is_student, load_trunk, read_weights
 from sbtk_train.students.dsn_student import DsnStudent
 from sbtk_train.students.sbtknet import SbtknetStudent
-from sbtk_train.students.weights_file import classes_learnt, find_weights, student_dim
+from sbtk_train.students.weights_file import (
+    classes_kept_unseen,
+    classes_learnt,
+    find_weights,
+    student_dim,
+)
 from tests.train.students.test_backbone import resnet18_tensors
 
 
@@ -133,11 +138,12 @@ def test_a_dsn_student_goes_on_as_dsn_only(tmp_path: Path) -> None:
 def test_a_folder_means_the_student_in_it(tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match="not a run folder or a bundle"):
         find_weights(str(tmp_path), None)
-    (tmp_path / "manifest.json").write_text('{"training": {"identity_classes": ["ant", "bee"]}}')
+    (tmp_path / "manifest.json").write_text('{"training": {"unseen_classes": ["ant", "bee"]}}')
     with pytest.raises(BadConfig, match="bundle without its student"):
         find_weights(str(tmp_path), None)
     (tmp_path / "student.safetensors").touch()
     assert find_weights(str(tmp_path), None) == tmp_path / "student.safetensors"
-    assert classes_learnt(tmp_path / "student.safetensors") == ("ant", "bee")
+    assert classes_kept_unseen(tmp_path / "student.safetensors") == ("ant", "bee")
+    assert classes_learnt(tmp_path / "student.safetensors") == ()
     (tmp_path / "run.json").write_text('{"identity_classes": ["cow"]}')
     assert classes_learnt(tmp_path / "student.safetensors") == ("cow",)
