@@ -87,7 +87,7 @@ def test_weights_that_are_not_finite_are_refused(
     broken = {key: each.clone() for key, each in tensors.items()}
     broken["layer3.0.conv1.weight"][0, 0, 0, 0] = value
     path = tmp_path / f"w{suffix}"
-    (save_file if suffix == ".safetensors" else torch.save)(broken, path)  # type: ignore[operator]
+    (save_file if suffix == ".safetensors" else torch.save)(broken, path)
     with pytest.raises(BadModel, match=r"layer3\.0\.conv1\.weight holds NaN or infinity"):
         read_weights(path)
 
