@@ -16,7 +16,7 @@ from typing import Any
 
 from sbtk_runtime.errors import BadConfig, DiskFull
 from sbtk_runtime.files import write_json_atomically
-from sbtk_train.config import FREE_FIELDS, TrainConfig, read_config
+from sbtk_train.config import FREE_FIELDS, PLACES, TrainConfig, read_config
 from sbtk_train.progress import Listener
 from sbtk_train.recipes import Method, Recipe, default_recipe, recipe, recipe_type
 from sbtk_train.runs.checkpoint import LAST
@@ -224,6 +224,9 @@ def _require_same(folder: Path, config: TrainConfig) -> None:
     there, here = asdict(read_config(folder)), asdict(config)
     for free in FREE_FIELDS:
         there.pop(free), here.pop(free)
+    for place in PLACES:  # older studies hold paths as they were typed
+        for values in (there, here):
+            values[place] = values[place] and str(Path(values[place]).absolute())
     there_flat, here_flat = _flat(there), _flat(here)
     for key in sorted(set(there_flat) | set(here_flat)):
         if there_flat.get(key) != here_flat.get(key):

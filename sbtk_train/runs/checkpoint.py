@@ -8,6 +8,7 @@ Each file is replaced atomically, so a run that is killed anywhere goes on from 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -113,6 +114,14 @@ def resume_command(folder: Path) -> str:
     if (folder / LAST).is_file():
         return f"sbtk train --resume {shlex.quote(str(folder))}"
     return "the same command again"
+
+
+def with_resume_command(problem: DiskFull, folder: Path) -> DiskFull:
+    """Returns the error with a command that goes on with this run once there is space."""
+    if f"then: {resume_command(folder)}" in problem.next_step:
+        return problem
+    step = re.split(r",? (?:and|then) run the same command again", problem.next_step)[0]
+    return DiskFull(problem.found, problem.expected, f"{step}, then: {resume_command(folder)}")
 
 
 def require_space(folder: Path, state_bytes: int, student_bytes: int) -> None:
@@ -237,12 +246,22 @@ def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
             temporary.chmod(mode)
     except DiskFull as problem:
         size = sum(tensor.nbytes for tensor in plain.values())
-        free = shutil.disk_usage(path.parent).free
-        raise DiskFull(
-            f"no space left on {_disk_of(path.parent)} while writing {path}: "
-            f"{size:,} bytes needed, {free:,} free",
-            problem.expected,
-            f"free some space, then: {resume_command(path.parent)}",
+        cause = problem.__cause__
+        found = f"{problem.found}; {size:,} bytes needed"
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            free = shutil.disk_usage(path.parent).free
+            found = (
+                f"no space left on {_disk_of(path.parent)} while writing {path}: "
+                f"{size:,} bytes needed, {free:,} free"
+            )
+        told = DiskFull(found, problem.expected, problem.next_step)
+        raise with_resume_command(told, path.parent) from problem
+    except OSError as problem:
+        size = sum(tensor.nbytes for tensor in plain.values())
+        raise SbtkError(
+            f"{path} ({size:,} bytes) cannot be written: {problem.strerror}",
+            "what was saved before is kept",
+            f"put that right, then: {resume_command(path.parent)}",
         ) from problem
 
 

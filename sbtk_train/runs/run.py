@@ -36,6 +36,7 @@ from sbtk_train.runs.checkpoint import (
     locked,
     require_space,
     resume_command,
+    with_resume_command,
 )
 from sbtk_train.runs.curves import draw_curves
 from sbtk_train.runs.evaluate import SELECTED_BY
@@ -106,10 +107,7 @@ def _failed_writes_explained(folder: Path) -> Iterator[None]:
         with disk_full_explained(folder / RECORD):
             yield
     except DiskFull as problem:
-        if "then: " in problem.next_step:
-            raise
-        next_step = f"free some space, then: {resume_command(folder)}"
-        raise DiskFull(problem.found, problem.expected, next_step) from problem
+        raise with_resume_command(problem, folder) from problem
 
 
 def _train(

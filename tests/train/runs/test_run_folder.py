@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -138,7 +140,7 @@ def test_a_disk_that_cannot_hold_a_run_is_told_before_training(
 def test_a_disk_that_fills_while_saving_is_named_with_the_bytes_and_a_command_that_works(
     data: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    knobs = {"optimizer": "sgd", "momentum": 0.0, "average_decay": 0.0}
+    knobs: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "average_decay": 0.0}
     folder = small_disk / "run"
     ballast = small_disk / "ballast"
 
@@ -172,3 +174,16 @@ def test_an_average_that_fails_to_save_leaves_nothing_in_the_way(
         save_student(small_disk, tensors, "resnet18")
     assert f"{240 << 20:,} bytes needed" in caught.value.found
     assert not list(small_disk.iterdir())
+
+
+def test_another_error_of_the_system_while_saving_is_named(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(DiskFull, match="cannot be written: File too large") as caught:
+            save_student(tmp_path, {"weight": torch.zeros(1 << 20)}, "resnet18")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert f"{4 << 20:,} bytes" in caught.value.found
+    assert caught.value.next_step.endswith(", then: the same command again")
+    assert not list(tmp_path.iterdir())
