@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sbtk_cli import options
+from sbtk_runtime.errors import BadData
 
 if TYPE_CHECKING:
     from sbtk_train.config import TrainConfig
@@ -300,12 +301,15 @@ def config_from(
 
     Raises:
         BadConfig: options contradict each other, or there are no weights.
+        BadData: there is no such folder.
     """
     from sbtk_train.config import TrainConfig
     from sbtk_train.device import default_workers
     from sbtk_train.recipes import default_recipe, recipe
     from sbtk_train.students.weights_file import choose_backbone, find_weights, student_dim
 
+    if not data.is_dir():
+        raise BadData(f"there is no folder {data}", "a folder of sketches and photos")
     method, weights = values["method"], None
     if values["weights"] != "none":
         weights = find_weights(values["weights"], values["backbone"])
