@@ -132,6 +132,7 @@ def test_every_mutated_file_is_accounted_for(tmp_path: Path, format_: str) -> No
     assert counts["whole"] + counts.get("partly", 0) > EACH // 75
 
 
+@pytest.mark.slow
 def test_hostile_files_end_in_time_and_in_little_memory(tmp_path: Path) -> None:
     for number, make in enumerate(ATTACKS.values()):
         (tmp_path / f"{number:03}").write_bytes(make())

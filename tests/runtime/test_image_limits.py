@@ -76,6 +76,7 @@ def test_junk_ahead_of_a_jpeg_is_skipped(junk: bytes) -> None:
     assert format_of(junk + data + b"more of another kind") is None
 
 
+@pytest.mark.slow
 def test_pictures_too_large_for_this_process_are_decoded_in_another() -> None:
     data = png(6_000, 5_000, 8, 6, line=bytes(range(200)) * 120)
     with pytest.raises(LargeImage) as caught:
