@@ -49,6 +49,13 @@ sbtk query cat.png --paths0 | xargs -0 cp -t found/
 @options.gallery
 @options.search
 @click.option(
+    "--no-fold",
+    "fold",
+    flag_value=False,
+    default=True,
+    help="Let each of several photos of the same bytes be a hit of its own.",
+)
+@click.option(
     "--html", "sheet", type=options.PATH, metavar="FILE", help="Also write a contact sheet."
 )
 @click.option("--show", is_flag=True, help="Also show the photos, in a terminal that can.")
@@ -72,6 +79,7 @@ def command(
     kind: Kind,
     gallery: Path,
     search: Search,
+    fold: bool,
     sheet: Path | None,
     show: bool,
     way: Way | None,
@@ -111,7 +119,7 @@ def command(
         said=lambda text: output.notice(text, quiet=quiet),
     ) as embedder:
         try:
-            hits = opened.query(data, embedder, k, kind, search=search)
+            hits = opened.query(data, embedder, k, kind, search=search, fold=fold)
         except BadImage as problem:
             raise _named(problem, sketch) from problem
     for text in opened.notices:
@@ -182,7 +190,8 @@ def _print_hits(hits: Sequence[Hit], *, as_json: bool, paths0: bool) -> None:
         if as_json:
             output.answer_json(hit.to_json())
         else:
-            output.answer(f"{hit.rank:3}  {hit.score:6.3f}  {printable_name(hit.path)}")
+            copies = f"  +{len(hit.copies):,} identical" if hit.copies else ""
+            output.answer(f"{hit.rank:3}  {hit.score:6.3f}  {printable_name(hit.path)}{copies}")
 
 
 def _write_sheet(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,9 @@ class Decoded:
 
     Attributes:
         source: `None` if the file could not even be read.
-        prepared: `None` if it failed.
+        prepared: `None` if it failed, or was not decoded because its bytes are known.
         reason: empty unless it failed.
+        is_known: whether its bytes are known, so that nothing was decoded.
         read_s: seconds of reading and hashing.
         decode_s: seconds of a core's work for decoding.
         preprocess_s: seconds of a core's work for resizing and the like.
@@ -57,6 +59,11 @@ class Decoded:
     read_s: float
     decode_s: float
     preprocess_s: float
+    is_known: bool = False
+
+
+#: Says, of the SHA-256 of a file's bytes, whether they need not be decoded. Called on any thread.
+IsKnown = Callable[[str], bool]
 
 
 class DecodePool:
@@ -65,9 +72,11 @@ class DecodePool:
     Args:
         kind: what the files hold.
         threads: how many files are worked on at once.
+        is_known: which files are read, but not decoded; by default none.
     """
 
-    def __init__(self, kind: Kind, threads: int) -> None:
+    def __init__(self, kind: Kind, threads: int, is_known: IsKnown | None = None) -> None:
+        self._is_known = is_known
         give_back_what_is_freed()
         self._kind: Kind = kind
         self._files = MemoryBudget(_FILES_BYTES)
@@ -94,6 +103,8 @@ class DecodePool:
         try:
             with self._files.taking(_size_bytes(path)):
                 data = work.read()
+                if self._is_known is not None and self._is_known(work.sha256):
+                    return work.known()
                 try:
                     image = work.open(data)
                 except LargeImage as problem:
@@ -121,6 +132,15 @@ class _Work:
         self._kind: Kind = kind
         self._source: Source | None = None
         self._read_s = self._decode_s = self._preprocess_s = 0.0
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes that were read."""
+        assert self._source is not None
+        return self._source.sha256
+
+    def known(self) -> Decoded:
+        return self._done(None, "", is_known=True)
 
     def read(self) -> bytes:
         start = time.perf_counter()
@@ -164,7 +184,7 @@ class _Work:
     def failed(self, reason: str) -> Decoded:
         return self._done(None, reason)
 
-    def _done(self, prepared: Prepared | None, reason: str) -> Decoded:
+    def _done(self, prepared: Prepared | None, reason: str, *, is_known: bool = False) -> Decoded:
         return Decoded(
             self._path,
             self._source,
@@ -173,6 +193,7 @@ class _Work:
             self._read_s,
             self._decode_s,
             self._preprocess_s,
+            is_known,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -14,15 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.embedding.decode_pool import Source
-from sbtk_runtime.embedding.embedding_stream import BAD_ROW, Embedded, Failed, Timings, embed_stream
+from sbtk_runtime.embedding.decode_pool import IsKnown, Source
+from sbtk_runtime.embedding.embedding_stream import (
+    BAD_ROW,
+    Embedded,
+    Failed,
+    Known,
+    Timings,
+    embed_stream,
+)
 from sbtk_runtime.engines.engine import AUTO, Embeddings, Engine, Images, checked_rows, open_engine
 from sbtk_runtime.engines.engine_request import Said, said_nothing
 from sbtk_runtime.errors import BadConfig, BadData, BadImage, BadModel, EngineUnavailable
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import SIZE_PX, Kind, Pixels, prepare
 
-__all__ = ["Embedded", "Embedder", "Failed", "Source", "Timings"]
+__all__ = ["Embedded", "Embedder", "Failed", "Known", "Source", "Timings"]
 
 
 class Embedder:
@@ -168,6 +175,21 @@ class Embedder:
         Raises:
             EngineUnavailable: the engine failed as a whole.
         """
+        for item in self.stream_unknown(paths, kind, None):
+            assert not isinstance(item, Known)
+            yield item
+
+    def stream_unknown(
+        self, paths: Iterable[Path], kind: Kind, is_known: IsKnown | None
+    ) -> Generator[Embedded | Failed | Known, None, None]:
+        """Yields as `stream` does, but does not embed files of which `is_known` is true.
+
+        Args:
+            paths: the files.
+            kind: what they hold.
+            is_known: called on any thread with the SHA-256 of a file's bytes, as 64 hexadecimal
+                digits, once for each file that can be read.
+        """
         paths = iter(paths)
         first = next(paths, None)
         if first is None:
@@ -177,7 +199,7 @@ class Embedder:
             self._streams += 1
         try:
             every = itertools.chain((first,), paths)
-            yield from embed_stream(every, kind, engine, self._batch, self._account)
+            yield from embed_stream(every, kind, engine, self._batch, self._account, is_known)
         finally:
             with self._lock:
                 self._streams -= 1

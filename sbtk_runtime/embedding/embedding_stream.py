@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime.embedding.decode_pool import Decoded, DecodePool, Source
+from sbtk_runtime.embedding.decode_pool import Decoded, DecodePool, IsKnown, Source
 from sbtk_runtime.engines.engine import Embeddings, Engine, Images, checked_rows
 from sbtk_runtime.engines.engine_lanes import EngineLanes
 from sbtk_runtime.preprocess import Kind
@@ -65,6 +65,21 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Known:
+    """A file whose bytes are known, so that it was neither decoded nor embedded.
+
+    Attributes:
+        index: position in the input, from 0.
+        path: as given.
+        source: the state of the file that was read.
+    """
+
+    index: int
+    path: Path
+    source: Source
+
+
+@dataclass(frozen=True)
 class Timings:
     """Where the time of an embedder's streams went.
 
@@ -96,7 +111,8 @@ def embed_stream(
     engine: Engine,
     batch: int,
     account: Callable[[Timings], None],
-) -> Iterator[Embedded | Failed]:
+    is_known: IsKnown | None = None,
+) -> Iterator[Embedded | Failed | Known]:
     """Yields what became of each file, in the order of `paths`.
 
     Args:
@@ -105,13 +121,14 @@ def embed_stream(
         engine: shared by all of its lanes.
         batch: images that all lanes together work on at once.
         account: told, now and then, what was spent since it was last told.
+        is_known: says which files need not be decoded, by the SHA-256 of their bytes.
 
     Raises:
         EngineUnavailable: the engine failed as a whole. The threads have ended when it is raised,
             as they have when the iterator is closed.
     """
     start = time.perf_counter()
-    with DecodePool(kind, engine.info.threads) as pool, EngineLanes(engine) as lanes:
+    with DecodePool(kind, engine.info.threads, is_known) as pool, EngineLanes(engine) as lanes:
         try:
             for run in _runs(paths, pool, lanes, engine, batch, kind):
                 account(_cost(run.decoded))
@@ -182,12 +199,15 @@ class _Run:
     def is_done(self) -> bool:
         return self.rows is None or self.rows.done()
 
-    def items(self) -> Iterator[Embedded | Failed]:
+    def items(self) -> Iterator[Embedded | Failed | Known]:
         """Yields one item for each file, once the engine is done; raises what the engine raised."""
         rows: Iterator[tuple[NDArray[np.float32], bool]] = iter(())
         if self.rows is not None:
             rows = zip(*checked_rows(self.rows.result()), strict=True)
         for index, file in enumerate(self.decoded, start=self.first_index):
+            if file.is_known and file.source is not None:
+                yield Known(index, file.path, file.source)
+                continue
             if file.prepared is None or file.source is None:
                 yield Failed(index, file.path, file.reason, file.source)
                 continue

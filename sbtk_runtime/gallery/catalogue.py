@@ -215,10 +215,10 @@ class CatalogueView:
             WHERE row IN ({{rows}}) AND {_VISIBLE} GROUP BY row"""
         return sum(self._by_row(query, rows).values())
 
-    def name_of(self, row: int, under: bytes | None = None) -> tuple[int, bytes] | None:
-        """Returns id and path of the photo whose embedding is at `row`, if there is one.
+    def names_at(self, row: int, under: bytes | None = None) -> list[tuple[int, bytes]]:
+        """Returns ids and paths of the photos whose embedding is at `row`, by id.
 
-        Of several it is the one with the lowest id; with `under`, of those in that folder.
+        With `under` only those in that folder.
         """
         query = f"SELECT id, path FROM photos WHERE row = :row AND {_VISIBLE}"
         values: dict[str, object] = {"row": row, **self._generation}
@@ -226,8 +226,8 @@ class CatalogueView:
             query += " AND path >= :low AND path < :high"
             values["low"], values["high"] = below(under)
         with values_checked(self._path):
-            found = self._connection.execute(query + " ORDER BY id", values).fetchone()
-            return None if found is None else (integer(found[0]), blob(found[1]))
+            found = self._connection.execute(f"{query} ORDER BY id", values)
+            return [(integer(photo_id), blob(path)) for photo_id, path in found]
 
     def photo(self, photo_id: int) -> Photo | None:
         """Returns the photo with that id, if there is one."""

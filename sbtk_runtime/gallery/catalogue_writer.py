@@ -226,6 +226,14 @@ class Catalogue:
                 removed += 1
         return removed
 
+    def embedding_of(self, sha256: str) -> Embedding | None:
+        """Returns a photo of the bytes with that hash, missing or not; `None` if there is none."""
+        found = self.connection.execute(
+            f"SELECT id, path FROM photos WHERE sha256 = ? AND {_KNOWN} ORDER BY id",
+            (bytes.fromhex(sha256),),
+        ).fetchone()
+        return None if found is None else self._version(found[0], found[1], (0, None, None))
+
     def ids_below(self, folder: bytes | None, *, missing: bool = False) -> list[int]:
         """Returns the ids of the photos in a folder or of one file, or with `None` of all.
 

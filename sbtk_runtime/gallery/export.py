@@ -67,17 +67,20 @@ def export_gallery(folder: Path, out_folder: Path) -> ExportReport:
         vectors.hold()
         rows = view.rows()
         is_whole = RowCheck(view, vectors).is_intact(rows)
-        kept = rows[is_whole]
+        left_out = set(rows[~is_whole].tolist())
+        # Photos of the same bytes share a row, and each has a line in the table.
+        photo_rows = np.fromiter((photo.row for photo in view.photos()), dtype=np.int64)
+        kept = photo_rows[np.isin(photo_rows, rows[is_whole])]
         name = EMBEDDINGS_NAME if manifest.bits is None else CODES_NAME
         files = [out_folder / name, out_folder / TABLE_NAME]
         _write_rows(files[0], vectors, kept)
         if manifest.bits is not None:
             files.append(out_folder / itq_name(manifest.bits))
             write_atomically(files[-1], view.itq().to_bytes())
-        _write_csv(out_folder / TABLE_NAME, _table(view, set(rows[~is_whole].tolist())))
-        if _write_parquet(out_folder / PARQUET_NAME, _table(view, set(rows[~is_whole].tolist()))):
+        _write_csv(out_folder / TABLE_NAME, _table(view, left_out))
+        if _write_parquet(out_folder / PARQUET_NAME, _table(view, left_out)):
             files.append(out_folder / PARQUET_NAME)
-    return ExportReport(tuple(files), len(kept), len(rows) - len(kept), tuple(notices))
+    return ExportReport(tuple(files), len(kept), len(photo_rows) - len(kept), tuple(notices))
 
 
 def _write_rows(path: Path, vectors: Vectors | CodeShards, rows: Rows) -> None:
@@ -88,8 +91,10 @@ def _write_rows(path: Path, vectors: Vectors | CodeShards, rows: Rows) -> None:
     header = {"descr": descr, "fortran_order": False, "shape": (len(rows), width)}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for _, embeddings, _ in vectors.chunks(rows):
-            file.write(embeddings.astype(descr, copy=False).tobytes())
+        for start in range(0, len(rows), _TABLE_ROWS):
+            part, places = np.unique(rows[start : start + _TABLE_ROWS], return_inverse=True)
+            content = vectors.read(part)[0][places]
+            file.write(content.astype(descr, copy=False).tobytes())
 
 
 def _table(view: CatalogueView, left_out: set[int]) -> Iterator[dict[str, object]]:

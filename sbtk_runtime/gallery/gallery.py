@@ -27,7 +27,7 @@ from sbtk_runtime.gallery.folder import (
     open_view,
     published_manifest,
 )
-from sbtk_runtime.gallery.hit import Answer, Hit
+from sbtk_runtime.gallery.hit import Answer, Copy, Hit
 from sbtk_runtime.gallery.row_check import REPAIR, RowCheck
 from sbtk_runtime.gallery.shards import Rows, Shards
 from sbtk_runtime.gallery.vectors import Embeddings, Vectors
@@ -40,7 +40,7 @@ from sbtk_runtime.preprocess import Kind
 if TYPE_CHECKING:
     from sbtk_runtime.embedding.embed import Embedder
 
-__all__ = ["EXACT_BELOW", "Answer", "Gallery", "Hit", "Photo", "Search"]
+__all__ = ["EXACT_BELOW", "Answer", "Copy", "Gallery", "Hit", "Photo", "Search"]
 
 Search = Literal["auto", "hnsw", "exact"]
 
@@ -141,6 +141,7 @@ class Gallery:
         search: Search = "auto",
         *,
         under: Path | str | None = None,
+        fold: bool = True,
     ) -> list[Hit]:
         """Returns the `k` photos nearest to `embedding (D,) float32`, best first, by cosine.
 
@@ -154,13 +155,14 @@ class Gallery:
             search: by the HNSW graph, exactly, or whichever suits the gallery's size; a binary
                 gallery has no graph.
             under: only photos in this folder; they are searched exactly.
+            fold: photos of the same bytes are one hit, with its `copies`; else each is one.
 
         Raises:
             BadConfig: `k` is below 1, or there is no such way of searching the gallery.
             BadData: the embedding has another width, or is not finite.
             BadGallery: the gallery is empty.
         """
-        answer = self.answer(embedding, k, search, under=under)
+        answer = self.answer(embedding, k, search, under=under, fold=fold)
         # How many are unusable may have been said before, when fewer were known.
         self.notices[:] = [text for text in self.notices if text not in self._usable.said]
         for notice in answer.notices:
@@ -174,10 +176,11 @@ class Gallery:
         search: Search = "auto",
         *,
         under: Path | str | None = None,
+        fold: bool = True,
     ) -> Answer:
         """Returns the hits of `search` for `embedding (D,) float32`, and the notices about them."""
-        hits, allowed = self._intact_hits(embedding, k, search, under)
-        return Answer(hits, (*self._all_faults(), *_few_notices(allowed, k, under)))
+        hits, allowed = self._intact_hits(embedding, k, search, under, fold=fold)
+        return Answer(hits, (*self._all_faults(), *_few_notices(len(hits), allowed, k, under)))
 
     def similar(
         self,
@@ -186,6 +189,7 @@ class Gallery:
         search: Search = "auto",
         *,
         under: Path | str | None = None,
+        fold: bool = True,
     ) -> Answer:
         """Returns the photos most like one of the gallery, which is not among them.
 
@@ -203,10 +207,12 @@ class Gallery:
         rows, is_whole = self._vectors.read(row)
         if not (is_whole[0] and self._check.is_hit_intact(row)[0]):
             raise BadGallery(f"the embedding of photo {photo_id} is damaged", "", REPAIR)
-        hits, allowed = self._intact_hits(rows[0], k + 1, search, under)
-        others = [hit for hit in hits if hit.id != photo_id][:k]
+        hits, allowed = self._intact_hits(rows[0], k + 1, search, under, fold=fold)
+        others = [
+            hit for hit in hits if photo_id not in (hit.id, *(copy.id for copy in hit.copies))
+        ][:k]
         ranked = [replace(hit, rank=rank) for rank, hit in enumerate(others, start=1)]
-        few = _few_notices(allowed, k + 1, under) if len(ranked) < k else ()
+        few = _few_notices(len(ranked) + 1, allowed, k + 1, under)
         return Answer(ranked, (*self._all_faults(), *few))
 
     def photo(self, photo_id: int) -> Photo | None:
@@ -230,6 +236,7 @@ class Gallery:
         *,
         search: Search = "auto",
         under: Path | str | None = None,
+        fold: bool = True,
     ) -> list[Hit]:
         """Returns the photos that look like an image file, or like the bytes of one.
 
@@ -243,10 +250,16 @@ class Gallery:
         embedding, notices = embedder.embed_one(data, kind)
         for notice in notices:
             _note(self.notices, notice)
-        return self.search(embedding, k, search, under=under)
+        return self.search(embedding, k, search, under=under, fold=fold)
 
     def _intact_hits(
-        self, embedding: Embeddings | Codes, k: int, search: Search, under: Path | str | None
+        self,
+        embedding: Embeddings | Codes,
+        k: int,
+        search: Search,
+        under: Path | str | None,
+        *,
+        fold: bool,
     ) -> tuple[list[Hit], int]:
         """Returns hits whose rows hold what was committed, and how many photos might be hits.
 
@@ -274,7 +287,7 @@ class Gallery:
             allowed = self.count - self.unusable
         if not allowed and self.unusable >= self.count:
             raise BadGallery(self._usable.notice, "at least one that can be used", REPAIR)
-        return self._hits(rows, scores, folder), allowed
+        return self._hits(rows, scores, folder, k, fold=fold), allowed
 
     def _all_faults(self) -> tuple[str, ...]:
         """Returns what is wrong with the gallery, as far as it is known, in sentences."""
@@ -301,13 +314,26 @@ class Gallery:
             raise BadGallery(f"{self.folder} has no photos", "at least one", "sbtk index PHOTOS")
 
     def _hits(
-        self, rows: NDArray[np.int64], scores: NDArray[np.float32], under: bytes | None
+        self,
+        rows: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        folder: bytes | None,
+        k: int,
+        *,
+        fold: bool,
     ) -> list[Hit]:
         hits: list[Hit] = []
         for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
-            name = self._view.name_of(row, under)
-            if name is not None:
-                hits.append(Hit(len(hits) + 1, score, name[0], os.fsdecode(name[1])))
+            same = [Copy(i, os.fsdecode(path)) for i, path in self._view.names_at(row, folder)]
+            if fold and same:
+                hits.append(Hit(len(hits) + 1, score, same[0].id, same[0].path, tuple(same[1:])))
+            elif not fold:
+                room = k - len(hits)
+                first = len(hits) + 1
+                hits += [
+                    Hit(rank, score, copy.id, copy.path)
+                    for rank, copy in enumerate(same[:room], start=first)
+                ]
         return hits
 
     def _check_catalogue(self) -> None:
@@ -397,10 +423,12 @@ class _UsableRows:
         return rows
 
 
-def _few_notices(allowed: int, k: int, under: Path | str | None) -> tuple[str, ...]:
+def _few_notices(found: int, allowed: int, k: int, under: Path | str | None) -> tuple[str, ...]:
+    where = "" if under is None else f" below {printable_name(under)}"
+    if found < k <= allowed:
+        return (f"only {found:,} different photos are searchable{where}, so there are fewer hits",)
     if allowed >= k:
         return ()
-    where = "" if under is None else f" below {printable_name(under)}"
     return (f"only {allowed:,} photos are searchable{where}, so there are fewer hits",)
 
 

@@ -13,12 +13,12 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from sbtk_runtime.embedding.embed import Embedded, Embedder
+from sbtk_runtime.embedding.embed import Embedded, Embedder, Failed, Known
 from sbtk_runtime.errors import BadData, BadGallery, InternalError
 from sbtk_runtime.files import WriterLock, remove_stale_temporaries
 from sbtk_runtime.gallery.catalogue import Embedding, Failure, Origin
@@ -27,6 +27,7 @@ from sbtk_runtime.gallery.catalogue_writer import Catalogue, Stamps
 from sbtk_runtime.gallery.changes import Changes, Loss
 from sbtk_runtime.gallery.claim import claimed, require_codes
 from sbtk_runtime.gallery.codes import CodeShards, codes_of
+from sbtk_runtime.gallery.copies import Copies
 from sbtk_runtime.gallery.folder import (
     FAILURES_NAME,
     LOCK_NAME,
@@ -387,50 +388,51 @@ class _Update:
         """Embeds what is to be embedded, and commits it in batches."""
         total = changes.to_embed
         paths = (Path(os.fsdecode(path)) for path in changes.paths_to_embed())
-        pending: list[Embedded] = []
-        failures: list[Failure] = []
         started = time.perf_counter()
-        try:
-            for done, item in enumerate(self._embedder.stream(paths, "photo"), start=1):
-                if isinstance(item, Embedded):
-                    pending.append(item)
-                else:
-                    failures.append(
-                        changes.failure(
-                            os.fsencode(item.path), item.reason, was_read=item.source is not None
-                        )
-                    )
-                if len(pending) + len(failures) >= self._commit_every:
-                    self._commit(catalogue, vectors, changes, pending, failures)
-                self._progress(done, total, done / (time.perf_counter() - started))
-        except KeyboardInterrupt:
-            self._commit(catalogue, vectors, changes, pending, failures)
-            raise
-        self._commit(catalogue, vectors, changes, pending, failures)
+        with Copies(catalogue) as copies:
+            batch = _Pending(copies)
+            stream = self._embedder.stream_unknown(paths, "photo", copies.is_known)
+            try:
+                for done, item in enumerate(stream, start=1):
+                    batch.take(item, changes)
+                    if batch.size >= self._commit_every:
+                        self._commit(catalogue, vectors, changes, batch)
+                    self._progress(done, total, done / (time.perf_counter() - started))
+            except KeyboardInterrupt:
+                self._commit(catalogue, vectors, changes, batch)
+                raise
+            finally:
+                stream.close()
+            self._commit(catalogue, vectors, changes, batch)
+            # What these were copies of was replaced while they were read.
+            left = [item.path for item in copies.waiting]
+            copies.waiting.clear()
+            for item in self._embedder.stream_unknown(left, "photo", None):
+                batch.take(item, changes)
+            self._commit(catalogue, vectors, changes, batch)
 
     def _commit(
         self,
         catalogue: Catalogue,
         vectors: Vectors | CodeShards,
         changes: Changes,
-        pending: list[Embedded],
-        failures: list[Failure],
+        batch: _Pending,
     ) -> None:
-        if not pending and not failures:
-            return
         first_row = catalogue.committed_rows()
-        rows = [item.row for item in pending]
+        rows = [item.row for item in batch.embedded]
         batches = self._written(vectors, first_row, np.stack(rows)) if rows else []
-        embeddings = [
+        photos = [
             _embedding(item, row, changes.stamps(os.fsencode(item.path)))
-            for row, item in enumerate(pending, start=first_row)
+            for row, item in enumerate(batch.embedded, start=first_row)
         ]
-        new, changed = catalogue.commit(embeddings, failures, batches)
+        photos += batch.copies(catalogue, photos, changes)
+        if not photos and not batch.failures:
+            return
+        new, changed = catalogue.commit(photos, batch.failures, batches)
         self._new += new
         self._changed += changed
-        self._failed += len(failures)
-        pending.clear()
-        failures.clear()
+        self._failed += len(batch.failures)
+        batch.clear()
 
     def _written(
         self, vectors: Vectors | CodeShards, first_row: int, embeddings: Embeddings
@@ -489,6 +491,63 @@ def _absolute(path: Path) -> str:
     return os.path.abspath(path)  # noqa: PTH100 -- links are kept
 
 
+class _Pending:
+    """What the next commit takes."""
+
+    def __init__(self, copies: Copies) -> None:
+        self._copies = copies
+        self.embedded: list[Embedded] = []
+        self.failures: list[Failure] = []
+
+    @property
+    def size(self) -> int:
+        return len(self.embedded) + len(self.failures) + len(self._copies.waiting)
+
+    def take(self, item: Embedded | Failed | Known, changes: Changes) -> None:
+        if isinstance(item, Embedded):
+            self.embedded.append(item)
+        elif isinstance(item, Known):
+            self._copies.waiting.append(item)
+        else:
+            self._copies.note_failed(item)
+            path = os.fsencode(item.path)
+            self.failures.append(
+                changes.failure(path, item.reason, was_read=item.source is not None)
+            )
+
+    def copies(
+        self, catalogue: Catalogue, photos: list[Embedding], changes: Changes
+    ) -> list[Embedding]:
+        """Returns the copies of photos that are, or are about to be, in the catalogue.
+
+        Copies of what failed fail; those of what is still on its way wait.
+        """
+        here = {photo.sha256: photo for photo in photos}
+        found, waiting = [], []
+        for item in self._copies.waiting:
+            path, sha256 = os.fsencode(item.path), item.source.sha256
+            first = here.get(sha256) or catalogue.embedding_of(sha256)
+            if first is not None:
+                found.append(_copy(item, first, changes.stamps(path)))
+            elif (reason := self._copies.why_failed(item)) is not None:
+                self.failures.append(changes.failure(path, reason, was_read=True))
+            else:
+                waiting.append(item)
+        self._copies.waiting[:] = waiting
+        return found
+
+    def clear(self) -> None:
+        self._copies.note_committed(self.embedded)
+        self.embedded.clear()
+        self.failures.clear()
+
+
+def _copy(item: Known, first: Embedding, stamps: Stamps) -> Embedding:
+    mtime_ns, ctime_ns, inode = stamps
+    path = os.fsencode(item.path)
+    return replace(first, path=path, mtime_ns=mtime_ns, ctime_ns=ctime_ns, inode=inode)
+
+
 def _embedding(item: Embedded, row: int, stamps: Stamps) -> Embedding:
     mtime_ns, ctime_ns, inode = stamps
     return Embedding(
@@ -499,4 +558,5 @@ def _embedding(item: Embedded, row: int, stamps: Stamps) -> Embedding:
         row=row,
         ctime_ns=ctime_ns,
         inode=inode,
+        partial="; ".join(item.notices) or None,
     )

@@ -17,6 +17,14 @@ _PATH = "The path; left out when it is not UTF-8."
 _PATH_BYTES = "The path in base64, when it is not UTF-8."
 
 
+class CopyAnswer(BaseModel):
+    """A photo of the same bytes as a hit."""
+
+    id: int
+    path: str | None = Field(None, description=_PATH)
+    path_bytes: str | None = Field(None, description=_PATH_BYTES)
+
+
 class HitAnswer(BaseModel):
     """One photo that was found."""
 
@@ -25,11 +33,17 @@ class HitAnswer(BaseModel):
     id: int
     path: str | None = Field(None, description=_PATH)
     path_bytes: str | None = Field(None, description=_PATH_BYTES)
+    copies: list[CopyAnswer] | None = Field(
+        None, description="Other photos of the same bytes; left out when there are none."
+    )
 
     @classmethod
     def of(cls, hit: Hit) -> HitAnswer:
         """Returns the answer for a hit."""
-        return cls.model_construct(**hit.to_json())
+        fields = hit.to_json()
+        if "copies" in fields:
+            fields["copies"] = [CopyAnswer.model_construct(**copy) for copy in fields["copies"]]
+        return cls.model_construct(**fields)
 
 
 class QueryAnswer(BaseModel):

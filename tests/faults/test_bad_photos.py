@@ -8,13 +8,14 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sbtk_runtime.embedding.embed import Embedded, Embedder, Failed
+from sbtk_runtime.embedding.decode_pool import IsKnown
+from sbtk_runtime.embedding.embed import Embedded, Embedder, Failed, Known
 from sbtk_runtime.errors import BadData, BadGallery, InternalError
 from sbtk_runtime.gallery.catalogue_writer import Catalogue
 from sbtk_runtime.gallery.changes import Changes
@@ -113,8 +114,10 @@ def test_an_update_that_loses_files_is_an_internal_error(
     tmp_path: Path, embedder: Embedder
 ) -> None:
     class Losing(Embedder):
-        def stream(self, paths: Iterable[Path], kind: Kind) -> Iterator[Embedded | Failed]:
-            yield from itertools.islice(super().stream(paths, kind), 4)
+        def stream_unknown(
+            self, paths: Iterable[Path], kind: Kind, is_known: IsKnown | None
+        ) -> Generator[Embedded | Failed | Known, None, None]:
+            yield from itertools.islice(super().stream_unknown(paths, kind, is_known), 4)
 
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     write_photos(photos, 6)

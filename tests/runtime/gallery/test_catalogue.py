@@ -158,7 +158,7 @@ def test_photos_may_share_a_row(tmp_path: Path) -> None:
         assert view.count() == 4
         assert view.rows().tolist() == [0, 1]
         assert view.ids(np.array([0, 1, 2])).tolist() == [2, 4, 0]
-        assert view.name_of(0) == (2, b"/p/b")
+        assert view.names_at(0) == [(2, b"/p/b"), (5, b"/p/e")]
 
 
 def test_ids_are_never_given_twice(first: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_view_keeps_its_snapshot_through_a_purge(first: Path) -> None:
         catalogue.remove([1, 2, 3])
         catalogue.purge(2)
         assert view.rows().tolist() == [0, 1, 2]
-        assert view.name_of(1) == (2, b"/p/b")
+        assert view.names_at(1) == [(2, b"/p/b")]
     assert seen(first, 1) == {}
 
 

@@ -78,11 +78,11 @@ def require_told(error: SbtkError) -> None:
 
 READ: dict[str, tuple[str, Callable[[CatalogueView], object]]] = {
     "a fraction for a row": ("photos SET row = 2.5 WHERE id = 3", lambda view: view.rows(b"/")),
-    "a number for a path": ("photos SET path = 7 WHERE id = 3", lambda view: view.name_of(2)),
+    "a number for a path": ("photos SET path = 7 WHERE id = 3", lambda view: view.names_at(2)),
     "a text for a path": ("photos SET path = '/p' WHERE id = 3", lambda view: view.photo(3)),
     "a number for a hash": ("photos SET sha256 = 1.5", lambda view: list(view.photos())),
     "a text for a size": ("photos SET size_bytes = 'x'", lambda view: view.photo(3)),
-    "a text for an id": ("photos SET id = 'x' WHERE id = 3", lambda view: view.name_of(2)),
+    "a text for an id": ("photos SET id = 'x' WHERE id = 3", lambda view: view.names_at(2)),
     "a text for the width": ("facts SET value = '16' WHERE name = 'dim'", CatalogueView.dim),
     "a fraction for a batch": ("batches SET count = 2.5", lambda view: list(view.batches())),
     "a number for a batch's hash": ("batches SET sha256 = 2.5", lambda view: list(view.batches())),

@@ -228,7 +228,7 @@ def test_a_moved_photo_keeps_its_id(tmp_path: Path, embedder: Embedder) -> None:
         assert gallery.manifest.graph == graph
 
 
-def test_a_copy_is_a_photo_of_its_own(tmp_path: Path, embedder: Embedder) -> None:
+def test_a_copy_is_a_photo_of_its_own_and_not_embedded(tmp_path: Path, embedder: Embedder) -> None:
     (first, _) = write_photos(tmp_path / "photos", 2)
     update_gallery(tmp_path / "g.sbtk", [tmp_path / "photos"], embedder)
     shutil.copy2(first, tmp_path / "photos" / "copy.jpg")
