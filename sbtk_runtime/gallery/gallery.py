@@ -212,7 +212,9 @@ class Gallery:
             hit for hit in hits if photo_id not in (hit.id, *(copy.id for copy in hit.copies))
         ][:k]
         ranked = [replace(hit, rank=rank) for rank, hit in enumerate(others, start=1)]
-        few = _few_notices(len(ranked) + 1, allowed, k + 1, under)
+        few: tuple[str, ...] = ()
+        if len(ranked) < k:
+            few = _few_notices(len(ranked) + 1, allowed, k + 1, under)
         return Answer(ranked, (*self._all_faults(), *few))
 
     def photo(self, photo_id: int) -> Photo | None:
