@@ -90,7 +90,7 @@ class RerankingScorer(Scorer):
 
 
 def scorer_of(gallery: Embeddings | Codes, distance: Distance, rerank: Rerank) -> Scorer:
-    """Returns what scores queries against the gallery.
+    """Returns what scores queries against the gallery, `(N, D) float32` or `(N, B) uint8` codes.
 
     Raises:
         BadConfig: there is no such re-ranking, or the distance is not the cosine.
