@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from sbtk_runtime.errors import BadGallery
+from sbtk_runtime.gallery.neighbours import (
+    NEIGHBOURS_NAME,
+    Neighbours,
+    load_neighbours,
+    update_neighbours,
+)
+from sbtk_runtime.gallery.vectors import Vectors
+from sbtk_runtime.rerank import NEIGHBOURS
+
+DIM = 12
+
+
+@pytest.fixture
+def vectors(tmp_path: Path) -> Vectors:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(90, DIM))
+    vectors = Vectors(tmp_path / "vectors", DIM)
+    vectors.append(0, (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32))
+    return vectors
+
+
+def expected(vectors: Vectors, rows: NDArray[np.int64]) -> list[set[int]]:
+    """Returns each row's nearest others with a positive cosine, by a plain loop."""
+    embeddings, _ = vectors.read(rows)
+    found = []
+    for own, embedding in zip(rows, embeddings, strict=True):
+        cosines = {int(r): float(c) for r, c in zip(rows, embeddings @ embedding, strict=True)}
+        del cosines[int(own)]
+        best = sorted((row for row in cosines if cosines[row] > 0), key=lambda r: -cosines[r])
+        found.append(set(best[:NEIGHBOURS]))
+    return found
+
+
+def named(neighbours: Neighbours) -> list[set[int]]:
+    return [{row for row in near if row >= 0} for near in neighbours.near.tolist()]
+
+
+@settings(max_examples=25, deadline=None)
+@given(chosen=st.sets(st.integers(0, 89), min_size=1, max_size=60), seed=st.integers(0, 10_000))
+def test_additions_give_the_neighbours_that_all_at_once_give(
+    chosen: set[int], seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("gallery")
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(90, DIM))
+    vectors = Vectors(folder / "vectors", DIM)
+    vectors.append(0, (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32))
+    every = np.array(sorted(chosen))
+    for share in (0.3, 0.7, 1.0):
+        part = every[: max(1, round(share * len(every)))]
+        update_neighbours(folder, vectors, part, lambda text: None)
+    assert named(load_neighbours(folder, DIM)) == expected(vectors, every)
+
+
+def test_photos_that_left_are_no_neighbours_any_more(tmp_path: Path, vectors: Vectors) -> None:
+    rows = np.arange(90)
+    update_neighbours(tmp_path, vectors, rows, lambda text: None)
+    left = rows[rows % 9 != 0]  # few enough that the others' neighbours are kept
+    update_neighbours(tmp_path, vectors, left, lambda text: None)
+    found = load_neighbours(tmp_path, DIM)
+    assert found.rows.tolist() == left.tolist()
+    best = expected(vectors, rows)
+    for row, near in zip(left.tolist(), named(found), strict=True):
+        assert near == {other for other in best[row] if other % 9}
+    update_neighbours(tmp_path, vectors, np.arange(0, 90, 2), lambda text: None)
+    assert named(load_neighbours(tmp_path, DIM)) == expected(vectors, np.arange(0, 90, 2))
+
+
+def test_neighbours_are_named_by_their_places_among_the_hits(
+    tmp_path: Path, vectors: Vectors
+) -> None:
+    update_neighbours(tmp_path, vectors, np.arange(80), lambda text: None)
+    neighbours = load_neighbours(tmp_path, DIM)
+    hits = np.random.default_rng(1).permutation(90)[:40]  # some are not known
+    places, similarities = neighbours.among(hits)
+    embeddings, _ = vectors.read(np.arange(90))
+    assert places.shape == similarities.shape == (40, NEIGHBOURS)
+    for hit, near, cosines in zip(hits.tolist(), places.tolist(), similarities, strict=True):
+        if hit >= 80:
+            assert set(near) == {-1}
+            continue
+        kept = [place for place in near if place >= 0]
+        wanted = expected(vectors, np.arange(80))[hit] & set(hits.tolist())
+        assert {int(hits[place]) for place in kept} == wanted
+        for place, cosine in zip(near, cosines, strict=True):
+            if place >= 0:
+                assert cosine == pytest.approx(embeddings[hit] @ embeddings[hits[place]], abs=2e-3)
+
+
+def test_an_empty_file_knows_nobody(tmp_path: Path, vectors: Vectors) -> None:
+    update_neighbours(tmp_path, vectors, np.array([5]), lambda text: None)
+    places, _ = load_neighbours(tmp_path, DIM).among(np.array([5, 6]))
+    assert (places == -1).all()
+
+
+def test_nothing_is_written_where_nothing_changed(tmp_path: Path, vectors: Vectors) -> None:
+    update_neighbours(tmp_path, vectors, np.arange(30), lambda text: None)
+    before = (tmp_path / NEIGHBOURS_NAME).stat().st_mtime_ns
+    update_neighbours(tmp_path, vectors, np.arange(30), lambda text: None)
+    assert (tmp_path / NEIGHBOURS_NAME).stat().st_mtime_ns == before
+
+
+def test_every_damage_is_noticed_and_made_good(tmp_path: Path, vectors: Vectors) -> None:
+    rows = np.arange(60)
+    update_neighbours(tmp_path, vectors, rows, lambda text: None)
+    path = tmp_path / NEIGHBOURS_NAME
+    whole = path.read_bytes()
+    good = named(load_neighbours(tmp_path, DIM))
+    rng = np.random.default_rng(2)
+    for _ in range(150):
+        spoilt = bytearray(whole)
+        where = int(rng.integers(len(spoilt)))
+        spoilt[where] ^= int(rng.integers(1, 256))
+        path.write_bytes(bytes(spoilt) if rng.random() < 0.8 else whole[:where])
+        try:
+            found = load_neighbours(tmp_path, DIM)
+        except BadGallery:
+            continue
+        # Bytes of the archive that hold no data, such as a date, change nothing.
+        assert named(found) == good
+    path.write_bytes(whole[: len(whole) // 2])
+    update_neighbours(tmp_path, vectors, rows, lambda text: None)
+    assert named(load_neighbours(tmp_path, DIM)) == good
+
+
+def test_missing_neighbours_and_those_of_another_width_are_refused(
+    tmp_path: Path, vectors: Vectors
+) -> None:
+    with pytest.raises(BadGallery, match="has no neighbours"):
+        load_neighbours(tmp_path, DIM)
+    update_neighbours(tmp_path, vectors, np.arange(30), lambda text: None)
+    with pytest.raises(BadGallery, match="another sbtk or gallery"):
+        load_neighbours(tmp_path, DIM + 1)
