@@ -110,8 +110,11 @@ def _drawings(path: Path, classes: Sequence[str]) -> tuple[list[Drawing], NDArra
 
 
 def _embedder(model: Path) -> Embed:
-    if not (model / "manifest.json").exists():
-        return _torch_embedder(model)
+    return bundle_embedder(model) if (model / "manifest.json").exists() else _torch_embedder(model)
+
+
+def bundle_embedder(model: Path | None) -> Embed:
+    """Returns what embeds by a bundle's INT8 on ONNX Runtime; `None` is the default bundle."""
     from sbtk_runtime import Embedder
 
     embedder = Embedder(model, engine="onnxruntime", precision="int8")

@@ -90,6 +90,14 @@ search = click.option(
     help="How to search: by the HNSW graph (extra 'hnsw'), exactly, or whichever suits the "
     "gallery's size. Binary galleries are searched exactly.",
 )
+rerank = click.option(
+    "--rerank",
+    type=click.Choice(["none", "expand", "diffusion"]),
+    default="none",
+    show_default=True,
+    help="Order the hits by a query that its first hits are added to, or by spreading scores over "
+    "photos that are like each other.",
+)
 json = click.option("--json", "as_json", is_flag=True, help="Print JSON lines, for programs.")
 quiet = click.option("-q", "--quiet", is_flag=True, help="Print no progress and no notices.")
 

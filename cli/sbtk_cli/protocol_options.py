@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from sbtk_cli import options
 from sbtk_cli.bench_options import counts
 from sbtk_runtime.errors import BadConfig
 
@@ -89,21 +90,11 @@ _cuts = click.option(
 )
 
 
-_rerank = click.option(
-    "--rerank",
-    type=click.Choice(["none", "expand", "diffusion"]),
-    default="none",
-    show_default=True,
-    help="Put the hits in another order: by a query that its first hits are added to, or by "
-    "spreading scores over photos that are like each other.",
-)
-
-
 def protocol(function: Function) -> Function:
     """Adds the options of a protocol."""
     for option in (
         *(_cuts, _itq_rotation, _itq_on, _bits, _keep_duplicates),
-        *(_rerank, _ties, _distance, _setting, _queries),
+        *(options.rerank, _ties, _distance, _setting, _queries),
     ):
         function = option(function)
     return function

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sbtk_runtime.gallery.gallery import Gallery, Hit, Search
     from sbtk_runtime.manifest import Precision
     from sbtk_runtime.preprocess import Kind
+    from sbtk_runtime.rerank import Rerank
 
 _HELP = """Find the photos that look like a sketch.
 
@@ -48,6 +49,7 @@ sbtk query cat.png --paths0 | xargs -0 cp -t found/
 @options.as_default_sketch
 @options.gallery
 @options.search
+@options.rerank
 @click.option(
     "--no-fold",
     "fold",
@@ -79,6 +81,7 @@ def command(
     kind: Kind,
     gallery: Path,
     search: Search,
+    rerank: Rerank,
     fold: bool,
     sheet: Path | None,
     show: bool,
@@ -119,7 +122,7 @@ def command(
         said=lambda text: output.notice(text, quiet=quiet),
     ) as embedder:
         try:
-            hits = opened.query(data, embedder, k, kind, search=search, fold=fold)
+            hits = opened.query(data, embedder, k, kind, search=search, rerank=rerank, fold=fold)
         except BadImage as problem:
             raise _named(problem, sketch) from problem
     for text in opened.notices:

@@ -14,6 +14,7 @@ from sbtk_cli.gallery_model import bundle_for_gallery
 if TYPE_CHECKING:
     from sbtk_runtime.gallery.gallery import Search
     from sbtk_runtime.manifest import Precision
+    from sbtk_runtime.rerank import Rerank
 
 _HELP = """Draw in the browser and find photos.
 
@@ -61,6 +62,7 @@ sbtk serve --host 0.0.0.0
     help="Another name to answer to, such as a reverse proxy's. May be given again.",
 )
 @options.search
+@options.rerank
 @options.model
 @options.engine
 @options.precision
@@ -75,6 +77,7 @@ def command(
     token: str | None,
     allow_hosts: tuple[str, ...],
     search: Search,
+    rerank: Rerank,
     model: str | None,
     engine: str,
     precision: Precision | None,
@@ -102,6 +105,7 @@ def command(
         bundle,
         EngineChoice(engine, precision, threads, device),
         search=search,
+        rerank=rerank,
         said=lambda text: output.notice(text, quiet=quiet),
     )
     try:

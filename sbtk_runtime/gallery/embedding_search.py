@@ -18,9 +18,11 @@ from sbtk_runtime.gallery.hnsw import (
     has_hnswlib,
     import_hnswlib,
 )
+from sbtk_runtime.gallery.neighbours import Neighbours, load_neighbours
 from sbtk_runtime.gallery.shards import Rows
-from sbtk_runtime.gallery.vectors import Vectors, unit_row
+from sbtk_runtime.gallery.vectors import Embeddings, Vectors, unit_row
 from sbtk_runtime.manifest import GalleryManifest
+from sbtk_runtime.rerank import CANDIDATES, EXPAND_HITS, Rerank, diffused, expanded_query
 
 
 class EmbeddingSearch:
@@ -52,6 +54,7 @@ class EmbeddingSearch:
         self._is_large = is_large
         self._note = note
         self._graph: Graph | None = None
+        self._neighbours: Neighbours | None = None
         self._graph_lock = threading.Lock()
         self._graph_problem = "" if manifest.graph else "there is no graph"
         if is_large:
@@ -81,6 +84,45 @@ class EmbeddingSearch:
                 return rows, scores
         rows = self._live_rows() if among is None else among
         return exact_search(self._vectors, rows, query, k)
+
+    def reranked(
+        self,
+        embedding: NDArray[np.generic],
+        k: int,
+        among: Rows | None,
+        search: str,
+        rerank: Rerank,
+    ) -> tuple[Rows, Scores]:
+        """Returns what `nearest` does in another order; scores are cosines of the embedding still.
+
+        Raises:
+            BadGallery: diffusion, and the gallery has no neighbours of its photos.
+        """
+        if rerank == "diffusion":
+            rows, scores = self.nearest(embedding, max(k, CANDIDATES), among, search)
+            near = self._usable_neighbours().among(rows[:CANDIDATES])
+            order = np.argsort(-diffused(scores[:CANDIDATES], *near), kind="stable")
+            order = np.concatenate([order, np.arange(len(order), len(rows))])[:k]
+            return rows[order], scores[order]
+        rows, scores = self.nearest(embedding, EXPAND_HITS, among, search)
+        query = unit_row(embedding, self._vectors.dim)
+        expanded = expanded_query(query, self._embeddings(rows), scores)
+        rows, _ = self.nearest(expanded, k, among, search)
+        return rows, self._embeddings(rows) @ query
+
+    def _embeddings(self, rows: Rows) -> Embeddings:
+        """Returns the unit rows `(N, D) float32` of `rows`, in their order."""
+        order = np.argsort(rows)
+        sorted_rows, _ = self._vectors.read(rows[order])
+        embeddings = np.empty_like(sorted_rows)
+        embeddings[order] = sorted_rows
+        return embeddings
+
+    def _usable_neighbours(self) -> Neighbours:
+        with self._graph_lock:
+            if self._neighbours is None:
+                self._neighbours = load_neighbours(self._folder, self._vectors.dim)
+            return self._neighbours
 
     def _takes_graph(self, search: str, k: int) -> bool:
         if search != "auto":

@@ -20,6 +20,7 @@ from sbtk_runtime.gallery.catalogue import CatalogueView, Photo
 from sbtk_runtime.gallery.code_search import CodeSearch
 from sbtk_runtime.gallery.codes import CodeShards
 from sbtk_runtime.gallery.embedding_search import EmbeddingSearch
+from sbtk_runtime.gallery.exact import Scores
 from sbtk_runtime.gallery.folder import (
     check_model,
     kept_text,
@@ -36,6 +37,7 @@ from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, read_gallery_manifest
 from sbtk_runtime.names import printable_name
 from sbtk_runtime.preprocess import Kind
+from sbtk_runtime.rerank import Rerank, require_rerank
 
 if TYPE_CHECKING:
     from sbtk_runtime.embedding.embed import Embedder
@@ -142,6 +144,7 @@ class Gallery:
         *,
         under: Path | str | None = None,
         fold: bool = True,
+        rerank: Rerank = "none",
     ) -> list[Hit]:
         """Returns the `k` photos nearest to `embedding (D,) float32`, best first, by cosine.
 
@@ -156,13 +159,15 @@ class Gallery:
                 gallery has no graph.
             under: only photos in this folder; they are searched exactly.
             fold: photos of the same bytes are one hit, with its `copies`; else each is one.
+            rerank: puts hits in another order, see `sbtk_runtime.rerank`; scores stay cosines.
 
         Raises:
-            BadConfig: `k` is below 1, or there is no such way of searching the gallery.
+            BadConfig: `k` is below 1, there is no such way of searching or re-ranking, or a binary
+                gallery is to be re-ranked.
             BadData: the embedding has another width, or is not finite.
             BadGallery: the gallery is empty.
         """
-        answer = self.answer(embedding, k, search, under=under, fold=fold)
+        answer = self.answer(embedding, k, search, under=under, fold=fold, rerank=rerank)
         # How many are unusable may have been said before, when fewer were known.
         self.notices[:] = [text for text in self.notices if text not in self._usable.said]
         for notice in answer.notices:
@@ -177,9 +182,10 @@ class Gallery:
         *,
         under: Path | str | None = None,
         fold: bool = True,
+        rerank: Rerank = "none",
     ) -> Answer:
         """Returns the hits of `search` for `embedding (D,) float32`, and the notices about them."""
-        hits, allowed = self._intact_hits(embedding, k, search, under, fold=fold)
+        hits, allowed = self._intact_hits(embedding, k, search, under, fold=fold, rerank=rerank)
         return Answer(hits, (*self._all_faults(), *_few_notices(len(hits), allowed, k, under)))
 
     def similar(
@@ -190,6 +196,7 @@ class Gallery:
         *,
         under: Path | str | None = None,
         fold: bool = True,
+        rerank: Rerank = "none",
     ) -> Answer:
         """Returns the photos most like one of the gallery, which is not among them.
 
@@ -207,7 +214,7 @@ class Gallery:
         rows, is_whole = self._vectors.read(row)
         if not (is_whole[0] and self._check.is_hit_intact(row)[0]):
             raise BadGallery(f"the embedding of photo {photo_id} is damaged", "", REPAIR)
-        hits, allowed = self._intact_hits(rows[0], k + 1, search, under, fold=fold)
+        hits, allowed = self._intact_hits(rows[0], k + 1, search, under, fold=fold, rerank=rerank)
         others = [
             hit for hit in hits if photo_id not in (hit.id, *(copy.id for copy in hit.copies))
         ][:k]
@@ -239,6 +246,7 @@ class Gallery:
         search: Search = "auto",
         under: Path | str | None = None,
         fold: bool = True,
+        rerank: Rerank = "none",
     ) -> list[Hit]:
         """Returns the photos that look like an image file, or like the bytes of one.
 
@@ -252,7 +260,7 @@ class Gallery:
         embedding, notices = embedder.embed_one(data, kind)
         for notice in notices:
             _note(self.notices, notice)
-        return self.search(embedding, k, search, under=under, fold=fold)
+        return self.search(embedding, k, search, under=under, fold=fold, rerank=rerank)
 
     def _intact_hits(
         self,
@@ -262,6 +270,7 @@ class Gallery:
         under: Path | str | None,
         *,
         fold: bool,
+        rerank: Rerank,
     ) -> tuple[list[Hit], int]:
         """Returns hits whose rows hold what was committed, and how many photos might be hits.
 
@@ -269,6 +278,7 @@ class Gallery:
             BadGallery: all embeddings are damaged.
         """
         self._check_question(k, search)
+        require_rerank(rerank)
         among: Rows | None = None
         folder: bytes | None = None
         if under is not None:
@@ -278,7 +288,7 @@ class Gallery:
         while True:
             usable = None if among is None else self._usable.among(among)
             allowed = self.count - self.unusable if usable is None else len(usable)
-            rows, scores = self._searched.nearest(embedding, min(k, allowed), usable, search)
+            rows, scores = self._nearest(embedding, min(k, allowed), usable, search, rerank)
             # A row may have been damaged since it was checked, and the graph has copies of its own.
             is_intact = self._check.is_hit_intact(rows)
             if is_intact.all():
@@ -290,6 +300,22 @@ class Gallery:
         if not allowed and self.unusable >= self.count:
             raise BadGallery(self._usable.notice, "at least one that can be used", REPAIR)
         return self._hits(rows, scores, folder, k, fold=fold), allowed
+
+    def _nearest(
+        self,
+        embedding: Embeddings | Codes,
+        k: int,
+        among: Rows | None,
+        search: Search,
+        rerank: Rerank,
+    ) -> tuple[Rows, Scores]:
+        if rerank == "none" or not k:
+            return self._searched.nearest(embedding, k, among, search)
+        if not isinstance(self._searched, EmbeddingSearch):
+            raise BadConfig(
+                f"--rerank {rerank} of a binary gallery", "embeddings, or --rerank none"
+            )
+        return self._searched.reranked(embedding, k, among, search, rerank)
 
     def _all_faults(self) -> tuple[str, ...]:
         """Returns what is wrong with the gallery, as far as it is known, in sentences."""

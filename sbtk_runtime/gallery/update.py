@@ -41,6 +41,7 @@ from sbtk_runtime.gallery.folder import (
     write_failures,
 )
 from sbtk_runtime.gallery.graph import next_graph
+from sbtk_runtime.gallery.neighbours import update_neighbours
 from sbtk_runtime.gallery.shards import Batch, Shards
 from sbtk_runtime.gallery.vectors import Embeddings, Vectors
 from sbtk_runtime.itq import Itq
@@ -458,6 +459,9 @@ def _publish(
     graph = None
     if isinstance(vectors, Vectors) and catalogue.live():
         graph = next_graph(folder, catalogue, vectors, previous, notify)
+        update_neighbours(
+            folder, vectors, np.fromiter(catalogue.live_rows(), dtype=np.int64), notify
+        )
     is_same = published is not None and graph == published.graph
     if is_same and not catalogue.is_changed() and has_snapshot(folder, published):
         return

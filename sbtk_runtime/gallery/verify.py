@@ -23,6 +23,7 @@ from sbtk_runtime.gallery.folder import (
     open_rows,
 )
 from sbtk_runtime.gallery.hnsw import Graph, check_graph_file, has_hnswlib
+from sbtk_runtime.gallery.neighbours import NEIGHBOURS_NAME, load_neighbours
 from sbtk_runtime.gallery.row_check import RowCheck
 from sbtk_runtime.gallery.shards import Rows
 from sbtk_runtime.gallery.vectors import Embeddings, Vectors
@@ -130,6 +131,7 @@ def _verify(
         else:
             _check_graph_file(folder, manifest, problems)
             found = _found_exactly(vectors, intact, sample, problems)
+        _check_neighbours(folder, vectors, problems)
     else:
         found = _found_by_code(vectors, intact, sample, problems)
     # Photos that wait for their generation to be published count too.
@@ -144,6 +146,16 @@ def _verify(
         bits=manifest.bits,
         by_graph=by_graph,
     )
+
+
+def _check_neighbours(folder: Path, vectors: Vectors, problems: list[str]) -> None:
+    """Looks at what hits are re-ranked by, if there is any."""
+    if not (folder / NEIGHBOURS_NAME).exists():
+        return
+    try:
+        load_neighbours(folder, vectors.dim)
+    except BadGallery as problem:
+        problems.append(f"{problem.found}; 'sbtk index' on your photos makes it again")
 
 
 def _check_catalogue(folder: Path, manifest: GalleryManifest, problems: list[str]) -> None:

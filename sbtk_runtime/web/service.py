@@ -27,6 +27,7 @@ from sbtk_runtime.gallery.hit import Answer, Hit
 from sbtk_runtime.gallery.hnsw import import_hnswlib
 from sbtk_runtime.manifest import GalleryManifest, Precision
 from sbtk_runtime.preprocess import Kind, Prepared
+from sbtk_runtime.rerank import Rerank
 from sbtk_runtime.web.followed_gallery import FollowedGallery
 from sbtk_runtime.web.photo_files import PhotoGone, open_photo
 from sbtk_runtime.web.uploads import UploadDecoder
@@ -94,6 +95,7 @@ class Service:
         bundle: the model that made it.
         choice: the engine to run it on.
         search: how to search.
+        rerank: how to order what is found.
         said: told what an engine does that takes long.
 
     Attributes:
@@ -111,6 +113,7 @@ class Service:
         choice: EngineChoice | None = None,
         *,
         search: Search = "auto",
+        rerank: Rerank = "none",
         said: Said = said_nothing,
     ) -> None:
         self.folder = folder
@@ -122,6 +125,7 @@ class Service:
         self.loaded: Future[None] = Future()
         self._choice = choice or EngineChoice()
         self._search: Search = search
+        self._rerank: Rerank = rerank
         self._said = said
         self._embedder: Embedder | None = None
         self._gallery: FollowedGallery | None = None
@@ -212,7 +216,9 @@ class Service:
         assert self._embedder is not None
         embedding = self._embedder.embed_prepared(prepared.pixels, kind)
         return self._found(
-            lambda gallery: gallery.answer(embedding, k, self._search, under=under),
+            lambda gallery: gallery.answer(
+                embedding, k, self._search, under=under, rerank=self._rerank
+            ),
             prepared.notices,
         )
 
@@ -227,7 +233,7 @@ class Service:
 
         def answer(gallery: Gallery) -> Answer:
             _photo(gallery, photo_id)
-            return gallery.similar(photo_id, k, self._search, under=under)
+            return gallery.similar(photo_id, k, self._search, under=under, rerank=self._rerank)
 
         return self._found(answer)
 
@@ -280,7 +286,7 @@ class Service:
             embedding, _ = embedder.embed_one(_warm_up_sketch(), "sketch")
             with self._gallery.reading() as gallery:
                 if gallery.count:
-                    gallery.answer(embedding, 1, self._search)
+                    gallery.answer(embedding, 1, self._search, rerank=self._rerank)
         except BaseException:
             embedder.close()
             raise

@@ -235,3 +235,16 @@ def test_a_cold_query_imports_no_more_than_it_needs(shared_gallery: Path) -> Non
         "importlib.metadata",
         "sbtk_runtime.report.hit_sheet",
     }
+
+
+@pytest.mark.parametrize("rerank", ["expand", "diffusion"])
+def test_an_indexed_gallery_can_be_reranked(
+    shared_gallery: Path, capsys: pytest.CaptureFixture[str], rerank: str
+) -> None:
+    assert main([*QUERY, "--json"]) == 0
+    plain = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert main([*QUERY, "--json", "--rerank", rerank]) == 0
+    again = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {hit["id"] for hit in plain} == {hit["id"] for hit in again}
+    scores = {hit["id"]: hit["score"] for hit in plain}
+    assert all(hit["score"] == pytest.approx(scores[hit["id"]], abs=1e-5) for hit in again)

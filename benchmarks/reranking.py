@@ -1,0 +1,108 @@
+"""What re-ranking gains and costs, on galleries with few and with many photos of each class.
+
+    python -m benchmarks.reranking --data sketchy125 --distractors photos1000
+
+Classes are a fold's validation classes and held-out sketches of training classes, never unseen
+ones. Beside mAP stands the rank of the very photo that a sketch was drawn from.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.drawings import bundle_embedder
+from benchmarks.result import Result, print_result
+from sbtk_runtime.rerank import RERANKS, Rerank, Reranker
+from sbtk_runtime.retrieval.metrics import evaluate
+from sbtk_train.data import ImageSet, divide, read_dataset
+from sbtk_train.data.splits import open_split
+
+_PHOTOS_PER_CLASS = (1, 5, 10, 25)
+
+Rows = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+
+def main() -> None:
+    """Prints a row for each kind of classes and number of photos of each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="a bundle; by default the one that comes along")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--split", default="SK-YE")
+    parser.add_argument("--fold", type=int, default=0, help="division seed of the model's run")
+    parser.add_argument("--distractors", type=Path, required=True, help="a folder of photos")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+
+    data = read_dataset(options.data)
+    division = divide(data, open_split(options.split, data.classes), seed=options.fold)
+    embed = bundle_embedder(options.model)
+    distractors = embed(sorted(options.distractors.glob("*.jpg")), "photo")
+    rows, figures = [], {}
+    for name, asked, searched in (
+        ("validation", division.validation, division.validation),
+        ("training", division.held_out, division.training),
+    ):
+        sketches = embed(asked.sketches, "sketch")
+        photos = embed(searched.photos, "photo")
+        for count in _PHOTOS_PER_CLASS:
+            kept = _first_of_each(searched.photo_labels, count)
+            gallery = np.concatenate([photos[kept], distractors])
+            labels = np.concatenate([searched.photo_labels[kept], np.full(len(distractors), -1)])
+            own = _own_photo(asked, [searched.photos[row] for row in kept])
+            found = {
+                how: _figures(sketches, asked.sketch_labels, gallery, labels, own, how)
+                for how in RERANKS
+            }
+            figures[f"{name}-{count}"] = found
+            cells = [f"{found[how][key]:.3f}" for how in RERANKS for key in found[how]]
+            rows.append([name, str(count), *cells])
+    columns = ["classes", "photos of each"]
+    columns += [f"{how}: {key}" for how in RERANKS for key in ("mAP@all", "P@10", "own R@10")]
+    notes = [
+        f"{len(distractors):,} distractors; fold {options.fold} of {options.split}; "
+        f"{len(division.validation.classes)} validation and {len(division.training.classes)} "
+        "training classes",
+        "own R@10: share of sketches whose own photo, where it is in the gallery, is in the first "
+        "ten",
+    ]
+    print_result(
+        Result("Re-ranking by photos of a class", columns, rows, figures, notes),
+        "benchmarks.reranking",
+        as_json=options.json,
+    )
+
+
+def _figures(
+    sketches: Rows, labels: Labels, gallery: Rows, gallery_labels: Labels, own: Labels, how: Rerank
+) -> dict[str, float]:
+    found = evaluate(sketches, labels, gallery, gallery_labels, rerank=how).summary()
+    asked = np.flatnonzero(own >= 0)
+    scores = Reranker(gallery, how).scores(sketches[asked])
+    own_score = scores[np.arange(len(asked)), own[asked]]
+    ranks = (scores > own_score[:, None]).sum(axis=1) + 1
+    return {"map": found["mAP@all"], "p10": found["P@10"], "own": float((ranks <= 10).mean())}
+
+
+def _first_of_each(labels: Labels, count: int) -> Labels:
+    rows = [np.flatnonzero(labels == label)[:count] for label in np.unique(labels)]
+    return np.concatenate(rows)
+
+
+def _own_photo(asked: ImageSet, photos: list[Path]) -> Labels:
+    """Returns each sketch's own photo, `<id>.jpg` of `<id>-<k>.png`; -1 where it is not there."""
+    place = {(photo.parent.name, photo.stem): number for number, photo in enumerate(photos)}
+    return np.array(
+        [
+            place.get((sketch.parent.name, sketch.stem.rpartition("-")[0]), -1)
+            for sketch in asked.sketch_files
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
