@@ -231,7 +231,10 @@ def _in_two_classes(data: ImageSet, sha256: Mapping[Path, bytes]) -> Iterator[tu
     """Yields the first two images of different classes for each content that has such two."""
     first: dict[bytes, tuple[int, Path]] = {}
     told: set[bytes] = set()
-    for paths, labels in ((data.sketches, data.sketch_labels), (data.photos, data.photo_labels)):
+    for paths, labels in (
+        (data.sketch_files, data.sketch_labels),
+        (data.photos, data.photo_labels),
+    ):
         for path, label in zip(paths, labels.tolist(), strict=True):
             digest = sha256.get(path)
             if digest is None or digest in told:
@@ -276,7 +279,7 @@ def _problems_of_all(check: DataCheck) -> list[str]:
 
 
 def _folders_of(data: ImageSet) -> set[Path]:
-    return {path.parent for path in (*data.sketches, *data.photos)}
+    return {path.parent for path in (*data.sketch_files, *data.photos)}
 
 
 def _counts(data: ImageSet, labels: Rows) -> Rows:

@@ -145,7 +145,7 @@ def test_auto_measures_the_first_that_works_alone(bundle: Bundle, pictures: Pict
 def test_map_stands_beside_each_speed(bundle: Bundle, pictures: Pictures, tmp_path: Path) -> None:
     images = read_dataset(write_dataset(tmp_path / "data"))
     labelled = LabelledSet(
-        LabelledImages(images.sketches, images.sketch_labels.tolist(), images.classes),
+        LabelledImages(images.sketch_files, images.sketch_labels.tolist(), images.classes),
         LabelledImages(images.photos, images.photo_labels.tolist(), images.classes),
         "6 classes",
     )

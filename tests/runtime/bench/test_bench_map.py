@@ -37,7 +37,7 @@ def images(tmp_path: Path) -> ImageSet:
 
 
 def sketches_of(images: ImageSet) -> LabelledImages:
-    return LabelledImages(images.sketches, images.sketch_labels.tolist(), images.classes)
+    return LabelledImages(images.sketch_files, images.sketch_labels.tolist(), images.classes)
 
 
 def photos_of(images: ImageSet) -> LabelledImages:
@@ -50,7 +50,7 @@ def test_figures_equal_scikit_learn_on_the_same_embeddings(
     from sklearn.metrics import average_precision_score
 
     report = measure_map(embedder, sketches_of(images), photos_of(images), of="6 classes")
-    queries = [embedder.embed_one(path.read_bytes(), "sketch")[0] for path in images.sketches]
+    queries = [embedder.embed_one(path.read_bytes(), "sketch")[0] for path in images.sketch_files]
     gallery = [embedder.embed_one(path.read_bytes(), "photo")[0] for path in images.photos]
     scores = np.stack(queries) @ np.stack(gallery).T
     expected = [
@@ -121,7 +121,7 @@ def test_codes_are_of_the_embeddings_that_are_measured_without_them(
     def rows(paths: Sequence[Path], kind: Kind) -> Embeddings:
         return np.stack([embedder.embed_one(path.read_bytes(), kind)[0] for path in paths])
 
-    sketches, photos = rows(images.sketches, "sketch"), rows(images.photos, "photo")
+    sketches, photos = rows(images.sketch_files, "sketch"), rows(images.photos, "photo")
     both = np.concatenate([sketches, photos])
     for fitted_on, itq in {
         "training": fit_itq(both, 8),
