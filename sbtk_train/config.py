@@ -16,7 +16,10 @@ CONFIG_NAME = "config.resolved.toml"
 #: Fields that say how a run is made and do not change what is asked for.
 FREE_FIELDS = ("workers", "threads", "device", "checkpoint_minutes", "feature_folder")
 #: Fields that name files, which may have moved when a run is resumed; hashes say they are the same.
-PLACES = ("data", "split", "classes", "weights", "teacher")
+PLACES = (
+    *("data", "split", "classes", "weights", "teacher"),
+    *("class_map", "more_sketches", "more_photos"),
+)
 #: The refitted embedding is a linear map of the ImageNet logits.
 MAX_REFIT_DIM = 1000
 

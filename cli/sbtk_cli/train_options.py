@@ -329,7 +329,7 @@ def config_from(
         classes=absolute(values["classes"]),
         more_sketches=tuple(str(path.resolve()) for path in values["more_sketches"]),
         more_photos=tuple(str(path.resolve()) for path in values["more_photos"]),
-        class_map=values["class_map"] or "",
+        class_map=_class_map(values["class_map"] or ""),
         backbone=choose_backbone(weights, values["backbone"], said),
         weights=absolute(weights),
         teacher=absolute(values["teacher"]),
@@ -345,6 +345,13 @@ def config_from(
 def absolute(path: Path | str | None) -> str:
     """Returns a path as a run's configuration keeps it; empty for none."""
     return "" if path is None else str(Path(path).absolute())
+
+
+def _class_map(name_or_file: str) -> str:
+    from sbtk_train.data.more_images import is_brought
+
+    is_file = name_or_file and not is_brought(name_or_file)
+    return absolute(name_or_file) if is_file else name_or_file
 
 
 def _is_split_file(split: str) -> bool:

@@ -64,15 +64,21 @@ def resumed_config(
     return config.made_as(replace(config, **free))
 
 
-def _place(name: str, found: object, own: object) -> str:
+def _place(name: str, found: object, own: object) -> str | tuple[str, ...]:
     """Returns the path of a file given in the place of the run's own; empty if it is not one."""
     from sbtk_cli.train_options import absolute
+    from sbtk_train.data.more_images import is_brought
     from sbtk_train.students.weights_file import find_weights
 
+    if isinstance(found, tuple):
+        is_there = own and all(Path(path).exists() for path in found)
+        return tuple(str(Path(path).resolve()) for path in found) if is_there else ()
     if not own or str(found) in ("none", "imagenet") or not Path(str(found)).exists():
         return ""
     if name == "split" and not Path(str(own)).is_absolute():
         return ""  # a published or drawn one, or a file that an older version named
+    if name == "class_map" and (is_brought(str(found)) or is_brought(str(own))):
+        return ""
     return absolute(find_weights(str(found), None) if name == "weights" else str(found))
 
 

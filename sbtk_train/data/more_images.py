@@ -55,6 +55,11 @@ def class_map_names() -> list[str]:
     return sorted(Path(entry.name).stem for entry in _maps().iterdir() if ".toml" in entry.name)
 
 
+def is_brought(name_or_file: str) -> bool:
+    """Returns whether a class map is one that sbtk brings, and not a file."""
+    return name_or_file in class_map_names()
+
+
 def open_class_map(name_or_file: str) -> ClassMap:
     """Returns a class map that sbtk brings, or that of a TOML file; an empty one for no name.
 
@@ -64,8 +69,8 @@ def open_class_map(name_or_file: str) -> ClassMap:
     """
     if not name_or_file:
         return ClassMap()
-    brought = _maps().joinpath(f"{name_or_file}.toml")
-    source = brought if brought.is_file() else Path(name_or_file)
+    is_own = not is_brought(name_or_file)
+    source = Path(name_or_file) if is_own else _maps().joinpath(f"{name_or_file}.toml")
     try:
         tables = tomllib.loads(source.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:

@@ -26,6 +26,7 @@ from sbtk_runtime.files import (
     write_json_atomically,
 )
 from sbtk_train.config import TrainConfig, read_config
+from sbtk_train.data.more_images import is_brought
 from sbtk_train.distributed import ALONE, Team
 from sbtk_train.progress import EpochDone, Listener, StepDone
 from sbtk_train.recipes import SbtknetRecipe, Selection
@@ -122,7 +123,7 @@ def _train(
     if resume:
         own = team.agreed(lambda: read_config(folder))
         config = own.made_as(config)
-        team.agreed(lambda: _require_same_weights(config, folder))
+        team.agreed(lambda: _require_same_files(config, folder))
     is_longer = config.recipe.epochs > own.recipe.epochs
     if not team.is_first:
         return _assist(config, folder, resume, is_longer, on_trainer, team)
@@ -184,18 +185,21 @@ def _data_explained(config: TrainConfig, own: TrainConfig) -> Iterator[None]:
         ) from problem
 
 
-def _require_same_weights(config: TrainConfig, folder: Path) -> None:
-    """Refuses to go on where a weights file is missing, or another than the run started with."""
+def _require_same_files(config: TrainConfig, folder: Path) -> None:
+    """Refuses to go on where a file is missing, or another than the run started with."""
     recorded = read_json_object(folder / RECORD, BadConfig) if (folder / RECORD).is_file() else {}
-    for option in ("weights", "teacher"):
-        file, entry = getattr(config, option), recorded.get(option)
+    for name, shown in (
+        ("weights", "weights are"),
+        ("teacher", "teacher is"),
+        ("class_map", "class map is"),
+    ):
+        file, entry = getattr(config, name), recorded.get(name)
+        option = name.replace("_", "-")
         if not file or not isinstance(entry, dict):
             continue
         if not Path(file).is_file():
             raise BadConfig(
-                f"the run's {option} are not in {file} any more"
-                if option == "weights"
-                else f"the run's teacher is not in {file} any more",
+                f"the run's {shown} not in {file} any more",
                 f"the same file, of SHA-256 {str(entry.get('sha256'))[:12]}",
                 f"sbtk train --resume {folder} --{option} FILE",
             )
@@ -300,6 +304,7 @@ def _record(config: TrainConfig, materials: Materials) -> dict[str, Any]:
         "dim": config.dim,
         "weights": _file_record(config.weights),
         "teacher": _file_record(config.teacher),
+        "class_map": _file_record("" if is_brought(config.class_map) else config.class_map),
         "knowledge_sha256": materials.knowledge_sha256 or None,
         "recipe": asdict(config.recipe),
         "seed": config.seed,

@@ -121,3 +121,37 @@ def test_an_embedding_longer_than_the_logits_is_refused_with_the_refit_and_train
     assert not (tmp_path / "refused").exists()
     assert main([*words, "--no-refit", "--out", str(tmp_path / "run")]) == 0
     assert load_file(tmp_path / "run" / STUDENT)["embedding.weight"].shape == (1024, 512)
+
+
+def test_further_images_and_their_class_map_are_the_same_in_another_place(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    more = write_dataset(old / "more", classes=("pail", "lamp"))
+    (old / "map.toml").write_text('[classes]\npail = "crate"\n')
+    monkeypatch.chdir(old)
+    words = ["--weights", "none", "--split", "unseen.txt", "--dim", "8", "--epochs", "1"]
+    shutil.copy(place / "unseen.txt", old)
+    words += ["--more-sketches", "more/sketch", "--more-photos", "more/photo"]
+    words += ["--class-map", "map.toml", "--out", "run"]
+    assert main(["train", str(place / "data"), *TINY, *words]) == 0
+    assert read_config(old / "run").class_map == str(old / "map.toml")
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--resume", "old/run", "--epochs", "2"]) == 0
+    old = old.rename(tmp_path / "new")
+    capsys.readouterr()
+    assert main(["train", "--resume", "new/run"]) == 2
+    shown = capsys.readouterr().err
+    assert "the run's class map is not in" in shown
+    assert "next: sbtk train --resume new/run --class-map FILE" in shown
+    words = ["train", "--resume", "new/run", "--split", "new/unseen.txt"]
+    words += ["--more-sketches", "new/more/sketch", "--more-photos", "new/more/photo"]
+    (tmp_path / "other.toml").write_text('[classes]\npail = ""\n')
+    assert main([*words, "--class-map", "other.toml"]) == 2
+    assert "is not the file that the run was started with" in capsys.readouterr().err
+    assert main([*words, "--class-map", "new/map.toml"]) == 0
+    config = read_config(tmp_path / "new" / "run")
+    assert config.class_map == str(tmp_path / "new" / "map.toml")
+    assert config.more_photos == (str(more / "photo").replace("/old/", "/new/"),)
+    assert load_state(tmp_path / "new" / "run")[1].epoch == 2
