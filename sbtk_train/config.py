@@ -10,6 +10,7 @@ from typing import Any
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import write_atomically
 from sbtk_runtime.preprocess import SIZE_PX
+from sbtk_train.data.division import VALIDATION_CLASSES
 from sbtk_train.recipes import METHODS, Method, Recipe, recipe_type
 
 CONFIG_NAME = "config.resolved.toml"
@@ -72,7 +73,7 @@ class TrainConfig:
     freeze_until: str = ""
     seed: int = 0
     division_seed: int = 0
-    validation_classes: int = 10
+    validation_classes: int = VALIDATION_CLASSES
     held_out_share: float = 0.05
     precision: str = "auto"
     device: str = "auto"

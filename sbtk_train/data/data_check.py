@@ -17,6 +17,7 @@ from sbtk_train.data.dataset import Dataset, ignored_lines
 from sbtk_train.data.division import (
     MIN_SKETCHES,
     MIN_TRAINING_CLASSES,
+    VALIDATION_CLASSES,
     divide,
     export_problem_of,
     listing_of,
@@ -124,6 +125,13 @@ class DataCheck:
                 "of training, which needs two sketches and one photo in each: "
                 + named(self.too_few)
             )
+        lines += [
+            f"{usable} {what} have two sketches and one photo; sbtk train needs "
+            f"{VALIDATION_CLASSES + MIN_TRAINING_CLASSES} unless you lower --validation-classes "
+            f"({VALIDATION_CLASSES} by default): {_fewer_to_validate_on(usable)}"
+            for what, usable in _usable(self)
+            if MIN_TRAINING_CLASSES <= usable < VALIDATION_CLASSES + MIN_TRAINING_CLASSES
+        ]
         if self.in_two_classes:
             first = self.in_two_classes[0]
             lines.append(
@@ -266,16 +274,31 @@ def _problems_of_all(check: DataCheck) -> list[str]:
                 f"the {kind} images of {len(empty_above)} of the class folders lie in folders "
                 f"below; move them up: {named([printable_name(folder) for folder in empty_above])}"
             )
-    few = set(check.too_few)
-    sides = [(f"seen classes of {split.name}", split.match.seen) for split in check.splits]
-    for what, names in sides or [("classes", data.classes)]:
-        usable = len(set(names) - few)
-        if data.sketches and data.photos and usable < MIN_TRAINING_CLASSES + 1:
-            problems.append(
-                f"{usable} {what} have two sketches and one photo; training needs "
-                f"{MIN_TRAINING_CLASSES}, and at least one more to validate on"
-            )
+    problems += [
+        f"{usable} {what} have two sketches and one photo; training needs "
+        f"{MIN_TRAINING_CLASSES}, and {VALIDATION_CLASSES} more to validate on by default"
+        for what, usable in _usable(check)
+        if usable < MIN_TRAINING_CLASSES
+    ]
     return problems
+
+
+def _usable(check: DataCheck) -> list[tuple[str, int]]:
+    """Returns how many classes could be trained on: of each split, or of all; none without images.
+
+    An empty domain is told by itself.
+    """
+    data, few = check.dataset.images, set(check.too_few)
+    if not (data.sketches and data.photos):
+        return []
+    sides = [(f"seen classes of {split.name}", split.match.seen) for split in check.splits]
+    return [(what, len(set(names) - few)) for what, names in sides or [("classes", data.classes)]]
+
+
+def _fewer_to_validate_on(usable: int) -> str:
+    """Returns the options with which `sbtk train` takes so few classes."""
+    spare = usable - MIN_TRAINING_CLASSES
+    return "--validation-classes " + (f"{spare} or fewer" if spare else "0 --selection last")
 
 
 def _folders_of(data: ImageSet) -> set[Path]:

@@ -20,6 +20,8 @@ from sbtk_train.data.image_set import ImageSet, Listing, of_classes, with_sketch
 from sbtk_train.data.splits import Split
 
 MIN_TRAINING_CLASSES = 3
+#: Seen classes that are kept for validation, where nothing else is asked for.
+VALIDATION_CLASSES = 10
 #: Of a class: one sketch is held out, so a class with a single one could not be trained on.
 MIN_SKETCHES = 2
 
@@ -47,7 +49,7 @@ def divide(
     split: Split,
     *,
     seed: int,
-    validation_classes: int = 10,
+    validation_classes: int = VALIDATION_CLASSES,
     held_out_share: float = 0.05,
     only_classes: Sequence[str] | None = None,
 ) -> Division:

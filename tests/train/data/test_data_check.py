@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sbtk_runtime.errors import BadData
 from sbtk_runtime.preprocess import Kind
 from sbtk_train.data.data_check import check_data, splits_of
 from sbtk_train.data.dataset import Dataset, open_dataset
+from sbtk_train.data.division import divide
 from sbtk_train.data.image_check import ImageCheck, check_images
 from sbtk_train.data.published_data import PUBLISHED_DATA, published_data
 from sbtk_train.data.splits import Split, open_split
@@ -163,7 +165,7 @@ def test_files_that_training_does_not_read_are_counted_by_suffix(tmp_path: Path)
         (root / "photo" / "arch" / name).write_bytes(b"x")
     check = check_data(open_dataset(root), [])
     assert check.photos.total == 12
-    assert check.notices() == [
+    assert check.notices()[:-1] == [
         "4 files among the photo images not read: 2 .svg, 1 without a suffix, 1 .txt"
     ]
     assert check.notices()[0] in check.dataset.images.notices
@@ -205,9 +207,34 @@ def test_classes_with_one_sketch_are_named_and_too_few_others_are_a_problem(
     assert "two sketches and one photo in each: ball" in check.notices()[0]
     assert not check.problems()
     assert not check.is_whole()
-    split = Split("x", ("arch", "crate"))
+    split = Split("x", ("arch", "crate", "disc"))
     (problem,) = check_data(open_dataset(root), [split]).problems()
-    assert problem.startswith("3 seen classes of x have two sketches and one photo; training needs")
+    assert problem.startswith("2 seen classes of x have two sketches and one photo; training needs")
+
+
+@pytest.mark.parametrize(
+    ("classes", "way_out"),
+    [(3, "0 --selection last"), (4, "1 or fewer"), (12, "9 or fewer"), (13, "")],
+)
+def test_fewer_classes_than_training_takes_by_default_are_told_with_the_options(
+    tmp_path: Path, classes: int, way_out: str
+) -> None:
+    root = write_dataset(tmp_path, [f"c{i}" for i in range(classes + 1)], sketches=2, photos=1)
+    data = open_dataset(root)
+    split = Split("x", ("c0",))
+    check = check_data(data, [split])
+    told = [line for line in check.notices() if "unless you lower --validation-classes" in line]
+    assert check.problems() == []
+    if way_out:
+        (line,) = told
+        assert line.endswith(f": --validation-classes {way_out}")
+        count = int(way_out.split()[0])
+        assert len(divide(data.images, split, seed=0, validation_classes=count).training.classes)
+        with pytest.raises(BadData, match="at least 13"):
+            divide(data.images, split, seed=0)
+    else:
+        assert told == []
+        divide(data.images, split, seed=0)
 
 
 def test_folders_of_archives_and_systems_are_not_classes(tmp_path: Path) -> None:
