@@ -112,6 +112,7 @@ def make_old(folder: Path) -> None:
             connection.execute(f"INSERT INTO {table} SELECT {columns} FROM new_{table}")
             connection.execute(f"DROP TABLE new_{table}")
         connection.execute("DROP TABLE row_checksums")
+        connection.execute("DELETE FROM facts WHERE name = 'rows_shared'")
         connection.execute(f"PRAGMA user_version = {version - 2}")
     replace(read_gallery_manifest(folder), snapshot=None).write(folder)
 

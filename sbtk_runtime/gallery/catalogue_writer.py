@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -331,6 +331,49 @@ class Catalogue:
         """Notes the CRC-32 of the bytes of consecutive rows."""
         with catalogue_errors(self.path), transaction(self.connection):
             self._put_checksums(first_row, crc32s)
+
+    def checksums(self, rows: Sequence[int]) -> dict[int, int]:
+        """Returns the committed CRC-32 of each of `rows`, by row, where it is known."""
+        known: dict[int, int] = {}
+        with values_checked(self.path):
+            for row in rows:
+                query = "SELECT crc32 FROM row_checksums WHERE row = ?"
+                if (found := self.connection.execute(query, (row,)).fetchone()) is not None:
+                    known[row] = integer(found[0])
+        return known
+
+    def share_rows(self, choose: Callable[[list[int]], int | None]) -> int:
+        """Gives photos of the same bytes one row; returns how many got another.
+
+        Looked for once in a catalogue: photos that are added now share rows from the start.
+
+        Args:
+            choose: of ascending rows, returns the one to keep, or `None` to leave them as they are.
+        """
+        if self._fact("rows_shared"):
+            return 0
+        query = f"SELECT sha256 FROM photos WHERE {_KNOWN} GROUP BY sha256 HAVING count(*) > 1"
+        shared = 0
+        with catalogue_errors(self.path), transaction(self.connection):
+            for (sha256,) in self.connection.execute(query).fetchall():
+                found = self.connection.execute(
+                    "SELECT id, row, path, mtime_ns, ctime_ns, inode, missing_in NOT NULL "
+                    f"FROM photos WHERE sha256 = ? AND {_KNOWN} ORDER BY row, id",
+                    (sha256,),
+                ).fetchall()
+                rows = sorted({row for _, row, *_ in found})
+                kept = choose(rows) if len(rows) > 1 else None
+                if kept is None:
+                    continue
+                for photo_id, row, path, *stamps, is_missing in found:
+                    if row != kept:
+                        photo = self._version(photo_id, path, tuple(stamps))
+                        self._put(photo_id, replace(photo, row=kept))
+                        if is_missing:
+                            self._lose(photo_id)
+                        shared += 1
+            self._set_fact("rows_shared", 1)
+        return shared
 
     def failures(self) -> Iterator[tuple[bytes, str]]:
         """Yields paths and reasons, by path."""

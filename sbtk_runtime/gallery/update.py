@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -270,6 +271,7 @@ class _Update:
             tidy(folder, catalogue, vectors, published)
             self._drop_lost(catalogue, vectors)
             self._add_checksums(catalogue, vectors)
+            self._share_rows(catalogue, vectors)
             changes = Changes(catalogue, self._roots, self._walk(), checksum=checksum)
             # What comes through a link lies below it, as if the link had been named.
             catalogue.record_roots(map(os.fsencode, self._followed))
@@ -366,6 +368,14 @@ class _Update:
                 rows = np.arange(batch.first_row, batch.first_row + batch.count)
                 content, _ = vectors.read_bytes(rows)
                 catalogue.store_checksums(batch.first_row, [zlib.crc32(row) for row in content])
+
+    def _share_rows(self, catalogue: Catalogue, vectors: Shards) -> None:
+        """Gives photos of the same bytes one embedding, where an older sbtk gave each its own."""
+        shared = catalogue.share_rows(partial(_first_intact, catalogue, vectors))
+        if shared:
+            self._notices.append(
+                f"{shared:,} photos share the embedding of an identical one from now on"
+            )
 
     def _timings(self) -> dict[str, float]:
         """Returns what this update added to the embedder's timings."""
@@ -479,6 +489,16 @@ def _publish(
     )
     manifest.write(folder)
     tidy(folder, catalogue, vectors, manifest)
+
+
+def _first_intact(catalogue: Catalogue, vectors: Shards, rows: list[int]) -> int | None:
+    """Returns the first row that holds what was committed; `None` if none is known to."""
+    known = catalogue.checksums(rows)
+    content, is_whole = vectors.read_bytes(np.array(rows, dtype=np.int64))
+    for row, data, whole in zip(rows, content, is_whole, strict=True):
+        if whole and known.get(row) == zlib.crc32(data):
+            return row
+    return None
 
 
 def _loss_told(loss: Loss, folder: Path) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,11 @@ import pytest
 from sbtk_runtime.embedding.embed import Embedder
 from sbtk_runtime.gallery.catalogue import CatalogueView
 from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME, EMBEDDINGS_SCHEMA
+from sbtk_runtime.gallery.catalogue_writer import Catalogue
 from sbtk_runtime.gallery.export import export_gallery
 from sbtk_runtime.gallery.folder import open_rows, published_manifest
 from sbtk_runtime.gallery.gallery import Gallery
-from sbtk_runtime.gallery.update import update_gallery
+from sbtk_runtime.gallery.update import drop_photos, update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from tests.tiny import write_photos
 from tests.tiny_codes import tiny_code_bundle
@@ -108,3 +111,60 @@ def test_an_old_gallery_that_is_damaged_is_not_given_checksums_for_it(
     with closing(CatalogueView(folder, published_manifest(folder).generation)) as view:
         assert view.checksums(view.rows()) == {}
     assert not verify_gallery(folder).is_good
+
+
+def give_rows_of_their_own(folder: Path, sha256: str) -> None:
+    """Gives photos of the same bytes a row each but for the first, as an older sbtk did."""
+    manifest = published_manifest(folder)
+    with Catalogue(folder, manifest.generation + 1) as catalogue:
+        vectors = open_rows(folder, manifest.dim, manifest.bits)
+        first = catalogue.embedding_of(sha256)
+        assert first is not None
+        with closing(CatalogueView(folder, manifest.generation)) as view:
+            copies = [path for _, path in view.names_at(first.row)][1:]
+        rows, _ = vectors.read(np.full(len(copies), first.row))
+        first_row = catalogue.committed_rows()
+        batches = vectors.append(first_row, rows)
+        photos = [replace(first, path=path, row=first_row + i) for i, path in enumerate(copies)]
+        catalogue.commit(photos, [], batches)
+    drop_photos(folder, is_missing_only=True)  # publishes
+    make_old(folder)
+
+
+@pytest.mark.parametrize("bits", [None, BITS])
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_identical_photos_of_an_old_gallery_are_folded_without_embedding_them(
+    tmp_path: Path, embedder: Embedder, bits: int | None, is_damaged: bool
+) -> None:
+    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
+    paths = write_photos(photos, 4)
+    for number in range(5):
+        shutil.copy2(paths[1], photos / f"z{number}.png")
+    update_gallery(folder, [photos], embedder, bits=bits)
+    with Gallery.open(folder) as gallery:
+        (hit,) = gallery.query(paths[1], embedder, 1, "photo")
+        photo = gallery.photo(hit.id)
+        assert photo is not None
+    give_rows_of_their_own(folder, photo.sha256)
+    query = np.ones(16, np.float32)
+    with Gallery.open(folder) as gallery:
+        assert [hit.copies for hit in gallery.search(query, 9)] == [()] * 9
+    if is_damaged:
+        shard = next((folder / "vectors").iterdir())
+        shard.write_bytes(b"\x3c" + shard.read_bytes()[1:])
+    (photos / "z4.png").rename(tmp_path / "away.png")
+    before = embedder.timings.files
+    report = update_gallery(folder, [photos], embedder)
+    assert (report.unchanged, report.missing, report.live) == (8, 1, 8)
+    assert "5 photos share the embedding of an identical one from now on" in report.notices
+    with Gallery.open(folder) as gallery:
+        assert max(len(hit.copies) for hit in gallery.search(query, 9)) == 4
+    (tmp_path / "away.png").rename(photos / "z4.png")
+    report = update_gallery(folder, [photos], embedder)
+    assert (report.revived, report.live, report.notices) == (1, 9, ())
+    assert embedder.timings.files == before
+    with Gallery.open(folder) as gallery:
+        hits = gallery.search(query, 9)
+        assert sorted(len(hit.copies) for hit in hits) == ([5] if is_damaged else [0, 0, 0, 5])
+    if not is_damaged:
+        assert verify_gallery(folder).problems == ()
