@@ -15,7 +15,7 @@ from sbtk_runtime.web.answers import HitAnswer, QueryAnswer
 from sbtk_runtime.web.api_errors import error_answers
 from sbtk_runtime.web.body import BodyReader
 from sbtk_runtime.web.metrics import Metrics
-from sbtk_runtime.web.parameters import Hits, Id
+from sbtk_runtime.web.parameters import Fold, Hits, Id
 from sbtk_runtime.web.refusals import Refusal, Refused
 from sbtk_runtime.web.service import Found, Service
 from sbtk_runtime.web.uploads import MEDIA_TYPES, is_accepted
@@ -77,6 +77,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
         under: Folder,
         kind: Annotated[Kind, Query(alias="as", description="What the picture is.")] = "sketch",
         k: Hits = 24,
+        fold: Fold = True,
     ) -> Response:
         if not is_accepted(request.headers.get("content-type", "")):
             raise Refused(_UNSUPPORTED)
@@ -85,7 +86,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
             started = time.perf_counter()
             prepared = await service.uploads.prepared(request, data, kind)
         found = await answer_of(
-            request, service.queries, lambda: service.query(prepared, kind, k, under)
+            request, service.queries, lambda: service.query(prepared, kind, k, under, fold=fold)
         )
         return _answered(found, started, metrics)
 
@@ -101,11 +102,12 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
         photo_id: Id,
         under: Folder,
         k: Hits = 24,
+        fold: Fold = True,
     ) -> Response:
         service.require_ready()
         started = time.perf_counter()
         found = await answer_of(
-            request, service.queries, lambda: service.similar(photo_id, k, under)
+            request, service.queries, lambda: service.similar(photo_id, k, under, fold=fold)
         )
         return _answered(found, started, metrics)
 

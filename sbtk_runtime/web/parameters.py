@@ -1,4 +1,4 @@
-"""What a request's parameters may be: known, given once, and numbers of plain digits."""
+"""What a request's parameters may be: known, given once, numbers of plain digits."""
 
 from __future__ import annotations
 
@@ -30,11 +30,23 @@ def _plain_digits(given: Any) -> Any:
     return given
 
 
+def _plain_truth(given: Any) -> Any:
+    """Returns a truth value as it was given; pydantic's own also takes "on", "1" and others."""
+    if isinstance(given, str) and given not in ("true", "false"):
+        raise ValueError("a truth value is written true or false")
+    return given
+
+
 _Digits = BeforeValidator(_plain_digits)
 
 # The check of digits stands last: then the description keeps what stands before it.
 Id = Annotated[int, Path(ge=1, description="The id of a hit."), _Digits]
 Hits = Annotated[int, Query(ge=1, le=MAX_HITS, description="How many photos to find."), _Digits]
+Fold = Annotated[
+    bool,
+    Query(description="Photos of the same bytes are one hit, with its copies; else each is one."),
+    BeforeValidator(_plain_truth),
+]
 Size = Annotated[SizePx, Query(description="Pixels that the longer side has at most."), _Digits]
 
 

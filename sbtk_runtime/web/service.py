@@ -204,7 +204,15 @@ class Service:
             raise Loading("the gallery is being opened", "", "try again in a second")
         return self._gallery.reading()
 
-    def query(self, prepared: Prepared, kind: Kind, k: int, under: str | None = None) -> Found:
+    def query(
+        self,
+        prepared: Prepared,
+        kind: Kind,
+        k: int,
+        under: str | None = None,
+        *,
+        fold: bool = True,
+    ) -> Found:
         """Returns the photos that look like an upload.
 
         Raises:
@@ -217,12 +225,14 @@ class Service:
         embedding = self._embedder.embed_prepared(prepared.pixels, kind)
         return self._found(
             lambda gallery: gallery.answer(
-                embedding, k, self._search, under=under, rerank=self._rerank
+                embedding, k, self._search, under=under, fold=fold, rerank=self._rerank
             ),
             prepared.notices,
         )
 
-    def similar(self, photo_id: int, k: int, under: str | None = None) -> Found:
+    def similar(
+        self, photo_id: int, k: int, under: str | None = None, *, fold: bool = True
+    ) -> Found:
         """Returns the photos that look like one of the gallery, which is not among them.
 
         Raises:
@@ -233,7 +243,9 @@ class Service:
 
         def answer(gallery: Gallery) -> Answer:
             _photo(gallery, photo_id)
-            return gallery.similar(photo_id, k, self._search, under=under, rerank=self._rerank)
+            return gallery.similar(
+                photo_id, k, self._search, under=under, fold=fold, rerank=self._rerank
+            )
 
         return self._found(answer)
 

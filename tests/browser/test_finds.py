@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.gallery.update import update_gallery
 from tests.browser.conftest import GENERATED
 from tests.browser.visit import DOOR, ROOF, Visit
+from tests.serve_process import serving
+from tests.tiny import write_photos
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator
+    from playwright.sync_api import Browser, Locator
 
 ALL_PHOTOS = GENERATED + 3
 
@@ -153,6 +158,38 @@ def test_a_folder_narrows_the_hits(found: Visit, photos: Path) -> None:
     with found.new_hits():
         choice.select_option("")
     assert len(found.ids()) == 24
+
+
+def test_identical_photos_are_one_card_and_the_viewer_lists_them(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    first, *_ = write_photos(tmp_path / "photos", 4)
+    copies = [tmp_path / "photos" / f"copy <b>{number}.jpg" for number in range(3)]
+    for copy in copies:
+        shutil.copy(first, copy)
+    with Embedder(engine="onnxruntime", threads=1) as embedder:
+        update_gallery(tmp_path / "g.sbtk", [tmp_path / "photos"], embedder)
+    options = ("--engine", "onnxruntime", "--threads", "1")
+    with serving(tmp_path / "g.sbtk", *options, log=tmp_path / "log") as served:
+        served.wait_until_ready()
+        with Visit(chromium, served.origin) as visit:
+            visit.open()
+            with visit.new_hits():
+                visit.stroke(ROOF)
+            assert len(visit.ids()) == 4
+            cards = visit.page.locator("#hits a")
+            assert cards.locator(".card-copies:visible").all_text_contents() == ["+3 identical"]
+            cards.filter(has_text="+3 identical").click()
+            dialog = visit.page.locator("dialog[open]")
+            assert not dialog.locator("li").first.is_visible()
+            dialog.get_by_text("+3 identical").click()
+            shown = {dialog.locator("#viewer-path").text_content()}
+            assert shown | set(dialog.locator("li").all_text_contents()) == {
+                str(path) for path in (first, *copies)
+            }
+            is_last = str(visit.page.evaluate("location.href")).endswith(f"{visit.ids()[-1]}")
+            visit.page.keyboard.press("ArrowLeft" if is_last else "ArrowRight")
+            visit.page.wait_for_function("() => document.getElementById('viewer-copies').hidden")
 
 
 def _card(visit: Visit, index: int) -> Locator:

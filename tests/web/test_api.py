@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -118,7 +119,17 @@ def test_a_folder_may_have_any_bytes_in_its_name(workplace: Workplace) -> None:
 
 @pytest.mark.parametrize(
     "parameters",
-    ["?k=0", "?k=-1", "?k=201", "?k=many", "?k=", "?as=painting", "?under=photos", "?under="],
+    [
+        "?k=0",
+        "?k=-1",
+        "?k=201",
+        "?k=many",
+        "?k=",
+        "?as=painting",
+        "?under=photos",
+        "?under=",
+        "?fold=1",
+    ],
 )
 def test_parameters_out_of_range_are_named(server: ServeProcess, parameters: str) -> None:
     answer = query(server.port, sketch_png(), parameters)
@@ -304,6 +315,27 @@ def test_alike_photos_are_found_without_the_photo_itself(
     under = quote(str(shared.photos / "album"))
     inside = ask(server.port, f"/v1/photos/{photo_id}/similar?under={under}").json()["hits"]
     assert len(inside) == 6
+
+
+def test_copies_are_one_hit_or_each_one(workplace: Workplace) -> None:
+    for number in range(3):
+        shutil.copy(workplace.photos / "photo-0001.png", workplace.photos / f"copy {number}.png")
+    workplace.index()
+    with workplace.serving() as process:
+        process.wait_until_ready()
+        folded = query(process.port, sketch_png(), "?k=11&fold=true").json()["hits"]
+        assert query(process.port, sketch_png(), "?k=11").json()["hits"] == folded
+        assert sorted(len(hit.get("copies", [])) for hit in folded) == [0] * 7 + [3]
+        single = query(process.port, sketch_png(), "?k=11&fold=false").json()["hits"]
+        assert len({hit["id"] for hit in single}) == len(single) == 11
+        assert not any("copies" in hit for hit in single)
+        (hit,) = (hit for hit in folded if "copies" in hit)
+        similar = f"/v1/photos/{hit['copies'][0]['id']}/similar?k=9"
+        assert len(ask(process.port, similar).json()["hits"]) == 7
+        others = ask(process.port, f"{similar}&fold=false").json()["hits"]
+        assert {copy["id"] for copy in hit["copies"][1:]} | {hit["id"]} <= {
+            other["id"] for other in others
+        }
 
 
 @pytest.mark.parametrize("what", ["", "/thumbnail", "/file", "/similar"])

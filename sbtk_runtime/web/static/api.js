@@ -1,6 +1,7 @@
 // The server's answers. Addresses are relative, so that a reverse proxy may put the page anywhere.
 
-/** @typedef {{ rank: number, score: number, id: number, path?: string | null, path_bytes?: string | null }} Hit */
+/** @typedef {{ id: number, path?: string | null, path_bytes?: string | null }} Copy */
+/** @typedef {{ rank: number, score: number, id: number, path?: string | null, path_bytes?: string | null, copies?: Copy[] }} Hit */
 /** @typedef {{ hits: Hit[], generation: number, engine: unknown, took_ms: number, notices?: string[] }} Answer */
 /** @typedef {{ path?: string | null, path_bytes?: string | null, name: string, count: number }} Folder */
 /** @typedef {{ name: string, count: number, generation: number, folders: Folder[] }} Gallery */

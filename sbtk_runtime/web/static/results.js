@@ -193,7 +193,13 @@ function describe({ item, link, hit }) {
   const name = nameOf(hit);
   const score = scoreText(hit.score);
   link.href = hrefOf({ photo: hit.id });
-  link.setAttribute("aria-label", `${name}, number ${hit.rank}, score ${score}`);
+  const copies = copiesText(hit);
+  link.setAttribute("aria-label", `${name}, number ${hit.rank}, score ${score}${copies && `, ${copies}`}`);
+  const badge = link.querySelector(".card-copies");
+  if (badge instanceof HTMLElement) {
+    badge.textContent = copies;
+    badge.hidden = copies === "";
+  }
   link.title = pathOf(hit);
   item.style.setProperty("--share", `${Math.min(1, Math.max(0, hit.score))}`);
   const texts = { ".card-rank": `${hit.rank}`, ".card-name": name, ".card-score": score };
@@ -202,6 +208,15 @@ function describe({ item, link, hit }) {
     if (element !== null && element.textContent !== text) element.textContent = text;
   }
   item.querySelector(".card-like")?.setAttribute("aria-label", `More like ${name}`);
+}
+
+/**
+ * How many other photos of the same bytes a hit stands for; empty for none.
+ * @param {Hit} hit
+ * @returns {string}
+ */
+export function copiesText({ copies }) {
+  return copies?.length ? `+${copies.length.toLocaleString("en")} identical` : "";
 }
 
 /**

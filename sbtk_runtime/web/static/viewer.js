@@ -6,7 +6,9 @@ import { copyText } from "./clipboard.js";
 import { exactPathOf, nameOf, pathOf } from "./names.js";
 import { byId, enable } from "./page.js";
 import { closePhoto, swap } from "./place.js";
+import { copiesText } from "./results.js";
 
+/** @typedef {import("./api.js").Hit} Hit */
 /** @typedef {import("./api.js").Photo} Photo */
 /** @typedef {import("./results.js").Results} Results */
 
@@ -55,6 +57,7 @@ export class Viewer extends EventTarget {
     this.#picture(id);
     this.#title(hit ? nameOf(hit) : "Photo", hit ? pathOf(hit) : "");
     byId("viewer-facts", HTMLElement).textContent = "";
+    this.#copies(hit);
     byId("viewer-file", HTMLAnchorElement).href = fileUrl(id);
     this.#neighbours();
     if (!this.#dialog.open) this.#dialog.showModal();
@@ -107,6 +110,24 @@ export class Viewer extends EventTarget {
     } catch (error) {
       if (!signal.aborted && error instanceof Problem) this.#trouble(error.message);
     }
+  }
+
+  /**
+   * Lists the other photos of the same bytes.
+   * @param {Hit | undefined} hit
+   */
+  #copies(hit) {
+    const details = byId("viewer-copies", HTMLDetailsElement);
+    details.hidden = !hit?.copies?.length;
+    details.open = false;
+    const summary = details.querySelector("summary");
+    if (summary !== null) summary.textContent = hit ? copiesText(hit) : "";
+    const items = (hit?.copies ?? []).map((copy) => {
+      const item = document.createElement("li");
+      item.textContent = pathOf(copy);
+      return item;
+    });
+    details.querySelector("ul")?.replaceChildren(...items);
   }
 
   /**

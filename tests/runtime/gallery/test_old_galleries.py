@@ -124,7 +124,7 @@ def give_rows_of_their_own(folder: Path, sha256: str) -> None:
             copies = [path for _, path in view.names_at(first.row)][1:]
         rows, _ = vectors.read(np.full(len(copies), first.row))
         first_row = catalogue.committed_rows()
-        batches = vectors.append(first_row, rows)
+        batches = vectors.append(first_row, rows)  # type: ignore[arg-type]
         photos = [replace(first, path=path, row=first_row + i) for i, path in enumerate(copies)]
         catalogue.commit(photos, [], batches)
     drop_photos(folder, is_missing_only=True)  # publishes
