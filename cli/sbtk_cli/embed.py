@@ -24,7 +24,7 @@ _HELP = """Write the embeddings of image files to an .npz file.
 
 It holds 'paths', as given and in that order, and 'embeddings', one row of length 1 for each
 (float32); with --bits B also 'codes', B packed bits for each (uint8). A file that cannot be read is
-named, left out, and the exit code is 3.
+named, left out, and the exit code is 3. One that is read in part only is named, too.
 
 \b
 sbtk embed a.jpg b.jpg --as photo -o photos.npz
@@ -99,6 +99,7 @@ def command(
     kept: list[str] = []
     rows: list[NDArray[np.float32]] = []
     failures: list[Failed] = []
+    told: list[tuple[str, str]] = []
     bundle = Bundle.open(model)
     itq = None if bits is None else bundle.itq(bits)
     with (
@@ -120,8 +121,11 @@ def command(
             else:
                 kept.append(paths[item.index])
                 rows.append(item.row)
+                told += [(kept[-1], notice) for notice in item.notices]
             advance(item.index + 1, len(paths))
         model_id = embedder.model_id
+    for path, notice in told:
+        output.notice(f"{printable_name(path)}: {notice}", quiet=quiet)
     for failure in failures:
         output.notice(f"{printable_name(paths[failure.index])}: {failure.reason}", quiet=quiet)
     if not rows:
@@ -140,6 +144,9 @@ def command(
                 "failed": [
                     path_fields(os.fsencode(paths[failure.index])) | {"reason": failure.reason}
                     for failure in failures
+                ],
+                "notices": [
+                    path_fields(os.fsencode(path)) | {"notice": notice} for path, notice in told
                 ],
             }
         )

@@ -98,7 +98,11 @@ sbtk index --verify
     is_flag=True,
     help="List the folders of the gallery: photos, and missing ones.",
 )
-@click.option("--list-failed", is_flag=True, help="List the files that could not be read, and why.")
+@click.option(
+    "--list-failed",
+    is_flag=True,
+    help="List the files that could not be read, or only in part, and why.",
+)
 @click.option(
     "--verify", is_flag=True, help="Check hashes and rows, and that photos find themselves."
 )
@@ -285,12 +289,28 @@ def _tell(report: IndexReport, gallery: Path, *, as_json: bool, quiet: bool) -> 
 
     for text in report.warnings:
         output.notice(f"Warning: {text}")
-    for text in [*report.notices, *left_out_sentences(report.left_out), *_rules_told(report)]:
+    for text in [
+        *report.notices,
+        *_partly_told(report, gallery),
+        *left_out_sentences(report.left_out),
+        *_rules_told(report),
+    ]:
         output.notice(text, quiet=quiet)
     if as_json:
         output.answer_json({"gallery": printable_name(gallery), **asdict(report)})
     else:
         output.answer(final_sentence(report, gallery))
+
+
+def _partly_told(report: IndexReport, gallery: Path) -> list[str]:
+    if not report.partly_readable:
+        return []
+    count = report.partly_readable
+    photos = f"{output.count_text(count, 'photo')} {'is' if count == 1 else 'are'}"
+    where = shlex.quote(printable_name(gallery))
+    return [
+        f"{photos} only partly readable: 'sbtk index --list-failed --gallery {where}' lists them"
+    ]
 
 
 def _rules_told(report: IndexReport) -> list[str]:
@@ -344,26 +364,40 @@ def _list_folders(gallery: Path, *, as_json: bool) -> None:
 
 
 def _list_failed(gallery: Path, *, as_json: bool, quiet: bool) -> None:
+    from sbtk_runtime.gallery.folder import partly_readable
+
+    is_any = False
+    for fields in [*_failures(gallery), *partly_readable(gallery)]:
+        is_any = True
+        if as_json:
+            output.answer_json(fields)
+        else:
+            name = fields.get("path") or base64.b64decode(fields["path_bytes"])
+            output.answer(f"{printable_name(name)}: {fields['reason']}")
+    if not is_any:
+        output.notice("Every file could be read.", quiet=quiet)
+
+
+def _failures(gallery: Path) -> list[dict[str, str]]:
+    """Returns what `failures.jsonl` says of each file that could not be read."""
     from sbtk_runtime.gallery.folder import FAILURES_NAME
 
     path = gallery / FAILURES_NAME
-    if not path.exists():
-        output.notice("Every file could be read.", quiet=quiet)
-        return
-    with path.open(encoding="utf-8") as lines:
+    failures = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
         for line in lines:
-            try:
-                failure = json.loads(line)
-                name = failure.get("path") or base64.b64decode(failure["path_bytes"])
-                text = f"{printable_name(name)}: {failure['reason']}"
-            except (ValueError, KeyError, AttributeError, TypeError) as problem:
-                raise BadGallery(
-                    f"{printable_name(path)} is damaged", "JSON lines", "sbtk index PHOTOS"
-                ) from problem
-            if as_json:
-                output.answer_json(failure)
-            else:
-                output.answer(text)
+            failure = json.loads(line)
+            if "path" not in failure:
+                base64.b64decode(failure["path_bytes"])
+            failures.append({**failure, "reason": str(failure["reason"])})
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, AttributeError, TypeError) as problem:
+        raise BadGallery(
+            f"{printable_name(path)} is damaged", "JSON lines", "sbtk index PHOTOS"
+        ) from problem
+    return failures
 
 
 def _verify(gallery: Path, *, repair: bool, as_json: bool, quiet: bool) -> int:

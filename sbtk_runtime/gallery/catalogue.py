@@ -275,6 +275,14 @@ class CatalogueView:
             for found in self._connection.execute(query, self._generation):
                 yield _photo(found)
 
+    def partly_readable(self) -> Iterator[tuple[bytes, str]]:
+        """Yields the paths of photos that were read in part only, and what could not be read."""
+        query = f"""SELECT path, partial FROM photos
+            WHERE partial NOT NULL AND {_VISIBLE} ORDER BY path"""
+        with values_checked(self._path):
+            for path, partial in self._connection.execute(query, self._generation):
+                yield blob(path), text(partial)
+
     def batches(self) -> Iterator[Batch]:
         """Yields what was written to the vectors, by row."""
         query = "SELECT first_row, count, sha256 FROM batches ORDER BY first_row"

@@ -150,6 +150,10 @@ class Catalogue:
         """Returns the number of photos that the next generation will not show but keep."""
         return self._number(f"SELECT count(*) FROM photos WHERE {_KNOWN} AND missing_in NOT NULL")
 
+    def partly_readable(self) -> int:
+        """Returns how many photos of the next generation were read in part only."""
+        return self._number(f"SELECT count(*) FROM photos WHERE {_LIVE} AND partial NOT NULL")
+
     def is_changed(self) -> bool:
         """Returns whether anything in the catalogue waits for its generation to be published."""
         query = """SELECT EXISTS (SELECT 1 FROM photos

@@ -209,6 +209,20 @@ def write_failures(folder: Path, catalogue: Catalogue) -> None:
             file.write(json.dumps(path_fields(name) | {"reason": reason}) + "\n")
 
 
+def partly_readable(folder: Path) -> list[dict[str, str]]:
+    """Returns the photos of a gallery that were read in part only: path, and `reason`.
+
+    There are none while no generation is published.
+
+    Raises:
+        BadGallery: the gallery is damaged.
+    """
+    if not (folder / MANIFEST_NAME).exists():
+        return []
+    with contextlib.closing(open_published(folder, lambda text: None)[1]) as view:
+        return [path_fields(path) | {"reason": why} for path, why in view.partly_readable()]
+
+
 @contextlib.contextmanager
 def os_errors_told(folder: Path) -> Iterator[None]:
     """Turns the block's errors of the operating system into ours: `DiskFull` or `BadGallery`."""

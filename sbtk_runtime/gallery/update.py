@@ -75,6 +75,8 @@ class IndexReport:
         removed: photos that left the gallery for good.
         unreadable: files below the given roots that could not be read, listed in
             `failures.jsonl`.
+        partly_readable: photos of the gallery that can be found although the last rows of their
+            files are cut off or damaged.
         unchanged: photos that were as they were.
         live: photos that can be found now.
         seconds: the whole update.
@@ -98,6 +100,7 @@ class IndexReport:
     unchanged: int
     live: int
     seconds: float
+    partly_readable: int = 0
     left_out: tuple[LeftOutCount, ...] = ()
     left_out_now: int = 0
     rules: WalkRules = DEFAULT_RULES
@@ -306,6 +309,7 @@ class _Update:
                 unchanged=changes.unchanged,
                 live=catalogue.live(),
                 seconds=ended - started,
+                partly_readable=catalogue.partly_readable(),
                 left_out=self._left_out.counts(),
                 left_out_now=left_out_now,
                 rules=self._rules,

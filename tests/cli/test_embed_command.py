@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sbtk_cli.main import main
+from tests.tiny import tiny_photo
 
 EMBED = ["embed", "--model", "tiny", "--threads", "1", "-o", "out.npz"]
 
@@ -49,6 +50,18 @@ def test_unreadable_files_are_left_out_and_named(
     assert [failure["path"] for failure in summary["failed"]] == ["bad.jpg", "absent.jpg"]
     assert "absent.jpg: cannot be read: No such file" in shown.err
     assert np.load("out.npz")["paths"].tolist() == ["photos/photo-0001.png"]
+
+
+def test_what_is_read_in_part_is_named(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_photo(31).resize((320, 240)).save(workplace / "cut.jpg")
+    whole = (workplace / "cut.jpg").read_bytes()
+    (workplace / "cut.jpg").write_bytes(whole[: len(whole) * 97 // 100])
+    assert main([*EMBED, "--as", "photo", "photos/photo-0001.png", "cut.jpg", "--json"]) == 0
+    shown = capsys.readouterr()
+    (notice,) = json.loads(shown.out)["notices"]
+    assert notice["path"] == "cut.jpg"
+    assert notice["notice"].startswith("partly readable: 9")
+    assert f"cut.jpg: {notice['notice']}" in shown.err
 
 
 @pytest.mark.parametrize("separator", [b"\n", b"\r\n", b"\0"])

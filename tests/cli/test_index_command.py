@@ -141,6 +141,30 @@ def test_failed_files_are_listed(
     assert any("path_bytes" in failure for failure in failures)
 
 
+def test_photos_that_are_read_in_part_are_counted_and_listed(
+    gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_photo(31).resize((320, 240)).save(workplace / "whole.jpg")
+    cut = (workplace / "whole.jpg").read_bytes()
+    for name in ("cut.jpg", "copy.jpg"):
+        (workplace / "photos" / name).write_bytes(cut[: len(cut) * 97 // 100])
+    assert main(INDEX) == 0
+    told = capsys.readouterr().err
+    assert "2 photos are only partly readable: 'sbtk index --list-failed" in told
+    # Later runs do not forget it.
+    assert main([*INDEX, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["unchanged"], report["unreadable"], report["partly_readable"]) == (10, 0, 2)
+    assert main(["index", "--list-failed", "--json"]) == 0
+    listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(item["path"]).name for item in listed] == ["copy.jpg", "cut.jpg"]
+    assert all(item["reason"].startswith("partly readable: 9") for item in listed)
+    # Photos that are not there any more are not of interest.
+    (workplace / "photos" / "cut.jpg").unlink()
+    assert main([*INDEX, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["partly_readable"] == 1
+
+
 def test_an_edit_that_keeps_date_and_size_is_found(
     gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
