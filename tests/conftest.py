@@ -25,26 +25,28 @@ _TOGETHER = ("tests/browser", "tests/export")
 _LONG = ("slow", "browser", "kill", "install")
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Marks the tests in Chromium, and keeps the tests of a file in one worker."""
+    path = item.path.relative_to(item.config.rootpath)
+    folder = path.parent.as_posix()
+    if folder == "tests/browser":
+        item.add_marker(pytest.mark.browser)
+    if item.get_closest_marker("xdist_group") is None:
+        name = folder if folder in _TOGETHER else path.with_suffix("").as_posix()
+        item.add_marker(pytest.mark.xdist_group(name))
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keeps the tests of a file in one worker, and starts with the files that take longest."""
-    for item in items:
-        if item.path.parent == config.rootpath / "tests" / "browser":
-            item.add_marker(pytest.mark.browser)
+    """Starts with the files that take longest, where several workers share the tests."""
     if not hasattr(config, "workerinput"):
         return
-    groups: dict[str, bool] = {}
-    for item in items:
-        path = item.path.relative_to(config.rootpath)
-        folder = path.parent.as_posix()
-        name = folder if folder in _TOGETHER else path.with_suffix("").as_posix()
-        if (chosen := item.get_closest_marker("xdist_group")) is not None:
-            name = str(chosen.args[0])
-        else:
-            item.add_marker(pytest.mark.xdist_group(name))
-        is_long = any(item.get_closest_marker(one) is not None for one in _LONG)
-        groups[name] = groups.get(name, False) or is_long
-    items.sort(key=lambda item: not groups[_group(item)])
+    long = {
+        _group(item)
+        for item in items
+        if any(item.get_closest_marker(mark) is not None for mark in _LONG)
+    }
+    items.sort(key=lambda item: _group(item) not in long)
 
 
 def _group(item: pytest.Item) -> str:
