@@ -10,7 +10,7 @@ SOURCES := pyproject.toml constraints.txt \
 	$(shell find sbtk_runtime sbtk_train sbtk_export cli -type f -not -name '*.pyc')
 PIP_OPTIONS := --quiet --disable-pip-version-check --constraint constraints.txt
 PYTEST = $(VENV)/bin/python -m pytest -q --durations=15 \
-	-n $(PYTEST_WORKERS) --dist loadgroup --no-loadscope-reorder
+	-n $(PYTEST_WORKERS) --no-loadscope-reorder
 QUICK := not slow and not browser and not kill and not install
 INSTALL_FAILED := { echo "pip could not install sbtk (its reason stands above). It needs a package index\
  that it can reach" >&2; exit 1; }

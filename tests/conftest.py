@@ -6,8 +6,12 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadScopeScheduling
 
 # A shell that runs its commands in the background lets them ignore Ctrl-C, and so would every
 # process that a test interrupts.
@@ -25,34 +29,41 @@ _TOGETHER = ("tests/browser", "tests/export")
 _LONG = ("slow", "browser", "kill", "install")
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Marks the tests in Chromium, and keeps the tests of a file in one worker."""
-    path = item.path.relative_to(item.config.rootpath)
-    folder = path.parent.as_posix()
-    if folder == "tests/browser":
-        item.add_marker(pytest.mark.browser)
-    if item.get_closest_marker("xdist_group") is None:
-        name = folder if folder in _TOGETHER else path.with_suffix("").as_posix()
-        item.add_marker(pytest.mark.xdist_group(name))
-
-
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Starts with the files that take longest, where several workers share the tests."""
+    """Marks the tests in Chromium; where workers share the tests, the longest files come first."""
+    for item in items:
+        if _group(item.nodeid) == "tests/browser":
+            item.add_marker(pytest.mark.browser)
     if not hasattr(config, "workerinput"):
         return
     long = {
-        _group(item)
+        _group(item.nodeid)
         for item in items
         if any(item.get_closest_marker(mark) is not None for mark in _LONG)
     }
-    items.sort(key=lambda item: _group(item) not in long)
+    items.sort(key=lambda item: _group(item.nodeid) not in long)
 
 
-def _group(item: pytest.Item) -> str:
-    marker = item.get_closest_marker("xdist_group")
-    assert marker is not None
-    return str(marker.args[0])
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Keeps the tests of a file, or of a folder that shares much, in one worker.
+
+    xdist's own groups, `--dist loadgroup`, do nothing with pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return ByFile(config, log)
+
+
+def _group(nodeid: str) -> str:
+    path = nodeid.partition("::")[0]
+    folder = path.rpartition("/")[0]
+    return folder if folder in _TOGETHER else path
 
 
 @pytest.fixture(scope="session", autouse=True)

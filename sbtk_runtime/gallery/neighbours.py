@@ -102,7 +102,7 @@ def load_neighbours(folder: Path, dim: int) -> Neighbours:
 def update_neighbours(
     folder: Path, vectors: Vectors, rows: Rows, notify: Callable[[str], None]
 ) -> None:
-    """Makes the gallery's file hold the neighbours of the photos in `rows`, ascending.
+    """Makes the gallery's file hold the neighbours of the photos in `rows (N,) int64`, ascending.
 
     Only new photos are compared with all others. Where that would take very long, the file stays
     as it is, and `notify` is told.

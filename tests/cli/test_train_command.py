@@ -30,6 +30,8 @@ TINY = """
     --weights none --backbone resnet18 --size 32 --final-epochs 0 --quadruplets 2 --dim 8
     --validation-classes 2 --precision fp32 --threads 1 --seed 3
 """.split()  # noqa: SIM905
+NO_WEIGHTS = ("--weights", "none")
+NONE_HELD_OUT = ("--validation-classes", "0")
 #: A run that is over sooner: refitting embeds all images once more, at full size.
 QUICK = (*TINY, "--no-refit")
 #: Of these, what the rows of the ablation decide.
@@ -246,7 +248,7 @@ def test_knobs_of_another_method_are_refused(data: Path, tmp_path: Path) -> None
         (["DATA", "--row", "triplet"], "--seeds and --row go with --ablation"),
         (["DATA", "--ablation", "--name", "mine"], "--name is of a single run"),
         (["DATA", "--ablation", "--refit"], "--refit with --ablation"),
-        (["DATA", "--refit", "--validation-classes", "0"], "--refit with --validation-classes 0"),
+        (["DATA", *NO_WEIGHTS, "--refit", *NONE_HELD_OUT], "--refit with --validation-classes 0"),
         (["--ablation", "--resume", "run"], "leave out --resume"),
         (["--resume", "run", "--out", "other"], "leave out --out and --name"),
         (["--resume", "run", "--name", "other"], "leave out --out and --name"),
