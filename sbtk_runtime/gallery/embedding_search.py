@@ -93,7 +93,7 @@ class EmbeddingSearch:
         search: str,
         rerank: Rerank,
     ) -> tuple[Rows, Scores]:
-        """Returns what `nearest` does in another order; scores are cosines of the embedding still.
+        """Returns what `nearest` does, in another order; scores stay cosines of `embedding (D,)`.
 
         Raises:
             BadGallery: diffusion, and the gallery has no neighbours of its photos.

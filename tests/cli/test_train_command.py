@@ -248,7 +248,7 @@ def test_knobs_of_another_method_are_refused(data: Path, tmp_path: Path) -> None
         (["DATA", "--row", "triplet"], "--seeds and --row go with --ablation"),
         (["DATA", "--ablation", "--name", "mine"], "--name is of a single run"),
         (["DATA", "--ablation", "--refit"], "--refit with --ablation"),
-        (["DATA", *NO_WEIGHTS, "--refit", *NONE_HELD_OUT], "--refit with --validation-classes 0"),
+        (["DATA", *NO_WEIGHTS, *NONE_HELD_OUT], "0 validation classes to choose the student by"),
         (["--ablation", "--resume", "run"], "leave out --resume"),
         (["--resume", "run", "--out", "other"], "leave out --out and --name"),
         (["--resume", "run", "--name", "other"], "leave out --out and --name"),
