@@ -137,7 +137,7 @@ def update_neighbours(
 
 
 def grown(known: Neighbours, vectors: Vectors, rows: Rows) -> Neighbours:
-    """Returns the neighbours of the photos in `rows (N,) int64`, ascending, given those of some of them.
+    """Returns the neighbours of photos at `rows (N,) int64`, ascending, given those of some.
 
     Memory is flat but for the result: blocks of new photos are compared with chunks of all.
     """
