@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.gallery.catalogue import CatalogueView
 from sbtk_runtime.gallery.export import export_gallery
-from sbtk_runtime.gallery.folder import VECTORS_NAME
+from sbtk_runtime.gallery.folder import VECTORS_NAME, published_manifest
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
@@ -132,3 +136,41 @@ def test_an_original_that_is_edited_while_it_is_copied(tmp_path: Path, embedder:
         (hit,) = gallery.query(photos / "z3.jpg", embedder, 1, "photo")
         assert len(hit.copies) == 7
     assert verify_gallery(folder).problems == ()
+
+
+@pytest.mark.parametrize("form", ["jpg", "png"])
+def test_what_could_be_read_only_in_part_is_in_the_catalogue_and_its_copies(
+    tmp_path: Path, embedder: Embedder, form: str
+) -> None:
+    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
+    photos.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (300, 200, 3), np.uint8)
+    Image.fromarray(noise).save(photos / f"whole.{form}")
+    data = (photos / f"whole.{form}").read_bytes()
+    (photos / f"cut.{form}").write_bytes(data[: len(data) * 95 // 100])
+    (photos / f"cut again.{form}").write_bytes(data[: len(data) * 95 // 100])
+    (photos / f"half.{form}").write_bytes(data[: len(data) // 2])
+    see_through = Image.new("RGBA", (40, 40), (200, 10, 10, 128))
+    see_through.save(photos / "see-through.png")
+    report = update_gallery(folder, [photos], embedder)
+    assert (report.live, report.unreadable) == (4, 1)
+    manifest = published_manifest(folder)
+    with closing(CatalogueView(folder, manifest.generation, manifest.snapshot)) as view:
+        partial = {Path(os.fsdecode(photo.path)).stem: photo.partial for photo in view.photos()}
+    told = partial["cut"]
+    assert told is not None
+    assert "partly readable" in told
+    assert partial == {"whole": None, "see-through": None, "cut": told, "cut again": told}
+    (photos / f"cut.{form}").rename(photos / f"moved.{form}")
+    update_gallery(folder, [photos], embedder)
+    manifest = published_manifest(folder)
+    with closing(CatalogueView(folder, manifest.generation, manifest.snapshot)) as view:
+        assert sorted(os.fsencode(each.path) for each in view.photos() if each.partial) == [
+            os.fsencode(photos / f"cut again.{form}"),
+            os.fsencode(photos / f"moved.{form}"),
+        ]
+    (photos / f"moved.{form}").write_bytes(data)
+    assert update_gallery(folder, [photos], embedder).changed == 1
+    manifest = published_manifest(folder)
+    with closing(CatalogueView(folder, manifest.generation, manifest.snapshot)) as view:
+        assert sum(photo.partial is not None for photo in view.photos()) == 1
