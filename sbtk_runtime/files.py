@@ -25,8 +25,12 @@ _TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)$")
 
 
 def sha256_of_file(path: Path) -> str:
-    """Returns the file's SHA-256 as 64 hexadecimal digits."""
-    with path.open("rb") as file:
+    """Returns the file's SHA-256 as 64 hexadecimal digits.
+
+    Raises:
+        OSError: it is not a regular file (a FIFO is not waited for), or cannot be read.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -98,7 +102,7 @@ def read_json_object(path: Path, error: type[SbtkError]) -> dict[str, Any]:
 
 def read_refused(path: Path, problem: OSError) -> tuple[str, str, str]:
     """Returns the three parts of the error of a file that the system refused to read."""
-    reason = os.strerror(problem.errno) if problem.errno else str(problem)
+    reason = problem.strerror or str(problem)
     advice = "check the drive and its connection, then run the same command again"
     if problem.errno in (errno.EACCES, errno.EPERM):
         advice = f"chmod u+r {shlex.quote(str(path))}, as its owner"
@@ -108,6 +112,19 @@ def read_refused(path: Path, problem: OSError) -> tuple[str, str, str]:
 def without_waiting(path: str, flags: int) -> int:
     """Opens a file as the `opener` of `open`, and does not wait for the writer of a FIFO."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def open_regular(path: Path) -> int:
+    """Returns a descriptor of a regular file, to read; a FIFO is not waited for.
+
+    Raises:
+        OSError: there is none, it is another kind of file, or the system refuses.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
 
 
 def fsync_folder(folder: Path) -> None:

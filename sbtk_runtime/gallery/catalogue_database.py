@@ -18,6 +18,7 @@ from sbtk_runtime.errors import BadGallery, GalleryBusy, SbtkError
 from sbtk_runtime.files import (
     atomic_path,
     file_size_limit,
+    open_regular,
     read_refused,
     sha256_of_file,
     write_error,
@@ -279,7 +280,7 @@ def _copied(source: Path, target: Path | None) -> bytes | None:
     """
     digest = hashlib.sha256()
     try:
-        with source.open("rb") as file:
+        with os.fdopen(open_regular(source), "rb") as file:
             output = target.open("wb") if target is not None else contextlib.nullcontext(None)
             with output as written:
                 while part := file.read(1 << 20):

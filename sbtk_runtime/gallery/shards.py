@@ -13,7 +13,6 @@ import errno
 import hashlib
 import itertools
 import os
-import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime.files import disk_full_explained, fsync_folder
+from sbtk_runtime.files import disk_full_explained, fsync_folder, open_regular
 
 Rows = NDArray[np.int64]
 RowBytes = NDArray[np.uint8]
@@ -30,7 +29,10 @@ RowBytes = NDArray[np.uint8]
 SHARD_ROWS = 65_536
 
 _READ_BYTES = 1 << 20
-_UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.EINVAL, errno.ESTALE)
+_UNREADABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.EINVAL, errno.ESTALE),
+    *(errno.ENOENT, errno.ENOTDIR),
+)
 
 # A gap that is read through, because a second read would cost more.
 _READ_THROUGH_ROWS = 16
@@ -76,7 +78,7 @@ class Shards:
         """
         for index, path in self._shards():
             try:
-                self._descriptors[index] = _open_regular(path)
+                self._descriptors[index] = open_regular(path)
             except OSError as problem:
                 self._note_unreadable(index, problem)
 
@@ -231,7 +233,7 @@ class Shards:
         try:
             if descriptor is not None:
                 return _pread(descriptor, count * self._row_bytes, offset)
-            opened = _open_regular(self._path(index))
+            opened = open_regular(self._path(index))
             try:
                 return _pread(opened, count * self._row_bytes, offset)
             finally:
@@ -252,15 +254,6 @@ class Shards:
             raise problem
         name = f"{self.folder.name}/{self._path(index).name}"
         self.problems[index] = f"{name} cannot be read: {problem.strerror}"
-
-
-def _open_regular(path: Path) -> int:
-    """Returns a descriptor of a regular file, to read; a FIFO is not waited for."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return descriptor
 
 
 def _pread(descriptor: int, size_bytes: int, offset: int) -> bytes:

@@ -6,6 +6,7 @@ but those that are shown must have the right path and score. Errors are those th
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -155,6 +156,29 @@ def gallery(
     if "graph" in request.param:
         monkeypatch.setattr(reading, "EXACT_BELOW", 10)
     return folder
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [Path.exists, Path.touch, os.mkfifo, Path.mkdir, lambda path: path.symlink_to("nothing")],
+)
+@pytest.mark.parametrize("pattern", ["catalogue-*", "graph-*", "vectors/*", "vectors"])
+def test_other_kinds_of_files_are_neither_waited_for_nor_answered(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pattern: str,
+    replace: Callable[[Path], object],
+) -> None:
+    folder = tmp_path / "g.sbtk"
+    gallery_of(folder, unit_rows(COUNT, DIM))
+    monkeypatch.setattr(reading, "EXACT_BELOW", 10)
+    right, truth = ask(folder), truth_of(folder)
+    (path,) = folder.glob(pattern)
+    path.rename(tmp_path / "moved")
+    replace(path)
+    assert verdict(folder, right, truth) in ("right", "error")
+    with suppress(SbtkError):
+        assert all(answer.notices for answer in ask(folder).values())
 
 
 def test_no_damage_is_answered_wrongly_in_silence(gallery: Path) -> None:
