@@ -7,7 +7,7 @@ is searched only knows fewer or further neighbours, and never wrong ones.
 
 from __future__ import annotations
 
-import zipfile
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadGallery
-from sbtk_runtime.files import atomic_path
+from sbtk_runtime.files import atomic_path, open_regular, read_refused
 from sbtk_runtime.gallery.shards import Rows
 from sbtk_runtime.gallery.vectors import Embeddings, Vectors
 from sbtk_runtime.names import printable_name
@@ -82,11 +82,19 @@ def load_neighbours(folder: Path, dim: int) -> Neighbours:
         )
     try:
         # Each array's CRC-32 is checked as it is read.
-        with np.load(path, allow_pickle=False) as file:
+        with (
+            os.fdopen(open_regular(path), "rb") as opened,
+            np.load(opened, allow_pickle=False) as file,
+        ):
             version, of_dim = (int(number) for number in file["format"])
             rows = file["rows"].astype(np.int64)
             near, similarities = file["near"].astype(np.int64), file["similarities"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as problem:
+    except OSError as problem:
+        raise BadGallery(*read_refused(path, problem)) from problem
+    except MemoryError:
+        raise
+    # zipfile and NumPy's parser of headers raise a dozen kinds of error at damaged bytes.
+    except Exception as problem:
         raise BadGallery(f"{printable_name(path)} is damaged: {problem}", "", advice) from problem
     is_sound = (
         (version, of_dim) == (_FORMAT, dim)

@@ -142,3 +142,19 @@ def test_missing_neighbours_and_those_of_another_width_are_refused(
     update_neighbours(tmp_path, vectors, np.arange(30), lambda text: None)
     with pytest.raises(BadGallery, match="another sbtk or gallery"):
         load_neighbours(tmp_path, DIM + 1)
+
+
+def test_bytes_that_zipfile_refuses_in_its_own_ways_are_damage(
+    tmp_path: Path, vectors: Vectors
+) -> None:
+    update_neighbours(tmp_path, vectors, np.arange(20), lambda text: None)
+    path = tmp_path / NEIGHBOURS_NAME
+    whole = path.read_bytes()
+    directory = whole.rindex(b"PK\1\2")
+    for place in range(directory, directory + 46):
+        for value in (1, 99, 255):
+            path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+            try:
+                load_neighbours(tmp_path, DIM)
+            except BadGallery as told:
+                assert told.next_step
