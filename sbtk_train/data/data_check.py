@@ -119,6 +119,9 @@ class DataCheck:
         ignored = self.dataset.ignored
         lines = [line for kind in ignored for line in ignored_lines(kind, ignored[kind])]
         lines += [f"{each.name}: {each.export}" for each in self.splits if each.export]
+        # Without a split, what is too little in all is too little of the training classes.
+        if not self.splits and (export := export_problem(self.sketches.total, self.photos.total)):
+            lines.append(export)
         if self.too_few:
             lines.append(
                 f"{len(self.too_few)} of {len(self.dataset.images.classes)} classes are left out "

@@ -165,9 +165,10 @@ def test_files_that_training_does_not_read_are_counted_by_suffix(tmp_path: Path)
         (root / "photo" / "arch" / name).write_bytes(b"x")
     check = check_data(open_dataset(root), [])
     assert check.photos.total == 12
-    assert check.notices()[:-1] == [
+    assert check.notices()[0] == (
         "4 files among the photo images not read: 2 .svg, 1 without a suffix, 1 .txt"
-    ]
+    )
+    assert not any("not read" in notice for notice in check.notices()[1:])
     assert check.notices()[0] in check.dataset.images.notices
     assert check.skipped() == 2
     assert not check.is_whole()
@@ -204,7 +205,7 @@ def test_classes_with_one_sketch_are_named_and_too_few_others_are_a_problem(
     (root / "sketch" / "ball" / "0.png").unlink()
     check = check_data(open_dataset(root), [])
     assert check.too_few == ("ball",)
-    assert "two sketches and one photo in each: ball" in check.notices()[0]
+    assert any("two sketches and one photo in each: ball" in each for each in check.notices())
     assert not check.problems()
     assert not check.is_whole()
     split = Split("x", ("arch", "crate", "disc"))
@@ -263,3 +264,13 @@ def test_one_photo_in_two_classes_is_told_with_both(tmp_path: Path) -> None:
     assert check.in_two_classes == ((str(source), str(copy)),)
     assert f"in two classes: 1 of the images; first {source} and {copy}" in check.notices()
     assert not check.is_whole()
+
+
+def test_data_too_small_to_export_are_told_with_a_split_and_without(tmp_path: Path) -> None:
+    data = open_dataset(write_dataset(tmp_path, sketches=4, photos=4))
+    for splits in ([], [Split("x", ("arch",))]):
+        told = [line for line in check_data(data, splits).notices() if "sbtk export" in line]
+        assert len(told) == 1
+        assert "sbtk export will refuse a model of these data" in told[0]
+    larger = open_dataset(write_dataset(tmp_path / "larger", sketches=6, photos=6))
+    assert not any("sbtk export" in line for line in check_data(larger, []).notices())
