@@ -108,6 +108,8 @@ def _card(hit: Hit, picture: str) -> str:
     path = Path(hit.path)
     name, whole = escaped(path.name), escaped(hit.path)
     # A cosine below zero has an empty bar.
+    if hit.copies:
+        picture += f'<span class="card-copies">+{len(hit.copies):,} identical</span>'
     share = max(0.0, min(1.0, hit.score))
     return (
         f'<li class="card" style="--share:{share:.3f}">'

@@ -6,7 +6,7 @@ import base64
 import io
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from sbtk_runtime.errors import BadImage
-from sbtk_runtime.gallery.gallery import Hit
+from sbtk_runtime.gallery.gallery import Copy, Hit
 from sbtk_runtime.report.hit_sheet import INLINE_BYTES, contact_sheet, write_contact_sheet
 from tests.tiny import write_photos, write_sketch
 
@@ -85,6 +85,13 @@ def test_every_hit_has_a_card_in_order(sheet: Sheet) -> None:
     text = " ".join(page.words)
     for shown in ("cat.png", "Model", "tiny@0", "0.900", "0.600", "photo-0003.png"):
         assert shown in text
+
+
+def test_a_hit_tells_how_many_identical_photos_it_stands_for(sheet: Sheet) -> None:
+    first, second, *_ = hits_of(sheet.photos)
+    copies = tuple(Copy(10 + i, f"/photos/{i}.jpg") for i in range(1_200))
+    page = Page(contact_sheet(sheet.sketch, [replace(first, copies=copies), second], name="x"))
+    assert [word for word in page.words if "identical" in word] == ["+1,200 identical"]
 
 
 def test_pictures_are_inside_the_page_and_small(sheet: Sheet) -> None:
