@@ -7,6 +7,7 @@ nobody needs is left out, and the size is read where a parser would take memory 
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 import zlib
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sbtk_runtime.errors import BadImage
+from sbtk_runtime.image_items import content_sizes
 from sbtk_runtime.image_pnm import plain_pnm
 
 MOST_SEGMENTS = 20_000
@@ -46,6 +48,7 @@ class Screened:
         kept_bytes: what a decoder holds beside the picture: coefficients, a strip, a tile.
         bits: of a sample, where that is told.
         is_scaled: whether samples are known to use the full scale.
+        is_unsure: whether decoding may take more memory than all this tells.
     """
 
     format: str
@@ -55,6 +58,7 @@ class Screened:
     kept_bytes: int = 0
     bits: int = 8
     is_scaled: bool = False
+    is_unsure: bool = False
 
 
 def format_of(data: bytes) -> str | None:
@@ -426,12 +430,13 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _screen_boxes(data: bytes, format_: str) -> Screened:
-    """Takes the largest size that any item or track of the file says it has."""
+    """Takes the largest size that any item or track of the file has, or says it has."""
     areas: list[tuple[int, int]] = []
     is_deep = False
-    for count, (name, start, end) in enumerate(_boxes(data, 0, len(data))):
-        if count > MOST_BOXES:
-            raise BadImage(f"an {format_} of too many parts", f"at most {MOST_BOXES:,}")
+    boxes = list(itertools.islice(_boxes(data, 0, len(data)), MOST_BOXES + 1))
+    if len(boxes) > MOST_BOXES:
+        raise BadImage(f"an {format_} of too many parts", f"at most {MOST_BOXES:,}")
+    for name, start, end in boxes:
         if name == b"ispe":
             areas.append(struct.unpack_from(">II", data, start + 4))
         elif name == b"av1C" and end - start >= 3:
@@ -441,12 +446,16 @@ def _screen_boxes(data: bytes, format_: str) -> Screened:
         elif name == b"tkhd" and end - start >= 8:
             width, height = struct.unpack_from(">II", data, end - 8)
             areas.append((width >> 16, height >> 16))
+    in_content = content_sizes(data, boxes)
+    areas += in_content or []
     if not areas:
         raise BadImage("damaged image: it does not say how large it is")
     width, height = max(areas, key=lambda area: area[0] * area[1])
     # Samples of ten and twelve bits lie in two bytes, in three planes.
     kept = 8 * width * height if is_deep else 0
-    return Screened(format_, data, canvas=(width, height), kept_bytes=kept)
+    return Screened(
+        format_, data, canvas=(width, height), kept_bytes=kept, is_unsure=in_content is None
+    )
 
 
 _BOXES_OF_BOXES = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"moov": 0, b"trak": 0}

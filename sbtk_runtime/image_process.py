@@ -24,6 +24,8 @@ from sbtk_runtime.errors import BadImage, EmptySketch, LargeImage, SbtkError, Sl
 MAX_APART_BYTES = 400 << 20
 #: Core-seconds, those of the start with them.
 MAX_APART_S = 12
+# Whatever was judged: with Python and the libraries it stays below 500 MB.
+_MOST_DATA_BYTES = MAX_APART_BYTES + (30 << 20)
 _WALL_S = 60
 
 _ERRORS: dict[str, type[BadImage]] = {
@@ -52,6 +54,8 @@ def pixels_apart(
     if problem.needed_bytes > MAX_APART_BYTES:
         raise problem
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    # Threads only take memory where one core's work is allowed.
+    environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with _turn:
         try:
             done = subprocess.run(  # noqa: S603 -- our own file, by this interpreter
@@ -85,6 +89,7 @@ def _too_slow() -> SlowImage:
 def _main(task: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (MAX_APART_S, MAX_APART_S + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_DATA, (_MOST_DATA_BYTES, _MOST_DATA_BYTES))
     data = sys.stdin.buffer.read()
     try:
         pixels, notices = _done(data, task)
@@ -104,8 +109,11 @@ def _main(task: list[str]) -> None:
 
 
 def _done(data: bytes, task: list[str]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    from PIL import AvifImagePlugin
+
     from sbtk_runtime import preprocess, thumbnail
 
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     if task[0] == "thumbnail":
         made = thumbnail.thumbnail(data, int(task[1]), max_bytes=MAX_APART_BYTES)
         return np.asarray(made, dtype=np.uint8), ()

@@ -223,7 +223,16 @@ class OpenImage:
         self._clock = Clock(MAX_DECODE_S if limit_s is None else limit_s)
         self._file: Screened | None = None
         if is_raw(data):
-            self.memory_bytes = raw_memory(data, self._memory_within)
+            self.memory_bytes, is_developed = raw_memory(
+                data, self._memory_within, MAX_APART_BYTES - len(data)
+            )
+            total = len(data) + self.memory_bytes
+            if total > max_bytes or (is_developed and max_bytes < MAX_APART_BYTES):
+                raise LargeImage(
+                    f"a camera RAW, of which reading the picture takes some {total >> 20:,} MiB",
+                    f"at most {MAX_APART_BYTES >> 20:,} MiB",
+                    total,
+                )
             self.work_pixels = self.memory_bytes // _MODE_BYTES["RGB"]
             return
         self._file = _screened(data, self._clock)
@@ -240,6 +249,13 @@ class OpenImage:
         self.work_pixels = size[0] * size[1] * self._scale() ** 2 * max(1, self._file.scans)
         self.memory_bytes = size[0] * size[1] * bytes_each + self._file.kept_bytes + copied
         total = len(data) + self.memory_bytes
+        if self._file.is_unsure and max_bytes < MAX_APART_BYTES:
+            # Only the system can bound what it takes, and only that of another process.
+            raise LargeImage(
+                f"this kind of {self._file.format} does not tell what decoding it takes",
+                "a still picture of one layer",
+                max(total, max_bytes + 1),
+            )
         if total > max_bytes:
             raise LargeImage(
                 f"the picture has {size[0]} x {size[1]} pixels, for which decoding this kind of "
@@ -253,12 +269,15 @@ class OpenImage:
 
         Raises:
             SlowImage: it takes more than `limit_s`.
+            LargeImage: only now it turned out that a camera RAW has to be developed.
             BadImage: it is damaged, and less than `MIN_SHARE` of its rows could be decoded.
         """
         self._clock.restart()
         try:
             if self._file is None:
-                return Picture(decode_raw(self.data, self._decode_within, MAX_DECODE_BYTES))
+                is_apart = self._max_bytes >= MAX_APART_BYTES
+                most_bytes = self._max_bytes - len(self.data) if is_apart else 0
+                return Picture(decode_raw(self.data, self._decode_within, most_bytes))
             return self._decoded(self._file)
         except BadImage:
             raise
@@ -321,14 +340,16 @@ class OpenImage:
         return Picture(image, (notice,))
 
 
-def decode(data: bytes, *, at_least_px: int | None = None) -> Image.Image:
+def decode(
+    data: bytes, *, at_least_px: int | None = None, max_bytes: int = MAX_DECODE_BYTES
+) -> Image.Image:
     """Returns the picture in `data`, upright, in mode RGB, or RGBA when any pixel is transparent.
 
     Of an animation it is the first frame; 16-bit, CMYK, palette and grey pictures are converted,
     and so are those of another colour space than sRGB. Arguments and errors are those of
     `OpenImage` and its `decode`.
     """
-    return OpenImage(data, at_least_px=at_least_px).decode().image
+    return OpenImage(data, at_least_px=at_least_px, max_bytes=max_bytes).decode().image
 
 
 def memory_to_decode(data: bytes, *, at_least_px: int | None = None) -> int:

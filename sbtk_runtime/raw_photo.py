@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sbtk_runtime.errors import BadImage
+from sbtk_runtime.errors import BadImage, LargeImage
+from sbtk_runtime.image_process import MAX_APART_BYTES
 
 SUFFIXES = (
     frozenset({".3fr", ".ari", ".arw", ".bay", ".cap", ".cr2", ".cr3", ".crw", ".dcr", ".dng"})
@@ -66,6 +67,7 @@ def decode_raw(data: bytes, decode: Decode, max_bytes: int) -> Image.Image:
         max_bytes: what developing may take at its peak where there is no useful one.
 
     Raises:
+        LargeImage: developing would take more.
         BadImage: rawpy is not installed, the file is damaged or not supported, or it is too large.
     """
     with _opened(data) as raw:
@@ -80,18 +82,25 @@ def decode_raw(data: bytes, decode: Decode, max_bytes: int) -> Image.Image:
             raise
 
 
-def raw_memory(data: bytes, memory_of: Callable[[bytes], int]) -> int:
-    """Returns roughly how many bytes `decode_raw` takes at its peak.
+def raw_memory(data: bytes, memory_of: Callable[[bytes], int], most_bytes: int) -> tuple[int, bool]:
+    """Returns roughly how many bytes `decode_raw` takes at its peak, and whether it will develop.
+
+    Developing is one call of a library, which only the end of its process ends. Where it would take
+    more than `most_bytes`, an embedded picture will do, however small.
 
     Raises:
         BadImage: as there.
     """
     with _opened(data) as raw:
-        embedded = _embedded(raw)
-        if isinstance(embedded, bytes):
-            with contextlib.suppress(Exception):  # `decode_raw` will develop it then
-                return len(embedded) + memory_of(embedded)
-        return _develop_bytes(raw)
+        embedded, needed = _embedded(raw), _develop_bytes(raw)
+        with contextlib.suppress(Exception):  # one that is no use: `decode_raw` will develop then
+            if isinstance(embedded, bytes):
+                size, shown = _stored(embedded)[0], len(embedded) + memory_of(embedded)
+            elif embedded is not None:
+                size, shown = embedded.size, 4 * embedded.width * embedded.height
+            if embedded is not None and (min(size) >= MIN_PREVIEW_PX or needed > most_bytes):
+                return shown, False
+        return needed, True
 
 
 def _is_raw_entry(tag: int, value: int) -> bool:
@@ -212,10 +221,11 @@ def _develop_bytes(raw: Any) -> int:
 
 def _developed(raw: Any, max_bytes: int) -> Image.Image:
     if (needed := _develop_bytes(raw)) > max_bytes:
-        raise BadImage(
+        raise LargeImage(
             f"a camera RAW without a preview, of {raw.sizes.raw_width} x {raw.sizes.raw_height} "
             f"pixels, which takes some {needed >> 20:,} MiB to develop",
-            f"at most {max_bytes >> 20:,} MiB",
+            f"at most {MAX_APART_BYTES >> 20:,} MiB",
+            needed,
         )
     try:
         pixels = raw.postprocess(half_size=True, use_camera_wb=True, output_bps=8)

@@ -123,12 +123,20 @@ def _gif_of_comments() -> bytes:
     return data[:head] + comment + data[head:]
 
 
-def _avif_that_hides_its_size(side: int) -> bytes:
+def avif_that_hides_its_size(side: int) -> bytes:
     """Returns an AVIF whose container tells a small picture, and whose content is a large one."""
-    data = bytearray(saved(Image.new("L", (side, side), 99), "AVIF", speed=10))
-    at = data.index(b"ispe") + 8
-    data[at : at + 8] = struct.pack(">II", 64, 64)
-    return bytes(data)
+    data = saved(Image.new("L", (side, side), 99), "AVIF", speed=10)
+    return data.replace(struct.pack(">II", side, side), struct.pack(">II", 64, 64))
+
+
+def moving_avif_that_hides_its_size(side: int) -> bytes:
+    """Returns the same as an animation, whose content no header of the container describes."""
+    frames = [Image.new("L", (side, side), level) for level in (99, 9)]
+    data = saved(frames[0], "AVIF", speed=10, save_all=True, append_images=frames[1:])
+    for layout, factor in ((">II", 1), (">HH", 1), (">II", 1 << 16)):
+        size = struct.pack(layout, side * factor, side * factor)
+        data = data.replace(size, struct.pack(layout, 64 * factor, 64 * factor))
+    return data
 
 
 def _bmp(width: int, height: int) -> bytes:
@@ -181,7 +189,8 @@ ATTACKS: Mapping[str, Callable[[], bytes]] = {
     "webp of a large canvas": lambda: _webp(9_000, 9_000),
     "webp of the largest canvas": lambda: _webp(16_383, 16_383),
     "avif that says it is large": lambda: _avif(12_000, 12_000),
-    "avif that hides its size": lambda: _avif_that_hides_its_size(6_000),
+    "avif that hides its size": lambda: avif_that_hides_its_size(6_000),
+    "moving avif that hides its size": lambda: moving_avif_that_hides_its_size(5_000),
     "gif of 10 MB of comments": _gif_of_comments,
     "gif of a large canvas": lambda: (
         b"GIF89a"

@@ -22,6 +22,7 @@ LEAVES = {
     "manifest",
     "names",
     "preprocess",
+    "image_items",
     "raw_photo",
     "retrieval.metrics",
     "retrieval.protocol",

@@ -107,10 +107,10 @@ class DecodePool:
                     return work.known()
                 try:
                     image = work.open(data)
+                    with self._pictures.taking(image.memory_bytes):
+                        return work.prepare(image)
                 except LargeImage as problem:
                     return work.prepare_apart(data, problem)
-                with self._pictures.taking(image.memory_bytes):
-                    return work.prepare(image)
         except BadImage as problem:
             return work.failed(reason_of(problem))
         # Whatever one file does to a decoder, it must not end the run.

@@ -10,11 +10,17 @@ import pytest
 from PIL import Image
 
 from sbtk_runtime.errors import BadImage, LargeImage
-from sbtk_runtime.image_limits import format_of
+from sbtk_runtime.image_limits import format_of, screened
 from sbtk_runtime.images import MAX_DECODE_BYTES, OpenImage, decode, memory_to_decode
 from sbtk_runtime.preprocess import prepare
 from sbtk_runtime.thumbnail import thumbnail
-from tests.image_attacks import png, png_chunk, saved
+from tests.image_attacks import (
+    avif_that_hides_its_size,
+    moving_avif_that_hides_its_size,
+    png,
+    png_chunk,
+    saved,
+)
 from tests.tiny import tiny_photo
 
 
@@ -95,3 +101,43 @@ def test_pictures_too_large_for_this_process_are_decoded_in_another() -> None:
     cut = data[: len(data) // 2]
     with pytest.raises(BadImage, match="damaged image"):
         prepare(cut, "photo")
+
+
+def _hidden_size(data: bytes, size: tuple[int, int]) -> bytes:
+    return data.replace(struct.pack(">II", *size), struct.pack(">II", 64, 64))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.parametrize("size", [(200, 120), (129, 257)])
+def test_the_size_of_an_avif_is_that_of_its_content(mode: str, size: tuple[int, int]) -> None:
+    data = saved(Image.new(mode, size, 128), "AVIF", speed=10)
+    assert screened(data, "AVIF", lambda: None).canvas == size
+    hidden = screened(_hidden_size(data, size), "AVIF", lambda: None)
+    assert hidden.canvas == size
+    assert not hidden.is_unsure
+
+
+def test_an_avif_that_cannot_be_followed_is_decoded_where_the_system_bounds_it() -> None:
+    moving = moving_avif_that_hides_its_size(300)
+    assert screened(moving, "AVIF", lambda: None).is_unsure
+    with pytest.raises(LargeImage, match="does not tell"):
+        decode(moving)
+    assert prepare(moving, "photo").pixels.shape == (224, 224, 3)
+    still = bytearray(avif_that_hides_its_size(300))
+    still[still.index(b"iloc") + 4] = 9
+    assert screened(bytes(still), "AVIF", lambda: None).is_unsure
+
+
+def test_a_heic_of_a_grid_is_as_large_as_the_grid() -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    data = bytearray(saved(tiny_photo(3).resize((128, 96)), "HEIF"))
+    assert not screened(bytes(data), "HEIF", lambda: None).is_unsure
+    # The item's content is taken for that of a grid: a version, flags, rows, columns, a size.
+    kind = data.index(b"hvc1", data.index(b"infe"))
+    data[kind : kind + 4] = b"grid"
+    start = data.index(b"mdat") + 4
+    data[start : start + 12] = b"\0\1\0\0" + struct.pack(">II", 9_000, 8_000)
+    assert screened(bytes(data), "HEIF", lambda: None).canvas == (9_000, 8_000)
+    data[kind : kind + 4] = b"iovl"
+    assert screened(bytes(data), "HEIF", lambda: None).is_unsure

@@ -6,13 +6,17 @@ import contextlib
 import io
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sbtk_runtime.errors import BadImage
+from sbtk_runtime.embedding.decode_pool import DecodePool
+from sbtk_runtime.errors import BadImage, LargeImage
+from sbtk_runtime.image_process import MAX_APART_BYTES
 from sbtk_runtime.images import decode, memory_to_decode
+from sbtk_runtime.preprocess import prepare
 from sbtk_runtime.raw_photo import is_raw
 from tests.tiny import tiny_photo
 from tests.tiny_raw import tiny_dng, two_colours
@@ -44,7 +48,7 @@ def test_the_embedded_jpeg_is_shown_upright(orientation: int, side: str) -> None
 
 @pytest.mark.parametrize(("orientation", "side"), SIDES.items())
 def test_without_a_preview_it_is_developed_upright(orientation: int, side: str) -> None:
-    image = decode(tiny_dng(None, orientation))
+    image = decode(tiny_dng(None, orientation), max_bytes=MAX_APART_BYTES)
     assert image.size == ((192, 128) if orientation in (1, 3) else (128, 192))
     assert blue_side(image) == side
 
@@ -61,7 +65,7 @@ def test_a_preview_that_was_turned_already_is_not_turned_again() -> None:
 def test_a_tiny_or_damaged_preview_gives_way_to_the_sensor(preview: bytes) -> None:
     header = two_colours((120, 80))
     data = tiny_dng(header).replace(header, preview.ljust(len(header), b"\0")[: len(header)])
-    assert decode(data).size == (192, 128)
+    assert decode(data, max_bytes=MAX_APART_BYTES).size == (192, 128)
 
 
 def test_a_jpeg_preview_is_decoded_at_a_reduced_scale() -> None:
@@ -113,9 +117,31 @@ def test_without_rawpy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_threads_do_not_disturb_each_other() -> None:
+    def side_of(data: bytes) -> str:
+        return blue_side(decode(data, max_bytes=MAX_APART_BYTES))
+
     files = [tiny_dng(preview, turn) for turn in SIDES for preview in (None, two_colours(WIDE))]
-    expected = [blue_side(decode(data)) for data in files]
+    expected = [side_of(data) for data in files]
     assert expected == [side for side in SIDES.values() for _ in range(2)]
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda data: blue_side(decode(data)), files * 5))
+        found = list(threads.map(side_of, files * 5))
     assert found == expected * 5
+
+
+@pytest.mark.parametrize("preview", [None, two_colours((120, 80)), two_colours(WIDE)[:700]])
+def test_what_must_be_developed_is_so_in_a_process_that_can_be_ended(
+    preview: bytes | None, tmp_path: Path
+) -> None:
+    data = tiny_dng(None)
+    if preview is not None:
+        header = two_colours(WIDE)
+        data = tiny_dng(header).replace(header, preview.ljust(len(header), b"\0")[: len(header)])
+    with pytest.raises(LargeImage):
+        decode(data)
+    expected = prepare(data, "photo", max_bytes=MAX_APART_BYTES).pixels
+    (tmp_path / "one.dng").write_bytes(data)
+    with DecodePool("photo", 1) as pool:
+        found = pool.submit(tmp_path / "one.dng").result()
+    assert found.reason == ""
+    assert found.prepared is not None
+    assert np.array_equal(found.prepared.pixels, expected)
