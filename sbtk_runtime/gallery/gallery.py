@@ -213,7 +213,12 @@ class Gallery:
         row = np.array([photo.row])
         rows, is_whole = self._vectors.read(row)
         if not (is_whole[0] and self._check.is_hit_intact(row)[0]):
-            raise BadGallery(f"the embedding of photo {photo_id} is damaged", "", REPAIR)
+            raise BadGallery(
+                f"the embedding of photo {photo_id} "
+                f"{'cannot be read' if self._vectors.remedy else 'is damaged'}",
+                "",
+                self._vectors.remedy or REPAIR,
+            )
         hits, allowed = self._intact_hits(rows[0], k + 1, search, under, fold=fold, rerank=rerank)
         others = [
             hit for hit in hits if photo_id not in (hit.id, *(copy.id for copy in hit.copies))
@@ -298,7 +303,9 @@ class Gallery:
         if usable is None:
             allowed = self.count - self.unusable
         if not allowed and self.unusable >= self.count:
-            raise BadGallery(self._usable.notice, "at least one that can be used", REPAIR)
+            raise BadGallery(
+                self._usable.notice, "at least one that can be used", self._usable.remedy
+            )
         return self._hits(rows, scores, folder, k, fold=fold), allowed
 
     def _nearest(
@@ -404,11 +411,17 @@ class _UsableRows:
         return max(self._missing, self._bad_photos)
 
     @property
+    def remedy(self) -> str:
+        """What to type so that they can be found again."""
+        return self._shards.remedy or REPAIR
+
+    @property
     def notice(self) -> str:
         """How many photos cannot be found, and why."""
         reasons = sorted(set(self._shards.problems.values()))
         return (
-            f"the embeddings of {self.unusable:,} of {self._count:,} photos are damaged or missing"
+            f"the embeddings of {self.unusable:,} of {self._count:,} photos "
+            f"{'cannot be used' if self._shards.remedy else 'are damaged or missing'}"
             f"{''.join(f' ({reason})' for reason in reasons[:1])}"
         )
 
@@ -416,7 +429,7 @@ class _UsableRows:
         """Returns what the user must know of every answer."""
         if not self.unusable:
             return ()
-        text = f"{self.notice}: {REPAIR}"
+        text = f"{self.notice}: {self.remedy}"
         self.said.add(text)
         return (text,)
 

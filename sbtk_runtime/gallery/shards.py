@@ -13,6 +13,7 @@ import errno
 import hashlib
 import itertools
 import os
+import shlex
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.files import disk_full_explained, fsync_folder, open_regular
+from sbtk_runtime.names import printable_name
 
 Rows = NDArray[np.int64]
 RowBytes = NDArray[np.uint8]
@@ -70,13 +72,20 @@ class Shards:
         self._descriptors: dict[int, int] = {}
         #: Why shards could not be read, in words, by the shard's number.
         self.problems: dict[int, str] = {}
+        #: What to type where the system does not let this user read, and nothing is damaged.
+        self.remedy: str | None = None
 
     def hold(self) -> None:
         """Opens every shard and keeps it open until `close`.
 
         Shards that the system refuses to read count as empty; `problems` has the reasons.
         """
-        for index, path in self._shards():
+        try:
+            shards = self._shards()
+        except OSError as problem:
+            self._note_unreadable(0, problem)
+            return
+        for index, path in shards:
             try:
                 self._descriptors[index] = open_regular(path)
             except OSError as problem:
@@ -252,6 +261,8 @@ class Shards:
         """
         if problem.errno not in _UNREADABLE:
             raise problem
+        if problem.errno in (errno.EACCES, errno.EPERM):
+            self.remedy = f"chmod -R u+rX {shlex.quote(printable_name(self.folder))}, as its owner"
         name = f"{self.folder.name}/{self._path(index).name}"
         self.problems[index] = f"{name} cannot be read: {problem.strerror}"
 

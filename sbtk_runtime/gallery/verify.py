@@ -118,7 +118,8 @@ def _verify(
         lost = view.count_at(damaged)
     if lost:
         reasons = "".join(f" ({text})" for text in sorted(set(vectors.problems.values())))
-        problems.append(f"the embeddings of {lost:,} photos are damaged or missing{reasons}")
+        what = "cannot be used" if vectors.remedy else "are damaged or missing"
+        problems.append(f"the embeddings of {lost:,} photos {what}{reasons}")
     notify("asking sampled photos for themselves")
     intact = np.setdiff1d(rows, damaged, assume_unique=True)
     chosen = np.random.default_rng(seed).choice(intact, min(samples, len(intact)), replace=False)
@@ -255,6 +256,12 @@ def _forget(folder: Path, manifest: GalleryManifest) -> int:
         with closing(CatalogueView(folder, catalogue.generation)) as view:
             vectors = open_rows(folder, manifest.dim, manifest.bits)
             damaged = _damaged_rows(view, vectors, catalogue.kept_rows())
+            if vectors.remedy:
+                raise BadGallery(
+                    f"nothing was repaired: {', '.join(sorted(set(vectors.problems.values())))}",
+                    "embeddings that this user may read, to tell which are damaged",
+                    vectors.remedy,
+                )
         runs = np.split(damaged, np.flatnonzero(np.diff(damaged) > 1) + 1)
         return sum(
             catalogue.remove_at_rows(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)

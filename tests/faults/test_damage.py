@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -389,6 +390,7 @@ def test_stale_temporaries_and_orphans_are_cleared(tmp_path: Path, embedder: Emb
         "catalogue.sqlite",
         "graph-1.hnsw",
         "manifest.json",
+        "neighbours.npz",
         "vectors",
     ]
     assert [path.name for path in (folder / "vectors").iterdir()] == ["000000.f16"]
@@ -489,3 +491,39 @@ def test_rows_are_saved_from_the_batch_that_was_cut(folder: Path, kept: int) -> 
     with Gallery.open(folder) as gallery:
         assert len(gallery.search(QUERY, COUNT)) == kept
         assert gallery.unusable == COUNT - kept
+
+
+@pytest.mark.parametrize("name", ["000000.f16", "vectors"])
+def test_embeddings_that_may_not_be_read_are_not_damaged_and_not_repaired_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = tmp_path / "g.sbtk"
+    gallery_of(folder, unit_rows(30, 16))
+    query = unit_rows(1, 16, seed=5)[0]
+    with Gallery.open(folder) as gallery:
+        right = gallery.search(query, 5)
+    # Root, as whom tests may run, is refused nothing by the system itself.
+    with monkeypatch.context() as system:
+        for place, call in ((os, "open"), (os, "stat"), (Path, "iterdir")):
+            system.setattr(place, call, _refusing(getattr(place, call), name))
+        with Gallery.open(folder) as gallery, pytest.raises(BadGallery) as told:
+            gallery.search(query, 5)
+        assert "Permission denied" in told.value.found
+        assert "damaged" not in told.value.found
+        assert told.value.next_step.startswith("chmod -R u+rX")
+        with pytest.raises(BadGallery, match="nothing was repaired"):
+            verify_gallery(folder, repair=True)
+    with Gallery.open(folder) as gallery:
+        assert gallery.search(query, 5) == right
+
+
+def _refusing(call: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Returns a call of the system that is refused for what has that name, or lies in it."""
+
+    def called(path: Any, *others: Any, **named: Any) -> Any:
+        text = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else ""
+        if name in Path(text).parts[-2:]:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), text)
+        return call(path, *others, **named)
+
+    return called
