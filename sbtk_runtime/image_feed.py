@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -316,10 +317,13 @@ def _webp_part(open_: Open, data: bytes) -> Part | None:
         if missing_bytes > (end - start) // 2:
             return None
         images: list[Image.Image] = []
-        for filling in (b"\0", b"\xff", b"\x5a"):
-            whole = data[:end] + filling * max(0, missing_bytes)
+        # Other bits than those that are missing may take more room, and some are no picture at all.
+        for filling in _fillings(missing_bytes + end - start if missing_bytes > 0 else 0):
+            whole = data[:end] + filling
+            length = (len(whole) - start).to_bytes(4, "little")
             whole += b"\0" * (len(whole) & 1)
-            whole = b"RIFF" + (len(whole) - 8).to_bytes(4, "little") + whole[8:]
+            riff_length = (len(whole) - 8).to_bytes(4, "little")
+            whole = b"RIFF" + riff_length + whole[8 : start - 4] + length + whole[start:]
             with contextlib.suppress(ValueError, OSError, EOFError):
                 images.append(open_webp(open_(whole)))
             if len(images) == 2:
@@ -334,6 +338,14 @@ def _webp_part(open_: Open, data: bytes) -> Part | None:
         missing[first:] = True
         return Part(images[0], first / height, missing if first < height else None)
     return None
+
+
+def _fillings(size: int) -> Iterator[bytes]:
+    """Yields bytes that differ from each other; the first ones are the most likely to decode."""
+    for byte in (b"\0", b"\xff", b"\x5a"):
+        yield byte * size
+    for seed in range(5):
+        yield random.Random(seed).randbytes(size)  # noqa: S311 -- nobody has to guess them
 
 
 def open_webp(image: ImageFile.ImageFile) -> Image.Image:

@@ -561,6 +561,8 @@ def _few_bits() -> BadImage:
 
 
 def _damaged(problem: Exception) -> BadImage:
+    if isinstance(problem, BadImage):
+        return problem
     return BadImage(f"damaged image: {problem or type(problem).__name__}")
 
 

@@ -203,3 +203,17 @@ def test_shares_are_never_rounded_up() -> None:
         "89.9 %",
         "50 %",
     ]
+
+
+@pytest.mark.parametrize("options", [{}, {"quality": 95}, {"lossless": True}, {"exif": b"Exif"}])
+@pytest.mark.parametrize("seed", range(6))
+def test_of_a_webp_that_is_cut_off_the_rows_before_the_cut_are_right(
+    options: dict[str, object], seed: int
+) -> None:
+    noise = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = saved(Image.fromarray(noise).resize((512, 512)), "WEBP", **options)
+    whole = np.asarray(decode(data))
+    cut = OpenImage(data[: len(data) * 98 // 100]).decode()
+    assert cut.notices[0].startswith("partly readable: 9")
+    rows = 512 * 9 // 10
+    assert np.array_equal(np.asarray(cut.image)[:rows], whole[:rows])
