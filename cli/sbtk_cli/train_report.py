@@ -30,7 +30,8 @@ class Reporter:
         from sbtk_train.progress import EpochDone
 
         if isinstance(event, str):
-            output.notice(event, quiet=self._quiet)
+            # What spoils a run's figures, or its export, is not progress.
+            output.notice(event, quiet=self._quiet and not event.startswith("WARNING"))
         elif isinstance(event, EpochDone):
             self._epoch(event)
         elif not self._quiet:
