@@ -34,6 +34,8 @@ from sbtk_runtime.image_limits import (
 Mask = NDArray[np.bool_]
 
 _END_OF_JPEG = b"\xff\xd9"
+# Of a WebP that is cut off: it is held several times over while it is filled up.
+_MOST_REFILLED_BYTES = 16 << 20
 # What libjpeg makes of blocks that never came: 128 in every channel, give or take a rounding.
 _FILLING = 128
 # The last coefficient, in zigzag order, that a reduced scale looks at. At full scale half of the
@@ -314,7 +316,7 @@ def _webp_part(open_: Open, data: bytes) -> Part | None:
         if name not in (b"VP8 ", b"VP8L"):
             continue
         missing_bytes = end - len(data)
-        if missing_bytes > (end - start) // 2:
+        if missing_bytes > (end - start) // 2 or end > _MOST_REFILLED_BYTES:
             return None
         images: list[Image.Image] = []
         # Other bits than those that are missing may take more room, and some are no picture at all.
