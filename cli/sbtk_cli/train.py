@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     "--row", "rows", multiple=True, metavar="NAME", help="With --ablation: only this row; repeat."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON line for each epoch.")
-@click.option("--quiet", is_flag=True, help="Print no progress, but warnings.")
+@click.option("--quiet", is_flag=True, help="Print no progress.")
 @click.pass_context
 def command(
     context: click.Context,

@@ -30,8 +30,7 @@ class Reporter:
         from sbtk_train.progress import EpochDone
 
         if isinstance(event, str):
-            # What spoils a run's figures, or its export, is not progress.
-            output.notice(event, quiet=self._quiet and not event.startswith("WARNING"))
+            output.notice(event, quiet=self._quiet)
         elif isinstance(event, EpochDone):
             self._epoch(event)
         elif not self._quiet:
