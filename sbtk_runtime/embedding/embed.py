@@ -70,6 +70,7 @@ class Embedder:
         self._lock = threading.Lock()
         self._streams = 0
         self._timings = Timings()
+        _take_blas_memory()
         self._engine: Engine | None = open_engine(
             self.bundle,
             engine=engine,
@@ -234,3 +235,12 @@ class Embedder:
     def _account(self, timings: Timings) -> None:
         with self._lock:
             self._timings += timings
+
+
+def _take_blas_memory() -> None:
+    """Has NumPy's BLAS take the memory of its threads before an engine takes the rest.
+
+    It does so once, at the first large product, and ends the process if there is none.
+    """
+    square = np.ones((256, 256), dtype=np.float32)
+    np.matmul(square, square)

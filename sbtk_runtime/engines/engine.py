@@ -12,6 +12,7 @@ from sbtk_runtime.cpu import cpu_threads
 from sbtk_runtime.engines.engine_protocol import Embeddings, Engine, Images
 from sbtk_runtime.engines.engine_request import EngineRequest, Said, said_nothing
 from sbtk_runtime.engines.engine_table import ENGINE_NAMES, ENGINES, GPU_ENGINE_NAMES, EngineEntry
+from sbtk_runtime.engines.session_engine import is_out_of_memory
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra
 from sbtk_runtime.manifest import PRECISIONS, Precision
 
@@ -83,6 +84,7 @@ def open_engine(
         BadModel: the bundle has no such precision, or is damaged, or is not of this kind.
         EngineUnavailable: the named engine, or every engine, does not work here.
         MissingExtra: the named engine's library is not installed.
+        MemoryError: `auto` found no engine that works in the memory that there is.
     """
     threads = cpu_threads() if threads is None else threads
     if threads < 1 or not 1 <= lanes <= threads:
@@ -97,6 +99,7 @@ def open_engine(
         candidates = [entry for entry in candidates if not entry.starts_slowly] + slow
         passed_over = [f"{entry.name}: takes too long to load for one picture" for entry in slow]
     bad_model: BadModel | None = None
+    is_short_of_memory = False
     for entry in candidates:
         request = EngineRequest(
             bundle=bundle,
@@ -121,9 +124,12 @@ def open_engine(
                 bad_model = problem
             passed_over.append(f"{entry.name}: {problem.found}")
             next_step = problem.next_step
+            is_short_of_memory |= is_out_of_memory(problem)
             continue
         opened.info = replace(opened.info, passed_over=tuple(passed_over))
         return opened
+    if is_short_of_memory:
+        raise MemoryError("; ".join(passed_over))
     if bad_model is not None:
         raise bad_model
     raise EngineUnavailable(

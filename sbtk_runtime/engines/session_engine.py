@@ -74,7 +74,7 @@ class SessionEngine:
                 rows = infer(feeds_of(part, kind, self.info.domain_input))
             # The libraries' exceptions share no base class below Exception.
             except Exception as problem:
-                if len(part) > 1 and _is_out_of_memory(problem):
+                if len(part) > 1 and is_out_of_memory(problem):
                     self._take_smaller_parts(len(part) // 2)
                     continue
                 raise EngineUnavailable(
@@ -189,8 +189,13 @@ def _ports_text(ports: Sequence[Port]) -> str:
     return " and ".join(parts) or "nothing"
 
 
-def _is_out_of_memory(problem: Exception) -> bool:
+def is_out_of_memory(problem: Exception) -> bool:
+    """Returns whether a library got no memory, for its data or to be loaded."""
     text = str(problem).lower()
     return isinstance(problem, MemoryError) or any(
-        sign in text for sign in ("out of memory", "failed to allocate memory", "bad_alloc")
+        sign in text
+        for sign in (
+            *("out of memory", "failed to allocate memory", "bad_alloc"),
+            *("failed to map segment", "cannot allocate memory"),
+        )
     )

@@ -376,3 +376,28 @@ def _hide_width(graph: onnx.GraphProto) -> None:
     graph.node.append(helper.make_node("Reshape", ["count", "columns"], ["end"]))
     slice_inputs = ["unit", "start", "end", "columns"]
     graph.node.append(helper.make_node("Slice", slice_inputs, ["embeddings"]))
+
+
+WITHOUT_MEMORY = """
+import resource, sys
+from pathlib import Path
+from sbtk_runtime.embedding.embed import Embedder
+size_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+limit = size_bytes + 40 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+try:
+    Embedder(sys.argv[1]).close()
+except MemoryError:
+    print("not enough memory")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_engines_that_get_no_memory_are_not_called_missing_or_refusing(bundle: Bundle) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MEMORY, str(bundle.folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "not enough memory\n"
