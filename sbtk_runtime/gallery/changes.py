@@ -96,8 +96,8 @@ class Loss:
 
     Attributes:
         path: absolute.
-        lost: photos that were found there by the update before, and are not any more.
-        before: photos that were found there by the update before.
+        lost: photos that were found there once, and are missing.
+        before: photos that the gallery knows there.
         is_empty: no photo at all is found there now.
     """
 
@@ -238,21 +238,23 @@ class Changes:
     def losses(self) -> list[Loss]:
         """Returns the roots and folders that look as if a disk were not mounted.
 
-        These are roots without a photo, roots of which more than half of the photos are not found
-        any more, and folders that are empty and held photos until now. Files that exist, but are
-        left out of the walk, are not lost.
+        These are roots without a photo, roots of which more than half of the photos are missing,
+        by this update or an earlier one, and folders that are empty and held photos until now.
+        Files that exist, but are left out of the walk, are not lost.
         """
-        lost = [
-            path
-            for (path,) in self._connection.execute(
-                "SELECT path FROM absent WHERE is_below_roots AND NOT is_missing ORDER BY path"
-            )
-            if not os.path.lexists(path)
-        ]
+        lost: list[bytes] = []
+        lost_before: list[bytes] = []
+        for path, is_missing in self._connection.execute(
+            "SELECT path, is_missing FROM absent WHERE is_below_roots ORDER BY path"
+        ):
+            if not os.path.lexists(path):
+                (lost_before if is_missing else lost).append(path)
         losses = []
         for root in self._roots:
-            name, before = os.fsencode(root), self._known_below[root]
-            lost_here = sum(_is_in(path, name) for path in lost)
+            name = os.fsencode(root)
+            earlier = sum(_is_in(path, name) for path in lost_before)
+            before = self._known_below[root] + earlier
+            lost_here = earlier + sum(_is_in(path, name) for path in lost)
             is_empty = not self._count_below("walked", root) and not Path(root).is_file()
             # What was only left out is still there, and no disk is missing.
             is_bare = is_empty and (lost_here > 0 or not before) and not self._is_hidden(name)

@@ -89,7 +89,9 @@ def test_an_emptied_folder_is_a_warning_and_a_deleted_photo_is_not(
     for path in sorted(photos.glob("*.*"))[:5]:
         path.unlink()
     (warning,) = update_gallery(folder, [photos], embedder).warnings
-    assert f"most photos were not found in {photos} (5 of 8" in warning
+    assert f"most photos were not found in {photos} (8 of 11" in warning
+    # Until they are back, or dropped for good.
+    assert update_gallery(folder, [photos], embedder).warnings == (warning,)
 
 
 def test_a_missing_photo_is_found_elsewhere_by_its_bytes(
