@@ -13,10 +13,12 @@ import pytest
 if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
 
-# A shell that runs its commands in the background lets them ignore Ctrl-C, and so would every
-# process that a test interrupts.
+# A shell that runs its commands in the background lets them ignore Ctrl-C, and nohup a hangup; so
+# would every process that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Each of xdist's workers has a core to itself. Before anything imports NumPy or torch.
 if "PYTEST_XDIST_WORKER" in os.environ:

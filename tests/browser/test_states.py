@@ -36,7 +36,7 @@ ODD_NAMES = (
     b"caf\xe9.png",
     "\u202egnp.png".encode(),
     b'two\nlines, a "quote" & more.png',
-    b"..%2f#photo=1?as=photo.png",
+    b"%2e..%2f#photo=1?as=photo.png",
     b"x" * 251 + b".png",
 )
 #: Emoji of several signs are one.

@@ -68,6 +68,7 @@ def test_without_options_all_is_as_it_was_and_the_rules_are_told(measured: Answe
         "codes": None,
         "split": "SK-YE",
         "classes": "unseen",
+        "rerank": "none",
     }
     assert set(report["figure_rules"]) == set(report["figures"]) == set(report["definitions"])
 

@@ -45,7 +45,7 @@ def test_a_binary_gallery_is_made_asked_updated_checked_and_exported(
     # The gallery knows what it keeps, and which model that takes.
     (binary / "photos" / "photo-0000.jpg").unlink()
     assert main(["index", "photos", "--threads", "1"]) == 0
-    assert "7 photos searchable (1 removed)" in capsys.readouterr().out
+    assert "7 photos searchable (1 missing)" in capsys.readouterr().out
     assert main(["index", "--verify"]) == 0
     assert "7 of 7 sampled ones find themselves by their codes" in capsys.readouterr().out
     assert main(["index", "--verify", "--json"]) == 0

@@ -152,14 +152,26 @@ def test_torchrun_ended_by_a_signal_leaves_a_save_to_go_on_with(data: Path, tmp_
     assert load_state(last.parent)[1].updates > 0
 
 
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode != 0
+    if shutil.which("unshare")
+    else True,
+    reason="folders of its own for each process need unshare, and the right to mount",
+)
 def test_a_fault_in_one_process_ends_all_with_one_message(data: Path, tmp_path: Path) -> None:
     for rank in range(2):
         shutil.copytree(data, tmp_path / str(rank) / "data")
     # The first process checks the data; the second has a share of every batch of it.
     for sketch in (tmp_path / "1" / "data" / "sketch").rglob("*.png"):
         sketch.write_bytes(b"no picture")
-    train = f"cd $RANK && exec {sys.executable} -m sbtk_cli train data {' '.join(TINY)}"
-    done = torchrun("--no-python", "bash", "-c", train, cwd=tmp_path)
+    # Each process sees its own images at the one path that the run names.
+    (tmp_path / "data").mkdir()
+    train = (
+        f"cd $RANK && mount --bind data ../data && "
+        f"exec {sys.executable} -m sbtk_cli train ../data {' '.join(TINY)}"
+    )
+    apart = ("unshare", "--mount", "--propagation", "private", "bash", "-c")
+    done = torchrun("--no-python", *apart, train, cwd=tmp_path)
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
     assert len(errors) == 1

@@ -100,6 +100,7 @@ def test_every_figure_carries_its_rules(embedder: Embedder, images: ImageSet) ->
         },
         "split": "",
         "classes": "unseen",
+        "rerank": "none",
     }
     assert set(found["figure_rules"]) == set(found["figures"])
     assert found["figure_rules"]["mAP@5 (strict)"] == {
