@@ -19,7 +19,7 @@ Grey = NDArray[np.uint8]
 # Whole samples have as many bits as the smallest of these that holds the highest: cameras and
 # scanners store ten, twelve or fourteen bits in sixteen.
 _WHOLE_SCALES = (255.0, 1023.0, 4095.0, 16383.0, 65535.0)
-# Floats a little over 1 are a picture from 0 to 1 with highlights, not one from 0 to 255.
+# Floats a little over 1 are an image from 0 to 1 with highlights, not one from 0 to 255.
 _HIGHLIGHTS = 8.0
 _BAND_PIXELS = 1 << 19
 
@@ -29,7 +29,7 @@ _SAME_LEVELS = 2.5
 
 
 def rgb_or_rgba(image: Image.Image) -> Image.Image:
-    """Returns the picture in mode RGB, or RGBA when any pixel is transparent, in sRGB."""
+    """Returns the image in mode RGB, or RGBA when any pixel is transparent, in sRGB."""
     image = _in_srgb(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -50,7 +50,7 @@ def is_wide(image: Image.Image) -> bool:
 def eight_bit_grey(
     image: Image.Image, *, is_scaled: bool, is_unsigned: bool, is_inverted: bool
 ) -> Image.Image:
-    """Returns a grey picture of wide samples, in mode L, or LA when any pixel is transparent.
+    """Returns a grey image of wide samples, in mode L, or LA when any pixel is transparent.
 
     Pillow's own conversion clips at 255. Whole numbers have the bits that their highest needs,
     among 8, 10, 12, 14 and 16; floats have whichever of 1, 255 and those scales holds them.
@@ -94,12 +94,12 @@ def eight_bit_grey(
 
 
 def brightest(image: Image.Image) -> int:
-    """Returns the highest value of red, green and blue in a picture of eight bits."""
+    """Returns the highest value of red, green and blue in an image of eight bits."""
     return max(int(np.asarray(image.getchannel(channel)).max()) for channel in range(3))
 
 
 def with_low_bytes(high: Image.Image, low: Image.Image) -> Image.Image:
-    """Brings a dark colour picture of 16-bit samples to eight bits, by the bits it really uses.
+    """Brings a dark colour image of 16-bit samples to eight bits, by the bits it really uses.
 
     Args:
         high: the higher bytes of all samples, RGB or RGBA; changed, and returned.
@@ -124,7 +124,7 @@ def with_low_bytes(high: Image.Image, low: Image.Image) -> Image.Image:
 
 
 def transparent_where(high: Image.Image, low: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    """Returns the picture in RGBA, transparent where 16-bit samples are exactly a colour."""
+    """Returns the image in RGBA, transparent where 16-bit samples are exactly a colour."""
     is_colour = np.ones((high.height, high.width), dtype=bool)
     for channel, value in enumerate(colour):
         is_colour &= np.asarray(high.getchannel(channel)) == value >> 8
@@ -198,7 +198,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         )
         samples = _samples(mode)
         shown = np.asarray(ImageCms.applyTransform(samples, transform), dtype=np.int16)
-    # Damaged metadata are no reason to refuse good pixels.
+    # Damaged metadata are not a reason to refuse good pixels.
     except Exception:
         return None
     plain = np.asarray(samples.convert("RGB"), dtype=np.int16)
@@ -211,7 +211,7 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 
 def _samples(mode: str) -> Image.Image:
-    """Returns a picture of colours from the whole range of a mode."""
+    """Returns an image of colours from the whole range of a mode."""
     if mode == "L":
         return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
     steps = np.linspace(0, 255, 6).round().astype(np.uint8)

@@ -1,7 +1,7 @@
-"""The bytes that a decoder is fed, against a clock, and how much of a picture comes of them.
+"""The bytes that a decoder is fed, against a clock, and how much of an image comes of them.
 
 Decoders say that a file is cut off or damaged, not how far they came. So such a file is decoded
-twice into pictures of different colours: where the two differ nothing was decoded. That is exact
+twice into images of different colours: where the two differ nothing was decoded. That is exact
 for every format and mode, and needs none of Pillow's global switches.
 """
 
@@ -39,12 +39,12 @@ _MOST_REFILLED_BYTES = 16 << 20
 # What libjpeg makes of blocks that never came: 128 in every channel, give or take a rounding.
 _FILLING = 128
 # The last coefficient, in zigzag order, that a reduced scale looks at. At full scale half of the
-# resolution is enough for a picture to be itself.
+# resolution is enough for an image to be itself.
 _LAST_COEFFICIENT = {1: 24, 2: 24, 4: 4, 8: 0}
 
 
 class Clock:
-    """Ends the work on one picture, on one thread, after some core-seconds.
+    """Ends the work on one image, on one thread, after some core-seconds.
 
     Args:
         limit_s: core-seconds.
@@ -107,7 +107,7 @@ class Part:
     """What could be decoded of a file that is cut off or damaged.
 
     Attributes:
-        image: the picture, as stored; of any colour where nothing was decoded.
+        image: the image, as stored; of any colour where nothing was decoded.
         share: of its rows, those that were decoded, from 0 to 1.
         missing: `(H, W) bool`, where nothing was decoded; `None` if there is no such place.
     """
@@ -149,7 +149,7 @@ def early_end(open_: Open, file: Screened, image: Image.Image) -> Part | None:
     end = file.data.find(_END_OF_JPEG, first_scan(file.data))
     if end < 0:
         return None
-    # Blocks that are missing are made of what stands behind; whole pictures do not look at it.
+    # Blocks that are missing are made of what stands behind; whole images do not look at it.
     made = [
         _attempt(open_(file.data[:end] + filling * 4096 + _END_OF_JPEG), 0)[0]
         for filling in (b"\0", b"\x55")
@@ -171,7 +171,7 @@ def percent(share: float) -> str:
 def _attempt(
     image: ImageFile.ImageFile, level: int
 ) -> tuple[Image.Image, list[tuple[int, int, int, int]]]:
-    """Returns what becomes of a picture that was of one colour, and the boxes it consists of."""
+    """Returns what becomes of an image that was of one colour, and the boxes it consists of."""
     opened: Any = image
     boxes = [tile[1] for tile in opened.tile]
     if image.format == "TIFF":
@@ -269,7 +269,7 @@ def _scale_of(image: ImageFile.ImageFile) -> int:
 def _scans_part(open_: Open, data: bytes, image: Image.Image, scale: int) -> Part | None:
     """Returns what there is of a JPEG of several scans, of which the last one was cut.
 
-    Each scan adds to the whole picture. If those before it hold what this scale looks at, every
+    Each scan adds to the whole image. If those before it hold what this scale looks at, every
     row is there. If it is the last one needed, the rows are those in which it has changed
     something.
     """
@@ -309,7 +309,7 @@ def _are_enough(scans: list[Scan], last: int) -> bool:
 def _webp_part(open_: Open, data: bytes) -> Part | None:
     """Returns what there is of a WebP that is cut off.
 
-    Its decoders know no part of a picture. So what is missing is replaced, once by zeros and once
+    Its decoders know no part of an image. So what is missing is replaced, once by zeros and once
     by ones: the rows that do not depend on it are those that were in the file.
     """
     for name, start, end in riff_chunks(data):
@@ -319,7 +319,7 @@ def _webp_part(open_: Open, data: bytes) -> Part | None:
         if missing_bytes > (end - start) // 2 or end > _MOST_REFILLED_BYTES:
             return None
         images: list[Image.Image] = []
-        # Other bits than those that are missing may take more room, and some are no picture at all.
+        # Other bits than those that are missing may take more room, and some are not an image.
         for filling in _fillings(missing_bytes + end - start if missing_bytes > 0 else 0):
             whole = data[:end] + filling
             length = (len(whole) - start).to_bytes(4, "little")

@@ -1,7 +1,7 @@
-"""How large the pictures in an AVIF or HEIC file really are, whatever its container says.
+"""How large the images in an AVIF or HEIC file really are, whatever its container says.
 
 Readers take the size from the container, and decoders the memory for the content. So the content
-is looked at here: the sequence headers of AV1, and the grids that pictures are put together by.
+is looked at here: the sequence headers of AV1, and the grids that images are put together by.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator
 Box = tuple[bytes, int, int]
 Size = tuple[int, int]
 
-# What holds a picture of its own, and what holds none.
+# What holds an image of its own, and what holds none.
 _CODED_BY_AV1, _GRID = b"av01", b"grid"
 _WITHOUT_PIXELS = frozenset({b"Exif", b"mime", b"uri ", b"iden", b"tmap"})
-# Libheif holds pictures of HEVC to the size that the container says.
+# Libheif holds images of HEVC to the size that the container says.
 _SELF_CHECKED = frozenset({b"hvc1"})
 _SEQUENCE_HEADER = 1
 

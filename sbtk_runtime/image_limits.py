@@ -27,7 +27,7 @@ MOST_CHUNKS = 200_000
 MOST_STRIPS = 100_000
 MOST_TAG_VALUES = 1_000_000
 MOST_BOXES = 20_000
-#: Of a colour profile, or a text that tells how a picture is turned.
+#: Of a colour profile, or a text that tells how an image is turned.
 MOST_METADATA_BYTES = 1 << 20
 
 # A JPEG may begin this late, behind what a transfer or a card reader has left there.
@@ -44,8 +44,8 @@ class Screened:
         format: its name, as in `SIGNATURES`.
         data: the bytes, without what nobody needs.
         canvas: width and height in pixels, where opening the file takes that memory.
-        scans: passes over the whole picture; more than one only in JPEGs.
-        kept_bytes: what a decoder holds beside the picture: coefficients, a strip, a tile.
+        scans: passes over the whole image; more than one only in JPEGs.
+        kept_bytes: what a decoder holds beside the image: coefficients, a strip, a tile.
         bits: of a sample, where that is told.
         is_scaled: whether samples are known to use the full scale.
         is_unsure: whether decoding may take more memory than all this tells.
@@ -95,10 +95,10 @@ HEIC_FORMAT = "HEIF"
 
 
 def is_heic(head: bytes) -> bool:
-    """Returns whether a file that begins with these bytes is a HEIC picture, by its brands."""
+    """Returns whether a file that begins with these bytes is a HEIC image, by its brands."""
     brands = _brands(head)
     if brands and brands[0] in _GENERAL_BRANDS:
-        # Their first brand says only that they are pictures; AVIF has the same.
+        # Their first brand says only that they are images; AVIF has the same.
         return not _AVIF_BRANDS & set(brands)
     return bool(brands) and brands[0] in _HEIC_BRANDS
 
@@ -161,7 +161,7 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 _ZEROS = bytes(16)
 _JPEG_TABLES = frozenset({*_JPEG_FRAMES, 0xC4, 0xCC, 0xDB, 0xDD})
 
-# What tells how samples are meant, and how the picture is turned: JFIF, Exif, XMP and Adobe's.
+# What tells how samples are meant, and how the image is turned: JFIF, Exif, XMP and Adobe's.
 _JPEG_METADATA = {0xE0: (b"JFIF",), 0xE1: (b"Exif", b"http"), 0xEE: (b"Adob",)}
 
 
@@ -228,15 +228,15 @@ def _count_scans(data: bytes, start: int) -> int:
 
 @dataclass(frozen=True)
 class Scan:
-    """A pass over a JPEG's picture: where it starts, and what it holds.
+    """A pass over a JPEG's image: where it starts, and what it holds.
 
     Attributes:
         start: of its marker.
         components: their ids.
         first: coefficient that it holds.
         last: coefficient that it holds.
-        luma: id of the first component of the picture.
-        in_frame: number of components of the picture.
+        luma: id of the first component of the image.
+        in_frame: number of components of the image.
     """
 
     start: int
@@ -297,7 +297,7 @@ class PngChunk:
 
 
 def png_chunks(data: bytes) -> Iterator[PngChunk]:
-    """Yields the chunks up to the end of the picture; the last one may be cut off."""
+    """Yields the chunks up to the end of the image; the last one may be cut off."""
     position, count = 8, 0
     while position + 8 <= len(data):
         length, name = struct.unpack_from(">I4s", data, position)
@@ -373,7 +373,7 @@ def _is_small_unpacked(packed: bytes | memoryview) -> bool:
 
 
 def _screen_gif(data: bytes) -> Screened:
-    """Leaves out what stands ahead of the first picture: comments and programs' own blocks."""
+    """Leaves out what stands ahead of the first image: comments and programs' own blocks."""
     header = 13 + (3 << ((data[10] & 7) + 1) if data[10] & 0x80 else 0)
     position, kept = header, [data[:header]]
     while data[position] == 0x21:
@@ -411,7 +411,7 @@ def _screen_webp(data: bytes) -> Screened:
             if frames == 1:
                 frames_end = end + (end & 1)
     if frames > 1 and frames_end is not None:
-        # Only the first picture is ever looked at.
+        # Only the first image is ever looked at.
         body = data[8:frames_end]
         data = b"RIFF" + struct.pack("<I", len(body)) + body
     return Screened("WEBP", data, canvas=canvas)
@@ -504,7 +504,7 @@ def _screen_tiff(data: bytes) -> Screened:
         tile_width, tile_height = max(1, values[322]), max(1, values.get(323, 0))
         kept = tile_width * tile_height
         work = -(-width // tile_width) * -(-height // tile_height) * kept
-        # Tiles are decoded whole, also what lies outside the picture.
+        # Tiles are decoded whole, also what lies outside the image.
         if work > 4 * width * height + (64 << 20):
             raise BadImage("a TIFF of tiles far larger than its picture")
     else:
@@ -517,7 +517,7 @@ def _screen_tiff(data: bytes) -> Screened:
 
 
 def _tiff_tags(data: bytes) -> dict[int, tuple[int, int, int]]:
-    """Returns type, count and first value of each tag of the first picture."""
+    """Returns type, count and first value of each tag of the first image."""
     order = "<" if data[:2] == b"II" else ">"
     is_big = 43 in data[2:4]
     head, entry, size = ("Q", "HHQ", 8) if is_big else ("H", "HHI", 4)

@@ -1,4 +1,4 @@
-"""Pictures that are too large to be decoded beside an engine, in a process of their own.
+"""Images that are too large to be decoded beside an engine, in a process of their own.
 
 Run as a script it reads an image file on stdin and writes the pixels that it was asked for to
 stdout. The system ends it when it takes too long, whatever its decoder is at.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadImage, EmptySketch, LargeImage, SbtkError, SlowImage
 
-#: What a picture may take at the peak of its decoding, with its file.
+#: What an image may take at the peak of its decoding, with its file.
 MAX_APART_BYTES = 400 << 20
 #: Core-seconds, those of the start with them.
 MAX_APART_S = 12
@@ -43,7 +43,7 @@ def pixels_apart(
 
     Args:
         data: the bytes of the file.
-        problem: how large the picture is.
+        problem: how large the image is.
         task: `"prepare", kind, size_px` or `"thumbnail", size_px`.
 
     Raises:

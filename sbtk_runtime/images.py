@@ -1,4 +1,4 @@
-"""Image files to upright sRGB pictures, safely.
+"""Image files to upright sRGB images, safely.
 
 Files come from anywhere, so only regular files are opened, only formats on a list reach a parser,
 structure and memory are judged from the bytes before any pixel is decoded, and decoding ends after
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 # The plugins are named here because Pillow's own search for them is not safe between threads (a
-# picture can find the registry half filled), and because its limit of pixels knows nothing of
+# image can find the registry half filled), and because its limit of pixels knows nothing of
 # reduced scales.
 from PIL import (
     AvifImagePlugin,
@@ -70,11 +70,11 @@ SUFFIXES = (
     | HEIC_SUFFIXES
 )
 MAX_FILE_BYTES = 224 << 20
-#: What a picture may take at the peak of its decoding, with its file, in this process.
+#: What an image may take at the peak of its decoding, with its file, in this process.
 MAX_DECODE_BYTES = 224 << 20
 #: Core-seconds after which decoding ends.
 MAX_DECODE_S = 10.0
-#: The share of a picture's rows from which it is used although the rest is missing.
+#: The share of an image's rows from which it is used although the rest is missing.
 MIN_SHARE = 0.9
 
 _READERS: Mapping[str, type[PillowFile.ImageFile]] = {
@@ -88,12 +88,12 @@ _READERS: Mapping[str, type[PillowFile.ImageFile]] = {
     "AVIF": AvifImagePlugin.AvifImageFile,
 }
 
-# Bytes a pixel at the peak of decoding: the picture as Pillow holds it, what it is converted to,
+# Bytes a pixel at the peak of decoding: the image as Pillow holds it, what it is converted to,
 # and its transparency. Formats that are opened by taking the memory of a whole canvas stand apart.
 _MODE_BYTES = {"RGB": 4, "L": 5, "1": 6, "P": 6, "CMYK": 8, "YCbCr": 8, "I;16": 8, "RGBA": 10}
 _MIXED_BYTES = 14
 _CANVAS_BYTES = {"WEBP": 13, "AVIF": 14, "HEIF": 10}
-# A second picture while the first is turned or brought to sRGB.
+# A second image while the first is turned or brought to sRGB.
 _CONVERTED_BYTES = 4
 
 _ORDINARY_SCANS = 64
@@ -112,7 +112,7 @@ _BITS, _PHOTOMETRIC, _PLANAR, _COLOUR_MAP, _SAMPLE_FORMAT = 258, 262, 284, 320, 
 _SUBSAMPLING = 530
 _PLAIN_PLANES = ("RGB", "RGBA", "CMYK")
 
-# Odd metadata are no news to users. Filters are global and `catch_warnings` is not safe between
+# Odd metadata are not news to users. Filters are global and `catch_warnings` is not safe between
 # threads, so this is done once.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -177,7 +177,7 @@ def read_open_file(file: BinaryIO) -> ImageFile:
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture.
+    """A decoded image.
 
     Attributes:
         image: upright, in mode RGB, or RGBA when any pixel is transparent.
@@ -265,7 +265,7 @@ class OpenImage:
             )
 
     def decode(self) -> Picture:
-        """Returns the picture; of an animation its first frame. May be called once.
+        """Returns the image; of an animation its first frame. May be called once.
 
         Raises:
             SlowImage: it takes more than `limit_s`.
@@ -343,9 +343,9 @@ class OpenImage:
 def decode(
     data: bytes, *, at_least_px: int | None = None, max_bytes: int = MAX_DECODE_BYTES
 ) -> Image.Image:
-    """Returns the picture in `data`, upright, in mode RGB, or RGBA when any pixel is transparent.
+    """Returns the image in `data`, upright, in mode RGB, or RGBA when any pixel is transparent.
 
-    Of an animation it is the first frame; 16-bit, CMYK, palette and grey pictures are converted,
+    Of an animation it is the first frame; 16-bit, CMYK, palette and grey images are converted,
     and so are those of another colour space than sRGB. Arguments and errors are those of
     `OpenImage` and its `decode`.
     """
@@ -364,7 +364,7 @@ def memory_to_decode(data: bytes, *, at_least_px: int | None = None) -> int:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """Returns the picture in mode RGB, with what was transparent shown on white."""
+    """Returns the image in mode RGB, with what was transparent shown on white."""
     if image.mode == "RGB":
         return image
     white = Image.new("RGB", image.size, (255, 255, 255))
@@ -415,7 +415,7 @@ def _screened(data: bytes, clock: Clock) -> Screened:
 
 
 def _opened(file: Screened, at_least_px: int | None, clock: Clock) -> PillowFile.ImageFile:
-    """Returns the picture, its header read and a JPEG's scale chosen."""
+    """Returns the image, its header read and a JPEG's scale chosen."""
     reader = _heif_reader() if file.format == HEIC_FORMAT else _READERS[file.format]
     try:
         feed = Feed(file.data, clock)
@@ -426,7 +426,7 @@ def _opened(file: Screened, at_least_px: int | None, clock: Clock) -> PillowFile
             if at_least_px is not None:
                 image.draft("RGB", (at_least_px, at_least_px))
             if file.scans > _ORDINARY_SCANS:
-                # A few bytes can be a pass over the whole picture.
+                # A few bytes can be a pass over the whole image.
                 image.decodermaxblock = 512
         elif isinstance(image, TiffImagePlugin.TiffImageFile):
             _mend_tiff(image)
@@ -517,15 +517,15 @@ def _orientation(header: Image.Image, *, is_whole: bool) -> int:
         # That of a PNG that cannot be decoded would be looked for behind its pixels.
         exif = header.getexif() if is_whole else Image.Image.getexif(header)
         return int(exif.get(_ORIENTATION, 1))
-    # Damaged metadata are no reason to refuse good pixels (python-pillow/Pillow#5509).
+    # Damaged metadata are not a reason to refuse good pixels (python-pillow/Pillow#5509).
     except Exception:
         return 1
 
 
 def _by_used_bits(pixels: Image.Image, file: Screened, open_: Open) -> Image.Image:
-    """Returns a colour picture of 16-bit samples, of which Pillow has taken the higher bytes.
+    """Returns a colour image of 16-bit samples, of which Pillow has taken the higher bytes.
 
-    The lower ones are decoded too where they matter: in pictures of 8 to 14 bits, which would be
+    The lower ones are decoded too where they matter: in images of 8 to 14 bits, which would be
     nearly black, and where one exact colour is transparent.
     """
     if pixels.mode not in ("RGB", "RGBA"):

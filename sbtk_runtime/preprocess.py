@@ -1,4 +1,4 @@
-"""Pictures to the student's input; the one definition that training and production share.
+"""Images to the student's input; the one definition that training and production share.
 
 Photos are squeezed to a square, as the papers' code does: nothing is cut off. Sketches are first
 cut to their ink and padded to a square, so that where and how large somebody drew does not
@@ -28,7 +28,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 #: Changes whenever the pixels that a given file leads to change; stored in every manifest.
 PREPROCESSING = "sbtk-1"
-#: What tells a picture's kind to models that take it beside the pixels, as DSN does.
+#: What tells an image's kind to models that take it beside the pixels, as DSN does.
 DOMAINS: Mapping[Kind, float] = {"sketch": 0.0, "photo": 1.0}
 
 MARGIN = 0.06
@@ -58,10 +58,10 @@ def prepare(
 ) -> Prepared:
     """Returns the student's input for the bytes of an image file.
 
-    A picture that takes more than `max_bytes` to decode is decoded in a process of its own.
+    An image that takes more than `max_bytes` to decode is decoded in a process of its own.
 
     Raises:
-        BadImage: the bytes are no readable image.
+        BadImage: the bytes are not a readable image.
         EmptySketch: nothing is drawn on the sketch.
     """
     try:
@@ -74,7 +74,7 @@ def prepare(
 def prepared_apart(
     data: bytes, problem: LargeImage, kind: Kind, size_px: int = SIZE_PX
 ) -> Prepared:
-    """Returns the student's input for a picture that is too large to be decoded in this process.
+    """Returns the student's input for an image that is too large to be decoded in this process.
 
     Raises:
         BadImage: it is too large for any, or as `prepare` does.
@@ -95,7 +95,7 @@ def opened(
 
     Raises:
         LargeImage: it takes more than `max_bytes` to decode.
-        BadImage: the bytes are no readable image.
+        BadImage: the bytes are not a readable image.
     """
     return images.OpenImage(
         data, at_least_px=_needed_px(kind, size_px), limit_s=limit_s, max_bytes=max_bytes
@@ -103,10 +103,10 @@ def opened(
 
 
 def decoded(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Image.Image:
-    """Returns the picture in the bytes of an image file, no larger than `prepare` has use for.
+    """Returns the image in the bytes of an image file, no larger than `prepare` has use for.
 
     Raises:
-        BadImage: the bytes are no readable image.
+        BadImage: the bytes are not a readable image.
     """
     return opened(data, kind, size_px).decode().image
 
@@ -119,7 +119,7 @@ def memory_to_decode(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> int:
 def prepared_from(
     image: Image.Image, kind: Kind, size_px: int = SIZE_PX, notices: tuple[str, ...] = ()
 ) -> Prepared:
-    """Returns the student's input for a decoded picture, with what is already to be told of it.
+    """Returns the student's input for a decoded image, with what is already to be told of it.
 
     Raises:
         EmptySketch: nothing is drawn on the sketch.
@@ -132,7 +132,7 @@ def prepared_from(
 
 def photo_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Pixels:
     """Returns `(size, size, 3) uint8` RGB: the whole photo, squeezed to a square."""
-    # Halving by boxes first keeps large pictures cheap; the filter then sees at least three
+    # Halving by boxes first keeps large images cheap; the filter then sees at least three
     # source pixels for each one it makes.
     square = images.on_white(image).resize(
         (size_px, size_px), Image.Resampling.BILINEAR, reducing_gap=3.0
@@ -160,7 +160,7 @@ def sketch_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Prepared:
 
 
 def domains_of(kind: Kind, count: int) -> NDArray[np.float32]:
-    """Returns the domain `(count,) float32` of pictures that are all of one kind."""
+    """Returns the domain `(count,) float32` of images that are all of one kind."""
     return np.full(count, DOMAINS[kind], dtype=np.float32)
 
 

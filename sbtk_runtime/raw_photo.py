@@ -1,8 +1,8 @@
 """Camera RAW: told from its bytes, and shown by the JPEG that the camera put into it.
 
 Most RAW files are TIFF files whose first directory is a thumbnail, so a reader of images would take
-them for small pictures. They are recognised by what only RAW has, never by their name. Where the
-embedded picture is missing or tiny the sensor's data are developed, at half their size.
+them for small images. They are recognised by what only RAW has, never by their name. Where the
+embedded image is missing or tiny the sensor's data are developed, at half their size.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SUFFIXES = (
     | {".erf", ".fff", ".gpr", ".iiq", ".k25", ".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw"}
     | {".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"}
 )
-#: Of the shorter side; a smaller embedded picture is not worth showing.
+#: Of the shorter side; a smaller embedded image is not worth showing.
 MIN_PREVIEW_PX = 224
 
 _SIGNATURES = (b"FUJIFILMCCD-RAW", b"FOVb", b"\0MRM", b"IIRO", b"IIRS", b"MMOR", b"IIU\0")
@@ -59,7 +59,7 @@ def is_raw(data: bytes) -> bool:
 
 
 def decode_raw(data: bytes, decode: Decode, max_bytes: int) -> Image.Image:
-    """Returns the picture in a camera RAW, upright.
+    """Returns the image in a camera RAW, upright.
 
     Args:
         data: the bytes of the file.
@@ -86,14 +86,14 @@ def raw_memory(data: bytes, memory_of: Callable[[bytes], int], most_bytes: int) 
     """Returns roughly how many bytes `decode_raw` takes at its peak, and whether it will develop.
 
     Developing is one call of a library, which only the end of its process ends. Where it would take
-    more than `most_bytes`, an embedded picture will do, however small.
+    more than `most_bytes`, an embedded image will do, however small.
 
     Raises:
         BadImage: as there.
     """
     with _opened(data) as raw:
         embedded, needed = _embedded(raw), _develop_bytes(raw)
-        with contextlib.suppress(Exception):  # one that is no use: `decode_raw` will develop then
+        with contextlib.suppress(Exception):  # one that is useless: `decode_raw` will develop then
             if isinstance(embedded, bytes):
                 size, shown = _stored(embedded)[0], len(embedded) + memory_of(embedded)
             elif embedded is not None:
@@ -163,7 +163,7 @@ def _unreadable(problem: Exception) -> BadImage:
 
 
 def _embedded(raw: Any) -> bytes | Image.Image | None:
-    """Returns the largest picture that the camera put into the file: a JPEG, or pixels."""
+    """Returns the largest image that the camera put into the file: a JPEG, or pixels."""
     import rawpy
 
     try:
@@ -177,7 +177,7 @@ def _embedded(raw: Any) -> bytes | Image.Image | None:
 
 
 def _preview(raw: Any, decode: Decode) -> Image.Image | None:
-    """Returns the embedded picture, upright; `None` if there is none that can be read."""
+    """Returns the embedded image, upright; `None` if there is none that can be read."""
     embedded = _embedded(raw)
     turn = _TURNS.get(raw.sizes.flip)
     if embedded is None:

@@ -81,9 +81,8 @@ def diffused(
         seeds: first hits that scores spread from.
     """
     count = len(scores)
-    spread = np.zeros(count)
     if not count:
-        return spread.astype(np.float32)
+        return np.zeros(0, dtype=np.float32)
     left, right, weights = _edges(neighbours, similarities)
     degrees = np.bincount(left, weights, count) + np.bincount(right, weights, count)
     root = 1 / np.sqrt(np.maximum(degrees, 1e-12))

@@ -16,7 +16,7 @@ from sbtk_runtime.embedding.memory_budget import MemoryBudget, give_back_what_is
 from sbtk_runtime.errors import BadImage, LargeImage
 from sbtk_runtime.preprocess import Kind, Prepared
 
-# What all threads together hold of file contents, and of pictures being decoded. A single larger
+# What all threads together hold of file contents, and of images being decoded. A single larger
 # one is read or decoded while the others wait.
 _FILES_BYTES = 64 << 20
 _PICTURES_BYTES = 160 << 20

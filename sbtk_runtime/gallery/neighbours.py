@@ -23,7 +23,7 @@ from sbtk_runtime.names import printable_name
 from sbtk_runtime.rerank import NEIGHBOURS
 
 NEIGHBOURS_NAME = "neighbours.npz"
-#: With more than this share of photos that are gone, all neighbours are found again.
+#: With more than this share of deleted photos, all neighbours are found again.
 MOST_DEAD = 0.2
 #: Pairs of photos that are compared at most: 100,000 by 100,000, some minutes on two cores.
 MOST_PAIRS = 10**10

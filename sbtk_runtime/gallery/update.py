@@ -169,7 +169,7 @@ def update_gallery(
 def roots_to_walk(folder: Path, roots: Sequence[Path]) -> list[str]:
     """Returns the absolute paths of `roots`, of which those that are not there must be known.
 
-    A disk that is not mounted has no folder, and is no reason to leave the other roots as they are.
+    A disk that is not mounted has no folder, and does not keep the other roots from being updated.
 
     Raises:
         BadData: there are none, or one is not there and the gallery has no photo below it.
