@@ -119,6 +119,8 @@ def write_on(workplace: Workplace, published: Connection) -> None:
 
 def read_on(workplace: Workplace, folder: Path, user: int, told: Connection) -> None:
     """Counts answers until it is told to stop: right, wrong, and errors by their text."""
+    # Python's own files may be closed to the other user: load what a search imports only when used.
+    scores_in(folder)
     become(user)
     assert not os.access(folder, os.W_OK)
     counts: Counter[str] = Counter()
