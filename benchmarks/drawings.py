@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.result import Result, print_result
+from sbtk_runtime.evaluation.metrics import evaluate
 from sbtk_runtime.preprocess import Kind
-from sbtk_runtime.retrieval.metrics import evaluate
 from sbtk_train.batches.strokes import render
 from sbtk_train.data import ImageSource, divide, read_dataset
 from sbtk_train.data.class_names import ClassNames
@@ -129,7 +129,7 @@ def bundle_embedder(model: Path | None) -> Embed:
 
 
 def _torch_embedder(folder: Path) -> Embed:
-    from sbtk_train.device import choose_compute
+    from sbtk_train.config import choose_compute
     from sbtk_train.runs.checkpoint import load_run
     from sbtk_train.runs.evaluate import by_pixels
 

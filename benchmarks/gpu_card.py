@@ -16,7 +16,7 @@ from benchmarks.gpu_student import random_student
 from benchmarks.gpu_timing import DRY, Effort, timed
 from sbtk_runtime.machine import DISTRIBUTIONS, installed_versions
 from sbtk_runtime.preprocess import SIZE_PX
-from sbtk_train.students.student import Student
+from sbtk_train.models.student import Student
 
 _STAGE = "card"
 _VERSIONS_OF = (

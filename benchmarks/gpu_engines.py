@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from benchmarks.gpu_findings import Figures, Finding, Report, Task, attempt, told
 from benchmarks.gpu_timing import DRY, Effort, timed_by_clock
-from sbtk_runtime.bench.onnx_macs import multiply_accumulates
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.engines.engine import Engine, checked_rows, open_engine, survey_engines
+from sbtk_runtime.engines.registry import Engine, checked_rows, open_engine, survey_engines
 from sbtk_runtime.errors import BadModel
+from sbtk_runtime.evaluation.bench.floor import multiply_accumulates
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import Kind
 

@@ -17,7 +17,7 @@ from benchmarks.gpu_student import FromPixels, random_pictures, random_student
 from sbtk_runtime.errors import MissingExtra
 from sbtk_runtime.manifest import BundleManifest
 from sbtk_runtime.preprocess import PREPROCESSING
-from sbtk_train.students.student import Student
+from sbtk_train.models.student import Student
 
 _STAGE = "model"
 _PICTURES = 8
@@ -63,7 +63,7 @@ def reference_file(task: Task) -> Path:
 def _fp16(student: Student, folder: Path) -> dict[str, Any]:
     _require_onnx()
     from sbtk_export.fp16 import half_trunk_student
-    from sbtk_export.onnx_from_student import write_onnx
+    from sbtk_export.onnx_graph import write_onnx
 
     started = time.perf_counter()
     write_onnx(half_trunk_student(student), folder / "model.fp16.onnx")
@@ -73,8 +73,7 @@ def _fp16(student: Student, folder: Path) -> dict[str, Any]:
 def _int8(student: Student, folder: Path) -> dict[str, Any]:
     _require_onnx()
     from sbtk_export.int8_tensorrt import quantise_for_tensorrt
-    from sbtk_export.model_inputs import ModelInputs
-    from sbtk_export.onnx_from_student import write_onnx
+    from sbtk_export.onnx_graph import ModelInputs, write_onnx
 
     started = time.perf_counter()
     source = folder / "model.fp32.onnx"
@@ -95,7 +94,7 @@ def _require_onnx() -> None:
 
 def _sign(folder: Path, student: Student) -> None:
     """Writes a manifest that vouches for every file that is in the folder."""
-    from sbtk_export.bundle_writer import file_records
+    from sbtk_export.export import file_records
 
     files = file_records(folder)
     joined = "".join(record.sha256 for record in files.values())

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from sbtk_runtime.retrieval.metrics import percentiles
+from sbtk_runtime.evaluation.metrics import percentiles
 
 Run = Callable[[], object]
 

@@ -27,14 +27,12 @@ from benchmarks.gpu_training_data import (
 )
 from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_train.batches.pixels import PixelStore
-from sbtk_train.config import TrainConfig
-from sbtk_train.device import choose_compute, default_workers
-from sbtk_train.objectives.sbtknet_objective import SbtknetObjective
+from sbtk_train.config import SbtknetRecipe, TrainConfig, choose_compute, default_workers, recipe
+from sbtk_train.models.student import Student
+from sbtk_train.objectives.sbtknet import SbtknetObjective
 from sbtk_train.progress import EpochDone, StepDone
-from sbtk_train.recipes import SbtknetRecipe, recipe
+from sbtk_train.runs.context import Materials, gather
 from sbtk_train.runs.loop import Trainer
-from sbtk_train.runs.setup import Materials, gather
-from sbtk_train.students.student import Student
 
 STAGE = "training"
 

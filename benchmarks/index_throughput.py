@@ -23,8 +23,8 @@ from benchmarks.commands import run_sbtk
 from benchmarks.photos import add_photos_option, copied, photos_below
 from benchmarks.result import Result, print_result
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.cpu import cpu_threads
-from sbtk_runtime.engines.engine import open_engine
+from sbtk_runtime.engines.registry import open_engine
+from sbtk_runtime.machine import cpu_threads
 from sbtk_runtime.preprocess import prepare
 
 _ALONE = 128

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from benchmarks.drawings import bundle_embedder
 from benchmarks.result import Result, print_result
+from sbtk_runtime.evaluation.metrics import evaluate
 from sbtk_runtime.rerank import RERANKS, Rerank, Reranker
-from sbtk_runtime.retrieval.metrics import evaluate
 from sbtk_train.data import ImageSet, divide, read_dataset
 from sbtk_train.data.splits import open_split
 

@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
+import os
 import platform
-from collections.abc import Mapping
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Literal, get_args
 
 import onnx
 
-from sbtk_export.binary_codes import CODES_PER_KIND, require_bits, write_codes
-from sbtk_export.bundle_writer import file_records, published_folder, require_absent
-from sbtk_export.card import CARD_NAME, model_card
-from sbtk_export.model_files import (
-    VARIANTS,
-    Variant,
-    check_models,
-    file_name,
-    write_golden,
-    write_models,
-)
-from sbtk_export.parity import Parity, Reference, torch_reference
-from sbtk_export.pictures import ExportPictures, choose_pictures
-from sbtk_export.run_facts import StudentFacts, facts_from_run
-from sbtk_export.saturation import require_same_sums
-from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.engines.engine_request import Said
+from sbtk_export.card import CARD_NAME, StudentFacts, facts_from_run, model_card
+from sbtk_export.codes import CODES_PER_KIND, require_bits, write_codes
+from sbtk_export.fp16 import half_trunk_student
+from sbtk_export.images import ExportPictures, choose_pictures
+from sbtk_export.input_contract import write_contract
+from sbtk_export.int8 import quantise, require_same_sums
+from sbtk_export.int8_tensorrt import quantise_for_tensorrt
+from sbtk_export.onnx_graph import ModelInputs, write_onnx
+from sbtk_export.parity import Parity, Reference, measure_parity, require_parity, torch_reference
+from sbtk_runtime.bundle import Bundle, OnnxForm, onnx_name
+from sbtk_runtime.engines import onnxruntime as engine_onnxruntime
+from sbtk_runtime.engines.base import EngineRequest, Said
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
-from sbtk_runtime.files import write_atomically
-from sbtk_runtime.manifest import PRECISIONS, BundleManifest
-from sbtk_runtime.names import printable_name
+from sbtk_runtime.files import (
+    disk_full_explained,
+    fsync_folder,
+    printable_name,
+    sha256_of_file,
+    write_atomically,
+)
+from sbtk_runtime.machine import cpu_threads
+from sbtk_runtime.manifest import MANIFEST_NAME, PRECISIONS, BundleManifest, FileRecord, Precision
 from sbtk_runtime.onnx_file import DOMAIN_NAME
 from sbtk_runtime.preprocess import PREPROCESSING
+from sbtk_train.models.student import Student
 from sbtk_train.runs.checkpoint import TrainedRun, save_student
-from sbtk_train.students.student import Student
 
 SLIM_BYTES = 80_000_000
 
@@ -210,3 +216,163 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "source tree"
+
+
+#: Versions of ONNX's operators that a model can be written in. Means over axes that are an input
+#: need 18; newer ones are not read by all engines.
+OPSETS = range(18, 24)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def checked_name(name: str) -> str:
+    """Returns `name` if it can name a bundle.
+
+    Raises:
+        BadConfig: it has other characters than these, or is too long.
+    """
+    if not _NAME.fullmatch(name):
+        raise BadConfig(
+            f"{name!r} cannot name a bundle",
+            "1 to 64 letters, digits, dots, hyphens and underscores, a letter or digit first",
+            "--name NAME",
+        )
+    return name
+
+
+@contextlib.contextmanager
+def published_folder(target: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `target` that becomes `target` when the block succeeds.
+
+    On failure it is removed, and `target` does not come to be.
+
+    Raises:
+        BadConfig: `target` exists.
+        DiskFull: the device ran out of space.
+    """
+    require_absent(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.export-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        with disk_full_explained(temporary):
+            yield temporary
+            _sync(temporary)
+        # A folder that appeared meanwhile and is not empty makes this fail, as it should.
+        temporary.rename(target)
+        fsync_folder(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_absent(target: Path) -> None:
+    """Refuses a name that is taken, before any work is done.
+
+    Raises:
+        BadConfig: `target` exists.
+    """
+    if target.exists() or target.is_symlink():
+        raise BadConfig(
+            f"{printable_name(target)} exists",
+            "a folder that is not there yet",
+            "choose another with -o BUNDLE, or remove it",
+        )
+
+
+def file_records(folder: Path) -> dict[str, FileRecord]:
+    """Returns size and SHA-256 of every file in `folder` but the manifest, by name."""
+    return {
+        path.name: FileRecord(sha256_of_file(path), path.stat().st_size)
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST_NAME
+    }
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    fsync_folder(folder)
+
+
+#: What an export can make: a precision, or INT8 as TensorRT takes it. Each is the middle part of
+#: its file's name, and its key in the manifest's parity.
+Variant = Literal["fp32", "fp16", "int8", "int8.trt"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+
+
+def precision_and_form(variant: Variant) -> tuple[Precision, OnnxForm]:
+    """Returns the precision of a variant, and the form of its ONNX file."""
+    return ("int8", "tensorrt") if variant == "int8.trt" else (variant, "plain")
+
+
+def file_name(variant: Variant) -> str:
+    """Returns the name of a variant's ONNX file in every bundle."""
+    return onnx_name(*precision_and_form(variant))
+
+
+def write_models(
+    student: Student,
+    folder: Path,
+    variants: Sequence[Variant],
+    calibration: ModelInputs,
+    said: Said,
+    opset: int | None = None,
+) -> None:
+    """Writes an ONNX file for each variant into `folder`; `fp32` must be among them."""
+    reference = folder / file_name("fp32")
+    said("fp32: tracing")
+    write_onnx(student, reference, opset)
+    if "fp16" in variants:
+        said("fp16: tracing with a half-precision trunk")
+        write_onnx(half_trunk_student(student), folder / file_name("fp16"), opset)
+    if "int8" in variants:
+        said(f"int8: calibrating on {len(calibration)} pictures")
+        quantise(reference, folder / file_name("int8"), calibration)
+    if "int8.trt" in variants:
+        said(f"int8 for TensorRT: calibrating on {len(calibration)} pictures")
+        quantise_for_tensorrt(reference, folder / file_name("int8.trt"), calibration)
+
+
+def check_models(
+    bundle: Bundle,
+    reference: Reference,
+    pictures: ExportPictures,
+    variants: Sequence[Variant],
+    said: Said,
+) -> dict[str, Parity]:
+    """Returns how far each model is from torch, by variant, run by ONNX Runtime on the CPU.
+
+    That engine is the one that every machine with the extra `cpu` has; GPUs round in their own way.
+
+    Raises:
+        BadModel: names each limit that is not kept.
+    """
+    parities: dict[str, Parity] = {}
+    for variant in variants:
+        said(f"{variant}: comparing with torch")
+        engine = engine_onnxruntime.open_cpu(_request(bundle, variant))
+        try:
+            parities[variant] = measure_parity(engine, pictures, reference)
+        finally:
+            engine.close()
+    require_parity(parities)
+    return parities
+
+
+def write_golden(bundle: Bundle, variants: Sequence[Variant]) -> None:
+    """Writes the input contract and the golden images with the embeddings of each precision."""
+    engines = {}
+    with contextlib.ExitStack() as opened:
+        for variant in variants:
+            precision, form = precision_and_form(variant)
+            if form == "plain":
+                engines[precision] = engine_onnxruntime.open_cpu(_request(bundle, variant))
+                opened.callback(engines[precision].close)
+        write_contract(bundle.folder, bundle.manifest, engines)
+
+
+def _request(bundle: Bundle, variant: Variant) -> EngineRequest:
+    precision, form = precision_and_form(variant)
+    return EngineRequest(bundle, precision, cpu_threads(), lanes=1, device="cpu", form=form)

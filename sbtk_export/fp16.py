@@ -18,8 +18,8 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor, fx, nn
 from torch.nn.utils import fusion
 
-from sbtk_train.students.cse_resnet import ConditionalSE
-from sbtk_train.students.student import Student
+from sbtk_train.models.cse_resnet import ConditionalSE
+from sbtk_train.models.student import Student
 
 
 def half_trunk_student(student: Student) -> Student:

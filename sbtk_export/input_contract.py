@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sbtk_runtime.engines.engine import Engine
+from sbtk_runtime.bundle import GOLDEN_NAME, image_name, pixels_name, png_from_pixels
+from sbtk_runtime.engines.registry import Engine
 from sbtk_runtime.files import write_atomically
-from sbtk_runtime.golden import GOLDEN_NAME, image_name, pixels_name, png_from_pixels
 from sbtk_runtime.manifest import BundleManifest, Precision
 from sbtk_runtime.onnx_file import DOMAIN_NAME, INPUT_NAME, OUTPUT_NAME
 from sbtk_runtime.preprocess import SIZE_PX, Kind, Pixels, prepare

@@ -15,7 +15,8 @@ and the even ground of sketches, would cause half of the whole loss. It is read 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,18 +26,17 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from sbtk_export.bias_correction import correct_biases, mean_inputs
-from sbtk_export.equalisation import equalise_channels
-from sbtk_export.gates import gate_nodes
-from sbtk_export.int8 import CalibrationBatches, input_first, nodes_outside, save_prepared
-from sbtk_export.model_inputs import ModelInputs, domain_input_of
-from sbtk_export.onnx_from_student import check_model, without_traces
-from sbtk_export.quantisation_steps import (
-    best_steps,
-    histograms_of,
-    quantised_tensors,
-    set_steps,
+from sbtk_export.int8 import (
+    CalibrationBatches,
+    correct_biases,
+    equalise_channels,
+    gate_nodes,
+    input_first,
+    mean_inputs,
+    nodes_outside,
+    save_prepared,
 )
+from sbtk_export.onnx_graph import Feeds, ModelInputs, check_model, domain_input_of, without_traces
 from sbtk_runtime.files import atomic_path
 from sbtk_runtime.onnx_file import OUTPUT_NAME
 
@@ -221,3 +221,101 @@ def _pair_before(
         return None
     first = makers.get(last.input[0])
     return None if first is None else (first, last)
+
+
+_LEVELS = 127
+_REACHES_PER_TOP = 100
+_BINS = 4096
+# Every value of a large activation would only take time.
+_EVERY = 3
+_CALIBRATION_BATCH = 4
+
+Steps = Mapping[str, np.float32]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Sizes of an activation's values: `counts (4096,) int64` of even bins from 0 to `top`."""
+
+    counts: NDArray[np.int64]
+    top: float
+
+
+def histograms_of(
+    model: onnx.ModelProto, names: Sequence[str], inputs: ModelInputs
+) -> dict[str, Histogram]:
+    """Returns the histogram of each named activation.
+
+    Args:
+        model: in FP32.
+        names: of the tensors.
+        inputs: pictures to calibrate on.
+    """
+    session = _session_of(model, names)
+    tops = {name: 0.0 for name in names}
+    for name, values in _values(session, names, inputs.batches(model, _CALIBRATION_BATCH)):
+        tops[name] = max(tops[name], float(np.abs(values).max()))
+    counts = {name: np.zeros(_BINS, dtype=np.int64) for name in names}
+    for name, values in _values(session, names, inputs.batches(model, _CALIBRATION_BATCH)):
+        if tops[name] > 0:
+            bins = np.abs(values.reshape(-1)[::_EVERY]) * np.float32(_BINS / tops[name])
+            places = np.minimum(bins.astype(np.int32), _BINS - 1)
+            counts[name] += np.bincount(places, minlength=_BINS)
+    return {name: Histogram(counts[name], tops[name]) for name in names}
+
+
+def best_steps(histograms: Mapping[str, Histogram], least_reach: float) -> Steps:
+    """Returns, by tensor, the step of INT8 whose squared error is smallest.
+
+    Args:
+        histograms: by tensor.
+        least_reach: share of the largest value that INT8 has to reach; what is larger is clipped.
+            With 1 nothing is, and the steps are those of the largest values.
+    """
+    return {name: _best_step(histogram, least_reach) for name, histogram in histograms.items()}
+
+
+def set_steps(quantised: onnx.ModelProto, steps: Steps) -> None:
+    """Gives the QuantizeLinear nodes that read these tensors, and their partners, other steps."""
+    constants = {tensor.name: tensor for tensor in quantised.graph.initializer}
+    for node in quantised.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] in steps:
+            tensor = constants[node.input[1]]
+            shape = numpy_helper.to_array(tensor).shape
+            step = np.full(shape, steps[node.input[0]], dtype=np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(step, tensor.name))
+
+
+def quantised_tensors(quantised: onnx.ModelProto) -> list[str]:
+    """Returns the names of the activations that a QDQ model quantises."""
+    readers = (node for node in quantised.graph.node if node.op_type == "QuantizeLinear")
+    return list(dict.fromkeys(node.input[0] for node in readers))
+
+
+def _session_of(model: onnx.ModelProto, names: Sequence[str]) -> onnxruntime.InferenceSession:
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    for name in names:
+        copied.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    return onnxruntime.InferenceSession(
+        copied.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+
+
+def _values(
+    session: onnxruntime.InferenceSession, names: Sequence[str], every: Iterable[Feeds]
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    for feeds in every:
+        yield from zip(names, session.run(list(names), feeds), strict=True)
+
+
+def _best_step(histogram: Histogram, least_reach: float) -> np.float32:
+    top = histogram.top
+    if top == 0:
+        return np.float32(1)
+    centres = (np.arange(_BINS) + 0.5) * (top / _BINS)
+    count = 1 + round((1 - least_reach) * _REACHES_PER_TOP)
+    steps = np.linspace(least_reach, 1, count) * (top / _LEVELS)
+    levels = np.minimum(np.rint(centres / steps[:, None]), _LEVELS)
+    errors = np.square(levels * steps[:, None] - centres) @ histogram.counts
+    return np.float32(steps[np.argmin(errors)])

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sbtk_export.model_inputs import ModelInputs
-from sbtk_export.pictures import ExportPictures, PictureSet
-from sbtk_runtime.engines.engine import Embeddings, Engine
+from sbtk_export.images import ExportPictures, PictureSet
+from sbtk_export.onnx_graph import ModelInputs
+from sbtk_runtime.engines.registry import Embeddings, Engine
 from sbtk_runtime.errors import BadModel
+from sbtk_runtime.evaluation.metrics import evaluate
 from sbtk_runtime.preprocess import KINDS
-from sbtk_runtime.retrieval.metrics import evaluate
 from sbtk_train.batches.augment import normalised
-from sbtk_train.students.student import Student
+from sbtk_train.models.student import Student
 
 NORM_LIMIT = 1e-3
 _TOP = 10

@@ -20,12 +20,11 @@ except ImportError as problem:
 
 if TYPE_CHECKING:
     from sbtk_runtime.bundle import Bundle
-    from sbtk_runtime.embedding.embed import Embedder
+    from sbtk_runtime.embedding.embedder import Embedder
     from sbtk_runtime.errors import SbtkError
+    from sbtk_runtime.evaluation.evaluation import Labelled, evaluate_by, photo_queries
+    from sbtk_runtime.evaluation.protocol import CodeRule, Measure, Protocol, draw_seen
     from sbtk_runtime.gallery.gallery import Gallery, Hit
-    from sbtk_runtime.retrieval.evaluation import Labelled, evaluate_by, photo_queries
-    from sbtk_runtime.retrieval.generalised import draw_seen
-    from sbtk_runtime.retrieval.protocol import CodeRule, Measure, Protocol
 
 # ONNX Runtime reads this when it is imported, by whichever of our packages; without it each session
 # leaves an id in the user's cache folder and reports to Microsoft over the network.
@@ -48,17 +47,17 @@ __all__ = [
 
 _HOME = {
     "Bundle": "sbtk_runtime.bundle",
-    "CodeRule": "sbtk_runtime.retrieval.protocol",
-    "Embedder": "sbtk_runtime.embedding.embed",
+    "CodeRule": "sbtk_runtime.evaluation.protocol",
+    "Embedder": "sbtk_runtime.embedding.embedder",
     "Gallery": "sbtk_runtime.gallery.gallery",
     "Hit": "sbtk_runtime.gallery.gallery",
-    "Labelled": "sbtk_runtime.retrieval.evaluation",
-    "Measure": "sbtk_runtime.retrieval.protocol",
-    "Protocol": "sbtk_runtime.retrieval.protocol",
+    "Labelled": "sbtk_runtime.evaluation.evaluation",
+    "Measure": "sbtk_runtime.evaluation.protocol",
+    "Protocol": "sbtk_runtime.evaluation.protocol",
     "SbtkError": "sbtk_runtime.errors",
-    "draw_seen": "sbtk_runtime.retrieval.generalised",
-    "evaluate_by": "sbtk_runtime.retrieval.evaluation",
-    "photo_queries": "sbtk_runtime.retrieval.evaluation",
+    "draw_seen": "sbtk_runtime.evaluation.protocol",
+    "evaluate_by": "sbtk_runtime.evaluation.evaluation",
+    "photo_queries": "sbtk_runtime.evaluation.evaluation",
 }
 
 

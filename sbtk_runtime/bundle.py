@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import os
 import re
 import shlex
@@ -11,9 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sbtk_runtime.binary_codes import Itq
 from sbtk_runtime.errors import BadModel
-from sbtk_runtime.files import without_waiting
-from sbtk_runtime.itq import Itq
+from sbtk_runtime.files import printable_name, without_waiting
 from sbtk_runtime.manifest import (
     MANIFEST_NAME,
     PRECISIONS,
@@ -22,9 +28,8 @@ from sbtk_runtime.manifest import (
     Precision,
     read_bundle_manifest,
 )
-from sbtk_runtime.names import printable_name
 from sbtk_runtime.onnx_file import DOMAIN_NAME, MAX_ONNX_BYTES, check_onnx
-from sbtk_runtime.preprocess import PREPROCESSING
+from sbtk_runtime.preprocess import KINDS, PREPROCESSING, SIZE_PX, Kind, Pixels, prepare
 
 #: Files that something would load; in a bundle they must be in its manifest.
 _LOADABLE_SUFFIXES = frozenset({".onnx", ".safetensors", ".data", ".pth", ".pt", ".npz"})
@@ -345,3 +350,127 @@ def _read_checked(path: Path, record: FileRecord) -> bytes:
             _GET_AGAIN,
         )
     return content
+
+
+#: The golden embeddings, by kind and precision.
+GOLDEN_NAME = "golden.json"
+#: The least cosine to a golden embedding. Engines round INT8 in their own ways.
+LEAST_COSINE: dict[Precision, float] = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.97}
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A known image of a kind.
+
+    Attributes:
+        kind: what it is prepared as.
+        image: the image file's bytes.
+        pixels: `(224, 224, 3) uint8` RGB, what the contract makes of it.
+        embeddings: by precision, `(D,) float32` unit rows of ONNX Runtime on a CPU.
+    """
+
+    kind: Kind
+    image: bytes
+    pixels: Pixels
+    embeddings: dict[Precision, NDArray[np.float32]]
+
+
+def image_name(kind: Kind) -> str:
+    """The name of a golden image's file in every bundle."""
+    return f"golden.{kind}.png"
+
+
+def pixels_name(kind: Kind) -> str:
+    """The name of the file of a golden image's pixels, a PNG of 224 x 224, in every bundle."""
+    return f"golden.{kind}.pixels.png"
+
+
+def read_golden(bundle: Bundle) -> tuple[Golden, ...]:
+    """Read the golden images of a bundle; none of a bundle that is older than they are.
+
+    Raises:
+        BadModel: a file of them is damaged.
+    """
+    if GOLDEN_NAME not in bundle.manifest.files:
+        return ()
+    try:
+        tables = json.loads(bundle.content(GOLDEN_NAME))
+        return tuple(
+            Golden(
+                kind,
+                bundle.content(image_name(kind)),
+                _pixels_from_png(bundle.content(pixels_name(kind))),
+                {
+                    precision: np.array(row, dtype=np.float32)
+                    for precision, row in tables[kind]["embeddings"].items()
+                    if precision in LEAST_COSINE
+                },
+            )
+            for kind in KINDS
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as problem:
+        raise BadModel(
+            f"{bundle.folder / GOLDEN_NAME} is damaged ({problem})",
+            "golden images as sbtk export writes them",
+            "get the bundle again, or export the run again",
+        ) from problem
+
+
+def require_golden_pixels(golden: Golden) -> None:
+    """Check that this installation prepares a golden image as its bundle expects.
+
+    Raises:
+        BadModel: the pixels differ; says by how much.
+    """
+    found = prepare(golden.image, golden.kind).pixels
+    largest = int(np.abs(found.astype(np.int16) - golden.pixels.astype(np.int16)).max())
+    # Releases of Pillow may round by one step more or less.
+    if largest > 1:
+        raise BadModel(
+            f"the golden {golden.kind} is prepared otherwise: pixels differ by up to {largest}",
+            "the golden pixels of the bundle",
+            "use the versions that the bundle's card names",
+        )
+
+
+def require_golden_embedding(
+    golden: Golden, precision: Precision, row: NDArray[np.float32]
+) -> float | None:
+    """Check a model's embedding of golden pixels against the golden one.
+
+    Args:
+        golden: the image.
+        precision: of the model that gave the row.
+        row: `(D,) float32`, a unit row.
+
+    Returns:
+        The cosine between the two; `None` if the bundle has none of that precision.
+
+    Raises:
+        BadModel: they are too far apart.
+    """
+    expected = golden.embeddings.get(precision)
+    if expected is None:
+        return None
+    cosine = float(expected @ row) if expected.shape == row.shape else float("nan")
+    if not cosine >= LEAST_COSINE[precision]:
+        raise BadModel(
+            f"the {precision} model embeds the golden {golden.kind} otherwise: cosine {cosine:.4f}",
+            f"{LEAST_COSINE[precision]} or more",
+            "try --engine onnxruntime, or get the bundle again",
+        )
+    return cosine
+
+
+def png_from_pixels(pixels: Pixels) -> bytes:
+    """The bytes of a PNG file of `(H, W, 3) uint8` RGB pixels."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _pixels_from_png(data: bytes) -> Pixels:
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        if image.size != (SIZE_PX, SIZE_PX):
+            raise ValueError(f"pixels of {image.size[0]} x {image.size[1]}")
+        return np.asarray(image.convert("RGB"), dtype=np.uint8)

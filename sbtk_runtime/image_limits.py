@@ -18,8 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sbtk_runtime.errors import BadImage
-from sbtk_runtime.image_items import content_sizes
-from sbtk_runtime.image_pnm import plain_pnm
+from sbtk_runtime.image_formats import content_sizes, plain_pnm
 
 MOST_SEGMENTS = 20_000
 MOST_SCANS = 500

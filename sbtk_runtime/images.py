@@ -48,6 +48,7 @@ from sbtk_runtime.image_colours import (
     with_low_bytes,
 )
 from sbtk_runtime.image_feed import (
+    MAX_APART_BYTES,
     Clock,
     Feed,
     Mask,
@@ -59,7 +60,6 @@ from sbtk_runtime.image_feed import (
     percent,
 )
 from sbtk_runtime.image_limits import HEIC_FORMAT, Screened, format_of, screened
-from sbtk_runtime.image_process import MAX_APART_BYTES
 from sbtk_runtime.raw_photo import decode_raw, is_raw, raw_memory
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")

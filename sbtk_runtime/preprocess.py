@@ -17,7 +17,7 @@ from PIL import Image
 
 from sbtk_runtime import images
 from sbtk_runtime.errors import EmptySketch, LargeImage, SbtkError
-from sbtk_runtime.image_process import pixels_apart
+from sbtk_runtime.image_feed import pixels_apart
 
 Kind = Literal["sketch", "photo"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

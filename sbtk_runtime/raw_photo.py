@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from sbtk_runtime.errors import BadImage, LargeImage
-from sbtk_runtime.image_process import MAX_APART_BYTES
+from sbtk_runtime.image_feed import MAX_APART_BYTES
 
 SUFFIXES = (
     frozenset({".3fr", ".ari", ".arw", ".bay", ".cap", ".cr2", ".cr3", ".crw", ".dcr", ".dng"})

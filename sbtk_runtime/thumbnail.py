@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from sbtk_runtime.errors import BadImage, LargeImage
-from sbtk_runtime.image_process import pixels_apart
+from sbtk_runtime.image_feed import pixels_apart
 from sbtk_runtime.images import MAX_DECODE_BYTES, OpenImage, on_white, read_image_bytes
 
 THUMBNAIL_PX = 360

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from sbtk_runtime.retrieval.protocol import Divisor
+from sbtk_runtime.evaluation.protocol import Divisor
 
 
 def loop_ap(relevant: Sequence[bool]) -> float:

@@ -17,17 +17,15 @@ import torch
 from torch import Tensor
 
 from sbtk_train.batches.sampler import Batch
-from sbtk_train.config import TrainConfig
-from sbtk_train.distributed import ALONE, Team, joined_team
+from sbtk_train.config import Method, TrainConfig, recipe
+from sbtk_train.distributed import ALONE, Team, joined_team, synchronise_norms
+from sbtk_train.models.sbtknet import SbtknetStudent
+from sbtk_train.models.student import StudentOutput
 from sbtk_train.progress import StepDone
-from sbtk_train.recipes import Method, recipe
 from sbtk_train.runs import loop
 from sbtk_train.runs.checkpoint import LAST
 from sbtk_train.runs.loop import Trainer
 from sbtk_train.runs.run import train
-from sbtk_train.students.sbtknet import SbtknetStudent
-from sbtk_train.students.student import StudentOutput
-from sbtk_train.synchronised_norm import synchronise_norms
 
 CONFIGS: dict[str, Callable[[Path], TrainConfig]] = {
     "quadruplet": lambda data: config(data, "sbtknet", "paper", quadruplets=3),

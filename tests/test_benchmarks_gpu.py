@@ -25,10 +25,10 @@ from benchmarks.gpu_findings import Finding, Task
 from benchmarks.gpu_process import run_stage
 from benchmarks.gpu_timing import Effort, timed_by_clock
 from benchmarks.gpu_training_data import evenly_cut, hardly_decoded, sketches_per_step
-from sbtk_runtime.engines.engine import ENGINE_NAMES
+from sbtk_runtime.engines.registry import ENGINE_NAMES
 from sbtk_train.batches.sampler import class_balanced_batches
 from sbtk_train.data import ImageSet, read_dataset
-from sbtk_train.students.sbtknet import SbtknetStudent
+from sbtk_train.models.sbtknet import SbtknetStudent
 from tests.tiny_data import write_dataset
 
 Point = dict[str, Any]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.update import update_gallery
 from tests.serve_process import ServeProcess, free_port, serving
 from tests.tiny import tiny_bundle, write_photos, write_sketch

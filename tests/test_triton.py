@@ -20,8 +20,8 @@ from google.protobuf import (  # type: ignore[import-untyped]
 )
 
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.engines.engine import open_engine
-from sbtk_runtime.engines.plan_build import BuildSettings
+from sbtk_runtime.engines.registry import open_engine
+from sbtk_runtime.engines.tensorrt.build import BuildSettings
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "deploy" / "triton" / "sbtk"

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from sbtk_runtime.binary_codes import Codes, Itq, fit_itq
 from sbtk_runtime.bundle import itq_name
 from sbtk_runtime.files import sha256_of_file
 from sbtk_runtime.gallery.catalogue import Embedding, Origin
-from sbtk_runtime.gallery.catalogue_writer import Catalogue
 from sbtk_runtime.gallery.folder import open_rows
-from sbtk_runtime.hamming import Codes
-from sbtk_runtime.itq import Itq, fit_itq
+from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import FileRecord, GalleryManifest, read_bundle_manifest
 from sbtk_runtime.preprocess import PREPROCESSING
 from tests.tiny import tiny_bundle

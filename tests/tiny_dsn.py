@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from sbtk_export.pictures import PictureSet
+from sbtk_export.images import PictureSet
 from sbtk_runtime.preprocess import KINDS, domains_of
 from sbtk_train.batches.augment import normalised
-from sbtk_train.students.cse_resnet import CseTrunk
-from sbtk_train.students.dsn_student import DsnStudent
+from sbtk_train.models.cse_resnet import CseTrunk
+from sbtk_train.models.dsn import DsnStudent
 from tests.tiny_student import TRAINING
 
 _STEM, _FEATURES = 16, 64

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.catalogue import Embedding, Origin
-from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME
-from sbtk_runtime.gallery.catalogue_writer import Catalogue
 from sbtk_runtime.gallery.folder import VECTORS_NAME
 from sbtk_runtime.gallery.graph import next_graph
+from sbtk_runtime.gallery.rows import Vectors
+from sbtk_runtime.gallery.schema import CATALOGUE_NAME
 from sbtk_runtime.gallery.update import IndexReport, update_gallery
-from sbtk_runtime.gallery.vectors import Vectors
+from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import GalleryManifest, read_gallery_manifest
 from sbtk_runtime.preprocess import PREPROCESSING
 

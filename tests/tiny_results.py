@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sbtk_runtime.retrieval.protocol import Protocol
+from sbtk_runtime.evaluation.protocol import Protocol
 
 FIGURES = {
     "mAP@all": 0.5,

@@ -11,15 +11,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from sbtk_export.pictures import PictureSet
+from sbtk_export.images import PictureSet
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import read_json_object, write_json_atomically
 from sbtk_train.batches.augment import normalised
-from sbtk_train.config import TrainConfig, read_config
-from sbtk_train.recipes import recipe
+from sbtk_train.config import TrainConfig, read_config, recipe
+from sbtk_train.models.dsn import DsnStudent
+from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.runs.checkpoint import RECORD, TrainedRun, save_student
-from sbtk_train.students.dsn_student import DsnStudent
-from sbtk_train.students.sbtknet import SbtknetStudent
 
 AnyStudent = TypeVar("AnyStudent", SbtknetStudent, DsnStudent)
 

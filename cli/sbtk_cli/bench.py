@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from sbtk_cli import bench_latency, bench_map, bench_options, bench_search, options
+from sbtk_cli import bench_options, options
+from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.manifest import PRECISIONS, Precision
+
+if TYPE_CHECKING:
+    from sbtk_cli.bench_data import Classes
+    from sbtk_runtime.binary_codes import Rotation
+    from sbtk_runtime.evaluation.protocol import Distance, FittedOn, QueryKind, Setting, Ties
+    from sbtk_runtime.rerank import Rerank
 
 
 @click.group("bench", invoke_without_command=True)
@@ -45,8 +54,8 @@ def command(
         _refuse_misplaced_options(context)
         return None
     from sbtk_cli.bench_runs import Extent, hand_over, run_latency, run_map
-    from sbtk_runtime.bench.engines import ALL
-    from sbtk_runtime.engines.engine import AUTO
+    from sbtk_runtime.engines.registry import AUTO
+    from sbtk_runtime.evaluation.bench.engines import ALL
     from sbtk_runtime.machine import this_machine
 
     bench_options.check_plot(plot)
@@ -61,14 +70,252 @@ def command(
     return hand_over(machine, latency=latency, maps=maps, plot=plot, as_json=as_json)
 
 
-command.add_command(bench_latency.command)
-command.add_command(bench_map.command)
-command.add_command(bench_search.command)
-
-
 def _refuse_misplaced_options(context: click.Context) -> None:
     for name in context.params:
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             context.fail(
                 f"Options come after the subcommand: sbtk bench {context.invoked_subcommand} ..."
             )
+
+
+@command.command("latency")
+@bench_options.of_all_engines
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    help="Only this one.  [default: all in the bundle]",
+)
+@bench_options.batches
+@bench_options.torch
+@bench_options.compiled
+@click.option(
+    "--data",
+    type=options.PATH,
+    envvar="SBTK_DATA",
+    show_envvar=True,
+    metavar="DATA",
+    help="Decode images of DATA/sketch and DATA/photo, and measure mAP on the model's validation "
+    "classes among them.  [default: generated pictures, no mAP]",
+)
+@click.option(
+    "--map/--no-map",
+    "with_map",
+    default=None,
+    help="Measure mAP of each engine and precision, and how far it is from FP32's.  "
+    "[default: with DATA, without --quick]",
+)
+@bench_options.gallery
+@bench_options.quick
+@click.option(
+    "--csv",
+    type=options.PATH,
+    metavar="FILE",
+    help="Write a row for each engine, precision and batch, with everything measured.",
+)
+def latency_command(
+    model: str | None,
+    engine: str,
+    device: str | None,
+    precision: Precision | None,
+    threads: int | None,
+    batches: tuple[int, ...],
+    with_torch: bool,
+    with_compiled: bool | None,
+    data: Path | None,
+    with_map: bool | None,
+    gallery: Path | None,
+    quick: bool,
+    csv: Path | None,
+    plot: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Measure decode, preprocess, engine and search, and images per second by batch.
+
+    The engine is measured in every precision of the bundle, by turns beside torch eager on the
+    same device and threads, and beside the fastest INT8 and FP32 matrix products of this CPU,
+    which say how quick an engine could be; memory in a process of its own. --engine all measures
+    every engine that works, and torch compiled.
+    """
+    from sbtk_cli.bench_runs import Extent, hand_over, run_latency
+    from sbtk_runtime.machine import this_machine
+
+    bench_options.check_plot(plot)
+    if csv is not None:
+        options.check_output_file(csv)
+    machine = this_machine()
+    report = run_latency(
+        bench_options.chosen(model, engine, device, threads, quiet),
+        precision=precision,
+        batches=batches,
+        data=data,
+        gallery=gallery,
+        extent=Extent(with_torch, with_compiled, with_map, quick),
+    )
+    return hand_over(machine, latency=report, csv=csv, plot=plot, as_json=as_json)
+
+
+@command.command("map")
+@click.argument("data", type=options.PATH, envvar="SBTK_DATA", required=False)
+@bench_options.of_a_model
+@click.option(
+    "--precision",
+    "precisions",
+    type=click.Choice(PRECISIONS),
+    multiple=True,
+    help="Which ONNX file to measure; may be repeated.  [default on a CPU: int8]",
+)
+@options.batch
+@click.option(
+    "--split",
+    metavar="NAME",
+    help="Which classes are unseen: a published split, random:N:SEED, or a file.  "
+    "[default: the model's own]",
+)
+@click.option(
+    "--classes",
+    type=click.Choice(["unseen", "validation"]),
+    default="unseen",
+    show_default=True,
+    help="The split's unseen classes, or seen ones that were held out from training.",
+)
+@bench_options.protocol
+@click.option(
+    "--log",
+    type=options.PATH,
+    metavar="FILE",
+    help="Append date, bundle, protocol and figure to FILE.  [default: for unseen classes, "
+    "benchmarks/unseen.log if it exists]",
+)
+def map_command(
+    data: Path | None,
+    model: str | None,
+    engine: str,
+    device: str | None,
+    precisions: tuple[Precision, ...],
+    threads: int | None,
+    batch: int,
+    split: str | None,
+    classes: Classes,
+    queries: QueryKind,
+    setting: Setting,
+    distance: Distance | None,
+    ties: Ties,
+    keep_duplicates: bool,
+    bits: int | None,
+    itq_on: FittedOn | None,
+    itq_rotation: Rotation | None,
+    rerank: Rerank,
+    cuts: tuple[int, ...],
+    log: Path | None,
+    plot: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Measure mAP and precision of sketches against photos in DATA.
+
+    DATA is a data set in any layout that 'sbtk data check' knows, such as sketch/<class>/* beside
+    photo/<class>/*; it is SBTK_DATA when left out. Every figure is printed with its definition,
+    and --json has the rules that it was taken by. Exit code 3: some images could not be read.
+    """
+    if data is None:
+        raise BadConfig(
+            "no data to measure on", "a folder, or SBTK_DATA", "sbtk bench map DATA --split SK-YE"
+        )
+    from sbtk_cli.bench_runs import hand_over, run_map
+    from sbtk_runtime.machine import this_machine
+
+    bench_options.check_plot(plot)
+    protocol = bench_options.chosen_protocol(
+        queries, setting, distance, ties, keep_duplicates, bits, itq_on, itq_rotation, rerank
+    )
+    machine = this_machine()
+    reports = run_map(
+        bench_options.chosen(model, engine, device, threads, quiet),
+        data,
+        precisions=precisions,
+        batch=batch,
+        split=split,
+        classes=classes,
+        protocol=protocol,
+        cuts=cuts,
+        log=log,
+    )
+    return hand_over(machine, maps=reports, plot=plot, as_json=as_json)
+
+
+@command.command("search")
+@bench_options.shared
+@bench_options.gallery
+@click.option(
+    "--synthetic",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Search N synthetic vectors.  [default without a gallery: 20000]",
+)
+@click.option(
+    "--embeddings",
+    type=options.PATH,
+    metavar="FILE",
+    help="Search the embeddings of a .npz file that 'sbtk embed' wrote.",
+)
+@click.option(
+    "--queries",
+    "query_file",
+    type=options.PATH,
+    metavar="FILE",
+    help="Ask the embeddings of a .npz file.  [default: vectors like those that are searched]",
+)
+@click.option("--dim", type=click.IntRange(2, 65536), default=512, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("-k", "k", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option(
+    "--ef",
+    "efs",
+    type=click.IntRange(1, 100_000),
+    multiple=True,
+    help="Search width of the graph; may be repeated.  [default: 16, 32, 64, 128, 256]",
+)
+@click.option(
+    "--peer", type=click.Choice(["faiss"]), help="Measure another library beside, if installed."
+)
+def search_command(
+    gallery: Path | None,
+    synthetic: int | None,
+    embeddings: Path | None,
+    query_file: Path | None,
+    dim: int,
+    seed: int,
+    k: int,
+    efs: tuple[int, ...],
+    peer: str | None,
+    threads: int | None,
+    plot: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Measure recall@k against exact search, latency and queries per second.
+
+    Over a gallery, over embeddings of your own, or over synthetic vectors. Recall is judged by
+    score, so that ties cost nothing. --threads build the graph; one thread searches it.
+    """
+    from sbtk_cli.bench_runs import hand_over
+    from sbtk_cli.bench_searches import run_search
+    from sbtk_runtime.machine import this_machine
+
+    bench_options.check_plot(plot)
+    machine = this_machine()
+    report = run_search(
+        gallery=gallery,
+        synthetic=synthetic,
+        embeddings=embeddings,
+        query_file=query_file,
+        dim=dim,
+        seed=seed,
+        k=k,
+        efs=efs,
+        peer=peer,
+        threads=threads,
+        quiet=quiet,
+    )
+    return hand_over(machine, search=report, plot=plot, as_json=as_json)

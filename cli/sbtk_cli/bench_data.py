@@ -11,19 +11,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime.bench.map import LabelledImages, LabelledSet
 from sbtk_runtime.bundle import is_run_folder
 from sbtk_runtime.errors import BadConfig, BadData
+from sbtk_runtime.evaluation.bench.map import LabelledImages, LabelledSet
+from sbtk_runtime.evaluation.evaluation import PHOTO_QUERIES_PER_CLASS
+from sbtk_runtime.evaluation.protocol import ZERO_SHOT, Protocol, draw_seen
+from sbtk_runtime.files import printable_name
 from sbtk_runtime.manifest import BundleManifest
-from sbtk_runtime.names import printable_name
-from sbtk_runtime.retrieval.evaluation import PHOTO_QUERIES_PER_CLASS
-from sbtk_runtime.retrieval.generalised import draw_seen
-from sbtk_runtime.retrieval.protocol import ZERO_SHOT, Protocol
 from sbtk_train.data import ImageSet, of_classes, read_dataset
 from sbtk_train.data.class_names import ClassNames
-from sbtk_train.data.division import listing_of
 from sbtk_train.data.image_set import with_sketches
-from sbtk_train.data.splits import Split, open_split, split_names
+from sbtk_train.data.splits import Split, listing_of, open_split, split_names
 
 Classes = Literal["unseen", "validation"]
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -12,10 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from sbtk_cli.output import size_text
-from sbtk_runtime.bench.floor import Floor
-from sbtk_runtime.bench.latency import LatencyReport
-from sbtk_runtime.bench.map import MapReport
-from sbtk_runtime.bench.search import SearchReport
+from sbtk_runtime.evaluation.bench.floor import Floor
+from sbtk_runtime.evaluation.bench.latency import LatencyReport
+from sbtk_runtime.evaluation.bench.map import MapReport
+from sbtk_runtime.evaluation.bench.search import SearchReport
+from sbtk_runtime.evaluation.bench.speed import Speed
+from sbtk_runtime.files import atomic_path
 from sbtk_runtime.machine import Machine
 
 _NARROWEST = 100
@@ -222,3 +228,40 @@ def _size(size_bytes: int | None) -> str:
 
 def _ms(figures: object) -> list[str]:
     return [f"{getattr(figures, name):.2f}" for name in ("p50_ms", "p95_ms", "p99_ms")]
+
+
+_BEFORE = ("date", "cpu", "model_id", "threads")
+_AFTER = ("photo_decode_ms", "photo_preprocess_ms", "int8_floor_ms", "fp32_floor_ms")
+_QUALITY = ("map_reference", "map_protocol")
+
+
+def csv_text(report: LatencyReport, machine: Machine) -> str:
+    """Returns the file's content; what was not measured is an empty cell.
+
+    The columns are those of `Speed`, between what is the same in all rows: date, processor, model
+    and threads before; after them the medians of decoding and preprocessing a photo, which are
+    every engine's, the floors for one picture, and how mAP was measured.
+    """
+    floors = {floor.kind: floor.ms for floor in report.floors}
+    quality = report.quality
+    names = [field.name for field in fields(Speed)]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*_BEFORE, *names, *_AFTER, *_QUALITY])
+    for point in report.throughput:
+        writer.writerow(
+            [
+                *(machine.date, machine.cpu, report.model_id, report.threads),
+                *(getattr(point, name) for name in names),
+                *(report.stage_ms("photo", "decode"), report.stage_ms("photo", "preprocess")),
+                *(floors.get("int8"), floors.get("fp32")),
+                *((quality.reference, quality.protocol) if quality else ("", "")),
+            ]
+        )
+    return file.getvalue()
+
+
+def write_csv(file: Path, report: LatencyReport, machine: Machine) -> None:
+    """Writes `csv_text` to a file, atomically."""
+    with atomic_path(file) as temporary:
+        temporary.write_text(csv_text(report, machine), encoding="utf-8")

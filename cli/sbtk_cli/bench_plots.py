@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import colorsys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sbtk_cli.options import check_output_file
-from sbtk_runtime.bench.latency import LatencyReport
-from sbtk_runtime.bench.map import MapReport
-from sbtk_runtime.bench.search import SearchReport
 from sbtk_runtime.errors import BadConfig, MissingExtra
+from sbtk_runtime.evaluation.bench.latency import LatencyReport
+from sbtk_runtime.evaluation.bench.map import MapReport
+from sbtk_runtime.evaluation.bench.search import SearchReport
+from sbtk_runtime.evaluation.bench.speed import Speed
+from sbtk_runtime.evaluation.report.embedding_map import MapPoint, Method, Plane
+from sbtk_runtime.evaluation.report.measured import MeasuredMap
 from sbtk_runtime.files import atomic_path
 from sbtk_runtime.machine import Machine
 
@@ -181,3 +185,203 @@ def _plain(ax: Axes) -> None:
     ax.title.set_color(INK)
     ax.grid(axis="both", color="#e6e8ec", linewidth=0.7)
     ax.set_axisbelow(True)
+
+
+_BAR_IN = 0.27
+_FRAME_IN = 1.25
+#: How solid a bar is: engines have colours, precisions shades of them.
+_SOLID = {"int8": 1.0, "fp16": 0.72, "fp32": 0.45}
+# The labels right of the longest bar need as much room as this share of it.
+_ROOM = 0.85
+
+
+def speed_panels(report: LatencyReport) -> list[Panel]:
+    """Returns a panel for each batch: images per second, and what they stand beside."""
+    batches = list(dict.fromkeys(point.batch for point in report.throughput))
+    engines = list(
+        dict.fromkeys(point.engine for point in report.throughput if point.role == "engine")
+    )
+    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(engines)}
+    return [_speed_panel(report, batch, colours) for batch in batches]
+
+
+def _speed_panel(report: LatencyReport, batch: int, colours: dict[str, str]) -> Panel:
+    points = [point for point in report.throughput if point.batch == batch]
+    points.sort(key=lambda point: -point.images_per_s)
+
+    def draw(ax: Axes) -> None:
+        longest = max(point.images_per_s for point in points)
+        for row, point in enumerate(points):
+            is_engine = point.role == "engine"
+            ax.barh(
+                row,
+                point.images_per_s,
+                0.74,
+                color=colours[point.engine] if is_engine else GREY,
+                alpha=_SOLID.get(point.precision, 1.0) if is_engine else 0.6,
+            )
+            ax.annotate(
+                _label(point),
+                (point.images_per_s, row),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color=INK,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.85},
+            )
+        right = longest * (1 + _ROOM)
+        for floor in report.floors:
+            at_floor = 1e3 / floor.ms
+            if at_floor < right and any(point.device == "cpu" for point in points):
+                ax.axvline(at_floor, color=INK, linestyle=":", linewidth=1.1, zorder=0.5)
+                ax.annotate(
+                    f"{floor.kind} floor {at_floor:.0f}/s",
+                    (at_floor, 1.0),
+                    xycoords=("data", "axes fraction"),
+                    xytext=(0, 3),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=7.5,
+                    color=INK,
+                )
+        ax.set_yticks(range(len(points)), [point.name for point in points], fontsize=8.5)
+        ax.invert_yaxis()
+        ax.set_xlim(0, right)
+        ax.grid(visible=False, axis="y")
+        ax.set_xlabel("images per second")
+        title = f"{report.model_id}: batch {batch}, {report.threads} threads, engine alone"
+        ax.set_title(title, pad=18 if report.floors else 6)
+
+    return Panel(draw, _FRAME_IN + _BAR_IN * len(points))
+
+
+def _label(point: Speed) -> str:
+    """Returns the speed, how it compares, and what it costs in mAP."""
+    parts = [
+        f"{point.images_per_s:,.1f}/s"
+        if point.images_per_s < 100
+        else f"{point.images_per_s:,.0f}/s"
+    ]
+    for times, of in ((point.times_eager, "eager"), (point.times_compiled, "compiled")):
+        if times is not None and point.role != of:
+            parts.append(f"{times:.1f}x {of}")
+    if point.times_floor is not None:
+        parts.append(f"{point.times_floor:.2f}x floor")
+    if point.map_difference is not None:
+        parts.append(f"mAP {point.map_difference:+.4f}")
+    return "  ".join(parts)
+
+
+_NAMES: dict[Method, str] = {"pca": "principal components", "umap": "UMAP"}
+_MARKERS = {"sketch": "o", "photo": "x"}
+
+
+def check_drawable(file: Path) -> Any:
+    """Returns matplotlib's `Figure`, before there is any work done that it could not show.
+
+    Raises:
+        BadConfig: as `check_plottable`.
+        MissingExtra: matplotlib is not installed.
+    """
+    try:
+        return check_plottable(file)
+    except MissingExtra as problem:
+        raise MissingExtra(
+            "drawing needs matplotlib, which is not installed", problem.expected, problem.next_step
+        ) from problem
+
+
+def draw_class_bars(file: Path, runs: Sequence[MeasuredMap]) -> None:
+    """Draws the mean AP of each class, best of the first run first, the runs side by side."""
+    first = runs[0].class_map
+    names = sorted(first, key=lambda name: -first[name])
+    names += sorted({name for run in runs for name in run.class_map} - set(first))
+    figure = _figure(file, max(6.0, 2 + 0.22 * len(names) * max(1, len(runs) / 2)), 4.4)
+    axes = figure.subplots()
+    width = 0.8 / len(runs)
+    for number, run in enumerate(runs):
+        places = [place for place, name in enumerate(names) if name in run.class_map]
+        axes.bar(
+            [place + (number - (len(runs) - 1) / 2) * width for place in places],
+            [run.class_map[names[place]] for place in places],
+            width,
+            color=COLOURS[number % len(COLOURS)],
+            label=f"{run.name}: {run.of}",
+        )
+    axes.set_xticks(
+        range(len(names)), [name.replace("_", " ") for name in names], rotation=60, ha="right"
+    )
+    axes.tick_params(axis="x", labelsize=8 if len(names) <= 30 else 6)
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("mean AP of the class (plain AP)")
+    axes.grid(axis="y", color="#e6e8ec", linewidth=0.7)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside upper left", frameon=False, fontsize=9)
+    _save(figure, file)
+
+
+def draw_embedding_map(
+    file: Path,
+    points: Sequence[MapPoint],
+    planes: Mapping[Method, Plane],
+    *,
+    title: str,
+    pca_shares: tuple[float, float] | None,
+) -> None:
+    """Draws the planes side by side: sketches as circles, photos as crosses, classes in colours."""
+    figure = _figure(file, 6.4 * len(planes), 6.8)
+    names = sorted({point.class_name for point in points})
+    colours = dict(zip(names, _distinct_colours(len(names)), strict=True))
+    for number, (method, plane) in enumerate(planes.items()):
+        axes = figure.add_subplot(1, len(planes), number + 1)
+        for kind, marker in _MARKERS.items():
+            for name in names:
+                rows = [
+                    row
+                    for row, point in enumerate(points)
+                    if point.kind == kind and point.class_name == name
+                ]
+                label = name.replace("_", " ") if kind == "sketch" and number == 0 else None
+                axes.scatter(
+                    plane[rows, 0],
+                    plane[rows, 1],
+                    s=16,
+                    marker=marker,
+                    linewidths=0.9,
+                    color=colours[name],
+                    label=label,
+                )
+        axes.set_title(_NAMES[method], fontsize=10)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        if method == "pca" and pca_shares is not None:
+            axes.set_xlabel(f"{pca_shares[0]:.0%} of the variance")
+            axes.set_ylabel(f"{pca_shares[1]:.0%} of the variance")
+    figure.suptitle(f"{title}\nsketches: circles; photos: crosses", fontsize=10)
+    figure.legend(loc="outside lower center", ncols=min(6, len(names)), frameon=False, fontsize=8)
+    _save(figure, file)
+
+
+def _figure(file: Path, width_in: float, height_in: float) -> Any:
+    figure_class = check_drawable(file)
+    return figure_class(figsize=(width_in, height_in), layout="constrained", dpi=130)
+
+
+def _save(figure: Any, file: Path) -> None:
+    for axes in figure.axes:
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            axes.spines[side].set_color(GREY)
+    with atomic_path(file) as temporary:
+        figure.savefig(temporary, format=file.suffix[1:].lower())
+
+
+def _distinct_colours(count: int) -> list[tuple[float, float, float]]:
+    """Returns colours around the circle, neighbours of unlike lightness."""
+    return [
+        colorsys.hls_to_rgb(number / count, (0.36, 0.5, 0.62)[number % 3], 0.72)
+        for number in range(count)
+    ]

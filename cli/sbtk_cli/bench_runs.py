@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sbtk_cli.bench_csv import write_csv
+import numpy as np
+
 from sbtk_cli.bench_data import Classes, measured_images
-from sbtk_cli.bench_subjects import pictures_of, searched
-from sbtk_cli.bench_torch import torch_beside
+from sbtk_cli.bench_output import write_csv
+from sbtk_cli.options import DEFAULT_GALLERY, existing_gallery
 from sbtk_cli.output import answer_json, notice, progress
-from sbtk_runtime.bench.engines import ALL, Wanted
-from sbtk_runtime.bench.latency import Beside, LatencyReport, measure_latency
-from sbtk_runtime.bench.map import LabelledSet, MapReport, append_log, earlier_runs, measure_map
-from sbtk_runtime.bench.search import SearchReport
-from sbtk_runtime.bench.turns import QUICK, USUAL
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.embedding.embed import Embedder
-from sbtk_runtime.errors import BadConfig, BadData
+from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.errors import BadConfig, BadData, BadImage
+from sbtk_runtime.evaluation.bench.engines import ALL, Contender, Wanted
+from sbtk_runtime.evaluation.bench.floor import Product, ProductKind
+from sbtk_runtime.evaluation.bench.interleave import QUICK, USUAL, Embeddings, Search
+from sbtk_runtime.evaluation.bench.latency import Beside, LatencyReport, Pictures, measure_latency
+from sbtk_runtime.evaluation.bench.map import (
+    LabelledSet,
+    MapReport,
+    append_log,
+    earlier_runs,
+    measure_map,
+)
+from sbtk_runtime.evaluation.bench.search import SearchReport
+from sbtk_runtime.evaluation.metrics import AP_CUTS, PRECISION_CUTS
+from sbtk_runtime.evaluation.protocol import ZERO_SHOT, Protocol
+from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.generated_inputs import (
+    PICTURES_NAMED,
+    clustered_named,
+    clustered_vectors,
+    generated_photos,
+    generated_sketches,
+)
+from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.machine import Machine
-from sbtk_runtime.manifest import BundleManifest, Precision
-from sbtk_runtime.retrieval.metrics import AP_CUTS, PRECISION_CUTS
-from sbtk_runtime.retrieval.protocol import ZERO_SHOT, Protocol
+from sbtk_runtime.manifest import MANIFEST_NAME, BundleManifest, Precision
+from sbtk_runtime.preprocess import Kind, prepare
+from sbtk_train.data import read_dataset
 
 #: In a checkout of sbtk, runs on unseen classes are put on record here without being asked.
 UNSEEN_LOG = Path("benchmarks/unseen.log")
@@ -249,12 +270,144 @@ def _draw(
     maps: Sequence[MapReport],
     search: SearchReport | None,
 ) -> None:
-    from sbtk_cli import bench_plots, bench_speed_plots
+    from sbtk_cli import bench_plots
 
     panels: list[bench_plots.Panel] = []
     if latency is not None:
-        panels += [bench_plots.stages_panel(latency), *bench_speed_plots.speed_panels(latency)]
+        panels += [bench_plots.stages_panel(latency), *bench_plots.speed_panels(latency)]
     panels += [bench_plots.classes_panel(report) for report in maps]
     if search is not None:
         panels.append(bench_plots.recall_panel(search))
     bench_plots.save_plot(plot, panels, machine)
+
+
+_PICTURES = 32
+_SYNTHETIC_ROWS = 10_000
+_HITS = 10
+
+
+def pictures_of(data: Path | None) -> Pictures:
+    """Returns sketches and photos of a data set, evenly taken from it, or generated ones."""
+    if data is None:
+        return Pictures(generated_sketches(8), generated_photos(8), PICTURES_NAMED)
+    images = read_dataset(data)
+    sketches, photos = _readable(images.sketch_files, "sketch"), _readable(images.photos, "photo")
+    if not sketches or not photos:
+        raise BadData(f"{data} lacks readable sketches or photos", "at least one of each")
+    named = f"{len(sketches)} sketches and {len(photos)} photos of {data.name}"
+    return Pictures(sketches, photos, named)
+
+
+@contextlib.contextmanager
+def searched(folder: Path | None, manifest: BundleManifest) -> Iterator[tuple[Search, str]]:
+    """Yields the last stage of a query, and what it searches in words.
+
+    Args:
+        folder: a gallery; `None` is the default one if it is there and of this model, else exact
+            search over synthetic vectors.
+        manifest: of the model.
+    """
+    gallery = _gallery(folder, manifest)
+    if gallery is not None:
+        with gallery:
+            named = f"the {_HITS} best of {gallery.count:,} photos in a gallery"
+            yield lambda row: gallery.search(row, _HITS), named
+        return
+    vectors = clustered_vectors(_SYNTHETIC_ROWS, manifest.dim)
+
+    def search(row: Embeddings) -> object:
+        scores = vectors @ row
+        best = np.argpartition(scores, -_HITS)[-_HITS:]
+        return best[np.argsort(-scores[best])]
+
+    named = clustered_named(_SYNTHETIC_ROWS, manifest.dim, seed=0)
+    yield search, f"the {_HITS} best of {named}, exact"
+
+
+def _readable(paths: tuple[Path, ...], kind: Kind) -> list[bytes]:
+    """Returns the contents of up to `_PICTURES` files, evenly taken, without those that are bad."""
+    contents = []
+    for path in paths[:: max(1, len(paths) // _PICTURES)][:_PICTURES]:
+        with contextlib.suppress(BadImage):
+            content = read_image_bytes(path)
+            prepare(content, kind)
+            contents.append(content)
+    return contents
+
+
+def _gallery(folder: Path | None, manifest: BundleManifest) -> Gallery | None:
+    if folder is not None:
+        return Gallery.open(existing_gallery(folder))
+    if not (DEFAULT_GALLERY / MANIFEST_NAME).is_file():
+        return None
+    gallery = Gallery.open(DEFAULT_GALLERY)
+    if gallery.manifest.model_id == manifest.model_id:
+        return gallery
+    gallery.close()
+    return None
+
+
+def torch_beside(
+    manifest: BundleManifest, *, with_compiled: bool, said: Callable[[str], None]
+) -> Beside:
+    """Returns what torch can measure beside the engines of a model; nothing without torch.
+
+    Args:
+        manifest: of the model; its backbone gets random weights.
+        with_compiled: measure torch compiled, too, which is channels_last as well.
+        said: told what is compiled, and what is missing.
+    """
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "torchvision")):
+        said("torch is not installed: nothing to compare with")
+        return Beside()
+    return Beside(partial(_contenders, manifest, with_compiled, said), _products)
+
+
+def _contenders(
+    manifest: BundleManifest,
+    with_compiled: bool,
+    said: Callable[[str], None],
+    threads: int,
+    devices: Sequence[str],
+) -> Iterator[Contender]:
+    import torch
+
+    from sbtk_train.models.eager import TorchSettings, compiled_run, eager_run, random_student
+
+    student = random_student(manifest.method, manifest.backbone, manifest.dim)
+    for device in devices:
+        if device != "cpu" and not torch.cuda.is_available():
+            said(f"torch finds no working CUDA: nothing to compare {device} with")
+            continue
+        where = "" if device == "cpu" else f" {device}"
+        # Half precision is a GPU's, and slow on most CPUs.
+        best = TorchSettings(threads, device, "fp32" if device == "cpu" else "fp16", True)
+        yield Contender(
+            f"torch eager{where}",
+            "fp32",
+            device,
+            eager_run(student, TorchSettings(threads, device)),
+            "eager",
+        )
+        yield Contender(
+            f"torch eager channels_last{where}",
+            best.precision,
+            device,
+            eager_run(student, best),
+            "other",
+        )
+        if with_compiled:
+            yield Contender(
+                f"torch compiled{where}",
+                best.precision,
+                device,
+                compiled_run(student, best, said),
+                "compiled",
+            )
+
+
+def _products(kind: ProductKind, sizes: Sequence[int], threads: int) -> Iterator[Product]:
+    from sbtk_train.models.eager import product_run
+
+    for size in sizes:
+        yield Product("torch", kind, size, product_run(kind, size, threads))

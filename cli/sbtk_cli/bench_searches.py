@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from sbtk_cli.options import DEFAULT_GALLERY, existing_gallery
 from sbtk_cli.output import notice
-from sbtk_runtime.bench.search import (
+from sbtk_runtime.errors import BadConfig, BadData
+from sbtk_runtime.evaluation.bench.search import (
     EF_SWEEP,
     Answer,
     Embeddings,
@@ -28,14 +29,12 @@ from sbtk_runtime.bench.search import (
     faiss_peer,
     measure_ways,
 )
-from sbtk_runtime.cpu import cpu_threads
-from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.gallery.catalogue import CatalogueView
 from sbtk_runtime.gallery.folder import open_rows
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.hnsw import EF, EF_CONSTRUCTION, INSTALL_HNSWLIB, Graph, M, has_hnswlib
 from sbtk_runtime.generated_inputs import clustered_named, clustered_vectors
-from sbtk_runtime.machine import resident_bytes
+from sbtk_runtime.machine import cpu_threads, resident_bytes
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest
 
 _SYNTHETIC = 20_000

@@ -21,7 +21,7 @@ def command(gallery: Path, model: str | None, as_json: bool) -> int:
     Looks at the processor, the engines, the model and the gallery, and names the command that
     helps. Exits with 0 when at least one engine works.
     """
-    from sbtk_runtime.engines.doctor import examine
+    from sbtk_runtime.doctor import examine
 
     examination = examine(gallery, model)
     if as_json:

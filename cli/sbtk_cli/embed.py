@@ -12,7 +12,7 @@ import click
 
 from sbtk_cli import options, output
 from sbtk_runtime.errors import BadData
-from sbtk_runtime.names import printable_name
+from sbtk_runtime.files import printable_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -92,7 +92,7 @@ def command(
     import numpy as np
 
     from sbtk_runtime.bundle import Bundle
-    from sbtk_runtime.embedding.embed import Embedder, Failed
+    from sbtk_runtime.embedding.embedder import Embedder, Failed
     from sbtk_runtime.files import atomic_path
     from sbtk_runtime.gallery.folder import path_fields
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from sbtk_cli import options, output
-from sbtk_cli.build_status import build_status
-from sbtk_cli.plan_list import batches_text, print_plans, where_text
-from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra
+from sbtk_runtime.engines.base import Said, said_nothing
+from sbtk_runtime.engines.tensorrt.build import BuildProgress, Progress, no_progress
+from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra, SbtkError
 
 if TYPE_CHECKING:
-    from sbtk_runtime.engines.cuda_device import CudaDevice
-    from sbtk_runtime.engines.plan_build import BuildSettings
-    from sbtk_runtime.engines.plan_cache import CacheEntry
-    from sbtk_runtime.engines.plan_check import PlanCheck
-    from sbtk_runtime.engines.plan_ready import ReadyPlan
-    from sbtk_runtime.engines.tensorrt_library import TensorRt
+    from sbtk_runtime.engines.cuda import CudaDevice
+    from sbtk_runtime.engines.tensorrt.build import BuildSettings
+    from sbtk_runtime.engines.tensorrt.cache import CacheEntry, PlanRecord
+    from sbtk_runtime.engines.tensorrt.check import PlanCheck
+    from sbtk_runtime.engines.tensorrt.engine import ReadyPlan
+    from sbtk_runtime.engines.tensorrt.library import TensorRt
     from sbtk_runtime.manifest import Precision
 
 _BUILD_HELP = """Build the plan of a model, and keep it for the commands that embed.
@@ -93,9 +95,9 @@ def build(
 ) -> int:
     """Runs `sbtk engine build`."""
     from sbtk_runtime.bundle import Bundle
-    from sbtk_runtime.engines.plan_check import require_sound
-    from sbtk_runtime.engines.plan_ready import ready_plan
-    from sbtk_runtime.engines.tensorrt_library import find_tensorrt
+    from sbtk_runtime.engines.tensorrt.check import require_sound
+    from sbtk_runtime.engines.tensorrt.engine import ready_plan
+    from sbtk_runtime.engines.tensorrt.library import find_tensorrt
 
     settings = _settings(batches, workspace)
     opened = Bundle.open(bundle)
@@ -145,7 +147,7 @@ def clear(bundle: str | None, is_all: bool, as_json: bool, quiet: bool) -> int:
     BUNDLE is a folder or a name, or a MODEL that 'sbtk engine list' shows, whose bundle may be
     gone. Nothing is lost but the time to build the plans again.
     """
-    from sbtk_runtime.engines.plan_cache import PlanCache, cache_folder
+    from sbtk_runtime.engines.tensorrt.cache import PlanCache, cache_folder
 
     if is_all == (bundle is not None):
         raise BadConfig(
@@ -166,7 +168,7 @@ def clear(bundle: str | None, is_all: bool, as_json: bool, quiet: bool) -> int:
 
 
 def _settings(batches: str, workspace: str) -> BuildSettings:
-    from sbtk_runtime.engines.plan_build import BuildSettings
+    from sbtk_runtime.engines.tensorrt.build import BuildSettings
 
     parts = batches.split(",")
     numbers = [int(part) for part in parts if re.fullmatch(r"\s*\d{1,9}\s*", part, re.ASCII)]
@@ -194,7 +196,7 @@ def _bytes_of(size: str) -> int:
 
 def _gpu(trt: TensorRt, device: str | None, quiet: bool) -> CudaDevice | None:
     """Returns the GPU to build for; `None` if there is none and the library needs none."""
-    from sbtk_runtime.engines.cuda_device import find_device
+    from sbtk_runtime.engines.cuda import find_device
 
     try:
         return find_device(device or "cuda")
@@ -215,7 +217,7 @@ def _require_cache() -> None:
     Raises:
         EngineUnavailable: the cache cannot be made, written, or trusted.
     """
-    from sbtk_runtime.engines.plan_cache import cache_folder
+    from sbtk_runtime.engines.tensorrt.cache import cache_folder
 
     folder = cache_folder()
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -269,3 +271,147 @@ def _model_in_cache(entries: list[CacheEntry], bundle: str) -> str:
             problem.expected,
             "sbtk engine list shows the plans",
         ) from problem
+
+
+def print_plans(as_json: bool) -> int:
+    """Prints every plan in the cache; one JSON line each if `as_json`."""
+    from sbtk_runtime.engines.tensorrt.cache import PlanCache, cache_folder
+
+    entries = PlanCache(cache_folder()).entries()
+    state = _StateHere()
+    if as_json:
+        for entry in entries:
+            reason = state.of(entry)
+            described: dict[str, Any] = {
+                "plan": str(entry.path),
+                "is_usable": not reason,
+                "reason": reason,
+                "size_bytes": entry.size_bytes,
+            }
+            if entry.record is not None:
+                described |= asdict(entry.record)
+            output.answer_json(described)
+        return 0
+    if not entries:
+        output.notice("There is no plan yet; 'sbtk engine build' makes one.")
+        return 0
+    rows = [("MODEL", "PRECISION", "TENSORRT", "GPU", "BATCHES", "SIZE", "BUILT", "STATE")]
+    for entry in entries:
+        size = output.size_text(entry.size_bytes)
+        told = f"not used: {reason}" if (reason := state.of(entry)) else "usable here"
+        if entry.record is None:
+            rows.append((entry.path.name, "?", "?", "?", "?", size, "?", told))
+            continue
+        record = entry.record
+        library = f"{record.module} {record.version}"
+        rows.append(
+            (
+                record.model_id,
+                record.precision,
+                library,
+                where_text(record),
+                batches_text(record),
+                size,
+                record.created[:10],
+                told,
+            )
+        )
+    output.answer(output.plain_table(rows))
+    return 0
+
+
+def where_text(record: PlanRecord) -> str:
+    """Returns the GPU that a plan is for."""
+    return "any GPU" if record.device == "none" else record.device
+
+
+def batches_text(record: PlanRecord) -> str:
+    """Returns smallest, usual and largest batch."""
+    settings = record.settings
+    return f"{settings.batch_min},{settings.batch_opt},{settings.batch_max}"
+
+
+class _StateHere:
+    """Says why plans cannot be used on this machine, and asks each library once."""
+
+    def __init__(self) -> None:
+        self._versions: dict[str, str] = {}
+        self._device: CudaDevice | None = None
+        self._is_asked = False
+
+    def of(self, entry: CacheEntry) -> str:
+        """Returns why a plan is not used here; empty when it is."""
+        record = entry.record
+        if entry.reason or record is None:
+            return entry.reason
+        version = self._version(record.module)
+        if not version:
+            return f"{record.module} does not load here"
+        gpu = self._gpu()
+        name, capability = ("none", "") if gpu is None else (gpu.name, gpu.compute_capability)
+        misfit = record.misfit(record.module, version, name, capability)
+        return misfit or ("there is no GPU here" if gpu is None else "")
+
+    def _version(self, module: str) -> str:
+        if module not in self._versions:
+            from sbtk_runtime.engines.tensorrt.library import find_tensorrt
+
+            try:
+                self._versions[module] = find_tensorrt(module).version
+            except SbtkError:
+                self._versions[module] = ""
+        return self._versions[module]
+
+    def _gpu(self) -> CudaDevice | None:
+        if not self._is_asked:
+            from sbtk_runtime.engines.cuda import find_device
+
+            self._is_asked = True
+            try:
+                self._device = find_device("cuda")
+            except SbtkError:
+                self._device = None
+        return self._device
+
+
+#: Seconds between two lines where nobody watches; a build takes a few minutes.
+LINE_EVERY_S = 60.0
+
+
+class BuildStatus(NamedTuple):
+    """Whom to tell how far a build is, and what else the user may want to know meanwhile."""
+
+    progress: Progress
+    said: Said
+
+
+@contextlib.contextmanager
+def build_status(*, quiet: bool = False) -> Iterator[BuildStatus]:
+    """Yields what tells the user how long a build has taken, and what is waited for."""
+    if quiet:
+        yield BuildStatus(no_progress, said_nothing)
+    elif output.is_progress_wanted(quiet):
+        from rich.console import Console
+
+        console = Console(stderr=True)  # heeds NO_COLOR
+
+        def said(text: str) -> None:
+            # Through the console, which moves the line in place out of the way.
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+        with console.status("waiting for TensorRT") as status:
+            yield BuildStatus(lambda progress: status.update(progress.sentence()), said)
+    else:
+        yield BuildStatus(_line_now_and_then(), output.notice)
+
+
+def _line_now_and_then() -> Progress:
+    next_s = LINE_EVERY_S
+
+    def tell(progress: BuildProgress) -> None:
+        nonlocal next_s
+        if progress.elapsed_s >= next_s:
+            next_s = progress.elapsed_s + LINE_EVERY_S
+            output.notice(progress.sentence())
+
+    return tell

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sbtk_cli import options, output
-from sbtk_cli.build_status import build_status
+from sbtk_cli.engine import build_status
 
 if TYPE_CHECKING:
-    from sbtk_export.engine_from_onnx import BuiltEngine
-    from sbtk_export.model_files import Variant
+    from sbtk_export.export import Variant
+    from sbtk_export.plans import BuiltEngine
     from sbtk_runtime.bundle import Bundle
 
 _HELP = """Turn a training run into a model bundle.
@@ -105,14 +105,14 @@ def command(
 ) -> int:
     """Runs `sbtk export`."""
     # Cheap first: a name that cannot be is told before torch is imported.
-    from sbtk_export.bundle_writer import checked_name, require_absent
+    from sbtk_export.export import checked_name, require_absent
 
     if target is not None:
         require_absent(target)
     if name is not None:
         checked_name(name)
-    from sbtk_export.engine_from_onnx import engines_from_onnx, find_plan_builder
     from sbtk_export.export import ExportPlan, export_run
+    from sbtk_export.plans import engines_from_onnx, find_plan_builder
     from sbtk_train.runs.checkpoint import load_run, newest_run
 
     def said(text: str) -> None:

@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING
 import click
 
 from sbtk_cli import options, output
-from sbtk_cli.gallery_model import bundle_for_gallery
-from sbtk_cli.stopping import stops_between_photos
+from sbtk_cli.options import bundle_for_gallery, stops_between_photos
 from sbtk_runtime.errors import BadGallery
+from sbtk_runtime.files import printable_name
 from sbtk_runtime.manifest import MANIFEST_NAME
-from sbtk_runtime.names import printable_name
 
 if TYPE_CHECKING:
     from sbtk_runtime.bundle import Bundle
-    from sbtk_runtime.embedding.embed import Embedder
+    from sbtk_runtime.embedding.embedder import Embedder
     from sbtk_runtime.gallery.update import IndexReport
+    from sbtk_runtime.gallery.walk_rules import RuleChange
     from sbtk_runtime.manifest import Precision
-    from sbtk_runtime.walk_rules import RuleChange
 
 _HELP = """Make or update a gallery from folders of photos.
 
@@ -165,10 +164,10 @@ def command(
         )
     code = 0
     if photos:
-        from sbtk_runtime.embedding.embed import Embedder
+        from sbtk_runtime.embedding.embedder import Embedder
         from sbtk_runtime.gallery.update import roots_to_walk
-        from sbtk_runtime.left_out import is_photo_missed
-        from sbtk_runtime.walk_rules import RuleChange, patterns_of
+        from sbtk_runtime.gallery.walk import is_photo_missed
+        from sbtk_runtime.gallery.walk_rules import RuleChange, patterns_of
 
         roots_to_walk(gallery, photos)  # what is not there, and
         patterns_of(exclude)  # what is not a pattern is told before an engine is made ready
@@ -237,8 +236,7 @@ def _bundle(model: str | None, gallery: Path, bits: int | None) -> Bundle:
     What cannot be is told here, before an engine is made ready.
     """
     from sbtk_runtime.bundle import Bundle
-    from sbtk_runtime.gallery.claim import check_bits, require_codes
-    from sbtk_runtime.gallery.folder import published_manifest
+    from sbtk_runtime.gallery.folder import check_bits, published_manifest, require_codes
 
     if (gallery / MANIFEST_NAME).exists():
         manifest = published_manifest(gallery)
@@ -285,7 +283,7 @@ def _update(
 
 
 def _tell(report: IndexReport, gallery: Path, *, as_json: bool, quiet: bool) -> None:
-    from sbtk_runtime.left_out import left_out_sentences
+    from sbtk_runtime.gallery.walk import left_out_sentences
 
     for text in report.warnings:
         output.notice(f"Warning: {text}")
@@ -349,8 +347,7 @@ def _drop(
 
 
 def _list_folders(gallery: Path, *, as_json: bool) -> None:
-    from sbtk_runtime.gallery.folder import path_fields
-    from sbtk_runtime.gallery.folder_counts import folder_counts
+    from sbtk_runtime.gallery.folder import folder_counts, path_fields
 
     for count in folder_counts(gallery):
         if as_json:

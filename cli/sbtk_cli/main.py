@@ -16,9 +16,9 @@ from typing import NamedTuple, NoReturn
 
 import click
 
-from sbtk_cli.stopping import Terminated, ending_signals
+from sbtk_cli.options import Terminated, ending_signals
 from sbtk_runtime.errors import MissingExtra, SbtkError
-from sbtk_runtime.names import printable_name
+from sbtk_runtime.files import printable_name
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM

@@ -10,8 +10,7 @@ import click
 from sbtk_cli import options, output
 
 if TYPE_CHECKING:
-    from sbtk_runtime.bundle import Bundle
-    from sbtk_runtime.golden import Golden
+    from sbtk_runtime.bundle import Bundle, Golden
     from sbtk_runtime.manifest import Precision
 
 
@@ -37,8 +36,7 @@ def check(bundle: str | None, as_json: bool) -> int:
     with the size and SHA-256 in the manifest, then embeds a picture with each precision. Where the
     bundle has golden images, they are prepared and embedded, and compared with what it expects.
     """
-    from sbtk_runtime.bundle import Bundle
-    from sbtk_runtime.golden import read_golden, require_golden_pixels
+    from sbtk_runtime.bundle import Bundle, read_golden, require_golden_pixels
 
     opened = Bundle.open(bundle)
     opened.verify()
@@ -139,9 +137,9 @@ def _trial(bundle: Bundle, precision: Precision, golden: Sequence[Golden]) -> st
     """
     import numpy as np
 
-    from sbtk_runtime.engines.engine import checked_rows, open_engine
+    from sbtk_runtime.bundle import require_golden_embedding
+    from sbtk_runtime.engines.registry import checked_rows, open_engine
     from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
-    from sbtk_runtime.golden import require_golden_embedding
     from sbtk_runtime.preprocess import KINDS, SIZE_PX
 
     try:

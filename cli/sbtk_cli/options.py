@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import signal
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sbtk_runtime.errors import BadConfig, BadGallery
+from sbtk_runtime.errors import BadConfig, BadGallery, ModelMismatch
+from sbtk_runtime.files import printable_name
 from sbtk_runtime.manifest import MANIFEST_NAME, PRECISIONS
-from sbtk_runtime.names import printable_name
+
+if TYPE_CHECKING:
+    from sbtk_runtime.bundle import Bundle
 
 DEFAULT_GALLERY = Path("gallery.sbtk")
 
@@ -147,3 +154,90 @@ def check_output_file(path: Path) -> None:
         raise BadConfig(f"{shown} is not a file", "the name of a file to write")
     if not os.access(path.parent, os.W_OK):
         raise BadConfig(f"{shown} cannot be written: its folder is read-only")
+
+
+def bundle_for_gallery(model: str | None, folder: Path, made_by: str) -> Bundle:
+    """Returns the bundle that `model` names, or without one the bundle with the id `made_by`.
+
+    A gallery may have been made by another model than the one that is the default now.
+
+    Raises:
+        BadModel: there is no bundle of that name.
+        ModelMismatch: no bundle has that id among those that `sbtk models` lists.
+    """
+    from sbtk_runtime.bundle import Bundle, list_bundles
+
+    if model is not None:
+        return Bundle.open(model)
+    bundles = list_bundles()
+    for bundle in bundles:
+        if bundle.manifest.model_id == made_by:
+            return bundle
+    here = ", ".join(bundle.manifest.model_id for bundle in bundles) or "none"
+    raise ModelMismatch(
+        f"{printable_name(folder)} was made by {made_by}, which is not among the models here "
+        f"({here})",
+        f"the folder of {made_by}, wherever it is",
+        f"name it: --model FOLDER; or index the photos again, with a model that is here: "
+        f"sbtk index PHOTOS --gallery {shlex.quote(_other_name(folder))} --model NAME",
+    )
+
+
+def _other_name(folder: Path) -> str:
+    other = folder.with_name(f"{folder.name.removesuffix('.sbtk')}-2.sbtk")
+    return printable_name(other)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: the end of the work as by Ctrl-C, but with another exit code."""
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Signals that end the work: SIGINT, SIGTERM, and SIGHUP unless `nohup` made it ignored."""
+    ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    asked = (signal.SIGINT, signal.SIGTERM)
+    return asked if ignores_hangup else (*asked, signal.SIGHUP)
+
+
+def ending_of(number: int) -> KeyboardInterrupt:
+    """The exception that stands for a signal, and so for its exit code: 130 or 143."""
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+
+
+class Stopping:
+    """Holds back the wish to end until a photo is done; see `stops_between_photos`."""
+
+    def __init__(self) -> None:
+        self._is_held_back = False
+        self._wanted: KeyboardInterrupt | None = None
+
+    def between_photos(self, *, more_to_come: bool) -> None:
+        """Ends the work here if that is wanted; else says whether there will be another such call.
+
+        Raises:
+            KeyboardInterrupt: a signal came since the last call.
+        """
+        self._is_held_back = more_to_come
+        if self._wanted is not None:
+            raise self._wanted
+
+    def want(self, number: int, _frame: FrameType | None) -> None:
+        """Notes a signal; raises at once where no photo is under way, and at the second signal."""
+        ending = ending_of(number)
+        if self._wanted is not None or not self._is_held_back:
+            raise ending
+        self._wanted = ending
+
+
+@contextlib.contextmanager
+def stops_between_photos() -> Iterator[Stopping]:
+    """Yields what holds these signals back until it is told that a photo is done."""
+    stopping = Stopping()
+    before = {number: signal.getsignal(number) for number in ending_signals()}
+    try:
+        for number in before:
+            signal.signal(number, stopping.want)
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sbtk_runtime.names import printable_name
+from sbtk_runtime.files import printable_name
 
 if TYPE_CHECKING:
-    from sbtk_runtime.engines.engine_info import EngineInfo
+    from sbtk_runtime.engines.base import EngineInfo
 
 #: Tells a progress bar how much is done, of how much if that is known.
 Advance = Callable[[int, int | None], None]
@@ -71,8 +71,8 @@ def engine_text(model_id: str, info: EngineInfo) -> str:
 
     A faster engine for the CPU that could be installed is `sbtk doctor`'s to name.
     """
-    from sbtk_runtime.engines.doctor import gpu_names
-    from sbtk_runtime.engines.engine import GPU_ENGINE_NAMES
+    from sbtk_runtime.doctor import gpu_names
+    from sbtk_runtime.engines.registry import GPU_ENGINE_NAMES
 
     text = (
         f"{model_id} ({info.precision}) on {info.name} {info.version}, {info.device}, "

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import click
 
 from sbtk_cli import options, output
-from sbtk_cli.gallery_model import bundle_for_gallery
+from sbtk_cli.options import bundle_for_gallery
 from sbtk_runtime.errors import BadImage
-from sbtk_runtime.names import printable_name
+from sbtk_runtime.files import printable_name
 
 if TYPE_CHECKING:
-    from sbtk_cli.terminal_pictures import Way
+    from sbtk_cli.terminal_images import Way
     from sbtk_runtime.gallery.gallery import Gallery, Hit, Search
     from sbtk_runtime.manifest import Precision
     from sbtk_runtime.preprocess import Kind
@@ -106,7 +106,7 @@ def command(
     if sheet is not None:
         options.check_output_file(sheet)
     data = _read(sketch)
-    from sbtk_runtime.embedding.embed import Embedder
+    from sbtk_runtime.embedding.embedder import Embedder
     from sbtk_runtime.gallery.gallery import Gallery
 
     opened = Gallery.open(options.existing_gallery(gallery))
@@ -177,7 +177,7 @@ def _name(sketch: str) -> str:
 
 
 def _show(hits: Sequence[Hit], way: Way | None, *, quiet: bool) -> None:
-    from sbtk_cli.terminal_pictures import show_photos
+    from sbtk_cli.terminal_images import show_photos
 
     sys.stdout.flush()
     why_not = show_photos(hits, way)
@@ -206,7 +206,7 @@ def _write_sheet(
     gallery: Path,
     opened: Gallery,
 ) -> None:
-    from sbtk_runtime.report.hit_sheet import write_contact_sheet
+    from sbtk_runtime.contact_sheet import write_contact_sheet
 
     facts = {
         "Photos": f"{len(hits):,} of {opened.count:,}",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sbtk_cli import options, output
-from sbtk_cli.gallery_model import bundle_for_gallery
+from sbtk_cli.options import bundle_for_gallery
 
 if TYPE_CHECKING:
     from sbtk_runtime.gallery.gallery import Search
@@ -87,8 +87,8 @@ def command(
 ) -> int:
     """Runs `sbtk serve`."""
     from sbtk_runtime.gallery.folder import published_manifest
-    from sbtk_runtime.web.access_rules import access_rules, is_loopback, new_token
-    from sbtk_runtime.web.listening import listen
+    from sbtk_runtime.web.auth import access_rules, is_loopback, new_token
+    from sbtk_runtime.web.server import listen
 
     manifest = published_manifest(options.existing_gallery(gallery))
     bundle = bundle_for_gallery(model, gallery, manifest.model_id)

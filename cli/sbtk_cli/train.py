@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import shlex
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from sbtk_cli import options, output, train_options
+from sbtk_cli.options import Terminated, ending_of, ending_signals
+from sbtk_cli.train_options import KNOBS, config_from
 from sbtk_runtime.errors import BadConfig
-from sbtk_runtime.names import printable_name
+from sbtk_runtime.files import printable_name, write_atomically
 
 if TYPE_CHECKING:
-    from sbtk_cli.train_report import Reporter
-    from sbtk_train.config import TrainConfig
+    from sbtk_train.config import Method, TrainConfig
+    from sbtk_train.progress import EpochDone, StepDone
+    from sbtk_train.runs.ablation import Study
+    from sbtk_train.runs.loop import Trainer
 
 
 @click.command()
@@ -72,7 +82,6 @@ def command(
     On several GPUs: torchrun --nproc-per-node N -m sbtk_cli train DATA. The student is the one that
     a single process makes; a batch is shared, not multiplied.
     """
-    from sbtk_cli.train_report import Reporter, stopping_by_signal
     from sbtk_train.distributed import joined_team
     from sbtk_train.runs.run import train
 
@@ -81,8 +90,6 @@ def command(
     with joined_team() as team:
         reporter = Reporter(as_json and team.is_first, quiet or not team.is_first)
         if ablation:
-            from sbtk_cli.train_ablation import run_ablation
-
             if team.size > 1:
                 raise BadConfig("--ablation in several processes", "one", "sbtk train --ablation")
             root = out or Path("runs") / "ablation"
@@ -144,7 +151,6 @@ def _refuse_idle(given: Sequence[str], *, is_ablation: bool, is_resumed: bool) -
 def _resumed(
     folder: Path, data: Path | None, given: Sequence[str], values: dict[str, Any]
 ) -> tuple[TrainConfig, Path]:
-    from sbtk_cli.train_resume import resumed_config
     from sbtk_train.config import read_config
 
     own = read_config(folder)
@@ -182,3 +188,320 @@ def _summary(record: dict[str, Any]) -> str:
             f"({classes} seen classes kept from training)"
         )
     return f"mAP@all {best.get('held_out_map', float('nan')):.4f} of held-out sketches"
+
+
+#: What every row has in common unless options say otherwise: what a small machine can do.
+_FREEZE_UNTIL = "layer4"
+_SIZE_PX = 128
+#: A drawn quadruplet is four images for each sketch, so an epoch of these is longer.
+_EPOCHS: dict[Method, int] = {"sbtknet": 2, "dsn": 3, "sake": 3}
+
+#: Decided by the rows themselves.
+_OF_ROWS = (
+    *("method", "recipe", "dim", "seed"),
+    *("metric", "identity", "knowledge", "attention", "refit"),
+)
+
+
+def run_ablation(
+    data: Path,
+    values: dict[str, Any],
+    given: Collection[str],
+    root: Path,
+    seeds: int,
+    rows: tuple[str, ...],
+    reporter: Reporter,
+    *,
+    as_json: bool,
+) -> int:
+    """Runs what is missing of the study in `root`, scores it, and writes what it found there.
+
+    The table is printed unless `as_json`: then stdout has the reporter's JSON lines alone.
+    Returns the exit code. Unseen classes are looked at only when no run is missing.
+    """
+    from sbtk_train.runs.checkpoint import locked
+
+    mistaken = [name for name in _OF_ROWS if name in given]
+    if mistaken:
+        raise BadConfig(
+            f"--{mistaken[0]} with --ablation", "options that the rows of the study leave open"
+        )
+    study = _study(data, values, root, seeds, rows, reporter)
+    _require_teacher(study)
+    root.mkdir(parents=True, exist_ok=True)
+    with locked(root):
+        return _run_study(study, root, reporter, as_json=as_json)
+
+
+def _run_study(study: Study, root: Path, reporter: Reporter, *, as_json: bool) -> int:
+    from sbtk_train.runs.ablation import (
+        as_markdown,
+        draw,
+        missing,
+        run_study,
+        score_runs,
+        write_csv,
+    )
+
+    try:
+        with stopping_by_signal() as hold:
+            run_study(study, root, reporter, should_stop=lambda: hold.is_stopping, on_trainer=hold)
+    except KeyboardInterrupt:
+        output.notice("Stopped. Run the same command to go on with the study.")
+        raise
+    scores = score_runs(study, root, "validation", reporter)
+    if not missing(study, root):
+        scores += score_runs(study, root, "unseen", reporter)
+    table = as_markdown(study, scores)
+    write_csv(root / "ablation.csv", scores)
+    write_atomically(root / "ablation.md", table.encode())
+    picture = draw(study, scores, root / "ablation.png")
+    reporter(f"{root}: ablation.csv, ablation.md" + (", ablation.png" if picture else ""))
+    if not as_json:
+        output.answer(table.rstrip())
+    return 0
+
+
+def _study(
+    data: Path,
+    values: dict[str, Any],
+    root: Path,
+    seeds: int,
+    rows: tuple[str, ...],
+    reporter: Reporter,
+) -> Study:
+    """Returns what the options describe, stages frozen and their maps kept unless they say so."""
+    from sbtk_train.runs.ablation import Study, chosen_rows
+
+    freeze_until = values["freeze_until"] or _FREEZE_UNTIL
+    feature_folder = values["feature_folder"]
+    if feature_folder is None and freeze_until != "none":
+        feature_folder = root / "feature-maps"
+    # The rows bring their own recipes: of the base's nothing is kept, so nothing is said of it.
+    unsaid = dict.fromkeys(KNOBS) | {"knowledge": False}
+    places = {"freeze_until": freeze_until, "feature_folder": feature_folder}
+    return Study(
+        base=config_from(data, values | unsaid | places, reporter),
+        sbtknet_recipe="sbtk",
+        common=_common(values),
+        epochs={method: values["epochs"] or epochs for method, epochs in _EPOCHS.items()},
+        seeds=tuple(range(seeds)),
+        rows=chosen_rows(rows),
+    )
+
+
+def _require_teacher(study: Study) -> None:
+    """Refuses rows that learn from a teacher where there is none, before hours of the others."""
+    if study.base.weights or study.base.teacher:
+        return
+    recipes = {row.name: study.config(row, 0).recipe for row in study.rows}
+    taught = [
+        name
+        for name, recipe in recipes.items()
+        if getattr(recipe, "knowledge", False) or getattr(recipe, "kd_weight", 0)
+    ]
+    if taught:
+        others = [f"--row {name}" for name in recipes if name not in taught]
+        raise BadConfig(
+            f"no weights and no --teacher for {', '.join(taught)}",
+            "an ImageNet classifier to learn from: --weights FILE or --teacher FILE",
+            " ".join(["or rows without:", *others]) if others else "",
+        )
+
+
+def _common(values: dict[str, Any]) -> dict[str, object]:
+    """Returns the knobs that all methods share: the losses are compared, not the optimisers."""
+    from sbtk_train.config import RECIPES
+
+    ours = RECIPES["sbtknet"]["sbtk"]
+    shared = (
+        "augment",
+        "optimizer",
+        "learning_rate",
+        "head_rate_factor",
+        "weight_decay",
+        "schedule",
+        "warmup_steps",
+        "patience",
+        "average_decay",
+    )
+    common: dict[str, object] = {knob: getattr(ours, knob) for knob in shared}
+    common |= {"train_size_px": _SIZE_PX, "final_epochs": 0, "selection": "validation-map"}
+    asked = [knob for knob in KNOBS if knob not in ("epochs", *_OF_ROWS)]
+    return common | {knob: values[knob] for knob in asked if values[knob] is not None}
+
+
+class Reporter:
+    """Prints what a run tells: progress on stderr, with `--json` a line for each epoch."""
+
+    def __init__(self, as_json: bool, quiet: bool) -> None:
+        self._as_json = as_json
+        self._quiet = quiet
+
+    def __call__(self, event: StepDone | EpochDone | str) -> None:
+        """Prints one event."""
+        from sbtk_train.progress import EpochDone
+
+        if isinstance(event, str):
+            output.notice(event, quiet=self._quiet)
+        elif isinstance(event, EpochDone):
+            self._epoch(event)
+        elif not self._quiet:
+            terms = "  ".join(f"{name} {value:.3f}" for name, value in event.means.items())
+            output.notice(
+                f"epoch {event.epoch}/{event.epochs}  step {event.step}/{event.steps}  {terms}  "
+                f"{event.images_per_s:.1f} images/s  "
+                f"{output.duration_text(event.eta_s)} left"
+            )
+
+    def _epoch(self, event: EpochDone) -> None:
+        row = event.row
+        if self._as_json:
+            # A figure that a small gallery cannot have is NaN, which JSON does not know.
+            known = {name: None if math.isnan(value) else value for name, value in row.items()}
+            output.answer_json(known)
+        mark = "best so far" if event.improved else f"{event.since_best} since the best"
+        whole = (
+            f"validation mAP@all {row['validation_map']:.4f}, " if "validation_map" in row else ""
+        )
+        output.notice(
+            f"epoch {row['epoch']:.0f} ({mark}): {whole}"
+            f"held-out sketches {row['held_out_map']:.4f}",
+            quiet=self._quiet,
+        )
+
+
+class Holder:
+    """Holds the running trainer for the signal handler."""
+
+    def __init__(self) -> None:
+        self.trainer: Trainer | None = None
+        self.is_stopping = False
+
+    def __call__(self, trainer: Trainer) -> None:
+        """Takes the trainer that is about to start."""
+        self.trainer = trainer
+        if self.is_stopping:
+            trainer.stop_soon()
+
+
+@contextlib.contextmanager
+def stopping_by_signal(is_heard: Callable[[], bool] = lambda: True) -> Iterator[Holder]:
+    """Makes the first ending signal save and stop after the step under way; a second kills.
+
+    Args:
+        is_heard: whether this process is the one to say so.
+
+    Raises:
+        KeyboardInterrupt: the run was stopped; a `Terminated` if that was not by Ctrl-C.
+    """
+    holder = Holder()
+    first: list[int] = []
+    before = {number: signal.getsignal(number) for number in ending_signals()}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, before[signal.Signals(number)])
+        if holder.trainer is None:
+            os.kill(os.getpid(), number)
+            return
+        output.notice("saving after this step; press again to stop at once", quiet=not is_heard())
+        first.append(number)
+        holder.is_stopping = True
+        holder.trainer.stop_soon()
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield holder
+    except KeyboardInterrupt as stopped:
+        if first and not isinstance(stopped, Terminated):
+            raise ending_of(first[0]) from stopped
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def resumed_config(
+    config: TrainConfig, data: Path | None, given: Iterable[str], values: dict[str, Any]
+) -> TrainConfig:
+    """Returns the run's own configuration, with what the options say of how it is made.
+
+    Args:
+        config: of the run.
+        data: the folder, if it was given on the command line.
+        given: names of the options that were given on the command line.
+        values: the options' values by name.
+
+    Raises:
+        BadConfig: names the first that differs, with both values.
+    """
+    from sbtk_cli.train_options import absolute
+    from sbtk_train.config import FREE_FIELDS, PLACES
+
+    free: dict[str, Any] = {}
+    differing: list[str] = []
+    if data is not None and data.resolve() != Path(config.data).resolve():
+        free["data"] = absolute(data)
+    own = {**vars(config), **vars(config.recipe), "recipe": config.recipe.name}
+    for name in given:
+        found = values[name]
+        if name in FREE_FIELDS:
+            free[name] = absolute(found) if isinstance(found, Path) else found
+            continue
+        if name == "epochs":
+            free["recipe"] = replace(config.recipe, epochs=found)
+            continue
+        if name in PLACES and (place := _place(name, found, own[name])):
+            free[name] = place
+            continue
+        if name not in own:
+            differing.append(f"{_spelt(name, found)}, and {config.method} has no such knob")
+        elif not _is_same(name, found, own[name]):
+            started = "out it" if isinstance(found, bool) else f" {_shown(own[name])}"
+            differing.append(f"{_spelt(name, found)}, and the run was started with{started}")
+    if differing:
+        raise BadConfig(
+            differing[0],
+            "the run's own configuration, which --resume takes",
+            "leave the option out, or start a new run without --resume",
+        )
+    return config.made_as(replace(config, **free))
+
+
+def _place(name: str, found: object, own: object) -> str | tuple[str, ...]:
+    """Returns the path of a file given in the place of the run's own; empty if it is not one."""
+    from sbtk_cli.train_options import absolute
+    from sbtk_train.data.more_images import is_brought
+    from sbtk_train.models.weights_file import find_weights
+
+    if isinstance(found, tuple):
+        is_there = own and all(Path(path).exists() for path in found)
+        return tuple(str(Path(path).resolve()) for path in found) if is_there else ()
+    if not own or str(found) in ("none", "imagenet") or not Path(str(found)).exists():
+        return ""
+    if name == "split" and not Path(str(own)).is_absolute():
+        return ""  # a published or drawn one, or a file that an older version named
+    if name == "class_map" and (is_brought(str(found)) or is_brought(str(own))):
+        return ""
+    return absolute(find_weights(str(found), None) if name == "weights" else str(found))
+
+
+def _is_same(name: str, found: object, expected: object) -> bool:
+    if name == "weights" and found == "imagenet":
+        return True
+    if name in ("weights", "teacher", "classes", "freeze_until"):
+        found = "" if found == "none" else str(found)
+    return found == expected
+
+
+def _shown(value: object) -> object:
+    return "none" if value == "" else value
+
+
+def _spelt(name: str, value: object) -> str:
+    """Returns an option as it is typed."""
+    word = {"train_size_px": "size"}.get(name, name.replace("_", "-"))
+    if isinstance(value, bool):
+        return f"--{word}" if value else f"--no-{word}"
+    return f"--{word} {value}"

@@ -303,10 +303,8 @@ def config_from(
         BadConfig: options contradict each other, or there are no weights.
         BadData: there is no such folder.
     """
-    from sbtk_train.config import TrainConfig
-    from sbtk_train.device import default_workers
-    from sbtk_train.recipes import default_recipe, recipe
-    from sbtk_train.students.weights_file import choose_backbone, find_weights, student_dim
+    from sbtk_train.config import TrainConfig, default_recipe, default_workers, recipe
+    from sbtk_train.models.weights_file import choose_backbone, find_weights, student_dim
 
     if not data.is_dir():
         raise BadData(f"there is no folder {data}", "a folder of sketches and photos")

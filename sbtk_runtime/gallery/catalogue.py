@@ -10,27 +10,36 @@ file system has.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import operator
+import sqlite3
+import threading
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime.gallery.catalogue_check import soundness_problem
-from sbtk_runtime.gallery.catalogue_codes import stored_bits, stored_itq
-from sbtk_runtime.gallery.catalogue_database import (
+from sbtk_runtime.binary_codes import Itq
+from sbtk_runtime.errors import BadGallery, BadModel
+from sbtk_runtime.gallery.rows import SHARD_ROWS, Batch, Rows, Shards
+from sbtk_runtime.gallery.schema import (
     CATALOGUE_NAME,
+    CODES_SCHEMA,
+    EMBEDDINGS_SCHEMA,
+    blob,
     connect_reader,
     connect_snapshot,
+    integer,
     show_as_current,
+    soundness_problem,
+    text,
+    values_checked,
 )
-from sbtk_runtime.gallery.catalogue_roots import stored_roots
-from sbtk_runtime.gallery.catalogue_values import blob, integer, text, values_checked
-from sbtk_runtime.gallery.shards import Batch
-from sbtk_runtime.itq import Itq
+from sbtk_runtime.gallery.walk_rules import WalkRules
 from sbtk_runtime.manifest import SnapshotRecord
 
 _VISIBLE = (
@@ -341,3 +350,193 @@ def _photo(found: tuple[object, ...]) -> Photo:
         integer(row),
         None if partial is None else text(partial),
     )
+
+
+def store_roots(connection: sqlite3.Connection, roots: Iterable[bytes]) -> None:
+    """Adds absolute paths to those that are known. Call it in a transaction."""
+    connection.executemany("INSERT OR IGNORE INTO roots VALUES (?)", ((root,) for root in roots))
+
+
+def stored_roots(connection: sqlite3.Connection) -> list[bytes]:
+    """Returns the paths, sorted; none if an sbtk that knew no roots made the catalogue."""
+    return [blob(path) for (path,) in connection.execute("SELECT path FROM roots ORDER BY path")]
+
+
+def store_rules(connection: sqlite3.Connection, rules: WalkRules) -> None:
+    """Notes what the walk leaves out. Call it in a transaction."""
+    connection.execute(
+        "INSERT OR REPLACE INTO facts VALUES ('walk_rules', ?)", (json.dumps(asdict(rules)),)
+    )
+
+
+def stored_rules(connection: sqlite3.Connection) -> WalkRules:
+    """Returns what the walk left out the last time; by default the usual."""
+    found = connection.execute("SELECT value FROM facts WHERE name = 'walk_rules'").fetchone()
+    if found is None:
+        return WalkRules()
+    value = json.loads(text(found[0]))
+    rules = WalkRules(
+        tuple(value["exclude"]), bool(value["include_hidden"]), bool(value["follow_links"])
+    )
+    if not all(isinstance(pattern, str) for pattern in rules.exclude):
+        raise TypeError("patterns that are not text")
+    return rules
+
+
+_NAMES = ("bits", "itq", "itq_sha256")
+
+
+def store_itq(connection: sqlite3.Connection, itq: Itq | None) -> None:
+    """Makes the catalogue that of a binary gallery, or with `None` of one of embeddings.
+
+    A version of sbtk that knows no codes refuses the catalogue of a binary gallery. Call it in a
+    transaction.
+    """
+    connection.executemany("DELETE FROM facts WHERE name = ?", [(name,) for name in _NAMES])
+    version = EMBEDDINGS_SCHEMA
+    if itq is not None:
+        content = itq.to_bytes()
+        values = (itq.bits, content, hashlib.sha256(content).hexdigest())
+        connection.executemany("INSERT INTO facts VALUES (?, ?)", zip(_NAMES, values, strict=True))
+        version = CODES_SCHEMA
+    connection.execute(f"PRAGMA user_version = {version}")
+
+
+def stored_bits(connection: sqlite3.Connection) -> int | None:
+    """Returns the length of the gallery's codes; `None` if it holds embeddings."""
+    found = connection.execute("SELECT value FROM facts WHERE name = 'bits'").fetchone()
+    return None if found is None else integer(found[0])
+
+
+def stored_itq(connection: sqlite3.Connection, path: Path) -> Itq:
+    """Returns what makes the codes of a binary gallery whose catalogue is at `path`.
+
+    Raises:
+        BadGallery: it is not what was stored.
+    """
+    facts = dict(
+        connection.execute("SELECT name, value FROM facts WHERE name IN (?, ?, ?)", _NAMES)
+    )
+    content = facts.get("itq", b"")
+    if (
+        not isinstance(content, bytes)
+        or hashlib.sha256(content).hexdigest() != facts.get("itq_sha256")
+        or (itq := _itq_of(content)) is None
+        or itq.bits != facts.get("bits")
+    ):
+        raise BadGallery(
+            f"{path} holds a damaged ITQ, which makes the gallery's codes",
+            "the one that was stored with the gallery",
+            f"put {path.parent} aside and make it again with sbtk index PHOTOS --bits BITS",
+        )
+    return itq
+
+
+def _itq_of(content: bytes) -> Itq | None:
+    try:
+        return Itq.from_bytes(content)
+    except BadModel:
+        return None
+
+
+_UNKNOWN, _INTACT, _DAMAGED = 0, 1, 2
+
+#: What to type when embeddings are damaged.
+REPAIR = "run 'sbtk index --verify --repair', then 'sbtk index' on your photos"
+
+
+class RowCheck:
+    """The checksums of one generation, and what was found by them.
+
+    A batch is hashed when one of its rows is first read, which costs about as much as to read it.
+    In a batch that has changed, the rows are checked one by one, if the catalogue has their
+    checksums; else all of them count as damaged. Safe from any number of threads.
+
+    Args:
+        view: the generation's photos.
+        shards: their embeddings or codes.
+    """
+
+    def __init__(self, view: CatalogueView, shards: Shards) -> None:
+        self._view = view
+        self._shards = shards
+        self._batches = list(view.batches())
+        self._first = np.array([batch.first_row for batch in self._batches], dtype=np.int64)
+        # Clipped, so that a damaged number does not overflow.
+        counts = [min(max(batch.count, 0), SHARD_ROWS) for batch in self._batches]
+        self._end = self._first + np.array(counts, dtype=np.int64)
+        self._state = np.zeros(len(self._batches), dtype=np.int8)
+        self._intact_rows: dict[int, NDArray[np.bool_]] = {}
+        self._lock = threading.Lock()
+
+    def missing(self) -> list[tuple[int, int]]:
+        """Returns the intervals of committed rows (end excluded) that their shards do not have."""
+        held: dict[int, int] = {}
+        found = []
+        for first, end in zip(self._first.tolist(), self._end.tolist(), strict=True):
+            index = first // SHARD_ROWS
+            if index not in held:
+                held[index] = index * SHARD_ROWS + self._shards.held_rows(index)
+            if end > held[index]:
+                found.append((max(first, held[index]), end))
+        return found
+
+    def is_intact(self, rows: Rows) -> NDArray[np.bool_]:
+        """Returns which of the ascending `rows` hold what was committed, `(N,) bool`."""
+        which = np.searchsorted(self._first, rows, side="right") - 1
+        is_covered = which >= 0
+        if len(self._end):
+            is_covered &= rows < self._end[which]
+        is_intact = np.zeros(len(rows), dtype=np.bool_)
+        with self._lock:
+            for batch in np.unique(which[is_covered]).tolist():
+                self._look_at(batch)
+            is_intact[is_covered] = self._state[which[is_covered]] == _INTACT
+            for batch, intact_rows in self._intact_rows.items():
+                low, high = np.searchsorted(rows, (self._first[batch], self._end[batch]))
+                is_intact[low:high] = intact_rows[rows[low:high] - self._first[batch]]
+        return is_intact
+
+    def is_hit_intact(self, rows: Rows) -> NDArray[np.bool_]:
+        """Returns which of `rows (N,) int64` hold what was committed, checked now, `(N,) bool`.
+
+        Where one does not, its batch is looked at again by the next `is_intact`.
+        """
+        order = np.argsort(rows)
+        expected = self._view.checksums(rows)
+        found = self._shards.checksums(rows[order])
+        is_intact = np.zeros(len(rows), dtype=np.bool_)
+        for place, checksum in zip(order.tolist(), found, strict=True):
+            is_intact[place] = checksum is not None and checksum == expected.get(int(rows[place]))
+        unknown = np.array([row not in expected for row in rows.tolist()], dtype=np.bool_)
+        if unknown.any():
+            by_row = np.flatnonzero(unknown)[np.argsort(rows[unknown])]
+            is_intact[by_row] = self.is_intact(rows[by_row])
+        self._forget(rows[~is_intact])
+        return is_intact
+
+    def _look_at(self, index: int) -> None:
+        if self._state[index] != _UNKNOWN:
+            return
+        batch = self._batches[index]
+        if self._shards.is_intact(batch):
+            self._state[index] = _INTACT
+            return
+        self._state[index] = _DAMAGED
+        rows = np.arange(self._first[index], self._end[index], dtype=np.int64)
+        expected = self._view.checksums(rows)
+        found = self._shards.checksums(rows)
+        self._intact_rows[index] = np.array(
+            [
+                checksum is not None and checksum == expected.get(row)
+                for row, checksum in zip(rows.tolist(), found, strict=True)
+            ],
+            dtype=np.bool_,
+        )
+
+    def _forget(self, rows: Rows) -> None:
+        which = np.searchsorted(self._first, rows, side="right") - 1
+        with self._lock:
+            for batch in np.unique(which[which >= 0]).tolist():
+                if self._state[batch] == _INTACT:
+                    self._state[batch] = _UNKNOWN

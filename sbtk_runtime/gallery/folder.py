@@ -8,24 +8,34 @@ import itertools
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sbtk_runtime.binary_codes import Itq
+from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import BadGallery, ModelMismatch
-from sbtk_runtime.files import atomic_path, disk_full_explained, sha256_of_file, write_error
-from sbtk_runtime.gallery.catalogue import CatalogueView
-from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME
-from sbtk_runtime.gallery.codes import CodeShards
-from sbtk_runtime.gallery.shards import Shards
-from sbtk_runtime.gallery.vectors import Vectors
+from sbtk_runtime.files import (
+    atomic_path,
+    disk_full_explained,
+    printable_name,
+    sha256_of_file,
+    write_error,
+)
+from sbtk_runtime.gallery.catalogue import CatalogueView, Origin
+from sbtk_runtime.gallery.rows import CodeShards, Shards, Vectors
+from sbtk_runtime.gallery.schema import CATALOGUE_NAME, damaged
+from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, read_gallery_manifest
-from sbtk_runtime.names import printable_name
 from sbtk_runtime.preprocess import PREPROCESSING
 
 if TYPE_CHECKING:
     from sbtk_runtime.bundle import Bundle
-    from sbtk_runtime.gallery.catalogue_writer import Catalogue
+    from sbtk_runtime.gallery.writer import Catalogue
 
 VECTORS_NAME = "vectors"
 LOCK_NAME = ".lock"
@@ -237,3 +247,124 @@ def os_errors_told(folder: Path) -> Iterator[None]:
         if not path.is_relative_to(folder):
             raise BadGallery(f"{printable_name(path)}: {problem.strerror}") from problem
         raise write_error(path, problem, BadGallery) from problem
+
+
+@dataclass(frozen=True)
+class FolderCount:
+    """A folder or file that was indexed, and the photos of the gallery below it.
+
+    Attributes:
+        path: absolute.
+        photos: that can be found.
+        missing: that are kept, but were not found on disk.
+        exists: whether there is something at the path now.
+    """
+
+    path: bytes
+    photos: int
+    missing: int
+    exists: bool
+
+
+def folder_counts(folder: Path) -> list[FolderCount]:
+    """Returns the indexed folders of the gallery in `folder`, by path.
+
+    A photo counts for the innermost of them. Photos below none, as an older sbtk did not note what
+    it was given, count for the folder that they lie in.
+
+    Raises:
+        BadGallery: there is no gallery, or it is damaged.
+    """
+    with closing(open_published(folder, lambda text: None)[1]) as view:
+        roots = set(view.roots())
+        photos, missing = view.paths(), view.paths(missing=True)
+        counts = Counter(_root_of(path, roots) for path in photos)
+        missing_counts = Counter(_root_of(path, roots) for path in missing)
+    return [
+        FolderCount(path, counts[path], missing_counts[path], os.path.lexists(path))
+        for path in sorted(roots | set(counts) | set(missing_counts))
+    ]
+
+
+def _root_of(path: bytes, roots: set[bytes]) -> bytes:
+    above = path
+    while above not in roots:
+        parent = above.rpartition(b"/")[0] or b"/"
+        if parent == above:
+            return path.rpartition(b"/")[0] or b"/"
+        above = parent
+    return above
+
+
+def claimed(
+    folder: Path,
+    catalogue: Catalogue,
+    embedder: Embedder,
+    bits: int | None,
+    roots: Sequence[str],
+    note: Callable[[str], None],
+) -> tuple[Origin, Itq | None]:
+    """Returns what makes a gallery's embeddings, which is the embedder, and codes of them.
+
+    Args:
+        folder: the gallery's.
+        catalogue: the gallery's; claimed if it has no photo yet.
+        embedder: of whoever writes.
+        bits: length of the codes to keep; `None` for embeddings, or what the gallery has.
+        roots: folders and files of which the gallery is made.
+        note: told, in a sentence, what is worth knowing.
+
+    Raises:
+        BadModel: the gallery is new, and the embedder's bundle makes no such codes.
+        BadGallery: the gallery keeps something else.
+        ModelMismatch: another model made it.
+    """
+    precision = embedder.engine.info.precision
+    origin = catalogue.origin()
+    if origin is None or not catalogue.committed_rows():
+        itq = None if bits is None else embedder.bundle.itq(bits)
+        ours = Origin(embedder.model_id, precision, embedder.dim, PREPROCESSING, bits)
+        catalogue.claim(ours, itq)
+        return ours, itq
+    photos = " ".join(shlex.quote(printable_name(root)) for root in roots)
+    check_model(folder, origin.model_id, origin.preprocessing, embedder.bundle, photos)
+    check_bits(folder, origin, bits, photos)
+    if origin.dim != embedder.dim:
+        # By another width the shards would be cut in the wrong places.
+        raise damaged(catalogue.path, f"embeddings of {origin.dim} numbers by {origin.model_id}")
+    if origin.precision != precision:
+        note(
+            f"the gallery was made at {origin.precision}; new photos are embedded at "
+            f"{precision}, which finds nearly the same"
+        )
+    return origin, None if origin.bits is None else catalogue.itq()
+
+
+def require_codes(folder: Path, bundle: Bundle, bits: int | None) -> None:
+    """Makes sure, before a new gallery's folder is made, that the bundle can fill it.
+
+    Raises:
+        BadModel: the bundle makes no codes of so many bits.
+    """
+    if bits is not None and not (folder / CATALOGUE_NAME).exists():
+        bundle.itq(bits)
+
+
+def check_bits(
+    folder: Path, kept: GalleryManifest | Origin, asked: int | None, photos: str = "PHOTOS"
+) -> None:
+    """Makes sure that a gallery keeps what is asked for; `None` asks for what it keeps.
+
+    Raises:
+        BadGallery: it keeps something else; names both, and the command that makes another
+            gallery of `photos`.
+    """
+    if asked in (None, kept.bits):
+        return
+    what = "embeddings" if kept.bits is None else f"{kept.bits}-bit codes"
+    other = folder.with_name(f"{folder.name.removesuffix('.sbtk')}-{asked}bit.sbtk")
+    raise BadGallery(
+        f"{printable_name(folder)} keeps {what}, not {asked}-bit codes",
+        "the same for all photos of a gallery, as it was made",
+        f"sbtk index {photos} --bits {asked} --gallery {shlex.quote(printable_name(other))}",
+    )

@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from sbtk_runtime.binary_codes import Codes
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery
-from sbtk_runtime.gallery.catalogue import CatalogueView, Photo
-from sbtk_runtime.gallery.code_search import CodeSearch
-from sbtk_runtime.gallery.codes import CodeShards
-from sbtk_runtime.gallery.embedding_search import EmbeddingSearch
-from sbtk_runtime.gallery.exact import Scores
+from sbtk_runtime.files import printable_name
+from sbtk_runtime.gallery.catalogue import REPAIR, CatalogueView, Photo, RowCheck
 from sbtk_runtime.gallery.folder import (
     check_model,
     kept_text,
@@ -28,19 +26,16 @@ from sbtk_runtime.gallery.folder import (
     open_view,
     published_manifest,
 )
-from sbtk_runtime.gallery.hit import Answer, Copy, Hit
-from sbtk_runtime.gallery.row_check import REPAIR, RowCheck
-from sbtk_runtime.gallery.shards import Rows, Shards
-from sbtk_runtime.gallery.vectors import Embeddings, Vectors
-from sbtk_runtime.hamming import Codes
+from sbtk_runtime.gallery.hits import Answer, Copy, Hit, Scores
+from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Shards, Vectors
+from sbtk_runtime.gallery.search import CodeSearch, EmbeddingSearch
 from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, read_gallery_manifest
-from sbtk_runtime.names import printable_name
 from sbtk_runtime.preprocess import Kind
 from sbtk_runtime.rerank import Rerank, require_rerank
 
 if TYPE_CHECKING:
-    from sbtk_runtime.embedding.embed import Embedder
+    from sbtk_runtime.embedding.embedder import Embedder
 
 __all__ = ["EXACT_BELOW", "Answer", "Copy", "Gallery", "Hit", "Photo", "Search"]
 

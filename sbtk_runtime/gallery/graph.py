@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from sbtk_runtime.errors import BadGallery
-from sbtk_runtime.gallery.catalogue_writer import Catalogue
 from sbtk_runtime.gallery.gallery import EXACT_BELOW
 from sbtk_runtime.gallery.hnsw import (
     INSTALL_HNSWLIB,
@@ -18,7 +17,8 @@ from sbtk_runtime.gallery.hnsw import (
     check_graph_file,
     has_hnswlib,
 )
-from sbtk_runtime.gallery.vectors import Vectors
+from sbtk_runtime.gallery.rows import Vectors
+from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import GraphRecord
 
 Notify = Callable[[str], None]

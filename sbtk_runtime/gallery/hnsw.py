@@ -23,10 +23,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime.cpu import cpu_threads
 from sbtk_runtime.errors import BadGallery, MissingExtra
 from sbtk_runtime.files import atomic_path, read_refused, sha256_of_file
-from sbtk_runtime.gallery.vectors import Vectors
+from sbtk_runtime.gallery.rows import Vectors
+from sbtk_runtime.machine import cpu_threads
 from sbtk_runtime.manifest import GraphRecord
 
 Embeddings = NDArray[np.float32]

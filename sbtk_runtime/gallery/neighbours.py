@@ -16,10 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadGallery
-from sbtk_runtime.files import atomic_path, open_regular, read_refused
-from sbtk_runtime.gallery.shards import Rows
-from sbtk_runtime.gallery.vectors import Embeddings, Vectors
-from sbtk_runtime.names import printable_name
+from sbtk_runtime.files import atomic_path, open_regular, printable_name, read_refused
+from sbtk_runtime.gallery.rows import Embeddings, Rows, Vectors
 from sbtk_runtime.rerank import NEIGHBOURS
 
 NEIGHBOURS_NAME = "neighbours.npz"

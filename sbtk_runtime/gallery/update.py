@@ -19,38 +19,45 @@ from pathlib import Path
 
 import numpy as np
 
-from sbtk_runtime.embedding.embed import Embedded, Embedder, Failed, Known
+from sbtk_runtime.binary_codes import Itq
+from sbtk_runtime.embedding.embedder import Embedded, Embedder, Failed, Known
 from sbtk_runtime.errors import BadData, BadGallery, InternalError
-from sbtk_runtime.files import WriterLock, remove_stale_temporaries
+from sbtk_runtime.files import WriterLock, printable_name, remove_stale_temporaries
 from sbtk_runtime.gallery.catalogue import Embedding, Failure, Origin
-from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME
-from sbtk_runtime.gallery.catalogue_writer import Catalogue, Stamps
-from sbtk_runtime.gallery.changes import Changes, Loss
-from sbtk_runtime.gallery.claim import claimed, require_codes
-from sbtk_runtime.gallery.codes import CodeShards, codes_of
-from sbtk_runtime.gallery.copies import Copies
+from sbtk_runtime.gallery.changes import Changes, Copies, Loss
 from sbtk_runtime.gallery.folder import (
     FAILURES_NAME,
     LOCK_NAME,
+    claimed,
     has_snapshot,
     make_folder,
     open_published,
     open_rows,
     os_errors_told,
     published_manifest,
+    require_codes,
     tidy,
     write_failures,
 )
 from sbtk_runtime.gallery.graph import next_graph
 from sbtk_runtime.gallery.neighbours import update_neighbours
-from sbtk_runtime.gallery.shards import Batch, Shards
-from sbtk_runtime.gallery.vectors import Embeddings, Vectors
-from sbtk_runtime.itq import Itq
-from sbtk_runtime.left_out import LeftOutCount, LeftOutTally, refuse_nothing
+from sbtk_runtime.gallery.rows import Batch, CodeShards, Embeddings, Shards, Vectors, codes_of
+from sbtk_runtime.gallery.schema import CATALOGUE_NAME
+from sbtk_runtime.gallery.walk import (
+    DEFAULT_RULES,
+    Followed,
+    Found,
+    LeftOut,
+    LeftOutCount,
+    LeftOutTally,
+    Skipped,
+    absolute_roots,
+    refuse_nothing,
+    walk,
+)
+from sbtk_runtime.gallery.walk_rules import RuleChange, WalkRules
+from sbtk_runtime.gallery.writer import Catalogue, Stamps
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest
-from sbtk_runtime.names import printable_name
-from sbtk_runtime.walk import DEFAULT_RULES, Followed, Found, LeftOut, Skipped, absolute_roots, walk
-from sbtk_runtime.walk_rules import RuleChange, WalkRules
 
 #: Told how many photos are done, how many there are (`None` while they are being found), and
 #: images/s.

@@ -12,21 +12,18 @@ import numpy as np
 
 from sbtk_runtime.errors import BadGallery
 from sbtk_runtime.files import WriterLock
-from sbtk_runtime.gallery.catalogue import CatalogueView
-from sbtk_runtime.gallery.catalogue_writer import Catalogue
-from sbtk_runtime.gallery.codes import CodeShards
-from sbtk_runtime.gallery.exact import exact_search, hamming_search
+from sbtk_runtime.gallery.catalogue import CatalogueView, RowCheck
 from sbtk_runtime.gallery.folder import (
     LOCK_NAME,
     kept_text,
     open_published,
     open_rows,
 )
+from sbtk_runtime.gallery.hits import exact_search, hamming_search
 from sbtk_runtime.gallery.hnsw import Graph, check_graph_file, has_hnswlib
 from sbtk_runtime.gallery.neighbours import NEIGHBOURS_NAME, load_neighbours
-from sbtk_runtime.gallery.row_check import RowCheck
-from sbtk_runtime.gallery.shards import Rows
-from sbtk_runtime.gallery.vectors import Embeddings, Vectors
+from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors
+from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import GalleryManifest
 
 #: The share of sampled photos that must find themselves; HNSW may miss a few.

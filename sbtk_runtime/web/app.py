@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import FileResponse, JSONResponse
+from fastapi.routing import APIRoute
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from sbtk_runtime.web.access import AccessGuard
-from sbtk_runtime.web.access_rules import AccessRules
-from sbtk_runtime.web.api_errors import FaultsTold, add_error_answers
-from sbtk_runtime.web.api_photos import photo_routes
-from sbtk_runtime.web.api_query import query_routes
-from sbtk_runtime.web.api_state import state_routes
-from sbtk_runtime.web.docs_page import add_docs_page
-from sbtk_runtime.web.head_requests import answer_head
+from sbtk_runtime.errors import MissingExtra
+from sbtk_runtime.web.auth import AccessGuard, AccessRules
+from sbtk_runtime.web.errors import FaultsTold, add_error_answers
 from sbtk_runtime.web.metrics import Counted, Metrics
-from sbtk_runtime.web.parameters import only_known_parameters
-from sbtk_runtime.web.security_headers import SecurityHeaders
+from sbtk_runtime.web.photos import Thumbnails
+from sbtk_runtime.web.refusals import SecurityHeaders
+from sbtk_runtime.web.routes_photos import photo_routes
+from sbtk_runtime.web.routes_query import query_routes
+from sbtk_runtime.web.routes_state import state_routes
+from sbtk_runtime.web.schemas import only_known_parameters
 from sbtk_runtime.web.service import Service
-from sbtk_runtime.web.thumbnails import Thumbnails
 
 STATIC = Path(__file__).parent / "static"
 
@@ -78,3 +78,55 @@ def _add_page(app: FastAPI) -> None:
         return FileResponse(STATIC / "index.html")
 
     app.mount("/static", StaticFiles(directory=STATIC))
+
+
+_PAGE = Path(__file__).parent / "static" / "docs.html"
+# Swagger UI, which FastAPI itself would load from elsewhere. Of the package only these are used.
+_PACKAGE = "fastapi_offline"
+_FILES = ("swagger-ui-bundle.js", "swagger-ui.css")
+
+
+def add_docs_page(app: FastAPI) -> None:
+    """Gives `app` the page `/docs` and the files that it loads; they show `/openapi.json`.
+
+    Raises:
+        MissingExtra: the package that has the files is not installed.
+    """
+    folder = _swagger_ui()
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> FileResponse:
+        return FileResponse(_PAGE)
+
+    for name in _FILES:
+        _add_file(app, f"/docs/{name}", folder / name)
+
+
+def _add_file(app: FastAPI, path: str, file: Path) -> None:
+    @app.get(path, include_in_schema=False)
+    async def content() -> FileResponse:
+        return FileResponse(file)
+
+
+def _swagger_ui() -> Path:
+    found = find_spec(_PACKAGE)
+    if found is None or found.origin is None:
+        raise MissingExtra(
+            "'sbtk serve' needs fastapi-offline, which is not installed",
+            "the extra 'serve'",
+            'pip install "sbtk[serve]"',
+        )
+    return Path(found.origin).parent / "static"
+
+
+def answer_head(router: APIRouter) -> APIRouter:
+    """Returns `router`, whose routes that take GET take HEAD too.
+
+    The API's description leaves them out: they would double it. The HTTP server drops the bodies.
+    """
+    for route in list(router.routes):
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            router.add_api_route(
+                route.path, route.endpoint, methods=["HEAD"], include_in_schema=False
+            )
+    return router

@@ -17,8 +17,8 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sbtk_runtime.web.photos import Thumbnails
 from sbtk_runtime.web.service import Service
-from sbtk_runtime.web.thumbnails import Thumbnails
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
 

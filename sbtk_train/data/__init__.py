@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from sbtk_runtime.errors import BadData
-from sbtk_runtime.names import printable_name
+from sbtk_runtime.files import printable_name
 from sbtk_train.data.dataset import Dataset, open_dataset
-from sbtk_train.data.division import MIN_TRAINING_CLASSES, Division, divide
 from sbtk_train.data.image_set import ImageSet, ImageSource, Rows, of_classes
+from sbtk_train.data.splits import MIN_TRAINING_CLASSES, Division, divide
 
 __all__ = [
     "MIN_TRAINING_CLASSES",

@@ -24,7 +24,7 @@ from importlib import resources
 from pathlib import Path
 
 from sbtk_runtime.errors import BadConfig
-from sbtk_runtime.names import printable_name
+from sbtk_runtime.files import printable_name
 
 #: How alike two names must be, 0 to 1, for one to be taken for a slip of the other.
 NEAR = 0.8

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sbtk_train.data.class_names import ClassNames
+from sbtk_train.data.class_names import ClassNames, published_key
 from sbtk_train.data.image_set import ImageSet
-from sbtk_train.data.list_files import ListFolder
-from sbtk_train.data.splits import Split
+from sbtk_train.data.layouts import ListFolder
+from sbtk_train.data.splits import Split, open_split
 
 #: An ImageNet photo, in the names of photos and of the sketches that were drawn from them.
 _PHOTO_ID = re.compile(r"n\d{8}_\d+")
@@ -103,3 +103,102 @@ def _listed_twice(folder: ListFolder) -> Iterator[Leak]:
     for name in folder.seen:
         if other := unseen.find(name):
             yield Leak(f"{folder.name}: {name}", other)
+
+
+#: Classes in common, of all classes on either side, from which data are taken for a data set.
+_ENOUGH = 0.8
+
+
+@dataclass(frozen=True)
+class PublishedSplit:
+    """Counts of one split.
+
+    Attributes:
+        split: its name.
+        training_sketches: sketches of seen classes without those held out.
+        held_out_sketches: sketches of seen classes that are kept back.
+        training_photos: photos of seen classes, each once.
+        queries: sketches of unseen classes.
+        gallery: photos of unseen classes, each once.
+        gallery_with_duplicates: the same with those that the lists name twice.
+    """
+
+    split: str
+    training_sketches: int | None
+    held_out_sketches: int | None
+    training_photos: int | None
+    queries: int
+    gallery: int
+    gallery_with_duplicates: int
+
+
+@dataclass(frozen=True)
+class PublishedData:
+    """Counts of one data set.
+
+    Attributes:
+        name: as papers call it.
+        classes: number of classes.
+        sketches: number of sketches.
+        photos: number of photos, each once.
+        sketches_per_class: mean and standard deviation, as the paper rounds them.
+        photos_per_class: the same.
+        splits: its published splits.
+    """
+
+    name: str
+    classes: int
+    sketches: int | None
+    photos: int | None
+    sketches_per_class: tuple[int, int]
+    photos_per_class: tuple[int, int]
+    splits: tuple[PublishedSplit, ...]
+
+
+PUBLISHED_DATA = (
+    PublishedData(
+        "Sketchy Ext",
+        125,
+        75_481,
+        73_002,
+        (604, 61),
+        (584, 76),
+        (
+            PublishedSplit("SK-SH", 55_252, 5_000, 58_401, 15_229, 14_601, 17_101),
+            PublishedSplit("SK-YE", 57_587, 5_200, 62_549, 12_694, 10_453, 12_553),
+        ),
+    ),
+    PublishedData(
+        "TU-Berlin Ext",
+        250,
+        20_000,
+        204_489,
+        (80, 0),
+        # The paper's mean; 204,489 photos in 250 classes are 818 a class.
+        (787, 489),
+        (
+            PublishedSplit("TUB-SH", 15_400, 2_200, None, 2_400, 27_989, 27_989),
+            PublishedSplit("TUB-SH-sempcyc", None, None, None, 2_400, 25_708, 25_708),
+        ),
+    ),
+    PublishedData(
+        "QuickDraw Ext",
+        110,
+        None,
+        None,
+        (3022, 216),
+        (1853, 308),
+        (PublishedSplit("QD-DE", None, None, None, 92_291, 54_151, 54_151),),
+    ),
+)
+
+
+def published_data(classes: Iterable[str]) -> PublishedData | None:
+    """Returns the published data set that has these classes, by and large; `None` if none has."""
+    here = {published_key(name) for name in classes}
+    for data in PUBLISHED_DATA:
+        split = open_split(data.splits[0].split)
+        there = {published_key(name) for name in (*split.seen, *split.unseen)}
+        if len(here & there) >= _ENOUGH * len(here | there):
+            return data
+    return None

@@ -19,13 +19,10 @@ from typing import TypeVar
 import numpy as np
 
 from sbtk_runtime.errors import BadConfig, BadData
-from sbtk_runtime.names import printable_name
-from sbtk_train.data.class_folders import scan
-from sbtk_train.data.class_match import named
+from sbtk_runtime.files import printable_name
 from sbtk_train.data.class_names import ClassNames
-from sbtk_train.data.division import Division
-from sbtk_train.data.image_set import ImageSet, ImageSource, Rows
-from sbtk_train.data.splits import Split
+from sbtk_train.data.image_set import ImageSet, ImageSource, Rows, scan
+from sbtk_train.data.splits import Division, Split, named
 from sbtk_train.data.stroke_files import read_stroke_file
 
 STROKE_SUFFIX = ".npz"

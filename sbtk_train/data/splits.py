@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -12,16 +13,20 @@ from pathlib import Path
 
 import numpy as np
 
-from sbtk_runtime.errors import BadConfig
-from sbtk_runtime.names import printable_name
+from sbtk_runtime.errors import BadConfig, BadData
+from sbtk_runtime.files import printable_name
 from sbtk_train.data.class_names import (
     ClassNames,
     class_key,
+    close_names,
+    is_near,
+    is_plural,
     joined_key,
     published_key,
     published_splits,
     read_names,
 )
+from sbtk_train.data.image_set import ImageSet, Listing, of_classes, with_sketches
 
 __all__ = ["Split", "class_key", "open_split", "split_names"]
 
@@ -158,3 +163,336 @@ def _without_ids(lines: list[str], path: Path, classes: Sequence[str] | None) ->
             return lines
     is_list = len(lines) > 1 or path.name.startswith("cname_cid")
     return names if is_list else lines
+
+
+MIN_TRAINING_CLASSES = 3
+#: Seen classes that are kept for validation, where nothing else is asked for.
+VALIDATION_CLASSES = 10
+#: Of a class: one sketch is held out, so a class with a single one could not be trained on.
+MIN_SKETCHES = 2
+
+
+@dataclass(frozen=True)
+class Division:
+    """A data set divided for training: nothing in here is of an unseen class.
+
+    Attributes:
+        training: what the student learns from.
+        held_out: sketches of training classes that are kept from training; their photos are the
+            training photos.
+        validation: whole seen classes kept from training, for selection and early stopping.
+        notices: sentences about what was left out.
+    """
+
+    training: ImageSet
+    held_out: ImageSet
+    validation: ImageSet
+    notices: tuple[str, ...] = field(default=())
+
+
+def divide(
+    data: ImageSet,
+    split: Split,
+    *,
+    seed: int,
+    validation_classes: int = VALIDATION_CLASSES,
+    held_out_share: float = 0.05,
+    only_classes: Sequence[str] | None = None,
+) -> Division:
+    """Returns the data set divided into training, held-out and validation images.
+
+    Where the data have list files of this very split, their held-out sketches are held out (50 a
+    class of Sketchy Ext and 10 of TU-Berlin Ext in SAKE's lists); otherwise they are drawn.
+
+    Args:
+        data: the whole data set.
+        split: the classes to keep unseen.
+        seed: draws the validation classes and the held-out sketches; 0 by the project's rule.
+        validation_classes: number of seen classes kept for validation.
+        held_out_share: share of each training class's sketches that is held out, at least one.
+        only_classes: if given, the classes to use; naming an unseen one is refused.
+
+    Raises:
+        BadData: an unseen class was asked for, a class looks like an unseen one by another name,
+            or too few classes or sketches remain.
+    """
+    match = match_classes(data.classes, split)
+    refuse_look_alikes(match)
+    notices = [*data.notices, *match_notices(match)]
+    if only_classes is not None:
+        notices += _absent(data, only_classes)
+        data = _only(data, split, only_classes)
+    usable, left_out = _in_both_domains(data, split.seen_among(data.classes))
+    rng = np.random.default_rng(seed)
+    if len(usable) < validation_classes + MIN_TRAINING_CLASSES:
+        raise BadData(
+            f"{len(usable)} seen classes have both sketches and photos",
+            f"at least {validation_classes + MIN_TRAINING_CLASSES}: "
+            f"{validation_classes} for validation and {MIN_TRAINING_CLASSES} to train on",
+            "add classes, lower --validation-classes, or do without: --validation-classes 0 "
+            "--selection last",
+        )
+    chosen = sorted(rng.choice(len(usable), validation_classes, replace=False).tolist())
+    validation = [usable[i] for i in chosen]
+    training = of_classes(data, [name for name in usable if name not in set(validation)])
+    listing = listing_of(data, split)
+    kept, held = _held_out(training, held_out_share, rng, listing)
+    if listing is not None and listing.training_sketches:
+        left_out.append(f"held out are the {len(held)} sketches that {listing.name} keeps back")
+    return Division(
+        training=with_sketches(training, kept),
+        held_out=with_sketches(training, held),
+        validation=of_classes(data, validation),
+        notices=(*notices, *left_out),
+    )
+
+
+def export_problem_of(division: Division) -> str:
+    """What `sbtk export` will refuse about a run on this division; empty where it will not."""
+    sketches = len(division.training.sketches) + len(division.held_out.sketches)
+    return export_problem(sketches, len(division.training.photos))
+
+
+def listing_of(data: ImageSet, split: Split) -> Listing | None:
+    """Returns the data set's own lists for a split; `None` if they are for others."""
+    return next((listing for listing in data.listings if split.is_of(listing.unseen)), None)
+
+
+def _absent(data: ImageSet, classes: Sequence[str]) -> list[str]:
+    """Returns a sentence on the listed classes that the data lack; none if they lack none."""
+    here = ClassNames(data.classes, renames=False)
+    absent = [name for name in classes if name not in here]
+    count = f"{len(absent)} of {len(classes)} classes on the list to train on"
+    return [f"{count} are not in the data: {named(absent)}"] if absent else []
+
+
+def _only(data: ImageSet, split: Split, classes: Sequence[str]) -> ImageSet:
+    mistaken = [name for name in classes if split.is_unseen(name)]
+    if mistaken:
+        raise BadData(
+            f"the classes to train on include {', '.join(mistaken)}, unseen in {split.name}",
+            "seen classes only",
+            "take them off the list, or choose another split",
+        )
+    wanted = ClassNames(classes, renames=False)
+    return of_classes(data, [name for name in data.classes if name in wanted])
+
+
+def _in_both_domains(data: ImageSet, classes: Sequence[str]) -> tuple[list[str], list[str]]:
+    sketches = np.bincount(data.sketch_labels, minlength=len(data.classes))
+    photos = np.bincount(data.photo_labels, minlength=len(data.classes))
+    usable, notices = [], []
+    for name in classes:
+        label = data.classes.index(name)
+        if sketches[label] >= MIN_SKETCHES and photos[label] >= 1:
+            usable.append(name)
+        else:
+            notices.append(
+                f"class {name!r} left out: {sketches[label]} sketches and {photos[label]} photos "
+                f"(at least {MIN_SKETCHES} and 1 are needed)"
+            )
+    return usable, notices
+
+
+def _held_out(
+    training: ImageSet, share: float, rng: np.random.Generator, listing: Listing | None
+) -> tuple[list[int], list[int]]:
+    """Returns the rows of sketches to train on, and of those to hold out, class by class."""
+    kept: list[int] = []
+    held: list[int] = []
+    for label in range(len(training.classes)):
+        rows = np.flatnonzero(training.sketch_labels == label).tolist()
+        chosen = _kept_back(training, rows, listing)
+        if not 0 < len(chosen) < len(rows):
+            count = min(max(1, math.floor(share * len(rows))), len(rows) - 1)
+            chosen = set(rng.choice(rows, count, replace=False).tolist())
+        held += sorted(chosen)
+        kept += [row for row in rows if row not in chosen]
+    return kept, held
+
+
+def _kept_back(training: ImageSet, rows: list[int], listing: Listing | None) -> set[int]:
+    """Returns the sketches of one class that the lists do not train on; none without lists."""
+    if listing is None or not listing.training_sketches:
+        return set()
+    return {row for row in rows if training.sketches[row] not in listing.training_sketches}
+
+
+#: Data of which so many classes are on the split's lists are what the split was made for.
+_OWN_SHARE = 0.9
+_SUGGESTED_AT_MOST = 8
+
+
+@dataclass(frozen=True)
+class LookAlike:
+    """A class that counts as seen, and the unseen class whose name it nearly has."""
+
+    name: str
+    unseen: str
+
+
+@dataclass(frozen=True)
+class ClassMatch:
+    """How the class names of some data fall to a split.
+
+    Attributes:
+        split: the split's name.
+        seen: the data's classes that may be trained on.
+        unseen: the data's classes that are kept unseen.
+        absent: the split's unseen classes that the data lack.
+        unknown: classes of the data on neither of the split's lists; empty if it has no seen list.
+        look_alikes: classes among `seen` that may be unseen ones, written otherwise.
+        is_own: the data are those that the split's lists were made for, as far as names tell.
+    """
+
+    split: str
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+    absent: tuple[str, ...]
+    unknown: tuple[str, ...]
+    look_alikes: tuple[LookAlike, ...]
+    is_own: bool
+
+
+def match_classes(classes: Sequence[str], split: Split) -> ClassMatch:
+    """Returns how the classes fall to the split."""
+    here, listed = ClassNames(classes, renames=not split.is_file), ClassNames(split.seen)
+    seen = split.seen_among(classes)
+    absent = [name for name in split.unseen if name not in here]
+    unlisted = [name for name in seen if name not in listed]
+    alike = [
+        LookAlike(name, unseen)
+        for name in unlisted
+        for unseen in split.unseen
+        if (is_near if unseen in absent else is_plural)(name, unseen)
+    ]
+    return ClassMatch(
+        split.name,
+        tuple(seen),
+        tuple(name for name in classes if split.is_unseen(name)),
+        tuple(absent),
+        tuple(unlisted) if split.seen else (),
+        tuple(alike),
+        bool(split.seen) and len(unlisted) <= (1 - _OWN_SHARE) * len(classes),
+    )
+
+
+def refuse_look_alikes(match: ClassMatch) -> None:
+    """Refuses to train on a class that is an unseen one by all appearances.
+
+    Raises:
+        BadData: the data are the split's own, and a class of theirs nearly has the name of an
+            unseen class that is missing.
+    """
+    if match.is_own and match.look_alikes:
+        first = match.look_alikes[0]
+        raise BadData(
+            f"the class {first.name!r} would be trained on, and looks like {first.unseen!r}, "
+            f"which {match.split} keeps unseen",
+            "class names as on the split's lists",
+            f"rename the class's folder to {first.unseen!r}",
+        )
+
+
+def refuse_absent(
+    listed: Sequence[str], classes: Sequence[str], name: str, *, renames: bool = False
+) -> None:
+    """Refuses a list of classes of which the data lack any: a slip in a name would pass unnoticed.
+
+    Args:
+        listed: class names.
+        classes: the data's classes.
+        name: of the list.
+        renames: apply the documented renames of published data sets.
+
+    Raises:
+        BadData: names the absent classes, and the data's classes with the closest names.
+    """
+    here = ClassNames(classes, renames=renames)
+    absent = [each for each in listed if each not in here]
+    if absent:
+        raise BadData(
+            absent_text(absent, listed, classes, name),
+            "class names as the data have them",
+            "correct the file; or, if it is meant for more classes than these, --allow-missing",
+        )
+
+
+def absent_text(
+    absent: Sequence[str], listed: Sequence[str], classes: Sequence[str], name: str
+) -> str:
+    """Returns a sentence on the listed classes that the data lack, with those they may mean."""
+    close = [
+        f"{each!r} (did you mean {' or '.join(map(repr, found))}?)"
+        for each in absent[:_SUGGESTED_AT_MOST]
+        if (found := close_names(each, classes))
+    ]
+    text = f"{len(absent)} of {len(listed)} classes in {name} are not in the data: {named(absent)}"
+    return f"{text}; {', '.join(close)}" if close else text
+
+
+def match_notices(match: ClassMatch) -> list[str]:
+    """Returns sentences on what does not match; none where all or nothing of the split is here."""
+    notices = [
+        f"WARNING: {alike.name!r} is trained on; is it the unseen {alike.unseen!r}?"
+        for alike in match.look_alikes
+    ]
+    if match.unseen and match.absent:
+        notices.append(
+            f"{len(match.absent)} of {len(match.absent) + len(match.unseen)} unseen classes of "
+            f"{match.split} are not in the data: {named(match.absent)}"
+        )
+    return notices
+
+
+def named(names: Sequence[str], most: int = 8) -> str:
+    """Returns the names as a list for people, the rest counted."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+#: Of each kind, to compare with torch, where there are so many.
+PARITY_PER_KIND = 100
+#: Of each kind; an export without so many is refused.
+MIN_PARITY_PER_KIND = 16
+#: Of each kind, to calibrate INT8 on, where there are so many.
+CALIBRATION_PER_KIND = 150
+#: Of each kind; an export to INT8 without so many is refused.
+MIN_CALIBRATION_PER_KIND = 16
+
+
+def parity_share(per_kind: int, *, is_calibrating: bool = True) -> int:
+    """How many images of each kind are compared with torch; the others calibrate INT8.
+
+    Args:
+        per_kind: images of training classes, of the kind that has fewer.
+        is_calibrating: whether some have to be left for calibration.
+
+    Returns:
+        `PARITY_PER_KIND` at most; fewer than `MIN_PARITY_PER_KIND` where there are not enough.
+    """
+    reserved = MIN_CALIBRATION_PER_KIND if is_calibrating else 0
+    return min(PARITY_PER_KIND, max(per_kind - reserved, min(per_kind, MIN_PARITY_PER_KIND)))
+
+
+def export_problem(sketches: int, photos: int, *, is_calibrating: bool = True) -> str:
+    """What `sbtk export` will refuse, in a sentence; empty where it will not.
+
+    Args:
+        sketches: of training classes, with those that are held out from training.
+        photos: of training classes.
+        is_calibrating: whether INT8 is made, as it is by default.
+    """
+    needed = MIN_PARITY_PER_KIND + (MIN_CALIBRATION_PER_KIND if is_calibrating else 0)
+    if min(sketches, photos) >= needed:
+        return ""
+    way_out = "add images, or export with those of other data: sbtk export RUN --images DATA"
+    if is_calibrating and min(sketches, photos) >= MIN_PARITY_PER_KIND:
+        way_out = f"export without INT8: sbtk export RUN --fp16; or {way_out}"
+    return (
+        f"sbtk export will refuse a model of these data: their training classes have {sketches:,} "
+        f"sketches and {photos:,} photos, of which it needs {needed} each "
+        f"({MIN_PARITY_PER_KIND} to compare with torch"
+        + (f", {MIN_CALIBRATION_PER_KIND} to calibrate INT8 on" if is_calibrating else "")
+        + f"); {way_out}"
+    )

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadData
-from sbtk_runtime.names import printable_name
+from sbtk_runtime.files import printable_name
 
 #: Strokes of a drawing, each `(P, 2) float32`: x to the right and y down, in 0..255.
 Strokes = tuple[NDArray[np.float32], ...]

@@ -8,11 +8,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sbtk_train.batches.draws import BatchDraws
 from sbtk_train.batches.sampler import Batch
-from sbtk_train.batches.shares import Share
+from sbtk_train.batches.shards import BatchDraws, Share
 from sbtk_train.distributed import ALONE, Team
-from sbtk_train.students.student import StudentOutput
+from sbtk_train.models.student import StudentOutput
 
 
 @dataclass(frozen=True)

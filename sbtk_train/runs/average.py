@@ -23,16 +23,15 @@ from sbtk_runtime.files import sha256_of_file, write_json_atomically
 from sbtk_runtime.preprocess import SIZE_PX, Kind
 from sbtk_train.batches.augment import normalised
 from sbtk_train.batches.pixels import PixelStore
-from sbtk_train.config import TrainConfig
+from sbtk_train.config import Compute, TrainConfig, choose_compute
 from sbtk_train.data import Division, ImageSet, ImageSource, read_dataset
 from sbtk_train.data.splits import open_split
-from sbtk_train.device import Compute, choose_compute
+from sbtk_train.models.refit import refit_embedding
+from sbtk_train.models.sbtknet import SbtknetStudent
+from sbtk_train.models.student import Student, batch_domains
 from sbtk_train.runs.checkpoint import RECORD, STUDENT, TrainedRun, load_run, save_student
+from sbtk_train.runs.context import Said, readable_division
 from sbtk_train.runs.evaluate import by_pixels, score
-from sbtk_train.runs.setup import Said, readable_division
-from sbtk_train.students.head_refit import refit_embedding
-from sbtk_train.students.sbtknet import SbtknetStudent
-from sbtk_train.students.student import Student, batch_domains
 
 #: What students must share for the mean of their weights to mean anything.
 _OF_CONFIG = ("method", "backbone", "dim", "division_seed")

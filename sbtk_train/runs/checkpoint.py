@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from sbtk_runtime.errors import BadConfig, BadModel, DiskFull, GalleryBusy, SbtkError
 from sbtk_runtime.files import WriterLock, atomic_path, read_json_object
 from sbtk_train.config import CONFIG_NAME, TrainConfig, read_config
-from sbtk_train.students.student import Student
-from sbtk_train.students.students import build_student
+from sbtk_train.models.dsn import build_student
+from sbtk_train.models.student import Student
 
 LAST = "last.safetensors"
 STUDENT = "student.safetensors"

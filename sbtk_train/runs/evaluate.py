@@ -9,18 +9,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sbtk_runtime.binary_codes import fit_itq
 from sbtk_runtime.errors import BadConfig, BadData
-from sbtk_runtime.itq import fit_itq
+from sbtk_runtime.evaluation.metrics import evaluate
+from sbtk_runtime.evaluation.protocol import Measure
 from sbtk_runtime.preprocess import SIZE_PX, Kind
-from sbtk_runtime.retrieval.metrics import evaluate
-from sbtk_runtime.retrieval.protocol import Measure
 from sbtk_train.batches.augment import normalised
 from sbtk_train.batches.pixels import PixelStore
+from sbtk_train.config import Compute, Selection
 from sbtk_train.data import Division, ImageSet, ImageSource, Rows
-from sbtk_train.device import Compute
-from sbtk_train.recipes import Selection
+from sbtk_train.models.student import Student, domains_of
 from sbtk_train.runs.feature_maps import FeatureMaps
-from sbtk_train.students.student import Student, domains_of
 
 _BATCH = 32
 #: Photos of each training class in the gallery that the held-out sketches are searched in.

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from sbtk_runtime.files import atomic_path
 from sbtk_runtime.preprocess import PREPROCESSING, Kind
 from sbtk_train.batches.augment import augmented_photos, augmented_sketches, normalised
-from sbtk_train.batches.draws import BatchDraws, Draws, batch_generator
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.batches.sampler import Batch
+from sbtk_train.batches.shards import BatchDraws, Draws, batch_generator
+from sbtk_train.config import Compute
 from sbtk_train.data import ImageSet, ImageSource
 from sbtk_train.data.image_set import source_key
-from sbtk_train.device import Compute
-from sbtk_train.students.student import Student, domains_of
+from sbtk_train.models.student import Student, domains_of
 
 Maps = NDArray[np.float16]
 

@@ -18,6 +18,7 @@ import torch
 
 from sbtk_runtime.errors import BadConfig, BadData, DiskFull
 from sbtk_runtime.files import (
+    atomic_path,
     disk_full_explained,
     read_json_object,
     remove_stale_temporaries,
@@ -25,25 +26,26 @@ from sbtk_runtime.files import (
     write_atomically,
     write_json_atomically,
 )
-from sbtk_train.config import TrainConfig, read_config
+from sbtk_train.config import SbtknetRecipe, Selection, TrainConfig, read_config
 from sbtk_train.data.more_images import is_brought
 from sbtk_train.distributed import ALONE, Team
+from sbtk_train.models.refit import refit_embedding
+from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.progress import EpochDone, Listener, StepDone
-from sbtk_train.recipes import SbtknetRecipe, Selection
 from sbtk_train.runs.checkpoint import (
     LAST,
     RECORD,
     STUDENT,
+    load_student,
     locked,
     require_space,
     resume_command,
+    save_student,
     with_resume_command,
 )
-from sbtk_train.runs.curves import draw_curves
-from sbtk_train.runs.evaluate import SELECTED_BY
+from sbtk_train.runs.context import Materials, gather
+from sbtk_train.runs.evaluate import SELECTED_BY, by_pixels, score
 from sbtk_train.runs.loop import Trainer
-from sbtk_train.runs.refit import recorded_refit, refit
-from sbtk_train.runs.setup import Materials, gather
 
 METRICS = "metrics.csv"
 _VERSIONS_OF = ("sbtk", "torch", "torchvision", "numpy", "pillow", "safetensors")
@@ -357,3 +359,129 @@ def _summary_writer(folder: Path) -> Any:
     except ImportError:
         return None
     return SummaryWriter(str(folder / "tensorboard"))
+
+
+def draw_curves(history: list[dict[str, float]], folder: Path) -> Path | None:
+    """Writes `curves.png` of losses and mAP; `None` without matplotlib or epochs.
+
+    Terms that the method does not have are left out, and so is what was not validated.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    if not history:
+        return None
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, quality = figure.subplots(1, 2)
+    for name in ("loss", "metric", "identity", "knowledge", "contrastive", "memory"):
+        if name in history[0]:
+            losses.plot(epochs, [row[name] for row in history], marker="o", ms=3, label=name)
+    losses.set(xlabel="epoch", title="training loss", ylim=(0, None))
+    for name, label in (
+        ("validation_map", "classes kept from training"),
+        ("held_out_map", "held-out sketches of training classes"),
+    ):
+        if name in history[0]:
+            quality.plot(epochs, [row[name] for row in history], marker="o", ms=3, label=label)
+    quality.set(xlabel="epoch", title="mAP@all, seen classes", ylim=(0, 1))
+    for axes in (losses, quality):
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+    path = folder / "curves.png"
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    return path
+
+
+def refit(
+    config: TrainConfig,
+    folder: Path,
+    materials: Materials,
+    record: dict[str, Any],
+    earlier: dict[str, Any],
+    listener: Listener,
+) -> None:
+    """Fits the kept student's embedding anew, keeps it if it is no worse, and records both.
+
+    The whole trunk is run on images of production's size, whatever the epochs were fed.
+
+    Args:
+        config: the run's.
+        folder: the run folder, with its student.
+        materials: the run's.
+        record: the run's; changed, and written.
+        earlier: what `recorded_refit` found before the run was resumed.
+        listener: told what is done, and the two figures.
+    """
+    if earlier and earlier["student_sha256"] == sha256_of_file(folder / STUDENT):
+        record |= earlier
+    else:
+        _refit(config, folder, materials, record, listener)
+    write_json_atomically(folder / RECORD, record)
+
+
+def recorded_refit(folder: Path) -> dict[str, Any]:
+    """Returns what the record of an ended run says of its refit and its student; else nothing.
+
+    Once the fitted embedding is kept, the trained one is gone: there is nothing to compare with.
+    """
+    if not (folder / RECORD).is_file():
+        return {}
+    record = read_json_object(folder / RECORD, BadConfig)
+    names = ("refit", "best", "student_sha256")
+    return {name: record.get(name) for name in names} if "refit" in record else {}
+
+
+def _refit(
+    config: TrainConfig,
+    folder: Path,
+    materials: Materials,
+    record: dict[str, Any],
+    listener: Listener,
+) -> None:
+    division, compute, best = materials.division, materials.compute, record["best"]
+    student = load_student(folder, config, len(division.training.classes))
+    assert isinstance(student, SbtknetStudent)
+    student = student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    embed = by_pixels(compute, config.workers)
+    if not division.validation.classes:
+        listener("fitting the embedding again on the training images' features")
+        refit_embedding(student, division, compute, config.workers)
+        reason = "there are no validation classes to compare it with the trained one"
+        record["refit"] = {"kept": True, "reason": reason}
+        _keep(student, folder, config, record)
+        return
+    trained = {"mAP@all": best["validation_map"]}
+    if config.feature_folder:
+        # Kept feature maps are in half precision, and may be of smaller images.
+        trained = score(student, division.validation, embed)
+    listener("fitting the embedding anew on the training images' features")
+    refit_embedding(student, division, compute, config.workers)
+    refitted = score(student, division.validation, embed)
+    is_kept = refitted["mAP@all"] >= trained["mAP@all"]
+    listener(
+        f"validation mAP@all {trained['mAP@all']:.4f} with the trained embedding, "
+        f"{refitted['mAP@all']:.4f} refitted"
+    )
+    record["refit"] = {
+        "trained_map": trained["mAP@all"],
+        "refitted_map": refitted["mAP@all"],
+        "kept": is_kept,
+    }
+    figures = refitted if is_kept else trained
+    best["validation_map"] = figures["mAP@all"]
+    if "P@10" in figures:
+        best["validation_p10"] = figures["P@10"]
+    if is_kept:
+        _keep(student, folder, config, record)
+
+
+def _keep(
+    student: SbtknetStudent, folder: Path, config: TrainConfig, record: dict[str, Any]
+) -> None:
+    save_student(folder, student.state_dict(), config.backbone)
+    record["student_sha256"] = sha256_of_file(folder / STUDENT)

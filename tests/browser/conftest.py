@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.update import update_gallery
 from tests.browser.visit import Visit
 from tests.serve_process import ServeProcess, serving

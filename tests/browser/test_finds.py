@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.update import update_gallery
 from tests.browser.conftest import GENERATED
 from tests.browser.visit import DOOR, ROOF, Visit

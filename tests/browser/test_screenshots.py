@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from demo.photos import copy_stamps, fetch_wheel_photos
-from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.update import update_gallery
 from tests.browser.visit import Visit
 from tests.serve_process import ServeProcess, serving

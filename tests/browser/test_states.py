@@ -16,10 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.gallery.catalogue import Origin
-from sbtk_runtime.gallery.catalogue_writer import Catalogue
 from sbtk_runtime.gallery.folder import VECTORS_NAME
 from sbtk_runtime.gallery.graph import next_graph
-from sbtk_runtime.gallery.vectors import Vectors
+from sbtk_runtime.gallery.rows import Vectors
+from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import GalleryManifest
 from tests.browser.visit import ROOF, Visit
 from tests.serve_process import serving

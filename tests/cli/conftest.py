@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sbtk_cli.main import main
-from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.update import update_gallery
 from tests.tiny import tiny_bundle, write_photos, write_sketch
 

@@ -15,11 +15,11 @@ import torch
 from torch._inductor import config as inductor
 
 from sbtk_cli.main import main
-from sbtk_runtime.bench.turns import QUICK
-from sbtk_runtime.engines.engine import survey_engines
+from sbtk_runtime.engines.registry import survey_engines
+from sbtk_runtime.evaluation.bench.interleave import QUICK
 from sbtk_runtime.generated_inputs import clustered_vectors
 from sbtk_runtime.manifest import read_bundle_manifest
-from sbtk_train.students import eager
+from sbtk_train.models import eager
 from tests.tiny_data import write_dataset
 from tests.tiny_student import tiny_student
 

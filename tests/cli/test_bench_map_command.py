@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sbtk_cli.bench import command
 from sbtk_cli.bench_data import measured_images
-from sbtk_cli.bench_map import command
 from sbtk_cli.main import main
+from sbtk_runtime.binary_codes import Rotation, fit_itq
+from sbtk_runtime.evaluation.protocol import Distance, FittedOn, Protocol, QueryKind, Setting, Ties
 from sbtk_runtime.files import sha256_of_file
-from sbtk_runtime.itq import Rotation, fit_itq
 from sbtk_runtime.manifest import FileRecord, read_bundle_manifest
-from sbtk_runtime.retrieval.protocol import Distance, FittedOn, Protocol, QueryKind, Setting, Ties
 from tests.tiny_data import write_dataset
 
 # Two are unseen in SK-YE, three are not.

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from sbtk_cli.build_status import LINE_EVERY_S, build_status
+from sbtk_cli.engine import LINE_EVERY_S, build_status
 from sbtk_cli.main import main
-from sbtk_runtime.engines.plan_progress import BuildProgress
+from sbtk_runtime.engines.tensorrt.build import BuildProgress
 from sbtk_runtime.files import sha256_of_file
 from tests.fakes.machine import SURFACES, FakeMachine, fake_machine
 from tests.tiny import tiny_bundle, write_tiny_manifest
@@ -314,8 +314,8 @@ def test_progress_is_one_line_in_place_on_a_terminal() -> None:
     """Run in a terminal of its own, whose output is read back."""
     code = """
 import time
-from sbtk_cli.build_status import build_status
-from sbtk_runtime.engines.plan_progress import BuildProgress
+from sbtk_cli.engine import build_status
+from sbtk_runtime.engines.tensorrt.build import BuildProgress
 with build_status() as status:
     for second in range(3):
         status.progress(BuildProgress(float(second), "", 0, 0, "the ONNX parser"))

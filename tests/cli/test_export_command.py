@@ -11,11 +11,11 @@ import pytest
 
 from sbtk_cli.export import variants_to_make
 from sbtk_cli.main import main
-from sbtk_export.model_files import Variant
-from sbtk_export.pictures import choose_pictures
+from sbtk_export.export import Variant
+from sbtk_export.images import choose_pictures
 from sbtk_runtime.bundle import Bundle
+from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.runs.checkpoint import STUDENT
-from sbtk_train.students.sbtknet import SbtknetStudent
 from tests.fakes.machine import SURFACES, fake_machine
 from tests.tiny_student import TRAINING, VALIDATION, fitted, write_run, write_textures
 

@@ -19,7 +19,7 @@ import pytest
 
 from sbtk_cli.index import final_sentence
 from sbtk_cli.main import main
-from sbtk_cli.stopping import Stopping, Terminated, stops_between_photos
+from sbtk_cli.options import Stopping, Terminated, stops_between_photos
 from sbtk_runtime.gallery.update import IndexReport
 from tests.tiny import tiny_bundle, tiny_photo
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sbtk_cli.main import main
 from sbtk_runtime.gallery.gallery import Gallery
-from sbtk_runtime.web.photo_files import open_photo
+from sbtk_runtime.web.photos import open_photo
 from tests.tiny import tiny_photo
 from tests.tiny_raw import tiny_dng, two_colours
 

@@ -16,8 +16,8 @@ import pytest
 
 from sbtk_cli import main as main_module
 from sbtk_cli.main import COMMANDS, EXTRA_OF_MODULE, main, sbtk
-from sbtk_cli.stopping import ending_signals
-from sbtk_runtime.engines.engine import ENGINE_NAMES
+from sbtk_cli.options import ending_signals
+from sbtk_runtime.engines.registry import ENGINE_NAMES
 from sbtk_runtime.errors import BadConfig, BadGallery
 
 HEAVY = (

@@ -15,7 +15,7 @@ from sbtk_cli.output import (
     progress,
     size_text,
 )
-from sbtk_runtime.names import printable_name
+from sbtk_runtime.files import printable_name
 
 
 @pytest.mark.parametrize(

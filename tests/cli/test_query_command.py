@@ -233,7 +233,7 @@ def test_a_cold_query_imports_no_more_than_it_needs(shared_gallery: Path) -> Non
         "onnx",
         "rich",
         "importlib.metadata",
-        "sbtk_runtime.report.hit_sheet",
+        "sbtk_runtime.contact_sheet",
     }
 
 

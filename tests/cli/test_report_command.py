@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from sbtk_cli.main import main
-from sbtk_runtime.report.ranked_sheet import RIGHT, WRONG
-from sbtk_runtime.retrieval.protocol import Protocol
+from sbtk_runtime.evaluation.protocol import Protocol
+from sbtk_runtime.evaluation.report.ranked_sheet import RIGHT, WRONG
 from tests.tiny_data import write_dataset
 from tests.tiny_results import report, write_ablation, write_results
 

@@ -28,7 +28,7 @@ COLOURS = (
 
 SHOW = """
 import sys
-from sbtk_cli.terminal_pictures import show_photos
+from sbtk_cli.terminal_images import show_photos
 from sbtk_runtime.gallery.gallery import Hit
 way, *paths = sys.argv[1:]
 hits = [Hit(rank, 0.5, rank, path) for rank, path in enumerate(paths, 1)]

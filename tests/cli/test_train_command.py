@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from sbtk_cli.main import main
-from sbtk_cli.stopping import Terminated
-from sbtk_cli.train_report import stopping_by_signal
-from sbtk_cli.train_resume import resumed_config
+from sbtk_cli.options import Terminated
+from sbtk_cli.train import resumed_config, stopping_by_signal
 from sbtk_runtime.errors import BadConfig
 from sbtk_train.config import read_config
 from sbtk_train.runs.checkpoint import LAST, STUDENT

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from sbtk_export.card import StudentFacts, facts_from_run
 from sbtk_export.export import ExportPlan, export_student
-from sbtk_export.pictures import ExportPictures, choose_pictures
-from sbtk_export.run_facts import StudentFacts, facts_from_run
+from sbtk_export.images import ExportPictures, choose_pictures
 from sbtk_runtime.bundle import Bundle
+from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.runs.checkpoint import TrainedRun
-from sbtk_train.students.sbtknet import SbtknetStudent
 from tests.tiny_student import (
     TRAINING,
     VALIDATION,

@@ -13,26 +13,26 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from sbtk_export.card import StudentFacts, facts_from_run
 from sbtk_export.export import ExportPlan, export_student
 from sbtk_export.fp16 import half_trunk_student
-from sbtk_export.gates import gate_nodes
-from sbtk_export.model_inputs import ModelInputs, domain_input_of
+from sbtk_export.images import ExportPictures
+from sbtk_export.int8 import gate_nodes
+from sbtk_export.onnx_graph import ModelInputs, domain_input_of
 from sbtk_export.parity import LIMITS, torch_embeddings
-from sbtk_export.pictures import ExportPictures
-from sbtk_export.run_facts import StudentFacts, facts_from_run
 from sbtk_runtime.bundle import Bundle, OnnxForm
-from sbtk_runtime.embedding.embed import Embedder
-from sbtk_runtime.engines.engine import open_engine
-from sbtk_runtime.engines.plan_build import BuildSettings, build_plan
-from sbtk_runtime.engines.tensorrt_library import find_tensorrt
+from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.engines.registry import open_engine
+from sbtk_runtime.engines.tensorrt.build import BuildSettings, build_plan
+from sbtk_runtime.engines.tensorrt.library import find_tensorrt
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.manifest import PRECISIONS, Precision
 from sbtk_runtime.preprocess import KINDS, Kind
-from sbtk_train.recipes import recipe
+from sbtk_train.config import recipe
+from sbtk_train.models.dsn import DsnStudent
 from sbtk_train.runs.checkpoint import TrainedRun
-from sbtk_train.students.dsn_student import DsnStudent
 from tests.tiny import write_photos, write_sketch
 from tests.tiny_dsn import telling, tiny_dsn_student
 from tests.tiny_student import fitted

@@ -14,20 +14,17 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from sbtk_export.bundle_writer import file_records
-from sbtk_export.card import model_card
-from sbtk_export.export import ExportPlan, export_run, export_student
-from sbtk_export.model_files import check_models
+from sbtk_export.card import StudentFacts, model_card
+from sbtk_export.export import ExportPlan, check_models, export_run, export_student, file_records
+from sbtk_export.images import ExportPictures
 from sbtk_export.parity import torch_reference
-from sbtk_export.pictures import ExportPictures
-from sbtk_export.run_facts import StudentFacts
 from sbtk_runtime.bundle import Bundle, onnx_name
-from sbtk_runtime.engines.engine import open_engine
+from sbtk_runtime.engines.registry import open_engine
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import KINDS
+from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.runs.checkpoint import STUDENT, TrainedRun
-from sbtk_train.students.sbtknet import SbtknetStudent
 
 CONTRACT = {
     "PREPROCESSING.md",

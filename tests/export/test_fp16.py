@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from sbtk_export.fp16 import fold_batch_norms, half_trunk_student
-from sbtk_train.students.backbone import build_trunk
-from sbtk_train.students.sbtknet import SbtknetStudent
+from sbtk_train.models.backbone import build_trunk
+from sbtk_train.models.sbtknet import SbtknetStudent
 from tests.tiny_student import tiny_student
 
 

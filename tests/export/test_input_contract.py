@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sbtk_cli.main import main
-from sbtk_export.bundle_writer import file_records
+from sbtk_export.export import file_records
 from sbtk_export.input_contract import CONTRACT_NAME, contract_text, golden_images
-from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.golden import GOLDEN_NAME, image_name, pixels_name, read_golden
+from sbtk_runtime.bundle import GOLDEN_NAME, Bundle, image_name, pixels_name, read_golden
 from sbtk_runtime.preprocess import KINDS, Kind, prepare
 from tests.tiny import tiny_photo, tiny_sketch
 

@@ -13,21 +13,24 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from sbtk_export.card import StudentFacts
 from sbtk_export.export import ExportPlan, export_student
+from sbtk_export.images import ExportPictures
 from sbtk_export.int8 import quantise
-from sbtk_export.int8_tensorrt import behind_first_convolution, unquantise_fused_inputs
-from sbtk_export.model_inputs import ModelInputs
-from sbtk_export.onnx_from_student import write_onnx
-from sbtk_export.pictures import ExportPictures
-from sbtk_export.quantisation_steps import best_steps, histograms_of
-from sbtk_export.run_facts import StudentFacts
+from sbtk_export.int8_tensorrt import (
+    behind_first_convolution,
+    best_steps,
+    histograms_of,
+    unquantise_fused_inputs,
+)
+from sbtk_export.onnx_graph import ModelInputs, write_onnx
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.engines import engine_onnxruntime
-from sbtk_runtime.engines.engine_request import EngineRequest
-from sbtk_runtime.engines.plan_build import BuildSettings, build_plan
-from sbtk_runtime.engines.tensorrt_library import find_tensorrt
+from sbtk_runtime.engines import onnxruntime as engine_onnxruntime
+from sbtk_runtime.engines.base import EngineRequest
+from sbtk_runtime.engines.tensorrt.build import BuildSettings, build_plan
+from sbtk_runtime.engines.tensorrt.library import find_tensorrt
 from sbtk_runtime.errors import BadConfig, BadModel
-from sbtk_train.students.sbtknet import SbtknetStudent
+from sbtk_train.models.sbtknet import SbtknetStudent
 from tests.tiny_student import fitted
 
 SETTINGS = BuildSettings(1, 4, 8, workspace_bytes=256 << 20, optimisation_level=0)

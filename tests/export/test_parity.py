@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sbtk_export.images import ExportPictures, PictureSet
 from sbtk_export.parity import LIMITS, Parity, Reference, measure_parity, require_parity
-from sbtk_export.pictures import ExportPictures, PictureSet
-from sbtk_runtime.engines.engine_info import EngineInfo
+from sbtk_runtime.engines.base import EngineInfo
 from sbtk_runtime.errors import BadModel
+from sbtk_runtime.evaluation.metrics import Embeddings
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import KINDS, Kind, Pixels
-from sbtk_runtime.retrieval.metrics import Embeddings
 
 GOOD = Parity(
     images=200,

@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sbtk_runtime.embedding.decode_pool import IsKnown
-from sbtk_runtime.embedding.embed import Embedded, Embedder, Failed, Known
+from sbtk_runtime.embedding.embedder import Embedded, Embedder, Failed, Known
+from sbtk_runtime.embedding.stream import IsKnown
 from sbtk_runtime.errors import BadData, BadGallery, InternalError
-from sbtk_runtime.gallery.catalogue_writer import Catalogue
 from sbtk_runtime.gallery.changes import Changes
 from sbtk_runtime.gallery.export import export_gallery
 from sbtk_runtime.gallery.folder import write_failures
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import update_gallery
+from sbtk_runtime.gallery.walk import Found
+from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.preprocess import Kind
-from sbtk_runtime.walk import Found
 from tests.tiny import tiny_bundle, tiny_photo, write_photos
 
 NOBODY = 65534

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import BadGallery
-from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME
 from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.gallery.schema import CATALOGUE_NAME
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from tests.tiny import write_photos

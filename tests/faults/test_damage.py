@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import BadGallery, GalleryBusy
 from sbtk_runtime.files import WriterLock, sha256_of_file
 from sbtk_runtime.gallery import gallery as reading
 from sbtk_runtime.gallery.catalogue import Embedding
-from sbtk_runtime.gallery.catalogue_writer import Catalogue
 from sbtk_runtime.gallery.gallery import Gallery, Search
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
+from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import read_gallery_manifest
 from tests.tiny import tiny_bundle, write_photos
 from tests.tiny_gallery import gallery_of, unit_rows

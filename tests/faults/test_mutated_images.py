@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sbtk_runtime.embedding.embed import Embedder
-from sbtk_runtime.embedding.embedding_stream import Failed
+from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.embedding.stream import Failed
 from sbtk_runtime.images import FORMATS
 from tests.image_attacks import ATTACKS, saved
 from tests.tiny import tiny_bundle, tiny_photo

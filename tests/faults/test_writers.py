@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import GalleryBusy, SbtkError
 from sbtk_runtime.files import WriterLock
 from sbtk_runtime.gallery import gallery as reading

@@ -23,8 +23,8 @@ from PIL import Image
 
 from sbtk_runtime import images
 from sbtk_runtime.errors import BadImage
+from sbtk_runtime.image_feed import MAX_APART_BYTES
 from sbtk_runtime.image_limits import is_heic
-from sbtk_runtime.image_process import MAX_APART_BYTES
 from sbtk_runtime.images import (
     MAX_FILE_BYTES,
     decode,

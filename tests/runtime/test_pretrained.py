@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from sbtk_runtime.bundle import Bundle, list_bundles, pretrained_folder
-from sbtk_runtime.embedding.embed import Embedded, Embedder
+from sbtk_runtime.embedding.embedder import Embedded, Embedder
+from sbtk_runtime.evaluation.metrics import Embeddings, Labels, evaluate
 from sbtk_runtime.preprocess import PREPROCESSING, Kind
-from sbtk_runtime.retrieval.metrics import Embeddings, Labels, evaluate
 from sbtk_train.data.splits import open_split
 from tests.saturation import can_saturate
 

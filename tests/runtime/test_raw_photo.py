@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sbtk_runtime.embedding.decode_pool import DecodePool
+from sbtk_runtime.embedding.stream import DecodePool
 from sbtk_runtime.errors import BadImage, LargeImage
-from sbtk_runtime.image_process import MAX_APART_BYTES
+from sbtk_runtime.image_feed import MAX_APART_BYTES
 from sbtk_runtime.images import decode, memory_to_decode
 from sbtk_runtime.preprocess import prepare
 from sbtk_runtime.raw_photo import is_raw

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.evaluation.metrics import evaluate
+from sbtk_runtime.evaluation.protocol import Distance, Protocol
 from sbtk_runtime.rerank import (
     RERANKS,
     Rerank,
@@ -16,8 +18,6 @@ from sbtk_runtime.rerank import (
     nearest_rows,
     require_rerank,
 )
-from sbtk_runtime.retrieval.metrics import evaluate
-from sbtk_runtime.retrieval.protocol import Distance, Protocol
 
 Rows = NDArray[np.float32]
 

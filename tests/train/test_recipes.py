@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from sbtk_train.config import DsnRecipe, Method, default_recipe, recipe
 from sbtk_train.data.splits import open_split
-from sbtk_train.recipes import DsnRecipe, Method, default_recipe, recipe
 
 
 @pytest.mark.parametrize(

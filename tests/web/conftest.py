@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.gallery import Gallery, Hit
 from sbtk_runtime.preprocess import Kind
 from tests.serve_process import ServeProcess, serving

@@ -15,8 +15,8 @@ import pytest
 from starlette.types import ASGIApp
 
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.web.access_rules import access_rules
 from sbtk_runtime.web.app import guarded_app
+from sbtk_runtime.web.auth import access_rules
 from sbtk_runtime.web.service import EngineChoice, Service
 from tests.serve_client import sketch_png
 from tests.tiny import tiny_bundle, write_photos
@@ -96,7 +96,7 @@ metrics.set_meter_provider(Meters())
 
 from pathlib import Path
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.web.access_rules import access_rules
+from sbtk_runtime.web.auth import access_rules
 from sbtk_runtime.web.app import guarded_app
 from sbtk_runtime.web.service import Service
 from tests.web.test_app import ask

@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.embedding.embed import Embedded, Embedder
-from sbtk_runtime.engines import engine_tensorrt, onnxruntime_tensorrt
-from sbtk_runtime.engines.cuda_device import find_device
-from sbtk_runtime.engines.engine import Engine, open_engine
-from sbtk_runtime.engines.engine_request import EngineRequest
-from sbtk_runtime.engines.engine_tensorrt import TensorRtEngine
-from sbtk_runtime.engines.plan_build import BuildSettings
-from sbtk_runtime.engines.plan_check import LEAST_COSINE, require_sound
-from sbtk_runtime.engines.plan_ready import ready_plan
-from sbtk_runtime.engines.tensorrt_library import find_tensorrt
+from sbtk_runtime.embedding.embedder import Embedded, Embedder
+from sbtk_runtime.engines import onnxruntime as onnxruntime_tensorrt
+from sbtk_runtime.engines.base import EngineRequest
+from sbtk_runtime.engines.cuda import find_device
+from sbtk_runtime.engines.registry import Engine, open_engine
+from sbtk_runtime.engines.tensorrt import engine as engine_tensorrt
+from sbtk_runtime.engines.tensorrt.build import BuildSettings
+from sbtk_runtime.engines.tensorrt.check import LEAST_COSINE, require_sound
+from sbtk_runtime.engines.tensorrt.engine import TensorRtEngine, ready_plan
+from sbtk_runtime.engines.tensorrt.library import find_tensorrt
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import update_gallery

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sbtk_runtime.engines.cuda_device import checked, find_device
-from sbtk_runtime.engines.device_buffers import DeviceResources, make_current
-from sbtk_runtime.engines.tensorrt_library import find_tensorrt, recording_logger
+from sbtk_runtime.engines.cuda import DeviceResources, checked, find_device, make_current
+from sbtk_runtime.engines.tensorrt.library import find_tensorrt, recording_logger
 from tests.fakes.machine import SURFACES, FakeMachine, fake_machine
 from tests.fakes.tensorrt_surface import Surface
 from tests.tiny import tiny_model

@@ -12,13 +12,13 @@ import pytest
 
 from sbtk_runtime.errors import BadGallery, GalleryBusy
 from sbtk_runtime.gallery.catalogue import CatalogueView, Embedding, Failure, Origin
-from sbtk_runtime.gallery.catalogue_database import (
+from sbtk_runtime.gallery.rows import SHARD_ROWS, Batch
+from sbtk_runtime.gallery.schema import (
     CATALOGUE_NAME,
     EMBEDDINGS_SCHEMA,
     catalogue_errors,
 )
-from sbtk_runtime.gallery.catalogue_writer import Catalogue
-from sbtk_runtime.gallery.shards import SHARD_ROWS, Batch
+from sbtk_runtime.gallery.writer import Catalogue
 from tests.tiny_codes import tiny_itq
 
 ORIGIN = Origin("tiny@0123456789ab", "fp32", 16, "sbtk-1")

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import BadGallery, SbtkError
 from sbtk_runtime.gallery.catalogue import CatalogueView
-from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME
-from sbtk_runtime.gallery.catalogue_writer import Catalogue
 from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.gallery.schema import CATALOGUE_NAME
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
+from sbtk_runtime.gallery.writer import Catalogue
 from tests.tiny import tiny_bundle, write_photos
 from tests.tiny_codes import code_gallery_of, tiny_itq
 from tests.tiny_gallery import gallery_of, unit_rows

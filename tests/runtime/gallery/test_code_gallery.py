@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.binary_codes import Itq
+from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadModel, ModelMismatch
-from sbtk_runtime.gallery.catalogue_database import CATALOGUE_NAME
 from sbtk_runtime.gallery.export import export_gallery
 from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.gallery.schema import CATALOGUE_NAME
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
-from sbtk_runtime.itq import Itq
 from tests.tiny import tiny_bundle, tiny_photo, write_photos, write_sketch
 from tests.tiny_codes import code_gallery_of, tiny_code_bundle, tiny_itq
 from tests.tiny_gallery import gallery_of, photo_path, unit_rows

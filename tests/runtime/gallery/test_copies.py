@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.catalogue import CatalogueView
 from sbtk_runtime.gallery.export import export_gallery
 from sbtk_runtime.gallery.folder import VECTORS_NAME, published_manifest

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery, ModelMismatch
 from sbtk_runtime.gallery import gallery as reading
-from sbtk_runtime.gallery.embedding_search import EmbeddingSearch
 from sbtk_runtime.gallery.export import export_gallery
 from sbtk_runtime.gallery.gallery import Gallery, Hit, Search
+from sbtk_runtime.gallery.search import EmbeddingSearch
 from sbtk_runtime.gallery.update import IndexReport, update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from tests.tiny import tiny_bundle, tiny_photo, write_photos, write_sketch

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import BadData
-from sbtk_runtime.gallery.folder_counts import folder_counts
+from sbtk_runtime.gallery.folder import folder_counts
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import drop_photos, update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery

@@ -15,7 +15,7 @@ from sbtk_runtime.gallery.neighbours import (
     load_neighbours,
     update_neighbours,
 )
-from sbtk_runtime.gallery.vectors import Vectors
+from sbtk_runtime.gallery.rows import Vectors
 from sbtk_runtime.rerank import NEIGHBOURS
 
 DIM = 12

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sbtk_runtime.errors import BadConfig, BadGallery
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.neighbours import NEIGHBOURS_NAME, update_neighbours
-from sbtk_runtime.gallery.vectors import Vectors
+from sbtk_runtime.gallery.rows import Vectors
 from sbtk_runtime.gallery.verify import verify_gallery
 from sbtk_runtime.rerank import CANDIDATES, Rerank, Reranker
 from tests.tiny_codes import code_gallery_of, tiny_itq

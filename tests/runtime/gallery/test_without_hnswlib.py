@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sbtk_runtime.embedding.embed import Embedder
+from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import MissingExtra
 from sbtk_runtime.gallery import gallery as reading
 from sbtk_runtime.gallery import graph as building

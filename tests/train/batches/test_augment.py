@@ -1,15 +1,33 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
+from torch import Tensor
+from torchvision.transforms import functional as reference
 
 from sbtk_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from sbtk_train.batches.augment import (
     augmented_photos,
     augmented_sketches,
+    contrastive_view,
+    grey_of,
+    jittered,
+    moved_images,
     normalised,
+    plain_view,
+    random_moves,
+    warped,
+    with_brightness,
+    with_contrast,
+    with_hue,
+    with_saturation,
 )
-from sbtk_train.batches.draws import Draws, batch_generator
+from sbtk_train.batches.shards import Draws, batch_generator
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:
@@ -58,6 +76,201 @@ def test_a_batch_is_made_again_from_its_position() -> None:
     first, again, other = (
         augmented_sketches(some_sketches(), Draws(batch_generator(7, *position), 12))
         for position in ((1, 2), (1, 2), (2, 1))
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def some_images(count: int, channels: int = 3) -> Tensor:
+    draw = torch.Generator().manual_seed(0)
+    images = torch.rand(count, channels, 9, 7, generator=draw)
+    # Grey pixels and pixels of full colour are where hues go wrong.
+    images[:, :, 0, :3] = 0.5
+    images[:, 0, 1, :], images[:, 1:, 1, :] = 1.0, 0.0
+    return images
+
+
+@pytest.mark.parametrize(
+    ("change", "torchvisions", "low", "high"),
+    [
+        (with_brightness, reference.adjust_brightness, 0.6, 1.4),
+        (with_contrast, reference.adjust_contrast, 0.6, 1.4),
+        (with_saturation, reference.adjust_saturation, 0.6, 1.4),
+        (with_hue, reference.adjust_hue, -0.1, 0.1),
+    ],
+)
+def test_each_change_is_torchvisions_with_an_amount_for_each_image(
+    change: Callable[[Tensor, Tensor], Tensor],
+    torchvisions: Callable[[Tensor, float], Any],
+    low: float,
+    high: float,
+) -> None:
+    images = some_images(5)
+    amounts = torch.linspace(low, high, 5)
+    found = change(images, amounts.view(-1, 1, 1, 1))
+    expected = [torchvisions(image, float(a)) for image, a in zip(images, amounts, strict=True)]
+    torch.testing.assert_close(found, torch.stack(expected), atol=2e-6, rtol=1e-5)
+
+
+def test_grey_is_torchvisions() -> None:
+    images = some_images(3)
+    torch.testing.assert_close(grey_of(images), reference.rgb_to_grayscale(images))
+    assert grey_of(images[:, :1]) is not None
+    assert torch.equal(grey_of(images[:, :1]), images[:, :1])
+
+
+def test_jitter_changes_only_the_chosen_images_each_in_its_own_way() -> None:
+    images = some_images(1).expand(6, -1, -1, -1)
+    chosen = torch.tensor([True, False, True, True, False, True])
+    found = jittered(images, chosen, Draws(batch_generator(1), 6))
+    assert torch.equal(found[~chosen], images[~chosen])
+    changed = found[chosen]
+    for left in range(4):
+        assert not torch.allclose(changed[left], images[0], atol=0.01)
+        for right in range(left):
+            assert not torch.allclose(changed[left], changed[right], atol=0.01)
+    assert 0 <= float(found.min()) <= float(found.max()) <= 1
+
+
+def test_jitter_is_some_order_of_the_four_changes() -> None:
+    image = some_images(1)
+    draw = torch.Generator().manual_seed(3)
+    found = jittered(image, torch.tensor([True]), Draws(draw, 1))
+    again = torch.Generator().manual_seed(3)
+    order = torch.rand(1, 4, generator=again).argsort(dim=1)[0].tolist()
+    spread = (torch.rand(1, 4, generator=again) * 2 - 1)[0].tolist()
+    assert order != [0, 1, 2, 3]
+    expected = image
+    for number in order:
+        expected = (
+            lambda x: reference.adjust_brightness(x, 1 + 0.4 * spread[0]),
+            lambda x: reference.adjust_contrast(x, 1 + 0.4 * spread[1]),
+            lambda x: reference.adjust_saturation(x, 1 + 0.4 * spread[2]),
+            lambda x: reference.adjust_hue(x, 0.1 * spread[3]),
+        )[number](expected)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_grey_images_stay_grey() -> None:
+    images = some_images(8)[:, :1]
+    found = jittered(images, torch.ones(8, dtype=torch.bool), Draws(batch_generator(0), 8))
+    assert found.shape == images.shape
+    assert not torch.allclose(found, images, atol=0.01)
+
+
+def to_unit_rows(images: Tensor) -> Tensor:
+    mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
+    return images * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) + mean
+
+
+def plainly_warped(image: list[list[float]], move: Tensor) -> list[list[float]]:
+    """Moves a square grey image pixel by pixel, bilinear, black outside."""
+    size = len(image)
+    back = torch.linalg.inv(move).tolist()
+
+    def at(row: int, column: int) -> float:
+        is_inside = 0 <= row < size and 0 <= column < size
+        return image[row][column] if is_inside else 0.0
+
+    result = []
+    for row in range(size):
+        line = []
+        for column in range(size):
+            x, y = (back[i][0] * column + back[i][1] * row + back[i][2] for i in range(2))
+            left, top = math.floor(x), math.floor(y)
+            right_share, low_share = x - left, y - top
+            line.append(
+                (1 - low_share) * (1 - right_share) * at(top, left)
+                + (1 - low_share) * right_share * at(top, left + 1)
+                + low_share * (1 - right_share) * at(top + 1, left)
+                + low_share * right_share * at(top + 1, left + 1)
+            )
+        result.append(line)
+    return result
+
+
+def test_warping_equals_a_plain_loop() -> None:
+    draw = torch.Generator().manual_seed(0)
+    images = torch.rand(12, 1, 10, 10, generator=draw)
+    moves = random_moves(10, Draws(draw, 12))
+    found = warped(images, moves)
+    for image, move, result in zip(images, moves, found, strict=True):
+        expected = torch.tensor(plainly_warped(image[0].tolist(), move))
+        torch.testing.assert_close(result[0], expected, atol=1e-4, rtol=1e-4)
+    assert sum(not torch.equal(move, torch.eye(3).double()) for move in moves) > 4
+
+
+def test_a_turn_is_about_the_top_left_corner() -> None:
+    image = torch.zeros(1, 1, 9, 9)
+    image[0, 0, 0, 0], image[0, 0, 0, 8] = 1.0, 1.0
+    quarter = torch.tensor([[[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]]).double()
+    found = warped(image, quarter)[0, 0]
+    expected = torch.zeros(9, 9)
+    expected[0, 0], expected[8, 0] = 1.0, 1.0
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_moves_are_drawn_with_the_shares_and_ranges_of_the_authors() -> None:
+    moves = random_moves(224, Draws(batch_generator(0), 20_000))
+    still = (moves == torch.eye(3)).all(2).all(1)
+    # 0.3 are left alone, and 0.7 / 16 draw none of the four changes.
+    assert float(still.double().mean()) == pytest.approx(0.3 + 0.7 / 16, abs=0.01)
+    linear, shifts = moves[:, :2, :2], moves[:, :2, 2]
+    mirrored = torch.linalg.det(linear) < 0
+    assert float(mirrored.double().mean()) == pytest.approx(0.35, abs=0.01)
+    # Columns are turned unit vectors times the scales; mirrored ones look the other way.
+    lengths = linear.norm(dim=1)
+    assert 0.7 <= float(lengths.min()) < 0.71
+    assert 1.29 < float(lengths.max()) <= 1.3
+    is_scaled = (lengths - 1).abs() > 1e-9
+    assert float(is_scaled.double().mean()) == pytest.approx(0.35, abs=0.01)
+    assert torch.equal(is_scaled[:, 0], is_scaled[:, 1])
+    turns = torch.atan2(linear[:, 1, 1], -linear[:, 0, 1]) * 180 / math.pi - 90
+    assert float((turns.abs() > 1e-9).double().mean()) == pytest.approx(0.35, abs=0.01)
+    assert 29.5 < float(turns.abs().max()) <= 30
+    pushed = (~mirrored) & (shifts.abs() > 1e-9).any(1)
+    assert float(shifts[~mirrored].abs().max()) <= 10 * 224 / 256
+    share = float(pushed.double().sum() / (~mirrored).double().sum())
+    assert share == pytest.approx(0.35 * 0.5 / 0.65, abs=0.01)
+
+
+def test_the_border_is_black_and_pixels_stay_in_range() -> None:
+    pixels = torch.full((40, 1, 32, 32), 255, dtype=torch.uint8)
+    images = moved_images(pixels, Draws(batch_generator(0), 40))
+    assert float(images.min()) == 0.0
+    assert float(images.max()) == pytest.approx(1.0, abs=1e-5)
+    assert images.shape == (40, 1, 32, 32)
+
+
+def test_the_plain_view_is_only_normalised() -> None:
+    images = torch.rand(3, 3, 8, 8)
+    torch.testing.assert_close(to_unit_rows(plain_view(images)), images, atol=1e-5, rtol=1e-5)
+    grey = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(
+        to_unit_rows(plain_view(grey)), grey.expand(-1, 3, -1, -1), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_views_mirror_recolour_and_grey_in_the_authors_shares() -> None:
+    image = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(5))
+    found = to_unit_rows(
+        contrastive_view(image.expand(4000, -1, -1, -1), Draws(batch_generator(0), 4000))
+    )
+    is_grey = (found - found.mean(1, keepdim=True)).abs().amax((1, 2, 3)) < 1e-5
+    assert float(is_grey.float().mean()) == pytest.approx(0.2, abs=0.03)
+    same = (found - image).abs().amax((1, 2, 3)) < 1e-5
+    flipped = (found - image.flip(3)).abs().amax((1, 2, 3)) < 1e-5
+    # Neither recoloured (0.2) nor made grey (0.8), one way round or the other.
+    assert float(same.float().mean()) == pytest.approx(0.08, abs=0.02)
+    assert float(flipped.float().mean()) == pytest.approx(0.08, abs=0.02)
+
+
+def test_views_are_made_again_from_the_same_draws() -> None:
+    pixels = torch.randint(0, 256, (4, 3, 16, 16), generator=torch.Generator().manual_seed(2))
+    pixels = pixels.to(torch.uint8)
+    first, again, other = (
+        contrastive_view(moved_images(pixels, draw), draw)
+        for draw in (Draws(batch_generator(seed), 4) for seed in (7, 7, 8))
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

@@ -9,7 +9,6 @@ import pytest
 
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_train.data import read_dataset
-from sbtk_train.data.class_folders import common_names
 from sbtk_train.data.class_names import (
     ClassNames,
     class_key,
@@ -20,6 +19,7 @@ from sbtk_train.data.class_names import (
     published_key,
     read_names,
 )
+from sbtk_train.data.image_set import common_names
 from sbtk_train.data.splits import open_split, split_names
 from tests.tiny_data import write_dataset
 

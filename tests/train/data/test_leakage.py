@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from sbtk_train.data.check import check_images
 from sbtk_train.data.dataset import open_dataset
-from sbtk_train.data.image_check import check_images
 from sbtk_train.data.leakage import Leakage, find_leakage
 from sbtk_train.data.splits import Split
 from tests.tiny_layouts import SEEN, UNSEEN, write_classes, write_sake_sketchy

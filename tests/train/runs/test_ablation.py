@@ -11,21 +11,19 @@ import pytest
 
 from sbtk_runtime.errors import BadConfig
 from sbtk_train.runs.ablation import (
+    FIGURE,
     ROWS,
+    Score,
     Study,
+    as_markdown,
     chosen_rows,
+    draw,
+    figure_of_bits,
     finished,
     is_done,
     missing,
     run_folder,
     run_study,
-)
-from sbtk_train.runs.ablation_scores import (
-    FIGURE,
-    Score,
-    as_markdown,
-    draw,
-    figure_of_bits,
     score_runs,
     summaries,
     write_csv,

@@ -14,16 +14,14 @@ import torch
 from torch import nn
 
 from sbtk_cli.main import main
-from sbtk_export.run_facts import facts_from_run
+from sbtk_export.card import facts_from_run
 from sbtk_runtime.errors import BadConfig, BadData
-from sbtk_train.config import CONFIG_NAME, TrainConfig
+from sbtk_train.config import CONFIG_NAME, Compute, TrainConfig, recipe
 from sbtk_train.data import read_dataset
-from sbtk_train.device import Compute
-from sbtk_train.recipes import recipe
+from sbtk_train.models.student import Student
 from sbtk_train.runs.average import average_runs, mean_state, measure_norms
 from sbtk_train.runs.checkpoint import RECORD, STUDENT, load_run
 from sbtk_train.runs.run import train
-from sbtk_train.students.student import Student
 from tests.tiny_data import write_dataset
 
 

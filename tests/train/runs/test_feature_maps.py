@@ -12,16 +12,16 @@ import torch
 
 from sbtk_runtime.errors import BadConfig
 from sbtk_train.batches.augment import normalised
-from sbtk_train.batches.draws import BatchDraws, Draws
 from sbtk_train.batches.pixels import load_pixels
 from sbtk_train.batches.sampler import Batch
+from sbtk_train.batches.shards import BatchDraws, Draws
+from sbtk_train.config import choose_compute
 from sbtk_train.data import read_dataset
-from sbtk_train.device import choose_compute
+from sbtk_train.models.sbtknet import SbtknetStudent
+from sbtk_train.models.student import domains_of
 from sbtk_train.runs.checkpoint import RECORD, STUDENT
 from sbtk_train.runs.evaluate import by_feature_maps, by_pixels
 from sbtk_train.runs.feature_maps import FeatureMaps, FeatureSource
-from sbtk_train.students.sbtknet import SbtknetStudent
-from sbtk_train.students.student import domains_of
 from tests.tiny_data import write_dataset
 from tests.train.runs.test_run import run, tiny_config
 

@@ -15,7 +15,7 @@ from sbtk_cli.main import main
 from sbtk_train.config import read_config
 from sbtk_train.runs.checkpoint import RECORD, STUDENT, load_state
 from tests.tiny_data import write_dataset
-from tests.train.students.test_backbone import resnet18_tensors
+from tests.train.models.test_backbone import resnet18_tensors
 
 TINY = """
     --backbone resnet18 --size 32 --final-epochs 0 --quadruplets 2 --validation-classes 2

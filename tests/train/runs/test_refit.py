@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sbtk_train.device import choose_compute
+from sbtk_train.config import choose_compute
 from sbtk_train.runs.checkpoint import RECORD, STUDENT, load_run
+from sbtk_train.runs.context import gather
 from sbtk_train.runs.evaluate import by_pixels, score
-from sbtk_train.runs.setup import gather
 from tests.tiny_data import write_dataset
 from tests.train.runs.test_run import run, tiny_config
 

@@ -14,15 +14,13 @@ import torch
 
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.files import sha256_of_file
-from sbtk_train.config import TrainConfig, read_config
-from sbtk_train.device import choose_compute
+from sbtk_train.config import SbtknetRecipe, TrainConfig, choose_compute, read_config, recipe
 from sbtk_train.progress import EpochDone, StepDone
-from sbtk_train.recipes import SbtknetRecipe, recipe
 from sbtk_train.runs.checkpoint import STUDENT, load_run, load_state, newest_run
+from sbtk_train.runs.context import gather
 from sbtk_train.runs.evaluate import by_pixels, score
 from sbtk_train.runs.loop import Trainer, TrainingDiverged
 from sbtk_train.runs.run import new_run_folder, train
-from sbtk_train.runs.setup import gather
 from tests.tiny_data import write_dataset
 from tests.tiny_strokes import polygon, write_strokes
 

@@ -1,0 +1,135 @@
+"""Photos as pictures in the terminal, where it can show them: kitty's way, sixels, or characters.
+
+iTerm2 is one of the terminals that show sixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import termios
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from PIL import Image
+
+from sbtk_runtime.files import printable_name
+from sbtk_runtime.thumbnail import square
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from textual_image.renderable import HalfcellImage, SixelImage, TGPImage
+
+    from sbtk_runtime.gallery.gallery import Hit
+
+    Picture = type[TGPImage | SixelImage | HalfcellImage]
+
+Way = Literal["kitty", "iterm2", "sixel", "blocks"]
+
+_COLUMNS = 16
+# Kitty's way numbers the columns of a picture, up to 297.
+_ROW_COLUMNS = 288
+_SQUARE_PX = 320
+_GAP_PX = 16
+# A terminal's own ground is not known, and sixels cannot let it through; this suits light and dark.
+_GROUND = (118, 118, 118)
+_CLEAR = (0, 0, 0, 0)
+
+
+def show_photos(hits: Sequence[Hit], way: Way | None = None) -> str:
+    """Prints the hits' photos on standard output in rows, with rank and name below each.
+
+    Args:
+        hits: what was found; a photo that is gone is an empty square.
+        way: how pictures get to the terminal; `None` asks it.
+
+    Returns:
+        Why nothing was printed: no terminal is there, or none that can show pictures; else "".
+    """
+    if way is None and not sys.stdout.isatty():
+        return "standard output is no terminal"
+    console = _console()
+    with _terminal_asked():
+        try:
+            picture = _picture(way)
+            if picture is not None:
+                # The terminal is asked how large a character is, once.
+                console.measure(picture(Image.new("RGB", (1, 1)), width=1))
+        except (ValueError, ZeroDivisionError, termios.error):
+            return "this terminal's answers make no sense"
+        if picture is None:
+            return "this terminal shows neither sixels nor kitty's pictures; try --show-as blocks"
+        in_a_row = max(1, min(console.width, _ROW_COLUMNS) // _COLUMNS)
+        for start in range(0, len(hits), in_a_row):
+            _print_row(console, picture, hits[start : start + in_a_row])
+    return ""
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # Colours are the pictures here: kitty's way even names a picture by a colour, of all 24 bits.
+    return Console(
+        force_terminal=True, color_system="truecolor", no_color=False, highlight=False, emoji=False
+    )
+
+
+def _picture(way: Way | None) -> Picture | None:
+    """Returns what draws a picture that way; for `None` what the terminal can, if anything."""
+    # When it is imported, the library asks the terminal.
+    from textual_image import renderable
+
+    named: dict[Way, Picture] = {
+        "kitty": renderable.TGPImage,
+        "iterm2": renderable.SixelImage,
+        "sixel": renderable.SixelImage,
+        "blocks": renderable.HalfcellImage,
+    }
+    if way is not None:
+        return named[way]
+    found = renderable.Image
+    return found if found in (renderable.TGPImage, renderable.SixelImage) else None
+
+
+def _print_row(console: Console, picture: Picture, hits: Sequence[Hit]) -> None:
+    from rich.text import Text
+    from textual_image.renderable import TGPImage
+
+    ground = _CLEAR if picture is TGPImage else _GROUND
+    row = _row([Path(hit.path) for hit in hits], ground)
+    console.print(picture(row, width=_COLUMNS * len(hits), height="auto"), end="")
+    line = Text(no_wrap=True, overflow="ignore")
+    for hit in hits:
+        name = Text.assemble((f"{hit.rank} ", "bold"), printable_name(Path(hit.path).name))
+        name.truncate(_COLUMNS - 1, overflow="ellipsis", pad=True)
+        line.append_text(name).append(" ")
+    line.rstrip()
+    console.print(line)
+
+
+def _row(photos: Sequence[Path], ground: tuple[int, ...]) -> Image.Image:
+    """Returns the photos side by side, each in a square with a gap at its right and below it."""
+    mode = "RGB" if len(ground) == 3 else "RGBA"
+    row = Image.new(mode, (_SQUARE_PX * len(photos), _SQUARE_PX), ground)
+    for place, photo in enumerate(photos):
+        row.paste(square(photo, _SQUARE_PX - _GAP_PX, ground), (place * _SQUARE_PX, 0))
+    return row
+
+
+@contextlib.contextmanager
+def _terminal_asked() -> Iterator[None]:
+    """Lets the library read the terminal's answers where a sketch is piped into standard input."""
+    asked = sys.__stdin__
+    if asked is not None and asked.isatty():
+        yield
+        return
+    with contextlib.ExitStack() as opened:
+        try:
+            sys.__stdin__ = opened.enter_context(Path("/dev/tty").open())  # type: ignore[misc]
+        except OSError:
+            sys.__stdin__ = None  # type: ignore[misc]
+        try:
+            yield
+        finally:
+            sys.__stdin__ = asked  # type: ignore[misc]

@@ -1,0 +1,225 @@
+"""The pictures that an export looks at: which ones, and as pixels.
+
+Only classes that are named as seen are ever opened, so a picture of an unseen class cannot reach
+calibration or parity, whatever lies in the folder. The three sets do not overlap.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbtk_export.onnx_graph import ModelInputs
+from sbtk_runtime.errors import BadData, BadImage
+from sbtk_runtime.files import printable_name
+from sbtk_runtime.images import read_image_bytes
+from sbtk_runtime.preprocess import KINDS, SIZE_PX, Kind, Pixels, prepare
+from sbtk_train.data import ImageSet, of_classes, read_dataset
+from sbtk_train.data.splits import (
+    CALIBRATION_PER_KIND,
+    MIN_CALIBRATION_PER_KIND,
+    MIN_PARITY_PER_KIND,
+    PARITY_PER_KIND,
+    class_key,
+    parity_share,
+)
+
+#: For the ranking, of each class and kind.
+RANKING_PER_CLASS = 25
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Prepared pictures.
+
+    Attributes:
+        pixels: `(N, 224, 224, 3) uint8` RGB.
+        is_sketch: `(N,) bool`.
+        labels: `(N,) int64`, the class of each; equal numbers, equal classes.
+        paths: the files they came from.
+    """
+
+    pixels: Pixels
+    is_sketch: NDArray[np.bool_]
+    labels: NDArray[np.int64]
+    paths: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def inputs(self) -> ModelInputs:
+        """The pictures as a model takes them."""
+        return ModelInputs.of_kinds(self.pixels, self.is_sketch)
+
+
+@dataclass(frozen=True)
+class ExportPictures:
+    """What an export measures with.
+
+    Attributes:
+        calibration: training classes, sketches and photos in equal parts; INT8 ranges.
+        parity: other pictures of training classes, in equal parts; cosines and norms.
+        ranking: held-out seen classes where there are any, or else `parity`; top 10 and mAP.
+        notices: files that were left out, and why.
+        code_files: of training classes, by kind; binary codes are learnt on them. They may be
+            among the other pictures, which measure something else.
+    """
+
+    calibration: PictureSet
+    parity: PictureSet
+    ranking: PictureSet
+    notices: tuple[str, ...] = field(default=())
+    code_files: Mapping[Kind, tuple[Path, ...]] = field(default_factory=dict)
+
+
+def choose_pictures(
+    data: Path,
+    training_classes: Sequence[str],
+    validation_classes: Sequence[str],
+    *,
+    is_calibrating: bool = True,
+    codes_per_kind: int = 0,
+    seed: int = 0,
+) -> ExportPictures:
+    """Returns the pictures of `data/{sketch,photo}/<class>/*` to calibrate and to measure with.
+
+    Args:
+        data: the folder; classes that are not named are not looked into.
+        training_classes: names of the classes that the student was trained on.
+        validation_classes: names of seen classes that it was not trained on.
+        is_calibrating: pictures for calibration are needed too.
+        codes_per_kind: files of each kind to learn binary codes on, if there are so many.
+        seed: draws the pictures.
+
+    Raises:
+        BadData: there are no such folders, or too few readable pictures of these classes.
+    """
+    available = read_dataset(data)
+    rng = np.random.default_rng(seed)
+    seen = _only(available, training_classes)
+    training = _Drawer(seen, rng)
+    validation = _Drawer(_only(available, validation_classes), rng)
+    drawn = [training.draw(kind, PARITY_PER_KIND + CALIBRATION_PER_KIND) for kind in KINDS]
+    size = min(len(part) for part in drawn)
+    share = parity_share(size, is_calibrating=is_calibrating)
+    parity = _joined([_slice(part, 0, share) for part in drawn])
+    calibration = _joined([_slice(part, share, size) for part in drawn])
+    _require(parity, MIN_PARITY_PER_KIND, "parity", data)
+    if is_calibrating:
+        _require(calibration, MIN_CALIBRATION_PER_KIND, "calibration", data)
+    few = []
+    if share < PARITY_PER_KIND:
+        few.append(
+            f"parity is measured on {len(parity)} images, not {2 * PARITY_PER_KIND}: "
+            f"{printable_name(data)} has no more of the training classes"
+        )
+    per_kind = RANKING_PER_CLASS * len(validation_classes)
+    held_out = _joined([validation.draw(kind, per_kind, RANKING_PER_CLASS) for kind in KINDS])
+    is_ranking_possible = len(np.unique(held_out.labels)) > 1 and 0 < held_out.is_sketch.mean() < 1
+    return ExportPictures(
+        calibration,
+        parity,
+        held_out if is_ranking_possible else parity,
+        (*training.notices, *validation.notices, *few),
+        _files(seen, codes_per_kind, np.random.default_rng(seed)),
+    )
+
+
+class _Drawer:
+    """Hands out the pictures of a set, class by class in turn, none of them twice."""
+
+    def __init__(self, data: ImageSet, rng: np.random.Generator) -> None:
+        self.notices: list[str] = []
+        self._left = {
+            "sketch": _by_turns(data.sketch_files, data.sketch_labels, rng),
+            "photo": _by_turns(data.photos, data.photo_labels, rng),
+        }
+
+    def draw(self, kind: Kind, count: int, per_class: int | None = None) -> PictureSet:
+        """Returns the next `count` readable pictures of a kind, or as many as there are."""
+        pixels: list[Pixels] = []
+        labels: list[int] = []
+        paths: list[Path] = []
+        while len(pixels) < count:
+            path, label = next(self._left[kind], (None, -1))
+            if path is None:
+                break
+            if per_class is not None and labels.count(label) >= per_class:
+                continue
+            try:
+                pixels.append(prepare(read_image_bytes(path), kind).pixels)
+            except BadImage as problem:
+                self.notices.append(f"left out {printable_name(path)}: {problem.found}")
+                continue
+            labels.append(label)
+            paths.append(path)
+        stacked = np.stack(pixels) if pixels else np.empty((0, SIZE_PX, SIZE_PX, 3), np.uint8)
+        is_sketch = np.full(len(pixels), kind == "sketch")
+        return PictureSet(stacked, is_sketch, np.array(labels, np.int64), tuple(paths))
+
+
+def _only(data: ImageSet, classes: Sequence[str]) -> ImageSet:
+    wanted = {class_key(name) for name in classes}
+    return of_classes(data, [name for name in data.classes if class_key(name) in wanted])
+
+
+def _files(data: ImageSet, per_kind: int, rng: np.random.Generator) -> dict[Kind, tuple[Path, ...]]:
+    """Returns up to so many files of each kind, from all classes alike."""
+    turns: dict[Kind, Iterator[tuple[Path, int]]] = {
+        "sketch": _by_turns(data.sketch_files, data.sketch_labels, rng),
+        "photo": _by_turns(data.photos, data.photo_labels, rng),
+    }
+    return {
+        kind: tuple(path for path, _ in itertools.islice(files, per_kind))
+        for kind, files in turns.items()
+    }
+
+
+def _by_turns(
+    paths: Sequence[Path], labels: NDArray[np.int64], rng: np.random.Generator
+) -> Iterator[tuple[Path, int]]:
+    """Yields one picture of each class, then another of each, in an order drawn at random."""
+    order = rng.permutation(len(paths))
+    taken: dict[int, int] = {}
+    turns = []
+    for row in order.tolist():
+        label = int(labels[row])
+        turns.append((taken.get(label, 0), row, label))
+        taken[label] = taken.get(label, 0) + 1
+    for _, row, label in sorted(turns, key=lambda turn: turn[0]):
+        yield paths[row], label
+
+
+def _slice(part: PictureSet, start: int, end: int) -> PictureSet:
+    return PictureSet(
+        part.pixels[start:end],
+        part.is_sketch[start:end],
+        part.labels[start:end],
+        part.paths[start:end],
+    )
+
+
+def _joined(parts: Sequence[PictureSet]) -> PictureSet:
+    return PictureSet(
+        np.concatenate([part.pixels for part in parts]),
+        np.concatenate([part.is_sketch for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        tuple(path for part in parts for path in part.paths),
+    )
+
+
+def _require(pictures: PictureSet, per_kind: int, purpose: str, data: Path) -> None:
+    """Refuses a set, of equal parts, that is too small for its purpose."""
+    if len(pictures) < 2 * per_kind:
+        raise BadData(
+            f"{printable_name(data)} has {len(pictures)} pictures for {purpose} (sketches and "
+            "photos in equal parts, of the classes that the run was trained on)",
+            f"at least {2 * per_kind} that nothing else is done with",
+            "name a folder with more of them: sbtk export RUN --images DATA",
+        )

@@ -1,0 +1,147 @@
+"""Builds the TensorRT plans of a bundle that was just exported, where TensorRT works.
+
+A plan is no part of the bundle: it goes into the cache of this machine. Where there is a GPU it is
+compared with torch on the pictures that the ONNX files were compared on, by the same limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sbtk_export.export import Exported, Variant
+from sbtk_export.parity import LIMITS, Parity, measure_parity
+from sbtk_runtime.engines.base import EngineRequest, Said
+from sbtk_runtime.engines.cuda import CudaDevice, find_device
+from sbtk_runtime.engines.tensorrt.build import Progress, no_progress
+from sbtk_runtime.engines.tensorrt.cache import PlanRecord
+from sbtk_runtime.engines.tensorrt.check import discard
+from sbtk_runtime.engines.tensorrt.engine import ReadyPlan, open_plan, ready_plan
+from sbtk_runtime.engines.tensorrt.library import MODULES, TensorRt, find_tensorrt
+from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
+from sbtk_runtime.machine import cpu_threads
+from sbtk_runtime.manifest import Precision
+
+# What a plan is built from: the files that TensorRT is fast with.
+_PRECISION_OF: dict[Variant, Precision] = {"fp16": "fp16", "int8.trt": "int8"}
+
+
+@dataclass(frozen=True)
+class PlanBuilder:
+    """A TensorRT that can build plans here, and the GPU that it builds them for, if any."""
+
+    trt: TensorRt
+    device: CudaDevice | None
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """A plan of an exported model.
+
+    Attributes:
+        record: what was built, by what, for which GPU.
+        parity: of the running plan beside torch; `None` if it was not run.
+        not_run: why it was not run; empty if it was.
+    """
+
+    record: PlanRecord
+    parity: Parity | None
+    not_run: str
+
+
+def find_plan_builder(said: Said) -> PlanBuilder | None:
+    """Returns the first TensorRT that can build plans on this machine; `None` without one.
+
+    Args:
+        said: told why an installed one cannot.
+    """
+    for module in MODULES:
+        try:
+            trt = find_tensorrt(module)
+        except MissingExtra:
+            continue
+        except EngineUnavailable as problem:
+            said(f"no plan is built by {module}: {problem.found}")
+            continue
+        try:
+            return PlanBuilder(trt, find_device("cuda"))
+        except (MissingExtra, EngineUnavailable) as problem:
+            if not trt.needs_a_driver_to_build:
+                return PlanBuilder(trt, None)
+            said(f"no plan is built by {trt.title}: {problem.found}")
+    return None
+
+
+def engines_from_onnx(
+    exported: Exported,
+    variants: Sequence[Variant],
+    builder: PlanBuilder,
+    said: Said,
+    progress: Progress = no_progress,
+) -> list[BuiltEngine]:
+    """Returns the plans of a bundle's FP16 and TensorRT INT8 files, built and kept in the cache.
+
+    Args:
+        exported: the bundle, and what its ONNX files were measured with.
+        variants: that the bundle has.
+        builder: from `find_plan_builder`.
+        said: told what is under way, and when TensorRT cannot build a plan.
+        progress: told how far a build is.
+
+    Raises:
+        BadModel: TensorRT refuses a file; or a plan does not keep the limits of its precision,
+            and was removed from the cache. The bundle stays: it was proven before.
+    """
+    engines = []
+    for variant in (v for v in variants if v in _PRECISION_OF):
+        precision = _PRECISION_OF[variant]
+        try:
+            ready = ready_plan(
+                exported.bundle,
+                precision,
+                builder.trt,
+                builder.device,
+                said=said,
+                progress=progress,
+            )
+        except (EngineUnavailable, MissingExtra) as problem:
+            said(f"{variant}: no plan was built: {problem.found}")
+            continue
+        engines.append(_measured(exported, variant, ready, builder, said))
+    return engines
+
+
+def _measured(
+    exported: Exported, variant: Variant, ready: ReadyPlan, builder: PlanBuilder, said: Said
+) -> BuiltEngine:
+    if builder.device is None:
+        return BuiltEngine(ready.record, None, "there is no GPU here to run it on")
+    said(f"{variant}: comparing the plan with torch")
+    device, record = builder.device, ready.record
+    request = EngineRequest(
+        exported.bundle,
+        record.precision,
+        cpu_threads(),
+        lanes=1,
+        device=f"cuda:{device.index}",
+        said=said,
+        form="tensorrt",
+    )
+    try:
+        engine = open_plan(ready.plan, builder.trt, device, request)
+        try:
+            parity = measure_parity(engine, exported.pictures, exported.reference)
+        finally:
+            engine.close()
+    except EngineUnavailable as problem:
+        discard(ready)
+        return BuiltEngine(record, None, f"it does not run here: {problem.found}")
+    misses = parity.misses(LIMITS[variant])
+    if misses:
+        discard(ready)
+        raise BadModel(
+            f"the {variant} plan does not do what the student does: {'; '.join(misses)}",
+            f"every limit kept; the plan was removed, the bundle {exported.bundle.folder} stays",
+            "report it, with the GPU and the versions that sbtk doctor shows",
+        )
+    return BuiltEngine(record, parity, "")

@@ -1,1 +1,0 @@
-"""Measurements of a model on this machine: speed, memory, search and retrieval quality."""

@@ -1,0 +1,232 @@
+"""Iterative quantisation (ITQ): embeddings to binary codes by PCA and a learnt rotation.
+
+Gong and Lazebnik, "Iterative Quantization: A Procrustean Approach to Learning Binary Codes",
+CVPR 2011. With `V (N, B)` the centred rows on their B principal axes, ITQ looks for the rotation
+`R` that loses least by taking signs, `min ||sign(V R) - V R||`: it alternates `S = sign(V R)` with
+the Procrustes solution for `S`, `R = W U'` where `S' V = U diag(s) W'`.
+
+The code that SEM-PCYC and DSN released takes `W'` for `W` (numpy's `svd` returns the transpose),
+so that its `R` is orthogonal but fits nothing. `rotation="released"` does the same.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbtk_runtime.errors import BadConfig, BadData, BadModel
+
+Embeddings = NDArray[np.float32]
+Rotation = Literal["procrustes", "released"]
+
+_CHUNK_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Itq:
+    """Turns embeddings into binary codes: bit `b` is `(row - mean) @ projection[:, b] > 0`.
+
+    Attributes:
+        mean: `(D,) float32`, taken off each row.
+        projection: `(D, B) float32`, principal axes times rotation; B is a multiple of 8.
+    """
+
+    mean: Embeddings
+    projection: Embeddings
+
+    def __post_init__(self) -> None:
+        shapes = f"a mean of shape {self.mean.shape}, a projection of {self.projection.shape}"
+        if self.projection.ndim != 2 or self.mean.shape != self.projection.shape[:1]:
+            raise BadModel(f"binary codes by {shapes}", "shapes (D,) and (D, bits)")
+        if self.mean.dtype != np.float32 or self.projection.dtype != np.float32:
+            raise BadModel(f"binary codes by {self.mean.dtype}, {self.projection.dtype}", "float32")
+        if self.bits == 0 or self.bits % 8:
+            raise BadModel(f"binary codes of {self.bits} bits", "a multiple of 8")
+        if not (np.isfinite(self.mean).all() and np.isfinite(self.projection).all()):
+            raise BadModel("binary codes by numbers that are not finite")
+
+    @property
+    def bits(self) -> int:
+        """Length of a code."""
+        return int(self.projection.shape[1])
+
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings that it takes."""
+        return int(self.projection.shape[0])
+
+    def codes(self, rows: Embeddings) -> Codes:
+        """Returns the packed codes of `rows (N, D) float32`, `(N, bits / 8) uint8`.
+
+        Raises:
+            BadData: rows of another width.
+        """
+        if rows.ndim != 2 or rows.shape[1] != self.dim:
+            raise BadData(f"embeddings of shape {rows.shape}", f"(N, {self.dim})")
+        packed = np.empty((len(rows), self.bits // 8), dtype=np.uint8)
+        for start in range(0, len(rows), _CHUNK_ROWS):
+            part = slice(start, start + _CHUNK_ROWS)
+            packed[part] = np.packbits((rows[part] - self.mean) @ self.projection > 0, axis=1)
+        return packed
+
+    def centred_on(self, rows: Embeddings) -> Itq:
+        """Returns the same axes about the mean of `rows (N, D) float32`, as DSN does."""
+        return replace(self, mean=_mean(rows).astype(np.float32))
+
+    def to_bytes(self) -> bytes:
+        """Returns the content of an .npz file, the same bytes for the same numbers."""
+        file = io.BytesIO()
+        np.savez(file, mean=self.mean, projection=self.projection)
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str = "itq.npz") -> Itq:
+        """Returns what `to_bytes` wrote; never unpickles.
+
+        Raises:
+            BadModel: the content, called `name`, is damaged or something else.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                return cls(mean=arrays["mean"], projection=arrays["projection"])
+        except (
+            # RuntimeError: the bit that marks an encrypted file.
+            *(AttributeError, EOFError, KeyError, MemoryError, OSError, RuntimeError),
+            *(TypeError, ValueError, zipfile.BadZipFile, zlib.error),
+        ) as error:
+            raise BadModel(
+                f"{name} cannot be read: {error}", "arrays `mean` and `projection` of an .npz file"
+            ) from None
+
+
+def fit_itq(
+    rows: Embeddings,
+    bits: int,
+    *,
+    iterations: int = 50,
+    seed: int = 50,
+    rotation: Rotation = "procrustes",
+) -> Itq:
+    """Returns binary codes of `bits` bits learnt on `rows (N, D) float32`.
+
+    Args:
+        rows: what to learn on; more rows than bits.
+        bits: length of a code, a multiple of 8, at most D.
+        iterations: how often the rotation is improved.
+        seed: of the rotation to start from (numpy's legacy generator, as the published code).
+        rotation: "procrustes" as the paper says, or "released" as SEM-PCYC's and DSN's code.
+
+    Raises:
+        BadConfig: so many bits cannot be had from D dimensions.
+        BadData: too few rows, or numbers that are not finite.
+    """
+    if rows.ndim != 2:
+        raise BadData(f"embeddings of shape {rows.shape}", "rows, (N, D)")
+    check_bits(bits, rows.shape[1])
+    if len(rows) <= bits:
+        wanted = f"more than {bits} embeddings to learn {bits} bits on"
+        raise BadData(f"{len(rows)} embeddings for binary codes", wanted)
+    mean = _mean(rows)
+    if not np.isfinite(mean).all():
+        raise BadData("embeddings with numbers that are not finite")
+    axes = _principal_axes(rows, mean, bits)
+    values = np.concatenate([chunk @ axes for chunk in _centred(rows, mean)])
+    projection = axes @ _rotation(values, iterations, seed, rotation)
+    return Itq(mean=mean.astype(np.float32), projection=projection.astype(np.float32))
+
+
+def check_bits(bits: int, dim: int) -> None:
+    """Checks that codes of `bits` bits can be had from embeddings of `dim` numbers.
+
+    Raises:
+        BadConfig: they cannot.
+    """
+    if bits <= 0 or bits % 8 or bits > dim:
+        wanted = f"a multiple of 8 between 8 and the embedding's width, {dim}"
+        raise BadConfig(f"binary codes of {bits} bits", wanted)
+
+
+def _rotation(
+    values: NDArray[np.float64], iterations: int, seed: int, rotation: Rotation
+) -> NDArray[np.float64]:
+    """Returns ITQ's `(B, B)` rotation for centred `values (N, B)` on their principal axes."""
+    bits = values.shape[1]
+    turn = np.linalg.svd(np.random.RandomState(seed).randn(bits, bits))[0]
+    for _ in range(iterations):
+        signs = np.where(values @ turn >= 0, 1.0, -1.0)
+        left, _, right = np.linalg.svd(signs.T @ values)
+        turn = (right.T if rotation == "procrustes" else right) @ left.T
+    return np.asarray(turn, dtype=np.float64)
+
+
+def _principal_axes(rows: Embeddings, mean: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Returns the `count` directions of largest variance as columns, largest first.
+
+    Each points where its largest component is positive, so that the library's choice of sign
+    does not matter.
+    """
+    covariance = np.zeros((rows.shape[1], rows.shape[1]))
+    for chunk in _centred(rows, mean):
+        covariance += chunk.T @ chunk
+    axes = np.linalg.eigh(covariance)[1][:, ::-1][:, :count]
+    largest = np.abs(axes).argmax(axis=0)
+    return np.asarray(axes * np.where(axes[largest, np.arange(count)] < 0, -1.0, 1.0))
+
+
+def _mean(rows: Embeddings) -> NDArray[np.float64]:
+    return np.asarray(rows.mean(axis=0, dtype=np.float64))
+
+
+def _centred(rows: Embeddings, mean: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
+    """Yields `rows - mean` in chunks, so that a large gallery is never held in float64."""
+    for start in range(0, len(rows), _CHUNK_ROWS):
+        yield rows[start : start + _CHUNK_ROWS] - mean
+
+
+#: Binary codes, `(N, W) uint8`: eight bits a byte, the first bit in a byte's highest place.
+Codes = NDArray[np.uint8]
+Distances = NDArray[np.uint16]
+
+_WORD_BYTES = 8
+_CHUNK_DISTANCES = 4_000_000
+
+
+def hamming_distances(queries: Codes, gallery: Codes) -> Distances:
+    """Returns in how many bits each query differs from each photo, `(Q, N) uint16`.
+
+    Args:
+        queries: `(Q, W) uint8` packed codes.
+        gallery: `(N, W) uint8` packed codes of the same width.
+
+    Beside the answer, at most some 80 MB are used, whatever Q is.
+
+    Raises:
+        BadData: the codes are not packed bytes, or of different widths.
+    """
+    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
+        raise BadData(f"binary codes of shapes {queries.shape} and {gallery.shape}", "equal widths")
+    if queries.dtype != np.uint8 or gallery.dtype != np.uint8:
+        raise BadData(f"codes of type {queries.dtype} and {gallery.dtype}", "packed bits, uint8")
+    query_words, photo_words = _words(queries), _words(gallery)
+    distances = np.zeros((len(queries), len(gallery)), dtype=np.uint16)
+    step = max(1, _CHUNK_DISTANCES // max(1, len(gallery)))
+    for start in range(0, len(queries), step):
+        rows = distances[start : start + step]
+        for query_word, photo_word in zip(query_words, photo_words, strict=True):
+            rows += np.bitwise_count(query_word[start : start + step, None] ^ photo_word)
+    return distances
+
+
+def _words(codes: Codes) -> NDArray[np.uint64]:
+    """Returns the codes as words, `(ceil(W / 8), N) uint64`, filled up with zeros."""
+    width = -(-codes.shape[1] // _WORD_BYTES) * _WORD_BYTES
+    padded = np.zeros((len(codes), width), dtype=np.uint8)
+    padded[:, : codes.shape[1]] = codes
+    return np.ascontiguousarray(padded.view(np.uint64).T)

@@ -1,0 +1,245 @@
+"""Hits as a contact sheet: one HTML file that needs nothing else and runs nothing.
+
+Thumbnails are data URIs, so the sheet can be mailed, until they take so much room that mail and
+browsers would balk; from there on the pictures are the files themselves, loaded as they are
+scrolled to. Names are escaped, so a hostile file name stays text.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from sbtk_runtime.errors import BadImage
+from sbtk_runtime.files import printable_name, write_atomically
+from sbtk_runtime.preprocess import Kind, prepare
+from sbtk_runtime.thumbnail import THUMBNAIL_PX, data_uri, jpeg_bytes, png_bytes, thumbnail
+
+if TYPE_CHECKING:
+    from sbtk_runtime.gallery.gallery import Hit
+
+#: What the thumbnails within a sheet may take: some 400, and a mail with them still goes through.
+INLINE_BYTES = 10_000_000
+
+
+def write_contact_sheet(
+    path: Path,
+    query: bytes,
+    hits: Sequence[Hit],
+    *,
+    name: str,
+    kind: Kind = "sketch",
+    facts: Mapping[str, str] | None = None,
+    inline_bytes: int = INLINE_BYTES,
+) -> None:
+    """Writes `contact_sheet` to `path`, atomically, as UTF-8."""
+    page = contact_sheet(query, hits, name=name, kind=kind, facts=facts, inline_bytes=inline_bytes)
+    write_atomically(path, page.encode("utf-8"))
+
+
+def contact_sheet(
+    query: bytes,
+    hits: Sequence[Hit],
+    *,
+    name: str,
+    kind: Kind = "sketch",
+    facts: Mapping[str, str] | None = None,
+    inline_bytes: int = INLINE_BYTES,
+) -> str:
+    """Returns an HTML page with the query on the left and its hits, best first, on the right.
+
+    Args:
+        query: the bytes of the sketch's (or photo's) image file.
+        hits: what `Gallery.search` returned; a photo that can no longer be read keeps its card.
+        name: what the query is called in the heading.
+        kind: what the query is; a sketch that had to be inverted is shown as the model saw it.
+        facts: pairs to list below the query, such as the gallery and the model.
+        inline_bytes: how much of the page thumbnails may be; later hits show their files instead,
+            which works where the photos are.
+
+    Raises:
+        BadImage: `query` is no image.
+    """
+    picture, remarks = _query_picture(query, kind)
+    cards, links = _cards(hits, inline_bytes)
+    if links:
+        remarks += (
+            f"The pictures of the last {links:,} hits are not part of this page: they are read "
+            "from their files, where these can be reached.",
+        )
+    source = _png_uri(picture) if kind == "sketch" else _jpeg_uri(picture)
+    return sheet_page(Query(name, kind, source, remarks), cards, facts or {}, has_links=links > 0)
+
+
+def _query_picture(data: bytes, kind: Kind) -> tuple[Image.Image, tuple[str, ...]]:
+    prepared = prepare(data, kind)
+    if prepared.notices:
+        return Image.fromarray(prepared.pixels), prepared.notices
+    return thumbnail(data, 2 * THUMBNAIL_PX), ()
+
+
+def _cards(hits: Sequence[Hit], inline_bytes: int) -> tuple[list[str], int]:
+    """Returns the cards, and how many of the last ones have a link for their picture."""
+    cards = []
+    links = 0
+    for hit in hits:
+        path = Path(hit.path)
+        try:
+            source = _file_uri(path) if links else _jpeg_uri(thumbnail(path))
+        except BadImage as problem:
+            cards.append(_card(hit, f'<span class="card-gone">{escaped(problem.found)}</span>'))
+            continue
+        inline_bytes -= len(source)
+        if inline_bytes < 0:
+            source = _file_uri(path)
+            links += 1
+        picture = f'<img src="{html.escape(source)}" alt="{escaped(path.name)}" loading="lazy">'
+        cards.append(_card(hit, picture))
+    return cards, links
+
+
+def _card(hit: Hit, picture: str) -> str:
+    path = Path(hit.path)
+    name, whole = escaped(path.name), escaped(hit.path)
+    # A cosine below zero has an empty bar.
+    if hit.copies:
+        picture += f'<span class="card-copies">+{len(hit.copies):,} identical</span>'
+    share = max(0.0, min(1.0, hit.score))
+    return (
+        f'<li class="card" style="--share:{share:.3f}">'
+        f'<a class="card-picture" href="{html.escape(path.absolute().as_uri())}">{picture}</a>'
+        f'<p class="card-line"><b class="card-rank">{hit.rank}</b>'
+        f'<span class="card-name" title="{whole}">{name}</span>'
+        f'<span class="card-score">{hit.score:.3f}</span></p>'
+        f'<p class="card-bar"><i></i></p></li>'
+    )
+
+
+def _file_uri(path: Path) -> str:
+    """Returns a photo's address for a browser on the machine that has it.
+
+    Raises:
+        BadImage: there is no such file.
+    """
+    if not os.path.isfile(path):  # noqa: PTH113 -- false also in a folder that is closed to us
+        raise BadImage("the file is gone")
+    return path.absolute().as_uri()
+
+
+def _jpeg_uri(image: Image.Image) -> str:
+    return data_uri(jpeg_bytes(image), "image/jpeg")
+
+
+def _png_uri(image: Image.Image) -> str:
+    return data_uri(png_bytes(image), "image/png")
+
+
+_LOOK = ("web", "static", "look.css")
+
+
+@dataclass(frozen=True)
+class Query:
+    """What was asked: its name, what it is, its picture as an `img`'s source, and remarks."""
+
+    name: str
+    kind: str
+    source: str
+    remarks: Sequence[str] = ()
+
+
+def sheet_page(
+    query: Query, cards: Sequence[str], facts: Mapping[str, str], *, has_links: bool
+) -> str:
+    """Returns the whole HTML page.
+
+    Args:
+        query: shown on the left.
+        cards: HTML of what was found, best first, each an `<li class="card">`.
+        facts: pairs to list below the query.
+        has_links: some pictures are read from their files, which the page must then allow.
+    """
+    rows = "".join(
+        f"<dt>{escaped(term)}</dt><dd>{escaped(value)}</dd>" for term, value in facts.items()
+    )
+    remarks = "".join(f'<p class="remark">{escaped(remark)}</p>' for remark in query.remarks)
+    return _PAGE.format(
+        style=_look() + _STYLE,
+        pictures="data: file:" if has_links else "data:",
+        title=escaped(f"Photos for {query.name}"),
+        name=escaped(query.name),
+        kind=query.kind,
+        source=query.source,
+        remarks=remarks,
+        facts=f"<dl>{rows}</dl>" if rows else "",
+        cards="\n".join(cards) or '<li class="nothing">The gallery has no photos.</li>',
+    )
+
+
+def escaped(text: str) -> str:
+    """Returns text as it may stand in HTML, also within quotes, control characters made visible."""
+    return html.escape(printable_name(text))
+
+
+def _look() -> str:
+    # By its place and not as a module, so that a sheet needs nothing of what the server needs.
+    look = resources.files("sbtk_runtime").joinpath(*_LOOK).read_text(encoding="utf-8")
+    return f"\n{look}"
+
+
+_STYLE = """
+main { display: grid; grid-template-columns: minmax(200px, 280px) 1fr; gap: 32px;
+  max-width: 1600px; margin: 0 auto; padding: 32px; align-items: start; }
+aside { position: sticky; top: 32px; }
+.query { display: block; width: 100%; background: #fff; border: 1px solid var(--line);
+  border-radius: var(--radius); }
+h1 { font-size: 17px; font-weight: 600; margin: 16px 0 12px; overflow-wrap: anywhere; }
+h1 small { display: block; font-size: 12px; font-weight: 500; color: var(--mark);
+  text-transform: uppercase; letter-spacing: .08em; }
+.remark { color: var(--soft); font-size: 14px; margin-bottom: 12px; }
+dl { display: grid; grid-template-columns: auto 1fr; gap: 5px 14px; font-size: 14px;
+  border-top: 1px solid var(--line); padding-top: 12px; }
+dt { color: var(--soft); }
+dd { overflow-wrap: anywhere; }
+.card { content-visibility: auto; contain-intrinsic-size: auto 216px; }
+.nothing { grid-column: 1 / -1; padding: 32px; text-align: center; color: var(--soft); }
+@media (max-width: 720px) { main { grid-template-columns: 1fr; padding: 16px; gap: 20px; }
+  aside { position: static; display: grid; gap: 16px; grid-template-columns: 2fr 3fr; }
+  h1 { margin-top: 0; } }
+@media print { aside { position: static; } .card { content-visibility: visible; } }
+"""
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src {pictures}; style-src 'unsafe-inline'">
+<meta name="referrer" content="no-referrer">
+<meta name="generator" content="sbtk">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+<aside>
+<img class="query" src="{source}" alt="the {kind}">
+<div>
+<h1><small>{kind}</small>{name}</h1>
+{remarks}{facts}
+</div>
+</aside>
+<ol class="cards">
+{cards}
+</ol>
+</main>
+</body>
+</html>
+"""

@@ -1,0 +1,307 @@
+"""What this machine can run, and what stands in the way: findings, each with what to type next."""
+
+from __future__ import annotations
+
+import platform
+import re
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import features
+
+from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.engines.registry import EngineReport, open_engine, survey_engines
+from sbtk_runtime.errors import SbtkError
+from sbtk_runtime.files import printable_name
+from sbtk_runtime.machine import Machine, cpu_threads, this_machine
+from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, read_gallery_manifest
+
+Level = Literal["ok", "note", "problem"]
+
+#: What each extra of pyproject.toml brings, by the name of the distribution.
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "cpu": ("onnxruntime",),
+    "gpu": ("onnxruntime-gpu", "cuda-bindings"),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt-cu13", "cuda-bindings"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13", "cuda-bindings"),
+    "hnsw": ("hnswlib",),
+    "plot": ("matplotlib",),
+    "serve": ("fastapi", "fastapi-offline", "prometheus-client", "uvicorn"),
+    "show": ("textual-image",),
+    "photos": ("pillow-heif", "rawpy"),
+    "parquet": ("pyarrow",),
+    "train": ("torch", "torchvision", "safetensors", "matplotlib"),
+    "export": ("torch", "onnx", "onnxscript"),
+}
+
+# The best comes first. Names as the Linux kernel prints them in /proc/cpuinfo.
+_INT8_INSTRUCTIONS = (
+    ("amx_int8", "AMX"),
+    ("avx512_vnni", "AVX-512 VNNI"),
+    ("avx_vnni", "AVX VNNI"),
+    ("i8mm", "Arm I8MM"),
+    ("asimddp", "Arm dot product"),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; `next_step` is what to type, where something helps."""
+
+    topic: str
+    level: Level
+    text: str
+    next_step: str = ""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What `examine` found.
+
+    Attributes:
+        machine: processor, memory and versions.
+        engines: every engine that sbtk knows, in the order in which `auto` would take them, then
+            those that run only when asked for by name.
+        engine: the engine that `auto` takes; `None` when none works.
+        findings: in the order in which they are shown.
+    """
+
+    machine: Machine
+    engines: tuple[EngineReport, ...]
+    engine: str | None
+    findings: tuple[Finding, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns everything as a JSON object."""
+        return asdict(self)
+
+
+def examine(gallery: Path, model: str | None = None) -> Examination:
+    """Returns what this machine can run, and the state of the model and the gallery.
+
+    Never raises for what is wrong with them: that is what it reports.
+    """
+    machine = this_machine()
+    engines = tuple(survey_engines())
+    bundle, model_finding = _model(model)
+    taken = _automatic(engines)
+    findings = [
+        _processor(machine),
+        _system(machine),
+        _int8(cpu_flags()),
+        _gpu(gpu_names()),
+        *(_engine(report) for report in engines),
+        *_double_onnxruntime(installed_onnxruntimes()),
+        _auto(engines, bundle),
+        model_finding,
+        _gallery(gallery, bundle),
+        _photos(),
+        _extras(),
+    ]
+    return Examination(machine, engines, taken.name if taken else None, tuple(findings))
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Returns the instruction sets that the kernel names; empty where it does not."""
+    try:
+        text = cpuinfo.read_text()
+    except OSError:
+        return frozenset()
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    return frozenset(match.group(1).split()) if match else frozenset()
+
+
+def gpu_names(driver: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
+    """Returns the models of the NVIDIA GPUs that the kernel's driver knows."""
+    names = []
+    for path in sorted(driver.glob("*/information")):
+        match = re.search(r"^Model:\s*(.+)$", path.read_text(errors="replace"), re.MULTILINE)
+        names.append(match.group(1).strip() if match else "unnamed GPU")
+    return names
+
+
+def installed_onnxruntimes() -> list[str]:
+    """Returns the installed distributions that bring the module `onnxruntime`, with versions."""
+    found = {
+        f"{name} {distribution.version}"
+        for distribution in metadata.distributions()
+        if (name := (distribution.metadata["Name"] or "").lower()).startswith("onnxruntime")
+        and name not in ("onnxruntime-extensions", "onnxruntime-tools", "onnxruntime-genai")
+    }
+    return sorted(found)
+
+
+def installed_extras() -> dict[str, bool]:
+    """Returns for each extra whether everything that it brings is installed."""
+    return {extra: all(map(_is_installed, names)) for extra, names in EXTRAS.items()}
+
+
+def _processor(machine: Machine) -> Finding:
+    cores = f"{machine.cores} core{'' if machine.cores == 1 else 's'}"
+    if machine.cores != machine.cores_total:
+        cores += f" of {machine.cores_total}"
+    text = (
+        f"{machine.cpu}, {cores}, {machine.memory_bytes / 2**30:.1f} GiB memory, "
+        f"{machine.system}, Python {machine.python}"
+    )
+    threads = cpu_threads()
+    if threads < machine.cores:
+        text += f"; a container's quota allows {threads} threads"
+    return Finding("machine", "ok", text)
+
+
+def _system(machine: Machine) -> Finding:
+    """Returns which systems sbtk runs on; on others it does not get as far as this."""
+    name = "WSL" if "microsoft" in platform.release().lower() else machine.system.split()[0]
+    return Finding("system", "ok", f"{name}: sbtk runs on Linux, on macOS, and on Windows in WSL")
+
+
+def _int8(flags: frozenset[str]) -> Finding:
+    names = [name for flag, name in _INT8_INSTRUCTIONS if flag in flags]
+    if names:
+        return Finding("int8", "ok", f"{names[0]}: the processor has instructions made for INT8")
+    if not flags:
+        return Finding("int8", "note", f"unknown instruction sets ({platform.machine()})")
+    best = next((flag for flag in ("avx512bw", "avx2", "asimd") if flag in flags), "none of SIMD")
+    return Finding(
+        "int8",
+        "note",
+        f"no instructions made for INT8 (best: {best}): INT8 works, with less of a lead over FP32",
+        "sbtk bench latency",
+    )
+
+
+def _gpu(names: list[str]) -> Finding:
+    if not names:
+        return Finding("gpu", "ok", "no NVIDIA GPU: the CPU does the work")
+    extras = installed_extras()
+    is_there = any(extras[extra] for extra in ("tensorrt", "tensorrt-rtx", "gpu"))
+    next_step = (
+        ""
+        if is_there
+        else 'pip install "sbtk[tensorrt]", '
+        'or pip uninstall -y onnxruntime && pip install "sbtk[gpu]"'
+    )
+    return Finding("gpu", "ok" if is_there else "note", ", ".join(names), next_step)
+
+
+def _engine(report: EngineReport) -> Finding:
+    version = f" {report.version}" if report.version else ""
+    if report.works:
+        by_name = "" if report.is_automatic else ", when asked for by name"
+        return Finding("engine", "ok", f"{report.name}{version} works{by_name}")
+    return Finding("engine", "note", f"{report.name}{version}: {report.reason}")
+
+
+def _double_onnxruntime(installed: list[str]) -> list[Finding]:
+    if len(installed) < 2:
+        return []
+    names = " ".join(name.split()[0] for name in installed)
+    return [
+        Finding(
+            "engine",
+            "problem",
+            f"{' and '.join(installed)} are both installed and overwrite each other's files",
+            f'pip uninstall -y {names} && pip install "sbtk[cpu]"   (or "sbtk[gpu]")',
+        )
+    ]
+
+
+def _auto(engines: tuple[EngineReport, ...], bundle: Bundle | None) -> Finding:
+    """Returns which engine `auto` takes, proven by a picture where there is a model to run."""
+    taken = _automatic(engines)
+    if taken is None:
+        return Finding("auto", "problem", "no engine works", 'pip install "sbtk[cpu]"')
+    before = [engine.name for engine in engines[: engines.index(taken)]]
+    why = f"; not {' or '.join(before)}, for the reason above" if before else ""
+    if bundle is None:
+        return Finding("auto", "note", f"takes {taken.name}, untried for want of a model{why}")
+    try:
+        engine = open_engine(bundle)
+    except SbtkError as problem:
+        return Finding("auto", "problem", f"{taken.name}: {problem.found}", problem.next_step)
+    info = engine.info
+    engine.close()
+    threads = f"{info.threads} thread{'' if info.threads == 1 else 's'}"
+    text = f"takes {info.name}, {info.precision}, {threads}; a test picture went through it"
+    return Finding("auto", "ok", text + why)
+
+
+def _automatic(engines: tuple[EngineReport, ...]) -> EngineReport | None:
+    return next((engine for engine in engines if engine.works and engine.is_automatic), None)
+
+
+def _model(model: str | None) -> tuple[Bundle | None, Finding]:
+    try:
+        bundle = Bundle.open(model)
+    except SbtkError as problem:
+        return None, Finding("model", "problem", problem.found, problem.next_step)
+    manifest = bundle.manifest
+    try:
+        bundle.verify()
+    except SbtkError as problem:
+        return None, Finding("model", "problem", problem.found, problem.next_step)
+    precisions = ", ".join(bundle.precisions)
+    text = f"{manifest.model_id} ({precisions}; {manifest.dim} numbers a photo): all files intact"
+    return bundle, Finding("model", "ok", text)
+
+
+def _gallery(folder: Path, bundle: Bundle | None) -> Finding:
+    shown = printable_name(folder)
+    if not (folder / MANIFEST_NAME).exists():
+        return Finding("gallery", "note", f"none in {shown} yet", "sbtk index PHOTOS")
+    try:
+        manifest = read_gallery_manifest(folder)
+    except SbtkError as problem:
+        return Finding("gallery", "problem", problem.found, problem.next_step)
+    codes = "" if manifest.bits is None else f" as {manifest.bits}-bit codes"
+    text = f"{shown}: {manifest.live:,} photos searchable{codes}, made by {manifest.model_id}"
+    if missing := _missing_graph(folder, manifest):
+        text += f"; {missing} is missing and will be rebuilt"
+        return Finding("gallery", "note", text, f"sbtk index --gallery {shown} --verify")
+    if bundle is not None and bundle.manifest.model_id != manifest.model_id:
+        return Finding("gallery", "note", f"{text}, not by the model above")
+    return Finding("gallery", "ok", text)
+
+
+def _missing_graph(folder: Path, manifest: GalleryManifest) -> str | None:
+    if manifest.graph is None or (folder / manifest.graph.file).is_file():
+        return None
+    return manifest.graph.file
+
+
+def _photos() -> Finding:
+    readers = {"HEIC": "pillow-heif", "camera RAW": "rawpy"}
+    lack = [name for name, distribution in readers.items() if not _is_installed(distribution)]
+    if not features.check("avif"):
+        return Finding(
+            "photos",
+            "note",
+            "this build of Pillow cannot read AVIF",
+            "pip install --force-reinstall pillow",
+        )
+    if lack:
+        text = f"{' and '.join(lack)} cannot be read: such photos are skipped, and counted"
+        return Finding("photos", "note", text, 'pip install "sbtk[photos]"')
+    return Finding(
+        "photos", "ok", "HEIC and camera RAW are read, beside JPEG, PNG, AVIF and others"
+    )
+
+
+def _extras() -> Finding:
+    installed = installed_extras()
+    have = ", ".join(extra for extra, is_there in installed.items() if is_there) or "none"
+    lack = ", ".join(extra for extra, is_there in installed.items() if not is_there)
+    text = f"installed: {have}" + (f"; not installed: {lack}" if lack else "")
+    return Finding("extras", "ok", text)
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

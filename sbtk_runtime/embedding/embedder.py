@@ -1,0 +1,254 @@
+"""Files to embeddings: one sketch quickly, or any number of photos as a stream."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.embedding.stream import (
+    BAD_ROW,
+    Embedded,
+    Failed,
+    IsKnown,
+    Known,
+    Source,
+    Timings,
+    embed_stream,
+)
+from sbtk_runtime.engines.base import Said, said_nothing
+from sbtk_runtime.engines.registry import (
+    AUTO,
+    Embeddings,
+    Engine,
+    Images,
+    checked_rows,
+    open_engine,
+)
+from sbtk_runtime.errors import BadConfig, BadData, BadImage, BadModel, EngineUnavailable
+from sbtk_runtime.manifest import Precision
+from sbtk_runtime.preprocess import SIZE_PX, Kind, Pixels, prepare
+
+__all__ = ["Embedded", "Embedder", "Failed", "Known", "Source", "Timings"]
+
+
+class Embedder:
+    """A model bundle on an engine, ready to embed sketches and photos.
+
+    Args:
+        bundle: an open bundle, its folder, its name, or `None` for the default one.
+        engine: as `--engine` takes it.
+        precision: as `--precision` takes it; by default the engine's fastest.
+        threads: CPU threads to use, for decoding and on a CPU for the engine; by default all.
+        batch: pictures that the engine works on at once in a stream.
+        device: `cpu`, `cuda` or `cuda:N`; by default whatever the engine runs on.
+        is_brief: a picture or two is all that there is to do; see `open_engine`.
+        said: told what an engine does that takes long, and what it changed to work.
+
+    Raises:
+        BadModel: there is no such bundle, or it cannot be used.
+        EngineUnavailable: no engine works, or the named one does not.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | Path | None = None,
+        *,
+        engine: str = AUTO,
+        precision: Precision | None = None,
+        threads: int | None = None,
+        batch: int = 32,
+        device: str | None = None,
+        is_brief: bool = False,
+        said: Said = said_nothing,
+    ) -> None:
+        if batch < 1:
+            raise BadConfig(f"a batch of {batch}", "at least 1")
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self._batch = batch
+        self._said = said
+        self._lock = threading.Lock()
+        self._streams = 0
+        self._timings = Timings()
+        _take_blas_memory()
+        self._engine: Engine | None = open_engine(
+            self.bundle,
+            engine=engine,
+            precision=precision,
+            threads=threads,
+            device=device,
+            batch=batch,
+            is_brief=is_brief,
+            said=said,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine in use; a stream may exchange it for one with more lanes."""
+        if self._engine is None:
+            raise EngineUnavailable("the embedder is closed", "an open one")
+        return self._engine
+
+    @property
+    def dim(self) -> int:
+        """The length of an embedding."""
+        return self.bundle.manifest.dim
+
+    @property
+    def model_id(self) -> str:
+        """The model's id; embeddings of different ids cannot be compared."""
+        return self.bundle.manifest.model_id
+
+    @property
+    def timings(self) -> Timings:
+        """Where the time of all streams so far went."""
+        return self._timings
+
+    def close(self) -> None:
+        """Frees the engine."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def embed_one(self, data: bytes, kind: Kind) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+        """Returns the embedding `(D,) float32` of an image file's bytes, and notices.
+
+        Raises:
+            BadImage: it is no readable image, the sketch is empty, or the model fails on it.
+        """
+        prepared = prepare(data, kind)
+        return self.embed_prepared(prepared.pixels, kind), prepared.notices
+
+    def embed_prepared(self, pixels: Pixels, kind: Kind) -> NDArray[np.float32]:
+        """Returns the embedding `(D,) float32` of what `prepare` made of one image.
+
+        Raises:
+            BadImage: the model fails on it.
+        """
+        rows, is_bad = checked_rows(self._engine_with(lanes=1).run(pixels[None], kind))
+        if is_bad[0]:
+            raise BadImage(BAD_ROW)
+        row: NDArray[np.float32] = rows[0]
+        return row
+
+    def embed_images(self, images: Images, kind: Kind) -> Embeddings:
+        """Returns the embeddings `(N, D) float32` of prepared `images (N, 224, 224, 3) uint8`.
+
+        Args:
+            images: as `sbtk_runtime.preprocess.prepare` makes them.
+            kind: what all of them are.
+
+        Raises:
+            BadData: the images have another shape or type.
+            BadModel: some embedding is not finite or not of length 1.
+        """
+        if images.dtype != np.uint8 or images.shape[1:] != (SIZE_PX, SIZE_PX, 3):
+            raise BadData(
+                f"images {images.shape} {images.dtype}", f"(N, {SIZE_PX}, {SIZE_PX}, 3) uint8"
+            )
+        rows, is_bad = checked_rows(self._engine_with(lanes=1).run(images, kind))
+        if is_bad.any():
+            raise BadModel(
+                f"{int(is_bad.sum())} of {len(rows)} embeddings are not finite or not of length 1",
+                "unit rows",
+                "try another --precision, and sbtk models check BUNDLE",
+            )
+        return rows
+
+    def stream(self, paths: Iterable[Path], kind: Kind) -> Iterator[Embedded | Failed]:
+        """Yields what became of each file, in the order of `paths`.
+
+        Files are read and decoded on threads ahead of the engine. `paths` is drawn from in the
+        calling thread, a few batches ahead of what is yielded, and memory does not grow with
+        their number. Closing the iterator stops the threads.
+
+        Raises:
+            EngineUnavailable: the engine failed as a whole.
+        """
+        for item in self.stream_unknown(paths, kind, None):
+            assert not isinstance(item, Known)
+            yield item
+
+    def stream_unknown(
+        self, paths: Iterable[Path], kind: Kind, is_known: IsKnown | None
+    ) -> Generator[Embedded | Failed | Known, None, None]:
+        """Yields as `stream` does, but does not embed files of which `is_known` is true.
+
+        Args:
+            paths: the files.
+            kind: what they hold.
+            is_known: called on any thread with the SHA-256 of a file's bytes, as 64 hexadecimal
+                digits, once for each file that can be read.
+        """
+        paths = iter(paths)
+        first = next(paths, None)
+        if first is None:
+            return
+        engine = self._engine_with(lanes=None)
+        with self._lock:
+            self._streams += 1
+        try:
+            every = itertools.chain((first,), paths)
+            yield from embed_stream(every, kind, engine, self._batch, self._account, is_known)
+        finally:
+            with self._lock:
+                self._streams -= 1
+
+    def _engine_with(self, lanes: int | None) -> Engine:
+        """Returns the engine, reopened if need be with that many lanes (`None`: the most).
+
+        Only one is kept, since each holds the weights. While a stream is open it stays as it is.
+        """
+        with self._lock:
+            engine = self.engine
+            info = engine.info
+            wanted = info.threads if lanes is None else lanes
+            if info.device != "cpu" or info.lanes == wanted or self._streams:
+                return engine
+            # Not closed but let go: another thread may still be running it.
+            del engine
+            self._engine = None
+            reopened = open_engine(
+                self.bundle,
+                engine=info.name,
+                precision=info.precision,
+                threads=info.threads,
+                lanes=wanted,
+                batch=self._batch,
+                said=self._said,
+            )
+            reopened.info = replace(reopened.info, passed_over=info.passed_over)
+            self._engine = reopened
+            return reopened
+
+    def _account(self, timings: Timings) -> None:
+        with self._lock:
+            self._timings += timings
+
+
+def _take_blas_memory() -> None:
+    """Has NumPy's BLAS take the memory of its threads before an engine takes the rest.
+
+    It does so once, at the first large product, and ends the process if there is none.
+    """
+    square = np.ones((256, 256), dtype=np.float32)
+    np.matmul(square, square)

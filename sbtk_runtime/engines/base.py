@@ -1,0 +1,139 @@
+"""What every engine can do: prepared pixels in, embeddings out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbtk_runtime.bundle import Bundle, OnnxForm
+from sbtk_runtime.errors import EngineUnavailable
+from sbtk_runtime.manifest import Precision
+from sbtk_runtime.preprocess import Kind
+
+Images = NDArray[np.uint8]
+Embeddings = NDArray[np.float32]
+
+
+class Engine(Protocol):
+    """Something that runs the model of one bundle in one precision.
+
+    `run` may be called from several threads at once; more than `info.lanes` only wait.
+
+    Attributes:
+        info: what it is and where it runs.
+    """
+
+    info: EngineInfo
+
+    def run(self, images: Images, kind: Kind) -> Embeddings:
+        """Returns the embeddings of a batch.
+
+        Args:
+            images: `(N, 224, 224, 3) uint8` RGB, any N from 1.
+            kind: what all of them are. Only a model with a domain input makes a difference of it,
+                but the caller never knows which model that is.
+
+        Returns:
+            `(N, D) float32` rows of length 1, except where the model failed: see `checked_rows`.
+
+        Raises:
+            EngineUnavailable: the engine failed as a whole.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees what the engine holds; it cannot run afterwards."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """An open engine: what runs, where, and what was tried before it.
+
+    Attributes:
+        name: as `--engine` takes it.
+        precision: of the ONNX file that it runs.
+        device: `cpu`, or the GPU it runs on, such as `cuda:0`.
+        dim: length of an embedding.
+        threads: CPU threads that it uses in all.
+        lanes: calls of `run` that go on at once; the threads are shared out among them.
+        version: of its library.
+        form: of the ONNX file that it runs, which is another one for TensorRT's INT8.
+        domain_input: name of the model's input for the kind of pictures; `None` if it has none.
+        is_in_calling_thread: whether a lane of one thread computes in the thread that calls `run`.
+        passed_over: for each faster engine that `auto` could not use, its name and why.
+    """
+
+    name: str
+    precision: Precision
+    device: str
+    dim: int
+    threads: int
+    lanes: int
+    version: str
+    form: OnnxForm = "plain"
+    domain_input: str | None = None
+    is_in_calling_thread: bool = False
+    passed_over: tuple[str, ...] = ()
+
+
+#: Told, in a sentence, what the user may want to know while an engine opens or runs.
+Said = Callable[[str], None]
+
+
+def said_nothing(_: str) -> None:
+    """Takes a sentence and keeps it to itself."""
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """A model and how it is to be run; what every engine's `open` function takes.
+
+    Attributes:
+        bundle: the model.
+        precision: of the ONNX file to run.
+        threads: CPU threads to use in all.
+        lanes: calls of `run` that will go on at once; a GPU has one lane whatever is asked for.
+        device: `cpu`, `cuda` (the first GPU) or `cuda:N`.
+        batch: most images that a run will usually get; more work too, in parts.
+        may_build: whether an engine that has to be built first, for a minute or so, may be.
+        said: told what is under way and what was changed to make it work.
+        form: of the ONNX file, for engines that run either; TensorRT's take their own form only.
+    """
+
+    bundle: Bundle
+    precision: Precision
+    threads: int
+    lanes: int
+    device: str
+    batch: int = 32
+    may_build: bool = True
+    said: Said = said_nothing
+    form: OnnxForm = "plain"
+
+
+#: The graph y = -x on one float32, as an ONNX file: made once, so that no ONNX library is needed.
+PROBE_GRAPH = bytes.fromhex(
+    "08083a320a0b0a017812017922034e65671201705a0f0a0178120a0a08080112040a020801"
+    "620f0a0179120a0a08080112040a02080142040a00100d"
+)
+PROBE_INPUT, PROBE_OUTPUT = "x", "y"
+
+
+def probe_question() -> NDArray[np.float32]:
+    """Returns the input `x`, `(1,) float32`."""
+    return np.array([2.0], dtype=np.float32)
+
+
+def check_probe_answer(answer: NDArray[np.float32], library: str) -> None:
+    """Checks the graph's output `y (1,) float32`.
+
+    Raises:
+        EngineUnavailable: `library` does not compute what it should.
+    """
+    if answer.tolist() != [-2.0]:
+        raise EngineUnavailable(f"{library} computes -2 as {answer.tolist()}", "[-2.0]")

@@ -1,0 +1,319 @@
+"""Engines turn prepared pixels into embeddings; this file chooses one and proves that it works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbtk_runtime.bundle import Bundle, OnnxForm
+from sbtk_runtime.engines import onnxruntime as engine_onnxruntime
+from sbtk_runtime.engines import openvino as engine_openvino
+from sbtk_runtime.engines.base import Embeddings, Engine, EngineRequest, Images, Said, said_nothing
+from sbtk_runtime.engines.session import is_out_of_memory
+from sbtk_runtime.engines.tensorrt.library import find_tensorrt
+from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra
+from sbtk_runtime.machine import cpu_threads
+from sbtk_runtime.manifest import PRECISIONS, Precision
+
+if TYPE_CHECKING:
+    from sbtk_runtime.engines.tensorrt.engine import TensorRtEngine
+
+__all__ = [
+    "AUTO",
+    "ENGINE_NAMES",
+    "GPU_ENGINE_NAMES",
+    "Embeddings",
+    "Engine",
+    "EngineReport",
+    "Images",
+    "checked_rows",
+    "open_engine",
+    "survey_engines",
+]
+
+AUTO = "auto"
+_NORM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """Whether an engine works on this machine.
+
+    Attributes:
+        name: as `--engine` takes it.
+        works: it has just run a graph.
+        reason: why not, and what to type; empty when it works.
+        version: of its library; empty when that is not installed.
+        is_automatic: whether `auto` would take it; else it runs when asked for by name.
+    """
+
+    name: str
+    works: bool
+    reason: str
+    version: str
+    is_automatic: bool = True
+
+
+def open_engine(
+    bundle: Bundle,
+    *,
+    engine: str = AUTO,
+    precision: Precision | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    lanes: int = 1,
+    batch: int = 32,
+    is_brief: bool = False,
+    said: Said = said_nothing,
+) -> Engine:
+    """Returns a working engine for the bundle: the named one, or else the first that works.
+
+    Args:
+        bundle: the model.
+        engine: a name of `ENGINE_NAMES`, or `auto`.
+        precision: the ONNX file to run; by default the engine's fastest that the bundle has.
+        threads: CPU threads to use; by default all that this process may.
+        device: `cpu`, `cuda` or `cuda:N`; by default whatever the engine runs on.
+        lanes: how many calls of `run` will go on at once. A CPU's threads are shared out among
+            them: one lane is the quickest for one picture, as many lanes as threads for many.
+        batch: most images that a run will usually get; more work too, in parts.
+        is_brief: a picture or two is all that there is to do. `auto` then passes over an engine
+            that takes longer to load than it saves.
+        said: told what is under way and what was changed to make it work.
+
+    Raises:
+        BadConfig: the options contradict each other.
+        BadModel: the bundle has no such precision, or is damaged, or is not of this kind.
+        EngineUnavailable: the named engine, or every engine, does not work here.
+        MissingExtra: the named engine's library is not installed.
+        MemoryError: `auto` found no engine that works in the memory that there is.
+    """
+    threads = cpu_threads() if threads is None else threads
+    if threads < 1 or not 1 <= lanes <= threads:
+        raise BadConfig(f"{threads} threads for {lanes} lanes", "1 thread a lane, or more")
+    if precision is not None and precision not in PRECISIONS:
+        raise BadConfig(f"unknown precision {precision!r}", " or ".join(PRECISIONS))
+    candidates = _candidates(engine, device)
+    passed_over: list[str] = []
+    if engine == AUTO and is_brief:
+        slow = [entry for entry in candidates if entry.starts_slowly]
+        # Last, and not left out: it may be the only one that is installed.
+        candidates = [entry for entry in candidates if not entry.starts_slowly] + slow
+        passed_over = [f"{entry.name}: takes too long to load for one picture" for entry in slow]
+    bad_model: BadModel | None = None
+    is_short_of_memory = False
+    for entry in candidates:
+        request = EngineRequest(
+            bundle=bundle,
+            precision=precision or _preferred(entry, bundle),
+            threads=threads,
+            lanes=lanes,
+            device=device or entry.device,
+            batch=batch,
+            # A query must not take a minute because a GPU is there: what has to be built first is
+            # built when it is asked for by name.
+            may_build=engine != AUTO,
+            said=said,
+            form=entry.form,
+        )
+        try:
+            opened = entry.open(request)
+        except (EngineUnavailable, MissingExtra, BadModel) as problem:
+            if engine != AUTO:
+                raise
+            # One engine may refuse what another runs, and TensorRT has files of its own.
+            if isinstance(problem, BadModel) and entry.form == "plain":
+                bad_model = problem
+            passed_over.append(f"{entry.name}: {problem.found}")
+            next_step = problem.next_step
+            is_short_of_memory |= is_out_of_memory(problem)
+            continue
+        opened.info = replace(opened.info, passed_over=tuple(passed_over))
+        return opened
+    if is_short_of_memory:
+        raise MemoryError("; ".join(passed_over))
+    if bad_model is not None:
+        raise bad_model
+    raise EngineUnavailable(
+        "no engine works on this machine: " + "; ".join(passed_over),
+        "at least one of: " + ", ".join(entry.name for entry in candidates),
+        next_step,
+    )
+
+
+def survey_engines() -> list[EngineReport]:
+    """Returns which engines work here, each made to run a small graph.
+
+    Those that `auto` may take come first, the fastest first of all.
+    """
+    from sbtk_runtime.machine import installed_versions
+
+    reports = []
+    for entry in ENGINES:
+        version, reason = "", ""
+        try:
+            version = entry.probe()
+        except (EngineUnavailable, MissingExtra) as problem:
+            reason = f"{problem.found}: {problem.next_step}" if problem.next_step else problem.found
+            version = next(iter(installed_versions(entry.distributions).values()), "")
+        reports.append(EngineReport(entry.name, not reason, reason, version, entry.is_automatic))
+    return reports
+
+
+def checked_rows(rows: Embeddings) -> tuple[Embeddings, NDArray[np.bool_]]:
+    """Returns `rows (N, D) float32` and which of them are bad, `(N,) bool`.
+
+    A row is bad unless it is finite and of length 1 within 0.001. Bad rows come back as zeros, so
+    that they cannot be mistaken for embeddings.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=1))
+        # A comparison with NaN is false, so this is also the test for finiteness.
+        is_bad = ~(np.abs(lengths - 1.0) < _NORM_TOLERANCE)
+    if is_bad.any():
+        rows = np.where(is_bad[:, None], np.float32(0.0), rows)
+    return rows, is_bad
+
+
+def _candidates(engine: str, device: str | None) -> list[EngineEntry]:
+    family = None if device is None else device.partition(":")[0]
+    if family not in (None, "cpu", "cuda"):
+        raise BadConfig(f"unknown device {device!r}", "cpu, cuda or cuda:N")
+    if engine != AUTO and engine not in ENGINE_NAMES:
+        raise BadConfig(f"unknown engine {engine!r}", f"{AUTO}, {', '.join(ENGINE_NAMES)}")
+    named = [e for e in ENGINES if e.name == engine or (engine == AUTO and e.is_automatic)]
+    fitting = [entry for entry in named if family in (None, entry.device)]
+    if not fitting:
+        raise BadConfig(
+            f"engine {engine} cannot run on {device}",
+            f"--device {named[0].device}, or none at all",
+        )
+    return fitting
+
+
+def _preferred(entry: EngineEntry, bundle: Bundle) -> Precision:
+    there = bundle.precisions_of(entry.form)
+    return next((p for p in entry.precisions if p in there), entry.precisions[0])
+
+
+@dataclass(frozen=True)
+class EngineEntry:
+    """One engine.
+
+    Attributes:
+        name: as `--engine` takes it.
+        device: the kind of device that it runs on.
+        precisions: the fastest first.
+        open: returns it, running the model of the request.
+        probe: returns its library's version after it has run a graph.
+        distributions: any of which brings its library.
+        form: of the ONNX files that it runs.
+        is_automatic: whether `auto` may take it.
+        starts_slowly: loading it takes longer than it saves on a single picture.
+    """
+
+    name: str
+    device: Literal["cpu", "cuda"]
+    precisions: tuple[Precision, ...]
+    open: Callable[[EngineRequest], Engine]
+    probe: Callable[[], str]
+    distributions: tuple[str, ...]
+    form: OnnxForm = "plain"
+    is_automatic: bool = True
+    starts_slowly: bool = False
+
+
+def _open_tensorrt(request: EngineRequest) -> TensorRtEngine:
+    # Most machines have no TensorRT, and a query there need not wait for all that runs it.
+    find_tensorrt("tensorrt")
+    from sbtk_runtime.engines.tensorrt import engine as engine_tensorrt
+
+    return engine_tensorrt.open_tensorrt(request)
+
+
+def _open_tensorrt_rtx(request: EngineRequest) -> TensorRtEngine:
+    find_tensorrt("tensorrt_rtx")
+    from sbtk_runtime.engines.tensorrt import engine as engine_tensorrt
+
+    return engine_tensorrt.open_tensorrt_rtx(request)
+
+
+def _probe_tensorrt() -> str:
+    from sbtk_runtime.engines.tensorrt import engine as engine_tensorrt
+
+    return engine_tensorrt.probe_tensorrt()
+
+
+def _probe_tensorrt_rtx() -> str:
+    from sbtk_runtime.engines.tensorrt import engine as engine_tensorrt
+
+    return engine_tensorrt.probe_tensorrt_rtx()
+
+
+_ON_GPU: tuple[Precision, ...] = ("fp16", "fp32", "int8")
+_ON_CPU: tuple[Precision, ...] = ("int8", "fp32", "fp16")
+_ONNXRUNTIMES = ("onnxruntime-gpu", "onnxruntime")
+
+#: Fastest first: the order in which `auto` tries those that it may take.
+ENGINES = (
+    EngineEntry(
+        "tensorrt",
+        "cuda",
+        _ON_GPU,
+        _open_tensorrt,
+        _probe_tensorrt,
+        ("tensorrt-cu13", "tensorrt", "tensorrt-cu12"),
+        form="tensorrt",
+    ),
+    EngineEntry(
+        "tensorrt-rtx",
+        "cuda",
+        _ON_GPU,
+        _open_tensorrt_rtx,
+        _probe_tensorrt_rtx,
+        ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
+        form="tensorrt",
+    ),
+    EngineEntry(
+        "onnxruntime-cuda",
+        "cuda",
+        _ON_GPU,
+        engine_onnxruntime.open_cuda,
+        engine_onnxruntime.probe_cuda,
+        _ONNXRUNTIMES,
+    ),
+    EngineEntry(
+        "openvino",
+        "cpu",
+        _ON_CPU,
+        engine_openvino.open_openvino,
+        engine_openvino.probe_openvino,
+        ("openvino",),
+        starts_slowly=True,
+    ),
+    EngineEntry(
+        "onnxruntime",
+        "cpu",
+        _ON_CPU,
+        engine_onnxruntime.open_cpu,
+        engine_onnxruntime.probe_cpu,
+        _ONNXRUNTIMES,
+    ),
+    # It does what the engine `tensorrt` does, through more layers, and builds when it is opened.
+    EngineEntry(
+        "onnxruntime-tensorrt",
+        "cuda",
+        _ON_GPU,
+        engine_onnxruntime.open_tensorrt,
+        engine_onnxruntime.probe_tensorrt,
+        _ONNXRUNTIMES,
+        form="tensorrt",
+        is_automatic=False,
+    ),
+)
+ENGINE_NAMES = tuple(entry.name for entry in ENGINES)
+GPU_ENGINE_NAMES = tuple(entry.name for entry in ENGINES if entry.device == "cuda")

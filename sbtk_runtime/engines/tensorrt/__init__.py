@@ -1,0 +1,1 @@
+"""FP16 and INT8 plans for TensorRT: built, cached, checked and run."""

@@ -1,0 +1,593 @@
+"""TensorRT, or TensorRT-RTX, as an engine: a cached plan, run on a GPU without torch."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import shlex
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.engines.base import (
+    PROBE_GRAPH,
+    PROBE_INPUT,
+    PROBE_OUTPUT,
+    EngineInfo,
+    EngineRequest,
+    Said,
+    check_probe_answer,
+    probe_question,
+    said_nothing,
+)
+from sbtk_runtime.engines.cuda import (
+    CudaDevice,
+    DeviceResources,
+    OutOfDeviceMemory,
+    checked,
+    find_device,
+    make_current,
+)
+from sbtk_runtime.engines.tensorrt.build import (
+    BuildProgress,
+    BuildSettings,
+    BuiltPlan,
+    Progress,
+    build_plan,
+)
+from sbtk_runtime.engines.tensorrt.cache import (
+    NO_DEVICE,
+    CachedPlan,
+    PlanCache,
+    PlanCacheUnusable,
+    PlanRecord,
+    PlanWanted,
+    cache_folder,
+)
+from sbtk_runtime.engines.tensorrt.library import (
+    MODULES,
+    TensorRt,
+    find_tensorrt,
+    recording_logger,
+    told,
+)
+from sbtk_runtime.engines.tensorrt.pipeline import FREE_MEMORY, DeviceTimes, Network, Pipeline
+from sbtk_runtime.errors import DiskFull, EngineUnavailable, GalleryBusy, SbtkError
+from sbtk_runtime.machine import installed_versions
+from sbtk_runtime.manifest import Precision
+from sbtk_runtime.preprocess import SIZE_PX, Kind
+
+__all__ = [
+    "DeviceTimes",
+    "TensorRtEngine",
+    "open_plan",
+    "open_tensorrt",
+    "open_tensorrt_rtx",
+    "probe_tensorrt",
+    "probe_tensorrt_rtx",
+]
+
+
+def open_tensorrt(request: EngineRequest) -> TensorRtEngine:
+    """Returns the bundle's model on TensorRT; its plan is built first if there is none.
+
+    Raises:
+        MissingExtra: TensorRT or cuda-bindings is not installed.
+        EngineUnavailable: there is no GPU that works, no plan and none may be built, or TensorRT
+            fails; the message has the library's own lines.
+        BadModel: the bundle has no such ONNX file for TensorRT, or TensorRT refuses it.
+        BadConfig: `device` is no name of a GPU.
+    """
+    return _open(request, "tensorrt")
+
+
+def open_tensorrt_rtx(request: EngineRequest) -> TensorRtEngine:
+    """Returns the bundle's model on TensorRT-RTX; raises what `open_tensorrt` does."""
+    return _open(request, "tensorrt_rtx")
+
+
+def open_plan(
+    plan: bytes, trt: TensorRt, device: CudaDevice, request: EngineRequest
+) -> TensorRtEngine:
+    """Returns an engine that runs just this plan.
+
+    Args:
+        plan: of the request's model, from our own cache or build: loading it runs native code.
+        trt: the TensorRT that built it.
+        device: the GPU to run it on, from `find_device`.
+        request: what it was built from, and how it is to be run.
+
+    Raises:
+        EngineUnavailable: TensorRT refuses the plan, or the GPU lacks memory for it.
+        BadModel: the plan is none of the request's model.
+    """
+    make_current(device.index)
+    dim, domain_input = request.bundle.manifest.dim, request.bundle.manifest.domain_input
+    network = Network(trt, plan, dim, domain_input)
+    info = EngineInfo(
+        name=trt.name.replace("_", "-"),
+        precision=request.precision,
+        device=f"cuda:{device.index}",
+        dim=dim,
+        threads=request.threads,
+        lanes=1,
+        version=trt.version,
+        form="tensorrt",
+        domain_input=domain_input,
+    )
+    if request.batch > network.largest:
+        request.said(
+            f"the plan takes {network.largest} images at once, so {request.batch} go through in "
+            "parts; sbtk engine build --batch makes a larger one"
+        )
+    return TensorRtEngine(network, device, info, request.batch, request.said)
+
+
+def probe_tensorrt() -> str:
+    """Returns TensorRT's version after it has run a graph on a GPU; raises if it does not."""
+    return _probe("tensorrt")
+
+
+def probe_tensorrt_rtx() -> str:
+    """Returns TensorRT-RTX's version after it has run a graph on a GPU; raises if not."""
+    return _probe("tensorrt_rtx")
+
+
+class TensorRtEngine:
+    """One plan on one GPU; see `sbtk_runtime.engines.registry.Engine`.
+
+    Batches of any size go through in chunks of at most `largest_batch` images.
+
+    Args:
+        network: the loaded plan; the engine closes it.
+        device: the GPU that it was loaded on.
+        info: what the engine says about itself.
+        batch: images that a chunk may have, if the plan and the GPU's memory allow.
+        said: told when it has to be fewer, and when CUDA graphs do not work.
+
+    Raises:
+        EngineUnavailable: not even one image fits, or TensorRT fails. The network is then closed.
+    """
+
+    def __init__(
+        self, network: Network, device: CudaDevice, info: EngineInfo, batch: int, said: Said
+    ) -> None:
+        self.info = info
+        self._network = network
+        self._device = device
+        self._said = said
+        self._lock = threading.Lock()
+        self._pipeline: Pipeline | None = None
+        try:
+            self._pipeline = self._fitting(max(network.smallest, min(batch, network.largest)))
+        except BaseException:
+            network.close()
+            raise
+
+    @property
+    def largest_batch(self) -> int:
+        """Images that go through the GPU at once; 0 when the engine is closed."""
+        pipeline = self._pipeline
+        return 0 if pipeline is None else pipeline.largest
+
+    def run(self, images: NDArray[np.uint8], kind: Kind) -> NDArray[np.float32]:
+        """Returns the embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8` of a kind.
+
+        Any thread may call it; one runs at a time.
+
+        Raises:
+            EngineUnavailable: TensorRT or CUDA failed, or the engine is closed.
+        """
+        return self._run(images, kind, timed=False)[0]
+
+    def run_timed(
+        self, images: NDArray[np.uint8], kind: Kind
+    ) -> tuple[NDArray[np.float32], DeviceTimes]:
+        """Returns what `run` does, `(N, D) float32`, and the time that the GPU's clock measured.
+
+        With several chunks the times are sums; copies and computing overlap then.
+        """
+        return self._run(images, kind, timed=True)
+
+    def close(self) -> None:
+        """Frees the plan and all memory on the GPU; does nothing the second time."""
+        with self._lock:
+            self._close()
+
+    def _run(
+        self, images: NDArray[np.uint8], kind: Kind, *, timed: bool
+    ) -> tuple[NDArray[np.float32], DeviceTimes]:
+        picture = (SIZE_PX, SIZE_PX, 3)
+        if images.dtype != np.uint8 or images.shape[1:] != picture:
+            raise EngineUnavailable(
+                f"{self.info.name} failed on {len(images)} images: they are {images.dtype} "
+                f"{images.shape}",
+                f"uint8 (N, {SIZE_PX}, {SIZE_PX}, 3)",
+            )
+        with self._lock:
+            while self._pipeline is not None:
+                # The current GPU is a thread's own, and this may be any thread.
+                make_current(self._device.index)
+                try:
+                    return self._pipeline.run(images, kind, timed=timed)
+                except OutOfDeviceMemory as problem:
+                    self._shrink(problem)
+        raise EngineUnavailable(f"the engine {self.info.name} is closed", "an open engine")
+
+    def _shrink(self, problem: OutOfDeviceMemory) -> None:
+        """Goes on with half the batch, after another program took the memory for this one."""
+        assert self._pipeline is not None
+        largest = self._pipeline.largest
+        self._pipeline.close()
+        try:
+            self._pipeline = self._fitting(self._halved(largest, problem))
+        except BaseException:
+            self._close()
+            raise
+
+    def _fitting(self, largest: int) -> Pipeline:
+        """Returns a pipeline for the largest batch, halved as often as needed, that fits."""
+        while True:
+            try:
+                return Pipeline(self._network, self._device.index, largest, self._said)
+            except OutOfDeviceMemory as problem:
+                largest = self._halved(largest, problem)
+
+    def _halved(self, largest: int, problem: OutOfDeviceMemory) -> int:
+        if largest == self._network.smallest:
+            raise EngineUnavailable(
+                f"{self.info.name} finds too little memory on {self._device.name} for a batch of "
+                f"{largest}: {problem.found}",
+                "a GPU with memory to spare",
+                FREE_MEMORY,
+            ) from problem
+        half = max(self._network.smallest, largest // 2)
+        self._said(
+            f"{self.info.name} takes {half} images at once instead of {largest}: "
+            f"{self._device.name} has too little free memory"
+        )
+        return half
+
+    def _close(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.close()
+            self._pipeline = None
+        self._network.close()
+
+
+def _open(request: EngineRequest, module: str) -> TensorRtEngine:
+    trt, device = _found(module, request.device)
+    ready = ready_plan(
+        request.bundle,
+        request.precision,
+        trt,
+        device,
+        may_build=request.may_build,
+        batch=request.batch,
+        said=request.said,
+    )
+    return open_plan(ready.plan, trt, device, request)
+
+
+def _probe(module: str) -> str:
+    trt, device = _found(module, "cuda")
+    run_probe_graph(trt, device)
+    return trt.version
+
+
+def _found(module: str, device_name: str) -> tuple[TensorRt, CudaDevice]:
+    """Returns the library and the GPU, which is the calling thread's from now on.
+
+    The driver is asked before any object of TensorRT exists: without a driver some of its
+    libraries end the process.
+    """
+    trt = find_tensorrt(module)
+    device = find_device(device_name)
+    make_current(device.index)
+    return trt, device
+
+
+def run_probe_graph(trt: TensorRt, device: CudaDevice) -> None:
+    """Builds the probe graph, loads it and runs it on the calling thread's GPU.
+
+    Args:
+        trt: the TensorRT in question.
+        device: the GPU, which the calling thread has made its own.
+
+    Raises:
+        EngineUnavailable: a step failed; with TensorRT's own lines.
+    """
+    _Probe(trt).run(device)
+
+
+class _Probe:
+    """The steps of one probe, in the order of TensorRT's API."""
+
+    def __init__(self, trt: TensorRt) -> None:
+        self._trt = trt
+        self._logger = recording_logger(trt)
+
+    def run(self, device: CudaDevice) -> None:
+        """Does all steps."""
+        runtime = self._trt.module.Runtime(self._logger)
+        loaded = runtime.deserialize_cuda_engine(self._plan())
+        network = self._made(loaded, "load a plan that it built")
+        resources = DeviceResources(device.index)
+        try:
+            check_probe_answer(self._answer(network, resources), self._trt.title)
+        finally:
+            resources.close()
+
+    def _plan(self) -> Any:
+        module = self._trt.module
+        builder = self._made(module.Builder(self._logger), "make a builder")
+        typed = 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        network = self._made(builder.create_network(typed), "make a network")
+        parser = self._made(module.OnnxParser(network, self._logger), "make a parser")
+        if not parser.parse(PROBE_GRAPH):
+            raise self._failed("parse a graph")
+        config = self._made(builder.create_builder_config(), "make a configuration")
+        return self._made(builder.build_serialized_network(network, config), "build a plan")
+
+    def _answer(self, network: Any, resources: DeviceResources) -> np.ndarray[Any, Any]:
+        cuda, question = resources.cuda, probe_question()
+        host = resources.pinned(question.shape, question.dtype)
+        source, target = resources.memory(host.array.nbytes), resources.memory(host.array.nbytes)
+        stream = resources.stream()
+        context = self._made(network.create_execution_context(), "make a context")
+        context.set_tensor_address(PROBE_INPUT, source)
+        context.set_tensor_address(PROBE_OUTPUT, target)
+        host.array[:] = question
+        kinds = cuda.cudaMemcpyKind
+        size = host.array.nbytes
+        to_device = (source, host.address, size, kinds.cudaMemcpyHostToDevice, stream)
+        to_host = (host.address, target, size, kinds.cudaMemcpyDeviceToHost, stream)
+        try:
+            checked(cuda.cudaMemcpyAsync(*to_device))
+            if not context.execute_async_v3(int(stream)):
+                raise self._failed("run a graph")
+            checked(cuda.cudaMemcpyAsync(*to_host))
+            checked(cuda.cudaStreamSynchronize(stream))
+        finally:
+            # The buffers are freed next, whatever has happened.
+            cuda.cudaStreamSynchronize(stream)
+            del context
+        return host.array.copy()
+
+    def _made(self, thing: Any, purpose: str) -> Any:
+        if thing is None:
+            raise self._failed(purpose)
+        return thing
+
+    def _failed(self, purpose: str) -> EngineUnavailable:
+        return EngineUnavailable(
+            f"{self._trt.title} could not {purpose}:{told(self._logger.problems())}",
+            "a GPU that this version supports",
+            "sbtk doctor shows which engines work here",
+        )
+
+
+_SAID_EVERY_S = 10.0
+_LOCK_TRIED_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class ReadyPlan:
+    """A plan for this machine.
+
+    Attributes:
+        plan: to be given to `deserialize_cuda_engine`.
+        record: what it was built from, by what and how.
+        is_new: it was built just now.
+        kept_in: the file in the cache; `None` when the cache cannot be used.
+    """
+
+    plan: bytes
+    record: PlanRecord
+    is_new: bool
+    kept_in: Path | None
+
+
+def ready_plan(
+    bundle: Bundle,
+    precision: Precision,
+    trt: TensorRt,
+    device: CudaDevice | None,
+    settings: BuildSettings | None = None,
+    *,
+    may_build: bool = True,
+    batch: int = 1,
+    said: Said = said_nothing,
+    progress: Progress | None = None,
+) -> ReadyPlan:
+    """Returns a plan of the model from the cache, or builds one and keeps it there.
+
+    While another process builds, this one waits for it.
+
+    Args:
+        bundle: the model.
+        precision: of its ONNX file for TensorRT.
+        trt: the TensorRT that is to load the plan.
+        device: the GPU that is to run it. `None`: TensorRT takes the first GPU, and TensorRT-RTX
+            builds without one.
+        settings: how the plan has to be built; with `None` any will do, and a new one is built
+            with the defaults.
+        may_build: whether to build one, for a minute or so, when the cache has none.
+        batch: with several plans to choose from, one for as many images at once is preferred.
+        said: told what is built and why, and when it cannot be kept.
+        progress: told a few times a second how far a build is; by default `said` is, every ten
+            seconds.
+
+    Raises:
+        BadModel: the bundle has no such ONNX file for TensorRT, or TensorRT refuses it.
+        EngineUnavailable: there is no plan yet and none may be built; or the build failed; or
+            TensorRT needs a driver and there is none.
+        MissingExtra: TensorRT needs a driver, and cuda-bindings is not installed.
+    """
+    onnx_path = bundle.onnx_path(precision, "tensorrt")
+    if device is None and trt.needs_a_driver_to_build:
+        device = find_device("cuda")
+    wanted = PlanWanted(
+        # The manifest vouches for the file; its content is read only for a build.
+        onnx_sha256=bundle.manifest.files[onnx_path.name].sha256,
+        precision=precision,
+        module=trt.name,
+        version=trt.version,
+        device=NO_DEVICE if device is None else device.name,
+        compute_capability="" if device is None else device.compute_capability,
+        batch=batch,
+        settings=settings,
+    )
+    order = _Order(bundle, trt, device, wanted, settings or BuildSettings(), said, progress)
+    try:
+        cache = PlanCache(cache_folder())
+        search = cache.find(wanted)
+        if search.found is not None:
+            return _from_cache(search.found)
+        if not may_build:
+            raise _no_plan_yet(order, "; ".join(search.passed_over))
+        for reason in search.passed_over:
+            said(f"a cached plan is not used: {reason}")
+        with _only_builder(cache, order):
+            found = cache.find(wanted).found
+            if found is not None:
+                return _from_cache(found)
+            return _built_and_kept(cache, order)
+    except PlanCacheUnusable as problem:
+        if not may_build:
+            raise _no_plan_yet(order, problem.found) from problem
+        built = _built(order, timing_cache=b"")
+        return _unkept(built, order, problem)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """A plan that is to be built."""
+
+    bundle: Bundle
+    trt: TensorRt
+    device: CudaDevice | None
+    wanted: PlanWanted
+    settings: BuildSettings
+    said: Said
+    progress: Progress | None
+
+    def tell(self) -> Progress:
+        """Returns whom to tell the progress."""
+        return self.progress or _saying_now_and_then(self.said)
+
+
+@contextlib.contextmanager
+def _only_builder(cache: PlanCache, order: _Order) -> Iterator[None]:
+    """Holds the cache's lock, once whoever else holds it has let go of it."""
+    tell, started = order.tell(), time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(cache.lock())
+                break
+            except GalleryBusy:
+                elapsed_s = time.perf_counter() - started
+                tell(BuildProgress(elapsed_s, "", 0, 0, "another sbtk that is building a plan"))
+                time.sleep(_LOCK_TRIED_EVERY_S)
+            except SbtkError as problem:
+                raise PlanCacheUnusable(*problem.args) from problem
+        yield
+
+
+def _built_and_kept(cache: PlanCache, order: _Order) -> ReadyPlan:
+    wanted = order.wanted
+    machine = (wanted.module, wanted.version, wanted.compute_capability)
+    built = _built(order, cache.timing_cache(*machine))
+    record = _record(order, built)
+    try:
+        kept_in = cache.store(record, built.plan)
+        if built.timing_cache:
+            cache.store_timing_cache(*machine, built.timing_cache)
+    except (PlanCacheUnusable, DiskFull) as problem:
+        return _unkept(built, order, problem)
+    order.said(f"the plan was built in {built.build_s:.1f} s and is kept in {kept_in}")
+    return ReadyPlan(built.plan, record, is_new=True, kept_in=kept_in)
+
+
+def _built(order: _Order, timing_cache: bytes) -> BuiltPlan:
+    settings, wanted = order.settings, order.wanted
+    batches = f"{settings.batch_min}, {settings.batch_opt}, {settings.batch_max}"
+    order.said(
+        f"building the {wanted.precision} plan of {order.bundle.manifest.model_id} with "
+        f"{order.trt.title} for batches of {batches}; it may take some minutes"
+    )
+    return build_plan(
+        order.trt,
+        order.bundle.checked_content(wanted.precision, "tensorrt"),
+        settings,
+        timing_cache=timing_cache,
+        progress=order.tell(),
+        device=order.device,
+        name=str(order.bundle.onnx_path(wanted.precision, "tensorrt")),
+        domain_input=order.bundle.manifest.domain_input,
+    )
+
+
+def _from_cache(found: CachedPlan) -> ReadyPlan:
+    return ReadyPlan(found.plan, found.record, is_new=False, kept_in=found.path)
+
+
+def _unkept(built: BuiltPlan, order: _Order, problem: SbtkError) -> ReadyPlan:
+    order.said(f"the plan is not kept, and will be built again next time: {problem.found}")
+    return ReadyPlan(built.plan, _record(order, built), is_new=True, kept_in=None)
+
+
+def _record(order: _Order, built: BuiltPlan) -> PlanRecord:
+    wanted = order.wanted
+    return PlanRecord(
+        model_id=order.bundle.manifest.model_id,
+        onnx_sha256=wanted.onnx_sha256,
+        precision=wanted.precision,
+        module=wanted.module,
+        version=wanted.version,
+        device=wanted.device,
+        compute_capability=wanted.compute_capability,
+        settings=order.settings,
+        plan_sha256=hashlib.sha256(built.plan).hexdigest(),
+        plan_bytes=len(built.plan),
+        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        build_s=round(built.build_s, 3),
+        sbtk_version=installed_versions(("sbtk",)).get("sbtk", "unknown"),
+    )
+
+
+def _no_plan_yet(order: _Order, why: str) -> EngineUnavailable:
+    wanted = order.wanted
+    reasons = f" ({why})" if why else ""
+    options = ["--precision", wanted.precision]
+    if wanted.module != MODULES[0]:
+        options += ["--module", wanted.module]
+    if order.device is not None and order.device.index > 0:
+        options += ["--device", f"cuda:{order.device.index}"]
+    return EngineUnavailable(
+        f"no plan yet of {order.bundle.manifest.model_id} in {wanted.precision} for "
+        f"{order.trt.title}{reasons}",
+        "a plan that was built for this machine",
+        shlex.join(["sbtk", "engine", "build", str(order.bundle.folder), *options]),
+    )
+
+
+def _saying_now_and_then(said: Said) -> Progress:
+    last_s = 0.0
+
+    def say(progress: BuildProgress) -> None:
+        nonlocal last_s
+        if progress.elapsed_s - last_s >= _SAID_EVERY_S:
+            last_s = progress.elapsed_s
+            said(progress.sentence())
+
+    return say

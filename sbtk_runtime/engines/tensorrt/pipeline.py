@@ -1,0 +1,549 @@
+"""The way of pictures through a TensorRT network: copied in while others are computed."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbtk_runtime.engines.base import Said
+from sbtk_runtime.engines.cuda import (
+    DeviceResources,
+    OutOfDeviceMemory,
+    PinnedArray,
+    captured_graph,
+    checked,
+)
+from sbtk_runtime.engines.tensorrt.library import LogLines, TensorRt, recording_logger, told
+from sbtk_runtime.errors import BadModel, EngineUnavailable, SbtkError
+from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME
+from sbtk_runtime.preprocess import SIZE_PX, Kind, domains_of
+
+_SLOTS = 2
+
+
+class Pipeline:
+    """Buffers, streams, contexts and graphs for batches up to a size; for one thread at a time.
+
+    A chunk is copied in on one stream, computed and copied out on another. There are two slots of
+    buffers: while one is computed, the host fills the other, and its copy runs meanwhile. Batches
+    come in buckets of 1, 2, 4 ... `largest` images; a chunk between two takes the larger, and what
+    stands in the rest of it is computed along and thrown away.
+
+    Args:
+        network: the loaded plan.
+        device_index: the GPU it is on, which is the calling thread's.
+        largest: images that a chunk may have, within the plan's profile.
+        said: told when CUDA graphs do not work.
+
+    Raises:
+        OutOfDeviceMemory: it does not fit; nothing is left allocated.
+        EngineUnavailable: TensorRT or CUDA failed; nothing is left allocated.
+        BadModel: the plan's output has another shape than it should.
+    """
+
+    def __init__(self, network: Network, device_index: int, largest: int, said: Said) -> None:
+        self.largest = largest
+        self._network = network
+        self._said = said
+        self._buckets = _buckets(network.smallest, largest)
+        self._captures = not network.has_own_graphs
+        # In the order in which they go if nobody closes the pipeline.
+        self._graphs = DeviceResources(device_index)
+        self._steps: dict[tuple[int, int], _Step] = {}
+        # What the domains on the GPU say, by slot: they are copied only when the kind changes.
+        self._kinds: dict[int, Kind] = {}
+        self._resources = DeviceResources(device_index)
+        self._cuda = self._resources.cuda
+        self._streams: list[Any] = []
+        try:
+            self._copy_stream = self._new_stream()
+            self._run_stream = self._new_stream()
+            has_domains = network.domain_input is not None
+            self._slots = [
+                Slot.of(self._resources, number, largest, network.dim, has_domains=has_domains)
+                for number in range(_SLOTS)
+            ]
+            # Never empty, since TensorRT wants an address in any case.
+            self._scratch_bytes = max(network.memory_needed(self._buckets), 256)
+            self._scratch = self._resources.memory(self._scratch_bytes)
+            self._prove()
+        except BaseException:
+            self.close()
+            raise
+
+    def run(
+        self, images: NDArray[np.uint8], kind: Kind, *, timed: bool = False
+    ) -> tuple[NDArray[np.float32], DeviceTimes]:
+        """Returns the embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8`, and times.
+
+        All of the images are of one kind.
+
+        Raises:
+            OutOfDeviceMemory: TensorRT found no memory for a context that it had not made before.
+            EngineUnavailable: TensorRT or CUDA failed.
+        """
+        rows = np.empty((len(images), self._network.dim), dtype=np.float32)
+        times = DeviceTimes()
+        under_way: deque[_Chunk] = deque()
+        try:
+            for number, start in enumerate(range(0, len(images), self.largest)):
+                if len(under_way) == _SLOTS:
+                    times += self._collect(under_way.popleft(), rows, timed)
+                part = images[start : start + self.largest]
+                chunk = _Chunk(self._slots[number % _SLOTS], start, len(part), kind)
+                np.copyto(chunk.slot.images.array[: len(part)], part, casting="no")
+                self._start(chunk, timed)
+                under_way.append(chunk)
+            while under_way:
+                times += self._collect(under_way.popleft(), rows, timed)
+        except BaseException:
+            # The buffers are used again, or freed, only when nothing touches them any more.
+            self._drain()
+            raise
+        return rows, times
+
+    def close(self) -> None:
+        """Frees everything, in any thread; does nothing the second time."""
+        self._cuda.cudaSetDevice(self._resources.index)
+        self._drain()
+        self._streams.clear()
+        # Graphs go before the contexts that they were captured from, and both before the memory.
+        self._graphs.close()
+        for step in self._steps.values():
+            # The frames of an error may still have the step.
+            step.context = None
+        self._steps.clear()
+        self._resources.close()
+
+    def _prove(self) -> None:
+        """Runs the largest batch in every slot: what does not fit is found out here.
+
+        The pictures are black, so the buffers on the GPU hold no chance bytes from now on either.
+        """
+        for slot in self._slots:
+            chunk = _Chunk(slot, 0, self.largest, "sketch")
+            self._start(chunk, timed=False)
+            checked(self._cuda.cudaEventSynchronize(slot.done))
+
+    def _start(self, chunk: _Chunk, timed: bool) -> None:
+        """Queues a chunk whose pictures are in its slot's pinned memory."""
+        cuda, slot = self._cuda, chunk.slot
+        # First of all, since a capture must not meet the copy that this chunk waits for.
+        step = self._ready_step(slot, chunk.count)
+        to_device = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        to_host = cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        if timed:
+            self._record(slot.copy_begins, self._copy_stream)
+        checked(
+            cuda.cudaMemcpyAsync(
+                slot.device_images,
+                slot.images.address,
+                chunk.count * PICTURE_BYTES,
+                to_device,
+                self._copy_stream,
+            )
+        )
+        if slot.domains is not None:
+            self._copy_domains(slot, slot.domains, chunk.kind)
+        self._record(slot.copied, self._copy_stream)
+        checked(cuda.cudaStreamWaitEvent(self._run_stream, slot.copied, 0))
+        if timed:
+            self._record(slot.run_begins, self._run_stream)
+        if step.graph is not None:
+            checked(cuda.cudaGraphLaunch(step.graph, self._run_stream))
+        else:
+            self._execute(step)
+            step.has_run = True
+        if timed:
+            self._record(slot.ran, self._run_stream)
+        # On the same stream: an embedding is some hundredth of the picture it came from.
+        checked(
+            cuda.cudaMemcpyAsync(
+                slot.rows.address,
+                slot.device_rows,
+                chunk.count * self._network.dim * 4,
+                to_host,
+                self._run_stream,
+            )
+        )
+        self._record(slot.done, self._run_stream)
+
+    def _copy_domains(self, slot: Slot, domains: PinnedArray, kind: Kind) -> None:
+        """Queues the copy of a whole slot's domains, unless they are on the GPU already."""
+        if self._kinds.get(slot.number) == kind:
+            return
+        self._kinds.pop(slot.number, None)
+        domains.array[:] = domains_of(kind, self.largest)
+        checked(
+            self._cuda.cudaMemcpyAsync(
+                slot.device_domains,
+                domains.address,
+                self.largest * DOMAIN_BYTES,
+                self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice,
+                self._copy_stream,
+            )
+        )
+        self._kinds[slot.number] = kind
+
+    def _collect(self, chunk: _Chunk, rows: NDArray[np.float32], timed: bool) -> DeviceTimes:
+        """Waits for a chunk and copies its embeddings to their place in `rows`."""
+        slot = chunk.slot
+        checked(self._cuda.cudaEventSynchronize(slot.done))
+        rows[chunk.start : chunk.start + chunk.count] = slot.rows.array[: chunk.count]
+        if not timed:
+            return DeviceTimes()
+        return slot.times(self._cuda)
+
+    def _ready_step(self, slot: Slot, count: int) -> _Step:
+        """Returns how a chunk of that size runs in that slot: at first plainly, then as a graph."""
+        bucket = next(size for size in self._buckets if size >= count)
+        step = self._steps.get((bucket, slot.number))
+        if step is None:
+            step = self._steps[bucket, slot.number] = _Step(self._new_context(slot, bucket))
+        elif self._captures and step.graph is None and step.has_run:
+            try:
+                step.graph = captured_graph(
+                    self._cuda, self._run_stream, lambda: self._execute(step)
+                )
+                self._graphs.on_close(self._cuda.cudaGraphExecDestroy, step.graph)
+            except SbtkError as problem:
+                self._captures = False
+                self._said(f"running without CUDA graphs, since capturing failed: {problem.found}")
+        return step
+
+    def _new_context(self, slot: Slot, bucket: int) -> Any:
+        """Returns a context of its own for a bucket in a slot.
+
+        A captured graph holds the state of its context, which must not change afterwards: hence
+        one for each. They share one memory, since all of them run on one stream.
+        """
+        context = self._network.context(bucket)
+        context.update_device_memory_size_for_shapes()
+        context.set_device_memory(self._scratch, self._scratch_bytes)
+        addresses = {INPUT_NAME: slot.device_images, OUTPUT_NAME: slot.device_rows}
+        if self._network.domain_input is not None:
+            addresses[self._network.domain_input] = slot.device_domains
+        for name, address in addresses.items():
+            if not context.set_tensor_address(name, address):
+                raise self._network.failed(f"refuses memory for {name}")
+        return context
+
+    def _execute(self, step: _Step) -> None:
+        if not step.context.execute_async_v3(int(self._run_stream)):
+            raise self._network.failed("did not run")
+
+    def _new_stream(self) -> Any:
+        stream = self._resources.stream()
+        self._streams.append(stream)
+        return stream
+
+    def _record(self, event: Any, stream: Any) -> None:
+        checked(self._cuda.cudaEventRecord(event, stream))
+
+    def _drain(self) -> None:
+        # Error codes are not looked at: there already is an error, or nothing is needed any more.
+        for stream in self._streams:
+            self._cuda.cudaStreamSynchronize(stream)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some images of a run, all of one kind, in a slot."""
+
+    slot: Slot
+    start: int
+    count: int
+    kind: Kind
+
+
+@dataclass
+class _Step:
+    """How one bucket runs in one slot."""
+
+    context: Any
+    graph: Any = None
+    has_run: bool = False
+
+
+def _buckets(smallest: int, largest: int) -> tuple[int, ...]:
+    """Returns the powers of two from `smallest` on, and `largest`."""
+    sizes = {smallest, largest}
+    size = 1
+    while size < largest:
+        if size > smallest:
+            sizes.add(size)
+        size *= 2
+    return tuple(sorted(sizes))
+
+
+_PICTURE = (SIZE_PX, SIZE_PX, 3)
+_OUT_OF_MEMORY = re.compile(r"out ?of ?memory|memory ?allocation|bad_alloc", re.IGNORECASE)
+#: What helps when a GPU has too little memory.
+FREE_MEMORY = "end other programs on the GPU (nvidia-smi), or take another: --device cuda:N"
+_BUILD_AGAIN = "sbtk engine clear, then sbtk engine build"
+
+# Name, mode, type and shape.
+_Tensor = tuple[str, Any, Any, tuple[int, ...]]
+
+
+class Network:
+    """A plan that was loaded onto the calling thread's GPU.
+
+    The driver must have been asked for its GPUs before: without one, some of TensorRT's libraries
+    end the process as soon as a `Runtime` exists.
+
+    Args:
+        trt: the TensorRT that built the plan.
+        plan: the plan. Loading it runs native code, so it comes from our own cache or build.
+        dim: length of an embedding, as the model's manifest tells it.
+        domain_input: of the model, as its manifest has it.
+
+    Attributes:
+        dim: length of an embedding.
+        domain_input: name of the input `(N,) float32` for the kind of pictures, if there is one.
+        smallest: batch that the plan takes.
+        largest: batch that the plan takes.
+        has_own_graphs: TensorRT itself captures CUDA graphs, as TensorRT-RTX does.
+
+    Raises:
+        EngineUnavailable: TensorRT refuses the plan, or the GPU has no memory for its weights;
+            with the library's own lines.
+        BadModel: the plan does not take and give what an engine of sbtk does.
+    """
+
+    def __init__(
+        self, trt: TensorRt, plan: bytes, dim: int, domain_input: str | None = None
+    ) -> None:
+        self.dim = dim
+        self.domain_input = domain_input
+        self._trt = trt
+        self._logger = recording_logger(trt)
+        self._lines_told = 0
+        self._runtime: Any = None
+        self._engine: Any = None
+        self._config: Any = None
+        try:
+            self._engine = self._loaded(plan)
+            self._check_tensors()
+            shapes = self._engine.get_tensor_profile_shape(INPUT_NAME, 0)
+            self.smallest, self.largest = int(shapes[0][0]), int(shapes[2][0])
+            self.has_own_graphs = self._configure()
+        except BaseException:
+            self.close()
+            raise
+
+    def context(self, batch: int) -> Any:
+        """Returns a new context for batches of that size; the caller gives it memory.
+
+        Raises:
+            OutOfDeviceMemory: the GPU's memory does not hold it.
+            EngineUnavailable: TensorRT made none, or refuses the size.
+            BadModel: its output has another shape than `(batch, dim)`.
+        """
+        context = self._engine.create_execution_context(self._config)
+        if context is None:
+            raise self.failed("made no execution context")
+        self._set_batch(context, batch)
+        return context
+
+    def memory_needed(self, batches: tuple[int, ...]) -> int:
+        """Returns the bytes of context memory that the hungriest of these batches needs."""
+        context = self.context(batches[0])
+        needed = []
+        for batch in batches:
+            self._set_batch(context, batch)
+            needed.append(int(context.update_device_memory_size_for_shapes()))
+        return max(needed)
+
+    def failed(self, what: str, next_step: str = "sbtk doctor") -> SbtkError:
+        """Returns the error for a call that gave `None` or `False`, with TensorRT's new lines."""
+        lines = self._logger.lines()
+        fresh = LogLines()
+        for severity, text in lines[self._lines_told :]:
+            fresh.add(severity, text)
+        self._lines_told = len(lines)
+        problems = fresh.problems()
+        found = f"{self._trt.title} {what}:{told(problems)}"
+        if any(_OUT_OF_MEMORY.search(line) for line in problems):
+            return OutOfDeviceMemory(found, "", "use a smaller --batch")
+        return EngineUnavailable(found, "", next_step)
+
+    def close(self) -> None:
+        """Frees the plan; contexts must be gone before."""
+        self._config = self._engine = self._runtime = None
+
+    def _loaded(self, plan: bytes) -> Any:
+        try:
+            self._runtime = self._trt.module.Runtime(self._logger)
+        # The bindings have no exception of their own for an object that could not be made.
+        except Exception as reason:
+            raise self.failed(f"could not start ({reason})") from reason
+        engine = self._runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            problem = self.failed("refuses the plan", _BUILD_AGAIN)
+            if not isinstance(problem, OutOfDeviceMemory):
+                raise problem
+            # A smaller batch would not help.
+            raise EngineUnavailable(problem.found, "memory for the weights", FREE_MEMORY)
+        return engine
+
+    def _configure(self) -> bool:
+        """Prepares what contexts are made with; returns whether TensorRT captures graphs itself."""
+        config, module = self._engine.create_runtime_config(), self._trt.module
+        if config is None:
+            raise self.failed("made no runtime configuration")
+        self._config = config
+        # All contexts share one piece of memory, which is ours, so that its size is known and
+        # running out of it is no surprise in the middle of a run.
+        config.set_execution_context_allocation_strategy(
+            module.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        has_own_graphs = hasattr(config, "cuda_graph_strategy")
+        if has_own_graphs:
+            # TensorRT-RTX compiles better kernels for a shape while it runs, and alone knows when
+            # a capture is worth it.
+            config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        return has_own_graphs
+
+    def _check_tensors(self) -> None:
+        module, engine = self._trt.module, self._engine
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        found = [
+            (
+                name,
+                engine.get_tensor_mode(name),
+                engine.get_tensor_dtype(name),
+                tuple(engine.get_tensor_shape(name)),
+            )
+            for name in names
+        ]
+        modes, types = module.TensorIOMode, module.DataType
+        wanted: list[_Tensor] = [(INPUT_NAME, modes.INPUT, types.UINT8, (-1, *_PICTURE))]
+        if self.domain_input is not None:
+            wanted.append((self.domain_input, modes.INPUT, types.FLOAT, (-1,)))
+        wanted.append((OUTPUT_NAME, modes.OUTPUT, types.FLOAT, (-1, self.dim)))
+        # TensorRT promises no order.
+        if sorted(found, key=_name_of) != sorted(wanted, key=_name_of):
+            raise BadModel(
+                f"the plan has {_told(found)}",
+                _told(wanted),
+                "export the model with sbtk export, then " + _BUILD_AGAIN,
+            )
+
+    def _set_batch(self, context: Any, batch: int) -> None:
+        shapes: dict[str, tuple[int, ...]] = {INPUT_NAME: (batch, *_PICTURE)}
+        if self.domain_input is not None:
+            shapes[self.domain_input] = (batch,)
+        for name, sizes in shapes.items():
+            if not context.set_input_shape(name, sizes):
+                raise self.failed(f"refuses {batch} images at once")
+        shape = tuple(context.get_tensor_shape(OUTPUT_NAME))
+        if shape != (batch, self.dim):
+            raise BadModel(
+                f"the plan gives {shape} for {batch} images",
+                f"({batch}, {self.dim})",
+                "export the model with sbtk export, then " + _BUILD_AGAIN,
+            )
+
+
+def _name_of(tensor: _Tensor) -> str:
+    return tensor[0]
+
+
+def _told(tensors: list[_Tensor]) -> str:
+    """Returns names, types and shapes of tensors for people; -1 is a size that may vary."""
+    parts = [f"{mode.name} {name}: {dtype.name} {shape}" for name, mode, dtype, shape in tensors]
+    return " and ".join(parts) or "nothing"
+
+
+PICTURE_BYTES = SIZE_PX * SIZE_PX * 3
+DOMAIN_BYTES = 4
+
+
+@dataclass(frozen=True)
+class DeviceTimes:
+    """What the GPU spent on a run, by its own clock.
+
+    Attributes:
+        h2d_ms: copying pictures to the GPU.
+        compute_ms: computing.
+        d2h_ms: copying embeddings back.
+    """
+
+    h2d_ms: float = 0.0
+    compute_ms: float = 0.0
+    d2h_ms: float = 0.0
+
+    def __add__(self, other: DeviceTimes) -> DeviceTimes:
+        return DeviceTimes(
+            self.h2d_ms + other.h2d_ms,
+            self.compute_ms + other.compute_ms,
+            self.d2h_ms + other.d2h_ms,
+        )
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Buffers and events of one chunk under way.
+
+    Attributes:
+        number: from 0.
+        images: `(largest, 224, 224, 3) uint8` on the host.
+        domains: `(largest,) float32` on the host; `None` for a model without a domain input.
+        rows: `(largest, D) float32` on the host.
+        device_images: address of their place on the GPU.
+        device_domains: address of their place on the GPU; 0 without them.
+        device_rows: address of their place on the GPU.
+        copy_begins: recorded before the pictures are copied to the GPU.
+        copied: recorded after that.
+        run_begins: recorded before they are computed.
+        ran: recorded after that.
+        done: recorded after the embeddings have been copied to the host.
+    """
+
+    number: int
+    images: PinnedArray
+    domains: PinnedArray | None
+    rows: PinnedArray
+    device_images: int
+    device_domains: int
+    device_rows: int
+    copy_begins: Any
+    copied: Any
+    run_begins: Any
+    ran: Any
+    done: Any
+
+    @classmethod
+    def of(
+        cls, resources: DeviceResources, number: int, largest: int, dim: int, *, has_domains: bool
+    ) -> Slot:
+        """Returns a slot with new buffers and events.
+
+        Raises:
+            OutOfDeviceMemory: there is no memory for them.
+        """
+        return cls(
+            number,
+            resources.pinned((largest, *_PICTURE), np.uint8),
+            resources.pinned((largest,), np.float32) if has_domains else None,
+            resources.pinned((largest, dim), np.float32),
+            resources.memory(largest * PICTURE_BYTES),
+            resources.memory(largest * DOMAIN_BYTES) if has_domains else 0,
+            resources.memory(largest * dim * 4),
+            *(resources.event() for _ in range(5)),
+        )
+
+    def times(self, cuda: Any) -> DeviceTimes:
+        """Returns the times between the events, all of which must have been reached."""
+        pairs = (
+            (self.copy_begins, self.copied),
+            (self.run_begins, self.ran),
+            (self.ran, self.done),
+        )
+        return DeviceTimes(*(float(checked(cuda.cudaEventElapsedTime(*pair))) for pair in pairs))

@@ -1,0 +1,1 @@
+"""What research and `sbtk bench` and `sbtk report` need; nothing that answers queries."""

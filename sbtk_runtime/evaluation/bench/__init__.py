@@ -1,0 +1,1 @@
+"""Measurements of engines, searches and quality."""

@@ -1,0 +1,420 @@
+"""What a model would take if a CPU did nothing but multiply: no engine can be much quicker."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbtk_runtime.engines.onnxruntime import CPU, find_onnxruntime
+from sbtk_runtime.engines.openvino import openvino_core
+from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
+from sbtk_runtime.evaluation.bench.interleave import Blocks, ratio
+from sbtk_runtime.evaluation.metrics import percentiles
+from sbtk_runtime.onnx_file import DOMAIN_NAME, NotProtobuf, fields, varint
+from sbtk_runtime.preprocess import SIZE_PX
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The time that a model's multiplications alone take.
+
+    Attributes:
+        kind: of numbers that are multiplied.
+        library, size: of the fastest matrix product that was found.
+        gmac_per_s: its speed in thousand millions of multiply-accumulates, the median run's.
+        model_macs: multiply-accumulates of the model for one picture.
+        ms: for one picture at that speed.
+    """
+
+    kind: ProductKind
+    library: str
+    size: int
+    gmac_per_s: float
+    model_macs: int
+    ms: float
+
+
+def fastest_product(candidates: Iterable[Product], seconds: float) -> Product | None:
+    """Returns the product with the quickest run among some `seconds` of each; `None` without any.
+
+    The candidates are made one after the other, and only the best so far is kept.
+    """
+    best: tuple[float, Product] | None = None
+    for product in candidates:
+        product.run()
+        quickest_s = float("inf")
+        started = time.perf_counter()
+        while quickest_s == float("inf") or time.perf_counter() - started < seconds:
+            run_started = time.perf_counter()
+            product.run()
+            quickest_s = min(quickest_s, time.perf_counter() - run_started)
+        speed = product.macs / quickest_s
+        if best is None or speed > best[0]:
+            best = speed, product
+    return best[1] if best else None
+
+
+def floor_of(product: Product, blocks: Blocks, model_macs: int) -> Floor:
+    """Returns the floor by the milliseconds of the product's runs."""
+    run_ms = percentiles([run_ms for block in blocks for run_ms in block])["p50_ms"]
+    return Floor(
+        kind=product.kind,
+        library=product.library,
+        size=product.size,
+        gmac_per_s=product.macs / run_ms / 1e6,
+        model_macs=model_macs,
+        ms=run_ms * model_macs / product.macs,
+    )
+
+
+def times_floor(
+    engine: Blocks, batch: int, product: Product, product_blocks: Blocks, model_macs: int
+) -> float:
+    """Returns how many times the floor an engine takes, both by the runs of the same rounds."""
+    return ratio(product_blocks, engine) * product.macs / (batch * model_macs)
+
+
+#: What is multiplied: 8-bit integers, or float32.
+ProductKind = Literal["int8", "fp32"]
+
+#: Given a graph and its input, returns what runs it.
+_Opened = Callable[[bytes, NDArray[Any]], Callable[[], object]]
+
+_LEFT, _RESULT = "left", "result"
+_OPSET, _IR_VERSION = 18, 8
+_ONNX_TYPES = {"float32": 1, "uint8": 2, "int8": 3}
+# Most results then lie within 8 bits.
+_SCALE, _RESULT_SCALE = 1 / 128, 1 / 8
+# Weights of seven bits, as quantised models have. Processors without VNNI multiply bytes by
+# `vpmaddubsw`, which adds two neighbouring products in 16 bits and saturates: a pair of 8-bit
+# weights reaches 2 * 255 * 128 = 65,280, one of these at most 2 * 255 * 64 = 32,640 < 32,768. The
+# 16-bit sums of Arm's `smlal`, of signed bytes, hold them too.
+_MOST_INT8_WEIGHT = 64
+
+
+@dataclass(frozen=True)
+class Product:
+    """One matrix product, ready to run.
+
+    Attributes:
+        library: what computes it.
+        kind: of numbers.
+        size: rows and columns of both matrices.
+        run: computes it once.
+    """
+
+    library: str
+    kind: ProductKind
+    size: int
+    run: Callable[[], object]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one run."""
+        return self.size**3
+
+
+def library_products(kind: ProductKind, sizes: Sequence[int], threads: int) -> Iterator[Product]:
+    """Yields a product of each size for each library that is here, made when it is asked for."""
+    for library, find in (("onnxruntime", _on_onnxruntime), ("openvino", _on_openvino)):
+        try:
+            opened = find(threads)
+        except (EngineUnavailable, MissingExtra):
+            continue
+        for size in sizes:
+            left = _matrix(size, np.uint8 if kind == "int8" else np.float32)
+            yield Product(library, kind, size, opened(product_graph(kind, size), left))
+
+
+def product_graph(kind: ProductKind, size: int) -> bytes:
+    """Returns the ONNX file of `result = left @ weights`, both `(size, size)`.
+
+    INT8 is `uint8` times `int8` weights from -64 to 64, which no processor's instructions
+    saturate; scaled and rounded to `uint8`, in the pairs of quantised and dequantised values of
+    which engines make one product of integers.
+    """
+    shape = (size, size)
+    if kind == "fp32":
+        nodes = [_node("MatMul", [_LEFT, "weights"], _RESULT)]
+        constants: dict[str, NDArray[Any]] = {"weights": _matrix(size, np.float32)}
+        return _model(nodes, constants, shape, "float32")
+    nodes = [
+        _node("DequantizeLinear", [_LEFT, "scale", "zero"], "left_float"),
+        _node("DequantizeLinear", ["weights", "scale", "weights_zero"], "weights_float"),
+        _node("MatMul", ["left_float", "weights_float"], "result_float"),
+        _node("QuantizeLinear", ["result_float", "result_scale", "zero"], _RESULT),
+    ]
+    constants = {
+        "weights": _matrix(size, np.int8),
+        "scale": np.array(_SCALE, dtype=np.float32),
+        "result_scale": np.array(_RESULT_SCALE, dtype=np.float32),
+        "zero": np.array(0, dtype=np.uint8),
+        "weights_zero": np.array(0, dtype=np.int8),
+    }
+    return _model(nodes, constants, shape, "uint8")
+
+
+def _on_onnxruntime(threads: int) -> _Opened:
+    runtime = find_onnxruntime()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+
+    def opened(graph: bytes, left: NDArray[Any]) -> Callable[[], object]:
+        session = runtime.InferenceSession(graph, options, providers=[CPU])
+        return lambda: session.run([_RESULT], {_LEFT: left})[0]
+
+    return opened
+
+
+def _on_openvino(threads: int) -> _Opened:
+    core = openvino_core()
+    settings = {
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "ENABLE_CPU_PINNING": False,
+    }
+
+    def opened(graph: bytes, left: NDArray[Any]) -> Callable[[], object]:
+        compiled = core.compile_model(core.read_model(graph), "CPU", settings)
+        request = compiled.create_infer_request()
+        return lambda: request.infer({_LEFT: left}, share_inputs=True)[0]
+
+    return opened
+
+
+def _matrix(size: int, dtype: type[np.generic]) -> NDArray[Any]:
+    random = np.random.default_rng(size)
+    if dtype is np.float32:
+        return random.standard_normal((size, size), dtype=np.float32)
+    low, high = (0, 255) if dtype is np.uint8 else (-_MOST_INT8_WEIGHT, _MOST_INT8_WEIGHT)
+    return random.integers(low, high, (size, size), dtype, endpoint=True)
+
+
+# What follows writes ONNX's protobuf messages; the numbers are those of onnx.proto3's fields.
+
+
+def _model(
+    nodes: Sequence[bytes],
+    constants: Mapping[str, NDArray[Any]],
+    shape: tuple[int, ...],
+    dtype: str,
+) -> bytes:
+    graph = b"".join(_bytes(1, node) for node in nodes) + _text(2, "product")
+    graph += b"".join(_bytes(5, _tensor(name, value)) for name, value in constants.items())
+    graph += _bytes(11, _port(_LEFT, shape, dtype)) + _bytes(12, _port(_RESULT, shape, dtype))
+    opset = _text(1, "") + _int(2, _OPSET)
+    return _int(1, _IR_VERSION) + _bytes(7, graph) + _bytes(8, opset)
+
+
+def _node(op: str, inputs: Sequence[str], output: str) -> bytes:
+    return b"".join(_text(1, name) for name in inputs) + _text(2, output) + _text(4, op)
+
+
+def _tensor(name: str, value: NDArray[Any]) -> bytes:
+    dims = b"".join(_int(1, size) for size in value.shape)
+    kind = _int(2, _ONNX_TYPES[value.dtype.name])
+    return dims + kind + _text(8, name) + _bytes(9, value.tobytes())
+
+
+def _port(name: str, shape: tuple[int, ...], dtype: str) -> bytes:
+    dims = b"".join(_bytes(1, _int(1, size)) for size in shape)
+    tensor = _int(1, _ONNX_TYPES[dtype]) + _bytes(2, dims)
+    return _text(1, name) + _bytes(2, _bytes(1, tensor))
+
+
+def _text(number: int, text: str) -> bytes:
+    return _bytes(number, text.encode())
+
+
+def _bytes(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _int(number: int, value: int) -> bytes:
+    return _varint(number << 3) + _varint(value)
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes((*encoded, value))
+
+
+#: Height and width of a feature map.
+_Size = tuple[int, int]
+
+_ONE: _Size = (1, 1)
+_POOLS = frozenset({"AveragePool", "MaxPool"})
+_PRODUCTS = frozenset({"Gemm", "MatMul"})
+#: What leaves height and width alone; of a constant, what leaves its shape alone.
+_SAME_SIZE = frozenset(
+    {"Add", "BatchNormalization", "Cast", "Clip", "Concat", "DequantizeLinear", "Div", "Identity"}
+    | {"LpNormalization", "Mul", "QuantizeLinear", "Relu", "Sigmoid", "Softmax", "Sub", "Transpose"}
+    | {"Unsqueeze"}
+)
+#: What leaves one position, or rows that stand for whole pictures.
+_POOLED = frozenset({"Flatten", "GlobalAveragePool", "ReduceL2", "ReduceMean", "Reshape"})
+
+# Numbers of onnx.proto3's fields.
+_GRAPH_OF_MODEL = 7
+_NODE, _INITIALIZER, _INPUT = 1, 5, 11
+_NODE_INPUT, _NODE_OUTPUT, _NODE_OP, _NODE_ATTRIBUTE = 1, 2, 4, 5
+_TENSOR_DIM, _TENSOR_NAME = 1, 8
+_ATTRIBUTE_NAME, _ATTRIBUTE_TEXT, _ATTRIBUTE_INTS = 1, 4, 8
+
+
+def multiply_accumulates(content: bytes, size_px: int = SIZE_PX) -> int:
+    """Returns the multiply-accumulates of all convolutions and matrix products for one picture.
+
+    Args:
+        content: an ONNX file in which every weight is a constant.
+        size_px: side of the picture.
+
+    Raises:
+        BadModel: it is no ONNX model, or has a layer whose size cannot be told.
+    """
+    try:
+        graph = _graph_of(memoryview(content))
+    except (NotProtobuf, UnicodeDecodeError) as problem:
+        raise BadModel(f"not an ONNX model ({problem})", "the whole file, as exported") from problem
+    weights = dict(graph.initializers)
+    sizes: dict[str, _Size] = {
+        name: _ONE if name == DOMAIN_NAME else (size_px, size_px)
+        for name in graph.inputs
+        if name not in weights
+    }
+    total = 0
+    for node in graph.nodes:
+        if node.inputs and node.inputs[0] in weights and node.op in _SAME_SIZE:
+            weights |= dict.fromkeys(node.outputs, weights[node.inputs[0]])
+            continue
+        size, macs = _judged(node, weights, sizes)
+        sizes |= dict.fromkeys(node.outputs, size)
+        total += macs
+    return total
+
+
+@dataclass
+class _Node:
+    op: str = ""
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    ints: dict[str, list[int]] = field(default_factory=dict)
+    texts: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass
+class _Graph:
+    nodes: list[_Node] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    initializers: dict[str, list[int]] = field(default_factory=dict)
+
+
+def _judged(
+    node: _Node, weights: dict[str, list[int]], sizes: dict[str, _Size]
+) -> tuple[_Size, int]:
+    """Returns the size of what a node makes, and its multiply-accumulates."""
+    # A factor for each channel is spread over the whole map.
+    size = max((sizes[name] for name in node.inputs if name in sizes), default=_ONE)
+    if node.op == "Conv" and node.inputs[1] in weights:
+        shape = weights[node.inputs[1]]
+        made = _windows(node, size, shape[2:])
+        return made, math.prod(shape) * math.prod(made)
+    if node.op in _POOLS:
+        return _windows(node, size, node.ints["kernel_shape"]), 0
+    if node.op in _PRODUCTS and size == _ONE and node.inputs[1] in weights:
+        return _ONE, math.prod(weights[node.inputs[1]])
+    if node.op in _POOLED:
+        return _ONE, 0
+    if node.op in _SAME_SIZE:
+        return size, 0
+    raise BadModel(f"cannot tell how much a layer {node.op} multiplies", "a model of sbtk export")
+
+
+def _windows(node: _Node, size: _Size, kernel: Sequence[int]) -> _Size:
+    """Returns how many windows of a convolution or pool fit into a feature map, each way."""
+    if node.texts.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        raise BadModel(f"a layer {node.op} that pads by itself", "pads in numbers")
+    strides = node.ints.get("strides", [1, 1])
+    dilations = node.ints.get("dilations", [1, 1])
+    pads = node.ints.get("pads", [0, 0, 0, 0])
+    rounded = math.ceil if node.ints.get("ceil_mode", [0])[0] else math.floor
+    height, width = (
+        rounded(
+            (size[axis] + pads[axis] + pads[axis + 2] - dilations[axis] * (kernel[axis] - 1) - 1)
+            / strides[axis]
+        )
+        + 1
+        for axis in (0, 1)
+    )
+    return height, width
+
+
+def _graph_of(model: memoryview) -> _Graph:
+    graph = _Graph()
+    for message in _messages(model, _GRAPH_OF_MODEL):
+        for number, value in fields(message):
+            if not isinstance(value, memoryview):
+                continue
+            if number == _NODE:
+                graph.nodes.append(_node_of(value))
+            elif number == _INPUT:
+                graph.inputs += [bytes(name).decode() for name in _messages(value, 1)]
+            elif number == _INITIALIZER:
+                name = b"".join(bytes(part) for part in _messages(value, _TENSOR_NAME))
+                graph.initializers[name.decode()] = _ints(value, _TENSOR_DIM)
+    return graph
+
+
+def _node_of(message: memoryview) -> _Node:
+    node = _Node()
+    for number, value in fields(message):
+        if not isinstance(value, memoryview):
+            continue
+        if number == _NODE_INPUT:
+            node.inputs.append(bytes(value).decode())
+        elif number == _NODE_OUTPUT:
+            node.outputs.append(bytes(value).decode())
+        elif number == _NODE_OP:
+            node.op = bytes(value).decode()
+        elif number == _NODE_ATTRIBUTE:
+            name = b"".join(bytes(part) for part in _messages(value, _ATTRIBUTE_NAME)).decode()
+            # One integer is field 3, several are field 8; none has both.
+            node.ints[name] = _ints(value, 3) or _ints(value, _ATTRIBUTE_INTS)
+            for text in _messages(value, _ATTRIBUTE_TEXT):
+                node.texts[name] = bytes(text)
+    return node
+
+
+def _messages(message: memoryview, wanted: int) -> list[memoryview]:
+    return [
+        value
+        for number, value in fields(message)
+        if number == wanted and isinstance(value, memoryview)
+    ]
+
+
+def _ints(message: memoryview, wanted: int) -> list[int]:
+    """Returns the integers of a repeated field, packed or not."""
+    found: list[int] = []
+    for number, value in fields(message):
+        if number != wanted:
+            continue
+        if isinstance(value, int):
+            found.append(value)
+            continue
+        position = 0
+        while position < len(value):
+            one, position = varint(value, position)
+            found.append(one)
+    return found

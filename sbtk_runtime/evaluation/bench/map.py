@@ -1,0 +1,364 @@
+"""Retrieval quality of a model on labelled images, by a protocol that every figure carries."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sbtk_runtime.binary_codes import Itq, check_bits
+from sbtk_runtime.bundle import onnx_name
+from sbtk_runtime.embedding.embedder import Embedder, Failed
+from sbtk_runtime.errors import BadData
+from sbtk_runtime.evaluation.evaluation import Labelled, evaluate_by, photo_queries
+from sbtk_runtime.evaluation.metrics import AP_CUTS, PRECISION_CUTS, Embeddings, usual_measures
+from sbtk_runtime.evaluation.protocol import ZERO_SHOT, Measure, Protocol
+from sbtk_runtime.files import disk_full_explained
+from sbtk_runtime.preprocess import Kind
+
+__all__ = [
+    "LabelledImages",
+    "LabelledSet",
+    "MapReport",
+    "append_log",
+    "earlier_runs",
+    "measure_map",
+]
+
+_LOG_HEADER = (
+    "# date\tbundle\tSHA-256 of the model file\tprotocol\tfigure\n"
+    "# One line for each run of a bundle on unseen classes; written by `sbtk bench map`.\n"
+)
+
+
+@dataclass(frozen=True)
+class MapReport:
+    """Retrieval quality of one model file on one set of classes.
+
+    Attributes:
+        model_id: of the bundle.
+        model_sha256: of the ONNX file.
+        engine, precision: what embedded the images.
+        dim: length of an embedding, before it becomes a code.
+        protocol: which classes, how many queries and photos, and how they were ranked, in words.
+        rules: the same rules, each by its name.
+        figures: name, which carries the rule, to value in 0..1.
+        measures: the rule of each figure, in their order.
+        class_map: plain AP by class, mean over its queries.
+        queries, photos: how many asked, and how many were searched.
+        embedded: how many images were embedded, those that ITQ learnt on, too.
+        unanswerable: queries left out because no photo of their class could be read.
+        unreadable: `path: reason` of images left out.
+        embed_s, rank_s: seconds for embedding all images, and for ranking and measuring.
+    """
+
+    model_id: str
+    model_sha256: str
+    engine: str
+    precision: str
+    dim: int
+    protocol: str
+    rules: Protocol
+    figures: dict[str, float]
+    measures: tuple[Measure, ...]
+    class_map: dict[str, float]
+    queries: int
+    photos: int
+    embedded: int
+    unanswerable: int
+    unreadable: tuple[str, ...]
+    embed_s: float
+    rank_s: float
+
+    @property
+    def images_per_s(self) -> float:
+        """Images embedded per second, decoding included."""
+        return self.embedded / self.embed_s
+
+    @property
+    def definitions(self) -> dict[str, str]:
+        """What each figure means, in words."""
+        return {measure.name: measure.definition for measure in self.measures}
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the report as a JSON object: `rules` of all figures, `figure_rules` of each."""
+        fields = asdict(self)
+        del fields["measures"]
+        return fields | {
+            "images_per_s": self.images_per_s,
+            "ranking": self.rules.ranking,
+            "figure_rules": {measure.name: measure.to_json() for measure in self.measures},
+            "definitions": self.definitions,
+        }
+
+    def log_line(self) -> str:
+        """Returns the run as a line of `unseen.log`: date, bundle, model hash, protocol, figure."""
+        date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        figure = f"mAP@all {self.figures['mAP@all']:.4f}"
+        protocol = f"{self.protocol}; {self.engine} {self.precision}"
+        columns = (date, self.model_id, self.model_sha256, protocol, figure)
+        return "\t".join(" ".join(column.split()) for column in columns)
+
+
+def measure_map(
+    embedder: Embedder,
+    sketches: LabelledImages,
+    photos: LabelledImages,
+    *,
+    of: str,
+    protocol: Protocol = ZERO_SHOT,
+    learnt_on: tuple[LabelledImages, LabelledImages] | None = None,
+    ap_cuts: Sequence[int] = AP_CUTS,
+    precision_cuts: Sequence[int] = PRECISION_CUTS,
+    progress: Progress = lambda done, total: None,
+) -> MapReport:
+    """Returns the retrieval quality of the embedder's model on labelled images.
+
+    Args:
+        embedder: the model, engine and precision to measure.
+        sketches: the queries, unless the protocol says that photos ask.
+        photos: the gallery; labels are about the same classes as the sketches'.
+        of: the classes in words, such as "21 unseen classes of SK-YE".
+        protocol: how to rank, and by which rules the images were chosen.
+        learnt_on: training sketches and photos, where the protocol fits ITQ on them.
+        ap_cuts: ranks k of mAP@k.
+        precision_cuts: ranks k of P@k; those beyond the gallery are left out.
+        progress: told how many of how many images are embedded.
+
+    Raises:
+        BadData: no sketch or no photo can be read, or no query has a photo of its class.
+        BadConfig: the protocol asks for codes that cannot be had.
+    """
+    started = time.perf_counter()
+    sides = embed_sides(embedder, sketches, photos, learnt_on, protocol, progress)
+    embed_s = time.perf_counter() - started
+    started = time.perf_counter()
+    retrieval, rules = evaluate_by(
+        protocol,
+        sides.queries,
+        sides.gallery,
+        learnt_on=sides.learnt_on,
+        ap_cuts=ap_cuts,
+        precision_cuts=precision_cuts,
+    )
+    measures = usual_measures(ap_cuts, precision_cuts)
+    figures = retrieval.figures(measures)
+    info = embedder.engine.info
+    return MapReport(
+        model_id=embedder.bundle.manifest.model_id,
+        model_sha256=_model_sha256(embedder),
+        engine=info.name,
+        precision=info.precision,
+        dim=embedder.dim,
+        protocol=_in_words(of, rules, len(sides.queries.rows), len(sides.gallery.rows)),
+        rules=rules,
+        figures=figures,
+        measures=tuple(measure for measure in measures if measure.name in figures),
+        class_map={
+            photos.classes[label]: float(retrieval.ap_all[retrieval.labels == label].mean())
+            for label in np.unique(retrieval.labels)
+        },
+        queries=len(sides.queries.rows),
+        photos=len(sides.gallery.rows),
+        embedded=sides.embedded,
+        unanswerable=retrieval.unanswerable,
+        unreadable=sides.unreadable,
+        embed_s=embed_s,
+        rank_s=time.perf_counter() - started,
+    )
+
+
+def append_log(path: Path, report: MapReport) -> None:
+    """Appends the report's line to a log, durably; a new log gets a header."""
+    with disk_full_explained(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        with os.fdopen(descriptor, "ab") as file:
+            header = "" if os.fstat(file.fileno()).st_size else _LOG_HEADER
+            file.write(f"{header}{report.log_line()}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def earlier_runs(path: Path, model_sha256: str) -> list[str]:
+    """Returns the lines of a log that are about the model file with this hash."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [line for line in lines if model_sha256 in line.split("\t")]
+
+
+def _in_words(of: str, rules: Protocol, queries: int, photos: int) -> str:
+    setting = f" ({rules.setting_words})" if rules.setting_words else ""
+    asked = f"{queries:,} {'sketches' if rules.queries == 'sketch' else 'photos'}"
+    return f"{of}{setting}: {asked} against {photos:,} photos; {rules.ranking}"
+
+
+def _model_sha256(embedder: Embedder) -> str:
+    info = embedder.engine.info
+    name = onnx_name(info.precision, info.form)
+    return embedder.bundle.manifest.files[name].sha256
+
+
+#: Told how many of how many images are embedded.
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Image files and, for each, the index of its class in `classes`."""
+
+    paths: Sequence[Path]
+    labels: Sequence[int]
+    classes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """What is measured on.
+
+    Attributes:
+        sketches: to ask with.
+        photos: to search, and to ask with where photos are the queries.
+        of: the classes in words, such as "21 unseen classes of SK-YE".
+        learnt_on: training sketches and photos, for a protocol that fits ITQ on them.
+        protocol: the rules that the images were chosen by, and that figures are to follow.
+        notices: sentences about what was left out when the files were found.
+    """
+
+    sketches: LabelledImages
+    photos: LabelledImages
+    of: str
+    learnt_on: tuple[LabelledImages, LabelledImages] | None = None
+    protocol: Protocol = ZERO_SHOT
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What retrieval is measured with.
+
+    Attributes:
+        queries: sketches, or photos.
+        gallery: photos.
+        learnt_on: embeddings to fit ITQ on, or the bundle's own; `None` where neither is asked.
+        embedded: how many images were embedded for it.
+        unreadable: `path: reason` of images left out.
+    """
+
+    queries: Labelled
+    gallery: Labelled
+    learnt_on: Embeddings | Itq | None
+    embedded: int
+    unreadable: tuple[str, ...]
+
+
+def embed_sides(
+    embedder: Embedder,
+    sketches: LabelledImages,
+    photos: LabelledImages,
+    learnt_on: tuple[LabelledImages, LabelledImages] | None,
+    protocol: Protocol,
+    progress: Progress,
+) -> Sides:
+    """Returns the embeddings that a protocol needs.
+
+    Args:
+        embedder: the model and engine.
+        sketches: the queries, unless the protocol says that photos ask.
+        photos: the gallery.
+        learnt_on: training sketches and photos, embedded where the protocol fits ITQ on them.
+        protocol: what asks, and what ITQ is fitted on.
+        progress: told how many of how many images are embedded.
+
+    Raises:
+        BadConfig: codes that embeddings of this width cannot have; found out before the work.
+        BadData: no image of a kind can be read, or there are no training images.
+        BadModel: the bundle has no ITQ of the length asked for.
+    """
+    codes = protocol.codes
+    learnt: Embeddings | Itq | None = None
+    if codes is not None:
+        check_bits(codes.bits, embedder.dim)
+        if codes.fitted_on == "bundle":
+            learnt = embedder.bundle.itq(codes.bits)
+    parts: list[tuple[LabelledImages, Kind]] = [(photos, "photo")]
+    if protocol.queries == "sketch":
+        parts.insert(0, (sketches, "sketch"))
+    first_learnt = len(parts)
+    if codes is not None and codes.fitted_on == "training":
+        parts += _training_parts(learnt_on)
+    found, unreadable = _embedded_parts(embedder, parts, progress)
+    if found[first_learnt:]:
+        learnt = np.concatenate([part.rows for part in found[first_learnt:]])
+    is_asked_by_photo = protocol.queries == "photo"
+    queries, gallery = photo_queries(found[0]) if is_asked_by_photo else (found[0], found[1])
+    count = sum(len(part.rows) for part in found)
+    return Sides(queries, gallery, learnt, count, tuple(unreadable))
+
+
+def _training_parts(
+    learnt_on: tuple[LabelledImages, LabelledImages] | None,
+) -> list[tuple[LabelledImages, Kind]]:
+    sketches, photos = learnt_on or (None, None)
+    parts: list[tuple[LabelledImages, Kind]] = []
+    if sketches is not None and sketches.paths:
+        parts.append((sketches, "sketch"))
+    if photos is not None and photos.paths:
+        parts.append((photos, "photo"))
+    if not parts:
+        raise BadData(
+            "no images of seen classes to fit ITQ on",
+            "a data set that has what the model was trained on",
+            "--itq-on gallery",
+        )
+    return parts
+
+
+def _embedded_parts(
+    embedder: Embedder, parts: Sequence[tuple[LabelledImages, Kind]], progress: Progress
+) -> tuple[list[Labelled], list[str]]:
+    """Returns the embeddings of each part, and what could not be read."""
+    total = sum(len(images.paths) for images, _ in parts)
+    found: list[Labelled] = []
+    unreadable: list[str] = []
+    done = 0
+    for images, kind in parts:
+        part, bad = _embedded(embedder, images, kind, done, total, progress)
+        found.append(part)
+        unreadable += bad
+        done += len(images.paths)
+    return found, unreadable
+
+
+def _embedded(
+    embedder: Embedder,
+    images: LabelledImages,
+    kind: Kind,
+    done_before: int,
+    total: int,
+    progress: Progress,
+) -> tuple[Labelled, list[str]]:
+    """Returns the embeddings of the images that can be read, and what cannot."""
+    # Filled in place: a list of rows and their stack would be twice as much.
+    rows = np.empty((len(images.paths), embedder.dim), dtype=np.float32)
+    labels = np.empty(len(images.paths), dtype=np.int64)
+    unreadable: list[str] = []
+    count = 0
+    for done, item in enumerate(embedder.stream(images.paths, kind), start=done_before + 1):
+        if isinstance(item, Failed):
+            unreadable.append(f"{os.fsdecode(item.path)}: {item.reason}")
+        else:
+            rows[count] = item.row
+            labels[count] = images.labels[item.index]
+            count += 1
+        progress(done, total)
+    if not count:
+        raise BadData(f"none of {len(images.paths)} {kind} files can be read", "image files")
+    return Labelled(rows[:count], labels[:count]), unreadable

@@ -1,0 +1,216 @@
+"""Search over a set of vectors: recall against exact search, latency, build time, memory.
+
+Each way of searching answers the same queries one at a time on one thread; the ways take turns, in
+whole passes over the queries.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbtk_runtime.errors import BadConfig, MissingExtra
+from sbtk_runtime.evaluation.metrics import percentiles, recall_at_k
+from sbtk_runtime.machine import resident_bytes
+
+Embeddings = NDArray[np.float32]
+Scores = NDArray[np.float32]
+#: Answers a query `(D,) float32` by the scores `(k,)` of its hits, best first.
+Answer = Callable[[Embeddings, int], Scores]
+Progress = Callable[[str], None]
+
+EF_SWEEP = (16, 32, 64, 128, 256)
+_CHUNK_SCORES = 16_000_000
+
+
+@dataclass(frozen=True)
+class GraphBuild:
+    """What it took to build a graph.
+
+    Attributes:
+        name: the library.
+        m, ef_construction: the graph's parameters.
+        threads: that built it.
+        build_s: seconds.
+        resident_bytes: by how much the process grew; 0 where that cannot be read, or where the
+            graph was loaded and not built.
+    """
+
+    name: str
+    m: int
+    ef_construction: int
+    threads: int
+    build_s: float
+    resident_bytes: int
+
+
+@dataclass(frozen=True)
+class SearchPoint:
+    """One way of searching.
+
+    Attributes:
+        name: the library, or `exact`.
+        ef: search width of a graph; `None` for exact search.
+        recall: share of hits that score no worse than the k-th of exact search.
+        samples: queries that were timed, in all passes.
+        p50_ms, p95_ms, p99_ms: of one query.
+        queries_per_s: one at a time on one thread.
+    """
+
+    name: str
+    ef: int | None
+    recall: float
+    samples: int
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    queries_per_s: float
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """Recall and latency of searching `count` vectors for the `k` nearest.
+
+    Attributes:
+        vectors: what was searched, in words; names generator and seed of synthetic ones.
+        queries: what was asked, in words.
+        count, dim, k: the size of the task.
+        builds: one for each graph.
+        points: one for each way of searching.
+    """
+
+    vectors: str
+    queries: str
+    count: int
+    dim: int
+    k: int
+    builds: tuple[GraphBuild, ...]
+    points: tuple[SearchPoint, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the report as a JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of searching that is to be measured."""
+
+    name: str
+    ef: int | None
+    answer: Answer
+
+
+def exact_scores(vectors: Embeddings, queries: Embeddings, k: int) -> Scores:
+    """Returns the k best cosines `(Q, k) float32` of unit rows, best first, without any index."""
+    best = np.empty((len(queries), k), dtype=np.float32)
+    step = max(1, _CHUNK_SCORES // len(vectors))
+    for start in range(0, len(queries), step):
+        scores = queries[start : start + step] @ vectors.T
+        top = np.partition(scores, len(vectors) - k, axis=1)[:, -k:]
+        best[start : start + step] = -np.sort(-top, axis=1)
+    return best
+
+
+def measure_ways(
+    ways: Sequence[Way],
+    queries: Embeddings,
+    truth: Scores,
+    *,
+    passes: int = 3,
+    progress: Progress = lambda _: None,
+) -> list[SearchPoint]:
+    """Returns recall and latency of each way.
+
+    Args:
+        ways: what is compared; they take turns, one pass over all queries each.
+        queries: `(Q, D) float32` unit rows.
+        truth: `(Q, k) float32`, the scores of exact search.
+        passes: over the queries, after one pass that is not timed and gives the recall.
+        progress: told which way is next.
+    """
+    k = truth.shape[1]
+    found: list[Scores] = []
+    for way in ways:
+        progress(f"recall of {way.name}" + ("" if way.ef is None else f" at ef {way.ef}"))
+        found.append(np.stack([_padded(way.answer(query, k), k) for query in queries]))
+    latencies: list[list[float]] = [[] for _ in ways]
+    for index in range(passes):
+        progress(f"latency, pass {index + 1} of {passes}")
+        for way, times_ms in zip(ways, latencies, strict=True):
+            for query in queries:
+                started = time.perf_counter()
+                way.answer(query, k)
+                times_ms.append((time.perf_counter() - started) * 1e3)
+    return [
+        SearchPoint(
+            name=way.name,
+            ef=way.ef,
+            recall=recall_at_k(scores, truth),
+            samples=len(times_ms),
+            queries_per_s=len(times_ms) / sum(times_ms) * 1e3,
+            **percentiles(times_ms),
+        )
+        for way, scores, times_ms in zip(ways, found, latencies, strict=True)
+    ]
+
+
+def faiss_peer(
+    vectors: Embeddings, *, m: int, ef_construction: int, threads: int, efs: Sequence[int]
+) -> tuple[GraphBuild, list[Way]]:
+    """Returns faiss-cpu's HNSW over `vectors (N, D) float32` with the same parameters.
+
+    Raises:
+        MissingExtra: faiss is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as problem:
+        raise MissingExtra(
+            "faiss is not installed", "faiss-cpu, the peer", "pip install faiss-cpu"
+        ) from problem
+    faiss.omp_set_num_threads(threads)
+    before, started = resident_bytes(), time.perf_counter()
+    index = faiss.IndexHNSWFlat(vectors.shape[1], m, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = ef_construction
+    index.add(vectors)
+    build = GraphBuild(
+        name="faiss-cpu HNSW",
+        m=m,
+        ef_construction=ef_construction,
+        threads=threads,
+        build_s=time.perf_counter() - started,
+        resident_bytes=max(0, resident_bytes() - before),
+    )
+    faiss.omp_set_num_threads(1)
+
+    def way(ef: int) -> Way:
+        def answer(query: Embeddings, k: int) -> Scores:
+            index.hnsw.efSearch = ef
+            scores, _ = index.search(query[None], k)
+            return np.asarray(scores[0], dtype=np.float32)
+
+        return Way(build.name, ef, answer)
+
+    return build, [way(ef) for ef in efs]
+
+
+def checked_k(k: int, count: int) -> int:
+    """Returns `k` if there are that many vectors.
+
+    Raises:
+        BadConfig: there are fewer, so recall at k has no meaning.
+    """
+    if k > count:
+        raise BadConfig(f"recall at {k} over {count} vectors", f"at least {k} vectors")
+    return k
+
+
+def _padded(scores: Scores, k: int) -> Scores:
+    """Returns `(k,)` scores; hits that a graph failed to find count as the worst possible."""
+    return np.concatenate([scores, np.full(k - len(scores), -np.inf, dtype=np.float32)])

@@ -1,0 +1,196 @@
+"""Images per second of each engine and precision by batch, beside torch and beside the floor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from sbtk_runtime.evaluation.bench.engines import Contender, Role
+from sbtk_runtime.evaluation.bench.floor import Floor, Product, floor_of, times_floor
+from sbtk_runtime.evaluation.bench.interleave import (
+    USUAL,
+    Blocks,
+    Effort,
+    Turns,
+    measured_by_turns,
+    ratio,
+)
+from sbtk_runtime.evaluation.metrics import percentiles
+from sbtk_runtime.preprocess import Pixels
+
+_TIMED_RUNS = 20
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One contender at one batch size; `None` stands for what was not, or cannot be, measured.
+
+    Attributes:
+        name: engine and precision.
+        engine, precision, device, role: as in `Contender`.
+        batch: pictures per run.
+        samples: runs that were timed.
+        images_per_s: `batch` over the median run.
+        p50_ms, p95_ms, p99_ms: of a whole run, from the host's memory and back to it.
+        times_eager, times_compiled: how many times as fast as torch eager and torch compiled on
+            the same device, the median over rounds.
+        times_floor: how many times as long as the multiplications alone would take.
+        h2d_ms, compute_ms, d2h_ms: medians of a run's parts, by the GPU's clock.
+        peak_memory_bytes: most resident memory of a process of its own, up to this batch.
+        device_memory_bytes: of the GPU's memory in such a process.
+        map_all: mAP@all on held-out seen classes.
+        map_difference: of `map_all` to the reference's, which is FP32's where there is one.
+    """
+
+    name: str
+    engine: str
+    precision: str
+    device: str
+    role: Role
+    batch: int
+    samples: int
+    images_per_s: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    times_eager: float | None = None
+    times_compiled: float | None = None
+    times_floor: float | None = None
+    h2d_ms: float | None = None
+    compute_ms: float | None = None
+    d2h_ms: float | None = None
+    peak_memory_bytes: int | None = None
+    device_memory_bytes: int | None = None
+    map_all: float | None = None
+    map_difference: float | None = None
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Every contender at every batch, the floors, and what failed."""
+
+    points: list[Speed]
+    floors: list[Floor]
+    notes: list[str]
+
+
+def measure_speeds(
+    contenders: Sequence[Contender],
+    batches: Sequence[int],
+    pixels: Pixels,
+    *,
+    products: Sequence[Product] = (),
+    model_macs: int = 0,
+    effort: Effort = USUAL,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Speeds:
+    """Returns the speed of each contender at each batch size, measured by turns.
+
+    Args:
+        contenders: what is measured; a batch that one cannot run becomes a note.
+        batches: numbers of pictures per run.
+        pixels: `(N, 224, 224, 3) uint8` photos to embed, in a circle.
+        products: the fastest matrix product of each kind of numbers; they take turns, too.
+        model_macs: multiply-accumulates of the model for one picture.
+        effort: how long is measured.
+        progress: told what is measured next.
+    """
+    speeds = Speeds([], [], [])
+    product_blocks: dict[str, Blocks] = {product.kind: [] for product in products}
+    for batch in batches:
+        progress(
+            f"measuring batch {batch}: {', '.join(contender.name for contender in contenders)}"
+        )
+        filled = np.ascontiguousarray(pixels[np.arange(batch) % len(pixels)])
+        tasks = {contender.name: partial(contender.run, filled) for contender in contenders}
+        turns = measured_by_turns(tasks | {_task(p): p.run for p in products}, effort)
+        for name, reason in turns.failed.items():
+            speeds.notes.append(f"{name} at batch {batch} not measured: {reason}")
+        for product in products:
+            product_blocks[product.kind] += turns.blocks.get(_task(product), [])
+        for contender in contenders:
+            if contender.name in turns.blocks:
+                figures = _compared(contender, contenders, batch, turns)
+                figures |= _to_floor(contender, batch, turns, products, model_macs)
+                figures |= _device_times(contender, filled)
+                speeds.points.append(_speed(contender, batch, turns, figures))
+    speeds.floors.extend(
+        floor_of(product, product_blocks[product.kind], model_macs)
+        for product in products
+        if product_blocks[product.kind]
+    )
+    return speeds
+
+
+def _task(product: Product) -> str:
+    return f"{product.library} {product.kind} product"
+
+
+def _speed(
+    contender: Contender, batch: int, turns: Turns, figures: Mapping[str, float | None]
+) -> Speed:
+    runs_ms = [run_ms for block in turns.blocks[contender.name] for run_ms in block]
+    latency = percentiles(runs_ms)
+    return Speed(
+        name=contender.name,
+        engine=contender.engine,
+        precision=contender.precision,
+        device=contender.device,
+        role=contender.role,
+        batch=batch,
+        samples=len(runs_ms),
+        images_per_s=batch / latency["p50_ms"] * 1e3,
+        p50_ms=latency["p50_ms"],
+        p95_ms=latency["p95_ms"],
+        p99_ms=latency["p99_ms"],
+        times_eager=figures.get("times_eager"),
+        times_compiled=figures.get("times_compiled"),
+        times_floor=figures.get("times_floor"),
+        h2d_ms=figures.get("h2d_ms"),
+        compute_ms=figures.get("compute_ms"),
+        d2h_ms=figures.get("d2h_ms"),
+    )
+
+
+def _compared(
+    contender: Contender, contenders: Sequence[Contender], batch: int, turns: Turns
+) -> dict[str, float | None]:
+    """Returns how many times as fast as torch on the same device it is."""
+    found: dict[str, float | None] = {}
+    for role in ("eager", "compiled"):
+        peers = [c for c in contenders if c.role == role and c.device == contender.device]
+        for peer in peers:
+            if peer.name in turns.blocks:
+                found[f"times_{role}"] = ratio(
+                    turns.blocks[contender.name], turns.blocks[peer.name]
+                )
+    return found
+
+
+def _to_floor(
+    contender: Contender, batch: int, turns: Turns, products: Sequence[Product], model_macs: int
+) -> dict[str, float | None]:
+    """Returns how many times the floor an engine on the CPU takes."""
+    if contender.role != "engine" or contender.device != "cpu" or not model_macs:
+        return {}
+    for product in products:
+        blocks = turns.blocks.get(_task(product))
+        if product.kind == contender.precision and blocks:
+            engine = turns.blocks[contender.name]
+            return {"times_floor": times_floor(engine, batch, product, blocks, model_macs)}
+    return {}
+
+
+def _device_times(contender: Contender, pixels: Pixels) -> dict[str, float | None]:
+    """Returns the medians of a run's parts, for an engine that can tell them."""
+    if contender.timed is None:
+        return {}
+    times = [contender.timed.run_timed(pixels, "photo")[1] for _ in range(_TIMED_RUNS)]
+    return {
+        "h2d_ms": float(np.median([time.h2d_ms for time in times])),
+        "compute_ms": float(np.median([time.compute_ms for time in times])),
+        "d2h_ms": float(np.median([time.d2h_ms for time in times])),
+    }

@@ -1,0 +1,121 @@
+"""Retrieval by a protocol: embeddings become codes if it says so, and figures come of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sbtk_runtime.binary_codes import Codes, Itq, fit_itq
+from sbtk_runtime.errors import BadConfig, BadData
+from sbtk_runtime.evaluation.metrics import (
+    AP_CUTS,
+    PRECISION_CUTS,
+    Embeddings,
+    Labels,
+    Retrieval,
+    evaluate,
+)
+from sbtk_runtime.evaluation.protocol import CodeRule, Protocol
+
+#: How many photos of each class ask where photos are the queries (SAKE, DSN).
+PHOTO_QUERIES_PER_CLASS = 10
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Embeddings `(N, D) float32` and the classes of each, `(N,) int64`."""
+
+    rows: Embeddings
+    labels: Labels
+
+    def chosen(self, which: Labels) -> Labelled:
+        """Returns the rows at the indices `which (n,) int64`, in that order."""
+        return Labelled(self.rows[which], self.labels[which])
+
+
+def evaluate_by(
+    protocol: Protocol,
+    queries: Labelled,
+    gallery: Labelled,
+    *,
+    learnt_on: Embeddings | Itq | None = None,
+    ap_cuts: Sequence[int] = AP_CUTS,
+    precision_cuts: Sequence[int] = PRECISION_CUTS,
+) -> tuple[Retrieval, Protocol]:
+    """Returns the figures by a protocol, and the protocol with what ITQ was fitted on in numbers.
+
+    Args:
+        protocol: distance, ties and codes; what the sides hold is the caller's to choose by it.
+        queries: sketches, or the photos that `photo_queries` tells apart.
+        gallery: photos.
+        learnt_on: embeddings `(N, D) float32` of training images to fit ITQ on, or a fitted
+            ITQ, where the protocol says so.
+        ap_cuts: ranks k of AP@k.
+        precision_cuts: ranks k of P@k.
+
+    Raises:
+        BadConfig: the protocol fits ITQ on something that was not given.
+        BadData: as `evaluate` and `fit_itq`.
+    """
+    asked: Embeddings | Codes = queries.rows
+    searched: Embeddings | Codes = gallery.rows
+    if protocol.codes is not None:
+        for_queries, for_gallery, rule = _itq(protocol.codes, queries, gallery, learnt_on)
+        asked, searched = for_queries.codes(queries.rows), for_gallery.codes(gallery.rows)
+        protocol = replace(protocol, codes=rule)
+    retrieval = evaluate(
+        asked,
+        queries.labels,
+        searched,
+        gallery.labels,
+        distance=protocol.distance,
+        ties=protocol.ties,
+        rerank=protocol.rerank,
+        ap_cuts=ap_cuts,
+        precision_cuts=precision_cuts,
+    )
+    return retrieval, protocol
+
+
+def photo_queries(photos: Labelled) -> tuple[Labelled, Labelled]:
+    """Returns queries and gallery of photo-to-photo retrieval.
+
+    The first ten photos of each class ask, and are not in the gallery (SAKE's and DSN's rule).
+
+    Raises:
+        BadData: no class has more, so that there is nothing to find.
+    """
+    is_query = np.zeros(len(photos.labels), dtype=np.bool_)
+    for label in np.unique(photos.labels):
+        is_query[np.flatnonzero(photos.labels == label)[:PHOTO_QUERIES_PER_CLASS]] = True
+    if is_query.all():
+        most = int(np.unique(photos.labels, return_counts=True)[1].max(initial=0))
+        raise BadData(
+            f"no photo is left to be found: the first {PHOTO_QUERIES_PER_CLASS} of each class ask, "
+            f"and no class has more than {most}",
+            f"a class of at least {PHOTO_QUERIES_PER_CLASS + 1} photos",
+            "add photos, or ask with sketches",
+        )
+    return photos.chosen(np.flatnonzero(is_query)), photos.chosen(np.flatnonzero(~is_query))
+
+
+def _itq(
+    rule: CodeRule, queries: Labelled, gallery: Labelled, learnt_on: Embeddings | Itq | None
+) -> tuple[Itq, Itq, CodeRule]:
+    """Returns what codes the queries, what codes the gallery, and the rule in numbers."""
+    if rule.fitted_on == "bundle":
+        if not isinstance(learnt_on, Itq) or learnt_on.bits != rule.bits:
+            raise BadConfig(f"{rule.bits}-bit codes of a bundle that has none", "its own ITQ")
+        return learnt_on, learnt_on, rule
+    if rule.fitted_on == "training":
+        if learnt_on is None or isinstance(learnt_on, Itq):
+            raise BadConfig("ITQ fitted on training images without any", "their embeddings")
+        rows = learnt_on
+    else:
+        rows = queries.rows if rule.fitted_on == "queries" else gallery.rows
+    itq = fit_itq(rows, rule.bits, rotation=rule.rotation)
+    rule = replace(rule, fitted_rows=len(rows))
+    own = itq.centred_on(gallery.rows) if rule.fitted_on == "queries" else itq
+    return itq, own, rule

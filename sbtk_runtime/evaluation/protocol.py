@@ -1,0 +1,266 @@
+"""The rules that a retrieval figure carries: how images are chosen, ranked, cut and averaged.
+
+Published figures of sketch-based retrieval differ by all of these, so none is left unsaid: a
+`Protocol` holds what all figures of one measurement share, a `Measure` what one figure adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbtk_runtime.binary_codes import Rotation
+from sbtk_runtime.errors import BadConfig, BadData
+from sbtk_runtime.rerank import RERANK_WORDS, Rerank, require_rerank
+
+QueryKind = Literal["sketch", "photo"]
+Setting = Literal["zero-shot", "generalised-20", "generalised-all"]
+Distance = Literal["cosine", "euclidean", "hamming"]
+Ties = Literal["index", "expected"]
+FittedOn = Literal["gallery", "training", "queries", "bundle"]
+Kind = Literal["AP", "P"]
+Divisor = Literal["strict", "lenient", "literal"]
+Mean = Literal["query", "class"]
+
+DIVISORS: tuple[Divisor, ...] = ("strict", "lenient", "literal")
+
+_DISTANCES = {
+    "cosine": "cosine of unit embeddings",
+    "euclidean": "Euclidean distance of embeddings",
+}
+_TIES = {
+    "index": "equal scores in the order of the gallery",
+    "expected": "expected value over all orders of equal scores",
+}
+_SETTINGS = {
+    "zero-shot": "",
+    "generalised-20": "generalised, 20 % more of seen classes on both sides",
+    "generalised-all": "generalised, all photos of seen classes in the gallery",
+}
+_DIVIDED = {
+    "strict": "divided by min({k}, R)",
+    "lenient": "divided by the hits within it",
+    "literal": "divided by R (the SBTKNet paper's Eq. 7)",
+}
+_MEANS = {"query": "mean over queries", "class": "mean over classes of each class's mean (DSN)"}
+
+
+@dataclass(frozen=True)
+class CodeRule:
+    """How embeddings become binary codes.
+
+    Attributes:
+        bits: length of a code.
+        fitted_on: the embeddings that ITQ learns on: the gallery's, those of training images, or,
+            as DSN does, the queries'; with these each side is centred on its own mean. `bundle`
+            is the model's own ITQ, fitted on training images when it was exported.
+        rotation: as `fit_itq` takes it.
+        fitted_rows: how many embeddings ITQ learnt on; `None` before it did.
+    """
+
+    bits: int = 64
+    fitted_on: FittedOn = "gallery"
+    rotation: Rotation = "procrustes"
+    fitted_rows: int | None = None
+
+    @property
+    def words(self) -> str:
+        """The rule as a part of a sentence."""
+        count = "" if self.fitted_rows is None else f"{self.fitted_rows:,} "
+        on = {
+            "gallery": f"fitted on the {count}photos of the gallery",
+            "training": f"fitted on {count}training images",
+            "queries": f"fitted on the {count}queries, each side about its own mean",
+            "bundle": "of the bundle, fitted on training images",
+        }[self.fitted_on]
+        released = "" if self.rotation == "procrustes" else ", rotation as released"
+        return f"{self.bits}-bit codes by ITQ {on}{released}"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What all figures of one measurement share.
+
+    Attributes:
+        queries: what asks: sketches, or photos (the first ten of each class, SAKE's rule).
+        setting: `zero-shot`; `generalised-20`, SEM-PCYC's: as many seen images as a fifth of the
+            unseen ones join both sides; `generalised-all`: unseen queries against everything.
+        distance: by which the gallery is ranked; `hamming` where there are codes.
+        ties: equal scores in the order of the gallery, or the expected value over their orders.
+        keeps_duplicates: whether photos of the same name and class count more than once.
+        codes: how binary codes are made; `None` for real-valued embeddings.
+        split: the split that says which classes are unseen; empty if that was not said.
+        classes: which classes are measured: `unseen`, or seen ones that were held out.
+        rerank: what puts the gallery in another order; see `sbtk_runtime.rerank`.
+    """
+
+    queries: QueryKind = "sketch"
+    setting: Setting = "zero-shot"
+    distance: Distance = "cosine"
+    ties: Ties = "index"
+    keeps_duplicates: bool = False
+    codes: CodeRule | None = None
+    split: str = ""
+    classes: Literal["unseen", "validation"] = "unseen"
+    rerank: Rerank = "none"
+
+    def __post_init__(self) -> None:
+        if (self.codes is None) == (self.distance == "hamming"):
+            bits = "no binary codes" if self.codes is None else f"{self.codes.bits}-bit codes"
+            raise BadConfig(
+                f"{self.distance} distance of {bits}", "Hamming distance for codes, and only there"
+            )
+        if self.rerank != "none":
+            require_cosine(self.rerank, self.distance)
+        if self.queries == "photo" and self.setting != "zero-shot":
+            raise BadConfig(
+                f"photos as queries in the {self.setting} setting", "the zero-shot setting"
+            )
+
+    @property
+    def ranking(self) -> str:
+        """How the gallery is ranked, in words."""
+        by = f"Hamming distance of {self.codes.words}" if self.codes else _DISTANCES[self.distance]
+        kept = "; duplicate photos kept" if self.keeps_duplicates else ""
+        again = "" if self.rerank == "none" else f"; RE-RANKED: {RERANK_WORDS[self.rerank]}"
+        return f"{by}{again}; {_TIES[self.ties]}{kept}"
+
+    @property
+    def setting_words(self) -> str:
+        """The setting in words; empty for zero-shot."""
+        return _SETTINGS[self.setting]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the rules as a JSON object; `codes` is null for real-valued embeddings."""
+        return asdict(self)
+
+
+#: What is meant where no protocol is named.
+ZERO_SHOT = Protocol()
+
+
+def require_cosine(rerank: Rerank, distance: Distance) -> None:
+    """Refuses a re-ranking that there is not, and any of a ranking by another distance.
+
+    Raises:
+        BadConfig: names both.
+    """
+    require_rerank(rerank)
+    if distance != "cosine":
+        raise BadConfig(
+            f"--rerank {rerank} of a ranking by {distance} distance", "cosines of embeddings"
+        )
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What one figure adds to the protocol.
+
+    Attributes:
+        kind: average precision, or precision.
+        cut: the rank after which the list is cut; `None` for the whole gallery.
+        divisor: of AP@k: `min(k, R)`, the hits within k, or R; `None` where nothing is cut.
+        is_voc: whether precisions are replaced by their envelope, as SAKE and DSN do.
+        mean: over queries, or over classes of each class's mean.
+    """
+
+    kind: Kind
+    cut: int | None = None
+    divisor: Divisor | None = None
+    is_voc: bool = False
+    mean: Mean = "query"
+
+    @property
+    def name(self) -> str:
+        """The figure's name, such as `mAP@200 (strict, VOC)`: it carries the rule."""
+        rules = [self.divisor or "", "VOC" * self.is_voc, "class mean" * (self.mean == "class")]
+        shown = ", ".join(rule for rule in rules if rule)
+        base = f"{'mAP' if self.kind == 'AP' else 'P'}@{'all' if self.cut is None else self.cut}"
+        return f"{base} ({shown})" if shown else base
+
+    @property
+    def of_queries(self) -> Measure:
+        """The same measure with the mean over queries."""
+        return replace(self, mean="query")
+
+    @property
+    def definition(self) -> str:
+        """The rule in words."""
+        mean = _MEANS[self.mean]
+        if self.kind == "P":
+            return f"share of relevant photos among the first {self.cut}; {mean}"
+        ap = "AP with the precision envelope (SAKE, DSN)" if self.is_voc else "plain AP"
+        if self.divisor is None:
+            total = "" if self.is_voc else ", sum_i P@i rel_i / R"
+            return f"{ap} over the whole gallery{total}; {mean}"
+        divided = _DIVIDED[self.divisor].format(k=self.cut)
+        return f"{ap}, cut after rank {self.cut}, {divided}; {mean}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the rule as a JSON object."""
+        return asdict(self)
+
+
+Rows = NDArray[np.int64]
+
+_SHARE = 0.2
+_SEED = 0
+#: What the code draws ahead of the images: how many classes, out of how many.
+_DRAWN_BEFORE = {
+    "SK-SH-sempcyc": ((125, 100), (25, 12)),
+    "TUB-SH-sempcyc": ((250, 220), (30, 15)),
+}
+
+
+@dataclass(frozen=True)
+class SeenDraw:
+    """Which seen images join: ascending rows of the names that were given, by `class/file`."""
+
+    sketches: Rows
+    photos: Rows
+
+
+def draw_seen(
+    sketches: Sequence[str],
+    photos: Sequence[str],
+    *,
+    unseen_sketches: int,
+    unseen_photos: int,
+    split: str = "",
+) -> SeenDraw:
+    """Returns the seen images that SEM-PCYC's rule adds.
+
+    Args:
+        sketches: `class/file` of the sketches that were trained on; a name counts once.
+        photos: the same of the photos.
+        unseen_sketches: how many there are.
+        unseen_photos: how many there are.
+        split: name of the split that says which classes are unseen.
+
+    Raises:
+        BadData: there are fewer seen images than a fifth of the unseen ones.
+    """
+    generator = np.random.RandomState(_SEED)
+    for classes, drawn in _DRAWN_BEFORE.get(split, ()):
+        generator.choice(classes, drawn, replace=False)
+    return SeenDraw(
+        _drawn(generator, sketches, unseen_sketches, "sketches"),
+        _drawn(generator, photos, unseen_photos, "photos"),
+    )
+
+
+def _drawn(generator: np.random.RandomState, names: Sequence[str], unseen: int, kind: str) -> Rows:
+    """Returns the rows drawn, in the order of their names."""
+    first = np.unique(np.array(names, dtype=np.str_), return_index=True)[1]
+    wanted = int(_SHARE * unseen)
+    if wanted > len(first):
+        raise BadData(
+            f"{len(first)} {kind} of seen classes",
+            f"at least {wanted}, a fifth of the {unseen} unseen ones",
+            "add seen classes, or measure by another --setting",
+        )
+    return first[np.sort(generator.choice(len(first), wanted, replace=False))].astype(np.int64)

@@ -1,0 +1,285 @@
+"""The SBTKNet paper's Table 5, the published ablation above what was measured over seeds."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sbtk_runtime.errors import BadData
+from sbtk_runtime.evaluation.report.comparison import SPLIT_TITLES
+from sbtk_runtime.evaluation.report.measured import MeasuredMap, best_figure
+from sbtk_runtime.evaluation.report.published import PublishedAblation, published
+from sbtk_runtime.evaluation.report.table import Cell, Column, ReportTable, Row
+from sbtk_runtime.files import printable_name, printable_text
+
+FIGURES = ("mAP@all", "mAP@200", "P@100", "P@200")
+#: The figure by which the rows' order is judged.
+JUDGED = "mAP@all"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over several seeds: mean and sample standard deviation (`None` for one seed)."""
+
+    mean: float
+    deviation: float | None
+    seeds: int
+
+
+_Spreads = dict[str, Spread]
+
+
+def ablation_table(
+    results: Sequence[AblationResult], runs: Sequence[MeasuredMap] = (), *, split: str = "SK-YE"
+) -> ReportTable:
+    """Returns the published ablation on a split and, below it, the measured one.
+
+    Args:
+        results: one figure of one training each; none gives the published rows alone.
+        runs: single measurements to show as well, without a spread.
+        split: `SK-YE` or `TUB-SH`; the one that the results were measured on.
+    """
+    known = published().ablation
+    labels = {row.name: row.label for row in known}
+    blocks: dict[str, dict[str, _Spreads]] = {}
+    for (classes, row), figures in spread_over_seeds(results).items():
+        blocks.setdefault(classes, {})[row] = figures
+    lines = [
+        Row(
+            (row.label, "the paper", "-"),
+            tuple(Cell(row.figures[split][figure]) for figure in FIGURES),
+        )
+        for row in known
+    ]
+    for classes, rows in blocks.items():
+        lines += [
+            _measured_row(labels.get(name, name), classes, rows[name])
+            for name in sorted(rows, key=lambda name: _place(name, known))
+        ]
+    lines += [_single_row(run) for run in runs]
+    return ReportTable(
+        name="table5",
+        title=f"Ablation (the paper's Table 5) on {SPLIT_TITLES[split]}, percent",
+        stubs=("Objectives", "Measured on", "Seeds"),
+        columns=tuple(Column(split, figure) for figure in FIGURES),
+        rows=tuple(lines),
+        footnotes={},
+        notes=(
+            "mean ± sample standard deviation over seeds; the paper gives no spread",
+            *(order_text(rows, known, split, classes) for classes, rows in blocks.items()),
+        ),
+        warnings=tuple(_warnings(blocks, runs, split)),
+    )
+
+
+def order_text(
+    rows: dict[str, _Spreads], known: Sequence[PublishedAblation], split: str, classes: str
+) -> str:
+    """Returns, in words, whether the rows come in the paper's order by mAP@all.
+
+    Two rows are told apart where their means differ by more than both deviations together.
+    """
+    measured = {
+        row.name: spread
+        for row in known
+        if row.name in rows and (spread := _figure(rows[row.name], JUDGED))
+    }
+    theirs = {row.name: row.figures[split][JUDGED] for row in known if row.name in measured}
+    labels = {row.name: row.label for row in known}
+    names = list(measured)
+    pairs = [
+        (worse, better) for worse in names for better in names if theirs[worse] < theirs[better]
+    ]
+    turned = [
+        f"{labels[worse]} {100 * measured[worse].mean:.1f} over {labels[better]} "
+        f"{100 * measured[better].mean:.1f}" + _doubt(measured[worse], measured[better])
+        for worse, better in pairs
+        if measured[worse].mean > measured[better].mean
+    ]
+    where = f"on {classes} classes" if classes else "here"
+    if not pairs:
+        return f"{where} there are no two rows whose order could be judged"
+    if not turned:
+        return f"{where} the rows come in the paper's order by {JUDGED}"
+    return (
+        f"{where} {len(turned)} of {len(pairs)} pairs of rows are not in the paper's order by "
+        f"{JUDGED}: {'; '.join(turned)}"
+    )
+
+
+def _figure(figures: _Spreads, base: str) -> Spread | None:
+    found = best_figure(figures, base)
+    return None if found is None else figures[found[0]]
+
+
+def _doubt(first: Spread, second: Spread) -> str:
+    """Returns what keeps a difference from being one, in brackets; empty where nothing does."""
+    if first.deviation is None or second.deviation is None:
+        return " (one seed: no spread)"
+    is_apart = abs(first.mean - second.mean) > first.deviation + second.deviation
+    return "" if is_apart else " (within the spread)"
+
+
+def _place(name: str, known: Sequence[PublishedAblation]) -> int:
+    """Returns where a row stands: as in the paper, others below in the order of the file."""
+    names = [row.name for row in known]
+    return names.index(name) if name in names else len(names)
+
+
+def _measured_row(label: str, classes: str, figures: _Spreads) -> Row:
+    seeds = sorted({spread.seeds for spread in figures.values()})
+    cells = []
+    for base in FIGURES:
+        spread = _figure(figures, base)
+        if spread is None:
+            cells.append(Cell())
+            continue
+        deviation = None if spread.deviation is None else 100 * spread.deviation
+        cells.append(Cell(100 * spread.mean, deviation))
+    where = f"{classes} classes" if classes else "here"
+    return Row(
+        (label, where, "-".join(map(str, seeds))),
+        tuple(cells),
+        is_measured=True,
+        remark=f"figures: {', '.join(figures)}",
+    )
+
+
+def _single_row(run: MeasuredMap) -> Row:
+    found = [best_figure(run.figures, base) for base in FIGURES]
+    cells = [Cell() if one is None else Cell(100 * run.figures[one[0]]) for one in found]
+    return Row((run.name, run.of, "1"), tuple(cells), is_measured=True, remark=run.protocol)
+
+
+def _warnings(
+    blocks: dict[str, dict[str, _Spreads]], runs: Sequence[MeasuredMap], split: str
+) -> list[str]:
+    warnings = []
+    names = sorted({name for rows in blocks.values() for row in rows.values() for name in row})
+    if names:
+        warnings.append(
+            f"measured figures are {', '.join(names)}; the paper's are taken to be VOC AP, mAP@200 "
+            "divided by min(200, R)"
+        )
+    warnings += [
+        f"the rows on {classes} classes are not of {split}'s unseen classes"
+        for classes in blocks
+        if classes not in ("", "unseen")
+    ]
+    warnings += [
+        f"{name} has one seed on {classes or 'its'} classes: no spread"
+        for classes, rows in blocks.items()
+        for name, row in rows.items()
+        if any(spread.seeds == 1 for spread in row.values())
+    ]
+    warnings += [
+        f"{run.name} was measured on {run.of} of {run.split or 'no named split'}, not on {split}"
+        for run in runs
+        if run.split != split or not run.is_unseen
+    ]
+    sizes = {f"{run.queries:,} sketches against {run.photos:,} photos" for run in runs}
+    warnings += [f"single measurements are of {size}" for size in sorted(sizes)]
+    return warnings
+
+
+REQUIRED = ("row", "seed", "figure", "value")
+
+
+@dataclass(frozen=True)
+class AblationResult:
+    """One figure of one training.
+
+    Attributes:
+        row: which objectives were trained.
+        seed: of the training.
+        classes: `validation` or `unseen`; empty where the file does not say.
+        figure: its name, in the manner of `sbtk bench map`.
+        value: share in 0..1.
+    """
+
+    row: str
+    seed: str
+    classes: str
+    figure: str
+    value: float
+
+
+def read_ablation(path: Path) -> list[AblationResult]:
+    """Returns the lines of a results file.
+
+    Raises:
+        BadData: it cannot be read, lacks a column, or holds a line that is no result.
+    """
+    shown = printable_name(path)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
+            if missing:
+                raise BadData(
+                    f"{shown} has no column {', '.join(missing)}",
+                    f"a CSV file with the columns {', '.join(REQUIRED)}",
+                    "give the results file of 'sbtk train --ablation'",
+                )
+            results = [_result(line, f"{shown}, line {reader.line_num}") for line in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) else str(problem)
+        raise BadData(f"{shown} cannot be read: {reason}", "a CSV file") from problem
+    if not results:
+        raise BadData(f"{shown} holds no result", "a line for each row, seed and figure")
+    return _without_repeats(results, shown)
+
+
+def spread_over_seeds(
+    results: Iterable[AblationResult],
+) -> dict[tuple[str, str], dict[str, Spread]]:
+    """Returns the spread of each figure, by classes and row, both in the order of the file."""
+    values: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for result in results:
+        figures = values.setdefault((result.classes, result.row), {})
+        figures.setdefault(result.figure, []).append(result.value)
+    return {
+        key: {name: _spread(found) for name, found in figures.items()}
+        for key, figures in values.items()
+    }
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(statistics.fmean(values), deviation, len(values))
+
+
+def _result(line: dict[str, str | None], where: str) -> AblationResult:
+    text = line["value"] or ""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise BadData(f"{where}: the value is {text!r}", "a share from 0 to 1")
+    columns = (*REQUIRED, "classes")
+    words = {name: printable_text((line.get(name) or "").strip()) for name in columns}
+    if empty := [name for name in REQUIRED if not words[name]]:
+        raise BadData(f"{where}: no {', '.join(empty)}", "a row, a seed, a figure and a value")
+    return AblationResult(words["row"], words["seed"], words["classes"], words["figure"], value)
+
+
+def _without_repeats(results: list[AblationResult], shown: str) -> list[AblationResult]:
+    """Returns the results, or refuses those that give one figure of one training two values."""
+    known: dict[tuple[str, ...], float] = {}
+    for result in results:
+        key = (result.row, result.seed, result.classes, result.figure)
+        if known.setdefault(key, result.value) != result.value:
+            raise BadData(
+                f"{shown} has two values of {result.figure} for row {result.row!r}, seed "
+                f"{result.seed}, {result.classes or 'the same classes'}",
+                "one line for each",
+            )
+    return [
+        AblationResult(row, seed, classes, figure, value)
+        for (row, seed, classes, figure), value in known.items()
+    ]

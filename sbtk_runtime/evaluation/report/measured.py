@@ -1,0 +1,218 @@
+"""Measured results as `sbtk bench map --json` writes them, read back with their rules."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+from sbtk_runtime.errors import BadData
+from sbtk_runtime.evaluation.protocol import Divisor, Measure, Setting
+from sbtk_runtime.files import printable_name, printable_text
+
+MAX_RESULTS_BYTES = 16 << 20
+SETTINGS: tuple[Setting, ...] = get_args(Setting)
+
+# The classes in words, and what `MapReport.protocol` has behind them.
+_OF = re.compile(r"(.+?)(?: \(generalised\b[^)]*\))?: [\d,]+ (?:sketches|photos) against ")
+_OF_UNSEEN = re.compile(r"(\d+)(?: of (\d+))? unseen classes of (\S+)")
+_MAKE_ONE = "sbtk bench map DATA --json > results.json"
+
+
+@dataclass(frozen=True)
+class MeasuredMap:
+    """One measurement of `sbtk bench map`.
+
+    Attributes:
+        name: the model's id and precision.
+        dim: length of the embedding, in bits where `bits` is given; `None` where it is not said.
+        bits: length of the binary code; `None` for real-valued embeddings.
+        split: which split names the unseen classes; empty where it is not said.
+        of: the classes in words.
+        is_unseen: whether they are unseen classes.
+        is_whole: whether they are all of the split's unseen classes.
+        setting: as `Protocol.setting`.
+        is_sketch_query: whether sketches ask; otherwise photos do.
+        has_duplicates: whether photos may occur twice; `None` where it is not said.
+        queries, photos: how many were measured.
+        figures: name to share in 0..1.
+        class_map: class to mean AP in 0..1.
+        protocol: the whole rule in words.
+    """
+
+    name: str
+    dim: int | None
+    bits: int | None
+    split: str
+    of: str
+    is_unseen: bool
+    is_whole: bool
+    setting: Setting
+    is_sketch_query: bool
+    has_duplicates: bool | None
+    queries: int
+    photos: int
+    figures: dict[str, float]
+    class_map: dict[str, float]
+    protocol: str
+
+    @property
+    def is_generalised(self) -> bool:
+        """Whether the gallery holds photos of seen classes."""
+        return self.setting != "zero-shot"
+
+
+def read_measured(path: Path) -> list[MeasuredMap]:
+    """Returns the measurements in a file that `sbtk bench map --json` wrote, in its order.
+
+    Raises:
+        BadData: the file cannot be read, or holds no such measurement.
+    """
+    shown = printable_name(path)
+    content = _json_object(path, shown)
+    reports = content.get("map", [content] if "figures" in content else None)
+    if not isinstance(reports, list) or not reports:
+        raise BadData(f"{shown} holds no measurement of mAP", "its key 'map'", _MAKE_ONE)
+    return [_measurement(report, shown) for report in reports]
+
+
+def _json_object(path: Path, shown: str) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_RESULTS_BYTES + 1)
+    except OSError as problem:
+        raise BadData(f"{shown} cannot be read: {problem.strerror}", "", _MAKE_ONE) from problem
+    if len(data) > MAX_RESULTS_BYTES:
+        raise BadData(f"{shown} is larger than {MAX_RESULTS_BYTES:,} bytes", "a results file")
+    try:
+        content = json.loads(data.decode("utf-8"))
+    # ValueError: not UTF-8, not JSON, or a number of more digits than Python converts.
+    except (ValueError, RecursionError) as problem:
+        raise BadData(f"{shown} is not JSON: {problem}", "a JSON object", _MAKE_ONE) from problem
+    if not isinstance(content, dict):
+        raise BadData(f"{shown} holds a JSON {type(content).__name__}", "an object", _MAKE_ONE)
+    return content
+
+
+def _measurement(report: object, shown: str) -> MeasuredMap:
+    fields = _Fields(report, shown)
+    protocol = fields.text("protocol")
+    of = match[1] if (match := _OF.match(protocol)) else protocol
+    rules = fields.optional_object("rules")
+    unseen = _OF_UNSEEN.match(of)
+    is_unseen = rules["classes"] == "unseen" if "classes" in rules else unseen is not None
+    setting = rules.get("setting", "zero-shot")
+    if setting not in SETTINGS:
+        raise BadData(f"{shown}: a setting {setting!r}", ", ".join(SETTINGS))
+    codes = rules.get("codes")
+    bits = codes.get("bits") if isinstance(codes, dict) else None
+    return MeasuredMap(
+        name=f"{fields.text('model_id')} {fields.text('precision')}",
+        dim=fields.optional_count("dim"),
+        bits=bits if isinstance(bits, int) else None,
+        split=printable_text(str(rules.get("split") or (unseen[3] if unseen else ""))),
+        of=of,
+        is_unseen=is_unseen,
+        is_whole=unseen is not None and unseen[2] is None,
+        setting=setting,
+        is_sketch_query=rules.get("queries", "sketch") == "sketch",
+        has_duplicates=rules.get("keeps_duplicates"),
+        queries=fields.count("queries"),
+        photos=fields.count("photos"),
+        figures=fields.shares("figures"),
+        class_map=fields.shares("class_map", is_required=False),
+        protocol=protocol,
+    )
+
+
+class _Fields:
+    """The fields of a JSON object, each checked when it is taken."""
+
+    def __init__(self, value: object, shown: str) -> None:
+        if not isinstance(value, dict):
+            raise BadData(f"{shown}: a measurement is a JSON {type(value).__name__}", "an object")
+        self._value: dict[str, Any] = value
+        self._shown = shown
+
+    def text(self, key: str) -> str:
+        found = self._value.get(key)
+        return printable_text(found) if isinstance(found, str) else self._refuse(key, "a text")
+
+    def count(self, key: str) -> int:
+        found = self.optional_count(key)
+        return self._refuse(key, "a number") if found is None else found
+
+    def optional_count(self, key: str) -> int | None:
+        found = self._value.get(key)
+        if found is None:
+            return None
+        if not isinstance(found, int) or isinstance(found, bool) or found < 0:
+            self._refuse(key, "a number of images or dimensions")
+        return found
+
+    def optional_object(self, key: str) -> dict[str, Any]:
+        found = self._value.get(key) or {}
+        return found if isinstance(found, dict) else self._refuse(key, "an object")
+
+    def shares(self, key: str, *, is_required: bool = True) -> dict[str, float]:
+        found = self._value.get(key)
+        if found is None and not is_required:
+            return {}
+        if not isinstance(found, dict) or (is_required and not found):
+            return self._refuse(key, "an object of figures")
+        for name, value in found.items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not 0 <= value <= 1:
+                self._refuse(f"{key}[{name!r}]", "a share from 0 to 1", value)
+        return {printable_text(name): float(value) for name, value in found.items()}
+
+    def _refuse(self, key: str, expected: str, value: object = None) -> NoReturn:
+        found = self._value.get(key) if value is None else value
+        raise BadData(f"{self._shown}: {key} is {found!r}", expected, _MAKE_ONE)
+
+
+_NAME = re.compile(r"(mAP|P)@(all|\d{1,9})(?: \((.+)\))?")
+
+
+def measure_named(name: str) -> Measure | None:
+    """Returns the measure whose name this is, or `None` where it is that of no mAP or precision."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    words = (match[3] or "").split(", ")
+    divisors: tuple[Divisor, ...] = get_args(Divisor)
+    measure = Measure(
+        "AP" if match[1] == "mAP" else "P",
+        None if match[2] == "all" else int(match[2]),
+        next((divisor for divisor in divisors if divisor in words), None),
+        "VOC" in words,
+        "class" if "class mean" in words else "query",
+    )
+    return measure if measure.name == name else None
+
+
+def base_name(measure: Measure) -> str:
+    """Returns the name without its rules, as papers print it: `mAP@200`."""
+    return measure.name.partition(" ")[0]
+
+
+def best_figure(names: Iterable[str], base: str) -> tuple[str, Measure] | None:
+    """Returns the figure `base`, such as `mAP@200`, by the rules nearest to SAKE's and SBTKNet's.
+
+    Those are the mean over queries, the strict divisor and VOC's envelope, in this order of
+    importance.
+    """
+    measures = [(name, measure) for name in names if (measure := measure_named(name)) is not None]
+    found = [pair for pair in measures if base_name(pair[1]) == base]
+    return min(found, key=lambda pair: _distance(pair[1]), default=None)
+
+
+def _distance(measure: Measure) -> tuple[bool, bool, bool]:
+    return (
+        measure.mean != "query",
+        measure.divisor not in (None, "strict"),
+        measure.kind == "AP" and not measure.is_voc,
+    )

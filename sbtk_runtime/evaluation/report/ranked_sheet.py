@@ -1,0 +1,273 @@
+"""Ranked contact sheets, as in the SBTKNet paper's Figures 3 and 4: queries left, hits right.
+
+A hit of the query's class has a green frame, another a red one and the name of its class below,
+so that nobody has to tell the colours apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from sbtk_runtime.embedding.embedder import Embedder, Failed
+from sbtk_runtime.errors import BadConfig, BadData
+from sbtk_runtime.evaluation.bench.map import LabelledImages
+from sbtk_runtime.evaluation.metrics import evaluate
+from sbtk_runtime.files import printable_name
+from sbtk_runtime.preprocess import Kind
+from sbtk_runtime.thumbnail import square
+
+CELL_PX = 112
+FRAME_PX = 4
+RIGHT = (46, 158, 75)
+WRONG = (208, 49, 45)
+
+_GAP_PX = 6
+_MARGIN_PX = 16
+_QUERY_GAP_PX = 18
+_CAPTION_PX = 16
+_TITLE_PX = 26
+_PANEL_GAP_PX = 30
+_INK = (32, 36, 44)
+_SOFT = (109, 106, 100)
+_GROUND = (238, 238, 238)
+
+
+@dataclass(frozen=True)
+class RankedPhoto:
+    """A photo that was found: its file, its class, and whether that is the query's."""
+
+    path: Path
+    class_name: str
+    is_right: bool
+
+
+@dataclass(frozen=True)
+class RankedQuery:
+    """A query with what was found for it, best first; `caption` is told below the query."""
+
+    path: Path
+    caption: str
+    photos: tuple[RankedPhoto, ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A part of the sheet: a title, and queries one below the other."""
+
+    title: str
+    queries: tuple[RankedQuery, ...]
+
+
+def ranked_sheet(panels: Sequence[Panel], cell_px: int = CELL_PX) -> Image.Image:
+    """Returns the sheet in mode RGB: the panels side by side, each query in a row of its own.
+
+    Args:
+        panels: each with at least one query and one hit.
+        cell_px: width and height of a picture, with its frame.
+    """
+    widths = [_panel_width(panel, cell_px) for panel in panels]
+    rows = max(len(panel.queries) for panel in panels)
+    height = 2 * _MARGIN_PX + _TITLE_PX + rows * (cell_px + _CAPTION_PX + _GAP_PX) - _GAP_PX
+    width = 2 * _MARGIN_PX + sum(widths) + _PANEL_GAP_PX * (len(panels) - 1)
+    sheet = Image.new("RGB", (width, height), (255, 255, 255))
+    left = _MARGIN_PX
+    for panel, panel_width in zip(panels, widths, strict=True):
+        _draw_panel(sheet, panel, left, cell_px)
+        left += panel_width + _PANEL_GAP_PX
+    return sheet
+
+
+def _panel_width(panel: Panel, cell_px: int) -> int:
+    hits = max(len(query.photos) for query in panel.queries)
+    return cell_px + _QUERY_GAP_PX + hits * (cell_px + _GAP_PX) - _GAP_PX
+
+
+def _draw_panel(sheet: Image.Image, panel: Panel, left: int, cell_px: int) -> None:
+    draw = ImageDraw.Draw(sheet)
+    width = _panel_width(panel, cell_px)
+    _write(draw, panel.title, (left, _MARGIN_PX), width, 14, _INK)
+    top = _MARGIN_PX + _TITLE_PX
+    for query in panel.queries:
+        sheet.paste(square(query.path, cell_px, _GROUND), (left, top))
+        place = (left, top + cell_px + 2)
+        _write(draw, query.caption, place, cell_px + _QUERY_GAP_PX - 2, 11, _INK)
+        x = left + cell_px + _QUERY_GAP_PX
+        for photo in query.photos:
+            sheet.paste(_framed(photo, cell_px), (x, top))
+            if not photo.is_right:
+                _write(draw, photo.class_name, (x, top + cell_px + 2), cell_px, 11, _SOFT)
+            x += cell_px + _GAP_PX
+        top += cell_px + _CAPTION_PX + _GAP_PX
+
+
+def _framed(photo: RankedPhoto, cell_px: int) -> Image.Image:
+    framed = Image.new("RGB", (cell_px, cell_px), RIGHT if photo.is_right else WRONG)
+    framed.paste(square(photo.path, cell_px - 2 * FRAME_PX, _GROUND), (FRAME_PX, FRAME_PX))
+    return framed
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    place: tuple[int, int],
+    width_px: int,
+    size_px: int,
+    colour: tuple[int, int, int],
+) -> None:
+    """Writes one line of text, cut so that it stays within the width."""
+    font = ImageFont.load_default(size_px)
+    shown = text.replace("_", " ")
+    while len(shown) > 1 and draw.textlength(shown, font) > width_px:
+        shown = shown[:-2].rstrip() + "…"
+    draw.text(place, shown, colour, font)
+
+
+Rows = NDArray[np.float32]
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EmbeddedImages:
+    """Images that could be read, with their embeddings.
+
+    Attributes:
+        paths: the files.
+        classes: the name of each one's class.
+        rows: `(N, D) float32` unit rows.
+        unreadable: `path: reason` of those that could not be read.
+    """
+
+    paths: tuple[Path, ...]
+    classes: tuple[str, ...]
+    rows: Rows
+    unreadable: tuple[str, ...] = ()
+
+    def chosen(self, indices: Sequence[int]) -> EmbeddedImages:
+        """Returns some of the images, in the order given."""
+        paths = tuple(self.paths[index] for index in indices)
+        classes = tuple(self.classes[index] for index in indices)
+        return EmbeddedImages(paths, classes, self.rows[list(indices)], self.unreadable)
+
+
+def embed_labelled(
+    embedder: Embedder,
+    images: LabelledImages,
+    kind: Kind,
+    advance: Callable[[int, int | None], None],
+) -> EmbeddedImages:
+    """Returns the embeddings of the images; `advance` is told how many of how many are done.
+
+    Raises:
+        BadData: none of them can be read.
+    """
+    paths: list[Path] = []
+    classes: list[str] = []
+    rows: list[Rows] = []
+    unreadable: list[str] = []
+    for item in embedder.stream(images.paths, kind):
+        advance(item.index + 1, len(images.paths))
+        if isinstance(item, Failed):
+            unreadable.append(f"{printable_name(item.path)}: {item.reason}")
+            continue
+        paths.append(images.paths[item.index])
+        classes.append(images.classes[images.labels[item.index]])
+        rows.append(item.row)
+    if not rows:
+        raise BadData(f"none of {len(images.paths)} {kind} files can be read", "image files")
+    return EmbeddedImages(tuple(paths), tuple(classes), np.stack(rows), tuple(unreadable))
+
+
+def some_of(images: LabelledImages, indices: Sequence[int]) -> LabelledImages:
+    """Returns some of the images, in the order given."""
+    paths = [images.paths[index] for index in indices]
+    return LabelledImages(paths, [images.labels[index] for index in indices], images.classes)
+
+
+def named_queries(sketches: LabelledImages, files: Sequence[Path]) -> list[int]:
+    """Returns where the named files stand among the sketches, in the order of the names.
+
+    Raises:
+        BadData: one is none of the sketches: its class would not be known.
+    """
+    places = {path.resolve(): index for index, path in enumerate(sketches.paths)}
+    for file in files:
+        if file.resolve() not in places:
+            raise BadData(
+                f"{printable_name(file)} is none of the {len(sketches.paths)} sketches that are "
+                "measured",
+                f"a sketch of {', '.join(sketches.classes[:5])}"
+                + (", ..." if len(sketches.classes) > 5 else ""),
+                "without its class nobody could say which hits are right",
+            )
+    return [places[file.resolve()] for file in files]
+
+
+def random_queries(total: int, count: int, seed: int) -> list[int]:
+    """Returns `count` of `total` places, each once, drawn by the seed.
+
+    Raises:
+        BadConfig: there are fewer.
+    """
+    if count > total:
+        raise BadConfig(f"{count} queries of {total} sketches", f"at most {total}")
+    drawn = np.random.default_rng(seed).choice(total, count, replace=False)
+    return [int(place) for place in drawn]
+
+
+def worst_queries(average_precisions: NDArray[np.float64], count: int) -> list[int]:
+    """Returns the indices of the `count` lowest of `average_precisions (Q,) float64`, lowest first.
+
+    Queries without a relevant photo, whose AP is NaN, are left out.
+
+    Raises:
+        BadConfig: fewer have one.
+    """
+    total = int(np.isfinite(average_precisions).sum())
+    if count > total:
+        raise BadConfig(f"{count} queries of {total} sketches", f"at most {total}")
+    return [int(place) for place in np.argsort(average_precisions, kind="stable")[:count]]
+
+
+def average_precisions(queries: EmbeddedImages, gallery: EmbeddedImages) -> NDArray[np.float64]:
+    """Returns plain AP over the whole gallery `(Q,)`; NaN where it has no photo of the class."""
+    names = {name: label for label, name in enumerate(dict.fromkeys(gallery.classes))}
+    labels = np.array([names.get(name, -1) for name in queries.classes], dtype=np.int64)
+    photo_labels = np.array([names[name] for name in gallery.classes], dtype=np.int64)
+    values = np.full(len(labels), np.nan)
+    if (is_answerable := labels >= 0).any():
+        found = evaluate(queries.rows, labels, gallery.rows, photo_labels)
+        values[is_answerable] = found.ap_all
+    return values
+
+
+def top_photos(queries: Rows, gallery: Rows, count: int) -> Indices:
+    """Returns the places of the best photos `(Q, count)`, best first, ties by gallery order."""
+    order = np.argsort(-(queries @ gallery.T), axis=1, kind="stable")
+    return np.asarray(order[:, :count], dtype=np.int64)
+
+
+def ranked_panel(title: str, queries: EmbeddedImages, gallery: EmbeddedImages, count: int) -> Panel:
+    """Returns a panel of the queries with the best `count` photos of the gallery for each."""
+    found = top_photos(queries.rows, gallery.rows, count)
+    return Panel(
+        title,
+        tuple(
+            RankedQuery(
+                queries.paths[place],
+                name,
+                tuple(
+                    RankedPhoto(
+                        gallery.paths[hit], gallery.classes[hit], gallery.classes[hit] == name
+                    )
+                    for hit in found[place]
+                ),
+            )
+            for place, name in enumerate(queries.classes)
+        ),
+    )

@@ -1,0 +1,113 @@
+"""What a gallery answers, as programs and people get it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbtk_runtime.binary_codes import Codes, Distances, hamming_distances
+from sbtk_runtime.gallery.folder import path_fields
+from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A photo of the same bytes as a hit."""
+
+    id: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One photo that was found.
+
+    `path` is absolute; bytes that are not UTF-8 are in it as surrogates.
+    `score` is at most 1: a cosine, or of binary codes the share of equal bits less the share of
+    others, which is the cosine of the codes taken as rows of 1 and -1.
+    `copies` are the other photos of the same bytes, by id, where they were folded.
+    """
+
+    rank: int
+    score: float
+    id: int
+    path: str
+    copies: tuple[Copy, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the hit as a JSON object; a path that is not UTF-8 comes as `path_bytes`."""
+        known: dict[str, Any] = {"rank": self.rank, "score": round(self.score, 6), "id": self.id}
+        known |= path_fields(os.fsencode(self.path))
+        if self.copies:
+            known["copies"] = [
+                {"id": copy.id, **path_fields(os.fsencode(copy.path))} for copy in self.copies
+            ]
+        return known
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The hits of one question, best first, and sentences about them for the user."""
+
+    hits: list[Hit]
+    notices: tuple[str, ...] = ()
+
+
+Scores = NDArray[np.float32]
+
+
+def exact_search(vectors: Vectors, rows: Rows, query: Embeddings, k: int) -> tuple[Rows, Scores]:
+    """Returns rows and cosines of the `k` best among ascending `rows`, best first.
+
+    Equal scores are ordered by row. Damaged rows are never found.
+
+    Args:
+        vectors: where the rows are.
+        rows: which may be found.
+        query: `(D,) float32`, of length 1.
+        k: how many; fewer are returned when there are fewer.
+    """
+    best_rows = np.empty(0, dtype=np.int64)
+    best_scores = np.empty(0, dtype=np.float32)
+    for numbers, embeddings, is_whole in vectors.chunks(rows):
+        scores = (embeddings @ query)[is_whole]
+        best_rows = np.concatenate([best_rows, numbers[is_whole]])
+        best_scores = np.concatenate([best_scores, scores])
+        if len(best_scores) > k:
+            # The k-th best score and all its equals stay, so that ties are cut by row at the end.
+            is_kept = best_scores >= np.partition(best_scores, -k)[-k]
+            best_rows, best_scores = best_rows[is_kept], best_scores[is_kept]
+    order = np.lexsort((best_rows, -best_scores))[:k]
+    return best_rows[order], best_scores[order]
+
+
+def hamming_search(codes: CodeShards, rows: Rows, query: Codes, k: int) -> tuple[Rows, Distances]:
+    """Returns rows and Hamming distances of the `k` nearest among ascending `rows`, nearest first.
+
+    Many codes are equally near, so all that are as near as the last of them come too, by row: who
+    knows the photos cuts. Rows that are not there are never found.
+
+    Args:
+        codes: where the codes are.
+        rows: which may be found.
+        query: `(W,) uint8`, packed as the codes are.
+        k: how many, at least 1; fewer are returned when there are fewer.
+    """
+    near_rows = np.empty(0, dtype=np.int64)
+    near = np.empty(0, dtype=np.uint16)
+    farthest = np.iinfo(np.uint16).max
+    for numbers, part, is_held in codes.chunks(rows):
+        distances = hamming_distances(query[None], part)[0]
+        chosen = np.flatnonzero(is_held & (distances <= farthest))
+        near_rows = np.concatenate([near_rows, numbers[chosen]])
+        near = np.concatenate([near, distances[chosen]])
+        if len(near) > k:
+            farthest = np.partition(near, k - 1)[k - 1]
+            is_near = near <= farthest
+            near_rows, near = near_rows[is_near], near[is_near]
+    order = np.lexsort((near_rows, near))
+    return near_rows[order], near[order]

@@ -1,0 +1,519 @@
+"""Changes to a catalogue: the one writer's side, in durable transactions."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from sbtk_runtime.binary_codes import Itq
+from sbtk_runtime.gallery.catalogue import (
+    Embedding,
+    Failure,
+    Origin,
+    below,
+    exactly,
+    store_itq,
+    store_roots,
+    store_rules,
+    stored_bits,
+    stored_itq,
+    stored_roots,
+    stored_rules,
+)
+from sbtk_runtime.gallery.rows import SHARD_ROWS, Batch, Rows
+from sbtk_runtime.gallery.schema import (
+    CATALOGUE_NAME,
+    blob,
+    catalogue_errors,
+    connect_sound,
+    integer,
+    text,
+    transaction,
+    values_checked,
+    write_snapshot,
+)
+from sbtk_runtime.gallery.walk_rules import WalkRules
+from sbtk_runtime.manifest import SnapshotRecord
+
+#: mtime_ns, ctime_ns and inode.
+Stamps = tuple[int, int | None, int | None]
+
+# Of photos: known, among them those that are missing; and those that are there.
+_KNOWN = "removed_in IS NULL"
+_LIVE = "removed_in IS NULL AND missing_in IS NULL"
+# Of rows: those of photos that are there, those of photos that were there in the generation before
+# `:generation`, and those of which that may differ.
+_IS_LIVE = f"EXISTS (SELECT 1 FROM photos AS p WHERE p.row = c.row AND {_LIVE})"
+_WAS_LIVE = """EXISTS (SELECT 1 FROM photos AS p WHERE p.row = c.row AND added_in < :generation
+    AND (removed_in IS NULL OR removed_in >= :generation)
+    AND (missing_in IS NULL OR missing_in >= :generation))"""
+_TOUCHED = """(SELECT DISTINCT row FROM photos
+    WHERE :generation IN (added_in, removed_in, missing_in)) AS c"""
+_TO_ADD = f"FROM {_TOUCHED} WHERE {_IS_LIVE} AND NOT {_WAS_LIVE}"
+_TO_DROP = f"FROM {_TOUCHED} WHERE {_WAS_LIVE} AND NOT {_IS_LIVE}"
+
+
+class Catalogue:
+    """The catalogue, open for the one writer that prepares generation `generation`.
+
+    Nothing that is changed here is seen by readers until the manifest names the generation. In a
+    `with` block SQLite's errors become ours.
+
+    Args:
+        folder: the gallery's.
+        generation: the one after the published one. If the catalogue knows a later one (somebody
+            removed the manifest), then that is prepared.
+
+    Raises:
+        BadGallery: the catalogue is damaged; nothing is built on it.
+    """
+
+    def __init__(self, folder: Path, generation: int) -> None:
+        self.path = folder / CATALOGUE_NAME
+        self.connection = connect_sound(self.path)
+        newest = self._number(
+            "SELECT max(coalesce(max(added_in), 0), coalesce(max(removed_in), 0), "
+            "coalesce(max(missing_in), 0)) FROM photos"
+        )
+        self.generation = max(generation, newest)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with catalogue_errors(self.path):
+            self.connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise error
+
+    def origin(self) -> Origin | None:
+        """Returns what made the embeddings; `None` while there are none."""
+        with values_checked(self.path):
+            facts = dict(self.connection.execute("SELECT name, value FROM facts"))
+            if "model_id" not in facts:
+                return None
+            return Origin(
+                text(facts["model_id"]),
+                text(facts["precision"]),
+                integer(facts["dim"]),
+                text(facts["preprocessing"]),
+                stored_bits(self.connection),
+            )
+
+    def itq(self) -> Itq:
+        """Returns what makes the codes of a binary gallery.
+
+        Raises:
+            BadGallery: it is damaged.
+        """
+        with catalogue_errors(self.path):
+            return stored_itq(self.connection, self.path)
+
+    def claim(self, origin: Origin, itq: Itq | None = None) -> None:
+        """Records what makes the embeddings of a new gallery, and what makes codes of them."""
+        with catalogue_errors(self.path), transaction(self.connection):
+            for name in ("model_id", "precision", "dim", "preprocessing"):
+                self._set_fact(name, getattr(origin, name))
+            store_itq(self.connection, itq)
+
+    def record_roots(self, roots: Iterable[bytes]) -> None:
+        """Notes what photos are looked for below, as absolute paths."""
+        with catalogue_errors(self.path), transaction(self.connection):
+            store_roots(self.connection, roots)
+
+    def roots(self) -> list[bytes]:
+        """Returns what photos were looked for below, as absolute paths."""
+        with values_checked(self.path):
+            return stored_roots(self.connection)
+
+    def rules(self) -> WalkRules:
+        """Returns what is left out of the walks."""
+        with values_checked(self.path):
+            return stored_rules(self.connection)
+
+    def record_rules(self, rules: WalkRules) -> None:
+        """Notes what is left out of this walk, and of those to come."""
+        with catalogue_errors(self.path), transaction(self.connection):
+            store_rules(self.connection, rules)
+
+    def committed_rows(self) -> int:
+        """Returns the number of rows of the vectors that count, dead ones included."""
+        return self._fact("rows")
+
+    def live(self) -> int:
+        """Returns the number of photos that the next generation will have."""
+        return self._number(f"SELECT count(*) FROM photos WHERE {_LIVE}")
+
+    def missing(self) -> int:
+        """Returns the number of photos that the next generation will not show but keep."""
+        return self._number(f"SELECT count(*) FROM photos WHERE {_KNOWN} AND missing_in NOT NULL")
+
+    def partly_readable(self) -> int:
+        """Returns how many photos of the next generation were read in part only."""
+        return self._number(f"SELECT count(*) FROM photos WHERE {_LIVE} AND partial NOT NULL")
+
+    def is_changed(self) -> bool:
+        """Returns whether anything in the catalogue waits for its generation to be published."""
+        query = """SELECT EXISTS (SELECT 1 FROM photos
+            WHERE ?1 IN (added_in, removed_in, missing_in))"""
+        return bool(self._number(query, (self.generation,)))
+
+    def commit(
+        self,
+        embeddings: Sequence[Embedding],
+        failures: Sequence[Failure],
+        batches: Sequence[Batch],
+    ) -> tuple[int, int]:
+        """Adds what was embedded, durably; the rows must be on disk. Returns new and changed."""
+        changed = 0
+        with catalogue_errors(self.path), transaction(self.connection):
+            next_id = self._fact("next_id", default=1)
+            for photo in embeddings:
+                known = self._id_at(photo.path)
+                changed += known is not None
+                self._put(next_id if known is None else known, photo)
+                next_id += known is None
+            for failure in failures:
+                # The bytes that it had may come back.
+                if (lost := self._id_at(failure.path)) is not None:
+                    self._lose(lost)
+                self._add_failure(failure)
+            for batch in batches:
+                self._add_batch(batch)
+                self._set_fact("rows", batch.first_row + batch.count)
+            self._set_fact("next_id", next_id)
+        return len(embeddings) - changed, changed
+
+    def move(self, photo_id: int, path: bytes, stamps: Stamps) -> bool:
+        """Gives a photo another path; returns whether that ended another photo there."""
+        known = self._id_at(path)
+        is_replaced = known not in (None, photo_id)
+        if known is not None and is_replaced:
+            self._end(known)
+        self._put(photo_id, self._version(photo_id, path, stamps))
+        return is_replaced
+
+    def keep(self, path: bytes, stamps: Stamps) -> bool:
+        """Notes the new stamps of a photo whose bytes are the same; returns whether it was missing.
+
+        If it was, it is there again.
+        """
+        photo_id, is_missing = self.connection.execute(
+            f"SELECT id, missing_in NOT NULL FROM photos WHERE path = ? AND {_KNOWN}", (path,)
+        ).fetchone()
+        if is_missing:
+            self._put(photo_id, self._version(photo_id, path, stamps))
+        else:
+            self.connection.execute(
+                "UPDATE photos SET mtime_ns = ?, ctime_ns = ?, inode = ? "
+                f"WHERE path = ? AND {_KNOWN}",
+                (*stamps, path),
+            )
+        return bool(is_missing)
+
+    def lose(self, ids: Iterable[int]) -> int:
+        """Notes that photos are not found: the next generation hides them; returns how many."""
+        lost = 0
+        with catalogue_errors(self.path), transaction(self.connection):
+            for photo_id in ids:
+                lost += self._lose(photo_id)
+        return lost
+
+    def remove(self, ids: Iterable[int]) -> int:
+        """Drops photos for good, missing ones too; returns how many."""
+        removed = 0
+        with catalogue_errors(self.path), transaction(self.connection):
+            for photo_id in ids:
+                self._end(photo_id)
+                removed += 1
+        return removed
+
+    def embedding_of(self, sha256: str) -> Embedding | None:
+        """Returns a photo of the bytes with that hash, missing or not; `None` if there is none."""
+        found = self.connection.execute(
+            f"SELECT id, path FROM photos WHERE sha256 = ? AND {_KNOWN} ORDER BY id",
+            (bytes.fromhex(sha256),),
+        ).fetchone()
+        return None if found is None else self._version(found[0], found[1], (0, None, None))
+
+    def ids_below(self, folder: bytes | None, *, missing: bool = False) -> list[int]:
+        """Returns the ids of the photos in a folder or of one file, or with `None` of all.
+
+        Missing ones are among them; with `missing` only those.
+        """
+        query = f"SELECT id FROM photos WHERE {_KNOWN}" + " AND missing_in NOT NULL" * missing
+        if folder is None:
+            return [photo_id for (photo_id,) in self.connection.execute(query + " ORDER BY id")]
+        query += " AND path >= ? AND path < ? ORDER BY id"
+        return [
+            photo_id
+            for interval in (below(folder), exactly(folder))
+            for (photo_id,) in self.connection.execute(query, interval)
+        ]
+
+    def forget_below(self, folder: bytes) -> int:
+        """Drops all that is known of a folder or file: photos, failures, roots; returns how many.
+
+        Only photos count.
+        """
+        removed = self.remove(self.ids_below(folder))
+        with catalogue_errors(self.path), transaction(self.connection):
+            for table in ("failures", "roots"):
+                for interval in (below(folder), exactly(folder)):
+                    self.connection.execute(
+                        f"DELETE FROM {table} WHERE path >= ? AND path < ?", interval
+                    )
+        return removed
+
+    def remove_at_rows(self, low: int, high: int) -> int:
+        """Drops the photos at rows `low` to `high` (end excluded), missing ones too.
+
+        Where the checksums of rows are not known, the others of their batches go as well: a batch's
+        hash vouches for all of its rows or for none.
+        """
+        found = self.connection.execute(
+            """SELECT id FROM photos WHERE row >= :low AND row < :high AND removed_in IS NULL
+            UNION SELECT p.id FROM batches AS b
+            JOIN photos AS p ON p.row >= b.first_row AND p.row < b.first_row + b.count
+            WHERE b.first_row < :high AND b.first_row + b.count > :low AND p.removed_in IS NULL
+            AND NOT EXISTS (SELECT 1 FROM row_checksums AS r WHERE r.row = p.row)""",
+            {"low": low, "high": high},
+        )
+        return self.remove([photo_id for (photo_id,) in found])
+
+    def kept_rows(self) -> Rows:
+        """Returns the rows of all photos, missing ones too, ascending, each once."""
+        query = "SELECT DISTINCT row FROM photos WHERE removed_in IS NULL ORDER BY row"
+        with values_checked(self.path):
+            found = self.connection.execute(query)
+            return np.fromiter((integer(row) for (row,) in found), dtype=np.int64)
+
+    def live_rows(self) -> Iterator[int]:
+        """Yields the rows of the next generation's photos, ascending, each once."""
+        query = f"SELECT DISTINCT row FROM photos WHERE {_LIVE} ORDER BY row"
+        for (row,) in self.connection.execute(query):
+            yield row
+
+    def count_live_rows(self) -> int:
+        """Returns the number of `live_rows`."""
+        return self._number(f"SELECT count(*) FROM (SELECT DISTINCT row FROM photos WHERE {_LIVE})")
+
+    def sample_rows(self, count: int) -> list[int]:
+        """Returns up to `count` of `live_rows`, spread evenly, ascending."""
+        query = f"SELECT DISTINCT row FROM photos WHERE {_LIVE} ORDER BY row LIMIT 1 OFFSET ?"
+        live = self.count_live_rows()
+        offsets = sorted({live * index // count for index in range(count)}) if live else []
+        return [self._number(query, (offset,)) for offset in offsets]
+
+    def rows_to_add(self) -> Iterator[int]:
+        """Yields, ascending, the rows that the published generation does not show."""
+        yield from self._rows(f"SELECT row {_TO_ADD} ORDER BY row")
+
+    def count_to_add(self) -> int:
+        """Returns the number of `rows_to_add`."""
+        query = f"SELECT count(*) {_TO_ADD}"
+        with values_checked(self.path):
+            found = self.connection.execute(query, {"generation": self.generation})
+            return integer(found.fetchone()[0])
+
+    def rows_to_drop(self) -> Iterator[int]:
+        """Yields, ascending, the rows that the next generation no longer shows."""
+        yield from self._rows(f"SELECT row {_TO_DROP} ORDER BY row")
+
+    def batches_without_checksums(self) -> Iterator[Batch]:
+        """Yields the batches of which no row's checksum is known: those of an older sbtk."""
+        query = """SELECT first_row, count, sha256 FROM batches AS b WHERE NOT EXISTS
+            (SELECT 1 FROM row_checksums AS r
+             WHERE r.row >= b.first_row AND r.row < b.first_row + b.count)"""
+        with values_checked(self.path):
+            for first_row, count, sha256 in self.connection.execute(query).fetchall():
+                yield Batch(integer(first_row), integer(count), blob(sha256).hex())
+
+    def store_checksums(self, first_row: int, crc32s: Sequence[int]) -> None:
+        """Notes the CRC-32 of the bytes of consecutive rows."""
+        with catalogue_errors(self.path), transaction(self.connection):
+            self._put_checksums(first_row, crc32s)
+
+    def checksums(self, rows: Sequence[int]) -> dict[int, int]:
+        """Returns the committed CRC-32 of each of `rows`, by row, where it is known."""
+        known: dict[int, int] = {}
+        with values_checked(self.path):
+            for row in rows:
+                query = "SELECT crc32 FROM row_checksums WHERE row = ?"
+                if (found := self.connection.execute(query, (row,)).fetchone()) is not None:
+                    known[row] = integer(found[0])
+        return known
+
+    def share_rows(self, choose: Callable[[list[int]], int | None]) -> int:
+        """Gives photos of the same bytes one row; returns how many got another.
+
+        Looked for once in a catalogue: photos that are added now share rows from the start.
+
+        Args:
+            choose: of ascending rows, returns the one to keep, or `None` to leave them as they are.
+        """
+        if self._fact("rows_shared"):
+            return 0
+        query = f"SELECT sha256 FROM photos WHERE {_KNOWN} GROUP BY sha256 HAVING count(*) > 1"
+        shared = 0
+        with catalogue_errors(self.path), transaction(self.connection):
+            for (sha256,) in self.connection.execute(query).fetchall():
+                found = self.connection.execute(
+                    "SELECT id, row, path, mtime_ns, ctime_ns, inode, missing_in NOT NULL "
+                    f"FROM photos WHERE sha256 = ? AND {_KNOWN} ORDER BY row, id",
+                    (sha256,),
+                ).fetchall()
+                rows = sorted({row for _, row, *_ in found})
+                kept = choose(rows) if len(rows) > 1 else None
+                if kept is None:
+                    continue
+                for photo_id, row, path, *stamps, is_missing in found:
+                    if row != kept:
+                        photo = self._version(photo_id, path, tuple(stamps))
+                        self._put(photo_id, replace(photo, row=kept))
+                        if is_missing:
+                            self._lose(photo_id)
+                        shared += 1
+            self._set_fact("rows_shared", 1)
+        return shared
+
+    def failures(self) -> Iterator[tuple[bytes, str]]:
+        """Yields paths and reasons, by path."""
+        yield from self.connection.execute("SELECT path, reason FROM failures ORDER BY path")
+
+    def shards(self) -> set[int]:
+        """Returns the numbers of the shards that hold committed rows."""
+        query = f"SELECT DISTINCT first_row / {SHARD_ROWS} FROM batches"
+        return {shard for (shard,) in self.connection.execute(query)}
+
+    def retry_failures_of_other(self, reader: str) -> None:
+        """Makes failures be tried again if they were met by another reader of images."""
+        found = self.connection.execute("SELECT value FROM facts WHERE name = 'reader'").fetchone()
+        if found == (reader,):
+            return
+        with catalogue_errors(self.path), transaction(self.connection):
+            self.connection.execute("UPDATE failures SET size_bytes = NULL")
+            self._set_fact("reader", reader)
+
+    def write_snapshot(self) -> SnapshotRecord:
+        """Writes the copy of the catalogue that readers of the next generation use, durably."""
+        name = f"catalogue-{self.generation}.sqlite"
+        return SnapshotRecord(name, write_snapshot(self.connection, self.path.with_name(name)))
+
+    def purge(self, published: int) -> None:
+        """Forgets versions that generation `published` no longer has, and shards without photos.
+
+        Whoever reads an older generation holds a snapshot.
+        """
+        with catalogue_errors(self.path), transaction(self.connection):
+            self.connection.execute("DELETE FROM photos WHERE removed_in <= ?", (published,))
+            dead = """SELECT first_row / :shard FROM batches
+                EXCEPT SELECT row / :shard FROM photos EXCEPT SELECT :last"""
+            # The last shard is still being filled.
+            last = self.committed_rows() // SHARD_ROWS
+            self.connection.execute(
+                f"DELETE FROM batches WHERE first_row / :shard IN ({dead})",
+                {"shard": SHARD_ROWS, "last": last},
+            )
+            self.connection.execute(
+                """DELETE FROM row_checksums WHERE row / :shard NOT IN
+                (SELECT first_row / :shard FROM batches)""",
+                {"shard": SHARD_ROWS},
+            )
+
+    def _put(self, photo_id: int, photo: Embedding) -> None:
+        """Gives a photo a version in the next generation."""
+        self._end(photo_id)
+        self.connection.execute("DELETE FROM failures WHERE path = ?", (photo.path,))
+        values = {
+            **asdict(photo),
+            "id": photo_id,
+            "added_in": self.generation,
+            "sha256": bytes.fromhex(photo.sha256),
+        }
+        self.connection.execute(
+            "INSERT INTO photos (id, added_in, path, size_bytes, mtime_ns, ctime_ns, inode, "
+            "sha256, row, partial) VALUES (:id, :added_in, :path, :size_bytes, :mtime_ns, "
+            ":ctime_ns, :inode, :sha256, :row, :partial)",
+            values,
+        )
+
+    def _version(self, photo_id: int, path: bytes, stamps: Stamps) -> Embedding:
+        """Returns a known photo as it is, but at `path` with `stamps`."""
+        size_bytes, sha256, row, partial = self.connection.execute(
+            f"SELECT size_bytes, sha256, row, partial FROM photos WHERE id = ? AND {_KNOWN}",
+            (photo_id,),
+        ).fetchone()
+        return Embedding(
+            path, size_bytes, stamps[0], sha256.hex(), row, stamps[1], stamps[2], partial
+        )
+
+    def _end(self, photo_id: int) -> None:
+        """Ends a photo's current version; one that nobody has seen is forgotten."""
+        self.connection.execute(
+            "DELETE FROM photos WHERE id = ? AND added_in = ?", (photo_id, self.generation)
+        )
+        self.connection.execute(
+            f"UPDATE photos SET removed_in = ? WHERE id = ? AND {_KNOWN}",
+            (self.generation, photo_id),
+        )
+
+    def _lose(self, photo_id: int) -> bool:
+        """Hides a photo from the next generation on; returns whether it was there."""
+        changed = self.connection.execute(
+            f"UPDATE photos SET missing_in = ? WHERE id = ? AND {_LIVE}",
+            (self.generation, photo_id),
+        )
+        return changed.rowcount > 0
+
+    def _id_at(self, path: bytes) -> int | None:
+        found = self.connection.execute(
+            f"SELECT id FROM photos WHERE path = ? AND {_KNOWN}", (path,)
+        ).fetchone()
+        return None if found is None else integer(found[0])
+
+    def _rows(self, query: str) -> Iterator[int]:
+        for (row,) in self.connection.execute(query, {"generation": self.generation}):
+            yield row
+
+    def _put_checksums(self, first_row: int, crc32s: Sequence[int]) -> None:
+        self.connection.executemany(
+            "INSERT OR REPLACE INTO row_checksums VALUES (?, ?)", enumerate(crc32s, first_row)
+        )
+
+    def _add_failure(self, failure: Failure) -> None:
+        self.connection.execute(
+            "INSERT OR REPLACE INTO failures VALUES (:path, :size_bytes, :mtime_ns, :ctime_ns, "
+            ":inode, :reason)",
+            asdict(failure),
+        )
+
+    def _add_batch(self, batch: Batch) -> None:
+        self.connection.execute(
+            "INSERT OR REPLACE INTO batches VALUES (?, ?, ?)",
+            (batch.first_row, batch.count, bytes.fromhex(batch.sha256)),
+        )
+        self._put_checksums(batch.first_row, batch.crc32s)
+
+    def _fact(self, name: str, default: int = 0) -> int:
+        with values_checked(self.path):
+            found = self.connection.execute("SELECT value FROM facts WHERE name = ?", (name,))
+            return integer((found.fetchone() or (default,))[0])
+
+    def _set_fact(self, name: str, value: object) -> None:
+        self.connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    def _number(self, query: str, values: tuple[int, ...] = ()) -> int:
+        with values_checked(self.path):
+            return integer(self.connection.execute(query, values).fetchone()[0])

@@ -1,1 +1,0 @@
-"""Retrieval figures: the rules that they carry, and the metrics on arrays."""

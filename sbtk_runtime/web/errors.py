@@ -1,0 +1,189 @@
+"""What programs are told when something goes wrong: a status, a code, a sentence, a next step."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sbtk_runtime.errors import BadGallery, BadImage, EmptySketch, ModelMismatch, SbtkError
+from sbtk_runtime.web.photos import PhotoGone
+from sbtk_runtime.web.queue import Busy
+from sbtk_runtime.web.refusals import Refusal, Refused, send_refusal
+from sbtk_runtime.web.schemas import ErrorAnswer
+from sbtk_runtime.web.service import GalleryGone, Loading, Stuck
+from sbtk_runtime.web.uploads import ClientGone, TimedOut
+
+#: Which errors are which: status and code. The first that fits counts.
+_KNOWN: tuple[tuple[type[SbtkError], int, str], ...] = (
+    (EmptySketch, 400, "empty_sketch"),
+    (BadImage, 400, "bad_image"),
+    (PhotoGone, 404, "no_photo"),
+    (Busy, 503, "busy"),
+    (Loading, 503, "loading"),
+    (Stuck, 503, "stuck"),
+    (GalleryGone, 503, "gallery_gone"),
+    (BadGallery, 503, "bad_gallery"),
+    (ModelMismatch, 503, "model_mismatch"),
+    (TimedOut, 504, "timed_out"),
+)
+_RETRY_AFTER_S = {"busy": 1, "loading": 1}
+_HTTP_ERRORS = {
+    404: ("not_found", "There is nothing at this address."),
+    405: ("method_not_allowed", "This address does not take this method."),
+}
+# nginx's number for a client that did not wait; nobody gets it, but it is counted.
+_CLIENT_GONE = 499
+
+_DESCRIPTIONS = {
+    400: "No picture that can be used, or an empty sketch.",
+    401: "The server's token is missing.",
+    403: "Called by another name, or by another web page.",
+    404: "There is no such photo, or it is not where it was found.",
+    408: "The request's body came too slowly.",
+    413: "The request's body is too large.",
+    415: "The request's body is of another type.",
+    422: "A parameter is out of range, unknown, or given twice.",
+    500: "A fault of the server's own.",
+    503: "Loading, busy, being stopped, or the gallery cannot be served.",
+    504: "It took too long.",
+}
+
+_log = logging.getLogger("sbtk.web")
+
+
+def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Returns the description of a route's errors, with those that every route has."""
+    every = sorted({*statuses, 401, 403, 422, 500})
+    return {
+        status: {"model": ErrorAnswer, "description": _DESCRIPTIONS[status]} for status in every
+    }
+
+
+def refusal_of(problem: SbtkError) -> Refusal:
+    """Returns the answer that tells a problem."""
+    status, code = next(
+        ((status, code) for kind, status, code in _KNOWN if isinstance(problem, kind)),
+        (500, "fault"),
+    )
+    return Refusal(
+        *(status, code, _sentence(problem), problem.next_step),
+        retry_after_s=_RETRY_AFTER_S.get(code, 0),
+    )
+
+
+def add_error_answers(app: FastAPI) -> None:
+    """Makes every error of `app` an answer of one form."""
+
+    @app.exception_handler(Refused)
+    async def refused(_: Request, problem: Refused) -> Response:
+        return _response(problem.refusal)
+
+    @app.exception_handler(SbtkError)
+    async def told(_: Request, problem: SbtkError) -> Response:
+        return _response(refusal_of(problem))
+
+    @app.exception_handler(ClientGone)
+    async def gone(_: Request, __: ClientGone) -> Response:
+        return Response(status_code=_CLIENT_GONE)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, problem: RequestValidationError) -> Response:
+        return _response(_refusal_of_parameters(problem))
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, __: Exception) -> Response:
+        return _response(_FAULT)
+
+    @app.exception_handler(HTTPException)
+    async def unknown(_: Request, problem: HTTPException) -> Response:
+        unusual = ("bad_request", _as_sentence(problem.detail))
+        code, text = _HTTP_ERRORS.get(problem.status_code, unusual)
+        response = _response(Refusal(problem.status_code, code, text, "see /docs"))
+        response.headers.update(problem.headers or {})
+        if response.headers.get("allow") == "GET":
+            # HEAD is a route of its own; see `answer_head`.
+            response.headers["allow"] = "GET, HEAD"
+        return response
+
+
+class FaultsTold:
+    """ASGI middleware that logs where the application fails, and answers 500 if nothing did.
+
+    What is under way when the server is stopped, and not begun to be answered, gets a 503.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on."""
+        is_begun = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal is_begun
+            is_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noted)
+        # Whatever it is, the next request must be answered as if it had not been.
+        except Exception as problem:
+            kind = type(problem).__name__
+            _log.error(
+                *("a request met a fault (%s: %s); SBTK_DEBUG=1 shows where", kind, problem),
+                exc_info=bool(os.environ.get("SBTK_DEBUG")),
+            )
+            if not is_begun:
+                await send_refusal(send, _FAULT)
+        # Only the end of the server cancels a request, and nobody waits for it but its client.
+        except asyncio.CancelledError:
+            if not is_begun:
+                await send_refusal(send, _STOPPING)
+
+
+_FAULT = Refusal(
+    500,
+    "fault",
+    "The server met a fault of its own.",
+    "please report it, with what the server prints under SBTK_DEBUG=1",
+)
+_STOPPING = Refusal(
+    503,
+    "stopping",
+    "The server is being stopped.",
+    "ask again when it has been started",
+    closes=True,
+)
+
+
+def _response(refusal: Refusal) -> Response:
+    headers = {name.decode(): value.decode() for name, value in refusal.headers()}
+    return Response(refusal.body(), refusal.status, headers)
+
+
+def _refusal_of_parameters(problem: RequestValidationError) -> Refusal:
+    first = problem.errors()[0]
+    place, *names = (str(part) for part in first["loc"])
+    if place == "path":
+        return Refusal(404, "no_photo", "There is no such photo.", "take the id of a hit")
+    what = first["msg"][:1].lower() + first["msg"][1:]
+    text = f"The parameter {' '.join(names)} is wrong: {what}."
+    return Refusal(422, "bad_parameter", text, "see /docs")
+
+
+def _sentence(problem: SbtkError) -> str:
+    text = problem.found
+    if problem.expected:
+        text += f"; expected: {problem.expected}"
+    return _as_sentence(text)
+
+
+def _as_sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")

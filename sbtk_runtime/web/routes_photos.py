@@ -1,0 +1,144 @@
+"""Photos: what is known of one, small, and as its file is. Only ids name them, never paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from sbtk_runtime.web.errors import error_answers
+from sbtk_runtime.web.photos import SizePx, Thumbnails, etag_of, media_type_of, size_of
+from sbtk_runtime.web.schemas import Id, PhotoAnswer, Size
+from sbtk_runtime.web.service import Service
+from sbtk_runtime.web.uploads import answer_of
+
+_CHUNK_BYTES = 256 << 10
+# The photo may change, and after the gallery was made anew its id be another's.
+_CACHING = "private, no-cache"
+_NOT_MODIFIED = {304: {"description": "The copy with the tag in If-None-Match is still good."}}
+
+
+def photo_routes(service: Service, thumbnails: Thumbnails) -> APIRouter:
+    """Returns the routes that show photos."""
+    router = APIRouter()
+
+    @router.get(
+        "/v1/photos/{photo_id}",
+        summary="What is known of a photo",
+        response_model=PhotoAnswer,
+        response_model_exclude_none=True,
+        responses=error_answers(404, 503, 504),
+    )
+    async def photo(request: Request, photo_id: Id) -> Response:
+        found = await answer_of(request, service.pictures, lambda: service.photo(photo_id))
+        answer = PhotoAnswer.of(found).model_dump_json(exclude_none=True)
+        return Response(answer, media_type="application/json")
+
+    @router.get(
+        "/v1/photos/{photo_id}/thumbnail",
+        summary="A photo as a small JPEG, upright, without metadata",
+        response_class=Response,
+        responses=error_answers(404, 422, 503, 504)
+        | _NOT_MODIFIED
+        | {200: {"content": {"image/jpeg": _BYTES}}},
+    )
+    async def thumbnail(request: Request, photo_id: Id, size: Size = SizePx.CARD) -> Response:
+        def made() -> Response:
+            _, opened = service.photo_file(photo_id)
+            with opened as file:
+                tag = etag_of(file, f"{size:d}")
+                if _is_known(request, tag):
+                    return _not_modified(tag)
+                jpeg = thumbnails.jpeg(file, tag, size)
+            return Response(jpeg, media_type="image/jpeg", headers=_headers(tag))
+
+        return await answer_of(request, service.thumbnails, made)
+
+    @router.get(
+        "/v1/photos/{photo_id}/file",
+        summary="A photo's file as it is",
+        response_class=Response,
+        responses=error_answers(404, 503, 504) | _NOT_MODIFIED | {200: {"content": _PICTURES}},
+    )
+    async def file(request: Request, photo_id: Id) -> Response:
+        def opened() -> Response:
+            known, content = service.photo_file(photo_id)
+            try:
+                return _file_answer(request, known.path, content)
+            except BaseException:
+                content.close()
+                raise
+
+        return await answer_of(request, service.pictures, opened)
+
+    return router
+
+
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+_PICTURES = {"image/*": _BYTES}
+
+
+def _file_answer(request: Request, path: bytes, file: BinaryIO) -> Response:
+    """Returns the answer that sends an open photo, and closes it then."""
+    tag = etag_of(file, "file")
+    if _is_known(request, tag):
+        file.close()
+        return _not_modified(tag)
+    media_type, size_bytes = media_type_of(file), size_of(file)
+    headers = _headers(tag) | {
+        "content-disposition": f"inline; filename*=UTF-8''{quote(path.rpartition(b'/')[2])}",
+        "content-length": f"{size_bytes}",
+    }
+    if request.method == "HEAD":
+        file.close()
+        return Response(media_type=media_type, headers=headers)
+    return _FileResponse(file, size_bytes, media_type, headers)
+
+
+class _FileResponse(StreamingResponse):
+    """Sends the first `size_bytes` of an open file, and closes it also when the client goes away.
+
+    Starlette leaves what it was iterating over to the garbage collector.
+    """
+
+    def __init__(
+        self, file: BinaryIO, size_bytes: int, media_type: str, headers: dict[str, str]
+    ) -> None:
+        super().__init__(_chunks(file, size_bytes), media_type=media_type, headers=headers)
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._file:
+            await super().__call__(scope, receive, send)
+
+
+def _is_known(request: Request, tag: str) -> bool:
+    """Whether the client already has what `tag` names."""
+    known = request.headers.get("if-none-match", "").split(",")
+    return any(text.strip().removeprefix("W/") in (tag, "*") for text in known)
+
+
+def _not_modified(tag: str) -> Response:
+    return Response(status_code=304, headers=_headers(tag))
+
+
+def _headers(tag: str) -> dict[str, str]:
+    return {"etag": tag, "cache-control": _CACHING}
+
+
+def _chunks(file: BinaryIO, size_bytes: int) -> Iterator[bytes]:
+    """Yields the first `size_bytes` of a file.
+
+    Raises:
+        OSError: it was cut short meanwhile; the connection ends, so that the client knows.
+    """
+    while size_bytes > 0:
+        chunk = file.read(min(_CHUNK_BYTES, size_bytes))
+        if not chunk:
+            raise OSError("a photo was cut short while it was sent")
+        size_bytes -= len(chunk)
+        yield chunk

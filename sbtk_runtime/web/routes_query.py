@@ -1,0 +1,135 @@
+"""Queries: photos that look like a picture in the request, or like one of the gallery."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+from urllib.parse import unquote_to_bytes
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from sbtk_runtime.preprocess import Kind
+from sbtk_runtime.web.errors import error_answers
+from sbtk_runtime.web.metrics import Metrics
+from sbtk_runtime.web.refusals import Refusal, Refused
+from sbtk_runtime.web.schemas import Fold, HitAnswer, Hits, Id, QueryAnswer
+from sbtk_runtime.web.service import Found, Service
+from sbtk_runtime.web.uploads import MEDIA_TYPES, BodyReader, answer_of, is_accepted
+
+_UNSUPPORTED = Refusal(
+    415,
+    "unsupported_type",
+    "The request's body must be a PNG, JPEG or WebP picture.",
+    f"send it with the header 'Content-Type: {MEDIA_TYPES[0]}', or {' or '.join(MEDIA_TYPES[1:])}",
+    closes=True,
+)
+_PICTURE = {"schema": {"type": "string", "format": "binary"}}
+_REQUEST_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "The bytes of an image file, at most 8 MiB.",
+        "content": dict.fromkeys(MEDIA_TYPES, _PICTURE),
+    }
+}
+
+
+def _folder(
+    request: Request,
+    under: Annotated[
+        str | None,
+        Query(
+            pattern=r"^/[^\x00]*$",
+            description="Only photos in this folder, at any depth: an absolute path, whose bytes "
+            "need not be UTF-8.",
+            examples=["/home/me/photos/2024"],
+        ),
+    ] = None,
+) -> str | None:
+    """Returns the folder with every byte that it was given with, or `None`."""
+    if under is None:
+        return None
+    return os.fsdecode(_raw_parameter(request.scope["query_string"], b"under"))
+
+
+Folder = Annotated[str | None, Depends(_folder)]
+
+
+def query_routes(service: Service, metrics: Metrics) -> APIRouter:
+    """Returns the routes that answer with hits."""
+    router = APIRouter()
+    bodies = BodyReader()
+
+    @router.post(
+        "/v1/query",
+        summary="Photos that look like a sketch or a photo",
+        response_model=QueryAnswer,
+        response_model_exclude_none=True,
+        responses=error_answers(400, 408, 413, 415, 422, 503, 504),
+        openapi_extra=_REQUEST_BODY,
+    )
+    async def query(
+        request: Request,
+        under: Folder,
+        kind: Annotated[Kind, Query(alias="as", description="What the picture is.")] = "sketch",
+        k: Hits = 24,
+        fold: Fold = True,
+    ) -> Response:
+        if not is_accepted(request.headers.get("content-type", "")):
+            raise Refused(_UNSUPPORTED)
+        service.require_ready()
+        async with bodies.read(request.scope, request.receive) as data:
+            started = time.perf_counter()
+            prepared = await service.uploads.prepared(request, data, kind)
+        found = await answer_of(
+            request, service.queries, lambda: service.query(prepared, kind, k, under, fold=fold)
+        )
+        return _answered(found, started, metrics)
+
+    @router.get(
+        "/v1/photos/{photo_id}/similar",
+        summary="Photos that look like one of the gallery",
+        response_model=QueryAnswer,
+        response_model_exclude_none=True,
+        responses=error_answers(404, 422, 503, 504),
+    )
+    async def similar(
+        request: Request,
+        photo_id: Id,
+        under: Folder,
+        k: Hits = 24,
+        fold: Fold = True,
+    ) -> Response:
+        service.require_ready()
+        started = time.perf_counter()
+        found = await answer_of(
+            request, service.queries, lambda: service.similar(photo_id, k, under, fold=fold)
+        )
+        return _answered(found, started, metrics)
+
+    return router
+
+
+def _answered(found: Found, started: float, metrics: Metrics) -> Response:
+    hits = [HitAnswer.of(hit) for hit in found.hits]
+    took_s = time.perf_counter() - started
+    metrics.query_seconds.observe(took_s)
+    answer = QueryAnswer.model_construct(
+        hits=hits,
+        generation=found.generation,
+        engine=found.engine,
+        took_ms=round(took_s * 1e3, 2),
+        notices=list(found.notices),
+    )
+    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+
+
+def _raw_parameter(query_string: bytes, name: bytes) -> bytes:
+    """Returns the bytes of a query parameter, the last one of that name."""
+    parts: Sequence[bytes] = query_string.split(b"&")
+    for part in reversed(parts):
+        key, _, value = part.replace(b"+", b" ").partition(b"=")
+        if unquote_to_bytes(key) == name:
+            return unquote_to_bytes(value)
+    return b""

@@ -1,0 +1,120 @@
+"""How the server is: the gallery it answers from, its health, and its figures."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+from fastapi import APIRouter, Request, Response
+
+from sbtk_runtime.files import printable_name
+from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.web.errors import error_answers, refusal_of
+from sbtk_runtime.web.metrics import MEDIA_TYPE, Metrics
+from sbtk_runtime.web.schemas import (
+    EngineAnswer,
+    FolderAnswer,
+    GalleryAnswer,
+    HealthAnswer,
+    ProblemAnswer,
+)
+from sbtk_runtime.web.service import Service
+from sbtk_runtime.web.uploads import answer_of
+
+MAX_FOLDERS = 1_000
+
+
+def state_routes(service: Service, metrics: Metrics) -> APIRouter:
+    """Returns the routes that tell of the server itself."""
+    router = APIRouter()
+    described = _Described(service)
+
+    @router.get(
+        "/v1/gallery",
+        summary="The gallery that is served",
+        response_model=GalleryAnswer,
+        responses=error_answers(503, 504),
+    )
+    async def gallery(request: Request) -> Response:
+        content = await answer_of(request, service.pictures, described.json)
+        return Response(content, media_type="application/json")
+
+    @router.get(
+        "/healthz",
+        summary="Whether queries are answered, and by what",
+        response_model=HealthAnswer,
+        responses={
+            **error_answers(403),
+            200: {"description": "Queries are answered."},
+            503: {"model": HealthAnswer, "description": "They are not, or not yet."},
+        },
+    )
+    async def healthz(request: Request) -> Response:
+        health = _health(service)
+        public = {"status", "stuck_s"} if health.status == "stuck" else {"status"}
+        content = health.model_dump_json(include=None if request.state.is_trusted else public)
+        status = 200 if health.status == "ok" else 503
+        headers = {"cache-control": "no-store"}
+        return Response(content, status, headers, media_type="application/json")
+
+    @router.get(
+        "/metrics",
+        summary="Figures for Prometheus",
+        response_class=Response,
+        responses={**error_answers(), 200: {"content": {"text/plain": {"schema": _TEXT}}}},
+    )
+    async def figures() -> Response:
+        return Response(metrics.text(), media_type=MEDIA_TYPE)
+
+    return router
+
+
+_TEXT = {"type": "string"}
+
+
+class _Described:
+    """A gallery's description as JSON, made once for a generation; any thread may ask."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._lock = threading.Lock()
+        # The graph of a generation that was replaced must not stay in memory for this.
+        self._described: weakref.ref[Gallery] | None = None
+        self._json = ""
+
+    def json(self) -> str:
+        with self._service.reading() as gallery, self._lock:
+            if self._described is None or self._described() is not gallery:
+                self._json = self._answer(gallery).model_dump_json(exclude_unset=True)
+                self._described = weakref.ref(gallery)
+            return self._json
+
+    def _answer(self, gallery: Gallery) -> GalleryAnswer:
+        counts = gallery.folders()
+        fullest = sorted(counts, key=lambda path: -counts[path])[:MAX_FOLDERS]
+        manifest = gallery.manifest
+        return GalleryAnswer(
+            name=printable_name(self._service.folder.absolute().name),
+            count=gallery.count,
+            generation=manifest.generation,
+            model_id=manifest.model_id,
+            precision=manifest.precision,
+            bits=manifest.bits,
+            folders=[FolderAnswer.of(path, counts[path]) for path in sorted(fullest)],
+        )
+
+
+def _health(service: Service) -> HealthAnswer:
+    state = service.state()
+    answer = HealthAnswer(status=state.status)
+    if state.status == "stuck":
+        answer.stuck_s = round(state.stuck_s, 1)
+    if state.engine is not None:
+        answer.engine = EngineAnswer.of(state.engine)
+    if state.gallery is not None:
+        answer.generation = state.gallery.generation
+        answer.photos = state.gallery.live
+    if state.problem is not None:
+        told = refusal_of(state.problem)
+        answer.problem = ProblemAnswer(code=told.code, message=told.message, next=told.next_step)
+    return answer

@@ -1,0 +1,129 @@
+"""Which images of a batch a process takes, and how what all made of theirs is put in order.
+
+Process r of W takes every W-th sketch from the r-th on, and every W-th photo counted from the
+other end of the processes, so that shares differ by no more than one sketch and one photo.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from sbtk_train.batches.sampler import Batch
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process takes of a batch of `S` sketches and `P` photos: `s` and `p` of them.
+
+    Attributes:
+        batch: the whole batch.
+        rank: the process, from 0.
+        size: how many processes there are.
+    """
+
+    batch: Batch
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def own(self) -> Batch:
+        """The images that this process takes; there may be none of a kind."""
+        sketches, photos = self._own_places(self.rank)
+        return Batch(self.batch.sketches[sketches.numpy()], self.batch.photos[photos.numpy()])
+
+    def draws(self, generator: Generator) -> BatchDraws:
+        """Returns the random numbers of the own images."""
+        counts = (len(self.batch.sketches), len(self.batch.photos))
+        places = self._own_places(self.rank)
+        of_kind = (Draws(generator, *both) for both in zip(counts, places, strict=True))
+        return BatchDraws(*of_kind)
+
+    def rows(self, views: int = 1, rank: int | None = None) -> Tensor:
+        """Returns `(V * (s + p),) int64`: where the rows of a process stand among all.
+
+        All are the `V * (S + P)` rows of views of the batch, view after view, and sketches first
+        within a view; the process's own are in the same order.
+
+        Args:
+            views: V, how many views there are of each image.
+            rank: the process; `None` for the share's own.
+        """
+        sketches, photos = self._own_places(self.rank if rank is None else rank)
+        one_view = torch.cat([sketches, len(self.batch.sketches) + photos])
+        count = len(self.batch.sketches) + len(self.batch.photos)
+        return torch.cat([view * count + one_view for view in range(views)])
+
+    def longest(self, views: int) -> int:
+        """Returns the most rows of views that any process has."""
+        return max(len(self.rows(views, rank)) for rank in range(self.size))
+
+    def order(self, views: int) -> Tensor:
+        """Returns `(V * (S + P),) int64`: where each of all rows lies among those gathered.
+
+        Gathered are the rows of one process after another, those of each filled up to `longest`.
+        """
+        longest = self.longest(views)
+        count = len(self.batch.sketches) + len(self.batch.photos)
+        order = torch.empty(views * count, dtype=torch.int64)
+        for rank in range(self.size):
+            rows = self.rows(views, rank)
+            order[rows] = rank * longest + torch.arange(len(rows))
+        return order
+
+    def _own_places(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Returns where a process's sketches stand among the sketches, and photos so."""
+        return (
+            torch.arange(len(self.batch.sketches))[rank :: self.size],
+            torch.arange(len(self.batch.photos))[self.size - 1 - rank :: self.size],
+        )
+
+
+class Draws:
+    """Uniform random numbers for N images.
+
+    Where the images are a process's share of a batch, numbers are drawn for the whole batch and
+    each image gets those of its place in it: it is changed as one process would change it.
+
+    Args:
+        generator: a CPU generator that all numbers come from, in the order of the calls.
+        count: images in the whole batch.
+        places: `(N,) int64`, where the N images stand in the batch; `None` for all of it.
+    """
+
+    def __init__(self, generator: Generator, count: int, places: Tensor | None = None) -> None:
+        self._generator = generator
+        self._count = count
+        self._places = places
+
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Returns `(N, *shape)` numbers in [0, 1), on the CPU."""
+        numbers = torch.rand(self._count, *shape, generator=self._generator, dtype=dtype)
+        return numbers if self._places is None else numbers[self._places]
+
+    def chance(self, share: float, *shape: int) -> Tensor:
+        """Returns `(N, *shape) bool`, each true with the probability `share`, on the CPU."""
+        return self.uniform(*shape) < share
+
+
+@dataclass(frozen=True)
+class BatchDraws:
+    """The random numbers of a batch; both kinds of images draw from one generator.
+
+    Attributes:
+        sketches: for the batch's sketches.
+        photos: for its photos.
+    """
+
+    sketches: Draws
+    photos: Draws
+
+
+def batch_generator(seed: int, *position: int) -> Generator:
+    """Returns a generator that depends on nothing but the seed and the batch's position."""
+    state = seed
+    for number in position:
+        state = (state * 1_000_003 + number + 1) % (1 << 62)
+    return Generator().manual_seed(state)

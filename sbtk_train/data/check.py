@@ -1,0 +1,501 @@
+"""What there is to say about a data set before a day of training is spent on it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import mimetypes
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sbtk_runtime.errors import BadData, BadImage
+from sbtk_runtime.files import printable_name
+from sbtk_runtime.images import FORMATS, read_image_bytes
+from sbtk_runtime.preprocess import Kind, prepare
+from sbtk_runtime.raw_photo import SUFFIXES as RAW_SUFFIXES
+from sbtk_train.data.dataset import Dataset, ignored_lines
+from sbtk_train.data.image_set import ImageSet, Rows
+from sbtk_train.data.leakage import (
+    Leakage,
+    PublishedData,
+    PublishedSplit,
+    find_leakage,
+    published_data,
+)
+from sbtk_train.data.splits import (
+    MIN_SKETCHES,
+    MIN_TRAINING_CLASSES,
+    VALIDATION_CLASSES,
+    ClassMatch,
+    Split,
+    absent_text,
+    divide,
+    export_problem,
+    export_problem_of,
+    listing_of,
+    match_classes,
+    named,
+    open_split,
+    split_names,
+)
+
+_OTHER_IMAGES = frozenset({".psd", ".eps", ".ai", ".jp2", ".jxl", ".tga", ".pdf", ".heic", ".heif"})
+
+
+@dataclass(frozen=True)
+class PerClass:
+    """How many images the classes have that have any; deviations are those of a population."""
+
+    total: int
+    classes: int
+    smallest: int
+    mean: float
+    deviation: float
+    largest: int
+
+
+@dataclass(frozen=True)
+class SplitCheck:
+    """A split as the data have it.
+
+    Attributes:
+        name: the split's.
+        sha256: hash of its unseen classes.
+        listing: the data set's own lists of this split, such as `zeroshot1`; empty if it has none.
+        match: how the class names fall.
+        training_sketches: sketches of seen classes, without those that the lists hold out.
+        held_out_sketches: those.
+        training_photos: photos of seen classes.
+        queries: sketches of unseen classes.
+        gallery: photos of unseen classes.
+        leakage: what both sides have in common.
+        published: the published counts; `None` where there are none for these data.
+        export: what `sbtk export` will refuse about a run on it; empty where it will not.
+        lacking: a sentence on the classes of a split file that the data lack; empty where they
+            lack none, or may.
+    """
+
+    name: str
+    sha256: str
+    listing: str
+    match: ClassMatch
+    training_sketches: int
+    held_out_sketches: int
+    training_photos: int
+    queries: int
+    gallery: int
+    leakage: Leakage
+    published: PublishedSplit | None
+    lacking: str
+    export: str
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """The state of a data set.
+
+    Attributes:
+        dataset: what was found.
+        sketches: per class, of Table 1.
+        photos: the same.
+        one_sided: classes without sketches or without photos.
+        published: the published data set that has these classes; `None` if none has.
+        splits: those that were asked for, or that belong to the data.
+        images: what came of opening each image; `None` if that was left out.
+        keeps_duplicates: photos that are there twice were counted twice.
+        too_few: classes that training leaves out, as they have fewer than two sketches or no photo;
+            those of `one_sided` are among them.
+        in_two_classes: images with the very same bytes in two classes, one pair for each content.
+    """
+
+    dataset: Dataset
+    sketches: PerClass
+    photos: PerClass
+    one_sided: tuple[str, ...]
+    published: PublishedData | None
+    splits: tuple[SplitCheck, ...]
+    images: ImageCheck | None
+    keeps_duplicates: bool
+    too_few: tuple[str, ...]
+    in_two_classes: tuple[tuple[str, str], ...]
+
+    def problems(self) -> list[str]:
+        """Returns sentences on what makes the data unfit, as a whole or for one of the splits."""
+        of_splits = [problem for split in self.splits for problem in _problems(split)]
+        return [*_problems_of_all(self), *of_splits]
+
+    def notices(self) -> list[str]:
+        """Returns sentences on what training would leave out, and on labels in doubt."""
+        ignored = self.dataset.ignored
+        lines = [line for kind in ignored for line in ignored_lines(kind, ignored[kind])]
+        lines += [f"{each.name}: {each.export}" for each in self.splits if each.export]
+        # Without a split, what is too little in all is too little of the training classes.
+        if not self.splits and (export := export_problem(self.sketches.total, self.photos.total)):
+            lines.append(export)
+        if self.too_few:
+            lines.append(
+                f"{len(self.too_few)} of {len(self.dataset.images.classes)} classes are left out "
+                "of training, which needs two sketches and one photo in each: "
+                + named(self.too_few)
+            )
+        lines += [
+            f"{usable} {what} have two sketches and one photo; sbtk train needs "
+            f"{VALIDATION_CLASSES + MIN_TRAINING_CLASSES} unless you lower --validation-classes "
+            f"({VALIDATION_CLASSES} by default): {_fewer_to_validate_on(usable)}"
+            for what, usable in _usable(self)
+            if MIN_TRAINING_CLASSES <= usable < VALIDATION_CLASSES + MIN_TRAINING_CLASSES
+        ]
+        if self.in_two_classes:
+            first = self.in_two_classes[0]
+            lines.append(
+                f"in two classes: {len(self.in_two_classes)} of the images; first {first[0]} and "
+                f"{first[1]}"
+            )
+        return lines
+
+    def skipped(self) -> int:
+        """Returns how many images training would leave out."""
+        gone = {path for each in self.dataset.missing for path in each.missing}
+        ignored = self.dataset.ignored.values()
+        return (
+            len(gone)
+            + (len(self.images.unreadable) if self.images else 0)
+            + sum(count for each in ignored for _, count in each.nested)
+            + sum(
+                count
+                for each in ignored
+                for suffix, count in each.suffixes.items()
+                if _is_image(suffix)
+            )
+        )
+
+    def is_whole(self) -> bool:
+        """Says whether training would use every image that is there, each in one class."""
+        return not (self.skipped() or self.too_few or self.in_two_classes)
+
+
+def check_data(
+    dataset: Dataset,
+    splits: Sequence[Split],
+    images: ImageCheck | None = None,
+    *,
+    keep_duplicates: bool = False,
+    allow_missing: bool = False,
+) -> DataCheck:
+    """Returns the state of a data set.
+
+    Args:
+        dataset: what was found on disk.
+        splits: those to look at; see `splits_of`.
+        images: what came of opening the images, if they were.
+        keep_duplicates: as the data set was opened.
+        allow_missing: a split file may name classes that the data lack.
+    """
+    data = dataset.images
+    published = published_data(data.classes)
+    sketches, photos = _counts(data, data.sketch_labels), _counts(data, data.photo_labels)
+    sha256 = None if images is None else images.sha256
+    return DataCheck(
+        dataset,
+        _per_class(sketches),
+        _per_class(photos),
+        tuple(
+            name
+            for name, drawn, taken in zip(data.classes, sketches, photos, strict=True)
+            if not drawn or not taken
+        ),
+        published,
+        tuple(
+            _split_check(
+                data,
+                split,
+                published,
+                find_leakage(data, split, dataset.list_folders, sha256),
+                allow_missing=allow_missing,
+            )
+            for split in splits
+        ),
+        images,
+        keep_duplicates,
+        tuple(
+            name
+            for name, drawn, taken in zip(data.classes, sketches, photos, strict=True)
+            if drawn < MIN_SKETCHES or not taken
+        ),
+        () if sha256 is None else tuple(_in_two_classes(data, sha256)),
+    )
+
+
+def splits_of(dataset: Dataset, asked: str | None) -> list[Split]:
+    """Returns the split that was asked for; else those of the data's own lists, or published.
+
+    Raises:
+        BadConfig: there is no such split.
+    """
+    data = dataset.images
+    if asked is not None:
+        return [open_split(asked, data.classes)]
+    known = [open_split(name) for name in split_names()]
+    own = [
+        next(
+            (split for split in known if split.is_of(listing.unseen)),
+            Split(listing.name, tuple(sorted(listing.unseen)), tuple(sorted(listing.seen))),
+        )
+        for listing in data.listings
+    ]
+    published = published_data(data.classes)
+    listed = [] if published is None else [open_split(each.split) for each in published.splits]
+    return list({split.sha256: split for split in (*own, *listed)}.values())
+
+
+def _in_two_classes(data: ImageSet, sha256: Mapping[Path, bytes]) -> Iterator[tuple[str, str]]:
+    """Yields the first two images of different classes for each content that has such two."""
+    first: dict[bytes, tuple[int, Path]] = {}
+    told: set[bytes] = set()
+    for paths, labels in (
+        (data.sketch_files, data.sketch_labels),
+        (data.photos, data.photo_labels),
+    ):
+        for path, label in zip(paths, labels.tolist(), strict=True):
+            digest = sha256.get(path)
+            if digest is None or digest in told:
+                continue
+            other, other_path = first.setdefault(digest, (label, path))
+            if other != label:
+                told.add(digest)
+                yield str(other_path), str(path)
+
+
+def _is_image(suffix: str) -> bool:
+    """Says whether files of a suffix that sbtk does not read are images all the same."""
+    kind = mimetypes.guess_type(f"x{suffix}")[0] or ""
+    return kind.startswith("image/") or suffix in RAW_SUFFIXES or suffix in _OTHER_IMAGES
+
+
+def _problems_of_all(check: DataCheck) -> list[str]:
+    problems = []
+    data = check.dataset.images
+    for kind, count, ignored in (
+        ("sketch", len(data.sketches), check.dataset.ignored["sketch"]),
+        ("photo", len(data.photos), check.dataset.ignored["photo"]),
+    ):
+        if not count:
+            problems.append(f"there is not one {kind} image in the class folders")
+        empty_above = sorted({folder.parent for folder, _ in ignored.nested} - _folders_of(data))
+        if count and empty_above:
+            problems.append(
+                f"the {kind} images of {len(empty_above)} of the class folders lie in folders "
+                f"below; move them up: {named([printable_name(folder) for folder in empty_above])}"
+            )
+    problems += [
+        f"{usable} {what} have two sketches and one photo; training needs "
+        f"{MIN_TRAINING_CLASSES}, and {VALIDATION_CLASSES} more to validate on by default"
+        for what, usable in _usable(check)
+        if usable < MIN_TRAINING_CLASSES
+    ]
+    return problems
+
+
+def _usable(check: DataCheck) -> list[tuple[str, int]]:
+    """Returns how many classes could be trained on: of each split, or of all; none without images.
+
+    An empty domain is told by itself.
+    """
+    data, few = check.dataset.images, set(check.too_few)
+    if not (data.sketches and data.photos):
+        return []
+    sides = [(f"seen classes of {split.name}", split.match.seen) for split in check.splits]
+    return [(what, len(set(names) - few)) for what, names in sides or [("classes", data.classes)]]
+
+
+def _fewer_to_validate_on(usable: int) -> str:
+    """Returns the options with which `sbtk train` takes so few classes."""
+    spare = usable - MIN_TRAINING_CLASSES
+    return "--validation-classes " + (f"{spare} or fewer" if spare else "0 --selection last")
+
+
+def _folders_of(data: ImageSet) -> set[Path]:
+    return {path.parent for path in (*data.sketch_files, *data.photos)}
+
+
+def _counts(data: ImageSet, labels: Rows) -> Rows:
+    return np.bincount(labels, minlength=len(data.classes)).astype(np.int64)
+
+
+def _per_class(counts: Rows) -> PerClass:
+    some = counts[counts > 0]
+    if not len(some):
+        return PerClass(0, 0, 0, 0.0, 0.0, 0)
+    return PerClass(
+        int(some.sum()),
+        len(some),
+        int(some.min()),
+        float(some.mean()),
+        float(some.std()),
+        int(some.max()),
+    )
+
+
+def _split_check(
+    data: ImageSet,
+    split: Split,
+    published: PublishedData | None,
+    leakage: Leakage,
+    *,
+    allow_missing: bool,
+) -> SplitCheck:
+    is_unseen = np.array([split.is_unseen(name) for name in data.classes], dtype=np.bool_)
+    listing = listing_of(data, split)
+    seen_rows = np.flatnonzero(~is_unseen[data.sketch_labels])
+    listed = frozenset() if listing is None else listing.training_sketches
+    held_out = sum(data.sketches[row] not in listed for row in seen_rows) if listed else 0
+    match = match_classes(data.classes, split)
+    lacking = ""
+    if split.is_file and match.absent and not allow_missing:
+        lacking = absent_text(match.absent, split.unseen, data.classes, split.name)
+    unseen_photos = int(is_unseen[data.photo_labels].sum())
+    return SplitCheck(
+        split.name,
+        split.sha256,
+        "" if listing is None else listing.name,
+        match,
+        len(seen_rows) - held_out,
+        held_out,
+        len(data.photos) - unseen_photos,
+        len(data.sketches) - len(seen_rows),
+        unseen_photos,
+        leakage,
+        next((each for each in published.splits if each.split == split.name), None)
+        if published
+        else None,
+        lacking,
+        _export_problem(data, split),
+    )
+
+
+def _export_problem(data: ImageSet, split: Split) -> str:
+    try:
+        return export_problem_of(divide(data, split, seed=0))
+    except BadData:  # too small to be divided as training does by default
+        is_seen = np.array([not split.is_unseen(name) for name in data.classes], dtype=np.bool_)
+        sketches, photos = is_seen[data.sketch_labels], is_seen[data.photo_labels]
+        return export_problem(int(sketches.sum()), int(photos.sum()))
+
+
+def _problems(split: SplitCheck) -> list[str]:
+    problems = []
+    if split.lacking:
+        problems.append(split.lacking)
+    elif not split.match.unseen:
+        problems.append(
+            f"none of the {len(split.match.absent)} unseen classes of {split.name} is here"
+        )
+    problems += [
+        f"{alike.name!r} counts as seen in {split.name} and looks like the unseen {alike.unseen!r}"
+        for alike in split.match.look_alikes
+    ]
+    leakage = split.leakage
+    problems += [
+        f"{what} on both sides of {split.name}: {leaks[0].seen} and {leaks[0].unseen}"
+        + (f", and {len(leaks) - 1} more" if len(leaks) > 1 else "")
+        for what, leaks in (
+            ("the same class is", leakage.classes),
+            ("the same ImageNet photo is", leakage.photo_ids),
+            ("the same bytes are", leakage.contents or ()),
+        )
+        if leaks
+    ]
+    return problems
+
+
+# Small, as for the check before training: JPEGs are decoded at an eighth of their scale.
+_SIZE_PX = 32
+_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class ImageCheck:
+    """What came of opening the images.
+
+    Attributes:
+        unreadable: those that cannot be used, and why; empty sketches too.
+        sizes: number of readable images by kind, width and height in pixels.
+        modes: number of readable images by kind and Pillow's mode, such as `RGB` or `L`.
+        sha256: of the bytes of each readable image.
+    """
+
+    unreadable: tuple[tuple[Path, str], ...]
+    sizes: Counter[tuple[Kind, int, int]]
+    modes: Counter[tuple[Kind, str]]
+    sha256: dict[Path, bytes]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    path: Path
+    kind: Kind
+    reason: str
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    sha256: bytes = b""
+
+
+def check_images(
+    data: ImageSet, *, threads: int, advance: Callable[[int, int | None], None]
+) -> ImageCheck:
+    """Returns what came of decoding every image as training would, in a pool of threads.
+
+    Args:
+        data: the images; one that is there twice is opened once.
+        threads: images decoded at a time.
+        advance: told how many are done, and of how many.
+    """
+    unreadable: list[tuple[Path, str]] = []
+    sizes: Counter[tuple[Kind, int, int]] = Counter()
+    modes: Counter[tuple[Kind, str]] = Counter()
+    digests: dict[Path, bytes] = {}
+    total = len(set(data.sketches)) + len(set(data.photos))
+    for done, opened in enumerate(_all_opened(data, threads), 1):
+        if opened.reason:
+            unreadable.append((opened.path, opened.reason))
+        else:
+            sizes[opened.kind, opened.width, opened.height] += 1
+            modes[opened.kind, opened.mode] += 1
+            digests[opened.path] = opened.sha256
+        advance(done, total)
+    return ImageCheck(tuple(unreadable), sizes, modes, digests)
+
+
+def _all_opened(data: ImageSet, threads: int) -> Iterator[_Opened]:
+    kinds: tuple[tuple[Kind, tuple[Path, ...]], ...] = (
+        ("sketch", data.sketch_files),
+        ("photo", data.photos),
+    )
+    with ThreadPoolExecutor(threads, thread_name_prefix="check") as pool:
+        for kind, given in kinds:
+            paths = list(dict.fromkeys(given))
+            # A queue of half a million futures would take longer to make than it helps.
+            for start in range(0, len(paths), _AT_ONCE):
+                some = paths[start : start + _AT_ONCE]
+                yield from pool.map(_opened, some, [kind] * len(some))
+
+
+def _opened(path: Path, kind: Kind) -> _Opened:
+    try:
+        data = read_image_bytes(path)
+        prepare(data, kind, _SIZE_PX)
+    except BadImage as problem:
+        return _Opened(path, kind, problem.found)
+    # What has been decoded is of a format on the list, so its header is safe to read again.
+    formats = [*FORMATS, *({"HEIF"} & set(Image.OPEN))]
+    with Image.open(io.BytesIO(data), formats=formats) as image:
+        width, height = image.size
+        mode = image.mode
+    return _Opened(path, kind, "", width, height, mode, hashlib.sha256(data).digest())

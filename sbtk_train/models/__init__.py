@@ -1,0 +1,1 @@
+"""Students, their backbones and the teacher."""

@@ -1,0 +1,209 @@
+"""CSE-ResNet: a ResNet whose blocks weigh their channels knowing sketch from photo (DSN, SAKE).
+
+Every block has a conditional squeeze-and-excitation module on its residual branch, after the last
+batch norm and before the skip is added (Wang et al. 2021, section 3.1; haowang1992/DSN
+`src/senet.py`). The module has no say about the domain at the start: the weights of its domain
+input are zero.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sbtk_runtime.errors import BadModel
+from sbtk_train.models.backbone import (
+    Classifier,
+    as_classifier,
+    build_trunk,
+    is_student,
+    load_trunk,
+)
+
+#: The layout of Cadene's SE-ResNet50, whose weights DSN and SAKE start from: strides as in
+#: `resnet50-v1`, and a 3x3 max-pool that is not padded but rounds its output's size up.
+SE_RESNET50 = "se-resnet50"
+REDUCTION = 16
+
+
+class ConditionalSE(nn.Module):
+    """Channels weighed by their averages and the domain.
+
+    `x * sigmoid(W2 [relu(W1 z + b1); d] + b2)`, where `z` is the global average of `x` and `d`
+    the domain: 0 for a sketch, 1 for a photo.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, channels // REDUCTION)
+        self.fc2 = nn.Linear(channels // REDUCTION + 1, channels)
+        with torch.no_grad():
+            self.fc2.weight[:, -1] = 0.0
+
+    def forward(self, values: Tensor, domains: Tensor) -> Tensor:
+        """Returns `(N, C, h, w)` weighted channels for the same shape and domains `(N,)`."""
+        hidden = torch.relu(self.fc1(values.mean(dim=(2, 3))))
+        hidden = torch.cat([hidden, domains.to(hidden.dtype).unsqueeze(1)], dim=1)
+        shares = torch.sigmoid(self.fc2(hidden))
+        return values * shares[:, :, None, None]
+
+
+class CseBlock(nn.Module):
+    """A residual block of torchvision's with a `ConditionalSE` named `se`; other names are kept."""
+
+    def __init__(self, plain: nn.Module) -> None:
+        super().__init__()
+        for name, child in plain.named_children():
+            self.add_module(name, child)
+        self._depth = sum(name.startswith("conv") for name, _ in plain.named_children())
+        self._is_resized = "downsample" in dict(plain.named_children())
+        self.se = ConditionalSE(self.last_norm.num_features)
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The batch norm whose output the channel weights apply to."""
+        norm = self.get_submodule(f"bn{self._depth}")
+        assert isinstance(norm, nn.BatchNorm2d)
+        return norm
+
+    def forward(self, values: Tensor, domains: Tensor) -> Tensor:
+        """Returns the block's output for values `(N, c, h, w)` and domains `(N,)`."""
+        relu = self.get_submodule("relu")
+        residual = values
+        for number in range(1, self._depth + 1):
+            residual = self.get_submodule(f"conv{number}")(residual)
+            residual = self.get_submodule(f"bn{number}")(residual)
+            if number < self._depth:
+                residual = relu(residual)
+        skip = self.get_submodule("downsample")(values) if self._is_resized else values
+        result: Tensor = relu(self.se(residual, domains) + skip)
+        return result
+
+
+class CseStage(nn.ModuleList):
+    """The blocks of a stage, which all want to know the domain."""
+
+    def forward(self, values: Tensor, domains: Tensor) -> Tensor:
+        """Returns the last block's output `(N, F, h, w)`; `domains (N,)` tell sketch from photo."""
+        for block in self:
+            values = block(values, domains)
+        return values
+
+
+class CseTrunk(nn.Module):
+    """The stages `conv1` to `layer4` of a CSE-ResNet; `layer1` to `layer4` are `CseStage`s."""
+
+    def __init__(self, plain: nn.Module) -> None:
+        super().__init__()
+        for name, child in plain.named_children():
+            if name.startswith("layer"):
+                child = CseStage(CseBlock(block) for block in child.children())
+            self.add_module(name, child)
+
+    def forward(self, values: Tensor, domains: Tensor, begin: str = "") -> Tensor:
+        """Returns the feature map `(N, F, h, w)` of images, or of values that enter `begin`."""
+        is_within = not begin
+        for name, stage in self.named_children():
+            is_within = is_within or name == begin
+            if is_within:
+                values = run_stage(stage, values, domains)
+        return values
+
+    def blocks(self) -> list[CseBlock]:
+        """Returns all blocks, first to last."""
+        return [block for block in self.modules() if isinstance(block, CseBlock)]
+
+
+def run_stage(stage: nn.Module, values: Tensor, domains: Tensor) -> Tensor:
+    """Returns the stage's output for `values (N, C, H, W)`; CSE stages get `domains (N,)` too."""
+    result: Tensor = stage(values, domains) if isinstance(stage, CseStage) else stage(values)
+    return result
+
+
+def build_cse_trunk(backbone: str) -> tuple[CseTrunk, int]:
+    """Returns a CSE-ResNet up to its last feature map, and its channel count.
+
+    Args:
+        backbone: `se-resnet50`, or one of `backbone.BACKBONES` to be given CSE blocks.
+
+    Raises:
+        BadConfig: unknown backbone.
+    """
+    plain, channels = build_trunk("resnet50-v1" if backbone == SE_RESNET50 else backbone)
+    trunk = CseTrunk(plain)
+    if backbone == SE_RESNET50:
+        trunk.add_module("maxpool", nn.MaxPool2d(3, stride=2, ceil_mode=True))
+    return trunk, channels
+
+
+def load_cse_trunk(
+    trunk: CseTrunk, tensors: dict[str, Tensor], path: Path, backbone: str
+) -> Classifier | None:
+    """Loads ImageNet weights into `trunk`; returns their classifier, if they have one.
+
+    For `se-resnet50` the file is Cadene's. For another backbone it is a plain ResNet's, and the
+    CSE modules start so that the trunk computes exactly what the plain one does: every channel
+    weight is 1/2 (the sigmoid of 0, where it learns fastest) and the batch norm before it is
+    doubled.
+
+    Raises:
+        BadModel: names or shapes do not fit; the first misfit is named.
+    """
+    if is_student(tensors):
+        tensors = as_classifier(tensors)
+        if any(".se." in key for key in tensors):  # of DSN or SAKE
+            return load_trunk(trunk, tensors, path)
+    is_cadene = has_cadenes_names(tensors)
+    if is_cadene != (backbone == SE_RESNET50):
+        found = "SE-ResNet50 weights" if is_cadene else "no SE-ResNet50 weights"
+        raise BadModel(
+            f"{path} holds {found}, and the backbone is {backbone}",
+            f"se_resnet50-*.pth of Cadene's for {SE_RESNET50}, a plain ResNet's file for others",
+            f"--backbone {SE_RESNET50}" if is_cadene else "--backbone resnet50-v1 or -v1.5",
+        )
+    if is_cadene:
+        return load_trunk(trunk, cse_names_from_cadene(tensors), path)
+    own = {key: value for key, value in trunk.state_dict().items() if ".se." in key}
+    classifier = load_trunk(trunk, {**tensors, **own}, path)
+    _start_at_identity(trunk)
+    return classifier
+
+
+def has_cadenes_names(tensors: dict[str, Tensor]) -> bool:
+    """Says whether the tensors are those of Cadene's SE-ResNets rather than torchvision's."""
+    return "last_linear.weight" in tensors or "layer0.conv1.weight" in tensors
+
+
+def cse_names_from_cadene(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns tensors of Cadene's `se_resnet50` under this module's names.
+
+    Its channel weights are 1x1 convolutions `se_module.fc1` and `fc2`; they become matrices, and
+    `fc2` gets a last column of zeros for the domain.
+    """
+    renamed = {}
+    for key, value in tensors.items():
+        name = key.removeprefix("layer0.").replace(".se_module.", ".se.")
+        name = name.replace("last_linear.", "fc.")
+        if ".se." in name and name.endswith("weight"):
+            value = value.flatten(1)
+            if ".fc2." in name:
+                value = torch.cat([value, value.new_zeros(len(value), 1)], dim=1)
+        renamed[name] = value
+    return renamed
+
+
+@torch.no_grad()
+def _start_at_identity(trunk: CseTrunk) -> None:
+    # The same draw in every run, so that feature maps of frozen stages serve runs of any seed.
+    draw = torch.Generator().manual_seed(0)
+    for block in trunk.blocks():
+        bound = block.se.fc1.in_features**-0.5
+        block.se.fc1.weight.uniform_(-bound, bound, generator=draw)
+        block.se.fc1.bias.uniform_(-bound, bound, generator=draw)
+        block.se.fc2.weight.zero_()
+        block.se.fc2.bias.zero_()
+        norm = block.last_norm
+        norm.weight.mul_(2.0)
+        norm.bias.mul_(2.0)

@@ -1,0 +1,166 @@
+"""The student as torch runs it without export: what engines are compared with."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sbtk_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD, Pixels
+from sbtk_train.models.dsn import DsnStudent
+from sbtk_train.models.sbtknet import SbtknetStudent
+from sbtk_train.models.student import Student, domains_of
+
+Run = Callable[[Pixels], NDArray[np.float32]]
+
+#: Batch sizes that one student may be compiled for; torch's own limit is 8, and eager after it.
+_MAX_COMPILED_BATCHES = 64
+
+
+@dataclass(frozen=True)
+class TorchSettings:
+    """How torch runs a student.
+
+    Attributes:
+        threads: CPU threads of torch; this is a setting of the whole process.
+        device: `cpu`, or a GPU such as `cuda:0`.
+        precision: of the trunk; the embedding layer and the norm are always FP32. As torch comes,
+            convolutions on a GPU use TF32 in FP32.
+        is_channels_last: keep activations in NHWC order, torch's faster layout on many devices.
+    """
+
+    threads: int
+    device: str = "cpu"
+    precision: Literal["fp32", "fp16"] = "fp32"
+    is_channels_last: bool = False
+
+
+def random_student(method: str, backbone: str, dim: int) -> Student:
+    """Returns a student with random weights: they do not change how long it takes.
+
+    Args:
+        method: `sbtknet`, `dsn` or `sake`.
+        backbone: `resnet50-v1`, or another of the method.
+        dim: length of an embedding.
+
+    Raises:
+        BadConfig: unknown backbone.
+    """
+    of_method = SbtknetStudent if method == "sbtknet" else DsnStudent
+    return of_method(backbone, dim, classes=2).eval()
+
+
+def eager_run(student: Student, settings: TorchSettings) -> Run:
+    """Returns a function that does an engine's whole job in torch eager.
+
+    It takes `(N, 224, 224, 3) uint8` photos in the host's memory and returns `(N, D) float32` unit
+    rows there, normalisation of the input included. The student itself is left alone.
+    """
+    return _run(_embedding(student, settings), settings)
+
+
+def compiled_run(
+    student: Student, settings: TorchSettings, said: Callable[[str], None] = lambda _: None
+) -> Run:
+    """Returns what `eager_run` does, compiled by `torch.compile` for each batch size on its own.
+
+    Weights are constants ("freezing") on a CPU, and CUDA graphs are used on a GPU; both are what
+    makes a compiled network quick. A batch size is compiled in its first run, for up to a minute.
+
+    Args:
+        student: it is left alone.
+        settings: how torch runs it.
+        said: told what is compiled.
+
+    Raises:
+        RuntimeError: from the first run, if there is no C++ compiler or it fails.
+    """
+    is_gpu = torch.device(settings.device).type == "cuda"
+    compiled = torch.compile(
+        _embedding(student, settings),
+        dynamic=False,
+        fullgraph=True,  # rather fail than run eager
+        options={"triton.cudagraphs": True} if is_gpu else {"freezing": True},
+    )
+    run = _run(compiled, settings)
+    known: set[int] = set()
+
+    def run_compiled(pixels: Pixels) -> NDArray[np.float32]:
+        if len(pixels) in known:
+            return run(pixels)
+        said(f"torch compiles its network for batches of {len(pixels)}: up to a minute")
+        with _compiling():
+            rows = run(pixels)
+        known.add(len(pixels))
+        return rows
+
+    return run_compiled
+
+
+def _embedding(student: Student, settings: TorchSettings) -> Callable[[Tensor], Tensor]:
+    """Returns what makes `(N, D) float32` unit rows of `(N, 224, 224, 3) uint8` on the device."""
+    layout = torch.channels_last if settings.is_channels_last else torch.contiguous_format
+    student = copy.deepcopy(student).to(settings.device)
+    student = student.to(memory_format=layout)  # type: ignore[call-overload]
+    dtype = torch.float16 if settings.precision == "fp16" else torch.float32
+    student.trunk.to(dtype)
+    mean = torch.tensor(IMAGENET_MEAN, device=settings.device).view(1, 3, 1, 1) * 255.0
+    std = torch.tensor(IMAGENET_STD, device=settings.device).view(1, 3, 1, 1) * 255.0
+
+    def embed(pixels: Tensor) -> Tensor:
+        images = (pixels.permute(0, 3, 1, 2).float() - mean) / std
+        inputs = images.to(dtype).contiguous(memory_format=layout)
+        return student.embed(inputs, domains_of("photo", len(inputs), inputs.device))
+
+    return embed
+
+
+def _run(embed: Callable[[Tensor], Tensor], settings: TorchSettings) -> Run:
+    torch.set_num_threads(settings.threads)
+
+    def run(pixels: Pixels) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            rows = embed(torch.from_numpy(pixels).to(settings.device))
+            return np.asarray(rows.float().cpu().numpy(), dtype=np.float32)
+
+    return run
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """Lets torch compile for more batch sizes than it would, and keep its warnings to itself."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it misses CUDA on a CPU
+    try:
+        with torch._dynamo.config.patch(recompile_limit=_MAX_COMPILED_BATCHES):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def product_run(kind: Literal["int8", "fp32"], size: int, threads: int) -> Callable[[], object]:
+    """Returns a function that multiplies two `(size, size)` matrices on the CPU.
+
+    INT8 is `int8` times `int8` summed in `int32`.
+
+    Args:
+        kind: of numbers.
+        size: rows and columns.
+        threads: CPU threads of torch; this is a setting of the whole process.
+    """
+    torch.set_num_threads(threads)
+    random = torch.Generator().manual_seed(size)
+    if kind == "fp32":
+        factors = torch.randn(2, size, size, generator=random)
+        return lambda: torch.mm(factors[0], factors[1])
+    integers = torch.randint(-128, 128, (2, size, size), dtype=torch.int8, generator=random)
+    return lambda: torch._int_mm(integers[0], integers[1])

@@ -1,0 +1,140 @@
+"""Which weights file a run starts from, and which layout of the network it is for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.files import read_json_object
+from sbtk_train.models.backbone import read_weights
+from sbtk_train.models.cse_resnet import SE_RESNET50, has_cadenes_names
+
+Said = Callable[[str], None]
+
+_STUDENT = "student.safetensors"
+# Cadene's file has an underscore where our name has a hyphen.
+_SE_STEMS = (SE_RESNET50, "se_resnet50")
+_CACHED = {"resnet18": "resnet18", SE_RESNET50: "se_resnet50"}
+
+
+def find_weights(name: str, backbone: str | None) -> Path:
+    """Returns the weights file that `name` means, or `imagenet` for a local copy.
+
+    A name is the path of a file, or of a run folder or bundle, whose student it then is.
+
+    `imagenet` is looked for in `SBTK_WEIGHTS` (a file, or a folder of files named after their
+    backbone) and in torch's cache; sbtk downloads nothing.
+
+    Raises:
+        BadConfig: there is none.
+    """
+    if name != "imagenet":
+        path = Path(name)
+        if path.is_dir():
+            return _student_of(path)
+        if not path.is_file():
+            raise BadConfig(
+                f"no weights file {name}", "a .safetensors or .pth file, a run folder or a bundle"
+            )
+        return path
+    place = os.environ.get("SBTK_WEIGHTS")
+    if place and Path(place).is_file():
+        return Path(place)
+    stems = (backbone or "resnet50-v1",) if backbone != SE_RESNET50 else _SE_STEMS
+    if place and Path(place).is_dir():
+        for path in sorted(Path(place).iterdir()):
+            if path.suffix in (".safetensors", ".pth") and _is_named(path, stems):
+                return path
+    cached = Path(torch.hub.get_dir()) / "checkpoints"
+    prefix = _CACHED.get(backbone or "", "resnet50")
+    for path in sorted(cached.glob(f"{prefix}-*.pth")):
+        return path
+    raise BadConfig(
+        "no ImageNet weights on this machine",
+        f"{prefix}-*.pth in {cached}, or SBTK_WEIGHTS naming a file",
+        "give --weights FILE, or --weights none to train from scratch",
+    )
+
+
+def _student_of(folder: Path) -> Path:
+    path = folder / _STUDENT
+    if path.is_file():
+        return path
+    if (folder / "manifest.json").is_file():
+        found, step = (
+            "a bundle without its student",
+            "sbtk export without --slim, or its run folder",
+        )
+    elif (folder / "config.resolved.toml").is_file():
+        found, step = "a run that has not saved a student yet", "wait for its first epoch"
+    else:
+        found, step = "not a run folder or a bundle", "--weights FILE"
+    raise BadConfig(f"{folder} is {found}", f"{_STUDENT} in it", step)
+
+
+def student_dim(path: Path) -> int | None:
+    """Returns the length of the embedding of a student's file; `None` for other weights."""
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            if not {"trunk.conv1.weight", "embedding.weight"} <= names:
+                return None
+            return int(file.get_slice("embedding.weight").get_shape()[0])
+    except (SafetensorError, OSError):
+        return None  # said by what reads the file
+
+
+def classes_learnt(path: Path) -> tuple[str, ...]:
+    """Returns the classes that a student was trained on, by the run it lies in; else nothing."""
+    return _classes_beside(path, "run.json", "identity_classes")
+
+
+def classes_kept_unseen(path: Path) -> tuple[str, ...]:
+    """Returns the classes that a student's training kept unseen, by the bundle it lies in."""
+    return _classes_beside(path, "manifest.json", "unseen_classes")
+
+
+def _classes_beside(path: Path, name: str, key: str) -> tuple[str, ...]:
+    file = path.parent / name
+    if not file.is_file():
+        return ()
+    found = read_json_object(file, BadConfig)
+    training = found.get("training")
+    names = (training if isinstance(training, dict) else found).get(key)
+    return tuple(str(each) for each in names) if isinstance(names, list) else ()
+
+
+def choose_backbone(weights: Path | None, asked: str | None, said: Said) -> str:
+    """Returns the backbone: as asked, else as the weights file says, else torchvision's."""
+    if asked:
+        return asked
+    if weights is None:
+        return "resnet50-v1.5"
+    tensors, layout = read_weights(weights)
+    if layout:
+        return layout
+    if has_cadenes_names(tensors):
+        said(f"backbone {SE_RESNET50}, by the names in {weights}")
+        return SE_RESNET50
+    for name in ("resnet50-v1.5", "resnet50-v1", "resnet18"):
+        if weights.name.startswith(f"{name}-") or weights.stem == name:
+            said(f"backbone {name}, by the name of {weights}")
+            return name
+    raise BadConfig(
+        f"{weights} does not say which layout it is for",
+        "--backbone resnet50-v1.5 (torchvision) or resnet50-v1 (Caffe, Keras)",
+        "the statistics check at the start names a wrong choice",
+    )
+
+
+def _is_named(path: Path, stems: tuple[str, ...]) -> bool:
+    """Says whether a file is named after a layout; `resnet50-v1` does not stand for `-v1.5`."""
+    rests = [path.stem.removeprefix(stem) for stem in stems if path.stem.startswith(stem)]
+    return any(rest[:1] != "." for rest in rests)

@@ -1,0 +1,355 @@
+"""DSN's objective, and SAKE's, which is DSN's without contrast and memory (Wang et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sbtk_runtime.errors import BadConfig, BadData, BadModel
+from sbtk_train.batches.augment import contrastive_view, moved_images, plain_view, unit_images
+from sbtk_train.batches.sampler import Batch, shuffled_batches
+from sbtk_train.batches.shards import BatchDraws
+from sbtk_train.config import Compute, DsnRecipe, TrainConfig
+from sbtk_train.data import ImageSet
+from sbtk_train.models.backbone import IMAGENET_CLASSES, read_weights
+from sbtk_train.models.cse_resnet import (
+    SE_RESNET50,
+    build_cse_trunk,
+    has_cadenes_names,
+    load_cse_trunk,
+)
+from sbtk_train.models.dsn import DsnStudent
+from sbtk_train.models.student import Student, StudentOutput
+from sbtk_train.models.teacher import DsnTeacher
+from sbtk_train.objectives.losses import (
+    classification_loss,
+    distillation_loss,
+    two_view_contrastive_loss,
+)
+from sbtk_train.objectives.objective import Examples
+from sbtk_train.objectives.semantic import semantic_matrix
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What photos are distilled with.
+
+    Attributes:
+        teacher: the frozen classifier.
+        semantic: `(C, 1000) float32`, the semantic matrix, on the device; zeros without WordNet.
+    """
+
+    teacher: DsnTeacher
+    semantic: Tensor
+
+
+class DsnObjective:
+    """Classification of all images, distillation of photos, contrast of views, and the memory.
+
+    Args:
+        recipe: weights of the losses, and how batches are made.
+        data: the training images.
+        seed: of the batches.
+        features: length of a pooled feature.
+        device: where the student is.
+        distillation: `None` to leave it out.
+    """
+
+    def __init__(
+        self,
+        recipe: DsnRecipe,
+        data: ImageSet,
+        seed: int,
+        features: int,
+        device: torch.device,
+        distillation: Distillation | None,
+    ) -> None:
+        self._recipe = recipe
+        self._data = data
+        self._seed = seed
+        self._distillation = distillation
+        self.views = 3 if recipe.contrastive_weight else 1
+        self._memory: MemoryBank | None = None
+        if recipe.memory != "none":
+            self._memory = MemoryBank(len(data.classes), recipe.memory_size, features, device)
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Yields shuffled sketches and photos."""
+        recipe = self._recipe
+        return shuffled_batches(
+            self._data,
+            recipe.batch_sketches,
+            recipe.batch_photos,
+            self._seed,
+            epoch,
+            drop_last=recipe.drop_last,
+        )
+
+    def views_of(self, sketches: Tensor, photos: Tensor, draw: BatchDraws) -> Tensor:
+        """Returns the plain view and, for the contrast, two more of the same moved images.
+
+        Args:
+            sketches: `(S, 1, H, W) uint8`.
+            photos: `(P, 3, H, W) uint8`.
+            draw: the random numbers of the batch.
+        """
+        kinds = []
+        for pixels, draws in ((sketches, draw.sketches), (photos, draw.photos)):
+            is_moved = self._recipe.augment
+            kinds.append((moved_images(pixels, draws) if is_moved else unit_images(pixels), draws))
+        views = [plain_view(images) for images, _ in kinds]
+        for _ in range(self.views - 1):
+            views += [contrastive_view(images, draws) for images, draws in kinds]
+        return torch.cat(views)
+
+    def start_epoch(self) -> None:
+        """Empties the memory."""
+        if self._memory is not None:
+            self._memory.forget()
+
+    def terms(self, output: StudentOutput, examples: Examples) -> dict[str, Tensor]:
+        """Returns `identity`, `knowledge`, `contrastive` and `memory`, those that are switched on.
+
+        The first view is classified, distilled and remembered, the two others are contrasted.
+        """
+        recipe, labels = self._recipe, examples.labels
+        count, photos = len(labels), slice(examples.sketches, len(labels))
+        terms = {"identity": classification_loss(output.class_logits[:count], labels)}
+        if self._distillation is not None:
+            loss = distillation_loss(
+                output.soft_logits[photos],
+                self._teacher_logits(self._distillation.teacher, examples)[photos],
+                self._distillation.semantic[labels[photos]],
+                kd=recipe.kd,
+                kdneg=recipe.kdneg,
+            )
+            terms["knowledge"] = recipe.kd_weight * loss
+        if self.views == 3:
+            first, second = output.embedding[count:].chunk(2)
+            loss = two_view_contrastive_loss(first, second, labels, recipe.temperature)
+            terms["contrastive"] = recipe.contrastive_weight * loss
+        if self._memory is not None:
+            loss = self._memory_loss(self._memory, output.feature[:count], examples)
+            terms["memory"] = recipe.memory_weight * loss
+        return terms
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns the memory."""
+        return {} if self._memory is None else self._memory.state()
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Takes back the memory.
+
+        Raises:
+            BadConfig: it is of other classes or of another size.
+        """
+        if self._memory is not None:
+            self._memory.load_state(tensors)
+
+    def _teacher_logits(self, teacher: DsnTeacher, examples: Examples) -> Tensor:
+        """Returns `(S + P, 1000)`; zeros for sketches, which have no part in distillation."""
+        inputs, domains = examples.first_view(), examples.own_domains()
+        is_photo = domains > 0
+        own = teacher.logits(inputs[is_photo], domains[is_photo], examples.begin)
+        rows = own.new_zeros(len(domains), own.shape[1])
+        rows[is_photo] = own
+        return examples.joined(rows)
+
+    def _memory_loss(self, memory: MemoryBank, features: Tensor, examples: Examples) -> Tensor:
+        count, labels = examples.sketches, examples.labels
+        memory.add(features[:count], labels[:count], features[count:], labels[count:])
+        with_gradient = self._recipe.memory == "paper"
+        return memory.loss(features[count:], labels[count:], with_gradient=with_gradient)
+
+
+class MemoryBank:
+    """Up to `size` sketch features for each class, forgotten when an epoch starts.
+
+    Args:
+        classes: number of training classes.
+        size: entries for each class; 10 in DSN.
+        features: length of a feature; 2048.
+        device: where the features are.
+    """
+
+    def __init__(
+        self, classes: int, size: int, features: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self._entries = torch.zeros(classes, size, features, device=device)
+        self._counts = [0] * classes
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The number of entries of each class."""
+        return tuple(self._counts)
+
+    def entries(self, label: int) -> Tensor:
+        """Returns the `(counts[label], F) float32` features that are kept of a class."""
+        return self._entries[label, : self._counts[label]]
+
+    @torch.no_grad()
+    def add(
+        self, sketches: Tensor, sketch_labels: Tensor, photos: Tensor, photo_labels: Tensor
+    ) -> None:
+        """Keeps a batch's sketch features, in their order.
+
+        While a class has room a sketch is simply added. Then it takes the place of the entry that
+        is farthest, by cosine, from the mean of the class's photo features in the batch, if it is
+        nearer to that mean itself. Without a photo of the class in the batch nothing is replaced.
+
+        Args:
+            sketches: `(S, F)` features; their gradient is not kept.
+            sketch_labels: `(S,) int64`.
+            photos: `(P, F)` features.
+            photo_labels: `(P,) int64`.
+
+        Raises:
+            BadData: a label is of no class that the bank was made for.
+        """
+        labels = self._checked(sketch_labels)
+        self._checked(photo_labels)
+        present = set(photo_labels.tolist())
+        for sketch, label in zip(sketches.float(), labels, strict=True):
+            count = self._counts[label]
+            if count < self._entries.shape[1]:
+                self._entries[label, count] = sketch
+                self._counts[label] = count + 1
+            elif label in present:
+                middle = photos[photo_labels == label].float().mean(0)
+                self._replace_farthest(label, sketch, middle)
+
+    def loss(self, photos: Tensor, labels: Tensor, *, with_gradient: bool = True) -> Tensor:
+        """Returns 1 minus the mean cosine of photos to the mean entry of their class.
+
+        Photos of a class without an entry are left out; it is 0 if all are.
+
+        Args:
+            photos: `(P, F)` features.
+            labels: `(P,) int64`.
+            with_gradient: False as released by the authors: the loss is only to be looked at.
+
+        Raises:
+            BadData: a label is of no class that the bank was made for.
+        """
+        rows = [row for row, label in enumerate(self._checked(labels)) if self._counts[label]]
+        photos = photos.float() if with_gradient else photos.detach().float()
+        if not rows:
+            return photos.sum() * 0.0
+        # Places without an entry hold zeros, and a cosine does not ask how long the sum is.
+        prototypes = self._entries[labels[rows]].sum(1)
+        return 1.0 - functional.cosine_similarity(photos[rows], prototypes).mean()
+
+    def forget(self) -> None:
+        """Empties the bank."""
+        self._entries.zero_()
+        self._counts = [0] * len(self._counts)
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns a copy of what the bank holds."""
+        return {"entries": self._entries.cpu().clone(), "counts": torch.tensor(self._counts)}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Takes back what `state` returned.
+
+        Raises:
+            BadConfig: it is of a bank for other classes, another size or other features.
+        """
+        found = tensors["entries"].shape if "entries" in tensors else None
+        if found != self._entries.shape or len(tensors["counts"]) != len(self._counts):
+            raise BadConfig(
+                f"the saved memory bank has shape {None if found is None else tuple(found)}",
+                f"{tuple(self._entries.shape)}: classes, entries, length of a feature",
+                "resume with the same classes and --memory-size, or start a new run",
+            )
+        self._entries.copy_(tensors["entries"])
+        self._counts = [int(count) for count in tensors["counts"]]
+
+    def _replace_farthest(self, label: int, sketch: Tensor, middle: Tensor) -> None:
+        slots = self._entries[label]
+        nearness = functional.cosine_similarity(slots, middle[None])
+        farthest = nearness.argmin()[None]
+        is_nearer = functional.cosine_similarity(sketch, middle, dim=0) > nearness[farthest]
+        # Without a branch, so that a GPU need not be waited for.
+        slots[farthest] = torch.where(is_nearer[:, None], sketch[None], slots[farthest])
+
+    def _checked(self, labels: Tensor) -> list[int]:
+        values: list[int] = labels.tolist()
+        for label in values:
+            if not 0 <= label < len(self._counts):
+                raise BadData(
+                    f"class number {label} in a memory bank of {len(self._counts)} classes",
+                    f"0 to {len(self._counts) - 1}, the training classes",
+                    "train on the classes that the run was started with",
+                )
+        return values
+
+
+Said = Callable[[str], None]
+
+
+def dsn_objective(
+    config: TrainConfig, training: ImageSet, student: Student, compute: Compute, said: Said
+) -> tuple[DsnObjective, str]:
+    """Returns the objective, and the SHA-256 of its semantic matrix (empty without one).
+
+    Raises:
+        BadConfig: there is nothing to distil from, or it does not go with kept feature maps.
+        BadModel: the teacher's weights do not fit or have no ImageNet head.
+        MissingExtra: the semantic matrix has to be made, and there is no WordNet.
+    """
+    recipe = config.recipe
+    assert isinstance(recipe, DsnRecipe)
+    assert isinstance(student, DsnStudent)
+    distillation, digest = None, ""
+    if recipe.kd_weight:
+        teacher = _teacher(config, compute)
+        semantic, digest = _semantic(recipe, training, said)
+        distillation = Distillation(teacher, semantic.to(compute.device))
+    if config.feature_folder and recipe.augment:
+        said(
+            "kept feature maps are of copies that are changed as SBTKNet's images are: "
+            f"not {config.method}'s moves and views"
+        )
+    features = student.embedding.in_features
+    objective = DsnObjective(recipe, training, config.seed, features, compute.device, distillation)
+    return objective, digest
+
+
+def _teacher(config: TrainConfig, compute: Compute) -> DsnTeacher:
+    if not (config.weights or config.teacher):
+        raise BadConfig(
+            f"{config.method} distils from an ImageNet classifier, and there are no weights",
+            "--weights FILE or --teacher FILE",
+            "or --kd-weight 0",
+        )
+    if config.feature_folder and config.teacher not in ("", config.weights):
+        raise BadConfig(
+            f"feature maps of {config.weights or 'a student without weights'} are kept, "
+            f"and the teacher is {config.teacher}",
+            "one file for both: the teacher goes on from the student's frozen stages",
+            "leave out --teacher, or do not keep feature maps",
+        )
+    path = Path(config.teacher or config.weights)
+    tensors, layout = read_weights(path)
+    backbone = SE_RESNET50 if has_cadenes_names(tensors) else layout or config.backbone
+    trunk, _ = build_cse_trunk(backbone)
+    classifier = load_cse_trunk(trunk, tensors, path, backbone)
+    if classifier is None:
+        raise BadModel(
+            f"{path} has no 1000-class ImageNet classifier, which {config.method} distils from",
+            "weights with fc.weight (1000, F) and fc.bias",
+            "give --teacher FILE, or --kd-weight 0",
+        )
+    return DsnTeacher(trunk, classifier, compute)
+
+
+def _semantic(recipe: DsnRecipe, training: ImageSet, said: Said) -> tuple[Tensor, str]:
+    if recipe.semantic == "none":
+        return torch.zeros(len(training.classes), IMAGENET_CLASSES), ""
+    matrix, digest = semantic_matrix(training, said)
+    return torch.from_numpy(matrix), digest

@@ -1,0 +1,122 @@
+"""SBTKNet's objective: a metric loss, and by switches classification and kept knowledge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sbtk_train.batches.augment import augmented_photos, augmented_sketches, normalised
+from sbtk_train.batches.sampler import Batch, class_balanced_batches, quadruplet_batches
+from sbtk_train.batches.shards import BatchDraws
+from sbtk_train.config import SbtknetRecipe
+from sbtk_train.data import ImageSet
+from sbtk_train.models.student import StudentOutput
+from sbtk_train.objectives.losses import (
+    batch_hard_loss,
+    classification_loss,
+    contrastive_loss,
+    knowledge_loss,
+    quadruplet_loss,
+    triplet_loss,
+)
+from sbtk_train.objectives.objective import Examples
+
+
+class SbtknetObjective:
+    """The paper's three losses, each of weight 1.
+
+    Args:
+        recipe: which losses, and how batches are made.
+        data: the training images.
+        seed: of the batches.
+        soft_labels: `(C, 1000) float32` on the student's device; `None` without the knowledge loss.
+    """
+
+    views = 1
+
+    def __init__(
+        self, recipe: SbtknetRecipe, data: ImageSet, seed: int, soft_labels: Tensor | None
+    ) -> None:
+        self._recipe = recipe
+        self._data = data
+        self._seed = seed
+        self.soft_labels = soft_labels
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Yields drawn quadruplets, or classes with two images of each domain."""
+        recipe = self._recipe
+        if recipe.batches == "class-balanced":
+            return class_balanced_batches(
+                self._data, recipe.quadruplets, self._seed, epoch, further=recipe.further
+            )
+        return quadruplet_batches(self._data, recipe.quadruplets, self._seed, epoch)
+
+    def views_of(self, sketches: Tensor, photos: Tensor, draw: BatchDraws) -> Tensor:
+        """Returns `(S + P, 3, H, W)` images, augmented if the recipe says so."""
+        if self._recipe.augment:
+            ink = augmented_sketches(sketches, draw.sketches)
+            return torch.cat([ink, augmented_photos(photos, draw.photos)])
+        return torch.cat([normalised(sketches), normalised(photos)])
+
+    def start_epoch(self) -> None:
+        """Nothing is kept within an epoch."""
+
+    def terms(self, output: StudentOutput, examples: Examples) -> dict[str, Tensor]:
+        """Returns `metric`, and `identity` and `knowledge` where they are switched on."""
+        count, labels = examples.sketches, examples.labels
+        terms = {
+            "metric": metric_loss(
+                output.embedding[:count],
+                output.embedding[count:],
+                labels[:count],
+                labels[count:],
+                self._recipe,
+            )
+        }
+        if self._recipe.identity:
+            terms["identity"] = classification_loss(output.class_logits, labels)
+        if self.soft_labels is not None:
+            terms["knowledge"] = knowledge_loss(output.soft_logits, self.soft_labels[labels])
+        return terms
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing beyond the student."""
+        return {}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Nothing to take back."""
+
+
+def metric_loss(
+    sketches: Tensor,
+    photos: Tensor,
+    sketch_labels: Tensor,
+    photo_labels: Tensor,
+    recipe: SbtknetRecipe,
+) -> Tensor:
+    """Returns the recipe's metric loss of a batch's `(S, D)` sketches and `(P, D)` photos.
+
+    In a batch of quadruplets the first half of the sketches are anchors and the second negatives,
+    the first half of the photos positives and the second negatives (`sampler.Batch`).
+    """
+    if recipe.metric == "contrastive":
+        embeddings, labels = torch.cat([sketches, photos]), torch.cat([sketch_labels, photo_labels])
+        return contrastive_loss(embeddings, labels, recipe.temperature)
+    with_sketches = recipe.metric == "quadruplet"
+    if recipe.batches == "class-balanced":
+        return batch_hard_loss(
+            sketches,
+            sketch_labels,
+            photos,
+            photo_labels,
+            recipe.margin,
+            with_sketch_negatives=with_sketches,
+        )
+    half = len(sketches) // 2
+    anchor, negative_sketch = sketches[:half], sketches[half:]
+    positive, negative_photo = photos[:half], photos[half:]
+    if with_sketches:
+        return quadruplet_loss(anchor, positive, negative_photo, negative_sketch, recipe.margin)
+    return triplet_loss(anchor, positive, negative_photo, recipe.margin)

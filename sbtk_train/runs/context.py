@@ -1,0 +1,291 @@
+"""From a configuration to everything the loop needs: data, student, soft labels, device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sbtk_runtime.errors import BadConfig, BadData, BadModel
+from sbtk_runtime.files import printable_name
+from sbtk_runtime.preprocess import SIZE_PX
+from sbtk_train.batches.augment import normalised
+from sbtk_train.batches.pixels import Unreadable, load_pixels, without_unreadable
+from sbtk_train.config import Compute, SbtknetRecipe, TrainConfig, choose_compute
+from sbtk_train.data import Division, ImageSet, divide, read_dataset
+from sbtk_train.data.class_names import ClassNames, read_names
+from sbtk_train.data.more_images import open_class_map, read_more, with_more
+from sbtk_train.data.splits import Split, export_problem_of, named, open_split, refuse_absent
+from sbtk_train.distributed import ALONE, Team, synchronise_norms
+from sbtk_train.models.backbone import (
+    better_layout,
+    build_trunk,
+    is_student,
+    load_trunk,
+    read_weights,
+)
+from sbtk_train.models.dsn import build_student
+from sbtk_train.models.student import Student
+from sbtk_train.models.teacher import require_classifier, soft_labels
+from sbtk_train.models.weights_file import classes_kept_unseen, classes_learnt
+from sbtk_train.objectives.objective import Objective
+from sbtk_train.objectives.sbtknet import SbtknetObjective
+from sbtk_train.runs.evaluate import require_selectable
+
+Said = Callable[[str], None]
+
+_LAYOUT_PHOTOS = 16
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What the loop works with.
+
+    Attributes:
+        division: training, held-out and validation images; no unseen class among them.
+        split: the unseen classes.
+        student: initialised, on its device.
+        objective: batches, views and losses of the method.
+        knowledge_sha256: hash of the soft labels or of the semantic matrix that the objective
+            uses; empty without.
+        unreadable: images that were left out.
+        compute: device and precision.
+        team: the processes that train together.
+    """
+
+    division: Division
+    split: Split
+    student: Student
+    objective: Objective
+    knowledge_sha256: str
+    unreadable: tuple[Unreadable, ...]
+    compute: Compute
+    team: Team = ALONE
+
+
+def gather(config: TrainConfig, said: Said, team: Team = ALONE) -> Materials:
+    """Returns the materials of a run; `said` is told what was found and what takes time.
+
+    The first process of a team reads the data and fills caches, for all.
+
+    Raises:
+        BadData: the data cannot be trained on.
+        BadModel: the weights do not fit.
+        BadConfig: options contradict each other.
+    """
+    compute = choose_compute(team.device(config.device), config.precision)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    division, split, unreadable = team.agreed(lambda: _readable_data(config, said))
+    training = division.training
+    student = build_student(config, len(training.classes))
+    if config.weights:
+        _load_into(student, config, training, split, said)
+    if config.freeze_until:
+        student.freeze_until(config.freeze_until)
+    student = student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    objective, key = team.in_turn(lambda: _objective(config, training, student, compute, said))
+    if team.size > 1:
+        synchronise_norms(student, compute.device)
+    return Materials(division, split, student, objective, key, unreadable, compute, team)
+
+
+def _readable_data(
+    config: TrainConfig, said: Said
+) -> tuple[Division, Split, tuple[Unreadable, ...]]:
+    data = read_dataset(Path(config.data), keep_duplicates=config.keep_duplicates)
+    split = open_split(config.split, data.classes)
+    if split.is_file and not config.allow_missing:
+        refuse_absent(split.unseen, data.classes, printable_name(split.name))
+    division, unreadable = readable_division(config, data, split, said)
+    require_selectable(division, config.recipe.selection, config.dim)
+    if problem := export_problem_of(division):
+        said(f"WARNING: {problem}")
+    return division, split, tuple(unreadable)
+
+
+def readable_division(
+    config: TrainConfig, data: ImageSet, split: Split, said: Said
+) -> tuple[Division, list[Unreadable]]:
+    """Returns the data, divided, without the images that cannot be read, and these.
+
+    Raises:
+        BadData: the data cannot be trained on.
+    """
+    unreadable: list[Unreadable] = []
+    seen = split.seen_among(data.classes)
+    absent = len(data.classes) == len(seen)
+    if absent:
+        said(f"WARNING: none of the unseen classes of {split.name} is in {config.data}")
+    division = divide(
+        data,
+        split,
+        seed=config.division_seed,
+        validation_classes=config.validation_classes,
+        held_out_share=config.held_out_share,
+        only_classes=_listed_classes(config, data) if config.classes else None,
+    )
+    for notice in division.notices:
+        said(notice)
+    parts = {}
+    for name in ("training", "held_out", "validation"):
+        given: ImageSet = getattr(division, name)
+        parts[name], faults = without_unreadable(given, config.workers)
+        unreadable += [fault for fault in faults if fault not in unreadable]
+        if name != "held_out":
+            _require_both_kinds(given, parts[name], faults)
+    for fault in unreadable:
+        said(f"left out {fault.path}: {fault.reason}")
+    divided = Division(**parts, notices=division.notices)
+    if config.more_sketches or config.more_photos:
+        more = read_more(
+            [Path(each) for each in config.more_sketches],
+            [Path(each) for each in config.more_photos],
+        )
+        divided = with_more(divided, split, more, open_class_map(config.class_map))
+        for notice in divided.notices[len(division.notices) :]:
+            said(notice)
+        training, faults = without_unreadable(divided.training, config.workers)
+        divided = replace(divided, training=training)
+        for fault in faults:
+            said(f"left out {fault.path}: {fault.reason}")
+        unreadable += faults
+    return divided, unreadable
+
+
+def _require_both_kinds(given: ImageSet, readable: ImageSet, faults: Sequence[Unreadable]) -> None:
+    """Refuses a class none of whose sketches, or none of whose photos, can be read."""
+    reasons = {fault.path: fault.reason for fault in faults}
+    for kind, paths, labels, left in (
+        ("sketches", given.sketches, given.sketch_labels, readable.sketch_labels),
+        ("photos", given.photos, given.photo_labels, readable.photo_labels),
+    ):
+        lost = np.flatnonzero(~np.isin(labels, left))
+        if len(lost):
+            path = paths[lost[0]]
+            raise BadData(
+                f"none of the {kind} of the class {given.classes[labels[lost[0]]]!r} that are to "
+                f"be trained or validated on can be read: {path}: {reasons[path]}",
+                "at least one of each class",
+                "mend them, or remove the class",
+            )
+
+
+def _listed_classes(config: TrainConfig, data: ImageSet) -> list[str]:
+    file = Path(config.classes)
+    names = read_names(file, "the list of classes")
+    if not config.allow_missing:
+        refuse_absent(names, data.classes, printable_name(file.name))
+    return names
+
+
+def _load_into(
+    student: Student, config: TrainConfig, training: ImageSet, split: Split, said: Said
+) -> None:
+    path = Path(config.weights)
+    tensors, layout = read_weights(path)
+    if layout is not None and layout != config.backbone:
+        raise BadModel(
+            f"{path} says it is for {layout}, and the backbone is {config.backbone}",
+            "weights and backbone of one layout",
+            f"--backbone {layout}",
+        )
+    if is_student(tensors):
+        _go_on_from(student, tensors, path, training, split, said)
+        return
+    classifier = student.load_weights(tensors, path)
+    if classifier is not None:
+        student.start_from(classifier)
+    better, drifts = better_layout(config.backbone, tensors, _some_photos(training), path)
+    if drifts:
+        found = ", ".join(f"{name} {drift:.4f}" for name, drift in sorted(drifts.items()))
+        said(f"batch-norm drift of {path.name}: {found}")
+    if better != config.backbone:
+        said(
+            f"WARNING: {path.name} fits {better} better than {config.backbone}; "
+            f"if that is what it was trained as, start again with --backbone {better}"
+        )
+
+
+def _go_on_from(
+    student: Student,
+    tensors: dict[str, Tensor],
+    path: Path,
+    training: ImageSet,
+    split: Split,
+    said: Said,
+) -> None:
+    """Starts from a student that sbtk trained before, its embedding and heads included."""
+    learnt = classes_learnt(path)
+    same_classes = learnt == training.classes
+    student.load_student(tensors, path, same_classes=same_classes)
+    head = "" if same_classes else "; the classification head starts afresh for these classes"
+    said(f"starting from the model in {path}{head}")
+    known = [name for name in learnt if split.is_unseen(name)]
+    if known:
+        said(
+            f"WARNING: that model was trained on {len(known)} of the classes that {split.name} "
+            f"keeps unseen ({named(known)}): figures on them are not zero-shot"
+        )
+    kept = ClassNames(classes_kept_unseen(path))
+    doubtful = [] if learnt else [name for name in split.unseen if name not in kept]
+    if doubtful:
+        said(
+            f"WARNING: {path} may have been trained on {len(doubtful)} of the classes that "
+            f"{split.name} keeps unseen ({named(doubtful)}): figures on them are zero-shot only "
+            "if it was not"
+        )
+
+
+def _some_photos(training: ImageSet) -> Tensor:
+    rows = np.linspace(0, len(training.photos) - 1, _LAYOUT_PHOTOS).astype(int)
+    pixels = np.stack([load_pixels(training.photos[row], "photo", SIZE_PX) for row in rows])
+    return normalised(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+
+
+def _objective(
+    config: TrainConfig, training: ImageSet, student: Student, compute: Compute, said: Said
+) -> tuple[Objective, str]:
+    """Returns the method's objective, and the hash of the knowledge that it hands on."""
+    recipe = config.recipe
+    if not isinstance(recipe, SbtknetRecipe):
+        from sbtk_train.objectives.dsn import dsn_objective
+
+        return dsn_objective(config, training, student, compute, said)
+    labels, key = None, ""
+    if recipe.knowledge:
+        labels, key = _soft_labels(config, training, compute, said)
+        labels = labels.to(compute.device)
+    return SbtknetObjective(recipe, training, config.seed, labels), key
+
+
+def _soft_labels(
+    config: TrainConfig, training: ImageSet, compute: Compute, said: Said
+) -> tuple[Tensor, str]:
+    if not (config.weights or config.teacher):
+        raise BadConfig(
+            "the knowledge loss needs an ImageNet teacher, and there are no weights",
+            "--weights FILE or --teacher FILE",
+            "or --no-knowledge",
+        )
+    path = Path(config.teacher or config.weights)
+    tensors, layout = read_weights(path)
+    backbone = layout or config.backbone
+    trunk, _ = build_trunk(backbone)
+    classifier = require_classifier(load_trunk(trunk, tensors, path), path)
+    return soft_labels(
+        training,
+        trunk,
+        classifier,
+        path,
+        backbone,
+        compute,
+        stand_ins=open_class_map(config.class_map).imagenet,
+        workers=config.workers,
+        said=said,
+    )

@@ -1,1 +1,0 @@
-"""The networks: trunks, students, their teachers, and embeddings fitted anew."""

@@ -1,0 +1,139 @@
+"""An export learns binary codes on training classes, records what they lose, and they work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sbtk_export.card import StudentFacts
+from sbtk_export.export import ExportPlan, export_run, export_student
+from sbtk_export.images import ExportPictures, choose_pictures
+from sbtk_runtime.binary_codes import fit_itq
+from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.errors import BadConfig, BadModel
+from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.gallery.update import update_gallery
+from sbtk_runtime.preprocess import Kind
+from sbtk_train.models.sbtknet import SbtknetStudent
+from sbtk_train.runs.checkpoint import TrainedRun
+from tests.tiny_student import TRAINING, VALIDATION
+
+PER_KIND = 24
+
+
+@pytest.fixture(scope="module")
+def code_pictures(textures: Path) -> ExportPictures:
+    return choose_pictures(
+        textures, TRAINING, VALIDATION, is_calibrating=False, codes_per_kind=PER_KIND
+    )
+
+
+@pytest.fixture(scope="module")
+def coded(
+    tmp_path_factory: pytest.TempPathFactory,
+    student: SbtknetStudent,
+    facts: StudentFacts,
+    code_pictures: ExportPictures,
+) -> Bundle:
+    """A bundle of FP32 that makes codes of 8 and 16 bits."""
+    plan = ExportPlan(tmp_path_factory.mktemp("coded") / "tiny", "tiny", ("fp32",), bits=(16, 8))
+    return export_student(student, facts, code_pictures, plan, print).bundle
+
+
+def test_codes_are_learnt_on_training_classes_in_equal_parts(
+    code_pictures: ExportPictures, pictures: ExportPictures
+) -> None:
+    for kind in ("sketch", "photo"):
+        files = code_pictures.code_files[kind]
+        assert len(set(files)) == PER_KIND
+        names = [path.parent.name for path in files]
+        assert {name: names.count(name) for name in TRAINING} == dict.fromkeys(TRAINING, 6)
+        assert {path.parent.parent.name for path in files} == {kind}
+    # What is measured is the same with and without.
+    assert code_pictures.parity.paths == pictures.parity.paths
+    assert code_pictures.ranking.paths == pictures.ranking.paths
+    assert not any(pictures.code_files.values())
+
+
+def test_the_bundle_vouches_for_what_makes_codes(coded: Bundle) -> None:
+    coded.verify()
+    assert coded.bits == (8, 16)
+    assert {"itq8.npz", "itq16.npz"} <= set(coded.manifest.files)
+    for bits in coded.bits:
+        assert (coded.itq(bits).bits, coded.itq(bits).dim) == (bits, 16)
+    with pytest.raises(BadModel, match="no 64-bit codes"):
+        coded.itq(64)
+    card = (coded.folder / "MODEL_CARD.md").read_text()
+    assert "`--bits 8` or `--bits 16`" in card
+    assert "codes 16 map" in card
+
+
+def test_the_codes_are_those_of_the_bundles_own_embeddings(
+    coded: Bundle, code_pictures: ExportPictures
+) -> None:
+    kinds: tuple[Kind, Kind] = ("sketch", "photo")
+    with Embedder(coded, engine="onnxruntime", threads=1) as embedder:
+        rows = np.stack(
+            [
+                embedder.embed_one(path.read_bytes(), kind)[0]
+                for kind in kinds
+                for path in code_pictures.code_files[kind]
+            ]
+        )
+    wanted, found = fit_itq(rows, 16), coded.itq(16)
+    np.testing.assert_allclose(found.mean, wanted.mean, atol=1e-5)
+    is_same = np.unpackbits(found.codes(rows)) == np.unpackbits(wanted.codes(rows))
+    assert is_same.mean() > 0.99
+
+
+def test_what_codes_lose_is_recorded_with_its_rule(coded: Bundle, facts: StudentFacts) -> None:
+    metrics = coded.manifest.metrics
+    assert set(metrics) == {*facts.metrics, "codes_8_map", "codes_16_map"}
+    for bits in coded.bits:
+        figure = metrics[f"codes_{bits}_map"]
+        assert 0.5 < figure["value"] <= figure["of_embeddings"] <= 1.0
+        assert "validation classes" in figure["rule"]
+        assert f"{PER_KIND} sketches and {PER_KIND} photos" in figure["rule"]
+    assert metrics["codes_8_map"]["of_embeddings"] == metrics["codes_16_map"]["of_embeddings"]
+
+
+def test_codes_change_neither_models_nor_their_id(
+    coded: Bundle,
+    student: SbtknetStudent,
+    facts: StudentFacts,
+    code_pictures: ExportPictures,
+    tmp_path: Path,
+) -> None:
+    plan = ExportPlan(tmp_path / "plain", "tiny", ("fp32",))
+    plain = export_student(student, facts, code_pictures, plan, print).bundle
+    assert plain.bits == ()
+    assert plain.manifest.model_id == coded.manifest.model_id
+    assert "Binary codes" not in (plain.folder / "MODEL_CARD.md").read_text()
+
+
+def test_an_exported_bundle_makes_a_binary_gallery(
+    coded: Bundle, textures: Path, tmp_path: Path
+) -> None:
+    photos = textures / "photo" / VALIDATION[0]
+    with Embedder(coded, engine="onnxruntime", threads=1) as embedder:
+        report = update_gallery(tmp_path / "g.sbtk", [photos], embedder, bits=16)
+        assert report.live == len(list(photos.iterdir()))
+        with Gallery.open(tmp_path / "g.sbtk") as gallery:
+            (hit,) = gallery.query(photos / "0.png", embedder, 1, "photo")
+            assert hit.score == 1.0
+            assert len(gallery.query(textures / "sketch" / VALIDATION[0] / "0.png", embedder)) == 4
+
+
+@pytest.mark.parametrize("bits", [24, 12])
+def test_codes_that_cannot_be_had_are_refused_before_any_work(
+    run: TrainedRun, tmp_path: Path, bits: int
+) -> None:
+    said: list[str] = []
+    plan = ExportPlan(tmp_path / "long", "long", ("fp32",), bits=(8, bits))
+    with pytest.raises(BadConfig, match=f"binary codes of {bits} bits"):
+        export_run(run, plan, None, said.append)
+    assert said == []
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,403 @@
+"""Engines compute what the model says, and refuse models and machines that do not fit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.engines.registry import ENGINE_NAMES, checked_rows, open_engine, survey_engines
+from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable
+from sbtk_runtime.machine import cpu_threads, quota_cpus
+from tests.tiny import tiny_bundle, tiny_model, write_tiny_manifest
+
+SHAPE = (224, 224, 3)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return Bundle.open(tiny_bundle(tmp_path_factory.mktemp("tiny")))
+
+
+def _images(count: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Returns pictures with more than noise in them."""
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    return coarse.repeat(28, axis=1).repeat(28, axis=2)
+
+
+def _embedded_by_numpy(model: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    values = {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
+    scaled = (images.astype(np.float64) - values["middle"]) * values["scale"]
+    cells = scaled.reshape(len(images), 8, 28, 8, 28, 3).mean(axis=(2, 4))
+    flat = cells.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    features = flat @ values["weights"].T.astype(np.float64) + values["bias"]
+    return np.asarray(features / np.linalg.norm(features, axis=1, keepdims=True))
+
+
+def test_computes_what_numpy_computes(bundle: Bundle) -> None:
+    engine = open_engine(bundle, engine="onnxruntime", threads=2)
+    images = _images(9)
+    rows = engine.run(images, "photo")
+    assert rows.dtype == np.float32
+    assert np.abs(rows - _embedded_by_numpy(tiny_model(), images)).max() < 1e-5
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 33])
+def test_the_batch_does_not_matter(bundle: Bundle, lanes: int, count: int) -> None:
+    engine = open_engine(bundle, threads=3, lanes=lanes)
+    images = _images(count)
+    rows = engine.run(images, "photo")
+    assert rows.shape == (count, 16)
+    one_by_one = [engine.run(image[None], "photo")[0] for image in images]
+    assert np.allclose(rows, np.array(one_by_one).reshape(count, 16), atol=1e-6)
+
+
+def test_lanes_may_run_at_once(bundle: Bundle) -> None:
+    engine = open_engine(bundle, threads=4, lanes=4)
+    batches = [_images(5, seed) for seed in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        at_once = list(pool.map(partial(engine.run, kind="photo"), batches))
+    for batch, rows in zip(batches, at_once, strict=True):
+        assert np.array_equal(rows, engine.run(batch, "photo"))
+
+
+def test_views_and_slices_run(bundle: Bundle) -> None:
+    engine = open_engine(bundle)
+    images = _images(6)
+    assert np.array_equal(engine.run(images[::2], "photo"), engine.run(images, "photo")[::2])
+    mirrored = images[:, :, ::-1]
+    assert np.array_equal(engine.run(mirrored, "photo"), engine.run(mirrored.copy(), "photo"))
+
+
+def test_info_tells_what_runs(bundle: Bundle) -> None:
+    info = open_engine(bundle, engine="onnxruntime", threads=2).info
+    assert (info.name, info.precision, info.device) == ("onnxruntime", "int8", "cpu")
+    assert (info.dim, info.threads, info.lanes) == (16, 2, 1)
+    assert info.version.count(".") >= 2
+    assert open_engine(bundle).info.threads == cpu_threads()
+    assert open_engine(bundle, precision="fp32").info.precision == "fp32"
+
+
+def test_auto_says_why_not_the_faster_ones(bundle: Bundle) -> None:
+    working = [report.name for report in survey_engines() if report.works]
+    info = open_engine(bundle).info
+    assert info.name == working[0]
+    assert info.name != "onnxruntime-tensorrt"
+    faster = ENGINE_NAMES[: ENGINE_NAMES.index(info.name)]
+    assert [sentence.partition(":")[0] for sentence in info.passed_over] == list(faster)
+    assert open_engine(bundle, engine="onnxruntime").info.passed_over == ()
+
+
+def test_a_single_picture_does_not_wait_for_an_engine_that_loads_slowly(bundle: Bundle) -> None:
+    info = open_engine(bundle, is_brief=True).info
+    working = {report.name for report in survey_engines() if report.works}
+    if "onnxruntime" in working:
+        assert info.name != "openvino"
+        assert "openvino: takes too long to load for one picture" in info.passed_over
+    if "openvino" in working:
+        assert open_engine(bundle, engine="openvino", is_brief=True).info.name == "openvino"
+
+
+def test_without_int8_a_cpu_takes_fp32(tmp_path: Path) -> None:
+    folder = tiny_bundle(tmp_path / "tiny")
+    (folder / "model.int8.onnx").rename(folder / "model.fp16.onnx")
+    write_tiny_manifest(folder)
+    assert open_engine(Bundle.open(folder), device="cpu").info.precision == "fp32"
+    with pytest.raises(BadModel, match="no int8 model"):
+        open_engine(Bundle.open(folder), precision="int8")
+
+
+def test_a_closed_engine_says_so(bundle: Bundle) -> None:
+    engine = open_engine(bundle)
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineUnavailable, match="is closed"):
+        engine.run(_images(1), "photo")
+
+
+def test_wrong_input_is_an_error_and_not_a_crash(bundle: Bundle) -> None:
+    engine = open_engine(bundle)
+    with pytest.raises(EngineUnavailable, match="failed on 1 images"):
+        engine.run(np.zeros((1, 100, 100, 3), dtype=np.uint8), "photo")
+    assert engine.run(_images(1), "photo").shape == (1, 16)
+
+
+def test_contradictory_options_are_refused(bundle: Bundle) -> None:
+    with pytest.raises(BadConfig, match="unknown engine 'abacus'"):
+        open_engine(bundle, engine="abacus")
+    with pytest.raises(BadConfig, match="unknown device"):
+        open_engine(bundle, device="tpu")
+    with pytest.raises(BadConfig, match="cannot run on cuda:0"):
+        open_engine(bundle, engine="onnxruntime", device="cuda:0")
+    with pytest.raises(BadConfig, match="0 threads"):
+        open_engine(bundle, threads=0)
+    with pytest.raises(BadConfig, match="2 threads for 3 lanes"):
+        open_engine(bundle, threads=2, lanes=3)
+    with pytest.raises(BadConfig, match="unknown precision"):
+        open_engine(bundle, precision="fp8")  # type: ignore[arg-type]
+
+
+def test_survey_is_in_order_and_knows_this_library() -> None:
+    reports = survey_engines()
+    assert tuple(report.name for report in reports) == ENGINE_NAMES
+    cpu = next(report for report in reports if report.name == "onnxruntime")
+    assert cpu.works
+    assert cpu.reason == ""
+    for report in reports:
+        assert report.works == (report.reason == "")
+        if report.name.startswith("onnxruntime"):
+            assert report.version == cpu.version
+    assert [report.name for report in reports if not report.is_automatic] == [
+        "onnxruntime-tensorrt"
+    ]
+
+
+def test_an_engine_by_name_is_never_replaced(bundle: Bundle) -> None:
+    cuda = next(report for report in survey_engines() if report.name == "onnxruntime-cuda")
+    if cuda.works:
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(EngineUnavailable) as caught:
+        open_engine(bundle, engine="onnxruntime-cuda")
+    assert "sbtk[gpu]" in caught.value.next_step
+    with pytest.raises(EngineUnavailable, match="no engine works"):
+        open_engine(bundle, device="cuda")
+
+
+def test_without_the_library_the_extra_is_named(bundle: Bundle) -> None:
+    script = "import sys; sys.modules.update(onnxruntime=None, openvino=None)\n" + _OPEN_ENGINE
+    answers = _lines(script, str(bundle.folder))
+    assert answers[0] == 'MissingExtra | ONNX Runtime is not installed | pip install "sbtk[cpu]"'
+    assert answers[1].startswith("EngineUnavailable | no engine works on this machine: ")
+    assert answers[1].endswith('pip install "sbtk[cpu]"')
+    assert set(answers[2].split()) == {"False"}
+
+
+def test_a_hollow_installation_is_recognised(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "__init__.py").touch()
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + _OPEN_ENGINE
+    answers = _lines(script, str(bundle.folder))
+    assert answers[0].startswith("EngineUnavailable | ONNX Runtime is hollow")
+    assert "pip uninstall onnxruntime onnxruntime-gpu" in answers[0]
+
+
+@pytest.mark.parametrize(
+    ("fault", "complaint"),
+    [
+        ("two inputs", r"takes images: .* and domain: tensor\(int64\)"),
+        ("float input", r"takes images: tensor\(float\)"),
+        ("other input name", r"takes pixels: tensor\(uint8\)"),
+        ("fixed batch", r"takes images: tensor\(uint8\) \(1, 224, 224, 3\)"),
+        ("planes first", r"takes images: tensor\(uint8\) \(\?, 3, 224, 224\)"),
+        ("two outputs", r"gives embeddings: .* and flat: "),
+        ("int8 output", r"gives embeddings: tensor\(int8\)"),
+        ("other rank", r"gives embeddings: tensor\(float\) \(\?, 16, 1\)"),
+        ("other dim", r"gives embeddings: tensor\(float\) \(\?, 8\)"),
+        ("dynamic rank", r"gives embeddings: tensor\(float\) \(\)"),
+        ("other dim, not told", r"gives \(1, 8\) for 1 images"),
+        ("unknown operator", "refuses"),
+        ("cut", "truncated or no ONNX model|refuses"),
+        ("empty", "is empty"),
+        ("text", "truncated or no ONNX model"),
+    ],
+)
+def test_models_that_are_not_ours_are_refused(tmp_path: Path, fault: str, complaint: str) -> None:
+    folder = tiny_bundle(tmp_path / "tiny")
+    path = folder / "model.int8.onnx"
+    path.write_bytes(_faulty(fault))
+    write_tiny_manifest(folder)
+    with pytest.raises(BadModel, match=complaint) as caught:
+        open_engine(Bundle.open(folder), engine="onnxruntime")
+    assert caught.value.expected
+    assert open_engine(Bundle.open(folder), precision="fp32").info.dim == 16
+
+
+def test_models_cut_anywhere_are_refused_and_never_crash(tmp_path: Path) -> None:
+    folder = tiny_bundle(tmp_path / "tiny")
+    content = (folder / "model.int8.onnx").read_bytes()
+    for sixteenth in range(16):
+        (folder / "model.int8.onnx").write_bytes(content[: len(content) * sixteenth // 16])
+        write_tiny_manifest(folder)
+        with pytest.raises(BadModel):
+            open_engine(Bundle.open(folder))
+
+
+def test_bad_rows_are_found_and_blanked() -> None:
+    unit = np.zeros((9, 4), dtype=np.float32)
+    unit[:, 0] = 1.0
+    rows = unit.copy()
+    rows[1, 2] = np.nan
+    rows[2, 0] = np.inf
+    rows[3, 0] = -np.inf
+    rows[4] = 0.0
+    rows[5, 0] = 1.002
+    rows[6] = 3e38
+    rows[7, 0] = 1.0005
+    checked, is_bad = checked_rows(rows)
+    assert is_bad.tolist() == [False, True, True, True, True, True, True, False, False]
+    assert (checked[is_bad] == 0).all()
+    assert np.array_equal(checked[~is_bad], rows[~is_bad])
+    assert np.isnan(rows[1, 2])
+    none, nobody = checked_rows(np.empty((0, 4), dtype=np.float32))
+    assert none.shape == (0, 4)
+    assert not nobody.any()
+
+
+def test_threads_are_what_this_process_may_use() -> None:
+    assert 1 <= cpu_threads() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("files", "own", "quota"),
+    [
+        ({}, "/", None),
+        ({"cpu.max": "150000 100000\n"}, "/", 1.5),
+        ({"cpu.max": "max 100000\n"}, "/", None),
+        ({"a/b/cpu.max": "400000 100000", "a/cpu.max": "200000 100000"}, "/a/b", 2.0),
+        ({"a/b/cpu.max": "50000 100000", "a/cpu.max": "max 100000"}, "/a/b", 0.5),
+        ({"cpu.max": "200000 100000"}, "/path/of/the/host", 2.0),
+        ({"cpu.max": "nonsense"}, "/", None),
+        ({"cpu.max": "1 0"}, "/", None),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, "/", 3.0),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "/", None),
+    ],
+)
+def test_quotas_of_containers(
+    tmp_path: Path, files: dict[str, str], own: str, quota: float | None
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert quota_cpus(tmp_path, own) == quota
+
+
+_OPEN_ENGINE = """
+from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.engines.registry import open_engine, survey_engines
+from sbtk_runtime.errors import SbtkError
+for name in ("onnxruntime", "auto"):
+    try:
+        open_engine(Bundle.open(sys.argv[1]), engine=name)
+    except SbtkError as problem:
+        print(type(problem).__name__, problem.found, problem.next_step, sep=" | ")
+print(*(report.works for report in survey_engines()))
+"""
+
+
+def _lines(script: str, *arguments: str) -> list[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    return done.stdout.splitlines()
+
+
+def _faulty(fault: str) -> bytes:
+    """Returns a model with one fault, or what is no model at all."""
+    model = tiny_model()
+    graph = model.graph
+    images, embeddings = graph.input[0], graph.output[0]
+    if fault == "two inputs":
+        graph.input.append(helper.make_tensor_value_info("domain", TensorProto.INT64, ["batch"]))
+    elif fault == "float input":
+        images.type.tensor_type.elem_type = TensorProto.FLOAT
+    elif fault == "other input name":
+        images.name = "pixels"
+        graph.node[0].input[0] = "pixels"
+    elif fault == "fixed batch":
+        images.type.tensor_type.shape.dim[0].dim_value = 1
+    elif fault == "planes first":
+        images.CopyFrom(
+            helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 3, 224, 224])
+        )
+        del graph.node[1]
+        graph.node[1].input[0] = "cast"
+    elif fault == "two outputs":
+        graph.output.append(helper.make_tensor_value_info("flat", TensorProto.FLOAT, None))
+    elif fault == "int8 output":
+        _append(graph, helper.make_node("Cast", ["unit"], ["embeddings"], to=TensorProto.INT8))
+        embeddings.type.tensor_type.elem_type = TensorProto.INT8
+    elif fault == "other rank":
+        graph.initializer.append(numpy_helper.from_array(np.array([2]), "axes"))
+        _append(graph, helper.make_node("Unsqueeze", ["unit", "axes"], ["embeddings"]))
+        embeddings.CopyFrom(
+            helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["batch", 16, 1])
+        )
+    elif fault == "other dim":
+        model = tiny_model(dim=8)
+    elif fault == "dynamic rank":
+        _append(graph, helper.make_node("Squeeze", ["unit"], ["embeddings"]))
+        embeddings.CopyFrom(helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, None))
+    elif fault == "other dim, not told":
+        model = tiny_model(dim=8)
+        model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "dim"
+        _hide_width(model.graph)
+    elif fault == "unknown operator":
+        _append(graph, helper.make_node("Conjure", ["unit"], ["embeddings"]))
+    elif fault == "cut":
+        return bytes(model.SerializeToString()[:-7])
+    elif fault == "empty":
+        return b""
+    elif fault == "text":
+        return b"version https://git-lfs.github.com/spec/v1\n"
+    return bytes(model.SerializeToString())
+
+
+def _append(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
+    """Puts a node behind the last one, which now gives `unit`."""
+    graph.node[-1].output[0] = "unit"
+    graph.node.append(node)
+
+
+def _hide_width(graph: onnx.GraphProto) -> None:
+    """Appends a slice of all columns, whose number shape inference cannot find."""
+    constants = {"one": np.array(1), "start": np.array([0]), "columns": np.array([1])}
+    for name, value in constants.items():
+        graph.initializer.append(numpy_helper.from_array(value, name))
+    _append(graph, helper.make_node("NonZero", ["unit"], ["places"]))
+    graph.node.append(helper.make_node("ReduceMax", ["places"], ["last"], keepdims=0))
+    graph.node.append(helper.make_node("Add", ["last", "one"], ["count"]))
+    graph.node.append(helper.make_node("Reshape", ["count", "columns"], ["end"]))
+    slice_inputs = ["unit", "start", "end", "columns"]
+    graph.node.append(helper.make_node("Slice", slice_inputs, ["embeddings"]))
+
+
+WITHOUT_MEMORY = """
+import resource, sys
+from pathlib import Path
+from sbtk_runtime.embedding.embedder import Embedder
+size_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+limit = size_bytes + 40 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+try:
+    Embedder(sys.argv[1]).close()
+except MemoryError:
+    print("not enough memory")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_engines_that_get_no_memory_are_not_called_missing_or_refusing(bundle: Bundle) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MEMORY, str(bundle.folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "not enough memory\n"

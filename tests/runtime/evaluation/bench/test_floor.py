@@ -1,0 +1,290 @@
+"""Products are what NumPy says they are, in whatever library, and the quickest is found."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from sbtk_export.fp16 import half_trunk_student
+from sbtk_export.onnx_graph import write_onnx
+from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.errors import BadModel
+from sbtk_runtime.evaluation.bench.floor import (
+    Product,
+    ProductKind,
+    fastest_product,
+    floor_of,
+    library_products,
+    multiply_accumulates,
+    product_graph,
+    times_floor,
+)
+from sbtk_runtime.onnx_file import check_onnx
+from sbtk_train.models.sbtknet import SbtknetStudent
+from sbtk_train.models.student import Student
+from tests.saturation import can_saturate, saturating_product
+from tests.tiny import tiny_model
+from tests.tiny_dsn import tiny_dsn_student
+from tests.tiny_student import tiny_student
+
+KINDS: tuple[ProductKind, ...] = ("int8", "fp32")
+SIZES = (32, 64)
+_ROOT = Path(__file__).parents[3]
+
+# Runs in a process of its own, which takes its instruction set when it starts.
+_COMPARE = """
+from tests.runtime.bench.test_bench_products import SIZES, furthest_from_numpy
+print(furthest_from_numpy("int8", SIZES))
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_graph_is_valid_onnx(kind: ProductKind) -> None:
+    content = product_graph(kind, 64)
+    check_onnx(content, "product")
+    onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_library_computes_what_numpy_computes(kind: ProductKind) -> None:
+    products = list(library_products(kind, SIZES, threads=1))
+    assert [(p.library, p.size) for p in products] == [
+        (library, size) for library in ("onnxruntime", "openvino") for size in SIZES
+    ]
+    for product in products:
+        result = np.asarray(product.run())
+        assert result.shape == (product.size, product.size)
+        assert len(np.unique(result)) > 20
+        assert product.macs == product.size**3
+    # OpenVINO and NumPy may round a half to different sides.
+    assert furthest_from_numpy(kind, SIZES) <= (1 if kind == "int8" else 1e-3)
+
+
+@pytest.mark.parametrize("size", [2, 33, *SIZES])
+def test_no_processor_saturates_the_int8_product(size: int) -> None:
+    weights = weights_of(size)
+    assert not can_saturate(weights)
+    assert weights.min() >= -64 and weights.max() <= 64
+    brightest = np.full((1, size), 255, dtype=np.uint8)
+    for left in (left_of(size), brightest):
+        exact = left.astype(np.int64) @ weights.astype(np.int64)
+        assert np.array_equal(saturating_product(left, weights), exact)
+    # One more bit, and the same product depends on the processor.
+    wide = np.where(weights < 0, np.int8(-128), np.int8(127))
+    assert can_saturate(wide)
+    exact = brightest.astype(np.int64) @ wide.astype(np.int64)
+    assert not np.array_equal(saturating_product(brightest, wide), exact)
+
+
+def test_openvino_computes_the_same_without_vnni() -> None:
+    """Its kernels for AVX2; other processors than x86-64 pay the variable no attention."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    assert compared_by([sys.executable], environment) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="needs qemu-x86_64 (qemu-user)")
+def test_every_library_computes_the_same_on_a_haswell() -> None:
+    assert compared_by(["qemu-x86_64", "-cpu", "Haswell", sys.executable], os.environ) <= 1
+
+
+def test_a_library_that_is_not_there_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    found = list(library_products("fp32", (32, 64), threads=1))
+    assert [product.library for product in found] == ["onnxruntime", "onnxruntime"]
+
+
+def test_the_fastest_product_is_that_of_most_multiplications_a_second() -> None:
+    alive: list[str] = []
+
+    def candidates() -> Iterator[Product]:
+        for name, size, seconds in (("slow", 100, 0.01), ("fast", 100, 0.001), ("tiny", 10, 0.001)):
+            alive.append(name)
+            yield Product(name, "int8", size, lambda seconds=seconds: time.sleep(seconds))  # type: ignore[misc]
+
+    found = fastest_product(candidates(), seconds=0.0)
+    assert found is not None
+    assert found.library == "fast"
+    assert alive == ["slow", "fast", "tiny"]
+    assert fastest_product([], seconds=0.0) is None
+
+
+def test_the_floor_follows_from_the_products_runs() -> None:
+    product = Product("lib", "int8", 1000, lambda: None)
+    blocks = [[2.0, 2.0], [2.0]]  # 1000 ** 3 in 2 ms are 500 GMAC/s
+    floor = floor_of(product, blocks, model_macs=4_000_000_000)
+    assert floor.gmac_per_s == pytest.approx(500)
+    assert floor.ms == pytest.approx(8.0)
+    # 24 ms for a batch of 2 are 12 ms a picture: 1.5 times 8 ms.
+    assert times_floor([[24.0], [24.0]], 2, product, blocks, 4_000_000_000) == pytest.approx(1.5)
+
+
+def compared_by(command: Sequence[str], environment: Mapping[str, str]) -> float:
+    """Returns what `furthest_from_numpy` says in a process that `command` starts."""
+    done = subprocess.run(
+        [*command, "-c", _COMPARE],
+        env=environment,
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
+
+
+def furthest_from_numpy(kind: ProductKind, sizes: Sequence[int]) -> float:
+    """Returns by how much a number of any library's products differs most from NumPy's."""
+    return max(
+        float(
+            np.abs(
+                np.asarray(product.run()).astype(np.float64) - by_numpy(kind, product.size)
+            ).max()
+        )
+        for product in library_products(kind, sizes, threads=1)
+    )
+
+
+def weights_of(size: int) -> NDArray[np.int8]:
+    model = onnx.load_from_string(product_graph("int8", size))
+    values = {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
+    return values["weights"]
+
+
+def left_of(size: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(size).integers(0, 255, (size, size), np.uint8, endpoint=True)
+
+
+def by_numpy(kind: ProductKind, size: int) -> NDArray[np.float64]:
+    """Returns the product as the graph's own constants and NumPy have it."""
+    model = onnx.load_from_string(product_graph(kind, size))
+    values = {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
+    weights = values["weights"].astype(np.float64)
+    if kind == "fp32":
+        random = np.random.default_rng(size)
+        return random.standard_normal((size, size), dtype=np.float32).astype(np.float64) @ weights
+    left = left_of(size).astype(np.float64)
+    scaled = left @ weights * float(values["scale"]) ** 2 / float(values["result_scale"])
+    return np.clip(np.rint(scaled), 0, 255)
+
+
+def test_the_tiny_model_multiplies_once_in_its_gemm() -> None:
+    assert multiply_accumulates(tiny_model(dim=16).SerializeToString()) == 16 * 8 * 8 * 3
+
+
+def test_an_exported_student_costs_what_torch_runs(tmp_path: Path) -> None:
+    student = tiny_student()
+    write_onnx(student, tmp_path / "model.onnx")
+    counted = multiply_accumulates((tmp_path / "model.onnx").read_bytes())
+    assert counted == macs_by_torch(student)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_channel_weights_and_a_second_input_are_counted_too(tmp_path: Path, half: bool) -> None:
+    student = tiny_dsn_student()
+    write_onnx(half_trunk_student(student) if half else student, tmp_path / "model.onnx")
+    content = (tmp_path / "model.onnx").read_bytes()
+    assert multiply_accumulates(content) == macs_by_torch(student)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_the_shipped_model_is_a_resnet50(precision: str) -> None:
+    bundle = Bundle.open()
+    content = bundle.checked_content("int8" if precision == "int8" else "fp16")
+    dim = bundle.manifest.dim
+    whole = macs_by_torch(SbtknetStudent(bundle.manifest.backbone, dim, classes=2))
+    counted = multiply_accumulates(content)
+    assert counted == macs_by_onnx(onnx.load_from_string(content))
+    # Export may have moved strides up, which spares a tenth and never adds any.
+    assert 0.85 * whole < counted <= whole
+
+
+def test_another_size_of_picture_costs_another_sum() -> None:
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [4, 3, 3, 3], [0.0] * 108)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], strides=[2, 2], pads=[1, 1, 1, 1])
+    content = _model([node], [weights]).SerializeToString()
+    assert multiply_accumulates(content, size_px=9) == 4 * 3 * 9 * 5 * 5
+
+
+@pytest.mark.parametrize(
+    ("node", "complaint"),
+    [
+        (helper.make_node("Resize", ["x"], ["y"]), "Resize"),
+        (helper.make_node("MatMul", ["x", "x"], ["y"]), "MatMul"),
+        (helper.make_node("Conv", ["x", "w"], ["y"], auto_pad="SAME_UPPER"), "pads by itself"),
+    ],
+)
+def test_a_layer_whose_size_cannot_be_told_is_no_guess(
+    node: onnx.NodeProto, complaint: str
+) -> None:
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [4, 3, 3, 3], [0.0] * 108)
+    with pytest.raises(BadModel, match=complaint):
+        multiply_accumulates(_model([node], [weights]).SerializeToString())
+
+
+def test_what_is_no_onnx_file_is_refused() -> None:
+    whole = tiny_model().SerializeToString()
+    with pytest.raises(BadModel, match="not an ONNX model"):
+        multiply_accumulates(whole[: len(whole) // 2])
+
+
+def macs_by_torch(student: Student) -> int:
+    """Returns the multiplications of the layers that torch really calls, by their outputs."""
+    total = 0
+
+    def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        nonlocal total
+        if isinstance(module, nn.Conv2d):
+            total += module.weight.numel() * output.shape[2] * output.shape[3]
+        elif isinstance(module, nn.Linear):
+            total += module.weight.numel()
+
+    for module in student.modules():
+        module.register_forward_hook(count)
+    with torch.inference_mode():
+        student.eval().embed(torch.zeros(1, 3, 224, 224), torch.zeros(1))
+    return total
+
+
+def macs_by_onnx(model: onnx.ModelProto) -> int:
+    """Returns the same by the shapes that the onnx package infers."""
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.value_info, *inferred.input, *inferred.output)
+    }
+    shapes |= {tensor.name: list(tensor.dims) for tensor in inferred.initializer}
+    total = 0
+    for node in inferred.node:
+        if node.op_type in ("Conv", "Gemm"):
+            product = 1
+            for size in shapes[node.input[1]]:
+                product *= size
+            for size in shapes[node.output[0]][2:]:
+                product *= size
+            total += product
+    return total
+
+
+def _model(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto]) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "one layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, "h", "w"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(numpy_helper.to_array(value), value.name) for value in constants],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])

@@ -1,0 +1,278 @@
+"""Stages, speeds, memory and quality of a tiny bundle; what is asserted is never a duration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.engines.base import EngineInfo
+from sbtk_runtime.engines.registry import ENGINE_NAMES, Embeddings, open_engine, survey_engines
+from sbtk_runtime.errors import BadModel, EngineUnavailable
+from sbtk_runtime.evaluation.bench.engines import ALL, Contender, TimedEngine, Wanted, contender_of
+from sbtk_runtime.evaluation.bench.floor import Product, ProductKind
+from sbtk_runtime.evaluation.bench.interleave import QUICK, measure_stages
+from sbtk_runtime.evaluation.bench.latency import Beside, Pictures, measure_latency
+from sbtk_runtime.evaluation.bench.map import LabelledImages, LabelledSet
+from sbtk_runtime.evaluation.bench.speed import Speed, measure_speeds
+from sbtk_runtime.generated_inputs import generated_sketches
+from sbtk_runtime.preprocess import Kind, Pixels
+from sbtk_train.data import read_dataset
+from tests.tiny import tiny_bundle, write_photos
+from tests.tiny_data import write_dataset
+
+EFFORT = replace(QUICK, samples=3, rounds=2, product_sizes=(64,), with_memory=False)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Pictures:
+    photos = [path.read_bytes() for path in write_photos(tmp_path / "photos", 3)]
+    return Pictures(generated_sketches(2), photos, "tiny pictures")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return Bundle.open(tiny_bundle(tmp_path / "bundle"))
+
+
+def test_every_stage_precision_and_batch_is_measured(bundle: Bundle, pictures: Pictures) -> None:
+    asked: list[int] = []
+    report = measure_latency(
+        bundle,
+        pictures,
+        lambda row: asked.append(len(row)),
+        "nothing",
+        wanted=Wanted("onnxruntime", threads=1, batches=(1, 3)),
+        beside=Beside(torch_like),
+        effort=replace(EFFORT, with_memory=True),
+    )
+    stages = [(stage.subject, stage.stage) for stage in report.stages]
+    assert stages == [
+        ("sketch", "decode"),
+        ("sketch", "preprocess"),
+        ("sketch", "engine"),
+        ("sketch", "search"),
+        ("sketch", "total"),
+        ("photo", "decode"),
+        ("photo", "preprocess"),
+        ("photo", "engine"),
+        ("photo", "total"),
+    ]
+    assert {stage.samples for stage in report.stages} == {3}
+    assert asked == [16] * 6
+    points = {(point.name, point.batch): point for point in report.throughput}
+    engines = ("onnxruntime int8", "onnxruntime fp32")
+    peers = ("peer fp32", "compiled peer fp32")
+    assert set(points) == {(name, batch) for name in (*engines, *peers) for batch in (1, 3)}
+    for (name, batch), point in points.items():
+        assert point.images_per_s == pytest.approx(batch / point.p50_ms * 1e3)
+        assert point.p50_ms <= point.p95_ms <= point.p99_ms
+        assert point.times_eager is not None
+        assert point.times_compiled is not None
+        assert (point.times_floor is not None) == (name in engines)
+        assert (point.peak_memory_bytes is not None) == (name in engines)
+        assert (point.h2d_ms, point.map_all, point.device_memory_bytes) == (None, None, None)
+    assert points["peer fp32", 3].times_eager == 1.0
+    assert points["compiled peer fp32", 3].times_compiled == 1.0
+    assert (report.engine, report.precision, report.threads) == ("onnxruntime", "int8", 1)
+    assert json.loads(json.dumps(report.to_json()))["model_id"] == bundle.manifest.model_id
+
+
+def test_the_floor_is_that_of_the_models_own_multiplications(
+    bundle: Bundle, pictures: Pictures
+) -> None:
+    report = measure_latency(
+        bundle, pictures, len, "nothing", wanted=Wanted(threads=1, batches=(2,)), effort=EFFORT
+    )
+    floors = {floor.kind: floor for floor in report.floors}
+    assert set(floors) == {"int8", "fp32"}
+    for floor in floors.values():
+        assert floor.model_macs == 16 * 192
+        assert floor.ms == pytest.approx(floor.model_macs / floor.gmac_per_s / 1e6)
+    # Of so small a model nearly everything is something else than multiplying.
+    assert all((point.times_floor or 0) > 10 for point in report.throughput)
+
+
+def test_a_quicker_product_from_elsewhere_sets_the_floor(
+    bundle: Bundle, pictures: Pictures
+) -> None:
+    def products(kind: ProductKind, sizes: Sequence[int], threads: int) -> Iterator[Product]:
+        yield Product(f"magic on {threads}", kind, 10**6, lambda: None)
+
+    report = measure_latency(
+        bundle,
+        pictures,
+        len,
+        "nothing",
+        wanted=Wanted(precision="int8", threads=1, batches=(1,)),
+        beside=Beside(products=products),
+        effort=EFFORT,
+    )
+    assert [(floor.kind, floor.library) for floor in report.floors] == [("int8", "magic on 1")]
+
+
+def test_all_are_the_engines_that_work_and_the_others_are_noted(
+    bundle: Bundle, pictures: Pictures
+) -> None:
+    works = {report.name: report.works for report in survey_engines()}
+    report = measure_latency(
+        bundle, pictures, len, "nothing", wanted=Wanted(ALL, batches=(1,)), effort=EFFORT
+    )
+    working = [name for name in ENGINE_NAMES if works[name]]
+    assert len(working) >= 2
+    assert list(dict.fromkeys(point.engine for point in report.throughput)) == working
+    assert report.engine == working[0]
+    for name in ENGINE_NAMES:
+        assert works[name] != any(note.startswith(f"{name} left out") for note in report.notes)
+
+
+def test_auto_measures_the_first_that_works_alone(bundle: Bundle, pictures: Pictures) -> None:
+    report = measure_latency(
+        bundle, pictures, len, "nothing", wanted=Wanted(batches=(1,)), effort=EFFORT
+    )
+    first = next(found.name for found in survey_engines() if found.works)
+    assert {point.engine for point in report.throughput} == {first}
+    assert {point.precision for point in report.throughput} == {"int8", "fp32"}
+    assert [point.times_eager for point in report.throughput] == [None, None]
+
+
+def test_map_stands_beside_each_speed(bundle: Bundle, pictures: Pictures, tmp_path: Path) -> None:
+    images = read_dataset(write_dataset(tmp_path / "data"))
+    labelled = LabelledSet(
+        LabelledImages(images.sketch_files, images.sketch_labels.tolist(), images.classes),
+        LabelledImages(images.photos, images.photo_labels.tolist(), images.classes),
+        "6 classes",
+    )
+    report = measure_latency(
+        bundle,
+        pictures,
+        len,
+        "nothing",
+        wanted=Wanted("openvino", threads=1, batches=(1, 2)),
+        beside=Beside(torch_like),
+        labelled=labelled,
+        effort=EFFORT,
+    )
+    assert report.quality is not None
+    assert report.quality.reference == "onnxruntime fp32"
+    assert report.quality.protocol.startswith("6 classes: 24 sketches against 24 photos")
+    for point in report.throughput:
+        is_engine = point.role == "engine"
+        assert (point.map_all is not None) == is_engine
+        # Both files hold the same graph.
+        assert point.map_difference == (pytest.approx(0, abs=0.01) if is_engine else None)
+
+
+def test_a_precision_that_is_not_there_is_named(bundle: Bundle, pictures: Pictures) -> None:
+    with pytest.raises(BadModel, match="fp16"):
+        measure_latency(bundle, pictures, len, "nothing", wanted=Wanted(precision="fp16"))
+
+
+def test_who_cannot_run_a_batch_is_noted_and_measured_at_the_others() -> None:
+    def run(pixels: Pixels) -> object:
+        if len(pixels) > 2:
+            raise EngineUnavailable("it is too much")
+        return pixels
+
+    limited = Contender("limited", "int8", "cpu", run)
+    peer = Contender("peer", "fp32", "cpu", lambda pixels: pixels, "eager")
+    speeds = measure_speeds([limited, peer], (1, 4, 2), noise(3), effort=QUICK)
+    measured = [(point.engine, point.batch) for point in speeds.points]
+    assert measured == [("limited", 1), ("peer", 1), ("peer", 4), ("limited", 2), ("peer", 2)]
+    assert speeds.notes == ["limited int8 at batch 4 not measured: it is too much"]
+
+
+def test_batches_have_the_asked_size_and_pictures_come_in_a_circle() -> None:
+    seen: list[Pixels] = []
+    peer = Contender("peer", "fp32", "cpu", seen.append)
+    pixels = noise(2)
+    measure_speeds([peer], (1, 5), pixels, effort=QUICK)
+    assert {len(batch) for batch in seen} == {1, 5}
+    assert np.array_equal(seen[-1], pixels[[0, 1, 0, 1, 0]])
+
+
+def test_only_contenders_on_one_device_are_compared() -> None:
+    contenders = [
+        Contender("gpu engine", "fp16", "cuda:0", lambda pixels: None),
+        Contender("engine", "int8", "cpu", lambda pixels: None),
+        Contender("torch on the gpu", "fp32", "cuda:0", lambda pixels: None, "eager"),
+    ]
+    product = Product("lib", "int8", 10, lambda: None)
+    speeds = measure_speeds(
+        contenders, (1,), noise(1), products=[product], model_macs=1000, effort=QUICK
+    )
+    points = {point.engine: point for point in speeds.points}
+    assert points["gpu engine"].times_eager is not None
+    assert points["gpu engine"].times_floor is None
+    assert points["engine"].times_eager is None
+    assert points["engine"].times_floor is not None
+
+
+def test_an_engine_that_tells_gives_the_times_of_its_parts(bundle: Bundle) -> None:
+    engine = GpuLike(EngineInfo("gpu", "fp16", "cuda:0", 16, 1, 1, "1.0"))
+    assert isinstance(engine, TimedEngine)
+    point = speed_of(contender_of(engine))
+    assert (point.h2d_ms, point.compute_ms, point.d2h_ms) == (0.5, 2.0, 0.25)
+    on_cpu = open_engine(bundle, engine="onnxruntime", threads=1)
+    point = speed_of(contender_of(on_cpu))
+    assert (point.h2d_ms, point.compute_ms, point.d2h_ms) == (None, None, None)
+
+
+def test_the_total_of_a_picture_is_the_sum_of_its_stages() -> None:
+    sketches = generated_sketches(1)
+    kinds: set[Kind] = set()
+
+    def engine(pixels: Pixels, kind: Kind) -> object:
+        kinds.add(kind)
+        return np.ones((len(pixels), 4), dtype=np.float32)
+
+    stages = measure_stages(sketches, sketches, engine, len, samples=1)
+    for subject in ("sketch", "photo"):
+        parts = [s.p50_ms for s in stages if s.subject == subject and s.stage != "total"]
+        total = next(s.p50_ms for s in stages if (s.subject, s.stage) == (subject, "total"))
+        assert total == pytest.approx(sum(parts))
+    assert kinds == {"sketch", "photo"}
+
+
+@dataclass(frozen=True)
+class _Times:
+    h2d_ms: float
+    compute_ms: float
+    d2h_ms: float
+
+
+class GpuLike:
+    """An engine with a clock of its own."""
+
+    def __init__(self, info: EngineInfo) -> None:
+        self.info = info
+
+    def run(self, images: Pixels, kind: Kind) -> Embeddings:
+        return np.ones((len(images), self.info.dim), dtype=np.float32)
+
+    def run_timed(self, images: Pixels, kind: Kind) -> tuple[Embeddings, _Times]:
+        return self.run(images, kind), _Times(0.5, 2.0, 0.25)
+
+    def close(self) -> None:
+        pass
+
+
+def torch_like(threads: int, devices: Sequence[str]) -> Iterator[Contender]:
+    """Yields what stands for torch: it takes the same input."""
+    for device in devices:
+        yield Contender("peer", "fp32", device, lambda pixels: pixels.astype(np.float32), "eager")
+        yield Contender("compiled peer", "fp32", device, lambda pixels: pixels.sum(), "compiled")
+
+
+def speed_of(contender: Contender) -> Speed:
+    (point,) = measure_speeds([contender], (1,), noise(1), effort=QUICK).points
+    return point
+
+
+def noise(count: int) -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, (count, 224, 224, 3), np.uint8)

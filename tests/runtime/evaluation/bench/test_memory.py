@@ -1,0 +1,92 @@
+"""The memory of an engine, in a process of its own."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from sbtk_runtime.engines.registry import open_engine
+from sbtk_runtime.errors import EngineUnavailable
+from sbtk_runtime.evaluation.bench import memory as bench_memory
+from sbtk_runtime.evaluation.bench.memory import (
+    Memory,
+    MemoryRequest,
+    device_bytes_in_use,
+    measure_memory,
+    own_memory,
+)
+from tests.tiny import tiny_bundle
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> MemoryRequest:
+    folder = tiny_bundle(tmp_path / "a folder with spaces")
+    return MemoryRequest(str(folder), "onnxruntime", "fp32", 1, "cpu", (1, 64))
+
+
+def test_a_process_of_its_own_tells_its_peak_by_batch(request_: MemoryRequest) -> None:
+    held = bytearray(b"x" * 400_000_000)  # by this process, and not by that one
+    memory = measure_memory(request_)
+    assert list(memory.peak_bytes) == [1, 64]
+    # Python, NumPy and ONNX Runtime; then 64 pictures of 150 kB.
+    assert 20_000_000 < memory.peak_bytes[1] < len(held)
+    assert memory.peak_bytes[64] - memory.peak_bytes[1] > 64 * 224 * 224 * 3 // 2
+    assert memory.device_bytes == {}
+    assert memory.failed == ""
+
+
+def test_an_engine_that_cannot_be_opened_says_why(request_: MemoryRequest) -> None:
+    memory = measure_memory(replace(request_, precision="fp16"))
+    assert memory.peak_bytes == {}
+    assert "has no fp16 model" in memory.failed
+
+
+def test_a_process_without_an_answer_is_an_error(
+    request_: MemoryRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_memory, "_START", "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(EngineUnavailable, match="without an answer: exit code -9"):
+        measure_memory(request_)
+    monkeypatch.setattr(bench_memory, "_START", "raise SystemExit('out of luck')")
+    with pytest.raises(EngineUnavailable, match="out of luck"):
+        measure_memory(request_)
+
+
+def test_a_cpu_has_no_device_memory_nor_has_a_gpu_that_is_not_there() -> None:
+    assert device_bytes_in_use("cpu") is None
+    assert device_bytes_in_use("cuda:99999") is None
+
+
+def test_device_memory_is_what_came_into_use_since(
+    request_: MemoryRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = iter([900, 700, 600])
+    runtime = ModuleType("cuda.bindings.runtime")
+    runtime.__dict__.update(
+        cudaGetDeviceCount=lambda: (0, 2),
+        cudaGetDeviceProperties=lambda index: (
+            0,
+            SimpleNamespace(name=b"GPU", major=9, minor=0, totalGlobalMem=1000),
+        ),
+        cudaDriverGetVersion=lambda: (0, 13000),
+        cudaSetDevice=lambda index: (0,),
+        cudaMemGetInfo=lambda: (0, next(free), 1000),
+    )
+    bindings = ModuleType("cuda.bindings")
+    bindings.__dict__["runtime"] = runtime
+    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", runtime)
+    # The engine itself stays on the CPU: what is told apart is the device that is asked for.
+    opened = open_engine
+    monkeypatch.setattr(
+        bench_memory,
+        "open_engine",
+        lambda bundle, **how: opened(bundle, **(how | {"device": "cpu"})),
+    )
+    memory = own_memory(replace(request_, device="cuda:1"))
+    assert memory.device_bytes == {1: 200, 64: 300}
+    assert isinstance(memory, Memory)

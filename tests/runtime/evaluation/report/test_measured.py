@@ -1,0 +1,153 @@
+"""Results of `sbtk bench map --json` come back with their rules, or are refused in words."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from sbtk_runtime.errors import BadData
+from sbtk_runtime.evaluation.protocol import DIVISORS, CodeRule, Mean, Measure, Protocol
+from sbtk_runtime.evaluation.report.measured import (
+    base_name,
+    best_figure,
+    measure_named,
+    read_measured,
+)
+from tests.tiny_results import report, write_results
+
+MEANS: tuple[Mean, ...] = get_args(Mean)
+
+
+def test_a_result_comes_back_with_its_rules(tmp_path: Path) -> None:
+    rules = Protocol(setting="generalised-20", keeps_duplicates=True, split="SK-SH")
+    of = "25 unseen classes of SK-SH"
+    (run,) = read_measured(write_results(tmp_path / "r.json", report(rules, of=of, dim=512)))
+    assert run.of == of
+    assert run.name == "student@0123 int8"
+    assert (run.dim, run.bits, run.split) == (512, None, "SK-SH")
+    assert run.is_generalised
+    assert run.is_unseen
+    assert run.is_whole
+    assert run.has_duplicates
+    assert (run.queries, run.photos) == (525, 530)
+    assert run.figures["mAP@all"] == 0.5
+
+
+def test_binary_codes_and_validation_classes_are_seen(tmp_path: Path) -> None:
+    rules = Protocol(distance="hamming", codes=CodeRule(64), classes="validation", split="SK-YE")
+    of = "10 validation classes (seen, held out)"
+    (run,) = read_measured(write_results(tmp_path / "r.json", report(rules, of=of)))
+    assert run.bits == 64
+    assert not run.is_unseen
+    assert not run.is_whole
+    assert run.of == of
+
+
+def test_a_result_without_rules_is_read_by_its_words(tmp_path: Path) -> None:
+    old = report(None, of="2 of 21 unseen classes of SK-YE")
+    (run,) = read_measured(write_results(tmp_path / "r.json", old))
+    assert run.split == "SK-YE"
+    assert run.is_unseen
+    assert not run.is_whole
+    assert run.setting == "zero-shot"
+    assert run.has_duplicates is None
+
+
+def test_every_precision_of_one_file_is_a_result_of_its_own(tmp_path: Path) -> None:
+    two = [report(Protocol(), precision=name) for name in ("int8", "fp32")]
+    names = [run.name for run in read_measured(write_results(tmp_path / "r.json", *two))]
+    assert names == ["student@0123 int8", "student@0123 fp32"]
+
+
+def test_words_stay_on_one_line_and_command_no_terminal(tmp_path: Path) -> None:
+    odd = report(Protocol(split="SK-YE\n"), of="2\x1b[31m") | {
+        "model_id": "a\nb\ud800",
+        "class_map": {"c\rd": 0.5},
+    }
+    (run,) = read_measured(write_results(tmp_path / "r.json", odd))
+    assert run.name == r"a\nb\ud800 int8"
+    assert (run.split, run.of, list(run.class_map)) == (r"SK-YE\n", r"2\x1b[31m", [r"c\rd"])
+    assert run.protocol.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("no json", "is not JSON"),
+        ("[1]", "holds a JSON list"),
+        ('{"latency": {}}', "no measurement of mAP"),
+        ('{"map": []}', "no measurement of mAP"),
+        ('{"map": [3]}', "a measurement is a JSON int"),
+        ('{"map": [{"protocol": "x"}]}', "model_id is None"),
+    ],
+)
+def test_files_that_hold_no_results(tmp_path: Path, content: str, complaint: str) -> None:
+    file = tmp_path / "r.json"
+    file.write_text(content)
+    with pytest.raises(BadData, match=complaint):
+        read_measured(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"figures": {"mAP@all": 57.0}}, "share from 0 to 1"),
+        ({"figures": {"mAP@all": "much"}}, "'much'"),
+        ({"figures": {"mAP@all": float("nan")}}, "nan"),
+        ({"figures": {}}, "figures is {}"),
+        ({"queries": -1}, "queries is -1"),
+        ({"photos": None}, "photos is None"),
+        ({"dim": "long"}, "dim is 'long'"),
+        ({"rules": {"setting": "odd"}}, "a setting 'odd'"),
+        ({"rules": 7}, "rules is 7"),
+    ],
+)
+def test_results_that_cannot_be_right(
+    tmp_path: Path, change: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(BadData, match=complaint):
+        read_measured(write_results(tmp_path / "r.json", report(Protocol()) | change))
+
+
+def test_a_file_that_is_missing_or_not_text(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="cannot be read"):
+        read_measured(tmp_path / "none.json")
+    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BadData, match="is not JSON"):
+        read_measured(tmp_path / "bytes.json")
+
+
+def test_the_name_of_every_measure_says_all_of_it() -> None:
+    measures = [
+        *(Measure("AP", None, None, voc, mean) for voc in (False, True) for mean in MEANS),
+        *(
+            Measure("AP", 200, divisor, voc, mean)
+            for divisor, voc, mean in itertools.product(DIVISORS, (False, True), MEANS)
+        ),
+        *(Measure("P", k, mean=mean) for k in (10, 100) for mean in MEANS),
+    ]
+    assert len({measure.name for measure in measures}) == len(measures)
+    for measure in measures:
+        assert measure_named(measure.name) == measure
+        assert base_name(measure) in ("mAP@all", "mAP@200", "P@10", "P@100")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["recall@10", "mAP", "mAP@all (64 bits)", "P@x", "mAP@200 (VOC,)", f"P@{'1' * 5000}"],
+    ids=lambda name: name[:20],
+)
+def test_other_names_are_those_of_no_measure(name: str) -> None:
+    assert measure_named(name) is None
+
+
+def test_the_best_figure_is_by_the_rules_nearest_to_the_paper() -> None:
+    names = ["mAP@all", "mAP@all (VOC)", "mAP@all (class mean)", "mAP@200 (lenient)"]
+    assert best_figure(names, "mAP@all") == ("mAP@all (VOC)", Measure("AP", is_voc=True))
+    assert best_figure(names, "mAP@200") == ("mAP@200 (lenient)", Measure("AP", 200, "lenient"))
+    names.append("mAP@200 (strict)")
+    assert best_figure(names, "mAP@200") == ("mAP@200 (strict)", Measure("AP", 200, "strict"))
+    assert best_figure(names, "P@100") is None

@@ -1,0 +1,255 @@
+"""Protocols: rules in words and by name, SEM-PCYC's draw, photo queries, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import get_args
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import sbtk_runtime
+from sbtk_runtime.binary_codes import Itq, fit_itq
+from sbtk_runtime.errors import BadConfig, BadData
+from sbtk_runtime.evaluation.evaluation import Labelled, evaluate_by, photo_queries
+from sbtk_runtime.evaluation.metrics import evaluate, usual_measures
+from sbtk_runtime.evaluation.protocol import (
+    DIVISORS,
+    CodeRule,
+    Divisor,
+    FittedOn,
+    Mean,
+    Measure,
+    Protocol,
+    draw_seen,
+)
+
+
+def _rows(count: int, seed: int, dim: int = 16) -> NDArray[np.float32]:
+    rows = np.random.default_rng(seed).standard_normal((count, dim))
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
+
+
+def _sides() -> tuple[Labelled, Labelled]:
+    random = np.random.default_rng(0)
+    return (
+        Labelled(_rows(40, 1), random.integers(0, 4, 40)),
+        Labelled(_rows(120, 2), random.integers(0, 4, 120)),
+    )
+
+
+def test_the_usual_protocol_reads_as_it_always_did() -> None:
+    assert Protocol().ranking == (
+        "cosine of unit embeddings; equal scores in the order of the gallery"
+    )
+    assert Protocol().setting_words == ""
+
+
+def test_every_rule_shows_in_the_words() -> None:
+    codes = CodeRule(64, "queries", "released", fitted_rows=525)
+    protocol = Protocol(
+        distance="hamming", ties="expected", keeps_duplicates=True, codes=codes, split="SK-SH"
+    )
+    assert protocol.ranking == (
+        "Hamming distance of 64-bit codes by ITQ fitted on the 525 queries, each side about its "
+        "own mean, rotation as released; expected value over all orders of equal scores; "
+        "duplicate photos kept"
+    )
+    told = json.loads(json.dumps(protocol.to_json()))
+    assert told["codes"] == {
+        "bits": 64,
+        "fitted_on": "queries",
+        "rotation": "released",
+        "fitted_rows": 525,
+    }
+    assert told["split"] == "SK-SH"
+    words = {
+        Protocol(distance="hamming", codes=CodeRule(64, on)).ranking
+        for on in ("gallery", "training", "queries", "bundle")
+    }
+    assert len(words) == 4
+    assert "Euclidean" in Protocol(distance="euclidean").ranking
+    assert "20 %" in Protocol(setting="generalised-20").setting_words
+
+
+def test_no_two_measures_share_a_name_or_a_definition() -> None:
+    cuts: list[tuple[int | None, Divisor | None]] = [(None, None)]
+    cuts += [(k, divisor) for k in (100, 200) for divisor in DIVISORS]
+    means: tuple[Mean, ...] = get_args(Mean)
+    measures = [
+        Measure("AP", k, divisor, is_voc, mean)
+        for (k, divisor), is_voc, mean in itertools.product(cuts, (False, True), means)
+    ]
+    measures += [Measure("P", k, mean=mean) for k in (10, 100) for mean in means]
+    assert len({measure.name for measure in measures}) == len(measures)
+    assert len({measure.definition for measure in measures}) == len(measures)
+
+
+def test_names_that_logs_and_readers_rely_on() -> None:
+    assert Measure("AP").name == "mAP@all"
+    assert Measure("AP", is_voc=True).name == "mAP@all (VOC)"
+    assert Measure("AP", mean="class").name == "mAP@all (class mean)"
+    assert Measure("AP", 200, "strict").name == "mAP@200 (strict)"
+    assert Measure("P", 100).name == "P@100"
+    everything = Measure("AP", 200, "strict", is_voc=True, mean="class")
+    assert everything.name == "mAP@200 (strict, VOC, class mean)"
+    assert "min(200, R)" in everything.definition
+
+
+def test_usual_measures_hold_each_published_rule_once() -> None:
+    names = [measure.name for measure in usual_measures((100, 200), (100,))]
+    assert len(set(names)) == len(names)
+    # SBTKNet and SAKE; DSN; doodle2search and SEM-PCYC; Eq. 7; DSN's P@100.
+    assert {
+        "mAP@200 (strict, VOC)",
+        "mAP@all (VOC, class mean)",
+        "mAP@200 (lenient)",
+        "mAP@200 (literal)",
+        "mAP@100 (strict)",
+        "P@100 (class mean)",
+    } <= set(names)
+
+
+def test_rules_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(BadConfig, match="hamming distance of no binary codes"):
+        Protocol(distance="hamming")
+    with pytest.raises(BadConfig, match="cosine distance of 64-bit codes"):
+        Protocol(codes=CodeRule())
+    with pytest.raises(BadConfig, match="photos as queries"):
+        Protocol(queries="photo", setting="generalised-20")
+
+
+def test_sem_pcycs_draw_is_that_of_its_code() -> None:
+    sketches = [f"class{number % 7}/sketch{number:03}.png" for number in range(300)]
+    photos = [f"class{number % 5}/photo{number:03}.jpg" for number in range(200)]
+    found = draw_seen(sketches, photos, unseen_sketches=77, unseen_photos=54)
+    # As its test.py reads: numpy's own generator, sketches ahead of photos, 20 % rounded down.
+    np.random.seed(0)
+    files = np.array(sketches)[np.unique(sketches, return_index=True)[1]]
+    expected = files[np.sort(np.random.choice(len(files), int(0.2 * 77), replace=False))]
+    assert [sketches[row] for row in found.sketches] == expected.tolist()
+    files = np.array(photos)[np.unique(photos, return_index=True)[1]]
+    expected = files[np.sort(np.random.choice(len(files), int(0.2 * 54), replace=False))]
+    assert [photos[row] for row in found.photos] == expected.tolist()
+    assert (len(found.sketches), len(found.photos)) == (15, 10)
+
+
+def test_where_its_code_drew_the_classes_the_draw_goes_on_from_there() -> None:
+    names = [f"class/{number:04}" for number in range(500)]
+    found = draw_seen(names, names, unseen_sketches=400, unseen_photos=400, split="SK-SH-sempcyc")
+    np.random.seed(0)
+    classes = np.array([f"{number:03}" for number in range(125)])
+    training = np.random.choice(classes, 100, replace=False)
+    np.random.choice(np.setdiff1d(classes, training), 12, replace=False)
+    expected = np.sort(np.random.choice(500, 80, replace=False))
+    assert found.sketches.tolist() == expected.tolist()
+    other = draw_seen(names, names, unseen_sketches=400, unseen_photos=400)
+    assert other.sketches.tolist() != expected.tolist()
+
+
+def test_a_seen_file_that_is_there_twice_is_drawn_once() -> None:
+    names = ["a/1", "a/2", "a/1", "a/2", "b/3"]
+    found = draw_seen(names, names, unseen_sketches=15, unseen_photos=10)
+    assert found.sketches.tolist() == [0, 1, 4]
+    assert len(set(found.photos.tolist())) == 2
+
+
+def test_fewer_seen_images_than_the_draw_needs_are_named() -> None:
+    with pytest.raises(BadData, match="2 photos of seen classes") as raised:
+        draw_seen(["a/1", "a/2"], ["a/1", "a/2"], unseen_sketches=5, unseen_photos=15)
+    assert "3, a fifth of the 15" in raised.value.expected
+
+
+def test_the_first_ten_photos_of_each_class_ask_the_others() -> None:
+    labels = np.array([0, 1] * 14 + [2] * 4)
+    photos = Labelled(np.arange(len(labels), dtype=np.float32)[:, None], labels)
+    queries, gallery = photo_queries(photos)
+    # As SAKE's prepare_pbir_features: a class of four photos has none left to be found.
+    assert queries.rows[:, 0].tolist() == [*range(20), 28, 29, 30, 31]
+    assert gallery.rows[:, 0].tolist() == list(range(20, 28))
+    assert (queries.labels == labels[queries.rows[:, 0].astype(int)]).all()
+
+
+@pytest.mark.parametrize("counts", [(10, 4), (1,), ()])
+def test_photos_of_which_none_is_left_to_be_found_are_refused(counts: tuple[int, ...]) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    with pytest.raises(BadData, match=f"no class has more than {max(counts, default=0)}") as caught:
+        photo_queries(Labelled(_rows(len(labels), 0), labels))
+    assert "at least 11 photos" in caught.value.expected
+    assert "sketches" in caught.value.next_step
+
+
+def test_without_codes_a_protocol_is_plain_evaluation() -> None:
+    queries, gallery = _sides()
+    found, rules = evaluate_by(Protocol(ties="expected"), queries, gallery)
+    expected = evaluate(queries.rows, queries.labels, gallery.rows, gallery.labels, ties="expected")
+    assert found.summary() == expected.summary()
+    assert rules == Protocol(ties="expected")
+
+
+@pytest.mark.parametrize("fitted_on", ["gallery", "training", "queries", "bundle"])
+def test_codes_are_fitted_on_what_the_protocol_says(fitted_on: FittedOn) -> None:
+    queries, gallery = _sides()
+    training = _rows(60, 3)
+    protocol = Protocol(distance="hamming", codes=CodeRule(8, fitted_on))
+    learnt_on: NDArray[np.float32] | Itq | None = None
+    if fitted_on in ("training", "bundle"):
+        learnt_on = training if fitted_on == "training" else fit_itq(training, 8)
+    found, rules = evaluate_by(protocol, queries, gallery, learnt_on=learnt_on)
+    fitted = {"gallery": gallery.rows, "queries": queries.rows}.get(fitted_on, training)
+    itq = fit_itq(fitted, 8)
+    for_gallery = itq.centred_on(gallery.rows) if fitted_on == "queries" else itq
+    expected = evaluate(
+        itq.codes(queries.rows),
+        queries.labels,
+        for_gallery.codes(gallery.rows),
+        gallery.labels,
+        distance="hamming",
+    )
+    assert found.summary() == expected.summary()
+    assert rules.codes is not None
+    assert rules.codes.fitted_rows == (None if fitted_on == "bundle" else len(fitted))
+
+
+@pytest.mark.parametrize(
+    ("fitted_on", "learnt_on"),
+    [("training", None), ("bundle", None), ("bundle", _rows(60, 3)), ("bundle", 16)],
+)
+def test_itq_that_was_not_given_is_asked_for(
+    fitted_on: FittedOn, learnt_on: NDArray[np.float32] | int | None
+) -> None:
+    queries, gallery = _sides()
+    protocol = Protocol(distance="hamming", codes=CodeRule(8, fitted_on))
+    given: NDArray[np.float32] | Itq | None
+    given = fit_itq(_rows(60, 3), learnt_on) if isinstance(learnt_on, int) else learnt_on
+    with pytest.raises(BadConfig):
+        evaluate_by(protocol, queries, gallery, learnt_on=given)
+
+
+def test_the_released_rotation_makes_other_codes() -> None:
+    queries, gallery = _sides()
+    figures = [
+        evaluate_by(
+            Protocol(distance="hamming", codes=CodeRule(8, "queries", rotation)), queries, gallery
+        )[0].summary()["mAP@all"]
+        for rotation in ("procrustes", "released")
+    ]
+    assert figures[0] != figures[1]
+
+
+def test_python_has_the_protocols_from_the_package_itself() -> None:
+    queries, gallery = _sides()
+    rule = sbtk_runtime.CodeRule(8, "queries")
+    protocol = sbtk_runtime.Protocol(distance="hamming", ties="expected", codes=rule)
+    retrieval, rules = sbtk_runtime.evaluate_by(
+        protocol,
+        sbtk_runtime.Labelled(queries.rows, queries.labels),
+        sbtk_runtime.Labelled(gallery.rows, gallery.labels),
+        ap_cuts=(50,),
+    )
+    measure = sbtk_runtime.Measure("AP", 50, "lenient", mean="class")
+    figure = retrieval.figures([measure])["mAP@50 (lenient, class mean)"]
+    assert 0 < figure < 1
+    assert rules.codes == CodeRule(8, "queries", fitted_rows=40)

@@ -1,0 +1,117 @@
+"""Rows come back as they went in, and what is damaged is never taken for a row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sbtk_runtime.errors import BadData
+from sbtk_runtime.gallery import rows as module
+from sbtk_runtime.gallery.rows import CHUNK_ROWS, Vectors
+from tests.tiny_gallery import unit_rows
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHARD_ROWS", 10)
+
+
+def test_rows_are_float16_of_what_was_written_and_of_length_one(tmp_path: Path) -> None:
+    store = Vectors(tmp_path / "vectors", 512)
+    written = unit_rows(100, 512)
+    store.append(0, written)
+    rows, is_whole = store.read(np.arange(100))
+    assert is_whole.all()
+    halves = written.astype(np.float16).astype(np.float32)
+    expected = halves / np.linalg.norm(halves, axis=1, keepdims=True)
+    np.testing.assert_allclose(rows, expected, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-6)
+
+
+def test_subnormal_halves_survive(tmp_path: Path) -> None:
+    row = np.zeros((1, 4), dtype=np.float32)
+    row[0] = (1.0, 3e-6, -3e-6, 0.0)
+    store = Vectors(tmp_path / "vectors", 4)
+    store.append(0, row)
+    read, _ = store.read(np.array([0]))
+    np.testing.assert_array_equal(read[0, 1:], row[0, 1:].astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_appends_cross_shards_and_any_rows_can_be_read(tmp_path: Path) -> None:
+    store = Vectors(tmp_path / "vectors", 8)
+    written = unit_rows(47, 8)
+    batches = [*store.append(0, written[:7]), *store.append(7, written[7:])]
+    assert [batch.first_row for batch in batches] == [0, 7, 10, 20, 30, 40]
+    assert all(store.is_intact(batch) for batch in batches)
+    wanted = np.array([0, 3, 9, 10, 11, 39, 46])
+    rows, is_whole = store.read(wanted)
+    assert is_whole.all()
+    np.testing.assert_allclose(rows, written[wanted], atol=1e-3)
+    assert store.shard_indices() == [0, 1, 2, 3, 4]
+
+
+def test_chunks_stream_any_number_of_rows(tmp_path: Path) -> None:
+    store = Vectors(tmp_path / "vectors", 4)
+    store.append(0, unit_rows(3 * CHUNK_ROWS + 100, 4))
+    from_stream = list(store.chunks(iter(range(3 * CHUNK_ROWS + 100))))
+    from_array = list(store.chunks(np.arange(3 * CHUNK_ROWS + 100)))
+    assert [len(rows) for rows, _, _ in from_stream] == [CHUNK_ROWS] * 3 + [100]
+    for one, other in zip(from_stream, from_array, strict=True):
+        np.testing.assert_array_equal(one[1], other[1])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
+def test_rows_that_are_not_unit_never_get_in(tmp_path: Path, bad: float) -> None:
+    store = Vectors(tmp_path / "vectors", 4)
+    rows = unit_rows(3, 4)
+    rows[1] = bad
+    with pytest.raises(BadData):
+        store.append(0, rows)
+    assert store.shard_indices() == []
+
+
+def test_another_width_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match=r"\(2, 5\)"):
+        Vectors(tmp_path / "vectors", 4).append(0, unit_rows(2, 5))
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_cut_removes_what_was_never_committed(tmp_path: Path) -> None:
+    store = Vectors(tmp_path / "vectors", 4)
+    store.append(0, unit_rows(25, 4))
+    store.cut(13)
+    assert store.shard_indices() == [0, 1]
+    assert store.missing(13) == []
+    assert store.missing(15) == [(13, 15)]
+    store.append(13, unit_rows(4, 4, seed=1))
+    rows, is_whole = store.read(np.arange(17))
+    assert is_whole.all()
+    np.testing.assert_allclose(rows[13:], unit_rows(4, 4, seed=1), atol=1e-3)
+
+
+def test_missing_and_damaged_rows_come_as_zeros(tmp_path: Path) -> None:
+    store = Vectors(tmp_path / "vectors", 4)
+    (batch,) = store.append(0, unit_rows(6, 4))
+    path = tmp_path / "vectors" / "000000.f16"
+    data = bytearray(path.read_bytes())
+    data[8:16] = b"\xff" * 8  # row 1: NaN
+    path.write_bytes(data[:44])  # row 5 is cut in half
+    rows, is_whole = store.read(np.arange(8))
+    assert is_whole.tolist() == [True, False, True, True, True, False, False, False]
+    assert not rows[~is_whole].any()
+    assert not store.is_intact(batch)
+
+
+def test_a_reader_keeps_shards_that_a_writer_removed(tmp_path: Path) -> None:
+    writer, reader = (Vectors(tmp_path / "vectors", 4) for _ in range(2))
+    writer.append(0, unit_rows(3, 4))
+    reader.hold()
+    writer.remove_shards([0])
+    assert reader.read(np.arange(3))[1].all()
+    assert not writer.read(np.arange(3))[1].any()
+    reader.close()
+    assert not reader.read(np.arange(3))[1].any()
+    assert list((tmp_path / "vectors").iterdir()) == []

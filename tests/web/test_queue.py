@@ -1,0 +1,226 @@
+"""A queue does its jobs in order, turns away what is too much, and drops what nobody wants."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+
+from sbtk_runtime.web.queue import Busy, WorkQueue
+from sbtk_runtime.web.uploads import ClientGone, TimedOut, answer_of
+
+
+class Gate:
+    """A job that has begun, and ends when it is let."""
+
+    def __init__(self) -> None:
+        self.has_begun = threading.Event()
+        self.may_end = threading.Event()
+
+    def __call__(self) -> str:
+        self.has_begun.set()
+        assert self.may_end.wait(20)
+        return "passed"
+
+
+@pytest.fixture
+def queue() -> Iterator[WorkQueue]:
+    opened = WorkQueue("test", workers=1, waiting=3)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def gate(queue: WorkQueue) -> Iterator[Gate]:
+    """Occupies the only thread."""
+    made = Gate()
+    queue.submit(made)
+    assert made.has_begun.wait(20)
+    yield made
+    made.may_end.set()
+
+
+def test_jobs_are_done_in_order_and_answered(queue: WorkQueue) -> None:
+    done: list[int] = []
+
+    def job(number: int) -> int:
+        done.append(number)
+        return number * number
+
+    for number in range(20):
+        assert queue.submit(lambda number=number: job(number)).result(20) == number**2  # type: ignore[misc]
+    assert done == list(range(20))
+
+
+def test_the_error_of_a_job_is_its_owners_and_the_next_job_is_done(queue: WorkQueue) -> None:
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        queue.submit(fails).result(20)
+    assert queue.submit(lambda: "still here").result(20) == "still here"
+
+
+def test_only_so_many_may_wait(queue: WorkQueue, gate: Gate) -> None:
+    waiting = [queue.submit(lambda: "done") for _ in range(3)]
+    assert queue.length == 3
+    with pytest.raises(Busy):
+        queue.submit(lambda: "too many")
+    gate.may_end.set()
+    assert [job.result(20) for job in waiting] == ["done"] * 3
+    assert queue.submit(lambda: "room again").result(20) == "room again"
+
+
+def test_a_job_that_nobody_wants_is_never_begun_and_takes_no_room(
+    queue: WorkQueue, gate: Gate
+) -> None:
+    done: list[int] = []
+    jobs: list[Future[None]] = [
+        queue.submit(lambda number=number: done.append(number))  # type: ignore[misc]
+        for number in range(3)
+    ]
+    assert jobs[1].cancel()
+    assert queue.length == 2
+    late = queue.submit(lambda: done.append(3))
+    gate.may_end.set()
+    late.result(20)
+    assert done == [0, 2, 3]
+
+
+class Picture:
+    """Something large that a job holds."""
+
+    def looked_at(self) -> Picture:
+        """Returns itself, as an answer that is large too."""
+        return self
+
+
+def test_what_a_job_holds_is_let_go_when_nobody_wants_it_and_when_it_is_done(
+    queue: WorkQueue, gate: Gate
+) -> None:
+    unwanted, looked_at = Picture(), Picture()
+    held = [weakref.ref(unwanted), weakref.ref(looked_at)]
+    job = queue.submit(unwanted.looked_at)
+    del unwanted
+    done = queue.submit(looked_at.looked_at)
+    del looked_at
+    assert held[0]() is not None
+    assert job.cancel()
+    del job
+    assert held[0]() is None, "while the queue is still busy"
+    gate.may_end.set()
+    assert done.result(20) is held[1]()
+    del done
+    end = time.monotonic() + 20
+    while held[1]() is not None:
+        assert time.monotonic() < end, "the thread waits, and keeps it"
+        time.sleep(0.01)
+
+
+def test_closing_tells_whether_what_is_done_has_ended(queue: WorkQueue, gate: Gate) -> None:
+    assert not queue.close(timeout_s=0.05)
+    gate.may_end.set()
+    assert queue.close()
+
+
+def test_several_threads_work_at_once() -> None:
+    queue = WorkQueue("test", workers=2, waiting=1)
+    gates = [Gate(), Gate()]
+    jobs = [queue.submit(gates[0])]
+    assert gates[0].has_begun.wait(20)
+    jobs.append(queue.submit(gates[1]))
+    assert gates[1].has_begun.wait(20)
+    for gate in gates:
+        gate.may_end.set()
+    assert [job.result(20) for job in jobs] == ["passed", "passed"]
+    queue.close()
+
+
+def test_closing_cancels_what_waits_and_waits_for_what_is_done(
+    queue: WorkQueue, gate: Gate
+) -> None:
+    waiting = queue.submit(lambda: "never")
+    threading.Timer(0.2, gate.may_end.set).start()
+    assert queue.close()
+    assert gate.may_end.is_set()
+    assert waiting.cancelled()
+    with pytest.raises(Busy):
+        queue.submit(lambda: "too late")
+
+
+def request_of(messages: asyncio.Queue[dict[str, Any]]) -> Request:
+    """Returns a request whose client says what is put into the queue."""
+    return Request({"type": "http"}, messages.get)
+
+
+def test_a_client_that_has_gone_costs_no_work(queue: WorkQueue, gate: Gate) -> None:
+    done: list[str] = []
+
+    async def asked() -> None:
+        messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        waiting = asyncio.create_task(
+            answer_of(request_of(messages), queue, lambda: done.append("work"))
+        )
+        await asyncio.sleep(0.05)
+        assert queue.length == 1
+        messages.put_nowait({"type": "http.disconnect"})
+        with pytest.raises(ClientGone):
+            await waiting
+
+    asyncio.run(asked())
+    gate.may_end.set()
+    assert queue.submit(lambda: "next").result(20) == "next"
+    assert done == []
+
+
+def test_an_answer_that_takes_too_long_is_given_up(queue: WorkQueue, gate: Gate) -> None:
+    async def asked() -> None:
+        with pytest.raises(TimedOut):
+            await answer_of(request_of(asyncio.Queue()), queue, lambda: "late", timeout_s=0.05)
+
+    asyncio.run(asked())
+
+
+def test_answers_and_errors_come_through(queue: WorkQueue) -> None:
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    async def asked() -> str:
+        with pytest.raises(ZeroDivisionError):
+            await answer_of(request_of(asyncio.Queue()), queue, fails)
+        return await answer_of(request_of(asyncio.Queue()), queue, lambda: "an answer")
+
+    assert asyncio.run(asked()) == "an answer"
+
+
+def test_a_queue_is_stuck_while_no_thread_moves_on_and_recovers() -> None:
+    queue = WorkQueue("test", workers=2, waiting=3, stuck_after_s=0.05)
+    gates = [Gate(), Gate()]
+    try:
+        assert queue.stuck_s == 0
+        first = queue.submit(gates[0])
+        assert gates[0].has_begun.wait(20)
+        time.sleep(0.1)
+        assert queue.stuck_s == 0  # the other thread is free
+        queue.submit(gates[1])
+        assert gates[1].has_begun.wait(20)
+        assert queue.stuck_s == 0
+        while not (stuck_s := queue.stuck_s):
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert queue.stuck_s > stuck_s > 0.05
+        gates[0].may_end.set()
+        assert first.result(20) == "passed"
+        while queue.stuck_s:
+            time.sleep(0.01)
+    finally:
+        for gate in gates:
+            gate.may_end.set()
+        queue.close()
