@@ -90,7 +90,7 @@ def measure(server: Server, lifts: int, note: str) -> Result:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.add_init_script(_CLOCK)
         page.goto(f"http://127.0.0.1:{server.port}/")
-        page.wait_for_selector('#server[data-condition="ok"]')
+        page.wait_for_selector('#server-status[data-status="ok"]')
         found = [_draw(page, index) for index in range(_WARM_UP + lifts)][_WARM_UP:]
         version = browser.version
         browser.close()
@@ -118,7 +118,7 @@ def _draw(page: Page, index: int) -> dict[str, float]:
     """Draws one stroke, a sketch's first on a cleared paper; returns milliseconds by name."""
     if index % _STROKES_A_SKETCH == 0 and page.locator("#clear").is_enabled():
         page.locator("#clear").click()
-    box = page.locator("#pen").bounding_box()
+    box = page.locator("#input-layer").bounding_box()
     assert box is not None
     at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in _stroke(index)]
     page.mouse.move(*at[0])

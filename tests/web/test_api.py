@@ -175,7 +175,7 @@ def test_a_parameter_that_is_given_twice_is_refused(server: ServeProcess, given:
     assert "given 2 times" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/static/look.css"])
+@pytest.mark.parametrize("path", ["/", "/docs", "/static/theme.css"])
 def test_pages_take_what_links_to_them_carry(server: ServeProcess, path: str) -> None:
     assert ask(server.port, path + "?utm_source=x&utm_source=y").status == 200
 
@@ -431,7 +431,7 @@ def test_the_description_names_every_route_and_error(server: ServeProcess) -> No
     "path",
     [
         "/",
-        "/static/look.css",
+        "/static/theme.css",
         "/docs",
         "/docs/swagger-ui.css",
         "/openapi.json",
@@ -492,5 +492,5 @@ def test_the_page_and_its_files_are_served(server: ServeProcess) -> None:
     page = ask(server.port, "/")
     assert page.status == 200
     assert page.headers["content-type"].startswith("text/html")
-    style = ask(server.port, "/static/look.css")
+    style = ask(server.port, "/static/theme.css")
     assert style.headers["content-type"].startswith("text/css")

@@ -32,7 +32,7 @@ def ask(
     **headers: str,
 ) -> httpx.Response:
     """Returns what the guard, or the app behind it, answers; `a_b` names the header `a-b`."""
-    paths = ("/", "/v1/gallery", "/v1/query", "/healthz", "/static/page.js")
+    paths = ("/", "/v1/gallery", "/v1/query", "/healthz", "/static/main.js")
     app = Starlette(routes=[Route(path, _reached, methods=["GET", "POST"]) for path in paths])
     guarded = SecurityHeaders(AccessGuard(app, rules))
     named = [
@@ -147,7 +147,7 @@ def test_other_pages_may_not_ask(origin: str) -> None:
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site", "unheard-of"])
 def test_other_pages_may_not_embed_pictures_or_scripts(site: str) -> None:
-    for path in ("/v1/gallery", "/static/page.js", "/healthz", "/"):
+    for path in ("/v1/gallery", "/static/main.js", "/healthz", "/"):
         answer = ask(access_rules("127.0.0.1"), path, sec_fetch_site=site, sec_fetch_mode="no-cors")
         assert refusal(answer) == (403, "foreign_origin")
 
@@ -192,7 +192,7 @@ def test_head_is_let_through_and_refused_as_get_is() -> None:
 
 def test_without_the_token_nothing_is_told_but_health() -> None:
     rules = access_rules("0.0.0.0", token=TOKEN)
-    for path in ("/", "/v1/gallery", "/static/page.js", "/nothing/here"):
+    for path in ("/", "/v1/gallery", "/static/main.js", "/nothing/here"):
         answer = ask(rules, path)
         assert refusal(answer) == (401, "no_token")
         assert answer.headers["www-authenticate"].startswith("Bearer")
@@ -310,7 +310,7 @@ def test_every_answer_has_the_headers_that_keep_browsers_careful() -> None:
         assert answer.headers["cache-control"] in ("private, no-cache", "no-store")
         assert not [name for name in answer.headers if name.startswith("access-control-")]
     assert ask(rules, "/").headers["content-security-policy"] == PAGE_POLICY
-    assert ask(rules, "/static/page.js").headers["content-security-policy"] == PAGE_POLICY
+    assert ask(rules, "/static/main.js").headers["content-security-policy"] == PAGE_POLICY
     assert ask(rules, "/v1/gallery").headers["content-security-policy"] == DATA_POLICY
     assert "unsafe" not in PAGE_POLICY
     assert "script" not in DATA_POLICY

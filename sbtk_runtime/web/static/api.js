@@ -1,13 +1,13 @@
-// The server's answers. Addresses are relative, so that a reverse proxy may put the page anywhere.
+// Client of the HTTP API. URLs are relative, so that a reverse proxy can serve the page under any path.
 
 /** @typedef {{ id: number, path?: string | null, path_bytes?: string | null }} Copy */
 /** @typedef {{ rank: number, score: number, id: number, path?: string | null, path_bytes?: string | null, copies?: Copy[] }} Hit */
-/** @typedef {{ hits: Hit[], generation: number, engine: unknown, took_ms: number, notices?: string[] }} Answer */
+/** @typedef {{ hits: Hit[], generation: number, engine: unknown, took_ms: number, notices?: string[] }} QueryResponse */
 /** @typedef {{ path?: string | null, path_bytes?: string | null, name: string, count: number }} Folder */
 /** @typedef {{ name: string, count: number, generation: number, folders: Folder[] }} Gallery */
 /** @typedef {{ name: string, version?: string, device?: string, precision?: string }} Engine */
-/** @typedef {{ code: string, message: string, next?: string }} Trouble */
-/** @typedef {{ status: string, engine?: Engine | null, generation?: number | null, photos?: number | null, problem?: Trouble | null }} Health */
+/** @typedef {{ code: string, message: string, next?: string }} ErrorBody */
+/** @typedef {{ status: string, engine?: Engine | null, generation?: number | null, photos?: number | null, problem?: ErrorBody | null }} Health */
 /**
  * @typedef {object} Photo
  * @property {number} id
@@ -17,16 +17,16 @@
  * @property {number} size_bytes
  * @property {string} modified ISO 8601
  */
-/** @typedef {{ k: number, under: string }} Wanted */
+/** @typedef {{ k: number, under: string }} QueryOptions `under` is a folder, or "" for all */
 
-const PATIENCE_MS = 20_000;
+const TIMEOUT_MS = 20_000;
 
-/** An answer that is none. `code` is the server's, or "gone" where no server answered. */
-export class Problem extends Error {
+/** An error response. `code` is the server's, or "unreachable" if no response came. */
+export class ApiError extends Error {
   /**
    * @param {string} code
    * @param {string} message
-   * @param {{ next?: string, retryMs?: number }} [more]
+   * @param {{ next?: string, retryMs?: number }} [options]
    */
   constructor(code, message, { next = "", retryMs = 0 } = {}) {
     super(message);
@@ -37,27 +37,27 @@ export class Problem extends Error {
 }
 
 /**
- * The photos that look like an image.
+ * Searches with an image.
  * @param {Blob} image
  * @param {"sketch" | "photo"} kind
- * @param {Wanted} wanted
+ * @param {QueryOptions} options
  * @param {AbortSignal} signal
- * @returns {Promise<Answer>}
+ * @returns {Promise<QueryResponse>}
  */
-export function query(image, kind, wanted, signal) {
-  const options = { method: "POST", body: image, headers: { "Content-Type": image.type }, signal };
-  return asked(`v1/query?as=${kind}&${parameters(wanted)}`, options);
+export function query(image, kind, options, signal) {
+  const init = { method: "POST", body: image, headers: { "Content-Type": image.type }, signal };
+  return requestJson(`v1/query?as=${kind}&${parameters(options)}`, init);
 }
 
 /**
- * The photos that look like one of the gallery.
+ * Searches with a photo of the gallery.
  * @param {number} id
- * @param {Wanted} wanted
+ * @param {QueryOptions} options
  * @param {AbortSignal} signal
- * @returns {Promise<Answer>}
+ * @returns {Promise<QueryResponse>}
  */
-export function similar(id, wanted, signal) {
-  return asked(`v1/photos/${id}/similar?${parameters(wanted)}`, { signal });
+export function similar(id, options, signal) {
+  return requestJson(`v1/photos/${id}/similar?${parameters(options)}`, { signal });
 }
 
 /**
@@ -65,24 +65,24 @@ export function similar(id, wanted, signal) {
  * @param {AbortSignal} [signal]
  * @returns {Promise<Photo>}
  */
-export function photo(id, signal) {
-  return asked(`v1/photos/${id}`, { signal });
+export function getPhoto(id, signal) {
+  return requestJson(`v1/photos/${id}`, { signal });
 }
 
 /** @returns {Promise<Gallery>} */
-export function gallery() {
-  return asked("v1/gallery", {});
+export function getGallery() {
+  return requestJson("v1/gallery", {});
 }
 
 /**
- * How the server is; an engine that is not ready yet is no problem here.
+ * Returns the server's status. An engine that is not ready is a status, not an error.
  * @returns {Promise<Health>}
  */
-export async function health() {
-  const response = await fetched("healthz", {});
-  const body = await jsonOf(response);
+export async function getHealth() {
+  const response = await request("healthz", {});
+  const body = await parseJson(response);
   if (body !== null && typeof body.status === "string") return body;
-  throw problemOf(response, body);
+  throw errorFrom(response, body);
 }
 
 /**
@@ -98,44 +98,45 @@ export function fileUrl(id) {
   return `v1/photos/${id}/file`;
 }
 
-/** @param {Wanted} wanted */
+/** @param {QueryOptions} options */
 function parameters({ k, under }) {
   return new URLSearchParams(under === "" ? { k: `${k}` } : { k: `${k}`, under }).toString();
 }
 
 /**
- * @param {string} address
- * @param {RequestInit} options
+ * @param {string} url
+ * @param {RequestInit} init
  * @returns {Promise<any>}
+ * @throws {ApiError}
  */
-async function asked(address, options) {
-  const response = await fetched(address, options);
-  const body = await jsonOf(response);
+async function requestJson(url, init) {
+  const response = await request(url, init);
+  const body = await parseJson(response);
   if (response.ok && body !== null) return body;
-  throw problemOf(response, body);
+  throw errorFrom(response, body);
 }
 
 /**
- * @param {string} address
- * @param {RequestInit} options
+ * @param {string} url
+ * @param {RequestInit} init
  * @returns {Promise<Response>}
  */
-async function fetched(address, options) {
-  const patience = AbortSignal.timeout(PATIENCE_MS);
-  const signal = options.signal ? AbortSignal.any([options.signal, patience]) : patience;
+async function request(url, init) {
+  const timeout = AbortSignal.timeout(TIMEOUT_MS);
+  const signal = init.signal ? AbortSignal.any([init.signal, timeout]) : timeout;
   try {
-    return await fetch(address, { ...options, signal });
+    return await fetch(url, { ...init, signal });
   } catch (error) {
-    if (options.signal?.aborted) throw error;
-    throw new Problem("gone", "The server does not answer.");
+    if (init.signal?.aborted) throw error;
+    throw new ApiError("unreachable", "The server did not respond.");
   }
 }
 
 /**
  * @param {Response} response
- * @returns {Promise<any>} null for what is no JSON, as from a proxy whose server is gone
+ * @returns {Promise<any>} null if the body is not JSON, such as the error page of a proxy
  */
-async function jsonOf(response) {
+async function parseJson(response) {
   try {
     return await response.json();
   } catch (error) {
@@ -147,17 +148,17 @@ async function jsonOf(response) {
 /**
  * @param {Response} response
  * @param {any} body
- * @returns {Problem}
+ * @returns {ApiError}
  */
-function problemOf(response, body) {
-  const trouble = body?.error;
-  if (typeof trouble?.code !== "string") {
-    const isGone = [502, 503, 504].includes(response.status) || response.ok;
-    return isGone
-      ? new Problem("gone", "The server does not answer.")
-      : new Problem("fault", `The server answered ${response.status}, and not why.`);
+function errorFrom(response, body) {
+  const error = body?.error;
+  if (typeof error?.code !== "string") {
+    const isUnreachable = [502, 503, 504].includes(response.status) || response.ok;
+    return isUnreachable
+      ? new ApiError("unreachable", "The server did not respond.")
+      : new ApiError("internal", `The server returned status ${response.status} without an error message.`);
   }
   const seconds = Number(response.headers.get("Retry-After") ?? 0);
   const retryMs = Number.isFinite(seconds) ? seconds * 1000 : 0;
-  return new Problem(trouble.code, trouble.message, { next: trouble.next ?? "", retryMs });
+  return new ApiError(error.code, error.message, { next: error.next ?? "", retryMs });
 }

@@ -1,4 +1,4 @@
-// Shows the API's description; nothing is asked of any other server.
+// The API reference, rendered by the bundled Swagger UI without requests to other servers.
 
 /* global SwaggerUIBundle */
 const isDark = matchMedia("(prefers-color-scheme: dark)").matches;

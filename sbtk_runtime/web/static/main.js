@@ -1,133 +1,125 @@
-// The page, put together: what is drawn or chosen becomes a question, and its answer a grid of photos.
+// The entry point: connects the canvas, the results and the viewer.
 
-import { announce, say } from "./announce.js";
+import { announce, byId, checkedValue, onRadioChange, resetRadios, setChecked, showToast } from "./dom.js";
 import { Drawing } from "./drawing.js";
-import { Finds } from "./finds.js";
-import { walkWithArrows } from "./grid_keys.js";
-import { Watch } from "./health.js";
-import { takePictures } from "./intake.js";
-import { keepSketch, restoreSketch } from "./keep.js";
-import { drawWithKeys } from "./keyboard_pen.js";
-import { byId, choose, chooseDefaults, chosen, onChoice } from "./page.js";
-import { go, here, moves } from "./place.js";
-import { drawWithPointers } from "./pointer_input.js";
-import { idOf } from "./results.js";
-import { sketchFile } from "./sketch_file.js";
+import { renderImage } from "./rendering.js";
+import { photoIdAt } from "./results_grid.js";
+import { ResultsPane } from "./results_pane.js";
+import { ServerMonitor } from "./server_status.js";
+import { restoreSketch, saveSketchOnExit } from "./session_store.js";
 import { SketchPad } from "./sketch_pad.js";
-import { offerTools } from "./tools.js";
+import { setUpToolbar } from "./toolbar.js";
+import { acceptImages } from "./upload.js";
+import { currentState, pushState, urlState } from "./url_state.js";
 import { Viewer } from "./viewer.js";
 
-/** @typedef {import("./picture.js").Picture} Picture */
-/** @typedef {import("./search.js").Question} Question */
+/** @typedef {import("./search.js").Query} Query */
+/** @typedef {import("./upload.js").UploadedImage} UploadedImage */
 
-chooseDefaults();
+resetRadios();
 const drawing = new Drawing();
 restoreSketch(drawing);
-const pad = new SketchPad(byId("ink", HTMLCanvasElement), byId("pen", HTMLCanvasElement), drawing);
-const watch = new Watch();
-const finds = new Finds(watch, question);
-const viewer = new Viewer(finds.results);
+const pad = new SketchPad(byId("strokes-layer", HTMLCanvasElement), byId("input-layer", HTMLCanvasElement), drawing);
+const monitor = new ServerMonitor();
+const results = new ResultsPane(monitor, currentQuery);
+const viewer = new Viewer(results.grid);
 
-/** @type {Picture | null} */
-let picture = null;
+/** @type {UploadedImage | null} */
+let image = null;
 
-keepSketch(drawing);
-drawWithPointers(pad);
-drawWithKeys(pad);
-offerTools(pad, { switchKind, toResults, likeFocused });
-walkWithArrows(finds.results.list);
-takePictures(takePicture, like);
+saveSketchOnExit(drawing);
+setUpToolbar(pad, { toggleKind, focusResults, likeFocused });
+acceptImages(addImage, showSimilar);
 
 pad.addEventListener("draw", () => {
-  leaveLike();
-  showPaper();
-  finds.askSoon();
+  hideSimilar();
+  updateCanvasHint();
+  results.schedule();
 });
-pad.addEventListener("drop", () => finds.ask());
+pad.addEventListener("cancel", () => results.run());
 drawing.addEventListener("change", () => {
   performance.clearMarks("sbtk:drawn");
   performance.mark("sbtk:drawn");
-  followPicture();
-  leaveLike();
-  showPaper();
-  finds.ask();
+  updateKind();
+  hideSimilar();
+  updateCanvasHint();
+  results.run();
 });
-onChoice("as", () => finds.ask());
-byId("folder", HTMLSelectElement).addEventListener("change", () => finds.ask());
-byId("like-leave", HTMLButtonElement).addEventListener("click", leaveLike);
-byId("skip", HTMLAnchorElement).addEventListener("click", (event) => {
-  event.preventDefault(); // What follows # in the address says what is shown.
-  byId("finds", HTMLElement).focus();
+onRadioChange("as", () => results.run());
+byId("folder", HTMLSelectElement).addEventListener("change", () => results.run());
+byId("similar-close", HTMLButtonElement).addEventListener("click", hideSimilar);
+byId("skip-link", HTMLAnchorElement).addEventListener("click", (event) => {
+  event.preventDefault(); // The fragment of the URL holds the state of the page.
+  byId("results", HTMLElement).focus();
 });
-for (const source of [finds.results, viewer]) {
-  source.addEventListener("like", (event) => like(/** @type {CustomEvent<number>} */ (event).detail));
+for (const source of [results.grid, viewer]) {
+  source.addEventListener("like", (event) => showSimilar(/** @type {CustomEvent<number>} */ (event).detail));
 }
-finds.results.addEventListener("open", (event) => go({ photo: /** @type {CustomEvent<number>} */ (event).detail }));
-moves.addEventListener("change", showPlace);
+results.grid.addEventListener("open", (event) => pushState({ photo: /** @type {CustomEvent<number>} */ (event).detail }));
+urlState.addEventListener("change", applyUrlState);
 
-showPaper();
-showPlace();
-void watch.start();
+updateCanvasHint();
+applyUrlState();
+void monitor.start();
 
-/** @returns {Question | null} what is looked for now */
-function question() {
+/** @returns {Query | null} null if there is nothing to search for */
+function currentQuery() {
   const under = byId("folder", HTMLSelectElement).value;
-  const { like } = here();
+  const { like } = currentState();
   if (like !== null) return { like, under };
   if (drawing.visible.length === 0 && !pad.isDrawing) return null;
-  const kind = chosen("as") === "photo" ? "photo" : "sketch";
-  return { image: () => sketchFile(drawing, pad.unfinished), kind, under };
+  const kind = checkedValue("as") === "photo" ? "photo" : "sketch";
+  return { image: () => renderImage(drawing, pad.unfinished), kind, under };
 }
 
-/** @param {Picture} taken */
-function takePicture(taken) {
-  drawing.add({ kind: "picture", picture: taken });
-  say(`${taken.name} is taken as a ${taken.looksLike}.`);
+/** @param {UploadedImage} uploaded */
+function addImage(uploaded) {
+  drawing.add({ kind: "image", image: uploaded });
+  showToast(`${uploaded.name}: searching with a ${uploaded.kind}.`);
 }
 
-/** What the switch says goes for one picture: the next is judged anew, and a blank paper is for sketches. */
-function followPicture() {
-  if (drawing.picture === picture) return;
-  picture = drawing.picture;
-  choose("as", picture?.looksLike ?? "sketch");
+/** Sets the kind to the detected one when the image changes, and to sketch when there is no image. */
+function updateKind() {
+  if (drawing.image === image) return;
+  image = drawing.image;
+  setChecked("as", image?.kind ?? "sketch");
 }
 
 /** @param {number} id */
-function like(id) {
-  go({ like: id, photo: null });
-  announce("Looking for photos like this one.");
+function showSimilar(id) {
+  pushState({ like: id, photo: null });
+  announce("Searching for similar photos.");
 }
 
-function leaveLike() {
-  if (here().like !== null) go({ like: null });
+function hideSimilar() {
+  if (currentState().like !== null) pushState({ like: null });
 }
 
 function likeFocused() {
-  const id = idOf(document.activeElement);
-  if (id !== null) like(id);
+  const id = photoIdAt(document.activeElement);
+  if (id !== null) showSimilar(id);
 }
 
-function switchKind() {
-  choose("as", chosen("as") === "sketch" ? "photo" : "sketch");
-  announce(`Searching with a ${chosen("as")}.`);
-  finds.ask();
+function toggleKind() {
+  setChecked("as", checkedValue("as") === "sketch" ? "photo" : "sketch");
+  announce(`Searching with a ${checkedValue("as")}.`);
+  results.run();
 }
 
-function toResults() {
-  const first = finds.results.list.querySelector("a");
-  if (first === null) announce("There are no photos yet.");
+function focusResults() {
+  const first = results.grid.list.querySelector("a");
+  if (first === null) announce("No photos yet.");
   else first.focus();
 }
 
-function showPaper() {
-  byId("paper", HTMLElement).classList.toggle("is-blank", drawing.visible.length === 0 && !pad.isDrawing);
+function updateCanvasHint() {
+  byId("canvas", HTMLElement).classList.toggle("is-blank", drawing.visible.length === 0 && !pad.isDrawing);
 }
 
-/** Shows what the address says: photos like one, and one photo large. */
-function showPlace() {
-  const { like: id, photo } = here();
-  byId("desk", HTMLElement).classList.toggle("is-aside", id !== null);
-  finds.showLike(id);
+function applyUrlState() {
+  const { like, photo } = currentState();
+  byId("sketch-panel", HTMLElement).classList.toggle("is-inactive", like !== null);
+  results.showSimilar(like);
   if (photo === null) viewer.close();
   else viewer.open(photo);
 }

@@ -1,130 +1,125 @@
-// When to ask, and whose answer counts: while the pen moves now and then, at once when it is
-// lifted, and always the newest question only.
+// Scheduling of searches: throttled while a stroke is being drawn, immediate when it ends. Only the response
+// to the latest search counts.
 
-import { Problem, query, similar } from "./api.js";
+import { ApiError, query, similar } from "./api.js";
 
-/** @typedef {import("./api.js").Answer} Answer */
+/** @typedef {import("./api.js").QueryResponse} QueryResponse */
 /**
- * What is looked for: photos like an image, or like a photo of the gallery.
+ * A search for photos similar to an image, or to a photo of the gallery.
  * @typedef {{ like: number, under: string } |
- *   { image: () => Promise<Blob | null>, kind: "sketch" | "photo", under: string }} Question
+ *   { image: () => Promise<Blob | null>, kind: "sketch" | "photo", under: string }} Query
  */
 
-const FIRST = 24;
-const MOST = 200;
-const WHILE_DRAWING_MS = 140;
-const BUSY_MS = 600;
+const PAGE_SIZE = 24;
+const MAX_HITS = 200;
+const THROTTLE_MS = 140;
+const BUSY_RETRY_MS = 600;
 
 /**
- * Dispatches "ask" when a question goes out, "answer" (detail: answer, isMore) and "blank" when there
- * is nothing to look for, and "problem" (detail: the Problem).
+ * Dispatches "request" when a search is sent, "response" (detail: response, isMore), "blank" when there is
+ * nothing to search for, and "failure" (detail: the ApiError).
  */
 export class Search extends EventTarget {
   /** @type {AbortController | null} */
-  #asking = null;
+  #request = null;
   /** @type {number | undefined} */
   #timer;
   /** @type {Blob | null} */
   #image = null;
-  #wanted = FIRST;
+  #limit = PAGE_SIZE;
   #isStale = false;
 
   /**
-   * @param {() => Question | null} question says what is looked for at that moment
-   * @param {() => number} searchable says how many photos there are to find
+   * @param {() => Query | null} currentQuery
+   * @param {() => number} photoCount the number of photos that can be found
    */
-  constructor(question, searchable) {
+  constructor(currentQuery, photoCount) {
     super();
-    this.question = question;
-    this.searchable = searchable;
+    this.currentQuery = currentQuery;
+    this.photoCount = photoCount;
   }
 
-  /** Asks in a moment: once for all that changes until then, and not before the last answer came. */
-  soon() {
+  /** Searches soon, once for all changes until then, and not before the previous response. */
+  schedule() {
     this.#timer ??= setTimeout(() => {
       this.#timer = undefined;
-      if (this.#asking === null) this.#start();
+      if (this.#request === null) this.run();
       else this.#isStale = true;
-    }, WHILE_DRAWING_MS);
+    }, THROTTLE_MS);
   }
 
-  /** Asks at once; what was asked before no longer matters. */
-  now() {
-    this.#start();
-  }
-
-  /** Asks for more hits of the same question; says whether there may be any. */
-  more() {
-    if (this.#asking !== null || !this.mayHaveMore) return false;
-    this.#wanted = Math.min(MOST, this.#wanted + 2 * FIRST);
-    void this.#ask(true);
-    return true;
-  }
-
-  get isAsking() {
-    return this.#asking !== null;
-  }
-
-  get mayHaveMore() {
-    return this.#wanted < Math.min(MOST, this.searchable());
-  }
-
-  #start() {
+  /** Searches now and cancels the previous search. */
+  run() {
     clearTimeout(this.#timer);
     this.#timer = undefined;
-    this.#wanted = FIRST;
-    void this.#ask(false);
+    this.#limit = PAGE_SIZE;
+    void this.#send(false);
+  }
+
+  /** Requests more hits for the same query. */
+  loadMore() {
+    if (this.#request !== null || !this.hasMore) return;
+    this.#limit = Math.min(MAX_HITS, this.#limit + 2 * PAGE_SIZE);
+    void this.#send(true);
+  }
+
+  get isPending() {
+    return this.#request !== null;
+  }
+
+  get hasMore() {
+    return this.#limit < Math.min(MAX_HITS, this.photoCount());
   }
 
   /** @param {boolean} isMore */
-  async #ask(isMore) {
-    this.#asking?.abort();
+  async #send(isMore) {
+    this.#request?.abort();
     this.#isStale = false;
-    const asking = new AbortController();
-    this.#asking = asking;
+    const request = new AbortController();
+    this.#request = request;
     try {
-      const answer = await this.#answer(asking.signal, isMore);
-      if (asking.signal.aborted) return;
-      this.#asking = null;
-      if (answer === null) this.dispatchEvent(new Event("blank"));
-      else this.dispatchEvent(new CustomEvent("answer", { detail: { answer, isMore } }));
+      const response = await this.#fetch(request.signal, isMore);
+      if (request.signal.aborted) return;
+      this.#request = null;
+      if (response === null) this.dispatchEvent(new Event("blank"));
+      else this.dispatchEvent(new CustomEvent("response", { detail: { response, isMore } }));
     } catch (error) {
-      if (asking.signal.aborted) return;
-      this.#asking = null;
-      this.#failed(error);
+      if (request.signal.aborted) return;
+      this.#request = null;
+      this.#handleError(error);
     }
-    if (this.#isStale) this.soon();
+    if (this.#isStale) this.schedule();
   }
 
   /**
    * @param {AbortSignal} signal
    * @param {boolean} isMore
-   * @returns {Promise<Answer | null>}
+   * @returns {Promise<QueryResponse | null>}
    */
-  async #answer(signal, isMore) {
-    const question = this.question();
-    if (question === null) return null;
-    const wanted = { k: Math.max(1, Math.min(this.#wanted, this.searchable())), under: question.under };
-    if ("like" in question) {
-      this.dispatchEvent(new Event("ask"));
-      return similar(question.like, wanted, signal);
+  async #fetch(signal, isMore) {
+    const current = this.currentQuery();
+    if (current === null) return null;
+    const options = { k: Math.max(1, Math.min(this.#limit, this.photoCount())), under: current.under };
+    if ("like" in current) {
+      this.dispatchEvent(new Event("request"));
+      return similar(current.like, options, signal);
     }
-    const image = isMore ? this.#image : await question.image();
+    const image = isMore ? this.#image : await current.image();
     if (image === null || signal.aborted) return null;
     this.#image = image;
-    this.dispatchEvent(new Event("ask"));
-    return query(image, question.kind, wanted, signal);
+    this.dispatchEvent(new Event("request"));
+    return query(image, current.kind, options, signal);
   }
 
-  /** @param {unknown} error */
-  #failed(error) {
-    const problem = error instanceof Problem ? error : new Problem("fault", String(error));
-    if (problem.code === "empty_sketch") {
+  /** @param {unknown} cause */
+  #handleError(cause) {
+    const error = cause instanceof ApiError ? cause : new ApiError("internal", String(cause));
+    if (error.code === "empty_sketch") {
       this.dispatchEvent(new Event("blank"));
-    } else if (problem.code === "busy") {
-      this.#timer ??= setTimeout(() => this.#start(), Math.max(BUSY_MS, Math.min(3000, problem.retryMs)));
+    } else if (error.code === "busy") {
+      this.#timer ??= setTimeout(() => this.run(), Math.max(BUSY_RETRY_MS, Math.min(3000, error.retryMs)));
     } else {
-      this.dispatchEvent(new CustomEvent("problem", { detail: problem }));
+      this.dispatchEvent(new CustomEvent("failure", { detail: error }));
     }
   }
 }

@@ -1,181 +1,340 @@
-// The paper on the screen: shows the drawing as sharply as the screen can, and the stroke at hand
-// while it grows. Pointers and keys both draw through this.
+// The canvas on the screen, drawn on with a mouse, pen, finger or the keyboard.
 
-import { paintCurve, paintEnd, paintMarks } from "./ink.js";
-import { ERASER_SCALE, SIDE, SIZES, StrokeInProgress } from "./strokes.js";
+import { announce } from "./dom.js";
+import { CANVAS_UNITS, ERASER_SCALE, LINE_WIDTHS, StrokeBuilder } from "./drawing.js";
+import { drawCurve, drawMarks, drawStrokeEnd } from "./rendering.js";
 
 /** @typedef {import("./drawing.js").Drawing} Drawing */
-/** @typedef {import("./strokes.js").Touchdown} Touchdown */
-/** @typedef {import("./strokes.js").Tool} Tool */
-/** @typedef {import("./strokes.js").Stroke} Stroke */
+/** @typedef {import("./drawing.js").PointerSample} PointerSample */
+/** @typedef {import("./drawing.js").Tool} Tool */
+/** @typedef {import("./drawing.js").Stroke} Stroke */
 
-const INK = "#1d1c1a";
-const RING = "#8d877c";
-const MAX_SCALE = 3;
+const INK_COLOUR = "#1d1c1a";
+const ERASER_COLOUR = "#8d877c";
+const CURSOR_COLOUR = "#b34c12";
+const MAX_PIXEL_RATIO = 3;
+const ERASER_BUTTON = 5;
+// Touches this soon after pen input are taken for the palm of the hand.
+const PALM_MS = 1000;
+const KEY_STEP = 20;
+const LARGE_KEY_STEP = 100;
+/** @type {Record<string, [number, number]>} */
+const DIRECTIONS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 /**
- * Dispatches "draw" while a stroke grows and "drop" when it is taken back. A stroke that ends is the
- * drawing's from then on.
+ * The canvas at the resolution of the screen. Dispatches "draw" while a stroke is being drawn and "cancel"
+ * when it is discarded. A finished stroke is added to the drawing.
  */
 export class SketchPad extends EventTarget {
   /** @type {Tool} */
   tool = "pen";
   /** @type {number} in units */
-  size = SIZES.medium;
-  /** @type {StrokeInProgress | null} */
-  #growing = null;
+  size = LINE_WIDTHS.medium;
+  /** @type {StrokeBuilder | null} */
+  #builder = null;
   #sidePx = 1;
 
   /**
-   * @param {HTMLCanvasElement} below holds what is drawn
-   * @param {HTMLCanvasElement} above the end of the stroke at hand and the eraser's ring
+   * @param {HTMLCanvasElement} strokesLayer shows the drawing
+   * @param {HTMLCanvasElement} inputLayer shows the end of the current stroke and the cursor
    * @param {Drawing} drawing
    */
-  constructor(below, above, drawing) {
+  constructor(strokesLayer, inputLayer, drawing) {
     super();
     this.drawing = drawing;
-    this.element = above;
-    this.below = contextOf(below);
-    this.above = contextOf(above);
-    drawing.addEventListener("change", () => this.#repaint());
-    new ResizeObserver(() => this.#fit()).observe(above);
-    window.addEventListener("resize", () => this.#fit());
-    this.#fit();
+    this.element = inputLayer;
+    this.strokesContext = contextOf(strokesLayer);
+    this.inputContext = contextOf(inputLayer);
+    drawing.addEventListener("change", () => this.#redraw());
+    new ResizeObserver(() => this.#resize()).observe(inputLayer);
+    window.addEventListener("resize", () => this.#resize());
+    this.#resize();
+    handlePointers(this);
+    handleKeys(this);
   }
 
-  /** @returns {readonly Stroke[]} the stroke at hand, as far as it goes */
+  /** @returns {readonly Stroke[]} the stroke that is being drawn, if any */
   get unfinished() {
-    return this.#growing === null ? [] : [this.#growing.stroke];
+    return this.#builder === null ? [] : [this.#builder.stroke];
   }
 
   get isDrawing() {
-    return this.#growing !== null;
+    return this.#builder !== null;
   }
 
   /**
-   * @param {Touchdown} at
+   * Starts a stroke.
+   * @param {PointerSample} sample
    * @param {Tool} [tool]
    */
-  begin(at, tool = this.tool) {
-    this.lift();
-    this.#growing = new StrokeInProgress(tool, this.size, at);
-    this.#paintTip(at, []);
+  start(sample, tool = this.tool) {
+    this.finish();
+    this.#builder = new StrokeBuilder(tool, this.size, sample);
+    this.#drawTip(sample, []);
     this.dispatchEvent(new Event("draw"));
   }
 
   /**
-   * @param {readonly Touchdown[]} places since the last call, oldest first
-   * @param {readonly Touchdown[]} [ahead] where the pointer is expected next
+   * Extends the current stroke.
+   * @param {readonly PointerSample[]} samples since the last call, oldest first
+   * @param {readonly PointerSample[]} [predicted] where the pointer is expected next
    */
-  extend(places, ahead = []) {
-    const growing = this.#growing;
-    if (growing === null) return;
+  extend(samples, predicted = []) {
+    const builder = this.#builder;
+    if (builder === null) return;
     let isLonger = false;
-    for (const place of places) {
-      if (growing.add(place)) {
+    for (const sample of samples) {
+      if (builder.add(sample)) {
         isLonger = true;
-        paintCurve(this.below, growing.stroke, growing.stroke.points.length - 2, INK);
+        drawCurve(this.strokesContext, builder.stroke, builder.stroke.points.length - 2, INK_COLOUR);
       }
     }
-    const last = places[places.length - 1];
-    if (last !== undefined) this.#paintTip(last, ahead);
+    const last = samples[samples.length - 1];
+    if (last !== undefined) this.#drawTip(last, predicted);
     if (isLonger) this.dispatchEvent(new Event("draw"));
   }
 
-  /** Ends the stroke at hand, if there is one. */
-  lift() {
-    if (this.#growing === null) return;
-    const stroke = this.#growing.finished();
-    this.#growing = null;
-    this.#wipe();
+  /** Finishes the current stroke, if any, and adds it to the drawing. */
+  finish() {
+    if (this.#builder === null) return;
+    const stroke = this.#builder.finish();
+    this.#builder = null;
+    this.#clearInput();
     this.drawing.add(stroke);
   }
 
-  /** Takes the stroke at hand back, as if the pen had never touched. */
-  drop() {
-    if (this.#growing === null) return;
-    this.#growing = null;
-    this.#wipe();
-    this.#repaint();
-    this.dispatchEvent(new Event("drop"));
+  /** Discards the current stroke. */
+  cancel() {
+    if (this.#builder === null) return;
+    this.#builder = null;
+    this.#clearInput();
+    this.#redraw();
+    this.dispatchEvent(new Event("cancel"));
   }
 
   /**
-   * Shows where the eraser is, or with `isKept` where the pen of the keyboard is.
-   * @param {{ x: number, y: number } | null} at
-   * @param {{ isKept?: boolean }} [how]
+   * Shows the eraser's outline or, with `isKeyboard`, the keyboard cursor. Hides both for null.
+   * @param {{ x: number, y: number } | null} point
+   * @param {{ isKeyboard?: boolean }} [options]
    */
-  hover(at, { isKept = false } = {}) {
-    if (this.isDrawing && !isKept) return;
-    this.#wipe();
-    if (at === null) return;
-    if (this.tool === "eraser") this.#ring(at, this.size * ERASER_SCALE);
-    if (isKept) this.#cross(at);
+  showCursor(point, { isKeyboard = false } = {}) {
+    if (this.isDrawing && !isKeyboard) return;
+    this.#clearInput();
+    if (point === null) return;
+    if (this.tool === "eraser") this.#drawRing(point, this.size * ERASER_SCALE);
+    if (isKeyboard) this.#drawCrosshair(point);
   }
 
-  #fit() {
-    const shown = this.element.getBoundingClientRect().width;
-    const sidePx = Math.max(1, Math.round(shown * Math.min(MAX_SCALE, window.devicePixelRatio || 1)));
+  #resize() {
+    const shownPx = this.element.getBoundingClientRect().width;
+    const sidePx = Math.max(1, Math.round(shownPx * Math.min(MAX_PIXEL_RATIO, window.devicePixelRatio || 1)));
     if (sidePx === this.#sidePx) return;
     this.#sidePx = sidePx;
-    for (const context of [this.below, this.above]) {
+    for (const context of [this.strokesContext, this.inputContext]) {
       context.canvas.width = context.canvas.height = sidePx;
-      context.setTransform(sidePx / SIDE, 0, 0, sidePx / SIDE, 0, 0);
+      context.setTransform(sidePx / CANVAS_UNITS, 0, 0, sidePx / CANVAS_UNITS, 0, 0);
     }
-    this.#repaint();
+    this.#redraw();
   }
 
-  #repaint() {
-    this.below.clearRect(0, 0, SIDE, SIDE);
-    paintMarks(this.below, [...this.drawing.visible, ...this.unfinished], INK);
+  #redraw() {
+    this.strokesContext.clearRect(0, 0, CANVAS_UNITS, CANVAS_UNITS);
+    drawMarks(this.strokesContext, [...this.drawing.visible, ...this.unfinished], INK_COLOUR);
   }
 
   /**
-   * The last bit of the stroke is painted above until its curve is known.
-   * @param {Touchdown} at
-   * @param {readonly Touchdown[]} ahead
+   * Draws the end of the current stroke, which moves until the next point is known.
+   * @param {PointerSample} sample
+   * @param {readonly PointerSample[]} predicted
    */
-  #paintTip(at, ahead) {
-    const growing = this.#growing;
-    if (growing === null) return;
-    if (growing.tool === "eraser") {
-      paintEnd(this.below, growing.stroke, INK);
-      this.#wipe();
-      this.#ring(at, growing.size);
+  #drawTip(sample, predicted) {
+    const builder = this.#builder;
+    if (builder === null) return;
+    this.#clearInput();
+    if (builder.tool === "eraser") {
+      drawStrokeEnd(this.strokesContext, builder.stroke, INK_COLOUR);
+      this.#drawRing(sample, builder.size);
       return;
     }
-    this.#wipe();
-    const width = growing.stroke.points[growing.stroke.points.length - 1].width;
-    paintEnd(this.above, growing.stroke, INK, [at, ...ahead].map(({ x, y }) => ({ x, y, width })));
+    const width = builder.stroke.points[builder.stroke.points.length - 1].width;
+    const points = [sample, ...predicted].map(({ x, y }) => ({ x, y, width }));
+    drawStrokeEnd(this.inputContext, builder.stroke, INK_COLOUR, points);
   }
 
-  #wipe() {
-    this.above.clearRect(0, 0, SIDE, SIDE);
+  #clearInput() {
+    this.inputContext.clearRect(0, 0, CANVAS_UNITS, CANVAS_UNITS);
   }
 
   /**
-   * @param {{ x: number, y: number }} at
-   * @param {number} across
+   * @param {{ x: number, y: number }} centre
+   * @param {number} diameter
    */
-  #ring(at, across) {
-    this.above.strokeStyle = RING;
-    this.above.lineWidth = 2;
-    this.above.beginPath();
-    this.above.arc(at.x, at.y, across / 2, 0, 2 * Math.PI);
-    this.above.stroke();
+  #drawRing(centre, diameter) {
+    this.inputContext.strokeStyle = ERASER_COLOUR;
+    this.inputContext.lineWidth = 2;
+    this.inputContext.beginPath();
+    this.inputContext.arc(centre.x, centre.y, diameter / 2, 0, 2 * Math.PI);
+    this.inputContext.stroke();
   }
 
-  /** @param {{ x: number, y: number }} at */
-  #cross({ x, y }) {
-    this.above.strokeStyle = "#b34c12";
-    this.above.lineWidth = 3;
-    this.above.beginPath();
-    for (const [dx, dy] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
-      this.above.moveTo(x + 8 * dx, y + 8 * dy);
-      this.above.lineTo(x + 26 * dx, y + 26 * dy);
+  /** @param {{ x: number, y: number }} centre */
+  #drawCrosshair({ x, y }) {
+    this.inputContext.strokeStyle = CURSOR_COLOUR;
+    this.inputContext.lineWidth = 3;
+    this.inputContext.beginPath();
+    for (const [dx, dy] of Object.values(DIRECTIONS)) {
+      this.inputContext.moveTo(x + 8 * dx, y + 8 * dy);
+      this.inputContext.lineTo(x + 26 * dx, y + 26 * dy);
     }
-    this.above.stroke();
+    this.inputContext.stroke();
   }
+}
+
+/**
+ * Draws with pointers, one at a time. Two fingers zoom the page, and a pen interrupts a finger.
+ * @param {SketchPad} pad
+ */
+function handlePointers(pad) {
+  const element = pad.element;
+  /** @type {PointerEvent | null} */
+  let active = null;
+  let penSeenMs = -Infinity;
+
+  element.addEventListener("pointerdown", (event) => {
+    if (event.pointerType === "pen") penSeenMs = event.timeStamp;
+    if (!mayDraw(event, active, penSeenMs)) return;
+    if (active !== null) pad.cancel();
+    active = event;
+    element.setPointerCapture(event.pointerId);
+    // The other end of some pens is an eraser.
+    pad.start(sampleFrom(element, event), event.button === ERASER_BUTTON ? "eraser" : pad.tool);
+  });
+
+  element.addEventListener("pointermove", (event) => {
+    if (event.pointerType === "pen") penSeenMs = event.timeStamp;
+    if (event.pointerId === active?.pointerId) {
+      const samples = coalescedEvents(event).map((part) => sampleFrom(element, part));
+      const predicted = event.getPredictedEvents?.() ?? [];
+      pad.extend(samples, predicted.slice(0, 1).map((part) => sampleFrom(element, part)));
+    } else if (event.pointerType !== "touch") {
+      pad.showCursor(sampleFrom(element, event));
+    }
+  });
+
+  element.addEventListener("pointerup", (event) => {
+    if (event.pointerId !== active?.pointerId) return;
+    active = null;
+    pad.extend([sampleFrom(element, event)]);
+    pad.finish();
+  });
+
+  element.addEventListener("pointercancel", (event) => {
+    if (event.pointerId !== active?.pointerId) return;
+    active = null;
+    // Touches are cancelled when they become a scroll or zoom gesture.
+    if (event.pointerType === "touch") pad.cancel();
+    else pad.finish();
+  });
+
+  element.addEventListener("pointerleave", () => pad.showCursor(null));
+  element.addEventListener("contextmenu", (event) => event.preventDefault());
+}
+
+/**
+ * @param {PointerEvent} event
+ * @param {PointerEvent | null} active the pointer that is already drawing
+ * @param {number} penSeenMs
+ */
+function mayDraw(event, active, penSeenMs) {
+  if (event.button !== 0 && event.button !== ERASER_BUTTON) return false;
+  if (event.pointerType === "touch" && event.timeStamp - penSeenMs < PALM_MS) return false;
+  if (active !== null) return event.pointerType === "pen" && active.pointerType === "touch";
+  return event.isPrimary;
+}
+
+/**
+ * Returns the events since the last frame.
+ * @param {PointerEvent} event
+ * @returns {PointerEvent[]}
+ */
+function coalescedEvents(event) {
+  const parts = event.getCoalescedEvents?.() ?? [];
+  return parts.length > 0 ? parts : [event];
+}
+
+/**
+ * @param {Element} element
+ * @param {PointerEvent} event
+ * @returns {PointerSample}
+ */
+function sampleFrom(element, event) {
+  const box = element.getBoundingClientRect();
+  return {
+    x: ((event.clientX - box.left) / box.width) * CANVAS_UNITS,
+    y: ((event.clientY - box.top) / box.height) * CANVAS_UNITS,
+    pressure: event.pointerType === "pen" && event.pressure > 0 ? event.pressure : null,
+    timeMs: event.timeStamp,
+  };
+}
+
+/**
+ * Draws with the keyboard while the canvas has the focus: arrows move the pen, the space bar lowers or
+ * lifts it.
+ * @param {SketchPad} pad
+ */
+function handleKeys(pad) {
+  const pen = { x: CANVAS_UNITS / 2, y: CANVAS_UNITS / 2 };
+  let isDown = false;
+
+  const sample = () => ({ ...pen, pressure: null, timeMs: performance.now() });
+  const showPen = () => pad.showCursor(pen, { isKeyboard: true });
+  const lift = () => {
+    if (isDown) pad.finish();
+    isDown = false;
+  };
+
+  pad.element.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const direction = DIRECTIONS[event.key];
+    if (direction !== undefined) {
+      const step = event.shiftKey ? LARGE_KEY_STEP : KEY_STEP;
+      pen.x = Math.min(CANVAS_UNITS, Math.max(0, pen.x + direction[0] * step));
+      pen.y = Math.min(CANVAS_UNITS, Math.max(0, pen.y + direction[1] * step));
+      if (isDown) pad.extend([sample()]);
+    } else if (event.key === " ") {
+      if (isDown) {
+        lift();
+      } else {
+        isDown = true;
+        pad.start(sample());
+      }
+      announce(`Pen ${isDown ? "down" : "up"} at ${percent(pen.x)} across, ${percent(pen.y)} down.`);
+    } else if (event.key === "Escape" && isDown) {
+      lift();
+      announce("Pen up.");
+    } else {
+      return;
+    }
+    event.preventDefault();
+    event.stopPropagation();
+    showPen();
+  });
+
+  pad.element.addEventListener("focus", () => {
+    if (pad.element.matches(":focus-visible")) showPen();
+  });
+  pad.element.addEventListener("blur", () => {
+    lift();
+    pad.showCursor(null);
+  });
+  pad.element.addEventListener("pointerdown", () => {
+    isDown = false;
+  });
+}
+
+/** @param {number} length */
+function percent(length) {
+  return `${Math.round((length / CANVAS_UNITS) * 100)} percent`;
 }
 
 /**

@@ -1,40 +1,40 @@
-// Light or dark, chosen before anything is painted; that is why this is no module.
+// The colour theme. Not a module, so that it applies before the first paint.
 (() => {
+  /** @typedef {"system" | "light" | "dark"} Theme */
+  const KEY = "sbtk-theme";
   const NEXT = { system: "light", light: "dark", dark: "system" };
-  const SAYS = { system: "As the system", light: "Light", dark: "Dark" };
   const root = document.documentElement;
 
-  /** @returns {"system" | "light" | "dark"} */
-  function chosen() {
+  /** @returns {Theme} */
+  function load() {
     try {
-      const kept = localStorage.getItem("sbtk-theme");
-      return kept === "light" || kept === "dark" ? kept : "system";
+      const saved = localStorage.getItem(KEY);
+      return saved === "light" || saved === "dark" ? saved : "system";
     } catch {
-      return "system"; // Storage may be forbidden.
+      return "system"; // Storage is blocked.
     }
   }
 
-  /** @param {"system" | "light" | "dark"} theme */
-  function show(theme) {
+  /** @param {Theme} theme */
+  function apply(theme) {
     if (theme === "system") root.removeAttribute("data-theme");
     else root.dataset.theme = theme;
     const button = document.getElementById("theme");
-    button?.setAttribute("aria-label", `Theme: ${SAYS[theme].toLowerCase()}`);
-    button?.setAttribute("title", `Theme: ${SAYS[theme].toLowerCase()}`);
-    button?.setAttribute("data-shows", theme);
+    button?.setAttribute("aria-label", `Theme: ${theme}`);
+    button?.setAttribute("title", `Theme: ${theme} (T)`);
   }
 
-  let theme = chosen();
-  show(theme);
+  let theme = load();
+  apply(theme);
   document.addEventListener("DOMContentLoaded", () => {
-    show(theme);
+    apply(theme);
     document.getElementById("theme")?.addEventListener("click", () => {
-      theme = /** @type {"system" | "light" | "dark"} */ (NEXT[theme]);
-      show(theme);
+      theme = /** @type {Theme} */ (NEXT[theme]);
+      apply(theme);
       try {
-        localStorage.setItem("sbtk-theme", theme);
+        localStorage.setItem(KEY, theme);
       } catch {
-        // Then it lasts as long as the page.
+        // Storage is blocked: the theme applies until the page is closed.
       }
     });
   });

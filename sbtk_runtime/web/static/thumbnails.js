@@ -1,63 +1,65 @@
-// Thumbnails: the smallest at once, a sharper one in its place when nothing is more urgent.
+// Thumbnails: the smallest size first, a sharper one when the page is idle.
 
 import { thumbnailUrl } from "./api.js";
 
-const SMALLEST_PX = 180;
 const SIZES_PX = [180, 360, 720];
-const AT_ONCE = 2;
-const CALM_MS = 350;
-// Up to here nobody sees that a picture is shown larger than it is.
-const STRETCH = 1.2;
+const CONCURRENCY = 2;
+const IDLE_MS = 350;
+// Upscaling by less is not visible.
+const MAX_UPSCALING = 1.2;
+const MARGIN_ABOVE_PX = 200;
+const MARGIN_BELOW_PX = 400;
 
 /** @type {number | undefined} */
-let calming;
-let round = 0;
+let timer;
+let runs = 0;
 
 /**
- * Gives an image its first thumbnail, unless it has one.
+ * Loads the smallest thumbnail into an image that has none.
  * @param {HTMLImageElement} image
  * @param {number} id
- * @param {boolean} isUrgent
+ * @param {boolean} isHighPriority
  */
-export function showSmall(image, id, isUrgent) {
+export function loadThumbnail(image, id, isHighPriority) {
   if (image.dataset.px !== undefined) return;
-  image.fetchPriority = isUrgent ? "high" : "auto";
-  image.dataset.px = `${SMALLEST_PX}`;
-  image.src = thumbnailUrl(id, SMALLEST_PX);
+  image.fetchPriority = isHighPriority ? "high" : "auto";
+  image.dataset.px = `${SIZES_PX[0]}`;
+  image.src = thumbnailUrl(id, SIZES_PX[0]);
 }
 
-/** Lets go of thumbnails that are still under way: they are not wanted any more. @param {HTMLImageElement} image */
-export function drop(image) {
+/**
+ * Cancels the download of an image that is no longer shown.
+ * @param {HTMLImageElement} image
+ */
+export function cancelLoading(image) {
   if (image.complete && image.naturalWidth > 0) return;
   image.removeAttribute("src");
   delete image.dataset.px;
 }
 
 /**
- * Soon gives those images that are in sight as many pixels as the screen can show.
- * @param {() => Iterable<{ image: HTMLImageElement, id: number }>} shown
+ * Replaces visible thumbnails by ones of the screen's resolution, once no further call comes for a while.
+ * @param {() => Iterable<{ image: HTMLImageElement, id: number }>} images
  */
-export function sharpenSoon(shown) {
-  round += 1;
-  clearTimeout(calming);
-  calming = setTimeout(() => void sharpen([...shown()], round), CALM_MS);
+export function scheduleSharpening(images) {
+  runs += 1;
+  clearTimeout(timer);
+  timer = setTimeout(() => void sharpen([...images()], runs), IDLE_MS);
 }
 
 /**
- * @param {{ image: HTMLImageElement, id: number }[]} shown
- * @param {number} mine
+ * @param {{ image: HTMLImageElement, id: number }[]} images
+ * @param {number} run
  */
-async function sharpen(shown, mine) {
-  const waiting = shown.filter(
-    ({ image }) => isInSight(image) && !isBroken(image) && wantedPx(image) > pxOf(image),
-  );
-  const lane = async () => {
-    for (let next = waiting.shift(); next !== undefined; next = waiting.shift()) {
-      if (mine !== round) return;
-      await replace(next.image, next.id, wantedPx(next.image));
+async function sharpen(images, run) {
+  const queue = images.filter(({ image }) => isNearViewport(image) && !isBroken(image) && neededPx(image) > loadedPx(image));
+  const worker = async () => {
+    for (let next = queue.shift(); next !== undefined; next = queue.shift()) {
+      if (run !== runs) return;
+      await replace(next.image, next.id, neededPx(next.image));
     }
   };
-  await Promise.all(Array.from({ length: AT_ONCE }, lane));
+  await Promise.all(Array.from({ length: CONCURRENCY }, worker));
 }
 
 /**
@@ -79,13 +81,13 @@ async function replace(image, id, px) {
 }
 
 /** @param {HTMLImageElement} image */
-function wantedPx(image) {
-  const shownPx = (image.clientWidth * Math.min(2, window.devicePixelRatio)) / STRETCH;
+function neededPx(image) {
+  const shownPx = (image.clientWidth * Math.min(2, window.devicePixelRatio)) / MAX_UPSCALING;
   return SIZES_PX.find((px) => px >= shownPx) ?? SIZES_PX[SIZES_PX.length - 1];
 }
 
 /** @param {HTMLImageElement} image */
-function pxOf(image) {
+function loadedPx(image) {
   return Number(image.dataset.px ?? Infinity);
 }
 
@@ -95,7 +97,7 @@ function isBroken(image) {
 }
 
 /** @param {Element} element */
-function isInSight(element) {
+function isNearViewport(element) {
   const box = element.getBoundingClientRect();
-  return box.bottom > -200 && box.top < window.innerHeight + 400 && box.width > 0;
+  return box.bottom > -MARGIN_ABOVE_PX && box.top < window.innerHeight + MARGIN_BELOW_PX && box.width > 0;
 }

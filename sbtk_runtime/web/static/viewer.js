@@ -1,122 +1,125 @@
-// One photo, large: where it is, and the way to photos like it.
+// The viewer: one enlarged photo with its path, and the way to similar photos.
 
-import { Problem, fileUrl, photo, thumbnailUrl } from "./api.js";
-import { say } from "./announce.js";
-import { copyText } from "./clipboard.js";
-import { exactPathOf, nameOf, pathOf } from "./names.js";
-import { byId, enable } from "./page.js";
-import { closePhoto, swap } from "./place.js";
-import { copiesText } from "./results.js";
+import { ApiError, fileUrl, getPhoto, thumbnailUrl } from "./api.js";
+import { byId, copyText, setEnabled, showToast } from "./dom.js";
+import { displayName, displayPath } from "./paths.js";
+import { copiesText } from "./results_grid.js";
+import { closePhoto, replaceState } from "./url_state.js";
 
 /** @typedef {import("./api.js").Hit} Hit */
 /** @typedef {import("./api.js").Photo} Photo */
-/** @typedef {import("./results.js").Results} Results */
+/** @typedef {import("./results_grid.js").ResultsGrid} ResultsGrid */
 
 const SIZES_PX = [720, 1600];
 
-/** Dispatches "like" (detail: the id). */
+/** Dispatches "like" (detail: the photo's id) when the user asks for similar photos. */
 export class Viewer extends EventTarget {
   /** @type {number | null} */
   id = null;
   #dialog = byId("viewer", HTMLDialogElement);
   #image = byId("viewer-image", HTMLImageElement);
-  /** @type {AbortController} */
-  #asking = new AbortController();
+  #request = new AbortController();
   /** @type {Photo | null} */
   #photo = null;
 
-  /** @param {Results} results */
-  constructor(results) {
+  /** @param {ResultsGrid} grid */
+  constructor(grid) {
     super();
-    this.results = results;
-    // Browsers close dialogs in ways of their own too: by Escape, or the phone's Back.
+    this.grid = grid;
+    // Browsers can close dialogs without a "cancel" event, for example for a second Escape.
     this.#dialog.addEventListener("close", () => {
       if (this.id !== null && !this.#dialog.open) closePhoto();
     });
     this.#dialog.addEventListener("click", (event) => {
       if (event.target === this.#dialog) this.#dialog.close();
     });
-    this.#dialog.addEventListener("keydown", (event) => this.#key(event));
+    this.#dialog.addEventListener("keydown", (event) => this.#handleKey(event));
     byId("viewer-close", HTMLButtonElement).addEventListener("click", () => this.#dialog.close());
-    byId("viewer-before", HTMLButtonElement).addEventListener("click", () => this.#step(-1));
-    byId("viewer-after", HTMLButtonElement).addEventListener("click", () => this.#step(1));
-    byId("viewer-copy", HTMLButtonElement).addEventListener("click", () => void this.#copy());
+    byId("viewer-previous", HTMLButtonElement).addEventListener("click", () => this.#step(-1));
+    byId("viewer-next", HTMLButtonElement).addEventListener("click", () => this.#step(1));
+    byId("viewer-copy", HTMLButtonElement).addEventListener("click", () => void this.#copyPath());
     byId("viewer-like", HTMLButtonElement).addEventListener("click", () => this.#like());
-    this.#image.addEventListener("error", () => this.#trouble("The photo cannot be shown: it may have been moved."));
+    this.#image.addEventListener("error", () =>
+      this.#showError("Cannot display this photo. The file may have been moved or deleted."),
+    );
   }
 
   /** @param {number} id */
   open(id) {
     if (this.id === id) return;
     this.id = id;
-    this.#asking.abort();
-    this.#asking = new AbortController();
+    this.#request.abort();
+    this.#request = new AbortController();
     this.#photo = null;
-    const hit = this.results.hits.find((one) => one.id === id);
-    this.#dialog.classList.remove("is-troubled");
-    this.#picture(id);
-    this.#title(hit ? nameOf(hit) : "Photo", hit ? pathOf(hit) : "");
-    byId("viewer-facts", HTMLElement).textContent = "";
-    this.#copies(hit);
+    const hit = this.grid.hits.find((one) => one.id === id);
+    this.#dialog.classList.remove("has-error");
+    this.#showImage(id);
+    this.#showName(hit ? displayName(hit) : "Photo", hit ? displayPath(hit) : "");
+    byId("viewer-details", HTMLElement).textContent = "";
+    this.#showCopies(hit);
     byId("viewer-file", HTMLAnchorElement).href = fileUrl(id);
-    this.#neighbours();
+    setEnabled([
+      [byId("viewer-previous", HTMLButtonElement), this.#neighbour(-1) !== null],
+      [byId("viewer-next", HTMLButtonElement), this.#neighbour(1) !== null],
+      [byId("viewer-close", HTMLButtonElement), true],
+    ]);
     if (!this.#dialog.open) this.#dialog.showModal();
-    void this.#describe(id, this.#asking.signal);
+    void this.#loadDetails(id, this.#request.signal);
   }
 
   close() {
     const { id } = this;
     if (id === null) return;
     this.id = null;
-    this.#asking.abort();
+    this.#request.abort();
     this.#image.removeAttribute("src");
     this.#dialog.close();
-    this.results.focus(id);
+    this.grid.focus(id);
   }
 
   /**
-   * Shows the thumbnail that is there already until the large one is.
+   * Shows the loaded thumbnail, if any, until the large image is decoded.
    * @param {number} id
    */
-  #picture(id) {
-    const shown = this.results.thumbnailOf(id);
+  #showImage(id) {
+    const thumbnail = this.grid.thumbnailOf(id);
     const neededPx = Math.min(2, window.devicePixelRatio) * Math.min(window.innerWidth, window.innerHeight);
     const large = new Image();
     large.src = thumbnailUrl(id, neededPx <= SIZES_PX[0] ? SIZES_PX[0] : SIZES_PX[1]);
-    this.#image.classList.toggle("is-coming", shown !== null);
-    // Else the photo before would stay in sight, under this one's name.
-    if (shown === null) this.#image.removeAttribute("src");
-    this.#image.src = shown ?? large.src;
-    if (shown === null) return;
-    const finish = () => {
+    this.#image.classList.toggle("is-preview", thumbnail !== null);
+    // Otherwise the previous photo stays visible while this one loads.
+    if (thumbnail === null) this.#image.removeAttribute("src");
+    this.#image.src = thumbnail ?? large.src;
+    if (thumbnail === null) return;
+    const showLarge = () => {
       if (this.id !== id) return;
       this.#image.src = large.src;
-      this.#image.classList.remove("is-coming");
+      this.#image.classList.remove("is-preview");
     };
-    large.decode().then(finish, finish);
+    large.decode().then(showLarge, showLarge);
   }
 
   /**
    * @param {number} id
    * @param {AbortSignal} signal
    */
-  async #describe(id, signal) {
+  async #loadDetails(id, signal) {
     try {
-      const found = await photo(id, signal);
-      this.#photo = found;
-      this.#title(nameOf(found), pathOf(found));
-      const day = new Date(found.modified).toLocaleDateString("en-GB", { dateStyle: "long" });
-      byId("viewer-facts", HTMLElement).textContent = `${sizeText(found.size_bytes)} · ${day}`;
+      const photo = await getPhoto(id, signal);
+      this.#photo = photo;
+      this.#showName(displayName(photo), displayPath(photo));
+      const date = new Date(photo.modified).toLocaleDateString("en-GB", { dateStyle: "long" });
+      byId("viewer-details", HTMLElement).textContent = `${sizeText(photo.size_bytes)} · ${date}`;
     } catch (error) {
-      if (!signal.aborted && error instanceof Problem) this.#trouble(error.message);
+      if (!signal.aborted && error instanceof ApiError) this.#showError(error.message);
     }
   }
 
   /**
-   * Lists the other photos of the same bytes.
+   * Lists the photos that are identical to a hit.
    * @param {Hit | undefined} hit
    */
-  #copies(hit) {
+  #showCopies(hit) {
     const details = byId("viewer-copies", HTMLDetailsElement);
     details.hidden = !hit?.copies?.length;
     details.open = false;
@@ -124,7 +127,7 @@ export class Viewer extends EventTarget {
     if (summary !== null) summary.textContent = hit ? copiesText(hit) : "";
     const items = (hit?.copies ?? []).map((copy) => {
       const item = document.createElement("li");
-      item.textContent = pathOf(copy);
+      item.textContent = displayPath(copy);
       return item;
     });
     details.querySelector("ul")?.replaceChildren(...items);
@@ -134,7 +137,7 @@ export class Viewer extends EventTarget {
    * @param {string} name
    * @param {string} path
    */
-  #title(name, path) {
+  #showName(name, path) {
     byId("viewer-name", HTMLElement).textContent = name;
     byId("viewer-path", HTMLElement).textContent = path;
     byId("viewer-copy", HTMLButtonElement).disabled = path === "";
@@ -142,46 +145,38 @@ export class Viewer extends EventTarget {
   }
 
   /** @param {string} text */
-  #trouble(text) {
+  #showError(text) {
     if (this.id === null || !this.#image.hasAttribute("src")) return;
-    this.#dialog.classList.add("is-troubled");
-    byId("viewer-trouble", HTMLElement).textContent = text;
+    this.#dialog.classList.add("has-error");
+    byId("viewer-error", HTMLElement).textContent = text;
   }
 
-  /** @param {number} way */
-  #neighbour(way) {
-    const index = this.results.hits.findIndex((hit) => hit.id === this.id);
-    return index < 0 ? null : (this.results.hits[index + way]?.id ?? null);
+  /** @param {number} offset @returns {number | null} */
+  #neighbour(offset) {
+    const index = this.grid.hits.findIndex((hit) => hit.id === this.id);
+    return index < 0 ? null : (this.grid.hits[index + offset]?.id ?? null);
   }
 
-  #neighbours() {
-    enable([
-      [byId("viewer-before", HTMLButtonElement), this.#neighbour(-1) !== null],
-      [byId("viewer-after", HTMLButtonElement), this.#neighbour(1) !== null],
-      [byId("viewer-close", HTMLButtonElement), true],
-    ]);
-  }
-
-  /** @param {number} way */
-  #step(way) {
-    const id = this.#neighbour(way);
-    if (id !== null) swap({ photo: id });
+  /** @param {number} offset */
+  #step(offset) {
+    const id = this.#neighbour(offset);
+    if (id !== null) replaceState({ photo: id });
   }
 
   #like() {
     if (this.id !== null) this.dispatchEvent(new CustomEvent("like", { detail: this.id }));
   }
 
-  async #copy() {
-    const known = this.#photo ?? this.results.hits.find((hit) => hit.id === this.id);
-    const exact = known ? exactPathOf(known) : null;
-    const isCopied = await copyText(exact ?? byId("viewer-path", HTMLElement).textContent ?? "");
-    if (!isCopied) say("The browser did not let the path be copied.");
-    else say(exact === null ? "Path copied; its name is no text, so some of it is escaped." : "Path copied.");
+  async #copyPath() {
+    const item = this.#photo ?? this.grid.hits.find((hit) => hit.id === this.id);
+    const path = item?.path ?? null;
+    const isCopied = await copyText(path ?? byId("viewer-path", HTMLElement).textContent ?? "");
+    if (!isCopied) showToast("The browser did not allow copying the path.");
+    else showToast(path === null ? "Path copied. Bytes that are not UTF-8 are escaped." : "Path copied.");
   }
 
   /** @param {KeyboardEvent} event */
-  #key(event) {
+  #handleKey(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "ArrowLeft") this.#step(-1);
     else if (event.key === "ArrowRight") this.#step(1);

@@ -175,7 +175,7 @@ def test_a_photo_that_is_gone_is_not_linked(sheet: Sheet) -> None:
 
 
 def test_the_sheet_looks_like_the_page_that_is_served(sheet: Sheet) -> None:
-    look = resources.files("sbtk_runtime").joinpath("web/static/look.css").read_text()
+    look = resources.files("sbtk_runtime").joinpath("web/static/theme.css").read_text()
     rules = re.sub(r"/\*.*?\*/", "", look, flags=re.DOTALL)
     assert not re.findall(r"url\(|@import|<", rules)
     page = contact_sheet(sheet.sketch, hits_of(sheet.photos), name="x")

@@ -1,4 +1,4 @@
-"""Pictures brought to the page: opened, pasted, dropped, judged, refused."""
+"""Images that are opened, pasted or dropped on the page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 FLOWER_SKETCH = ROOT / "demo" / "sketches" / "flower.png"
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>document.title = "run"</script></svg>'
 
-# What the clipboard and a file manager hand over: a file in an event.
+# The events that the clipboard and a file manager cause.
 _FILE_EVENT = """([kind, name, type, bytes]) => {
     const content = Uint8Array.from(atob(bytes), (character) => character.charCodeAt(0));
     const carried = new DataTransfer();
@@ -29,21 +29,21 @@ _FILE_EVENT = """([kind, name, type, bytes]) => {
         document.dispatchEvent(new ClipboardEvent("paste", { ...how, clipboardData: carried }));
         return;
     }
-    const paper = document.getElementById("pen");
+    const canvas = document.getElementById("input-layer");
     for (const step of ["dragenter", "dragover", "drop"]) {
-        paper.dispatchEvent(new DragEvent(step, { ...how, dataTransfer: carried }));
+        canvas.dispatchEvent(new DragEvent(step, { ...how, dataTransfer: carried }));
     }
 }"""
-_COPY_PICTURE = """async (bytes) => {
+_COPY_IMAGE = """async (bytes) => {
     const content = Uint8Array.from(atob(bytes), (character) => character.charCodeAt(0));
-    const picture = new Blob([content], { type: "image/png" });
-    await navigator.clipboard.write([new ClipboardItem({ "image/png": picture })]);
+    const image = new Blob([content], { type: "image/png" });
+    await navigator.clipboard.write([new ClipboardItem({ "image/png": image })]);
 }"""
 
 
 def _open(visit: Visit, path: Path) -> None:
     with visit.page.expect_file_chooser() as chosen:
-        visit.page.get_by_role("button", name="Open picture").click()
+        visit.page.get_by_role("button", name="Open image").click()
     chosen.value.set_files(path)
 
 
@@ -58,24 +58,24 @@ def _drop(visit: Visit, path: Path) -> None:
 
 def _paste(visit: Visit, path: Path) -> None:
     visit.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    visit.page.evaluate(_COPY_PICTURE, base64.b64encode(path.read_bytes()).decode())
-    visit.page.locator("#pen").focus()
+    visit.page.evaluate(_COPY_IMAGE, base64.b64encode(path.read_bytes()).decode())
+    visit.page.locator("#input-layer").focus()
     visit.page.keyboard.press("Control+V")
 
 
-@pytest.mark.parametrize("bring", [_open, _paste, _drop])
-def test_a_sketch_that_is_brought_finds_its_photo(
-    visit: Visit, bring: Callable[[Visit, Path], None]
+@pytest.mark.parametrize("upload", [_open, _paste, _drop])
+def test_an_uploaded_sketch_finds_its_photo(
+    visit: Visit, upload: Callable[[Visit, Path], None]
 ) -> None:
     with visit.new_hits():
-        bring(visit, FLOWER_SKETCH)
+        upload(visit, FLOWER_SKETCH)
     assert visit.names()[0] == "flower.jpg"
-    assert visit.ids() == visit.asked_again()
+    assert visit.ids() == visit.resend_last()
     assert visit.page.get_by_role("radio", name="Sketch").is_checked()
     assert visit.ink() > 1000
 
 
-def test_a_photo_is_taken_as_one_and_finds_itself(visit: Visit, photos: Path) -> None:
+def test_a_photo_is_detected_and_finds_itself(visit: Visit, photos: Path) -> None:
     with visit.new_hits():
         _open(visit, photos / "places" / "china.jpg")
     assert visit.page.get_by_role("radio", name="Photo").is_checked()
@@ -89,7 +89,7 @@ def test_a_photo_is_taken_as_one_and_finds_itself(visit: Visit, photos: Path) ->
     assert visit.ids() != as_photo
 
 
-def test_of_two_pictures_the_last_one_counts(visit: Visit) -> None:
+def test_the_last_of_two_uploads_wins(visit: Visit) -> None:
     slow = io.BytesIO()
     Image.effect_noise((5000, 5000), 80).save(slow, "PNG", compress_level=0)
     with visit.new_hits():
@@ -101,7 +101,7 @@ def test_of_two_pictures_the_last_one_counts(visit: Visit) -> None:
     assert visit.names()[0] == "flower.jpg"
 
 
-def test_strokes_over_a_picture_are_searched_for_too(visit: Visit) -> None:
+def test_strokes_over_an_image_are_part_of_the_search(visit: Visit) -> None:
     with visit.new_hits():
         _open(visit, FLOWER_SKETCH)
     before = visit.ids()
@@ -113,30 +113,30 @@ def test_strokes_over_a_picture_are_searched_for_too(visit: Visit) -> None:
     assert visit.ids() == before
 
 
-def test_an_svg_is_refused_and_not_run(visit: Visit, server: ServeProcess) -> None:
+def test_an_svg_is_rejected_and_not_executed(visit: Visit, server: ServeProcess) -> None:
     for kind in ("paste", "drop"):
         _event(visit, kind, "a.svg", "image/svg+xml", SVG)
-        visit.page.get_by_role("status").filter(has_text="no picture sbtk takes").wait_for()
+        visit.page.get_by_role("status").filter(has_text="Unsupported image format").wait_for()
     _event(visit, "drop", "a.png", "image/png", SVG)
     visit.page.get_by_role("status").filter(has_text="damaged").wait_for()
     assert visit.queries == []
-    assert visit.page.title() == "sbtk: draw and find"
+    assert visit.page.title() == "sbtk: search photos by sketch"
     assert server.health()[0] == 200
 
 
-def test_a_picture_of_20000_pixels_a_side_is_refused_by_the_page(
+def test_an_image_of_20000_pixels_a_side_is_rejected_by_the_page(
     visit: Visit, tmp_path: Path
 ) -> None:
     path = tmp_path / "wide.png"
     path.write_bytes(_blank_png(20_000))
     assert path.stat().st_size < 100_000
     _open(visit, path)
-    visit.page.get_by_role("status").filter(has_text="too many to open").wait_for()
+    visit.page.get_by_role("status").filter(has_text="The limit is 120 megapixels").wait_for()
     assert visit.queries == []
 
 
 def _blank_png(side: int) -> bytes:
-    """Returns a white square picture of one bit a pixel, compressed as far as it goes."""
+    """Returns a white square PNG with one bit per pixel."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (

@@ -1,4 +1,4 @@
-"""What can be done with the photos that are found."""
+"""The results: cards, viewer, similar photos, folder filter."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ ALL_PHOTOS = GENERATED + 3
 
 @pytest.fixture
 def found(visit: Visit) -> Visit:
-    """Returns the page with a roof drawn, and its hits."""
+    """Returns the page with a sketch and its hits."""
     with visit.new_hits():
         visit.stroke(ROOF)
     return visit
 
 
-def test_scrolling_brings_all_photos_once(found: Visit) -> None:
+def test_scrolling_loads_every_photo_once(found: Visit) -> None:
     first = found.ids()
     while len(found.ids()) < ALL_PHOTOS:
         with found.new_hits():
@@ -45,7 +45,7 @@ def test_scrolling_brings_all_photos_once(found: Visit) -> None:
     assert not found.page.get_by_role("button", name="Show more").is_visible()
 
 
-def test_a_photo_opens_large_with_its_path_to_copy(found: Visit, photos: Path) -> None:
+def test_the_viewer_shows_a_photo_and_copies_its_path(found: Visit, photos: Path) -> None:
     found.context.grant_permissions(["clipboard-read", "clipboard-write"])
     name = found.names()[2]
     _card(found, 2).click()
@@ -54,7 +54,7 @@ def test_a_photo_opens_large_with_its_path_to_copy(found: Visit, photos: Path) -
     assert dialog.locator("code").text_content() == path
     found.wait_until("() => document.getElementById('viewer-image').naturalWidth > 80")
     dialog.get_by_role("button", name="Copy path").click()
-    # Within the dialog: the page below is out of reach.
+    # In the dialog, because it covers the page.
     dialog.get_by_role("status").filter(has_text="Path copied.").wait_for()
     assert found.page.evaluate("navigator.clipboard.readText()") == path
     dialog.get_by_role("button", name="Next photo").click()
@@ -64,13 +64,15 @@ def test_a_photo_opens_large_with_its_path_to_copy(found: Visit, photos: Path) -
     assert found.names()[2] == name
 
 
-def test_the_photo_before_the_next_and_the_way_out_stay_at_hand(found: Visit) -> None:
+def test_the_viewer_steps_by_buttons_and_keys(found: Visit) -> None:
     first, second = found.names()[:2]
     _card(found, 1).click()
-    found.page.get_by_role("dialog", name=second).get_by_role("button", name="Photo before").click()
+    found.page.get_by_role("dialog", name=second).get_by_role(
+        "button", name="Previous photo"
+    ).click()
     dialog = found.page.get_by_role("dialog", name=first)
-    dialog.get_by_role("button", name="Photo before").wait_for(state="hidden")
-    # What was pressed is no longer there; the keys go on.
+    dialog.get_by_role("button", name="Previous photo").wait_for(state="hidden")
+    # The pressed button is hidden; the keys still work.
     found.page.keyboard.press("ArrowRight")
     found.page.get_by_role("dialog", name=second).wait_for()
     found.page.keyboard.press("ArrowLeft")
@@ -80,18 +82,18 @@ def test_the_photo_before_the_next_and_the_way_out_stay_at_hand(found: Visit) ->
     assert not found.page.locator("dialog[open]").count()
 
 
-def test_a_photo_that_the_browser_closes_by_itself_can_be_opened_again(found: Visit) -> None:
+def test_a_photo_opens_again_after_the_browser_closed_it(found: Visit) -> None:
     name = found.names()[0]
     for _ in range(2):
         _card(found, 0).click()
         found.page.get_by_role("dialog", name=name).wait_for()
-        # As for a second Escape: the page is not asked whether it agrees.
+        # As on a second Escape, which fires no "cancel" event.
         found.page.evaluate("document.getElementById('viewer').close()")
         found.wait_until("() => location.hash === ''")
     assert found.page.evaluate("location.href") == f"{found.origin}/"
 
 
-def test_the_file_itself_opens_as_it_is_on_disk(found: Visit, photos: Path) -> None:
+def test_open_file_serves_the_original_file(found: Visit, photos: Path) -> None:
     name = found.names()[0]
     _card(found, 0).click()
     address = found.page.get_by_role("link", name="Open file").get_attribute("href")
@@ -100,7 +102,7 @@ def test_the_file_itself_opens_as_it_is_on_disk(found: Visit, photos: Path) -> N
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-def test_more_like_this_shows_other_photos_like_it(found: Visit) -> None:
+def test_more_like_this_shows_similar_photos(found: Visit) -> None:
     before, name = found.ids(), found.names()[0]
     _card(found, 0).click()
     with found.new_hits():
@@ -110,13 +112,13 @@ def test_more_like_this_shows_other_photos_like_it(found: Visit) -> None:
     alike = found.ids()
     assert before[0] not in alike
     assert len(set(alike)) == 24
-    assert found.page.locator("#like").inner_text().startswith(f"Photos like {name}")
+    assert found.page.locator("#similar-bar").inner_text().startswith(f"Similar to {name}")
     with found.new_hits():
         found.page.get_by_role("button", name="Back to the sketch").click()
     assert found.ids() == before
 
 
-def test_a_card_leads_to_photos_like_it_and_back_returns(found: Visit) -> None:
+def test_a_card_shows_similar_photos_and_back_returns(found: Visit) -> None:
     before = found.ids()
     card = _card(found, 1)
     card.hover()
@@ -133,19 +135,19 @@ def test_a_card_leads_to_photos_like_it_and_back_returns(found: Visit) -> None:
     assert "/v1/query" in found.queries[-1].url
 
 
-def test_a_photo_that_is_in_no_gallery_is_told_of(visit: Visit) -> None:
+def test_a_photo_that_does_not_exist_is_reported(visit: Visit) -> None:
     with visit.new_hits():
         visit.stroke(ROOF)
     before = visit.ids()
     visit.page.evaluate("location.hash = '#like=99999'")
-    visit.page.get_by_role("heading", name="not in the gallery any more").wait_for()
-    visit.forgive("404")
+    visit.page.get_by_role("heading", name="no longer in the gallery").wait_for()
+    visit.expect_message("404")
     with visit.new_hits():
         visit.page.get_by_role("button", name="Back to the sketch").click()
     assert visit.ids() == before
 
 
-def test_a_folder_narrows_the_hits(found: Visit, photos: Path) -> None:
+def test_the_folder_filter_restricts_the_hits(found: Visit, photos: Path) -> None:
     choice = found.page.get_by_label("Folder")
     with found.new_hits():
         choice.select_option(str(photos / "places"))

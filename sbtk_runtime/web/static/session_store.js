@@ -1,43 +1,43 @@
-// Strokes outlive a reload of the page, in this tab only. Pictures do not.
+// Keeps the strokes in the session storage of the tab, so that they survive a reload. Images are not kept.
 
 /** @typedef {import("./drawing.js").Drawing} Drawing */
-/** @typedef {import("./strokes.js").Stroke} Stroke */
+/** @typedef {import("./drawing.js").Stroke} Stroke */
 
-const KEPT_AS = "sbtk-sketch";
+const KEY = "sbtk-sketch";
 const MAX_CHARACTERS = 1_000_000;
 
 /**
- * Keeps the strokes when the page is left.
+ * Saves the strokes when the page is closed or reloaded.
  * @param {Drawing} drawing
  */
-export function keepSketch(drawing) {
+export function saveSketchOnExit(drawing) {
   window.addEventListener("pagehide", () => {
-    const strokes = drawing.visible.filter((mark) => mark.kind === "stroke").map(rounded);
-    const text = drawing.picture === null && strokes.length > 0 ? JSON.stringify(strokes) : "";
+    const strokes = drawing.visible.filter((mark) => mark.kind === "stroke").map(roundStroke);
+    const text = drawing.image === null && strokes.length > 0 ? JSON.stringify(strokes) : "";
     try {
-      if (text !== "" && text.length <= MAX_CHARACTERS) sessionStorage.setItem(KEPT_AS, text);
-      else sessionStorage.removeItem(KEPT_AS);
+      if (text !== "" && text.length <= MAX_CHARACTERS) sessionStorage.setItem(KEY, text);
+      else sessionStorage.removeItem(KEY);
     } catch {
-      // Storage may be forbidden or full; then the sketch is gone, as on any page.
+      // Storage is blocked or full: the sketch is not restored.
     }
   });
 }
 
 /**
- * Brings kept strokes back.
+ * Restores saved strokes.
  * @param {Drawing} drawing
  */
 export function restoreSketch(drawing) {
   try {
-    const strokes = JSON.parse(sessionStorage.getItem(KEPT_AS) ?? "[]");
+    const strokes = JSON.parse(sessionStorage.getItem(KEY) ?? "[]");
     if (Array.isArray(strokes)) for (const stroke of strokes.filter(isStroke)) drawing.add(stroke);
   } catch {
-    // Nothing usable was kept.
+    // Storage is blocked or its content is invalid: start with an empty canvas.
   }
 }
 
 /** @param {Stroke} stroke @returns {Stroke} */
-function rounded({ kind, tool, points }) {
+function roundStroke({ kind, tool, points }) {
   const round = (/** @type {number} */ length) => Math.round(length * 10) / 10;
   return { kind, tool, points: points.map(({ x, y, width }) => ({ x: round(x), y: round(y), width: round(width) })) };
 }

@@ -1,4 +1,4 @@
-"""The page in its colours and sizes, for everybody, and closed to what does not belong to it."""
+"""Accessibility, screen sizes, themes and the content security policy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCREENS = {"phone": (390, 844), "tablet": (1024, 768), "desk": (1600, 1000)}
 
 
 def _violations(visit: Visit) -> list[str]:
-    """Returns what axe-core finds serious or worse, as rule and place."""
+    """Returns the serious and critical violations that axe-core finds."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     found: dict[str, Any] = axe.Axe().run(visit.page).response
     assert len(found["passes"]) > 10
@@ -54,18 +54,18 @@ def test_the_page_fits_the_screen(chromium: Browser, server: ServeProcess, scree
         with visit.new_hits():
             visit.stroke(ROOF)
         assert visit.fits()
-        paper = visit.page.locator("#pen").bounding_box()
-        assert paper is not None
-        assert paper["width"] == pytest.approx(paper["height"], abs=1)
-        assert paper["width"] > 0.35 * min(width, height)
-        assert paper["y"] + paper["height"] < height
+        canvas = visit.page.locator("#input-layer").bounding_box()
+        assert canvas is not None
+        assert canvas["width"] == pytest.approx(canvas["height"], abs=1)
+        assert canvas["width"] > 0.35 * min(width, height)
+        assert canvas["y"] + canvas["height"] < height
         first = visit.page.locator("#hits li").first.bounding_box()
         assert first is not None and first["width"] > 90
-        # What is found is in sight without scrolling, beside the paper or below it.
+        # The first hits are visible without scrolling.
         assert first["y"] < height - 40
 
 
-def test_light_and_dark_follow_the_system_or_the_button(
+def test_the_theme_follows_the_system_or_the_button(
     chromium: Browser, server: ServeProcess
 ) -> None:
     with Visit(chromium, server.origin, color_scheme="dark") as visit:
@@ -82,7 +82,7 @@ def test_light_and_dark_follow_the_system_or_the_button(
         assert _brightness(visit) == dark
 
 
-def test_a_script_that_gets_into_the_page_does_not_run(visit: Visit) -> None:
+def test_injected_scripts_do_not_run(visit: Visit) -> None:
     visit.page.evaluate(
         """() => {
             const script = document.createElement("script");
@@ -92,24 +92,24 @@ def test_a_script_that_gets_into_the_page_does_not_run(visit: Visit) -> None:
         }"""
     )
     visit.page.locator("body > p", has_text="x").last.dispatch_event("click")
-    assert visit.page.title() == "sbtk: draw and find"
-    visit.forgive("Content Security Policy")
+    assert visit.page.title() == "sbtk: search photos by sketch"
+    visit.expect_message("Content Security Policy")
 
 
-def test_nothing_can_be_fetched_from_elsewhere(visit: Visit) -> None:
-    fetched = "fetch('http://127.0.0.1:9/').then(() => 'came', () => 'refused')"
-    assert visit.page.evaluate(fetched) == "refused"
-    visit.forgive("Content Security Policy")
+def test_requests_to_other_origins_are_blocked(visit: Visit) -> None:
+    fetched = "fetch('http://127.0.0.1:9/').then(() => 'loaded', () => 'blocked')"
+    assert visit.page.evaluate(fetched) == "blocked"
+    visit.expect_message("Content Security Policy")
 
 
-def test_the_reference_of_the_api_asks_nobody_else(visit: Visit) -> None:
+def test_the_api_reference_makes_no_requests_to_other_origins(visit: Visit) -> None:
     visit.page.goto(f"{visit.origin}/docs")
     visit.page.get_by_text("/v1/query").first.wait_for()
     visit.page.wait_for_load_state("networkidle")
 
 
 def _brightness(visit: Visit) -> float:
-    """Returns the mean of red, green and blue of the page's ground."""
+    """Returns the mean of red, green and blue of the page's background."""
     script = "() => getComputedStyle(document.body).backgroundColor.match(/[\\d.]+/g).map(Number)"
     red, green, blue = visit.page.evaluate(script)[:3]
     return float(red + green + blue) / 3

@@ -1,0 +1,129 @@
+// The message in place of results: how to start, or what is wrong and how to fix it.
+
+import { announce, byId } from "./dom.js";
+
+/** @typedef {import("./api.js").Health} Health */
+/** @typedef {import("./server_status.js").Status} Status */
+/**
+ * @typedef {object} Message
+ * @property {"welcome" | "loading" | "error" | "empty"} kind
+ * @property {string} title
+ * @property {string} text
+ * @property {string} [command] to type in a terminal
+ * @property {boolean} [canRetry]
+ */
+
+/** @type {Message} */
+export const EMPTY_GALLERY = {
+  kind: "empty",
+  title: "This gallery has no photos yet",
+  text: "Index a folder, and its photos appear here. Run:",
+  command: "sbtk index PHOTOS",
+};
+
+/** @type {Message} */
+export const EMPTY_FOLDER = {
+  kind: "empty",
+  title: "No photos in this folder",
+  text: "Choose another folder, or all folders.",
+};
+
+/** @type {Message} */
+export const NO_OTHER_PHOTO = { kind: "empty", title: "No similar photos", text: "The gallery has no other photos." };
+
+/** @type {Message} */
+export const PHOTO_NOT_FOUND = {
+  kind: "error",
+  title: "This photo is no longer in the gallery",
+  text: "Go back to the sketch, or draw a new one.",
+};
+
+let lastTitle = "";
+
+/**
+ * Returns the message for a status of the server; null if the server works.
+ * @param {Status} status
+ * @param {Health} health
+ * @returns {Message | null}
+ */
+export function statusMessage(status, health) {
+  if (status === "loading") {
+    return { kind: "loading", title: "The engine is starting", text: "You can already draw. Photos appear when it is ready." };
+  }
+  if (status === "unreachable") {
+    return {
+      kind: "error",
+      title: "Cannot reach the server",
+      text: "Your sketch is kept, and the page reconnects by itself. To start the server, run:",
+      command: "sbtk serve",
+    };
+  }
+  if (status === "unauthorized") {
+    return {
+      kind: "error",
+      title: "Sign-in required",
+      text: "Open the address that sbtk serve printed at start. It ends with ?token= and the token.",
+    };
+  }
+  // If a new generation cannot be opened, the server reports the problem and serves the previous one.
+  if (status === "failed" || health.problem) {
+    const { message = "The engine did not start", next = "" } = health.problem ?? {};
+    return errorMessage(message, next);
+  }
+  return null;
+}
+
+/**
+ * @param {string} message
+ * @param {string} next a command or a sentence
+ * @param {boolean} [canRetry]
+ * @returns {Message}
+ */
+export function errorMessage(message, next, canRetry = false) {
+  const title = message.charAt(0).toUpperCase() + message.slice(1);
+  const isCommand = /^(sbtk|pip|python) /.test(next);
+  return {
+    kind: "error",
+    title,
+    text: isCommand ? "To fix this, run:" : next,
+    command: isCommand ? next : undefined,
+    canRetry,
+  };
+}
+
+/**
+ * @param {number} count the photos in the gallery
+ * @returns {Message}
+ */
+export function welcomeMessage(count) {
+  const photos = count === 1 ? "your photo" : `your ${count.toLocaleString("en")} photos`;
+  return {
+    kind: "welcome",
+    title: "Draw what you are looking for",
+    text: count > 0 ? `The best matches among ${photos} appear while you draw.` : "The best matches appear while you draw.",
+  };
+}
+
+/**
+ * Shows a message, or hides it for null.
+ * @param {Message | null} message
+ */
+export function showMessage(message) {
+  const panel = byId("empty-state", HTMLElement);
+  panel.hidden = message === null;
+  if (message === null) {
+    lastTitle = "";
+    return;
+  }
+  panel.dataset.kind = message.kind;
+  byId("empty-state-title", HTMLElement).textContent = message.title;
+  byId("empty-state-text", HTMLElement).textContent = message.text;
+  const command = byId("empty-state-command", HTMLElement);
+  command.textContent = message.command ?? "";
+  command.hidden = message.command === undefined;
+  byId("retry", HTMLButtonElement).hidden = message.canRetry !== true;
+  if (message.title !== lastTitle && message.kind !== "welcome") {
+    announce([`${message.title}.`, message.text, message.command ?? ""].join(" ").trim());
+  }
+  lastTitle = message.title;
+}

@@ -1,0 +1,204 @@
+// Images that are opened, pasted or dropped on the page: validated, classified and converted for upload.
+
+import { byId, showToast } from "./dom.js";
+import { PHOTO_TYPE } from "./results_grid.js";
+
+/**
+ * @typedef {object} UploadedImage
+ * @property {Blob} file what is sent to the server
+ * @property {HTMLCanvasElement} pixels no side longer than MAX_SIDE_PX
+ * @property {number} width
+ * @property {number} height
+ * @property {string} name
+ * @property {"sketch" | "photo"} kind as detected
+ */
+
+const MEDIA_TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/avif"];
+// The server accepts these; other formats are converted.
+const SERVER_MEDIA_TYPES = MEDIA_TYPES.slice(0, 3);
+const MAX_UPLOAD_BYTES = 2 << 20;
+const MAX_FILE_BYTES = 64 << 20;
+const MAX_PIXELS = 120_000_000;
+const MAX_SIDE_PX = 1024;
+// Firefox sends dragover every 350 ms, others more often.
+const DRAGOVER_TIMEOUT_MS = 600;
+
+/** The reason why a file cannot be used, as a sentence. */
+class ImageError extends Error {}
+
+let uploads = 0;
+
+/**
+ * Accepts images from the file chooser, the clipboard and drag and drop.
+ * @param {(image: UploadedImage) => void} onImage
+ * @param {(id: number) => void} onPhoto called when a photo of the gallery is dropped
+ */
+export function acceptImages(onImage, onPhoto) {
+  const fileInput = byId("file-input", HTMLInputElement);
+  fileInput.accept = MEDIA_TYPES.join(",");
+  byId("upload", HTMLButtonElement).addEventListener("click", () => fileInput.click());
+  fileInput.addEventListener("change", () => {
+    void upload(fileInput.files?.[0], onImage);
+    fileInput.value = ""; // Otherwise choosing the same file again fires no event.
+  });
+  document.addEventListener("paste", (event) => {
+    const files = [...(event.clipboardData?.files ?? [])];
+    if (files.length === 0) return;
+    event.preventDefault();
+    void upload(files.find(({ type }) => MEDIA_TYPES.includes(type)) ?? files[0], onImage);
+  });
+  acceptDrops((event) => {
+    const id = event.dataTransfer?.getData(PHOTO_TYPE);
+    if (id) onPhoto(Number(id));
+    else void upload(event.dataTransfer?.files[0], onImage);
+  });
+}
+
+/**
+ * @param {File | undefined} file
+ * @param {(image: UploadedImage) => void} onImage not called if another upload started in the meantime
+ */
+async function upload(file, onImage) {
+  if (file === undefined) {
+    showToast("Only image files can be dropped here.");
+    return;
+  }
+  uploads += 1;
+  const current = uploads;
+  try {
+    const image = await loadImage(file);
+    if (current === uploads) onImage(image);
+  } catch (error) {
+    if (current === uploads) showToast(error instanceof ImageError ? error.message : "Cannot open this image.");
+  }
+}
+
+/**
+ * @param {File} file
+ * @returns {Promise<UploadedImage>}
+ * @throws {ImageError} the file is not an image, or too large
+ */
+async function loadImage(file) {
+  if (!MEDIA_TYPES.includes(file.type)) {
+    throw new ImageError("Unsupported image format. Use PNG, JPEG, WebP, GIF, BMP or AVIF.");
+  }
+  if (file.size > MAX_FILE_BYTES) {
+    throw new ImageError(`The file is too large. The limit is ${MAX_FILE_BYTES >> 20} MiB.`);
+  }
+  const pixels = await decode(file);
+  const { width, height } = pixels;
+  const kind = detectKind(pixels);
+  const isAccepted = SERVER_MEDIA_TYPES.includes(file.type) && file.size <= MAX_UPLOAD_BYTES;
+  const sent = isAccepted ? file : await encode(pixels, kind);
+  return { file: sent, pixels, width, height, name: file.name || "image", kind };
+}
+
+/**
+ * @param {File} file
+ * @returns {Promise<HTMLCanvasElement>} scaled down to MAX_SIDE_PX
+ */
+async function decode(file) {
+  const image = new Image();
+  image.src = URL.createObjectURL(file);
+  try {
+    await new Promise((resolve, reject) => {
+      image.onload = resolve;
+      image.onerror = () => reject(new ImageError("The file is damaged or not an image."));
+    });
+    const [width, height] = [image.naturalWidth, image.naturalHeight];
+    if (width * height === 0) throw new ImageError("The image has no pixels.");
+    if (width * height > MAX_PIXELS) {
+      const limit = `${MAX_PIXELS / 1_000_000} megapixels`;
+      throw new ImageError(`The image has ${width} × ${height} pixels. The limit is ${limit}.`);
+    }
+    return drawScaled(image, Math.min(1, MAX_SIDE_PX / Math.max(width, height)));
+  } finally {
+    URL.revokeObjectURL(image.src);
+  }
+}
+
+/**
+ * @param {HTMLImageElement} image
+ * @param {number} scale
+ * @returns {HTMLCanvasElement}
+ */
+function drawScaled(image, scale) {
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.max(1, Math.round(image.naturalWidth * scale));
+  canvas.height = Math.max(1, Math.round(image.naturalHeight * scale));
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  if (context === null) throw new ImageError("This browser cannot open images.");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(image, 0, 0, canvas.width, canvas.height);
+  return canvas;
+}
+
+/**
+ * Detects whether an image is a sketch: mostly background, with few coloured pixels.
+ * @param {HTMLCanvasElement} pixels
+ * @returns {"sketch" | "photo"}
+ */
+function detectKind(pixels) {
+  const side = 96;
+  const small = document.createElement("canvas");
+  small.width = small.height = side;
+  const context = small.getContext("2d", { willReadFrequently: true });
+  if (context === null) return "photo";
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, side, side);
+  context.drawImage(pixels, 0, 0, side, side);
+  const { data } = context.getImageData(0, 0, side, side);
+  const levels = [];
+  let coloured = 0;
+  for (let index = 0; index < data.length; index += 4) {
+    const [red, green, blue] = [data[index], data[index + 1], data[index + 2]];
+    levels.push((red + green + blue) / 3);
+    if (Math.max(red, green, blue) - Math.min(red, green, blue) > 40) coloured += 1;
+  }
+  const background = levels.toSorted((a, b) => a - b)[levels.length >> 1];
+  const share = levels.filter((level) => Math.abs(level - background) < 24).length / levels.length;
+  return share > 0.6 && coloured / levels.length < 0.06 ? "sketch" : "photo";
+}
+
+/**
+ * @param {HTMLCanvasElement} pixels
+ * @param {"sketch" | "photo"} kind
+ * @returns {Promise<Blob>}
+ */
+function encode(pixels, kind) {
+  const type = kind === "sketch" ? "image/png" : "image/webp";
+  return new Promise((resolve, reject) => {
+    pixels.toBlob((blob) => (blob ? resolve(blob) : reject(new ImageError("Cannot convert this image."))), type, 0.92);
+  });
+}
+
+/** @param {(event: DragEvent) => void} onDrop */
+function acceptDrops(onDrop) {
+  const root = document.documentElement;
+  /** @type {number | undefined} */
+  let timer;
+  const highlight = (/** @type {boolean} */ isOver) => {
+    clearTimeout(timer);
+    root.classList.toggle("is-dropping", isOver);
+  };
+  document.addEventListener("dragover", (event) => {
+    if (!canDrop(event)) return;
+    event.preventDefault();
+    if (event.dataTransfer) event.dataTransfer.dropEffect = "copy";
+    highlight(true);
+    // A timeout, because no dragleave comes if the element under the pointer is removed.
+    timer = setTimeout(() => highlight(false), DRAGOVER_TIMEOUT_MS);
+  });
+  document.addEventListener("drop", (event) => {
+    highlight(false);
+    if (!canDrop(event)) return;
+    event.preventDefault();
+    onDrop(event);
+  });
+}
+
+/** @param {DragEvent} event */
+function canDrop(event) {
+  const types = event.dataTransfer?.types ?? [];
+  return types.includes("Files") || types.includes(PHOTO_TYPE);
+}
