@@ -43,7 +43,11 @@ def test_the_contracts_hold() -> None:
         ("sbtk_train/data/splits.py", "import sbtk_train.models.student", "Training's folders"),
         ("sbtk_runtime/engines/base.py", "import sbtk_runtime.gallery", "runtime's folders"),
         ("sbtk_runtime/web/app.py", "import sbtk_runtime.evaluation", "does not evaluate"),
-        ("sbtk_runtime/evaluation/metrics.py", "import sbtk_runtime.gallery", "shared leaf modules"),
+        (
+            "sbtk_runtime/evaluation/metrics.py",
+            "import sbtk_runtime.gallery",
+            "shared leaf modules",
+        ),
     ],
 )
 def test_a_forbidden_import_is_found(tmp_path: Path, module: str, line: str, contract: str) -> None:

@@ -248,6 +248,26 @@ class CatalogueView:
             found = self._connection.execute(query, {"id": photo_id, **self._generation}).fetchone()
             return None if found is None else _photo(found)
 
+    def recent(self, limit: int, offset: int, under: bytes | None = None) -> list[Photo]:
+        """Returns photos by modification time, newest first; one of those that share a row.
+
+        Args:
+            limit: at most this many.
+            offset: the number of newest photos to leave out.
+            under: only photos in this folder.
+        """
+        where, values = _VISIBLE, dict[str, object](self._generation)
+        if under is not None:
+            where += " AND path >= :low AND path < :high"
+            values["low"], values["high"] = below(under)
+        # SQLite takes the other columns from the row that has the maximum.
+        query = f"""SELECT {_PHOTO}, max(mtime_ns) AS newest FROM photos WHERE {where}
+            GROUP BY row ORDER BY newest DESC, row LIMIT :limit OFFSET :offset"""
+        values |= {"limit": limit, "offset": offset}
+        with values_checked(self._path):
+            found = self._connection.execute(query, values)
+            return [_photo(columns[:-1]) for columns in found]
+
     def folders(self) -> Counter[bytes]:
         """Returns how many photos lie in each folder itself, not below it."""
         query = f"SELECT path FROM photos WHERE {_VISIBLE}"

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shlex
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +25,7 @@ from sbtk_runtime.gallery.folder import (
     open_view,
     published_manifest,
 )
-from sbtk_runtime.gallery.hits import Answer, Copy, Hit, Scores
+from sbtk_runtime.gallery.hits import Answer, Copy, Hit, PhotoCopies, Scores
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Shards, Vectors
 from sbtk_runtime.gallery.search import CodeSearch, EmbeddingSearch
 from sbtk_runtime.images import read_image_bytes
@@ -140,6 +139,7 @@ class Gallery:
         under: Path | str | None = None,
         fold: bool = True,
         rerank: Rerank = "none",
+        offset: int = 0,
     ) -> list[Hit]:
         """Returns the `k` photos nearest to `embedding (D,) float32`, best first, by cosine.
 
@@ -155,14 +155,17 @@ class Gallery:
             under: only photos in this folder; they are searched exactly.
             fold: photos of the same bytes are one hit, with its `copies`; else each is one.
             rerank: puts hits in another order, see `sbtk_runtime.rerank`; scores stay cosines.
+            offset: the number of best hits to leave out, so that `k` hits follow them.
 
         Raises:
-            BadConfig: `k` is below 1, there is no such way of searching or re-ranking, or a binary
-                gallery is to be re-ranked.
+            BadConfig: `k` is below 1 or `offset` below 0, there is no such way of searching or
+                re-ranking, or a binary gallery is to be re-ranked.
             BadData: the embedding has another width, or is not finite.
             BadGallery: the gallery is empty.
         """
-        answer = self.answer(embedding, k, search, under=under, fold=fold, rerank=rerank)
+        answer = self.answer(
+            embedding, k, search, under=under, fold=fold, rerank=rerank, offset=offset
+        )
         # How many are unusable may have been said before, when fewer were known.
         self.notices[:] = [text for text in self.notices if text not in self._usable.said]
         for notice in answer.notices:
@@ -178,10 +181,14 @@ class Gallery:
         under: Path | str | None = None,
         fold: bool = True,
         rerank: Rerank = "none",
+        offset: int = 0,
     ) -> Answer:
         """Returns the hits of `search` for `embedding (D,) float32`, and the notices about them."""
-        hits, allowed = self._intact_hits(embedding, k, search, under, fold=fold, rerank=rerank)
-        return Answer(hits, (*self._all_faults(), *_few_notices(len(hits), allowed, k, under)))
+        hits, allowed = self._intact_hits(
+            embedding, k, search, under, fold=fold, rerank=rerank, offset=offset
+        )
+        few = _few_notices(offset + len(hits), allowed, offset + k, under)
+        return Answer(hits, (*self._all_faults(), *few))
 
     def similar(
         self,
@@ -192,6 +199,7 @@ class Gallery:
         under: Path | str | None = None,
         fold: bool = True,
         rerank: Rerank = "none",
+        offset: int = 0,
     ) -> Answer:
         """Returns the photos most like one of the gallery, which is not among them.
 
@@ -201,7 +209,7 @@ class Gallery:
             BadData: there is no such photo.
             BadGallery: what the gallery keeps of it is damaged.
         """
-        self._check_question(k, search)
+        self._check_question(k, search, offset)
         photo = self.photo(photo_id)
         if photo is None:
             raise BadData(f"the gallery has no photo {photo_id}", "the id of a hit")
@@ -214,19 +222,46 @@ class Gallery:
                 "",
                 self._vectors.remedy or REPAIR,
             )
-        hits, allowed = self._intact_hits(rows[0], k + 1, search, under, fold=fold, rerank=rerank)
-        others = [
-            hit for hit in hits if photo_id not in (hit.id, *(copy.id for copy in hit.copies))
-        ][:k]
-        ranked = [replace(hit, rank=rank) for rank, hit in enumerate(others, start=1)]
+        hits, allowed = self._intact_hits(
+            *(rows[0], k, search, under),
+            fold=fold,
+            rerank=rerank,
+            offset=offset,
+            left_out=photo,
+        )
         few: tuple[str, ...] = ()
-        if len(ranked) < k:
-            few = _few_notices(len(ranked) + 1, allowed, k + 1, under)
-        return Answer(ranked, (*self._all_faults(), *few))
+        if len(hits) < k:
+            few = _few_notices(offset + len(hits) + 1, allowed, offset + k + 1, under)
+        return Answer(hits, (*self._all_faults(), *few))
 
     def photo(self, photo_id: int) -> Photo | None:
         """Returns what is known of the photo with that id; `None` if there is none."""
         return self._view.photo(photo_id)
+
+    def recent(
+        self, limit: int = 24, offset: int = 0, *, under: Path | str | None = None
+    ) -> list[PhotoCopies]:
+        """Returns photos by modification time, newest first.
+
+        Args:
+            limit: at most this many, at least 1.
+            offset: the number of newest photos to leave out.
+            under: only photos in this folder.
+
+        Raises:
+            BadConfig: `limit` is below 1 or `offset` below 0.
+        """
+        if limit < 1 or offset < 0:
+            raise BadConfig(
+                f"a limit of {limit} and an offset of {offset}", "a limit from 1, an offset from 0"
+            )
+        folder = None if under is None else os.fsencode(os.path.abspath(under))  # noqa: PTH100
+        listed = []
+        for photo in self._view.recent(limit, offset, folder):
+            same = self._view.names_at(photo.row, folder)
+            others = [Copy(i, os.fsdecode(path)) for i, path in same if i != photo.id]
+            listed.append(PhotoCopies(photo, tuple(others)))
+        return listed
 
     def folders(self) -> dict[bytes, int]:
         """Returns the absolute paths of the folders that photos lie in, and how many, sorted."""
@@ -247,6 +282,7 @@ class Gallery:
         under: Path | str | None = None,
         fold: bool = True,
         rerank: Rerank = "none",
+        offset: int = 0,
     ) -> list[Hit]:
         """Returns the photos that look like an image file, or like the bytes of one.
 
@@ -260,7 +296,9 @@ class Gallery:
         embedding, notices = embedder.embed_one(data, kind)
         for notice in notices:
             _note(self.notices, notice)
-        return self.search(embedding, k, search, under=under, fold=fold, rerank=rerank)
+        return self.search(
+            embedding, k, search, under=under, fold=fold, rerank=rerank, offset=offset
+        )
 
     def _intact_hits(
         self,
@@ -271,14 +309,19 @@ class Gallery:
         *,
         fold: bool,
         rerank: Rerank,
+        offset: int,
+        left_out: Photo | None = None,
     ) -> tuple[list[Hit], int]:
         """Returns hits whose rows hold what was committed, and how many photos might be hits.
+
+        `left_out` is a photo that is not among the hits.
 
         Raises:
             BadGallery: all embeddings are damaged.
         """
-        self._check_question(k, search)
+        self._check_question(k, search, offset)
         require_rerank(rerank)
+        best = offset + k + (left_out is not None)
         among: Rows | None = None
         folder: bytes | None = None
         if under is not None:
@@ -288,7 +331,7 @@ class Gallery:
         while True:
             usable = None if among is None else self._usable.among(among)
             allowed = self.count - self.unusable if usable is None else len(usable)
-            rows, scores = self._nearest(embedding, min(k, allowed), usable, search, rerank)
+            rows, scores = self._nearest(embedding, min(best, allowed), usable, search, rerank)
             # A row may have been damaged since it was checked, and the graph has copies of its own.
             is_intact = self._check.is_hit_intact(rows)
             if is_intact.all():
@@ -301,7 +344,8 @@ class Gallery:
             raise BadGallery(
                 self._usable.notice, "at least one that can be used", self._usable.remedy
             )
-        return self._hits(rows, scores, folder, k, fold=fold), allowed
+        hits = self._hits(rows, scores, folder, k, fold=fold, offset=offset, left_out=left_out)
+        return hits, allowed
 
     def _nearest(
         self,
@@ -335,9 +379,11 @@ class Gallery:
             note=self._note_fault,
         )
 
-    def _check_question(self, k: int, search: Search) -> None:
+    def _check_question(self, k: int, search: Search, offset: int) -> None:
         if k < 1:
             raise BadConfig(f"{k} hits were asked for", "at least 1")
+        if offset < 0:
+            raise BadConfig(f"an offset of {offset}", "at least 0")
         if search not in get_args(Search):
             raise BadConfig(f"unknown way of searching {search!r}", " or ".join(get_args(Search)))
         if self.count == 0:
@@ -351,19 +397,25 @@ class Gallery:
         k: int,
         *,
         fold: bool,
+        offset: int,
+        left_out: Photo | None,
     ) -> list[Hit]:
+        """Returns the hits `offset + 1` to `offset + k` of `rows (N,)`, best first."""
+        if fold and left_out is not None:
+            own = [photo_id for photo_id, _ in self._view.names_at(left_out.row, folder)]
+            if left_out.id in own:
+                rows, scores = rows[rows != left_out.row], scores[rows != left_out.row]
+        # Folded, a row is a hit, so that rows before the first hit need no names.
+        rank = first = offset if fold else 0
         hits: list[Hit] = []
-        for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
+        for row, score in zip(rows[first:].tolist(), scores[first:].tolist(), strict=True):
             same = [Copy(i, os.fsdecode(path)) for i, path in self._view.names_at(row, folder)]
-            if fold and same:
-                hits.append(Hit(len(hits) + 1, score, same[0].id, same[0].path, tuple(same[1:])))
-            elif not fold:
-                room = k - len(hits)
-                first = len(hits) + 1
-                hits += [
-                    Hit(rank, score, copy.id, copy.path)
-                    for rank, copy in enumerate(same[:room], start=first)
-                ]
+            for one, *copies in [same] if fold and same else [[copy] for copy in same]:
+                if left_out is not None and one.id == left_out.id:
+                    continue
+                rank += 1
+                if offset < rank <= offset + k:
+                    hits.append(Hit(rank, score, one.id, one.path, tuple(copies)))
         return hits
 
     def _check_catalogue(self) -> None:

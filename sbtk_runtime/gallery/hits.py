@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.binary_codes import Codes, Distances, hamming_distances
+from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import path_fields
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors
 
@@ -47,6 +48,14 @@ class Hit:
                 {"id": copy.id, **path_fields(os.fsencode(copy.path))} for copy in self.copies
             ]
         return known
+
+
+@dataclass(frozen=True)
+class PhotoCopies:
+    """A photo, and the other photos of the same bytes, by id."""
+
+    photo: Photo
+    copies: tuple[Copy, ...]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,16 @@ from starlette.types import Receive, Scope, Send
 
 from sbtk_runtime.web.errors import error_answers
 from sbtk_runtime.web.photos import SizePx, Thumbnails, etag_of, media_type_of, size_of
-from sbtk_runtime.web.schemas import Id, PhotoAnswer, Size
+from sbtk_runtime.web.schemas import (
+    Folder,
+    Id,
+    ListedPhoto,
+    Offset,
+    PageSize,
+    PhotoAnswer,
+    PhotosAnswer,
+    Size,
+)
 from sbtk_runtime.web.service import Service
 from sbtk_runtime.web.uploads import answer_of
 
@@ -25,6 +34,22 @@ _NOT_MODIFIED = {304: {"description": "The copy with the tag in If-None-Match is
 def photo_routes(service: Service, thumbnails: Thumbnails) -> APIRouter:
     """Returns the routes that show photos."""
     router = APIRouter()
+
+    @router.get(
+        "/v1/photos",
+        summary="Photos by modification time, newest first",
+        response_model=PhotosAnswer,
+        response_model_exclude_none=True,
+        responses=error_answers(422, 503, 504),
+    )
+    async def photos(
+        request: Request, under: Folder, limit: PageSize = 24, offset: Offset = 0
+    ) -> Response:
+        generation, listed = await answer_of(
+            request, service.pictures, lambda: service.recent(limit, offset, under)
+        )
+        answer = PhotosAnswer(photos=[ListedPhoto.of(one) for one in listed], generation=generation)
+        return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
 
     @router.get(
         "/v1/photos/{photo_id}",

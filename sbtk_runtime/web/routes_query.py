@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Sequence
 from typing import Annotated, Any
-from urllib.parse import unquote_to_bytes
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from sbtk_runtime.preprocess import Kind
 from sbtk_runtime.web.errors import error_answers
 from sbtk_runtime.web.metrics import Metrics
 from sbtk_runtime.web.refusals import Refusal, Refused
-from sbtk_runtime.web.schemas import Fold, HitAnswer, Hits, Id, QueryAnswer
+from sbtk_runtime.web.schemas import Fold, Folder, HitAnswer, Hits, Id, Limit, Offset, QueryAnswer
 from sbtk_runtime.web.service import Found, Service
 from sbtk_runtime.web.uploads import MEDIA_TYPES, BodyReader, answer_of, is_accepted
 
@@ -35,27 +32,6 @@ _REQUEST_BODY: dict[str, Any] = {
 }
 
 
-def _folder(
-    request: Request,
-    under: Annotated[
-        str | None,
-        Query(
-            pattern=r"^/[^\x00]*$",
-            description="Only photos in this folder, at any depth: an absolute path, whose bytes "
-            "need not be UTF-8.",
-            examples=["/home/me/photos/2024"],
-        ),
-    ] = None,
-) -> str | None:
-    """Returns the folder with every byte that it was given with, or `None`."""
-    if under is None:
-        return None
-    return os.fsdecode(_raw_parameter(request.scope["query_string"], b"under"))
-
-
-Folder = Annotated[str | None, Depends(_folder)]
-
-
 def query_routes(service: Service, metrics: Metrics) -> APIRouter:
     """Returns the routes that answer with hits."""
     router = APIRouter()
@@ -74,6 +50,8 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
         under: Folder,
         kind: Annotated[Kind, Query(alias="as", description="What the picture is.")] = "sketch",
         k: Hits = 24,
+        limit: Limit = None,
+        offset: Offset = 0,
         fold: Fold = True,
     ) -> Response:
         if not is_accepted(request.headers.get("content-type", "")):
@@ -83,7 +61,9 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
             started = time.perf_counter()
             prepared = await service.uploads.prepared(request, data, kind)
         found = await answer_of(
-            request, service.queries, lambda: service.query(prepared, kind, k, under, fold=fold)
+            request,
+            service.queries,
+            lambda: service.query(prepared, kind, limit or k, under, fold=fold, offset=offset),
         )
         return _answered(found, started, metrics)
 
@@ -99,12 +79,16 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
         photo_id: Id,
         under: Folder,
         k: Hits = 24,
+        limit: Limit = None,
+        offset: Offset = 0,
         fold: Fold = True,
     ) -> Response:
         service.require_ready()
         started = time.perf_counter()
         found = await answer_of(
-            request, service.queries, lambda: service.similar(photo_id, k, under, fold=fold)
+            request,
+            service.queries,
+            lambda: service.similar(photo_id, limit or k, under, fold=fold, offset=offset),
         )
         return _answered(found, started, metrics)
 
@@ -123,13 +107,3 @@ def _answered(found: Found, started: float, metrics: Metrics) -> Response:
         notices=list(found.notices),
     )
     return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
-
-
-def _raw_parameter(query_string: bytes, name: bytes) -> bytes:
-    """Returns the bytes of a query parameter, the last one of that name."""
-    parts: Sequence[bytes] = query_string.split(b"&")
-    for part in reversed(parts):
-        key, _, value = part.replace(b"+", b" ").partition(b"=")
-        if unquote_to_bytes(key) == name:
-            return unquote_to_bytes(value)
-    return b""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import datetime
+import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote_to_bytes
 
-from fastapi import FastAPI, Path, Query, Request
+from fastapi import Depends, FastAPI, Path, Query, Request
 from pydantic import BaseModel, BeforeValidator, Field
 
 from sbtk_runtime.engines.base import EngineInfo
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import path_fields
-from sbtk_runtime.gallery.hits import Hit
+from sbtk_runtime.gallery.hits import Hit, PhotoCopies
 from sbtk_runtime.web.photos import SizePx
 from sbtk_runtime.web.refusals import DATA_PATHS, Refusal, Refused
 
@@ -88,6 +89,39 @@ class PhotoAnswer(BaseModel):
             modified=_utc(photo.mtime_ns),
             sha256=photo.sha256,
         )
+
+
+class ListedPhoto(BaseModel):
+    """One photo of a list."""
+
+    id: int
+    path: str | None = Field(None, description=_PATH)
+    path_bytes: str | None = Field(None, description=_PATH_BYTES)
+    modified: str | None = Field(None, description="ISO 8601, in UTC.")
+    copies: list[CopyAnswer] | None = Field(
+        None, description="Other photos of the same bytes; left out when there are none."
+    )
+
+    @classmethod
+    def of(cls, listed: PhotoCopies) -> ListedPhoto:
+        """Returns the answer for a photo and its copies."""
+        photo = listed.photo
+        copies = [
+            CopyAnswer(id=copy.id, **path_fields(os.fsencode(copy.path))) for copy in listed.copies
+        ]
+        return cls(
+            id=photo.id,
+            **path_fields(photo.path),
+            modified=_utc(photo.mtime_ns),
+            copies=copies or None,
+        )
+
+
+class PhotosAnswer(BaseModel):
+    """Photos of the gallery, newest first."""
+
+    photos: list[ListedPhoto]
+    generation: int = Field(description="The state of the gallery that all of this is of.")
 
 
 class FolderAnswer(BaseModel):
@@ -200,12 +234,40 @@ _Digits = BeforeValidator(_plain_digits)
 # The check of digits stands last: then the description keeps what stands before it.
 Id = Annotated[int, Path(ge=1, description="The id of a hit."), _Digits]
 Hits = Annotated[int, Query(ge=1, le=MAX_HITS, description="How many photos to find."), _Digits]
+Limit = Annotated[
+    int | None, Query(ge=1, le=MAX_HITS, description="Photos on a page; replaces `k`."), _Digits
+]
+PageSize = Annotated[int, Query(ge=1, le=MAX_HITS, description="Photos on a page."), _Digits]
+Offset = Annotated[
+    int, Query(ge=0, description="The number of first photos to leave out, to page on."), _Digits
+]
 Fold = Annotated[
     bool,
     Query(description="Photos of the same bytes are one hit, with its copies; else each is one."),
     BeforeValidator(_plain_truth),
 ]
 Size = Annotated[SizePx, Query(description="Pixels that the longer side has at most."), _Digits]
+
+
+def _folder(
+    request: Request,
+    under: Annotated[
+        str | None,
+        Query(
+            pattern=r"^/[^\x00]*$",
+            description="Only photos in this folder, at any depth: an absolute path, whose bytes "
+            "need not be UTF-8.",
+            examples=["/home/me/photos/2024"],
+        ),
+    ] = None,
+) -> str | None:
+    """Returns the folder with every byte that it was given with, or `None`."""
+    if under is None:
+        return None
+    return os.fsdecode(_raw_parameter(request.scope["query_string"], b"under"))
+
+
+Folder = Annotated[str | None, Depends(_folder)]
 
 
 def only_known_parameters(app: FastAPI) -> Callable[[Request], None]:
@@ -258,3 +320,13 @@ def _refusal(found: str, known: list[str]) -> Refusal:
     return Refusal(
         422, "bad_parameter", f"{found}; expected: {expected}.", "see /docs", closes=True
     )
+
+
+def _raw_parameter(query_string: bytes, name: bytes) -> bytes:
+    """Returns the bytes of a query parameter, the last one of that name."""
+    parts: Sequence[bytes] = query_string.split(b"&")
+    for part in reversed(parts):
+        key, _, value = part.replace(b"+", b" ").partition(b"=")
+        if unquote_to_bytes(key) == name:
+            return unquote_to_bytes(value)
+    return b""

@@ -25,7 +25,7 @@ from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import check_model
 from sbtk_runtime.gallery.gallery import Gallery, Search
-from sbtk_runtime.gallery.hits import Answer, Hit
+from sbtk_runtime.gallery.hits import Answer, Hit, PhotoCopies
 from sbtk_runtime.gallery.hnsw import import_hnswlib
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, Precision
 from sbtk_runtime.preprocess import Kind, Prepared
@@ -213,6 +213,7 @@ class Service:
         under: str | None = None,
         *,
         fold: bool = True,
+        offset: int = 0,
     ) -> Found:
         """Returns the photos that look like an upload.
 
@@ -226,13 +227,23 @@ class Service:
         embedding = self._embedder.embed_prepared(prepared.pixels, kind)
         return self._found(
             lambda gallery: gallery.answer(
-                embedding, k, self._search, under=under, fold=fold, rerank=self._rerank
+                *(embedding, k, self._search),
+                under=under,
+                fold=fold,
+                rerank=self._rerank,
+                offset=offset,
             ),
             prepared.notices,
         )
 
     def similar(
-        self, photo_id: int, k: int, under: str | None = None, *, fold: bool = True
+        self,
+        photo_id: int,
+        k: int,
+        under: str | None = None,
+        *,
+        fold: bool = True,
+        offset: int = 0,
     ) -> Found:
         """Returns the photos that look like one of the gallery, which is not among them.
 
@@ -245,10 +256,25 @@ class Service:
         def answer(gallery: Gallery) -> Answer:
             _photo(gallery, photo_id)
             return gallery.similar(
-                photo_id, k, self._search, under=under, fold=fold, rerank=self._rerank
+                *(photo_id, k, self._search),
+                under=under,
+                fold=fold,
+                rerank=self._rerank,
+                offset=offset,
             )
 
         return self._found(answer)
+
+    def recent(
+        self, limit: int, offset: int = 0, under: str | None = None
+    ) -> tuple[int, list[PhotoCopies]]:
+        """Returns the generation, and its photos by modification time, newest first.
+
+        Raises:
+            SbtkError: the gallery is gone, or cannot be served.
+        """
+        with self.reading() as gallery:
+            return gallery.manifest.generation, gallery.recent(limit, offset, under=under)
 
     def photo(self, photo_id: int) -> Photo:
         """Returns what is known of a photo.

@@ -24,6 +24,7 @@ from tests.web.conftest import ODD_NAMES, Workplace
 
 ROUTES = {
     "/v1/query": "post",
+    "/v1/photos": "get",
     "/v1/photos/{photo_id}": "get",
     "/v1/photos/{photo_id}/thumbnail": "get",
     "/v1/photos/{photo_id}/file": "get",
@@ -129,6 +130,9 @@ def test_a_folder_may_have_any_bytes_in_its_name(workplace: Workplace) -> None:
         "?under=photos",
         "?under=",
         "?fold=1",
+        "?limit=0",
+        "?limit=201",
+        "?offset=-1",
     ],
 )
 def test_parameters_out_of_range_are_named(server: ServeProcess, parameters: str) -> None:
@@ -142,6 +146,8 @@ def test_parameters_out_of_range_are_named(server: ServeProcess, parameters: str
 def test_numbers_are_plain_digits(server: ServeProcess, number: str) -> None:
     for path, name in (
         (f"/v1/photos/1/similar?k={number}", "k"),
+        (f"/v1/photos?limit={number}", "limit"),
+        (f"/v1/photos?offset={number}", "offset"),
         (f"/v1/photos/1/thumbnail?size={number}", "size"),
     ):
         answer = ask(server.port, path)
@@ -315,6 +321,45 @@ def test_alike_photos_are_found_without_the_photo_itself(
     under = quote(str(shared.photos / "album"))
     inside = ask(server.port, f"/v1/photos/{photo_id}/similar?under={under}").json()["hits"]
     assert len(inside) == 6
+
+
+def test_pages_of_hits_are_parts_of_one_list(server: ServeProcess) -> None:
+    whole = query(server.port, sketch_png(), "?k=34").json()["hits"]
+    alike = ask(server.port, "/v1/photos/1/similar?k=33").json()["hits"]
+    for pages, hits in (
+        ([query(server.port, sketch_png(), f"?limit=15&offset={at}") for at in (0, 15, 30)], whole),
+        (
+            [ask(server.port, f"/v1/photos/1/similar?limit=15&offset={at}") for at in (0, 15, 30)],
+            alike,
+        ),
+    ):
+        assert [hit for page in pages for hit in page.json()["hits"]] == hits
+    after = query(server.port, sketch_png(), f"?offset={10**17}")
+    assert (after.status, after.json()["hits"]) == (200, [])
+
+
+def test_photos_are_listed_newest_first(workplace: Workplace) -> None:
+    paths = sorted(path for path in workplace.photos.rglob("*") if path.is_file())
+    for minute, path in enumerate(paths):
+        os.utime(path, (60 * minute, 60 * minute))
+    copy = workplace.photos / "album" / "copy.png"
+    copy.parent.mkdir(exist_ok=True)
+    shutil.copy(paths[0], copy)
+    os.utime(copy, (1e9, 1e9))
+    workplace.index()
+    with workplace.serving() as process:
+        process.wait_until_ready()
+        content = ask(process.port, "/v1/photos?limit=200").json()
+        newest, *others = content["photos"]
+        assert (newest["path"], newest["modified"]) == (str(copy), "2001-09-09T01:46:40Z")
+        assert [each["path"] for each in newest["copies"]] == [str(paths[0])]
+        assert [photo["path"] for photo in others] == [str(path) for path in paths[:0:-1]]
+        pages = [ask(process.port, f"/v1/photos?limit=3&offset={at}") for at in (0, 3)]
+        listed = [photo for page in pages for photo in page.json()["photos"]]
+        assert listed == content["photos"][:6]
+        inside = ask(process.port, f"/v1/photos?under={quote(str(copy.parent))}").json()
+        assert inside["photos"][0]["id"] == newest["id"]
+        assert "copies" not in inside["photos"][0]
 
 
 def test_copies_are_one_hit_or_each_one(workplace: Workplace) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,24 @@ def test_copies_share_one_embedding_and_one_hit(
         every = gallery.search(QUERY, 24, fold=False)
         assert [hit.rank for hit in every] == list(range(1, 25))
         assert len({hit.id for hit in every}) == 24
+        pages = [gallery.search(QUERY, 3, offset=at) for at in (0, 3, 6)]
+        assert [*chain(*pages)] == answer.hits
+        for under in (None, photos / "copies"):
+            every = gallery.search(QUERY, 24, fold=False, under=under)
+            parts = [
+                gallery.search(QUERY, 7, fold=False, under=under, offset=at)
+                for at in range(0, 28, 7)
+            ]
+            assert [*chain(*parts)] == every
+        copied = folded.copies[0].id
+        for fold in (True, False):
+            alike = gallery.similar(copied, 30, fold=fold).hits
+            assert copied not in {hit.id for hit in alike}
+            assert len(alike) == (3 if fold else 23)
+            parts = [
+                gallery.similar(copied, 2, fold=fold, offset=at).hits for at in range(0, 24, 2)
+            ]
+            assert [*chain(*parts)] == alike
         below = gallery.search(QUERY, 5, under=photos / "copies")
         assert [len(hit.copies) for hit in below] == [19]
         assert below[0].path.startswith(str(photos / "copies"))
