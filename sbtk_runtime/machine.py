@@ -8,7 +8,6 @@ import os
 import platform
 import re
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +89,8 @@ def this_machine() -> Machine:
 
 def installed_versions(names: tuple[str, ...] = DISTRIBUTIONS) -> dict[str, str]:
     """Returns the versions of those of `names` that are installed, without importing any."""
+    from importlib import metadata
+
     versions = {}
     for name in names:
         try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from sbtk_cli import options, output, report_runs
+from sbtk_cli import options, output
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.files import printable_name
 
@@ -15,6 +16,48 @@ if TYPE_CHECKING:
     from sbtk_cli.bench_data import Classes
     from sbtk_runtime.evaluation.report.table import Format, ReportTable
     from sbtk_runtime.manifest import Precision
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+split = click.option(
+    "--split",
+    metavar="NAME",
+    help="Which classes are unseen: a published split, or a file.  [default: the model's own]",
+)
+classes = click.option(
+    "--classes",
+    type=click.Choice(["unseen", "validation"]),
+    default="unseen",
+    show_default=True,
+    help="The split's unseen classes, or seen ones that were held out from training.",
+)
+seed = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="For what is drawn."
+)
+
+
+def of_labelled_images(function: Function) -> Function:
+    """Adds DATA, the choice of its classes, and the options of a model."""
+    shared = (options.quiet, options.batch, options.device, options.threads, options.precision)
+    for option in (*shared, options.engine, options.model, classes, split):
+        function = option(function)
+    return click.argument("data", type=options.PATH, envvar="SBTK_DATA", required=False)(function)
+
+
+def required(data: Path | None) -> Path:
+    """Returns the folder of labelled images.
+
+    Raises:
+        BadConfig: none was named.
+    """
+    if data is None:
+        raise BadConfig(
+            "no data to make pictures of",
+            "a folder, or SBTK_DATA",
+            "sbtk report figure3 DATA --out figure3.png",
+        )
+    return data
 
 
 @click.group("report")
@@ -67,7 +110,7 @@ Exit code 3: some images could not be read.
 
 def _figure_command(name: str, hits: int, is_generalised: bool, about: str) -> click.Command:
     @click.command(name, short_help=about.partition("\n")[0], help=f"{about}\n\n{_CHOICE}")
-    @report_runs.of_labelled_images
+    @of_labelled_images
     @click.option(
         "-o",
         "--out",
@@ -93,7 +136,7 @@ def _figure_command(name: str, hits: int, is_generalised: bool, about: str) -> c
         metavar="N",
         help="Take the N sketches of lowest average precision.",
     )
-    @report_runs.seed
+    @seed
     @click.option(
         "-k",
         "--hits",
@@ -132,13 +175,13 @@ def _figure_command(name: str, hits: int, is_generalised: bool, about: str) -> c
         if sum((bool(named), random_count is not None, worst is not None)) > 1:
             raise click.UsageError("Give one of --query, --random and --worst.")
         _check_picture(out)
-        folder = report_runs.required(data)
-        from sbtk_cli.report_runs import WantedQueries, ranked_panels
+        folder = required(data)
+        from sbtk_cli.report_runs import Chosen, WantedQueries, ranked_panels
         from sbtk_runtime.evaluation.report.ranked_sheet import ranked_sheet
         from sbtk_runtime.files import atomic_path
 
         wanted = WantedQueries(named, worst, random_count or WantedQueries.random, seed)
-        chosen = report_runs.Chosen(model, engine, precision, threads, device, batch, quiet)
+        chosen = Chosen(model, engine, precision, threads, device, batch, quiet)
         found = ranked_panels(
             chosen, folder, split, classes, wanted, hits=hits, with_generalised=with_generalised
         )
@@ -180,7 +223,7 @@ _figure_commands = (
 
 
 @command.command("map")
-@report_runs.of_labelled_images
+@of_labelled_images
 @click.option(
     "-o",
     "--out",
@@ -210,7 +253,7 @@ _figure_commands = (
     metavar="N",
     help="At most so many sketches, and so many photos, of a class, drawn by the seed.",
 )
-@report_runs.seed
+@seed
 def map_command(
     data: Path | None,
     model: str | None,
@@ -234,7 +277,7 @@ def map_command(
     could not be read.
     """
     from sbtk_cli.bench_plots import check_drawable, draw_embedding_map
-    from sbtk_cli.report_runs import embedded_points
+    from sbtk_cli.report_runs import Chosen, embedded_points
     from sbtk_runtime.evaluation.report import embedding_map
 
     check_drawable(out)
@@ -242,10 +285,8 @@ def map_command(
     options.check_output_file(coordinates)
     if method == "umap":
         embedding_map.require_umap()
-    chosen = report_runs.Chosen(model, engine, precision, threads, device, batch, quiet)
-    found = embedded_points(
-        chosen, report_runs.required(data), split, classes, per_class=per_class, seed=seed
-    )
+    chosen = Chosen(model, engine, precision, threads, device, batch, quiet)
+    found = embedded_points(chosen, required(data), split, classes, per_class=per_class, seed=seed)
     planes: dict[embedding_map.Method, embedding_map.Plane] = {}
     shares = None
     if method != "umap":

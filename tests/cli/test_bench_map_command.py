@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sbtk_cli.bench import command
+from sbtk_cli.bench import map_command
 from sbtk_cli.bench_data import measured_images
 from sbtk_cli.main import main
 from sbtk_runtime.binary_codes import Rotation, fit_itq
@@ -262,7 +262,7 @@ def test_the_log_tells_the_protocol(measured: Answer, workplace: Path) -> None:
 def test_the_options_offer_what_protocols_know() -> None:
     offered = {
         option.name: tuple(option.type.choices)
-        for option in command.params
+        for option in map_command.params
         if isinstance(option.type, click.Choice)
     }
     known = {

@@ -135,7 +135,7 @@ def test_one_onnx_runtime_is_no_problem() -> None:
 
 
 def test_extras_are_those_of_the_package() -> None:
-    text = (Path(__file__).parents[3] / "pyproject.toml").read_text()
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     declared = tomllib.loads(text)["project"]["optional-dependencies"]
     for extra, distributions in EXTRAS.items():
         required = " ".join(declared[extra])

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.train.models.test_backbone import resnet18_tensors
 from torch import Tensor
 
 from sbtk_runtime.errors import BadConfig, BadModel
@@ -21,6 +20,7 @@ from sbtk_train.models.weights_file import (
     find_weights,
     student_dim,
 )
+from tests.train.models.test_backbone import resnet18_tensors
 
 
 @pytest.fixture(scope="module")

@@ -109,7 +109,7 @@ def excerpt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Noun(CARP, ("carp",), (FISH,)),
         Noun(PAN, ("frying_pan",)),
     ]
-    monkeypatch.setattr(semantic, "DEBIANS", write_nouns(tmp_path / "semantic", nouns))
+    monkeypatch.setattr(semantic, "DEBIANS", write_nouns(tmp_path / "wordnet", nouns))
     return tmp_path
 
 
@@ -132,7 +132,7 @@ def test_the_matrix_is_kept_with_its_hash_and_made_again_when_damaged(excerpt: P
     (path,) = (excerpt / "cache" / "sbtk" / "semantic-matrix").glob("*.npy")
     said: list[str] = []
     # Neither NLTK nor WordNet is needed once it is there.
-    (excerpt / "semantic").rename(excerpt / "gone")
+    (excerpt / "wordnet").rename(excerpt / "gone")
     again, same = semantic_matrix(data, said.append)
     assert said == []
     assert same == digest
@@ -140,7 +140,7 @@ def test_the_matrix_is_kept_with_its_hash_and_made_again_when_damaged(excerpt: P
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(MissingExtra, match="WordNet"):
         semantic_matrix(data, said.append)
-    (excerpt / "gone").rename(excerpt / "semantic")
+    (excerpt / "gone").rename(excerpt / "wordnet")
     mended, same = semantic_matrix(data, said.append)
     assert same == digest
     np.testing.assert_array_equal(mended, first)
@@ -149,7 +149,7 @@ def test_the_matrix_is_kept_with_its_hash_and_made_again_when_damaged(excerpt: P
 
 
 def test_a_wordnet_of_other_numbers_is_refused(excerpt: Path) -> None:
-    path = excerpt / "semantic" / "data.noun"
+    path = excerpt / "wordnet" / "data.noun"
     path.write_bytes(b"\n" + path.read_bytes())
     with pytest.raises(BadData, match=r"no synset n01440764(.|\n)*WordNet 3\.0"):
         semantic_matrix(photos(carp=["1.jpg"]), lambda text: None)
@@ -315,12 +315,12 @@ def test_every_place_is_looked_in_and_the_users_own_comes_first(
     source = write_nouns(tmp_path / "source", [Noun(1000, ("zipped",))])
     corpora = tmp_path / "zipped" / "corpora"
     corpora.mkdir(parents=True)
-    with zipfile.ZipFile(corpora / "semantic.zip", "w") as archive:
+    with zipfile.ZipFile(corpora / "wordnet.zip", "w") as archive:
         for file in source.iterdir():
-            archive.write(file, f"semantic/{file.name}")
+            archive.write(file, f"wordnet/{file.name}")
     monkeypatch.setattr(nltk.data, "path", [str(corpora.parent)])
     assert has("zipped")
-    write_nouns(tmp_path / "own" / "corpora" / "semantic", [Noun(1000, ("own",))])
+    write_nouns(tmp_path / "own" / "corpora" / "wordnet", [Noun(1000, ("own",))])
     monkeypatch.setenv("NLTK_DATA", os.pathsep.join(["", str(tmp_path / "own")]))
     assert has("own")
     assert nltk.data.path == [str(corpora.parent)]
@@ -335,7 +335,7 @@ def test_files_that_others_may_write_to_are_read_too(tmp_path: Path) -> None:
 
 
 def test_without_wordnet_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(MissingExtra, match=r"semantic-base, or --semantic none"), open_wordnet():
+    with pytest.raises(MissingExtra, match=r"wordnet-base, or --semantic none"), open_wordnet():
         pass
     monkeypatch.setitem(sys.modules, "nltk", None)
     with pytest.raises(MissingExtra, match=r"sbtk\[train\]"), open_wordnet():

@@ -519,7 +519,7 @@ def test_timing_caches_come_back_or_are_empty(cache: PlanCache) -> None:
 _KILLED_STORES = """
 import os, signal, sys
 from pathlib import Path
-from tests.runtime.engines.test_plan_cache import PLAN, WANTED, _record
+from tests.runtime.engines.tensorrt.test_cache import PLAN, WANTED, _record
 from sbtk_runtime.engines.tensorrt.cache import PlanCache
 
 cache, plan = PlanCache(Path(sys.argv[1])), PLAN + b"new"
@@ -557,7 +557,7 @@ def test_a_store_that_is_killed_leaves_the_old_plan_or_none(
     if is_replacing:
         before = "old"
         cache.store(_record(PLAN + b"old"), PLAN + b"old")
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     done = subprocess.run(
         [sys.executable, "-c", _KILLED_STORES, str(cache.folder)],
         capture_output=True,

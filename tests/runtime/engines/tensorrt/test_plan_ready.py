@@ -24,7 +24,7 @@ from sbtk_runtime.errors import BadModel, EngineUnavailable
 from tests.tiny import tiny_bundle, write_tiny_manifest
 from tests.tiny_conv import tiny_conv_model
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 SMALL = BuildSettings(1, 2, 4)
 ADA = CudaDevice(0, "NVIDIA GeForce RTX 4090", "8.9", 24 << 30, "13.2")
 HOPPER = CudaDevice(1, "NVIDIA H100 80GB HBM3", "9.0", 80 << 30, "13.2")

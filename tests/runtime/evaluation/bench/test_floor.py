@@ -42,11 +42,11 @@ from tests.tiny_student import tiny_student
 
 KINDS: tuple[ProductKind, ...] = ("int8", "fp32")
 SIZES = (32, 64)
-_ROOT = Path(__file__).parents[3]
+_ROOT = Path(__file__).parents[4]
 
 # Runs in a process of its own, which takes its instruction set when it starts.
 _COMPARE = """
-from tests.runtime.bench.test_bench_products import SIZES, furthest_from_numpy
+from tests.runtime.evaluation.bench.test_floor import SIZES, furthest_from_numpy
 print(furthest_from_numpy("int8", SIZES))
 """
 
