@@ -55,6 +55,8 @@ def _benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=900,
     )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:

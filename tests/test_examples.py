@@ -29,6 +29,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_api_is_asked_as_the_example_says(checkout: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-P", str(ROOT / "examples" / "query_api.py")],

@@ -292,6 +292,7 @@ def test_a_shortcut_that_is_an_output_too_is_kept() -> None:
     assert _strides(moved)["conv3"] == 1
 
 
+@pytest.mark.slow
 def test_resnet50_v1_computes_a_tenth_less_and_v15_what_it_did(tmp_path: Path) -> None:
     images = np.random.default_rng(2).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
     work = {}

@@ -323,6 +323,7 @@ def test_interrupt_ends_the_process_at_once(folder: Path, photos: list[Path]) ->
         assert process.stderr.read().rstrip().endswith("KeyboardInterrupt")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_photos(folder: Path, photos: list[Path]) -> None:
     few, many = (_peak_mb(folder, photos * times, 2) for times in (3, 30))
     assert many < 700

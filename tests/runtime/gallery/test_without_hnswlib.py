@@ -143,6 +143,7 @@ def test_indexing_a_large_gallery_says_once_what_it_goes_without(
     assert sum(INSTALL in text for text in told) == 1
 
 
+@pytest.mark.slow
 def test_the_commands_of_an_install_without_hnswlib(tmp_path: Path) -> None:
     """In processes that cannot import it, from index to the search that needs it."""
     (tmp_path / "site").mkdir()

@@ -99,6 +99,7 @@ def test_the_weights_are_the_mean_and_the_norms_are_measured(
     assert not torch.allclose(mean[norm], (parts[0][norm] + parts[1][norm]) / 2)
 
 
+@pytest.mark.slow
 def test_the_record_names_the_parts_and_exports_as_a_run(
     runs: tuple[Path, Path], mean_run: Mean
 ) -> None:

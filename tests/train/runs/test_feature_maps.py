@@ -142,6 +142,7 @@ def test_embedding_by_maps_equals_embedding_by_pixels_at_production_size(
     np.testing.assert_array_equal(kept.predicted, whole.predicted)
 
 
+@pytest.mark.slow
 def test_a_run_on_kept_maps_trains_and_resumes_to_the_same_student(
     data: Path, tmp_path: Path
 ) -> None:
@@ -162,6 +163,7 @@ def test_a_run_on_kept_maps_trains_and_resumes_to_the_same_student(
         replace(config, freeze_until="")
 
 
+@pytest.mark.slow
 def test_the_last_epochs_and_validation_have_maps_of_production_size(
     data: Path, tmp_path: Path
 ) -> None:

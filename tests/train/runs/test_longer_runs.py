@@ -123,6 +123,7 @@ def test_an_embedding_longer_than_the_logits_is_refused_with_the_refit_and_train
     assert load_file(tmp_path / "run" / STUDENT)["embedding.weight"].shape == (1024, 512)
 
 
+@pytest.mark.slow
 def test_further_images_and_their_class_map_are_the_same_in_another_place(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -219,6 +219,7 @@ def test_every_ablation_trains(data: Path, tmp_path: Path, knobs: dict[str, Any]
     assert trained.metric == knobs.get("metric", "quadruplet")
 
 
+@pytest.mark.slow
 def test_embedding_fitted_anew_is_kept_if_it_is_no_worse(data: Path, tmp_path: Path) -> None:
     # With this seed the refitted one is better.
     config = replace(tiny_config(data, epochs=1, refit=True), seed=2)
