@@ -55,6 +55,7 @@ def _benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=900,
     )
 
+
 pytestmark = pytest.mark.slow
 
 
