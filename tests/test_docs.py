@@ -44,6 +44,7 @@ _BLOCK = re.compile(
 )
 # The command by its name or its path, or as what a container of the image is given.
 _COMMAND = re.compile(r"(?:^|\s|/bin/)sbtk(?::\w+)? ((?![.-])\w[^<>|\n]*)")
+_NAMED_FILE = re.compile(r"\b(?:sbtk_\w+|cli/sbtk_cli)/[\w/]+\.py\b")
 _RUN = 'sbtk() { "$PYTHON" -P -m sbtk_cli "$@"; }; set -o pipefail; '
 
 
@@ -388,3 +389,12 @@ def _make(target: str) -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_diagrams_name_files_that_exist() -> None:
+    text = (ROOT / "docs/architecture.md").read_text("utf-8")
+    diagrams = re.findall(r"^```mermaid\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    named = {name for diagram in diagrams for name in _NAMED_FILE.findall(diagram)}
+    assert len(diagrams) == 4
+    assert len(named) > 20
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
