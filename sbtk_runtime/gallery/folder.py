@@ -132,10 +132,10 @@ def make_folder(folder: Path) -> None:
         )
 
 
-def tidy(
+def vacuum(
     folder: Path, catalogue: Catalogue, vectors: Shards, published: GalleryManifest | None
 ) -> None:
-    """Removes what neither the published generation nor the catalogue needs."""
+    """Removes files that neither the published generation nor the catalogue uses."""
     if published is not None:
         catalogue.purge(published.generation)
     vectors.cut(catalogue.committed_rows())
@@ -234,8 +234,8 @@ def partly_readable(folder: Path) -> list[dict[str, str]]:
 
 
 @contextlib.contextmanager
-def os_errors_told(folder: Path) -> Iterator[None]:
-    """Turns the block's errors of the operating system into ours: `DiskFull` or `BadGallery`."""
+def translate_os_errors(folder: Path) -> Iterator[None]:
+    """Translates the block's `OSError` into `DiskFull` or `BadGallery`."""
     try:
         with disk_full_explained(folder / MANIFEST_NAME):
             yield
@@ -296,7 +296,7 @@ def _root_of(path: bytes, roots: set[bytes]) -> bytes:
     return above
 
 
-def claimed(
+def initialize_gallery(
     folder: Path,
     catalogue: Catalogue,
     embedder: Embedder,
@@ -304,11 +304,13 @@ def claimed(
     roots: Sequence[str],
     note: Callable[[str], None],
 ) -> tuple[Origin, Itq | None]:
-    """Returns what makes a gallery's embeddings, which is the embedder, and codes of them.
+    """Checks that the embedder fits the gallery, and records it as the origin of a new one.
+
+    Returns the gallery's origin, and the ITQ of a binary gallery.
 
     Args:
         folder: the gallery's.
-        catalogue: the gallery's; claimed if it has no photo yet.
+        catalogue: the gallery's; records the origin if it has no photo yet.
         embedder: of whoever writes.
         bits: length of the codes to keep; `None` for embeddings, or what the gallery has.
         roots: folders and files of which the gallery is made.

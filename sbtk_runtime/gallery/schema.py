@@ -526,7 +526,7 @@ _MOST_GENERATIONS = 1 << 48
 _MOST_ROWS = 1 << 32
 
 
-def connect_sound(path: Path) -> sqlite3.Connection:
+def open_verified(path: Path) -> sqlite3.Connection:
     """Returns a writer's connection to a catalogue that may be built on; makes a new one.
 
     Raises:

@@ -28,15 +28,15 @@ from sbtk_runtime.gallery.changes import Changes, Copies, Loss
 from sbtk_runtime.gallery.folder import (
     FAILURES_NAME,
     LOCK_NAME,
-    claimed,
     has_snapshot,
+    initialize_gallery,
     make_folder,
     open_published,
     open_rows,
-    os_errors_told,
     published_manifest,
     require_codes,
-    tidy,
+    translate_os_errors,
+    vacuum,
     write_failures,
 )
 from sbtk_runtime.gallery.graph import next_graph
@@ -166,7 +166,7 @@ def update_gallery(
     if not (folder / CATALOGUE_NAME).exists():  # else it knows more about what is left out
         refuse_nothing(absolute, rule_change.applied_to(WalkRules()))
     require_codes(folder, embedder.bundle, bits)
-    with os_errors_told(folder):
+    with translate_os_errors(folder):
         make_folder(folder)
         with WriterLock(folder / LOCK_NAME):
             update = _Update(folder, absolute, embedder, progress, notify, commit_every)
@@ -214,13 +214,13 @@ def drop_photos(
         BadGallery: there is no gallery, it is damaged, or cannot be written.
         GalleryBusy: another process is writing to it.
     """
-    with os_errors_told(folder), WriterLock(folder / LOCK_NAME):
+    with translate_os_errors(folder), WriterLock(folder / LOCK_NAME):
         published = published_manifest(folder)
         with Catalogue(folder, published.generation + 1) as catalogue:
             origin = catalogue.origin()
             assert origin is not None  # there is a manifest
             vectors = open_rows(folder, origin.dim, origin.bits)
-            tidy(folder, catalogue, vectors, published)
+            vacuum(folder, catalogue, vectors, published)
             name = None if below is None else os.fsencode(_absolute(below))
             if is_missing_only:
                 removed = catalogue.remove(catalogue.ids_below(name, missing=True))
@@ -273,12 +273,12 @@ class _Update:
         published = published_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
         with Catalogue(folder, 1 if published is None else published.generation + 1) as catalogue:
             self._take_rules(catalogue, rule_change)
-            origin, self._itq = claimed(
+            origin, self._itq = initialize_gallery(
                 folder, catalogue, self._embedder, bits, self._roots, self._notices.append
             )
             catalogue.record_roots(map(os.fsencode, self._roots))
             vectors = open_rows(folder, origin.dim, origin.bits)
-            tidy(folder, catalogue, vectors, published)
+            vacuum(folder, catalogue, vectors, published)
             self._drop_lost(catalogue, vectors)
             self._add_checksums(catalogue, vectors)
             self._share_rows(catalogue, vectors)
@@ -499,7 +499,7 @@ def _publish(
         snapshot=catalogue.write_snapshot(),
     )
     manifest.write(folder)
-    tidy(folder, catalogue, vectors, manifest)
+    vacuum(folder, catalogue, vectors, manifest)
 
 
 def _first_intact(catalogue: Catalogue, vectors: Shards, rows: list[int]) -> int | None:

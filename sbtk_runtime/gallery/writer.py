@@ -31,8 +31,8 @@ from sbtk_runtime.gallery.schema import (
     CATALOGUE_NAME,
     blob,
     catalogue_errors,
-    connect_sound,
     integer,
+    open_verified,
     text,
     transaction,
     values_checked,
@@ -76,7 +76,7 @@ class Catalogue:
 
     def __init__(self, folder: Path, generation: int) -> None:
         self.path = folder / CATALOGUE_NAME
-        self.connection = connect_sound(self.path)
+        self.connection = open_verified(self.path)
         newest = self._number(
             "SELECT max(coalesce(max(added_in), 0), coalesce(max(removed_in), 0), "
             "coalesce(max(missing_in), 0)) FROM photos"
