@@ -41,13 +41,15 @@ layers: $(VENV)/.installed
 test: $(VENV)/.installed ## Run the quick tests; PYTEST_ARGUMENTS="-k gallery" picks some
 	$(PYTEST) -m "$(QUICK)" $(PYTEST_ARGUMENTS)
 
-# Playwright leaves an event loop in its process, so the tests of the page have one of their own.
+# Playwright leaves an event loop in its process, so the tests of the page have one of their own,
+# beside the others since they mostly wait.
 test-all: $(VENV)/.installed ## Run all tests, those that train, kill, install and browse too
-	@failed=0; \
-	$(PYTEST) -m "not browser" $(PYTEST_ARGUMENTS) || failed=1; \
+	@failed=0; log=$$(mktemp); \
 	$(VENV)/bin/python -m pytest -q --durations=5 -m browser tests/browser $(PYTEST_ARGUMENTS) \
-		|| test $$? = 5 || failed=1; \
-	exit $$failed
+		>"$$log" 2>&1 & browser=$$!; \
+	$(PYTEST) -m "not browser" $(PYTEST_ARGUMENTS) || failed=1; \
+	wait $$browser || test $$? = 5 || failed=1; \
+	cat "$$log"; rm "$$log"; exit $$failed
 
 test-browser: chromium $(VENV)/.installed ## Run the page's tests in Chromium, which apt installs if missing
 	$(VENV)/bin/python -m pytest -q --durations=15 -m browser tests/browser $(PYTEST_ARGUMENTS)
