@@ -180,8 +180,8 @@ def command(
             device=device,
             batch=batch,
             said=lambda text: output.notice(text, quiet=quiet),
+            lazy=True,
         ) as embedder:
-            output.notice(output.engine_text(embedder.model_id, embedder.engine.info), quiet=quiet)
             report = _update(
                 gallery, photos, embedder, bits, rule_change, checksum=checksum, quiet=quiet
             )
@@ -276,6 +276,9 @@ def _update(
                 checksum=checksum,
                 bits=bits,
                 rule_change=rule_change,
+                on_engine=lambda info: output.notice(
+                    output.engine_text(embedder.model_id, info), quiet=quiet
+                ),
             )
         except KeyboardInterrupt:
             output.notice("What was embedded is kept: the same command goes on from there.")

@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,10 +31,12 @@ from sbtk_runtime.engines.registry import (
     Embeddings,
     Engine,
     Images,
+    check_engine_options,
     checked_rows,
     open_engine,
 )
 from sbtk_runtime.errors import BadConfig, BadData, BadImage, BadModel, EngineUnavailable
+from sbtk_runtime.machine import cpu_threads
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import SIZE_PX, Kind, Pixels, prepare
 
@@ -52,8 +55,11 @@ class Embedder:
         device: `cpu`, `cuda` or `cuda:N`; by default whatever the engine runs on.
         is_brief: a picture or two is all that there is to do; see `open_engine`.
         said: told what an engine does that takes long, and what it changed to work.
+        lazy: open the engine when it is first used, with the lanes that are needed then. The
+            errors of opening it are raised there.
 
     Raises:
+        BadConfig: the options contradict each other.
         BadModel: there is no such bundle, or it cannot be used.
         EngineUnavailable: no engine works, or the named one does not.
     """
@@ -69,26 +75,31 @@ class Embedder:
         device: str | None = None,
         is_brief: bool = False,
         said: Said = said_nothing,
+        lazy: bool = False,
     ) -> None:
         if batch < 1:
             raise BadConfig(f"a batch of {batch}", "at least 1")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self._batch = batch
-        self._said = said
-        self._lock = threading.Lock()
-        self._streams = 0
-        self._timings = Timings()
-        _take_blas_memory()
-        self._engine: Engine | None = open_engine(
+        self._threads = cpu_threads() if threads is None else threads
+        check_engine_options(engine, precision, self._threads, device)
+        self._open = partial(
+            open_engine,
             self.bundle,
             engine=engine,
             precision=precision,
-            threads=threads,
+            threads=self._threads,
             device=device,
             batch=batch,
             is_brief=is_brief,
             said=said,
         )
+        self._lock = threading.Lock()
+        self._streams = 0
+        self._timings = Timings()
+        _take_blas_memory()
+        self._is_closed = False
+        self._engine: Engine | None = None if lazy else self._open()
 
     def __enter__(self) -> Self:
         return self
@@ -103,10 +114,12 @@ class Embedder:
 
     @property
     def engine(self) -> Engine:
-        """The engine in use; a stream may exchange it for one with more lanes."""
-        if self._engine is None:
-            raise EngineUnavailable("the embedder is closed", "an open one")
-        return self._engine
+        """The engine in use; a stream may exchange it for one with more lanes.
+
+        A lazy embedder opens it here, with the lanes of a stream.
+        """
+        engine = self._engine
+        return self._engine_with(lanes=None) if engine is None else engine
 
     @property
     def dim(self) -> int:
@@ -125,6 +138,7 @@ class Embedder:
 
     def close(self) -> None:
         """Frees the engine."""
+        self._is_closed = True
         if self._engine is not None:
             self._engine.close()
             self._engine = None
@@ -219,22 +233,21 @@ class Embedder:
         Only one is kept, since each holds the weights. While a stream is open it stays as it is.
         """
         with self._lock:
-            engine = self.engine
+            if self._is_closed:
+                raise EngineUnavailable("the embedder is closed", "an open one")
+            wanted = self._threads if lanes is None else lanes
+            engine = self._engine
+            if engine is None:
+                self._engine = engine = self._open(lanes=wanted)
+                return engine
             info = engine.info
-            wanted = info.threads if lanes is None else lanes
             if info.device != "cpu" or info.lanes == wanted or self._streams:
                 return engine
             # Not closed but let go: another thread may still be running it.
             del engine
             self._engine = None
-            reopened = open_engine(
-                self.bundle,
-                engine=info.name,
-                precision=info.precision,
-                threads=info.threads,
-                lanes=wanted,
-                batch=self._batch,
-                said=self._said,
+            reopened = self._open(
+                engine=info.name, precision=info.precision, device=None, lanes=wanted
             )
             reopened.info = replace(reopened.info, passed_over=info.passed_over)
             self._engine = reopened

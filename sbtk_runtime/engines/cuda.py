@@ -14,6 +14,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from sbtk_runtime.errors import BadConfig, EngineUnavailable, MissingExtra
 
+# The library that the CUDA runtime loads too.
+_DRIVER = "libcuda.so.1"
 _SUCCESS = 0
 _OUT_OF_MEMORY = 2
 _INSUFFICIENT_DRIVER = 35
@@ -68,6 +70,18 @@ def cuda_runtime() -> Any:
             f"cuda-bindings is installed and does not load: {problem}", "", _INSTALL
         ) from problem
     return runtime
+
+
+def require_driver() -> None:
+    """Checks for NVIDIA's driver without importing anything of CUDA.
+
+    Raises:
+        EngineUnavailable: its library cannot be loaded.
+    """
+    try:
+        ctypes.CDLL(_DRIVER)
+    except OSError as problem:
+        raise _driver_missing() from problem
 
 
 def find_device(device: str = "cuda") -> CudaDevice:
@@ -144,13 +158,17 @@ def _index(device: str) -> int:
     return int(number) if colon else 0
 
 
+def _driver_missing() -> EngineUnavailable:
+    return EngineUnavailable(
+        "there is no NVIDIA driver on this machine", "a GPU and its driver", _INSTALL_DRIVER
+    )
+
+
 def _driver_missing_or_old(runtime: Any) -> EngineUnavailable:
     # Error 35 means both; the driver's version, which is 0 without one, tells them apart.
     error, version = runtime.cudaDriverGetVersion()
     if int(error) != _SUCCESS or version == 0:
-        return EngineUnavailable(
-            "there is no NVIDIA driver on this machine", "a GPU and its driver", _INSTALL_DRIVER
-        )
+        return _driver_missing()
     needed = checked(runtime.cudaRuntimeGetVersion())
     return EngineUnavailable(
         f"NVIDIA's driver is too old: it serves CUDA {_version(version)}",

@@ -302,11 +302,12 @@ def initialize_gallery(
     embedder: Embedder,
     bits: int | None,
     roots: Sequence[str],
-    note: Callable[[str], None],
 ) -> tuple[Origin, Itq | None]:
     """Checks that the embedder fits the gallery, and records it as the origin of a new one.
 
     Returns the gallery's origin, and the ITQ of a binary gallery.
+
+    Only a gallery without photos needs the embedder's engine.
 
     Args:
         folder: the gallery's.
@@ -314,17 +315,16 @@ def initialize_gallery(
         embedder: of whoever writes.
         bits: length of the codes to keep; `None` for embeddings, or what the gallery has.
         roots: folders and files of which the gallery is made.
-        note: told, in a sentence, what is worth knowing.
 
     Raises:
         BadModel: the gallery is new, and the embedder's bundle makes no such codes.
         BadGallery: the gallery keeps something else.
         ModelMismatch: another model made it.
     """
-    precision = embedder.engine.info.precision
     origin = catalogue.origin()
     if origin is None or not catalogue.committed_rows():
         itq = None if bits is None else embedder.bundle.itq(bits)
+        precision = embedder.engine.info.precision
         ours = Origin(embedder.model_id, precision, embedder.dim, PREPROCESSING, bits)
         catalogue.claim(ours, itq)
         return ours, itq
@@ -334,11 +334,6 @@ def initialize_gallery(
     if origin.dim != embedder.dim:
         # By another width the shards would be cut in the wrong places.
         raise damaged(catalogue.path, f"embeddings of {origin.dim} numbers by {origin.model_id}")
-    if origin.precision != precision:
-        note(
-            f"the gallery was made at {origin.precision}; new photos are embedded at "
-            f"{precision}, which finds nearly the same"
-        )
     return origin, None if origin.bits is None else catalogue.itq()
 
 

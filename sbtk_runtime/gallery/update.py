@@ -21,6 +21,7 @@ import numpy as np
 
 from sbtk_runtime.binary_codes import Itq
 from sbtk_runtime.embedding.embedder import Embedded, Embedder, Failed, Known
+from sbtk_runtime.engines.base import EngineInfo
 from sbtk_runtime.errors import BadData, BadGallery, InternalError
 from sbtk_runtime.files import WriterLock, printable_name, remove_stale_temporaries
 from sbtk_runtime.gallery.catalogue import Embedding, Failure, Origin
@@ -63,6 +64,7 @@ from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest
 #: images/s.
 Progress = Callable[[int, int | None, float], None]
 Notify = Callable[[str], None]
+OnEngine = Callable[[EngineInfo], None]
 
 _WALK_TICK = 1000
 _NO_CHANGE = RuleChange()
@@ -136,6 +138,7 @@ def update_gallery(
     checksum: bool = False,
     bits: int | None = None,
     rule_change: RuleChange = _NO_CHANGE,
+    on_engine: OnEngine = lambda info: None,
 ) -> IndexReport:
     """Makes the gallery in `folder` hold the photos below `roots`; other photos in it stay.
 
@@ -150,6 +153,8 @@ def update_gallery(
         bits: make a binary gallery, of codes of so many bits; by default one of embeddings. An
             existing gallery stays what it is, and `None` will do for it.
         rule_change: what to leave out from now on; the gallery remembers it.
+        on_engine: called with the engine in use before the first photo is embedded; not called
+            when there is nothing to embed.
 
     Raises:
         BadConfig: a pattern of `rule_change` is not one.
@@ -165,11 +170,12 @@ def update_gallery(
     absolute = roots_to_walk(folder, roots)
     if not (folder / CATALOGUE_NAME).exists():  # else it knows more about what is left out
         refuse_nothing(absolute, rule_change.applied_to(WalkRules()))
-    require_codes(folder, embedder.bundle, bits)
+        require_codes(folder, embedder.bundle, bits)
+        _ = embedder.engine  # no folder is made if the engine cannot be opened
     with translate_os_errors(folder):
         make_folder(folder)
         with WriterLock(folder / LOCK_NAME):
-            update = _Update(folder, absolute, embedder, progress, notify, commit_every)
+            update = _Update(folder, absolute, embedder, progress, notify, commit_every, on_engine)
             return update.run(checksum, bits, rule_change)
 
 
@@ -250,6 +256,7 @@ class _Update:
         progress: Progress,
         notify: Notify,
         commit_every: int,
+        on_engine: OnEngine,
     ) -> None:
         self._folder = folder
         self._roots = roots
@@ -258,6 +265,7 @@ class _Update:
         self._commit_every = commit_every
         self._notices: list[str] = []
         self._notify = notify
+        self._on_engine = on_engine
         self._itq: Itq | None = None
         self._rules = WalkRules()
         self._known_roots: list[str] = []
@@ -274,7 +282,7 @@ class _Update:
         with Catalogue(folder, 1 if published is None else published.generation + 1) as catalogue:
             self._take_rules(catalogue, rule_change)
             origin, self._itq = initialize_gallery(
-                folder, catalogue, self._embedder, bits, self._roots, self._notices.append
+                folder, catalogue, self._embedder, bits, self._roots
             )
             catalogue.record_roots(map(os.fsencode, self._roots))
             vectors = open_rows(folder, origin.dim, origin.bits)
@@ -288,6 +296,8 @@ class _Update:
             self._note_idle_patterns(rule_change)
             changes.settle()
             walk_s = time.perf_counter() - started
+            if changes.to_embed:
+                self._open_engine(origin)
             self._embed(catalogue, vectors, changes)
             left_out_now = changes.lost_though_there()
             warnings = tuple(_loss_told(loss, folder) for loss in changes.losses())
@@ -323,6 +333,15 @@ class _Update:
                 timings=self._timings() | {"walk_s": walk_s, "graph_s": ended - graph_started},
                 notices=tuple(self._notices),
                 warnings=warnings,
+            )
+
+    def _open_engine(self, origin: Origin) -> None:
+        info = self._embedder.engine.info
+        self._on_engine(info)
+        if origin.precision != info.precision:
+            self._notices.append(
+                f"the gallery was made at {origin.precision}; new photos are embedded at "
+                f"{info.precision}, which finds nearly the same"
             )
 
     def _take_rules(self, catalogue: Catalogue, rule_change: RuleChange) -> None:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ import pytest
 from sbtk_cli.index import final_sentence
 from sbtk_cli.main import main
 from sbtk_cli.options import Stopping, Terminated, stops_between_photos
+from sbtk_runtime.engines.registry import Engine, open_engine
 from sbtk_runtime.gallery.update import IndexReport
 from tests.tiny import tiny_bundle, tiny_photo
 
@@ -75,6 +77,41 @@ def test_only_what_changed_is_embedded(
     )
     assert "tiny@" in shown.err
     assert re.search(r"\(int8\) on (openvino|onnxruntime) \d", shown.err)
+
+
+def test_an_engine_is_opened_once_and_only_when_there_is_something_to_embed(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[int] = []
+
+    def counted(*arguments: Any, lanes: int = 1, **options: Any) -> Engine:
+        opened.append(lanes)
+        return open_engine(*arguments, lanes=lanes, **options)
+
+    monkeypatch.setattr("sbtk_runtime.embedding.embedder.open_engine", counted)
+    index = ["index", "photos", "--threads", "2"]
+    assert main([*index, "--model", "tiny"]) == 0
+    assert opened == [2]
+    assert main(index) == 0
+    (workplace / "photos" / "photo-0000.jpg").unlink()
+    (workplace / "photos" / "photo-0001.png").rename(workplace / "photos" / "moved.png")
+    assert main(index) == 0
+    assert opened == [2]
+    assert capsys.readouterr().err.count("tiny@") == 1
+    tiny_photo(99).save(workplace / "photos" / "new.png")
+    assert main(index) == 0
+    assert opened == [2, 2]
+    assert capsys.readouterr().err.count("tiny@") == 1
+
+
+def test_wrong_engine_options_are_refused_although_nothing_is_new(
+    gallery: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*INDEX, "--engine", "abacus"]) == 2
+    assert main([*INDEX, "--device", "tpu"]) == 2
+    shown = capsys.readouterr().err
+    assert "unknown engine 'abacus'" in shown
+    assert "unknown device 'tpu'" in shown
 
 
 def test_without_a_model_the_gallerys_own_is_taken(

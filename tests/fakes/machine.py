@@ -64,6 +64,8 @@ def fake_machine(
     cuda_runtime = FakeCudaRuntime(machine_gpus)
     world = TensorRtWorld(machine_gpus, surface)
     install_cuda(monkeypatch, cuda_runtime)
+    # Any library that loads: what it would do, the module above does.
+    monkeypatch.setattr("sbtk_runtime.engines.cuda._DRIVER", None)
     for module in ("tensorrt", "tensorrt_rtx"):
         # The fake needs the real TensorRT-RTX for its names, so that is not removed but hidden.
         there = fake_tensorrt(world) if module == surface.module else None

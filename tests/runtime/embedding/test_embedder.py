@@ -409,3 +409,15 @@ def _divide_by_length(graph: onnx.GraphProto) -> None:
     graph.initializer.append(numpy_helper.from_array(np.array([1]), "columns"))
     graph.node.append(helper.make_node("ReduceL2", ["feature", "columns"], ["length"]))
     graph.node.append(helper.make_node("Div", ["feature", "length"], ["embeddings"]))
+
+
+def test_a_lazy_embedder_opens_its_engine_when_it_is_used(folder: Path) -> None:
+    with Embedder(folder, threads=2, batch=4, lazy=True) as embedder:
+        assert embedder.dim == 16
+        assert list(embedder.stream([], "photo")) == []
+        assert embedder._engine is None
+        assert embedder.engine.info.lanes == 2
+    with pytest.raises(EngineUnavailable, match="closed"):
+        _ = embedder.engine
+    with pytest.raises(BadConfig, match="abacus"):
+        Embedder(folder, engine="abacus", lazy=True)

@@ -100,6 +100,34 @@ def test_auto_says_why_not_the_faster_ones(bundle: Bundle) -> None:
     assert open_engine(bundle, engine="onnxruntime").info.passed_over == ()
 
 
+_MODULES_AFTER_OPENING = """
+import ctypes, sys
+from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.engines.registry import open_engine
+try:
+    ctypes.CDLL("libcuda.so.1")
+except OSError:
+    open_engine(Bundle.open(sys.argv[1]), is_brief=True)
+    print(*{name.partition(".")[0] for name in sys.modules})
+else:
+    print("driver")
+"""
+
+
+def test_without_a_driver_auto_imports_nothing_of_cuda(bundle: Bundle) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _MODULES_AFTER_OPENING, str(bundle.folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = set(done.stdout.split())
+    if "driver" in imported:
+        pytest.skip("this machine has an NVIDIA driver")
+    assert "numpy" in imported
+    assert not imported & {"tensorrt", "tensorrt_rtx", "cuda", "openvino"}
+
+
 def test_a_single_picture_does_not_wait_for_an_engine_that_loads_slowly(bundle: Bundle) -> None:
     info = open_engine(bundle, is_brief=True).info
     working = {report.name for report in survey_engines() if report.works}
