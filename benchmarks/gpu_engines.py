@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from benchmarks.gpu_findings import Figures, Finding, Report, Task, attempt, told
 from benchmarks.gpu_timing import DRY, Effort, timed_by_clock
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.engines.registry import Engine, checked_rows, open_engine, survey_engines
+from sbtk_runtime.engines.registry import Engine, open_engine, probe_engines, validate_embeddings
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.evaluation.bench.floor import multiply_accumulates
 from sbtk_runtime.manifest import Precision
@@ -57,7 +57,7 @@ class _Timed(Protocol):
 
 
 def _survey(report: Report) -> None:
-    for found in survey_engines():
+    for found in probe_engines():
         point = Finding(_SURVEY, found.name)
         version = {"version": found.version}
         if found.works:
@@ -84,7 +84,7 @@ def _measure(task: Task, name: str, precision: Precision, report: Report) -> Non
     try:
         bundle = _bundle(task)
         engine = open_engine(
-            bundle, engine=name, precision=precision, batch=LARGEST_PART, said=notices.append
+            bundle, engine=name, precision=precision, batch=LARGEST_PART, notify=notices.append
         )
     # What a library raises past sbtk's own errors is worth recording too.
     except Exception as problem:
@@ -156,7 +156,7 @@ def _agreement(task: Task, engine: Engine) -> dict[str, float]:
 
 
 def _sound(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    rows, is_bad = checked_rows(rows)
+    rows, is_bad = validate_embeddings(rows)
     if is_bad.any():
         raise BadModel(f"{int(is_bad.sum())} of {len(rows)} rows are no unit rows")
     return rows

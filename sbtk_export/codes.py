@@ -16,7 +16,7 @@ from sbtk_export.images import ExportPictures, PictureSet
 from sbtk_runtime.binary_codes import check_bits, fit_itq
 from sbtk_runtime.bundle import Bundle, itq_name
 from sbtk_runtime.embedding.embedder import Embedded, Embedder
-from sbtk_runtime.engines.base import Said
+from sbtk_runtime.engines.base import Notify
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.evaluation.metrics import Embeddings, evaluate
 from sbtk_runtime.files import write_atomically
@@ -47,7 +47,7 @@ def write_codes(
     bits: Sequence[int],
     pictures: ExportPictures,
     ranking: Embeddings,
-    said: Said,
+    notify: Notify,
 ) -> dict[str, Any]:
     """Writes what makes codes of each length into a bundle's folder; returns how well they do.
 
@@ -56,7 +56,7 @@ def write_codes(
         bits: lengths, each at most the embedding's.
         pictures: with files to learn on.
         ranking: torch's embeddings of the pictures to rank, `(N, D) float32`.
-        said: told what is under way.
+        notify: told what is under way.
 
     Returns:
         Figures for the manifest, by name.
@@ -65,11 +65,11 @@ def write_codes(
         BadData: too few pictures can be read.
     """
     counts = {kind: len(files) for kind, files in pictures.code_files.items()}
-    said(f"codes: embedding {sum(counts.values()):,} pictures of training classes")
+    notify(f"codes: embedding {sum(counts.values()):,} pictures of training classes")
     rows, read = _embedded(bundle, pictures.code_files)
     figures: dict[str, Any] = {}
     for length in sorted(set(bits)):
-        said(f"codes: learning {length} bits")
+        notify(f"codes: learning {length} bits")
         itq = fit_itq(rows, length)
         write_atomically(bundle.folder / itq_name(length), itq.to_bytes())
         rule = _RULE.format(

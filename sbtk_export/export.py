@@ -28,7 +28,7 @@ from sbtk_export.onnx_graph import ModelInputs, write_onnx
 from sbtk_export.parity import Parity, Reference, measure_parity, require_parity, torch_reference
 from sbtk_runtime.bundle import Bundle, OnnxForm, onnx_name
 from sbtk_runtime.engines import onnxruntime as engine_onnxruntime
-from sbtk_runtime.engines.base import EngineRequest, Said
+from sbtk_runtime.engines.base import EngineRequest, Notify
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
 from sbtk_runtime.files import (
     disk_full_explained,
@@ -85,14 +85,14 @@ class Exported:
     reference: Reference
 
 
-def export_run(run: TrainedRun, plan: ExportPlan, images: Path | None, said: Said) -> Exported:
+def export_run(run: TrainedRun, plan: ExportPlan, images: Path | None, notify: Notify) -> Exported:
     """Returns the published bundle of a run.
 
     Args:
         run: the trained run.
         plan: what to make.
         images: data to calibrate and measure on instead of the run's own.
-        said: told what is under way.
+        notify: told what is under way.
 
     Raises:
         BadData: there are no images, or too few of the run's training classes.
@@ -102,7 +102,7 @@ def export_run(run: TrainedRun, plan: ExportPlan, images: Path | None, said: Sai
     require_bits(plan.bits, run.student.dim)
     facts = facts_from_run(run)
     data = _data_folder(run, images)
-    said(f"reading pictures of {len(facts.training_classes)} training classes from {data}")
+    notify(f"reading pictures of {len(facts.training_classes)} training classes from {data}")
     pictures = choose_pictures(
         data,
         facts.training_classes,
@@ -110,11 +110,15 @@ def export_run(run: TrainedRun, plan: ExportPlan, images: Path | None, said: Sai
         is_calibrating=not {"int8", "int8.trt"}.isdisjoint(plan.variants),
         codes_per_kind=CODES_PER_KIND if plan.bits else 0,
     )
-    return export_student(run.student, facts, pictures, plan, said)
+    return export_student(run.student, facts, pictures, plan, notify)
 
 
 def export_student(
-    student: Student, facts: StudentFacts, pictures: ExportPictures, plan: ExportPlan, said: Said
+    student: Student,
+    facts: StudentFacts,
+    pictures: ExportPictures,
+    plan: ExportPlan,
+    notify: Notify,
 ) -> Exported:
     """Returns the published bundle of a student.
 
@@ -126,23 +130,23 @@ def export_student(
         BadModel: a model does not keep its limits; nothing was published.
     """
     for notice in pictures.notices:
-        said(notice)
+        notify(notice)
     variants = tuple(v for v in VARIANTS if v == "fp32" or v in plan.variants)
     if plan.is_slim and not {"fp16", "int8"} & set(variants):
         raise BadConfig(
             "a slim bundle without FP16 and INT8 would be empty", "--fp16 or --int8 with --slim"
         )
     with published_folder(plan.target) as folder:
-        write_models(student, folder, variants, pictures.calibration.inputs, said, plan.opset)
+        write_models(student, folder, variants, pictures.calibration.inputs, notify, plan.opset)
         draft = _manifest(folder, student, facts, plan)
-        said("torch: embedding the pictures")
+        notify("torch: embedding the pictures")
         reference = torch_reference(student, pictures)
-        parities = check_models(Bundle(folder, draft), reference, pictures, variants, said)
+        parities = check_models(Bundle(folder, draft), reference, pictures, variants, notify)
         write_golden(Bundle(folder, draft), variants)
         metrics = facts.metrics
         if plan.bits:
             metrics = metrics | write_codes(
-                Bundle(folder, draft), plan.bits, pictures, reference.ranking, said
+                Bundle(folder, draft), plan.bits, pictures, reference.ranking, notify
             )
         if plan.is_slim:
             (folder / file_name("fp32")).unlink()
@@ -317,21 +321,21 @@ def write_models(
     folder: Path,
     variants: Sequence[Variant],
     calibration: ModelInputs,
-    said: Said,
+    notify: Notify,
     opset: int | None = None,
 ) -> None:
     """Writes an ONNX file for each variant into `folder`; `fp32` must be among them."""
     reference = folder / file_name("fp32")
-    said("fp32: tracing")
+    notify("fp32: tracing")
     write_onnx(student, reference, opset)
     if "fp16" in variants:
-        said("fp16: tracing with a half-precision trunk")
+        notify("fp16: tracing with a half-precision trunk")
         write_onnx(half_trunk_student(student), folder / file_name("fp16"), opset)
     if "int8" in variants:
-        said(f"int8: calibrating on {len(calibration)} pictures")
+        notify(f"int8: calibrating on {len(calibration)} pictures")
         quantise(reference, folder / file_name("int8"), calibration)
     if "int8.trt" in variants:
-        said(f"int8 for TensorRT: calibrating on {len(calibration)} pictures")
+        notify(f"int8 for TensorRT: calibrating on {len(calibration)} pictures")
         quantise_for_tensorrt(reference, folder / file_name("int8.trt"), calibration)
 
 
@@ -340,7 +344,7 @@ def check_models(
     reference: Reference,
     pictures: ExportPictures,
     variants: Sequence[Variant],
-    said: Said,
+    notify: Notify,
 ) -> dict[str, Parity]:
     """Returns how far each model is from torch, by variant, run by ONNX Runtime on the CPU.
 
@@ -351,7 +355,7 @@ def check_models(
     """
     parities: dict[str, Parity] = {}
     for variant in variants:
-        said(f"{variant}: comparing with torch")
+        notify(f"{variant}: comparing with torch")
         engine = engine_onnxruntime.open_cpu(_request(bundle, variant))
         try:
             parities[variant] = measure_parity(engine, pictures, reference)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sbtk_export.export import Exported, Variant
 from sbtk_export.parity import LIMITS, Parity, measure_parity
-from sbtk_runtime.engines.base import EngineRequest, Said
+from sbtk_runtime.engines.base import EngineRequest, Notify
 from sbtk_runtime.engines.cuda import CudaDevice, find_device
 from sbtk_runtime.engines.tensorrt.build import Progress, no_progress
 from sbtk_runtime.engines.tensorrt.cache import PlanRecord
@@ -49,11 +49,11 @@ class BuiltEngine:
     not_run: str
 
 
-def find_plan_builder(said: Said) -> PlanBuilder | None:
+def find_plan_builder(notify: Notify) -> PlanBuilder | None:
     """Returns the first TensorRT that can build plans on this machine; `None` without one.
 
     Args:
-        said: told why an installed one cannot.
+        notify: told why an installed one cannot.
     """
     for module in MODULES:
         try:
@@ -61,14 +61,14 @@ def find_plan_builder(said: Said) -> PlanBuilder | None:
         except MissingExtra:
             continue
         except EngineUnavailable as problem:
-            said(f"no plan is built by {module}: {problem.found}")
+            notify(f"no plan is built by {module}: {problem.found}")
             continue
         try:
             return PlanBuilder(trt, find_device("cuda"))
         except (MissingExtra, EngineUnavailable) as problem:
             if not trt.needs_a_driver_to_build:
                 return PlanBuilder(trt, None)
-            said(f"no plan is built by {trt.title}: {problem.found}")
+            notify(f"no plan is built by {trt.title}: {problem.found}")
     return None
 
 
@@ -76,7 +76,7 @@ def engines_from_onnx(
     exported: Exported,
     variants: Sequence[Variant],
     builder: PlanBuilder,
-    said: Said,
+    notify: Notify,
     progress: Progress = no_progress,
 ) -> list[BuiltEngine]:
     """Returns the plans of a bundle's FP16 and TensorRT INT8 files, built and kept in the cache.
@@ -85,7 +85,7 @@ def engines_from_onnx(
         exported: the bundle, and what its ONNX files were measured with.
         variants: that the bundle has.
         builder: from `find_plan_builder`.
-        said: told what is under way, and when TensorRT cannot build a plan.
+        notify: told what is under way, and when TensorRT cannot build a plan.
         progress: told how far a build is.
 
     Raises:
@@ -101,22 +101,22 @@ def engines_from_onnx(
                 precision,
                 builder.trt,
                 builder.device,
-                said=said,
+                notify=notify,
                 progress=progress,
             )
         except (EngineUnavailable, MissingExtra) as problem:
-            said(f"{variant}: no plan was built: {problem.found}")
+            notify(f"{variant}: no plan was built: {problem.found}")
             continue
-        engines.append(_measured(exported, variant, ready, builder, said))
+        engines.append(_measured(exported, variant, ready, builder, notify))
     return engines
 
 
 def _measured(
-    exported: Exported, variant: Variant, ready: ReadyPlan, builder: PlanBuilder, said: Said
+    exported: Exported, variant: Variant, ready: ReadyPlan, builder: PlanBuilder, notify: Notify
 ) -> BuiltEngine:
     if builder.device is None:
         return BuiltEngine(ready.record, None, "there is no GPU here to run it on")
-    said(f"{variant}: comparing the plan with torch")
+    notify(f"{variant}: comparing the plan with torch")
     device, record = builder.device, ready.record
     request = EngineRequest(
         exported.bundle,
@@ -124,7 +124,7 @@ def _measured(
         cpu_threads(),
         lanes=1,
         device=f"cuda:{device.index}",
-        said=said,
+        notify=notify,
         form="tensorrt",
     )
     try:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from PIL import features
 
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.engines.registry import EngineReport, open_engine, survey_engines
+from sbtk_runtime.engines.registry import EngineReport, open_engine, probe_engines
 from sbtk_runtime.errors import SbtkError
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.machine import Machine, cpu_threads, this_machine
@@ -85,7 +85,7 @@ def examine(gallery: Path, model: str | None = None) -> Examination:
     Never raises for what is wrong with them: that is what it reports.
     """
     machine = this_machine()
-    engines = tuple(survey_engines())
+    engines = tuple(probe_engines())
     bundle, model_finding = _model(model)
     taken = _automatic(engines)
     findings = [

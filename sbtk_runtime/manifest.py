@@ -133,8 +133,8 @@ class GalleryManifest:
 
 def _checksum(values: dict[str, Any]) -> str:
     """Returns the SHA-256 of what a gallery's manifest says, whatever its layout."""
-    said = {key: value for key, value in values.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    notify = {key: value for key, value in values.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(notify, sort_keys=True).encode()).hexdigest()
 
 
 def read_bundle_manifest(folder: Path) -> BundleManifest:

@@ -93,14 +93,14 @@ def run_latency(
 ) -> LatencyReport:
     """Returns latency and speed; `precision=None` are all, `batches=()` the usual ones."""
     manifest = chosen.bundle.manifest
-    said = partial(notice, quiet=chosen.quiet)
+    notify = partial(notice, quiet=chosen.quiet)
     labelled, notes = _labelled(manifest, data, extent)
     beside = Beside()
     if extent.with_torch:
         is_compiled = extent.with_compiled
         if is_compiled is None:
             is_compiled = chosen.engine == ALL and not extent.is_quick
-        beside = torch_beside(manifest, with_compiled=is_compiled, said=said)
+        beside = torch_beside(manifest, with_compiled=is_compiled, notify=notify)
     with searched(gallery, manifest) as (search, searched_named):
         report = measure_latency(
             chosen.bundle,
@@ -117,7 +117,7 @@ def run_latency(
             beside=beside,
             labelled=labelled,
             effort=QUICK if extent.is_quick else USUAL,
-            progress=said,
+            progress=notify,
         )
     return replace(report, notes=(*notes, *report.notes))
 
@@ -348,25 +348,25 @@ def _gallery(folder: Path | None, manifest: BundleManifest) -> Gallery | None:
 
 
 def torch_beside(
-    manifest: BundleManifest, *, with_compiled: bool, said: Callable[[str], None]
+    manifest: BundleManifest, *, with_compiled: bool, notify: Callable[[str], None]
 ) -> Beside:
     """Returns what torch can measure beside the engines of a model; nothing without torch.
 
     Args:
         manifest: of the model; its backbone gets random weights.
         with_compiled: measure torch compiled, too, which is channels_last as well.
-        said: told what is compiled, and what is missing.
+        notify: told what is compiled, and what is missing.
     """
     if any(importlib.util.find_spec(name) is None for name in ("torch", "torchvision")):
-        said("torch is not installed: nothing to compare with")
+        notify("torch is not installed: nothing to compare with")
         return Beside()
-    return Beside(partial(_contenders, manifest, with_compiled, said), _products)
+    return Beside(partial(_contenders, manifest, with_compiled, notify), _products)
 
 
 def _contenders(
     manifest: BundleManifest,
     with_compiled: bool,
-    said: Callable[[str], None],
+    notify: Callable[[str], None],
     threads: int,
     devices: Sequence[str],
 ) -> Iterator[Contender]:
@@ -377,7 +377,7 @@ def _contenders(
     student = random_student(manifest.method, manifest.backbone, manifest.dim)
     for device in devices:
         if device != "cpu" and not torch.cuda.is_available():
-            said(f"torch finds no working CUDA: nothing to compare {device} with")
+            notify(f"torch finds no working CUDA: nothing to compare {device} with")
             continue
         where = "" if device == "cpu" else f" {device}"
         # Half precision is a GPU's, and slow on most CPUs.
@@ -401,7 +401,7 @@ def _contenders(
                 f"torch compiled{where}",
                 best.precision,
                 device,
-                compiled_run(student, best, said),
+                compiled_run(student, best, notify),
                 "compiled",
             )
 

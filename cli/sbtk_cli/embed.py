@@ -110,7 +110,7 @@ def command(
             threads=threads,
             device=device,
             batch=batch,
-            said=lambda text: output.notice(text, quiet=quiet),
+            notify=lambda text: output.notice(text, quiet=quiet),
         ) as embedder,
         output.progress("files", quiet=quiet) as advance,
     ):

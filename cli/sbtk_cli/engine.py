@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from sbtk_cli import options, output
-from sbtk_runtime.engines.base import Said, said_nothing
+from sbtk_runtime.engines.base import Notify, no_notify
 from sbtk_runtime.engines.tensorrt.build import BuildProgress, Progress, no_progress
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra, SbtkError
 
@@ -108,7 +108,7 @@ def build(
 
     with build_status(quiet=quiet) as status:
         ready = ready_plan(
-            opened, precision, trt, gpu, settings, said=status.said, progress=status.progress
+            opened, precision, trt, gpu, settings, notify=status.notify, progress=status.progress
         )
     if ready.kept_in is None:
         raise EngineUnavailable(
@@ -382,25 +382,25 @@ class BuildStatus(NamedTuple):
     """Whom to tell how far a build is, and what else the user may want to know meanwhile."""
 
     progress: Progress
-    said: Said
+    notify: Notify
 
 
 @contextlib.contextmanager
 def build_status(*, quiet: bool = False) -> Iterator[BuildStatus]:
     """Yields what tells the user how long a build has taken, and what is waited for."""
     if quiet:
-        yield BuildStatus(no_progress, said_nothing)
+        yield BuildStatus(no_progress, no_notify)
     elif output.is_progress_wanted(quiet):
         from rich.console import Console
 
         console = Console(stderr=True)  # heeds NO_COLOR
 
-        def said(text: str) -> None:
+        def notify(text: str) -> None:
             # Through the console, which moves the line in place out of the way.
             console.print(text, markup=False, highlight=False, soft_wrap=True)
 
         with console.status("waiting for TensorRT") as status:
-            yield BuildStatus(lambda progress: status.update(progress.sentence()), said)
+            yield BuildStatus(lambda progress: status.update(progress.sentence()), notify)
     else:
         yield BuildStatus(_line_now_and_then(), output.notice)
 

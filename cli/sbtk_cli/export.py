@@ -115,7 +115,7 @@ def command(
     from sbtk_export.plans import engines_from_onnx, find_plan_builder
     from sbtk_train.runs.checkpoint import load_run, newest_run
 
-    def said(text: str) -> None:
+    def notify(text: str) -> None:
         output.notice(text, quiet=quiet)
 
     folder = newest_run() if run is None else run
@@ -128,14 +128,14 @@ def command(
     )
     asked = [variant for variant, is_asked in made if is_asked]
     is_for_gpu = not asked or "fp16" in asked or "int8.trt" in asked
-    builder = find_plan_builder(said) if is_for_gpu else None
+    builder = find_plan_builder(notify) if is_for_gpu else None
     variants = variants_to_make(asked, for_tensorrt=builder is not None and not slim)
     plan = ExportPlan(target or Path("bundles") / name, name, variants, slim, bits, opset)
-    exported = export_run(trained, plan, images, said)
+    exported = export_run(trained, plan, images, notify)
     engines: list[BuiltEngine] = []
     if builder is not None:
         with build_status(quiet=quiet) as status:
-            engines = engines_from_onnx(exported, variants, builder, status.said, status.progress)
+            engines = engines_from_onnx(exported, variants, builder, status.notify, status.progress)
     _print(exported.bundle, engines, as_json)
     return 0
 

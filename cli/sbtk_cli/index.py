@@ -179,7 +179,7 @@ def command(
             threads=threads,
             device=device,
             batch=batch,
-            said=lambda text: output.notice(text, quiet=quiet),
+            notify=lambda text: output.notice(text, quiet=quiet),
             lazy=True,
         ) as embedder:
             report = _update(

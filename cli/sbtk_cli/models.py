@@ -138,7 +138,7 @@ def _trial(bundle: Bundle, precision: Precision, golden: Sequence[Golden]) -> st
     import numpy as np
 
     from sbtk_runtime.bundle import require_golden_embedding
-    from sbtk_runtime.engines.registry import checked_rows, open_engine
+    from sbtk_runtime.engines.registry import open_engine, validate_embeddings
     from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
     from sbtk_runtime.preprocess import KINDS, SIZE_PX
 
@@ -148,8 +148,10 @@ def _trial(bundle: Bundle, precision: Precision, golden: Sequence[Golden]) -> st
         return f"not run: {problem.found}" + (f" ({problem.next_step})" * bool(problem.next_step))
     try:
         picture = np.random.default_rng(0).integers(0, 256, (1, SIZE_PX, SIZE_PX, 3), np.uint8)
-        rows, is_bad = checked_rows(np.concatenate([engine.run(picture, kind) for kind in KINDS]))
-        goldens, are_bad = checked_rows(
+        rows, is_bad = validate_embeddings(
+            np.concatenate([engine.run(picture, kind) for kind in KINDS])
+        )
+        goldens, are_bad = validate_embeddings(
             np.concatenate([engine.run(each.pixels[None], each.kind) for each in golden])
             if golden
             else rows

@@ -118,8 +118,8 @@ def command(
         threads=threads,
         batch=1,
         device=device,
-        is_brief=True,
-        said=lambda text: output.notice(text, quiet=quiet),
+        single_query=True,
+        notify=lambda text: output.notice(text, quiet=quiet),
     ) as embedder:
         try:
             hits = opened.query(data, embedder, k, kind, search=search, rerank=rerank, fold=fold)

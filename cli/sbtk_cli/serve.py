@@ -106,7 +106,7 @@ def command(
         EngineChoice(engine, precision, threads, device),
         search=search,
         rerank=rerank,
-        said=lambda text: output.notice(text, quiet=quiet),
+        notify=lambda text: output.notice(text, quiet=quiet),
     )
     try:
         with listening, service:

@@ -14,7 +14,7 @@ from sbtk_runtime.errors import BadData
 if TYPE_CHECKING:
     from sbtk_train.config import TrainConfig
 
-Said = Callable[[str], None]
+Notify = Callable[[str], None]
 
 #: Options that change a knob of the recipe; the name is the knob's.
 KNOBS = (
@@ -287,7 +287,7 @@ def training(command: Callable[..., Any]) -> Callable[..., Any]:
 def config_from(
     data: Path,
     values: dict[str, Any],
-    said: Said,
+    notify: Notify,
     *,
     processes: int = 1,
 ) -> TrainConfig:
@@ -296,7 +296,7 @@ def config_from(
     Args:
         data: the data set's folder.
         values: the options' values by name.
-        said: told what was decided.
+        notify: told what was decided.
         processes: how many share this machine's CPUs in the run.
 
     Raises:
@@ -314,7 +314,7 @@ def config_from(
     asked = {knob: values[knob] for knob in KNOBS if values[knob] is not None}
     knobs = asked
     if weights is None and values["teacher"] is None:
-        knobs = asked | _without_teacher(method, asked, said)
+        knobs = asked | _without_teacher(method, asked, notify)
     freeze_until = values["freeze_until"] or ""
     own_dim = None if weights is None else student_dim(weights)
     fields = {field: values[field] for field in _FIELDS}
@@ -328,7 +328,7 @@ def config_from(
         more_sketches=tuple(str(path.resolve()) for path in values["more_sketches"]),
         more_photos=tuple(str(path.resolve()) for path in values["more_photos"]),
         class_map=_class_map(values["class_map"] or ""),
-        backbone=choose_backbone(weights, values["backbone"], said),
+        backbone=choose_backbone(weights, values["backbone"], notify),
         weights=absolute(weights),
         teacher=absolute(values["teacher"]),
         dim=values["dim"] or own_dim or _DEFAULT_DIM[method],
@@ -359,11 +359,11 @@ def _is_split_file(split: str) -> bool:
     return not is_published and Path(split).exists()
 
 
-def _without_teacher(method: str, asked: dict[str, Any], said: Said) -> dict[str, object]:
+def _without_teacher(method: str, asked: dict[str, Any], notify: Notify) -> dict[str, object]:
     """Returns the knobs that switch off what cannot be had without an ImageNet classifier."""
     knob = "knowledge" if method == "sbtknet" else "kd_weight"
     if knob in asked:
         return {}
     what = "the knowledge loss" if method == "sbtknet" else "distillation"
-    said(f"no weights and no --teacher: training without {what}")
+    notify(f"no weights and no --teacher: training without {what}")
     return {knob: False if method == "sbtknet" else 0.0}

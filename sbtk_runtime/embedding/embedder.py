@@ -25,15 +25,15 @@ from sbtk_runtime.embedding.stream import (
     Timings,
     embed_stream,
 )
-from sbtk_runtime.engines.base import Said, said_nothing
+from sbtk_runtime.engines.base import Notify, no_notify
 from sbtk_runtime.engines.registry import (
     AUTO,
     Embeddings,
     Engine,
     Images,
     check_engine_options,
-    checked_rows,
     open_engine,
+    validate_embeddings,
 )
 from sbtk_runtime.errors import BadConfig, BadData, BadImage, BadModel, EngineUnavailable
 from sbtk_runtime.machine import cpu_threads
@@ -53,8 +53,8 @@ class Embedder:
         threads: CPU threads to use, for decoding and on a CPU for the engine; by default all.
         batch: pictures that the engine works on at once in a stream.
         device: `cpu`, `cuda` or `cuda:N`; by default whatever the engine runs on.
-        is_brief: a picture or two is all that there is to do; see `open_engine`.
-        said: told what an engine does that takes long, and what it changed to work.
+        single_query: a picture or two is all that there is to do; see `open_engine`.
+        notify: told what an engine does that takes long, and what it changed to work.
         lazy: open the engine when it is first used, with the lanes that are needed then. The
             errors of opening it are raised there.
 
@@ -73,8 +73,8 @@ class Embedder:
         threads: int | None = None,
         batch: int = 32,
         device: str | None = None,
-        is_brief: bool = False,
-        said: Said = said_nothing,
+        single_query: bool = False,
+        notify: Notify = no_notify,
         lazy: bool = False,
     ) -> None:
         if batch < 1:
@@ -91,8 +91,8 @@ class Embedder:
             threads=self._threads,
             device=device,
             batch=batch,
-            is_brief=is_brief,
-            said=said,
+            single_query=single_query,
+            notify=notify,
         )
         self._lock = threading.Lock()
         self._streams = 0
@@ -158,7 +158,7 @@ class Embedder:
         Raises:
             BadImage: the model fails on it.
         """
-        rows, is_bad = checked_rows(self._engine_with(lanes=1).run(pixels[None], kind))
+        rows, is_bad = validate_embeddings(self._engine_with(lanes=1).run(pixels[None], kind))
         if is_bad[0]:
             raise BadImage(BAD_ROW)
         row: NDArray[np.float32] = rows[0]
@@ -179,7 +179,7 @@ class Embedder:
             raise BadData(
                 f"images {images.shape} {images.dtype}", f"(N, {SIZE_PX}, {SIZE_PX}, 3) uint8"
             )
-        rows, is_bad = checked_rows(self._engine_with(lanes=1).run(images, kind))
+        rows, is_bad = validate_embeddings(self._engine_with(lanes=1).run(images, kind))
         if is_bad.any():
             raise BadModel(
                 f"{int(is_bad.sum())} of {len(rows)} embeddings are not finite or not of length 1",

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime import images, preprocess
-from sbtk_runtime.engines.registry import Embeddings, Engine, Images, checked_rows
+from sbtk_runtime.engines.registry import Embeddings, Engine, Images, validate_embeddings
 from sbtk_runtime.errors import BadImage, LargeImage
 from sbtk_runtime.preprocess import Kind, Prepared
 
@@ -210,7 +210,7 @@ class _Run:
         """Yields one item for each file, once the engine is done; raises what the engine raised."""
         rows: Iterator[tuple[NDArray[np.float32], bool]] = iter(())
         if self.rows is not None:
-            rows = zip(*checked_rows(self.rows.result()), strict=True)
+            rows = zip(*validate_embeddings(self.rows.result()), strict=True)
         for index, file in enumerate(self.decoded, start=self.first_index):
             if file.is_known and file.source is not None:
                 yield Known(index, file.path, file.source)
@@ -295,7 +295,7 @@ class DecodePool:
 
     def __init__(self, kind: Kind, threads: int, is_known: IsKnown | None = None) -> None:
         self._is_known = is_known
-        give_back_what_is_freed()
+        trim_malloc()
         self._kind: Kind = kind
         self._files = MemoryBudget(_FILES_BYTES)
         self._pictures = MemoryBudget(_PICTURES_BYTES)
@@ -319,13 +319,13 @@ class DecodePool:
     def _decode(self, path: Path) -> Decoded:
         work = _Work(path, self._kind)
         try:
-            with self._files.taking(_size_bytes(path)):
+            with self._files.reserve(_size_bytes(path)):
                 data = work.read()
                 if self._is_known is not None and self._is_known(work.sha256):
                     return work.known()
                 try:
                     image = work.open(data)
-                    with self._pictures.taking(image.memory_bytes):
+                    with self._pictures.reserve(image.memory_bytes):
                         return work.prepare(image)
                 except LargeImage as problem:
                     return work.prepare_apart(data, problem)
@@ -427,7 +427,7 @@ _LARGE_BYTES = 2 << 20
 
 
 @functools.cache
-def give_back_what_is_freed() -> None:
+def trim_malloc() -> None:
     """Makes the C library return large blocks to the system as soon as they are freed.
 
     glibc otherwise raises its own threshold to the largest block that it has seen, and each
@@ -455,7 +455,7 @@ class MemoryBudget:
         self._freed = threading.Condition()
 
     @contextlib.contextmanager
-    def taking(self, size_bytes: int) -> Iterator[None]:
+    def reserve(self, size_bytes: int) -> Iterator[None]:
         """Waits until `size_bytes` fit, or nobody else has taken any, and holds them."""
         with self._freed:
             self._freed.wait_for(lambda: self._fits(size_bytes))

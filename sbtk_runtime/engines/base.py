@@ -38,7 +38,8 @@ class Engine(Protocol):
                 but the caller never knows which model that is.
 
         Returns:
-            `(N, D) float32` rows of length 1, except where the model failed: see `checked_rows`.
+            `(N, D) float32` rows of length 1, except where the model failed; see
+            `validate_embeddings`.
 
         Raises:
             EngineUnavailable: the engine failed as a whole.
@@ -82,10 +83,10 @@ class EngineInfo:
 
 
 #: Told, in a sentence, what the user may want to know while an engine opens or runs.
-Said = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
-def said_nothing(_: str) -> None:
+def no_notify(_: str) -> None:
     """Takes a sentence and keeps it to itself."""
 
 
@@ -101,7 +102,7 @@ class EngineRequest:
         device: `cpu`, `cuda` (the first GPU) or `cuda:N`.
         batch: most images that a run will usually get; more work too, in parts.
         may_build: whether an engine that has to be built first, for a minute or so, may be.
-        said: told what is under way and what was changed to make it work.
+        notify: told what is under way and what was changed to make it work.
         form: of the ONNX file, for engines that run either; TensorRT's take their own form only.
     """
 
@@ -112,7 +113,7 @@ class EngineRequest:
     device: str
     batch: int = 32
     may_build: bool = True
-    said: Said = said_nothing
+    notify: Notify = no_notify
     form: OnnxForm = "plain"
 
 

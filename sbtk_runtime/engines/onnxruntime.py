@@ -107,7 +107,7 @@ def open_tensorrt(request: EngineRequest) -> SessionEngine:
     ]
     target = _Target(providers, f"cuda:{index}", 1, chunk, SESSION_ENTRIES)
     if kept is None or kept.is_empty:
-        request.said("TensorRT builds an engine for this GPU, which takes a minute or so")
+        request.notify("TensorRT builds an engine for this GPU, which takes a minute or so")
     session = _session(request, target)
     check_assignment(session)
     engine = _proven(session, request, target)
@@ -199,7 +199,7 @@ def _proven(session: Any, request: EngineRequest, target: _Target) -> SessionEng
         domain_input=request.bundle.manifest.domain_input,
         is_in_calling_thread=target.device == "cpu",
     )
-    engine = SessionEngine(_infer(session), info, target.chunk, first_line, request.said)
+    engine = SessionEngine(_infer(session), info, target.chunk, first_line, request.notify)
     engine.prove()
     return engine
 
@@ -510,7 +510,7 @@ def options(
 def engine_cache(
     request: EngineRequest, batch: int, versions: tuple[str, str], gpu: CudaDevice | None
 ) -> EngineCache | None:
-    """Returns the cache for what is asked; `None`, told to `request.said`, if it cannot be used.
+    """Returns the cache for what is asked; `None`, told to `request.notify`, if it cannot be used.
 
     Args:
         request: names model and precision.
@@ -530,9 +530,9 @@ def engine_cache(
             _check_own_folder(folder)
         kept = EngineCache(folder)
         if kept.remove_strangers():
-            request.said(f"{folder} held what was not written there by sbtk: emptied")
+            request.notify(f"{folder} held what was not written there by sbtk: emptied")
     except (OSError, EngineUnavailable) as problem:
-        request.said(f"the engine is built anew each time, since its cache fails: {problem}")
+        request.notify(f"the engine is built anew each time, since its cache fails: {problem}")
         return None
     return kept
 

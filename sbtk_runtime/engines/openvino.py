@@ -86,7 +86,7 @@ def open_openvino(request: EngineRequest) -> SessionEngine:
         domain_input=domain_input,
     )
     chunk = cpu_chunk(request.lanes)
-    engine = SessionEngine(_taking_turns(requests), info, chunk, _told, request.said)
+    engine = SessionEngine(_taking_turns(requests), info, chunk, _told, request.notify)
     engine.prove()
     return engine
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sbtk_runtime.bundle import Bundle, OnnxForm
 from sbtk_runtime.engines import onnxruntime as engine_onnxruntime
 from sbtk_runtime.engines import openvino as engine_openvino
-from sbtk_runtime.engines.base import Embeddings, Engine, EngineRequest, Images, Said, said_nothing
+from sbtk_runtime.engines.base import Embeddings, Engine, EngineRequest, Images, Notify, no_notify
 from sbtk_runtime.engines.cuda import require_driver
 from sbtk_runtime.engines.session import is_out_of_memory
 from sbtk_runtime.engines.tensorrt.library import find_tensorrt
@@ -32,9 +32,9 @@ __all__ = [
     "EngineReport",
     "Images",
     "check_engine_options",
-    "checked_rows",
     "open_engine",
-    "survey_engines",
+    "probe_engines",
+    "validate_embeddings",
 ]
 
 AUTO = "auto"
@@ -69,8 +69,8 @@ def open_engine(
     device: str | None = None,
     lanes: int = 1,
     batch: int = 32,
-    is_brief: bool = False,
-    said: Said = said_nothing,
+    single_query: bool = False,
+    notify: Notify = no_notify,
 ) -> Engine:
     """Returns a working engine for the bundle: the named one, or else the first that works.
 
@@ -83,9 +83,9 @@ def open_engine(
         lanes: how many calls of `run` will go on at once. A CPU's threads are shared out among
             them: one lane is the quickest for one picture, as many lanes as threads for many.
         batch: most images that a run will usually get; more work too, in parts.
-        is_brief: a picture or two is all that there is to do. `auto` then passes over an engine
+        single_query: a picture or two is all that there is to do. `auto` then passes over an engine
             that takes longer to load than it saves.
-        said: told what is under way and what was changed to make it work.
+        notify: told what is under way and what was changed to make it work.
 
     Raises:
         BadConfig: the options contradict each other.
@@ -98,7 +98,7 @@ def open_engine(
     check_engine_options(engine, precision, threads, device, lanes)
     candidates = _candidates(engine, device)
     passed_over: list[str] = []
-    if engine == AUTO and is_brief:
+    if engine == AUTO and single_query:
         slow = [entry for entry in candidates if entry.starts_slowly]
         # Last, and not left out: it may be the only one that is installed.
         candidates = [entry for entry in candidates if not entry.starts_slowly] + slow
@@ -116,7 +116,7 @@ def open_engine(
             # A query must not take a minute because a GPU is there: what has to be built first is
             # built when it is asked for by name.
             may_build=engine != AUTO,
-            said=said,
+            notify=notify,
             form=entry.form,
         )
         try:
@@ -159,7 +159,7 @@ def check_engine_options(
     _candidates(engine, device)
 
 
-def survey_engines() -> list[EngineReport]:
+def probe_engines() -> list[EngineReport]:
     """Returns which engines work here, each made to run a small graph.
 
     Those that `auto` may take come first, the fastest first of all.
@@ -178,7 +178,7 @@ def survey_engines() -> list[EngineReport]:
     return reports
 
 
-def checked_rows(rows: Embeddings) -> tuple[Embeddings, NDArray[np.bool_]]:
+def validate_embeddings(rows: Embeddings) -> tuple[Embeddings, NDArray[np.bool_]]:
     """Returns `rows (N, D) float32` and which of them are bad, `(N,) bool`.
 
     A row is bad unless it is finite and of length 1 within 0.001. Bad rows come back as zeros, so

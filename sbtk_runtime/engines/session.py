@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime.engines.base import EngineInfo, Said, said_nothing
+from sbtk_runtime.engines.base import EngineInfo, Notify, no_notify
 from sbtk_runtime.errors import BadModel, EngineUnavailable
 from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME
 from sbtk_runtime.preprocess import SIZE_PX, Kind, domains_of
@@ -35,7 +35,7 @@ class SessionEngine:
         info: what the engine says about itself.
         chunk: most images of a part.
         told: what an error of the library says, in a line.
-        said: told when memory is short and the parts become smaller.
+        notify: told when memory is short and the parts become smaller.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class SessionEngine:
         info: EngineInfo,
         chunk: int,
         told: Callable[[BaseException], str],
-        said: Said = said_nothing,
+        notify: Notify = no_notify,
     ) -> None:
         self.info = info
         self._infer: Infer | None = infer
         self._chunk = chunk
         self._told = told
-        self._said = said
+        self._notify = notify
 
     def run(self, images: NDArray[np.uint8], kind: Kind) -> NDArray[np.float32]:
         """Returns the embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8` of a kind.
@@ -108,7 +108,9 @@ class SessionEngine:
         # Several lanes may find memory short at once; the smallest part wins.
         if chunk < self._chunk:
             self._chunk = chunk
-            self._said(f"{self.info.name} is short of memory: going on with {chunk} images at once")
+            self._notify(
+                f"{self.info.name} is short of memory: going on with {chunk} images at once"
+            )
 
 
 def cpu_chunk(lanes: int) -> int:

@@ -191,7 +191,7 @@ class Thumbnails:
     def _made(self, file: BinaryIO, size_px: SizePx) -> bytes:
         try:
             data = read_open_file(file).data
-            with self._decoding.taking(memory_to_decode(data, at_least_px=size_px)):
+            with self._decoding.reserve(memory_to_decode(data, at_least_px=size_px)):
                 return jpeg_bytes(thumbnail(data, size_px))
         except BadImage as problem:
             raise PhotoGone(

@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw
 
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.embedder import Embedder
-from sbtk_runtime.embedding.stream import give_back_what_is_freed
-from sbtk_runtime.engines.base import EngineInfo, Said, said_nothing
+from sbtk_runtime.embedding.stream import trim_malloc
+from sbtk_runtime.engines.base import EngineInfo, Notify, no_notify
 from sbtk_runtime.errors import BadGallery, ModelMismatch, SbtkError
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
@@ -97,7 +97,7 @@ class Service:
         choice: the engine to run it on.
         search: how to search.
         rerank: how to order what is found.
-        said: told what an engine does that takes long.
+        notify: told what an engine does that takes long.
 
     Attributes:
         uploads: decodes what clients send.
@@ -115,7 +115,7 @@ class Service:
         *,
         search: Search = "auto",
         rerank: Rerank = "none",
-        said: Said = said_nothing,
+        notify: Notify = no_notify,
     ) -> None:
         self.folder = folder
         self.bundle = bundle
@@ -127,7 +127,7 @@ class Service:
         self._choice = choice or EngineChoice()
         self._search: Search = search
         self._rerank: Rerank = rerank
-        self._said = said
+        self._notify = notify
         self._embedder: Embedder | None = None
         self._gallery: FollowedGallery | None = None
         self._loading = threading.Thread(target=self._load, name="loading", daemon=True)
@@ -307,7 +307,7 @@ class Service:
 
     def _open(self) -> None:
         """Opens gallery and engine, and runs both once: the first run takes longer than others."""
-        give_back_what_is_freed()
+        trim_malloc()
         if self._search == "hnsw":
             import_hnswlib()
         # First, since it is quick to fail, and to show photos.
@@ -319,7 +319,7 @@ class Service:
             threads=self._choice.threads,
             device=self._choice.device,
             batch=1,
-            said=self._said,
+            notify=self._notify,
         )
         try:
             embedding, _ = embedder.embed_one(_warm_up_sketch(), "sketch")

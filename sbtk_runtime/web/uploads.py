@@ -83,7 +83,7 @@ class UploadDecoder:
         self.costly.close(timeout_s)
 
     def _decoded_costly(self, image: OpenImage, kind: Kind) -> Prepared:
-        with self._budget.taking(image.memory_bytes):
+        with self._budget.reserve(image.memory_bytes):
             return _prepared(image, kind)
 
 

@@ -68,7 +68,7 @@ def eager_run(student: Student, settings: TorchSettings) -> Run:
 
 
 def compiled_run(
-    student: Student, settings: TorchSettings, said: Callable[[str], None] = lambda _: None
+    student: Student, settings: TorchSettings, notify: Callable[[str], None] = lambda _: None
 ) -> Run:
     """Returns what `eager_run` does, compiled by `torch.compile` for each batch size on its own.
 
@@ -78,7 +78,7 @@ def compiled_run(
     Args:
         student: it is left alone.
         settings: how torch runs it.
-        said: told what is compiled.
+        notify: told what is compiled.
 
     Raises:
         RuntimeError: from the first run, if there is no C++ compiler or it fails.
@@ -96,7 +96,7 @@ def compiled_run(
     def run_compiled(pixels: Pixels) -> NDArray[np.float32]:
         if len(pixels) in known:
             return run(pixels)
-        said(f"torch compiles its network for batches of {len(pixels)}: up to a minute")
+        notify(f"torch compiles its network for batches of {len(pixels)}: up to a minute")
         with _compiling():
             rows = run(pixels)
         known.add(len(pixels))

@@ -42,7 +42,7 @@ def soft_labels(
     *,
     stand_ins: Mapping[str, Sequence[str]],
     workers: int,
-    said: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> tuple[Tensor, str]:
     """Returns soft labels `(C, 1000) float32`, rows that sum to one, and their hash.
 
@@ -55,14 +55,14 @@ def soft_labels(
         compute: where and how to run.
         stand_ins: WordNet ids of the ImageNet classes that a class without photos shows.
         workers: decoding threads.
-        said: told what takes time.
+        notify: told what takes time.
     """
     key = _key(training, weights, backbone, stand_ins)
     path = cache_folder() / "soft-labels" / f"{key}.npy"
     cached = _read(path, len(training.classes))
     if cached is not None:
         return cached, key
-    said(f"making soft labels from {len(training.photos):,} training photos")
+    notify(f"making soft labels from {len(training.photos):,} training photos")
     sums = torch.zeros(len(training.classes), IMAGENET_CLASSES)
     labels = torch.from_numpy(training.photo_labels)
     store = PixelStore(training.photos, "photo", SIZE_PX, workers=workers, keep=False)

@@ -14,7 +14,7 @@ from sbtk_runtime.files import read_json_object
 from sbtk_train.models.backbone import read_weights
 from sbtk_train.models.cse_resnet import SE_RESNET50, has_cadenes_names
 
-Said = Callable[[str], None]
+Notify = Callable[[str], None]
 
 _STUDENT = "student.safetensors"
 # Cadene's file has an underscore where our name has a hyphen.
@@ -111,7 +111,7 @@ def _classes_beside(path: Path, name: str, key: str) -> tuple[str, ...]:
     return tuple(str(each) for each in names) if isinstance(names, list) else ()
 
 
-def choose_backbone(weights: Path | None, asked: str | None, said: Said) -> str:
+def choose_backbone(weights: Path | None, asked: str | None, notify: Notify) -> str:
     """Returns the backbone: as asked, else as the weights file says, else torchvision's."""
     if asked:
         return asked
@@ -121,11 +121,11 @@ def choose_backbone(weights: Path | None, asked: str | None, said: Said) -> str:
     if layout:
         return layout
     if has_cadenes_names(tensors):
-        said(f"backbone {SE_RESNET50}, by the names in {weights}")
+        notify(f"backbone {SE_RESNET50}, by the names in {weights}")
         return SE_RESNET50
     for name in ("resnet50-v1.5", "resnet50-v1", "resnet18"):
         if weights.name.startswith(f"{name}-") or weights.stem == name:
-            said(f"backbone {name}, by the name of {weights}")
+            notify(f"backbone {name}, by the name of {weights}")
             return name
     raise BadConfig(
         f"{weights} does not say which layout it is for",

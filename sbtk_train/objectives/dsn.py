@@ -289,11 +289,11 @@ class MemoryBank:
         return values
 
 
-Said = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 def dsn_objective(
-    config: TrainConfig, training: ImageSet, student: Student, compute: Compute, said: Said
+    config: TrainConfig, training: ImageSet, student: Student, compute: Compute, notify: Notify
 ) -> tuple[DsnObjective, str]:
     """Returns the objective, and the SHA-256 of its semantic matrix (empty without one).
 
@@ -308,10 +308,10 @@ def dsn_objective(
     distillation, digest = None, ""
     if recipe.kd_weight:
         teacher = _teacher(config, compute)
-        semantic, digest = _semantic(recipe, training, said)
+        semantic, digest = _semantic(recipe, training, notify)
         distillation = Distillation(teacher, semantic.to(compute.device))
     if config.feature_folder and recipe.augment:
-        said(
+        notify(
             "kept feature maps are of copies that are changed as SBTKNet's images are: "
             f"not {config.method}'s moves and views"
         )
@@ -348,8 +348,8 @@ def _teacher(config: TrainConfig, compute: Compute) -> DsnTeacher:
     return DsnTeacher(trunk, classifier, compute)
 
 
-def _semantic(recipe: DsnRecipe, training: ImageSet, said: Said) -> tuple[Tensor, str]:
+def _semantic(recipe: DsnRecipe, training: ImageSet, notify: Notify) -> tuple[Tensor, str]:
     if recipe.semantic == "none":
         return torch.zeros(len(training.classes), IMAGENET_CLASSES), ""
-    matrix, digest = semantic_matrix(training, said)
+    matrix, digest = semantic_matrix(training, notify)
     return torch.from_numpy(matrix), digest

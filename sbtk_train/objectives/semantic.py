@@ -40,7 +40,7 @@ _PHOTO_OF_SYNSET = re.compile(r"n(\d{8})_\d+")
 _RULES = "semantic-matrix-1"
 
 
-def semantic_matrix(training: ImageSet, said: Callable[[str], None]) -> tuple[Matrix, str]:
+def semantic_matrix(training: ImageSet, notify: Callable[[str], None]) -> tuple[Matrix, str]:
     """Returns the matrix `(C, 1000) float32` of the training classes, and its SHA-256.
 
     It is made once and kept in the cache folder as .npy, with its hash beside it, under what it
@@ -56,7 +56,7 @@ def semantic_matrix(training: ImageSet, said: Callable[[str], None]) -> tuple[Ma
     cached = _read(path, len(training.classes))
     if cached is not None:
         return cached
-    said(f"making the semantic matrix of {len(training.classes)} classes from WordNet")
+    notify(f"making the semantic matrix of {len(training.classes)} classes from WordNet")
     with open_wordnet() as wordnet:
         imagenet = _imagenet_lineages(wordnet)
         classes = [
@@ -66,7 +66,7 @@ def semantic_matrix(training: ImageSet, said: Callable[[str], None]) -> tuple[Ma
     matrix = matrix_from_lineages(classes, imagenet)
     without = [name for name, row in zip(training.classes, matrix, strict=True) if not row.any()]
     if without:
-        said(f"WordNet has nothing near among ImageNet's classes for {', '.join(without)}")
+        notify(f"WordNet has nothing near among ImageNet's classes for {', '.join(without)}")
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, matrix)

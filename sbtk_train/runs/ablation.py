@@ -276,7 +276,7 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key != "recipe"} | recipe_values
 
 
-Said = Callable[[str], None]
+Notify = Callable[[str], None]
 Rows = NDArray[np.float32] | NDArray[np.uint8]
 
 BITS = 64
@@ -325,7 +325,7 @@ class Summary:
     runs: int
 
 
-def score_runs(study: Study, root: Path, classes: str, said: Said) -> list[Score]:
+def score_runs(study: Study, root: Path, classes: str, notify: Notify) -> list[Score]:
     """Returns the figures of every run that has ended, on `validation` or on `unseen` classes.
 
     They are kept in each run's folder, so each student is looked at once. For unseen classes a
@@ -337,18 +337,18 @@ def score_runs(study: Study, root: Path, classes: str, said: Said) -> list[Score
     split = open_split(study.base.split, data.classes)
     unseen = of_classes(data, [name for name in data.classes if split.is_unseen(name)])
     if classes == "unseen" and not unseen.classes:
-        said(f"the data have none of the unseen classes of {split.name}: not measured on them")
+        notify(f"the data have none of the unseen classes of {split.name}: not measured on them")
         return []
     for row, seed, folder in finished(study, root):
         kept = folder / f"scores-{classes}.json"
         if not kept.is_file():
             if division is None:
-                division, _ = readable_division(study.base, data, split, said)
+                division, _ = readable_division(study.base, data, split, notify)
                 compute = choose_compute(study.base.device, study.base.precision)
             images = division.validation if classes == "validation" else unseen
-            said(f"measuring {folder.name} on {len(images.classes)} {classes} classes")
+            notify(f"measuring {folder.name} on {len(images.classes)} {classes} classes")
             student = load_run(folder).student.to(compute.device)
-            embed = _embed(study, student, compute, said)
+            embed = _embed(study, student, compute, notify)
             figures = _figures(student, images, few_photos(division.held_out), embed)
             # Logged first: stopped in between, a look at unseen classes is told twice, not hidden.
             if classes == "unseen":
@@ -480,14 +480,14 @@ def _figures(
     return figures
 
 
-def _embed(study: Study, student: Student, compute: Compute, said: Said) -> Embed:
+def _embed(study: Study, student: Student, compute: Compute, notify: Notify) -> Embed:
     base = study.base
     if not base.feature_folder:
         return by_pixels(compute, base.workers)
     size = study.common["train_size_px"]
     assert isinstance(size, int)
     maps = FeatureMaps(
-        Path(base.feature_folder), student, base.freeze_until, size, compute, base.workers, said
+        Path(base.feature_folder), student, base.freeze_until, size, compute, base.workers, notify
     )
     return by_feature_maps(compute, maps)
 

@@ -30,7 +30,7 @@ from sbtk_train.models.refit import refit_embedding
 from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.models.student import Student, batch_domains
 from sbtk_train.runs.checkpoint import RECORD, STUDENT, TrainedRun, load_run, save_student
-from sbtk_train.runs.context import Said, readable_division
+from sbtk_train.runs.context import Notify, readable_division
 from sbtk_train.runs.evaluate import by_pixels, score
 
 #: What students must share for the mean of their weights to mean anything.
@@ -41,7 +41,7 @@ _NORM_IMAGES = 32
 
 
 def average_runs(
-    folders: Sequence[Path], target: Path, said: Said, *, threads: int = 0
+    folders: Sequence[Path], target: Path, notify: Notify, *, threads: int = 0
 ) -> dict[str, Any]:
     """Writes a run folder whose student is the mean of several runs', and returns its record.
 
@@ -51,7 +51,7 @@ def average_runs(
     Args:
         folders: two or more runs, from the same weights and on the same data.
         target: an existing, empty folder.
-        said: told what is done, and how the mean compares with its parts.
+        notify: told what is done, and how the mean compares with its parts.
         threads: CPU threads of torch; 0: its own choice.
 
     Raises:
@@ -65,17 +65,17 @@ def average_runs(
     if threads:
         torch.set_num_threads(threads)
     compute = choose_compute(config.device, config.precision)
-    division = _division(config, best.record, said)
+    division = _division(config, best.record, notify)
     student = best.student
     student.load_state_dict(mean_state([run.student.state_dict() for run in runs]))
     student = student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    said("measuring the batch norms of the averaged student")
+    notify("measuring the batch norms of the averaged student")
     measure_norms(student, division.training, compute, config.workers)
     if getattr(config.recipe, "refit", False) and isinstance(student, SbtknetStudent):
-        said("fitting its embedding on the training images' features")
+        notify("fitting its embedding on the training images' features")
         refit_embedding(student, division, compute, config.workers)
     figures = score(student.eval(), division.validation, by_pixels(compute, config.workers))
-    said(_comparison(figures["mAP@all"], runs))
+    notify(_comparison(figures["mAP@all"], runs))
     config.write(target)
     save_student(target, student.state_dict(), config.backbone)
     record = _record(best, runs, figures, sha256_of_file(target / STUDENT))
@@ -155,9 +155,9 @@ def _require_alike(runs: Sequence[TrainedRun]) -> None:
         )
 
 
-def _division(config: TrainConfig, record: dict[str, Any], said: Said) -> Division:
+def _division(config: TrainConfig, record: dict[str, Any], notify: Notify) -> Division:
     data = read_dataset(Path(config.data), keep_duplicates=config.keep_duplicates)
-    division, _ = readable_division(config, data, open_split(config.split, data.classes), said)
+    division, _ = readable_division(config, data, open_split(config.split, data.classes), notify)
     if division.training.sha256 != record.get("data_sha256"):
         raise BadData(
             f"{config.data} is not what the runs were trained on: its training images have "

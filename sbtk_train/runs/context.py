@@ -36,7 +36,7 @@ from sbtk_train.objectives.objective import Objective
 from sbtk_train.objectives.sbtknet import SbtknetObjective
 from sbtk_train.runs.evaluate import require_selectable
 
-Said = Callable[[str], None]
+Notify = Callable[[str], None]
 
 _LAYOUT_PHOTOS = 16
 
@@ -67,8 +67,8 @@ class Materials:
     team: Team = ALONE
 
 
-def gather(config: TrainConfig, said: Said, team: Team = ALONE) -> Materials:
-    """Returns the materials of a run; `said` is told what was found and what takes time.
+def gather(config: TrainConfig, notify: Notify, team: Team = ALONE) -> Materials:
+    """Returns the materials of a run; `notify` is told what was found and what takes time.
 
     The first process of a team reads the data and fills caches, for all.
 
@@ -81,36 +81,36 @@ def gather(config: TrainConfig, said: Said, team: Team = ALONE) -> Materials:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    division, split, unreadable = team.agreed(lambda: _readable_data(config, said))
+    division, split, unreadable = team.agreed(lambda: _readable_data(config, notify))
     training = division.training
     student = build_student(config, len(training.classes))
     if config.weights:
-        _load_into(student, config, training, split, said)
+        _load_into(student, config, training, split, notify)
     if config.freeze_until:
         student.freeze_until(config.freeze_until)
     student = student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    objective, key = team.in_turn(lambda: _objective(config, training, student, compute, said))
+    objective, key = team.in_turn(lambda: _objective(config, training, student, compute, notify))
     if team.size > 1:
         synchronise_norms(student, compute.device)
     return Materials(division, split, student, objective, key, unreadable, compute, team)
 
 
 def _readable_data(
-    config: TrainConfig, said: Said
+    config: TrainConfig, notify: Notify
 ) -> tuple[Division, Split, tuple[Unreadable, ...]]:
     data = read_dataset(Path(config.data), keep_duplicates=config.keep_duplicates)
     split = open_split(config.split, data.classes)
     if split.is_file and not config.allow_missing:
         refuse_absent(split.unseen, data.classes, printable_name(split.name))
-    division, unreadable = readable_division(config, data, split, said)
+    division, unreadable = readable_division(config, data, split, notify)
     require_selectable(division, config.recipe.selection, config.dim)
     if problem := export_problem_of(division):
-        said(f"WARNING: {problem}")
+        notify(f"WARNING: {problem}")
     return division, split, tuple(unreadable)
 
 
 def readable_division(
-    config: TrainConfig, data: ImageSet, split: Split, said: Said
+    config: TrainConfig, data: ImageSet, split: Split, notify: Notify
 ) -> tuple[Division, list[Unreadable]]:
     """Returns the data, divided, without the images that cannot be read, and these.
 
@@ -121,7 +121,7 @@ def readable_division(
     seen = split.seen_among(data.classes)
     absent = len(data.classes) == len(seen)
     if absent:
-        said(f"WARNING: none of the unseen classes of {split.name} is in {config.data}")
+        notify(f"WARNING: none of the unseen classes of {split.name} is in {config.data}")
     division = divide(
         data,
         split,
@@ -131,7 +131,7 @@ def readable_division(
         only_classes=_listed_classes(config, data) if config.classes else None,
     )
     for notice in division.notices:
-        said(notice)
+        notify(notice)
     parts = {}
     for name in ("training", "held_out", "validation"):
         given: ImageSet = getattr(division, name)
@@ -140,7 +140,7 @@ def readable_division(
         if name != "held_out":
             _require_both_kinds(given, parts[name], faults)
     for fault in unreadable:
-        said(f"left out {fault.path}: {fault.reason}")
+        notify(f"left out {fault.path}: {fault.reason}")
     divided = Division(**parts, notices=division.notices)
     if config.more_sketches or config.more_photos:
         more = read_more(
@@ -149,11 +149,11 @@ def readable_division(
         )
         divided = with_more(divided, split, more, open_class_map(config.class_map))
         for notice in divided.notices[len(division.notices) :]:
-            said(notice)
+            notify(notice)
         training, faults = without_unreadable(divided.training, config.workers)
         divided = replace(divided, training=training)
         for fault in faults:
-            said(f"left out {fault.path}: {fault.reason}")
+            notify(f"left out {fault.path}: {fault.reason}")
         unreadable += faults
     return divided, unreadable
 
@@ -185,7 +185,7 @@ def _listed_classes(config: TrainConfig, data: ImageSet) -> list[str]:
 
 
 def _load_into(
-    student: Student, config: TrainConfig, training: ImageSet, split: Split, said: Said
+    student: Student, config: TrainConfig, training: ImageSet, split: Split, notify: Notify
 ) -> None:
     path = Path(config.weights)
     tensors, layout = read_weights(path)
@@ -196,7 +196,7 @@ def _load_into(
             f"--backbone {layout}",
         )
     if is_student(tensors):
-        _go_on_from(student, tensors, path, training, split, said)
+        _go_on_from(student, tensors, path, training, split, notify)
         return
     classifier = student.load_weights(tensors, path)
     if classifier is not None:
@@ -204,9 +204,9 @@ def _load_into(
     better, drifts = better_layout(config.backbone, tensors, _some_photos(training), path)
     if drifts:
         found = ", ".join(f"{name} {drift:.4f}" for name, drift in sorted(drifts.items()))
-        said(f"batch-norm drift of {path.name}: {found}")
+        notify(f"batch-norm drift of {path.name}: {found}")
     if better != config.backbone:
-        said(
+        notify(
             f"WARNING: {path.name} fits {better} better than {config.backbone}; "
             f"if that is what it was trained as, start again with --backbone {better}"
         )
@@ -218,24 +218,24 @@ def _go_on_from(
     path: Path,
     training: ImageSet,
     split: Split,
-    said: Said,
+    notify: Notify,
 ) -> None:
     """Starts from a student that sbtk trained before, its embedding and heads included."""
     learnt = classes_learnt(path)
     same_classes = learnt == training.classes
     student.load_student(tensors, path, same_classes=same_classes)
     head = "" if same_classes else "; the classification head starts afresh for these classes"
-    said(f"starting from the model in {path}{head}")
+    notify(f"starting from the model in {path}{head}")
     known = [name for name in learnt if split.is_unseen(name)]
     if known:
-        said(
+        notify(
             f"WARNING: that model was trained on {len(known)} of the classes that {split.name} "
             f"keeps unseen ({named(known)}): figures on them are not zero-shot"
         )
     kept = ClassNames(classes_kept_unseen(path))
     doubtful = [] if learnt else [name for name in split.unseen if name not in kept]
     if doubtful:
-        said(
+        notify(
             f"WARNING: {path} may have been trained on {len(doubtful)} of the classes that "
             f"{split.name} keeps unseen ({named(doubtful)}): figures on them are zero-shot only "
             "if it was not"
@@ -249,23 +249,23 @@ def _some_photos(training: ImageSet) -> Tensor:
 
 
 def _objective(
-    config: TrainConfig, training: ImageSet, student: Student, compute: Compute, said: Said
+    config: TrainConfig, training: ImageSet, student: Student, compute: Compute, notify: Notify
 ) -> tuple[Objective, str]:
     """Returns the method's objective, and the hash of the knowledge that it hands on."""
     recipe = config.recipe
     if not isinstance(recipe, SbtknetRecipe):
         from sbtk_train.objectives.dsn import dsn_objective
 
-        return dsn_objective(config, training, student, compute, said)
+        return dsn_objective(config, training, student, compute, notify)
     labels, key = None, ""
     if recipe.knowledge:
-        labels, key = _soft_labels(config, training, compute, said)
+        labels, key = _soft_labels(config, training, compute, notify)
         labels = labels.to(compute.device)
     return SbtknetObjective(recipe, training, config.seed, labels), key
 
 
 def _soft_labels(
-    config: TrainConfig, training: ImageSet, compute: Compute, said: Said
+    config: TrainConfig, training: ImageSet, compute: Compute, notify: Notify
 ) -> tuple[Tensor, str]:
     if not (config.weights or config.teacher):
         raise BadConfig(
@@ -287,5 +287,5 @@ def _soft_labels(
         compute,
         stand_ins=open_class_map(config.class_map).imagenet,
         workers=config.workers,
-        said=said,
+        notify=notify,
     )

@@ -45,7 +45,7 @@ class FeatureMaps:
         compute: where the frozen stages run, and in which number format; maps that were made in
             another are not taken.
         workers: decoding threads.
-        said: told what takes time.
+        notify: told what takes time.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class FeatureMaps:
         size_px: int,
         compute: Compute,
         workers: int,
-        said: Callable[[str], None],
+        notify: Callable[[str], None],
     ) -> None:
         self._folder = folder
         self._student = student
@@ -64,7 +64,7 @@ class FeatureMaps:
         self._size_px = size_px
         self._compute = compute
         self._workers = workers
-        self._said = said
+        self._notify = notify
         self._frozen_sha256 = _sha256_of_frozen(student, begin)
 
     def of(self, paths: Sequence[ImageSource], kind: Kind, copies: int = 0) -> Maps:
@@ -78,7 +78,7 @@ class FeatureMaps:
         path = self._folder / f"{self._key(paths, kind, copies)}.npy"
         if not path.is_file():
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._said(
+            self._notify(
                 f"running the frozen stages before {self.begin} on {len(paths):,} "
                 f"{'sketches' if kind == 'sketch' else 'photos'} x {max(1, copies)}"
             )

@@ -15,7 +15,7 @@ import torch
 from torch._inductor import config as inductor
 
 from sbtk_cli.main import main
-from sbtk_runtime.engines.registry import survey_engines
+from sbtk_runtime.engines.registry import probe_engines
 from sbtk_runtime.evaluation.bench.interleave import QUICK
 from sbtk_runtime.generated_inputs import clustered_vectors
 from sbtk_runtime.manifest import read_bundle_manifest
@@ -71,7 +71,7 @@ def test_latency_of_all_engines_beside_torch_as_json_csv_and_picture(
     peers = {"torch eager fp32", "torch eager channels_last fp32"}
     engines = {
         f"{report.name} {precision}"
-        for report in survey_engines()
+        for report in probe_engines()
         if report.works
         for precision in ("int8", "fp32")
     }

@@ -320,7 +320,7 @@ with build_status() as status:
     for second in range(3):
         status.progress(BuildProgress(float(second), "", 0, 0, "the ONNX parser"))
         time.sleep(0.3)
-    status.said("the plan was [built]")
+    status.notify("the plan was [built]")
 """
     import pty
 

@@ -53,16 +53,16 @@ def test_without_tensorrt_nothing_is_built_and_nothing_said(
 ) -> None:
     for module in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, module, None)
-    said: list[str] = []
-    assert find_plan_builder(said.append) is None
-    assert said == []
+    notices: list[str] = []
+    assert find_plan_builder(notices.append) is None
+    assert notices == []
 
 
 def test_tensorrt_without_a_driver_is_named(machine: FakeMachine) -> None:
     machine.cuda_faults.driver, machine.cuda_faults.count = 0, "cudaErrorInsufficientDriver"
-    said: list[str] = []
-    assert find_plan_builder(said.append) is None
-    assert said == [
+    notices: list[str] = []
+    assert find_plan_builder(notices.append) is None
+    assert notices == [
         "no plan is built by TensorRT 11.4.0: there is no NVIDIA driver on this machine"
     ]
 
@@ -133,9 +133,9 @@ def test_a_failing_builder_does_not_fail_the_export(
     exported: Exported, machine: FakeMachine
 ) -> None:
     machine.faults.build = "Could not find any implementation for node."
-    said: list[str] = []
-    assert engines_from_onnx(exported, VARIANTS, found_builder(), said.append) == []
-    failures = [sentence for sentence in said if "no plan was built" in sentence]
+    notices: list[str] = []
+    assert engines_from_onnx(exported, VARIANTS, found_builder(), notices.append) == []
+    failures = [sentence for sentence in notices if "no plan was built" in sentence]
     assert [sentence.partition(":")[0] for sentence in failures] == ["fp16", "int8.trt"]
     assert all("Could not find any implementation" in sentence for sentence in failures)
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines import onnxruntime as engine_onnxruntime
-from sbtk_runtime.engines.base import EngineRequest, Said, said_nothing
+from sbtk_runtime.engines.base import EngineRequest, Notify, no_notify
 from sbtk_runtime.engines.cuda import CudaDevice
-from sbtk_runtime.engines.registry import Engine, checked_rows
+from sbtk_runtime.engines.registry import Engine, validate_embeddings
 from sbtk_runtime.engines.tensorrt.cache import PlanCache
 from sbtk_runtime.engines.tensorrt.engine import ReadyPlan, open_plan
 from sbtk_runtime.engines.tensorrt.library import TensorRt
@@ -46,7 +46,7 @@ class PlanCheck:
 
 
 def require_sound(
-    ready: ReadyPlan, bundle: Bundle, trt: TensorRt, device: CudaDevice, said: Said = said_nothing
+    ready: ReadyPlan, bundle: Bundle, trt: TensorRt, device: CudaDevice, notify: Notify = no_notify
 ) -> PlanCheck:
     """Runs a plan and returns how close it is to its ONNX file; a plan that fails is removed.
 
@@ -55,7 +55,7 @@ def require_sound(
         bundle: what it was built from.
         trt: the TensorRT that built it.
         device: the GPU to run it on.
-        said: told what the engine has to change to make it work.
+        notify: told what the engine has to change to make it work.
 
     Raises:
         EngineUnavailable: it does not load or run on this GPU, or is too far off.
@@ -69,7 +69,7 @@ def require_sound(
         lanes=1,
         device=f"cuda:{device.index}",
         batch=batch,
-        said=said,
+        notify=notify,
         form="tensorrt",
     )
     try:
@@ -101,7 +101,7 @@ def check_plan(engine: Engine, bundle: Bundle, precision: Precision) -> PlanChec
         EngineUnavailable: the engine fails, gives rows that are not of length 1, or is too far off.
     """
     pictures = generated_pictures()
-    rows, is_bad = checked_rows(_embedded(engine, pictures))
+    rows, is_bad = validate_embeddings(_embedded(engine, pictures))
     if is_bad.any():
         raise EngineUnavailable(
             f"{engine.info.name} gives {int(is_bad.sum())} of {len(rows)} rows that are no "

@@ -23,10 +23,10 @@ from sbtk_runtime.engines.base import (
     PROBE_OUTPUT,
     EngineInfo,
     EngineRequest,
-    Said,
+    Notify,
     check_probe_answer,
+    no_notify,
     probe_question,
-    said_nothing,
 )
 from sbtk_runtime.engines.cuda import (
     CudaDevice,
@@ -124,11 +124,11 @@ def open_plan(
         domain_input=domain_input,
     )
     if request.batch > network.largest:
-        request.said(
+        request.notify(
             f"the plan takes {network.largest} images at once, so {request.batch} go through in "
             "parts; sbtk engine build --batch makes a larger one"
         )
-    return TensorRtEngine(network, device, info, request.batch, request.said)
+    return TensorRtEngine(network, device, info, request.batch, request.notify)
 
 
 def probe_tensorrt() -> str:
@@ -151,19 +151,19 @@ class TensorRtEngine:
         device: the GPU that it was loaded on.
         info: what the engine says about itself.
         batch: images that a chunk may have, if the plan and the GPU's memory allow.
-        said: told when it has to be fewer, and when CUDA graphs do not work.
+        notify: told when it has to be fewer, and when CUDA graphs do not work.
 
     Raises:
         EngineUnavailable: not even one image fits, or TensorRT fails. The network is then closed.
     """
 
     def __init__(
-        self, network: Network, device: CudaDevice, info: EngineInfo, batch: int, said: Said
+        self, network: Network, device: CudaDevice, info: EngineInfo, batch: int, notify: Notify
     ) -> None:
         self.info = info
         self._network = network
         self._device = device
-        self._said = said
+        self._notify = notify
         self._lock = threading.Lock()
         self._pipeline: Pipeline | None = None
         try:
@@ -237,7 +237,7 @@ class TensorRtEngine:
         """Returns a pipeline for the largest batch, halved as often as needed, that fits."""
         while True:
             try:
-                return Pipeline(self._network, self._device.index, largest, self._said)
+                return Pipeline(self._network, self._device.index, largest, self._notify)
             except OutOfDeviceMemory as problem:
                 largest = self._halved(largest, problem)
 
@@ -250,7 +250,7 @@ class TensorRtEngine:
                 FREE_MEMORY,
             ) from problem
         half = max(self._network.smallest, largest // 2)
-        self._said(
+        self._notify(
             f"{self.info.name} takes {half} images at once instead of {largest}: "
             f"{self._device.name} has too little free memory"
         )
@@ -272,7 +272,7 @@ def _open(request: EngineRequest, module: str) -> TensorRtEngine:
         device,
         may_build=request.may_build,
         batch=request.batch,
-        said=request.said,
+        notify=request.notify,
     )
     return open_plan(ready.plan, trt, device, request)
 
@@ -405,7 +405,7 @@ def ready_plan(
     *,
     may_build: bool = True,
     batch: int = 1,
-    said: Said = said_nothing,
+    notify: Notify = no_notify,
     progress: Progress | None = None,
 ) -> ReadyPlan:
     """Returns a plan of the model from the cache, or builds one and keeps it there.
@@ -422,8 +422,8 @@ def ready_plan(
             with the defaults.
         may_build: whether to build one, for a minute or so, when the cache has none.
         batch: with several plans to choose from, one for as many images at once is preferred.
-        said: told what is built and why, and when it cannot be kept.
-        progress: told a few times a second how far a build is; by default `said` is, every ten
+        notify: told what is built and why, and when it cannot be kept.
+        progress: told a few times a second how far a build is; by default `notify` is, every ten
             seconds.
 
     Raises:
@@ -446,7 +446,7 @@ def ready_plan(
         batch=batch,
         settings=settings,
     )
-    order = _Order(bundle, trt, device, wanted, settings or BuildSettings(), said, progress)
+    order = _Order(bundle, trt, device, wanted, settings or BuildSettings(), notify, progress)
     try:
         cache = PlanCache(cache_folder())
         search = cache.find(wanted)
@@ -455,7 +455,7 @@ def ready_plan(
         if not may_build:
             raise _no_plan_yet(order, "; ".join(search.passed_over))
         for reason in search.passed_over:
-            said(f"a cached plan is not used: {reason}")
+            notify(f"a cached plan is not used: {reason}")
         with _only_builder(cache, order):
             found = cache.find(wanted).found
             if found is not None:
@@ -477,12 +477,12 @@ class _Order:
     device: CudaDevice | None
     wanted: PlanWanted
     settings: BuildSettings
-    said: Said
+    notify: Notify
     progress: Progress | None
 
     def tell(self) -> Progress:
         """Returns whom to tell the progress."""
-        return self.progress or _saying_now_and_then(self.said)
+        return self.progress or _saying_now_and_then(self.notify)
 
 
 @contextlib.contextmanager
@@ -514,14 +514,14 @@ def _built_and_kept(cache: PlanCache, order: _Order) -> ReadyPlan:
             cache.store_timing_cache(*machine, built.timing_cache)
     except (PlanCacheUnusable, DiskFull) as problem:
         return _unkept(built, order, problem)
-    order.said(f"the plan was built in {built.build_s:.1f} s and is kept in {kept_in}")
+    order.notify(f"the plan was built in {built.build_s:.1f} s and is kept in {kept_in}")
     return ReadyPlan(built.plan, record, is_new=True, kept_in=kept_in)
 
 
 def _built(order: _Order, timing_cache: bytes) -> BuiltPlan:
     settings, wanted = order.settings, order.wanted
     batches = f"{settings.batch_min}, {settings.batch_opt}, {settings.batch_max}"
-    order.said(
+    order.notify(
         f"building the {wanted.precision} plan of {order.bundle.manifest.model_id} with "
         f"{order.trt.title} for batches of {batches}; it may take some minutes"
     )
@@ -542,7 +542,7 @@ def _from_cache(found: CachedPlan) -> ReadyPlan:
 
 
 def _unkept(built: BuiltPlan, order: _Order, problem: SbtkError) -> ReadyPlan:
-    order.said(f"the plan is not kept, and will be built again next time: {problem.found}")
+    order.notify(f"the plan is not kept, and will be built again next time: {problem.found}")
     return ReadyPlan(built.plan, _record(order, built), is_new=True, kept_in=None)
 
 
@@ -581,13 +581,13 @@ def _no_plan_yet(order: _Order, why: str) -> EngineUnavailable:
     )
 
 
-def _saying_now_and_then(said: Said) -> Progress:
+def _saying_now_and_then(notify: Notify) -> Progress:
     last_s = 0.0
 
     def say(progress: BuildProgress) -> None:
         nonlocal last_s
         if progress.elapsed_s - last_s >= _SAID_EVERY_S:
             last_s = progress.elapsed_s
-            said(progress.sentence())
+            notify(progress.sentence())
 
     return say

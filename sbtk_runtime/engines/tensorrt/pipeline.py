@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime.engines.base import Said
+from sbtk_runtime.engines.base import Notify
 from sbtk_runtime.engines.cuda import (
     DeviceResources,
     OutOfDeviceMemory,
@@ -38,7 +38,7 @@ class Pipeline:
         network: the loaded plan.
         device_index: the GPU it is on, which is the calling thread's.
         largest: images that a chunk may have, within the plan's profile.
-        said: told when CUDA graphs do not work.
+        notify: told when CUDA graphs do not work.
 
     Raises:
         OutOfDeviceMemory: it does not fit; nothing is left allocated.
@@ -46,10 +46,10 @@ class Pipeline:
         BadModel: the plan's output has another shape than it should.
     """
 
-    def __init__(self, network: Network, device_index: int, largest: int, said: Said) -> None:
+    def __init__(self, network: Network, device_index: int, largest: int, notify: Notify) -> None:
         self.largest = largest
         self._network = network
-        self._said = said
+        self._notify = notify
         self._buckets = _buckets(network.smallest, largest)
         self._captures = not network.has_own_graphs
         # In the order in which they go if nobody closes the pipeline.
@@ -213,7 +213,9 @@ class Pipeline:
                 self._graphs.on_close(self._cuda.cudaGraphExecDestroy, step.graph)
             except SbtkError as problem:
                 self._captures = False
-                self._said(f"running without CUDA graphs, since capturing failed: {problem.found}")
+                self._notify(
+                    f"running without CUDA graphs, since capturing failed: {problem.found}"
+                )
         return step
 
     def _new_context(self, slot: Slot, bucket: int) -> Any:

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Literal, Protocol, runtime_checkable
 
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.engines.base import EngineInfo, Said, said_nothing
-from sbtk_runtime.engines.registry import AUTO, Engine, open_engine, survey_engines
+from sbtk_runtime.engines.base import EngineInfo, Notify, no_notify
+from sbtk_runtime.engines.registry import AUTO, Engine, open_engine, probe_engines
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra
 from sbtk_runtime.evaluation.bench.interleave import Embeddings
 from sbtk_runtime.manifest import PRECISIONS, Precision
@@ -91,7 +91,7 @@ class Wanted:
     batches: tuple[int, ...] = (1, 8, 32)
 
 
-def open_default(bundle: Bundle, wanted: Wanted, said: Said = said_nothing) -> Engine:
+def open_default(bundle: Bundle, wanted: Wanted, notify: Notify = no_notify) -> Engine:
     """Returns the engine that the stages are measured on; of `all` it is the one `auto` takes.
 
     Raises:
@@ -103,7 +103,7 @@ def open_default(bundle: Bundle, wanted: Wanted, said: Said = said_nothing) -> E
         precision=wanted.precision,
         threads=wanted.threads,
         device=wanted.device,
-        said=said,
+        notify=notify,
     )
 
 
@@ -112,7 +112,7 @@ def open_contenders(
     bundle: Bundle,
     default: EngineInfo,
     wanted: Wanted,
-    said: Said = said_nothing,
+    notify: Notify = no_notify,
 ) -> tuple[list[Contender], list[str]]:
     """Returns the engines to measure, and notes on those that are left out.
 
@@ -124,12 +124,12 @@ def open_contenders(
         bundle: the model.
         default: the engine that the stages were measured on.
         wanted: what was asked for.
-        said: told what takes long.
+        notify: told what takes long.
     """
     notes = [f"not {reason}" for reason in default.passed_over]
     names = [default.name]
     if wanted.engine == ALL:
-        reports = survey_engines()
+        reports = probe_engines()
         notes = [f"{r.name} left out: {r.reason}" for r in reports if not r.works]
         names = [r.name for r in reports if r.works]
     contenders = []
@@ -143,7 +143,7 @@ def open_contenders(
                     threads=default.threads,
                     device=wanted.device,
                     batch=max(wanted.batches),
-                    said=said,
+                    notify=notify,
                 )
             except (EngineUnavailable, MissingExtra, BadConfig, BadModel) as problem:
                 notes.append(f"{name} {precision} left out: {problem.found}")

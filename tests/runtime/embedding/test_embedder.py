@@ -345,19 +345,19 @@ def test_the_budget_lets_in_what_fits_and_one_giant() -> None:
     order = []
 
     def giant() -> None:
-        with budget.taking(100):
+        with budget.reserve(100):
             order.append("giant")
 
-    with budget.taking(6), budget.taking(4):
+    with budget.reserve(6), budget.reserve(4):
         thread = threading.Thread(target=giant)
         thread.start()
         time.sleep(0.05)
         order.append("small")
     thread.join()
     assert order == ["small", "giant"]
-    with pytest.raises(RuntimeError), budget.taking(100):
+    with pytest.raises(RuntimeError), budget.reserve(100):
         raise RuntimeError
-    with budget.taking(10):
+    with budget.reserve(10):
         pass
 
 

@@ -181,7 +181,7 @@ def test_engines_are_kept_in_a_folder_of_ones_own(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    request, said = _request(folder)
+    request, notices = _request(folder)
     kept = engine_cache(request, 32, ("1.31.1", "libnvinfer.so.10"), None)
     assert kept is not None
     assert kept.is_empty
@@ -202,7 +202,7 @@ def test_engines_are_kept_in_a_folder_of_ones_own(
     assert again == kept
     assert not again.is_empty
     assert (kept.folder / "model.engine").exists()
-    assert said == []
+    assert notices == []
 
 
 @pytest.mark.parametrize("attack", ["flipped", "added", "writable", "link", "no record", "record"])
@@ -210,7 +210,7 @@ def test_engines_that_others_may_have_written_are_never_left_to_it(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: str
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    request, said = _request(folder)
+    request, notices = _request(folder)
     kept = engine_cache(request, 32, ("1.31.1", "libnvinfer.so.10"), None)
     assert kept is not None
     engine = kept.folder / "model.engine"
@@ -234,7 +234,7 @@ def test_engines_that_others_may_have_written_are_never_left_to_it(
     assert again is not None
     assert again.is_empty
     assert list(kept.folder.iterdir()) == []
-    assert "emptied" in said[0]
+    assert "emptied" in notices[0]
 
 
 @pytest.mark.parametrize("fault", ["link", "writable", "file"])
@@ -242,7 +242,7 @@ def test_a_folder_that_is_not_ones_own_is_not_used(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    request, said = _request(folder)
+    request, notices = _request(folder)
     kept = engine_cache(request, 32, ("1.31.1", "libnvinfer.so.10"), None)
     assert kept is not None
     if fault == "writable":
@@ -254,14 +254,14 @@ def test_a_folder_that_is_not_ones_own_is_not_used(
         else:
             kept.folder.write_bytes(b"")
     assert engine_cache(request, 32, ("1.31.1", "libnvinfer.so.10"), None) is None
-    assert "built anew each time" in said[0]
+    assert "built anew each time" in notices[0]
     assert "trt_engine_cache_enable" not in onnxruntime_tensorrt.options(0, 32, None)
 
 
 def test_short_memory_halves_the_parts_until_they_fit() -> None:
     """What a GPU does at 256 images when other programs hold its memory."""
     sizes: list[int] = []
-    said: list[str] = []
+    notices: list[str] = []
 
     def infer(feeds: Feeds) -> np.ndarray[Any, Any]:
         images = feeds["images"]
@@ -271,22 +271,22 @@ def test_short_memory_halves_the_parts_until_they_fit() -> None:
         return np.repeat(images[:, 0, 0, :1], 16, axis=1).astype(np.float32)
 
     info = EngineInfo("onnxruntime-cuda", "fp16", "cuda:0", 16, 1, 1, "1")
-    engine = SessionEngine(infer, info, 64, first_line, said.append)
+    engine = SessionEngine(infer, info, 64, first_line, notices.append)
     images = np.zeros((40, 224, 224, 3), dtype=np.uint8)
     images[:, 0, 0, 0] = np.arange(40)
     rows = engine.run(images, "photo")
     assert rows[:, 0].tolist() == list(range(40))
     assert sizes == [40, 20, 10, 10, 10, 10]
-    assert said[-1] == "onnxruntime-cuda is short of memory: going on with 10 images at once"
+    assert notices[-1] == "onnxruntime-cuda is short of memory: going on with 10 images at once"
     sizes.clear()
     engine.run(images[:15], "photo")
     assert sizes == [10, 5]
 
 
 def _request(folder: Path) -> tuple[EngineRequest, list[str]]:
-    said: list[str] = []
+    notices: list[str] = []
     bundle = Bundle.open(folder)
-    return EngineRequest(bundle, "fp32", 1, 1, "cuda", 32, said=said.append), said
+    return EngineRequest(bundle, "fp32", 1, 1, "cuda", 32, notify=notices.append), notices
 
 
 _OPEN = """

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sbtk_cli.main import main
 from sbtk_runtime.bundle import Bundle, pretrained_folder
 from sbtk_runtime.embedding.embedder import Embedded, Embedder
-from sbtk_runtime.engines.registry import open_engine, survey_engines
+from sbtk_runtime.engines.registry import open_engine, probe_engines
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import prepare
@@ -112,7 +112,7 @@ def test_info_tells_what_runs(bundle: Bundle) -> None:
     info = open_engine(bundle, engine="openvino", threads=2, lanes=2).info
     assert (info.name, info.precision, info.device) == ("openvino", "int8", "cpu")
     assert (info.dim, info.threads, info.lanes) == (16, 2, 2)
-    report = next(report for report in survey_engines() if report.name == "openvino")
+    report = next(report for report in probe_engines() if report.name == "openvino")
     assert report.works
     assert info.version == report.version
     assert info.version[0].isdigit()
@@ -331,7 +331,7 @@ def test_without_the_library_the_extra_is_named(
     shown = capsys.readouterr().err
     assert "OpenVINO is not installed" in shown
     assert 'pip install "sbtk[openvino]"' in shown
-    report = next(report for report in survey_engines() if report.name == "openvino")
+    report = next(report for report in probe_engines() if report.name == "openvino")
     assert not report.works
     assert "sbtk[openvino]" in report.reason
     assert open_engine(bundle, device="cpu").info.name == "onnxruntime"

@@ -16,7 +16,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.engines.registry import ENGINE_NAMES, checked_rows, open_engine, survey_engines
+from sbtk_runtime.engines.registry import (
+    ENGINE_NAMES,
+    open_engine,
+    probe_engines,
+    validate_embeddings,
+)
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable
 from sbtk_runtime.machine import cpu_threads, quota_cpus
 from tests.tiny import tiny_bundle, tiny_model, write_tiny_manifest
@@ -91,7 +96,7 @@ def test_info_tells_what_runs(bundle: Bundle) -> None:
 
 
 def test_auto_says_why_not_the_faster_ones(bundle: Bundle) -> None:
-    working = [report.name for report in survey_engines() if report.works]
+    working = [report.name for report in probe_engines() if report.works]
     info = open_engine(bundle).info
     assert info.name == working[0]
     assert info.name != "onnxruntime-tensorrt"
@@ -107,7 +112,7 @@ from sbtk_runtime.engines.registry import open_engine
 try:
     ctypes.CDLL("libcuda.so.1")
 except OSError:
-    open_engine(Bundle.open(sys.argv[1]), is_brief=True)
+    open_engine(Bundle.open(sys.argv[1]), single_query=True)
     print(*{name.partition(".")[0] for name in sys.modules})
 else:
     print("driver")
@@ -129,13 +134,13 @@ def test_without_a_driver_auto_imports_nothing_of_cuda(bundle: Bundle) -> None:
 
 
 def test_a_single_picture_does_not_wait_for_an_engine_that_loads_slowly(bundle: Bundle) -> None:
-    info = open_engine(bundle, is_brief=True).info
-    working = {report.name for report in survey_engines() if report.works}
+    info = open_engine(bundle, single_query=True).info
+    working = {report.name for report in probe_engines() if report.works}
     if "onnxruntime" in working:
         assert info.name != "openvino"
         assert "openvino: takes too long to load for one picture" in info.passed_over
     if "openvino" in working:
-        assert open_engine(bundle, engine="openvino", is_brief=True).info.name == "openvino"
+        assert open_engine(bundle, engine="openvino", single_query=True).info.name == "openvino"
 
 
 def test_without_int8_a_cpu_takes_fp32(tmp_path: Path) -> None:
@@ -178,7 +183,7 @@ def test_contradictory_options_are_refused(bundle: Bundle) -> None:
 
 
 def test_survey_is_in_order_and_knows_this_library() -> None:
-    reports = survey_engines()
+    reports = probe_engines()
     assert tuple(report.name for report in reports) == ENGINE_NAMES
     cpu = next(report for report in reports if report.name == "onnxruntime")
     assert cpu.works
@@ -193,7 +198,7 @@ def test_survey_is_in_order_and_knows_this_library() -> None:
 
 
 def test_an_engine_by_name_is_never_replaced(bundle: Bundle) -> None:
-    cuda = next(report for report in survey_engines() if report.name == "onnxruntime-cuda")
+    cuda = next(report for report in probe_engines() if report.name == "onnxruntime-cuda")
     if cuda.works:
         pytest.skip("this machine has CUDA")
     with pytest.raises(EngineUnavailable) as caught:
@@ -273,12 +278,12 @@ def test_bad_rows_are_found_and_blanked() -> None:
     rows[5, 0] = 1.002
     rows[6] = 3e38
     rows[7, 0] = 1.0005
-    checked, is_bad = checked_rows(rows)
+    checked, is_bad = validate_embeddings(rows)
     assert is_bad.tolist() == [False, True, True, True, True, True, True, False, False]
     assert (checked[is_bad] == 0).all()
     assert np.array_equal(checked[~is_bad], rows[~is_bad])
     assert np.isnan(rows[1, 2])
-    none, nobody = checked_rows(np.empty((0, 4), dtype=np.float32))
+    none, nobody = validate_embeddings(np.empty((0, 4), dtype=np.float32))
     assert none.shape == (0, 4)
     assert not nobody.any()
 
@@ -313,14 +318,14 @@ def test_quotas_of_containers(
 
 _OPEN_ENGINE = """
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.engines.registry import open_engine, survey_engines
+from sbtk_runtime.engines.registry import open_engine, probe_engines
 from sbtk_runtime.errors import SbtkError
 for name in ("onnxruntime", "auto"):
     try:
         open_engine(Bundle.open(sys.argv[1]), engine=name)
     except SbtkError as problem:
         print(type(problem).__name__, problem.found, problem.next_step, sep=" | ")
-print(*(report.works for report in survey_engines()))
+print(*(report.works for report in probe_engines()))
 """
 
 

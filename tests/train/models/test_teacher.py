@@ -82,16 +82,16 @@ def test_soft_labels_are_the_softmax_of_the_mean_logits_of_training_photos(
 
 def test_soft_labels_are_cached_by_what_they_are_made_from(tmp_path: Path, weights: Path) -> None:
     data = write_dataset(tmp_path / "data")
-    said: list[str] = []
-    first = gather(config(data, weights), said.append)
-    assert any("soft labels" in text for text in said)
-    said.clear()
-    again = gather(config(data, weights), said.append)
-    assert not any("soft labels" in text for text in said)
+    notices: list[str] = []
+    first = gather(config(data, weights), notices.append)
+    assert any("soft labels" in text for text in notices)
+    notices.clear()
+    again = gather(config(data, weights), notices.append)
+    assert not any("soft labels" in text for text in notices)
     assert again.knowledge_sha256 == first.knowledge_sha256
     changed = first.division.training.photos[0]
     changed.write_bytes(changed.read_bytes() + b"\0")
-    other = gather(config(data, weights), said.append)
+    other = gather(config(data, weights), notices.append)
     assert other.knowledge_sha256 != first.knowledge_sha256
 
 

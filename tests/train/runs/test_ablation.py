@@ -100,14 +100,14 @@ def test_study_that_was_stopped_goes_on_and_ends(data: Path, tmp_path: Path) -> 
     with pytest.raises(BadConfig, match=r"recipe\.epochs = 1"):
         run_study(replace(study, epochs={"sbtknet": 2}), tmp_path, lambda event: None)
 
-    said: list[str] = []
-    scores = score_runs(study, tmp_path, "validation", said.append)
-    scores += score_runs(study, tmp_path, "unseen", said.append)
-    assert len([text for text in said if text.startswith("measuring")]) == 8
+    notices: list[str] = []
+    scores = score_runs(study, tmp_path, "validation", notices.append)
+    scores += score_runs(study, tmp_path, "unseen", notices.append)
+    assert len([text for text in notices if text.startswith("measuring")]) == 8
     assert len((tmp_path / "unseen.log").read_text().splitlines()) == 4
-    said.clear()
-    assert score_runs(study, tmp_path, "unseen", said.append) == scores[len(scores) // 2 :]
-    assert not said, "a student must not be measured on unseen classes twice"
+    notices.clear()
+    assert score_runs(study, tmp_path, "unseen", notices.append) == scores[len(scores) // 2 :]
+    assert not notices, "a student must not be measured on unseen classes twice"
 
     (kept, _) = summaries(study, scores, "validation", FIGURE)
     values = [

@@ -42,9 +42,11 @@ def student() -> SbtknetStudent:
     return student
 
 
-def maps_in(folder: Path, student: SbtknetStudent, said: list[str], size: int = 64) -> FeatureMaps:
+def maps_in(
+    folder: Path, student: SbtknetStudent, notices: list[str], size: int = 64
+) -> FeatureMaps:
     compute = choose_compute("cpu", "fp32")
-    return FeatureMaps(folder, student, "layer4", size, compute, 2, said.append)
+    return FeatureMaps(folder, student, "layer4", size, compute, 2, notices.append)
 
 
 def test_stages_run_in_two_parts_equal_the_whole_trunk(student: SbtknetStudent) -> None:
@@ -61,8 +63,8 @@ def test_maps_are_what_the_frozen_stages_make_and_are_made_once(
     data: Path, student: SbtknetStudent, tmp_path: Path
 ) -> None:
     images = read_dataset(data)
-    said: list[str] = []
-    maps = maps_in(tmp_path, student, said)
+    notices: list[str] = []
+    maps = maps_in(tmp_path, student, notices)
     kept = maps.of(images.photos[:3], "photo")
     assert kept.shape == (3, 1, 256, 4, 4)
     photo = load_pixels(images.photos[1], "photo", 64).copy()
@@ -70,22 +72,22 @@ def test_maps_are_what_the_frozen_stages_make_and_are_made_once(
     with torch.inference_mode():
         expected = student.eval().feature_map(normalised(pixels), end="layer4")[0]
     np.testing.assert_allclose(kept[1, 0], expected.numpy(), rtol=2e-2, atol=2e-3)
-    assert len(said) == 1
-    maps_in(tmp_path, student, said).of(images.photos[:3], "photo")
-    assert len(said) == 1
+    assert len(notices) == 1
+    maps_in(tmp_path, student, notices).of(images.photos[:3], "photo")
+    assert len(notices) == 1
     other = SbtknetStudent("resnet18", 8, 4)
-    maps_in(tmp_path, other, said).of(images.photos[:3], "photo")
-    assert len(said) == 2, "maps of another trunk must not be taken for these"
+    maps_in(tmp_path, other, notices).of(images.photos[:3], "photo")
+    assert len(notices) == 2, "maps of another trunk must not be taken for these"
 
 
 def test_maps_of_the_same_weights_in_another_layout_are_not_taken(
     data: Path, tmp_path: Path
 ) -> None:
-    photos, said = read_dataset(data).photos[:1], list[str]()
+    photos, notices = read_dataset(data).photos[:1], list[str]()
     layouts = [SbtknetStudent(name, 8, 4) for name in ("resnet50-v1", "resnet50-v1.5")]
     layouts[1].load_state_dict(layouts[0].state_dict())
-    first, second = (maps_in(tmp_path, one, said).of(photos, "photo") for one in layouts)
-    assert len(said) == 2
+    first, second = (maps_in(tmp_path, one, notices).of(photos, "photo") for one in layouts)
+    assert len(notices) == 2
     assert first.shape == second.shape
     assert not np.array_equal(first, second)
 
@@ -93,13 +95,13 @@ def test_maps_of_the_same_weights_in_another_layout_are_not_taken(
 def test_maps_of_another_number_format_are_not_taken(
     data: Path, student: SbtknetStudent, tmp_path: Path
 ) -> None:
-    photos, said = read_dataset(data).photos[:1], list[str]()
+    photos, notices = read_dataset(data).photos[:1], list[str]()
     formats = [choose_compute("cpu", name) for name in ("bf16", "fp32")]
     coarse, fine = (
-        FeatureMaps(tmp_path, student, "layer4", 64, compute, 2, said.append).of(photos, "photo")
+        FeatureMaps(tmp_path, student, "layer4", 64, compute, 2, notices.append).of(photos, "photo")
         for compute in formats
     )
-    assert len(said) == 2
+    assert len(notices) == 2
     pixels = torch.from_numpy(load_pixels(photos[0], "photo", 64).copy()).permute(2, 0, 1)[None]
     with torch.inference_mode():
         expected = student.eval().feature_map(normalised(pixels), end="layer4")[0].half()

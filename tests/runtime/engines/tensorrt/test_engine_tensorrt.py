@@ -143,10 +143,10 @@ def test_a_plan_for_fewer_images_than_asked_for_works_in_more_chunks(
     machine: FakeMachine, bundle: Bundle, expected: NDArray[np.float32], count: int
 ) -> None:
     _build(bundle, machine.world.surface.module, 1, 4, 8)
-    said: list[str] = []
-    engine = _opened(machine, bundle, batch=32, said=said.append)
+    notices: list[str] = []
+    engine = _opened(machine, bundle, batch=32, notify=notices.append)
     assert engine.largest_batch == 8
-    assert len(said) == 1 and "takes 8 images at once, so 32 go through in parts" in said[0]
+    assert len(notices) == 1 and "takes 8 images at once, so 32 go through in parts" in notices[0]
     assert np.allclose(engine.run(_images(40)[:count], "photo"), expected[:count], atol=1e-6)
     engine.close()
 
@@ -291,11 +291,11 @@ def test_without_graphs_it_runs_all_the_same_and_says_so_once(
         ten.cuda_faults.end_capture = "cudaErrorStreamCaptureInvalidated"
     else:
         ten.cuda_faults.instantiate = "cudaErrorMemoryAllocation"
-    said: list[str] = []
-    engine = _opened(ten, bundle, said=said.append)
+    notices: list[str] = []
+    engine = _opened(ten, bundle, notify=notices.append)
     for _ in range(3):
         assert np.allclose(engine.run(_images(40), "photo"), expected, atol=1e-6)
-    about_graphs = [sentence for sentence in said if "CUDA graphs" in sentence]
+    about_graphs = [sentence for sentence in notices if "CUDA graphs" in sentence]
     assert len(about_graphs) == 1
     reason = {"execute": "not permitted", "instantiate": "memory"}.get(step, "StreamCapture")
     assert reason in about_graphs[0]
@@ -312,9 +312,9 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
 ) -> None:
     # Two slots of 8 pictures fit, and not two of 16.
     machine.gpus.memory_bytes = 20 * PICTURE_BYTES
-    said: list[str] = []
-    engine = _opened(machine, bundle, batch=32, said=said.append)
-    halved = [sentence for sentence in said if "at once instead of" in sentence]
+    notices: list[str] = []
+    engine = _opened(machine, bundle, batch=32, notify=notices.append)
+    halved = [sentence for sentence in notices if "at once instead of" in sentence]
     name = engine.info.name
     assert [sentence.partition(": ")[0] for sentence in halved] == [
         f"{name} takes 16 images at once instead of 32",
@@ -335,16 +335,16 @@ def test_it_does_not_matter_which_allocation_fails(
         ten.cuda_faults.pinned_left = allocations
     else:
         ten.cuda_faults.allocations_left = allocations - 4
-    said: list[str] = []
+    notices: list[str] = []
 
     def then_there_is_memory(sentence: str) -> None:
-        said.append(sentence)
+        notices.append(sentence)
         if "instead of" in sentence:
             ten.cuda_faults.pinned_left = ten.cuda_faults.allocations_left = None
 
-    engine = _opened(ten, bundle, said=then_there_is_memory)
+    engine = _opened(ten, bundle, notify=then_there_is_memory)
     assert engine.largest_batch == 4
-    assert sum("takes 4 images at once instead of 8" in sentence for sentence in said) == 1
+    assert sum("takes 4 images at once instead of 8" in sentence for sentence in notices) == 1
     engine.close()
 
 
@@ -374,14 +374,14 @@ def test_an_old_lack_of_memory_is_not_taken_for_a_new_one(ten: FakeMachine, bund
 def test_memory_that_another_program_took_halves_the_batch_of_a_running_engine(
     ten: FakeMachine, bundle: Bundle, expected: NDArray[np.float32]
 ) -> None:
-    said: list[str] = []
-    engine = _opened(ten, bundle, said=said.append)
+    notices: list[str] = []
+    engine = _opened(ten, bundle, notify=notices.append)
     taken = ten.gpus.free_bytes(0) - 100
     assert ten.gpus.reserve(0, taken)
     # Bucket 4 needs a context that does not exist yet.
     assert np.allclose(engine.run(_images(40)[:11], "photo"), expected[:11], atol=1e-6)
     assert engine.largest_batch == 4
-    assert "takes 4 images at once instead of 8" in said[-1]
+    assert "takes 4 images at once instead of 8" in notices[-1]
     engine.close()
     ten.gpus.unreserve(0, taken)
 
@@ -430,8 +430,8 @@ def test_what_tensorrt_said_is_in_the_error(
 def test_a_run_that_fails_leaves_an_engine_that_runs(
     ten: FakeMachine, bundle: Bundle, expected: NDArray[np.float32]
 ) -> None:
-    said: list[str] = []
-    engine = _opened(ten, bundle, said=said.append)
+    notices: list[str] = []
+    engine = _opened(ten, bundle, notify=notices.append)
     ten.faults.execute = "Cuda failure"
     # The second chunk fails, while the first, which is a graph, is still under way.
     with pytest.raises(EngineUnavailable, match="did not run:\n    Cuda failure"):
@@ -439,7 +439,7 @@ def test_a_run_that_fails_leaves_an_engine_that_runs(
     ten.faults.execute = ""
     for count in (11, 11, 11, 40):
         assert np.allclose(engine.run(_images(40)[:count], "photo"), expected[:count], atol=1e-6)
-    assert not [sentence for sentence in said if "graphs" in sentence]
+    assert not [sentence for sentence in notices if "graphs" in sentence]
     engine.close()
 
 
@@ -505,9 +505,9 @@ def test_a_plan_is_built_once(machine: FakeMachine, bundle: Bundle, cache: Path)
     for _ in range(2):
         _opened(machine, bundle).close()
     assert len(list((cache / "sbtk" / "plans").glob("*.plan"))) == 1
-    said: list[str] = []
-    _opened(machine, bundle, said=said.append).close()
-    assert not said
+    notices: list[str] = []
+    _opened(machine, bundle, notify=notices.append).close()
+    assert not notices
 
 
 def test_a_precision_that_the_bundle_lacks_is_named(ten: FakeMachine, bundle: Bundle) -> None:

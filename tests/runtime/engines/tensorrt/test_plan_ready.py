@@ -55,8 +55,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_plan_is_built_once(rtx: TensorRt, bundle: Bundle, home: Path) -> None:
-    said: list[str] = []
-    first = ready_plan(bundle, "fp16", rtx, None, SMALL, said=said.append)
+    notices: list[str] = []
+    first = ready_plan(bundle, "fp16", rtx, None, SMALL, notify=notices.append)
     assert first.is_new
     assert first.kept_in is not None
     assert first.kept_in.is_relative_to(home / "sbtk" / "plans")
@@ -67,18 +67,20 @@ def test_a_plan_is_built_once(rtx: TensorRt, bundle: Bundle, home: Path) -> None
     assert first.record.onnx_sha256 == bundle.manifest.files["model.fp16.onnx"].sha256
     assert first.record.model_id == bundle.manifest.model_id
     assert first.record.settings == SMALL
-    assert any("building the fp16 plan" in sentence for sentence in said)
-    assert any(str(first.kept_in) in sentence for sentence in said)
-    said.clear()
+    assert any("building the fp16 plan" in sentence for sentence in notices)
+    assert any(str(first.kept_in) in sentence for sentence in notices)
+    notices.clear()
     for settings in (SMALL, None):
-        again = ready_plan(bundle, "fp16", rtx, None, settings, may_build=False, said=said.append)
+        again = ready_plan(
+            bundle, "fp16", rtx, None, settings, may_build=False, notify=notices.append
+        )
         assert not again.is_new
         assert (again.plan, again.record, again.kept_in) == (
             first.plan,
             first.record,
             first.kept_in,
         )
-    assert said == []
+    assert notices == []
 
 
 def test_every_precision_has_its_own_plan(rtx: TensorRt, bundle: Bundle, home: Path) -> None:
@@ -136,10 +138,10 @@ def test_a_damaged_plan_is_built_again_and_said_so(
     first.kept_in.write_bytes(content)
     with pytest.raises(EngineUnavailable, match="damaged or was changed"):
         ready_plan(bundle, "fp16", rtx, None, may_build=False)
-    said: list[str] = []
-    again = ready_plan(bundle, "fp16", rtx, None, SMALL, said=said.append)
+    notices: list[str] = []
+    again = ready_plan(bundle, "fp16", rtx, None, SMALL, notify=notices.append)
     assert again.is_new
-    assert "damaged or was changed" in said[0]
+    assert "damaged or was changed" in notices[0]
     assert not ready_plan(bundle, "fp16", rtx, None, may_build=False).is_new
 
 
@@ -161,12 +163,12 @@ def test_a_cache_that_cannot_be_used_is_no_obstacle(
         (tmp_path / "cache" / "sbtk").symlink_to(elsewhere)
     else:
         cache_folder().chmod(0o777)
-    said: list[str] = []
-    ready = ready_plan(bundle, "fp16", rtx, None, SMALL, said=said.append)
+    notices: list[str] = []
+    ready = ready_plan(bundle, "fp16", rtx, None, SMALL, notify=notices.append)
     assert ready.is_new
     assert ready.plan
     assert ready.kept_in is None
-    assert any("is not kept, and will be built again" in sentence for sentence in said)
+    assert any("is not kept, and will be built again" in sentence for sentence in notices)
     assert not list(elsewhere.iterdir())
     with pytest.raises(EngineUnavailable, match=r"no plan yet.*\(.*cache"):
         ready_plan(bundle, "fp16", rtx, None, may_build=False)
@@ -175,20 +177,20 @@ def test_a_cache_that_cannot_be_used_is_no_obstacle(
 def test_a_plan_that_cannot_be_written_is_used_all_the_same(
     rtx: TensorRt, bundle: Bundle, home: Path
 ) -> None:
-    said: list[str] = []
+    notices: list[str] = []
     cache_folder()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     # No file may grow beyond 1 MB, which only one of the plans does.
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
     try:
-        ready = ready_plan(bundle, "fp32", rtx, None, SMALL, said=said.append)
-        fp16 = ready_plan(bundle, "fp16", rtx, None, SMALL, said=said.append)
+        ready = ready_plan(bundle, "fp32", rtx, None, SMALL, notify=notices.append)
+        fp16 = ready_plan(bundle, "fp16", rtx, None, SMALL, notify=notices.append)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert ready.kept_in is not None
     assert len(fp16.plan) > 1 << 20
     assert (fp16.is_new, fp16.kept_in) == (True, None)
-    assert "is not kept" in said[-1]
+    assert "is not kept" in notices[-1]
     assert [entry.record for entry in PlanCache(cache_folder()).entries()] == [ready.record]
 
 

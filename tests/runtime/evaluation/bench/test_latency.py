@@ -12,7 +12,7 @@ import pytest
 
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines.base import EngineInfo
-from sbtk_runtime.engines.registry import ENGINE_NAMES, Embeddings, open_engine, survey_engines
+from sbtk_runtime.engines.registry import ENGINE_NAMES, Embeddings, open_engine, probe_engines
 from sbtk_runtime.errors import BadModel, EngineUnavailable
 from sbtk_runtime.evaluation.bench.engines import ALL, Contender, TimedEngine, Wanted, contender_of
 from sbtk_runtime.evaluation.bench.floor import Product, ProductKind
@@ -119,7 +119,7 @@ def test_a_quicker_product_from_elsewhere_sets_the_floor(
 def test_all_are_the_engines_that_work_and_the_others_are_noted(
     bundle: Bundle, pictures: Pictures
 ) -> None:
-    works = {report.name: report.works for report in survey_engines()}
+    works = {report.name: report.works for report in probe_engines()}
     report = measure_latency(
         bundle, pictures, len, "nothing", wanted=Wanted(ALL, batches=(1,)), effort=EFFORT
     )
@@ -135,7 +135,7 @@ def test_auto_measures_the_first_that_works_alone(bundle: Bundle, pictures: Pict
     report = measure_latency(
         bundle, pictures, len, "nothing", wanted=Wanted(batches=(1,)), effort=EFFORT
     )
-    first = next(found.name for found in survey_engines() if found.works)
+    first = next(found.name for found in probe_engines() if found.works)
     assert {point.engine for point in report.throughput} == {first}
     assert {point.precision for point in report.throughput} == {"int8", "fp32"}
     assert [point.times_eager for point in report.throughput] == [None, None]
