@@ -123,6 +123,7 @@ class _Now(Collector):
             yield engine
         waiting = GaugeMetricFamily("sbtk_waiting", "Requests that wait.", labels=["queue"])
         waiting.add_metric(["queries"], self._service.queries.length)
+        waiting.add_metric(["searches"], self._service.searches.length)
         waiting.add_metric(["pictures"], self._service.pictures.length)
         waiting.add_metric(["thumbnails"], self._service.thumbnails.length)
         waiting.add_metric(["uploads"], self._service.uploads.small.length)

@@ -1,37 +1,60 @@
-"""A small bounded queue: few threads do the work, some jobs may wait, the rest are refused."""
+"""A bounded work queue: a few threads do the jobs, some jobs may wait, the others are refused."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from sbtk_runtime.errors import SbtkError
 
-Answer = TypeVar("Answer")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
-#: When nobody waits any more for what a queue is at.
+#: A client has given up by then.
 STUCK_AFTER_S = 10.0
 
-_LAST_JOBS_S = 10.0
+_CLOSE_TIMEOUT_S = 10.0
 
 
 class Busy(SbtkError):
-    """The queue is full; it is better to come back than to wait."""
+    """The queue is full; the client should try again later."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch(Generic[Item, Result]):
+    """Work that is done for several items at once; see `WorkQueue.submit_to`.
+
+    Attributes:
+        run: returns one result for each item, in order. An exception in place of a result is
+            raised for that item alone.
+        max_items: the most items of one call of `run`.
+    """
+
+    run: Callable[[Sequence[Item]], Sequence[Result | Exception]]
+    max_items: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    batch: Batch[Any, Any]
+    item: Any
+    future: Future[Any]
 
 
 class WorkQueue:
-    """Threads that do jobs in the order of their coming.
+    """Threads that do jobs in the order in which they were submitted.
 
     Args:
         name: of the threads.
-        workers: jobs that are done at once.
-        waiting: jobs that may wait. One that its owner cancels is let go at once, and with it what
-            it holds, as the picture of a query.
-        stuck_after_s: a queue all of whose threads have been at one job for longer is stuck.
+        workers: the number of threads.
+        waiting: the most jobs that wait. A job that is cancelled leaves the queue at once, and
+            releases what it holds, such as the image of a query.
+        stuck_after_s: the queue is stuck if all of its threads are busy with one job for longer.
 
     Attributes:
         name: as given.
@@ -44,8 +67,8 @@ class WorkQueue:
         self._waiting = waiting
         self._stuck_after_s = stuck_after_s
         # When each busy thread began its job.
-        self._begun: dict[int, float] = {}
-        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._started: dict[int, float] = {}
+        self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
         self._threads = [
@@ -55,20 +78,31 @@ class WorkQueue:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, work: Callable[[], Answer]) -> Future[Answer]:
-        """Returns what `work` will have answered; cancelled while it waits, it is never begun.
+    def submit(self, work: Callable[[], Result]) -> Future[Result]:
+        """Returns the future result of `work`, which is not called if the future is cancelled.
 
         Raises:
             Busy: too many jobs wait, or the queue is closed.
         """
-        future: Future[Answer] = Future()
+        return self.submit_to(_SINGLE, work)
+
+    def submit_to(self, batch: Batch[Item, Result], item: Item) -> Future[Result]:
+        """Returns the future result of `batch` for `item`.
+
+        A thread takes the oldest job and, if it belongs to a batch, other items that wait for the
+        same batch. If a call with several items fails, each is tried again on its own.
+
+        Raises:
+            Busy: too many jobs wait, or the queue is closed.
+        """
+        job = _Job(batch, item, Future())
         with self._changed:
             if self._is_closed or len(self._jobs) >= self._waiting:
-                raise Busy("more is asked than this machine answers", "", "try again in a second")
-            self._jobs.append((work, future))
+                raise Busy("the server is overloaded", "", "try again in a second")
+            self._jobs.append(job)
             self._changed.notify()
-        future.add_done_callback(self._forget_cancelled)
-        return future
+        job.future.add_done_callback(self._remove_cancelled)
+        return job.future
 
     @property
     def length(self) -> int:
@@ -77,34 +111,33 @@ class WorkQueue:
 
     @property
     def stuck_s(self) -> float:
-        """For how many seconds no thread has ended or begun a job; 0 while the queue is not stuck.
+        """Seconds since a thread last started a job; 0 if the queue is not stuck.
 
-        It is so while every thread has been at its present job for `stuck_after_s`, and over when
-        one of them ends.
+        The queue is stuck while every thread has been busy with its job for `stuck_after_s`.
         """
         with self._changed:
-            if len(self._begun) < len(self._threads):
+            if len(self._started) < len(self._threads):
                 return 0.0
-            busy_s = time.monotonic() - max(self._begun.values())
+            busy_s = time.monotonic() - max(self._started.values())
         return busy_s if busy_s > self._stuck_after_s else 0.0
 
-    def close(self, timeout_s: float = _LAST_JOBS_S) -> bool:
-        """Cancels the jobs that wait, and returns whether those that are done ended in time."""
+    def close(self, timeout_s: float = _CLOSE_TIMEOUT_S) -> bool:
+        """Cancels the jobs that wait, and returns whether the running jobs ended in time."""
         with self._changed:
             self._is_closed = True
             jobs, self._jobs = self._jobs, deque()
             self._changed.notify_all()
-        for _, future in jobs:
-            future.cancel()
+        for job in jobs:
+            job.future.cancel()
         end = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _forget_cancelled(self, future: Future[Any]) -> None:
+    def _remove_cancelled(self, future: Future[Any]) -> None:
         if future.cancelled():
             with self._changed:
-                self._jobs = deque(job for job in self._jobs if job[1] is not future)
+                self._jobs = deque(job for job in self._jobs if job.future is not future)
 
     def _work(self) -> None:
         while True:
@@ -112,22 +145,52 @@ class WorkQueue:
                 self._changed.wait_for(lambda: self._jobs or self._is_closed)
                 if not self._jobs:
                     return
-                work, future = self._jobs.popleft()
-                self._begun[threading.get_ident()] = time.monotonic()
+                jobs = self._take()
+                self._started[threading.get_ident()] = time.monotonic()
             try:
-                self._do(work, future)
+                _run([job for job in jobs if job.future.set_running_or_notify_cancel()])
             finally:
                 with self._changed:
-                    del self._begun[threading.get_ident()]
-            # A thread that waits must not keep the last picture alive, nor an answer's open file.
-            del work, future
+                    del self._started[threading.get_ident()]
+            # A thread that waits must not keep an image in memory, nor a result's open file.
+            del jobs
 
-    @staticmethod
-    def _do(work: Callable[[], Any], future: Future[Any]) -> None:
-        if future.set_running_or_notify_cancel():
-            try:
-                answer = work()
-            except BaseException as problem:
-                future.set_exception(problem)
-            else:
-                future.set_result(answer)
+    def _take(self) -> list[_Job]:
+        """Removes the oldest job, and those that can be done with it, from the queue."""
+        batch = self._jobs[0].batch
+        if batch.max_items == 1:
+            return [self._jobs.popleft()]
+        taken: list[_Job] = []
+        left: deque[_Job] = deque()
+        for job in self._jobs:
+            is_taken = job.batch is batch and len(taken) < batch.max_items
+            (taken if is_taken else left).append(job)
+        self._jobs = left
+        return taken
+
+
+def _run(jobs: list[_Job]) -> None:
+    """Runs jobs of one batch, and sets the results of their futures."""
+    if not jobs:
+        return
+    try:
+        results = jobs[0].batch.run([job.item for job in jobs])
+    except BaseException as problem:
+        if len(jobs) == 1:
+            jobs[0].future.set_exception(problem)
+            return
+        for job in jobs:
+            _run([job])
+        return
+    for job, result in zip(jobs, results, strict=True):
+        if isinstance(result, Exception):
+            job.future.set_exception(result)
+        else:
+            job.future.set_result(result)
+
+
+def _call(work: Sequence[Callable[[], Any]]) -> list[Any]:
+    return [work[0]()]
+
+
+_SINGLE: Batch[Callable[[], Any], Any] = Batch(_call, 1)

@@ -23,7 +23,7 @@ from sbtk_runtime.web.schemas import (
     Size,
 )
 from sbtk_runtime.web.service import Service
-from sbtk_runtime.web.uploads import answer_of
+from sbtk_runtime.web.uploads import run_until_disconnect
 
 _CHUNK_BYTES = 256 << 10
 # The photo may change, and after the gallery was made anew its id be another's.
@@ -45,8 +45,8 @@ def photo_routes(service: Service, thumbnails: Thumbnails) -> APIRouter:
     async def photos(
         request: Request, under: Folder, limit: PageSize = 24, offset: Offset = 0
     ) -> Response:
-        generation, listed = await answer_of(
-            request, service.pictures, lambda: service.recent(limit, offset, under)
+        generation, listed = await run_until_disconnect(
+            request, service.pictures.submit(lambda: service.recent(limit, offset, under))
         )
         answer = PhotosAnswer(photos=[ListedPhoto.of(one) for one in listed], generation=generation)
         return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
@@ -59,7 +59,9 @@ def photo_routes(service: Service, thumbnails: Thumbnails) -> APIRouter:
         responses=error_answers(404, 503, 504),
     )
     async def photo(request: Request, photo_id: Id) -> Response:
-        found = await answer_of(request, service.pictures, lambda: service.photo(photo_id))
+        found = await run_until_disconnect(
+            request, service.pictures.submit(lambda: service.photo(photo_id))
+        )
         answer = PhotoAnswer.of(found).model_dump_json(exclude_none=True)
         return Response(answer, media_type="application/json")
 
@@ -81,7 +83,7 @@ def photo_routes(service: Service, thumbnails: Thumbnails) -> APIRouter:
                 jpeg = thumbnails.jpeg(file, tag, size)
             return Response(jpeg, media_type="image/jpeg", headers=_headers(tag))
 
-        return await answer_of(request, service.thumbnails, made)
+        return await run_until_disconnect(request, service.thumbnails.submit(made))
 
     @router.get(
         "/v1/photos/{photo_id}/file",
@@ -98,7 +100,7 @@ def photo_routes(service: Service, thumbnails: Thumbnails) -> APIRouter:
                 content.close()
                 raise
 
-        return await answer_of(request, service.pictures, opened)
+        return await run_until_disconnect(request, service.pictures.submit(opened))
 
     return router
 

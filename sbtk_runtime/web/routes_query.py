@@ -13,7 +13,7 @@ from sbtk_runtime.web.metrics import Metrics
 from sbtk_runtime.web.refusals import Refusal, Refused
 from sbtk_runtime.web.schemas import Fold, Folder, HitAnswer, Hits, Id, Limit, Offset, QueryAnswer
 from sbtk_runtime.web.service import Found, Service
-from sbtk_runtime.web.uploads import MEDIA_TYPES, BodyReader, answer_of, is_accepted
+from sbtk_runtime.web.uploads import MEDIA_TYPES, BodyReader, is_accepted, run_until_disconnect
 
 _UNSUPPORTED = Refusal(
     415,
@@ -60,10 +60,14 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
         async with bodies.read(request.scope, request.receive) as data:
             started = time.perf_counter()
             prepared = await service.uploads.prepared(request, data, kind)
-        found = await answer_of(
+        embedding = await run_until_disconnect(request, service.embed(prepared.pixels, kind))
+        found = await run_until_disconnect(
             request,
-            service.queries,
-            lambda: service.query(prepared, kind, limit or k, under, fold=fold, offset=offset),
+            service.searches.submit(
+                lambda: service.search(
+                    embedding, limit or k, under, fold=fold, offset=offset
+                ).with_notices(prepared.notices)
+            ),
         )
         return _answered(found, started, metrics)
 
@@ -85,10 +89,11 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
     ) -> Response:
         service.require_ready()
         started = time.perf_counter()
-        found = await answer_of(
+        found = await run_until_disconnect(
             request,
-            service.queries,
-            lambda: service.similar(photo_id, limit or k, under, fold=fold, offset=offset),
+            service.searches.submit(
+                lambda: service.similar(photo_id, limit or k, under, fold=fold, offset=offset)
+            ),
         )
         return _answered(found, started, metrics)
 

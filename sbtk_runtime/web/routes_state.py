@@ -19,7 +19,7 @@ from sbtk_runtime.web.schemas import (
     ProblemAnswer,
 )
 from sbtk_runtime.web.service import Service
-from sbtk_runtime.web.uploads import answer_of
+from sbtk_runtime.web.uploads import run_until_disconnect
 
 MAX_FOLDERS = 1_000
 
@@ -36,7 +36,7 @@ def state_routes(service: Service, metrics: Metrics) -> APIRouter:
         responses=error_answers(503, 504),
     )
     async def gallery(request: Request) -> Response:
-        content = await answer_of(request, service.pictures, described.json)
+        content = await run_until_disconnect(request, service.pictures.submit(described.json))
         return Response(content, media_type="application/json")
 
     @router.get(

@@ -6,21 +6,25 @@ import contextlib
 import io
 import shlex
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.embedder import Embedder
-from sbtk_runtime.embedding.stream import trim_malloc
+from sbtk_runtime.embedding.stream import BAD_ROW, trim_malloc
 from sbtk_runtime.engines.base import EngineInfo, Notify, no_notify
-from sbtk_runtime.errors import BadGallery, ModelMismatch, SbtkError
+from sbtk_runtime.engines.registry import validate_embeddings
+from sbtk_runtime.errors import BadGallery, BadImage, ModelMismatch, SbtkError
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import check_model
@@ -28,18 +32,21 @@ from sbtk_runtime.gallery.gallery import Gallery, Search
 from sbtk_runtime.gallery.hits import Answer, Hit, PhotoCopies
 from sbtk_runtime.gallery.hnsw import import_hnswlib
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, Precision
-from sbtk_runtime.preprocess import Kind, Prepared
+from sbtk_runtime.preprocess import KINDS, Kind, Pixels
 from sbtk_runtime.rerank import Rerank
 from sbtk_runtime.web.photos import PhotoGone, open_photo
-from sbtk_runtime.web.queue import WorkQueue
+from sbtk_runtime.web.queue import Batch, WorkQueue
 from sbtk_runtime.web.uploads import UploadDecoder
 
 #: How many may wait, and no longer than people do: each is some 25 ms, or some 10 ms, of work.
 MOST_QUERIES, MOST_PICTURES = 64, 256
+#: Queries that the engine works on at once. More would make the next ones wait longer.
+QUERY_BATCH = 4
 
 #: How long closing waits for what is not the engine's.
 _LAST_JOBS_S = 1.0
 
+Embedding = NDArray[np.float32]
 Status = Literal["loading", "ok", "stuck", "failed"]
 
 
@@ -69,6 +76,10 @@ class Found:
     generation: int
     engine: str
     notices: tuple[str, ...]
+
+    def with_notices(self, notices: tuple[str, ...]) -> Found:
+        """Returns the same with `notices` before its own."""
+        return replace(self, notices=(*notices, *self.notices))
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,8 @@ class Service:
 
     Attributes:
         uploads: decodes what clients send.
-        queries: for what the engine and the search do.
+        queries: for what the engine does.
+        searches: for what the search does, while the engine runs.
         pictures: for what reads the catalogue, and photos as they are.
         thumbnails: for what decodes photos.
         loaded: done when queries are answered, or with the error that keeps them from it.
@@ -121,6 +133,7 @@ class Service:
         self.bundle = bundle
         self.uploads = UploadDecoder(MOST_QUERIES)
         self.queries = WorkQueue("query", workers=1, waiting=MOST_QUERIES)
+        self.searches = WorkQueue("search", workers=2, waiting=MOST_QUERIES)
         self.pictures = WorkQueue("picture", workers=2, waiting=MOST_PICTURES)
         self.thumbnails = WorkQueue("thumbnail", workers=2, waiting=MOST_PICTURES)
         self.loaded: Future[None] = Future()
@@ -129,6 +142,9 @@ class Service:
         self._rerank: Rerank = rerank
         self._notify = notify
         self._embedder: Embedder | None = None
+        self._batches: dict[Kind, Batch[Pixels, Embedding]] = {
+            kind: Batch(partial(self._embed, kind), QUERY_BATCH) for kind in KINDS
+        }
         self._gallery: FollowedGallery | None = None
         self._loading = threading.Thread(target=self._load, name="loading", daemon=True)
 
@@ -151,6 +167,7 @@ class Service:
         self._loading.join()
         is_idle = self.queries.close()
         self.uploads.close(_LAST_JOBS_S)
+        self.searches.close(_LAST_JOBS_S)
         self.thumbnails.close(_LAST_JOBS_S)
         self.pictures.close(_LAST_JOBS_S)
         if self._gallery is not None:
@@ -179,7 +196,7 @@ class Service:
 
     def _stuck(self) -> tuple[str, float] | None:
         """Returns the queue that is stuck longest and since how many seconds; `None` if none is."""
-        queues = (self.queries, self.pictures, self.uploads.small)
+        queues = (self.queries, self.searches, self.pictures, self.uploads.small)
         name, stuck_s = max(
             ((queue.name, queue.stuck_s) for queue in queues), key=lambda one: one[1]
         )
@@ -205,26 +222,33 @@ class Service:
             raise Loading("the gallery is being opened", "", "try again in a second")
         return self._gallery.reading()
 
-    def query(
+    def embed(self, pixels: Pixels, kind: Kind) -> Future[Embedding]:
+        """Returns the future embedding `(D,) float32` of an upload `(224, 224, 3) uint8`.
+
+        Queries that wait for the engine are embedded together. The future raises `BadImage` if
+        the model fails on the image.
+
+        Raises:
+            Busy: too many queries wait.
+            Loading: the model is not ready yet.
+        """
+        self.require_ready()
+        return self.queries.submit_to(self._batches[kind], pixels)
+
+    def search(
         self,
-        prepared: Prepared,
-        kind: Kind,
+        embedding: Embedding,
         k: int,
         under: str | None = None,
         *,
         fold: bool = True,
         offset: int = 0,
     ) -> Found:
-        """Returns the photos that look like an upload.
+        """Returns the photos nearest to an embedding `(D,) float32`.
 
         Raises:
-            BadImage: the model fails on it.
-            Loading: the model is not ready yet.
             SbtkError: the gallery is gone, or cannot be served.
         """
-        self.require_ready()
-        assert self._embedder is not None
-        embedding = self._embedder.embed_prepared(prepared.pixels, kind)
         return self._found(
             lambda gallery: gallery.answer(
                 *(embedding, k, self._search),
@@ -232,8 +256,7 @@ class Service:
                 fold=fold,
                 rerank=self._rerank,
                 offset=offset,
-            ),
-            prepared.notices,
+            )
         )
 
     def similar(
@@ -318,7 +341,7 @@ class Service:
             precision=self._choice.precision,
             threads=self._choice.threads,
             device=self._choice.device,
-            batch=1,
+            batch=QUERY_BATCH,
             notify=self._notify,
         )
         try:
@@ -335,14 +358,17 @@ class Service:
         made_by, preprocessing = gallery.manifest.model_id, gallery.manifest.preprocessing
         check_model(self.folder, made_by, preprocessing, self.bundle)
 
-    def _found(self, ask: Callable[[Gallery], Answer], notices: tuple[str, ...] = ()) -> Found:
+    def _embed(self, kind: Kind, pixels: Sequence[Pixels]) -> list[Embedding | Exception]:
+        assert self._embedder is not None
+        rows, is_bad = validate_embeddings(self._embedder.engine.run(np.stack(pixels), kind))
+        return [BadImage(BAD_ROW) if bad else row for row, bad in zip(rows, is_bad, strict=True)]
+
+    def _found(self, ask: Callable[[Gallery], Answer]) -> Found:
         assert self._embedder is not None
         engine = self._embedder.engine.info.name
         with self.reading() as gallery:
             answer = ask(gallery) if gallery.count else _EMPTY
-            return Found(
-                answer.hits, gallery.manifest.generation, engine, (*notices, *answer.notices)
-            )
+            return Found(answer.hits, gallery.manifest.generation, engine, answer.notices)
 
 
 _EMPTY = Answer([], ("the gallery has no photos yet: run 'sbtk index' on some",))

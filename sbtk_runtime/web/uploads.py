@@ -8,7 +8,8 @@ up nobody else. Both are bounded in time and in memory, and neither is the engin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -72,10 +73,14 @@ class UploadDecoder:
             ClientGone: nobody waits for the answer any more.
             TimedOut: it was not decoded in time.
         """
-        found = await answer_of(request, self.small, lambda: _prepared_if_small(data, kind))
+        found = await run_until_disconnect(
+            request, self.small.submit(lambda: _prepared_if_small(data, kind))
+        )
         if isinstance(found, Prepared):
             return found
-        return await answer_of(request, self.costly, lambda: self._decoded_costly(found, kind))
+        return await run_until_disconnect(
+            request, self.costly.submit(lambda: self._decoded_costly(found, kind))
+        )
 
     def close(self, timeout_s: float) -> None:
         """Cancels what waits, and lets what is under way end."""
@@ -237,19 +242,17 @@ class TimedOut(SbtkError):
     """An answer took too long."""
 
 
-async def answer_of(
-    request: Request, queue: WorkQueue, work: Callable[[], Answer], timeout_s: float = TIMEOUT_S
+async def run_until_disconnect(
+    request: Request, job: Future[Answer], timeout_s: float = TIMEOUT_S
 ) -> Answer:
-    """Returns what `work` answers on the queue. It is not begun when nobody waits any more.
+    """Returns the result of a job of a `WorkQueue`; cancels it if the client disconnects.
 
     The request's body must have been read.
 
     Raises:
-        Busy: the queue is full.
         ClientGone: the client closed the connection.
-        TimedOut: there was no answer in time.
+        TimedOut: there was no result in time.
     """
-    job = queue.submit(work)
     answer = asyncio.wrap_future(job)
     gone = asyncio.create_task(_until_gone(request))
     try:

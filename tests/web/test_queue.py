@@ -6,15 +6,15 @@ import asyncio
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
 from starlette.requests import Request
 
-from sbtk_runtime.web.queue import Busy, WorkQueue
-from sbtk_runtime.web.uploads import ClientGone, TimedOut, answer_of
+from sbtk_runtime.web.queue import Batch, Busy, WorkQueue
+from sbtk_runtime.web.uploads import ClientGone, TimedOut, run_until_disconnect
 
 
 class Gate:
@@ -66,6 +66,43 @@ def test_the_error_of_a_job_is_its_owners_and_the_next_job_is_done(queue: WorkQu
     with pytest.raises(ZeroDivisionError):
         queue.submit(fails).result(20)
     assert queue.submit(lambda: "still here").result(20) == "still here"
+
+
+def test_items_that_wait_are_done_together_and_others_keep_their_place() -> None:
+    calls: list[list[int]] = []
+
+    def run(items: Sequence[int]) -> list[int | Exception]:
+        calls.append(list(items))
+        return [ValueError("three") if item == 3 else item * item for item in items]
+
+    squares, others = Batch(run, 2), Batch(run, 4)
+    queue = WorkQueue("batches", workers=1, waiting=8)
+    gate = Gate()
+    queue.submit(gate)
+    assert gate.has_begun.wait(20)
+    jobs = [queue.submit_to(squares, number) for number in range(3)]
+    jobs.append(queue.submit_to(others, 9))
+    jobs += [queue.submit_to(squares, number) for number in (3, 4, 5)]
+    assert jobs[5].cancel()
+    assert queue.length == 6
+    gate.may_end.set()
+    assert [jobs[number].result(20) for number in (0, 1, 2, 3, 6)] == [0, 1, 4, 81, 25]
+    with pytest.raises(ValueError, match="three"):
+        jobs[4].result(20)
+    assert calls == [[0, 1], [2, 3], [9], [5]]
+    assert queue.close()
+
+
+def test_an_item_that_fails_a_whole_batch_fails_alone(queue: WorkQueue, gate: Gate) -> None:
+    def run(items: Sequence[int]) -> list[float | Exception]:
+        return [1 / item for item in items]
+
+    inverses = Batch(run, 3)
+    jobs = [queue.submit_to(inverses, number) for number in (1, 0, 4)]
+    gate.may_end.set()
+    with pytest.raises(ZeroDivisionError):
+        jobs[1].result(20)
+    assert [jobs[0].result(20), jobs[2].result(20)] == [1.0, 0.25]
 
 
 def test_only_so_many_may_wait(queue: WorkQueue, gate: Gate) -> None:
@@ -166,7 +203,7 @@ def test_a_client_that_has_gone_costs_no_work(queue: WorkQueue, gate: Gate) -> N
     async def asked() -> None:
         messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         waiting = asyncio.create_task(
-            answer_of(request_of(messages), queue, lambda: done.append("work"))
+            run_until_disconnect(request_of(messages), queue.submit(lambda: done.append("work")))
         )
         await asyncio.sleep(0.05)
         assert queue.length == 1
@@ -183,7 +220,8 @@ def test_a_client_that_has_gone_costs_no_work(queue: WorkQueue, gate: Gate) -> N
 def test_an_answer_that_takes_too_long_is_given_up(queue: WorkQueue, gate: Gate) -> None:
     async def asked() -> None:
         with pytest.raises(TimedOut):
-            await answer_of(request_of(asyncio.Queue()), queue, lambda: "late", timeout_s=0.05)
+            job = queue.submit(lambda: "late")
+            await run_until_disconnect(request_of(asyncio.Queue()), job, timeout_s=0.05)
 
     asyncio.run(asked())
 
@@ -194,8 +232,10 @@ def test_answers_and_errors_come_through(queue: WorkQueue) -> None:
 
     async def asked() -> str:
         with pytest.raises(ZeroDivisionError):
-            await answer_of(request_of(asyncio.Queue()), queue, fails)
-        return await answer_of(request_of(asyncio.Queue()), queue, lambda: "an answer")
+            await run_until_disconnect(request_of(asyncio.Queue()), queue.submit(fails))
+        return await run_until_disconnect(
+            request_of(asyncio.Queue()), queue.submit(lambda: "an answer")
+        )
 
     assert asyncio.run(asked()) == "an answer"
 
