@@ -11,9 +11,11 @@ from pathlib import Path
 SBTK = (sys.executable, "-m", "sbtk_cli")
 
 
-def environment() -> dict[str, str]:
-    """Returns the environment in which Python finds the packages of this checkout."""
-    root = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def environment(root: Path = ROOT) -> dict[str, str]:
+    """Returns the environment in which Python finds the packages of a checkout, by default this."""
     path = os.pathsep.join([str(root), str(root / "cli"), os.environ.get("PYTHONPATH", "")])
     return os.environ | {"PYTHONPATH": path}
 

@@ -1,9 +1,13 @@
 """What a served gallery does when many clients ask at once: answers, refusals and memory.
 
     python -m benchmarks.serve_load [--clients 200] [--photos FOLDER] [--count 1000] [--rounds 5]
+    python -m benchmarks.serve_load --steady [--beside CHECKOUT] [--rounds 5]
 
 Each client opens a connection and sends one query, all at the same moment. Told to come back, it
 does so after as long as it was told, until it has its answer.
+
+With `--steady`, 1, 4 and 8 clients each send one query after the other for some seconds, beside the
+engine alone, in turns. `--beside` also measures the server of another checkout in the same turns.
 """
 
 from __future__ import annotations
@@ -11,13 +15,19 @@ from __future__ import annotations
 import asyncio
 import random
 import statistics
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from benchmarks.commands import ROOT
 from benchmarks.result import Result, print_result
-from benchmarks.serving import Server, gallery_served, serving_parser
+from benchmarks.serving import Server, gallery_served, gallery_served_by, serving_parser
+from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.engines.base import Images
 from sbtk_runtime.generated_inputs import generated_sketches
+from sbtk_runtime.preprocess import prepare
 
 _GIVEN_UP_S = 120.0
 
@@ -44,7 +54,18 @@ def main() -> None:
     parser = serving_parser(__doc__)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steady", action="store_true", help="measure queries a second")
+    parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="compare with its server")
     options = parser.parse_args()
+    if options.steady:
+        checkouts = [*([options.beside] if options.beside else []), ROOT]
+        with gallery_served_by(options, checkouts) as (servers, note):
+            names = ["before", "now"] if options.beside else ["sbtk serve"]
+            found = measure_steady(
+                dict(zip(names, servers, strict=True)), options.model, options.rounds, note
+            )
+        print_result(found, "benchmarks.serve_load", as_json=options.json)
+        return
     with gallery_served(options) as (server, note):
         result = measure(server, options.clients, options.rounds, note)
     print_result(result, "benchmarks.serve_load", as_json=options.json)
@@ -89,6 +110,98 @@ def measure(server: Server, clients: int, rounds: int, note: str) -> Result:
     )
 
 
+_STEADY_CLIENTS = (1, 4, 8)
+_TURN_S = 4.0
+
+
+def measure_steady(servers: dict[str, Server], model: str | None, rounds: int, note: str) -> Result:
+    """Returns the queries a second of servers beside those of the engine alone, in turns."""
+    sketches = generated_sketches(32)
+    pixels = [prepare(sketch, "sketch").pixels[None] for sketch in sketches]
+    per_s: dict[str, list[float]] = {}
+    core_ms: dict[str, list[float]] = {}
+    info = servers[next(iter(servers))].health()["engine"]
+    with Embedder(model, engine=info["name"], precision=info["precision"]) as embedder:
+        for number in range(rounds + 1):  # the first one warms up
+            turns = [("the engine alone", _engine_turn(embedder, pixels))]
+            for name, server in servers.items():
+                for clients in _STEADY_CLIENTS:
+                    turn = _server_turn(server, sketches, clients)
+                    turns.append((f"{name}, {clients} client{'s' * (clients > 1)}", turn))
+            for name, (queries, seconds, cpu_s) in turns if number else ():
+                per_s.setdefault(name, []).append(queries / seconds)
+                core_ms.setdefault(name, []).append(cpu_s / queries * 1e3)
+    alone = per_s["the engine alone"]
+    shares = {
+        name: statistics.median(one / of for one, of in zip(each, alone, strict=True))
+        for name, each in per_s.items()
+    }
+    return Result(
+        title="Queries a second of `sbtk serve`",
+        columns=["what", "queries a second", "share of the engine alone", "core-ms a query"],
+        rows=[
+            [
+                name,
+                f"{statistics.median(each):.1f}",
+                f"{shares[name]:.0%}",
+                f"{statistics.median(core_ms[name]):.1f}",
+            ]
+            for name, each in per_s.items()
+        ],
+        figures={"queries_per_s": per_s, "core_ms": core_ms, "shares": shares},
+        notes=[
+            f"medians of {rounds} rounds of {_TURN_S:g} s each, in turns; shares are medians of "
+            "the ratios within a round",
+            f"{info['name']} {info['version']}, {info['precision']}, {info['threads']} threads; "
+            "the engine alone embeds prepared sketches one at a time",
+            f"a gallery of {note}; 24 hits each; the clients run on the same cores",
+        ],
+    )
+
+
+def _engine_turn(embedder: Embedder, pixels: list[Images]) -> tuple[int, float, float]:
+    """Returns queries, seconds, and processor seconds of a turn of the engine."""
+    begun, cpu_begun, queries = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - begun < _TURN_S:
+        embedder.embed_images(pixels[queries % len(pixels)], "sketch")
+        queries += 1
+    return queries, time.perf_counter() - begun, time.process_time() - cpu_begun
+
+
+def _server_turn(server: Server, sketches: list[bytes], clients: int) -> tuple[int, float, float]:
+    """Returns queries, seconds, and the server's processor seconds of a turn of clients."""
+    begun, cpu_begun = time.perf_counter(), server.cpu_s()
+    queries = asyncio.run(_steady_clients(server.port, sketches, clients))
+    return queries, time.perf_counter() - begun, server.cpu_s() - cpu_begun
+
+
+async def _steady_clients(port: int, sketches: list[bytes], clients: int) -> int:
+    end = time.perf_counter() + _TURN_S
+
+    async def ask(first: int) -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        asked = 0
+        while time.perf_counter() < end:
+            sketch = sketches[(first + asked) % len(sketches)]
+            writer.write(_head(port, sketch).encode() + sketch)
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            if b" 200 " not in head[:15]:
+                sys.exit(f"a query was not answered: {head.decode()}")
+            await reader.readexactly(int(head.partition(b"content-length: ")[2].split(b"\r")[0]))
+            asked += 1
+        writer.close()
+        return asked
+
+    return sum(await asyncio.gather(*map(ask, range(clients))))
+
+
+def _head(port: int, sketch: bytes, connection: str = "keep-alive") -> str:
+    return (
+        f"POST /v1/query?k=24 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: image/png\r\n"
+        f"Content-Length: {len(sketch)}\r\nConnection: {connection}\r\n\r\n"
+    )
+
+
 async def _round(port: int, sketches: list[bytes], clients: int) -> Round:
     found = Round()
     begin = asyncio.Event()
@@ -125,14 +238,10 @@ async def _client(port: int, sketch: bytes, begin: asyncio.Event, found: Round) 
 
 async def _asked_once(port: int, sketch: bytes) -> tuple[int, float]:
     """Returns status and Retry-After of one query on a connection of its own."""
-    head = (
-        f"POST /v1/query?k=24 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: image/png\r\n"
-        f"Content-Length: {len(sketch)}\r\nConnection: close\r\n\r\n"
-    )
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
-            writer.write(head.encode() + sketch)
+            writer.write(_head(port, sketch, "close").encode() + sketch)
             answer = await reader.read()
         finally:
             writer.close()

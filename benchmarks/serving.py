@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import http.client
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import SBTK, environment, run_sbtk
+from benchmarks.commands import ROOT, SBTK, environment, run_sbtk
 from benchmarks.photos import add_photos_option, copied
 
 _STARTED_WITHIN_S = 120.0
@@ -39,6 +40,11 @@ class Server:
             found: dict[str, Any] = json.loads(connection.getresponse().read())
         return found
 
+    def cpu_s(self) -> float:
+        """Returns the processor seconds that it has used."""
+        fields = Path("/proc", str(self.pid), "stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def resident_bytes(self, which: str = "VmRSS") -> int:
         """Returns the memory it holds, or with `VmHWM` the most it has held."""
         text = Path("/proc", str(self.pid), "status").read_text()
@@ -59,20 +65,28 @@ def serving_parser(description: str | None) -> argparse.ArgumentParser:
 @contextlib.contextmanager
 def gallery_served(options: argparse.Namespace) -> Iterator[tuple[Server, str]]:
     """Indexes and serves photos; gives the block the server, and what the photos are."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with gallery_served_by(options, [ROOT]) as ((server,), note):
+        yield server, note
+
+
+@contextlib.contextmanager
+def gallery_served_by(
+    options: argparse.Namespace, checkouts: Sequence[Path]
+) -> Iterator[tuple[list[Server], str]]:
+    """Indexes photos, and serves them by the code of each checkout."""
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         note = copied(options.photos, options.count, Path(scratch, "photos"))
         chosen = ["--gallery", str(Path(scratch, "gallery.sbtk")), "--quiet"]
         chosen += ["--model", options.model] if options.model else []
         run_sbtk("index", str(Path(scratch, "photos")), *chosen)
-        with _served(chosen) as server:
-            yield server, note
+        yield [stack.enter_context(_served(chosen, root)) for root in checkouts], note
 
 
 @contextlib.contextmanager
-def _served(chosen: Sequence[str]) -> Iterator[Server]:
+def _served(chosen: Sequence[str], root: Path) -> Iterator[Server]:
     command = [*SBTK, "serve", "--port", "0", *chosen]
     started = time.perf_counter()
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=environment(root), stdout=subprocess.PIPE, text=True)
     try:
         yield _ready(process, started)
     finally:
