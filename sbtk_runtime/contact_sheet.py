@@ -67,18 +67,18 @@ def contact_sheet(
     Raises:
         BadImage: `query` is no image.
     """
-    picture, remarks = _query_picture(query, kind)
+    image, remarks = _query_image(query, kind)
     cards, links = _cards(hits, inline_bytes)
     if links:
         remarks += (
             f"The pictures of the last {links:,} hits are not part of this page: they are read "
             "from their files, where these can be reached.",
         )
-    source = _png_uri(picture) if kind == "sketch" else _jpeg_uri(picture)
+    source = _png_uri(image) if kind == "sketch" else _jpeg_uri(image)
     return sheet_page(Query(name, kind, source, remarks), cards, facts or {}, has_links=links > 0)
 
 
-def _query_picture(data: bytes, kind: Kind) -> tuple[Image.Image, tuple[str, ...]]:
+def _query_image(data: bytes, kind: Kind) -> tuple[Image.Image, tuple[str, ...]]:
     prepared = prepare(data, kind)
     if prepared.notices:
         return Image.fromarray(prepared.pixels), prepared.notices
@@ -86,7 +86,7 @@ def _query_picture(data: bytes, kind: Kind) -> tuple[Image.Image, tuple[str, ...
 
 
 def _cards(hits: Sequence[Hit], inline_bytes: int) -> tuple[list[str], int]:
-    """Returns the cards, and how many of the last ones have a link for their picture."""
+    """Returns the cards, and how many of the last ones have a link for their image."""
     cards = []
     links = 0
     for hit in hits:
@@ -100,21 +100,21 @@ def _cards(hits: Sequence[Hit], inline_bytes: int) -> tuple[list[str], int]:
         if inline_bytes < 0:
             source = _file_uri(path)
             links += 1
-        picture = f'<img src="{html.escape(source)}" alt="{escaped(path.name)}" loading="lazy">'
-        cards.append(_card(hit, picture))
+        image = f'<img src="{html.escape(source)}" alt="{escaped(path.name)}" loading="lazy">'
+        cards.append(_card(hit, image))
     return cards, links
 
 
-def _card(hit: Hit, picture: str) -> str:
+def _card(hit: Hit, image: str) -> str:
     path = Path(hit.path)
     name, whole = escaped(path.name), escaped(hit.path)
     # A cosine below zero has an empty bar.
     if hit.copies:
-        picture += f'<span class="card-copies">+{len(hit.copies):,} identical</span>'
+        image += f'<span class="card-copies">+{len(hit.copies):,} identical</span>'
     share = max(0.0, min(1.0, hit.score))
     return (
         f'<li class="card" style="--share:{share:.3f}">'
-        f'<a class="card-picture" href="{html.escape(path.absolute().as_uri())}">{picture}</a>'
+        f'<a class="card-picture" href="{html.escape(path.absolute().as_uri())}">{image}</a>'
         f'<p class="card-line"><b class="card-rank">{hit.rank}</b>'
         f'<span class="card-name" title="{whole}">{name}</span>'
         f'<span class="card-score">{hit.score:.3f}</span></p>'
@@ -146,7 +146,7 @@ _LOOK = ("web", "static", "theme.css")
 
 @dataclass(frozen=True)
 class Query:
-    """What was asked: its name, what it is, its picture as an `img`'s source, and remarks."""
+    """What was asked: its name, what it is, its image as an `img`'s source, and remarks."""
 
     name: str
     kind: str

@@ -1,4 +1,4 @@
-"""Inputs for benchmarks that run without data: pictures and vectors from named generators."""
+"""Inputs for benchmarks that run without data: images and vectors from named generators."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Embeddings = NDArray[np.float32]
 
 PHOTO_SIZE_PX = (1024, 768)
 SKETCH_SIZE_PX = (512, 512)
-PICTURES_NAMED = (
+IMAGES_DESCRIBED = (
     f"generated: {PHOTO_SIZE_PX[0]} x {PHOTO_SIZE_PX[1]} JPEG photos and "
     f"{SKETCH_SIZE_PX[0]} x {SKETCH_SIZE_PX[1]} PNG sketches"
 )
@@ -25,7 +25,7 @@ _CHUNK_ROWS = 8192
 def generated_photos(count: int, seed: int = 0) -> list[bytes]:
     """Returns JPEG files whose detail, and so whose cost to decode, is like a camera's.
 
-    Noise of falling strength is added at each octave, as in natural pictures.
+    Noise of falling strength is added at each octave, as in natural images.
     """
     random = np.random.default_rng(seed)
     return [_file_from_image(_octaves(random), "JPEG", quality=88) for _ in range(count)]
@@ -84,15 +84,15 @@ def _octaves(random: np.random.Generator) -> Image.Image:
 
 
 def _strokes(random: np.random.Generator) -> Image.Image:
-    picture = Image.new("L", SKETCH_SIZE_PX, 255)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("L", SKETCH_SIZE_PX, 255)
+    draw = ImageDraw.Draw(image)
     for _ in range(12):
         start = random.uniform(60, 450, 2)
         turns = np.cumsum(random.normal(0, 0.35, 40)) + random.uniform(0, 6.28)
         steps = 7.0 * np.stack([np.cos(turns), np.sin(turns)], axis=1)
         points = np.clip(start + np.cumsum(steps, axis=0), 8, 504)
         draw.line([(float(x), float(y)) for x, y in points], fill=0, width=3)
-    return picture
+    return image
 
 
 def _file_from_image(image: Image.Image, file_format: str, quality: int = 90) -> bytes:

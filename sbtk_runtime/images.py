@@ -176,7 +176,7 @@ def read_open_file(file: BinaryIO) -> ImageFile:
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """A decoded image.
 
     Attributes:
@@ -264,7 +264,7 @@ class OpenImage:
                 total,
             )
 
-    def decode(self) -> Picture:
+    def decode(self) -> DecodedImage:
         """Returns the image; of an animation its first frame. May be called once.
 
         Raises:
@@ -277,7 +277,7 @@ class OpenImage:
             if self._file is None:
                 is_apart = self._max_bytes >= MAX_APART_BYTES
                 most_bytes = self._max_bytes - len(self.data) if is_apart else 0
-                return Picture(decode_raw(self.data, self._decode_within, most_bytes))
+                return DecodedImage(decode_raw(self.data, self._decode_within, most_bytes))
             return self._decoded(self._file)
         except BadImage:
             raise
@@ -300,7 +300,7 @@ class OpenImage:
         file = self._file if data is self._file.data else replace(self._file, data=data)
         return _opened(file, self._at_least_px, self._clock)
 
-    def _decoded(self, file: Screened) -> Picture:
+    def _decoded(self, file: Screened) -> DecodedImage:
         image, self._image = self._image, None
         try:
             image = image or self._opened(file.data)
@@ -315,18 +315,18 @@ class OpenImage:
             return self._partly_decoded(file, problem)
         part = early_end(self._opened, file, pixels)
         if part is not None:
-            return self._picture_of(part, file, None)
-        return Picture(_finished(pixels, image, file, self._opened))
+            return self._partial_image(part, file, None)
+        return DecodedImage(_finished(pixels, image, file, self._opened))
 
-    def _partly_decoded(self, file: Screened, problem: Exception) -> Picture:
+    def _partly_decoded(self, file: Screened, problem: Exception) -> DecodedImage:
         if 2 * self.memory_bytes + len(self.data) > self._max_bytes:
             raise _damaged(problem) from problem
         part = decode_part(self._opened, file)
         if part is None:
             raise _damaged(problem) from problem
-        return self._picture_of(part, file, problem)
+        return self._partial_image(part, file, problem)
 
-    def _picture_of(self, part: Part, file: Screened, problem: Exception | None) -> Picture:
+    def _partial_image(self, part: Part, file: Screened, problem: Exception | None) -> DecodedImage:
         if part.share < MIN_SHARE:
             raise BadImage(
                 f"damaged image: only {percent(part.share)} of its rows can be decoded"
@@ -337,7 +337,7 @@ class OpenImage:
         header = self._opened(file.data) if file.format == "TIFF" else part.image
         image = _finished(part.image, header, file, self._opened, part.missing)
         notice = f"partly readable: {percent(part.share)} of the rows could be decoded"
-        return Picture(image, (notice,))
+        return DecodedImage(image, (notice,))
 
 
 def decode(

@@ -24,7 +24,7 @@ def thumbnail(
 ) -> Image.Image:
     """Returns a photo, given by its path or its bytes, upright, RGB, no side above `size_px`.
 
-    A picture that takes more than `max_bytes` to decode is decoded in a process of its own.
+    An image that takes more than `max_bytes` to decode is decoded in a process of its own.
 
     Raises:
         BadImage: the file cannot be read, or is no image.
@@ -49,17 +49,17 @@ def square(photo: Path | str, size_px: int, ground: tuple[int, ...]) -> Image.Im
     """
     plain = Image.new("RGB" if len(ground) == 3 else "RGBA", (size_px, size_px), ground)
     try:
-        picture = thumbnail(photo, size_px)
+        image = thumbnail(photo, size_px)
     except BadImage:
         return plain
-    if max(picture.size) < size_px:
-        picture = ImageOps.contain(picture, (size_px, size_px), Image.Resampling.LANCZOS)
-    plain.paste(picture, ((size_px - picture.width) // 2, (size_px - picture.height) // 2))
+    if max(image.size) < size_px:
+        image = ImageOps.contain(image, (size_px, size_px), Image.Resampling.LANCZOS)
+    plain.paste(image, ((size_px - image.width) // 2, (size_px - image.height) // 2))
     return plain
 
 
 def jpeg_bytes(image: Image.Image) -> bytes:
-    """Returns the picture as a JPEG file that tells nothing but its pixels.
+    """Returns the image as a JPEG file that tells nothing but its pixels.
 
     EXIF, with the place and the camera, is left out, and so is the comment of a JPEG it came from,
     which Pillow would copy.
@@ -70,7 +70,7 @@ def jpeg_bytes(image: Image.Image) -> bytes:
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """Returns the picture as a PNG file, which keeps a sketch's lines sharp."""
+    """Returns the image as a PNG file, which keeps a sketch's lines sharp."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -13,7 +13,7 @@ from tests.tiny import tiny_photo
 
 
 def saved(image: Image.Image, format_: str, **options: object) -> bytes:
-    """Returns a picture as the bytes of a file."""
+    """Returns an image as the bytes of a file."""
     buffer = io.BytesIO()
     image.save(buffer, format_, **options)
     return buffer.getvalue()
@@ -124,7 +124,7 @@ def _gif_of_comments() -> bytes:
 
 
 def avif_that_hides_its_size(side: int) -> bytes:
-    """Returns an AVIF whose container tells a small picture, and whose content is a large one."""
+    """Returns an AVIF whose container tells a small image, and whose content is a large one."""
     data = saved(Image.new("L", (side, side), 99), "AVIF", speed=10)
     return data.replace(struct.pack(">II", side, side), struct.pack(">II", 64, 64))
 

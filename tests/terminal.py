@@ -31,7 +31,7 @@ class Shown:
     code: int
 
     def sixels(self) -> list[Image.Image]:
-        """The pictures that were written as sixels; what was left clear is magenta."""
+        """The images that were written as sixels; what was left clear is magenta."""
         return [image_from_sixels(match) for match in _SIXEL.finditer(self.screen)]
 
 
@@ -72,7 +72,7 @@ class Terminal:
 
 
 def image_from_sixels(match: re.Match[bytes]) -> Image.Image:
-    """Returns the picture in a match of a sixel sequence, drawn as DEC's manual says."""
+    """Returns the image in a match of a sixel sequence, drawn as DEC's manual says."""
     width, height = int(match[1]), int(match[2])
     image = Image.new("RGB", (width, height), (255, 0, 255))
     colours: dict[int, tuple[int, int, int]] = {}

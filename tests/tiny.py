@@ -66,7 +66,7 @@ def tiny_model(
 ) -> onnx.ModelProto:
     """Returns the tiny model: uint8 `images (N, 224, 224, 3)` to unit rows `embeddings (N, dim)`.
 
-    With a bias of 0 the picture (128, 128, 128) has the zero row as its embedding. With the input
+    With a bias of 0 the image (128, 128, 128) has the zero row as its embedding. With the input
     `domain (N,) float32`, it is added to the first feature once, to the second twice, and so on.
     """
     random = np.random.default_rng(seed)
@@ -119,7 +119,7 @@ def tiny_model(
 
 
 def write_photos(folder: Path, count: int, seed: int = 0) -> list[Path]:
-    """Returns `count` distinct pictures of gradients and shapes, JPEG and PNG by turns."""
+    """Returns `count` distinct images of gradients and shapes, JPEG and PNG by turns."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for index in range(count):
@@ -130,15 +130,15 @@ def write_photos(folder: Path, count: int, seed: int = 0) -> list[Path]:
 
 
 def tiny_photo(seed: int) -> Image.Image:
-    """Returns an RGB picture of some 160 x 120 pixels that no other seed gives."""
+    """Returns an RGB image of some 160 x 120 pixels that no other seed gives."""
     random = np.random.default_rng(seed)
     width, height = (int(side) for side in random.integers((120, 90), (200, 150)))
     corners = random.integers(0, 256, size=(2, 2, 3)).astype(np.uint8)
-    picture = Image.fromarray(corners).resize((width, height), Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(corners).resize((width, height), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(image)
     for _ in range(3):
         _shape(draw, random, (width, height), tuple(int(c) for c in random.integers(0, 256, 3)))
-    return picture
+    return image
 
 
 def write_sketch(path: Path, seed: int = 0) -> Path:
@@ -149,13 +149,13 @@ def write_sketch(path: Path, seed: int = 0) -> Path:
 
 
 def tiny_sketch(seed: int) -> Image.Image:
-    """Returns a grey picture of dark outlines on white."""
+    """Returns a grey image of dark outlines on white."""
     random = np.random.default_rng(seed)
-    picture = Image.new("L", (256, 256), 255)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("L", (256, 256), 255)
+    draw = ImageDraw.Draw(image)
     for _ in range(3):
-        _shape(draw, random, picture.size, None)
-    return picture
+        _shape(draw, random, image.size, None)
+    return image
 
 
 def _shape(

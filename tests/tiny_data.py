@@ -20,15 +20,15 @@ def write_dataset(
             folder = root / kind / name
             folder.mkdir(parents=True, exist_ok=True)
             for number in range(count):
-                picture = _picture(label, number, is_sketch=kind == "sketch")
-                picture.save(folder / f"{number}.{'png' if kind == 'sketch' else 'jpg'}")
+                image = _image(label, number, is_sketch=kind == "sketch")
+                image.save(folder / f"{number}.{'png' if kind == 'sketch' else 'jpg'}")
     return root
 
 
-def _picture(label: int, number: int, *, is_sketch: bool) -> Image.Image:
+def _image(label: int, number: int, *, is_sketch: bool) -> Image.Image:
     random = np.random.default_rng([label, number, int(is_sketch)])
     ground = 255 if is_sketch else tuple(int(c) for c in random.integers(120, 256, 3))
-    picture = Image.new("L" if is_sketch else "RGB", (64, 64), ground)
+    image = Image.new("L" if is_sketch else "RGB", (64, 64), ground)
     middle = 32 + random.integers(-4, 5, 2)
     radius = int(random.integers(16, 26))
     angles = 2 * np.pi * np.arange(3 + label) / (3 + label)
@@ -36,9 +36,9 @@ def _picture(label: int, number: int, *, is_sketch: bool) -> Image.Image:
         (float(middle[0] + radius * np.cos(angle)), float(middle[1] + radius * np.sin(angle)))
         for angle in angles
     ]
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(image)
     if is_sketch:
         draw.polygon(corners, outline=0, width=2)
     else:
         draw.polygon(corners, fill=tuple(int(c) for c in random.integers(0, 100, 3)))
-    return picture
+    return image

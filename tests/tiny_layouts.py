@@ -15,7 +15,7 @@ UNSEEN = ("tree", "wine_bottle")
 
 
 def write_image(path: Path, seed: int) -> Path:
-    """Returns `path` with a small picture in it that no other seed has."""
+    """Returns `path` with a small image in it that no other seed has."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.full((8, 8), 255, np.uint8)
     pixels[2:6, 2:6] = np.random.default_rng(seed).integers(0, 128, (4, 4))

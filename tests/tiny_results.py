@@ -8,7 +8,7 @@ from typing import Any
 
 from sbtk_runtime.evaluation.protocol import Protocol
 
-FIGURES = {
+METRICS = {
     "mAP@all": 0.5,
     "mAP@all (VOC)": 0.51,
     "mAP@200 (strict)": 0.42,
@@ -32,7 +32,7 @@ def report(
         "model_id": "student@0123",
         "precision": precision,
         "protocol": f"{classes}: 525 sketches against 530 photos; cosine of unit embeddings",
-        "figures": dict(FIGURES),
+        "figures": dict(METRICS),
         "class_map": {"cow": 0.75, "windmill": 0.25},
         "queries": 525,
         "photos": 530,

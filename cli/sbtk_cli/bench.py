@@ -53,7 +53,7 @@ def command(
     if context.invoked_subcommand is not None:
         _refuse_misplaced_options(context)
         return None
-    from sbtk_cli.bench_runs import Extent, hand_over, run_latency, run_map
+    from sbtk_cli.bench_runs import BenchScope, emit_results, run_latency, run_map
     from sbtk_runtime.engines.registry import AUTO
     from sbtk_runtime.evaluation.bench.engines import ALL
     from sbtk_runtime.machine import this_machine
@@ -62,12 +62,12 @@ def command(
     machine = this_machine()
     chosen = bench_options.chosen(model, engine, device, threads, quiet)
     # mAP stands in a table of its own.
-    extent = Extent(with_torch, with_map=False, is_quick=quick)
-    latency = run_latency(chosen, extent=extent)
+    scope = BenchScope(with_torch, with_map=False, is_quick=quick)
+    latency = run_latency(chosen, scope=scope)
     # One engine is enough for mAP on unseen classes, which are measured as rarely as can be.
     first = replace(chosen, engine=AUTO) if chosen.engine == ALL else chosen
     maps = [] if data is None else run_map(first, data)
-    return hand_over(machine, latency=latency, maps=maps, plot=plot, as_json=as_json)
+    return emit_results(machine, latency=latency, maps=maps, plot=plot, as_json=as_json)
 
 
 def _refuse_misplaced_options(context: click.Context) -> None:
@@ -137,7 +137,7 @@ def latency_command(
     which say how quick an engine could be; memory in a process of its own. --engine all measures
     every engine that works, and torch compiled.
     """
-    from sbtk_cli.bench_runs import Extent, hand_over, run_latency
+    from sbtk_cli.bench_runs import BenchScope, emit_results, run_latency
     from sbtk_runtime.machine import this_machine
 
     bench_options.check_plot(plot)
@@ -150,9 +150,9 @@ def latency_command(
         batches=batches,
         data=data,
         gallery=gallery,
-        extent=Extent(with_torch, with_compiled, with_map, quick),
+        scope=BenchScope(with_torch, with_compiled, with_map, quick),
     )
-    return hand_over(machine, latency=report, csv=csv, plot=plot, as_json=as_json)
+    return emit_results(machine, latency=report, csv=csv, plot=plot, as_json=as_json)
 
 
 @command.command("map")
@@ -222,7 +222,7 @@ def map_command(
         raise BadConfig(
             "no data to measure on", "a folder, or SBTK_DATA", "sbtk bench map DATA --split SK-YE"
         )
-    from sbtk_cli.bench_runs import hand_over, run_map
+    from sbtk_cli.bench_runs import emit_results, run_map
     from sbtk_runtime.machine import this_machine
 
     bench_options.check_plot(plot)
@@ -241,7 +241,7 @@ def map_command(
         cuts=cuts,
         log=log,
     )
-    return hand_over(machine, maps=reports, plot=plot, as_json=as_json)
+    return emit_results(machine, maps=reports, plot=plot, as_json=as_json)
 
 
 @command.command("search")
@@ -277,7 +277,7 @@ def map_command(
     help="Search width of the graph; may be repeated.  [default: 16, 32, 64, 128, 256]",
 )
 @click.option(
-    "--peer", type=click.Choice(["faiss"]), help="Measure another library beside, if installed."
+    "--peer", type=click.Choice(["faiss"]), help="Measure another library baselines, if installed."
 )
 def search_command(
     gallery: Path | None,
@@ -299,7 +299,7 @@ def search_command(
     Over a gallery, over embeddings of your own, or over synthetic vectors. Recall is judged by
     score, so that ties cost nothing. --threads build the graph; one thread searches it.
     """
-    from sbtk_cli.bench_runs import hand_over
+    from sbtk_cli.bench_runs import emit_results
     from sbtk_cli.bench_searches import run_search
     from sbtk_runtime.machine import this_machine
 
@@ -318,4 +318,4 @@ def search_command(
         threads=threads,
         quiet=quiet,
     )
-    return hand_over(machine, search=report, plot=plot, as_json=as_json)
+    return emit_results(machine, search=report, plot=plot, as_json=as_json)

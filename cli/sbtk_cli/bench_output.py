@@ -29,7 +29,7 @@ _SPEEDS_WIDTH = 140
 
 
 def print_machine(machine: Machine) -> None:
-    """Prints the machine and the versions that all figures below depend on."""
+    """Prints the machine and the versions that all metrics below depend on."""
     for line in machine.lines():
         _console().print(Text(line, style="dim"))
 
@@ -38,7 +38,7 @@ def print_latency(report: LatencyReport) -> None:
     """Prints the stages, then the speed by batch."""
     console = _console()
     stages = _table(
-        f"{report.model_id}: one picture at a time, ms, {report.engine} {report.precision}, "
+        f"{report.model_id}: one image at a time, ms, {report.engine} {report.precision}, "
         f"{report.threads} threads",
         ["", "stage", "p50", "p95", "p99", "samples"],
         ((stage.subject, stage.stage, *_ms(stage), f"{stage.samples}") for stage in report.stages),
@@ -46,10 +46,10 @@ def print_latency(report: LatencyReport) -> None:
     )
     console.print()
     console.print(stages)
-    console.print(Text(f"{report.pictures}; search: {report.searched}", style="dim"))
+    console.print(Text(f"{report.images}; search: {report.searched}", style="dim"))
     console.print()
     title = f"{report.model_id}: speed of the engine alone, {report.threads} threads"
-    # Wider than many terminals, which then fold its lines: better than figures cut short.
+    # Wider than many terminals, which then fold its lines: better than metrics cut short.
     _console(at_least=_SPEEDS_WIDTH).print(_speed_table(title, report))
     _print_memory(console, report)
     _print_device_times(console, report)
@@ -60,12 +60,12 @@ def print_latency(report: LatencyReport) -> None:
 
 
 def print_map(reports: Sequence[MapReport]) -> None:
-    """Prints every figure with its definition, a column for each precision."""
+    """Prints every metric with its definition, a column for each precision."""
     console = _console()
     first = reports[0]
     columns = ["figure", *(f"{report.precision}" for report in reports), "definition"]
     rows: list[tuple[str, ...]] = [
-        (name, *(f"{report.figures[name]:.4f}" for report in reports), definition)
+        (name, *(f"{report.metrics[name]:.4f}" for report in reports), definition)
         for name, definition in first.definitions.items()
     ]
     rows.append(
@@ -203,19 +203,19 @@ def _print_device_times(console: Console, report: LatencyReport) -> None:
 
 def _floor_text(floor: Floor) -> str:
     return (
-        f"{floor.kind} floor: {floor.model_macs / 1e9:.2f} GMAC a picture at "
+        f"{floor.kind} floor: {floor.model_macs / 1e9:.2f} GMAC an image at "
         f"{floor.gmac_per_s:.0f} GMAC/s are {floor.ms:.2f} ms, {1e3 / floor.ms:.1f} images/s "
-        f"({floor.library}, {floor.size} x {floor.size} matrices, measured by turns)"
+        f"({floor.library}, {floor.size} x {floor.size} matrices, measured by timings)"
     )
 
 
 def _quality_text(report: LatencyReport) -> list[str]:
     quality = report.quality
-    if quality is None or not quality.figures:
+    if quality is None or not quality.metrics:
         return []
-    figures = ", ".join(f"{name} {value:.4f}" for name, value in quality.figures.items())
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in quality.metrics.items())
     reference = quality.reference or "none"
-    return [f"mAP@all: {figures}; reference: {reference}", quality.protocol]
+    return [f"mAP@all: {metrics}; reference: {reference}", quality.protocol]
 
 
 def _number(value: float | None, form: str) -> str:
@@ -226,8 +226,8 @@ def _size(size_bytes: int | None) -> str:
     return "" if size_bytes is None else size_text(size_bytes)
 
 
-def _ms(figures: object) -> list[str]:
-    return [f"{getattr(figures, name):.2f}" for name in ("p50_ms", "p95_ms", "p99_ms")]
+def _ms(metrics: object) -> list[str]:
+    return [f"{getattr(metrics, name):.2f}" for name in ("p50_ms", "p95_ms", "p99_ms")]
 
 
 _BEFORE = ("date", "cpu", "model_id", "threads")
@@ -240,7 +240,7 @@ def csv_text(report: LatencyReport, machine: Machine) -> str:
 
     The columns are those of `Speed`, between what is the same in all rows: date, processor, model
     and threads before; after them the medians of decoding and preprocessing a photo, which are
-    every engine's, the floors for one picture, and how mAP was measured.
+    every engine's, the floors for one image, and how mAP was measured.
     """
     floors = {floor.kind: floor.ms for floor in report.floors}
     quality = report.quality

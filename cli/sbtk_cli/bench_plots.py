@@ -153,7 +153,7 @@ def classes_panel(report: MapReport) -> Panel:
     def draw(ax: Axes) -> None:
         ordered = sorted(report.class_map.items(), key=lambda item: -item[1])
         ax.bar(range(len(ordered)), [value for _, value in ordered], 0.75, color=COLOURS[0])
-        mean = report.figures["mAP@all"]
+        mean = report.metrics["mAP@all"]
         ax.axhline(mean, color=COLOURS[1], linewidth=1.4)
         ax.text(
             0.995,
@@ -196,7 +196,7 @@ _ROOM = 0.85
 
 
 def speed_panels(report: LatencyReport) -> list[Panel]:
-    """Returns a panel for each batch: images per second, and what they stand beside."""
+    """Returns a panel for each batch: images per second, and what they stand baselines."""
     batches = list(dict.fromkeys(point.batch for point in report.throughput))
     engines = list(
         dict.fromkeys(point.engine for point in report.throughput if point.role == "engine")

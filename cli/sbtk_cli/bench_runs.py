@@ -23,7 +23,12 @@ from sbtk_runtime.errors import BadConfig, BadData, BadImage
 from sbtk_runtime.evaluation.bench.engines import ALL, Contender, Wanted
 from sbtk_runtime.evaluation.bench.floor import Product, ProductKind
 from sbtk_runtime.evaluation.bench.interleave import QUICK, USUAL, Embeddings, Search
-from sbtk_runtime.evaluation.bench.latency import Beside, LatencyReport, Pictures, measure_latency
+from sbtk_runtime.evaluation.bench.latency import (
+    Baselines,
+    BenchImages,
+    LatencyReport,
+    measure_latency,
+)
 from sbtk_runtime.evaluation.bench.map import (
     LabelledSet,
     MapReport,
@@ -36,7 +41,7 @@ from sbtk_runtime.evaluation.metrics import AP_CUTS, PRECISION_CUTS
 from sbtk_runtime.evaluation.protocol import ZERO_SHOT, Protocol
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.generated_inputs import (
-    PICTURES_NAMED,
+    IMAGES_DESCRIBED,
     clustered_named,
     clustered_vectors,
     generated_photos,
@@ -66,7 +71,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Extent:
+class BenchScope:
     """How much is measured beside the engines' speed; `None` leaves it to the other choices.
 
     Attributes:
@@ -89,22 +94,22 @@ def run_latency(
     batches: tuple[int, ...] = (),
     data: Path | None = None,
     gallery: Path | None = None,
-    extent: Extent = Extent(),
+    scope: BenchScope = BenchScope(),
 ) -> LatencyReport:
     """Returns latency and speed; `precision=None` are all, `batches=()` the usual ones."""
     manifest = chosen.bundle.manifest
-    notify = partial(notice, quiet=chosen.quiet)
-    labelled, notes = _labelled(manifest, data, extent)
-    beside = Beside()
-    if extent.with_torch:
-        is_compiled = extent.with_compiled
+    said = partial(notice, quiet=chosen.quiet)
+    labelled, notes = _labelled(manifest, data, scope)
+    baselines = Baselines()
+    if scope.with_torch:
+        is_compiled = scope.with_compiled
         if is_compiled is None:
-            is_compiled = chosen.engine == ALL and not extent.is_quick
-        beside = torch_beside(manifest, with_compiled=is_compiled, notify=notify)
+            is_compiled = chosen.engine == ALL and not scope.is_quick
+        baselines = torch_baselines(manifest, with_compiled=is_compiled, said=said)
     with searched(gallery, manifest) as (search, searched_named):
         report = measure_latency(
             chosen.bundle,
-            pictures_of(data),
+            load_images(data),
             search,
             searched_named,
             wanted=Wanted(
@@ -112,12 +117,12 @@ def run_latency(
                 chosen.device,
                 precision,
                 chosen.threads,
-                batches or (_QUICK_BATCHES if extent.is_quick else Wanted.batches),
+                batches or (_QUICK_BATCHES if scope.is_quick else Wanted.batches),
             ),
-            beside=beside,
+            baselines=baselines,
             labelled=labelled,
-            effort=QUICK if extent.is_quick else USUAL,
-            progress=notify,
+            config=QUICK if scope.is_quick else USUAL,
+            progress=said,
         )
     return replace(report, notes=(*notes, *report.notes))
 
@@ -175,7 +180,7 @@ def run_map(
     return reports
 
 
-def hand_over(
+def emit_results(
     machine: Machine,
     *,
     latency: LatencyReport | None = None,
@@ -187,7 +192,7 @@ def hand_over(
 ) -> int:
     """Prints the results as tables or as one JSON line, and returns the exit code.
 
-    The speeds also go to the file `csv`, and everything into the picture `plot`.
+    The speeds also go to the file `csv`, and everything into the image `plot`.
     """
     if as_json:
         results: dict[str, Any] = {"machine": machine.to_json()}
@@ -208,32 +213,32 @@ def hand_over(
 
 
 def _left_out(report: MapReport, cuts: tuple[int, ...]) -> list[str]:
-    """Returns sentences about figures that were asked for and cannot be."""
+    """Returns sentences about metrics that were asked for and cannot be."""
     lines = [
         f"no P@{k}: the gallery has {report.photos:,} photos" for k in cuts if k > report.photos
     ]
     if report.rules.ties == "expected":
-        lines.append("no VOC figures: the envelope of equal scores has no expected value")
+        lines.append("no VOC metrics: the envelope of equal scores has no expected value")
     return lines
 
 
 def _labelled(
-    manifest: BundleManifest, data: Path | None, extent: Extent
+    manifest: BundleManifest, data: Path | None, scope: BenchScope
 ) -> tuple[LabelledSet | None, list[str]]:
-    """Returns the pictures to measure mAP on, and a note where that was not asked for in vain.
+    """Returns the images to measure mAP on, and a note where that was not asked for in vain.
 
     They are of the model's validation classes: measuring unseen ones is `sbtk bench map`'s.
     """
-    if extent.with_map is False or (extent.with_map is None and extent.is_quick):
+    if scope.with_map is False or (scope.with_map is None and scope.is_quick):
         return None, []
     if data is None:
-        if extent.with_map:
+        if scope.with_map:
             raise BadConfig("--map without data", "--data DATA, or SBTK_DATA")
         return None, ["mAP not measured: no --data, and no SBTK_DATA"]
     try:
         return measured_images(data, manifest, None, "validation"), []
     except BadData as problem:
-        if extent.with_map:
+        if scope.with_map:
             raise
         return None, [f"mAP not measured: {problem.found}"]
 
@@ -281,21 +286,21 @@ def _draw(
     bench_plots.save_plot(plot, panels, machine)
 
 
-_PICTURES = 32
+_IMAGES = 32
 _SYNTHETIC_ROWS = 10_000
 _HITS = 10
 
 
-def pictures_of(data: Path | None) -> Pictures:
+def load_images(data: Path | None) -> BenchImages:
     """Returns sketches and photos of a data set, evenly taken from it, or generated ones."""
     if data is None:
-        return Pictures(generated_sketches(8), generated_photos(8), PICTURES_NAMED)
+        return BenchImages(generated_sketches(8), generated_photos(8), IMAGES_DESCRIBED)
     images = read_dataset(data)
     sketches, photos = _readable(images.sketch_files, "sketch"), _readable(images.photos, "photo")
     if not sketches or not photos:
         raise BadData(f"{data} lacks readable sketches or photos", "at least one of each")
     named = f"{len(sketches)} sketches and {len(photos)} photos of {data.name}"
-    return Pictures(sketches, photos, named)
+    return BenchImages(sketches, photos, named)
 
 
 @contextlib.contextmanager
@@ -325,9 +330,9 @@ def searched(folder: Path | None, manifest: BundleManifest) -> Iterator[tuple[Se
 
 
 def _readable(paths: tuple[Path, ...], kind: Kind) -> list[bytes]:
-    """Returns the contents of up to `_PICTURES` files, evenly taken, without those that are bad."""
+    """Returns the contents of up to `_IMAGES` files, evenly taken, without those that are bad."""
     contents = []
-    for path in paths[:: max(1, len(paths) // _PICTURES)][:_PICTURES]:
+    for path in paths[:: max(1, len(paths) // _IMAGES)][:_IMAGES]:
         with contextlib.suppress(BadImage):
             content = read_image_bytes(path)
             prepare(content, kind)
@@ -347,9 +352,9 @@ def _gallery(folder: Path | None, manifest: BundleManifest) -> Gallery | None:
     return None
 
 
-def torch_beside(
-    manifest: BundleManifest, *, with_compiled: bool, notify: Callable[[str], None]
-) -> Beside:
+def torch_baselines(
+    manifest: BundleManifest, *, with_compiled: bool, said: Callable[[str], None]
+) -> Baselines:
     """Returns what torch can measure beside the engines of a model; nothing without torch.
 
     Args:
@@ -358,9 +363,9 @@ def torch_beside(
         notify: told what is compiled, and what is missing.
     """
     if any(importlib.util.find_spec(name) is None for name in ("torch", "torchvision")):
-        notify("torch is not installed: nothing to compare with")
-        return Beside()
-    return Beside(partial(_contenders, manifest, with_compiled, notify), _products)
+        said("torch is not installed: nothing to compare with")
+        return Baselines()
+    return Baselines(partial(_contenders, manifest, with_compiled, said), _products)
 
 
 def _contenders(

@@ -340,7 +340,7 @@ def _comparison_command(name: str, holds: str) -> click.Command:
         from sbtk_runtime.evaluation.report.measured import read_measured
 
         runs = [run for path in results for run in read_measured(path)]
-        return _hand_over(comparison(name, runs, with_later=with_later), form, out, quiet)
+        return _emit_table(comparison(name, runs, with_later=with_later), form, out, quiet)
 
     return table
 
@@ -379,7 +379,7 @@ def _table5(
             trained += read_ablation(path)
         else:
             runs += read_measured(path)
-    return _hand_over(ablation_table(trained, runs, split=split), form, out, quiet)
+    return _emit_table(ablation_table(trained, runs, split=split), form, out, quiet)
 
 
 _table_commands = (
@@ -390,7 +390,7 @@ _table_commands = (
 )
 
 
-def _hand_over(table: ReportTable, form: Format, out: Path | None, quiet: bool) -> int:
+def _emit_table(table: ReportTable, form: Format, out: Path | None, quiet: bool) -> int:
     """Prints or writes the table; warnings that it does not show itself go to stderr."""
     from sbtk_runtime.evaluation.report.table import table_text
     from sbtk_runtime.files import write_atomically

@@ -47,7 +47,7 @@ class WantedQueries:
 
 
 @dataclass(frozen=True)
-class Pictured:
+class RankedPanels:
     """What a picture shows, and the images that could not be read."""
 
     panels: tuple[Panel, ...]
@@ -73,7 +73,7 @@ def ranked_panels(
     *,
     hits: int,
     with_generalised: bool,
-) -> Pictured:
+) -> RankedPanels:
     """Returns what the model finds for sketches in a data set.
 
     Args:
@@ -112,7 +112,7 @@ def ranked_panels(
     if with_generalised:
         names = len(set(every.classes))
         galleries[f"Generalised: {len(every.paths):,} photos of {names} classes"] = every
-    return Pictured(
+    return RankedPanels(
         tuple(ranked_panel(title, queries, part, hits) for title, part in galleries.items()),
         (*queries.unreadable, *every.unreadable),
     )

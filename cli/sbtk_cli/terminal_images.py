@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     from sbtk_runtime.gallery.gallery import Hit
 
-    Picture = type[TGPImage | SixelImage | HalfcellImage]
+    Renderable = type[TGPImage | SixelImage | HalfcellImage]
 
 Way = Literal["kitty", "iterm2", "sixel", "blocks"]
 
 _COLUMNS = 16
-# Kitty's way numbers the columns of a picture, up to 297.
+# Kitty's way numbers the columns of a renderable, up to 297.
 _ROW_COLUMNS = 288
 _SQUARE_PX = 320
 _GAP_PX = 16
@@ -52,17 +52,17 @@ def show_photos(hits: Sequence[Hit], way: Way | None = None) -> str:
     console = _console()
     with _terminal_asked():
         try:
-            picture = _picture(way)
-            if picture is not None:
+            renderable = _find_renderable(way)
+            if renderable is not None:
                 # The terminal is asked how large a character is, once.
-                console.measure(picture(Image.new("RGB", (1, 1)), width=1))
+                console.measure(renderable(Image.new("RGB", (1, 1)), width=1))
         except (ValueError, ZeroDivisionError, termios.error):
             return "this terminal's answers make no sense"
-        if picture is None:
-            return "this terminal shows neither sixels nor kitty's pictures; try --show-as blocks"
+        if renderable is None:
+            return "this terminal shows neither sixels nor kitty images; try --show-as blocks"
         in_a_row = max(1, min(console.width, _ROW_COLUMNS) // _COLUMNS)
         for start in range(0, len(hits), in_a_row):
-            _print_row(console, picture, hits[start : start + in_a_row])
+            _print_row(console, renderable, hits[start : start + in_a_row])
     return ""
 
 
@@ -75,12 +75,12 @@ def _console() -> Console:
     )
 
 
-def _picture(way: Way | None) -> Picture | None:
+def _find_renderable(way: Way | None) -> Renderable | None:
     """Returns what draws a picture that way; for `None` what the terminal can, if anything."""
     # When it is imported, the library asks the terminal.
     from textual_image import renderable
 
-    named: dict[Way, Picture] = {
+    named: dict[Way, Renderable] = {
         "kitty": renderable.TGPImage,
         "iterm2": renderable.SixelImage,
         "sixel": renderable.SixelImage,
@@ -92,13 +92,13 @@ def _picture(way: Way | None) -> Picture | None:
     return found if found in (renderable.TGPImage, renderable.SixelImage) else None
 
 
-def _print_row(console: Console, picture: Picture, hits: Sequence[Hit]) -> None:
+def _print_row(console: Console, renderable: Renderable, hits: Sequence[Hit]) -> None:
     from rich.text import Text
     from textual_image.renderable import TGPImage
 
-    ground = _CLEAR if picture is TGPImage else _GROUND
+    ground = _CLEAR if renderable is TGPImage else _GROUND
     row = _row([Path(hit.path) for hit in hits], ground)
-    console.print(picture(row, width=_COLUMNS * len(hits), height="auto"), end="")
+    console.print(renderable(row, width=_COLUMNS * len(hits), height="auto"), end="")
     line = Text(no_wrap=True, overflow="ignore")
     for hit in hits:
         name = Text.assemble((f"{hit.rank} ", "bold"), printable_name(Path(hit.path).name))

@@ -1,4 +1,4 @@
-"""Retrieval by a protocol: embeddings become codes if it says so, and figures come of them."""
+"""Retrieval by a protocol: embeddings become codes if it says so, and metrics come of them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def evaluate_by(
     ap_cuts: Sequence[int] = AP_CUTS,
     precision_cuts: Sequence[int] = PRECISION_CUTS,
 ) -> tuple[Retrieval, Protocol]:
-    """Returns the figures by a protocol, and the protocol with what ITQ was fitted on in numbers.
+    """Returns the metrics by a protocol, and the protocol with what ITQ was fitted on in numbers.
 
     Args:
         protocol: distance, ties and codes; what the sides hold is the caller's to choose by it.

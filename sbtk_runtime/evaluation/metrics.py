@@ -1,6 +1,6 @@
-"""Retrieval metrics on arrays; every figure that sbtk prints comes from here.
+"""Retrieval metrics on arrays; every metric that sbtk prints comes from here.
 
-The figures are defined in `average_precision`, and named with their rules by `protocol.Measure`.
+The metrics are defined in `average_precision`, and named with their rules by `protocol.Measure`.
 Queries without a relevant photo are left out and counted.
 """
 
@@ -34,13 +34,13 @@ PRECISION_CUTS = (10, 100, 200)
 
 # 16 MB of scores at a time, and as much again in order: more would not be quicker.
 _CHUNK_SCORES = 4_000_000
-#: As many numbers are held of each relevant photo while figures are taken.
+#: As many numbers are held of each relevant photo while metrics are taken.
 _PLACE_NUMBERS = 12
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Per-query figures of one evaluation, over the answerable queries in their order.
+    """Per-query metrics of one evaluation, over the answerable queries in their order.
 
     Attributes:
         values: measure, with the mean over queries, to `(Q,) float64`.
@@ -57,7 +57,7 @@ class Retrieval:
         """Plain AP over the whole gallery."""
         return self.values[Measure("AP")]
 
-    def figures(self, measures: Sequence[Measure]) -> dict[str, float]:
+    def metrics(self, measures: Sequence[Measure]) -> dict[str, float]:
         """Returns the named means; measures that were not taken are left out.
 
         Precision beyond the gallery's size and the envelope of expected values are not taken.
@@ -73,7 +73,7 @@ class Retrieval:
 
     def summary(self) -> dict[str, float]:
         """Returns the usual means under names that carry their rule."""
-        return self.figures(
+        return self.metrics(
             [
                 Measure("AP"),
                 Measure("AP", is_voc=True),
@@ -96,7 +96,7 @@ def evaluate(
     ap_cuts: Sequence[int] = AP_CUTS,
     precision_cuts: Sequence[int] = PRECISION_CUTS,
 ) -> Retrieval:
-    """Returns the figures of ranking the gallery for each query.
+    """Returns the metrics of ranking the gallery for each query.
 
     Works in chunks of queries: it needs some 100 MB, however many they are, beside its input and
     a copy of the gallery where that is not of unit rows and ranked by the cosine.
@@ -108,7 +108,7 @@ def evaluate(
         gallery_labels: `(N,) int64`, their classes.
         distance: what the ranking goes by.
         ties: what becomes of equal scores; see `average_precision`. With `expected` there are no
-            figures by the precision envelope.
+            metrics by the precision envelope.
         rerank: what puts the gallery in another order than the cosine; nothing, or one of
             `sbtk_runtime.rerank`.
         ap_cuts: ranks k of AP@k.
@@ -130,7 +130,7 @@ def evaluate(
         step = max(1, _CHUNK_SCORES // (len(gallery) + _PLACE_NUMBERS * len(relevant)))
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
-            found = places(scorer.scores(queries[part]), relevant, ties)
+            found = rank_relevant(scorer.scores(queries[part]), relevant, ties)
             for measure in measures:
                 values[measure][part] = _value(measure, found)
     return Retrieval(
@@ -143,7 +143,7 @@ def evaluate(
 def usual_measures(
     ap_cuts: Sequence[int] = AP_CUTS, precision_cuts: Sequence[int] = PRECISION_CUTS
 ) -> list[Measure]:
-    """Returns the measures that published figures are of, those of one cut together.
+    """Returns the measures that published metrics are of, those of one cut together.
 
     AP is plain and by the envelope, at a cut by every divisor; the strict one, which most codes
     take, by the envelope, too. What is usual has both means.
@@ -193,7 +193,7 @@ def _measures(ties: Ties, ap_cuts: Sequence[int], precision_cuts: Sequence[int])
     return [*taken, *(Measure("P", k) for k in precision_cuts)]
 
 
-def _value(measure: Measure, found: Places) -> Values:
+def _value(measure: Measure, found: RelevantRanks) -> Values:
     if measure.kind == "P":
         return precision_at(found, measure.cut or 0)
     divisor = measure.divisor or "strict"
@@ -212,7 +212,7 @@ Scores = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Places:
+class RelevantRanks:
     """The places of the R relevant photos of each of Q queries, best first.
 
     Attributes:
@@ -230,7 +230,7 @@ class Places:
         return bool((self.tied > 1).any())
 
 
-def places(scores: Scores, relevant: Counts, ties: Ties) -> Places:
+def rank_relevant(scores: Scores, relevant: Counts, ties: Ties) -> RelevantRanks:
     """Returns the places of the photos `relevant (R,) int64` in each row of `scores (Q, N)`.
 
     With ties by `index`, photos of equal score stand in the order of the gallery.
@@ -245,13 +245,13 @@ def places(scores: Scores, relevant: Counts, ties: Ties) -> Places:
         not_above = np.searchsorted(in_order, own, side="right")
         above[query] = len(row) - not_above
         tied[query] = not_above - np.searchsorted(in_order, own, side="left")
-    return Places(above, tied)
+    return RelevantRanks(above, tied)
 
 
-def places_in(ranking: NDArray[np.bool_]) -> Places:
+def rank_listed(ranking: NDArray[np.bool_]) -> RelevantRanks:
     """Returns the places in one ranked list `(N,) bool` that says which photos are relevant."""
     above = np.flatnonzero(ranking)[None, :].astype(np.int64)
-    return Places(above, np.ones_like(above))
+    return RelevantRanks(above, np.ones_like(above))
 
 
 def _all_different(scores: Scores) -> NDArray[np.int64]:
@@ -372,7 +372,7 @@ Values = NDArray[np.float64]
 
 
 def average_precision(
-    places: Places, k: int | None = None, divisor: Divisor = "strict", *, is_voc: bool = False
+    ranks: RelevantRanks, k: int | None = None, divisor: Divisor = "strict", *, is_voc: bool = False
 ) -> Values:
     """Returns AP of each query, `(Q,) float64`; with `k`, AP@k by the named divisor.
 
@@ -382,42 +382,42 @@ def average_precision(
     Raises:
         BadConfig: the envelope of places that are shared.
     """
-    relevant = places.above.shape[1]
+    relevant = ranks.above.shape[1]
     if relevant == 0:
-        return np.full(len(places.above), np.nan if k is None else 0.0)
-    sums = _envelope_sums(places, k) if is_voc else _sums(places, k)
+        return np.full(len(ranks.above), np.nan if k is None else 0.0)
+    sums = _envelope_sums(ranks, k) if is_voc else _sums(ranks, k)
     if k is None:
         return np.asarray(sums / relevant, dtype=np.float64)
     if divisor == "lenient":
-        return _divided_by_hits(places, k, sums)
+        return _divided_by_hits(ranks, k, sums)
     return np.asarray(sums / (min(k, relevant) if divisor == "strict" else relevant))
 
 
-def precision_at(places: Places, k: int) -> Values:
+def precision_at(ranks: RelevantRanks, k: int) -> Values:
     """Returns the expected share of relevant photos among the first k, `(Q,) float64`."""
-    return np.asarray((_taken(places, k) / places.tied).sum(axis=1) / k, dtype=np.float64)
+    return np.asarray((_taken(ranks, k) / ranks.tied).sum(axis=1) / k, dtype=np.float64)
 
 
-def _sums(places: Places, k: int | None) -> Values:
-    return np.asarray(_expected(places, _taken(places, k)).sum(axis=1), dtype=np.float64)
+def _sums(ranks: RelevantRanks, k: int | None) -> Values:
+    return np.asarray(_expected(ranks, _taken(ranks, k)).sum(axis=1), dtype=np.float64)
 
 
-def _taken(places: Places, k: int | None) -> Counts:
+def _taken(ranks: RelevantRanks, k: int | None) -> Counts:
     """Returns how many of the ranks that a photo may have are within k."""
     if k is None:
-        return places.tied
-    return np.asarray(np.clip(k - places.above, 0, places.tied))
+        return ranks.tied
+    return np.asarray(np.clip(k - ranks.above, 0, ranks.tied))
 
 
-def _expected(places: Places, taken: Counts) -> Values:
+def _expected(ranks: RelevantRanks, taken: Counts) -> Values:
     """Returns what each relevant photo adds to the sum of precisions at relevant ranks.
 
     That is the closed form above, summed over the first `taken` ranks of its group and divided
     among the group's relevant photos; with `D = sum_p 1 / (i + p)`, the sum of `(p - 1) / (i + p)`
     is `taken - (i + 1) D`.
     """
-    hits_above, group = _groups(places.above)
-    return _group_sums(places.above, hits_above, group, places.tied, taken) / places.tied
+    hits_above, group = _groups(ranks.above)
+    return _group_sums(ranks.above, hits_above, group, ranks.tied, taken) / ranks.tied
 
 
 def _group_sums(
@@ -445,31 +445,31 @@ def _groups(above: Counts) -> tuple[Counts, Counts]:
     return first, last - first + 1
 
 
-def _envelope_sums(places: Places, k: int | None) -> Values:
-    if places.has_ties:
+def _envelope_sums(ranks: RelevantRanks, k: int | None) -> Values:
+    if ranks.has_ties:
         raise BadConfig(
             "the precision envelope of equal scores", "ties by index: it has no expected value"
         )
-    ranks = places.above + 1
-    precisions = np.arange(1, ranks.shape[1] + 1) / ranks
-    is_within = np.ones_like(ranks, dtype=np.bool_) if k is None else ranks <= k
+    positions = ranks.above + 1
+    precisions = np.arange(1, positions.shape[1] + 1) / positions
+    is_within = np.ones_like(positions, dtype=np.bool_) if k is None else positions <= k
     envelope = np.maximum.accumulate((precisions * is_within)[:, ::-1], axis=1)[:, ::-1]
     return np.asarray((envelope * is_within).sum(axis=1), dtype=np.float64)
 
 
-def _divided_by_hits(places: Places, k: int, sums: Values) -> Values:
+def _divided_by_hits(ranks: RelevantRanks, k: int, sums: Values) -> Values:
     """Returns the expected value of sum by hits within k, 0 where there is no hit.
 
     The number of hits is uncertain only where equal scores straddle rank k. There it is
     hypergeometric, and given it, the first ranks of the group are in any order equally likely.
     """
-    is_cut = (places.above < k) & (places.above + places.tied > k)
-    hits = (places.above + places.tied <= k).sum(axis=1)
+    is_cut = (ranks.above < k) & (ranks.above + ranks.tied > k)
+    hits = (ranks.above + ranks.tied <= k).sum(axis=1)
     values = np.where(hits > 0, sums / np.maximum(hits, 1), 0.0)
-    shares = _expected(places, _taken(places, k)) if is_cut.any() else sums[:, None]
+    shares = _expected(ranks, _taken(ranks, k)) if is_cut.any() else sums[:, None]
     for query in np.flatnonzero(is_cut.any(axis=1)):
         group = np.flatnonzero(is_cut[query])
-        above, tied = int(places.above[query, group[0]]), int(places.tied[query, group[0]])
+        above, tied = int(ranks.above[query, group[0]]), int(ranks.tied[query, group[0]])
         before, sure = float(shares[query, : group[0]].sum()), int(group[0])
         taken = k - above
         found = np.arange(

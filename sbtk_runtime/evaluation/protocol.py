@@ -1,7 +1,7 @@
-"""The rules that a retrieval figure carries: how images are chosen, ranked, cut and averaged.
+"""The rules that a retrieval metric carries: how images are chosen, ranked, cut and averaged.
 
-Published figures of sketch-based retrieval differ by all of these, so none is left unsaid: a
-`Protocol` holds what all figures of one measurement share, a `Measure` what one figure adds.
+Published metrics of sketch-based retrieval differ by all of these, so none is left unsaid: a
+`Protocol` holds what all metrics of one measurement share, a `Measure` what one metric adds.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class CodeRule:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What all figures of one measurement share.
+    """What all metrics of one measurement share.
 
     Attributes:
         queries: what asks: sketches, or photos (the first ten of each class, SAKE's rule).
@@ -158,7 +158,7 @@ def require_cosine(rerank: Rerank, distance: Distance) -> None:
 
 @dataclass(frozen=True)
 class Measure:
-    """What one figure adds to the protocol.
+    """What one metric adds to the protocol.
 
     Attributes:
         kind: average precision, or precision.
@@ -176,7 +176,7 @@ class Measure:
 
     @property
     def name(self) -> str:
-        """The figure's name, such as `mAP@200 (strict, VOC)`: it carries the rule."""
+        """The metric's name, such as `mAP@200 (strict, VOC)`: it carries the rule."""
         rules = [self.divisor or "", "VOC" * self.is_voc, "class mean" * (self.mean == "class")]
         shown = ", ".join(rule for rule in rules if rule)
         base = f"{'mAP' if self.kind == 'AP' else 'P'}@{'all' if self.cut is None else self.cut}"

@@ -189,7 +189,7 @@ def _bits_map(
         distance="hamming",
     )
     measure = Measure("AP", is_voc=True, mean="class")
-    return found.figures([measure])[measure.name]
+    return found.metrics([measure])[measure.name]
 
 
 def few_photos(data: ImageSet) -> ImageSet:

@@ -107,7 +107,7 @@ def test_latency_of_a_gallery_and_of_real_files_as_tables(
     assert "12 sketches and 11 photos of data" in " ".join(out.split())
     for word in ("decode", "preprocess", "engine", "search", "p95", "images/s", "numpy"):
         assert word in out
-    assert "int8 floor: 0.00 GMAC a picture" in out
+    assert "int8 floor: 0.00 GMAC an image" in out
     assert "memory" in out
     assert "torch eager" not in out
     assert "mAP" not in out
@@ -128,7 +128,7 @@ def test_map_on_validation_classes_stands_beside_the_speeds(
     assert latency["quality"]["reference"] == "onnxruntime fp32"
     points = {point["precision"]: point for point in latency["throughput"]}
     assert points["fp32"]["map_difference"] == 0
-    assert points["int8"]["map_all"] == latency["quality"]["figures"]["onnxruntime int8"]
+    assert points["int8"]["map_all"] == latency["quality"]["metrics"]["onnxruntime int8"]
     assert main(["bench", *arguments, "--map"]) == 0
     out = capsys.readouterr().out
     assert "mAP - fp32" in out

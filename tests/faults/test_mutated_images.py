@@ -80,7 +80,7 @@ def originals(format_: str) -> list[bytes]:
         kinds.append((photo, {"save_all": True, "append_images": [photo.rotate(90)]}))
     if format_ == "GIF":
         kinds.append((photo, {"save_all": True, "append_images": [photo.rotate(90)]}))
-    return [saved(picture, format_, **options) for picture, options in kinds]
+    return [saved(image, format_, **options) for image, options in kinds]
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:

@@ -7,7 +7,7 @@ import numpy as np
 from sbtk_runtime import generated_inputs, images, preprocess
 
 
-def test_generated_pictures_decode_to_their_size_and_repeat_by_seed() -> None:
+def test_generated_images_decode_to_their_size_and_repeat_by_seed() -> None:
     photos = generated_inputs.generated_photos(2, seed=3)
     assert photos == generated_inputs.generated_photos(2, seed=3)
     assert photos[0] != photos[1]

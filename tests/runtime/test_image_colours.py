@@ -103,9 +103,9 @@ def test_few_bits_in_sixteen_and_more(bits: int) -> None:
         grey_tiff(samples.astype(np.float32), 3),
         png_16(np.rint(RGB / 255 * full).astype(np.uint16), 2),
     ):
-        picture = shown(data)
-        expected = RGB if (picture[..., 0] != picture[..., 1]).any() else GREY[..., None]
-        assert np.abs(picture - expected.astype(np.int16)).max() <= 1
+        image = shown(data)
+        expected = RGB if (image[..., 0] != image[..., 1]).any() else GREY[..., None]
+        assert np.abs(image - expected.astype(np.int16)).max() <= 1
 
 
 def test_few_bits_that_cannot_be_read_are_refused() -> None:
@@ -135,8 +135,8 @@ def test_white_may_be_zero_in_wide_samples() -> None:
 def test_one_sample_that_is_not_a_number_costs_one_pixel(odd: float) -> None:
     samples = (GREY / 255).astype(np.float32)
     samples[3, 4] = odd
-    picture = shown(grey_tiff(samples, 3))[..., 0]
-    difference = np.abs(picture - GREY.astype(np.int16))
+    image = shown(grey_tiff(samples, 3))[..., 0]
+    difference = np.abs(image - GREY.astype(np.int16))
     difference[3, 4] = 0
     assert difference.max() <= 1
     with pytest.raises(BadImage, match="none of which is a number"):
@@ -153,15 +153,15 @@ def test_a_transparent_grey_of_sixteen_bits() -> None:
     samples = GREY * 257
     samples[:10] = 1234
     samples[10] = 1235
-    picture = shown(png_16(samples, 0, (b"tRNS", struct.pack(">H", 1234))))
-    assert (picture[:10] == 255).all()
-    assert (picture[10] <= 5).all()
+    image = shown(png_16(samples, 0, (b"tRNS", struct.pack(">H", 1234))))
+    assert (image[:10] == 255).all()
+    assert (image[10] <= 5).all()
     colours = RGB * 257
     colours[:10] = (1234, 5, 60000)
     colours[10] = (1234, 6, 60000)
-    picture = shown(png_16(colours, 2, (b"tRNS", struct.pack(">3H", 1234, 5, 60000))))
-    assert (picture[:10] == 255).all()
-    assert (picture[10] == [4, 0, 234]).all()
+    image = shown(png_16(colours, 2, (b"tRNS", struct.pack(">3H", 1234, 5, 60000))))
+    assert (image[:10] == 255).all()
+    assert (image[10] == [4, 0, 234]).all()
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])

@@ -15,7 +15,7 @@ from sbtk_runtime import images
 from sbtk_runtime.errors import BadImage, SlowImage
 from sbtk_runtime.image_feed import Clock, Feed, percent
 from sbtk_runtime.image_limits import png_chunks
-from sbtk_runtime.images import OpenImage, Picture, decode
+from sbtk_runtime.images import DecodedImage, OpenImage, decode
 from sbtk_runtime.preprocess import prepare
 from tests.image_attacks import saved
 from tests.tiny import tiny_photo
@@ -25,13 +25,13 @@ Pixels = NDArray[np.int16]
 
 @functools.cache
 def photo(size: tuple[int, int] = (320, 480)) -> Image.Image:
-    """Returns a picture with detail everywhere, so that every row takes about as many bytes."""
+    """Returns an image with detail everywhere, so that every row takes about as many bytes."""
     noise = np.random.default_rng(5).integers(-30, 30, (size[1], size[0], 3))
     smooth = np.asarray(tiny_photo(8).resize(size, Image.Resampling.BICUBIC), dtype=np.int16)
     return Image.fromarray(np.clip(smooth + noise, 0, 255).astype(np.uint8))
 
 
-def opened(data: bytes, at_least_px: int | None = None) -> Picture:
+def opened(data: bytes, at_least_px: int | None = None) -> DecodedImage:
     return OpenImage(data, at_least_px=at_least_px).decode()
 
 
@@ -65,18 +65,18 @@ def whole(kind: str) -> bytes:
 @pytest.mark.parametrize("cut", [0.02, 0.05])
 def test_nearly_whole_files_are_decoded_and_told(kind: str, cut: float) -> None:
     data = whole(kind)
-    picture = opened(data[: round((1 - cut) * len(data))])
-    (notice,) = picture.notices
+    image = opened(data[: round((1 - cut) * len(data))])
+    (notice,) = image.notices
     match = re.fullmatch(r"partly readable: ([\d.]+) % of the rows could be decoded", notice)
     assert match is not None
     assert 90 <= float(match.group(1)) < 100
-    before, after = pixels(decode(data)), pixels(picture.image)
+    before, after = pixels(decode(data)), pixels(image.image)
     assert before.shape == after.shape
     # BMP starts with the last row.
     before, after = (before[::-1], after[::-1]) if kind == "bmp" else (before, after)
     assert np.array_equal(before[:400], after[:400])
     assert (after[-2:, -16:] == 128).all()
-    assert prepare(data[: round((1 - cut) * len(data))], "photo").notices == picture.notices
+    assert prepare(data[: round((1 - cut) * len(data))], "photo").notices == image.notices
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,23 +94,23 @@ def test_less_than_nine_tenths_are_refused_with_their_share(kind: str, cut: floa
 @pytest.mark.parametrize("at_least_px", [None, 224, 112, 40])
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("side", [16, 40, 224, 640])
-def test_a_jpeg_without_its_end_marker_is_the_whole_picture(
+def test_a_jpeg_without_its_end_marker_is_the_whole_image(
     at_least_px: int | None, progressive: bool, side: int
 ) -> None:
     data = saved(photo().resize((side, side)), "JPEG", progressive=progressive)
     assert data.endswith(b"\xff\xd9")
     for lost in (data[:-1], data[:-2], data[:-2] + bytes(4096)):
-        picture = opened(lost, at_least_px)
-        assert np.array_equal(pixels(picture.image), pixels(decode(data, at_least_px=at_least_px)))
+        image = opened(lost, at_least_px)
+        assert np.array_equal(pixels(image.image), pixels(decode(data, at_least_px=at_least_px)))
 
 
 @pytest.mark.parametrize("at_least_px", [None, 112])
 def test_the_last_scan_of_a_progressive_jpeg_may_be_cut(at_least_px: int | None) -> None:
     data = saved(photo(), "JPEG", progressive=True, quality=90)
     for cut in (0.02, 0.1, 0.2):
-        picture = opened(data[: round((1 - cut) * len(data))], at_least_px)
-        assert picture.notices == ("partly readable: 100 % of the rows could be decoded",)
-        difference = pixels(picture.image) - pixels(decode(data, at_least_px=at_least_px))
+        image = opened(data[: round((1 - cut) * len(data))], at_least_px)
+        assert image.notices == ("partly readable: 100 % of the rows could be decoded",)
+        difference = pixels(image.image) - pixels(decode(data, at_least_px=at_least_px))
         assert np.abs(difference).mean() < 6
     for share in (8, 12, 20):
         with pytest.raises(BadImage, match="of its rows can be decoded"):
@@ -130,12 +130,12 @@ def test_an_end_marker_that_comes_early_is_seen() -> None:
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_grey_pictures_are_whole(mode: str, progressive: bool) -> None:
+def test_grey_images_are_whole(mode: str, progressive: bool) -> None:
     """Grey is also what libjpeg shows where nothing came."""
     grey = photo().convert(mode)
     grey.paste(128 if mode == "L" else (128,) * 3, (0, 200, 320, 480))
-    for picture in (grey, Image.new(mode, (300, 200), 128 if mode == "L" else (128,) * 3)):
-        data = saved(picture, "JPEG", quality=90, progressive=progressive)
+    for image in (grey, Image.new(mode, (300, 200), 128 if mode == "L" else (128,) * 3)):
+        data = saved(image, "JPEG", quality=90, progressive=progressive)
         assert opened(data).notices == ()
         assert opened(data, 112).notices == ()
 
@@ -154,7 +154,7 @@ def test_a_png_is_used_up_to_the_first_chunk_that_is_damaged() -> None:
         decode(bytes(data))
 
 
-def test_a_cut_picture_is_turned_as_its_whole_is() -> None:
+def test_a_cut_image_is_turned_as_its_whole_is() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     for format_ in ("JPEG", "PNG", "TIFF"):

@@ -59,9 +59,9 @@ def test_texts_and_profiles_that_nobody_needs_do_not_cost_a_png(where: str) -> N
     }
     at = 33 if where == "before" else len(data) - 12
     for name, chunk in chunks.items():
-        picture = OpenImage(data[:at] + chunk * 3 + data[at:]).decode()
-        assert np.array_equal(np.asarray(picture.image), np.asarray(photo)), name
-        assert picture.notices == ()
+        image = OpenImage(data[:at] + chunk * 3 + data[at:]).decode()
+        assert np.array_equal(np.asarray(image.image), np.asarray(photo)), name
+        assert image.notices == ()
 
 
 def test_what_a_png_needs_is_kept() -> None:
@@ -83,7 +83,7 @@ def test_junk_ahead_of_a_jpeg_is_skipped(junk: bytes) -> None:
 
 
 @pytest.mark.slow
-def test_pictures_too_large_for_this_process_are_decoded_in_another() -> None:
+def test_images_too_large_for_this_process_are_decoded_in_another() -> None:
     data = png(6_000, 5_000, 8, 6, line=bytes(range(200)) * 120)
     with pytest.raises(LargeImage) as caught:
         OpenImage(data)

@@ -1,4 +1,4 @@
-"""Any file becomes an upright picture or a reason, safely."""
+"""Any file becomes an upright image or a reason, safely."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.tiny import tiny_photo
 # pytest replaces the filters that the package has set.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 
-# What brings an upright picture into the state that the EXIF orientation undoes.
+# What brings an upright image into the state that the EXIF orientation undoes.
 STORED_AS = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -131,7 +131,7 @@ def test_orientations_that_do_not_exist_change_nothing(orientation: int) -> None
     assert np.array_equal(np.asarray(decode(data)), np.asarray(upright))
 
 
-def test_damaged_exif_does_not_cost_the_picture() -> None:
+def test_damaged_exif_does_not_cost_the_image() -> None:
     upright = tiny_photo(1)
     data = _saved(upright, "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")
     assert np.array_equal(np.asarray(decode(data)), np.asarray(upright))
@@ -145,7 +145,7 @@ def test_jpeg_may_be_decoded_small_but_not_too_small() -> None:
     assert memory_to_decode(data, at_least_px=224) == 4 * 400 * 300
 
 
-def test_phone_jpegs_with_several_pictures_are_decoded_small_too() -> None:
+def test_phone_jpegs_with_several_images_are_decoded_small_too() -> None:
     first, second = tiny_photo(3).resize((1600, 1200)), tiny_photo(4).resize((1600, 1200))
     stream = io.BytesIO()
     first.save(stream, "MPO", save_all=True, append_images=[second])
@@ -157,9 +157,9 @@ def test_phone_jpegs_with_several_pictures_are_decoded_small_too() -> None:
 def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
     ramp = np.linspace(0, 65535, 256 * 16).astype(np.uint16).reshape(16, 256)
     for format_ in ("PNG", "TIFF"):
-        picture = decode(_saved(Image.fromarray(ramp), format_))
-        assert picture.mode == "RGB"
-        difference = np.asarray(picture)[:, :, 0].astype(float) - ramp / 257.0
+        image = decode(_saved(Image.fromarray(ramp), format_))
+        assert image.mode == "RGB"
+        difference = np.asarray(image)[:, :, 0].astype(float) - ramp / 257.0
         assert np.abs(difference).max() <= 1.0
 
 
@@ -188,10 +188,10 @@ def test_sixteen_bit_ppm_and_big_endian_tiff() -> None:
 
 
 @pytest.mark.parametrize("highest", [1.0, 255.0, 65535.0, 1e6])
-def test_float_pictures_find_their_scale(highest: float) -> None:
+def test_float_images_find_their_scale(highest: float) -> None:
     values = np.array([[0.0, highest / 2, highest]], dtype=np.float32)
-    picture = np.asarray(decode(_saved(Image.fromarray(values), "TIFF")))
-    assert picture[0, :, 0].tolist() == pytest.approx([0, 127, 255], abs=1)
+    image = np.asarray(decode(_saved(Image.fromarray(values), "TIFF")))
+    assert image[0, :, 0].tolist() == pytest.approx([0, 127, 255], abs=1)
 
 
 def test_nearly_black_sixteen_bits_stay_nearly_black() -> None:
@@ -215,9 +215,9 @@ def test_transparency_survives_and_is_shown_on_white() -> None:
     alpha = np.zeros((rgba.height, rgba.width), dtype=np.uint8)
     alpha[:, rgba.width // 2 :] = 255
     rgba.putalpha(Image.fromarray(alpha))
-    picture = decode(_saved(rgba, "PNG"))
-    assert picture.mode == "RGBA"
-    shown = np.asarray(on_white(picture))
+    image = decode(_saved(rgba, "PNG"))
+    assert image.mode == "RGBA"
+    shown = np.asarray(on_white(image))
     assert (shown[:, : rgba.width // 2] == 255).all()
     assert np.array_equal(
         shown[:, rgba.width // 2 :], np.asarray(tiny_photo(6))[:, rgba.width // 2 :]
@@ -348,7 +348,7 @@ def test_png_with_a_bad_checksum_is_damaged() -> None:
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM"])
-def test_flipped_bytes_give_a_picture_or_a_reason(format_: str) -> None:
+def test_flipped_bytes_give_an_image_or_a_reason(format_: str) -> None:
     data = _saved(tiny_photo(9).resize((48, 40)), format_)
     chance = random.Random(format_)
     for _ in range(150):
@@ -358,10 +358,10 @@ def test_flipped_bytes_give_a_picture_or_a_reason(format_: str) -> None:
             end = 64 if chance.random() < 0.5 else len(damaged)
             damaged[chance.randrange(end)] = chance.randrange(256)
         try:
-            picture = decode(bytes(damaged), at_least_px=224)
+            image = decode(bytes(damaged), at_least_px=224)
         except BadImage:
             continue
-        assert picture.mode in ("RGB", "RGBA")
+        assert image.mode in ("RGB", "RGBA")
 
 
 def test_png_bomb_is_refused_from_its_header_in_little_memory(tmp_path: Path) -> None:
@@ -425,7 +425,7 @@ def test_progressive_jpegs_need_more_memory_at_any_scale() -> None:
     assert decode(progressive, at_least_px=224).size == (400, 300)
 
 
-def test_pictures_that_lie_about_their_canvas() -> None:
+def test_images_that_lie_about_their_canvas() -> None:
     large_canvas = b"GIF89a" + struct.pack("<HHBBB", 60_000, 60_000, 0, 0, 0)
     frame = b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\0;"
     with pytest.raises(BadImage, match="pixels"):
@@ -444,7 +444,7 @@ def test_png_with_a_text_bomb_stays_small() -> None:
         assert decode(bomb).mode == "RGB"
 
 
-def test_first_pictures_of_every_format_may_come_on_many_threads() -> None:
+def test_first_images_of_every_format_may_come_on_many_threads() -> None:
     """Pillow's own registry of formats is filled late, and not safely between threads."""
     datas = [_saved(tiny_photo(1), format_) for format_ in ("WEBP", "TIFF", "JPEG", "PPM")] * 8
     script = (
@@ -454,7 +454,7 @@ def test_first_pictures_of_every_format_may_come_on_many_threads() -> None:
         "sizes = [int(text) for text in sys.argv[1:]]\n"
         "datas = [sys.stdin.buffer.read(size) for size in sizes]\n"
         "with ThreadPoolExecutor(16) as pool:\n"
-        "    print(len({picture.size for picture in pool.map(decode, datas)}))\n"
+        "    print(len({image.size for image in pool.map(decode, datas)}))\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
@@ -501,9 +501,9 @@ def _chunk(name: bytes, content: bytes) -> bytes:
     )
 
 
-def _saved(picture: Image.Image, format_: str, **options: object) -> bytes:
+def _saved(image: Image.Image, format_: str, **options: object) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, format_, **options)
+    image.save(stream, format_, **options)
     return stream.getvalue()
 
 
@@ -519,9 +519,9 @@ def _exif(orientation: int) -> Image.Exif:
 
 
 def _difference(one: Image.Image, other: Image.Image) -> float:
-    """Returns the mean absolute difference of two pictures of the same size."""
+    """Returns the mean absolute difference of two images of the same size."""
     assert one.size == other.size
     pixels: list[NDArray[np.float64]] = [
-        np.asarray(picture.convert("RGB"), dtype=np.float64) for picture in (one, other)
+        np.asarray(image.convert("RGB"), dtype=np.float64) for image in (one, other)
     ]
     return float(np.abs(pixels[0] - pixels[1]).mean())

@@ -186,11 +186,11 @@ def _border(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
 
 
-def _png(picture: Image.Image) -> bytes:
-    return _saved(picture, "PNG")
+def _png(image: Image.Image) -> bytes:
+    return _saved(image, "PNG")
 
 
-def _saved(picture: Image.Image, format_: str, **options: object) -> bytes:
+def _saved(image: Image.Image, format_: str, **options: object) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, format_, **options)
+    image.save(stream, format_, **options)
     return stream.getvalue()

@@ -22,7 +22,7 @@ from tests.tiny import tiny_photo
 from tests.tiny_raw import tiny_dng, two_colours
 
 WIDE, TALL = (480, 320), (320, 480)
-#: Where blue must be, for each orientation of a picture that is blue on the left.
+#: Where blue must be, for each orientation of an image that is blue on the left.
 SIDES = {1: "left", 3: "right", 6: "top", 8: "bottom"}
 
 
@@ -74,7 +74,7 @@ def test_a_jpeg_preview_is_decoded_at_a_reduced_scale() -> None:
     assert 0 < memory_to_decode(data, at_least_px=224) < memory_to_decode(data)
 
 
-def test_raw_is_told_from_other_pictures_by_its_bytes() -> None:
+def test_raw_is_told_from_other_images_by_its_bytes() -> None:
     assert is_raw(tiny_dng())
     assert is_raw(tiny_dng(two_colours(WIDE)))
     heads = [

@@ -48,7 +48,7 @@ class TimedEngine(Protocol):
 
 @dataclass(frozen=True)
 class Contender:
-    """Something that embeds pictures and is measured.
+    """Something that embeds images and is measured.
 
     Attributes:
         engine: its name; for an engine of ours as `--engine` takes it.
@@ -81,7 +81,7 @@ class Wanted:
         device: `cpu`, `cuda` or `cuda:N`, or `None` for whatever an engine runs on.
         precision: one of the bundle's, or `None` for all.
         threads: CPU threads of each contender; by default all that this process may use.
-        batches: numbers of pictures per run.
+        batches: numbers of images per run.
     """
 
     engine: str = AUTO

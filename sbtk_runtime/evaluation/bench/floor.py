@@ -28,8 +28,8 @@ class Floor:
         kind: of numbers that are multiplied.
         library, size: of the fastest matrix product that was found.
         gmac_per_s: its speed in thousand millions of multiply-accumulates, the median run's.
-        model_macs: multiply-accumulates of the model for one picture.
-        ms: for one picture at that speed.
+        model_macs: multiply-accumulates of the model for one image.
+        ms: for one image at that speed.
     """
 
     kind: ProductKind
@@ -262,7 +262,7 @@ _SAME_SIZE = frozenset(
     | {"LpNormalization", "Mul", "QuantizeLinear", "Relu", "Sigmoid", "Softmax", "Sub", "Transpose"}
     | {"Unsqueeze"}
 )
-#: What leaves one position, or rows that stand for whole pictures.
+#: What leaves one position, or rows that stand for whole images.
 _POOLED = frozenset({"Flatten", "GlobalAveragePool", "ReduceL2", "ReduceMean", "Reshape"})
 
 # Numbers of onnx.proto3's fields.
@@ -274,11 +274,11 @@ _ATTRIBUTE_NAME, _ATTRIBUTE_TEXT, _ATTRIBUTE_INTS = 1, 4, 8
 
 
 def multiply_accumulates(content: bytes, size_px: int = SIZE_PX) -> int:
-    """Returns the multiply-accumulates of all convolutions and matrix products for one picture.
+    """Returns the multiply-accumulates of all convolutions and matrix products for one image.
 
     Args:
         content: an ONNX file in which every weight is a constant.
-        size_px: side of the picture.
+        size_px: side of the image.
 
     Raises:
         BadModel: it is no ONNX model, or has a layer whose size cannot be told.

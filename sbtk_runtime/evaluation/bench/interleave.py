@@ -25,11 +25,11 @@ _LONG_RUN_S = 0.25
 
 
 @dataclass(frozen=True)
-class Effort:
+class BenchConfig:
     """How long is measured, by trtexec's conventions unless less is asked for.
 
     Attributes:
-        samples: pictures of each kind whose stages are timed.
+        samples: images of each kind whose stages are timed.
         block_s: seconds of a block of runs; at least one run is made. A whole block warms up.
         measured_s: seconds of runs of each contender at each batch.
         rounds: fewest blocks of each contender.
@@ -46,13 +46,13 @@ class Effort:
     with_memory: bool = True
 
 
-USUAL = Effort()
-#: Seconds instead of minutes, for rough figures.
-QUICK = Effort(samples=5, block_s=0.02, measured_s=0.0, rounds=1, product_sizes=(512,))
+USUAL = BenchConfig()
+#: Seconds instead of minutes, for rough metrics.
+QUICK = BenchConfig(samples=5, block_s=0.02, measured_s=0.0, rounds=1, product_sizes=(512,))
 
 
 @dataclass(frozen=True)
-class Turns:
+class Timings:
     """What was measured.
 
     Attributes:
@@ -64,27 +64,27 @@ class Turns:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def measured_by_turns(tasks: Mapping[str, Task], effort: Effort) -> Turns:
+def run_interleaved(tasks: Mapping[str, Task], config: BenchConfig) -> Timings:
     """Returns the milliseconds of each task's runs.
 
     Each task runs once before anything is timed, for what only a first run does. Then come rounds,
     the first of which warms up: in each, every task runs for a block of seconds, one task after
     the other. A task that fails is out, and the others go on.
     """
-    turns = Turns()
+    timings = Timings()
     running = {name: _Contender(task) for name, task in tasks.items()}
     was_collecting = gc.isenabled()
     gc.disable()
     try:
-        _let_all(running, turns, _Contender.run)
-        _let_all(running, turns, lambda contender: contender.warm_up(effort.block_s))
-        while any(contender.has_to_go_on(effort) for contender in running.values()):
-            _let_all(running, turns, lambda contender: contender.take_turn(effort.block_s))
+        _let_all(running, timings, _Contender.run)
+        _let_all(running, timings, lambda contender: contender.warm_up(config.block_s))
+        while any(contender.has_to_go_on(config) for contender in running.values()):
+            _let_all(running, timings, lambda contender: contender.take_turn(config.block_s))
     finally:
         if was_collecting:
             gc.enable()
-    turns.blocks.update({name: contender.blocks for name, contender in running.items()})
-    return turns
+    timings.blocks.update({name: contender.blocks for name, contender in running.items()})
+    return timings
 
 
 def ratio(ours: Blocks, theirs: Blocks) -> float:
@@ -126,9 +126,9 @@ class _Contender:
         self.blocks.append(self._block(block_s))
         self._spent_s += time.perf_counter() - started
 
-    def has_to_go_on(self, effort: Effort) -> bool:
+    def has_to_go_on(self, config: BenchConfig) -> bool:
         """Whether too little has been measured yet."""
-        return len(self.blocks) < effort.rounds or self._spent_s < effort.measured_s
+        return len(self.blocks) < config.rounds or self._spent_s < config.measured_s
 
     def _block(self, seconds: float) -> list[float]:
         times_ms: list[float] = []
@@ -139,7 +139,7 @@ class _Contender:
 
 
 def _let_all(
-    running: dict[str, _Contender], turns: Turns, act: Callable[[_Contender], object]
+    running: dict[str, _Contender], timings: Timings, act: Callable[[_Contender], object]
 ) -> None:
     """Lets each contender act, one after the other; those that fail run no more."""
     for name, contender in list(running.items()):
@@ -147,7 +147,7 @@ def _let_all(
             act(contender)
         # torch and CUDA tell of used-up memory, and a compiler of its absence, by RuntimeError.
         except (SbtkError, RuntimeError, MemoryError) as problem:
-            turns.failed[name] = _reason(problem)
+            timings.failed[name] = _reason(problem)
             del running[name]
 
 
@@ -159,7 +159,7 @@ def _reason(problem: BaseException) -> str:
 
 
 Embeddings = NDArray[np.float32]
-#: Turns `(N, 224, 224, 3) uint8` of a kind into `(N, D)` embeddings, as `Engine.run` does.
+#: Timings `(N, 224, 224, 3) uint8` of a kind into `(N, D)` embeddings, as `Engine.run` does.
 Run = Callable[[Pixels, Kind], object]
 #: Answers one embedding `(D,) float32`.
 Search = Callable[[Embeddings], object]
@@ -167,10 +167,10 @@ Search = Callable[[Embeddings], object]
 
 @dataclass(frozen=True)
 class StageLatency:
-    """Latency of one stage for one picture at a time.
+    """Latency of one stage for one image at a time.
 
     `subject` is `sketch` (a query: decode, preprocess, engine, search) or `photo` (a photo being
-    indexed: decode, preprocess, engine); the stage `total` is their sum, picture by picture.
+    indexed: decode, preprocess, engine); the stage `total` is their sum, image by image.
     """
 
     subject: str
@@ -189,7 +189,7 @@ def measure_stages(
     *,
     samples: int = 200,
 ) -> list[StageLatency]:
-    """Returns the latency of every stage, over `samples` sketches and as many photos, by turns.
+    """Returns the latency of every stage, over `samples` sketches and as many photos, by timings.
 
     Args:
         sketches: image files, used in a circle.

@@ -26,7 +26,7 @@ from sbtk_runtime.evaluation.bench.floor import (
 )
 from sbtk_runtime.evaluation.bench.interleave import (
     USUAL,
-    Effort,
+    BenchConfig,
     Search,
     StageLatency,
     measure_stages,
@@ -39,11 +39,11 @@ from sbtk_runtime.preprocess import prepare
 
 Progress = Callable[[str], None]
 
-_PICTURES = 32
+_IMAGES = 32
 
 
 @dataclass(frozen=True)
-class Pictures:
+class BenchImages:
     """Image files to decode, and what they are, in words."""
 
     sketches: Sequence[bytes]
@@ -52,7 +52,7 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Beside:
+class Baselines:
     """What is measured beside the engines, from libraries that the runtime does without.
 
     Attributes:
@@ -66,7 +66,7 @@ class Beside:
     )
 
 
-ANY, NOTHING = Wanted(), Beside()
+ANY, NOTHING = Wanted(), Baselines()
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class LatencyReport:
         model_id: of the bundle.
         engine, precision: which the stages were measured with.
         threads: CPU threads of every contender.
-        pictures: what was decoded, in words.
+        images: what was decoded, in words.
         searched: what was searched, in words.
-        stages: latency of one picture at a time.
+        stages: latency of one image at a time.
         throughput: every contender at every batch.
         floors: the time of the multiplications alone, for each kind of numbers.
         quality: how mAP was measured; `None` if it was not.
@@ -90,7 +90,7 @@ class LatencyReport:
     engine: str
     precision: str
     threads: int
-    pictures: str
+    images: str
     searched: str
     stages: tuple[StageLatency, ...]
     throughput: tuple[Speed, ...]
@@ -110,27 +110,27 @@ class LatencyReport:
 
 def measure_latency(
     bundle: Bundle,
-    pictures: Pictures,
+    images: BenchImages,
     search: Search,
     searched: str,
     *,
     wanted: Wanted = ANY,
-    beside: Beside = NOTHING,
+    baselines: Baselines = NOTHING,
     labelled: LabelledSet | None = None,
-    effort: Effort = USUAL,
+    config: BenchConfig = USUAL,
     progress: Progress = lambda _: None,
 ) -> LatencyReport:
     """Returns the latency of each stage, and what each engine and precision gives and costs.
 
     Args:
         bundle: the model.
-        pictures: to decode and embed.
+        images: to decode and embed.
         search: answers an embedding, the last stage of a query.
         searched: what it searches, in words.
         wanted: which engines; the stages take the first, in its own default precision.
-        beside: what else is measured.
-        labelled: pictures of held-out seen classes to measure mAP on; `None` leaves it out.
-        effort: how long is measured.
+        baselines: what else is measured.
+        labelled: images of held-out seen classes to measure mAP on; `None` leaves it out.
+        config: how long is measured.
         progress: told what is measured next, and what takes long.
 
     Raises:
@@ -142,12 +142,12 @@ def measure_latency(
         info = default.info
         progress(f"measuring stages on {info.name} {info.precision}")
         stages = measure_stages(
-            pictures.sketches, pictures.photos, default.run, search, samples=effort.samples
+            images.sketches, images.photos, default.run, search, samples=config.samples
         )
     notes: list[str] = []
-    keys, speeds = _speeds(bundle, pictures, info, wanted, beside, effort, progress, notes)
+    keys, speeds = _speeds(bundle, images, info, wanted, baselines, config, progress, notes)
     memories: dict[str, Memory] = {}
-    if effort.with_memory:
+    if config.with_memory:
         memories = _memories(bundle, keys, info.threads, wanted.batches, progress, notes)
     quality = None
     if labelled is not None:
@@ -158,7 +158,7 @@ def measure_latency(
         engine=info.name,
         precision=info.precision,
         threads=info.threads,
-        pictures=pictures.named,
+        images=images.named,
         searched=searched,
         stages=tuple(stages),
         throughput=tuple(_completed(point, memories, quality) for point in speeds.points),
@@ -170,27 +170,27 @@ def measure_latency(
 
 def _speeds(
     bundle: Bundle,
-    pictures: Pictures,
+    images: BenchImages,
     info: EngineInfo,
     wanted: Wanted,
-    beside: Beside,
-    effort: Effort,
+    baselines: Baselines,
+    config: BenchConfig,
     progress: Progress,
     notes: list[str],
 ) -> tuple[list[EngineKey], Speeds]:
     """Returns the engines that were opened, and the speed of all contenders."""
-    pixels = [prepare(photo, "photo").pixels for photo in pictures.photos[:_PICTURES]]
+    pixels = [prepare(photo, "photo").pixels for photo in images.photos[:_IMAGES]]
     model_macs = _model_macs(bundle, notes)
     with contextlib.ExitStack() as stack:
         engines, left_out = open_contenders(stack, bundle, info, wanted, progress)
         devices = list(dict.fromkeys(contender.device for contender in engines))
         speeds = measure_speeds(
-            [*engines, *beside.contenders(info.threads, devices)],
+            [*engines, *baselines.contenders(info.threads, devices)],
             wanted.batches,
             np.stack(pixels),
-            products=_products(engines, info.threads, beside, effort, progress),
+            products=_products(engines, info.threads, baselines, config, progress),
             model_macs=model_macs,
-            effort=effort,
+            config=config,
             progress=progress,
         )
     notes += [*left_out, *speeds.notes]
@@ -210,8 +210,8 @@ def _model_macs(bundle: Bundle, notes: list[str]) -> int:
 def _products(
     engines: Sequence[Contender],
     threads: int,
-    beside: Beside,
-    effort: Effort,
+    baselines: Baselines,
+    config: BenchConfig,
     progress: Progress,
 ) -> list[Product]:
     """Returns the fastest product of each kind of numbers that some engine multiplies on a CPU."""
@@ -222,10 +222,10 @@ def _products(
             continue
         progress(f"looking for the fastest {kind} matrix product of this CPU")
         candidates = itertools.chain(
-            library_products(kind, effort.product_sizes, threads),
-            beside.products(kind, effort.product_sizes, threads),
+            library_products(kind, config.product_sizes, threads),
+            baselines.products(kind, config.product_sizes, threads),
         )
-        product = fastest_product(candidates, effort.block_s)
+        product = fastest_product(candidates, config.block_s)
         found += [product] if product else []
     return found
 
@@ -269,13 +269,13 @@ def _completed(point: Speed, memories: dict[str, Memory], quality: Quality | Non
         point,
         peak_memory_bytes=memory.peak_bytes.get(point.batch),
         device_memory_bytes=memory.device_bytes.get(point.batch),
-        map_all=quality.figures.get(point.name) if quality else None,
+        map_all=quality.metrics.get(point.name) if quality else None,
         map_difference=quality.difference(point.name) if quality else None,
     )
 
 
-#: The figure that is compared.
-FIGURE = "mAP@all"
+#: The metric that is compared.
+METRIC = "mAP@all"
 
 _REFERENCE_ENGINE = "onnxruntime"
 #: What stands for the model itself: the first of these that the bundle has.
@@ -298,23 +298,23 @@ class EngineKey:
 
 @dataclass(frozen=True)
 class Quality:
-    """mAP@all of each engine and precision on the same pictures.
+    """mAP@all of each engine and precision on the same images.
 
     Attributes:
         protocol: which classes, how many sketches and photos, and how they were ranked.
         reference: the engine and precision that differences are to; empty without any.
-        figures: engine and precision to mAP@all, the reference's too.
+        metrics: engine and precision to mAP@all, the reference's too.
     """
 
     protocol: str
     reference: str
-    figures: dict[str, float]
+    metrics: dict[str, float]
 
     def difference(self, name: str) -> float | None:
         """Returns how much more mAP@all an engine has than the reference."""
-        if name not in self.figures or self.reference not in self.figures:
+        if name not in self.metrics or self.reference not in self.metrics:
             return None
-        return self.figures[name] - self.figures[self.reference]
+        return self.metrics[name] - self.metrics[self.reference]
 
 
 def measure_quality(
@@ -326,24 +326,24 @@ def measure_quality(
 ) -> tuple[Quality, list[str]]:
     """Returns the mAP of each engine, and notes on what could not be measured or compared.
 
-    Each embeds all the pictures once. The reference is the FP32 file on a CPU, or the FP16 file
+    Each embeds all the images once. The reference is the FP32 file on a CPU, or the FP16 file
     of a bundle without; without either there are no differences.
     """
     reference, notes = _reference(bundle, threads)
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     protocol = ""
     for key in dict.fromkeys([*([reference] if reference else []), *engines]):
-        progress(f"measuring {FIGURE} of {key.name} on {images.of}")
+        progress(f"measuring {METRIC} of {key.name} on {images.of}")
         try:
             with _embedder(bundle, key.engine, key.precision, key.device, threads) as embedder:
                 report = measure_map(embedder, images.sketches, images.photos, of=images.of)
-        # A figure less is no reason to lose those that are there.
+        # A metric less is no reason to lose those that are there.
         except SbtkError as problem:
-            notes.append(f"{FIGURE} of {key.name} not measured: {problem.found}")
+            notes.append(f"{METRIC} of {key.name} not measured: {problem.found}")
             continue
-        figures[key.name] = report.figures[FIGURE]
+        metrics[key.name] = report.metrics[METRIC]
         protocol = report.protocol
-    return Quality(protocol, reference.name if reference else "", figures), notes
+    return Quality(protocol, reference.name if reference else "", metrics), notes
 
 
 def _reference(bundle: Bundle, threads: int) -> tuple[EngineKey | None, list[str]]:

@@ -1,4 +1,4 @@
-"""Retrieval quality of a model on labelled images, by a protocol that every figure carries."""
+"""Retrieval quality of a model on labelled images, by a protocol that every metric carries."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class MapReport:
         dim: length of an embedding, before it becomes a code.
         protocol: which classes, how many queries and photos, and how they were ranked, in words.
         rules: the same rules, each by its name.
-        figures: name, which carries the rule, to value in 0..1.
-        measures: the rule of each figure, in their order.
+        metrics: name, which carries the rule, to value in 0..1.
+        measures: the rule of each metric, in their order.
         class_map: plain AP by class, mean over its queries.
         queries, photos: how many asked, and how many were searched.
         embedded: how many images were embedded, those that ITQ learnt on, too.
@@ -65,7 +65,7 @@ class MapReport:
     dim: int
     protocol: str
     rules: Protocol
-    figures: dict[str, float]
+    metrics: dict[str, float]
     measures: tuple[Measure, ...]
     class_map: dict[str, float]
     queries: int
@@ -83,14 +83,15 @@ class MapReport:
 
     @property
     def definitions(self) -> dict[str, str]:
-        """What each figure means, in words."""
+        """What each metric means, in words."""
         return {measure.name: measure.definition for measure in self.measures}
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the report as a JSON object: `rules` of all figures, `figure_rules` of each."""
+        """Returns the report as a JSON object: `rules` of all metrics, `figure_rules` of each."""
         fields = asdict(self)
         del fields["measures"]
         return fields | {
+            "figures": fields.pop("metrics"),
             "images_per_s": self.images_per_s,
             "ranking": self.rules.ranking,
             "figure_rules": {measure.name: measure.to_json() for measure in self.measures},
@@ -98,11 +99,11 @@ class MapReport:
         }
 
     def log_line(self) -> str:
-        """Returns the run as a line of `unseen.log`: date, bundle, model hash, protocol, figure."""
+        """Returns the run as a line of `unseen.log`: date, bundle, model hash, protocol, metric."""
         date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        figure = f"mAP@all {self.figures['mAP@all']:.4f}"
+        metric = f"mAP@all {self.metrics['mAP@all']:.4f}"
         protocol = f"{self.protocol}; {self.engine} {self.precision}"
-        columns = (date, self.model_id, self.model_sha256, protocol, figure)
+        columns = (date, self.model_id, self.model_sha256, protocol, metric)
         return "\t".join(" ".join(column.split()) for column in columns)
 
 
@@ -148,7 +149,7 @@ def measure_map(
         precision_cuts=precision_cuts,
     )
     measures = usual_measures(ap_cuts, precision_cuts)
-    figures = retrieval.figures(measures)
+    metrics = retrieval.metrics(measures)
     info = embedder.engine.info
     return MapReport(
         model_id=embedder.bundle.manifest.model_id,
@@ -158,8 +159,8 @@ def measure_map(
         dim=embedder.dim,
         protocol=_in_words(of, rules, len(sides.queries.rows), len(sides.gallery.rows)),
         rules=rules,
-        figures=figures,
-        measures=tuple(measure for measure in measures if measure.name in figures),
+        metrics=metrics,
+        measures=tuple(measure for measure in measures if measure.name in metrics),
         class_map={
             photos.classes[label]: float(retrieval.ap_all[retrieval.labels == label].mean())
             for label in np.unique(retrieval.labels)
@@ -228,7 +229,7 @@ class LabelledSet:
         photos: to search, and to ask with where photos are the queries.
         of: the classes in words, such as "21 unseen classes of SK-YE".
         learnt_on: training sketches and photos, for a protocol that fits ITQ on them.
-        protocol: the rules that the images were chosen by, and that figures are to follow.
+        protocol: the rules that the images were chosen by, and that metrics are to follow.
         notices: sentences about what was left out when the files were found.
     """
 

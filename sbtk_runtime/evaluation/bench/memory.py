@@ -41,7 +41,7 @@ class MemoryRequest:
         bundle: folder of the model.
         engine, precision, threads: as for `open_engine`.
         device: `cpu`, or the GPU.
-        batches: numbers of pictures.
+        batches: numbers of images.
     """
 
     bundle: str

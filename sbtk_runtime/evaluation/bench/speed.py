@@ -12,11 +12,11 @@ from sbtk_runtime.evaluation.bench.engines import Contender, Role
 from sbtk_runtime.evaluation.bench.floor import Floor, Product, floor_of, times_floor
 from sbtk_runtime.evaluation.bench.interleave import (
     USUAL,
+    BenchConfig,
     Blocks,
-    Effort,
-    Turns,
-    measured_by_turns,
+    Timings,
     ratio,
+    run_interleaved,
 )
 from sbtk_runtime.evaluation.metrics import percentiles
 from sbtk_runtime.preprocess import Pixels
@@ -31,7 +31,7 @@ class Speed:
     Attributes:
         name: engine and precision.
         engine, precision, device, role: as in `Contender`.
-        batch: pictures per run.
+        batch: images per run.
         samples: runs that were timed.
         images_per_s: `batch` over the median run.
         p50_ms, p95_ms, p99_ms: of a whole run, from the host's memory and back to it.
@@ -84,18 +84,18 @@ def measure_speeds(
     *,
     products: Sequence[Product] = (),
     model_macs: int = 0,
-    effort: Effort = USUAL,
+    config: BenchConfig = USUAL,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Speeds:
-    """Returns the speed of each contender at each batch size, measured by turns.
+    """Returns the speed of each contender at each batch size, measured by timings.
 
     Args:
         contenders: what is measured; a batch that one cannot run becomes a note.
-        batches: numbers of pictures per run.
+        batches: numbers of images per run.
         pixels: `(N, 224, 224, 3) uint8` photos to embed, in a circle.
-        products: the fastest matrix product of each kind of numbers; they take turns, too.
-        model_macs: multiply-accumulates of the model for one picture.
-        effort: how long is measured.
+        products: the fastest matrix product of each kind of numbers; they take timings, too.
+        model_macs: multiply-accumulates of the model for one image.
+        config: how long is measured.
         progress: told what is measured next.
     """
     speeds = Speeds([], [], [])
@@ -106,17 +106,17 @@ def measure_speeds(
         )
         filled = np.ascontiguousarray(pixels[np.arange(batch) % len(pixels)])
         tasks = {contender.name: partial(contender.run, filled) for contender in contenders}
-        turns = measured_by_turns(tasks | {_task(p): p.run for p in products}, effort)
-        for name, reason in turns.failed.items():
+        timings = run_interleaved(tasks | {_task(p): p.run for p in products}, config)
+        for name, reason in timings.failed.items():
             speeds.notes.append(f"{name} at batch {batch} not measured: {reason}")
         for product in products:
-            product_blocks[product.kind] += turns.blocks.get(_task(product), [])
+            product_blocks[product.kind] += timings.blocks.get(_task(product), [])
         for contender in contenders:
-            if contender.name in turns.blocks:
-                figures = _compared(contender, contenders, batch, turns)
-                figures |= _to_floor(contender, batch, turns, products, model_macs)
-                figures |= _device_times(contender, filled)
-                speeds.points.append(_speed(contender, batch, turns, figures))
+            if contender.name in timings.blocks:
+                extras = _compared(contender, contenders, batch, timings)
+                extras |= _to_floor(contender, batch, timings, products, model_macs)
+                extras |= _device_times(contender, filled)
+                speeds.points.append(_speed(contender, batch, timings, extras))
     speeds.floors.extend(
         floor_of(product, product_blocks[product.kind], model_macs)
         for product in products
@@ -130,9 +130,9 @@ def _task(product: Product) -> str:
 
 
 def _speed(
-    contender: Contender, batch: int, turns: Turns, figures: Mapping[str, float | None]
+    contender: Contender, batch: int, timings: Timings, extras: Mapping[str, float | None]
 ) -> Speed:
-    runs_ms = [run_ms for block in turns.blocks[contender.name] for run_ms in block]
+    runs_ms = [run_ms for block in timings.blocks[contender.name] for run_ms in block]
     latency = percentiles(runs_ms)
     return Speed(
         name=contender.name,
@@ -146,40 +146,40 @@ def _speed(
         p50_ms=latency["p50_ms"],
         p95_ms=latency["p95_ms"],
         p99_ms=latency["p99_ms"],
-        times_eager=figures.get("times_eager"),
-        times_compiled=figures.get("times_compiled"),
-        times_floor=figures.get("times_floor"),
-        h2d_ms=figures.get("h2d_ms"),
-        compute_ms=figures.get("compute_ms"),
-        d2h_ms=figures.get("d2h_ms"),
+        times_eager=extras.get("times_eager"),
+        times_compiled=extras.get("times_compiled"),
+        times_floor=extras.get("times_floor"),
+        h2d_ms=extras.get("h2d_ms"),
+        compute_ms=extras.get("compute_ms"),
+        d2h_ms=extras.get("d2h_ms"),
     )
 
 
 def _compared(
-    contender: Contender, contenders: Sequence[Contender], batch: int, turns: Turns
+    contender: Contender, contenders: Sequence[Contender], batch: int, timings: Timings
 ) -> dict[str, float | None]:
     """Returns how many times as fast as torch on the same device it is."""
     found: dict[str, float | None] = {}
     for role in ("eager", "compiled"):
         peers = [c for c in contenders if c.role == role and c.device == contender.device]
         for peer in peers:
-            if peer.name in turns.blocks:
+            if peer.name in timings.blocks:
                 found[f"times_{role}"] = ratio(
-                    turns.blocks[contender.name], turns.blocks[peer.name]
+                    timings.blocks[contender.name], timings.blocks[peer.name]
                 )
     return found
 
 
 def _to_floor(
-    contender: Contender, batch: int, turns: Turns, products: Sequence[Product], model_macs: int
+    contender: Contender, batch: int, timings: Timings, products: Sequence[Product], model_macs: int
 ) -> dict[str, float | None]:
     """Returns how many times the floor an engine on the CPU takes."""
     if contender.role != "engine" or contender.device != "cpu" or not model_macs:
         return {}
     for product in products:
-        blocks = turns.blocks.get(_task(product))
+        blocks = timings.blocks.get(_task(product))
         if product.kind == contender.precision and blocks:
-            engine = turns.blocks[contender.name]
+            engine = timings.blocks[contender.name]
             return {"times_floor": times_floor(engine, batch, product, blocks, model_macs)}
     return {}
 

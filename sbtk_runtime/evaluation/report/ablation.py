@@ -11,19 +11,19 @@ from pathlib import Path
 
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.evaluation.report.comparison import SPLIT_TITLES
-from sbtk_runtime.evaluation.report.measured import MeasuredMap, best_figure
+from sbtk_runtime.evaluation.report.measured import MeasuredMap, best_metric
 from sbtk_runtime.evaluation.report.published import PublishedAblation, published
 from sbtk_runtime.evaluation.report.table import Cell, Column, ReportTable, Row
 from sbtk_runtime.files import printable_name, printable_text
 
-FIGURES = ("mAP@all", "mAP@200", "P@100", "P@200")
-#: The figure by which the rows' order is judged.
+METRICS = ("mAP@all", "mAP@200", "P@100", "P@200")
+#: The metric by which the rows' order is judged.
 JUDGED = "mAP@all"
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over several seeds: mean and sample standard deviation (`None` for one seed)."""
+    """A metric over several seeds: mean and sample standard deviation (`None` for one seed)."""
 
     mean: float
     deviation: float | None
@@ -39,19 +39,19 @@ def ablation_table(
     """Returns the published ablation on a split and, below it, the measured one.
 
     Args:
-        results: one figure of one training each; none gives the published rows alone.
+        results: one metric of one training each; none gives the published rows alone.
         runs: single measurements to show as well, without a spread.
         split: `SK-YE` or `TUB-SH`; the one that the results were measured on.
     """
     known = published().ablation
     labels = {row.name: row.label for row in known}
     blocks: dict[str, dict[str, _Spreads]] = {}
-    for (classes, row), figures in spread_over_seeds(results).items():
-        blocks.setdefault(classes, {})[row] = figures
+    for (classes, row), metrics in spread_over_seeds(results).items():
+        blocks.setdefault(classes, {})[row] = metrics
     lines = [
         Row(
             (row.label, "the paper", "-"),
-            tuple(Cell(row.figures[split][figure]) for figure in FIGURES),
+            tuple(Cell(row.metrics[split][metric]) for metric in METRICS),
         )
         for row in known
     ]
@@ -65,7 +65,7 @@ def ablation_table(
         name="table5",
         title=f"Ablation (the paper's Table 5) on {SPLIT_TITLES[split]}, percent",
         stubs=("Objectives", "Measured on", "Seeds"),
-        columns=tuple(Column(split, figure) for figure in FIGURES),
+        columns=tuple(Column(split, metric) for metric in METRICS),
         rows=tuple(lines),
         footnotes={},
         notes=(
@@ -86,9 +86,9 @@ def order_text(
     measured = {
         row.name: spread
         for row in known
-        if row.name in rows and (spread := _figure(rows[row.name], JUDGED))
+        if row.name in rows and (spread := _metric(rows[row.name], JUDGED))
     }
-    theirs = {row.name: row.figures[split][JUDGED] for row in known if row.name in measured}
+    theirs = {row.name: row.metrics[split][JUDGED] for row in known if row.name in measured}
     labels = {row.name: row.label for row in known}
     names = list(measured)
     pairs = [
@@ -111,9 +111,9 @@ def order_text(
     )
 
 
-def _figure(figures: _Spreads, base: str) -> Spread | None:
-    found = best_figure(figures, base)
-    return None if found is None else figures[found[0]]
+def _metric(metrics: _Spreads, base: str) -> Spread | None:
+    found = best_metric(metrics, base)
+    return None if found is None else metrics[found[0]]
 
 
 def _doubt(first: Spread, second: Spread) -> str:
@@ -130,11 +130,11 @@ def _place(name: str, known: Sequence[PublishedAblation]) -> int:
     return names.index(name) if name in names else len(names)
 
 
-def _measured_row(label: str, classes: str, figures: _Spreads) -> Row:
-    seeds = sorted({spread.seeds for spread in figures.values()})
+def _measured_row(label: str, classes: str, metrics: _Spreads) -> Row:
+    seeds = sorted({spread.seeds for spread in metrics.values()})
     cells = []
-    for base in FIGURES:
-        spread = _figure(figures, base)
+    for base in METRICS:
+        spread = _metric(metrics, base)
         if spread is None:
             cells.append(Cell())
             continue
@@ -145,13 +145,13 @@ def _measured_row(label: str, classes: str, figures: _Spreads) -> Row:
         (label, where, "-".join(map(str, seeds))),
         tuple(cells),
         is_measured=True,
-        remark=f"figures: {', '.join(figures)}",
+        remark=f"metrics: {', '.join(metrics)}",
     )
 
 
 def _single_row(run: MeasuredMap) -> Row:
-    found = [best_figure(run.figures, base) for base in FIGURES]
-    cells = [Cell() if one is None else Cell(100 * run.figures[one[0]]) for one in found]
+    found = [best_metric(run.metrics, base) for base in METRICS]
+    cells = [Cell() if one is None else Cell(100 * run.metrics[one[0]]) for one in found]
     return Row((run.name, run.of, "1"), tuple(cells), is_measured=True, remark=run.protocol)
 
 
@@ -162,7 +162,7 @@ def _warnings(
     names = sorted({name for rows in blocks.values() for row in rows.values() for name in row})
     if names:
         warnings.append(
-            f"measured figures are {', '.join(names)}; the paper's are taken to be VOC AP, mAP@200 "
+            f"measured metrics are {', '.join(names)}; the paper's are taken to be VOC AP, mAP@200 "
             "divided by min(200, R)"
         )
     warnings += [
@@ -191,20 +191,20 @@ REQUIRED = ("row", "seed", "figure", "value")
 
 @dataclass(frozen=True)
 class AblationResult:
-    """One figure of one training.
+    """One metric of one training.
 
     Attributes:
         row: which objectives were trained.
         seed: of the training.
         classes: `validation` or `unseen`; empty where the file does not say.
-        figure: its name, in the manner of `sbtk bench map`.
+        metric: its name, in the manner of `sbtk bench map`.
         value: share in 0..1.
     """
 
     row: str
     seed: str
     classes: str
-    figure: str
+    metric: str
     value: float
 
 
@@ -237,14 +237,14 @@ def read_ablation(path: Path) -> list[AblationResult]:
 def spread_over_seeds(
     results: Iterable[AblationResult],
 ) -> dict[tuple[str, str], dict[str, Spread]]:
-    """Returns the spread of each figure, by classes and row, both in the order of the file."""
+    """Returns the spread of each metric, by classes and row, both in the order of the file."""
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     for result in results:
-        figures = values.setdefault((result.classes, result.row), {})
-        figures.setdefault(result.figure, []).append(result.value)
+        metrics = values.setdefault((result.classes, result.row), {})
+        metrics.setdefault(result.metric, []).append(result.value)
     return {
-        key: {name: _spread(found) for name, found in figures.items()}
-        for key, figures in values.items()
+        key: {name: _spread(found) for name, found in metrics.items()}
+        for key, metrics in values.items()
     }
 
 
@@ -264,22 +264,22 @@ def _result(line: dict[str, str | None], where: str) -> AblationResult:
     columns = (*REQUIRED, "classes")
     words = {name: printable_text((line.get(name) or "").strip()) for name in columns}
     if empty := [name for name in REQUIRED if not words[name]]:
-        raise BadData(f"{where}: no {', '.join(empty)}", "a row, a seed, a figure and a value")
+        raise BadData(f"{where}: no {', '.join(empty)}", "a row, a seed, a metric and a value")
     return AblationResult(words["row"], words["seed"], words["classes"], words["figure"], value)
 
 
 def _without_repeats(results: list[AblationResult], shown: str) -> list[AblationResult]:
-    """Returns the results, or refuses those that give one figure of one training two values."""
+    """Returns the results, or refuses those that give one metric of one training two values."""
     known: dict[tuple[str, ...], float] = {}
     for result in results:
-        key = (result.row, result.seed, result.classes, result.figure)
+        key = (result.row, result.seed, result.classes, result.metric)
         if known.setdefault(key, result.value) != result.value:
             raise BadData(
-                f"{shown} has two values of {result.figure} for row {result.row!r}, seed "
+                f"{shown} has two values of {result.metric} for row {result.row!r}, seed "
                 f"{result.seed}, {result.classes or 'the same classes'}",
                 "one line for each",
             )
     return [
-        AblationResult(row, seed, classes, figure, value)
-        for (row, seed, classes, figure), value in known.items()
+        AblationResult(row, seed, classes, metric, value)
+        for (row, seed, classes, metric), value in known.items()
     ]

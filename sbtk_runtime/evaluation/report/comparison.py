@@ -1,4 +1,4 @@
-"""Measured figures beside the published ones: the SBTKNet paper's Tables 2, 3 and 4."""
+"""Measured metrics beside the published ones: the SBTKNet paper's Tables 2, 3 and 4."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sbtk_runtime.errors import BadData
-from sbtk_runtime.evaluation.report.measured import MeasuredMap, best_figure
+from sbtk_runtime.evaluation.report.measured import MeasuredMap, best_metric
 from sbtk_runtime.evaluation.report.published import Published, PublishedRow, published
 from sbtk_runtime.evaluation.report.table import Cell, Column, ReportTable, Row
 
@@ -37,7 +37,7 @@ class TableLayout:
     Attributes:
         title: what it compares.
         setting: which protocol its rows follow.
-        columns: split and figure of each column.
+        columns: split and metric of each column.
         later_columns: columns that only later work fills.
     """
 
@@ -115,7 +115,7 @@ def comparison(name: str, runs: Sequence[MeasuredMap], *, with_later: bool = Fal
         name=name,
         title=layout.title,
         stubs=("Method", "Dim.", "Source"),
-        columns=tuple(Column(SPLIT_TITLES[split], figure) for split, figure in columns),
+        columns=tuple(Column(SPLIT_TITLES[split], metric) for split, metric in columns),
         rows=tuple(lines),
         footnotes={mark: _footnote(mark, fitting) for mark in sorted(marks)},
         notes=(_TAGS,),
@@ -173,7 +173,7 @@ def _published_line(
     by_split = {row.split: row for row in group}
     return Row(
         stubs=(first.method, _dim_text(first.dim, first.binary), first.tag),
-        cells=tuple(_published_cell(by_split.get(split), figure) for split, figure in columns),
+        cells=tuple(_published_cell(by_split.get(split), metric) for split, metric in columns),
         remark=_joined(
             *(row.source for row in group),
             *(row.note for row in group),
@@ -182,12 +182,12 @@ def _published_line(
     )
 
 
-def _published_cell(row: PublishedRow | None, figure: str) -> Cell:
+def _published_cell(row: PublishedRow | None, metric: str) -> Cell:
     if row is None:
         return Cell()
-    percent, mark = row.figures.get(figure), ""
+    percent, mark = row.metrics.get(metric), ""
     if percent is None:
-        percent, mark = row.figures.get(f"{figure} (lenient)"), LENIENT
+        percent, mark = row.metrics.get(f"{metric} (lenient)"), LENIENT
     if percent is None:
         return Cell()
     if row.class_list != row.split:
@@ -201,7 +201,7 @@ def _measured_line(group: Sequence[MeasuredMap], columns: Sequence[tuple[str, st
     return Row(
         stubs=(first.name, _dim_text(first.bits or first.dim, first.bits is not None), "here"),
         cells=tuple(
-            _measured_cell(by_split.get(split), split, figure) for split, figure in columns
+            _measured_cell(by_split.get(split), split, metric) for split, metric in columns
         ),
         is_measured=True,
         remark=_joined(*(run.protocol for run in group)),
@@ -209,14 +209,14 @@ def _measured_line(group: Sequence[MeasuredMap], columns: Sequence[tuple[str, st
 
 
 def _measured_cell(run: MeasuredMap | None, split: str, base: str) -> Cell:
-    found = best_figure(run.figures, base) if run is not None else None
+    found = best_metric(run.metrics, base) if run is not None else None
     if run is None or found is None:
         return Cell()
-    name, figure = found
-    mark = LENIENT if figure.divisor == "lenient" else ""
+    name, metric = found
+    mark = LENIENT if metric.divisor == "lenient" else ""
     if run.split != split:
         mark += OTHER_LIST
-    return Cell(100 * run.figures[name], mark=mark)
+    return Cell(100 * run.metrics[name], mark=mark)
 
 
 def _dim_text(dim: int | None, is_binary: bool) -> str:
@@ -232,9 +232,9 @@ def _footnote(mark: str, runs: Sequence[MeasuredMap]) -> str:
         return "the source does not name its unseen classes; several lists go by the split's name"
     text = "mAP@200 divided by the hits within the first 200 (lenient), not by min(200, R)"
     ours = [
-        f"{run.name} {100 * run.figures['mAP@200 (lenient)']:.1f}"
+        f"{run.name} {100 * run.metrics['mAP@200 (lenient)']:.1f}"
         for run in runs
-        if "mAP@200 (lenient)" in run.figures and _column_split(run) == "SK-YE"
+        if "mAP@200 (lenient)" in run.metrics and _column_split(run) == "SK-YE"
     ]
     return f"{text}; by that rule: {', '.join(['SBTKNet 72.24 (its footnote a)', *ours])}"
 
@@ -278,15 +278,15 @@ def rule_warnings(
     Args:
         rows: the published rows that are shown.
         runs: the measurements that are shown.
-        columns: split and figure of each column.
+        columns: split and metric of each column.
         known: all that is known of published results.
     """
     warnings = []
-    figures = list(dict.fromkeys(figure for _, figure in columns if figure.startswith("mAP")))
+    metrics = list(dict.fromkeys(metric for _, metric in columns if metric.startswith("mAP")))
     for run in runs:
         # A run may be of another list by the same name, whose columns it shares.
-        shown = {figure for split, figure in columns if run.split.startswith(split)}
-        words = [word for base in figures if base in shown and (word := _rule_words(run, base))]
+        shown = {metric for split, metric in columns if run.split.startswith(split)}
+        words = [word for base in metrics if base in shown and (word := _rule_words(run, base))]
         if words:
             warnings.append(f"{run.name}: {'; '.join(words)}")
     rules = [(row.method, known.rules_of(row)) for row in rows]
@@ -294,8 +294,8 @@ def rule_warnings(
         "AP": [(method, _AP_WORDS.get(rule.ap or "")) for method, rule in rules],
         "mean": [(method, _MEAN_WORDS.get(rule.mean or "")) for method, rule in rules],
     }
-    if "mAP@200" in figures:
-        cut = [row for row in rows if any(name.startswith("mAP@200") for name in row.figures)]
+    if "mAP@200" in metrics:
+        cut = [row for row in rows if any(name.startswith("mAP@200") for name in row.metrics)]
         told["mAP@200 divisor"] = [(row.method, known.rules_of(row).divisor) for row in cut]
     if any(row.setting == "generalised" for row in rows):
         told["generalised setting"] = [(method, rule.generalised) for method, rule in rules]
@@ -338,7 +338,7 @@ def _duplicate_warnings(run: MeasuredMap, known: Published) -> list[str]:
 
 
 def _rule_words(run: MeasuredMap, base: str) -> str:
-    found = best_figure(run.figures, base)
+    found = best_metric(run.metrics, base)
     if found is None:
         return ""
     measure = found[1]

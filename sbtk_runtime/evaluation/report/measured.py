@@ -38,7 +38,7 @@ class MeasuredMap:
         is_sketch_query: whether sketches ask; otherwise photos do.
         has_duplicates: whether photos may occur twice; `None` where it is not said.
         queries, photos: how many were measured.
-        figures: name to share in 0..1.
+        metrics: name to share in 0..1.
         class_map: class to mean AP in 0..1.
         protocol: the whole rule in words.
     """
@@ -55,7 +55,7 @@ class MeasuredMap:
     has_duplicates: bool | None
     queries: int
     photos: int
-    figures: dict[str, float]
+    metrics: dict[str, float]
     class_map: dict[str, float]
     protocol: str
 
@@ -122,7 +122,7 @@ def _measurement(report: object, shown: str) -> MeasuredMap:
         has_duplicates=rules.get("keeps_duplicates"),
         queries=fields.count("queries"),
         photos=fields.count("photos"),
-        figures=fields.shares("figures"),
+        metrics=fields.shares("figures"),
         class_map=fields.shares("class_map", is_required=False),
         protocol=protocol,
     )
@@ -199,8 +199,8 @@ def base_name(measure: Measure) -> str:
     return measure.name.partition(" ")[0]
 
 
-def best_figure(names: Iterable[str], base: str) -> tuple[str, Measure] | None:
-    """Returns the figure `base`, such as `mAP@200`, by the rules nearest to SAKE's and SBTKNet's.
+def best_metric(names: Iterable[str], base: str) -> tuple[str, Measure] | None:
+    """Returns the metric `base`, such as `mAP@200`, by the rules nearest to SAKE's and SBTKNet's.
 
     Those are the mean over queries, the strict divisor and VOC's envelope, in this order of
     importance.

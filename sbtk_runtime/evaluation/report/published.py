@@ -1,7 +1,7 @@
-"""Published results, to lay measured ones beside: who reported what, by which rule, read where.
+"""Published results, to lay measured ones baselines: who reported what, by which rule, read where.
 
-The figures are in `published.json`, in percent. The SBTKNet paper's Tables 2 to 5 are all there;
-so is later work, as far as its figures could be read.
+The metrics are in `published.json`, in percent. The SBTKNet paper's Tables 2 to 5 are all there;
+so is later work, as far as its metrics could be read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class PublishedRules:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One method's figures on one test set.
+    """One method's metrics on one test set.
 
     Attributes:
         method: as its authors call it.
@@ -48,9 +48,9 @@ class PublishedRow:
         setting: `zero-shot`, or `generalised`: with seen classes in the gallery.
         split: the column that the paper prints it in.
         class_list: the unseen classes that were really used; empty where they are not named.
-        figures: name to percent; a name in the manner of `sbtk bench map` where the rule is odd.
+        metrics: name to percent; a name in the manner of `sbtk bench map` where the rule is odd.
         rules: the name of its `PublishedRules`.
-        source: where the figures were read.
+        source: where the metrics were read.
         tag: `P` printed in the SBTKNet paper, `V` read where its authors or the named file give
             it, `S` a secondary source.
         later: whether the work is later than the SBTKNet paper.
@@ -64,7 +64,7 @@ class PublishedRow:
     setting: Literal["zero-shot", "generalised"]
     split: str
     class_list: str
-    figures: dict[str, float]
+    metrics: dict[str, float]
     rules: str
     source: str
     tag: Literal["P", "V", "S"]
@@ -97,12 +97,12 @@ class PublishedAblation:
     Attributes:
         name: of the row, as `sbtk train --ablation` calls it.
         label: the objectives that it adds to the triplet loss.
-        figures: split to figure to percent.
+        metrics: split to metric to percent.
     """
 
     name: str
     label: str
-    figures: dict[str, dict[str, float]]
+    metrics: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def ranked_sheet(panels: Sequence[Panel], cell_px: int = CELL_PX) -> Image.Image
 
     Args:
         panels: each with at least one query and one hit.
-        cell_px: width and height of a picture, with its frame.
+        cell_px: width and height of a image, with its frame.
     """
     widths = [_panel_width(panel, cell_px) for panel in panels]
     rows = max(len(panel.queries) for panel in panels)

@@ -11,18 +11,18 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Column:
-    """One figure on one test set; columns of the same `group` stand together."""
+    """One metric on one test set; columns of the same `group` stand together."""
 
     group: str
-    figure: str
+    metric: str
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure in percent, or nothing.
+    """A metric in percent, or nothing.
 
     Attributes:
-        percent: the figure; `None` where there is none.
+        percent: the metric; `None` where there is none.
         spread: standard deviation over seeds, in percent points.
         mark: letters of the footnotes that belong to it.
     """
@@ -37,7 +37,7 @@ class Row:
     """One line of the table.
 
     Attributes:
-        stubs: what stands before the figures, one for each of the table's `stubs`.
+        stubs: what stands before the metrics, one for each of the table's `stubs`.
         cells: one for each column.
         is_measured: whether it was measured here, and not published by somebody.
         remark: what has to be known about the row.
@@ -56,8 +56,8 @@ class ReportTable:
     Attributes:
         name: such as `table2`.
         title: what it compares.
-        stubs: heads of the columns before the figures.
-        columns: the figures.
+        stubs: heads of the columns before the metrics.
+        columns: the metrics.
         rows: in the order in which they are shown.
         footnotes: letter to text.
         notes: sentences about how to read it.
@@ -75,7 +75,7 @@ class ReportTable:
 
 
 def percent_text(cell: Cell) -> str:
-    """Returns a figure as papers print it: 50.2 or 55.25; with a spread, 50.2 ± 0.4."""
+    """Returns a metric as papers print it: 50.2 or 55.25; with a spread, 50.2 ± 0.4."""
     if cell.percent is None:
         return "-"
     if cell.spread is not None:
@@ -112,15 +112,15 @@ def table_text(table: ReportTable, form: Format) -> str:
 
 def markdown_table(table: ReportTable) -> str:
     """Returns a Markdown table under its title, with footnotes and warnings below it."""
-    heads = [*table.stubs, *(f"{column.group} {column.figure}" for column in table.columns)]
+    heads = [*table.stubs, *(f"{column.group} {column.metric}" for column in table.columns)]
     lines = [f"**{_plain(table.title)}**", "", _markdown_row(heads)]
     lines.append(_markdown_row(["---"] * len(table.stubs) + ["---:"] * len(table.columns)))
     for row in table.rows:
         stubs = [_plain(stub) for stub in row.stubs]
         if row.is_measured:
             stubs[0] = f"**{stubs[0]}**"
-        figures = [percent_text(cell) + _superscript(cell.mark) for cell in row.cells]
-        lines.append(_markdown_row([*stubs, *figures]))
+        metrics = [percent_text(cell) + _superscript(cell.mark) for cell in row.cells]
+        lines.append(_markdown_row([*stubs, *metrics]))
     lines.append("")
     lines += [f"- {_superscript(mark)} {_plain(text)}" for mark, text in table.footnotes.items()]
     lines += [f"- {_plain(note)}" for note in table.notes]
@@ -129,14 +129,14 @@ def markdown_table(table: ReportTable) -> str:
 
 
 def csv_table(table: ReportTable) -> str:
-    """Returns one CSV row for each row, figures in percent, empty where there are none.
+    """Returns one CSV row for each row, metrics in percent, empty where there are none.
 
-    A figure's footnotes and the row's remark stand in the last column; the table's warnings do
+    A metric's footnotes and the row's remark stand in the last column; the table's warnings do
     not fit, and are the caller's to tell.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    names = [f"{column.group} {column.figure}" for column in table.columns]
+    names = [f"{column.group} {column.metric}" for column in table.columns]
     has_spread = any(cell.spread is not None for row in table.rows for cell in row.cells)
     spreads = [f"{name} spread" for name in names] if has_spread else []
     stubs = [stub.lower().rstrip(".") for stub in table.stubs]
@@ -161,7 +161,7 @@ def latex_table(table: ReportTable) -> str:
     stubs = len(table.stubs)
     groups = [(name, len(list(part))) for name, part in groupby(c.group for c in table.columns)]
     spans = [rf"\multicolumn{{{count}}}{{c}}{{{_latex(name)}}}" for name, count in groups]
-    heads = [_latex(head) for head in (*table.stubs, *(c.figure for c in table.columns))]
+    heads = [_latex(head) for head in (*table.stubs, *(c.metric for c in table.columns))]
     lines = [
         r"\begin{table}",
         rf"\caption{{{_latex(table.title)}}}",

@@ -18,11 +18,11 @@ from sbtk_runtime.binary_codes import fit_itq
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.evaluation import metrics
 from sbtk_runtime.evaluation.metrics import (
-    Places,
+    RelevantRanks,
     average_precision,
-    places,
-    places_in,
     precision_at,
+    rank_listed,
+    rank_relevant,
 )
 from sbtk_runtime.evaluation.protocol import DIVISORS, Distance, Divisor, Measure, Ties
 from tests.retrieval_loops import (
@@ -101,7 +101,7 @@ def test_unanswerable_queries_are_counted_and_left_out_of_the_means() -> None:
     assert result.unanswerable == 2
     assert result.labels.tolist() == [0, 1, 0, 1]
     assert result.summary() == alone.summary()
-    assert not any(math.isnan(figure) for figure in result.summary().values())
+    assert not any(math.isnan(metric) for metric in result.summary().values())
 
 
 def test_only_unanswerable_queries_are_an_error() -> None:
@@ -308,8 +308,7 @@ def test_recall_by_score_forgives_ties_and_nothing_else() -> None:
 
 
 def test_percentiles_of_known_latencies() -> None:
-    figures = metrics.percentiles(list(range(101)))
-    assert figures == {"p50_ms": 50.0, "p95_ms": 95.0, "p99_ms": 99.0}
+    assert metrics.percentiles(list(range(101))) == {"p50_ms": 50.0, "p95_ms": 95.0, "p99_ms": 99.0}
 
 
 rankings = arrays(np.bool_, st.integers(1, 40))
@@ -320,13 +319,13 @@ tied_lists = st.lists(
 )
 
 
-def _ranking(*relevant: int) -> Places:
-    return places_in(np.array(relevant, dtype=np.bool_))
+def _ranking(*relevant: int) -> RelevantRanks:
+    return rank_listed(np.array(relevant, dtype=np.bool_))
 
 
-def _tied(scores: list[int], relevant: list[bool], ties: Ties = "expected") -> Places:
+def _tied(scores: list[int], relevant: list[bool], ties: Ties = "expected") -> RelevantRanks:
     row = np.array([scores], dtype=np.float32)
-    return places(row, np.flatnonzero(relevant).astype(np.int64), ties)
+    return rank_relevant(row, np.flatnonzero(relevant).astype(np.int64), ties)
 
 
 def test_plain_ap_of_a_case_worked_by_hand() -> None:
@@ -369,7 +368,7 @@ def test_expected_values_of_a_case_worked_by_hand() -> None:
 @given(rankings)
 @settings(max_examples=200, deadline=None)
 def test_plain_and_voc_ap_equal_straightforward_loops(relevant: NDArray[np.bool_]) -> None:
-    found = places_in(relevant)
+    found = rank_listed(relevant)
     np.testing.assert_allclose(average_precision(found), [loop_ap(list(relevant))])
     np.testing.assert_allclose(average_precision(found, is_voc=True), [loop_ap_voc(list(relevant))])
 
@@ -379,7 +378,7 @@ def test_plain_and_voc_ap_equal_straightforward_loops(relevant: NDArray[np.bool_
 def test_figures_at_k_equal_straightforward_loops(
     relevant: NDArray[np.bool_], k: int, divisor: Divisor
 ) -> None:
-    found, listed = places_in(relevant), list(relevant)
+    found, listed = rank_listed(relevant), list(relevant)
     np.testing.assert_allclose(
         average_precision(found, k, divisor), [loop_ap_at(listed, k, divisor)], atol=1e-12
     )
@@ -424,7 +423,7 @@ def test_ties_by_index_stand_in_the_order_of_the_gallery(photos: list[tuple[int,
     order = sorted(range(len(scores)), key=lambda row: (-scores[row], row))
     ranks = [rank for rank, row in enumerate(order) if relevant[row]]
     as_floats = _tied(scores, relevant, "index")
-    as_whole = places(
+    as_whole = rank_relevant(
         np.array([scores], dtype=np.int16), np.flatnonzero(relevant).astype(np.int64), "index"
     )
     for found in (as_floats, as_whole):
@@ -440,7 +439,7 @@ def test_floats_are_ordered_as_they_are_sorted_whatever_their_sign_and_size() ->
     scores[:, ::7] = 0
     scores[:, ::11] = -0.0
     relevant = np.flatnonzero(random.random(300) < 0.5)
-    found = places(scores, relevant, "index")
+    found = rank_relevant(scores, relevant, "index")
     for row, above in zip(scores, found.above, strict=True):
         order = np.argsort(-row, kind="stable")
         assert above.tolist() == np.flatnonzero(np.isin(order, relevant)).tolist()
@@ -454,7 +453,7 @@ def test_expected_values_of_large_groups_equal_a_mean_over_many_random_orders() 
     drawn: dict[str, list[float]] = {"all": [], "lenient": [], "strict": [], "P": []}
     for _ in range(1500):
         order = np.lexsort((random.random(400), -scores))
-        ranking = places_in(relevant[order])
+        ranking = rank_listed(relevant[order])
         drawn["all"].append(float(average_precision(ranking)[0]))
         drawn["lenient"].append(float(average_precision(ranking, 50, "lenient")[0]))
         drawn["strict"].append(float(average_precision(ranking, 50, "strict")[0]))
@@ -474,7 +473,7 @@ def test_expected_values_of_large_groups_equal_a_mean_over_many_random_orders() 
 def test_the_closed_form_is_good_to_nine_digits_far_down_a_long_list() -> None:
     # Two relevant among three of equal score, below fifty thousand photos.
     above = 50_000
-    found = Places(np.array([[above, above]]), np.array([[3, 3]]))
+    found = RelevantRanks(np.array([[above, above]]), np.array([[3, 3]]))
     orders = [(1, 2), (1, 3), (2, 3)]
     by_hand = [(1 / (above + first) + 2 / (above + second)) / 2 for first, second in orders]
     assert average_precision(found) == pytest.approx([sum(by_hand) / 3], abs=1e-9)
@@ -493,7 +492,7 @@ def test_plain_ap_equals_scikit_learn(relevant: NDArray[np.bool_]) -> None:
     if relevant.any():
         scores = np.arange(len(relevant), 0, -1, dtype=np.float64)
         expected = [average_precision_score(relevant, scores)]
-        np.testing.assert_allclose(average_precision(places_in(relevant)), expected)
+        np.testing.assert_allclose(average_precision(rank_listed(relevant)), expected)
 
 
 @given(rankings, st.integers(1, 50))
@@ -508,7 +507,7 @@ def test_ap_and_precision_equal_torchmetrics(relevant: NDArray[np.bool_], k: int
     k = min(k, len(relevant))
     scores = torch.arange(len(relevant), 0, -1, dtype=torch.float64)
     target = torch.from_numpy(relevant.copy())
-    found = places_in(relevant)
+    found = rank_listed(relevant)
     if relevant.any():
         whole = float(retrieval_average_precision(scores, target))
         assert average_precision(found)[0] == pytest.approx(whole, abs=1e-6)
@@ -524,7 +523,7 @@ def test_ap_and_precision_equal_torchmetrics(relevant: NDArray[np.bool_], k: int
 def test_the_rules_are_ordered_and_agree_when_nothing_is_cut(
     relevant: NDArray[np.bool_], k: int
 ) -> None:
-    found = places_in(relevant)
+    found = rank_listed(relevant)
     if not relevant.any():
         return
     plain, voc = average_precision(found), average_precision(found, is_voc=True)

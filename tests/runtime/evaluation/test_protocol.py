@@ -230,13 +230,13 @@ def test_itq_that_was_not_given_is_asked_for(
 
 def test_the_released_rotation_makes_other_codes() -> None:
     queries, gallery = _sides()
-    figures = [
+    metrics = [
         evaluate_by(
             Protocol(distance="hamming", codes=CodeRule(8, "queries", rotation)), queries, gallery
         )[0].summary()["mAP@all"]
         for rotation in ("procrustes", "released")
     ]
-    assert figures[0] != figures[1]
+    assert metrics[0] != metrics[1]
 
 
 def test_python_has_the_protocols_from_the_package_itself() -> None:
@@ -250,6 +250,6 @@ def test_python_has_the_protocols_from_the_package_itself() -> None:
         ap_cuts=(50,),
     )
     measure = sbtk_runtime.Measure("AP", 50, "lenient", mean="class")
-    figure = retrieval.figures([measure])["mAP@50 (lenient, class mean)"]
-    assert 0 < figure < 1
+    metric = retrieval.metrics([measure])["mAP@50 (lenient, class mean)"]
+    assert 0 < metric < 1
     assert rules.codes == CodeRule(8, "queries", fitted_rows=40)

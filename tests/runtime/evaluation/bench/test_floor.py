@@ -128,7 +128,7 @@ def test_the_floor_follows_from_the_products_runs() -> None:
     floor = floor_of(product, blocks, model_macs=4_000_000_000)
     assert floor.gmac_per_s == pytest.approx(500)
     assert floor.ms == pytest.approx(8.0)
-    # 24 ms for a batch of 2 are 12 ms a picture: 1.5 times 8 ms.
+    # 24 ms for a batch of 2 are 12 ms a image: 1.5 times 8 ms.
     assert times_floor([[24.0], [24.0]], 2, product, blocks, 4_000_000_000) == pytest.approx(1.5)
 
 

@@ -1,4 +1,4 @@
-"""Contenders take turns, warm up, and drop out alone; what is asserted is never a duration."""
+"""Contenders take timings, warm up, and drop out alone; what is asserted is never a duration."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import time
 import pytest
 
 from sbtk_runtime.errors import EngineUnavailable
-from sbtk_runtime.evaluation.bench.interleave import Effort, Task, measured_by_turns, ratio
+from sbtk_runtime.evaluation.bench.interleave import BenchConfig, Task, ratio, run_interleaved
 
-QUICK = Effort(block_s=0.002, measured_s=0.0, rounds=3)
+QUICK = BenchConfig(block_s=0.002, measured_s=0.0, rounds=3)
 
 
 def counted(name: str, order: list[str], seconds: float = 0.001) -> Task:
@@ -26,29 +26,29 @@ def counted(name: str, order: list[str], seconds: float = 0.001) -> Task:
 
 def test_contenders_take_turns_after_a_first_run_and_a_block_that_warms_up() -> None:
     order: list[str] = []
-    turns = measured_by_turns({name: counted(name, order) for name in ("a", "b")}, QUICK)
+    timings = run_interleaved({name: counted(name, order) for name in ("a", "b")}, QUICK)
     changes = [name for name, _ in itertools.groupby(order)]
     assert changes == ["a", "b"] * 5
     assert order[:2] == ["a", "b"]
-    assert {name: len(blocks) for name, blocks in turns.blocks.items()} == {"a": 3, "b": 3}
-    timed = sum(len(block) for blocks in turns.blocks.values() for block in blocks)
+    assert {name: len(blocks) for name, blocks in timings.blocks.items()} == {"a": 3, "b": 3}
+    timed = sum(len(block) for blocks in timings.blocks.values() for block in blocks)
     # The first runs, those of the warm-up, and one to wake up before each block are not timed.
     assert 6 <= timed <= len(order) - 2 - 2 - 6
-    assert turns.failed == {}
+    assert timings.failed == {}
 
 
 def test_it_goes_on_until_each_contender_was_measured_long_enough() -> None:
     order: list[str] = []
-    effort = Effort(block_s=0.001, measured_s=0.02, rounds=1)
-    turns = measured_by_turns({name: counted(name, order) for name in ("a", "b")}, effort)
-    for blocks in turns.blocks.values():
+    config = BenchConfig(block_s=0.001, measured_s=0.02, rounds=1)
+    timings = run_interleaved({name: counted(name, order) for name in ("a", "b")}, config)
+    for blocks in timings.blocks.values():
         assert sum(ms for block in blocks for ms in block) > 10
 
 
 def test_a_long_run_warms_up_for_itself() -> None:
     order: list[str] = []
-    measured_by_turns(
-        {"slow": counted("slow", order, 0.26)}, Effort(block_s=0.001, rounds=1, measured_s=0)
+    run_interleaved(
+        {"slow": counted("slow", order, 0.26)}, BenchConfig(block_s=0.001, rounds=1, measured_s=0)
     )
     assert len(order) == 2
 
@@ -71,24 +71,24 @@ def test_who_fails_is_out_and_the_others_go_on(
         if next(runs) == failing_run:
             raise problem
 
-    effort = Effort(block_s=0.0, measured_s=0.0, rounds=3)
-    turns = measured_by_turns({"bad": failing, "good": lambda: None}, effort)
-    assert turns.failed == {"bad": reason}
-    assert list(turns.blocks) == ["good"]
-    assert len(turns.blocks["good"]) == 3
+    config = BenchConfig(block_s=0.0, measured_s=0.0, rounds=3)
+    timings = run_interleaved({"bad": failing, "good": lambda: None}, config)
+    assert timings.failed == {"bad": reason}
+    assert list(timings.blocks) == ["good"]
+    assert len(timings.blocks["good"]) == 3
 
 
 def test_nobody_left_is_no_endless_loop() -> None:
     def failing() -> None:
         raise RuntimeError("no")
 
-    assert measured_by_turns({"bad": failing}, QUICK).blocks == {}
-    assert measured_by_turns({}, QUICK).blocks == {}
+    assert run_interleaved({"bad": failing}, QUICK).blocks == {}
+    assert run_interleaved({}, QUICK).blocks == {}
 
 
 def test_a_mistake_in_the_program_is_not_taken_for_a_slow_engine() -> None:
     with pytest.raises(ZeroDivisionError):
-        measured_by_turns({"bad": lambda: 1 / 0}, QUICK)
+        run_interleaved({"bad": lambda: 1 / 0}, QUICK)
     assert gc.isenabled()
 
 

@@ -17,7 +17,7 @@ from sbtk_runtime.errors import BadModel, EngineUnavailable
 from sbtk_runtime.evaluation.bench.engines import ALL, Contender, TimedEngine, Wanted, contender_of
 from sbtk_runtime.evaluation.bench.floor import Product, ProductKind
 from sbtk_runtime.evaluation.bench.interleave import QUICK, measure_stages
-from sbtk_runtime.evaluation.bench.latency import Beside, Pictures, measure_latency
+from sbtk_runtime.evaluation.bench.latency import Baselines, BenchImages, measure_latency
 from sbtk_runtime.evaluation.bench.map import LabelledImages, LabelledSet
 from sbtk_runtime.evaluation.bench.speed import Speed, measure_speeds
 from sbtk_runtime.generated_inputs import generated_sketches
@@ -30,9 +30,9 @@ EFFORT = replace(QUICK, samples=3, rounds=2, product_sizes=(64,), with_memory=Fa
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Pictures:
+def images(tmp_path: Path) -> BenchImages:
     photos = [path.read_bytes() for path in write_photos(tmp_path / "photos", 3)]
-    return Pictures(generated_sketches(2), photos, "tiny pictures")
+    return BenchImages(generated_sketches(2), photos, "tiny images")
 
 
 @pytest.fixture
@@ -40,16 +40,16 @@ def bundle(tmp_path: Path) -> Bundle:
     return Bundle.open(tiny_bundle(tmp_path / "bundle"))
 
 
-def test_every_stage_precision_and_batch_is_measured(bundle: Bundle, pictures: Pictures) -> None:
+def test_every_stage_precision_and_batch_is_measured(bundle: Bundle, images: BenchImages) -> None:
     asked: list[int] = []
     report = measure_latency(
         bundle,
-        pictures,
+        images,
         lambda row: asked.append(len(row)),
         "nothing",
         wanted=Wanted("onnxruntime", threads=1, batches=(1, 3)),
-        beside=Beside(torch_like),
-        effort=replace(EFFORT, with_memory=True),
+        baselines=Baselines(torch_like),
+        config=replace(EFFORT, with_memory=True),
     )
     stages = [(stage.subject, stage.stage) for stage in report.stages]
     assert stages == [
@@ -84,10 +84,10 @@ def test_every_stage_precision_and_batch_is_measured(bundle: Bundle, pictures: P
 
 
 def test_the_floor_is_that_of_the_models_own_multiplications(
-    bundle: Bundle, pictures: Pictures
+    bundle: Bundle, images: BenchImages
 ) -> None:
     report = measure_latency(
-        bundle, pictures, len, "nothing", wanted=Wanted(threads=1, batches=(2,)), effort=EFFORT
+        bundle, images, len, "nothing", wanted=Wanted(threads=1, batches=(2,)), config=EFFORT
     )
     floors = {floor.kind: floor for floor in report.floors}
     assert set(floors) == {"int8", "fp32"}
@@ -99,29 +99,29 @@ def test_the_floor_is_that_of_the_models_own_multiplications(
 
 
 def test_a_quicker_product_from_elsewhere_sets_the_floor(
-    bundle: Bundle, pictures: Pictures
+    bundle: Bundle, images: BenchImages
 ) -> None:
     def products(kind: ProductKind, sizes: Sequence[int], threads: int) -> Iterator[Product]:
         yield Product(f"magic on {threads}", kind, 10**6, lambda: None)
 
     report = measure_latency(
         bundle,
-        pictures,
+        images,
         len,
         "nothing",
         wanted=Wanted(precision="int8", threads=1, batches=(1,)),
-        beside=Beside(products=products),
-        effort=EFFORT,
+        baselines=Baselines(products=products),
+        config=EFFORT,
     )
     assert [(floor.kind, floor.library) for floor in report.floors] == [("int8", "magic on 1")]
 
 
 def test_all_are_the_engines_that_work_and_the_others_are_noted(
-    bundle: Bundle, pictures: Pictures
+    bundle: Bundle, images: BenchImages
 ) -> None:
     works = {report.name: report.works for report in probe_engines()}
     report = measure_latency(
-        bundle, pictures, len, "nothing", wanted=Wanted(ALL, batches=(1,)), effort=EFFORT
+        bundle, images, len, "nothing", wanted=Wanted(ALL, batches=(1,)), config=EFFORT
     )
     working = [name for name in ENGINE_NAMES if works[name]]
     assert len(working) >= 2
@@ -131,9 +131,9 @@ def test_all_are_the_engines_that_work_and_the_others_are_noted(
         assert works[name] != any(note.startswith(f"{name} left out") for note in report.notes)
 
 
-def test_auto_measures_the_first_that_works_alone(bundle: Bundle, pictures: Pictures) -> None:
+def test_auto_measures_the_first_that_works_alone(bundle: Bundle, images: BenchImages) -> None:
     report = measure_latency(
-        bundle, pictures, len, "nothing", wanted=Wanted(batches=(1,)), effort=EFFORT
+        bundle, images, len, "nothing", wanted=Wanted(batches=(1,)), config=EFFORT
     )
     first = next(found.name for found in probe_engines() if found.works)
     assert {point.engine for point in report.throughput} == {first}
@@ -141,22 +141,22 @@ def test_auto_measures_the_first_that_works_alone(bundle: Bundle, pictures: Pict
     assert [point.times_eager for point in report.throughput] == [None, None]
 
 
-def test_map_stands_beside_each_speed(bundle: Bundle, pictures: Pictures, tmp_path: Path) -> None:
-    images = read_dataset(write_dataset(tmp_path / "data"))
+def test_map_stands_beside_each_speed(bundle: Bundle, images: BenchImages, tmp_path: Path) -> None:
+    data = read_dataset(write_dataset(tmp_path / "data"))
     labelled = LabelledSet(
-        LabelledImages(images.sketch_files, images.sketch_labels.tolist(), images.classes),
-        LabelledImages(images.photos, images.photo_labels.tolist(), images.classes),
+        LabelledImages(data.sketch_files, data.sketch_labels.tolist(), data.classes),
+        LabelledImages(data.photos, data.photo_labels.tolist(), data.classes),
         "6 classes",
     )
     report = measure_latency(
         bundle,
-        pictures,
+        images,
         len,
         "nothing",
         wanted=Wanted("openvino", threads=1, batches=(1, 2)),
-        beside=Beside(torch_like),
+        baselines=Baselines(torch_like),
         labelled=labelled,
-        effort=EFFORT,
+        config=EFFORT,
     )
     assert report.quality is not None
     assert report.quality.reference == "onnxruntime fp32"
@@ -168,9 +168,9 @@ def test_map_stands_beside_each_speed(bundle: Bundle, pictures: Pictures, tmp_pa
         assert point.map_difference == (pytest.approx(0, abs=0.01) if is_engine else None)
 
 
-def test_a_precision_that_is_not_there_is_named(bundle: Bundle, pictures: Pictures) -> None:
+def test_a_precision_that_is_not_there_is_named(bundle: Bundle, images: BenchImages) -> None:
     with pytest.raises(BadModel, match="fp16"):
-        measure_latency(bundle, pictures, len, "nothing", wanted=Wanted(precision="fp16"))
+        measure_latency(bundle, images, len, "nothing", wanted=Wanted(precision="fp16"))
 
 
 def test_who_cannot_run_a_batch_is_noted_and_measured_at_the_others() -> None:
@@ -181,7 +181,7 @@ def test_who_cannot_run_a_batch_is_noted_and_measured_at_the_others() -> None:
 
     limited = Contender("limited", "int8", "cpu", run)
     peer = Contender("peer", "fp32", "cpu", lambda pixels: pixels, "eager")
-    speeds = measure_speeds([limited, peer], (1, 4, 2), noise(3), effort=QUICK)
+    speeds = measure_speeds([limited, peer], (1, 4, 2), noise(3), config=QUICK)
     measured = [(point.engine, point.batch) for point in speeds.points]
     assert measured == [("limited", 1), ("peer", 1), ("peer", 4), ("limited", 2), ("peer", 2)]
     assert speeds.notes == ["limited int8 at batch 4 not measured: it is too much"]
@@ -191,7 +191,7 @@ def test_batches_have_the_asked_size_and_pictures_come_in_a_circle() -> None:
     seen: list[Pixels] = []
     peer = Contender("peer", "fp32", "cpu", seen.append)
     pixels = noise(2)
-    measure_speeds([peer], (1, 5), pixels, effort=QUICK)
+    measure_speeds([peer], (1, 5), pixels, config=QUICK)
     assert {len(batch) for batch in seen} == {1, 5}
     assert np.array_equal(seen[-1], pixels[[0, 1, 0, 1, 0]])
 
@@ -204,7 +204,7 @@ def test_only_contenders_on_one_device_are_compared() -> None:
     ]
     product = Product("lib", "int8", 10, lambda: None)
     speeds = measure_speeds(
-        contenders, (1,), noise(1), products=[product], model_macs=1000, effort=QUICK
+        contenders, (1,), noise(1), products=[product], model_macs=1000, config=QUICK
     )
     points = {point.engine: point for point in speeds.points}
     assert points["gpu engine"].times_eager is not None
@@ -270,7 +270,7 @@ def torch_like(threads: int, devices: Sequence[str]) -> Iterator[Contender]:
 
 
 def speed_of(contender: Contender) -> Speed:
-    (point,) = measure_speeds([contender], (1,), noise(1), effort=QUICK).points
+    (point,) = measure_speeds([contender], (1,), noise(1), config=QUICK).points
     return point
 
 

@@ -1,4 +1,4 @@
-"""mAP of a bundle on labelled images, against figures taken from its embeddings directly."""
+"""mAP of a bundle on labelled images, against metrics taken from its embeddings directly."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_figures_equal_scikit_learn_on_the_same_embeddings(
         average_precision_score(images.photo_labels == label, row)
         for label, row in zip(images.sketch_labels, scores, strict=True)
     ]
-    assert report.figures["mAP@all"] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert report.metrics["mAP@all"] == pytest.approx(np.mean(expected), abs=1e-6)
     assert set(report.class_map) == set(images.classes)
     assert report.class_map["ball"] == pytest.approx(
         np.mean(np.asarray(expected)[images.sketch_labels == images.classes.index("ball")]),
@@ -145,7 +145,7 @@ def test_codes_are_of_the_embeddings_that_are_measured_without_them(
             images.photo_labels,
             distance="hamming",
         )
-        assert report.figures["mAP@all"] == pytest.approx(expected.ap_all.mean())
+        assert report.metrics["mAP@all"] == pytest.approx(expected.ap_all.mean())
         assert report.embedded == (96 if fitted_on == "training" else 48)
 
 
@@ -166,7 +166,7 @@ def test_photos_ask_other_photos_and_no_sketch_is_embedded(
     is_query = np.tile(np.arange(13) < 10, 6)
     labels = images.photo_labels
     expected = evaluate(rows[is_query], labels[is_query], rows[~is_query], labels[~is_query])
-    assert report.figures["mAP@all"] == pytest.approx(expected.ap_all.mean(), abs=1e-6)
+    assert report.metrics["mAP@all"] == pytest.approx(expected.ap_all.mean(), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_unreadable_images_are_named_and_left_out_and_labels_stay_right(
         (bad, *images.photos), [3, *images.photo_labels.tolist()], images.classes
     )
     report = measure_map(embedder, sketches_of(images), photos, of="x")
-    assert report.figures == whole.figures
+    assert report.metrics == whole.metrics
     assert len(report.unreadable) == 1
     assert report.unreadable[0].startswith(f"{bad}: ")
 
@@ -242,12 +242,12 @@ def test_the_log_keeps_a_line_for_each_run(
     append_log(log, report)
     lines = [line for line in log.read_text().splitlines() if not line.startswith("#")]
     assert len(lines) == 2
-    _, bundle, sha256, protocol, figure = lines[0].split("\t")
+    _, bundle, sha256, protocol, metric = lines[0].split("\t")
     assert bundle == embedder.model_id
     assert sha256 == sha256_of_file(embedder.bundle.onnx_path("int8"))
     assert protocol.startswith("6 unseen classes of X: 24 sketches against 24 photos")
     assert protocol.endswith("onnxruntime int8")
-    assert figure == f"mAP@all {report.figures['mAP@all']:.4f}"
+    assert metric == f"mAP@all {report.metrics['mAP@all']:.4f}"
     assert earlier_runs(log, report.model_sha256) == lines
     assert earlier_runs(log, "0" * 64) == []
 

@@ -32,7 +32,7 @@ def test_a_process_of_its_own_tells_its_peak_by_batch(request_: MemoryRequest) -
     held = bytearray(b"x" * 400_000_000)  # by this process, and not by that one
     memory = measure_memory(request_)
     assert list(memory.peak_bytes) == [1, 64]
-    # Python, NumPy and ONNX Runtime; then 64 pictures of 150 kB.
+    # Python, NumPy and ONNX Runtime; then 64 images of 150 kB.
     assert 20_000_000 < memory.peak_bytes[1] < len(held)
     assert memory.peak_bytes[64] - memory.peak_bytes[1] > 64 * 224 * 224 * 3 // 2
     assert memory.device_bytes == {}

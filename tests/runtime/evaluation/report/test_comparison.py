@@ -1,4 +1,4 @@
-"""Tables lay measured figures under the right columns, and warn where they are of other rules."""
+"""Tables lay measured metrics under the right columns, and warn where they are of other rules."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def line(table: ReportTable, *stubs: str) -> list[str]:
 
 def test_table_2_is_the_papers(run: MeasuredMap) -> None:
     table = comparison("table2", [])
-    assert [(column.group[-7:-1], column.figure) for column in table.columns] == [
+    assert [(column.group[-7:-1], column.metric) for column in table.columns] == [
         ("(SK-SH", "mAP@all"),
         ("(SK-SH", "P@100"),
         ("(SK-YE", "mAP@200"),
@@ -156,7 +156,7 @@ def test_the_rules_on_both_sides_are_told(run: MeasuredMap) -> None:
 
 
 def test_a_lenient_figure_alone_is_marked(run: MeasuredMap) -> None:
-    lenient = replace(run, figures={"mAP@200 (lenient)": 0.63})
+    lenient = replace(run, metrics={"mAP@200 (lenient)": 0.63})
     assert line(comparison("table2", [lenient]), "student@0123 int8")[2:4] == ["63.0a", "-"]
 
 

@@ -12,7 +12,7 @@ from sbtk_runtime.errors import BadData
 from sbtk_runtime.evaluation.protocol import DIVISORS, CodeRule, Mean, Measure, Protocol
 from sbtk_runtime.evaluation.report.measured import (
     base_name,
-    best_figure,
+    best_metric,
     measure_named,
     read_measured,
 )
@@ -33,7 +33,7 @@ def test_a_result_comes_back_with_its_rules(tmp_path: Path) -> None:
     assert run.is_whole
     assert run.has_duplicates
     assert (run.queries, run.photos) == (525, 530)
-    assert run.figures["mAP@all"] == 0.5
+    assert run.metrics["mAP@all"] == 0.5
 
 
 def test_binary_codes_and_validation_classes_are_seen(tmp_path: Path) -> None:
@@ -146,8 +146,8 @@ def test_other_names_are_those_of_no_measure(name: str) -> None:
 
 def test_the_best_figure_is_by_the_rules_nearest_to_the_paper() -> None:
     names = ["mAP@all", "mAP@all (VOC)", "mAP@all (class mean)", "mAP@200 (lenient)"]
-    assert best_figure(names, "mAP@all") == ("mAP@all (VOC)", Measure("AP", is_voc=True))
-    assert best_figure(names, "mAP@200") == ("mAP@200 (lenient)", Measure("AP", 200, "lenient"))
+    assert best_metric(names, "mAP@all") == ("mAP@all (VOC)", Measure("AP", is_voc=True))
+    assert best_metric(names, "mAP@200") == ("mAP@200 (lenient)", Measure("AP", 200, "lenient"))
     names.append("mAP@200 (strict)")
-    assert best_figure(names, "mAP@200") == ("mAP@200 (strict)", Measure("AP", 200, "strict"))
-    assert best_figure(names, "P@100") is None
+    assert best_metric(names, "mAP@200") == ("mAP@200 (strict)", Measure("AP", 200, "strict"))
+    assert best_metric(names, "P@100") is None

@@ -18,12 +18,12 @@ def test_every_row_names_its_rules_and_its_source() -> None:
         assert row.source, row
         assert row.tag in ("P", "V", "S"), row
         assert row.later == (row.tag != "P"), row
-        assert row.figures, row
+        assert row.metrics, row
 
 
 def test_figures_are_percents_under_names_that_sbtk_knows() -> None:
     for row in KNOWN.rows:
-        for name, percent in row.figures.items():
+        for name, percent in row.metrics.items():
             assert measure_named(name) is not None, name
             assert 0 < percent < 100, row
 
@@ -41,7 +41,7 @@ def test_splits_are_known_ones() -> None:
 
 
 def test_the_papers_own_rows_are_those_that_it_prints() -> None:
-    assert figures("SBTKNet") == {
+    assert metrics("SBTKNet") == {
         ("zero-shot", "SK-SH"): [55.25, 69.77],
         ("zero-shot", "SK-YE"): [50.2, 72.24, 59.6],
         ("zero-shot", "TUB-SH"): [48.0, 60.8],
@@ -52,7 +52,7 @@ def test_the_papers_own_rows_are_those_that_it_prints() -> None:
 
 
 def test_the_papers_ablation_ends_with_the_figures_of_its_other_tables() -> None:
-    rows = {row.name: row.figures for row in KNOWN.ablation}
+    rows = {row.name: row.metrics for row in KNOWN.ablation}
     assert len(rows) == 6
     whole = rows["all"]
     assert [whole["SK-YE"][name] for name in ("mAP@200", "P@200")] == [50.2, 59.6]
@@ -65,7 +65,7 @@ def test_the_papers_ablation_ends_with_the_figures_of_its_other_tables() -> None
 
 def test_sakes_two_lengths_are_told_apart() -> None:
     sake = [row for row in KNOWN.rows if row.method == "SAKE" and row.split == "SK-YE"]
-    assert {(row.dim, row.binary, row.figures["mAP@200"]) for row in sake} == {
+    assert {(row.dim, row.binary, row.metrics["mAP@200"]) for row in sake} == {
         (64, True, 35.6),
         (512, False, 49.7),
     }
@@ -82,5 +82,5 @@ def rows_of(method: str) -> list[PublishedRow]:
     return found
 
 
-def figures(method: str) -> dict[tuple[str, str], list[float]]:
-    return {(row.setting, row.split): list(row.figures.values()) for row in rows_of(method)}
+def metrics(method: str) -> dict[tuple[str, str], list[float]]:
+    return {(row.setting, row.split): list(row.metrics.values()) for row in rows_of(method)}

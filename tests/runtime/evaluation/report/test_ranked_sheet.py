@@ -120,7 +120,7 @@ def test_right_hits_are_framed_green_and_wrong_ones_red(tmp_path: Path) -> None:
         assert sheet.getpixel((first, top)) == RIGHT
         assert sheet.getpixel((first + CELL_PX - 1, top + CELL_PX - 1)) == RIGHT
         assert sheet.getpixel((second, top)) == WRONG
-        # A small picture fills its cell; a wide one lies in the middle, whole.
+        # A small image fills its cell; a wide one lies in the middle, whole.
         assert sheet.getpixel((LEFT + 1, top + 1)) == (0, 0, 250)
         assert sheet.getpixel((first + 5, top + 5)) == (0, 0, 250)
         assert sheet.getpixel((second + 5, top + 5)) == (238, 238, 238)

@@ -1,4 +1,4 @@
-"""Pictures in a terminal: those that were found, in its own way, or a list and the reason."""
+"""Images in a terminal: those that were found, in its own way, or a list and the reason."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_terminal_with_sixels_gets_sixels(photos: list[Path]) -> None:
     assert shown.errors == "why: \n"
 
 
-def test_kitty_gets_its_own_pictures(photos: list[Path]) -> None:
+def test_kitty_gets_its_own_images(photos: list[Path]) -> None:
     shown = show(KITTY, photos[:3])
     chunks = re.findall(rb"\x1b_Gi=(\d+),m=[01],f=100,q=2;([^\x1b]+)\x1b\\", shown.screen)
     assert len({number for number, _ in chunks}) == 1
@@ -111,7 +111,7 @@ def test_blocks_of_colour_are_shown_when_asked_for(
 @pytest.mark.parametrize(
     ("terminal", "why"),
     [
-        (Terminal(), "shows neither sixels nor kitty's pictures"),
+        (Terminal(), "shows neither sixels nor kitty images"),
         (Terminal(attributes=b"", kitty=b""), "shows neither"),
         (Terminal(kitty=b"\x1b_Gi=1;ENOTSUPPORTED\x1b\\"), "shows neither"),
         (Terminal(kitty=b"\x1b_Gnonsense\x1b\\"), "answers make no sense"),
@@ -119,7 +119,7 @@ def test_blocks_of_colour_are_shown_when_asked_for(
         (Terminal(attributes=b"\x1b[?4c", columns=0), "answers make no sense"),
     ],
 )
-def test_a_terminal_without_pictures_gets_none(
+def test_a_terminal_without_images_gets_none(
     photos: list[Path], terminal: Terminal, why: str
 ) -> None:
     shown = show(terminal, photos[:1])
@@ -128,7 +128,7 @@ def test_a_terminal_without_pictures_gets_none(
     assert re.sub(asked, b"", shown.screen) == b""
 
 
-def test_a_file_gets_pictures_only_by_name(photos: list[Path]) -> None:
+def test_a_file_gets_images_only_by_name(photos: list[Path]) -> None:
     def written(way: str) -> subprocess.CompletedProcess[bytes]:
         command = [sys.executable, "-c", SHOW, way, str(photos[0])]
         return subprocess.run(command, capture_output=True, check=True)
