@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.commands import SBTK, run, run_sbtk
 from benchmarks.photos import copied
 from benchmarks.result import Result, print_result
-from sbtk_runtime.generated_inputs import generated_sketches
+from sbtk_runtime.generated_inputs import generate_sketches
 
 # Prints every module from outside the standard library that a query has imported.
 _LIST_MODULES = """
@@ -42,7 +42,7 @@ for name in sys.argv[1:]:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--photos", type=int, default=200, help="photos in the gallery")
@@ -58,10 +58,10 @@ def main() -> None:
 
 
 def measure(scratch: Path, runs: int, photos: int, model: str | None) -> Result:
-    """Returns the wall time of each command, with a gallery of generated photos in `scratch`."""
+    """Return the wall time of each command, with a gallery of generated photos in `scratch`."""
     chosen = ["--model", model] if model else []
     sketch, gallery = scratch / "sketch.png", scratch / "gallery.sbtk"
-    sketch.write_bytes(generated_sketches(1)[0])
+    sketch.write_bytes(generate_sketches(1)[0])
     copied(None, photos, scratch / "photos")
     run_sbtk("index", str(scratch / "photos"), "--gallery", str(gallery), "--quiet", *chosen)
     query = ["query", str(sketch), "--gallery", str(gallery), "--quiet", *chosen]

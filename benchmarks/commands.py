@@ -15,13 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def environment(root: Path = ROOT) -> dict[str, str]:
-    """Returns the environment in which Python finds the packages of a checkout, by default this."""
+    """Return the environment in which Python finds the packages of a checkout, by default this."""
     path = os.pathsep.join([str(root), str(root / "cli"), os.environ.get("PYTHONPATH", "")])
     return os.environ | {"PYTHONPATH": path}
 
 
 def run(command: Sequence[str]) -> str:
-    """Returns what a command prints; ends the benchmark, with its complaint, if it fails."""
+    """Return what a command prints; ends the benchmark, with its complaint, if it fails."""
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command[:6])} ... failed ({done.returncode}):\n{done.stderr}")
@@ -29,5 +29,5 @@ def run(command: Sequence[str]) -> str:
 
 
 def run_sbtk(*arguments: str) -> str:
-    """Returns what `sbtk` with these arguments prints."""
+    """Return what `sbtk` with these arguments prints."""
     return run([*SBTK, *arguments])

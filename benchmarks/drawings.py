@@ -36,7 +36,7 @@ Embed = Callable[[Sequence[ImageSource], Kind], Rows]
 
 
 def main() -> None:
-    """Prints the table for the models on the command line."""
+    """Print the table for the models on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
     parser.add_argument("--data", type=Path, required=True)
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def _drawings(path: Path, classes: Sequence[str]) -> tuple[list[Drawing], NDArray[np.int64]]:
-    """Returns up to 25 drawings of each class that has some, and `(N,) int64` labels."""
+    """Return up to 25 drawings of each class that has some, and `(N,) int64` labels."""
     names, own = open_class_map("quickdraw-caltech").classes, ClassNames(classes)
     found: list[Drawing] = []
     labels: list[int] = []
@@ -114,7 +114,7 @@ def _embedder(model: Path) -> Embed:
 
 
 def bundle_embedder(model: Path | None) -> Embed:
-    """Returns what embeds by a bundle's INT8 on ONNX Runtime; `None` is the default bundle."""
+    """Return what embeds by a bundle's INT8 on ONNX Runtime; `None` is the default bundle."""
     from sbtk_runtime import Embedder
 
     embedder = Embedder(model, engine="onnxruntime", precision="int8")
@@ -139,7 +139,7 @@ def _torch_embedder(folder: Path) -> Embed:
 
 
 def _bytes(source: ImageSource) -> bytes:
-    """Returns the file's bytes, or a PNG as a drawing program would save it."""
+    """Return the file's bytes, or a PNG as a drawing program would save it."""
     if isinstance(source, Path):
         return source.read_bytes()
     file = io.BytesIO()
@@ -156,14 +156,14 @@ def _map(
 def _first_right(
     queries: Rows, labels: NDArray[np.int64], gallery: Rows, gallery_labels: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Returns the rank, from 1, of each query's first photo of its class."""
+    """Return the rank, from 1, of each query's first photo of its class."""
     order = np.argsort(-(queries @ gallery.T), axis=1, kind="stable")
     ranks: NDArray[np.int64] = (gallery_labels[order] == labels[:, None]).argmax(axis=1) + 1
     return ranks
 
 
 def _without_self(photos: Rows, labels: NDArray[np.int64]) -> float:
-    """Returns the mAP of each photo as a query among all others."""
+    """Return the mAP of each photo as a query among all others."""
     scores = photos @ photos.T
     precisions = []
     for row in range(len(photos)):

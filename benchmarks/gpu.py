@@ -41,7 +41,7 @@ _DRY_STAGES = {**_STAGES, "engine onnxruntime": 30}
 
 
 def main() -> int:
-    """Measures and writes; returns the exit code: 1 where there is no GPU."""
+    """Measure and writes; returns the exit code: 1 where there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, help="folder  [default: benchmarks/results/gpu]")
     parser.add_argument("--budget-s", type=float, default=570.0, help="seconds for everything")
@@ -62,7 +62,7 @@ def main() -> int:
 
 
 def measure(out: Path, base: Task, budget_s: float) -> int:
-    """Runs every stage and writes the results into `out`; returns the exit code."""
+    """Run every stage and writes the results into `out`; returns the exit code."""
     tasks = _tasks(base, budget_s)
     card = next(tasks)
     found: list[Finding] = []
@@ -85,7 +85,7 @@ def measure(out: Path, base: Task, budget_s: float) -> int:
 
 
 def _tasks(base: Task, budget_s: float) -> Iterator[Task]:
-    """Yields each stage's task with its share of the time that is left when it is asked for."""
+    """Yield each stage's task with its share of the time that is left when it is asked for."""
     end = time.monotonic() + budget_s
     waiting = dict(_DRY_STAGES if base.is_dry_run else _STAGES)
     for name in list(waiting):
@@ -103,7 +103,7 @@ def _log(task: Task) -> Path:
 
 
 def _reason(found: list[Finding], log: Path) -> str:
-    """Returns why the first stage found no card, from its own words or its last complaint."""
+    """Return why the first stage found no card, from its own words or its last complaint."""
     reasons = [finding.reason for finding in found if finding.state == "failed"]
     lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
     complaints = [line.strip() for line in lines if line.strip()]
@@ -111,7 +111,7 @@ def _reason(found: list[Finding], log: Path) -> str:
 
 
 def _run_stage(task: Task) -> None:
-    """Runs a stage in this process; its findings go to stdout, and nothing else does."""
+    """Run a stage in this process; its findings go to stdout, and nothing else does."""
     with _own_stdout() as stream:
 
         def report(finding: Finding) -> None:
@@ -141,7 +141,7 @@ def _run_stage(task: Task) -> None:
 
 @contextlib.contextmanager
 def _own_stdout() -> Iterator[IO[str]]:
-    """Yields the process's stdout and turns what others print there, C++ included, to stderr."""
+    """Yield the process's stdout and turns what others print there, C++ included, to stderr."""
     with os.fdopen(os.dup(1), "w") as stream:
         os.dup2(2, 1)
         yield stream

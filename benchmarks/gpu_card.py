@@ -65,7 +65,7 @@ def run(task: Task, report: Report) -> None:
 
 
 def set_tf32(is_on: bool) -> None:
-    """Lets FP32 products and convolutions round their operands to TF32, or forbids it."""
+    """Let FP32 products and convolutions round their operands to TF32, or forbids it."""
     name = "tf32" if is_on else "ieee"
     torch.backends.cuda.matmul.fp32_precision = name
     torch.backends.cudnn.conv.fp32_precision = name  # type: ignore[attr-defined]
@@ -74,7 +74,7 @@ def set_tf32(is_on: bool) -> None:
 
 
 def macs_per_image(student: Student, size_px: int) -> int:
-    """Returns the multiply-accumulates of one embedding: convolutions and Linears that are run."""
+    """Return the multiply-accumulates of one embedding: convolutions and Linears that are run."""
     total = 0
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -126,7 +126,7 @@ def _card(device: str) -> dict[str, Any]:
 
 
 def _smi(fields: tuple[str, ...], uuid: str) -> dict[str, str]:
-    """Returns what nvidia-smi says of the card, or under `error` why it says nothing."""
+    """Return what nvidia-smi says of the card, or under `error` why it says nothing."""
     query = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     complaint = ""
     # In a container the driver may not know the card by the name that CUDA gives it.
@@ -167,7 +167,7 @@ def _is_run(parameter: str) -> bool:
 
 
 def _peak(name: str, task: Task) -> dict[str, float]:
-    """Returns the speed of a large matrix product of random numbers in a number format."""
+    """Return the speed of a large matrix product of random numbers in a number format."""
     side = 256 if task.is_dry_run else 8192
     product = _product(name, side, task.device)
     set_tf32(name == "tf32")
@@ -193,7 +193,7 @@ def _product(name: str, side: int, device: str) -> Callable[[], Tensor]:
 
 
 def _copy(name: str, task: Task) -> dict[str, float]:
-    """Returns the rate of a large copy; on the device, bytes read and bytes written count."""
+    """Return the rate of a large copy; on the device, bytes read and bytes written count."""
     size = 1 << (20 if task.is_dry_run else 30)
     target = torch.empty(size, dtype=torch.uint8, device=task.device)
     if name == "on the device":

@@ -124,7 +124,7 @@ def _measure_batch(
 
 
 def _device_times(engine: Engine, images: NDArray[np.uint8]) -> dict[str, float]:
-    """Returns the medians of copying and computing, where the engine tells them."""
+    """Return the medians of copying and computing, where the engine tells them."""
     if not hasattr(engine, "run_timed"):
         return {}
     runs = [cast(_Timed, engine).run_timed(images, "photo")[1] for _ in range(_TIMED_RUNS)]
@@ -135,7 +135,7 @@ def _device_times(engine: Engine, images: NDArray[np.uint8]) -> dict[str, float]
 
 
 def _agreement(task: Task, engine: Engine) -> dict[str, float]:
-    """Returns the least cosine to torch's FP32 rows; without these, checks the rows' lengths."""
+    """Return the least cosine to torch's FP32 rows; without these, checks the rows' lengths."""
     from benchmarks.gpu_model import reference_file
 
     if task.model is None and reference_file(task).is_file():
@@ -163,7 +163,7 @@ def _sound(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _bundle(task: Task) -> Bundle:
-    """Returns the given bundle, or the run's own, or, where none could be made, sbtk's."""
+    """Return the given bundle, or the run's own, or, where none could be made, sbtk's."""
     folder = task.scratch / "bundle"
     own = folder if (folder / "manifest.json").is_file() else None
     return Bundle.open(task.model if task.model is not None else own)

@@ -44,24 +44,24 @@ class Finding:
         return self.stage, self.subject, self.source, self.batch
 
     def measured(self, figures: Figures) -> Finding:
-        """Returns this point with its figures."""
+        """Return this point with its figures."""
         return replace(self, state="measured", reason="", figures=figures)
 
     def failed(self, reason: str) -> Finding:
-        """Returns this point with the reason why it could not be measured."""
+        """Return this point with the reason why it could not be measured."""
         return replace(self, state="failed", reason=reason)
 
     def not_reached(self, reason: str) -> Finding:
-        """Returns this point with the reason why nobody came to it."""
+        """Return this point with the reason why nobody came to it."""
         return replace(self, state="not reached", reason=reason)
 
     def to_line(self) -> str:
-        """Returns the finding as one line of JSON."""
+        """Return the finding as one line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_line(cls, line: str) -> Finding:
-        """Returns the finding that `to_line` made the line of.
+        """Return the finding that `to_line` made the line of.
 
         Raises:
             ValueError: it is another line.
@@ -106,12 +106,12 @@ class Task:
         return self.end_s - time.monotonic()
 
     def to_text(self) -> str:
-        """Returns the task as JSON."""
+        """Return the task as JSON."""
         return json.dumps(asdict(self), default=str)
 
     @classmethod
     def from_text(cls, text: str) -> Task:
-        """Returns the task that `to_text` made the text of."""
+        """Return the task that `to_text` made the text of."""
         values = json.loads(text)
         data = values.pop("data")
         return cls(
@@ -136,7 +136,7 @@ def attempt(report: Report, point: Finding, measure: Callable[[], Figures]) -> b
 
 
 def told(problem: BaseException) -> str:
-    """Returns what an exception says, its type before it unless it is one of sbtk's own."""
+    """Return what an exception says, its type before it unless it is one of sbtk's own."""
     from sbtk_runtime.errors import SbtkError
 
     text = str(problem).strip()[:_REASON_LETTERS]

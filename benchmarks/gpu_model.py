@@ -24,7 +24,7 @@ _PICTURES = 8
 
 
 def run(task: Task, report: Report) -> None:
-    """Makes the run's bundle in its scratch folder: FP16, and INT8 where TensorRT may take it."""
+    """Make the run's bundle in its scratch folder: FP16, and INT8 where TensorRT may take it."""
     points = {name: Finding(_STAGE, name) for name in ("fp16", "int8 for TensorRT")}
     if task.model is not None:
         report(Finding(_STAGE, "bundle").measured({"given": task.model}))
@@ -51,12 +51,12 @@ def run(task: Task, report: Report) -> None:
 
 
 def bundle_folder(task: Task) -> Path:
-    """Returns where the run's own bundle is, or will be."""
+    """Return where the run's own bundle is, or will be."""
     return task.scratch / "bundle"
 
 
 def reference_file(task: Task) -> Path:
-    """Returns where the own bundle's `pictures` and torch's FP32 `rows` for them are."""
+    """Return where the own bundle's `pictures` and torch's FP32 `rows` for them are."""
     return task.scratch / "reference.npz"
 
 
@@ -93,7 +93,7 @@ def _require_onnx() -> None:
 
 
 def _sign(folder: Path, student: Student) -> None:
-    """Writes a manifest that vouches for every file that is in the folder."""
+    """Write a manifest that vouches for every file that is in the folder."""
     from sbtk_export.export import file_records
 
     files = file_records(folder)

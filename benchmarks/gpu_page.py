@@ -24,7 +24,7 @@ Cell = Callable[[Figures], str]
 
 
 class Book:
-    """Writes `gpu.jsonl`, `gpu.md` and `gpu.log` into a folder.
+    """Write `gpu.jsonl`, `gpu.md` and `gpu.log` into a folder.
 
     Args:
         folder: made if it is not there; what an earlier run left in it is replaced.
@@ -56,7 +56,7 @@ class Book:
         )
 
     def add(self, finding: Finding) -> None:
-        """Keeps a finding; all but planned ones are written at once."""
+        """Keep a finding; all but planned ones are written at once."""
         if finding.state == "planned":
             self._points.setdefault(finding.key, finding)
             return
@@ -66,7 +66,7 @@ class Book:
         self._append("gpu.jsonl", line + "\n")
 
     def close_stage(self, stage: str, log: Path) -> None:
-        """Appends what a stage printed to the log and replaces the page by one of all so far."""
+        """Append what a stage printed to the log and replaces the page by one of all so far."""
         text = log.read_text(errors="replace") if log.is_file() else ""
         self._append("gpu.log", f"--- {stage}\n{text}\n")
         write_atomically(self._folder / "gpu.md", self._page().encode())
@@ -76,7 +76,7 @@ class Book:
             file.write(text)
 
     def _with_share(self, finding: Finding) -> Finding:
-        """Returns the finding with its share of the measured peak, where it has one."""
+        """Return the finding with its share of the measured peak, where it has one."""
         peak = self._figures("card", "peak", str(finding.figures.get("peak", "")))
         network = self._figures("card", "network")
         macs = {**network, **finding.figures}.get("macs_per_image")
@@ -187,7 +187,7 @@ class Book:
         return table_lines(["what", "images/s", "ms a step", "peak memory"], rows) if rows else []
 
     def _remarks(self) -> list[str]:
-        """Returns why points have no figures, each reason once, and what engines said."""
+        """Return why points have no figures, each reason once, and what engines said."""
         reasons: dict[tuple[str, str, str], list[str]] = {}
         for point in self._points.values():
             if point.reason:
@@ -203,7 +203,7 @@ class Book:
 
 
 def _pivot(points: Iterable[Finding], cell: Cell) -> list[str]:
-    """Returns a table with a row for each subject and a column for each batch."""
+    """Return a table with a row for each subject and a column for each batch."""
     points = list(points)
     batches = sorted({point.batch for point in points})
     by_place = {(point.subject, point.batch): point for point in points}
@@ -237,7 +237,7 @@ def _one_line(text: str) -> str:
 
 
 def _card_lines(card: Figures) -> list[str]:
-    """Returns the card's facts as list items, in the order in which they were found."""
+    """Return the card's facts as list items, in the order in which they were found."""
     lines = []
     for name, value in card.items():
         if isinstance(value, dict):

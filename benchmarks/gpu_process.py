@@ -18,7 +18,7 @@ _LEAST_S = 3.0
 def run_stage(
     task: Task, report: Report, log: Path, command: tuple[str, ...] | None = None
 ) -> None:
-    """Runs a stage as a process, passes on what it finds and says what it did not come to.
+    """Run a stage as a process, passes on what it finds and says what it did not come to.
 
     Args:
         task: what it is asked; it is killed when its time is over.
@@ -62,7 +62,7 @@ def run_stage(
 def _findings(
     process: subprocess.Popen[str], seconds: float, is_over: threading.Event
 ) -> Iterator[Finding]:
-    """Yields what a process prints; kills it, and sets the event, when its seconds are over."""
+    """Yield what a process prints; kills it, and sets the event, when its seconds are over."""
 
     def end() -> None:
         is_over.set()

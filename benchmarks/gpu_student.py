@@ -20,7 +20,7 @@ _DRY_STAGES = ("conv1", "bn1", "relu", "maxpool", "layer1")
 
 
 def random_student(task: Task) -> SbtknetStudent:
-    """Returns the student in evaluation mode on the CPU; the same one for every stage.
+    """Return the student in evaluation mode on the CPU; the same one for every stage.
 
     Weights do not change how long a run takes, as long as no activation overflows. In a dry run it
     is the first stage of a ResNet18.
@@ -41,7 +41,7 @@ def random_student(task: Task) -> SbtknetStudent:
 
 
 def random_pictures(count: int, size_px: int = SIZE_PX, seed: int = 0) -> NDArray[np.uint8]:
-    """Returns `(count, size_px, size_px, 3) uint8` coarse patterns with noise on them."""
+    """Return `(count, size_px, size_px, 3) uint8` coarse patterns with noise on them."""
     random = np.random.default_rng(seed)
     cells = random.integers(0, 224, (count, 8, 8, 3), dtype=np.uint8)
     repeats = -(-size_px // 8)
@@ -70,7 +70,7 @@ class FromPixels(nn.Module):
         self.register_buffer("shift", -mean / std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns `(N, D) float32` unit rows."""
+        """Return `(N, D) float32` unit rows."""
         planes = images.permute(0, 3, 1, 2).float() * self.scale + self.shift
         return self.student.embed(planes.contiguous(memory_format=self.layout))
 

@@ -34,7 +34,7 @@ DRY = Effort(warm_s=0.0, measured_s=0.0, least_runs=2)
 
 
 def timed(run: Run, device: str, batch: int, effort: Effort) -> dict[str, float]:
-    """Returns images/s and percentiles of a run that queues its work on the current CUDA stream.
+    """Return images/s and percentiles of a run that queues its work on the current CUDA stream.
 
     Runs are queued back to back with an event between each two, as a busy server would, so what
     the CPU takes to launch a run counts only where it takes longer than the GPU. On a CPU they
@@ -62,7 +62,7 @@ def timed(run: Run, device: str, batch: int, effort: Effort) -> dict[str, float]
 
 
 def timed_by_clock(run: Run, batch: int, effort: Effort) -> dict[str, float]:
-    """Returns images/s and percentiles of a run that has its answer when it returns."""
+    """Return images/s and percentiles of a run that has its answer when it returns."""
     _warmed_up(run, lambda: None, effort)
     times_ms: list[float] = []
     while len(times_ms) < effort.least_runs or sum(times_ms) < effort.measured_s * 1e3:
@@ -73,7 +73,7 @@ def timed_by_clock(run: Run, batch: int, effort: Effort) -> dict[str, float]:
 
 
 def _warmed_up(run: Run, wait: Callable[[], None], effort: Effort) -> float:
-    """Runs for the warm-up's seconds, at least twice; returns the seconds of the last run."""
+    """Run for the warm-up's seconds, at least twice; returns the seconds of the last run."""
     begun = time.perf_counter()
     runs = 0
     while True:

@@ -72,7 +72,7 @@ def run(task: Task, report: Report) -> None:
 
 
 def make_contenders(task: Task) -> list[Contender]:
-    """Returns the contenders; the first is FP32 without TF32, which the others are checked by."""
+    """Return the contenders; the first is FP32 without TF32, which the others are checked by."""
     student = random_student(task)
     half = copy.deepcopy(student)
     half.trunk = half_trunk(half.trunk)
@@ -147,7 +147,7 @@ class _Bench:
             torch.cuda.empty_cache()
 
     def _timings(self, contender: Contender, batch: int) -> list[dict[str, Any]]:
-        """Returns the figures for pictures on the device and from pinned memory."""
+        """Return the figures for pictures on the device and from pinned memory."""
         device = self._task.device
         pictures = torch.from_numpy(random_pictures(batch, self._size_px))
         host = pictures.pin_memory() if device == "cuda" else pictures
@@ -207,7 +207,7 @@ class _Compiled:
         self._compiled: Callable[[Tensor], Tensor] | None = None
 
     def bind(self, images: Tensor) -> Bound:
-        """Returns the run on `images`, compiled unless the last call was for the same batch."""
+        """Return the run on `images`, compiled unless the last call was for the same batch."""
         if self._compiled is None or self._batch != len(images):
             # Another batch is another shape; added up, torch would stop compiling after some.
             torch._dynamo.reset()
@@ -221,7 +221,7 @@ class _Compiled:
 
 
 def _graph(run: Bound, images: Tensor) -> Bound:
-    """Returns the replay of a run, captured as one CUDA graph after three ordinary runs."""
+    """Return the replay of a run, captured as one CUDA graph after three ordinary runs."""
     if images.device.type != "cuda":
         raise RuntimeError("a CUDA graph needs a GPU")
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -242,5 +242,5 @@ def _graph(run: Bound, images: Tensor) -> Bound:
 
 
 def _least_cosine(rows: Tensor, expected: Tensor) -> float:
-    """Returns the smallest cosine between rows of two `(N, D)` sets of unit rows."""
+    """Return the smallest cosine between rows of two `(N, D)` sets of unit rows."""
     return float((rows.float() * expected).sum(dim=1).min())

@@ -132,7 +132,7 @@ def _config(task: Task, setting: Setting, data: Path) -> TrainConfig:
 def _measuring(
     task: Task, setting: Setting, data: Path, materials: Materials
 ) -> Callable[[], dict[str, Any]]:
-    """Returns the measurement of one setting; each epoch is a new trainer's first."""
+    """Return the measurement of one setting; each epoch is a new trainer's first."""
 
     def measure() -> dict[str, Any]:
         config = _config(task, setting, data)
@@ -201,7 +201,7 @@ class _EpochOver(Exception):
 
 
 class _Watch:
-    """Keeps what the trainer reports with the last step of an epoch, and ends the run there."""
+    """Keep what the trainer reports with the last step of an epoch, and ends the run there."""
 
     done: StepDone | None = None
 
@@ -214,7 +214,7 @@ class _Watch:
 def _epoch(
     materials: Materials, config: TrainConfig, setting: Setting, steps: int, folder: Path
 ) -> StepDone:
-    """Returns what a new trainer reports at the end of an epoch of so many steps."""
+    """Return what a new trainer reports at the end of an epoch of so many steps."""
     division = materials.division
     cut = evenly_cut if setting.is_decoding else hardly_decoded
     training = cut(division.training, steps, setting.quadruplets)
@@ -234,7 +234,7 @@ def _brought_to_nchw(_: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...
 
 
 def _decoding(task: Task, materials: Materials) -> dict[str, Any]:
-    """Returns the speed of the trainer's own loader, half sketches and half photos."""
+    """Return the speed of the trainer's own loader, half sketches and half photos."""
     training, workers = materials.division.training, default_workers()
     size_px, seconds = (32, 0.0) if task.is_dry_run else (SIZE_PX, _DECODE_S)
     sketches = PixelStore(training.sketches, "sketch", size_px, workers=workers, keep=False)

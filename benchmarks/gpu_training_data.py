@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sbtk_runtime.generated_inputs import generated_photos, generated_sketches
+from sbtk_runtime.generated_inputs import generate_photos, generate_sketches
 from sbtk_train.batches.sampler import PER_CLASS
 from sbtk_train.data import ImageSet, Rows
 
@@ -23,7 +23,7 @@ _SIZE_PX = 256
 
 
 def write_training_data(root: Path, *, is_small: bool) -> Path:
-    """Returns `root` with `{sketch,photo}/<class>/*`: few pictures of 256 px under many names.
+    """Return `root` with `{sketch,photo}/<class>/*`: few pictures of 256 px under many names.
 
     Args:
         root: a new folder.
@@ -31,8 +31,8 @@ def write_training_data(root: Path, *, is_small: bool) -> Path:
     """
     classes, per_class = (_SMALL_CLASSES, _SMALL_PER_CLASS) if is_small else (_CLASSES, _PER_CLASS)
     kinds = {
-        "sketch": (generated_sketches(_DISTINCT), ".png"),
-        "photo": (generated_photos(_DISTINCT), ".jpg"),
+        "sketch": (generate_sketches(_DISTINCT), ".png"),
+        "photo": (generate_photos(_DISTINCT), ".jpg"),
     }
     for kind, (files, suffix) in kinds.items():
         originals = []
@@ -52,12 +52,12 @@ def write_training_data(root: Path, *, is_small: bool) -> Path:
 
 
 def sketches_per_step(training: ImageSet, quadruplets: int) -> int:
-    """Returns how many sketches a class-balanced batch holds, and so how many photos."""
+    """Return how many sketches a class-balanced batch holds, and so how many photos."""
     return PER_CLASS * min(quadruplets, len(training.classes))
 
 
 def evenly_cut(training: ImageSet, steps: int, quadruplets: int) -> ImageSet:
-    """Returns the set with as many of its sketches, evenly taken, as an epoch of `steps` shows.
+    """Return the set with as many of its sketches, evenly taken, as an epoch of `steps` shows.
 
     Nearly every sketch is then decoded once; of fewer sketches there are fewer steps.
     """
@@ -67,7 +67,7 @@ def evenly_cut(training: ImageSet, steps: int, quadruplets: int) -> ImageSet:
 
 
 def hardly_decoded(training: ImageSet, steps: int, quadruplets: int) -> ImageSet:
-    """Returns the set cut so that an epoch of `steps` shows the same few pictures over and over.
+    """Return the set cut so that an epoch of `steps` shows the same few pictures over and over.
 
     The trainer keeps what it has decoded, so after each class's first turn there are two sketches a
     step left to decode: each class keeps two pictures of a kind, but for the first one's sketches,

@@ -37,7 +37,7 @@ class Peaks:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_photos_option(parser, "photos to make the indexed ones from")
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 20_000])
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def measure(photos: Path | None, counts: list[int], model: str | None) -> Result:
-    """Returns the peaks of indexing each number of photos into a new gallery."""
+    """Return the peaks of indexing each number of photos into a new gallery."""
     rows, figures, notes = [], [], []
     for count in counts:
         with tempfile.TemporaryDirectory() as scratch:
@@ -94,7 +94,7 @@ def measure(photos: Path | None, counts: list[int], model: str | None) -> Result
 
 
 def index_watched(folder: Path, gallery: Path, model: str | None) -> Peaks:
-    """Returns the peaks of one `sbtk index` of a folder into a new gallery."""
+    """Return the peaks of one `sbtk index` of a folder into a new gallery."""
     chosen = ["--model", model] if model else []
     process = subprocess.Popen(
         [*SBTK, "index", str(folder), "--gallery", str(gallery), *chosen],

@@ -32,7 +32,7 @@ _BATCH = 8
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_photos_option(parser)
     parser.add_argument("--count", type=int, default=1000)
@@ -50,7 +50,7 @@ def main() -> None:
 def measure(
     scratch: Path, photos: Path | None, count: int, repeats: int, model: str | None
 ) -> Result:
-    """Returns the speed of `repeats` fresh indexings of `count` photos, beside the allowance."""
+    """Return the speed of `repeats` fresh indexings of `count` photos, beside the allowance."""
     folder = scratch / "photos"
     named = copied(photos, count, folder)
     runs, alone = [], []
@@ -100,7 +100,7 @@ def measure(
 
 
 def index_once(folder: Path, gallery: Path, model: str | None) -> dict[str, Any]:
-    """Returns the figures of one `sbtk index` of a folder into a new gallery."""
+    """Return the figures of one `sbtk index` of a folder into a new gallery."""
     chosen = ["--model", model] if model else []
     started = time.perf_counter()
     answer = run_sbtk("index", str(folder), "--gallery", str(gallery), "--json", "--quiet", *chosen)
@@ -121,7 +121,7 @@ def index_once(folder: Path, gallery: Path, model: str | None) -> dict[str, Any]
 
 
 def core_seconds_alone(folder: Path, model: str | None) -> tuple[float, float]:
-    """Returns the core-seconds of one photo's decoding and of one photo's embedding, each alone."""
+    """Return the core-seconds of one photo's decoding and of one photo's embedding, each alone."""
     contents = [path.read_bytes() for path in photos_below(folder)[:_ALONE]]
     started = time.thread_time()
     pixels = np.stack([prepare(content, "photo").pixels for content in contents])

@@ -67,7 +67,7 @@ _NAMES = {
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and prints."""
     parser = serving_parser(__doc__)
     parser.add_argument("--lifts", type=int, default=60, help="strokes to measure")
     options = parser.parse_args()
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def measure(server: Server, lifts: int, note: str) -> Result:
-    """Returns the times between the lift of the pen and what is then seen."""
+    """Return the times between the lift of the pen and what is then seen."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which(os.environ.get("SBTK_CHROMIUM", "chromium"))
@@ -115,7 +115,7 @@ def measure(server: Server, lifts: int, note: str) -> Result:
 
 
 def _draw(page: Page, index: int) -> dict[str, float]:
-    """Draws one stroke, a sketch's first on a cleared paper; returns milliseconds by name."""
+    """Draw one stroke, a sketch's first on a cleared paper; returns milliseconds by name."""
     if index % _STROKES_A_SKETCH == 0 and page.locator("#clear").is_enabled():
         page.locator("#clear").click()
     box = page.locator("#input-layer").bounding_box()
@@ -135,7 +135,7 @@ def _draw(page: Page, index: int) -> dict[str, float]:
 
 
 def _stroke(index: int) -> Iterator[tuple[float, float]]:
-    """Yields an arc somewhere on the paper, in shares of its side."""
+    """Yield an arc somewhere on the paper, in shares of its side."""
     chance = random.Random(index)
     x, y, radius = (chance.uniform(*ends) for ends in ((0.3, 0.7), (0.3, 0.7), (0.1, 0.28)))
     start, turn = chance.uniform(0, 2 * math.pi), chance.uniform(1.5, 5.5)

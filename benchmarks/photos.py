@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sbtk_runtime.generated_inputs import generated_photos
+from sbtk_runtime.generated_inputs import generate_photos
 from sbtk_runtime.images import SUFFIXES
 
 _JPEG_QUALITY = 88
@@ -20,7 +20,7 @@ _LEAST_SHARE = 0.7
 
 
 def add_photos_option(parser: argparse.ArgumentParser, purpose: str = "photos to index") -> None:
-    """Adds `--photos`: a folder, by default the photos of `SBTK_DATA`, or `None` without one."""
+    """Add `--photos`: a folder, by default the photos of `SBTK_DATA`, or `None` without one."""
     data = os.environ.get("SBTK_DATA")
     parser.add_argument(
         "--photos",
@@ -31,7 +31,7 @@ def add_photos_option(parser: argparse.ArgumentParser, purpose: str = "photos to
 
 
 def photos_below(folder: Path) -> list[Path]:
-    """Returns the image files below a folder, sorted."""
+    """Return the image files below a folder, sorted."""
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not found:
         sys.exit(f"{folder} holds no photos")
@@ -45,7 +45,7 @@ def copied(source: Path | None, count: int, folder: Path) -> str:
     """
     folder.mkdir(parents=True)
     if source is None:
-        for index, content in enumerate(generated_photos(count)):
+        for index, content in enumerate(generate_photos(count)):
             (folder / f"{index:06d}.jpg").write_bytes(content)
         return f"{count:,} generated photos"
     found = photos_below(source)
@@ -62,7 +62,7 @@ def re_encoded(source: Path | None, count: int, folder: Path, seed: int = 0) -> 
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     if source is None:
-        contents = [io.BytesIO(content) for content in generated_photos(8)]
+        contents = [io.BytesIO(content) for content in generate_photos(8)]
         pictures = [Image.open(content).convert("RGB") for content in contents]
     else:
         found = photos_below(source)

@@ -28,7 +28,7 @@ Labels = NDArray[np.int64]
 
 
 def main() -> None:
-    """Prints a row for each kind of classes and number of photos of each."""
+    """Print a row for each kind of classes and number of photos of each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="a bundle; by default the one that comes along")
     parser.add_argument("--data", type=Path, required=True)
@@ -94,7 +94,7 @@ def _first_of_each(labels: Labels, count: int) -> Labels:
 
 
 def _own_photo(asked: ImageSet, photos: list[Path]) -> Labels:
-    """Returns each sketch's own photo, `<id>.jpg` of `<id>-<k>.png`; -1 where it is not there."""
+    """Return each sketch's own photo, `<id>.jpg` of `<id>-<k>.png`; -1 where it is not there."""
     place = {(photo.parent.name, photo.stem): number for number, photo in enumerate(photos)}
     return np.array(
         [

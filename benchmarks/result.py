@@ -30,7 +30,7 @@ class Result:
 
 
 def print_result(result: Result, module: str, *, as_json: bool) -> None:
-    """Prints the result with the command that made it and the machine that it was made on."""
+    """Print the result with the command that made it and the machine that it was made on."""
     machine = this_machine()
     command = " ".join(["python", "-m", module, *sys.argv[1:]])
     if as_json:
@@ -41,7 +41,7 @@ def print_result(result: Result, module: str, *, as_json: bool) -> None:
 
 
 def table_lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Returns the lines of a Markdown table."""
+    """Return the lines of a Markdown table."""
     return [_row(columns), _row(["---"] * len(columns)), *(_row(row) for row in rows)]
 
 

@@ -17,13 +17,13 @@ import time
 
 from benchmarks.result import Result, print_result
 from benchmarks.serving import Server, gallery_served, serving_parser
-from sbtk_runtime.generated_inputs import generated_sketches
+from sbtk_runtime.generated_inputs import generate_sketches
 
 _WARM_UP = 20
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and prints."""
     parser = serving_parser(__doc__)
     parser.add_argument("--queries", type=int, default=300)
     options = parser.parse_args()
@@ -33,8 +33,8 @@ def main() -> None:
 
 
 def measure(server: Server, queries: int, note: str) -> Result:
-    """Returns the times of one client's queries, one after the other."""
-    in_server, at_client = _times_ms(server, generated_sketches(32), queries)
+    """Return the times of one client's queries, one after the other."""
+    in_server, at_client = _times_ms(server, generate_sketches(32), queries)
     engine = server.health()["engine"]
     named = {
         "in the server, body received to JSON": in_server,
@@ -62,7 +62,7 @@ def measure(server: Server, queries: int, note: str) -> Result:
 def _times_ms(
     server: Server, sketches: list[bytes], queries: int
 ) -> tuple[list[float], list[float]]:
-    """Returns the server's own times and the client's."""
+    """Return the server's own times and the client's."""
     in_server, at_client = [], []
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     with contextlib.closing(connection):

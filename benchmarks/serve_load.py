@@ -26,7 +26,7 @@ from benchmarks.result import Result, print_result
 from benchmarks.serving import Server, gallery_served, gallery_served_by, serving_parser
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.engines.base import Images
-from sbtk_runtime.generated_inputs import generated_sketches
+from sbtk_runtime.generated_inputs import generate_sketches
 from sbtk_runtime.preprocess import prepare
 
 _GIVEN_UP_S = 120.0
@@ -50,7 +50,7 @@ class Round:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and prints."""
     parser = serving_parser(__doc__)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
@@ -72,8 +72,8 @@ def main() -> None:
 
 
 def measure(server: Server, clients: int, rounds: int, note: str) -> Result:
-    """Returns what all rounds found together; one before them warms up."""
-    sketches = generated_sketches(32)
+    """Return what all rounds found together; one before them warms up."""
+    sketches = generate_sketches(32)
     asyncio.run(_round(server.port, sketches, min(clients, 8)))
     idle = server.resident_bytes()
     found = [asyncio.run(_round(server.port, sketches, clients)) for _ in range(rounds)]
@@ -115,8 +115,8 @@ _TURN_S = 4.0
 
 
 def measure_steady(servers: dict[str, Server], model: str | None, rounds: int, note: str) -> Result:
-    """Returns the queries a second of servers beside those of the engine alone, in turns."""
-    sketches = generated_sketches(32)
+    """Return the queries a second of servers beside those of the engine alone, in turns."""
+    sketches = generate_sketches(32)
     pixels = [prepare(sketch, "sketch").pixels[None] for sketch in sketches]
     per_s: dict[str, list[float]] = {}
     core_ms: dict[str, list[float]] = {}
@@ -160,7 +160,7 @@ def measure_steady(servers: dict[str, Server], model: str | None, rounds: int, n
 
 
 def _engine_turn(embedder: Embedder, pixels: list[Images]) -> tuple[int, float, float]:
-    """Returns queries, seconds, and processor seconds of a turn of the engine."""
+    """Return queries, seconds, and processor seconds of a turn of the engine."""
     begun, cpu_begun, queries = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - begun < _TURN_S:
         embedder.embed_images(pixels[queries % len(pixels)], "sketch")
@@ -169,7 +169,7 @@ def _engine_turn(embedder: Embedder, pixels: list[Images]) -> tuple[int, float, 
 
 
 def _server_turn(server: Server, sketches: list[bytes], clients: int) -> tuple[int, float, float]:
-    """Returns queries, seconds, and the server's processor seconds of a turn of clients."""
+    """Return queries, seconds, and the server's processor seconds of a turn of clients."""
     begun, cpu_begun = time.perf_counter(), server.cpu_s()
     queries = asyncio.run(_steady_clients(server.port, sketches, clients))
     return queries, time.perf_counter() - begun, server.cpu_s() - cpu_begun
@@ -237,7 +237,7 @@ async def _client(port: int, sketch: bytes, begin: asyncio.Event, found: Round) 
 
 
 async def _asked_once(port: int, sketch: bytes) -> tuple[int, float]:
-    """Returns status and Retry-After of one query on a connection of its own."""
+    """Return status and Retry-After of one query on a connection of its own."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:

@@ -33,7 +33,7 @@ class Server:
     ready_s: float
 
     def health(self) -> dict[str, Any]:
-        """Returns what `/healthz` answers."""
+        """Return what `/healthz` answers."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         with contextlib.closing(connection):
             connection.request("GET", "/healthz")
@@ -41,19 +41,19 @@ class Server:
         return found
 
     def cpu_s(self) -> float:
-        """Returns the processor seconds that it has used."""
+        """Return the processor seconds that it has used."""
         fields = Path("/proc", str(self.pid), "stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def resident_bytes(self, which: str = "VmRSS") -> int:
-        """Returns the memory it holds, or with `VmHWM` the most it has held."""
+        """Return the memory it holds, or with `VmHWM` the most it has held."""
         text = Path("/proc", str(self.pid), "status").read_text()
         match = re.search(rf"^{which}:\s+(\d+) kB$", text, re.MULTILINE)
         return int(match[1]) * 1024 if match else 0
 
 
 def serving_parser(description: str | None) -> argparse.ArgumentParser:
-    """Returns a parser of what `gallery_served` needs, and of `--json`."""
+    """Return a parser of what `gallery_served` needs, and of `--json`."""
     parser = argparse.ArgumentParser(description=description)
     add_photos_option(parser)
     parser.add_argument("--count", type=int, default=1000, help="photos in the gallery")
@@ -64,7 +64,7 @@ def serving_parser(description: str | None) -> argparse.ArgumentParser:
 
 @contextlib.contextmanager
 def gallery_served(options: argparse.Namespace) -> Iterator[tuple[Server, str]]:
-    """Indexes and serves photos; gives the block the server, and what the photos are."""
+    """Index and serves photos; gives the block the server, and what the photos are."""
     with gallery_served_by(options, [ROOT]) as ((server,), note):
         yield server, note
 
@@ -73,7 +73,7 @@ def gallery_served(options: argparse.Namespace) -> Iterator[tuple[Server, str]]:
 def gallery_served_by(
     options: argparse.Namespace, checkouts: Sequence[Path]
 ) -> Iterator[tuple[list[Server], str]]:
-    """Indexes photos, and serves them by the code of each checkout."""
+    """Index photos, and serves them by the code of each checkout."""
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         note = copied(options.photos, options.count, Path(scratch, "photos"))
         chosen = ["--gallery", str(Path(scratch, "gallery.sbtk")), "--quiet"]

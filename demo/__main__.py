@@ -1,4 +1,4 @@
-"""Indexes the demo's photographs, queries them with five sketches and says how it went.
+"""Index the demo's photographs, queries them with five sketches and says how it went.
 
 Everything is done by the commands that a user types, and shown as such. The place of the right
 photo is asked of the same gallery through Python.
@@ -68,7 +68,7 @@ class Outcome:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the demo and returns the exit code."""
+    """Run the demo and returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(".demo"), help="where it works")
     parser.add_argument("--model", help="another model bundle than the one that is shipped")
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def demonstrate(folder: Path, model: str | None = None) -> int:
-    """Fetches, indexes, queries and reports; returns the exit code of the first failing command."""
+    """Fetch, indexes, queries and reports; returns the exit code of the first failing command."""
     photos = folder / "photos"
     wheel_photos = fetch_wheel_photos(photos / "wheels")
     stamps = copy_stamps(photos / "stamps")
@@ -115,7 +115,7 @@ def demonstrate(folder: Path, model: str | None = None) -> int:
 def judge(
     gallery_folder: Path, photos: Path, research: Path | None = None, model: str | None = None
 ) -> list[Outcome]:
-    """Returns, for each sketch, where its photographs come when the whole gallery is ranked."""
+    """Return, for each sketch, where its photographs come when the whole gallery is ranked."""
     gallery = Gallery.open(gallery_folder)
     outcomes = []
     with Embedder(model) as embedder:
@@ -138,7 +138,7 @@ def judge(
 
 
 def research_photos() -> Path | None:
-    """Returns the folder `photo` in `SBTK_DATA`, `None` when that is not set.
+    """Return the folder `photo` in `SBTK_DATA`, `None` when that is not set.
 
     Raises:
         SbtkError: it is set, and there is no such folder.
@@ -157,7 +157,7 @@ def research_photos() -> Path | None:
 
 
 def results_table(outcomes: Sequence[Outcome]) -> str:
-    """Returns the outcomes as lines of text."""
+    """Return the outcomes as lines of text."""
     lines = [f"\n{'sketch':<12}{'right photo':<40}{'its rank':<16}first of its kind"]
     for outcome in outcomes:
         right = " or ".join(Path(name).stem for name in outcome.subject.photos)
@@ -168,7 +168,7 @@ def results_table(outcomes: Sequence[Outcome]) -> str:
 
 
 def results_page(outcomes: Sequence[Outcome]) -> str:
-    """Returns a page that links the contact sheets, which lie beside it."""
+    """Return a page that links the contact sheets, which lie beside it."""
     rows = "\n".join(
         f'<li><a href="{outcome.subject.name}.html">{html.escape(outcome.subject.name)}</a>: '
         f"the right photo is hit {outcome.right_rank} of {outcome.count:,}</li>"
@@ -183,7 +183,7 @@ def results_page(outcomes: Sequence[Outcome]) -> str:
 
 
 def _sbtk(*arguments: str) -> int:
-    """Shows and runs one command of sbtk; returns its exit code, 0 also for skipped files."""
+    """Show and runs one command of sbtk; returns its exit code, 0 also for skipped files."""
     print(f"\n$ {shlex.join(['sbtk', *arguments])}", flush=True)
     # -P keeps the checkout from standing in for what is installed.
     command = [sys.executable, "-P", "-m", "sbtk_cli", *arguments]
@@ -202,7 +202,7 @@ def _more_of(subject: Subject, photos: Path, research: Path | None) -> set[Path]
 
 
 def _first_rank(paths: Sequence[Path], wanted: set[Path]) -> int:
-    """Returns the 1-based rank of the first wanted path.
+    """Return the 1-based rank of the first wanted path.
 
     Raises:
         SbtkError: none is among them, so the demo's photographs were not all indexed.

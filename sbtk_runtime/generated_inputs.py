@@ -1,4 +1,4 @@
-"""Inputs for benchmarks that run without data: images and vectors from named generators."""
+"""Synthetic images and vectors for benchmarks without data."""
 
 from __future__ import annotations
 
@@ -22,34 +22,33 @@ _SPREAD = 1.0
 _CHUNK_ROWS = 8192
 
 
-def generated_photos(count: int, seed: int = 0) -> list[bytes]:
-    """Returns JPEG files whose detail, and so whose cost to decode, is like a camera's.
+def generate_photos(count: int, seed: int = 0) -> list[bytes]:
+    """Return JPEG files with as much detail, and decoding cost, as camera photos.
 
-    Noise of falling strength is added at each octave, as in natural images.
+    They are sums of noise of decreasing strength at each octave, as in natural images.
     """
     random = np.random.default_rng(seed)
     return [_file_from_image(_octaves(random), "JPEG", quality=88) for _ in range(count)]
 
 
-def generated_sketches(count: int, seed: int = 0) -> list[bytes]:
-    """Returns PNG files of a dozen dark strokes on white."""
+def generate_sketches(count: int, seed: int = 0) -> list[bytes]:
+    """Return PNG files of a dozen dark strokes on white."""
     random = np.random.default_rng(seed)
     return [_file_from_image(_strokes(random), "PNG") for _ in range(count)]
 
 
 def clustered_vectors(count: int, dim: int, *, seed: int = 0, of: int | None = None) -> Embeddings:
-    """Returns `(count, dim) float32` unit rows in clusters, as embeddings of classes are.
+    """Return `(count, dim) float32` unit rows in clusters, like embeddings of classes.
 
-    A row is `normalise(centre + noise)`; centre and noise are Gaussian and of equal expected
-    length, so rows of one cluster have a cosine of some 0.5. The centres depend on `seed` and the
-    number of rows alone.
+    A row is `normalise(centre + noise)`, both Gaussian with equal expected length, so the cosine of
+    two rows of a cluster is about 0.5. Centres depend only on `seed` and the number of rows.
 
     Args:
         count: number of rows.
         dim: length of a row.
-        seed: of NumPy's PCG64.
-        of: the number of rows of the set that these rows are queries for: they are drawn around
-            its centres, and differ from its rows.
+        seed: seed of NumPy's PCG64.
+        of: to generate queries, the number of rows of the searched set; queries have the same
+            centres and other noise.
     """
     clusters = max(1, (of or count) // _ROWS_PER_CLUSTER)
     centres = np.random.default_rng((seed, 0)).standard_normal((clusters, dim), dtype=np.float32)
@@ -65,7 +64,7 @@ def clustered_vectors(count: int, dim: int, *, seed: int = 0, of: int | None = N
 
 
 def clustered_named(count: int, dim: int, seed: int) -> str:
-    """Returns the sentence that names `clustered_vectors` with these arguments."""
+    """Return a description of `clustered_vectors` with these arguments."""
     return (
         f"{count:,} x {dim} synthetic unit vectors: normalise(centre + noise), both standard "
         f"normal, {_ROWS_PER_CLUSTER} rows to a centre, NumPy PCG64, seed {seed}"

@@ -1,4 +1,4 @@
-"""Pixels of any kind to eight bits of sRGB: wide samples, transparent colours, colour profiles."""
+"""Conversion of pixels to 8-bit sRGB: wide samples, transparent colours, colour profiles."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from sbtk_runtime.image_limits import MOST_METADATA_BYTES
 
 Grey = NDArray[np.uint8]
 
-# Whole samples have as many bits as the smallest of these that holds the highest: cameras and
-# scanners store ten, twelve or fourteen bits in sixteen.
+# The scale of integer samples is the smallest of these that holds the maximum: cameras and scanners
+# store 10, 12 or 14 bits in 16.
 _WHOLE_SCALES = (255.0, 1023.0, 4095.0, 16383.0, 65535.0)
-# Floats a little over 1 are an image from 0 to 1 with highlights, not one from 0 to 255.
+# Floats slightly above 1 are highlights of a scale from 0 to 1.
 _HIGHLIGHTS = 8.0
 _BAND_PIXELS = 1 << 19
 
-# Mean difference, in levels of 255, from which a profile is another colour space than sRGB. The
-# sRGB profiles that are about differ by less than 1, Display P3 by 9, ProPhoto by 40.
+# Profiles whose mean difference to sRGB is larger, in levels of 255, are converted. Common sRGB
+# profiles differ by less than 1, Display P3 by 9, ProPhoto by 40.
 _SAME_LEVELS = 2.5
 
 
-def rgb_or_rgba(image: Image.Image) -> Image.Image:
-    """Returns the image in mode RGB, or RGBA when any pixel is transparent, in sRGB."""
+def to_rgb_or_rgba(image: Image.Image) -> Image.Image:
+    """Return the image in sRGB, in mode RGB, or RGBA if any pixel is transparent."""
     image = _in_srgb(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -43,23 +43,23 @@ def rgb_or_rgba(image: Image.Image) -> Image.Image:
 
 
 def is_wide(image: Image.Image) -> bool:
-    """Whether the samples are whole numbers beyond eight bits, or floats."""
+    """Whether the samples are floats or integers of more than eight bits."""
     return image.mode.startswith(("I", "F"))
 
 
-def eight_bit_grey(
+def to_eight_bit_grey(
     image: Image.Image, *, is_scaled: bool, is_unsigned: bool, is_inverted: bool
 ) -> Image.Image:
-    """Returns a grey image of wide samples, in mode L, or LA when any pixel is transparent.
+    """Convert a grey image of wide samples to mode L, or LA if any pixel is transparent.
 
-    Pillow's own conversion clips at 255. Whole numbers have the bits that their highest needs,
-    among 8, 10, 12, 14 and 16; floats have whichever of 1, 255 and those scales holds them.
+    Pillow's own conversion clips at 255. Integers are scaled by the smallest of 8, 10, 12, 14 and
+    16 bits that holds the maximum; floats by 1, or by the smallest of these scales.
 
     Args:
-        image: of a mode of wide samples.
-        is_scaled: whole numbers are known to have the full scale of 16 bits.
-        is_unsigned: 32-bit numbers have no sign.
-        is_inverted: 0 is white.
+        image: an image for which `is_wide` is true.
+        is_scaled: whether integers are known to use the full scale of 16 bits.
+        is_unsigned: whether 32-bit integers are unsigned.
+        is_inverted: whether 0 is white.
 
     Raises:
         BadImage: no sample is a number.
@@ -67,7 +67,7 @@ def eight_bit_grey(
     lowest, highest = _range(image, is_unsigned)
     offset, scale = 0.0, _scale(highest, is_float=image.mode == "F", is_scaled=is_scaled)
     if lowest < 0 and -lowest <= highest * 16:
-        # Signed samples, such as of a scanner: from the lowest to the highest.
+        # Signed samples, such as from scanners: use the range from lowest to highest.
         offset, scale = lowest, highest - lowest
     transparent = image.info.get("transparency")
     grey = np.empty((image.height, image.width), dtype=np.uint8)
@@ -76,7 +76,7 @@ def eight_bit_grey(
     for band in _bands(image, is_unsigned):
         rows = slice(row, row + len(band))
         row += len(band)
-        # In the steps of Pillow's own point and convert, whose pixels galleries were made from.
+        # The same steps as Pillow's point and convert, which older galleries were made with.
         wide = np.nan_to_num(band.astype(np.float32), nan=0.0, posinf=highest, neginf=lowest)
         levels = ((wide.astype(np.float64) - offset) * (255.0 / scale)).astype(np.float32)
         grey[rows] = np.clip(levels, 0.0, 255.0).astype(np.uint8)
@@ -94,16 +94,16 @@ def eight_bit_grey(
 
 
 def brightest(image: Image.Image) -> int:
-    """Returns the highest value of red, green and blue in an image of eight bits."""
+    """Return the highest value of red, green and blue in an image of eight bits."""
     return max(int(np.asarray(image.getchannel(channel)).max()) for channel in range(3))
 
 
-def with_low_bytes(high: Image.Image, low: Image.Image) -> Image.Image:
-    """Brings a dark colour image of 16-bit samples to eight bits, by the bits it really uses.
+def combine_bytes(high: Image.Image, low: Image.Image) -> Image.Image:
+    """Convert a dark 16-bit colour image to eight bits, scaled by the bits it uses.
 
     Args:
-        high: the higher bytes of all samples, RGB or RGBA; changed, and returned.
-        low: their lower bytes.
+        high: the high bytes of all samples, RGB or RGBA; modified and returned.
+        low: the low bytes.
     """
     highest = brightest(high)
     bits = 8 + highest.bit_length()
@@ -118,13 +118,13 @@ def with_low_bytes(high: Image.Image, low: Image.Image) -> Image.Image:
             most_alpha = max(most_alpha, int(band[..., 3].max()))
         high.paste(Image.fromarray(band), box)
     if 0 < most_alpha < 64:
-        # What is opaque is so in as few bits.
+        # Alpha uses as few bits.
         high.putalpha(high.getchannel("A").point(lambda alpha: 255 if alpha else 0))
     return high
 
 
-def transparent_where(high: Image.Image, low: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    """Returns the image in RGBA, transparent where 16-bit samples are exactly a colour."""
+def mask_colour(high: Image.Image, low: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    """Return the image in RGBA, transparent where 16-bit samples equal a colour."""
     is_colour = np.ones((high.height, high.width), dtype=bool)
     for channel, value in enumerate(colour):
         is_colour &= np.asarray(high.getchannel(channel)) == value >> 8
@@ -155,7 +155,7 @@ def _range(image: Image.Image, is_unsigned: bool) -> tuple[float, float]:
             lowest = min(lowest, float(real.min()))
             highest = max(highest, float(real.max()))
     if highest < lowest:
-        raise BadImage("a picture of floating-point samples, none of which is a number")
+        raise BadImage("an image of floating-point samples, none of which is a number")
     return lowest, highest
 
 
@@ -186,7 +186,7 @@ def _in_srgb(image: Image.Image) -> Image.Image:
 
 @functools.lru_cache(maxsize=32)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Returns what brings a profile's colours to sRGB; `None` if they are sRGB, or unreadable."""
+    """Return the transform from a profile to sRGB; `None` if it is sRGB or unreadable."""
     try:
         transform = ImageCms.buildTransform(
             ImageCms.ImageCmsProfile(io.BytesIO(profile)),
@@ -198,7 +198,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         )
         samples = _samples(mode)
         shown = np.asarray(ImageCms.applyTransform(samples, transform), dtype=np.int16)
-    # Damaged metadata are not a reason to refuse good pixels.
+    # Damaged metadata do not make good pixels unusable.
     except Exception:
         return None
     plain = np.asarray(samples.convert("RGB"), dtype=np.int16)
@@ -211,7 +211,7 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 
 def _samples(mode: str) -> Image.Image:
-    """Returns an image of colours from the whole range of a mode."""
+    """Return an image of colours that span a mode."""
     if mode == "L":
         return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
     steps = np.linspace(0, 255, 6).round().astype(np.uint8)

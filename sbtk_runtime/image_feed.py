@@ -1,8 +1,8 @@
-"""The bytes that a decoder is fed, against a clock, and how much of an image comes of them.
+"""Decoding with a time limit, of damaged files, and in a process with limited memory.
 
-Decoders say that a file is cut off or damaged, not how far they came. So such a file is decoded
-twice into images of different colours: where the two differ nothing was decoded. That is exact
-for every format and mode, and needs none of Pillow's global switches.
+Decoders report that a file is truncated or damaged, but not how far they got. So such a file is
+decoded twice, into images prefilled with different colours: where the two differ, nothing was
+decoded. This is exact for every format and mode, and needs none of Pillow's global switches.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from PIL import Image, ImageFile
 from sbtk_runtime.errors import BadImage, EmptySketch, LargeImage, SbtkError, SlowImage
 from sbtk_runtime.image_limits import (
     Scan,
-    Screened,
+    ScreenedImage,
     first_scan,
     is_whole_chunk,
     jpeg_scans,
@@ -42,20 +42,20 @@ from sbtk_runtime.image_limits import (
 Mask = NDArray[np.bool_]
 
 _END_OF_JPEG = b"\xff\xd9"
-# Of a WebP that is cut off: it is held several times over while it is filled up.
+# Limit for truncated WebP files, of which several copies are held.
 _MOST_REFILLED_BYTES = 16 << 20
-# What libjpeg makes of blocks that never came: 128 in every channel, give or take a rounding.
+# Libjpeg fills missing blocks with 128 in every channel, up to rounding.
 _FILLING = 128
-# The last coefficient, in zigzag order, that a reduced scale looks at. At full scale half of the
-# resolution is enough for an image to be itself.
+# The last coefficient, in zigzag order, that matters at each scale. At full scale, half the
+# resolution is accepted.
 _LAST_COEFFICIENT = {1: 24, 2: 24, 4: 4, 8: 0}
 
 
 class Clock:
-    """Ends the work on one image, on one thread, after some core-seconds.
+    """A time limit for the work on one image, in CPU time of one thread.
 
     Args:
-        limit_s: core-seconds.
+        limit_s: seconds of CPU time.
     """
 
     def __init__(self, limit_s: float) -> None:
@@ -63,29 +63,29 @@ class Clock:
         self.restart()
 
     def restart(self) -> None:
-        """Begins to count on the thread that asks."""
+        """Start counting on the calling thread."""
         self._end_s = time.thread_time() + self._limit_s
 
     def check(self) -> None:
-        """Makes sure that there is time left.
+        """Check that time is left.
 
         Raises:
-            SlowImage: there is none.
+            SlowImage: the time limit is exceeded.
         """
         if time.thread_time() > self._end_s:
             raise SlowImage(
-                "the picture takes too long to decode",
-                f"at most {self._limit_s:g} seconds of a core's work",
+                "decoding the image takes too long",
+                f"at most {self._limit_s:g} seconds of CPU time",
             )
 
 
 class Feed(io.BytesIO):
-    """A file in memory that stops being read when the clock has run out.
+    """A file in memory that cannot be read after the time limit.
 
-    Pillow reads in blocks while it decodes, so this ends decoders that are at work.
+    Pillow reads blocks while it decodes, so this interrupts running decoders.
 
     Attributes:
-        at_end: asked, once, for what to read beyond the end of the file.
+        at_end: called once for the bytes to return after the end of the file.
     """
 
     def __init__(self, data: bytes, clock: Clock) -> None:
@@ -95,10 +95,10 @@ class Feed(io.BytesIO):
         self.at_end: Callable[[], bytes] | None = None
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Returns the next bytes.
+        """Return the next bytes.
 
         Raises:
-            SlowImage: the clock has run out.
+            SlowImage: the time limit is exceeded.
         """
         if size is None or not 0 <= size < 256 or not self._small_reads & 31:
             self._clock.check()
@@ -112,12 +112,12 @@ class Feed(io.BytesIO):
 
 @dataclass(frozen=True)
 class Part:
-    """What could be decoded of a file that is cut off or damaged.
+    """The decoded part of a truncated or damaged file.
 
     Attributes:
-        image: the image, as stored; of any colour where nothing was decoded.
-        share: of its rows, those that were decoded, from 0 to 1.
-        missing: `(H, W) bool`, where nothing was decoded; `None` if there is no such place.
+        image: the image as stored, of undefined colour where nothing was decoded.
+        share: share of the rows that were decoded, from 0 to 1.
+        missing: `(H, W) bool`, true where nothing was decoded; `None` if nothing is missing.
     """
 
     image: Image.Image
@@ -125,12 +125,12 @@ class Part:
     missing: Mask | None = None
 
 
-#: Opens the bytes of a file of a known format, its header read and its scale chosen.
+#: Opens the bytes of a file, with its header read and its scale set.
 Open = Callable[[bytes], ImageFile.ImageFile]
 
 
-def decode_part(open_: Open, file: Screened) -> Part | None:
-    """Returns what can be decoded of a file that cannot be decoded whole; `None` if nothing can."""
+def decode_part(open_: Open, file: ScreenedImage) -> Part | None:
+    """Return the decodable part of a damaged file; `None` if there is none."""
     if file.format == "JPEG":
         return _jpeg_part(open_, file)
     if file.format == "WEBP":
@@ -143,10 +143,10 @@ def decode_part(open_: Open, file: Screened) -> Part | None:
     return _where_equal(one, other, boxes)
 
 
-def early_end(open_: Open, file: Screened, image: Image.Image) -> Part | None:
-    """Returns what came of a JPEG whose end marker stands before its last row, else `None`.
+def find_early_end(open_: Open, file: ScreenedImage, image: Image.Image) -> Part | None:
+    """Return the decoded part of a JPEG whose end marker precedes its last row, else `None`.
 
-    Libjpeg fills the rest with grey and says nothing; but grey may also be in the file.
+    Libjpeg silently fills the rest with grey, but the image itself may also be grey there.
     """
     if file.format != "JPEG" or file.scans > 1:
         return None
@@ -157,7 +157,7 @@ def early_end(open_: Open, file: Screened, image: Image.Image) -> Part | None:
     end = file.data.find(_END_OF_JPEG, first_scan(file.data))
     if end < 0:
         return None
-    # Blocks that are missing are made of what stands behind; whole images do not look at it.
+    # Missing blocks depend on the bytes that follow; complete images ignore them.
     made = [
         _attempt(open_(file.data[:end] + filling * 4096 + _END_OF_JPEG), 0)[0]
         for filling in (b"\0", b"\x55")
@@ -172,18 +172,18 @@ def early_end(open_: Open, file: Screened, image: Image.Image) -> Part | None:
 
 
 def percent(share: float) -> str:
-    """Returns a share as a percentage that is never rounded up to what it is not."""
+    """Return a share as a percentage, rounded down."""
     return f"{math.floor(share * 1000) / 10:g} %"
 
 
 def _attempt(
     image: ImageFile.ImageFile, level: int
 ) -> tuple[Image.Image, list[tuple[int, int, int, int]]]:
-    """Returns what becomes of an image that was of one colour, and the boxes it consists of."""
+    """Decode into an image prefilled with one colour; return it and its tiles' boxes."""
     opened: Any = image
     boxes = [tile[1] for tile in opened.tile]
     if image.format == "TIFF":
-        # Pillow turns it at the end of a decoding that succeeds; we do, after one that fails.
+        # Pillow rotates the image after a successful decoding; we do after a failed one.
         opened._size = opened._tile_size
     prepare = image.load_prepare
 
@@ -200,7 +200,7 @@ def _attempt(
         image.load()
     except SlowImage:
         raise
-    # It is damaged: that is why we are here.
+    # The file is known to be damaged.
     except Exception:
         return image._new(opened.im), boxes
     return image._new(opened.im), boxes
@@ -232,15 +232,15 @@ def _is_filling(pixels: NDArray[Any]) -> Mask:
 
 
 def _up_to_damage(data: bytes) -> bytes:
-    """Returns a PNG up to the first part of its pixels that does not fit its checksum."""
+    """Return a PNG up to the first pixel data with a wrong checksum."""
     for chunk in png_chunks(data):
         if chunk.name == b"IDAT" and chunk.end <= len(data) and not is_whole_chunk(data, chunk):
             return data[: chunk.start]
     return data
 
 
-def _jpeg_part(open_: Open, file: Screened) -> Part | None:
-    """Returns what there is of a JPEG, which is told to end where its bytes do."""
+def _jpeg_part(open_: Open, file: ScreenedImage) -> Part | None:
+    """Return the decodable part of a JPEG, with an end marker after its last byte."""
     so_far: list[NDArray[Any]] = []
     done: list[Image.Image] = []
     scale = 1
@@ -275,11 +275,10 @@ def _scale_of(image: ImageFile.ImageFile) -> int:
 
 
 def _scans_part(open_: Open, data: bytes, image: Image.Image, scale: int) -> Part | None:
-    """Returns what there is of a JPEG of several scans, of which the last one was cut.
+    """Return the decodable part of a JPEG of several scans whose last scan is truncated.
 
-    Each scan adds to the whole image. If those before it hold what this scale looks at, every
-    row is there. If it is the last one needed, the rows are those in which it has changed
-    something.
+    Each scan refines the whole image. If the complete scans suffice for this scale, all rows are
+    decoded. If the last scan is needed too, the decoded rows are those that it changed.
     """
     scans = jpeg_scans(data)
     if _are_enough(scans[:-1], _LAST_COEFFICIENT[scale]):
@@ -291,7 +290,7 @@ def _scans_part(open_: Open, data: bytes, image: Image.Image, scale: int) -> Par
         before.load()
     except SlowImage:
         raise
-    # There is no scan before it.
+    # There is no earlier scan.
     except Exception:
         missing = _is_filling(np.asarray(image))
         return Part(image, 1 - float(missing.mean()), missing)
@@ -301,7 +300,7 @@ def _scans_part(open_: Open, data: bytes, image: Image.Image, scale: int) -> Par
 
 
 def _are_enough(scans: list[Scan], last: int) -> bool:
-    """Whether scans hold the mean of every component, and of the first one the coefficients."""
+    """Whether scans hold every component's mean, and the first one's coefficients up to `last`."""
     if not scans:
         return False
     means = {component for scan in scans if scan.first == 0 for component in scan.components}
@@ -315,10 +314,10 @@ def _are_enough(scans: list[Scan], last: int) -> bool:
 
 
 def _webp_part(open_: Open, data: bytes) -> Part | None:
-    """Returns what there is of a WebP that is cut off.
+    """Return the decodable part of a truncated WebP.
 
-    Its decoders know no part of an image. So what is missing is replaced, once by zeros and once
-    by ones: the rows that do not depend on it are those that were in the file.
+    WebP decoders need the whole file. So the missing bytes are replaced by two different fillings:
+    rows that do not depend on them were in the file.
     """
     for name, start, end in riff_chunks(data):
         if name not in (b"VP8 ", b"VP8L"):
@@ -327,7 +326,7 @@ def _webp_part(open_: Open, data: bytes) -> Part | None:
         if missing_bytes > (end - start) // 2 or end > _MOST_REFILLED_BYTES:
             return None
         images: list[Image.Image] = []
-        # Other bits than those that are missing may take more room, and some are not an image.
+        # Other bits may need more bytes, and some cannot be decoded.
         for filling in _fillings(missing_bytes + end - start if missing_bytes > 0 else 0):
             whole = data[:end] + filling
             length = (len(whole) - start).to_bytes(4, "little")
@@ -351,22 +350,22 @@ def _webp_part(open_: Open, data: bytes) -> Part | None:
 
 
 def _fillings(size: int) -> Iterator[bytes]:
-    """Yields bytes that differ from each other; the first ones are the most likely to decode."""
+    """Yield different fillings, those most likely to decode first."""
     for byte in (b"\0", b"\xff", b"\x5a"):
         yield byte * size
     for seed in range(5):
-        yield random.Random(seed).randbytes(size)  # noqa: S311 -- nobody has to guess them
+        yield random.Random(seed).randbytes(size)  # noqa: S311 -- not a secret
 
 
 def open_webp(image: ImageFile.ImageFile) -> Image.Image:
-    """Returns the pixels of a WebP that is open, in 12 bytes a pixel rather than 16.
+    """Return the pixels of an open WebP, using 12 bytes per pixel instead of 16.
 
-    Pillow keeps the decoder's two canvases while it copies the pixels.
+    Pillow would keep the decoder's two canvases while it copies the pixels.
     """
     opened: Any = image
     frame = opened._decoder.get_next()
     if frame is None:
-        raise EOFError("its picture cannot be decoded")
+        raise EOFError("it has no frame")
     opened._decoder = None
     made = Image.frombuffer(opened.mode, opened.size, frame[0], "raw", opened.rawmode, 0, 1)
     made = made.convert("RGB") if made.mode == "RGBX" else made
@@ -374,11 +373,11 @@ def open_webp(image: ImageFile.ImageFile) -> Image.Image:
     return made
 
 
-#: What an image may take at the peak of its decoding, with its file.
+#: Peak memory of decoding an image in a process of its own, including its file.
 MAX_APART_BYTES = 400 << 20
-#: Core-seconds, those of the start with them.
+#: Seconds of CPU time, including the start of the process.
 MAX_APART_S = 12
-# Whatever was judged: with Python and the libraries it stays below 500 MB.
+# Enforced whatever the estimate was; with Python and libraries it stays below 500 MB.
 _MOST_DATA_BYTES = MAX_APART_BYTES + (30 << 20)
 _WALL_S = 60
 
@@ -386,34 +385,34 @@ _ERRORS: dict[str, type[BadImage]] = {
     error.__name__: error for error in (BadImage, EmptySketch, SlowImage)
 }
 
-# One at a time, since each may take hundreds of megabytes.
+# One process at a time, since each may take hundreds of megabytes.
 _turn = threading.Lock()
 
 
-def pixels_apart(
+def decode_in_subprocess(
     data: bytes, problem: LargeImage, *task: str
 ) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Returns what a task makes of the bytes of an image file, and notices.
+    """Decode an image file in a process of its own; return its pixels and notices.
 
     Args:
         data: the bytes of the file.
-        problem: how large the image is.
+        problem: the error that says how much memory it takes.
         task: `"prepare", kind, size_px` or `"thumbnail", size_px`.
 
     Raises:
-        LargeImage: it is too large for that, too.
-        SlowImage: the system has ended it.
-        BadImage: as the task does.
+        LargeImage: the image exceeds `MAX_APART_BYTES`.
+        SlowImage: it exceeds `MAX_APART_S`.
+        BadImage: the task failed.
     """
     if problem.needed_bytes > MAX_APART_BYTES:
         raise problem
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    # Threads only take memory where one core's work is allowed.
+    # Threads cost memory, and CPU time is limited anyway.
     environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with _turn:
         try:
-            done = subprocess.run(  # noqa: S603 -- our own file, by this interpreter
-                # With -P no module is taken from the folder of this file.
+            done = subprocess.run(  # noqa: S603 -- this file, by this interpreter
+                # With -P, Python does not import modules from this file's folder.
                 [sys.executable, "-P", str(Path(__file__)), *task],
                 input=data,
                 capture_output=True,
@@ -427,7 +426,7 @@ def pixels_apart(
     if done.returncode == -signal.SIGXCPU:
         raise _too_slow()
     if done.returncode != 0 or not head:
-        raise BadImage(f"damaged image: its decoder has failed (status {done.returncode})")
+        raise BadImage(f"damaged image: the decoder failed (status {done.returncode})")
     told = json.loads(head)
     if "error" in told:
         raise _ERRORS[told["error"]](*told["words"])
@@ -436,7 +435,7 @@ def pixels_apart(
 
 def _too_slow() -> SlowImage:
     return SlowImage(
-        "the picture takes too long to decode", f"at most {MAX_APART_S} seconds of a core's work"
+        "decoding the image takes too long", f"at most {MAX_APART_S} seconds of CPU time"
     )
 
 
@@ -453,7 +452,7 @@ def _main(task: list[str]) -> None:
         told = {"error": kind if kind in _ERRORS else "BadImage", "words": words}
         body = b""
     except MemoryError:
-        told = {"error": "BadImage", "words": ("not enough memory to decode the picture",)}
+        told = {"error": "BadImage", "words": ("not enough memory to decode the image",)}
         body = b""
     else:
         told = {"shape": pixels.shape, "notices": notices}

@@ -1,7 +1,7 @@
-"""How large the images in an AVIF or HEIC file really are, whatever its container says.
+"""The true size of AVIF and HEIC images, and PPM files in a normal form.
 
-Readers take the size from the container, and decoders the memory for the content. So the content
-is looked at here: the sequence headers of AV1, and the grids that images are put together by.
+Readers take an image's size from the container, but decoders allocate memory for the content. So
+the size is read from the content: AV1 sequence headers, and grids that combine images.
 """
 
 from __future__ import annotations
@@ -19,24 +19,23 @@ from sbtk_runtime.errors import BadImage
 Box = tuple[bytes, int, int]
 Size = tuple[int, int]
 
-# What holds an image of its own, and what holds none.
+# Items with an image, and items without one.
 _CODED_BY_AV1, _GRID = b"av01", b"grid"
 _WITHOUT_PIXELS = frozenset({b"Exif", b"mime", b"uri ", b"iden", b"tmap"})
-# Libheif holds images of HEVC to the size that the container says.
+# Libheif checks HEVC images against the container's size.
 _SELF_CHECKED = frozenset({b"hvc1"})
 _SEQUENCE_HEADER = 1
 
 
-def content_sizes(data: bytes, boxes: Iterable[Box]) -> list[Size] | None:
-    """Returns at least the sizes that the content of an AVIF or HEIC file tells.
+def read_content_sizes(data: bytes, boxes: Iterable[Box]) -> list[Size] | None:
+    """Return upper bounds of the image sizes in an AVIF or HEIC file.
 
     Args:
         data: the bytes of the file.
-        boxes: all of them, those inside others too.
+        boxes: all boxes, including nested ones.
 
     Returns:
-        Widths and heights in pixels; `None` if the content cannot be followed, so that nothing is
-        known of it.
+        Widths and heights in pixels; `None` if the content cannot be parsed.
     """
     found: dict[bytes, Box] = {}
     for box in boxes:
@@ -63,7 +62,7 @@ def content_sizes(data: bytes, boxes: Iterable[Box]) -> list[Size] | None:
 
 
 def _item_kinds(data: bytes, box: Box) -> Iterator[tuple[int, bytes]]:
-    """Yields the id and the kind of each item."""
+    """Yield the id and type of each item."""
     position = box[1] + (6 if data[box[1]] == 0 else 8)
     while position + 8 <= box[2]:
         length, name = struct.unpack_from(">I4s", data, position)
@@ -79,7 +78,7 @@ def _item_kinds(data: bytes, box: Box) -> Iterator[tuple[int, bytes]]:
 
 
 def _item_contents(data: bytes, box: Box, idat: Box | None) -> Iterator[tuple[int, bytes]]:
-    """Yields the id of each item and its bytes."""
+    """Yield the id of each item and its bytes."""
     version, sizes, more = data[box[1]], data[box[1] + 4], data[box[1] + 5]
     numbers = _Numbers(data, box[1] + 6, box[2])
     id_bytes = 4 if version == 2 else 2
@@ -91,12 +90,12 @@ def _item_contents(data: bytes, box: Box, idat: Box | None) -> Iterator[tuple[in
         if method == 1 and idat is not None:
             base += idat[1]
         elif method:
-            raise ValueError("an item that is put together from others")
+            raise ValueError("an item that is built from others")
         content = b""
         for _ in range(numbers.next(2)):
             numbers.next(more & 15 if version else 0)
             start, length = base + numbers.next(sizes >> 4), numbers.next(sizes & 15)
-            # One of no length goes on to the end.
+            # A length of 0 means up to the end.
             content += data[start : start + length] if length else data[start:]
             if len(content) > len(data):
                 raise ValueError("an item of more bytes than the file")
@@ -104,7 +103,7 @@ def _item_contents(data: bytes, box: Box, idat: Box | None) -> Iterator[tuple[in
 
 
 class _Numbers:
-    """Whole numbers of so many bytes each, one after the other."""
+    """A reader of big-endian integers."""
 
     def __init__(self, data: bytes, start: int, end: int) -> None:
         self._data, self._at, self._end = data, start, end
@@ -122,7 +121,7 @@ def _grid_size(content: bytes) -> Size:
 
 
 def _av1_sizes(content: bytes) -> list[Size]:
-    """Returns the largest size of a frame by each sequence header; there must be one."""
+    """Return the largest frame size of each sequence header; at least one is required."""
     sizes: list[Size] = []
     position = 0
     while position < len(content):
@@ -162,7 +161,7 @@ def _sequence_size(header: bytes) -> Size:
         next_bits(5)
     else:
         if next_bits(1):
-            raise ValueError("a picture that is timed")
+            raise ValueError("an image with timing information")
         has_delay = next_bits(1)
         for _ in range(next_bits(5) + 1):
             next_bits(12)
@@ -172,11 +171,11 @@ def _sequence_size(header: bytes) -> Size:
                 next_bits(4)
     width_bits, height_bits = next_bits(4) + 1, next_bits(4) + 1
     width, height = next_bits(width_bits) + 1, next_bits(height_bits) + 1
-    # A frame that is not of the reduced kind may tell any size that its bits can.
+    # Frames may override the size with any value of that many bits.
     return (width, height) if is_reduced else (1 << width_bits, 1 << height_bits)
 
 
-#: Of a file whose numbers stand in digits, or do not use the full scale.
+#: Limit for files that are rewritten: decimal numbers, or samples that do not use the full scale.
 MOST_REWRITTEN_BYTES = 64 << 20
 
 _PNM_SPACE = rb"(?:\s++|#[^\r\n]*+[\r\n])++"
@@ -188,33 +187,33 @@ _PIECE_BYTES = 1 << 20
 Numbers = NDArray[np.float64]
 
 
-def plain_pnm(data: bytes, check: Callable[[], None]) -> tuple[bytes, int, bool]:
-    """Returns a PPM, PGM or PBM in bytes of the full scale, and what is known of it.
+def normalise_pnm(data: bytes, check: Callable[[], None]) -> tuple[bytes, int, bool]:
+    """Return a PPM, PGM or PBM with binary samples of the full scale.
 
     Args:
         data: the bytes of the file.
-        check: asked now and then; raises when it takes too long.
+        check: called from time to time; raises if the work takes too long.
 
     Returns:
-        The file, rewritten if need be; the bits of a sample; and whether samples are known to use
-        the full scale, since they were brought to it.
+        The file, rewritten if necessary; the bits of a sample; and whether the samples are known
+        to use the full scale.
 
     Raises:
-        BadImage: its header or its digits are damaged, or it is too large to be rewritten.
+        BadImage: the header or a number is damaged, or the file is too large to rewrite.
     """
     if data[1:2] in b"Ff":
         return data, 32, False
     header = _PNM_HEADER.match(data)
     if header is None:
-        raise BadImage("damaged image: the PPM header is cut off or damaged")
+        raise BadImage("damaged image: truncated or damaged PPM header")
     kind, width, height = (int(number) for number in header.groups())
     position, highest = header.end(), 1
     if kind not in (1, 4):
         depth = _PNM_HIGHEST.match(data, position)
         if depth is None or not 0 < int(depth.group(1)) < 65536:
-            raise BadImage("damaged image: the PPM header is cut off or damaged")
+            raise BadImage("damaged image: truncated or damaged PPM header")
         position, highest = depth.end(), int(depth.group(1))
-    # One blank, and only one, stands before binary samples.
+    # Exactly one whitespace character precedes binary samples.
     body = memoryview(data)[position + 1 :]
     channels = 3 if kind in (3, 6) else 1
     full = 65535 if highest > 255 and channels == 1 else 255
@@ -228,8 +227,8 @@ def plain_pnm(data: bytes, check: Callable[[], None]) -> tuple[bytes, int, bool]
     samples = width * height * channels
     if samples * bits // 8 > MOST_REWRITTEN_BYTES:
         raise BadImage(
-            f"the picture has {width} x {height} pixels in an unusual kind of PPM",
-            f"at most {MOST_REWRITTEN_BYTES >> 20} MiB of them",
+            f"{width} x {height} pixels in an unusual kind of PPM",
+            f"at most {MOST_REWRITTEN_BYTES >> 20} MiB",
         )
     numbers = _binary_numbers(body, 2 if highest > 255 else 1) if kind > 4 else _digits(body, kind)
     rewritten = bytearray(head)
@@ -237,7 +236,7 @@ def plain_pnm(data: bytes, check: Callable[[], None]) -> tuple[bytes, int, bool]
     for piece in numbers:
         check()
         if kind < 4 and piece.size and piece.max() > highest:
-            raise BadImage(f"damaged image: a PPM with values above its highest, {highest}")
+            raise BadImage(f"damaged image: a PPM with values above its maximum of {highest}")
         scaled = np.minimum(np.rint(piece / highest * full), full)
         rewritten += scaled.astype(">u2" if full == 65535 else "u1").tobytes()
         if len(rewritten) >= room:
@@ -253,7 +252,7 @@ def _binary_numbers(body: memoryview, size: int) -> Iterator[Numbers]:
 
 
 def _digits(body: memoryview, kind: int) -> Iterator[Numbers]:
-    """Yields the numbers of a PPM of digits; a PBM's, where 1 is black, as a PGM has them."""
+    """Yield the numbers of a plain PPM; those of a PBM, where 1 is black, are inverted."""
     rest = b""
     for piece in _uncommented(body):
         if kind == 1:
@@ -265,13 +264,13 @@ def _digits(body: memoryview, kind: int) -> Iterator[Numbers]:
         cut = 1 + max(text.rfind(blank) for blank in (b" ", b"\n", b"\t", b"\r"))
         text, rest = text[:cut], text[cut:]
         if len(rest) > 10:
-            raise BadImage("damaged image: a PPM with a number of too many digits")
+            raise BadImage("damaged image: a PPM with numbers that are too long")
         yield _from_text(text)
     yield _from_text(rest)
 
 
 def _from_text(text: bytes) -> Numbers:
-    """Returns the numbers that stand in digits; five times as fast as numpy's own reader."""
+    """Return the numbers in a text; five times as fast as numpy's own parser."""
     _check_only(text, b"0123456789 \t\r\n\v\f")
     digits = np.frombuffer(text, np.uint8) - 48
     edges = np.flatnonzero(np.diff(digits < 10, prepend=False, append=False))
@@ -280,7 +279,7 @@ def _from_text(text: bytes) -> Numbers:
     numbers = np.zeros(len(ends))
     longest = int(lengths.max()) if lengths.size else 0
     if longest > 10:
-        raise BadImage("damaged image: a PPM with a number of too many digits")
+        raise BadImage("damaged image: a PPM with numbers that are too long")
     for place in range(longest):
         has = lengths > place
         numbers[has] += digits[ends[has] - 1 - place] * 10.0**place
@@ -289,11 +288,11 @@ def _from_text(text: bytes) -> Numbers:
 
 def _check_only(text: bytes, allowed: bytes) -> None:
     if text.translate(None, allowed):
-        raise BadImage("damaged image: a PPM with something else than numbers")
+        raise BadImage("damaged image: a plain PPM with characters that are not digits")
 
 
 def _uncommented(body: memoryview) -> Iterator[bytes]:
-    """Yields a text in pieces, without its comments."""
+    """Yield a text in pieces, without comments."""
     is_comment = False
     for start in range(0, len(body), _PIECE_BYTES):
         piece = bytes(body[start : start + _PIECE_BYTES])

@@ -1,8 +1,8 @@
-"""What is judged from an image file's bytes before a decoder sees them.
+"""Checks of an image file's bytes before a decoder sees them.
 
-Parsers can be made to work for minutes by a small file: a hundred thousand metadata segments, a
-thousand scans, millions of strips, a comment of megabytes. Here the structure is counted, what
-nobody needs is left out, and the size is read where a parser would take memory to tell it.
+A small file can keep a parser busy for minutes: a hundred thousand metadata segments, a thousand
+scans, millions of strips, a comment of megabytes. This module counts the structure, removes what
+decoding does not need, and reads the size where a parser would allocate memory to find it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sbtk_runtime.errors import BadImage
-from sbtk_runtime.image_formats import content_sizes, plain_pnm
+from sbtk_runtime.image_formats import normalise_pnm, read_content_sizes
 
 MOST_SEGMENTS = 20_000
 MOST_SCANS = 500
@@ -26,28 +26,28 @@ MOST_CHUNKS = 200_000
 MOST_STRIPS = 100_000
 MOST_TAG_VALUES = 1_000_000
 MOST_BOXES = 20_000
-#: Of a colour profile, or a text that tells how an image is turned.
+#: Limit for a colour profile, and for a text that holds the orientation.
 MOST_METADATA_BYTES = 1 << 20
 
-# A JPEG may begin this late, behind what a transfer or a card reader has left there.
+# A JPEG may start this late, after bytes left by a transfer or a card reader.
 _MOST_JUNK_BYTES = 64 << 10
 _PIECE_BYTES = 1 << 20
 _ORDINARY_SEGMENTS = 100
 
 
 @dataclass(frozen=True)
-class Screened:
-    """The bytes of an image file as a decoder may see them.
+class ScreenedImage:
+    """The bytes of an image file that are passed to a decoder.
 
     Attributes:
-        format: its name, as in `SIGNATURES`.
-        data: the bytes, without what nobody needs.
-        canvas: width and height in pixels, where opening the file takes that memory.
+        format: a key of `SIGNATURES`.
+        data: the bytes, without what decoding does not need.
+        canvas: width and height in pixels, if opening the file allocates that memory.
         scans: passes over the whole image; more than one only in JPEGs.
-        kept_bytes: what a decoder holds beside the image: coefficients, a strip, a tile.
-        bits: of a sample, where that is told.
+        kept_bytes: memory a decoder holds besides the image: coefficients, a strip, a tile.
+        bits: bits of a sample, if known.
         is_scaled: whether samples are known to use the full scale.
-        is_unsure: whether decoding may take more memory than all this tells.
+        is_unsure: whether decoding may take more memory than these values say.
     """
 
     format: str
@@ -60,29 +60,29 @@ class Screened:
     is_unsure: bool = False
 
 
-def format_of(data: bytes) -> str | None:
-    """Returns the format that an image file's first bytes tell, as in `SIGNATURES`."""
+def detect_format(data: bytes) -> str | None:
+    """Return the key of `SIGNATURES` that fits a file's first bytes, or `None`."""
     for name, signature in SIGNATURES.items():
         if signature(data):
             return name
     return None if _late_jpeg(data) is None else "JPEG"
 
 
-def screened(data: bytes, format_: str, check: Callable[[], None]) -> Screened:
-    """Returns what a decoder may see of an image file of a known format.
+def screen_image(data: bytes, format_: str, check: Callable[[], None]) -> ScreenedImage:
+    """Return the part of an image file that a decoder may see.
 
     Args:
         data: the bytes of the file.
-        format_: its name, as in `SIGNATURES`.
-        check: asked now and then; raises when it takes too long.
+        format_: a key of `SIGNATURES`.
+        check: called from time to time; raises if the work takes too long.
 
     Raises:
-        BadImage: its header is damaged, or its structure is beyond what honest files have.
+        BadImage: the header is damaged, or the structure is absurd.
     """
     try:
         return _screen_pnm(data, check) if format_ == "PPM" else _SCREENS[format_](data)
     except (struct.error, IndexError, ValueError, ZeroDivisionError) as problem:
-        raise BadImage(f"damaged image: the {format_} header is cut off or damaged") from problem
+        raise BadImage(f"damaged image: truncated or damaged {format_} header") from problem
 
 
 def _is_webp(data: bytes) -> bool:
@@ -94,10 +94,10 @@ HEIC_FORMAT = "HEIF"
 
 
 def is_heic(head: bytes) -> bool:
-    """Returns whether a file that begins with these bytes is a HEIC image, by its brands."""
+    """Return whether a file with this start is a HEIC image, judged by its brands."""
     brands = _brands(head)
     if brands and brands[0] in _GENERAL_BRANDS:
-        # Their first brand says only that they are images; AVIF has the same.
+        # The first brand only says that it is an image; AVIF uses the same.
         return not _AVIF_BRANDS & set(brands)
     return bool(brands) and brands[0] in _HEIC_BRANDS
 
@@ -108,11 +108,11 @@ def _is_avif(data: bytes) -> bool:
 
 
 def _brands(data: bytes) -> tuple[bytes, ...]:
-    """Returns the brands of an ISO media file, the main one first; none of other files."""
+    """Return the brands of an ISO media file, the main one first; empty for other files."""
     if data[4:8] != b"ftyp":
         return ()
     listed = data[8 : max(12, min(_MAX_BRANDS_BYTES, int.from_bytes(data[:4], "big")))]
-    # Between the main brand and the others stands a version.
+    # A version follows the main brand.
     return tuple(listed[at : at + 4] for at in range(0, len(listed), 4) if at != 4)
 
 
@@ -125,7 +125,7 @@ _GENERAL_BRANDS = frozenset({b"mif1", b"mif2", b"msf1"})
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _MAX_BRANDS_BYTES = 256
 
-#: How each format is told by its first bytes.
+#: Tests of the first bytes by format.
 SIGNATURES: Mapping[str, Callable[[bytes], bool]] = {
     "JPEG": _starts(b"\xff\xd8\xff"),
     "PNG": _starts(b"\x89PNG\r\n\x1a\n"),
@@ -140,9 +140,9 @@ SIGNATURES: Mapping[str, Callable[[bytes], bool]] = {
 
 
 def _late_jpeg(data: bytes) -> int | None:
-    """Returns where a JPEG begins behind junk; `None` if it is one file inside another.
+    """Return the offset of a JPEG after junk; `None` if it is embedded in another file.
 
-    An archive or a document that holds a JPEG goes on after it.
+    In an archive or document, more data follow the JPEG.
     """
     start = data.find(b"\xff\xd8\xff", 0, _MOST_JUNK_BYTES)
     if start == 0:
@@ -155,12 +155,12 @@ def _late_jpeg(data: bytes) -> int | None:
 # JPEG -------------------------------------------------------------------------------------------
 
 _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-# Not what fills, what stands for a byte of 255, and what has no content.
+# Excludes fill bytes, escaped 255 and markers without content.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 _ZEROS = bytes(16)
 _JPEG_TABLES = frozenset({*_JPEG_FRAMES, 0xC4, 0xCC, 0xDB, 0xDD})
 
-# What tells how samples are meant, and how the image is turned: JFIF, Exif, XMP and Adobe's.
+# Segments that hold the colour space and the orientation: JFIF, Exif, XMP and Adobe.
 _JPEG_METADATA = {0xE0: (b"JFIF",), 0xE1: (b"Exif", b"http"), 0xEE: (b"Adob",)}
 
 
@@ -171,25 +171,25 @@ class _Segment(NamedTuple):
 
 
 def _jpeg_segments(data: bytes) -> tuple[list[_Segment], int]:
-    """Returns the segments ahead of the first scan, and how many bytes lie between them."""
+    """Return the segments before the first scan, and the number of bytes between them."""
     segments: list[_Segment] = []
     position, between = 2, 0
     while True:
         found = _JPEG_MARKER.search(data, position)
         if found is None or data[found.start() + 1] == 0xD9:
-            raise BadImage("damaged image: a JPEG that ends before its picture begins")
+            raise BadImage("damaged image: a JPEG that ends before its first scan")
         start = found.start()
         marker = data[start + 1]
         between += start - position
         position = start + 2 + (data[start + 2] << 8 | data[start + 3])
         segments.append(_Segment(marker, start, position))
         if len(segments) > MOST_SEGMENTS:
-            raise BadImage("a JPEG of too many segments", f"at most {MOST_SEGMENTS:,}")
+            raise BadImage("a JPEG with too many segments", f"at most {MOST_SEGMENTS:,}")
         if marker == 0xDA:
             return segments, between
 
 
-def _screen_jpeg(data: bytes) -> Screened:
+def _screen_jpeg(data: bytes) -> ScreenedImage:
     data = data[_late_jpeg(data) or 0 :]
     segments, between = _jpeg_segments(data)
     scan_at = segments[-1].start
@@ -201,7 +201,7 @@ def _screen_jpeg(data: bytes) -> Screened:
     has_scans = frame.marker in (0xC2, 0xC6, 0xCA, 0xCE) or components < in_frame
     scans = _count_scans(data, scan_at) if has_scans else 1
     if scans > MOST_SCANS:
-        raise BadImage(f"a JPEG of {scans:,} scans", f"at most {MOST_SCANS}")
+        raise BadImage(f"a JPEG with {scans:,} scans", f"at most {MOST_SCANS}")
     kept = 0
     if has_scans:
         factors = data[frame.start + 11 : frame.start + 10 + 3 * in_frame : 3]
@@ -210,14 +210,14 @@ def _screen_jpeg(data: bytes) -> Screened:
         kept = 2 * width * height * sum(blocks) // max(1, largest)
     if len(segments) > _ORDINARY_SEGMENTS or between > 1000:
         data = b"".join([b"\xff\xd8", *_needed_segments(data, segments), data[scan_at:]])
-    # A file that was allocated before it was filled ends in zeros.
+    # A file that was allocated but not completely written ends in zeros.
     if data.endswith(_ZEROS):
         data = data.rstrip(b"\0")
-    return Screened("JPEG", data, scans=scans, kept_bytes=kept)
+    return ScreenedImage("JPEG", data, scans=scans, kept_bytes=kept)
 
 
 def _count_scans(data: bytes, start: int) -> int:
-    """Returns the number of scans; five times as fast as `bytes.count` where many bytes are 255."""
+    """Return the number of scans; five times as fast as `bytes.count` if many bytes are 255."""
     count = 0
     for position in range(start, len(data), _PIECE_BYTES):
         piece = np.frombuffer(data, np.uint8)[position : position + _PIECE_BYTES + 1]
@@ -227,13 +227,13 @@ def _count_scans(data: bytes, start: int) -> int:
 
 @dataclass(frozen=True)
 class Scan:
-    """A pass over a JPEG's image: where it starts, and what it holds.
+    """One scan of a JPEG.
 
     Attributes:
-        start: of its marker.
-        components: their ids.
-        first: coefficient that it holds.
-        last: coefficient that it holds.
+        start: offset of its marker.
+        components: ids of its components.
+        first: first coefficient.
+        last: last coefficient.
         luma: id of the first component of the image.
         in_frame: number of components of the image.
     """
@@ -247,12 +247,12 @@ class Scan:
 
 
 def first_scan(data: bytes) -> int:
-    """Returns where the first scan of a JPEG starts."""
+    """Return the offset of the first scan of a JPEG."""
     return _jpeg_segments(data)[0][-1].start
 
 
 def jpeg_scans(data: bytes) -> list[Scan]:
-    """Returns the scans of a JPEG whose headers are whole, in order."""
+    """Return the scans of a JPEG with complete headers, in order."""
     segments, _ = _jpeg_segments(data)
     frame = next(segment for segment in segments if segment.marker in _JPEG_FRAMES)
     in_frame, luma = data[frame.start + 9], data[frame.start + 10]
@@ -268,7 +268,7 @@ def jpeg_scans(data: bytes) -> list[Scan]:
 
 
 def _needed_segments(data: bytes, segments: list[_Segment]) -> Iterator[bytes]:
-    """Yields the segments that tell about pixels: tables, the turn, the colours."""
+    """Yield the segments needed for decoding: tables, orientation, colours."""
     seen: set[bytes] = set()
     for segment in segments[:-1]:
         content = data[segment.start : segment.end]
@@ -288,7 +288,7 @@ _PNG_TURNED = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"Raw profile
 
 @dataclass(frozen=True)
 class PngChunk:
-    """A chunk of a PNG: its name, where it starts with its length, and where it ends."""
+    """A chunk of a PNG: its name and the offsets of its length field and its end."""
 
     name: bytes
     start: int
@@ -296,7 +296,7 @@ class PngChunk:
 
 
 def png_chunks(data: bytes) -> Iterator[PngChunk]:
-    """Yields the chunks up to the end of the image; the last one may be cut off."""
+    """Yield the chunks up to the end of the image; the last one may be truncated."""
     position, count = 8, 0
     while position + 8 <= len(data):
         length, name = struct.unpack_from(">I4s", data, position)
@@ -304,33 +304,33 @@ def png_chunks(data: bytes) -> Iterator[PngChunk]:
         yield PngChunk(name, position, end)
         count += 1
         if count > MOST_CHUNKS:
-            raise BadImage("a PNG of too many chunks", f"at most {MOST_CHUNKS:,}")
+            raise BadImage("a PNG with too many chunks", f"at most {MOST_CHUNKS:,}")
         if name == b"IEND":
             return
         position = end
 
 
 def is_whole_chunk(data: bytes, chunk: PngChunk) -> bool:
-    """Whether the chunk is there to its end and fits its checksum."""
+    """Whether the chunk is complete and matches its checksum."""
     content = memoryview(data)[chunk.start + 4 : chunk.end - 4]
     check = data[chunk.end - 4 : chunk.end]
     return chunk.end <= len(data) and zlib.crc32(content).to_bytes(4, "big") == check
 
 
-def _screen_png(data: bytes) -> Screened:
+def _screen_png(data: bytes) -> ScreenedImage:
     bits = data[24]
     chunks = list(png_chunks(data))
     needed = [chunk for chunk in chunks if _is_needed_chunk(data, chunk)]
     if len(needed) != len(chunks):
         view = memoryview(data)
         data = b"".join([data[:8], *(view[chunk.start : chunk.end] for chunk in needed)])
-    return Screened("PNG", data, bits=bits)
+    return ScreenedImage("PNG", data, bits=bits)
 
 
 def _is_needed_chunk(data: bytes, chunk: PngChunk) -> bool:
     name = chunk.name
     if name in _PNG_NEEDED:
-        # Empty ones only cost time.
+        # Empty chunks only cost time.
         return name != b"IDAT" or chunk.end > chunk.start + 12
     if not name.isalpha():
         return True
@@ -350,7 +350,7 @@ def _is_needed_chunk(data: bytes, chunk: PngChunk) -> bool:
 
 
 def _packed_text(name: bytes, content: bytes) -> bytes | None:
-    """Returns the compressed part of a text chunk; `None` if it is not compressed."""
+    """Return the compressed part of a text chunk; `None` if it is not compressed."""
     rest = content.partition(b"\0")[2]
     if name == b"zTXt":
         return rest[1:]
@@ -371,8 +371,8 @@ def _is_small_unpacked(packed: bytes | memoryview) -> bool:
 # GIF, WebP, AVIF --------------------------------------------------------------------------------
 
 
-def _screen_gif(data: bytes) -> Screened:
-    """Leaves out what stands ahead of the first image: comments and programs' own blocks."""
+def _screen_gif(data: bytes) -> ScreenedImage:
+    """Remove comments and application blocks before the first image."""
     header = 13 + (3 << ((data[10] & 7) + 1) if data[10] & 0x80 else 0)
     position, kept = header, [data[:header]]
     while data[position] == 0x21:
@@ -385,11 +385,11 @@ def _screen_gif(data: bytes) -> Screened:
             kept[1:] = [data[start:position]]
     if position - header > 4096:
         data = b"".join([*kept, data[position:]])
-    return Screened("GIF", data)
+    return ScreenedImage("GIF", data)
 
 
 def riff_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yields name, start of the content and end of each chunk, which may be cut off."""
+    """Yield name, start of the content and end of each chunk, which may be truncated."""
     position, count = 12, 0
     while position + 8 <= len(data):
         name, length = struct.unpack_from("<4sI", data, position)
@@ -397,10 +397,10 @@ def riff_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         position += 8 + length + (length & 1)
         count += 1
         if count > MOST_CHUNKS:
-            raise BadImage("a WebP of too many chunks", f"at most {MOST_CHUNKS:,}")
+            raise BadImage("a WebP with too many chunks", f"at most {MOST_CHUNKS:,}")
 
 
-def _screen_webp(data: bytes) -> Screened:
+def _screen_webp(data: bytes) -> ScreenedImage:
     canvas = _webp_size(data)
     frames_end = None
     frames = 0
@@ -410,10 +410,10 @@ def _screen_webp(data: bytes) -> Screened:
             if frames == 1:
                 frames_end = end + (end & 1)
     if frames > 1 and frames_end is not None:
-        # Only the first image is ever looked at.
+        # Only the first image is used.
         body = data[8:frames_end]
         data = b"RIFF" + struct.pack("<I", len(body)) + body
-    return Screened("WEBP", data, canvas=canvas)
+    return ScreenedImage("WEBP", data, canvas=canvas)
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -428,13 +428,13 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
-def _screen_boxes(data: bytes, format_: str) -> Screened:
-    """Takes the largest size that any item or track of the file has, or says it has."""
+def _screen_boxes(data: bytes, format_: str) -> ScreenedImage:
+    """Use the largest size that any item or track has or declares."""
     areas: list[tuple[int, int]] = []
     is_deep = False
     boxes = list(itertools.islice(_boxes(data, 0, len(data)), MOST_BOXES + 1))
     if len(boxes) > MOST_BOXES:
-        raise BadImage(f"an {format_} of too many parts", f"at most {MOST_BOXES:,}")
+        raise BadImage(f"an {format_} with too many parts", f"at most {MOST_BOXES:,}")
     for name, start, end in boxes:
         if name == b"ispe":
             areas.append(struct.unpack_from(">II", data, start + 4))
@@ -445,14 +445,14 @@ def _screen_boxes(data: bytes, format_: str) -> Screened:
         elif name == b"tkhd" and end - start >= 8:
             width, height = struct.unpack_from(">II", data, end - 8)
             areas.append((width >> 16, height >> 16))
-    in_content = content_sizes(data, boxes)
+    in_content = read_content_sizes(data, boxes)
     areas += in_content or []
     if not areas:
-        raise BadImage("damaged image: it does not say how large it is")
+        raise BadImage("damaged image: its size is missing")
     width, height = max(areas, key=lambda area: area[0] * area[1])
-    # Samples of ten and twelve bits lie in two bytes, in three planes.
+    # Samples of 10 and 12 bits take two bytes, in three planes.
     kept = 8 * width * height if is_deep else 0
-    return Screened(
+    return ScreenedImage(
         format_, data, canvas=(width, height), kept_bytes=kept, is_unsure=in_content is None
     )
 
@@ -485,17 +485,17 @@ _TIFF_TEXT = frozenset({1, 2, 6, 7})
 _STRIP_TAGS = {273: "strips", 279: "strips", 324: "tiles", 325: "tiles"}
 
 
-def _screen_tiff(data: bytes) -> Screened:
+def _screen_tiff(data: bytes) -> ScreenedImage:
     tags = _tiff_tags(data)
     values = {tag: first for tag, (_, _, first) in tags.items()}
     others = 0
     for tag, (kind, count, _) in tags.items():
         if tag in _STRIP_TAGS and count > MOST_STRIPS:
-            raise BadImage(f"a TIFF of {count:,} {_STRIP_TAGS[tag]}", f"at most {MOST_STRIPS:,}")
+            raise BadImage(f"a TIFF with {count:,} {_STRIP_TAGS[tag]}", f"at most {MOST_STRIPS:,}")
         others += 0 if kind in _TIFF_TEXT else count
     if others > MOST_TAG_VALUES:
         raise BadImage(
-            f"a TIFF of {others:,} numbers in its header", f"at most {MOST_TAG_VALUES:,}"
+            f"a TIFF with {others:,} numbers in its header", f"at most {MOST_TAG_VALUES:,}"
         )
     width, height = values.get(256, 0), values.get(257, 0)
     samples, bits = values.get(277, 1), values.get(258, 1)
@@ -503,27 +503,27 @@ def _screen_tiff(data: bytes) -> Screened:
         tile_width, tile_height = max(1, values[322]), max(1, values.get(323, 0))
         kept = tile_width * tile_height
         work = -(-width // tile_width) * -(-height // tile_height) * kept
-        # Tiles are decoded whole, also what lies outside the image.
+        # Tiles are decoded whole, including parts outside the image.
         if work > 4 * width * height + (64 << 20):
-            raise BadImage("a TIFF of tiles far larger than its picture")
+            raise BadImage("a TIFF with tiles far larger than the image")
     else:
         kept = width * min(height, values.get(278, height))
-    # Libtiff holds a strip or tile as stored, or, of YCbCr, as four bytes a pixel. What is plain
-    # in every sense is read without it.
+    # Libtiff holds a strip or tile as stored, or YCbCr in four bytes per pixel. Uncompressed,
+    # interleaved images are read without it.
     is_plain = values.get(259, 1) == 1 and values.get(284, 1) == 1 and values.get(262) != 6
     held = 0 if is_plain else kept * max(samples * bits // 8, 4 if values.get(262) == 6 else 1)
-    return Screened("TIFF", data, kept_bytes=held, bits=bits)
+    return ScreenedImage("TIFF", data, kept_bytes=held, bits=bits)
 
 
 def _tiff_tags(data: bytes) -> dict[int, tuple[int, int, int]]:
-    """Returns type, count and first value of each tag of the first image."""
+    """Return type, count and first value of each tag of the first image."""
     order = "<" if data[:2] == b"II" else ">"
     is_big = 43 in data[2:4]
     head, entry, size = ("Q", "HHQ", 8) if is_big else ("H", "HHI", 4)
     (directory,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
     (count,) = struct.unpack_from(order + head, data, directory)
     if count > 4096:
-        raise BadImage(f"a TIFF of {count:,} tags", "at most 4,096")
+        raise BadImage(f"a TIFF with {count:,} tags", "at most 4,096")
     tags: dict[int, tuple[int, int, int]] = {}
     position = directory + (8 if is_big else 2)
     for _ in range(count):
@@ -540,16 +540,16 @@ def _tiff_tags(data: bytes) -> dict[int, tuple[int, int, int]]:
     return tags
 
 
-def _screen_pnm(data: bytes, check: Callable[[], None]) -> Screened:
-    plain, bits, is_scaled = plain_pnm(data, check)
-    return Screened("PPM", plain, bits=bits, is_scaled=is_scaled)
+def _screen_pnm(data: bytes, check: Callable[[], None]) -> ScreenedImage:
+    plain, bits, is_scaled = normalise_pnm(data, check)
+    return ScreenedImage("PPM", plain, bits=bits, is_scaled=is_scaled)
 
 
-_SCREENS: Mapping[str, Callable[[bytes], Screened]] = {
+_SCREENS: Mapping[str, Callable[[bytes], ScreenedImage]] = {
     "JPEG": _screen_jpeg,
     "PNG": _screen_png,
     "WEBP": _screen_webp,
-    "BMP": lambda data: Screened("BMP", data),
+    "BMP": lambda data: ScreenedImage("BMP", data),
     "GIF": _screen_gif,
     "TIFF": _screen_tiff,
     "AVIF": lambda data: _screen_boxes(data, "AVIF"),

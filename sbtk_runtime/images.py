@@ -1,9 +1,8 @@
 """Image files to upright sRGB images, safely.
 
-Files come from anywhere, so only regular files are opened, only formats on a list reach a parser,
-structure and memory are judged from the bytes before any pixel is decoded, and decoding ends after
-some seconds of work. Of a file that is cut off or damaged, what is there is decoded if it is nearly
-all.
+Files are untrusted: only regular files are opened, only listed formats reach a parser, structure
+and memory are checked before any pixel is decoded, and decoding time is limited. Truncated and
+damaged files are decoded if nearly all rows are intact.
 """
 
 from __future__ import annotations
@@ -19,9 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-# The plugins are named here because Pillow's own search for them is not safe between threads (a
-# image can find the registry half filled), and because its limit of pixels knows nothing of
-# reduced scales.
+# The plugins are imported here because Pillow's own search for them is not thread-safe, and because
+# its pixel limit ignores reduced scales.
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -41,11 +39,11 @@ from sbtk_runtime.errors import BadImage, LargeImage, SlowImage
 from sbtk_runtime.files import without_waiting
 from sbtk_runtime.image_colours import (
     brightest,
-    eight_bit_grey,
+    combine_bytes,
     is_wide,
-    rgb_or_rgba,
-    transparent_where,
-    with_low_bytes,
+    mask_colour,
+    to_eight_bit_grey,
+    to_rgb_or_rgba,
 )
 from sbtk_runtime.image_feed import (
     MAX_APART_BYTES,
@@ -55,12 +53,12 @@ from sbtk_runtime.image_feed import (
     Open,
     Part,
     decode_part,
-    early_end,
+    find_early_end,
     open_webp,
     percent,
 )
-from sbtk_runtime.image_limits import HEIC_FORMAT, Screened, format_of, screened
-from sbtk_runtime.raw_photo import decode_raw, is_raw, raw_memory
+from sbtk_runtime.image_limits import HEIC_FORMAT, ScreenedImage, detect_format, screen_image
+from sbtk_runtime.raw_photo import decode_raw, estimate_raw_memory, is_raw
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 HEIC_SUFFIXES = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
@@ -70,11 +68,11 @@ SUFFIXES = (
     | HEIC_SUFFIXES
 )
 MAX_FILE_BYTES = 224 << 20
-#: What an image may take at the peak of its decoding, with its file, in this process.
+#: Peak memory of decoding an image in this process, including its file.
 MAX_DECODE_BYTES = 224 << 20
 #: Core-seconds after which decoding ends.
 MAX_DECODE_S = 10.0
-#: The share of an image's rows from which it is used although the rest is missing.
+#: Smallest share of decoded rows for which a damaged image is used.
 MIN_SHARE = 0.9
 
 _READERS: Mapping[str, type[PillowFile.ImageFile]] = {
@@ -88,12 +86,12 @@ _READERS: Mapping[str, type[PillowFile.ImageFile]] = {
     "AVIF": AvifImagePlugin.AvifImageFile,
 }
 
-# Bytes a pixel at the peak of decoding: the image as Pillow holds it, what it is converted to,
-# and its transparency. Formats that are opened by taking the memory of a whole canvas stand apart.
+# Bytes per pixel at the peak of decoding: Pillow's image, its conversion and its transparency.
+# Formats that allocate the whole canvas when they are opened are listed separately.
 _MODE_BYTES = {"RGB": 4, "L": 5, "1": 6, "P": 6, "CMYK": 8, "YCbCr": 8, "I;16": 8, "RGBA": 10}
 _MIXED_BYTES = 14
 _CANVAS_BYTES = {"WEBP": 13, "AVIF": 14, "HEIF": 10}
-# A second image while the first is turned or brought to sRGB.
+# A second copy while the image is rotated or converted to sRGB.
 _CONVERTED_BYTES = 4
 
 _ORDINARY_SCANS = 64
@@ -112,19 +110,19 @@ _BITS, _PHOTOMETRIC, _PLANAR, _COLOUR_MAP, _SAMPLE_FORMAT = 258, 262, 284, 320, 
 _SUBSAMPLING = 530
 _PLAIN_PLANES = ("RGB", "RGBA", "CMYK")
 
-# Odd metadata are not news to users. Filters are global and `catch_warnings` is not safe between
-# threads, so this is done once.
+# Users need no warnings about odd metadata. `catch_warnings` is not thread-safe, so set the filter
+# once.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _silence_libtiff() -> None:
-    """Keeps libtiff from writing lines to stderr that name no file; what it means is raised."""
+    """Stop libtiff from writing to stderr; its errors are raised anyway."""
     try:
         library = ctypes.CDLL(_imaging.__file__)
         for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
             getattr(library, name).restype = ctypes.c_void_p
             getattr(library, name)(None)
-    # Pillow was built without it, or has it inside, where it is not found.
+    # Pillow was built without libtiff, or linked it statically.
     except (OSError, AttributeError):
         return
 
@@ -134,7 +132,7 @@ _silence_libtiff()
 
 @dataclass(frozen=True)
 class ImageFile:
-    """The content of a file and what identifies this state of it."""
+    """The content of a file, with the size and modification time it had when it was read."""
 
     data: bytes
     size_bytes: int
@@ -142,16 +140,16 @@ class ImageFile:
 
 
 def read_image_bytes(path: Path | str) -> bytes:
-    """Returns the content of a regular file; see `read_image_file`."""
+    """Return the content of a regular file; see `read_image_file`."""
     return read_image_file(path).data
 
 
 def read_image_file(path: Path | str) -> ImageFile:
-    """Returns the content of a regular file, with the size and time that belong to it.
+    """Return the content of a regular file, with its size and modification time.
 
     Raises:
-        BadImage: the file is missing, unreadable, empty, too large, not a regular file (a FIFO is
-            not waited for), or changed while it was read, twice.
+        BadImage: the file is missing, unreadable, empty, too large or not a regular file (a FIFO
+            does not block), or it changed during both of two reads.
     """
     for _ in range(2):
         file = _read_once(path)
@@ -161,10 +159,10 @@ def read_image_file(path: Path | str) -> ImageFile:
 
 
 def read_open_file(file: BinaryIO) -> ImageFile:
-    """Returns the content of a file that is open, from its beginning; else as `read_image_file`.
+    """Return the content of an open file from its start, as `read_image_file` does.
 
     Raises:
-        BadImage: as there; the file is not read a second time.
+        BadImage: as there, but the file is read only once.
     """
     try:
         content = _content(file)
@@ -181,7 +179,7 @@ class DecodedImage:
 
     Attributes:
         image: upright, in mode RGB, or RGBA when any pixel is transparent.
-        notices: sentences for the user, such as that the file is only partly readable.
+        notices: messages for the user, such as that the file is only partly readable.
     """
 
     image: Image.Image
@@ -189,24 +187,23 @@ class DecodedImage:
 
 
 class OpenImage:
-    """An image file whose header has been read and whose structure has been judged.
+    """An image file whose header has been read and whose structure has been checked.
 
     Args:
         data: the bytes of the file.
         at_least_px: JPEGs may be decoded at a reduced scale (an eighth to one) as long as the
             shorter side keeps at least this many pixels; `None` keeps the full scale.
         limit_s: core-seconds after which decoding ends; `None` for `MAX_DECODE_S`.
-        max_bytes: what decoding may take with the file.
+        max_bytes: memory that decoding and the file may take together.
 
     Attributes:
         data: the bytes of the file.
-        memory_bytes: roughly what `decode` needs at its peak, beside the file's bytes.
-        work_pixels: roughly how many pixels `decode` passes over, each once for every scan.
+        memory_bytes: estimated peak memory of `decode`, without the file's bytes.
+        work_pixels: estimated pixels that `decode` processes, counted once for each scan.
 
     Raises:
-        LargeImage: over `max_bytes` while it is decoded.
-        BadImage: not an image, a format off the list, a damaged header, or a structure beyond what
-            honest files have.
+        LargeImage: decoding would exceed `max_bytes`.
+        BadImage: not an image, an unsupported format, a damaged header, or an absurd structure.
     """
 
     def __init__(
@@ -221,28 +218,28 @@ class OpenImage:
         self._max_bytes = max_bytes
         self._at_least_px = at_least_px
         self._clock = Clock(MAX_DECODE_S if limit_s is None else limit_s)
-        self._file: Screened | None = None
+        self._file: ScreenedImage | None = None
         if is_raw(data):
-            self.memory_bytes, is_developed = raw_memory(
+            self.memory_bytes, is_developed = estimate_raw_memory(
                 data, self._memory_within, MAX_APART_BYTES - len(data)
             )
             total = len(data) + self.memory_bytes
             if total > max_bytes or (is_developed and max_bytes < MAX_APART_BYTES):
                 raise LargeImage(
-                    f"a camera RAW, of which reading the picture takes some {total >> 20:,} MiB",
+                    f"a camera RAW that takes some {total >> 20:,} MiB to decode",
                     f"at most {MAX_APART_BYTES >> 20:,} MiB",
                     total,
                 )
             self.work_pixels = self.memory_bytes // _MODE_BYTES["RGB"]
             return
-        self._file = _screened(data, self._clock)
+        self._file = _screen(data, self._clock)
         copied = 0 if self._file.data is data else len(self._file.data)
         self._image: PillowFile.ImageFile | None = None
         if self._file.canvas is None:
-            self._image = self._opened(self._file.data)
+            self._image = self._open(self._file.data)
             size, bytes_each = self._image.size, _bytes_each(self._image)
             if self._file.bits == 16:
-                # It may be decoded twice, for the higher and the lower bytes.
+                # High and low bytes may be decoded separately.
                 bytes_each += _CONVERTED_BYTES
         else:
             size, bytes_each = self._file.canvas, _CANVAS_BYTES[self._file.format]
@@ -250,27 +247,27 @@ class OpenImage:
         self.memory_bytes = size[0] * size[1] * bytes_each + self._file.kept_bytes + copied
         total = len(data) + self.memory_bytes
         if self._file.is_unsure and max_bytes < MAX_APART_BYTES:
-            # Only the system can bound what it takes, and only that of another process.
+            # Only a process limit can bound the memory of decoding it.
             raise LargeImage(
-                f"this kind of {self._file.format} does not tell what decoding it takes",
-                "a still picture of one layer",
+                f"the memory to decode this {self._file.format} cannot be determined",
+                "a still image of one layer",
                 max(total, max_bytes + 1),
             )
         if total > max_bytes:
             raise LargeImage(
-                f"the picture has {size[0]} x {size[1]} pixels, for which decoding this kind of "
-                f"{self._file.format} takes some {total >> 20:,} MiB",
+                f"a {self._file.format} image of {size[0]} x {size[1]} pixels, which takes some "
+                f"{total >> 20:,} MiB to decode",
                 f"at most {MAX_APART_BYTES >> 20:,} MiB",
                 total,
             )
 
     def decode(self) -> DecodedImage:
-        """Returns the image; of an animation its first frame. May be called once.
+        """Return the image, or the first frame of an animation. Call it only once.
 
         Raises:
-            SlowImage: it takes more than `limit_s`.
-            LargeImage: only now it turned out that a camera RAW has to be developed.
-            BadImage: it is damaged, and less than `MIN_SHARE` of its rows could be decoded.
+            SlowImage: decoding takes more than `limit_s`.
+            LargeImage: a camera RAW turns out to need developing.
+            BadImage: the image is damaged, and less than `MIN_SHARE` of its rows can be decoded.
         """
         self._clock.restart()
         try:
@@ -278,14 +275,14 @@ class OpenImage:
                 is_apart = self._max_bytes >= MAX_APART_BYTES
                 most_bytes = self._max_bytes - len(self.data) if is_apart else 0
                 return DecodedImage(decode_raw(self.data, self._decode_within, most_bytes))
-            return self._decoded(self._file)
+            return self._decode(self._file)
         except BadImage:
             raise
         except Exception as problem:
             raise _damaged(problem) from problem
 
     def _scale(self) -> int:
-        """Returns how many times smaller each side of a JPEG is decoded than it is stored."""
+        """Return the factor by which each side of a JPEG is reduced in decoding."""
         config = getattr(self._image, "decoderconfig", None)
         return int(config[0]) if config else 1
 
@@ -295,47 +292,49 @@ class OpenImage:
     def _decode_within(self, jpeg: bytes) -> Image.Image:
         return OpenImage(jpeg, at_least_px=self._at_least_px).decode().image
 
-    def _opened(self, data: bytes) -> PillowFile.ImageFile:
+    def _open(self, data: bytes) -> PillowFile.ImageFile:
         assert self._file is not None
         file = self._file if data is self._file.data else replace(self._file, data=data)
-        return _opened(file, self._at_least_px, self._clock)
+        return _open(file, self._at_least_px, self._clock)
 
-    def _decoded(self, file: Screened) -> DecodedImage:
+    def _decode(self, file: ScreenedImage) -> DecodedImage:
         image, self._image = self._image, None
         try:
-            image = image or self._opened(file.data)
+            image = image or self._open(file.data)
             pixels = open_webp(image) if file.format == "WEBP" else image
             pixels.load()
         except (SlowImage, MemoryError):
             raise
-        # Pillow's decoders raise nearly anything on damaged files: OSError, SyntaxError,
-        # struct.error, zlib.error, EOFError, KeyError...
+        # On damaged files Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error,
+        # EOFError, KeyError and more.
         except Exception as problem:
             image = None
-            return self._partly_decoded(file, problem)
-        part = early_end(self._opened, file, pixels)
+            return self._decode_partly(file, problem)
+        part = find_early_end(self._open, file, pixels)
         if part is not None:
             return self._partial_image(part, file, None)
-        return DecodedImage(_finished(pixels, image, file, self._opened))
+        return DecodedImage(_finish(pixels, image, file, self._open))
 
-    def _partly_decoded(self, file: Screened, problem: Exception) -> DecodedImage:
+    def _decode_partly(self, file: ScreenedImage, problem: Exception) -> DecodedImage:
         if 2 * self.memory_bytes + len(self.data) > self._max_bytes:
             raise _damaged(problem) from problem
-        part = decode_part(self._opened, file)
+        part = decode_part(self._open, file)
         if part is None:
             raise _damaged(problem) from problem
         return self._partial_image(part, file, problem)
 
-    def _partial_image(self, part: Part, file: Screened, problem: Exception | None) -> DecodedImage:
+    def _partial_image(
+        self, part: Part, file: ScreenedImage, problem: Exception | None
+    ) -> DecodedImage:
         if part.share < MIN_SHARE:
             raise BadImage(
                 f"damaged image: only {percent(part.share)} of its rows can be decoded"
                 + (f" ({problem})" if problem is not None and str(problem) else ""),
                 f"at least {percent(MIN_SHARE)}",
             ) from problem
-        # Only a TIFF's turn is not among what goes with its pixels.
-        header = self._opened(file.data) if file.format == "TIFF" else part.image
-        image = _finished(part.image, header, file, self._opened, part.missing)
+        # Pixels carry the orientation of every format but TIFF.
+        header = self._open(file.data) if file.format == "TIFF" else part.image
+        image = _finish(part.image, header, file, self._open, part.missing)
         notice = f"partly readable: {percent(part.share)} of the rows could be decoded"
         return DecodedImage(image, (notice,))
 
@@ -343,19 +342,18 @@ class OpenImage:
 def decode(
     data: bytes, *, at_least_px: int | None = None, max_bytes: int = MAX_DECODE_BYTES
 ) -> Image.Image:
-    """Returns the image in `data`, upright, in mode RGB, or RGBA when any pixel is transparent.
+    """Return the image in `data`, upright, in mode RGB, or RGBA when any pixel is transparent.
 
-    Of an animation it is the first frame; 16-bit, CMYK, palette and grey images are converted,
-    and so are those of another colour space than sRGB. Arguments and errors are those of
-    `OpenImage` and its `decode`.
+    Of an animation, the first frame is decoded. Grey, palette, CMYK and 16-bit images, and other
+    colour spaces than sRGB, are converted. Arguments and errors are those of `OpenImage`.
     """
     return OpenImage(data, at_least_px=at_least_px, max_bytes=max_bytes).decode().image
 
 
 def memory_to_decode(data: bytes, *, at_least_px: int | None = None) -> int:
-    """Returns roughly how many bytes `decode` will need at its peak, judged from the header.
+    """Return the estimated peak memory of `decode` in bytes, from the header.
 
-    It is 0 for what `decode` will refuse without decoding it.
+    It is 0 for files that `decode` rejects.
     """
     try:
         return OpenImage(data, at_least_px=at_least_px).memory_bytes
@@ -364,7 +362,7 @@ def memory_to_decode(data: bytes, *, at_least_px: int | None = None) -> int:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """Returns the image in mode RGB, with what was transparent shown on white."""
+    """Return the image in mode RGB, on white where it is transparent."""
     if image.mode == "RGB":
         return image
     white = Image.new("RGB", image.size, (255, 255, 255))
@@ -374,7 +372,7 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def _read_once(path: Path | str) -> ImageFile | None:
-    """Returns the file's content, or `None` when it changed meanwhile."""
+    """Return the file's content, or `None` if it changed while it was read."""
     try:
         with open(path, "rb", opener=without_waiting) as file:
             return _content(file)
@@ -384,7 +382,7 @@ def _read_once(path: Path | str) -> ImageFile | None:
 
 
 def _changed() -> BadImage:
-    return BadImage("the file changed while it was read", "a file that nobody is writing")
+    return BadImage("the file changed while it was read", "a file that is not being written")
 
 
 def _content(file: BinaryIO) -> ImageFile | None:
@@ -397,7 +395,7 @@ def _content(file: BinaryIO) -> ImageFile | None:
         raise BadImage(
             f"the file has {before.st_size:,} bytes", f"at most {MAX_FILE_BYTES:,} bytes"
         )
-    # One byte more shows a file that has grown.
+    # One byte more reveals a file that has grown.
     data = file.read(before.st_size + 1)
     after = os.fstat(file.fileno())
     if len(data) != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
@@ -405,49 +403,49 @@ def _content(file: BinaryIO) -> ImageFile | None:
     return ImageFile(data, before.st_size, before.st_mtime_ns)
 
 
-def _screened(data: bytes, clock: Clock) -> Screened:
-    format_ = format_of(data)
+def _screen(data: bytes, clock: Clock) -> ScreenedImage:
+    format_ = detect_format(data)
     if format_ is None:
-        raise BadImage("not an image that sbtk reads", ", ".join(FORMATS))
+        raise BadImage("not an image in a supported format", ", ".join(FORMATS))
     if format_ == HEIC_FORMAT:
         _heif_reader()
-    return screened(data, format_, clock.check)
+    return screen_image(data, format_, clock.check)
 
 
-def _opened(file: Screened, at_least_px: int | None, clock: Clock) -> PillowFile.ImageFile:
-    """Returns the image, its header read and a JPEG's scale chosen."""
+def _open(file: ScreenedImage, at_least_px: int | None, clock: Clock) -> PillowFile.ImageFile:
+    """Return the image with its header read and, for a JPEG, its scale set."""
     reader = _heif_reader() if file.format == HEIC_FORMAT else _READERS[file.format]
     try:
         feed = Feed(file.data, clock)
-        # Of a JPEG's header it is known how many small reads it takes.
+        # A JPEG header takes a known number of small reads.
         image = reader(io.BytesIO(file.data) if file.format == "JPEG" else feed)
         if file.format == "JPEG":
             image.fp = feed
             if at_least_px is not None:
                 image.draft("RGB", (at_least_px, at_least_px))
             if file.scans > _ORDINARY_SCANS:
-                # A few bytes can be a pass over the whole image.
+                # A few bytes can start a pass over the whole image.
                 image.decodermaxblock = 512
         elif isinstance(image, TiffImagePlugin.TiffImageFile):
-            _mend_tiff(image)
+            _fix_tiff(image)
         elif file.format == "PNG" and file.bits < 8 and image.mode == "L":
-            # Pillow has scaled the samples to eight bits, and not the transparent one.
+            # Pillow scales the samples to eight bits, but not the transparent value.
             grey = image.info.get("transparency")
             if isinstance(grey, int):
                 image.info["transparency"] = grey * 255 // ((1 << file.bits) - 1)
     except BadImage:
         raise
-    # Pillow's parsers raise nearly anything on damaged files.
+    # On damaged files Pillow's parsers raise exceptions of many types.
     except Exception as problem:
         raise _damaged(problem) from problem
     return image
 
 
-def _mend_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
-    """Has libtiff decode what Pillow misreads, and reads colour maps as they are meant."""
+def _fix_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Decode with libtiff what Pillow misreads, and fix 8-bit colour maps."""
     tags = image.tag_v2
     if tags.get(_PLANAR, 1) == 2 and len(image.getbands()) == 1:
-        # There is only one plane, and Pillow takes the first letter of its kind for the whole.
+        # Pillow misreads the mode of an image with a single plane.
         tags[_PLANAR] = 1
         image._setup()
     bits = set(tags.get(_BITS, (1,)))
@@ -462,7 +460,7 @@ def _mend_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
         args = (rawmode, False, tags.offset)
         image.tile = [PillowFile._Tile("libtiff", (0, 0, width, height), 0, args)]
     if image.mode in ("P", "PA") and max(tags[_COLOUR_MAP]) < 256:
-        # Values of eight bits in a map of sixteen.
+        # The 16-bit map holds 8-bit values.
         image.palette = ImagePalette.raw("RGB;L", bytes(tags[_COLOUR_MAP]))
 
 
@@ -475,26 +473,26 @@ def _bytes_each(image: PillowFile.ImageFile) -> int:
     return each + (_CONVERTED_BYTES if is_converted else 0)
 
 
-def _finished(
+def _finish(
     pixels: Image.Image,
     header: Image.Image,
-    file: Screened,
+    file: ScreenedImage,
     open_: Open,
     missing: Mask | None = None,
 ) -> Image.Image:
-    """Returns decoded pixels upright, in sRGB, and grey where they are missing.
+    """Return decoded pixels upright, in sRGB, and grey where pixels are missing.
 
     Args:
-        pixels: as stored.
-        header: the open file that they are of.
-        file: its bytes.
+        pixels: the pixels as stored.
+        header: the open file they come from.
+        file: the bytes of that file.
         open_: opens the file again.
-        missing: `(H, W) bool`, where nothing was decoded.
+        missing: `(H, W) bool`, true where nothing was decoded.
     """
     orientation = _orientation(header, is_whole=pixels is header)
     if is_wide(pixels):
         tags = header.tag_v2 if isinstance(header, TiffImagePlugin.TiffImageFile) else {}
-        pixels = eight_bit_grey(
+        pixels = to_eight_bit_grey(
             pixels,
             is_scaled=file.is_scaled,
             is_unsigned=bool(tags) and tags.get(_SAMPLE_FORMAT, (1,))[0] == 1,
@@ -502,7 +500,7 @@ def _finished(
         )
     elif file.bits == 16 and missing is None:
         pixels = _by_used_bits(pixels, file, open_)
-    image = rgb_or_rgba(pixels)
+    image = to_rgb_or_rgba(pixels)
     if missing is not None:
         image.paste((128,) * 3, mask=Image.fromarray(missing))
     turn = _TURNS.get(orientation)
@@ -512,21 +510,21 @@ def _finished(
 def _orientation(header: Image.Image, *, is_whole: bool) -> int:
     try:
         if isinstance(header, TiffImagePlugin.TiffImageFile):
-            # Pillow has turned it, and forgotten how, if it could decode it whole.
+            # Pillow rotates a TIFF that it can decode whole, and removes the tag.
             return int(header.tag_v2.get(_ORIENTATION, 1))
-        # That of a PNG that cannot be decoded would be looked for behind its pixels.
+        # For a damaged PNG, Pillow would look for EXIF after the pixels.
         exif = header.getexif() if is_whole else Image.Image.getexif(header)
         return int(exif.get(_ORIENTATION, 1))
-    # Damaged metadata are not a reason to refuse good pixels (python-pillow/Pillow#5509).
+    # Damaged metadata do not make good pixels unusable (python-pillow/Pillow#5509).
     except Exception:
         return 1
 
 
-def _by_used_bits(pixels: Image.Image, file: Screened, open_: Open) -> Image.Image:
-    """Returns a colour image of 16-bit samples, of which Pillow has taken the higher bytes.
+def _by_used_bits(pixels: Image.Image, file: ScreenedImage, open_: Open) -> Image.Image:
+    """Return a 16-bit colour image, of which Pillow decodes only the high bytes.
 
-    The lower ones are decoded too where they matter: in images of 8 to 14 bits, which would be
-    nearly black, and where one exact colour is transparent.
+    The low bytes are decoded too where they matter: if only 8 to 14 bits are used, so that the
+    image would be nearly black, and if one exact colour is transparent.
     """
     if pixels.mode not in ("RGB", "RGBA"):
         return pixels
@@ -535,13 +533,13 @@ def _by_used_bits(pixels: Image.Image, file: Screened, open_: Open) -> Image.Ima
         return pixels
     again = open_(file.data)
     if isinstance(again, TiffImagePlugin.TiffImageFile) and again.tag_v2.get(_PLANAR, 1) == 2:
-        # Libtiff gives no choice of bytes where colours lie apart.
+        # Libtiff cannot select bytes of separate planes.
         raise _few_bits()
     again.tile = [tile._replace(args=_of_lower_bytes(tile.args)) for tile in again.tile]
     again.load()
     if isinstance(colour, tuple):
-        return transparent_where(pixels, again, colour)
-    return with_low_bytes(pixels, again)
+        return mask_colour(pixels, again, colour)
+    return combine_bytes(pixels, again)
 
 
 def _of_lower_bytes(args: tuple[Any, ...] | str | None) -> tuple[Any, ...] | str:
@@ -555,9 +553,7 @@ def _of_lower_bytes(args: tuple[Any, ...] | str | None) -> tuple[Any, ...] | str
 
 
 def _few_bits() -> BadImage:
-    return BadImage(
-        "a picture of 16-bit samples that uses only the lower bits of them", "the full scale"
-    )
+    return BadImage("a 16-bit image that uses only the low bits", "samples of the full scale")
 
 
 def _damaged(problem: Exception) -> BadImage:
@@ -571,7 +567,7 @@ def _heif_reader() -> type[PillowFile.ImageFile]:
         import pillow_heif
     except ImportError as problem:
         raise BadImage(
-            "a HEIC picture, and pillow-heif is not installed",
+            "a HEIC image, and pillow-heif is not installed",
             "the extra 'photos'",
             'pip install "sbtk[photos]"',
         ) from problem

@@ -17,7 +17,7 @@ from PIL import Image
 
 from sbtk_runtime import images
 from sbtk_runtime.errors import EmptySketch, LargeImage, SbtkError
-from sbtk_runtime.image_feed import pixels_apart
+from sbtk_runtime.image_feed import decode_in_subprocess
 
 Kind = Literal["sketch", "photo"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -79,7 +79,7 @@ def prepared_apart(
     Raises:
         BadImage: it is too large for any, or as `prepare` does.
     """
-    pixels, notices = pixels_apart(data, problem, "prepare", kind, str(size_px))
+    pixels, notices = decode_in_subprocess(data, problem, "prepare", kind, str(size_px))
     return Prepared(pixels, notices)
 
 

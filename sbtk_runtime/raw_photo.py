@@ -1,8 +1,8 @@
-"""Camera RAW: told from its bytes, and shown by the JPEG that the camera put into it.
+"""Camera RAW files: detection, and decoding of the embedded JPEG or the sensor data.
 
-Most RAW files are TIFF files whose first directory is a thumbnail, so a reader of images would take
-them for small images. They are recognised by what only RAW has, never by their name. Where the
-embedded image is missing or tiny the sensor's data are developed, at half their size.
+Most RAW files are TIFF files whose first directory is a thumbnail, so an image reader would see a
+small image. They are detected by tags that only RAW has, never by name. If the embedded image is
+missing or tiny, the sensor data are developed at half size.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SUFFIXES = (
     | {".erf", ".fff", ".gpr", ".iiq", ".k25", ".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw"}
     | {".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"}
 )
-#: Of the shorter side; a smaller embedded image is not worth showing.
+#: Smallest shorter side of an embedded image that is used.
 MIN_PREVIEW_PX = 224
 
 _SIGNATURES = (b"FUJIFILMCCD-RAW", b"FOVb", b"\0MRM", b"IIRO", b"IIRS", b"MMOR", b"IIU\0")
@@ -32,7 +32,7 @@ _CR2 = (b"CR\2\0", b"RawT")
 _SUB_IFDS, _PHOTOMETRIC, _DNG_VERSION, _ORIENTATION = 330, 262, 50706, 274
 _SENSOR_DATA = (32803, 34892)
 _MAX_DIRECTORIES, _MAX_ENTRIES = 24, 512
-# LibRaw's names of what an orientation means.
+# By LibRaw's orientation codes.
 _TURNS = {
     3: Image.Transpose.ROTATE_180,
     5: Image.Transpose.ROTATE_90,
@@ -42,7 +42,7 @@ _UNDONE = {
     Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
     Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
 }
-# For each pixel of the sensor: its 16 bits, a quarter of the pixels in four colours, and in RGB.
+# Per sensor pixel: 16 bits, a quarter of the pixels in four colours, and RGB.
 _DEVELOP_BYTES = 6
 
 #: Decodes the bytes of an image file, as `images.decode` does.
@@ -50,7 +50,7 @@ Decode = Callable[[bytes], Image.Image]
 
 
 def is_raw(data: bytes) -> bool:
-    """Returns whether the bytes of a file, or its first thousands, are those of a camera RAW."""
+    """Return whether the first kilobytes of a file are those of a camera RAW."""
     if data.startswith(_SIGNATURES) or data[4:12] == b"ftypcrx " or data[6:14] == b"HEAPCCDR":
         return True
     if data[:4] not in (b"II*\0", b"MM\0*"):
@@ -59,41 +59,43 @@ def is_raw(data: bytes) -> bool:
 
 
 def decode_raw(data: bytes, decode: Decode, max_bytes: int) -> Image.Image:
-    """Returns the image in a camera RAW, upright.
+    """Return the image in a camera RAW, upright.
 
     Args:
         data: the bytes of the file.
-        decode: reads the embedded JPEG.
-        max_bytes: what developing may take at its peak where there is no useful one.
+        decode: decodes the embedded JPEG.
+        max_bytes: memory that developing may take if no embedded image is usable.
 
     Raises:
         LargeImage: developing would take more.
-        BadImage: rawpy is not installed, the file is damaged or not supported, or it is too large.
+        BadImage: rawpy is not installed, or the file is damaged, unsupported or too large.
     """
-    with _opened(data) as raw:
+    with _open(data) as raw:
         shown = _preview(raw, decode)
         if shown is not None and min(shown.size) >= MIN_PREVIEW_PX:
             return shown
         try:
-            return _developed(raw, max_bytes)
+            return _develop(raw, max_bytes)
         except BadImage:
             if shown is not None:
                 return shown
             raise
 
 
-def raw_memory(data: bytes, memory_of: Callable[[bytes], int], most_bytes: int) -> tuple[int, bool]:
-    """Returns roughly how many bytes `decode_raw` takes at its peak, and whether it will develop.
+def estimate_raw_memory(
+    data: bytes, memory_of: Callable[[bytes], int], most_bytes: int
+) -> tuple[int, bool]:
+    """Return the estimated peak memory of `decode_raw` in bytes, and whether it will develop.
 
-    Developing is one call of a library, which only the end of its process ends. Where it would take
-    more than `most_bytes`, an embedded image will do, however small.
+    Developing cannot be interrupted, except by ending its process. If it would take more than
+    `most_bytes`, an embedded image of any size is used.
 
     Raises:
-        BadImage: as there.
+        BadImage: as `decode_raw`.
     """
-    with _opened(data) as raw:
+    with _open(data) as raw:
         embedded, needed = _embedded(raw), _develop_bytes(raw)
-        with contextlib.suppress(Exception):  # one that is useless: `decode_raw` will develop then
+        with contextlib.suppress(Exception):  # an unusable one: `decode_raw` will develop
             if isinstance(embedded, bytes):
                 size, shown = _stored(embedded)[0], len(embedded) + memory_of(embedded)
             elif embedded is not None:
@@ -108,7 +110,7 @@ def _is_raw_entry(tag: int, value: int) -> bool:
 
 
 def _tiff_entries(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yields tags, with their first value, of a TIFF's directories and those below them."""
+    """Yield tags and first values of a TIFF's directories and their subdirectories."""
     order = "<" if data[:2] == b"II" else ">"
     to_visit = [_number(data, 4, order + "I")]
     visited: set[int] = set()
@@ -133,14 +135,14 @@ def _tiff_entries(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _number(data: bytes, at: int, layout: str) -> int:
-    """Returns a number; 0 beyond the end."""
+    """Return an integer; 0 beyond the end."""
     try:
         return int(struct.unpack_from(layout, data, at)[0])
     except struct.error:
         return 0
 
 
-def _opened(data: bytes) -> Any:
+def _open(data: bytes) -> Any:
     try:
         import rawpy
     except ImportError as problem:
@@ -151,7 +153,7 @@ def _opened(data: bytes) -> Any:
         ) from problem
     try:
         return rawpy.imread(io.BytesIO(data))
-    # LibRaw's own errors, and whatever its binding makes of damaged files.
+    # LibRaw's own errors, and other exceptions of its binding on damaged files.
     except Exception as problem:
         raise _unreadable(problem) from problem
 
@@ -163,7 +165,7 @@ def _unreadable(problem: Exception) -> BadImage:
 
 
 def _embedded(raw: Any) -> bytes | Image.Image | None:
-    """Returns the largest image that the camera put into the file: a JPEG, or pixels."""
+    """Return the largest embedded image: a JPEG, or pixels."""
     import rawpy
 
     try:
@@ -171,13 +173,13 @@ def _embedded(raw: Any) -> bytes | Image.Image | None:
         if thumbnail.format == rawpy.ThumbFormat.JPEG:
             return bytes(thumbnail.data)
         return Image.fromarray(np.ascontiguousarray(thumbnail.data, dtype=np.uint8))
-    # There is none, or none that can be read: the sensor's data are still there.
+    # There is no readable one; the sensor data remain.
     except Exception:
         return None
 
 
 def _preview(raw: Any, decode: Decode) -> Image.Image | None:
-    """Returns the embedded image, upright; `None` if there is none that can be read."""
+    """Return the embedded image, upright; `None` if no readable one exists."""
     embedded = _embedded(raw)
     turn = _TURNS.get(raw.sizes.flip)
     if embedded is None:
@@ -188,21 +190,21 @@ def _preview(raw: Any, decode: Decode) -> Image.Image | None:
         try:
             image = decode(embedded)
             stored, orientation = _stored(embedded)
-        # Its header cannot be read, or not its pixels.
+        # Its header or its pixels are damaged.
         except Exception:
             return None
-        # LibRaw gives an embedded JPEG the camera's orientation where it has none of its own.
+        # LibRaw adds the camera's orientation to an embedded JPEG without its own.
         is_turned = orientation != 1
     if turn is None:
         return image
     if turn != Image.Transpose.ROTATE_180 and _is_wide(stored) != _is_wide(_sensor_size(raw)):
-        # The camera has turned the pixels already, so whatever was done is undone.
+        # The camera has already rotated the pixels, so undo the rotation.
         return image.transpose(_UNDONE[turn]) if is_turned else image
     return image if is_turned else image.transpose(turn)
 
 
 def _stored(jpeg: bytes) -> tuple[tuple[int, int], int]:
-    """Returns size and orientation as an embedded JPEG's header has them."""
+    """Return size and orientation from an embedded JPEG's header."""
     with Image.open(io.BytesIO(jpeg), formats=("JPEG", "MPO")) as image:
         return image.size, image.getexif().get(_ORIENTATION, 1)
 
@@ -219,10 +221,10 @@ def _develop_bytes(raw: Any) -> int:
     return int(raw.sizes.raw_width) * int(raw.sizes.raw_height) * _DEVELOP_BYTES
 
 
-def _developed(raw: Any, max_bytes: int) -> Image.Image:
+def _develop(raw: Any, max_bytes: int) -> Image.Image:
     if (needed := _develop_bytes(raw)) > max_bytes:
         raise LargeImage(
-            f"a camera RAW without a preview, of {raw.sizes.raw_width} x {raw.sizes.raw_height} "
+            f"a camera RAW without a preview, {raw.sizes.raw_width} x {raw.sizes.raw_height} "
             f"pixels, which takes some {needed >> 20:,} MiB to develop",
             f"at most {MAX_APART_BYTES >> 20:,} MiB",
             needed,

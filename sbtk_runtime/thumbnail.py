@@ -1,4 +1,4 @@
-"""Photos made small, to be looked at: in a contact sheet, a terminal or a browser."""
+"""Thumbnails for contact sheets, terminals and browsers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from sbtk_runtime.errors import BadImage, LargeImage
-from sbtk_runtime.image_feed import pixels_apart
+from sbtk_runtime.image_feed import decode_in_subprocess
 from sbtk_runtime.images import MAX_DECODE_BYTES, OpenImage, on_white, read_image_bytes
 
 THUMBNAIL_PX = 360
@@ -22,30 +22,30 @@ def thumbnail(
     *,
     max_bytes: int = MAX_DECODE_BYTES,
 ) -> Image.Image:
-    """Returns a photo, given by its path or its bytes, upright, RGB, no side above `size_px`.
+    """Return a photo, upright, in RGB, with no side longer than `size_px`.
 
     An image that takes more than `max_bytes` to decode is decoded in a process of its own.
 
     Raises:
-        BadImage: the file cannot be read, or is no image.
+        BadImage: the file cannot be read, or is not an image.
     """
     data = photo if isinstance(photo, bytes) else read_image_bytes(photo)
     try:
         decoded = OpenImage(data, at_least_px=size_px, max_bytes=max_bytes).decode().image
     except LargeImage as problem:
-        return Image.fromarray(pixels_apart(data, problem, "thumbnail", str(size_px))[0])
+        return Image.fromarray(decode_in_subprocess(data, problem, "thumbnail", str(size_px))[0])
     image = on_white(decoded)
     image.thumbnail((size_px, size_px), Image.Resampling.LANCZOS)
     return image
 
 
-def square(photo: Path | str, size_px: int, ground: tuple[int, ...]) -> Image.Image:
-    """Returns the whole photo in the middle of a square; a plain square if it is gone.
+def fit_square(photo: Path | str, size_px: int, ground: tuple[int, ...]) -> Image.Image:
+    """Return the whole photo centred in a square; a plain square if it cannot be read.
 
     Args:
         photo: its path.
-        size_px: width and height of the square; small photos are blown up to fill it.
-        ground: colour around the photo, RGB or RGBA, which is the mode of what is returned.
+        size_px: width and height of the square; small photos are enlarged.
+        ground: colour around the photo; RGB or RGBA, which is the mode of the result.
     """
     plain = Image.new("RGB" if len(ground) == 3 else "RGBA", (size_px, size_px), ground)
     try:
@@ -59,23 +59,19 @@ def square(photo: Path | str, size_px: int, ground: tuple[int, ...]) -> Image.Im
 
 
 def jpeg_bytes(image: Image.Image) -> bytes:
-    """Returns the image as a JPEG file that tells nothing but its pixels.
-
-    EXIF, with the place and the camera, is left out, and so is the comment of a JPEG it came from,
-    which Pillow would copy.
-    """
+    """Return the image as a JPEG file without metadata such as EXIF, location and comments."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True, comment=b"")
     return buffer.getvalue()
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """Returns the image as a PNG file, which keeps a sketch's lines sharp."""
+    """Return the image as a PNG file, in which a sketch's lines stay sharp."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
 def data_uri(data: bytes, media_type: str) -> str:
-    """Returns what an `img` element takes for its source in place of an address."""
+    """Return a `data:` URI for the `src` of an `img` element."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"

@@ -37,7 +37,7 @@ def measured_images(
     classes: Classes,
     protocol: Protocol = ZERO_SHOT,
 ) -> LabelledSet:
-    """Returns the images of the unseen or of the validation classes in a data set.
+    """Return the images of the unseen or of the validation classes in a data set.
 
     Args:
         data: the data set's folder, in any layout that `sbtk data check` knows.
@@ -102,7 +102,7 @@ def measured_images(
 
 
 def _require_photos_left(measured: ImageSet, of: str) -> None:
-    """Refuses photos as queries where all would ask, and none were left to be found."""
+    """Refuse photos as queries where all would ask, and none were left to be found."""
     most = int(np.bincount(measured.photo_labels).max())
     if most <= PHOTO_QUERIES_PER_CLASS:
         raise BadData(
@@ -113,7 +113,7 @@ def _require_photos_left(measured: ImageSet, of: str) -> None:
 
 
 def _trained_on(images: ImageSet, split: Split, without: Sequence[str]) -> ImageSet:
-    """Returns the training files: of seen classes, without sketches that lists hold back."""
+    """Return the training files: of seen classes, without sketches that lists hold back."""
     others = ClassNames(without)
     seen = [name for name in split.seen_among(images.classes) if name not in others]
     chosen = of_classes(images, seen)
@@ -125,7 +125,7 @@ def _trained_on(images: ImageSet, split: Split, without: Sequence[str]) -> Image
 
 
 def _joined(measured: ImageSet, trained_on: ImageSet, zero_shot: LabelledSet) -> LabelledSet:
-    """Returns the zero-shot set with the images of seen classes that its protocol adds.
+    """Return the zero-shot set with the images of seen classes that its protocol adds.
 
     They come first, as in SEM-PCYC's code.
     """
@@ -165,14 +165,14 @@ def _joined(measured: ImageSet, trained_on: ImageSet, zero_shot: LabelledSet) ->
 
 
 def _file_name(path: Path) -> str:
-    """Returns `class/file`, by which SEM-PCYC sorts and tells files apart."""
+    """Return `class/file`, by which SEM-PCYC sorts and tells files apart."""
     return f"{path.parent.name}/{path.name}"
 
 
 def _learnt_on(
     trained_on: ImageSet, training: dict[str, Any]
 ) -> tuple[LabelledImages, LabelledImages]:
-    """Returns training sketches and photos, at most `LEARNT_ON_AT_MOST` of each, by seed 0."""
+    """Return training sketches and photos, at most `LEARNT_ON_AT_MOST` of each, by seed 0."""
     held_out = ClassNames(_told(training, "validation_classes"))
     names = [name for name in trained_on.classes if name not in held_out]
     chosen = of_classes(trained_on, names)
@@ -213,7 +213,7 @@ def _split(images: ImageSet, training: dict[str, Any], name: str | None) -> Spli
 
 
 def _own_split(training: dict[str, Any]) -> Split:
-    """Returns the split that the model was trained with; the default one if it does not say."""
+    """Return the split that the model was trained with; the default one if it does not say."""
     unseen = training.get("unseen_classes")
     if not isinstance(unseen, list) or not unseen:
         return open_split(DEFAULT_SPLIT)
@@ -247,7 +247,7 @@ def _validation_classes(images: ImageSet, training: dict[str, Any]) -> list[str]
 
 
 def _refuse_leaks(manifest: BundleManifest, split: Split, names: list[str]) -> None:
-    """Refuses to call classes unseen that the model's training did not set aside."""
+    """Refuse to call classes unseen that the model's training did not set aside."""
     kept = _told(manifest.training, "unseen_classes")
     known = ClassNames(kept)
     leaked = [name for name in names if name not in known]
@@ -261,6 +261,6 @@ def _refuse_leaks(manifest: BundleManifest, split: Split, names: list[str]) -> N
 
 
 def _told(training: dict[str, Any], key: str) -> tuple[str, ...]:
-    """Returns the class names that the manifest has under a key."""
+    """Return the class names that the manifest has under a key."""
     names = training.get(key)
     return tuple(str(name) for name in names) if isinstance(names, list) else ()

@@ -31,7 +31,7 @@ _MAX_BATCH = 4096
 
 
 def counts(largest: int, example: str) -> Callable[..., tuple[int, ...]]:
-    """Returns a callback that takes lists such as `1,8,32` apart, each number once, in order."""
+    """Return a callback that takes lists such as `1,8,32` apart, each number once, in order."""
 
     def taken_apart(
         context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
@@ -105,26 +105,26 @@ quick = click.option(
 
 
 def shared(function: Function) -> Function:
-    """Adds the options of every benchmark."""
+    """Add the options of every benchmark."""
     for option in (options.quiet, options.json, plot, options.threads):
         function = option(function)
     return function
 
 
 def of_a_model(function: Function) -> Function:
-    """Adds the options of every benchmark of a model."""
+    """Add the options of every benchmark of a model."""
     return options.model(options.engine(options.device(shared(function))))
 
 
 def of_all_engines(function: Function) -> Function:
-    """Adds the options of a benchmark that can measure several engines."""
+    """Add the options of a benchmark that can measure several engines."""
     return options.model(engine_or_all(options.device(shared(function))))
 
 
 def chosen(
     model: str | None, engine: str, device: str | None, threads: int | None, quiet: bool
 ) -> Chosen:
-    """Returns what the options of a model choose."""
+    """Return what the options of a model choose."""
     from sbtk_cli.bench_runs import Chosen
     from sbtk_runtime.bundle import Bundle
 
@@ -132,7 +132,7 @@ def chosen(
 
 
 def check_plot(file: Path | None) -> None:
-    """Finds out before minutes of measuring that the picture cannot be drawn."""
+    """Find out before minutes of measuring that the picture cannot be drawn."""
     if file is not None:
         from sbtk_cli.bench_plots import check_plottable
 
@@ -205,7 +205,7 @@ _cuts = click.option(
 
 
 def protocol(function: Function) -> Function:
-    """Adds the options of a protocol."""
+    """Add the options of a protocol."""
     for option in (
         *(_cuts, _itq_rotation, _itq_on, _bits, _keep_duplicates),
         *(options.rerank, _ties, _distance, _setting, _queries),
@@ -225,7 +225,7 @@ def chosen_protocol(
     itq_rotation: Rotation | None,
     rerank: Rerank,
 ) -> Protocol:
-    """Returns the protocol that the options choose.
+    """Return the protocol that the options choose.
 
     Raises:
         BadConfig: they contradict each other.

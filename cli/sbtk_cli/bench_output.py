@@ -29,13 +29,13 @@ _SPEEDS_WIDTH = 140
 
 
 def print_machine(machine: Machine) -> None:
-    """Prints the machine and the versions that all metrics below depend on."""
+    """Print the machine and the versions that all metrics below depend on."""
     for line in machine.lines():
         _console().print(Text(line, style="dim"))
 
 
 def print_latency(report: LatencyReport) -> None:
-    """Prints the stages, then the speed by batch."""
+    """Print the stages, then the speed by batch."""
     console = _console()
     stages = _table(
         f"{report.model_id}: one image at a time, ms, {report.engine} {report.precision}, "
@@ -60,7 +60,7 @@ def print_latency(report: LatencyReport) -> None:
 
 
 def print_map(reports: Sequence[MapReport]) -> None:
-    """Prints every metric with its definition, a column for each precision."""
+    """Print every metric with its definition, a column for each precision."""
     console = _console()
     first = reports[0]
     columns = ["figure", *(f"{report.precision}" for report in reports), "definition"]
@@ -92,7 +92,7 @@ def print_map(reports: Sequence[MapReport]) -> None:
 
 
 def print_search(report: SearchReport) -> None:
-    """Prints what the graphs cost, then recall and latency of each way of searching."""
+    """Print what the graphs cost, then recall and latency of each way of searching."""
     console = _console()
     console.print()
     console.print(Text(f"searched: {report.vectors}\nqueries: {report.queries}", style="dim"))
@@ -126,7 +126,7 @@ def print_search(report: SearchReport) -> None:
 
 
 def _console(at_least: int = 0) -> Console:
-    """Returns a console on stdout as it is now, wide enough for the tables where it is a file."""
+    """Return a console on stdout as it is now, wide enough for the tables where it is a file."""
     narrowest = at_least if sys.stdout.isatty() else max(_NARROWEST, at_least)
     width = max(narrowest, shutil.get_terminal_size().columns)
     return Console(file=sys.stdout, width=width, highlight=False)
@@ -135,7 +135,7 @@ def _console(at_least: int = 0) -> Console:
 def _table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1
 ) -> Table:
-    """Returns a table whose first `texts` columns are words and whose others are numbers."""
+    """Return a table whose first `texts` columns are words and whose others are numbers."""
     table = Table(
         title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
@@ -147,7 +147,7 @@ def _table(
 
 
 def _speed_table(title: str, report: LatencyReport) -> Table:
-    """Returns a row for each contender and batch, without columns that would be empty."""
+    """Return a row for each contender and batch, without columns that would be empty."""
     points = report.throughput
     reference = report.quality.reference.split()[-1:] if report.quality else []
     cells: dict[str, list[str]] = {
@@ -170,7 +170,7 @@ def _speed_table(title: str, report: LatencyReport) -> Table:
 
 
 def _print_memory(console: Console, report: LatencyReport) -> None:
-    """Prints the memory of each engine, a column for each batch."""
+    """Print the memory of each engine, a column for each batch."""
     batches = list(dict.fromkeys(point.batch for point in report.throughput))
     sizes: dict[tuple[str, str], dict[int, int | None]] = {}
     for point in report.throughput:
@@ -189,7 +189,7 @@ def _print_memory(console: Console, report: LatencyReport) -> None:
 
 
 def _print_device_times(console: Console, report: LatencyReport) -> None:
-    """Prints where a run's time went, by the GPU's clock, for those engines that tell."""
+    """Print where a run's time went, by the GPU's clock, for those engines that tell."""
     rows = [
         (point.name, f"{point.batch}", *(_number(ms, ".3f") for ms in parts))
         for point in report.throughput
@@ -236,7 +236,7 @@ _QUALITY = ("map_reference", "map_protocol")
 
 
 def csv_text(report: LatencyReport, machine: Machine) -> str:
-    """Returns the file's content; what was not measured is an empty cell.
+    """Return the file's content; what was not measured is an empty cell.
 
     The columns are those of `Speed`, between what is the same in all rows: date, processor, model
     and threads before; after them the medians of decoding and preprocessing a photo, which are
@@ -262,6 +262,6 @@ def csv_text(report: LatencyReport, machine: Machine) -> str:
 
 
 def write_csv(file: Path, report: LatencyReport, machine: Machine) -> None:
-    """Writes `csv_text` to a file, atomically."""
+    """Write `csv_text` to a file, atomically."""
     with atomic_path(file) as temporary:
         temporary.write_text(csv_text(report, machine), encoding="utf-8")

@@ -36,7 +36,7 @@ class Panel:
 
 
 def check_plottable(file: Path) -> Any:
-    """Returns matplotlib's `Figure`, which draws to files without any window system.
+    """Return matplotlib's `Figure`, which draws to files without any window system.
 
     Raises:
         BadConfig: the file's name ends in a format that is not drawn, or it cannot be written.
@@ -59,7 +59,7 @@ def check_plottable(file: Path) -> Any:
 
 
 def save_plot(file: Path, panels: Sequence[Panel], machine: Machine) -> None:
-    """Writes a picture of one panel below the other, the machine in small print at the foot.
+    """Write a picture of one panel below the other, the machine in small print at the foot.
 
     Raises:
         BadConfig, MissingExtra: as `check_plottable`.
@@ -78,7 +78,7 @@ def save_plot(file: Path, panels: Sequence[Panel], machine: Machine) -> None:
 
 
 def stages_panel(report: LatencyReport) -> Panel:
-    """Returns bars of the median of each stage, stacked, with the 95th percentile of the total."""
+    """Return bars of the median of each stage, stacked, with the 95th percentile of the total."""
 
     def draw(ax: Axes) -> None:
         subjects = list(dict.fromkeys(stage.subject for stage in report.stages))
@@ -114,7 +114,7 @@ def stages_panel(report: LatencyReport) -> Panel:
 
 
 def recall_panel(report: SearchReport) -> Panel:
-    """Returns recall against the median latency, a line for each graph."""
+    """Return recall against the median latency, a line for each graph."""
 
     def draw(ax: Axes) -> None:
         names = list(dict.fromkeys(point.name for point in report.points if point.ef is not None))
@@ -148,7 +148,7 @@ def recall_panel(report: SearchReport) -> Panel:
 
 
 def classes_panel(report: MapReport) -> Panel:
-    """Returns a bar of the mean AP of each class, best first."""
+    """Return a bar of the mean AP of each class, best first."""
 
     def draw(ax: Axes) -> None:
         ordered = sorted(report.class_map.items(), key=lambda item: -item[1])
@@ -196,7 +196,7 @@ _ROOM = 0.85
 
 
 def speed_panels(report: LatencyReport) -> list[Panel]:
-    """Returns a panel for each batch: images per second, and what they stand baselines."""
+    """Return a panel for each batch: images per second, and what they stand baselines."""
     batches = list(dict.fromkeys(point.batch for point in report.throughput))
     engines = list(
         dict.fromkeys(point.engine for point in report.throughput if point.role == "engine")
@@ -257,7 +257,7 @@ def _speed_panel(report: LatencyReport, batch: int, colours: dict[str, str]) -> 
 
 
 def _label(point: Speed) -> str:
-    """Returns the speed, how it compares, and what it costs in mAP."""
+    """Return the speed, how it compares, and what it costs in mAP."""
     parts = [
         f"{point.images_per_s:,.1f}/s"
         if point.images_per_s < 100
@@ -278,7 +278,7 @@ _MARKERS = {"sketch": "o", "photo": "x"}
 
 
 def check_drawable(file: Path) -> Any:
-    """Returns matplotlib's `Figure`, before there is any work done that it could not show.
+    """Return matplotlib's `Figure`, before there is any work done that it could not show.
 
     Raises:
         BadConfig: as `check_plottable`.
@@ -293,7 +293,7 @@ def check_drawable(file: Path) -> Any:
 
 
 def draw_class_bars(file: Path, runs: Sequence[MeasuredMap]) -> None:
-    """Draws the mean AP of each class, best of the first run first, the runs side by side."""
+    """Draw the mean AP of each class, best of the first run first, the runs side by side."""
     first = runs[0].class_map
     names = sorted(first, key=lambda name: -first[name])
     names += sorted({name for run in runs for name in run.class_map} - set(first))
@@ -330,7 +330,7 @@ def draw_embedding_map(
     title: str,
     pca_shares: tuple[float, float] | None,
 ) -> None:
-    """Draws the planes side by side: sketches as circles, photos as crosses, classes in colours."""
+    """Draw the planes side by side: sketches as circles, photos as crosses, classes in colours."""
     figure = _figure(file, 6.4 * len(planes), 6.8)
     names = sorted({point.class_name for point in points})
     colours = dict(zip(names, _distinct_colours(len(names)), strict=True))
@@ -380,7 +380,7 @@ def _save(figure: Any, file: Path) -> None:
 
 
 def _distinct_colours(count: int) -> list[tuple[float, float, float]]:
-    """Returns colours around the circle, neighbours of unlike lightness."""
+    """Return colours around the circle, neighbours of unlike lightness."""
     return [
         colorsys.hls_to_rgb(number / count, (0.36, 0.5, 0.62)[number % 3], 0.72)
         for number in range(count)

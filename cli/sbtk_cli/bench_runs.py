@@ -44,8 +44,8 @@ from sbtk_runtime.generated_inputs import (
     IMAGES_DESCRIBED,
     clustered_named,
     clustered_vectors,
-    generated_photos,
-    generated_sketches,
+    generate_photos,
+    generate_sketches,
 )
 from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.machine import Machine
@@ -96,7 +96,7 @@ def run_latency(
     gallery: Path | None = None,
     scope: BenchScope = BenchScope(),
 ) -> LatencyReport:
-    """Returns latency and speed; `precision=None` are all, `batches=()` the usual ones."""
+    """Return latency and speed; `precision=None` are all, `batches=()` the usual ones."""
     manifest = chosen.bundle.manifest
     said = partial(notice, quiet=chosen.quiet)
     labelled, notes = _labelled(manifest, data, scope)
@@ -139,7 +139,7 @@ def run_map(
     cuts: tuple[int, ...] = (),
     log: Path | None = None,
 ) -> list[MapReport]:
-    """Returns a report for each precision, `()` being the engine's own choice; logs each.
+    """Return a report for each precision, `()` being the engine's own choice; logs each.
 
     `cuts` are the ranks k of mAP@k and P@k, `()` the usual ones.
     """
@@ -190,7 +190,7 @@ def emit_results(
     plot: Path | None = None,
     as_json: bool = False,
 ) -> int:
-    """Prints the results as tables or as one JSON line, and returns the exit code.
+    """Print the results as tables or as one JSON line, and returns the exit code.
 
     The speeds also go to the file `csv`, and everything into the image `plot`.
     """
@@ -213,7 +213,7 @@ def emit_results(
 
 
 def _left_out(report: MapReport, cuts: tuple[int, ...]) -> list[str]:
-    """Returns sentences about metrics that were asked for and cannot be."""
+    """Return sentences about metrics that were asked for and cannot be."""
     lines = [
         f"no P@{k}: the gallery has {report.photos:,} photos" for k in cuts if k > report.photos
     ]
@@ -225,7 +225,7 @@ def _left_out(report: MapReport, cuts: tuple[int, ...]) -> list[str]:
 def _labelled(
     manifest: BundleManifest, data: Path | None, scope: BenchScope
 ) -> tuple[LabelledSet | None, list[str]]:
-    """Returns the images to measure mAP on, and a note where that was not asked for in vain.
+    """Return the images to measure mAP on, and a note where that was not asked for in vain.
 
     They are of the model's validation classes: measuring unseen ones is `sbtk bench map`'s.
     """
@@ -292,9 +292,9 @@ _HITS = 10
 
 
 def load_images(data: Path | None) -> BenchImages:
-    """Returns sketches and photos of a data set, evenly taken from it, or generated ones."""
+    """Return sketches and photos of a data set, evenly taken from it, or generated ones."""
     if data is None:
-        return BenchImages(generated_sketches(8), generated_photos(8), IMAGES_DESCRIBED)
+        return BenchImages(generate_sketches(8), generate_photos(8), IMAGES_DESCRIBED)
     images = read_dataset(data)
     sketches, photos = _readable(images.sketch_files, "sketch"), _readable(images.photos, "photo")
     if not sketches or not photos:
@@ -305,7 +305,7 @@ def load_images(data: Path | None) -> BenchImages:
 
 @contextlib.contextmanager
 def searched(folder: Path | None, manifest: BundleManifest) -> Iterator[tuple[Search, str]]:
-    """Yields the last stage of a query, and what it searches in words.
+    """Yield the last stage of a query, and what it searches in words.
 
     Args:
         folder: a gallery; `None` is the default one if it is there and of this model, else exact
@@ -330,7 +330,7 @@ def searched(folder: Path | None, manifest: BundleManifest) -> Iterator[tuple[Se
 
 
 def _readable(paths: tuple[Path, ...], kind: Kind) -> list[bytes]:
-    """Returns the contents of up to `_IMAGES` files, evenly taken, without those that are bad."""
+    """Return the contents of up to `_IMAGES` files, evenly taken, without those that are bad."""
     contents = []
     for path in paths[:: max(1, len(paths) // _IMAGES)][:_IMAGES]:
         with contextlib.suppress(BadImage):
@@ -355,7 +355,7 @@ def _gallery(folder: Path | None, manifest: BundleManifest) -> Gallery | None:
 def torch_baselines(
     manifest: BundleManifest, *, with_compiled: bool, said: Callable[[str], None]
 ) -> Baselines:
-    """Returns what torch can measure beside the engines of a model; nothing without torch.
+    """Return what torch can measure beside the engines of a model; nothing without torch.
 
     Args:
         manifest: of the model; its backbone gets random weights.

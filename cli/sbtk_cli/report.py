@@ -38,7 +38,7 @@ seed = click.option(
 
 
 def of_labelled_images(function: Function) -> Function:
-    """Adds DATA, the choice of its classes, and the options of a model."""
+    """Add DATA, the choice of its classes, and the options of a model."""
     shared = (options.quiet, options.batch, options.device, options.threads, options.precision)
     for option in (*shared, options.engine, options.model, classes, split):
         function = option(function)
@@ -46,7 +46,7 @@ def of_labelled_images(function: Function) -> Function:
 
 
 def required(data: Path | None) -> Path:
-    """Returns the folder of labelled images.
+    """Return the folder of labelled images.
 
     Raises:
         BadConfig: none was named.
@@ -391,7 +391,7 @@ _table_commands = (
 
 
 def _emit_table(table: ReportTable, form: Format, out: Path | None, quiet: bool) -> int:
-    """Prints or writes the table; warnings that it does not show itself go to stderr."""
+    """Print or writes the table; warnings that it does not show itself go to stderr."""
     from sbtk_runtime.evaluation.report.table import table_text
     from sbtk_runtime.files import write_atomically
 

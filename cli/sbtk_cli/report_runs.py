@@ -74,7 +74,7 @@ def ranked_panels(
     hits: int,
     with_generalised: bool,
 ) -> RankedPanels:
-    """Returns what the model finds for sketches in a data set.
+    """Return what the model finds for sketches in a data set.
 
     Args:
         chosen: the model.
@@ -127,7 +127,7 @@ def embedded_points(
     per_class: int,
     seed: int,
 ) -> EmbeddedPoints:
-    """Returns embeddings of at most `per_class` sketches and photos of each class."""
+    """Return embeddings of at most `per_class` sketches and photos of each class."""
     rows: list[Rows] = []
     points: list[MapPoint] = []
     unreadable: list[str] = []
@@ -151,14 +151,14 @@ def embedded_points(
 
 
 def _told(chosen: Chosen, images: LabelledSet) -> LabelledSet:
-    """Returns the images, after telling what there is to know about them."""
+    """Return the images, after telling what there is to know about them."""
     for text in images.notices:
         notice(text, quiet=chosen.quiet)
     return images
 
 
 def _queries(images: LabelledSet, wanted: WantedQueries) -> list[int] | None:
-    """Returns the places of the sketches that ask; `None` where all have to be tried."""
+    """Return the places of the sketches that ask; `None` where all have to be tried."""
     if wanted.named:
         return named_queries(images.sketches, wanted.named)
     if wanted.worst is not None:
@@ -177,7 +177,7 @@ def _embedded(
 
 
 def _thinned(images: LabelledImages, per_class: int, seed: int) -> LabelledImages:
-    """Returns at most `per_class` images of each class, in their order."""
+    """Return at most `per_class` images of each class, in their order."""
     random = np.random.default_rng(seed)
     labels = np.asarray(images.labels, dtype=np.int64)
     kept: list[Sequence[int]] = []
@@ -201,7 +201,7 @@ class Chosen:
     quiet: bool
 
     def embedder(self) -> Embedder:
-        """Returns the open model."""
+        """Return the open model."""
         from sbtk_runtime.embedding.embedder import Embedder
 
         return Embedder(

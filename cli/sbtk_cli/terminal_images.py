@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from PIL import Image
 
 from sbtk_runtime.files import printable_name
-from sbtk_runtime.thumbnail import square
+from sbtk_runtime.thumbnail import fit_square
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +38,7 @@ _CLEAR = (0, 0, 0, 0)
 
 
 def show_photos(hits: Sequence[Hit], way: Way | None = None) -> str:
-    """Prints the hits' photos on standard output in rows, with rank and name below each.
+    """Print the hits' photos on standard output in rows, with rank and name below each.
 
     Args:
         hits: what was found; a photo that is gone is an empty square.
@@ -76,7 +76,7 @@ def _console() -> Console:
 
 
 def _find_renderable(way: Way | None) -> Renderable | None:
-    """Returns what draws a picture that way; for `None` what the terminal can, if anything."""
+    """Return what draws a picture that way; for `None` what the terminal can, if anything."""
     # When it is imported, the library asks the terminal.
     from textual_image import renderable
 
@@ -109,17 +109,17 @@ def _print_row(console: Console, renderable: Renderable, hits: Sequence[Hit]) ->
 
 
 def _row(photos: Sequence[Path], ground: tuple[int, ...]) -> Image.Image:
-    """Returns the photos side by side, each in a square with a gap at its right and below it."""
+    """Return the photos side by side, each in a square with a gap at its right and below it."""
     mode = "RGB" if len(ground) == 3 else "RGBA"
     row = Image.new(mode, (_SQUARE_PX * len(photos), _SQUARE_PX), ground)
     for place, photo in enumerate(photos):
-        row.paste(square(photo, _SQUARE_PX - _GAP_PX, ground), (place * _SQUARE_PX, 0))
+        row.paste(fit_square(photo, _SQUARE_PX - _GAP_PX, ground), (place * _SQUARE_PX, 0))
     return row
 
 
 @contextlib.contextmanager
 def _terminal_asked() -> Iterator[None]:
-    """Lets the library read the terminal's answers where a sketch is piped into standard input."""
+    """Let the library read the terminal's answers where a sketch is piped into standard input."""
     asked = sys.__stdin__
     if asked is not None and asked.isatty():
         yield

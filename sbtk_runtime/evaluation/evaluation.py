@@ -31,7 +31,7 @@ class Labelled:
     labels: Labels
 
     def chosen(self, which: Labels) -> Labelled:
-        """Returns the rows at the indices `which (n,) int64`, in that order."""
+        """Return the rows at the indices `which (n,) int64`, in that order."""
         return Labelled(self.rows[which], self.labels[which])
 
 
@@ -44,7 +44,7 @@ def evaluate_by(
     ap_cuts: Sequence[int] = AP_CUTS,
     precision_cuts: Sequence[int] = PRECISION_CUTS,
 ) -> tuple[Retrieval, Protocol]:
-    """Returns the metrics by a protocol, and the protocol with what ITQ was fitted on in numbers.
+    """Return the metrics by a protocol, and the protocol with what ITQ was fitted on in numbers.
 
     Args:
         protocol: distance, ties and codes; what the sides hold is the caller's to choose by it.
@@ -80,7 +80,7 @@ def evaluate_by(
 
 
 def photo_queries(photos: Labelled) -> tuple[Labelled, Labelled]:
-    """Returns queries and gallery of photo-to-photo retrieval.
+    """Return queries and gallery of photo-to-photo retrieval.
 
     The first ten photos of each class ask, and are not in the gallery (SAKE's and DSN's rule).
 
@@ -104,7 +104,7 @@ def photo_queries(photos: Labelled) -> tuple[Labelled, Labelled]:
 def _itq(
     rule: CodeRule, queries: Labelled, gallery: Labelled, learnt_on: Embeddings | Itq | None
 ) -> tuple[Itq, Itq, CodeRule]:
-    """Returns what codes the queries, what codes the gallery, and the rule in numbers."""
+    """Return what codes the queries, what codes the gallery, and the rule in numbers."""
     if rule.fitted_on == "bundle":
         if not isinstance(learnt_on, Itq) or learnt_on.bits != rule.bits:
             raise BadConfig(f"{rule.bits}-bit codes of a bundle that has none", "its own ITQ")

@@ -58,7 +58,7 @@ class Retrieval:
         return self.values[Measure("AP")]
 
     def metrics(self, measures: Sequence[Measure]) -> dict[str, float]:
-        """Returns the named means; measures that were not taken are left out.
+        """Return the named means; measures that were not taken are left out.
 
         Precision beyond the gallery's size and the envelope of expected values are not taken.
         """
@@ -72,7 +72,7 @@ class Retrieval:
         return found
 
     def summary(self) -> dict[str, float]:
-        """Returns the usual means under names that carry their rule."""
+        """Return the usual means under names that carry their rule."""
         return self.metrics(
             [
                 Measure("AP"),
@@ -96,7 +96,7 @@ def evaluate(
     ap_cuts: Sequence[int] = AP_CUTS,
     precision_cuts: Sequence[int] = PRECISION_CUTS,
 ) -> Retrieval:
-    """Returns the metrics of ranking the gallery for each query.
+    """Return the metrics of ranking the gallery for each query.
 
     Works in chunks of queries: it needs some 100 MB, however many they are, beside its input and
     a copy of the gallery where that is not of unit rows and ranked by the cosine.
@@ -143,7 +143,7 @@ def evaluate(
 def usual_measures(
     ap_cuts: Sequence[int] = AP_CUTS, precision_cuts: Sequence[int] = PRECISION_CUTS
 ) -> list[Measure]:
-    """Returns the measures that published metrics are of, those of one cut together.
+    """Return the measures that published metrics are of, those of one cut together.
 
     AP is plain and by the envelope, at a cut by every divisor; the strict one, which most codes
     take, by the envelope, too. What is usual has both means.
@@ -161,12 +161,12 @@ def usual_measures(
 
 
 def class_mean(values: Values, labels: Labels) -> float:
-    """Returns the mean over classes of the means of `values (N,)` (DSN's average)."""
+    """Return the mean over classes of the means of `values (N,)` (DSN's average)."""
     return float(np.mean([values[labels == label].mean() for label in np.unique(labels)]))
 
 
 def recall_at_k(found: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
-    """Returns recall by score: the share of `found (Q, k)` no worse than the exact k-th score.
+    """Return recall by score: the share of `found (Q, k)` no worse than the exact k-th score.
 
     Judged by score and not by id, so that ties cost nothing. `exact (Q, k)` is sorted, best first.
     """
@@ -175,7 +175,7 @@ def recall_at_k(found: NDArray[np.float32], exact: NDArray[np.float32]) -> float
 
 
 def percentiles(latencies_ms: Sequence[float] | NDArray[np.float64]) -> dict[str, float]:
-    """Returns p50, p95 and p99 of latencies in milliseconds, `(N,) float64` or a sequence."""
+    """Return p50, p95 and p99 of latencies in milliseconds, `(N,) float64` or a sequence."""
     p50, p95, p99 = np.percentile(np.asarray(latencies_ms, dtype=np.float64), (50, 95, 99))
     return {"p50_ms": float(p50), "p95_ms": float(p95), "p99_ms": float(p99)}
 
@@ -185,7 +185,7 @@ def _both_means(measure: Measure) -> list[Measure]:
 
 
 def _measures(ties: Ties, ap_cuts: Sequence[int], precision_cuts: Sequence[int]) -> list[Measure]:
-    """Returns what is taken of each query."""
+    """Return what is taken of each query."""
     cuts: list[tuple[int | None, Divisor | None]] = [(None, None)]
     cuts += [(k, divisor) for k in ap_cuts for divisor in DIVISORS]
     envelopes = (False, True) if ties == "index" else (False,)
@@ -201,7 +201,7 @@ def _value(measure: Measure, found: RelevantRanks) -> Values:
 
 
 def _by_class(query_labels: Labels, gallery_labels: Labels) -> Iterator[tuple[Counts, Counts]]:
-    """Yields the rows of the queries and of the photos of each class that has both."""
+    """Yield the rows of the queries and of the photos of each class that has both."""
     for label in np.intersect1d(query_labels, gallery_labels):
         yield np.flatnonzero(query_labels == label), np.flatnonzero(gallery_labels == label)
 
@@ -231,7 +231,7 @@ class RelevantRanks:
 
 
 def rank_relevant(scores: Scores, relevant: Counts, ties: Ties) -> RelevantRanks:
-    """Returns the places of the photos `relevant (R,) int64` in each row of `scores (Q, N)`.
+    """Return the places of the photos `relevant (R,) int64` in each row of `scores (Q, N)`.
 
     With ties by `index`, photos of equal score stand in the order of the gallery.
     """
@@ -249,13 +249,13 @@ def rank_relevant(scores: Scores, relevant: Counts, ties: Ties) -> RelevantRanks
 
 
 def rank_listed(ranking: NDArray[np.bool_]) -> RelevantRanks:
-    """Returns the places in one ranked list `(N,) bool` that says which photos are relevant."""
+    """Return the places in one ranked list `(N,) bool` that says which photos are relevant."""
     above = np.flatnonzero(ranking)[None, :].astype(np.int64)
     return RelevantRanks(above, np.ones_like(above))
 
 
 def _all_different(scores: Scores) -> NDArray[np.int64]:
-    """Returns whole numbers in the order of the scores, and of the gallery where these are equal.
+    """Return whole numbers in the order of the scores, and of the gallery where these are equal.
 
     The bits of a positive float32 are in the order of its value; those of a negative one in
     reverse, but for the sign.
@@ -300,7 +300,7 @@ class Scorer:
             self._gallery = (gallery / lengths[:, None]).astype(np.float32)
 
     def scores(self, queries: Embeddings | Codes) -> Scores:
-        """Returns the scores of `queries (q, D)`, `(q, N)`: float32, or whole numbers of codes.
+        """Return the scores of `queries (q, D)`, `(q, N)`: float32, or whole numbers of codes.
 
         Raises:
             BadData: rows of another width or type, or numbers that are not finite.
@@ -332,7 +332,7 @@ class RerankingScorer(Scorer):
         self._reranker = Reranker(cast(Embeddings, self._gallery), rerank)
 
     def scores(self, queries: Embeddings | Codes) -> Scores:
-        """Returns what photos are ordered by, `(q, N) float32`, of unit `queries (q, D)`.
+        """Return what photos are ordered by, `(q, N) float32`, of unit `queries (q, D)`.
 
         Raises:
             BadData: rows of another width or type, or numbers that are not finite.
@@ -343,7 +343,7 @@ class RerankingScorer(Scorer):
 
 
 def scorer_of(gallery: Embeddings | Codes, distance: Distance, rerank: Rerank) -> Scorer:
-    """Returns what scores queries against the gallery, `(N, D) float32` or `(N, B) uint8` codes.
+    """Return what scores queries against the gallery, `(N, D) float32` or `(N, B) uint8` codes.
 
     Raises:
         BadConfig: there is no such re-ranking, or the distance is not the cosine.
@@ -374,7 +374,7 @@ Values = NDArray[np.float64]
 def average_precision(
     ranks: RelevantRanks, k: int | None = None, divisor: Divisor = "strict", *, is_voc: bool = False
 ) -> Values:
-    """Returns AP of each query, `(Q,) float64`; with `k`, AP@k by the named divisor.
+    """Return AP of each query, `(Q,) float64`; with `k`, AP@k by the named divisor.
 
     A query with no hit within `k` has 0; one without any relevant photo has NaN over the whole
     gallery and 0 at `k`.
@@ -394,7 +394,7 @@ def average_precision(
 
 
 def precision_at(ranks: RelevantRanks, k: int) -> Values:
-    """Returns the expected share of relevant photos among the first k, `(Q,) float64`."""
+    """Return the expected share of relevant photos among the first k, `(Q,) float64`."""
     return np.asarray((_taken(ranks, k) / ranks.tied).sum(axis=1) / k, dtype=np.float64)
 
 
@@ -403,14 +403,14 @@ def _sums(ranks: RelevantRanks, k: int | None) -> Values:
 
 
 def _taken(ranks: RelevantRanks, k: int | None) -> Counts:
-    """Returns how many of the ranks that a photo may have are within k."""
+    """Return how many of the ranks that a photo may have are within k."""
     if k is None:
         return ranks.tied
     return np.asarray(np.clip(k - ranks.above, 0, ranks.tied))
 
 
 def _expected(ranks: RelevantRanks, taken: Counts) -> Values:
-    """Returns what each relevant photo adds to the sum of precisions at relevant ranks.
+    """Return what each relevant photo adds to the sum of precisions at relevant ranks.
 
     That is the closed form above, summed over the first `taken` ranks of its group and divided
     among the group's relevant photos; with `D = sum_p 1 / (i + p)`, the sum of `(p - 1) / (i + p)`
@@ -423,7 +423,7 @@ def _expected(ranks: RelevantRanks, taken: Counts) -> Values:
 def _group_sums(
     above: Counts, hits_above: Counts, relevant: Counts, tied: Counts, taken: Counts
 ) -> Values:
-    """Returns `sum_p (h + 1 + (p - 1)(r - 1) / (n - 1)) / (i + p)` over `taken` ranks."""
+    """Return `sum_p (h + 1 + (p - 1)(r - 1) / (n - 1)) / (i + p)` over `taken` ranks."""
     harmonic = _harmonic(int((above + taken).max(initial=0)))
     # A difference of two long sums would lose digits where there is but one rank.
     inverses = np.where(taken == 1, 1 / (above + 1), harmonic[above + taken] - harmonic[above])
@@ -432,7 +432,7 @@ def _group_sums(
 
 
 def _groups(above: Counts) -> tuple[Counts, Counts]:
-    """Returns, for each relevant photo, those strictly above it and those that share its place."""
+    """Return, for each relevant photo, those strictly above it and those that share its place."""
     count = above.shape[1]
     numbers = np.arange(count)
     is_first = np.ones(above.shape, dtype=np.bool_)
@@ -458,7 +458,7 @@ def _envelope_sums(ranks: RelevantRanks, k: int | None) -> Values:
 
 
 def _divided_by_hits(ranks: RelevantRanks, k: int, sums: Values) -> Values:
-    """Returns the expected value of sum by hits within k, 0 where there is no hit.
+    """Return the expected value of sum by hits within k, 0 where there is no hit.
 
     The number of hits is uncertain only where equal scores straddle rank k. There it is
     hypergeometric, and given it, the first ranks of the group are in any order equally likely.
@@ -490,7 +490,7 @@ def _divided_by_hits(ranks: RelevantRanks, k: int, sums: Values) -> Values:
 
 
 def _hypergeometric(found: Counts, tied: int, relevant: int, taken: int) -> Values:
-    """Returns the chance that `found` of `taken` photos, drawn from `tied`, are `relevant` ones."""
+    """Return the chance that `found` of `taken` photos, drawn from `tied`, are `relevant` ones."""
     logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, tied + 1)))])
 
     def ways(of: int, chosen: Counts) -> Values:
@@ -501,5 +501,5 @@ def _hypergeometric(found: Counts, tied: int, relevant: int, taken: int) -> Valu
 
 
 def _harmonic(count: int) -> Values:
-    """Returns the harmonic numbers `0, 1, 1 + 1/2, ...` up to `count`, `(count + 1,) float64`."""
+    """Return the harmonic numbers `0, 1, 1 + 1/2, ...` up to `count`, `(count + 1,) float64`."""
     return np.concatenate([[0.0], np.cumsum(1 / np.arange(1, count + 1))])

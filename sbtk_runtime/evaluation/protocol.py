@@ -135,7 +135,7 @@ class Protocol:
         return _SETTINGS[self.setting]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the rules as a JSON object; `codes` is null for real-valued embeddings."""
+        """Return the rules as a JSON object; `codes` is null for real-valued embeddings."""
         return asdict(self)
 
 
@@ -144,7 +144,7 @@ ZERO_SHOT = Protocol()
 
 
 def require_cosine(rerank: Rerank, distance: Distance) -> None:
-    """Refuses a re-ranking that there is not, and any of a ranking by another distance.
+    """Refuse a re-ranking that there is not, and any of a ranking by another distance.
 
     Raises:
         BadConfig: names both.
@@ -201,7 +201,7 @@ class Measure:
         return f"{ap}, cut after rank {self.cut}, {divided}; {mean}"
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the rule as a JSON object."""
+        """Return the rule as a JSON object."""
         return asdict(self)
 
 
@@ -232,7 +232,7 @@ def draw_seen(
     unseen_photos: int,
     split: str = "",
 ) -> SeenDraw:
-    """Returns the seen images that SEM-PCYC's rule adds.
+    """Return the seen images that SEM-PCYC's rule adds.
 
     Args:
         sketches: `class/file` of the sketches that were trained on; a name counts once.
@@ -254,7 +254,7 @@ def draw_seen(
 
 
 def _drawn(generator: np.random.RandomState, names: Sequence[str], unseen: int, kind: str) -> Rows:
-    """Returns the rows drawn, in the order of their names."""
+    """Return the rows drawn, in the order of their names."""
     first = np.unique(np.array(names, dtype=np.str_), return_index=True)[1]
     wanted = int(_SHARE * unseen)
     if wanted > len(first):

@@ -179,7 +179,7 @@ def test_ties_distance_and_ranks_are_as_asked_and_told(
     assert main(arguments) == 0
     out, err = capsys.readouterr()
     assert "no P@500: the gallery has 16 photos" in err
-    assert "no VOC figures" in err
+    assert "no VOC metrics" in err
     assert "expected value over all orders of equal scores" in " ".join(out.split())
 
 

@@ -8,11 +8,11 @@ from sbtk_runtime import generated_inputs, images, preprocess
 
 
 def test_generated_images_decode_to_their_size_and_repeat_by_seed() -> None:
-    photos = generated_inputs.generated_photos(2, seed=3)
-    assert photos == generated_inputs.generated_photos(2, seed=3)
+    photos = generated_inputs.generate_photos(2, seed=3)
+    assert photos == generated_inputs.generate_photos(2, seed=3)
     assert photos[0] != photos[1]
     assert images.decode(photos[0]).size == generated_inputs.PHOTO_SIZE_PX
-    sketches = generated_inputs.generated_sketches(2, seed=3)
+    sketches = generated_inputs.generate_sketches(2, seed=3)
     assert sketches[0] != sketches[1]
     prepared = preprocess.prepare(sketches[0], "sketch")
     assert prepared.pixels.shape == (224, 224, 3)
@@ -20,7 +20,7 @@ def test_generated_images_decode_to_their_size_and_repeat_by_seed() -> None:
 
 
 def test_generated_photos_cost_as_many_bytes_as_a_photo_of_their_size() -> None:
-    assert 100_000 < len(generated_inputs.generated_photos(1)[0]) < 400_000
+    assert 100_000 < len(generated_inputs.generate_photos(1)[0]) < 400_000
 
 
 def test_clustered_vectors_are_unit_rows_and_repeat_by_seed() -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sbtk_runtime.errors import BadImage, LargeImage
-from sbtk_runtime.image_limits import format_of, screened
+from sbtk_runtime.image_limits import detect_format, screen_image
 from sbtk_runtime.images import MAX_DECODE_BYTES, OpenImage, decode, memory_to_decode
 from sbtk_runtime.preprocess import prepare
 from sbtk_runtime.thumbnail import thumbnail
@@ -77,9 +77,9 @@ def test_what_a_png_needs_is_kept() -> None:
 def test_junk_ahead_of_a_jpeg_is_skipped(junk: bytes) -> None:
     data = saved(tiny_photo(3), "JPEG")
     assert np.array_equal(np.asarray(decode(junk + data)), np.asarray(decode(data)))
-    assert format_of(junk + data) == "JPEG"
+    assert detect_format(junk + data) == "JPEG"
     # A file that holds a JPEG among other things is not one.
-    assert format_of(junk + data + b"more of another kind") is None
+    assert detect_format(junk + data + b"more of another kind") is None
 
 
 @pytest.mark.slow
@@ -111,33 +111,33 @@ def _hidden_size(data: bytes, size: tuple[int, int]) -> bytes:
 @pytest.mark.parametrize("size", [(200, 120), (129, 257)])
 def test_the_size_of_an_avif_is_that_of_its_content(mode: str, size: tuple[int, int]) -> None:
     data = saved(Image.new(mode, size, 128), "AVIF", speed=10)
-    assert screened(data, "AVIF", lambda: None).canvas == size
-    hidden = screened(_hidden_size(data, size), "AVIF", lambda: None)
+    assert screen_image(data, "AVIF", lambda: None).canvas == size
+    hidden = screen_image(_hidden_size(data, size), "AVIF", lambda: None)
     assert hidden.canvas == size
     assert not hidden.is_unsure
 
 
 def test_an_avif_that_cannot_be_followed_is_decoded_where_the_system_bounds_it() -> None:
     moving = moving_avif_that_hides_its_size(300)
-    assert screened(moving, "AVIF", lambda: None).is_unsure
+    assert screen_image(moving, "AVIF", lambda: None).is_unsure
     with pytest.raises(LargeImage, match="does not tell"):
         decode(moving)
     assert prepare(moving, "photo").pixels.shape == (224, 224, 3)
     still = bytearray(avif_that_hides_its_size(300))
     still[still.index(b"iloc") + 4] = 9
-    assert screened(bytes(still), "AVIF", lambda: None).is_unsure
+    assert screen_image(bytes(still), "AVIF", lambda: None).is_unsure
 
 
 def test_a_heic_of_a_grid_is_as_large_as_the_grid() -> None:
     heif = pytest.importorskip("pillow_heif")
     heif.register_heif_opener()
     data = bytearray(saved(tiny_photo(3).resize((128, 96)), "HEIF"))
-    assert not screened(bytes(data), "HEIF", lambda: None).is_unsure
+    assert not screen_image(bytes(data), "HEIF", lambda: None).is_unsure
     # The item's content is taken for that of a grid: a version, flags, rows, columns, a size.
     kind = data.index(b"hvc1", data.index(b"infe"))
     data[kind : kind + 4] = b"grid"
     start = data.index(b"mdat") + 4
     data[start : start + 12] = b"\0\1\0\0" + struct.pack(">II", 9_000, 8_000)
-    assert screened(bytes(data), "HEIF", lambda: None).canvas == (9_000, 8_000)
+    assert screen_image(bytes(data), "HEIF", lambda: None).canvas == (9_000, 8_000)
     data[kind : kind + 4] = b"iovl"
-    assert screened(bytes(data), "HEIF", lambda: None).is_unsure
+    assert screen_image(bytes(data), "HEIF", lambda: None).is_unsure

@@ -17,7 +17,7 @@ from sbtk_runtime.engines.tensorrt.cache import PlanCache
 from sbtk_runtime.engines.tensorrt.engine import ReadyPlan, open_plan
 from sbtk_runtime.engines.tensorrt.library import TensorRt
 from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
-from sbtk_runtime.generated_inputs import generated_photos, generated_sketches
+from sbtk_runtime.generated_inputs import generate_photos, generate_sketches
 from sbtk_runtime.machine import cpu_threads
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import Kind, Pixels, prepare
@@ -133,8 +133,8 @@ def check_plan(engine: Engine, bundle: Bundle, precision: Precision) -> PlanChec
 def generated_pictures() -> Mapping[Kind, Pixels]:
     """Returns `(4, 224, 224, 3) uint8` of each kind, as they come out of preparation."""
     contents: Mapping[Kind, list[bytes]] = {
-        "photo": generated_photos(_OF_EACH_KIND),
-        "sketch": generated_sketches(_OF_EACH_KIND),
+        "photo": generate_photos(_OF_EACH_KIND),
+        "sketch": generate_sketches(_OF_EACH_KIND),
     }
     return {
         kind: np.stack([prepare(content, kind).pixels for content in of_kind])

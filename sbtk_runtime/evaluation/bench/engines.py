@@ -42,7 +42,7 @@ class TimedEngine(Protocol):
     """An engine that can tell where the time of a run went on its GPU."""
 
     def run_timed(self, images: Pixels, kind: Kind) -> tuple[Embeddings, DeviceTimes]:
-        """Returns the embeddings `(N, D) float32` of a batch, and the times of its parts."""
+        """Return the embeddings `(N, D) float32` of a batch, and the times of its parts."""
         ...
 
 
@@ -91,8 +91,8 @@ class Wanted:
     batches: tuple[int, ...] = (1, 8, 32)
 
 
-def open_default(bundle: Bundle, wanted: Wanted, notify: Notify = no_notify) -> Engine:
-    """Returns the engine that the stages are measured on; of `all` it is the one `auto` takes.
+def open_default(bundle: Bundle, wanted: Wanted, said: Said = said_nothing) -> Engine:
+    """Return the engine that the stages are measured on; of `all` it is the one `auto` takes.
 
     Raises:
         EngineUnavailable, MissingExtra, BadModel, BadConfig: as `open_engine`.
@@ -114,7 +114,7 @@ def open_contenders(
     wanted: Wanted,
     notify: Notify = no_notify,
 ) -> tuple[list[Contender], list[str]]:
-    """Returns the engines to measure, and notes on those that are left out.
+    """Return the engines to measure, and notes on those that are left out.
 
     They are every engine that works, for `all`, or else the default one, each in every precision
     that the bundle has for it or in the one that is asked for.
@@ -154,7 +154,7 @@ def open_contenders(
 
 
 def contender_of(engine: Engine) -> Contender:
-    """Returns an open engine as a contender."""
+    """Return an open engine as a contender."""
     info = engine.info
     timed = engine if isinstance(engine, TimedEngine) else None
     run = partial(engine.run, kind="photo")
@@ -162,7 +162,7 @@ def contender_of(engine: Engine) -> Contender:
 
 
 def _precisions(bundle: Bundle, precision: Precision | None) -> Sequence[Precision]:
-    """Returns the one asked for, or whatever the bundle has for some engine, quickest first."""
+    """Return the one asked for, or whatever the bundle has for some engine, quickest first."""
     if precision is not None:
         return (precision,)
     there = {*bundle.precisions_of("plain"), *bundle.precisions_of("tensorrt")}

@@ -41,7 +41,7 @@ class Floor:
 
 
 def fastest_product(candidates: Iterable[Product], seconds: float) -> Product | None:
-    """Returns the product with the quickest run among some `seconds` of each; `None` without any.
+    """Return the product with the quickest run among some `seconds` of each; `None` without any.
 
     The candidates are made one after the other, and only the best so far is kept.
     """
@@ -61,7 +61,7 @@ def fastest_product(candidates: Iterable[Product], seconds: float) -> Product | 
 
 
 def floor_of(product: Product, blocks: Blocks, model_macs: int) -> Floor:
-    """Returns the floor by the milliseconds of the product's runs."""
+    """Return the floor by the milliseconds of the product's runs."""
     run_ms = percentiles([run_ms for block in blocks for run_ms in block])["p50_ms"]
     return Floor(
         kind=product.kind,
@@ -76,7 +76,7 @@ def floor_of(product: Product, blocks: Blocks, model_macs: int) -> Floor:
 def times_floor(
     engine: Blocks, batch: int, product: Product, product_blocks: Blocks, model_macs: int
 ) -> float:
-    """Returns how many times the floor an engine takes, both by the runs of the same rounds."""
+    """Return how many times the floor an engine takes, both by the runs of the same rounds."""
     return ratio(product_blocks, engine) * product.macs / (batch * model_macs)
 
 
@@ -121,7 +121,7 @@ class Product:
 
 
 def library_products(kind: ProductKind, sizes: Sequence[int], threads: int) -> Iterator[Product]:
-    """Yields a product of each size for each library that is here, made when it is asked for."""
+    """Yield a product of each size for each library that is here, made when it is asked for."""
     for library, find in (("onnxruntime", _on_onnxruntime), ("openvino", _on_openvino)):
         try:
             opened = find(threads)
@@ -133,7 +133,7 @@ def library_products(kind: ProductKind, sizes: Sequence[int], threads: int) -> I
 
 
 def product_graph(kind: ProductKind, size: int) -> bytes:
-    """Returns the ONNX file of `result = left @ weights`, both `(size, size)`.
+    """Return the ONNX file of `result = left @ weights`, both `(size, size)`.
 
     INT8 is `uint8` times `int8` weights from -64 to 64, which no processor's instructions
     saturate; scaled and rounded to `uint8`, in the pairs of quantised and dequantised values of
@@ -274,7 +274,7 @@ _ATTRIBUTE_NAME, _ATTRIBUTE_TEXT, _ATTRIBUTE_INTS = 1, 4, 8
 
 
 def multiply_accumulates(content: bytes, size_px: int = SIZE_PX) -> int:
-    """Returns the multiply-accumulates of all convolutions and matrix products for one image.
+    """Return the multiply-accumulates of all convolutions and matrix products for one image.
 
     Args:
         content: an ONNX file in which every weight is a constant.
@@ -323,7 +323,7 @@ class _Graph:
 def _judged(
     node: _Node, weights: dict[str, list[int]], sizes: dict[str, _Size]
 ) -> tuple[_Size, int]:
-    """Returns the size of what a node makes, and its multiply-accumulates."""
+    """Return the size of what a node makes, and its multiply-accumulates."""
     # A factor for each channel is spread over the whole map.
     size = max((sizes[name] for name in node.inputs if name in sizes), default=_ONE)
     if node.op == "Conv" and node.inputs[1] in weights:
@@ -342,7 +342,7 @@ def _judged(
 
 
 def _windows(node: _Node, size: _Size, kernel: Sequence[int]) -> _Size:
-    """Returns how many windows of a convolution or pool fit into a feature map, each way."""
+    """Return how many windows of a convolution or pool fit into a feature map, each way."""
     if node.texts.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
         raise BadModel(f"a layer {node.op} that pads by itself", "pads in numbers")
     strides = node.ints.get("strides", [1, 1])
@@ -405,7 +405,7 @@ def _messages(message: memoryview, wanted: int) -> list[memoryview]:
 
 
 def _ints(message: memoryview, wanted: int) -> list[int]:
-    """Returns the integers of a repeated field, packed or not."""
+    """Return the integers of a repeated field, packed or not."""
     found: list[int] = []
     for number, value in fields(message):
         if number != wanted:

@@ -65,7 +65,7 @@ class Timings:
 
 
 def run_interleaved(tasks: Mapping[str, Task], config: BenchConfig) -> Timings:
-    """Returns the milliseconds of each task's runs.
+    """Return the milliseconds of each task's runs.
 
     Each task runs once before anything is timed, for what only a first run does. Then come rounds,
     the first of which warms up: in each, every task runs for a block of seconds, one task after
@@ -88,7 +88,7 @@ def run_interleaved(tasks: Mapping[str, Task], config: BenchConfig) -> Timings:
 
 
 def ratio(ours: Blocks, theirs: Blocks) -> float:
-    """Returns how many times as long their runs take: the median over rounds of the medians'."""
+    """Return how many times as long their runs take: the median over rounds of the medians'."""
     return statistics.median(
         statistics.median(slow) / statistics.median(fast)
         for fast, slow in zip(ours, theirs, strict=True)
@@ -104,19 +104,19 @@ class _Contender:
         self.blocks: Blocks = []
 
     def run(self) -> float:
-        """Runs once and returns the milliseconds."""
+        """Run once and returns the milliseconds."""
         started = time.perf_counter()
         self._task()
         self._last_s = time.perf_counter() - started
         return self._last_s * 1e3
 
     def warm_up(self, block_s: float) -> None:
-        """Runs for a block that does not count, unless the first run was as good as one."""
+        """Run for a block that does not count, unless the first run was as good as one."""
         if self._last_s < _LONG_RUN_S:
             self._block(block_s)
 
     def take_turn(self, block_s: float) -> None:
-        """Runs for a block that counts."""
+        """Run for a block that counts."""
         # The pause lets the last contender's idle threads go to sleep; the run after it wakes
         # this one's.
         time.sleep(min(_PAUSE_S, block_s / 4))
@@ -141,7 +141,7 @@ class _Contender:
 def _let_all(
     running: dict[str, _Contender], timings: Timings, act: Callable[[_Contender], object]
 ) -> None:
-    """Lets each contender act, one after the other; those that fail run no more."""
+    """Let each contender act, one after the other; those that fail run no more."""
     for name, contender in list(running.items()):
         try:
             act(contender)
@@ -189,7 +189,7 @@ def measure_stages(
     *,
     samples: int = 200,
 ) -> list[StageLatency]:
-    """Returns the latency of every stage, over `samples` sketches and as many photos, by timings.
+    """Return the latency of every stage, over `samples` sketches and as many photos, by timings.
 
     Args:
         sketches: image files, used in a circle.
@@ -240,7 +240,7 @@ def _time_photo(data: bytes, run: Run, times: dict[tuple[str, str], list[float]]
 
 
 class _Laps:
-    """Adds the milliseconds since the last lap to the times of a stage."""
+    """Add the milliseconds since the last lap to the times of a stage."""
 
     def __init__(self, subject: str, times: dict[tuple[str, str], list[float]]) -> None:
         self._subject = subject

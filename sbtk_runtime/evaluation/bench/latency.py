@@ -99,11 +99,11 @@ class LatencyReport:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the report as a JSON object."""
+        """Return the report as a JSON object."""
         return asdict(self)
 
     def stage_ms(self, subject: str, stage: str) -> float | None:
-        """Returns the median of a stage, such as `photo` and `decode`."""
+        """Return the median of a stage, such as `photo` and `decode`."""
         fitting = [s.p50_ms for s in self.stages if (s.subject, s.stage) == (subject, stage)]
         return fitting[0] if fitting else None
 
@@ -120,7 +120,7 @@ def measure_latency(
     config: BenchConfig = USUAL,
     progress: Progress = lambda _: None,
 ) -> LatencyReport:
-    """Returns the latency of each stage, and what each engine and precision gives and costs.
+    """Return the latency of each stage, and what each engine and precision gives and costs.
 
     Args:
         bundle: the model.
@@ -178,7 +178,7 @@ def _speeds(
     progress: Progress,
     notes: list[str],
 ) -> tuple[list[EngineKey], Speeds]:
-    """Returns the engines that were opened, and the speed of all contenders."""
+    """Return the engines that were opened, and the speed of all contenders."""
     pixels = [prepare(photo, "photo").pixels for photo in images.photos[:_IMAGES]]
     model_macs = _model_macs(bundle, notes)
     with contextlib.ExitStack() as stack:
@@ -199,7 +199,7 @@ def _speeds(
 
 
 def _model_macs(bundle: Bundle, notes: list[str]) -> int:
-    """Returns the multiply-accumulates of the model; 0 if they cannot be told."""
+    """Return the multiply-accumulates of the model; 0 if they cannot be told."""
     try:
         return multiply_accumulates(bundle.checked_content(bundle.precisions[0]))
     except BadModel as problem:
@@ -214,7 +214,7 @@ def _products(
     config: BenchConfig,
     progress: Progress,
 ) -> list[Product]:
-    """Returns the fastest product of each kind of numbers that some engine multiplies on a CPU."""
+    """Return the fastest product of each kind of numbers that some engine multiplies on a CPU."""
     kinds: tuple[ProductKind, ...] = ("int8", "fp32")
     found = []
     for kind in kinds:
@@ -238,7 +238,7 @@ def _memories(
     progress: Progress,
     notes: list[str],
 ) -> dict[str, Memory]:
-    """Returns the memory of each engine and precision, by name."""
+    """Return the memory of each engine and precision, by name."""
     found: dict[str, Memory] = {}
     for key in engines:
         progress(f"measuring memory of {key.name}")
@@ -261,7 +261,7 @@ def _memories(
 
 
 def _completed(point: Speed, memories: dict[str, Memory], quality: Quality | None) -> Speed:
-    """Returns a contender's point with its memory and quality."""
+    """Return a contender's point with its memory and quality."""
     if point.role != "engine":
         return point
     memory = memories.get(point.name, Memory())
@@ -311,7 +311,7 @@ class Quality:
     metrics: dict[str, float]
 
     def difference(self, name: str) -> float | None:
-        """Returns how much more mAP@all an engine has than the reference."""
+        """Return how much more mAP@all an engine has than the reference."""
         if name not in self.metrics or self.reference not in self.metrics:
             return None
         return self.metrics[name] - self.metrics[self.reference]
@@ -324,7 +324,7 @@ def measure_quality(
     threads: int,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Quality, list[str]]:
-    """Returns the mAP of each engine, and notes on what could not be measured or compared.
+    """Return the mAP of each engine, and notes on what could not be measured or compared.
 
     Each embeds all the images once. The reference is the FP32 file on a CPU, or the FP16 file
     of a bundle without; without either there are no differences.
@@ -347,7 +347,7 @@ def measure_quality(
 
 
 def _reference(bundle: Bundle, threads: int) -> tuple[EngineKey | None, list[str]]:
-    """Returns what stands for the model itself, and a note where that is not FP32."""
+    """Return what stands for the model itself, and a note where that is not FP32."""
     for precision in _REFERENCE_PRECISIONS:
         if precision not in bundle.precisions:
             continue

@@ -87,7 +87,7 @@ class MapReport:
         return {measure.name: measure.definition for measure in self.measures}
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the report as a JSON object: `rules` of all metrics, `figure_rules` of each."""
+        """Return the report as a JSON object: `rules` of all metrics, `figure_rules` of each."""
         fields = asdict(self)
         del fields["measures"]
         return fields | {
@@ -99,7 +99,7 @@ class MapReport:
         }
 
     def log_line(self) -> str:
-        """Returns the run as a line of `unseen.log`: date, bundle, model hash, protocol, metric."""
+        """Return the run as a line of `unseen.log`: date, bundle, model hash, protocol, metric."""
         date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         metric = f"mAP@all {self.metrics['mAP@all']:.4f}"
         protocol = f"{self.protocol}; {self.engine} {self.precision}"
@@ -119,7 +119,7 @@ def measure_map(
     precision_cuts: Sequence[int] = PRECISION_CUTS,
     progress: Progress = lambda done, total: None,
 ) -> MapReport:
-    """Returns the retrieval quality of the embedder's model on labelled images.
+    """Return the retrieval quality of the embedder's model on labelled images.
 
     Args:
         embedder: the model, engine and precision to measure.
@@ -176,7 +176,7 @@ def measure_map(
 
 
 def append_log(path: Path, report: MapReport) -> None:
-    """Appends the report's line to a log, durably; a new log gets a header."""
+    """Append the report's line to a log, durably; a new log gets a header."""
     with disk_full_explained(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         with os.fdopen(descriptor, "ab") as file:
@@ -187,7 +187,7 @@ def append_log(path: Path, report: MapReport) -> None:
 
 
 def earlier_runs(path: Path, model_sha256: str) -> list[str]:
-    """Returns the lines of a log that are about the model file with this hash."""
+    """Return the lines of a log that are about the model file with this hash."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -268,7 +268,7 @@ def embed_sides(
     protocol: Protocol,
     progress: Progress,
 ) -> Sides:
-    """Returns the embeddings that a protocol needs.
+    """Return the embeddings that a protocol needs.
 
     Args:
         embedder: the model and engine.
@@ -325,7 +325,7 @@ def _training_parts(
 def _embedded_parts(
     embedder: Embedder, parts: Sequence[tuple[LabelledImages, Kind]], progress: Progress
 ) -> tuple[list[Labelled], list[str]]:
-    """Returns the embeddings of each part, and what could not be read."""
+    """Return the embeddings of each part, and what could not be read."""
     total = sum(len(images.paths) for images, _ in parts)
     found: list[Labelled] = []
     unreadable: list[str] = []
@@ -346,7 +346,7 @@ def _embedded(
     total: int,
     progress: Progress,
 ) -> tuple[Labelled, list[str]]:
-    """Returns the embeddings of the images that can be read, and what cannot."""
+    """Return the embeddings of the images that can be read, and what cannot."""
     # Filled in place: a list of rows and their stack would be twice as much.
     rows = np.empty((len(images.paths), embedder.dim), dtype=np.float32)
     labels = np.empty(len(images.paths), dtype=np.int64)

@@ -70,7 +70,7 @@ class Memory:
 
 
 def measure_memory(request: MemoryRequest) -> Memory:
-    """Returns the memory of an engine, measured in a new process.
+    """Return the memory of an engine, measured in a new process.
 
     Raises:
         EngineUnavailable: the process ended without an answer.
@@ -94,14 +94,14 @@ def measure_memory(request: MemoryRequest) -> Memory:
 
 
 def main() -> None:
-    """Measures this process as the first argument asks, and prints the `Memory` as JSON."""
+    """Measure this process as the first argument asks, and prints the `Memory` as JSON."""
     asked = json.loads(sys.argv[1])
     request = MemoryRequest(**(asked | {"batches": tuple(asked["batches"])}))
     print(json.dumps(asdict(own_memory(request))))
 
 
 def own_memory(request: MemoryRequest) -> Memory:
-    """Returns what this very process takes to open the engine and run the batches."""
+    """Return what this very process takes to open the engine and run the batches."""
     before = device_bytes_in_use(request.device)
     peaks: dict[int, int] = {}
     device: dict[int, int] = {}
@@ -129,7 +129,7 @@ def own_memory(request: MemoryRequest) -> Memory:
 
 
 def device_bytes_in_use(device: str) -> int | None:
-    """Returns how much of a GPU's memory is in use, by whomever; `None` on a CPU or if unknown."""
+    """Return how much of a GPU's memory is in use, by whomever; `None` on a CPU or if unknown."""
     if device.partition(":")[0] != "cuda":
         return None
     try:

@@ -87,7 +87,7 @@ def measure_speeds(
     config: BenchConfig = USUAL,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Speeds:
-    """Returns the speed of each contender at each batch size, measured by timings.
+    """Return the speed of each contender at each batch size, measured by timings.
 
     Args:
         contenders: what is measured; a batch that one cannot run becomes a note.
@@ -158,7 +158,7 @@ def _speed(
 def _compared(
     contender: Contender, contenders: Sequence[Contender], batch: int, timings: Timings
 ) -> dict[str, float | None]:
-    """Returns how many times as fast as torch on the same device it is."""
+    """Return how many times as fast as torch on the same device it is."""
     found: dict[str, float | None] = {}
     for role in ("eager", "compiled"):
         peers = [c for c in contenders if c.role == role and c.device == contender.device]
@@ -173,7 +173,7 @@ def _compared(
 def _to_floor(
     contender: Contender, batch: int, timings: Timings, products: Sequence[Product], model_macs: int
 ) -> dict[str, float | None]:
-    """Returns how many times the floor an engine on the CPU takes."""
+    """Return how many times the floor an engine on the CPU takes."""
     if contender.role != "engine" or contender.device != "cpu" or not model_macs:
         return {}
     for product in products:
@@ -185,7 +185,7 @@ def _to_floor(
 
 
 def _device_times(contender: Contender, pixels: Pixels) -> dict[str, float | None]:
-    """Returns the medians of a run's parts, for an engine that can tell them."""
+    """Return the medians of a run's parts, for an engine that can tell them."""
     if contender.timed is None:
         return {}
     times = [contender.timed.run_timed(pixels, "photo")[1] for _ in range(_TIMED_RUNS)]

@@ -36,7 +36,7 @@ _Spreads = dict[str, Spread]
 def ablation_table(
     results: Sequence[AblationResult], runs: Sequence[MeasuredMap] = (), *, split: str = "SK-YE"
 ) -> ReportTable:
-    """Returns the published ablation on a split and, below it, the measured one.
+    """Return the published ablation on a split and, below it, the measured one.
 
     Args:
         results: one metric of one training each; none gives the published rows alone.
@@ -79,7 +79,7 @@ def ablation_table(
 def order_text(
     rows: dict[str, _Spreads], known: Sequence[PublishedAblation], split: str, classes: str
 ) -> str:
-    """Returns, in words, whether the rows come in the paper's order by mAP@all.
+    """Return, in words, whether the rows come in the paper's order by mAP@all.
 
     Two rows are told apart where their means differ by more than both deviations together.
     """
@@ -117,7 +117,7 @@ def _metric(metrics: _Spreads, base: str) -> Spread | None:
 
 
 def _doubt(first: Spread, second: Spread) -> str:
-    """Returns what keeps a difference from being one, in brackets; empty where nothing does."""
+    """Return what keeps a difference from being one, in brackets; empty where nothing does."""
     if first.deviation is None or second.deviation is None:
         return " (one seed: no spread)"
     is_apart = abs(first.mean - second.mean) > first.deviation + second.deviation
@@ -125,7 +125,7 @@ def _doubt(first: Spread, second: Spread) -> str:
 
 
 def _place(name: str, known: Sequence[PublishedAblation]) -> int:
-    """Returns where a row stands: as in the paper, others below in the order of the file."""
+    """Return where a row stands: as in the paper, others below in the order of the file."""
     names = [row.name for row in known]
     return names.index(name) if name in names else len(names)
 
@@ -209,7 +209,7 @@ class AblationResult:
 
 
 def read_ablation(path: Path) -> list[AblationResult]:
-    """Returns the lines of a results file.
+    """Return the lines of a results file.
 
     Raises:
         BadData: it cannot be read, lacks a column, or holds a line that is no result.
@@ -237,7 +237,7 @@ def read_ablation(path: Path) -> list[AblationResult]:
 def spread_over_seeds(
     results: Iterable[AblationResult],
 ) -> dict[tuple[str, str], dict[str, Spread]]:
-    """Returns the spread of each metric, by classes and row, both in the order of the file."""
+    """Return the spread of each metric, by classes and row, both in the order of the file."""
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     for result in results:
         metrics = values.setdefault((result.classes, result.row), {})
@@ -269,7 +269,7 @@ def _result(line: dict[str, str | None], where: str) -> AblationResult:
 
 
 def _without_repeats(results: list[AblationResult], shown: str) -> list[AblationResult]:
-    """Returns the results, or refuses those that give one metric of one training two values."""
+    """Return the results, or refuses those that give one metric of one training two values."""
     known: dict[tuple[str, ...], float] = {}
     for result in results:
         key = (result.row, result.seed, result.classes, result.metric)

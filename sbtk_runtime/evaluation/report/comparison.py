@@ -80,7 +80,7 @@ LAYOUTS = {
 
 
 def comparison(name: str, runs: Sequence[MeasuredMap], *, with_later: bool = False) -> ReportTable:
-    """Returns a table of the paper with the runs below its rows.
+    """Return a table of the paper with the runs below its rows.
 
     Args:
         name: `table2`, `table3` or `table4`.
@@ -138,12 +138,12 @@ def _fits(run: MeasuredMap, layout: TableLayout, columns: Sequence[tuple[str, st
 
 
 def _column_split(run: MeasuredMap) -> str:
-    """Returns the split whose columns a run belongs to: SEM-PCYC's lists share the others'."""
+    """Return the split whose columns a run belongs to: SEM-PCYC's lists share the others'."""
     return run.split.removesuffix("-sempcyc")
 
 
 def _grouped(rows: Sequence[PublishedRow]) -> list[list[PublishedRow]]:
-    """Returns the rows by method and kind of embedding, in the order of the first of each."""
+    """Return the rows by method and kind of embedding, in the order of the first of each."""
     groups: dict[tuple[str, int | None, bool, bool], list[PublishedRow]] = {}
     for row in rows:
         groups.setdefault((row.method, row.dim, row.binary, row.later), []).append(row)
@@ -151,7 +151,7 @@ def _grouped(rows: Sequence[PublishedRow]) -> list[list[PublishedRow]]:
 
 
 def _runs_of_models(runs: Sequence[MeasuredMap]) -> list[list[MeasuredMap]]:
-    """Returns the runs by model; a second one of the same columns gets a line of its own."""
+    """Return the runs by model; a second one of the same columns gets a line of its own."""
     groups: list[list[MeasuredMap]] = []
     for run in runs:
         key = (run.name, run.dim, run.bits)
@@ -253,7 +253,7 @@ _MEAN_WORDS = {"query": "mean over queries", "class": "mean over classes"}
 
 
 def run_warnings(run: MeasuredMap, known: Published) -> list[str]:
-    """Returns where a run's classes, gallery and rules differ from the published test sets."""
+    """Return where a run's classes, gallery and rules differ from the published test sets."""
     warnings = []
     if not run.is_unseen:
         warnings.append(f"measured on {run.of}: the published rows are of unseen classes")
@@ -273,7 +273,7 @@ def rule_warnings(
     columns: Sequence[tuple[str, str]],
     known: Published,
 ) -> list[str]:
-    """Returns by which rules the runs were measured, and by which the published rows.
+    """Return by which rules the runs were measured, and by which the published rows.
 
     Args:
         rows: the published rows that are shown.
@@ -306,7 +306,7 @@ def rule_warnings(
 
 
 def _list_methods_by_rule(what: str, told: Sequence[tuple[str, str | None]]) -> str:
-    """Returns a sentence that lists, for each rule, the methods that follow it."""
+    """Return a sentence that lists, for each rule, the methods that follow it."""
     groups: dict[str, list[str]] = {}
     for method, rule in told:
         groups.setdefault(rule or "not stated", []).append(method)

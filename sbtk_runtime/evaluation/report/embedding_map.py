@@ -34,7 +34,7 @@ class MapPoint:
 
 
 def principal_plane(rows: Rows) -> tuple[Plane, tuple[float, float]]:
-    """Returns the first two principal components `(N, 2)`, and each one's share of the variance.
+    """Return the first two principal components `(N, 2)`, and each one's share of the variance.
 
     A component's sign is chosen so that its largest coordinate is positive: equal embeddings have
     equal maps.
@@ -55,7 +55,7 @@ def principal_plane(rows: Rows) -> tuple[Plane, tuple[float, float]]:
 
 
 def umap_plane(rows: Rows, seed: int) -> Plane:
-    """Returns UMAP's layout `(N, 2)` of the rows by cosine, the same for the same seed.
+    """Return UMAP's layout `(N, 2)` of the rows by cosine, the same for the same seed.
 
     Raises:
         MissingExtra: umap-learn is not installed.
@@ -72,7 +72,7 @@ def umap_plane(rows: Rows, seed: int) -> Plane:
 
 
 def require_umap() -> None:
-    """Finds out that UMAP is missing before there is any work done.
+    """Find out that UMAP is missing before there is any work done.
 
     Raises:
         MissingExtra: umap-learn is not installed.
@@ -86,14 +86,14 @@ def require_umap() -> None:
 
 
 def has_umap() -> bool:
-    """Says whether UMAP is installed, without importing it, which takes seconds."""
+    """Say whether UMAP is installed, without importing it, which takes seconds."""
     return importlib.util.find_spec("umap") is not None
 
 
 def write_coordinates(
     path: Path, points: Sequence[MapPoint], planes: Mapping[Method, Plane]
 ) -> None:
-    """Writes a CSV file with a line for each point: file, kind, class and its coordinates.
+    """Write a CSV file with a line for each point: file, kind, class and its coordinates.
 
     Args:
         path: the file, replaced atomically.

@@ -66,7 +66,7 @@ class MeasuredMap:
 
 
 def read_measured(path: Path) -> list[MeasuredMap]:
-    """Returns the measurements in a file that `sbtk bench map --json` wrote, in its order.
+    """Return the measurements in a file that `sbtk bench map --json` wrote, in its order.
 
     Raises:
         BadData: the file cannot be read, or holds no such measurement.
@@ -178,7 +178,7 @@ _NAME = re.compile(r"(mAP|P)@(all|\d{1,9})(?: \((.+)\))?")
 
 
 def measure_named(name: str) -> Measure | None:
-    """Returns the measure whose name this is, or `None` where it is that of no mAP or precision."""
+    """Return the measure whose name this is, or `None` where it is that of no mAP or precision."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None
@@ -195,12 +195,12 @@ def measure_named(name: str) -> Measure | None:
 
 
 def base_name(measure: Measure) -> str:
-    """Returns the name without its rules, as papers print it: `mAP@200`."""
+    """Return the name without its rules, as papers print it: `mAP@200`."""
     return measure.name.partition(" ")[0]
 
 
 def best_metric(names: Iterable[str], base: str) -> tuple[str, Measure] | None:
-    """Returns the metric `base`, such as `mAP@200`, by the rules nearest to SAKE's and SBTKNet's.
+    """Return the metric `base`, such as `mAP@200`, by the rules nearest to SAKE's and SBTKNet's.
 
     Those are the mean over queries, the strict divisor and VOC's envelope, in this order of
     importance.

@@ -116,17 +116,17 @@ class Published:
     ablation_rules: str
 
     def rules_of(self, row: PublishedRow) -> PublishedRules:
-        """Returns how the row was measured, as far as it is known."""
+        """Return how the row was measured, as far as it is known."""
         return self.rules[row.rules]
 
     def galleries_of(self, class_list: str) -> list[PublishedGallery]:
-        """Returns the test sets that have been used with a class list."""
+        """Return the test sets that have been used with a class list."""
         return [gallery for gallery in self.galleries if gallery.class_list == class_list]
 
 
 @cache
 def published() -> Published:
-    """Returns the content of `published.json`."""
+    """Return the content of `published.json`."""
     text = (
         resources.files("sbtk_runtime.evaluation.report")
         .joinpath("published.json")

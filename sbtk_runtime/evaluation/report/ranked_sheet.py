@@ -20,7 +20,7 @@ from sbtk_runtime.evaluation.bench.map import LabelledImages
 from sbtk_runtime.evaluation.metrics import evaluate
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.preprocess import Kind
-from sbtk_runtime.thumbnail import square
+from sbtk_runtime.thumbnail import fit_square
 
 CELL_PX = 112
 FRAME_PX = 4
@@ -65,7 +65,7 @@ class Panel:
 
 
 def ranked_sheet(panels: Sequence[Panel], cell_px: int = CELL_PX) -> Image.Image:
-    """Returns the sheet in mode RGB: the panels side by side, each query in a row of its own.
+    """Return the sheet in mode RGB: the panels side by side, each query in a row of its own.
 
     Args:
         panels: each with at least one query and one hit.
@@ -94,7 +94,7 @@ def _draw_panel(sheet: Image.Image, panel: Panel, left: int, cell_px: int) -> No
     _write(draw, panel.title, (left, _MARGIN_PX), width, 14, _INK)
     top = _MARGIN_PX + _TITLE_PX
     for query in panel.queries:
-        sheet.paste(square(query.path, cell_px, _GROUND), (left, top))
+        sheet.paste(fit_square(query.path, cell_px, _GROUND), (left, top))
         place = (left, top + cell_px + 2)
         _write(draw, query.caption, place, cell_px + _QUERY_GAP_PX - 2, 11, _INK)
         x = left + cell_px + _QUERY_GAP_PX
@@ -108,7 +108,7 @@ def _draw_panel(sheet: Image.Image, panel: Panel, left: int, cell_px: int) -> No
 
 def _framed(photo: RankedPhoto, cell_px: int) -> Image.Image:
     framed = Image.new("RGB", (cell_px, cell_px), RIGHT if photo.is_right else WRONG)
-    framed.paste(square(photo.path, cell_px - 2 * FRAME_PX, _GROUND), (FRAME_PX, FRAME_PX))
+    framed.paste(fit_square(photo.path, cell_px - 2 * FRAME_PX, _GROUND), (FRAME_PX, FRAME_PX))
     return framed
 
 
@@ -120,7 +120,7 @@ def _write(
     size_px: int,
     colour: tuple[int, int, int],
 ) -> None:
-    """Writes one line of text, cut so that it stays within the width."""
+    """Write one line of text, cut so that it stays within the width."""
     font = ImageFont.load_default(size_px)
     shown = text.replace("_", " ")
     while len(shown) > 1 and draw.textlength(shown, font) > width_px:
@@ -149,7 +149,7 @@ class EmbeddedImages:
     unreadable: tuple[str, ...] = ()
 
     def chosen(self, indices: Sequence[int]) -> EmbeddedImages:
-        """Returns some of the images, in the order given."""
+        """Return some of the images, in the order given."""
         paths = tuple(self.paths[index] for index in indices)
         classes = tuple(self.classes[index] for index in indices)
         return EmbeddedImages(paths, classes, self.rows[list(indices)], self.unreadable)
@@ -161,7 +161,7 @@ def embed_labelled(
     kind: Kind,
     advance: Callable[[int, int | None], None],
 ) -> EmbeddedImages:
-    """Returns the embeddings of the images; `advance` is told how many of how many are done.
+    """Return the embeddings of the images; `advance` is told how many of how many are done.
 
     Raises:
         BadData: none of them can be read.
@@ -184,13 +184,13 @@ def embed_labelled(
 
 
 def some_of(images: LabelledImages, indices: Sequence[int]) -> LabelledImages:
-    """Returns some of the images, in the order given."""
+    """Return some of the images, in the order given."""
     paths = [images.paths[index] for index in indices]
     return LabelledImages(paths, [images.labels[index] for index in indices], images.classes)
 
 
 def named_queries(sketches: LabelledImages, files: Sequence[Path]) -> list[int]:
-    """Returns where the named files stand among the sketches, in the order of the names.
+    """Return where the named files stand among the sketches, in the order of the names.
 
     Raises:
         BadData: one is none of the sketches: its class would not be known.
@@ -209,7 +209,7 @@ def named_queries(sketches: LabelledImages, files: Sequence[Path]) -> list[int]:
 
 
 def random_queries(total: int, count: int, seed: int) -> list[int]:
-    """Returns `count` of `total` places, each once, drawn by the seed.
+    """Return `count` of `total` places, each once, drawn by the seed.
 
     Raises:
         BadConfig: there are fewer.
@@ -221,7 +221,7 @@ def random_queries(total: int, count: int, seed: int) -> list[int]:
 
 
 def worst_queries(average_precisions: NDArray[np.float64], count: int) -> list[int]:
-    """Returns the indices of the `count` lowest of `average_precisions (Q,) float64`, lowest first.
+    """Return the indices of the `count` lowest of `average_precisions (Q,) float64`, lowest first.
 
     Queries without a relevant photo, whose AP is NaN, are left out.
 
@@ -235,7 +235,7 @@ def worst_queries(average_precisions: NDArray[np.float64], count: int) -> list[i
 
 
 def average_precisions(queries: EmbeddedImages, gallery: EmbeddedImages) -> NDArray[np.float64]:
-    """Returns plain AP over the whole gallery `(Q,)`; NaN where it has no photo of the class."""
+    """Return plain AP over the whole gallery `(Q,)`; NaN where it has no photo of the class."""
     names = {name: label for label, name in enumerate(dict.fromkeys(gallery.classes))}
     labels = np.array([names.get(name, -1) for name in queries.classes], dtype=np.int64)
     photo_labels = np.array([names[name] for name in gallery.classes], dtype=np.int64)
@@ -247,13 +247,13 @@ def average_precisions(queries: EmbeddedImages, gallery: EmbeddedImages) -> NDAr
 
 
 def top_photos(queries: Rows, gallery: Rows, count: int) -> Indices:
-    """Returns the places of the best photos `(Q, count)`, best first, ties by gallery order."""
+    """Return the places of the best photos `(Q, count)`, best first, ties by gallery order."""
     order = np.argsort(-(queries @ gallery.T), axis=1, kind="stable")
     return np.asarray(order[:, :count], dtype=np.int64)
 
 
 def ranked_panel(title: str, queries: EmbeddedImages, gallery: EmbeddedImages, count: int) -> Panel:
-    """Returns a panel of the queries with the best `count` photos of the gallery for each."""
+    """Return a panel of the queries with the best `count` photos of the gallery for each."""
     found = top_photos(queries.rows, gallery.rows, count)
     return Panel(
         title,

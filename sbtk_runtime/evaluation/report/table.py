@@ -75,7 +75,7 @@ class ReportTable:
 
 
 def percent_text(cell: Cell) -> str:
-    """Returns a metric as papers print it: 50.2 or 55.25; with a spread, 50.2 ± 0.4."""
+    """Return a metric as papers print it: 50.2 or 55.25; with a spread, 50.2 ± 0.4."""
     if cell.percent is None:
         return "-"
     if cell.spread is not None:
@@ -104,14 +104,14 @@ _LATEX_ESCAPES = {
 
 
 def table_text(table: ReportTable, form: Format) -> str:
-    """Returns the table in a format, with a line end at the end."""
+    """Return the table in a format, with a line end at the end."""
     if form == "csv":
         return csv_table(table)
     return latex_table(table) if form == "latex" else markdown_table(table)
 
 
 def markdown_table(table: ReportTable) -> str:
-    """Returns a Markdown table under its title, with footnotes and warnings below it."""
+    """Return a Markdown table under its title, with footnotes and warnings below it."""
     heads = [*table.stubs, *(f"{column.group} {column.metric}" for column in table.columns)]
     lines = [f"**{_plain(table.title)}**", "", _markdown_row(heads)]
     lines.append(_markdown_row(["---"] * len(table.stubs) + ["---:"] * len(table.columns)))
@@ -129,7 +129,7 @@ def markdown_table(table: ReportTable) -> str:
 
 
 def csv_table(table: ReportTable) -> str:
-    """Returns one CSV row for each row, metrics in percent, empty where there are none.
+    """Return one CSV row for each row, metrics in percent, empty where there are none.
 
     A metric's footnotes and the row's remark stand in the last column; the table's warnings do
     not fit, and are the caller's to tell.
@@ -157,7 +157,7 @@ def csv_table(table: ReportTable) -> str:
 
 
 def latex_table(table: ReportTable) -> str:
-    """Returns a LaTeX `table` that needs no package."""
+    """Return a LaTeX `table` that needs no package."""
     stubs = len(table.stubs)
     groups = [(name, len(list(part))) for name, part in groupby(c.group for c in table.columns)]
     spans = [rf"\multicolumn{{{count}}}{{c}}{{{_latex(name)}}}" for name, count in groups]
@@ -204,7 +204,7 @@ def _markdown_row(cells: list[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Returns text that Markdown shows as it is."""
+    """Return text that Markdown shows as it is."""
     for character in "\\|*_<`":
         text = text.replace(character, f"\\{character}")
     return text

@@ -98,7 +98,7 @@ def test_bad_files_fail_alone_and_in_place(
 ) -> None:
     bad = {
         "empty.jpg": (b"", "the file is empty"),
-        "text.jpg": (b"hello", "not an image that sbtk reads"),
+        "text.jpg": (b"hello", "not an image in a supported format"),
         "cut.jpg": (photos[0].read_bytes()[:700], "damaged image"),
     }
     for name, (content, _) in bad.items():

@@ -20,7 +20,7 @@ from sbtk_runtime.evaluation.bench.interleave import QUICK, measure_stages
 from sbtk_runtime.evaluation.bench.latency import Baselines, BenchImages, measure_latency
 from sbtk_runtime.evaluation.bench.map import LabelledImages, LabelledSet
 from sbtk_runtime.evaluation.bench.speed import Speed, measure_speeds
-from sbtk_runtime.generated_inputs import generated_sketches
+from sbtk_runtime.generated_inputs import generate_sketches
 from sbtk_runtime.preprocess import Kind, Pixels
 from sbtk_train.data import read_dataset
 from tests.tiny import tiny_bundle, write_photos
@@ -32,7 +32,7 @@ EFFORT = replace(QUICK, samples=3, rounds=2, product_sizes=(64,), with_memory=Fa
 @pytest.fixture
 def images(tmp_path: Path) -> BenchImages:
     photos = [path.read_bytes() for path in write_photos(tmp_path / "photos", 3)]
-    return BenchImages(generated_sketches(2), photos, "tiny images")
+    return BenchImages(generate_sketches(2), photos, "tiny images")
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_an_engine_that_tells_gives_the_times_of_its_parts(bundle: Bundle) -> No
 
 
 def test_the_total_of_a_picture_is_the_sum_of_its_stages() -> None:
-    sketches = generated_sketches(1)
+    sketches = generate_sketches(1)
     kinds: set[Kind] = set()
 
     def engine(pixels: Pixels, kind: Kind) -> object:

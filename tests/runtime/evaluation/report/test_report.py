@@ -152,7 +152,7 @@ def test_beyond_a_size_pictures_are_their_files(sheet: Sheet) -> None:
     assert page.sources == [*whole.sources[:2], *(photo.as_uri() for photo in sheet.photos[2:])]
     assert all(image["loading"] == "lazy" for image in page.all("img")[1:])
     assert "img-src data: file:;" in page.policy
-    assert "the last 2 hits are not part of this page" in " ".join(page.words)
+    assert "the last 2 hits are loaded from their files" in " ".join(page.words)
     assert sheet.page(inline_bytes=sum(sizes)).sources == whole.sources
 
 
@@ -171,7 +171,7 @@ def test_a_photo_that_is_gone_is_not_linked(sheet: Sheet) -> None:
     unknown = sheet.photos[3].with_name(300 * "x")
     page = sheet.page([*sheet.photos, unknown], inline_bytes=0)
     assert len(page.sources) == 3
-    assert page.words.count("the file is gone") == 2
+    assert page.words.count("file not found") == 2
 
 
 def test_the_sheet_looks_like_the_page_that_is_served(sheet: Sheet) -> None:
