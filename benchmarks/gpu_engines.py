@@ -14,7 +14,7 @@ from benchmarks.gpu_timing import DRY, Effort, timed_by_clock
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines.registry import Engine, open_engine, probe_engines, validate_embeddings
 from sbtk_runtime.errors import BadModel
-from sbtk_runtime.evaluation.bench.floor import multiply_accumulates
+from sbtk_runtime.evaluation.bench.floor import count_macs
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import Kind
 
@@ -99,7 +99,7 @@ def _measure(task: Task, name: str, precision: Precision, report: Report) -> Non
             for point in points:
                 report(point.failed(f"{name} {precision} does not compute what it should"))
             return
-        macs = multiply_accumulates(bundle.checked_content(precision, engine.info.form))
+        macs = count_macs(bundle.checked_content(precision, engine.info.form))
         for point in points:
             _measure_batch(task, engine, point, precision, macs, report)
     finally:

@@ -33,7 +33,7 @@ from sbtk_runtime.evaluation.bench.map import (
     LabelledSet,
     MapReport,
     append_log,
-    earlier_runs,
+    find_earlier_runs,
     measure_map,
 )
 from sbtk_runtime.evaluation.bench.search import SearchReport
@@ -244,7 +244,7 @@ def _labelled(
 
 
 def _put_on_record(log: Path, report: MapReport, quiet: bool) -> None:
-    earlier = earlier_runs(log, report.model_sha256)
+    earlier = find_earlier_runs(log, report.model_sha256)
     if earlier:
         notice(f"{os.fsdecode(log)} knows this model file: {earlier[-1]}", quiet=quiet)
     append_log(log, report)

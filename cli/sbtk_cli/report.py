@@ -177,7 +177,7 @@ def _figure_command(name: str, hits: int, is_generalised: bool, about: str) -> c
         _check_picture(out)
         folder = required(data)
         from sbtk_cli.report_runs import Chosen, WantedQueries, ranked_panels
-        from sbtk_runtime.evaluation.report.ranked_sheet import ranked_sheet
+        from sbtk_runtime.evaluation.report.ranked_sheet import draw_ranked_sheet
         from sbtk_runtime.files import atomic_path
 
         wanted = WantedQueries(named, worst, random_count or WantedQueries.random, seed)
@@ -186,7 +186,7 @@ def _figure_command(name: str, hits: int, is_generalised: bool, about: str) -> c
             chosen, folder, split, classes, wanted, hits=hits, with_generalised=with_generalised
         )
         with atomic_path(out) as temporary:
-            ranked_sheet(found.panels).save(temporary, "PNG", optimize=True)
+            draw_ranked_sheet(found.panels).save(temporary, "PNG", optimize=True)
         asked = len(found.panels[0].queries)
         output.notice(f"{printable_name(out)}: {hits} hits for each of {asked}", quiet=quiet)
         return 3 if found.unreadable else 0
@@ -290,9 +290,9 @@ def map_command(
     planes: dict[embedding_map.Method, embedding_map.Plane] = {}
     shares = None
     if method != "umap":
-        planes["pca"], shares = embedding_map.principal_plane(found.rows)
+        planes["pca"], shares = embedding_map.project_pca(found.rows)
     if method == "umap" or (method == "auto" and embedding_map.has_umap()):
-        planes["umap"] = embedding_map.umap_plane(found.rows, seed)
+        planes["umap"] = embedding_map.project_umap(found.rows, seed)
     embedding_map.write_coordinates(coordinates, found.points, planes)
     draw_embedding_map(out, found.points, planes, title=found.title, pca_shares=shares)
     output.notice(
@@ -336,11 +336,11 @@ def _comparison_command(name: str, holds: str) -> click.Command:
     def table(
         results: tuple[Path, ...], form: Format, out: Path | None, with_later: bool, quiet: bool
     ) -> int:
-        from sbtk_runtime.evaluation.report.comparison import comparison
+        from sbtk_runtime.evaluation.report.comparison import compare
         from sbtk_runtime.evaluation.report.measured import read_measured
 
         runs = [run for path in results for run in read_measured(path)]
-        return _emit_table(comparison(name, runs, with_later=with_later), form, out, quiet)
+        return _emit_table(compare(name, runs, with_later=with_later), form, out, quiet)
 
     return table
 
@@ -392,10 +392,10 @@ _table_commands = (
 
 def _emit_table(table: ReportTable, form: Format, out: Path | None, quiet: bool) -> int:
     """Print or writes the table; warnings that it does not show itself go to stderr."""
-    from sbtk_runtime.evaluation.report.table import table_text
+    from sbtk_runtime.evaluation.report.table import format_table
     from sbtk_runtime.files import write_atomically
 
-    text = table_text(table, form)
+    text = format_table(table, form)
     if out is None:
         output.answer(text.rstrip("\n"))
     else:

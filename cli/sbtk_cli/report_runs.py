@@ -19,13 +19,13 @@ from sbtk_runtime.evaluation.report.embedding_map import MapPoint, Rows
 from sbtk_runtime.evaluation.report.ranked_sheet import (
     EmbeddedImages,
     Panel,
-    average_precisions,
+    compute_average_precisions,
+    draw_queries,
     embed_labelled,
-    named_queries,
-    random_queries,
-    ranked_panel,
-    some_of,
-    worst_queries,
+    find_queries,
+    find_worst_queries,
+    make_panel,
+    select_images,
 )
 from sbtk_runtime.preprocess import Kind
 
@@ -101,19 +101,21 @@ def ranked_panels(
                     "leave the second panel out: --no-generalised",
                 )
         asked = _queries(images, wanted)
-        asking = images.sketches if asked is None else some_of(images.sketches, asked)
+        asking = images.sketches if asked is None else select_images(images.sketches, asked)
         queries = _embedded(chosen, embedder, asking, "sketch")
         every = _embedded(chosen, embedder, gallery, "photo")
     measured = set(images.photos.classes)
-    own = every.chosen([row for row, name in enumerate(every.classes) if name in measured])
+    own = every.select([row for row, name in enumerate(every.classes) if name in measured])
     if asked is None:
-        queries = queries.chosen(worst_queries(average_precisions(queries, own), wanted.worst or 1))
+        queries = queries.select(
+            find_worst_queries(compute_average_precisions(queries, own), wanted.worst or 1)
+        )
     galleries = {f"Zero-shot: {len(own.paths):,} photos of {images.of}": own}
     if with_generalised:
         names = len(set(every.classes))
         galleries[f"Generalised: {len(every.paths):,} photos of {names} classes"] = every
     return RankedPanels(
-        tuple(ranked_panel(title, queries, part, hits) for title, part in galleries.items()),
+        tuple(make_panel(title, queries, part, hits) for title, part in galleries.items()),
         (*queries.unreadable, *every.unreadable),
     )
 
@@ -160,10 +162,10 @@ def _told(chosen: Chosen, images: LabelledSet) -> LabelledSet:
 def _queries(images: LabelledSet, wanted: WantedQueries) -> list[int] | None:
     """Return the places of the sketches that ask; `None` where all have to be tried."""
     if wanted.named:
-        return named_queries(images.sketches, wanted.named)
+        return find_queries(images.sketches, wanted.named)
     if wanted.worst is not None:
         return None
-    return random_queries(len(images.sketches.paths), wanted.random, wanted.seed)
+    return draw_queries(len(images.sketches.paths), wanted.random, wanted.seed)
 
 
 def _embedded(
@@ -185,7 +187,7 @@ def _thinned(images: LabelledImages, per_class: int, seed: int) -> LabelledImage
         places = np.flatnonzero(labels == label)
         count = min(per_class, len(places))
         kept.append(sorted(random.choice(places, count, replace=False).tolist()))
-    return some_of(images, [place for places in kept for place in places])
+    return select_images(images, [place for places in kept for place in places])
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""What research and `sbtk bench` and `sbtk report` need; nothing that answers queries."""
+"""Evaluation for research, `sbtk bench` and `sbtk report`; not needed to answer queries."""

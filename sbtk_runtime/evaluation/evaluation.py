@@ -1,4 +1,4 @@
-"""Retrieval by a protocol: embeddings become codes if it says so, and metrics come of them."""
+"""Evaluation of embeddings, or of binary codes made from them, by a protocol."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from sbtk_runtime.evaluation.metrics import (
 )
 from sbtk_runtime.evaluation.protocol import CodeRule, Protocol
 
-#: How many photos of each class ask where photos are the queries (SAKE, DSN).
+#: Queries per class in photo-to-photo retrieval (SAKE, DSN).
 PHOTO_QUERIES_PER_CLASS = 10
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Embeddings `(N, D) float32` and the classes of each, `(N,) int64`."""
+    """Embeddings `(N, D) float32` and their classes `(N,) int64`."""
 
     rows: Embeddings
     labels: Labels
@@ -44,19 +44,19 @@ def evaluate_by(
     ap_cuts: Sequence[int] = AP_CUTS,
     precision_cuts: Sequence[int] = PRECISION_CUTS,
 ) -> tuple[Retrieval, Protocol]:
-    """Return the metrics by a protocol, and the protocol with what ITQ was fitted on in numbers.
+    """Return the metrics, and the protocol with the number of embeddings ITQ was fitted on.
 
     Args:
-        protocol: distance, ties and codes; what the sides hold is the caller's to choose by it.
-        queries: sketches, or the photos that `photo_queries` tells apart.
+        protocol: distance, ties and codes; the caller selects queries and gallery by it.
+        queries: sketches, or photos selected by `photo_queries`.
         gallery: photos.
-        learnt_on: embeddings `(N, D) float32` of training images to fit ITQ on, or a fitted
-            ITQ, where the protocol says so.
+        learnt_on: embeddings `(N, D) float32` of training images to fit ITQ on, or a fitted ITQ,
+            if the protocol needs them.
         ap_cuts: ranks k of AP@k.
         precision_cuts: ranks k of P@k.
 
     Raises:
-        BadConfig: the protocol fits ITQ on something that was not given.
+        BadConfig: the protocol needs `learnt_on`, and it is missing.
         BadData: as `evaluate` and `fit_itq`.
     """
     asked: Embeddings | Codes = queries.rows
@@ -82,10 +82,10 @@ def evaluate_by(
 def photo_queries(photos: Labelled) -> tuple[Labelled, Labelled]:
     """Return queries and gallery of photo-to-photo retrieval.
 
-    The first ten photos of each class ask, and are not in the gallery (SAKE's and DSN's rule).
+    The first ten photos of each class are queries and not in the gallery, as in SAKE and DSN.
 
     Raises:
-        BadData: no class has more, so that there is nothing to find.
+        BadData: no class has more photos, so the gallery would be empty.
     """
     is_query = np.zeros(len(photos.labels), dtype=np.bool_)
     for label in np.unique(photos.labels):
@@ -93,10 +93,10 @@ def photo_queries(photos: Labelled) -> tuple[Labelled, Labelled]:
     if is_query.all():
         most = int(np.unique(photos.labels, return_counts=True)[1].max(initial=0))
         raise BadData(
-            f"no photo is left to be found: the first {PHOTO_QUERIES_PER_CLASS} of each class ask, "
-            f"and no class has more than {most}",
+            f"the gallery is empty: the first {PHOTO_QUERIES_PER_CLASS} photos of each class are "
+            f"queries, and no class has more than {most}",
             f"a class of at least {PHOTO_QUERIES_PER_CLASS + 1} photos",
-            "add photos, or ask with sketches",
+            "add photos, or use sketches as queries",
         )
     return photos.chosen(np.flatnonzero(is_query)), photos.chosen(np.flatnonzero(~is_query))
 
@@ -104,7 +104,7 @@ def photo_queries(photos: Labelled) -> tuple[Labelled, Labelled]:
 def _itq(
     rule: CodeRule, queries: Labelled, gallery: Labelled, learnt_on: Embeddings | Itq | None
 ) -> tuple[Itq, Itq, CodeRule]:
-    """Return what codes the queries, what codes the gallery, and the rule in numbers."""
+    """Return the ITQ of the queries, that of the gallery, and the rule with `fitted_rows` set."""
     if rule.fitted_on == "bundle":
         if not isinstance(learnt_on, Itq) or learnt_on.bits != rule.bits:
             raise BadConfig(f"{rule.bits}-bit codes of a bundle that has none", "its own ITQ")

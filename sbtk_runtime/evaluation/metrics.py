@@ -1,7 +1,7 @@
-"""Retrieval metrics on arrays; every metric that sbtk prints comes from here.
+"""Retrieval metrics on arrays: the source of every metric that sbtk prints.
 
-The metrics are defined in `average_precision`, and named with their rules by `protocol.Measure`.
-Queries without a relevant photo are left out and counted.
+Metrics are defined in `average_precision`, and `protocol.Measure` names them with their rules.
+Queries without a relevant photo are excluded and counted.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from sbtk_runtime.rerank import Rerank, Reranker
 Embeddings = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
-#: Ranks at which AP is cut, and precision taken, unless others are asked for.
+#: Default ranks of AP@k and P@k.
 AP_CUTS = (200,)
 PRECISION_CUTS = (10, 100, 200)
 
-# 16 MB of scores at a time, and as much again in order: more would not be quicker.
+# 16 MB of scores at a time, and as much for sorting: more is not faster.
 _CHUNK_SCORES = 4_000_000
-#: As many numbers are held of each relevant photo while metrics are taken.
+#: Numbers held per relevant photo while metrics are computed.
 _PLACE_NUMBERS = 12
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Per-query metrics of one evaluation, over the answerable queries in their order.
+    """Metrics of each query of one evaluation, without unanswerable queries.
 
     Attributes:
-        values: measure, with the mean over queries, to `(Q,) float64`.
-        labels: the queries' labels, for class means.
-        unanswerable: queries that have no relevant photo.
+        values: values `(Q,) float64` by measure, the mean being over queries.
+        labels: labels of the queries, for class means.
+        unanswerable: number of queries without a relevant photo.
     """
 
     values: dict[Measure, Values]
@@ -58,9 +58,9 @@ class Retrieval:
         return self.values[Measure("AP")]
 
     def metrics(self, measures: Sequence[Measure]) -> dict[str, float]:
-        """Return the named means; measures that were not taken are left out.
+        """Return the means by name, without measures that were not computed.
 
-        Precision beyond the gallery's size and the envelope of expected values are not taken.
+        Precision beyond the gallery's size, and the envelope of expected values, do not exist.
         """
         found: dict[str, float] = {}
         for measure in measures:
@@ -72,7 +72,7 @@ class Retrieval:
         return found
 
     def summary(self) -> dict[str, float]:
-        """Return the usual means under names that carry their rule."""
+        """Return the usual means, under names that state their rules."""
         return self.metrics(
             [
                 Measure("AP"),
@@ -96,34 +96,33 @@ def evaluate(
     ap_cuts: Sequence[int] = AP_CUTS,
     precision_cuts: Sequence[int] = PRECISION_CUTS,
 ) -> Retrieval:
-    """Return the metrics of ranking the gallery for each query.
+    """Rank the gallery for each query and return the metrics.
 
-    Works in chunks of queries: it needs some 100 MB, however many they are, beside its input and
-    a copy of the gallery where that is not of unit rows and ranked by the cosine.
+    Queries are processed in chunks, which takes some 100 MB besides the input, plus a copy of the
+    gallery for the cosine of rows that are not of unit length.
 
     Args:
         queries: `(Q, D) float32`, or packed codes `(Q, W) uint8` for the Hamming distance.
-        query_labels: `(Q,) int64`, their classes.
+        query_labels: `(Q,) int64`, classes of the queries.
         gallery: `(N, D) float32` or `(N, W) uint8`, the photos.
-        gallery_labels: `(N,) int64`, their classes.
-        distance: what the ranking goes by.
-        ties: what becomes of equal scores; see `average_precision`. With `expected` there are no
-            metrics by the precision envelope.
-        rerank: what puts the gallery in another order than the cosine; nothing, or one of
-            `sbtk_runtime.rerank`.
+        gallery_labels: `(N,) int64`, classes of the photos.
+        distance: distance to rank by.
+        ties: how to treat equal scores; see `average_precision`. With `expected` there are no
+            metrics with the precision envelope.
+        rerank: method that reorders the ranking by cosine, one of `sbtk_runtime.rerank`.
         ap_cuts: ranks k of AP@k.
-        precision_cuts: ranks k of P@k; those beyond the gallery are left out.
+        precision_cuts: ranks k of P@k; ranks beyond the gallery are ignored.
 
     Raises:
-        BadData: shapes or types do not fit, numbers are not finite, or no query has a relevant
+        BadData: shapes or types do not match, numbers are not finite, or no query has a relevant
             photo.
     """
     if len(queries) != len(query_labels) or len(gallery) != len(gallery_labels):
-        raise BadData("embeddings and labels differ in number", "one label for each row")
+        raise BadData("different numbers of embeddings and labels", "one label for each row")
     answerable = np.isin(query_labels, gallery_labels)
     if not answerable.any():
         raise BadData("no query has a relevant photo in the gallery")
-    scorer = scorer_of(gallery, distance, rerank)
+    scorer = make_scorer(gallery, distance, rerank)
     measures = _measures(ties, ap_cuts, [k for k in precision_cuts if k <= len(gallery)])
     values = {measure: np.full(len(queries), np.nan) for measure in measures}
     for rows, relevant in _by_class(query_labels, gallery_labels):
@@ -143,10 +142,10 @@ def evaluate(
 def usual_measures(
     ap_cuts: Sequence[int] = AP_CUTS, precision_cuts: Sequence[int] = PRECISION_CUTS
 ) -> list[Measure]:
-    """Return the measures that published metrics are of, those of one cut together.
+    """Return the measures used in publications, grouped by cut.
 
-    AP is plain and by the envelope, at a cut by every divisor; the strict one, which most codes
-    take, by the envelope, too. What is usual has both means.
+    AP is plain and with the envelope; AP@k has every divisor, the strict one (the most common) also
+    with the envelope. The most common measures have both means.
     """
     measures: list[Measure] = []
     for k in (None, *ap_cuts):
@@ -161,14 +160,14 @@ def usual_measures(
 
 
 def class_mean(values: Values, labels: Labels) -> float:
-    """Return the mean over classes of the means of `values (N,)` (DSN's average)."""
+    """Return the mean over classes of the class means of `values (N,)`, as in DSN."""
     return float(np.mean([values[labels == label].mean() for label in np.unique(labels)]))
 
 
 def recall_at_k(found: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
     """Return recall by score: the share of `found (Q, k)` no worse than the exact k-th score.
 
-    Judged by score and not by id, so that ties cost nothing. `exact (Q, k)` is sorted, best first.
+    Comparing scores instead of ids makes ties harmless. `exact (Q, k)` is sorted, best first.
     """
     worst = exact[:, -1:] - 1e-5
     return float((found >= worst).mean())
@@ -185,7 +184,7 @@ def _both_means(measure: Measure) -> list[Measure]:
 
 
 def _measures(ties: Ties, ap_cuts: Sequence[int], precision_cuts: Sequence[int]) -> list[Measure]:
-    """Return what is taken of each query."""
+    """Return the measures to compute for each query."""
     cuts: list[tuple[int | None, Divisor | None]] = [(None, None)]
     cuts += [(k, divisor) for k in ap_cuts for divisor in DIVISORS]
     envelopes = (False, True) if ties == "index" else (False,)
@@ -201,24 +200,24 @@ def _value(measure: Measure, found: RelevantRanks) -> Values:
 
 
 def _by_class(query_labels: Labels, gallery_labels: Labels) -> Iterator[tuple[Counts, Counts]]:
-    """Yield the rows of the queries and of the photos of each class that has both."""
+    """Yield the rows of queries and photos of each class that has both."""
     for label in np.intersect1d(query_labels, gallery_labels):
         yield np.flatnonzero(query_labels == label), np.flatnonzero(gallery_labels == label)
 
 
 Counts = NDArray[np.int64]
-#: `(Q, N)`, larger is better: float32 of embeddings, or a signed integer for binary codes.
+#: `(Q, N)`, larger is better: float32 for embeddings, signed integers for binary codes.
 Scores = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class RelevantRanks:
-    """The places of the R relevant photos of each of Q queries, best first.
+    """Ranks of the R relevant photos of each of Q queries, best first.
 
     Attributes:
-        above: `(Q, R) int64`: how many photos stand strictly above.
-        tied: `(Q, R) int64`: how many share the place, the photo itself included; 1 where the
-            rank is `above + 1` for sure.
+        above: `(Q, R) int64`, number of photos with a better score.
+        tied: `(Q, R) int64`, number of photos with the same score, including the photo itself; if
+            it is 1, the rank is `above + 1`.
     """
 
     above: Counts
@@ -226,14 +225,14 @@ class RelevantRanks:
 
     @property
     def has_ties(self) -> bool:
-        """Whether some rank is uncertain."""
+        """Whether any photos share a rank."""
         return bool((self.tied > 1).any())
 
 
 def rank_relevant(scores: Scores, relevant: Counts, ties: Ties) -> RelevantRanks:
-    """Return the places of the photos `relevant (R,) int64` in each row of `scores (Q, N)`.
+    """Return the ranks of the photos `relevant (R,) int64` in each row of `scores (Q, N)`.
 
-    With ties by `index`, photos of equal score stand in the order of the gallery.
+    With ties by `index`, photos of equal score are ranked in gallery order.
     """
     if ties == "index":
         scores = _all_different(scores)
@@ -249,20 +248,20 @@ def rank_relevant(scores: Scores, relevant: Counts, ties: Ties) -> RelevantRanks
 
 
 def rank_listed(ranking: NDArray[np.bool_]) -> RelevantRanks:
-    """Return the places in one ranked list `(N,) bool` that says which photos are relevant."""
+    """Return the ranks in a list `(N,) bool` of which ranked photos are relevant."""
     above = np.flatnonzero(ranking)[None, :].astype(np.int64)
     return RelevantRanks(above, np.ones_like(above))
 
 
 def _all_different(scores: Scores) -> NDArray[np.int64]:
-    """Return whole numbers in the order of the scores, and of the gallery where these are equal.
+    """Return distinct integers that order scores, and equal scores by gallery order.
 
-    The bits of a positive float32 are in the order of its value; those of a negative one in
-    reverse, but for the sign.
+    The bits of positive float32 values sort like the values; those of negative ones in reverse,
+    except for the sign bit.
     """
     count = scores.shape[1]
     if scores.dtype.kind == "f":
-        # Adding zero makes -0 and 0 the same bits.
+        # Adding zero turns -0 into 0.
         bits = (scores.astype(np.float32, copy=False) + np.float32(0)).view(np.int32)
         scores = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)
     return np.asarray(scores.astype(np.int64) * count - np.arange(count))
@@ -273,12 +272,12 @@ _MAX_DISTANCE = np.iinfo(np.int16).max
 
 
 class Scorer:
-    """A gallery that queries are scored against.
+    """Scores of queries against a gallery.
 
     Args:
         gallery: `(N, D) float32`, or packed codes `(N, W) uint8` for the Hamming distance. For the
-            cosine, rows whose length is not 1 within 1e-3 are divided by it.
-        distance: by which photos are near or far.
+            cosine, rows are normalised unless all lengths are 1 within 1e-3.
+        distance: distance to score by.
 
     Raises:
         BadData: rows of another type, or numbers that are not finite.
@@ -286,26 +285,26 @@ class Scorer:
 
     def __init__(self, gallery: Embeddings | Codes, distance: Distance) -> None:
         self.distance = distance
-        self.dim = _checked_dim(gallery, distance)
+        self.dim = _check_rows(gallery, distance)
         self._gallery = gallery
         self._offset: Embeddings | None = None
         if distance == "hamming":
             return
         squares = np.einsum("nd,nd->n", gallery, gallery)
         if distance == "euclidean":
-            # |q - g|^2 / 2 is |g|^2 / 2 - q g, and a number of the query's own.
+            # |q - g|^2 / 2 = |g|^2 / 2 - q g + |q|^2 / 2; the last term is the query's own.
             self._offset = squares / 2
         elif (np.abs(np.sqrt(squares) - 1) > _LENGTH_TOLERANCE).any():
             lengths = np.sqrt(np.where(squares > 0, squares, 1))
             self._gallery = (gallery / lengths[:, None]).astype(np.float32)
 
     def scores(self, queries: Embeddings | Codes) -> Scores:
-        """Return the scores of `queries (q, D)`, `(q, N)`: float32, or whole numbers of codes.
+        """Return the scores `(q, N)` of `queries (q, D)`: float32, or integers for codes.
 
         Raises:
             BadData: rows of another width or type, or numbers that are not finite.
         """
-        if _checked_dim(queries, self.distance) != self.dim:
+        if _check_rows(queries, self.distance) != self.dim:
             shapes = f"{queries.shape} and {self._gallery.shape}"
             raise BadData(f"embeddings of shapes {shapes}", "equal widths")
         if self.distance == "hamming":
@@ -320,11 +319,11 @@ class Scorer:
 
 
 class RerankingScorer(Scorer):
-    """A gallery of embeddings that is put in another order than the cosine's.
+    """Scores of queries against a gallery, re-ranked.
 
     Args:
-        gallery: as `Scorer` takes it, ranked by the cosine.
-        rerank: other than `none`.
+        gallery: as for `Scorer`, ranked by cosine.
+        rerank: a method other than `none`.
     """
 
     def __init__(self, gallery: Embeddings | Codes, rerank: Rerank) -> None:
@@ -332,21 +331,21 @@ class RerankingScorer(Scorer):
         self._reranker = Reranker(cast(Embeddings, self._gallery), rerank)
 
     def scores(self, queries: Embeddings | Codes) -> Scores:
-        """Return what photos are ordered by, `(q, N) float32`, of unit `queries (q, D)`.
+        """Return the scores `(q, N) float32` of unit `queries (q, D)`.
 
         Raises:
             BadData: rows of another width or type, or numbers that are not finite.
         """
-        if _checked_dim(queries, self.distance) != self.dim:
-            raise BadData(f"embeddings {self.dim} and {queries.shape[1]} wide", "equal widths")
+        if _check_rows(queries, self.distance) != self.dim:
+            raise BadData(f"embeddings of widths {self.dim} and {queries.shape[1]}", "equal widths")
         return self._reranker.scores(cast(Embeddings, queries))
 
 
-def scorer_of(gallery: Embeddings | Codes, distance: Distance, rerank: Rerank) -> Scorer:
-    """Return what scores queries against the gallery, `(N, D) float32` or `(N, B) uint8` codes.
+def make_scorer(gallery: Embeddings | Codes, distance: Distance, rerank: Rerank) -> Scorer:
+    """Return the scorer of a gallery of `(N, D) float32` embeddings or `(N, B) uint8` codes.
 
     Raises:
-        BadConfig: there is no such re-ranking, or the distance is not the cosine.
+        BadConfig: unknown re-ranking, or re-ranking of another distance than the cosine.
         BadData: as `Scorer`.
     """
     if rerank == "none":
@@ -355,13 +354,14 @@ def scorer_of(gallery: Embeddings | Codes, distance: Distance, rerank: Rerank) -
     return RerankingScorer(gallery, rerank)
 
 
-def _checked_dim(rows: Embeddings | Codes, distance: Distance) -> int:
+def _check_rows(rows: Embeddings | Codes, distance: Distance) -> int:
+    """Return the width of rows, after checking their type and values."""
     if rows.ndim != 2:
-        raise BadData(f"embeddings of shape {rows.shape}", "rows of equal width, (N, D)")
+        raise BadData(f"embeddings of shape {rows.shape}", "shape (N, D)")
     if (rows.dtype == np.uint8) != (distance == "hamming"):
         raise BadData(
             f"{rows.dtype} rows for {distance} distance",
-            "packed uint8 codes for the Hamming distance, float32 rows for any other",
+            "packed uint8 codes for the Hamming distance, float32 rows for others",
         )
     if not np.isfinite(rows).all():
         raise BadData("embeddings with numbers that are not finite", "finite numbers")
@@ -374,13 +374,12 @@ Values = NDArray[np.float64]
 def average_precision(
     ranks: RelevantRanks, k: int | None = None, divisor: Divisor = "strict", *, is_voc: bool = False
 ) -> Values:
-    """Return AP of each query, `(Q,) float64`; with `k`, AP@k by the named divisor.
+    """Return AP of each query, `(Q,) float64`, or with `k`, AP@k with a divisor.
 
-    A query with no hit within `k` has 0; one without any relevant photo has NaN over the whole
-    gallery and 0 at `k`.
+    Without a hit within `k`, AP@k is 0. Without any relevant photo, AP is NaN and AP@k is 0.
 
     Raises:
-        BadConfig: the envelope of places that are shared.
+        BadConfig: the envelope with shared ranks.
     """
     relevant = ranks.above.shape[1]
     if relevant == 0:
@@ -394,7 +393,7 @@ def average_precision(
 
 
 def precision_at(ranks: RelevantRanks, k: int) -> Values:
-    """Return the expected share of relevant photos among the first k, `(Q,) float64`."""
+    """Return the expected precision at k, `(Q,) float64`."""
     return np.asarray((_taken(ranks, k) / ranks.tied).sum(axis=1) / k, dtype=np.float64)
 
 
@@ -403,18 +402,18 @@ def _sums(ranks: RelevantRanks, k: int | None) -> Values:
 
 
 def _taken(ranks: RelevantRanks, k: int | None) -> Counts:
-    """Return how many of the ranks that a photo may have are within k."""
+    """Return the number of possible ranks of each photo that are within k."""
     if k is None:
         return ranks.tied
     return np.asarray(np.clip(k - ranks.above, 0, ranks.tied))
 
 
 def _expected(ranks: RelevantRanks, taken: Counts) -> Values:
-    """Return what each relevant photo adds to the sum of precisions at relevant ranks.
+    """Return the expected contribution of each relevant photo to the sum of precisions.
 
-    That is the closed form above, summed over the first `taken` ranks of its group and divided
-    among the group's relevant photos; with `D = sum_p 1 / (i + p)`, the sum of `(p - 1) / (i + p)`
-    is `taken - (i + 1) D`.
+    This is the closed form below, summed over the first `taken` ranks of a group of equal scores
+    and divided among its relevant photos. With `D = sum_p 1 / (i + p)`, the sum of
+    `(p - 1) / (i + p)` is `taken - (i + 1) D`.
     """
     hits_above, group = _groups(ranks.above)
     return _group_sums(ranks.above, hits_above, group, ranks.tied, taken) / ranks.tied
@@ -425,14 +424,14 @@ def _group_sums(
 ) -> Values:
     """Return `sum_p (h + 1 + (p - 1)(r - 1) / (n - 1)) / (i + p)` over `taken` ranks."""
     harmonic = _harmonic(int((above + taken).max(initial=0)))
-    # A difference of two long sums would lose digits where there is but one rank.
+    # For a single rank, a difference of two long sums would lose digits.
     inverses = np.where(taken == 1, 1 / (above + 1), harmonic[above + taken] - harmonic[above])
     growth = (relevant - 1) / np.maximum(tied - 1, 1)
     return np.asarray((hits_above + 1) * inverses + growth * (taken - (above + 1) * inverses))
 
 
 def _groups(above: Counts) -> tuple[Counts, Counts]:
-    """Return, for each relevant photo, those strictly above it and those that share its place."""
+    """Return, for each relevant photo, the number of relevant ones above it and tied with it."""
     count = above.shape[1]
     numbers = np.arange(count)
     is_first = np.ones(above.shape, dtype=np.bool_)
@@ -447,9 +446,7 @@ def _groups(above: Counts) -> tuple[Counts, Counts]:
 
 def _envelope_sums(ranks: RelevantRanks, k: int | None) -> Values:
     if ranks.has_ties:
-        raise BadConfig(
-            "the precision envelope of equal scores", "ties by index: it has no expected value"
-        )
+        raise BadConfig("the precision envelope with expected ties", "--ties index")
     positions = ranks.above + 1
     precisions = np.arange(1, positions.shape[1] + 1) / positions
     is_within = np.ones_like(positions, dtype=np.bool_) if k is None else positions <= k
@@ -458,10 +455,10 @@ def _envelope_sums(ranks: RelevantRanks, k: int | None) -> Values:
 
 
 def _divided_by_hits(ranks: RelevantRanks, k: int, sums: Values) -> Values:
-    """Return the expected value of sum by hits within k, 0 where there is no hit.
+    """Return the expected quotient of the sum and the hits within k; 0 without a hit.
 
-    The number of hits is uncertain only where equal scores straddle rank k. There it is
-    hypergeometric, and given it, the first ranks of the group are in any order equally likely.
+    The number of hits is uncertain only if equal scores straddle rank k. Then it is hypergeometric,
+    and all orders of the group's first ranks are equally likely.
     """
     is_cut = (ranks.above < k) & (ranks.above + ranks.tied > k)
     hits = (ranks.above + ranks.tied <= k).sum(axis=1)
@@ -490,7 +487,7 @@ def _divided_by_hits(ranks: RelevantRanks, k: int, sums: Values) -> Values:
 
 
 def _hypergeometric(found: Counts, tied: int, relevant: int, taken: int) -> Values:
-    """Return the chance that `found` of `taken` photos, drawn from `tied`, are `relevant` ones."""
+    """Return the probability of `found` relevant photos among `taken` of `tied` photos."""
     logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, tied + 1)))])
 
     def ways(of: int, chosen: Counts) -> Values:

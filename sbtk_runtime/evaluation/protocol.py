@@ -1,7 +1,7 @@
-"""The rules that a retrieval metric carries: how images are chosen, ranked, cut and averaged.
+"""Rules of retrieval metrics: how images are selected, ranked, cut and averaged.
 
-Published metrics of sketch-based retrieval differ by all of these, so none is left unsaid: a
-`Protocol` holds what all metrics of one measurement share, a `Measure` what one metric adds.
+Publications differ in all of these rules, so each is stated: a `Protocol` holds the rules that all
+metrics of an evaluation share, a `Measure` the rules of one metric.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DISTANCES = {
     "euclidean": "Euclidean distance of embeddings",
 }
 _TIES = {
-    "index": "equal scores in the order of the gallery",
+    "index": "equal scores in gallery order",
     "expected": "expected value over all orders of equal scores",
 }
 _SETTINGS = {
@@ -55,11 +55,11 @@ class CodeRule:
 
     Attributes:
         bits: length of a code.
-        fitted_on: the embeddings that ITQ learns on: the gallery's, those of training images, or,
-            as DSN does, the queries'; with these each side is centred on its own mean. `bundle`
-            is the model's own ITQ, fitted on training images when it was exported.
-        rotation: as `fit_itq` takes it.
-        fitted_rows: how many embeddings ITQ learnt on; `None` before it did.
+        fitted_on: the embeddings that ITQ is fitted on: those of the gallery, of training images,
+            or, as in DSN, of the queries, where each side is centred on its own mean. `bundle` is
+            the model's own ITQ, fitted on training images at export.
+        rotation: as for `fit_itq`.
+        fitted_rows: number of embeddings ITQ was fitted on; `None` before.
     """
 
     bits: int = 64
@@ -69,12 +69,12 @@ class CodeRule:
 
     @property
     def words(self) -> str:
-        """The rule as a part of a sentence."""
+        """The rule in words."""
         count = "" if self.fitted_rows is None else f"{self.fitted_rows:,} "
         on = {
             "gallery": f"fitted on the {count}photos of the gallery",
             "training": f"fitted on {count}training images",
-            "queries": f"fitted on the {count}queries, each side about its own mean",
+            "queries": f"fitted on the {count}queries, each side centred on its own mean",
             "bundle": "of the bundle, fitted on training images",
         }[self.fitted_on]
         released = "" if self.rotation == "procrustes" else ", rotation as released"
@@ -83,19 +83,19 @@ class CodeRule:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What all metrics of one measurement share.
+    """Rules that all metrics of an evaluation share.
 
     Attributes:
-        queries: what asks: sketches, or photos (the first ten of each class, SAKE's rule).
-        setting: `zero-shot`; `generalised-20`, SEM-PCYC's: as many seen images as a fifth of the
-            unseen ones join both sides; `generalised-all`: unseen queries against everything.
-        distance: by which the gallery is ranked; `hamming` where there are codes.
-        ties: equal scores in the order of the gallery, or the expected value over their orders.
+        queries: sketches, or photos (the first ten of each class, as in SAKE).
+        setting: `zero-shot`; `generalised-20`, as in SEM-PCYC: seen images, a fifth as many as the
+            unseen ones, join both sides; `generalised-all`: unseen queries against all photos.
+        distance: distance to rank by; `hamming` for codes.
+        ties: rank equal scores in gallery order, or take expected values over all their orders.
         keeps_duplicates: whether photos of the same name and class count more than once.
         codes: how binary codes are made; `None` for real-valued embeddings.
-        split: the split that says which classes are unseen; empty if that was not said.
-        classes: which classes are measured: `unseen`, or seen ones that were held out.
-        rerank: what puts the gallery in another order; see `sbtk_runtime.rerank`.
+        split: split that defines the unseen classes; empty if unknown.
+        classes: classes to evaluate: `unseen`, or seen ones that were held out.
+        rerank: re-ranking of the gallery; see `sbtk_runtime.rerank`.
     """
 
     queries: QueryKind = "sketch"
@@ -112,7 +112,8 @@ class Protocol:
         if (self.codes is None) == (self.distance == "hamming"):
             bits = "no binary codes" if self.codes is None else f"{self.codes.bits}-bit codes"
             raise BadConfig(
-                f"{self.distance} distance of {bits}", "Hamming distance for codes, and only there"
+                f"{self.distance} distance of {bits}",
+                "Hamming distance for codes, another for embeddings",
             )
         if self.rerank != "none":
             require_cosine(self.rerank, self.distance)
@@ -139,33 +140,31 @@ class Protocol:
         return asdict(self)
 
 
-#: What is meant where no protocol is named.
+#: The default protocol.
 ZERO_SHOT = Protocol()
 
 
 def require_cosine(rerank: Rerank, distance: Distance) -> None:
-    """Refuse a re-ranking that there is not, and any of a ranking by another distance.
+    """Check that a re-ranking exists and that the distance is the cosine.
 
     Raises:
-        BadConfig: names both.
+        BadConfig: one of them is not so.
     """
     require_rerank(rerank)
     if distance != "cosine":
-        raise BadConfig(
-            f"--rerank {rerank} of a ranking by {distance} distance", "cosines of embeddings"
-        )
+        raise BadConfig(f"--rerank {rerank} with {distance} distance", "cosine distance")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What one metric adds to the protocol.
+    """The rules of one metric, besides those of the protocol.
 
     Attributes:
         kind: average precision, or precision.
-        cut: the rank after which the list is cut; `None` for the whole gallery.
-        divisor: of AP@k: `min(k, R)`, the hits within k, or R; `None` where nothing is cut.
-        is_voc: whether precisions are replaced by their envelope, as SAKE and DSN do.
-        mean: over queries, or over classes of each class's mean.
+        cut: rank after which the list is cut; `None` for the whole gallery.
+        divisor: divisor of AP@k: `min(k, R)`, the hits within k, or R; `None` without a cut.
+        is_voc: whether precisions are replaced by their envelope, as in SAKE and DSN.
+        mean: over queries, or over the means of classes.
     """
 
     kind: Kind
@@ -176,7 +175,7 @@ class Measure:
 
     @property
     def name(self) -> str:
-        """The metric's name, such as `mAP@200 (strict, VOC)`: it carries the rule."""
+        """The metric's name, which states its rules, such as `mAP@200 (strict, VOC)`."""
         rules = [self.divisor or "", "VOC" * self.is_voc, "class mean" * (self.mean == "class")]
         shown = ", ".join(rule for rule in rules if rule)
         base = f"{'mAP' if self.kind == 'AP' else 'P'}@{'all' if self.cut is None else self.cut}"
@@ -209,7 +208,7 @@ Rows = NDArray[np.int64]
 
 _SHARE = 0.2
 _SEED = 0
-#: What the code draws ahead of the images: how many classes, out of how many.
+#: Classes that SEM-PCYC's code draws before it draws images: number of classes, number drawn.
 _DRAWN_BEFORE = {
     "SK-SH-sempcyc": ((125, 100), (25, 12)),
     "TUB-SH-sempcyc": ((250, 220), (30, 15)),
@@ -218,7 +217,7 @@ _DRAWN_BEFORE = {
 
 @dataclass(frozen=True)
 class SeenDraw:
-    """Which seen images join: ascending rows of the names that were given, by `class/file`."""
+    """Seen images that join: rows of the given names, in the order of `class/file`."""
 
     sketches: Rows
     photos: Rows
@@ -232,14 +231,14 @@ def draw_seen(
     unseen_photos: int,
     split: str = "",
 ) -> SeenDraw:
-    """Return the seen images that SEM-PCYC's rule adds.
+    """Draw the seen images that join in SEM-PCYC's generalised setting.
 
     Args:
-        sketches: `class/file` of the sketches that were trained on; a name counts once.
-        photos: the same of the photos.
-        unseen_sketches: how many there are.
-        unseen_photos: how many there are.
-        split: name of the split that says which classes are unseen.
+        sketches: `class/file` of the training sketches; a name counts once.
+        photos: `class/file` of the training photos.
+        unseen_sketches: number of unseen sketches.
+        unseen_photos: number of unseen photos.
+        split: name of the split that defines the unseen classes.
 
     Raises:
         BadData: there are fewer seen images than a fifth of the unseen ones.
@@ -254,13 +253,13 @@ def draw_seen(
 
 
 def _drawn(generator: np.random.RandomState, names: Sequence[str], unseen: int, kind: str) -> Rows:
-    """Return the rows drawn, in the order of their names."""
+    """Return the drawn rows, in the order of their names."""
     first = np.unique(np.array(names, dtype=np.str_), return_index=True)[1]
     wanted = int(_SHARE * unseen)
     if wanted > len(first):
         raise BadData(
             f"{len(first)} {kind} of seen classes",
             f"at least {wanted}, a fifth of the {unseen} unseen ones",
-            "add seen classes, or measure by another --setting",
+            "add seen classes, or use another --setting",
         )
     return first[np.sort(generator.choice(len(first), wanted, replace=False))].astype(np.int64)

@@ -57,7 +57,7 @@ def test_without_options_all_is_as_it_was_and_the_rules_are_told(measured: Answe
     report = measured()
     assert report["protocol"] == (
         "2 of 21 unseen classes of SK-YE: 12 sketches against 16 photos; "
-        "cosine of unit embeddings; equal scores in the order of the gallery"
+        "cosine of unit embeddings; equal scores in gallery order"
     )
     assert report["rules"] == {
         "queries": "sketch",

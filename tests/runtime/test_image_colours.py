@@ -109,7 +109,7 @@ def test_few_bits_in_sixteen_and_more(bits: int) -> None:
 
 
 def test_few_bits_that_cannot_be_read_are_refused() -> None:
-    with pytest.raises(BadImage, match="uses only the lower bits"):
+    with pytest.raises(BadImage, match="uses only the low bits"):
         decode(planes_tiff(RGB, 30))
 
 

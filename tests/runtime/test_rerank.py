@@ -122,7 +122,7 @@ def test_only_a_ranking_by_cosine_is_put_in_another_order(distance: Distance) ->
     rows = random_rows(5)
     codes = np.zeros((5, 8), dtype=np.uint8)
     sides = codes if distance == "hamming" else rows
-    with pytest.raises(BadConfig, match=f"--rerank diffusion of a ranking by {distance}"):
+    with pytest.raises(BadConfig, match=f"--rerank diffusion with {distance}"):
         evaluate(sides, np.arange(5), sides, np.arange(5), distance=distance, rerank="diffusion")
     assert "RE-RANKED" in Protocol(rerank="diffusion").ranking
     assert "RE-RANKED" not in Protocol().ranking

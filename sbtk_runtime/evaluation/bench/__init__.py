@@ -1,1 +1,1 @@
-"""Measurements of engines, searches and quality."""
+"""Benchmarks of engines, search and retrieval quality."""

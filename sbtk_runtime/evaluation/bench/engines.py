@@ -1,4 +1,4 @@
-"""Which engines and precisions a benchmark measures, opened and ready to run."""
+"""The engines and precisions that a benchmark measures."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ from sbtk_runtime.preprocess import Kind, Pixels
 #: As `--engine`: every engine that works.
 ALL = "all"
 
-#: What a contender is: an engine; torch as it is, or compiled, which engines are compared with;
-#: or something else that runs beside them.
+#: Kind of a contender: an engine, a baseline (torch eager or compiled), or another comparison.
 Role = Literal["engine", "eager", "compiled", "other"]
 
 
 class DeviceTimes(Protocol):
-    """Milliseconds of one run on a GPU: copied there, computed, copied back."""
+    """Milliseconds of one run on a GPU: copy to the GPU, compute, copy back."""
 
     @property
-    def h2d_ms(self) -> float: ...  # noqa: D102 - the class says it
+    def h2d_ms(self) -> float: ...  # noqa: D102 -- described by the class
 
     @property
     def compute_ms(self) -> float: ...  # noqa: D102
@@ -39,24 +38,24 @@ class DeviceTimes(Protocol):
 
 @runtime_checkable
 class TimedEngine(Protocol):
-    """An engine that can tell where the time of a run went on its GPU."""
+    """An engine that measures the parts of a run on its GPU."""
 
     def run_timed(self, images: Pixels, kind: Kind) -> tuple[Embeddings, DeviceTimes]:
-        """Return the embeddings `(N, D) float32` of a batch, and the times of its parts."""
+        """Return the embeddings `(N, D) float32` of a batch, and the times of the run's parts."""
         ...
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Something that embeds images and is measured.
+    """An engine or baseline to be measured.
 
     Attributes:
-        engine: its name; for an engine of ours as `--engine` takes it.
-        precision: of its multiplications.
-        device: `cpu`, or a GPU such as `cuda:0`; only contenders on one device are compared.
-        run: embeds `(N, 224, 224, 3) uint8` photos; what it returns is not looked at.
-        role: what it is.
-        timed: the engine, if it can tell where the time went.
+        engine: its name; for an engine, as in `--engine`.
+        precision: precision of its multiplications.
+        device: `cpu`, or a GPU such as `cuda:0`; contenders are compared on the same device.
+        run: embeds `(N, 224, 224, 3) uint8` photos; its result is ignored.
+        role: kind of contender.
+        timed: the engine, if it measures the parts of a run.
     """
 
     engine: str
@@ -74,14 +73,14 @@ class Contender:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which engines are measured, and how they run.
+    """The engines to measure, and their options.
 
     Attributes:
-        engine: a name, `auto` for the first that works, or `all` for every one that works.
-        device: `cpu`, `cuda` or `cuda:N`, or `None` for whatever an engine runs on.
-        precision: one of the bundle's, or `None` for all.
+        engine: a name, `auto` for the first working engine, or `all` for every working engine.
+        device: `cpu`, `cuda`, `cuda:N`, or `None` for each engine's default.
+        precision: one precision, or `None` for all in the bundle.
         threads: CPU threads of each contender; by default all that this process may use.
-        batches: numbers of images per run.
+        batches: batch sizes.
     """
 
     engine: str = AUTO
@@ -92,7 +91,7 @@ class Wanted:
 
 
 def open_default(bundle: Bundle, wanted: Wanted, said: Said = said_nothing) -> Engine:
-    """Return the engine that the stages are measured on; of `all` it is the one `auto` takes.
+    """Open the engine on which stages are measured; for `all`, the one that `auto` selects.
 
     Raises:
         EngineUnavailable, MissingExtra, BadModel, BadConfig: as `open_engine`.
@@ -114,23 +113,23 @@ def open_contenders(
     wanted: Wanted,
     notify: Notify = no_notify,
 ) -> tuple[list[Contender], list[str]]:
-    """Return the engines to measure, and notes on those that are left out.
+    """Open the engines to measure; return them with notes on skipped engines.
 
-    They are every engine that works, for `all`, or else the default one, each in every precision
-    that the bundle has for it or in the one that is asked for.
+    For `all`, these are all working engines, otherwise the default one, each in the requested
+    precision or in all precisions that the bundle has for it.
 
     Args:
-        stack: closes what is opened.
+        stack: closes the engines.
         bundle: the model.
-        default: the engine that the stages were measured on.
-        wanted: what was asked for.
-        notify: told what takes long.
+        default: the engine on which the stages were measured.
+        wanted: the requested engines.
+        said: called with messages about slow steps.
     """
     notes = [f"not {reason}" for reason in default.passed_over]
     names = [default.name]
     if wanted.engine == ALL:
-        reports = probe_engines()
-        notes = [f"{r.name} left out: {r.reason}" for r in reports if not r.works]
+        reports = survey_engines()
+        notes = [f"{r.name} skipped: {r.reason}" for r in reports if not r.works]
         names = [r.name for r in reports if r.works]
     contenders = []
     for name in names:
@@ -146,14 +145,14 @@ def open_contenders(
                     notify=notify,
                 )
             except (EngineUnavailable, MissingExtra, BadConfig, BadModel) as problem:
-                notes.append(f"{name} {precision} left out: {problem.found}")
+                notes.append(f"{name} {precision} skipped: {problem.found}")
                 continue
             stack.callback(opened.close)
-            contenders.append(contender_of(opened))
+            contenders.append(make_contender(opened))
     return contenders, notes
 
 
-def contender_of(engine: Engine) -> Contender:
+def make_contender(engine: Engine) -> Contender:
     """Return an open engine as a contender."""
     info = engine.info
     timed = engine if isinstance(engine, TimedEngine) else None
@@ -162,7 +161,7 @@ def contender_of(engine: Engine) -> Contender:
 
 
 def _precisions(bundle: Bundle, precision: Precision | None) -> Sequence[Precision]:
-    """Return the one asked for, or whatever the bundle has for some engine, quickest first."""
+    """Return the requested precision, or all in the bundle, fastest first."""
     if precision is not None:
         return (precision,)
     there = {*bundle.precisions_of("plain"), *bundle.precisions_of("tensorrt")}

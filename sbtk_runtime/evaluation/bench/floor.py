@@ -1,4 +1,4 @@
-"""What a model would take if a CPU did nothing but multiply: no engine can be much quicker."""
+"""The floor: the time that a CPU needs for a model's multiplications alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sbtk_runtime.engines.onnxruntime import CPU, find_onnxruntime
 from sbtk_runtime.engines.openvino import openvino_core
 from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
-from sbtk_runtime.evaluation.bench.interleave import Blocks, ratio
+from sbtk_runtime.evaluation.bench.interleave import Blocks, compute_ratio
 from sbtk_runtime.evaluation.metrics import percentiles
 from sbtk_runtime.onnx_file import DOMAIN_NAME, NotProtobuf, fields, varint
 from sbtk_runtime.preprocess import SIZE_PX
@@ -22,14 +22,14 @@ from sbtk_runtime.preprocess import SIZE_PX
 
 @dataclass(frozen=True)
 class Floor:
-    """The time that a model's multiplications alone take.
+    """The time of a model's multiplications at the speed of the fastest matrix product.
 
     Attributes:
-        kind: of numbers that are multiplied.
-        library, size: of the fastest matrix product that was found.
-        gmac_per_s: its speed in thousand millions of multiply-accumulates, the median run's.
+        kind: type of the multiplied numbers.
+        library, size: library and matrix size of the fastest product.
+        gmac_per_s: its median speed in billions of multiply-accumulates per second.
         model_macs: multiply-accumulates of the model for one image.
-        ms: for one image at that speed.
+        ms: milliseconds for one image at that speed.
     """
 
     kind: ProductKind
@@ -40,28 +40,27 @@ class Floor:
     ms: float
 
 
-def fastest_product(candidates: Iterable[Product], seconds: float) -> Product | None:
-    """Return the product with the quickest run among some `seconds` of each; `None` without any.
+def find_fastest_product(candidates: Iterable[Product], seconds: float) -> Product | None:
+    """Return the product with the fastest run, or `None` if there are no candidates.
 
-    The candidates are made one after the other, and only the best so far is kept.
+    Each candidate runs for some `seconds`. They are created one by one, and only the best is kept.
     """
-    best: tuple[float, Product] | None = None
+    best, best_speed = None, 0.0
     for product in candidates:
         product.run()
-        quickest_s = float("inf")
+        fastest_s = math.inf
         started = time.perf_counter()
-        while quickest_s == float("inf") or time.perf_counter() - started < seconds:
+        while fastest_s == math.inf or time.perf_counter() - started < seconds:
             run_started = time.perf_counter()
             product.run()
-            quickest_s = min(quickest_s, time.perf_counter() - run_started)
-        speed = product.macs / quickest_s
-        if best is None or speed > best[0]:
-            best = speed, product
-    return best[1] if best else None
+            fastest_s = min(fastest_s, time.perf_counter() - run_started)
+        if product.macs / fastest_s > best_speed:
+            best, best_speed = product, product.macs / fastest_s
+    return best
 
 
-def floor_of(product: Product, blocks: Blocks, model_macs: int) -> Floor:
-    """Return the floor by the milliseconds of the product's runs."""
+def compute_floor(product: Product, blocks: Blocks, model_macs: int) -> Floor:
+    """Return the floor, from the milliseconds of the product's runs."""
     run_ms = percentiles([run_ms for block in blocks for run_ms in block])["p50_ms"]
     return Floor(
         kind=product.kind,
@@ -76,35 +75,34 @@ def floor_of(product: Product, blocks: Blocks, model_macs: int) -> Floor:
 def times_floor(
     engine: Blocks, batch: int, product: Product, product_blocks: Blocks, model_macs: int
 ) -> float:
-    """Return how many times the floor an engine takes, both by the runs of the same rounds."""
-    return ratio(product_blocks, engine) * product.macs / (batch * model_macs)
+    """Return an engine's time as a multiple of the floor, from runs in the same rounds."""
+    return compute_ratio(product_blocks, engine) * product.macs / (batch * model_macs)
 
 
-#: What is multiplied: 8-bit integers, or float32.
+#: Type of the multiplied numbers.
 ProductKind = Literal["int8", "fp32"]
 
-#: Given a graph and its input, returns what runs it.
+#: Opens a graph with its input and returns a function that runs it.
 _Opened = Callable[[bytes, NDArray[Any]], Callable[[], object]]
 
 _LEFT, _RESULT = "left", "result"
 _OPSET, _IR_VERSION = 18, 8
 _ONNX_TYPES = {"float32": 1, "uint8": 2, "int8": 3}
-# Most results then lie within 8 bits.
+# With these scales, most results fit into 8 bits.
 _SCALE, _RESULT_SCALE = 1 / 128, 1 / 8
-# Weights of seven bits, as quantised models have. Processors without VNNI multiply bytes by
-# `vpmaddubsw`, which adds two neighbouring products in 16 bits and saturates: a pair of 8-bit
-# weights reaches 2 * 255 * 128 = 65,280, one of these at most 2 * 255 * 64 = 32,640 < 32,768. The
-# 16-bit sums of Arm's `smlal`, of signed bytes, hold them too.
+# 7-bit weights, as in quantised models. Processors without VNNI multiply bytes by `vpmaddubsw`,
+# which adds two products in 16 bits and saturates: 8-bit weights reach 2 * 255 * 128 = 65,280,
+# 7-bit weights at most 2 * 255 * 64 = 32,640 < 32,768. These also fit Arm's `smlal`.
 _MOST_INT8_WEIGHT = 64
 
 
 @dataclass(frozen=True)
 class Product:
-    """One matrix product, ready to run.
+    """A matrix product, ready to run.
 
     Attributes:
-        library: what computes it.
-        kind: of numbers.
+        library: the library that computes it.
+        kind: type of the numbers.
         size: rows and columns of both matrices.
         run: computes it once.
     """
@@ -120,8 +118,8 @@ class Product:
         return self.size**3
 
 
-def library_products(kind: ProductKind, sizes: Sequence[int], threads: int) -> Iterator[Product]:
-    """Yield a product of each size for each library that is here, made when it is asked for."""
+def iterate_products(kind: ProductKind, sizes: Sequence[int], threads: int) -> Iterator[Product]:
+    """Yield a product of each size for each installed inference library."""
     for library, find in (("onnxruntime", _on_onnxruntime), ("openvino", _on_openvino)):
         try:
             opened = find(threads)
@@ -135,9 +133,9 @@ def library_products(kind: ProductKind, sizes: Sequence[int], threads: int) -> I
 def product_graph(kind: ProductKind, size: int) -> bytes:
     """Return the ONNX file of `result = left @ weights`, both `(size, size)`.
 
-    INT8 is `uint8` times `int8` weights from -64 to 64, which no processor's instructions
-    saturate; scaled and rounded to `uint8`, in the pairs of quantised and dequantised values of
-    which engines make one product of integers.
+    INT8 multiplies `uint8` by `int8` weights from -64 to 64, which do not saturate on any
+    processor, and rounds to `uint8`; engines fuse its quantise and dequantise nodes into one
+    integer product.
     """
     shape = (size, size)
     if kind == "fp32":
@@ -198,7 +196,7 @@ def _matrix(size: int, dtype: type[np.generic]) -> NDArray[Any]:
     return random.integers(low, high, (size, size), dtype, endpoint=True)
 
 
-# What follows writes ONNX's protobuf messages; the numbers are those of onnx.proto3's fields.
+# Writing ONNX's protobuf messages, with the field numbers of onnx.proto3.
 
 
 def _model(
@@ -256,13 +254,13 @@ _Size = tuple[int, int]
 _ONE: _Size = (1, 1)
 _POOLS = frozenset({"AveragePool", "MaxPool"})
 _PRODUCTS = frozenset({"Gemm", "MatMul"})
-#: What leaves height and width alone; of a constant, what leaves its shape alone.
+#: Operators that keep height and width, and the shape of a constant.
 _SAME_SIZE = frozenset(
     {"Add", "BatchNormalization", "Cast", "Clip", "Concat", "DequantizeLinear", "Div", "Identity"}
     | {"LpNormalization", "Mul", "QuantizeLinear", "Relu", "Sigmoid", "Softmax", "Sub", "Transpose"}
     | {"Unsqueeze"}
 )
-#: What leaves one position, or rows that stand for whole images.
+#: Operators that reduce a feature map to one position.
 _POOLED = frozenset({"Flatten", "GlobalAveragePool", "ReduceL2", "ReduceMean", "Reshape"})
 
 # Numbers of onnx.proto3's fields.
@@ -273,20 +271,20 @@ _TENSOR_DIM, _TENSOR_NAME = 1, 8
 _ATTRIBUTE_NAME, _ATTRIBUTE_TEXT, _ATTRIBUTE_INTS = 1, 4, 8
 
 
-def multiply_accumulates(content: bytes, size_px: int = SIZE_PX) -> int:
+def count_macs(content: bytes, size_px: int = SIZE_PX) -> int:
     """Return the multiply-accumulates of all convolutions and matrix products for one image.
 
     Args:
         content: an ONNX file in which every weight is a constant.
-        size_px: side of the image.
+        size_px: height and width of the image.
 
     Raises:
-        BadModel: it is no ONNX model, or has a layer whose size cannot be told.
+        BadModel: not an ONNX model, or the size of a layer cannot be determined.
     """
     try:
         graph = _graph_of(memoryview(content))
     except (NotProtobuf, UnicodeDecodeError) as problem:
-        raise BadModel(f"not an ONNX model ({problem})", "the whole file, as exported") from problem
+        raise BadModel(f"not an ONNX model ({problem})", "a file of sbtk export") from problem
     weights = dict(graph.initializers)
     sizes: dict[str, _Size] = {
         name: _ONE if name == DOMAIN_NAME else (size_px, size_px)
@@ -298,7 +296,7 @@ def multiply_accumulates(content: bytes, size_px: int = SIZE_PX) -> int:
         if node.inputs and node.inputs[0] in weights and node.op in _SAME_SIZE:
             weights |= dict.fromkeys(node.outputs, weights[node.inputs[0]])
             continue
-        size, macs = _judged(node, weights, sizes)
+        size, macs = _measure_node(node, weights, sizes)
         sizes |= dict.fromkeys(node.outputs, size)
         total += macs
     return total
@@ -320,11 +318,11 @@ class _Graph:
     initializers: dict[str, list[int]] = field(default_factory=dict)
 
 
-def _judged(
+def _measure_node(
     node: _Node, weights: dict[str, list[int]], sizes: dict[str, _Size]
 ) -> tuple[_Size, int]:
-    """Return the size of what a node makes, and its multiply-accumulates."""
-    # A factor for each channel is spread over the whole map.
+    """Return the size of a node's output, and its multiply-accumulates."""
+    # A factor per channel is broadcast to the whole map.
     size = max((sizes[name] for name in node.inputs if name in sizes), default=_ONE)
     if node.op == "Conv" and node.inputs[1] in weights:
         shape = weights[node.inputs[1]]
@@ -338,13 +336,13 @@ def _judged(
         return _ONE, 0
     if node.op in _SAME_SIZE:
         return size, 0
-    raise BadModel(f"cannot tell how much a layer {node.op} multiplies", "a model of sbtk export")
+    raise BadModel(f"cannot count the multiplications of {node.op}", "a model of sbtk export")
 
 
 def _windows(node: _Node, size: _Size, kernel: Sequence[int]) -> _Size:
-    """Return how many windows of a convolution or pool fit into a feature map, each way."""
+    """Return the output size of a convolution or pool."""
     if node.texts.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-        raise BadModel(f"a layer {node.op} that pads by itself", "pads in numbers")
+        raise BadModel(f"{node.op} with auto_pad", "explicit pads")
     strides = node.ints.get("strides", [1, 1])
     dilations = node.ints.get("dilations", [1, 1])
     pads = node.ints.get("pads", [0, 0, 0, 0])

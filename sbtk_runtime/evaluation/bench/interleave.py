@@ -1,4 +1,4 @@
-"""Contenders run by turns in short blocks, so that whatever else a machine does meets all alike."""
+"""Interleaved timing: contenders alternate in short blocks, so that other load hits all alike."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from sbtk_runtime.errors import SbtkError
 from sbtk_runtime.evaluation.metrics import percentiles
 from sbtk_runtime.preprocess import Kind, Pixels, decoded, photo_pixels, sketch_pixels
 
-#: Milliseconds of each run, in each round.
+#: Milliseconds of each run, by round.
 Blocks = list[list[float]]
 Task = Callable[[], object]
 
 _PAUSE_S = 0.05
-# A run this long loses nothing that counts by waking its own threads.
+# For runs this long, waking the threads takes a negligible share.
 _LONG_RUN_S = 0.25
 
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """How long is measured, by trtexec's conventions unless less is asked for.
+    """How long to measure; the defaults follow trtexec.
 
     Attributes:
         samples: images of each kind whose stages are timed.
-        block_s: seconds of a block of runs; at least one run is made. A whole block warms up.
-        measured_s: seconds of runs of each contender at each batch.
-        rounds: fewest blocks of each contender.
-        product_sizes: rows of the square matrices of which the fastest product is looked for;
-            the products of much larger ones wait for memory.
-        with_memory: measure memory, for which every engine is opened once more.
+        block_s: seconds of a block, which has at least one run; one block is for warm-up.
+        measured_s: seconds of runs of each contender at each batch size.
+        rounds: minimum number of blocks of each contender.
+        product_sizes: sizes of the square matrices among which the fastest product is searched;
+            products of much larger ones are limited by memory.
+        with_memory: whether to measure memory, which opens every engine once more.
     """
 
     samples: int = 200
@@ -47,17 +47,17 @@ class BenchConfig:
 
 
 USUAL = BenchConfig()
-#: Seconds instead of minutes, for rough metrics.
+#: Rough results in seconds instead of minutes.
 QUICK = BenchConfig(samples=5, block_s=0.02, measured_s=0.0, rounds=1, product_sizes=(512,))
 
 
 @dataclass(frozen=True)
 class Timings:
-    """What was measured.
+    """The times of all tasks.
 
     Attributes:
-        blocks: for each contender the milliseconds of its runs in each round.
-        failed: for each contender that could not run, why.
+        blocks: milliseconds of the runs in each round, by task.
+        failed: reasons of failures, by task.
     """
 
     blocks: dict[str, Blocks] = field(default_factory=dict)
@@ -65,21 +65,20 @@ class Timings:
 
 
 def run_interleaved(tasks: Mapping[str, Task], config: BenchConfig) -> Timings:
-    """Return the milliseconds of each task's runs.
+    """Run the tasks in interleaved blocks and return the times of their runs.
 
-    Each task runs once before anything is timed, for what only a first run does. Then come rounds,
-    the first of which warms up: in each, every task runs for a block of seconds, one task after
-    the other. A task that fails is out, and the others go on.
+    Each task runs once untimed. Then, in each round, every task runs for one block; the first round
+    is for warm-up. Tasks that fail are dropped.
     """
     timings = Timings()
     running = {name: _Contender(task) for name, task in tasks.items()}
     was_collecting = gc.isenabled()
     gc.disable()
     try:
-        _let_all(running, timings, _Contender.run)
-        _let_all(running, timings, lambda contender: contender.warm_up(config.block_s))
-        while any(contender.has_to_go_on(config) for contender in running.values()):
-            _let_all(running, timings, lambda contender: contender.take_turn(config.block_s))
+        _call_all(running, timings, _Contender.run)
+        _call_all(running, timings, lambda contender: contender.warm_up(config.block_s))
+        while any(contender.needs_more(config) for contender in running.values()):
+            _call_all(running, timings, lambda contender: contender.take_turn(config.block_s))
     finally:
         if was_collecting:
             gc.enable()
@@ -87,8 +86,8 @@ def run_interleaved(tasks: Mapping[str, Task], config: BenchConfig) -> Timings:
     return timings
 
 
-def ratio(ours: Blocks, theirs: Blocks) -> float:
-    """Return how many times as long their runs take: the median over rounds of the medians'."""
+def compute_ratio(ours: Blocks, theirs: Blocks) -> float:
+    """Return how many times as long `theirs` take: the median over rounds of ratios of medians."""
     return statistics.median(
         statistics.median(slow) / statistics.median(fast)
         for fast, slow in zip(ours, theirs, strict=True)
@@ -96,7 +95,7 @@ def ratio(ours: Blocks, theirs: Blocks) -> float:
 
 
 class _Contender:
-    """A task, and how long its runs took."""
+    """A task and the times of its runs."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -104,21 +103,21 @@ class _Contender:
         self.blocks: Blocks = []
 
     def run(self) -> float:
-        """Run once and returns the milliseconds."""
+        """Run once and return the milliseconds."""
         started = time.perf_counter()
         self._task()
         self._last_s = time.perf_counter() - started
         return self._last_s * 1e3
 
     def warm_up(self, block_s: float) -> None:
-        """Run for a block that does not count, unless the first run was as good as one."""
+        """Run for an untimed block, unless the first run was long enough."""
         if self._last_s < _LONG_RUN_S:
             self._block(block_s)
 
     def take_turn(self, block_s: float) -> None:
-        """Run for a block that counts."""
-        # The pause lets the last contender's idle threads go to sleep; the run after it wakes
-        # this one's.
+        """Run for a timed block."""
+        # During the pause, the last contender's idle threads go to sleep; the untimed run wakes
+        # this one's threads.
         time.sleep(min(_PAUSE_S, block_s / 4))
         if self._last_s < _LONG_RUN_S:
             self.run()
@@ -126,8 +125,8 @@ class _Contender:
         self.blocks.append(self._block(block_s))
         self._spent_s += time.perf_counter() - started
 
-    def has_to_go_on(self, config: BenchConfig) -> bool:
-        """Whether too little has been measured yet."""
+    def needs_more(self, config: BenchConfig) -> bool:
+        """Whether another block is needed."""
         return len(self.blocks) < config.rounds or self._spent_s < config.measured_s
 
     def _block(self, seconds: float) -> list[float]:
@@ -138,14 +137,14 @@ class _Contender:
         return times_ms
 
 
-def _let_all(
+def _call_all(
     running: dict[str, _Contender], timings: Timings, act: Callable[[_Contender], object]
 ) -> None:
-    """Let each contender act, one after the other; those that fail run no more."""
+    """Call `act` on each contender in turn, and drop those that fail."""
     for name, contender in list(running.items()):
         try:
             act(contender)
-        # torch and CUDA tell of used-up memory, and a compiler of its absence, by RuntimeError.
+        # torch raises RuntimeError if memory is exhausted or a compiler is missing.
         except (SbtkError, RuntimeError, MemoryError) as problem:
             timings.failed[name] = _reason(problem)
             del running[name]
@@ -161,16 +160,16 @@ def _reason(problem: BaseException) -> str:
 Embeddings = NDArray[np.float32]
 #: Timings `(N, 224, 224, 3) uint8` of a kind into `(N, D)` embeddings, as `Engine.run` does.
 Run = Callable[[Pixels, Kind], object]
-#: Answers one embedding `(D,) float32`.
+#: Searches for one embedding `(D,) float32`.
 Search = Callable[[Embeddings], object]
 
 
 @dataclass(frozen=True)
 class StageLatency:
-    """Latency of one stage for one image at a time.
+    """Latency of one stage, one image at a time.
 
-    `subject` is `sketch` (a query: decode, preprocess, engine, search) or `photo` (a photo being
-    indexed: decode, preprocess, engine); the stage `total` is their sum, image by image.
+    `subject` is `sketch` (a query: decode, preprocess, engine, search) or `photo` (indexing a
+    photo: decode, preprocess, engine). The stage `total` is the sum for each image.
     """
 
     subject: str
@@ -189,14 +188,14 @@ def measure_stages(
     *,
     samples: int = 200,
 ) -> list[StageLatency]:
-    """Return the latency of every stage, over `samples` sketches and as many photos, by timings.
+    """Return the latency of every stage over `samples` sketches and photos, alternating.
 
     Args:
-        sketches: image files, used in a circle.
-        photos: image files, used in a circle.
+        sketches: contents of image files, repeated as needed.
+        photos: contents of image files, repeated as needed.
         run: the engine; it must return `(1, D) float32`.
-        search: answers one embedding.
-        samples: how many of each kind are timed.
+        search: searches for one embedding.
+        samples: number of timed images of each kind.
     """
     times: dict[tuple[str, str], list[float]] = {}
     warm_up = min(5, samples)
@@ -240,7 +239,7 @@ def _time_photo(data: bytes, run: Run, times: dict[tuple[str, str], list[float]]
 
 
 class _Laps:
-    """Add the milliseconds since the last lap to the times of a stage."""
+    """A stopwatch that records the time of each stage."""
 
     def __init__(self, subject: str, times: dict[tuple[str, str], list[float]]) -> None:
         self._subject = subject

@@ -1,4 +1,4 @@
-"""Everything that `sbtk bench latency` measures of a bundle, in one run."""
+"""`sbtk bench latency`: latency, speed, memory and quality of a bundle."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from sbtk_runtime.evaluation.bench.floor import (
     Floor,
     Product,
     ProductKind,
-    fastest_product,
-    library_products,
-    multiply_accumulates,
+    count_macs,
+    find_fastest_product,
+    iterate_products,
 )
 from sbtk_runtime.evaluation.bench.interleave import (
     USUAL,
@@ -44,20 +44,20 @@ _IMAGES = 32
 
 @dataclass(frozen=True)
 class BenchImages:
-    """Image files to decode, and what they are, in words."""
+    """Contents of image files, and their description."""
 
     sketches: Sequence[bytes]
     photos: Sequence[bytes]
-    named: str
+    description: str
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """What is measured beside the engines, from libraries that the runtime does without.
+    """Baselines for the engines, from libraries that the runtime does not need.
 
     Attributes:
-        contenders: for the CPU threads and the devices of the engines, what runs beside them.
-        products: for a kind of numbers, sizes and CPU threads, further matrix products.
+        contenders: returns the baselines for a number of CPU threads and a list of devices.
+        products: returns further matrix products for a kind of numbers, sizes and CPU threads.
     """
 
     contenders: Callable[[int, Sequence[str]], Iterable[Contender]] = lambda threads, devices: ()
@@ -66,7 +66,7 @@ class Baselines:
     )
 
 
-ANY, NOTHING = Wanted(), Baselines()
+_DEFAULT_ENGINE, _NO_BASELINES = Wanted(), Baselines()
 
 
 @dataclass(frozen=True)
@@ -74,16 +74,16 @@ class LatencyReport:
     """Latency, speed, memory and quality of one bundle.
 
     Attributes:
-        model_id: of the bundle.
-        engine, precision: which the stages were measured with.
+        model_id: id of the bundle.
+        engine, precision: engine and precision with which the stages were measured.
         threads: CPU threads of every contender.
-        images: what was decoded, in words.
-        searched: what was searched, in words.
-        stages: latency of one image at a time.
-        throughput: every contender at every batch.
-        floors: the time of the multiplications alone, for each kind of numbers.
-        quality: how mAP was measured; `None` if it was not.
-        notes: what was left out, and why.
+        images: description of the decoded images.
+        searched: description of the searched vectors.
+        stages: latency of each stage, one image at a time.
+        throughput: speed of every contender at every batch size.
+        floors: time of the multiplications alone, for each kind of numbers.
+        quality: mAP of the engines, or `None`.
+        notes: what was not measured, and why.
     """
 
     model_id: str
@@ -103,7 +103,7 @@ class LatencyReport:
         return asdict(self)
 
     def stage_ms(self, subject: str, stage: str) -> float | None:
-        """Return the median of a stage, such as `photo` and `decode`."""
+        """Return the median of a stage, such as `photo`, `decode`; `None` if not measured."""
         fitting = [s.p50_ms for s in self.stages if (s.subject, s.stage) == (subject, stage)]
         return fitting[0] if fitting else None
 
@@ -114,29 +114,29 @@ def measure_latency(
     search: Search,
     searched: str,
     *,
-    wanted: Wanted = ANY,
-    baselines: Baselines = NOTHING,
+    wanted: Wanted = _DEFAULT_ENGINE,
+    baselines: Baselines = _NO_BASELINES,
     labelled: LabelledSet | None = None,
     config: BenchConfig = USUAL,
     progress: Progress = lambda _: None,
 ) -> LatencyReport:
-    """Return the latency of each stage, and what each engine and precision gives and costs.
+    """Measure the latency of each stage, and speed, memory and mAP of each engine and precision.
 
     Args:
         bundle: the model.
-        images: to decode and embed.
-        search: answers an embedding, the last stage of a query.
-        searched: what it searches, in words.
-        wanted: which engines; the stages take the first, in its own default precision.
-        baselines: what else is measured.
-        labelled: images of held-out seen classes to measure mAP on; `None` leaves it out.
-        config: how long is measured.
-        progress: told what is measured next, and what takes long.
+        images: images to decode and embed.
+        search: searches for an embedding, the last stage of a query.
+        searched: description of what is searched.
+        wanted: the engines; stages are measured on the first, in its default precision.
+        baselines: baselines to compare the engines with.
+        labelled: images of held-out seen classes to measure mAP on, or `None`.
+        config: how long to measure.
+        progress: called with a message before each step.
 
     Raises:
-        EngineUnavailable: the named engine, or every engine, does not work here.
+        EngineUnavailable: the named engine, or every engine, is unavailable.
         MissingExtra: the named engine's library is not installed.
-        BadModel: the bundle has no such precision, or is damaged.
+        BadModel: the bundle lacks the precision, or is damaged.
     """
     with contextlib.closing(open_default(bundle, wanted, progress)) as default:
         info = default.info
@@ -158,10 +158,10 @@ def measure_latency(
         engine=info.name,
         precision=info.precision,
         threads=info.threads,
-        images=images.named,
+        images=images.description,
         searched=searched,
         stages=tuple(stages),
-        throughput=tuple(_completed(point, memories, quality) for point in speeds.points),
+        throughput=tuple(_complete(point, memories, quality) for point in speeds.points),
         floors=tuple(speeds.floors),
         quality=quality,
         notes=tuple(dict.fromkeys(notes)),
@@ -178,7 +178,7 @@ def _speeds(
     progress: Progress,
     notes: list[str],
 ) -> tuple[list[EngineKey], Speeds]:
-    """Return the engines that were opened, and the speed of all contenders."""
+    """Return the opened engines, and the speed of all contenders."""
     pixels = [prepare(photo, "photo").pixels for photo in images.photos[:_IMAGES]]
     model_macs = _model_macs(bundle, notes)
     with contextlib.ExitStack() as stack:
@@ -199,9 +199,9 @@ def _speeds(
 
 
 def _model_macs(bundle: Bundle, notes: list[str]) -> int:
-    """Return the multiply-accumulates of the model; 0 if they cannot be told."""
+    """Return the multiply-accumulates of the model; 0 if they cannot be counted."""
     try:
-        return multiply_accumulates(bundle.checked_content(bundle.precisions[0]))
+        return count_macs(bundle.checked_content(bundle.precisions[0]))
     except BadModel as problem:
         notes.append(f"no floor: {problem.found}")
         return 0
@@ -214,18 +214,18 @@ def _products(
     config: BenchConfig,
     progress: Progress,
 ) -> list[Product]:
-    """Return the fastest product of each kind of numbers that some engine multiplies on a CPU."""
+    """Return the fastest product of each precision in which an engine runs on the CPU."""
     kinds: tuple[ProductKind, ...] = ("int8", "fp32")
     found = []
     for kind in kinds:
         if not any(c.device == "cpu" and c.precision == kind for c in engines):
             continue
-        progress(f"looking for the fastest {kind} matrix product of this CPU")
+        progress(f"searching the fastest {kind} matrix product on this CPU")
         candidates = itertools.chain(
-            library_products(kind, config.product_sizes, threads),
+            iterate_products(kind, config.product_sizes, threads),
             baselines.products(kind, config.product_sizes, threads),
         )
-        product = fastest_product(candidates, config.block_s)
+        product = find_fastest_product(candidates, config.block_s)
         found += [product] if product else []
     return found
 
@@ -260,8 +260,8 @@ def _memories(
     return found
 
 
-def _completed(point: Speed, memories: dict[str, Memory], quality: Quality | None) -> Speed:
-    """Return a contender's point with its memory and quality."""
+def _complete(point: Speed, memories: dict[str, Memory], quality: Quality | None) -> Speed:
+    """Return the speed of a contender with its memory and mAP."""
     if point.role != "engine":
         return point
     memory = memories.get(point.name, Memory())
@@ -274,17 +274,17 @@ def _completed(point: Speed, memories: dict[str, Memory], quality: Quality | Non
     )
 
 
-#: The metric that is compared.
+#: The compared metric.
 METRIC = "mAP@all"
 
 _REFERENCE_ENGINE = "onnxruntime"
-#: What stands for the model itself: the first of these that the bundle has.
+#: Precisions of the reference: the first that the bundle has.
 _REFERENCE_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 
 
 @dataclass(frozen=True)
 class EngineKey:
-    """One engine in one precision on one device."""
+    """An engine in one precision on one device."""
 
     engine: str
     precision: Precision
@@ -301,9 +301,9 @@ class Quality:
     """mAP@all of each engine and precision on the same images.
 
     Attributes:
-        protocol: which classes, how many sketches and photos, and how they were ranked.
-        reference: the engine and precision that differences are to; empty without any.
-        metrics: engine and precision to mAP@all, the reference's too.
+        protocol: classes, numbers of sketches and photos, and ranking, in words.
+        reference: engine and precision of the reference; empty without one.
+        metrics: mAP@all by engine and precision, including the reference.
     """
 
     protocol: str
@@ -311,7 +311,7 @@ class Quality:
     metrics: dict[str, float]
 
     def difference(self, name: str) -> float | None:
-        """Return how much more mAP@all an engine has than the reference."""
+        """Return the difference of an engine's mAP@all to the reference's."""
         if name not in self.metrics or self.reference not in self.metrics:
             return None
         return self.metrics[name] - self.metrics[self.reference]
@@ -326,8 +326,8 @@ def measure_quality(
 ) -> tuple[Quality, list[str]]:
     """Return the mAP of each engine, and notes on what could not be measured or compared.
 
-    Each embeds all the images once. The reference is the FP32 file on a CPU, or the FP16 file
-    of a bundle without; without either there are no differences.
+    Each engine embeds all images once. The reference is FP32 on a CPU, or FP16 if the bundle has no
+    FP32 file; without either, there are no differences.
     """
     reference, notes = _reference(bundle, threads)
     metrics: dict[str, float] = {}
@@ -337,7 +337,7 @@ def measure_quality(
         try:
             with _embedder(bundle, key.engine, key.precision, key.device, threads) as embedder:
                 report = measure_map(embedder, images.sketches, images.photos, of=images.of)
-        # A metric less is no reason to lose those that are there.
+        # Keep the results of the other engines.
         except SbtkError as problem:
             notes.append(f"{METRIC} of {key.name} not measured: {problem.found}")
             continue
@@ -347,7 +347,7 @@ def measure_quality(
 
 
 def _reference(bundle: Bundle, threads: int) -> tuple[EngineKey | None, list[str]]:
-    """Return what stands for the model itself, and a note where that is not FP32."""
+    """Return the reference, and a note if it is not FP32."""
     for precision in _REFERENCE_PRECISIONS:
         if precision not in bundle.precisions:
             continue
@@ -357,9 +357,9 @@ def _reference(bundle: Bundle, threads: int) -> tuple[EngineKey | None, list[str
                     found = EngineKey(embedder.engine.info.name, precision, "cpu")
             except SbtkError:
                 continue
-            note = f"the bundle has no fp32 file: differences of mAP are to {found.name}"
+            note = f"no fp32 file in the bundle: mAP is compared with {found.name}"
             return found, [] if precision == "fp32" else [note]
-    return None, ["no differences of mAP: neither fp32 nor fp16 runs on a CPU here"]
+    return None, ["mAP not compared: neither fp32 nor fp16 runs on this CPU"]
 
 
 def _embedder(

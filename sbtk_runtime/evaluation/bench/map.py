@@ -1,4 +1,4 @@
-"""Retrieval quality of a model on labelled images, by a protocol that every metric carries."""
+"""`sbtk bench map`: retrieval quality of a model on labelled images, by a protocol."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ __all__ = [
     "LabelledSet",
     "MapReport",
     "append_log",
-    "earlier_runs",
+    "find_earlier_runs",
     "measure_map",
 ]
 
 _LOG_HEADER = (
     "# date\tbundle\tSHA-256 of the model file\tprotocol\tfigure\n"
-    "# One line for each run of a bundle on unseen classes; written by `sbtk bench map`.\n"
+    "# One line per evaluation of a bundle on unseen classes, written by `sbtk bench map`.\n"
 )
 
 
@@ -42,20 +42,20 @@ class MapReport:
     """Retrieval quality of one model file on one set of classes.
 
     Attributes:
-        model_id: of the bundle.
-        model_sha256: of the ONNX file.
-        engine, precision: what embedded the images.
+        model_id: id of the bundle.
+        model_sha256: hash of the ONNX file.
+        engine, precision: engine and precision that embedded the images.
         dim: length of an embedding, before it becomes a code.
-        protocol: which classes, how many queries and photos, and how they were ranked, in words.
-        rules: the same rules, each by its name.
-        metrics: name, which carries the rule, to value in 0..1.
-        measures: the rule of each metric, in their order.
-        class_map: plain AP by class, mean over its queries.
-        queries, photos: how many asked, and how many were searched.
-        embedded: how many images were embedded, those that ITQ learnt on, too.
-        unanswerable: queries left out because no photo of their class could be read.
-        unreadable: `path: reason` of images left out.
-        embed_s, rank_s: seconds for embedding all images, and for ranking and measuring.
+        protocol: classes, numbers of queries and photos, and ranking, in words.
+        rules: the same rules as a structure.
+        metrics: values in 0..1 by name, which states the rule.
+        measures: the rule of each metric, in order.
+        class_map: mean plain AP of the queries of each class.
+        queries, photos: numbers of queries and of searched photos.
+        embedded: number of embedded images, including those that ITQ was fitted on.
+        unanswerable: queries excluded because no photo of their class could be read.
+        unreadable: `path: reason` of excluded images.
+        embed_s, rank_s: seconds to embed all images, and to rank and compute metrics.
     """
 
     model_id: str
@@ -83,11 +83,11 @@ class MapReport:
 
     @property
     def definitions(self) -> dict[str, str]:
-        """What each metric means, in words."""
+        """The definition of each metric, in words."""
         return {measure.name: measure.definition for measure in self.measures}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as a JSON object: `rules` of all metrics, `figure_rules` of each."""
+        """Return the report as a JSON object, with the metrics as `figures`."""
         fields = asdict(self)
         del fields["measures"]
         return fields | {
@@ -99,7 +99,7 @@ class MapReport:
         }
 
     def log_line(self) -> str:
-        """Return the run as a line of `unseen.log`: date, bundle, model hash, protocol, metric."""
+        """Return a line of `unseen.log`: date, bundle, model hash, protocol, metric."""
         date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         metric = f"mAP@all {self.metrics['mAP@all']:.4f}"
         protocol = f"{self.protocol}; {self.engine} {self.precision}"
@@ -119,22 +119,22 @@ def measure_map(
     precision_cuts: Sequence[int] = PRECISION_CUTS,
     progress: Progress = lambda done, total: None,
 ) -> MapReport:
-    """Return the retrieval quality of the embedder's model on labelled images.
+    """Measure the retrieval quality of the embedder's model on labelled images.
 
     Args:
         embedder: the model, engine and precision to measure.
-        sketches: the queries, unless the protocol says that photos ask.
-        photos: the gallery; labels are about the same classes as the sketches'.
+        sketches: the queries, unless the protocol uses photos.
+        photos: the gallery, with labels of the same classes.
         of: the classes in words, such as "21 unseen classes of SK-YE".
-        protocol: how to rank, and by which rules the images were chosen.
-        learnt_on: training sketches and photos, where the protocol fits ITQ on them.
+        protocol: how to rank, and by which rules the images were selected.
+        learnt_on: training sketches and photos, if the protocol fits ITQ on them.
         ap_cuts: ranks k of mAP@k.
-        precision_cuts: ranks k of P@k; those beyond the gallery are left out.
-        progress: told how many of how many images are embedded.
+        precision_cuts: ranks k of P@k; ranks beyond the gallery are ignored.
+        progress: called with the numbers of embedded images and of all images.
 
     Raises:
         BadData: no sketch or no photo can be read, or no query has a photo of its class.
-        BadConfig: the protocol asks for codes that cannot be had.
+        BadConfig: the protocol requires codes that cannot be made.
     """
     started = time.perf_counter()
     sides = embed_sides(embedder, sketches, photos, learnt_on, protocol, progress)
@@ -157,7 +157,7 @@ def measure_map(
         engine=info.name,
         precision=info.precision,
         dim=embedder.dim,
-        protocol=_in_words(of, rules, len(sides.queries.rows), len(sides.gallery.rows)),
+        protocol=_describe_protocol(of, rules, len(sides.queries.rows), len(sides.gallery.rows)),
         rules=rules,
         metrics=metrics,
         measures=tuple(measure for measure in measures if measure.name in metrics),
@@ -176,7 +176,7 @@ def measure_map(
 
 
 def append_log(path: Path, report: MapReport) -> None:
-    """Append the report's line to a log, durably; a new log gets a header."""
+    """Append the report's line to a log and sync it; a new log gets a header."""
     with disk_full_explained(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         with os.fdopen(descriptor, "ab") as file:
@@ -186,8 +186,8 @@ def append_log(path: Path, report: MapReport) -> None:
             os.fsync(file.fileno())
 
 
-def earlier_runs(path: Path, model_sha256: str) -> list[str]:
-    """Return the lines of a log that are about the model file with this hash."""
+def find_earlier_runs(path: Path, model_sha256: str) -> list[str]:
+    """Return the lines of a log for the model file with this hash."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -195,7 +195,7 @@ def earlier_runs(path: Path, model_sha256: str) -> list[str]:
     return [line for line in lines if model_sha256 in line.split("\t")]
 
 
-def _in_words(of: str, rules: Protocol, queries: int, photos: int) -> str:
+def _describe_protocol(of: str, rules: Protocol, queries: int, photos: int) -> str:
     setting = f" ({rules.setting_words})" if rules.setting_words else ""
     asked = f"{queries:,} {'sketches' if rules.queries == 'sketch' else 'photos'}"
     return f"{of}{setting}: {asked} against {photos:,} photos; {rules.ranking}"
@@ -207,13 +207,13 @@ def _model_sha256(embedder: Embedder) -> str:
     return embedder.bundle.manifest.files[name].sha256
 
 
-#: Told how many of how many images are embedded.
+#: Called with the numbers of embedded images and of all images.
 Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Image files and, for each, the index of its class in `classes`."""
+    """Image files, and the index of each one's class in `classes`."""
 
     paths: Sequence[Path]
     labels: Sequence[int]
@@ -222,15 +222,15 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """What is measured on.
+    """Labelled images of an evaluation.
 
     Attributes:
-        sketches: to ask with.
-        photos: to search, and to ask with where photos are the queries.
+        sketches: the query sketches.
+        photos: the gallery, and the queries if the protocol uses photos.
         of: the classes in words, such as "21 unseen classes of SK-YE".
         learnt_on: training sketches and photos, for a protocol that fits ITQ on them.
-        protocol: the rules that the images were chosen by, and that metrics are to follow.
-        notices: sentences about what was left out when the files were found.
+        protocol: the rules by which the images were selected and metrics are computed.
+        notices: messages about skipped files.
     """
 
     sketches: LabelledImages
@@ -243,14 +243,14 @@ class LabelledSet:
 
 @dataclass(frozen=True)
 class Sides:
-    """What retrieval is measured with.
+    """The embeddings of an evaluation.
 
     Attributes:
         queries: sketches, or photos.
         gallery: photos.
-        learnt_on: embeddings to fit ITQ on, or the bundle's own; `None` where neither is asked.
-        embedded: how many images were embedded for it.
-        unreadable: `path: reason` of images left out.
+        learnt_on: embeddings to fit ITQ on, or the bundle's own ITQ; `None` if not needed.
+        embedded: number of embedded images.
+        unreadable: `path: reason` of excluded images.
     """
 
     queries: Labelled
@@ -268,20 +268,20 @@ def embed_sides(
     protocol: Protocol,
     progress: Progress,
 ) -> Sides:
-    """Return the embeddings that a protocol needs.
+    """Embed the images that a protocol needs.
 
     Args:
         embedder: the model and engine.
-        sketches: the queries, unless the protocol says that photos ask.
+        sketches: the queries, unless the protocol uses photos.
         photos: the gallery.
-        learnt_on: training sketches and photos, embedded where the protocol fits ITQ on them.
-        protocol: what asks, and what ITQ is fitted on.
-        progress: told how many of how many images are embedded.
+        learnt_on: training sketches and photos, embedded if the protocol fits ITQ on them.
+        protocol: kind of queries, and what ITQ is fitted on.
+        progress: called with the numbers of embedded images and of all images.
 
     Raises:
-        BadConfig: codes that embeddings of this width cannot have; found out before the work.
+        BadConfig: embeddings of this width cannot have such codes (raised before embedding).
         BadData: no image of a kind can be read, or there are no training images.
-        BadModel: the bundle has no ITQ of the length asked for.
+        BadModel: the bundle has no ITQ of this length.
     """
     codes = protocol.codes
     learnt: Embeddings | Itq | None = None
@@ -298,8 +298,8 @@ def embed_sides(
     found, unreadable = _embedded_parts(embedder, parts, progress)
     if found[first_learnt:]:
         learnt = np.concatenate([part.rows for part in found[first_learnt:]])
-    is_asked_by_photo = protocol.queries == "photo"
-    queries, gallery = photo_queries(found[0]) if is_asked_by_photo else (found[0], found[1])
+    has_photo_queries = protocol.queries == "photo"
+    queries, gallery = photo_queries(found[0]) if has_photo_queries else (found[0], found[1])
     count = sum(len(part.rows) for part in found)
     return Sides(queries, gallery, learnt, count, tuple(unreadable))
 
@@ -316,7 +316,7 @@ def _training_parts(
     if not parts:
         raise BadData(
             "no images of seen classes to fit ITQ on",
-            "a data set that has what the model was trained on",
+            "a data set with the training images",
             "--itq-on gallery",
         )
     return parts
@@ -325,7 +325,7 @@ def _training_parts(
 def _embedded_parts(
     embedder: Embedder, parts: Sequence[tuple[LabelledImages, Kind]], progress: Progress
 ) -> tuple[list[Labelled], list[str]]:
-    """Return the embeddings of each part, and what could not be read."""
+    """Return the embeddings of each part, and the unreadable images."""
     total = sum(len(images.paths) for images, _ in parts)
     found: list[Labelled] = []
     unreadable: list[str] = []
@@ -346,8 +346,8 @@ def _embedded(
     total: int,
     progress: Progress,
 ) -> tuple[Labelled, list[str]]:
-    """Return the embeddings of the images that can be read, and what cannot."""
-    # Filled in place: a list of rows and their stack would be twice as much.
+    """Return the embeddings of the readable images, and the unreadable images."""
+    # Filled in place, since a list of rows and their stack would take twice the memory.
     rows = np.empty((len(images.paths), embedder.dim), dtype=np.float32)
     labels = np.empty(len(images.paths), dtype=np.int64)
     unreadable: list[str] = []

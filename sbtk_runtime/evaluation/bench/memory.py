@@ -1,8 +1,8 @@
-"""Memory of an engine, measured in a process of its own that does nothing else.
+"""Memory of an engine, measured in a process of its own.
 
     python -m sbtk_runtime.evaluation.bench.memory '{"bundle": "...", "engine": "onnxruntime", ...}'
 
-opens the engine, runs each batch and prints what that took as one JSON line.
+opens the engine, runs each batch and prints the memory as one JSON line.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import SIZE_PX
 
 _TIMEOUT_S = 900
-# `-P` leaves the working folder alone; the folder of this checkout or installation comes last, so
-# that it can hide nothing.
+# `-P` excludes the working folder; the folder of this checkout or installation comes last, so that
+# it hides nothing.
 _START = (
     "import sys; sys.path.append(sys.argv.pop(1)); "
     "from sbtk_runtime.evaluation.bench.memory import main; main()"
@@ -35,13 +35,12 @@ _START = (
 
 @dataclass(frozen=True)
 class MemoryRequest:
-    """An engine and the batches to run, the smallest first.
+    """An engine and the batch sizes to run, smallest first.
 
     Attributes:
         bundle: folder of the model.
-        engine, precision, threads: as for `open_engine`.
-        device: `cpu`, or the GPU.
-        batches: numbers of images.
+        engine, precision, threads, device: as for `open_engine`.
+        batches: batch sizes.
     """
 
     bundle: str
@@ -54,14 +53,13 @@ class MemoryRequest:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a process held after it had opened an engine and run batches up to a size.
+    """Memory of a process that opens an engine and runs batches up to each size.
 
     Attributes:
-        peak_bytes: by batch, the most resident memory that the process ever had; without Linux's
-            /proc empty.
-        device_bytes: by batch, how much more of the GPU was in use than before the engine was
-            opened, CUDA's own share not counted; empty on a CPU.
-        failed: why the next batch did not run; empty when all did.
+        peak_bytes: peak resident memory by batch; empty without Linux's /proc.
+        device_bytes: by batch, the GPU memory in use minus that before the engine was opened, which
+            includes CUDA's own share; empty on a CPU.
+        failed: why the next batch did not run; empty if all ran.
     """
 
     peak_bytes: dict[int, int] = field(default_factory=dict)
@@ -70,15 +68,15 @@ class Memory:
 
 
 def measure_memory(request: MemoryRequest) -> Memory:
-    """Return the memory of an engine, measured in a new process.
+    """Measure the memory of an engine in a new process.
 
     Raises:
-        EngineUnavailable: the process ended without an answer.
+        EngineUnavailable: the process ended without a result.
     """
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     command = [sys.executable, "-P", "-c", _START, root, json.dumps(asdict(request))]
     try:
-        done = subprocess.run(  # noqa: S603 - this very file
+        done = subprocess.run(  # noqa: S603 -- this file
             command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
         )
     except subprocess.TimeoutExpired as problem:
@@ -87,21 +85,21 @@ def measure_memory(request: MemoryRequest) -> Memory:
         found = json.loads(done.stdout.splitlines()[-1])
         peaks, device = _by_batch(found, "peak_bytes"), _by_batch(found, "device_bytes")
         return Memory(peaks, device, str(found["failed"]))
-    # Killed for the memory it took, it leaves nothing to read.
+    # A process killed for lack of memory writes no result.
     except (IndexError, ValueError, KeyError) as problem:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise EngineUnavailable(f"its process ended without an answer: {last[0]}") from problem
+        raise EngineUnavailable(f"its process ended without a result: {last[0]}") from problem
 
 
 def main() -> None:
-    """Measure this process as the first argument asks, and prints the `Memory` as JSON."""
+    """Measure the memory of this process and print it as JSON."""
     asked = json.loads(sys.argv[1])
     request = MemoryRequest(**(asked | {"batches": tuple(asked["batches"])}))
-    print(json.dumps(asdict(own_memory(request))))
+    print(json.dumps(asdict(measure_this_process(request))))
 
 
-def own_memory(request: MemoryRequest) -> Memory:
-    """Return what this very process takes to open the engine and run the batches."""
+def measure_this_process(request: MemoryRequest) -> Memory:
+    """Return the memory that this process needs to open the engine and run the batches."""
     before = device_bytes_in_use(request.device)
     peaks: dict[int, int] = {}
     device: dict[int, int] = {}
@@ -115,7 +113,7 @@ def own_memory(request: MemoryRequest) -> Memory:
             batch=max(request.batches),
         )
         for batch in sorted(request.batches):
-            # Zeros would be pages that no memory stands behind.
+            # Pages of zeros would take no memory.
             engine.run(np.full((batch, SIZE_PX, SIZE_PX, 3), 127, dtype=np.uint8), "photo")
             now = device_bytes_in_use(request.device)
             if peak := peak_resident_bytes():
@@ -129,7 +127,7 @@ def own_memory(request: MemoryRequest) -> Memory:
 
 
 def device_bytes_in_use(device: str) -> int | None:
-    """Return how much of a GPU's memory is in use, by whomever; `None` on a CPU or if unknown."""
+    """Return the memory of a GPU that all processes use; `None` on a CPU or if unknown."""
     if device.partition(":")[0] != "cuda":
         return None
     try:

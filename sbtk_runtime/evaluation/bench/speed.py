@@ -1,4 +1,4 @@
-"""Images per second of each engine and precision by batch, beside torch and beside the floor."""
+"""Images per second of each engine and precision by batch, relative to torch and the floor."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from functools import partial
 import numpy as np
 
 from sbtk_runtime.evaluation.bench.engines import Contender, Role
-from sbtk_runtime.evaluation.bench.floor import Floor, Product, floor_of, times_floor
+from sbtk_runtime.evaluation.bench.floor import Floor, Product, compute_floor, times_floor
 from sbtk_runtime.evaluation.bench.interleave import (
     USUAL,
     BenchConfig,
     Blocks,
     Timings,
-    ratio,
+    compute_ratio,
     run_interleaved,
 )
 from sbtk_runtime.evaluation.metrics import percentiles
@@ -26,23 +26,23 @@ _TIMED_RUNS = 20
 
 @dataclass(frozen=True)
 class Speed:
-    """One contender at one batch size; `None` stands for what was not, or cannot be, measured.
+    """Speed of one contender at one batch size; `None` if not measured.
 
     Attributes:
         name: engine and precision.
         engine, precision, device, role: as in `Contender`.
         batch: images per run.
-        samples: runs that were timed.
-        images_per_s: `batch` over the median run.
-        p50_ms, p95_ms, p99_ms: of a whole run, from the host's memory and back to it.
-        times_eager, times_compiled: how many times as fast as torch eager and torch compiled on
-            the same device, the median over rounds.
-        times_floor: how many times as long as the multiplications alone would take.
+        samples: number of timed runs.
+        images_per_s: `batch` divided by the median time of a run.
+        p50_ms, p95_ms, p99_ms: time of a whole run, from and to the host's memory.
+        times_eager, times_compiled: speed relative to torch eager and torch compiled on the same
+            device, the median over rounds.
+        times_floor: time relative to that of the multiplications alone.
         h2d_ms, compute_ms, d2h_ms: medians of a run's parts, by the GPU's clock.
-        peak_memory_bytes: most resident memory of a process of its own, up to this batch.
-        device_memory_bytes: of the GPU's memory in such a process.
+        peak_memory_bytes: peak resident memory of a process of its own, up to this batch.
+        device_memory_bytes: GPU memory of such a process.
         map_all: mAP@all on held-out seen classes.
-        map_difference: of `map_all` to the reference's, which is FP32's where there is one.
+        map_difference: `map_all` minus that of the reference, which is FP32 if available.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Speeds:
-    """Every contender at every batch, the floors, and what failed."""
+    """The speed of every contender at every batch size, the floors, and failures."""
 
     points: list[Speed]
     floors: list[Floor]
@@ -87,16 +87,16 @@ def measure_speeds(
     config: BenchConfig = USUAL,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Speeds:
-    """Return the speed of each contender at each batch size, measured by timings.
+    """Measure the speed of each contender at each batch size, interleaved.
 
     Args:
-        contenders: what is measured; a batch that one cannot run becomes a note.
-        batches: numbers of images per run.
-        pixels: `(N, 224, 224, 3) uint8` photos to embed, in a circle.
-        products: the fastest matrix product of each kind of numbers; they take timings, too.
+        contenders: engines and baselines; failures become notes.
+        batches: batch sizes.
+        pixels: `(N, 224, 224, 3) uint8` photos to embed, repeated as needed.
+        products: the fastest matrix product of each kind of numbers, measured in the same rounds.
         model_macs: multiply-accumulates of the model for one image.
-        config: how long is measured.
-        progress: told what is measured next.
+        config: how long to measure.
+        progress: called with a message before each batch size.
     """
     speeds = Speeds([], [], [])
     product_blocks: dict[str, Blocks] = {product.kind: [] for product in products}
@@ -118,7 +118,7 @@ def measure_speeds(
                 extras |= _device_times(contender, filled)
                 speeds.points.append(_speed(contender, batch, timings, extras))
     speeds.floors.extend(
-        floor_of(product, product_blocks[product.kind], model_macs)
+        compute_floor(product, product_blocks[product.kind], model_macs)
         for product in products
         if product_blocks[product.kind]
     )
@@ -158,13 +158,13 @@ def _speed(
 def _compared(
     contender: Contender, contenders: Sequence[Contender], batch: int, timings: Timings
 ) -> dict[str, float | None]:
-    """Return how many times as fast as torch on the same device it is."""
+    """Return the speed relative to torch on the same device."""
     found: dict[str, float | None] = {}
     for role in ("eager", "compiled"):
         peers = [c for c in contenders if c.role == role and c.device == contender.device]
         for peer in peers:
             if peer.name in timings.blocks:
-                found[f"times_{role}"] = ratio(
+                found[f"times_{role}"] = compute_ratio(
                     timings.blocks[contender.name], timings.blocks[peer.name]
                 )
     return found
@@ -173,7 +173,7 @@ def _compared(
 def _to_floor(
     contender: Contender, batch: int, timings: Timings, products: Sequence[Product], model_macs: int
 ) -> dict[str, float | None]:
-    """Return how many times the floor an engine on the CPU takes."""
+    """Return the time of an engine on the CPU relative to the floor."""
     if contender.role != "engine" or contender.device != "cpu" or not model_macs:
         return {}
     for product in products:
@@ -185,7 +185,7 @@ def _to_floor(
 
 
 def _device_times(contender: Contender, pixels: Pixels) -> dict[str, float | None]:
-    """Return the medians of a run's parts, for an engine that can tell them."""
+    """Return the medians of a run's parts, if the engine measures them."""
     if contender.timed is None:
         return {}
     times = [contender.timed.run_timed(pixels, "photo")[1] for _ in range(_TIMED_RUNS)]

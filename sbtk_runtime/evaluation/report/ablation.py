@@ -1,4 +1,4 @@
-"""The SBTKNet paper's Table 5, the published ablation above what was measured over seeds."""
+"""The SBTKNet paper's Table 5: the published ablation, and ablations measured over seeds."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.evaluation.report.comparison import SPLIT_TITLES
-from sbtk_runtime.evaluation.report.measured import MeasuredMap, best_metric
-from sbtk_runtime.evaluation.report.published import PublishedAblation, published
+from sbtk_runtime.evaluation.report.measured import MeasuredMap, find_metric
+from sbtk_runtime.evaluation.report.published import PublishedAblation, load_published
 from sbtk_runtime.evaluation.report.table import Cell, Column, ReportTable, Row
 from sbtk_runtime.files import printable_name, printable_text
 
 METRICS = ("mAP@all", "mAP@200", "P@100", "P@200")
-#: The metric by which the rows' order is judged.
+#: The metric by which the order of rows is compared.
 JUDGED = "mAP@all"
 
 
@@ -36,17 +36,17 @@ _Spreads = dict[str, Spread]
 def ablation_table(
     results: Sequence[AblationResult], runs: Sequence[MeasuredMap] = (), *, split: str = "SK-YE"
 ) -> ReportTable:
-    """Return the published ablation on a split and, below it, the measured one.
+    """Return the published ablation on a split, with the measured one below.
 
     Args:
-        results: one metric of one training each; none gives the published rows alone.
-        runs: single measurements to show as well, without a spread.
-        split: `SK-YE` or `TUB-SH`; the one that the results were measured on.
+        results: metrics of single trainings; if empty, only published rows are shown.
+        runs: single measurements, shown without a spread.
+        split: the split of the results, `SK-YE` or `TUB-SH`.
     """
-    known = published().ablation
+    known = load_published().ablation
     labels = {row.name: row.label for row in known}
     blocks: dict[str, dict[str, _Spreads]] = {}
-    for (classes, row), metrics in spread_over_seeds(results).items():
+    for (classes, row), metrics in compute_spreads(results).items():
         blocks.setdefault(classes, {})[row] = metrics
     lines = [
         Row(
@@ -58,7 +58,7 @@ def ablation_table(
     for classes, rows in blocks.items():
         lines += [
             _measured_row(labels.get(name, name), classes, rows[name])
-            for name in sorted(rows, key=lambda name: _place(name, known))
+            for name in sorted(rows, key=lambda name: _find_position(name, known))
         ]
     lines += [_single_row(run) for run in runs]
     return ReportTable(
@@ -70,18 +70,18 @@ def ablation_table(
         footnotes={},
         notes=(
             "mean ± sample standard deviation over seeds; the paper gives no spread",
-            *(order_text(rows, known, split, classes) for classes, rows in blocks.items()),
+            *(describe_order(rows, known, split, classes) for classes, rows in blocks.items()),
         ),
         warnings=tuple(_warnings(blocks, runs, split)),
     )
 
 
-def order_text(
+def describe_order(
     rows: dict[str, _Spreads], known: Sequence[PublishedAblation], split: str, classes: str
 ) -> str:
-    """Return, in words, whether the rows come in the paper's order by mAP@all.
+    """Return, in words, whether the rows have the paper's order by mAP@all.
 
-    Two rows are told apart where their means differ by more than both deviations together.
+    Two rows differ if the difference of their means exceeds the sum of both deviations.
     """
     measured = {
         row.name: spread
@@ -94,38 +94,38 @@ def order_text(
     pairs = [
         (worse, better) for worse in names for better in names if theirs[worse] < theirs[better]
     ]
-    turned = [
+    swapped = [
         f"{labels[worse]} {100 * measured[worse].mean:.1f} over {labels[better]} "
-        f"{100 * measured[better].mean:.1f}" + _doubt(measured[worse], measured[better])
+        f"{100 * measured[better].mean:.1f}" + _describe_doubt(measured[worse], measured[better])
         for worse, better in pairs
         if measured[worse].mean > measured[better].mean
     ]
     where = f"on {classes} classes" if classes else "here"
     if not pairs:
-        return f"{where} there are no two rows whose order could be judged"
-    if not turned:
-        return f"{where} the rows come in the paper's order by {JUDGED}"
+        return f"{where} there are no two rows to compare"
+    if not swapped:
+        return f"{where} the rows have the paper's order by {JUDGED}"
     return (
-        f"{where} {len(turned)} of {len(pairs)} pairs of rows are not in the paper's order by "
-        f"{JUDGED}: {'; '.join(turned)}"
+        f"{where} {len(swapped)} of {len(pairs)} pairs of rows are not in the paper's order by "
+        f"{JUDGED}: {'; '.join(swapped)}"
     )
 
 
 def _metric(metrics: _Spreads, base: str) -> Spread | None:
-    found = best_metric(metrics, base)
+    found = find_metric(metrics, base)
     return None if found is None else metrics[found[0]]
 
 
-def _doubt(first: Spread, second: Spread) -> str:
-    """Return what keeps a difference from being one, in brackets; empty where nothing does."""
+def _describe_doubt(first: Spread, second: Spread) -> str:
+    """Return why a difference is not significant, in brackets; empty if it is."""
     if first.deviation is None or second.deviation is None:
         return " (one seed: no spread)"
     is_apart = abs(first.mean - second.mean) > first.deviation + second.deviation
     return "" if is_apart else " (within the spread)"
 
 
-def _place(name: str, known: Sequence[PublishedAblation]) -> int:
-    """Return where a row stands: as in the paper, others below in the order of the file."""
+def _find_position(name: str, known: Sequence[PublishedAblation]) -> int:
+    """Return the position of a row: as in the paper, others below in file order."""
     names = [row.name for row in known]
     return names.index(name) if name in names else len(names)
 
@@ -150,7 +150,7 @@ def _measured_row(label: str, classes: str, metrics: _Spreads) -> Row:
 
 
 def _single_row(run: MeasuredMap) -> Row:
-    found = [best_metric(run.metrics, base) for base in METRICS]
+    found = [find_metric(run.metrics, base) for base in METRICS]
     cells = [Cell() if one is None else Cell(100 * run.metrics[one[0]]) for one in found]
     return Row((run.name, run.of, "1"), tuple(cells), is_measured=True, remark=run.protocol)
 
@@ -162,8 +162,8 @@ def _warnings(
     names = sorted({name for rows in blocks.values() for row in rows.values() for name in row})
     if names:
         warnings.append(
-            f"measured metrics are {', '.join(names)}; the paper's are taken to be VOC AP, mAP@200 "
-            "divided by min(200, R)"
+            f"measured metrics are {', '.join(names)}; the paper's are assumed to be VOC AP, "
+            "mAP@200 divided by min(200, R)"
         )
     warnings += [
         f"the rows on {classes} classes are not of {split}'s unseen classes"
@@ -177,7 +177,7 @@ def _warnings(
         if any(spread.seeds == 1 for spread in row.values())
     ]
     warnings += [
-        f"{run.name} was measured on {run.of} of {run.split or 'no named split'}, not on {split}"
+        f"{run.name} was measured on {run.of} of {run.split or 'an unnamed split'}, not on {split}"
         for run in runs
         if run.split != split or not run.is_unseen
     ]
@@ -191,14 +191,14 @@ REQUIRED = ("row", "seed", "figure", "value")
 
 @dataclass(frozen=True)
 class AblationResult:
-    """One metric of one training.
+    """A metric of one training.
 
     Attributes:
-        row: which objectives were trained.
-        seed: of the training.
-        classes: `validation` or `unseen`; empty where the file does not say.
-        metric: its name, in the manner of `sbtk bench map`.
-        value: share in 0..1.
+        row: the trained objectives.
+        seed: seed of the training.
+        classes: `validation` or `unseen`; empty if the file does not say.
+        metric: name of the metric, as in `sbtk bench map`.
+        value: value in 0..1.
     """
 
     row: str
@@ -212,7 +212,7 @@ def read_ablation(path: Path) -> list[AblationResult]:
     """Return the lines of a results file.
 
     Raises:
-        BadData: it cannot be read, lacks a column, or holds a line that is no result.
+        BadData: it cannot be read, lacks a column, or has an invalid line.
     """
     shown = printable_name(path)
     try:
@@ -223,44 +223,44 @@ def read_ablation(path: Path) -> list[AblationResult]:
                 raise BadData(
                     f"{shown} has no column {', '.join(missing)}",
                     f"a CSV file with the columns {', '.join(REQUIRED)}",
-                    "give the results file of 'sbtk train --ablation'",
+                    "use a results file of 'sbtk train --ablation'",
                 )
-            results = [_result(line, f"{shown}, line {reader.line_num}") for line in reader]
+            results = [_parse_result(line, f"{shown}, line {reader.line_num}") for line in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else str(problem)
         raise BadData(f"{shown} cannot be read: {reason}", "a CSV file") from problem
     if not results:
         raise BadData(f"{shown} holds no result", "a line for each row, seed and figure")
-    return _without_repeats(results, shown)
+    return _remove_repeats(results, shown)
 
 
-def spread_over_seeds(
+def compute_spreads(
     results: Iterable[AblationResult],
 ) -> dict[tuple[str, str], dict[str, Spread]]:
-    """Return the spread of each metric, by classes and row, both in the order of the file."""
+    """Return the spread of each metric by classes and row, in file order."""
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     for result in results:
         metrics = values.setdefault((result.classes, result.row), {})
         metrics.setdefault(result.metric, []).append(result.value)
     return {
-        key: {name: _spread(found) for name, found in metrics.items()}
+        key: {name: _compute_spread(found) for name, found in metrics.items()}
         for key, metrics in values.items()
     }
 
 
-def _spread(values: Sequence[float]) -> Spread:
+def _compute_spread(values: Sequence[float]) -> Spread:
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return Spread(statistics.fmean(values), deviation, len(values))
 
 
-def _result(line: dict[str, str | None], where: str) -> AblationResult:
+def _parse_result(line: dict[str, str | None], where: str) -> AblationResult:
     text = line["value"] or ""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 <= value <= 1:
-        raise BadData(f"{where}: the value is {text!r}", "a share from 0 to 1")
+        raise BadData(f"{where}: the value is {text!r}", "a number from 0 to 1")
     columns = (*REQUIRED, "classes")
     words = {name: printable_text((line.get(name) or "").strip()) for name in columns}
     if empty := [name for name in REQUIRED if not words[name]]:
@@ -268,8 +268,8 @@ def _result(line: dict[str, str | None], where: str) -> AblationResult:
     return AblationResult(words["row"], words["seed"], words["classes"], words["figure"], value)
 
 
-def _without_repeats(results: list[AblationResult], shown: str) -> list[AblationResult]:
-    """Return the results, or refuses those that give one metric of one training two values."""
+def _remove_repeats(results: list[AblationResult], shown: str) -> list[AblationResult]:
+    """Return the results without repeated lines, which must have equal values."""
     known: dict[tuple[str, ...], float] = {}
     for result in results:
         key = (result.row, result.seed, result.classes, result.metric)

@@ -1,4 +1,4 @@
-"""Measured metrics beside the published ones: the SBTKNet paper's Tables 2, 3 and 4."""
+"""The SBTKNet paper's Tables 2, 3 and 4, with measured results."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sbtk_runtime.errors import BadData
-from sbtk_runtime.evaluation.report.measured import MeasuredMap, best_metric
-from sbtk_runtime.evaluation.report.published import Published, PublishedRow, published
+from sbtk_runtime.evaluation.report.measured import MeasuredMap, find_metric
+from sbtk_runtime.evaluation.report.published import Published, PublishedRow, load_published
 from sbtk_runtime.evaluation.report.table import Cell, Column, ReportTable, Row
 
-#: How the columns of a split are headed.
+#: Column heads by split.
 SPLIT_TITLES = {
     "SK-SH": "Sketchy Ext. (SK-SH)",
     "SK-YE": "Sketchy Ext. (SK-YE)",
@@ -21,24 +21,23 @@ SPLIT_TITLES = {
 LENIENT, OTHER_LIST, UNNAMED_LIST = "a", "b", "c"
 
 _TAGS = (
-    "Source: P printed in the SBTKNet paper, which quotes the older methods; V read where the "
-    "authors or a named file give it; S a secondary source; here: measured."
+    "Source: P the SBTKNet paper, which quotes the older methods; V the authors' own paper or "
+    "files; S a secondary source; here: measured."
 )
 _MIXED = (
-    "these rows mix AP rules, galleries with and without duplicates, and several class lists: "
-    "they are no ranking"
+    "not a ranking: the rows mix AP rules, galleries with and without duplicates, and class lists"
 )
 
 
 @dataclass(frozen=True)
 class TableLayout:
-    """What a table of the paper holds.
+    """The content of one of the paper's tables.
 
     Attributes:
-        title: what it compares.
-        setting: which protocol its rows follow.
+        title: title of the table.
+        setting: setting of its rows.
         columns: split and metric of each column.
-        later_columns: columns that only later work fills.
+        later_columns: columns that only later work has.
     """
 
     title: str
@@ -79,19 +78,19 @@ LAYOUTS = {
 }
 
 
-def comparison(name: str, runs: Sequence[MeasuredMap], *, with_later: bool = False) -> ReportTable:
-    """Return a table of the paper with the runs below its rows.
+def compare(name: str, runs: Sequence[MeasuredMap], *, with_later: bool = False) -> ReportTable:
+    """Return one of the paper's tables, with the runs below.
 
     Args:
         name: `table2`, `table3` or `table4`.
-        runs: what was measured; none gives the published rows alone.
-        with_later: whether to show work that is later than the paper.
+        runs: measurements; if empty, only published rows are shown.
+        with_later: whether to show work later than the paper.
 
     Raises:
-        BadData: there are runs, and none of them belongs into the table.
+        BadData: none of the runs belongs into the table.
     """
     layout = LAYOUTS[name]
-    known = published()
+    known = load_published()
     columns = layout.columns + (layout.later_columns if with_later else ())
     rows = [
         row
@@ -103,13 +102,13 @@ def comparison(name: str, runs: Sequence[MeasuredMap], *, with_later: bool = Fal
     fitting = [run for run in runs if _fits(run, layout, columns)]
     if runs and not fitting:
         raise BadData(
-            f"none of {len(runs)} results belongs into {name}: "
+            f"none of {len(runs)} results fits {name}: "
             + "; ".join(sorted({f"{run.split or 'no split'}, {run.setting}" for run in runs})),
             f"{layout.setting} results of {' or '.join(sorted({s for s, _ in columns}))}",
-            "sbtk report table2, table3 and table4 each have splits and a setting of their own",
+            "see sbtk report --help for the setting of each table",
         )
-    lines = [_published_line(group, columns, known) for group in _grouped(rows)]
-    lines += [_measured_line(group, columns) for group in _runs_of_models(fitting)]
+    lines = [_published_line(group, columns, known) for group in _group_rows(rows)]
+    lines += [_measured_line(group, columns) for group in _group_runs(fitting)]
     marks = {letter for line in lines for cell in line.cells for letter in cell.mark}
     return ReportTable(
         name=name,
@@ -120,9 +119,9 @@ def comparison(name: str, runs: Sequence[MeasuredMap], *, with_later: bool = Fal
         footnotes={mark: _footnote(mark, fitting) for mark in sorted(marks)},
         notes=(_TAGS,),
         warnings=(
-            *(warning for run in fitting for warning in run_warnings(run, known)),
+            *(warning for run in fitting for warning in list_run_warnings(run, known)),
             *(_misfit(run) for run in runs if run not in fitting),
-            *rule_warnings(rows, fitting, columns, known),
+            *list_rule_warnings(rows, fitting, columns, known),
             _MIXED,
         ),
     )
@@ -138,20 +137,20 @@ def _fits(run: MeasuredMap, layout: TableLayout, columns: Sequence[tuple[str, st
 
 
 def _column_split(run: MeasuredMap) -> str:
-    """Return the split whose columns a run belongs to: SEM-PCYC's lists share the others'."""
+    """Return the split whose columns a run belongs to; SEM-PCYC's lists share columns."""
     return run.split.removesuffix("-sempcyc")
 
 
-def _grouped(rows: Sequence[PublishedRow]) -> list[list[PublishedRow]]:
-    """Return the rows by method and kind of embedding, in the order of the first of each."""
+def _group_rows(rows: Sequence[PublishedRow]) -> list[list[PublishedRow]]:
+    """Group rows by method and kind of embedding, in order of first appearance."""
     groups: dict[tuple[str, int | None, bool, bool], list[PublishedRow]] = {}
     for row in rows:
         groups.setdefault((row.method, row.dim, row.binary, row.later), []).append(row)
     return list(groups.values())
 
 
-def _runs_of_models(runs: Sequence[MeasuredMap]) -> list[list[MeasuredMap]]:
-    """Return the runs by model; a second one of the same columns gets a line of its own."""
+def _group_runs(runs: Sequence[MeasuredMap]) -> list[list[MeasuredMap]]:
+    """Group runs by model; a second run with the same columns starts a new group."""
     groups: list[list[MeasuredMap]] = []
     for run in runs:
         key = (run.name, run.dim, run.bits)
@@ -209,7 +208,7 @@ def _measured_line(group: Sequence[MeasuredMap], columns: Sequence[tuple[str, st
 
 
 def _measured_cell(run: MeasuredMap | None, split: str, base: str) -> Cell:
-    found = best_metric(run.metrics, base) if run is not None else None
+    found = find_metric(run.metrics, base) if run is not None else None
     if run is None or found is None:
         return Cell()
     name, metric = found
@@ -227,9 +226,9 @@ def _dim_text(dim: int | None, is_binary: bool) -> str:
 
 def _footnote(mark: str, runs: Sequence[MeasuredMap]) -> str:
     if mark == OTHER_LIST:
-        return "another list of unseen classes than the column's: not the same test set"
+        return "a different list of unseen classes, hence another test set"
     if mark == UNNAMED_LIST:
-        return "the source does not name its unseen classes; several lists go by the split's name"
+        return "the source does not list its unseen classes; several lists have the split's name"
     text = "mAP@200 divided by the hits within the first 200 (lenient), not by min(200, R)"
     ours = [
         f"{run.name} {100 * run.metrics['mAP@200 (lenient)']:.1f}"
@@ -240,8 +239,8 @@ def _footnote(mark: str, runs: Sequence[MeasuredMap]) -> str:
 
 
 def _misfit(run: MeasuredMap) -> str:
-    who = "" if run.is_sketch_query else ", photos for queries"
-    return f"{run.name} on {run.of} ({run.setting}{who}) has no column in this table: left out"
+    who = "" if run.is_sketch_query else ", photos as queries"
+    return f"{run.name} on {run.of} ({run.setting}{who}) has no column here: not shown"
 
 
 def _joined(*parts: str) -> str:
@@ -252,13 +251,13 @@ _AP_WORDS = {"plain": "plain AP", "voc": "AP with VOC's precision envelope"}
 _MEAN_WORDS = {"query": "mean over queries", "class": "mean over classes"}
 
 
-def run_warnings(run: MeasuredMap, known: Published) -> list[str]:
-    """Return where a run's classes, gallery and rules differ from the published test sets."""
+def list_run_warnings(run: MeasuredMap, known: Published) -> list[str]:
+    """Return how a run's classes, gallery and rules differ from the published test sets."""
     warnings = []
     if not run.is_unseen:
-        warnings.append(f"measured on {run.of}: the published rows are of unseen classes")
+        warnings.append(f"measured on {run.of}, published rows on unseen classes")
     elif not run.is_whole:
-        warnings.append(f"measured on {run.of} alone")
+        warnings.append(f"measured on only {run.of}")
     if run.is_generalised:
         warnings.append(f"{run.setting}: {run.queries:,} queries against {run.photos:,} photos")
     warnings += _gallery_warnings(run, known)
@@ -267,24 +266,24 @@ def run_warnings(run: MeasuredMap, known: Published) -> list[str]:
     return [f"{run.name}: {warning}" for warning in warnings]
 
 
-def rule_warnings(
+def list_rule_warnings(
     rows: Sequence[PublishedRow],
     runs: Sequence[MeasuredMap],
     columns: Sequence[tuple[str, str]],
     known: Published,
 ) -> list[str]:
-    """Return by which rules the runs were measured, and by which the published rows.
+    """Return the rules of the runs, and those of the published rows.
 
     Args:
-        rows: the published rows that are shown.
-        runs: the measurements that are shown.
+        rows: the published rows in the table.
+        runs: the measurements in the table.
         columns: split and metric of each column.
-        known: all that is known of published results.
+        known: all published results.
     """
     warnings = []
     metrics = list(dict.fromkeys(metric for _, metric in columns if metric.startswith("mAP")))
     for run in runs:
-        # A run may be of another list by the same name, whose columns it shares.
+        # Class lists with the same prefix share columns.
         shown = {metric for split, metric in columns if run.split.startswith(split)}
         words = [word for base in metrics if base in shown and (word := _rule_words(run, base))]
         if words:
@@ -306,7 +305,7 @@ def rule_warnings(
 
 
 def _list_methods_by_rule(what: str, told: Sequence[tuple[str, str | None]]) -> str:
-    """Return a sentence that lists, for each rule, the methods that follow it."""
+    """Return a sentence that lists the methods of each rule."""
     groups: dict[str, list[str]] = {}
     for method, rule in told:
         groups.setdefault(rule or "not stated", []).append(method)
@@ -322,9 +321,9 @@ def _gallery_warnings(run: MeasuredMap, known: Published) -> list[str]:
         return []
     told = [f"{one.queries:,} against {one.photos:,} by {one.of}" for one in galleries]
     if not told:
-        return [f"no published test set is known for {run.split}"]
+        return [f"no published test set known for {run.split}"]
     return [
-        f"another test set: {run.queries:,} sketches against {run.photos:,} photos; published: "
+        f"different test set: {run.queries:,} sketches against {run.photos:,} photos; published: "
         + "; ".join(told)
     ]
 
@@ -338,7 +337,7 @@ def _duplicate_warnings(run: MeasuredMap, known: Published) -> list[str]:
 
 
 def _rule_words(run: MeasuredMap, base: str) -> str:
-    found = best_metric(run.metrics, base)
+    found = find_metric(run.metrics, base)
     if found is None:
         return ""
     measure = found[1]

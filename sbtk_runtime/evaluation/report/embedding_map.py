@@ -1,4 +1,4 @@
-"""Embeddings in the plane: by principal components, or by UMAP where it is installed."""
+"""Maps of embeddings in the plane, by principal components or by UMAP."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ MIN_ROWS = 4
 
 @dataclass(frozen=True)
 class MapPoint:
-    """An image on an embedding map: its file, whether it is a sketch, and its class."""
+    """An image on an embedding map: its file, kind and class."""
 
     path: Path
     kind: Kind
     class_name: str
 
 
-def principal_plane(rows: Rows) -> tuple[Plane, tuple[float, float]]:
-    """Return the first two principal components `(N, 2)`, and each one's share of the variance.
+def project_pca(rows: Rows) -> tuple[Plane, tuple[float, float]]:
+    """Return the first two principal components `(N, 2)` of `rows (N, D)`, and their variances.
 
-    A component's sign is chosen so that its largest coordinate is positive: equal embeddings have
-    equal maps.
+    The variances are shares of the total. Signs are chosen so that the largest coordinate of a
+    component is positive, which makes maps reproducible.
 
     Raises:
-        BadData: fewer than `MIN_ROWS` rows, or rows without two directions.
+        BadData: fewer than `MIN_ROWS` rows, or all rows on a line.
     """
     _check_enough(rows)
     centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
     left, lengths, _ = np.linalg.svd(centred, full_matrices=False)
     variance = np.square(lengths)
     if len(lengths) < 2 or variance[1] <= 1e-12 * max(variance[0], 1e-12):
-        raise BadData(f"{len(rows)} embeddings that lie on a line", "embeddings that differ")
+        raise BadData(f"{len(rows)} embeddings on a line", "a second direction")
     plane = left[:, :2] * lengths[:2]
     extreme = plane[np.abs(plane).argmax(axis=0), [0, 1]]
     shares = variance[:2] / variance.sum()
     return plane * np.sign(extreme), (float(shares[0]), float(shares[1]))
 
 
-def umap_plane(rows: Rows, seed: int) -> Plane:
-    """Return UMAP's layout `(N, 2)` of the rows by cosine, the same for the same seed.
+def project_umap(rows: Rows, seed: int) -> Plane:
+    """Return UMAP's layout `(N, 2)` of `rows (N, D)` by cosine, reproducible by seed.
 
     Raises:
         MissingExtra: umap-learn is not installed.
@@ -64,7 +64,7 @@ def umap_plane(rows: Rows, seed: int) -> Plane:
     require_umap()
     _check_enough(rows)
     umap = importlib.import_module("umap")
-    # One job: a seeded layout runs in one anyway, and UMAP warns about more.
+    # A seeded layout uses one job anyway, and UMAP warns about more.
     layout = umap.UMAP(
         n_neighbors=min(15, len(rows) - 1), metric="cosine", random_state=seed, n_jobs=1
     )
@@ -72,7 +72,7 @@ def umap_plane(rows: Rows, seed: int) -> Plane:
 
 
 def require_umap() -> None:
-    """Find out that UMAP is missing before there is any work done.
+    """Check that UMAP is installed.
 
     Raises:
         MissingExtra: umap-learn is not installed.
@@ -86,19 +86,19 @@ def require_umap() -> None:
 
 
 def has_umap() -> bool:
-    """Say whether UMAP is installed, without importing it, which takes seconds."""
+    """Return whether UMAP is installed, without importing it, which takes seconds."""
     return importlib.util.find_spec("umap") is not None
 
 
 def write_coordinates(
     path: Path, points: Sequence[MapPoint], planes: Mapping[Method, Plane]
 ) -> None:
-    """Write a CSV file with a line for each point: file, kind, class and its coordinates.
+    """Write a CSV file with a line per point: file, kind, class and coordinates.
 
     Args:
         path: the file, replaced atomically.
-        points: N of them.
-        planes: the coordinates by each method, `(N, 2) float64`.
+        points: N points.
+        planes: coordinates `(N, 2) float64` by method.
     """
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Measured results as `sbtk bench map --json` writes them, read back with their rules."""
+"""Results of `sbtk bench map --json`, read back with their rules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sbtk_runtime.files import printable_name, printable_text
 MAX_RESULTS_BYTES = 16 << 20
 SETTINGS: tuple[Setting, ...] = get_args(Setting)
 
-# The classes in words, and what `MapReport.protocol` has behind them.
+# The classes in words, followed by the rest of `MapReport.protocol`.
 _OF = re.compile(r"(.+?)(?: \(generalised\b[^)]*\))?: [\d,]+ (?:sketches|photos) against ")
 _OF_UNSEEN = re.compile(r"(\d+)(?: of (\d+))? unseen classes of (\S+)")
 _MAKE_ONE = "sbtk bench map DATA --json > results.json"
@@ -28,19 +28,19 @@ class MeasuredMap:
 
     Attributes:
         name: the model's id and precision.
-        dim: length of the embedding, in bits where `bits` is given; `None` where it is not said.
+        dim: length of the embedding, in bits if `bits` is given; `None` if unknown.
         bits: length of the binary code; `None` for real-valued embeddings.
-        split: which split names the unseen classes; empty where it is not said.
+        split: split that defines the unseen classes; empty if unknown.
         of: the classes in words.
-        is_unseen: whether they are unseen classes.
+        is_unseen: whether the classes are unseen.
         is_whole: whether they are all of the split's unseen classes.
         setting: as `Protocol.setting`.
-        is_sketch_query: whether sketches ask; otherwise photos do.
-        has_duplicates: whether photos may occur twice; `None` where it is not said.
-        queries, photos: how many were measured.
-        metrics: name to share in 0..1.
-        class_map: class to mean AP in 0..1.
-        protocol: the whole rule in words.
+        is_sketch_query: whether the queries are sketches, not photos.
+        has_duplicates: whether photos may occur twice; `None` if unknown.
+        queries, photos: numbers of queries and photos.
+        metrics: values in 0..1 by name.
+        class_map: mean AP in 0..1 by class.
+        protocol: the rules in words.
     """
 
     name: str
@@ -66,17 +66,17 @@ class MeasuredMap:
 
 
 def read_measured(path: Path) -> list[MeasuredMap]:
-    """Return the measurements in a file that `sbtk bench map --json` wrote, in its order.
+    """Return the measurements in a file of `sbtk bench map --json`, in order.
 
     Raises:
-        BadData: the file cannot be read, or holds no such measurement.
+        BadData: the file cannot be read, or has no measurements.
     """
     shown = printable_name(path)
     content = _json_object(path, shown)
     reports = content.get("map", [content] if "figures" in content else None)
     if not isinstance(reports, list) or not reports:
-        raise BadData(f"{shown} holds no measurement of mAP", "its key 'map'", _MAKE_ONE)
-    return [_measurement(report, shown) for report in reports]
+        raise BadData(f"{shown} has no measurement of mAP", "the key 'map'", _MAKE_ONE)
+    return [_parse_measurement(report, shown) for report in reports]
 
 
 def _json_object(path: Path, shown: str) -> dict[str, Any]:
@@ -89,15 +89,15 @@ def _json_object(path: Path, shown: str) -> dict[str, Any]:
         raise BadData(f"{shown} is larger than {MAX_RESULTS_BYTES:,} bytes", "a results file")
     try:
         content = json.loads(data.decode("utf-8"))
-    # ValueError: not UTF-8, not JSON, or a number of more digits than Python converts.
+    # ValueError: not UTF-8, not JSON, or a number with too many digits.
     except (ValueError, RecursionError) as problem:
         raise BadData(f"{shown} is not JSON: {problem}", "a JSON object", _MAKE_ONE) from problem
     if not isinstance(content, dict):
-        raise BadData(f"{shown} holds a JSON {type(content).__name__}", "an object", _MAKE_ONE)
+        raise BadData(f"{shown} is a JSON {type(content).__name__}", "an object", _MAKE_ONE)
     return content
 
 
-def _measurement(report: object, shown: str) -> MeasuredMap:
+def _parse_measurement(report: object, shown: str) -> MeasuredMap:
     fields = _Fields(report, shown)
     protocol = fields.text("protocol")
     of = match[1] if (match := _OF.match(protocol)) else protocol
@@ -129,7 +129,7 @@ def _measurement(report: object, shown: str) -> MeasuredMap:
 
 
 class _Fields:
-    """The fields of a JSON object, each checked when it is taken."""
+    """The fields of a JSON object, checked on access."""
 
     def __init__(self, value: object, shown: str) -> None:
         if not isinstance(value, dict):
@@ -166,7 +166,7 @@ class _Fields:
         for name, value in found.items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not is_number or not 0 <= value <= 1:
-                self._refuse(f"{key}[{name!r}]", "a share from 0 to 1", value)
+                self._refuse(f"{key}[{name!r}]", "a number from 0 to 1", value)
         return {printable_text(name): float(value) for name, value in found.items()}
 
     def _refuse(self, key: str, expected: str, value: object = None) -> NoReturn:
@@ -177,8 +177,8 @@ class _Fields:
 _NAME = re.compile(r"(mAP|P)@(all|\d{1,9})(?: \((.+)\))?")
 
 
-def measure_named(name: str) -> Measure | None:
-    """Return the measure whose name this is, or `None` where it is that of no mAP or precision."""
+def parse_measure(name: str) -> Measure | None:
+    """Return the measure with this name, or `None` if it is not an mAP or precision."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None
@@ -194,19 +194,18 @@ def measure_named(name: str) -> Measure | None:
     return measure if measure.name == name else None
 
 
-def base_name(measure: Measure) -> str:
-    """Return the name without its rules, as papers print it: `mAP@200`."""
+def strip_rules(measure: Measure) -> str:
+    """Return the name without its rules, as in papers: `mAP@200`."""
     return measure.name.partition(" ")[0]
 
 
-def best_metric(names: Iterable[str], base: str) -> tuple[str, Measure] | None:
-    """Return the metric `base`, such as `mAP@200`, by the rules nearest to SAKE's and SBTKNet's.
+def find_metric(names: Iterable[str], base: str) -> tuple[str, Measure] | None:
+    """Return the metric `base`, such as `mAP@200`, by the rules closest to SAKE's and SBTKNet's.
 
-    Those are the mean over queries, the strict divisor and VOC's envelope, in this order of
-    importance.
+    These are the mean over queries, the strict divisor and VOC's envelope, in order of importance.
     """
-    measures = [(name, measure) for name in names if (measure := measure_named(name)) is not None]
-    found = [pair for pair in measures if base_name(pair[1]) == base]
+    measures = [(name, measure) for name in names if (measure := parse_measure(name)) is not None]
+    found = [pair for pair in measures if strip_rules(pair[1]) == base]
     return min(found, key=lambda pair: _distance(pair[1]), default=None)
 
 

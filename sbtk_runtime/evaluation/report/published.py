@@ -1,7 +1,6 @@
-"""Published results, to lay measured ones baselines: who reported what, by which rule, read where.
+"""Published results with their rules and sources, for comparison with measured ones.
 
-The metrics are in `published.json`, in percent. The SBTKNet paper's Tables 2 to 5 are all there;
-so is later work, as far as its metrics could be read.
+Metrics are in `published.json`, in percent: the SBTKNet paper's Tables 2 to 5, and later work.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ ApRule = Literal["plain", "voc"]
 
 @dataclass(frozen=True)
 class PublishedRules:
-    """How somebody measures; `None` is what no source states.
+    """Rules of published results; `None` if no source states them.
 
     Attributes:
-        ap: AP by its steps, or with VOC's precision envelope.
-        divisor: what AP@k is divided by.
+        ap: plain AP, or AP with VOC's precision envelope.
+        divisor: divisor of AP@k.
         mean: whether mAP is the mean over queries or over classes.
-        generalised: how seen classes join in the generalised setting, as `Protocol.setting`.
-        remark: what else there is to know.
+        generalised: the generalised setting, as `Protocol.setting`.
+        remark: further remarks.
     """
 
     ap: ApRule | None
@@ -38,23 +37,22 @@ class PublishedRules:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One method's metrics on one test set.
+    """Metrics of one method on one test set.
 
     Attributes:
-        method: as its authors call it.
-        year: of publication; `None` where it is not known here.
-        dim: length of the embedding, in bits where `binary`; `None` where it is not known.
+        method: name used by its authors.
+        year: year of publication; `None` if unknown.
+        dim: length of the embedding, in bits if `binary`; `None` if unknown.
         binary: whether the embedding is a binary code.
         setting: `zero-shot`, or `generalised`: with seen classes in the gallery.
-        split: the column that the paper prints it in.
-        class_list: the unseen classes that were really used; empty where they are not named.
-        metrics: name to percent; a name in the manner of `sbtk bench map` where the rule is odd.
-        rules: the name of its `PublishedRules`.
-        source: where the metrics were read.
-        tag: `P` printed in the SBTKNet paper, `V` read where its authors or the named file give
-            it, `S` a secondary source.
+        split: the column in the paper's tables.
+        class_list: the unseen classes actually used; empty if unknown.
+        metrics: percent by name; unusual rules are named as in `sbtk bench map`.
+        rules: name of its `PublishedRules`.
+        source: source of the metrics.
+        tag: `P` the SBTKNet paper, `V` the authors' own paper or files, `S` a secondary source.
         later: whether the work is later than the SBTKNet paper.
-        note: what is particular about the row.
+        note: remarks on the row.
     """
 
     method: str
@@ -74,13 +72,13 @@ class PublishedRow:
 
 @dataclass(frozen=True)
 class PublishedGallery:
-    """How many queries and photos somebody's test set has.
+    """Size of a published test set.
 
     Attributes:
         class_list: the unseen classes.
-        queries, photos: their numbers.
-        has_duplicates: whether photos occur twice; `None` where nobody has looked.
-        of: whose file lists they are.
+        queries, photos: numbers of queries and photos.
+        has_duplicates: whether photos occur twice; `None` if unknown.
+        of: source of the file lists.
     """
 
     class_list: str
@@ -95,9 +93,9 @@ class PublishedAblation:
     """One row of the SBTKNet paper's Table 5.
 
     Attributes:
-        name: of the row, as `sbtk train --ablation` calls it.
-        label: the objectives that it adds to the triplet loss.
-        metrics: split to metric to percent.
+        name: name of the row, as in `sbtk train --ablation`.
+        label: the objectives added to the triplet loss.
+        metrics: percent by split and metric.
     """
 
     name: str
@@ -107,7 +105,7 @@ class PublishedAblation:
 
 @dataclass(frozen=True)
 class Published:
-    """All that is known of published results."""
+    """All published results."""
 
     rules: dict[str, PublishedRules]
     galleries: tuple[PublishedGallery, ...]
@@ -116,16 +114,16 @@ class Published:
     ablation_rules: str
 
     def rules_of(self, row: PublishedRow) -> PublishedRules:
-        """Return how the row was measured, as far as it is known."""
+        """Return the rules of a row."""
         return self.rules[row.rules]
 
     def galleries_of(self, class_list: str) -> list[PublishedGallery]:
-        """Return the test sets that have been used with a class list."""
+        """Return the test sets with a class list."""
         return [gallery for gallery in self.galleries if gallery.class_list == class_list]
 
 
 @cache
-def published() -> Published:
+def load_published() -> Published:
     """Return the content of `published.json`."""
     text = (
         resources.files("sbtk_runtime.evaluation.report")

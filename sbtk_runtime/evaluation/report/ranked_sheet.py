@@ -1,7 +1,7 @@
 """Ranked contact sheets, as in the SBTKNet paper's Figures 3 and 4: queries left, hits right.
 
-A hit of the query's class has a green frame, another a red one and the name of its class below,
-so that nobody has to tell the colours apart.
+Hits of the query's class have a green frame; others have a red frame and their class name below, so
+that colours do not matter.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _GROUND = (238, 238, 238)
 
 @dataclass(frozen=True)
 class RankedPhoto:
-    """A photo that was found: its file, its class, and whether that is the query's."""
+    """A hit: its file, its class, and whether it is the query's class."""
 
     path: Path
     class_name: str
@@ -49,7 +49,7 @@ class RankedPhoto:
 
 @dataclass(frozen=True)
 class RankedQuery:
-    """A query with what was found for it, best first; `caption` is told below the query."""
+    """A query with its hits, best first; `caption` is shown below the query."""
 
     path: Path
     caption: str
@@ -58,18 +58,18 @@ class RankedQuery:
 
 @dataclass(frozen=True)
 class Panel:
-    """A part of the sheet: a title, and queries one below the other."""
+    """A part of the sheet: a title and rows of queries."""
 
     title: str
     queries: tuple[RankedQuery, ...]
 
 
-def ranked_sheet(panels: Sequence[Panel], cell_px: int = CELL_PX) -> Image.Image:
-    """Return the sheet in mode RGB: the panels side by side, each query in a row of its own.
+def draw_ranked_sheet(panels: Sequence[Panel], cell_px: int = CELL_PX) -> Image.Image:
+    """Return the sheet in mode RGB: panels side by side, a row for each query.
 
     Args:
         panels: each with at least one query and one hit.
-        cell_px: width and height of a image, with its frame.
+        cell_px: width and height of an image with its frame.
     """
     widths = [_panel_width(panel, cell_px) for panel in panels]
     rows = max(len(panel.queries) for panel in panels)
@@ -120,7 +120,7 @@ def _write(
     size_px: int,
     colour: tuple[int, int, int],
 ) -> None:
-    """Write one line of text, cut so that it stays within the width."""
+    """Write a line of text, truncated to the width."""
     font = ImageFont.load_default(size_px)
     shown = text.replace("_", " ")
     while len(shown) > 1 and draw.textlength(shown, font) > width_px:
@@ -134,13 +134,13 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class EmbeddedImages:
-    """Images that could be read, with their embeddings.
+    """Readable images with their embeddings.
 
     Attributes:
         paths: the files.
-        classes: the name of each one's class.
+        classes: class name of each file.
         rows: `(N, D) float32` unit rows.
-        unreadable: `path: reason` of those that could not be read.
+        unreadable: `path: reason` of unreadable images.
     """
 
     paths: tuple[Path, ...]
@@ -148,8 +148,8 @@ class EmbeddedImages:
     rows: Rows
     unreadable: tuple[str, ...] = ()
 
-    def chosen(self, indices: Sequence[int]) -> EmbeddedImages:
-        """Return some of the images, in the order given."""
+    def select(self, indices: Sequence[int]) -> EmbeddedImages:
+        """Return the images at these indices, in this order."""
         paths = tuple(self.paths[index] for index in indices)
         classes = tuple(self.classes[index] for index in indices)
         return EmbeddedImages(paths, classes, self.rows[list(indices)], self.unreadable)
@@ -161,10 +161,10 @@ def embed_labelled(
     kind: Kind,
     advance: Callable[[int, int | None], None],
 ) -> EmbeddedImages:
-    """Return the embeddings of the images; `advance` is told how many of how many are done.
+    """Embed the images; `advance` is called with the numbers of done and of all images.
 
     Raises:
-        BadData: none of them can be read.
+        BadData: none of the images can be read.
     """
     paths: list[Path] = []
     classes: list[str] = []
@@ -183,36 +183,35 @@ def embed_labelled(
     return EmbeddedImages(tuple(paths), tuple(classes), np.stack(rows), tuple(unreadable))
 
 
-def some_of(images: LabelledImages, indices: Sequence[int]) -> LabelledImages:
-    """Return some of the images, in the order given."""
+def select_images(images: LabelledImages, indices: Sequence[int]) -> LabelledImages:
+    """Return the images at these indices, in this order."""
     paths = [images.paths[index] for index in indices]
     return LabelledImages(paths, [images.labels[index] for index in indices], images.classes)
 
 
-def named_queries(sketches: LabelledImages, files: Sequence[Path]) -> list[int]:
-    """Return where the named files stand among the sketches, in the order of the names.
+def find_queries(sketches: LabelledImages, files: Sequence[Path]) -> list[int]:
+    """Return the indices of files among the sketches, in the order of the files.
 
     Raises:
-        BadData: one is none of the sketches: its class would not be known.
+        BadData: a file is not among the sketches, so its class is unknown.
     """
-    places = {path.resolve(): index for index, path in enumerate(sketches.paths)}
+    indices = {path.resolve(): index for index, path in enumerate(sketches.paths)}
     for file in files:
-        if file.resolve() not in places:
+        if file.resolve() not in indices:
             raise BadData(
-                f"{printable_name(file)} is none of the {len(sketches.paths)} sketches that are "
-                "measured",
+                f"{printable_name(file)} is not among the {len(sketches.paths)} sketches",
                 f"a sketch of {', '.join(sketches.classes[:5])}"
                 + (", ..." if len(sketches.classes) > 5 else ""),
-                "without its class nobody could say which hits are right",
+                "use a sketch of DATA: hits are judged by its class",
             )
-    return [places[file.resolve()] for file in files]
+    return [indices[file.resolve()] for file in files]
 
 
-def random_queries(total: int, count: int, seed: int) -> list[int]:
-    """Return `count` of `total` places, each once, drawn by the seed.
+def draw_queries(total: int, count: int, seed: int) -> list[int]:
+    """Draw `count` different indices below `total`.
 
     Raises:
-        BadConfig: there are fewer.
+        BadConfig: `count` is larger than `total`.
     """
     if count > total:
         raise BadConfig(f"{count} queries of {total} sketches", f"at most {total}")
@@ -220,13 +219,13 @@ def random_queries(total: int, count: int, seed: int) -> list[int]:
     return [int(place) for place in drawn]
 
 
-def worst_queries(average_precisions: NDArray[np.float64], count: int) -> list[int]:
+def find_worst_queries(average_precisions: NDArray[np.float64], count: int) -> list[int]:
     """Return the indices of the `count` lowest of `average_precisions (Q,) float64`, lowest first.
 
-    Queries without a relevant photo, whose AP is NaN, are left out.
+    Queries without a relevant photo, whose AP is NaN, are ignored.
 
     Raises:
-        BadConfig: fewer have one.
+        BadConfig: there are fewer.
     """
     total = int(np.isfinite(average_precisions).sum())
     if count > total:
@@ -234,8 +233,10 @@ def worst_queries(average_precisions: NDArray[np.float64], count: int) -> list[i
     return [int(place) for place in np.argsort(average_precisions, kind="stable")[:count]]
 
 
-def average_precisions(queries: EmbeddedImages, gallery: EmbeddedImages) -> NDArray[np.float64]:
-    """Return plain AP over the whole gallery `(Q,)`; NaN where it has no photo of the class."""
+def compute_average_precisions(
+    queries: EmbeddedImages, gallery: EmbeddedImages
+) -> NDArray[np.float64]:
+    """Return plain AP over the whole gallery `(Q,)`; NaN without a photo of the class."""
     names = {name: label for label, name in enumerate(dict.fromkeys(gallery.classes))}
     labels = np.array([names.get(name, -1) for name in queries.classes], dtype=np.int64)
     photo_labels = np.array([names[name] for name in gallery.classes], dtype=np.int64)
@@ -246,15 +247,15 @@ def average_precisions(queries: EmbeddedImages, gallery: EmbeddedImages) -> NDAr
     return values
 
 
-def top_photos(queries: Rows, gallery: Rows, count: int) -> Indices:
-    """Return the places of the best photos `(Q, count)`, best first, ties by gallery order."""
+def rank_photos(queries: Rows, gallery: Rows, count: int) -> Indices:
+    """Return the indices `(Q, count)` of the best photos for `queries (Q, D)`, best first."""
     order = np.argsort(-(queries @ gallery.T), axis=1, kind="stable")
     return np.asarray(order[:, :count], dtype=np.int64)
 
 
-def ranked_panel(title: str, queries: EmbeddedImages, gallery: EmbeddedImages, count: int) -> Panel:
-    """Return a panel of the queries with the best `count` photos of the gallery for each."""
-    found = top_photos(queries.rows, gallery.rows, count)
+def make_panel(title: str, queries: EmbeddedImages, gallery: EmbeddedImages, count: int) -> Panel:
+    """Return a panel of the queries, each with its best `count` photos of the gallery."""
+    found = rank_photos(queries.rows, gallery.rows, count)
     return Panel(
         title,
         tuple(

@@ -1,4 +1,4 @@
-"""A table for people to read: published rows and measured rows under the same columns."""
+"""Tables of published and measured results, as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Column:
-    """One metric on one test set; columns of the same `group` stand together."""
+    """A metric on a test set; columns of the same `group` are adjacent."""
 
     group: str
     metric: str
@@ -19,12 +19,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A metric in percent, or nothing.
+    """A value in percent, or an empty cell.
 
     Attributes:
-        percent: the metric; `None` where there is none.
-        spread: standard deviation over seeds, in percent points.
-        mark: letters of the footnotes that belong to it.
+        percent: the value; `None` if empty.
+        spread: standard deviation over seeds, in percentage points.
+        mark: letters of its footnotes.
     """
 
     percent: float | None = None
@@ -34,13 +34,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """A row of the table.
 
     Attributes:
-        stubs: what stands before the metrics, one for each of the table's `stubs`.
+        stubs: texts of the first columns, one for each of the table's `stubs`.
         cells: one for each column.
-        is_measured: whether it was measured here, and not published by somebody.
-        remark: what has to be known about the row.
+        is_measured: whether it was measured, not published.
+        remark: remark on the row.
     """
 
     stubs: tuple[str, ...]
@@ -51,17 +51,17 @@ class Row:
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A whole table.
+    """A table of results.
 
     Attributes:
-        name: such as `table2`.
-        title: what it compares.
-        stubs: heads of the columns before the metrics.
-        columns: the metrics.
-        rows: in the order in which they are shown.
-        footnotes: letter to text.
-        notes: sentences about how to read it.
-        warnings: where rules, galleries or classes differ between rows.
+        name: name, such as `table2`.
+        title: title.
+        stubs: heads of the first columns.
+        columns: the columns of metrics.
+        rows: the rows in order.
+        footnotes: text by letter.
+        notes: explanations.
+        warnings: differences in rules, galleries or classes between rows.
     """
 
     name: str
@@ -74,8 +74,8 @@ class ReportTable:
     warnings: tuple[str, ...]
 
 
-def percent_text(cell: Cell) -> str:
-    """Return a metric as papers print it: 50.2 or 55.25; with a spread, 50.2 ± 0.4."""
+def format_percent(cell: Cell) -> str:
+    """Return a value as in papers: 50.2 or 55.25; with a spread, 50.2 ± 0.4."""
     if cell.percent is None:
         return "-"
     if cell.spread is not None:
@@ -103,15 +103,15 @@ _LATEX_ESCAPES = {
 }
 
 
-def table_text(table: ReportTable, form: Format) -> str:
-    """Return the table in a format, with a line end at the end."""
+def format_table(table: ReportTable, form: Format) -> str:
+    """Return the table in a format, ending in a newline."""
     if form == "csv":
-        return csv_table(table)
-    return latex_table(table) if form == "latex" else markdown_table(table)
+        return format_csv(table)
+    return format_latex(table) if form == "latex" else format_markdown(table)
 
 
-def markdown_table(table: ReportTable) -> str:
-    """Return a Markdown table under its title, with footnotes and warnings below it."""
+def format_markdown(table: ReportTable) -> str:
+    """Return a Markdown table with title, footnotes and warnings."""
     heads = [*table.stubs, *(f"{column.group} {column.metric}" for column in table.columns)]
     lines = [f"**{_plain(table.title)}**", "", _markdown_row(heads)]
     lines.append(_markdown_row(["---"] * len(table.stubs) + ["---:"] * len(table.columns)))
@@ -119,7 +119,7 @@ def markdown_table(table: ReportTable) -> str:
         stubs = [_plain(stub) for stub in row.stubs]
         if row.is_measured:
             stubs[0] = f"**{stubs[0]}**"
-        metrics = [percent_text(cell) + _superscript(cell.mark) for cell in row.cells]
+        metrics = [format_percent(cell) + _superscript(cell.mark) for cell in row.cells]
         lines.append(_markdown_row([*stubs, *metrics]))
     lines.append("")
     lines += [f"- {_superscript(mark)} {_plain(text)}" for mark, text in table.footnotes.items()]
@@ -128,11 +128,10 @@ def markdown_table(table: ReportTable) -> str:
     return "\n".join(lines) + "\n"
 
 
-def csv_table(table: ReportTable) -> str:
-    """Return one CSV row for each row, metrics in percent, empty where there are none.
+def format_csv(table: ReportTable) -> str:
+    """Return the table as CSV, with values in percent.
 
-    A metric's footnotes and the row's remark stand in the last column; the table's warnings do
-    not fit, and are the caller's to tell.
+    The last column has each row's remark and footnotes. The table's warnings are not included.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -156,8 +155,8 @@ def csv_table(table: ReportTable) -> str:
     return file.getvalue()
 
 
-def latex_table(table: ReportTable) -> str:
-    """Return a LaTeX `table` that needs no package."""
+def format_latex(table: ReportTable) -> str:
+    """Return a LaTeX `table` that needs no packages."""
     stubs = len(table.stubs)
     groups = [(name, len(list(part))) for name, part in groupby(c.group for c in table.columns)]
     spans = [rf"\multicolumn{{{count}}}{{c}}{{{_latex(name)}}}" for name, count in groups]
@@ -204,7 +203,7 @@ def _markdown_row(cells: list[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text that Markdown shows as it is."""
+    """Return text with Markdown's special characters escaped."""
     for character in "\\|*_<`":
         text = text.replace(character, f"\\{character}")
     return text
@@ -212,7 +211,7 @@ def _plain(text: str) -> str:
 
 def _latex_cell(cell: Cell) -> str:
     mark = rf"\textsuperscript{{{cell.mark}}}" if cell.mark else ""
-    text = percent_text(cell)
+    text = format_percent(cell)
     return _latex("--" if text == "-" else text) + mark
 
 

@@ -41,9 +41,7 @@ def _sides() -> tuple[Labelled, Labelled]:
 
 
 def test_the_usual_protocol_reads_as_it_always_did() -> None:
-    assert Protocol().ranking == (
-        "cosine of unit embeddings; equal scores in the order of the gallery"
-    )
+    assert Protocol().ranking == ("cosine of unit embeddings; equal scores in gallery order")
     assert Protocol().setting_words == ""
 
 

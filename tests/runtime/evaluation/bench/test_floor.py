@@ -25,10 +25,10 @@ from sbtk_runtime.errors import BadModel
 from sbtk_runtime.evaluation.bench.floor import (
     Product,
     ProductKind,
-    fastest_product,
-    floor_of,
-    library_products,
-    multiply_accumulates,
+    compute_floor,
+    count_macs,
+    find_fastest_product,
+    iterate_products,
     product_graph,
     times_floor,
 )
@@ -60,7 +60,7 @@ def test_the_graph_is_valid_onnx(kind: ProductKind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_library_computes_what_numpy_computes(kind: ProductKind) -> None:
-    products = list(library_products(kind, SIZES, threads=1))
+    products = list(iterate_products(kind, SIZES, threads=1))
     assert [(p.library, p.size) for p in products] == [
         (library, size) for library in ("onnxruntime", "openvino") for size in SIZES
     ]
@@ -103,7 +103,7 @@ def test_every_library_computes_the_same_on_a_haswell() -> None:
 
 def test_a_library_that_is_not_there_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    found = list(library_products("fp32", (32, 64), threads=1))
+    found = list(iterate_products("fp32", (32, 64), threads=1))
     assert [product.library for product in found] == ["onnxruntime", "onnxruntime"]
 
 
@@ -115,17 +115,17 @@ def test_the_fastest_product_is_that_of_most_multiplications_a_second() -> None:
             alive.append(name)
             yield Product(name, "int8", size, lambda seconds=seconds: time.sleep(seconds))  # type: ignore[misc]
 
-    found = fastest_product(candidates(), seconds=0.0)
+    found = find_fastest_product(candidates(), seconds=0.0)
     assert found is not None
     assert found.library == "fast"
     assert alive == ["slow", "fast", "tiny"]
-    assert fastest_product([], seconds=0.0) is None
+    assert find_fastest_product([], seconds=0.0) is None
 
 
 def test_the_floor_follows_from_the_products_runs() -> None:
     product = Product("lib", "int8", 1000, lambda: None)
     blocks = [[2.0, 2.0], [2.0]]  # 1000 ** 3 in 2 ms are 500 GMAC/s
-    floor = floor_of(product, blocks, model_macs=4_000_000_000)
+    floor = compute_floor(product, blocks, model_macs=4_000_000_000)
     assert floor.gmac_per_s == pytest.approx(500)
     assert floor.ms == pytest.approx(8.0)
     # 24 ms for a batch of 2 are 12 ms a image: 1.5 times 8 ms.
@@ -154,7 +154,7 @@ def furthest_from_numpy(kind: ProductKind, sizes: Sequence[int]) -> float:
                 np.asarray(product.run()).astype(np.float64) - by_numpy(kind, product.size)
             ).max()
         )
-        for product in library_products(kind, sizes, threads=1)
+        for product in iterate_products(kind, sizes, threads=1)
     )
 
 
@@ -182,13 +182,13 @@ def by_numpy(kind: ProductKind, size: int) -> NDArray[np.float64]:
 
 
 def test_the_tiny_model_multiplies_once_in_its_gemm() -> None:
-    assert multiply_accumulates(tiny_model(dim=16).SerializeToString()) == 16 * 8 * 8 * 3
+    assert count_macs(tiny_model(dim=16).SerializeToString()) == 16 * 8 * 8 * 3
 
 
 def test_an_exported_student_costs_what_torch_runs(tmp_path: Path) -> None:
     student = tiny_student()
     write_onnx(student, tmp_path / "model.onnx")
-    counted = multiply_accumulates((tmp_path / "model.onnx").read_bytes())
+    counted = count_macs((tmp_path / "model.onnx").read_bytes())
     assert counted == macs_by_torch(student)
 
 
@@ -197,7 +197,7 @@ def test_channel_weights_and_a_second_input_are_counted_too(tmp_path: Path, half
     student = tiny_dsn_student()
     write_onnx(half_trunk_student(student) if half else student, tmp_path / "model.onnx")
     content = (tmp_path / "model.onnx").read_bytes()
-    assert multiply_accumulates(content) == macs_by_torch(student)
+    assert count_macs(content) == macs_by_torch(student)
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
@@ -206,7 +206,7 @@ def test_the_shipped_model_is_a_resnet50(precision: str) -> None:
     content = bundle.checked_content("int8" if precision == "int8" else "fp16")
     dim = bundle.manifest.dim
     whole = macs_by_torch(SbtknetStudent(bundle.manifest.backbone, dim, classes=2))
-    counted = multiply_accumulates(content)
+    counted = count_macs(content)
     assert counted == macs_by_onnx(onnx.load_from_string(content))
     # Export may have moved strides up, which spares a tenth and never adds any.
     assert 0.85 * whole < counted <= whole
@@ -216,7 +216,7 @@ def test_another_size_of_picture_costs_another_sum() -> None:
     weights = helper.make_tensor("w", TensorProto.FLOAT, [4, 3, 3, 3], [0.0] * 108)
     node = helper.make_node("Conv", ["x", "w"], ["y"], strides=[2, 2], pads=[1, 1, 1, 1])
     content = _model([node], [weights]).SerializeToString()
-    assert multiply_accumulates(content, size_px=9) == 4 * 3 * 9 * 5 * 5
+    assert count_macs(content, size_px=9) == 4 * 3 * 9 * 5 * 5
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_another_size_of_picture_costs_another_sum() -> None:
     [
         (helper.make_node("Resize", ["x"], ["y"]), "Resize"),
         (helper.make_node("MatMul", ["x", "x"], ["y"]), "MatMul"),
-        (helper.make_node("Conv", ["x", "w"], ["y"], auto_pad="SAME_UPPER"), "pads by itself"),
+        (helper.make_node("Conv", ["x", "w"], ["y"], auto_pad="SAME_UPPER"), "with auto_pad"),
     ],
 )
 def test_a_layer_whose_size_cannot_be_told_is_no_guess(
@@ -232,13 +232,13 @@ def test_a_layer_whose_size_cannot_be_told_is_no_guess(
 ) -> None:
     weights = helper.make_tensor("w", TensorProto.FLOAT, [4, 3, 3, 3], [0.0] * 108)
     with pytest.raises(BadModel, match=complaint):
-        multiply_accumulates(_model([node], [weights]).SerializeToString())
+        count_macs(_model([node], [weights]).SerializeToString())
 
 
 def test_what_is_no_onnx_file_is_refused() -> None:
     whole = tiny_model().SerializeToString()
     with pytest.raises(BadModel, match="not an ONNX model"):
-        multiply_accumulates(whole[: len(whole) // 2])
+        count_macs(whole[: len(whole) // 2])
 
 
 def macs_by_torch(student: Student) -> int:

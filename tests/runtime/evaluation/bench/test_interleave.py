@@ -9,7 +9,12 @@ import time
 import pytest
 
 from sbtk_runtime.errors import EngineUnavailable
-from sbtk_runtime.evaluation.bench.interleave import BenchConfig, Task, ratio, run_interleaved
+from sbtk_runtime.evaluation.bench.interleave import (
+    BenchConfig,
+    Task,
+    compute_ratio,
+    run_interleaved,
+)
 
 QUICK = BenchConfig(block_s=0.002, measured_s=0.0, rounds=3)
 
@@ -96,4 +101,4 @@ def test_the_ratio_is_taken_within_each_round() -> None:
     # The machine is twice as slow in the second round, and one run of the third is disturbed.
     ours = [[1.0, 1.0], [2.0], [1.0, 1.0, 90.0]]
     theirs = [[4.0], [8.0, 8.0], [4.0]]
-    assert ratio(ours, theirs) == 4.0
+    assert compute_ratio(ours, theirs) == 4.0

@@ -14,7 +14,13 @@ from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines.base import EngineInfo
 from sbtk_runtime.engines.registry import ENGINE_NAMES, Embeddings, open_engine, probe_engines
 from sbtk_runtime.errors import BadModel, EngineUnavailable
-from sbtk_runtime.evaluation.bench.engines import ALL, Contender, TimedEngine, Wanted, contender_of
+from sbtk_runtime.evaluation.bench.engines import (
+    ALL,
+    Contender,
+    TimedEngine,
+    Wanted,
+    make_contender,
+)
 from sbtk_runtime.evaluation.bench.floor import Product, ProductKind
 from sbtk_runtime.evaluation.bench.interleave import QUICK, measure_stages
 from sbtk_runtime.evaluation.bench.latency import Baselines, BenchImages, measure_latency
@@ -128,7 +134,7 @@ def test_all_are_the_engines_that_work_and_the_others_are_noted(
     assert list(dict.fromkeys(point.engine for point in report.throughput)) == working
     assert report.engine == working[0]
     for name in ENGINE_NAMES:
-        assert works[name] != any(note.startswith(f"{name} left out") for note in report.notes)
+        assert works[name] != any(note.startswith(f"{name} skipped") for note in report.notes)
 
 
 def test_auto_measures_the_first_that_works_alone(bundle: Bundle, images: BenchImages) -> None:
@@ -216,10 +222,10 @@ def test_only_contenders_on_one_device_are_compared() -> None:
 def test_an_engine_that_tells_gives_the_times_of_its_parts(bundle: Bundle) -> None:
     engine = GpuLike(EngineInfo("gpu", "fp16", "cuda:0", 16, 1, 1, "1.0"))
     assert isinstance(engine, TimedEngine)
-    point = speed_of(contender_of(engine))
+    point = speed_of(make_contender(engine))
     assert (point.h2d_ms, point.compute_ms, point.d2h_ms) == (0.5, 2.0, 0.25)
     on_cpu = open_engine(bundle, engine="onnxruntime", threads=1)
-    point = speed_of(contender_of(on_cpu))
+    point = speed_of(make_contender(on_cpu))
     assert (point.h2d_ms, point.compute_ms, point.d2h_ms) == (None, None, None)
 
 

@@ -15,7 +15,12 @@ from sbtk_runtime.binary_codes import fit_itq
 from sbtk_runtime.bundle import OnnxForm
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import BadConfig, BadData, BadModel, SbtkError
-from sbtk_runtime.evaluation.bench.map import LabelledImages, append_log, earlier_runs, measure_map
+from sbtk_runtime.evaluation.bench.map import (
+    LabelledImages,
+    append_log,
+    find_earlier_runs,
+    measure_map,
+)
 from sbtk_runtime.evaluation.metrics import Embeddings, evaluate
 from sbtk_runtime.evaluation.protocol import CodeRule, Protocol
 from sbtk_runtime.files import sha256_of_file
@@ -71,7 +76,7 @@ def test_every_figure_has_a_definition(embedder: Embedder, images: ImageSet) -> 
     report = measure_map(embedder, sketches_of(images), photos_of(images), of="6 classes")
     found = json.loads(json.dumps(report.to_json()))
     assert set(found["definitions"]) == set(found["figures"])
-    assert found["ranking"] == "cosine of unit embeddings; equal scores in the order of the gallery"
+    assert found["ranking"] == "cosine of unit embeddings; equal scores in gallery order"
     assert found["images_per_s"] > 0
 
 
@@ -237,7 +242,7 @@ def test_the_log_keeps_a_line_for_each_run(
         embedder, sketches_of(images), photos_of(images), of="6 unseen\tclasses\nof X"
     )
     log = tmp_path / "unseen.log"
-    assert earlier_runs(log, report.model_sha256) == []
+    assert find_earlier_runs(log, report.model_sha256) == []
     append_log(log, report)
     append_log(log, report)
     lines = [line for line in log.read_text().splitlines() if not line.startswith("#")]
@@ -248,8 +253,8 @@ def test_the_log_keeps_a_line_for_each_run(
     assert protocol.startswith("6 unseen classes of X: 24 sketches against 24 photos")
     assert protocol.endswith("onnxruntime int8")
     assert metric == f"mAP@all {report.metrics['mAP@all']:.4f}"
-    assert earlier_runs(log, report.model_sha256) == lines
-    assert earlier_runs(log, "0" * 64) == []
+    assert find_earlier_runs(log, report.model_sha256) == lines
+    assert find_earlier_runs(log, "0" * 64) == []
 
 
 def test_the_hash_is_that_of_the_file_that_the_engine_runs(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from sbtk_runtime.evaluation.bench.memory import (
     MemoryRequest,
     device_bytes_in_use,
     measure_memory,
-    own_memory,
+    measure_this_process,
 )
 from tests.tiny import tiny_bundle
 
@@ -49,11 +49,19 @@ def test_a_process_without_an_answer_is_an_error(
     request_: MemoryRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench_memory, "_START", "import os; os.kill(os.getpid(), 9)")
-    with pytest.raises(EngineUnavailable, match="without an answer: exit code -9"):
+    with pytest.raises(EngineUnavailable, match="without a result: exit code -9"):
         measure_memory(request_)
     monkeypatch.setattr(bench_memory, "_START", "raise SystemExit('out of luck')")
     with pytest.raises(EngineUnavailable, match="out of luck"):
         measure_memory(request_)
+
+
+def test_the_process_gets_the_folder_that_holds_the_package(
+    request_: MemoryRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "json.dumps({'peak_bytes': {}, 'device_bytes': {}, 'failed': sys.argv[1]})"
+    monkeypatch.setattr(bench_memory, "_START", f"import json, sys; print({said})")
+    assert (Path(measure_memory(request_).failed) / "sbtk_runtime" / "__init__.py").is_file()
 
 
 def test_a_cpu_has_no_device_memory_nor_has_a_gpu_that_is_not_there() -> None:
@@ -87,6 +95,6 @@ def test_device_memory_is_what_came_into_use_since(
         "open_engine",
         lambda bundle, **how: opened(bundle, **(how | {"device": "cpu"})),
     )
-    memory = own_memory(replace(request_, device="cuda:1"))
+    memory = measure_this_process(replace(request_, device="cuda:1"))
     assert memory.device_bytes == {1: 200, 64: 300}
     assert isinstance(memory, Memory)

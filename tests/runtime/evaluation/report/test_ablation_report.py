@@ -8,10 +8,10 @@ import pytest
 
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.evaluation.protocol import Protocol
-from sbtk_runtime.evaluation.report.ablation import ablation_table, read_ablation, spread_over_seeds
+from sbtk_runtime.evaluation.report.ablation import ablation_table, compute_spreads, read_ablation
 from sbtk_runtime.evaluation.report.measured import read_measured
-from sbtk_runtime.evaluation.report.published import published
-from sbtk_runtime.evaluation.report.table import ReportTable, percent_text, table_text
+from sbtk_runtime.evaluation.report.published import load_published
+from sbtk_runtime.evaluation.report.table import ReportTable, format_percent, format_table
 from sbtk_train.runs.ablation import TABLE_5
 from tests.tiny_results import report, write_ablation, write_results
 
@@ -23,12 +23,12 @@ IN_ORDER = {
 
 
 def test_the_papers_rows_have_the_names_of_sbtks_own() -> None:
-    assert [row.name for row in published().ablation] == [row.name for row in TABLE_5]
+    assert [row.name for row in load_published().ablation] == [row.name for row in TABLE_5]
 
 
 def test_mean_and_spread_over_seeds(tmp_path: Path) -> None:
     values = {"triplet": [0.4, 0.5, 0.6], "all": [0.7]}
-    found = spread_over_seeds(read_ablation(write_ablation(tmp_path / "a.csv", values)))
+    found = compute_spreads(read_ablation(write_ablation(tmp_path / "a.csv", values)))
     triplet = found["validation", "triplet"]["mAP@all"]
     assert triplet.mean == pytest.approx(0.5)
     assert triplet.deviation == pytest.approx(0.1)
@@ -49,9 +49,9 @@ def test_the_table_has_the_papers_rows_and_ours_below(tmp_path: Path) -> None:
     assert lines(table)[6] == ["41.0 ± 1.4", "-", "-", "-"]
     assert table.rows[6].stubs[2] == "2"
     assert any("not of SK-YE's unseen classes" in warning for warning in table.warnings)
-    assert "41.0 ± 1.4" in table_text(table, "markdown")
-    assert r"41.0 $\pm$ 1.4" in table_text(table, "latex")
-    assert "mAP@all spread" in table_text(table, "csv").splitlines()[0]
+    assert "41.0 ± 1.4" in format_table(table, "markdown")
+    assert r"41.0 $\pm$ 1.4" in format_table(table, "latex")
+    assert "mAP@all spread" in format_table(table, "csv").splitlines()[0]
 
 
 def test_tu_berlins_half_of_the_table() -> None:
@@ -127,4 +127,4 @@ def test_a_file_that_is_missing_or_not_text(tmp_path: Path) -> None:
 
 
 def lines(table: ReportTable) -> list[list[str]]:
-    return [[percent_text(cell) for cell in row.cells] for row in table.rows]
+    return [[format_percent(cell) for cell in row.cells] for row in table.rows]

@@ -12,15 +12,15 @@ import pytest
 
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.evaluation.protocol import CodeRule, Protocol
-from sbtk_runtime.evaluation.report.comparison import comparison
+from sbtk_runtime.evaluation.report.comparison import compare
 from sbtk_runtime.evaluation.report.measured import MeasuredMap, read_measured
 from sbtk_runtime.evaluation.report.table import (
     FORMATS,
     Cell,
     ReportTable,
     Row,
-    percent_text,
-    table_text,
+    format_percent,
+    format_table,
 )
 from tests.tiny_results import report, write_results
 
@@ -37,11 +37,11 @@ def made(folder: Path, rules: Protocol, **options: Any) -> MeasuredMap:
 
 def line(table: ReportTable, *stubs: str) -> list[str]:
     (row,) = [row for row in table.rows if row.stubs[: len(stubs)] == stubs]
-    return [percent_text(cell) + cell.mark for cell in row.cells]
+    return [format_percent(cell) + cell.mark for cell in row.cells]
 
 
 def test_table_2_is_the_papers(run: MeasuredMap) -> None:
-    table = comparison("table2", [])
+    table = compare("table2", [])
     assert [(column.group[-7:-1], column.metric) for column in table.columns] == [
         ("(SK-SH", "mAP@all"),
         ("(SK-SH", "P@100"),
@@ -60,7 +60,7 @@ def test_table_2_is_the_papers(run: MeasuredMap) -> None:
 
 
 def test_a_run_stands_in_the_columns_of_its_split(run: MeasuredMap) -> None:
-    table = comparison("table2", [run])
+    table = compare("table2", [run])
     assert line(table, "student@0123 int8") == ["-", "-", "42.0", "33.33", "-", "-"]
     assert table.rows[-1].is_measured
     assert not any(row.is_measured for row in table.rows[:-1])
@@ -69,56 +69,56 @@ def test_a_run_stands_in_the_columns_of_its_split(run: MeasuredMap) -> None:
 
 def test_runs_of_one_model_on_two_splits_share_a_line(tmp_path: Path, run: MeasuredMap) -> None:
     other = made(tmp_path, Protocol(split="SK-SH"))
-    assert line(comparison("table2", [run, other]), "student@0123 int8")[:4] == [
+    assert line(compare("table2", [run, other]), "student@0123 int8")[:4] == [
         "51.0",
         "40.0",
         "42.0",
         "33.33",
     ]
-    lines = [row for row in comparison("table2", [run, run]).rows if row.is_measured]
+    lines = [row for row in compare("table2", [run, run]).rows if row.is_measured]
     assert len(lines) == 2
 
 
 def test_a_run_of_sem_pcycs_list_is_marked_as_another_test_set(tmp_path: Path) -> None:
-    table = comparison("table2", [made(tmp_path, Protocol(split="SK-SH-sempcyc"))])
+    table = compare("table2", [made(tmp_path, Protocol(split="SK-SH-sempcyc"))])
     assert line(table, "student@0123 int8")[:2] == ["51.0b", "40.0b"]
 
 
 def test_binary_codes_are_told_by_their_bits(tmp_path: Path) -> None:
     rules = Protocol(split="SK-YE", distance="hamming", codes=CodeRule(64))
-    assert comparison("table2", [made(tmp_path, rules)]).rows[-1].stubs[1] == "64 bits"
+    assert compare("table2", [made(tmp_path, rules)]).rows[-1].stubs[1] == "64 bits"
 
 
 @pytest.mark.parametrize("setting", ["generalised-20", "generalised-all"])
 def test_generalised_runs_belong_into_table_3(tmp_path: Path, setting: Any) -> None:
     run = made(tmp_path, Protocol(split="TUB-SH", setting=setting))
-    table = comparison("table3", [run])
+    table = compare("table3", [run])
     assert line(table, "student@0123 int8") == ["-", "-", "51.0", "40.0"]
     assert line(table, "SBTKNet") == ["51.45c", "57.2c", "33.4c", "49.4c"]
     assert any(f"{setting}: 525 queries against 530 photos" in text for text in table.warnings)
     assert any(text.endswith("generalised-20: SEM-PCYC") for text in table.warnings)
     with pytest.raises(BadData, match="none of 1 results belongs into table2"):
-        comparison("table2", [run])
+        compare("table2", [run])
 
 
 def test_table_4_is_of_quickdraw(tmp_path: Path) -> None:
-    table = comparison("table4", [made(tmp_path, Protocol(split="QD-DE"))])
+    table = compare("table4", [made(tmp_path, Protocol(split="QD-DE"))])
     assert line(table, "Doodle2Search") == ["7.52", "6.75"]
     assert line(table, "student@0123 int8") == ["51.0", "33.33"]
 
 
 def test_later_work_is_shown_on_request() -> None:
-    assert len(comparison("table2", [], with_later=True).rows) > 30
-    table = comparison("table3", [], with_later=True)
+    assert len(compare("table2", [], with_later=True).rows) > 30
+    table = compare("table3", [], with_later=True)
     assert line(table, "SpLIP (CLIP B/32)") == ["-", "-", "66.7c", "70.3c", "68.2", "74.5"]
-    later = {row.stubs[0]: row.stubs[2] for row in comparison("table4", [], with_later=True).rows}
+    later = {row.stubs[0]: row.stubs[2] for row in compare("table4", [], with_later=True).rows}
     assert later["SD-PL"] == "V"
     assert later["TLT"] == "S"
 
 
 def test_a_run_that_fits_no_column_is_left_out_aloud(run: MeasuredMap) -> None:
     photo = replace(run, is_sketch_query=False)
-    table = comparison("table2", [run, photo])
+    table = compare("table2", [run, photo])
     assert sum(row.is_measured for row in table.rows) == 1
     assert any("photos for queries) has no column" in text for text in table.warnings)
 
@@ -149,20 +149,18 @@ def test_the_rules_on_both_sides_are_told(run: MeasuredMap) -> None:
     assert "mAP@200 by plain AP, mean over queries, strict divisor" in found
     assert "lenient: Doodle2Search, SketchGCN; strict: SAKE, SBTKNet" in found
     assert "plain AP: SEM-PCYC, Doodle2Search" in found
-    assert "mean over classes: DSN" in " ".join(
-        comparison("table2", [run], with_later=True).warnings
-    )
+    assert "mean over classes: DSN" in " ".join(compare("table2", [run], with_later=True).warnings)
     assert "they are no ranking" in found
 
 
 def test_a_lenient_figure_alone_is_marked(run: MeasuredMap) -> None:
     lenient = replace(run, metrics={"mAP@200 (lenient)": 0.63})
-    assert line(comparison("table2", [lenient]), "student@0123 int8")[2:4] == ["63.0a", "-"]
+    assert line(compare("table2", [lenient]), "student@0123 int8")[2:4] == ["63.0a", "-"]
 
 
 def test_markdown_has_a_cell_for_every_column(run: MeasuredMap) -> None:
-    table = comparison("table2", [run])
-    rows = [text for text in table_text(table, "markdown").splitlines() if text.startswith("|")]
+    table = compare("table2", [run])
+    rows = [text for text in format_table(table, "markdown").splitlines() if text.startswith("|")]
     assert len(rows) == len(table.rows) + 2
     assert {row.count("|") for row in rows} == {len(table.columns) + len(table.stubs) + 1}
     assert "| **student@0123 int8** |" in rows[-1]
@@ -170,7 +168,7 @@ def test_markdown_has_a_cell_for_every_column(run: MeasuredMap) -> None:
 
 
 def test_csv_gives_figures_to_programs(run: MeasuredMap) -> None:
-    rows = list(csv.DictReader(io.StringIO(table_text(comparison("table2", [run]), "csv"))))
+    rows = list(csv.DictReader(io.StringIO(format_table(compare("table2", [run]), "csv"))))
     assert rows[-1]["Sketchy Ext. (SK-YE) mAP@200"] == "42.0"
     assert rows[-1]["measured"] == "yes"
     assert rows[-1]["dim"] == "-"
@@ -181,7 +179,7 @@ def test_csv_gives_figures_to_programs(run: MeasuredMap) -> None:
 
 def test_latex_rows_fit_their_columns_and_nothing_is_left_unescaped(run: MeasuredMap) -> None:
     odd = replace(run, name="a_b & 50% #1 {x}")
-    text = table_text(comparison("table2", [odd]), "latex")
+    text = format_table(compare("table2", [odd]), "latex")
     body = text[text.index(r"\begin{tabular}") : text.index(r"\end{tabular}")]
     rows = [row for row in body.splitlines() if row.endswith(r"\\") and "multicolumn" not in row]
     assert len(rows) == 19
@@ -193,20 +191,20 @@ def test_latex_rows_fit_their_columns_and_nothing_is_left_unescaped(run: Measure
 
 def test_names_of_models_do_not_break_markdown(run: MeasuredMap) -> None:
     odd = replace(run, name="a|b*c_d")
-    assert r"**a\|b\*c\_d**" in table_text(comparison("table2", [odd]), "markdown")
+    assert r"**a\|b\*c\_d**" in format_table(compare("table2", [odd]), "markdown")
 
 
 def test_every_format_carries_what_it_can_of_every_table(run: MeasuredMap) -> None:
     for form in FORMATS:
         for name in ("table2", "table3", "table4"):
-            assert "SBTKNet" in table_text(comparison(name, []), form)
+            assert "SBTKNet" in format_table(compare(name, []), form)
 
 
 def test_figures_are_printed_as_papers_do() -> None:
     cells = [Cell(50.2), Cell(55.25), Cell(57.2049), Cell(), Cell(51.26, 0.44)]
-    assert [percent_text(cell) for cell in cells] == ["50.2", "55.25", "57.2", "-", "51.3 ± 0.4"]
+    assert [format_percent(cell) for cell in cells] == ["50.2", "55.25", "57.2", "-", "51.3 ± 0.4"]
     assert Row(("a",), ()).is_measured is False
 
 
 def warnings_of(run: MeasuredMap) -> str:
-    return "\n".join(comparison("table2", [run]).warnings)
+    return "\n".join(compare("table2", [run]).warnings)

@@ -11,10 +11,10 @@ import pytest
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.evaluation.protocol import DIVISORS, CodeRule, Mean, Measure, Protocol
 from sbtk_runtime.evaluation.report.measured import (
-    base_name,
-    best_metric,
-    measure_named,
+    find_metric,
+    parse_measure,
     read_measured,
+    strip_rules,
 )
 from tests.tiny_results import report, write_results
 
@@ -131,8 +131,8 @@ def test_the_name_of_every_measure_says_all_of_it() -> None:
     ]
     assert len({measure.name for measure in measures}) == len(measures)
     for measure in measures:
-        assert measure_named(measure.name) == measure
-        assert base_name(measure) in ("mAP@all", "mAP@200", "P@10", "P@100")
+        assert parse_measure(measure.name) == measure
+        assert strip_rules(measure) in ("mAP@all", "mAP@200", "P@10", "P@100")
 
 
 @pytest.mark.parametrize(
@@ -141,13 +141,13 @@ def test_the_name_of_every_measure_says_all_of_it() -> None:
     ids=lambda name: name[:20],
 )
 def test_other_names_are_those_of_no_measure(name: str) -> None:
-    assert measure_named(name) is None
+    assert parse_measure(name) is None
 
 
 def test_the_best_figure_is_by_the_rules_nearest_to_the_paper() -> None:
     names = ["mAP@all", "mAP@all (VOC)", "mAP@all (class mean)", "mAP@200 (lenient)"]
-    assert best_metric(names, "mAP@all") == ("mAP@all (VOC)", Measure("AP", is_voc=True))
-    assert best_metric(names, "mAP@200") == ("mAP@200 (lenient)", Measure("AP", 200, "lenient"))
+    assert find_metric(names, "mAP@all") == ("mAP@all (VOC)", Measure("AP", is_voc=True))
+    assert find_metric(names, "mAP@200") == ("mAP@200 (lenient)", Measure("AP", 200, "lenient"))
     names.append("mAP@200 (strict)")
-    assert best_metric(names, "mAP@200") == ("mAP@200 (strict)", Measure("AP", 200, "strict"))
-    assert best_metric(names, "P@100") is None
+    assert find_metric(names, "mAP@200") == ("mAP@200 (strict)", Measure("AP", 200, "strict"))
+    assert find_metric(names, "P@100") is None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from sbtk_runtime.evaluation.report.measured import measure_named
-from sbtk_runtime.evaluation.report.published import PublishedRow, published
+from sbtk_runtime.evaluation.report.measured import parse_measure
+from sbtk_runtime.evaluation.report.published import PublishedRow, load_published
 from sbtk_train.data.splits import split_names
 
-KNOWN = published()
+KNOWN = load_published()
 
 
 def test_every_row_names_its_rules_and_its_source() -> None:
@@ -24,7 +24,7 @@ def test_every_row_names_its_rules_and_its_source() -> None:
 def test_figures_are_percents_under_names_that_sbtk_knows() -> None:
     for row in KNOWN.rows:
         for name, percent in row.metrics.items():
-            assert measure_named(name) is not None, name
+            assert parse_measure(name) is not None, name
             assert 0 < percent < 100, row
 
 

@@ -19,14 +19,13 @@ from sbtk_runtime.evaluation.report.ranked_sheet import (
     Panel,
     RankedPhoto,
     RankedQuery,
-    average_precisions,
+    compute_average_precisions,
+    draw_queries,
     embed_labelled,
-    named_queries,
-    random_queries,
-    ranked_panel,
-    ranked_sheet,
-    top_photos,
-    worst_queries,
+    find_queries,
+    find_worst_queries,
+    make_panel,
+    rank_photos,
 )
 from tests.tiny import tiny_bundle
 from tests.tiny_data import write_dataset
@@ -45,8 +44,8 @@ def images_at(*degrees: float, classes: str) -> EmbeddedImages:
 
 def test_the_nearest_photos_come_first_and_equal_ones_in_order() -> None:
     queries, gallery = images_at(0, 90, classes="ab"), images_at(80, 10, 10, 30, classes="abab")
-    assert top_photos(queries.rows, gallery.rows, 3).tolist() == [[1, 2, 3], [0, 3, 1]]
-    panel = ranked_panel("title", queries, gallery, 2)
+    assert rank_photos(queries.rows, gallery.rows, 3).tolist() == [[1, 2, 3], [0, 3, 1]]
+    panel = make_panel("title", queries, gallery, 2)
     assert [[hit.is_right for hit in query.photos] for query in panel.queries] == [
         [False, True],
         [False, True],
@@ -57,27 +56,27 @@ def test_the_nearest_photos_come_first_and_equal_ones_in_order() -> None:
 
 def test_more_hits_than_photos_are_all_photos() -> None:
     gallery = images_at(0, 10, classes="ab")
-    assert len(ranked_panel("", images_at(5, classes="a"), gallery, 9).queries[0].photos) == 2
+    assert len(make_panel("", images_at(5, classes="a"), gallery, 9).queries[0].photos) == 2
 
 
 def test_the_worst_queries_are_those_of_lowest_average_precision() -> None:
     gallery = images_at(0, 20, 40, 60, classes="aabb")
     queries = images_at(0, 50, 60, 0, 5, classes="abbbc")
-    found = average_precisions(queries, gallery)
+    found = compute_average_precisions(queries, gallery)
     # By hand: the third and fourth of four are right, (1/3 + 2/4) / 2.
     np.testing.assert_allclose(found, [1, 1, 1, 5 / 12, np.nan])
-    assert worst_queries(found, 3) == [3, 0, 1]
+    assert find_worst_queries(found, 3) == [3, 0, 1]
     with pytest.raises(BadConfig, match="5 queries of 4"):
-        worst_queries(found, 5)
+        find_worst_queries(found, 5)
 
 
 def test_random_queries_are_drawn_once_each_and_by_their_seed() -> None:
-    drawn = random_queries(50, 20, seed=3)
+    drawn = draw_queries(50, 20, seed=3)
     assert len(set(drawn)) == 20
-    assert drawn == random_queries(50, 20, seed=3)
-    assert drawn != random_queries(50, 20, seed=4)
+    assert drawn == draw_queries(50, 20, seed=3)
+    assert drawn != draw_queries(50, 20, seed=4)
     with pytest.raises(BadConfig, match="51 queries of 50"):
-        random_queries(50, 51, seed=0)
+        draw_queries(50, 51, seed=0)
 
 
 def test_named_queries_are_found_by_whatever_path(
@@ -87,9 +86,9 @@ def test_named_queries_are_found_by_whatever_path(
     files = sorted((root / "sketch" / "cow").iterdir())
     sketches = LabelledImages(files, [0, 0, 0], ("cow",))
     monkeypatch.chdir(root)
-    assert named_queries(sketches, [Path("sketch/cow/2.png"), files[0]]) == [2, 0]
+    assert find_queries(sketches, [Path("sketch/cow/2.png"), files[0]]) == [2, 0]
     with pytest.raises(BadData, match=r"none of the 3 sketches.*\n.*cow"):
-        named_queries(sketches, [root / "photo" / "cow" / "0.jpg"])
+        find_queries(sketches, [root / "photo" / "cow" / "0.jpg"])
 
 
 def test_unreadable_images_are_left_out_and_named(tmp_path: Path) -> None:
@@ -113,7 +112,7 @@ def test_right_hits_are_framed_green_and_wrong_ones_red(tmp_path: Path) -> None:
     Image.new("RGB", (400, 100), (250, 0, 250)).save(wide)
     hits = (RankedPhoto(blue, "cow", True), RankedPhoto(wide, "a very long name of a class", False))
     query = RankedQuery(blue, "cow", hits)
-    sheet = ranked_sheet([Panel("one", (query, query)), Panel("two", (query,))])
+    sheet = draw_ranked_sheet([Panel("one", (query, query)), Panel("two", (query,))])
     first = LEFT + CELL_PX + QUERY_GAP
     second = first + CELL_PX + GAP
     for top in (TOP, TOP + ROW_PX):
@@ -134,12 +133,12 @@ def test_right_hits_are_framed_green_and_wrong_ones_red(tmp_path: Path) -> None:
 
 def test_a_photo_that_is_gone_leaves_an_empty_frame(tmp_path: Path) -> None:
     gone = RankedPhoto(tmp_path / "gone.jpg", "cow", True)
-    sheet = ranked_sheet([Panel("", (RankedQuery(tmp_path / "gone.png", "cow", (gone,)),))])
+    sheet = draw_ranked_sheet([Panel("", (RankedQuery(tmp_path / "gone.png", "cow", (gone,)),))])
     assert sheet.getpixel((LEFT + CELL_PX + QUERY_GAP + 10, TOP + 10)) == (238, 238, 238)
 
 
 def test_embedded_images_can_be_chosen_in_any_order() -> None:
     images = EmbeddedImages((Path("a"), Path("b")), ("x", "y"), unit_rows(2, 4))
-    chosen = images.chosen([1, 0])
+    chosen = images.select([1, 0])
     assert chosen.classes == ("y", "x")
     np.testing.assert_array_equal(chosen.rows, images.rows[::-1])
