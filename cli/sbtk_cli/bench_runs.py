@@ -98,14 +98,14 @@ def run_latency(
 ) -> LatencyReport:
     """Return latency and speed; `precision=None` are all, `batches=()` the usual ones."""
     manifest = chosen.bundle.manifest
-    said = partial(notice, quiet=chosen.quiet)
+    notify = partial(notice, quiet=chosen.quiet)
     labelled, notes = _labelled(manifest, data, scope)
     baselines = Baselines()
     if scope.with_torch:
         is_compiled = scope.with_compiled
         if is_compiled is None:
             is_compiled = chosen.engine == ALL and not scope.is_quick
-        baselines = torch_baselines(manifest, with_compiled=is_compiled, said=said)
+        baselines = torch_baselines(manifest, with_compiled=is_compiled, notify=notify)
     with searched(gallery, manifest) as (search, searched_named):
         report = measure_latency(
             chosen.bundle,
@@ -122,7 +122,7 @@ def run_latency(
             baselines=baselines,
             labelled=labelled,
             config=QUICK if scope.is_quick else USUAL,
-            progress=said,
+            progress=notify,
         )
     return replace(report, notes=(*notes, *report.notes))
 
@@ -353,7 +353,7 @@ def _gallery(folder: Path | None, manifest: BundleManifest) -> Gallery | None:
 
 
 def torch_baselines(
-    manifest: BundleManifest, *, with_compiled: bool, said: Callable[[str], None]
+    manifest: BundleManifest, *, with_compiled: bool, notify: Callable[[str], None]
 ) -> Baselines:
     """Return what torch can measure beside the engines of a model; nothing without torch.
 
@@ -363,9 +363,9 @@ def torch_baselines(
         notify: told what is compiled, and what is missing.
     """
     if any(importlib.util.find_spec(name) is None for name in ("torch", "torchvision")):
-        said("torch is not installed: nothing to compare with")
+        notify("torch is not installed: nothing to compare with")
         return Baselines()
-    return Baselines(partial(_contenders, manifest, with_compiled, said), _products)
+    return Baselines(partial(_contenders, manifest, with_compiled, notify), _products)
 
 
 def _contenders(

@@ -90,7 +90,7 @@ class Wanted:
     batches: tuple[int, ...] = (1, 8, 32)
 
 
-def open_default(bundle: Bundle, wanted: Wanted, said: Said = said_nothing) -> Engine:
+def open_default(bundle: Bundle, wanted: Wanted, notify: Notify = no_notify) -> Engine:
     """Open the engine on which stages are measured; for `all`, the one that `auto` selects.
 
     Raises:
@@ -123,12 +123,12 @@ def open_contenders(
         bundle: the model.
         default: the engine on which the stages were measured.
         wanted: the requested engines.
-        said: called with messages about slow steps.
+        notify: called with messages about slow steps.
     """
     notes = [f"not {reason}" for reason in default.passed_over]
     names = [default.name]
     if wanted.engine == ALL:
-        reports = survey_engines()
+        reports = probe_engines()
         notes = [f"{r.name} skipped: {r.reason}" for r in reports if not r.works]
         names = [r.name for r in reports if r.works]
     contenders = []

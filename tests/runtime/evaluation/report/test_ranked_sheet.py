@@ -21,6 +21,7 @@ from sbtk_runtime.evaluation.report.ranked_sheet import (
     RankedQuery,
     compute_average_precisions,
     draw_queries,
+    draw_ranked_sheet,
     embed_labelled,
     find_queries,
     find_worst_queries,
