@@ -277,7 +277,7 @@ def map_command(
     help="Search width of the graph; may be repeated.  [default: 16, 32, 64, 128, 256]",
 )
 @click.option(
-    "--peer", type=click.Choice(["faiss"]), help="Measure another library baselines, if installed."
+    "--peer", type=click.Choice(["faiss"]), help="Also measure another library, if installed."
 )
 def search_command(
     gallery: Path | None,

@@ -205,7 +205,7 @@ def _floor_text(floor: Floor) -> str:
     return (
         f"{floor.kind} floor: {floor.model_macs / 1e9:.2f} GMAC an image at "
         f"{floor.gmac_per_s:.0f} GMAC/s are {floor.ms:.2f} ms, {1e3 / floor.ms:.1f} images/s "
-        f"({floor.library}, {floor.size} x {floor.size} matrices, measured by timings)"
+        f"({floor.library}, {floor.size} x {floor.size} matrices, measured in turn)"
     )
 
 

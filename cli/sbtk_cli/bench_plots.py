@@ -196,7 +196,7 @@ _ROOM = 0.85
 
 
 def speed_panels(report: LatencyReport) -> list[Panel]:
-    """Return a panel for each batch: images per second, and what they stand baselines."""
+    """Return a panel for each batch: images per second, with reference lines."""
     batches = list(dict.fromkeys(point.batch for point in report.throughput))
     engines = list(
         dict.fromkeys(point.engine for point in report.throughput if point.role == "engine")
