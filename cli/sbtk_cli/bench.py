@@ -1,4 +1,4 @@
-"""`sbtk bench`: latency, retrieval quality and search, as tables, JSON and pictures."""
+"""`sbtk bench`: latency, retrieval quality and search, as tables, JSON and plots."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     envvar="SBTK_DATA",
     show_envvar=True,
     metavar="DATA",
-    help="Folder of sketch/<class>/* and photo/<class>/*: measures mAP, too.",
+    help="Folder of sketch/<class>/* and photo/<class>/*; also measures mAP.",
 )
 @bench_options.torch
 @bench_options.quick
@@ -47,8 +47,7 @@ def command(
 ) -> int | None:
     """Measure latency, retrieval quality or search.
 
-    Without a subcommand: latency of the default model, and mAP on unseen classes when there are
-    data to measure it on.
+    Without a subcommand: latency of the default model, and with data, mAP on unseen classes.
     """
     if context.invoked_subcommand is not None:
         _refuse_misplaced_options(context)
@@ -61,10 +60,10 @@ def command(
     bench_options.check_plot(plot)
     machine = this_machine()
     chosen = bench_options.chosen(model, engine, device, threads, quiet)
-    # mAP stands in a table of its own.
+    # mAP has its own table.
     scope = BenchScope(with_torch, with_map=False, is_quick=quick)
     latency = run_latency(chosen, scope=scope)
-    # One engine is enough for mAP on unseen classes, which are measured as rarely as can be.
+    # One engine suffices for unseen classes, which are to be evaluated as rarely as possible.
     first = replace(chosen, engine=AUTO) if chosen.engine == ALL else chosen
     maps = [] if data is None else run_map(first, data)
     return emit_results(machine, latency=latency, maps=maps, plot=plot, as_json=as_json)
@@ -83,7 +82,7 @@ def _refuse_misplaced_options(context: click.Context) -> None:
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
-    help="Only this one.  [default: all in the bundle]",
+    help="Precision to measure.  [default: all in the bundle]",
 )
 @bench_options.batches
 @bench_options.torch
@@ -95,13 +94,13 @@ def _refuse_misplaced_options(context: click.Context) -> None:
     show_envvar=True,
     metavar="DATA",
     help="Decode images of DATA/sketch and DATA/photo, and measure mAP on the model's validation "
-    "classes among them.  [default: generated pictures, no mAP]",
+    "classes.  [default: generated images, no mAP]",
 )
 @click.option(
     "--map/--no-map",
     "with_map",
     default=None,
-    help="Measure mAP of each engine and precision, and how far it is from FP32's.  "
+    help="Measure mAP of each engine and precision, and its difference to FP32.  "
     "[default: with DATA, without --quick]",
 )
 @bench_options.gallery
@@ -110,7 +109,7 @@ def _refuse_misplaced_options(context: click.Context) -> None:
     "--csv",
     type=options.PATH,
     metavar="FILE",
-    help="Write a row for each engine, precision and batch, with everything measured.",
+    help="Write all results, a row for each engine, precision and batch size.",
 )
 def latency_command(
     model: str | None,
@@ -132,10 +131,10 @@ def latency_command(
 ) -> int:
     """Measure decode, preprocess, engine and search, and images per second by batch.
 
-    The engine is measured in every precision of the bundle, by turns beside torch eager on the
-    same device and threads, and beside the fastest INT8 and FP32 matrix products of this CPU,
-    which say how quick an engine could be; memory in a process of its own. --engine all measures
-    every engine that works, and torch compiled.
+    Measures every precision in the bundle, interleaved with torch eager on the same device and
+    threads, and with the fastest INT8 and FP32 matrix products of this CPU, the floor of what an
+    engine could reach. Memory is measured in separate processes. --engine all measures every
+    working engine, and torch compiled.
     """
     from sbtk_cli.bench_runs import BenchScope, emit_results, run_latency
     from sbtk_runtime.machine import this_machine
@@ -163,13 +162,13 @@ def latency_command(
     "precisions",
     type=click.Choice(PRECISIONS),
     multiple=True,
-    help="Which ONNX file to measure; may be repeated.  [default on a CPU: int8]",
+    help="Precision to measure; may be repeated.  [default on a CPU: int8]",
 )
 @options.batch
 @click.option(
     "--split",
     metavar="NAME",
-    help="Which classes are unseen: a published split, random:N:SEED, or a file.  "
+    help="Split that defines the unseen classes: a published one, random:N:SEED, or a file.  "
     "[default: the model's own]",
 )
 @click.option(
@@ -177,14 +176,14 @@ def latency_command(
     type=click.Choice(["unseen", "validation"]),
     default="unseen",
     show_default=True,
-    help="The split's unseen classes, or seen ones that were held out from training.",
+    help="Measure on the split's unseen classes, or on seen classes held out from training.",
 )
 @bench_options.protocol
 @click.option(
     "--log",
     type=options.PATH,
     metavar="FILE",
-    help="Append date, bundle, protocol and figure to FILE.  [default: for unseen classes, "
+    help="Append date, bundle, protocol and mAP to FILE.  [default: for unseen classes, "
     "benchmarks/unseen.log if it exists]",
 )
 def map_command(
@@ -214,13 +213,13 @@ def map_command(
 ) -> int:
     """Measure mAP and precision of sketches against photos in DATA.
 
-    DATA is a data set in any layout that 'sbtk data check' knows, such as sketch/<class>/* beside
-    photo/<class>/*; it is SBTK_DATA when left out. Every figure is printed with its definition,
-    and --json has the rules that it was taken by. Exit code 3: some images could not be read.
+    DATA (default: SBTK_DATA) is a data set in any layout that 'sbtk data check' supports, such as
+    sketch/<class>/* and photo/<class>/*. Every metric is printed with its definition; --json has
+    its rules. Exit code 3: some images could not be read.
     """
     if data is None:
         raise BadConfig(
-            "no data to measure on", "a folder, or SBTK_DATA", "sbtk bench map DATA --split SK-YE"
+            "no data set given", "a folder, or SBTK_DATA", "sbtk bench map DATA --split SK-YE"
         )
     from sbtk_cli.bench_runs import emit_results, run_map
     from sbtk_runtime.machine import this_machine
@@ -264,7 +263,7 @@ def map_command(
     "query_file",
     type=options.PATH,
     metavar="FILE",
-    help="Ask the embeddings of a .npz file.  [default: vectors like those that are searched]",
+    help="Use the embeddings of a .npz file as queries.  [default: similar to the searched ones]",
 )
 @click.option("--dim", type=click.IntRange(2, 65536), default=512, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -296,8 +295,8 @@ def search_command(
 ) -> int:
     """Measure recall@k against exact search, latency and queries per second.
 
-    Over a gallery, over embeddings of your own, or over synthetic vectors. Recall is judged by
-    score, so that ties cost nothing. --threads build the graph; one thread searches it.
+    Searches a gallery, your own embeddings, or synthetic vectors. Recall compares scores, so ties
+    do not matter. The graph is built with --threads and searched with one thread.
     """
     from sbtk_cli.bench_runs import emit_results
     from sbtk_cli.bench_searches import run_search

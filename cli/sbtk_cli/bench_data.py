@@ -1,4 +1,4 @@
-"""Which images `sbtk bench map` measures on: unseen classes of a split, or validation classes."""
+"""The images of `sbtk bench map`: unseen classes of a split, or validation classes."""
 
 from __future__ import annotations
 
@@ -26,38 +26,37 @@ from sbtk_train.data.splits import Split, listing_of, open_split, split_names
 Classes = Literal["unseen", "validation"]
 
 DEFAULT_SPLIT = "SK-YE"
-#: Of the training sketches, and of the photos, at most so many are embedded to fit ITQ on.
+#: Largest number of training sketches, and of photos, to fit ITQ on.
 LEARNT_ON_AT_MOST = 5_000
 
 
-def measured_images(
+def load_labelled_set(
     data: Path,
     manifest: BundleManifest,
     split_name: str | None,
     classes: Classes,
     protocol: Protocol = ZERO_SHOT,
 ) -> LabelledSet:
-    """Return the images of the unseen or of the validation classes in a data set.
+    """Return the images of the unseen or validation classes in a data set.
 
     Args:
-        data: the data set's folder, in any layout that `sbtk data check` knows.
-        manifest: of the model; it must not have been trained on what it is measured on.
-        split_name: of the split that names the unseen classes; by default the model's own.
-        classes: `unseen`, or `validation`: the seen classes that were held out from training.
-        protocol: whether images of seen classes join, photos that occur twice count, and ITQ
-            learns on training images. Never are classes that the model's own split calls unseen
-            among the seen ones.
+        data: folder of the data set, in any layout that `sbtk data check` supports.
+        manifest: manifest of the model, which must not have been trained on these classes.
+        split_name: split that defines the unseen classes; by default the model's own.
+        classes: `unseen`, or `validation`: seen classes held out from training.
+        protocol: decides whether images of seen classes join, duplicates count, and ITQ is fitted
+            on training images. Unseen classes of the model's own split never count as seen.
 
     Raises:
-        BadData: the data have none of the classes, or the model was trained on some of them.
-        BadConfig: there is no such split, or validation classes are asked for by one.
+        BadData: the data set has none of the classes, or the model was trained on some of them.
+        BadConfig: unknown split, or a split together with validation classes.
     """
     if is_run_folder(data):
         shown = shlex.quote(printable_name(data))
         raise BadConfig(
             f"{shown} is a training run, not a data set",
-            "a folder of sketches and photos, and the run as a model bundle",
-            f"export it first: sbtk export {shown}, then sbtk bench map DATA --model "
+            "a folder of sketches and photos",
+            f"export the run first: sbtk export {shown}, then sbtk bench map DATA --model "
             f"{shlex.quote(printable_name(Path('bundles') / data.absolute().name))}",
         )
     images = read_dataset(data, keep_duplicates=protocol.keeps_duplicates)
@@ -65,8 +64,8 @@ def measured_images(
     if classes == "validation" and split_name is not None:
         raise BadConfig(
             f"--split {split_name} with --classes validation",
-            "the model's own split, of which these classes are seen",
-            "leave out one of the two",
+            "the model's own split, which defines its validation classes",
+            "omit one of the two",
         )
     split = _split(images, training, split_name)
     if classes == "validation":
@@ -84,10 +83,10 @@ def measured_images(
             "at least one of each",
         )
     if protocol.queries == "photo":
-        _require_photos_left(measured, of)
-    kept_unseen = _told(training, "unseen_classes")
+        _require_gallery(measured, of)
+    kept_unseen = _read_names(training, "unseen_classes")
     trained_on = _trained_on(images, split, without=[*names, *kept_unseen])
-    return _joined(
+    return _add_seen(
         measured,
         trained_on,
         LabelledSet(
@@ -101,19 +100,19 @@ def measured_images(
     )
 
 
-def _require_photos_left(measured: ImageSet, of: str) -> None:
-    """Refuse photos as queries where all would ask, and none were left to be found."""
+def _require_gallery(measured: ImageSet, of: str) -> None:
+    """Reject photos as queries if the gallery would be empty."""
     most = int(np.bincount(measured.photo_labels).max())
     if most <= PHOTO_QUERIES_PER_CLASS:
         raise BadData(
             f"at most {most} photos in each of {of}",
-            f"more than {PHOTO_QUERIES_PER_CLASS}: so many of each class ask, the others are found",
+            f"more than {PHOTO_QUERIES_PER_CLASS}, which are queries; the others form the gallery",
             "--queries sketch, or data with more photos",
         )
 
 
 def _trained_on(images: ImageSet, split: Split, without: Sequence[str]) -> ImageSet:
-    """Return the training files: of seen classes, without sketches that lists hold back."""
+    """Return the training images: seen classes, without sketches that its lists exclude."""
     others = ClassNames(without)
     seen = [name for name in split.seen_among(images.classes) if name not in others]
     chosen = of_classes(images, seen)
@@ -124,8 +123,8 @@ def _trained_on(images: ImageSet, split: Split, without: Sequence[str]) -> Image
     return with_sketches(chosen, kept)
 
 
-def _joined(measured: ImageSet, trained_on: ImageSet, zero_shot: LabelledSet) -> LabelledSet:
-    """Return the zero-shot set with the images of seen classes that its protocol adds.
+def _add_seen(measured: ImageSet, trained_on: ImageSet, zero_shot: LabelledSet) -> LabelledSet:
+    """Return the zero-shot set with the seen images that its protocol adds.
 
     They come first, as in SEM-PCYC's code.
     """
@@ -146,7 +145,7 @@ def _joined(measured: ImageSet, trained_on: ImageSet, zero_shot: LabelledSet) ->
     classes = (*measured.classes, *trained_on.classes)
     first = len(measured.classes)
 
-    def joined(
+    def join(
         seen: tuple[Path, ...], labels: NDArray[np.int64], rows: Sequence[int], own: LabelledImages
     ) -> LabelledImages:
         return LabelledImages(
@@ -157,23 +156,23 @@ def _joined(measured: ImageSet, trained_on: ImageSet, zero_shot: LabelledSet) ->
 
     return replace(
         zero_shot,
-        sketches=joined(
+        sketches=join(
             trained_on.sketch_files, trained_on.sketch_labels, sketches, zero_shot.sketches
         ),
-        photos=joined(trained_on.photos, trained_on.photo_labels, photos, zero_shot.photos),
+        photos=join(trained_on.photos, trained_on.photo_labels, photos, zero_shot.photos),
     )
 
 
 def _file_name(path: Path) -> str:
-    """Return `class/file`, by which SEM-PCYC sorts and tells files apart."""
+    """Return `class/file`, by which SEM-PCYC sorts and identifies files."""
     return f"{path.parent.name}/{path.name}"
 
 
 def _learnt_on(
     trained_on: ImageSet, training: dict[str, Any]
 ) -> tuple[LabelledImages, LabelledImages]:
-    """Return training sketches and photos, at most `LEARNT_ON_AT_MOST` of each, by seed 0."""
-    held_out = ClassNames(_told(training, "validation_classes"))
+    """Return at most `LEARNT_ON_AT_MOST` training sketches and photos, drawn with seed 0."""
+    held_out = ClassNames(_read_names(training, "validation_classes"))
     names = [name for name in trained_on.classes if name not in held_out]
     chosen = of_classes(trained_on, names)
     generator = np.random.default_rng(0)
@@ -203,7 +202,7 @@ def _unseen_classes(images: ImageSet, data: Path, split: Split) -> list[str]:
         raise BadData(
             f"{data} has none of the {len(split.unseen)} unseen classes of {split.name}",
             ", ".join(split.unseen[:5]) + ", ...",
-            "name another split: --split NAME",
+            "choose another split: --split NAME",
         )
     return names
 
@@ -213,7 +212,7 @@ def _split(images: ImageSet, training: dict[str, Any], name: str | None) -> Spli
 
 
 def _own_split(training: dict[str, Any]) -> Split:
-    """Return the split that the model was trained with; the default one if it does not say."""
+    """Return the split that the model was trained with, or the default."""
     unseen = training.get("unseen_classes")
     if not isinstance(unseen, list) or not unseen:
         return open_split(DEFAULT_SPLIT)
@@ -229,38 +228,38 @@ def _split_name(training: dict[str, Any]) -> str:
 
 
 def _validation_classes(images: ImageSet, training: dict[str, Any]) -> list[str]:
-    held_out = _told(training, "validation_classes")
+    held_out = _read_names(training, "validation_classes")
     if not held_out:
         raise BadData(
             "the model's manifest names no validation classes",
             "training.validation_classes, which sbtk export writes",
-            "measure on unseen classes: --classes unseen",
+            "use unseen classes: --classes unseen",
         )
     wanted = ClassNames(held_out)
     names = [name for name in images.classes if name in wanted]
     if not names:
         raise BadData(
-            f"the data have none of the model's {len(held_out)} validation classes",
+            f"the data set has none of the model's {len(held_out)} validation classes",
             ", ".join(sorted(held_out)),
         )
     return names
 
 
 def _refuse_leaks(manifest: BundleManifest, split: Split, names: list[str]) -> None:
-    """Refuse to call classes unseen that the model's training did not set aside."""
-    kept = _told(manifest.training, "unseen_classes")
+    """Reject unseen classes that the model was trained on."""
+    kept = _read_names(manifest.training, "unseen_classes")
     known = ClassNames(kept)
     leaked = [name for name in names if name not in known]
     if kept and leaked:
         raise BadData(
-            f"{manifest.model_id} did not keep {', '.join(leaked)} from its training, "
-            f"which {split.name} calls unseen",
+            f"{manifest.model_id} may have been trained on {', '.join(leaked)}, unseen classes of "
+            f"{split.name}",
             "the split that the model was trained with",
-            f"--split {_split_name(manifest.training)}, or leave it out",
+            f"--split {_split_name(manifest.training)}, or no --split",
         )
 
 
-def _told(training: dict[str, Any], key: str) -> tuple[str, ...]:
-    """Return the class names that the manifest has under a key."""
+def _read_names(training: dict[str, Any], key: str) -> tuple[str, ...]:
+    """Return the class names under a key of the manifest."""
     names = training.get(key)
     return tuple(str(name) for name in names) if isinstance(names, list) else ()

@@ -1,4 +1,4 @@
-"""The options that benchmarks share."""
+"""Options shared by benchmarks."""
 
 from __future__ import annotations
 
@@ -31,35 +31,34 @@ _MAX_BATCH = 4096
 
 
 def counts(largest: int, example: str) -> Callable[..., tuple[int, ...]]:
-    """Return a callback that takes lists such as `1,8,32` apart, each number once, in order."""
+    """Return a callback that parses lists such as `1,8,32` into distinct numbers, in order."""
 
-    def taken_apart(
+    def parse(
         context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
     ) -> tuple[int, ...]:
         found: list[int] = []
         for value in values:
             parts = [part.strip() for part in value.split(",")]
             digits = [part for part in parts if part.isascii() and part.isdecimal()]
-            # Python refuses to convert a number of thousands of digits.
+            # Python does not convert numbers of thousands of digits.
             numbers = [int(part) for part in digits if len(part) < 10]
             if len(numbers) < len(parts) or not all(1 <= number <= largest for number in numbers):
                 raise click.BadParameter(
-                    f"{value!r} is not a number from 1 to {largest}, or several with commas "
-                    f"between, as in {example}.",
+                    f"{value!r} is not a number from 1 to {largest}, or a list such as {example}.",
                     context,
                     parameter,
                 )
             found += numbers
         return tuple(dict.fromkeys(found))
 
-    return taken_apart
+    return parse
 
 
 plot = click.option(
     "--plot",
     type=options.PATH,
     metavar="FILE",
-    help="Draw the results: a .png, .svg or .pdf (needs matplotlib).",
+    help="Plot the results to a .png, .svg or .pdf file (needs matplotlib).",
 )
 gallery = click.option(
     "--gallery",
@@ -67,7 +66,7 @@ gallery = click.option(
     envvar="SBTK_GALLERY",
     show_envvar=True,
     metavar="FOLDER",
-    help=f"The gallery to search.  [default: {options.DEFAULT_GALLERY} if it exists, else "
+    help=f"Gallery to search.  [default: {options.DEFAULT_GALLERY} if it exists, else "
     "synthetic vectors]",
 )
 engine_or_all = click.option(
@@ -75,8 +74,8 @@ engine_or_all = click.option(
     default="auto",
     show_default=True,
     metavar="NAME",
-    help="Inference engine; auto takes the first that works, all measures every one that works "
-    "('sbtk doctor' lists them).",
+    help="Inference engine: a name ('sbtk doctor' lists them), auto for the first that works, or "
+    "all for every working one.",
 )
 batches = click.option(
     "--batch",
@@ -84,40 +83,40 @@ batches = click.option(
     callback=counts(_MAX_BATCH, "1,8,32"),
     multiple=True,
     metavar="N[,N...]",
-    help="Images per run of the engine; may be repeated.  [default: 1,8,32]",
+    help="Batch sizes; may be repeated.  [default: 1,8,32]",
 )
 torch = click.option(
     "--torch/--no-torch",
     "with_torch",
     default=True,
-    help="Measure torch eager beside the engines, where torch is installed.  [default: yes]",
+    help="Compare with torch eager, if installed.  [default: yes]",
 )
 compiled = click.option(
     "--compile/--no-compile",
     "with_compiled",
     default=None,
-    help="Measure torch compiled, too: it compiles for each batch, up to a minute, with a C++ "
+    help="Compare with torch compiled, which takes up to a minute per batch size and a C++ "
     "compiler.  [default: with --engine all, without --quick]",
 )
 quick = click.option(
-    "--quick", is_flag=True, help="Measure for seconds instead of minutes: rough figures."
+    "--quick", is_flag=True, help="Measure for seconds instead of minutes, for rough results."
 )
 
 
 def shared(function: Function) -> Function:
-    """Add the options of every benchmark."""
+    """Add the options of all benchmarks."""
     for option in (options.quiet, options.json, plot, options.threads):
         function = option(function)
     return function
 
 
 def of_a_model(function: Function) -> Function:
-    """Add the options of every benchmark of a model."""
+    """Add the options of all benchmarks of a model."""
     return options.model(options.engine(options.device(shared(function))))
 
 
 def of_all_engines(function: Function) -> Function:
-    """Add the options of a benchmark that can measure several engines."""
+    """Add the options of a benchmark of several engines."""
     return options.model(engine_or_all(options.device(shared(function))))
 
 
@@ -132,7 +131,7 @@ def chosen(
 
 
 def check_plot(file: Path | None) -> None:
-    """Find out before minutes of measuring that the picture cannot be drawn."""
+    """Check, before measuring, that the plot can be written."""
     if file is not None:
         from sbtk_cli.bench_plots import check_plottable
 
@@ -146,20 +145,20 @@ _queries = click.option(
     type=click.Choice(["sketch", "photo"]),
     default="sketch",
     show_default=True,
-    help="What asks: the sketches, or the first 10 photos of each class, against the others.",
+    help="Query modality: sketches, or the first 10 photos of each class.",
 )
 _setting = click.option(
     "--setting",
     type=click.Choice(["zero-shot", "generalised-20", "generalised-all"]),
     default="zero-shot",
     show_default=True,
-    help="generalised-20 adds seen sketches and photos, 20 % of the unseen ones, by SEM-PCYC's "
-    "draw with seed 0; generalised-all searches unseen and seen photos together.",
+    help="zero-shot: unseen classes only; generalised-20: add seen images, 20 % of the number of "
+    "unseen ones, drawn as in SEM-PCYC with seed 0; generalised-all: search photos of all classes.",
 )
 _distance = click.option(
     "--distance",
     type=click.Choice(["cosine", "euclidean"]),
-    help="What embeddings are ranked by; codes (--bits) go by the Hamming distance.  "
+    help="Distance to rank embeddings by; codes (--bits) use the Hamming distance.  "
     "[default: cosine]",
 )
 _ties = click.option(
@@ -167,31 +166,30 @@ _ties = click.option(
     type=click.Choice(["index", "expected"]),
     default="index",
     show_default=True,
-    help="Equal scores stand in the order of the gallery, or figures are expected values over "
-    "all their orders (without VOC figures, which have none).",
+    help="Break ties by gallery order, or report expected values over all orders (not available "
+    "for VOC metrics).",
 )
 _keep_duplicates = click.option(
     "--keep-duplicates",
     is_flag=True,
-    help="Count photos that the data set has twice more than once, as published galleries of "
-    "Sketchy Ext do.",
+    help="Keep duplicate photos, as in published galleries of Sketchy Ext.",
 )
 _bits = click.option(
     "--bits",
     type=click.IntRange(min=8),
     metavar="N",
-    help="Measure binary codes of N bits by ITQ (64 in the papers) instead of embeddings.",
+    help="Measure N-bit codes made by ITQ (64 bits in the papers) instead of embeddings.",
 )
 _itq_on = click.option(
     "--itq-on",
     type=click.Choice(["gallery", "training", "queries", "bundle"]),
-    help="What ITQ is fitted on: the gallery, training images, the queries with each side about "
-    "its own mean (as DSN does), or what the bundle brings.  [default: gallery]",
+    help="Fit ITQ on the gallery, on training images, or on the queries (as in DSN, with each side "
+    "centred on its own mean), or use the bundle's own.  [default: gallery]",
 )
 _itq_rotation = click.option(
     "--itq-rotation",
     type=click.Choice(["procrustes", "released"]),
-    help="ITQ's rotation as its paper has it, or as SEM-PCYC's and DSN's code computes it.  "
+    help="ITQ rotation: as in its paper, or as in the code of SEM-PCYC and DSN.  "
     "[default: procrustes]",
 )
 _cuts = click.option(
@@ -200,7 +198,7 @@ _cuts = click.option(
     callback=counts(_MAX_CUT, "10,100,200"),
     multiple=True,
     metavar="K[,K...]",
-    help="Ranks of mAP@K and P@K; may be repeated.  [default: mAP@200, P@10, P@100, P@200]",
+    help="Ranks K of mAP@K and P@K; may be repeated.  [default: mAP@200, P@10, P@100, P@200]",
 )
 
 
@@ -225,7 +223,7 @@ def chosen_protocol(
     itq_rotation: Rotation | None,
     rerank: Rerank,
 ) -> Protocol:
-    """Return the protocol that the options choose.
+    """Return the protocol that the options select.
 
     Raises:
         BadConfig: they contradict each other.
@@ -234,17 +232,16 @@ def chosen_protocol(
 
     if bits is None and (itq_on or itq_rotation):
         option = "--itq-on" if itq_on else "--itq-rotation"
-        raise BadConfig(
-            f"{option} without --bits", "binary codes to make", f"{option} ... --bits 64"
-        )
+        raise BadConfig(f"{option} without --bits", "--bits N", f"{option} ... --bits 64")
     if bits is not None and distance is not None:
         raise BadConfig(
-            f"--distance {distance} of --bits {bits}", "no --distance: codes go by bits"
+            f"--distance {distance} with --bits {bits}",
+            "no --distance: codes use the Hamming distance",
         )
     if itq_on == "bundle" and itq_rotation is not None:
         raise BadConfig(
-            f"--itq-rotation {itq_rotation} of --itq-on bundle",
-            "the rotation that the bundle brings",
+            f"--itq-rotation {itq_rotation} with --itq-on bundle",
+            "no --itq-rotation: the bundle has its own",
         )
     codes = None
     if bits is not None:

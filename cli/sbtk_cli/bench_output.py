@@ -1,4 +1,4 @@
-"""Benchmark results as tables for people."""
+"""Benchmark results as tables and CSV."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _SPEEDS_WIDTH = 140
 
 
 def print_machine(machine: Machine) -> None:
-    """Print the machine and the versions that all metrics below depend on."""
+    """Print the machine and the versions of libraries."""
     for line in machine.lines():
         _console().print(Text(line, style="dim"))
 
 
 def print_latency(report: LatencyReport) -> None:
-    """Print the stages, then the speed by batch."""
+    """Print the stages, then the speed by batch size."""
     console = _console()
     stages = _table(
         f"{report.model_id}: one image at a time, ms, {report.engine} {report.precision}, "
@@ -49,7 +49,7 @@ def print_latency(report: LatencyReport) -> None:
     console.print(Text(f"{report.images}; search: {report.searched}", style="dim"))
     console.print()
     title = f"{report.model_id}: speed of the engine alone, {report.threads} threads"
-    # Wider than many terminals, which then fold its lines: better than metrics cut short.
+    # Wide tables wrap in narrow terminals, which is better than truncated numbers.
     _console(at_least=_SPEEDS_WIDTH).print(_speed_table(title, report))
     _print_memory(console, report)
     _print_device_times(console, report)
@@ -60,10 +60,10 @@ def print_latency(report: LatencyReport) -> None:
 
 
 def print_map(reports: Sequence[MapReport]) -> None:
-    """Print every metric with its definition, a column for each precision."""
+    """Print each metric with its definition, one column per precision."""
     console = _console()
     first = reports[0]
-    columns = ["figure", *(f"{report.precision}" for report in reports), "definition"]
+    columns = ["metric", *(f"{report.precision}" for report in reports), "definition"]
     rows: list[tuple[str, ...]] = [
         (name, *(f"{report.metrics[name]:.4f}" for report in reports), definition)
         for name, definition in first.definitions.items()
@@ -72,7 +72,7 @@ def print_map(reports: Sequence[MapReport]) -> None:
         (
             "images/s",
             *(f"{report.images_per_s:.1f}" for report in reports),
-            f"decoding and {first.engine} together; ranking took {first.rank_s:.2f} s",
+            f"decoding and {first.engine}; ranking took {first.rank_s:.2f} s",
         )
     )
     console.print()
@@ -84,15 +84,15 @@ def print_map(reports: Sequence[MapReport]) -> None:
     for report in reports[:1]:
         if report.unanswerable:
             asked = "sketches" if report.rules.queries == "sketch" else "photos"
-            text = f"{report.unanswerable} {asked} have no photo of their class: left out"
+            text = f"{report.unanswerable} {asked} without a photo of their class excluded"
             console.print(Text(text, style="yellow"))
         if report.unreadable:
-            text = f"{len(report.unreadable)} images cannot be read: left out"
+            text = f"{len(report.unreadable)} unreadable images excluded"
             console.print(Text(text, style="yellow"))
 
 
 def print_search(report: SearchReport) -> None:
-    """Print what the graphs cost, then recall and latency of each way of searching."""
+    """Print the cost of the graphs, then recall and latency of each search."""
     console = _console()
     console.print()
     console.print(Text(f"searched: {report.vectors}\nqueries: {report.queries}", style="dim"))
@@ -126,7 +126,7 @@ def print_search(report: SearchReport) -> None:
 
 
 def _console(at_least: int = 0) -> Console:
-    """Return a console on stdout as it is now, wide enough for the tables where it is a file."""
+    """Return a console on stdout, wide enough for the tables if stdout is not a terminal."""
     narrowest = at_least if sys.stdout.isatty() else max(_NARROWEST, at_least)
     width = max(narrowest, shutil.get_terminal_size().columns)
     return Console(file=sys.stdout, width=width, highlight=False)
@@ -135,7 +135,7 @@ def _console(at_least: int = 0) -> Console:
 def _table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1
 ) -> Table:
-    """Return a table whose first `texts` columns are words and whose others are numbers."""
+    """Return a table with `texts` left-aligned columns, followed by columns of numbers."""
     table = Table(
         title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
@@ -147,7 +147,7 @@ def _table(
 
 
 def _speed_table(title: str, report: LatencyReport) -> Table:
-    """Return a row for each contender and batch, without columns that would be empty."""
+    """Return a row for each contender and batch size, without empty columns."""
     points = report.throughput
     reference = report.quality.reference.split()[-1:] if report.quality else []
     cells: dict[str, list[str]] = {
@@ -170,7 +170,7 @@ def _speed_table(title: str, report: LatencyReport) -> Table:
 
 
 def _print_memory(console: Console, report: LatencyReport) -> None:
-    """Print the memory of each engine, a column for each batch."""
+    """Print the memory of each engine, a column for each batch size."""
     batches = list(dict.fromkeys(point.batch for point in report.throughput))
     sizes: dict[tuple[str, str], dict[int, int | None]] = {}
     for point in report.throughput:
@@ -183,13 +183,13 @@ def _print_memory(console: Console, report: LatencyReport) -> None:
     ]
     if rows:
         columns = ["engine", "", *(f"up to batch {batch}" for batch in batches)]
-        title = "most memory of a process that opens the engine and embeds"
+        title = "peak memory of a process that opens the engine and embeds"
         console.print()
         console.print(_table(title, columns, rows, texts=2))
 
 
 def _print_device_times(console: Console, report: LatencyReport) -> None:
-    """Print where a run's time went, by the GPU's clock, for those engines that tell."""
+    """Print the parts of a run by the GPU's clock, for engines that measure them."""
     rows = [
         (point.name, f"{point.batch}", *(_number(ms, ".3f") for ms in parts))
         for point in report.throughput
@@ -204,7 +204,7 @@ def _print_device_times(console: Console, report: LatencyReport) -> None:
 def _floor_text(floor: Floor) -> str:
     return (
         f"{floor.kind} floor: {floor.model_macs / 1e9:.2f} GMAC an image at "
-        f"{floor.gmac_per_s:.0f} GMAC/s are {floor.ms:.2f} ms, {1e3 / floor.ms:.1f} images/s "
+        f"{floor.gmac_per_s:.0f} GMAC/s take {floor.ms:.2f} ms, {1e3 / floor.ms:.1f} images/s "
         f"({floor.library}, {floor.size} x {floor.size} matrices, measured in turn)"
     )
 
@@ -235,12 +235,11 @@ _AFTER = ("photo_decode_ms", "photo_preprocess_ms", "int8_floor_ms", "fp32_floor
 _QUALITY = ("map_reference", "map_protocol")
 
 
-def csv_text(report: LatencyReport, machine: Machine) -> str:
-    """Return the file's content; what was not measured is an empty cell.
+def format_csv(report: LatencyReport, machine: Machine) -> str:
+    """Return the CSV content, with empty cells for what was not measured.
 
-    The columns are those of `Speed`, between what is the same in all rows: date, processor, model
-    and threads before; after them the medians of decoding and preprocessing a photo, which are
-    every engine's, the floors for one image, and how mAP was measured.
+    The columns of `Speed` are preceded by date, processor, model and threads, and followed by the
+    medians of decoding and preprocessing a photo, the floors for one image, and the rules of mAP.
     """
     floors = {floor.kind: floor.ms for floor in report.floors}
     quality = report.quality
@@ -262,6 +261,6 @@ def csv_text(report: LatencyReport, machine: Machine) -> str:
 
 
 def write_csv(file: Path, report: LatencyReport, machine: Machine) -> None:
-    """Write `csv_text` to a file, atomically."""
+    """Write `format_csv` to a file, atomically."""
     with atomic_path(file) as temporary:
-        temporary.write_text(csv_text(report, machine), encoding="utf-8")
+        temporary.write_text(format_csv(report, machine), encoding="utf-8")

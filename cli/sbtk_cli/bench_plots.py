@@ -1,4 +1,4 @@
-"""Pictures of benchmark results."""
+"""Plots of benchmark and evaluation results."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 
 @dataclass(frozen=True)
 class Panel:
-    """One part of a picture: what draws it, and its height in inches."""
+    """A part of a figure: the function that draws it, and its height in inches."""
 
     draw: Callable[[Axes], None]
     height_in: float = 4.4
 
 
 def check_plottable(file: Path) -> Any:
-    """Return matplotlib's `Figure`, which draws to files without any window system.
+    """Return matplotlib's `Figure`, which needs no window system.
 
     Raises:
-        BadConfig: the file's name ends in a format that is not drawn, or it cannot be written.
+        BadConfig: unsupported suffix, or the file cannot be written.
         MissingExtra: matplotlib is not installed.
     """
     if file.suffix.lower() not in _SUFFIXES:
@@ -59,7 +59,7 @@ def check_plottable(file: Path) -> Any:
 
 
 def save_plot(file: Path, panels: Sequence[Panel], machine: Machine) -> None:
-    """Write a picture of one panel below the other, the machine in small print at the foot.
+    """Write a figure of panels, one below the other, with the machine in small print.
 
     Raises:
         BadConfig, MissingExtra: as `check_plottable`.
@@ -78,7 +78,7 @@ def save_plot(file: Path, panels: Sequence[Panel], machine: Machine) -> None:
 
 
 def stages_panel(report: LatencyReport) -> Panel:
-    """Return bars of the median of each stage, stacked, with the 95th percentile of the total."""
+    """Return stacked bars of the stages' medians, with the 95th percentile of the total."""
 
     def draw(ax: Axes) -> None:
         subjects = list(dict.fromkeys(stage.subject for stage in report.stages))
@@ -102,11 +102,11 @@ def stages_panel(report: LatencyReport) -> Panel:
                 va="center",
                 fontsize=9,
             )
-        ax.set_yticks(range(len(subjects)), ["one sketch, answered", "one photo, embedded"])
+        ax.set_yticks(range(len(subjects)), ["query of one sketch", "embedding of one photo"])
         ax.invert_yaxis()
         ax.grid(visible=False, axis="y")
         ax.set_xlim(0, 1.45 * max(stage.p95_ms for stage in report.stages))
-        ax.set_xlabel("ms, median of each stage; the mark is the 95th percentile of the whole")
+        ax.set_xlabel("ms, median of each stage; mark: 95th percentile of the total")
         ax.set_title(f"{report.model_id}: latency on {report.engine} {report.precision}")
         ax.legend(ncols=len(names), loc="center right", fontsize=8, frameon=False)
 
@@ -114,7 +114,7 @@ def stages_panel(report: LatencyReport) -> Panel:
 
 
 def recall_panel(report: SearchReport) -> Panel:
-    """Return recall against the median latency, a line for each graph."""
+    """Return recall by median latency, a line for each graph."""
 
     def draw(ax: Axes) -> None:
         names = list(dict.fromkeys(point.name for point in report.points if point.ef is not None))
@@ -148,7 +148,7 @@ def recall_panel(report: SearchReport) -> Panel:
 
 
 def classes_panel(report: MapReport) -> Panel:
-    """Return a bar of the mean AP of each class, best first."""
+    """Return bars of the mean AP of each class, best first."""
 
     def draw(ax: Axes) -> None:
         ordered = sorted(report.class_map.items(), key=lambda item: -item[1])
@@ -189,14 +189,14 @@ def _plain(ax: Axes) -> None:
 
 _BAR_IN = 0.27
 _FRAME_IN = 1.25
-#: How solid a bar is: engines have colours, precisions shades of them.
+#: Opacity of bars: a colour for each engine, a shade for each precision.
 _SOLID = {"int8": 1.0, "fp16": 0.72, "fp32": 0.45}
-# The labels right of the longest bar need as much room as this share of it.
+# Room for labels right of the longest bar, as a share of its length.
 _ROOM = 0.85
 
 
 def speed_panels(report: LatencyReport) -> list[Panel]:
-    """Return a panel for each batch: images per second, with reference lines."""
+    """Return a panel for each batch size: images per second, with reference lines."""
     batches = list(dict.fromkeys(point.batch for point in report.throughput))
     engines = list(
         dict.fromkeys(point.engine for point in report.throughput if point.role == "engine")
@@ -257,7 +257,7 @@ def _speed_panel(report: LatencyReport, batch: int, colours: dict[str, str]) -> 
 
 
 def _label(point: Speed) -> str:
-    """Return the speed, how it compares, and what it costs in mAP."""
+    """Return the speed, its ratios to the baselines, and the difference in mAP."""
     parts = [
         f"{point.images_per_s:,.1f}/s"
         if point.images_per_s < 100
@@ -278,7 +278,7 @@ _MARKERS = {"sketch": "o", "photo": "x"}
 
 
 def check_drawable(file: Path) -> Any:
-    """Return matplotlib's `Figure`, before there is any work done that it could not show.
+    """Return matplotlib's `Figure` for a file of `sbtk report`.
 
     Raises:
         BadConfig: as `check_plottable`.
@@ -293,7 +293,7 @@ def check_drawable(file: Path) -> Any:
 
 
 def draw_class_bars(file: Path, runs: Sequence[MeasuredMap]) -> None:
-    """Draw the mean AP of each class, best of the first run first, the runs side by side."""
+    """Draw the mean AP of each class, sorted by the first run, with runs side by side."""
     first = runs[0].class_map
     names = sorted(first, key=lambda name: -first[name])
     names += sorted({name for run in runs for name in run.class_map} - set(first))
@@ -330,7 +330,7 @@ def draw_embedding_map(
     title: str,
     pca_shares: tuple[float, float] | None,
 ) -> None:
-    """Draw the planes side by side: sketches as circles, photos as crosses, classes in colours."""
+    """Draw the maps side by side: sketches as circles, photos as crosses, a colour per class."""
     figure = _figure(file, 6.4 * len(planes), 6.8)
     names = sorted({point.class_name for point in points})
     colours = dict(zip(names, _distinct_colours(len(names)), strict=True))
@@ -380,7 +380,7 @@ def _save(figure: Any, file: Path) -> None:
 
 
 def _distinct_colours(count: int) -> list[tuple[float, float, float]]:
-    """Return colours around the circle, neighbours of unlike lightness."""
+    """Return hues around the circle, neighbours with different lightness."""
     return [
         colorsys.hls_to_rgb(number / count, (0.36, 0.5, 0.62)[number % 3], 0.72)
         for number in range(count)

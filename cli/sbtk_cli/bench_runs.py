@@ -1,4 +1,4 @@
-"""What `sbtk bench` measures, and how the results are handed over."""
+"""Runs of `sbtk bench`, and output of their results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sbtk_cli.bench_data import Classes, measured_images
+from sbtk_cli.bench_data import Classes, load_labelled_set
 from sbtk_cli.bench_output import write_csv
 from sbtk_cli.options import DEFAULT_GALLERY, existing_gallery
 from sbtk_cli.output import answer_json, notice, progress
@@ -53,7 +53,7 @@ from sbtk_runtime.manifest import MANIFEST_NAME, BundleManifest, Precision
 from sbtk_runtime.preprocess import Kind, prepare
 from sbtk_train.data import read_dataset
 
-#: In a checkout of sbtk, runs on unseen classes are put on record here without being asked.
+#: Default log of evaluations on unseen classes, in a checkout of sbtk.
 UNSEEN_LOG = Path("benchmarks/unseen.log")
 
 _QUICK_BATCHES = (1, 8)
@@ -72,12 +72,12 @@ class Chosen:
 
 @dataclass(frozen=True)
 class BenchScope:
-    """How much is measured beside the engines' speed; `None` leaves it to the other choices.
+    """What to measure besides the speed of engines; `None` depends on the other options.
 
     Attributes:
-        with_torch: torch eager, where torch is installed.
-        with_compiled: torch compiled; by default with `--engine all` and not `is_quick`.
-        with_map: mAP; by default with data and not `is_quick`.
+        with_torch: torch eager, if installed.
+        with_compiled: torch compiled; by default with `--engine all` and without `is_quick`.
+        with_map: mAP; by default with data and without `is_quick`.
         is_quick: measure for seconds instead of minutes.
     """
 
@@ -96,7 +96,7 @@ def run_latency(
     gallery: Path | None = None,
     scope: BenchScope = BenchScope(),
 ) -> LatencyReport:
-    """Return latency and speed; `precision=None` are all, `batches=()` the usual ones."""
+    """Measure latency and speed, by default of all precisions at the usual batch sizes."""
     manifest = chosen.bundle.manifest
     notify = partial(notice, quiet=chosen.quiet)
     labelled, notes = _labelled(manifest, data, scope)
@@ -106,7 +106,7 @@ def run_latency(
         if is_compiled is None:
             is_compiled = chosen.engine == ALL and not scope.is_quick
         baselines = torch_baselines(manifest, with_compiled=is_compiled, notify=notify)
-    with searched(gallery, manifest) as (search, searched_named):
+    with open_search(gallery, manifest) as (search, searched_named):
         report = measure_latency(
             chosen.bundle,
             load_images(data),
@@ -139,11 +139,11 @@ def run_map(
     cuts: tuple[int, ...] = (),
     log: Path | None = None,
 ) -> list[MapReport]:
-    """Return a report for each precision, `()` being the engine's own choice; logs each.
+    """Measure and log the quality of each precision, by default of the engine's own choice.
 
-    `cuts` are the ranks k of mAP@k and P@k, `()` the usual ones.
+    `cuts` are the ranks k of mAP@k and P@k, by default the usual ones.
     """
-    images = measured_images(data, chosen.bundle.manifest, split, classes, protocol)
+    images = load_labelled_set(data, chosen.bundle.manifest, split, classes, protocol)
     for line in images.notices:
         notice(line, quiet=chosen.quiet)
     if log is None and classes == "unseen" and UNSEEN_LOG.is_file():
@@ -170,12 +170,12 @@ def run_map(
                 precision_cuts=cuts or PRECISION_CUTS,
                 progress=advance,
             )
-        for line in _left_out(report, cuts):
+        for line in _list_missing(report, cuts):
             notice(line, quiet=chosen.quiet)
         for line in report.unreadable:
-            notice(f"left out {line}", quiet=chosen.quiet)
+            notice(f"skipped {line}", quiet=chosen.quiet)
         if log is not None:
-            _put_on_record(log, report, chosen.quiet)
+            _append_to_log(log, report, chosen.quiet)
         reports.append(report)
     return reports
 
@@ -190,9 +190,9 @@ def emit_results(
     plot: Path | None = None,
     as_json: bool = False,
 ) -> int:
-    """Print the results as tables or as one JSON line, and returns the exit code.
+    """Print the results as tables or as one JSON line, and return the exit code.
 
-    The speeds also go to the file `csv`, and everything into the image `plot`.
+    Speeds are also written to `csv`, and all results plotted to `plot`.
     """
     if as_json:
         results: dict[str, Any] = {"machine": machine.to_json()}
@@ -212,43 +212,45 @@ def emit_results(
     return 3 if any(report.unreadable for report in maps) else 0
 
 
-def _left_out(report: MapReport, cuts: tuple[int, ...]) -> list[str]:
-    """Return sentences about metrics that were asked for and cannot be."""
+def _list_missing(report: MapReport, cuts: tuple[int, ...]) -> list[str]:
+    """Return messages about requested metrics that cannot be computed."""
     lines = [
-        f"no P@{k}: the gallery has {report.photos:,} photos" for k in cuts if k > report.photos
+        f"no P@{k}: the gallery has only {report.photos:,} photos"
+        for k in cuts
+        if k > report.photos
     ]
     if report.rules.ties == "expected":
-        lines.append("no VOC metrics: the envelope of equal scores has no expected value")
+        lines.append("no VOC metrics: not defined as expected values over ties")
     return lines
 
 
 def _labelled(
     manifest: BundleManifest, data: Path | None, scope: BenchScope
 ) -> tuple[LabelledSet | None, list[str]]:
-    """Return the images to measure mAP on, and a note where that was not asked for in vain.
+    """Return images of the model's validation classes to measure mAP on, or a note.
 
-    They are of the model's validation classes: measuring unseen ones is `sbtk bench map`'s.
+    Unseen classes are only measured by `sbtk bench map`.
     """
     if scope.with_map is False or (scope.with_map is None and scope.is_quick):
         return None, []
     if data is None:
         if scope.with_map:
             raise BadConfig("--map without data", "--data DATA, or SBTK_DATA")
-        return None, ["mAP not measured: no --data, and no SBTK_DATA"]
+        return None, ["mAP not measured: no --data or SBTK_DATA"]
     try:
-        return measured_images(data, manifest, None, "validation"), []
+        return load_labelled_set(data, manifest, None, "validation"), []
     except BadData as problem:
         if scope.with_map:
             raise
         return None, [f"mAP not measured: {problem.found}"]
 
 
-def _put_on_record(log: Path, report: MapReport, quiet: bool) -> None:
+def _append_to_log(log: Path, report: MapReport, quiet: bool) -> None:
     earlier = find_earlier_runs(log, report.model_sha256)
     if earlier:
-        notice(f"{os.fsdecode(log)} knows this model file: {earlier[-1]}", quiet=quiet)
+        notice(f"{os.fsdecode(log)} already has this model file: {earlier[-1]}", quiet=quiet)
     append_log(log, report)
-    notice(f"put on record in {os.fsdecode(log)}", quiet=quiet)
+    notice(f"appended to {os.fsdecode(log)}", quiet=quiet)
 
 
 def _print_tables(
@@ -292,30 +294,30 @@ _HITS = 10
 
 
 def load_images(data: Path | None) -> BenchImages:
-    """Return sketches and photos of a data set, evenly taken from it, or generated ones."""
+    """Return evenly spaced sketches and photos of a data set, or generated ones."""
     if data is None:
         return BenchImages(generate_sketches(8), generate_photos(8), IMAGES_DESCRIBED)
     images = read_dataset(data)
     sketches, photos = _readable(images.sketch_files, "sketch"), _readable(images.photos, "photo")
     if not sketches or not photos:
-        raise BadData(f"{data} lacks readable sketches or photos", "at least one of each")
+        raise BadData(f"no readable sketches or photos in {data}", "at least one of each")
     named = f"{len(sketches)} sketches and {len(photos)} photos of {data.name}"
     return BenchImages(sketches, photos, named)
 
 
 @contextlib.contextmanager
-def searched(folder: Path | None, manifest: BundleManifest) -> Iterator[tuple[Search, str]]:
-    """Yield the last stage of a query, and what it searches in words.
+def open_search(folder: Path | None, manifest: BundleManifest) -> Iterator[tuple[Search, str]]:
+    """Yield the last stage of a query, and a description of what it searches.
 
     Args:
-        folder: a gallery; `None` is the default one if it is there and of this model, else exact
+        folder: a gallery; if `None`, the default one if it exists and has this model, else exact
             search over synthetic vectors.
-        manifest: of the model.
+        manifest: manifest of the model.
     """
     gallery = _gallery(folder, manifest)
     if gallery is not None:
         with gallery:
-            named = f"the {_HITS} best of {gallery.count:,} photos in a gallery"
+            named = f"top {_HITS} of {gallery.count:,} photos in a gallery"
             yield lambda row: gallery.search(row, _HITS), named
         return
     vectors = clustered_vectors(_SYNTHETIC_ROWS, manifest.dim)
@@ -326,11 +328,11 @@ def searched(folder: Path | None, manifest: BundleManifest) -> Iterator[tuple[Se
         return best[np.argsort(-scores[best])]
 
     named = clustered_named(_SYNTHETIC_ROWS, manifest.dim, seed=0)
-    yield search, f"the {_HITS} best of {named}, exact"
+    yield search, f"top {_HITS} of {named}, exact"
 
 
 def _readable(paths: tuple[Path, ...], kind: Kind) -> list[bytes]:
-    """Return the contents of up to `_IMAGES` files, evenly taken, without those that are bad."""
+    """Return the contents of up to `_IMAGES` evenly spaced files, without unreadable ones."""
     contents = []
     for path in paths[:: max(1, len(paths) // _IMAGES)][:_IMAGES]:
         with contextlib.suppress(BadImage):
@@ -355,15 +357,15 @@ def _gallery(folder: Path | None, manifest: BundleManifest) -> Gallery | None:
 def torch_baselines(
     manifest: BundleManifest, *, with_compiled: bool, notify: Callable[[str], None]
 ) -> Baselines:
-    """Return what torch can measure beside the engines of a model; nothing without torch.
+    """Return torch as a baseline for the engines of a model; nothing without torch.
 
     Args:
-        manifest: of the model; its backbone gets random weights.
-        with_compiled: measure torch compiled, too, which is channels_last as well.
-        notify: told what is compiled, and what is missing.
+        manifest: manifest of the model; the baseline has random weights.
+        with_compiled: also measure torch compiled, with channels_last.
+        notify: called with messages about slow steps and missing libraries.
     """
     if any(importlib.util.find_spec(name) is None for name in ("torch", "torchvision")):
-        notify("torch is not installed: nothing to compare with")
+        notify("torch is not installed: no comparison")
         return Baselines()
     return Baselines(partial(_contenders, manifest, with_compiled, notify), _products)
 
@@ -382,10 +384,10 @@ def _contenders(
     student = random_student(manifest.method, manifest.backbone, manifest.dim)
     for device in devices:
         if device != "cpu" and not torch.cuda.is_available():
-            notify(f"torch finds no working CUDA: nothing to compare {device} with")
+            notify(f"torch has no working CUDA: no comparison on {device}")
             continue
         where = "" if device == "cpu" else f" {device}"
-        # Half precision is a GPU's, and slow on most CPUs.
+        # Half precision is slow on most CPUs.
         best = TorchSettings(threads, device, "fp32" if device == "cpu" else "fp16", True)
         yield Contender(
             f"torch eager{where}",

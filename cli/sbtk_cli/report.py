@@ -1,4 +1,4 @@
-"""`sbtk report`: the papers' tables and pictures, with one's own results in them."""
+"""`sbtk report`: the papers' tables and figures, with your results."""
 
 from __future__ import annotations
 
@@ -23,37 +23,38 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 split = click.option(
     "--split",
     metavar="NAME",
-    help="Which classes are unseen: a published split, or a file.  [default: the model's own]",
+    help="Split that defines the unseen classes: a published one, or a file.  "
+    "[default: the model's own]",
 )
 classes = click.option(
     "--classes",
     type=click.Choice(["unseen", "validation"]),
     default="unseen",
     show_default=True,
-    help="The split's unseen classes, or seen ones that were held out from training.",
+    help="Use the split's unseen classes, or seen classes held out from training.",
 )
 seed = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="For what is drawn."
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed."
 )
 
 
 def of_labelled_images(function: Function) -> Function:
-    """Add DATA, the choice of its classes, and the options of a model."""
+    """Add DATA, the options of its classes, and those of a model."""
     shared = (options.quiet, options.batch, options.device, options.threads, options.precision)
     for option in (*shared, options.engine, options.model, classes, split):
         function = option(function)
     return click.argument("data", type=options.PATH, envvar="SBTK_DATA", required=False)(function)
 
 
-def required(data: Path | None) -> Path:
+def require_data(data: Path | None) -> Path:
     """Return the folder of labelled images.
 
     Raises:
-        BadConfig: none was named.
+        BadConfig: no folder was given.
     """
     if data is None:
         raise BadConfig(
-            "no data to make pictures of",
+            "no data set given",
             "a folder, or SBTK_DATA",
             "sbtk report figure3 DATA --out figure3.png",
         )
@@ -62,10 +63,10 @@ def required(data: Path | None) -> Path:
 
 @click.group("report")
 def command() -> None:
-    """Make the papers' tables and pictures of results.
+    """Compare results with published ones, and draw figures.
 
-    Tables lay what 'sbtk bench map --json' measured beside the published figures, and warn where
-    rules, galleries or classes differ. Pictures show what a model finds.
+    Tables compare results of 'sbtk bench map --json' with published ones, and warn if rules,
+    galleries or classes differ. Figures show the hits and embeddings of a model.
     """
 
 
@@ -77,14 +78,14 @@ def command() -> None:
     type=options.PATH,
     required=True,
     metavar="FILE",
-    help="The picture to write: a .png, .svg or .pdf.",
+    help="Figure to write: a .png, .svg or .pdf file.",
 )
 @options.quiet
 def bars_command(results: tuple[Path, ...], out: Path, quiet: bool) -> int:
     """Draw the mean AP of each class as bars.
 
-    RESULTS are files of 'sbtk bench map --json'. Classes stand in the order of the first result,
-    best first; further results stand beside it.
+    RESULTS are files of 'sbtk bench map --json'. Classes are sorted by the first result, best
+    first, with the bars of further results next to it.
     """
     from sbtk_cli.bench_plots import check_drawable, draw_class_bars
     from sbtk_runtime.evaluation.report.measured import read_measured
@@ -93,16 +94,16 @@ def bars_command(results: tuple[Path, ...], out: Path, quiet: bool) -> int:
     runs = [run for path in results for run in read_measured(path)]
     if bare := [run.name for run in runs if not run.class_map]:
         raise BadData(
-            f"the result of {bare[0]} has no class_map",
-            "a file of 'sbtk bench map --json', which gives the AP of each class",
+            f"no class_map in the result of {bare[0]}",
+            "a file of 'sbtk bench map --json'",
         )
     draw_class_bars(out, runs)
     output.notice(f"{printable_name(out)}: AP of {len(runs[0].class_map)} classes", quiet=quiet)
     return 0
 
 
-_CHOICE = """The sketches that ask are those named by --query, the --worst ones by average
-precision, or --random ones, four of them by default.
+_CHOICE = """Queries are the sketches given by --query, the --worst sketches by average precision,
+or --random sketches (default: 4).
 
 Exit code 3: some images could not be read.
 """
@@ -117,7 +118,7 @@ def _figure_command(name: str, hits: int, is_generalised: bool, about: str) -> c
         type=options.PATH,
         required=True,
         metavar="FILE.png",
-        help="The picture to write.",
+        help="Figure to write.",
     )
     @click.option(
         "--query",
@@ -125,16 +126,20 @@ def _figure_command(name: str, hits: int, is_generalised: bool, about: str) -> c
         type=options.PATH,
         multiple=True,
         metavar="FILE",
-        help="A sketch of DATA that asks; may be repeated.",
+        help="Sketch of DATA to use as a query; may be repeated.",
     )
     @click.option(
-        "--random", "random_count", type=click.IntRange(min=1), metavar="N", help="Draw N sketches."
+        "--random",
+        "random_count",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Use N random sketches.",
     )
     @click.option(
         "--worst",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Take the N sketches of lowest average precision.",
+        help="Use the N sketches with the lowest average precision.",
     )
     @seed
     @click.option(
@@ -144,14 +149,14 @@ def _figure_command(name: str, hits: int, is_generalised: bool, about: str) -> c
         default=hits,
         show_default=True,
         metavar="N",
-        help="Photos to show for each sketch.",
+        help="Number of hits to show for each sketch.",
     )
     @click.option(
         "--generalised/--no-generalised",
         "with_generalised",
         default=is_generalised,
         show_default=True,
-        help="Show beside it what is found with the photos of seen classes in the gallery.",
+        help="Add a panel of hits in a gallery that includes the photos of seen classes.",
     )
     def figure(
         data: Path | None,
@@ -173,16 +178,16 @@ def _figure_command(name: str, hits: int, is_generalised: bool, about: str) -> c
         with_generalised: bool,
     ) -> int:
         if sum((bool(named), random_count is not None, worst is not None)) > 1:
-            raise click.UsageError("Give one of --query, --random and --worst.")
-        _check_picture(out)
-        folder = required(data)
-        from sbtk_cli.report_runs import Chosen, WantedQueries, ranked_panels
+            raise click.UsageError("Use only one of --query, --random and --worst.")
+        _check_png(out)
+        folder = require_data(data)
+        from sbtk_cli.report_runs import Chosen, WantedQueries, rank_panels
         from sbtk_runtime.evaluation.report.ranked_sheet import draw_ranked_sheet
         from sbtk_runtime.files import atomic_path
 
         wanted = WantedQueries(named, worst, random_count or WantedQueries.random, seed)
         chosen = Chosen(model, engine, precision, threads, device, batch, quiet)
-        found = ranked_panels(
+        found = rank_panels(
             chosen, folder, split, classes, wanted, hits=hits, with_generalised=with_generalised
         )
         with atomic_path(out) as temporary:
@@ -194,9 +199,9 @@ def _figure_command(name: str, hits: int, is_generalised: bool, about: str) -> c
     return figure
 
 
-def _check_picture(out: Path) -> None:
+def _check_png(out: Path) -> None:
     if out.suffix.lower() != ".png":
-        raise BadConfig(f"a picture named {printable_name(out)}", "a name that ends in .png")
+        raise BadConfig(f"a figure named {printable_name(out)}", "a name that ends in .png")
     options.check_output_file(out)
 
 
@@ -206,18 +211,17 @@ _figure_commands = (
         5,
         True,
         "Show the first 5 hits of sketches, zero-shot and generalised.\n\n"
-        "A picture in the manner of the SBTKNet paper's Figure 3: the sketch on the left, its hits "
-        "on the right, in a green frame where the class is right and in a red one where it is "
-        "wrong; the same again with the photos of seen classes among them.",
+        "Like Figure 3 of the SBTKNet paper: each sketch on the left, its hits on the right, with "
+        "a green frame for hits of the right class and a red frame for others; a second panel "
+        "adds the photos of seen classes to the gallery.",
     ),
     _figure_command(
         "figure4",
         10,
         False,
         "Show the first 10 hits of sketches, zero-shot.\n\n"
-        "A picture in the manner of the SBTKNet paper's Figure 4: the sketch on the left, its hits "
-        "on the right, in a green frame where the class is right and in a red one where it is "
-        "wrong.",
+        "Like Figure 4 of the SBTKNet paper: each sketch on the left, its hits on the right, with "
+        "a green frame for hits of the right class and a red frame for others.",
     ),
 )
 
@@ -230,20 +234,20 @@ _figure_commands = (
     type=options.PATH,
     required=True,
     metavar="FILE",
-    help="The picture to write: a .png, .svg or .pdf.",
+    help="Figure to write: a .png, .svg or .pdf file.",
 )
 @click.option(
     "--coordinates",
     type=options.PATH,
     metavar="FILE.csv",
-    help="Where to write each image's place.  [default: beside the picture]",
+    help="CSV file for the coordinates.  [default: FILE with the suffix .csv]",
 )
 @click.option(
     "--method",
     type=click.Choice(["auto", "pca", "umap"]),
     default="auto",
     show_default=True,
-    help="Principal components, UMAP (needs umap-learn), or both where UMAP is installed.",
+    help="Principal components, UMAP (needs umap-learn), or auto: both, if UMAP is installed.",
 )
 @click.option(
     "--per-class",
@@ -251,7 +255,7 @@ _figure_commands = (
     default=100,
     show_default=True,
     metavar="N",
-    help="At most so many sketches, and so many photos, of a class, drawn by the seed.",
+    help="Largest number of sketches, and of photos, per class, drawn at random.",
 )
 @seed
 def map_command(
@@ -271,13 +275,13 @@ def map_command(
     per_class: int,
     seed: int,
 ) -> int:
-    """Draw the embeddings of the images in DATA in the plane.
+    """Draw a map of the embeddings of the images in DATA.
 
-    Sketches are circles and photos are crosses; each class has a colour. Exit code 3: some images
+    Sketches are circles, photos are crosses, and each class has a colour. Exit code 3: some images
     could not be read.
     """
     from sbtk_cli.bench_plots import check_drawable, draw_embedding_map
-    from sbtk_cli.report_runs import Chosen, embedded_points
+    from sbtk_cli.report_runs import Chosen, embed_points
     from sbtk_runtime.evaluation.report import embedding_map
 
     check_drawable(out)
@@ -286,7 +290,7 @@ def map_command(
     if method == "umap":
         embedding_map.require_umap()
     chosen = Chosen(model, engine, precision, threads, device, batch, quiet)
-    found = embedded_points(chosen, required(data), split, classes, per_class=per_class, seed=seed)
+    found = embed_points(chosen, require_data(data), split, classes, per_class=per_class, seed=seed)
     planes: dict[embedding_map.Method, embedding_map.Plane] = {}
     shares = None
     if method != "umap":
@@ -297,7 +301,7 @@ def map_command(
     draw_embedding_map(out, found.points, planes, title=found.title, pca_shares=shares)
     output.notice(
         f"{printable_name(out)}: {output.count_text(len(found.points), 'embedding')} by "
-        f"{' and '.join(planes)}; places in {printable_name(coordinates)}",
+        f"{' and '.join(planes)}; coordinates in {printable_name(coordinates)}",
         quiet=quiet,
     )
     return 3 if found.unreadable else 0
@@ -310,13 +314,13 @@ _format = click.option(
     type=click.Choice(["markdown", "csv", "latex"]),
     default="markdown",
     show_default=True,
-    help="How to write the table.",
+    help="Format of the table.",
 )
 _out = click.option(
     "-o", "--out", type=options.PATH, metavar="FILE", help="Write to FILE.  [default: print]"
 )
 _later = click.option(
-    "--later", "with_later", is_flag=True, help="Show work later than the SBTKNet paper, too."
+    "--later", "with_later", is_flag=True, help="Include work later than the SBTKNet paper."
 )
 
 
@@ -324,9 +328,9 @@ def _comparison_command(name: str, holds: str) -> click.Command:
     @click.command(
         name,
         short_help=f"Table {name[-1]}: {holds}.",
-        help=f"Lay results beside the SBTKNet paper's Table {name[-1]}: {holds}.\n\n"
-        "RESULTS are files of 'sbtk bench map --json'; without any, the published rows are "
-        "shown alone. Where rules, galleries or classes differ, a warning says so.",
+        help=f"Compare results with the SBTKNet paper's Table {name[-1]}: {holds}.\n\n"
+        "RESULTS are files of 'sbtk bench map --json'; without any, only published rows are shown. "
+        "Warns if rules, galleries or classes differ.",
     )
     @_results
     @_format
@@ -352,7 +356,7 @@ def _comparison_command(name: str, holds: str) -> click.Command:
     type=click.Choice(["SK-YE", "TUB-SH"]),
     default="SK-YE",
     show_default=True,
-    help="Which of the paper's two halves to show; the results' own split.",
+    help="Half of the paper's table to show: the split of the results.",
 )
 @_format
 @_out
@@ -360,10 +364,10 @@ def _comparison_command(name: str, holds: str) -> click.Command:
 def _table5(
     results: tuple[Path, ...], split: str, form: Format, out: Path | None, quiet: bool
 ) -> int:
-    """Lay results beside the SBTKNet paper's Table 5: its ablation.
+    """Compare results with the SBTKNet paper's Table 5: the ablation.
 
-    RESULTS are the .csv of 'sbtk train --ablation', of which mean and spread over seeds are shown,
-    and files of 'sbtk bench map --json'; without any, the published rows are shown alone.
+    RESULTS are .csv files of 'sbtk train --ablation', shown as mean and spread over seeds, and
+    files of 'sbtk bench map --json'; without any, only published rows are shown.
     """
     from sbtk_runtime.evaluation.report.ablation import (
         AblationResult,
@@ -391,7 +395,7 @@ _table_commands = (
 
 
 def _emit_table(table: ReportTable, form: Format, out: Path | None, quiet: bool) -> int:
-    """Print or writes the table; warnings that it does not show itself go to stderr."""
+    """Print or write the table, and its warnings to stderr if they are not shown."""
     from sbtk_runtime.evaluation.report.table import format_table
     from sbtk_runtime.files import write_atomically
 

@@ -1,4 +1,4 @@
-"""What the pictures of `sbtk report` show: images of a data set, embedded and ranked."""
+"""Data of the figures of `sbtk report`: embedded and ranked images of a data set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sbtk_cli.bench_data import Classes, measured_images
+from sbtk_cli.bench_data import Classes, load_labelled_set
 from sbtk_cli.output import notice, progress
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import BadData
@@ -38,7 +38,7 @@ _GENERALISED = Protocol(setting="generalised-all")
 
 @dataclass(frozen=True)
 class WantedQueries:
-    """Which sketches ask: named ones, or else the `worst`, or else `random` ones."""
+    """The query sketches: named ones, or else the `worst`, or else `random` ones."""
 
     named: tuple[Path, ...] = ()
     worst: int | None = None
@@ -48,7 +48,7 @@ class WantedQueries:
 
 @dataclass(frozen=True)
 class RankedPanels:
-    """What a picture shows, and the images that could not be read."""
+    """The panels of a figure, and the unreadable images."""
 
     panels: tuple[Panel, ...]
     unreadable: tuple[str, ...]
@@ -56,7 +56,7 @@ class RankedPanels:
 
 @dataclass(frozen=True)
 class EmbeddedPoints:
-    """Embeddings `(N, D) float32` with their images, and what could not be read."""
+    """Embeddings `(N, D) float32` with their images, and the unreadable images."""
 
     rows: Rows
     points: tuple[MapPoint, ...]
@@ -64,7 +64,7 @@ class EmbeddedPoints:
     unreadable: tuple[str, ...]
 
 
-def ranked_panels(
+def rank_panels(
     chosen: Chosen,
     data: Path,
     split: str | None,
@@ -74,31 +74,31 @@ def ranked_panels(
     hits: int,
     with_generalised: bool,
 ) -> RankedPanels:
-    """Return what the model finds for sketches in a data set.
+    """Search for sketches of a data set, and return the panels of a figure.
 
     Args:
         chosen: the model.
-        data: the data set's folder.
-        split: which classes are unseen; by default the model's own split.
+        data: folder of the data set.
+        split: split that defines the unseen classes; by default the model's own.
         classes: `unseen` or `validation`.
-        wanted: which sketches ask.
-        hits: photos to show for each.
-        with_generalised: whether a second panel has the photos of seen classes in the gallery.
+        wanted: the query sketches.
+        hits: number of photos for each sketch.
+        with_generalised: whether to add a panel with the photos of seen classes in the gallery.
 
     Raises:
-        BadData: no images of the classes, or no others for the second panel.
+        BadData: no images of the classes, or no photos of seen classes for the second panel.
     """
     with chosen.embedder() as embedder:
         manifest = embedder.bundle.manifest
-        images = _told(chosen, measured_images(data, manifest, split, classes))
+        images = _print_notices(chosen, load_labelled_set(data, manifest, split, classes))
         gallery = images.photos
         if with_generalised:
-            gallery = measured_images(data, manifest, split, classes, _GENERALISED).photos
+            gallery = load_labelled_set(data, manifest, split, classes, _GENERALISED).photos
             if len(gallery.paths) == len(images.photos.paths):
                 raise BadData(
-                    "the data hold no photos but those of the classes that are measured",
-                    "photos of seen classes, to find them among",
-                    "leave the second panel out: --no-generalised",
+                    "the data set has no photos of seen classes",
+                    "photos of seen classes for the second panel",
+                    "omit that panel: --no-generalised",
                 )
         asked = _queries(images, wanted)
         asking = images.sketches if asked is None else select_images(images.sketches, asked)
@@ -120,7 +120,7 @@ def ranked_panels(
     )
 
 
-def embedded_points(
+def embed_points(
     chosen: Chosen,
     data: Path,
     split: str | None,
@@ -129,19 +129,19 @@ def embedded_points(
     per_class: int,
     seed: int,
 ) -> EmbeddedPoints:
-    """Return embeddings of at most `per_class` sketches and photos of each class."""
+    """Embed at most `per_class` sketches and photos of each class."""
     rows: list[Rows] = []
     points: list[MapPoint] = []
     unreadable: list[str] = []
     with chosen.embedder() as embedder:
         manifest = embedder.bundle.manifest
-        images = _told(chosen, measured_images(data, manifest, split, classes))
+        images = _print_notices(chosen, load_labelled_set(data, manifest, split, classes))
         sides: tuple[tuple[Kind, LabelledImages], ...] = (
             ("sketch", images.sketches),
             ("photo", images.photos),
         )
         for kind, part in sides:
-            found = _embedded(chosen, embedder, _thinned(part, per_class, seed), kind)
+            found = _embedded(chosen, embedder, _sample(part, per_class, seed), kind)
             rows.append(found.rows)
             unreadable += found.unreadable
             points += [
@@ -152,15 +152,15 @@ def embedded_points(
     return EmbeddedPoints(np.concatenate(rows), tuple(points), title, tuple(unreadable))
 
 
-def _told(chosen: Chosen, images: LabelledSet) -> LabelledSet:
-    """Return the images, after telling what there is to know about them."""
+def _print_notices(chosen: Chosen, images: LabelledSet) -> LabelledSet:
+    """Print the notices of the images, and return them."""
     for text in images.notices:
         notice(text, quiet=chosen.quiet)
     return images
 
 
 def _queries(images: LabelledSet, wanted: WantedQueries) -> list[int] | None:
-    """Return the places of the sketches that ask; `None` where all have to be tried."""
+    """Return the indices of the query sketches; `None` if all have to be tried."""
     if wanted.named:
         return find_queries(images.sketches, wanted.named)
     if wanted.worst is not None:
@@ -174,12 +174,12 @@ def _embedded(
     with progress(f"{kind}s", quiet=chosen.quiet) as advance:
         found = embed_labelled(embedder, images, kind, advance)
     for line in found.unreadable:
-        notice(f"left out {line}", quiet=chosen.quiet)
+        notice(f"skipped {line}", quiet=chosen.quiet)
     return found
 
 
-def _thinned(images: LabelledImages, per_class: int, seed: int) -> LabelledImages:
-    """Return at most `per_class` images of each class, in their order."""
+def _sample(images: LabelledImages, per_class: int, seed: int) -> LabelledImages:
+    """Return at most `per_class` images of each class, in order."""
     random = np.random.default_rng(seed)
     labels = np.asarray(images.labels, dtype=np.int64)
     kept: list[Sequence[int]] = []

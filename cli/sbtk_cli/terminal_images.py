@@ -1,7 +1,4 @@
-"""Photos as pictures in the terminal, where it can show them: kitty's way, sixels, or characters.
-
-iTerm2 is one of the terminals that show sixels.
-"""
+"""Photos in terminals that support images: kitty's protocol, sixels (also iTerm2), or characters."""
 
 from __future__ import annotations
 
@@ -28,11 +25,11 @@ if TYPE_CHECKING:
 Way = Literal["kitty", "iterm2", "sixel", "blocks"]
 
 _COLUMNS = 16
-# Kitty's way numbers the columns of a renderable, up to 297.
+# Kitty's protocol numbers the columns of an image, up to 297.
 _ROW_COLUMNS = 288
 _SQUARE_PX = 320
 _GAP_PX = 16
-# A terminal's own ground is not known, and sixels cannot let it through; this suits light and dark.
+# The terminal's background is unknown, and sixels are opaque; this grey suits light and dark.
 _GROUND = (118, 118, 118)
 _CLEAR = (0, 0, 0, 0)
 
@@ -41,25 +38,25 @@ def show_photos(hits: Sequence[Hit], way: Way | None = None) -> str:
     """Print the hits' photos on standard output in rows, with rank and name below each.
 
     Args:
-        hits: what was found; a photo that is gone is an empty square.
-        way: how pictures get to the terminal; `None` asks it.
+        hits: the hits; unreadable photos are shown as empty squares.
+        way: image protocol; `None` queries the terminal.
 
     Returns:
-        Why nothing was printed: no terminal is there, or none that can show pictures; else "".
+        Why nothing was printed (no terminal, or no support for images), or "".
     """
     if way is None and not sys.stdout.isatty():
-        return "standard output is no terminal"
+        return "standard output is not a terminal"
     console = _console()
-    with _terminal_asked():
+    with _open_terminal():
         try:
             renderable = _find_renderable(way)
             if renderable is not None:
-                # The terminal is asked how large a character is, once.
+                # This queries the size of a character, once.
                 console.measure(renderable(Image.new("RGB", (1, 1)), width=1))
         except (ValueError, ZeroDivisionError, termios.error):
-            return "this terminal's answers make no sense"
+            return "the terminal sent an invalid reply"
         if renderable is None:
-            return "this terminal shows neither sixels nor kitty images; try --show-as blocks"
+            return "the terminal supports neither sixels nor kitty images; try --show-as blocks"
         in_a_row = max(1, min(console.width, _ROW_COLUMNS) // _COLUMNS)
         for start in range(0, len(hits), in_a_row):
             _print_row(console, renderable, hits[start : start + in_a_row])
@@ -69,15 +66,15 @@ def show_photos(hits: Sequence[Hit], way: Way | None = None) -> str:
 def _console() -> Console:
     from rich.console import Console
 
-    # Colours are the pictures here: kitty's way even names a picture by a colour, of all 24 bits.
+    # Colours carry the image: kitty's protocol even encodes its id as a 24-bit colour.
     return Console(
         force_terminal=True, color_system="truecolor", no_color=False, highlight=False, emoji=False
     )
 
 
 def _find_renderable(way: Way | None) -> Renderable | None:
-    """Return what draws a picture that way; for `None` what the terminal can, if anything."""
-    # When it is imported, the library asks the terminal.
+    """Return the class that draws images this way; for `None`, by what the terminal supports."""
+    # Importing the library queries the terminal.
     from textual_image import renderable
 
     named: dict[Way, Renderable] = {
@@ -109,7 +106,7 @@ def _print_row(console: Console, renderable: Renderable, hits: Sequence[Hit]) ->
 
 
 def _row(photos: Sequence[Path], ground: tuple[int, ...]) -> Image.Image:
-    """Return the photos side by side, each in a square with a gap at its right and below it."""
+    """Return the photos side by side, each in a square with gaps at the right and below."""
     mode = "RGB" if len(ground) == 3 else "RGBA"
     row = Image.new(mode, (_SQUARE_PX * len(photos), _SQUARE_PX), ground)
     for place, photo in enumerate(photos):
@@ -118,8 +115,8 @@ def _row(photos: Sequence[Path], ground: tuple[int, ...]) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _terminal_asked() -> Iterator[None]:
-    """Let the library read the terminal's answers where a sketch is piped into standard input."""
+def _open_terminal() -> Iterator[None]:
+    """Let the library read the terminal's replies if standard input is a pipe."""
     asked = sys.__stdin__
     if asked is not None and asked.isatty():
         yield

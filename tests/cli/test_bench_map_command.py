@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from sbtk_cli.bench import map_command
-from sbtk_cli.bench_data import measured_images
+from sbtk_cli.bench_data import load_labelled_set
 from sbtk_cli.main import main
 from sbtk_runtime.binary_codes import Rotation, fit_itq
 from sbtk_runtime.evaluation.protocol import Distance, FittedOn, Protocol, QueryKind, Setting, Ties
@@ -80,7 +80,7 @@ def test_generalised_20_adds_a_fifth_of_seen_images_to_both_sides(
     assert (report["queries"], report["photos"]) == (12 + 2, 16 + 3)
     assert "generalised, 20 % more" in report["protocol"]
     assert report["protocol"].startswith("2 of 21 unseen classes of SK-YE (")
-    chosen = measured_images(
+    chosen = load_labelled_set(
         data,
         read_bundle_manifest(Path("bundles/tiny")),
         None,
@@ -126,7 +126,7 @@ def test_seen_is_never_what_the_model_keeps_unseen(
     assert (report["queries"], report["photos"]) == (6, 8 + 8)
     assert report["rules"]["split"] == "mine.txt"
     assert report["rules"]["classes"] == "validation"
-    chosen = measured_images(
+    chosen = load_labelled_set(
         data,
         read_bundle_manifest(bundle),
         "SK-YE",

@@ -1,4 +1,4 @@
-"""Contenders take timings, warm up, and drop out alone; what is asserted is never a duration."""
+"""Contenders alternate, warm up and drop out alone; no test asserts a duration."""
 
 from __future__ import annotations
 
