@@ -182,7 +182,7 @@ def _show(hits: Sequence[Hit], way: Way | None, *, quiet: bool) -> None:
     sys.stdout.flush()
     why_not = show_photos(hits, way)
     if why_not:
-        output.notice(f"no pictures: {why_not}", quiet=quiet)
+        output.notice(f"no images: {why_not}", quiet=quiet)
 
 
 def _print_hits(hits: Sequence[Hit], *, as_json: bool, paths0: bool) -> None:

@@ -1,4 +1,4 @@
-"""Photos in terminals that support images: kitty's protocol, sixels (also iTerm2), or characters."""
+"""Photos in terminals that support images: kitty's protocol, sixels, or characters."""
 
 from __future__ import annotations
 

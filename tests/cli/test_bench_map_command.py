@@ -178,7 +178,7 @@ def test_ties_distance_and_ranks_are_as_asked_and_told(
     arguments = ["bench", "map", "data", "--model", "tiny", "--ties", "expected", "--at", "500"]
     assert main(arguments) == 0
     out, err = capsys.readouterr()
-    assert "no P@500: the gallery has 16 photos" in err
+    assert "no P@500: the gallery has only 16 photos" in err
     assert "no VOC metrics" in err
     assert "expected value over all orders of equal scores" in " ".join(out.split())
 

@@ -103,7 +103,7 @@ def test_the_sheet_is_written_though_nobody_reads_on(gallery: Path, workplace: P
     assert (workplace / "sheet.html").read_text().count('<li class="card" style') == 8
 
 
-def test_pictures_in_the_terminal_need_an_extra_at_once(
+def test_images_in_the_terminal_need_an_extra_at_once(
     shared_gallery: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "textual_image", None)
@@ -113,13 +113,13 @@ def test_pictures_in_the_terminal_need_an_extra_at_once(
     assert 'next: pip install "sbtk[show]"' in shown.err
 
 
-def test_a_pipe_gets_the_list_and_the_reason_for_no_pictures(
+def test_a_pipe_gets_the_list_and_the_reason_for_no_images(
     shared_gallery: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*QUERY, "-k", "2", "--show"]) == 0
     shown = capsys.readouterr()
     assert len(shown.out.splitlines()) == 2
-    assert shown.err == "no pictures: standard output is no terminal\n"
+    assert shown.err == "no images: standard output is not a terminal\n"
     assert main([*QUERY, "-k", "2", "--show", "--quiet"]) == 0
     assert capsys.readouterr().err == ""
 

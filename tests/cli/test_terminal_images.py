@@ -111,12 +111,12 @@ def test_blocks_of_colour_are_shown_when_asked_for(
 @pytest.mark.parametrize(
     ("terminal", "why"),
     [
-        (Terminal(), "shows neither sixels nor kitty images"),
-        (Terminal(attributes=b"", kitty=b""), "shows neither"),
-        (Terminal(kitty=b"\x1b_Gi=1;ENOTSUPPORTED\x1b\\"), "shows neither"),
-        (Terminal(kitty=b"\x1b_Gnonsense\x1b\\"), "answers make no sense"),
-        (Terminal(attributes=b"\x1b[?\xff\xff4c"), "answers make no sense"),
-        (Terminal(attributes=b"\x1b[?4c", columns=0), "answers make no sense"),
+        (Terminal(), "supports neither sixels nor kitty images"),
+        (Terminal(attributes=b"", kitty=b""), "supports neither"),
+        (Terminal(kitty=b"\x1b_Gi=1;ENOTSUPPORTED\x1b\\"), "supports neither"),
+        (Terminal(kitty=b"\x1b_Gnonsense\x1b\\"), "invalid reply"),
+        (Terminal(attributes=b"\x1b[?\xff\xff4c"), "invalid reply"),
+        (Terminal(attributes=b"\x1b[?4c", columns=0), "invalid reply"),
     ],
 )
 def test_a_terminal_without_images_gets_none(
@@ -134,7 +134,7 @@ def test_a_file_gets_images_only_by_name(photos: list[Path]) -> None:
         return subprocess.run(command, capture_output=True, check=True)
 
     assert written("").stdout == b""
-    assert b"standard output is no terminal" in written("").stderr
+    assert b"standard output is not a terminal" in written("").stderr
     (row,) = Shown(written("iterm2").stdout, "", 0).sixels()
     assert are_alike(colours_in(row, 1), COLOURS[:1])
 

@@ -230,7 +230,7 @@ def read_ablation(path: Path) -> list[AblationResult]:
         reason = problem.strerror if isinstance(problem, OSError) else str(problem)
         raise BadData(f"{shown} cannot be read: {reason}", "a CSV file") from problem
     if not results:
-        raise BadData(f"{shown} holds no result", "a line for each row, seed and figure")
+        raise BadData(f"{shown} has no results", "a line for each row, seed and figure")
     return _remove_repeats(results, shown)
 
 

@@ -61,7 +61,7 @@ def test_tu_berlins_half_of_the_table() -> None:
 
 def test_the_papers_order_is_found_or_not_with_numbers(tmp_path: Path) -> None:
     found = ablation_table(read_ablation(write_ablation(tmp_path / "a.csv", IN_ORDER)))
-    assert "the rows come in the paper's order by mAP@all" in " ".join(found.notes)
+    assert "the rows have the paper's order by mAP@all" in " ".join(found.notes)
     turned = IN_ORDER | {"triplet": [0.47, 0.49]}
     found = ablation_table(read_ablation(write_ablation(tmp_path / "a.csv", turned)))
     (note,) = [note for note in found.notes if "not in the paper's order" in note]
@@ -96,7 +96,7 @@ def test_single_measurements_stand_below(tmp_path: Path) -> None:
     [
         ("", "no column row, seed, figure, value"),
         ("row,seed,figure\n", "no column value"),
-        ("row,seed,figure,value\n", "holds no result"),
+        ("row,seed,figure,value\n", "has no results"),
         ("row,seed,figure,value\nall,0,mAP@all,57.0\n", "line 2: the value is '57.0'"),
         ("row,seed,figure,value\nall,0,mAP@all,nan\n", "the value is 'nan'"),
         ("row,seed,figure,value\nall,0,mAP@all\n", "the value is ''"),

@@ -94,7 +94,7 @@ def test_files_that_hold_no_results(tmp_path: Path, content: str, complaint: str
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"figures": {"mAP@all": 57.0}}, "share from 0 to 1"),
+        ({"figures": {"mAP@all": 57.0}}, "number from 0 to 1"),
         ({"figures": {"mAP@all": "much"}}, "'much'"),
         ({"figures": {"mAP@all": float("nan")}}, "nan"),
         ({"figures": {}}, "figures is {}"),

@@ -88,7 +88,7 @@ def test_named_queries_are_found_by_whatever_path(
     sketches = LabelledImages(files, [0, 0, 0], ("cow",))
     monkeypatch.chdir(root)
     assert find_queries(sketches, [Path("sketch/cow/2.png"), files[0]]) == [2, 0]
-    with pytest.raises(BadData, match=r"none of the 3 sketches.*\n.*cow"):
+    with pytest.raises(BadData, match=r"not among the 3 sketches.*\n.*cow"):
         find_queries(sketches, [root / "photo" / "cow" / "0.jpg"])
 
 
