@@ -1,8 +1,8 @@
-"""`sbtk query` and `sbtk --help` as whole processes, beside importing the same libraries.
+"""Time of `sbtk query` and `sbtk --help` as whole processes, and of importing the same libraries.
 
     python -m benchmarks.cold_start [--runs 15] [--photos 200] [--model BUNDLE]
 
-Every process starts anew; the files are in the page cache. The contenders take turns.
+Each run is a new process, with files in the page cache. The contenders alternate.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ for name in sys.argv[1:]:
 
 
 def main() -> None:
-    """Measure and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--photos", type=int, default=200, help="photos in the gallery")
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def measure(scratch: Path, runs: int, photos: int, model: str | None) -> Result:
-    """Return the wall time of each command, with a gallery of generated photos in `scratch`."""
+    """Measure the wall time of each command, with a gallery of generated photos in `scratch`."""
     chosen = ["--model", model] if model else []
     sketch, gallery = scratch / "sketch.png", scratch / "gallery.sbtk"
     sketch.write_bytes(generate_sketches(1)[0])

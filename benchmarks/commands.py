@@ -1,4 +1,4 @@
-"""`sbtk` of this checkout as a process of its own."""
+"""Running `sbtk` of a checkout in a process of its own."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def environment(root: Path = ROOT) -> dict[str, str]:
-    """Return the environment in which Python finds the packages of a checkout, by default this."""
+    """Return an environment in which Python imports the packages of a checkout."""
     path = os.pathsep.join([str(root), str(root / "cli"), os.environ.get("PYTHONPATH", "")])
     return os.environ | {"PYTHONPATH": path}
 
 
 def run(command: Sequence[str]) -> str:
-    """Return what a command prints; ends the benchmark, with its complaint, if it fails."""
+    """Return the output of a command; exit with its error output if it fails."""
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command[:6])} ... failed ({done.returncode}):\n{done.stderr}")
@@ -29,5 +29,5 @@ def run(command: Sequence[str]) -> str:
 
 
 def run_sbtk(*arguments: str) -> str:
-    """Return what `sbtk` with these arguments prints."""
+    """Return the output of `sbtk` with these arguments."""
     return run([*SBTK, *arguments])

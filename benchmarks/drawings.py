@@ -1,10 +1,10 @@
-"""How well a model finds photos of classes it was not trained on, by sketch and by clean drawing.
+"""Retrieval quality of clean drawings compared with sketches, on classes not trained on.
 
     python -m benchmarks.drawings MODEL ... --strokes quickdraw.npz --distractors photos1000
 
 A MODEL is a bundle (its INT8 on ONNX Runtime) or a training run (torch). The classes are a fold's
 validation classes, never unseen ones. Clean drawings are the stroke file's drawings of these
-classes, crisp lines of 256 px as a drawing program makes them.
+classes, as crisp lines of 256 px.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def _drawings(path: Path, classes: Sequence[str]) -> tuple[list[Drawing], NDArray[np.int64]]:
-    """Return up to 25 drawings of each class that has some, and `(N,) int64` labels."""
+    """Return up to 25 drawings of each class, and their labels `(N,) int64`."""
     names, own = open_class_map("quickdraw-caltech").classes, ClassNames(classes)
     found: list[Drawing] = []
     labels: list[int] = []
@@ -114,7 +114,7 @@ def _embedder(model: Path) -> Embed:
 
 
 def bundle_embedder(model: Path | None) -> Embed:
-    """Return what embeds by a bundle's INT8 on ONNX Runtime; `None` is the default bundle."""
+    """Return a function that embeds with a bundle's INT8 on ONNX Runtime."""
     from sbtk_runtime import Embedder
 
     embedder = Embedder(model, engine="onnxruntime", precision="int8")
@@ -139,7 +139,7 @@ def _torch_embedder(folder: Path) -> Embed:
 
 
 def _bytes(source: ImageSource) -> bytes:
-    """Return the file's bytes, or a PNG as a drawing program would save it."""
+    """Return the bytes of a file, or of a PNG of an image."""
     if isinstance(source, Path):
         return source.read_bytes()
     file = io.BytesIO()

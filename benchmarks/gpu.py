@@ -1,11 +1,11 @@
-"""Everything that is measured on an NVIDIA GPU, in one run of less than ten minutes.
+"""All benchmarks for NVIDIA GPUs, in one run of less than ten minutes.
 
     python -m benchmarks.gpu [--out benchmarks/results/gpu] [--budget-s 570]
 
-Each stage is a process of its own with a share of the time, so that a driver that hangs or a
-library that crashes costs its own stage and no other. Results are written as they come: a line of
-JSON for each point into gpu.jsonl, and after each stage the tables of gpu.md; what time does not
-suffice for is "not reached". What the libraries print goes into gpu.log.
+Each stage is a process with a share of the time, so a hanging driver or a crashing library affects
+only its own stage. Results are saved immediately: a JSON line for each point in gpu.jsonl, and
+after each stage the tables of gpu.md. Points for which the time does not suffice are "not reached".
+The output of libraries is in gpu.log.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.gpu_findings import Finding, Task
 from benchmarks.gpu_page import Book
 from benchmarks.gpu_process import run_stage
 
-# Stages in their order, and the seconds that each gets of 600; what one leaves, the others share.
+# Stages in order, with their seconds out of 600; the others share unused time.
 _STAGES = {
     "card": 45,  # the first to import torch, from a cold disk
     "torch": 200,
@@ -41,20 +41,20 @@ _DRY_STAGES = {**_STAGES, "engine onnxruntime": 30}
 
 
 def main() -> int:
-    """Measure and writes; returns the exit code: 1 where there is no GPU."""
+    """Measure, save the results and return the exit code, which is 1 without a GPU."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, help="folder  [default: benchmarks/results/gpu]")
-    parser.add_argument("--budget-s", type=float, default=570.0, help="seconds for everything")
-    parser.add_argument("--data", type=Path, help="sketches and photos to train on, as they are")
-    parser.add_argument("--model", help="bundle for the engines; by default one of random weights")
-    parser.add_argument("--dry-run", action="store_true", help="on the CPU; measures nothing")
+    parser.add_argument("--budget-s", type=float, default=570.0, help="seconds for the whole run")
+    parser.add_argument("--data", type=Path, help="folder of sketches and photos to train on")
+    parser.add_argument("--model", help="bundle for the engines  [default: random weights]")
+    parser.add_argument("--dry-run", action="store_true", help="run on the CPU, without measuring")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.task is not None:
         _run_stage(Task.from_text(options.task))
         return 0
     if options.dry_run and options.out is None:
-        parser.error("--dry-run needs --out: its figures must not lie where measured ones do")
+        parser.error("--dry-run needs --out, a folder without measured results")
     out = options.out or Path("benchmarks/results/gpu")
     with tempfile.TemporaryDirectory(prefix="sbtk-gpu-") as scratch:
         base = Task("", 0.0, Path(scratch), options.dry_run, options.data, options.model)
@@ -62,7 +62,7 @@ def main() -> int:
 
 
 def measure(out: Path, base: Task, budget_s: float) -> int:
-    """Run every stage and writes the results into `out`; returns the exit code."""
+    """Run all stages, save the results in `out` and return the exit code."""
     tasks = _tasks(base, budget_s)
     card = next(tasks)
     found: list[Finding] = []
@@ -85,12 +85,12 @@ def measure(out: Path, base: Task, budget_s: float) -> int:
 
 
 def _tasks(base: Task, budget_s: float) -> Iterator[Task]:
-    """Yield each stage's task with its share of the time that is left when it is asked for."""
+    """Yield the stages' tasks, each with its share of the remaining time."""
     end = time.monotonic() + budget_s
     waiting = dict(_DRY_STAGES if base.is_dry_run else _STAGES)
     for name in list(waiting):
         now = time.monotonic()
-        # A dry run proves that all works, on however slow a machine.
+        # A dry run checks that everything works, on machines of any speed.
         share = 1.0 if base.is_dry_run else waiting[name] / sum(waiting.values())
         seconds = share * (end - now)
         del waiting[name]
@@ -103,15 +103,15 @@ def _log(task: Task) -> Path:
 
 
 def _reason(found: list[Finding], log: Path) -> str:
-    """Return why the first stage found no card, from its own words or its last complaint."""
+    """Return why the first stage found no card, from its findings or its last error."""
     reasons = [finding.reason for finding in found if finding.state == "failed"]
     lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
     complaints = [line.strip() for line in lines if line.strip()]
-    return "; ".join([*reasons[:1], *complaints[-1:]]) or "the time was over"
+    return "; ".join([*reasons[:1], *complaints[-1:]]) or "out of time"
 
 
 def _run_stage(task: Task) -> None:
-    """Run a stage in this process; its findings go to stdout, and nothing else does."""
+    """Run a stage in this process; only its findings go to stdout."""
     with _own_stdout() as stream:
 
         def report(finding: Finding) -> None:
@@ -141,7 +141,7 @@ def _run_stage(task: Task) -> None:
 
 @contextlib.contextmanager
 def _own_stdout() -> Iterator[IO[str]]:
-    """Yield the process's stdout and turns what others print there, C++ included, to stderr."""
+    """Yield the process's stdout, and redirect other output, including that of C++, to stderr."""
     with os.fdopen(os.dup(1), "w") as stream:
         os.dup2(2, 1)
         yield stream

@@ -1,4 +1,4 @@
-"""The card, what its units reach in this run, and what the network asks of them."""
+"""The card, its measured peaks, and the network's multiply-accumulates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.gpu_findings import Finding, Report, Task, attempt
 from benchmarks.gpu_student import random_student
-from benchmarks.gpu_timing import DRY, Effort, timed
+from benchmarks.gpu_timing import DRY, TimingConfig, timed
 from sbtk_runtime.machine import DISTRIBUTIONS, installed_versions
 from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_train.models.student import Student
@@ -31,7 +31,7 @@ _VERSIONS_OF = (
     "nvidia-cudnn-cu13",
     "nvidia-cublas",
 )
-# Fields of `nvidia-smi --query-gpu`; what a card does not have comes back as "[N/A]".
+# Fields of `nvidia-smi --query-gpu`; unsupported ones are "[N/A]".
 _SMI = (
     "name",
     "driver_version",
@@ -47,7 +47,7 @@ _PEAKS = ("fp32", "tf32", "fp16", "bf16", "int8")
 
 
 def run(task: Task, report: Report) -> None:
-    """Reports the card, its measured peaks and the network's multiply-accumulates."""
+    """Report the card, its measured peaks and the network's multiply-accumulates."""
     card = Finding(_STAGE, "card")
     if task.device == "cuda" and not torch.cuda.is_available():
         report(card.failed("torch finds no working CUDA device on this machine"))
@@ -65,16 +65,16 @@ def run(task: Task, report: Report) -> None:
 
 
 def set_tf32(is_on: bool) -> None:
-    """Let FP32 products and convolutions round their operands to TF32, or forbids it."""
+    """Allow or forbid TF32 in FP32 products and convolutions."""
     name = "tf32" if is_on else "ieee"
     torch.backends.cuda.matmul.fp32_precision = name
     torch.backends.cudnn.conv.fp32_precision = name  # type: ignore[attr-defined]
-    # The same, so that readers of the older `cudnn.allow_tf32` find one answer.
+    # Keep the older `cudnn.allow_tf32` consistent.
     torch.backends.cudnn.rnn.fp32_precision = name  # type: ignore[attr-defined]
 
 
 def macs_per_image(student: Student, size_px: int) -> int:
-    """Return the multiply-accumulates of one embedding: convolutions and Linears that are run."""
+    """Return the multiply-accumulates of one embedding, in convolutions and Linears."""
     total = 0
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -103,7 +103,7 @@ def _card(device: str) -> dict[str, Any]:
         "versions": installed_versions(_VERSIONS_OF),
     }
     if device == "cpu":
-        return {"name": "no GPU: a dry run on the CPU", **software}
+        return {"name": "no GPU (dry run on the CPU)", **software}
     properties = torch.cuda.get_device_properties(0)
     uuid = f"GPU-{properties.uuid}"
     card = {
@@ -116,7 +116,7 @@ def _card(device: str) -> dict[str, Any]:
         "nvidia_smi": _smi(_SMI, uuid),
         "nvidia_smi_idle": _smi(_SMI_UNDER_LOAD, uuid),
     }
-    # A second or so of products is queued, and nvidia-smi asked while they run.
+    # Queue about a second of products, and query nvidia-smi while they run.
     product = _product("fp16", 8192, device)
     for _ in range(max(5, min(800, round(1e3 / timed(product, device, 1, DRY)["p50_ms"])))):
         product()
@@ -126,10 +126,10 @@ def _card(device: str) -> dict[str, Any]:
 
 
 def _smi(fields: tuple[str, ...], uuid: str) -> dict[str, str]:
-    """Return what nvidia-smi says of the card, or under `error` why it says nothing."""
+    """Return nvidia-smi's fields of the card, or under `error` the reason of failure."""
     query = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     complaint = ""
-    # In a container the driver may not know the card by the name that CUDA gives it.
+    # In a container, the driver may not know the card under CUDA's name.
     for which in (uuid, "0"):
         try:
             done = subprocess.run(
@@ -184,7 +184,7 @@ def _product(name: str, side: int, device: str) -> Callable[[], Tensor]:
             torch.randint(-127, 128, (side, side), dtype=torch.int8, device=device)
             for _ in range(2)
         )
-        # The layout that the tensor cores take: the right operand by columns.
+        # Tensor cores need the right operand by columns.
         return lambda: torch._int_mm(left, right.t())
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(name, torch.float32)
     first, second = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -205,5 +205,5 @@ def _copy(name: str, task: Task) -> dict[str, float]:
     return {"gbyte_per_s": moved / times["p50_ms"] / 1e6, "size_bytes": size, **times}
 
 
-def _effort(task: Task) -> Effort:
-    return DRY if task.is_dry_run else Effort(warm_s=0.3, measured_s=0.8)
+def _effort(task: Task) -> TimingConfig:
+    return DRY if task.is_dry_run else TimingConfig(warm_s=0.3, measured_s=0.8)

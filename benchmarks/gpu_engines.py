@@ -1,4 +1,4 @@
-"""sbtk's own engines: whether they work, and their speed from NumPy to NumPy."""
+"""sbtk's engines on a GPU: availability, and speed from NumPy to NumPy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.gpu_findings import Figures, Finding, Report, Task, attempt, told
-from benchmarks.gpu_timing import DRY, Effort, timed_by_clock
+from benchmarks.gpu_timing import DRY, TimingConfig, timed_by_clock
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines.registry import Engine, open_engine, probe_engines, validate_embeddings
 from sbtk_runtime.errors import BadModel
@@ -21,7 +21,7 @@ from sbtk_runtime.preprocess import Kind
 STAGE = "engines"
 _SURVEY = "survey"
 _SOURCE = "host"
-#: Larger batches go through in parts, so that one is copied while another is computed.
+#: Larger batches are split, so that one part is copied while another is computed.
 LARGEST_PART = 128
 _BATCHES = (32, 1, 128, 256, 8, 512, 64, 2, 16, 4)
 _DRY_BATCHES = (2, 1)
@@ -35,7 +35,7 @@ _TIMED_RUNS = 20
 
 
 def run(task: Task, report: Report) -> None:
-    """Reports what every engine says of itself, or the speed of the one that the stage names."""
+    """Report the availability of all engines, or the speed of the engine that the stage names."""
     if task.stage == _SURVEY:
         _survey(report)
         return
@@ -49,7 +49,7 @@ def run(task: Task, report: Report) -> None:
 
 
 class _Timed(Protocol):
-    """An engine that can tell what the GPU spent on a run."""
+    """An engine that measures the time of a run on the GPU."""
 
     def run_timed(
         self, images: NDArray[np.uint8], kind: Kind
@@ -76,7 +76,7 @@ def _points(task: Task, name: str, precision: Precision) -> list[Finding]:
 
 
 def _measure(task: Task, name: str, precision: Precision, report: Report) -> None:
-    """Reports one engine in one precision; where it does not open, its reason once for all."""
+    """Report an engine in one precision, or the reason why it does not open."""
     points = _points(task, name, precision)
     opening = _opening(name, precision)
     notices: list[str] = []
@@ -86,7 +86,7 @@ def _measure(task: Task, name: str, precision: Precision, report: Report) -> Non
         engine = open_engine(
             bundle, engine=name, precision=precision, batch=LARGEST_PART, notify=notices.append
         )
-    # What a library raises past sbtk's own errors is worth recording too.
+    # Record other exceptions of libraries too.
     except Exception as problem:
         for point in (opening, *points):
             report(point.failed("\n".join([told(problem), *notices])))
@@ -97,7 +97,7 @@ def _measure(task: Task, name: str, precision: Precision, report: Report) -> Non
         said = {"said": notices} if notices else {}
         if not attempt(report, opening, lambda: facts | said | _agreement(task, engine)):
             for point in points:
-                report(point.failed(f"{name} {precision} does not compute what it should"))
+                report(point.failed(f"{name} {precision} computes wrong rows"))
             return
         macs = count_macs(bundle.checked_content(precision, engine.info.form))
         for point in points:
@@ -109,9 +109,9 @@ def _measure(task: Task, name: str, precision: Precision, report: Report) -> Non
 def _measure_batch(
     task: Task, engine: Engine, point: Finding, precision: Precision, macs: int, report: Report
 ) -> None:
-    effort = DRY if task.is_dry_run else Effort(warm_s=0.3, measured_s=0.8)
+    effort = DRY if task.is_dry_run else TimingConfig(warm_s=0.3, measured_s=0.8)
     if task.left_s < 3 * (effort.warm_s + effort.measured_s):
-        report(point.not_reached("the stage's time was over"))
+        report(point.not_reached("the stage ran out of time"))
         return
     images = _pictures(point.batch)
 
@@ -124,7 +124,7 @@ def _measure_batch(
 
 
 def _device_times(engine: Engine, images: NDArray[np.uint8]) -> dict[str, float]:
-    """Return the medians of copying and computing, where the engine tells them."""
+    """Return the medians of copying and computing, if the engine measures them."""
     if not hasattr(engine, "run_timed"):
         return {}
     runs = [cast(_Timed, engine).run_timed(images, "photo")[1] for _ in range(_TIMED_RUNS)]
@@ -135,20 +135,20 @@ def _device_times(engine: Engine, images: NDArray[np.uint8]) -> dict[str, float]
 
 
 def _agreement(task: Task, engine: Engine) -> dict[str, float]:
-    """Return the least cosine to torch's FP32 rows; without these, checks the rows' lengths."""
+    """Return the smallest cosine to torch's FP32 rows; without these, check the rows' lengths."""
     from benchmarks.gpu_model import reference_file
 
     if task.model is None and reference_file(task).is_file():
         with np.load(reference_file(task)) as reference:
-            pictures, expected = reference["pictures"], reference["rows"]
-        cosines = _sound(engine.run(pictures, "photo")) @ expected.T
+            images, expected = reference["images"], reference["rows"]
+        cosines = _sound(engine.run(images, "photo")) @ expected.T
         cosine = float(cosines.diagonal().min())
         is_own = cosines.argmax(axis=1) == np.arange(len(expected))
         if cosine < _LEAST_COSINE or not is_own.all():
             raise BadModel(
-                f"the least cosine to torch is {cosine}, and {int(is_own.sum())} of "
-                f"{len(expected)} rows are nearest to their own picture's",
-                f"at least {_LEAST_COSINE}, and all of them",
+                f"the smallest cosine to torch is {cosine}, and {int(is_own.sum())} of "
+                f"{len(expected)} rows are closest to their own image's",
+                f"at least {_LEAST_COSINE}, and all rows",
             )
         return {"least_cosine_to_fp32": cosine}
     _sound(engine.run(_pictures(2), "photo"))
@@ -158,12 +158,12 @@ def _agreement(task: Task, engine: Engine) -> dict[str, float]:
 def _sound(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     rows, is_bad = validate_embeddings(rows)
     if is_bad.any():
-        raise BadModel(f"{int(is_bad.sum())} of {len(rows)} rows are no unit rows")
+        raise BadModel(f"{int(is_bad.sum())} of {len(rows)} rows are not unit rows")
     return rows
 
 
 def _bundle(task: Task) -> Bundle:
-    """Return the given bundle, or the run's own, or, where none could be made, sbtk's."""
+    """Return the given bundle, else the run's own, else the one included in sbtk."""
     folder = task.scratch / "bundle"
     own = folder if (folder / "manifest.json").is_file() else None
     return Bundle.open(task.model if task.model is not None else own)

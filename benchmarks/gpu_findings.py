@@ -1,4 +1,4 @@
-"""What a stage of the GPU benchmark is asked and what it answers, one JSON line each."""
+"""Tasks and findings of the GPU benchmark's stages, as JSON lines."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _REASON_LETTERS = 4000
 
 @dataclass(frozen=True)
 class Finding:
-    """One point of one stage: what was to be measured, and what came of it.
+    """A point of a stage and its result.
 
     Attributes:
-        stage: the stage that it belongs to.
-        subject: what was measured.
-        source: where the input came from, or which variant; empty where there is only one.
-        batch: pictures in a run; 0 where that makes no sense.
-        state: `planned` points are announced first, so that those which never come are known.
-        reason: why there are no figures; what a library said, where it said something.
-        figures: by name, with the unit at the end of the name.
+        stage: name of the stage.
+        subject: what is measured.
+        source: source of the input, or variant; empty if there is only one.
+        batch: images per run; 0 if not applicable.
+        state: points are announced as `planned`, so that missing ones are known.
+        reason: why there are no results, or a library's message.
+        figures: results by name, which ends with the unit.
     """
 
     stage: str
@@ -40,19 +40,19 @@ class Finding:
 
     @property
     def key(self) -> Key:
-        """What tells it from every other point."""
+        """Identifies the point."""
         return self.stage, self.subject, self.source, self.batch
 
     def measured(self, figures: Figures) -> Finding:
-        """Return this point with its figures."""
+        """Return this point with its results."""
         return replace(self, state="measured", reason="", figures=figures)
 
     def failed(self, reason: str) -> Finding:
-        """Return this point with the reason why it could not be measured."""
+        """Return this point with the reason why measuring failed."""
         return replace(self, state="failed", reason=reason)
 
     def not_reached(self, reason: str) -> Finding:
-        """Return this point with the reason why nobody came to it."""
+        """Return this point with the reason why it was not reached."""
         return replace(self, state="not reached", reason=reason)
 
     def to_line(self) -> str:
@@ -61,10 +61,10 @@ class Finding:
 
     @classmethod
     def from_line(cls, line: str) -> Finding:
-        """Return the finding that `to_line` made the line of.
+        """Return the finding of a line of `to_line`.
 
         Raises:
-            ValueError: it is another line.
+            ValueError: the line is not a finding.
         """
         values = json.loads(line)
         if not isinstance(values, dict) or "stage" not in values:
@@ -77,13 +77,13 @@ Report = Callable[[Finding], None]
 
 @dataclass(frozen=True)
 class Task:
-    """What a stage is asked to do.
+    """The task of a stage.
 
     Attributes:
-        stage: its name.
-        end_s: when it is ended, by the monotonic clock, which processes of a machine share.
-        scratch: folder that all stages of a run share.
-        is_dry_run: go through everything on the CPU with a small model; no measurement.
+        stage: name of the stage.
+        end_s: deadline by the monotonic clock, which all processes share.
+        scratch: folder shared by all stages of a run.
+        is_dry_run: run everything on the CPU with a small model, without measuring.
         data: folder of sketches and photos for the training stage, if any.
         model: bundle for the engines, if any.
     """
@@ -102,7 +102,7 @@ class Task:
 
     @property
     def left_s(self) -> float:
-        """Seconds that are left, below 0 when the time is over."""
+        """Remaining seconds; negative after the deadline."""
         return self.end_s - time.monotonic()
 
     def to_text(self) -> str:
@@ -111,7 +111,7 @@ class Task:
 
     @classmethod
     def from_text(cls, text: str) -> Task:
-        """Return the task that `to_text` made the text of."""
+        """Return the task of a text of `to_text`."""
         values = json.loads(text)
         data = values.pop("data")
         return cls(
@@ -121,10 +121,9 @@ class Task:
 
 
 def attempt(report: Report, point: Finding, measure: Callable[[], Figures]) -> bool:
-    """Reports what `measure` returns for a point, or why it failed; returns whether it went well.
+    """Report the result of `measure` for a point, or its failure; return whether it succeeded.
 
-    Anything may be raised by a compiler, a driver or an engine, and the points after this one are
-    measured all the same.
+    Compilers, drivers and engines may raise anything; later points are still measured.
     """
     try:
         figures = measure()
@@ -136,7 +135,7 @@ def attempt(report: Report, point: Finding, measure: Callable[[], Figures]) -> b
 
 
 def told(problem: BaseException) -> str:
-    """Return what an exception says, its type before it unless it is one of sbtk's own."""
+    """Return an exception's message, preceded by its type unless it is an sbtk error."""
     from sbtk_runtime.errors import SbtkError
 
     text = str(problem).strip()[:_REASON_LETTERS]

@@ -1,4 +1,4 @@
-"""The bundle that the engines are measured with: random weights, and rows to check them by."""
+"""The bundle for the engines: random weights, and reference rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PICTURES = 8
 
 
 def run(task: Task, report: Report) -> None:
-    """Make the run's bundle in its scratch folder: FP16, and INT8 where TensorRT may take it."""
+    """Make the run's bundle in its scratch folder: FP16, and INT8 if TensorRT is installed."""
     points = {name: Finding(_STAGE, name) for name in ("fp16", "int8 for TensorRT")}
     if task.model is not None:
         report(Finding(_STAGE, "bundle").measured({"given": task.model}))
@@ -38,25 +38,25 @@ def run(task: Task, report: Report) -> None:
         _sign(folder, student)
         np.savez(
             reference_file(task),
-            pictures=random_pictures(_PICTURES),
+            images=random_pictures(_PICTURES),
             rows=_rows(student, _PICTURES),
         )
     point = points["int8 for TensorRT"]
     if task.is_dry_run:
-        report(point.not_reached("left out of a dry run, where it would take longest"))
+        report(point.not_reached("skipped in a dry run, where it would take longest"))
     elif not any(map(importlib.util.find_spec, ("tensorrt", "tensorrt_rtx"))):
-        report(point.not_reached("left out: nothing that could run it is installed"))
+        report(point.not_reached("skipped: no engine that runs it is installed"))
     elif attempt(report, point, lambda: _int8(student, folder)):
         _sign(folder, student)
 
 
 def bundle_folder(task: Task) -> Path:
-    """Return where the run's own bundle is, or will be."""
+    """Return the path of the run's own bundle."""
     return task.scratch / "bundle"
 
 
 def reference_file(task: Task) -> Path:
-    """Return where the own bundle's `pictures` and torch's FP32 `rows` for them are."""
+    """Return where the own bundle's `images` and torch's FP32 `rows` for them are."""
     return task.scratch / "reference.npz"
 
 
@@ -86,14 +86,14 @@ def _int8(student: Student, folder: Path) -> dict[str, Any]:
 def _require_onnx() -> None:
     if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
         raise MissingExtra(
-            "onnx or onnxscript is not installed, so there is no model to make",
+            "onnx or onnxscript is not installed",
             "both, or --model BUNDLE",
             'pip install "sbtk[export]"',
         )
 
 
 def _sign(folder: Path, student: Student) -> None:
-    """Write a manifest that vouches for every file that is in the folder."""
+    """Write a manifest with the hashes of all files in the folder."""
     from sbtk_export.export import file_records
 
     files = file_records(folder)
@@ -106,7 +106,7 @@ def _sign(folder: Path, student: Student) -> None:
         dim=student.dim,
         preprocessing=PREPROCESSING,
         files=files,
-        training={"data": "none: random weights, for speed alone"},
+        training={"data": "none: random weights, only for speed"},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     ).write(folder)
 

@@ -1,4 +1,4 @@
-"""The results of a GPU run on disk: a line for each point as it comes, and a page of tables."""
+"""Results of a GPU run on disk: a line for each point, and a page of tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.result import table_lines
 from sbtk_runtime.files import write_atomically
 from sbtk_runtime.machine import this_machine
 
-DRY_RUN = "DRY RUN on a CPU with a small model: nothing on this page is a measurement"
+DRY_RUN = "DRY RUN on a CPU with a small model: this page has no measurements"
 
 _TITLES = {
     "torch": "The student in torch",
@@ -27,10 +27,10 @@ class Book:
     """Write `gpu.jsonl`, `gpu.md` and `gpu.log` into a folder.
 
     Args:
-        folder: made if it is not there; what an earlier run left in it is replaced.
-        command: that the run was started with.
-        budget_s: seconds that it was given.
-        is_dry_run: every line and every table says so.
+        folder: created if missing; results of an earlier run are replaced.
+        command: command of the run.
+        budget_s: seconds for the run.
+        is_dry_run: marks every line and table.
     """
 
     def __init__(self, folder: Path, command: str, budget_s: float, *, is_dry_run: bool) -> None:
@@ -56,7 +56,7 @@ class Book:
         )
 
     def add(self, finding: Finding) -> None:
-        """Keep a finding; all but planned ones are written at once."""
+        """Add a finding, and save it unless it is planned."""
         if finding.state == "planned":
             self._points.setdefault(finding.key, finding)
             return
@@ -66,7 +66,7 @@ class Book:
         self._append("gpu.jsonl", line + "\n")
 
     def close_stage(self, stage: str, log: Path) -> None:
-        """Append what a stage printed to the log and replaces the page by one of all so far."""
+        """Append the output of a stage to the log, and rewrite the page."""
         text = log.read_text(errors="replace") if log.is_file() else ""
         self._append("gpu.log", f"--- {stage}\n{text}\n")
         write_atomically(self._folder / "gpu.md", self._page().encode())
@@ -76,7 +76,7 @@ class Book:
             file.write(text)
 
     def _with_share(self, finding: Finding) -> Finding:
-        """Return the finding with its share of the measured peak, where it has one."""
+        """Return the finding with its share of the measured peak, if any."""
         peak = self._figures("card", "peak", str(finding.figures.get("peak", "")))
         network = self._figures("card", "network")
         macs = {**network, **finding.figures}.get("macs_per_image")
@@ -109,7 +109,7 @@ class Book:
                 some = [point for point in points if point.source == source]
                 lines += self._pivots(stage, source, some)
         lines += self._section("Engines as they open", self._openings())
-        lines += self._section("Engines by sbtk's own survey", self._survey())
+        lines += self._section("Availability of sbtk's engines", self._survey())
         lines += self._section(_TITLES["training"], self._training())
         return "\n".join([*lines, *self._remarks()]) + "\n"
 
@@ -119,8 +119,8 @@ class Book:
 
     def _pivots(self, stage: str, source: str, points: Sequence[Finding]) -> list[str]:
         where = {
-            "device": "pictures on the device",
-            "pinned": "pictures in pinned memory, copied before each run",
+            "device": "images on the device",
+            "pinned": "images in pinned memory, copied before each run",
             "host": f"NumPy in, NumPy out, by the clock, {LARGEST_PART} at once",
         }[source]
         title = f"{_TITLES[stage]}: {where}"
@@ -143,7 +143,7 @@ class Book:
                     [f"copy {point.source}", f"{speed:,.1f} GB/s" if speed else point.state, ""]
                 )
         table = table_lines(["what", "measured", "images/s that it allows"], rows)
-        return [*table, "", f"The network: {macs / 1e9:.3f} G multiply-accumulates an image."]
+        return [*table, "", f"The network: {macs / 1e9:.3f} G multiply-accumulates per image."]
 
     def _survey(self) -> list[str]:
         rows = [
@@ -168,7 +168,7 @@ class Book:
             ]
             for point in self._of("engines", with_batch=False)
         ]
-        columns = ["engine", "opened in", "version", "least cosine to torch FP32", "said"]
+        columns = ["engine", "opened in", "version", "smallest cosine to torch FP32", "message"]
         return table_lines(columns, rows) if rows else []
 
     def _training(self) -> list[str]:
@@ -187,11 +187,11 @@ class Book:
         return table_lines(["what", "images/s", "ms a step", "peak memory"], rows) if rows else []
 
     def _remarks(self) -> list[str]:
-        """Return why points have no figures, each reason once, and what engines said."""
+        """Return the reasons of missing results, each once, and messages of engines."""
         reasons: dict[tuple[str, str, str], list[str]] = {}
         for point in self._points.values():
             if point.reason:
-                # Points of one stage that were not reached have no story of their own.
+                # Points that were not reached are summed up by stage.
                 subject = point.subject if point.state == "failed" else ""
                 whom = reasons.setdefault((point.stage, subject, point.reason), [])
                 whom.append(f"{point.subject} {point.batch or ''} {point.source}".strip())
@@ -199,11 +199,11 @@ class Book:
         for (stage, subject, reason), whom in reasons.items():
             named = subject or (whom[0] if len(whom) == 1 else f"{len(whom)} points")
             lines += ["", f"{stage}, {named}:", "", "```text", reason.replace("```", "'''"), "```"]
-        return self._section("What has no figures, and why", lines[1:]) if lines else []
+        return self._section("Missing results, and why", lines[1:]) if lines else []
 
 
 def _pivot(points: Iterable[Finding], cell: Cell) -> list[str]:
-    """Return a table with a row for each subject and a column for each batch."""
+    """Return a table with a row for each subject and a column for each batch size."""
     points = list(points)
     batches = sorted({point.batch for point in points})
     by_place = {(point.subject, point.batch): point for point in points}
@@ -237,7 +237,7 @@ def _one_line(text: str) -> str:
 
 
 def _card_lines(card: Figures) -> list[str]:
-    """Return the card's facts as list items, in the order in which they were found."""
+    """Return the card's facts as list items, in order."""
     lines = []
     for name, value in card.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A stage as a process of its own, which can crash or hang and costs no more than its points."""
+"""Stages as separate processes, so that a crash or hang affects only their own points."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _LEAST_S = 3.0
 def run_stage(
     task: Task, report: Report, log: Path, command: tuple[str, ...] | None = None
 ) -> None:
-    """Run a stage as a process, passes on what it finds and says what it did not come to.
+    """Run a stage as a process, and report its findings and the points it did not reach.
 
     Args:
-        task: what it is asked; it is killed when its time is over.
-        report: gets every planned point, and each of them once more with its outcome.
-        log: gets what the process prints beside its findings.
-        command: of the process, which prints findings as lines; by default the stage's own.
+        task: the task; the process is killed at its deadline.
+        report: called with every planned point, and again with its outcome.
+        log: called with other output of the process.
+        command: command that prints findings as lines; by default the stage's own.
     """
     seconds = task.left_s
     if seconds < _LEAST_S:
-        report(Finding(task.stage, "stage").not_reached("the time was over before it began"))
+        report(Finding(task.stage, "stage").not_reached("out of time before it began"))
         return
     if command is None:
         command = (sys.executable, "-m", "benchmarks.gpu", "--task", task.to_text())
@@ -48,9 +48,9 @@ def run_stage(
                 open_points[finding.key] = finding
             else:
                 open_points.pop(finding.key, None)
-    reason = "the stage ended without it"
+    reason = "the stage ended before it"
     if is_over.is_set():
-        reason = f"the stage was ended after the {seconds:.0f} s that it had"
+        reason = f"the stage was killed after its {seconds:.0f} s"
     elif process.returncode:
         reason = f"the stage ended with {_ending(process.returncode)}; see gpu.log"
     if process.returncode and not open_points:
@@ -62,7 +62,7 @@ def run_stage(
 def _findings(
     process: subprocess.Popen[str], seconds: float, is_over: threading.Event
 ) -> Iterator[Finding]:
-    """Yield what a process prints; kills it, and sets the event, when its seconds are over."""
+    """Yield the output of a process; kill it and set the event after some seconds."""
 
     def end() -> None:
         is_over.set()
@@ -89,5 +89,5 @@ def _ending(code: int) -> str:
 
 
 def _environment(task: Task) -> dict[str, str]:
-    # Plans of a model with random weights have no place among the user's.
+    # Keep plans of random weights out of the user's cache.
     return environment() | {"XDG_CACHE_HOME": str(task.scratch / "cache")}

@@ -1,4 +1,4 @@
-"""The student that the GPU benchmark runs: random weights, with statistics as trained ones have."""
+"""The student of the GPU benchmark: random weights, with activations like a trained one."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _DRY_STAGES = ("conv1", "bn1", "relu", "maxpool", "layer1")
 
 
 def random_student(task: Task) -> SbtknetStudent:
-    """Return the student in evaluation mode on the CPU; the same one for every stage.
+    """Return the student in evaluation mode on the CPU, equal in every stage.
 
-    Weights do not change how long a run takes, as long as no activation overflows. In a dry run it
+    Weights do not affect the time of a run, unless activations overflow. In a dry run, the student
     is the first stage of a ResNet18.
     """
     torch.manual_seed(0)
@@ -41,7 +41,7 @@ def random_student(task: Task) -> SbtknetStudent:
 
 
 def random_pictures(count: int, size_px: int = SIZE_PX, seed: int = 0) -> NDArray[np.uint8]:
-    """Return `(count, size_px, size_px, 3) uint8` coarse patterns with noise on them."""
+    """Return `(count, size_px, size_px, 3) uint8` coarse patterns with noise."""
     random = np.random.default_rng(seed)
     cells = random.integers(0, 224, (count, 8, 8, 3), dtype=np.uint8)
     repeats = -(-size_px // 8)
@@ -50,11 +50,11 @@ def random_pictures(count: int, size_px: int = SIZE_PX, seed: int = 0) -> NDArra
 
 
 class FromPixels(nn.Module):
-    """A student that takes what engines take, `(N, H, W, 3) uint8` RGB, and gives unit rows.
+    """A student with the input of engines, `(N, H, W, 3) uint8` RGB, and unit rows as output.
 
     Args:
-        student: in evaluation mode.
-        layout: memory order of the images that its trunk gets.
+        student: a student in evaluation mode.
+        layout: memory format of the trunk's input.
     """
 
     scale: Tensor
@@ -76,9 +76,9 @@ class FromPixels(nn.Module):
 
 
 def _settle(student: SbtknetStudent, size_px: int) -> None:
-    """Sets the batch norms' statistics to those of a few pictures.
+    """Set the statistics of batch norms to those of a few images.
 
-    Untouched ones let activations grow from block to block, towards the end of FP16's range.
+    With initial statistics, activations would grow from block to block, up to FP16's limit.
     """
     norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:

@@ -1,4 +1,4 @@
-"""Times of repeated runs: by CUDA events for what is queued on a GPU, by the clock for the rest."""
+"""Times of repeated runs, by CUDA events on a GPU and by the clock otherwise."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _MOST_QUEUED = 500
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How long is measured.
+class TimingConfig:
+    """How long to measure.
 
     Attributes:
-        warm_s: seconds of runs before the first that counts.
-        measured_s: seconds of runs that count.
-        least_runs: runs that count, however long they take.
+        warm_s: seconds of warm-up.
+        measured_s: seconds of timed runs.
+        least_runs: minimum number of timed runs.
     """
 
     warm_s: float = 0.2
@@ -30,15 +30,14 @@ class Effort:
     least_runs: int = 5
 
 
-DRY = Effort(warm_s=0.0, measured_s=0.0, least_runs=2)
+DRY = TimingConfig(warm_s=0.0, measured_s=0.0, least_runs=2)
 
 
-def timed(run: Run, device: str, batch: int, effort: Effort) -> dict[str, float]:
-    """Return images/s and percentiles of a run that queues its work on the current CUDA stream.
+def timed(run: Run, device: str, batch: int, effort: TimingConfig) -> dict[str, float]:
+    """Return images/s and percentiles of a run on the current CUDA stream.
 
-    Runs are queued back to back with an event between each two, as a busy server would, so what
-    the CPU takes to launch a run counts only where it takes longer than the GPU. On a CPU they
-    are timed by the clock.
+    Runs are queued back to back with events between them, as on a busy server, so launch overhead
+    of the CPU counts only if it exceeds the GPU's time. On a CPU, runs are timed by the clock.
     """
     if not device.startswith("cuda"):
         return timed_by_clock(run, batch, effort)
@@ -61,8 +60,8 @@ def timed(run: Run, device: str, batch: int, effort: Effort) -> dict[str, float]
     return _figures(times_ms, batch)
 
 
-def timed_by_clock(run: Run, batch: int, effort: Effort) -> dict[str, float]:
-    """Return images/s and percentiles of a run that has its answer when it returns."""
+def timed_by_clock(run: Run, batch: int, effort: TimingConfig) -> dict[str, float]:
+    """Return images/s and percentiles of a synchronous run."""
     _warmed_up(run, lambda: None, effort)
     times_ms: list[float] = []
     while len(times_ms) < effort.least_runs or sum(times_ms) < effort.measured_s * 1e3:
@@ -72,8 +71,8 @@ def timed_by_clock(run: Run, batch: int, effort: Effort) -> dict[str, float]:
     return _figures(times_ms, batch)
 
 
-def _warmed_up(run: Run, wait: Callable[[], None], effort: Effort) -> float:
-    """Run for the warm-up's seconds, at least twice; returns the seconds of the last run."""
+def _warmed_up(run: Run, wait: Callable[[], None], effort: TimingConfig) -> float:
+    """Run for the warm-up, at least twice; return the seconds of the last run."""
     begun = time.perf_counter()
     runs = 0
     while True:

@@ -14,24 +14,24 @@ from torch import Tensor, nn
 from benchmarks.gpu_card import macs_per_image, set_tf32
 from benchmarks.gpu_findings import Finding, Report, Task, told
 from benchmarks.gpu_student import FromPixels, random_pictures, random_student
-from benchmarks.gpu_timing import DRY, Effort, timed
+from benchmarks.gpu_timing import DRY, TimingConfig, timed
 from sbtk_export.fp16 import half_trunk, half_trunk_student
 from sbtk_runtime.preprocess import SIZE_PX
 
 STAGE = "torch"
 SOURCES = ("device", "pinned")
 
-# The batches that tell most come first: what time does not suffice for is left out.
+# The most informative batch sizes come first, in case time runs out.
 _BATCHES = (32, 1, 128, 512, 8, 256, 64, 2, 16, 4)
 _DRY_BATCHES = (2, 1)
 _DRY_SIZE_PX = 64
-# Below this, rows are not the same embedding in another number format but a wrong one: FP16 has
-# 0.9998, and with random weights two pictures have some 0.97.
+# Smaller cosines mean a wrong embedding, not another number format: FP16 has 0.9998, and with
+# random weights two images have about 0.97.
 _LEAST_COSINE = 0.995
-# A compiled ResNet50 was never seen to take longer; before the first there is nothing to go by.
+# Upper bound of compiling a ResNet50, for the first one.
 _COMPILE_S = 60.0
 
-#: Runs the network on the pictures that lie in a tensor on the device.
+#: Runs the network on the images in a tensor on the device.
 Bound = Callable[[], Tensor]
 
 
@@ -40,10 +40,10 @@ class Contender:
     """One way of running the student.
 
     Attributes:
-        name: as the tables have it.
-        peak: the measured peak that its speed is a share of.
-        bind: given `(N, H, W, 3) uint8` on the device, returns what runs on that very memory.
-        is_slow_to_bind: it compiles, for every batch anew.
+        name: name in the tables.
+        peak: measured peak to compare its speed with.
+        bind: given `(N, H, W, 3) uint8` on the device, returns a function that runs on this memory.
+        is_slow_to_bind: whether it compiles for every batch size.
     """
 
     name: str
@@ -53,14 +53,14 @@ class Contender:
 
 
 def run(task: Task, report: Report) -> None:
-    """Reports every contender at every batch, its pictures on the device and in pinned memory."""
+    """Report every contender at every batch size, with images on the device and pinned."""
     batches = _DRY_BATCHES if task.is_dry_run else _BATCHES
     torch.backends.cudnn.benchmark = True
     set_tf32(False)
     contenders = make_contenders(task)
     quick = [contender for contender in contenders if not contender.is_slow_to_bind]
     slow = [contender for contender in contenders if contender.is_slow_to_bind]
-    # For each batch all that bind quickly, then for each batch those that compile.
+    # First contenders that bind quickly, at all batch sizes, then those that compile.
     order = [(one, batch) for some in (quick, slow) for batch in batches for one in some]
     for contender, batch in order:
         for point in _points(contender, batch):
@@ -72,7 +72,7 @@ def run(task: Task, report: Report) -> None:
 
 
 def make_contenders(task: Task) -> list[Contender]:
-    """Return the contenders; the first is FP32 without TF32, which the others are checked by."""
+    """Return the contenders; the first, FP32 without TF32, is the reference of the others."""
     student = random_student(task)
     half = copy.deepcopy(student)
     half.trunk = half_trunk(half.trunk)
@@ -109,32 +109,32 @@ class _Bench:
     """Binds contenders to batches, checks their rows and times them.
 
     Args:
-        task: of the stage.
-        reference: the contender that the others' rows are compared with.
+        task: task of the stage.
+        reference: contender whose rows are the reference.
     """
 
     def __init__(self, task: Task, reference: Contender) -> None:
         self._task = task
         self._reference = reference
-        self._effort = DRY if task.is_dry_run else Effort()
+        self._effort = DRY if task.is_dry_run else TimingConfig()
         self._size_px = _DRY_SIZE_PX if task.is_dry_run else SIZE_PX
         self._macs = macs_per_image(random_student(task), self._size_px)
         self._slow_s: list[float] = []
         self._expected: dict[int, Tensor] = {}
 
     def measure(self, contender: Contender, batch: int, report: Report) -> None:
-        """Reports a contender at a batch from both sources, or why not."""
+        """Report a contender at a batch size from both sources, or the reason of failure."""
         points = _points(contender, batch)
         needed_s = 4 * (self._effort.warm_s + self._effort.measured_s)
         if contender.is_slow_to_bind and not self._task.is_dry_run:
             needed_s += 1.5 * max(self._slow_s, default=_COMPILE_S)
         if self._task.left_s < needed_s:
             for point in points:
-                report(point.not_reached("the stage's time was over"))
+                report(point.not_reached("the stage ran out of time"))
             return
         try:
             found = self._timings(contender, batch)
-        # A compiler or a card without enough memory fails in many ways; others go on.
+        # Compilers and cards without enough memory fail in many ways; continue with others.
         except Exception as problem:
             for point in points:
                 report(point.failed(told(problem)))
@@ -147,25 +147,25 @@ class _Bench:
             torch.cuda.empty_cache()
 
     def _timings(self, contender: Contender, batch: int) -> list[dict[str, Any]]:
-        """Return the figures for pictures on the device and from pinned memory."""
+        """Return the results for images on the device and in pinned memory."""
         device = self._task.device
-        pictures = torch.from_numpy(random_pictures(batch, self._size_px))
-        host = pictures.pin_memory() if device == "cuda" else pictures
+        images = torch.from_numpy(random_pictures(batch, self._size_px))
+        host = images.pin_memory() if device == "cuda" else images
         if batch not in self._expected:
             set_tf32(False)
             self._expected[batch] = self._reference.bind(host.to(device))().clone()
-        images = torch.zeros_like(pictures, device=device)
+        images = torch.zeros_like(images, device=device)
         set_tf32(contender.peak == "tf32")
         started = time.perf_counter()
         bound = contender.bind(images)
-        # Bound to zeros: only what reads its input anew gets the pictures' rows right.
+        # Bind to zeros first, to detect contenders that do not read their input again.
         images.copy_(host)
         cosine = _least_cosine(bound(), self._expected[batch])
         bind_s = time.perf_counter() - started
         if contender.is_slow_to_bind:
             self._slow_s.append(bind_s)
         if not cosine >= _LEAST_COSINE:
-            raise ValueError(f"wrong rows: the least cosine to FP32 is {cosine}")
+            raise ValueError(f"wrong rows: the smallest cosine to FP32 is {cosine}")
         common = {"least_cosine_to_fp32": cosine, "bind_s": bind_s}
 
         def with_copy() -> Tensor:
@@ -193,11 +193,11 @@ def _autocast(module: nn.Module, images: Tensor) -> Bound:
 
 
 class _Compiled:
-    """A module compiled for one batch at a time.
+    """A module compiled for one batch size at a time.
 
     Args:
-        module: to compile.
-        backend: of `torch.compile`.
+        module: the module.
+        backend: backend of `torch.compile`.
     """
 
     def __init__(self, module: nn.Module, backend: str) -> None:
@@ -207,9 +207,9 @@ class _Compiled:
         self._compiled: Callable[[Tensor], Tensor] | None = None
 
     def bind(self, images: Tensor) -> Bound:
-        """Return the run on `images`, compiled unless the last call was for the same batch."""
+        """Return a run on `images`, compiled unless the last call had the same batch size."""
         if self._compiled is None or self._batch != len(images):
-            # Another batch is another shape; added up, torch would stop compiling after some.
+            # Reset, since torch stops compiling after a number of shapes.
             torch._dynamo.reset()
             compiled: Callable[[Tensor], Tensor] = torch.compile(
                 self._module, backend=self._backend, dynamic=False, fullgraph=True
@@ -221,7 +221,7 @@ class _Compiled:
 
 
 def _graph(run: Bound, images: Tensor) -> Bound:
-    """Return the replay of a run, captured as one CUDA graph after three ordinary runs."""
+    """Capture a run as a CUDA graph after three ordinary runs, and return its replay."""
     if images.device.type != "cuda":
         raise RuntimeError("a CUDA graph needs a GPU")
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]

@@ -1,8 +1,8 @@
-"""Images a second of `sbtk train`'s own loop, by autocast, memory layout, batch and size.
+"""Images/s of `sbtk train`'s own loop, by autocast, memory format, batch and image size.
 
-The trainer, its batches, its augmentation and its losses are the real ones; only the data are cut
-to some steps, and an epoch ends before it is validated and saved. A speed is the difference between
-a long epoch and a short one, so that what an epoch costs at its start does not count.
+Trainer, batches, augmentation and losses are the real ones; only the data are limited to some
+steps, and an epoch ends before validation and saving. The speed is computed from the difference
+between a long and a short epoch, which excludes the cost of starting an epoch.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ class Setting:
     """One way to train.
 
     Attributes:
-        name: as the table has it.
-        precision: as `sbtk train --precision` takes it.
-        is_channels_last: as the trainer has it; otherwise the trunk is brought back to NCHW.
-        is_tuned: cuDNN measures its algorithms first, which `sbtk train` does not ask for.
-        is_decoding: every picture is decoded, as in a real epoch; otherwise hardly any is.
-        quadruplets: a batch holds four times as many images.
-        size_px: side of the training images.
-        steps: by which the long epoch is longer than the short one.
-        short_steps: of the short epoch, which is run once more before, to warm up.
+        name: name in the table.
+        precision: as for `sbtk train --precision`.
+        is_channels_last: the trainer's default; otherwise the trunk uses NCHW.
+        is_tuned: whether cuDNN benchmarks its algorithms, which `sbtk train` does not enable.
+        is_decoding: whether every image is decoded, as in a real epoch, or hardly any.
+        quadruplets: quadruplets per batch, each of four images.
+        size_px: height and width of the training images.
+        steps: difference in steps between the long and the short epoch.
+        short_steps: steps of the short epoch, which also runs once for warm-up.
     """
 
     name: str
@@ -72,7 +72,7 @@ _SETTINGS = (
     Setting(f"bf16, {_FIRST}", "bf16", is_channels_last=False),
     Setting(f"fp16, {_FIRST}", "fp16", is_channels_last=False),
     Setting(f"{_FP32}, {_FIRST}", "fp32", is_channels_last=False),
-    Setting(f"bf16, {_LAST}, every picture decoded", "bf16", is_decoding=True),
+    Setting(f"bf16, {_LAST}, every image decoded", "bf16", is_decoding=True),
     Setting(f"bf16, {_LAST}, batch of 256", "bf16", quadruplets=64, steps=20),
     Setting(f"bf16, {_LAST}, 160 px", "bf16", size_px=160),
     Setting(f"bf16, {_LAST}, cuDNN tuned", "bf16", is_tuned=True),
@@ -83,12 +83,12 @@ _DRY_SETTINGS = tuple(
 )
 _DECODE_S = 2.0
 _DECODE_BATCH = 32
-#: Before the first setting there is nothing to go by.
+#: Estimate for the first setting.
 _FIRST_S = 20.0
 
 
 def run(task: Task, report: Report) -> None:
-    """Reports the training speed of each setting, and of decoding alone."""
+    """Report the training speed of each setting, and the speed of decoding alone."""
     settings = _DRY_SETTINGS if task.is_dry_run else _SETTINGS
     decoding = Finding(STAGE, "decoding alone")
     for point in (*(Finding(STAGE, setting.name) for setting in settings), decoding):
@@ -99,7 +99,7 @@ def run(task: Task, report: Report) -> None:
     for setting in settings:
         point = Finding(STAGE, setting.name)
         if task.left_s < longest_s:
-            report(point.not_reached("the stage's time was over"))
+            report(point.not_reached("the stage ran out of time"))
             continue
         started = time.monotonic()
         attempt(report, point, _measuring(task, setting, data, materials))
@@ -113,7 +113,7 @@ def _config(task: Task, setting: Setting, data: Path) -> TrainConfig:
         split="SK-YE",
         recipe=recipe(
             "sbtk",
-            # There are no weights that could teach; the loss costs next to nothing.
+            # There is no teacher, whose loss costs next to nothing.
             knowledge=False,
             quadruplets=setting.quadruplets,
             train_size_px=setting.size_px,
@@ -132,7 +132,7 @@ def _config(task: Task, setting: Setting, data: Path) -> TrainConfig:
 def _measuring(
     task: Task, setting: Setting, data: Path, materials: Materials
 ) -> Callable[[], dict[str, Any]]:
-    """Return the measurement of one setting; each epoch is a new trainer's first."""
+    """Measure one setting; each epoch is the first of a new trainer."""
 
     def measure() -> dict[str, Any]:
         config = _config(task, setting, data)
@@ -161,7 +161,7 @@ def _student(materials: Materials, setting: Setting) -> Student:
     student = copy.deepcopy(materials.student)
     if not setting.is_channels_last:
         student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        # Images in channels_last would turn every convolution back to it.
+        # Input in channels_last would make every convolution use it.
         next(student.trunk.children()).register_forward_pre_hook(_brought_to_nchw)
     return student
 
@@ -179,7 +179,7 @@ def _figures(
     steps = long.steps - short.steps
     seconds = elapsed_s[1] - elapsed_s[0]
     if steps <= 0 or seconds <= 0:
-        raise ValueError(f"{steps} more steps took {seconds:.3f} s more: not to be told from noise")
+        raise ValueError(f"{steps} more steps took {seconds:.3f} s more, which is within noise")
     convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     figures = {
         "images_per_s": steps * batch / seconds,
@@ -197,11 +197,11 @@ def _figures(
 
 
 class _EpochOver(Exception):
-    """Ends a trainer's run after its last step, before validation and the save."""
+    """Raised after the last step, to end a run before validation and saving."""
 
 
 class _Watch:
-    """Keep what the trainer reports with the last step of an epoch, and ends the run there."""
+    """Keeps the trainer's report at the last step of an epoch, and ends the run."""
 
     done: StepDone | None = None
 
@@ -214,7 +214,7 @@ class _Watch:
 def _epoch(
     materials: Materials, config: TrainConfig, setting: Setting, steps: int, folder: Path
 ) -> StepDone:
-    """Return what a new trainer reports at the end of an epoch of so many steps."""
+    """Return the report of a new trainer at the end of an epoch of `steps`."""
     division = materials.division
     cut = evenly_cut if setting.is_decoding else hardly_decoded
     training = cut(division.training, steps, setting.quadruplets)
@@ -234,7 +234,7 @@ def _brought_to_nchw(_: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...
 
 
 def _decoding(task: Task, materials: Materials) -> dict[str, Any]:
-    """Return the speed of the trainer's own loader, half sketches and half photos."""
+    """Measure the trainer's own loader, on half sketches and half photos."""
     training, workers = materials.division.training, default_workers()
     size_px, seconds = (32, 0.0) if task.is_dry_run else (SIZE_PX, _DECODE_S)
     sketches = PixelStore(training.sketches, "sketch", size_px, workers=workers, keep=False)

@@ -1,4 +1,4 @@
-"""Data to measure training with: made ones, and cuts of any that make an epoch of some steps."""
+"""Data for measuring training: generated data, and subsets for an epoch of some steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sbtk_runtime.generated_inputs import generate_photos, generate_sketches
 from sbtk_train.batches.sampler import PER_CLASS
 from sbtk_train.data import ImageSet, Rows
 
-#: Enough classes for a batch of 256 images, and one for validation; images of each.
+#: Enough classes for a batch of 256 images, and one for validation; images per class.
 _CLASSES, _PER_CLASS = 66, 30
 _SMALL_CLASSES, _SMALL_PER_CLASS = 5, 6
 _DISTINCT = 8
@@ -23,7 +23,7 @@ _SIZE_PX = 256
 
 
 def write_training_data(root: Path, *, is_small: bool) -> Path:
-    """Return `root` with `{sketch,photo}/<class>/*`: few pictures of 256 px under many names.
+    """Fill `root` with `{sketch,photo}/<class>/*`, few distinct images of 256 px under many names.
 
     Args:
         root: a new folder.
@@ -52,14 +52,14 @@ def write_training_data(root: Path, *, is_small: bool) -> Path:
 
 
 def sketches_per_step(training: ImageSet, quadruplets: int) -> int:
-    """Return how many sketches a class-balanced batch holds, and so how many photos."""
+    """Return the number of sketches, and of photos, in a class-balanced batch."""
     return PER_CLASS * min(quadruplets, len(training.classes))
 
 
 def evenly_cut(training: ImageSet, steps: int, quadruplets: int) -> ImageSet:
-    """Return the set with as many of its sketches, evenly taken, as an epoch of `steps` shows.
+    """Return the set with evenly spaced sketches, as many as an epoch of `steps` uses.
 
-    Nearly every sketch is then decoded once; of fewer sketches there are fewer steps.
+    Nearly every sketch is decoded once; with fewer sketches, an epoch has fewer steps.
     """
     wanted = steps * sketches_per_step(training, quadruplets)
     rows = np.unique(np.linspace(0, len(training.sketches) - 1, wanted).astype(np.int64))
@@ -67,12 +67,12 @@ def evenly_cut(training: ImageSet, steps: int, quadruplets: int) -> ImageSet:
 
 
 def hardly_decoded(training: ImageSet, steps: int, quadruplets: int) -> ImageSet:
-    """Return the set cut so that an epoch of `steps` shows the same few pictures over and over.
+    """Return a subset of which an epoch of `steps` repeats the same few images.
 
-    The trainer keeps what it has decoded, so after each class's first turn there are two sketches a
-    step left to decode: each class keeps two pictures of a kind, but for the first one's sketches,
-    of which one stands there often enough to make the epoch as long as it is to be. It is longer
-    where it could not show every class once.
+    The trainer caches decoded images, so after the first use of each class, two sketches per step
+    remain to be decoded: each class keeps two images of a kind, except that one sketch of the first
+    class is repeated to reach the length of the epoch. The epoch is longer if it would not use
+    every class.
     """
     labels = range(len(training.classes))
     sketches = [np.flatnonzero(training.sketch_labels == label)[:PER_CLASS] for label in labels]

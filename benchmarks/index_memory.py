@@ -2,8 +2,8 @@
 
     python -m benchmarks.index_memory [--photos FOLDER] [--counts 1000 20000]
 
-The peak is the kernel's high-water mark of resident memory (VmHWM), which is set back when the
-graph's building begins. Needs Linux.
+The peak is the kernel's high-water mark of resident memory (VmHWM), which is reset when the graph
+begins. Needs Linux.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _GRAPH_BEGINS = "building the graph"
 
 @dataclass(frozen=True)
 class Peaks:
-    """Resident memory of one run, in bytes; `graph_start` is what was held as the graph began."""
+    """Peak resident memory of one run, in bytes; `graph_start` is the memory before the graph."""
 
     embedding: int
     graph_start: int
@@ -37,7 +37,7 @@ class Peaks:
 
 
 def main() -> None:
-    """Measure and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_photos_option(parser, "photos to make the indexed ones from")
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 20_000])
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def measure(photos: Path | None, counts: list[int], model: str | None) -> Result:
-    """Return the peaks of indexing each number of photos into a new gallery."""
+    """Measure the peaks of indexing each number of photos into a new gallery."""
     rows, figures, notes = [], [], []
     for count in counts:
         with tempfile.TemporaryDirectory() as scratch:
@@ -94,7 +94,7 @@ def measure(photos: Path | None, counts: list[int], model: str | None) -> Result
 
 
 def index_watched(folder: Path, gallery: Path, model: str | None) -> Peaks:
-    """Return the peaks of one `sbtk index` of a folder into a new gallery."""
+    """Measure the peaks of one `sbtk index` of a folder into a new gallery."""
     chosen = ["--model", model] if model else []
     process = subprocess.Popen(
         [*SBTK, "index", str(folder), "--gallery", str(gallery), *chosen],
@@ -120,7 +120,7 @@ def index_watched(folder: Path, gallery: Path, model: str | None) -> Peaks:
 
 
 class _Watch:
-    """Follows a process by its notices and its high-water mark."""
+    """Monitors the notices and the high-water mark of a process."""
 
     def __init__(self, pid: int) -> None:
         self._folder = Path("/proc", str(pid))

@@ -1,10 +1,9 @@
-"""`sbtk index` against what its decoding and its engine alone would allow on all cores.
+"""Throughput of `sbtk index`, relative to the limit set by decoding and engine on all cores.
 
     python -m benchmarks.index_throughput [--photos FOLDER] [--count 1000] [--repeats 3]
 
-The allowance is cores / (core-seconds of decoding + core-seconds of the engine, per photo). Both
-are measured in the very run that is judged, by `sbtk index` itself, and once more alone, between
-the runs.
+The limit is cores / (core-seconds of decoding + core-seconds of the engine, per photo). Both are
+counted by `sbtk index` during the same run, and measured again separately between runs.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _BATCH = 8
 
 
 def main() -> None:
-    """Measure and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_photos_option(parser)
     parser.add_argument("--count", type=int, default=1000)
@@ -50,7 +49,7 @@ def main() -> None:
 def measure(
     scratch: Path, photos: Path | None, count: int, repeats: int, model: str | None
 ) -> Result:
-    """Return the speed of `repeats` fresh indexings of `count` photos, beside the allowance."""
+    """Measure the speed of indexing `count` photos, `repeats` times, relative to the limit."""
     folder = scratch / "photos"
     named = copied(photos, count, folder)
     runs, alone = [], []
@@ -100,7 +99,7 @@ def measure(
 
 
 def index_once(folder: Path, gallery: Path, model: str | None) -> dict[str, Any]:
-    """Return the figures of one `sbtk index` of a folder into a new gallery."""
+    """Measure one `sbtk index` of a folder into a new gallery."""
     chosen = ["--model", model] if model else []
     started = time.perf_counter()
     answer = run_sbtk("index", str(folder), "--gallery", str(gallery), "--json", "--quiet", *chosen)
@@ -121,7 +120,7 @@ def index_once(folder: Path, gallery: Path, model: str | None) -> dict[str, Any]
 
 
 def core_seconds_alone(folder: Path, model: str | None) -> tuple[float, float]:
-    """Return the core-seconds of one photo's decoding and of one photo's embedding, each alone."""
+    """Return the core-seconds of decoding and of embedding one photo, measured separately."""
     contents = [path.read_bytes() for path in photos_below(folder)[:_ALONE]]
     started = time.thread_time()
     pixels = np.stack([prepare(content, "photo").pixels for content in contents])

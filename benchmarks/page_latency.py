@@ -1,10 +1,10 @@
-"""How long the page takes from the pen's lift to photos, measured in the browser.
+"""Time from lifting the pen to photos on the page, measured in the browser.
 
     python -m benchmarks.page_latency [--photos FOLDER] [--count 1000] [--lifts 60]
 
-A headless Chromium (Debian's `chromium`, or what SBTK_CHROMIUM names) draws on the page of
-`sbtk serve` as it comes, with the pretrained model: strokes of some 300 ms, a new sketch every few.
-Playwright moves the mouse; the page's own clock measures.
+A headless Chromium (Debian's `chromium`, or SBTK_CHROMIUM) draws on the page of `sbtk serve` with
+default options and the pretrained model: strokes of some 300 ms, a new sketch every few strokes.
+Playwright moves the mouse; the page's clock measures.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _MOVES = 20
 _MOVE_MS = 15
 _PAUSE_MS = 700
 
-# `lifted` is when the pointer's event came about, by the browser's clock; a figure is complete when
-# the frame after it has been painted. The page marks when its list of hits has changed.
+# `lifted` is the time of the pointer event by the browser's clock; an interval ends when the next
+# frame has been painted. The page sets a mark when its list of hits has changed.
 _CLOCK = """{
     const painted = (then) => requestAnimationFrame(() => setTimeout(then));
     const isInSight = (image) => image.getBoundingClientRect().top < innerHeight;
@@ -67,7 +67,7 @@ _NAMES = {
 
 
 def main() -> None:
-    """Measure and prints."""
+    """Measure and print."""
     parser = serving_parser(__doc__)
     parser.add_argument("--lifts", type=int, default=60, help="strokes to measure")
     options = parser.parse_args()
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def measure(server: Server, lifts: int, note: str) -> Result:
-    """Return the times between the lift of the pen and what is then seen."""
+    """Measure the times from lifting the pen to hits and thumbnails."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which(os.environ.get("SBTK_CHROMIUM", "chromium"))
@@ -115,7 +115,7 @@ def measure(server: Server, lifts: int, note: str) -> Result:
 
 
 def _draw(page: Page, index: int) -> dict[str, float]:
-    """Draw one stroke, a sketch's first on a cleared paper; returns milliseconds by name."""
+    """Draw a stroke, the first of a sketch on a cleared canvas; return milliseconds by name."""
     if index % _STROKES_A_SKETCH == 0 and page.locator("#clear").is_enabled():
         page.locator("#clear").click()
     box = page.locator("#input-layer").bounding_box()
@@ -135,7 +135,7 @@ def _draw(page: Page, index: int) -> dict[str, float]:
 
 
 def _stroke(index: int) -> Iterator[tuple[float, float]]:
-    """Yield an arc somewhere on the paper, in shares of its side."""
+    """Yield a random arc, in shares of the canvas."""
     chance = random.Random(index)
     x, y, radius = (chance.uniform(*ends) for ends in ((0.3, 0.7), (0.3, 0.7), (0.1, 0.28)))
     start, turn = chance.uniform(0, 2 * math.pi), chance.uniform(1.5, 5.5)

@@ -1,4 +1,4 @@
-"""Folders of photos for benchmarks: given ones, or more made from them."""
+"""Folders of photos for benchmarks, copied from a folder or generated."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def photos_below(folder: Path) -> list[Path]:
     """Return the image files below a folder, sorted."""
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not found:
-        sys.exit(f"{folder} holds no photos")
+        sys.exit(f"no photos in {folder}")
     return found
 
 
 def copied(source: Path | None, count: int, folder: Path) -> str:
-    """Fills `folder` with `count` photos taken evenly from `source`; returns what they are.
+    """Fill `folder` with `count` evenly spaced photos of `source`; return their description.
 
-    Without a source the photos are generated; with too few, the rest are made from them.
+    Without a source, photos are generated; if it has too few, all are made from its photos.
     """
     folder.mkdir(parents=True)
     if source is None:
@@ -58,24 +58,24 @@ def copied(source: Path | None, count: int, folder: Path) -> str:
 
 
 def re_encoded(source: Path | None, count: int, folder: Path, seed: int = 0) -> str:
-    """Fills `folder` with `count` distinct photos: random cuts of given ones, encoded anew."""
+    """Fill `folder` with `count` distinct photos: re-encoded random crops of given ones."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     if source is None:
         contents = [io.BytesIO(content) for content in generate_photos(8)]
-        pictures = [Image.open(content).convert("RGB") for content in contents]
+        images = [Image.open(content).convert("RGB") for content in contents]
     else:
         found = photos_below(source)
         chosen = [found[index * len(found) // 256] for index in range(256)]
-        pictures = [Image.open(path).convert("RGB") for path in dict.fromkeys(chosen)]
+        images = [Image.open(path).convert("RGB") for path in dict.fromkeys(chosen)]
     for index in range(count):
-        picture = pictures[int(random.integers(len(pictures)))]
-        width, height = picture.size
+        image = images[int(random.integers(len(images)))]
+        width, height = image.size
         share = random.uniform(_LEAST_SHARE, 1.0)
         left = random.uniform(0, (1 - share) * width)
         top = random.uniform(0, (1 - share) * height)
         box = (left, top, left + share * width, top + share * height)
-        cut = picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
+        cut = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
         cut.save(folder / f"{index:06d}.jpg", quality=_JPEG_QUALITY)
     of = "generated photos" if source is None else f"photos of {source.name}"
-    return f"{count:,} random cuts of {len(pictures)} {of}, encoded anew, seed {seed}"
+    return f"{count:,} random cuts of {len(images)} {of}, encoded anew, seed {seed}"

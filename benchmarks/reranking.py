@@ -1,9 +1,9 @@
-"""What re-ranking gains and costs, on galleries with few and with many photos of each class.
+"""Retrieval quality with re-ranking, on galleries with few and with many photos per class.
 
     python -m benchmarks.reranking --data sketchy125 --distractors photos1000
 
 Classes are a fold's validation classes and held-out sketches of training classes, never unseen
-ones. Beside mAP stands the rank of the very photo that a sketch was drawn from.
+ones. Also reports the rank of the photo that a sketch was drawn from.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Labels = NDArray[np.int64]
 
 
 def main() -> None:
-    """Print a row for each kind of classes and number of photos of each."""
+    """Print a row for each kind of classes and number of photos per class."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="a bundle; by default the one that comes along")
+    parser.add_argument("--model", type=Path, help="a bundle; by default the pretrained one")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--split", default="SK-YE")
     parser.add_argument("--fold", type=int, default=0, help="division seed of the model's run")
@@ -61,14 +61,13 @@ def main() -> None:
             figures[f"{name}-{count}"] = found
             cells = [f"{found[how][key]:.3f}" for how in RERANKS for key in found[how]]
             rows.append([name, str(count), *cells])
-    columns = ["classes", "photos of each"]
+    columns = ["classes", "photos per class"]
     columns += [f"{how}: {key}" for how in RERANKS for key in ("mAP@all", "P@10", "own R@10")]
     notes = [
         f"{len(distractors):,} distractors; fold {options.fold} of {options.split}; "
         f"{len(division.validation.classes)} validation and {len(division.training.classes)} "
         "training classes",
-        "own R@10: share of sketches whose own photo, where it is in the gallery, is in the first "
-        "ten",
+        "own R@10: share of sketches whose own photo, if in the gallery, is among the first ten",
     ]
     print_result(
         Result("Re-ranking by photos of a class", columns, rows, figures, notes),
@@ -94,7 +93,7 @@ def _first_of_each(labels: Labels, count: int) -> Labels:
 
 
 def _own_photo(asked: ImageSet, photos: list[Path]) -> Labels:
-    """Return each sketch's own photo, `<id>.jpg` of `<id>-<k>.png`; -1 where it is not there."""
+    """Return the index of each sketch's photo, `<id>.jpg` of `<id>-<k>.png`; -1 if missing."""
     place = {(photo.parent.name, photo.stem): number for number, photo in enumerate(photos)}
     return np.array(
         [

@@ -1,4 +1,4 @@
-"""A benchmark's result as Markdown for people and JSON for programs."""
+"""Results of benchmarks as Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sbtk_runtime.machine import Machine, this_machine
 
 @dataclass(frozen=True)
 class Result:
-    """What a benchmark found.
+    """The result of a benchmark.
 
     Attributes:
-        title: what was measured.
-        columns, rows: the table; cells are texts with their units.
-        figures: the same in numbers, for programs.
+        title: title.
+        columns, rows: the table; cells are texts with units.
+        figures: the same as numbers.
         notes: how it was measured.
     """
 
@@ -30,7 +30,7 @@ class Result:
 
 
 def print_result(result: Result, module: str, *, as_json: bool) -> None:
-    """Print the result with the command that made it and the machine that it was made on."""
+    """Print the result with the command and the machine."""
     machine = this_machine()
     command = " ".join(["python", "-m", module, *sys.argv[1:]])
     if as_json:

@@ -1,9 +1,9 @@
-"""How long a served gallery takes for one client's queries, in the server and for the client.
+"""Latency of the server for one client, in the server and at the client.
 
     python -m benchmarks.serve_latency [--photos FOLDER] [--count 1000] [--queries 300]
 
-The server is `sbtk serve` as it comes, with the pretrained model; the client keeps its connection,
-and asks for 24 hits.
+The server is `sbtk serve` with default options and the pretrained model; the client keeps its
+connection and requests 24 hits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WARM_UP = 20
 
 
 def main() -> None:
-    """Measure and prints."""
+    """Measure and print."""
     parser = serving_parser(__doc__)
     parser.add_argument("--queries", type=int, default=300)
     options = parser.parse_args()
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def measure(server: Server, queries: int, note: str) -> Result:
-    """Return the times of one client's queries, one after the other."""
+    """Measure sequential queries of one client."""
     in_server, at_client = _times_ms(server, generate_sketches(32), queries)
     engine = server.health()["engine"]
     named = {
@@ -50,7 +50,7 @@ def measure(server: Server, queries: int, note: str) -> Result:
         ],
         figures={"ms": percentiles, "ready_s": server.ready_s, "engine": engine},
         notes=[
-            f"{queries} queries after {_WARM_UP} to warm up, by turns of 32 generated sketches "
+            f"{queries} queries after {_WARM_UP} for warm-up, with 32 generated sketches "
             "(PNG); 24 hits each",
             f"a gallery of {note}",
             f"{engine['name']} {engine['version']}, {engine['precision']}, "
@@ -62,7 +62,7 @@ def measure(server: Server, queries: int, note: str) -> Result:
 def _times_ms(
     server: Server, sketches: list[bytes], queries: int
 ) -> tuple[list[float], list[float]]:
-    """Return the server's own times and the client's."""
+    """Return the times measured by the server and by the client."""
     in_server, at_client = [], []
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     with contextlib.closing(connection):

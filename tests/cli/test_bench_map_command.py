@@ -209,8 +209,12 @@ def test_duplicates_count_only_if_they_are_to_be_kept(
     [
         (["--itq-on", "queries"], 2, "--itq-on without --bits"),
         (["--itq-rotation", "released"], 2, "--itq-rotation without --bits"),
-        (["--bits", "8", "--distance", "cosine"], 2, "--distance cosine of --bits 8"),
-        (["--bits", "8", "--itq-on", "bundle", "--itq-rotation", "released"], 2, "bundle brings"),
+        (["--bits", "8", "--distance", "cosine"], 2, "--distance cosine with --bits 8"),
+        (
+            ["--bits", "8", "--itq-on", "bundle", "--itq-rotation", "released"],
+            2,
+            "the bundle has its own",
+        ),
         (["--bits", "12"], 2, "binary codes of 12 bits"),
         (["--bits", "64"], 2, "between 8 and the embedding's width, 16"),
         (["--bits", "8", "--itq-on", "bundle"], 1, "makes no 8-bit codes"),

@@ -181,11 +181,11 @@ def test_figure_4_shows_chosen_and_worst_sketches(
     [
         (["-o", "f.jpg"], 2, "ends in .png"),
         (["-o", "nowhere/f.png"], 2, "no folder"),
-        (["-o", "f.png", "--worst", "1", "--random", "1"], 2, "Give one of"),
+        (["-o", "f.png", "--worst", "1", "--random", "1"], 2, "Use only one of"),
         (["-o", "f.png", "--random", "99"], 2, "99 queries of 6"),
         (["-o", "f.png", "--worst", "99"], 2, "99 queries of 6"),
-        (["-o", "f.png", "--query", "data/sketch/cat/0.png"], 1, "none of the 6 sketches"),
-        (["-o", "f.png", "--query", "none.png"], 1, "none of the 6 sketches"),
+        (["-o", "f.png", "--query", "data/sketch/cat/0.png"], 1, "not among the 6 sketches"),
+        (["-o", "f.png", "--query", "none.png"], 1, "not among the 6 sketches"),
     ],
 )
 def test_figures_that_cannot_be_made(

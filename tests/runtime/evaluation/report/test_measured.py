@@ -77,7 +77,7 @@ def test_words_stay_on_one_line_and_command_no_terminal(tmp_path: Path) -> None:
     ("content", "complaint"),
     [
         ("no json", "is not JSON"),
-        ("[1]", "holds a JSON list"),
+        ("[1]", "is a JSON list"),
         ('{"latency": {}}', "no measurement of mAP"),
         ('{"map": []}', "no measurement of mAP"),
         ('{"map": [3]}', "a measurement is a JSON int"),
