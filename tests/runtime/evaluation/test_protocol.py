@@ -41,7 +41,7 @@ def _sides() -> tuple[Labelled, Labelled]:
 
 
 def test_the_usual_protocol_reads_as_it_always_did() -> None:
-    assert Protocol().ranking == ("cosine of unit embeddings; equal scores in gallery order")
+    assert Protocol().ranking == "cosine of unit embeddings; equal scores in gallery order"
     assert Protocol().setting_words == ""
 
 
@@ -51,8 +51,8 @@ def test_every_rule_shows_in_the_words() -> None:
         distance="hamming", ties="expected", keeps_duplicates=True, codes=codes, split="SK-SH"
     )
     assert protocol.ranking == (
-        "Hamming distance of 64-bit codes by ITQ fitted on the 525 queries, each side about its "
-        "own mean, rotation as released; expected value over all orders of equal scores; "
+        "Hamming distance of 64-bit codes by ITQ fitted on the 525 queries, each side centred on "
+        "its own mean, rotation as released; expected value over all orders of equal scores; "
         "duplicate photos kept"
     )
     told = json.loads(json.dumps(protocol.to_json()))
