@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
@@ -32,6 +33,23 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class MatchRule:
+    """Which cosines between a sketch and its hits are close, calibrated for one model.
+
+    The best cosine grows with the number of photos, whether or not one of them shows the same
+    thing, so the rule does too: a hit among `N` photos is close from
+    `intercept + per_decade * log10(N)`. `benchmarks/doubt.py` fits it.
+    """
+
+    intercept: float
+    per_decade: float
+
+    def lowest_close(self, photos: int) -> float:
+        """Returns the lowest cosine that is close among `photos`, at least 1, photos."""
+        return self.intercept + self.per_decade * math.log10(photos)
+
+
+@dataclass(frozen=True)
 class BundleManifest:
     """What `manifest.json` of a model bundle says.
 
@@ -48,6 +66,7 @@ class BundleManifest:
         metrics: quality figures with the rule that each was measured by.
         parity: per precision, how far its embeddings are from torch's.
         versions: of the libraries that made the bundle.
+        match_rule: which hits are close; `None` if the model was not calibrated.
     """
 
     name: str
@@ -63,6 +82,7 @@ class BundleManifest:
     parity: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
+    match_rule: MatchRule | None = None
     format: int = BUNDLE_FORMAT
 
     def write(self, folder: Path) -> None:
@@ -133,8 +153,8 @@ class GalleryManifest:
 
 def _checksum(values: dict[str, Any]) -> str:
     """Returns the SHA-256 of what a gallery's manifest says, whatever its layout."""
-    notify = {key: value for key, value in values.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(notify, sort_keys=True).encode()).hexdigest()
+    signed = {key: value for key, value in values.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()
 
 
 def read_bundle_manifest(folder: Path) -> BundleManifest:
@@ -150,7 +170,11 @@ def read_bundle_manifest(folder: Path) -> BundleManifest:
         reader.plain_name(name): FileRecord(record.sha256("sha256"), record.count("size_bytes"))
         for name, record in reader.objects("files")
     }
+    rule = reader.optional_object("match_rule")
     return BundleManifest(
+        match_rule=None
+        if rule is None
+        else MatchRule(rule.number("intercept"), rule.number("per_decade")),
         name=reader.text("name"),
         model_id=reader.text("model_id"),
         method=reader.text("method"),
@@ -259,6 +283,12 @@ class _Fields:
 
     def optional_count(self, key: str, at_least: int, at_most: int) -> int | None:
         return None if self._values.get(key) is None else self.count(key, at_least, at_most)
+
+    def number(self, key: str) -> float:
+        value = self._get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e6:
+            raise self._wrong(key, "a number")
+        return float(value)
 
     def sha256(self, key: str) -> str:
         value = self._get(key)

@@ -108,6 +108,7 @@ def command(
     data = _read(sketch)
     from sbtk_runtime.embedding.embedder import Embedder
     from sbtk_runtime.gallery.gallery import Gallery
+    from sbtk_runtime.gallery.hits import has_no_close_match
 
     opened = Gallery.open(options.existing_gallery(gallery))
     bundle = bundle_for_gallery(model, gallery, opened.manifest.model_id)
@@ -127,6 +128,8 @@ def command(
             raise _named(problem, sketch) from problem
     for text in opened.notices:
         output.notice(text, quiet=quiet)
+    if has_no_close_match(hits):
+        output.notice("no close match: these are best guesses", quiet=quiet)
     try:
         if is_shown:
             _show(hits, way, quiet=quiet)

@@ -25,11 +25,16 @@ from sbtk_runtime.gallery.folder import (
     open_view,
     published_manifest,
 )
-from sbtk_runtime.gallery.hits import Answer, Copy, Hit, PhotoCopies, Scores
+from sbtk_runtime.gallery.hits import Answer, Copy, Hit, PhotoCopies, Scores, mark_matches
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Shards, Vectors
 from sbtk_runtime.gallery.search import CodeSearch, EmbeddingSearch
 from sbtk_runtime.images import read_image_bytes
-from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, read_gallery_manifest
+from sbtk_runtime.manifest import (
+    MANIFEST_NAME,
+    GalleryManifest,
+    MatchRule,
+    read_gallery_manifest,
+)
 from sbtk_runtime.preprocess import Kind
 from sbtk_runtime.rerank import Rerank, require_rerank
 
@@ -140,6 +145,7 @@ class Gallery:
         fold: bool = True,
         rerank: Rerank = "none",
         offset: int = 0,
+        match_rule: MatchRule | None = None,
     ) -> list[Hit]:
         """Returns the `k` photos nearest to `embedding (D,) float32`, best first, by cosine.
 
@@ -156,6 +162,7 @@ class Gallery:
             fold: photos of the same bytes are one hit, with its `copies`; else each is one.
             rerank: puts hits in another order, see `sbtk_runtime.rerank`; scores stay cosines.
             offset: the number of best hits to leave out, so that `k` hits follow them.
+            match_rule: of the bundle that embedded a sketch: hits carry `match`.
 
         Raises:
             BadConfig: `k` is below 1 or `offset` below 0, there is no such way of searching or
@@ -164,7 +171,12 @@ class Gallery:
             BadGallery: the gallery is empty.
         """
         answer = self.answer(
-            embedding, k, search, under=under, fold=fold, rerank=rerank, offset=offset
+            *(embedding, k, search),
+            under=under,
+            fold=fold,
+            rerank=rerank,
+            offset=offset,
+            match_rule=match_rule,
         )
         # How many are unusable may have been said before, when fewer were known.
         self.notices[:] = [text for text in self.notices if text not in self._usable.said]
@@ -182,12 +194,15 @@ class Gallery:
         fold: bool = True,
         rerank: Rerank = "none",
         offset: int = 0,
+        match_rule: MatchRule | None = None,
     ) -> Answer:
         """Returns the hits of `search` for `embedding (D,) float32`, and the notices about them."""
         hits, allowed = self._intact_hits(
             embedding, k, search, under, fold=fold, rerank=rerank, offset=offset
         )
         few = _few_notices(offset + len(hits), allowed, offset + k, under)
+        if match_rule is not None and allowed and self.manifest.bits is None:
+            hits = mark_matches(hits, match_rule, allowed)
         return Answer(hits, (*self._all_faults(), *few))
 
     def similar(
@@ -297,7 +312,12 @@ class Gallery:
         for notice in notices:
             _note(self.notices, notice)
         return self.search(
-            embedding, k, search, under=under, fold=fold, rerank=rerank, offset=offset
+            *(embedding, k, search),
+            under=under,
+            fold=fold,
+            rerank=rerank,
+            offset=offset,
+            match_rule=embedder.bundle.manifest.match_rule if kind == "sketch" else None,
         )
 
     def _intact_hits(

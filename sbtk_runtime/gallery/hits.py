@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,10 @@ from sbtk_runtime.binary_codes import Codes, Distances, hamming_distances
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import path_fields
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors
+from sbtk_runtime.manifest import MatchRule
+
+#: Whether a hit is close enough to show the same thing, by the model's `MatchRule`.
+Match = Literal["good", "weak"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Hit:
     `score` is at most 1: a cosine, or of binary codes the share of equal bits less the share of
     others, which is the cosine of the codes taken as rows of 1 and -1.
     `copies` are the other photos of the same bytes, by id, where they were folded.
+    `match` is `None` where the model has no rule, for photo queries and in binary galleries.
     """
 
     rank: int
@@ -38,11 +44,14 @@ class Hit:
     id: int
     path: str
     copies: tuple[Copy, ...] = ()
+    match: Match | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the hit as a JSON object; a path that is not UTF-8 comes as `path_bytes`."""
         known: dict[str, Any] = {"rank": self.rank, "score": round(self.score, 6), "id": self.id}
         known |= path_fields(os.fsencode(self.path))
+        if self.match:
+            known["match"] = self.match
         if self.copies:
             known["copies"] = [
                 {"id": copy.id, **path_fields(os.fsencode(copy.path))} for copy in self.copies
@@ -64,6 +73,22 @@ class Answer:
 
     hits: list[Hit]
     notices: tuple[str, ...] = ()
+
+
+def mark_matches(hits: Sequence[Hit], rule: MatchRule, photos: int) -> list[Hit]:
+    """Returns the hits with their `match`, for a sketch among `photos`, at least 1, photos."""
+    lowest = rule.lowest_close(photos)
+    return [replace(hit, match="good" if hit.score >= lowest else "weak") for hit in hits]
+
+
+def has_no_close_match(hits: Sequence[Hit]) -> bool | None:
+    """Says whether the first hits of a query are all weak: the gallery may lack what was drawn.
+
+    `None` where hits carry no `match`.
+    """
+    if not hits or hits[0].match is None:
+        return None
+    return all(hit.match == "weak" for hit in hits)
 
 
 Scores = NDArray[np.float32]

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from sbtk_runtime.gallery.hits import has_no_close_match
 from sbtk_runtime.preprocess import Kind
 from sbtk_runtime.web.errors import error_answers
 from sbtk_runtime.web.metrics import Metrics
@@ -65,11 +66,11 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
             request,
             service.searches.submit(
                 lambda: service.search(
-                    embedding, limit or k, under, fold=fold, offset=offset
+                    embedding, kind, limit or k, under, fold=fold, offset=offset
                 ).with_notices(prepared.notices)
             ),
         )
-        return _answered(found, started, metrics)
+        return _answered(found, offset, started, metrics)
 
     @router.get(
         "/v1/photos/{photo_id}/similar",
@@ -95,17 +96,18 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
                 lambda: service.similar(photo_id, limit or k, under, fold=fold, offset=offset)
             ),
         )
-        return _answered(found, started, metrics)
+        return _answered(found, offset, started, metrics)
 
     return router
 
 
-def _answered(found: Found, started: float, metrics: Metrics) -> Response:
+def _answered(found: Found, offset: int, started: float, metrics: Metrics) -> Response:
     hits = [HitAnswer.of(hit) for hit in found.hits]
     took_s = time.perf_counter() - started
     metrics.query_seconds.observe(took_s)
     answer = QueryAnswer.model_construct(
         hits=hits,
+        no_close_match=None if offset else has_no_close_match(found.hits),
         generation=found.generation,
         engine=found.engine,
         took_ms=round(took_s * 1e3, 2),

@@ -17,7 +17,7 @@ from sbtk_runtime.engines.base import EngineInfo
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import path_fields
-from sbtk_runtime.gallery.hits import Hit, PhotoCopies
+from sbtk_runtime.gallery.hits import Hit, Match, PhotoCopies
 from sbtk_runtime.web.photos import SizePx
 from sbtk_runtime.web.refusals import DATA_PATHS, Refusal, Refused
 
@@ -44,6 +44,10 @@ class HitAnswer(BaseModel):
     copies: list[CopyAnswer] | None = Field(
         None, description="Other photos of the same bytes; left out when there are none."
     )
+    match: Match | None = Field(
+        None,
+        description="Whether the hit is close enough to show what was drawn; only for sketches.",
+    )
 
     @classmethod
     def of(cls, hit: Hit) -> HitAnswer:
@@ -58,6 +62,10 @@ class QueryAnswer(BaseModel):
     """The photos that were found, best first."""
 
     hits: list[HitAnswer]
+    no_close_match: bool | None = Field(
+        None,
+        description="Whether all of the first hits are weak: the gallery may lack what was drawn.",
+    )
     generation: int = Field(description="The state of the gallery that all of this is of.")
     engine: str = Field(description="What ran the model.")
     took_ms: float = Field(description="From the whole request received to the answer made.")

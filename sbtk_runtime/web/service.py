@@ -238,13 +238,14 @@ class Service:
     def search(
         self,
         embedding: Embedding,
+        kind: Kind,
         k: int,
         under: str | None = None,
         *,
         fold: bool = True,
         offset: int = 0,
     ) -> Found:
-        """Returns the photos nearest to an embedding `(D,) float32`.
+        """Returns the photos nearest to an embedding `(D,) float32` of a sketch or a photo.
 
         Raises:
             SbtkError: the gallery is gone, or cannot be served.
@@ -256,6 +257,7 @@ class Service:
                 fold=fold,
                 rerank=self._rerank,
                 offset=offset,
+                match_rule=self.bundle.manifest.match_rule if kind == "sketch" else None,
             )
         )
 

@@ -19,6 +19,7 @@ from sbtk_runtime.manifest import (
     FileRecord,
     GalleryManifest,
     GraphRecord,
+    MatchRule,
     read_bundle_manifest,
     read_gallery_manifest,
 )
@@ -37,6 +38,7 @@ BUNDLE = BundleManifest(
     parity={"int8": {"mean": 0.99}},
     versions={"torch": "2.12.0"},
     created="2026-11-21T12:00:00+00:00",
+    match_rule=MatchRule(0.08, 0.068),
 )
 GALLERY = GalleryManifest(
     generation=7,
@@ -81,12 +83,13 @@ def test_newer_formats_say_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(BundleManifest)])
-def test_every_key_of_a_bundle_but_the_domain_is_required(tmp_path: Path, key: str) -> None:
+def test_every_key_of_a_bundle_is_required_but_two(tmp_path: Path, key: str) -> None:
     values = dataclasses.asdict(BUNDLE)
     del values[key]
     _write(tmp_path, values)
-    if key == "domain_input":
-        assert read_bundle_manifest(tmp_path) == BUNDLE
+    if key in ("domain_input", "match_rule"):
+        without: dict[str, Any] = {key: None}
+        assert read_bundle_manifest(tmp_path) == dataclasses.replace(BUNDLE, **without)
         return
     with pytest.raises(BadModel, match=rf"lacks '{key}'"):
         read_bundle_manifest(tmp_path)
@@ -110,6 +113,11 @@ def test_every_key_of_a_bundle_but_the_domain_is_required(tmp_path: Path, key: s
         {"model_id": "\x1b[2Jtiny@0123456789ab"},
         {"model_id": "tiny@\udc80"},
         {"versions": {"torch": {"deep": 1}}},
+        {"match_rule": 0.3},
+        {"match_rule": {"intercept": 0.3}},
+        {"match_rule": {"intercept": "0.3", "per_decade": 0.1}},
+        {"match_rule": {"intercept": float("nan"), "per_decade": 0.1}},
+        {"match_rule": {"intercept": 0.3, "per_decade": 1e300}},
         {"training": []},
         {"files": []},
         {"files": {"model.int8.onnx": SHA256}},

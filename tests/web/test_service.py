@@ -7,13 +7,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sbtk_runtime.errors import ModelMismatch
 from sbtk_runtime.gallery.gallery import Gallery
-from sbtk_runtime.manifest import MANIFEST_NAME
+from sbtk_runtime.manifest import MANIFEST_NAME, MatchRule, read_bundle_manifest
 from sbtk_runtime.web.service import FollowedGallery, GalleryGone
 from tests.serve_client import ask, query, sketch_png
 from tests.serve_process import serving
@@ -232,3 +233,16 @@ def test_servers_of_one_gallery_do_not_disturb_each_other(
             assert len(found[0]) == 5 + 3 * number
             write_photos(workplace.photos / "more", 3, seed=1)
             workplace.index()
+
+
+def test_answers_to_sketches_say_what_is_close(workplace: Workplace) -> None:
+    bundle = read_bundle_manifest(workplace.bundle)
+    replace(bundle, match_rule=MatchRule(1.1, 0.0)).write(workplace.bundle)
+    with workplace.serving() as server:
+        content = query(server.port, sketch_png(), "?k=3").json()
+        assert [hit["match"] for hit in content["hits"]] == ["weak"] * 3
+        assert content["no_close_match"] is True
+        later = query(server.port, sketch_png(), "?k=3&offset=3").json()
+        assert "no_close_match" not in later
+        photo = next(workplace.photos.iterdir()).read_bytes()
+        assert "no_close_match" not in query(server.port, photo, "?as=photo").json()

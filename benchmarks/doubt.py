@@ -1,0 +1,162 @@
+"""Calibrates which hits of a sketch are close, and says how often the rule is wrong.
+
+    python -m benchmarks.doubt BUNDLE --data sketchy125 --distractors photos1000 caltech101/photo
+
+Queries are sketches of a fold's validation classes, never unseen ones. Each is searched for twice
+in galleries of distractors and 1, 5 or 25 photos of each class: with its class, and without. The
+rule's line is fitted to the tenth percentile of the best cosine, by the logarithm of the gallery's
+size, among queries that have a right photo in their first ten. `--write` puts it into the bundle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.drawings import bundle_embedder
+from benchmarks.result import Result, print_result
+from sbtk_runtime.files import write_json_atomically
+from sbtk_runtime.manifest import MANIFEST_NAME, MatchRule, read_bundle_manifest
+from sbtk_train.data import divide, read_dataset
+from sbtk_train.data.splits import open_split
+
+SIZES = (50, 100, 300, 1000, 3000, 6000)
+_PER_CLASS = (1, 5, 25)
+_ROUNDS = 3
+_FIRST = 10
+_FALSE_ALARMS = 0.1
+
+Rows = NDArray[np.float32]
+
+
+class Outcome(NamedTuple):
+    """One query of one gallery."""
+
+    photos: int
+    per_class: int
+    is_there: bool
+    is_found: bool
+    best: float
+
+
+def main() -> None:
+    """Prints the rule and its error rates."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--split", default="SK-YE")
+    parser.add_argument("--fold", type=int, default=0, help="division seed of the training run")
+    parser.add_argument("--distractors", type=Path, nargs="+", required=True)
+    parser.add_argument("--write", action="store_true", help="put the rule into the bundle")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+
+    data = read_dataset(options.data)
+    images = divide(data, open_split(options.split, data.classes), seed=options.fold).validation
+    embed = bundle_embedder(options.bundle)
+    others = sorted(path for root in options.distractors for path in root.rglob("*.jpg"))
+    outcomes = list(
+        outcomes_of(
+            *(embed(images.sketches, "sketch"), images.sketch_labels),
+            *(embed(images.photos, "photo"), images.photo_labels),
+            embed(others, "photo"),
+        )
+    )
+    rule = fit_rule(outcomes)
+    if options.write:
+        path = options.bundle / MANIFEST_NAME
+        values = json.loads(path.read_text("utf-8"))
+        values["match_rule"] = {"intercept": rule.intercept, "per_decade": rule.per_decade}
+        write_json_atomically(path, values)
+        read_bundle_manifest(options.bundle)
+    rows, figures = [], []
+    for photos in sorted({each.photos for each in outcomes}):
+        for per_class in _PER_CLASS:
+            false, caught = error_rates(outcomes, rule, photos, per_class)
+            rows.append([f"{photos:,}", str(per_class), f"{false:.2f}", f"{caught:.2f}"])
+            figures.append([photos, per_class, false, caught])
+    columns = [
+        "photos",
+        "of each class",
+        "found, but called no close match",
+        "not there, and called no close match",
+    ]
+    notes = [
+        f"close from {rule.intercept:.4f} + {rule.per_decade:.4f} log10(photos)",
+        f"fold {options.fold} of {options.split}: {', '.join(images.classes)}",
+        f"{len(images.sketches)} sketches, {len(others):,} distractors, {_ROUNDS} draws of each",
+    ]
+    title = "No close match: how often it is right"
+    found = {"rule": [rule.intercept, rule.per_decade], "rates": figures}
+    print_result(
+        Result(title, columns, rows, found, notes), "benchmarks.doubt", as_json=options.json
+    )
+
+
+def outcomes_of(
+    sketches: Rows,
+    sketch_labels: NDArray[np.int64],
+    photos: Rows,
+    photo_labels: NDArray[np.int64],
+    distractors: Rows,
+) -> Iterator[Outcome]:
+    """Yields the outcome of every sketch in galleries with and without its class."""
+    rng = np.random.default_rng(0)
+    classes = np.unique(sketch_labels).tolist()
+    for size in SIZES:
+        for per_class in _PER_CLASS:
+            filler = max(size - per_class * len(classes), len(classes))
+            for _ in range(_ROUNDS):
+                chosen = distractors[rng.permutation(len(distractors))[:filler]]
+                of_class = {
+                    label: rng.permutation(np.flatnonzero(photo_labels == label))[:per_class]
+                    for label in classes
+                }
+                for label in classes:
+                    queries = sketches[sketch_labels == label]
+                    rest = [photos[of_class[other]] for other in classes if other != label]
+                    yield from _outcomes(
+                        queries, photos[of_class[label]], np.concatenate([chosen, *rest]), size
+                    )
+
+
+def _outcomes(queries: Rows, right: Rows, wrong: Rows, size: int) -> Iterator[Outcome]:
+    right_scores, wrong_scores = queries @ right.T, np.sort(queries @ wrong.T, axis=1)[:, ::-1]
+    best_right, best_wrong = right_scores.max(axis=1), wrong_scores[:, 0]
+    is_found = best_right >= wrong_scores[:, min(_FIRST, wrong_scores.shape[1]) - 1]
+    for index in range(len(queries)):
+        best = float(max(best_right[index], best_wrong[index]))
+        yield Outcome(size, len(right), True, bool(is_found[index]), best)
+        yield Outcome(size, len(right), False, False, float(best_wrong[index]))
+
+
+def fit_rule(outcomes: Sequence[Outcome]) -> MatchRule:
+    """Returns the line through the percentile of false alarms at each size."""
+    sizes = sorted({each.photos for each in outcomes})
+    lowest = [
+        np.quantile([o.best for o in outcomes if o.photos == size and o.is_found], _FALSE_ALARMS)
+        for size in sizes
+    ]
+    per_decade, intercept = np.polyfit(np.log10(sizes), lowest, 1)
+    return MatchRule(round(float(intercept), 4), round(float(per_decade), 4))
+
+
+def error_rates(
+    outcomes: Sequence[Outcome], rule: MatchRule, photos: int, per_class: int
+) -> tuple[float, float]:
+    """Returns the shares of found queries, and of those without their class, that are weak."""
+    lowest = rule.lowest_close(photos)
+    these = [each for each in outcomes if (each.photos, each.per_class) == (photos, per_class)]
+    found = [each.best < lowest for each in these if each.is_found]
+    absent = [each.best < lowest for each in these if not each.is_there]
+    return float(np.mean(found)), float(np.mean(absent))
+
+
+if __name__ == "__main__":
+    main()
