@@ -193,9 +193,12 @@ def _centred(rows: Embeddings, mean: NDArray[np.float64]) -> Iterator[NDArray[np
 #: Binary codes, `(N, W) uint8`: eight bits a byte, the first bit in a byte's highest place.
 Codes = NDArray[np.uint8]
 Distances = NDArray[np.uint16]
+#: Codes by their words, `(words, N) uint64`, in which distances are counted fastest.
+Words = NDArray[np.uint64]
 
 _WORD_BYTES = 8
 _CHUNK_DISTANCES = 4_000_000
+_BLOCK = 8192
 
 
 def hamming_distances(queries: Codes, gallery: Codes) -> Distances:
@@ -214,7 +217,7 @@ def hamming_distances(queries: Codes, gallery: Codes) -> Distances:
         raise BadData(f"binary codes of shapes {queries.shape} and {gallery.shape}", "equal widths")
     if queries.dtype != np.uint8 or gallery.dtype != np.uint8:
         raise BadData(f"codes of type {queries.dtype} and {gallery.dtype}", "packed bits, uint8")
-    query_words, photo_words = _words(queries), _words(gallery)
+    query_words, photo_words = code_words(queries), code_words(gallery)
     distances = np.zeros((len(queries), len(gallery)), dtype=np.uint16)
     step = max(1, _CHUNK_DISTANCES // max(1, len(gallery)))
     for start in range(0, len(queries), step):
@@ -224,9 +227,26 @@ def hamming_distances(queries: Codes, gallery: Codes) -> Distances:
     return distances
 
 
-def _words(codes: Codes) -> NDArray[np.uint64]:
-    """Returns the codes as words, `(ceil(W / 8), N) uint64`, filled up with zeros."""
+def code_words(codes: Codes) -> Words:
+    """Returns codes `(N, W) uint8` as words, `(ceil(W / 8), N) uint64`, padded with zeros."""
     width = -(-codes.shape[1] // _WORD_BYTES) * _WORD_BYTES
     padded = np.zeros((len(codes), width), dtype=np.uint8)
     padded[:, : codes.shape[1]] = codes
     return np.ascontiguousarray(padded.view(np.uint64).T)
+
+
+def word_distances(query: Words, words: Words) -> Distances:
+    """Returns in how many bits a query differs from each photo, `(N,) uint16`.
+
+    Blocks of words stay in the processor's cache: some 1 ms for 100,000 codes of 512 bits.
+
+    Args:
+        query: `(V, 1) uint64`, see `code_words`.
+        words: `(V, N) uint64`.
+    """
+    distances = np.zeros(words.shape[1], dtype=np.uint16)
+    for start in range(0, len(distances), _BLOCK):
+        block = distances[start : start + _BLOCK]
+        for word, photo_words in zip(query[:, 0], words[:, start : start + _BLOCK], strict=True):
+            block += np.bitwise_count(photo_words ^ word)
+    return distances

@@ -34,6 +34,11 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_as_written(status: os.stat_result, size_bytes: int | None, mtime_ns: int | None) -> bool:
+    """Returns whether a file has the size and the time of modification that were recorded."""
+    return (status.st_size, status.st_mtime_ns) == (size_bytes, mtime_ns)
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path` that becomes `path`, durably, when the block succeeds.

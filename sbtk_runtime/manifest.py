@@ -14,13 +14,14 @@ from sbtk_runtime.errors import BadGallery, BadModel, SbtkError
 from sbtk_runtime.files import read_json_object, write_json_atomically
 
 BUNDLE_FORMAT = 1
-#: The newest; galleries of embeddings have 1 as ever, so that an older sbtk reads them too.
-GALLERY_FORMAT = 2
+#: The newest; see `GalleryManifest.format`.
+GALLERY_FORMAT = 3
 MANIFEST_NAME = "manifest.json"
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
+_MOST_NUMBER = (1 << 63) - 1
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -107,10 +108,46 @@ class GraphRecord:
 
 @dataclass(frozen=True)
 class SnapshotRecord:
-    """The copy of the catalogue that readers of a generation use: its plain name and SHA-256."""
+    """The copy of the catalogue that readers of a generation use.
+
+    Attributes:
+        file: its plain name.
+        sha256: of its bytes.
+        size_bytes, mtime_ns: as it was written; `None` if an older sbtk published it.
+    """
 
     file: str
     sha256: str
+    size_bytes: int | None = None
+    mtime_ns: int | None = None
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """A file as it was written: SHA-256, size in bytes, and time of modification."""
+
+    sha256: str
+    size_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class CodesRecord:
+    """The sign codes of a gallery's embeddings, by which candidates are found.
+
+    Attributes:
+        folder: its plain name in the gallery.
+        bits: length of a code.
+        rows: rows 0 to `rows - 1` of the vectors have codes.
+        centred_rows: the number of rows there were when the centre was computed.
+        files: the rotation and the shards, by their plain names.
+    """
+
+    folder: str
+    bits: int
+    rows: int
+    centred_rows: int
+    files: dict[str, FileStamp]
 
 
 @dataclass(frozen=True)
@@ -127,7 +164,10 @@ class GalleryManifest:
         graph: the HNSW graph; `None` when there is none yet, and in a binary gallery.
         bits: length of the codes that a binary gallery keeps in place of embeddings.
         snapshot: the generation's catalogue; `None` if an older sbtk published it.
-        format: 2 for a binary gallery, which an older sbtk must not read, and else 1.
+        codes: the sign codes of the embeddings; `None` in a binary gallery, and if an older sbtk
+            published it.
+        format: 2 for a binary gallery, 3 for one with sign codes, else 1. An older sbtk refuses
+            the formats that it does not know.
     """
 
     generation: int
@@ -140,14 +180,18 @@ class GalleryManifest:
     created: str = ""
     bits: int | None = None
     snapshot: SnapshotRecord | None = None
+    codes: CodesRecord | None = None
     format: int = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "format", 1 if self.bits is None else GALLERY_FORMAT)
+        plain = 1 if self.codes is None else GALLERY_FORMAT
+        object.__setattr__(self, "format", plain if self.bits is None else 2)
 
     def write(self, folder: Path) -> None:
         """Writes the manifest and a checksum of it into `folder`, atomically."""
         values = asdict(self)
+        if self.codes is None:
+            del values["codes"]  # which an sbtk that reads formats 1 and 2 does not know
         write_json_atomically(folder / MANIFEST_NAME, values | {"checksum": _checksum(values)})
 
 
@@ -204,6 +248,7 @@ def read_gallery_manifest(folder: Path) -> GalleryManifest:
     _check_sum(values, reader, path)
     snapshot = reader.optional_object("snapshot")
     graph = reader.optional_object("graph")
+    codes = reader.optional_object("codes")
     manifest = GalleryManifest(
         generation=reader.count("generation"),
         model_id=reader.text("model_id"),
@@ -225,12 +270,35 @@ def read_gallery_manifest(folder: Path) -> GalleryManifest:
         bits=reader.optional_count("bits", at_least=8, at_most=65_536),
         snapshot=None
         if snapshot is None
-        else SnapshotRecord(snapshot.plain_name(snapshot.text("file")), snapshot.sha256("sha256")),
+        else SnapshotRecord(
+            file=snapshot.plain_name(snapshot.text("file")),
+            sha256=snapshot.sha256("sha256"),
+            size_bytes=snapshot.optional_count("size_bytes", at_least=0, at_most=_MOST_NUMBER),
+            mtime_ns=snapshot.optional_count("mtime_ns", at_least=0, at_most=_MOST_NUMBER),
+        ),
+        codes=None if codes is None else _codes_record(codes),
     )
     if manifest.format != reader.count("format") or (manifest.bits or 0) % 8:
         what = "embeddings" if manifest.bits is None else f"{manifest.bits}-bit codes"
         raise BadGallery(f"{path} is of {what} in another format", "a manifest written by sbtk")
     return manifest
+
+
+def _codes_record(reader: _Fields) -> CodesRecord:
+    return CodesRecord(
+        folder=reader.plain_name(reader.text("folder")),
+        bits=reader.count("bits", at_least=8, at_most=65_536),
+        rows=reader.count("rows", at_least=1),
+        centred_rows=reader.count("centred_rows"),
+        files={
+            reader.plain_name(name): FileStamp(
+                stamp.sha256("sha256"),
+                stamp.count("size_bytes"),
+                stamp.count("mtime_ns", at_most=_MOST_NUMBER),
+            )
+            for name, stamp in reader.objects("files")
+        },
+    )
 
 
 def _check_sum(values: dict[str, Any], reader: _Fields, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import shutil
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.catalogue import Embedding, Origin
-from sbtk_runtime.gallery.folder import VECTORS_NAME
+from sbtk_runtime.gallery.folder import CODES_PREFIX, VECTORS_NAME
 from sbtk_runtime.gallery.graph import next_graph
 from sbtk_runtime.gallery.rows import Vectors
 from sbtk_runtime.gallery.schema import CATALOGUE_NAME
+from sbtk_runtime.gallery.sign_codes import next_codes
 from sbtk_runtime.gallery.update import IndexReport, update_gallery
 from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import GalleryManifest, read_gallery_manifest
@@ -68,6 +70,7 @@ def gallery_of(
             batches,
         )
         graph = next_graph(folder, catalogue, vectors, None, lambda text: None)
+        codes = None if is_old else next_codes(folder, catalogue, vectors, None, lambda text: None)
         snapshot = None if is_old else catalogue.write_snapshot()
     manifest = GalleryManifest(
         generation=1,
@@ -78,6 +81,7 @@ def gallery_of(
         live=len(embeddings),
         graph=graph,
         snapshot=snapshot,
+        codes=codes,
     )
     manifest.write(folder)
     if is_old:
@@ -114,7 +118,10 @@ def make_old(folder: Path) -> None:
         connection.execute("DROP TABLE row_checksums")
         connection.execute("DELETE FROM facts WHERE name = 'rows_shared'")
         connection.execute(f"PRAGMA user_version = {version - 2}")
-    replace(read_gallery_manifest(folder), snapshot=None).write(folder)
+    older = replace(read_gallery_manifest(folder), snapshot=None, codes=None)
+    older.write(folder)
+    for path in folder.glob(f"{CODES_PREFIX}*"):
+        shutil.rmtree(path)
 
 
 _OLD_SCHEMA = """

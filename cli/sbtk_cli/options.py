@@ -91,11 +91,12 @@ gallery = click.option(
 )
 search = click.option(
     "--search",
-    type=click.Choice(["auto", "hnsw", "exact"]),
+    type=click.Choice(["auto", "hnsw", "codes", "exact"]),
     default="auto",
     show_default=True,
-    help="How to search: by the HNSW graph (extra 'hnsw'), exactly, or whichever suits the "
-    "gallery's size. Binary galleries are searched exactly.",
+    help="How to search: by an HNSW graph (extra 'hnsw'), by sign codes with exact scores of the "
+    "best candidates, exactly, or whichever suits the gallery's size. Binary galleries are "
+    "searched exactly.",
 )
 rerank = click.option(
     "--rerank",

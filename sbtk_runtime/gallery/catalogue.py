@@ -15,6 +15,7 @@ import json
 import operator
 import sqlite3
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.binary_codes import Itq
 from sbtk_runtime.errors import BadGallery, BadModel
-from sbtk_runtime.gallery.rows import SHARD_ROWS, Batch, Rows, Shards
+from sbtk_runtime.gallery.rows import SHARD_ROWS, Batch, RowBytes, Rows, Shards
 from sbtk_runtime.gallery.schema import (
     CATALOGUE_NAME,
     CODES_SCHEMA,
@@ -115,21 +116,27 @@ class Failure:
 
 
 class CatalogueView:
-    """The photos of one generation; what a writer does meanwhile does not show.
+    """The photos of one generation, read-only, unaffected by later writes.
 
-    It holds a snapshot of the database until it is closed. Any thread may ask it.
+    It holds a snapshot of the database until it is closed. Safe from any thread.
 
     Args:
         folder: the gallery's.
         generation: which one.
         snapshot: the copy that was published with it; without one the writer's own is read.
+        is_hashed: compare the SHA-256 of the snapshot even if it has size and time as written.
 
     Raises:
         BadGallery: the snapshot or the catalogue is missing, damaged, or cannot be read.
     """
 
     def __init__(
-        self, folder: Path, generation: int, snapshot: SnapshotRecord | None = None
+        self,
+        folder: Path,
+        generation: int,
+        snapshot: SnapshotRecord | None = None,
+        *,
+        is_hashed: bool = False,
     ) -> None:
         self._path = folder / (CATALOGUE_NAME if snapshot is None else snapshot.file)
         self._generation = {"generation": generation}
@@ -137,12 +144,12 @@ class CatalogueView:
             self._connection = (
                 connect_reader(self._path)
                 if snapshot is None
-                else connect_snapshot(self._path, snapshot.sha256)
+                else connect_snapshot(self._path, snapshot, is_hashed=is_hashed)
             )
             show_as_current(self._connection)
 
     def close(self) -> None:
-        """Lets the snapshot go."""
+        """Closes the snapshot."""
         self._connection.close()
 
     def dim(self) -> int:
@@ -217,6 +224,12 @@ class CatalogueView:
             values = {"low": low, "high": high, **self._generation}
             (count,) = self._connection.execute(query, values).fetchone()
             return integer(count)
+
+    def is_live(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Returns which of `rows (N,) int64` are of photos, `(N,) bool`."""
+        query = f"SELECT row, 1 FROM photos WHERE row IN ({{rows}}) AND {_VISIBLE}"
+        live = self._by_row(query, rows)
+        return np.array([row in live for row in rows.tolist()], dtype=np.bool_)
 
     def count_at(self, rows: NDArray[np.int64]) -> int:
         """Returns the number of photos at `rows (N,) int64`."""
@@ -518,22 +531,33 @@ class RowCheck:
         return is_intact
 
     def is_hit_intact(self, rows: Rows) -> NDArray[np.bool_]:
-        """Returns which of `rows (N,) int64` hold what was committed, checked now, `(N,) bool`.
+        """Returns which of `rows (N,) int64` hold what was committed, checked now, `(N,) bool`."""
+        order = np.argsort(rows)
+        is_intact = np.zeros(len(rows), dtype=np.bool_)
+        is_intact[order] = self.read_checked(rows[order])[1]
+        return is_intact
+
+    def read_checked(self, rows: Rows) -> tuple[RowBytes, NDArray[np.bool_]]:
+        """Returns ascending rows `(N, row_bytes) uint8`, and which of them hold what was committed.
 
         Where one does not, its batch is looked at again by the next `is_intact`.
         """
-        order = np.argsort(rows)
         expected = self._view.checksums(rows)
-        found = self._shards.checksums(rows[order])
-        is_intact = np.zeros(len(rows), dtype=np.bool_)
-        for place, checksum in zip(order.tolist(), found, strict=True):
-            is_intact[place] = checksum is not None and checksum == expected.get(int(rows[place]))
-        unknown = np.array([row not in expected for row in rows.tolist()], dtype=np.bool_)
-        if unknown.any():
-            by_row = np.flatnonzero(unknown)[np.argsort(rows[unknown])]
-            is_intact[by_row] = self.is_intact(rows[by_row])
+        content, is_held = self._shards.read_bytes(rows)
+        found = map(zlib.crc32, content)
+        is_intact = is_held & np.fromiter(
+            (
+                checksum == expected.get(row)
+                for row, checksum in zip(rows.tolist(), found, strict=True)
+            ),
+            dtype=np.bool_,
+            count=len(rows),
+        )
+        if len(expected) < len(rows):  # by an older sbtk
+            unknown = np.array([row not in expected for row in rows.tolist()], dtype=np.bool_)
+            is_intact[unknown] = self.is_intact(rows[unknown])
         self._forget(rows[~is_intact])
-        return is_intact
+        return content, is_intact
 
     def _look_at(self, index: int) -> None:
         if self._state[index] != _UNKNOWN:

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -22,6 +23,7 @@ from sbtk_runtime.errors import BadGallery, ModelMismatch
 from sbtk_runtime.files import (
     atomic_path,
     disk_full_explained,
+    is_as_written,
     printable_name,
     sha256_of_file,
     write_error,
@@ -30,7 +32,7 @@ from sbtk_runtime.gallery.catalogue import CatalogueView, Origin
 from sbtk_runtime.gallery.rows import CodeShards, Shards, Vectors
 from sbtk_runtime.gallery.schema import CATALOGUE_NAME, damaged
 from sbtk_runtime.gallery.writer import Catalogue
-from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, read_gallery_manifest
+from sbtk_runtime.manifest import MANIFEST_NAME, CodesRecord, GalleryManifest, read_gallery_manifest
 from sbtk_runtime.preprocess import PREPROCESSING
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 VECTORS_NAME = "vectors"
 LOCK_NAME = ".lock"
+#: Folders of sign codes: `codes-<generation>`.
+CODES_PREFIX = "codes-"
 FAILURES_NAME = "failures.jsonl"
 
 
@@ -147,31 +151,54 @@ def vacuum(
         for path in folder.glob(pattern):
             if path.name not in kept:
                 path.unlink()
+    _vacuum_codes(folder, None if published is None else published.codes)
+
+
+def _vacuum_codes(folder: Path, record: CodesRecord | None) -> None:
+    """Removes sign codes that a generation does not use; readers keep what they have loaded."""
+    for path in folder.glob(f"{CODES_PREFIX}*"):
+        if record is None or path.name != record.folder:
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        for file in path.iterdir():
+            if file.name not in record.files:
+                file.unlink()
 
 
 def has_snapshot(folder: Path, published: GalleryManifest | None) -> bool:
-    """Returns whether the published generation's copy of the catalogue is there, and whole."""
+    """Returns whether the published generation's copy of the catalogue is there, as written."""
     if published is None or published.snapshot is None:
         return False
+    record = published.snapshot
+    path = folder / record.file
     try:
-        return sha256_of_file(folder / published.snapshot.file) == published.snapshot.sha256
+        if is_as_written(path.lstat(), record.size_bytes, record.mtime_ns):
+            return True
+        return sha256_of_file(path) == record.sha256
     except OSError:
         return False
 
 
 def open_view(
-    folder: Path, manifest: GalleryManifest, note: Callable[[str], None]
+    folder: Path,
+    manifest: GalleryManifest,
+    note: Callable[[str], None],
+    *,
+    is_hashed: bool = False,
 ) -> CatalogueView:
     """Returns the photos of the published generation.
 
     If its snapshot cannot be used, which `note` is told, the writer's catalogue is read instead.
+    `is_hashed` is as in `CatalogueView`.
 
     Raises:
         BadGallery: neither can be used.
     """
     if manifest.snapshot is not None:
         try:
-            return CatalogueView(folder, manifest.generation, manifest.snapshot)
+            return CatalogueView(
+                folder, manifest.generation, manifest.snapshot, is_hashed=is_hashed
+            )
         except BadGallery as problem:
             note(
                 f"{problem.found}: reading {CATALOGUE_NAME} instead; "
@@ -181,7 +208,7 @@ def open_view(
 
 
 def open_published(
-    folder: Path, note: Callable[[str], None]
+    folder: Path, note: Callable[[str], None], *, is_hashed: bool = False
 ) -> tuple[GalleryManifest, CatalogueView]:
     """Returns the newest published generation, and its photos as `open_view` does.
 
@@ -193,7 +220,7 @@ def open_published(
         notes: list[str] = []
         view = None
         try:
-            view = open_view(folder, manifest, notes.append)
+            view = open_view(folder, manifest, notes.append, is_hashed=is_hashed)
             if not notes or read_gallery_manifest(folder) == manifest:
                 for text in notes:
                     note(text)

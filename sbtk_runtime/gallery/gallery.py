@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EXACT_BELOW", "Answer", "Copy", "Gallery", "Hit", "Photo", "Search"]
 
-Search = Literal["auto", "hnsw", "exact"]
+Search = Literal["auto", "hnsw", "codes", "exact"]
 
 #: Below this number of photos scoring all of them takes no longer than people notice.
 EXACT_BELOW = 20_000
@@ -52,7 +52,7 @@ _ATTEMPTS = 5
 
 
 class Gallery:
-    """A gallery as one generation of it is; what a writer does meanwhile does not show.
+    """A read-only snapshot of one generation of a gallery.
 
     Any number of threads may search. `notices` collects sentences for the user.
     """
@@ -131,7 +131,7 @@ class Gallery:
         return self._usable.unusable
 
     def close(self) -> None:
-        """Lets the files go."""
+        """Closes all files."""
         self._vectors.close()
         self._view.close()
 
@@ -156,8 +156,9 @@ class Gallery:
             embedding: of a sketch or photo, by the gallery's model; a binary gallery also takes
                 a code of its own, `(bits / 8,) uint8`.
             k: at least 1.
-            search: by the HNSW graph, exactly, or whichever suits the gallery's size; a binary
-                gallery has no graph.
+            search: by sign codes with exact scores of the candidates, by the HNSW graph, exactly,
+                or whichever suits the gallery's size; a binary gallery has neither codes of
+                embeddings nor a graph.
             under: only photos in this folder; they are searched exactly.
             fold: photos of the same bytes are one hit, with its `copies`; else each is one.
             rerank: puts hits in another order, see `sbtk_runtime.rerank`; scores stay cosines.
@@ -352,7 +353,8 @@ class Gallery:
             usable = None if among is None else self._usable.among(among)
             allowed = self.count - self.unusable if usable is None else len(usable)
             rows, scores = self._nearest(embedding, min(best, allowed), usable, search, rerank)
-            # A row may have been damaged since it was checked, and the graph has copies of its own.
+            # A row may have been damaged since it was checked. Neither the graph nor the sign codes
+            # know of it.
             is_intact = self._check.is_hit_intact(rows)
             if is_intact.all():
                 break
@@ -392,10 +394,9 @@ class Gallery:
     def _searchable(self, vectors: Vectors | CodeShards) -> EmbeddingSearch | CodeSearch:
         if isinstance(vectors, CodeShards):
             return CodeSearch(self._view, vectors, self._usable)
-        is_large = self.manifest.live >= EXACT_BELOW
         return EmbeddingSearch(
-            *(self.folder, self.manifest, vectors, self._usable),
-            is_large=is_large,
+            *(self.folder, self.manifest, self._view, vectors, self._check, self._usable),
+            exact_below=EXACT_BELOW,
             note=self._note_fault,
         )
 

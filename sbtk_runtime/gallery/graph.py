@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sbtk_runtime.errors import BadGallery
-from sbtk_runtime.gallery.gallery import EXACT_BELOW
+from sbtk_runtime.gallery import hnsw
 from sbtk_runtime.gallery.hnsw import (
     INSTALL_HNSWLIB,
     Graph,
@@ -38,7 +38,8 @@ def next_graph(
 ) -> GraphRecord | None:
     """Returns the record of a graph file that holds the photos of the catalogue's generation.
 
-    Without hnswlib it is the previous one as long as nothing has changed, and else `None`.
+    There is none below `hnsw.GRAPH_FROM` photos. Without hnswlib it is the previous one as long as
+    nothing has changed, and else `None`.
 
     The previous file stays as it is; what it holds is reused as long as it is intact and most of
     its rows are alive. Memory is that of one graph.
@@ -47,15 +48,16 @@ def next_graph(
         DiskFull: there is no space for the file.
         BadGallery: the file system does not keep what is written.
     """
+    live = catalogue.count_live_rows()
+    if live < hnsw.GRAPH_FROM:
+        return None
     is_intact = previous is not None and _is_intact(folder, previous, vectors.dim, notify)
     additions = catalogue.count_to_add()
     has_drops = next(catalogue.rows_to_drop(), None) is not None
     if previous is not None and is_intact and not additions and not has_drops:
         return previous
-    live = catalogue.count_live_rows()
     if not has_hnswlib():
-        if live >= EXACT_BELOW:
-            notify(f"no search graph: hnswlib is not installed ({INSTALL_HNSWLIB})")
+        notify(f"no search graph: hnswlib is not installed ({INSTALL_HNSWLIB})")
         return None
     graph = None
     if previous is not None and is_intact:

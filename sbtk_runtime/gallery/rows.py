@@ -105,7 +105,7 @@ class Shards:
         """
         self.folder.mkdir(exist_ok=True)
         batches = []
-        for low, high in _cut_at_shards(first_row, first_row + len(content)):
+        for low, high in cut_at_shards(first_row, first_row + len(content)):
             data = content[low - first_row : high - first_row].tobytes()
             self._write(low, data)
             digest = hashlib.sha256(data).hexdigest()
@@ -177,7 +177,7 @@ class Shards:
     def missing(self, committed_rows: int) -> list[tuple[int, int]]:
         """Returns the intervals of committed rows (end excluded) that no shard holds."""
         intervals = []
-        for low, high in _cut_at_shards(0, committed_rows):
+        for low, high in cut_at_shards(0, committed_rows):
             held = self.held_rows(low // SHARD_ROWS)
             if low + held < high:
                 intervals.append((low + held, high))
@@ -289,7 +289,8 @@ def _runs(rows: Rows) -> Iterator[tuple[int, int]]:
     yield from itertools.pairwise(bounds)
 
 
-def _cut_at_shards(low: int, high: int) -> Iterator[tuple[int, int]]:
+def cut_at_shards(low: int, high: int) -> Iterator[tuple[int, int]]:
+    """Yields the intervals (end excluded) of rows `low` to `high` that lie in one shard each."""
     while low < high:
         end = min(high, (low // SHARD_ROWS + 1) * SHARD_ROWS)
         yield low, end
@@ -328,7 +329,11 @@ class Vectors(Shards):
 
         Rows that are missing or damaged beyond use come as zeros. `rows` is ascending.
         """
-        return _unit_rows(self.read_bytes(rows)[0].view("<i2"))
+        return self.decode(self.read_bytes(rows)[0])
+
+    def decode(self, content: RowBytes) -> tuple[Embeddings, NDArray[np.bool_]]:
+        """Returns the bytes of rows, `(N, 2 D) uint8`, as `read` returns them."""
+        return _unit_rows(content.view("<i2"))
 
     def chunks(self, rows: Iterable[int]) -> Iterator[tuple[Rows, Embeddings, NDArray[np.bool_]]]:
         """Yields row numbers, unit rows and which are whole, by `CHUNK_ROWS`, in flat memory."""

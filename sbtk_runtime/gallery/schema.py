@@ -19,12 +19,14 @@ from sbtk_runtime.errors import BadGallery, GalleryBusy, SbtkError
 from sbtk_runtime.files import (
     atomic_path,
     file_size_limit,
+    is_as_written,
     open_regular,
     read_refused,
     sha256_of_file,
     write_error,
 )
 from sbtk_runtime.gallery.rows import SHARD_ROWS
+from sbtk_runtime.manifest import SnapshotRecord
 
 CATALOGUE_NAME = "catalogue.sqlite"
 #: The tables of both are the same, but codes must not be taken for embeddings.
@@ -142,16 +144,27 @@ def connect_reader(path: Path) -> sqlite3.Connection:
         return _opened(copy, "mode=ro")
 
 
-def connect_snapshot(path: Path, sha256: str) -> sqlite3.Connection:
+def connect_snapshot(
+    path: Path, record: SnapshotRecord, *, is_hashed: bool = False
+) -> sqlite3.Connection:
     """Returns a connection to the published copy of a catalogue, which nobody ever changes.
 
     It needs neither locks nor files beside it: any number of readers, on any file system.
 
+    Args:
+        path: of the copy.
+        record: what was published. As long as size and time of modification are those of the
+            record, the file is not read as a whole.
+        is_hashed: compare the SHA-256 in any case.
+
     Raises:
         BadGallery: it is missing, cannot be read, or is not the one that was published.
     """
+    sha256 = found = record.sha256
     try:
-        found = sha256_of_file(path)
+        is_same = is_as_written(path.stat(), record.size_bytes, record.mtime_ns)
+        if is_hashed or not is_same or path.is_symlink():
+            found = sha256_of_file(path)
     except FileNotFoundError as problem:
         raise BadGallery(f"{path} is missing", "the catalogue of a gallery") from problem
     except OSError as problem:
@@ -161,8 +174,8 @@ def connect_snapshot(path: Path, sha256: str) -> sqlite3.Connection:
     return _opened(path, "immutable=1")
 
 
-def write_snapshot(connection: sqlite3.Connection, path: Path) -> str:
-    """Writes what is committed to a file that is complete in itself; returns its SHA-256.
+def write_snapshot(connection: sqlite3.Connection, path: Path) -> SnapshotRecord:
+    """Writes what is committed to a file that is complete in itself; returns its record.
 
     Raises:
         DiskFull: there is no space for it.
@@ -179,7 +192,10 @@ def write_snapshot(connection: sqlite3.Connection, path: Path) -> str:
             copy.execute("PRAGMA journal_mode = OFF")
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        return sha256_of_file(temporary)
+        status = temporary.stat()
+        return SnapshotRecord(
+            path.name, sha256_of_file(temporary), status.st_size, status.st_mtime_ns
+        )
 
 
 def _opened(path: Path, mode: str) -> sqlite3.Connection:

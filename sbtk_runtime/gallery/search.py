@@ -1,4 +1,4 @@
-"""Searching a gallery of embeddings by cosine: exactly, or by its HNSW graph."""
+"""Searching a gallery of embeddings by cosine: exactly, by sign codes, or by its HNSW graph."""
 
 from __future__ import annotations
 
@@ -11,30 +11,37 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.binary_codes import Codes, Itq
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery
-from sbtk_runtime.gallery.catalogue import CatalogueView
+from sbtk_runtime.gallery import hnsw
+from sbtk_runtime.gallery.catalogue import CatalogueView, RowCheck
 from sbtk_runtime.gallery.hits import Scores, exact_search, hamming_search
-from sbtk_runtime.gallery.hnsw import (
-    INSTALL_HNSWLIB,
-    Graph,
-    build_graph,
-    has_hnswlib,
-    import_hnswlib,
-)
+from sbtk_runtime.gallery.hnsw import Graph, build_graph, has_hnswlib, import_hnswlib
 from sbtk_runtime.gallery.neighbours import Neighbours, load_neighbours
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors, unit_row
+from sbtk_runtime.gallery.sign_codes import SignCodes
 from sbtk_runtime.manifest import GalleryManifest
 from sbtk_runtime.rerank import CANDIDATES, EXPAND_HITS, Rerank, diffused, expanded_query
 
+#: Candidates by sign codes that are scored exactly: at least so many, and so many for each hit.
+LEAST_CANDIDATES, CANDIDATES_PER_HIT = 200, 4
+#: More hits than this are found exactly, which then takes hardly longer.
+MOST_BY_CODES = 1000
+
+# With fewer live rows among the candidates all dead rows are looked up, and left out.
+_LEAST_LIVE = 0.75
+
 
 class EmbeddingSearch:
-    """The embeddings of one generation of a gallery, and its graph.
+    """The embeddings of one generation of a gallery, their sign codes, and its graph.
 
     Args:
         folder: the gallery's.
         manifest: of the generation.
+        view: the generation's photos.
         vectors: the embeddings.
-        live_rows: returns the rows of all photos.
-        is_large: the graph is what searches the gallery, so it is loaded at once.
+        check: of their checksums.
+        live_rows: returns the rows of all photos whose embeddings are intact.
+        exact_below: galleries and folders with fewer photos are searched exactly by `auto`. What
+            others are searched by is loaded at once.
         note: told, in a sentence, what the user should know.
     """
 
@@ -42,24 +49,31 @@ class EmbeddingSearch:
         self,
         folder: Path,
         manifest: GalleryManifest,
+        view: CatalogueView,
         vectors: Vectors,
+        check: RowCheck,
         live_rows: Callable[[], Rows],
         *,
-        is_large: bool,
+        exact_below: int,
         note: Callable[[str], None],
     ) -> None:
         self._folder = folder
         self._manifest = manifest
+        self._view = view
         self._vectors = vectors
+        self._check = check
         self._live_rows = live_rows
-        self._is_large = is_large
+        self._exact_below = exact_below
         self._note = note
+        self._auto = "exact"
+        self._problems: list[str] = []
         self._graph: Graph | None = None
+        self._codes: SignCodes | None = None
+        self._is_live: NDArray[np.bool_] | None = None
         self._neighbours: Neighbours | None = None
-        self._graph_lock = threading.Lock()
-        self._graph_problem = "" if manifest.graph else "there is no graph"
-        if is_large:
-            self._load_graph()
+        self._lock = threading.Lock()
+        if manifest.live >= exact_below:
+            self._load()
 
     def nearest(
         self, embedding: NDArray[np.generic], k: int, among: Rows | None, search: str
@@ -69,8 +83,8 @@ class EmbeddingSearch:
         Args:
             embedding: `(D,)` numbers of any length but zero.
             k: may be 0.
-            among: ascending rows that may be found, by an exact search; `None` for all photos.
-            search: `auto`, `hnsw` or `exact`.
+            among: ascending rows that may be found; `None` for all photos.
+            search: `auto`, `hnsw`, `codes` or `exact`.
 
         Raises:
             BadData: the embedding has another width, is not finite, or zero.
@@ -79,8 +93,13 @@ class EmbeddingSearch:
         if search == "hnsw":
             import_hnswlib()
         query = unit_row(embedding, self._vectors.dim)
-        if among is None and self._takes_graph(search, k):
+        way = self._way(search, k, among)
+        if way == "hnsw":
             rows, scores = self._usable_graph().search(query, k)
+            if len(rows) == k:
+                return rows, scores
+        elif way == "codes":
+            rows, scores = self._by_codes(query, k, among)
             if len(rows) == k:
                 return rows, scores
         rows = self._live_rows() if among is None else among
@@ -120,57 +139,119 @@ class EmbeddingSearch:
         return embeddings
 
     def _usable_neighbours(self) -> Neighbours:
-        with self._graph_lock:
+        with self._lock:
             if self._neighbours is None:
                 self._neighbours = load_neighbours(self._folder, self._vectors.dim)
             return self._neighbours
 
-    def _takes_graph(self, search: str, k: int) -> bool:
-        if search != "auto":
-            return search == "hnsw"
-        if self._graph_problem:
-            return False
-        return self._is_large and self._graph is not None and k <= self._graph.ef
+    def _way(self, search: str, k: int, among: Rows | None) -> str:
+        """Returns what to search by: `hnsw`, `codes` or `exact`."""
+        way = search
+        if search == "auto":
+            is_narrow = among is not None and len(among) < self._exact_below
+            way = "exact" if is_narrow else self._auto
+            if way == "hnsw" and (among is not None or self._graph is None or k > self._graph.ef):
+                way = "codes"
+            if way == "codes" and self._codes is None:
+                way = "exact"
+        if (way == "codes" and not 0 < k <= MOST_BY_CODES) or (way == "hnsw" and among is not None):
+            way = "exact"
+        return way
+
+    def _by_codes(self, query: Embeddings, k: int, among: Rows | None) -> tuple[Rows, Scores]:
+        """Returns rows and cosines of the `k` best of the candidates; none if one is damaged."""
+        codes = self._usable_codes()
+        count = max(LEAST_CANDIDATES, CANDIDATES_PER_HIT * k)
+        is_allowed = self._is_live if among is None else _as_mask(among)
+        rows = codes.candidates(query, count, is_allowed)
+        if is_allowed is None:
+            # In most galleries hardly any row is dead, and a few are quicker to look up than all.
+            is_live = self._view.is_live(rows)
+            if is_live.sum() < _LEAST_LIVE * len(rows):
+                self._is_live = _as_mask(self._view.rows())
+                rows = codes.candidates(query, count, self._is_live)
+            else:
+                rows = rows[is_live]
+        rows = np.sort(rows)
+        content, is_intact = self._check.read_checked(rows)
+        if not is_intact.all():
+            return rows[:0], np.empty(0, dtype=np.float32)
+        scores = self._vectors.decode(content)[0] @ query
+        order = np.lexsort((rows, -scores))[:k]
+        return rows[order], scores[order]
+
+    def _load(self) -> None:
+        """Loads what a large gallery is searched by; notes what makes searches slower."""
+        live, has_graph = self._manifest.live, self._manifest.graph is not None
+        if has_graph and live >= hnsw.GRAPH_FROM:
+            self._load_graph()
+        if self._graph is None:
+            self._load_codes()
+        if has_graph and self._codes is None and live < hnsw.GRAPH_FROM:
+            self._load_graph()  # of an older sbtk
+        if self._graph is not None:
+            self._auto = "hnsw"
+        elif self._codes is not None:
+            self._auto = "codes"
+        elif not self._problems:
+            self._note(
+                f"{live:,} photos have no sign codes yet, so each search takes longer: "
+                "'sbtk index' on your photos makes them"
+            )
+
+    def _usable_codes(self) -> SignCodes:
+        """Returns the codes, loaded or, when their files cannot be used, computed."""
+        with self._lock:
+            if self._codes is None and not self._problems:
+                self._load_codes()
+            if self._codes is None:
+                self._codes = SignCodes.of_vectors(self._vectors, self._view.rows())
+            return self._codes
 
     def _usable_graph(self) -> Graph:
-        """Returns the graph, loaded or, when its file is no good, built anew in memory."""
-        with self._graph_lock:
-            if self._graph is None and not self._graph_problem:
+        """Returns the graph, loaded or, when its file cannot be used, built in memory."""
+        with self._lock:
+            if self._graph is None and not self._problems:
                 self._load_graph()
             if self._graph is None:
                 rows = self._live_rows()
                 self._graph = build_graph(self._vectors, rows, len(rows))
             return self._graph
 
+    def _load_codes(self) -> None:
+        record = self._manifest.codes
+        if record is None:
+            return
+        try:
+            self._codes = SignCodes.load(self._folder, record, self._manifest.dim)
+        except (BadGallery, MemoryError) as problem:
+            self._note_problem(problem, "sign codes", "makes them again")
+
     def _load_graph(self) -> None:
         record = self._manifest.graph
-        if not has_hnswlib():
-            self._graph_problem = "hnswlib is not installed"
-            self._note(
-                f"{self._manifest.live:,} photos are searched without a graph, which takes longer: "
-                f"{INSTALL_HNSWLIB}, then 'sbtk index' on your photos"
-            )
-            return
-        if record is None:
-            self._note(
-                f"{self._manifest.live:,} photos have no search graph yet, so each search takes "
-                "longer: 'sbtk index' on your photos builds it"
-            )
+        if record is None or not has_hnswlib():
             return
         try:
             self._graph = Graph.load(self._folder, record, self._manifest.dim)
-        except MemoryError:
-            self._graph_problem = "not enough memory"
-            self._note(
-                "there is not enough memory for the search graph: searching the vectors instead, "
-                "which takes longer"
-            )
-        except BadGallery as problem:
-            self._graph_problem = problem.found
-            self._note(
-                f"{problem.found}: searching the vectors instead; "
-                "'sbtk index' on your photos builds the graph again"
-            )
+        except (BadGallery, MemoryError) as problem:
+            self._note_problem(problem, "search graph", "builds it again")
+
+    def _note_problem(self, problem: BadGallery | MemoryError, what: str, remedy: str) -> None:
+        text = f"there is not enough memory for the {what}"
+        if isinstance(problem, BadGallery):
+            text = problem.found
+            remedy = f"; 'sbtk index' on your photos {remedy}"
+        else:
+            remedy = ""
+        self._problems.append(text)
+        self._note(f"{text}: searching without the {what}, which may take longer{remedy}")
+
+
+def _as_mask(rows: Rows) -> NDArray[np.bool_]:
+    """Returns ascending `rows (N,) int64` as `(last row + 1,) bool`."""
+    mask = np.zeros(int(rows[-1]) + 1 if len(rows) else 0, dtype=np.bool_)
+    mask[rows] = True
+    return mask
 
 
 class CodeSearch:
@@ -206,14 +287,15 @@ class CodeSearch:
             search: `auto` or `exact`.
 
         Raises:
-            BadConfig: a graph was asked for.
+            BadConfig: a graph or sign codes were asked for.
             BadData: the embedding or code has another width; the embedding is not finite, or zero.
             BadGallery: what makes the gallery's codes is damaged.
         """
         bits = self._codes.bits
-        if search == "hnsw":
+        if search in ("hnsw", "codes"):
+            what = "HNSW graph" if search == "hnsw" else "embeddings to score candidates by"
             raise BadConfig(
-                f"a gallery of {bits}-bit codes has no HNSW graph",
+                f"a gallery of {bits}-bit codes has no {what}",
                 "auto or exact: Hamming distances are searched exactly, and fast",
                 "--search exact",
             )

@@ -1,7 +1,7 @@
 """Making and updating a gallery: only what changed is embedded, and a kill loses one batch.
 
-The order of a commit is vectors, fsync, catalogue. The graph and, last of all, the manifest
-publish a generation; until then readers see the one before.
+The order of a commit is vectors, fsync, catalogue. Sign codes, the graph and, last of all, the
+manifest publish a generation; until then readers see the one before.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from sbtk_runtime.gallery.graph import next_graph
 from sbtk_runtime.gallery.neighbours import update_neighbours
 from sbtk_runtime.gallery.rows import Batch, CodeShards, Embeddings, Shards, Vectors, codes_of
 from sbtk_runtime.gallery.schema import CATALOGUE_NAME
+from sbtk_runtime.gallery.sign_codes import next_codes
 from sbtk_runtime.gallery.walk import (
     DEFAULT_RULES,
     Followed,
@@ -495,14 +496,14 @@ def _publish(
 ) -> None:
     """Makes the catalogue's generation the one that readers see, if it differs."""
     is_next = published is not None and catalogue.generation == published.generation + 1
-    previous = published.graph if published is not None and is_next else None
-    graph = None
+    graph = codes = None
     if isinstance(vectors, Vectors) and catalogue.live():
-        graph = next_graph(folder, catalogue, vectors, previous, notify)
-        update_neighbours(
-            folder, vectors, np.fromiter(catalogue.live_rows(), dtype=np.int64), notify
-        )
-    is_same = published is not None and graph == published.graph
+        previous = published if is_next else None
+        old_codes, old_graph = (previous.codes, previous.graph) if previous else (None, None)
+        codes = next_codes(folder, catalogue, vectors, old_codes, notify)
+        graph = next_graph(folder, catalogue, vectors, old_graph, notify)
+        update_neighbours(folder, vectors, catalogue.live_row_numbers(), notify)
+    is_same = published is not None and (graph, codes) == (published.graph, published.codes)
     if is_same and not catalogue.is_changed() and has_snapshot(folder, published):
         return
     manifest = GalleryManifest(
@@ -516,6 +517,7 @@ def _publish(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         bits=origin.bits,
         snapshot=catalogue.write_snapshot(),
+        codes=codes,
     )
     manifest.write(folder)
     vacuum(folder, catalogue, vectors, manifest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from sbtk_runtime.gallery.hits import exact_search, hamming_search
 from sbtk_runtime.gallery.hnsw import Graph, check_graph_file, has_hnswlib
 from sbtk_runtime.gallery.neighbours import NEIGHBOURS_NAME, load_neighbours
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors
+from sbtk_runtime.gallery.search import LEAST_CANDIDATES
+from sbtk_runtime.gallery.sign_codes import SignCodes, wrong_codes
 from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import GalleryManifest
 
@@ -31,6 +34,9 @@ LEAST_FOUND = 0.99
 
 _SAME_SCORE = 1.0 - 1e-4
 _EXACT_SAMPLES = 16
+_REMAKE_CODES = (
+    "'sbtk index --verify --repair' removes them, and 'sbtk index' on your photos makes them again"
+)
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,8 @@ def verify_gallery(
         folder: the gallery's.
         samples: photos that are asked for by their own embedding.
         seed: which ones.
-        repair: forget photos whose embeddings are damaged, so that the next `sbtk index` of their
-            folders embeds them again.
+        repair: drop photos whose embeddings are damaged, so that the next `sbtk index` of their
+            folders embeds them again, and remove damaged files that it can make again.
         notify: told what is being looked at.
 
     Raises:
@@ -97,7 +103,7 @@ def _verify(
     folder: Path, samples: int, seed: int, repair: bool, notify: Callable[[str], None]
 ) -> VerifyReport:
     problems: list[str] = []
-    manifest, view = open_published(folder, problems.append)
+    manifest, view = open_published(folder, problems.append, is_hashed=True)
     with closing(view):
         _check_catalogue(folder, manifest, problems)
         held, said = kept_text(view.dim(), view.bits()), kept_text(manifest.dim, manifest.bits)
@@ -129,11 +135,14 @@ def _verify(
         else:
             _check_graph_file(folder, manifest, problems)
             found = _found_exactly(vectors, intact, sample, problems)
+        _check_codes(folder, manifest, vectors, intact, sample, problems)
         _check_neighbours(folder, vectors, problems)
     else:
         found = _found_by_code(vectors, intact, sample, problems)
     # Photos that wait for their generation to be published count too.
     repaired = _forget(folder, manifest) if repair else 0
+    if repair:
+        _remove_damaged(folder, manifest, vectors, intact)
     return VerifyReport(
         generation=manifest.generation,
         live=manifest.live,
@@ -154,6 +163,33 @@ def _check_neighbours(folder: Path, vectors: Vectors, problems: list[str]) -> No
         load_neighbours(folder, vectors.dim)
     except BadGallery as problem:
         problems.append(f"{problem.found}; 'sbtk index' on your photos makes it again")
+
+
+def _check_codes(
+    folder: Path,
+    manifest: GalleryManifest,
+    vectors: Vectors,
+    rows: Rows,
+    sample: Rows,
+    problems: list[str],
+) -> None:
+    """Compares the sign codes with the embeddings, and finds sampled photos by them."""
+    if manifest.codes is None:
+        return
+    try:
+        codes = SignCodes.load(folder, manifest.codes, manifest.dim, is_hashed=True)
+    except BadGallery as problem:
+        problems.append(f"{problem.found}; {_REMAKE_CODES}")
+        return
+    if wrong := wrong_codes(codes, vectors, rows):
+        problems.append(f"the sign codes of {wrong:,} photos are wrong; {_REMAKE_CODES}")
+        return
+    found = 0
+    for embedding in vectors.read(sample)[0]:
+        candidates = np.sort(codes.candidates(embedding, LEAST_CANDIDATES))
+        found += _finds(exact_search(vectors, candidates, embedding, 1)[1])
+    if found < LEAST_FOUND * len(sample):
+        problems.append(f"the sign codes find {found:,} of {len(sample):,} photos")
 
 
 def _check_catalogue(folder: Path, manifest: GalleryManifest, problems: list[str]) -> None:
@@ -245,6 +281,29 @@ def _found_by_code(codes: CodeShards, rows: Rows, sample: Rows, problems: list[s
 def _finds(scores: Embeddings) -> bool:
     # Judged by score: another photo may be the same.
     return len(scores) > 0 and float(scores[0]) >= _SAME_SCORE
+
+
+def _remove_damaged(
+    folder: Path, manifest: GalleryManifest, vectors: Vectors | CodeShards, rows: Rows
+) -> None:
+    """Removes damaged files that the next update makes again; the writer's lock must be held.
+
+    It judges them by size and time of modification, by which it would not notice the damage.
+    """
+    snapshot = manifest.snapshot
+    if snapshot is not None:
+        try:
+            CatalogueView(folder, manifest.generation, snapshot, is_hashed=True).close()
+        except BadGallery:
+            (folder / snapshot.file).unlink(missing_ok=True)
+    if manifest.codes is not None and isinstance(vectors, Vectors):
+        try:
+            codes = SignCodes.load(folder, manifest.codes, manifest.dim, is_hashed=True)
+            is_wrong = wrong_codes(codes, vectors, rows) > 0
+        except BadGallery:
+            is_wrong = True
+        if is_wrong:
+            shutil.rmtree(folder / manifest.codes.folder, ignore_errors=True)
 
 
 def _forget(folder: Path, manifest: GalleryManifest) -> int:

@@ -305,6 +305,10 @@ class Catalogue:
         for (row,) in self.connection.execute(query):
             yield row
 
+    def live_row_numbers(self) -> Rows:
+        """Returns `live_rows` as `(N,) int64`."""
+        return np.fromiter(self.live_rows(), dtype=np.int64)
+
     def count_live_rows(self) -> int:
         """Returns the number of `live_rows`."""
         return self._number(f"SELECT count(*) FROM (SELECT DISTINCT row FROM photos WHERE {_LIVE})")
@@ -409,7 +413,7 @@ class Catalogue:
     def write_snapshot(self) -> SnapshotRecord:
         """Writes the copy of the catalogue that readers of the next generation use, durably."""
         name = f"catalogue-{self.generation}.sqlite"
-        return SnapshotRecord(name, write_snapshot(self.connection, self.path.with_name(name)))
+        return write_snapshot(self.connection, self.path.with_name(name))
 
     def purge(self, published: int) -> None:
         """Forgets versions that generation `published` no longer has, and shards without photos.

@@ -284,10 +284,10 @@ def test_what_is_not_there_is_told_before_a_model_is_loaded(
 def test_verify_finds_damage(gallery: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["index", "--verify"]) == 0
     assert "8 photos intact; 8 of 8" in capsys.readouterr().out
-    graph = next(gallery.glob("graph-*.hnsw"))
-    data = bytearray(graph.read_bytes())
+    codes = next(gallery.glob("codes-*/*.bits"))
+    data = bytearray(codes.read_bytes())
     data[len(data) // 2] ^= 1
-    graph.write_bytes(data)
+    codes.write_bytes(data)
     assert main(["index", "--verify"]) == 1
     assert "problem: " in capsys.readouterr().out
     assert main(["index", "--verify", "--json"]) == 1

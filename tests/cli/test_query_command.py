@@ -74,7 +74,7 @@ def test_a_sketch_from_a_pipe_is_as_good_as_a_file(
 
 def test_a_photo_finds_itself(shared_gallery: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photo = shared_gallery.parent / "photos" / "photo-0005.png"
-    for search in ("auto", "exact", "hnsw"):
+    for search in ("auto", "exact", "codes", "hnsw"):
         assert main(["query", str(photo), "--as", "photo", "-k", "1", "--search", search]) == 0
         rank, score, path = capsys.readouterr().out.split()
         assert (rank, path) == ("1", str(photo))

@@ -20,6 +20,7 @@ from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import BadGallery, GalleryBusy
 from sbtk_runtime.files import WriterLock, sha256_of_file
 from sbtk_runtime.gallery import gallery as reading
+from sbtk_runtime.gallery import hnsw
 from sbtk_runtime.gallery.catalogue import Embedding
 from sbtk_runtime.gallery.gallery import Gallery, Search
 from sbtk_runtime.gallery.update import update_gallery
@@ -31,6 +32,14 @@ from tests.tiny_gallery import gallery_of, unit_rows
 
 COUNT, DIM = 400, 16
 QUERY = unit_rows(1, DIM, seed=9)[0]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def graphs() -> Iterator[None]:
+    """Gives the galleries of this file a graph, whatever their size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hnsw, "GRAPH_FROM", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +98,7 @@ def graph_of(folder: Path) -> Path:
 
 @pytest.mark.usefixtures("large_from")
 @pytest.mark.parametrize("sixteenths", range(16))
-def test_a_graph_cut_short_is_noticed_and_the_vectors_answer(folder: Path, sixteenths: int) -> None:
+def test_a_graph_cut_short_is_noticed_and_the_codes_answer(folder: Path, sixteenths: int) -> None:
     data = graph_of(folder).read_bytes()
     graph_of(folder).write_bytes(data[: len(data) * sixteenths // 16])
     with Gallery.open(folder) as gallery:
@@ -380,7 +389,10 @@ def test_stale_temporaries_and_orphans_are_cleared(tmp_path: Path, embedder: Emb
         ".graph-2.hnsw.tmp-999999",
         "graph-7.hnsw",
         "catalogue-7.sqlite",
+        "codes-1/000009.bits",
+        "codes-7/rotation.npz",
     ):
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"left behind")
     (folder / "vectors" / "000009.f16").write_bytes(b"left behind")
     update_gallery(folder, [photos], embedder)
@@ -388,12 +400,15 @@ def test_stale_temporaries_and_orphans_are_cleared(tmp_path: Path, embedder: Emb
         ".lock",
         "catalogue-1.sqlite",
         "catalogue.sqlite",
+        "codes-1",
         "graph-1.hnsw",
         "manifest.json",
         "neighbours.npz",
         "vectors",
     ]
     assert [path.name for path in (folder / "vectors").iterdir()] == ["000000.f16"]
+    codes = [path.name for path in (folder / "codes-1").iterdir()]
+    assert sorted(codes) == ["000000.bits", "rotation.npz"]
 
 
 def share_row(folder: Path, path: Path, row: int) -> None:

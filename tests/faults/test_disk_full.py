@@ -18,7 +18,7 @@ from tests.tiny import tiny_bundle, write_photos
 from tests.tiny_gallery import contents, index, processes
 
 #: From too small for a catalogue to enough for all; the steps hit each kind of file.
-SIZES_KIB = (8, 48, *range(96, 400, 20))
+SIZES_KIB = (8, 48, *range(96, 400, 20), 8000)
 
 
 @pytest.fixture
@@ -85,8 +85,8 @@ def test_a_full_disk_stops_and_space_lets_it_go_on(tmp_path: Path, small_disk: P
         assert "the same command again" in problem.next_step
         assert not (folder / "manifest.json").exists()
         stopped_at.add(problem.found.split()[5].removeprefix(str(folder)))
-    resize(small_disk, 8 * SIZES_KIB[-1])
-    assert {"/catalogue.sqlite", "/graph-1.hnsw"} <= stopped_at
+    resize(small_disk, 2 * SIZES_KIB[-1])
+    assert {"/catalogue.sqlite", "/codes-1/rotation.npz"} <= stopped_at
     index(folder, photos, bundle)
     assert contents(folder) == contents(tmp_path / "expected.sbtk")
     assert verify_gallery(folder).problems == ()

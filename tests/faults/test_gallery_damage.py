@@ -17,6 +17,7 @@ import pytest
 
 from sbtk_runtime.errors import SbtkError
 from sbtk_runtime.gallery import gallery as reading
+from sbtk_runtime.gallery import hnsw
 from sbtk_runtime.gallery.gallery import Answer, Gallery
 from tests.tiny_codes import code_gallery_of, tiny_itq
 from tests.tiny_gallery import gallery_of, unit_rows
@@ -143,18 +144,27 @@ def verdict(folder: Path, right: Answers, truth: dict[str, dict[int, tuple[str, 
     return "right" if is_same else "fewer hits, with a notice"
 
 
-@pytest.fixture(params=["embeddings", "embeddings with a graph", "codes", "an older gallery"])
+@pytest.fixture(
+    params=[
+        "embeddings",
+        "embeddings with sign codes",
+        "embeddings with a graph",
+        "codes",
+        "an older gallery",
+    ]
+)
 def gallery(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     folder = tmp_path / "g.sbtk"
+    if "with" in request.param:
+        monkeypatch.setattr(reading, "EXACT_BELOW", 10)
+        monkeypatch.setattr(hnsw, "GRAPH_FROM", 10 if "graph" in request.param else COUNT + 1)
     if request.param == "codes":
         itq = tiny_itq(DIM, BITS)
         code_gallery_of(folder, itq.codes(unit_rows(COUNT, DIM)), itq)
     else:
         gallery_of(folder, unit_rows(COUNT, DIM), is_old="older" in request.param)
-    if "graph" in request.param:
-        monkeypatch.setattr(reading, "EXACT_BELOW", 10)
     return folder
 
 
@@ -162,7 +172,18 @@ def gallery(
     "replace",
     [Path.exists, Path.touch, os.mkfifo, Path.mkdir, lambda path: path.symlink_to("nothing")],
 )
-@pytest.mark.parametrize("pattern", ["catalogue-*", "graph-*", "vectors/*", "vectors"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "catalogue-*",
+        "graph-*",
+        "vectors/*",
+        "vectors",
+        "codes-*",
+        "codes-*/*.bits",
+        "codes-*/*.npz",
+    ],
+)
 def test_other_kinds_of_files_are_neither_waited_for_nor_answered(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -170,8 +191,9 @@ def test_other_kinds_of_files_are_neither_waited_for_nor_answered(
     replace: Callable[[Path], object],
 ) -> None:
     folder = tmp_path / "g.sbtk"
-    gallery_of(folder, unit_rows(COUNT, DIM))
     monkeypatch.setattr(reading, "EXACT_BELOW", 10)
+    monkeypatch.setattr(hnsw, "GRAPH_FROM", 10 if "graph" in pattern else COUNT + 1)
+    gallery_of(folder, unit_rows(COUNT, DIM))
     right, truth = ask(folder), truth_of(folder)
     (path,) = folder.glob(pattern)
     path.rename(tmp_path / "moved")

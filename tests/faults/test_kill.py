@@ -21,7 +21,7 @@ from sbtk_runtime.errors import BadGallery
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
-from sbtk_runtime.manifest import GalleryManifest
+from sbtk_runtime.manifest import GalleryManifest, read_gallery_manifest
 from tests.tiny import tiny_photo, write_photos
 from tests.tiny_codes import tiny_code_bundle
 from tests.tiny_gallery import contents, index, processes
@@ -62,7 +62,7 @@ def index_until_sync(
 
 
 def index_until_published(folder: Path, photos: Path, bundle: Path) -> None:
-    """Updates a gallery, and dies when the graph has its name and the manifest has not changed."""
+    """Updates a gallery, and dies when all but the manifest is written."""
 
     def die(self: GalleryManifest, folder: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -92,7 +92,10 @@ def change(photos: Path) -> None:
 def names_in(folder: Path) -> set[str]:
     with Gallery.open(folder) as gallery:
         query = np.ones(gallery.manifest.dim, dtype=np.float32)
-        return {Path(hit.path).name for hit in gallery.search(query, gallery.count)}
+        found = gallery.search(query, gallery.count)
+        if gallery.manifest.bits is None:
+            assert gallery.search(query, gallery.count, "codes") == found
+        return {Path(hit.path).name for hit in found}
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +188,8 @@ def test_killed_at_every_sync_of_an_update(tmp_path: Path, bundle: Path, bits: i
         assert names_in(folder) in (old_names, new_names)
         index(folder, photos, bundle)
         assert contents(folder) == expected
-        assert len(list(folder.glob("graph-*"))) == (bits is None)
+        assert len(list(folder.glob("codes-*"))) == (bits is None)
+        assert verify_gallery(folder).problems == ()
         assert list(folder.glob(".*.tmp-*")) == []
         if exit_code != KILLED:
             break
@@ -193,7 +197,7 @@ def test_killed_at_every_sync_of_an_update(tmp_path: Path, bundle: Path, bits: i
     assert syncs > (6 if bits is None else 5)
 
 
-def test_killed_between_graph_and_manifest_the_old_generation_answers(
+def test_killed_between_codes_and_manifest_the_old_generation_answers(
     tmp_path: Path, bundle: Path
 ) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
@@ -202,8 +206,12 @@ def test_killed_between_graph_and_manifest_the_old_generation_answers(
     old_names = names_in(folder)
     change(photos)
     assert run(index_until_published, folder, photos, bundle) == KILLED
-    assert sorted(path.name for path in folder.glob("graph-*")) == ["graph-1.hnsw", "graph-2.hnsw"]
+    record = read_gallery_manifest(folder).codes
+    assert record is not None
+    shard = folder / record.folder / "000000.bits"
+    assert shard.stat().st_size > record.files[shard.name].size_bytes
     assert names_in(folder) == old_names
+    assert verify_gallery(folder).problems == ()
     index(folder, photos, bundle)
-    assert [path.name for path in folder.glob("graph-*")] == ["graph-2.hnsw"]
+    assert verify_gallery(folder).problems == ()
     assert names_in(folder) == {path.name for path in photos.iterdir()} - {"junk.jpg"}

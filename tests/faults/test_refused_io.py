@@ -65,18 +65,18 @@ REFUSING(int, fsync, "fsync", (int file), (file))
 REFUSING(int, fdatasync, "fsync", (int file), (file))
 """
 
-_FILES = ("catalogue.sqlite", "vectors/", "graph-", ".manifest.json", ".catalogue-")
+_FILES = ("catalogue.sqlite", "vectors/", "codes-1", ".manifest.json", ".catalogue-")
 WRITING = [
     *((file, "write", number) for file in _FILES for number in (errno.EDQUOT, errno.EIO)),
     *((file, "write", errno.EFBIG) for file in ("catalogue.sqlite-wal", "vectors/")),
-    *((file, "write", errno.ENOSPC) for file in ("catalogue.sqlite-wal", "graph-")),
+    *((file, "write", errno.ENOSPC) for file in ("catalogue.sqlite-wal", "codes-1")),
     *((file, "fsync", errno.EIO) for file in ("catalogue.sqlite-wal", "vectors/", ".manifest")),
     ("catalogue.sqlite", "read", errno.EIO),
 ]
 READING = [
     ("catalogue-1.sqlite", errno.EIO),
     ("vectors/", errno.EIO),
-    ("graph-1", errno.EIO),
+    ("codes-1", errno.EIO),
     ("manifest.json", errno.EIO),
 ]
 
@@ -110,7 +110,7 @@ def play(place: Path) -> None:
         try:
             with Gallery.open(place / "g.sbtk") as gallery:
                 row = np.ones(gallery.manifest.dim, dtype=np.float32)
-                answer = gallery.answer(row, 3, "hnsw")
+                answer = gallery.answer(row, 3, "codes")
                 told = ["done", " | ".join(answer.notices)]
         except Exception as problem:
             told = [type(problem).__name__, str(problem)]
@@ -166,7 +166,7 @@ def test_refused_reads_are_told_by_their_reason(
         kind, message, _, _ = outcomes[part, "read", number]
         assert os.strerror(number) in message, (part, kind, message)
         assert " rm " not in message, (part, message)
-    assert outcomes["graph-1", "read", errno.EIO][0] == "done"
+    assert outcomes["codes-1", "read", errno.EIO][0] == "done"
     assert outcomes["catalogue-1.sqlite", "read", errno.EIO][0] == "done"
 
 

@@ -215,7 +215,7 @@ def test_another_model_is_refused_as_ever(tmp_path: Path, embedder: Embedder) ->
 def test_a_sbtk_that_knows_no_codes_is_kept_out(tmp_path: Path, made_up: Path) -> None:
     """It refuses formats that it does not know, of manifest and catalogue."""
     gallery_of(tmp_path / "g.sbtk", unit_rows(3, 16))
-    for folder, manifest, catalogue in ((tmp_path / "g.sbtk", 1, 3), (made_up, 2, 4)):
+    for folder, manifest, catalogue in ((tmp_path / "g.sbtk", 3, 3), (made_up, 2, 4)):
         assert json.loads((folder / "manifest.json").read_text())["format"] == manifest
         connection = sqlite3.connect(folder / CATALOGUE_NAME)
         assert connection.execute("PRAGMA user_version").fetchone() == (catalogue,)

@@ -18,6 +18,7 @@ import pytest
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery, ModelMismatch
 from sbtk_runtime.gallery import gallery as reading
+from sbtk_runtime.gallery import hnsw
 from sbtk_runtime.gallery.export import export_gallery
 from sbtk_runtime.gallery.gallery import Gallery, Hit, Search
 from sbtk_runtime.gallery.search import EmbeddingSearch
@@ -26,7 +27,7 @@ from sbtk_runtime.gallery.verify import verify_gallery
 from tests.tiny import tiny_bundle, tiny_photo, write_photos, write_sketch
 from tests.tiny_gallery import contents, gallery_of, photo_path, unit_rows
 
-WAYS: tuple[Search, ...] = ("auto", "hnsw", "exact")
+WAYS: tuple[Search, ...] = ("auto", "hnsw", "codes", "exact")
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +74,20 @@ def test_hits_are_the_nearest_photos_in_order(made_up: Path, search: Search) -> 
     np.testing.assert_allclose([hit.score for hit in hits], rows[truth] @ query, atol=2e-3)
 
 
-def test_large_galleries_are_searched_by_their_graph(
-    made_up: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("way", ["codes", "hnsw"])
+def test_large_galleries_are_searched_by_codes_and_very_large_ones_by_their_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     monkeypatch.setattr(reading, "EXACT_BELOW", 100)
+    monkeypatch.setattr(hnsw, "GRAPH_FROM", 300 + (way == "codes"))
+    assert (gallery_of(tmp_path / "g", unit_rows(300, 16)).graph is None) == (way == "codes")
     query = unit_rows(1, 16, seed=6)[0]
-    with Gallery.open(made_up) as gallery:
+    with Gallery.open(tmp_path / "g") as gallery:
         expected = gallery.search(query, 10, "exact")
         assert isinstance(gallery._searched, EmbeddingSearch)
-        assert gallery._searched._takes_graph("auto", 10)
+        assert gallery._searched._way("auto", 10, None) == way
         assert [hit.id for hit in gallery.search(query, 10)] == [hit.id for hit in expected]
+        assert gallery.notices == []
 
 
 @pytest.mark.parametrize("search", WAYS)
@@ -203,8 +208,7 @@ def test_an_update_does_only_what_changed(tmp_path: Path, embedder: Embedder) ->
     expected = {path.name for path in paths[3:]} | {paths[1].name, "renamed.jpg", "new.png"}
     assert names_in(folder) == expected
     assert verify_gallery(folder).problems == ()
-    graphs = [path.name for path in folder.glob("graph-*")]
-    assert graphs == ["graph-2.hnsw"]
+    assert [path.name for path in folder.glob("codes-*")] == ["codes-1"]
     (line,) = (folder / "failures.jsonl").read_text().splitlines()
     assert json.loads(line)["path"] == str(photos / "junk.jpg")
 
@@ -215,7 +219,7 @@ def test_a_moved_photo_keeps_its_id(tmp_path: Path, embedder: Embedder) -> None:
     update_gallery(folder, [photos], embedder)
     with Gallery.open(folder) as gallery:
         before = {h.id: Path(h.path).name for h in gallery.search(np.ones(16, np.float32), 6)}
-        graph = gallery.manifest.graph
+        codes = gallery.manifest.codes
     # The whole folder gets another name: the photos lie outside the roots of the first run.
     photos.rename(tmp_path / "holidays")
     report = update_gallery(folder, [tmp_path / "holidays"], embedder)
@@ -225,7 +229,7 @@ def test_a_moved_photo_keeps_its_id(tmp_path: Path, embedder: Embedder) -> None:
         assert {hit.id: Path(hit.path).name for hit in hits} == before
         assert {Path(hit.path).parent.name for hit in hits} == {"holidays"}
         assert gallery.manifest.generation == 2
-        assert gallery.manifest.graph == graph
+        assert gallery.manifest.codes == codes
 
 
 def test_a_copy_is_a_photo_of_its_own_and_not_embedded(tmp_path: Path, embedder: Embedder) -> None:
@@ -378,7 +382,12 @@ def test_an_interrupted_run_keeps_what_it_did(tmp_path: Path, embedder: Embedder
     assert counts(update_gallery(*args)) == {"new": 5, "unchanged": 7, "live": 12}
 
 
-def test_half_of_the_photos_go_again_and_again(tmp_path: Path, embedder: Embedder) -> None:
+@pytest.mark.parametrize("has_graph", [False, True])
+def test_half_of_the_photos_go_again_and_again(
+    tmp_path: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch, has_graph: bool
+) -> None:
+    if has_graph:
+        monkeypatch.setattr(hnsw, "GRAPH_FROM", 1)
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     for turn in range(3):
         write_photos(photos, 20, seed=turn)
@@ -392,7 +401,7 @@ def test_half_of_the_photos_go_again_and_again(tmp_path: Path, embedder: Embedde
                 hits = gallery.search(np.ones(16, np.float32), 10, search)
                 assert {Path(hit.path).name for hit in hits} == expected
         assert verify_gallery(folder).problems == ()
-        assert len(list(folder.glob("graph-*"))) == 1
+        assert len(list(folder.glob("codes-*"))) == 1
 
 
 def test_verify_finds_nothing_wrong_with_a_good_gallery(made_up: Path) -> None:
@@ -415,8 +424,9 @@ def test_export_is_the_gallery_in_plain_formats(tmp_path: Path) -> None:
     assert [int(row["id"]) for row in table] == list(range(1, 31))
 
 
-def test_a_small_gallery_is_opened_without_its_graph(made_up: Path) -> None:
+def test_a_small_gallery_is_opened_without_codes_or_graph(made_up: Path) -> None:
     with Gallery.open(made_up) as gallery:
         gallery.search(unit_rows(1, 16)[0], 3)
         assert isinstance(gallery._searched, EmbeddingSearch)
         assert gallery._searched._graph is None
+        assert gallery._searched._codes is None

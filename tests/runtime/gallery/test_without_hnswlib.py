@@ -14,7 +14,7 @@ import pytest
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import MissingExtra
 from sbtk_runtime.gallery import gallery as reading
-from sbtk_runtime.gallery import graph as building
+from sbtk_runtime.gallery import hnsw
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.hnsw import has_hnswlib
 from sbtk_runtime.gallery.update import update_gallery
@@ -37,8 +37,12 @@ def without(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @pytest.fixture
 def is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (reading, building):
-        monkeypatch.setattr(module, "EXACT_BELOW", 100)
+    monkeypatch.setattr(reading, "EXACT_BELOW", 100)
+
+
+@pytest.fixture
+def has_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hnsw, "GRAPH_FROM", 1)
 
 
 def found_ids(folder: Path, notices: int = 0) -> list[int]:
@@ -72,18 +76,28 @@ def test_the_graph_is_refused_by_name_and_never_needed(tmp_path: Path, without: 
         assert len(gallery.search(QUERY, 10)) == 10
 
 
-@pytest.mark.usefixtures("is_large")
-def test_a_large_gallery_says_what_would_make_it_faster(
+@pytest.mark.usefixtures("is_large", "has_graph")
+def test_a_large_gallery_is_searched_by_its_codes(
     tmp_path: Path, without: pytest.MonkeyPatch
 ) -> None:
     rows = unit_rows(300, 16)
     gallery_of(tmp_path / "gallery", rows)
+    assert found_ids(tmp_path / "gallery") == nearest_ids(rows)
+
+
+@pytest.mark.usefixtures("is_large")
+def test_an_older_gallery_says_what_would_make_it_faster(
+    tmp_path: Path, without: pytest.MonkeyPatch
+) -> None:
+    rows = unit_rows(300, 16)
+    gallery_of(tmp_path / "gallery", rows, is_old=True)
     with Gallery.open(tmp_path / "gallery") as gallery:
         assert [hit.id for hit in gallery.search(QUERY, 10)] == nearest_ids(rows)
         (notice,) = gallery.notices
-    assert "300 photos" in notice and INSTALL in notice
+    assert "300 photos have no sign codes" in notice and "sbtk index" in notice
 
 
+@pytest.mark.usefixtures("has_graph")
 @pytest.mark.parametrize("is_big", [False, True])
 def test_a_graph_that_was_built_elsewhere_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_big: bool
@@ -94,7 +108,7 @@ def test_a_graph_that_was_built_elsewhere_is_passed_over(
     if is_big:
         monkeypatch.setattr(reading, "EXACT_BELOW", 100)
     monkeypatch.setitem(sys.modules, "hnswlib", None)
-    assert found_ids(folder, notices=is_big) == nearest_ids(rows)
+    assert found_ids(folder) == nearest_ids(rows)
     assert verify_gallery(folder).is_good
     # Its file is judged all the same.
     (graph,) = folder.glob("graph-*")
@@ -103,6 +117,7 @@ def test_a_graph_that_was_built_elsewhere_is_passed_over(
     assert "SHA-256" in problem
 
 
+@pytest.mark.usefixtures("has_graph")
 def test_the_graph_goes_with_a_change_and_comes_back_with_hnswlib(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,11 +146,10 @@ def test_the_graph_goes_with_a_change_and_comes_back_with_hnswlib(
     assert report.is_good and report.by_graph
 
 
-@pytest.mark.usefixtures("is_large")
-def test_indexing_a_large_gallery_says_once_what_it_goes_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: object
+@pytest.mark.usefixtures("has_graph")
+def test_indexing_a_very_large_gallery_says_once_what_it_goes_without(
+    tmp_path: Path, without: object
 ) -> None:
-    monkeypatch.setattr(building, "EXACT_BELOW", 4)
     write_photos(tmp_path / "photos", 5)
     told: list[str] = []
     with Embedder(tiny_bundle(tmp_path / "b"), engine="onnxruntime", threads=1) as embedder:
@@ -176,3 +190,6 @@ def test_the_commands_of_an_install_without_hnswlib(tmp_path: Path) -> None:
     done = sbtk("index", "--verify")
     assert done.returncode == 0, done.stderr
     assert "by exact search" in done.stdout
+    done = sbtk("query", "sketch.png", "--model", str(bundle), "--search", "codes", "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 5
