@@ -46,7 +46,7 @@ QUERY_BATCH = 4
 #: How long closing waits for what is not the engine's.
 _LAST_JOBS_S = 1.0
 
-Embedding = NDArray[np.float32]
+Embeddings = NDArray[np.float32]
 Status = Literal["loading", "ok", "stuck", "failed"]
 
 
@@ -142,7 +142,7 @@ class Service:
         self._rerank: Rerank = rerank
         self._notify = notify
         self._embedder: Embedder | None = None
-        self._batches: dict[Kind, Batch[Pixels, Embedding]] = {
+        self._batches: dict[Kind, Batch[Pixels, Embeddings]] = {
             kind: Batch(partial(self._embed, kind), QUERY_BATCH) for kind in KINDS
         }
         self._gallery: FollowedGallery | None = None
@@ -222,7 +222,7 @@ class Service:
             raise Loading("the gallery is being opened", "", "try again in a second")
         return self._gallery.reading()
 
-    def embed(self, pixels: Pixels, kind: Kind) -> Future[Embedding]:
+    def embed(self, pixels: Pixels, kind: Kind) -> Future[Embeddings]:
         """Returns the future embedding `(D,) float32` of an upload `(224, 224, 3) uint8`.
 
         Queries that wait for the engine are embedded together. The future raises `BadImage` if
@@ -237,7 +237,7 @@ class Service:
 
     def search(
         self,
-        embedding: Embedding,
+        embedding: Embeddings,
         kind: Kind,
         k: int,
         under: str | None = None,
@@ -360,7 +360,7 @@ class Service:
         made_by, preprocessing = gallery.manifest.model_id, gallery.manifest.preprocessing
         check_model(self.folder, made_by, preprocessing, self.bundle)
 
-    def _embed(self, kind: Kind, pixels: Sequence[Pixels]) -> list[Embedding | Exception]:
+    def _embed(self, kind: Kind, pixels: Sequence[Pixels]) -> list[Embeddings | Exception]:
         assert self._embedder is not None
         rows, is_bad = validate_embeddings(self._embedder.engine.run(np.stack(pixels), kind))
         return [BadImage(BAD_ROW) if bad else row for row, bad in zip(rows, is_bad, strict=True)]
