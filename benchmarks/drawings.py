@@ -131,10 +131,10 @@ def bundle_embedder(model: Path | None) -> Embed:
 def _torch_embedder(folder: Path) -> Embed:
     from sbtk_train.config import choose_compute
     from sbtk_train.runs.checkpoint import load_run
-    from sbtk_train.runs.evaluate import by_pixels
+    from sbtk_train.runs.evaluate import make_pixel_embedder
 
     run = load_run(folder)
-    by_torch = by_pixels(choose_compute("cpu", "auto"), workers=2)
+    by_torch = make_pixel_embedder(choose_compute("cpu", "auto"), workers=2)
     return lambda sources, kind: by_torch(run.student, sources, kind).rows
 
 

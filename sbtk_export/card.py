@@ -15,7 +15,7 @@ from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_train.config import Selection
 from sbtk_train.data.splits import Split, split_names
 from sbtk_train.runs.checkpoint import RECORD, TrainedRun
-from sbtk_train.runs.evaluate import SELECTED_BY
+from sbtk_train.runs.evaluate import SELECTION_METRICS
 
 CARD_NAME = "MODEL_CARD.md"
 
@@ -48,7 +48,7 @@ _LIMITS = """\
 - Scores are cosines. They rank photos for one sketch and are no probabilities."""
 
 
-def model_card(manifest: BundleManifest) -> str:
+def render_model_card(manifest: BundleManifest) -> str:
     """Returns the model card in Markdown; everything in it comes from the manifest."""
     training = dict(manifest.training)
     licence = training.pop("licence", "not known")
@@ -196,7 +196,7 @@ class StudentFacts:
     metrics: dict[str, Any]
 
 
-def facts_from_run(run: TrainedRun) -> StudentFacts:
+def collect_facts(run: TrainedRun) -> StudentFacts:
     """Returns what the run's record and configuration say.
 
     Raises:
@@ -228,7 +228,7 @@ def facts_from_run(run: TrainedRun) -> StudentFacts:
     training |= {key: record.get(key) for key in also}
     training |= _averaged_training(record)
     training["versions"] = record.get("versions", {})
-    training["licence"] = licence_text(sources)
+    training["licence"] = describe_licence(sources)
     return StudentFacts(
         method=config.method,
         backbone=config.backbone,
@@ -239,7 +239,7 @@ def facts_from_run(run: TrainedRun) -> StudentFacts:
     )
 
 
-def licence_text(sources: list[str]) -> str:
+def describe_licence(sources: list[str]) -> str:
     """Returns what is known about the use of a model, by the names of what it was made from."""
     names = [name.lower() for name in sources]
     known = [
@@ -293,7 +293,7 @@ def _size_told(record: dict[str, Any], name: str) -> list[str]:
 def _choice_told(parts: list[dict[str, Any]], name: str, selection: Selection) -> list[str]:
     """Returns what a figure has chosen: an epoch, or those of the students that were averaged."""
     if not parts:
-        return ["chose the epoch"] if SELECTED_BY[selection] == name else []
+        return ["chose the epoch"] if SELECTION_METRICS[selection] == name else []
     told = [f"of the mean of {len(parts)} students' weights"]
     chosen = [part for part in parts if _selected_by(part) == name]
     if chosen:
@@ -325,4 +325,4 @@ def _selected_by(part: dict[str, Any]) -> str | None:
     """Returns the figure that chose a part's epoch; runs of old had but one rule."""
     if "mean_of" in part:
         return None
-    return SELECTED_BY.get((part.get("recipe") or {}).get("selection", "validation-map"))
+    return SELECTION_METRICS.get((part.get("recipe") or {}).get("selection", "validation-map"))

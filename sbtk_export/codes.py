@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from sbtk_export.images import ExportPictures, PictureSet
+from sbtk_export.images import ExportImages, ImageSubset
 from sbtk_runtime.binary_codes import check_bits, fit_itq
 from sbtk_runtime.bundle import Bundle, itq_name
 from sbtk_runtime.embedding.embedder import Embedded, Embedder
-from sbtk_runtime.engines.base import Notify
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.evaluation.metrics import Embeddings, evaluate
 from sbtk_runtime.files import write_atomically
 from sbtk_runtime.preprocess import Kind
+from sbtk_train.progress import Notify
 
 #: Pictures of each kind that codes are learnt on, if there are so many; a minute on two cores.
 CODES_PER_KIND = 1000
@@ -45,7 +45,7 @@ def require_bits(bits: Sequence[int], dim: int) -> None:
 def write_codes(
     bundle: Bundle,
     bits: Sequence[int],
-    pictures: ExportPictures,
+    pictures: ExportImages,
     ranking: Embeddings,
     notify: Notify,
 ) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def write_codes(
         bits: lengths, each at most the embedding's.
         pictures: with files to learn on.
         ranking: torch's embeddings of the pictures to rank, `(N, D) float32`.
-        notify: told what is under way.
+        notify: called with what is under way.
 
     Returns:
         Figures for the manifest, by name.
@@ -101,13 +101,13 @@ def _embedded(
     return np.stack(rows), read
 
 
-def _named(pictures: ExportPictures) -> str:
+def _named(pictures: ExportImages) -> str:
     if pictures.ranking is pictures.parity:
         return "pictures of training classes"
     return "pictures of validation classes"
 
 
-def _map(rows: Any, pictures: PictureSet) -> float:
+def _map(rows: Any, pictures: ImageSubset) -> float:
     """Returns mAP@all of embeddings `(N, D) float32` or codes `(N, W) uint8`."""
     is_sketch, labels = pictures.is_sketch, pictures.labels
     found = evaluate(

@@ -17,18 +17,18 @@ from typing import Literal, get_args
 
 import onnx
 
-from sbtk_export.card import CARD_NAME, StudentFacts, facts_from_run, model_card
+from sbtk_export.card import CARD_NAME, StudentFacts, collect_facts, render_model_card
 from sbtk_export.codes import CODES_PER_KIND, require_bits, write_codes
-from sbtk_export.fp16 import half_trunk_student
-from sbtk_export.images import ExportPictures, choose_pictures
+from sbtk_export.fp16 import make_half_trunk_student
+from sbtk_export.images import ExportImages, choose_images
 from sbtk_export.input_contract import write_contract
 from sbtk_export.int8 import quantise, require_same_sums
 from sbtk_export.int8_tensorrt import quantise_for_tensorrt
 from sbtk_export.onnx_graph import ModelInputs, write_onnx
-from sbtk_export.parity import Parity, Reference, measure_parity, require_parity, torch_reference
+from sbtk_export.parity import Parity, Reference, compute_reference, measure_parity, require_parity
 from sbtk_runtime.bundle import Bundle, OnnxForm, onnx_name
 from sbtk_runtime.engines import onnxruntime as engine_onnxruntime
-from sbtk_runtime.engines.base import EngineRequest, Notify
+from sbtk_runtime.engines.base import EngineRequest
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
 from sbtk_runtime.files import (
     disk_full_explained,
@@ -42,6 +42,7 @@ from sbtk_runtime.manifest import MANIFEST_NAME, PRECISIONS, BundleManifest, Fil
 from sbtk_runtime.onnx_file import DOMAIN_NAME
 from sbtk_runtime.preprocess import PREPROCESSING
 from sbtk_train.models.student import Student
+from sbtk_train.progress import Notify
 from sbtk_train.runs.checkpoint import TrainedRun, save_student
 
 SLIM_BYTES = 80_000_000
@@ -81,7 +82,7 @@ class Exported:
     """
 
     bundle: Bundle
-    pictures: ExportPictures
+    pictures: ExportImages
     reference: Reference
 
 
@@ -92,7 +93,7 @@ def export_run(run: TrainedRun, plan: ExportPlan, images: Path | None, notify: N
         run: the trained run.
         plan: what to make.
         images: data to calibrate and measure on instead of the run's own.
-        notify: told what is under way.
+        notify: called with what is under way.
 
     Raises:
         BadData: there are no images, or too few of the run's training classes.
@@ -100,10 +101,10 @@ def export_run(run: TrainedRun, plan: ExportPlan, images: Path | None, notify: N
     """
     require_absent(plan.target)
     require_bits(plan.bits, run.student.dim)
-    facts = facts_from_run(run)
+    facts = collect_facts(run)
     data = _data_folder(run, images)
     notify(f"reading pictures of {len(facts.training_classes)} training classes from {data}")
-    pictures = choose_pictures(
+    pictures = choose_images(
         data,
         facts.training_classes,
         facts.validation_classes,
@@ -114,11 +115,7 @@ def export_run(run: TrainedRun, plan: ExportPlan, images: Path | None, notify: N
 
 
 def export_student(
-    student: Student,
-    facts: StudentFacts,
-    pictures: ExportPictures,
-    plan: ExportPlan,
-    notify: Notify,
+    student: Student, facts: StudentFacts, pictures: ExportImages, plan: ExportPlan, notify: Notify
 ) -> Exported:
     """Returns the published bundle of a student.
 
@@ -136,11 +133,11 @@ def export_student(
         raise BadConfig(
             "a slim bundle without FP16 and INT8 would be empty", "--fp16 or --int8 with --slim"
         )
-    with published_folder(plan.target) as folder:
+    with publish_folder(plan.target) as folder:
         write_models(student, folder, variants, pictures.calibration.inputs, notify, plan.opset)
         draft = _manifest(folder, student, facts, plan)
         notify("torch: embedding the pictures")
-        reference = torch_reference(student, pictures)
+        reference = compute_reference(student, pictures)
         parities = check_models(Bundle(folder, draft), reference, pictures, variants, notify)
         write_golden(Bundle(folder, draft), variants)
         metrics = facts.metrics
@@ -163,7 +160,7 @@ def export_student(
 def _manifest(
     folder: Path, student: Student, facts: StudentFacts, plan: ExportPlan
 ) -> BundleManifest:
-    files = file_records(folder)
+    files = hash_files(folder)
     joined = "".join(record.sha256 for record in files.values())
     return BundleManifest(
         name=plan.name,
@@ -185,9 +182,9 @@ def _manifest(
 
 def _sign(folder: Path, manifest: BundleManifest, plan: ExportPlan) -> None:
     """Writes card and manifest, and reads the bundle back as a user would."""
-    manifest = replace(manifest, files=file_records(folder))
-    write_atomically(folder / CARD_NAME, model_card(manifest).encode())
-    manifest = replace(manifest, files=file_records(folder))
+    manifest = replace(manifest, files=hash_files(folder))
+    write_atomically(folder / CARD_NAME, render_model_card(manifest).encode())
+    manifest = replace(manifest, files=hash_files(folder))
     total = sum(record.size_bytes for record in manifest.files.values())
     if plan.is_slim and total > SLIM_BYTES:
         raise BadModel(
@@ -229,7 +226,7 @@ OPSETS = range(18, 24)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def checked_name(name: str) -> str:
+def validate_name(name: str) -> str:
     """Returns `name` if it can name a bundle.
 
     Raises:
@@ -245,7 +242,7 @@ def checked_name(name: str) -> str:
 
 
 @contextlib.contextmanager
-def published_folder(target: Path) -> Iterator[Path]:
+def publish_folder(target: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `target` that becomes `target` when the block succeeds.
 
     On failure it is removed, and `target` does not come to be.
@@ -284,7 +281,7 @@ def require_absent(target: Path) -> None:
         )
 
 
-def file_records(folder: Path) -> dict[str, FileRecord]:
+def hash_files(folder: Path) -> dict[str, FileRecord]:
     """Returns size and SHA-256 of every file in `folder` but the manifest, by name."""
     return {
         path.name: FileRecord(sha256_of_file(path), path.stat().st_size)
@@ -330,7 +327,7 @@ def write_models(
     write_onnx(student, reference, opset)
     if "fp16" in variants:
         notify("fp16: tracing with a half-precision trunk")
-        write_onnx(half_trunk_student(student), folder / file_name("fp16"), opset)
+        write_onnx(make_half_trunk_student(student), folder / file_name("fp16"), opset)
     if "int8" in variants:
         notify(f"int8: calibrating on {len(calibration)} pictures")
         quantise(reference, folder / file_name("int8"), calibration)
@@ -342,7 +339,7 @@ def write_models(
 def check_models(
     bundle: Bundle,
     reference: Reference,
-    pictures: ExportPictures,
+    pictures: ExportImages,
     variants: Sequence[Variant],
     notify: Notify,
 ) -> dict[str, Parity]:

@@ -22,15 +22,15 @@ from sbtk_train.models.cse_resnet import ConditionalSE
 from sbtk_train.models.student import Student
 
 
-def half_trunk_student(student: Student) -> Student:
+def make_half_trunk_student(student: Student) -> Student:
     """Returns a copy of the student, in evaluation mode, with a half-precision trunk."""
     half = copy.deepcopy(student).eval()
     fold_batch_norms(_FeatureMap(half))
-    half.trunk = half_trunk(half.trunk)
+    half.trunk = make_half_trunk(half.trunk)
     return half
 
 
-def half_trunk(trunk: nn.Module) -> nn.Sequential:
+def make_half_trunk(trunk: nn.Module) -> nn.Sequential:
     """Returns the trunk's stages, in half precision, between two casts: FP32 goes in and out.
 
     Args:

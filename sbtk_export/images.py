@@ -34,7 +34,7 @@ RANKING_PER_CLASS = 25
 
 
 @dataclass(frozen=True)
-class PictureSet:
+class ImageSubset:
     """Prepared pictures.
 
     Attributes:
@@ -59,7 +59,7 @@ class PictureSet:
 
 
 @dataclass(frozen=True)
-class ExportPictures:
+class ExportImages:
     """What an export measures with.
 
     Attributes:
@@ -71,14 +71,14 @@ class ExportPictures:
             among the other pictures, which measure something else.
     """
 
-    calibration: PictureSet
-    parity: PictureSet
-    ranking: PictureSet
+    calibration: ImageSubset
+    parity: ImageSubset
+    ranking: ImageSubset
     notices: tuple[str, ...] = field(default=())
     code_files: Mapping[Kind, tuple[Path, ...]] = field(default_factory=dict)
 
 
-def choose_pictures(
+def choose_images(
     data: Path,
     training_classes: Sequence[str],
     validation_classes: Sequence[str],
@@ -86,7 +86,7 @@ def choose_pictures(
     is_calibrating: bool = True,
     codes_per_kind: int = 0,
     seed: int = 0,
-) -> ExportPictures:
+) -> ExportImages:
     """Returns the pictures of `data/{sketch,photo}/<class>/*` to calibrate and to measure with.
 
     Args:
@@ -103,8 +103,8 @@ def choose_pictures(
     available = read_dataset(data)
     rng = np.random.default_rng(seed)
     seen = _only(available, training_classes)
-    training = _Drawer(seen, rng)
-    validation = _Drawer(_only(available, validation_classes), rng)
+    training = ImageSampler(seen, rng)
+    validation = ImageSampler(_only(available, validation_classes), rng)
     drawn = [training.draw(kind, PARITY_PER_KIND + CALIBRATION_PER_KIND) for kind in KINDS]
     size = min(len(part) for part in drawn)
     share = parity_share(size, is_calibrating=is_calibrating)
@@ -122,7 +122,7 @@ def choose_pictures(
     per_kind = RANKING_PER_CLASS * len(validation_classes)
     held_out = _joined([validation.draw(kind, per_kind, RANKING_PER_CLASS) for kind in KINDS])
     is_ranking_possible = len(np.unique(held_out.labels)) > 1 and 0 < held_out.is_sketch.mean() < 1
-    return ExportPictures(
+    return ExportImages(
         calibration,
         parity,
         held_out if is_ranking_possible else parity,
@@ -131,7 +131,7 @@ def choose_pictures(
     )
 
 
-class _Drawer:
+class ImageSampler:
     """Hands out the pictures of a set, class by class in turn, none of them twice."""
 
     def __init__(self, data: ImageSet, rng: np.random.Generator) -> None:
@@ -141,7 +141,7 @@ class _Drawer:
             "photo": _by_turns(data.photos, data.photo_labels, rng),
         }
 
-    def draw(self, kind: Kind, count: int, per_class: int | None = None) -> PictureSet:
+    def draw(self, kind: Kind, count: int, per_class: int | None = None) -> ImageSubset:
         """Returns the next `count` readable pictures of a kind, or as many as there are."""
         pixels: list[Pixels] = []
         labels: list[int] = []
@@ -161,7 +161,7 @@ class _Drawer:
             paths.append(path)
         stacked = np.stack(pixels) if pixels else np.empty((0, SIZE_PX, SIZE_PX, 3), np.uint8)
         is_sketch = np.full(len(pixels), kind == "sketch")
-        return PictureSet(stacked, is_sketch, np.array(labels, np.int64), tuple(paths))
+        return ImageSubset(stacked, is_sketch, np.array(labels, np.int64), tuple(paths))
 
 
 def _only(data: ImageSet, classes: Sequence[str]) -> ImageSet:
@@ -196,8 +196,8 @@ def _by_turns(
         yield paths[row], label
 
 
-def _slice(part: PictureSet, start: int, end: int) -> PictureSet:
-    return PictureSet(
+def _slice(part: ImageSubset, start: int, end: int) -> ImageSubset:
+    return ImageSubset(
         part.pixels[start:end],
         part.is_sketch[start:end],
         part.labels[start:end],
@@ -205,8 +205,8 @@ def _slice(part: PictureSet, start: int, end: int) -> PictureSet:
     )
 
 
-def _joined(parts: Sequence[PictureSet]) -> PictureSet:
-    return PictureSet(
+def _joined(parts: Sequence[ImageSubset]) -> ImageSubset:
+    return ImageSubset(
         np.concatenate([part.pixels for part in parts]),
         np.concatenate([part.is_sketch for part in parts]),
         np.concatenate([part.labels for part in parts]),
@@ -214,7 +214,7 @@ def _joined(parts: Sequence[PictureSet]) -> PictureSet:
     )
 
 
-def _require(pictures: PictureSet, per_kind: int, purpose: str, data: Path) -> None:
+def _require(pictures: ImageSubset, per_kind: int, purpose: str, data: Path) -> None:
     """Refuses a set, of equal parts, that is too small for its purpose."""
     if len(pictures) < 2 * per_kind:
         raise BadData(

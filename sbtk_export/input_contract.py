@@ -88,7 +88,7 @@ _DOMAIN = (
 )
 
 
-def contract_text(manifest: BundleManifest) -> str:
+def render_contract(manifest: BundleManifest) -> str:
     """The input contract of a bundle in Markdown."""
     domain = "" if manifest.domain_input is None else _DOMAIN.format(name=DOMAIN_NAME)
     return _TEXT.format(
@@ -103,7 +103,7 @@ def contract_text(manifest: BundleManifest) -> str:
     )
 
 
-def golden_images() -> dict[Kind, bytes]:
+def make_golden_images() -> dict[Kind, bytes]:
     """Image files of a generated sketch and a generated photo; always the same bytes."""
     return {"sketch": _png(_sketch()), "photo": _png(_photo())}
 
@@ -119,7 +119,7 @@ def write_contract(
         engines: by precision, what embeds the golden pixels.
     """
     table: dict[str, dict[str, object]] = {}
-    for kind, image in golden_images().items():
+    for kind, image in make_golden_images().items():
         pixels = prepare(image, kind).pixels
         write_atomically(folder / image_name(kind), image)
         write_atomically(folder / pixels_name(kind), png_from_pixels(pixels))
@@ -130,7 +130,7 @@ def write_contract(
             "embeddings": rows,
         }
     write_atomically(folder / GOLDEN_NAME, (json.dumps(table) + "\n").encode())
-    write_atomically(folder / CONTRACT_NAME, contract_text(manifest).encode())
+    write_atomically(folder / CONTRACT_NAME, render_contract(manifest).encode())
 
 
 def _row(engine: Engine, pixels: Pixels, kind: Kind) -> list[float]:

@@ -25,7 +25,7 @@ from onnxruntime.quantization import (
 )
 
 from sbtk_export.fp16 import single_precision
-from sbtk_export.onnx_graph import Feeds, ModelInputs, check_model, domain_input_of, without_traces
+from sbtk_export.onnx_graph import Feeds, ModelInputs, check_model, find_domain_input, strip_traces
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.files import atomic_path
 from sbtk_runtime.onnx_file import INPUT_NAME
@@ -51,7 +51,7 @@ def quantise(source: Path, target: Path, inputs: ModelInputs) -> None:
     """
     model = single_precision(onnx.load(source))
     dim = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    excluded = nodes_outside(model)
+    excluded = find_nodes_outside(model)
     with tempfile.TemporaryDirectory(prefix="sbtk-int8-") as folder, atomic_path(target) as result:
         prepared = Path(folder) / "prepared.onnx"
         save_prepared(model, prepared)
@@ -61,7 +61,7 @@ def quantise(source: Path, target: Path, inputs: ModelInputs) -> None:
             CalibrationBatches(model, inputs.mixed()),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=_OPERATORS,
-            nodes_to_exclude=[*excluded, *gate_nodes(model)],
+            nodes_to_exclude=[*excluded, *find_se_nodes(model)],
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
@@ -77,11 +77,11 @@ def quantise(source: Path, target: Path, inputs: ModelInputs) -> None:
             },
         )
         quantised = onnx.load(result)
-        correct_biases(quantised, model, mean_inputs(model, inputs))
+        correct_biases(quantised, model, measure_mean_inputs(model, inputs))
         input_first(quantised)
-        without_traces(quantised)
+        strip_traces(quantised)
         require_same_sums(quantised, target.name)
-        check_model(quantised, dim, has_domain_input=domain_input_of(model) is not None)
+        check_model(quantised, dim, has_domain_input=find_domain_input(model) is not None)
         onnx.save(quantised, result)
 
 
@@ -93,7 +93,7 @@ def save_prepared(model: onnx.ModelProto, path: Path) -> None:
     onnx.save(prepared, path)
 
 
-def nodes_outside(model: onnx.ModelProto) -> list[str]:
+def find_nodes_outside(model: onnx.ModelProto) -> list[str]:
     """Returns the names of the nodes before the first convolution and after the last Linear.
 
     Raises:
@@ -140,7 +140,7 @@ _AXES = {"Conv": (0, 2, 3), "Gemm": (0,)}
 _STATISTICS_BATCH = 10
 
 
-def mean_inputs(model: onnx.ModelProto, inputs: ModelInputs) -> Means:
+def measure_mean_inputs(model: onnx.ModelProto, inputs: ModelInputs) -> Means:
     """Returns the mean `(C,) float64` of what each convolution and Linear reads, by tensor name.
 
     Args:
@@ -168,7 +168,7 @@ def correct_biases(quantised: onnx.ModelProto, original: onnx.ModelProto, means:
     Args:
         quantised: made from `original`, whose node names it has.
         original: the FP32 model.
-        means: from `mean_inputs`.
+        means: from `measure_mean_inputs`.
     """
     weights = {tensor.name: tensor for tensor in original.graph.initializer}
     constants = {tensor.name: tensor for tensor in quantised.graph.initializer}
@@ -353,7 +353,7 @@ def _scale(tensor: onnx.TensorProto, factors: NDArray[np.float64], axis: int) ->
 _MEANS = frozenset({"ReduceMean", "GlobalAveragePool"})
 
 
-def gate_nodes(model: onnx.ModelProto) -> list[str]:
+def find_se_nodes(model: onnx.ModelProto) -> list[str]:
     """Returns the names of the nodes that lead from means of feature maps to channels' factors.
 
     Means and sigmoids are among them, the products with the factors are not.
@@ -399,7 +399,7 @@ _INTEGER = {
 _LARGEST_WEIGHT = 128
 
 
-def largest_pair_sums(model: onnx.ModelProto) -> dict[str, int]:
+def measure_pair_sums(model: onnx.ModelProto) -> dict[str, int]:
     """Find the largest sum of two products that each quantised layer can form.
 
     Args:
@@ -434,7 +434,7 @@ def require_same_sums(model: onnx.ModelProto, name: str) -> int:
     Raises:
         BadModel: a layer can form a larger one; names the worst, and how many there are.
     """
-    sums = largest_pair_sums(model)
+    sums = measure_pair_sums(model)
     over = {layer: found for layer, found in sums.items() if found > LARGEST_SUM}
     if over:
         worst = max(over, key=lambda layer: over[layer])

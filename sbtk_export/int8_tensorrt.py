@@ -30,13 +30,13 @@ from sbtk_export.int8 import (
     CalibrationBatches,
     correct_biases,
     equalise_channels,
-    gate_nodes,
+    find_nodes_outside,
+    find_se_nodes,
     input_first,
-    mean_inputs,
-    nodes_outside,
+    measure_mean_inputs,
     save_prepared,
 )
-from sbtk_export.onnx_graph import Feeds, ModelInputs, check_model, domain_input_of, without_traces
+from sbtk_export.onnx_graph import Feeds, ModelInputs, check_model, find_domain_input, strip_traces
 from sbtk_runtime.files import atomic_path
 from sbtk_runtime.onnx_file import OUTPUT_NAME
 
@@ -63,9 +63,9 @@ def quantise_for_tensorrt(source: Path, target: Path, inputs: ModelInputs) -> No
     model = onnx.load(source)
     inputs = inputs.mixed()
     equalise_channels(model, inputs.first(_FOR_RANGES))
-    in_half = behind_first_convolution(model)
+    in_half = find_behind_first_convolution(model)
     dim = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    excluded = nodes_outside(model)
+    excluded = find_nodes_outside(model)
     with tempfile.TemporaryDirectory(prefix="sbtk-int8-") as folder, atomic_path(target) as result:
         prepared = Path(folder) / "prepared.onnx"
         save_prepared(model, prepared)
@@ -76,7 +76,7 @@ def quantise_for_tensorrt(source: Path, target: Path, inputs: ModelInputs) -> No
             CalibrationBatches(model, inputs.first(1)),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=_OPERATORS,
-            nodes_to_exclude=[*excluded, *gate_nodes(model), *in_half],
+            nodes_to_exclude=[*excluded, *find_se_nodes(model), *in_half],
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
@@ -94,15 +94,15 @@ def quantise_for_tensorrt(source: Path, target: Path, inputs: ModelInputs) -> No
         quantised = onnx.load(result)
         unquantise_fused_inputs(quantised)
         set_closest_steps(quantised, model, inputs.first(_FOR_RANGES))
-        correct_biases(quantised, model, mean_inputs(model, inputs))
+        correct_biases(quantised, model, measure_mean_inputs(model, inputs))
         compute_in_half(quantised, in_half)
         input_first(quantised)
-        without_traces(quantised)
-        check_model(quantised, dim, has_domain_input=domain_input_of(model) is not None)
+        strip_traces(quantised)
+        check_model(quantised, dim, has_domain_input=find_domain_input(model) is not None)
         onnx.save(quantised, result)
 
 
-def behind_first_convolution(model: onnx.ModelProto) -> list[str]:
+def find_behind_first_convolution(model: onnx.ModelProto) -> list[str]:
     """Returns the names of the convolutions that read what the first one gives.
 
     ReLU and pooling may lie between.
@@ -190,8 +190,8 @@ def set_closest_steps(
     Returns:
         The share of each activation's range that is kept at least.
     """
-    histograms = histograms_of(model, quantised_tensors(quantised), inputs)
-    choices = {reach: best_steps(histograms, reach) for reach in _LEAST_REACHES}
+    histograms = collect_histograms(model, list_quantised_tensors(quantised), inputs)
+    choices = {reach: choose_steps(histograms, reach) for reach in _LEAST_REACHES}
     few = inputs.first(_FOR_CHOICE)
     wanted = _embedded(model, few)
     closeness = {}
@@ -241,7 +241,7 @@ class Histogram:
     top: float
 
 
-def histograms_of(
+def collect_histograms(
     model: onnx.ModelProto, names: Sequence[str], inputs: ModelInputs
 ) -> dict[str, Histogram]:
     """Returns the histogram of each named activation.
@@ -264,7 +264,7 @@ def histograms_of(
     return {name: Histogram(counts[name], tops[name]) for name in names}
 
 
-def best_steps(histograms: Mapping[str, Histogram], least_reach: float) -> Steps:
+def choose_steps(histograms: Mapping[str, Histogram], least_reach: float) -> Steps:
     """Returns, by tensor, the step of INT8 whose squared error is smallest.
 
     Args:
@@ -286,7 +286,7 @@ def set_steps(quantised: onnx.ModelProto, steps: Steps) -> None:
             tensor.CopyFrom(numpy_helper.from_array(step, tensor.name))
 
 
-def quantised_tensors(quantised: onnx.ModelProto) -> list[str]:
+def list_quantised_tensors(quantised: onnx.ModelProto) -> list[str]:
     """Returns the names of the activations that a QDQ model quantises."""
     readers = (node for node in quantised.graph.node if node.op_type == "QuantizeLinear")
     return list(dict.fromkeys(node.input[0] for node in readers))

@@ -115,7 +115,7 @@ def write_onnx(student: Student, path: Path, opset: int | None = None) -> None:
         program.save(temporary, external_data=False)
         model = onnx.load(temporary)
         move_strides_up(model)
-        without_traces(model)
+        strip_traces(model)
         check_model(model, student.dim, has_domain_input=student.has_domain_input)
         # The exporter keeps another version, with no error, where it cannot convert.
         found = max(entry.version for entry in model.opset_import if entry.domain == "")
@@ -126,7 +126,7 @@ def write_onnx(student: Student, path: Path, opset: int | None = None) -> None:
         onnx.save(model, temporary)
 
 
-def without_traces(model: onnx.ModelProto) -> None:
+def strip_traces(model: onnx.ModelProto) -> None:
     """Removes from `model` what the exporter noted about its own work.
 
     Stack traces name folders of the machine, and the notes make equal models unequal.
@@ -377,7 +377,7 @@ class ModelInputs:
 
     def batches(self, model: onnx.ModelProto, size: int) -> Iterator[Feeds]:
         """Yields the model's inputs for `size` pictures at a time."""
-        is_told = domain_input_of(model) is not None
+        is_told = find_domain_input(model) is not None
         for start in range(0, len(self), size):
             feeds: Feeds = {INPUT_NAME: self.pixels[start : start + size]}
             if is_told:
@@ -385,7 +385,7 @@ class ModelInputs:
             yield feeds
 
 
-def domain_input_of(model: onnx.ModelProto) -> str | None:
+def find_domain_input(model: onnx.ModelProto) -> str | None:
     """Returns the name of a model's domain input; `None` if it has none."""
     names = [value.name for value in model.graph.input]
     return DOMAIN_NAME if DOMAIN_NAME in names else None

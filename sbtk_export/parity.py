@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sbtk_export.images import ExportPictures, PictureSet
+from sbtk_export.images import ExportImages, ImageSubset
 from sbtk_export.onnx_graph import ModelInputs
 from sbtk_runtime.engines.registry import Embeddings, Engine
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.evaluation.metrics import evaluate
 from sbtk_runtime.preprocess import KINDS
-from sbtk_train.batches.augment import normalised
+from sbtk_train.batches.augment import normalise
 from sbtk_train.models.student import Student
 
 NORM_LIMIT = 1e-3
@@ -100,15 +100,15 @@ class Reference:
     ranking: Embeddings
 
 
-def torch_reference(student: Student, pictures: ExportPictures) -> Reference:
+def compute_reference(student: Student, pictures: ExportImages) -> Reference:
     """Returns torch's embeddings of the pictures, by the code that training runs."""
-    parity = torch_embeddings(student, pictures.parity.inputs)
+    parity = embed_with_torch(student, pictures.parity.inputs)
     if pictures.ranking is pictures.parity:
         return Reference(parity, parity)
-    return Reference(parity, torch_embeddings(student, pictures.ranking.inputs))
+    return Reference(parity, embed_with_torch(student, pictures.ranking.inputs))
 
 
-def torch_embeddings(student: Student, inputs: ModelInputs) -> Embeddings:
+def embed_with_torch(student: Student, inputs: ModelInputs) -> Embeddings:
     """Returns `(N, D) float32` unit rows of pictures."""
     student.eval()
     rows = []
@@ -116,11 +116,11 @@ def torch_embeddings(student: Student, inputs: ModelInputs) -> Embeddings:
         for start in range(0, len(inputs), _BATCH):
             batch = torch.from_numpy(inputs.pixels[start : start + _BATCH]).permute(0, 3, 1, 2)
             domains = torch.from_numpy(inputs.domains[start : start + _BATCH])
-            rows.append(student.embed(normalised(batch), domains).numpy())
+            rows.append(student.embed(normalise(batch), domains).numpy())
     return np.concatenate(rows)
 
 
-def measure_parity(engine: Engine, pictures: ExportPictures, reference: Reference) -> Parity:
+def measure_parity(engine: Engine, pictures: ExportImages, reference: Reference) -> Parity:
     """Returns how far an engine's embeddings are from torch's.
 
     Args:
@@ -174,7 +174,7 @@ def require_parity(parities: Mapping[str, Parity]) -> None:
         )
 
 
-def _embedded(engine: Engine, pictures: PictureSet) -> Embeddings:
+def _embedded(engine: Engine, pictures: ImageSubset) -> Embeddings:
     """Returns an engine's `(N, D) float32` for pictures, each embedded as what it is."""
     rows = np.empty((len(pictures), engine.info.dim), dtype=np.float32)
     for kind in KINDS:
@@ -195,7 +195,7 @@ def _unit(rows: Embeddings) -> Embeddings:
         return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
 
 
-def _top_agreement(rows: Embeddings, wanted: Embeddings, pictures: PictureSet) -> float:
+def _top_agreement(rows: Embeddings, wanted: Embeddings, pictures: ImageSubset) -> float:
     is_sketch = pictures.is_sketch
     shares = []
     for found, expected in zip(
@@ -211,7 +211,7 @@ def _first_photos(rows: Embeddings, is_sketch: NDArray[np.bool_]) -> NDArray[np.
     return np.argsort(-scores, axis=1, kind="stable")[:, :_TOP]
 
 
-def _map_all(rows: Embeddings, pictures: PictureSet) -> float:
+def _map_all(rows: Embeddings, pictures: ImageSubset) -> float:
     is_sketch, labels = pictures.is_sketch, pictures.labels
     if not np.isfinite(rows).all():
         return float("nan")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sbtk_export.export import Exported, Variant
 from sbtk_export.parity import LIMITS, Parity, measure_parity
-from sbtk_runtime.engines.base import EngineRequest, Notify
+from sbtk_runtime.engines.base import EngineRequest
 from sbtk_runtime.engines.cuda import CudaDevice, find_device
 from sbtk_runtime.engines.tensorrt.build import Progress, no_progress
 from sbtk_runtime.engines.tensorrt.cache import PlanRecord
@@ -21,6 +21,7 @@ from sbtk_runtime.engines.tensorrt.library import MODULES, TensorRt, find_tensor
 from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
 from sbtk_runtime.machine import cpu_threads
 from sbtk_runtime.manifest import Precision
+from sbtk_train.progress import Notify
 
 # What a plan is built from: the files that TensorRT is fast with.
 _PRECISION_OF: dict[Variant, Precision] = {"fp16": "fp16", "int8.trt": "int8"}
@@ -53,7 +54,7 @@ def find_plan_builder(notify: Notify) -> PlanBuilder | None:
     """Returns the first TensorRT that can build plans on this machine; `None` without one.
 
     Args:
-        notify: told why an installed one cannot.
+        notify: called with why an installed one cannot.
     """
     for module in MODULES:
         try:
@@ -72,7 +73,7 @@ def find_plan_builder(notify: Notify) -> PlanBuilder | None:
     return None
 
 
-def engines_from_onnx(
+def build_engines(
     exported: Exported,
     variants: Sequence[Variant],
     builder: PlanBuilder,
@@ -85,7 +86,7 @@ def engines_from_onnx(
         exported: the bundle, and what its ONNX files were measured with.
         variants: that the bundle has.
         builder: from `find_plan_builder`.
-        notify: told what is under way, and when TensorRT cannot build a plan.
+        notify: called with what is under way, and when TensorRT cannot build a plan.
         progress: told how far a build is.
 
     Raises:
@@ -101,7 +102,7 @@ def engines_from_onnx(
                 precision,
                 builder.trt,
                 builder.device,
-                notify=notify,
+                said=notify,
                 progress=progress,
             )
         except (EngineUnavailable, MissingExtra) as problem:
@@ -124,7 +125,7 @@ def _measured(
         cpu_threads(),
         lanes=1,
         device=f"cuda:{device.index}",
-        notify=notify,
+        said=notify,
         form="tensorrt",
     )
     try:

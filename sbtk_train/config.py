@@ -20,7 +20,7 @@ CONFIG_NAME = "config.resolved.toml"
 #: Fields that say how a run is made and do not change what is asked for.
 FREE_FIELDS = ("workers", "threads", "device", "checkpoint_minutes", "feature_folder")
 #: Fields that name files, which may have moved when a run is resumed; hashes say they are the same.
-PLACES = (
+PATH_FIELDS = (
     *("data", "split", "classes", "weights", "teacher"),
     *("class_map", "more_sketches", "more_photos"),
 )
@@ -151,8 +151,8 @@ class TrainConfig:
         is_whole = not self.feature_folder or recipe.final_epochs
         return SIZE_PX if is_whole else recipe.train_size_px
 
-    def made_as(self, other: TrainConfig) -> TrainConfig:
-        """Returns this configuration with the other's `FREE_FIELDS`, `PLACES` and epochs.
+    def merge_free_fields(self, other: TrainConfig) -> TrainConfig:
+        """Returns this configuration with the other's `FREE_FIELDS`, `PATH_FIELDS` and epochs.
 
         Whether the places hold what the run was started with is for `train` to check.
 
@@ -166,7 +166,7 @@ class TrainConfig:
                 f"one {first} them, as it was started",
                 "a new run, or the same way as before",
             )
-        taken = {name: getattr(other, name) for name in (*FREE_FIELDS, *PLACES)}
+        taken = {name: getattr(other, name) for name in (*FREE_FIELDS, *PATH_FIELDS)}
         recipe = replace(self.recipe, epochs=other.recipe.epochs)
         return replace(self, recipe=recipe, **taken)
 
@@ -385,7 +385,7 @@ def default_recipe(method: Method, split: str = "") -> str:
     return of_tuberlin[0] if split.casefold().startswith("tub") and of_tuberlin else names[0]
 
 
-def recipe(name: str, method: Method = "sbtknet", **changes: object) -> Recipe:
+def make_recipe(name: str, method: Method = "sbtknet", **changes: object) -> Recipe:
     """Returns the named recipe of a method with the given knobs changed.
 
     Raises:

@@ -25,12 +25,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sbtk_runtime.errors import BadConfig, SbtkError
 from sbtk_train.batches.sampler import Batch
-from sbtk_train.batches.shards import Share
+from sbtk_train.batches.shards import BatchShard
 from sbtk_train.models.student import Student
 
 #: The first process may check a large data set or validate for long while the others wait.
-_PATIENCE = timedelta(days=7)
-_TOLD = "told"
+_TIMEOUT = timedelta(days=7)
+_REPORTED = "reported"
 
 T = TypeVar("T")
 
@@ -40,11 +40,11 @@ class OtherProcessFailed(SbtkError):
 
 
 @dataclass(frozen=True)
-class Team:
+class DistributedContext:
     """The processes of a run, and this one's place among them; by default it is alone.
 
-    What waits for the others (`agreed`, `in_turn`, `any`, `wait`, `network`, `joined`) has to be
-    called by all processes, in the same order.
+    Collective methods (`broadcast_object`, `rank_zero_first`, `all_reduce_any`, `barrier`,
+    `wrap_model`, `all_gather`) must be called by all processes, in the same order.
 
     Attributes:
         rank: this process, from 0.
@@ -55,13 +55,13 @@ class Team:
     """
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     local_rank: int = 0
-    local_size: int = 1
+    local_world_size: int = 1
     store: Store | None = None
 
     @property
-    def is_first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this process reads, decides and writes for all."""
         return self.rank == 0
 
@@ -71,41 +71,41 @@ class Team:
         Raises:
             BadConfig: one GPU is named for several processes, or there are too few.
         """
-        if self.size == 1 or not asked.startswith(("auto", "cuda")):
+        if self.world_size == 1 or not asked.startswith(("auto", "cuda")):
             return asked
         if not torch.cuda.is_available():
             return asked
         if asked not in ("auto", "cuda"):
-            raise BadConfig(f"--device {asked} for {self.size} processes", "--device cuda")
+            raise BadConfig(f"--device {asked} for {self.world_size} processes", "--device cuda")
         gpus = torch.cuda.device_count()
-        if self.local_size > gpus:
+        if self.local_world_size > gpus:
             raise BadConfig(
-                f"{self.local_size} processes and {gpus} GPUs",
+                f"{self.local_world_size} processes and {gpus} GPUs",
                 "a GPU for each process",
                 f"torchrun --nproc-per-node {gpus}, or --device cpu",
             )
         torch.cuda.set_device(self.local_rank)
         return f"cuda:{self.local_rank}"
 
-    def agreed(self, make: Callable[[], T]) -> T:
+    def broadcast_object(self, make: Callable[[], T]) -> T:
         """Returns in all processes what `make` returns in the first, which alone calls it.
 
         Raises:
             OtherProcessFailed: in the others, if it raised in the first.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return make()
-        told: list[tuple[T] | None] = [None]
+        payload: list[tuple[T] | None] = [None]
         try:
-            if self.is_first:
-                told[0] = (make(),)
+            if self.is_rank_zero:
+                payload[0] = (make(),)
         finally:
-            distributed.broadcast_object_list(told, src=0, device=torch.device("cpu"))
-        if told[0] is None:
+            distributed.broadcast_object_list(payload, src=0, device=torch.device("cpu"))
+        if payload[0] is None:
             raise OtherProcessFailed("the first process of this run failed")
-        return told[0][0]
+        return payload[0][0]
 
-    def in_turn(self, make: Callable[[], T]) -> T:
+    def rank_zero_first(self, make: Callable[[], T]) -> T:
         """Returns `make()`, called by the first process before all others.
 
         What it writes to a cache the others find there.
@@ -113,73 +113,73 @@ class Team:
         Raises:
             OtherProcessFailed: in the others, if it raised in the first.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return make()
         made: list[T] = []
-        self.agreed(lambda: made.append(make()))
-        return made[0] if self.is_first else make()
+        self.broadcast_object(lambda: made.append(make()))
+        return made[0] if self.is_rank_zero else make()
 
-    def any(self, *claims: bool) -> tuple[bool, ...]:
+    def all_reduce_any(self, *claims: bool) -> tuple[bool, ...]:
         """Returns of each claim whether it is true in any process."""
-        if self.size == 1:
+        if self.world_size == 1:
             return claims
         flags = torch.tensor(claims, dtype=torch.int32)
         distributed.all_reduce(flags, distributed.ReduceOp.MAX)
         return tuple(bool(flag) for flag in flags)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Waits until all processes are here."""
-        self.any(False)
+        self.all_reduce_any(False)
 
-    def share(self, batch: Batch) -> Share:
+    def shard(self, batch: Batch) -> BatchShard:
         """Returns what this process takes of a batch."""
-        return Share(batch, self.rank, self.size)
+        return BatchShard(batch, self.rank, self.world_size)
 
-    def network(self, student: Student) -> nn.Module:
+    def wrap_model(self, student: Student) -> nn.Module:
         """Returns what to call in training instead of `student`, whose gradients are then summed.
 
         The student itself stays as it is, and is what to validate and to save.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return student
         # A recipe without a loss leaves that loss's head without a gradient in every step.
         return DistributedDataParallel(student, broadcast_buffers=False, static_graph=True)
 
-    def joined(self, rows: Sequence[Tensor], share: Share, views: int) -> list[Tensor]:
+    def all_gather(self, rows: Sequence[Tensor], shard: BatchShard, views: int) -> list[Tensor]:
         """Returns the rows of all processes in the whole batch's order, with their gradients.
 
         Args:
             rows: `(V * (s + p), D) float32` tensors, what was made of the own images.
-            share: which images these are.
+            shard: which images these are.
             views: V.
 
         Returns:
             `(V * (S + P), D) float32` for each.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return list(rows)
-        return list(_JoinedRows.apply(share, views, *rows))  # type: ignore[no-untyped-call]
+        return list(_AllGatherRows.apply(shard, views, *rows))  # type: ignore[no-untyped-call]
 
-    def is_first_to_tell(self) -> bool:
+    def claim_report(self) -> bool:
         """Says whether no other process has told why the run ends; this one then has to."""
         if self.store is None:
             return True
         try:
-            return int(self.store.add(_TOLD, 1)) == 1
+            return int(self.store.add(_REPORTED, 1)) == 1
         except RuntimeError:
             return False  # the process that held the store is gone, and told
 
-    def has_told(self) -> bool:
+    def has_report(self) -> bool:
         """Says whether any process has told why the run ends."""
-        return self.store is not None and bool(self.store.check([_TOLD]))
+        return self.store is not None and bool(self.store.check([_REPORTED]))
 
 
 #: A process that trains by itself.
-ALONE = Team()
+SINGLE_PROCESS = DistributedContext()
 
 
 @contextlib.contextmanager
-def joined_team() -> Iterator[Team]:
+def init_distributed() -> Iterator[DistributedContext]:
     """Gives this process its place among those that torchrun started, or a team of its own.
 
     Whatever ends the run early is raised in the process where it happened first; the others end
@@ -189,25 +189,25 @@ def joined_team() -> Iterator[Team]:
         BadConfig: the processes do not find each other.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
-        yield ALONE
+        yield SINGLE_PROCESS
         return
-    team = _team_of_environment()
+    context = _context_from_environment()
     try:
-        yield team
+        yield context
     except BaseException as problem:
-        if isinstance(problem, OtherProcessFailed) or not team.is_first_to_tell():
+        if isinstance(problem, OtherProcessFailed) or not context.claim_report():
             raise SystemExit(1) from None
         if _is_lost_connection(problem):
             raise OtherProcessFailed(
                 "another process of this run is gone, and said nothing",
-                f"all {team.size} processes to run to the end",
+                f"all {context.world_size} processes to run to the end",
                 "if the system stopped it, there was too little memory; sbtk train --resume RUN",
             ) from problem
         raise
     distributed.destroy_process_group()
 
 
-class _JoinedRows(Function):
+class _AllGatherRows(Function):
     """The rows of all processes, one communication for all tensors.
 
     Every process goes on to the same loss, so the gradient of its own rows is all there in its own
@@ -215,36 +215,36 @@ class _JoinedRows(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, share: Share, views: int, *parts: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, shard: BatchShard, views: int, *parts: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)  # a head without a loss is to get no gradient, as in one
         own = torch.cat(parts, dim=1)
-        ctx.rows, ctx.size = share.rows(views).to(own.device), share.size
-        filled = own.new_zeros(share.longest(views), own.shape[1])
+        ctx.rows, ctx.size = shard.rows(views).to(own.device), shard.size
+        filled = own.new_zeros(shard.max_rows(views), own.shape[1])
         filled[: len(own)] = own
-        gathered = [torch.empty_like(filled) for _ in range(share.size)]
+        gathered = [torch.empty_like(filled) for _ in range(shard.size)]
         distributed.all_gather(gathered, filled)
-        joint = torch.cat(gathered)[share.order(views).to(own.device)]
+        joint = torch.cat(gathered)[shard.gather_order(views).to(own.device)]
         columns = torch.split(joint, [part.shape[1] for part in parts], dim=1)
         return tuple(part.contiguous() for part in columns)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         # DistributedDataParallel averages gradients over the processes, and theirs add up.
-        own = (None if slope is None else slope[ctx.rows] * ctx.size for slope in slopes)
+        own = (None if grad is None else grad[ctx.rows] * ctx.size for grad in grad_outputs)
         return None, None, *own
 
 
-def _team_of_environment() -> Team:
+def _context_from_environment() -> DistributedContext:
     try:
-        store, rank, size = next(iter(rendezvous("env://")))
+        store, rank, world_size = next(iter(rendezvous("env://")))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         distributed.init_process_group(
             backend,
             store=PrefixStore("sbtk", store),
             rank=rank,
-            world_size=size,
-            timeout=_PATIENCE,
+            world_size=world_size,
+            timeout=_TIMEOUT,
         )
     except (RuntimeError, ValueError) as problem:
         raise BadConfig(
@@ -254,8 +254,8 @@ def _team_of_environment() -> Team:
             "torchrun --nproc-per-node N -m sbtk_cli train DATA",
         ) from problem
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-    return Team(rank, size, local_rank, local_size, store)
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    return DistributedContext(rank, world_size, local_rank, local_world_size, store)
 
 
 def _is_lost_connection(problem: BaseException) -> bool:
@@ -267,7 +267,7 @@ def _is_lost_connection(problem: BaseException) -> bool:
 _OVER = (0, 2, 3)
 
 
-def synchronise_norms(network: nn.Module, device: torch.device) -> None:
+def synchronise_batch_norms(network: nn.Module, device: torch.device) -> None:
     """Replaces the batch norms in `network`; parameters, buffers and their names stay.
 
     Args:
@@ -279,12 +279,12 @@ def synchronise_norms(network: nn.Module, device: torch.device) -> None:
         return
     for name, child in network.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            network.add_module(name, SynchronisedNorm.of(child))
+            network.add_module(name, SyncBatchNorm.of(child))
         else:
-            synchronise_norms(child, device)
+            synchronise_batch_norms(child, device)
 
 
-class SynchronisedNorm(nn.BatchNorm2d):
+class SyncBatchNorm(nn.BatchNorm2d):
     """A batch norm whose mean and variance are, in training, over the images of all processes.
 
     All processes have to run it at once, each with its own images, or with none. The gradient of
@@ -292,7 +292,7 @@ class SynchronisedNorm(nn.BatchNorm2d):
     """
 
     @classmethod
-    def of(cls, plain: nn.BatchNorm2d) -> SynchronisedNorm:
+    def of(cls, plain: nn.BatchNorm2d) -> SyncBatchNorm:
         """Returns a norm with the very parameters and buffers of `plain`."""
         norm = cls(plain.num_features, plain.eps, plain.momentum)
         norm.weight, norm.bias = plain.weight, plain.bias
@@ -317,9 +317,9 @@ class SynchronisedNorm(nn.BatchNorm2d):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         momentum = self.momentum
-        share = 1 / int(self.num_batches_tracked) if momentum is None else momentum
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(unbiased, share)
+        shard = 1 / int(self.num_batches_tracked) if momentum is None else momentum
+        self.running_mean.lerp_(mean, shard)
+        self.running_var.lerp_(unbiased, shard)
 
 
 class _JointNorm(Function):
@@ -337,9 +337,11 @@ class _JointNorm(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(
+        ctx: Any, grad_output: Tensor, *_: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, None]:
         values, weight, mean, scale, count = ctx.saved_tensors
-        rows, slope_rows = values.float(), slope.float()
+        rows, slope_rows = values.float(), grad_output.float()
         along_bias = slope_rows.sum(_OVER)
         normal = (rows - _channels(mean)) * _channels(scale)
         along_weight = (slope_rows * normal).sum(_OVER)

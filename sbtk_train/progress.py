@@ -28,5 +28,7 @@ class EpochDone:
     since_best: int
 
 
+#: Receives sentences for people.
+Notify = Callable[[str], None]
 #: Told about steps, epochs, and sentences for people.
 Listener = Callable[[StepDone | EpochDone | str], None]

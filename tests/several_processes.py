@@ -17,8 +17,13 @@ import torch
 from torch import Tensor
 
 from sbtk_train.batches.sampler import Batch
-from sbtk_train.config import Method, TrainConfig, recipe
-from sbtk_train.distributed import ALONE, Team, joined_team, synchronise_norms
+from sbtk_train.config import Method, TrainConfig, make_recipe
+from sbtk_train.distributed import (
+    SINGLE_PROCESS,
+    DistributedContext,
+    init_distributed,
+    synchronise_batch_norms,
+)
 from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.models.student import StudentOutput
 from sbtk_train.progress import StepDone
@@ -44,7 +49,7 @@ CONFIGS: dict[str, Callable[[Path], TrainConfig]] = {
 #: The one that is stopped after a step and resumed, and what it saved when it was stopped.
 INTERRUPTED = "contrastive"
 STOPPED = "when-stopped.safetensors"
-#: Sketches and photos of batches that two processes cannot share evenly.
+#: Sketches and photos of batches that two processes cannot shard evenly.
 UNEVEN = {"one-more": (4, 3), "none-in-one": (1, 0)}
 
 
@@ -61,7 +66,7 @@ def config(data: Path, method: Method, name: str, **knobs: Any) -> TrainConfig:
         data=str(data),
         split="SK-YE",
         method=method,
-        recipe=recipe(name, method, **(common | knobs)),
+        recipe=make_recipe(name, method, **(common | knobs)),
         backbone="resnet18",
         dim=8,
         validation_classes=2,
@@ -73,7 +78,12 @@ def config(data: Path, method: Method, name: str, **knobs: Any) -> TrainConfig:
     )
 
 
-def run(config: TrainConfig, folder: Path, team: Team = ALONE, **options: Any) -> list[Any]:
+def run(
+    config: TrainConfig,
+    folder: Path,
+    distributed: DistributedContext = SINGLE_PROCESS,
+    **options: Any,
+) -> list[Any]:
     """Trains into `folder` and returns the means that each step told."""
     folder.mkdir(parents=True, exist_ok=True)
     loop._REPORT_SECONDS = 0.0
@@ -83,7 +93,7 @@ def run(config: TrainConfig, folder: Path, team: Team = ALONE, **options: Any) -
         if isinstance(event, StepDone):
             means.append(event.means)
 
-    train(config, folder, listen, team=team, **options)
+    train(config, folder, listen, distributed=distributed, **options)
     return means
 
 
@@ -108,14 +118,14 @@ def loss_of(output: StudentOutput) -> Tensor:
     return pairs / weights.sum() ** 2 + ends + (weights @ output.class_logits).square().mean()
 
 
-def _step(team: Team, sketches: int, photos: int) -> dict[str, Tensor]:
+def _step(distributed: DistributedContext, sketches: int, photos: int) -> dict[str, Tensor]:
     """Returns loss, gradients and buffers of a student after one backward pass."""
     student = small_student()
-    synchronise_norms(student, torch.device("cpu"))
-    network = team.network(student)
+    synchronise_batch_norms(student, torch.device("cpu"))
+    network = distributed.wrap_model(student)
     batch, images = whole_batch(sketches, photos)
-    share = team.share(batch)
-    output = StudentOutput(*team.joined(network(images[share.rows()]), share, 1))
+    shard = distributed.shard(batch)
+    output = StudentOutput(*distributed.all_gather(network(images[shard.rows()]), shard, 1))
     loss = loss_of(output)
     loss.backward()  # type: ignore[no-untyped-call]
     return {"loss": loss.detach(), **state_after(student)}
@@ -124,37 +134,39 @@ def _step(team: Team, sketches: int, photos: int) -> dict[str, Tensor]:
 def state_after(student: SbtknetStudent) -> dict[str, Tensor]:
     """Returns the gradients of those weights that have one, and the buffers."""
     gradients = ((name, weight.grad) for name, weight in student.named_parameters())
-    return {name: slope for name, slope in gradients if slope is not None} | dict(
+    return {name: grad_output for name, grad_output in gradients if grad_output is not None} | dict(
         student.named_buffers()
     )
 
 
-def _stopped_and_resumed(config: TrainConfig, folder: Path, team: Team) -> list[Any]:
+def _stopped_and_resumed(
+    config: TrainConfig, folder: Path, distributed: DistributedContext
+) -> list[Any]:
     """Trains as `run` does, in two goes: the last process asks to stop after the first step."""
 
     def stop(trainer: Trainer) -> None:
-        if team.rank == team.size - 1:
+        if distributed.rank == distributed.world_size - 1:
             trainer.stop_soon()
 
     with contextlib.suppress(KeyboardInterrupt):
-        run(config, folder, team, on_trainer=stop)
-    if team.is_first:
+        run(config, folder, distributed, on_trainer=stop)
+    if distributed.is_rank_zero:
         (folder / STOPPED).write_bytes((folder / LAST).read_bytes())
-    return run(config, folder, team, resume=True)
+    return run(config, folder, distributed, resume=True)
 
 
 def main(data: Path, folder: Path) -> None:
-    """Does everything once, in the team of processes."""
-    with joined_team() as team:
-        own = folder if team.is_first else folder / f"process-{team.rank}"
+    """Does everything once, in the group of processes."""
+    with init_distributed() as distributed:
+        own = folder if distributed.is_rank_zero else folder / f"process-{distributed.rank}"
         for name, of in CONFIGS.items():
             train_it = _stopped_and_resumed if name == INTERRUPTED else run
-            means = train_it(of(data), own / name, team)
-            if team.is_first:
+            means = train_it(of(data), own / name, distributed)
+            if distributed.is_rank_zero:
                 (own / f"{name}.json").write_text(json.dumps(means))
         for name, counts in UNEVEN.items():
-            found = _step(team, *counts)
-            if team.is_first:
+            found = _step(distributed, *counts)
+            if distributed.is_rank_zero:
                 torch.save(found, own / f"{name}.pt")
 
 

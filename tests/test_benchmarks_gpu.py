@@ -26,7 +26,7 @@ from benchmarks.gpu_process import run_stage
 from benchmarks.gpu_timing import TimingConfig, timed_by_clock
 from benchmarks.gpu_training_data import evenly_cut, hardly_decoded, sketches_per_step
 from sbtk_runtime.engines.registry import ENGINE_NAMES
-from sbtk_train.batches.sampler import class_balanced_batches
+from sbtk_train.batches.sampler import sample_class_balanced
 from sbtk_train.data import ImageSet, read_dataset
 from sbtk_train.models.sbtknet import SbtknetStudent
 from tests.tiny_data import write_dataset
@@ -223,7 +223,7 @@ def test_an_epoch_of_cut_data_has_its_steps_and_shows_new_pictures_or_hardly_any
     quadruplets: int,
 ) -> None:
     data = read_dataset(write_dataset(tmp_path, sketches=20, photos=20))
-    batches = list(class_balanced_batches(cut(data, 7, quadruplets), quadruplets, 0, 0))
+    batches = list(sample_class_balanced(cut(data, 7, quadruplets), quadruplets, 0, 0))
     assert len(batches) == 7
     per_step = sketches_per_step(data, quadruplets)
     shown: set[int] = set()

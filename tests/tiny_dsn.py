@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from sbtk_export.images import PictureSet
+from sbtk_export.images import ImageSubset
 from sbtk_runtime.preprocess import KINDS, domains_of
-from sbtk_train.batches.augment import normalised
+from sbtk_train.batches.augment import normalise
 from sbtk_train.models.cse_resnet import CseTrunk
 from sbtk_train.models.dsn import DsnStudent
 from tests.tiny_student import TRAINING
@@ -53,12 +53,12 @@ def tiny_dsn_student(dim: int = 64) -> DsnStudent:
     return student.eval()
 
 
-def telling(student: DsnStudent, pictures: PictureSet) -> DsnStudent:
+def telling(student: DsnStudent, pictures: ImageSubset) -> DsnStudent:
     """Returns the student with an embedding whose last number tells sketches from photos.
 
     Else a kind that is not told, or told wrongly, would hardly be seen in the embeddings.
     """
-    images = normalised(torch.from_numpy(pictures.pixels[:64]).permute(0, 3, 1, 2))
+    images = normalise(torch.from_numpy(pictures.pixels[:64]).permute(0, 3, 1, 2))
     with torch.inference_mode():
         sketch, photo = (
             student.feature(images, torch.from_numpy(domains_of(kind, len(images)))).mean(dim=0)

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from sbtk_export.images import PictureSet
+from sbtk_export.images import ImageSubset
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import read_json_object, write_json_atomically
-from sbtk_train.batches.augment import normalised
-from sbtk_train.config import TrainConfig, read_config, recipe
+from sbtk_train.batches.augment import normalise
+from sbtk_train.config import TrainConfig, make_recipe, read_config
 from sbtk_train.models.dsn import DsnStudent
 from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.runs.checkpoint import RECORD, TrainedRun, save_student
@@ -52,7 +52,7 @@ def write_textures(root: Path, training: int = 132, validation: int = 8, unseen:
 
 
 def fitted(
-    student: AnyStudent, pictures: Sequence[PictureSet], shrinkage: float = 1e-4
+    student: AnyStudent, pictures: Sequence[ImageSubset], shrinkage: float = 1e-4
 ) -> AnyStudent:
     """Returns the student with an embedding that keeps the classes of the pictures apart.
 
@@ -70,7 +70,7 @@ def fitted(
             torch.split(torch.from_numpy(domains), 32),
             strict=True,
         )
-        features = [student.feature(normalised(batch), of_them) for batch, of_them in batches]
+        features = [student.feature(normalise(batch), of_them) for batch, of_them in batches]
         feature = torch.cat(features).double()
     _, classes = np.unique(labels, return_inverse=True)
     wanted = torch.eye(student.embedding.out_features, dtype=torch.float64)[
@@ -116,7 +116,7 @@ def write_run(
     """Returns `folder` as `sbtk train` would leave it after training `student` on `data`."""
     folder.mkdir(parents=True)
     dim = student.embedding.out_features
-    config = TrainConfig(str(data), "SK-YE", recipe("sbtk"), backbone=backbone, dim=dim)
+    config = TrainConfig(str(data), "SK-YE", make_recipe("sbtk"), backbone=backbone, dim=dim)
     config.write(folder)
     save_student(folder, student.state_dict(), backbone)
     record = {

@@ -379,9 +379,14 @@ def _contenders(
 ) -> Iterator[Contender]:
     import torch
 
-    from sbtk_train.models.eager import TorchSettings, compiled_run, eager_run, random_student
+    from sbtk_train.models.eager import (
+        TorchSettings,
+        make_compiled_run,
+        make_eager_run,
+        make_random_student,
+    )
 
-    student = random_student(manifest.method, manifest.backbone, manifest.dim)
+    student = make_random_student(manifest.method, manifest.backbone, manifest.dim)
     for device in devices:
         if device != "cpu" and not torch.cuda.is_available():
             notify(f"torch has no working CUDA: no comparison on {device}")
@@ -393,14 +398,14 @@ def _contenders(
             f"torch eager{where}",
             "fp32",
             device,
-            eager_run(student, TorchSettings(threads, device)),
+            make_eager_run(student, TorchSettings(threads, device)),
             "eager",
         )
         yield Contender(
             f"torch eager channels_last{where}",
             best.precision,
             device,
-            eager_run(student, best),
+            make_eager_run(student, best),
             "other",
         )
         if with_compiled:
@@ -408,13 +413,13 @@ def _contenders(
                 f"torch compiled{where}",
                 best.precision,
                 device,
-                compiled_run(student, best, notify),
+                make_compiled_run(student, best, said),
                 "compiled",
             )
 
 
 def _products(kind: ProductKind, sizes: Sequence[int], threads: int) -> Iterator[Product]:
-    from sbtk_train.models.eager import product_run
+    from sbtk_train.models.eager import make_product_run
 
     for size in sizes:
-        yield Product("torch", kind, size, product_run(kind, size, threads))
+        yield Product("torch", kind, size, make_product_run(kind, size, threads))

@@ -72,11 +72,11 @@ def check(
 ) -> int:
     """Runs `sbtk data check`."""
     from sbtk_runtime.machine import cpu_threads
-    from sbtk_train.data.check import check_data, check_images, splits_of
+    from sbtk_train.data.check import check_data, check_images, find_splits
     from sbtk_train.data.dataset import open_dataset
 
     dataset = open_dataset(data, keep_duplicates=keep_duplicates)
-    splits = splits_of(dataset, split)
+    splits = find_splits(dataset, split)
     images = None
     if not quick:
         with output.progress("opening images", quiet=quiet) as advance:

@@ -105,14 +105,14 @@ def command(
 ) -> int:
     """Runs `sbtk export`."""
     # Cheap first: a name that cannot be is told before torch is imported.
-    from sbtk_export.export import checked_name, require_absent
+    from sbtk_export.export import require_absent, validate_name
 
     if target is not None:
         require_absent(target)
     if name is not None:
-        checked_name(name)
+        validate_name(name)
     from sbtk_export.export import ExportPlan, export_run
-    from sbtk_export.plans import engines_from_onnx, find_plan_builder
+    from sbtk_export.plans import build_engines, find_plan_builder
     from sbtk_train.runs.checkpoint import load_run, newest_run
 
     def notify(text: str) -> None:
@@ -120,7 +120,7 @@ def command(
 
     folder = newest_run() if run is None else run
     trained = load_run(folder)
-    name = name or checked_name((target or folder).absolute().name)
+    name = name or validate_name((target or folder).absolute().name)
     made: tuple[tuple[Variant, bool], ...] = (
         ("fp16", fp16),
         ("int8", int8),
@@ -135,7 +135,7 @@ def command(
     engines: list[BuiltEngine] = []
     if builder is not None:
         with build_status(quiet=quiet) as status:
-            engines = engines_from_onnx(exported, variants, builder, status.notify, status.progress)
+            engines = build_engines(exported, variants, builder, status.said, status.progress)
     _print(exported.bundle, engines, as_json)
     return 0
 

@@ -18,7 +18,7 @@ from click.core import ParameterSource
 
 from sbtk_cli import options, output, train_options
 from sbtk_cli.options import Terminated, ending_of, ending_signals
-from sbtk_cli.train_options import KNOBS, config_from
+from sbtk_cli.train_options import KNOBS, build_config
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import printable_name, write_atomically
 
@@ -82,37 +82,48 @@ def command(
     On several GPUs: torchrun --nproc-per-node N -m sbtk_cli train DATA. The student is the one that
     a single process makes; a batch is shared, not multiplied.
     """
-    from sbtk_train.distributed import joined_team
+    from sbtk_train.distributed import init_distributed
     from sbtk_train.runs.run import train
 
     given = _given(context)
     _refuse_idle(given, is_ablation=ablation, is_resumed=resume is not None)
-    with joined_team() as team:
-        reporter = Reporter(as_json and team.is_first, quiet or not team.is_first)
+    with init_distributed() as distributed:
+        reporter = Reporter(
+            as_json and distributed.is_rank_zero, quiet or not distributed.is_rank_zero
+        )
         if ablation:
-            if team.size > 1:
+            if distributed.world_size > 1:
                 raise BadConfig("--ablation in several processes", "one", "sbtk train --ablation")
             root = out or Path("runs") / "ablation"
             return run_ablation(
                 _required(data), values, given, root, seeds, rows, reporter, as_json=as_json
             )
-        config, folder = team.agreed(
+        config, folder = distributed.broadcast_object(
             lambda: (
                 _resumed(resume, data if "data" in given else None, given, values)
                 if resume is not None
-                else _started(_required(data), out, name, values, team.local_size, reporter)
+                else _started(
+                    _required(data), out, name, values, distributed.local_world_size, reporter
+                )
             )
         )
         try:
-            with stopping_by_signal(lambda: team.is_first and not team.has_told()) as hold:
+            with stop_on_signal(
+                lambda: distributed.is_rank_zero and not distributed.has_report()
+            ) as hold:
                 record = train(
-                    config, folder, reporter, resume=resume is not None, on_trainer=hold, team=team
+                    config,
+                    folder,
+                    reporter,
+                    resume=resume is not None,
+                    on_trainer=hold,
+                    distributed=distributed,
                 )
         except KeyboardInterrupt:
-            if team.is_first:
+            if distributed.is_rank_zero:
                 output.notice(_how_to_go_on(folder))
             raise
-    if team.is_first:
+    if distributed.is_rank_zero:
         output.notice(f"{folder}: {_summary(record)}", quiet=quiet)
         output.notice(f"next: sbtk export {folder}", quiet=quiet)
         if not as_json:
@@ -154,7 +165,9 @@ def _resumed(
     from sbtk_train.config import read_config
 
     own = read_config(folder)
-    return resumed_config(own, data, [name for name in given if name in values], values), folder
+    return merge_resumed_config(
+        own, data, [name for name in given if name in values], values
+    ), folder
 
 
 def _started(
@@ -167,7 +180,7 @@ def _started(
 ) -> tuple[TrainConfig, Path]:
     from sbtk_train.runs.run import new_run_folder
 
-    config = train_options.config_from(data, values, reporter, processes=processes)
+    config = train_options.build_config(data, values, reporter, processes=processes)
     folder = out if out is not None else new_run_folder(Path("runs"), name or config.method)
     folder.mkdir(parents=True, exist_ok=True)
     return config, folder
@@ -235,24 +248,24 @@ def run_ablation(
 
 def _run_study(study: Study, root: Path, reporter: Reporter, *, as_json: bool) -> int:
     from sbtk_train.runs.ablation import (
-        as_markdown,
         draw,
-        missing,
+        find_missing,
+        format_markdown,
         run_study,
         score_runs,
         write_csv,
     )
 
     try:
-        with stopping_by_signal() as hold:
+        with stop_on_signal() as hold:
             run_study(study, root, reporter, should_stop=lambda: hold.is_stopping, on_trainer=hold)
     except KeyboardInterrupt:
         output.notice("Stopped. Run the same command to go on with the study.")
         raise
     scores = score_runs(study, root, "validation", reporter)
-    if not missing(study, root):
+    if not find_missing(study, root):
         scores += score_runs(study, root, "unseen", reporter)
-    table = as_markdown(study, scores)
+    table = format_markdown(study, scores)
     write_csv(root / "ablation.csv", scores)
     write_atomically(root / "ablation.md", table.encode())
     picture = draw(study, scores, root / "ablation.png")
@@ -271,7 +284,7 @@ def _study(
     reporter: Reporter,
 ) -> Study:
     """Returns what the options describe, stages frozen and their maps kept unless they say so."""
-    from sbtk_train.runs.ablation import Study, chosen_rows
+    from sbtk_train.runs.ablation import Study, select_rows
 
     freeze_until = values["freeze_until"] or _FREEZE_UNTIL
     feature_folder = values["feature_folder"]
@@ -281,12 +294,12 @@ def _study(
     unsaid = dict.fromkeys(KNOBS) | {"knowledge": False}
     places = {"freeze_until": freeze_until, "feature_folder": feature_folder}
     return Study(
-        base=config_from(data, values | unsaid | places, reporter),
+        base=build_config(data, values | unsaid | places, reporter),
         sbtknet_recipe="sbtk",
         common=_common(values),
         epochs={method: values["epochs"] or epochs for method, epochs in _EPOCHS.items()},
         seeds=tuple(range(seeds)),
-        rows=chosen_rows(rows),
+        rows=select_rows(rows),
     )
 
 
@@ -386,7 +399,7 @@ class Holder:
 
 
 @contextlib.contextmanager
-def stopping_by_signal(is_heard: Callable[[], bool] = lambda: True) -> Iterator[Holder]:
+def stop_on_signal(is_heard: Callable[[], bool] = lambda: True) -> Iterator[Holder]:
     """Makes the first ending signal save and stop after the step under way; a second kills.
 
     Args:
@@ -422,7 +435,7 @@ def stopping_by_signal(is_heard: Callable[[], bool] = lambda: True) -> Iterator[
             signal.signal(number, handler)
 
 
-def resumed_config(
+def merge_resumed_config(
     config: TrainConfig, data: Path | None, given: Iterable[str], values: dict[str, Any]
 ) -> TrainConfig:
     """Returns the run's own configuration, with what the options say of how it is made.
@@ -437,7 +450,7 @@ def resumed_config(
         BadConfig: names the first that differs, with both values.
     """
     from sbtk_cli.train_options import absolute
-    from sbtk_train.config import FREE_FIELDS, PLACES
+    from sbtk_train.config import FREE_FIELDS, PATH_FIELDS
 
     free: dict[str, Any] = {}
     differing: list[str] = []
@@ -452,7 +465,7 @@ def resumed_config(
         if name == "epochs":
             free["recipe"] = replace(config.recipe, epochs=found)
             continue
-        if name in PLACES and (place := _place(name, found, own[name])):
+        if name in PATH_FIELDS and (place := _place(name, found, own[name])):
             free[name] = place
             continue
         if name not in own:
@@ -466,13 +479,13 @@ def resumed_config(
             "the run's own configuration, which --resume takes",
             "leave the option out, or start a new run without --resume",
         )
-    return config.made_as(replace(config, **free))
+    return config.merge_free_fields(replace(config, **free))
 
 
 def _place(name: str, found: object, own: object) -> str | tuple[str, ...]:
     """Returns the path of a file given in the place of the run's own; empty if it is not one."""
     from sbtk_cli.train_options import absolute
-    from sbtk_train.data.more_images import is_brought
+    from sbtk_train.data.more_images import is_bundled
     from sbtk_train.models.weights_file import find_weights
 
     if isinstance(found, tuple):
@@ -482,7 +495,7 @@ def _place(name: str, found: object, own: object) -> str | tuple[str, ...]:
         return ""
     if name == "split" and not Path(str(own)).is_absolute():
         return ""  # a published or drawn one, or a file that an older version named
-    if name == "class_map" and (is_brought(str(found)) or is_brought(str(own))):
+    if name == "class_map" and (is_bundled(str(found)) or is_bundled(str(own))):
         return ""
     return absolute(find_weights(str(found), None) if name == "weights" else str(found))
 

@@ -13,8 +13,8 @@ from sbtk_runtime.errors import BadData
 
 if TYPE_CHECKING:
     from sbtk_train.config import TrainConfig
+    from sbtk_train.progress import Notify
 
-Notify = Callable[[str], None]
 
 #: Options that change a knob of the recipe; the name is the knob's.
 KNOBS = (
@@ -284,7 +284,7 @@ def training(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def config_from(
+def build_config(
     data: Path,
     values: dict[str, Any],
     notify: Notify,
@@ -296,15 +296,15 @@ def config_from(
     Args:
         data: the data set's folder.
         values: the options' values by name.
-        notify: told what was decided.
+        notify: called with what was decided.
         processes: how many share this machine's CPUs in the run.
 
     Raises:
         BadConfig: options contradict each other, or there are no weights.
         BadData: there is no such folder.
     """
-    from sbtk_train.config import TrainConfig, default_recipe, default_workers, recipe
-    from sbtk_train.models.weights_file import choose_backbone, find_weights, student_dim
+    from sbtk_train.config import TrainConfig, default_recipe, default_workers, make_recipe
+    from sbtk_train.models.weights_file import choose_backbone, find_weights, read_student_dim
 
     if not data.is_dir():
         raise BadData(f"there is no folder {data}", "a folder of sketches and photos")
@@ -316,14 +316,16 @@ def config_from(
     if weights is None and values["teacher"] is None:
         knobs = asked | _without_teacher(method, asked, notify)
     freeze_until = values["freeze_until"] or ""
-    own_dim = None if weights is None else student_dim(weights)
+    own_dim = None if weights is None else read_student_dim(weights)
     fields = {field: values[field] for field in _FIELDS}
     if _is_split_file(values["split"]):
         fields["split"] = absolute(values["split"])
     return TrainConfig(
         data=absolute(data),
         method=method,
-        recipe=recipe(values["recipe"] or default_recipe(method, values["split"]), method, **knobs),
+        recipe=make_recipe(
+            values["recipe"] or default_recipe(method, values["split"]), method, **knobs
+        ),
         classes=absolute(values["classes"]),
         more_sketches=tuple(str(path.resolve()) for path in values["more_sketches"]),
         more_photos=tuple(str(path.resolve()) for path in values["more_photos"]),
@@ -346,9 +348,9 @@ def absolute(path: Path | str | None) -> str:
 
 
 def _class_map(name_or_file: str) -> str:
-    from sbtk_train.data.more_images import is_brought
+    from sbtk_train.data.more_images import is_bundled
 
-    is_file = name_or_file and not is_brought(name_or_file)
+    is_file = name_or_file and not is_bundled(name_or_file)
     return absolute(name_or_file) if is_file else name_or_file
 
 

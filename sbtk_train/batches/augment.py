@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sbtk_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from sbtk_train.batches.shards import Draws
+from sbtk_train.batches.shards import BatchRng
 
 _SKETCH_TURN_DEGREES = 15.0
 _PHOTO_TURN_DEGREES = 8.0
@@ -29,83 +29,83 @@ _DROPPED_AREA = 0.06
 _GREY_SHARE = 0.2
 
 
-def normalised(pixels: Tensor) -> Tensor:
+def normalise(pixels: Tensor) -> Tensor:
     """Returns `(N, 3, H, W) float32`, ImageNet-normalised, of `(N, 1 or 3, H, W) uint8`."""
-    return normalised_unit(unit_images(pixels))
+    return normalise_unit(scale_to_unit(pixels))
 
 
-def unit_images(pixels: Tensor) -> Tensor:
+def scale_to_unit(pixels: Tensor) -> Tensor:
     """Returns `(N, C, H, W) float32` in [0, 1] of `(N, C, H, W) uint8`."""
     return pixels.float().div(255).contiguous()
 
 
-def normalised_unit(images: Tensor) -> Tensor:
+def normalise_unit(images: Tensor) -> Tensor:
     """Returns `(N, 3, H, W) float32`, ImageNet-normalised, of `(N, 1 or 3, H, W)` in [0, 1]."""
     images = images.expand(-1, 3, -1, -1)
     normal = (images - _channels(IMAGENET_MEAN, images)) / _channels(IMAGENET_STD, images)
     return normal.contiguous(memory_format=torch.channels_last)
 
 
-def augmented_photos(pixels: Tensor, draw: Draws) -> Tensor:
+def augment_photos(pixels: Tensor, rng: BatchRng) -> Tensor:
     """Returns photos flipped, moved, and changed in colour, ImageNet-normalised.
 
     Args:
         pixels: `(N, 3, H, W) uint8`.
-        draw: for these N images.
+        rng: for these N images.
     """
-    photos = unit_images(pixels)
-    photos = _moved(photos, draw, _PHOTO_TURN_DEGREES, _PHOTO_LOG_SCALE, _PHOTO_ZOOM, "reflection")
-    brightness = 1 + 0.3 * _spread(draw, photos)
+    photos = scale_to_unit(pixels)
+    photos = _moved(photos, rng, _PHOTO_TURN_DEGREES, _PHOTO_LOG_SCALE, _PHOTO_ZOOM, "reflection")
+    brightness = 1 + 0.3 * _spread(rng, photos)
     photos = photos * brightness
     mean = photos.mean((1, 2, 3), keepdim=True)
-    photos = (photos - mean) * (1 + 0.3 * _spread(draw, photos)) + mean
+    photos = (photos - mean) * (1 + 0.3 * _spread(rng, photos)) + mean
     grey = photos.mean(1, keepdim=True)
-    saturation = 1 + 0.4 * _spread(draw, photos)
-    saturation = saturation * (~draw.chance(_GREY_SHARE, 1, 1, 1)).to(photos.device).float()
-    return normalised_unit(((photos - grey) * saturation + grey).clamp(0, 1))
+    saturation = 1 + 0.4 * _spread(rng, photos)
+    saturation = saturation * (~rng.bernoulli(_GREY_SHARE, 1, 1, 1)).to(photos.device).float()
+    return normalise_unit(((photos - grey) * saturation + grey).clamp(0, 1))
 
 
-def augmented_sketches(pixels: Tensor, draw: Draws) -> Tensor:
+def augment_sketches(pixels: Tensor, rng: BatchRng) -> Tensor:
     """Returns sketches flipped, moved, redrawn thicker or thinner, and with strokes missing.
 
     Args:
         pixels: `(N, 1, H, W) uint8`, dark ink on white.
-        draw: for these N images.
+        rng: for these N images.
     """
-    ink = 1 - unit_images(pixels)
-    ink = _moved(ink, draw, _SKETCH_TURN_DEGREES, _SKETCH_LOG_SCALE, 1.0, "zeros")
-    width = draw.uniform().to(ink.device).view(-1, 1, 1, 1)
+    ink = 1 - scale_to_unit(pixels)
+    ink = _moved(ink, rng, _SKETCH_TURN_DEGREES, _SKETCH_LOG_SCALE, 1.0, "zeros")
+    width = rng.uniform().to(ink.device).view(-1, 1, 1, 1)
     thick = functional.max_pool2d(ink, 3, stride=1, padding=1)
     eroded = -functional.max_pool2d(-ink, 2, stride=1)
     thin = (functional.pad(eroded, (0, 1, 0, 1)) * 1.3).clamp(max=1)
     ink = torch.where(width < _THICKEN_SHARE, thick, ink)
     ink = torch.where(width > 1 - _THIN_SHARE, thin, ink)
-    patches = draw.chance(_DROPPED_AREA, 1, 8, 8) & draw.chance(_DROP_SHARE, 1, 1, 1)
+    patches = rng.bernoulli(_DROPPED_AREA, 1, 8, 8) & rng.bernoulli(_DROP_SHARE, 1, 1, 1)
     missing = functional.interpolate(patches.to(ink.device).float(), ink.shape[-2:])
-    return normalised_unit(1 - ink * (1 - missing))
+    return normalise_unit(1 - ink * (1 - missing))
 
 
 def _moved(
-    images: Tensor, draw: Draws, degrees: float, log_scale: float, zoom: float, edge: str
+    images: Tensor, rng: BatchRng, degrees: float, log_scale: float, zoom: float, edge: str
 ) -> Tensor:
-    angle = (draw.uniform() * 2 - 1) * math.radians(degrees)
-    scale = torch.exp((draw.uniform(2) * 2 - 1) * log_scale) * zoom
-    flip = draw.chance(0.5).float() * 2 - 1
+    angle = (rng.uniform() * 2 - 1) * math.radians(degrees)
+    scale = torch.exp((rng.uniform(2) * 2 - 1) * log_scale) * zoom
+    flip = rng.bernoulli(0.5).float() * 2 - 1
     theta = torch.zeros(len(images), 2, 3)
     theta[:, 0, 0] = flip * scale[:, 0] * angle.cos()
     theta[:, 0, 1] = -scale[:, 1] * angle.sin()
     theta[:, 1, 0] = flip * scale[:, 0] * angle.sin()
     theta[:, 1, 1] = scale[:, 1] * angle.cos()
-    theta[:, :, 2] = (draw.uniform(2) * 2 - 1) * _SHIFT
+    theta[:, :, 2] = (rng.uniform(2) * 2 - 1) * _SHIFT
     if not len(images):
         return images  # torch makes no grid for none
     grid = functional.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode=edge, align_corners=False)
 
 
-def _spread(draw: Draws, images: Tensor) -> Tensor:
+def _spread(rng: BatchRng, images: Tensor) -> Tensor:
     """Returns `(N, 1, 1, 1)` numbers in [-1, 1)."""
-    return (draw.uniform(1, 1, 1) * 2 - 1).to(images.device)
+    return (rng.uniform(1, 1, 1) * 2 - 1).to(images.device)
 
 
 def _channels(values: Sequence[float], like: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ _HUE = 0.1
 _GREY = (0.2989, 0.587, 0.114)
 
 
-def jittered(images: Tensor, is_changed: Tensor, draw: Draws) -> Tensor:
+def jitter_colours(images: Tensor, is_changed: Tensor, rng: BatchRng) -> Tensor:
     """Returns images with brightness, contrast, saturation and hue changed in random order.
 
     Factors are uniform in [0.6, 1.4], the hue's shift in [-0.1, 0.1] of a turn.
@@ -127,14 +127,14 @@ def jittered(images: Tensor, is_changed: Tensor, draw: Draws) -> Tensor:
         images: `(N, 3, H, W) float32` in [0, 1], or `(N, 1, H, W)`: grey has neither saturation
             nor hue, and only the two other changes are made.
         is_changed: `(N,) bool`, on the CPU; the others are left as they are.
-        draw: for these N images.
+        rng: for these N images.
     """
-    order = draw.uniform(4).argsort(dim=1)
-    amounts = draw.uniform(4) * 2 - 1
+    order = rng.uniform(4).argsort(dim=1)
+    amounts = rng.uniform(4) * 2 - 1
     amounts = amounts * torch.tensor([_STRENGTH, _STRENGTH, _STRENGTH, _HUE])
     amounts += torch.tensor([1.0, 1.0, 1.0, 0.0])
     changes: tuple[Callable[[Tensor, Tensor], Tensor], ...]
-    changes = (with_brightness, with_contrast, with_saturation, with_hue)
+    changes = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
     images = images.clone()
     for place in range(4):
         for number, change in enumerate(changes[: 4 if images.shape[1] == 3 else 2]):
@@ -146,23 +146,23 @@ def jittered(images: Tensor, is_changed: Tensor, draw: Draws) -> Tensor:
     return images
 
 
-def with_brightness(images: Tensor, factors: Tensor) -> Tensor:
+def adjust_brightness(images: Tensor, factors: Tensor) -> Tensor:
     """Returns images `(N, C, H, W)` multiplied by factors `(N, 1, 1, 1)`, kept in [0, 1]."""
     return (images * factors).clamp(0, 1)
 
 
-def with_contrast(images: Tensor, factors: Tensor) -> Tensor:
+def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
     """Returns images `(N, C, H, W)` moved away from, or to, their mean grey."""
-    mean = grey_of(images).mean((1, 2, 3), keepdim=True)
+    mean = convert_to_grey(images).mean((1, 2, 3), keepdim=True)
     return torch.lerp(mean, images, factors).clamp(0, 1)
 
 
-def with_saturation(images: Tensor, factors: Tensor) -> Tensor:
+def adjust_saturation(images: Tensor, factors: Tensor) -> Tensor:
     """Returns images `(N, C, H, W)` moved away from, or to, their own grey."""
-    return torch.lerp(grey_of(images), images, factors).clamp(0, 1)
+    return torch.lerp(convert_to_grey(images), images, factors).clamp(0, 1)
 
 
-def with_hue(images: Tensor, turns: Tensor) -> Tensor:
+def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
     """Returns images whose hue is turned round the colour circle by `turns (N, 1, 1, 1)`."""
     red, green, blue = (images[:, number, None] for number in range(3))
     high, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
@@ -181,7 +181,7 @@ def with_hue(images: Tensor, turns: Tensor) -> Tensor:
     return torch.cat(channels, dim=1)
 
 
-def grey_of(images: Tensor) -> Tensor:
+def convert_to_grey(images: Tensor) -> Tensor:
     """Returns `(N, 1, H, W)`, the grey of colour images; grey ones as they are."""
     if images.shape[1] == 1:
         return images
@@ -197,50 +197,50 @@ _SHIFT_SHARE = 10.0 / 256.0
 _JITTER_SHARE = 0.8
 
 
-def moved_images(pixels: Tensor, draw: Draws) -> Tensor:
+def move_images(pixels: Tensor, rng: BatchRng) -> Tensor:
     """Returns `(N, C, H, W) float32` images in [0, 1], moved as all views of an image are.
 
     Args:
         pixels: `(N, C, H, W) uint8`.
-        draw: for these N images.
+        rng: for these N images.
     """
-    moves = random_moves(pixels.shape[-1], draw)
-    return warped(unit_images(pixels), moves)
+    moves = sample_moves(pixels.shape[-1], rng)
+    return warp(scale_to_unit(pixels), moves)
 
 
-def plain_view(images: Tensor) -> Tensor:
+def make_plain_view(images: Tensor) -> Tensor:
     """Returns the view that is classified and distilled, `(N, 3, H, W)` ImageNet-normalised."""
-    return normalised_unit(images)
+    return normalise_unit(images)
 
 
-def contrastive_view(images: Tensor, draw: Draws) -> Tensor:
+def make_contrastive_view(images: Tensor, rng: BatchRng) -> Tensor:
     """Returns a view for the contrastive loss, `(N, 3, H, W)` ImageNet-normalised.
 
     Args:
-        images: `(N, 1 or 3, H, W) float32` in [0, 1], from `moved_images`.
-        draw: for these N images.
+        images: `(N, 1 or 3, H, W) float32` in [0, 1], from `move_images`.
+        rng: for these N images.
     """
-    is_mirrored = draw.chance(0.5).to(images.device)
+    is_mirrored = rng.bernoulli(0.5).to(images.device)
     images = torch.where(is_mirrored[:, None, None, None], images.flip(3), images)
-    images = jittered(images, draw.chance(_JITTER_SHARE), draw)
-    is_grey = draw.chance(_GREY_SHARE).to(images.device)
-    images = torch.where(is_grey[:, None, None, None], grey_of(images), images)
-    return normalised_unit(images)
+    images = jitter_colours(images, rng.bernoulli(_JITTER_SHARE), rng)
+    is_grey = rng.bernoulli(_GREY_SHARE).to(images.device)
+    images = torch.where(is_grey[:, None, None, None], convert_to_grey(images), images)
+    return normalise_unit(images)
 
 
-def random_moves(size_px: int, draw: Draws) -> Tensor:
+def sample_moves(size_px: int, rng: BatchRng) -> Tensor:
     """Returns `(N, 3, 3) float64` matrices that take a pixel's place to where it is moved.
 
     A place is (column, row, 1), counted from the middle of the top left pixel. Images that are not
     moved have the identity.
     """
     low, high = _SCALES
-    scales = low + (high - low) * draw.uniform(2, dtype=torch.float64)
-    scales = torch.where(draw.chance(0.5)[:, None], scales, 1.0)
-    angles = (2 * draw.uniform(dtype=torch.float64) - 1) * _TURN_DEGREES
-    angles = torch.where(draw.chance(0.5), angles, 0.0) * math.pi / 180
-    shifts = (2 * draw.uniform(2, dtype=torch.float64) - 1) * _SHIFT_SHARE
-    shifts = torch.where(draw.chance(0.5)[:, None], shifts, 0.0) * size_px
+    scales = low + (high - low) * rng.uniform(2, dtype=torch.float64)
+    scales = torch.where(rng.bernoulli(0.5)[:, None], scales, 1.0)
+    angles = (2 * rng.uniform(dtype=torch.float64) - 1) * _TURN_DEGREES
+    angles = torch.where(rng.bernoulli(0.5), angles, 0.0) * math.pi / 180
+    shifts = (2 * rng.uniform(2, dtype=torch.float64) - 1) * _SHIFT_SHARE
+    shifts = torch.where(rng.bernoulli(0.5)[:, None], shifts, 0.0) * size_px
     moves = torch.eye(3, dtype=torch.float64).repeat(len(scales), 1, 1)
     moves[:, 0, 0] = scales[:, 0] * angles.cos()
     moves[:, 0, 1] = -scales[:, 1] * angles.sin()
@@ -249,13 +249,13 @@ def random_moves(size_px: int, draw: Draws) -> Tensor:
     moves[:, :2, 2] = shifts
     mirrored = torch.eye(3, dtype=torch.float64)
     mirrored[0, 0], mirrored[0, 2] = -1.0, size_px - 1.0
-    is_mirrored = draw.chance(0.5)[:, None, None]
+    is_mirrored = rng.bernoulli(0.5)[:, None, None]
     moves = torch.where(is_mirrored, moves @ mirrored, moves)
-    is_moved = draw.chance(_MOVED_SHARE)[:, None, None]
+    is_moved = rng.bernoulli(_MOVED_SHARE)[:, None, None]
     return torch.where(is_moved, moves, torch.eye(3, dtype=torch.float64))
 
 
-def warped(images: Tensor, moves: Tensor) -> Tensor:
+def warp(images: Tensor, moves: Tensor) -> Tensor:
     """Returns images `(N, C, S, S)` moved by `moves (N, 3, 3)`, bilinear, black from outside."""
     size_px = images.shape[-1]
     # grid_sample asks where each pixel comes from, with the middles of the outermost at -1 and 1.

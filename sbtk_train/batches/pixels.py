@@ -139,7 +139,7 @@ def fits_in_memory(data: ImageSet, size_px: int, processes: int = 1) -> bool:
     return processes * size_bytes <= MAX_CACHE_BYTES
 
 
-def without_unreadable(data: ImageSet, workers: int) -> tuple[ImageSet, list[Unreadable]]:
+def drop_unreadable(data: ImageSet, workers: int) -> tuple[ImageSet, list[Unreadable]]:
     """Returns the set without the images that cannot be decoded, and these.
 
     Raises:

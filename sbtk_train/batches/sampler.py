@@ -27,7 +27,7 @@ class Batch:
     photos: Rows
 
 
-def quadruplet_batches(data: ImageSet, size: int, seed: int, epoch: int) -> Iterator[Batch]:
+def sample_quadruplets(data: ImageSet, size: int, seed: int, epoch: int) -> Iterator[Batch]:
     """Yields batches of `size` quadruplets; each sketch is the anchor once (the last may be less).
 
     The positive photo is of the anchor's class. Negative photo and negative sketch are of other
@@ -51,7 +51,7 @@ def quadruplet_batches(data: ImageSet, size: int, seed: int, epoch: int) -> Iter
         )
 
 
-def class_balanced_batches(
+def sample_class_balanced(
     data: ImageSet, classes: int, seed: int, epoch: int, *, further: int = 0
 ) -> Iterator[Batch]:
     """Yields batches of `classes` different classes with two sketches and two photos of each.
@@ -72,10 +72,14 @@ def class_balanced_batches(
     sketches_of, photos_of = _rows_by_class(data)
     is_drawn = np.array([isinstance(sketch, Drawing) for sketch in data.sketches], dtype=bool)
     sketch_turns = [
-        [_Turns(part, rng) for part in (rows[~is_drawn[rows]], rows[is_drawn[rows]]) if len(part)]
+        [
+            _ShuffledQueue(part, rng)
+            for part in (rows[~is_drawn[rows]], rows[is_drawn[rows]])
+            if len(part)
+        ]
         for rows in sketches_of
     ]
-    photo_turns = [[_Turns(rows, rng)] if len(rows) else [] for rows in photos_of]
+    photo_turns = [[_ShuffledQueue(rows, rng)] if len(rows) else [] for rows in photos_of]
     count = len(data.classes) - data.further_classes
     width, extra = min(classes, count), min(further, data.further_classes)
     batches = max(1, round(int((~is_drawn).sum()) / (PER_CLASS * width)))
@@ -106,7 +110,7 @@ def _distinct(labels: Rows, count: int, rng: np.random.Generator) -> Iterator[li
         yield chosen
 
 
-def _take(turns: Sequence[_Turns]) -> Rows:
+def _take(turns: Sequence[_ShuffledQueue]) -> Rows:
     """Returns `PER_CLASS` rows, from one kind of images as from the other; none of none."""
     if not turns:
         return np.empty(0, dtype=np.int64)
@@ -114,7 +118,7 @@ def _take(turns: Sequence[_Turns]) -> Rows:
     return np.concatenate([turn.take(share) for turn, share in zip(turns, shares, strict=True)])
 
 
-class _Turns:
+class _ShuffledQueue:
     """Deals the rows of a class in shuffled rounds."""
 
     def __init__(self, rows: Rows, rng: np.random.Generator) -> None:
@@ -141,7 +145,7 @@ def _generator(seed: int, epoch: int) -> np.random.Generator:
     return np.random.default_rng([seed, epoch])
 
 
-def shuffled_batches(
+def sample_shuffled(
     data: ImageSet, sketches: int, photos: int, seed: int, epoch: int, *, drop_last: bool
 ) -> Iterator[Batch]:
     """Yields batches of shuffled sketches and photos until either has run out.

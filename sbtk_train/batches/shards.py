@@ -15,7 +15,7 @@ from sbtk_train.batches.sampler import Batch
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShard:
     """What one process takes of a batch of `S` sketches and `P` photos: `s` and `p` of them.
 
     Attributes:
@@ -29,17 +29,17 @@ class Share:
     size: int = 1
 
     @property
-    def own(self) -> Batch:
+    def local(self) -> Batch:
         """The images that this process takes; there may be none of a kind."""
-        sketches, photos = self._own_places(self.rank)
+        sketches, photos = self._local_positions(self.rank)
         return Batch(self.batch.sketches[sketches.numpy()], self.batch.photos[photos.numpy()])
 
-    def draws(self, generator: Generator) -> BatchDraws:
+    def make_rngs(self, generator: Generator) -> BatchRngs:
         """Returns the random numbers of the own images."""
         counts = (len(self.batch.sketches), len(self.batch.photos))
-        places = self._own_places(self.rank)
-        of_kind = (Draws(generator, *both) for both in zip(counts, places, strict=True))
-        return BatchDraws(*of_kind)
+        places = self._local_positions(self.rank)
+        of_kind = (BatchRng(generator, *both) for both in zip(counts, places, strict=True))
+        return BatchRngs(*of_kind)
 
     def rows(self, views: int = 1, rank: int | None = None) -> Tensor:
         """Returns `(V * (s + p),) int64`: where the rows of a process stand among all.
@@ -51,29 +51,29 @@ class Share:
             views: V, how many views there are of each image.
             rank: the process; `None` for the share's own.
         """
-        sketches, photos = self._own_places(self.rank if rank is None else rank)
+        sketches, photos = self._local_positions(self.rank if rank is None else rank)
         one_view = torch.cat([sketches, len(self.batch.sketches) + photos])
         count = len(self.batch.sketches) + len(self.batch.photos)
         return torch.cat([view * count + one_view for view in range(views)])
 
-    def longest(self, views: int) -> int:
+    def max_rows(self, views: int) -> int:
         """Returns the most rows of views that any process has."""
         return max(len(self.rows(views, rank)) for rank in range(self.size))
 
-    def order(self, views: int) -> Tensor:
+    def gather_order(self, views: int) -> Tensor:
         """Returns `(V * (S + P),) int64`: where each of all rows lies among those gathered.
 
         Gathered are the rows of one process after another, those of each filled up to `longest`.
         """
-        longest = self.longest(views)
+        max_rows = self.max_rows(views)
         count = len(self.batch.sketches) + len(self.batch.photos)
         order = torch.empty(views * count, dtype=torch.int64)
         for rank in range(self.size):
             rows = self.rows(views, rank)
-            order[rows] = rank * longest + torch.arange(len(rows))
+            order[rows] = rank * max_rows + torch.arange(len(rows))
         return order
 
-    def _own_places(self, rank: int) -> tuple[Tensor, Tensor]:
+    def _local_positions(self, rank: int) -> tuple[Tensor, Tensor]:
         """Returns where a process's sketches stand among the sketches, and photos so."""
         return (
             torch.arange(len(self.batch.sketches))[rank :: self.size],
@@ -81,7 +81,7 @@ class Share:
         )
 
 
-class Draws:
+class BatchRng:
     """Uniform random numbers for N images.
 
     Where the images are a process's share of a batch, numbers are drawn for the whole batch and
@@ -103,25 +103,25 @@ class Draws:
         numbers = torch.rand(self._count, *shape, generator=self._generator, dtype=dtype)
         return numbers if self._places is None else numbers[self._places]
 
-    def chance(self, share: float, *shape: int) -> Tensor:
+    def bernoulli(self, share: float, *shape: int) -> Tensor:
         """Returns `(N, *shape) bool`, each true with the probability `share`, on the CPU."""
         return self.uniform(*shape) < share
 
 
 @dataclass(frozen=True)
-class BatchDraws:
-    """The random numbers of a batch; both kinds of images draw from one generator.
+class BatchRngs:
+    """The random numbers of a batch; both kinds of images rng from one generator.
 
     Attributes:
         sketches: for the batch's sketches.
         photos: for its photos.
     """
 
-    sketches: Draws
-    photos: Draws
+    sketches: BatchRng
+    photos: BatchRng
 
 
-def batch_generator(seed: int, *position: int) -> Generator:
+def make_generator(seed: int, *position: int) -> Generator:
     """Returns a generator that depends on nothing but the seed and the batch's position."""
     state = seed
     for number in position:

@@ -34,10 +34,10 @@ from sbtk_train.data.splits import (
     VALIDATION_CLASSES,
     ClassMatch,
     Split,
-    absent_text,
+    describe_absent,
     divide,
     export_problem,
-    export_problem_of,
+    find_export_problem,
     listing_of,
     match_classes,
     named,
@@ -192,7 +192,7 @@ def check_data(
 
     Args:
         dataset: what was found on disk.
-        splits: those to look at; see `splits_of`.
+        splits: those to look at; see `find_splits`.
         images: what came of opening the images, if they were.
         keep_duplicates: as the data set was opened.
         allow_missing: a split file may name classes that the data lack.
@@ -232,7 +232,7 @@ def check_data(
     )
 
 
-def splits_of(dataset: Dataset, asked: str | None) -> list[Split]:
+def find_splits(dataset: Dataset, asked: str | None) -> list[Split]:
     """Returns the split that was asked for; else those of the data's own lists, or published.
 
     Raises:
@@ -358,7 +358,7 @@ def _split_check(
     match = match_classes(data.classes, split)
     lacking = ""
     if split.is_file and match.absent and not allow_missing:
-        lacking = absent_text(match.absent, split.unseen, data.classes, split.name)
+        lacking = describe_absent(match.absent, split.unseen, data.classes, split.name)
     unseen_photos = int(is_unseen[data.photo_labels].sum())
     return SplitCheck(
         split.name,
@@ -381,7 +381,7 @@ def _split_check(
 
 def _export_problem(data: ImageSet, split: Split) -> str:
     try:
-        return export_problem_of(divide(data, split, seed=0))
+        return find_export_problem(divide(data, split, seed=0))
     except BadData:  # too small to be divided as training does by default
         is_seen = np.array([not split.is_unseen(name) for name in data.classes], dtype=np.bool_)
         sketches, photos = is_seen[data.sketch_labels], is_seen[data.photo_labels]

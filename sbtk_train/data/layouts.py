@@ -273,7 +273,7 @@ def _class_names(file: Path) -> tuple[str, ...]:
 def _image_list(file: Path, root: Path, names: tuple[str, ...]) -> ImageList:
     paths: list[Path] = []
     name_of: list[str] = []
-    agreed: set[tuple[str, str]] = set()
+    broadcast_object: set[tuple[str, str]] = set()
     for number, line in enumerate(_lines(file), 1):
         match = _LINE.fullmatch(line)
         relative = PurePosixPath(match[1] if match else line)
@@ -283,12 +283,12 @@ def _image_list(file: Path, root: Path, names: tuple[str, ...]) -> ImageList:
         if names and label >= len(names):
             raise _bad_line(file, number, line, f"a label of 0 to {len(names) - 1}")
         name = names[label] if names else in_folder
-        if (name, in_folder) not in agreed:
+        if (name, in_folder) not in broadcast_object:
             if in_folder not in ClassNames([name]):
                 raise _bad_line(
                     file, number, line, f"an image of {name!r}, which has the label {label}"
                 )
-            agreed.add((name, in_folder))
+            broadcast_object.add((name, in_folder))
         paths.append(root / relative)
         name_of.append(name)
     return ImageList(file, tuple(paths), tuple(name_of))

@@ -47,14 +47,14 @@ class ClassMap:
     imagenet: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def class_map_names() -> list[str]:
+def list_class_maps() -> list[str]:
     """Returns the names of the class maps that sbtk brings."""
     return sorted(Path(entry.name).stem for entry in _maps().iterdir() if ".toml" in entry.name)
 
 
-def is_brought(name_or_file: str) -> bool:
+def is_bundled(name_or_file: str) -> bool:
     """Returns whether a class map is one that sbtk brings, and not a file."""
-    return name_or_file in class_map_names()
+    return name_or_file in list_class_maps()
 
 
 def open_class_map(name_or_file: str) -> ClassMap:
@@ -66,14 +66,14 @@ def open_class_map(name_or_file: str) -> ClassMap:
     """
     if not name_or_file:
         return ClassMap()
-    is_own = not is_brought(name_or_file)
+    is_own = not is_bundled(name_or_file)
     source = Path(name_or_file) if is_own else _maps().joinpath(f"{name_or_file}.toml")
     try:
         tables = tomllib.loads(source.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
         raise BadConfig(
             f"the class map {name_or_file} cannot be read: {problem}",
-            f"{', '.join(class_map_names())}, or a TOML file",
+            f"{', '.join(list_class_maps())}, or a TOML file",
         ) from problem
     unknown = sorted(set(tables) - {"classes", "imagenet"})
     classes, imagenet = tables.get("classes", {}), tables.get("imagenet", {})
@@ -125,7 +125,7 @@ def read_more(sketches: Sequence[Path], photos: Sequence[Path]) -> MoreImages:
     return MoreImages(_read(sketches, notices), found_photos, tuple(notices))
 
 
-def with_more(division: Division, split: Split, more: MoreImages, names: ClassMap) -> Division:
+def append_images(division: Division, split: Split, more: MoreImages, names: ClassMap) -> Division:
     """Returns the division with further images among those that are trained on.
 
     Further classes stand behind the data set's, in alphabetical order. They need photos and

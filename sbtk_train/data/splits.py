@@ -218,7 +218,7 @@ def divide(
     """
     match = match_classes(data.classes, split)
     refuse_look_alikes(match)
-    notices = [*data.notices, *match_notices(match)]
+    notices = [*data.notices, *describe_matches(match)]
     if only_classes is not None:
         notices += _absent(data, only_classes)
         data = _only(data, split, only_classes)
@@ -247,7 +247,7 @@ def divide(
     )
 
 
-def export_problem_of(division: Division) -> str:
+def find_export_problem(division: Division) -> str:
     """What `sbtk export` will refuse about a run on this division; empty where it will not."""
     sketches = len(division.training.sketches) + len(division.held_out.sketches)
     return export_problem(sketches, len(division.training.photos))
@@ -412,13 +412,13 @@ def refuse_absent(
     absent = [each for each in listed if each not in here]
     if absent:
         raise BadData(
-            absent_text(absent, listed, classes, name),
+            describe_absent(absent, listed, classes, name),
             "class names as the data have them",
             "correct the file; or, if it is meant for more classes than these, --allow-missing",
         )
 
 
-def absent_text(
+def describe_absent(
     absent: Sequence[str], listed: Sequence[str], classes: Sequence[str], name: str
 ) -> str:
     """Returns a sentence on the listed classes that the data lack, with those they may mean."""
@@ -431,7 +431,7 @@ def absent_text(
     return f"{text}; {', '.join(close)}" if close else text
 
 
-def match_notices(match: ClassMatch) -> list[str]:
+def describe_matches(match: ClassMatch) -> list[str]:
     """Returns sentences on what does not match; none where all or nothing of the split is here."""
     notices = [
         f"WARNING: {alike.name!r} is trained on; is it the unseen {alike.unseen!r}?"

@@ -161,7 +161,7 @@ def is_student(tensors: dict[str, torch.Tensor]) -> bool:
     return "trunk.conv1.weight" in tensors and "embedding.weight" in tensors
 
 
-def as_classifier(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def extract_classifier(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Returns a student's trunk and ImageNet head under torchvision's names; others as they are."""
     if not is_student(tensors):
         return tensors
@@ -186,7 +186,7 @@ def load_trunk(trunk: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -
     Raises:
         BadModel: names or shapes do not fit; the first misfit is named.
     """
-    tensors = as_classifier(tensors)
+    tensors = extract_classifier(tensors)
     own = trunk.state_dict()
     if any(".se." in key for key in tensors) and not any(".se." in key for key in own):
         raise BadModel(
@@ -217,7 +217,7 @@ def load_trunk(trunk: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -
     return Classifier(weight, bias)
 
 
-def statistics_drift(trunk: nn.Module, photos: torch.Tensor) -> float:
+def measure_drift(trunk: nn.Module, photos: torch.Tensor) -> float:
     """Returns how far photos' batch-norm input means are from the trunk's running means.
 
     The mean over all batch-norm channels of the squared difference, in units of the running
@@ -241,7 +241,7 @@ def statistics_drift(trunk: nn.Module, photos: torch.Tensor) -> float:
     return float(torch.stack(drifts).mean())
 
 
-def better_layout(
+def choose_layout(
     backbone: str, tensors: dict[str, torch.Tensor], photos: torch.Tensor, path: Path
 ) -> tuple[str, dict[str, float]]:
     """Returns the ResNet50 layout that the weights fit best, and each layout's drift.
@@ -255,7 +255,7 @@ def better_layout(
     for layout in ("resnet50-v1", "resnet50-v1.5"):
         trunk, _ = build_trunk(layout)
         load_trunk(trunk, tensors, path)
-        drifts[layout] = statistics_drift(trunk.eval(), photos)
+        drifts[layout] = measure_drift(trunk.eval(), photos)
     return min(drifts, key=lambda name: drifts[name]), drifts
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from sbtk_runtime.errors import BadModel
 from sbtk_train.models.backbone import (
     Classifier,
-    as_classifier,
     build_trunk,
+    extract_classifier,
     is_student,
     load_trunk,
 )
@@ -152,10 +152,10 @@ def load_cse_trunk(
         BadModel: names or shapes do not fit; the first misfit is named.
     """
     if is_student(tensors):
-        tensors = as_classifier(tensors)
+        tensors = extract_classifier(tensors)
         if any(".se." in key for key in tensors):  # of DSN or SAKE
             return load_trunk(trunk, tensors, path)
-    is_cadene = has_cadenes_names(tensors)
+    is_cadene = has_cadene_names(tensors)
     if is_cadene != (backbone == SE_RESNET50):
         found = "SE-ResNet50 weights" if is_cadene else "no SE-ResNet50 weights"
         raise BadModel(
@@ -164,19 +164,19 @@ def load_cse_trunk(
             f"--backbone {SE_RESNET50}" if is_cadene else "--backbone resnet50-v1 or -v1.5",
         )
     if is_cadene:
-        return load_trunk(trunk, cse_names_from_cadene(tensors), path)
+        return load_trunk(trunk, rename_cadene_tensors(tensors), path)
     own = {key: value for key, value in trunk.state_dict().items() if ".se." in key}
     classifier = load_trunk(trunk, {**tensors, **own}, path)
     _start_at_identity(trunk)
     return classifier
 
 
-def has_cadenes_names(tensors: dict[str, Tensor]) -> bool:
+def has_cadene_names(tensors: dict[str, Tensor]) -> bool:
     """Says whether the tensors are those of Cadene's SE-ResNets rather than torchvision's."""
     return "last_linear.weight" in tensors or "layer0.conv1.weight" in tensors
 
 
-def cse_names_from_cadene(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def rename_cadene_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns tensors of Cadene's `se_resnet50` under this module's names.
 
     Its channel weights are 1x1 convolutions `se_module.fc1` and `fc2`; they become matrices, and

@@ -43,7 +43,7 @@ class TorchSettings:
     is_channels_last: bool = False
 
 
-def random_student(method: str, backbone: str, dim: int) -> Student:
+def make_random_student(method: str, backbone: str, dim: int) -> Student:
     """Returns a student with random weights: they do not change how long it takes.
 
     Args:
@@ -58,7 +58,7 @@ def random_student(method: str, backbone: str, dim: int) -> Student:
     return of_method(backbone, dim, classes=2).eval()
 
 
-def eager_run(student: Student, settings: TorchSettings) -> Run:
+def make_eager_run(student: Student, settings: TorchSettings) -> Run:
     """Returns a function that does an engine's whole job in torch eager.
 
     It takes `(N, 224, 224, 3) uint8` photos in the host's memory and returns `(N, D) float32` unit
@@ -67,10 +67,10 @@ def eager_run(student: Student, settings: TorchSettings) -> Run:
     return _run(_embedding(student, settings), settings)
 
 
-def compiled_run(
+def make_compiled_run(
     student: Student, settings: TorchSettings, notify: Callable[[str], None] = lambda _: None
 ) -> Run:
-    """Returns what `eager_run` does, compiled by `torch.compile` for each batch size on its own.
+    """Returns what `make_eager_run` does, compiled by `torch.compile` for each batch size.
 
     Weights are constants ("freezing") on a CPU, and CUDA graphs are used on a GPU; both are what
     makes a compiled network quick. A batch size is compiled in its first run, for up to a minute.
@@ -78,7 +78,7 @@ def compiled_run(
     Args:
         student: it is left alone.
         settings: how torch runs it.
-        notify: told what is compiled.
+        notify: called with what is compiled.
 
     Raises:
         RuntimeError: from the first run, if there is no C++ compiler or it fails.
@@ -147,7 +147,9 @@ def _compiling() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def product_run(kind: Literal["int8", "fp32"], size: int, threads: int) -> Callable[[], object]:
+def make_product_run(
+    kind: Literal["int8", "fp32"], size: int, threads: int
+) -> Callable[[], object]:
     """Returns a function that multiplies two `(size, size)` matrices on the CPU.
 
     INT8 is `int8` times `int8` summed in `int32`.

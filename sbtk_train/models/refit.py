@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.preprocess import SIZE_PX, Kind
-from sbtk_train.batches.augment import normalised
+from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.config import Compute
 from sbtk_train.data import Division, ImageSource
@@ -50,7 +50,7 @@ def refit_embedding(
     photos = _features(
         student, [training.photos[row] for row in chosen[1]], "photo", compute, workers
     )
-    projection = within_class_projection(
+    projection = fit_within_class_projection(
         weight - weight.mean(axis=0),
         sketches,
         training.sketch_labels[chosen[0]],
@@ -89,7 +89,7 @@ def _features(
         with torch.inference_mode(), compute.autocast():
             for start in range(0, len(paths), _BATCH):
                 rows = range(start, min(start + _BATCH, len(paths)))
-                images = normalised(store.batch(rows).to(compute.device))
+                images = normalise(store.batch(rows).to(compute.device))
                 domains = domains_of(kind, len(rows), compute.device)
                 features.append(student.feature(images, domains).float().cpu().numpy())
     finally:
@@ -114,7 +114,7 @@ class Projection:
     bias: Features
 
 
-def within_class_projection(
+def fit_within_class_projection(
     weight: Features,
     sketches: Features,
     sketch_labels: Labels,

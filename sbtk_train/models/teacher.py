@@ -20,7 +20,7 @@ from torch.nn import functional
 from sbtk_runtime.errors import BadConfig, BadModel
 from sbtk_runtime.files import atomic_path, sha256_of_file
 from sbtk_runtime.preprocess import PREPROCESSING, SIZE_PX
-from sbtk_train.batches.augment import normalised
+from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.config import Compute
 from sbtk_train.data import ImageSet
@@ -32,7 +32,7 @@ _BATCH = 32
 _STAND_IN_SCALE = 10.0
 
 
-def soft_labels(
+def make_soft_labels(
     training: ImageSet,
     trunk: nn.Module,
     classifier: Classifier,
@@ -55,7 +55,7 @@ def soft_labels(
         compute: where and how to run.
         stand_ins: WordNet ids of the ImageNet classes that a class without photos shows.
         workers: decoding threads.
-        notify: told what takes time.
+        notify: called with what takes time.
     """
     key = _key(training, weights, backbone, stand_ins)
     path = cache_folder() / "soft-labels" / f"{key}.npy"
@@ -71,7 +71,7 @@ def soft_labels(
     with torch.inference_mode():
         for start in range(0, len(training.photos), _BATCH):
             rows = range(start, min(start + _BATCH, len(training.photos)))
-            photos = normalised(store.batch(rows).to(compute.device))
+            photos = normalise(store.batch(rows).to(compute.device))
             with compute.autocast():
                 feature = trunk(photos).mean((2, 3))
             logits = functional.linear(feature.float(), weight, bias)
@@ -81,14 +81,14 @@ def soft_labels(
     result = functional.softmax(sums / counts.clamp(min=1), dim=1)
     for label in torch.nonzero(counts[:, 0] == 0).flatten().tolist():
         name = training.classes[label]
-        result[label] = stand_in_label(classifier.weight, stand_ins[name], name)
+        result[label] = make_stand_in_label(classifier.weight, stand_ins[name], name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, result.numpy())
     return result, key
 
 
-def stand_in_label(weight: Tensor, synsets: Sequence[str], name: str) -> Tensor:
+def make_stand_in_label(weight: Tensor, synsets: Sequence[str], name: str) -> Tensor:
     """Returns the soft label `(1000,) float32` of a class that no photo shows.
 
     The softmax of the scaled cosines between each ImageNet class's weights and the mean of the

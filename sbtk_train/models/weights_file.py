@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,9 +11,8 @@ from safetensors import SafetensorError, safe_open
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import read_json_object
 from sbtk_train.models.backbone import read_weights
-from sbtk_train.models.cse_resnet import SE_RESNET50, has_cadenes_names
-
-Notify = Callable[[str], None]
+from sbtk_train.models.cse_resnet import SE_RESNET50, has_cadene_names
+from sbtk_train.progress import Notify
 
 _STUDENT = "student.safetensors"
 # Cadene's file has an underscore where our name has a hyphen.
@@ -77,7 +75,7 @@ def _student_of(folder: Path) -> Path:
     raise BadConfig(f"{folder} is {found}", f"{_STUDENT} in it", step)
 
 
-def student_dim(path: Path) -> int | None:
+def read_student_dim(path: Path) -> int | None:
     """Returns the length of the embedding of a student's file; `None` for other weights."""
     if path.suffix != ".safetensors":
         return None
@@ -91,12 +89,12 @@ def student_dim(path: Path) -> int | None:
         return None  # said by what reads the file
 
 
-def classes_learnt(path: Path) -> tuple[str, ...]:
+def read_training_classes(path: Path) -> tuple[str, ...]:
     """Returns the classes that a student was trained on, by the run it lies in; else nothing."""
     return _classes_beside(path, "run.json", "identity_classes")
 
 
-def classes_kept_unseen(path: Path) -> tuple[str, ...]:
+def read_unseen_classes(path: Path) -> tuple[str, ...]:
     """Returns the classes that a student's training kept unseen, by the bundle it lies in."""
     return _classes_beside(path, "manifest.json", "unseen_classes")
 
@@ -120,7 +118,7 @@ def choose_backbone(weights: Path | None, asked: str | None, notify: Notify) -> 
     tensors, layout = read_weights(weights)
     if layout:
         return layout
-    if has_cadenes_names(tensors):
+    if has_cadene_names(tensors):
         notify(f"backbone {SE_RESNET50}, by the names in {weights}")
         return SE_RESNET50
     for name in ("resnet50-v1.5", "resnet50-v1", "resnet18"):

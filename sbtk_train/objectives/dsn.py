@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,16 +11,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
-from sbtk_train.batches.augment import contrastive_view, moved_images, plain_view, unit_images
-from sbtk_train.batches.sampler import Batch, shuffled_batches
-from sbtk_train.batches.shards import BatchDraws
+from sbtk_train.batches.augment import (
+    make_contrastive_view,
+    make_plain_view,
+    move_images,
+    scale_to_unit,
+)
+from sbtk_train.batches.sampler import Batch, sample_shuffled
+from sbtk_train.batches.shards import BatchRngs
 from sbtk_train.config import Compute, DsnRecipe, TrainConfig
 from sbtk_train.data import ImageSet
 from sbtk_train.models.backbone import IMAGENET_CLASSES, read_weights
 from sbtk_train.models.cse_resnet import (
     SE_RESNET50,
     build_cse_trunk,
-    has_cadenes_names,
+    has_cadene_names,
     load_cse_trunk,
 )
 from sbtk_train.models.dsn import DsnStudent
@@ -32,7 +37,8 @@ from sbtk_train.objectives.losses import (
     two_view_contrastive_loss,
 )
 from sbtk_train.objectives.objective import Examples
-from sbtk_train.objectives.semantic import semantic_matrix
+from sbtk_train.objectives.semantic import build_semantic_matrix
+from sbtk_train.progress import Notify
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class DsnObjective:
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Yields shuffled sketches and photos."""
         recipe = self._recipe
-        return shuffled_batches(
+        return sample_shuffled(
             self._data,
             recipe.batch_sketches,
             recipe.batch_photos,
@@ -90,21 +96,21 @@ class DsnObjective:
             drop_last=recipe.drop_last,
         )
 
-    def views_of(self, sketches: Tensor, photos: Tensor, draw: BatchDraws) -> Tensor:
+    def views_of(self, sketches: Tensor, photos: Tensor, rng: BatchRngs) -> Tensor:
         """Returns the plain view and, for the contrast, two more of the same moved images.
 
         Args:
             sketches: `(S, 1, H, W) uint8`.
             photos: `(P, 3, H, W) uint8`.
-            draw: the random numbers of the batch.
+            rng: the random numbers of the batch.
         """
         kinds = []
-        for pixels, draws in ((sketches, draw.sketches), (photos, draw.photos)):
+        for pixels, draws in ((sketches, rng.sketches), (photos, rng.photos)):
             is_moved = self._recipe.augment
-            kinds.append((moved_images(pixels, draws) if is_moved else unit_images(pixels), draws))
-        views = [plain_view(images) for images, _ in kinds]
+            kinds.append((move_images(pixels, draws) if is_moved else scale_to_unit(pixels), draws))
+        views = [make_plain_view(images) for images, _ in kinds]
         for _ in range(self.views - 1):
-            views += [contrastive_view(images, draws) for images, draws in kinds]
+            views += [make_contrastive_view(images, draws) for images, draws in kinds]
         return torch.cat(views)
 
     def start_epoch(self) -> None:
@@ -158,7 +164,7 @@ class DsnObjective:
         own = teacher.logits(inputs[is_photo], domains[is_photo], examples.begin)
         rows = own.new_zeros(len(domains), own.shape[1])
         rows[is_photo] = own
-        return examples.joined(rows)
+        return examples.all_gather(rows)
 
     def _memory_loss(self, memory: MemoryBank, features: Tensor, examples: Examples) -> Tensor:
         count, labels = examples.sketches, examples.labels
@@ -271,9 +277,9 @@ class MemoryBank:
 
     def _replace_farthest(self, label: int, sketch: Tensor, middle: Tensor) -> None:
         slots = self._entries[label]
-        nearness = functional.cosine_similarity(slots, middle[None])
-        farthest = nearness.argmin()[None]
-        is_nearer = functional.cosine_similarity(sketch, middle, dim=0) > nearness[farthest]
+        measure_nearness = functional.cosine_similarity(slots, middle[None])
+        farthest = measure_nearness.argmin()[None]
+        is_nearer = functional.cosine_similarity(sketch, middle, dim=0) > measure_nearness[farthest]
         # Without a branch, so that a GPU need not be waited for.
         slots[farthest] = torch.where(is_nearer[:, None], sketch[None], slots[farthest])
 
@@ -289,10 +295,7 @@ class MemoryBank:
         return values
 
 
-Notify = Callable[[str], None]
-
-
-def dsn_objective(
+def build_dsn_objective(
     config: TrainConfig, training: ImageSet, student: Student, compute: Compute, notify: Notify
 ) -> tuple[DsnObjective, str]:
     """Returns the objective, and the SHA-256 of its semantic matrix (empty without one).
@@ -336,7 +339,7 @@ def _teacher(config: TrainConfig, compute: Compute) -> DsnTeacher:
         )
     path = Path(config.teacher or config.weights)
     tensors, layout = read_weights(path)
-    backbone = SE_RESNET50 if has_cadenes_names(tensors) else layout or config.backbone
+    backbone = SE_RESNET50 if has_cadene_names(tensors) else layout or config.backbone
     trunk, _ = build_cse_trunk(backbone)
     classifier = load_cse_trunk(trunk, tensors, path, backbone)
     if classifier is None:
@@ -351,5 +354,5 @@ def _teacher(config: TrainConfig, compute: Compute) -> DsnTeacher:
 def _semantic(recipe: DsnRecipe, training: ImageSet, notify: Notify) -> tuple[Tensor, str]:
     if recipe.semantic == "none":
         return torch.zeros(len(training.classes), IMAGENET_CLASSES), ""
-    matrix, digest = semantic_matrix(training, notify)
+    matrix, digest = build_semantic_matrix(training, notify)
     return torch.from_numpy(matrix), digest

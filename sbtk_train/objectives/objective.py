@@ -9,8 +9,8 @@ from typing import Protocol
 from torch import Tensor
 
 from sbtk_train.batches.sampler import Batch
-from sbtk_train.batches.shards import BatchDraws, Share
-from sbtk_train.distributed import ALONE, Team
+from sbtk_train.batches.shards import BatchRngs, BatchShard
+from sbtk_train.distributed import SINGLE_PROCESS, DistributedContext
 from sbtk_train.models.student import StudentOutput
 
 
@@ -18,7 +18,7 @@ from sbtk_train.models.student import StudentOutput
 class Examples:
     """The images of one step, `S` sketches and then `P` photos.
 
-    Where several processes share the batch, `inputs` are this one's own `s` sketches and `p`
+    Where several processes shard the batch, `inputs` are this one's own `s` sketches and `p`
     photos, and what is made of them is put in order by `joined`. All else is of the whole batch.
 
     Attributes:
@@ -28,8 +28,8 @@ class Examples:
         labels: `(S + P,) int64`, indices of training classes.
         domains: `(S + P,) float32`, 0 for sketches and 1 for photos.
         sketches: S.
-        share: which of the images this process has.
-        team: the processes.
+        shard: which of the images this process has.
+        distributed: the processes.
     """
 
     inputs: Tensor
@@ -37,8 +37,8 @@ class Examples:
     labels: Tensor
     domains: Tensor
     sketches: int
-    share: Share | None = None
-    team: Team = ALONE
+    shard: BatchShard | None = None
+    distributed: DistributedContext = SINGLE_PROCESS
 
     def first_view(self) -> Tensor:
         """Returns the first view of the own images, `(s + p, ...)`."""
@@ -46,11 +46,11 @@ class Examples:
 
     def own_domains(self) -> Tensor:
         """Returns `(s + p,) float32`, the domains of the own images."""
-        return self.domains if self.share is None else self.domains[self.share.rows()]
+        return self.domains if self.shard is None else self.domains[self.shard.rows()]
 
-    def joined(self, rows: Tensor) -> Tensor:
+    def all_gather(self, rows: Tensor) -> Tensor:
         """Returns `(S + P, D)` rows for the `(s + p, D) float32` of one view of own images."""
-        return rows if self.share is None else self.team.joined([rows], self.share, 1)[0]
+        return rows if self.shard is None else self.distributed.all_gather([rows], self.shard, 1)[0]
 
 
 class Objective(Protocol):
@@ -66,13 +66,13 @@ class Objective(Protocol):
         """Yields the batches of an epoch; a pure function of seed and epoch."""
         ...
 
-    def views_of(self, sketches: Tensor, photos: Tensor, draw: BatchDraws) -> Tensor:
+    def views_of(self, sketches: Tensor, photos: Tensor, rng: BatchRngs) -> Tensor:
         """Returns `(V * (S + P), 3, H, W)` normalised images, view after view, sketches first.
 
         Args:
             sketches: `(S, 1, H, W) uint8`, dark ink on white.
             photos: `(P, 3, H, W) uint8`.
-            draw: for these sketches and photos; all chance comes from it.
+            rng: for these sketches and photos; all chance comes from it.
         """
         ...
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sbtk_train.batches.augment import augmented_photos, augmented_sketches, normalised
-from sbtk_train.batches.sampler import Batch, class_balanced_batches, quadruplet_batches
-from sbtk_train.batches.shards import BatchDraws
+from sbtk_train.batches.augment import augment_photos, augment_sketches, normalise
+from sbtk_train.batches.sampler import Batch, sample_class_balanced, sample_quadruplets
+from sbtk_train.batches.shards import BatchRngs
 from sbtk_train.config import SbtknetRecipe
 from sbtk_train.data import ImageSet
 from sbtk_train.models.student import StudentOutput
@@ -48,17 +48,17 @@ class SbtknetObjective:
         """Yields drawn quadruplets, or classes with two images of each domain."""
         recipe = self._recipe
         if recipe.batches == "class-balanced":
-            return class_balanced_batches(
+            return sample_class_balanced(
                 self._data, recipe.quadruplets, self._seed, epoch, further=recipe.further
             )
-        return quadruplet_batches(self._data, recipe.quadruplets, self._seed, epoch)
+        return sample_quadruplets(self._data, recipe.quadruplets, self._seed, epoch)
 
-    def views_of(self, sketches: Tensor, photos: Tensor, draw: BatchDraws) -> Tensor:
+    def views_of(self, sketches: Tensor, photos: Tensor, rng: BatchRngs) -> Tensor:
         """Returns `(S + P, 3, H, W)` images, augmented if the recipe says so."""
         if self._recipe.augment:
-            ink = augmented_sketches(sketches, draw.sketches)
-            return torch.cat([ink, augmented_photos(photos, draw.photos)])
-        return torch.cat([normalised(sketches), normalised(photos)])
+            ink = augment_sketches(sketches, rng.sketches)
+            return torch.cat([ink, augment_photos(photos, rng.photos)])
+        return torch.cat([normalise(sketches), normalise(photos)])
 
     def start_epoch(self) -> None:
         """Nothing is kept within an epoch."""

@@ -40,7 +40,7 @@ _PHOTO_OF_SYNSET = re.compile(r"n(\d{8})_\d+")
 _RULES = "semantic-matrix-1"
 
 
-def semantic_matrix(training: ImageSet, notify: Callable[[str], None]) -> tuple[Matrix, str]:
+def build_semantic_matrix(training: ImageSet, notify: Callable[[str], None]) -> tuple[Matrix, str]:
     """Returns the matrix `(C, 1000) float32` of the training classes, and its SHA-256.
 
     It is made once and kept in the cache folder as .npy, with its hash beside it, under what it
@@ -50,7 +50,7 @@ def semantic_matrix(training: ImageSet, notify: Callable[[str], None]) -> tuple[
         MissingExtra: it has to be made, and there is no NLTK or no WordNet.
         BadData: the WordNet is not version 3.0 or is damaged.
     """
-    named = photo_synsets(training)
+    named = find_photo_synsets(training)
     folder = cache_folder() / "semantic-matrix"
     path = folder / f"{_key(training.classes, named)}.npy"
     cached = _read(path, len(training.classes))
@@ -60,10 +60,10 @@ def semantic_matrix(training: ImageSet, notify: Callable[[str], None]) -> tuple[
     with open_wordnet() as wordnet:
         imagenet = _imagenet_lineages(wordnet)
         classes = [
-            class_lineages(name, synsets, wordnet)
+            find_class_lineages(name, synsets, wordnet)
             for name, synsets in zip(training.classes, named, strict=True)
         ]
-    matrix = matrix_from_lineages(classes, imagenet)
+    matrix = build_matrix(classes, imagenet)
     without = [name for name, row in zip(training.classes, matrix, strict=True) if not row.any()]
     if without:
         notify(f"WordNet has nothing near among ImageNet's classes for {', '.join(without)}")
@@ -75,21 +75,19 @@ def semantic_matrix(training: ImageSet, notify: Callable[[str], None]) -> tuple[
     return matrix, digest
 
 
-def matrix_from_lineages(
-    classes: Sequence[Sequence[Lineage]], imagenet: Sequence[Lineage]
-) -> Matrix:
+def build_matrix(classes: Sequence[Sequence[Lineage]], imagenet: Sequence[Lineage]) -> Matrix:
     """Returns `(len(classes), len(imagenet)) float32` of classes that are several synsets each."""
     matrix = np.zeros((len(classes), len(imagenet)), dtype=np.float32)
     for row, lineages in zip(matrix, classes, strict=True):
         for lineage in lineages:
             for column, other in enumerate(imagenet):
-                value = nearness(lineage, other)
+                value = measure_nearness(lineage, other)
                 if value:
                     row[column] = value
     return matrix
 
 
-def nearness(one: Lineage, other: Lineage) -> float:
+def measure_nearness(one: Lineage, other: Lineage) -> float:
     """Returns 1 where one is a kind of the other, else their path similarity if above 0.2, or 0."""
     if other.offset in one.kinds or one.offset in other.kinds:
         return 1.0
@@ -98,7 +96,7 @@ def nearness(one: Lineage, other: Lineage) -> float:
     return 1.0 / (1 + steps) if steps is not None and steps < _STEPS_TOO_MANY else 0.0
 
 
-def photo_synsets(data: ImageSet) -> list[tuple[int, ...]]:
+def find_photo_synsets(data: ImageSet) -> list[tuple[int, ...]]:
     """Returns for each class the synsets that its photos' names begin with, in their order."""
     found: list[dict[int, None]] = [{} for _ in data.classes]
     for path, label in zip(data.photos, data.photo_labels, strict=True):
@@ -108,7 +106,7 @@ def photo_synsets(data: ImageSet) -> list[tuple[int, ...]]:
     return [tuple(synsets) for synsets in found]
 
 
-def class_lineages(name: str, named: Sequence[int], wordnet: WordNet) -> list[Lineage]:
+def find_class_lineages(name: str, named: Sequence[int], wordnet: WordNet) -> list[Lineage]:
     """Returns the lineages of a class: of the synsets that its photos name, or that it means."""
     meant = named or [offset for offset in [wordnet.meant_by(name)] if offset is not None]
     lineages = [wordnet.lineage(offset) for offset in meant]

@@ -35,24 +35,29 @@ from sbtk_runtime.files import (
 )
 from sbtk_train.config import (
     FREE_FIELDS,
-    PLACES,
+    PATH_FIELDS,
     Compute,
     Method,
     Recipe,
     TrainConfig,
     choose_compute,
     default_recipe,
+    make_recipe,
     read_config,
-    recipe,
     recipe_type,
 )
 from sbtk_train.data import ImageSet, of_classes, read_dataset
 from sbtk_train.data.splits import open_split
 from sbtk_train.models.student import Student
-from sbtk_train.progress import Listener
+from sbtk_train.progress import Listener, Notify
 from sbtk_train.runs.checkpoint import LAST, STUDENT, load_run
-from sbtk_train.runs.context import readable_division
-from sbtk_train.runs.evaluate import Embed, by_feature_maps, by_pixels, few_photos
+from sbtk_train.runs.context import load_division
+from sbtk_train.runs.evaluate import (
+    Embed,
+    limit_photos,
+    make_feature_map_embedder,
+    make_pixel_embedder,
+)
 from sbtk_train.runs.feature_maps import FeatureMaps
 from sbtk_train.runs.run import train
 
@@ -164,7 +169,7 @@ class Study:
         name = self.sbtknet_recipe
         if row.method != "sbtknet":
             name = default_recipe(row.method, self.base.split)
-        return recipe(name, row.method, **knobs)
+        return make_recipe(name, row.method, **knobs)
 
     def runs(self) -> Iterator[tuple[Row, int]]:
         """Yields every row with every seed, a whole seed before the next."""
@@ -234,13 +239,13 @@ def finished(study: Study, root: Path) -> list[tuple[Row, int, Path]]:
     return [item for item in found if is_done(item[2])]
 
 
-def missing(study: Study, root: Path) -> list[str]:
+def find_missing(study: Study, root: Path) -> list[str]:
     """Returns the names of the folders of runs that have not ended."""
     folders = [run_folder(root, row, seed) for row, seed in study.runs()]
     return [folder.name for folder in folders if not is_done(folder)]
 
 
-def chosen_rows(names: Sequence[str]) -> tuple[Row, ...]:
+def select_rows(names: Sequence[str]) -> tuple[Row, ...]:
     """Returns the rows of these names, in the study's order; all for no names.
 
     Raises:
@@ -258,7 +263,7 @@ def _require_same(folder: Path, config: TrainConfig) -> None:
     there, here = asdict(read_config(folder)), asdict(config)
     for free in FREE_FIELDS:
         there.pop(free), here.pop(free)
-    for place in PLACES:  # older studies hold paths as they were typed
+    for place in PATH_FIELDS:  # older studies hold paths as they were typed
         for values in (there, here):
             values[place] = values[place] and str(Path(values[place]).absolute())
     there_flat, here_flat = _flat(there), _flat(here)
@@ -276,19 +281,18 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key != "recipe"} | recipe_values
 
 
-Notify = Callable[[str], None]
 Rows = NDArray[np.float32] | NDArray[np.uint8]
 
 BITS = 64
 #: The figure that rows are compared by.
-FIGURE = "mAP@all"
-_FIGURES = (FIGURE, "mAP@200 (strict)", "P@10", "P@100", "P@200")
+METRIC = "mAP@all"
+_FIGURES = (METRIC, "mAP@200 (strict)", "P@10", "P@100", "P@200")
 _BAR_HEIGHT = 0.38
 
 
-def figure_of_bits(bits: int = BITS) -> str:
+def bits_metric_name(bits: int = BITS) -> str:
     """Returns the name of the figure of binary codes of so many bits."""
-    return f"{FIGURE} ({bits} bits, ITQ of training features)"
+    return f"{METRIC} ({bits} bits, ITQ of training features)"
 
 
 @dataclass(frozen=True)
@@ -343,13 +347,13 @@ def score_runs(study: Study, root: Path, classes: str, notify: Notify) -> list[S
         kept = folder / f"scores-{classes}.json"
         if not kept.is_file():
             if division is None:
-                division, _ = readable_division(study.base, data, split, notify)
+                division, _ = load_division(study.base, data, split, notify)
                 compute = choose_compute(study.base.device, study.base.precision)
             images = division.validation if classes == "validation" else unseen
             notify(f"measuring {folder.name} on {len(images.classes)} {classes} classes")
             student = load_run(folder).student.to(compute.device)
             embed = _embed(study, student, compute, notify)
-            figures = _figures(student, images, few_photos(division.held_out), embed)
+            figures = _figures(student, images, limit_photos(division.held_out), embed)
             # Logged first: stopped in between, a look at unseen classes is told twice, not hidden.
             if classes == "unseen":
                 _log(root, folder, study, images, figures)
@@ -362,7 +366,7 @@ def score_runs(study: Study, root: Path, classes: str, notify: Notify) -> list[S
     return scores
 
 
-def summaries(study: Study, scores: Iterable[Score], classes: str, figure: str) -> list[Summary]:
+def summarise(study: Study, scores: Iterable[Score], classes: str, figure: str) -> list[Summary]:
     """Returns mean and spread of one figure for each row that has a run."""
     kept = [score for score in scores if score.classes == classes and score.figure == figure]
     result = []
@@ -386,13 +390,13 @@ def write_csv(path: Path, scores: Iterable[Score]) -> None:
     write_atomically(path, text.getvalue().encode())
 
 
-def as_markdown(study: Study, scores: list[Score]) -> str:
+def format_markdown(study: Study, scores: list[Score]) -> str:
     """Returns a table of means and spreads, a row for each row of the study."""
     columns = [
         (classes, figure)
         for classes in ("validation", "unseen")
-        for figure in (FIGURE, "mAP@200 (strict)", "P@10", "P@100", figure_of_bits())
-        if summaries(study, scores, classes, figure)
+        for figure in (METRIC, "mAP@200 (strict)", "P@10", "P@100", bits_metric_name())
+        if summarise(study, scores, classes, figure)
     ]
     lines = [
         "| row | runs | "
@@ -403,7 +407,7 @@ def as_markdown(study: Study, scores: list[Score]) -> str:
     for row in study.rows:
         cells, runs = [], 0
         for classes, figure in columns:
-            found = [s for s in summaries(study, scores, classes, figure) if s.row == row]
+            found = [s for s in summarise(study, scores, classes, figure) if s.row == row]
             cells.append(_shown(found[0]) if found else "")
             runs = max([runs, *(s.runs for s in found)])
         if runs:
@@ -430,7 +434,7 @@ def draw(study: Study, scores: list[Score], path: Path) -> Path | None:
     axes = figure.subplots()
     labels = {row.name: place for place, row in enumerate(study.rows)}
     for shift, classes in ((-_BAR_HEIGHT / 2, "validation"), (_BAR_HEIGHT / 2, "unseen")):
-        found = summaries(study, scores, classes, FIGURE)
+        found = summarise(study, scores, classes, METRIC)
         if found:
             axes.barh(
                 [labels[summary.row.name] + shift for summary in found],
@@ -443,7 +447,7 @@ def draw(study: Study, scores: list[Score], path: Path) -> Path | None:
     axes.set_yticks(range(len(study.rows)), [row.title for row in study.rows])
     axes.invert_yaxis()
     seeds = len(study.seeds)
-    axes.set(xlabel=f"{FIGURE}, mean and standard deviation of {seeds} seeds", xlim=(0, None))
+    axes.set(xlabel=f"{METRIC}, mean and standard deviation of {seeds} seeds", xlim=(0, None))
     axes.grid(axis="x", alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     with atomic_path(path) as temporary:
@@ -476,20 +480,20 @@ def _figures(
     if bits:
         itq = fit_itq(learnt_on, bits)
         found = measured(itq.codes(sketches), itq.codes(photos), "hamming")
-        figures[figure_of_bits(bits)] = found[FIGURE]
+        figures[bits_metric_name(bits)] = found[METRIC]
     return figures
 
 
 def _embed(study: Study, student: Student, compute: Compute, notify: Notify) -> Embed:
     base = study.base
     if not base.feature_folder:
-        return by_pixels(compute, base.workers)
+        return make_pixel_embedder(compute, base.workers)
     size = study.common["train_size_px"]
     assert isinstance(size, int)
     maps = FeatureMaps(
         Path(base.feature_folder), student, base.freeze_until, size, compute, base.workers, notify
     )
-    return by_feature_maps(compute, maps)
+    return make_feature_map_embedder(compute, maps)
 
 
 def _log(
@@ -502,6 +506,6 @@ def _log(
         "in the order of the gallery; torch, ablation"
     )
     sha256 = sha256_of_file(folder / STUDENT)
-    line = "\t".join((date, folder.name, sha256, protocol, f"{FIGURE} {figures[FIGURE]:.4f}"))
+    line = "\t".join((date, folder.name, sha256, protocol, f"{METRIC} {figures[METRIC]:.4f}"))
     with (root / "unseen.log").open("a", encoding="utf-8") as file:
         file.write(line + "\n")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.files import sha256_of_file, write_json_atomically
 from sbtk_runtime.preprocess import SIZE_PX, Kind
-from sbtk_train.batches.augment import normalised
+from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.config import Compute, TrainConfig, choose_compute
 from sbtk_train.data import Division, ImageSet, ImageSource, read_dataset
@@ -29,9 +29,10 @@ from sbtk_train.data.splits import open_split
 from sbtk_train.models.refit import refit_embedding
 from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.models.student import Student, batch_domains
+from sbtk_train.progress import Notify
 from sbtk_train.runs.checkpoint import RECORD, STUDENT, TrainedRun, load_run, save_student
-from sbtk_train.runs.context import Notify, readable_division
-from sbtk_train.runs.evaluate import by_pixels, score
+from sbtk_train.runs.context import load_division
+from sbtk_train.runs.evaluate import make_pixel_embedder, score
 
 #: What students must share for the mean of their weights to mean anything.
 _OF_CONFIG = ("method", "backbone", "dim", "division_seed")
@@ -51,7 +52,7 @@ def average_runs(
     Args:
         folders: two or more runs, from the same weights and on the same data.
         target: an existing, empty folder.
-        notify: told what is done, and how the mean compares with its parts.
+        notify: called with what is done, and how the mean compares with its parts.
         threads: CPU threads of torch; 0: its own choice.
 
     Raises:
@@ -67,14 +68,16 @@ def average_runs(
     compute = choose_compute(config.device, config.precision)
     division = _division(config, best.record, notify)
     student = best.student
-    student.load_state_dict(mean_state([run.student.state_dict() for run in runs]))
+    student.load_state_dict(average_states([run.student.state_dict() for run in runs]))
     student = student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     notify("measuring the batch norms of the averaged student")
-    measure_norms(student, division.training, compute, config.workers)
+    measure_batch_norms(student, division.training, compute, config.workers)
     if getattr(config.recipe, "refit", False) and isinstance(student, SbtknetStudent):
         notify("fitting its embedding on the training images' features")
         refit_embedding(student, division, compute, config.workers)
-    figures = score(student.eval(), division.validation, by_pixels(compute, config.workers))
+    figures = score(
+        student.eval(), division.validation, make_pixel_embedder(compute, config.workers)
+    )
     notify(_comparison(figures["mAP@all"], runs))
     config.write(target)
     save_student(target, student.state_dict(), config.backbone)
@@ -83,7 +86,7 @@ def average_runs(
     return record
 
 
-def mean_state(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def average_states(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Returns the mean of state dictionaries, in their types; of counters, the first's."""
     return {
         name: torch.stack([state[name].float() for state in states]).mean(0).to(value.dtype)
@@ -93,7 +96,9 @@ def mean_state(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def measure_norms(student: Student, training: ImageSet, compute: Compute, workers: int) -> None:
+def measure_batch_norms(
+    student: Student, training: ImageSet, compute: Compute, workers: int
+) -> None:
     """Measures batch-norm statistics anew, in place, over mixed batches of training images.
 
     They are plain means over batches of 32 sketches and 32 photos (16, or as many as show the
@@ -124,7 +129,7 @@ def measure_norms(student: Student, training: ImageSet, compute: Compute, worker
                     store.batch(rng.choice(len(paths), count, replace=False))
                     for store, (_, paths), count in zip(stores, sides, counts, strict=True)
                 ]
-                images = torch.cat([normalised(pixels.to(compute.device)) for pixels in drawn])
+                images = torch.cat([normalise(pixels.to(compute.device)) for pixels in drawn])
                 student.feature(images, domains)
     finally:
         for store in stores:
@@ -157,7 +162,7 @@ def _require_alike(runs: Sequence[TrainedRun]) -> None:
 
 def _division(config: TrainConfig, record: dict[str, Any], notify: Notify) -> Division:
     data = read_dataset(Path(config.data), keep_duplicates=config.keep_duplicates)
-    division, _ = readable_division(config, data, open_split(config.split, data.classes), notify)
+    division, _ = load_division(config, data, open_split(config.split, data.classes), notify)
     if division.training.sha256 != record.get("data_sha256"):
         raise BadData(
             f"{config.data} is not what the runs were trained on: its training images have "

@@ -116,7 +116,7 @@ def resume_command(folder: Path) -> str:
     return "the same command again"
 
 
-def with_resume_command(problem: DiskFull, folder: Path) -> DiskFull:
+def add_resume_command(problem: DiskFull, folder: Path) -> DiskFull:
     """Returns the error with a command that goes on with this run once there is space."""
     if f"then: {resume_command(folder)}" in problem.next_step:
         return problem
@@ -255,7 +255,7 @@ def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
                 f"{size:,} bytes needed, {free:,} free"
             )
         told = DiskFull(found, problem.expected, problem.next_step)
-        raise with_resume_command(told, path.parent) from problem
+        raise add_resume_command(told, path.parent) from problem
     except OSError as problem:
         size = sum(tensor.nbytes for tensor in plain.values())
         raise SbtkError(

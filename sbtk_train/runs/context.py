@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,36 +13,35 @@ from torch import Tensor
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.preprocess import SIZE_PX
-from sbtk_train.batches.augment import normalised
-from sbtk_train.batches.pixels import Unreadable, load_pixels, without_unreadable
+from sbtk_train.batches.augment import normalise
+from sbtk_train.batches.pixels import Unreadable, drop_unreadable, load_pixels
 from sbtk_train.config import Compute, SbtknetRecipe, TrainConfig, choose_compute
 from sbtk_train.data import Division, ImageSet, divide, read_dataset
 from sbtk_train.data.class_names import ClassNames, read_names
-from sbtk_train.data.more_images import open_class_map, read_more, with_more
-from sbtk_train.data.splits import Split, export_problem_of, named, open_split, refuse_absent
-from sbtk_train.distributed import ALONE, Team, synchronise_norms
+from sbtk_train.data.more_images import append_images, open_class_map, read_more
+from sbtk_train.data.splits import Split, find_export_problem, named, open_split, refuse_absent
+from sbtk_train.distributed import SINGLE_PROCESS, DistributedContext, synchronise_batch_norms
 from sbtk_train.models.backbone import (
-    better_layout,
     build_trunk,
+    choose_layout,
     is_student,
     load_trunk,
     read_weights,
 )
 from sbtk_train.models.dsn import build_student
 from sbtk_train.models.student import Student
-from sbtk_train.models.teacher import require_classifier, soft_labels
-from sbtk_train.models.weights_file import classes_kept_unseen, classes_learnt
+from sbtk_train.models.teacher import make_soft_labels, require_classifier
+from sbtk_train.models.weights_file import read_training_classes, read_unseen_classes
 from sbtk_train.objectives.objective import Objective
 from sbtk_train.objectives.sbtknet import SbtknetObjective
+from sbtk_train.progress import Notify
 from sbtk_train.runs.evaluate import require_selectable
-
-Notify = Callable[[str], None]
 
 _LAYOUT_PHOTOS = 16
 
 
 @dataclass(frozen=True)
-class Materials:
+class TrainingContext:
     """What the loop works with.
 
     Attributes:
@@ -54,7 +53,7 @@ class Materials:
             uses; empty without.
         unreadable: images that were left out.
         compute: device and precision.
-        team: the processes that train together.
+        distributed: the processes that train together.
     """
 
     division: Division
@@ -64,11 +63,13 @@ class Materials:
     knowledge_sha256: str
     unreadable: tuple[Unreadable, ...]
     compute: Compute
-    team: Team = ALONE
+    distributed: DistributedContext = SINGLE_PROCESS
 
 
-def gather(config: TrainConfig, notify: Notify, team: Team = ALONE) -> Materials:
-    """Returns the materials of a run; `notify` is told what was found and what takes time.
+def build_context(
+    config: TrainConfig, notify: Notify, distributed: DistributedContext = SINGLE_PROCESS
+) -> TrainingContext:
+    """Returns the materials of a run; `notify` is called with what was found and what takes time.
 
     The first process of a team reads the data and fills caches, for all.
 
@@ -77,11 +78,11 @@ def gather(config: TrainConfig, notify: Notify, team: Team = ALONE) -> Materials
         BadModel: the weights do not fit.
         BadConfig: options contradict each other.
     """
-    compute = choose_compute(team.device(config.device), config.precision)
+    compute = choose_compute(distributed.device(config.device), config.precision)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    division, split, unreadable = team.agreed(lambda: _readable_data(config, notify))
+    division, split, unreadable = distributed.broadcast_object(lambda: _load_data(config, notify))
     training = division.training
     student = build_student(config, len(training.classes))
     if config.weights:
@@ -89,27 +90,31 @@ def gather(config: TrainConfig, notify: Notify, team: Team = ALONE) -> Materials
     if config.freeze_until:
         student.freeze_until(config.freeze_until)
     student = student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    objective, key = team.in_turn(lambda: _objective(config, training, student, compute, notify))
-    if team.size > 1:
-        synchronise_norms(student, compute.device)
-    return Materials(division, split, student, objective, key, unreadable, compute, team)
+    objective, key = distributed.rank_zero_first(
+        lambda: _objective(config, training, student, compute, notify)
+    )
+    if distributed.world_size > 1:
+        synchronise_batch_norms(student, compute.device)
+    return TrainingContext(
+        division, split, student, objective, key, unreadable, compute, distributed
+    )
 
 
-def _readable_data(
+def _load_data(
     config: TrainConfig, notify: Notify
 ) -> tuple[Division, Split, tuple[Unreadable, ...]]:
     data = read_dataset(Path(config.data), keep_duplicates=config.keep_duplicates)
     split = open_split(config.split, data.classes)
     if split.is_file and not config.allow_missing:
         refuse_absent(split.unseen, data.classes, printable_name(split.name))
-    division, unreadable = readable_division(config, data, split, notify)
+    division, unreadable = load_division(config, data, split, notify)
     require_selectable(division, config.recipe.selection, config.dim)
-    if problem := export_problem_of(division):
+    if problem := find_export_problem(division):
         notify(f"WARNING: {problem}")
     return division, split, tuple(unreadable)
 
 
-def readable_division(
+def load_division(
     config: TrainConfig, data: ImageSet, split: Split, notify: Notify
 ) -> tuple[Division, list[Unreadable]]:
     """Returns the data, divided, without the images that cannot be read, and these.
@@ -128,14 +133,14 @@ def readable_division(
         seed=config.division_seed,
         validation_classes=config.validation_classes,
         held_out_share=config.held_out_share,
-        only_classes=_listed_classes(config, data) if config.classes else None,
+        only_classes=_read_class_list(config, data) if config.classes else None,
     )
     for notice in division.notices:
         notify(notice)
     parts = {}
     for name in ("training", "held_out", "validation"):
         given: ImageSet = getattr(division, name)
-        parts[name], faults = without_unreadable(given, config.workers)
+        parts[name], faults = drop_unreadable(given, config.workers)
         unreadable += [fault for fault in faults if fault not in unreadable]
         if name != "held_out":
             _require_both_kinds(given, parts[name], faults)
@@ -147,10 +152,10 @@ def readable_division(
             [Path(each) for each in config.more_sketches],
             [Path(each) for each in config.more_photos],
         )
-        divided = with_more(divided, split, more, open_class_map(config.class_map))
+        divided = append_images(divided, split, more, open_class_map(config.class_map))
         for notice in divided.notices[len(division.notices) :]:
             notify(notice)
-        training, faults = without_unreadable(divided.training, config.workers)
+        training, faults = drop_unreadable(divided.training, config.workers)
         divided = replace(divided, training=training)
         for fault in faults:
             notify(f"left out {fault.path}: {fault.reason}")
@@ -176,7 +181,7 @@ def _require_both_kinds(given: ImageSet, readable: ImageSet, faults: Sequence[Un
             )
 
 
-def _listed_classes(config: TrainConfig, data: ImageSet) -> list[str]:
+def _read_class_list(config: TrainConfig, data: ImageSet) -> list[str]:
     file = Path(config.classes)
     names = read_names(file, "the list of classes")
     if not config.allow_missing:
@@ -196,12 +201,12 @@ def _load_into(
             f"--backbone {layout}",
         )
     if is_student(tensors):
-        _go_on_from(student, tensors, path, training, split, notify)
+        _load_student_weights(student, tensors, path, training, split, notify)
         return
     classifier = student.load_weights(tensors, path)
     if classifier is not None:
         student.start_from(classifier)
-    better, drifts = better_layout(config.backbone, tensors, _some_photos(training), path)
+    better, drifts = choose_layout(config.backbone, tensors, _sample_photos(training), path)
     if drifts:
         found = ", ".join(f"{name} {drift:.4f}" for name, drift in sorted(drifts.items()))
         notify(f"batch-norm drift of {path.name}: {found}")
@@ -212,7 +217,7 @@ def _load_into(
         )
 
 
-def _go_on_from(
+def _load_student_weights(
     student: Student,
     tensors: dict[str, Tensor],
     path: Path,
@@ -221,7 +226,7 @@ def _go_on_from(
     notify: Notify,
 ) -> None:
     """Starts from a student that sbtk trained before, its embedding and heads included."""
-    learnt = classes_learnt(path)
+    learnt = read_training_classes(path)
     same_classes = learnt == training.classes
     student.load_student(tensors, path, same_classes=same_classes)
     head = "" if same_classes else "; the classification head starts afresh for these classes"
@@ -232,7 +237,7 @@ def _go_on_from(
             f"WARNING: that model was trained on {len(known)} of the classes that {split.name} "
             f"keeps unseen ({named(known)}): figures on them are not zero-shot"
         )
-    kept = ClassNames(classes_kept_unseen(path))
+    kept = ClassNames(read_unseen_classes(path))
     doubtful = [] if learnt else [name for name in split.unseen if name not in kept]
     if doubtful:
         notify(
@@ -242,10 +247,10 @@ def _go_on_from(
         )
 
 
-def _some_photos(training: ImageSet) -> Tensor:
+def _sample_photos(training: ImageSet) -> Tensor:
     rows = np.linspace(0, len(training.photos) - 1, _LAYOUT_PHOTOS).astype(int)
     pixels = np.stack([load_pixels(training.photos[row], "photo", SIZE_PX) for row in rows])
-    return normalised(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    return normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
 
 
 def _objective(
@@ -254,9 +259,9 @@ def _objective(
     """Returns the method's objective, and the hash of the knowledge that it hands on."""
     recipe = config.recipe
     if not isinstance(recipe, SbtknetRecipe):
-        from sbtk_train.objectives.dsn import dsn_objective
+        from sbtk_train.objectives.dsn import build_dsn_objective
 
-        return dsn_objective(config, training, student, compute, notify)
+        return build_dsn_objective(config, training, student, compute, notify)
     labels, key = None, ""
     if recipe.knowledge:
         labels, key = _soft_labels(config, training, compute, notify)
@@ -278,7 +283,7 @@ def _soft_labels(
     backbone = layout or config.backbone
     trunk, _ = build_trunk(backbone)
     classifier = require_classifier(load_trunk(trunk, tensors, path), path)
-    return soft_labels(
+    return make_soft_labels(
         training,
         trunk,
         classifier,

@@ -14,7 +14,7 @@ from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.evaluation.metrics import evaluate
 from sbtk_runtime.evaluation.protocol import Measure
 from sbtk_runtime.preprocess import SIZE_PX, Kind
-from sbtk_train.batches.augment import normalised
+from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.config import Compute, Selection
 from sbtk_train.data import Division, ImageSet, ImageSource, Rows
@@ -30,7 +30,7 @@ _DSN_BITS = 64
 _MIN_BITS = 8
 
 #: The figure that each rule of selection goes by; `None`: every epoch is the best so far.
-SELECTED_BY: dict[Selection, str | None] = {
+SELECTION_METRICS: dict[Selection, str | None] = {
     "validation-map": "validation_map",
     "held-out-bits": "held_out_bits_map",
     "held-out-accuracy": "held_out_accuracy",
@@ -55,14 +55,14 @@ class Embedded:
 Embed = Callable[[Student, Sequence[ImageSource], Kind], Embedded]
 
 
-def by_pixels(compute: Compute, workers: int) -> Embed:
+def make_pixel_embedder(compute: Compute, workers: int) -> Embed:
     """Returns what embeds image files at 224 px, production's size."""
 
     def embed(student: Student, paths: Sequence[ImageSource], kind: Kind) -> Embedded:
         store = PixelStore(paths, kind, SIZE_PX, workers=workers, keep=False)
 
         def inputs(rows: range) -> torch.Tensor:
-            return normalised(store.batch(rows).to(compute.device))
+            return normalise(store.batch(rows).to(compute.device))
 
         try:
             return _embedded(student, len(paths), kind, compute, inputs, "")
@@ -72,7 +72,7 @@ def by_pixels(compute: Compute, workers: int) -> Embed:
     return embed
 
 
-def by_feature_maps(compute: Compute, maps: FeatureMaps) -> Embed:
+def make_feature_map_embedder(compute: Compute, maps: FeatureMaps) -> Embed:
     """Returns what embeds image files by the kept feature maps of the frozen stages."""
 
     def embed(student: Student, paths: Sequence[ImageSource], kind: Kind) -> Embedded:
@@ -137,7 +137,7 @@ def validate(
         figures["validation_p10"] = unlike.get("P@10", float("nan"))
     held_out = division.held_out
     sketches = embed(student, held_out.sketches, "sketch")
-    few = few_photos(held_out)
+    few = limit_photos(held_out)
     photos = embed(student, few.photos, "photo")
     alike = evaluate(sketches.rows, few.sketch_labels, photos.rows, few.photo_labels).summary()
     figures["held_out_map"] = alike["mAP@all"]
@@ -192,7 +192,7 @@ def _bits_map(
     return found.metrics([measure])[measure.name]
 
 
-def few_photos(data: ImageSet) -> ImageSet:
+def limit_photos(data: ImageSet) -> ImageSet:
     """Returns the set with the first five photos of each class."""
     rows: Rows = np.concatenate(
         [

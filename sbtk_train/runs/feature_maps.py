@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from sbtk_runtime.files import atomic_path
 from sbtk_runtime.preprocess import PREPROCESSING, Kind
-from sbtk_train.batches.augment import augmented_photos, augmented_sketches, normalised
+from sbtk_train.batches.augment import augment_photos, augment_sketches, normalise
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.batches.sampler import Batch
-from sbtk_train.batches.shards import BatchDraws, Draws, batch_generator
+from sbtk_train.batches.shards import BatchRng, BatchRngs, make_generator
 from sbtk_train.config import Compute
 from sbtk_train.data import ImageSet, ImageSource
 from sbtk_train.data.image_set import source_key
@@ -45,7 +45,7 @@ class FeatureMaps:
         compute: where the frozen stages run, and in which number format; maps that were made in
             another are not taken.
         workers: decoding threads.
-        notify: told what takes time.
+        notify: called with what takes time.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class FeatureMaps:
         self._size_px = size_px
         self._compute = compute
         self._workers = workers
-        self._notify = notify
+        self._said = notify
         self._frozen_sha256 = _sha256_of_frozen(student, begin)
 
     def of(self, paths: Sequence[ImageSource], kind: Kind, copies: int = 0) -> Maps:
@@ -88,7 +88,7 @@ class FeatureMaps:
         return maps
 
     def _make(self, path: Path, paths: Sequence[ImageSource], kind: Kind, copies: int) -> None:
-        augmented = augmented_sketches if kind == "sketch" else augmented_photos
+        augmented = augment_sketches if kind == "sketch" else augment_photos
         store = PixelStore(paths, kind, self._size_px, workers=self._workers, keep=False)
         was_training = self._student.training
         self._student.eval()
@@ -100,10 +100,10 @@ class FeatureMaps:
                 domains = domains_of(kind, len(rows), self._compute.device)
                 for copy in range(max(1, copies)):
                     if copies:
-                        generator = batch_generator(copy, start, int(kind == "photo"))
-                        images = augmented(pixels, Draws(generator, len(rows)))
+                        generator = make_generator(copy, start, int(kind == "photo"))
+                        images = augmented(pixels, BatchRng(generator, len(rows)))
                     else:
-                        images = normalised(pixels)
+                        images = normalise(pixels)
                     with torch.inference_mode(), self._compute.autocast():
                         values = self._student.feature_map(images, domains, end=self.begin)
                     if maps is None:
@@ -148,12 +148,12 @@ class FeatureSource:
         self._device = compute.device
 
     def load(self, batch: Batch, number: int) -> Batch:
-        """Returns the batch: which copies are read depends on the draw."""
+        """Returns the batch: which copies are read depends on the rng."""
         return batch
 
-    def inputs(self, loaded: Batch, draw: BatchDraws) -> Tensor:
+    def inputs(self, loaded: Batch, rng: BatchRngs) -> Tensor:
         """Returns `(V * (S + P), C, h, w) float32` feature maps."""
-        numbers = [kind.uniform(self._copies) for kind in (draw.sketches, draw.photos)]
+        numbers = [kind.uniform(self._copies) for kind in (rng.sketches, rng.photos)]
         order = torch.cat(numbers).argsort(dim=1).numpy()
         views = []
         for view in range(self._views):

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from sbtk_runtime.errors import BadConfig, SbtkError
 from sbtk_runtime.preprocess import SIZE_PX
-from sbtk_train.batches.shards import Share, batch_generator
+from sbtk_train.batches.shards import BatchShard, make_generator
 from sbtk_train.config import Recipe, TrainConfig
 from sbtk_train.models.student import Student, StudentOutput, batch_domains
 from sbtk_train.objectives.objective import Examples
 from sbtk_train.progress import EpochDone, Listener, StepDone
 from sbtk_train.runs.checkpoint import Position, load_state, save_state, save_student
-from sbtk_train.runs.context import Materials
-from sbtk_train.runs.evaluate import SELECTED_BY, validate
-from sbtk_train.runs.sources import Inputs, Source, prefetched
+from sbtk_train.runs.context import TrainingContext
+from sbtk_train.runs.evaluate import SELECTION_METRICS, validate
+from sbtk_train.runs.sources import Source, SourceFactory, prefetch
 
 _REPORT_SECONDS = 10.0
 
@@ -37,42 +37,42 @@ class Trainer:
     and writes.
 
     Args:
-        materials: data, student, soft labels and device.
+        context: data, student, soft labels and device.
         config: the run's configuration.
         folder: the run folder, which exists.
         listener: told about steps and epochs.
     """
 
     def __init__(
-        self, materials: Materials, config: TrainConfig, folder: Path, listener: Listener
+        self, context: TrainingContext, config: TrainConfig, folder: Path, listener: Listener
     ) -> None:
-        self._materials = materials
-        self._team = materials.team
+        self._context = context
+        self._distributed = context.distributed
         self._config = config
         self._recipe = config.recipe
         self._folder = folder
         self._listener = listener
-        self._data = materials.division.training
-        self._student = materials.student
+        self._data = context.division.training
+        self._student = context.student
         self._average = copy.deepcopy(self._student) if config.recipe.average_decay else None
-        self._network = self._team.network(self._student)
+        self._network = self._distributed.wrap_model(self._student)
         self._optimizer = build_optimizer(self._student, config.recipe)
         self._scaler = torch.GradScaler(
-            materials.compute.device.type, enabled=materials.compute.needs_loss_scaling
+            context.compute.device.type, enabled=context.compute.needs_loss_scaling
         )
         self._labels = torch.from_numpy(self._data.sketch_labels)
         self._photo_labels = torch.from_numpy(self._data.photo_labels)
-        self._objective = materials.objective
-        self._inputs = Inputs(
+        self._objective = context.objective
+        self._inputs = SourceFactory(
             config,
             self._student,
             self._data,
             self._objective,
-            materials.compute,
-            self._team.local_size,
+            context.compute,
+            self._distributed.local_world_size,
             listener,
         )
-        self._position = Position(self._data.sha256, materials.split.sha256)
+        self._position = Position(self._data.sha256, context.split.sha256)
         batches = list(self._objective.batches(0))
         self._epoch_steps = len(batches)
         self._epoch_images = sum(len(batch.sketches) + len(batch.photos) for batch in batches)
@@ -110,7 +110,7 @@ class Trainer:
         Raises:
             BadConfig: there is none, or it was made from other data or another split.
         """
-        tensors, position = self._team.agreed(lambda: load_state(self._folder))
+        tensors, position = self._distributed.broadcast_object(lambda: load_state(self._folder))
         for name, found, expected in (
             ("training data", self._position.data_sha256, position.data_sha256),
             ("class split", self._position.split_sha256, position.split_sha256),
@@ -156,56 +156,60 @@ class Trainer:
         position = self._position
         if position.step == 0:
             self._objective.start_epoch()
-        source = self._team.in_turn(
+        source = self._distributed.rank_zero_first(
             lambda: self._inputs.source(self._size_px(position.epoch), position.epoch)
         )
-        shares = (self._team.share(batch) for batch in self._objective.batches(position.epoch))
+        shards = (
+            self._distributed.shard(batch) for batch in self._objective.batches(position.epoch)
+        )
         started, done, reported = time.monotonic(), 0, 0.0
         try:
-            for number, share, loaded in prefetched(shares, position.step, source):
-                figures = self._step(share, source, loaded, number)
+            for number, shard, loaded in prefetch(shards, position.step, source):
+                figures = self._step(shard, source, loaded, number)
                 for name, value in figures.items():
                     position.sums[name] = position.sums.get(name, 0.0) + value
                 position.step = number + 1
-                done += len(share.batch.sketches) + len(share.batch.photos)
+                done += len(shard.batch.sketches) + len(shard.batch.photos)
                 elapsed = time.monotonic() - started
                 if elapsed - reported >= _REPORT_SECONDS or position.step == self._epoch_steps:
                     reported = elapsed
                     self._listener(self._step_done(done / elapsed))
                 is_due = time.monotonic() - self._saved_at > 60 * self._config.checkpoint_minutes
-                is_due, is_stopping = self._team.any(
-                    is_due and self._team.is_first, self._is_stopping
+                is_due, is_stopping = self._distributed.all_reduce_any(
+                    is_due and self._distributed.is_rank_zero, self._is_stopping
                 )
                 if is_due or is_stopping:
                     self._check_weights()
                     self._save()
                 if is_stopping:
-                    self._team.wait()  # the first process to end has the others ended too
+                    self._distributed.barrier()  # the first process to end has the others ended too
                     raise KeyboardInterrupt
         finally:
             source.close()
 
-    def _step(self, share: Share, source: Source, loaded: Any, number: int) -> dict[str, float]:
-        compute, position = self._materials.compute, self._position
-        batch, views = share.batch, self._objective.views
+    def _step(
+        self, shard: BatchShard, source: Source, loaded: Any, number: int
+    ) -> dict[str, float]:
+        compute, position = self._context.compute, self._position
+        batch, views = shard.batch, self._objective.views
         self._student.train()
-        set_rates(
+        set_learning_rates(
             self._optimizer,
             self._recipe,
             epoch=position.epoch,
             updates=position.updates,
             epoch_steps=self._epoch_steps,
         )
-        chance = batch_generator(self._config.seed, position.epoch, number)
-        inputs = source.inputs(loaded, share.draws(chance))
+        chance = make_generator(self._config.seed, position.epoch, number)
+        inputs = source.inputs(loaded, shard.make_rngs(chance))
         labels = torch.cat([self._labels[batch.sketches], self._photo_labels[batch.photos]])
         labels = labels.to(compute.device)
         domains = batch_domains(len(batch.sketches), len(batch.photos), compute.device)
         with compute.autocast():
-            own = self._network(inputs, domains[share.rows()].repeat(views), source.begin)
-        output = StudentOutput(*self._team.joined(own, share, views))
+            own = self._network(inputs, domains[shard.rows()].repeat(views), source.begin)
+        output = StudentOutput(*self._distributed.all_gather(own, shard, views))
         count = len(batch.sketches)
-        examples = Examples(inputs, source.begin, labels, domains, count, share, self._team)
+        examples = Examples(inputs, source.begin, labels, domains, count, shard, self._distributed)
         terms = self._objective.terms(output, examples)
         loss = torch.stack(list(terms.values())).sum()
         self._optimise(loss, number)
@@ -218,7 +222,7 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         self._check_finite(float(loss.detach()), "loss", number)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if not self._materials.compute.needs_loss_scaling:
+        if not self._context.compute.needs_loss_scaling:
             gradients = [p.grad for p in self._student.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
             self._check_finite(float(norm), "gradient", number)
@@ -250,13 +254,13 @@ class Trainer:
         position = self._position
         self._check_weights()
         kept = self._average if self._average is not None else self._student
-        division, selection = self._materials.division, self._recipe.selection
-        figures = self._team.agreed(
+        division, selection = self._context.division, self._recipe.selection
+        figures = self._distributed.broadcast_object(
             lambda: validate(kept, division, selection, self._inputs.embed())
         )
         means = {name: value / self._epoch_steps for name, value in position.sums.items()}
         row = {"epoch": float(position.epoch + 1), **means, **figures}
-        selected_by = SELECTED_BY[self._recipe.selection]
+        selected_by = SELECTION_METRICS[self._recipe.selection]
         improved = selected_by is None or figures[selected_by] > position.best
         position.history.append(row)
         if improved and selected_by is not None:
@@ -265,13 +269,13 @@ class Trainer:
         position.epoch, position.step, position.sums = position.epoch + 1, 0, {}
         # The best student is written first: killed in between, the epoch is run again, to the
         # same result.
-        if improved and self._team.is_first:
+        if improved and self._distributed.is_rank_zero:
             save_student(self._folder, kept.state_dict(), self._config.backbone)
         self._save()
         self._listener(EpochDone(row, improved, position.since_best))
 
     def _save(self) -> None:
-        if not self._team.is_first:
+        if not self._distributed.is_rank_zero:
             return
         tensors = {f"student.{k}": v for k, v in self._student.state_dict().items()}
         if self._average is not None:
@@ -338,7 +342,7 @@ def build_optimizer(student: Student, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, recipe.learning_rate, weight_decay=recipe.weight_decay)
 
 
-def set_rates(
+def set_learning_rates(
     optimizer: torch.optim.Optimizer, recipe: Recipe, *, epoch: int, updates: int, epoch_steps: int
 ) -> None:
     """Sets the learning rates for the update after `updates` others, in `epoch` (from 0)."""
@@ -359,10 +363,10 @@ def set_rates(
 def update_average(average: Student, student: Student, decay: float, updates: int) -> None:
     """Moves the averaged student towards the student after its `updates`-th update."""
     # Young averages follow closely, or they would remember the initialisation.
-    share = 1 - min(decay, (1 + updates) / (10 + updates))
+    shard = 1 - min(decay, (1 + updates) / (10 + updates))
     for kept, new in zip(average.state_dict().values(), student.state_dict().values(), strict=True):
         if kept.dtype.is_floating_point:
-            kept.lerp_(new, share)
+            kept.lerp_(new, shard)
         else:
             kept.copy_(new)
 

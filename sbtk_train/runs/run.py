@@ -27,8 +27,8 @@ from sbtk_runtime.files import (
     write_json_atomically,
 )
 from sbtk_train.config import SbtknetRecipe, Selection, TrainConfig, read_config
-from sbtk_train.data.more_images import is_brought
-from sbtk_train.distributed import ALONE, Team
+from sbtk_train.data.more_images import is_bundled
+from sbtk_train.distributed import SINGLE_PROCESS, DistributedContext
 from sbtk_train.models.refit import refit_embedding
 from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.progress import EpochDone, Listener, StepDone
@@ -36,15 +36,15 @@ from sbtk_train.runs.checkpoint import (
     LAST,
     RECORD,
     STUDENT,
+    add_resume_command,
     load_student,
     locked,
     require_space,
     resume_command,
     save_student,
-    with_resume_command,
 )
-from sbtk_train.runs.context import Materials, gather
-from sbtk_train.runs.evaluate import SELECTED_BY, by_pixels, score
+from sbtk_train.runs.context import TrainingContext, build_context
+from sbtk_train.runs.evaluate import SELECTION_METRICS, make_pixel_embedder, score
 from sbtk_train.runs.loop import Trainer
 
 METRICS = "metrics.csv"
@@ -71,7 +71,7 @@ def train(
     *,
     resume: bool = False,
     on_trainer: Callable[[Trainer], None] | None = None,
-    team: Team = ALONE,
+    distributed: DistributedContext = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Trains into `folder` and returns the run's record.
 
@@ -82,16 +82,17 @@ def train(
         listener: told about steps, epochs and what was found.
         resume: go on from the folder's last save.
         on_trainer: handed the trainer before it starts, so that a signal can stop it.
-        team: the processes that train together. All call this; the first one listens and writes.
+        distributed: the processes that train together. All call this; the first one listens and
+            writes.
 
     Raises:
         RunBusy: another process writes to the folder.
         DiskFull: the disk cannot hold, or no longer holds, what the run saves.
         BadConfig: the folder already holds a run, and `resume` is not asked for.
     """
-    with contextlib.ExitStack() as held, _failed_writes_explained(folder):
-        team.agreed(lambda: _claim(folder, held, resume=resume))
-        return _train(config, folder, listener, resume, on_trainer, team)
+    with contextlib.ExitStack() as held, _explain_failed_writes(folder):
+        distributed.broadcast_object(lambda: _claim(folder, held, resume=resume))
+        return _train(config, folder, listener, resume, on_trainer, distributed)
 
 
 def _claim(folder: Path, held: contextlib.ExitStack, *, resume: bool) -> None:
@@ -104,13 +105,13 @@ def _claim(folder: Path, held: contextlib.ExitStack, *, resume: bool) -> None:
 
 
 @contextlib.contextmanager
-def _failed_writes_explained(folder: Path) -> Iterator[None]:
+def _explain_failed_writes(folder: Path) -> Iterator[None]:
     """Makes a failed write say how to go on with this run."""
     try:
         with disk_full_explained(folder / RECORD):
             yield
     except DiskFull as problem:
-        raise with_resume_command(problem, folder) from problem
+        raise add_resume_command(problem, folder) from problem
 
 
 def _train(
@@ -119,26 +120,26 @@ def _train(
     listener: Listener,
     resume: bool,
     on_trainer: Callable[[Trainer], None] | None,
-    team: Team,
+    distributed: DistributedContext,
 ) -> dict[str, Any]:
     own = config
     if resume:
-        own = team.agreed(lambda: read_config(folder))
-        config = own.made_as(config)
-        team.agreed(lambda: _require_same_files(config, folder))
+        own = distributed.broadcast_object(lambda: read_config(folder))
+        config = own.merge_free_fields(config)
+        distributed.broadcast_object(lambda: _require_same_files(config, folder))
     is_longer = config.recipe.epochs > own.recipe.epochs
-    if not team.is_first:
-        return _assist(config, folder, resume, is_longer, on_trainer, team)
+    if not distributed.is_rank_zero:
+        return _train_along(config, folder, resume, is_longer, on_trainer, distributed)
     remove_stale_temporaries(folder)
     if not resume:
         config.write(folder)
-    materials = _gathered(config, own, folder, listener, team)
-    earlier = recorded_refit(folder) if resume else {}
-    record = _record(config, materials)
+    context = _build_context(config, own, folder, listener, distributed)
+    earlier = read_recorded_refit(folder) if resume else {}
+    record = _record(config, context)
     recorder = _Recorder(folder, record, config.recipe.selection, listener)
-    trainer = Trainer(materials, config, folder, recorder)
+    trainer = Trainer(context, config, folder, recorder)
     if resume:
-        with _data_explained(config, own):
+        with _explain_moved_data(config, own):
             trainer.resume(is_longer=is_longer)
         listener(f"resuming {folder} after {len(trainer.history)} finished epochs")
         if len(trainer.history) >= config.recipe.epochs:
@@ -151,29 +152,33 @@ def _train(
         on_trainer(trainer)
     position = trainer.run()
     if isinstance(config.recipe, SbtknetRecipe) and config.recipe.refit:
-        refit(config, folder, materials, record, earlier, listener)
+        refit(config, folder, context, record, earlier, listener)
     recorder.finish(position.history)
-    return team.agreed(lambda: record)
+    return distributed.broadcast_object(lambda: record)
 
 
-def _gathered(
-    config: TrainConfig, own: TrainConfig, folder: Path, listener: Listener, team: Team
-) -> Materials:
-    """Returns the materials of a run, which may have been started with data in another place."""
+def _build_context(
+    config: TrainConfig,
+    own: TrainConfig,
+    folder: Path,
+    listener: Listener,
+    distributed: DistributedContext,
+) -> TrainingContext:
+    """Returns the context of a run, which may have been started with data in another place."""
     if config is own:
-        return gather(config, listener, team)
+        return build_context(config, listener, distributed)
     if not Path(config.data).is_dir() and config.data == own.data:
         raise BadConfig(
             f"the data of {folder} are not in {config.data} any more",
             "the same data, wherever they are now",
             f"sbtk train DATA --resume {folder}",
         )
-    with _data_explained(config, own):
-        return gather(config, listener, team)
+    with _explain_moved_data(config, own):
+        return build_context(config, listener, distributed)
 
 
 @contextlib.contextmanager
-def _data_explained(config: TrainConfig, own: TrainConfig) -> Iterator[None]:
+def _explain_moved_data(config: TrainConfig, own: TrainConfig) -> Iterator[None]:
     """Names both places where data in another place are not those that the run started with."""
     try:
         yield
@@ -215,25 +220,27 @@ def _require_same_files(config: TrainConfig, folder: Path) -> None:
             )
 
 
-def _assist(
+def _train_along(
     config: TrainConfig,
     folder: Path,
     resume: bool,
     is_longer: bool,
     on_trainer: Callable[[Trainer], None] | None,
-    team: Team,
+    distributed: DistributedContext,
 ) -> dict[str, Any]:
     """Trains along with the first process, and writes nothing."""
-    trainer = Trainer(gather(config, _unheard, team), config, folder, _unheard)
+    trainer = Trainer(
+        build_context(config, _ignore_event, distributed), config, folder, _ignore_event
+    )
     if resume:
         trainer.resume(is_longer=is_longer)
     if on_trainer is not None:
         on_trainer(trainer)
     trainer.run()
-    return team.agreed(dict[str, Any])
+    return distributed.broadcast_object(dict[str, Any])
 
 
-def _unheard(_: StepDone | EpochDone | str) -> None:
+def _ignore_event(_: StepDone | EpochDone | str) -> None:
     """Listens for a process that tells nobody."""
 
 
@@ -248,7 +255,7 @@ class _Recorder:
         self._listener = listener
         self._board = _summary_writer(folder)
         self._rows: list[dict[str, float]] = []
-        self._selected_by = SELECTED_BY[selection]
+        self._selected_by = SELECTION_METRICS[selection]
 
     def start(self, history: list[dict[str, float]]) -> None:
         # The save is the truth: what a killed run wrote after it is written again.
@@ -285,35 +292,35 @@ class _Recorder:
         write_json_atomically(self._folder / RECORD, self._record)
 
 
-def _record(config: TrainConfig, materials: Materials) -> dict[str, Any]:
-    division = materials.division
+def _record(config: TrainConfig, context: TrainingContext) -> dict[str, Any]:
+    division = context.division
     return {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "data": Path(config.data).name,
         "data_sha256": division.training.sha256,
-        "split": {"name": materials.split.name, "sha256": materials.split.sha256},
+        "split": {"name": context.split.name, "sha256": context.split.sha256},
         "identity_classes": list(division.training.classes),
         "training_classes": list(division.training.classes),
         "validation_classes": list(division.validation.classes),
-        "unseen_classes": list(materials.split.unseen),
+        "unseen_classes": list(context.split.unseen),
         "training_sketches": len(division.training.sketches),
         "training_photos": len(division.training.photos),
         "held_out_sketches": len(division.held_out.sketches),
         "validation_px": config.validation_px,
-        "unreadable": len(materials.unreadable),
+        "unreadable": len(context.unreadable),
         "method": config.method,
         "backbone": config.backbone,
         "dim": config.dim,
         "weights": _file_record(config.weights),
         "teacher": _file_record(config.teacher),
-        "class_map": _file_record("" if is_brought(config.class_map) else config.class_map),
-        "knowledge_sha256": materials.knowledge_sha256 or None,
+        "class_map": _file_record("" if is_bundled(config.class_map) else config.class_map),
+        "knowledge_sha256": context.knowledge_sha256 or None,
         "recipe": asdict(config.recipe),
         "seed": config.seed,
         "division_seed": config.division_seed,
-        "device": _device_name(materials.compute.device),
-        "processes": materials.team.size,
-        "precision": materials.compute.precision,
+        "device": _device_name(context.compute.device),
+        "processes": context.distributed.world_size,
+        "precision": context.compute.precision,
         "versions": {name: _version(name) for name in _VERSIONS_OF}
         | {"python": platform.python_version()},
     }
@@ -400,7 +407,7 @@ def draw_curves(history: list[dict[str, float]], folder: Path) -> Path | None:
 def refit(
     config: TrainConfig,
     folder: Path,
-    materials: Materials,
+    context: TrainingContext,
     record: dict[str, Any],
     earlier: dict[str, Any],
     listener: Listener,
@@ -412,19 +419,19 @@ def refit(
     Args:
         config: the run's.
         folder: the run folder, with its student.
-        materials: the run's.
+        context: the run's.
         record: the run's; changed, and written.
-        earlier: what `recorded_refit` found before the run was resumed.
+        earlier: what `read_recorded_refit` found before the run was resumed.
         listener: told what is done, and the two figures.
     """
     if earlier and earlier["student_sha256"] == sha256_of_file(folder / STUDENT):
         record |= earlier
     else:
-        _refit(config, folder, materials, record, listener)
+        _refit(config, folder, context, record, listener)
     write_json_atomically(folder / RECORD, record)
 
 
-def recorded_refit(folder: Path) -> dict[str, Any]:
+def read_recorded_refit(folder: Path) -> dict[str, Any]:
     """Returns what the record of an ended run says of its refit and its student; else nothing.
 
     Once the fitted embedding is kept, the trained one is gone: there is nothing to compare with.
@@ -439,15 +446,15 @@ def recorded_refit(folder: Path) -> dict[str, Any]:
 def _refit(
     config: TrainConfig,
     folder: Path,
-    materials: Materials,
+    context: TrainingContext,
     record: dict[str, Any],
     listener: Listener,
 ) -> None:
-    division, compute, best = materials.division, materials.compute, record["best"]
+    division, compute, best = context.division, context.compute, record["best"]
     student = load_student(folder, config, len(division.training.classes))
     assert isinstance(student, SbtknetStudent)
     student = student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    embed = by_pixels(compute, config.workers)
+    embed = make_pixel_embedder(compute, config.workers)
     if not division.validation.classes:
         listener("fitting the embedding again on the training images' features")
         refit_embedding(student, division, compute, config.workers)

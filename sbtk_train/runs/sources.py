@@ -11,13 +11,13 @@ from torch import Tensor
 
 from sbtk_train.batches.pixels import PixelStore, fits_in_memory
 from sbtk_train.batches.sampler import Batch
-from sbtk_train.batches.shards import BatchDraws, Share
+from sbtk_train.batches.shards import BatchRngs, BatchShard
 from sbtk_train.config import Compute, TrainConfig
 from sbtk_train.data import ImageSet
 from sbtk_train.models.student import Student
 from sbtk_train.objectives.objective import Objective
 from sbtk_train.progress import Listener
-from sbtk_train.runs.evaluate import Embed, by_feature_maps, by_pixels
+from sbtk_train.runs.evaluate import Embed, make_feature_map_embedder, make_pixel_embedder
 from sbtk_train.runs.feature_maps import FeatureMaps, FeatureSource
 
 
@@ -34,7 +34,7 @@ class Source(Protocol):
         """Returns what can be fetched ahead, in a thread of its own, for a step of the epoch."""
         ...
 
-    def inputs(self, loaded: Any, draw: BatchDraws) -> Tensor:
+    def inputs(self, loaded: Any, rng: BatchRngs) -> Tensor:
         """Returns `(V * (S + P), ...)` inputs on the device, view after view, sketches first."""
         ...
 
@@ -74,10 +74,10 @@ class PixelSource:
         sketches = self._sketches.batch(batch.sketches, (*self._variation, number))
         return sketches, self._photos.batch(batch.photos)
 
-    def inputs(self, loaded: tuple[Tensor, Tensor], draw: BatchDraws) -> Tensor:
+    def inputs(self, loaded: tuple[Tensor, Tensor], rng: BatchRngs) -> Tensor:
         """Returns the objective's views `(N, 3, h, w) float32` of the pixels."""
         sketches, photos = (pixels.to(self._device) for pixels in loaded)
-        return self._objective.views_of(sketches, photos, draw)
+        return self._objective.views_of(sketches, photos, rng)
 
     def close(self) -> None:
         """Ends the decoding threads."""
@@ -85,23 +85,23 @@ class PixelSource:
         self._photos.close()
 
 
-def prefetched(
-    shares: Iterator[Share], skip: int, source: Source
-) -> Iterator[tuple[int, Share, Any]]:
-    """Yields number, share and what the source loaded, from batch `skip` on, one batch ahead."""
-    wanted = [(number, share) for number, share in enumerate(shares) if number >= skip]
+def prefetch(
+    shards: Iterator[BatchShard], skip: int, source: Source
+) -> Iterator[tuple[int, BatchShard, Any]]:
+    """Yields number, shard and what the source loaded, from batch `skip` on, one batch ahead."""
+    wanted = [(number, shard) for number, shard in enumerate(shards) if number >= skip]
     with ThreadPoolExecutor(1) as ahead:
-        following = ahead.submit(source.load, wanted[0][1].own, wanted[0][0]) if wanted else None
-        for place, (number, share) in enumerate(wanted):
+        following = ahead.submit(source.load, wanted[0][1].local, wanted[0][0]) if wanted else None
+        for place, (number, shard) in enumerate(wanted):
             assert following is not None
             loaded = following.result()
             if place + 1 < len(wanted):
-                coming, its_share = wanted[place + 1]
-                following = ahead.submit(source.load, its_share.own, coming)
-            yield number, share, loaded
+                coming, its_shard = wanted[place + 1]
+                following = ahead.submit(source.load, its_shard.local, coming)
+            yield number, shard, loaded
 
 
-class Inputs:
+class SourceFactory:
     """Makes the sources of a run.
 
     Args:
@@ -154,8 +154,10 @@ class Inputs:
     def embed(self) -> Embed:
         """Returns what embeds validation images, of the side `config.validation_px`."""
         if self._config.feature_folder:
-            return by_feature_maps(self._compute, self._maps_at(self._config.validation_px))
-        return by_pixels(self._compute, self._config.workers)
+            return make_feature_map_embedder(
+                self._compute, self._maps_at(self._config.validation_px)
+            )
+        return make_pixel_embedder(self._compute, self._config.workers)
 
     def _maps_at(self, size_px: int) -> FeatureMaps:
         if size_px not in self._maps:

@@ -12,7 +12,7 @@ import pytest
 from sbtk_cli.export import variants_to_make
 from sbtk_cli.main import main
 from sbtk_export.export import Variant
-from sbtk_export.images import choose_pictures
+from sbtk_export.images import choose_images
 from sbtk_runtime.bundle import Bundle
 from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.runs.checkpoint import STUDENT
@@ -28,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """A run of a ResNet18, in `runs/` of a folder of its own."""
-    pictures = choose_pictures(data, TRAINING, VALIDATION)
+    pictures = choose_images(data, TRAINING, VALIDATION)
     student = SbtknetStudent("resnet18", 16, len(TRAINING))
     fitted(student, [pictures.parity, pictures.ranking], shrinkage=1e-2)
     return write_run(tmp_path_factory.mktemp("work") / "runs" / "2026-11-01-stripes", data, student)

@@ -16,7 +16,7 @@ import pytest
 
 from sbtk_cli.main import main
 from sbtk_cli.options import Terminated
-from sbtk_cli.train import resumed_config, stopping_by_signal
+from sbtk_cli.train import merge_resumed_config, stop_on_signal
 from sbtk_runtime.errors import BadConfig
 from sbtk_train.config import read_config
 from sbtk_train.runs.checkpoint import LAST, STUDENT
@@ -132,7 +132,7 @@ def test_a_stopped_run_keeps_the_signals_exit_code(
     number: signal.Signals, ending: type[KeyboardInterrupt]
 ) -> None:
     before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt) as stopped, stopping_by_signal() as hold:
+    with pytest.raises(KeyboardInterrupt) as stopped, stop_on_signal() as hold:
         hold.trainer = cast("Trainer", StopsAtOnce())
         signal.raise_signal(number)
         assert hold.is_stopping
@@ -220,12 +220,14 @@ def test_a_run_is_resumed_on_what_the_machine_has_now(data: Path, tmp_path: Path
     own = read_config(tmp_path / "run")
     given = ["threads", "workers", "checkpoint_minutes", "device"]
     values = {"threads": 3, "workers": 5, "checkpoint_minutes": 0.5, "device": "cpu"}
-    now = resumed_config(own, None, given, values)
+    now = merge_resumed_config(own, None, given, values)
     assert (now.threads, now.workers, now.checkpoint_minutes, now.device) == (3, 5, 0.5, "cpu")
     assert replace(now, **{name: getattr(own, name) for name in given}) == own
     frozen = replace(own, freeze_until="layer4")
     with pytest.raises(BadConfig, match="a run with feature maps"):
-        resumed_config(frozen, None, ["feature_folder"], {"feature_folder": tmp_path / "maps"})
+        merge_resumed_config(
+            frozen, None, ["feature_folder"], {"feature_folder": tmp_path / "maps"}
+        )
     again = sbtk("train", "--resume", "run", "--device", "cuda:7", cwd=tmp_path)
     assert again.returncode == 2
     assert "cuda:7" in again.stderr

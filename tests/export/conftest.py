@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sbtk_export.card import StudentFacts, facts_from_run
+from sbtk_export.card import StudentFacts, collect_facts
 from sbtk_export.export import ExportPlan, export_student
-from sbtk_export.images import ExportPictures, choose_pictures
+from sbtk_export.images import ExportImages, choose_images
 from sbtk_runtime.bundle import Bundle
 from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.runs.checkpoint import TrainedRun
@@ -30,12 +30,12 @@ def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pictures(textures: Path) -> ExportPictures:
-    return choose_pictures(textures, TRAINING, VALIDATION)
+def pictures(textures: Path) -> ExportImages:
+    return choose_images(textures, TRAINING, VALIDATION)
 
 
 @pytest.fixture(scope="session")
-def student(pictures: ExportPictures) -> SbtknetStudent:
+def student(pictures: ExportImages) -> SbtknetStudent:
     return fitted(tiny_student(), [pictures.parity, pictures.ranking])
 
 
@@ -49,7 +49,7 @@ def run(
 
 @pytest.fixture(scope="session")
 def facts(run: TrainedRun) -> StudentFacts:
-    return facts_from_run(run)
+    return collect_facts(run)
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +57,7 @@ def bundle(
     tmp_path_factory: pytest.TempPathFactory,
     student: SbtknetStudent,
     facts: StudentFacts,
-    pictures: ExportPictures,
+    pictures: ExportImages,
 ) -> Bundle:
     """The full bundle of the tiny student."""
     plan = ExportPlan(tmp_path_factory.mktemp("bundles") / "tiny", "tiny")

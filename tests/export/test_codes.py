@@ -9,7 +9,7 @@ import pytest
 
 from sbtk_export.card import StudentFacts
 from sbtk_export.export import ExportPlan, export_run, export_student
-from sbtk_export.images import ExportPictures, choose_pictures
+from sbtk_export.images import ExportImages, choose_images
 from sbtk_runtime.binary_codes import fit_itq
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.embedder import Embedder
@@ -25,8 +25,8 @@ PER_KIND = 24
 
 
 @pytest.fixture(scope="module")
-def code_pictures(textures: Path) -> ExportPictures:
-    return choose_pictures(
+def code_pictures(textures: Path) -> ExportImages:
+    return choose_images(
         textures, TRAINING, VALIDATION, is_calibrating=False, codes_per_kind=PER_KIND
     )
 
@@ -36,7 +36,7 @@ def coded(
     tmp_path_factory: pytest.TempPathFactory,
     student: SbtknetStudent,
     facts: StudentFacts,
-    code_pictures: ExportPictures,
+    code_pictures: ExportImages,
 ) -> Bundle:
     """A bundle of FP32 that makes codes of 8 and 16 bits."""
     plan = ExportPlan(tmp_path_factory.mktemp("coded") / "tiny", "tiny", ("fp32",), bits=(16, 8))
@@ -44,7 +44,7 @@ def coded(
 
 
 def test_codes_are_learnt_on_training_classes_in_equal_parts(
-    code_pictures: ExportPictures, pictures: ExportPictures
+    code_pictures: ExportImages, pictures: ExportImages
 ) -> None:
     for kind in ("sketch", "photo"):
         files = code_pictures.code_files[kind]
@@ -72,7 +72,7 @@ def test_the_bundle_vouches_for_what_makes_codes(coded: Bundle) -> None:
 
 
 def test_the_codes_are_those_of_the_bundles_own_embeddings(
-    coded: Bundle, code_pictures: ExportPictures
+    coded: Bundle, code_pictures: ExportImages
 ) -> None:
     kinds: tuple[Kind, Kind] = ("sketch", "photo")
     with Embedder(coded, engine="onnxruntime", threads=1) as embedder:
@@ -104,7 +104,7 @@ def test_codes_change_neither_models_nor_their_id(
     coded: Bundle,
     student: SbtknetStudent,
     facts: StudentFacts,
-    code_pictures: ExportPictures,
+    code_pictures: ExportImages,
     tmp_path: Path,
 ) -> None:
     plan = ExportPlan(tmp_path / "plain", "tiny", ("fp32",))
@@ -131,9 +131,9 @@ def test_an_exported_bundle_makes_a_binary_gallery(
 def test_codes_that_cannot_be_had_are_refused_before_any_work(
     run: TrainedRun, tmp_path: Path, bits: int
 ) -> None:
-    notices: list[str] = []
+    notify: list[str] = []
     plan = ExportPlan(tmp_path / "long", "long", ("fp32",), bits=(8, bits))
     with pytest.raises(BadConfig, match=f"binary codes of {bits} bits"):
-        export_run(run, plan, None, notices.append)
-    assert notices == []
+        export_run(run, plan, None, notify.append)
+    assert notify == []
     assert list(tmp_path.iterdir()) == []

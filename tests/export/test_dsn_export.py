@@ -13,13 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from sbtk_export.card import StudentFacts, facts_from_run
+from sbtk_export.card import StudentFacts, collect_facts
 from sbtk_export.export import ExportPlan, export_student
-from sbtk_export.fp16 import half_trunk_student
-from sbtk_export.images import ExportPictures
-from sbtk_export.int8 import gate_nodes
-from sbtk_export.onnx_graph import ModelInputs, domain_input_of
-from sbtk_export.parity import LIMITS, torch_embeddings
+from sbtk_export.fp16 import make_half_trunk_student
+from sbtk_export.images import ExportImages
+from sbtk_export.int8 import find_se_nodes
+from sbtk_export.onnx_graph import ModelInputs, find_domain_input
+from sbtk_export.parity import LIMITS, embed_with_torch
 from sbtk_runtime.bundle import Bundle, OnnxForm
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.engines.registry import open_engine
@@ -30,7 +30,7 @@ from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.manifest import PRECISIONS, Precision
 from sbtk_runtime.preprocess import KINDS, Kind
-from sbtk_train.config import recipe
+from sbtk_train.config import make_recipe
 from sbtk_train.models.dsn import DsnStudent
 from sbtk_train.runs.checkpoint import TrainedRun
 from tests.tiny import write_photos, write_sketch
@@ -41,7 +41,7 @@ ENGINES = ("onnxruntime", "openvino")
 
 
 @pytest.fixture(scope="module")
-def dsn(pictures: ExportPictures) -> DsnStudent:
+def dsn(pictures: ExportImages) -> DsnStudent:
     return telling(fitted(tiny_dsn_student(), [pictures.parity]), pictures.parity)
 
 
@@ -50,7 +50,7 @@ def dsn_bundle(
     tmp_path_factory: pytest.TempPathFactory,
     dsn: DsnStudent,
     facts: StudentFacts,
-    pictures: ExportPictures,
+    pictures: ExportImages,
 ) -> Bundle:
     plan = ExportPlan(
         tmp_path_factory.mktemp("bundles") / "dsn", "dsn", ("fp32", "fp16", "int8", "int8.trt")
@@ -64,7 +64,7 @@ def model_of(bundle: Bundle, precision: Precision, form: OnnxForm = "plain") -> 
     return onnx.load(bundle.onnx_path(precision, form))
 
 
-def pixels_of(pictures: ExportPictures) -> NDArray[np.uint8]:
+def pixels_of(pictures: ExportImages) -> NDArray[np.uint8]:
     return pictures.parity.pixels[96:104]
 
 
@@ -88,11 +88,11 @@ def test_parity_is_kept_by_sketches_and_by_photos(dsn_bundle: Bundle) -> None:
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_file_computes_what_torch_does_for_either_kind(
-    dsn_bundle: Bundle, dsn: DsnStudent, pictures: ExportPictures, precision: Precision, name: str
+    dsn_bundle: Bundle, dsn: DsnStudent, pictures: ExportImages, precision: Precision, name: str
 ) -> None:
     pytest.importorskip(name)
     pixels = pixels_of(pictures)
-    wanted = {kind: torch_embeddings(dsn, ModelInputs.of_kind(pixels, kind)) for kind in KINDS}
+    wanted = {kind: embed_with_torch(dsn, ModelInputs.of_kind(pixels, kind)) for kind in KINDS}
     between = float((wanted["sketch"] * wanted["photo"]).sum(axis=1).max())
     assert between < 0.9, "the kind must make more of a difference than rounding does"
     engine = open_engine(dsn_bundle, engine=name, precision=precision, threads=1)
@@ -119,7 +119,7 @@ def test_a_bundle_whose_manifest_and_models_disagree_is_refused(
 def test_channel_weights_stay_in_fp32_and_their_products_are_quantised(
     dsn_bundle: Bundle, precision: Precision, form: OnnxForm
 ) -> None:
-    gates = gate_nodes(model_of(dsn_bundle, "fp32"))
+    gates = find_se_nodes(model_of(dsn_bundle, "fp32"))
     model = model_of(dsn_bundle, precision, form)
     makers = {name: node for node in model.graph.node for name in node.output}
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -152,7 +152,7 @@ def test_means_are_taken_in_fp32_where_the_trunk_is_in_half(dsn_bundle: Bundle) 
 
 
 def test_half_precision_keeps_the_whole_channel_weights(dsn: DsnStudent) -> None:
-    half = half_trunk_student(dsn)
+    half = make_half_trunk_student(dsn)
     weights = dict(dsn.named_parameters())
     kept = {name.replace(".whole", ""): value for name, value in half.named_parameters()}
     gates = [name for name in weights if ".se." in name]
@@ -175,8 +175,8 @@ def test_strides_move_up_through_the_products(dsn_bundle: Bundle) -> None:
 
 
 def test_models_without_channel_weights_have_none(bundle: Bundle) -> None:
-    assert gate_nodes(model_of(bundle, "fp32")) == []
-    assert domain_input_of(model_of(bundle, "fp32")) is None
+    assert find_se_nodes(model_of(bundle, "fp32")) == []
+    assert find_domain_input(model_of(bundle, "fp32")) is None
 
 
 def test_pictures_keep_their_kind_through_mixing_and_batches(dsn_bundle: Bundle) -> None:
@@ -223,9 +223,9 @@ def test_a_gallery_of_64_numbers_is_made_and_asked(dsn_bundle: Bundle, tmp_path:
 
 
 def test_a_run_tells_its_method(run: TrainedRun) -> None:
-    config = replace(run.config, method="dsn", recipe=recipe("dsn-sketchy", "dsn"))
+    config = replace(run.config, method="dsn", recipe=make_recipe("dsn-sketchy", "dsn"))
     best = {**run.record["best"], "held_out_bits_map": 0.25}
-    facts = facts_from_run(replace(run, config=config, record={**run.record, "best": best}))
+    facts = collect_facts(replace(run, config=config, record={**run.record, "best": best}))
     assert facts.method == "dsn"
     assert facts.metrics["held_out_bits_map"]["rule"].endswith("; chose the epoch")
     assert "chose" not in facts.metrics["validation_map"]["rule"]

@@ -14,10 +14,10 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from sbtk_export.card import StudentFacts, model_card
-from sbtk_export.export import ExportPlan, check_models, export_run, export_student, file_records
-from sbtk_export.images import ExportPictures
-from sbtk_export.parity import torch_reference
+from sbtk_export.card import StudentFacts, render_model_card
+from sbtk_export.export import ExportPlan, check_models, export_run, export_student, hash_files
+from sbtk_export.images import ExportImages
+from sbtk_export.parity import compute_reference
 from sbtk_runtime.bundle import Bundle, onnx_name
 from sbtk_runtime.engines.registry import open_engine
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
@@ -74,7 +74,7 @@ def test_parity_is_kept_and_recorded(bundle: Bundle) -> None:
 
 
 def test_engine_gives_the_students_embeddings(
-    bundle: Bundle, student: SbtknetStudent, pictures: ExportPictures
+    bundle: Bundle, student: SbtknetStudent, pictures: ExportImages
 ) -> None:
     """The check is made again, with the input normalised by hand."""
     pixels = pictures.parity.pixels[:6]
@@ -90,7 +90,7 @@ def test_engine_gives_the_students_embeddings(
 def test_card_lists_the_parts_of_an_averaged_student(bundle: Bundle) -> None:
     parts = [{"seed": seed, "recipe": {"name": "sbtk"}} for seed in (4, 7)]
     training = bundle.manifest.training | {"averaged": parts}
-    card = model_card(replace(bundle.manifest, training=training))
+    card = render_model_card(replace(bundle.manifest, training=training))
     assert "- averaged, 2:\n  - seed: 7\n  - recipe:\n    - name: sbtk\n" in card
     assert "{" not in card
 
@@ -112,7 +112,7 @@ def test_card_tells_what_the_manifest_says(bundle: Bundle) -> None:
 
 
 def test_slim_bundle_keeps_the_fp32_figures(
-    student: SbtknetStudent, facts: StudentFacts, pictures: ExportPictures, tmp_path: Path
+    student: SbtknetStudent, facts: StudentFacts, pictures: ExportImages, tmp_path: Path
 ) -> None:
     plan = ExportPlan(tmp_path / "slim", "slim", ("int8",), is_slim=True)
     slim = export_student(student, facts, pictures, plan, quiet).bundle
@@ -122,7 +122,7 @@ def test_slim_bundle_keeps_the_fp32_figures(
 
 
 def test_slim_bundle_of_fp32_alone_is_refused(
-    student: SbtknetStudent, facts: StudentFacts, pictures: ExportPictures, tmp_path: Path
+    student: SbtknetStudent, facts: StudentFacts, pictures: ExportImages, tmp_path: Path
 ) -> None:
     plan = ExportPlan(tmp_path / "slim", "slim", ("fp32",), is_slim=True)
     with pytest.raises(BadConfig, match="empty"):
@@ -137,7 +137,7 @@ class Changed(SbtknetStudent):
 
 
 def test_nothing_is_published_when_parity_fails(
-    student: SbtknetStudent, facts: StudentFacts, pictures: ExportPictures, tmp_path: Path
+    student: SbtknetStudent, facts: StudentFacts, pictures: ExportImages, tmp_path: Path
 ) -> None:
     changed = copy.deepcopy(student)
     changed.__class__ = Changed
@@ -148,7 +148,7 @@ def test_nothing_is_published_when_parity_fails(
 
 
 def test_weights_changed_after_the_export_are_found(
-    bundle: Bundle, student: SbtknetStudent, pictures: ExportPictures
+    bundle: Bundle, student: SbtknetStudent, pictures: ExportImages
 ) -> None:
     changed = copy.deepcopy(student)
     with torch.no_grad():
@@ -156,28 +156,30 @@ def test_weights_changed_after_the_export_are_found(
             torch.linspace(0.2, 1.8, changed.embedding.out_features)[:, None]
         )
     with pytest.raises(BadModel) as caught:
-        check_models(bundle, torch_reference(changed, pictures), pictures, ("fp32", "int8"), quiet)
+        check_models(
+            bundle, compute_reference(changed, pictures), pictures, ("fp32", "int8"), quiet
+        )
     assert "fp32: smallest cosine" in caught.value.found
     assert "int8: " in caught.value.found
 
 
 def test_rows_that_are_not_of_length_one_are_refused(
-    bundle: Bundle, student: SbtknetStudent, pictures: ExportPictures, tmp_path: Path
+    bundle: Bundle, student: SbtknetStudent, pictures: ExportImages, tmp_path: Path
 ) -> None:
     """A cosine does not see them: NNCF's quantised norm gave lengths up to 1.37."""
     longer = with_edited_model(bundle, "fp32", tmp_path, scaled_by(1.002))
     with pytest.raises(BadModel) as caught:
-        check_models(longer, torch_reference(student, pictures), pictures, ("fp32",), quiet)
+        check_models(longer, compute_reference(student, pictures), pictures, ("fp32",), quiet)
     assert "largest |norm - 1| 0.002" in caught.value.found
     assert "cosine" not in caught.value.found
 
 
 def test_not_a_number_keeps_no_limit(
-    bundle: Bundle, student: SbtknetStudent, pictures: ExportPictures, tmp_path: Path
+    bundle: Bundle, student: SbtknetStudent, pictures: ExportImages, tmp_path: Path
 ) -> None:
     broken = with_edited_model(bundle, "fp16", tmp_path, scaled_by(float("nan")))
     with pytest.raises(BadModel, match="fp16: smallest cosine nan"):
-        check_models(broken, torch_reference(student, pictures), pictures, ("fp16",), quiet)
+        check_models(broken, compute_reference(student, pictures), pictures, ("fp16",), quiet)
 
 
 def test_existing_folder_is_left_alone(run: TrainedRun, bundle: Bundle, tmp_path: Path) -> None:
@@ -214,5 +216,5 @@ def with_edited_model(
         [factor, helper.make_node("Mul", ["unscaled", "factor"], ["embeddings"])]
     )
     onnx.save(model, path)
-    replace(bundle.manifest, files=file_records(copied)).write(copied)
+    replace(bundle.manifest, files=hash_files(copied)).write(copied)
     return Bundle.open(copied)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sbtk_export.fp16 import fold_batch_norms, half_trunk_student
+from sbtk_export.fp16 import fold_batch_norms, make_half_trunk_student
 from sbtk_train.models.backbone import build_trunk
 from sbtk_train.models.sbtknet import SbtknetStudent
 from tests.tiny_student import tiny_student
@@ -64,14 +64,14 @@ def test_tiny_variances_survive() -> None:
         norm.running_var = torch.linspace(1e-9, 1e-8, 24)
     images = torch.randn(4, 3, 224, 224)
     with torch.inference_mode():
-        wanted, halved = student.embed(images), half_trunk_student(student).embed(images)
+        wanted, halved = student.embed(images), make_half_trunk_student(student).embed(images)
     assert float((wanted * halved).sum(1).min()) > 0.9999
 
 
 def test_the_student_itself_stays_as_it_is() -> None:
     student = tiny_student()
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    half = half_trunk_student(student)
+    half = make_half_trunk_student(student)
     assert {tensor.dtype for tensor in half.trunk.parameters()} == {torch.float16}
     assert half.get_parameter("embedding.weight").dtype == torch.float32
     for name, tensor in student.state_dict().items():
@@ -81,7 +81,7 @@ def test_the_student_itself_stays_as_it_is() -> None:
 @pytest.mark.slow
 def test_attention_stays_in_single_precision() -> None:
     student = SbtknetStudent("resnet18", 8, 3, attention=True).eval()
-    half = half_trunk_student(student)
+    half = make_half_trunk_student(student)
     attention = half.get_submodule("attention").parameters()
     assert {tensor.dtype for tensor in attention} == {torch.float32}
     with torch.inference_mode():

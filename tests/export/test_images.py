@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sbtk_export.images import ExportPictures, choose_pictures
+from sbtk_export.images import ExportImages, choose_images
 from sbtk_runtime.errors import BadData
 from sbtk_train.data.splits import export_problem
 from tests.tiny_student import TRAINING, UNSEEN, VALIDATION
 
 
-def test_sketches_and_photos_come_in_equal_parts(pictures: ExportPictures) -> None:
+def test_sketches_and_photos_come_in_equal_parts(pictures: ExportImages) -> None:
     assert len(pictures.parity) == 200
     assert pictures.parity.is_sketch.mean() == 0.5
     assert pictures.calibration.is_sketch.mean() == 0.5
@@ -25,12 +25,12 @@ def test_sketches_and_photos_come_in_equal_parts(pictures: ExportPictures) -> No
         assert path.parent.parent.name == ("sketch" if is_sketch else "photo")
 
 
-def test_no_picture_serves_twice(pictures: ExportPictures) -> None:
+def test_no_picture_serves_twice(pictures: ExportImages) -> None:
     used = [*pictures.calibration.paths, *pictures.parity.paths, *pictures.ranking.paths]
     assert len(set(used)) == len(used)
 
 
-def test_classes_are_used_for_what_they_were_seen_as(pictures: ExportPictures) -> None:
+def test_classes_are_used_for_what_they_were_seen_as(pictures: ExportImages) -> None:
     for part in (pictures.calibration, pictures.parity):
         assert {path.parent.name for path in part.paths} == set(TRAINING)
     assert {path.parent.name for path in pictures.ranking.paths} == set(VALIDATION)
@@ -41,7 +41,7 @@ def test_unseen_classes_are_not_even_opened(textures: Path, tmp_path: Path) -> N
     data = Path(shutil.copytree(textures, tmp_path / "data"))
     for path in data.glob(f"*/{UNSEEN}/*"):
         path.write_bytes(b"of an unseen class")
-    chosen = choose_pictures(data, TRAINING, VALIDATION)
+    chosen = choose_images(data, TRAINING, VALIDATION)
     assert chosen.notices == ()
     used = [*chosen.calibration.paths, *chosen.parity.paths, *chosen.ranking.paths]
     assert UNSEEN not in {path.parent.name for path in used}
@@ -51,7 +51,7 @@ def test_unreadable_pictures_are_named_and_replaced(textures: Path, tmp_path: Pa
     data = Path(shutil.copytree(textures, tmp_path / "data"))
     broken = data / "photo" / TRAINING[0] / "0.png"
     broken.write_bytes(b"no image")
-    chosen = choose_pictures(data, TRAINING, VALIDATION)
+    chosen = choose_images(data, TRAINING, VALIDATION)
     assert len(chosen.parity) == 200
     assert [notice for notice in chosen.notices if str(broken) in notice]
 
@@ -64,7 +64,7 @@ def test_parity_takes_what_there_is_and_says_so(
     textures: Path, tmp_path: Path, kept: int, parity: int, calibration: int
 ) -> None:
     data = fewer_sketches(textures, tmp_path / "data", kept)
-    chosen = choose_pictures(data, TRAINING, VALIDATION)
+    chosen = choose_images(data, TRAINING, VALIDATION)
     assert (len(chosen.parity), len(chosen.calibration)) == (parity, calibration)
     told = [notice for notice in chosen.notices if f"on {parity} images, not 200" in notice]
     assert len(told) == (parity < 200)
@@ -78,14 +78,14 @@ def test_too_few_images_are_refused_as_training_said(
     data = fewer_sketches(textures, tmp_path / "data", kept)
     assert export_problem(kept * len(TRAINING), 132, is_calibrating=needs_calibration)
     with pytest.raises(BadData, match=r"has \d+ pictures for") as caught:
-        choose_pictures(data, TRAINING, VALIDATION, is_calibrating=needs_calibration)
+        choose_images(data, TRAINING, VALIDATION, is_calibrating=needs_calibration)
     assert "at least 32" in caught.value.expected
     assert "--images DATA" in caught.value.next_step
 
 
 def test_without_int8_no_picture_is_left_for_calibration(textures: Path, tmp_path: Path) -> None:
     data = fewer_sketches(textures, tmp_path / "data", 4)
-    chosen = choose_pictures(data, TRAINING, VALIDATION, is_calibrating=False)
+    chosen = choose_images(data, TRAINING, VALIDATION, is_calibrating=False)
     assert (len(chosen.parity), len(chosen.calibration)) == (32, 0)
     assert "sbtk export RUN --fp16" in export_problem(16, 132)
 
@@ -100,13 +100,13 @@ def fewer_sketches(textures: Path, data: Path, kept: int) -> Path:
 
 
 def test_without_held_out_classes_parity_pictures_are_ranked(textures: Path) -> None:
-    chosen = choose_pictures(textures, TRAINING, ())
+    chosen = choose_images(textures, TRAINING, ())
     assert chosen.ranking is chosen.parity
 
 
-def test_the_choice_is_the_same_each_time(textures: Path, pictures: ExportPictures) -> None:
-    again = choose_pictures(textures, TRAINING, VALIDATION)
+def test_the_choice_is_the_same_each_time(textures: Path, pictures: ExportImages) -> None:
+    again = choose_images(textures, TRAINING, VALIDATION)
     assert again.calibration.paths == pictures.calibration.paths
     assert again.ranking.paths == pictures.ranking.paths
-    other = choose_pictures(textures, TRAINING, VALIDATION, seed=1)
+    other = choose_images(textures, TRAINING, VALIDATION, seed=1)
     assert other.parity.paths != pictures.parity.paths

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sbtk_cli.main import main
-from sbtk_export.export import file_records
-from sbtk_export.input_contract import CONTRACT_NAME, contract_text, golden_images
+from sbtk_export.export import hash_files
+from sbtk_export.input_contract import CONTRACT_NAME, make_golden_images, render_contract
 from sbtk_runtime.bundle import GOLDEN_NAME, Bundle, image_name, pixels_name, read_golden
 from sbtk_runtime.preprocess import KINDS, Kind, prepare
 from tests.tiny import tiny_photo, tiny_sketch
@@ -104,12 +104,12 @@ def test_the_bundle_vouches_for_contract_and_golden_images(bundle: Bundle) -> No
         bundle.manifest.files
     )
     text = (bundle.folder / CONTRACT_NAME).read_text()
-    assert text == contract_text(bundle.manifest)
+    assert text == render_contract(bundle.manifest)
     assert "{" not in text
     golden = read_golden(bundle)
     assert [each.kind for each in golden] == list(KINDS)
     for each in golden:
-        assert each.image == golden_images()[each.kind]
+        assert each.image == make_golden_images()[each.kind]
         assert set(each.embeddings) == set(bundle.precisions)
         for row in each.embeddings.values():
             assert np.linalg.norm(row) == pytest.approx(1, abs=1e-5)
@@ -125,7 +125,7 @@ def test_models_check_runs_the_golden_images(
     row = table["photo"]["embeddings"]["fp16"]
     table["photo"]["embeddings"]["fp16"] = [*row[1:], row[0]]
     (changed / GOLDEN_NAME).write_text(json.dumps(table))
-    replace(bundle.manifest, files=file_records(changed)).write(changed)
+    replace(bundle.manifest, files=hash_files(changed)).write(changed)
     assert main(["models", "check", str(changed)]) == 1
     assert "the fp16 model embeds the golden photo otherwise" in capsys.readouterr().err
 
@@ -136,7 +136,7 @@ def test_other_pixels_are_found(
     changed = Path(shutil.copytree(bundle.folder, tmp_path / "changed"))
     sketch, photo = (changed / image_name(kind) for kind in KINDS)
     shutil.copy(photo, sketch)
-    replace(bundle.manifest, files=file_records(changed)).write(changed)
+    replace(bundle.manifest, files=hash_files(changed)).write(changed)
     assert main(["models", "check", str(changed)]) == 1
     assert "the golden sketch is prepared otherwise" in capsys.readouterr().err
 
@@ -147,6 +147,6 @@ def test_a_bundle_from_before_golden_images_passes_its_check(
     older = Path(shutil.copytree(bundle.folder, tmp_path / "older"))
     for path in older.glob("golden*"):
         path.unlink()
-    replace(bundle.manifest, files=file_records(older)).write(older)
+    replace(bundle.manifest, files=hash_files(older)).write(older)
     assert read_golden(Bundle.open(older)) == ()
     assert main(["models", "check", str(older)]) == 0

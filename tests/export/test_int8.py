@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from sbtk_export.fp16 import single_precision
-from sbtk_export.images import ExportPictures
+from sbtk_export.images import ExportImages
 from sbtk_export.int8 import (
     LARGEST_SUM,
     correct_biases,
     equalise_channels,
-    largest_pair_sums,
-    mean_inputs,
+    measure_mean_inputs,
+    measure_pair_sums,
     quantise,
     require_same_sums,
 )
@@ -31,12 +31,12 @@ from sbtk_train.models.sbtknet import SbtknetStudent
 
 
 def test_mean_inputs_are_means_over_pictures_and_positions(
-    bundle: Bundle, pictures: ExportPictures
+    bundle: Bundle, pictures: ExportImages
 ) -> None:
     """The first convolution reads the normalised picture, whose mean is computed by hand."""
     inputs = pictures.calibration.inputs.first(13)
     model = onnx.load(bundle.onnx_path("fp32"))
-    means = mean_inputs(model, inputs)
+    means = measure_mean_inputs(model, inputs)
     first = next(node for node in model.graph.node if node.op_type == "Conv")
     channels = inputs.pixels.reshape(-1, 3).mean(axis=0) / 255
     wanted = (channels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
@@ -45,10 +45,10 @@ def test_mean_inputs_are_means_over_pictures_and_positions(
     assert set(means) == {node.input[0] for node in layers}
 
 
-def test_rounded_weights_and_biases_shift_no_mean(bundle: Bundle, pictures: ExportPictures) -> None:
+def test_rounded_weights_and_biases_shift_no_mean(bundle: Bundle, pictures: ExportImages) -> None:
     """What the weights' rounding adds to a channel's mean, the bias takes off, to half a step."""
     original, quantised = (onnx.load(bundle.onnx_path(p)) for p in ("fp32", "int8"))
-    means = mean_inputs(original, pictures.calibration.inputs)
+    means = measure_mean_inputs(original, pictures.calibration.inputs)
     exact = {tensor.name: numpy_helper.to_array(tensor) for tensor in original.graph.initializer}
     shifts = 0
     for node, weight, bias, step in quantised_layers(quantised):
@@ -100,7 +100,7 @@ def model(tmp_path: Path, student: SbtknetStudent) -> onnx.ModelProto:
     return onnx.load(tmp_path / "model.onnx")
 
 
-def test_the_model_computes_what_it_did(model: onnx.ModelProto, pictures: ExportPictures) -> None:
+def test_the_model_computes_what_it_did(model: onnx.ModelProto, pictures: ExportImages) -> None:
     pixels = pictures.parity.pixels[:20]
     before, weights = embedded(model, pixels), weights_of(model)
     assert equalise_channels(model, pictures.calibration.inputs.first(30)) == 1
@@ -110,9 +110,7 @@ def test_the_model_computes_what_it_did(model: onnx.ModelProto, pictures: Export
     onnx.checker.check_model(model, full_check=True)
 
 
-def test_channels_are_more_even_than_before(
-    model: onnx.ModelProto, pictures: ExportPictures
-) -> None:
+def test_channels_are_more_even_than_before(model: onnx.ModelProto, pictures: ExportImages) -> None:
     """One channel is made a hundred times as large; evening out takes most of that back."""
     first, second = (node for node in model.graph.node if node.op_type == "Conv")
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -221,7 +219,7 @@ SHIPPED = sorted(pretrained_folder().glob("*/model.int8.onnx"))
 def test_no_layer_of_the_shipped_models_can_saturate(path: Path) -> None:
     model = onnx.load(path)
     layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
-    sums = largest_pair_sums(model)
+    sums = measure_pair_sums(model)
     assert set(sums) == {node.name for node in layers}
     assert len(sums) >= 54
     assert 0 < require_same_sums(model, str(path)) <= LARGEST_SUM
@@ -256,7 +254,7 @@ def test_a_model_that_can_saturate_is_refused_with_its_layer(bundle: Bundle) -> 
 def test_what_passes_saturates_in_no_order(row: list[int], random: object) -> None:
     """16-bit sums of neighbours, in any order and for the worst activations, against 32 bits."""
     weights = np.array(row, dtype=np.int8)
-    found = largest_pair_sums(of_gemm(weights[None]))["layer"]
+    found = measure_pair_sums(of_gemm(weights[None]))["layer"]
     random.shuffle(row)  # type: ignore[attr-defined]
     row += [0] * (len(row) % 2)
     pairs = np.array(row, dtype=np.int64).reshape(-1, 2)
@@ -276,15 +274,15 @@ def test_weights_of_a_linear_are_paired_along_its_inputs(is_transposed: bool) ->
     weights[4, 0] = 100
     given_weights = weights if is_transposed else weights.T.copy()
     model = of_gemm(given_weights, is_transposed=is_transposed)
-    assert largest_pair_sums(model) == {"layer": 255 * 110}
+    assert measure_pair_sums(model) == {"layer": 255 * 110}
 
 
 def test_weights_that_are_not_signed_count_as_the_worst() -> None:
-    assert largest_pair_sums(of_gemm(np.zeros((2, 2), np.uint8))) == {"layer": 255 * 256}
+    assert measure_pair_sums(of_gemm(np.zeros((2, 2), np.uint8))) == {"layer": 255 * 256}
 
 
 def test_int8_is_made_of_an_fp16_file_too(
-    bundle: Bundle, pictures: ExportPictures, tmp_path: Path
+    bundle: Bundle, pictures: ExportImages, tmp_path: Path
 ) -> None:
     source = bundle.folder / "model.fp16.onnx"
     single = single_precision(onnx.load(source))

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from sbtk_export.card import StudentFacts
 from sbtk_export.export import ExportPlan, export_student
-from sbtk_export.images import ExportPictures
+from sbtk_export.images import ExportImages
 from sbtk_export.int8 import quantise
 from sbtk_export.int8_tensorrt import (
-    behind_first_convolution,
-    best_steps,
-    histograms_of,
+    choose_steps,
+    collect_histograms,
+    find_behind_first_convolution,
     unquantise_fused_inputs,
 )
 from sbtk_export.onnx_graph import ModelInputs, write_onnx
@@ -54,7 +54,7 @@ class Residual(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def residual_student(student: SbtknetStudent, pictures: ExportPictures) -> SbtknetStudent:
+def residual_student(student: SbtknetStudent, pictures: ExportImages) -> SbtknetStudent:
     """The tiny student with two residual blocks, which depends on a few large values.
 
     With steps of least squared error some of its embeddings have a cosine of 0.3.
@@ -72,7 +72,7 @@ def trt_bundle(
     tmp_path_factory: pytest.TempPathFactory,
     residual_student: SbtknetStudent,
     facts: StudentFacts,
-    pictures: ExportPictures,
+    pictures: ExportImages,
 ) -> Bundle:
     """A bundle with both INT8 files."""
     target = tmp_path_factory.mktemp("bundles") / "both"
@@ -103,7 +103,7 @@ def test_parity_is_kept_and_told(trt_bundle: Bundle) -> None:
 
 
 def test_onnx_runtime_runs_it_when_asked_for_that_form(
-    trt_bundle: Bundle, pictures: ExportPictures
+    trt_bundle: Bundle, pictures: ExportImages
 ) -> None:
     pixels = pictures.parity.pixels[:6]
     rows = []
@@ -148,7 +148,7 @@ def test_biases_stay_single_precision(model: onnx.ModelProto) -> None:
 
 def test_what_the_first_convolution_gives_is_read_in_half(model: onnx.ModelProto) -> None:
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
-    assert behind_first_convolution(model) == []  # a Cast is in between by now
+    assert find_behind_first_convolution(model) == []  # a Cast is in between by now
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     second = convolutions[1]
     assert [kinds[name] for name in second.input[1:]] == [TensorProto.FLOAT16] * 2
@@ -176,7 +176,7 @@ def test_a_shortcut_from_the_first_convolution_is_read_in_half_too() -> None:
         )
     ]
     graph = helper.make_graph(nodes, "stem", [], [])
-    assert behind_first_convolution(helper.make_model(graph)) == ["block", "shortcut"]
+    assert find_behind_first_convolution(helper.make_model(graph)) == ["block", "shortcut"]
 
 
 def test_nothing_is_quantised_inside_what_tensorrt_fuses(model: onnx.ModelProto) -> None:
@@ -242,8 +242,8 @@ def test_steps_clip_where_that_pays() -> None:
     model.ir_version = 9
 
     def reach(least: float = 0.2) -> float:
-        histograms = histograms_of(model, ["values"], ModelInputs.of_kind(pixels, "photo"))
-        return float(best_steps(histograms, least)["values"]) * 127
+        histograms = collect_histograms(model, ["values"], ModelInputs.of_kind(pixels, "photo"))
+        return float(choose_steps(histograms, least)["values"]) * 127
 
     assert 7.5 < reach() <= 8.0
     pixels[0, 0, 0, 0] = 255
@@ -266,7 +266,7 @@ def test_tensorrt_takes_it_and_not_the_other(trt_bundle: Bundle) -> None:
 
 
 def test_slim_bundle_of_tensorrts_form_alone_is_refused(
-    student: SbtknetStudent, facts: StudentFacts, pictures: ExportPictures, tmp_path: Path
+    student: SbtknetStudent, facts: StudentFacts, pictures: ExportImages, tmp_path: Path
 ) -> None:
     """No engine but TensorRT's could run it."""
     plan = ExportPlan(tmp_path / "slim", "slim", ("int8.trt",), is_slim=True)
@@ -275,7 +275,7 @@ def test_slim_bundle_of_tensorrts_form_alone_is_refused(
 
 
 def test_the_other_files_quantisation_is_what_it_was(
-    tmp_path: Path, student: SbtknetStudent, pictures: ExportPictures
+    tmp_path: Path, student: SbtknetStudent, pictures: ExportImages
 ) -> None:
     """Both share the calibration's batches, and the one for CPUs stays unsigned."""
     write_onnx(student, tmp_path / "fp32.onnx")

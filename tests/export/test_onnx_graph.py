@@ -16,10 +16,10 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from sbtk_cli.main import main
 from sbtk_export.export import OPSETS, VARIANTS, file_name, write_models
-from sbtk_export.images import ExportPictures
-from sbtk_export.int8 import nodes_outside
+from sbtk_export.images import ExportImages
+from sbtk_export.int8 import find_nodes_outside
 from sbtk_export.onnx_graph import Deployed, check_model, move_strides_up, write_onnx
-from sbtk_export.parity import torch_embeddings
+from sbtk_export.parity import embed_with_torch
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines.openvino import openvino_core
 from sbtk_runtime.errors import BadModel
@@ -55,7 +55,7 @@ def test_model_does_not_tell_where_it_was_made(bundle: Bundle, precision: Precis
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_batch_is_dynamic(bundle: Bundle, pictures: ExportPictures, precision: Precision) -> None:
+def test_batch_is_dynamic(bundle: Bundle, pictures: ExportImages, precision: Precision) -> None:
     session = onnxruntime.InferenceSession(bundle.onnx_path(precision))
     pixels = pictures.parity.pixels[:5]
     together = session.run(["embeddings"], {"images": pixels})[0]
@@ -108,7 +108,7 @@ def test_int8_weights_are_signed_per_channel_and_of_seven_bits(bundle: Bundle) -
             assert constants[node.input[2]].dtype == np.uint8
 
 
-def test_int8_file_runs_in_openvino_too(bundle: Bundle, pictures: ExportPictures) -> None:
+def test_int8_file_runs_in_openvino_too(bundle: Bundle, pictures: ExportImages) -> None:
     if importlib.util.find_spec("openvino") is None:
         pytest.skip("OpenVINO is not installed")
     pixels = pictures.parity.pixels[:8]
@@ -135,17 +135,17 @@ def test_broken_promises_are_named(bundle: Bundle) -> None:
 
 def test_what_lies_outside_is_not_quantised() -> None:
     with pytest.raises(BadModel, match="no Conv"):
-        nodes_outside(tiny_model())
+        find_nodes_outside(tiny_model())
 
 
 @pytest.mark.parametrize("opset", [OPSETS[0], OPSETS[-1]])
 def test_every_precision_can_be_written_in_an_opset(
-    student: SbtknetStudent, pictures: ExportPictures, tmp_path: Path, opset: int
+    student: SbtknetStudent, pictures: ExportImages, tmp_path: Path, opset: int
 ) -> None:
     calibration = pictures.calibration.inputs.first(16)
     write_models(student, tmp_path, VARIANTS, calibration, lambda _: None, opset)
     pixels = pictures.parity.pixels[:4]
-    wanted = torch_embeddings(student, pictures.parity.inputs.first(4))
+    wanted = embed_with_torch(student, pictures.parity.inputs.first(4))
     for variant in VARIANTS:
         model = onnx.load(tmp_path / file_name(variant))
         assert [entry.version for entry in model.opset_import if not entry.domain] == [opset]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sbtk_export.images import ExportPictures, PictureSet
+from sbtk_export.images import ExportImages, ImageSubset
 from sbtk_export.parity import LIMITS, Parity, Reference, measure_parity, require_parity
 from sbtk_runtime.engines.base import EngineInfo
 from sbtk_runtime.errors import BadModel
@@ -106,7 +106,7 @@ def test_figures_are_what_loops_say() -> None:
     rows = (wanted + 0.2 * random.standard_normal((60, 4))).astype(np.float32)
     pictures = numbered(60)
     parity = measure_parity(
-        Scripted(rows), ExportPictures(pictures, pictures, pictures), Reference(wanted, wanted)
+        Scripted(rows), ExportImages(pictures, pictures, pictures), Reference(wanted, wanted)
     )
     cosines = [
         float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
@@ -132,27 +132,27 @@ def test_ranking_pictures_are_compared_too() -> None:
     rows = wanted.copy()
     rows[70] = -rows[70]
     every = numbered(80)
-    part = PictureSet(every.pixels[:40], every.is_sketch[:40], every.labels[:40], ())
-    rest = PictureSet(every.pixels[40:], every.is_sketch[40:], every.labels[40:], ())
+    part = ImageSubset(every.pixels[:40], every.is_sketch[:40], every.labels[:40], ())
+    rest = ImageSubset(every.pixels[40:], every.is_sketch[40:], every.labels[40:], ())
     parity = measure_parity(
-        Scripted(rows), ExportPictures(part, part, rest), Reference(wanted[:40], wanted[40:])
+        Scripted(rows), ExportImages(part, part, rest), Reference(wanted[:40], wanted[40:])
     )
     assert (parity.images, parity.ranking_images) == (80, 40)
     assert parity.cosine_min == pytest.approx(-1)
 
 
-def numbered(count: int) -> PictureSet:
+def numbered(count: int) -> ImageSubset:
     pixels = np.zeros((count, 224, 224, 3), dtype=np.uint8)
     pixels[:, 0, 0, 0] = np.arange(count)
     order = np.arange(count)
-    return PictureSet(pixels, order % 2 == 0, order // 2 % 3, (Path("unused"),) * count)
+    return ImageSubset(pixels, order % 2 == 0, order // 2 % 3, (Path("unused"),) * count)
 
 
 def unit(rows: NDArray[np.float64] | Embeddings) -> Embeddings:
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
 
 
-def ranks(rows: Embeddings, pictures: PictureSet) -> list[list[int]]:
+def ranks(rows: Embeddings, pictures: ImageSubset) -> list[list[int]]:
     sketches = np.flatnonzero(pictures.is_sketch)
     photos = np.flatnonzero(~pictures.is_sketch)
     return [
@@ -161,7 +161,7 @@ def ranks(rows: Embeddings, pictures: PictureSet) -> list[list[int]]:
     ]
 
 
-def mean_average_precision(ranked: list[list[int]], pictures: PictureSet) -> float:
+def mean_average_precision(ranked: list[list[int]], pictures: ImageSubset) -> float:
     sketches = np.flatnonzero(pictures.is_sketch)
     values = []
     for sketch, order in zip(sketches, ranked, strict=True):

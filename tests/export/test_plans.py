@@ -12,9 +12,9 @@ import pytest
 
 from sbtk_export.card import StudentFacts
 from sbtk_export.export import Exported, ExportPlan, Variant, export_student
-from sbtk_export.images import ExportPictures
+from sbtk_export.images import ExportImages
 from sbtk_export.parity import Reference
-from sbtk_export.plans import PlanBuilder, engines_from_onnx, find_plan_builder
+from sbtk_export.plans import PlanBuilder, build_engines, find_plan_builder
 from sbtk_runtime.engines.tensorrt.cache import CacheEntry, PlanCache, cache_folder
 from sbtk_runtime.errors import BadModel
 from sbtk_train.models.sbtknet import SbtknetStudent
@@ -28,7 +28,7 @@ def exported(
     tmp_path_factory: pytest.TempPathFactory,
     student: SbtknetStudent,
     facts: StudentFacts,
-    pictures: ExportPictures,
+    pictures: ExportImages,
 ) -> Exported:
     """A bundle with what TensorRT is fast with."""
     plan = ExportPlan(tmp_path_factory.mktemp("bundles") / "gpu", "gpu", VARIANTS)
@@ -53,16 +53,16 @@ def test_without_tensorrt_nothing_is_built_and_nothing_said(
 ) -> None:
     for module in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, module, None)
-    notices: list[str] = []
-    assert find_plan_builder(notices.append) is None
-    assert notices == []
+    notify: list[str] = []
+    assert find_plan_builder(notify.append) is None
+    assert notify == []
 
 
 def test_tensorrt_without_a_driver_is_named(machine: FakeMachine) -> None:
     machine.cuda_faults.driver, machine.cuda_faults.count = 0, "cudaErrorInsufficientDriver"
-    notices: list[str] = []
-    assert find_plan_builder(notices.append) is None
-    assert notices == [
+    notify: list[str] = []
+    assert find_plan_builder(notify.append) is None
+    assert notify == [
         "no plan is built by TensorRT 11.4.0: there is no NVIDIA driver on this machine"
     ]
 
@@ -73,7 +73,7 @@ def test_tensorrt_rtx_builds_without_a_gpu(exported: Exported) -> None:
     assert builder is not None
     assert builder.trt.name == "tensorrt_rtx"
     assert builder.device is None
-    engines = engines_from_onnx(exported, VARIANTS, builder, print)
+    engines = build_engines(exported, VARIANTS, builder, print)
     assert [engine.record.precision for engine in engines] == ["fp16", "int8"]
     for engine in engines:
         assert engine.parity is None
@@ -85,7 +85,7 @@ def test_tensorrt_rtx_builds_without_a_gpu(exported: Exported) -> None:
 
 
 def test_parity_is_that_of_the_running_plan(exported: Exported, machine: FakeMachine) -> None:
-    engines = engines_from_onnx(exported, VARIANTS, found_builder(), print)
+    engines = build_engines(exported, VARIANTS, found_builder(), print)
     assert [engine.record.precision for engine in engines] == ["fp16", "int8"]
     for engine, key in zip(engines, ("fp16", "int8.trt"), strict=True):
         assert engine.parity is not None
@@ -102,8 +102,8 @@ def test_parity_is_that_of_the_running_plan(exported: Exported, machine: FakeMac
 def test_only_the_files_of_the_bundle_become_plans(
     exported: Exported, machine: FakeMachine
 ) -> None:
-    assert engines_from_onnx(exported, ("fp32",), found_builder(), print) == []
-    (engine,) = engines_from_onnx(exported, ("fp32", "fp16"), found_builder(), print)
+    assert build_engines(exported, ("fp32",), found_builder(), print) == []
+    (engine,) = build_engines(exported, ("fp32", "fp16"), found_builder(), print)
     assert engine.record.precision == "fp16"
 
 
@@ -113,7 +113,7 @@ def test_a_plan_that_is_not_the_student_is_removed_and_the_bundle_stays(
     rows = exported.reference
     rolled = Reference(*(np.roll(part, 1, axis=0) for part in (rows.parity, rows.ranking)))
     with pytest.raises(BadModel, match="the fp16 plan does not do what the student does") as caught:
-        engines_from_onnx(replace(exported, reference=rolled), VARIANTS, found_builder(), print)
+        build_engines(replace(exported, reference=rolled), VARIANTS, found_builder(), print)
     assert "smallest cosine" in caught.value.found
     assert kept() == []
     exported.bundle.verify()
@@ -123,7 +123,7 @@ def test_a_plan_that_does_not_load_here_is_told_and_removed(
     exported: Exported, machine: FakeMachine
 ) -> None:
     machine.faults.deserialise = "Target GPU SM 90 is not supported by this TensorRT release."
-    (engine,) = engines_from_onnx(exported, ("fp16",), found_builder(), print)
+    (engine,) = build_engines(exported, ("fp16",), found_builder(), print)
     assert engine.parity is None
     assert "SM 90 is not supported" in engine.not_run
     assert kept() == []
@@ -133,9 +133,9 @@ def test_a_failing_builder_does_not_fail_the_export(
     exported: Exported, machine: FakeMachine
 ) -> None:
     machine.faults.build = "Could not find any implementation for node."
-    notices: list[str] = []
-    assert engines_from_onnx(exported, VARIANTS, found_builder(), notices.append) == []
-    failures = [sentence for sentence in notices if "no plan was built" in sentence]
+    notify: list[str] = []
+    assert build_engines(exported, VARIANTS, found_builder(), notify.append) == []
+    failures = [sentence for sentence in notify if "no plan was built" in sentence]
     assert [sentence.partition(":")[0] for sentence in failures] == ["fp16", "int8.trt"]
     assert all("Could not find any implementation" in sentence for sentence in failures)
 

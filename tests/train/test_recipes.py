@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sbtk_train.config import DsnRecipe, Method, default_recipe, recipe
+from sbtk_train.config import DsnRecipe, Method, default_recipe, make_recipe
 from sbtk_train.data.splits import open_split
 
 
@@ -40,7 +40,7 @@ def test_recipes_have_the_numbers_of_the_released_training_scripts(
     selection: str,
 ) -> None:
     """haowang1992/DSN and qliu24/SAKE, `src/train_cse_resnet_*_ext.py`."""
-    found = recipe(name, method)
+    found = make_recipe(name, method)
     assert isinstance(found, DsnRecipe)
     assert (found.epochs, found.drop_last, found.selection) == (epochs, drop_last, selection)
     assert (found.batch_sketches, found.batch_photos) == batch

@@ -12,22 +12,22 @@ from torchvision.transforms import functional as reference
 
 from sbtk_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from sbtk_train.batches.augment import (
-    augmented_photos,
-    augmented_sketches,
-    contrastive_view,
-    grey_of,
-    jittered,
-    moved_images,
-    normalised,
-    plain_view,
-    random_moves,
-    warped,
-    with_brightness,
-    with_contrast,
-    with_hue,
-    with_saturation,
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    augment_photos,
+    augment_sketches,
+    convert_to_grey,
+    jitter_colours,
+    make_contrastive_view,
+    make_plain_view,
+    move_images,
+    normalise,
+    sample_moves,
+    warp,
 )
-from sbtk_train.batches.shards import Draws, batch_generator
+from sbtk_train.batches.shards import BatchRng, make_generator
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:
@@ -46,14 +46,14 @@ def test_normalised_is_what_the_exported_graph_computes() -> None:
     expected = (
         pixels.numpy().astype(np.float64) / 255 - np.array(IMAGENET_MEAN).reshape(1, 3, 1, 1)
     ) / np.array(IMAGENET_STD).reshape(1, 3, 1, 1)
-    np.testing.assert_allclose(normalised(pixels).numpy(), expected, atol=1e-5)
-    grey = normalised(pixels[:, :1])
+    np.testing.assert_allclose(normalise(pixels).numpy(), expected, atol=1e-5)
+    grey = normalise(pixels[:, :1])
     assert grey.shape == (2, 3, 4, 4)
     torch.testing.assert_close(to_unit(grey)[:, 0], to_unit(grey)[:, 2])
 
 
 def test_augmented_sketches_stay_ink_on_white() -> None:
-    changed = to_unit(augmented_sketches(some_sketches(), Draws(batch_generator(0, 1), 12)))
+    changed = to_unit(augment_sketches(some_sketches(), BatchRng(make_generator(0, 1), 12)))
     assert changed.shape == (12, 3, 64, 64)
     assert float(changed.min()) > -1e-4
     assert float(changed.max()) < 1 + 1e-4
@@ -64,9 +64,9 @@ def test_augmented_sketches_stay_ink_on_white() -> None:
 
 
 def test_augmented_photos_stay_in_range_and_differ() -> None:
-    draw = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (6, 3, 48, 48), generator=draw).to(torch.uint8)
-    changed = to_unit(augmented_photos(pixels, Draws(batch_generator(0, 1), 6)))
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (6, 3, 48, 48), generator=rng).to(torch.uint8)
+    changed = to_unit(augment_photos(pixels, BatchRng(make_generator(0, 1), 6)))
     assert float(changed.min()) > -1e-4
     assert float(changed.max()) < 1 + 1e-4
     assert not torch.allclose(changed, pixels / 255, atol=0.1)
@@ -74,7 +74,7 @@ def test_augmented_photos_stay_in_range_and_differ() -> None:
 
 def test_a_batch_is_made_again_from_its_position() -> None:
     first, again, other = (
-        augmented_sketches(some_sketches(), Draws(batch_generator(7, *position), 12))
+        augment_sketches(some_sketches(), BatchRng(make_generator(7, *position), 12))
         for position in ((1, 2), (1, 2), (2, 1))
     )
     assert torch.equal(first, again)
@@ -82,8 +82,8 @@ def test_a_batch_is_made_again_from_its_position() -> None:
 
 
 def some_images(count: int, channels: int = 3) -> Tensor:
-    draw = torch.Generator().manual_seed(0)
-    images = torch.rand(count, channels, 9, 7, generator=draw)
+    rng = torch.Generator().manual_seed(0)
+    images = torch.rand(count, channels, 9, 7, generator=rng)
     # Grey pixels and pixels of full colour are where hues go wrong.
     images[:, :, 0, :3] = 0.5
     images[:, 0, 1, :], images[:, 1:, 1, :] = 1.0, 0.0
@@ -93,10 +93,10 @@ def some_images(count: int, channels: int = 3) -> Tensor:
 @pytest.mark.parametrize(
     ("change", "torchvisions", "low", "high"),
     [
-        (with_brightness, reference.adjust_brightness, 0.6, 1.4),
-        (with_contrast, reference.adjust_contrast, 0.6, 1.4),
-        (with_saturation, reference.adjust_saturation, 0.6, 1.4),
-        (with_hue, reference.adjust_hue, -0.1, 0.1),
+        (adjust_brightness, reference.adjust_brightness, 0.6, 1.4),
+        (adjust_contrast, reference.adjust_contrast, 0.6, 1.4),
+        (adjust_saturation, reference.adjust_saturation, 0.6, 1.4),
+        (adjust_hue, reference.adjust_hue, -0.1, 0.1),
     ],
 )
 def test_each_change_is_torchvisions_with_an_amount_for_each_image(
@@ -114,15 +114,15 @@ def test_each_change_is_torchvisions_with_an_amount_for_each_image(
 
 def test_grey_is_torchvisions() -> None:
     images = some_images(3)
-    torch.testing.assert_close(grey_of(images), reference.rgb_to_grayscale(images))
-    assert grey_of(images[:, :1]) is not None
-    assert torch.equal(grey_of(images[:, :1]), images[:, :1])
+    torch.testing.assert_close(convert_to_grey(images), reference.rgb_to_grayscale(images))
+    assert convert_to_grey(images[:, :1]) is not None
+    assert torch.equal(convert_to_grey(images[:, :1]), images[:, :1])
 
 
 def test_jitter_changes_only_the_chosen_images_each_in_its_own_way() -> None:
     images = some_images(1).expand(6, -1, -1, -1)
     chosen = torch.tensor([True, False, True, True, False, True])
-    found = jittered(images, chosen, Draws(batch_generator(1), 6))
+    found = jitter_colours(images, chosen, BatchRng(make_generator(1), 6))
     assert torch.equal(found[~chosen], images[~chosen])
     changed = found[chosen]
     for left in range(4):
@@ -134,8 +134,8 @@ def test_jitter_changes_only_the_chosen_images_each_in_its_own_way() -> None:
 
 def test_jitter_is_some_order_of_the_four_changes() -> None:
     image = some_images(1)
-    draw = torch.Generator().manual_seed(3)
-    found = jittered(image, torch.tensor([True]), Draws(draw, 1))
+    rng = torch.Generator().manual_seed(3)
+    found = jitter_colours(image, torch.tensor([True]), BatchRng(rng, 1))
     again = torch.Generator().manual_seed(3)
     order = torch.rand(1, 4, generator=again).argsort(dim=1)[0].tolist()
     spread = (torch.rand(1, 4, generator=again) * 2 - 1)[0].tolist()
@@ -153,7 +153,7 @@ def test_jitter_is_some_order_of_the_four_changes() -> None:
 
 def test_grey_images_stay_grey() -> None:
     images = some_images(8)[:, :1]
-    found = jittered(images, torch.ones(8, dtype=torch.bool), Draws(batch_generator(0), 8))
+    found = jitter_colours(images, torch.ones(8, dtype=torch.bool), BatchRng(make_generator(0), 8))
     assert found.shape == images.shape
     assert not torch.allclose(found, images, atol=0.01)
 
@@ -190,10 +190,10 @@ def plainly_warped(image: list[list[float]], move: Tensor) -> list[list[float]]:
 
 
 def test_warping_equals_a_plain_loop() -> None:
-    draw = torch.Generator().manual_seed(0)
-    images = torch.rand(12, 1, 10, 10, generator=draw)
-    moves = random_moves(10, Draws(draw, 12))
-    found = warped(images, moves)
+    rng = torch.Generator().manual_seed(0)
+    images = torch.rand(12, 1, 10, 10, generator=rng)
+    moves = sample_moves(10, BatchRng(rng, 12))
+    found = warp(images, moves)
     for image, move, result in zip(images, moves, found, strict=True):
         expected = torch.tensor(plainly_warped(image[0].tolist(), move))
         torch.testing.assert_close(result[0], expected, atol=1e-4, rtol=1e-4)
@@ -204,16 +204,16 @@ def test_a_turn_is_about_the_top_left_corner() -> None:
     image = torch.zeros(1, 1, 9, 9)
     image[0, 0, 0, 0], image[0, 0, 0, 8] = 1.0, 1.0
     quarter = torch.tensor([[[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]]).double()
-    found = warped(image, quarter)[0, 0]
+    found = warp(image, quarter)[0, 0]
     expected = torch.zeros(9, 9)
     expected[0, 0], expected[8, 0] = 1.0, 1.0
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_moves_are_drawn_with_the_shares_and_ranges_of_the_authors() -> None:
-    moves = random_moves(224, Draws(batch_generator(0), 20_000))
+    moves = sample_moves(224, BatchRng(make_generator(0), 20_000))
     still = (moves == torch.eye(3)).all(2).all(1)
-    # 0.3 are left alone, and 0.7 / 16 draw none of the four changes.
+    # 0.3 are left alone, and 0.7 / 16 rng none of the four changes.
     assert float(still.double().mean()) == pytest.approx(0.3 + 0.7 / 16, abs=0.01)
     linear, shifts = moves[:, :2, :2], moves[:, :2, 2]
     mirrored = torch.linalg.det(linear) < 0
@@ -236,7 +236,7 @@ def test_moves_are_drawn_with_the_shares_and_ranges_of_the_authors() -> None:
 
 def test_the_border_is_black_and_pixels_stay_in_range() -> None:
     pixels = torch.full((40, 1, 32, 32), 255, dtype=torch.uint8)
-    images = moved_images(pixels, Draws(batch_generator(0), 40))
+    images = move_images(pixels, BatchRng(make_generator(0), 40))
     assert float(images.min()) == 0.0
     assert float(images.max()) == pytest.approx(1.0, abs=1e-5)
     assert images.shape == (40, 1, 32, 32)
@@ -244,17 +244,17 @@ def test_the_border_is_black_and_pixels_stay_in_range() -> None:
 
 def test_the_plain_view_is_only_normalised() -> None:
     images = torch.rand(3, 3, 8, 8)
-    torch.testing.assert_close(to_unit_rows(plain_view(images)), images, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(to_unit_rows(make_plain_view(images)), images, atol=1e-5, rtol=1e-5)
     grey = torch.rand(2, 1, 8, 8)
     torch.testing.assert_close(
-        to_unit_rows(plain_view(grey)), grey.expand(-1, 3, -1, -1), atol=1e-5, rtol=1e-5
+        to_unit_rows(make_plain_view(grey)), grey.expand(-1, 3, -1, -1), atol=1e-5, rtol=1e-5
     )
 
 
 def test_views_mirror_recolour_and_grey_in_the_authors_shares() -> None:
     image = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(5))
     found = to_unit_rows(
-        contrastive_view(image.expand(4000, -1, -1, -1), Draws(batch_generator(0), 4000))
+        make_contrastive_view(image.expand(4000, -1, -1, -1), BatchRng(make_generator(0), 4000))
     )
     is_grey = (found - found.mean(1, keepdim=True)).abs().amax((1, 2, 3)) < 1e-5
     assert float(is_grey.float().mean()) == pytest.approx(0.2, abs=0.03)
@@ -269,8 +269,8 @@ def test_views_are_made_again_from_the_same_draws() -> None:
     pixels = torch.randint(0, 256, (4, 3, 16, 16), generator=torch.Generator().manual_seed(2))
     pixels = pixels.to(torch.uint8)
     first, again, other = (
-        contrastive_view(moved_images(pixels, draw), draw)
-        for draw in (Draws(batch_generator(seed), 4) for seed in (7, 7, 8))
+        make_contrastive_view(move_images(pixels, rng), rng)
+        for rng in (BatchRng(make_generator(seed), 4) for seed in (7, 7, 8))
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

@@ -8,7 +8,7 @@ import torch
 
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.preprocess import prepare
-from sbtk_train.batches.pixels import PixelStore, without_unreadable
+from sbtk_train.batches.pixels import PixelStore, drop_unreadable
 from sbtk_train.data import read_dataset
 from tests.tiny_data import write_dataset
 
@@ -35,7 +35,7 @@ def test_unreadable_images_are_named_and_left_out(tmp_path: Path) -> None:
     bad.write_bytes(b"not a picture")
     empty = root / "sketch" / "crate" / "0.png"
     empty.write_bytes(b"")
-    readable, unreadable = without_unreadable(read_dataset(root), workers=2)
+    readable, unreadable = drop_unreadable(read_dataset(root), workers=2)
     assert {fault.path for fault in unreadable} == {bad, empty}
     assert bad not in readable.photos
     assert len(readable.photos) == len(readable.photo_labels) == 6 * 12 - 1
@@ -48,7 +48,7 @@ def test_too_large_a_share_of_unreadable_images_is_refused(tmp_path: Path) -> No
     for number in range(4):
         (root / "photo" / "ball" / f"{number}.jpg").write_bytes(b"x")
     with pytest.raises(BadData, match="4 of 48"):
-        without_unreadable(read_dataset(root), workers=2)
+        drop_unreadable(read_dataset(root), workers=2)
 
 
 def test_image_that_vanishes_later_is_named(tmp_path: Path) -> None:

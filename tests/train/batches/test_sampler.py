@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from sbtk_runtime.errors import BadConfig
-from sbtk_train.batches.sampler import class_balanced_batches, quadruplet_batches, shuffled_batches
+from sbtk_train.batches.sampler import sample_class_balanced, sample_quadruplets, sample_shuffled
 from sbtk_train.data import Division, ImageSet, of_classes, read_dataset
-from sbtk_train.data.more_images import ClassMap, read_more, with_more
+from sbtk_train.data.more_images import ClassMap, append_images, read_more
 from sbtk_train.data.splits import Split
 from sbtk_train.data.stroke_files import Drawing
 from tests.tiny_data import write_dataset
@@ -23,14 +23,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
 
 
 def test_each_sketch_is_the_anchor_once(data: ImageSet) -> None:
-    batches = list(quadruplet_batches(data, 4, seed=0, epoch=0))
+    batches = list(sample_quadruplets(data, 4, seed=0, epoch=0))
     anchors = np.concatenate([batch.sketches[: len(batch.sketches) // 2] for batch in batches])
     assert sorted(anchors.tolist()) == list(range(len(data.sketches)))
 
 
 def test_quadruplets_have_the_classes_they_should(data: ImageSet) -> None:
     for epoch in range(20):
-        for batch in quadruplet_batches(data, 4, seed=0, epoch=epoch):
+        for batch in sample_quadruplets(data, 4, seed=0, epoch=epoch):
             half = len(batch.sketches) // 2
             sketches = data.sketch_labels[batch.sketches]
             photos = data.photo_labels[batch.photos]
@@ -42,7 +42,7 @@ def test_quadruplets_have_the_classes_they_should(data: ImageSet) -> None:
 def test_negatives_are_drawn_independently_and_reach_every_other_class(data: ImageSet) -> None:
     pairs: Counter[tuple[int, int]] = Counter()
     for epoch in range(100):
-        for batch in quadruplet_batches(data, 6, seed=0, epoch=epoch):
+        for batch in sample_quadruplets(data, 6, seed=0, epoch=epoch):
             half = len(batch.sketches) // 2
             is_zero = data.sketch_labels[batch.sketches[:half]] == 0
             photo = data.photo_labels[batch.photos[half:]][is_zero]
@@ -54,7 +54,7 @@ def test_negatives_are_drawn_independently_and_reach_every_other_class(data: Ima
 
 
 def test_balanced_batches_hold_different_classes_in_equal_parts(data: ImageSet) -> None:
-    batches = list(class_balanced_batches(data, 4, seed=0, epoch=0))
+    batches = list(sample_class_balanced(data, 4, seed=0, epoch=0))
     assert len(batches) == round(len(data.sketches) / 8)
     for batch in batches:
         for labels in (data.sketch_labels[batch.sketches], data.photo_labels[batch.photos]):
@@ -64,13 +64,13 @@ def test_balanced_batches_hold_different_classes_in_equal_parts(data: ImageSet) 
 def test_balanced_batches_show_each_image_before_any_twice(data: ImageSet) -> None:
     shown = Counter(
         row
-        for batch in class_balanced_batches(data, 6, seed=1, epoch=0)
+        for batch in sample_class_balanced(data, 6, seed=1, epoch=0)
         for row in batch.sketches.tolist()
     )
     assert max(shown.values()) - min(shown.get(row, 0) for row in range(len(data.sketches))) <= 1
 
 
-@pytest.mark.parametrize("batches", [quadruplet_batches, class_balanced_batches])
+@pytest.mark.parametrize("batches", [sample_quadruplets, sample_class_balanced])
 def test_batches_are_a_function_of_seed_and_epoch(data: ImageSet, batches) -> None:  # type: ignore[no-untyped-def]
     def rows(seed: int, epoch: int) -> list[list[int]]:
         return [batch.sketches.tolist() for batch in batches(data, 4, seed, epoch)]
@@ -87,15 +87,15 @@ def test_further_classes_fill_places_of_their_own_in_each_batch(
     drawings = [(name, [polygon(5)]) for name in (*data.classes[:2], "kite", "moon") for _ in "abc"]
     strokes = write_strokes(tmp_path / "s.npz", drawings)
     photos = write_dataset(tmp_path / "more", ("kite", "lamp"), sketches=0, photos=3) / "photo"
-    whole = with_more(
+    whole = append_images(
         Division(data, data, of_classes(data, [])),
         Split("none", ()),
         read_more([strokes], [photos]),
         ClassMap("map", {}, {"moon": ("n02701002",)}),
     ).training
     assert whole.classes == (*data.classes, *names)
-    batches = list(class_balanced_batches(whole, 4, seed=0, epoch=0, further=2))
-    assert len(batches) == len(list(class_balanced_batches(data, 4, seed=0, epoch=0)))
+    batches = list(sample_class_balanced(whole, 4, seed=0, epoch=0, further=2))
+    assert len(batches) == len(list(sample_class_balanced(data, 4, seed=0, epoch=0)))
     drawn = np.array([isinstance(sketch, Drawing) for sketch in whole.sketches])
     seen: Counter[str] = Counter()
     for batch in batches:
@@ -141,7 +141,7 @@ def test_an_epoch_ends_when_either_kind_has_run_out(
     sketches: int, photos: int, drop_last: bool, sizes: list[tuple[int, int]]
 ) -> None:
     data = images(sketches, photos)
-    batches = list(shuffled_batches(data, 3, 6, seed=1, epoch=0, drop_last=drop_last))
+    batches = list(sample_shuffled(data, 3, 6, seed=1, epoch=0, drop_last=drop_last))
     assert [(len(batch.sketches), len(batch.photos)) for batch in batches] == sizes
     for rows, count in (
         (np.concatenate([batch.sketches for batch in batches]), sketches),
@@ -154,7 +154,7 @@ def test_an_epoch_ends_when_either_kind_has_run_out(
 
 def test_the_published_numbers_of_steps() -> None:
     def steps(data: ImageSet, sketches: int, photos: int, drop_last: bool) -> int:
-        return sum(1 for _ in shuffled_batches(data, sketches, photos, 0, 0, drop_last=drop_last))
+        return sum(1 for _ in sample_shuffled(data, sketches, photos, 0, 0, drop_last=drop_last))
 
     assert steps(images(55_252, 68_401), 32, 64, drop_last=True) == 1_068
     assert steps(images(15_400, 176_500), 9, 81, drop_last=False) == 1_712
@@ -164,7 +164,7 @@ def test_batches_depend_on_seed_and_epoch_alone() -> None:
     data = images(40, 40)
 
     def rows(seed: int, epoch: int) -> list[list[int]]:
-        found = shuffled_batches(data, 4, 4, seed, epoch, drop_last=True)
+        found = sample_shuffled(data, 4, 4, seed, epoch, drop_last=True)
         return [batch.sketches.tolist() + batch.photos.tolist() for batch in found]
 
     assert rows(1, 2) == rows(1, 2)
@@ -174,5 +174,5 @@ def test_batches_depend_on_seed_and_epoch_alone() -> None:
 
 def test_too_few_images_for_a_batch_are_refused() -> None:
     with pytest.raises(BadConfig, match="--batch-sketches"):
-        next(shuffled_batches(images(31, 500), 32, 64, 0, 0, drop_last=True))
-    assert next(shuffled_batches(images(31, 500), 32, 64, 0, 0, drop_last=False))
+        next(sample_shuffled(images(31, 500), 32, 64, 0, 0, drop_last=True))
+    assert next(sample_shuffled(images(31, 500), 32, 64, 0, 0, drop_last=False))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.preprocess import Kind
-from sbtk_train.data.check import ImageCheck, check_data, check_images, splits_of
+from sbtk_train.data.check import ImageCheck, check_data, check_images, find_splits
 from sbtk_train.data.dataset import Dataset, open_dataset
 from sbtk_train.data.leakage import PUBLISHED_DATA, published_data
 from sbtk_train.data.splits import Split, divide, open_split
@@ -64,14 +64,14 @@ def test_a_split_by_the_datas_own_lists_is_counted_with_what_they_hold_out(tmp_p
 def test_without_a_name_the_splits_of_the_lists_and_of_the_data_are_taken(
     tmp_path: Path, sketchy: Dataset
 ) -> None:
-    own = splits_of(open_dataset(write_sake_sketchy(tmp_path)), None)
+    own = find_splits(open_dataset(write_sake_sketchy(tmp_path)), None)
     assert [(split.name, split.unseen) for split in own] == [("zeroshot1", UNSEEN)]
-    assert [split.name for split in splits_of(sketchy, None)] == ["SK-SH", "SK-YE"]
-    assert len(splits_of(sketchy, "random:7:1")[0].unseen) == 7
+    assert [split.name for split in find_splits(sketchy, None)] == ["SK-SH", "SK-YE"]
+    assert len(find_splits(sketchy, "random:7:1")[0].unseen) == 7
 
 
 def test_sketchy_is_recognised_and_laid_beside_its_published_counts(sketchy: Dataset) -> None:
-    check = check_data(sketchy, splits_of(sketchy, None))
+    check = check_data(sketchy, find_splits(sketchy, None))
     assert check.published is not None
     assert check.published.name == "Sketchy Ext"
     by_name = {split.name: split for split in check.splits}

@@ -9,10 +9,10 @@ from sbtk_train.data import Division, divide, read_dataset
 from sbtk_train.data.class_names import ClassNames
 from sbtk_train.data.more_images import (
     ClassMap,
-    class_map_names,
+    append_images,
+    list_class_maps,
     open_class_map,
     read_more,
-    with_more,
 )
 from sbtk_train.data.splits import Split, open_split, split_names
 from sbtk_train.data.stroke_files import Drawing
@@ -43,7 +43,7 @@ def test_images_of_known_and_of_further_classes_are_added_to_the_training_part(
     division: Division, strokes: Path, photos: Path
 ) -> None:
     names = ClassMap("map", {}, {"star": ("n02701002",)})
-    whole = with_more(division, SPLIT, read_more([strokes], [photos]), names)
+    whole = append_images(division, SPLIT, read_more([strokes], [photos]), names)
     own = division.training.classes
     assert whole.training.classes == (*own, "kite", "lamp", "star")
     assert whole.training.further_classes == 3
@@ -58,7 +58,7 @@ def test_images_of_known_and_of_further_classes_are_added_to_the_training_part(
 
 def test_nothing_unseen_gets_in(division: Division, strokes: Path) -> None:
     names = ClassMap("map", {}, {"fence": ("n02701002",), "star": ("n02701002",)})
-    whole = with_more(division, SPLIT, read_more([strokes], []), names)
+    whole = append_images(division, SPLIT, read_more([strokes], []), names)
     assert "fence" not in whole.training.classes
     assert any("keeps unseen: fence" in notice for notice in whole.notices)
 
@@ -71,13 +71,13 @@ def test_a_map_that_trains_on_an_unseen_class_is_refused(
 ) -> None:
     more = read_more([strokes], [])
     with pytest.raises(BadData, match=r"(?i)keeps 'fence' unseen"):
-        with_more(division, SPLIT, more, ClassMap("map", {name: target}))
+        append_images(division, SPLIT, more, ClassMap("map", {name: target}))
 
 
 def test_a_class_without_photos_or_meaning_is_left_out_and_named(
     division: Division, strokes: Path
 ) -> None:
-    whole = with_more(division, SPLIT, read_more([strokes], []), ClassMap())
+    whole = append_images(division, SPLIT, read_more([strokes], []), ClassMap())
     assert whole.training.classes == division.training.classes
     assert any("kite, star" in notice for notice in whole.notices)
 
@@ -85,7 +85,7 @@ def test_a_class_without_photos_or_meaning_is_left_out_and_named(
 def test_renamed_and_left_out_classes(division: Division, strokes: Path, photos: Path) -> None:
     known = division.training.classes[0]
     names = ClassMap("map", {"kite": known.upper(), "lamp": ""})
-    whole = with_more(division, SPLIT, read_more([strokes], [photos]), names)
+    whole = append_images(division, SPLIT, read_more([strokes], [photos]), names)
     assert whole.training.classes == division.training.classes
     label = whole.training.classes.index(known)
     before = int((division.training.photo_labels == label).sum())
@@ -93,9 +93,9 @@ def test_renamed_and_left_out_classes(division: Division, strokes: Path, photos:
 
 
 def test_the_hash_tells_further_images_apart(division: Division, strokes: Path) -> None:
-    whole = with_more(division, SPLIT, read_more([strokes], []), ClassMap())
+    whole = append_images(division, SPLIT, read_more([strokes], []), ClassMap())
     assert whole.training.sha256 != division.training.sha256
-    again = with_more(division, SPLIT, read_more([strokes], []), ClassMap())
+    again = append_images(division, SPLIT, read_more([strokes], []), ClassMap())
     assert whole.training.sha256 == again.training.sha256
 
 
@@ -123,7 +123,7 @@ def test_bad_class_maps_are_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_no_class_map_that_sbtk_brings_names_an_unseen_class_of_sketchy() -> None:
-    assert class_map_names() == ["quickdraw-caltech"]
+    assert list_class_maps() == ["quickdraw-caltech"]
     names = open_class_map("quickdraw-caltech")
     unseen = ClassNames(open_split("SK-YE").unseen)
     used = {*names.classes, *names.classes.values(), *names.imagenet} - {""}

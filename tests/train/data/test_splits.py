@@ -13,8 +13,8 @@ from sbtk_train.data import divide, read_dataset
 from sbtk_train.data.splits import (
     LookAlike,
     Split,
+    describe_matches,
     match_classes,
-    match_notices,
     named,
     open_split,
     refuse_absent,
@@ -126,11 +126,11 @@ def test_random_split_is_the_same_on_every_machine() -> None:
     ],
 )
 def test_random_split_that_cannot_be_drawn_is_refused(
-    name: str, classes: list[str] | None, said: str
+    name: str, classes: list[str] | None, notify: str
 ) -> None:
     with pytest.raises(BadConfig) as caught:
         open_split(name, classes)
-    assert said in str(caught.value)
+    assert notify in str(caught.value)
 
 
 def test_class_is_unseen_however_its_name_is_written() -> None:
@@ -160,7 +160,7 @@ def test_a_whole_data_set_matches_its_split() -> None:
     assert (len(match.seen), len(match.unseen)) == (80, 30)
     assert not (match.absent or match.unknown or match.look_alikes)
     assert match.is_own
-    assert match_notices(match) == []
+    assert describe_matches(match) == []
 
 
 def test_a_misspelt_unseen_class_is_found_among_the_seen() -> None:
@@ -195,7 +195,7 @@ def test_data_of_another_data_set_are_only_warned_about(tmp_path: Path) -> None:
 
 
 def test_unseen_classes_that_the_data_lack_are_counted_and_named() -> None:
-    notices = match_notices(match_classes(["ant", "bat", "cow"], Split("x", ("bat", "elk"))))
+    notices = describe_matches(match_classes(["ant", "bat", "cow"], Split("x", ("bat", "elk"))))
     assert notices == ["1 of 2 unseen classes of x are not in the data: elk"]
 
 
@@ -204,10 +204,12 @@ def test_a_list_of_classes_that_the_data_lack_is_refused_with_close_names() -> N
     refuse_absent(["t shirt", "Cat (Animal)", "ปลา"], classes, "mine.txt")
     with pytest.raises(BadData) as caught:
         refuse_absent(["t shirt", "bread", "plam tree", "cat", "ปล"], classes, "mine.txt")
-    said = caught.value.found
-    assert said.startswith("4 of 5 classes in mine.txt are not in the data: bread, plam tree, cat")
-    assert "'plam tree' (did you mean 'palm tree'" in said
-    assert "'cat' (did you mean 'cat_(animal)'" in said
+    notify = caught.value.found
+    assert notify.startswith(
+        "4 of 5 classes in mine.txt are not in the data: bread, plam tree, cat"
+    )
+    assert "'plam tree' (did you mean 'palm tree'" in notify
+    assert "'cat' (did you mean 'cat_(animal)'" in notify
     assert "--allow-missing" in caught.value.next_step
 
 

@@ -11,8 +11,8 @@ from sbtk_runtime.errors import BadConfig, BadModel
 from sbtk_train.models.backbone import (
     build_trunk,
     load_trunk,
+    measure_drift,
     read_weights,
-    statistics_drift,
 )
 
 
@@ -123,8 +123,8 @@ def test_drift_is_zero_on_the_photos_that_the_statistics_come_from() -> None:
             module.momentum = None
     with torch.no_grad():
         trunk(photos)
-    own = statistics_drift(trunk, photos)
-    other = statistics_drift(trunk, photos * 3 + 2)
+    own = measure_drift(trunk, photos)
+    other = measure_drift(trunk, photos * 3 + 2)
     # Not exactly zero: the statistics are of layers fed by batch statistics, not running ones.
     assert own < 1e-3
     assert other > 100 * own

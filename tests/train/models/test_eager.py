@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch._inductor import config as inductor
 
-from sbtk_train.batches.augment import normalised
+from sbtk_train.batches.augment import normalise
 from sbtk_train.models.dsn import DsnStudent
 from sbtk_train.models.eager import (
     TorchSettings,
-    compiled_run,
-    eager_run,
-    product_run,
-    random_student,
+    make_compiled_run,
+    make_eager_run,
+    make_product_run,
+    make_random_student,
 )
 from tests.tiny_dsn import tiny_dsn_student
 from tests.tiny_student import tiny_student
@@ -39,10 +39,10 @@ def pixels() -> NDArray[np.uint8]:
 
 
 def test_pixels_to_unit_rows_in_either_layout(pixels: NDArray[np.uint8]) -> None:
-    student = random_student("sbtknet", "resnet50-v1", 16)
+    student = make_random_student("sbtknet", "resnet50-v1", 16)
     rows = []
     for is_channels_last in (False, True):
-        run = eager_run(student, TorchSettings(1, is_channels_last=is_channels_last))
+        run = make_eager_run(student, TorchSettings(1, is_channels_last=is_channels_last))
         assert torch.get_num_threads() == 1
         rows.append(run(pixels))
     assert rows[0].shape == (2, 16)
@@ -52,20 +52,20 @@ def test_pixels_to_unit_rows_in_either_layout(pixels: NDArray[np.uint8]) -> None
 
 
 def test_a_student_that_is_told_the_domain_embeds_photos(pixels: NDArray[np.uint8]) -> None:
-    assert isinstance(random_student("dsn", "resnet18", 64), DsnStudent)
+    assert isinstance(make_random_student("dsn", "resnet18", 64), DsnStudent)
     student = tiny_dsn_student()
-    images = normalised(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    images = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     with torch.inference_mode():
         wanted = student.embed(images, torch.ones(2)).numpy()
-    np.testing.assert_allclose(eager_run(student, TorchSettings(1))(pixels), wanted, atol=1e-5)
-    half = eager_run(student, TorchSettings(1, precision="fp16"))(pixels)
+    np.testing.assert_allclose(make_eager_run(student, TorchSettings(1))(pixels), wanted, atol=1e-5)
+    half = make_eager_run(student, TorchSettings(1, precision="fp16"))(pixels)
     np.testing.assert_allclose(half, wanted, atol=1e-2)
 
 
 def test_half_precision_is_the_trunks_alone(pixels: NDArray[np.uint8]) -> None:
     student = tiny_student()
-    rows = eager_run(student, TorchSettings(1))(pixels)
-    half = eager_run(student, TorchSettings(1, precision="fp16"))(pixels)
+    rows = make_eager_run(student, TorchSettings(1))(pixels)
+    half = make_eager_run(student, TorchSettings(1, precision="fp16"))(pixels)
     assert half.dtype == np.float32
     assert 0 < np.abs(half - rows).max() < 1e-2
     np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1.0, atol=1e-5)
@@ -75,22 +75,22 @@ def test_half_precision_is_the_trunks_alone(pixels: NDArray[np.uint8]) -> None:
 
 def test_compiled_once_for_each_batch_and_computes_the_same(pixels: NDArray[np.uint8]) -> None:
     student = tiny_student()
-    eager = eager_run(student, TorchSettings(1))
-    notices: list[str] = []
-    run = compiled_run(student, TorchSettings(1, is_channels_last=True), notices.append)
-    assert notices == []
+    eager = make_eager_run(student, TorchSettings(1))
+    notify: list[str] = []
+    run = make_compiled_run(student, TorchSettings(1, is_channels_last=True), notify.append)
+    assert notify == []
     # Without vectors: torch would compile half a minute only to learn what this CPU has.
     with inductor.patch({"cpp.vec_isa_ok": False}):
         for batch in (1, 2, 1, 2):
             np.testing.assert_allclose(run(pixels[:batch]), eager(pixels[:batch]), atol=1e-5)
-    assert [sentence.partition(":")[0] for sentence in notices] == [
+    assert [sentence.partition(":")[0] for sentence in notify] == [
         "torch compiles its network for batches of 1",
         "torch compiles its network for batches of 2",
     ]
 
 
 def test_a_compiler_that_is_missing_is_a_runtime_error(pixels: NDArray[np.uint8]) -> None:
-    run = compiled_run(tiny_student(), TorchSettings(1))
+    run = make_compiled_run(tiny_student(), TorchSettings(1))
     settings = {
         "cpp.cxx": ("no-such-compiler",),
         "cpp.vec_isa_ok": False,
@@ -102,10 +102,10 @@ def test_a_compiler_that_is_missing_is_a_runtime_error(pixels: NDArray[np.uint8]
 
 def test_products_are_products() -> None:
     for size in (16, 64):
-        result = product_run("int8", size, 1)()
+        result = make_product_run("int8", size, 1)()
         assert isinstance(result, torch.Tensor)
         assert (result.dtype, tuple(result.shape)) == (torch.int32, (size, size))
         assert result.float().std() > 1000
-    result = product_run("fp32", 64, 1)()
+    result = make_product_run("fp32", 64, 1)()
     assert isinstance(result, torch.Tensor)
     assert 6 < result.std() < 10

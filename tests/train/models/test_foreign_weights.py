@@ -11,14 +11,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sbtk_runtime.errors import BadConfig, BadModel
-from sbtk_train.models.backbone import as_classifier, is_student, load_trunk, read_weights
+from sbtk_train.models.backbone import extract_classifier, is_student, load_trunk, read_weights
 from sbtk_train.models.dsn import DsnStudent
 from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.models.weights_file import (
-    classes_kept_unseen,
-    classes_learnt,
     find_weights,
-    student_dim,
+    read_student_dim,
+    read_training_classes,
+    read_unseen_classes,
 )
 from tests.train.models.test_backbone import resnet18_tensors
 
@@ -98,7 +98,7 @@ def test_a_student_of_ones_own_is_a_classifier_too(tmp_path: Path) -> None:
     tensors, layout = read_weights(tmp_path / "student.safetensors")
     assert layout == "resnet18"
     assert is_student(tensors)
-    assert student_dim(tmp_path / "student.safetensors") == 16
+    assert read_student_dim(tmp_path / "student.safetensors") == 16
     other = SbtknetStudent("resnet18", 16, 5)
     other.load_student(tensors, tmp_path, same_classes=False)
     assert torch.equal(other.embedding.weight, student.embedding.weight)
@@ -126,7 +126,7 @@ def test_a_dsn_student_goes_on_as_dsn_only(tmp_path: Path) -> None:
         feature = student.eval().feature(images, domains)
         expected = student(images, domains).soft_logits
         assert torch.equal(other.eval().embed(images, domains), student.embed(images, domains))
-    head = as_classifier(tensors)
+    head = extract_classifier(tensors)
     found = feature @ head["fc.weight"].T + head["fc.bias"]
     assert torch.allclose(found, expected, atol=1e-4)
     classifier = DsnStudent("resnet18", 8, 3).load_weights(tensors, tmp_path)
@@ -143,7 +143,7 @@ def test_a_folder_means_the_student_in_it(tmp_path: Path) -> None:
         find_weights(str(tmp_path), None)
     (tmp_path / "student.safetensors").touch()
     assert find_weights(str(tmp_path), None) == tmp_path / "student.safetensors"
-    assert classes_kept_unseen(tmp_path / "student.safetensors") == ("ant", "bee")
-    assert classes_learnt(tmp_path / "student.safetensors") == ()
+    assert read_unseen_classes(tmp_path / "student.safetensors") == ("ant", "bee")
+    assert read_training_classes(tmp_path / "student.safetensors") == ()
     (tmp_path / "run.json").write_text('{"identity_classes": ["cow"]}')
-    assert classes_learnt(tmp_path / "student.safetensors") == ("cow",)
+    assert read_training_classes(tmp_path / "student.safetensors") == ("cow",)

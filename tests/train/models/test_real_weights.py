@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from sbtk_runtime.preprocess import prepare
-from sbtk_train.batches.augment import normalised
+from sbtk_train.batches.augment import normalise
 from sbtk_train.data import divide, read_dataset
 from sbtk_train.data.splits import open_split
-from sbtk_train.models.backbone import better_layout, read_weights
+from sbtk_train.models.backbone import choose_layout, read_weights
 from sbtk_train.models.weights_file import find_weights
 
 pytestmark = [
@@ -29,9 +29,9 @@ def test_statistics_tell_the_two_layouts_apart() -> None:
     path = find_weights("imagenet", "resnet50-v1")
     photos = sorted(Path(os.environ["SBTK_DATA"], "photo").rglob("*.jpg"))[::150][:16]
     pixels = np.stack([prepare(photo.read_bytes(), "photo").pixels for photo in photos])
-    images = normalised(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    images = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     tensors, _ = read_weights(path)
-    better, drifts = better_layout("resnet50-v1.5", tensors, images, path)
+    better, drifts = choose_layout("resnet50-v1.5", tensors, images, path)
     assert better == "resnet50-v1"
     assert drifts["resnet50-v1.5"] > 1.5 * drifts["resnet50-v1"]
 

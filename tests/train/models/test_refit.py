@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.evaluation.metrics import evaluate
-from sbtk_train.models.refit import Projection, within_class_projection
+from sbtk_train.models.refit import Projection, fit_within_class_projection
 
 Rows = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -36,7 +36,7 @@ def applied(projection: Projection, rows: Rows) -> Rows:
 def test_it_ranks_classes_that_it_was_not_fitted_on() -> None:
     sketches, sketch_labels, photos, photo_labels = drawn(range(20), 0)
     identity = np.eye(8, dtype=np.float32)
-    projection = within_class_projection(
+    projection = fit_within_class_projection(
         identity, sketches, sketch_labels, photos, photo_labels, dim=6, shrinkage=0.01
     )
     unseen = drawn(range(20, 40), 1)
@@ -52,7 +52,7 @@ def test_it_ranks_classes_that_it_was_not_fitted_on() -> None:
 def test_the_scatter_within_classes_becomes_round() -> None:
     sketches, sketch_labels, photos, photo_labels = drawn(range(20), 0)
     identity = np.eye(8, dtype=np.float32)
-    projection = within_class_projection(
+    projection = fit_within_class_projection(
         identity, sketches, sketch_labels, photos, photo_labels, dim=8, shrinkage=1e-6
     )
     scatter = np.zeros((8, 8))
@@ -71,7 +71,7 @@ def test_a_case_worked_by_hand() -> None:
     sketches = np.array([[-1, -2], [1, -2]], dtype=np.float32)
     photos = np.array([[-1, 2], [1, 2]], dtype=np.float32)
     labels = np.array([0, 1])
-    projection = within_class_projection(
+    projection = fit_within_class_projection(
         np.eye(2, dtype=np.float32), sketches, labels, photos, labels, dim=2, shrinkage=0.5
     )
     # The mean eigenvalue is 2, so 1 is added: x is divided by 1, y by sqrt(5).
@@ -83,11 +83,11 @@ def test_what_cannot_be_fitted_is_refused() -> None:
     rows, labels = np.ones((4, 3), dtype=np.float32), np.array([0, 0, 1, 1])
     identity = np.eye(3, dtype=np.float32)
     with pytest.raises(BadConfig, match="4 from 3"):
-        within_class_projection(identity, rows, labels, rows, labels, dim=4, shrinkage=1)
+        fit_within_class_projection(identity, rows, labels, rows, labels, dim=4, shrinkage=1)
     with pytest.raises(BadData, match="same features"):
-        within_class_projection(identity, rows, labels, rows, labels, dim=2, shrinkage=1)
+        fit_within_class_projection(identity, rows, labels, rows, labels, dim=2, shrinkage=1)
     with pytest.raises(BadData, match="no class"):
-        within_class_projection(identity, rows, labels, rows, labels + 2, dim=2, shrinkage=1)
+        fit_within_class_projection(identity, rows, labels, rows, labels + 2, dim=2, shrinkage=1)
     rows[0, 0] = np.nan
     with pytest.raises(BadData, match="not finite"):
-        within_class_projection(identity, rows, labels, rows, labels, dim=2, shrinkage=1)
+        fit_within_class_projection(identity, rows, labels, rows, labels, dim=2, shrinkage=1)

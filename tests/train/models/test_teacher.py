@@ -12,13 +12,13 @@ from torch.nn import functional
 
 from sbtk_runtime.errors import BadConfig, BadModel
 from sbtk_runtime.preprocess import prepare
-from sbtk_train.batches.augment import normalised
-from sbtk_train.config import TrainConfig, recipe
+from sbtk_train.batches.augment import normalise
+from sbtk_train.config import TrainConfig, make_recipe
 from sbtk_train.models.backbone import build_trunk
-from sbtk_train.models.teacher import imagenet_synsets, stand_in_label
+from sbtk_train.models.teacher import imagenet_synsets, make_stand_in_label
 from sbtk_train.models.weights_file import choose_backbone, find_weights
 from sbtk_train.objectives.sbtknet import SbtknetObjective
-from sbtk_train.runs.context import Materials, gather
+from sbtk_train.runs.context import TrainingContext, build_context
 from tests.tiny_data import write_dataset
 from tests.tiny_strokes import polygon, write_strokes
 
@@ -37,7 +37,7 @@ def config(data: Path, weights: Path | None, **changes: Any) -> TrainConfig:
     values: dict[str, Any] = {
         "data": str(data),
         "split": "SK-YE",
-        "recipe": recipe("sbtk"),
+        "recipe": make_recipe("sbtk"),
         "backbone": "resnet18",
         "weights": "" if weights is None else str(weights),
         "dim": 8,
@@ -49,10 +49,10 @@ def config(data: Path, weights: Path | None, **changes: Any) -> TrainConfig:
     return TrainConfig(**(values | changes))
 
 
-def labels_of(materials: Materials) -> Tensor:
-    assert isinstance(materials.objective, SbtknetObjective)
-    assert materials.objective.soft_labels is not None
-    return materials.objective.soft_labels
+def labels_of(context: TrainingContext) -> Tensor:
+    assert isinstance(context.objective, SbtknetObjective)
+    assert context.objective.soft_labels is not None
+    return context.objective.soft_labels
 
 
 @pytest.fixture(autouse=True)
@@ -64,56 +64,56 @@ def test_soft_labels_are_the_softmax_of_the_mean_logits_of_training_photos(
     tmp_path: Path, weights: Path
 ) -> None:
     data = write_dataset(tmp_path / "data")
-    materials = gather(config(data, weights), lambda text: None)
-    training = materials.division.training
-    assert labels_of(materials).shape == (len(training.classes), 1000)
-    torch.testing.assert_close(labels_of(materials).sum(1), torch.ones(len(training.classes)))
-    student = materials.student.eval()
+    context = build_context(config(data, weights), lambda text: None)
+    training = context.division.training
+    assert labels_of(context).shape == (len(training.classes), 1000)
+    torch.testing.assert_close(labels_of(context).sum(1), torch.ones(len(training.classes)))
+    student = context.student.eval()
     logits = []
     for path, label in zip(training.photos, training.photo_labels, strict=True):
         if label == 1:
             pixels = torch.from_numpy(prepare(path.read_bytes(), "photo").pixels.copy())
             with torch.inference_mode():
-                output = student(normalised(pixels.permute(2, 0, 1)[None]))
+                output = student(normalise(pixels.permute(2, 0, 1)[None]))
             logits.append(output.soft_logits[0])
     expected = functional.softmax(torch.stack(logits).mean(0), dim=0)
-    torch.testing.assert_close(labels_of(materials)[1], expected, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(labels_of(context)[1], expected, atol=1e-5, rtol=1e-3)
 
 
 def test_soft_labels_are_cached_by_what_they_are_made_from(tmp_path: Path, weights: Path) -> None:
     data = write_dataset(tmp_path / "data")
-    notices: list[str] = []
-    first = gather(config(data, weights), notices.append)
-    assert any("soft labels" in text for text in notices)
-    notices.clear()
-    again = gather(config(data, weights), notices.append)
-    assert not any("soft labels" in text for text in notices)
+    notify: list[str] = []
+    first = build_context(config(data, weights), notify.append)
+    assert any("soft labels" in text for text in notify)
+    notify.clear()
+    again = build_context(config(data, weights), notify.append)
+    assert not any("soft labels" in text for text in notify)
     assert again.knowledge_sha256 == first.knowledge_sha256
     changed = first.division.training.photos[0]
     changed.write_bytes(changed.read_bytes() + b"\0")
-    other = gather(config(data, weights), notices.append)
+    other = build_context(config(data, weights), notify.append)
     assert other.knowledge_sha256 != first.knowledge_sha256
 
 
 def test_damaged_cache_is_made_again(tmp_path: Path, weights: Path) -> None:
     data = write_dataset(tmp_path / "data")
-    first = gather(config(data, weights), lambda text: None)
+    first = build_context(config(data, weights), lambda text: None)
     (file,) = (tmp_path / "cache" / "sbtk" / "soft-labels").iterdir()
     for damage in (b"", b"x" * 100, file.read_bytes()[:200]):
         file.write_bytes(damage)
-        again = gather(config(data, weights), lambda text: None)
+        again = build_context(config(data, weights), lambda text: None)
         np.testing.assert_array_equal(labels_of(again).numpy(), labels_of(first).numpy())
 
 
 def test_knowledge_without_a_teacher_says_what_to_give(tmp_path: Path, weights: Path) -> None:
     data = write_dataset(tmp_path / "data")
     with pytest.raises(BadConfig, match="teacher"):
-        gather(config(data, None), lambda text: None)
+        build_context(config(data, None), lambda text: None)
     tensors, headless = build_trunk("resnet18")[0].state_dict(), tmp_path / "headless.safetensors"
     save_file(tensors, headless)
     with pytest.raises(BadModel, match="classifier"):
-        gather(config(data, headless), lambda text: None)
-    from_scratch = gather(config(data, None, teacher=str(weights)), lambda text: None)
+        build_context(config(data, headless), lambda text: None)
+    from_scratch = build_context(config(data, None, teacher=str(weights)), lambda text: None)
     assert len(labels_of(from_scratch)) == 4
 
 
@@ -122,7 +122,7 @@ def test_weights_of_another_layout_are_refused_by_their_own_word(
 ) -> None:
     data = write_dataset(tmp_path / "data")
     with pytest.raises(BadModel, match="resnet18"):
-        gather(config(data, weights, backbone="resnet50-v1"), lambda text: None)
+        build_context(config(data, weights, backbone="resnet50-v1"), lambda text: None)
 
 
 def test_weights_are_found_only_on_this_machine(
@@ -161,12 +161,12 @@ def test_a_class_without_photos_gets_the_label_of_the_imagenet_classes_it_shows(
     )
     synsets = imagenet_synsets()
     assert len(synsets) == len(set(synsets)) == 1000
-    label = stand_in_label(weight, [synsets[3], synsets[7]], "kite")
+    label = make_stand_in_label(weight, [synsets[3], synsets[7]], "kite")
     assert label.shape == (1000,)
     assert float(label.sum()) == pytest.approx(1)
     assert set(label.topk(2).indices.tolist()) == {3, 7}
     with pytest.raises(BadConfig, match="'kite' the ImageNet class 'n00000001'"):
-        stand_in_label(weight, ["n00000001"], "kite")
+        make_stand_in_label(weight, ["n00000001"], "kite")
 
 
 def test_further_classes_have_soft_labels_of_photos_or_of_what_stands_in(
@@ -183,9 +183,9 @@ def test_further_classes_have_soft_labels_of_photos_or_of_what_stands_in(
         "more_photos": (str(more),),
         "class_map": str(tmp_path / "map.toml"),
     }
-    materials = gather(config(data, weights, **changes), lambda text: None)
-    labels = labels_of(materials)
-    assert materials.division.training.classes[-2:] == ("kite", "moon")
-    assert labels.shape == (len(materials.division.training.classes), 1000)
+    context = build_context(config(data, weights, **changes), lambda text: None)
+    labels = labels_of(context)
+    assert context.division.training.classes[-2:] == ("kite", "moon")
+    assert labels.shape == (len(context.division.training.classes), 1000)
     torch.testing.assert_close(labels.sum(1), torch.ones(len(labels)))
     assert int(labels[-1].argmax()) == 11

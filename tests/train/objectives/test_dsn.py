@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
-from sbtk_train.batches.augment import normalised
-from sbtk_train.batches.shards import BatchDraws, Draws
-from sbtk_train.config import Compute, DsnRecipe, Method, TrainConfig, recipe
+from sbtk_train.batches.augment import normalise
+from sbtk_train.batches.shards import BatchRng, BatchRngs
+from sbtk_train.config import Compute, DsnRecipe, Method, TrainConfig, make_recipe
 from sbtk_train.data import ImageSet
 from sbtk_train.models.backbone import build_trunk, load_trunk, read_weights
 from sbtk_train.models.cse_resnet import build_cse_trunk, load_cse_trunk
@@ -24,7 +24,7 @@ from sbtk_train.objectives.dsn import Distillation, DsnObjective, MemoryBank
 from sbtk_train.objectives.objective import Examples
 from sbtk_train.progress import StepDone
 from sbtk_train.runs.checkpoint import load_run, load_state
-from sbtk_train.runs.context import gather
+from sbtk_train.runs.context import build_context
 from sbtk_train.runs.run import train
 from tests.tiny_data import write_dataset
 
@@ -66,24 +66,24 @@ def some_data() -> ImageSet:
 def objective(teacher: DsnTeacher | None, **knobs: Any) -> DsnObjective:
     """Returns DSN's objective with a semantic matrix of fixed entries."""
     knobs = {"kd": 2.0, "kdneg": 0.3, "kd_weight": 0.7, "memory_size": 2} | knobs
-    made = recipe("dsn-sketchy", "dsn", **knobs)
+    made = make_recipe("dsn-sketchy", "dsn", **knobs)
     assert isinstance(made, DsnRecipe)
-    draw = torch.Generator().manual_seed(9)
-    semantic = torch.tensor([0.0, 0.25, 1.0])[torch.randint(3, (CLASSES, 1000), generator=draw)]
+    rng = torch.Generator().manual_seed(9)
+    semantic = torch.tensor([0.0, 0.25, 1.0])[torch.randint(3, (CLASSES, 1000), generator=rng)]
     distillation = None if teacher is None else Distillation(teacher, semantic)
     return DsnObjective(made, some_data(), 0, 512, CPU.device, distillation)
 
 
 def step(views: int) -> tuple[StudentOutput, Examples]:
-    draw = torch.Generator().manual_seed(4)
+    rng = torch.Generator().manual_seed(4)
     count = views * (SKETCHES + PHOTOS)
     output = StudentOutput(
-        functional.normalize(torch.randn(count, DIM, generator=draw), dim=1),
-        torch.randn(count, CLASSES, generator=draw),
-        torch.randn(count, 1000, generator=draw),
-        torch.rand(count, 512, generator=draw),
+        functional.normalize(torch.randn(count, DIM, generator=rng), dim=1),
+        torch.randn(count, CLASSES, generator=rng),
+        torch.randn(count, 1000, generator=rng),
+        torch.rand(count, 512, generator=rng),
     )
-    inputs = torch.randn(count, 3, 32, 32, generator=draw)
+    inputs = torch.randn(count, 3, 32, 32, generator=rng)
     return output, Examples(inputs, "", LABELS, DOMAINS, SKETCHES)
 
 
@@ -134,7 +134,7 @@ def test_dsns_terms_equal_plain_loops(teacher: DsnTeacher) -> None:
 
 
 def test_sake_is_classification_and_distillation_of_one_view(teacher: DsnTeacher) -> None:
-    sake = recipe("sake-sketchy", "sake")
+    sake = make_recipe("sake-sketchy", "sake")
     assert isinstance(sake, DsnRecipe)
     made = DsnObjective(
         sake, some_data(), 0, 512, CPU.device, Distillation(teacher, torch.zeros(CLASSES, 1000))
@@ -179,19 +179,19 @@ def test_the_memory_is_part_of_the_state_and_ends_with_the_epoch() -> None:
     assert not dsn.state()["counts"].any()
 
 
-def draws(seed: int, sketches: int, photos: int) -> BatchDraws:
+def draws(seed: int, sketches: int, photos: int) -> BatchRngs:
     generator = torch.Generator().manual_seed(seed)
-    return BatchDraws(Draws(generator, sketches), Draws(generator, photos))
+    return BatchRngs(BatchRng(generator, sketches), BatchRng(generator, photos))
 
 
 def test_views_come_one_after_the_other_with_sketches_first() -> None:
-    draw = torch.Generator().manual_seed(1)
-    sketches = torch.randint(0, 256, (2, 1, 16, 16), generator=draw).to(torch.uint8)
-    photos = torch.randint(0, 256, (3, 3, 16, 16), generator=draw).to(torch.uint8)
+    rng = torch.Generator().manual_seed(1)
+    sketches = torch.randint(0, 256, (2, 1, 16, 16), generator=rng).to(torch.uint8)
+    photos = torch.randint(0, 256, (3, 3, 16, 16), generator=rng).to(torch.uint8)
     still = objective(None, augment=False)
     views = still.views_of(sketches, photos, draws(0, 2, 3)).view(3, 5, 3, 16, 16)
-    torch.testing.assert_close(views[0, :2], normalised(sketches))
-    torch.testing.assert_close(views[0, 2:], normalised(photos))
+    torch.testing.assert_close(views[0, :2], normalise(sketches))
+    torch.testing.assert_close(views[0, 2:], normalise(photos))
     for view in (1, 2):
         assert not torch.allclose(views[view], views[0], atol=0.05)
         # A view's histogram of a sketch is changed, its three channels stay one grey.
@@ -234,7 +234,7 @@ def tiny_config(
     return TrainConfig(
         data=str(data),
         split="SK-YE",
-        recipe=recipe(
+        recipe=make_recipe(
             f"{method}-sketchy",
             method,
             kd_weight=kd_weight,
@@ -303,7 +303,7 @@ def test_what_a_student_cannot_be_distilled_from_is_said(
     data: Path, weights: Path, tmp_path: Path
 ) -> None:
     def gathered(file: Path | None, **options: Any) -> None:
-        gather(tiny_config(data, file, **options), lambda text: None)
+        build_context(tiny_config(data, file, **options), lambda text: None)
 
     with pytest.raises(BadConfig, match="--kd-weight 0"):
         gathered(None)
@@ -328,10 +328,10 @@ def test_sake_trains_with_kept_feature_maps(data: Path, weights: Path, tmp_path:
     maps: dict[str, Any]
     maps = {"feature_folder": str(tmp_path / "maps"), "freeze_until": "layer4"}
     config = tiny_config(data, weights, "sake", **maps)
-    notices: list[object] = []
-    record = train(config, folder, notices.append)
+    notify: list[object] = []
+    record = train(config, folder, notify.append)
     assert math.isfinite(record["best"]["knowledge"])
-    assert any("not sake's moves and views" in str(text) for text in notices)
+    assert any("not sake's moves and views" in str(text) for text in notify)
     assert "memory" not in record["best"]
 
 
@@ -372,13 +372,13 @@ class PlainBank:
 
 
 def batches(count: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    draw = torch.Generator().manual_seed(3)
+    rng = torch.Generator().manual_seed(3)
     return [
         (
-            torch.randn(9, 5, generator=draw) + 0.5,
-            torch.randint(0, 4, (9,), generator=draw),
-            torch.randn(6, 5, generator=draw) + 0.5,
-            torch.randint(0, 5, (6,), generator=draw),
+            torch.randn(9, 5, generator=rng) + 0.5,
+            torch.randint(0, 4, (9,), generator=rng),
+            torch.randn(6, 5, generator=rng) + 0.5,
+            torch.randint(0, 5, (6,), generator=rng),
         )
         for _ in range(count)
     ]

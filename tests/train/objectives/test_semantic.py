@@ -17,12 +17,12 @@ from sbtk_train.objectives import semantic
 from sbtk_train.objectives.semantic import (
     Lineage,
     WordNet,
-    class_lineages,
-    matrix_from_lineages,
-    nearness,
+    build_matrix,
+    build_semantic_matrix,
+    find_class_lineages,
+    find_photo_synsets,
+    measure_nearness,
     open_wordnet,
-    photo_synsets,
-    semantic_matrix,
 )
 from tests.tiny_wordnet import FREE, Noun, write_nouns
 
@@ -41,22 +41,22 @@ def test_kinds_count_one_and_others_by_their_steps() -> None:
     # 1 is above 2 is above 3; 4 to 7 go down on the other side.
     root, one, two, three = 1, 2, 3, 4
     deep = lineage(three, two, one, root)
-    assert nearness(deep, deep) == 1
-    assert nearness(deep, lineage(one, root)) == 1
-    assert nearness(lineage(one, root), deep) == 1
-    assert nearness(lineage(8, root), lineage(9, root)) == pytest.approx(1 / 3)
-    assert nearness(lineage(8, root), lineage(9, 10, root)) == pytest.approx(1 / 4)
+    assert measure_nearness(deep, deep) == 1
+    assert measure_nearness(deep, lineage(one, root)) == 1
+    assert measure_nearness(lineage(one, root), deep) == 1
+    assert measure_nearness(lineage(8, root), lineage(9, root)) == pytest.approx(1 / 3)
+    assert measure_nearness(lineage(8, root), lineage(9, 10, root)) == pytest.approx(1 / 4)
     # Four steps are a similarity of 0.2, which is not above 0.2.
-    assert nearness(lineage(8, 11, root), lineage(9, 10, root)) == 0
-    assert nearness(lineage(8, 11), lineage(9, 10)) == 0
+    assert measure_nearness(lineage(8, 11, root), lineage(9, 10, root)) == 0
+    assert measure_nearness(lineage(8, 11), lineage(9, 10)) == 0
     tower = lineage(7, root)
-    assert nearness(lineage(6, 7, root, instance=True), tower) == pytest.approx(1 / 2)
+    assert measure_nearness(lineage(6, 7, root, instance=True), tower) == pytest.approx(1 / 2)
 
 
 def test_of_several_synsets_a_later_one_writes_over_what_an_earlier_one_found() -> None:
     first, second = lineage(8, 1), lineage(9, 1)
     imagenet = [first, second, lineage(5, 4, 3)]
-    found = matrix_from_lineages([[first], [first, second], [second, first], []], imagenet)
+    found = build_matrix([[first], [first, second], [second, first], []], imagenet)
     third = pytest.approx(1 / 3)
     assert found.tolist() == [[1, third, 0], [third, 1, 0], [1, third, 0], [0, 0, 0]]
 
@@ -88,7 +88,7 @@ def test_synsets_are_read_off_the_photos_names_in_their_order() -> None:
         fish=["n01440764_10.jpg", "n01443537_7.jpg", "n01440764_2.jpg", "ext_1.jpg"],
         pan=["ext_1.jpg", "xn01440764_1.jpg", "n0144076_1.jpg", "n01440764.jpg"],
     )
-    assert photo_synsets(data) == [(TENCH, GOLDFISH), ()]
+    assert find_photo_synsets(data) == [(TENCH, GOLDFISH), ()]
 
 
 @pytest.fixture
@@ -117,34 +117,34 @@ def test_the_matrix_is_made_from_photos_names_and_class_names(excerpt: Path) -> 
     data = photos(
         shark=["n01484850_1.jpg"], fish=["a.jpg"], **{"frying-pan": ["b.jpg"], "unknown": ["c.jpg"]}
     )
-    notices: list[str] = []
-    matrix, _ = semantic_matrix(data, notices.append)
+    notify: list[str] = []
+    matrix, _ = build_semantic_matrix(data, notify.append)
     assert matrix.shape == (4, 1000)
     # The shark is a fish, as both carps are; from it to a carp are three steps.
     assert matrix[:, :3].tolist() == [[1 / 4, 1 / 4, 1], [1] * 3, [0] * 3, [0] * 3]
     assert not matrix[:, 3:].any()
-    assert notices[-1].endswith("frying-pan, unknown")
+    assert notify[-1].endswith("frying-pan, unknown")
 
 
 def test_the_matrix_is_kept_with_its_hash_and_made_again_when_damaged(excerpt: Path) -> None:
     data = photos(carp=["1.jpg"], shark=["n01484850_1.jpg"])
-    first, digest = semantic_matrix(data, lambda text: None)
+    first, digest = build_semantic_matrix(data, lambda text: None)
     (path,) = (excerpt / "cache" / "sbtk" / "semantic-matrix").glob("*.npy")
-    notices: list[str] = []
+    notify: list[str] = []
     # Neither NLTK nor WordNet is needed once it is there.
     (excerpt / "wordnet").rename(excerpt / "gone")
-    again, same = semantic_matrix(data, notices.append)
-    assert notices == []
+    again, same = build_semantic_matrix(data, notify.append)
+    assert notify == []
     assert same == digest
     np.testing.assert_array_equal(again, first)
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(MissingExtra, match="WordNet"):
-        semantic_matrix(data, notices.append)
+        build_semantic_matrix(data, notify.append)
     (excerpt / "gone").rename(excerpt / "wordnet")
-    mended, same = semantic_matrix(data, notices.append)
+    mended, same = build_semantic_matrix(data, notify.append)
     assert same == digest
     np.testing.assert_array_equal(mended, first)
-    _, other = semantic_matrix(photos(carp=["n01484850_1.jpg"]), notices.append)
+    _, other = build_semantic_matrix(photos(carp=["n01484850_1.jpg"]), notify.append)
     assert other != digest
 
 
@@ -152,7 +152,7 @@ def test_a_wordnet_of_other_numbers_is_refused(excerpt: Path) -> None:
     path = excerpt / "wordnet" / "data.noun"
     path.write_bytes(b"\n" + path.read_bytes())
     with pytest.raises(BadData, match=r"no synset n01440764(.|\n)*WordNet 3\.0"):
-        semantic_matrix(photos(carp=["1.jpg"]), lambda text: None)
+        build_semantic_matrix(photos(carp=["1.jpg"]), lambda text: None)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_nearness_is_nltks_closure_and_path_similarity(installed: WordNet) -> No
             expected = 1.0 if is_kind else similarity if similarity > 0.2 else 0.0
             assert mine is not None
             assert theirs is not None
-            assert nearness(mine, theirs) == pytest.approx(expected)
+            assert measure_nearness(mine, theirs) == pytest.approx(expected)
             found.add(round(expected, 2))
     assert {0.0, 1.0} < found
 
@@ -209,11 +209,11 @@ def test_the_matrix_of_sketchy_is_like_the_published_one(installed: WordNet) -> 
     data = read_dataset(Path(root))
     seen = of_classes(data, open_split("SK-SH").seen_among(data.classes))
     classes = [
-        class_lineages(name, synsets, installed)
-        for name, synsets in zip(seen.classes, photo_synsets(seen), strict=True)
+        find_class_lineages(name, synsets, installed)
+        for name, synsets in zip(seen.classes, find_photo_synsets(seen), strict=True)
     ]
     imagenet = [installed.lineage(offset) for offset in imagenet_offsets()]
-    matrix = matrix_from_lineages(classes, [one for one in imagenet if one is not None])
+    matrix = build_matrix(classes, [one for one in imagenet if one is not None])
     assert matrix.shape == (100, 1000)
     assert sorted(set(matrix.ravel().tolist())) == pytest.approx([0, 1 / 4, 1 / 3, 1])
     assert 1.3 < (matrix == 1).sum() / 100 < 2.1

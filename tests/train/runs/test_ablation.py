@@ -11,21 +11,21 @@ import pytest
 
 from sbtk_runtime.errors import BadConfig
 from sbtk_train.runs.ablation import (
-    FIGURE,
+    METRIC,
     ROWS,
     Score,
     Study,
-    as_markdown,
-    chosen_rows,
+    bits_metric_name,
     draw,
-    figure_of_bits,
+    find_missing,
     finished,
+    format_markdown,
     is_done,
-    missing,
     run_folder,
     run_study,
     score_runs,
-    summaries,
+    select_rows,
+    summarise,
     write_csv,
 )
 from tests.tiny_data import CLASSES, write_dataset
@@ -52,7 +52,7 @@ def study_of(data: Path, folder: Path, *rows: str) -> Study:
         "knowledge": False,
     }
     small = tuple(
-        replace(row, dim=8, changes=row.changes | {"knowledge": False}) for row in chosen_rows(rows)
+        replace(row, dim=8, changes=row.changes | {"knowledge": False}) for row in select_rows(rows)
     )
     return Study(base, "sbtk", common, {"sbtknet": 1, "dsn": 1, "sake": 1}, (0, 1), small)
 
@@ -70,16 +70,16 @@ def test_rows_are_the_papers_and_the_methods_at_two_lengths() -> None:
         (method, dim) for method in ("sbtknet", "sake", "dsn") for dim in (64, 512)
     }
     with pytest.raises(BadConfig, match="no row 'everything'"):
-        chosen_rows(["everything"])
+        select_rows(["everything"])
 
 
 def test_a_single_run_has_a_mean_and_no_spread(tmp_path: Path) -> None:
     study = study_of(tmp_path, tmp_path, "triplet", "all")
     scores = [
-        Score(row, seed, 1, "validation", FIGURE, value)
+        Score(row, seed, 1, "validation", METRIC, value)
         for row, seed, value in (("triplet", 0, 0.25), ("all", 0, 0.5), ("all", 1, 0.75))
     ]
-    lines = as_markdown(study, scores).splitlines()
+    lines = format_markdown(study, scores).splitlines()
     assert lines[2:] == ["| triplet | 1 | 0.2500 |", "| all three losses | 2 | 0.6250 ± 0.1768 |"]
 
 
@@ -89,39 +89,39 @@ def test_study_that_was_stopped_goes_on_and_ends(data: Path, tmp_path: Path) -> 
     asked = iter([False, True])
     with pytest.raises(KeyboardInterrupt):
         run_study(study, tmp_path, lambda event: None, should_stop=lambda: next(asked))
-    assert len(missing(study, tmp_path)) == 3
+    assert len(find_missing(study, tmp_path)) == 3
     first = run_folder(tmp_path, study.rows[0], 0) / "student.safetensors"
     written = first.stat().st_mtime_ns
     run_study(study, tmp_path, lambda event: None)
-    assert missing(study, tmp_path) == []
+    assert find_missing(study, tmp_path) == []
     assert first.stat().st_mtime_ns == written
     assert not (first.parent / "last.safetensors").exists()
     assert is_done(first.parent)
     with pytest.raises(BadConfig, match=r"recipe\.epochs = 1"):
         run_study(replace(study, epochs={"sbtknet": 2}), tmp_path, lambda event: None)
 
-    notices: list[str] = []
-    scores = score_runs(study, tmp_path, "validation", notices.append)
-    scores += score_runs(study, tmp_path, "unseen", notices.append)
-    assert len([text for text in notices if text.startswith("measuring")]) == 8
+    notify: list[str] = []
+    scores = score_runs(study, tmp_path, "validation", notify.append)
+    scores += score_runs(study, tmp_path, "unseen", notify.append)
+    assert len([text for text in notify if text.startswith("measuring")]) == 8
     assert len((tmp_path / "unseen.log").read_text().splitlines()) == 4
-    notices.clear()
-    assert score_runs(study, tmp_path, "unseen", notices.append) == scores[len(scores) // 2 :]
-    assert not notices, "a student must not be measured on unseen classes twice"
+    notify.clear()
+    assert score_runs(study, tmp_path, "unseen", notify.append) == scores[len(scores) // 2 :]
+    assert not notify, "a student must not be measured on unseen classes twice"
 
-    (kept, _) = summaries(study, scores, "validation", FIGURE)
+    (kept, _) = summarise(study, scores, "validation", METRIC)
     values = [
-        s.value for s in scores if (s.row, s.classes, s.figure) == ("triplet", "validation", FIGURE)
+        s.value for s in scores if (s.row, s.classes, s.figure) == ("triplet", "validation", METRIC)
     ]
     assert kept.mean == pytest.approx(sum(values) / 2)
     assert kept.spread == pytest.approx(statistics.stdev(values))
-    assert any(s.figure == figure_of_bits(8) for s in scores)
+    assert any(s.figure == bits_metric_name(8) for s in scores)
     write_csv(tmp_path / "ablation.csv", scores)
     with (tmp_path / "ablation.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(scores)
     assert set(rows[0]) == {"row", "seed", "epochs", "classes", "figure", "value"}
-    table = as_markdown(study, scores)
+    table = format_markdown(study, scores)
     assert "| all three losses | 2 | " in table
     assert f"{kept.mean:.4f} ± {kept.spread:.4f}" in table
     picture = draw(study, scores, tmp_path / "ablation.png")

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from sbtk_cli.main import main
-from sbtk_export.card import facts_from_run
+from sbtk_export.card import collect_facts
 from sbtk_runtime.errors import BadConfig, BadData
-from sbtk_train.config import CONFIG_NAME, Compute, TrainConfig, recipe
+from sbtk_train.config import CONFIG_NAME, Compute, TrainConfig, make_recipe
 from sbtk_train.data import read_dataset
 from sbtk_train.models.student import Student
-from sbtk_train.runs.average import average_runs, mean_state, measure_norms
+from sbtk_train.runs.average import average_runs, average_states, measure_batch_norms
 from sbtk_train.runs.checkpoint import RECORD, STUDENT, load_run
 from sbtk_train.runs.run import train
 from tests.tiny_data import write_dataset
@@ -49,7 +49,7 @@ def config_of(data: Path, **knobs: Any) -> TrainConfig:
     return TrainConfig(
         data=str(data),
         split="SK-YE",
-        recipe=recipe("sbtk", **(changes | knobs)),
+        recipe=make_recipe("sbtk", **(changes | knobs)),
         backbone="resnet18",
         dim=8,
         validation_classes=2,
@@ -68,8 +68,8 @@ def run(config: TrainConfig, folder: Path) -> Path:
 
 def averaged(folders: tuple[Path, ...], target: Path) -> tuple[dict[str, Any], list[str]]:
     target.mkdir()
-    notices: list[str] = []
-    return average_runs(folders, target, notices.append, threads=1), notices
+    notify: list[str] = []
+    return average_runs(folders, target, notify.append, threads=1), notify
 
 
 class Mean(NamedTuple):
@@ -77,7 +77,7 @@ class Mean(NamedTuple):
 
     folder: Path
     record: dict[str, Any]
-    notices: list[str]
+    notify: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -103,16 +103,16 @@ def test_the_weights_are_the_mean_and_the_norms_are_measured(
 def test_the_record_names_the_parts_and_exports_as_a_run(
     runs: tuple[Path, Path], mean_run: Mean
 ) -> None:
-    folder, record, notices = mean_run
+    folder, record, notify = mean_run
     assert json.loads((folder / RECORD).read_text()) == record
     assert record["seed"] == [0, 1]
     assert [part["student_sha256"] for part in record["averaged"]] == [
         load_run(part).record["student_sha256"] for part in runs
     ]
-    assert any(f"{record['best']['validation_map']:.4f}" in text for text in notices)
+    assert any(f"{record['best']['validation_map']:.4f}" in text for text in notify)
     assert [part["run"] for part in record["averaged"]] == ["a", "b"]
     assert [part["epoch"] for part in record["averaged"]] == [1, 1]
-    facts = facts_from_run(load_run(folder))
+    facts = collect_facts(load_run(folder))
     assert facts.metrics["validation_map"]["value"] == record["best"]["validation_map"]
     # The recipe of both is told once; what one part alone has is told of it and not of the mean.
     assert facts.training["recipe"]["name"] == "sbtk"
@@ -125,7 +125,7 @@ def test_a_mean_of_means_says_so(runs: tuple[Path, Path], mean_run: Mean, tmp_pa
     record, _ = averaged((mean_run.folder, runs[0]), tmp_path / "mean")
     assert [part.get("mean_of") for part in record["averaged"]] == [2, None]
     assert [part["epoch"] for part in record["averaged"]] == [None, 1]
-    rule = facts_from_run(load_run(tmp_path / "mean")).metrics["validation_map"]["rule"]
+    rule = collect_facts(load_run(tmp_path / "mean")).metrics["validation_map"]["rule"]
     assert "mean of 2 students' weights; 1 of them taken at the epoch" in rule
 
 
@@ -134,7 +134,7 @@ def test_a_mean_keeps_types_and_the_first_ones_counters() -> None:
         {"weight": torch.tensor([value], dtype=torch.float16), "count": torch.tensor(count)}
         for value, count in ((1.0, 3), (2.0, 5), (6.0, 7))
     ]
-    mean = mean_state(states)
+    mean = average_states(states)
     assert mean["weight"].dtype == torch.float16
     assert mean["weight"].item() == 3.0
     assert mean["count"].item() == 3
@@ -182,7 +182,7 @@ def test_norms_are_the_plain_mean_over_batches_of_both_domains(tmp_path: Path) -
     data = write_dataset(tmp_path, sketches=7, photos=16)
     student = Plain()
     student.norm.running_mean = torch.full((3,), 99.0)
-    measure_norms(student, read_dataset(data), Compute(torch.device("cpu"), "fp32"), 2)
+    measure_batch_norms(student, read_dataset(data), Compute(torch.device("cpu"), "fp32"), 2)
     batches = [inputs for inputs, _ in student.seen]
     assert len(batches) == 3  # of 32 among 96 photos
     assert all((domains == 0).sum() == (domains == 1).sum() > 0 for _, domains in student.seen)

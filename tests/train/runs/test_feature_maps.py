@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from sbtk_runtime.errors import BadConfig
-from sbtk_train.batches.augment import normalised
+from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import load_pixels
 from sbtk_train.batches.sampler import Batch
-from sbtk_train.batches.shards import BatchDraws, Draws
+from sbtk_train.batches.shards import BatchRng, BatchRngs
 from sbtk_train.config import choose_compute
 from sbtk_train.data import read_dataset
 from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.models.student import domains_of
 from sbtk_train.runs.checkpoint import RECORD, STUDENT
-from sbtk_train.runs.evaluate import by_feature_maps, by_pixels
+from sbtk_train.runs.evaluate import make_feature_map_embedder, make_pixel_embedder
 from sbtk_train.runs.feature_maps import FeatureMaps, FeatureSource
 from tests.tiny_data import write_dataset
 from tests.train.runs.test_run import run, tiny_config
@@ -43,10 +43,10 @@ def student() -> SbtknetStudent:
 
 
 def maps_in(
-    folder: Path, student: SbtknetStudent, notices: list[str], size: int = 64
+    folder: Path, student: SbtknetStudent, notify: list[str], size: int = 64
 ) -> FeatureMaps:
     compute = choose_compute("cpu", "fp32")
-    return FeatureMaps(folder, student, "layer4", size, compute, 2, notices.append)
+    return FeatureMaps(folder, student, "layer4", size, compute, 2, notify.append)
 
 
 def test_stages_run_in_two_parts_equal_the_whole_trunk(student: SbtknetStudent) -> None:
@@ -63,31 +63,31 @@ def test_maps_are_what_the_frozen_stages_make_and_are_made_once(
     data: Path, student: SbtknetStudent, tmp_path: Path
 ) -> None:
     images = read_dataset(data)
-    notices: list[str] = []
-    maps = maps_in(tmp_path, student, notices)
+    notify: list[str] = []
+    maps = maps_in(tmp_path, student, notify)
     kept = maps.of(images.photos[:3], "photo")
     assert kept.shape == (3, 1, 256, 4, 4)
     photo = load_pixels(images.photos[1], "photo", 64).copy()
     pixels = torch.from_numpy(photo).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        expected = student.eval().feature_map(normalised(pixels), end="layer4")[0]
+        expected = student.eval().feature_map(normalise(pixels), end="layer4")[0]
     np.testing.assert_allclose(kept[1, 0], expected.numpy(), rtol=2e-2, atol=2e-3)
-    assert len(notices) == 1
-    maps_in(tmp_path, student, notices).of(images.photos[:3], "photo")
-    assert len(notices) == 1
+    assert len(notify) == 1
+    maps_in(tmp_path, student, notify).of(images.photos[:3], "photo")
+    assert len(notify) == 1
     other = SbtknetStudent("resnet18", 8, 4)
-    maps_in(tmp_path, other, notices).of(images.photos[:3], "photo")
-    assert len(notices) == 2, "maps of another trunk must not be taken for these"
+    maps_in(tmp_path, other, notify).of(images.photos[:3], "photo")
+    assert len(notify) == 2, "maps of another trunk must not be taken for these"
 
 
 def test_maps_of_the_same_weights_in_another_layout_are_not_taken(
     data: Path, tmp_path: Path
 ) -> None:
-    photos, notices = read_dataset(data).photos[:1], list[str]()
+    photos, notify = read_dataset(data).photos[:1], list[str]()
     layouts = [SbtknetStudent(name, 8, 4) for name in ("resnet50-v1", "resnet50-v1.5")]
     layouts[1].load_state_dict(layouts[0].state_dict())
-    first, second = (maps_in(tmp_path, one, notices).of(photos, "photo") for one in layouts)
-    assert len(notices) == 2
+    first, second = (maps_in(tmp_path, one, notify).of(photos, "photo") for one in layouts)
+    assert len(notify) == 2
     assert first.shape == second.shape
     assert not np.array_equal(first, second)
 
@@ -95,16 +95,16 @@ def test_maps_of_the_same_weights_in_another_layout_are_not_taken(
 def test_maps_of_another_number_format_are_not_taken(
     data: Path, student: SbtknetStudent, tmp_path: Path
 ) -> None:
-    photos, notices = read_dataset(data).photos[:1], list[str]()
+    photos, notify = read_dataset(data).photos[:1], list[str]()
     formats = [choose_compute("cpu", name) for name in ("bf16", "fp32")]
     coarse, fine = (
-        FeatureMaps(tmp_path, student, "layer4", 64, compute, 2, notices.append).of(photos, "photo")
+        FeatureMaps(tmp_path, student, "layer4", 64, compute, 2, notify.append).of(photos, "photo")
         for compute in formats
     )
-    assert len(notices) == 2
+    assert len(notify) == 2
     pixels = torch.from_numpy(load_pixels(photos[0], "photo", 64).copy()).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        expected = student.eval().feature_map(normalised(pixels), end="layer4")[0].half()
+        expected = student.eval().feature_map(normalise(pixels), end="layer4")[0].half()
     np.testing.assert_allclose(fine[0, 0], expected.numpy(), rtol=2e-3, atol=1e-3)
     assert not np.allclose(coarse[0, 0], expected.numpy(), rtol=2e-3, atol=1e-3)
 
@@ -119,7 +119,7 @@ def test_copies_differ_and_views_of_an_image_are_different_copies(
     source = FeatureSource(images, maps, 3, 2, choose_compute("cpu", "fp32"))
     rows = Batch(np.array([0, 5]), np.array([2]))
     generator = torch.Generator().manual_seed(3)
-    draws = BatchDraws(Draws(generator, 2), Draws(generator, 1))
+    draws = BatchRngs(BatchRng(generator, 2), BatchRng(generator, 1))
     first, second = source.inputs(source.load(rows, 0), draws).chunk(2)
     assert first.shape == (3, 256, 4, 4)
     found = [
@@ -138,8 +138,8 @@ def test_embedding_by_maps_equals_embedding_by_pixels_at_production_size(
 ) -> None:
     compute, photos = choose_compute("cpu", "fp32"), read_dataset(data).photos[:2]
     maps = maps_in(tmp_path, student, [], SIZE_PX)
-    kept = by_feature_maps(compute, maps)(student, photos, "photo")
-    whole = by_pixels(compute, 2)(student, photos, "photo")
+    kept = make_feature_map_embedder(compute, maps)(student, photos, "photo")
+    whole = make_pixel_embedder(compute, 2)(student, photos, "photo")
     np.testing.assert_allclose(kept.rows, whole.rows, atol=2e-3)
     np.testing.assert_array_equal(kept.predicted, whole.predicted)
 

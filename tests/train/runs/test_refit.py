@@ -10,8 +10,8 @@ import pytest
 
 from sbtk_train.config import choose_compute
 from sbtk_train.runs.checkpoint import RECORD, STUDENT, load_run
-from sbtk_train.runs.context import gather
-from sbtk_train.runs.evaluate import by_pixels, score
+from sbtk_train.runs.context import build_context
+from sbtk_train.runs.evaluate import make_pixel_embedder, score
 from tests.tiny_data import write_dataset
 from tests.train.runs.test_run import run, tiny_config
 
@@ -30,14 +30,14 @@ def test_a_run_on_kept_feature_maps_is_refitted_on_the_images(data: Path, tmp_pa
         seed=2,
     )
     folder = tmp_path / "run"
-    notices = run(config, folder)
+    notify = run(config, folder)
     record = json.loads((folder / RECORD).read_text())
     refit = record["refit"]
     assert refit["kept"] == (refit["refitted_map"] >= refit["trained_map"])
-    assert any(f"{refit['refitted_map']:.4f} refitted" in str(text) for text in notices)
+    assert any(f"{refit['refitted_map']:.4f} refitted" in str(text) for text in notify)
     # The figure is of the student that is kept, at the size that production has.
-    division = gather(config, lambda text: None).division
-    embed = by_pixels(choose_compute("cpu", "fp32"), 2)
+    division = build_context(config, lambda text: None).division
+    embed = make_pixel_embedder(choose_compute("cpu", "fp32"), 2)
     found = score(load_run(folder).student, division.validation, embed)
     assert record["best"]["validation_map"] == pytest.approx(found["mAP@all"], abs=1e-6)
     student = (folder / STUDENT).read_bytes()
@@ -51,8 +51,8 @@ def test_without_validation_classes_a_run_says_that_it_compared_nothing(
     data: Path, tmp_path: Path
 ) -> None:
     config = tiny_config(data, epochs=1, refit=True, selection="last")
-    notices = run(replace(config, validation_classes=0), tmp_path / "run")
-    assert any("fitting the embedding again" in str(text) for text in notices)
+    notify = run(replace(config, validation_classes=0), tmp_path / "run")
+    assert any("fitting the embedding again" in str(text) for text in notify)
     refit = json.loads((tmp_path / "run" / RECORD).read_text())["refit"]
     assert refit["kept"]
     assert "validation classes" in refit["reason"]

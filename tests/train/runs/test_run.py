@@ -14,11 +14,11 @@ import torch
 
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.files import sha256_of_file
-from sbtk_train.config import SbtknetRecipe, TrainConfig, choose_compute, read_config, recipe
+from sbtk_train.config import SbtknetRecipe, TrainConfig, choose_compute, make_recipe, read_config
 from sbtk_train.progress import EpochDone, StepDone
 from sbtk_train.runs.checkpoint import STUDENT, load_run, load_state, newest_run
-from sbtk_train.runs.context import gather
-from sbtk_train.runs.evaluate import by_pixels, score
+from sbtk_train.runs.context import build_context
+from sbtk_train.runs.evaluate import make_pixel_embedder, score
 from sbtk_train.runs.loop import Trainer, TrainingDiverged
 from sbtk_train.runs.run import new_run_folder, train
 from tests.tiny_data import write_dataset
@@ -43,7 +43,7 @@ def tiny_config(data: Path, name: str = "sbtk", **knobs: Any) -> TrainConfig:
     return TrainConfig(
         data=str(data),
         split="SK-YE",
-        recipe=recipe(name, **(changes | knobs)),
+        recipe=make_recipe(name, **(changes | knobs)),
         backbone="resnet18",
         dim=8,
         validation_classes=2,
@@ -224,18 +224,20 @@ def test_embedding_fitted_anew_is_kept_if_it_is_no_worse(data: Path, tmp_path: P
     # With this seed the refitted one is better.
     config = replace(tiny_config(data, epochs=1, refit=True), seed=2)
     trainers: list[Trainer] = []
-    notices = run(config, tmp_path / "run", on_trainer=trainers.append)
+    notify = run(config, tmp_path / "run", on_trainer=trainers.append)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     refit = record["refit"]
-    assert any(f"{refit['refitted_map']:.4f} refitted" in str(text) for text in notices)
+    assert any(f"{refit['refitted_map']:.4f} refitted" in str(text) for text in notify)
     assert refit["kept"] == (refit["refitted_map"] >= refit["trained_map"])
     # What the epochs had stays what is drawn and resumed from.
     assert trainers[0].history[0]["validation_map"] == refit["trained_map"]
     best = max(refit["refitted_map"], refit["trained_map"])
     assert record["best"]["validation_map"] == best
     student = load_run(tmp_path / "run").student
-    division = gather(config, lambda text: None).division
-    found = score(student, division.validation, by_pixels(choose_compute("cpu", "fp32"), 2))
+    division = build_context(config, lambda text: None).division
+    found = score(
+        student, division.validation, make_pixel_embedder(choose_compute("cpu", "fp32"), 2)
+    )
     assert found["mAP@all"] == pytest.approx(best, abs=1e-6)
     once = (tmp_path / "run" / STUDENT).read_bytes()
     run(config, tmp_path / "run", resume=True)
@@ -252,13 +254,13 @@ def test_run_folders_are_new_ones(tmp_path: Path) -> None:
 def test_too_few_held_out_sketches_for_dsns_rule_are_told_at_the_start(data: Path) -> None:
     config = tiny_config(data, selection="held-out-bits")
     with pytest.raises(BadData, match="4 held-out sketches"):
-        gather(config, lambda text: None)
+        build_context(config, lambda text: None)
 
 
 def test_embeddings_too_short_for_dsns_rule_are_told_at_the_start(data: Path) -> None:
     config = replace(tiny_config(data, selection="held-out-bits"), dim=4)
     with pytest.raises(BadConfig, match=r"--dim 4(.|\n)*at least 8"):
-        gather(config, lambda text: None)
+        build_context(config, lambda text: None)
 
 
 @pytest.mark.parametrize("kind", ["sketch", "photo"])
@@ -273,7 +275,7 @@ def test_a_class_whose_images_cannot_be_read_is_named_at_the_start(
     for path in lone[:2]:
         path.write_bytes(b"no picture")
     with pytest.raises(BadData, match=rf"{kind}\w+ of the class 'h'.*can be read: .*not an image"):
-        gather(tiny_config(tmp_path), lambda text: None)
+        build_context(tiny_config(tmp_path), lambda text: None)
 
 
 def test_a_backbone_of_another_method_is_refused(data: Path) -> None:

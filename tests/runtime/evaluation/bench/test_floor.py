@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from sbtk_export.fp16 import half_trunk_student
+from sbtk_export.fp16 import make_half_trunk_student
 from sbtk_export.onnx_graph import write_onnx
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.errors import BadModel
@@ -195,7 +195,7 @@ def test_an_exported_student_costs_what_torch_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("half", [False, True])
 def test_channel_weights_and_a_second_input_are_counted_too(tmp_path: Path, half: bool) -> None:
     student = tiny_dsn_student()
-    write_onnx(half_trunk_student(student) if half else student, tmp_path / "model.onnx")
+    write_onnx(make_half_trunk_student(student) if half else student, tmp_path / "model.onnx")
     content = (tmp_path / "model.onnx").read_bytes()
     assert count_macs(content) == macs_by_torch(student)
 
