@@ -131,9 +131,9 @@ def test_an_exported_bundle_makes_a_binary_gallery(
 def test_codes_that_cannot_be_had_are_refused_before_any_work(
     run: TrainedRun, tmp_path: Path, bits: int
 ) -> None:
-    notify: list[str] = []
+    messages: list[str] = []
     plan = ExportPlan(tmp_path / "long", "long", ("fp32",), bits=(8, bits))
     with pytest.raises(BadConfig, match=f"binary codes of {bits} bits"):
-        export_run(run, plan, None, notify.append)
-    assert notify == []
+        export_run(run, plan, None, messages.append)
+    assert messages == []
     assert list(tmp_path.iterdir()) == []

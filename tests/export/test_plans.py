@@ -53,16 +53,16 @@ def test_without_tensorrt_nothing_is_built_and_nothing_said(
 ) -> None:
     for module in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, module, None)
-    notify: list[str] = []
-    assert find_plan_builder(notify.append) is None
-    assert notify == []
+    messages: list[str] = []
+    assert find_plan_builder(messages.append) is None
+    assert messages == []
 
 
 def test_tensorrt_without_a_driver_is_named(machine: FakeMachine) -> None:
     machine.cuda_faults.driver, machine.cuda_faults.count = 0, "cudaErrorInsufficientDriver"
-    notify: list[str] = []
-    assert find_plan_builder(notify.append) is None
-    assert notify == [
+    messages: list[str] = []
+    assert find_plan_builder(messages.append) is None
+    assert messages == [
         "no plan is built by TensorRT 11.4.0: there is no NVIDIA driver on this machine"
     ]
 
@@ -133,9 +133,9 @@ def test_a_failing_builder_does_not_fail_the_export(
     exported: Exported, machine: FakeMachine
 ) -> None:
     machine.faults.build = "Could not find any implementation for node."
-    notify: list[str] = []
-    assert build_engines(exported, VARIANTS, found_builder(), notify.append) == []
-    failures = [sentence for sentence in notify if "no plan was built" in sentence]
+    messages: list[str] = []
+    assert build_engines(exported, VARIANTS, found_builder(), messages.append) == []
+    failures = [sentence for sentence in messages if "no plan was built" in sentence]
     assert [sentence.partition(":")[0] for sentence in failures] == ["fp16", "int8.trt"]
     assert all("Could not find any implementation" in sentence for sentence in failures)
 

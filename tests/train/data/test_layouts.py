@@ -265,7 +265,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "line", "said"),
+    ("file", "line", "message"),
     [
         ("all_photo_filelist_zero.txt", "EXTEND_image_sketchy_ready/tree/ext_5.jpg", "a label"),
         ("all_photo_filelist_zero.txt", "../../tree/ext_5.jpg 0", "below"),
@@ -277,11 +277,11 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_list_is_refused_with_its_line(
-    tmp_path: Path, file: str, line: str, notify: str
+    tmp_path: Path, file: str, line: str, message: str
 ) -> None:
     root = write_sake_sketchy(tmp_path)
     path = root / "zeroshot1" / file
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(BadData, match=file) as caught:
         read_dataset(root)
-    assert notify in str(caught.value)
+    assert message in str(caught.value)

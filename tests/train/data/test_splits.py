@@ -116,7 +116,7 @@ def test_random_split_is_the_same_on_every_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "classes", "said"),
+    ("name", "classes", "message"),
     [
         ("random:25", CLASSES, "random:N:SEED"),
         ("random:x:1", CLASSES, "random:N:SEED"),
@@ -126,11 +126,11 @@ def test_random_split_is_the_same_on_every_machine() -> None:
     ],
 )
 def test_random_split_that_cannot_be_drawn_is_refused(
-    name: str, classes: list[str] | None, notify: str
+    name: str, classes: list[str] | None, message: str
 ) -> None:
     with pytest.raises(BadConfig) as caught:
         open_split(name, classes)
-    assert notify in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_class_is_unseen_however_its_name_is_written() -> None:
@@ -204,12 +204,12 @@ def test_a_list_of_classes_that_the_data_lack_is_refused_with_close_names() -> N
     refuse_absent(["t shirt", "Cat (Animal)", "ปลา"], classes, "mine.txt")
     with pytest.raises(BadData) as caught:
         refuse_absent(["t shirt", "bread", "plam tree", "cat", "ปล"], classes, "mine.txt")
-    notify = caught.value.found
-    assert notify.startswith(
+    message = caught.value.found
+    assert message.startswith(
         "4 of 5 classes in mine.txt are not in the data: bread, plam tree, cat"
     )
-    assert "'plam tree' (did you mean 'palm tree'" in notify
-    assert "'cat' (did you mean 'cat_(animal)'" in notify
+    assert "'plam tree' (did you mean 'palm tree'" in message
+    assert "'cat' (did you mean 'cat_(animal)'" in message
     assert "--allow-missing" in caught.value.next_step
 
 

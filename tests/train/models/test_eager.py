@@ -76,14 +76,14 @@ def test_half_precision_is_the_trunks_alone(pixels: NDArray[np.uint8]) -> None:
 def test_compiled_once_for_each_batch_and_computes_the_same(pixels: NDArray[np.uint8]) -> None:
     student = tiny_student()
     eager = make_eager_run(student, TorchSettings(1))
-    notify: list[str] = []
-    run = make_compiled_run(student, TorchSettings(1, is_channels_last=True), notify.append)
-    assert notify == []
+    messages: list[str] = []
+    run = make_compiled_run(student, TorchSettings(1, is_channels_last=True), messages.append)
+    assert messages == []
     # Without vectors: torch would compile half a minute only to learn what this CPU has.
     with inductor.patch({"cpp.vec_isa_ok": False}):
         for batch in (1, 2, 1, 2):
             np.testing.assert_allclose(run(pixels[:batch]), eager(pixels[:batch]), atol=1e-5)
-    assert [sentence.partition(":")[0] for sentence in notify] == [
+    assert [sentence.partition(":")[0] for sentence in messages] == [
         "torch compiles its network for batches of 1",
         "torch compiles its network for batches of 2",
     ]

@@ -82,16 +82,16 @@ def test_soft_labels_are_the_softmax_of_the_mean_logits_of_training_photos(
 
 def test_soft_labels_are_cached_by_what_they_are_made_from(tmp_path: Path, weights: Path) -> None:
     data = write_dataset(tmp_path / "data")
-    notify: list[str] = []
-    first = build_context(config(data, weights), notify.append)
-    assert any("soft labels" in text for text in notify)
-    notify.clear()
-    again = build_context(config(data, weights), notify.append)
-    assert not any("soft labels" in text for text in notify)
+    messages: list[str] = []
+    first = build_context(config(data, weights), messages.append)
+    assert any("soft labels" in text for text in messages)
+    messages.clear()
+    again = build_context(config(data, weights), messages.append)
+    assert not any("soft labels" in text for text in messages)
     assert again.knowledge_sha256 == first.knowledge_sha256
     changed = first.division.training.photos[0]
     changed.write_bytes(changed.read_bytes() + b"\0")
-    other = build_context(config(data, weights), notify.append)
+    other = build_context(config(data, weights), messages.append)
     assert other.knowledge_sha256 != first.knowledge_sha256
 
 

@@ -328,10 +328,10 @@ def test_sake_trains_with_kept_feature_maps(data: Path, weights: Path, tmp_path:
     maps: dict[str, Any]
     maps = {"feature_folder": str(tmp_path / "maps"), "freeze_until": "layer4"}
     config = tiny_config(data, weights, "sake", **maps)
-    notify: list[object] = []
-    record = train(config, folder, notify.append)
+    messages: list[object] = []
+    record = train(config, folder, messages.append)
     assert math.isfinite(record["best"]["knowledge"])
-    assert any("not sake's moves and views" in str(text) for text in notify)
+    assert any("not sake's moves and views" in str(text) for text in messages)
     assert "memory" not in record["best"]
 
 

@@ -117,34 +117,34 @@ def test_the_matrix_is_made_from_photos_names_and_class_names(excerpt: Path) -> 
     data = photos(
         shark=["n01484850_1.jpg"], fish=["a.jpg"], **{"frying-pan": ["b.jpg"], "unknown": ["c.jpg"]}
     )
-    notify: list[str] = []
-    matrix, _ = build_semantic_matrix(data, notify.append)
+    messages: list[str] = []
+    matrix, _ = build_semantic_matrix(data, messages.append)
     assert matrix.shape == (4, 1000)
     # The shark is a fish, as both carps are; from it to a carp are three steps.
     assert matrix[:, :3].tolist() == [[1 / 4, 1 / 4, 1], [1] * 3, [0] * 3, [0] * 3]
     assert not matrix[:, 3:].any()
-    assert notify[-1].endswith("frying-pan, unknown")
+    assert messages[-1].endswith("frying-pan, unknown")
 
 
 def test_the_matrix_is_kept_with_its_hash_and_made_again_when_damaged(excerpt: Path) -> None:
     data = photos(carp=["1.jpg"], shark=["n01484850_1.jpg"])
     first, digest = build_semantic_matrix(data, lambda text: None)
     (path,) = (excerpt / "cache" / "sbtk" / "semantic-matrix").glob("*.npy")
-    notify: list[str] = []
+    messages: list[str] = []
     # Neither NLTK nor WordNet is needed once it is there.
     (excerpt / "wordnet").rename(excerpt / "gone")
-    again, same = build_semantic_matrix(data, notify.append)
-    assert notify == []
+    again, same = build_semantic_matrix(data, messages.append)
+    assert messages == []
     assert same == digest
     np.testing.assert_array_equal(again, first)
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(MissingExtra, match="WordNet"):
-        build_semantic_matrix(data, notify.append)
+        build_semantic_matrix(data, messages.append)
     (excerpt / "gone").rename(excerpt / "wordnet")
-    mended, same = build_semantic_matrix(data, notify.append)
+    mended, same = build_semantic_matrix(data, messages.append)
     assert same == digest
     np.testing.assert_array_equal(mended, first)
-    _, other = build_semantic_matrix(photos(carp=["n01484850_1.jpg"]), notify.append)
+    _, other = build_semantic_matrix(photos(carp=["n01484850_1.jpg"]), messages.append)
     assert other != digest
 
 

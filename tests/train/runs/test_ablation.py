@@ -100,14 +100,14 @@ def test_study_that_was_stopped_goes_on_and_ends(data: Path, tmp_path: Path) -> 
     with pytest.raises(BadConfig, match=r"recipe\.epochs = 1"):
         run_study(replace(study, epochs={"sbtknet": 2}), tmp_path, lambda event: None)
 
-    notify: list[str] = []
-    scores = score_runs(study, tmp_path, "validation", notify.append)
-    scores += score_runs(study, tmp_path, "unseen", notify.append)
-    assert len([text for text in notify if text.startswith("measuring")]) == 8
+    messages: list[str] = []
+    scores = score_runs(study, tmp_path, "validation", messages.append)
+    scores += score_runs(study, tmp_path, "unseen", messages.append)
+    assert len([text for text in messages if text.startswith("measuring")]) == 8
     assert len((tmp_path / "unseen.log").read_text().splitlines()) == 4
-    notify.clear()
-    assert score_runs(study, tmp_path, "unseen", notify.append) == scores[len(scores) // 2 :]
-    assert not notify, "a student must not be measured on unseen classes twice"
+    messages.clear()
+    assert score_runs(study, tmp_path, "unseen", messages.append) == scores[len(scores) // 2 :]
+    assert not messages, "a student must not be measured on unseen classes twice"
 
     (kept, _) = summarise(study, scores, "validation", METRIC)
     values = [

@@ -68,8 +68,8 @@ def run(config: TrainConfig, folder: Path) -> Path:
 
 def averaged(folders: tuple[Path, ...], target: Path) -> tuple[dict[str, Any], list[str]]:
     target.mkdir()
-    notify: list[str] = []
-    return average_runs(folders, target, notify.append, threads=1), notify
+    messages: list[str] = []
+    return average_runs(folders, target, messages.append, threads=1), messages
 
 
 class Mean(NamedTuple):
@@ -77,7 +77,7 @@ class Mean(NamedTuple):
 
     folder: Path
     record: dict[str, Any]
-    notify: list[str]
+    messages: list[str]
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +103,13 @@ def test_the_weights_are_the_mean_and_the_norms_are_measured(
 def test_the_record_names_the_parts_and_exports_as_a_run(
     runs: tuple[Path, Path], mean_run: Mean
 ) -> None:
-    folder, record, notify = mean_run
+    folder, record, messages = mean_run
     assert json.loads((folder / RECORD).read_text()) == record
     assert record["seed"] == [0, 1]
     assert [part["student_sha256"] for part in record["averaged"]] == [
         load_run(part).record["student_sha256"] for part in runs
     ]
-    assert any(f"{record['best']['validation_map']:.4f}" in text for text in notify)
+    assert any(f"{record['best']['validation_map']:.4f}" in text for text in messages)
     assert [part["run"] for part in record["averaged"]] == ["a", "b"]
     assert [part["epoch"] for part in record["averaged"]] == [1, 1]
     facts = collect_facts(load_run(folder))

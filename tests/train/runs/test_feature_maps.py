@@ -43,10 +43,10 @@ def student() -> SbtknetStudent:
 
 
 def maps_in(
-    folder: Path, student: SbtknetStudent, notify: list[str], size: int = 64
+    folder: Path, student: SbtknetStudent, messages: list[str], size: int = 64
 ) -> FeatureMaps:
     compute = choose_compute("cpu", "fp32")
-    return FeatureMaps(folder, student, "layer4", size, compute, 2, notify.append)
+    return FeatureMaps(folder, student, "layer4", size, compute, 2, messages.append)
 
 
 def test_stages_run_in_two_parts_equal_the_whole_trunk(student: SbtknetStudent) -> None:
@@ -63,8 +63,8 @@ def test_maps_are_what_the_frozen_stages_make_and_are_made_once(
     data: Path, student: SbtknetStudent, tmp_path: Path
 ) -> None:
     images = read_dataset(data)
-    notify: list[str] = []
-    maps = maps_in(tmp_path, student, notify)
+    messages: list[str] = []
+    maps = maps_in(tmp_path, student, messages)
     kept = maps.of(images.photos[:3], "photo")
     assert kept.shape == (3, 1, 256, 4, 4)
     photo = load_pixels(images.photos[1], "photo", 64).copy()
@@ -72,22 +72,22 @@ def test_maps_are_what_the_frozen_stages_make_and_are_made_once(
     with torch.inference_mode():
         expected = student.eval().feature_map(normalise(pixels), end="layer4")[0]
     np.testing.assert_allclose(kept[1, 0], expected.numpy(), rtol=2e-2, atol=2e-3)
-    assert len(notify) == 1
-    maps_in(tmp_path, student, notify).of(images.photos[:3], "photo")
-    assert len(notify) == 1
+    assert len(messages) == 1
+    maps_in(tmp_path, student, messages).of(images.photos[:3], "photo")
+    assert len(messages) == 1
     other = SbtknetStudent("resnet18", 8, 4)
-    maps_in(tmp_path, other, notify).of(images.photos[:3], "photo")
-    assert len(notify) == 2, "maps of another trunk must not be taken for these"
+    maps_in(tmp_path, other, messages).of(images.photos[:3], "photo")
+    assert len(messages) == 2, "maps of another trunk must not be taken for these"
 
 
 def test_maps_of_the_same_weights_in_another_layout_are_not_taken(
     data: Path, tmp_path: Path
 ) -> None:
-    photos, notify = read_dataset(data).photos[:1], list[str]()
+    photos, messages = read_dataset(data).photos[:1], list[str]()
     layouts = [SbtknetStudent(name, 8, 4) for name in ("resnet50-v1", "resnet50-v1.5")]
     layouts[1].load_state_dict(layouts[0].state_dict())
-    first, second = (maps_in(tmp_path, one, notify).of(photos, "photo") for one in layouts)
-    assert len(notify) == 2
+    first, second = (maps_in(tmp_path, one, messages).of(photos, "photo") for one in layouts)
+    assert len(messages) == 2
     assert first.shape == second.shape
     assert not np.array_equal(first, second)
 
@@ -95,13 +95,15 @@ def test_maps_of_the_same_weights_in_another_layout_are_not_taken(
 def test_maps_of_another_number_format_are_not_taken(
     data: Path, student: SbtknetStudent, tmp_path: Path
 ) -> None:
-    photos, notify = read_dataset(data).photos[:1], list[str]()
+    photos, messages = read_dataset(data).photos[:1], list[str]()
     formats = [choose_compute("cpu", name) for name in ("bf16", "fp32")]
     coarse, fine = (
-        FeatureMaps(tmp_path, student, "layer4", 64, compute, 2, notify.append).of(photos, "photo")
+        FeatureMaps(tmp_path, student, "layer4", 64, compute, 2, messages.append).of(
+            photos, "photo"
+        )
         for compute in formats
     )
-    assert len(notify) == 2
+    assert len(messages) == 2
     pixels = torch.from_numpy(load_pixels(photos[0], "photo", 64).copy()).permute(2, 0, 1)[None]
     with torch.inference_mode():
         expected = student.eval().feature_map(normalise(pixels), end="layer4")[0].half()

@@ -30,11 +30,11 @@ def test_a_run_on_kept_feature_maps_is_refitted_on_the_images(data: Path, tmp_pa
         seed=2,
     )
     folder = tmp_path / "run"
-    notify = run(config, folder)
+    messages = run(config, folder)
     record = json.loads((folder / RECORD).read_text())
     refit = record["refit"]
     assert refit["kept"] == (refit["refitted_map"] >= refit["trained_map"])
-    assert any(f"{refit['refitted_map']:.4f} refitted" in str(text) for text in notify)
+    assert any(f"{refit['refitted_map']:.4f} refitted" in str(text) for text in messages)
     # The figure is of the student that is kept, at the size that production has.
     division = build_context(config, lambda text: None).division
     embed = make_pixel_embedder(choose_compute("cpu", "fp32"), 2)
@@ -51,8 +51,8 @@ def test_without_validation_classes_a_run_says_that_it_compared_nothing(
     data: Path, tmp_path: Path
 ) -> None:
     config = tiny_config(data, epochs=1, refit=True, selection="last")
-    notify = run(replace(config, validation_classes=0), tmp_path / "run")
-    assert any("fitting the embedding again" in str(text) for text in notify)
+    messages = run(replace(config, validation_classes=0), tmp_path / "run")
+    assert any("fitting the embedding again" in str(text) for text in messages)
     refit = json.loads((tmp_path / "run" / RECORD).read_text())["refit"]
     assert refit["kept"]
     assert "validation classes" in refit["reason"]

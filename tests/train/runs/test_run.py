@@ -224,10 +224,10 @@ def test_embedding_fitted_anew_is_kept_if_it_is_no_worse(data: Path, tmp_path: P
     # With this seed the refitted one is better.
     config = replace(tiny_config(data, epochs=1, refit=True), seed=2)
     trainers: list[Trainer] = []
-    notify = run(config, tmp_path / "run", on_trainer=trainers.append)
+    messages = run(config, tmp_path / "run", on_trainer=trainers.append)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     refit = record["refit"]
-    assert any(f"{refit['refitted_map']:.4f} refitted" in str(text) for text in notify)
+    assert any(f"{refit['refitted_map']:.4f} refitted" in str(text) for text in messages)
     assert refit["kept"] == (refit["refitted_map"] >= refit["trained_map"])
     # What the epochs had stays what is drawn and resumed from.
     assert trainers[0].history[0]["validation_map"] == refit["trained_map"]
