@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -24,6 +25,8 @@ PATH_FIELDS = (
     *("data", "split", "classes", "weights", "teacher"),
     *("class_map", "more_sketches", "more_photos"),
 )
+#: Fields that say where the values came from, and decide nothing.
+PROVENANCE_FIELDS = ("config_file", "config_sha256", "settings")
 #: The refitted embedding is a linear map of the ImageNet logits.
 MAX_REFIT_DIM = 1000
 
@@ -62,6 +65,9 @@ class TrainConfig:
         more_sketches: further sources of training sketches: class folders and stroke files.
         more_photos: further folders of training photos.
         class_map: what their classes are called here: a map that sbtk brings, or a TOML file.
+        config_file: the file that `--config` named; empty if none.
+        config_sha256: of that file.
+        settings: what `--set` was given, as typed.
     """
 
     data: str
@@ -90,6 +96,9 @@ class TrainConfig:
     more_sketches: tuple[str, ...] = ()
     more_photos: tuple[str, ...] = ()
     class_map: str = ""
+    config_file: str = ""
+    config_sha256: str = ""
+    settings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -180,34 +189,124 @@ class TrainConfig:
         write_atomically(folder / CONFIG_NAME, ("\n".join(lines) + "\n").encode())
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Values for some fields of a `TrainConfig` and for some knobs of its recipe.
+
+    Attributes:
+        fields: by the names of `TrainConfig`'s fields, without `recipe`.
+        recipe: by the names of the recipe's fields; `name` is the recipe's own.
+    """
+
+    fields: dict[str, Any]
+    recipe: dict[str, Any]
+
+    def __or__(self, other: Settings) -> Settings:
+        """Returns the settings of both; the other's win."""
+        return Settings(self.fields | other.fields, self.recipe | other.recipe)
+
+
 def read_config(folder: Path) -> TrainConfig:
     """Returns the configuration of the run in `folder`.
 
     Raises:
-        BadConfig: missing, not TOML, or with keys that this version does not know.
+        BadConfig: missing, not TOML, or with keys or values that this version does not accept.
     """
     path = folder / CONFIG_NAME
+    settings = read_settings(path)
+    kind = recipe_type(settings.fields.get("method", METHODS[0]))
+    foreign = sorted(set(settings.recipe) - {item.name for item in fields(kind)})
+    if foreign:
+        raise BadConfig(f"{path} has the unknown key {foreign[0]!r}", "a run of this sbtk version")
+    try:
+        return TrainConfig(recipe=kind(**settings.recipe), **settings.fields)
+    except TypeError as problem:
+        raise BadConfig(f"{path} is incomplete: {problem}") from problem
+
+
+def read_settings(path: Path) -> Settings:
+    """Returns what a TOML file with the keys of `config.resolved.toml` sets.
+
+    Raises:
+        BadConfig: the file cannot be read, is not TOML, or has an unknown key (the nearest known
+            one is suggested) or a value of the wrong type.
+    """
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise BadConfig(
-            f"{path} cannot be read: {problem}", "a run folder made by sbtk train"
+            f"{path} cannot be read: {problem}",
+            f"a TOML file with the keys of a run's {CONFIG_NAME}",
         ) from problem
-    known = {item.name for item in fields(TrainConfig)}
-    recipe_values = values.pop("recipe", {})
-    method = values.get("method", "sbtknet")
-    if method not in METHODS:
-        raise BadConfig(f"{path} names the method {method!r}", ", ".join(METHODS))
-    kind = recipe_type(method)
-    knobs = {item.name for item in fields(kind)}
-    unknown = sorted((set(values) - known) | (set(recipe_values) - knobs))
-    if unknown:
-        raise BadConfig(f"{path} has the unknown key {unknown[0]!r}", "a run of this sbtk version")
-    try:
-        lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
-        return TrainConfig(recipe=kind(**recipe_values), **values | lists)
-    except TypeError as problem:
-        raise BadConfig(f"{path} is incomplete: {problem}") from problem
+    recipe = values.pop("recipe", {})
+    settings = Settings({}, {})
+    for key, value in values.items():
+        settings |= _setting(key, value, str(path))
+    # `recipe = "paper"` is short for a table with the name alone.
+    for key, value in (recipe if isinstance(recipe, dict) else {"name": recipe}).items():
+        settings |= _setting(f"recipe.{key}", value, str(path))
+    return settings
+
+
+def parse_setting(text: str) -> Settings:
+    """Returns what `KEY=VALUE` sets; the value is TOML, or plain text.
+
+    The key is a field of `TrainConfig` or a knob of a recipe, which may be written `recipe.KEY`.
+
+    Raises:
+        BadConfig: no `=`, an unknown key (the nearest known one is suggested) or a value of the
+            wrong type.
+    """
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or key in PROVENANCE_FIELDS:
+        raise BadConfig(f"--set {text}", "KEY=VALUE", "for example --set epochs=10")
+    found: object = value
+    with suppress(tomllib.TOMLDecodeError):
+        found = tomllib.loads(f"value = {value}")["value"]
+    key = "recipe.name" if key == "recipe" else key
+    if not isinstance(found, str) and _type_of(key) is str:
+        found = value
+    return _setting(key, found, f"--set {text}")
+
+
+def _setting(key: str, value: object, where: str) -> Settings:
+    name = key.removeprefix("recipe.")
+    kind = _type_of(key)
+    if kind is None:
+        from difflib import get_close_matches
+
+        known = [*_FIELD_TYPES, *(f"recipe.{knob}" for knob in _KNOB_TYPES)]
+        near = get_close_matches(key, [*known, *_KNOB_TYPES], n=1)
+        raise BadConfig(
+            f"{where}: unknown key {key!r}",
+            repr(near[0]) if near else f"one of {', '.join(sorted(known))}",
+        )
+    converted = _convert(value, kind)
+    if converted is None:
+        options = get_args(kind) if get_origin(kind) is Literal else ()
+        shown = ", ".join(options) if options else _TYPE_NAMES.get(kind, "a list of texts")
+        raise BadConfig(f"{where}: {key} is {value!r}", shown)
+    is_knob = name != key or name not in _FIELD_TYPES
+    return Settings({}, {name: converted}) if is_knob else Settings({name: converted}, {})
+
+
+def _type_of(key: str) -> Any:
+    """Returns the type of a key's values; `None` for an unknown key."""
+    if key.startswith("recipe."):
+        return _KNOB_TYPES.get(key.removeprefix("recipe."))
+    return _FIELD_TYPES.get(key, _KNOB_TYPES.get(key))
+
+
+def _convert(value: object, kind: Any) -> object | None:
+    """Returns a TOML value as a field of the type has it; `None` if it is of another type."""
+    if get_origin(kind) is Literal:
+        return value if value in get_args(kind) else None
+    if get_origin(kind) is tuple:
+        is_list = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        return tuple(value) if isinstance(value, list) and is_list else None
+    if kind is float and type(value) is int:
+        return float(value)
+    return value if type(value) is kind else None
 
 
 def _toml(value: object) -> str:
@@ -366,16 +465,40 @@ _RECIPE_TYPES: dict[Method, type[Recipe]] = {
     "dsn": DsnRecipe,
     "sake": DsnRecipe,
 }
-_POSITIVE = (
-    "quadruplets",
-    "batch_sketches",
-    "batch_photos",
-    "memory_size",
-    "epochs",
-    "learning_rate",
-    "train_size_px",
-    "temperature",
-)
+_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+_KNOB_TYPES = {
+    name: kind
+    for table in (SbtknetRecipe, DsnRecipe)
+    for name, kind in get_type_hints(table).items()
+}
+_FIELD_TYPES = {
+    name: kind for name, kind in get_type_hints(TrainConfig).items() if name != "recipe"
+}
+#: Knobs that have to be more than 0.
+_POSITIVE = ("learning_rate", "temperature")
+#: Least and greatest values of knobs.
+_RANGES = {
+    "epochs": (1, math.inf),
+    "step_epochs": (1, math.inf),
+    "warmup_steps": (0, math.inf),
+    "patience": (0, math.inf),
+    "final_epochs": (0, math.inf),
+    "train_size_px": (32, 1024),
+    "head_rate_factor": (0, math.inf),
+    "momentum": (0, 1),
+    "weight_decay": (0, math.inf),
+    "average_decay": (0, 1),
+    "quadruplets": (2, math.inf),
+    "margin": (0, 4),
+    "further": (0, math.inf),
+    "redrawn": (0, 1),
+    "batch_sketches": (1, math.inf),
+    "batch_photos": (1, math.inf),
+    "memory_size": (1, math.inf),
+    **dict.fromkeys(
+        ("kd", "kdneg", "kd_weight", "contrastive_weight", "memory_weight"), (0, math.inf)
+    ),
+}
 
 
 def default_recipe(method: Method, split: str = "") -> str:
@@ -383,6 +506,16 @@ def default_recipe(method: Method, split: str = "") -> str:
     names = list(RECIPES[method])
     of_tuberlin = [name for name in names if name.endswith("-tuberlin")]
     return of_tuberlin[0] if split.casefold().startswith("tub") and of_tuberlin else names[0]
+
+
+def default_validation_classes(recipe: Recipe) -> int:
+    """Returns how many classes are kept for validation unless something else is asked for.
+
+    The paper trains on all seen classes; a student that is selected by mAP of validation classes
+    needs some.
+    """
+    is_paper = recipe.name == "paper" and recipe.selection != "validation-map"
+    return 0 if is_paper else VALIDATION_CLASSES
 
 
 def make_recipe(name: str, method: Method = "sbtknet", **changes: object) -> Recipe:
@@ -397,14 +530,17 @@ def make_recipe(name: str, method: Method = "sbtknet", **changes: object) -> Rec
     known = {field.name for field in fields(recipes[name])}
     foreign = sorted(set(changes) - known)
     if foreign:
-        option = "--" + foreign[0].replace("_", "-")
-        raise BadConfig(f"{option} is no knob of {method}", "an option of this method")
+        raise BadConfig(
+            f"{method} has no setting {foreign[0]!r}", f"one of {', '.join(sorted(known))}"
+        )
     result = replace(recipes[name], **changes)  # type: ignore[arg-type]
     for knob in _POSITIVE:
-        if getattr(result, knob, 1) <= 0:
+        if not getattr(result, knob, 1) > 0:
             raise BadConfig(f"{knob} is {getattr(result, knob)}", "more than 0")
-    if isinstance(result, SbtknetRecipe) and result.quadruplets < 2:
-        raise BadConfig("a batch of one quadruplet", "at least 2 quadruplets")
+    for knob, (least, greatest) in _RANGES.items():
+        if not least <= (value := getattr(result, knob, least)) <= greatest:
+            limit = f"{least} or more" if greatest == math.inf else f"{least} to {greatest}"
+            raise BadConfig(f"{knob} is {value}", limit)
     return result
 
 

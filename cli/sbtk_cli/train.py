@@ -20,10 +20,10 @@ from sbtk_cli import options, output, train_options
 from sbtk_cli.options import Terminated, ending_of, ending_signals
 from sbtk_cli.train_options import KNOBS, build_config
 from sbtk_runtime.errors import BadConfig
-from sbtk_runtime.files import printable_name, write_atomically
+from sbtk_runtime.files import printable_name, sha256_of_file, write_atomically
 
 if TYPE_CHECKING:
-    from sbtk_train.config import Method, TrainConfig
+    from sbtk_train.config import Method, Settings, TrainConfig
     from sbtk_train.progress import EpochDone, StepDone
     from sbtk_train.runs.ablation import Study
     from sbtk_train.runs.loop import Trainer
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("data", type=options.PATH, envvar="SBTK_DATA", required=False)
-@train_options.training
+@train_options.add_training_options
 @click.option("--name", metavar="NAME", help="Of the run folder.  [default: the method]")
 @click.option(
     "--out", type=options.PATH, metavar="RUN", help="Run folder.  [default: runs/<date>-<name>]"
@@ -65,48 +65,71 @@ def command(
     ablation: bool,
     seeds: int,
     rows: tuple[str, ...],
+    config_file: Path | None,
+    set_texts: tuple[str, ...],
     as_json: bool,
     quiet: bool,
     **values: Any,
 ) -> int:
     """Train a model on sketches and photos.
 
-    They lie in DATA/{sketch,photo}/<class>/*, or as Sketchy Ext, TU-Berlin Ext and QuickDraw Ext
-    are published ('sbtk data check DATA' says what it sees). Classes of the split are never
-    looked at. Ten seen classes, drawn by a fixed seed, are kept for validation; the student that
-    is best on them is kept. A stopped or killed run goes on with --resume and ends as it would
-    have.
+    DATA is a folder with {sketch,photo}/<class>/*, or Sketchy Ext, TU-Berlin Ext or QuickDraw Ext
+    as published; 'sbtk data check DATA' shows what is found. Without DATA, the folder that
+    SBTK_DATA names is used. Unseen classes of the split are never read.
 
-    Without DATA, trains on what SBTK_DATA names.
+    Ten seen classes, drawn with a fixed seed, are held out for validation and select the epoch.
+    Interrupted runs resume with --resume, to the same result.
 
-    On several GPUs: torchrun --nproc-per-node N -m sbtk_cli train DATA. The student is the one that
-    a single process makes; a batch is shared, not multiplied.
+    On several GPUs: torchrun --nproc-per-node N -m sbtk_cli train DATA. Batches are divided among
+    the GPUs, so the result is that of a single process.
     """
     from sbtk_train.distributed import init_distributed
     from sbtk_train.runs.run import train
 
-    given = _given(context)
+    given = _given_options(context)
     _refuse_idle(given, is_ablation=ablation, is_resumed=resume is not None)
     with init_distributed() as distributed:
-        reporter = Reporter(
-            as_json and distributed.is_rank_zero, quiet or not distributed.is_rank_zero
-        )
+        is_silent = quiet or not distributed.is_rank_zero
+        reporter = Reporter(as_json and distributed.is_rank_zero, is_silent)
+        if ablation and distributed.world_size > 1:
+            raise BadConfig("--ablation in several processes", "one", "sbtk train --ablation")
+        settings = train_options.read_settings(config_file, set_texts)
+        values = train_options.apply_settings(values, given, settings)
+        if "data" not in given and "data" in settings.fields:
+            data = Path(settings.fields["data"])
         if ablation:
-            if distributed.world_size > 1:
-                raise BadConfig("--ablation in several processes", "one", "sbtk train --ablation")
-            root = out or Path("runs") / "ablation"
             return run_ablation(
-                _required(data), values, given, root, seeds, rows, reporter, as_json=as_json
+                _require_data(data),
+                values,
+                settings,
+                given,
+                out or Path("runs") / "ablation",
+                seeds,
+                rows,
+                reporter,
+                as_json=as_json,
             )
-        config, folder = distributed.broadcast_object(
-            lambda: (
-                _resumed(resume, data if "data" in given else None, given, values)
-                if resume is not None
-                else _started(
-                    _required(data), out, name, values, distributed.local_world_size, reporter
-                )
+
+        def start_run() -> tuple[TrainConfig, Path]:
+            config = build_config(
+                _require_data(data),
+                values,
+                reporter,
+                settings=settings,
+                processes=distributed.local_world_size,
             )
-        )
+            config = _with_provenance(config, config_file, set_texts)
+            return config, _make_folder(out, name or config.method)
+
+        def resume_run() -> tuple[TrainConfig, Path]:
+            from sbtk_train.config import read_config
+
+            assert resume is not None
+            moved_data = data if "data" in given else None
+            named = [name for name in given if name in values]
+            return merge_resumed_config(read_config(resume), moved_data, named, values), resume
+
+        config, folder = distributed.broadcast_object(resume_run if resume else start_run)
         try:
             with stop_on_signal(
                 lambda: distributed.is_rank_zero and not distributed.has_report()
@@ -141,7 +164,7 @@ def _how_to_go_on(folder: Path) -> str:
     return f"nothing was saved yet; start again with --out {shown}"
 
 
-def _given(context: click.Context) -> list[str]:
+def _given_options(context: click.Context) -> list[str]:
     """Returns the names of what stands on the command line, sorted."""
     told = ParameterSource.COMMANDLINE
     return sorted(name for name in context.params if context.get_parameter_source(name) is told)
@@ -157,36 +180,33 @@ def _refuse_idle(given: Sequence[str], *, is_ablation: bool, is_resumed: bool) -
         raise click.UsageError("--seeds and --row go with --ablation.")
     if is_resumed and ("out" in given or "name" in given):
         raise click.UsageError("A run is resumed where it is: leave out --out and --name.")
+    if is_resumed and ("config_file" in given or "set_texts" in given):
+        raise click.UsageError("A run keeps its configuration: leave out --config and --set.")
 
 
-def _resumed(
-    folder: Path, data: Path | None, given: Sequence[str], values: dict[str, Any]
-) -> tuple[TrainConfig, Path]:
-    from sbtk_train.config import read_config
+def _with_provenance(
+    config: TrainConfig, config_file: Path | None, set_texts: tuple[str, ...]
+) -> TrainConfig:
+    """Returns the configuration with what `--config` and `--set` were given."""
+    config = replace(config, settings=set_texts)
+    if config_file is None:
+        return config
+    return replace(
+        config,
+        config_file=train_options.absolute(config_file),
+        config_sha256=sha256_of_file(config_file),
+    )
 
-    own = read_config(folder)
-    return merge_resumed_config(
-        own, data, [name for name in given if name in values], values
-    ), folder
 
-
-def _started(
-    data: Path,
-    out: Path | None,
-    name: str | None,
-    values: dict[str, Any],
-    processes: int,
-    reporter: Reporter,
-) -> tuple[TrainConfig, Path]:
+def _make_folder(out: Path | None, name: str) -> Path:
     from sbtk_train.runs.run import new_run_folder
 
-    config = train_options.build_config(data, values, reporter, processes=processes)
-    folder = out if out is not None else new_run_folder(Path("runs"), name or config.method)
+    folder = out if out is not None else new_run_folder(Path("runs"), name)
     folder.mkdir(parents=True, exist_ok=True)
-    return config, folder
+    return folder
 
 
-def _required(data: Path | None) -> Path:
+def _require_data(data: Path | None) -> Path:
     if data is None:
         raise BadConfig("no data to train on", "a folder, or SBTK_DATA", "sbtk train DATA")
     return data
@@ -219,6 +239,7 @@ _OF_ROWS = (
 def run_ablation(
     data: Path,
     values: dict[str, Any],
+    settings: Settings,
     given: Collection[str],
     root: Path,
     seeds: int,
@@ -234,12 +255,15 @@ def run_ablation(
     """
     from sbtk_train.runs.checkpoint import locked
 
-    mistaken = [name for name in _OF_ROWS if name in given]
+    named = {*given, *settings.fields, *settings.recipe}
+    if "name" in settings.recipe:
+        named.add("recipe")
+    mistaken = [name for name in _OF_ROWS if name in named]
     if mistaken:
         raise BadConfig(
             f"--{mistaken[0]} with --ablation", "options that the rows of the study leave open"
         )
-    study = _study(data, values, root, seeds, rows, reporter)
+    study = _study(data, values, settings, root, seeds, rows, reporter)
     _require_teacher(study)
     root.mkdir(parents=True, exist_ok=True)
     with locked(root):
@@ -278,6 +302,7 @@ def _run_study(study: Study, root: Path, reporter: Reporter, *, as_json: bool) -
 def _study(
     data: Path,
     values: dict[str, Any],
+    settings: Settings,
     root: Path,
     seeds: int,
     rows: tuple[str, ...],
@@ -294,9 +319,11 @@ def _study(
     unsaid = dict.fromkeys(KNOBS) | {"knowledge": False}
     places = {"freeze_until": freeze_until, "feature_folder": feature_folder}
     return Study(
-        base=build_config(data, values | unsaid | places, reporter),
+        base=build_config(
+            data, values | unsaid | places, reporter, settings=replace(settings, recipe={})
+        ),
         sbtknet_recipe="sbtk",
-        common=_common(values),
+        common=_common(values, settings),
         epochs={method: values["epochs"] or epochs for method, epochs in _EPOCHS.items()},
         seeds=tuple(range(seeds)),
         rows=select_rows(rows),
@@ -322,7 +349,7 @@ def _require_teacher(study: Study) -> None:
         )
 
 
-def _common(values: dict[str, Any]) -> dict[str, object]:
+def _common(values: dict[str, Any], settings: Settings) -> dict[str, object]:
     """Returns the knobs that all methods share: the losses are compared, not the optimisers."""
     from sbtk_train.config import RECIPES
 
@@ -341,6 +368,7 @@ def _common(values: dict[str, Any]) -> dict[str, object]:
     common: dict[str, object] = {knob: getattr(ours, knob) for knob in shared}
     common |= {"train_size_px": _SIZE_PX, "final_epochs": 0, "selection": "validation-map"}
     asked = [knob for knob in KNOBS if knob not in ("epochs", *_OF_ROWS)]
+    common |= {knob: value for knob, value in settings.recipe.items() if knob not in KNOBS}
     return common | {knob: values[knob] for knob in asked if values[knob] is not None}
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sbtk_cli import options
-from sbtk_runtime.errors import BadData
+from sbtk_runtime.errors import BadConfig, BadData
 
 if TYPE_CHECKING:
-    from sbtk_train.config import TrainConfig
+    from sbtk_train.config import Settings, TrainConfig
     from sbtk_train.progress import Notify
 
 
@@ -62,44 +62,96 @@ _DEFAULT_DIM = {"sbtknet": 512, "dsn": 64, "sake": 512}
 _weight = click.FloatRange(min=0)
 _count = click.IntRange(min=1)
 
+
+def _show_all_options(context: click.Context, _: click.Parameter, is_asked: bool) -> None:
+    if not is_asked or context.resilient_parsing:
+        return
+    for parameter in context.command.params:
+        if isinstance(parameter, click.Option):
+            parameter.hidden = False
+    click.echo(context.get_help())
+    context.exit()
+
+
+def _rare(*names: str, **attributes: Any) -> Callable[..., Any]:
+    """Returns an option that only `--help-all` lists."""
+    return click.option(*names, hidden=True, **attributes)
+
+
 _OPTIONS = (
+    click.option(
+        "--config",
+        "config_file",
+        type=options.PATH,
+        metavar="FILE",
+        help="TOML file with the keys of a run's config.resolved.toml.",
+    ),
+    click.option(
+        "--set",
+        "set_texts",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Set one key of the configuration, such as recipe.weight_decay=0.1; repeatable. "
+        "Options win over --set, --set over --config, and --config over the recipe.",
+    ),
+    click.option(
+        "--help-all",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_show_all_options,
+        help="Show all options, also the rare ones, and exit.",
+    ),
     click.option(
         "--method",
         type=click.Choice(["sbtknet", "dsn", "sake"]),
         default="sbtknet",
         show_default=True,
-        help="The paper's method, or DSN (Wang et al. 2021), or SAKE (Liu et al. 2019).",
+        help="SBTKNet, DSN (Wang et al. 2021) or SAKE (Liu et al. 2019).",
     ),
     click.option(
         "--split",
         default="SK-YE",
         show_default=True,
         metavar="NAME|FILE",
-        help="Classes kept unseen: a published split, random:25:SEED, or a file with one class "
-        "a line.",
+        help="Unseen classes: a published split, random:25:SEED, or a file with one class a line.",
     ),
     click.option(
-        "--classes",
-        type=options.PATH,
-        metavar="FILE",
-        help="Use only the seen classes that FILE lists, one a line.",
+        "--recipe",
+        metavar="NAME",
+        help="Training recipe: sbtk or paper for SBTKNet, dsn-sketchy or dsn-tuberlin, "
+        "sake-sketchy or sake-tuberlin.  [default: sbtk, or by the split]",
     ),
     click.option(
-        "--allow-missing",
-        is_flag=True,
-        help="Accept a file of --split or --classes that names classes the data lack.",
+        "--weights",
+        default="imagenet",
+        show_default=True,
+        metavar="FILE|RUN|BUNDLE",
+        help="Initial weights: a .safetensors or .pth file, a model of your own (run folder or "
+        "bundle), imagenet (a local copy), or none.",
     ),
     click.option(
-        "--keep-duplicates",
-        is_flag=True,
-        help="Keep photos that the data set's lists name twice.",
+        "--dim", type=_count, metavar="N", help="Embedding size.  [default: 512; 64 for DSN]"
+    ),
+    click.option("--epochs", type=_count, help="Number of epochs.  [default: the recipe's]"),
+    click.option(
+        "--learning-rate",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Initial learning rate.  [default: the recipe's]",
+    ),
+    click.option(
+        "--size",
+        "train_size_px",
+        type=click.IntRange(min=32, max=1024),
+        metavar="PX",
+        help="Size of the training images.  [default: the recipe's]",
     ),
     click.option(
         "--more-sketches",
         multiple=True,
         type=options.PATH,
         metavar="PATH",
-        help="Train on these sketches too: a folder of class folders, or a stroke file (.npz). "
+        help="Further training sketches: a folder of class folders, or a stroke file (.npz). "
         "Repeatable.",
     ),
     click.option(
@@ -107,155 +159,20 @@ _OPTIONS = (
         multiple=True,
         type=options.PATH,
         metavar="FOLDER",
-        help="Train on the photos in these class folders too. Repeatable.",
-    ),
-    click.option(
-        "--class-map",
-        metavar="NAME|FILE",
-        help="Class names of further sources: quickdraw-caltech, or a TOML file.",
-    ),
-    click.option(
-        "--further",
-        type=click.IntRange(min=0),
-        metavar="N",
-        help="Classes of further sources in each batch, beside the data set's own.",
-    ),
-    click.option(
-        "--redrawn",
-        type=click.FloatRange(min=0, max=1),
-        metavar="SHARE",
-        help="Share of bitmap sketches shown as clean strokes along their lines.",
-    ),
-    click.option(
-        "--recipe",
-        metavar="NAME",
-        help="How to train: sbtk or paper (SBTKNet), dsn-sketchy or dsn-tuberlin, sake-sketchy or "
-        "sake-tuberlin.  [default: sbtk, or by the split]",
-    ),
-    click.option(
-        "--backbone",
-        type=click.Choice(["resnet50-v1.5", "resnet50-v1", "resnet18", "se-resnet50"]),
-        help="Layout of the network; se-resnet50 for DSN and SAKE only.  [default: what the "
-        "weights file says]",
-    ),
-    click.option(
-        "--weights",
-        default="imagenet",
-        show_default=True,
-        metavar="FILE|RUN|BUNDLE",
-        help="Start from a .safetensors or .pth file, a model of your own (run folder or bundle), "
-        "imagenet (a local copy), or none.",
-    ),
-    click.option(
-        "--teacher",
-        type=options.PATH,
-        metavar="FILE",
-        help="Classifier whose knowledge is kept.  [default: the weights]",
-    ),
-    click.option(
-        "--dim",
-        type=_count,
-        metavar="N",
-        help="Length of an embedding.  [default: 512; 64 for DSN]",
-    ),
-    click.option(
-        "--metric",
-        type=click.Choice(["quadruplet", "triplet", "contrastive"]),
-        help="SBTKNet's metric loss.  [default: the recipe's]",
-    ),
-    click.option("--identity/--no-identity", default=None, help="SBTKNet's classification loss."),
-    click.option("--knowledge/--no-knowledge", default=None, help="SBTKNet's knowledge loss."),
-    click.option(
-        "--attention/--no-attention", default=None, help="SBTKNet's attention before pooling."
-    ),
-    click.option(
-        "--refit/--no-refit", default=None, help="SBTKNet: fit the embedding anew at the end."
-    ),
-    click.option("--margin", type=click.FloatRange(min=0, max=4), help="SBTKNet's margin."),
-    click.option(
-        "--quadruplets",
-        type=click.IntRange(min=2),
-        help="SBTKNet's batch: four images for each.",
-    ),
-    click.option("--batch-sketches", type=_count, help="Sketches in a batch of DSN or SAKE."),
-    click.option("--batch-photos", type=_count, help="Photos in a batch of DSN or SAKE."),
-    click.option("--kd", type=_weight, help="DSN, SAKE: factor of the teacher's logits."),
-    click.option("--kdneg", type=_weight, help="DSN, SAKE: factor of the semantic matrix."),
-    click.option("--kd-weight", type=_weight, help="DSN, SAKE: weight of the distillation."),
-    click.option(
-        "--semantic",
-        type=click.Choice(["wordnet", "none"]),
-        help="DSN, SAKE: where the semantic matrix comes from.",
-    ),
-    click.option("--contrastive-weight", type=_weight, help="DSN: weight of the contrastive term."),
-    click.option(
-        "--temperature",
-        type=click.FloatRange(min=0, min_open=True),
-        help="Of the contrastive terms.",
-    ),
-    click.option(
-        "--memory",
-        type=click.Choice(["none", "released", "paper"]),
-        help="DSN's memory of sketches: released has no gradient, as the authors' code.",
-    ),
-    click.option("--memory-size", type=_count, help="DSN: sketches kept of each class."),
-    click.option("--memory-weight", type=_weight, help="DSN: weight of the memory loss."),
-    click.option("--augment/--no-augment", default=None, help="Augmentation."),
-    click.option("--epochs", type=_count, help="Override the recipe's epochs."),
-    click.option(
-        "--learning-rate",
-        type=click.FloatRange(min=0, min_open=True),
-        help="Override the recipe's learning rate.",
-    ),
-    click.option(
-        "--size",
-        "train_size_px",
-        type=click.IntRange(min=32, max=1024),
-        metavar="PX",
-        help="Override the side of the training images.",
-    ),
-    click.option(
-        "--final-epochs",
-        type=click.IntRange(min=0),
-        help="Override how many last epochs run at 224 px.",
-    ),
-    click.option(
-        "--selection",
-        type=click.Choice(["validation-map", "held-out-bits", "held-out-accuracy", "last"]),
-        help="Override what the kept student is best at.",
-    ),
-    click.option(
-        "--freeze-until",
-        type=click.Choice(["none", "layer1", "layer2", "layer3", "layer4"]),
-        help="Keep the stages before this one as they are (for small machines).",
-    ),
-    click.option(
-        "--feature-maps",
-        "feature_folder",
-        type=options.PATH,
-        metavar="FOLDER",
-        help="Run frozen stages once and keep their feature maps in FOLDER (some GB).",
-    ),
-    click.option(
-        "--feature-variants",
-        type=_count,
-        default=4,
-        show_default=True,
-        help="With --feature-maps: augmented copies of each image.",
+        help="Further training photos: a folder of class folders. Repeatable.",
     ),
     click.option(
         "--validation-classes",
         type=click.IntRange(min=0),
-        default=10,
-        show_default=True,
-        help="Seen classes kept from training, for selection.",
+        help="Number of seen classes held out from training for validation.  [default: 10; 0 "
+        "with --recipe paper]",
     ),
     click.option(
         "--seed",
         type=int,
         default=0,
         show_default=True,
-        help="Of initialisation, order and augmentation.",
+        help="Random seed of initialisation, order and augmentation.",
     ),
     click.option(
         "--precision",
@@ -264,24 +181,195 @@ _OPTIONS = (
         show_default=True,
         help="Number format of the network's arithmetic.",
     ),
-    click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1."),
-    click.option("--threads", type=_count, help="CPU threads of torch."),
-    click.option("--workers", type=_count, help="Image decoding threads."),
-    click.option(
+    click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N."),
+    _rare(
+        "--classes",
+        type=options.PATH,
+        metavar="FILE",
+        help="Use only the seen classes that FILE lists, one a line.",
+    ),
+    _rare(
+        "--allow-missing",
+        is_flag=True,
+        help="Accept a file for --split or --classes that names classes the data lack.",
+    ),
+    _rare(
+        "--keep-duplicates",
+        is_flag=True,
+        help="Keep photos that the data set's lists name twice.",
+    ),
+    _rare(
+        "--class-map",
+        metavar="NAME|FILE",
+        help="Class names of further sources: quickdraw-caltech, or a TOML file.",
+    ),
+    _rare(
+        "--further",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Classes of further sources in each batch, in addition to the data set's own.",
+    ),
+    _rare(
+        "--redrawn",
+        type=click.FloatRange(min=0, max=1),
+        metavar="SHARE",
+        help="Share of bitmap sketches that are traced and shown as clean strokes.",
+    ),
+    _rare(
+        "--backbone",
+        type=click.Choice(["resnet50-v1.5", "resnet50-v1", "resnet18", "se-resnet50"]),
+        help="Network layout; se-resnet50 for DSN and SAKE only.  [default: as the weights file "
+        "says]",
+    ),
+    _rare(
+        "--teacher",
+        type=options.PATH,
+        metavar="FILE",
+        help="Classifier that makes the soft labels.  [default: the weights]",
+    ),
+    _rare(
+        "--metric",
+        type=click.Choice(["quadruplet", "triplet", "contrastive"]),
+        help="SBTKNet: metric loss.  [default: the recipe's]",
+    ),
+    _rare("--identity/--no-identity", default=None, help="SBTKNet: classification loss."),
+    _rare("--knowledge/--no-knowledge", default=None, help="SBTKNet: knowledge loss."),
+    _rare("--attention/--no-attention", default=None, help="SBTKNet: attention before pooling."),
+    _rare("--refit/--no-refit", default=None, help="SBTKNet: refit the embedding at the end."),
+    _rare("--margin", type=click.FloatRange(min=0, max=4), help="SBTKNet: margin."),
+    _rare(
+        "--quadruplets",
+        type=click.IntRange(min=2),
+        help="SBTKNet: quadruplets in a batch, of four images each.",
+    ),
+    _rare("--batch-sketches", type=_count, help="DSN, SAKE: sketches in a batch."),
+    _rare("--batch-photos", type=_count, help="DSN, SAKE: photos in a batch."),
+    _rare("--kd", type=_weight, help="DSN, SAKE: factor of the teacher's logits."),
+    _rare("--kdneg", type=_weight, help="DSN, SAKE: factor of the semantic matrix."),
+    _rare("--kd-weight", type=_weight, help="DSN, SAKE: weight of the distillation loss."),
+    _rare(
+        "--semantic",
+        type=click.Choice(["wordnet", "none"]),
+        help="DSN, SAKE: source of the semantic matrix.",
+    ),
+    _rare("--contrastive-weight", type=_weight, help="DSN: weight of the contrastive loss."),
+    _rare(
+        "--temperature",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Temperature of the contrastive losses.",
+    ),
+    _rare(
+        "--memory",
+        type=click.Choice(["none", "released", "paper"]),
+        help="DSN: memory loss; released has no gradient, as in the authors' code.",
+    ),
+    _rare("--memory-size", type=_count, help="DSN: sketches of each class in the memory."),
+    _rare("--memory-weight", type=_weight, help="DSN: weight of the memory loss."),
+    _rare("--augment/--no-augment", default=None, help="Augment the training images."),
+    _rare(
+        "--final-epochs",
+        type=click.IntRange(min=0),
+        help="Number of last epochs at 224 px.  [default: the recipe's]",
+    ),
+    _rare(
+        "--selection",
+        type=click.Choice(["validation-map", "held-out-bits", "held-out-accuracy", "last"]),
+        help="Metric that selects the epoch.  [default: the recipe's]",
+    ),
+    _rare(
+        "--freeze-until",
+        type=click.Choice(["none", "layer1", "layer2", "layer3", "layer4"]),
+        help="Freeze the stages before this one (for small machines).",
+    ),
+    _rare(
+        "--feature-maps",
+        "feature_folder",
+        type=options.PATH,
+        metavar="FOLDER",
+        help="Compute frozen stages once and keep their feature maps in FOLDER (some GB).",
+    ),
+    _rare(
+        "--feature-variants",
+        type=_count,
+        default=4,
+        show_default=True,
+        help="With --feature-maps: augmented copies of each image.",
+    ),
+    _rare("--threads", type=_count, help="CPU threads of torch."),
+    _rare("--workers", type=_count, help="Image decoding threads."),
+    _rare(
         "--checkpoint-minutes",
         type=click.FloatRange(min=0),
         default=5,
         show_default=True,
-        help="Save a running epoch this often.",
+        help="Minutes between checkpoints within an epoch.",
     ),
 )
 
 
-def training(command: Callable[..., Any]) -> Callable[..., Any]:
+def add_training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options to a command, in the order of this file."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
+
+
+def read_settings(config_file: Path | None, set_texts: Sequence[str]) -> Settings:
+    """Returns what `--config` and `--set` say; `--set` wins.
+
+    Raises:
+        BadConfig: the file cannot be read, or a key or value is not accepted.
+    """
+    from sbtk_train import config
+
+    settings = config.Settings({}, {})
+    if config_file is not None:
+        settings = config.read_settings(config_file)
+        for name in config.PROVENANCE_FIELDS:
+            settings.fields.pop(name, None)
+    from_file = settings.recipe.get("name")
+    for text in set_texts:
+        settings |= config.parse_setting(text)
+    _refuse_other_recipe(settings.recipe.get("name"), from_file)
+    return settings
+
+
+def _refuse_other_recipe(name: str | None, from_file: str | None) -> None:
+    """Refuses to call one recipe's knobs by the name of another."""
+    if from_file is not None and name != from_file:
+        raise BadConfig(
+            f"recipe {name} with a --config file of recipe {from_file}",
+            "one recipe",
+            "leave out the recipe, or change [recipe] in the file",
+        )
+
+
+def apply_settings(
+    values: dict[str, Any], given: Collection[str], settings: Settings
+) -> dict[str, Any]:
+    """Returns the options' values, and those of the settings for options that were not given.
+
+    Args:
+        values: the options' values by name.
+        given: names of the options on the command line.
+        settings: of `--config` and `--set`.
+
+    Raises:
+        BadConfig: `--recipe` names another recipe than the settings.
+    """
+    if "recipe" in given:
+        _refuse_other_recipe(values["recipe"], settings.recipe.get("name"))
+    own = settings.fields | settings.recipe
+    if "name" in own:
+        own["recipe"] = own.pop("name")
+    # A resolved configuration writes an empty text or 0 where an option is left out or "none".
+    for name in ("weights", "freeze_until"):
+        if own.get(name) == "":
+            own[name] = "none"
+    for name in ("classes", "teacher", "class_map", "feature_folder", "threads"):
+        if name in own:
+            own[name] = own[name] or None
+    return values | {name: own[name] for name in own if name in values and name not in given}
 
 
 def build_config(
@@ -289,21 +377,29 @@ def build_config(
     values: dict[str, Any],
     notify: Notify,
     *,
+    settings: Settings | None = None,
     processes: int = 1,
 ) -> TrainConfig:
     """Returns the configuration that the options describe.
 
     Args:
         data: the data set's folder.
-        values: the options' values by name.
+        values: the options' values by name, the settings applied.
         notify: called with what was decided.
-        processes: how many share this machine's CPUs in the run.
+        settings: of `--config` and `--set`; what has no option of its own is taken from them.
+        processes: how many processes of the run share this machine's CPUs.
 
     Raises:
         BadConfig: options contradict each other, or there are no weights.
         BadData: there is no such folder.
     """
-    from sbtk_train.config import TrainConfig, default_recipe, default_workers, make_recipe
+    from sbtk_train.config import (
+        TrainConfig,
+        default_recipe,
+        default_validation_classes,
+        default_workers,
+        make_recipe,
+    )
     from sbtk_train.models.weights_file import choose_backbone, find_weights, read_student_dim
 
     if not data.is_dir():
@@ -311,24 +407,35 @@ def build_config(
     method, weights = values["method"], None
     if values["weights"] != "none":
         weights = find_weights(values["weights"], values["backbone"])
-    asked = {knob: values[knob] for knob in KNOBS if values[knob] is not None}
+    without_option = {} if settings is None else settings.recipe
+    asked = {knob: value for knob, value in without_option.items() if knob not in (*KNOBS, "name")}
+    asked |= {knob: values[knob] for knob in KNOBS if values[knob] is not None}
     knobs = asked
     if weights is None and values["teacher"] is None:
         knobs = asked | _without_teacher(method, asked, notify)
+    recipe = make_recipe(
+        values["recipe"] or default_recipe(method, values["split"]), method, **knobs
+    )
     freeze_until = values["freeze_until"] or ""
     own_dim = None if weights is None else read_student_dim(weights)
     fields = {field: values[field] for field in _FIELDS}
+    if settings is not None:
+        fields |= {
+            name: value
+            for name, value in settings.fields.items()
+            if name not in values and name != "data"
+        }
     if _is_split_file(values["split"]):
         fields["split"] = absolute(values["split"])
+    if fields["validation_classes"] is None:
+        fields["validation_classes"] = default_validation_classes(recipe)
     return TrainConfig(
         data=absolute(data),
         method=method,
-        recipe=make_recipe(
-            values["recipe"] or default_recipe(method, values["split"]), method, **knobs
-        ),
+        recipe=recipe,
         classes=absolute(values["classes"]),
-        more_sketches=tuple(str(path.resolve()) for path in values["more_sketches"]),
-        more_photos=tuple(str(path.resolve()) for path in values["more_photos"]),
+        more_sketches=tuple(str(Path(path).resolve()) for path in values["more_sketches"]),
+        more_photos=tuple(str(Path(path).resolve()) for path in values["more_photos"]),
         class_map=_class_map(values["class_map"] or ""),
         backbone=choose_backbone(weights, values["backbone"], notify),
         weights=absolute(weights),

@@ -36,6 +36,7 @@ from sbtk_runtime.files import (
 from sbtk_train.config import (
     FREE_FIELDS,
     PATH_FIELDS,
+    PROVENANCE_FIELDS,
     Compute,
     Method,
     Recipe,
@@ -261,7 +262,7 @@ def select_rows(names: Sequence[str]) -> tuple[Row, ...]:
 def _require_same(folder: Path, config: TrainConfig) -> None:
     """Refuses a run that was started with another configuration, and says what differs."""
     there, here = asdict(read_config(folder)), asdict(config)
-    for free in FREE_FIELDS:
+    for free in (*FREE_FIELDS, *PROVENANCE_FIELDS):
         there.pop(free), here.pop(free)
     for place in PATH_FIELDS:  # older studies hold paths as they were typed
         for values in (there, here):

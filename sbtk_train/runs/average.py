@@ -7,6 +7,7 @@ anew, as for any mean of weights (Izmailov et al. 2018), and so is a refitted em
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.files import sha256_of_file, write_json_atomically
@@ -32,11 +34,17 @@ from sbtk_train.models.student import Student, batch_domains
 from sbtk_train.progress import Notify
 from sbtk_train.runs.checkpoint import RECORD, STUDENT, TrainedRun, load_run, save_student
 from sbtk_train.runs.context import load_division
-from sbtk_train.runs.evaluate import make_pixel_embedder, score
+from sbtk_train.runs.evaluate import SELECTION_METRICS, make_pixel_embedder, validate
 
 #: What students must share for the mean of their weights to mean anything.
 _OF_CONFIG = ("method", "backbone", "dim", "division_seed")
 _OF_RECORD = ("weights", "data_sha256", "split", "identity_classes", "validation_classes")
+_METRIC_TITLES = {
+    "validation_map": "validation mAP@all",
+    "held_out_map": "mAP@all of held-out sketches",
+    "held_out_bits_map": "mAP@all of held-out sketches' binary codes",
+    "held_out_accuracy": "accuracy on held-out images",
+}
 _NORM_BATCHES = 16
 _NORM_IMAGES = 32
 
@@ -61,82 +69,84 @@ def average_runs(
     """
     runs = [load_run(folder) for folder in folders]
     _require_alike(runs)
-    best = max(runs, key=_validation_map)
+    metric = _choose_metric(runs[0])
+    best = max(runs, key=lambda run: _value(run, metric))
     config = replace(best.config, threads=threads)
     if threads:
         torch.set_num_threads(threads)
     compute = choose_compute(config.device, config.precision)
     division = _division(config, best.record, notify)
-    student = best.student
-    student.load_state_dict(average_states([run.student.state_dict() for run in runs]))
+    average = AveragedModel(best.student)
+    for run in runs:
+        average.update_parameters(run.student)
+    student = average.module
+    assert isinstance(student, Student)
     student = student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     notify("measuring the batch norms of the averaged student")
     measure_batch_norms(student, division.training, compute, config.workers)
     if getattr(config.recipe, "refit", False) and isinstance(student, SbtknetStudent):
         notify("fitting its embedding on the training images' features")
         refit_embedding(student, division, compute, config.workers)
-    figures = score(
-        student.eval(), division.validation, make_pixel_embedder(compute, config.workers)
-    )
-    notify(_comparison(figures["mAP@all"], runs))
+    embed = make_pixel_embedder(compute, config.workers)
+    figures = validate(student.eval(), division, config.recipe.selection, embed)
+    notify(_comparison(figures[metric], runs, metric))
     config.write(target)
     save_student(target, student.state_dict(), config.backbone)
-    record = _record(best, runs, figures, sha256_of_file(target / STUDENT))
+    record = _record(best, runs, metric, figures, sha256_of_file(target / STUDENT))
     write_json_atomically(target / RECORD, record)
     return record
-
-
-def average_states(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Returns the mean of state dictionaries, in their types; of counters, the first's."""
-    return {
-        name: torch.stack([state[name].float() for state in states]).mean(0).to(value.dtype)
-        if value.is_floating_point()
-        else value.clone()
-        for name, value in states[0].items()
-    }
 
 
 def measure_batch_norms(
     student: Student, training: ImageSet, compute: Compute, workers: int
 ) -> None:
-    """Measures batch-norm statistics anew, in place, over mixed batches of training images.
+    """Measures batch-norm statistics again, in place, over mixed batches of training images.
 
     They are plain means over batches of 32 sketches and 32 photos (16, or as many as show the
     larger side once), without augmentation.
     """
-    norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    student.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative mean
-        norm.train()
     rng = np.random.default_rng(0)
     sides: tuple[tuple[Kind, Sequence[ImageSource]], ...] = (
         ("sketch", training.sketches),
         ("photo", training.photos),
     )
-    stores = [
-        PixelStore(paths, kind, SIZE_PX, workers=workers, keep=False) for kind, paths in sides
-    ]
     counts = [min(_NORM_IMAGES, len(paths)) for _, paths in sides]
-    domains = batch_domains(counts[0], counts[1], compute.device)
     batches = min(_NORM_BATCHES, math.ceil(max(len(paths) for _, paths in sides) / _NORM_IMAGES))
-    try:
-        with torch.inference_mode(), compute.autocast():
-            for _ in range(batches):
-                drawn = [
-                    store.batch(rng.choice(len(paths), count, replace=False))
+    with contextlib.ExitStack() as opened, compute.autocast():
+        stores = [
+            opened.enter_context(
+                contextlib.closing(PixelStore(paths, kind, SIZE_PX, workers=workers, keep=False))
+            )
+            for kind, paths in sides
+        ]
+        mixed = (
+            torch.cat(
+                [
+                    normalise(
+                        store.batch(rng.choice(len(paths), count, replace=False)).to(compute.device)
+                    )
                     for store, (_, paths), count in zip(stores, sides, counts, strict=True)
                 ]
-                images = torch.cat([normalise(pixels.to(compute.device)) for pixels in drawn])
-                student.feature(images, domains)
-    finally:
-        for store in stores:
-            store.close()
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+            )
+            for _ in range(batches)
+        )
+        update_bn(
+            mixed, _MixedFeature(student, batch_domains(counts[0], counts[1], compute.device))
+        )
     student.eval()
+
+
+class _MixedFeature(nn.Module):
+    """A student's pooled feature of batches that always have the same domains `(N,)`."""
+
+    def __init__(self, student: Student, domains: Tensor) -> None:
+        super().__init__()
+        self.student = student
+        self.domains = domains
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns `(N, F)` for images `(N, 3, H, W)`."""
+        return self.student.feature(images, self.domains)
 
 
 def _require_alike(runs: Sequence[TrainedRun]) -> None:
@@ -153,11 +163,6 @@ def _require_alike(runs: Sequence[TrainedRun]) -> None:
                 f"{run.folder} and {first.folder} differ in {differing[0].replace('_', ' ')}",
                 "runs that differ in recipe and seed alone",
             )
-    if not first.record.get("validation_classes"):
-        raise BadConfig(
-            f"{first.folder} kept no validation classes",
-            "runs that can be compared with their mean",
-        )
 
 
 def _division(config: TrainConfig, record: dict[str, Any], notify: Notify) -> Division:
@@ -172,36 +177,45 @@ def _division(config: TrainConfig, record: dict[str, Any], notify: Notify) -> Di
     return division
 
 
-def _validation_map(run: TrainedRun) -> float:
-    return float(run.record.get("best", {}).get("validation_map", 0.0))
+def _choose_metric(run: TrainedRun) -> str:
+    """Returns what the runs are compared by: validation mAP, or else what selected their epochs."""
+    if run.record.get("validation_classes"):
+        return "validation_map"
+    return SELECTION_METRICS[run.config.recipe.selection] or "held_out_map"
 
 
-def _comparison(mean_map: float, runs: Sequence[TrainedRun]) -> str:
-    parts = ", ".join(f"{_validation_map(run):.4f}" for run in runs)
-    best = max(runs, key=_validation_map)
-    text = f"validation mAP@all {mean_map:.4f}; its parts {parts}"
-    return text if mean_map >= _validation_map(best) else f"{text}: {best.folder} alone is better"
+def _value(run: TrainedRun, metric: str) -> float:
+    return float(run.record.get("best", {}).get(metric, 0.0))
+
+
+def _comparison(mean: float, runs: Sequence[TrainedRun], metric: str) -> str:
+    values = [_value(run, metric) for run in runs]
+    parts = ", ".join(f"{value:.4f}" for value in values)
+    text = f"{_METRIC_TITLES[metric]} {mean:.4f}; its parts {parts}"
+    best = runs[values.index(max(values))]
+    return text if mean >= max(values) else f"{text}: {best.folder} alone is better"
 
 
 def _record(
-    best: TrainedRun, runs: Sequence[TrainedRun], figures: dict[str, float], sha256: str
+    best: TrainedRun,
+    runs: Sequence[TrainedRun],
+    metric: str,
+    figures: dict[str, float],
+    sha256: str,
 ) -> dict[str, Any]:
-    parts = [_part(run) for run in runs]
-    kept = {"validation_map": figures["mAP@all"]}
-    if "P@10" in figures:
-        kept["validation_p10"] = figures["P@10"]
+    parts = [_part(run, metric) for run in runs]
     changed = {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "seed": [part["seed"] for part in parts],
         "averaged": parts,
-        "best": kept,
+        "best": {name: value for name, value in figures.items() if not math.isnan(value)},
         "student_sha256": sha256,
     }
     of_the_part = ("refit", "epochs_done", "validation_px")
     return {n: value for n, value in best.record.items() if n not in of_the_part} | changed
 
 
-def _part(run: TrainedRun) -> dict[str, Any]:
+def _part(run: TrainedRun, metric: str) -> dict[str, Any]:
     """Returns what the record of the mean says of one run; one that is a mean has no epoch."""
     record = run.record
     own = len(record.get("averaged", []))
@@ -212,5 +226,5 @@ def _part(run: TrainedRun) -> dict[str, Any]:
         "epochs_done": record.get("epochs_done"),
         "epoch": record.get("best", {}).get("epoch"),
         "student_sha256": record.get("student_sha256"),
-        "validation_map": _validation_map(run),
+        metric: _value(run, metric),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from sbtk_runtime.errors import BadConfig, SbtkError
 from sbtk_runtime.preprocess import SIZE_PX
@@ -54,7 +54,7 @@ class Trainer:
         self._listener = listener
         self._data = context.division.training
         self._student = context.student
-        self._average = copy.deepcopy(self._student) if config.recipe.average_decay else None
+        self._average = _make_average(self._student, config.recipe.average_decay)
         self._network = self._distributed.wrap_model(self._student)
         self._optimizer = build_optimizer(self._student, config.recipe)
         self._scaler = torch.GradScaler(
@@ -131,7 +131,8 @@ class Trainer:
             position.since_best = 0
         self._student.load_state_dict(_part(tensors, "student."))
         if self._average is not None:
-            self._average.load_state_dict(_part(tensors, "average."))
+            self._average.module.load_state_dict(_part(tensors, "average."))
+            self._average.n_averaged.fill_(position.updates + 1)
         restore_optimizer(self._optimizer, _part(tensors, "optimizer."))
         self._objective.load_state(_part(tensors, "objective."))
         if position.scaler:
@@ -230,9 +231,7 @@ class Trainer:
         self._scaler.update()
         self._position.updates += 1
         if self._average is not None:
-            update_average(
-                self._average, self._student, self._recipe.average_decay, self._position.updates
-            )
+            self._average.update_parameters(self._student)
 
     def _check_finite(self, value: float, what: str, number: int) -> None:
         if math.isfinite(value):
@@ -253,7 +252,8 @@ class Trainer:
     def _finish_epoch(self) -> None:
         position = self._position
         self._check_weights()
-        kept = self._average if self._average is not None else self._student
+        kept = self._student if self._average is None else self._average.module
+        assert isinstance(kept, Student)
         division, selection = self._context.division, self._recipe.selection
         figures = self._distributed.broadcast_object(
             lambda: validate(kept, division, selection, self._inputs.embed())
@@ -279,7 +279,8 @@ class Trainer:
             return
         tensors = {f"student.{k}": v for k, v in self._student.state_dict().items()}
         if self._average is not None:
-            tensors |= {f"average.{k}": v for k, v in self._average.state_dict().items()}
+            state = self._average.module.state_dict()
+            tensors |= {f"average.{name}": value for name, value in state.items()}
         state = optimizer_tensors(self._optimizer)
         tensors |= {f"optimizer.{name}": value for name, value in state.items()}
         tensors |= {f"objective.{k}": v for k, v in self._objective.state().items()}
@@ -359,16 +360,22 @@ def set_learning_rates(
         group["lr"] = rate * group["factor"]
 
 
-@torch.no_grad()
-def update_average(average: Student, student: Student, decay: float, updates: int) -> None:
-    """Moves the averaged student towards the student after its `updates`-th update."""
-    # Young averages follow closely, or they would remember the initialisation.
-    shard = 1 - min(decay, (1 + updates) / (10 + updates))
-    for kept, new in zip(average.state_dict().values(), student.state_dict().values(), strict=True):
-        if kept.dtype.is_floating_point:
-            kept.lerp_(new, shard)
+def _make_average(student: Student, decay: float) -> AveragedModel | None:
+    """Returns an exponential moving average that starts as the student; `None` for a decay of 0."""
+    if not decay:
+        return None
+
+    def update(averaged: Any, current: Any, count: Tensor | int) -> None:
+        # Young averages follow closely, or they would remember the initialisation.
+        share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, share)
         else:
-            kept.copy_(new)
+            torch._foreach_copy_(averaged, current)
+
+    average = AveragedModel(student, multi_avg_fn=update, use_buffers=True)
+    average.n_averaged.fill_(1)  # the initial student counts, so the first update does not copy
+    return average
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

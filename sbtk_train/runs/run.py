@@ -316,6 +316,10 @@ def _record(config: TrainConfig, context: TrainingContext) -> dict[str, Any]:
         "class_map": _file_record("" if is_bundled(config.class_map) else config.class_map),
         "knowledge_sha256": context.knowledge_sha256 or None,
         "recipe": asdict(config.recipe),
+        "config_file": {"file": Path(config.config_file).name, "sha256": config.config_sha256}
+        if config.config_file
+        else None,
+        "settings": list(config.settings),
         "seed": config.seed,
         "division_seed": config.division_seed,
         "device": _device_name(context.compute.device),

@@ -19,7 +19,7 @@ from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_train.config import CONFIG_NAME, Compute, TrainConfig, make_recipe
 from sbtk_train.data import read_dataset
 from sbtk_train.models.student import Student
-from sbtk_train.runs.average import average_runs, average_states, measure_batch_norms
+from sbtk_train.runs.average import average_runs, measure_batch_norms
 from sbtk_train.runs.checkpoint import RECORD, STUDENT, load_run
 from sbtk_train.runs.run import train
 from tests.tiny_data import write_dataset
@@ -127,17 +127,6 @@ def test_a_mean_of_means_says_so(runs: tuple[Path, Path], mean_run: Mean, tmp_pa
     assert [part["epoch"] for part in record["averaged"]] == [None, 1]
     rule = collect_facts(load_run(tmp_path / "mean")).metrics["validation_map"]["rule"]
     assert "mean of 2 students' weights; 1 of them taken at the epoch" in rule
-
-
-def test_a_mean_keeps_types_and_the_first_ones_counters() -> None:
-    states = [
-        {"weight": torch.tensor([value], dtype=torch.float16), "count": torch.tensor(count)}
-        for value, count in ((1.0, 3), (2.0, 5), (6.0, 7))
-    ]
-    mean = average_states(states)
-    assert mean["weight"].dtype == torch.float16
-    assert mean["weight"].item() == 3.0
-    assert mean["count"].item() == 3
 
 
 class Plain(Student):
