@@ -102,7 +102,7 @@ def build_engines(
                 precision,
                 builder.trt,
                 builder.device,
-                said=notify,
+                notify=notify,
                 progress=progress,
             )
         except (EngineUnavailable, MissingExtra) as problem:
@@ -125,7 +125,7 @@ def _measured(
         cpu_threads(),
         lanes=1,
         device=f"cuda:{device.index}",
-        said=notify,
+        notify=notify,
         form="tensorrt",
     )
     try:

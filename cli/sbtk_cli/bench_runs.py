@@ -413,7 +413,7 @@ def _contenders(
                 f"torch compiled{where}",
                 best.precision,
                 device,
-                make_compiled_run(student, best, said),
+                make_compiled_run(student, best, notify),
                 "compiled",
             )
 

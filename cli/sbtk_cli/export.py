@@ -135,7 +135,7 @@ def command(
     engines: list[BuiltEngine] = []
     if builder is not None:
         with build_status(quiet=quiet) as status:
-            engines = build_engines(exported, variants, builder, status.said, status.progress)
+            engines = build_engines(exported, variants, builder, status.notify, status.progress)
     _print(exported.bundle, engines, as_json)
     return 0
 

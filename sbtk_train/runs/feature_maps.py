@@ -64,7 +64,7 @@ class FeatureMaps:
         self._size_px = size_px
         self._compute = compute
         self._workers = workers
-        self._said = notify
+        self._notify = notify
         self._frozen_sha256 = _sha256_of_frozen(student, begin)
 
     def of(self, paths: Sequence[ImageSource], kind: Kind, copies: int = 0) -> Maps:
