@@ -162,7 +162,7 @@ _METRICS = {
     "photos of each",
     "held_out_bits_map": "mAP@all (mean over classes) of 64-bit codes of held-out sketches of "
     "training classes against training photos, ITQ fitted on these sketches",
-    "held_out_accuracy": "share of held-out sketches whose training class has the highest logit",
+    "held_out_accuracy": "share of held-out {images} whose training class has the highest logit",
 }
 
 # Words in a data folder's or weights file's name, and what is known of that source.
@@ -273,10 +273,11 @@ def _metrics(
     best = record.get("best")
     if not isinstance(best, dict):
         return {}
+    images = "sketches and photos" if record.get("held_out_photos") else "sketches"
     metrics = {}
     for name, rule in _METRICS.items():
         if name in best:
-            told = [rule.format(classes=validation_classes)]
+            told = [rule.format(classes=validation_classes, images=images)]
             told += _size_told(record, name)
             told += _choice_told(_parts(record), name, selection)
             metrics[name] = {"value": best[name], "rule": "; ".join(told)}

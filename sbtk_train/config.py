@@ -380,6 +380,8 @@ class SbtknetRecipe(Recipe):
     refit: bool = False  # True: the embedding is fitted anew at the end (`head_refit`)
     further: int = 6  # classes of further sources beside each class-balanced batch's own
     redrawn: float = 0.0  # share of bitmap sketches that are shown as clean strokes
+    new_heads: bool = False  # True: random heads, not made from the ImageNet classifier
+    held_out_photos: bool = False  # True: photos are held out too, and count for the accuracy
 
 
 @dataclass(frozen=True)
@@ -455,7 +457,9 @@ RECIPES: dict[Method, dict[str, Recipe]] = {
             final_epochs=3,
             refit=True,
         ),
-        "paper": SbtknetRecipe("paper"),
+        "paper": SbtknetRecipe(
+            "paper", selection="held-out-accuracy", new_heads=True, held_out_photos=True
+        ),
     },
     "dsn": {recipe.name: recipe for recipe in (_DSN, _DSN_TUBERLIN)},
     "sake": {recipe.name: recipe for recipe in (_SAKE, _SAKE_TUBERLIN)},

@@ -220,6 +220,8 @@ def _summary(record: dict[str, Any]) -> str:
             f"validation mAP@all {best['validation_map']:.4f} "
             f"({classes} seen classes kept from training)"
         )
+    if "held_out_accuracy" in best:
+        return f"accuracy {best['held_out_accuracy']:.4f} on held-out images of training classes"
     return f"mAP@all {best.get('held_out_map', float('nan')):.4f} of held-out sketches"
 
 

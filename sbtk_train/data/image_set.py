@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -117,6 +117,15 @@ def with_sketches(data: ImageSet, rows: Sequence[int]) -> ImageSet:
         data.sketch_labels[np.asarray(rows, dtype=np.int64)],
         data.photos,
         data.photo_labels,
+    )
+
+
+def with_photos(data: ImageSet, rows: Sequence[int]) -> ImageSet:
+    """Returns the set with the photos of those rows alone, and all of its sketches."""
+    return replace(
+        data,
+        photos=tuple(data.photos[row] for row in rows),
+        photo_labels=data.photo_labels[np.asarray(rows, dtype=np.int64)],
     )
 
 

@@ -26,7 +26,14 @@ from sbtk_train.data.class_names import (
     published_splits,
     read_names,
 )
-from sbtk_train.data.image_set import ImageSet, Listing, of_classes, with_sketches
+from sbtk_train.data.image_set import (
+    ImageSet,
+    Listing,
+    Rows,
+    of_classes,
+    with_photos,
+    with_sketches,
+)
 
 __all__ = ["Split", "class_key", "open_split", "split_names"]
 
@@ -182,12 +189,15 @@ class Division:
             training photos.
         validation: whole seen classes kept from training, for selection and early stopping.
         notices: sentences about what was left out.
+        held_out_photos: photos of training classes that are kept from training; it has no
+            sketches. `None` if none are.
     """
 
     training: ImageSet
     held_out: ImageSet
     validation: ImageSet
     notices: tuple[str, ...] = field(default=())
+    held_out_photos: ImageSet | None = None
 
 
 def divide(
@@ -198,6 +208,7 @@ def divide(
     validation_classes: int = VALIDATION_CLASSES,
     held_out_share: float = 0.05,
     only_classes: Sequence[str] | None = None,
+    is_holding_out_photos: bool = False,
 ) -> Division:
     """Returns the data set divided into training, held-out and validation images.
 
@@ -211,6 +222,8 @@ def divide(
         validation_classes: number of seen classes kept for validation.
         held_out_share: share of each training class's sketches that is held out, at least one.
         only_classes: if given, the classes to use; naming an unseen one is refused.
+        is_holding_out_photos: also hold out that share of each training class's photos, of at
+            least two photos one.
 
     Raises:
         BadData: an unseen class was asked for, a class looks like an unseen one by another name,
@@ -239,11 +252,17 @@ def divide(
     kept, held = _held_out(training, held_out_share, rng, listing)
     if listing is not None and listing.training_sketches:
         left_out.append(f"held out are the {len(held)} sketches that {listing.name} keeps back")
+    photos = None
+    if is_holding_out_photos:
+        kept_photos, held_photos = _draw_held_out(training.photo_labels, held_out_share, rng)
+        photos = with_photos(with_sketches(training, []), held_photos)
+        training = with_photos(training, kept_photos)
     return Division(
         training=with_sketches(training, kept),
         held_out=with_sketches(training, held),
         validation=of_classes(data, validation),
         notices=(*notices, *left_out),
+        held_out_photos=photos,
     )
 
 
@@ -308,6 +327,21 @@ def _held_out(
             chosen = set(rng.choice(rows, count, replace=False).tolist())
         held += sorted(chosen)
         kept += [row for row in rows if row not in chosen]
+    return kept, held
+
+
+def _draw_held_out(
+    labels: Rows, share: float, rng: np.random.Generator
+) -> tuple[list[int], list[int]]:
+    """Returns the rows to train on and those to hold out; a class with one image keeps it."""
+    kept: list[int] = []
+    held: list[int] = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        count = min(max(1, math.floor(share * len(rows))), len(rows) - 1)
+        chosen = set(rng.choice(rows, count, replace=False).tolist())
+        held += sorted(chosen)
+        kept += [row for row in rows.tolist() if row not in chosen]
     return kept, held
 
 

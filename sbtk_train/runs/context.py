@@ -134,15 +134,18 @@ def load_division(
         validation_classes=config.validation_classes,
         held_out_share=config.held_out_share,
         only_classes=_read_class_list(config, data) if config.classes else None,
+        is_holding_out_photos=getattr(config.recipe, "held_out_photos", False),
     )
     for notice in division.notices:
         notify(notice)
-    parts = {}
-    for name in ("training", "held_out", "validation"):
-        given: ImageSet = getattr(division, name)
+    parts: dict[str, ImageSet] = {}
+    for name in ("training", "held_out", "validation", "held_out_photos"):
+        given: ImageSet | None = getattr(division, name)
+        if given is None:
+            continue
         parts[name], faults = drop_unreadable(given, config.workers)
         unreadable += [fault for fault in faults if fault not in unreadable]
-        if name != "held_out":
+        if name in ("training", "validation"):
             _require_both_kinds(given, parts[name], faults)
     for fault in unreadable:
         notify(f"left out {fault.path}: {fault.reason}")
@@ -204,7 +207,7 @@ def _load_into(
         _load_student_weights(student, tensors, path, training, split, notify)
         return
     classifier = student.load_weights(tensors, path)
-    if classifier is not None:
+    if classifier is not None and not getattr(config.recipe, "new_heads", False):
         student.start_from(classifier)
     better, drifts = choose_layout(config.backbone, tensors, _sample_photos(training), path)
     if drifts:

@@ -142,7 +142,11 @@ def validate(
     alike = evaluate(sketches.rows, few.sketch_labels, photos.rows, few.photo_labels).summary()
     figures["held_out_map"] = alike["mAP@all"]
     if selection == "held-out-accuracy":
-        figures["held_out_accuracy"] = float((sketches.predicted == held_out.sketch_labels).mean())
+        correct = sketches.predicted == held_out.sketch_labels
+        if (apart := division.held_out_photos) is not None:
+            predicted = embed(student, apart.photos, "photo").predicted
+            correct = np.concatenate([correct, predicted == apart.photo_labels])
+        figures["held_out_accuracy"] = float(correct.mean())
     if selection == "held-out-bits":
         figures["held_out_bits_map"] = _bits_map(student, held_out, sketches.rows, embed)
     return figures

@@ -306,6 +306,7 @@ def _record(config: TrainConfig, context: TrainingContext) -> dict[str, Any]:
         "training_sketches": len(division.training.sketches),
         "training_photos": len(division.training.photos),
         "held_out_sketches": len(division.held_out.sketches),
+        "held_out_photos": len(division.held_out_photos.photos) if division.held_out_photos else 0,
         "validation_px": config.validation_px,
         "unreadable": len(context.unreadable),
         "method": config.method,

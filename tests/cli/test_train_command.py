@@ -236,7 +236,7 @@ def test_a_run_is_resumed_on_what_the_machine_has_now(data: Path, tmp_path: Path
 def test_knobs_of_another_method_are_refused(data: Path, tmp_path: Path) -> None:
     refused = sbtk("train", str(data), *TINY, "--memory", "paper", cwd=tmp_path)
     assert refused.returncode == 2
-    assert "--memory is no knob of sbtknet" in refused.stderr
+    assert "sbtknet has no setting 'memory'" in refused.stderr
     refused = sbtk("train", str(data), "--ablation", "--metric", "triplet", cwd=tmp_path)
     assert refused.returncode == 2
     assert "--metric with --ablation" in refused.stderr

@@ -1,0 +1,165 @@
+"""`--recipe paper`: new layers, all seen classes, and an epoch selected by held-out images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sbtk_cli.main import main
+from sbtk_export.card import collect_facts
+from sbtk_train.batches.shards import make_generator
+from sbtk_train.config import SbtknetRecipe, TrainConfig, make_recipe, read_config
+from sbtk_train.data import divide, read_dataset
+from sbtk_train.data.splits import Split
+from sbtk_train.models.backbone import build_trunk
+from sbtk_train.models.sbtknet import SbtknetStudent
+from sbtk_train.models.student import Student
+from sbtk_train.runs.checkpoint import LAST, load_run, load_state
+from sbtk_train.runs.context import build_context
+from tests.tiny_data import CLASSES, write_dataset
+
+SMALL = "--backbone resnet18 --size 32 --dim 8 --precision fp32 --threads 1".split()  # noqa: SIM905
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    trunk, channels = build_trunk("resnet18")
+    generator = make_generator(1)
+    head = {"fc.weight": torch.randn(1000, channels, generator=generator) / 10}
+    path = tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
+    tensors = {**trunk.state_dict(), **head, "fc.bias": torch.zeros(1000)}
+    save_file(tensors, path, {"backbone": "resnet18"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """Two runs of the recipe, which differ in the seed."""
+    root = tmp_path_factory.mktemp("runs")
+    words = ["train", str(data), *SMALL, "--recipe", "paper", "--weights", str(weights)]
+    folders = (root / "a", root / "b")
+    for seed, folder in enumerate(folders):
+        cache = pytest.MonkeyPatch()
+        cache.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        named = ["--epochs", "1", "--quadruplets", "2", "--seed", str(seed), "--out", str(folder)]
+        assert main([*words, *named]) == 0
+        cache.undo()
+    return folders
+
+
+def test_the_numbers_are_those_of_the_paper() -> None:
+    found = make_recipe("paper")
+    assert isinstance(found, SbtknetRecipe)
+    assert (found.optimizer, found.learning_rate, found.momentum) == ("sgd", 1e-4, 0.9)
+    assert (found.weight_decay, found.schedule, found.step_epochs) == (5e-4, "step", 10)
+    assert (found.epochs, found.patience, found.selection) == (25, 5, "held-out-accuracy")
+    assert (found.metric, found.margin, found.quadruplets) == ("quadruplet", 0.2, 16)
+    assert (found.batches, found.identity, found.knowledge) == ("quadruplets", True, True)
+    assert (found.attention, found.refit, found.augment) == (False, False, False)
+    assert (found.average_decay, found.head_rate_factor, found.warmup_steps) == (0.0, 1.0, 0)
+
+
+@pytest.mark.parametrize("name", ["paper", "sbtk"])
+def test_its_layers_are_new_and_the_default_recipes_come_from_the_classifier(
+    name: str, data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    values: dict[str, Any] = {"dim": 8, "backbone": "resnet18", "validation_classes": 2}
+    config = TrainConfig(
+        data=str(data),
+        split="SK-YE",
+        recipe=make_recipe(name, knowledge=False),
+        weights=str(weights),
+        precision="fp32",
+        threads=1,
+        **values,
+    )
+    student = build_context(config, lambda text: None).student
+    assert isinstance(student, SbtknetStudent)
+    classifier = load_file(weights)["fc.weight"]
+    assert torch.equal(student.soft.weight.detach().cpu(), classifier) == (name == "sbtk")
+    assert bool((student.embedding.bias == 0).all()) == (name == "sbtk")
+
+
+def test_held_out_photos_are_of_every_class_and_not_trained_on(data: Path) -> None:
+    images = read_dataset(data)
+    parts = [
+        divide(
+            images,
+            Split("none", ("nothing",)),
+            seed=0,
+            validation_classes=0,
+            held_out_share=0.25,
+            is_holding_out_photos=is_holding_out,
+        )
+        for is_holding_out in (True, False)
+    ]
+    assert parts[1].held_out_photos is None
+    assert parts[0].training.sketches == parts[1].training.sketches
+    held = parts[0].held_out_photos
+    assert held is not None
+    assert held.sketches == ()
+    assert np.bincount(held.photo_labels).tolist() == [1] * len(CLASSES)
+    assert not set(held.photos) & set(parts[0].training.photos)
+    assert {*held.photos, *parts[0].training.photos} == set(images.photos)
+    assert [path.parent.name for path in held.photos] == list(CLASSES)
+
+
+def test_a_run_trains_on_all_seen_classes_and_is_selected_by_held_out_images(
+    runs: tuple[Path, ...],
+) -> None:
+    record = json.loads((runs[0] / "run.json").read_text())
+    assert record["validation_classes"] == []
+    assert record["training_classes"] == list(CLASSES)
+    assert (record["held_out_sketches"], record["held_out_photos"]) == (6, 6)
+    # Twelve images: six sketches and six photos.
+    assert (record["best"]["held_out_accuracy"] * 12) % 1 == pytest.approx(0, abs=1e-6)
+    assert "validation_map" not in record["best"]
+    assert read_config(runs[0]).validation_classes == 0
+    rule = collect_facts(load_run(runs[0])).metrics["held_out_accuracy"]["rule"]
+    assert "held-out sketches and photos" in rule
+    assert "chose the epoch" in rule
+
+
+def test_runs_without_validation_classes_are_averaged(
+    runs: tuple[Path, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mean = tmp_path / "mean"
+    assert main(["average", *map(str, runs), "--out", str(mean), "--threads", "1"]) == 0
+    shown = capsys.readouterr().err
+    assert "accuracy on held-out images" in shown
+    record = json.loads((mean / "run.json").read_text())
+    assert 0 <= record["best"]["held_out_accuracy"] <= 1
+    assert all("held_out_accuracy" in part for part in record["averaged"])
+    parts = [load_run(folder).student.state_dict()["soft.weight"] for folder in runs]
+    found = load_run(mean).student.state_dict()["soft.weight"]
+    torch.testing.assert_close(found, (parts[0] + parts[1]) / 2)
+
+
+def test_the_state_of_a_run_keeps_its_names(data: Path, tmp_path: Path) -> None:
+    """So that runs of every version resume: an average is saved beside the student, by its keys."""
+    words = ["train", str(data), *SMALL, "--weights", "none", "--validation-classes", "2"]
+    words += ["--no-refit", "--final-epochs", "0", "--quadruplets", "2", "--epochs", "1"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    tensors, position = load_state(tmp_path / "run")
+    student = load_run(tmp_path / "run").student
+    assert isinstance(student, Student)
+    prefixes = {name.partition(".")[0] for name in tensors}
+    assert prefixes == {"student", "average", "optimizer"}
+    for prefix in ("student", "average"):
+        names = {n.partition(".")[2] for n in tensors if n.startswith(f"{prefix}.")}
+        assert names == set(student.state_dict())
+    assert position.updates > 0
+    assert (tmp_path / "run" / LAST).is_file()
