@@ -12,7 +12,7 @@ from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.manifest import BundleManifest
 from sbtk_runtime.onnx_file import INPUT_NAME
 from sbtk_runtime.preprocess import SIZE_PX
-from sbtk_train.config import Selection
+from sbtk_train.config import SbtknetRecipe, Selection, TrainConfig
 from sbtk_train.data.splits import Split, split_names
 from sbtk_train.runs.checkpoint import RECORD, TrainedRun
 from sbtk_train.runs.evaluate import SELECTION_METRICS
@@ -34,33 +34,34 @@ _PARITY_COLUMNS = (
 )
 
 _USE = """\
-Finding photos of a thing from a drawing of it, on one's own machine: the model puts sketches and
-photos into one space, where the photos nearest to a sketch are the answer. Photos can be found
+Finding photos of an object from a drawing of it, on your own machine: the model maps sketches and
+photos into the same space, and the photos nearest to a sketch are the hits. Photos can be found
 from photos in the same way."""
 
 _LIMITS = """\
-- It knows what a thing is, less how it is drawn: of several photos of horses it does not reliably
-  find the one horse that was traced.
-- Scenes, text, faces of particular people and small things at the edge of a picture are outside
-  what it was trained on. It must not be used to identify persons.
-- Classes far from its training classes are found less well; the figures above say how much for
-  the classes that they name.
-- Scores are cosines. They rank photos for one sketch and are no probabilities."""
+- It recognises what an object is better than how it is drawn: among several photos of horses it
+  does not reliably find the one horse that was traced.
+- It was not trained for scenes, text, faces of particular people, or small objects at the edge of
+  an image. It must not be used to identify persons.
+- Classes unlike its training classes are found less well; the metrics above say how much for the
+  classes that they name.
+- Scores are cosines. They rank photos for one sketch; they are not probabilities."""
 
 
 def render_model_card(manifest: BundleManifest) -> str:
     """Returns the model card in Markdown; everything in it comes from the manifest."""
     training = dict(manifest.training)
     licence = training.pop("licence", "not known")
+    summary = training.pop("summary", "")
     parts = [
         f"# {manifest.name}",
         f"A {manifest.backbone} student trained by {manifest.method}, {manifest.dim} dimensions, "
-        f"exported on {manifest.created[:10]}. Model id `{manifest.model_id}`.",
+        f"exported on {manifest.created[:10]}. Model id `{manifest.model_id}`. {summary}".rstrip(),
         _section("Intended use", _USE),
         _section("Input", _input_text(manifest)),
         _section("Licence", str(licence)),
         _section("Training", _bullets(training)),
-        _section("Metrics", _bullets(manifest.metrics) if manifest.metrics else "None recorded."),
+        _section("Metrics", _metrics_text(manifest.metrics)),
         _section("Parity with torch", _parity_text(manifest.parity)),
         *_codes_sections(manifest),
         _section("Limits", _LIMITS),
@@ -70,6 +71,20 @@ def render_model_card(manifest: BundleManifest) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _metrics_text(metrics: Mapping[str, Any]) -> str:
+    if not metrics:
+        return "None recorded."
+    notes = []
+    if "unseen_map" not in metrics:
+        notes.append("Not measured on unseen classes.")
+    if "validation_map" in metrics:
+        notes.append(
+            "The validation classes were not trained on, but they also chose the recipe and the "
+            "epochs: figures on them are optimistic."
+        )
+    return "\n\n".join([_bullets(metrics), *notes])
+
+
 def _codes_sections(manifest: BundleManifest) -> list[str]:
     bits = code_lengths(manifest)
     if not bits:
@@ -77,24 +92,25 @@ def _codes_sections(manifest: BundleManifest) -> list[str]:
     options = " or ".join(f"`--bits {length}`" for length in bits)
     text = (
         f"`sbtk index` and `sbtk embed` make binary codes of the embeddings with {options}: ITQ "
-        "(Gong and Lazebnik 2011), compared by Hamming distance. The metrics above say what they "
-        "lose."
+        "(Gong and Lazebnik 2011), compared by Hamming distance. The metrics above show the "
+        "loss."
     )
     return [_section("Binary codes", text)]
 
 
 def _input_text(manifest: BundleManifest) -> str:
     """Returns what an engine gives the model."""
+    in_words = " (in words: PREPROCESSING.md)" if "PREPROCESSING.md" in manifest.files else ""
     text = (
-        f"`{INPUT_NAME} (N, {SIZE_PX}, {SIZE_PX}, 3) uint8`: RGB, prepared as "
-        f"`{manifest.preprocessing}` says (in words: "
-        "PREPROCESSING.md); scaling, mean and standard deviation are inside."
+        f"`{INPUT_NAME} (N, {SIZE_PX}, {SIZE_PX}, 3) uint8`: RGB, prepared by "
+        f"`{manifest.preprocessing}`{in_words}. Scaling, mean and standard deviation are part of "
+        "the model."
     )
     if manifest.domain_input is None:
-        return f"{text} The model is not told whether a picture is a sketch or a photo."
+        return f"{text} The model is not told whether an image is a sketch or a photo."
     return (
         f"{text} `{manifest.domain_input} (N,) float32`: 0 for a sketch, 1 for a photo; the same "
-        "pixels have other embeddings as the one than as the other."
+        "pixels have different embeddings as a sketch and as a photo."
     )
 
 
@@ -140,9 +156,9 @@ def _parity_text(parity: Mapping[str, Any]) -> str:
     )
     return (
         f"{table}\n\n"
-        "Each file was run by sbtk's own engine beside torch in FP32, on the same pixels of seen "
-        "classes, sketches and photos in equal parts, none of them used for calibration. Norms are "
-        "of the rows as the model gives them. mAP@all is plain AP, mean over sketches." + same_sums
+        "Each file was run by sbtk's own engine and compared with torch in FP32, on the same "
+        "images of seen classes, half of them sketches, none of them used for calibration. Norms "
+        "are those of the model's output. mAP@all is plain AP, mean over sketches." + same_sums
     )
 
 
@@ -150,6 +166,7 @@ def _files_text(manifest: BundleManifest) -> str:
     rows = [
         f"- `{name}`: {record.size_bytes:,} bytes, SHA-256 `{record.sha256}`"
         for name, record in manifest.files.items()
+        if name != CARD_NAME
     ]
     return "\n".join(rows)
 
@@ -228,6 +245,7 @@ def collect_facts(run: TrainedRun) -> StudentFacts:
     training |= {key: record.get(key) for key in also}
     training |= _averaged_training(record)
     training["versions"] = record.get("versions", {})
+    training["summary"] = describe_student(config, record)
     training["licence"] = describe_licence(sources)
     return StudentFacts(
         method=config.method,
@@ -237,6 +255,45 @@ def collect_facts(run: TrainedRun) -> StudentFacts:
         training={key: value for key, value in training.items() if value not in (None, [], "")},
         metrics=_metrics(record, len(validation_classes), config.recipe.selection),
     )
+
+
+_METRIC_LOSSES = {
+    "quadruplet": "the domain-aware quadruplet loss",
+    "triplet": "a triplet loss",
+    "contrastive": "a supervised contrastive loss in place of the paper's quadruplet loss",
+}
+
+
+def describe_student(config: TrainConfig, record: Mapping[str, Any]) -> str:
+    """Returns a sentence on the losses, and on the refitted embedding and what it gained."""
+    recipe, parts = config.recipe, record.get("averaged") or []
+    if not isinstance(recipe, SbtknetRecipe):
+        return f"Trained with the recipe {recipe.name}."
+    losses = [
+        *(["classification loss"] if recipe.identity else []),
+        *(["knowledge loss"] if recipe.knowledge else []),
+        _METRIC_LOSSES[recipe.metric],
+    ]
+    mean = f", the mean of {len(parts)} runs" if parts else ""
+    text = f"SBTKNet with {_join(losses)}{mean}"
+    refits = [part.get("refit") for part in parts] if parts else [record.get("refit")]
+    kept = [refit for refit in refits if isinstance(refit, Mapping) and refit.get("kept")]
+    if not recipe.refit or (refits[0] is not None and not kept):
+        return f"{text}."
+    text += "; its embedding is refitted from the soft-label head"
+    gains = [
+        f"from {refit['trained_map']:.3f} to {refit['refitted_map']:.3f}"
+        for refit in kept
+        if "trained_map" in refit
+    ]
+    if gains:
+        where = " of the runs" if parts else ""
+        text += f", which raised validation mAP@all{where} {_join(gains)}"
+    return f"{text}."
+
+
+def _join(texts: Sequence[str]) -> str:
+    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
 
 
 def describe_licence(sources: list[str]) -> str:

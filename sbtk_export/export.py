@@ -153,7 +153,14 @@ def export_student(
         if "int8" in told:
             path = folder / file_name("int8")
             told["int8"]["largest_pair_sum"] = require_same_sums(onnx.load(path), path.name)
-        _sign(folder, replace(draft, parity=told, metrics=metrics), plan)
+        _write_manifest(folder, replace(draft, parity=told, metrics=metrics))
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        if plan.is_slim and size > SLIM_BYTES:
+            raise BadModel(
+                f"the slim bundle has {size:,} bytes",
+                f"at most {SLIM_BYTES:,}",
+                "leave out --fp16 or --int8-trt",
+            )
     return Exported(Bundle.open(plan.target.absolute()), pictures, reference)
 
 
@@ -180,20 +187,47 @@ def _manifest(
     )
 
 
-def _sign(folder: Path, manifest: BundleManifest, plan: ExportPlan) -> None:
+def _write_manifest(folder: Path, manifest: BundleManifest) -> None:
     """Writes card and manifest, and reads the bundle back as a user would."""
     manifest = replace(manifest, files=hash_files(folder))
     write_atomically(folder / CARD_NAME, render_model_card(manifest).encode())
     manifest = replace(manifest, files=hash_files(folder))
-    total = sum(record.size_bytes for record in manifest.files.values())
-    if plan.is_slim and total > SLIM_BYTES:
-        raise BadModel(
-            f"the slim bundle has {total:,} bytes",
-            f"at most {SLIM_BYTES:,}",
-            "leave out --fp16 or --int8-trt",
-        )
     manifest.write(folder)
     Bundle.open(folder.absolute()).verify()
+
+
+def add_unseen_metric(folder: Path, log: Path) -> float:
+    """Writes a bundle's mAP@all on unseen classes into its manifest and card, and returns it.
+
+    Args:
+        folder: the bundle.
+        log: the log of `sbtk bench map --log`: date, model id, SHA-256, protocol and figure by
+            line, separated by tabs. The last line of the bundle's model id counts.
+
+    Raises:
+        BadConfig: the log has no such line, or cannot be read.
+    """
+    manifest = Bundle.open(folder.absolute()).manifest
+    try:
+        lines = log.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise BadConfig(f"{log} cannot be read: {problem}", "a log of sbtk bench map") from problem
+    entries = [line.split("\t") for line in lines if not line.startswith("#")]
+    own = [entry for entry in entries if len(entry) == 5 and entry[1] == manifest.model_id]
+    match = re.fullmatch(r"mAP@all ([0-9.]+)", own[-1][4]) if own else None
+    if match is None:
+        raise BadConfig(
+            f"{log} has no mAP@all of {manifest.model_id}",
+            "a line of that model",
+            f"sbtk bench map DATA --model {printable_name(folder)} --log {printable_name(log)}",
+        )
+    date, _, _, protocol, _ = own[-1]
+    entry = {"value": float(match[1]), "rule": f"mAP@all of the {protocol}; measured {date[:10]}"}
+    metrics = {"unseen_map": entry} | {
+        k: v for k, v in manifest.metrics.items() if k != "unseen_map"
+    }
+    _write_manifest(folder, replace(manifest, metrics=metrics))
+    return float(match[1])
 
 
 def _told(parity: Parity) -> Mapping[str, object]:

@@ -11,6 +11,7 @@ import click
 
 from sbtk_cli import options, output
 from sbtk_cli.engine import build_status
+from sbtk_runtime.files import printable_name
 
 if TYPE_CHECKING:
     from sbtk_export.export import Variant
@@ -87,6 +88,13 @@ _HEADING = ("", "COSINE MIN", "MEAN", "|NORM-1|", "TOP 10", "mAP", "OF TORCH")
     metavar="N",
     help="Version of ONNX's operators, 18 to 23.  [default: the exporter's, 20]",
 )
+@click.option(
+    "--unseen-log",
+    type=options.PATH,
+    metavar="FILE",
+    help="Instead of exporting: write the figure on unseen classes that FILE ('sbtk bench map "
+    "--log') has for the bundle RUN into its manifest and card.",
+)
 @options.json
 @options.quiet
 def command(
@@ -100,10 +108,13 @@ def command(
     images: Path | None,
     name: str | None,
     opset: int | None,
+    unseen_log: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> int:
     """Runs `sbtk export`."""
+    if unseen_log is not None:
+        return _add_unseen_metric(run, unseen_log, as_json)
     # Cheap first: a name that cannot be is told before torch is imported.
     from sbtk_export.export import require_absent, validate_name
 
@@ -137,6 +148,19 @@ def command(
         with build_status(quiet=quiet) as status:
             engines = build_engines(exported, variants, builder, status.notify, status.progress)
     _print(exported.bundle, engines, as_json)
+    return 0
+
+
+def _add_unseen_metric(bundle: Path | None, log: Path, as_json: bool) -> int:
+    from sbtk_export.export import add_unseen_metric
+
+    if bundle is None:
+        raise click.UsageError("--unseen-log needs the bundle's folder as RUN.")
+    value = add_unseen_metric(bundle, log)
+    if as_json:
+        output.answer_json({"bundle": str(bundle), "unseen_map": value})
+    else:
+        output.answer(f"{printable_name(bundle)}: mAP@all {value:.4f} on unseen classes")
     return 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -28,6 +29,8 @@ from sbtk_train.models.backbone import IMAGENET_CLASSES, Classifier
 from sbtk_train.models.cse_resnet import CseTrunk
 
 _BATCH = 32
+#: How often the making of soft labels is reported.
+PROGRESS_SECONDS = 10.0
 #: Gives a stand-in about the certainty that soft labels of photos have.
 _STAND_IN_SCALE = 10.0
 
@@ -68,8 +71,14 @@ def make_soft_labels(
     store = PixelStore(training.photos, "photo", SIZE_PX, workers=workers, keep=False)
     trunk = trunk.to(compute.device).eval()
     weight, bias = classifier.weight.to(compute.device), classifier.bias.to(compute.device)
+    started = reported = time.monotonic()
     with torch.inference_mode():
         for start in range(0, len(training.photos), _BATCH):
+            if start and (now := time.monotonic()) - reported >= PROGRESS_SECONDS:
+                reported = now
+                count = len(training.photos)
+                left_s = (now - started) / start * (count - start)
+                notify(f"soft labels: {start:,} of {count:,} photos, {left_s:.0f} s left")
             rows = range(start, min(start + _BATCH, len(training.photos)))
             photos = normalise(store.batch(rows).to(compute.device))
             with compute.autocast():

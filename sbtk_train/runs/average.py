@@ -227,4 +227,5 @@ def _part(run: TrainedRun, metric: str) -> dict[str, Any]:
         "epoch": record.get("best", {}).get("epoch"),
         "student_sha256": record.get("student_sha256"),
         metric: _value(run, metric),
+        "refit": record.get("refit"),
     }

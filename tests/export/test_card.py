@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from sbtk_export.card import collect_facts, describe_licence
+from sbtk_cli.main import main
+from sbtk_export.card import CARD_NAME, collect_facts, describe_licence, describe_student
+from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.errors import BadConfig, BadData
+from sbtk_train.config import make_recipe
 from sbtk_train.runs.checkpoint import TrainedRun
 from tests.tiny_student import TRAINING, UNSEEN, VALIDATION
 
@@ -55,6 +60,54 @@ def test_a_figure_of_smaller_images_says_so(
     assert metrics["validation_map"]["rule"].endswith(f"{size}; chose the epoch")
     assert ("px" in metrics["validation_map"]["rule"]) == bool(size)
     assert metrics["held_out_map"]["rule"].endswith("; images of 128 px")
+
+
+def test_the_summary_names_the_losses_the_refit_and_its_gain(run: TrainedRun) -> None:
+    contrastive = make_recipe("sbtk")
+    refit = {"trained_map": 0.6641, "refitted_map": 0.7099, "kept": True}
+    config = replace(run.config, recipe=contrastive, dim=16)
+    told = collect_facts(replace(run, config=config, record={**run.record, "refit": refit}))
+    assert told.training["summary"] == (
+        "SBTKNet with classification loss, knowledge loss and a supervised contrastive loss in "
+        "place of the paper's quadruplet loss; its embedding is refitted from the soft-label head, "
+        "which raised validation mAP@all from 0.664 to 0.710."
+    )
+    parts = [{"refit": refit}, {"refit": refit | {"trained_map": 0.6}}]
+    assert describe_student(config, {"averaged": parts}).endswith(
+        "loss, the mean of 2 runs; its embedding is refitted from the soft-label head, which "
+        "raised validation mAP@all of the runs from 0.664 to 0.710 and from 0.600 to 0.710."
+    )
+    assert "refitted" not in describe_student(config, {"refit": refit | {"kept": False}})
+    paper = describe_student(replace(config, recipe=make_recipe("paper")), {})
+    assert paper.endswith("knowledge loss and the domain-aware quadruplet loss.")
+    sake = replace(config, method="sake", recipe=make_recipe("sake-sketchy", "sake"))
+    assert describe_student(sake, {}) == "Trained with the recipe sake-sketchy."
+
+
+def test_the_card_has_the_unseen_figure_of_the_log_with_its_protocol(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle.folder, folder)
+    card = (folder / CARD_NAME).read_text()
+    assert "Not measured on unseen classes." in card
+    assert "they also chose the recipe and the epochs" in " ".join(card.split())
+    log = tmp_path / "unseen.log"
+    line = "2026-11-22T08:31:49Z\t{}\tabc\t21 unseen classes; onnxruntime int8\tmAP@all {}\n"
+    log.write_text("# date\n" + line.format("other@0", 0.9))
+    assert main(["export", str(folder), "--unseen-log", str(log)]) == 2
+    assert f"has no mAP@all of {bundle.manifest.model_id}" in capsys.readouterr().err
+    with log.open("a") as file:
+        file.write(line.format(bundle.manifest.model_id, 0.4) + line.format(bundle.manifest.model_id, 0.5237))
+    assert main(["export", str(folder), "--unseen-log", str(log)]) == 0
+    assert "mAP@all 0.5237 on unseen classes" in capsys.readouterr().out
+    marked = Bundle.open(folder)
+    marked.verify()
+    assert marked.manifest.model_id == bundle.manifest.model_id
+    card = (folder / CARD_NAME).read_text()
+    assert "Not measured on unseen classes." not in card
+    assert "value: 0.5237" in card
+    assert "mAP@all of the 21 unseen classes; onnxruntime int8; measured 2026-11-22" in card
 
 
 @pytest.mark.parametrize("key", ["training_classes", "validation_classes"])

@@ -189,3 +189,16 @@ def test_further_classes_have_soft_labels_of_photos_or_of_what_stands_in(
     assert labels.shape == (len(context.division.training.classes), 1000)
     torch.testing.assert_close(labels.sum(1), torch.ones(len(labels)))
     assert int(labels[-1].argmax()) == 11
+
+
+def test_making_soft_labels_reports_progress(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sbtk_train.models.teacher.PROGRESS_SECONDS", 0.0)
+    data = write_dataset(tmp_path / "data", photos=18)
+    messages: list[str] = []
+    context = build_context(config(data, weights), messages.append)
+    count = len(context.division.training.photos)
+    progress = [text for text in messages if text.startswith("soft labels: ")]
+    assert len(progress) == (count - 1) // 32 == 2
+    assert progress[-1].startswith(f"soft labels: 64 of {count} photos, ")
