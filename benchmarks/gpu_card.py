@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu_findings import Finding, Report, Task, attempt
-from benchmarks.gpu_student import random_student
+from benchmarks.gpu_student import make_random_student
 from benchmarks.gpu_timing import DRY, TimingConfig, timed
 from sbtk_runtime.machine import DISTRIBUTIONS, installed_versions
 from sbtk_runtime.preprocess import SIZE_PX
@@ -152,7 +152,7 @@ def _driver() -> str:
 
 
 def _network(task: Task) -> dict[str, Any]:
-    student = random_student(task)
+    student = make_random_student(task)
     parameters = sum(p.numel() for name, p in student.named_parameters() if _is_run(name))
     return {
         "backbone": "a short resnet18" if task.is_dry_run else "resnet50-v1",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu_findings import Finding, Report, Task, attempt
-from benchmarks.gpu_student import FromPixels, random_pictures, random_student
+from benchmarks.gpu_student import FromPixels, make_random_student, random_pictures
 from sbtk_runtime.errors import MissingExtra
 from sbtk_runtime.manifest import BundleManifest
 from sbtk_runtime.preprocess import PREPROCESSING
@@ -31,7 +31,7 @@ def run(task: Task, report: Report) -> None:
         return
     for point in points.values():
         report(point)
-    student = random_student(task)
+    student = make_random_student(task)
     folder = bundle_folder(task)
     folder.mkdir()
     if attempt(report, points["fp16"], lambda: _fp16(student, folder)):
@@ -62,11 +62,11 @@ def reference_file(task: Task) -> Path:
 
 def _fp16(student: Student, folder: Path) -> dict[str, Any]:
     _require_onnx()
-    from sbtk_export.fp16 import half_trunk_student
+    from sbtk_export.fp16 import make_half_trunk_student
     from sbtk_export.onnx_graph import write_onnx
 
     started = time.perf_counter()
-    write_onnx(half_trunk_student(student), folder / "model.fp16.onnx")
+    write_onnx(make_half_trunk_student(student), folder / "model.fp16.onnx")
     return {"seconds": time.perf_counter() - started}
 
 
@@ -94,9 +94,9 @@ def _require_onnx() -> None:
 
 def _sign(folder: Path, student: Student) -> None:
     """Write a manifest with the hashes of all files in the folder."""
-    from sbtk_export.export import file_records
+    from sbtk_export.export import hash_files
 
-    files = file_records(folder)
+    files = hash_files(folder)
     joined = "".join(record.sha256 for record in files.values())
     BundleManifest(
         name="random-weights",

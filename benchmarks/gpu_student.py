@@ -19,7 +19,7 @@ _SETTLED_ON = 8
 _DRY_STAGES = ("conv1", "bn1", "relu", "maxpool", "layer1")
 
 
-def random_student(task: Task) -> SbtknetStudent:
+def make_random_student(task: Task) -> SbtknetStudent:
     """Return the student in evaluation mode on the CPU, equal in every stage.
 
     Weights do not affect the time of a run, unless activations overflow. In a dry run, the student

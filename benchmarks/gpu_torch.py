@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from benchmarks.gpu_card import macs_per_image, set_tf32
 from benchmarks.gpu_findings import Finding, Report, Task, told
-from benchmarks.gpu_student import FromPixels, random_pictures, random_student
+from benchmarks.gpu_student import FromPixels, make_random_student, random_pictures
 from benchmarks.gpu_timing import DRY, TimingConfig, timed
-from sbtk_export.fp16 import half_trunk, half_trunk_student
+from sbtk_export.fp16 import make_half_trunk, make_half_trunk_student
 from sbtk_runtime.preprocess import SIZE_PX
 
 STAGE = "torch"
@@ -73,9 +73,9 @@ def run(task: Task, report: Report) -> None:
 
 def make_contenders(task: Task) -> list[Contender]:
     """Return the contenders; the first, FP32 without TF32, is the reference of the others."""
-    student = random_student(task)
+    student = make_random_student(task)
     half = copy.deepcopy(student)
-    half.trunk = half_trunk(half.trunk)
+    half.trunk = make_half_trunk(half.trunk)
 
     def on_device(of: nn.Module, layout: torch.memory_format) -> nn.Module:
         moved = copy.deepcopy(of).to(task.device, memory_format=layout)  # type: ignore[call-overload]
@@ -84,7 +84,7 @@ def make_contenders(task: Task) -> list[Contender]:
     plain = on_device(student, torch.contiguous_format)
     last = on_device(student, torch.channels_last)
     half_last = on_device(half, torch.channels_last)
-    folded = on_device(half_trunk_student(student), torch.channels_last)
+    folded = on_device(make_half_trunk_student(student), torch.channels_last)
     compiled = _Compiled(folded, "aot_eager" if task.is_dry_run else "inductor")
     return [
         Contender("fp32 eager", "fp32", lambda images: _eager(plain, images)),
@@ -118,7 +118,7 @@ class _Bench:
         self._reference = reference
         self._effort = DRY if task.is_dry_run else TimingConfig()
         self._size_px = _DRY_SIZE_PX if task.is_dry_run else SIZE_PX
-        self._macs = macs_per_image(random_student(task), self._size_px)
+        self._macs = macs_per_image(make_random_student(task), self._size_px)
         self._slow_s: list[float] = []
         self._expected: dict[int, Tensor] = {}
 

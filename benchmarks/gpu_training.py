@@ -27,11 +27,17 @@ from benchmarks.gpu_training_data import (
 )
 from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_train.batches.pixels import PixelStore
-from sbtk_train.config import SbtknetRecipe, TrainConfig, choose_compute, default_workers, recipe
+from sbtk_train.config import (
+    SbtknetRecipe,
+    TrainConfig,
+    choose_compute,
+    default_workers,
+    make_recipe,
+)
 from sbtk_train.models.student import Student
 from sbtk_train.objectives.sbtknet import SbtknetObjective
 from sbtk_train.progress import EpochDone, StepDone
-from sbtk_train.runs.context import Materials, gather
+from sbtk_train.runs.context import TrainingContext, build_context
 from sbtk_train.runs.loop import Trainer
 
 STAGE = "training"
@@ -94,7 +100,7 @@ def run(task: Task, report: Report) -> None:
     for point in (*(Finding(STAGE, setting.name) for setting in settings), decoding):
         report(point)
     data = task.data or write_training_data(task.scratch / "data", is_small=task.is_dry_run)
-    materials = gather(_config(task, settings[0], data), lambda _: None)
+    materials = build_context(_config(task, settings[0], data), lambda _: None)
     longest_s = 0.0 if task.is_dry_run else _FIRST_S
     for setting in settings:
         point = Finding(STAGE, setting.name)
@@ -111,7 +117,7 @@ def _config(task: Task, setting: Setting, data: Path) -> TrainConfig:
     return TrainConfig(
         data=str(data),
         split="SK-YE",
-        recipe=recipe(
+        recipe=make_recipe(
             "sbtk",
             # There is no teacher, whose loss costs next to nothing.
             knowledge=False,
@@ -130,7 +136,7 @@ def _config(task: Task, setting: Setting, data: Path) -> TrainConfig:
 
 
 def _measuring(
-    task: Task, setting: Setting, data: Path, materials: Materials
+    task: Task, setting: Setting, data: Path, materials: TrainingContext
 ) -> Callable[[], dict[str, Any]]:
     """Measure one setting; each epoch is the first of a new trainer."""
 
@@ -157,7 +163,7 @@ def _measuring(
     return measure
 
 
-def _student(materials: Materials, setting: Setting) -> Student:
+def _student(materials: TrainingContext, setting: Setting) -> Student:
     student = copy.deepcopy(materials.student)
     if not setting.is_channels_last:
         student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -170,7 +176,7 @@ def _figures(
     task: Task,
     setting: Setting,
     config: TrainConfig,
-    materials: Materials,
+    materials: TrainingContext,
     short: StepDone,
     long: StepDone,
 ) -> dict[str, Any]:
@@ -212,7 +218,7 @@ class _Watch:
 
 
 def _epoch(
-    materials: Materials, config: TrainConfig, setting: Setting, steps: int, folder: Path
+    materials: TrainingContext, config: TrainConfig, setting: Setting, steps: int, folder: Path
 ) -> StepDone:
     """Return the report of a new trainer at the end of an epoch of `steps`."""
     division = materials.division
@@ -233,7 +239,7 @@ def _brought_to_nchw(_: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...
     return tuple(images.contiguous() for images in inputs)
 
 
-def _decoding(task: Task, materials: Materials) -> dict[str, Any]:
+def _decoding(task: Task, materials: TrainingContext) -> dict[str, Any]:
     """Measure the trainer's own loader, on half sketches and half photos."""
     training, workers = materials.division.training, default_workers()
     size_px, seconds = (32, 0.0) if task.is_dry_run else (SIZE_PX, _DECODE_S)

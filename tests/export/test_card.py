@@ -98,7 +98,10 @@ def test_the_card_has_the_unseen_figure_of_the_log_with_its_protocol(
     assert main(["export", str(folder), "--unseen-log", str(log)]) == 2
     assert f"has no mAP@all of {bundle.manifest.model_id}" in capsys.readouterr().err
     with log.open("a") as file:
-        file.write(line.format(bundle.manifest.model_id, 0.4) + line.format(bundle.manifest.model_id, 0.5237))
+        file.write(
+            line.format(bundle.manifest.model_id, 0.4)
+            + line.format(bundle.manifest.model_id, 0.5237)
+        )
     assert main(["export", str(folder), "--unseen-log", str(log)]) == 0
     assert "mAP@all 0.5237 on unseen classes" in capsys.readouterr().out
     marked = Bundle.open(folder)
