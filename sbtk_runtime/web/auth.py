@@ -12,7 +12,7 @@ import ipaddress
 import re
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.requests import cookie_parser
@@ -104,7 +104,7 @@ class AccessGuard:
     ) -> None:
         """Turns the token of an address into a cookie, so that it leaves the address bar."""
         if not self._is_token(given):
-            await _refuse(send, _NO_TOKEN, scope, headers)
+            await _refuse(send, _WRONG_TOKEN, scope, headers)
             return
         # Whoever claims HTTPS falsely only loses the own cookie.
         is_https = "https" in (scope.get("scheme"), headers.get("x-forwarded-proto"))
@@ -154,11 +154,12 @@ _FOREIGN_ORIGIN = Refusal(
 _NO_TOKEN = Refusal(
     401,
     "no_token",
-    "This server needs its token.",
-    "open /?token=TOKEN once, with the token that 'sbtk serve' printed or was given; programs "
-    "send the header 'Authorization: Bearer TOKEN'",
+    "This server requires a token.",
+    "the token was printed by 'sbtk serve' when it started, or set with --token; open "
+    "/?token=TOKEN, or in programs send the header 'Authorization: Bearer TOKEN'",
     closes=True,
 )
+_WRONG_TOKEN = replace(_NO_TOKEN, message="The token is wrong.")
 
 
 async def _refuse(send: Send, refusal: Refusal, scope: Scope, headers: Mapping[str, str]) -> None:

@@ -6,9 +6,14 @@ They are plain ASGI, so that whoever stands in front of the application can give
 
 from __future__ import annotations
 
+import base64
+import functools
+import hashlib
 import html
 import json
 from dataclasses import dataclass
+from pathlib import Path
+from string import Template
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -68,26 +73,47 @@ async def send_refusal(send: Send, refusal: Refusal) -> None:
 
 
 async def send_refusal_page(send: Send, refusal: Refusal) -> None:
-    """Sends the whole answer as a page, for people whose browser leads them here."""
-    body = _PAGE.format(html.escape(refusal.message), html.escape(refusal.next_step)).encode()
+    """Sends a refusal as a page; with status 401 the page has a form to sign in."""
+    form = _SIGN_IN if refusal.status == 401 else ""
+    style = _style()
+    body = (
+        Template((_STATIC / "refusal.html").read_text(encoding="utf-8"))
+        .substitute(
+            title="Sign in" if form else "Cannot open this page",
+            style=style,
+            message=html.escape(refusal.message),
+            next=html.escape(f"{refusal.next_step[:1].upper()}{refusal.next_step[1:]}."),
+            form=form,
+        )
+        .encode()
+    )
+    style_hash = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     own = {
         b"content-type": b"text/html; charset=utf-8",
         b"content-length": str(len(body)).encode(),
+        b"content-security-policy": _REFUSAL_POLICY.format(style_hash).encode(),
     }
     await _send(send, refusal.status, list((dict(refusal.headers()) | own).items()), body)
 
 
-# Without styles of its own: those of the page are refused too.
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>sbtk</title>
-<h1>{}</h1>
-<p>What helps: {}.</p>
-</html>
-"""
+_STATIC = Path(__file__).parent / "static"
+_SIGN_IN = """<form action="/" method="get">
+<input type="text" autocomplete="username" value="sbtk" hidden>
+<label for="token">Token</label>
+<input type="password" id="token" name="token" required autofocus autocomplete="current-password">
+<button>Sign in</button>
+</form>"""
+_REFUSAL_POLICY = (
+    "default-src 'none'; style-src 'sha256-{}'; form-action 'self'; frame-ancestors 'none'; "
+    "base-uri 'none'"
+)
+
+
+@functools.cache
+def _style() -> str:
+    # In the page, because the files of the page are refused too.
+    files = ("theme.css", "refusal.css")
+    return "".join((_STATIC / name).read_text(encoding="utf-8") for name in files)
 
 
 async def _send(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:

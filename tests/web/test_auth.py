@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 
 import httpx
 import pytest
@@ -204,11 +206,18 @@ def test_without_the_token_nothing_is_told_but_health() -> None:
 def test_people_are_told_in_a_page_what_programs_are_told_in_json() -> None:
     rules = access_rules("0.0.0.0", token=TOKEN)
     browser = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
-    for path in ("/", "/?token=wrong-token"):
+    for path, message in (
+        ("/", "This server requires a token."),
+        ("/?token=wrong-token", "The token is wrong."),
+    ):
         answer = ask(rules, path, **browser)
         assert answer.status_code == 401
         assert answer.headers["content-type"] == "text/html; charset=utf-8"
-        assert "<h1>This server needs its token.</h1>" in answer.text
+        assert f"<p>{message}</p>" in answer.text
+        assert "<form" in answer.text
+        style = answer.text.partition("<style>")[2].partition("</style>")[0]
+        digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+        assert f"style-src 'sha256-{digest}'" in answer.headers["content-security-policy"]
         assert TOKEN not in answer.text
     assert refusal(ask(rules, "/v1/gallery", **browser)) == (401, "no_token")
     assert refusal(ask(rules, "/")) == (401, "no_token")
