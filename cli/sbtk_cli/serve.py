@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from sbtk_cli import options, output
 from sbtk_cli.options import bundle_for_gallery
@@ -96,7 +98,8 @@ def command(
     made_token = None if is_local or token is not None else new_token()
     rules = access_rules(host, allow_hosts, made_token if token is None else token)
     listening = listen(host, port)
-    address = _address(host, listening.getsockname()[1])
+    port = listening.getsockname()[1]
+    address = _address(host, port)
     shown = address if made_token is None else f"{address}?token={made_token}"
     from sbtk_runtime.web.service import EngineChoice, Service
 
@@ -107,6 +110,7 @@ def command(
         search=search,
         rerank=rerank,
         notify=lambda text: output.notice(text, quiet=quiet),
+        command=_restart_command(gallery, port),
     )
     try:
         with listening, service:
@@ -126,6 +130,23 @@ def command(
     except KeyboardInterrupt:
         output.notice("stopped", quiet=quiet)
     return 0
+
+
+def _restart_command(gallery: Path, port: int) -> str:
+    """Returns the command line that starts this server again, without its token."""
+    from sbtk_runtime.files import printable_name
+
+    context = click.get_current_context()
+    words = ["sbtk", "serve", "--gallery", str(gallery.absolute())]
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        given = context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+        if not given or name in ("gallery", "token", "is_opened", "quiet"):
+            continue
+        value = port if name == "port" else context.params[name]
+        for each in value if isinstance(value, tuple) else (value,):
+            words += [parameter.opts[0], str(each)]
+    return printable_name(shlex.join(words))
 
 
 def _abroad(host: str, *, is_any: bool) -> str:

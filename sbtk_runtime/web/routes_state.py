@@ -26,7 +26,7 @@ MAX_FOLDERS = 1_000
 
 def state_routes(service: Service, metrics: Metrics) -> APIRouter:
     """Returns the routes that tell of the server itself."""
-    router = APIRouter(tags=["Server"])
+    router = APIRouter()
     described = _Described(service)
 
     @router.get(
@@ -101,6 +101,7 @@ class _Described:
             precision=manifest.precision,
             bits=manifest.bits,
             folders=[FolderAnswer.of(path, counts[path]) for path in sorted(fullest)],
+            command=self._service.command,
         )
 
 

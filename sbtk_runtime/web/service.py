@@ -109,6 +109,7 @@ class Service:
         search: how to search.
         rerank: how to order what is found.
         notify: told what an engine does that takes long.
+        command: the command line that starts the server.
 
     Attributes:
         uploads: decodes what clients send.
@@ -128,8 +129,10 @@ class Service:
         search: Search = "auto",
         rerank: Rerank = "none",
         notify: Notify = no_notify,
+        command: str = "sbtk serve",
     ) -> None:
         self.folder = folder
+        self.command = command
         self.bundle = bundle
         self.uploads = UploadDecoder(MOST_QUERIES)
         self.queries = WorkQueue("query", workers=1, waiting=MOST_QUERIES)
@@ -244,7 +247,6 @@ class Service:
         *,
         fold: bool = True,
         offset: int = 0,
-        rerank: Rerank | None = None,
     ) -> Found:
         """Returns the photos nearest to an embedding `(D,) float32` of a sketch or a photo.
 
@@ -256,7 +258,7 @@ class Service:
                 *(embedding, k, self._search),
                 under=under,
                 fold=fold,
-                rerank=rerank or self._rerank,
+                rerank=self._rerank,
                 offset=offset,
                 match_rule=self.bundle.manifest.match_rule if kind == "sketch" else None,
             )
@@ -270,7 +272,6 @@ class Service:
         *,
         fold: bool = True,
         offset: int = 0,
-        rerank: Rerank | None = None,
     ) -> Found:
         """Returns the photos that look like one of the gallery, which is not among them.
 
@@ -286,7 +287,7 @@ class Service:
                 *(photo_id, k, self._search),
                 under=under,
                 fold=fold,
-                rerank=rerank or self._rerank,
+                rerank=self._rerank,
                 offset=offset,
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import stat
@@ -66,6 +67,22 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 def wait_until_ready(port: int) -> None:
     wait_until(lambda: ask(port, "/healthz").status == 200)
+
+
+def test_the_gallery_route_gives_the_command_without_the_token(shared: Workplace) -> None:
+    options = ("--allow-host", "a.test", "--allow-host", "b.test", "--token", "a-secret-token")
+    with started(shared, *options) as process:
+        port = port_of(address_of(process))
+        wait_until_ready(port)
+        bearer = {"authorization": "Bearer a-secret-token"}
+        content = ask(port, "/v1/gallery", headers=bearer).json()
+    command = shlex.split(content["command"])
+    assert command[:6] == [
+        *("sbtk", "serve", "--gallery", str(shared.gallery.absolute())),
+        *("--port", str(port)),
+    ]
+    assert command[6:10] == ["--allow-host", "a.test", "--allow-host", "b.test"]
+    assert command[10:] == ["--model", str(shared.bundle), *ENGINE]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
