@@ -4,7 +4,8 @@
 
 A headless Chromium (Debian's `chromium`, or SBTK_CHROMIUM) draws on the page of `sbtk serve` with
 default options and the pretrained model: strokes of some 300 ms, a new sketch every few strokes.
-Playwright moves the mouse; the page's clock measures.
+Playwright moves the mouse; the page's clock measures. The page keeps the order of the photos until
+the pen has rested for 300 ms, which the figures include.
 """
 
 from __future__ import annotations

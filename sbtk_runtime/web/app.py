@@ -41,11 +41,6 @@ def guarded_app(service: Service, rules: AccessRules) -> ASGIApp:
         title="sbtk",
         version="1",
         description=_DESCRIPTION,
-        openapi_tags=[
-            {"name": "Search", "description": "Photos that look like an image."},
-            {"name": "Photos", "description": "Photos of the gallery: facts, thumbnails, files."},
-            {"name": "Server", "description": "The gallery, the server's health and its metrics."},
-        ],
         docs_url=None,
         openapi_url=None,
         redoc_url=None,
@@ -82,6 +77,8 @@ def _add_page(app: FastAPI) -> None:
     async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
 
+    # In the root, because a service worker controls only pages below its own path.
+    _add_file(app, "/service-worker.js", STATIC / "service-worker.js")
     app.mount("/static", StaticFiles(directory=STATIC))
 
 

@@ -2,48 +2,47 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.browser.visit import ROOF, Visit
+from tests.browser.visit import ROOF, Visit, violations
 from tests.serve_process import ServeProcess
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-SCREENS = {"phone": (390, 844), "tablet": (1024, 768), "desk": (1600, 1000)}
-
-
-def _violations(visit: Visit) -> list[str]:
-    """Returns the serious and critical violations that axe-core finds."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    found: dict[str, Any] = axe.Axe().run(visit.page).response
-    assert len(found["passes"]) > 10
-    return [
-        f"{one['id']}: {node['target']} {node['failureSummary']}"
-        for one in found["violations"]
-        for node in one["nodes"]
-        if one["impact"] in ("serious", "critical")
-    ]
+SCREENS = {
+    "phone": (390, 844),
+    "small phone": (320, 568),
+    "phone in landscape": (844, 390),
+    "tablet": (1024, 768),
+    "tablet in portrait": (820, 1180),
+    "laptop": (1280, 720),
+    "desktop": (1600, 1000),
+}
 
 
 def test_axe_finds_no_serious_violation(chromium: Browser, server: ServeProcess) -> None:
     with Visit(chromium, server.origin, reduced_motion="reduce") as visit:
         visit.open()
-        assert _violations(visit) == []
+        assert violations(visit) == []
         with visit.new_hits():
             visit.stroke(ROOF)
-        assert _violations(visit) == []
+        assert violations(visit) == []
         visit.page.emulate_media(color_scheme="dark")
-        assert _violations(visit) == []
+        assert violations(visit) == []
         visit.page.locator("#hits li a").first.click()
         visit.page.get_by_role("dialog").wait_for()
-        assert _violations(visit) == []
+        assert violations(visit) == []
         visit.page.get_by_role("button", name="Close").click()
+        visit.page.get_by_role("button", name="photos").click()
+        visit.page.locator("#info").wait_for()
+        assert violations(visit) == []
+        visit.page.keyboard.press("Escape")
         visit.page.keyboard.press("?")
         visit.page.get_by_role("dialog", name="Keyboard shortcuts").wait_for()
-        assert _violations(visit) == []
+        assert violations(visit) == []
 
 
 @pytest.mark.parametrize("screen", SCREENS)
@@ -51,6 +50,13 @@ def test_the_page_fits_the_screen(chromium: Browser, server: ServeProcess, scree
     width, height = SCREENS[screen]
     with Visit(chromium, server.origin, viewport={"width": width, "height": height}) as visit:
         visit.open()
+        visit.wait_for_recent()
+        assert visit.fits()
+        # Examples and photos fill the page before anything is drawn.
+        list_bottom = "list => list.getBoundingClientRect().bottom"
+        assert visit.page.eval_on_selector("#hits", list_bottom) > height
+        example = visit.page.locator(".example").first.bounding_box()
+        assert example is not None and example["y"] < height
         with visit.new_hits():
             visit.stroke(ROOF)
         assert visit.fits()
@@ -65,21 +71,31 @@ def test_the_page_fits_the_screen(chromium: Browser, server: ServeProcess, scree
         assert first["y"] < height - 40
 
 
+def test_the_help_fits_a_laptop(chromium: Browser, server: ServeProcess) -> None:
+    with Visit(chromium, server.origin, viewport={"width": 1280, "height": 720}) as visit:
+        visit.open()
+        visit.page.keyboard.press("?")
+        help_dialog = visit.page.get_by_role("dialog", name="Keyboard shortcuts")
+        box = help_dialog.bounding_box()
+        assert box is not None and box["y"] >= 0 and box["y"] + box["height"] <= 720
+        assert help_dialog.evaluate("dialog => dialog.scrollHeight <= dialog.clientHeight")
+
+
 def test_the_theme_follows_the_system_or_the_button(
     chromium: Browser, server: ServeProcess
 ) -> None:
     with Visit(chromium, server.origin, color_scheme="dark") as visit:
         visit.open()
         dark = _brightness(visit)
-        button = visit.page.get_by_role("button", name="Theme")
-        button.click()
-        assert button.get_attribute("aria-label") == "Theme: light"
+        visit.page.get_by_role("button", name="photos").click()
+        visit.page.get_by_role("radio", name="Light").check()
         light = _brightness(visit)
         assert dark < 80 < 200 < light
         visit.open()
         assert _brightness(visit) == light
         visit.page.keyboard.press("t")
         assert _brightness(visit) == dark
+        visit.page.get_by_role("status").filter(has_text="Theme: dark.").wait_for()
 
 
 def test_injected_scripts_do_not_run(visit: Visit) -> None:

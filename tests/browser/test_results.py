@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -14,12 +16,17 @@ from sbtk_runtime.gallery.update import update_gallery
 from tests.browser.conftest import GENERATED
 from tests.browser.visit import DOOR, ROOF, Visit
 from tests.serve_process import serving
-from tests.tiny import write_photos
+from tests.tiny import tiny_bundle, write_photos
+from tests.tiny_gallery import index
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator
+    from playwright.sync_api import Browser, Locator, Route
 
 ALL_PHOTOS = GENERATED + 3
+_SCROLL = """() => new Promise((resolve) => {
+    scrollBy({ top: innerHeight * 0.8, behavior: "instant" });
+    requestAnimationFrame(() => requestAnimationFrame(resolve));
+})"""
 
 
 @pytest.fixture
@@ -31,17 +38,10 @@ def found(visit: Visit) -> Visit:
 
 
 def test_scrolling_loads_every_photo_once(found: Visit) -> None:
-    first = found.ids()
-    while len(found.ids()) < ALL_PHOTOS:
-        with found.new_hits():
-            found.page.mouse.move(1000, 500)
-            found.page.mouse.wheel(0, 2000)
-    shown = found.ids()
-    assert sorted(shown) == sorted(set(shown))
+    shown = _scroll_to_end(found)
     assert len(shown) == ALL_PHOTOS
-    assert shown[: len(first)] == first
-    ranks = found.page.locator("#hits .card-rank").all_text_contents()
-    assert ranks == [str(rank) for rank in range(1, ALL_PHOTOS + 1)]
+    assert list(shown) == list(range(1, ALL_PHOTOS + 1))
+    assert len(set(shown.values())) == ALL_PHOTOS
     assert not found.page.get_by_role("button", name="Show more").is_visible()
 
 
@@ -111,7 +111,7 @@ def test_more_like_this_shows_similar_photos(found: Visit) -> None:
     assert f"/v1/photos/{before[0]}/similar" in found.queries[-1].url
     alike = found.ids()
     assert before[0] not in alike
-    assert len(set(alike)) == 24
+    assert found.count() == 24
     assert found.page.locator("#similar-bar").inner_text().startswith(f"Similar to {name}")
     with found.new_hits():
         found.page.get_by_role("button", name="Back to the sketch").click()
@@ -156,10 +156,10 @@ def test_the_folder_filter_restricts_the_hits(found: Visit, photos: Path) -> Non
     with found.new_hits():
         choice.select_option(str(photos / "shapes"))
     assert set(found.names()) <= {path.name for path in (photos / "shapes").iterdir()}
-    assert len(found.ids()) == 24
+    assert found.count() == 24
     with found.new_hits():
         choice.select_option("")
-    assert len(found.ids()) == 24
+    assert found.count() == 24
 
 
 def test_identical_photos_are_one_card_and_the_viewer_lists_them(
@@ -180,7 +180,7 @@ def test_identical_photos_are_one_card_and_the_viewer_lists_them(
                 visit.stroke(ROOF)
             assert len(visit.ids()) == 4
             cards = visit.page.locator("#hits a")
-            assert cards.locator(".card-copies:visible").all_text_contents() == ["+3 identical"]
+            assert cards.locator(".photo-copies:visible").all_text_contents() == ["+3 identical"]
             cards.filter(has_text="+3 identical").click()
             dialog = visit.page.locator("dialog[open]")
             assert not dialog.locator("li").first.is_visible()
@@ -192,6 +192,184 @@ def test_identical_photos_are_one_card_and_the_viewer_lists_them(
             is_last = str(visit.page.evaluate("location.href")).endswith(f"{visit.ids()[-1]}")
             visit.page.keyboard.press("ArrowLeft" if is_last else "ArrowRight")
             visit.page.wait_for_function("() => document.getElementById('viewer-copies').hidden")
+
+
+def test_photos_keep_their_aspect_ratios_in_rows_of_full_width(found: Visit, photos: Path) -> None:
+    width = found.page.eval_on_selector("#hits", "list => list.clientWidth")
+    rows: dict[float, list[tuple[float, float]]] = {}
+    script = """items => items.map(item => {
+        const { x, y, width, height } = item.getBoundingClientRect();
+        const { naturalWidth, naturalHeight } = item.querySelector("img");
+        return [Math.round(y), x, width, height, naturalWidth / naturalHeight];
+    })"""
+    found.wait_until("() => [...document.images].every(image => image.complete)")
+    found.page.wait_for_timeout(300)
+    for y, x, item_width, height, ratio in found.page.eval_on_selector_all("#hits > li", script):
+        assert item_width / height == pytest.approx(ratio, rel=0.03)
+        rows.setdefault(y, []).append((x, item_width))
+    assert len(rows) > 3
+    *full, _ = rows.values()
+    for row in full:
+        assert row[-1][0] + row[-1][1] - row[0][0] == pytest.approx(width, abs=2)
+
+
+def test_names_and_scores_appear_on_hover_and_focus(found: Visit) -> None:
+    found.page.mouse.move(5, 5)
+    info = found.page.locator("#hits li .photo-info")
+    opacity = "element => getComputedStyle(element).opacity"
+    found.page.wait_for_timeout(300)
+    assert {info.nth(index).evaluate(opacity) for index in range(5)} == {"0"}
+    _card(found, 1).hover()
+    found.page.wait_for_timeout(300)
+    assert info.nth(1).evaluate(opacity) == "1"
+    assert info.nth(1).inner_text().split()[0] == found.names()[1]
+    found.page.keyboard.press("r")
+    found.page.wait_for_timeout(300)
+    assert info.nth(0).evaluate(opacity) == "1"
+
+
+def test_photos_keep_their_order_until_the_pen_rests(found: Visit) -> None:
+    before, sent = found.ids(), len(found.queries)
+    found.page.evaluate(
+        """() => {
+            window.moves = [];
+            window.updates = [];
+            addEventListener("pointermove", () => window.moves.push(performance.now()), true);
+            new PerformanceObserver((list) => {
+                const marks = list.getEntries().filter(({ name }) => name === "sbtk:shown");
+                window.updates.push(...marks.map(({ startTime }) => startTime));
+            }).observe({ type: "mark" });
+        }"""
+    )
+    with found.new_hits():
+        found.press(DOOR[0])
+        for step in range(40):
+            found.move([(0.3 + 0.01 * step, 0.6 + 0.1 * (step % 2))], steps=2)
+            found.page.wait_for_timeout(20)
+        found.page.mouse.up()
+    moves, updates = found.page.evaluate("[moves, updates]")
+    assert len(found.queries) > sent + 1, "searches continue while the pen moves"
+    assert updates
+    for update in updates:
+        assert update - max(move for move in moves if move < update) > 290
+    assert found.ids() != before
+    assert found.ids() == found.resend_last()
+
+
+def test_a_search_without_close_matches_says_so(visit: Visit) -> None:
+    page = visit.page
+    rating: dict[str, Any] = {"no_close_match": True}
+
+    def rate(route: Route) -> None:
+        response = route.fetch()
+        content = response.json() | {"no_close_match": rating["no_close_match"]}
+        for hit in content["hits"]:
+            is_weak = rating["no_close_match"] or hit["rank"] > 5
+            hit["match"] = "weak" if is_weak else "good"
+        route.fulfill(response=response, json=content)
+
+    with visit.new_hits():
+        visit.stroke(ROOF)
+    assert page.locator("#hits .divider").count() == 0
+    visit.context.route("**/v1/query*", rate)
+    with visit.new_hits():
+        visit.stroke(DOOR)
+    divider = page.locator("#hits .divider")
+    assert divider.inner_text() == "No close match. Best guesses:"
+    assert page.locator("#hits > li").first.get_attribute("class") == "divider"
+    rating["no_close_match"] = False
+    with visit.new_hits():
+        page.keyboard.press("Control+z")
+    assert divider.inner_text() == "Weaker matches"
+    items = page.locator("#hits > li")
+    assert items.nth(5).get_attribute("class") == "divider"
+    assert _bottom(items.nth(4)) < _bottom(divider) < _bottom(items.nth(6))
+
+
+def test_recent_photos_are_shown_before_anything_is_drawn(visit: Visit, photos: Path) -> None:
+    newest = sorted(
+        (path for path in photos.rglob("*") if path.is_file()),
+        key=lambda path: -path.stat().st_mtime,
+    )
+    visit.wait_for_recent()
+    assert visit.page.get_by_role("heading", name="Recent photos").is_visible()
+    assert set(visit.names()[:3]) <= {path.name for path in newest[:40]}
+    shown = _scroll_to_end(visit)
+    assert len(set(shown.values())) == len(shown) == ALL_PHOTOS
+    visit.page.get_by_label("Folder").select_option(str(photos / "places"))
+    visit.wait_until("() => document.querySelectorAll('#hits > li').length === 1")
+    assert visit.names() == ["china.jpg"]
+    visit.page.get_by_role("link", name="china.jpg").click()
+    visit.page.get_by_role("dialog", name="china.jpg").wait_for()
+
+
+def test_an_example_is_drawn_and_searched_for(visit: Visit) -> None:
+    visit.wait_for_recent()
+    with visit.new_hits():
+        visit.page.get_by_role("button", name="Draw the example: flower").click()
+    assert visit.names()[0] == "flower.jpg"
+    assert visit.ids() == visit.resend_last()
+    assert not visit.page.locator("#welcome").is_visible()
+    visit.page.get_by_role("button", name="Clear").click()
+    visit.wait_for_recent()
+    assert visit.page.locator("#examples button").count() == 3
+
+
+def test_the_popover_shows_the_engine_and_the_duration_of_a_search(found: Visit) -> None:
+    found.page.get_by_role("button", name=f"{ALL_PHOTOS} photos").click()
+    info = found.page.locator("#info")
+    health = json.loads(found.context.request.get(f"{found.origin}/healthz").text())
+    assert f"{health['engine']['name']} {health['engine']['version']}" in info.inner_text()
+    assert re.fullmatch(r"\d+ ms", info.locator("#info-duration").inner_text())
+    found.page.keyboard.press("Escape")
+    assert not info.is_visible()
+
+
+def test_a_large_gallery_scrolls_to_its_end_with_few_cards(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    bundle = tiny_bundle(tmp_path / "tiny")
+    write_photos(tmp_path / "photos", 500)
+    index(tmp_path / "g.sbtk", tmp_path / "photos", bundle, commit_every=256)
+    with serving(tmp_path / "g.sbtk", "--model", str(bundle), log=tmp_path / "log") as served:
+        served.wait_until_ready()
+        with Visit(chromium, served.origin) as visit:
+            visit.open()
+            with visit.new_hits():
+                visit.stroke(ROOF)
+            shown = _scroll_to_end(visit)
+            assert list(shown) == list(range(1, 501))
+            assert len(set(shown.values())) == 500
+            assert visit.page.locator("#hits > li").count() < 150
+            # The keyboard reaches both ends.
+            visit.page.keyboard.press("r")
+            focused = "() => Number(document.activeElement.closest('li').ariaPosInSet)"
+            for key, position in (("End", 500), ("Home", 1), ("ArrowRight", 2)):
+                visit.page.keyboard.press(key)
+                assert visit.page.evaluate(focused) == position
+            assert visit.page.evaluate("scrollY") < 200
+
+
+def _scroll_to_end(visit: Visit) -> dict[int, int]:
+    """Scrolls until no new photos appear; returns their ids by position."""
+    script = "items => items.map(item => [Number(item.ariaPosInSet), Number(item.dataset.id)])"
+    seen: dict[int, int] = {}
+    for _ in range(400):
+        shown = dict(visit.page.eval_on_selector_all("#hits > li.photo", script))
+        is_end = "() => scrollY + innerHeight >= document.documentElement.scrollHeight - 2"
+        is_loaded = visit.page.locator("#load-more").is_hidden()
+        if is_loaded and not shown.keys() - seen.keys() and visit.page.evaluate(is_end):
+            return dict(sorted(seen.items()))
+        seen |= shown
+        visit.page.evaluate(_SCROLL)
+        visit.page.wait_for_timeout(50)
+    raise AssertionError(f"{len(seen)} photos, and no end")
+
+
+def _bottom(item: Locator) -> float:
+    box = item.bounding_box()
+    assert box is not None
+    return box["y"] + box["height"]
 
 
 def _card(visit: Visit, index: int) -> Locator:

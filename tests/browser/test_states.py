@@ -21,7 +21,7 @@ from sbtk_runtime.gallery.graph import next_graph
 from sbtk_runtime.gallery.rows import Vectors
 from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import GalleryManifest
-from tests.browser.visit import ROOF, Visit
+from tests.browser.visit import ROOF, Visit, violations
 from tests.serve_process import serving
 from tests.tiny import tiny_bundle, tiny_photo, write_photos, write_tiny_manifest
 from tests.tiny_gallery import index
@@ -91,6 +91,9 @@ def test_a_restarted_server_loses_no_stroke(chromium: Browser, place: Path) -> N
             visit.stroke(ROOF)
             visit.wait_for_status("unreachable")
             visit.page.get_by_role("heading", name="Cannot reach the server").wait_for()
+            command = visit.page.locator("#empty-state code").inner_text()
+            gallery, port = place / "gallery.sbtk", served.port
+            assert command.startswith(f"sbtk serve --gallery {gallery} --port {port} --model ")
             options["port"] = served.port
             with (
                 visit.new_hits(),
@@ -213,7 +216,7 @@ def test_a_sketch_survives_a_reload(chromium: Browser, place: Path) -> None:
             # The page requests no more hits than there are photos.
             assert visit.page.locator("#notices").text_content() == ""
             visit.page.get_by_role("button", name="Undo").click()
-            visit.page.wait_for_selector("#empty-state:not([hidden])")
+            visit.wait_for_recent()
             assert visit.ink() == 0
 
 
@@ -248,7 +251,7 @@ def test_a_missing_photo_shows_an_error_on_its_card(chromium: Browser, place: Pa
             # The next search loads the thumbnail again.
             shutil.move(place / "elsewhere.jpg", place / "photos" / "photo-0002.jpg")
             visit.page.get_by_role("button", name="Clear").click()
-            visit.page.wait_for_selector("#empty-state:not([hidden])")
+            visit.wait_for_recent()
             with visit.new_hits():
                 visit.page.get_by_role("button", name="Undo").click()
             missing.get_by_text("Cannot display this photo").wait_for(state="hidden")
@@ -295,12 +298,20 @@ def test_an_empty_gallery_shows_the_command_to_index(chromium: Browser, tmp_path
             assert visit.ids() == []
 
 
-def test_a_token_in_the_url_signs_in_and_is_removed(chromium: Browser, place: Path) -> None:
+def test_a_token_signs_in_from_the_form_or_the_url(chromium: Browser, place: Path) -> None:
     options = ("--model", str(place / "tiny"), "--token", "a-token-of-ours")
     with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
         with Visit(chromium, served.origin) as visit:
             answer = visit.page.goto(served.origin)
             assert answer is not None and answer.status == 401
+            assert violations(visit) == []
+            visit.page.get_by_label("Token").fill("another-token")
+            visit.page.get_by_role("button", name="Sign in").click()
+            visit.page.get_by_text("The token is wrong.").wait_for()
+            visit.page.get_by_label("Token").fill("a-token-of-ours")
+            visit.page.keyboard.press("Enter")
+            visit.wait_for_status("ok")
+            assert visit.page.url == f"{served.origin}/"
             visit.expect_message("401")
         with Visit(chromium, served.origin) as visit:
             visit.open("/?token=a-token-of-ours")
@@ -309,6 +320,42 @@ def test_a_token_in_the_url_signs_in_and_is_removed(chromium: Browser, place: Pa
                 visit.stroke(ROOF)
             assert len(visit.ids()) == 6
             assert visit.page.evaluate("document.cookie") == ""
+
+
+def test_the_page_opens_while_the_server_is_stopped(chromium: Browser, place: Path) -> None:
+    options: dict[str, Any] = {"log": place / "log"}
+    with serving(place / "gallery.sbtk", "--model", str(place / "tiny"), **options) as served:
+        served.wait_until_ready()
+        with Visit(chromium, served.origin, service_workers="allow") as visit:
+            visit.open()
+            manifest = visit.page.locator("link[rel=manifest]").get_attribute("href")
+            content = visit.context.request.get(f"{served.origin}/{manifest}").json()
+            for icon in content["icons"]:
+                url = f"{served.origin}/static/{icon['src']}"
+                assert visit.context.request.get(url).headers["content-type"] == icon["type"]
+            cached = """async () => {
+                const cache = await caches.open("sbtk-page");
+                const urls = (await cache.keys()).map(({ url }) => new URL(url).pathname);
+                const expected = ["/", "/static/main.js", "/static/page.css"];
+                return expected.every((url) => urls.includes(url));
+            }"""
+            visit.wait_until(cached)
+            assert served.stop() == 0
+            visit.page.goto(served.origin)
+            visit.page.get_by_role("heading", name="Cannot reach the server").wait_for()
+            visit.stroke(ROOF)
+            assert visit.ink() > 500
+            kept = "caches.open('sbtk-page').then(cache => cache.keys())"
+            urls = visit.page.evaluate(f"{kept}.then(keys => keys.map(({{ url }}) => url))")
+            assert not [url for url in urls if "/v1/" in url or "?" in url]
+            options["port"] = served.port
+            with (
+                visit.new_hits(),
+                serving(place / "gallery.sbtk", "--model", str(place / "tiny"), **options),
+            ):
+                visit.wait_for_status("ok")
+            visit.expect_message("ERR_|Failed to fetch|service-worker")
+            visit.allow_message("503")
 
 
 def _make_slow_to_load(bundle: Path) -> None:

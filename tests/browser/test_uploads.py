@@ -80,7 +80,7 @@ def test_a_photo_is_detected_and_finds_itself(visit: Visit, photos: Path) -> Non
         _open(visit, photos / "places" / "china.jpg")
     assert visit.page.get_by_role("radio", name="Photo").is_checked()
     assert visit.names()[0] == "china.jpg"
-    score = visit.page.locator("#hits .card-score").first.text_content()
+    score = visit.page.locator("#hits .photo-score").first.text_content()
     assert score is not None and float(score) > 0.99
     as_photo = visit.ids()
     with visit.new_hits():

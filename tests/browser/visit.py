@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page, Request, WebError
 
@@ -23,6 +25,7 @@ ROOF: Sequence[Place] = ((0.2, 0.8), (0.2, 0.4), (0.5, 0.15), (0.8, 0.4), (0.8, 
 DOOR: Sequence[Place] = ((0.45, 0.8), (0.45, 0.6), (0.6, 0.6), (0.6, 0.8))
 
 _TIMEOUT_S = 30
+_COMPARED = 12
 
 # The page sets performance marks when the drawing changes and when hits are shown. Cards must have
 # stopped moving, because a click on a moving card can hit another one.
@@ -65,9 +68,13 @@ class Visit:
         self.origin = origin
         self.queries: list[Request] = []
         self._messages: list[str] = []
-        self._expected: list[str] = []
+        self._expected: list[str] = ["Service Worker registration blocked by Playwright"]
         self._foreign_requests: list[str] = []
-        chosen: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}}
+        chosen: dict[str, Any] = {
+            "viewport": {"width": 1280, "height": 900},
+            # Playwright cannot intercept requests that go through a service worker.
+            "service_workers": "block",
+        }
         self.context = browser.new_context(**(chosen | settings))
         self.context.set_default_timeout(1000 * _TIMEOUT_S)
         self.context.add_init_script(_RECORD_BODIES)
@@ -92,9 +99,11 @@ class Visit:
             assert not unexpected, unexpected
 
     def open(self, path: str = "/", status: str = "ok") -> None:
-        """Opens the page and waits until it shows this status of the server."""
+        """Opens the page and waits until it shows this status of the server, and photos if ok."""
         self.page.goto(self.origin + path)
         self.wait_for_status(status)
+        if status == "ok":
+            self.page.wait_for_selector('#results[data-shown][aria-busy="false"]')
 
     def wait_for_status(self, status: str) -> None:
         """Waits until the page shows the status `ok`, `loading`, `unreachable` ..."""
@@ -139,22 +148,35 @@ class Visit:
         assert box is not None
         return box["x"] + place[0] * box["width"], box["y"] + place[1] * box["height"]
 
+    def wait_for_recent(self) -> None:
+        """Waits until the page shows the recent photos, because there is nothing to search for."""
+        self.page.wait_for_selector('#results[data-shown="recent"][aria-busy="false"]')
+
     def ids(self) -> list[int]:
-        """Returns the ids of the photos shown, best first."""
-        script = "cards => cards.map(card => Number(card.dataset.id))"
-        return list(self.page.eval_on_selector_all("#hits > li", script))
+        """Returns the ids of the first photos, best first, at most 12.
+
+        Photos far from the viewport are not in the document.
+        """
+        script = "items => items.map(item => [Number(item.ariaPosInSet), Number(item.dataset.id)])"
+        shown = self.page.eval_on_selector_all("#hits > li.photo", script)
+        return [photo_id for position, photo_id in shown if position <= _COMPARED]
+
+    def count(self) -> int:
+        """Returns the number of photos in the results, in the document or not."""
+        script = "items => items.length && Number(items[0].ariaSetSize)"
+        return int(self.page.eval_on_selector_all("#hits > li.photo", script))
 
     def names(self) -> list[str]:
-        """Returns the names of the photos shown, best first."""
-        return self.page.locator("#hits .card-name").all_text_contents()
+        """Returns the names of the photos in the document, best first."""
+        return self.page.locator("#hits .photo-name").all_text_contents()
 
     def resend_last(self) -> list[int]:
-        """Sends the last image again, and returns the ids that the server finds."""
+        """Sends the last image again, and returns the first ids that the server finds."""
         sent = self.page.evaluate(_LAST_SENT)
         body, headers = base64.b64decode(sent["bytes"]), {"Content-Type": sent["type"]}
         request = urllib.request.Request(f"{self.origin}/{sent['address']}", body, headers)
         with urllib.request.urlopen(request, timeout=20) as response:
-            return [hit["id"] for hit in json.load(response)["hits"]]
+            return [hit["id"] for hit in json.load(response)["hits"]][:_COMPARED]
 
     def ink(self) -> int:
         """Returns the number of canvas pixels with ink."""
@@ -208,3 +230,16 @@ class Visit:
     def _on_console(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning", "assert"):
             self._messages.append(f"{message.text} ({message.location['url']})")
+
+
+def violations(visit: Visit) -> list[str]:
+    """Returns the serious and critical violations that axe-core finds."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    found: dict[str, Any] = axe.Axe().run(visit.page).response
+    assert len(found["passes"]) > 5
+    return [
+        f"{one['id']}: {node['target']} {node['failureSummary']}"
+        for one in found["violations"]
+        for node in one["nodes"]
+        if one["impact"] in ("serious", "critical")
+    ]

@@ -1,11 +1,18 @@
 // Client of the HTTP API. URLs are relative, so that a reverse proxy can serve the page under any path.
 
 /** @typedef {{ id: number, path?: string | null, path_bytes?: string | null }} Copy */
-/** @typedef {{ rank: number, score: number, id: number, path?: string | null, path_bytes?: string | null, copies?: Copy[] }} Hit */
-/** @typedef {{ hits: Hit[], generation: number, engine: unknown, took_ms: number, notices?: string[] }} QueryResponse */
+/**
+ * A photo in the results. Photos that are listed without a search have no rank and no score.
+ * @typedef {{ rank?: number, score?: number, id: number, path?: string | null, path_bytes?: string | null,
+ *   copies?: Copy[], match?: "good" | "weak" }} Hit
+ */
+/**
+ * @typedef {{ hits: Hit[], generation: number, took_ms?: number, notices?: string[],
+ *   no_close_match?: boolean }} QueryResponse
+ */
 /** @typedef {{ path?: string | null, path_bytes?: string | null, name: string, count: number }} Folder */
-/** @typedef {{ name: string, count: number, generation: number, folders: Folder[] }} Gallery */
-/** @typedef {{ name: string, version?: string, device?: string, precision?: string }} Engine */
+/** @typedef {{ name: string, count: number, generation: number, model_id: string, folders: Folder[], command: string }} Gallery */
+/** @typedef {{ name: string, version: string, device: string, precision: string }} Engine */
 /** @typedef {{ code: string, message: string, next?: string }} ErrorBody */
 /** @typedef {{ status: string, engine?: Engine | null, generation?: number | null, photos?: number | null, problem?: ErrorBody | null }} Health */
 /**
@@ -17,7 +24,7 @@
  * @property {number} size_bytes
  * @property {string} modified ISO 8601
  */
-/** @typedef {{ k: number, under: string }} QueryOptions `under` is a folder, or "" for all */
+/** @typedef {{ limit: number, offset: number, under: string }} QueryOptions `under` is a folder, or "" for all */
 
 const TIMEOUT_MS = 20_000;
 
@@ -61,6 +68,17 @@ export function similar(id, options, signal) {
 }
 
 /**
+ * Lists photos, newest first.
+ * @param {QueryOptions} options
+ * @param {AbortSignal} signal
+ * @returns {Promise<QueryResponse>}
+ */
+export async function recentPhotos(options, signal) {
+  const { photos, generation } = await requestJson(`v1/photos?${parameters(options)}`, { signal });
+  return { hits: photos, generation };
+}
+
+/**
  * @param {number} id
  * @param {AbortSignal} [signal]
  * @returns {Promise<Photo>}
@@ -99,8 +117,9 @@ export function fileUrl(id) {
 }
 
 /** @param {QueryOptions} options */
-function parameters({ k, under }) {
-  return new URLSearchParams(under === "" ? { k: `${k}` } : { k: `${k}`, under }).toString();
+function parameters({ limit, offset, under }) {
+  const page = { limit: `${limit}`, offset: `${offset}` };
+  return new URLSearchParams(under === "" ? page : { ...page, under }).toString();
 }
 
 /**

@@ -46,7 +46,7 @@ export function setChecked(name, value) {
 /** Resets all radio buttons. Firefox restores them on reload, but not the image that they belong to. */
 export function resetRadios() {
   for (const radio of document.querySelectorAll("input")) {
-    if (radio.type === "radio") radio.checked = radio.defaultChecked;
+    if (radio.type === "radio" && radio.name !== "theme") radio.checked = radio.defaultChecked;
   }
 }
 

@@ -34,9 +34,9 @@ export class Drawing extends EventTarget {
   /** @type {Mark[]} */
   #undone = [];
 
-  /** @param {Mark} mark */
-  add(mark) {
-    this.#marks.push(mark);
+  /** @param {readonly Mark[]} marks */
+  add(...marks) {
+    this.#marks.push(...marks);
     this.#undone = [];
     this.#changed();
   }

@@ -6,7 +6,7 @@ import { announce, byId } from "./dom.js";
 /** @typedef {import("./server_status.js").Status} Status */
 /**
  * @typedef {object} Message
- * @property {"welcome" | "loading" | "error" | "empty"} kind
+ * @property {"loading" | "error" | "empty"} kind
  * @property {string} title
  * @property {string} text
  * @property {string} [command] to type in a terminal
@@ -44,9 +44,10 @@ let lastTitle = "";
  * Returns the message for a status of the server; null if the server works.
  * @param {Status} status
  * @param {Health} health
+ * @param {string} command that starts the server
  * @returns {Message | null}
  */
-export function statusMessage(status, health) {
+export function statusMessage(status, health, command) {
   if (status === "loading") {
     return { kind: "loading", title: "The engine is starting", text: "You can already draw. Photos appear when it is ready." };
   }
@@ -55,7 +56,7 @@ export function statusMessage(status, health) {
       kind: "error",
       title: "Cannot reach the server",
       text: "Your sketch is kept, and the page reconnects by itself. To start the server, run:",
-      command: "sbtk serve",
+      command,
     };
   }
   if (status === "unauthorized") {
@@ -92,19 +93,6 @@ export function errorMessage(message, next, canRetry = false) {
 }
 
 /**
- * @param {number} count the photos in the gallery
- * @returns {Message}
- */
-export function welcomeMessage(count) {
-  const photos = count === 1 ? "your photo" : `your ${count.toLocaleString("en")} photos`;
-  return {
-    kind: "welcome",
-    title: "Draw what you are looking for",
-    text: count > 0 ? `The best matches among ${photos} appear while you draw.` : "The best matches appear while you draw.",
-  };
-}
-
-/**
  * Shows a message, or hides it for null.
  * @param {Message | null} message
  */
@@ -122,7 +110,7 @@ export function showMessage(message) {
   command.textContent = message.command ?? "";
   command.hidden = message.command === undefined;
   byId("retry", HTMLButtonElement).hidden = message.canRetry !== true;
-  if (message.title !== lastTitle && message.kind !== "welcome") {
+  if (message.title !== lastTitle) {
     announce([`${message.title}.`, message.text, message.command ?? ""].join(" ").trim());
   }
   lastTitle = message.title;

@@ -5,6 +5,7 @@ import { Drawing } from "./drawing.js";
 import { renderImage } from "./rendering.js";
 import { photoIdAt } from "./results_grid.js";
 import { ResultsPane } from "./results_pane.js";
+import { showExamples } from "./examples.js";
 import { ServerMonitor } from "./server_status.js";
 import { restoreSketch, saveSketchOnExit } from "./session_store.js";
 import { SketchPad } from "./sketch_pad.js";
@@ -30,6 +31,7 @@ let image = null;
 saveSketchOnExit(drawing);
 setUpToolbar(pad, { toggleKind, focusResults, likeFocused });
 acceptImages(addImage, showSimilar);
+showExamples((strokes) => drawing.add(...strokes));
 
 pad.addEventListener("draw", () => {
   hideSimilar();
@@ -61,12 +63,13 @@ urlState.addEventListener("change", applyUrlState);
 updateCanvasHint();
 applyUrlState();
 void monitor.start();
+void registerServiceWorker();
 
 /** @returns {Query | null} null if there is nothing to search for */
 function currentQuery() {
   const under = byId("folder", HTMLSelectElement).value;
   const { like } = currentState();
-  if (like !== null) return { like, under };
+  if (like !== null) return { kind: "similar", id: like, under };
   if (drawing.visible.length === 0 && !pad.isDrawing) return null;
   const kind = checkedValue("as") === "photo" ? "photo" : "sketch";
   return { image: () => renderImage(drawing, pad.unfinished), kind, under };
@@ -107,9 +110,7 @@ function toggleKind() {
 }
 
 function focusResults() {
-  const first = results.grid.list.querySelector("a");
-  if (first === null) announce("No photos yet.");
-  else first.focus();
+  if (!results.grid.focusFirst()) announce("No photos yet.");
 }
 
 function updateCanvasHint() {
@@ -120,6 +121,24 @@ function applyUrlState() {
   const { like, photo } = currentState();
   byId("sketch-panel", HTMLElement).classList.toggle("is-inactive", like !== null);
   results.showSimilar(like);
-  if (photo === null) viewer.close();
-  else viewer.open(photo);
+  if (photo === null) {
+    viewer.close();
+  } else {
+    viewer.open(photo);
+    results.loadMoreAfter(photo);
+  }
+}
+
+/** Makes the page installable, and lets it open while the server is stopped. */
+async function registerServiceWorker() {
+  // Available on HTTPS and localhost.
+  if (!("serviceWorker" in navigator)) return;
+  try {
+    await navigator.serviceWorker.register("service-worker.js");
+    const { active } = await navigator.serviceWorker.ready;
+    const files = performance.getEntriesByType("resource").map(({ name }) => name);
+    active?.postMessage([...new Set([new URL("./", location.href).href, ...files])]);
+  } catch {
+    // The page works without it.
+  }
 }

@@ -1,14 +1,25 @@
-// The results as a grid of cards. A photo keeps its card from one response to the next, so that the grid does
-// not flicker while the user draws.
+// The photos in justified rows: every photo keeps its aspect ratio, and every row fills the width. Only rows near
+// the viewport are in the document, so that galleries of any size can be scrolled to the end.
 
 import { displayName, displayPath } from "./paths.js";
 import { cancelLoading, loadThumbnail, scheduleSharpening } from "./thumbnails.js";
 import { hrefFor } from "./url_state.js";
 
 /** @typedef {import("./api.js").Hit} Hit */
-/** @typedef {{ item: HTMLLIElement, link: HTMLAnchorElement, image: HTMLImageElement, hit: Hit }} Card */
+/** @typedef {{ left: number, top: number, width: number, height: number }} Box */
+/** @typedef {{ item: HTMLLIElement, link: HTMLAnchorElement, image: HTMLImageElement, box: Box | null }} Card */
+/** @typedef {{ start: number, end: number, top: number, height: number }} Row hits `start` to `end` (excluded) */
+/** @typedef {{ index: number, text: string }} Divider a heading before the hit at `index` */
 
-const HIGH_PRIORITY_CARDS = 6;
+const GAP_PX = 6;
+const DIVIDER_PX = 34;
+const DEFAULT_RATIO = 4 / 3;
+// Images beyond these aspect ratios are letterboxed.
+const [MIN_RATIO, MAX_RATIO] = [0.4, 4];
+const HIGH_PRIORITY_CARDS = 8;
+const PREPARED_CARDS = 20;
+const PREPARE_TIMEOUT_MS = 400;
+const RELAYOUT_MS = 60;
 const MAX_CACHED_CARDS = 400;
 const MOVE_MS = 220;
 /** The drag-and-drop type of a card: the id of its photo. */
@@ -16,62 +27,92 @@ export const PHOTO_TYPE = "application/x-sbtk-photo";
 
 /** Dispatches "open" and "like" (detail: the photo's id) when the user opens a card or asks for similar photos. */
 export class ResultsGrid extends EventTarget {
-  /** @type {Map<number, Card>} by photo id, least recently shown first */
-  #cards = new Map();
   /** @type {Hit[]} */
   hits = [];
+  /** @type {Map<number, Card>} by photo id, least recently used first */
+  #cards = new Map();
+  /** @type {Map<number, number>} width / height by photo id */
+  #ratios = new Map();
+  /** @type {Map<number, number>} positions in `hits` by photo id */
+  #positions = new Map();
+  /** @type {Row[]} */
+  #rows = [];
+  /** @type {Divider | null} */
+  #divider = null;
+  #dividerItem = document.createElement("li");
+  #width = 0;
+  /** @type {number | undefined} */
+  #relayoutTimer;
 
   /** @param {HTMLOListElement} list */
   constructor(list) {
     super();
     this.list = list;
+    this.#dividerItem.className = "divider";
     list.addEventListener("click", (event) => this.#handleClick(event));
     list.addEventListener("keydown", (event) => this.#handleKey(event));
     list.addEventListener("dragstart", (event) => {
       const id = photoIdAt(event.target);
       if (id !== null) event.dataTransfer?.setData(PHOTO_TYPE, `${id}`);
     });
-    window.addEventListener("scroll", () => this.#sharpen(), { passive: true });
-    window.addEventListener("resize", () => this.#sharpen());
+    window.addEventListener("scroll", () => this.#render(), { passive: true });
+    window.addEventListener("resize", () => this.#render());
+    new ResizeObserver(() => {
+      if (list.clientWidth !== this.#width) this.#relayout();
+    }).observe(list);
+  }
+
+  /**
+   * Loads the first thumbnails of hits, so that their aspect ratios are known when the hits are shown.
+   * @param {readonly Hit[]} hits
+   * @returns {Promise<unknown>} resolves when they are loaded, or after a timeout
+   */
+  prepare(hits) {
+    const unknown = hits.slice(0, PREPARED_CARDS).filter(({ id }) => !this.#ratios.has(id));
+    if (unknown.length === 0) return Promise.resolve();
+    const loaded = unknown.map((hit, index) => {
+      const { image } = this.#card(hit, index < HIGH_PRIORITY_CARDS);
+      return new Promise((resolve) => {
+        image.addEventListener("load", resolve, { once: true });
+        image.addEventListener("error", resolve, { once: true });
+        if (this.#ratios.has(hit.id)) resolve(null);
+      });
+    });
+    return Promise.race([Promise.all(loaded), new Promise((resolve) => setTimeout(resolve, PREPARE_TIMEOUT_MS))]);
   }
 
   /**
    * Replaces the hits.
    * @param {readonly Hit[]} hits
+   * @param {Divider | null} [divider]
    */
-  show(hits) {
-    this.hits = [...hits];
+  show(hits, divider = null) {
     const focused = document.activeElement;
     const hadFocus = this.list.contains(focused);
-    animateMoves(/** @type {HTMLElement[]} */ ([...this.list.children]), () => {
-      const items = hits.map((hit, index) => this.#card(hit, index < HIGH_PRIORITY_CARDS).item);
-      const kept = new Set(items);
-      for (const old of [...this.list.children]) {
-        if (!kept.has(/** @type {HTMLLIElement} */ (old))) old.remove();
-      }
-      items.forEach((item, index) => {
-        if (this.list.children[index] !== item) this.list.insertBefore(item, this.list.children[index] ?? null);
-      });
-    });
+    const before = new Map([...this.#cards].map(([id, { item, box }]) => [id, item.isConnected ? box : null]));
+    this.hits = [];
+    this.#positions.clear();
+    this.#add(hits);
+    this.#divider = divider;
+    this.#layout();
+    this.#render();
     if (hadFocus) this.#restoreFocus(focused);
+    this.#animate(before);
     this.#evict();
-    this.#sharpen();
   }
 
   /**
    * Appends the hits that are not shown yet; returns how many.
    * @param {readonly Hit[]} hits
+   * @param {Divider | null} [divider]
    * @returns {number}
    */
-  append(hits) {
-    const shown = new Set(this.hits.map((hit) => hit.id));
-    const added = hits.filter((hit) => !shown.has(hit.id));
-    for (const hit of added) {
-      const ranked = { ...hit, rank: this.hits.length + 1 };
-      this.hits.push(ranked);
-      this.list.append(this.#card(ranked, false).item);
-    }
-    this.#sharpen();
+  append(hits, divider = null) {
+    const added = hits.filter(({ id }) => !this.#positions.has(id));
+    this.#add(added);
+    this.#divider ??= divider;
+    this.#layout();
+    this.#render();
     return added.length;
   }
 
@@ -81,17 +122,34 @@ export class ResultsGrid extends EventTarget {
 
   /** Loads thumbnails again that failed. */
   retryFailed() {
-    for (const [id, card] of this.#cards) {
-      if (!card.item.classList.contains("is-failed")) continue;
-      card.item.classList.remove("is-failed");
-      delete card.image.dataset.px;
-      if (card.item.isConnected) loadThumbnail(card.image, id, false);
+    for (const [id, { item, image }] of this.#cards) {
+      if (!item.classList.contains("is-failed")) continue;
+      item.classList.remove("is-failed");
+      delete image.dataset.px;
+      if (item.isConnected) loadThumbnail(image, id, false);
     }
   }
 
-  /** @param {number} id */
+  /**
+   * Focuses the card of a photo and scrolls to it.
+   * @param {number} id
+   */
   focus(id) {
-    this.#cards.get(id)?.link.focus();
+    const position = this.#positions.get(id);
+    if (position === undefined) return;
+    this.#scrollTo(position);
+    this.#cards.get(id)?.link.focus({ preventScroll: true });
+  }
+
+  /** Focuses the first card; returns false if there is none. */
+  focusFirst() {
+    if (this.hits.length > 0) this.focus(this.hits[0].id);
+    return this.hits.length > 0;
+  }
+
+  /** @param {number} id @returns {number} the position of a photo in `hits`, or -1 */
+  positionOf(id) {
+    return this.#positions.get(id) ?? -1;
   }
 
   /** @param {number} id @returns {string | null} the URL of the loaded thumbnail, if any */
@@ -100,13 +158,197 @@ export class ResultsGrid extends EventTarget {
     return image !== undefined && image.complete && image.naturalWidth > 0 ? image.src : null;
   }
 
-  #sharpen() {
+  /** @param {readonly Hit[]} hits */
+  #add(hits) {
+    for (const hit of hits) {
+      this.#positions.set(hit.id, this.hits.length);
+      this.hits.push(hit);
+    }
+  }
+
+  /** Divides the hits into rows. */
+  #layout() {
+    const width = (this.#width = this.list.clientWidth);
+    const target = targetHeight(width);
+    const divider = this.#divider?.index ?? -1;
+    this.#rows = [];
+    let top = 0;
+    for (let start = 0; start < this.hits.length; ) {
+      if (start === divider) top += DIVIDER_PX + GAP_PX;
+      const limit = start < divider ? divider : this.hits.length;
+      const { end, height } = this.#nextRow(start, limit, width, target);
+      this.#rows.push({ start, end, top, height });
+      top += height + GAP_PX;
+      start = end;
+    }
+    this.list.style.height = `${Math.max(0, top - GAP_PX)}px`;
+  }
+
+  /**
+   * Returns the row from `start` whose height is closest to the target.
+   * @param {number} start
+   * @param {number} limit
+   * @param {number} width
+   * @param {number} target
+   * @returns {{ end: number, height: number }}
+   */
+  #nextRow(start, limit, width, target) {
+    let ratios = 0;
+    let previous = Infinity;
+    for (let end = start + 1; end <= limit; end += 1) {
+      ratios += this.#ratioAt(end - 1);
+      const height = (width - GAP_PX * (end - start - 1)) / ratios;
+      if (height <= target) {
+        const isPreviousCloser = end > start + 1 && previous / target < target / height;
+        return isPreviousCloser ? { end: end - 1, height: previous } : { end, height };
+      }
+      previous = height;
+    }
+    return { end: limit, height: Math.min(previous, target) };
+  }
+
+  /** @param {number} position */
+  #ratioAt(position) {
+    return this.#ratios.get(this.hits[position].id) ?? DEFAULT_RATIO;
+  }
+
+  /**
+   * @param {Row} row
+   * @returns {Box[]}
+   */
+  #boxes({ start, end, top, height }) {
+    /** @type {Box[]} */
+    const boxes = [];
+    let left = 0;
+    for (let position = start; position < end; position += 1) {
+      const width = this.#ratioAt(position) * height;
+      boxes.push({ left, top, width, height });
+      left += width + GAP_PX;
+    }
+    return boxes;
+  }
+
+  /** Puts the rows near the viewport into the document, and removes the others. */
+  #render() {
+    const offset = this.list.getBoundingClientRect().top;
+    const margin = window.innerHeight;
+    const first = this.#rowAt(-offset - margin);
+    const last = this.#rowAt(-offset + window.innerHeight + margin);
+    /** @type {Set<Element>} */
+    const kept = new Set();
+    /** @type {HTMLLIElement[]} */
+    const items = [];
+    const focusedId = photoIdAt(document.activeElement);
+    const focused = focusedId === null ? -1 : this.positionOf(focusedId);
+    this.#rows.forEach((row, index) => {
+      const hasFocus = row.start <= focused && focused < row.end;
+      if ((index < first || index > last) && !hasFocus) return;
+      if (row.start === this.#divider?.index) items.push(this.#placeDivider(row.top));
+      const boxes = this.#boxes(row);
+      for (let position = row.start; position < row.end; position += 1) {
+        const card = this.#card(this.hits[position], position < HIGH_PRIORITY_CARDS);
+        this.#place(card, position, boxes[position - row.start]);
+        items.push(card.item);
+      }
+    });
+    for (const item of items) kept.add(item);
+    for (const item of [...this.list.children]) {
+      if (kept.has(item)) continue;
+      const id = photoIdAt(item);
+      item.remove();
+      if (id !== null) this.#cancelLoading(id);
+    }
+    items.forEach((item, index) => {
+      if (this.list.children[index] !== item) this.list.insertBefore(item, this.list.children[index] ?? null);
+    });
+    this.#evict();
     scheduleSharpening(() =>
-      this.hits.flatMap(({ id }) => {
-        const card = this.#cards.get(id);
-        return card === undefined ? [] : [{ image: card.image, id }];
-      }),
+      [...this.list.querySelectorAll("img")].map((image) => ({ image, id: photoIdAt(image) ?? 0 })),
     );
+  }
+
+  /**
+   * Returns the index of the row at a height, or of the closest one.
+   * @param {number} y
+   */
+  #rowAt(y) {
+    let [low, high] = [0, this.#rows.length - 1];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.#rows[middle].top + this.#rows[middle].height < y) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+
+  /**
+   * @param {Card} card
+   * @param {number} position
+   * @param {Box} box
+   */
+  #place(card, position, box) {
+    const { style } = card.item;
+    card.box = box;
+    for (const side of /** @type {const} */ (["left", "top", "width", "height"])) style[side] = `${box[side]}px`;
+    card.item.setAttribute("aria-posinset", `${position + 1}`);
+    card.item.setAttribute("aria-setsize", `${this.hits.length}`);
+    updateCard(card, this.hits[position], position);
+  }
+
+  /** @param {number} rowTop */
+  #placeDivider(rowTop) {
+    this.#dividerItem.textContent = this.#divider?.text ?? "";
+    this.#dividerItem.style.top = `${rowTop - DIVIDER_PX - GAP_PX}px`;
+    return this.#dividerItem;
+  }
+
+  /** Lays out again after aspect ratios became known; the first visible photo keeps its place on the screen. */
+  #relayout() {
+    clearTimeout(this.#relayoutTimer);
+    this.#relayoutTimer = undefined;
+    const offset = this.list.getBoundingClientRect().top;
+    const anchor = offset < 0 ? this.#rows[this.#rowAt(-offset)] : undefined;
+    this.#layout();
+    const moved = anchor && this.#rowOf(anchor.start);
+    if (anchor && moved && moved.top !== anchor.top) window.scrollBy({ top: moved.top - anchor.top, behavior: "instant" });
+    this.#render();
+  }
+
+  /** @param {number} position @returns {Row | undefined} */
+  #rowOf(position) {
+    return this.#rows.find(({ start, end }) => start <= position && position < end);
+  }
+
+  /** @param {number} position */
+  #scrollTo(position) {
+    const row = this.#rowOf(position);
+    if (row === undefined) return;
+    const top = this.list.getBoundingClientRect().top + row.top;
+    const isAbove = top < 0;
+    if (isAbove || top + row.height > window.innerHeight) {
+      const room = isAbove ? 16 : window.innerHeight - row.height - 16;
+      window.scrollBy({ top: top - Math.max(16, room), behavior: "instant" });
+    }
+    this.#render();
+  }
+
+  /**
+   * Animates cards from their previous boxes, unless the user prefers reduced motion.
+   * @param {Map<number, Box | null>} before
+   */
+  #animate(before) {
+    if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+    for (const [id, from] of before) {
+      const card = this.#cards.get(id);
+      if (!from || !card?.box || !card.item.isConnected) continue;
+      const { item, box } = card;
+      const [dx, dy] = [from.left - box.left, from.top - box.top];
+      if (dx === 0 && dy === 0) continue;
+      item.animate([{ transform: `translate(${dx}px, ${dy}px)` }, { transform: "none" }], {
+        duration: MOVE_MS,
+        easing: "cubic-bezier(0.2, 0, 0, 1)",
+      });
+    }
   }
 
   /**
@@ -124,22 +366,61 @@ export class ResultsGrid extends EventTarget {
    * @param {boolean} isHighPriority
    * @returns {Card}
    */
-  #card(hit, isHighPriority) {
-    const card = this.#cards.get(hit.id) ?? createCard(hit);
-    this.#cards.delete(hit.id);
-    this.#cards.set(hit.id, card);
-    card.hit = hit;
-    updateCard(card);
-    loadThumbnail(card.image, hit.id, isHighPriority);
+  #card({ id }, isHighPriority) {
+    const card = this.#cards.get(id) ?? this.#createCard(id);
+    this.#cards.delete(id);
+    this.#cards.set(id, card);
+    loadThumbnail(card.image, id, isHighPriority);
     return card;
   }
 
-  /** Cancels thumbnails of cards that are no longer shown, and removes the oldest of these cards. */
+  /**
+   * @param {number} id
+   * @returns {Card}
+   */
+  #createCard(id) {
+    const template = document.getElementById("card");
+    if (!(template instanceof HTMLTemplateElement)) throw new Error("internal error: no card template in the page");
+    const item = /** @type {HTMLLIElement} */ (document.importNode(template.content, true).firstElementChild);
+    const link = /** @type {HTMLAnchorElement} */ (item.querySelector("a"));
+    const image = /** @type {HTMLImageElement} */ (item.querySelector("img"));
+    item.dataset.id = `${id}`;
+    image.addEventListener("load", () => {
+      item.classList.remove("is-failed");
+      item.classList.add("is-loaded");
+      const ratio = image.naturalWidth / image.naturalHeight;
+      this.#setRatio(id, Math.min(MAX_RATIO, Math.max(MIN_RATIO, ratio)));
+    });
+    image.addEventListener("error", () => {
+      if (image.hasAttribute("src")) item.classList.add("is-failed");
+    });
+    return { item, link, image, box: null };
+  }
+
+  /**
+   * @param {number} id
+   * @param {number} ratio
+   */
+  #setRatio(id, ratio) {
+    // Thumbnails of different sizes differ by rounding.
+    if (Math.abs((this.#ratios.get(id) ?? 0) - ratio) < 0.05 * ratio) return;
+    this.#ratios.set(id, ratio);
+    if (this.#positions.has(id)) this.#relayoutTimer ??= setTimeout(() => this.#relayout(), RELAYOUT_MS);
+  }
+
+  /** @param {number} id */
+  #cancelLoading(id) {
+    const image = this.#cards.get(id)?.image;
+    if (image !== undefined) cancelLoading(image);
+  }
+
+  /** Removes the least recently used cards that are not shown. */
   #evict() {
-    for (const [id, card] of this.#cards) {
-      if (card.item.isConnected) continue;
-      cancelLoading(card.image);
-      if (this.#cards.size > MAX_CACHED_CARDS) this.#cards.delete(id);
+    for (const [id, { item }] of this.#cards) {
+      if (this.#cards.size <= MAX_CACHED_CARDS) break;
+      if (item.isConnected) continue;
+      this.#cancelLoading(id);
+      this.#cards.delete(id);
     }
   }
 
@@ -159,23 +440,36 @@ export class ResultsGrid extends EventTarget {
    */
   #handleKey(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
-    const links = [...this.list.querySelectorAll("a")];
-    const index = links.findIndex((link) => link === document.activeElement);
-    if (index < 0) return;
-    const columns = columnCount(/** @type {HTMLElement[]} */ ([...this.list.children]));
-    /** @type {Record<string, number>} */
+    const id = photoIdAt(document.activeElement);
+    if (id === null) return;
+    const position = this.positionOf(id);
+    /** @type {Record<string, number | undefined>} */
     const targets = {
-      ArrowLeft: index - 1,
-      ArrowRight: index + 1,
-      ArrowUp: index - columns,
-      ArrowDown: index + columns,
+      ArrowLeft: position - 1,
+      ArrowRight: position + 1,
+      ArrowUp: this.#positionBeside(position, -1),
+      ArrowDown: this.#positionBeside(position, 1),
       Home: 0,
-      End: links.length - 1,
+      End: this.hits.length - 1,
     };
-    const target = targets[event.key];
-    if (target === undefined) return;
+    if (!(event.key in targets)) return;
     event.preventDefault();
-    links[target]?.focus();
+    const target = this.hits[targets[event.key] ?? -1];
+    if (target !== undefined) this.focus(target.id);
+  }
+
+  /**
+   * Returns the photo in the next or previous row that is horizontally closest to a photo.
+   * @param {number} position
+   * @param {1 | -1} direction
+   */
+  #positionBeside(position, direction) {
+    const index = this.#rows.findIndex(({ start, end }) => start <= position && position < end);
+    const row = this.#rows[index + direction];
+    if (row === undefined) return undefined;
+    const box = this.#boxes(this.#rows[index])[position - this.#rows[index].start];
+    const distances = this.#boxes(row).map(({ left, width }) => Math.abs(left + width / 2 - box.left - box.width / 2));
+    return row.start + distances.indexOf(Math.min(...distances));
   }
 }
 
@@ -185,7 +479,7 @@ export class ResultsGrid extends EventTarget {
  * @returns {number | null}
  */
 export function photoIdAt(target) {
-  const item = target instanceof Element ? target.closest("li.card") : null;
+  const item = target instanceof Element ? target.closest("li.photo") : null;
   return item instanceof HTMLElement && item.dataset.id !== undefined ? Number(item.dataset.id) : null;
 }
 
@@ -208,76 +502,30 @@ export function scoreText(score) {
 }
 
 /**
+ * @param {Card} card
  * @param {Hit} hit
- * @returns {Card}
+ * @param {number} position
  */
-function createCard(hit) {
-  const template = document.getElementById("card");
-  if (!(template instanceof HTMLTemplateElement)) throw new Error("internal error: no card template in the page");
-  const item = /** @type {HTMLLIElement} */ (document.importNode(template.content, true).firstElementChild);
-  const link = /** @type {HTMLAnchorElement} */ (item.querySelector("a"));
-  const image = /** @type {HTMLImageElement} */ (item.querySelector("img"));
-  item.dataset.id = `${hit.id}`;
-  image.addEventListener("load", () => {
-    item.classList.remove("is-failed");
-    item.classList.add("is-loaded");
-  });
-  image.addEventListener("error", () => {
-    if (image.hasAttribute("src")) item.classList.add("is-failed");
-  });
-  return { item, link, image, hit };
-}
-
-/** @param {Card} card */
-function updateCard({ item, link, hit }) {
+function updateCard({ item, link }, hit, position) {
   const name = displayName(hit);
-  const score = scoreText(hit.score);
-  link.href = hrefFor({ photo: hit.id });
   const copies = copiesText(hit);
-  link.setAttribute("aria-label", `${name}, result ${hit.rank}, score ${score}${copies && `, ${copies}`}`);
-  const badge = link.querySelector(".card-copies");
-  if (badge instanceof HTMLElement) {
-    badge.textContent = copies;
-    badge.hidden = copies === "";
-  }
+  const score = hit.score === undefined ? "" : scoreText(hit.score);
+  link.href = hrefFor({ photo: hit.id });
   link.title = displayPath(hit);
-  item.style.setProperty("--share", `${Math.min(1, Math.max(0, hit.score))}`);
-  const texts = { ".card-rank": `${hit.rank}`, ".card-name": name, ".card-score": score };
+  const label = [name, score && `result ${position + 1}`, score && `score ${score}`, copies];
+  link.setAttribute("aria-label", label.filter(Boolean).join(", "));
+  const texts = { ".photo-copies": copies, ".photo-name": name, ".photo-score": score };
   for (const [selector, text] of Object.entries(texts)) {
     const element = item.querySelector(selector);
-    if (element !== null && element.textContent !== text) element.textContent = text;
+    if (!(element instanceof HTMLElement) || element.textContent === text) continue;
+    element.textContent = text;
+    element.hidden = text === "";
   }
-  item.querySelector(".card-like")?.setAttribute("aria-label", `More like ${name}`);
+  item.querySelector(".photo-like")?.setAttribute("aria-label", `More like ${name}`);
 }
 
-/** @param {HTMLElement[]} items, some of which may be animated */
-function columnCount(items) {
-  const next = items.findIndex((item) => item.offsetTop > items[0].offsetTop);
-  return next < 0 ? items.length : next;
-}
-
-/**
- * Runs `change` and animates visible elements from their old positions to the new ones, unless the user
- * prefers reduced motion.
- * @param {readonly HTMLElement[]} elements
- * @param {() => void} change
- */
-function animateMoves(elements, change) {
-  if (matchMedia("(prefers-reduced-motion: reduce)").matches) {
-    change();
-    return;
-  }
-  const before = elements.map((element) => element.getBoundingClientRect());
-  change();
-  const after = elements.map((element) => element.getBoundingClientRect());
-  elements.forEach((element, index) => {
-    const [from, to] = [before[index], after[index]];
-    const [dx, dy] = [from.left - to.left, from.top - to.top];
-    const isVisible = to.top < window.innerHeight && from.top < window.innerHeight && to.bottom > 0;
-    if (!isVisible || !element.isConnected || (dx === 0 && dy === 0)) return;
-    element.animate([{ transform: `translate(${dx}px, ${dy}px)` }, { transform: "none" }], {
-      duration: MOVE_MS,
-      easing: "cubic-bezier(0.2, 0, 0, 1)",
-    });
-  });
+/** @param {number} width of the grid @returns {number} the height of a row, in pixels */
+function targetHeight(width) {
+  if (width < 520) return 124;
+  return width < 1000 ? 168 : 196;
 }

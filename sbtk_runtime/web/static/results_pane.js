@@ -1,4 +1,4 @@
-// The results pane: runs searches, and shows the results or the reason why there are none.
+// The results pane: runs searches, and shows the photos or the reason why there are none.
 
 import { ApiError, getGallery, getPhoto, thumbnailUrl } from "./api.js";
 import { announceSoon, byId } from "./dom.js";
@@ -10,22 +10,27 @@ import {
   errorMessage,
   showMessage,
   statusMessage,
-  welcomeMessage,
 } from "./empty_state.js";
 import { displayName, displayPath } from "./paths.js";
 import { ResultsGrid, scoreText } from "./results_grid.js";
 import { Search } from "./search.js";
+import { loadCommand, saveCommand } from "./session_store.js";
 import { showStatus } from "./server_status.js";
 
 /** @typedef {import("./api.js").Folder} Folder */
 /** @typedef {import("./api.js").Gallery} Gallery */
 /** @typedef {import("./api.js").QueryResponse} QueryResponse */
-/** @typedef {import("./server_status.js").ServerMonitor} ServerMonitor */
+/** @typedef {import("./results_grid.js").Divider} Divider */
 /** @typedef {import("./search.js").Query} Query */
+/** @typedef {import("./search.js").SearchResult} SearchResult */
+/** @typedef {import("./server_status.js").ServerMonitor} ServerMonitor */
 /** @typedef {{ path: string, label: string, depth: number, count: number }} FolderOption */
 /** @typedef {{ path: string, count: number, children: Map<string, FolderNode> }} FolderNode `count` is without subfolders */
 
-const PRELOAD_PX = 500;
+const PRELOAD_PX = 800;
+// While a stroke is being drawn, the photos keep their order until the pen has rested for so long.
+const REST_MS = 300;
+const TITLES = { recent: "Recent photos", similar: "Similar photos", sketch: "Results", photo: "Results" };
 
 export class ResultsPane {
   grid = new ResultsGrid(byId("hits", HTMLOListElement));
@@ -37,11 +42,14 @@ export class ResultsPane {
   #error = null;
   /** @type {number | null} */
   #like = null;
-  #hasResponse = false;
-  /** Whether there is nothing to search for, such as on an empty canvas. */
+  /** Whether the server found the canvas blank, for example after erasing. */
   #isBlank = false;
-  /** @type {number | null} the generation of the last response */
+  /** @type {Query["kind"] | null} what is shown */
+  #shown = null;
+  /** @type {number | null} the generation of what is shown */
   #generation = null;
+  #lastInputMs = -Infinity;
+  #responses = 0;
   #isReady = false;
   #folderSelect = byId("folder", HTMLSelectElement);
   #region = byId("results", HTMLElement);
@@ -49,34 +57,37 @@ export class ResultsPane {
 
   /**
    * @param {ServerMonitor} monitor
-   * @param {() => Query | null} currentQuery
+   * @param {() => Query | null} currentQuery null if there is nothing to search for
    */
   constructor(monitor, currentQuery) {
     this.monitor = monitor;
     this.currentQuery = currentQuery;
-    this.search = new Search(currentQuery, () => this.#photoCount);
+    this.search = new Search(
+      () => this.#query,
+      () => this.#photoCount,
+    );
     this.search.addEventListener("request", () => this.#region.setAttribute("aria-busy", "true"));
-    this.search.addEventListener("response", (event) => {
-      const { response, isMore } = /** @type {CustomEvent} */ (event).detail;
-      this.#showResponse(response, isMore);
-    });
-    this.search.addEventListener("blank", () => this.#showBlank());
+    this.search.addEventListener("response", (event) => void this.#receive(/** @type {CustomEvent} */ (event).detail));
+    this.search.addEventListener("blank", () => this.#searchBlank());
     this.search.addEventListener("failure", (event) => this.#showError(/** @type {CustomEvent} */ (event).detail));
     monitor.addEventListener("change", () => this.#statusChanged());
     this.#moreButton.addEventListener("click", () => this.search.loadMore());
     byId("retry", HTMLButtonElement).addEventListener("click", () => this.run());
-    window.addEventListener("scroll", () => this.#loadMoreNearEnd(), { passive: true });
+    window.addEventListener("scroll", () => this.#loadMoreWithin(PRELOAD_PX), { passive: true });
     this.#update();
   }
 
   /** Searches now. */
   run() {
-    this.#hasResponse = false;
+    this.#isBlank = false;
+    this.#responses += 1;
     this.search.run();
   }
 
   /** Searches soon, while a stroke is being drawn. */
   schedule() {
+    this.#lastInputMs = performance.now();
+    this.#isBlank = false;
     this.search.schedule();
   }
 
@@ -93,8 +104,23 @@ export class ResultsPane {
     if (this.#region.getBoundingClientRect().top < 0) this.#region.scrollIntoView();
   }
 
-  #loadMoreNearEnd() {
-    const isNearEnd = this.#moreButton.getBoundingClientRect().top < window.innerHeight + PRELOAD_PX;
+  /**
+   * Loads more photos if the one with this id is among the last.
+   * @param {number} id
+   */
+  loadMoreAfter(id) {
+    if (this.grid.positionOf(id) >= this.grid.hits.length - 3) this.search.loadMore();
+  }
+
+  /** @returns {Query} */
+  get #query() {
+    const query = this.#isBlank ? null : this.currentQuery();
+    return query ?? { kind: "recent", under: this.#folderSelect.value };
+  }
+
+  /** @param {number} distancePx from the viewport to the end of the photos */
+  #loadMoreWithin(distancePx) {
+    const isNearEnd = this.#moreButton.getBoundingClientRect().top < window.innerHeight + distancePx;
     if (isNearEnd && !this.#moreButton.hidden) this.search.loadMore();
   }
 
@@ -102,7 +128,7 @@ export class ResultsPane {
   async #showSimilarBar(id) {
     byId("similar-image", HTMLImageElement).src = thumbnailUrl(id, 180);
     const name = byId("similar-name", HTMLElement);
-    const hit = this.grid.hits.find((one) => one.id === id);
+    const hit = this.grid.hits[this.grid.positionOf(id)];
     name.textContent = hit ? displayName(hit) : `photo ${id}`;
     if (hit) return;
     try {
@@ -114,45 +140,76 @@ export class ResultsPane {
   }
 
   /**
-   * @param {QueryResponse} response
-   * @param {boolean} isMore
+   * Shows a response when its first thumbnails are loaded and the pen rests, unless a newer one comes.
+   * @param {SearchResult} result
    */
-  #showResponse(response, isMore) {
-    this.#region.setAttribute("aria-busy", "false");
-    this.#error = null;
-    this.#hasResponse = true;
-    this.#isBlank = false;
-    // Hits of two generations do not mix. A response with more hits contains the first ones too.
-    const isSameGeneration = response.generation === this.#generation;
-    this.#generation = response.generation;
-    const { hits } = response;
-    let hasNewHits = true;
-    if (isMore && isSameGeneration) hasNewHits = this.grid.append(hits) > 0;
-    else this.grid.show(hits);
-    performance.clearMarks("sbtk:shown");
-    performance.mark("sbtk:shown", { detail: { hits: hits.length, isMore } });
-    this.#moreButton.hidden = !hasNewHits || hits.length === 0 || !this.search.hasMore;
-    const duration = isMore ? "" : ` · ${Math.max(1, Math.round(response.took_ms))} ms`;
-    byId("result-count", HTMLElement).textContent = hits.length > 0 ? `${this.#countText()}${duration}` : "";
-    const notices = byId("notices", HTMLElement);
-    // The empty state explains an empty gallery.
-    notices.textContent = this.#gallery?.count === 0 ? "" : (response.notices ?? []).join(" · ");
-    notices.hidden = notices.textContent === "";
-    if (!isMore && hits.length > 0) {
-      announceSoon(`${hits.length} photos found. Best match: ${displayName(hits[0])}, score ${scoreText(hits[0].score)}.`);
-    } else if (isMore && hasNewHits) {
-      announceSoon(`${this.grid.hits.length} photos shown.`);
+  async #receive(result) {
+    this.#responses += 1;
+    const current = this.#responses;
+    if (!result.isMore) {
+      await this.grid.prepare(result.response.hits);
+      while (current === this.#responses && this.#restMs > 0) await sleep(this.#restMs);
     }
-    if (this.#gallery !== null && response.generation !== this.#gallery.generation) void this.monitor.check();
-    this.#update();
+    if (current === this.#responses) this.#show(result);
   }
 
-  #showBlank() {
-    this.#isBlank = true;
+  /** @returns {number} how long the photos must keep their order */
+  get #restMs() {
+    const isSearch = this.#shown !== null && this.#shown !== "recent";
+    return isSearch && this.grid.hits.length > 0 ? this.#lastInputMs + REST_MS - performance.now() : 0;
+  }
+
+  /** @param {SearchResult} result */
+  #show({ response, query, isMore }) {
+    const { hits, generation } = response;
+    // Photos of two generations do not mix.
+    if (isMore && generation !== this.#generation) {
+      this.run();
+      return;
+    }
     this.#region.setAttribute("aria-busy", "false");
     this.#error = null;
-    this.#clearHits();
+    this.#generation = generation;
+    if (query.kind !== this.#shown) this.grid.retryFailed();
+    this.#shown = query.kind;
+    this.#region.dataset.shown = query.kind;
+    const divider = dividerOf(response, isMore ? this.grid.hits.length : 0);
+    if (isMore) this.grid.append(hits, divider);
+    else this.grid.show(hits, divider);
+    performance.clearMarks("sbtk:shown");
+    performance.mark("sbtk:shown", { detail: { hits: hits.length, isMore } });
+    this.#moreButton.hidden = !this.search.hasMore;
+    byId("results-title", HTMLElement).textContent = TITLES[query.kind];
+    if (query.kind !== "recent" && !isMore) {
+      const notices = byId("notices", HTMLElement);
+      // The empty state explains an empty gallery.
+      notices.textContent = this.#gallery?.count === 0 ? "" : (response.notices ?? []).join(" · ");
+      notices.hidden = notices.textContent === "";
+      showDuration(response.took_ms ?? 0);
+    }
+    this.#announce(query, hits, isMore);
+    if (this.#gallery !== null && generation !== this.#gallery.generation) void this.monitor.check();
     this.#update();
+    this.#loadMoreWithin(0);
+  }
+
+  /**
+   * @param {Query} query
+   * @param {QueryResponse["hits"]} hits
+   * @param {boolean} isMore
+   */
+  #announce(query, hits, isMore) {
+    if (isMore) {
+      announceSoon(`${this.grid.hits.length} photos shown.`);
+    } else if (query.kind !== "recent" && hits.length > 0) {
+      const [best] = hits;
+      announceSoon(`${hits.length} photos found. Best match: ${displayName(best)}, score ${scoreText(best.score ?? 0)}.`);
+    }
+  }
+
+  #searchBlank() {
+    this.#isBlank = true;
+    this.search.run();
   }
 
   /** @param {ApiError} error */
@@ -162,19 +219,27 @@ export class ResultsPane {
     // The server's status explains these errors.
     const isStatus = ["unreachable", "loading", "no_token"].includes(error.code);
     this.#error = isStatus ? null : error;
-    if (!isStatus) this.#clearHits();
+    if (!isStatus) {
+      this.grid.clear();
+      this.#moreButton.hidden = true;
+      byId("notices", HTMLElement).hidden = true;
+    }
     this.#update();
   }
 
   #statusChanged() {
     const wasReady = this.#isReady;
-    this.#isReady = this.monitor.status === "ok";
+    const { status, health } = this.monitor;
+    this.#isReady = status === "ok";
     if (this.#isReady) {
       this.grid.retryFailed();
       void this.#loadGallery();
-      const isOutdated = this.#generation !== this.monitor.health.generation;
-      if ((!wasReady || isOutdated) && this.currentQuery() !== null && !this.search.isPending) this.run();
     }
+    const isSearch = this.currentQuery() !== null;
+    const isOutdated = this.#generation !== health.generation || (isSearch && !wasReady);
+    // Photos can be listed while the engine is loading.
+    const canRun = this.#isReady || (status === "loading" && health.photos != null && !isSearch);
+    if (canRun && isOutdated && !this.search.isPending) this.run();
     showStatus(this.monitor, this.#gallery);
     this.#update();
   }
@@ -187,10 +252,11 @@ export class ResultsPane {
       if (error instanceof ApiError) this.monitor.report(error);
       return;
     }
+    saveCommand(this.#gallery.command);
     this.#folders = folderOptions(this.#gallery.folders);
     const selected = this.#folderSelect.value;
     fillSelect(this.#folderSelect, this.#folders);
-    if (this.#folderSelect.value !== selected && this.currentQuery() !== null) this.run();
+    if (this.#folderSelect.value !== selected) this.run();
     byId("folder-field", HTMLElement).hidden = this.#folders.length < 2;
     showStatus(this.monitor, this.#gallery);
     this.#update();
@@ -202,23 +268,17 @@ export class ResultsPane {
     return folder?.count ?? this.#gallery?.count ?? this.monitor.health.photos ?? Infinity;
   }
 
-  #countText() {
-    const shown = this.grid.hits.length.toLocaleString("en");
-    const total = this.#photoCount;
-    return Number.isFinite(total) ? `${shown} of ${total.toLocaleString("en")}` : shown;
-  }
-
-  #clearHits() {
-    this.grid.clear();
-    this.#moreButton.hidden = true;
-    byId("result-count", HTMLElement).textContent = "";
-    byId("notices", HTMLElement).hidden = true;
-  }
-
   #update() {
     const isEmpty = this.grid.hits.length === 0;
+    const message = this.#statusMessage() ?? this.#message(isEmpty);
     this.#region.classList.toggle("has-hits", !isEmpty);
-    showMessage(statusMessage(this.monitor.status, this.monitor.health) ?? this.#message(isEmpty));
+    showMessage(message);
+    byId("welcome", HTMLElement).hidden = message !== null || this.#query.kind !== "recent";
+  }
+
+  #statusMessage() {
+    const { status, health } = this.monitor;
+    return statusMessage(status, health, this.#gallery?.command ?? loadCommand());
   }
 
   /** @param {boolean} isEmpty */
@@ -226,11 +286,32 @@ export class ResultsPane {
     if (this.#error?.code === "no_photo") return PHOTO_NOT_FOUND;
     if (this.#error !== null) return errorMessage(this.#error.message, this.#error.next, true);
     if (this.#gallery?.count === 0) return EMPTY_GALLERY;
-    if (!isEmpty) return null;
-    if (this.#isBlank || this.currentQuery() === null) return welcomeMessage(this.#gallery?.count ?? 0);
-    if (!this.#hasResponse || this.#gallery === null) return null;
+    if (!isEmpty || this.#shown === null || this.#region.ariaBusy === "true") return null;
     return this.#folderSelect.value === "" ? NO_OTHER_PHOTO : EMPTY_FOLDER;
   }
+}
+
+/**
+ * Returns the heading before hits that match poorly; null if the response does not rate matches, or all are good.
+ * @param {QueryResponse} response
+ * @param {number} offset the number of hits shown before those of the response
+ * @returns {Divider | null}
+ */
+function dividerOf(response, offset) {
+  const weak = response.no_close_match === true ? 0 : response.hits.findIndex(({ match }) => match === "weak");
+  if (weak < 0) return null;
+  const index = offset + weak;
+  return { index, text: index === 0 ? "No close match. Best guesses:" : "Weaker matches" };
+}
+
+/** @param {number} tookMs of the last search */
+function showDuration(tookMs) {
+  byId("info-duration", HTMLElement).textContent = `${Math.max(1, Math.round(tookMs))} ms`;
+}
+
+/** @param {number} ms */
+function sleep(ms) {
+  return new Promise((resolve) => setTimeout(resolve, ms));
 }
 
 /**

@@ -1,23 +1,25 @@
 // Scheduling of searches: throttled while a stroke is being drawn, immediate when it ends. Only the response
 // to the latest search counts.
 
-import { ApiError, query, similar } from "./api.js";
+import { ApiError, query, recentPhotos, similar } from "./api.js";
 
 /** @typedef {import("./api.js").QueryResponse} QueryResponse */
+/** @typedef {import("./api.js").QueryOptions} QueryOptions */
 /**
- * A search for photos similar to an image, or to a photo of the gallery.
- * @typedef {{ like: number, under: string } |
- *   { image: () => Promise<Blob | null>, kind: "sketch" | "photo", under: string }} Query
+ * A search for photos similar to an image or to a photo of the gallery, or a list of recent photos.
+ * @typedef {{ kind: "recent", under: string } | { kind: "similar", id: number, under: string } |
+ *   { kind: "sketch" | "photo", image: () => Promise<Blob | null>, under: string }} Query
  */
+/** @typedef {{ response: QueryResponse, query: Query, isMore: boolean }} SearchResult */
 
-const PAGE_SIZE = 24;
-const MAX_HITS = 200;
+const FIRST_PAGE = 24;
+const NEXT_PAGE = 96;
 const THROTTLE_MS = 140;
 const BUSY_RETRY_MS = 600;
 
 /**
- * Dispatches "request" when a search is sent, "response" (detail: response, isMore), "blank" when there is
- * nothing to search for, and "failure" (detail: the ApiError).
+ * Dispatches "request" when a search is sent, "response" (detail: the SearchResult), "blank" when the image
+ * shows nothing, and "failure" (detail: the ApiError).
  */
 export class Search extends EventTarget {
   /** @type {AbortController | null} */
@@ -26,11 +28,12 @@ export class Search extends EventTarget {
   #timer;
   /** @type {Blob | null} */
   #image = null;
-  #limit = PAGE_SIZE;
+  #count = 0;
   #isStale = false;
+  hasMore = false;
 
   /**
-   * @param {() => Query | null} currentQuery
+   * @param {() => Query} currentQuery
    * @param {() => number} photoCount the number of photos that can be found
    */
   constructor(currentQuery, photoCount) {
@@ -52,23 +55,16 @@ export class Search extends EventTarget {
   run() {
     clearTimeout(this.#timer);
     this.#timer = undefined;
-    this.#limit = PAGE_SIZE;
     void this.#send(false);
   }
 
-  /** Requests more hits for the same query. */
+  /** Requests the next page of hits for the same query. */
   loadMore() {
-    if (this.#request !== null || !this.hasMore) return;
-    this.#limit = Math.min(MAX_HITS, this.#limit + 2 * PAGE_SIZE);
-    void this.#send(true);
+    if (this.#request === null && this.hasMore) void this.#send(true);
   }
 
   get isPending() {
     return this.#request !== null;
-  }
-
-  get hasMore() {
-    return this.#limit < Math.min(MAX_HITS, this.photoCount());
   }
 
   /** @param {boolean} isMore */
@@ -77,47 +73,60 @@ export class Search extends EventTarget {
     this.#isStale = false;
     const request = new AbortController();
     this.#request = request;
+    const current = this.currentQuery();
+    const offset = isMore ? this.#count : 0;
+    const limit = Math.max(1, Math.min(isMore ? NEXT_PAGE : FIRST_PAGE, this.photoCount() - offset));
     try {
-      const response = await this.#fetch(request.signal, isMore);
+      const response = await this.#fetch(current, { limit, offset, under: current.under }, request.signal);
       if (request.signal.aborted) return;
       this.#request = null;
-      if (response === null) this.dispatchEvent(new Event("blank"));
-      else this.dispatchEvent(new CustomEvent("response", { detail: { response, isMore } }));
+      if (response === null) {
+        this.dispatchEvent(new Event("blank"));
+      } else {
+        this.#count = offset + response.hits.length;
+        this.hasMore = response.hits.length === limit && this.#count < this.photoCount();
+        this.dispatchEvent(new CustomEvent("response", { detail: { response, query: current, isMore } }));
+      }
     } catch (error) {
       if (request.signal.aborted) return;
       this.#request = null;
-      this.#handleError(error);
+      this.#handleError(error, isMore);
     }
     if (this.#isStale) this.schedule();
   }
 
   /**
+   * @param {Query} current
+   * @param {QueryOptions} options
    * @param {AbortSignal} signal
-   * @param {boolean} isMore
-   * @returns {Promise<QueryResponse | null>}
+   * @returns {Promise<QueryResponse | null>} null if the image is blank
    */
-  async #fetch(signal, isMore) {
-    const current = this.currentQuery();
-    if (current === null) return null;
-    const options = { k: Math.max(1, Math.min(this.#limit, this.photoCount())), under: current.under };
-    if ("like" in current) {
+  async #fetch(current, options, signal) {
+    if (current.kind === "recent" || current.kind === "similar") {
       this.dispatchEvent(new Event("request"));
-      return similar(current.like, options, signal);
+      return current.kind === "recent" ? recentPhotos(options, signal) : similar(current.id, options, signal);
     }
-    const image = isMore ? this.#image : await current.image();
+    const image = options.offset > 0 ? this.#image : await current.image();
     if (image === null || signal.aborted) return null;
     this.#image = image;
     this.dispatchEvent(new Event("request"));
     return query(image, current.kind, options, signal);
   }
 
-  /** @param {unknown} cause */
-  #handleError(cause) {
+  /**
+   * @param {unknown} cause
+   * @param {boolean} isMore
+   */
+  #handleError(cause, isMore) {
     const error = cause instanceof ApiError ? cause : new ApiError("internal", String(cause));
     if (error.code === "empty_sketch") {
       this.dispatchEvent(new Event("blank"));
     } else if (error.code === "busy") {
-      this.#timer ??= setTimeout(() => this.run(), Math.max(BUSY_RETRY_MS, Math.min(3000, error.retryMs)));
+      const delayMs = Math.max(BUSY_RETRY_MS, Math.min(3000, error.retryMs));
+      this.#timer ??= setTimeout(() => {
+        this.#timer = undefined;
+        void this.#send(isMore);
+      }, delayMs);
     } else {
       this.dispatchEvent(new CustomEvent("failure", { detail: error }));
     }

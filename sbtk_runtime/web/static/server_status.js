@@ -81,21 +81,25 @@ export class ServerMonitor extends EventTarget {
 }
 
 /**
- * Shows the status in the header, with the gallery and the engine.
+ * Shows the status in the header, and the gallery, model and engine in the popover.
  * @param {ServerMonitor} monitor
  * @param {Gallery | null} gallery
  */
 export function showStatus(monitor, gallery) {
-  const line = byId("server-status", HTMLElement);
+  const button = byId("server-status", HTMLElement);
   const { engine, photos } = monitor.health;
   const count = photos ?? gallery?.count;
-  line.dataset.status = monitor.status;
+  button.dataset.status = monitor.status;
   const isReady = monitor.status === "ok" && typeof count === "number";
-  byId("server-label", HTMLElement).textContent = isReady
-    ? `${count.toLocaleString("en")} ${count === 1 ? "photo" : "photos"}`
-    : LABELS[monitor.status];
-  const details = [gallery?.name, engine?.name, engine?.precision, engine?.device];
-  byId("server-details", HTMLElement).textContent = isReady ? details.filter(Boolean).join(" · ") : "";
+  const photoCount = typeof count === "number" ? `${count.toLocaleString("en")} ${count === 1 ? "photo" : "photos"}` : "";
+  byId("server-label", HTMLElement).textContent = isReady ? photoCount : LABELS[monitor.status];
+  const details = {
+    gallery: gallery?.name,
+    photos: count?.toLocaleString("en"),
+    model: gallery?.model_id,
+    engine: engine ? `${engine.name} ${engine.version} (${engine.precision}, ${engine.device})` : "",
+  };
+  for (const [name, text] of Object.entries(details)) byId(`info-${name}`, HTMLElement).textContent = text || "–";
 }
 
 /** @returns {Promise<[Status, Health]>} */

@@ -1,9 +1,11 @@
-// Keeps the strokes in the session storage of the tab, so that they survive a reload. Images are not kept.
+// What survives a reload: the strokes, in the session storage of the tab, and the command that starts the server.
+// Images are not kept.
 
 /** @typedef {import("./drawing.js").Drawing} Drawing */
 /** @typedef {import("./drawing.js").Stroke} Stroke */
 
-const KEY = "sbtk-sketch";
+const SKETCH_KEY = "sbtk-sketch";
+const COMMAND_KEY = "sbtk-command";
 const MAX_CHARACTERS = 1_000_000;
 
 /**
@@ -15,8 +17,8 @@ export function saveSketchOnExit(drawing) {
     const strokes = drawing.visible.filter((mark) => mark.kind === "stroke").map(roundStroke);
     const text = drawing.image === null && strokes.length > 0 ? JSON.stringify(strokes) : "";
     try {
-      if (text !== "" && text.length <= MAX_CHARACTERS) sessionStorage.setItem(KEY, text);
-      else sessionStorage.removeItem(KEY);
+      if (text !== "" && text.length <= MAX_CHARACTERS) sessionStorage.setItem(SKETCH_KEY, text);
+      else sessionStorage.removeItem(SKETCH_KEY);
     } catch {
       // Storage is blocked or full: the sketch is not restored.
     }
@@ -29,10 +31,28 @@ export function saveSketchOnExit(drawing) {
  */
 export function restoreSketch(drawing) {
   try {
-    const strokes = JSON.parse(sessionStorage.getItem(KEY) ?? "[]");
-    if (Array.isArray(strokes)) for (const stroke of strokes.filter(isStroke)) drawing.add(stroke);
+    const strokes = JSON.parse(sessionStorage.getItem(SKETCH_KEY) ?? "[]");
+    if (Array.isArray(strokes)) drawing.add(...strokes.filter(isStroke));
   } catch {
     // Storage is blocked or its content is invalid: start with an empty canvas.
+  }
+}
+
+/** @param {string} command that starts the server */
+export function saveCommand(command) {
+  try {
+    localStorage.setItem(COMMAND_KEY, command);
+  } catch {
+    // Storage is blocked: a page opened while the server is stopped shows the command without options.
+  }
+}
+
+/** @returns {string} */
+export function loadCommand() {
+  try {
+    return localStorage.getItem(COMMAND_KEY) ?? "sbtk serve";
+  } catch {
+    return "sbtk serve";
   }
 }
 

@@ -2,7 +2,6 @@
 (() => {
   /** @typedef {"system" | "light" | "dark"} Theme */
   const KEY = "sbtk-theme";
-  const NEXT = { system: "light", light: "dark", dark: "system" };
   const root = document.documentElement;
 
   /** @returns {Theme} */
@@ -19,23 +18,23 @@
   function apply(theme) {
     if (theme === "system") root.removeAttribute("data-theme");
     else root.dataset.theme = theme;
-    const button = document.getElementById("theme");
-    button?.setAttribute("aria-label", `Theme: ${theme}`);
-    button?.setAttribute("title", `Theme: ${theme} (T)`);
   }
 
-  let theme = load();
-  apply(theme);
+  apply(load());
   document.addEventListener("DOMContentLoaded", () => {
-    apply(theme);
-    document.getElementById("theme")?.addEventListener("click", () => {
-      theme = /** @type {Theme} */ (NEXT[theme]);
-      apply(theme);
-      try {
-        localStorage.setItem(KEY, theme);
-      } catch {
-        // Storage is blocked: the theme applies until the page is closed.
-      }
-    });
+    const theme = load();
+    for (const radio of document.querySelectorAll("input")) {
+      if (radio.name !== "theme") continue;
+      radio.checked = radio.value === theme;
+      radio.addEventListener("change", () => {
+        const chosen = /** @type {Theme} */ (radio.value);
+        apply(chosen);
+        try {
+          localStorage.setItem(KEY, chosen);
+        } catch {
+          // Storage is blocked: the theme applies until the page is closed.
+        }
+      });
+    }
   });
 })();

@@ -82,7 +82,8 @@ async function replace(image, id, px) {
 
 /** @param {HTMLImageElement} image */
 function neededPx(image) {
-  const shownPx = (image.clientWidth * Math.min(2, window.devicePixelRatio)) / MAX_UPSCALING;
+  const side = Math.max(image.clientWidth, image.clientHeight);
+  const shownPx = (side * Math.min(2, window.devicePixelRatio)) / MAX_UPSCALING;
   return SIZES_PX.find((px) => px >= shownPx) ?? SIZES_PX[SIZES_PX.length - 1];
 }
 

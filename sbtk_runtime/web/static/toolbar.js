@@ -1,6 +1,6 @@
 // The buttons around the canvas, and the keyboard shortcuts.
 
-import { announce, byId, checkedValue, onRadioChange, setChecked, setEnabled } from "./dom.js";
+import { announce, byId, checkedValue, onRadioChange, setChecked, setEnabled, showToast } from "./dom.js";
 import { LINE_WIDTHS } from "./drawing.js";
 
 /** @typedef {import("./sketch_pad.js").SketchPad} SketchPad */
@@ -75,7 +75,7 @@ export function setUpToolbar(pad, { toggleKind, focusResults, likeFocused }) {
       { keys: "U", action: "Open an image", run: () => byId("upload", HTMLButtonElement).click() },
       { keys: "S", action: "Switch between sketch and photo", run: toggleKind },
       { keys: "F", action: "Choose a folder", run: () => byId("folder", HTMLSelectElement).focus() },
-      { keys: "T", action: "Change the theme", run: () => byId("theme", HTMLButtonElement).click() },
+      { keys: "T", action: "Change the theme", run: changeTheme },
       { keys: "L", action: "On a photo: more like this", run: likeFocused },
       { keys: "?", action: "Show this help", run: () => byId("help-open", HTMLButtonElement).click() },
     ],
@@ -87,6 +87,13 @@ export function setUpToolbar(pad, { toggleKind, focusResults, likeFocused }) {
       ["Escape", "Close"],
     ],
   );
+}
+
+function changeTheme() {
+  const radios = [...document.querySelectorAll("#theme input")].filter((radio) => radio instanceof HTMLInputElement);
+  const next = radios[(radios.findIndex(({ checked }) => checked) + 1) % radios.length];
+  next.click();
+  showToast(`Theme: ${next.value}.`);
 }
 
 /**
@@ -164,7 +171,9 @@ function listShortcuts(list, rows) {
     });
     const description = document.createElement("dd");
     description.textContent = action;
-    list.append(term, description);
+    const row = document.createElement("div");
+    row.append(term, description);
+    list.append(row);
   }
 }
 

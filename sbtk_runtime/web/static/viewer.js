@@ -3,7 +3,7 @@
 import { ApiError, fileUrl, getPhoto, thumbnailUrl } from "./api.js";
 import { byId, copyText, setEnabled, showToast } from "./dom.js";
 import { displayName, displayPath } from "./paths.js";
-import { copiesText } from "./results_grid.js";
+import { copiesText, scoreText } from "./results_grid.js";
 import { closePhoto, replaceState } from "./url_state.js";
 
 /** @typedef {import("./api.js").Hit} Hit */
@@ -51,7 +51,7 @@ export class Viewer extends EventTarget {
     this.#request.abort();
     this.#request = new AbortController();
     this.#photo = null;
-    const hit = this.grid.hits.find((one) => one.id === id);
+    const hit = this.#hit(id);
     this.#dialog.classList.remove("has-error");
     this.#showImage(id);
     this.#showName(hit ? displayName(hit) : "Photo", hit ? displayPath(hit) : "");
@@ -109,7 +109,9 @@ export class Viewer extends EventTarget {
       this.#photo = photo;
       this.#showName(displayName(photo), displayPath(photo));
       const date = new Date(photo.modified).toLocaleDateString("en-GB", { dateStyle: "long" });
-      byId("viewer-details", HTMLElement).textContent = `${sizeText(photo.size_bytes)} · ${date}`;
+      const score = this.#hit(id)?.score;
+      const rank = score === undefined ? [] : [`Result ${this.grid.positionOf(id) + 1}`, `score ${scoreText(score)}`];
+      byId("viewer-details", HTMLElement).textContent = [sizeText(photo.size_bytes), date, ...rank].join(" · ");
     } catch (error) {
       if (!signal.aborted && error instanceof ApiError) this.#showError(error.message);
     }
@@ -153,8 +155,13 @@ export class Viewer extends EventTarget {
 
   /** @param {number} offset @returns {number | null} */
   #neighbour(offset) {
-    const index = this.grid.hits.findIndex((hit) => hit.id === this.id);
-    return index < 0 ? null : (this.grid.hits[index + offset]?.id ?? null);
+    const position = this.id === null ? -1 : this.grid.positionOf(this.id);
+    return position < 0 ? null : (this.grid.hits[position + offset]?.id ?? null);
+  }
+
+  /** @param {number | null} id @returns {Hit | undefined} */
+  #hit(id) {
+    return id === null ? undefined : this.grid.hits[this.grid.positionOf(id)];
   }
 
   /** @param {number} offset */
@@ -168,7 +175,7 @@ export class Viewer extends EventTarget {
   }
 
   async #copyPath() {
-    const item = this.#photo ?? this.grid.hits.find((hit) => hit.id === this.id);
+    const item = this.#photo ?? this.#hit(this.id);
     const path = item?.path ?? null;
     const isCopied = await copyText(path ?? byId("viewer-path", HTMLElement).textContent ?? "");
     if (!isCopied) showToast("The browser did not allow copying the path.");
