@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def environment(root: Path = ROOT) -> dict[str, str]:
     """Return an environment in which Python imports the packages of a checkout."""
     path = os.pathsep.join([str(root), str(root / "cli"), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"PYTHONPATH": path}
+    # Without PYTHONSAFEPATH the packages in the current folder come first.
+    return os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
 def run(command: Sequence[str]) -> str:

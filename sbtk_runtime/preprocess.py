@@ -34,6 +34,10 @@ DOMAINS: Mapping[Kind, float] = {"sketch": 0.0, "photo": 1.0}
 MARGIN = 0.06
 _MIN_CONTRAST = 24
 _WORK_PX = 1024
+# The page's rule (static/upload.js): sizes in pixels, levels of 255, shares of all pixels.
+_KIND_PX = 96
+_NEAR_BACKGROUND, _MIN_BACKGROUND = 24, 0.6
+_COLOURED, _MAX_COLOURED = 40, 0.06
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,23 @@ def photo_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Pixels:
         (size_px, size_px), Image.Resampling.BILINEAR, reducing_gap=3.0
     )
     return np.asarray(square, dtype=np.uint8)
+
+
+def detect_kind(pixels: Pixels) -> Kind:
+    """Returns what an image seems to be: a sketch is mostly background, with hardly any colour.
+
+    In doubt it is a sketch, as photos on a plain background may be.
+
+    Args:
+        pixels: `(H, W, 3) uint8` RGB, the whole image, as `prepare(data, "photo")` makes it.
+    """
+    small = Image.fromarray(pixels).resize((_KIND_PX, _KIND_PX), Image.Resampling.BILINEAR)
+    levels = np.asarray(small, dtype=np.int16)
+    grey = levels.mean(axis=2)
+    background = np.abs(grey - np.median(grey)) < _NEAR_BACKGROUND
+    coloured = np.ptp(levels, axis=2) > _COLOURED
+    is_sketch = background.mean() > _MIN_BACKGROUND and coloured.mean() < _MAX_COLOURED
+    return "sketch" if is_sketch else "photo"
 
 
 def sketch_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Prepared:

@@ -110,13 +110,11 @@ json = click.option("--json", "as_json", is_flag=True, help="Print JSON lines, f
 quiet = click.option("-q", "--quiet", is_flag=True, help="Print no progress and no notices.")
 
 
-as_default_sketch = click.option(
+as_detected = click.option(
     "--as",
     "kind",
     type=click.Choice(["sketch", "photo"]),
-    default="sketch",
-    show_default=True,
-    help=_AS_HELP,
+    help=f"{_AS_HELP}  [default: detected, and a sketch in doubt]",
 )
 # Newer versions of click take `default=None` for an answer, so the required one is spelt out.
 as_required = click.option(

@@ -46,7 +46,7 @@ sbtk query cat.png --paths0 | xargs -0 cp -t found/
     metavar="N",
     help="How many photos to find.",
 )
-@options.as_default_sketch
+@options.as_detected
 @options.gallery
 @options.search
 @options.rerank
@@ -78,7 +78,7 @@ sbtk query cat.png --paths0 | xargs -0 cp -t found/
 def command(
     sketch: str,
     k: int,
-    kind: Kind,
+    kind: Kind | None,
     gallery: Path,
     search: Search,
     rerank: Rerank,
@@ -123,6 +123,7 @@ def command(
         notify=lambda text: output.notice(text, quiet=quiet),
     ) as embedder:
         try:
+            kind = kind or _detect(data, sketch, quiet=quiet)
             hits = opened.query(data, embedder, k, kind, search=search, rerank=rerank, fold=fold)
         except BadImage as problem:
             raise _named(problem, sketch) from problem
@@ -145,6 +146,17 @@ def command(
         output.notice(f"{text} was made: run 'sbtk index' again", quiet=quiet)
     # Photos that cannot be found are like files that could not be read.
     return 3 if opened.unusable else 0
+
+
+def _detect(data: bytes, sketch: str, *, quiet: bool) -> Kind:
+    """Returns what the image seems to be; tells the user if it is not a sketch."""
+    from sbtk_runtime.preprocess import detect_kind, prepare
+
+    kind = detect_kind(prepare(data, "photo").pixels)
+    if kind == "photo":
+        text = f"{_name(sketch)} looks like a photo and is searched as one"
+        output.notice(f"{text}; to search it as a sketch: --as sketch", quiet=quiet)
+    return kind
 
 
 def _read(sketch: str) -> bytes:

@@ -41,6 +41,11 @@ def guarded_app(service: Service, rules: AccessRules) -> ASGIApp:
         title="sbtk",
         version="1",
         description=_DESCRIPTION,
+        openapi_tags=[
+            {"name": "Search", "description": "Photos that look like an image."},
+            {"name": "Photos", "description": "Photos of the gallery: facts, thumbnails, files."},
+            {"name": "Server", "description": "The gallery, the server's health and its metrics."},
+        ],
         docs_url=None,
         openapi_url=None,
         redoc_url=None,

@@ -12,7 +12,14 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sbtk_runtime.errors import BadGallery, BadImage, EmptySketch, ModelMismatch, SbtkError
+from sbtk_runtime.errors import (
+    BadConfig,
+    BadGallery,
+    BadImage,
+    EmptySketch,
+    ModelMismatch,
+    SbtkError,
+)
 from sbtk_runtime.web.photos import PhotoGone
 from sbtk_runtime.web.queue import Busy
 from sbtk_runtime.web.refusals import Refusal, Refused, send_refusal
@@ -24,6 +31,7 @@ from sbtk_runtime.web.uploads import ClientGone, TimedOut
 _KNOWN: tuple[tuple[type[SbtkError], int, str], ...] = (
     (EmptySketch, 400, "empty_sketch"),
     (BadImage, 400, "bad_image"),
+    (BadConfig, 422, "bad_parameter"),
     (PhotoGone, 404, "no_photo"),
     (Busy, 503, "busy"),
     (Loading, 503, "loading"),

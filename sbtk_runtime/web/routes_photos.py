@@ -33,7 +33,7 @@ _NOT_MODIFIED = {304: {"description": "The copy with the tag in If-None-Match is
 
 def photo_routes(service: Service, thumbnails: Thumbnails) -> APIRouter:
     """Returns the routes that show photos."""
-    router = APIRouter()
+    router = APIRouter(tags=["Photos"])
 
     @router.get(
         "/v1/photos",

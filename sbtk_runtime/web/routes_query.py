@@ -12,30 +12,57 @@ from sbtk_runtime.preprocess import Kind
 from sbtk_runtime.web.errors import error_answers
 from sbtk_runtime.web.metrics import Metrics
 from sbtk_runtime.web.refusals import Refusal, Refused
-from sbtk_runtime.web.schemas import Fold, Folder, HitAnswer, Hits, Id, Limit, Offset, QueryAnswer
+from sbtk_runtime.web.schemas import (
+    Fold,
+    Folder,
+    HitAnswer,
+    Hits,
+    Id,
+    Limit,
+    Offset,
+    QueryAnswer,
+    RerankBy,
+)
 from sbtk_runtime.web.service import Found, Service
-from sbtk_runtime.web.uploads import MEDIA_TYPES, BodyReader, is_accepted, run_until_disconnect
+from sbtk_runtime.web.uploads import (
+    FORM_FIELD,
+    FORM_TYPE,
+    MEDIA_TYPES,
+    BodyReader,
+    image_of_body,
+    is_accepted,
+    run_until_disconnect,
+)
 
 _UNSUPPORTED = Refusal(
     415,
     "unsupported_type",
-    "The request's body must be a PNG, JPEG or WebP picture.",
+    f"The request's body must be a PNG, JPEG or WebP image, or a form with the field {FORM_FIELD}.",
     f"send it with the header 'Content-Type: {MEDIA_TYPES[0]}', or {' or '.join(MEDIA_TYPES[1:])}",
     closes=True,
 )
-_PICTURE = {"schema": {"type": "string", "format": "binary"}}
+_BINARY = {"type": "string", "format": "binary"}
+_IMAGE = {"schema": _BINARY}
+_FORM = {
+    "schema": {
+        "type": "object",
+        "properties": {FORM_FIELD: _BINARY},
+        "required": [FORM_FIELD],
+        "additionalProperties": False,
+    }
+}
 _REQUEST_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": "The bytes of an image file, at most 8 MiB.",
-        "content": dict.fromkeys(MEDIA_TYPES, _PICTURE),
+        "content": {**dict.fromkeys(MEDIA_TYPES, _IMAGE), FORM_TYPE: _FORM},
     }
 }
 
 
 def query_routes(service: Service, metrics: Metrics) -> APIRouter:
     """Returns the routes that answer with hits."""
-    router = APIRouter()
+    router = APIRouter(tags=["Search"])
     bodies = BodyReader()
 
     @router.post(
@@ -49,28 +76,41 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
     async def query(
         request: Request,
         under: Folder,
-        kind: Annotated[Kind, Query(alias="as", description="What the picture is.")] = "sketch",
+        kind: Annotated[
+            Kind | None,
+            Query(alias="as", description="What the image is; detected by default."),
+        ] = None,
         k: Hits = 24,
         limit: Limit = None,
         offset: Offset = 0,
         fold: Fold = True,
+        rerank: RerankBy = None,
     ) -> Response:
-        if not is_accepted(request.headers.get("content-type", "")):
+        content_type = request.headers.get("content-type", "")
+        if not is_accepted(content_type):
             raise Refused(_UNSUPPORTED)
         service.require_ready()
         async with bodies.read(request.scope, request.receive) as data:
             started = time.perf_counter()
-            prepared = await service.uploads.prepared(request, data, kind)
-        embedding = await run_until_disconnect(request, service.embed(prepared.pixels, kind))
+            image = image_of_body(content_type, data)
+            upload = await service.uploads.prepare(request, image, kind)
+        prepared = upload.prepared
+        embedding = await run_until_disconnect(request, service.embed(prepared.pixels, upload.kind))
         found = await run_until_disconnect(
             request,
             service.searches.submit(
                 lambda: service.search(
-                    embedding, kind, limit or k, under, fold=fold, offset=offset
+                    embedding,
+                    upload.kind,
+                    limit or k,
+                    under,
+                    fold=fold,
+                    offset=offset,
+                    rerank=rerank,
                 ).with_notices(prepared.notices)
             ),
         )
-        return _answered(found, offset, started, metrics)
+        return _answered(found, offset, started, metrics, upload.kind)
 
     @router.get(
         "/v1/photos/{photo_id}/similar",
@@ -87,13 +127,16 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
         limit: Limit = None,
         offset: Offset = 0,
         fold: Fold = True,
+        rerank: RerankBy = None,
     ) -> Response:
         service.require_ready()
         started = time.perf_counter()
         found = await run_until_disconnect(
             request,
             service.searches.submit(
-                lambda: service.similar(photo_id, limit or k, under, fold=fold, offset=offset)
+                lambda: service.similar(
+                    photo_id, limit or k, under, fold=fold, offset=offset, rerank=rerank
+                )
             ),
         )
         return _answered(found, offset, started, metrics)
@@ -101,13 +144,16 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
     return router
 
 
-def _answered(found: Found, offset: int, started: float, metrics: Metrics) -> Response:
+def _answered(
+    found: Found, offset: int, started: float, metrics: Metrics, kind: Kind | None = None
+) -> Response:
     hits = [HitAnswer.of(hit) for hit in found.hits]
     took_s = time.perf_counter() - started
     metrics.query_seconds.observe(took_s)
     answer = QueryAnswer.model_construct(
         hits=hits,
         no_close_match=None if offset else has_no_close_match(found.hits),
+        kind=kind,
         generation=found.generation,
         engine=found.engine,
         took_ms=round(took_s * 1e3, 2),

@@ -18,6 +18,8 @@ from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import path_fields
 from sbtk_runtime.gallery.hits import Hit, Match, PhotoCopies
+from sbtk_runtime.preprocess import Kind
+from sbtk_runtime.rerank import Rerank
 from sbtk_runtime.web.photos import SizePx
 from sbtk_runtime.web.refusals import DATA_PATHS, Refusal, Refused
 
@@ -66,6 +68,7 @@ class QueryAnswer(BaseModel):
         None,
         description="Whether all of the first hits are weak: the gallery may lack what was drawn.",
     )
+    kind: Kind | None = Field(None, description="What the image was searched as.")
     generation: int = Field(description="The state of the gallery that all of this is of.")
     engine: str = Field(description="What ran the model.")
     took_ms: float = Field(description="From the whole request received to the answer made.")
@@ -254,6 +257,14 @@ Fold = Annotated[
     bool,
     Query(description="Photos of the same bytes are one hit, with its copies; else each is one."),
     BeforeValidator(_plain_truth),
+]
+RerankBy = Annotated[
+    Rerank | None,
+    Query(
+        description="Reorder the hits: by a query that the first hits are added to (expand), or "
+        "by spreading scores over photos that look alike (diffusion). By default as the server's "
+        "option --rerank says."
+    ),
 ]
 Size = Annotated[SizePx, Query(description="Pixels that the longer side has at most."), _Digits]
 

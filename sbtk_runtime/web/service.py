@@ -247,6 +247,7 @@ class Service:
         *,
         fold: bool = True,
         offset: int = 0,
+        rerank: Rerank | None = None,
     ) -> Found:
         """Returns the photos nearest to an embedding `(D,) float32` of a sketch or a photo.
 
@@ -258,7 +259,7 @@ class Service:
                 *(embedding, k, self._search),
                 under=under,
                 fold=fold,
-                rerank=self._rerank,
+                rerank=rerank or self._rerank,
                 offset=offset,
                 match_rule=self.bundle.manifest.match_rule if kind == "sketch" else None,
             )
@@ -272,6 +273,7 @@ class Service:
         *,
         fold: bool = True,
         offset: int = 0,
+        rerank: Rerank | None = None,
     ) -> Found:
         """Returns the photos that look like one of the gallery, which is not among them.
 
@@ -287,7 +289,7 @@ class Service:
                 *(photo_id, k, self._search),
                 under=under,
                 fold=fold,
-                rerank=self._rerank,
+                rerank=rerank or self._rerank,
                 offset=offset,
             )
 

@@ -8,9 +8,12 @@ up nobody else. Both are bounded in time and in memory, and neither is the engin
 from __future__ import annotations
 
 import asyncio
+import email
+import email.message
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -19,11 +22,20 @@ from starlette.types import Receive, Scope
 from sbtk_runtime.embedding.stream import MemoryBudget
 from sbtk_runtime.errors import BadImage, LargeImage, SbtkError
 from sbtk_runtime.images import MAX_DECODE_BYTES, OpenImage
-from sbtk_runtime.preprocess import Kind, Prepared, opened, prepared_from
+from sbtk_runtime.preprocess import Kind, Prepared, detect_kind, opened, prepared_from
 from sbtk_runtime.web.queue import WorkQueue
 from sbtk_runtime.web.refusals import Refusal, Refused
 
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp")
+FORM_TYPE = "multipart/form-data"
+#: The field of a form that holds the image.
+FORM_FIELD = "image"
+# RFC 2046 allows no longer boundaries.
+_MAX_BOUNDARY = 70
+_MAX_PART_HEAD = 4_096
+_LOOKS_LIKE_A_PHOTO = (
+    "The image looks like a photo and was searched as one; to search it as a sketch: as=sketch"
+)
 #: Core-seconds for one upload; honest ones take a tenth of one.
 MAX_DECODE_S = 5.0
 #: What a small upload takes at most while it is decoded: a drawing of 1,300 pixels a side.
@@ -39,8 +51,60 @@ _STUCK_AFTER_S = 30.0
 
 
 def is_accepted(content_type: str) -> bool:
-    """Whether a Content-Type header names a format that may be uploaded."""
-    return content_type.partition(";")[0].strip().lower() in MEDIA_TYPES
+    """Whether a Content-Type header names a format that may be uploaded, or a form."""
+    return _media_type(content_type) in (*MEDIA_TYPES, FORM_TYPE)
+
+
+def image_of_body(content_type: str, body: bytes) -> bytes:
+    """Returns the image in a request's body: all of it, or of a form the field `image`.
+
+    Raises:
+        Refused: `bad_form` (400): the form is malformed, or has other fields.
+    """
+    if _media_type(content_type) != FORM_TYPE:
+        return body
+    boundary = _parameters(content_type).get("boundary", "")
+    if not 1 <= len(boundary) <= _MAX_BOUNDARY:
+        raise Refused(_bad_form("The form's Content-Type has no boundary"))
+    # The first delimiter need not follow a line break.
+    parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1"), 3)
+    if len(parts) != 3 or not parts[2].startswith(b"--"):
+        raise Refused(_bad_form("The form does not have exactly one field"))
+    head, blank, content = parts[1].partition(b"\r\n\r\n")
+    if not blank or len(head) > _MAX_PART_HEAD:
+        raise Refused(_bad_form("The form's field has no proper headers"))
+    headers = email.message_from_bytes(head.removeprefix(b"\r\n"))
+    if headers.get_param("name", header="content-disposition") != FORM_FIELD:
+        raise Refused(_bad_form("The form's field has another name"))
+    return content
+
+
+def _bad_form(found: str) -> Refusal:
+    return Refusal(
+        400,
+        "bad_form",
+        f"{found}; expected: one file in the field '{FORM_FIELD}'.",
+        f"curl -F {FORM_FIELD}=@sketch.png",
+    )
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
+def _parameters(content_type: str) -> dict[str, str]:
+    """Returns the parameters of a Content-Type header, by their names in lower case."""
+    message = email.message.Message()
+    message["content-type"] = content_type
+    return {name.lower(): value for name, value in message.get_params([])[1:]}
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The model's input for an upload, and what the upload is."""
+
+    prepared: Prepared
+    kind: Kind
 
 
 class UploadDecoder:
@@ -63,8 +127,13 @@ class UploadDecoder:
         )
         self._budget = MemoryBudget(COSTLY_BYTES)
 
-    async def prepared(self, request: Request, data: bytes, kind: Kind) -> Prepared:
+    async def prepare(self, request: Request, data: bytes, kind: Kind | None) -> Upload:
         """Returns the model's input for an upload.
+
+        Args:
+            request: whose disconnection cancels the work.
+            data: a PNG, JPEG or WebP file.
+            kind: what it is; `None` to detect it.
 
         Raises:
             BadImage: it is empty, of another format, damaged, or takes too much memory or time.
@@ -73,6 +142,21 @@ class UploadDecoder:
             ClientGone: nobody waits for the answer any more.
             TimedOut: it was not decoded in time.
         """
+        if kind is not None:
+            return Upload(await self._prepare(request, data, kind), kind)
+        # As a photo first: that is how the gallery's photos are decoded.
+        as_photo = await self._prepare(request, data, "photo")
+        if detect_kind(as_photo.pixels) == "photo":
+            notices = (*as_photo.notices, _LOOKS_LIKE_A_PHOTO)
+            return Upload(replace(as_photo, notices=notices), "photo")
+        return Upload(await self._prepare(request, data, "sketch"), "sketch")
+
+    def close(self, timeout_s: float) -> None:
+        """Cancels what waits, and lets what is under way end."""
+        self.small.close(timeout_s)
+        self.costly.close(timeout_s)
+
+    async def _prepare(self, request: Request, data: bytes, kind: Kind) -> Prepared:
         found = await run_until_disconnect(
             request, self.small.submit(lambda: _prepared_if_small(data, kind))
         )
@@ -81,11 +165,6 @@ class UploadDecoder:
         return await run_until_disconnect(
             request, self.costly.submit(lambda: self._decoded_costly(found, kind))
         )
-
-    def close(self, timeout_s: float) -> None:
-        """Cancels what waits, and lets what is under way end."""
-        self.small.close(timeout_s)
-        self.costly.close(timeout_s)
 
     def _decoded_costly(self, image: OpenImage, kind: Kind) -> Prepared:
         with self._budget.reserve(image.memory_bytes):

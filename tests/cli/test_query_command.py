@@ -72,6 +72,27 @@ def test_a_sketch_from_a_pipe_is_as_good_as_a_file(
     assert capsys.readouterr().out == from_file
 
 
+def test_a_photo_is_detected_told_and_overruled(
+    shared_gallery: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = str(shared_gallery.parent / "photos" / "photo-0005.png")
+    query = ["query", photo, "--threads", "1", "-k", "3"]
+    assert main([*query, "--as", "photo"]) == 0
+    as_photo = capsys.readouterr()
+    assert as_photo.err == ""
+    assert main(query) == 0
+    detected = capsys.readouterr()
+    assert detected.out == as_photo.out
+    assert detected.err == (
+        f"{photo} looks like a photo and is searched as one; to search it as a sketch: "
+        "--as sketch\n"
+    )
+    assert main([*query, "--as", "sketch"]) == 0
+    as_sketch = capsys.readouterr()
+    assert as_sketch.out != as_photo.out
+    assert as_sketch.err == ""
+
+
 def test_a_photo_finds_itself(shared_gallery: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photo = shared_gallery.parent / "photos" / "photo-0005.png"
     for search in ("auto", "exact", "codes", "hnsw"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from sbtk_runtime.preprocess import (
     SIZE_PX,
     Kind,
     decoded,
+    detect_kind,
     kind_from_text,
     memory_to_decode,
     photo_pixels,
@@ -194,3 +197,39 @@ def _saved(image: Image.Image, format_: str, **options: object) -> bytes:
     stream = io.BytesIO()
     image.save(stream, format_, **options)
     return stream.getvalue()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sketches_and_photos_are_told_apart(seed: int) -> None:
+    for sketch in (tiny_sketch(seed), ImageOps.invert(tiny_sketch(seed))):
+        assert _detected(sketch) == "sketch"
+    assert _detected(tiny_photo(seed)) == "photo"
+    assert _detected(tiny_photo(seed).resize((3000, 2000))) == "photo"
+
+
+def test_a_drawing_with_a_coloured_pen_or_on_nothing_is_a_sketch() -> None:
+    drawing = Image.new("RGBA", (400, 300), (0, 0, 0, 0))
+    ImageDraw.Draw(drawing).ellipse((60, 60, 300, 240), outline=(200, 30, 30, 255), width=3)
+    assert _detected(drawing) == "sketch"
+    assert _detected(Image.new("L", (300, 300), 255)) == "sketch"
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not os.environ.get("SBTK_DATA"), reason="SBTK_DATA names no research images")
+def test_real_sketches_and_photos_are_told_apart() -> None:
+    """Of Sketchy, no sketch may be taken for a photo; photos on a plain background may be."""
+    folder = Path(os.environ["SBTK_DATA"])
+    shares = {}
+    for kind in ("sketch", "photo"):
+        files = sorted(path for path in (folder / kind).rglob("*") if path.is_file())[::5]
+        shares[kind] = np.mean([_detected_in(path.read_bytes()) == kind for path in files])
+    assert shares["sketch"] == 1.0
+    assert shares["photo"] > 0.9
+
+
+def _detected(image: Image.Image) -> Kind:
+    return _detected_in(_png(image))
+
+
+def _detected_in(data: bytes) -> Kind:
+    return detect_kind(prepare(data, "photo").pixels)

@@ -45,12 +45,13 @@ class Workplace:
         """The gallery."""
         return self.folder / "gallery.sbtk"
 
+    def embedder(self) -> Embedder:
+        """Returns an embedder like the servers', for a `with` block."""
+        return Embedder(self.bundle, engine="onnxruntime", threads=1)
+
     def hits(self, picture: bytes, kind: Kind = "sketch", k: int = 24) -> list[Hit]:
         """Returns what Python finds."""
-        with (
-            Embedder(self.bundle, engine="onnxruntime", threads=1) as embedder,
-            Gallery.open(self.gallery) as gallery,
-        ):
+        with self.embedder() as embedder, Gallery.open(self.gallery) as gallery:
             return gallery.query(picture, embedder, k, kind)
 
     def index(self) -> None:

@@ -50,7 +50,7 @@ def test_a_query_answers_with_the_hits_that_python_finds(
     answer = query(server.port, sketch)
     assert answer.status == 200
     content = answer.json()
-    assert list(content) == ["hits", "generation", "engine", "took_ms", "notices"]
+    assert list(content) == ["hits", "kind", "generation", "engine", "took_ms", "notices"]
     assert content["hits"] == [hit.to_json() for hit in shared.hits(sketch)]
     assert len(content["hits"]) == 24
     assert (content["generation"], content["engine"]) == (1, "onnxruntime")
@@ -75,6 +75,84 @@ def test_a_photo_finds_itself_when_it_is_called_one(
     (hit,) = query(server.port, photo.read_bytes(), "?k=1&as=photo").json()["hits"]
     assert hit["path"] == str(photo)
     assert hit["score"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_photo_is_detected_and_searched_as_one_unless_it_is_called_a_sketch(
+    server: ServeProcess, shared: Workplace
+) -> None:
+    photo = (shared.photos / "photo-0003.png").read_bytes()
+    detected = query(server.port, photo, "?k=3").json()
+    assert detected["kind"] == "photo"
+    assert detected["hits"] == query(server.port, photo, "?k=3&as=photo").json()["hits"]
+    assert detected["notices"] == [
+        "The image looks like a photo and was searched as one; to search it as a sketch: as=sketch"
+    ]
+    overruled = query(server.port, photo, "?k=3&as=sketch").json()
+    assert (overruled["kind"], overruled["notices"]) == ("sketch", [])
+    assert overruled["hits"] == [hit.to_json() for hit in shared.hits(photo, "sketch", 3)]
+    assert query(server.port, sketch_png(), "?k=1").json()["kind"] == "sketch"
+
+
+def _form(content: bytes, field: str = "image") -> bytes:
+    head = f'--edge\r\nContent-Disposition: form-data; name="{field}"; filename="a.png"\r\n'
+    return head.encode() + b"Content-Type: image/png\r\n\r\n" + content + b"\r\n--edge--\r\n"
+
+
+def test_a_form_with_the_field_image_is_as_good_as_a_body(server: ServeProcess) -> None:
+    sketch = sketch_png(3)
+    form = query(server.port, _form(sketch), "?k=5", "multipart/form-data; boundary=edge")
+    assert form.status == 200
+    assert form.json()["hits"] == query(server.port, sketch, "?k=5").json()["hits"]
+
+
+@pytest.mark.parametrize(
+    ("body", "boundary"),
+    [
+        (_form(b"x"), ""),
+        (_form(b"x"), "; boundary=" + "b" * 71),
+        (_form(b"x"), "; boundary=other"),
+        (_form(b"x", "file"), "; boundary=edge"),
+        (_form(b"x")[:-11], "; boundary=edge"),
+        (_form(b"x")[:-4] + _form(b"y")[6:], "; boundary=edge"),
+        (b"--edge\r\nno headers\r\n--edge--", "; boundary=edge"),
+        (b"--edge\r\n" + b"a" * 5_000 + b"\r\n\r\nx\r\n--edge--", "; boundary=edge"),
+        (b"", "; boundary=edge"),
+    ],
+)
+def test_a_form_of_another_kind_is_refused(
+    server: ServeProcess, body: bytes, boundary: str
+) -> None:
+    answer = query(server.port, body, "", f"multipart/form-data{boundary}")
+    assert (answer.status, answer.code) == (400, "bad_form")
+    assert "one file in the field 'image'" in answer.json()["error"]["message"]
+
+
+def test_hits_are_ordered_as_the_parameter_rerank_says(
+    server: ServeProcess, shared: Workplace
+) -> None:
+    sketch = sketch_png(3)
+    with Gallery.open(shared.gallery) as gallery, shared.embedder() as embedder:
+        for rerank in ("none", "expand", "diffusion"):
+            found = gallery.query(sketch, embedder, 5, rerank=rerank)
+            answer = query(server.port, sketch, f"?k=5&rerank={rerank}").json()
+            assert [hit["id"] for hit in answer["hits"]] == [hit.id for hit in found]
+    photo_id = id_of(shared, "photo-0000.jpg")
+    similar = ask(server.port, f"/v1/photos/{photo_id}/similar?rerank=diffusion")
+    assert similar.status == 200
+    wrong = query(server.port, sketch, "?rerank=magic")
+    assert (wrong.status, wrong.code) == (422, "bad_parameter")
+
+
+def test_pages_reach_the_end_of_the_gallery(server: ServeProcess) -> None:
+    sketch = sketch_png(3)
+    every = query(server.port, sketch, "?k=200").json()["hits"]
+    paged = [
+        hit
+        for offset in range(0, 40, 10)
+        for hit in query(server.port, sketch, f"?limit=10&offset={offset}").json()["hits"]
+    ]
+    assert paged == every
+    assert len(paged) == 34
 
 
 def test_fewer_photos_than_asked_for_are_all_there_are(server: ServeProcess) -> None:
@@ -466,7 +544,17 @@ def test_the_description_names_every_route_and_error(server: ServeProcess) -> No
         ROUTES
     )
     asked = described["paths"]["/v1/query"]["post"]
-    assert set(asked["requestBody"]["content"]) == {"image/png", "image/jpeg", "image/webp"}
+    formats = {"image/png", "image/jpeg", "image/webp", "multipart/form-data"}
+    assert set(asked["requestBody"]["content"]) == formats
+    tags = {
+        path: operation["tags"]
+        for path, entry in described["paths"].items()
+        for operation in entry.values()
+    }
+    assert tags["/v1/photos/{photo_id}/similar"] == tags["/v1/query"] == ["Search"]
+    assert tags["/v1/photos"] == ["Photos"]
+    assert tags["/healthz"] == ["Server"]
+    assert [tag["name"] for tag in described["tags"]] == ["Search", "Photos", "Server"]
     assert {"200", "400", "408", "413", "415", "422", "503", "504"} <= set(asked["responses"])
     error = {"$ref": "#/components/schemas/ErrorAnswer"}
     assert asked["responses"]["415"]["content"]["application/json"]["schema"] == error
