@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.commands import SBTK, run, run_sbtk
-from benchmarks.photos import copied
+from benchmarks.photos import copy_photos
 from benchmarks.result import Result, print_result
 from sbtk_runtime.generated_inputs import generate_sketches
 
@@ -62,7 +62,7 @@ def measure(scratch: Path, runs: int, photos: int, model: str | None) -> Result:
     chosen = ["--model", model] if model else []
     sketch, gallery = scratch / "sketch.png", scratch / "gallery.sbtk"
     sketch.write_bytes(generate_sketches(1)[0])
-    copied(None, photos, scratch / "photos")
+    copy_photos(None, photos, scratch / "photos")
     run_sbtk("index", str(scratch / "photos"), "--gallery", str(gallery), "--quiet", *chosen)
     query = ["query", str(sketch), "--gallery", str(gallery), "--quiet", *chosen]
     modules = json.loads(run([sys.executable, "-c", _LIST_MODULES, *query]))
@@ -72,7 +72,7 @@ def measure(scratch: Path, runs: int, photos: int, model: str | None) -> Result:
         "sbtk --help": [*SBTK, "--help"],
         "Python alone": [sys.executable, "-c", "pass"],
     }
-    seconds = _by_turns(commands, runs)
+    seconds = _run_interleaved(commands, runs)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     ratio = medians["sbtk query"] / medians["importing the same libraries"]
     libraries = sorted({name.partition(".")[0] for name in modules})
@@ -92,12 +92,12 @@ def measure(scratch: Path, runs: int, photos: int, model: str | None) -> Result:
         notes=[
             f"`sbtk query` takes {ratio:.2f} times as long as importing the same libraries: "
             f"{', '.join(libraries)}",
-            f"{runs} runs of each by turns; a gallery of {photos} photos; files in the page cache",
+            f"{runs} interleaved runs of each; gallery of {photos} photos; files in the page cache",
         ],
     )
 
 
-def _by_turns(commands: Mapping[str, Sequence[str]], runs: int) -> dict[str, list[float]]:
+def _run_interleaved(commands: Mapping[str, Sequence[str]], runs: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for index in range(runs + 1):
         for name, command in commands.items():

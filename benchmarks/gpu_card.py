@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.gpu_findings import Finding, Report, Task, attempt
 from benchmarks.gpu_student import make_random_student
-from benchmarks.gpu_timing import DRY, TimingConfig, timed
+from benchmarks.gpu_timing import DRY, TimingConfig, time_run
 from sbtk_runtime.machine import DISTRIBUTIONS, installed_versions
 from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_train.models.student import Student
@@ -118,7 +118,7 @@ def _card(device: str) -> dict[str, Any]:
     }
     # Queue about a second of products, and query nvidia-smi while they run.
     product = _product("fp16", 8192, device)
-    for _ in range(max(5, min(800, round(1e3 / timed(product, device, 1, DRY)["p50_ms"])))):
+    for _ in range(max(5, min(800, round(1e3 / time_run(product, device, 1, DRY)["p50_ms"])))):
         product()
     card["nvidia_smi_under_fp16_products"] = _smi(_SMI_UNDER_LOAD, uuid)
     torch.cuda.synchronize()
@@ -172,7 +172,7 @@ def _peak(name: str, task: Task) -> dict[str, float]:
     product = _product(name, side, task.device)
     set_tf32(name == "tf32")
     try:
-        times = timed(product, task.device, 1, _effort(task))
+        times = time_run(product, task.device, 1, _effort(task))
     finally:
         set_tf32(False)
     return {"tflop_per_s": 2 * side**3 / times["p50_ms"] / 1e9, "side": side, **times}
@@ -201,7 +201,7 @@ def _copy(name: str, task: Task) -> dict[str, float]:
     else:
         is_pinned = task.device == "cuda"
         source, moved = torch.ones(size, dtype=torch.uint8, pin_memory=is_pinned), size
-    times = timed(lambda: target.copy_(source, non_blocking=True), task.device, 1, _effort(task))
+    times = time_run(lambda: target.copy_(source, non_blocking=True), task.device, 1, _effort(task))
     return {"gbyte_per_s": moved / times["p50_ms"] / 1e6, "size_bytes": size, **times}
 
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu_findings import Figures, Finding, Report, Task, attempt, told
-from benchmarks.gpu_timing import DRY, TimingConfig, timed_by_clock
+from benchmarks.gpu_findings import Figures, Finding, Report, Task, attempt, format_error
+from benchmarks.gpu_timing import DRY, TimingConfig, time_by_clock
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines.registry import Engine, open_engine, probe_engines, validate_embeddings
 from sbtk_runtime.errors import BadModel
@@ -89,7 +89,7 @@ def _measure(task: Task, name: str, precision: Precision, report: Report) -> Non
     # Record other exceptions of libraries too.
     except Exception as problem:
         for point in (opening, *points):
-            report(point.failed("\n".join([told(problem), *notices])))
+            report(point.failed("\n".join([format_error(problem), *notices])))
         return
     try:
         open_s = time.perf_counter() - started
@@ -116,7 +116,7 @@ def _measure_batch(
     images = _pictures(point.batch)
 
     def measure() -> Figures:
-        figures = timed_by_clock(lambda: engine.run(images, "photo"), point.batch, effort)
+        figures = time_by_clock(lambda: engine.run(images, "photo"), point.batch, effort)
         own = {"peak": precision, "macs_per_image": macs}
         return {**own, **figures, **_device_times(engine, images)}
 

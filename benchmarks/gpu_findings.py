@@ -128,13 +128,13 @@ def attempt(report: Report, point: Finding, measure: Callable[[], Figures]) -> b
     try:
         figures = measure()
     except Exception as problem:
-        report(point.failed(told(problem)))
+        report(point.failed(format_error(problem)))
         return False
     report(point.measured(figures))
     return True
 
 
-def told(problem: BaseException) -> str:
+def format_error(problem: BaseException) -> str:
     """Return an exception's message, preceded by its type unless it is an sbtk error."""
     from sbtk_runtime.errors import SbtkError
 

@@ -33,14 +33,14 @@ class TimingConfig:
 DRY = TimingConfig(warm_s=0.0, measured_s=0.0, least_runs=2)
 
 
-def timed(run: Run, device: str, batch: int, effort: TimingConfig) -> dict[str, float]:
+def time_run(run: Run, device: str, batch: int, effort: TimingConfig) -> dict[str, float]:
     """Return images/s and percentiles of a run on the current CUDA stream.
 
     Runs are queued back to back with events between them, as on a busy server, so launch overhead
     of the CPU counts only if it exceeds the GPU's time. On a CPU, runs are timed by the clock.
     """
     if not device.startswith("cuda"):
-        return timed_by_clock(run, batch, effort)
+        return time_by_clock(run, batch, effort)
     import torch
 
     expected_s = _warmed_up(run, torch.cuda.synchronize, effort)
@@ -60,7 +60,7 @@ def timed(run: Run, device: str, batch: int, effort: TimingConfig) -> dict[str, 
     return _figures(times_ms, batch)
 
 
-def timed_by_clock(run: Run, batch: int, effort: TimingConfig) -> dict[str, float]:
+def time_by_clock(run: Run, batch: int, effort: TimingConfig) -> dict[str, float]:
     """Return images/s and percentiles of a synchronous run."""
     _warmed_up(run, lambda: None, effort)
     times_ms: list[float] = []

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu_card import macs_per_image, set_tf32
-from benchmarks.gpu_findings import Finding, Report, Task, told
+from benchmarks.gpu_findings import Finding, Report, Task, format_error
 from benchmarks.gpu_student import FromPixels, make_random_student, random_pictures
-from benchmarks.gpu_timing import DRY, TimingConfig, timed
+from benchmarks.gpu_timing import DRY, TimingConfig, time_run
 from sbtk_export.fp16 import make_half_trunk, make_half_trunk_student
 from sbtk_runtime.preprocess import SIZE_PX
 
@@ -137,7 +137,7 @@ class _Bench:
         # Compilers and cards without enough memory fail in many ways; continue with others.
         except Exception as problem:
             for point in points:
-                report(point.failed(told(problem)))
+                report(point.failed(format_error(problem)))
         else:
             for point, figures in zip(points, found, strict=True):
                 own = {"peak": contender.peak, "macs_per_image": self._macs}
@@ -173,7 +173,7 @@ class _Bench:
             return bound()
 
         runs: tuple[Bound, ...] = (bound, with_copy)
-        return [common | timed(one, device, batch, self._effort) for one in runs]
+        return [common | time_run(one, device, batch, self._effort) for one in runs]
 
 
 def _points(contender: Contender, batch: int) -> list[Finding]:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from benchmarks.gpu_findings import Finding, Report, Task, attempt
 from benchmarks.gpu_training_data import (
-    evenly_cut,
-    hardly_decoded,
+    cut_evenly,
+    repeat_images,
     sketches_per_step,
     write_training_data,
 )
@@ -222,7 +222,7 @@ def _epoch(
 ) -> StepDone:
     """Return the report of a new trainer at the end of an epoch of `steps`."""
     division = materials.division
-    cut = evenly_cut if setting.is_decoding else hardly_decoded
+    cut = cut_evenly if setting.is_decoding else repeat_images
     training = cut(division.training, steps, setting.quadruplets)
     watch = _Watch()
     with contextlib.suppress(_EpochOver):

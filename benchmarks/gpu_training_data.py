@@ -56,7 +56,7 @@ def sketches_per_step(training: ImageSet, quadruplets: int) -> int:
     return PER_CLASS * min(quadruplets, len(training.classes))
 
 
-def evenly_cut(training: ImageSet, steps: int, quadruplets: int) -> ImageSet:
+def cut_evenly(training: ImageSet, steps: int, quadruplets: int) -> ImageSet:
     """Return the set with evenly spaced sketches, as many as an epoch of `steps` uses.
 
     Nearly every sketch is decoded once; with fewer sketches, an epoch has fewer steps.
@@ -66,7 +66,7 @@ def evenly_cut(training: ImageSet, steps: int, quadruplets: int) -> ImageSet:
     return _with_rows(training, rows, np.arange(len(training.photos)))
 
 
-def hardly_decoded(training: ImageSet, steps: int, quadruplets: int) -> ImageSet:
+def repeat_images(training: ImageSet, steps: int, quadruplets: int) -> ImageSet:
     """Return a subset of which an epoch of `steps` repeats the same few images.
 
     The trainer caches decoded images, so after the first use of each class, two sketches per step

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from benchmarks.commands import SBTK, environment
-from benchmarks.photos import add_photos_option, re_encoded
+from benchmarks.photos import add_photos_option, reencode_photos
 from benchmarks.result import Result, print_result
 
 _POLL_S = 0.01
@@ -57,8 +57,8 @@ def measure(photos: Path | None, counts: list[int], model: str | None) -> Result
     for count in counts:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch, "photos")
-            notes.append(re_encoded(photos, count, folder))
-            peaks = index_watched(folder, Path(scratch, "gallery.sbtk"), model)
+            notes.append(reencode_photos(photos, count, folder))
+            peaks = index_monitored(folder, Path(scratch, "gallery.sbtk"), model)
         per_photo = (peaks.graph - peaks.graph_start) / count
         rows.append(
             [
@@ -93,7 +93,7 @@ def measure(photos: Path | None, counts: list[int], model: str | None) -> Result
     )
 
 
-def index_watched(folder: Path, gallery: Path, model: str | None) -> Peaks:
+def index_monitored(folder: Path, gallery: Path, model: str | None) -> Peaks:
     """Measure the peaks of one `sbtk index` of a folder into a new gallery."""
     chosen = ["--model", model] if model else []
     process = subprocess.Popen(

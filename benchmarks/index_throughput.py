@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.commands import run_sbtk
-from benchmarks.photos import add_photos_option, copied, photos_below
+from benchmarks.photos import add_photos_option, copy_photos, list_photos
 from benchmarks.result import Result, print_result
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines.registry import open_engine
@@ -51,10 +51,10 @@ def measure(
 ) -> Result:
     """Measure the speed of indexing `count` photos, `repeats` times, relative to the limit."""
     folder = scratch / "photos"
-    named = copied(photos, count, folder)
+    named = copy_photos(photos, count, folder)
     runs, alone = [], []
     for index in range(repeats):
-        alone.append(core_seconds_alone(folder, model))
+        alone.append(measure_core_seconds(folder, model))
         runs.append(index_once(folder, scratch / f"{index}.sbtk", model))
     cores = cpu_threads()
     allowed_alone = cores / statistics.median(decode + engine for decode, engine in alone)
@@ -119,9 +119,9 @@ def index_once(folder: Path, gallery: Path, model: str | None) -> dict[str, Any]
     }
 
 
-def core_seconds_alone(folder: Path, model: str | None) -> tuple[float, float]:
+def measure_core_seconds(folder: Path, model: str | None) -> tuple[float, float]:
     """Return the core-seconds of decoding and of embedding one photo, measured separately."""
-    contents = [path.read_bytes() for path in photos_below(folder)[:_ALONE]]
+    contents = [path.read_bytes() for path in list_photos(folder)[:_ALONE]]
     started = time.thread_time()
     pixels = np.stack([prepare(content, "photo").pixels for content in contents])
     decode_s = (time.thread_time() - started) / len(contents)

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from benchmarks.result import Result, print_result
-from benchmarks.serving import Server, gallery_served, serving_parser
+from benchmarks.serving import Server, make_parser, serve_gallery
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -69,10 +69,10 @@ _NAMES = {
 
 def main() -> None:
     """Measure and print."""
-    parser = serving_parser(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--lifts", type=int, default=60, help="strokes to measure")
     options = parser.parse_args()
-    with gallery_served(options) as (server, note):
+    with serve_gallery(options) as (server, note):
         result = measure(server, options.lifts, note)
     print_result(result, "benchmarks.page_latency", as_json=options.json)
 
@@ -83,7 +83,7 @@ def measure(server: Server, lifts: int, note: str) -> Result:
 
     chromium = shutil.which(os.environ.get("SBTK_CHROMIUM", "chromium"))
     if chromium is None:
-        sys.exit("there is no chromium: install it, or name another in SBTK_CHROMIUM")
+        sys.exit("Chromium is not installed; install it, or set SBTK_CHROMIUM")
     with sync_playwright() as driver:
         browser = driver.chromium.launch(
             executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]

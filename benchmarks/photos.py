@@ -30,7 +30,7 @@ def add_photos_option(parser: argparse.ArgumentParser, purpose: str = "photos to
     )
 
 
-def photos_below(folder: Path) -> list[Path]:
+def list_photos(folder: Path) -> list[Path]:
     """Return the image files below a folder, sorted."""
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not found:
@@ -38,7 +38,7 @@ def photos_below(folder: Path) -> list[Path]:
     return found
 
 
-def copied(source: Path | None, count: int, folder: Path) -> str:
+def copy_photos(source: Path | None, count: int, folder: Path) -> str:
     """Fill `folder` with `count` evenly spaced photos of `source`; return their description.
 
     Without a source, photos are generated; if it has too few, all are made from its photos.
@@ -48,16 +48,16 @@ def copied(source: Path | None, count: int, folder: Path) -> str:
         for index, content in enumerate(generate_photos(count)):
             (folder / f"{index:06d}.jpg").write_bytes(content)
         return f"{count:,} generated photos"
-    found = photos_below(source)
+    found = list_photos(source)
     if len(found) < count:
-        return re_encoded(source, count, folder)
+        return reencode_photos(source, count, folder)
     for index in range(count):
         path = found[index * len(found) // count]
         shutil.copyfile(path, folder / f"{index:06d}{path.suffix.lower()}")
     return f"{count:,} photos of {source.name}"
 
 
-def re_encoded(source: Path | None, count: int, folder: Path, seed: int = 0) -> str:
+def reencode_photos(source: Path | None, count: int, folder: Path, seed: int = 0) -> str:
     """Fill `folder` with `count` distinct photos: re-encoded random crops of given ones."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
@@ -65,7 +65,7 @@ def re_encoded(source: Path | None, count: int, folder: Path, seed: int = 0) -> 
         contents = [io.BytesIO(content) for content in generate_photos(8)]
         images = [Image.open(content).convert("RGB") for content in contents]
     else:
-        found = photos_below(source)
+        found = list_photos(source)
         chosen = [found[index * len(found) // 256] for index in range(256)]
         images = [Image.open(path).convert("RGB") for path in dict.fromkeys(chosen)]
     for index in range(count):
@@ -78,4 +78,4 @@ def re_encoded(source: Path | None, count: int, folder: Path, seed: int = 0) -> 
         cut = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
         cut.save(folder / f"{index:06d}.jpg", quality=_JPEG_QUALITY)
     of = "generated photos" if source is None else f"photos of {source.name}"
-    return f"{count:,} random cuts of {len(images)} {of}, encoded anew, seed {seed}"
+    return f"{count:,} re-encoded random crops of {len(images)} {of}, seed {seed}"

@@ -16,7 +16,7 @@ import sys
 import time
 
 from benchmarks.result import Result, print_result
-from benchmarks.serving import Server, gallery_served, serving_parser
+from benchmarks.serving import Server, make_parser, serve_gallery
 from sbtk_runtime.generated_inputs import generate_sketches
 
 _WARM_UP = 20
@@ -24,10 +24,10 @@ _WARM_UP = 20
 
 def main() -> None:
     """Measure and print."""
-    parser = serving_parser(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--queries", type=int, default=300)
     options = parser.parse_args()
-    with gallery_served(options) as (server, note):
+    with serve_gallery(options) as (server, note):
         result = measure(server, options.queries, note)
     print_result(result, "benchmarks.serve_latency", as_json=options.json)
 

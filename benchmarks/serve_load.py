@@ -23,7 +23,7 @@ from pathlib import Path
 
 from benchmarks.commands import ROOT
 from benchmarks.result import Result, print_result
-from benchmarks.serving import Server, gallery_served, gallery_served_by, serving_parser
+from benchmarks.serving import Server, make_parser, serve_checkouts, serve_gallery
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.engines.base import Images
 from sbtk_runtime.generated_inputs import generate_sketches
@@ -51,7 +51,7 @@ class Round:
 
 def main() -> None:
     """Measure and print."""
-    parser = serving_parser(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steady", action="store_true", help="measure queries a second")
@@ -59,14 +59,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.steady:
         checkouts = [*([options.beside] if options.beside else []), ROOT]
-        with gallery_served_by(options, checkouts) as (servers, note):
+        with serve_checkouts(options, checkouts) as (servers, note):
             names = ["before", "now"] if options.beside else ["sbtk serve"]
             found = measure_steady(
                 dict(zip(names, servers, strict=True)), options.model, options.rounds, note
             )
         print_result(found, "benchmarks.serve_load", as_json=options.json)
         return
-    with gallery_served(options) as (server, note):
+    with serve_gallery(options) as (server, note):
         result = measure(server, options.clients, options.rounds, note)
     print_result(result, "benchmarks.serve_load", as_json=options.json)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import ROOT, SBTK, environment, run_sbtk
-from benchmarks.photos import add_photos_option, copied
+from benchmarks.photos import add_photos_option, copy_photos
 
 _STARTED_WITHIN_S = 120.0
 _POLL_S = 0.05
@@ -52,8 +52,8 @@ class Server:
         return int(match[1]) * 1024 if match else 0
 
 
-def serving_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser of what `gallery_served` needs, and of `--json`."""
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what `serve_gallery` needs, and of `--json`."""
     parser = argparse.ArgumentParser(description=description)
     add_photos_option(parser)
     parser.add_argument("--count", type=int, default=1000, help="photos in the gallery")
@@ -63,19 +63,19 @@ def serving_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 @contextlib.contextmanager
-def gallery_served(options: argparse.Namespace) -> Iterator[tuple[Server, str]]:
+def serve_gallery(options: argparse.Namespace) -> Iterator[tuple[Server, str]]:
     """Index and serves photos; gives the block the server, and what the photos are."""
-    with gallery_served_by(options, [ROOT]) as ((server,), note):
+    with serve_checkouts(options, [ROOT]) as ((server,), note):
         yield server, note
 
 
 @contextlib.contextmanager
-def gallery_served_by(
+def serve_checkouts(
     options: argparse.Namespace, checkouts: Sequence[Path]
 ) -> Iterator[tuple[list[Server], str]]:
     """Index photos, and serves them by the code of each checkout."""
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
-        note = copied(options.photos, options.count, Path(scratch, "photos"))
+        note = copy_photos(options.photos, options.count, Path(scratch, "photos"))
         chosen = ["--gallery", str(Path(scratch, "gallery.sbtk")), "--quiet"]
         chosen += ["--model", options.model] if options.model else []
         run_sbtk("index", str(Path(scratch, "photos")), *chosen)

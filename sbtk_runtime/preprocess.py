@@ -69,10 +69,10 @@ def prepare(
         EmptySketch: nothing is drawn on the sketch.
     """
     try:
-        picture = opened(data, kind, size_px, max_bytes=max_bytes).decode()
+        decoded_image = opened(data, kind, size_px, max_bytes=max_bytes).decode()
     except LargeImage as problem:
         return prepared_apart(data, problem, kind, size_px)
-    return prepared_from(picture.image, kind, size_px, picture.notices)
+    return prepared_from(decoded_image.image, kind, size_px, decoded_image.notices)
 
 
 def prepared_apart(

@@ -23,8 +23,8 @@ from benchmarks.commands import environment
 from benchmarks.gpu_card import macs_per_image
 from benchmarks.gpu_findings import Finding, Task
 from benchmarks.gpu_process import run_stage
-from benchmarks.gpu_timing import TimingConfig, timed_by_clock
-from benchmarks.gpu_training_data import evenly_cut, hardly_decoded, sketches_per_step
+from benchmarks.gpu_timing import TimingConfig, time_by_clock
+from benchmarks.gpu_training_data import cut_evenly, repeat_images, sketches_per_step
 from sbtk_runtime.engines.registry import ENGINE_NAMES
 from sbtk_train.batches.sampler import sample_class_balanced
 from sbtk_train.data import ImageSet, read_dataset
@@ -215,7 +215,7 @@ def test_macs_are_those_that_torchs_own_counter_counts(backbone: str, gmacs: flo
 
 
 @pytest.mark.parametrize("quadruplets", [2, 3, 16])
-@pytest.mark.parametrize(("cut", "decoded"), [(hardly_decoded, "few"), (evenly_cut, "all")])
+@pytest.mark.parametrize(("cut", "decoded"), [(repeat_images, "few"), (cut_evenly, "all")])
 def test_an_epoch_of_cut_data_has_its_steps_and_shows_new_pictures_or_hardly_any(
     tmp_path: Path,
     cut: Callable[[ImageSet, int, int], ImageSet],
@@ -238,7 +238,7 @@ def test_an_epoch_of_cut_data_has_its_steps_and_shows_new_pictures_or_hardly_any
 
 
 def test_no_speed_is_beyond_what_the_clock_allows() -> None:
-    figures = timed_by_clock(lambda: time.sleep(0.005), 4, TimingConfig(0.0, 0.05, 3))
+    figures = time_by_clock(lambda: time.sleep(0.005), 4, TimingConfig(0.0, 0.05, 3))
     assert 0 < figures["images_per_s"] <= 4 / 0.005
     assert figures["p50_ms"] >= 5
     assert figures["runs"] >= 3

@@ -67,12 +67,12 @@ def load_labelled_set(
             "the model's own split, which defines its validation classes",
             "omit one of the two",
         )
-    split = _split(images, training, split_name)
+    split = _open_split(images, training, split_name)
     if classes == "validation":
-        names = _validation_classes(images, training)
+        names = _find_validation_classes(images, training)
         of = f"{len(names)} validation classes (seen, held out)"
     else:
-        names = _unseen_classes(images, data, split)
+        names = _find_unseen_classes(images, data, split)
         _refuse_leaks(manifest, split, names)
         of_all = "" if len(names) == len(split.unseen) else f" of {len(split.unseen)}"
         of = f"{len(names)}{of_all} unseen classes of {split.name}"
@@ -85,15 +85,15 @@ def load_labelled_set(
     if protocol.queries == "photo":
         _require_gallery(measured, of)
     kept_unseen = _read_names(training, "unseen_classes")
-    trained_on = _trained_on(images, split, without=[*names, *kept_unseen])
+    trained_on = _select_training(images, split, without=[*names, *kept_unseen])
     return _add_seen(
         measured,
         trained_on,
         LabelledSet(
-            _labelled(measured.sketch_files, measured.sketch_labels, names),
-            _labelled(measured.photos, measured.photo_labels, names),
+            _make_labelled(measured.sketch_files, measured.sketch_labels, names),
+            _make_labelled(measured.photos, measured.photo_labels, names),
             of,
-            learnt_on=_learnt_on(trained_on, training),
+            learnt_on=_sample_training(trained_on, training),
             protocol=replace(protocol, split=split.name, classes=classes),
             notices=images.notices,
         ),
@@ -111,7 +111,7 @@ def _require_gallery(measured: ImageSet, of: str) -> None:
         )
 
 
-def _trained_on(images: ImageSet, split: Split, without: Sequence[str]) -> ImageSet:
+def _select_training(images: ImageSet, split: Split, without: Sequence[str]) -> ImageSet:
     """Return the training images: seen classes, without sketches that its lists exclude."""
     others = ClassNames(without)
     seen = [name for name in split.seen_among(images.classes) if name not in others]
@@ -168,7 +168,7 @@ def _file_name(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-def _learnt_on(
+def _sample_training(
     trained_on: ImageSet, training: dict[str, Any]
 ) -> tuple[LabelledImages, LabelledImages]:
     """Return at most `LEARNT_ON_AT_MOST` training sketches and photos, drawn with seed 0."""
@@ -190,13 +190,13 @@ def _learnt_on(
     )
 
 
-def _labelled(
+def _make_labelled(
     paths: tuple[Path, ...], labels: NDArray[np.int64], names: list[str]
 ) -> LabelledImages:
     return LabelledImages(paths, labels.tolist(), tuple(names))
 
 
-def _unseen_classes(images: ImageSet, data: Path, split: Split) -> list[str]:
+def _find_unseen_classes(images: ImageSet, data: Path, split: Split) -> list[str]:
     names = [name for name in images.classes if split.is_unseen(name)]
     if not names:
         raise BadData(
@@ -207,11 +207,11 @@ def _unseen_classes(images: ImageSet, data: Path, split: Split) -> list[str]:
     return names
 
 
-def _split(images: ImageSet, training: dict[str, Any], name: str | None) -> Split:
-    return open_split(name, images.classes) if name else _own_split(training)
+def _open_split(images: ImageSet, training: dict[str, Any], name: str | None) -> Split:
+    return open_split(name, images.classes) if name else _open_own_split(training)
 
 
-def _own_split(training: dict[str, Any]) -> Split:
+def _open_own_split(training: dict[str, Any]) -> Split:
     """Return the split that the model was trained with, or the default."""
     unseen = training.get("unseen_classes")
     if not isinstance(unseen, list) or not unseen:
@@ -227,7 +227,7 @@ def _split_name(training: dict[str, Any]) -> str:
     return name if isinstance(name, str) and name else "the model's own split"
 
 
-def _validation_classes(images: ImageSet, training: dict[str, Any]) -> list[str]:
+def _find_validation_classes(images: ImageSet, training: dict[str, Any]) -> list[str]:
     held_out = _read_names(training, "validation_classes")
     if not held_out:
         raise BadData(

@@ -99,7 +99,7 @@ def run_latency(
     """Measure latency and speed, by default of all precisions at the usual batch sizes."""
     manifest = chosen.bundle.manifest
     notify = partial(notice, quiet=chosen.quiet)
-    labelled, notes = _labelled(manifest, data, scope)
+    labelled, notes = _load_labelled(manifest, data, scope)
     baselines = Baselines()
     if scope.with_torch:
         is_compiled = scope.with_compiled
@@ -208,7 +208,7 @@ def emit_results(
     if csv is not None and latency is not None:
         write_csv(csv, latency, machine)
     if plot is not None:
-        _draw(plot, machine, latency, maps, search)
+        _save_plot(plot, machine, latency, maps, search)
     return 3 if any(report.unreadable for report in maps) else 0
 
 
@@ -224,7 +224,7 @@ def _list_missing(report: MapReport, cuts: tuple[int, ...]) -> list[str]:
     return lines
 
 
-def _labelled(
+def _load_labelled(
     manifest: BundleManifest, data: Path | None, scope: BenchScope
 ) -> tuple[LabelledSet | None, list[str]]:
     """Return images of the model's validation classes to measure mAP on, or a note.
@@ -270,7 +270,7 @@ def _print_tables(
         bench_output.print_search(search)
 
 
-def _draw(
+def _save_plot(
     plot: Path,
     machine: Machine,
     latency: LatencyReport | None,
@@ -298,7 +298,10 @@ def load_images(data: Path | None) -> BenchImages:
     if data is None:
         return BenchImages(generate_sketches(8), generate_photos(8), IMAGES_DESCRIBED)
     images = read_dataset(data)
-    sketches, photos = _readable(images.sketch_files, "sketch"), _readable(images.photos, "photo")
+    sketches, photos = (
+        _read_images(images.sketch_files, "sketch"),
+        _read_images(images.photos, "photo"),
+    )
     if not sketches or not photos:
         raise BadData(f"no readable sketches or photos in {data}", "at least one of each")
     named = f"{len(sketches)} sketches and {len(photos)} photos of {data.name}"
@@ -331,7 +334,7 @@ def open_search(folder: Path | None, manifest: BundleManifest) -> Iterator[tuple
     yield search, f"top {_HITS} of {named}, exact"
 
 
-def _readable(paths: tuple[Path, ...], kind: Kind) -> list[bytes]:
+def _read_images(paths: tuple[Path, ...], kind: Kind) -> list[bytes]:
     """Return the contents of up to `_IMAGES` evenly spaced files, without unreadable ones."""
     contents = []
     for path in paths[:: max(1, len(paths) // _IMAGES)][:_IMAGES]:

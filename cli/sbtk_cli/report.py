@@ -63,7 +63,7 @@ def require_data(data: Path | None) -> Path:
 
 @click.group("report")
 def command() -> None:
-    """Compare results with published ones, and draw figures.
+    """Compare results with published ones; draw figures.
 
     Tables compare results of 'sbtk bench map --json' with published ones, and warn if rules,
     galleries or classes differ. Figures show the hits and embeddings of a model.

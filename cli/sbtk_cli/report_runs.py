@@ -102,8 +102,8 @@ def rank_panels(
                 )
         asked = _queries(images, wanted)
         asking = images.sketches if asked is None else select_images(images.sketches, asked)
-        queries = _embedded(chosen, embedder, asking, "sketch")
-        every = _embedded(chosen, embedder, gallery, "photo")
+        queries = _embed(chosen, embedder, asking, "sketch")
+        every = _embed(chosen, embedder, gallery, "photo")
     measured = set(images.photos.classes)
     own = every.select([row for row, name in enumerate(every.classes) if name in measured])
     if asked is None:
@@ -141,7 +141,7 @@ def embed_points(
             ("photo", images.photos),
         )
         for kind, part in sides:
-            found = _embedded(chosen, embedder, _sample(part, per_class, seed), kind)
+            found = _embed(chosen, embedder, _sample(part, per_class, seed), kind)
             rows.append(found.rows)
             unreadable += found.unreadable
             points += [
@@ -168,7 +168,7 @@ def _queries(images: LabelledSet, wanted: WantedQueries) -> list[int] | None:
     return draw_queries(len(images.sketches.paths), wanted.random, wanted.seed)
 
 
-def _embedded(
+def _embed(
     chosen: Chosen, embedder: Embedder, images: LabelledImages, kind: Kind
 ) -> EmbeddedImages:
     with progress(f"{kind}s", quiet=chosen.quiet) as advance:

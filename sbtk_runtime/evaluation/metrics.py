@@ -247,12 +247,6 @@ def rank_relevant(scores: Scores, relevant: Counts, ties: Ties) -> RelevantRanks
     return RelevantRanks(above, tied)
 
 
-def rank_listed(ranking: NDArray[np.bool_]) -> RelevantRanks:
-    """Return the ranks in a list `(N,) bool` of which ranked photos are relevant."""
-    above = np.flatnonzero(ranking)[None, :].astype(np.int64)
-    return RelevantRanks(above, np.ones_like(above))
-
-
 def _all_different(scores: Scores) -> NDArray[np.int64]:
     """Return distinct integers that order scores, and equal scores by gallery order.
 

@@ -295,7 +295,7 @@ def embed_sides(
     first_learnt = len(parts)
     if codes is not None and codes.fitted_on == "training":
         parts += _training_parts(learnt_on)
-    found, unreadable = _embedded_parts(embedder, parts, progress)
+    found, unreadable = _embed_parts(embedder, parts, progress)
     if found[first_learnt:]:
         learnt = np.concatenate([part.rows for part in found[first_learnt:]])
     has_photo_queries = protocol.queries == "photo"
@@ -322,7 +322,7 @@ def _training_parts(
     return parts
 
 
-def _embedded_parts(
+def _embed_parts(
     embedder: Embedder, parts: Sequence[tuple[LabelledImages, Kind]], progress: Progress
 ) -> tuple[list[Labelled], list[str]]:
     """Return the embeddings of each part, and the unreadable images."""
@@ -331,14 +331,14 @@ def _embedded_parts(
     unreadable: list[str] = []
     done = 0
     for images, kind in parts:
-        part, bad = _embedded(embedder, images, kind, done, total, progress)
+        part, bad = _embed(embedder, images, kind, done, total, progress)
         found.append(part)
         unreadable += bad
         done += len(images.paths)
     return found, unreadable
 
 
-def _embedded(
+def _embed(
     embedder: Embedder,
     images: LabelledImages,
     kind: Kind,

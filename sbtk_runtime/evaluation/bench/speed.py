@@ -113,10 +113,10 @@ def measure_speeds(
             product_blocks[product.kind] += timings.blocks.get(_task(product), [])
         for contender in contenders:
             if contender.name in timings.blocks:
-                extras = _compared(contender, contenders, batch, timings)
-                extras |= _to_floor(contender, batch, timings, products, model_macs)
-                extras |= _device_times(contender, filled)
-                speeds.points.append(_speed(contender, batch, timings, extras))
+                extras = _compare_to_torch(contender, contenders, batch, timings)
+                extras |= _compare_to_floor(contender, batch, timings, products, model_macs)
+                extras |= _measure_device_times(contender, filled)
+                speeds.points.append(_make_speed(contender, batch, timings, extras))
     speeds.floors.extend(
         compute_floor(product, product_blocks[product.kind], model_macs)
         for product in products
@@ -129,7 +129,7 @@ def _task(product: Product) -> str:
     return f"{product.library} {product.kind} product"
 
 
-def _speed(
+def _make_speed(
     contender: Contender, batch: int, timings: Timings, extras: Mapping[str, float | None]
 ) -> Speed:
     runs_ms = [run_ms for block in timings.blocks[contender.name] for run_ms in block]
@@ -155,7 +155,7 @@ def _speed(
     )
 
 
-def _compared(
+def _compare_to_torch(
     contender: Contender, contenders: Sequence[Contender], batch: int, timings: Timings
 ) -> dict[str, float | None]:
     """Return the speed relative to torch on the same device."""
@@ -170,7 +170,7 @@ def _compared(
     return found
 
 
-def _to_floor(
+def _compare_to_floor(
     contender: Contender, batch: int, timings: Timings, products: Sequence[Product], model_macs: int
 ) -> dict[str, float | None]:
     """Return the time of an engine on the CPU relative to the floor."""
@@ -184,7 +184,7 @@ def _to_floor(
     return {}
 
 
-def _device_times(contender: Contender, pixels: Pixels) -> dict[str, float | None]:
+def _measure_device_times(contender: Contender, pixels: Pixels) -> dict[str, float | None]:
     """Return the medians of a run's parts, if the engine measures them."""
     if contender.timed is None:
         return {}

@@ -21,7 +21,6 @@ from sbtk_runtime.evaluation.metrics import (
     RelevantRanks,
     average_precision,
     precision_at,
-    rank_listed,
     rank_relevant,
 )
 from sbtk_runtime.evaluation.protocol import DIVISORS, Distance, Divisor, Measure, Ties
@@ -320,7 +319,12 @@ tied_lists = st.lists(
 
 
 def _ranking(*relevant: int) -> RelevantRanks:
-    return rank_listed(np.array(relevant, dtype=np.bool_))
+    return _rank_listed(np.array(relevant, dtype=np.bool_))
+
+
+def _rank_listed(relevant: NDArray[np.bool_]) -> RelevantRanks:
+    above = np.flatnonzero(relevant)[None, :]
+    return RelevantRanks(above, np.ones_like(above))
 
 
 def _tied(scores: list[int], relevant: list[bool], ties: Ties = "expected") -> RelevantRanks:
@@ -368,7 +372,7 @@ def test_expected_values_of_a_case_worked_by_hand() -> None:
 @given(rankings)
 @settings(max_examples=200, deadline=None)
 def test_plain_and_voc_ap_equal_straightforward_loops(relevant: NDArray[np.bool_]) -> None:
-    found = rank_listed(relevant)
+    found = _rank_listed(relevant)
     np.testing.assert_allclose(average_precision(found), [loop_ap(list(relevant))])
     np.testing.assert_allclose(average_precision(found, is_voc=True), [loop_ap_voc(list(relevant))])
 
@@ -378,7 +382,7 @@ def test_plain_and_voc_ap_equal_straightforward_loops(relevant: NDArray[np.bool_
 def test_figures_at_k_equal_straightforward_loops(
     relevant: NDArray[np.bool_], k: int, divisor: Divisor
 ) -> None:
-    found, listed = rank_listed(relevant), list(relevant)
+    found, listed = _rank_listed(relevant), list(relevant)
     np.testing.assert_allclose(
         average_precision(found, k, divisor), [loop_ap_at(listed, k, divisor)], atol=1e-12
     )
@@ -453,7 +457,7 @@ def test_expected_values_of_large_groups_equal_a_mean_over_many_random_orders() 
     drawn: dict[str, list[float]] = {"all": [], "lenient": [], "strict": [], "P": []}
     for _ in range(1500):
         order = np.lexsort((random.random(400), -scores))
-        ranking = rank_listed(relevant[order])
+        ranking = _rank_listed(relevant[order])
         drawn["all"].append(float(average_precision(ranking)[0]))
         drawn["lenient"].append(float(average_precision(ranking, 50, "lenient")[0]))
         drawn["strict"].append(float(average_precision(ranking, 50, "strict")[0]))
@@ -492,7 +496,7 @@ def test_plain_ap_equals_scikit_learn(relevant: NDArray[np.bool_]) -> None:
     if relevant.any():
         scores = np.arange(len(relevant), 0, -1, dtype=np.float64)
         expected = [average_precision_score(relevant, scores)]
-        np.testing.assert_allclose(average_precision(rank_listed(relevant)), expected)
+        np.testing.assert_allclose(average_precision(_rank_listed(relevant)), expected)
 
 
 @given(rankings, st.integers(1, 50))
@@ -507,7 +511,7 @@ def test_ap_and_precision_equal_torchmetrics(relevant: NDArray[np.bool_], k: int
     k = min(k, len(relevant))
     scores = torch.arange(len(relevant), 0, -1, dtype=torch.float64)
     target = torch.from_numpy(relevant.copy())
-    found = rank_listed(relevant)
+    found = _rank_listed(relevant)
     if relevant.any():
         whole = float(retrieval_average_precision(scores, target))
         assert average_precision(found)[0] == pytest.approx(whole, abs=1e-6)
@@ -523,7 +527,7 @@ def test_ap_and_precision_equal_torchmetrics(relevant: NDArray[np.bool_], k: int
 def test_the_rules_are_ordered_and_agree_when_nothing_is_cut(
     relevant: NDArray[np.bool_], k: int
 ) -> None:
-    found = rank_listed(relevant)
+    found = _rank_listed(relevant)
     if not relevant.any():
         return
     plain, voc = average_precision(found), average_precision(found, is_voc=True)

@@ -212,7 +212,7 @@ def test_the_shipped_model_is_a_resnet50(precision: str) -> None:
     assert 0.85 * whole < counted <= whole
 
 
-def test_another_size_of_picture_costs_another_sum() -> None:
+def test_another_size_of_image_costs_another_sum() -> None:
     weights = helper.make_tensor("w", TensorProto.FLOAT, [4, 3, 3, 3], [0.0] * 108)
     node = helper.make_node("Conv", ["x", "w"], ["y"], strides=[2, 2], pads=[1, 1, 1, 1])
     content = _model([node], [weights]).SerializeToString()

@@ -193,7 +193,7 @@ def test_who_cannot_run_a_batch_is_noted_and_measured_at_the_others() -> None:
     assert speeds.notes == ["limited int8 at batch 4 not measured: it is too much"]
 
 
-def test_batches_have_the_asked_size_and_pictures_come_in_a_circle() -> None:
+def test_batches_have_the_asked_size_and_images_come_in_a_circle() -> None:
     seen: list[Pixels] = []
     peer = Contender("peer", "fp32", "cpu", seen.append)
     pixels = noise(2)
@@ -229,7 +229,7 @@ def test_an_engine_that_tells_gives_the_times_of_its_parts(bundle: Bundle) -> No
     assert (point.h2d_ms, point.compute_ms, point.d2h_ms) == (None, None, None)
 
 
-def test_the_total_of_a_picture_is_the_sum_of_its_stages() -> None:
+def test_the_total_of_an_image_is_the_sum_of_its_stages() -> None:
     sketches = generate_sketches(1)
     kinds: set[Kind] = set()
 

@@ -49,7 +49,7 @@ class Page(HTMLParser):
 
     @property
     def sources(self) -> list[str]:
-        """Where the pictures of the cards come from."""
+        """Where the images of the cards come from."""
         return [image["src"] for image in self.all("img")[1:]]
 
 
@@ -94,14 +94,14 @@ def test_a_hit_tells_how_many_identical_photos_it_stands_for(sheet: Sheet) -> No
     assert [word for word in page.words if "identical" in word] == ["+1,200 identical"]
 
 
-def test_pictures_are_inside_the_page_and_small(sheet: Sheet) -> None:
+def test_images_are_inside_the_page_and_small(sheet: Sheet) -> None:
     images = sheet.page().all("img")
     assert len(images) == 5
     for attributes in images:
         assert attributes["alt"]
-        picture = Image.open(io.BytesIO(data_of(attributes["src"])))
-        picture.load()
-        assert max(picture.size) <= 720
+        image = Image.open(io.BytesIO(data_of(attributes["src"])))
+        image.load()
+        assert max(image.size) <= 720
 
 
 def test_nothing_runs_and_nothing_is_fetched(sheet: Sheet) -> None:
@@ -145,7 +145,7 @@ def test_a_photo_that_is_gone_keeps_its_card(sheet: Sheet) -> None:
     assert "No such file" in " ".join(page.words)
 
 
-def test_beyond_a_size_pictures_are_their_files(sheet: Sheet) -> None:
+def test_beyond_a_size_images_are_their_files(sheet: Sheet) -> None:
     whole = sheet.page()
     sizes = [len(source) for source in whole.sources]
     page = sheet.page(inline_bytes=sum(sizes[:2]))
@@ -156,7 +156,7 @@ def test_beyond_a_size_pictures_are_their_files(sheet: Sheet) -> None:
     assert sheet.page(inline_bytes=sum(sizes)).sources == whole.sources
 
 
-def test_pictures_stay_files_after_a_large_one(sheet: Sheet) -> None:
+def test_images_stay_files_after_a_large_one(sheet: Sheet) -> None:
     first = len(sheet.page().sources[0])
     small = sheet.photos[0].with_name("small.png")
     Image.new("RGB", (8, 8)).save(small)
@@ -186,9 +186,9 @@ def test_the_sheet_looks_like_the_page_that_is_served(sheet: Sheet) -> None:
 
 
 def test_a_sketch_on_dark_ground_is_shown_as_the_model_saw_it(sheet: Sheet) -> None:
-    picture = Image.open(io.BytesIO(sheet.sketch)).convert("L").point(lambda value: 255 - value)
+    image = Image.open(io.BytesIO(sheet.sketch)).convert("L").point(lambda value: 255 - value)
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     page = Page(contact_sheet(buffer.getvalue(), [], name="dark.png"))
     shown = Image.open(io.BytesIO(data_of(page.all("img")[0]["src"]))).convert("L")
     corner = shown.getpixel((0, 0))
