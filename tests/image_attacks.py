@@ -13,7 +13,7 @@ from tests.tiny import tiny_photo
 
 
 def saved(image: Image.Image, format_: str, **options: object) -> bytes:
-    """Returns an image as the bytes of a file."""
+    """Return an image as the bytes of a file."""
     buffer = io.BytesIO()
     image.save(buffer, format_, **options)
     return buffer.getvalue()
@@ -22,7 +22,7 @@ def saved(image: Image.Image, format_: str, **options: object) -> bytes:
 def png(
     width: int, height: int, bits: int, colour: int, *chunks: tuple[bytes, bytes], line: bytes = b""
 ) -> bytes:
-    """Returns a PNG of zeros, or of one line again and again, made without holding its pixels."""
+    """Return a PNG of zeros or of a repeated line, without holding its pixels."""
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     compressor = zlib.compressobj(1)
     row = b"\0" + (line or bytes((width * bits * channels + 7) // 8))
@@ -35,13 +35,13 @@ def png(
 
 
 def png_chunk(name: bytes, content: bytes = b"") -> bytes:
-    """Returns a chunk of a PNG with its checksum."""
+    """Return a chunk of a PNG with its checksum."""
     check = struct.pack(">I", zlib.crc32(name + content))
     return struct.pack(">I", len(content)) + name + content + check
 
 
 def tiff(entries: Mapping[int, tuple[int, int, bytes]], tail: bytes = b"") -> bytes:
-    """Returns a TIFF of one directory: each tag with its type, count and value or values."""
+    """Return a TIFF with one directory of tags, each with type, count and values."""
     position = 8 + 2 + 12 * len(entries) + 4
     directory, values = b"", b""
     for tag, (kind, count, value) in sorted(entries.items()):
@@ -56,12 +56,12 @@ def tiff(entries: Mapping[int, tuple[int, int, bytes]], tail: bytes = b"") -> by
 
 
 def short(value: int) -> tuple[int, int, bytes]:
-    """Returns a number of two bytes as a tag has it."""
+    """Return a 16-bit number for a tag."""
     return 3, 1, struct.pack("<H", value)
 
 
 def long(*values: int) -> tuple[int, int, bytes]:
-    """Returns numbers of four bytes as a tag has them."""
+    """Return 32-bit numbers for a tag."""
     return 4, len(values), struct.pack(f"<{len(values)}I", *values)
 
 
@@ -75,7 +75,7 @@ def _segment(marker: int, content: bytes) -> bytes:
 
 
 def _many_scans(size: tuple[int, int], times: int) -> bytes:
-    """Returns a progressive JPEG that refines the same coefficients again and again."""
+    """Return a progressive JPEG that refines the same coefficients repeatedly."""
     jpeg = saved(Image.new("L", size, 77), "JPEG", progressive=True)
     at = jpeg.rindex(b"\xff\xda")
     return jpeg[:at] + jpeg[at:-2] * times + b"\xff\xd9"
@@ -124,13 +124,13 @@ def _gif_of_comments() -> bytes:
 
 
 def avif_that_hides_its_size(side: int) -> bytes:
-    """Returns an AVIF whose container tells a small image, and whose content is a large one."""
+    """Return an AVIF whose container declares a small size and whose content is large."""
     data = saved(Image.new("L", (side, side), 99), "AVIF", speed=10)
     return data.replace(struct.pack(">II", side, side), struct.pack(">II", 64, 64))
 
 
 def moving_avif_that_hides_its_size(side: int) -> bytes:
-    """Returns the same as an animation, whose content no header of the container describes."""
+    """Return the same as an animation, whose content is not described by the container."""
     frames = [Image.new("L", (side, side), level) for level in (99, 9)]
     data = saved(frames[0], "AVIF", speed=10, save_all=True, append_images=frames[1:])
     for layout, factor in ((">II", 1), (">HH", 1), (">II", 1 << 16)):
@@ -140,7 +140,7 @@ def moving_avif_that_hides_its_size(side: int) -> bytes:
 
 
 def _bmp(width: int, height: int) -> bytes:
-    """Returns a BMP that is all runs of the longest length."""
+    """Return a BMP of runs of maximum length."""
     runs = b"\xff\x07" * 400_000
     info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0)
     palette = bytes(1024)
@@ -148,7 +148,7 @@ def _bmp(width: int, height: int) -> bytes:
     return b"BM" + struct.pack("<IHHI", start + len(runs), 0, 0, start) + info + palette + runs
 
 
-#: Each makes a file, of some megabytes at most, but for those that are digits or a comment.
+#: Each makes a file of at most some megabytes, except digits and comments.
 ATTACKS: Mapping[str, Callable[[], bytes]] = {
     "jpeg of 100,000 Exif segments": lambda: _jpeg_with(
         _segment(0xE1, b"Exif\0\0" + b"x" * 12), 100_000

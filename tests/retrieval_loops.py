@@ -1,4 +1,4 @@
-"""Retrieval figures as plain loops over one ranked list: what the product is measured against."""
+"""Reference implementation of retrieval metrics, as plain loops over a ranked list."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sbtk_runtime.evaluation.protocol import Divisor
 
 
 def loop_ap(relevant: Sequence[bool]) -> float:
-    """Returns plain AP by the definition, or NaN without a relevant photo."""
+    """Return plain AP by definition, or NaN without a relevant photo."""
     hits, total = 0, 0.0
     for rank, is_relevant in enumerate(relevant, start=1):
         if is_relevant:
@@ -20,9 +20,9 @@ def loop_ap(relevant: Sequence[bool]) -> float:
 
 
 def loop_ap_voc(relevant: Sequence[bool], k: int | None = None) -> float:
-    """Returns VOC AP as SAKE and DSN do: the precision envelope summed over recall steps.
+    """Return VOC AP as in SAKE and DSN: the precision envelope summed over recall steps.
 
-    With `k` the list is cut, and the divisor is `min(k, R)`, as theirs.
+    With `k`, the list is cut and the divisor is `min(k, R)`.
     """
     total = sum(relevant)
     if not total:
@@ -46,7 +46,7 @@ def loop_ap_voc(relevant: Sequence[bool], k: int | None = None) -> float:
 
 
 def loop_ap_at(relevant: Sequence[bool], k: int, divisor: Divisor) -> float:
-    """Returns AP@k by the named divisor, 0 without a hit."""
+    """Return AP@k with a divisor; 0 without a hit."""
     hits, total = 0, 0.0
     for rank, is_relevant in enumerate(relevant[:k], start=1):
         if is_relevant:
@@ -58,14 +58,14 @@ def loop_ap_at(relevant: Sequence[bool], k: int, divisor: Divisor) -> float:
 
 
 def loop_precision(relevant: Sequence[bool], k: int) -> float:
-    """Returns the share of relevant photos among the first k."""
+    """Return the share of relevant photos among the first k."""
     return sum(relevant[:k]) / k
 
 
 def mean_over_orders(
     scores: Sequence[int], relevant: Sequence[bool], figure: Callable[[list[bool]], float]
 ) -> float:
-    """Returns the mean of a figure over every order of the photos that the scores allow."""
+    """Return the mean of a metric over all orders of equal scores."""
     figures = [figure(order) for order in _orders(scores, relevant)]
     return sum(figures) / len(figures)
 

@@ -1,4 +1,4 @@
-"""A terminal for tests: runs a program on a pseudo-terminal that answers what it asks."""
+"""A terminal for tests: runs a program on a pseudo-terminal that replies to queries."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _DEADLINE_S = 120.0
 
 @dataclass(frozen=True)
 class Shown:
-    """What a program wrote to the terminal, what to standard error, and its exit code."""
+    """A program's output to the terminal and to standard error, and its exit code."""
 
     screen: bytes
     errors: str
     code: int
 
     def sixels(self) -> list[Image.Image]:
-        """The images that were written as sixels; what was left clear is magenta."""
+        """The images written as sixels; transparent pixels are magenta."""
         return [image_from_sixels(match) for match in _SIXEL.finditer(self.screen)]
 
 
 @dataclass(frozen=True)
 class Terminal:
-    """A terminal and what it says of itself.
+    """A terminal and its replies.
 
     Attributes:
-        attributes: its answer to a request for its attributes; empty for none. A 4 means sixels.
-        kitty: what it answers to a question in kitty's protocol; empty for nothing.
-        columns: its width in characters, each 10 x 20 pixels; 0 for one that does not know.
+        attributes: reply to a query of its attributes; may be empty. A 4 means sixels.
+        kitty: reply to a query in kitty's protocol; may be empty.
+        columns: width in characters, each 10 x 20 pixels; 0 if unknown.
     """
 
     attributes: bytes = b"\x1b[?62;22c"
@@ -50,11 +50,11 @@ class Terminal:
     columns: int = 80
 
     def run(self, arguments: Sequence[str], piped: bytes | None = None) -> Shown:
-        """Runs Python with `arguments`, its standard input the terminal or what is `piped`."""
+        """Run Python with `arguments`, with the terminal or `piped` as standard input."""
         ours, theirs = pty.openpty()
         _stop_echo(theirs)
-        # The answers lie ready for the questions: who asks waits a tenth of a second for them, and
-        # a busy machine may take that long to get round to us.
+        # Replies are sent in advance, since programs wait only a tenth of a second for them, and
+        # a busy machine may take longer.
         os.write(ours, self.attributes + self.kitty)
         size = (40 if self.columns else 0, self.columns, self.columns * 10, 800)
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", *size))
@@ -72,7 +72,7 @@ class Terminal:
 
 
 def image_from_sixels(match: re.Match[bytes]) -> Image.Image:
-    """Returns the image in a match of a sixel sequence, drawn as DEC's manual says."""
+    """Return the image of a sixel sequence, drawn by DEC's manual."""
     width, height = int(match[1]), int(match[2])
     image = Image.new("RGB", (width, height), (255, 0, 255))
     colours: dict[int, tuple[int, int, int]] = {}
@@ -122,17 +122,17 @@ def _stop_echo(theirs: int) -> None:
 
 
 def _all_written(ours: int) -> bytes:
-    """Returns all that is written until nobody has the terminal open."""
+    """Return all output until the terminal is closed."""
     screen = b""
     while select.select([ours], [], [], _DEADLINE_S)[0]:
         try:
             screen += os.read(ours, 65536)
-        except OSError:  # how Linux says that the other end is closed
+        except OSError:  # Linux reports a closed end this way
             return screen
     raise TimeoutError(f"nothing new for {_DEADLINE_S:.0f} s after {screen[-200:]!r}")
 
 
-# The program is given the terminal for its own, as a shell would give it.
+# The program gets a controlling terminal, as from a shell.
 _AS_LEADER = """
 import fcntl, os, sys, termios
 fcntl.ioctl(1, termios.TIOCSCTTY, 0)

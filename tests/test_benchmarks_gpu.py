@@ -1,6 +1,6 @@
-"""The GPU benchmark runs from start to end, and writes whole tables whatever goes wrong.
+"""The GPU benchmark runs to completion, and writes complete tables after any failure.
 
-Nothing here is measured on a GPU: a dry run goes through every stage on the CPU.
+Nothing is measured on a GPU: a dry run executes every stage on the CPU.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.tiny_data import write_dataset
 
 Point = dict[str, Any]
 
-# Prints two planned points, measures one, and ends as it is told.
+# Prints two planned points, measures one, and ends as instructed.
 _STAGE = """
 import os, sys, time
 from benchmarks.gpu_findings import Finding
@@ -124,7 +124,7 @@ def test_in_a_dry_run_only_what_needs_a_gpu_fails(points: list[Point]) -> None:
     for (subject, _, _), point in trained.items():
         if subject == "fp16, channels_last":
             assert "fp16 on a CPU" in point["reason"]
-        elif point["state"] == "failed":  # two steps of a busy machine
+        elif point["state"] == "failed":  # may be noise on a busy machine
             assert "more, which is within noise" in point["reason"]
         elif subject != "decoding alone":
             assert (point["figures"]["steps"], point["figures"]["batch"]) == (2, 8)
@@ -160,7 +160,7 @@ def test_without_a_gpu_it_says_so_and_leaves_old_results_alone(tmp_path: Path) -
 
 
 def test_what_time_does_not_suffice_for_is_not_reached(tmp_path: Path) -> None:
-    """The first stage gets less than it takes to import torch."""
+    """The first stage gets less time than importing torch takes."""
     done = _benchmark("--dry-run", "--out", str(tmp_path / "out"), "--budget-s", "0.1")
     assert done.returncode == 1
     assert "out of time" in done.stderr

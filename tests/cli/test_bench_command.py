@@ -1,4 +1,4 @@
-"""`sbtk bench`: tables, JSON, plots, the log, and what it refuses to measure."""
+"""`sbtk bench`: tables, JSON, plots, the log, and invalid options."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sbtk_train.models import eager
 from tests.tiny_data import write_dataset
 from tests.tiny_student import tiny_student
 
-# Two are unseen in SK-YE, two are not.
+# Two classes are unseen in SK-YE, two are seen.
 CLASSES = ("cow", "windmill", "airplane", "cat")
 
 
@@ -39,12 +39,12 @@ def data(workplace: Path) -> Path:
 
 @pytest.fixture
 def small_student(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts a student of two convolutions in the place of a ResNet50 with random weights."""
+    """Replace the ResNet50 with random weights by a student of two convolutions."""
     monkeypatch.setattr(eager, "random_student", lambda method, backbone, dim: tiny_student(dim))
 
 
 def answer(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict[str, Any]:
-    """Returns the one JSON line that the command prints."""
+    """Return the JSON line of the command."""
     assert main(["bench", *arguments, "--json"]) == code
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1
@@ -53,7 +53,7 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -
 
 
 def tell_training(bundle: Path, **training: object) -> None:
-    """Puts facts about training into a bundle's manifest."""
+    """Add training metadata to a bundle's manifest."""
     dataclasses.replace(read_bundle_manifest(bundle), training=training).write(bundle)
 
 
@@ -168,7 +168,7 @@ def test_a_csv_file_that_cannot_be_written_is_refused_before_measuring(
 def test_without_a_compiler_the_others_are_measured(
     small_student: None, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    torch.compiler.reset()  # forgets what other tests have compiled
+    torch.compiler.reset()  # drop what other tests have compiled
     settings = {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
     with inductor.patch(settings):
         latency = answer(
@@ -298,7 +298,7 @@ def test_search_over_synthetic_vectors_beside_faiss(
     assert (found["count"], found["dim"], found["k"]) == (600, 16, 10)
     assert [build["name"] for build in found["builds"]] == ["hnswlib", "faiss-cpu HNSW"]
     points = {(point["name"], point["ef"]): point["recall"] for point in found["points"]}
-    # An ef below k is no way of searching.
+    # An ef below k is skipped.
     assert set(points) == {
         ("exact (NumPy)", None),
         ("hnswlib", 64),

@@ -1,4 +1,4 @@
-"""`sbtk bench map` by every protocol: which images it takes, what it says, what it refuses."""
+"""`sbtk bench map` by every protocol: images, output and errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sbtk_runtime.files import sha256_of_file
 from sbtk_runtime.manifest import FileRecord, read_bundle_manifest
 from tests.tiny_data import write_dataset
 
-# Two are unseen in SK-YE, three are not.
+# Two classes are unseen in SK-YE, three are seen.
 CLASSES = ("cow", "windmill", "airplane", "cat", "duck")
 UNSEEN = ("cow", "windmill")
 
@@ -42,7 +42,7 @@ def data(workplace: Path) -> Path:
 
 @pytest.fixture
 def measured(data: Path, capsys: pytest.CaptureFixture[str]) -> Answer:
-    """Returns what runs `sbtk bench map data` with options and gives the one report of it."""
+    """Return a function that runs `sbtk bench map data` with options and returns its report."""
 
     def answer(*options: str) -> dict[str, Any]:
         command = ["bench", "map", "data", "--model", "tiny", "--threads", "1", "--json"]
@@ -87,7 +87,7 @@ def test_generalised_20_adds_a_fifth_of_seen_images_to_both_sides(
         "unseen",
         Protocol(setting="generalised-20"),
     )
-    # The code's own steps: unique names, numpy seed 0, sketches first, drawn ones ahead.
+    # The steps of SEM-PCYC's code: unique names, numpy seed 0, sketches first, seen images first.
     np.random.seed(0)
     for images, kind, unseen, suffix in (
         (chosen.sketches, "sketch", 12, "png"),
@@ -282,7 +282,7 @@ def test_the_options_offer_what_protocols_know() -> None:
 
 
 def _give_itq(bundle: Path) -> None:
-    """Puts an ITQ of 8 bits into a bundle."""
+    """Add an ITQ of 8 bits to a bundle."""
     rows = np.random.default_rng(0).standard_normal((50, 16)).astype(np.float32)
     path = bundle / "itq8.npz"
     path.write_bytes(fit_itq(rows, 8).to_bytes())

@@ -1,4 +1,4 @@
-"""`sbtk report`: tables and figures of results, from files as the other commands write them."""
+"""`sbtk report`: tables and figures of results, from files of other commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sbtk_runtime.evaluation.report.ranked_sheet import RIGHT, WRONG
 from tests.tiny_data import write_dataset
 from tests.tiny_results import report, write_ablation, write_results
 
-# Two are unseen in SK-YE, two are not.
+# Two classes are unseen in SK-YE, two are seen.
 CLASSES = ("cow", "windmill", "airplane", "cat")
 MODEL = ("--model", "tiny", "--threads", "1", "--engine", "onnxruntime")
 
@@ -157,7 +157,7 @@ def test_figure_3_shows_hits_zero_shot_and_generalised(
     assert main(["report", "figure3", "data", *MODEL, "-o", "g.png", "--no-generalised"]) == 0
     one = Image.open("g.png")
     assert both.width > 1.9 * one.width
-    assert both.height < one.height  # four sketches when nothing is said
+    assert both.height < one.height  # four sketches by default
     colours = {colour for _, colour in both.convert("RGB").getcolors(1 << 20) or []}
     assert {RIGHT, WRONG} <= colours
 
@@ -171,7 +171,7 @@ def test_figure_4_shows_chosen_and_worst_sketches(
     named_sheet, worst = Image.open("named.png"), Image.open("worst.png")
     assert named_sheet.height == worst.height
     assert named_sheet.width < worst.width
-    # The same sketches give the same picture.
+    # The same sketches give the same figure.
     assert main(["report", "figure4", "data", *MODEL, "-o", "again.png", "--worst", "2"]) == 0
     np.testing.assert_array_equal(np.asarray(worst), np.asarray(Image.open("again.png")))
 

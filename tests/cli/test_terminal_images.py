@@ -1,4 +1,4 @@
-"""Images in a terminal: those that were found, in its own way, or a list and the reason."""
+"""Images in terminals, by their protocols; otherwise a list and the reason."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ print("why:", show_photos(hits, way or None), file=sys.stderr)
 
 @pytest.fixture
 def photos(tmp_path: Path) -> list[Path]:
-    """Returns six square photos of one colour each."""
+    """Return six square photos of one colour each."""
     paths = [tmp_path / f"photo-{place}.png" for place in range(len(COLOURS))]
     for path, colour in zip(paths, COLOURS, strict=True):
         Image.new("RGB", (64, 64), colour).save(path)
@@ -52,7 +52,7 @@ def show(terminal: Terminal, photos: list[Path], way: str = "") -> Shown:
 
 
 def colours_in(row: Image.Image, count: int) -> list[tuple[int, ...]]:
-    """Returns the colour in the middle of each of `count` squares side by side."""
+    """Return the colour in the middle of each of `count` squares side by side."""
     side = row.width // count
     found = [
         row.convert("RGB").getpixel((side * n + side // 2 - 4, side // 2)) for n in range(count)
@@ -66,7 +66,7 @@ def are_alike(found: list[tuple[int, ...]], wanted: tuple[tuple[int, ...], ...])
 
 
 def names_in(shown: Shown) -> list[str]:
-    """Returns the captions, without what makes them bold."""
+    """Return the captions without bold markup."""
     lines = re.sub(rb"\x1bP[^\x1b]*\x1b\\|\x1b\[[\d;]*[mC]", b"", shown.screen).decode()
     return re.findall(r"\d \S+", lines)
 

@@ -19,7 +19,7 @@ from sbtk_runtime.images import FORMATS
 from tests.image_attacks import ATTACKS, saved
 from tests.tiny import tiny_bundle, tiny_photo
 
-#: Of each format in CI; SBTK_MUTATIONS asks for more, with other seeds.
+#: Number per format in CI; SBTK_MUTATIONS sets more, with other seeds.
 EACH = int(os.environ.get("SBTK_MUTATIONS", "150"))
 MOST_CORE_S = 300 + EACH
 
@@ -49,7 +49,7 @@ print(json.dumps({**kinds, "peak_mb": max(peak_resident_bytes(), apart) // 10**6
 
 
 def decoded(folder: Path, most_decode_s: float) -> dict[str, int]:
-    """Returns what became of the files in a folder, decoded in a process of its own."""
+    """Decode the files in a folder in a process of its own; return the outcomes."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(MOST_CORE_S), str(most_decode_s), str(folder)],
@@ -65,7 +65,7 @@ def decoded(folder: Path, most_decode_s: float) -> dict[str, int]:
 
 
 def originals(format_: str) -> list[bytes]:
-    """Returns small files of a format, of several kinds each."""
+    """Return small files of a format, of several kinds each."""
     photo = tiny_photo(9).resize((96, 72))
     kinds: list[tuple[Image.Image, dict[str, object]]] = [(photo, {}), (photo.convert("L"), {})]
     if format_ == "JPEG":
@@ -84,11 +84,11 @@ def originals(format_: str) -> list[bytes]:
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:
-    """Returns a file with bytes flipped, cut, zeroed, repeated, moved, or a header that lies."""
+    """Return a file with bytes flipped, cut, zeroed, repeated or moved, or with a wrong header."""
     made = bytearray(data)
     for _ in range(chance.choice((1, 1, 1, 2, 4))):
         way = chance.randrange(7)
-        # Headers are where parsers break.
+        # Parsers break on headers.
         end = min(len(made), 200) if chance.random() < 0.5 else len(made)
         at, other = sorted(chance.randrange(max(1, end)) for _ in range(2))
         if way == 0:
@@ -127,7 +127,7 @@ def test_every_mutated_file_is_accounted_for(tmp_path: Path, format_: str) -> No
     counts = decoded(tmp_path, 10.0)
     assert counts.pop("peak_mb") < 500
     assert sum(counts.values()) == EACH
-    # Otherwise nothing was tried.
+    # Check that files were tried.
     assert counts["refused"] > EACH // 20
     assert counts["whole"] + counts.get("partly", 0) > EACH // 75
 
@@ -136,7 +136,7 @@ def test_every_mutated_file_is_accounted_for(tmp_path: Path, format_: str) -> No
 def test_hostile_files_end_in_time_and_in_little_memory(tmp_path: Path) -> None:
     for number, make in enumerate(ATTACKS.values()):
         (tmp_path / f"{number:03}").write_bytes(make())
-    # One second, so that the test is quick; what needs more is told to be too slow.
+    # One second, so that the test is quick; slower files are reported as too slow.
     counts = decoded(tmp_path, 1.0)
     assert counts.pop("peak_mb") < 500
     assert sum(counts.values()) == len(ATTACKS)

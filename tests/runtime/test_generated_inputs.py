@@ -1,4 +1,4 @@
-"""Generated inputs are what their names say, and the same for the same seed."""
+"""Generated inputs match their names, and are reproducible by seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Odd samples, transparent colours and colour profiles are read as they are meant."""
+"""Unusual samples, transparent colours and colour profiles are read correctly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sbtk_runtime.images import decode, on_white
 from tests.image_attacks import long, png_chunk, saved, short, tiff
 from tests.tiny import tiny_photo
 
-# pytest replaces the filters that the package has set.
+# pytest replaces the package's filters.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 
 SIZE = (40, 30)
@@ -32,7 +32,7 @@ def shown(data: bytes) -> NDArray[np.int16]:
 
 
 def grey_tiff(samples: NDArray[np.generic], kind: int = 1, photometric: int = 1) -> bytes:
-    """Returns an uncompressed TIFF of one channel; `kind` 1 has no sign, 2 has one, 3 is float."""
+    """Return an uncompressed TIFF of one channel; `kind` 1 is unsigned, 2 signed, 3 float."""
     stored = samples.astype(samples.dtype.newbyteorder("<")).tobytes()
     entries = {
         256: long(SIZE[0]),
@@ -50,7 +50,7 @@ def grey_tiff(samples: NDArray[np.generic], kind: int = 1, photometric: int = 1)
 
 
 def planes_tiff(samples: NDArray[np.generic], rows_per_strip: int, compression: int = 1) -> bytes:
-    """Returns a TIFF whose red, green and blue lie apart, in strips."""
+    """Return a planar RGB TIFF in strips."""
     strips = [
         plane[top : top + rows_per_strip].astype(samples.dtype.newbyteorder("<")).tobytes()
         for plane in np.moveaxis(samples, 2, 0)
@@ -197,7 +197,7 @@ def test_colour_maps_of_eight_bits_in_sixteen() -> None:
 
 
 def rgb_profile(primaries: dict[str, tuple[float, float]], gamma: float) -> bytes:
-    """Returns an ICC profile of a matrix and a gamma, with the white of D50."""
+    """Return an ICC profile of a matrix and a gamma, with the white of D50."""
     white = np.array([0.9642, 1.0, 0.8249])
     columns = np.array([[x / y, 1.0, (1 - x - y) / y] for x, y in primaries.values()]).T
     matrix = columns * np.linalg.solve(columns, white)
@@ -247,6 +247,6 @@ def test_srgb_and_unreadable_profiles_change_nothing() -> None:
     for profile in (srgb, PROPHOTO[:200], b"nonsense"):
         data = saved(photo, "PNG", icc_profile=profile)
         assert np.array_equal(np.asarray(decode(data)), np.asarray(photo))
-    # A profile of another kind than the pixels.
+    # A profile for another mode than the pixels'.
     data = saved(photo.convert("L"), "PNG", icc_profile=PROPHOTO)
     assert np.array_equal(shown(data)[..., 0], np.asarray(photo.convert("L")))

@@ -1,4 +1,4 @@
-"""What is there of a file that is cut off or damaged is decoded, and how much that is is known."""
+"""Truncated and damaged files are decoded as far as possible, with the decoded share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Pixels = NDArray[np.int16]
 
 @functools.cache
 def photo(size: tuple[int, int] = (320, 480)) -> Image.Image:
-    """Returns an image with detail everywhere, so that every row takes about as many bytes."""
+    """Return an image with detail everywhere, so that every row takes about as many bytes."""
     noise = np.random.default_rng(5).integers(-30, 30, (size[1], size[0], 3))
     smooth = np.asarray(tiny_photo(8).resize(size, Image.Resampling.BICUBIC), dtype=np.int16)
     return Image.fromarray(np.clip(smooth + noise, 0, 255).astype(np.uint8))
@@ -131,7 +131,7 @@ def test_an_end_marker_that_comes_early_is_seen() -> None:
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_grey_images_are_whole(mode: str, progressive: bool) -> None:
-    """Grey is also what libjpeg shows where nothing came."""
+    """Libjpeg also fills missing blocks with grey."""
     grey = photo().convert(mode)
     grey.paste(128 if mode == "L" else (128,) * 3, (0, 200, 320, 480))
     for image in (grey, Image.new(mode, (300, 200), 128 if mode == "L" else (128,) * 3)):

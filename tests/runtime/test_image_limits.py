@@ -1,4 +1,4 @@
-"""What is judged from the bytes of an image file: structure, memory, and what nobody needs."""
+"""Checks of an image file's bytes: structure, memory, and parts that decoding does not need."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.tiny import tiny_photo
 
 
 def resized_jpeg(width: int, height: int, *, progressive: bool = False) -> bytes:
-    """Returns the header of a large JPEG with the pixels of a small one."""
+    """Return the header of a large JPEG with the pixels of a small one."""
     data = bytearray(saved(tiny_photo(1), "JPEG", progressive=progressive))
     frame = data.index(b"\xff\xc2" if progressive else b"\xff\xc0")
     data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
@@ -37,7 +37,7 @@ def test_a_phone_jpeg_of_200_megapixels_is_judged_at_its_reduced_scale() -> None
     assert memory_to_decode(data, at_least_px=224) == 4 * 2040 * 1530
     with pytest.raises(LargeImage, match="16320 x 12240 pixels"):
         OpenImage(data)
-    # All coefficients of a progressive one are held, at any scale.
+    # All coefficients of a progressive JPEG are held, at any scale.
     with pytest.raises(LargeImage):
         OpenImage(resized_jpeg(16_320, 12_240, progressive=True), at_least_px=224)
 
@@ -78,7 +78,7 @@ def test_junk_ahead_of_a_jpeg_is_skipped(junk: bytes) -> None:
     data = saved(tiny_photo(3), "JPEG")
     assert np.array_equal(np.asarray(decode(junk + data)), np.asarray(decode(data)))
     assert detect_format(junk + data) == "JPEG"
-    # A file that holds a JPEG among other things is not one.
+    # A file that contains a JPEG among other data is not a JPEG.
     assert detect_format(junk + data + b"more of another kind") is None
 
 
@@ -133,7 +133,7 @@ def test_a_heic_of_a_grid_is_as_large_as_the_grid() -> None:
     heif.register_heif_opener()
     data = bytearray(saved(tiny_photo(3).resize((128, 96)), "HEIF"))
     assert not screen_image(bytes(data), "HEIF", lambda: None).is_unsure
-    # The item's content is taken for that of a grid: a version, flags, rows, columns, a size.
+    # The item's content is parsed as a grid: version, flags, rows, columns, size.
     kind = data.index(b"hvc1", data.index(b"infe"))
     data[kind : kind + 4] = b"grid"
     start = data.index(b"mdat") + 4

@@ -1,4 +1,4 @@
-"""Any file becomes an upright image or a reason, safely."""
+"""Any file gives an upright image or an error, safely."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from sbtk_runtime.images import (
 )
 from tests.tiny import tiny_photo
 
-# pytest replaces the filters that the package has set.
+# pytest replaces the package's filters.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 
-# What brings an upright image into the state that the EXIF orientation undoes.
+# Transformations that the EXIF orientation reverses.
 STORED_AS = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -91,7 +91,7 @@ def test_refuses_what_is_no_regular_file(tmp_path: Path) -> None:
 
 
 def test_a_file_that_changes_all_the_time_is_refused() -> None:
-    # The kernel says 4096 bytes for these and hands out fewer, as if they shrank meanwhile.
+    # The kernel reports 4096 bytes for these and returns fewer, as if they had shrunk.
     settings = [path for path in Path("/sys/kernel/mm").glob("*/*") if path.name == "enabled"]
     if not settings or settings[0].stat().st_size == 0:
         pytest.skip("needs a file that is not as long as it says")
@@ -305,7 +305,7 @@ def test_heic_and_avif_are_read_upright(format_: str, orientation: int) -> None:
     jpeg, buffer = io.BytesIO(), io.BytesIO()
     photo.save(jpeg, "JPEG", quality=95, exif=exif)
     if format_ == "HEIF":
-        photo.info["exif"] = exif.tobytes()  # makes pillow-heif write the turn as phones do
+        photo.info["exif"] = exif.tobytes()  # makes pillow-heif write the orientation as phones do
         photo.save(buffer, format_, quality=90)
     else:
         photo.save(buffer, format_, quality=90, exif=exif)
@@ -354,7 +354,7 @@ def test_flipped_bytes_give_an_image_or_a_reason(format_: str) -> None:
     for _ in range(150):
         damaged = bytearray(data)
         for _ in range(chance.randint(1, 8)):
-            # Headers are where parsers break, so half of the damage goes there.
+            # Parsers break on headers, so half of the damage is there.
             end = 64 if chance.random() < 0.5 else len(damaged)
             damaged[chance.randrange(end)] = chance.randrange(256)
         try:
@@ -403,7 +403,7 @@ def test_bomb_just_above_our_own_cap_is_refused() -> None:
 
 
 def test_webp_bomb_is_refused_from_its_header() -> None:
-    """WebP's animation decoder holds 20 bytes a pixel: 2.2 GB for this one."""
+    """WebP's animation decoder holds 20 bytes per pixel: 2.2 GB for this file."""
     frames = [Image.new("RGBA", (64, 64), (255, 0, 0, alpha)) for alpha in (9, 10)]
     bomb = bytearray(_saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
     canvas = bomb.index(b"VP8X") + 12
@@ -420,7 +420,7 @@ def test_progressive_jpegs_need_more_memory_at_any_scale() -> None:
     extra = memory_to_decode(progressive, at_least_px=224) - memory_to_decode(
         _saved(photo, "JPEG"), at_least_px=224
     )
-    # Coefficients of two bytes, for brightness and two quarters of colour.
+    # 16-bit coefficients of luma and two quarters of chroma.
     assert extra == 3 * 1600 * 1200
     assert decode(progressive, at_least_px=224).size == (400, 300)
 
@@ -445,7 +445,7 @@ def test_png_with_a_text_bomb_stays_small() -> None:
 
 
 def test_first_images_of_every_format_may_come_on_many_threads() -> None:
-    """Pillow's own registry of formats is filled late, and not safely between threads."""
+    """Pillow's own registry of formats is filled late, and is not thread-safe."""
     datas = [_saved(tiny_photo(1), format_) for format_ in ("WEBP", "TIFF", "JPEG", "PPM")] * 8
     script = (
         "import sys\n"
@@ -483,7 +483,7 @@ def test_suffixes_cover_the_formats() -> None:
 
 
 def png_of_zeros(width: int, height: int) -> bytes:
-    """Returns a valid black 1-bit PNG, made without ever holding its pixels."""
+    """Return a valid black 1-bit PNG, without holding its pixels."""
     compressor = zlib.compressobj(9)
     row = bytes(1 + (width + 7) // 8)
     rows = b"".join(compressor.compress(row) for _ in range(height)) + compressor.flush()
@@ -519,7 +519,7 @@ def _exif(orientation: int) -> Image.Exif:
 
 
 def _difference(one: Image.Image, other: Image.Image) -> float:
-    """Returns the mean absolute difference of two images of the same size."""
+    """Return the mean absolute difference of two images of the same size."""
     assert one.size == other.size
     pixels: list[NDArray[np.float64]] = [
         np.asarray(image.convert("RGB"), dtype=np.float64) for image in (one, other)

@@ -1,4 +1,4 @@
-"""A camera RAW is shown by its embedded JPEG, upright, and developed where that is no use."""
+"""A camera RAW is read from its embedded JPEG, upright, or developed if that is unusable."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.tiny import tiny_photo
 from tests.tiny_raw import tiny_dng, two_colours
 
 WIDE, TALL = (480, 320), (320, 480)
-#: Where blue must be, for each orientation of an image that is blue on the left.
+#: Position of blue for each orientation of an image that is blue on the left.
 SIDES = {1: "left", 3: "right", 6: "top", 8: "bottom"}
 
 

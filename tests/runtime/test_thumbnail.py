@@ -1,4 +1,4 @@
-"""Thumbnails show the photo as people see it, and tell nothing else of it."""
+"""Thumbnails are upright and have no metadata."""
 
 from __future__ import annotations
 

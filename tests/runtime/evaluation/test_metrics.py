@@ -1,4 +1,4 @@
-"""Evaluation of embeddings and codes against scikit-learn, plain loops and cases done by hand."""
+"""Evaluation of embeddings and codes, compared with scikit-learn, plain loops and manual cases."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_shapes_that_do_not_fit_are_named(
 
 
 def test_chunks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Whole numbers, so that a product is the same in every blocking of the multiplication.
+    # Integers, so that products do not depend on the order of summation.
     rng = np.random.default_rng(4)
     queries = rng.integers(-3, 4, (17, 6)).astype(np.float32)
     gallery = rng.integers(-3, 4, (50, 6)).astype(np.float32)
@@ -227,7 +227,7 @@ def test_expected_values_and_order_agree_where_no_scores_are_equal() -> None:
 def test_memory_does_not_grow_with_the_queries(
     distance: Distance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A 16th of the usual chunk; 400 x 6,000 scores are more than ten such, 10 MB as float32.
+    # A 16th of the usual chunk; 400 x 6,000 scores are more than ten chunks, 10 MB as float32.
     monkeypatch.setattr(metrics, "_CHUNK_SCORES", metrics._CHUNK_SCORES // 16)
     rng = np.random.default_rng(11)
     gallery = rng.standard_normal((6_000, 16), dtype=np.float32)
@@ -312,7 +312,7 @@ def test_percentiles_of_known_latencies() -> None:
 
 rankings = arrays(np.bool_, st.integers(1, 40))
 divisors = st.sampled_from(DIVISORS)
-#: Few scores for some photos, so that many are equal, and few enough photos for every order.
+#: Few scores for few photos, so that many are equal and all orders can be tried.
 tied_lists = st.lists(
     st.tuples(st.sampled_from([-3, 0, 0, 1, 2]), st.booleans()), min_size=1, max_size=7
 )

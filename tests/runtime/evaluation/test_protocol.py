@@ -1,4 +1,4 @@
-"""Protocols: rules in words and by name, SEM-PCYC's draw, photo queries, and what is refused."""
+"""Protocols: rules in words and by name, SEM-PCYC's draw, photo queries, and errors."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_sem_pcycs_draw_is_that_of_its_code() -> None:
     sketches = [f"class{number % 7}/sketch{number:03}.png" for number in range(300)]
     photos = [f"class{number % 5}/photo{number:03}.jpg" for number in range(200)]
     found = draw_seen(sketches, photos, unseen_sketches=77, unseen_photos=54)
-    # As its test.py reads: numpy's own generator, sketches ahead of photos, 20 % rounded down.
+    # As in its test.py: numpy's generator, sketches before photos, 20 % rounded down.
     np.random.seed(0)
     files = np.array(sketches)[np.unique(sketches, return_index=True)[1]]
     expected = files[np.sort(np.random.choice(len(files), int(0.2 * 77), replace=False))]
@@ -164,7 +164,7 @@ def test_the_first_ten_photos_of_each_class_ask_the_others() -> None:
     labels = np.array([0, 1] * 14 + [2] * 4)
     photos = Labelled(np.arange(len(labels), dtype=np.float32)[:, None], labels)
     queries, gallery = photo_queries(photos)
-    # As SAKE's prepare_pbir_features: a class of four photos has none left to be found.
+    # As SAKE's prepare_pbir_features: a class of four photos has none left for the gallery.
     assert queries.rows[:, 0].tolist() == [*range(20), 28, 29, 30, 31]
     assert gallery.rows[:, 0].tolist() == list(range(20, 28))
     assert (queries.labels == labels[queries.rows[:, 0].astype(int)]).all()

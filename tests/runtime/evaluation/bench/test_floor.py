@@ -1,4 +1,4 @@
-"""Products are what NumPy says they are, in whatever library, and the quickest is found."""
+"""Products equal NumPy's in every library, and the fastest is found."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ KINDS: tuple[ProductKind, ...] = ("int8", "fp32")
 SIZES = (32, 64)
 _ROOT = Path(__file__).parents[4]
 
-# Runs in a process of its own, which takes its instruction set when it starts.
+# Runs in a process of its own, since the instruction set is chosen at its start.
 _COMPARE = """
 from tests.runtime.evaluation.bench.test_floor import SIZES, furthest_from_numpy
 print(furthest_from_numpy("int8", SIZES))
@@ -69,7 +69,7 @@ def test_every_library_computes_what_numpy_computes(kind: ProductKind) -> None:
         assert result.shape == (product.size, product.size)
         assert len(np.unique(result)) > 20
         assert product.macs == product.size**3
-    # OpenVINO and NumPy may round a half to different sides.
+    # OpenVINO and NumPy may round halves differently.
     assert furthest_from_numpy(kind, SIZES) <= (1 if kind == "int8" else 1e-3)
 
 
@@ -82,7 +82,7 @@ def test_no_processor_saturates_the_int8_product(size: int) -> None:
     for left in (left_of(size), brightest):
         exact = left.astype(np.int64) @ weights.astype(np.int64)
         assert np.array_equal(saturating_product(left, weights), exact)
-    # One more bit, and the same product depends on the processor.
+    # With one more bit, the product depends on the processor.
     wide = np.where(weights < 0, np.int8(-128), np.int8(127))
     assert can_saturate(wide)
     exact = brightest.astype(np.int64) @ wide.astype(np.int64)
@@ -90,7 +90,7 @@ def test_no_processor_saturates_the_int8_product(size: int) -> None:
 
 
 def test_openvino_computes_the_same_without_vnni() -> None:
-    """Its kernels for AVX2; other processors than x86-64 pay the variable no attention."""
+    """Use its kernels for AVX2; the variable has an effect only on x86-64."""
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
     assert compared_by([sys.executable], environment) <= 1
 
@@ -128,12 +128,12 @@ def test_the_floor_follows_from_the_products_runs() -> None:
     floor = compute_floor(product, blocks, model_macs=4_000_000_000)
     assert floor.gmac_per_s == pytest.approx(500)
     assert floor.ms == pytest.approx(8.0)
-    # 24 ms for a batch of 2 are 12 ms a image: 1.5 times 8 ms.
+    # 24 ms for a batch of 2 are 12 ms per image: 1.5 times 8 ms.
     assert times_floor([[24.0], [24.0]], 2, product, blocks, 4_000_000_000) == pytest.approx(1.5)
 
 
 def compared_by(command: Sequence[str], environment: Mapping[str, str]) -> float:
-    """Returns what `furthest_from_numpy` says in a process that `command` starts."""
+    """Run `furthest_from_numpy` in a process started by `command`."""
     done = subprocess.run(
         [*command, "-c", _COMPARE],
         env=environment,
@@ -147,7 +147,7 @@ def compared_by(command: Sequence[str], environment: Mapping[str, str]) -> float
 
 
 def furthest_from_numpy(kind: ProductKind, sizes: Sequence[int]) -> float:
-    """Returns by how much a number of any library's products differs most from NumPy's."""
+    """Return the largest difference of any library's products from NumPy's."""
     return max(
         float(
             np.abs(
@@ -169,7 +169,7 @@ def left_of(size: int) -> NDArray[np.uint8]:
 
 
 def by_numpy(kind: ProductKind, size: int) -> NDArray[np.float64]:
-    """Returns the product as the graph's own constants and NumPy have it."""
+    """Return the product computed by NumPy from the graph's constants."""
     model = onnx.load_from_string(product_graph(kind, size))
     values = {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
     weights = values["weights"].astype(np.float64)
@@ -208,7 +208,7 @@ def test_the_shipped_model_is_a_resnet50(precision: str) -> None:
     whole = macs_by_torch(SbtknetStudent(bundle.manifest.backbone, dim, classes=2))
     counted = count_macs(content)
     assert counted == macs_by_onnx(onnx.load_from_string(content))
-    # Export may have moved strides up, which spares a tenth and never adds any.
+    # Export may have moved strides to earlier layers, which saves up to a tenth.
     assert 0.85 * whole < counted <= whole
 
 
@@ -242,7 +242,7 @@ def test_what_is_no_onnx_file_is_refused() -> None:
 
 
 def macs_by_torch(student: Student) -> int:
-    """Returns the multiplications of the layers that torch really calls, by their outputs."""
+    """Count the multiplications of the layers that torch calls, by their outputs."""
     total = 0
 
     def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
@@ -260,7 +260,7 @@ def macs_by_torch(student: Student) -> int:
 
 
 def macs_by_onnx(model: onnx.ModelProto) -> int:
-    """Returns the same by the shapes that the onnx package infers."""
+    """Count multiplications by the shapes that the onnx package infers."""
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]

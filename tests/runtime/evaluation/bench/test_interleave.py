@@ -20,7 +20,7 @@ QUICK = BenchConfig(block_s=0.002, measured_s=0.0, rounds=3)
 
 
 def counted(name: str, order: list[str], seconds: float = 0.001) -> Task:
-    """Returns a task that takes some time and says that it ran."""
+    """Return a task that takes some time and records its runs."""
 
     def run() -> None:
         order.append(name)
@@ -37,7 +37,7 @@ def test_contenders_take_turns_after_a_first_run_and_a_block_that_warms_up() -> 
     assert order[:2] == ["a", "b"]
     assert {name: len(blocks) for name, blocks in timings.blocks.items()} == {"a": 3, "b": 3}
     timed = sum(len(block) for blocks in timings.blocks.values() for block in blocks)
-    # The first runs, those of the warm-up, and one to wake up before each block are not timed.
+    # The first run, warm-up runs and one run before each block are not timed.
     assert 6 <= timed <= len(order) - 2 - 2 - 6
     assert timings.failed == {}
 

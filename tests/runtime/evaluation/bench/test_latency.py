@@ -1,4 +1,4 @@
-"""Stages, speeds, memory and quality of a tiny bundle; what is asserted is never a duration."""
+"""Stages, speeds, memory and quality of a tiny bundle; no test asserts a duration."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_the_floor_is_that_of_the_models_own_multiplications(
     for floor in floors.values():
         assert floor.model_macs == 16 * 192
         assert floor.ms == pytest.approx(floor.model_macs / floor.gmac_per_s / 1e6)
-    # Of so small a model nearly everything is something else than multiplying.
+    # For so small a model, multiplications take a negligible share.
     assert all((point.times_floor or 0) > 10 for point in report.throughput)
 
 
@@ -170,7 +170,7 @@ def test_map_stands_beside_each_speed(bundle: Bundle, images: BenchImages, tmp_p
     for point in report.throughput:
         is_engine = point.role == "engine"
         assert (point.map_all is not None) == is_engine
-        # Both files hold the same graph.
+        # Both files have the same graph.
         assert point.map_difference == (pytest.approx(0, abs=0.01) if is_engine else None)
 
 
@@ -253,7 +253,7 @@ class _Times:
 
 
 class GpuLike:
-    """An engine with a clock of its own."""
+    """An engine that measures its own time."""
 
     def __init__(self, info: EngineInfo) -> None:
         self.info = info
@@ -269,7 +269,7 @@ class GpuLike:
 
 
 def torch_like(threads: int, devices: Sequence[str]) -> Iterator[Contender]:
-    """Yields what stands for torch: it takes the same input."""
+    """Yield a contender with torch's input."""
     for device in devices:
         yield Contender("peer", "fp32", device, lambda pixels: pixels.astype(np.float32), "eager")
         yield Contender("compiled peer", "fp32", device, lambda pixels: pixels.sum(), "compiled")

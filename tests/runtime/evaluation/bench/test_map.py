@@ -1,4 +1,4 @@
-"""mAP of a bundle on labelled images, against metrics taken from its embeddings directly."""
+"""mAP of a bundle on labelled images, compared with metrics of its embeddings."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_every_figure_carries_its_rules(embedder: Embedder, images: ImageSet) ->
         "mean": "query",
     }
     assert found["dim"] == 16
-    # No envelope of expected values, and no precision beyond the gallery.
+    # There is no envelope of expected values, and no precision beyond the gallery.
     assert not any("VOC" in name or "500" in name for name in found["figures"])
     assert "8-bit codes by ITQ fitted on the 24 photos of the gallery" in report.protocol
 

@@ -29,7 +29,7 @@ def request_(tmp_path: Path) -> MemoryRequest:
 
 
 def test_a_process_of_its_own_tells_its_peak_by_batch(request_: MemoryRequest) -> None:
-    held = bytearray(b"x" * 400_000_000)  # by this process, and not by that one
+    held = bytearray(b"x" * 400_000_000)  # in this process, not in the other
     memory = measure_memory(request_)
     assert list(memory.peak_bytes) == [1, 64]
     # Python, NumPy and ONNX Runtime; then 64 images of 150 kB.
@@ -88,7 +88,7 @@ def test_device_memory_is_what_came_into_use_since(
     bindings.__dict__["runtime"] = runtime
     monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", runtime)
-    # The engine itself stays on the CPU: what is told apart is the device that is asked for.
+    # The engine itself stays on the CPU; only the requested device matters.
     opened = open_engine
     monkeypatch.setattr(
         bench_memory,

@@ -1,4 +1,4 @@
-"""The ablation's results: read, averaged over seeds, and laid below the paper's."""
+"""Results of ablations: reading, averaging over seeds, and the table."""
 
 from __future__ import annotations
 

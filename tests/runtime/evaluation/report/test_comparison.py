@@ -1,4 +1,4 @@
-"""Tables lay measured metrics under the right columns, and warn where they are of other rules."""
+"""Tables put measured metrics in the right columns, and warn about different rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embedding maps: principal components as others compute them, and their coordinates on disk."""
+"""Embedding maps: principal components compared with another implementation, and files."""
 
 from __future__ import annotations
 

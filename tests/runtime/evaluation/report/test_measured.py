@@ -1,4 +1,4 @@
-"""Results of `sbtk bench map --json` come back with their rules, or are refused in words."""
+"""Results of `sbtk bench map --json` are read with their rules, or rejected with a reason."""
 
 from __future__ import annotations
 

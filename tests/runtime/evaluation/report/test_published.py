@@ -1,4 +1,4 @@
-"""The published results are whole, say where they come from, and are those of the papers."""
+"""The published results are complete, state their sources, and equal the papers'."""
 
 from __future__ import annotations
 

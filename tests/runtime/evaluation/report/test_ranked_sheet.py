@@ -1,4 +1,4 @@
-"""Ranked sheets: which sketches ask, what is found for them, and how it is framed."""
+"""Ranked sheets: selection of queries, hits and frames."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from tests.tiny import tiny_bundle
 from tests.tiny_data import write_dataset
 from tests.tiny_gallery import unit_rows
 
-# Where a sheet has its first query and the first two hits of a row, in pixels.
+# Positions of the first query and hits in a sheet, in pixels.
 LEFT, TOP, QUERY_GAP, GAP, ROW_PX = 16, 42, 18, 6, CELL_PX + 22
 
 
 def images_at(*degrees: float, classes: str) -> EmbeddedImages:
-    """Returns images whose embeddings point in these directions, a letter for each class."""
+    """Return images whose embeddings point in these directions, a letter for each class."""
     angles = np.deg2rad(degrees)
     rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     return EmbeddedImages(tuple(Path(f"{d}.png") for d in degrees), tuple(classes), rows)
@@ -64,7 +64,7 @@ def test_the_worst_queries_are_those_of_lowest_average_precision() -> None:
     gallery = images_at(0, 20, 40, 60, classes="aabb")
     queries = images_at(0, 50, 60, 0, 5, classes="abbbc")
     found = compute_average_precisions(queries, gallery)
-    # By hand: the third and fourth of four are right, (1/3 + 2/4) / 2.
+    # By hand: the third and fourth of four are relevant, (1/3 + 2/4) / 2.
     np.testing.assert_allclose(found, [1, 1, 1, 5 / 12, np.nan])
     assert find_worst_queries(found, 3) == [3, 0, 1]
     with pytest.raises(BadConfig, match="5 queries of 4"):
@@ -120,7 +120,7 @@ def test_right_hits_are_framed_green_and_wrong_ones_red(tmp_path: Path) -> None:
         assert sheet.getpixel((first, top)) == RIGHT
         assert sheet.getpixel((first + CELL_PX - 1, top + CELL_PX - 1)) == RIGHT
         assert sheet.getpixel((second, top)) == WRONG
-        # A small image fills its cell; a wide one lies in the middle, whole.
+        # A small image fills its cell; a wide one is centred and complete.
         assert sheet.getpixel((LEFT + 1, top + 1)) == (0, 0, 250)
         assert sheet.getpixel((first + 5, top + 5)) == (0, 0, 250)
         assert sheet.getpixel((second + 5, top + 5)) == (238, 238, 238)

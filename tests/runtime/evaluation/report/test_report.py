@@ -1,4 +1,4 @@
-"""The contact sheet: self-contained, whole, and safe against the names in it."""
+"""The contact sheet: self-contained, complete, and safe against hostile names."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class Page(HTMLParser):
 
     @property
     def policy(self) -> str:
-        """What the page forbids itself."""
+        """The page's content security policy."""
         (policy,) = (meta["content"] for meta in self.all("meta") if "http-equiv" in meta)
         return policy
 
     @property
     def sources(self) -> list[str]:
-        """Where the images of the cards come from."""
+        """Sources of the cards' images."""
         return [image["src"] for image in self.all("img")[1:]]
 
 
@@ -167,7 +167,7 @@ def test_images_stay_files_after_a_large_one(sheet: Sheet) -> None:
 
 def test_a_photo_that_is_gone_is_not_linked(sheet: Sheet) -> None:
     sheet.photos[3].unlink()
-    # Of that one the system says neither that it is there nor that it is not.
+    # In a closed folder, the system does not say whether the file exists.
     unknown = sheet.photos[3].with_name(300 * "x")
     page = sheet.page([*sheet.photos, unknown], inline_bytes=0)
     assert len(page.sources) == 3
