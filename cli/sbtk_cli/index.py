@@ -1,4 +1,4 @@
-"""`sbtk index`: makes and updates a gallery, and looks after it."""
+"""`sbtk index`: create, update, check and export a gallery."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from sbtk_runtime.gallery.walk_rules import RuleChange
     from sbtk_runtime.manifest import Precision
 
-_HELP = """Make or update a gallery from folders of photos.
+_HELP = """Create or update a gallery from folders of photos.
 
-PHOTOS are folders, searched at any depth, and files. What is already in the gallery and has not
-changed costs next to nothing. Photos that are not there any more are missing: they are no longer
-among the hits, but their embeddings are kept, in case a disk is not mounted. If it is interrupted,
-run the same command again to resume.
+PHOTOS are files, and folders that are searched recursively. Photos that are in the gallery and have
+not changed are skipped. Photos that are no longer found count as missing: they are left out of the
+hits, but their embeddings are kept, in case a disk is not mounted. If interrupted, run the same
+command again to resume.
 
 \b
 sbtk index photos/
@@ -48,40 +48,38 @@ sbtk index --verify
     "--bits",
     type=options.Bits(),
     metavar="B",
-    help="Make a binary gallery: codes of B bits instead of embeddings, B/8 bytes a photo. Takes a "
-    "model that was exported with --bits B.",
+    help="Create a binary gallery: codes of B bits instead of embeddings, B/8 bytes a photo. The "
+    "model must have been exported with --bits B.",
 )
 @click.option(
-    "--checksum", is_flag=True, help="Look for changes in the bytes, not in size, dates and inode."
+    "--checksum", is_flag=True, help="Detect changes by content, not by size, dates and inode."
 )
 @click.option(
     "--exclude",
     "exclude",
     multiple=True,
     metavar="PATTERN",
-    help="Leave out what matches a pattern as in a .gitignore file, such as '*.png', drafts/ or "
-    "'/2019/scans/*'; may be given again. The gallery remembers it. A file .sbtkignore in a "
-    "folder of photos does the same for what is below it.",
+    help="Leave out files and folders that match a .gitignore pattern, such as '*.png', drafts/ or "
+    "'/2019/scans/*'; repeatable. Stored in the gallery. A file .sbtkignore in a folder of photos "
+    "does the same for that folder.",
 )
-@click.option(
-    "--clear-excludes", is_flag=True, help="Forget the patterns that the gallery remembers."
-)
+@click.option("--clear-excludes", is_flag=True, help="Remove the patterns stored in the gallery.")
 @click.option(
     "--include-hidden/--skip-hidden",
     default=None,
-    help="Take hidden and system files and folders for any others, or skip them (the default). "
-    "The gallery remembers it.",
+    help="Include hidden and system files and folders, or skip them (the default). Stored in the "
+    "gallery.",
 )
 @click.option(
     "--follow-links/--no-follow-links",
     default=None,
-    help="Enter folders through links too, or do not (the default). The gallery remembers it.",
+    help="Follow links to folders, or do not (the default). Stored in the gallery.",
 )
 @click.option(
     "--prune",
     is_flag=True,
-    help="Drop missing photos for good: those below PHOTOS, or without PHOTOS all. After an update "
-    "that warns of missing photos nothing is dropped.",
+    help="Remove missing photos permanently: those in PHOTOS, or all if no PHOTOS are given. If "
+    "the update warns about missing photos, nothing is removed.",
 )
 @click.option(
     "--forget",
@@ -89,24 +87,26 @@ sbtk index --verify
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Remove a folder's photos from the gallery; the folder need not exist any more. No file "
-    "is touched. May be given again.",
+    help="Remove a folder's photos from the gallery; the folder need not exist. No file is "
+    "deleted. Repeatable.",
 )
 @click.option(
     "--list-folders",
     is_flag=True,
-    help="List the folders of the gallery: photos, and missing ones.",
+    help="List the folders of the gallery with their numbers of photos and missing photos.",
 )
 @click.option(
     "--list-failed",
     is_flag=True,
-    help="List the files that could not be read, or only in part, and why.",
+    help="List the files that could not be read, or only partly, with the reason.",
 )
 @click.option(
     "--verify", is_flag=True, help="Check hashes and rows, and that photos find themselves."
 )
 @click.option(
-    "--repair", is_flag=True, help="With --verify: forget what is damaged, to embed it anew."
+    "--repair",
+    is_flag=True,
+    help="With --verify: drop damaged entries; the next run embeds them.",
 )
 @click.option(
     "--export",
@@ -153,13 +153,13 @@ def command(
     if not (photos or prune or forget or list_folders or list_failed or verify or export_folder):
         raise click.UsageError("Name the folders of your photos, as in: sbtk index photos/")
     if repair and not verify:
-        raise click.UsageError("--repair goes with --verify.")
+        raise click.UsageError("--repair requires --verify.")
     if bits is not None and not photos:
-        raise click.UsageError("--bits goes with the folders of your photos.")
+        raise click.UsageError("--bits requires the folders of your photos.")
     rules_asked = (exclude, clear_excludes, include_hidden, follow_links)
     if rules_asked != ((), False, None, None) and not photos:
         raise click.UsageError(
-            "--exclude, --clear-excludes, --include-hidden and --follow-links go with the folders "
+            "--exclude, --clear-excludes, --include-hidden and --follow-links require the folders "
             "of your photos."
         )
     code = 0
@@ -169,8 +169,9 @@ def command(
         from sbtk_runtime.gallery.walk import is_photo_missed
         from sbtk_runtime.gallery.walk_rules import RuleChange, patterns_of
 
-        roots_to_walk(gallery, photos)  # what is not there, and
-        patterns_of(exclude)  # what is not a pattern is told before an engine is made ready
+        # Missing folders and malformed patterns are reported before the bundle is read.
+        roots_to_walk(gallery, photos)
+        patterns_of(exclude)
         rule_change = RuleChange(*rules_asked)
         with Embedder(
             _bundle(model, gallery, bits),
@@ -185,12 +186,12 @@ def command(
             report = _update(
                 gallery, photos, embedder, bits, rule_change, checksum=checksum, quiet=quiet
             )
-        _tell(report, gallery, as_json=as_json, quiet=quiet)
+        _print_report(report, gallery, as_json=as_json, quiet=quiet)
         is_partial = report.unreadable or report.warnings or is_photo_missed(report.left_out)
         code = 3 if is_partial else 0
         if prune and report.warnings:
             output.notice(
-                "Nothing was pruned. 'sbtk index --prune' without folders does it anyway."
+                "Nothing was pruned. To prune anyway, run 'sbtk index --prune' without folders."
             )
             prune = False
     else:
@@ -231,9 +232,9 @@ def final_sentence(report: IndexReport, gallery: Path) -> str:
 
 
 def _bundle(model: str | None, gallery: Path, bits: int | None) -> Bundle:
-    """Returns the bundle that was asked for, or made the gallery, or is the default.
+    """Returns the bundle that was named, or that made the gallery, or the default one.
 
-    What cannot be is told here, before an engine is made ready.
+    Checks that it fits the gallery before an engine is opened.
     """
     from sbtk_runtime.bundle import Bundle
     from sbtk_runtime.gallery.folder import check_bits, published_manifest, require_codes
@@ -281,20 +282,20 @@ def _update(
                 ),
             )
         except KeyboardInterrupt:
-            output.notice("What was embedded is kept: the same command goes on from there.")
+            output.notice("Stopped. Run the same command to resume.")
             raise
 
 
-def _tell(report: IndexReport, gallery: Path, *, as_json: bool, quiet: bool) -> None:
+def _print_report(report: IndexReport, gallery: Path, *, as_json: bool, quiet: bool) -> None:
     from sbtk_runtime.gallery.walk import left_out_sentences
 
     for text in report.warnings:
         output.notice(f"Warning: {text}")
     for text in [
         *report.notices,
-        *_partly_told(report, gallery),
+        *_partly_readable_notices(report, gallery),
         *left_out_sentences(report.left_out),
-        *_rules_told(report),
+        *_rule_notices(report),
     ]:
         output.notice(text, quiet=quiet)
     if as_json:
@@ -303,7 +304,7 @@ def _tell(report: IndexReport, gallery: Path, *, as_json: bool, quiet: bool) -> 
         output.answer(final_sentence(report, gallery))
 
 
-def _partly_told(report: IndexReport, gallery: Path) -> list[str]:
+def _partly_readable_notices(report: IndexReport, gallery: Path) -> list[str]:
     if not report.partly_readable:
         return []
     count = report.partly_readable
@@ -314,17 +315,17 @@ def _partly_told(report: IndexReport, gallery: Path) -> list[str]:
     ]
 
 
-def _rules_told(report: IndexReport) -> list[str]:
-    told = []
+def _rule_notices(report: IndexReport) -> list[str]:
+    notices = []
     if report.rules.exclude:
         patterns = " ".join(shlex.quote(printable_name(text)) for text in report.rules.exclude)
-        told.append(f"the gallery's patterns: {patterns} (--clear-excludes forgets them)")
+        notices.append(f"the gallery's patterns: {patterns} (--clear-excludes removes them)")
     if report.left_out_now:
-        told.append(
-            f"{output.count_text(report.left_out_now, 'photo')} of the gallery left out from now "
-            "on: no longer among the hits, but their embeddings are kept"
+        notices.append(
+            f"{output.count_text(report.left_out_now, 'photo')} of the gallery newly excluded: no "
+            "longer among the hits, but their embeddings are kept"
         )
-    return told
+    return notices
 
 
 def _drop(
@@ -342,9 +343,9 @@ def _drop(
         output.answer_json({"gallery": printable_name(gallery), **asdict(report)})
         return
     what = "missing photo" if is_missing_only else "photo"
-    where = "" if folder is None else f" below {printable_name(folder)}"
+    where = "" if folder is None else f" from {printable_name(folder)}"
     output.answer(
-        f"{output.count_text(report.removed, what)} dropped{where}; "
+        f"{output.count_text(report.removed, what)} removed{where}; "
         f"{output.count_text(report.live, 'photo')} searchable"
     )
 
@@ -358,7 +359,7 @@ def _list_folders(gallery: Path, *, as_json: bool) -> None:
             output.answer_json(path_fields(count.path) | fields)
             continue
         missing = f", {count.missing:,} missing" if count.missing else ""
-        where = "" if count.exists else " (not there now)"
+        where = "" if count.exists else " (not found)"
         photos = output.count_text(count.photos, "photo")
         output.answer(f"{printable_name(count.path)}{where}: {photos}{missing}")
 
@@ -375,11 +376,11 @@ def _list_failed(gallery: Path, *, as_json: bool, quiet: bool) -> None:
             name = fields.get("path") or base64.b64decode(fields["path_bytes"])
             output.answer(f"{printable_name(name)}: {fields['reason']}")
     if not is_any:
-        output.notice("Every file could be read.", quiet=quiet)
+        output.notice("All files could be read.", quiet=quiet)
 
 
 def _failures(gallery: Path) -> list[dict[str, str]]:
-    """Returns what `failures.jsonl` says of each file that could not be read."""
+    """Returns the entries of `failures.jsonl`, one for each file that could not be read."""
     from sbtk_runtime.gallery.folder import FAILURES_NAME
 
     path = gallery / FAILURES_NAME
@@ -413,8 +414,8 @@ def _verify(gallery: Path, *, repair: bool, as_json: bool, quiet: bool) -> int:
         output.answer(f"problem: {problem}")
     if report.repaired:
         output.answer(
-            f"{output.count_text(report.repaired, 'photo')} forgotten: 'sbtk index' on their "
-            "folders embeds them anew"
+            f"{output.count_text(report.repaired, 'photo')} dropped: run 'sbtk index' on their "
+            "folders to embed them again"
         )
     if report.is_good:
         how = "in the graph" if report.by_graph else "by exact search"

@@ -1,6 +1,7 @@
-"""The command `sbtk`: finds the subcommand, and turns every ending into a message and a code.
+"""The command `sbtk`: run a subcommand and turn exceptions into messages and exit codes.
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 done with some files skipped, 130 interrupted, 143 ended.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but some files were skipped, 130 interrupted,
+143 terminated.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ TERMINATED = 128 + signal.SIGTERM
 
 
 class LazyCommand(NamedTuple):
-    """Where a command lives and its line in `sbtk --help`, known without importing it."""
+    """A command's module and its line in `sbtk --help`, known without importing it."""
 
     module: str
     help: str
 
 
 COMMANDS = {
-    "index": LazyCommand("sbtk_cli.index", "Make or update a gallery from folders of photos."),
+    "index": LazyCommand("sbtk_cli.index", "Create or update a gallery from folders of photos."),
     "query": LazyCommand("sbtk_cli.query", "Find the photos that look like a sketch."),
     "serve": LazyCommand("sbtk_cli.serve", "Draw in the browser and find photos."),
     "embed": LazyCommand("sbtk_cli.embed", "Write the embeddings of image files to an .npz file."),
@@ -47,7 +48,7 @@ COMMANDS = {
     "engine": LazyCommand("sbtk_cli.engine", "Build, list or remove TensorRT plans."),
 }
 
-#: The extra that brings a module which the base install does without.
+#: The extra that installs a module which the base installation lacks.
 EXTRA_OF_MODULE = {
     "hnswlib": "hnsw",
     "onnxruntime": "cpu",
@@ -73,9 +74,9 @@ EXTRA_OF_MODULE = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `sbtk` with the given arguments (of the process if `None`) and returns the exit code."""
+    """Runs `sbtk` and returns the exit code; `arguments` are the process's if `None`."""
     if os.environ.get("_SBTK_COMPLETE"):
-        sbtk.main(prog_name="sbtk")  # the shell asks for completions; click answers and exits
+        sbtk.main(prog_name="sbtk")  # a shell completion: click prints it and exits
     _open_closed_outputs()
     _print_any_character()
     _let_blas_threads_sleep()
@@ -84,11 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = _run(list(sys.argv[1:] if arguments is None else arguments))
             sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read the answers has seen enough, as in `sbtk query ... | head -1`.
+        # The reader closed the pipe, as in `sbtk query ... | head -1`.
         _discard_output()
         return 0
     except Terminated:
-        click.echo("Ended by a signal.", err=True)
+        click.echo("Terminated.", err=True)
         return TERMINATED
     except KeyboardInterrupt:
         click.echo("Interrupted.", err=True)
@@ -97,14 +98,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called, not when they are listed."""
+    """A group that imports a command when it is called, not when it is listed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Returns the names in the order of the work, not of the alphabet."""
+        """Returns the names in the order of use, not alphabetically."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Returns the command, imported now; `None` for an unknown name."""
+        """Imports and returns the command; `None` for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         command = importlib.import_module(COMMANDS[cmd_name].module).command
@@ -114,7 +115,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Returns the command that the arguments name; suggests one when they name none."""
+        """Returns the command that the arguments name; suggests a similar one if there is none."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
             from difflib import get_close_matches
@@ -125,7 +126,7 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the list of commands without importing any."""
+        """Writes the list of commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 
@@ -138,17 +139,17 @@ def _print_version(context: click.Context, _: click.Parameter, is_asked: bool) -
     try:
         click.echo(f"sbtk {version('sbtk')}")
     except PackageNotFoundError:
-        click.echo("sbtk, run from a source tree that is not installed")
+        click.echo("sbtk, not installed (running from a source tree)")
     context.exit()
 
 
 _HELP = """Find photos from a sketch.
 
 \b
-sbtk index photos/       makes a gallery of your photos, once
-sbtk query sketch.png    finds those that look like the sketch
+sbtk index photos/       create a gallery of your photos, once
+sbtk query sketch.png    find the photos that look like the sketch
 
-Nothing leaves this machine: sbtk opens no network connection.
+Nothing leaves this machine: sbtk does not use the network.
 """
 
 
@@ -157,7 +158,7 @@ Nothing leaves this machine: sbtk opens no network connection.
     help=_HELP,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but some files were skipped, "
-    "130 interrupted, 143 terminated. Answers go to standard output, everything else to standard "
+    "130 interrupted, 143 terminated. Results go to standard output, everything else to standard "
     "error.",
 )
 @click.option(
@@ -169,7 +170,7 @@ Nothing leaves this machine: sbtk opens no network connection.
     help="Show the version and exit.",
 )
 def sbtk() -> None:
-    """Finds photos from a sketch."""
+    """Find photos from a sketch."""
 
 
 def _run(arguments: list[str]) -> int:
@@ -191,13 +192,13 @@ def _run(arguments: list[str]) -> int:
             import traceback
 
             traceback.print_exc()
-        told = _told(problem)
-        click.echo(f"Error: {told}", err=True)
-        return told.exit_code
+        error = _user_error(problem)
+        click.echo(f"Error: {error}", err=True)
+        return error.exit_code
 
 
-def _told(problem: Exception) -> SbtkError:
-    """Returns what the user is told about `problem`: it, or what stands for it."""
+def _user_error(problem: Exception) -> SbtkError:
+    """Returns `problem`, or an error for users that describes it."""
     if isinstance(problem, SbtkError):
         return problem
     if isinstance(problem, ModuleNotFoundError):
@@ -215,19 +216,19 @@ def _told(problem: Exception) -> SbtkError:
             "try a smaller --batch, close other programs, or raise the limit: ulimit -v unlimited",
         )
     if isinstance(problem, OSError) and problem.strerror:
-        # A call on an open file has its number for a name.
+        # For calls on an open file, `filename` is its descriptor.
         is_named = isinstance(problem.filename, str | bytes)
         where = f"{printable_name(problem.filename)}: " if is_named else ""
         return SbtkError(f"{where}{problem.strerror}")
     return SbtkError(
-        f"sbtk met a fault of its own ({type(problem).__name__}: {problem})",
+        f"internal error ({type(problem).__name__}: {problem})",
         "",
-        "please report it, with what the same command prints under SBTK_DEBUG=1",
+        "please report it with the output of the same command under SBTK_DEBUG=1",
     )
 
 
 def _is_out_of_memory(problem: Exception) -> bool:
-    """Whether the system gave no memory to a thread or a library, in the words of those."""
+    """Whether the message is one of a thread or library that could not allocate memory."""
     text = str(problem).lower()
     return isinstance(problem, RuntimeError | ImportError | OSError) and any(
         words in text
@@ -237,7 +238,7 @@ def _is_out_of_memory(problem: Exception) -> bool:
 
 @contextlib.contextmanager
 def _termination_raised() -> Iterator[None]:
-    """Makes SIGTERM and SIGHUP end the block as SIGINT does, by an exception."""
+    """Makes SIGTERM and SIGHUP raise an exception in the block, as SIGINT does."""
 
     def terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
         raise Terminated
@@ -245,7 +246,7 @@ def _termination_raised() -> Iterator[None]:
     numbers = [number for number in ending_signals() if number != signal.SIGINT]
     try:
         before = {number: signal.signal(number, terminate) for number in numbers}
-    except ValueError:  # not the main thread: signals are somebody else's business
+    except ValueError:  # not the main thread, which handles signals
         yield
         return
     try:
@@ -256,20 +257,20 @@ def _termination_raised() -> Iterator[None]:
 
 
 def _let_blas_threads_sleep() -> None:
-    # NumPy's OpenBLAS keeps its threads spinning for some 25 ms after an exact search, on the cores
-    # that the engine needs next: a run of it then took 28 ms and not 15. It reads this on import.
+    # The threads of NumPy's OpenBLAS spin for some 25 ms after an exact search, on the cores that
+    # the engine needs next: a run then took 28 ms instead of 15. OpenBLAS reads this on import.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 
 def _open_closed_outputs() -> None:
-    """Gives a process that was started without stdout or stderr the null device instead."""
+    """Opens the null device as stdout or stderr where the process was started without them."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 def _print_any_character() -> None:
-    """Keeps a path that the terminal's encoding lacks from ending the program."""
+    """Prints characters that the terminal's encoding lacks as escapes instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -277,6 +278,6 @@ def _print_any_character() -> None:
 
 
 def _discard_output() -> None:
-    """Points stdout at the null device, or Python complains about the closed pipe once more."""
+    """Redirects stdout to the null device, so that Python does not fail on the pipe again."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

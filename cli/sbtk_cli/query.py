@@ -1,4 +1,4 @@
-"""`sbtk query`: the photos of a gallery that look like a sketch."""
+"""`sbtk query`: find the photos of a gallery that look like a sketch."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 _HELP = """Find the photos that look like a sketch.
 
-SKETCH is an image file, or - for standard input. Prints rank, score (a cosine, at most 1; of
-binary codes the share of equal bits less that of others) and path, best first.
+SKETCH is an image file, or - for standard input. A photo also works. Prints rank, score and path,
+best first. The score is a cosine, at most 1; for binary codes, the share of equal bits minus the
+share of different bits.
 
 \b
 sbtk query cat.png
@@ -44,7 +45,7 @@ sbtk query cat.png --paths0 | xargs -0 cp -t found/
     default=10,
     show_default=True,
     metavar="N",
-    help="How many photos to find.",
+    help="Number of photos to find.",
 )
 @options.as_detected
 @options.gallery
@@ -55,17 +56,17 @@ sbtk query cat.png --paths0 | xargs -0 cp -t found/
     "fold",
     flag_value=False,
     default=True,
-    help="Let each of several photos of the same bytes be a hit of its own.",
+    help="List identical photos one by one.",
 )
 @click.option(
     "--html", "sheet", type=options.PATH, metavar="FILE", help="Also write a contact sheet."
 )
-@click.option("--show", is_flag=True, help="Also show the photos, in a terminal that can.")
+@click.option("--show", is_flag=True, help="Also show the photos in terminals that support images.")
 @click.option(
     "--show-as",
     "way",
     type=click.Choice(["kitty", "iterm2", "sixel", "blocks"]),
-    help="Show the photos this way, whatever the terminal says that it can.",
+    help="Show the photos in this way, whatever the terminal reports.",
 )
 @options.json
 @click.option("--paths0", is_flag=True, help="Print paths only, each ended by NUL, for 'xargs -0'.")
@@ -97,12 +98,12 @@ def command(
 ) -> int:
     """Runs `sbtk query`."""
     if as_json and paths0:
-        raise click.UsageError("--json and --paths0 exclude each other.")
+        raise click.UsageError("--json and --paths0 cannot be combined.")
     is_shown = show or way is not None
     if is_shown and (as_json or paths0):
-        raise click.UsageError("--show is for people, --json and --paths0 are for programs.")
+        raise click.UsageError("--show cannot be combined with --json or --paths0.")
     if is_shown:
-        import textual_image  # noqa: F401 -- if it is missing, nothing has been done yet
+        import textual_image  # noqa: F401 -- fails before any work is done
     if sheet is not None:
         options.check_output_file(sheet)
     data = _read(sketch)
@@ -136,20 +137,20 @@ def command(
             _show(hits, way, quiet=quiet)
         _print_hits(hits, as_json=as_json, paths0=paths0)
     finally:
-        # Also when the reader of the hits has seen enough, as in `sbtk query ... | head -1`.
+        # Also if the reader of the hits closes the pipe, as in `sbtk query ... | head -1`.
         if sheet is not None:
             _write_sheet(sheet, data, hits, kind, sketch, gallery, opened)
             output.notice(f"contact sheet: {printable_name(sheet)}", quiet=quiet)
     gone = sum(not os.path.lexists(hit.path) for hit in hits)
     if gone:
-        text = f"{gone} of these {output.count_text(len(hits), 'photo')} vanished after the index"
-        output.notice(f"{text} was made: run 'sbtk index' again", quiet=quiet)
-    # Photos that cannot be found are like files that could not be read.
+        text = f"{gone} of these {output.count_text(len(hits), 'photo')} no longer exist"
+        output.notice(f"{text}: run 'sbtk index' again", quiet=quiet)
+    # Photos with damaged embeddings count like files that could not be read.
     return 3 if opened.unusable else 0
 
 
 def _detect(data: bytes, sketch: str, *, quiet: bool) -> Kind:
-    """Returns what the image seems to be; tells the user if it is not a sketch."""
+    """Returns the detected kind of the image; tells the user if it is a photo."""
     from sbtk_runtime.preprocess import detect_kind, prepare
 
     kind = detect_kind(prepare(data, "photo").pixels)
@@ -165,8 +166,8 @@ def _read(sketch: str) -> bytes:
 
     if re.match(r"(?i)(https?|ftp|data|s3):", sketch) and not os.path.lexists(sketch):
         raise BadImage(
-            f"{printable_name(sketch)} is an address",
-            "a file: sbtk opens no network connection",
+            f"{printable_name(sketch)} is a URL",
+            "a file: sbtk does not use the network",
             "download it, then name the file",
         )
     try:
@@ -174,10 +175,10 @@ def _read(sketch: str) -> bytes:
             return read_image_bytes(sketch)
         # A closed standard input is `None`.
         if sys.stdin is None or sys.stdin.isatty():
-            raise click.UsageError("'-' reads a sketch from standard input, and nothing is piped.")
+            raise click.UsageError("'-' reads a sketch from standard input, but nothing is piped.")
         data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
         if not 0 < len(data) <= MAX_FILE_BYTES:
-            raise BadImage("empty or endless", f"1 to {MAX_FILE_BYTES:,} bytes of an image file")
+            raise BadImage("empty or too long", f"1 to {MAX_FILE_BYTES:,} bytes of an image file")
         return data
     except BadImage as problem:
         raise _named(problem, sketch) from problem

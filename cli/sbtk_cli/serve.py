@@ -1,4 +1,4 @@
-"""`sbtk serve`: the page to draw on and the API, over a gallery."""
+"""`sbtk serve`: serve a gallery with a page to draw on and an API."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 _HELP = """Draw in the browser and find photos.
 
-Serves a page to draw on, and an API for programs (see /docs), over a gallery. Only this machine
-can reach it, unless --host says otherwise; then it takes a token. A gallery that is indexed again
-meanwhile is picked up. Prints the page's address; Ctrl-C stops it.
+Serves a page to draw on and an API for programs (see /docs). Only this machine can connect, unless
+--host opens the server to others; then clients must send a token. Re-index at any time; the server
+picks up the change. Prints the page's address. Press Ctrl-C to stop.
 
 \b
 sbtk serve --open
@@ -38,7 +38,7 @@ sbtk serve --host 0.0.0.0
     default="127.0.0.1",
     show_default=True,
     metavar="ADDRESS",
-    help="The address to listen on; 0.0.0.0 for all of this machine's.",
+    help="Address to listen on; 0.0.0.0 for all addresses of this machine.",
 )
 @click.option(
     "--port",
@@ -46,7 +46,7 @@ sbtk serve --host 0.0.0.0
     default=8000,
     show_default=True,
     metavar="N",
-    help="The port to listen on; 0 for a free one.",
+    help="Port to listen on; 0 for a free one.",
 )
 @click.option("--open", "is_opened", is_flag=True, help="Open the page in the browser.")
 @click.option(
@@ -54,14 +54,14 @@ sbtk serve --host 0.0.0.0
     metavar="TEXT",
     envvar="SBTK_TOKEN",
     show_envvar=True,
-    help="What a request must show.  [default: none on this machine alone, else one is made]",
+    help="Token that clients must send.  [default: none on a loopback address, else a new one]",
 )
 @click.option(
     "--allow-host",
     "allow_hosts",
     multiple=True,
     metavar="NAME",
-    help="Another name to answer to, such as a reverse proxy's. May be given again.",
+    help="Additional host name to accept, such as a reverse proxy's. Repeatable.",
 )
 @options.search
 @options.rerank
@@ -114,21 +114,21 @@ def command(
     )
     try:
         with listening, service:
-            # The server's imports take as long as the engine, which loads meanwhile.
+            # The server's imports take as long as the engine, which loads in the background.
             from sbtk_runtime.web.server import serve
 
             photos = output.count_text(manifest.live, "photo")
             name = output.shown_relative(gallery)
-            output.notice(f"{photos} of {name}; Ctrl-C stops the server", quiet=quiet)
+            output.notice(f"{photos} of {name}; press Ctrl-C to stop", quiet=quiet)
             if not is_local:
-                output.notice(_abroad(host, is_any=rules.any_address), quiet=quiet)
+                output.notice(_network_notice(host, is_any=rules.any_address), quiet=quiet)
             output.answer(shown)
             if is_opened:
                 visited = address if rules.token is None else f"{address}?token={rules.token}"
                 _open(visited, quiet=quiet)
             serve(service, listening, rules)
     except KeyboardInterrupt:
-        output.notice("stopped", quiet=quiet)
+        output.notice("Stopped.", quiet=quiet)
     return 0
 
 
@@ -149,33 +149,33 @@ def _restart_command(gallery: Path, port: int) -> str:
     return printable_name(shlex.join(words))
 
 
-def _abroad(host: str, *, is_any: bool) -> str:
-    """Returns what is said of a server that other machines can reach."""
-    where = f", by this machine's address in place of {_visited(host)}" if is_any else ""
+def _network_notice(host: str, *, is_any: bool) -> str:
+    """Returns the notice about a server that other machines can reach."""
+    where = f", with this machine's address in place of {_visited(host)}" if is_any else ""
     return (
-        f"other machines can reach it{where}; the token travels as it is, so put a reverse proxy "
-        "with HTTPS before it where others listen"
+        f"other machines can connect{where}; the token is sent unencrypted, so put a reverse proxy "
+        "with HTTPS in front of the server on networks that you do not trust"
     )
 
 
 def _address(host: str, port: int) -> str:
-    """Returns the page's address, as a browser on this machine takes it."""
+    """Returns the page's address for a browser on this machine."""
     return f"http://{_visited(host)}:{port}/"
 
 
 def _visited(host: str) -> str:
-    """Returns the host by which a browser on this machine reaches a server that listens on one."""
+    """Returns the host by which a browser on this machine reaches a server on `host`."""
     name = host.strip("[]")
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name, name)  # noqa: S104 -- not bound here
     return f"[{name}]" if ":" in name else name
 
 
 def _open(address: str, *, quiet: bool) -> None:
-    """Opens the browser, which may take its time, or take the terminal."""
+    """Opens the browser on another thread: it may be slow, or use the terminal."""
     import webbrowser
 
     def visit() -> None:
         if not webbrowser.open(address):
-            output.notice("no browser was found: open the address yourself", quiet=quiet)
+            output.notice("no browser was found: open the address in one", quiet=quiet)
 
     threading.Thread(target=visit, daemon=True).start()

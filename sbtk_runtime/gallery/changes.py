@@ -1,7 +1,7 @@
-"""What changed between the photos on disk and the catalogue, worked out in SQLite, not in memory.
+"""Compare the photos on disk with the catalogue, in SQLite instead of in memory.
 
-Everything lives in temporary tables of the writer's connection, which SQLite keeps in a small
-cache and spills to a file, so a million photos take no more memory than a thousand.
+The data are in temporary tables of the writer's connection, which SQLite keeps in a small cache and
+spills to a file. A million photos take no more memory than a thousand.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CREATE INDEX temp.absent_by_content ON absent (size_bytes, sha256);
 _IS_BELOW_ROOTS = (
     "EXISTS (SELECT 1 FROM walk_roots AS r WHERE {0}.path >= r.low AND {0}.path < r.high)"
 )
-# An older sbtk did not note ctime and inode; then size and mtime decide, as they did for it.
+# Older versions did not store ctime and inode; then only size and mtime are compared.
 _HAS_ITS_STAMPS = """(p.size_bytes = w.size_bytes AND p.mtime_ns = w.mtime_ns
     AND coalesce(p.ctime_ns = w.ctime_ns, 1) AND coalesce(p.inode = w.inode, 1))"""
 _FILL_TODO = f"""
@@ -69,7 +69,7 @@ _FILL_STAMPS = """UPDATE photos AS p SET (ctime_ns, inode) =
     (SELECT w.ctime_ns, w.inode FROM walked AS w WHERE w.path = p.path)
 WHERE removed_in IS NULL AND missing_in IS NULL AND ctime_ns IS NULL
 AND p.path IN (SELECT path FROM walked) AND p.path NOT IN (SELECT path FROM todo)"""
-# Where nothing is known about a photo it is neither missing nor moved.
+# Photos in places that cannot be read are neither missing nor moved.
 _FILL_ABSENT = f"""
 INSERT INTO absent
 SELECT p.id, p.path, p.size_bytes, p.sha256, {_IS_BELOW_ROOTS.format("p")}, p.missing_in NOT NULL
@@ -97,13 +97,13 @@ _PAGE = 256
 
 @dataclass(frozen=True)
 class Loss:
-    """A root or folder of which photos are not found: a disk may not be mounted.
+    """A root or folder whose photos are no longer found; a disk may not be mounted.
 
     Attributes:
         path: absolute.
-        lost: photos that were found there once, and are missing.
-        before: photos that the gallery knows there.
-        is_empty: no photo at all is found there now.
+        lost: the number of missing photos.
+        before: the number of photos that the gallery knows there, found or missing.
+        is_empty: whether no photo is found there now.
     """
 
     path: bytes
@@ -113,12 +113,15 @@ class Loss:
 
 
 class Changes:
-    """The difference between what lies below some roots and what the catalogue knows.
+    """The differences between the photos below some roots and the catalogue.
 
-    `moved` counts the photos that `settle` found at another path, `replaced` those that lay there,
-    `revived` the missing ones that are back where they were.
-    `unchanged` counts the walked photos that need nothing, `failed_before` the walked files that
-    failed in an earlier update and have not changed since.
+    Attributes:
+        moved: the number of photos that `settle` found at another path.
+        replaced: the number of photos that were at those paths before.
+        revived: the number of missing photos that are back at their paths.
+        unchanged: the number of walked photos that need no work.
+        failed_before: the number of walked files that failed in an earlier update and have not
+            changed since.
     """
 
     def __init__(
@@ -129,7 +132,7 @@ class Changes:
         *,
         checksum: bool = False,
     ) -> None:
-        """Takes in the walk's `items`; with `checksum` the stamps of files are not trusted."""
+        """Reads the walk's `items`; with `checksum`, the stamps of files are not trusted."""
         self._catalogue = catalogue
         self._connection = catalogue.connection
         self.moved = 0
@@ -166,12 +169,12 @@ class Changes:
 
     @property
     def to_embed(self) -> int:
-        """The number of files whose embedding is not known."""
+        """The number of files to embed."""
         return self._count("todo")
 
     @property
     def unaccounted(self) -> int:
-        """The number of walked files that are not exactly one of a photo and a failure."""
+        """The number of walked files that are neither a photo nor a failure, or both."""
         return self._count(_UNACCOUNTED)
 
     @property
@@ -180,9 +183,9 @@ class Changes:
         return self._count(f"failures AS f WHERE {_IS_BELOW_ROOTS.format('f')}")
 
     def settle(self, tick: Callable[[], None] = lambda: None) -> None:
-        """Finds, by their bytes, the files that need no new embedding: touched and moved ones.
+        """Finds files that need no new embedding by their content: touched and moved ones.
 
-        Only files are read whose size is that of a photo with this path or of an absent one.
+        Reads only files with the size of the photo at the same path, or of an absent photo.
         """
         last = b""
         while True:
@@ -202,7 +205,7 @@ class Changes:
             last = page[-1][0]
 
     def paths_to_embed(self) -> Iterator[bytes]:
-        """Yields the files to embed, by path."""
+        """Yields the paths of the files to embed, in order."""
         last = b""
         while True:
             page = self._connection.execute(
@@ -214,7 +217,7 @@ class Changes:
                 yield last
 
     def stamps(self, path: bytes) -> Stamps:
-        """Returns the stamps of a walked file, as they were before it was read."""
+        """Returns the stamps of a walked file from before it was read."""
         query = "SELECT mtime_ns, ctime_ns, inode FROM walked WHERE path = ?"
         mtime_ns, ctime_ns, inode = self._connection.execute(query, (path,)).fetchone()
         return mtime_ns, ctime_ns, inode
@@ -222,7 +225,8 @@ class Changes:
     def failure(self, path: bytes, reason: str, *, was_read: bool) -> Failure:
         """Returns the failure of a walked file.
 
-        One that could be read has the stamps that tell when it changed; others are tried again.
+        If the file could be read, the failure has its stamps, and is kept until they change. Other
+        files are tried again in the next update.
         """
         if not was_read:
             return Failure(path, _storable(reason))
@@ -231,21 +235,21 @@ class Changes:
         return Failure(path, _storable(reason), *stamps)
 
     def lost(self) -> list[int]:
-        """Returns the ids of photos below the roots that were there before and are not found."""
+        """Returns the ids of photos below the roots that were found before, but not now."""
         query = "SELECT id FROM absent WHERE is_below_roots AND NOT is_missing ORDER BY id"
         return [photo_id for (photo_id,) in self._connection.execute(query)]
 
     def lost_though_there(self) -> int:
-        """Returns how many of the `lost` photos are still on disk: they are left out now."""
+        """Returns how many of the `lost` photos exist, but are left out of the walk."""
         query = "SELECT path FROM absent WHERE is_below_roots AND NOT is_missing"
         return sum(os.path.lexists(path) for (path,) in self._connection.execute(query))
 
     def losses(self) -> list[Loss]:
-        """Returns the roots and folders that look as if a disk were not mounted.
+        """Returns the roots and folders that look like disks that are not mounted.
 
-        These are roots without a photo, roots of which more than half of the photos are missing,
-        by this update or an earlier one, and folders that are empty and held photos until now.
-        Files that exist, but are left out of the walk, are not lost.
+        These are roots without photos, roots with more than half of their photos missing, and empty
+        folders that had photos until now. Files that exist, but are left out of the walk, are not
+        lost.
         """
         lost: list[bytes] = []
         lost_before: list[bytes] = []
@@ -261,20 +265,20 @@ class Changes:
             before = self._known_below[root] + earlier
             lost_here = earlier + sum(_is_in(path, name) for path in lost)
             is_empty = not self._count_below("walked", root) and not Path(root).is_file()
-            # What was only left out is still there, and no disk is missing.
+            # If photos are only left out, no disk is missing.
             is_bare = is_empty and (lost_here > 0 or not before) and not self._is_hidden(name)
             if 2 * lost_here > before or is_bare:
                 losses.append(Loss(name, lost_here, before, is_empty))
-        told = [loss.path for loss in losses]
+        reported = [loss.path for loss in losses]
         emptied: Counter[bytes] = Counter()
         for folder, count in Counter(_parent(path) for path in lost).items():
-            if not any(_is_in(folder, root) for root in told):
+            if not any(_is_in(folder, root) for root in reported):
                 emptied[_nearest_existing(folder)] += count
         losses += [Loss(path, n, n, True) for path, n in emptied.items() if _is_empty(path)]
         return losses
 
     def record_skipped(self) -> None:
-        """Makes the failures below the roots those of walked files, and of what was skipped."""
+        """Replaces the failures below the roots by those of walked files and skipped paths."""
         with catalogue_errors(self._catalogue.path), transaction(self._connection):
             self._connection.execute(
                 f"DELETE FROM failures AS f WHERE {_IS_BELOW_ROOTS.format('f')} "
@@ -311,7 +315,7 @@ class Changes:
     def _is_known(
         self, path: bytes, size_bytes: int, stamps: Stamps, sha256: bytes, known: bytes | None
     ) -> bool:
-        """Returns whether a file's bytes are in the gallery, after noting where they lie now."""
+        """Returns whether the gallery has a file's content; records its path and stamps."""
         if sha256 == known:
             is_back = self._catalogue.keep(path, stamps)
             self.revived += is_back
@@ -323,7 +327,7 @@ class Changes:
             (size_bytes, sha256),
         ).fetchall()
         for photo_id, old_path, is_lost in twins:
-            # Outside the roots nobody has looked yet.
+            # Outside the roots, the old path has not been checked.
             if is_lost or not os.path.lexists(old_path):
                 self.replaced += self._catalogue.move(photo_id, path, stamps)
                 self._connection.execute("DELETE FROM absent WHERE id = ?", (photo_id,))
@@ -373,31 +377,31 @@ def _is_empty(folder: bytes) -> bool:
 
 
 def _time_ns(value: int) -> int:
-    """Returns a time that SQLite can hold: those beyond the years 1677 and 2262 are cut."""
+    """Returns a time that SQLite can store: clipped to the years 1677 to 2262."""
     return max(-_LARGEST, min(value, _LARGEST))
 
 
 def _inode(value: int) -> int:
-    """Returns an inode as the signed number of the same 64 bits, which SQLite can hold."""
+    """Returns an inode as a signed 64-bit integer, which SQLite can store."""
     return ((value + _LARGEST + 1) & ((1 << 64) - 1)) - _LARGEST - 1
 
 
 def _storable(reason: str) -> str:
-    """Returns a text that is valid UTF-8 whatever names it quotes."""
+    """Returns the text as valid UTF-8, whatever file names it quotes."""
     return reason.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _sha256(path: bytes, size_bytes: int) -> bytes | None:
-    """Returns the hash of a file that still has the size that was walked; else `None`."""
+    """Returns the SHA-256 of a file; `None` if its size has changed since the walk."""
     try:
         data = read_image_bytes(os.fsdecode(path))
     except BadImage:
-        return None  # the embedder will meet the same and tell
+        return None  # the embedder reports it
     return hashlib.sha256(data).digest() if len(data) == size_bytes else None
 
 
 def _reader() -> str:
-    """Returns what decides whether a file can be read: with the extra `photos` more can."""
+    """Returns a text that changes when other files can be read, as with the extra `photos`."""
     heif = importlib.util.find_spec("pillow_heif") is not None
     raw = importlib.util.find_spec("rawpy") is not None
     return f"{PREPROCESSING}, pillow {PIL.__version__}{', heif' * heif}{', raw' * raw}"
@@ -407,16 +411,19 @@ _QUERY = "SELECT EXISTS (SELECT 1 FROM photos WHERE sha256 = ? AND removed_in IS
 
 
 class Copies:
-    """Which files of an update are copies, and those that wait for what they are copies of.
+    """Finds files of an update that are identical, so that each content is embedded once.
 
-    Whoever asks first about bytes that are not in the catalogue is to embed them; whoever asks
-    later waits for that. Memory holds only what is not committed, and the failed.
+    The first file with a content that is not in the catalogue is embedded, and later ones wait for
+    it. Only uncommitted and failed files are in memory.
+
+    Attributes:
+        waiting: copies of files that are not committed yet.
     """
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._path = catalogue.path
         self._lock = threading.Lock()
-        # A connection of its own: it is asked on the threads of the decoders.
+        # A separate connection, for the threads of the decoders.
         self._connection = sqlite3.connect(
             catalogue.path, isolation_level=None, check_same_thread=False, timeout=30
         )
@@ -437,7 +444,7 @@ class Copies:
             self._connection.close()
 
     def is_known(self, sha256: str) -> bool:
-        """Returns whether bytes are in the catalogue, or will be, or cannot be read."""
+        """Returns whether a content is in the catalogue, is being embedded, or has failed."""
         with self._lock, catalogue_errors(self._path):
             if sha256 in self._first or sha256 in self._failed:
                 return True
@@ -448,17 +455,17 @@ class Copies:
             return False
 
     def note_failed(self, item: Failed) -> None:
-        """Takes in that a file could not be embedded: nor can its copies."""
+        """Records that a file, and so its copies, cannot be embedded."""
         if item.source is not None:
             with self._lock:
                 self._failed[item.source.sha256] = item.reason
                 self._first.discard(item.source.sha256)
 
     def note_committed(self, items: list[Embedded]) -> None:
-        """Takes in that files are in the catalogue."""
+        """Records that files are in the catalogue."""
         with self._lock:
             self._first.difference_update(item.source.sha256 for item in items)
 
     def why_failed(self, item: Known) -> str | None:
-        """Returns why what a file is a copy of could not be embedded; `None` if it could."""
+        """Returns why the original of a copy could not be embedded; `None` if it could."""
         return self._failed.get(item.source.sha256)

@@ -1,7 +1,7 @@
-"""Making and updating a gallery: only what changed is embedded, and a kill loses one batch.
+"""Create and update galleries: only changes are embedded, and a kill loses at most one batch.
 
-The order of a commit is vectors, fsync, catalogue. Sign codes, the graph and, last of all, the
-manifest publish a generation; until then readers see the one before.
+A commit writes vectors, then fsyncs, then writes the catalogue. A generation is published by sign
+codes, the graph and, last of all, the manifest; until then readers see the previous generation.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ from sbtk_runtime.gallery.walk_rules import RuleChange, WalkRules
 from sbtk_runtime.gallery.writer import Catalogue, Stamps
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest
 
-#: Told how many photos are done, how many there are (`None` while they are being found), and
+#: Called with the number of photos done, their total (`None` while they are being found), and
 #: images/s.
 Progress = Callable[[int, int | None, float], None]
 Notify = Callable[[str], None]
@@ -73,29 +73,28 @@ _NO_CHANGE = RuleChange()
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What an update did.
+    """The result of an update.
 
     Attributes:
-        new, changed: photos that were embedded, by whether their path was known.
-        moved: photos found again at another path, by their bytes.
-        revived: photos that were missing and are back where they were.
-        missing: photos that were there before this update and are not found; they are kept, but
-            hidden.
-        missing_in_all: photos that are kept and hidden.
-        removed: photos that left the gallery for good.
+        new, changed: photos that were embedded, at a new or a known path.
+        moved: photos found at another path, by their content.
+        revived: missing photos that are back at their paths.
+        missing: photos that were no longer found by this update. They are kept, but not among the
+            hits.
+        missing_in_all: all missing photos of the gallery.
+        removed: photos that were removed permanently.
         unreadable: files below the given roots that could not be read, listed in
             `failures.jsonl`.
-        partly_readable: photos of the gallery that can be found although the last rows of their
-            files are cut off or damaged.
-        unchanged: photos that were as they were.
-        live: photos that can be found now.
-        seconds: the whole update.
-        left_out: files and folders that the rules of the walk left out, beside all of the above.
-        left_out_now: those of `missing` that are still there, and left out since this update.
-        rules: what the walk left out by.
-        timings: seconds of its parts: those of the embedder's timings, `walk_s` and `graph_s`.
+        partly_readable: searchable photos of which the end of the file is cut off or damaged.
+        unchanged: photos that needed no work.
+        live: searchable photos.
+        seconds: the duration of the update.
+        left_out: files and folders that the rules left out, not counted in any of the above.
+        left_out_now: those of `missing` that exist, but are left out since this update.
+        rules: the rules of the walk.
+        timings: seconds of each part: the embedder's timings, `walk_s` and `graph_s`.
         notices: sentences for the user.
-        warnings: sentences about roots and folders of which photos are not found; see
+        warnings: sentences about roots and folders whose photos are not found; see
             `changes.Changes.losses`.
     """
 
@@ -121,7 +120,7 @@ class IndexReport:
 
 @dataclass(frozen=True)
 class DropReport:
-    """What was dropped from a gallery: photos that left it for good, and what it has now."""
+    """The numbers of photos that were removed from a gallery, and of those that are left."""
 
     removed: int
     live: int
@@ -141,35 +140,35 @@ def update_gallery(
     rule_change: RuleChange = _NO_CHANGE,
     on_engine: OnEngine = lambda info: None,
 ) -> IndexReport:
-    """Makes the gallery in `folder` hold the photos below `roots`; other photos in it stay.
+    """Creates or updates a gallery with the photos below `roots`; its other photos are kept.
 
     Args:
-        folder: the gallery; made when it does not exist.
-        roots: folders, and files. What is not there must be known to the gallery.
+        folder: the gallery; created if it does not exist.
+        roots: folders and files. Those that do not exist must be known to the gallery.
         embedder: of the gallery's model.
-        progress: told after every photo.
-        notify: told, in a sentence, what takes long.
+        progress: called after every photo.
+        notify: called with a sentence before a step that takes long.
         commit_every: photos between two commits.
-        checksum: look for changes in the bytes, not in size and time of modification.
-        bits: make a binary gallery, of codes of so many bits; by default one of embeddings. An
-            existing gallery stays what it is, and `None` will do for it.
-        rule_change: what to leave out from now on; the gallery remembers it.
+        checksum: detect changes by content, not by size and times.
+        bits: create a binary gallery with codes of so many bits, instead of embeddings. `None`
+            accepts whatever an existing gallery has.
+        rule_change: changes of the rules of what to leave out, stored in the gallery.
         on_engine: called with the engine in use before the first photo is embedded; not called
             when there is nothing to embed.
 
     Raises:
-        BadConfig: a pattern of `rule_change` is not one.
+        BadConfig: a pattern of `rule_change` is malformed.
         BadData: there is no photo below the roots.
-        BadModel: the embedder's bundle makes no codes of so many bits.
-        BadGallery: the folder is no gallery, cannot be written, or no photo could be read; or it
-            keeps something else than `bits` says.
+        BadModel: the embedder's bundle has no codes of so many bits.
+        BadGallery: the folder is not a gallery or cannot be written, no photo could be read, or
+            `bits` does not match the gallery.
         GalleryBusy: another process is writing to it.
         ModelMismatch: another model made it.
-        DiskFull: there is no space left; what was committed stays.
-        InternalError: the numbers of photos do not add up; nothing was published.
+        DiskFull: there is no space left; what was committed is kept.
+        InternalError: the counts are inconsistent; nothing was published.
     """
     absolute = roots_to_walk(folder, roots)
-    if not (folder / CATALOGUE_NAME).exists():  # else it knows more about what is left out
+    if not (folder / CATALOGUE_NAME).exists():  # an existing gallery has rules of its own
         refuse_nothing(absolute, rule_change.applied_to(WalkRules()))
         require_codes(folder, embedder.bundle, bits)
         _ = embedder.engine  # no folder is made if the engine cannot be opened
@@ -181,12 +180,13 @@ def update_gallery(
 
 
 def roots_to_walk(folder: Path, roots: Sequence[Path]) -> list[str]:
-    """Returns the absolute paths of `roots`, of which those that are not there must be known.
+    """Returns the absolute paths of `roots`.
 
-    A disk that is not mounted has no folder, and does not keep the other roots from being updated.
+    A root may be absent if the gallery has photos below it: its disk may not be mounted, and the
+    other roots can be updated.
 
     Raises:
-        BadData: there are none, or one is not there and the gallery has no photo below it.
+        BadData: there are no roots, or one is absent and unknown.
     """
     absent = [root for root in roots if not root.exists()]
     known: list[Path] = []
@@ -205,19 +205,19 @@ def drop_photos(
     is_missing_only: bool = False,
     notify: Notify = lambda text: None,
 ) -> DropReport:
-    """Drops photos, and their embeddings, from a gallery, and publishes what is left.
+    """Removes photos and their embeddings from a gallery, and publishes the rest.
 
-    Files are not touched: photos that an update finds later are embedded again.
+    The files are not deleted; photos that a later update finds are embedded again.
 
     Args:
         folder: the gallery.
-        below: the folder, or file, whose photos are dropped, with all that is known of it; by
+        below: the folder or file whose photos are removed, also from the list of folders; by
             default all photos.
-        is_missing_only: only photos that are missing.
-        notify: told, in a sentence, what takes long.
+        is_missing_only: remove only missing photos.
+        notify: called with a sentence before a step that takes long.
 
     Raises:
-        BadData: the gallery knows nothing below that folder.
+        BadData: the gallery has no photos below `below`.
         BadGallery: there is no gallery, it is damaged, or cannot be written.
         GalleryBusy: another process is writing to it.
     """
@@ -292,7 +292,7 @@ class _Update:
             self._add_checksums(catalogue, vectors)
             self._share_rows(catalogue, vectors)
             changes = Changes(catalogue, self._roots, self._walk(), checksum=checksum)
-            # What comes through a link lies below it, as if the link had been named.
+            # Photos behind a link are below it, as if the link were a root.
             catalogue.record_roots(map(os.fsencode, self._followed))
             self._note_idle_patterns(rule_change)
             changes.settle()
@@ -301,7 +301,7 @@ class _Update:
                 self._open_engine(origin)
             self._embed(catalogue, vectors, changes)
             left_out_now = changes.lost_though_there()
-            warnings = tuple(_loss_told(loss, folder) for loss in changes.losses())
+            warnings = tuple(_loss_warning(loss, folder) for loss in changes.losses())
             missing = catalogue.lose(changes.lost())
             changes.record_skipped()
             self._check_accounts(changes)
@@ -346,7 +346,7 @@ class _Update:
             )
 
     def _take_rules(self, catalogue: Catalogue, rule_change: RuleChange) -> None:
-        """Settles what is left out, and makes sure that this is not everything."""
+        """Applies the change of rules, and checks that they do not leave out everything."""
         self._rules = rule_change.applied_to(catalogue.rules())
         self._known_roots = [os.fsdecode(root) for root in catalogue.roots()]
         has_photos = any(catalogue.ids_below(os.fsencode(root)) for root in self._roots)
@@ -362,7 +362,7 @@ class _Update:
                 )
 
     def _check_accounts(self, changes: Changes) -> None:
-        """Makes sure that every walked file is a photo or a failure, and was counted once."""
+        """Checks that every walked file is a photo or a failure, and was counted once."""
         counts = {
             "unchanged": changes.unchanged,
             "moved": changes.moved,
@@ -377,7 +377,7 @@ class _Update:
         raise InternalError(
             f"internal error: {walked:,} files were found, but {parts}; "
             f"{unaccounted:,} are unaccounted for",
-            "every file in one of these numbers; the gallery stays as it was published before",
+            "every file in one of these numbers; the published gallery is unchanged",
             "please report this message",
         )
 
@@ -388,12 +388,12 @@ class _Update:
         )
         if lost:
             self._notices.append(
-                f"the embeddings of {lost:,} photos were lost: those below the given folders are "
-                "embedded anew"
+                f"the embeddings of {lost:,} photos were lost: those in the given folders are "
+                "embedded again"
             )
 
     def _add_checksums(self, catalogue: Catalogue, vectors: Shards) -> None:
-        """Notes the checksums of rows that an older sbtk wrote, where they are intact."""
+        """Stores the checksums of intact rows that older versions wrote."""
         for batch in catalogue.batches_without_checksums():
             if vectors.is_intact(batch):
                 rows = np.arange(batch.first_row, batch.first_row + batch.count)
@@ -401,15 +401,13 @@ class _Update:
                 catalogue.store_checksums(batch.first_row, [zlib.crc32(row) for row in content])
 
     def _share_rows(self, catalogue: Catalogue, vectors: Shards) -> None:
-        """Gives photos of the same bytes one embedding, where an older sbtk gave each its own."""
+        """Lets identical photos share an embedding; older versions stored one for each."""
         shared = catalogue.share_rows(partial(_first_intact, catalogue, vectors))
         if shared:
-            self._notices.append(
-                f"{shared:,} photos share the embedding of an identical one from now on"
-            )
+            self._notices.append(f"{shared:,} photos now share the embedding of an identical one")
 
     def _timings(self) -> dict[str, float]:
-        """Returns what this update added to the embedder's timings."""
+        """Returns the share of this update in the embedder's timings."""
         now = asdict(self._embedder.timings)
         return {name: now[name] - before for name, before in self._timings_before.items()}
 
@@ -427,7 +425,7 @@ class _Update:
                 yield item
 
     def _embed(self, catalogue: Catalogue, vectors: Vectors | CodeShards, changes: Changes) -> None:
-        """Embeds what is to be embedded, and commits it in batches."""
+        """Embeds photos and commits them in batches."""
         total = changes.to_embed
         paths = (Path(os.fsdecode(path)) for path in changes.paths_to_embed())
         started = time.perf_counter()
@@ -446,7 +444,7 @@ class _Update:
             finally:
                 stream.close()
             self._commit(catalogue, vectors, changes, batch)
-            # What these were copies of was replaced while they were read.
+            # The originals of these copies were replaced while they were read.
             left = [item.path for item in copies.waiting]
             copies.waiting.clear()
             for item in self._embedder.stream_unknown(left, "photo", None):
@@ -494,7 +492,7 @@ def _publish(
     published: GalleryManifest | None,
     notify: Notify,
 ) -> None:
-    """Makes the catalogue's generation the one that readers see, if it differs."""
+    """Publishes the catalogue's generation, if it differs from the published one."""
     is_next = published is not None and catalogue.generation == published.generation + 1
     graph = codes = None
     if isinstance(vectors, Vectors) and catalogue.live():
@@ -524,7 +522,7 @@ def _publish(
 
 
 def _first_intact(catalogue: Catalogue, vectors: Shards, rows: list[int]) -> int | None:
-    """Returns the first row that holds what was committed; `None` if none is known to."""
+    """Returns the first row that matches its checksum; `None` if there is none."""
     known = catalogue.checksums(rows)
     content, is_whole = vectors.read_bytes(np.array(rows, dtype=np.int64))
     for row, data, whole in zip(rows, content, is_whole, strict=True):
@@ -533,22 +531,22 @@ def _first_intact(catalogue: Catalogue, vectors: Shards, rows: list[int]) -> int
     return None
 
 
-def _loss_told(loss: Loss, folder: Path) -> str:
-    what = "no photo was found in" if loss.is_empty else "most photos were not found in"
-    lost = f" ({loss.lost:,} of {loss.before:,} that were there)" if loss.before else ""
+def _loss_warning(loss: Loss, folder: Path) -> str:
+    what = "no photos were found in" if loss.is_empty else "most photos were not found in"
+    lost = f" ({loss.lost:,} of {loss.before:,} are missing)" if loss.before else ""
     kept = (
-        f": if a disk is not mounted, mount it and index again; else 'sbtk index --prune --gallery "
-        f"{shlex.quote(printable_name(folder))}' drops what is missing for good"
+        f": if a disk is not mounted, mount it and index again; otherwise 'sbtk index --prune "
+        f"--gallery {shlex.quote(printable_name(folder))}' removes the missing photos"
     )
     return f"{what} {printable_name(loss.path)}{lost}{kept if loss.before else ''}"
 
 
 def _absolute(path: Path) -> str:
-    return os.path.abspath(path)  # noqa: PTH100 -- links are kept
+    return os.path.abspath(path)  # noqa: PTH100 -- does not resolve links
 
 
 class _Pending:
-    """What the next commit takes."""
+    """Results that the next commit writes."""
 
     def __init__(self, copies: Copies) -> None:
         self._copies = copies
@@ -574,9 +572,9 @@ class _Pending:
     def copies(
         self, catalogue: Catalogue, photos: list[Embedding], changes: Changes
     ) -> list[Embedding]:
-        """Returns the copies of photos that are, or are about to be, in the catalogue.
+        """Returns the copies of photos that are in the catalogue or in this commit.
 
-        Copies of what failed fail; those of what is still on its way wait.
+        Copies of failed files fail, too. Copies of files that are not embedded yet keep waiting.
         """
         here = {photo.sha256: photo for photo in photos}
         found, waiting = [], []

@@ -1,4 +1,4 @@
-"""Photos below folders, found without running in circles; what is left out is told, not dropped."""
+"""Walk folders for photos, without running in circles, and report everything that is left out."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ DEFAULT_RULES = WalkRules()
 
 @dataclass(frozen=True)
 class Found:
-    """A regular file that may be a photo, with what tells whether it changed.
+    """A regular file that may be a photo, with the metadata that shows whether it changed.
 
-    `path` is absolute; bytes that are not UTF-8 are in it as surrogates. `ctime_ns` also changes
-    when only the permissions do. Numbers are as the file system gives them: a time may lie beyond
-    the year 2262, an inode above 2**63.
+    `path` is absolute, with surrogates for bytes that are not UTF-8. `ctime_ns` changes with the
+    permissions, too. The numbers are those of the file system: times can be beyond the year 2262,
+    inodes above 2**63.
     """
 
     path: str
@@ -46,10 +46,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A path that was not walked, and why.
+    """A path that was not walked, with the reason.
 
-    `may_hide_photos` is true where nothing is known about what lies there (a folder that cannot
-    be read), so photos that were found below it before must not be taken for deleted.
+    `may_hide_photos` is true if its content is unknown, as for a folder that cannot be read. Photos
+    that were found there before must not be treated as deleted.
     """
 
     path: str
@@ -59,9 +59,9 @@ class Skipped:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file, or a folder with all that is in it, that the rules leave out.
+    """A file, or a folder with its content, that the rules leave out.
 
-    `pattern` is the one that excludes it, where one does.
+    `pattern` is the pattern that excludes it, if one does.
     """
 
     path: str
@@ -72,7 +72,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Followed:
-    """A link to a folder that is entered: what lies below `path` comes through it."""
+    """A link to a folder that is entered; files below `path` are found through it."""
 
     path: str
 
@@ -81,7 +81,7 @@ Item = Found | Skipped | LeftOut | Followed
 
 
 def absolute_roots(roots: Sequence[Path]) -> list[str]:
-    """Returns the absolute paths of `roots`, links kept, in the given order, each once.
+    """Returns the absolute paths of `roots` in the given order, each once, without resolving links.
 
     Raises:
         BadData: there are none, or one does not exist.
@@ -105,28 +105,28 @@ def walk(
     known_roots: Iterable[str] = (),
     gallery: str = "",
 ) -> Iterator[Item]:
-    """Yields what lies below absolute `roots`, in no particular order, in flat memory.
+    """Yields the content of absolute `roots`, in no particular order, in constant memory.
 
-    A folder is entered once, whatever the number of its names; one that is reached through links
-    only, after all others, if the rules say so. A link to a file counts as a file. Of RAW and JPEG
-    of the same name the JPEG counts. A root is walked whatever its name, and a file that is a root
-    is a photo whatever its suffix, as long as it can be read here.
+    Each folder is entered once, even if it has several paths. Folders that are only reachable
+    through links come last, and only if the rules say so. A link to a file counts as a file. If a
+    RAW and a JPEG have the same name, the JPEG is the photo. Roots are walked whatever their names,
+    and a root that is a file is a photo whatever its suffix, if its format can be read here.
 
     Args:
         roots: folders and files.
-        rules: what to leave out beside what is not a photo.
-        known_roots: folders and files that were roots before: they are not hidden from this walk,
-            and patterns are relative to the outermost root, of now or before, above a photo.
-        gallery: the folder of the gallery, whose own files are passed over.
+        rules: what to leave out, in addition to files that are not photos.
+        known_roots: folders and files that were roots before. They are not hidden from this walk.
+            Patterns are relative to the outermost root, current or earlier, that contains a photo.
+        gallery: the gallery's folder, whose own files are skipped.
 
     Raises:
-        BadConfig: a pattern of the rules is not one.
+        BadConfig: a pattern of the rules is malformed.
     """
     yield from _Walk(roots, rules, known_roots, gallery).items()
 
 
 class _Folder(NamedTuple):
-    """A folder to enter: its path, where it lies below its root, and what was ignored above it."""
+    """A folder to enter: its path, its path relative to its root, and the patterns from above."""
 
     path: str
     relative: str
@@ -134,7 +134,7 @@ class _Folder(NamedTuple):
 
 
 class _Link(NamedTuple):
-    """A link to a folder, and what it leads to."""
+    """A link to a folder, with device and inode of its target."""
 
     folder: _Folder
     key: tuple[int, int]
@@ -150,7 +150,7 @@ class _Walk:
         self._rules = rules
         self._exclude = patterns_of(rules.exclude)
         self._formats = Formats()
-        # As a shell gives them for photos/*
+        # JPEGs that were named one by one, as a shell does for photos/*
         self._root_jpegs = {
             _stem(root) for root in roots if self._formats.stands_for_raw(suffix_of(root))
         }
@@ -175,7 +175,7 @@ class _Walk:
         while self._links:
             links, self._links = sorted(self._links), []
             for folder, key in links:
-                # What its real name leads to as well is not left out.
+                # The target was walked under its real path: nothing is left out.
                 if key in self._visited:
                     continue
                 if not self._rules.follow_links:
@@ -185,9 +185,9 @@ class _Walk:
                     yield from self._below(folder)
 
     def _root_folder(self, root: str) -> _Folder:
-        """Returns a root with what is ignored above it, from the outermost root that it lies in.
+        """Returns a root with the patterns from above it, starting at the outermost root.
 
-        So it makes no difference to a photo which of the folders above it was named.
+        Whether a photo is ignored does not depend on which of the folders above it was named.
         """
         top = above = root
         while (above := os.path.dirname(above)) != "/":  # noqa: PTH120
@@ -199,7 +199,7 @@ class _Walk:
         return folder
 
     def _hidden_roots(self, root: _Folder) -> Iterator[Item]:
-        """Yields what lies below earlier roots that are hidden from the walk of `root`."""
+        """Yields the content of earlier roots that are hidden from the walk of `root`."""
         top = root.path.rstrip("/") + "/"
         for known in sorted(path for path in self._known if path.startswith(top)):
             folder = root
@@ -218,7 +218,7 @@ class _Walk:
             except _BadIgnoreFile as problem:
                 yield Skipped(folder.path, str(problem), may_hide_photos=True)
             except (FileNotFoundError, NotADirectoryError):
-                continue  # it was a root once
+                continue  # it no longer exists
             except OSError as problem:
                 yield Skipped(known, f"cannot be read: {problem.strerror}", may_hide_photos=True)
 
@@ -252,7 +252,7 @@ class _Walk:
                     folder = _with_ignore_file(folder)
                     for entry in entries:
                         if entry.path in self._own or entry.name == IGNORE_FILE_NAME:
-                            continue  # a root is walked by itself
+                            continue  # roots are walked separately
                         item = self._item(entry, folder, folders, raws)
                         if item is not None:
                             yield item
@@ -267,10 +267,10 @@ class _Walk:
     def _item(
         self, entry: os.DirEntry[str], folder: _Folder, folders: list[_Folder], raws: list[str]
     ) -> Item | None:
-        """Returns what an entry is; `None` if it is put with `folders`, `raws` or the links."""
+        """Returns the item for an entry; `None` if it is in `folders`, `raws` or the links."""
         name = entry.name
         if entry.path in self._known and self._is_hidden(name, folder, _is_folder(entry)):
-            return None  # its turn comes
+            return None  # walked later, as a root
         if _is_folder(entry):
             if left_out := self._left_out(entry.path, name, folder, is_folder=True):
                 return left_out
@@ -298,7 +298,7 @@ class _Walk:
         return _file_or_skipped(entry.path)
 
     def _raw_items(self, folder: _Folder, raws: list[str]) -> Iterator[Item]:
-        """Yields the RAW files of a folder, which has to be looked through again for JPEGs."""
+        """Yields the RAW files of a folder, after scanning the folder again for JPEGs."""
         stems = {_stem(name) for name in raws}
         doubled = set()
         with os.scandir(folder.path) as entries:
@@ -323,7 +323,7 @@ class _Walk:
     def _left_out(
         self, path: str, name: str, folder: _Folder, *, is_folder: bool
     ) -> LeftOut | None:
-        """Returns why an entry does not count, whatever it is, by its name; `None` if it may."""
+        """Returns why an entry is left out because of its name; `None` if it is not."""
         if self._is_hidden(name, folder, is_folder):
             return LeftOut(path, Why.HIDDEN, is_folder)
         pattern = self._excluded_by(name, folder, is_folder=is_folder)
@@ -352,7 +352,7 @@ class _Walk:
 
 
 class _BadIgnoreFile(Exception):
-    """A `.sbtkignore` that does not say what it excludes; the message is the reason."""
+    """A `.sbtkignore` that cannot be read; the message is the reason."""
 
 
 def _with_ignore_file(folder: _Folder) -> _Folder:
@@ -360,9 +360,9 @@ def _with_ignore_file(folder: _Folder) -> _Folder:
         patterns = read_ignore_file(folder.path)
     except (OSError, ValueError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else str(problem)
-        # What it was to keep out may be private, so nothing is taken in.
+        # The files that it should exclude may be private, so nothing is included.
         raise _BadIgnoreFile(
-            f"the folder is left as it was, because its {IGNORE_FILE_NAME} cannot be read: {reason}"
+            f"the folder was not updated, because its {IGNORE_FILE_NAME} cannot be read: {reason}"
         ) from problem
     if not patterns:
         return folder
@@ -405,7 +405,7 @@ def _status(path: str) -> os.stat_result | Skipped:
     try:
         return os.stat(path)  # noqa: PTH116 -- a Path for each of a million files costs seconds
     except OSError as problem:
-        # A link to nowhere or in a circle hides nothing; what cannot be looked at may.
+        # A dangling or circular link hides nothing; a path that cannot be examined may.
         is_known = isinstance(problem, FileNotFoundError) or os.path.islink(path)  # noqa: PTH114
         return Skipped(path, f"cannot be read: {problem.strerror}", may_hide_photos=not is_known)
 
@@ -422,7 +422,7 @@ def _file(path: str, status: os.stat_result) -> Found | Skipped:
 
 
 _INSTALL = 'pip install "sbtk[photos]"'
-# Reasons for which photos are left out that could be had.
+# Reasons that an extra would remove.
 _READER_MISSING = {Why.HEIC_READER_MISSING: "HEIC", Why.RAW_READER_MISSING: "RAW"}
 _REASONS = {
     Why.HEIC_READER_MISSING: _INSTALL,
@@ -430,27 +430,27 @@ _REASONS = {
     Why.RAW_BESIDE_JPEG: "the JPEG of the same name is the photo",
     Why.OTHER_IMAGE: "image formats that sbtk does not read",
     Why.NOT_A_PHOTO: "not photos",
-    Why.HIDDEN: "hidden or kept by a system (--include-hidden takes them in)",
+    Why.HIDDEN: "hidden or system files (--include-hidden includes them)",
     Why.EXCLUDED: "excluded by a pattern",
     Why.LINK: "--follow-links follows such links",
 }
 _OTHERS = "others"
-# Names are as many as anybody makes them; the counts stay right whatever is named.
+# The number of names is unlimited; beyond these, items are counted without a name.
 _MAX_NAMES = 50
 _MAX_NAMES_SAID = 6
 
 
 @dataclass(frozen=True)
 class LeftOutCount:
-    """How many files or folders of one kind were left out for one reason.
+    """The number of files or folders of one kind that were left out for one reason.
 
     Attributes:
         why: the reason, as one of `Why`'s values.
-        what: a suffix in lower case, empty for files without; of folders the name, and of links
-            their paths; "others" for what had no place among fifty.
-        is_folder: whether folders were counted, with all that is in them.
-        count: how many.
-        reason: `why` in words.
+        what: for files a suffix in lower case, empty if they have none; for folders the name; for
+            links the path; "others" beyond fifty different ones.
+        is_folder: whether folders were counted, each with its content.
+        count: their number.
+        reason: a description of `why`.
         example: the path of one of them.
     """
 
@@ -463,17 +463,17 @@ class LeftOutCount:
 
 
 class LeftOutTally:
-    """Counts what was left out, in little memory however much it is."""
+    """Counts what was left out, in bounded memory."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[Why, bool, str], int] = {}
         self._examples: dict[tuple[Why, bool, str], str] = {}
         self._names: dict[tuple[Why, bool], int] = {}
-        #: The patterns that have excluded something.
+        #: The patterns that excluded something.
         self.patterns: set[str] = set()
 
     def add(self, item: LeftOut) -> None:
-        """Counts one."""
+        """Counts one item."""
         key = (item.why, item.is_folder, _what(item))
         if key not in self._counts:
             names = self._names.get(key[:2], 0)
@@ -486,7 +486,7 @@ class LeftOutTally:
         self._examples.setdefault(key, item.path)
 
     def counts(self) -> tuple[LeftOutCount, ...]:
-        """Returns what was counted: in the order of `Why`, files first, and the most first."""
+        """Returns the counts, ordered by `Why`; files first, then by descending count."""
         order = list(Why)
         keys = sorted(
             self._counts, key=lambda key: (order.index(key[0]), key[1], -self._counts[key], key[2])
@@ -505,10 +505,10 @@ class LeftOutTally:
 
 
 def left_out_sentences(counts: Iterable[LeftOutCount]) -> list[str]:
-    """Returns what was left out, a sentence for each reason.
+    """Returns one sentence for each reason.
 
-    Such as '3 HEIC photos skipped: pip install "sbtk[photos]"' and "14 files skipped: 8 .mov, 6
-    .xmp: not photos".
+    Examples are '3 HEIC photos skipped: pip install "sbtk[photos]"' and "14 files skipped: 8 .mov,
+    6 .xmp: not photos".
     """
     by_reason: dict[Why, list[LeftOutCount]] = {}
     for count in counts:
@@ -523,16 +523,17 @@ def refuse_nothing(
     *,
     may_be_empty: bool = False,
 ) -> None:
-    """Makes sure that there is a file to look at; otherwise a pattern may be too wide.
+    """Raises an error if a walk would find no file, as with a pattern that matches too much.
 
     Args:
         roots: absolute.
         rules: as for `walk`.
         known_roots: as for `walk`.
-        may_be_empty: roots of which nothing is excluded may have no photo: a disk is not mounted.
+        may_be_empty: accept roots without photos if nothing is excluded by a pattern: a disk may
+            not be mounted.
 
     Raises:
-        BadData: there is none; says what was skipped.
+        BadData: no file was found; the message lists what was skipped.
     """
     skipped: list[Skipped] = []
     tally = LeftOutTally()
@@ -551,13 +552,13 @@ def refuse_nothing(
     reasons += left_out_sentences(counts)
     raise BadData(
         f"no photo in {named}" + (f" ({'; '.join(reasons)})" if reasons else ""),
-        "image files, such as .jpg or .png, at any depth",
+        "image files such as .jpg or .png, at any depth",
         _INSTALL if is_photo_missed(counts) else "",
     )
 
 
 def is_photo_missed(counts: Iterable[LeftOutCount]) -> bool:
-    """Returns whether photos were left out that could be had."""
+    """Returns whether photos were left out that the extra `photos` could read."""
     return any(Why(count.why) in _READER_MISSING for count in counts)
 
 
@@ -567,7 +568,7 @@ def _what(item: LeftOut) -> str:
     name = os.path.basename(item.path)  # noqa: PTH119
     if item.is_folder:
         return name
-    # A hidden name such as .DS_Store says more than that it has no suffix.
+    # Names such as .DS_Store have no suffix.
     return suffix_of(name) or (name if item.why is Why.HIDDEN else "")
 
 

@@ -1,4 +1,4 @@
-"""Which of the names in a folder may be photos, and why the others are not."""
+"""Rules that decide by name which files of a folder may be photos."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _OTHER_IMAGE_SUFFIXES = (
     | {".wmf", ".xbm", ".xcf", ".xpm"}
 )
 
-# What cameras, phones, systems and servers for photos put beside photos: waste baskets, snapshots
-# and small copies. Compared in lower case; whatever begins with a dot is hidden anyway.
+# Names that cameras, phones, operating systems and photo servers use for recycle bins, snapshots
+# and thumbnails, in lower case. Names that begin with a dot are hidden anyway.
 _SYSTEM_NAMES = frozenset(
     {"@eadir", "@tmp", "@sharebin", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"}
     | {"$recycle.bin", "recycler", "recycled", "system volume information", "lost+found"}
@@ -39,13 +39,13 @@ _SYSTEM_NAMES = frozenset(
     | {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "thumbnails"}
 )
 _SYSTEM_SUFFIXES = (".lrdata",)
-# Apple's libraries are folders: their photos lie in these, and copies of them everywhere else.
+# Apple's libraries are folders; the originals are in these folders, and copies in all others.
 _LIBRARY_SUFFIXES = (".photoslibrary", ".photolibrary", ".migratedphotolibrary", ".aplibrary")
 _LIBRARY_ORIGINALS = frozenset({"originals", "masters"})
 
 
 class Why(enum.StrEnum):
-    """Why something was left out; the value is for programs."""
+    """The reason why something was left out; the values are for programs."""
 
     HEIC_READER_MISSING = "heic_reader_missing"
     RAW_READER_MISSING = "raw_reader_missing"
@@ -59,13 +59,13 @@ class Why(enum.StrEnum):
 
 @dataclass(frozen=True)
 class WalkRules:
-    """What a walk leaves out beside what is no photo.
+    """What a walk leaves out, in addition to files that are not photos.
 
     Attributes:
         exclude: patterns in the syntax of gitignore, relative to the folders that are walked. The
-            last one that matches decides, and they come after those of `.sbtkignore` files.
-        include_hidden: take hidden and system files and folders for any others.
-        follow_links: enter folders through links.
+            last match decides; these patterns come after those of `.sbtkignore` files.
+        include_hidden: include hidden and system files and folders.
+        follow_links: follow links to folders.
     """
 
     exclude: tuple[str, ...] = ()
@@ -75,12 +75,12 @@ class WalkRules:
 
 @dataclass(frozen=True)
 class RuleChange:
-    """What is to become of a gallery's rules; by default nothing.
+    """A change of a gallery's rules; by default none.
 
     Attributes:
-        exclude: patterns to add, in the order in which they count.
-        clear_excludes: forget the patterns that were there before.
-        include_hidden: the new value, or `None` to leave it.
+        exclude: patterns to add, in order of precedence.
+        clear_excludes: remove the existing patterns.
+        include_hidden: the new value, or `None` to keep the old one.
         follow_links: likewise.
     """
 
@@ -90,10 +90,10 @@ class RuleChange:
     follow_links: bool | None = None
 
     def applied_to(self, rules: WalkRules) -> WalkRules:
-        """Returns the rules that come of it. A pattern that is added again counts as the last.
+        """Returns the changed rules. A pattern that is added again moves to the end.
 
         Raises:
-            BadConfig: a pattern that is to be added is not one.
+            BadConfig: a new pattern is malformed.
         """
         patterns_of(self.exclude)
         kept = () if self.clear_excludes else rules.exclude
@@ -106,7 +106,7 @@ class RuleChange:
 
 
 class Pattern(NamedTuple):
-    """A pattern in the syntax of gitignore, for one entry of a folder at a time."""
+    """A pattern in the syntax of gitignore that is matched against single entries of folders."""
 
     text: str
     regex: re.Pattern[str]
@@ -115,15 +115,15 @@ class Pattern(NamedTuple):
 
 
 def pattern_of(line: str) -> Pattern | None:
-    """Returns the pattern on a line; `None` for a comment, or if nothing can match it.
+    """Returns the pattern on a line; `None` for comments and patterns that cannot match.
 
     Raises:
-        ValueError: it is not a pattern.
+        ValueError: the pattern is malformed.
     """
     text = line if line.endswith("\\ ") else line.rstrip()
     only_folders = text.endswith("/")
     try:
-        # Folders are entered one by one, so only the entry itself is to be matched.
+        # Excluded folders are not entered, so only the entry itself has to match.
         found = GitIgnoreSpecPattern(text.removesuffix("/"))
     except re.error as problem:
         raise ValueError(str(problem)) from problem
@@ -136,7 +136,7 @@ def patterns_of(exclude: Iterable[str]) -> tuple[Pattern, ...]:
     """Returns the patterns of `--exclude`.
 
     Raises:
-        BadConfig: one is not a pattern, or nothing can match it.
+        BadConfig: a pattern is malformed, or cannot match anything.
     """
     patterns = []
     for text in exclude:
@@ -155,10 +155,10 @@ def patterns_of(exclude: Iterable[str]) -> tuple[Pattern, ...]:
 
 
 def read_ignore_file(folder: str) -> tuple[Pattern, ...]:
-    """Returns the patterns of the folder's `.sbtkignore`; none if it has no such file.
+    """Returns the patterns of a folder's `.sbtkignore`; none if there is no such file.
 
     Raises:
-        ValueError: it is not a file of patterns; the message says why.
+        ValueError: the file is malformed; the message is the reason.
         OSError: it cannot be read.
     """
     path = os.path.join(folder, IGNORE_FILE_NAME)  # noqa: PTH118
@@ -186,14 +186,14 @@ def read_ignore_file(folder: str) -> tuple[Pattern, ...]:
 
 
 def decided_by(patterns: tuple[Pattern, ...], path: str, is_folder: bool) -> Pattern | None:
-    """Returns the last of `patterns` that matches an entry; what is above it was not excluded.
+    """Returns the last of `patterns` that matches an entry of a folder that is not excluded.
 
     Args:
-        patterns: in their order.
-        path: relative to the folder that the patterns are relative to.
-        is_folder: whether the entry is one.
+        patterns: in order.
+        path: relative to the folder of the patterns.
+        is_folder: whether the entry is a folder.
     """
-    # To a regular expression the end of a line is something special.
+    # In regular expressions, $ also matches before a final line break.
     text = path.replace("\n", "\0")
     for pattern in reversed(patterns):
         if pattern.only_folders and not is_folder:
@@ -205,7 +205,7 @@ def decided_by(patterns: tuple[Pattern, ...], path: str, is_folder: bool) -> Pat
 
 
 def is_hidden(name: str, parent_name: str, is_folder: bool) -> bool:
-    """Returns whether a name is hidden, or one that systems and programs keep for themselves."""
+    """Returns whether a name is hidden, or used by an operating system or program."""
     if name.startswith("."):
         return True
     lower = name.lower()
@@ -216,14 +216,14 @@ def is_hidden(name: str, parent_name: str, is_folder: bool) -> bool:
 
 
 class Formats:
-    """What the names of files say about their formats, and which of these can be read here."""
+    """File formats by suffix, and which of them can be read here."""
 
     def __init__(self) -> None:
         self._has_heic = importlib.util.find_spec("pillow_heif") is not None
         self._has_raw = importlib.util.find_spec("rawpy") is not None
 
     def why_not(self, suffix: str) -> Why | None:
-        """Returns why files with a suffix, in lower case, are left out; `None` if they are not."""
+        """Returns why files with a suffix (in lower case) are left out; `None` if they are not."""
         if suffix in _PLAIN_SUFFIXES:
             return None
         if suffix in HEIC_SUFFIXES:
@@ -233,7 +233,7 @@ class Formats:
         return Why.OTHER_IMAGE if suffix in _OTHER_IMAGE_SUFFIXES else Why.NOT_A_PHOTO
 
     def stands_for_raw(self, suffix: str) -> bool:
-        """Returns whether such a file is the photo where a RAW of the same name lies beside it."""
+        """Returns whether such a file takes precedence over a RAW file of the same name."""
         return suffix in _JPEG_SUFFIXES or (suffix in HEIC_SUFFIXES and self._has_heic)
 
 

@@ -230,11 +230,11 @@ def test_a_disk_that_is_not_mounted_costs_nothing(
             photos.rmdir()
         assert main(INDEX) == 3
         shown = capsys.readouterr()
-        assert "Warning: no photo was found in" in shown.err
+        assert "Warning: no photos were found in" in shown.err
         assert shown.out.startswith("0 photos searchable")
     assert main(["query", "photos/x.jpg"]) == 1
     assert main(["index", "--list-folders"]) == 0
-    assert f"photos (not there now): 0 photos, {count} missing" in capsys.readouterr().out
+    assert f"photos (not found): 0 photos, {count} missing" in capsys.readouterr().out
     (workplace / "away").rename(photos)
     assert main(INDEX) == 0
     text = f"{count} photos searchable ({count} found again) in "
@@ -257,7 +257,7 @@ def test_missing_photos_are_pruned_and_folders_forgotten(
     assert main([*INDEX, "--prune"]) == 0
     shown = capsys.readouterr().out
     assert f"({1} missing) in " in shown
-    assert f"1 missing photo dropped below photos; {count - 1} photos searchable" in shown
+    assert f"1 missing photo removed from photos; {count - 1} photos searchable" in shown
     shutil.rmtree(photos)
     photos.mkdir()
     assert main([*INDEX, "--prune"]) == 3
@@ -265,7 +265,7 @@ def test_missing_photos_are_pruned_and_folders_forgotten(
     photos.rmdir()
     assert main(["index", "--forget", "photos"]) == 0
     out = capsys.readouterr().out
-    assert f"{count - 1} photos dropped below photos; 0 photos searchable" in out
+    assert f"{count - 1} photos removed from photos; 0 photos searchable" in out
     assert main(["index", "--list-folders"]) == 0
     assert capsys.readouterr().out == ""
     assert main(["index", "--forget", "photos"]) == 1
@@ -362,7 +362,7 @@ def test_a_signal_loses_nothing(workplace: Path, number: signal.Signals, code: i
     out, err = process.communicate(timeout=120)
     assert process.returncode == code
     assert out == ""
-    assert "the same command goes on from there" in err
+    assert "Run the same command to resume." in err
     assert "Traceback" not in err
     finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert finished.returncode == 0

@@ -100,7 +100,7 @@ def test_patterns_are_remembered_told_and_taken_back(
     assert report["rules"]["exclude"] == ["a/", "/b"]
     assert main(AGAIN) == 0
     told = capsys.readouterr().err
-    assert "the gallery's patterns: a/ /b (--clear-excludes forgets them)" in told
+    assert "the gallery's patterns: a/ /b (--clear-excludes removes them)" in told
     assert "2 folders skipped: 1 a/, 1 b/: excluded by a pattern" in told
     report = _indexed(capsys, "--clear-excludes", "--exclude", "/b")
     assert (report["live"], report["rules"]["exclude"]) == (9, ["/b"])
@@ -115,7 +115,7 @@ def test_photos_that_are_left_out_for_a_while_are_not_embedded_again(
     shown = capsys.readouterr()
     png = len(list((workplace / "photos").glob("*.png")))
     assert png
-    assert f"{png} photos of the gallery left out from now on" in shown.err
+    assert f"{png} photos of the gallery newly excluded" in shown.err
     assert shown.out.startswith(f"{8 - png} photos searchable ({png} missing) in ")
     (workplace / "photos" / "photo-0001.png").unlink()
     report = _indexed(capsys)
@@ -138,7 +138,7 @@ def test_an_ignore_file_works_where_it_lies(
     report = _indexed(capsys, code=3)
     assert (report["live"], report["unreadable"]) == (9, 1)
     assert main(["index", "--list-failed"]) == 0
-    assert "photos/inner: the folder is left as it was" in capsys.readouterr().out
+    assert "photos/inner: the folder was not updated" in capsys.readouterr().out
 
 
 def test_a_pattern_that_excludes_nothing_is_told(
@@ -184,8 +184,8 @@ def test_a_file_named_by_itself_is_indexed(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["index", "--verify", "--exclude", "*.png"], "go with the folders"),
-        (["index", "--list-failed", "--clear-excludes"], "go with the folders"),
+        (["index", "--verify", "--exclude", "*.png"], "require the folders"),
+        (["index", "--list-failed", "--clear-excludes"], "require the folders"),
         (["index", "photos", "--exclude", "[z-a]"], "the pattern '[z-a]' matches nothing"),
         (["index", "photos", "--exclude", ""], "the pattern '' matches nothing"),
     ],
@@ -208,7 +208,7 @@ def test_a_folder_that_became_hidden_is_no_disk_that_is_missing(
     capsys.readouterr()
     assert main([*arguments, "--skip-hidden"]) == 0
     shown = capsys.readouterr()
-    assert "8 photos of the gallery left out from now on" in shown.err
+    assert "8 photos of the gallery newly excluded" in shown.err
     assert "Warning" not in shown.err
     assert main([*arguments, "--include-hidden"]) == 0
     assert capsys.readouterr().out.startswith("8 photos searchable (8 found again) in ")

@@ -173,7 +173,7 @@ def test_a_signal_ends_with_143(name: str) -> None:
     )
     finished = run_python(code)
     assert finished.returncode == 128 + signal.SIGTERM
-    assert finished.stderr == "Ended by a signal.\n"
+    assert finished.stderr == "Terminated.\n"
 
 
 def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:

@@ -111,7 +111,7 @@ def test_interrupted_run_is_resumed(data: Path, tmp_path: Path) -> None:
     running.send_signal(signal.SIGTERM)
     _, told = running.communicate(timeout=60)
     assert running.returncode == 143
-    assert told.endswith("saved; next: sbtk train --resume run\nEnded by a signal.\n")
+    assert told.endswith("saved; next: sbtk train --resume run\nTerminated.\n")
     config = tmp_path / "run" / "config.resolved.toml"
     config.write_text(config.read_text().replace("epochs = 400", "epochs = 2"))
     again = sbtk("train", "--resume", "run", cwd=tmp_path)

@@ -147,7 +147,7 @@ def test_torchrun_ended_by_a_signal_leaves_a_save_to_go_on_with(data: Path, tmp_
     _, told = running.communicate(timeout=60)
     assert running.returncode != 0
     assert told.count("saving after this step") == 1
-    assert told.count("Interrupted.") + told.count("Ended by a signal.") == 1
+    assert told.count("Interrupted.") + told.count("Terminated.") == 1
     assert "Error:" not in [line[:6] for line in told.splitlines()]
     assert load_state(last.parent)[1].updates > 0
 

@@ -101,7 +101,7 @@ def test_it_prints_its_address_answers_and_stops_when_told(
     assert rest == ""
     shown = said.splitlines()
     assert shown[0].startswith("34 photos of ")
-    assert shown[1:] == ["stopped"]
+    assert shown[1:] == ["Stopped."]
 
 
 def test_what_is_under_way_when_it_is_stopped_is_told_so(shared: Workplace) -> None:
@@ -117,7 +117,7 @@ def test_what_is_under_way_when_it_is_stopped_is_told_so(shared: Workplace) -> N
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "stopping"
     assert process.returncode == 0
-    assert said.splitlines()[1:] == ["stopped"]
+    assert said.splitlines()[1:] == ["Stopped."]
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-"])
@@ -196,7 +196,7 @@ def test_other_machines_need_the_token_that_is_printed_once(shared: Workplace) -
         process.terminate()
         rest, said = process.communicate(timeout=20)
     assert token not in rest + said
-    assert "can reach it, by this machine's address in place of 127.0.0.1;" in said
+    assert "can connect, with this machine's address in place of 127.0.0.1;" in said
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_that_there_is_no_browser_is_told(shared: Workplace, tmp_path: Path) -> 
     with started(shared, "--open", **nowhere) as process:
         assert process.stderr is not None
         said = [process.stderr.readline() for _ in range(2)]
-    assert said[1] == "no browser was found: open the address yourself\n"
+    assert said[1] == "no browser was found: open the address in one\n"
 
 
 @pytest.mark.parametrize(

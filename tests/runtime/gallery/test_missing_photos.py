@@ -84,7 +84,7 @@ def test_an_emptied_folder_is_a_warning_and_a_deleted_photo_is_not(
     shutil.rmtree(disk)
     disk.mkdir()
     (warning,) = update_gallery(folder, [photos], embedder).warnings
-    assert f"no photo was found in {disk} (2 of 2" in warning
+    assert f"no photos were found in {disk} (2 of 2" in warning
     assert update_gallery(folder, [photos], embedder).warnings == ()
     for path in sorted(photos.glob("*.*"))[:5]:
         path.unlink()

@@ -156,7 +156,7 @@ def test_identical_photos_of_an_old_gallery_are_folded_without_embedding_them(
     before = embedder.timings.files
     report = update_gallery(folder, [photos], embedder)
     assert (report.unchanged, report.missing, report.live) == (8, 1, 8)
-    assert "5 photos share the embedding of an identical one from now on" in report.notices
+    assert "5 photos now share the embedding of an identical one" in report.notices
     with Gallery.open(folder) as gallery:
         assert max(len(hit.copies) for hit in gallery.search(query, 9)) == 4
     (tmp_path / "away.png").rename(photos / "z4.png")

@@ -151,8 +151,8 @@ def test_hidden_and_system_folders_are_not_entered(tmp_path: Path) -> None:
         ("._a.jpg", ".cache", "@eaDir", "2019/@eaDir", "Thumbs.db"), Why.HIDDEN
     )
     assert _sentences(tmp_path) == [
-        "2 files and 3 folders skipped: 1 .db, 1 .jpg, 2 @eaDir/, 1 .cache/: hidden or kept by a "
-        "system (--include-hidden takes them in)"
+        "2 files and 3 folders skipped: 1 .db, 1 .jpg, 2 @eaDir/, 1 .cache/: hidden or system "
+        "files (--include-hidden includes them)"
     ]
     assert len(_names(tmp_path, WalkRules(include_hidden=True))) == 5
 
