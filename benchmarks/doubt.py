@@ -11,8 +11,9 @@ size, among queries that have a right photo in their first ten. `--write` puts i
 from __future__ import annotations
 
 import argparse
-import json
+import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +22,9 @@ from numpy.typing import NDArray
 
 from benchmarks.drawings import bundle_embedder
 from benchmarks.result import Result, print_result
-from sbtk_runtime.files import write_json_atomically
-from sbtk_runtime.manifest import MANIFEST_NAME, MatchRule, read_bundle_manifest
+from sbtk_export.card import CARD_NAME, render_model_card
+from sbtk_runtime.files import write_atomically
+from sbtk_runtime.manifest import FileRecord, MatchRule, read_bundle_manifest
 from sbtk_train.data import divide, read_dataset
 from sbtk_train.data.splits import open_split
 
@@ -69,18 +71,14 @@ def main() -> None:
         )
     )
     rule = fit_rule(outcomes)
-    if options.write:
-        path = options.bundle / MANIFEST_NAME
-        values = json.loads(path.read_text("utf-8"))
-        values["match_rule"] = {"intercept": rule.intercept, "per_decade": rule.per_decade}
-        write_json_atomically(path, values)
-        read_bundle_manifest(options.bundle)
     rows, figures = [], []
     for photos in sorted({each.photos for each in outcomes}):
         for per_class in _PER_CLASS:
             false, caught = error_rates(outcomes, rule, photos, per_class)
             rows.append([f"{photos:,}", str(per_class), f"{false:.2f}", f"{caught:.2f}"])
-            figures.append([photos, per_class, false, caught])
+            figures.append((photos, per_class, false, caught))
+    if options.write:
+        write_rule(options.bundle, rule, figures)
     columns = [
         "photos",
         "of each class",
@@ -156,6 +154,30 @@ def error_rates(
     found = [each.best < lowest for each in these if each.is_found]
     absent = [each.best < lowest for each in these if not each.is_there]
     return float(np.mean(found)), float(np.mean(absent))
+
+
+def write_rule(
+    bundle: Path, rule: MatchRule, rates: Sequence[tuple[int, int, float, float]]
+) -> None:
+    """Puts the rule and its error rates into the manifest and the model card of a bundle."""
+    manifest = read_bundle_manifest(bundle)
+    false, caught = ([rate[column] for rate in rates] for column in (2, 3))
+    few = [rate[3] for rate in rates if rate[0] <= 100]
+    metrics = manifest.metrics | {
+        "no_close_match": {
+            "false_alarms": f"{min(false):.2f} to {max(false):.2f}",
+            "found": f"{min(caught):.2f} to {max(caught):.2f}; "
+            f"up to 100 photos {min(few):.2f} to {max(few):.2f}",
+            "rule": "sketches of validation classes in galleries of 50 to 6,000 photos, with 1, 5 "
+            "or 25 of their class: share called no close match although one of the first ten "
+            "photos is right, and share of those without their class that are called so",
+        }
+    }
+    changed = replace(manifest, match_rule=rule, metrics=metrics)
+    card = render_model_card(changed).encode()
+    record = FileRecord(hashlib.sha256(card).hexdigest(), len(card))
+    write_atomically(bundle / CARD_NAME, card)
+    replace(changed, files=manifest.files | {CARD_NAME: record}).write(bundle)
 
 
 if __name__ == "__main__":
