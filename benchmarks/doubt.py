@@ -1,11 +1,11 @@
-"""Calibrates which hits of a sketch are close, and says how often the rule is wrong.
+"""Calibration of the rule for close matches, and its error rates.
 
     python -m benchmarks.doubt BUNDLE --data sketchy125 --distractors photos1000 caltech101/photo
 
-Queries are sketches of a fold's validation classes, never unseen ones. Each is searched for twice
-in galleries of distractors and 1, 5 or 25 photos of each class: with its class, and without. The
-rule's line is fitted to the tenth percentile of the best cosine, by the logarithm of the gallery's
-size, among queries that have a right photo in their first ten. `--write` puts it into the bundle.
+Queries are sketches of a fold's validation classes, never unseen ones. Each query runs twice on
+galleries of distractors and 1, 5 or 25 photos per class: with its class and without. The rule is a
+line fitted to the tenth percentile of the best cosine, by the logarithm of the gallery's size,
+among queries with a relevant photo in the first ten hits. `--write` stores it in the bundle.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Rows = NDArray[np.float32]
 
 
 class Outcome(NamedTuple):
-    """One query of one gallery."""
+    """The result of one query on one gallery."""
 
     photos: int
     per_class: int
@@ -48,14 +48,14 @@ class Outcome(NamedTuple):
 
 
 def main() -> None:
-    """Prints the rule and its error rates."""
+    """Print the rule and its error rates."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--split", default="SK-YE")
     parser.add_argument("--fold", type=int, default=0, help="division seed of the training run")
     parser.add_argument("--distractors", type=Path, nargs="+", required=True)
-    parser.add_argument("--write", action="store_true", help="put the rule into the bundle")
+    parser.add_argument("--write", action="store_true", help="store the rule in the bundle")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
@@ -64,7 +64,7 @@ def main() -> None:
     embed = bundle_embedder(options.bundle)
     others = sorted(path for root in options.distractors for path in root.rglob("*.jpg"))
     outcomes = list(
-        outcomes_of(
+        run_queries(
             *(embed(images.sketches, "sketch"), images.sketch_labels),
             *(embed(images.photos, "photo"), images.photo_labels),
             embed(others, "photo"),
@@ -81,30 +81,30 @@ def main() -> None:
         write_rule(options.bundle, rule, figures)
     columns = [
         "photos",
-        "of each class",
-        "found, but called no close match",
-        "not there, and called no close match",
+        "per class",
+        "found, but no close match reported",
+        "absent, and no close match reported",
     ]
     notes = [
         f"close from {rule.intercept:.4f} + {rule.per_decade:.4f} log10(photos)",
         f"fold {options.fold} of {options.split}: {', '.join(images.classes)}",
         f"{len(images.sketches)} sketches, {len(others):,} distractors, {_ROUNDS} draws of each",
     ]
-    title = "No close match: how often it is right"
+    title = "Error rates of 'no close match'"
     found = {"rule": [rule.intercept, rule.per_decade], "rates": figures}
     print_result(
         Result(title, columns, rows, found, notes), "benchmarks.doubt", as_json=options.json
     )
 
 
-def outcomes_of(
+def run_queries(
     sketches: Rows,
     sketch_labels: NDArray[np.int64],
     photos: Rows,
     photo_labels: NDArray[np.int64],
     distractors: Rows,
 ) -> Iterator[Outcome]:
-    """Yields the outcome of every sketch in galleries with and without its class."""
+    """Search for every sketch in galleries with and without its class."""
     rng = np.random.default_rng(0)
     classes = np.unique(sketch_labels).tolist()
     for size in SIZES:
@@ -135,7 +135,7 @@ def _outcomes(queries: Rows, right: Rows, wrong: Rows, size: int) -> Iterator[Ou
 
 
 def fit_rule(outcomes: Sequence[Outcome]) -> MatchRule:
-    """Returns the line through the percentile of false alarms at each size."""
+    """Fit a line to the percentile of false alarms at each size."""
     sizes = sorted({each.photos for each in outcomes})
     lowest = [
         np.quantile([o.best for o in outcomes if o.photos == size and o.is_found], _FALSE_ALARMS)
@@ -148,7 +148,7 @@ def fit_rule(outcomes: Sequence[Outcome]) -> MatchRule:
 def error_rates(
     outcomes: Sequence[Outcome], rule: MatchRule, photos: int, per_class: int
 ) -> tuple[float, float]:
-    """Returns the shares of found queries, and of those without their class, that are weak."""
+    """Return the shares of weak matches among found queries and among absent ones."""
     lowest = rule.lowest_close(photos)
     these = [each for each in outcomes if (each.photos, each.per_class) == (photos, per_class)]
     found = [each.best < lowest for each in these if each.is_found]

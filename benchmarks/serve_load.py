@@ -1,13 +1,13 @@
-"""What a served gallery does when many clients ask at once: answers, refusals and memory.
+"""Behaviour of the server under many simultaneous queries: responses, rejections and memory.
 
     python -m benchmarks.serve_load [--clients 200] [--photos FOLDER] [--count 1000] [--rounds 5]
     python -m benchmarks.serve_load --steady [--beside CHECKOUT] [--rounds 5]
 
-Each client opens a connection and sends one query, all at the same moment. Told to come back, it
-does so after as long as it was told, until it has its answer.
+All clients connect and send one query at the same moment. A rejected client retries after the time
+in Retry-After, until it has its hits.
 
-With `--steady`, 1, 4 and 8 clients each send one query after the other for some seconds, beside the
-engine alone, in turns. `--beside` also measures the server of another checkout in the same turns.
+With `--steady`, 1, 4 and 8 clients send queries one after the other for some seconds, interleaved
+with the engine alone. `--beside` also measures the server of another checkout, interleaved.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _GIVEN_UP_S = 120.0
 
 @dataclass
 class Round:
-    """What the clients of one round met; times are in seconds.
+    """Results of the clients of one round; times are in seconds.
 
     Attributes:
-        answers: how often each status came; 0 stands for a connection that failed.
-        first: the times of those that were answered at their first try.
-        refused: how long the server took to say 503.
-        until_answered: from the round's begin to each client's answer, however often it asked.
+        answers: number of responses by status; 0 is a failed connection.
+        first: times of clients that succeeded at the first try.
+        refused: times until a response of 503.
+        until_answered: times from the start of the round until each client has its hits.
     """
 
     answers: Counter[int] = field(default_factory=Counter)
@@ -54,7 +54,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steady", action="store_true", help="measure queries a second")
+    parser.add_argument("--steady", action="store_true", help="measure queries per second")
     parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="compare with its server")
     options = parser.parse_args()
     if options.steady:
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def measure(server: Server, clients: int, rounds: int, note: str) -> Result:
-    """Return what all rounds found together; one before them warms up."""
+    """Run all rounds, after one for warm-up, and return their results."""
     sketches = generate_sketches(32)
     asyncio.run(_round(server.port, sketches, min(clients, 8)))
     idle = server.resident_bytes()
@@ -80,11 +80,9 @@ def measure(server: Server, clients: int, rounds: int, note: str) -> Result:
     answers = sum((each.answers for each in found), Counter[int]())
     other = {status: count for status, count in answers.items() if status not in (200, 503)}
     times = {
-        "answered at the first try": [time for each in found for time in each.first],
-        "told 503": [time for each in found for time in each.refused],
-        "until answered, with coming back": [
-            time for each in found for time in each.until_answered
-        ],
+        "hits at the first try": [time for each in found for time in each.first],
+        "until 503": [time for each in found for time in each.refused],
+        "until hits, with retries": [time for each in found for time in each.until_answered],
     }
     peak, after = server.resident_bytes("VmHWM"), server.resident_bytes()
     return Result(
@@ -101,11 +99,11 @@ def measure(server: Server, clients: int, rounds: int, note: str) -> Result:
             "after_bytes": after,
         },
         notes=[
-            f"{rounds} rounds of {clients} clients; {answers[200]:,} answers, "
-            f"{answers[503]:,} times 503, anything else: {other or 'never'}",
+            f"{rounds} rounds of {clients} clients; {answers[200]:,} responses with hits, "
+            f"{answers[503]:,} with 503, others: {other or 'none'}",
             f"resident memory {idle / 1e6:.0f} MB idle, {peak / 1e6:.0f} MB at its peak, "
             f"{after / 1e6:.0f} MB after; 1 MB is 1,000,000 bytes",
-            f"a gallery of {note}; 24 hits each; the clients run on the same cores",
+            f"gallery of {note}; 24 hits each; the clients run on the same cores",
         ],
     )
 
@@ -115,14 +113,14 @@ _TURN_S = 4.0
 
 
 def measure_steady(servers: dict[str, Server], model: str | None, rounds: int, note: str) -> Result:
-    """Return the queries a second of servers beside those of the engine alone, in turns."""
+    """Measure the queries per second of servers and of the engine alone, interleaved."""
     sketches = generate_sketches(32)
     pixels = [prepare(sketch, "sketch").pixels[None] for sketch in sketches]
     per_s: dict[str, list[float]] = {}
     core_ms: dict[str, list[float]] = {}
     info = servers[next(iter(servers))].health()["engine"]
     with Embedder(model, engine=info["name"], precision=info["precision"]) as embedder:
-        for number in range(rounds + 1):  # the first one warms up
+        for number in range(rounds + 1):  # the first round is for warm-up
             turns = [("the engine alone", _engine_turn(embedder, pixels))]
             for name, server in servers.items():
                 for clients in _STEADY_CLIENTS:
@@ -137,8 +135,8 @@ def measure_steady(servers: dict[str, Server], model: str | None, rounds: int, n
         for name, each in per_s.items()
     }
     return Result(
-        title="Queries a second of `sbtk serve`",
-        columns=["what", "queries a second", "share of the engine alone", "core-ms a query"],
+        title="Queries per second of `sbtk serve`",
+        columns=["what", "queries/s", "share of the engine alone", "core-ms per query"],
         rows=[
             [
                 name,
@@ -150,17 +148,17 @@ def measure_steady(servers: dict[str, Server], model: str | None, rounds: int, n
         ],
         figures={"queries_per_s": per_s, "core_ms": core_ms, "shares": shares},
         notes=[
-            f"medians of {rounds} rounds of {_TURN_S:g} s each, in turns; shares are medians of "
+            f"medians of {rounds} interleaved rounds of {_TURN_S:g} s each; shares are medians of "
             "the ratios within a round",
             f"{info['name']} {info['version']}, {info['precision']}, {info['threads']} threads; "
             "the engine alone embeds prepared sketches one at a time",
-            f"a gallery of {note}; 24 hits each; the clients run on the same cores",
+            f"gallery of {note}; 24 hits each; the clients run on the same cores",
         ],
     )
 
 
 def _engine_turn(embedder: Embedder, pixels: list[Images]) -> tuple[int, float, float]:
-    """Return queries, seconds, and processor seconds of a turn of the engine."""
+    """Run the engine for a turn; return queries, seconds and CPU seconds."""
     begun, cpu_begun, queries = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - begun < _TURN_S:
         embedder.embed_images(pixels[queries % len(pixels)], "sketch")
@@ -169,7 +167,7 @@ def _engine_turn(embedder: Embedder, pixels: list[Images]) -> tuple[int, float, 
 
 
 def _server_turn(server: Server, sketches: list[bytes], clients: int) -> tuple[int, float, float]:
-    """Return queries, seconds, and the server's processor seconds of a turn of clients."""
+    """Run clients for a turn; return queries, seconds and the server's CPU seconds."""
     begun, cpu_begun = time.perf_counter(), server.cpu_s()
     queries = asyncio.run(_steady_clients(server.port, sketches, clients))
     return queries, time.perf_counter() - begun, server.cpu_s() - cpu_begun
@@ -186,7 +184,7 @@ async def _steady_clients(port: int, sketches: list[bytes], clients: int) -> int
             writer.write(_head(port, sketch).encode() + sketch)
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
             if b" 200 " not in head[:15]:
-                sys.exit(f"a query was not answered: {head.decode()}")
+                sys.exit(f"a query failed: {head.decode()}")
             await reader.readexactly(int(head.partition(b"content-length: ")[2].split(b"\r")[0]))
             asked += 1
         writer.close()
@@ -226,7 +224,7 @@ async def _client(port: int, sketch: bytes, begin: asyncio.Event, found: Round) 
         tries += 1
         if status == 503:
             found.refused.append(taken)
-            # Clients that were refused together must not all come back together.
+            # Spread the retries of clients that were rejected together.
             await asyncio.sleep(retry_after_s * random.uniform(1, 2))
             continue
         if status == 200:
@@ -237,7 +235,7 @@ async def _client(port: int, sketch: bytes, begin: asyncio.Event, found: Round) 
 
 
 async def _asked_once(port: int, sketch: bytes) -> tuple[int, float]:
-    """Return status and Retry-After of one query on a connection of its own."""
+    """Send a query on a new connection; return the status and Retry-After."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:

@@ -1,4 +1,4 @@
-"""A server of a gallery for benchmarks, and clients that ask it."""
+"""A running server of a gallery, for benchmarks."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Server:
-    """A running `sbtk serve`; `ready_s` is from its start to the first answer that is 'ok'."""
+    """A running `sbtk serve`; `ready_s` is the time from its start until it reports 'ok'."""
 
     port: int
     pid: int
     ready_s: float
 
     def health(self) -> dict[str, Any]:
-        """Return what `/healthz` answers."""
+        """Return the response of `/healthz`."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         with contextlib.closing(connection):
             connection.request("GET", "/healthz")
@@ -41,19 +41,19 @@ class Server:
         return found
 
     def cpu_s(self) -> float:
-        """Return the processor seconds that it has used."""
+        """Return the CPU seconds of the process."""
         fields = Path("/proc", str(self.pid), "stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def resident_bytes(self, which: str = "VmRSS") -> int:
-        """Return the memory it holds, or with `VmHWM` the most it has held."""
+        """Return its resident memory, or the peak with `VmHWM`."""
         text = Path("/proc", str(self.pid), "status").read_text()
         match = re.search(rf"^{which}:\s+(\d+) kB$", text, re.MULTILINE)
         return int(match[1]) * 1024 if match else 0
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser of what `serve_gallery` needs, and of `--json`."""
+    """Return a parser with the options of `serve_gallery`, and `--json`."""
     parser = argparse.ArgumentParser(description=description)
     add_photos_option(parser)
     parser.add_argument("--count", type=int, default=1000, help="photos in the gallery")
@@ -64,7 +64,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 
 @contextlib.contextmanager
 def serve_gallery(options: argparse.Namespace) -> Iterator[tuple[Server, str]]:
-    """Index and serves photos; gives the block the server, and what the photos are."""
+    """Index and serve photos; yield the server and a description of the photos."""
     with serve_checkouts(options, [ROOT]) as ((server,), note):
         yield server, note
 
@@ -73,7 +73,7 @@ def serve_gallery(options: argparse.Namespace) -> Iterator[tuple[Server, str]]:
 def serve_checkouts(
     options: argparse.Namespace, checkouts: Sequence[Path]
 ) -> Iterator[tuple[list[Server], str]]:
-    """Index photos, and serves them by the code of each checkout."""
+    """Index photos, and serve them with the code of each checkout."""
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         note = copy_photos(options.photos, options.count, Path(scratch, "photos"))
         chosen = ["--gallery", str(Path(scratch, "gallery.sbtk")), "--quiet"]
@@ -98,11 +98,11 @@ def _ready(process: subprocess.Popen[str], started: float) -> Server:
     assert process.stdout is not None
     port = re.search(r":(\d+)/", process.stdout.readline())
     if port is None:
-        sys.exit("sbtk serve does not start")
+        sys.exit("sbtk serve did not start")
     server = Server(int(port[1]), process.pid, 0.0)
     while time.perf_counter() - started < _STARTED_WITHIN_S:
         with contextlib.suppress(OSError):
             if server.health()["status"] == "ok":
                 return Server(server.port, server.pid, time.perf_counter() - started)
         time.sleep(_POLL_S)
-    sys.exit("sbtk serve does not get ready")
+    sys.exit("sbtk serve did not become ready")
