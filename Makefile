@@ -1,9 +1,9 @@
-# Two environments: VENV for work on sbtk (torch included), DEMO_VENV as a user would install it.
+# Two environments: VENV for development, with torch, and DEMO_VENV as installed by users.
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_VENV ?= .venv-demo
 PYTEST_ARGUMENTS ?=
-# Tests run in as many processes, a file in one of them, long files first.
+# Number of test processes; the tests of a file run in one process, long files first.
 PYTEST_WORKERS ?= 2
 
 SOURCES := pyproject.toml constraints.txt \
@@ -12,10 +12,10 @@ PIP_OPTIONS := --quiet --disable-pip-version-check --constraint constraints.txt
 PYTEST = $(VENV)/bin/python -m pytest -q --durations=15 \
 	-n $(PYTEST_WORKERS) --no-loadscope-reorder
 QUICK := not slow and not browser and not kill and not install
-INSTALL_FAILED := { echo "pip could not install sbtk (its reason stands above). It needs a package index\
- that it can reach" >&2; exit 1; }
-TESTS_NOT_INSTALLED := { echo "pip could not install sbtk with all that its tests need (its reason\
- stands above): a package index that it can reach, and for hnswlib a C++ compiler" >&2; exit 1; }
+INSTALL_FAILED := { echo "pip could not install sbtk (see its error above); it needs access to a package\
+ index" >&2; exit 1; }
+TESTS_NOT_INSTALLED := { echo "pip could not install sbtk with the dependencies of its tests (see its\
+ error above); it needs access to a package index, and a C++ compiler for hnswlib" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .PHONY: help demo check lint types layers test test-all test-browser screenshots chromium format clean
@@ -23,10 +23,10 @@ TESTS_NOT_INSTALLED := { echo "pip could not install sbtk with all that its test
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(DEMO_VENV)/.installed ## Install the runtime alone and find photographs from five sketches
+demo: $(DEMO_VENV)/.installed ## Install the runtime and search photos with five sketches
 	@$(DEMO_VENV)/bin/python -m demo
 
-check: lint types layers ## Lint, check formatting, types and the direction of imports
+check: lint types layers ## Check lint, formatting, types and the direction of imports
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
@@ -38,12 +38,12 @@ types: $(VENV)/.installed
 layers: $(VENV)/.installed
 	$(VENV)/bin/lint-imports
 
-test: $(VENV)/.installed ## Run the quick tests; PYTEST_ARGUMENTS="-k gallery" picks some
+test: $(VENV)/.installed ## Run the quick tests; PYTEST_ARGUMENTS="-k gallery" selects some
 	$(PYTEST) -m "$(QUICK)" $(PYTEST_ARGUMENTS)
 
 # Playwright leaves an event loop in its process, so the tests of the page have one of their own,
 # beside the others since they mostly wait.
-test-all: $(VENV)/.installed ## Run all tests, those that train, kill, install and browse too
+test-all: $(VENV)/.installed ## Run all tests, including those that train, kill, install and browse
 	@failed=0; log=$$(mktemp); \
 	$(VENV)/bin/python -m pytest -q --durations=5 -m browser tests/browser $(PYTEST_ARGUMENTS) \
 		>"$$log" 2>&1 & browser=$$!; \
@@ -54,44 +54,44 @@ test-all: $(VENV)/.installed ## Run all tests, those that train, kill, install a
 test-browser: chromium $(VENV)/.installed ## Run the page's tests in Chromium, which apt installs if missing
 	$(VENV)/bin/python -m pytest -q --durations=15 -m browser tests/browser $(PYTEST_ARGUMENTS)
 
-screenshots: chromium $(VENV)/.installed ## Draw the pictures in docs/images anew, from the demo's photos
+screenshots: chromium $(VENV)/.installed ## Redraw the images in docs/images from the demo's photos
 	SBTK_SCREENSHOTS=docs/images $(VENV)/bin/python -m pytest -q -s tests/browser/test_screenshots.py
 
-# SBTK_CHROMIUM names another browser of that family than Debian's `chromium`.
+# SBTK_CHROMIUM names another Chromium-based browser than Debian's `chromium`.
 chromium:
 	@command -v "$${SBTK_CHROMIUM:-chromium}" >/dev/null || { $(call install,chromium); } \
-		|| { echo "There is no Chromium: 'apt install chromium' installs it, as root, on Debian;\
- elsewhere set SBTK_CHROMIUM to the path of a Chromium or Chrome" >&2; exit 1; }
+		|| { echo "Chromium is not installed: on Debian, run 'apt install chromium' as root;\
+ elsewhere, set SBTK_CHROMIUM to the path of Chromium or Chrome" >&2; exit 1; }
 
-format: $(VENV)/.installed ## Format the code and mend what the linter can mend
+format: $(VENV)/.installed ## Format the code and fix what the linter can fix
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-clean: ## Remove environments, caches and everything the demo made
+clean: ## Remove environments, caches and the files of the demo
 	rm -rf .venv .venv-demo .demo build dist .mypy_cache .ruff_cache .pytest_cache \
 		.hypothesis .import_linter_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The package itself is copied, as for a user, so any change of it means another install.
+# A regular installation, so every change of the package requires a new one.
 $(DEMO_VENV)/.installed: $(SOURCES)
 	@$(call new_environment,$(DEMO_VENV))
 	@echo "Installing sbtk[cpu] into $(DEMO_VENV), without torch ..."
 	@rm -rf build
 	@$(DEMO_VENV)/bin/python -m pip install $(PIP_OPTIONS) ".[cpu]" || $(INSTALL_FAILED)
 	@$(DEMO_VENV)/bin/python -m pip install $(PIP_OPTIONS) hnswlib >/dev/null 2>&1 \
-		|| echo "Without hnswlib, which cannot be built here: the demo searches exactly"
+		|| echo "hnswlib cannot be built here: the demo searches without it"
 	@touch $@
 
-# Editable, so only a change of what is required means another install. onnxruntime-gpu lies beside
-# the environment, for the tests that ask for it: inside, it would overwrite onnxruntime's files.
+# An editable installation, so only a change of dependencies requires a new one. onnxruntime-gpu is
+# installed to a separate folder, for the tests that need it, or it would overwrite onnxruntime.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(call new_environment,$(VENV))
-	@echo "Installing sbtk with everything that its tests need into $(VENV) (some 5 GB) ..."
+	@echo "Installing sbtk with the dependencies of its tests into $(VENV) (5 GB) ..."
 	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --editable \
 		".[train,export,cpu,hnsw,openvino,tensorrt-rtx,plot,photos,serve,show,dev]" || $(TESTS_NOT_INSTALLED)
 	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --no-deps --upgrade \
 		--target $(VENV)/onnxruntime-gpu onnxruntime-gpu \
-		|| echo "There is no onnxruntime-gpu for this machine: its tests will be skipped" >&2
+		|| echo "onnxruntime-gpu is not available for this machine: its tests are skipped" >&2
 	@touch $@
 
 define install
@@ -103,7 +103,7 @@ endef
 
 define new_environment
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	|| { echo "sbtk needs Python 3.11 or newer; name one, as in: make PYTHON=python3.12" >&2; \
+	|| { echo "sbtk needs Python 3.11 or newer; set it, as in: make PYTHON=python3.12" >&2; \
 	exit 1; }; \
 test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 endef
