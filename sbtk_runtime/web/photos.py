@@ -79,10 +79,10 @@ def size_of(file: BinaryIO) -> int:
 
 
 def media_type_of(file: BinaryIO) -> str:
-    """Returns the media type of a picture in a format that sbtk reads, by its first bytes.
+    """Returns the media type of an image, by its first bytes.
 
     Raises:
-        PhotoGone: it is something else by now.
+        PhotoGone: it is not an image in a supported format.
     """
     head = file.read(_SIGNATURE_BYTES).ljust(_SIGNATURE_BYTES, b"\0")
     file.seek(0)
@@ -95,7 +95,7 @@ def media_type_of(file: BinaryIO) -> str:
         _, is_accepted = Image.OPEN[name]
         if is_accepted is not None and is_accepted(head):
             return Image.MIME[name]
-    raise PhotoGone("this is no picture any more", ", ".join(FORMATS), "sbtk index PHOTOS")
+    raise PhotoGone("the file is no longer an image", ", ".join(FORMATS), "sbtk index PHOTOS")
 
 
 def _parts_below(root: bytes, path: bytes) -> list[bytes] | None:
@@ -173,7 +173,7 @@ class Thumbnails:
             size_px: how large.
 
         Raises:
-            PhotoGone: it cannot be read, or is no picture any more.
+            PhotoGone: it cannot be read, or is no longer an image.
         """
         with self._lock:
             if (kept := self._kept.get(tag)) is not None:

@@ -174,14 +174,14 @@ class UploadDecoder:
 def _prepared_if_small(data: bytes, kind: Kind) -> Prepared | OpenImage:
     """Returns the model's input, or a costly image to be decoded elsewhere."""
     if not data:
-        raise BadImage("the request has no picture in its body", "the bytes of an image file")
+        raise BadImage("the request has no image in its body", "the bytes of an image file")
     if not _has_signature(data):
-        raise BadImage("this is no picture that can be uploaded", "PNG, JPEG or WebP")
+        raise BadImage("unsupported image format", "PNG, JPEG or WebP")
     try:
         image = opened(data, kind, limit_s=MAX_DECODE_S)
     except LargeImage as problem:
         raise BadImage(
-            "the picture has too many pixels for an upload",
+            "the image has too many pixels for an upload",
             f"one that takes at most {MAX_DECODE_BYTES >> 20} MiB of memory",
             "send it smaller: 1,000 pixels a side are plenty",
         ) from problem
@@ -190,8 +190,8 @@ def _prepared_if_small(data: bytes, kind: Kind) -> Prepared | OpenImage:
 
 
 def _prepared(image: OpenImage, kind: Kind) -> Prepared:
-    picture = image.decode()
-    return prepared_from(picture.image, kind, notices=picture.notices)
+    decoded = image.decode()
+    return prepared_from(decoded.image, kind, notices=decoded.notices)
 
 
 def _has_signature(data: bytes) -> bool:
@@ -280,7 +280,7 @@ class BodyReader:
             413,
             "body_too_large",
             f"The request's body is larger than {self._max_bytes >> 20} MiB.",
-            "send a smaller picture: 1,000 pixels a side are plenty",
+            "send a smaller image; 1,000 x 1,000 pixels suffice",
             closes=True,
         )
 
@@ -289,7 +289,7 @@ class BodyReader:
             408,
             "too_slow",
             f"The request's body did not come within {self._timeout_s:g} seconds.",
-            "send it again, or a smaller picture",
+            "send it again, or send a smaller image",
             closes=True,
         )
 
@@ -297,7 +297,7 @@ class BodyReader:
 _NO_ROOM = Refusal(
     503,
     "busy",
-    "Too many pictures are being received at once.",
+    "Too many images are being received at once.",
     "try again in a moment",
     retry_after_s=1,
     closes=True,

@@ -1,4 +1,4 @@
-"""Uploads that are no pictures, or too much of one, and parameters that are out of range."""
+"""Uploads that are not images or too large, and parameters out of range."""
 
 from __future__ import annotations
 

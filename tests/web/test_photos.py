@@ -211,8 +211,8 @@ def test_the_media_types_of_formats_whose_header_is_elsewhere() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"<svg/>", b"%PDF-1.7"])
-def test_what_is_no_picture_has_no_media_type(content: bytes) -> None:
-    with pytest.raises(PhotoGone, match="no picture"):
+def test_what_is_not_an_image_has_no_media_type(content: bytes) -> None:
+    with pytest.raises(PhotoGone, match="no longer an image"):
         media_type_of(io.BytesIO(content))
 
 
@@ -271,7 +271,7 @@ def test_a_thumbnail_over_the_bound_is_made_and_not_kept(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("content", [b"", b"<svg/>", b"\xff\xd8\xff\xe0 cut short"])
-def test_what_is_no_picture_any_more_is_told(tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_longer_an_image_is_reported(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "photo.jpg"
     path.write_bytes(content)
     with pytest.raises(PhotoGone, match="cannot be shown"):
