@@ -83,7 +83,7 @@ def test_a_picture_of_20000_pixels_a_side_is_refused_by_its_header(served: Serve
 
 
 @pytest.mark.parametrize(
-    "media", ["image/svg+xml", "image/gif", "text/html", "application/json", "multipart/form-data"]
+    "media", ["image/svg+xml", "image/gif", "text/html", "application/json", "multipart/mixed"]
 )
 def test_other_content_types_are_refused_unread(served: Served, media: str) -> None:
     answer = served.query(sketch_png(), media=media)
