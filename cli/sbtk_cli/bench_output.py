@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sbtk_cli.output import size_text
+from sbtk_cli.output import count_text, size_text
 from sbtk_runtime.evaluation.bench.floor import Floor
 from sbtk_runtime.evaluation.bench.latency import LatencyReport
 from sbtk_runtime.evaluation.bench.map import MapReport
@@ -87,7 +87,7 @@ def print_map(reports: Sequence[MapReport]) -> None:
             text = f"{report.unanswerable} {asked} without a photo of their class excluded"
             console.print(Text(text, style="yellow"))
         if report.unreadable:
-            text = f"{len(report.unreadable)} unreadable images excluded"
+            text = f"{count_text(len(report.unreadable), 'unreadable image')} excluded"
             console.print(Text(text, style="yellow"))
 
 

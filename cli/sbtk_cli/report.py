@@ -192,8 +192,8 @@ def _figure_command(name: str, hits: int, is_generalised: bool, about: str) -> c
         )
         with atomic_path(out) as temporary:
             draw_ranked_sheet(found.panels).save(temporary, "PNG", optimize=True)
-        asked = len(found.panels[0].queries)
-        output.notice(f"{printable_name(out)}: {hits} hits for each of {asked}", quiet=quiet)
+        queries = len(found.panels[0].queries)
+        output.notice(f"{printable_name(out)}: {hits} hits for {queries} sketches", quiet=quiet)
         return 3 if found.unreadable else 0
 
     return figure

@@ -273,7 +273,7 @@ def test_unreadable_images_are_named_and_the_code_is_3(
     assert main(["bench", "map", "data", "--model", "tiny"]) == 3
     out, err = capsys.readouterr()
     assert "bad.jpg" in err
-    assert "1 unreadable images excluded" in out
+    assert "1 unreadable image excluded" in out
 
 
 def test_no_data_and_data_without_unseen_classes(

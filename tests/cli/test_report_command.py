@@ -152,7 +152,7 @@ def test_figure_3_shows_hits_zero_shot_and_generalised(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", "figure3", "data", *MODEL, "-o", "f.png", "--random", "2"]) == 0
-    assert "f.png: 5 hits for each of 2" in capsys.readouterr().err
+    assert "f.png: 5 hits for 2 sketches" in capsys.readouterr().err
     both = Image.open("f.png")
     assert main(["report", "figure3", "data", *MODEL, "-o", "g.png", "--no-generalised"]) == 0
     one = Image.open("g.png")
