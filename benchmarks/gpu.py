@@ -35,7 +35,6 @@ _STAGES = {
     "engine onnxruntime-cuda": 30,
     "engine tensorrt": 150,
     "engine tensorrt-rtx": 10,
-    "engine onnxruntime-tensorrt": 20,
 }
 _DRY_STAGES = {**_STAGES, "engine onnxruntime": 30}
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from benchmarks.gpu_findings import Figures, Finding, Report, Task, attempt, format_error
 from benchmarks.gpu_timing import DRY, TimingConfig, time_by_clock
 from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.engines.base import EngineOptions
 from sbtk_runtime.engines.registry import Engine, open_engine, probe_engines, validate_embeddings
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.evaluation.bench.floor import count_macs
@@ -28,7 +29,6 @@ _DRY_BATCHES = (2, 1)
 _PRECISIONS: dict[str, tuple[Precision, ...]] = {
     "tensorrt": ("fp16", "int8"),
     "tensorrt-rtx": ("fp16", "int8"),
-    "onnxruntime-tensorrt": ("fp16",),
 }
 _LEAST_COSINE = 0.9
 _TIMED_RUNS = 20
@@ -83,9 +83,8 @@ def _measure(task: Task, name: str, precision: Precision, report: Report) -> Non
     started = time.perf_counter()
     try:
         bundle = _bundle(task)
-        engine = open_engine(
-            bundle, engine=name, precision=precision, batch=LARGEST_PART, notify=notices.append
-        )
+        options = EngineOptions(engine=name, precision=precision, batch=LARGEST_PART)
+        engine = open_engine(bundle, options, notify=notices.append)
     # Record other exceptions of libraries too.
     except Exception as problem:
         for point in (opening, *points):

@@ -28,7 +28,7 @@ from sbtk_export.onnx_graph import ModelInputs, write_onnx
 from sbtk_export.parity import Parity, Reference, compute_reference, measure_parity, require_parity
 from sbtk_runtime.bundle import Bundle, OnnxForm, onnx_name
 from sbtk_runtime.engines import onnxruntime as engine_onnxruntime
-from sbtk_runtime.engines.base import EngineRequest
+from sbtk_runtime.engines.base import EngineOptions, EngineRequest
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
 from sbtk_runtime.files import (
     disk_full_explained,
@@ -37,7 +37,6 @@ from sbtk_runtime.files import (
     sha256_of_file,
     write_atomically,
 )
-from sbtk_runtime.machine import cpu_threads
 from sbtk_runtime.manifest import MANIFEST_NAME, PRECISIONS, BundleManifest, FileRecord, Precision
 from sbtk_runtime.onnx_file import DOMAIN_NAME
 from sbtk_runtime.preprocess import PREPROCESSING
@@ -410,4 +409,4 @@ def write_golden(bundle: Bundle, variants: Sequence[Variant]) -> None:
 
 def _request(bundle: Bundle, variant: Variant) -> EngineRequest:
     precision, form = precision_and_form(variant)
-    return EngineRequest(bundle, precision, cpu_threads(), lanes=1, device="cpu", form=form)
+    return EngineRequest(bundle, EngineOptions(precision=precision, device="cpu"), form=form)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sbtk_export.export import Exported, Variant
 from sbtk_export.parity import LIMITS, Parity, measure_parity
-from sbtk_runtime.engines.base import EngineRequest
+from sbtk_runtime.engines.base import EngineOptions, EngineRequest
 from sbtk_runtime.engines.cuda import CudaDevice, find_device
 from sbtk_runtime.engines.tensorrt.build import Progress, no_progress
 from sbtk_runtime.engines.tensorrt.cache import PlanRecord
@@ -19,7 +19,6 @@ from sbtk_runtime.engines.tensorrt.check import discard
 from sbtk_runtime.engines.tensorrt.engine import ReadyPlan, open_plan, ready_plan
 from sbtk_runtime.engines.tensorrt.library import MODULES, TensorRt, find_tensorrt
 from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
-from sbtk_runtime.machine import cpu_threads
 from sbtk_runtime.manifest import Precision
 from sbtk_train.progress import Notify
 
@@ -119,15 +118,8 @@ def _measured(
         return BuiltEngine(ready.record, None, "there is no GPU here to run it on")
     notify(f"{variant}: comparing the plan with torch")
     device, record = builder.device, ready.record
-    request = EngineRequest(
-        exported.bundle,
-        record.precision,
-        cpu_threads(),
-        lanes=1,
-        device=f"cuda:{device.index}",
-        notify=notify,
-        form="tensorrt",
-    )
+    options = EngineOptions(precision=record.precision, device=f"cuda:{device.index}")
+    request = EngineRequest(exported.bundle, options, form="tensorrt", notify=notify)
     try:
         engine = open_plan(ready.plan, builder.trt, device, request)
         try:

@@ -191,8 +191,7 @@ def _gpu(names: list[str]) -> Finding:
 def _engine(report: EngineReport) -> Finding:
     version = f" {report.version}" if report.version else ""
     if report.works:
-        by_name = "" if report.is_automatic else ", when asked for by name"
-        return Finding("engine", "ok", f"{report.name}{version} works{by_name}")
+        return Finding("engine", "ok", f"{report.name}{version} works")
     return Finding("engine", "note", f"{report.name}{version}: {report.reason}")
 
 
@@ -231,7 +230,7 @@ def _auto(engines: tuple[EngineReport, ...], bundle: Bundle | None) -> Finding:
 
 
 def _automatic(engines: tuple[EngineReport, ...]) -> EngineReport | None:
-    return next((engine for engine in engines if engine.works and engine.is_automatic), None)
+    return next((engine for engine in engines if engine.works), None)
 
 
 def _model(model: str | None) -> tuple[Bundle | None, Finding]:

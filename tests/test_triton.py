@@ -20,6 +20,7 @@ from google.protobuf import (  # type: ignore[import-untyped]
 )
 
 from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.engines.base import EngineOptions
 from sbtk_runtime.engines.registry import open_engine
 from sbtk_runtime.engines.tensorrt.build import BuildSettings
 
@@ -116,7 +117,7 @@ def test_tensorrt_is_told_the_batches_that_triton_may_send() -> None:
 
 def test_joined_requests_get_the_rows_that_each_gets_alone() -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
-    engine = open_engine(Bundle.open(), engine="onnxruntime", precision="int8")
+    engine = open_engine(Bundle.open(), EngineOptions(engine="onnxruntime", precision="int8"))
     try:
         joined = engine.run(images, "photo")
         alone = np.concatenate([engine.run(image[None], "photo") for image in images])

@@ -15,6 +15,7 @@ from sbtk_runtime.manifest import PRECISIONS, Precision
 if TYPE_CHECKING:
     from sbtk_cli.bench_data import Classes
     from sbtk_runtime.binary_codes import Rotation
+    from sbtk_runtime.engines.base import EngineOptions
     from sbtk_runtime.evaluation.protocol import Distance, FittedOn, QueryKind, Setting, Ties
     from sbtk_runtime.rerank import Rerank
 
@@ -35,9 +36,7 @@ if TYPE_CHECKING:
 def command(
     context: click.Context,
     model: str | None,
-    engine: str,
-    device: str | None,
-    threads: int | None,
+    engine_options: EngineOptions,
     data: Path | None,
     with_torch: bool,
     quick: bool,
@@ -53,19 +52,21 @@ def command(
         _refuse_misplaced_options(context)
         return None
     from sbtk_cli.bench_runs import BenchScope, emit_results, run_latency, run_map
-    from sbtk_runtime.engines.registry import AUTO
+    from sbtk_runtime.bundle import Bundle
+    from sbtk_runtime.engines.base import AUTO
     from sbtk_runtime.evaluation.bench.engines import ALL
     from sbtk_runtime.machine import this_machine
 
     bench_options.check_plot(plot)
     machine = this_machine()
-    chosen = bench_options.chosen(model, engine, device, threads, quiet)
+    bundle = Bundle.open(model)
     # mAP has its own table.
     scope = BenchScope(with_torch, with_map=False, is_quick=quick)
-    latency = run_latency(chosen, scope=scope)
+    latency = run_latency(bundle, engine_options, scope=scope, quiet=quiet)
     # One engine suffices for unseen classes, which are to be evaluated as rarely as possible.
-    first = replace(chosen, engine=AUTO) if chosen.engine == ALL else chosen
-    maps = [] if data is None else run_map(first, data)
+    if engine_options.engine == ALL:
+        engine_options = replace(engine_options, engine=AUTO)
+    maps = [] if data is None else run_map(bundle, engine_options, data, quiet=quiet)
     return emit_results(machine, latency=latency, maps=maps, plot=plot, as_json=as_json)
 
 
@@ -113,10 +114,7 @@ def _refuse_misplaced_options(context: click.Context) -> None:
 )
 def latency_command(
     model: str | None,
-    engine: str,
-    device: str | None,
-    precision: Precision | None,
-    threads: int | None,
+    engine_options: EngineOptions,
     batches: tuple[int, ...],
     with_torch: bool,
     with_compiled: bool | None,
@@ -137,6 +135,7 @@ def latency_command(
     working engine, and torch compiled.
     """
     from sbtk_cli.bench_runs import BenchScope, emit_results, run_latency
+    from sbtk_runtime.bundle import Bundle
     from sbtk_runtime.machine import this_machine
 
     bench_options.check_plot(plot)
@@ -144,12 +143,13 @@ def latency_command(
         options.check_output_file(csv)
     machine = this_machine()
     report = run_latency(
-        bench_options.chosen(model, engine, device, threads, quiet),
-        precision=precision,
+        Bundle.open(model),
+        engine_options,
         batches=batches,
         data=data,
         gallery=gallery,
         scope=BenchScope(with_torch, with_compiled, with_map, quick),
+        quiet=quiet,
     )
     return emit_results(machine, latency=report, csv=csv, plot=plot, as_json=as_json)
 
@@ -189,11 +189,8 @@ def latency_command(
 def map_command(
     data: Path | None,
     model: str | None,
-    engine: str,
-    device: str | None,
+    engine_options: EngineOptions,
     precisions: tuple[Precision, ...],
-    threads: int | None,
-    batch: int,
     split: str | None,
     classes: Classes,
     queries: QueryKind,
@@ -222,6 +219,7 @@ def map_command(
             "no data set given", "a folder, or SBTK_DATA", "sbtk bench map DATA --split SK-YE"
         )
     from sbtk_cli.bench_runs import emit_results, run_map
+    from sbtk_runtime.bundle import Bundle
     from sbtk_runtime.machine import this_machine
 
     bench_options.check_plot(plot)
@@ -230,15 +228,16 @@ def map_command(
     )
     machine = this_machine()
     reports = run_map(
-        bench_options.chosen(model, engine, device, threads, quiet),
+        Bundle.open(model),
+        engine_options,
         data,
         precisions=precisions,
-        batch=batch,
         split=split,
         classes=classes,
         protocol=protocol,
         cuts=cuts,
         log=log,
+        quiet=quiet,
     )
     return emit_results(machine, maps=reports, plot=plot, as_json=as_json)
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 from sbtk_cli import options
+from sbtk_cli.options import Function
 from sbtk_runtime.errors import BadConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sbtk_cli.bench_runs import Chosen
     from sbtk_runtime.binary_codes import Rotation
     from sbtk_runtime.evaluation.protocol import (
         Distance,
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
         Ties,
     )
     from sbtk_runtime.rerank import Rerank
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 _MAX_BATCH = 4096
 
@@ -112,22 +110,14 @@ def shared(function: Function) -> Function:
 
 def of_a_model(function: Function) -> Function:
     """Add the options of all benchmarks of a model."""
-    return options.model(options.engine(options.device(shared(function))))
+    collected = options.collect_engine_options(function)
+    return options.model(options.engine(options.device(shared(collected))))
 
 
 def of_all_engines(function: Function) -> Function:
     """Add the options of a benchmark of several engines."""
-    return options.model(engine_or_all(options.device(shared(function))))
-
-
-def chosen(
-    model: str | None, engine: str, device: str | None, threads: int | None, quiet: bool
-) -> Chosen:
-    """Return what the options of a model choose."""
-    from sbtk_cli.bench_runs import Chosen
-    from sbtk_runtime.bundle import Bundle
-
-    return Chosen(Bundle.open(model), engine, device, threads, quiet)
+    collected = options.collect_engine_options(function)
+    return options.model(engine_or_all(options.device(shared(collected))))
 
 
 def check_plot(file: Path | None) -> None:

@@ -19,11 +19,13 @@ from sbtk_cli.options import DEFAULT_GALLERY, existing_gallery
 from sbtk_cli.output import answer_json, notice, progress
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.engines.base import EngineOptions
 from sbtk_runtime.errors import BadConfig, BadData, BadImage
-from sbtk_runtime.evaluation.bench.engines import ALL, Contender, Wanted
+from sbtk_runtime.evaluation.bench.engines import ALL, Contender
 from sbtk_runtime.evaluation.bench.floor import Product, ProductKind
 from sbtk_runtime.evaluation.bench.interleave import QUICK, USUAL, Embeddings, Search
 from sbtk_runtime.evaluation.bench.latency import (
+    BATCHES,
     Baselines,
     BenchImages,
     LatencyReport,
@@ -60,17 +62,6 @@ _QUICK_BATCHES = (1, 8)
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The model, and what runs it, as `--engine`, `--device` and `--threads` take it."""
-
-    bundle: Bundle
-    engine: str
-    device: str | None
-    threads: int | None
-    quiet: bool
-
-
-@dataclass(frozen=True)
 class BenchScope:
     """What to measure besides the speed of engines; `None` depends on the other options.
 
@@ -88,37 +79,33 @@ class BenchScope:
 
 
 def run_latency(
-    chosen: Chosen,
+    bundle: Bundle,
+    options: EngineOptions,
     *,
-    precision: Precision | None = None,
     batches: tuple[int, ...] = (),
     data: Path | None = None,
     gallery: Path | None = None,
     scope: BenchScope = BenchScope(),
+    quiet: bool = False,
 ) -> LatencyReport:
     """Measure latency and speed, by default of all precisions at the usual batch sizes."""
-    manifest = chosen.bundle.manifest
-    notify = partial(notice, quiet=chosen.quiet)
+    manifest = bundle.manifest
+    notify = partial(notice, quiet=quiet)
     labelled, notes = _load_labelled(manifest, data, scope)
     baselines = Baselines()
     if scope.with_torch:
         is_compiled = scope.with_compiled
         if is_compiled is None:
-            is_compiled = chosen.engine == ALL and not scope.is_quick
+            is_compiled = options.engine == ALL and not scope.is_quick
         baselines = torch_baselines(manifest, with_compiled=is_compiled, notify=notify)
     with open_search(gallery, manifest) as (search, searched_named):
         report = measure_latency(
-            chosen.bundle,
+            bundle,
             load_images(data),
             search,
             searched_named,
-            wanted=Wanted(
-                chosen.engine,
-                chosen.device,
-                precision,
-                chosen.threads,
-                batches or (_QUICK_BATCHES if scope.is_quick else Wanted.batches),
-            ),
+            options=options,
+            batches=batches or (_QUICK_BATCHES if scope.is_quick else BATCHES),
             baselines=baselines,
             labelled=labelled,
             config=QUICK if scope.is_quick else USUAL,
@@ -128,37 +115,31 @@ def run_latency(
 
 
 def run_map(
-    chosen: Chosen,
+    bundle: Bundle,
+    options: EngineOptions,
     data: Path,
     *,
     precisions: Sequence[Precision] = (),
-    batch: int = 32,
     split: str | None = None,
     classes: Classes = "unseen",
     protocol: Protocol = ZERO_SHOT,
     cuts: tuple[int, ...] = (),
     log: Path | None = None,
+    quiet: bool = False,
 ) -> list[MapReport]:
     """Measure and log the quality of each precision, by default of the engine's own choice.
 
     `cuts` are the ranks k of mAP@k and P@k, by default the usual ones.
     """
-    images = load_labelled_set(data, chosen.bundle.manifest, split, classes, protocol)
+    images = load_labelled_set(data, bundle.manifest, split, classes, protocol)
     for line in images.notices:
-        notice(line, quiet=chosen.quiet)
+        notice(line, quiet=quiet)
     if log is None and classes == "unseen" and UNSEEN_LOG.is_file():
         log = UNSEEN_LOG
     reports = []
     for precision in precisions or (None,):
-        embedder = Embedder(
-            chosen.bundle,
-            engine=chosen.engine,
-            device=chosen.device,
-            precision=precision,
-            threads=chosen.threads,
-            batch=batch,
-        )
-        with embedder, progress(f"mAP on {images.of}", quiet=chosen.quiet) as advance:
+        embedder = Embedder(bundle, options, precision=precision)
+        with embedder, progress(f"mAP on {images.of}", quiet=quiet) as advance:
             report = measure_map(
                 embedder,
                 images.sketches,
@@ -171,11 +152,11 @@ def run_map(
                 progress=advance,
             )
         for line in _list_missing(report, cuts):
-            notice(line, quiet=chosen.quiet)
+            notice(line, quiet=quiet)
         for line in report.unreadable:
-            notice(f"skipped {line}", quiet=chosen.quiet)
+            notice(f"skipped {line}", quiet=quiet)
         if log is not None:
-            _append_to_log(log, report, chosen.quiet)
+            _append_to_log(log, report, quiet)
         reports.append(report)
     return reports
 

@@ -17,7 +17,7 @@ from sbtk_runtime.files import printable_name
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sbtk_runtime.manifest import Precision
+    from sbtk_runtime.engines.base import EngineOptions
     from sbtk_runtime.preprocess import Kind
 
 _HELP = """Write the embeddings of image files to an .npz file.
@@ -60,11 +60,7 @@ find photos -name '*.jpg' -print0 | sbtk embed --from-file - --as photo -o photo
     help="Add binary codes of B bits. Takes a model that was exported with --bits B.",
 )
 @options.model
-@options.engine
-@options.precision
-@options.threads
-@options.device
-@options.batch
+@options.engine_options
 @options.json
 @options.quiet
 def command(
@@ -74,11 +70,7 @@ def command(
     target: Path,
     bits: int | None,
     model: str | None,
-    engine: str,
-    precision: Precision | None,
-    threads: int | None,
-    device: str | None,
-    batch: int,
+    engine_options: EngineOptions,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -105,11 +97,7 @@ def command(
     with (
         Embedder(
             bundle,
-            engine=engine,
-            precision=precision,
-            threads=threads,
-            device=device,
-            batch=batch,
+            engine_options,
             notify=lambda text: output.notice(text, quiet=quiet),
         ) as embedder,
         output.progress("files", quiet=quiet) as advance,

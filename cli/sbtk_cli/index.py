@@ -20,9 +20,9 @@ from sbtk_runtime.manifest import MANIFEST_NAME
 if TYPE_CHECKING:
     from sbtk_runtime.bundle import Bundle
     from sbtk_runtime.embedding.embedder import Embedder
+    from sbtk_runtime.engines.base import EngineOptions
     from sbtk_runtime.gallery.update import IndexReport
     from sbtk_runtime.gallery.walk_rules import RuleChange
-    from sbtk_runtime.manifest import Precision
 
 _HELP = """Create or update a gallery from folders of photos.
 
@@ -118,11 +118,7 @@ sbtk index --verify
 )
 @options.json
 @options.model
-@options.engine
-@options.precision
-@options.threads
-@options.device
-@options.batch
+@options.engine_options
 @options.quiet
 def command(
     photos: tuple[Path, ...],
@@ -142,11 +138,7 @@ def command(
     export_folder: Path | None,
     as_json: bool,
     model: str | None,
-    engine: str,
-    precision: Precision | None,
-    threads: int | None,
-    device: str | None,
-    batch: int,
+    engine_options: EngineOptions,
     quiet: bool,
 ) -> int:
     """Runs `sbtk index`."""
@@ -175,11 +167,7 @@ def command(
         rule_change = RuleChange(*rules_asked)
         with Embedder(
             _bundle(model, gallery, bits),
-            engine=engine,
-            precision=precision,
-            threads=threads,
-            device=device,
-            batch=batch,
+            engine_options,
             notify=lambda text: output.notice(text, quiet=quiet),
             lazy=True,
         ) as embedder:

@@ -138,12 +138,13 @@ def _trial(bundle: Bundle, precision: Precision, golden: Sequence[Golden]) -> st
     import numpy as np
 
     from sbtk_runtime.bundle import require_golden_embedding
+    from sbtk_runtime.engines.base import EngineOptions
     from sbtk_runtime.engines.registry import open_engine, validate_embeddings
     from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
     from sbtk_runtime.preprocess import KINDS, SIZE_PX
 
     try:
-        engine = open_engine(bundle, precision=precision)
+        engine = open_engine(bundle, EngineOptions(precision=precision))
     except (EngineUnavailable, MissingExtra) as problem:
         return f"not run: {problem.found}" + (f" ({problem.next_step})" * bool(problem.next_step))
     try:

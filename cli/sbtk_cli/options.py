@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from sbtk_runtime.bundle import Bundle
 
 DEFAULT_GALLERY = Path("gallery.sbtk")
+
+#: A command.
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 #: A file or folder of the user's; whether it is there is judged where it is opened.
 PATH = click.Path(path_type=Path)
@@ -52,8 +57,8 @@ engine = click.option(
     default="auto",
     show_default=True,
     metavar="NAME",
-    help="Inference engine: tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino, onnxruntime, of "
-    "which auto takes the first that works ('sbtk doctor' says which), or onnxruntime-tensorrt.",
+    help="Inference engine: tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino or onnxruntime. "
+    "auto is the first of them that works; 'sbtk doctor' shows which.",
 )
 precision = click.option(
     "--precision",
@@ -108,6 +113,30 @@ rerank = click.option(
 )
 json = click.option("--json", "as_json", is_flag=True, help="Print JSON lines, for programs.")
 quiet = click.option("-q", "--quiet", is_flag=True, help="Print no progress and no notices.")
+
+
+def engine_options(function: Function) -> Function:
+    """Adds the options of an engine; the command takes them as one `engine_options`."""
+    return query_engine_options(batch(function))
+
+
+def query_engine_options(function: Function) -> Function:
+    """Adds the options of an engine for single queries, which have no `--batch`."""
+    return collect_engine_options(engine(precision(threads(device(function)))))
+
+
+def collect_engine_options(function: Function) -> Function:
+    """Passes the values of all options of an engine to a command as one `engine_options`."""
+
+    @functools.wraps(function)
+    def command(*arguments: Any, **values: Any) -> Any:
+        from sbtk_runtime.engines.base import EngineOptions
+
+        names = [field.name for field in fields(EngineOptions) if field.name in values]
+        chosen = EngineOptions(**{name: values.pop(name) for name in names})
+        return function(*arguments, engine_options=chosen, **values)
+
+    return cast(Function, command)
 
 
 as_detected = click.option(

@@ -18,8 +18,8 @@ from sbtk_runtime.files import printable_name
 
 if TYPE_CHECKING:
     from sbtk_cli.terminal_images import Way
+    from sbtk_runtime.engines.base import EngineOptions
     from sbtk_runtime.gallery.gallery import Gallery, Hit, Search
-    from sbtk_runtime.manifest import Precision
     from sbtk_runtime.preprocess import Kind
     from sbtk_runtime.rerank import Rerank
 
@@ -71,10 +71,7 @@ sbtk query cat.png --paths0 | xargs -0 cp -t found/
 @options.json
 @click.option("--paths0", is_flag=True, help="Print paths only, each ended by NUL, for 'xargs -0'.")
 @options.model
-@options.engine
-@options.precision
-@options.threads
-@options.device
+@options.query_engine_options
 @options.quiet
 def command(
     sketch: str,
@@ -90,10 +87,7 @@ def command(
     as_json: bool,
     paths0: bool,
     model: str | None,
-    engine: str,
-    precision: Precision | None,
-    threads: int | None,
-    device: str | None,
+    engine_options: EngineOptions,
     quiet: bool,
 ) -> int:
     """Runs `sbtk query`."""
@@ -115,11 +109,8 @@ def command(
     bundle = bundle_for_gallery(model, gallery, opened.manifest.model_id)
     with Embedder(
         bundle,
-        engine=engine,
-        precision=precision,
-        threads=threads,
+        engine_options,
         batch=1,
-        device=device,
         single_query=True,
         notify=lambda text: output.notice(text, quiet=quiet),
     ) as embedder:

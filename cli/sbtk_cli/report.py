@@ -14,8 +14,8 @@ from sbtk_runtime.files import printable_name
 
 if TYPE_CHECKING:
     from sbtk_cli.bench_data import Classes
+    from sbtk_runtime.engines.base import EngineOptions
     from sbtk_runtime.evaluation.report.table import Format, ReportTable
-    from sbtk_runtime.manifest import Precision
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -40,8 +40,7 @@ seed = click.option(
 
 def of_labelled_images(function: Function) -> Function:
     """Add DATA, the options of its classes, and those of a model."""
-    shared = (options.quiet, options.batch, options.device, options.threads, options.precision)
-    for option in (*shared, options.engine, options.model, classes, split):
+    for option in (options.quiet, options.engine_options, options.model, classes, split):
         function = option(function)
     return click.argument("data", type=options.PATH, envvar="SBTK_DATA", required=False)(function)
 
@@ -161,11 +160,7 @@ def _figure_command(name: str, hits: int, is_generalised: bool, about: str) -> c
     def figure(
         data: Path | None,
         model: str | None,
-        engine: str,
-        precision: Precision | None,
-        threads: int | None,
-        device: str | None,
-        batch: int,
+        engine_options: EngineOptions,
         split: str | None,
         classes: Classes,
         quiet: bool,
@@ -181,15 +176,23 @@ def _figure_command(name: str, hits: int, is_generalised: bool, about: str) -> c
             raise click.UsageError("Use only one of --query, --random and --worst.")
         _check_png(out)
         folder = require_data(data)
-        from sbtk_cli.report_runs import Chosen, WantedQueries, rank_panels
+        from sbtk_cli.report_runs import WantedQueries, rank_panels
+        from sbtk_runtime.embedding.embedder import Embedder
         from sbtk_runtime.evaluation.report.ranked_sheet import draw_ranked_sheet
         from sbtk_runtime.files import atomic_path
 
         wanted = WantedQueries(named, worst, random_count or WantedQueries.random, seed)
-        chosen = Chosen(model, engine, precision, threads, device, batch, quiet)
-        found = rank_panels(
-            chosen, folder, split, classes, wanted, hits=hits, with_generalised=with_generalised
-        )
+        with Embedder(model, engine_options) as embedder:
+            found = rank_panels(
+                embedder,
+                folder,
+                split,
+                classes,
+                wanted,
+                hits=hits,
+                with_generalised=with_generalised,
+                quiet=quiet,
+            )
         with atomic_path(out) as temporary:
             draw_ranked_sheet(found.panels).save(temporary, "PNG", optimize=True)
         queries = len(found.panels[0].queries)
@@ -261,11 +264,7 @@ _figure_commands = (
 def map_command(
     data: Path | None,
     model: str | None,
-    engine: str,
-    precision: Precision | None,
-    threads: int | None,
-    device: str | None,
-    batch: int,
+    engine_options: EngineOptions,
     split: str | None,
     classes: Classes,
     quiet: bool,
@@ -281,7 +280,8 @@ def map_command(
     could not be read.
     """
     from sbtk_cli.bench_plots import check_drawable, draw_embedding_map
-    from sbtk_cli.report_runs import Chosen, embed_points
+    from sbtk_cli.report_runs import embed_points
+    from sbtk_runtime.embedding.embedder import Embedder
     from sbtk_runtime.evaluation.report import embedding_map
 
     check_drawable(out)
@@ -289,8 +289,11 @@ def map_command(
     options.check_output_file(coordinates)
     if method == "umap":
         embedding_map.require_umap()
-    chosen = Chosen(model, engine, precision, threads, device, batch, quiet)
-    found = embed_points(chosen, require_data(data), split, classes, per_class=per_class, seed=seed)
+    folder = require_data(data)
+    with Embedder(model, engine_options) as embedder:
+        found = embed_points(
+            embedder, folder, split, classes, per_class=per_class, seed=seed, quiet=quiet
+        )
     planes: dict[embedding_map.Method, embedding_map.Plane] = {}
     shares = None
     if method != "umap":

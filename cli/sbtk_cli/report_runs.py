@@ -31,7 +31,6 @@ from sbtk_runtime.preprocess import Kind
 
 if TYPE_CHECKING:
     from sbtk_runtime.embedding.embedder import Embedder
-    from sbtk_runtime.manifest import Precision
 
 _GENERALISED = Protocol(setting="generalised-all")
 
@@ -65,7 +64,7 @@ class EmbeddedPoints:
 
 
 def rank_panels(
-    chosen: Chosen,
+    embedder: Embedder,
     data: Path,
     split: str | None,
     classes: Classes,
@@ -73,37 +72,38 @@ def rank_panels(
     *,
     hits: int,
     with_generalised: bool,
+    quiet: bool,
 ) -> RankedPanels:
     """Search for sketches of a data set, and return the panels of a figure.
 
     Args:
-        chosen: the model.
+        embedder: of the model.
         data: folder of the data set.
         split: split that defines the unseen classes; by default the model's own.
         classes: `unseen` or `validation`.
         wanted: the query sketches.
         hits: number of photos for each sketch.
         with_generalised: whether to add a panel with the photos of seen classes in the gallery.
+        quiet: print no progress and no notices.
 
     Raises:
         BadData: no images of the classes, or no photos of seen classes for the second panel.
     """
-    with chosen.embedder() as embedder:
-        manifest = embedder.bundle.manifest
-        images = _print_notices(chosen, load_labelled_set(data, manifest, split, classes))
-        gallery = images.photos
-        if with_generalised:
-            gallery = load_labelled_set(data, manifest, split, classes, _GENERALISED).photos
-            if len(gallery.paths) == len(images.photos.paths):
-                raise BadData(
-                    "the data set has no photos of seen classes",
-                    "photos of seen classes for the second panel",
-                    "omit that panel: --no-generalised",
-                )
-        asked = _queries(images, wanted)
-        asking = images.sketches if asked is None else select_images(images.sketches, asked)
-        queries = _embed(chosen, embedder, asking, "sketch")
-        every = _embed(chosen, embedder, gallery, "photo")
+    manifest = embedder.bundle.manifest
+    images = _print_notices(load_labelled_set(data, manifest, split, classes), quiet)
+    gallery = images.photos
+    if with_generalised:
+        gallery = load_labelled_set(data, manifest, split, classes, _GENERALISED).photos
+        if len(gallery.paths) == len(images.photos.paths):
+            raise BadData(
+                "the data set has no photos of seen classes",
+                "photos of seen classes for the second panel",
+                "omit that panel: --no-generalised",
+            )
+    asked = _queries(images, wanted)
+    asking = images.sketches if asked is None else select_images(images.sketches, asked)
+    queries = _embed(embedder, asking, "sketch", quiet)
+    every = _embed(embedder, gallery, "photo", quiet)
     measured = set(images.photos.classes)
     own = every.select([row for row, name in enumerate(every.classes) if name in measured])
     if asked is None:
@@ -121,41 +121,41 @@ def rank_panels(
 
 
 def embed_points(
-    chosen: Chosen,
+    embedder: Embedder,
     data: Path,
     split: str | None,
     classes: Classes,
     *,
     per_class: int,
     seed: int,
+    quiet: bool,
 ) -> EmbeddedPoints:
     """Embed at most `per_class` sketches and photos of each class."""
     rows: list[Rows] = []
     points: list[MapPoint] = []
     unreadable: list[str] = []
-    with chosen.embedder() as embedder:
-        manifest = embedder.bundle.manifest
-        images = _print_notices(chosen, load_labelled_set(data, manifest, split, classes))
-        sides: tuple[tuple[Kind, LabelledImages], ...] = (
-            ("sketch", images.sketches),
-            ("photo", images.photos),
-        )
-        for kind, part in sides:
-            found = _embed(chosen, embedder, _sample(part, per_class, seed), kind)
-            rows.append(found.rows)
-            unreadable += found.unreadable
-            points += [
-                MapPoint(path, kind, name)
-                for path, name in zip(found.paths, found.classes, strict=True)
-            ]
-        title = f"{embedder.model_id}: {images.of}"
+    manifest = embedder.bundle.manifest
+    images = _print_notices(load_labelled_set(data, manifest, split, classes), quiet)
+    sides: tuple[tuple[Kind, LabelledImages], ...] = (
+        ("sketch", images.sketches),
+        ("photo", images.photos),
+    )
+    for kind, part in sides:
+        found = _embed(embedder, _sample(part, per_class, seed), kind, quiet)
+        rows.append(found.rows)
+        unreadable += found.unreadable
+        points += [
+            MapPoint(path, kind, name)
+            for path, name in zip(found.paths, found.classes, strict=True)
+        ]
+    title = f"{embedder.model_id}: {images.of}"
     return EmbeddedPoints(np.concatenate(rows), tuple(points), title, tuple(unreadable))
 
 
-def _print_notices(chosen: Chosen, images: LabelledSet) -> LabelledSet:
+def _print_notices(images: LabelledSet, quiet: bool) -> LabelledSet:
     """Print the notices of the images, and return them."""
     for text in images.notices:
-        notice(text, quiet=chosen.quiet)
+        notice(text, quiet=quiet)
     return images
 
 
@@ -169,12 +169,12 @@ def _queries(images: LabelledSet, wanted: WantedQueries) -> list[int] | None:
 
 
 def _embed(
-    chosen: Chosen, embedder: Embedder, images: LabelledImages, kind: Kind
+    embedder: Embedder, images: LabelledImages, kind: Kind, quiet: bool
 ) -> EmbeddedImages:
-    with progress(f"{kind}s", quiet=chosen.quiet) as advance:
+    with progress(f"{kind}s", quiet=quiet) as advance:
         found = embed_labelled(embedder, images, kind, advance)
     for line in found.unreadable:
-        notice(f"skipped {line}", quiet=chosen.quiet)
+        notice(f"skipped {line}", quiet=quiet)
     return found
 
 
@@ -188,29 +188,3 @@ def _sample(images: LabelledImages, per_class: int, seed: int) -> LabelledImages
         count = min(per_class, len(places))
         kept.append(sorted(random.choice(places, count, replace=False).tolist()))
     return select_images(images, [place for places in kept for place in places])
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The model, and what runs it, as the options take it."""
-
-    model: str | None
-    engine: str
-    precision: Precision | None
-    threads: int | None
-    device: str | None
-    batch: int
-    quiet: bool
-
-    def embedder(self) -> Embedder:
-        """Return the open model."""
-        from sbtk_runtime.embedding.embedder import Embedder
-
-        return Embedder(
-            self.model,
-            engine=self.engine,
-            precision=self.precision,
-            threads=self.threads,
-            device=self.device,
-            batch=self.batch,
-        )

@@ -14,8 +14,8 @@ from sbtk_cli import options, output
 from sbtk_cli.options import bundle_for_gallery
 
 if TYPE_CHECKING:
+    from sbtk_runtime.engines.base import EngineOptions
     from sbtk_runtime.gallery.gallery import Search
-    from sbtk_runtime.manifest import Precision
     from sbtk_runtime.rerank import Rerank
 
 _HELP = """Draw in the browser and find photos.
@@ -66,10 +66,7 @@ sbtk serve --host 0.0.0.0
 @options.search
 @options.rerank
 @options.model
-@options.engine
-@options.precision
-@options.threads
-@options.device
+@options.query_engine_options
 @options.quiet
 def command(
     gallery: Path,
@@ -81,10 +78,7 @@ def command(
     search: Search,
     rerank: Rerank,
     model: str | None,
-    engine: str,
-    precision: Precision | None,
-    threads: int | None,
-    device: str | None,
+    engine_options: EngineOptions,
     quiet: bool,
 ) -> int:
     """Runs `sbtk serve`."""
@@ -101,12 +95,12 @@ def command(
     port = listening.getsockname()[1]
     address = _address(host, port)
     shown = address if made_token is None else f"{address}?token={made_token}"
-    from sbtk_runtime.web.service import EngineChoice, Service
+    from sbtk_runtime.web.service import Service
 
     service = Service(
         gallery,
         bundle,
-        EngineChoice(engine, precision, threads, device),
+        engine_options,
         search=search,
         rerank=rerank,
         notify=lambda text: output.notice(text, quiet=quiet),

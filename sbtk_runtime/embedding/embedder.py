@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,8 @@ from sbtk_runtime.embedding.stream import (
     Timings,
     embed_stream,
 )
-from sbtk_runtime.engines.base import Notify, no_notify
+from sbtk_runtime.engines.base import DEFAULT_OPTIONS, EngineOptions, Notify, no_notify
 from sbtk_runtime.engines.registry import (
-    AUTO,
     Embeddings,
     Engine,
     Images,
@@ -35,7 +34,7 @@ from sbtk_runtime.engines.registry import (
     open_engine,
     validate_embeddings,
 )
-from sbtk_runtime.errors import BadConfig, BadData, BadImage, BadModel, EngineUnavailable
+from sbtk_runtime.errors import BadData, BadImage, BadModel, EngineUnavailable
 from sbtk_runtime.machine import cpu_threads
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import SIZE_PX, Kind, Pixels, prepare
@@ -48,12 +47,9 @@ class Embedder:
 
     Args:
         bundle: an open bundle, its folder, its name, or `None` for the default one.
-        engine: as `--engine` takes it.
-        precision: as `--precision` takes it; by default the engine's fastest.
-        threads: CPU threads to use, for decoding and on a CPU for the engine; by default all.
-        batch: pictures that the engine works on at once in a stream.
-        device: `cpu`, `cuda` or `cuda:N`; by default whatever the engine runs on.
-        single_query: a picture or two is all that there is to do; see `open_engine`.
+        options: the engine and how it runs; its threads also decode.
+        engine, precision, threads, batch, device: instead of the same field of `options`.
+        single_query: only an image or two will be embedded; see `open_engine`.
         notify: told what an engine does that takes long, and what it changed to work.
         lazy: open the engine when it is first used, with the lanes that are needed then. The
             errors of opening it are raised there.
@@ -67,39 +63,36 @@ class Embedder:
     def __init__(
         self,
         bundle: Bundle | str | Path | None = None,
+        options: EngineOptions = DEFAULT_OPTIONS,
         *,
-        engine: str = AUTO,
+        engine: str | None = None,
         precision: Precision | None = None,
         threads: int | None = None,
-        batch: int = 32,
+        batch: int | None = None,
         device: str | None = None,
         single_query: bool = False,
         notify: Notify = no_notify,
         lazy: bool = False,
     ) -> None:
-        if batch < 1:
-            raise BadConfig(f"a batch of {batch}", "at least 1")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        self._batch = batch
-        self._threads = cpu_threads() if threads is None else threads
-        check_engine_options(engine, precision, self._threads, device)
-        self._open = partial(
-            open_engine,
-            self.bundle,
-            engine=engine,
-            precision=precision,
-            threads=self._threads,
-            device=device,
-            batch=batch,
-            single_query=single_query,
-            notify=notify,
-        )
+        given: dict[str, Any] = {
+            "engine": engine,
+            "precision": precision,
+            "threads": threads,
+            "device": device,
+            "batch": batch,
+        }
+        options = replace(options, **{name: x for name, x in given.items() if x is not None})
+        self._threads = cpu_threads() if options.threads is None else options.threads
+        self._options = replace(options, threads=self._threads)
+        check_engine_options(self._options)
+        self._open = partial(open_engine, self.bundle, single_query=single_query, notify=notify)
         self._lock = threading.Lock()
         self._streams = 0
         self._timings = Timings()
         _take_blas_memory()
         self._is_closed = False
-        self._engine: Engine | None = None if lazy else self._open()
+        self._engine: Engine | None = None if lazy else self._open(self._options)
 
     def __enter__(self) -> Self:
         return self
@@ -222,7 +215,9 @@ class Embedder:
             self._streams += 1
         try:
             every = itertools.chain((first,), paths)
-            yield from embed_stream(every, kind, engine, self._batch, self._account, is_known)
+            yield from embed_stream(
+                every, kind, engine, self._options.batch, self._account, is_known
+            )
         finally:
             with self._lock:
                 self._streams -= 1
@@ -238,7 +233,7 @@ class Embedder:
             wanted = self._threads if lanes is None else lanes
             engine = self._engine
             if engine is None:
-                self._engine = engine = self._open(lanes=wanted)
+                self._engine = engine = self._open(self._options, lanes=wanted)
                 return engine
             info = engine.info
             if info.device != "cpu" or info.lanes == wanted or self._streams:
@@ -246,9 +241,10 @@ class Embedder:
             # Not closed but let go: another thread may still be running it.
             del engine
             self._engine = None
-            reopened = self._open(
-                engine=info.name, precision=info.precision, device=None, lanes=wanted
+            same = replace(
+                self._options, engine=info.name, precision=info.precision, device=info.device
             )
+            reopened = self._open(same, lanes=wanted)
             reopened.info = replace(reopened.info, passed_over=info.passed_over)
             self._engine = reopened
             return reopened

@@ -11,11 +11,18 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.bundle import Bundle, OnnxForm
 from sbtk_runtime.errors import EngineUnavailable
+from sbtk_runtime.machine import cpu_threads
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import Kind
 
 Images = NDArray[np.uint8]
 Embeddings = NDArray[np.float32]
+
+#: The first engine that works, as `--engine` takes it.
+AUTO = "auto"
+
+_FASTEST_ON_CPU: tuple[Precision, ...] = ("int8", "fp32", "fp16")
+_FASTEST_ON_GPU: tuple[Precision, ...] = ("fp16", "fp32", "int8")
 
 
 class Engine(Protocol):
@@ -91,30 +98,65 @@ def no_notify(_: str) -> None:
 
 
 @dataclass(frozen=True)
+class EngineOptions:
+    """Which engine runs a model, and how; the options of the same names in every command.
+
+    Attributes:
+        engine: the name of an engine, or `auto` for the first one that works.
+        precision: of the ONNX file to run; `None` for the engine's fastest that the bundle has.
+        threads: CPU threads to use; `None` for all that this process may use.
+        device: `cpu`, `cuda` (the first GPU) or `cuda:N`; `None` for what the engine runs on.
+        batch: the most images that a run usually gets; larger runs are split.
+    """
+
+    engine: str = AUTO
+    precision: Precision | None = None
+    threads: int | None = None
+    device: str | None = None
+    batch: int = 32
+
+
+DEFAULT_OPTIONS = EngineOptions()
+
+
+@dataclass(frozen=True)
 class EngineRequest:
-    """A model and how it is to be run; what every engine's `open` function takes.
+    """A model to open and the options to open it with; what every engine's `open` takes.
 
     Attributes:
         bundle: the model.
-        precision: of the ONNX file to run.
-        threads: CPU threads to use in all.
-        lanes: calls of `run` that will go on at once; a GPU has one lane whatever is asked for.
-        device: `cpu`, `cuda` (the first GPU) or `cuda:N`.
-        batch: most images that a run will usually get; more work too, in parts.
-        may_build: whether an engine that has to be built first, for a minute or so, may be.
-        notify: told what is under way and what was changed to make it work.
-        form: of the ONNX file, for engines that run either; TensorRT's take their own form only.
+        options: which of the bundle's files to run, and on what; the engine itself is given.
+        lanes: calls of `run` that run at once; a GPU always has one.
+        form: of the ONNX file, for engines that run both; TensorRT runs only its own.
+        may_build: whether an engine may build a plan first, which takes a minute or so.
+        notify: called with sentences on what takes long and on what was changed to make it work.
     """
 
     bundle: Bundle
-    precision: Precision
-    threads: int
-    lanes: int
-    device: str
-    batch: int = 32
+    options: EngineOptions
+    lanes: int = 1
+    form: OnnxForm = "plain"
     may_build: bool = True
     notify: Notify = no_notify
-    form: OnnxForm = "plain"
+
+    @property
+    def device(self) -> str:
+        """The device of the options; a CPU by default."""
+        return self.options.device or "cpu"
+
+    @property
+    def threads(self) -> int:
+        """The CPU threads to use in all."""
+        return cpu_threads() if self.options.threads is None else self.options.threads
+
+    @property
+    def precision(self) -> Precision:
+        """The precision of the options; by default the device's fastest that the bundle has."""
+        if self.options.precision is not None:
+            return self.options.precision
+        fastest = _FASTEST_ON_CPU if self.device == "cpu" else _FASTEST_ON_GPU
+        held = self.bundle.precisions_of(self.form)
+        return next((precision for precision in fastest if precision in held), fastest[0])
 
 
 #: The graph y = -x on one float32, as an ONNX file: made once, so that no ONNX library is needed.

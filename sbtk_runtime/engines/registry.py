@@ -12,13 +12,23 @@ from numpy.typing import NDArray
 from sbtk_runtime.bundle import Bundle, OnnxForm
 from sbtk_runtime.engines import onnxruntime as engine_onnxruntime
 from sbtk_runtime.engines import openvino as engine_openvino
-from sbtk_runtime.engines.base import Embeddings, Engine, EngineRequest, Images, Notify, no_notify
+from sbtk_runtime.engines.base import (
+    AUTO,
+    DEFAULT_OPTIONS,
+    Embeddings,
+    Engine,
+    EngineOptions,
+    EngineRequest,
+    Images,
+    Notify,
+    no_notify,
+)
 from sbtk_runtime.engines.cuda import require_driver
 from sbtk_runtime.engines.session import is_out_of_memory
 from sbtk_runtime.engines.tensorrt.library import find_tensorrt
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra
 from sbtk_runtime.machine import cpu_threads
-from sbtk_runtime.manifest import PRECISIONS, Precision
+from sbtk_runtime.manifest import PRECISIONS
 
 if TYPE_CHECKING:
     from sbtk_runtime.engines.tensorrt.engine import TensorRtEngine
@@ -37,7 +47,8 @@ __all__ = [
     "validate_embeddings",
 ]
 
-AUTO = "auto"
+#: Engines of older versions, and the engine to use instead.
+_DROPPED = {"onnxruntime-tensorrt": "tensorrt"}
 _NORM_TOLERANCE = 1e-3
 
 
@@ -50,79 +61,64 @@ class EngineReport:
         works: it has just run a graph.
         reason: why not, and what to type; empty when it works.
         version: of its library; empty when that is not installed.
-        is_automatic: whether `auto` would take it; else it runs when asked for by name.
     """
 
     name: str
     works: bool
     reason: str
     version: str
-    is_automatic: bool = True
 
 
 def open_engine(
     bundle: Bundle,
+    options: EngineOptions = DEFAULT_OPTIONS,
     *,
-    engine: str = AUTO,
-    precision: Precision | None = None,
-    threads: int | None = None,
-    device: str | None = None,
     lanes: int = 1,
-    batch: int = 32,
     single_query: bool = False,
     notify: Notify = no_notify,
 ) -> Engine:
-    """Returns a working engine for the bundle: the named one, or else the first that works.
+    """Returns a working engine for the bundle: the named one, or the first one that works.
 
     Args:
         bundle: the model.
-        engine: a name of `ENGINE_NAMES`, or `auto`.
-        precision: the ONNX file to run; by default the engine's fastest that the bundle has.
-        threads: CPU threads to use; by default all that this process may.
-        device: `cpu`, `cuda` or `cuda:N`; by default whatever the engine runs on.
-        lanes: how many calls of `run` will go on at once. A CPU's threads are shared out among
-            them: one lane is the quickest for one picture, as many lanes as threads for many.
-        batch: most images that a run will usually get; more work too, in parts.
-        single_query: a picture or two is all that there is to do. `auto` then passes over an engine
-            that takes longer to load than it saves.
-        notify: told what is under way and what was changed to make it work.
+        options: the engine and how it runs.
+        lanes: how many calls of `run` will run at once. A CPU's threads are divided among them:
+            one lane is fastest for one image, a lane for each thread for many.
+        single_query: only an image or two will be embedded; `auto` then tries engines that take
+            longer to load than they save last.
+        notify: called with sentences on what takes long and on what was changed to make it work.
 
     Raises:
         BadConfig: the options contradict each other.
-        BadModel: the bundle has no such precision, or is damaged, or is not of this kind.
-        EngineUnavailable: the named engine, or every engine, does not work here.
+        BadModel: the bundle does not have the precision, is damaged, or is not a model of sbtk.
+        EngineUnavailable: the named engine, or every engine, does not work on this machine.
         MissingExtra: the named engine's library is not installed.
-        MemoryError: `auto` found no engine that works in the memory that there is.
+        MemoryError: no engine that `auto` tried works in the memory that is left.
     """
-    threads = cpu_threads() if threads is None else threads
-    check_engine_options(engine, precision, threads, device, lanes)
-    candidates = _candidates(engine, device)
+    check_engine_options(options, lanes)
+    candidates = _candidates(options)
     passed_over: list[str] = []
-    if engine == AUTO and single_query:
+    if options.engine == AUTO and single_query:
         slow = [entry for entry in candidates if entry.starts_slowly]
-        # Last, and not left out: it may be the only one that is installed.
+        # Last rather than left out: it may be the only one that is installed.
         candidates = [entry for entry in candidates if not entry.starts_slowly] + slow
-        passed_over = [f"{entry.name}: takes too long to load for one picture" for entry in slow]
+        passed_over = [f"{entry.name}: takes too long to load for one image" for entry in slow]
     bad_model: BadModel | None = None
     is_short_of_memory = False
     for entry in candidates:
         request = EngineRequest(
-            bundle=bundle,
-            precision=precision or _preferred(entry, bundle),
-            threads=threads,
+            bundle,
+            replace(options, device=options.device or entry.device),
             lanes=lanes,
-            device=device or entry.device,
-            batch=batch,
-            # A query must not take a minute because a GPU is there: what has to be built first is
-            # built when it is asked for by name.
-            may_build=engine != AUTO,
-            notify=notify,
             form=entry.form,
+            # A query must not take a minute because the machine has a GPU: `auto` builds nothing.
+            may_build=options.engine != AUTO,
+            notify=notify,
         )
         try:
             opened = entry.open(request)
         except (EngineUnavailable, MissingExtra, BadModel) as problem:
-            if engine != AUTO:
+            if options.engine != AUTO:
                 raise
             # One engine may refuse what another runs, and TensorRT has files of its own.
             if isinstance(problem, BadModel) and entry.form == "plain":
@@ -144,25 +140,26 @@ def open_engine(
     )
 
 
-def check_engine_options(
-    engine: str, precision: Precision | None, threads: int, device: str | None, lanes: int = 1
-) -> None:
+def check_engine_options(options: EngineOptions, lanes: int = 1) -> None:
     """Checks the options of `open_engine` without opening an engine.
 
     Raises:
         BadConfig: one of them is unknown, or they contradict each other.
     """
+    threads = cpu_threads() if options.threads is None else options.threads
     if threads < 1 or not 1 <= lanes <= threads:
-        raise BadConfig(f"{threads} threads for {lanes} lanes", "1 thread a lane, or more")
-    if precision is not None and precision not in PRECISIONS:
-        raise BadConfig(f"unknown precision {precision!r}", " or ".join(PRECISIONS))
-    _candidates(engine, device)
+        raise BadConfig(f"{threads} threads for {lanes} lanes", "at least 1 thread for each lane")
+    if options.batch < 1:
+        raise BadConfig(f"a batch of {options.batch}", "at least 1")
+    if options.precision is not None and options.precision not in PRECISIONS:
+        raise BadConfig(f"unknown precision {options.precision!r}", " or ".join(PRECISIONS))
+    _candidates(options)
 
 
 def probe_engines() -> list[EngineReport]:
     """Returns which engines work here, each made to run a small graph.
 
-    Those that `auto` may take come first, the fastest first of all.
+    They come in the order in which `auto` tries them, the fastest first.
     """
     from sbtk_runtime.machine import installed_versions
 
@@ -174,7 +171,7 @@ def probe_engines() -> list[EngineReport]:
         except (EngineUnavailable, MissingExtra) as problem:
             reason = f"{problem.found}: {problem.next_step}" if problem.next_step else problem.found
             version = next(iter(installed_versions(entry.distributions).values()), "")
-        reports.append(EngineReport(entry.name, not reason, reason, version, entry.is_automatic))
+        reports.append(EngineReport(entry.name, not reason, reason, version))
     return reports
 
 
@@ -193,25 +190,26 @@ def validate_embeddings(rows: Embeddings) -> tuple[Embeddings, NDArray[np.bool_]
     return rows, is_bad
 
 
-def _candidates(engine: str, device: str | None) -> list[EngineEntry]:
+def _candidates(options: EngineOptions) -> list[EngineEntry]:
+    engine, device = options.engine, options.device
     family = None if device is None else device.partition(":")[0]
     if family not in (None, "cpu", "cuda"):
         raise BadConfig(f"unknown device {device!r}", "cpu, cuda or cuda:N")
-    if engine != AUTO and engine not in ENGINE_NAMES:
+    if engine in _DROPPED:
+        raise BadConfig(
+            f"the engine {engine} no longer exists",
+            f"{_DROPPED[engine]}, which runs the same models through fewer layers",
+            f"--engine {_DROPPED[engine]}",
+        )
+    if engine not in (AUTO, *ENGINE_NAMES):
         raise BadConfig(f"unknown engine {engine!r}", f"{AUTO}, {', '.join(ENGINE_NAMES)}")
-    named = [e for e in ENGINES if e.name == engine or (engine == AUTO and e.is_automatic)]
+    named = [entry for entry in ENGINES if engine in (AUTO, entry.name)]
     fitting = [entry for entry in named if family in (None, entry.device)]
     if not fitting:
         raise BadConfig(
-            f"engine {engine} cannot run on {device}",
-            f"--device {named[0].device}, or none at all",
+            f"engine {engine} cannot run on {device}", f"--device {named[0].device}, or no --device"
         )
     return fitting
-
-
-def _preferred(entry: EngineEntry, bundle: Bundle) -> Precision:
-    there = bundle.precisions_of(entry.form)
-    return next((p for p in entry.precisions if p in there), entry.precisions[0])
 
 
 @dataclass(frozen=True)
@@ -221,23 +219,19 @@ class EngineEntry:
     Attributes:
         name: as `--engine` takes it.
         device: the kind of device that it runs on.
-        precisions: the fastest first.
         open: returns it, running the model of the request.
         probe: returns its library's version after it has run a graph.
         distributions: any of which brings its library.
         form: of the ONNX files that it runs.
-        is_automatic: whether `auto` may take it.
         starts_slowly: loading it takes longer than it saves on a single picture.
     """
 
     name: str
     device: Literal["cpu", "cuda"]
-    precisions: tuple[Precision, ...]
     open: Callable[[EngineRequest], Engine]
     probe: Callable[[], str]
     distributions: tuple[str, ...]
     form: OnnxForm = "plain"
-    is_automatic: bool = True
     starts_slowly: bool = False
 
 
@@ -278,16 +272,13 @@ def _probe_tensorrt_rtx() -> str:
     return engine_tensorrt.probe_tensorrt_rtx()
 
 
-_ON_GPU: tuple[Precision, ...] = ("fp16", "fp32", "int8")
-_ON_CPU: tuple[Precision, ...] = ("int8", "fp32", "fp16")
 _ONNXRUNTIMES = ("onnxruntime-gpu", "onnxruntime")
 
-#: Fastest first: the order in which `auto` tries those that it may take.
+#: The order in which `auto` tries them, the fastest first.
 ENGINES = (
     EngineEntry(
         "tensorrt",
         "cuda",
-        _ON_GPU,
         _open_tensorrt,
         _probe_tensorrt,
         ("tensorrt-cu13", "tensorrt", "tensorrt-cu12"),
@@ -296,7 +287,6 @@ ENGINES = (
     EngineEntry(
         "tensorrt-rtx",
         "cuda",
-        _ON_GPU,
         _open_tensorrt_rtx,
         _probe_tensorrt_rtx,
         ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
@@ -305,7 +295,6 @@ ENGINES = (
     EngineEntry(
         "onnxruntime-cuda",
         "cuda",
-        _ON_GPU,
         engine_onnxruntime.open_cuda,
         engine_onnxruntime.probe_cuda,
         _ONNXRUNTIMES,
@@ -313,7 +302,6 @@ ENGINES = (
     EngineEntry(
         "openvino",
         "cpu",
-        _ON_CPU,
         engine_openvino.open_openvino,
         engine_openvino.probe_openvino,
         ("openvino",),
@@ -322,21 +310,9 @@ ENGINES = (
     EngineEntry(
         "onnxruntime",
         "cpu",
-        _ON_CPU,
         engine_onnxruntime.open_cpu,
         engine_onnxruntime.probe_cpu,
         _ONNXRUNTIMES,
-    ),
-    # It does what the engine `tensorrt` does, through more layers, and builds when it is opened.
-    EngineEntry(
-        "onnxruntime-tensorrt",
-        "cuda",
-        _ON_GPU,
-        engine_onnxruntime.open_tensorrt,
-        engine_onnxruntime.probe_tensorrt,
-        _ONNXRUNTIMES,
-        form="tensorrt",
-        is_automatic=False,
     ),
 )
 ENGINE_NAMES = tuple(entry.name for entry in ENGINES)

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.embedding.stream import BAD_ROW, trim_malloc
-from sbtk_runtime.engines.base import EngineInfo, Notify, no_notify
+from sbtk_runtime.engines.base import DEFAULT_OPTIONS, EngineInfo, EngineOptions, Notify, no_notify
 from sbtk_runtime.engines.registry import validate_embeddings
 from sbtk_runtime.errors import BadGallery, BadImage, ModelMismatch, SbtkError
 from sbtk_runtime.files import printable_name
@@ -31,7 +31,7 @@ from sbtk_runtime.gallery.folder import check_model
 from sbtk_runtime.gallery.gallery import Gallery, Search
 from sbtk_runtime.gallery.hits import Answer, Hit, PhotoCopies
 from sbtk_runtime.gallery.hnsw import import_hnswlib
-from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, Precision
+from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest
 from sbtk_runtime.preprocess import KINDS, Kind, Pixels
 from sbtk_runtime.rerank import Rerank
 from sbtk_runtime.web.photos import PhotoGone, open_photo
@@ -56,16 +56,6 @@ class Stuck(SbtkError):
 
 class Loading(SbtkError):
     """The engine or the gallery is not ready yet."""
-
-
-@dataclass(frozen=True)
-class EngineChoice:
-    """Which engine to open, as the options of the same names say."""
-
-    engine: str = "auto"
-    precision: Precision | None = None
-    threads: int | None = None
-    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +95,7 @@ class Service:
     Args:
         folder: the gallery's.
         bundle: the model that made it.
-        choice: the engine to run it on.
+        options: the engine to run it on.
         search: how to search.
         rerank: how to order what is found.
         notify: told what an engine does that takes long.
@@ -124,7 +114,7 @@ class Service:
         self,
         folder: Path,
         bundle: Bundle,
-        choice: EngineChoice | None = None,
+        options: EngineOptions = DEFAULT_OPTIONS,
         *,
         search: Search = "auto",
         rerank: Rerank = "none",
@@ -140,7 +130,7 @@ class Service:
         self.pictures = WorkQueue("picture", workers=2, waiting=MOST_PICTURES)
         self.thumbnails = WorkQueue("thumbnail", workers=2, waiting=MOST_PICTURES)
         self.loaded: Future[None] = Future()
-        self._choice = choice or EngineChoice()
+        self._options = options
         self._search: Search = search
         self._rerank: Rerank = rerank
         self._notify = notify
@@ -342,15 +332,7 @@ class Service:
             import_hnswlib()
         # First, since it is quick to fail, and to show photos.
         self._gallery = FollowedGallery(self.folder, self._check)
-        embedder = Embedder(
-            self.bundle,
-            engine=self._choice.engine,
-            precision=self._choice.precision,
-            threads=self._choice.threads,
-            device=self._choice.device,
-            batch=QUERY_BATCH,
-            notify=self._notify,
-        )
+        embedder = Embedder(self.bundle, self._options, batch=QUERY_BATCH, notify=self._notify)
         try:
             embedding, _ = embedder.embed_one(_warm_up_sketch(), "sketch")
             with self._gallery.reading() as gallery:

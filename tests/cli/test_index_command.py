@@ -84,9 +84,9 @@ def test_an_engine_is_opened_once_and_only_when_there_is_something_to_embed(
 ) -> None:
     opened: list[int] = []
 
-    def counted(*arguments: Any, lanes: int = 1, **options: Any) -> Engine:
+    def counted(*arguments: Any, lanes: int = 1, **others: Any) -> Engine:
         opened.append(lanes)
-        return open_engine(*arguments, lanes=lanes, **options)
+        return open_engine(*arguments, lanes=lanes, **others)
 
     monkeypatch.setattr("sbtk_runtime.embedding.embedder.open_engine", counted)
     index = ["index", "photos", "--threads", "2"]

@@ -22,6 +22,7 @@ from sbtk_export.onnx_graph import ModelInputs, find_domain_input
 from sbtk_export.parity import LIMITS, embed_with_torch
 from sbtk_runtime.bundle import Bundle, OnnxForm
 from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.engines.base import EngineOptions
 from sbtk_runtime.engines.registry import open_engine
 from sbtk_runtime.engines.tensorrt.build import BuildSettings, build_plan
 from sbtk_runtime.engines.tensorrt.library import find_tensorrt
@@ -95,7 +96,7 @@ def test_every_file_computes_what_torch_does_for_either_kind(
     wanted = {kind: embed_with_torch(dsn, ModelInputs.of_kind(pixels, kind)) for kind in KINDS}
     between = float((wanted["sketch"] * wanted["photo"]).sum(axis=1).max())
     assert between < 0.9, "the kind must make more of a difference than rounding does"
-    engine = open_engine(dsn_bundle, engine=name, precision=precision, threads=1)
+    engine = open_engine(dsn_bundle, EngineOptions(engine=name, precision=precision, threads=1))
     with contextlib.closing(engine):
         for kind in KINDS:
             rows = engine.run(pixels, kind)
@@ -112,7 +113,7 @@ def test_a_bundle_whose_manifest_and_models_disagree_is_refused(
     changed = Bundle(of.folder, replace(of.manifest, domain_input=told))
     for name in ENGINES:
         with pytest.raises(BadModel, match="takes images"):
-            open_engine(changed, engine=name, precision="fp32")
+            open_engine(changed, EngineOptions(engine=name, precision="fp32"))
 
 
 @pytest.mark.parametrize(("precision", "form"), [("int8", "plain"), ("int8", "tensorrt")])

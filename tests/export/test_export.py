@@ -19,6 +19,7 @@ from sbtk_export.export import ExportPlan, check_models, export_run, export_stud
 from sbtk_export.images import ExportImages
 from sbtk_export.parity import compute_reference
 from sbtk_runtime.bundle import Bundle, onnx_name
+from sbtk_runtime.engines.base import EngineOptions
 from sbtk_runtime.engines.registry import open_engine
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
 from sbtk_runtime.manifest import Precision
@@ -82,7 +83,7 @@ def test_engine_gives_the_students_embeddings(
     images = ((pixels / 255.0 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
     with torch.inference_mode():
         wanted = student.embed(torch.from_numpy(images)).numpy()
-    engine = open_engine(bundle, precision="fp32")
+    engine = open_engine(bundle, EngineOptions(precision="fp32"))
     np.testing.assert_allclose(engine.run(pixels, "photo"), wanted, atol=1e-5)
     engine.close()
 

@@ -24,12 +24,13 @@ from sbtk_export.int8_tensorrt import (
     unquantise_fused_inputs,
 )
 from sbtk_export.onnx_graph import ModelInputs, write_onnx
-from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.bundle import Bundle, OnnxForm
 from sbtk_runtime.engines import onnxruntime as engine_onnxruntime
-from sbtk_runtime.engines.base import EngineRequest
+from sbtk_runtime.engines.base import EngineOptions, EngineRequest
 from sbtk_runtime.engines.tensorrt.build import BuildSettings, build_plan
 from sbtk_runtime.engines.tensorrt.library import find_tensorrt
 from sbtk_runtime.errors import BadConfig, BadModel
+from sbtk_runtime.manifest import Precision
 from sbtk_train.models.sbtknet import SbtknetStudent
 from tests.tiny_student import fitted
 
@@ -107,8 +108,15 @@ def test_onnx_runtime_runs_it_when_asked_for_that_form(
 ) -> None:
     pixels = pictures.parity.pixels[:6]
     rows = []
-    for precision, form in (("int8", "tensorrt"), ("int8", "plain"), ("fp32", "plain")):
-        request = EngineRequest(trt_bundle, precision, 1, 1, "cpu", form=form)  # type: ignore[arg-type]
+    runs: tuple[tuple[Precision, OnnxForm], ...] = (
+        ("int8", "tensorrt"),
+        ("int8", "plain"),
+        ("fp32", "plain"),
+    )
+    for precision, form in runs:
+        request = EngineRequest(
+            trt_bundle, EngineOptions(precision=precision, threads=1), form=form
+        )
         engine = engine_onnxruntime.open_cpu(request)
         assert engine.info.form == form
         rows.append(engine.run(pixels, "photo"))

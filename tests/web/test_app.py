@@ -15,9 +15,10 @@ import pytest
 from starlette.types import ASGIApp
 
 from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.engines.base import EngineOptions
 from sbtk_runtime.web.app import guarded_app
 from sbtk_runtime.web.auth import access_rules
-from sbtk_runtime.web.service import EngineChoice, Service
+from sbtk_runtime.web.service import Service
 from tests.serve_client import sketch_png
 from tests.tiny import tiny_bundle, write_photos
 from tests.web.conftest import Workplace
@@ -60,7 +61,7 @@ def test_a_generation_that_was_described_is_let_go_when_the_next_one_comes(
     workplace: Workplace,
 ) -> None:
     # Its graph may be the largest thing in memory.
-    choice = EngineChoice("onnxruntime", threads=1)
+    choice = EngineOptions("onnxruntime", threads=1)
     with Service(workplace.gallery, Bundle.open(workplace.bundle), choice) as service:
         service.loaded.result(60)
         app = guarded_app(service, access_rules("127.0.0.1"))

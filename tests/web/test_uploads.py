@@ -18,13 +18,14 @@ from starlette.types import Message, Receive, Scope
 
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.engines.base import EngineOptions
 from sbtk_runtime.errors import BadImage, SlowImage
 from sbtk_runtime.preprocess import opened, prepare
 from sbtk_runtime.web.app import guarded_app
 from sbtk_runtime.web.auth import access_rules
 from sbtk_runtime.web.queue import WorkQueue
 from sbtk_runtime.web.refusals import Refused
-from sbtk_runtime.web.service import EngineChoice, Service
+from sbtk_runtime.web.service import Service
 from sbtk_runtime.web.uploads import (
     SMALL_BYTES,
     SMALL_PIXELS,
@@ -113,7 +114,7 @@ def test_others_are_answered_while_costly_uploads_are_decoded(
 @pytest.fixture
 def service(workplace: Workplace) -> Service:
     return Service(
-        workplace.gallery, Bundle.open(workplace.bundle), EngineChoice("onnxruntime", threads=1)
+        workplace.gallery, Bundle.open(workplace.bundle), EngineOptions("onnxruntime", threads=1)
     )
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines import onnxruntime as engine_onnxruntime
-from sbtk_runtime.engines.base import EngineRequest, Notify, no_notify
+from sbtk_runtime.engines.base import EngineOptions, EngineRequest, Notify, no_notify
 from sbtk_runtime.engines.cuda import CudaDevice
 from sbtk_runtime.engines.registry import Engine, validate_embeddings
 from sbtk_runtime.engines.tensorrt.cache import PlanCache
@@ -18,7 +18,6 @@ from sbtk_runtime.engines.tensorrt.engine import ReadyPlan, open_plan
 from sbtk_runtime.engines.tensorrt.library import TensorRt
 from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
 from sbtk_runtime.generated_inputs import generate_photos, generate_sketches
-from sbtk_runtime.machine import cpu_threads
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import Kind, Pixels, prepare
 
@@ -62,16 +61,8 @@ def require_sound(
         BadModel: it does not take and give what an engine of sbtk does.
     """
     precision, batch = ready.record.precision, min(32, ready.record.batch_max)
-    request = EngineRequest(
-        bundle,
-        precision,
-        cpu_threads(),
-        lanes=1,
-        device=f"cuda:{device.index}",
-        batch=batch,
-        notify=notify,
-        form="tensorrt",
-    )
+    options = EngineOptions(precision=precision, device=f"cuda:{device.index}", batch=batch)
+    request = EngineRequest(bundle, options, form="tensorrt", notify=notify)
     try:
         engine = open_plan(ready.plan, trt, device, request)
         try:
@@ -108,8 +99,7 @@ def check_plan(engine: Engine, bundle: Bundle, precision: Precision) -> PlanChec
             "embeddings",
             "finite rows of length 1",
         )
-    form = engine.info.form
-    request = EngineRequest(bundle, precision, cpu_threads(), lanes=1, device="cpu", form=form)
+    request = EngineRequest(bundle, EngineOptions(precision=precision), form=engine.info.form)
     try:
         other = engine_onnxruntime.open_cpu(request)
     except (MissingExtra, EngineUnavailable) as problem:

@@ -123,12 +123,12 @@ def open_plan(
         form="tensorrt",
         domain_input=domain_input,
     )
-    if request.batch > network.largest:
+    if request.options.batch > network.largest:
         request.notify(
-            f"the plan takes {network.largest} images at once, so {request.batch} go through in "
-            "parts; sbtk engine build --batch makes a larger one"
+            f"the plan takes {network.largest} images at once, so a batch of "
+            f"{request.options.batch} is split; sbtk engine build --batch makes a larger plan"
         )
-    return TensorRtEngine(network, device, info, request.batch, request.notify)
+    return TensorRtEngine(network, device, info, request.options.batch, request.notify)
 
 
 def probe_tensorrt() -> str:
@@ -271,7 +271,7 @@ def _open(request: EngineRequest, module: str) -> TensorRtEngine:
         trt,
         device,
         may_build=request.may_build,
-        batch=request.batch,
+        batch=request.options.batch,
         notify=request.notify,
     )
     return open_plan(ready.plan, trt, device, request)

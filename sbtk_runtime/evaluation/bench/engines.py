@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol, runtime_checkable
 
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.engines.base import EngineInfo, Notify, no_notify
-from sbtk_runtime.engines.registry import AUTO, Engine, open_engine, probe_engines
+from sbtk_runtime.engines.base import AUTO, EngineInfo, EngineOptions, Notify, no_notify
+from sbtk_runtime.engines.registry import Engine, open_engine, probe_engines
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra
 from sbtk_runtime.evaluation.bench.interleave import Embeddings
 from sbtk_runtime.manifest import PRECISIONS, Precision
@@ -71,46 +71,22 @@ class Contender:
         return f"{self.engine} {self.precision}"
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """The engines to measure, and their options.
-
-    Attributes:
-        engine: a name, `auto` for the first working engine, or `all` for every working engine.
-        device: `cpu`, `cuda`, `cuda:N`, or `None` for each engine's default.
-        precision: one precision, or `None` for all in the bundle.
-        threads: CPU threads of each contender; by default all that this process may use.
-        batches: batch sizes.
-    """
-
-    engine: str = AUTO
-    device: str | None = None
-    precision: Precision | None = None
-    threads: int | None = None
-    batches: tuple[int, ...] = (1, 8, 32)
-
-
-def open_default(bundle: Bundle, wanted: Wanted, notify: Notify = no_notify) -> Engine:
+def open_default(bundle: Bundle, options: EngineOptions, notify: Notify = no_notify) -> Engine:
     """Open the engine on which stages are measured; for `all`, the one that `auto` selects.
 
     Raises:
         EngineUnavailable, MissingExtra, BadModel, BadConfig: as `open_engine`.
     """
-    return open_engine(
-        bundle,
-        engine=AUTO if wanted.engine == ALL else wanted.engine,
-        precision=wanted.precision,
-        threads=wanted.threads,
-        device=wanted.device,
-        notify=notify,
-    )
+    if options.engine == ALL:
+        options = replace(options, engine=AUTO)
+    return open_engine(bundle, options, notify=notify)
 
 
 def open_contenders(
     stack: contextlib.ExitStack,
     bundle: Bundle,
     default: EngineInfo,
-    wanted: Wanted,
+    options: EngineOptions,
     notify: Notify = no_notify,
 ) -> tuple[list[Contender], list[str]]:
     """Open the engines to measure; return them with notes on skipped engines.
@@ -122,28 +98,21 @@ def open_contenders(
         stack: closes the engines.
         bundle: the model.
         default: the engine on which the stages were measured.
-        wanted: the requested engines.
+        options: the requested engine, or `all`; `batch` is the largest to run.
         notify: called with messages about slow steps.
     """
     notes = [f"not {reason}" for reason in default.passed_over]
     names = [default.name]
-    if wanted.engine == ALL:
+    if options.engine == ALL:
         reports = probe_engines()
         notes = [f"{r.name} skipped: {r.reason}" for r in reports if not r.works]
         names = [r.name for r in reports if r.works]
     contenders = []
     for name in names:
-        for precision in _precisions(bundle, wanted.precision):
+        for precision in _precisions(bundle, options.precision):
             try:
-                opened = open_engine(
-                    bundle,
-                    engine=name,
-                    precision=precision,
-                    threads=default.threads,
-                    device=wanted.device,
-                    batch=max(wanted.batches),
-                    notify=notify,
-                )
+                one = replace(options, engine=name, precision=precision, threads=default.threads)
+                opened = open_engine(bundle, one, notify=notify)
             except (EngineUnavailable, MissingExtra, BadConfig, BadModel) as problem:
                 notes.append(f"{name} {precision} skipped: {problem.found}")
                 continue

@@ -12,10 +12,10 @@ import numpy as np
 
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.embedder import Embedder
-from sbtk_runtime.engines.base import EngineInfo
+from sbtk_runtime.engines.base import DEFAULT_OPTIONS, EngineInfo, EngineOptions
 from sbtk_runtime.engines.registry import AUTO
 from sbtk_runtime.errors import BadModel, EngineUnavailable, SbtkError
-from sbtk_runtime.evaluation.bench.engines import Contender, Wanted, open_contenders, open_default
+from sbtk_runtime.evaluation.bench.engines import Contender, open_contenders, open_default
 from sbtk_runtime.evaluation.bench.floor import (
     Floor,
     Product,
@@ -32,7 +32,7 @@ from sbtk_runtime.evaluation.bench.interleave import (
     measure_stages,
 )
 from sbtk_runtime.evaluation.bench.map import LabelledSet, measure_map
-from sbtk_runtime.evaluation.bench.memory import Memory, MemoryRequest, measure_memory
+from sbtk_runtime.evaluation.bench.memory import Memory, measure_memory
 from sbtk_runtime.evaluation.bench.speed import Speed, Speeds, measure_speeds
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import prepare
@@ -66,7 +66,10 @@ class Baselines:
     )
 
 
-_DEFAULT_ENGINE, _NO_BASELINES = Wanted(), Baselines()
+_NO_BASELINES = Baselines()
+
+#: Batch sizes to measure.
+BATCHES = (1, 8, 32)
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ def measure_latency(
     search: Search,
     searched: str,
     *,
-    wanted: Wanted = _DEFAULT_ENGINE,
+    options: EngineOptions = DEFAULT_OPTIONS,
+    batches: tuple[int, ...] = BATCHES,
     baselines: Baselines = _NO_BASELINES,
     labelled: LabelledSet | None = None,
     config: BenchConfig = USUAL,
@@ -127,7 +131,9 @@ def measure_latency(
         images: images to decode and embed.
         search: searches for an embedding, the last stage of a query.
         searched: description of what is searched.
-        wanted: the engines; stages are measured on the first, in its default precision.
+        options: the engine to measure, or `all`, in the given precision or all that the bundle has.
+            Stages are measured on the first engine, by default in its fastest precision.
+        batches: batch sizes; the largest replaces that of the options.
         baselines: baselines to compare the engines with.
         labelled: images of held-out seen classes to measure mAP on, or `None`.
         config: how long to measure.
@@ -138,17 +144,20 @@ def measure_latency(
         MissingExtra: the named engine's library is not installed.
         BadModel: the bundle lacks the precision, or is damaged.
     """
-    with contextlib.closing(open_default(bundle, wanted, progress)) as default:
+    options = replace(options, batch=max(batches))
+    with contextlib.closing(open_default(bundle, options, progress)) as default:
         info = default.info
         progress(f"measuring stages on {info.name} {info.precision}")
         stages = measure_stages(
             images.sketches, images.photos, default.run, search, samples=config.samples
         )
     notes: list[str] = []
-    keys, speeds = _speeds(bundle, images, info, wanted, baselines, config, progress, notes)
+    keys, speeds = _speeds(
+        bundle, images, info, options, batches, baselines, config, progress, notes
+    )
     memories: dict[str, Memory] = {}
     if config.with_memory:
-        memories = _memories(bundle, keys, info.threads, wanted.batches, progress, notes)
+        memories = _memories(bundle, keys, info.threads, batches, progress, notes)
     quality = None
     if labelled is not None:
         quality, quality_notes = measure_quality(bundle, labelled, keys, info.threads, progress)
@@ -172,7 +181,8 @@ def _speeds(
     bundle: Bundle,
     images: BenchImages,
     info: EngineInfo,
-    wanted: Wanted,
+    options: EngineOptions,
+    batches: tuple[int, ...],
     baselines: Baselines,
     config: BenchConfig,
     progress: Progress,
@@ -182,11 +192,11 @@ def _speeds(
     pixels = [prepare(photo, "photo").pixels for photo in images.photos[:_IMAGES]]
     model_macs = _model_macs(bundle, notes)
     with contextlib.ExitStack() as stack:
-        engines, left_out = open_contenders(stack, bundle, info, wanted, progress)
+        engines, left_out = open_contenders(stack, bundle, info, options, progress)
         devices = list(dict.fromkeys(contender.device for contender in engines))
         speeds = measure_speeds(
             [*engines, *baselines.contenders(info.threads, devices)],
-            wanted.batches,
+            batches,
             np.stack(pixels),
             products=_products(engines, info.threads, baselines, config, progress),
             model_macs=model_macs,
@@ -242,16 +252,9 @@ def _memories(
     found: dict[str, Memory] = {}
     for key in engines:
         progress(f"measuring memory of {key.name}")
-        request = MemoryRequest(
-            bundle=str(bundle.folder.absolute()),
-            engine=key.engine,
-            precision=key.precision,
-            threads=threads,
-            device=key.device,
-            batches=tuple(sorted(batches)),
-        )
+        options = EngineOptions(key.engine, key.precision, threads, key.device, max(batches))
         try:
-            found[key.name] = measure_memory(request)
+            found[key.name] = measure_memory(bundle.folder, options, batches)
         except EngineUnavailable as problem:
             notes.append(f"memory of {key.name} not measured: {problem.found}")
             continue

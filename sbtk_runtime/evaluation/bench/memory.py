@@ -1,6 +1,6 @@
 """Memory of an engine, measured in a process of its own.
 
-    python -m sbtk_runtime.evaluation.bench.memory '{"bundle": "...", "engine": "onnxruntime", ...}'
+    python -m sbtk_runtime.evaluation.bench.memory '{"bundle": "...", "options": {...}, ...}'
 
 opens the engine, runs each batch and prints the memory as one JSON line.
 """
@@ -10,18 +10,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.engines.base import EngineOptions
 from sbtk_runtime.engines.cuda import checked, cuda_runtime, find_device
 from sbtk_runtime.engines.registry import open_engine
 from sbtk_runtime.errors import EngineUnavailable, MissingExtra, SbtkError
 from sbtk_runtime.machine import peak_resident_bytes
-from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import SIZE_PX
 
 _TIMEOUT_S = 900
@@ -31,24 +32,6 @@ _START = (
     "import sys; sys.path.append(sys.argv.pop(1)); "
     "from sbtk_runtime.evaluation.bench.memory import main; main()"
 )
-
-
-@dataclass(frozen=True)
-class MemoryRequest:
-    """An engine and the batch sizes to run, smallest first.
-
-    Attributes:
-        bundle: folder of the model.
-        engine, precision, threads, device: as for `open_engine`.
-        batches: batch sizes.
-    """
-
-    bundle: str
-    engine: str
-    precision: Precision
-    threads: int
-    device: str
-    batches: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -67,14 +50,24 @@ class Memory:
     failed: str = ""
 
 
-def measure_memory(request: MemoryRequest) -> Memory:
+def measure_memory(folder: Path, options: EngineOptions, batches: Sequence[int]) -> Memory:
     """Measure the memory of an engine in a new process.
+
+    Args:
+        folder: of the model.
+        options: the engine to open.
+        batches: batch sizes to run, the smallest first.
 
     Raises:
         EngineUnavailable: the process ended without a result.
     """
     root = str(Path(__file__).resolve().parents[3])
-    command = [sys.executable, "-P", "-c", _START, root, json.dumps(asdict(request))]
+    request = {
+        "bundle": str(folder.absolute()),
+        "options": asdict(options),
+        "batches": list(batches),
+    }
+    command = [sys.executable, "-P", "-c", _START, root, json.dumps(request)]
     try:
         done = subprocess.run(  # noqa: S603 -- this file
             command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
@@ -94,28 +87,23 @@ def measure_memory(request: MemoryRequest) -> Memory:
 def main() -> None:
     """Measure the memory of this process and print it as JSON."""
     asked = json.loads(sys.argv[1])
-    request = MemoryRequest(**(asked | {"batches": tuple(asked["batches"])}))
-    print(json.dumps(asdict(measure_this_process(request))))
+    options = EngineOptions(**asked["options"])
+    memory = measure_this_process(Path(asked["bundle"]), options, asked["batches"])
+    print(json.dumps(asdict(memory)))
 
 
-def measure_this_process(request: MemoryRequest) -> Memory:
+def measure_this_process(folder: Path, options: EngineOptions, batches: Sequence[int]) -> Memory:
     """Return the memory that this process needs to open the engine and run the batches."""
-    before = device_bytes_in_use(request.device)
+    device_name = options.device or "cpu"
+    before = device_bytes_in_use(device_name)
     peaks: dict[int, int] = {}
     device: dict[int, int] = {}
     try:
-        engine = open_engine(
-            Bundle.open(Path(request.bundle)),
-            engine=request.engine,
-            precision=request.precision,
-            threads=request.threads,
-            device=request.device,
-            batch=max(request.batches),
-        )
-        for batch in sorted(request.batches):
+        engine = open_engine(Bundle.open(folder), replace(options, batch=max(batches)))
+        for batch in sorted(batches):
             # Pages of zeros would take no memory.
             engine.run(np.full((batch, SIZE_PX, SIZE_PX, 3), 127, dtype=np.uint8), "photo")
-            now = device_bytes_in_use(request.device)
+            now = device_bytes_in_use(device_name)
             if peak := peak_resident_bytes():
                 peaks[batch] = peak
             if before is not None and now is not None:

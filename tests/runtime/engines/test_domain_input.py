@@ -13,8 +13,7 @@ from onnx import numpy_helper
 
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.embedder import Embedded, Embedder
-from sbtk_runtime.engines import onnxruntime as onnxruntime_tensorrt
-from sbtk_runtime.engines.base import EngineRequest
+from sbtk_runtime.engines.base import EngineOptions, EngineRequest
 from sbtk_runtime.engines.cuda import find_device
 from sbtk_runtime.engines.registry import Engine, open_engine
 from sbtk_runtime.engines.tensorrt import engine as engine_tensorrt
@@ -90,7 +89,7 @@ def test_sketches_are_0_and_photos_1() -> None:
 def test_the_kind_reaches_the_model_in_parts_of_any_size(
     bundle: Bundle, name: str, count: int
 ) -> None:
-    engine = open_engine(bundle, engine=name, threads=2, lanes=2)
+    engine = open_engine(bundle, EngineOptions(engine=name, threads=2), lanes=2)
     assert engine.info.domain_input == "domain"
     for kind in KINDS:
         rows = engine.run(images(count)[:, :, ::-1], kind)
@@ -100,7 +99,7 @@ def test_the_kind_reaches_the_model_in_parts_of_any_size(
 
 @pytest.mark.parametrize("name", ON_A_CPU)
 def test_a_model_without_a_domain_input_does_not_mind_the_kind(plain: Bundle, name: str) -> None:
-    engine = open_engine(plain, engine=name)
+    engine = open_engine(plain, EngineOptions(engine=name))
     assert engine.info.domain_input is None
     assert np.array_equal(engine.run(images(3), "sketch"), engine.run(images(3), "photo"))
     engine.close()
@@ -114,7 +113,7 @@ def test_a_manifest_that_disagrees_with_the_model_is_refused(
     folder = tiny_bundle(tmp_path / "tiny", has_domain=told is None)
     write_tiny_manifest(folder, domain_input=told)
     with pytest.raises(BadModel) as caught:
-        open_engine(Bundle.open(folder), engine=name)
+        open_engine(Bundle.open(folder), EngineOptions(engine=name))
     assert ("domain: tensor(float)" in caught.value.found) == (told is None)
     assert ("domain: tensor(float)" in caught.value.expected) == (told is not None)
     assert "manifest" in caught.value.expected
@@ -135,7 +134,7 @@ def test_a_domain_for_the_whole_batch_is_refused(tmp_path: Path) -> None:
     onnx.save(model, folder / "model.int8.onnx")
     write_tiny_manifest(folder, domain_input="domain")
     with pytest.raises(BadModel, match=r"domain: tensor\(float\) \(1\)"):
-        open_engine(Bundle.open(folder), engine="onnxruntime")
+        open_engine(Bundle.open(folder), EngineOptions(engine="onnxruntime"))
 
 
 def test_files_are_embedded_as_what_they_are_said_to_be(bundle: Bundle, tmp_path: Path) -> None:
@@ -176,7 +175,8 @@ def opened(bundle: Bundle, surface: Surface) -> TensorRtEngine:
         "tensorrt": engine_tensorrt.open_tensorrt,
         "tensorrt_rtx": engine_tensorrt.open_tensorrt_rtx,
     }[surface.module]
-    return open_it(EngineRequest(bundle, "fp32", threads=2, lanes=1, device="cuda", batch=BATCH))
+    options = EngineOptions(precision="fp32", threads=2, device="cuda", batch=BATCH)
+    return open_it(EngineRequest(bundle, options))
 
 
 def test_a_plan_gets_the_kind_whatever_ran_before_in_its_buffers(
@@ -247,16 +247,8 @@ def test_a_new_plan_is_compared_on_both_kinds(
     assert check.cosine_min > LEAST_COSINE["fp32"]
 
 
-def test_onnx_runtimes_tensorrt_is_told_the_shapes_of_both_inputs() -> None:
-    options = onnxruntime_tensorrt.options(0, 32, None, "domain")
-    assert options["trt_profile_min_shapes"] == "images:1x224x224x3,domain:1"
-    assert options["trt_profile_opt_shapes"] == "images:32x224x224x3,domain:32"
-    assert options["trt_profile_max_shapes"] == "images:32x224x224x3,domain:32"
-    assert "domain" not in str(onnxruntime_tensorrt.options(0, 32, None))
-
-
 def test_every_engine_takes_the_kind_by_the_same_name(bundle: Bundle) -> None:
-    engines: list[Engine] = [open_engine(bundle, engine=name) for name in ON_A_CPU]
+    engines: list[Engine] = [open_engine(bundle, EngineOptions(engine=name)) for name in ON_A_CPU]
     for engine in engines:
         assert engine.run(images=images(1), kind="sketch").shape == (1, 16)
         engine.close()

@@ -17,22 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines import onnxruntime as engine_onnxruntime
-from sbtk_runtime.engines import onnxruntime as onnxruntime_tensorrt
-from sbtk_runtime.engines.base import EngineInfo, EngineRequest
+from sbtk_runtime.engines.base import EngineInfo
 from sbtk_runtime.engines.cuda import cuda_runtime, find_device
 from sbtk_runtime.engines.onnxruntime import (
     CPU,
-    EngineCache,
-    check_assignment,
-    engine_cache,
     find_onnxruntime,
     new_session,
-    run_probe,
 )
 from sbtk_runtime.engines.session import Feeds, SessionEngine, first_line
-from sbtk_runtime.errors import BadConfig, EngineUnavailable, SbtkError
+from sbtk_runtime.errors import BadConfig, SbtkError
 from tests.tiny import tiny_bundle, write_photos
 
 _BESIDE = Path(os.environ.get("SBTK_TEST_ONNXRUNTIME_GPU", Path(sys.prefix) / "onnxruntime-gpu"))
@@ -61,16 +55,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @needs_onnxruntime_gpu
 @needs_no_gpu
 def test_asked_for_by_name_it_is_an_error_with_the_reason(folder: Path) -> None:
-    answers = _opened(folder, "onnxruntime-cuda", "onnxruntime-tensorrt", "auto", "onnxruntime")
-    for name in ("onnxruntime-cuda", "onnxruntime-tensorrt"):
-        assert answers[name]["error"] == "EngineUnavailable"
-        assert "no NVIDIA driver" in answers[name]["found"]
-        assert "driver" in answers[name]["next_step"]
+    answers = _opened(folder, "onnxruntime-cuda", "auto", "onnxruntime")
+    refused = answers["onnxruntime-cuda"]
+    assert refused["error"] == "EngineUnavailable"
+    assert "no NVIDIA driver" in refused["found"]
+    assert "driver" in refused["next_step"]
     assert answers["onnxruntime"]["device"] == "cpu"
     assert answers["auto"]["device"] == "cpu"
     why = next(text for text in answers["auto"]["passed_over"] if "onnxruntime-cuda" in text)
     assert "no NVIDIA driver" in why
-    assert not [text for text in answers["auto"]["passed_over"] if "onnxruntime-tensorrt" in text]
 
 
 @needs_onnxruntime_gpu
@@ -88,25 +81,13 @@ def test_without_the_drivers_word_the_silent_fall_back_is_refused(folder: Path) 
 
 @needs_onnxruntime_gpu
 @needs_no_gpu
-def test_the_tensorrt_provider_names_the_library_that_it_is_linked_with(folder: Path) -> None:
-    answers = _opened(folder, "onnxruntime-tensorrt", hidden=("cuda", "cuda.bindings"))
-    refused = answers["onnxruntime-tensorrt"]
-    assert refused["error"] == "EngineUnavailable"
-    assert "needs libnvinfer.so.10, which cannot be loaded" in refused["found"]
-    assert refused["expected"] == "TensorRT 10"
-    assert 'pip install "sbtk[gpu,tensorrt]"' in refused["next_step"]
-
-
-@needs_onnxruntime_gpu
-@needs_no_gpu
-@pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
 def test_the_command_exits_with_1_and_prints_nothing_but_the_reason(
-    folder: Path, tmp_path: Path, name: str
+    folder: Path, tmp_path: Path
 ) -> None:
     (photo,) = write_photos(tmp_path, 1)
     out = tmp_path / "out.npz"
     command = ["-m", "sbtk_cli", "embed", str(photo), "--as", "photo", "-o", str(out)]
-    done = _python(*command, "--model", str(folder), "--engine", name)
+    done = _python(*command, "--model", str(folder), "--engine", "onnxruntime-cuda")
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.startswith("Error: there is no NVIDIA driver")
@@ -130,21 +111,16 @@ def test_doctor_names_both_installations(folder: Path, tmp_path: Path) -> None:
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in double["next_step"]
     engines = {engine["name"]: engine for engine in json.loads(done.stdout)["engines"]}
     assert engines["onnxruntime"]["works"]
-    assert not engines["onnxruntime-tensorrt"]["is_automatic"]
 
 
 @needs_onnxruntime_gpu
-def test_the_options_are_those_that_the_providers_know() -> None:
+def test_the_options_are_those_that_the_provider_knows() -> None:
     """An option that a provider does not know makes it fail, and that needs a GPU to be seen."""
     cuda_options = engine_onnxruntime._cuda_provider(0)[1]
-    tensorrt_options = onnxruntime_tensorrt.options(0, 32, EngineCache(Path("cache")))
     assert "use_tf32" in cuda_options
-    assert "trt_profile_opt_shapes" in tensorrt_options
     choices = ["kSameAsRequested", "HEURISTIC"]
     assert set(choices) <= set(cuda_options.values())
     _check_strings("libonnxruntime_providers_cuda.so", [*cuda_options, *choices])
-    _check_strings("libonnxruntime_providers_tensorrt.so", list(tensorrt_options))
-    _check_strings("onnxruntime_pybind11_state*.so", list(onnxruntime_tensorrt.SESSION_ENTRIES))
 
 
 def _check_strings(library: str, texts: list[str]) -> None:
@@ -164,98 +140,10 @@ def test_devices_that_are_none_are_refused() -> None:
             find_device(name)
 
 
-def test_an_engine_that_leaves_work_to_others_is_refused() -> None:
-    runtime = find_onnxruntime()
-    session = run_probe(runtime, [(CPU, {})], onnxruntime_tensorrt.SESSION_ENTRIES)
-    with pytest.raises(EngineUnavailable, match="leaves work to others: 1 Neg"):
-        check_assignment(session)
-
-
 def test_an_error_of_a_session_is_not_retried_on_the_cpu(tmp_path: Path) -> None:
     model = tiny_bundle(tmp_path / "tiny") / "model.int8.onnx"
-    session = new_session(find_onnxruntime(), str(model), 1, [(CPU, {})])
+    session = new_session(find_onnxruntime(), str(model), 1, (CPU, {}))
     assert session._enable_fallback is False
-
-
-def test_engines_are_kept_in_a_folder_of_ones_own(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    request, notices = _request(folder)
-    kept = engine_cache(request, 32, ("1.31.1", "libnvinfer.so.10"), None)
-    assert kept is not None
-    assert kept.is_empty
-    assert kept.folder.is_relative_to(tmp_path / "sbtk" / "onnxruntime-tensorrt")
-    assert "1.31.1" in kept.folder.name
-    assert "b32" in kept.folder.name
-    assert [oct(path.stat().st_mode)[-3:] for path in (kept.folder, kept.folder.parent)] == [
-        "700",
-        "700",
-    ]
-    other = engine_cache(request, 64, ("1.31.1", "libnvinfer.so.10"), None)
-    assert other is not None
-    assert other.folder != kept.folder
-    (kept.folder / "model.engine").write_bytes(b"native code")
-    (kept.folder / "model.profile").write_bytes(b"1 to 32")
-    kept.vouch()
-    again = engine_cache(request, 32, ("1.31.1", "libnvinfer.so.10"), None)
-    assert again == kept
-    assert not again.is_empty
-    assert (kept.folder / "model.engine").exists()
-    assert notices == []
-
-
-@pytest.mark.parametrize("attack", ["flipped", "added", "writable", "link", "no record", "record"])
-def test_engines_that_others_may_have_written_are_never_left_to_it(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: str
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    request, notices = _request(folder)
-    kept = engine_cache(request, 32, ("1.31.1", "libnvinfer.so.10"), None)
-    assert kept is not None
-    engine = kept.folder / "model.engine"
-    engine.write_bytes(b"native code")
-    kept.vouch()
-    record = kept.folder / "vouched.json"
-    if attack == "flipped":
-        engine.write_bytes(b"nativE code")
-    elif attack == "added":
-        (kept.folder / "other.engine").write_bytes(b"native code")
-    elif attack == "writable":
-        engine.chmod(0o666)
-    elif attack == "link":
-        engine.rename(tmp_path / "elsewhere")
-        engine.symlink_to(tmp_path / "elsewhere")
-    elif attack == "no record":
-        record.unlink()
-    elif attack == "record":
-        record.write_text('{"model.engine": 7}')
-    again = engine_cache(request, 32, ("1.31.1", "libnvinfer.so.10"), None)
-    assert again is not None
-    assert again.is_empty
-    assert list(kept.folder.iterdir()) == []
-    assert "emptied" in notices[0]
-
-
-@pytest.mark.parametrize("fault", ["link", "writable", "file"])
-def test_a_folder_that_is_not_ones_own_is_not_used(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    request, notices = _request(folder)
-    kept = engine_cache(request, 32, ("1.31.1", "libnvinfer.so.10"), None)
-    assert kept is not None
-    if fault == "writable":
-        kept.folder.chmod(0o777)
-    else:
-        kept.folder.rmdir()
-        if fault == "link":
-            kept.folder.symlink_to(tmp_path)
-        else:
-            kept.folder.write_bytes(b"")
-    assert engine_cache(request, 32, ("1.31.1", "libnvinfer.so.10"), None) is None
-    assert "built anew each time" in notices[0]
-    assert "trt_engine_cache_enable" not in onnxruntime_tensorrt.options(0, 32, None)
 
 
 def test_short_memory_halves_the_parts_until_they_fit() -> None:
@@ -283,23 +171,18 @@ def test_short_memory_halves_the_parts_until_they_fit() -> None:
     assert sizes == [10, 5]
 
 
-def _request(folder: Path) -> tuple[EngineRequest, list[str]]:
-    notices: list[str] = []
-    bundle = Bundle.open(folder)
-    return EngineRequest(bundle, "fp32", 1, 1, "cuda", 32, notify=notices.append), notices
-
-
 _OPEN = """
 import json, sys
 hidden, names = json.loads(sys.argv[2])
 sys.modules.update(dict.fromkeys(hidden))
 from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.engines.base import EngineOptions
 from sbtk_runtime.engines.registry import open_engine
 from sbtk_runtime.errors import SbtkError
 answers = {}
 for name in names:
     try:
-        info = open_engine(Bundle.open(sys.argv[1]), engine=name, precision="fp32").info
+        info = open_engine(Bundle.open(sys.argv[1]), EngineOptions(name, precision="fp32")).info
         answers[name] = {"device": info.device, "passed_over": info.passed_over}
     except SbtkError as problem:
         answers[name] = {"error": type(problem).__name__, "found": problem.found,

@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sbtk_cli.main import main
 from sbtk_runtime.bundle import Bundle, pretrained_folder
 from sbtk_runtime.embedding.embedder import Embedded, Embedder
+from sbtk_runtime.engines.base import EngineOptions
 from sbtk_runtime.engines.registry import open_engine, probe_engines
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable
 from sbtk_runtime.manifest import Precision
@@ -45,10 +46,10 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> NDArray[np.uint8]:
 
 
 def test_gives_the_rows_of_onnx_runtime(bundle: Bundle, pixels: NDArray[np.uint8]) -> None:
-    rows = open_engine(bundle, engine="openvino", threads=2).run(pixels, "photo")
+    rows = open_engine(bundle, EngineOptions(engine="openvino", threads=2)).run(pixels, "photo")
     assert rows.dtype == np.float32
     assert rows.shape == (20, 16)
-    other = open_engine(bundle, engine="onnxruntime", threads=2).run(pixels, "photo")
+    other = open_engine(bundle, EngineOptions(engine="onnxruntime", threads=2)).run(pixels, "photo")
     assert np.abs(rows - other).max() < 1e-5
 
 
@@ -58,9 +59,11 @@ def test_gives_the_embeddings_of_the_model_that_ships(
 ) -> None:
     model = Bundle.open(next(path for path in pretrained_folder().iterdir() if path.is_dir()))
     assert precision in model.precisions
-    engine = open_engine(model, engine="openvino", precision=precision)
+    engine = open_engine(model, EngineOptions(engine="openvino", precision=precision))
     rows = engine.run(pixels[:3], "photo")
-    other = open_engine(model, engine="onnxruntime", precision=precision).run(pixels[:3], "photo")
+    other = open_engine(model, EngineOptions(engine="onnxruntime", precision=precision)).run(
+        pixels[:3], "photo"
+    )
     assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() < 1e-5
     # Processors with bfloat16 that took it would give FP16 a cosine of 0.9998.
     assert (rows * other).sum(axis=1).min() > least
@@ -72,7 +75,7 @@ def test_gives_the_embeddings_of_the_model_that_ships(
 def test_the_batch_and_the_lanes_do_not_matter(
     bundle: Bundle, pixels: NDArray[np.uint8], lanes: int, count: int
 ) -> None:
-    engine = open_engine(bundle, engine="openvino", threads=3, lanes=lanes)
+    engine = open_engine(bundle, EngineOptions(engine="openvino", threads=3), lanes=lanes)
     rows = engine.run(pixels[:count], "photo")
     one_by_one = [engine.run(image[None], "photo")[0] for image in pixels[:count]]
     assert np.allclose(rows, np.array(one_by_one).reshape(count, 16), atol=1e-6)
@@ -81,7 +84,7 @@ def test_the_batch_and_the_lanes_do_not_matter(
 def test_more_threads_than_lanes_may_call_at_once(
     bundle: Bundle, pixels: NDArray[np.uint8]
 ) -> None:
-    engine = open_engine(bundle, engine="openvino", threads=2, lanes=2)
+    engine = open_engine(bundle, EngineOptions(engine="openvino", threads=2), lanes=2)
     batches = [np.roll(pixels, seed, axis=0)[:5] for seed in range(40)]
     with ThreadPoolExecutor(8) as pool:
         at_once = list(pool.map(partial(engine.run, kind="photo"), batches))
@@ -92,7 +95,7 @@ def test_more_threads_than_lanes_may_call_at_once(
 def test_answers_are_not_overwritten_by_later_ones(
     bundle: Bundle, pixels: NDArray[np.uint8]
 ) -> None:
-    engine = open_engine(bundle, engine="openvino")
+    engine = open_engine(bundle, EngineOptions(engine="openvino"))
     first = engine.run(pixels[:2], "photo")
     kept = first.copy()
     engine.run(pixels[2:4], "photo")
@@ -100,7 +103,7 @@ def test_answers_are_not_overwritten_by_later_ones(
 
 
 def test_views_and_read_only_images_run(bundle: Bundle, pixels: NDArray[np.uint8]) -> None:
-    engine = open_engine(bundle, engine="openvino")
+    engine = open_engine(bundle, EngineOptions(engine="openvino"))
     rows = engine.run(pixels, "photo")
     assert np.allclose(engine.run(pixels[::2], "photo"), rows[::2], atol=1e-6)
     read_only = pixels.copy()
@@ -109,7 +112,7 @@ def test_views_and_read_only_images_run(bundle: Bundle, pixels: NDArray[np.uint8
 
 
 def test_info_tells_what_runs(bundle: Bundle) -> None:
-    info = open_engine(bundle, engine="openvino", threads=2, lanes=2).info
+    info = open_engine(bundle, EngineOptions(engine="openvino", threads=2), lanes=2).info
     assert (info.name, info.precision, info.device) == ("openvino", "int8", "cpu")
     assert (info.dim, info.threads, info.lanes) == (16, 2, 2)
     report = next(report for report in probe_engines() if report.name == "openvino")
@@ -120,11 +123,11 @@ def test_info_tells_what_runs(bundle: Bundle) -> None:
 
 
 def test_auto_prefers_it_to_onnx_runtime(bundle: Bundle) -> None:
-    info = open_engine(bundle, device="cpu").info
+    info = open_engine(bundle, EngineOptions(device="cpu")).info
     assert info.name == "openvino"
     assert info.passed_over == ()
     with pytest.raises(BadConfig, match="cannot run on cuda"):
-        open_engine(bundle, engine="openvino", device="cuda")
+        open_engine(bundle, EngineOptions(engine="openvino", device="cuda"))
 
 
 def test_a_model_that_it_refuses_is_left_to_onnx_runtime(tmp_path: Path) -> None:
@@ -132,9 +135,9 @@ def test_a_model_that_it_refuses_is_left_to_onnx_runtime(tmp_path: Path) -> None
     (folder / "model.int8.onnx").write_bytes(_with_an_operator_of_microsofts())
     write_tiny_manifest(folder)
     with pytest.raises(BadModel, match=r"refuses.*Inverse") as caught:
-        open_engine(Bundle.open(folder), engine="openvino")
+        open_engine(Bundle.open(folder), EngineOptions(engine="openvino"))
     assert "src/" not in caught.value.found
-    info = open_engine(Bundle.open(folder), device="cpu").info
+    info = open_engine(Bundle.open(folder), EngineOptions(device="cpu")).info
     assert info.name == "onnxruntime"
     assert info.passed_over[0].startswith("openvino: OpenVINO")
 
@@ -158,15 +161,15 @@ def test_models_that_are_not_ours_are_refused(tmp_path: Path, fault: str, compla
     (folder / "model.int8.onnx").write_bytes(_faulty(fault))
     write_tiny_manifest(folder)
     with pytest.raises(BadModel, match=complaint) as caught:
-        open_engine(Bundle.open(folder), engine="openvino")
+        open_engine(Bundle.open(folder), EngineOptions(engine="openvino"))
     assert caught.value.expected
     # And not "no engine works": the model is at fault, whichever engine is taken.
     with pytest.raises(BadModel):
-        open_engine(Bundle.open(folder), device="cpu")
+        open_engine(Bundle.open(folder), EngineOptions(device="cpu"))
 
 
 def test_wrong_input_is_an_error_and_not_a_crash(bundle: Bundle, pixels: NDArray[np.uint8]) -> None:
-    engine = open_engine(bundle, engine="openvino")
+    engine = open_engine(bundle, EngineOptions(engine="openvino"))
     with pytest.raises(EngineUnavailable, match=r"failed on 1 images: .*incompatible") as caught:
         engine.run(np.zeros((1, 100, 100, 3), dtype=np.uint8), "photo")
     assert "src/" not in caught.value.found
@@ -176,7 +179,7 @@ def test_wrong_input_is_an_error_and_not_a_crash(bundle: Bundle, pixels: NDArray
 def test_a_closed_engine_says_so_and_others_go_on(
     bundle: Bundle, pixels: NDArray[np.uint8]
 ) -> None:
-    engine, other = (open_engine(bundle, engine="openvino") for _ in range(2))
+    engine, other = (open_engine(bundle, EngineOptions(engine="openvino")) for _ in range(2))
     engine.close()
     engine.close()
     with pytest.raises(EngineUnavailable, match="openvino is closed"):
@@ -212,7 +215,7 @@ def test_more_lanes_than_processors_are_not_reopened_for_each_picture(
 
 
 def test_idle_threads_sleep(bundle: Bundle, pixels: NDArray[np.uint8]) -> None:
-    engine = open_engine(bundle, engine="openvino", threads=2)
+    engine = open_engine(bundle, EngineOptions(engine="openvino", threads=2))
     engine.run(pixels, "photo")
     time.sleep(0.2)
     before = time.process_time()
@@ -274,8 +277,12 @@ def test_the_shipped_model_embeds_alike_on_one_lane_and_on_several(precision: Pr
     """OpenVINO's streams have given noise for such a model, in rows of length 1."""
     pixels = np.random.default_rng(1).integers(0, 256, (6, 28, 28, 3), dtype=np.uint8)
     pixels = pixels.repeat(8, axis=1).repeat(8, axis=2)
-    alone = open_engine(Bundle.open(), engine="openvino", precision=precision, threads=2)
-    several = open_engine(Bundle.open(), engine="openvino", precision=precision, threads=2, lanes=2)
+    alone = open_engine(
+        Bundle.open(), EngineOptions(engine="openvino", precision=precision, threads=2)
+    )
+    several = open_engine(
+        Bundle.open(), EngineOptions(engine="openvino", precision=precision, threads=2), lanes=2
+    )
     expected = alone.run(pixels, "photo")
     with ThreadPoolExecutor(4) as pool:
         for rows in pool.map(partial(several.run, kind="photo"), [pixels] * 4):
@@ -334,7 +341,7 @@ def test_without_the_library_the_extra_is_named(
     report = next(report for report in probe_engines() if report.name == "openvino")
     assert not report.works
     assert "sbtk[openvino]" in report.reason
-    assert open_engine(bundle, device="cpu").info.name == "onnxruntime"
+    assert open_engine(bundle, EngineOptions(device="cpu")).info.name == "onnxruntime"
 
 
 def test_a_hollow_installation_is_recognised(bundle: Bundle, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines import onnxruntime as engine_onnxruntime
-from sbtk_runtime.engines.base import EngineInfo, EngineRequest
+from sbtk_runtime.engines.base import EngineInfo, EngineOptions, EngineRequest
 from sbtk_runtime.engines.cuda import find_device
 from sbtk_runtime.engines.tensorrt.build import BuildSettings
 from sbtk_runtime.engines.tensorrt.cache import PlanCache, cache_folder
@@ -132,7 +132,9 @@ def test_without_onnx_runtime_the_plan_is_run_and_not_compared(
 
 def test_generated_pictures_embed_apart(bundle: Bundle) -> None:
     """A check on pictures that embed alike would pass whatever the order of the rows."""
-    engine = engine_onnxruntime.open_cpu(EngineRequest(bundle, "fp32", 1, 1, "cpu"))
+    engine = engine_onnxruntime.open_cpu(
+        EngineRequest(bundle, EngineOptions(precision="fp32", threads=1))
+    )
     pictures = generated_pictures()
     assert set(pictures) == set(KINDS)
     rows = np.concatenate([engine.run(pixels, kind) for kind, pixels in pictures.items()])

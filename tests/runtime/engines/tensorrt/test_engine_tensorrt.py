@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.engines.base import EngineRequest
+from sbtk_runtime.engines.base import EngineOptions, EngineRequest
 from sbtk_runtime.engines.cuda import find_device, make_current
 from sbtk_runtime.engines.registry import open_engine
 from sbtk_runtime.engines.tensorrt import engine as engine_tensorrt
@@ -60,7 +60,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def expected(bundle: Bundle) -> NDArray[np.float32]:
     """Returns what ONNX Runtime makes of `_images(40)`."""
-    engine = open_engine(bundle, engine="onnxruntime", precision="fp32")
+    engine = open_engine(bundle, EngineOptions(engine="onnxruntime", precision="fp32"))
     rows = engine.run(_images(40), "photo")
     engine.close()
     return rows
@@ -97,8 +97,11 @@ def _images(count: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def _request(bundle: Bundle, **changes: Any) -> EngineRequest:
-    request = EngineRequest(bundle, "fp32", threads=2, lanes=1, device="cuda", batch=BATCH)
-    return replace(request, **changes)
+    names = {field.name for field in fields(EngineOptions)}
+    options = {name: value for name, value in changes.items() if name in names}
+    others = {name: value for name, value in changes.items() if name not in names}
+    defaults = EngineOptions(precision="fp32", threads=2, device="cuda", batch=BATCH)
+    return EngineRequest(bundle, replace(defaults, **options), **others)
 
 
 def _opened(machine: FakeMachine, bundle: Bundle, **changes: Any) -> TensorRtEngine:
@@ -146,7 +149,7 @@ def test_a_plan_for_fewer_images_than_asked_for_works_in_more_chunks(
     notices: list[str] = []
     engine = _opened(machine, bundle, batch=32, notify=notices.append)
     assert engine.largest_batch == 8
-    assert len(notices) == 1 and "takes 8 images at once, so 32 go through in parts" in notices[0]
+    assert len(notices) == 1 and "takes 8 images at once, so a batch of 32 is split" in notices[0]
     assert np.allclose(engine.run(_images(40)[:count], "photo"), expected[:count], atol=1e-6)
     engine.close()
 
@@ -692,12 +695,12 @@ def test_open_engine_builds_caches_and_runs(
     surface: Surface,
 ) -> None:
     machine = fake_machine(monkeypatch, surface)
-    engine = open_engine(bundle, engine="tensorrt", batch=BATCH)
+    engine = open_engine(bundle, EngineOptions(engine="tensorrt", batch=BATCH))
     assert (engine.info.name, engine.info.precision) == ("tensorrt", "fp32")
     assert np.allclose(engine.run(_images(40), "photo"), expected, atol=1e-6)
     engine.close()
     # Now that there is a plan, `auto` takes it too.
-    engine = open_engine(bundle, precision="fp32", batch=BATCH)
+    engine = open_engine(bundle, EngineOptions(precision="fp32", batch=BATCH))
     assert (engine.info.name, engine.info.passed_over) == ("tensorrt", ())
     engine.close()
     assert not machine.alive()

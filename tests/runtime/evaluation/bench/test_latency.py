@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.engines.base import EngineInfo
+from sbtk_runtime.engines.base import EngineInfo, EngineOptions
 from sbtk_runtime.engines.registry import ENGINE_NAMES, Embeddings, open_engine, probe_engines
 from sbtk_runtime.errors import BadModel, EngineUnavailable
 from sbtk_runtime.evaluation.bench.engines import (
     ALL,
     Contender,
     TimedEngine,
-    Wanted,
     make_contender,
 )
 from sbtk_runtime.evaluation.bench.floor import Product, ProductKind
@@ -53,7 +52,8 @@ def test_every_stage_precision_and_batch_is_measured(bundle: Bundle, images: Ben
         images,
         lambda row: asked.append(len(row)),
         "nothing",
-        wanted=Wanted("onnxruntime", threads=1, batches=(1, 3)),
+        options=EngineOptions("onnxruntime", threads=1),
+        batches=(1, 3),
         baselines=Baselines(torch_like),
         config=replace(EFFORT, with_memory=True),
     )
@@ -93,7 +93,13 @@ def test_the_floor_is_that_of_the_models_own_multiplications(
     bundle: Bundle, images: BenchImages
 ) -> None:
     report = measure_latency(
-        bundle, images, len, "nothing", wanted=Wanted(threads=1, batches=(2,)), config=EFFORT
+        bundle,
+        images,
+        len,
+        "nothing",
+        options=EngineOptions(threads=1),
+        batches=(2,),
+        config=EFFORT,
     )
     floors = {floor.kind: floor for floor in report.floors}
     assert set(floors) == {"int8", "fp32"}
@@ -115,7 +121,8 @@ def test_a_quicker_product_from_elsewhere_sets_the_floor(
         images,
         len,
         "nothing",
-        wanted=Wanted(precision="int8", threads=1, batches=(1,)),
+        options=EngineOptions(precision="int8", threads=1),
+        batches=(1,),
         baselines=Baselines(products=products),
         config=EFFORT,
     )
@@ -127,7 +134,7 @@ def test_all_are_the_engines_that_work_and_the_others_are_noted(
 ) -> None:
     works = {report.name: report.works for report in probe_engines()}
     report = measure_latency(
-        bundle, images, len, "nothing", wanted=Wanted(ALL, batches=(1,)), config=EFFORT
+        bundle, images, len, "nothing", options=EngineOptions(ALL), batches=(1,), config=EFFORT
     )
     working = [name for name in ENGINE_NAMES if works[name]]
     assert len(working) >= 2
@@ -138,9 +145,7 @@ def test_all_are_the_engines_that_work_and_the_others_are_noted(
 
 
 def test_auto_measures_the_first_that_works_alone(bundle: Bundle, images: BenchImages) -> None:
-    report = measure_latency(
-        bundle, images, len, "nothing", wanted=Wanted(batches=(1,)), config=EFFORT
-    )
+    report = measure_latency(bundle, images, len, "nothing", batches=(1,), config=EFFORT)
     first = next(found.name for found in probe_engines() if found.works)
     assert {point.engine for point in report.throughput} == {first}
     assert {point.precision for point in report.throughput} == {"int8", "fp32"}
@@ -159,7 +164,8 @@ def test_map_stands_beside_each_speed(bundle: Bundle, images: BenchImages, tmp_p
         images,
         len,
         "nothing",
-        wanted=Wanted("openvino", threads=1, batches=(1, 2)),
+        options=EngineOptions("openvino", threads=1),
+        batches=(1, 2),
         baselines=Baselines(torch_like),
         labelled=labelled,
         config=EFFORT,
@@ -176,7 +182,7 @@ def test_map_stands_beside_each_speed(bundle: Bundle, images: BenchImages, tmp_p
 
 def test_a_precision_that_is_not_there_is_named(bundle: Bundle, images: BenchImages) -> None:
     with pytest.raises(BadModel, match="fp16"):
-        measure_latency(bundle, images, len, "nothing", wanted=Wanted(precision="fp16"))
+        measure_latency(bundle, images, len, "nothing", options=EngineOptions(precision="fp16"))
 
 
 def test_who_cannot_run_a_batch_is_noted_and_measured_at_the_others() -> None:
@@ -224,7 +230,7 @@ def test_an_engine_that_tells_gives_the_times_of_its_parts(bundle: Bundle) -> No
     assert isinstance(engine, TimedEngine)
     point = speed_of(make_contender(engine))
     assert (point.h2d_ms, point.compute_ms, point.d2h_ms) == (0.5, 2.0, 0.25)
-    on_cpu = open_engine(bundle, engine="onnxruntime", threads=1)
+    on_cpu = open_engine(bundle, EngineOptions(engine="onnxruntime", threads=1))
     point = speed_of(make_contender(on_cpu))
     assert (point.h2d_ms, point.compute_ms, point.d2h_ms) == (None, None, None)
 

@@ -9,28 +9,30 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from sbtk_runtime.engines.base import EngineOptions
 from sbtk_runtime.engines.registry import open_engine
 from sbtk_runtime.errors import EngineUnavailable
 from sbtk_runtime.evaluation.bench import memory as bench_memory
 from sbtk_runtime.evaluation.bench.memory import (
     Memory,
-    MemoryRequest,
     device_bytes_in_use,
     measure_memory,
     measure_this_process,
 )
 from tests.tiny import tiny_bundle
 
+OPTIONS = EngineOptions("onnxruntime", "fp32", threads=1, device="cpu")
+BATCHES = (1, 64)
+
 
 @pytest.fixture
-def request_(tmp_path: Path) -> MemoryRequest:
-    folder = tiny_bundle(tmp_path / "a folder with spaces")
-    return MemoryRequest(str(folder), "onnxruntime", "fp32", 1, "cpu", (1, 64))
+def folder(tmp_path: Path) -> Path:
+    return tiny_bundle(tmp_path / "a folder with spaces")
 
 
-def test_a_process_of_its_own_tells_its_peak_by_batch(request_: MemoryRequest) -> None:
+def test_a_process_of_its_own_tells_its_peak_by_batch(folder: Path) -> None:
     held = bytearray(b"x" * 400_000_000)  # in this process, not in the other
-    memory = measure_memory(request_)
+    memory = measure_memory(folder, OPTIONS, BATCHES)
     assert list(memory.peak_bytes) == [1, 64]
     # Python, NumPy and ONNX Runtime; then 64 images of 150 kB.
     assert 20_000_000 < memory.peak_bytes[1] < len(held)
@@ -39,29 +41,31 @@ def test_a_process_of_its_own_tells_its_peak_by_batch(request_: MemoryRequest) -
     assert memory.failed == ""
 
 
-def test_an_engine_that_cannot_be_opened_says_why(request_: MemoryRequest) -> None:
-    memory = measure_memory(replace(request_, precision="fp16"))
+def test_an_engine_that_cannot_be_opened_says_why(folder: Path) -> None:
+    memory = measure_memory(folder, replace(OPTIONS, precision="fp16"), BATCHES)
     assert memory.peak_bytes == {}
     assert "has no fp16 model" in memory.failed
 
 
 def test_a_process_without_an_answer_is_an_error(
-    request_: MemoryRequest, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench_memory, "_START", "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(EngineUnavailable, match="without a result: exit code -9"):
-        measure_memory(request_)
+        measure_memory(folder, OPTIONS, BATCHES)
     monkeypatch.setattr(bench_memory, "_START", "raise SystemExit('out of luck')")
     with pytest.raises(EngineUnavailable, match="out of luck"):
-        measure_memory(request_)
+        measure_memory(folder, OPTIONS, BATCHES)
 
 
 def test_the_process_gets_the_folder_that_holds_the_package(
-    request_: MemoryRequest, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = "json.dumps({'peak_bytes': {}, 'device_bytes': {}, 'failed': sys.argv[1]})"
     monkeypatch.setattr(bench_memory, "_START", f"import json, sys; print({said})")
-    assert (Path(measure_memory(request_).failed) / "sbtk_runtime" / "__init__.py").is_file()
+    assert (
+        Path(measure_memory(folder, OPTIONS, BATCHES).failed) / "sbtk_runtime" / "__init__.py"
+    ).is_file()
 
 
 def test_a_cpu_has_no_device_memory_nor_has_a_gpu_that_is_not_there() -> None:
@@ -70,7 +74,7 @@ def test_a_cpu_has_no_device_memory_nor_has_a_gpu_that_is_not_there() -> None:
 
 
 def test_device_memory_is_what_came_into_use_since(
-    request_: MemoryRequest, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = iter([900, 700, 600])
     runtime = ModuleType("cuda.bindings.runtime")
@@ -93,8 +97,8 @@ def test_device_memory_is_what_came_into_use_since(
     monkeypatch.setattr(
         bench_memory,
         "open_engine",
-        lambda bundle, **how: opened(bundle, **(how | {"device": "cpu"})),
+        lambda bundle, options: opened(bundle, replace(options, device="cpu")),
     )
-    memory = measure_this_process(replace(request_, device="cuda:1"))
+    memory = measure_this_process(folder, replace(OPTIONS, device="cuda:1"), BATCHES)
     assert memory.device_bytes == {1: 200, 64: 300}
     assert isinstance(memory, Memory)
