@@ -1,4 +1,4 @@
-"""Asks sbtk from a program: by its Python library, and over the REST API of `sbtk serve`.
+"""Queries sbtk from a program: in Python, and over the REST API of `sbtk serve`.
 
 Runs as a script, `python examples/query_api.py`, and cell by cell in Jupyter (with jupytext),
 VS Code, Spyder or PyCharm. Start it from the folder above `examples/`. It needs the demo's
@@ -23,8 +23,7 @@ from urllib.request import Request, urlopen
 from matplotlib import pyplot
 from PIL import Image, ImageOps
 
-from sbtk_runtime import Embedder, Gallery
-from sbtk_runtime.gallery.update import update_gallery
+from sbtk_runtime import Embedder, Gallery, index
 from sbtk_runtime.thumbnail import thumbnail
 
 PHOTOS = Path(".demo/photos")
@@ -36,27 +35,28 @@ HITS = 8
 # %% [markdown]
 # ## Index
 #
-# What `sbtk index` does. A second time, only what is new or changed is embedded.
+# What `sbtk index` does. Later runs embed only new and changed photos.
 
 # %%
 embedder = Embedder()  # the model that comes with sbtk, on the fastest engine that works here
-report = update_gallery(GALLERY, [PHOTOS], embedder)
+report = index(PHOTOS, GALLERY, embedder)
 print(f"{report.live} photos, {report.new} of them new, in {report.seconds:.1f} s")
 
 
 # %% [markdown]
 # ## Query from Python
 #
-# An open gallery is one state of it; open it again to see what was indexed since. A hit has a rank,
+# An open gallery is a snapshot; open it again to see what was indexed since. A hit has a rank, a
+# score and a path. The sketch may also be bytes, a file object, a Pillow image or a NumPy array.
 
 
 # %%
 def draw(query: Path, found: Sequence[tuple[str, Image.Image]], file: str) -> None:
-    """Draws a query and what was found for it, best first, and keeps the picture in `file`."""
+    """Draws a query and its hits, best first, and saves the figure as `file`."""
     shown = [(query.name, thumbnail(query)), *found]
     figure, axes = pyplot.subplots(1, len(shown), figsize=(1.8 * len(shown), 2.2))
-    for axis, (title, picture) in zip(axes, shown, strict=True):
-        axis.imshow(ImageOps.pad(picture, (360, 360), color="white"))
+    for axis, (title, image) in zip(axes, shown, strict=True):
+        axis.imshow(ImageOps.pad(image, (360, 360), color="white"))
         axis.set_title(title, fontsize=10)
         axis.set_axis_off()
     figure.tight_layout()
@@ -75,9 +75,9 @@ draw(SKETCH, found, "hits-python.png")
 # %% [markdown]
 # ## Query over the REST API
 #
-# Any language can do this; the server's page `/docs` is the API's reference. The server is a
-# process of its own. It prints its address, and answers 503 with the header Retry-After until its
-# model is loaded, or when it is too busy.
+# Any language can do this; the server's page `/docs` is the API's reference. The server prints its
+# address, and responds with 503 and the header Retry-After while the model is loading, or when it
+# is overloaded.
 
 # %%
 server = subprocess.Popen(  # noqa: S603 -- sbtk itself
@@ -91,7 +91,7 @@ ADDRESS = server.stdout.readline().strip().rstrip("/")
 
 
 def ask(path: str, image: bytes | None = None) -> bytes:
-    """Returns what the server answers; sends `image`, if any, and waits while it is busy."""
+    """Returns the response to a request, with `image` as its body; waits for a busy server."""
     headers = {"Content-Type": "image/png"} if image else {}
     request = Request(ADDRESS + path, image, headers)  # noqa: S310 -- the address is our server's
     while True:
@@ -106,7 +106,7 @@ def ask(path: str, image: bytes | None = None) -> bytes:
 
 
 def with_thumbnails(answer: dict[str, Any]) -> list[tuple[str, Image.Image]]:
-    """Returns a title and a small picture for each hit of an answer."""
+    """Returns a title and a thumbnail for each hit."""
     return [
         (
             f"{hit['rank']}: {hit['score']:.2f}",
@@ -126,7 +126,7 @@ draw(SKETCH, with_thumbnails(answer), "hits-rest.png")
 # %% [markdown]
 # ## More like this
 #
-# The best hit becomes the question: its embedding is in the gallery, so no model has to run.
+# The best hit becomes the query. Its embedding is in the gallery, so no model runs.
 
 # %%
 best = answer["hits"][0]
@@ -135,9 +135,9 @@ draw(Path(best["path"]), with_thumbnails(similar), "hits-similar.png")
 
 
 # %% [markdown]
-# ## The end
+# ## Stop the server
 #
-# The server goes on until it is stopped, as by Ctrl-C.
+# It runs until it is terminated, as by Ctrl-C.
 
 # %%
 server.terminate()

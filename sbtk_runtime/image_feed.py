@@ -470,7 +470,7 @@ def _done(data: bytes, task: list[str]) -> tuple[NDArray[np.uint8], tuple[str, .
     if task[0] == "thumbnail":
         made = thumbnail.thumbnail(data, int(task[1]), max_bytes=MAX_APART_BYTES)
         return np.asarray(made, dtype=np.uint8), ()
-    kind, size_px = preprocess.kind_from_text(task[1]), int(task[2])
+    kind, size_px = preprocess.require_kind(task[1]), int(task[2])
     prepared = preprocess.prepare(data, kind, size_px, max_bytes=MAX_APART_BYTES)
     return prepared.pixels, prepared.notices
 

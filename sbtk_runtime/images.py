@@ -350,6 +350,42 @@ def decode(
     return OpenImage(data, at_least_px=at_least_px, max_bytes=max_bytes).decode().image
 
 
+def convert(image: Image.Image) -> Image.Image:
+    """Return a Pillow image as `decode` returns the image in a file; the argument is not changed.
+
+    Raises:
+        BadImage: its file is damaged or closed.
+    """
+    try:
+        pixels = image.copy()
+        if is_wide(pixels):
+            pixels = to_eight_bit_grey(
+                pixels, is_scaled=False, is_unsigned=False, is_inverted=False
+            )
+        pixels = to_rgb_or_rgba(pixels)
+    # Pillow's decoders raise nearly anything on damaged files.
+    except Exception as problem:
+        raise _damaged(problem) from problem
+    turn = _TURNS.get(_orientation(image, is_whole=True))
+    return pixels if turn is None else pixels.transpose(turn)
+
+
+def read_stream(file: BinaryIO) -> bytes:
+    """Return what is left to read in a file object.
+
+    Raises:
+        BadImage: it is empty, too large, or opened as text.
+    """
+    data = file.read(MAX_FILE_BYTES + 1)
+    if not isinstance(data, bytes):
+        raise BadImage(f"a file object that reads {type(data).__name__}", "one opened with 'rb'")
+    if not data:
+        raise BadImage("the file object has nothing left to read", "the bytes of an image file")
+    if len(data) > MAX_FILE_BYTES:
+        raise BadImage(f"more than {MAX_FILE_BYTES:,} bytes", f"at most {MAX_FILE_BYTES:,} bytes")
+    return data
+
+
 def memory_to_decode(data: bytes, *, at_least_px: int | None = None) -> int:
     """Return the estimated peak memory of `decode` in bytes, from the header.
 

@@ -7,21 +7,25 @@ matter, and their ink is stretched to full contrast.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import BinaryIO, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from sbtk_runtime import images
-from sbtk_runtime.errors import EmptySketch, LargeImage, SbtkError
+from sbtk_runtime.errors import BadConfig, BadImage, EmptySketch, LargeImage
 from sbtk_runtime.image_feed import decode_in_subprocess
 
 Kind = Literal["sketch", "photo"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Pixels = NDArray[np.uint8]
+#: An image: the path of a file, its bytes, a file opened with "rb", a Pillow image, or an array
+#: `(H, W, 3)`, `(H, W, 1)` or `(H, W) uint8` of RGB or grey.
+ImageInput = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | Pixels
 
 SIZE_PX = 224
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -53,6 +57,31 @@ class Prepared:
     notices: tuple[str, ...] = ()
 
 
+def prepare_input(image: ImageInput, kind: Kind, size_px: int = SIZE_PX) -> Prepared:
+    """Returns the student's input for an image in any form that `ImageInput` names.
+
+    Raises:
+        BadConfig: `kind` is not a kind of image.
+        BadImage: there is no readable image.
+        EmptySketch: nothing is drawn on the sketch.
+    """
+    require_kind(kind)
+    if isinstance(image, Image.Image):
+        return prepared_from(images.convert(image), kind, size_px)
+    if isinstance(image, np.ndarray):
+        return prepared_from(_image_of(image), kind, size_px)
+    if isinstance(image, str | os.PathLike):
+        return prepare(images.read_image_bytes(os.fspath(image)), kind, size_px)
+    if isinstance(image, bytes):
+        return prepare(image, kind, size_px)
+    if hasattr(image, "read"):
+        return prepare(images.read_stream(image), kind, size_px)
+    raise BadImage(
+        f"an image given as {type(image).__name__}",
+        "a path, bytes, a file object, a Pillow image or a NumPy array",
+    )
+
+
 def prepare(
     data: bytes,
     kind: Kind,
@@ -65,9 +94,11 @@ def prepare(
     An image that takes more than `max_bytes` to decode is decoded in a process of its own.
 
     Raises:
+        BadConfig: `kind` is not a kind of image.
         BadImage: the bytes are not a readable image.
         EmptySketch: nothing is drawn on the sketch.
     """
+    require_kind(kind)
     try:
         decoded_image = opened(data, kind, size_px, max_bytes=max_bytes).decode()
     except LargeImage as problem:
@@ -185,13 +216,27 @@ def domains_of(kind: Kind, count: int) -> NDArray[np.float32]:
     return np.full(count, DOMAINS[kind], dtype=np.float32)
 
 
-def kind_from_text(text: str) -> Kind:
-    """Returns the image kind that `text` names, or raises an error that lists them."""
+def require_kind(text: str) -> Kind:
+    """Returns the kind of image that `text` names.
+
+    Raises:
+        BadConfig: it names none.
+    """
     if text == "sketch":
         return "sketch"
     if text == "photo":
         return "photo"
-    raise SbtkError(f"unknown image kind {text!r}", "sketch or photo")
+    raise BadConfig(f"unknown kind of image {text!r}", "'sketch' or 'photo'")
+
+
+def _image_of(pixels: Pixels) -> Image.Image:
+    shape = pixels.shape[:-1] if pixels.ndim == 3 and pixels.shape[2] in (1, 3) else pixels.shape
+    if pixels.dtype != np.uint8 or len(shape) != 2 or 0 in shape:
+        raise BadImage(
+            f"an array {pixels.shape} {pixels.dtype}", "(H, W, 3), (H, W, 1) or (H, W) uint8"
+        )
+    grey_or_rgb = pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels
+    return images.convert(Image.fromarray(np.ascontiguousarray(grey_or_rgb)))
 
 
 def _needed_px(kind: Kind, size_px: int) -> int:

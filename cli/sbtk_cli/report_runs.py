@@ -168,9 +168,7 @@ def _queries(images: LabelledSet, wanted: WantedQueries) -> list[int] | None:
     return draw_queries(len(images.sketches.paths), wanted.random, wanted.seed)
 
 
-def _embed(
-    embedder: Embedder, images: LabelledImages, kind: Kind, quiet: bool
-) -> EmbeddedImages:
+def _embed(embedder: Embedder, images: LabelledImages, kind: Kind, quiet: bool) -> EmbeddedImages:
     with progress(f"{kind}s", quiet=quiet) as advance:
         found = embed_labelled(embedder, images, kind, advance)
     for line in found.unreadable:

@@ -37,13 +37,24 @@ from sbtk_runtime.engines.registry import (
 from sbtk_runtime.errors import BadData, BadImage, BadModel, EngineUnavailable
 from sbtk_runtime.machine import cpu_threads
 from sbtk_runtime.manifest import Precision
-from sbtk_runtime.preprocess import SIZE_PX, Kind, Pixels, prepare
+from sbtk_runtime.preprocess import (
+    SIZE_PX,
+    ImageInput,
+    Kind,
+    Pixels,
+    prepare_input,
+    require_kind,
+)
 
 __all__ = ["Embedded", "Embedder", "Failed", "Known", "Source", "Timings"]
 
 
 class Embedder:
     """A model bundle on an engine, ready to embed sketches and photos.
+
+    >>> with Embedder() as embedder:
+    ...     print(embedder.dim)
+    512
 
     Args:
         bundle: an open bundle, its folder, its name, or `None` for the default one.
@@ -120,6 +131,11 @@ class Embedder:
         return self.bundle.manifest.dim
 
     @property
+    def batch(self) -> int:
+        """The most images that a run of the engine gets."""
+        return self._options.batch
+
+    @property
     def model_id(self) -> str:
         """The model's id; embeddings of different ids cannot be compared."""
         return self.bundle.manifest.model_id
@@ -136,21 +152,40 @@ class Embedder:
             self._engine.close()
             self._engine = None
 
-    def embed_one(self, data: bytes, kind: Kind) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-        """Returns the embedding `(D,) float32` of an image file's bytes, and notices.
+    def embed_one(
+        self, image: ImageInput, kind: Kind
+    ) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+        """Returns the embedding `(D,) float32` of an image, of length 1, and notices about it.
+
+        >>> with Embedder() as embedder:
+        ...     embedding, notices = embedder.embed_one("sketch.png", "sketch")
+        >>> embedding.shape
+        (512,)
+
+        Args:
+            image: the path of a file, its bytes, a file opened with "rb", a Pillow image, or an
+                array `(H, W, 3)`, `(H, W, 1)` or `(H, W) uint8` of RGB or grey.
+            kind: "sketch" or "photo"; it decides how the image is prepared.
 
         Raises:
-            BadImage: it is no readable image, the sketch is empty, or the model fails on it.
+            BadConfig: `kind` is neither.
+            BadImage: there is no readable image, the sketch is empty, or the model fails on it.
         """
-        prepared = prepare(data, kind)
+        prepared = prepare_input(image, kind)
         return self.embed_prepared(prepared.pixels, kind), prepared.notices
 
     def embed_prepared(self, pixels: Pixels, kind: Kind) -> NDArray[np.float32]:
-        """Returns the embedding `(D,) float32` of what `prepare` made of one image.
+        """Returns the embedding `(D,) float32` of one prepared image.
+
+        Args:
+            pixels: `(224, 224, 3) uint8`, as `sbtk_runtime.preprocess.prepare` returns them.
+            kind: "sketch" or "photo".
 
         Raises:
+            BadConfig: `kind` is neither.
             BadImage: the model fails on it.
         """
+        require_kind(kind)
         rows, is_bad = validate_embeddings(self._engine_with(lanes=1).run(pixels[None], kind))
         if is_bad[0]:
             raise BadImage(BAD_ROW)
@@ -160,14 +195,22 @@ class Embedder:
     def embed_images(self, images: Images, kind: Kind) -> Embeddings:
         """Returns the embeddings `(N, D) float32` of prepared `images (N, 224, 224, 3) uint8`.
 
+        >>> from sbtk_runtime.preprocess import prepare_input
+        >>> pixels = prepare_input("photos/0.jpg", "photo").pixels
+        >>> with Embedder() as embedder:
+        ...     embedder.embed_images(np.stack([pixels, pixels]), "photo").shape
+        (2, 512)
+
         Args:
-            images: as `sbtk_runtime.preprocess.prepare` makes them.
-            kind: what all of them are.
+            images: as `sbtk_runtime.preprocess.prepare_input` returns them.
+            kind: "sketch" or "photo", the same for all of them.
 
         Raises:
+            BadConfig: `kind` is neither.
             BadData: the images have another shape or type.
             BadModel: some embedding is not finite or not of length 1.
         """
+        require_kind(kind)
         if images.dtype != np.uint8 or images.shape[1:] != (SIZE_PX, SIZE_PX, 3):
             raise BadData(
                 f"images {images.shape} {images.dtype}", f"(N, {SIZE_PX}, {SIZE_PX}, 3) uint8"
@@ -181,17 +224,25 @@ class Embedder:
             )
         return rows
 
-    def stream(self, paths: Iterable[Path], kind: Kind) -> Iterator[Embedded | Failed]:
-        """Yields what became of each file, in the order of `paths`.
+    def stream(self, paths: Iterable[Path | str], kind: Kind) -> Iterator[Embedded | Failed]:
+        """Yields the embedding of each file, or why it failed, in the order of `paths`.
 
-        Files are read and decoded on threads ahead of the engine. `paths` is drawn from in the
+        Files are read and decoded on threads ahead of the engine. `paths` is consumed in the
         calling thread, a few batches ahead of what is yielded, and memory does not grow with
         their number. Closing the iterator stops the threads.
 
+        >>> with Embedder() as embedder:
+        ...     for item in embedder.stream(["photos/0.jpg", "missing.jpg"], "photo"):
+        ...         print(item.path, getattr(item, "reason", "embedded"))
+        photos/0.jpg embedded
+        missing.jpg cannot be read: No such file or directory
+
         Raises:
+            BadConfig: `kind` is neither "sketch" nor "photo".
             EngineUnavailable: the engine failed as a whole.
         """
-        for item in self.stream_unknown(paths, kind, None):
+        require_kind(kind)
+        for item in self.stream_unknown(map(Path, paths), kind, None):
             assert not isinstance(item, Known)
             yield item
 

@@ -46,6 +46,14 @@ def evaluate_by(
 ) -> tuple[Retrieval, Protocol]:
     """Return the metrics, and the protocol with the number of embeddings ITQ was fitted on.
 
+    >>> from sbtk_runtime import Measure
+    >>> rows = np.eye(4, dtype=np.float32)
+    >>> photos = Labelled(rows, np.array([0, 0, 1, 1]))
+    >>> sketches = Labelled(rows[::2], np.array([0, 1]))
+    >>> retrieval, _ = evaluate_by(Protocol(), sketches, photos)
+    >>> retrieval.metrics([Measure("AP")])
+    {'mAP@all': 0.75}
+
     Args:
         protocol: distance, ties and codes; the caller selects queries and gallery by it.
         queries: sketches, or photos selected by `photo_queries`.
@@ -83,6 +91,11 @@ def photo_queries(photos: Labelled) -> tuple[Labelled, Labelled]:
     """Return queries and gallery of photo-to-photo retrieval.
 
     The first ten photos of each class are queries and not in the gallery, as in SAKE and DSN.
+
+    >>> photos = Labelled(np.eye(11, dtype=np.float32), np.zeros(11, dtype=np.int64))
+    >>> queries, gallery = photo_queries(photos)
+    >>> len(queries.rows), len(gallery.rows)
+    (10, 1)
 
     Raises:
         BadData: no class has more photos, so the gallery would be empty.

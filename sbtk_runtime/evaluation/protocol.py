@@ -233,6 +233,12 @@ def draw_seen(
 ) -> SeenDraw:
     """Draw the seen images that join in SEM-PCYC's generalised setting.
 
+    >>> sketches = [f"cat/{number}.png" for number in range(9)]
+    >>> photos = [f"cat/{number}.jpg" for number in range(9)]
+    >>> drawn = draw_seen(sketches, photos, unseen_sketches=10, unseen_photos=15)
+    >>> len(drawn.sketches), len(drawn.photos)
+    (2, 3)
+
     Args:
         sketches: `class/file` of the training sketches; a name counts once.
         photos: `class/file` of the training photos.

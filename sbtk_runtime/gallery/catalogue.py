@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
+import os
 import sqlite3
 import threading
 import zlib
@@ -60,11 +61,18 @@ _ROWS_PER_QUESTION = 500
 class Photo:
     """One photo of a gallery, as of one generation.
 
-    `partial` says what could not be read of a photo that was read in part, else it is `None`.
+    Attributes:
+        id: stays the same for as long as the photo is in the gallery.
+        path: absolute; bytes that are not UTF-8 are surrogates.
+        size_bytes: of the file.
+        mtime_ns: when the file was last modified, in nanoseconds since 1970.
+        sha256: of the file, as 64 hexadecimal digits.
+        row: of the photo's embedding; photos with the same bytes share it.
+        partial: which part of the file could not be read; `None` if all of it could.
     """
 
     id: int
-    path: bytes
+    path: str
     size_bytes: int
     mtime_ns: int
     sha256: str
@@ -376,7 +384,7 @@ def _photo(found: tuple[object, ...]) -> Photo:
     photo_id, path, size_bytes, mtime_ns, sha256, row, partial = found
     return Photo(
         integer(photo_id),
-        blob(path),
+        os.fsdecode(blob(path)),
         integer(size_bytes),
         integer(mtime_ns),
         blob(sha256).hex(),

@@ -104,7 +104,7 @@ def _record(photo: Photo) -> dict[str, object]:
     return {
         "id": photo.id,
         **{"path": None, "path_bytes": None},
-        **path_fields(photo.path),
+        **path_fields(os.fsencode(photo.path)),
         "size_bytes": photo.size_bytes,
         "mtime_ns": photo.mtime_ns,
         "sha256": photo.sha256,

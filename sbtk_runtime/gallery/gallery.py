@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shlex
+from collections.abc import Iterable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.binary_codes import Codes
-from sbtk_runtime.errors import BadConfig, BadData, BadGallery
+from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadImage
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import REPAIR, CatalogueView, Photo, RowCheck
 from sbtk_runtime.gallery.folder import (
@@ -28,14 +30,13 @@ from sbtk_runtime.gallery.folder import (
 from sbtk_runtime.gallery.hits import Answer, Copy, Hit, PhotoCopies, Scores, mark_matches
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Shards, Vectors
 from sbtk_runtime.gallery.search import CodeSearch, EmbeddingSearch
-from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.manifest import (
     MANIFEST_NAME,
     GalleryManifest,
     MatchRule,
     read_gallery_manifest,
 )
-from sbtk_runtime.preprocess import Kind
+from sbtk_runtime.preprocess import ImageInput, Kind, prepare_input
 from sbtk_runtime.rerank import Rerank, require_rerank
 
 if TYPE_CHECKING:
@@ -52,9 +53,18 @@ _ATTEMPTS = 5
 
 
 class Gallery:
-    """A read-only snapshot of one generation of a gallery.
+    """A read-only snapshot of one generation of a gallery; any number of threads may search it.
 
-    Any number of threads may search. `notices` collects sentences for the user.
+    Open the gallery again to see what was indexed since.
+
+    >>> with Gallery.open("gallery.sbtk") as gallery:
+    ...     print(len(gallery), "photos by", gallery.manifest.model_id.partition("@")[0])
+    6 photos by sbtknet-sketchy
+
+    Attributes:
+        folder: the gallery's.
+        manifest: what the gallery holds, and the model that made it.
+        notices: sentences for the user, which searches add to.
     """
 
     def __init__(self, folder: Path, manifest: GalleryManifest) -> None:
@@ -120,10 +130,17 @@ class Gallery:
     ) -> None:
         self.close()
 
+    def __len__(self) -> int:
+        return self.manifest.live
+
+    def __bool__(self) -> bool:
+        """Returns true: an open gallery is one, also without photos."""
+        return True
+
     @property
     def count(self) -> int:
-        """The number of photos that can be found."""
-        return self.manifest.live
+        """The number of photos that can be found, as `len` returns it."""
+        return len(self)
 
     @property
     def unusable(self) -> int:
@@ -279,17 +296,18 @@ class Gallery:
             listed.append(PhotoCopies(photo, tuple(others)))
         return listed
 
-    def folders(self) -> dict[bytes, int]:
-        """Returns the absolute paths of the folders that photos lie in, and how many, sorted."""
-        return dict(sorted(self._view.folders().items()))
+    def folders(self) -> dict[str, int]:
+        """Returns the number of photos directly in each folder, by its absolute path, sorted."""
+        counts = sorted(self._view.folders().items())
+        return {os.fsdecode(folder): count for folder, count in counts}
 
-    def roots(self) -> list[bytes]:
+    def roots(self) -> list[str]:
         """Returns the absolute paths that were indexed; none if an older sbtk made the gallery."""
-        return self._view.roots()
+        return [os.fsdecode(root) for root in self._view.roots()]
 
     def query(
         self,
-        sketch: Path | str | bytes,
+        sketch: ImageInput,
         embedder: Embedder,
         k: int = 10,
         kind: Kind = "sketch",
@@ -300,16 +318,33 @@ class Gallery:
         rerank: Rerank = "none",
         offset: int = 0,
     ) -> list[Hit]:
-        """Returns the photos that look like an image file, or like the bytes of one.
+        """Returns the `k` photos that look most like an image, best first.
+
+        >>> from sbtk_runtime import Embedder
+        >>> with Embedder() as embedder, Gallery.open("gallery.sbtk") as gallery:
+        ...     hits = gallery.query("sketch.png", embedder, k=2)
+        >>> [hit.rank for hit in hits]
+        [1, 2]
+
+        Args:
+            sketch: the path of an image file, its bytes, a file opened with "rb", a Pillow image,
+                or an array `(H, W, 3)`, `(H, W, 1)` or `(H, W) uint8` of RGB or grey.
+            embedder: of the gallery's model.
+            k: at least 1.
+            kind: "sketch", or "photo" to find photos like a photo.
+            search: see `search`, as for the options below.
+            under: only photos in this folder.
+            fold: photos with the same bytes are one hit.
+            rerank: how to reorder the hits.
+            offset: the number of best hits to leave out.
 
         Raises:
-            ModelMismatch: the embedder has another model than the gallery.
-            BadImage: the file is no readable image, or an empty sketch.
+            ModelMismatch: the embedder's model is not the one that made the gallery.
+            BadConfig: `kind` is neither "sketch" nor "photo", or as in `search`.
+            BadImage: there is no readable image, or the sketch is empty.
         """
-        manifest = self.manifest
-        check_model(self.folder, manifest.model_id, manifest.preprocessing, embedder.bundle)
-        data = sketch if isinstance(sketch, bytes) else read_image_bytes(sketch)
-        embedding, notices = embedder.embed_one(data, kind)
+        self._check_model(embedder)
+        embedding, notices = embedder.embed_one(sketch, kind)
         for notice in notices:
             _note(self.notices, notice)
         return self.search(
@@ -318,8 +353,63 @@ class Gallery:
             fold=fold,
             rerank=rerank,
             offset=offset,
-            match_rule=embedder.bundle.manifest.match_rule if kind == "sketch" else None,
+            match_rule=_match_rule(embedder, kind),
         )
+
+    def query_many(
+        self,
+        sketches: Iterable[ImageInput],
+        embedder: Embedder,
+        k: int = 10,
+        kind: Kind = "sketch",
+        *,
+        search: Search = "auto",
+        under: Path | str | None = None,
+        fold: bool = True,
+        rerank: Rerank = "none",
+    ) -> list[list[Hit]]:
+        """Returns the hits of each image, as `query` does, in the order of `sketches`.
+
+        Images are embedded in batches, which is faster than one by one on a GPU.
+
+        >>> from sbtk_runtime import Embedder
+        >>> with Embedder() as embedder, Gallery.open("gallery.sbtk") as gallery:
+        ...     found = gallery.query_many(["sketch.png", "photos/0.jpg"], embedder, k=3)
+        >>> [len(hits) for hits in found]
+        [3, 3]
+
+        Raises:
+            BadImage: names the first image that is not readable, counted from 0, and why.
+            SbtkError: otherwise as `query`.
+        """
+        self._check_model(embedder)
+        images = enumerate(sketches)
+        answers: list[list[Hit]] = []
+        while batch := list(itertools.islice(images, embedder.batch)):
+            pixels = []
+            for number, image in batch:
+                try:
+                    prepared = prepare_input(image, kind)
+                except BadImage as problem:
+                    found = f"image {number}: {problem.found}"
+                    raise type(problem)(found, problem.expected) from problem
+                pixels.append(prepared.pixels)
+                for notice in prepared.notices:
+                    _note(self.notices, f"image {number}: {notice}")
+            for row in embedder.embed_images(np.stack(pixels), kind):
+                hits = self.search(
+                    *(row, k, search),
+                    under=under,
+                    fold=fold,
+                    rerank=rerank,
+                    match_rule=_match_rule(embedder, kind),
+                )
+                answers.append(hits)
+        return answers
+
+    def _check_model(self, embedder: Embedder) -> None:
+        manifest = self.manifest
+        check_model(self.folder, manifest.model_id, manifest.preprocessing, embedder.bundle)
 
     def _intact_hits(
         self,
@@ -530,6 +620,11 @@ class _UsableRows:
                 )
             self._rows = rows = self.among(rows)
         return rows
+
+
+def _match_rule(embedder: Embedder, kind: Kind) -> MatchRule | None:
+    """Returns the rule that says which hits of a query are close, if its model has one."""
+    return embedder.bundle.manifest.match_rule if kind == "sketch" else None
 
 
 def _few_notices(found: int, allowed: int, k: int, under: Path | str | None) -> tuple[str, ...]:

@@ -200,7 +200,7 @@ def roots_to_walk(folder: Path, roots: Sequence[Path]) -> list[str]:
 
 def drop_photos(
     folder: Path,
-    below: Path | None = None,
+    below: Path | Sequence[Path] | None = None,
     *,
     is_missing_only: bool = False,
     notify: Notify = lambda text: None,
@@ -211,7 +211,7 @@ def drop_photos(
 
     Args:
         folder: the gallery.
-        below: the folder or file whose photos are removed, also from the list of folders; by
+        below: the folders or files whose photos are removed, also from the list of folders; by
             default all photos.
         is_missing_only: remove only missing photos.
         notify: called with a sentence before a step that takes long.
@@ -228,19 +228,23 @@ def drop_photos(
             assert origin is not None  # there is a manifest
             vectors = open_rows(folder, origin.dim, origin.bits)
             vacuum(folder, catalogue, vectors, published)
-            name = None if below is None else os.fsencode(_absolute(below))
-            if is_missing_only:
-                removed = catalogue.remove(catalogue.ids_below(name, missing=True))
-            elif name is None:
-                removed = catalogue.remove(catalogue.ids_below(None))
+            several = [below] if isinstance(below, Path) else below
+            names = None if several is None else [os.fsencode(_absolute(one)) for one in several]
+            if is_missing_only or names is None:
+                removed = sum(
+                    catalogue.remove(catalogue.ids_below(name, missing=is_missing_only))
+                    for name in ((None,) if names is None else names)
+                )
             else:
-                if not catalogue.ids_below(name) and name not in catalogue.roots():
-                    raise BadData(
-                        f"{printable_name(folder)} has no photo below {printable_name(name)}",
-                        "a folder of which it has photos",
-                        f"sbtk index --list-folders --gallery {shlex.quote(str(folder))}",
-                    )
-                removed = catalogue.forget_below(name)
+                known = catalogue.roots()
+                for name in names:
+                    if not catalogue.ids_below(name) and name not in known:
+                        raise BadData(
+                            f"{printable_name(folder)} has no photo below {printable_name(name)}",
+                            "a folder or file of which it has photos",
+                            f"sbtk index --list-folders --gallery {shlex.quote(str(folder))}",
+                        )
+                removed = sum(map(catalogue.forget_below, names))
             write_failures(folder, catalogue)
             _publish(folder, catalogue, vectors, origin, published, notify)
             return DropReport(removed, catalogue.live(), catalogue.missing())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import BinaryIO
 from urllib.parse import quote
@@ -95,7 +96,7 @@ def photo_routes(service: Service, thumbnails: Thumbnails) -> APIRouter:
         def opened() -> Response:
             known, content = service.photo_file(photo_id)
             try:
-                return _file_answer(request, known.path, content)
+                return _file_answer(request, os.fsencode(known.path), content)
             except BaseException:
                 content.close()
                 raise

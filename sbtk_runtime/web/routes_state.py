@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 
@@ -100,7 +101,7 @@ class _Described:
             model_id=manifest.model_id,
             precision=manifest.precision,
             bits=manifest.bits,
-            folders=[FolderAnswer.of(path, counts[path]) for path in sorted(fullest)],
+            folders=[FolderAnswer.of(os.fsencode(path), counts[path]) for path in sorted(fullest)],
             command=self._service.command,
         )
 

@@ -90,12 +90,12 @@ class PhotoAnswer(BaseModel):
     @classmethod
     def of(cls, photo: Photo) -> PhotoAnswer:
         """Returns the answer for a photo."""
-        folder, _, name = photo.path.rpartition(b"/")
+        folder, _, name = photo.path.rpartition("/")
         return cls(
             id=photo.id,
-            **path_fields(photo.path),
+            **path_fields(os.fsencode(photo.path)),
             name=printable_name(name),
-            folder=printable_name(folder or b"/"),
+            folder=printable_name(folder or "/"),
             size_bytes=photo.size_bytes,
             modified=_utc(photo.mtime_ns),
             sha256=photo.sha256,
@@ -122,7 +122,7 @@ class ListedPhoto(BaseModel):
         ]
         return cls(
             id=photo.id,
-            **path_fields(photo.path),
+            **path_fields(os.fsencode(photo.path)),
             modified=_utc(photo.mtime_ns),
             copies=copies or None,
         )

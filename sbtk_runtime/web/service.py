@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shlex
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -315,7 +316,7 @@ class Service:
         """
         with self.reading() as gallery:
             photo = _photo(gallery, photo_id)
-            return photo, open_photo(photo.path, gallery.roots())
+            return photo, open_photo(os.fsencode(photo.path), map(os.fsencode, gallery.roots()))
 
     def _load(self) -> None:
         try:

@@ -165,7 +165,7 @@ def test_hidden_folders_and_links_are_taken_in_when_asked(
     assert _indexed(capsys)["unchanged"] == 10
     # The server, which follows no link below a root, shows what came through this one.
     with Gallery.open(gallery) as opened:
-        open_photo(os.fsencode(photos / "link" / "x.png"), opened.roots()).close()
+        open_photo(os.fsencode(photos / "link" / "x.png"), map(os.fsencode, opened.roots())).close()
     report = _indexed(capsys, "--no-follow-links", "--skip-hidden")
     assert report["live"] == 8
     # Named by itself it is indexed, and stays when the folder above it is indexed again.

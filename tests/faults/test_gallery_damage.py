@@ -99,7 +99,7 @@ def ask(folder: Path) -> Answers:
         for hit in answers["query 0"].hits:
             photo = gallery.photo(hit.id)
             assert photo is not None
-            assert photo.path.decode() == hit.path
+            assert photo.path == hit.path
         return {
             question: Answer(answer.hits, (*answer.notices, *gallery.notices))
             for question, answer in answers.items()

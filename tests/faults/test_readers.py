@@ -80,7 +80,7 @@ def scores_in(folder: Path) -> Scores:
         row = np.ones(gallery.manifest.dim, dtype=np.float32)
         hits = gallery.search(row, gallery.count)
         paths = [gallery.photo(hit.id) for hit in hits]
-        assert [os.fsdecode(photo.path) for photo in paths if photo] == [hit.path for hit in hits]
+        assert [photo.path for photo in paths if photo] == [hit.path for hit in hits]
         assert gallery.notices == []
         return {Path(hit.path).name: round(hit.score, 5) for hit in hits}
 
@@ -92,7 +92,7 @@ def names_in_use(folder: Path) -> set[str] | None:
     """
     before = read_gallery_manifest(folder)
     with closing(CatalogueView(folder, before.generation)) as view:
-        names = {Path(os.fsdecode(photo.path)).name for photo in view.photos()}
+        names = {Path(photo.path).name for photo in view.photos()}
     return names if read_gallery_manifest(folder) == before else None
 
 

@@ -17,11 +17,11 @@ from sbtk_runtime.preprocess import (
     Kind,
     decoded,
     detect_kind,
-    kind_from_text,
     memory_to_decode,
     photo_pixels,
     prepare,
     prepared_from,
+    require_kind,
     sketch_pixels,
 )
 from tests.tiny import tiny_photo, tiny_sketch
@@ -175,10 +175,10 @@ def test_orientation_of_a_sketch_is_respected() -> None:
 
 
 def test_kinds_by_name() -> None:
-    assert kind_from_text("sketch") == "sketch"
-    assert kind_from_text("photo") == "photo"
-    with pytest.raises(SbtkError, match="sketch or photo"):
-        kind_from_text("Photo")
+    assert require_kind("sketch") == "sketch"
+    assert require_kind("photo") == "photo"
+    with pytest.raises(SbtkError, match="'sketch' or 'photo'"):
+        require_kind("Photo")
 
 
 def _sketch(page: Image.Image) -> NDArray[np.uint8]:

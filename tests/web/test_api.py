@@ -39,7 +39,7 @@ ODD_NUMBERS = ("%2B1", "%201", "1%20", "1_0", "%D9%A1", "%EF%BC%91", "1.0", "1e1
 
 def id_of(place: Workplace, name: str) -> int:
     with Gallery.open(place.gallery) as gallery:
-        path = os.fsencode(place.photos / name)
+        path = str(place.photos / name)
         return next(photo.id for photo in gallery._view.photos() if photo.path == path)
 
 

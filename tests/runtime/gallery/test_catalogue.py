@@ -34,7 +34,7 @@ def batch(first_row: int, count: int) -> Batch:
 
 def seen(folder: Path, generation: int) -> dict[int, tuple[bytes, int]]:
     with closing(CatalogueView(folder, generation)) as view:
-        return {item.id: (item.path, item.row) for item in view.photos()}
+        return {item.id: (item.path.encode(), item.row) for item in view.photos()}
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def test_a_photo_is_found_by_its_id(made_up: Path) -> None:
         photo = gallery.photo(7)
         assert photo is not None
         assert (photo.id, photo.path, photo.size_bytes, photo.mtime_ns, photo.row) == (
-            *(7, photo_path(6)),
+            *(7, os.fsdecode(photo_path(6))),
             *(1006, 6, 6),
         )
         assert len(photo.sha256) == 64
@@ -41,7 +41,7 @@ def test_a_photo_is_found_by_its_id(made_up: Path) -> None:
 def test_folders_are_counted_and_sorted(made_up: Path) -> None:
     with Gallery.open(made_up) as gallery:
         folders = gallery.folders()
-    assert folders == {f"/photos/{number:04d}".encode(): 10 for number in range(6)}
+    assert folders == {f"/photos/{number:04d}": 10 for number in range(6)}
     assert list(folders) == sorted(folders)
 
 
@@ -118,4 +118,4 @@ def test_every_index_adds_its_roots(tmp_path: Path) -> None:
     for root in (tmp_path / "a", single, tmp_path / "a", linked):
         index(gallery, root, bundle)
     with Gallery.open(gallery) as opened:
-        assert opened.roots() == sorted(map(os.fsencode, (tmp_path / "a", single, linked)))
+        assert opened.roots() == sorted(map(str, (tmp_path / "a", single, linked)))

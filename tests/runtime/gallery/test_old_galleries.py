@@ -88,7 +88,7 @@ def test_an_old_gallery_is_read_and_migrated(
     assert version(folder) == format_
     assert answers(folder) == expected
     with Gallery.open(folder) as gallery:
-        assert gallery.roots() == [bytes(photos)]
+        assert gallery.roots() == [str(photos)]
     require_checksums(folder)
     query = "SELECT count(*) FROM photos WHERE ctime_ns IS NULL OR inode IS NULL"
     with closing(sqlite3.connect(folder / CATALOGUE_NAME)) as connection:

@@ -1,0 +1,138 @@
+"""Indexing from Python: folders into a gallery, and single photos in and out of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.gallery.folder import published_manifest
+from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.gallery.update import (
+    DropReport,
+    IndexReport,
+    Notify,
+    Progress,
+    drop_photos,
+    update_gallery,
+)
+
+#: A file or folder.
+PathInput = str | os.PathLike[str]
+
+
+def _no_progress(done: int, total: int | None, rate: float) -> None:
+    """Ignores the progress."""
+
+
+def _no_notify(text: str) -> None:
+    """Ignores the notice."""
+
+
+def index(
+    photos: PathInput | Iterable[PathInput],
+    gallery: Gallery | PathInput = "gallery.sbtk",
+    embedder: Embedder | None = None,
+    *,
+    checksum: bool = False,
+    bits: int | None = None,
+    progress: Progress = _no_progress,
+    notify: Notify = _no_notify,
+) -> IndexReport:
+    """Makes a gallery hold the photos below folders, and embeds only new and changed ones.
+
+    Photos of other folders stay in the gallery. Files that cannot be read are counted in the
+    report, and listed with the reason in `failures.jsonl` in the gallery.
+
+    >>> report = index("photos", "gallery.sbtk")
+    >>> print(report.live, "photos,", report.unreadable, "unreadable")
+    6 photos, 0 unreadable
+
+    Args:
+        photos: a folder or file, or several.
+        gallery: the gallery's folder, which is created if it does not exist, or the open gallery.
+        embedder: of the gallery's model; by default the included model on the fastest engine.
+        checksum: compare the content of files instead of size and modification time.
+        bits: create a binary gallery, with codes of this many bits.
+        progress: called after each photo with how many are done, how many there are (`None` while
+            they are being found) and images a second.
+        notify: called with a sentence on each step that takes long.
+
+    Raises:
+        BadData: there are no photos.
+        BadModel: the model makes no codes of `bits` bits, or no bundle can be used.
+        BadGallery: the folder is not a gallery, cannot be written, or no photo could be read.
+        GalleryBusy: another process is writing to the gallery.
+        ModelMismatch: another model made the gallery.
+        DiskFull: no space is left; what was committed stays.
+    """
+    folder, paths = _folder(gallery), _paths(photos)
+    opened = Embedder(lazy=True) if embedder is None else embedder
+    try:
+        return update_gallery(
+            *(folder, paths, opened),
+            progress=progress,
+            notify=notify,
+            checksum=checksum,
+            bits=bits,
+        )
+    finally:
+        if embedder is None:
+            opened.close()
+
+
+def add_photos(
+    gallery: Gallery | PathInput,
+    photos: PathInput | Iterable[PathInput],
+    embedder: Embedder | None = None,
+) -> IndexReport:
+    """Adds photos to an existing gallery, or updates those that have changed.
+
+    >>> report = add_photos("gallery.sbtk", "new.jpg")
+    >>> print(report.new, report.live)
+    1 7
+
+    Args:
+        gallery: the gallery's folder, or the open gallery, which must be opened again to see them.
+        photos: a file or folder, or several.
+        embedder: of the gallery's model; by default the included model on the fastest engine.
+
+    Raises:
+        BadGallery: there is no gallery in the folder.
+        SbtkError: otherwise as `index`.
+    """
+    published_manifest(_folder(gallery))
+    return index(photos, gallery, embedder)
+
+
+def remove_photos(
+    gallery: Gallery | PathInput, photos: PathInput | Iterable[PathInput]
+) -> DropReport:
+    """Removes photos and their embeddings from a gallery; the files are not touched.
+
+    Indexing their folder again adds them again.
+
+    >>> report = remove_photos("gallery.sbtk", "new.jpg")
+    >>> print(report.removed, report.live)
+    1 6
+
+    Args:
+        gallery: the gallery's folder, or the open gallery, which must be opened again to see it.
+        photos: a file or folder, or several; all photos below a folder are removed.
+
+    Raises:
+        BadData: the gallery has no photo of that path; nothing is removed.
+        BadGallery: there is no gallery in the folder, it is damaged, or cannot be written.
+        GalleryBusy: another process is writing to the gallery.
+    """
+    return drop_photos(_folder(gallery), _paths(photos))
+
+
+def _folder(gallery: Gallery | PathInput) -> Path:
+    return gallery.folder if isinstance(gallery, Gallery) else Path(gallery)
+
+
+def _paths(photos: PathInput | Iterable[PathInput]) -> list[Path]:
+    several = [photos] if isinstance(photos, str | os.PathLike) else photos
+    return [Path(photo) for photo in several]
