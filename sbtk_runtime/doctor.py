@@ -1,4 +1,4 @@
-"""What this machine can run, and what stands in the way: findings, each with what to type next."""
+"""Checks what this machine can run; each finding says what to type to improve it."""
 
 from __future__ import annotations
 
@@ -15,29 +15,15 @@ from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines.registry import EngineReport, open_engine, probe_engines
 from sbtk_runtime.errors import SbtkError
 from sbtk_runtime.files import printable_name
-from sbtk_runtime.machine import Machine, cpu_threads, this_machine
+from sbtk_runtime.machine import Machine, cpu_threads, extras, this_machine
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, read_gallery_manifest
 
 Level = Literal["ok", "note", "problem"]
 
-#: What each extra of pyproject.toml brings, by the name of the distribution.
-EXTRAS: dict[str, tuple[str, ...]] = {
-    "cpu": ("onnxruntime",),
-    "gpu": ("onnxruntime-gpu", "cuda-bindings"),
-    "openvino": ("openvino",),
-    "tensorrt": ("tensorrt-cu13", "cuda-bindings"),
-    "tensorrt-rtx": ("tensorrt-rtx-cu13", "cuda-bindings"),
-    "hnsw": ("hnswlib",),
-    "plot": ("matplotlib",),
-    "serve": ("fastapi", "fastapi-offline", "prometheus-client", "uvicorn"),
-    "show": ("textual-image",),
-    "photos": ("pillow-heif", "rawpy"),
-    "parquet": ("pyarrow",),
-    "train": ("torch", "torchvision", "safetensors", "matplotlib"),
-    "export": ("torch", "onnx", "onnxscript"),
-}
+#: The extra that only developers install.
+_DEVELOPERS = "dev"
 
-# The best comes first. Names as the Linux kernel prints them in /proc/cpuinfo.
+# The best comes first. The first names are those in Linux's /proc/cpuinfo.
 _INT8_INSTRUCTIONS = (
     ("amx_int8", "AMX"),
     ("avx512_vnni", "AVX-512 VNNI"),
@@ -49,7 +35,7 @@ _INT8_INSTRUCTIONS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; `next_step` is what to type, where something helps."""
+    """The result of one check; `next_step` is the command to type, where one helps."""
 
     topic: str
     level: Level
@@ -63,9 +49,8 @@ class Examination:
 
     Attributes:
         machine: processor, memory and versions.
-        engines: every engine that sbtk knows, in the order in which `auto` would take them, then
-            those that run only when asked for by name.
-        engine: the engine that `auto` takes; `None` when none works.
+        engines: all engines, in the order in which `auto` tries them.
+        engine: the engine that `auto` takes; `None` if none works.
         findings: in the order in which they are shown.
     """
 
@@ -82,7 +67,7 @@ class Examination:
 def examine(gallery: Path, model: str | None = None) -> Examination:
     """Returns what this machine can run, and the state of the model and the gallery.
 
-    Never raises for what is wrong with them: that is what it reports.
+    Problems with either become findings; none is raised.
     """
     machine = this_machine()
     engines = tuple(probe_engines())
@@ -105,7 +90,7 @@ def examine(gallery: Path, model: str | None = None) -> Examination:
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Returns the instruction sets that the kernel names; empty where it does not."""
+    """Returns the processor's instruction sets; empty on systems without /proc/cpuinfo."""
     try:
         text = cpuinfo.read_text()
     except OSError:
@@ -115,7 +100,7 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def gpu_names(driver: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
-    """Returns the models of the NVIDIA GPUs that the kernel's driver knows."""
+    """Returns the models of the NVIDIA GPUs that the driver lists."""
     names = []
     for path in sorted(driver.glob("*/information")):
         match = re.search(r"^Model:\s*(.+)$", path.read_text(errors="replace"), re.MULTILINE)
@@ -124,7 +109,7 @@ def gpu_names(driver: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
 
 
 def installed_onnxruntimes() -> list[str]:
-    """Returns the installed distributions that bring the module `onnxruntime`, with versions."""
+    """Returns the installed distributions of the module `onnxruntime`, with their versions."""
     found = {
         f"{name} {distribution.version}"
         for distribution in metadata.distributions()
@@ -135,8 +120,12 @@ def installed_onnxruntimes() -> list[str]:
 
 
 def installed_extras() -> dict[str, bool]:
-    """Returns for each extra whether everything that it brings is installed."""
-    return {extra: all(map(_is_installed, names)) for extra, names in EXTRAS.items()}
+    """Returns for each extra for users whether all of its distributions are installed."""
+    return {
+        extra: all(map(_is_installed, names))
+        for extra, names in extras().items()
+        if extra != _DEVELOPERS
+    }
 
 
 def _processor(machine: Machine) -> Finding:
@@ -154,7 +143,7 @@ def _processor(machine: Machine) -> Finding:
 
 
 def _system(machine: Machine) -> Finding:
-    """Returns which systems sbtk runs on; on others it does not get as far as this."""
+    """Returns the systems that sbtk supports; importing it fails on others."""
     name = "WSL" if "microsoft" in platform.release().lower() else machine.system.split()[0]
     return Finding("system", "ok", f"{name}: sbtk runs on Linux, on macOS, and on Windows in WSL")
 
@@ -162,23 +151,23 @@ def _system(machine: Machine) -> Finding:
 def _int8(flags: frozenset[str]) -> Finding:
     names = [name for flag, name in _INT8_INSTRUCTIONS if flag in flags]
     if names:
-        return Finding("int8", "ok", f"{names[0]}: the processor has instructions made for INT8")
+        return Finding("int8", "ok", f"{names[0]}: the processor has instructions for INT8")
     if not flags:
         return Finding("int8", "note", f"unknown instruction sets ({platform.machine()})")
-    best = next((flag for flag in ("avx512bw", "avx2", "asimd") if flag in flags), "none of SIMD")
+    best = next((flag for flag in ("avx512bw", "avx2", "asimd") if flag in flags), "no SIMD")
     return Finding(
         "int8",
         "note",
-        f"no instructions made for INT8 (best: {best}): INT8 works, with less of a lead over FP32",
+        f"no instructions for INT8 (best: {best}): INT8 works, but gains less over FP32",
         "sbtk bench latency",
     )
 
 
 def _gpu(names: list[str]) -> Finding:
     if not names:
-        return Finding("gpu", "ok", "no NVIDIA GPU: the CPU does the work")
-    extras = installed_extras()
-    is_there = any(extras[extra] for extra in ("tensorrt", "tensorrt-rtx", "gpu"))
+        return Finding("gpu", "ok", "no NVIDIA GPU: models run on the CPU")
+    installed = installed_extras()
+    is_there = any(installed.get(extra) for extra in ("tensorrt", "tensorrt-rtx", "gpu"))
     next_step = (
         ""
         if is_there
@@ -210,14 +199,16 @@ def _double_onnxruntime(installed: list[str]) -> list[Finding]:
 
 
 def _auto(engines: tuple[EngineReport, ...], bundle: Bundle | None) -> Finding:
-    """Returns which engine `auto` takes, proven by a picture where there is a model to run."""
+    """Returns which engine `auto` takes; if there is a model, the engine runs a test image."""
     taken = _automatic(engines)
     if taken is None:
         return Finding("auto", "problem", "no engine works", 'pip install "sbtk[cpu]"')
     before = [engine.name for engine in engines[: engines.index(taken)]]
-    why = f"; not {' or '.join(before)}, for the reason above" if before else ""
+    why = f"; not {' or '.join(before)}, see above" if before else ""
     if bundle is None:
-        return Finding("auto", "note", f"takes {taken.name}, untried for want of a model{why}")
+        return Finding(
+            "auto", "note", f"takes {taken.name}; not tested, because there is no model{why}"
+        )
     try:
         engine = open_engine(bundle)
     except SbtkError as problem:
@@ -225,7 +216,7 @@ def _auto(engines: tuple[EngineReport, ...], bundle: Bundle | None) -> Finding:
     info = engine.info
     engine.close()
     threads = f"{info.threads} thread{'' if info.threads == 1 else 's'}"
-    text = f"takes {info.name}, {info.precision}, {threads}; a test picture went through it"
+    text = f"takes {info.name}, {info.precision}, {threads}; it ran a test image"
     return Finding("auto", "ok", text + why)
 
 
@@ -244,7 +235,7 @@ def _model(model: str | None) -> tuple[Bundle | None, Finding]:
     except SbtkError as problem:
         return None, Finding("model", "problem", problem.found, problem.next_step)
     precisions = ", ".join(bundle.precisions)
-    text = f"{manifest.model_id} ({precisions}; {manifest.dim} numbers a photo): all files intact"
+    text = f"{manifest.model_id} ({precisions}; {manifest.dim} dimensions): all files are intact"
     return bundle, Finding("model", "ok", text)
 
 
@@ -262,7 +253,7 @@ def _gallery(folder: Path, bundle: Bundle | None) -> Finding:
         text += f"; {missing} is missing and will be rebuilt"
         return Finding("gallery", "note", text, f"sbtk index --gallery {shown} --verify")
     if bundle is not None and bundle.manifest.model_id != manifest.model_id:
-        return Finding("gallery", "note", f"{text}, not by the model above")
+        return Finding("gallery", "note", f"{text}, not the model above")
     return Finding("gallery", "ok", text)
 
 
@@ -283,10 +274,10 @@ def _photos() -> Finding:
             "pip install --force-reinstall pillow",
         )
     if lack:
-        text = f"{' and '.join(lack)} cannot be read: such photos are skipped, and counted"
+        text = f"{' and '.join(lack)} cannot be read: such photos are skipped and counted"
         return Finding("photos", "note", text, 'pip install "sbtk[photos]"')
     return Finding(
-        "photos", "ok", "HEIC and camera RAW are read, beside JPEG, PNG, AVIF and others"
+        "photos", "ok", "HEIC and camera RAW can be read, as can JPEG, PNG, AVIF and others"
     )
 
 

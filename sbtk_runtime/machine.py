@@ -1,4 +1,4 @@
-"""What machine and which library versions a figure was measured with."""
+"""This machine: processor, memory, CPU threads, library versions and installed extras."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-#: Distributions whose version can change a figure, in the order in which they are shown.
+#: Distributions whose version can change a measurement, in the order in which they are shown.
 DISTRIBUTIONS = (
     "sbtk",
     "numpy",
@@ -32,18 +32,18 @@ DISTRIBUTIONS = (
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine and software of one run.
+    """The machine and software of a measurement.
 
     Attributes:
         cpu: the processor's model name.
-        cores: logical cores that affinity and a container's quota leave to this process.
-        cores_total: logical cores that the machine has.
+        cores: logical cores that this process may use, by its affinity and a container's quota.
+        cores_total: logical cores of the machine.
         memory_bytes: memory that this process may use: the machine's, or a container's limit.
         system: operating system and architecture.
         python: version of Python.
-        versions: of the installed libraries that matter.
-        load_1min: the machine's load average as the run began; above 0 it was not alone.
-        date: when, UTC, ISO 8601.
+        versions: of the installed libraries in `DISTRIBUTIONS`.
+        load_1min: the load average of the last minute before the measurement.
+        date: of the measurement, UTC, in ISO 8601.
     """
 
     cpu: str
@@ -61,7 +61,7 @@ class Machine:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """Returns what a person wants to read above a table of figures."""
+        """Returns lines to print above a table of measurements."""
         of_all = "" if self.cores == self.cores_total else f" of {self.cores_total}"
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return [
@@ -100,13 +100,33 @@ def installed_versions(names: tuple[str, ...] = DISTRIBUTIONS) -> dict[str, str]
     return versions
 
 
+def extras() -> dict[str, tuple[str, ...]]:
+    """Returns the extras of the installed sbtk, and the distributions that each installs.
+
+    There are none where sbtk is not installed but only on the path.
+    """
+    from importlib import metadata
+
+    try:
+        required = metadata.requires("sbtk") or ()
+    except metadata.PackageNotFoundError:
+        return {}
+    found: dict[str, tuple[str, ...]] = {}
+    for text in required:
+        match = re.match(r"([\w.-]+).*;\s*extra == ['\"]([\w-]+)['\"]", text)
+        # An extra that requires sbtk itself is another name of an extra.
+        if match is not None and match[1] != "sbtk":
+            found[match[2]] = (*found.get(match[2], ()), match[1])
+    return found
+
+
 def resident_bytes() -> int:
-    """Returns the memory that this process holds now, in bytes; 0 where Linux's /proc is absent."""
+    """Returns the memory that this process uses now, in bytes; 0 on systems without /proc."""
     return _status_bytes("VmRSS")
 
 
 def peak_resident_bytes() -> int:
-    """Returns the most memory that this process ever held, in bytes; 0 without Linux's /proc."""
+    """Returns the peak memory of this process, in bytes; 0 on systems without /proc."""
     return _status_bytes("VmHWM")
 
 
@@ -147,25 +167,29 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def cpu_threads() -> int:
-    """Returns the number of CPUs that affinity and the cgroup's quota leave us, at least 1."""
+    """Returns the number of CPUs that this process may use, at least 1.
+
+    Its affinity and its control group's quota limit them.
+    """
     try:
         available = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS, not on Windows
+    except AttributeError:  # on macOS
         available = os.cpu_count() or 1
     quota = quota_cpus(_CGROUPS, _own_cgroup())
     return max(1, available if quota is None else min(available, math.ceil(quota)))
 
 
 def quota_cpus(root: Path, own: str) -> float | None:
-    """Returns the smallest CPU quota from our cgroup up to `root`; `None` if there is none.
+    """Returns the smallest CPU quota of a control group and its parents; `None` without one.
 
     Args:
-        root: where cgroups are mounted.
-        own: our group's path below it, such as `/user.slice`; in a container often `/`.
+        root: where control groups are mounted.
+        own: the path of this process's group below it, such as `/user.slice`; often `/` in a
+            container.
     """
     folder = root / own.strip("/")
     quotas = []
-    # A container may show the host's path for our group, but mount only our own group as root.
+    # A container may show the host's path of the group and yet mount only the group itself.
     for group in (folder, *folder.parents):
         quotas += [quota for quota in (_quota_v2(group),) if quota is not None]
         if group == root:
@@ -184,7 +208,7 @@ def _own_cgroup() -> str:
 
 
 def _quota_v2(group: Path) -> float | None:
-    """Returns what `cpu.max` says: `"150000 100000"` are 1.5 CPUs, `"max 100000"` is no quota."""
+    """Returns the quota in `cpu.max`: 1.5 for `"150000 100000"`, `None` for `"max 100000"`."""
     try:
         quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
         return None if quota == "max" else int(quota) / int(period)

@@ -48,29 +48,8 @@ COMMANDS = {
     "engine": LazyCommand("sbtk_cli.engine", "Build, list or remove TensorRT plans."),
 }
 
-#: The extra that installs a module which the base installation lacks.
-EXTRA_OF_MODULE = {
-    "hnswlib": "hnsw",
-    "onnxruntime": "cpu",
-    "openvino": "openvino",
-    "tensorrt": "tensorrt",
-    "tensorrt_rtx": "tensorrt-rtx",
-    "cuda": "tensorrt",
-    "torch": "train",
-    "torchvision": "train",
-    "safetensors": "train",
-    "onnx": "export",
-    "onnxscript": "export",
-    "matplotlib": "plot",
-    "pyarrow": "parquet",
-    "pillow_heif": "photos",
-    "rawpy": "photos",
-    "textual_image": "show",
-    "starlette": "serve",
-    "fastapi": "serve",
-    "uvicorn": "serve",
-    "prometheus_client": "serve",
-}
+#: The extras of modules whose names differ from those of their distributions.
+_EXTRAS_OF_MODULES = {"cuda": "tensorrt", "skimage": "train", "starlette": "serve"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -203,7 +182,7 @@ def _user_error(problem: Exception) -> SbtkError:
         return problem
     if isinstance(problem, ModuleNotFoundError):
         module = (problem.name or "").partition(".")[0]
-        if extra := EXTRA_OF_MODULE.get(module):
+        if extra := _extra_of(module):
             return MissingExtra(
                 f"this command needs {module}, which is not installed",
                 f"the extra {extra!r}",
@@ -225,6 +204,20 @@ def _user_error(problem: Exception) -> SbtkError:
         "",
         "please report it with the output of the same command under SBTK_DEBUG=1",
     )
+
+
+def _extra_of(module: str) -> str | None:
+    """Returns the extra that installs a module; `None` if it is not an optional dependency."""
+    from sbtk_runtime.machine import extras
+
+    if module in _EXTRAS_OF_MODULES:
+        return _EXTRAS_OF_MODULES[module]
+    name = module.replace("_", "-")
+    named = [(extra, distribution) for extra, names in extras().items() for distribution in names]
+    # Such as `tensorrt_rtx`, which is in the distribution `tensorrt-rtx-cu13`.
+    exact = [extra for extra, distribution in named if distribution == name]
+    similar = [extra for extra, distribution in named if distribution.startswith(f"{name}-")]
+    return next(iter([*exact, *similar]), None)
 
 
 def _is_out_of_memory(problem: Exception) -> bool:

@@ -52,7 +52,7 @@ def evaluate_by(
     >>> sketches = Labelled(rows[::2], np.array([0, 1]))
     >>> retrieval, _ = evaluate_by(Protocol(), sketches, photos)
     >>> retrieval.metrics([Measure("AP")])
-    {'mAP@all': 0.75}
+    {'mAP@all': 0.875}
 
     Args:
         protocol: distance, ties and codes; the caller selects queries and gallery by it.

@@ -15,7 +15,7 @@ import click
 import pytest
 
 from sbtk_cli import main as main_module
-from sbtk_cli.main import COMMANDS, EXTRA_OF_MODULE, main, sbtk
+from sbtk_cli.main import COMMANDS, _extra_of, main, sbtk
 from sbtk_cli.options import ending_signals
 from sbtk_runtime.engines.registry import ENGINE_NAMES
 from sbtk_runtime.errors import BadConfig, BadGallery
@@ -219,12 +219,29 @@ def test_the_shell_is_given_completions() -> None:
     assert "query" in finished.stdout
 
 
-def test_extras_of_modules_are_extras_of_the_package() -> None:
-    import tomllib
-
-    root = Path(__file__).parents[2]
-    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    assert set(EXTRA_OF_MODULE.values()) <= set(project["optional-dependencies"])
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [
+        ("hnswlib", "hnsw"),
+        ("onnxruntime", "cpu"),
+        ("openvino", "openvino"),
+        ("tensorrt", "tensorrt"),
+        ("tensorrt_rtx", "tensorrt-rtx"),
+        ("cuda", "tensorrt"),
+        ("torch", "train"),
+        ("nltk", "train"),
+        ("skimage", "train"),
+        ("onnx", "export"),
+        ("matplotlib", "plot"),
+        ("pillow_heif", "photos"),
+        ("textual_image", "show"),
+        ("starlette", "serve"),
+        ("prometheus_client", "serve"),
+        ("no_such_module", None),
+    ],
+)
+def test_a_missing_module_names_its_extra(module: str, extra: str | None) -> None:
+    assert _extra_of(module) == extra
 
 
 @pytest.mark.parametrize(("own", "expected"), [(None, "4"), ("20", "20")])
