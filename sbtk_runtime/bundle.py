@@ -1,4 +1,4 @@
-"""Model bundles: folders with a manifest, ONNX files, and nothing that is not vouched for."""
+"""Model bundles: folders with a manifest and ONNX files, whose hashes the manifest lists."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from sbtk_runtime.manifest import (
 from sbtk_runtime.onnx_file import DOMAIN_NAME, MAX_ONNX_BYTES, check_onnx
 from sbtk_runtime.preprocess import KINDS, PREPROCESSING, SIZE_PX, Kind, Pixels, prepare
 
-#: Files that something would load; in a bundle they must be in its manifest.
+#: Files that some program would load; a bundle's manifest must list them.
 _LOADABLE_SUFFIXES = frozenset({".onnx", ".safetensors", ".data", ".pth", ".pt", ".npz"})
 _ITQ_NAME = re.compile(r"itq([1-9][0-9]{0,4})\.npz")
-# What `sbtk train` and `sbtk index` leave in their folders, to tell these from bundles.
+# What `sbtk train` and `sbtk index` write, to tell their folders from bundles.
 _RUN_CONFIG, _RUN_STATE, _STUDENT = (
     "config.resolved.toml",
     "last.safetensors",
@@ -44,28 +44,33 @@ _CATALOGUE = "catalogue.sqlite"
 _LIST = "sbtk models lists bundles"
 _GET_AGAIN = "get the bundle again, or export the run again"
 
-#: Who the file is for. Only INT8 differs: TensorRT takes no unsigned activations and no quantised
-#: biases, and ONNX Runtime and OpenVINO are faster and more exact with them.
+#: The engines that an ONNX file is for. Only INT8 files differ: TensorRT supports neither unsigned
+#: activations nor quantised biases, with which ONNX Runtime and OpenVINO are faster and more exact.
 OnnxForm = Literal["plain", "tensorrt"]
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model bundle: its folder and its checked manifest; no model is loaded yet."""
+    """A model bundle: its folder and its checked manifest. The model itself is not loaded.
+
+    >>> bundle = Bundle.open()
+    >>> bundle.manifest.dim, bundle.precisions
+    (512, ('fp16', 'int8'))
+    """
 
     folder: Path
     manifest: BundleManifest
 
     @classmethod
     def open(cls, where: str | Path | None = None) -> Self:
-        """Returns the bundle in a folder, or of a name, or the default pretrained one.
+        """Returns the bundle in a folder, the bundle with a name, or the included one.
 
         Args:
-            where: a folder; or a name that `list_bundles` knows, of which a pretrained one comes
-                before a folder of the same name (write `./name` for the folder); or `None`.
+            where: a folder, or a name in `list_bundles`. Names of included bundles win over folders
+                of the same name: write `./name` for the folder. `None` for the newest included one.
 
         Raises:
-            BadModel: there is none, its manifest is bad, or it needs another preprocessing.
+            BadModel: there is none, its manifest is not valid, or it needs other preprocessing.
         """
         folder = _default_folder() if where is None else _folder_of(where)
         _refuse_other_folders(folder)
@@ -73,19 +78,19 @@ class Bundle:
         if manifest.preprocessing != PREPROCESSING:
             raise BadModel(
                 f"{folder} was trained with preprocessing {manifest.preprocessing!r}",
-                f"{PREPROCESSING!r}, the one of this sbtk",
-                "use the sbtk that made the bundle, or export the run again",
+                f"{PREPROCESSING!r}, that of this version of sbtk",
+                "use the version of sbtk that made the bundle, or export the run again",
             )
         if manifest.domain_input not in (None, DOMAIN_NAME):
             raise BadModel(
-                f"{folder} has a model with the input {manifest.domain_input!r}",
+                f"the model in {folder} has an input {manifest.domain_input!r}",
                 f"{DOMAIN_NAME!r}, or no second input",
-                "use the sbtk that made the bundle, or export the run again",
+                "use the version of sbtk that made the bundle, or export the run again",
             )
         bundle = cls(folder, manifest)
         if not bundle.precisions:
             raise BadModel(
-                f"{folder} holds no model",
+                f"{folder} has no model",
                 " or ".join(onnx_name(precision) for precision in PRECISIONS),
                 "sbtk export",
             )
@@ -93,42 +98,42 @@ class Bundle:
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """The precisions that the bundle has an ONNX file for."""
+        """The precisions of the bundle's ONNX files."""
         return self.precisions_of("plain")
 
     def precisions_of(self, form: OnnxForm) -> tuple[Precision, ...]:
-        """Returns the precisions that the bundle has an ONNX file of that form for."""
+        """Returns the precisions of the bundle's ONNX files of a form."""
         return tuple(p for p in PRECISIONS if onnx_name(p, form) in self.manifest.files)
 
     def onnx_path(self, precision: Precision, form: OnnxForm = "plain") -> Path:
         """Returns the path of the ONNX file of a precision.
 
         Raises:
-            BadModel: the bundle has none of that precision and form.
+            BadModel: the bundle has no file of that precision and form.
         """
-        there = self.precisions_of(form)
-        if precision not in there:
-            for_whom = " for TensorRT" if form == "tensorrt" else ""
-            option = "--int8-trt" if precision == "int8" and for_whom else f"--{precision}"
+        available = self.precisions_of(form)
+        if precision not in available:
+            engine = " for TensorRT" if form == "tensorrt" else ""
+            option = "--int8-trt" if precision == "int8" and engine else f"--{precision}"
             raise BadModel(
-                f"{self.folder} has no {precision} model{for_whom}",
-                f"--precision {' or '.join(there)}" if there else "",
+                f"{self.folder} has no {precision} model{engine}",
+                f"--precision {' or '.join(available)}" if available else "",
                 f"make one with sbtk export RUN {option}",
             )
         return self.folder / onnx_name(precision, form)
 
     def checked_onnx(self, precision: Precision, form: OnnxForm = "plain") -> Path:
-        """Returns the path of a precision's ONNX file after a look at every byte of it.
+        """Returns the path of a precision's ONNX file, after checking its content.
 
         Raises:
-            BadModel: it is missing, not what the manifest says, or names external data.
+            BadModel: it is missing, does not match the manifest, or names external data.
         """
         path = self.onnx_path(precision, form)
         self.checked_content(precision, form)
         return path
 
     def checked_content(self, precision: Precision, form: OnnxForm = "plain") -> bytes:
-        """Returns the content of a precision's ONNX file, every byte of it vouched for.
+        """Returns the content of a precision's ONNX file, after checking it.
 
         Raises:
             BadModel: as `checked_onnx`.
@@ -139,32 +144,34 @@ class Bundle:
         return content
 
     def content(self, name: str) -> bytes:
-        """Returns the content of a file of the bundle, every byte of it vouched for.
+        """Returns the content of a file of the bundle, after checking its hash.
 
         Raises:
-            BadModel: the manifest has no such file, or it is not what the manifest says.
+            BadModel: the manifest does not list the file, or the file does not match it.
         """
         if name not in self.manifest.files:
-            raise BadModel(f"{self.folder} has no {name}", "a file of its manifest", _GET_AGAIN)
+            raise BadModel(
+                f"{self.folder} has no {name}", "a file that its manifest lists", _GET_AGAIN
+            )
         return _read_checked(self.folder / name, self.manifest.files[name])
 
     @property
     def bits(self) -> tuple[int, ...]:
-        """The lengths of binary codes that the bundle can make of its embeddings, ascending."""
+        """The lengths of binary codes that the bundle can make, ascending."""
         return code_lengths(self.manifest)
 
     def itq(self, bits: int) -> Itq:
-        """Returns what makes codes of `bits` bits of the model's embeddings.
+        """Returns the ITQ that turns the model's embeddings into codes of `bits` bits.
 
         Raises:
-            BadModel: the bundle has none of that length, or it is damaged.
+            BadModel: the bundle has none of that length, or its file is damaged.
         """
         if bits not in self.bits:
-            there = " or ".join(f"--bits {known}" for known in self.bits)
+            available = " or ".join(f"--bits {known}" for known in self.bits)
             raise BadModel(
-                f"{self.folder} makes no {bits}-bit codes",
-                there or f"a bundle with an {itq_name(bits)}, learnt on training images",
-                f"export the run with them: sbtk export RUN --bits {bits}",
+                f"{self.folder} has no {bits}-bit codes",
+                available or f"a bundle with {itq_name(bits)}",
+                f"export the run with codes: sbtk export RUN --bits {bits}",
             )
         name = itq_name(bits)
         itq = Itq.from_bytes(
@@ -172,17 +179,17 @@ class Bundle:
         )
         if (itq.dim, itq.bits) != (self.manifest.dim, bits):
             raise BadModel(
-                f"{self.folder / name} makes {itq.bits} bits of {itq.dim} numbers",
-                f"{bits} bits of {self.manifest.dim} numbers",
+                f"{self.folder / name} makes {itq.bits} bits of {itq.dim} dimensions",
+                f"{bits} bits of {self.manifest.dim} dimensions",
                 _GET_AGAIN,
             )
         return itq
 
     def verify(self) -> None:
-        """Checks size and SHA-256 of every file, and that no loadable file is unaccounted for.
+        """Checks size and SHA-256 of all files, and that the manifest lists all loadable files.
 
         Raises:
-            BadModel: names the first file that is not what the manifest says.
+            BadModel: names the first file that does not match the manifest.
         """
         for name, record in sorted(self.manifest.files.items()):
             content = _read_checked(self.folder / name, record)
@@ -195,36 +202,36 @@ class Bundle:
             if not known and path.suffix.lower() in _LOADABLE_SUFFIXES:
                 raise BadModel(
                     f"{path} is not in the bundle's manifest",
-                    "only files that the manifest vouches for",
+                    "only files that the manifest lists",
                     f"remove it: rm {path}",
                 )
 
 
 def onnx_name(precision: Precision, form: OnnxForm = "plain") -> str:
-    """Returns the name of a precision's ONNX file in every bundle."""
+    """Returns the file name of a precision's ONNX file."""
     if form == "tensorrt" and precision == "int8":
         return "model.int8.trt.onnx"
     return f"model.{precision}.onnx"
 
 
 def code_lengths(manifest: BundleManifest) -> tuple[int, ...]:
-    """Returns the lengths of binary codes that a bundle's files make, ascending."""
+    """Returns the lengths of binary codes that a bundle has files for, ascending."""
     names = (_ITQ_NAME.fullmatch(name) for name in manifest.files)
     return tuple(sorted(int(match.group(1)) for match in names if match))
 
 
 def itq_name(bits: int) -> str:
-    """Returns the name of the file that makes codes of `bits` bits, in every bundle."""
+    """Returns the name of the file with the ITQ for codes of `bits` bits."""
     return f"itq{bits}.npz"
 
 
 def pretrained_folder() -> Path:
-    """Returns the folder of the bundles that come with sbtk."""
+    """Returns the folder of the included bundles."""
     return Path(__file__).parent / "pretrained"
 
 
 def bundle_folders() -> list[Path]:
-    """Returns the folders that hold a manifest: pretrained ones, then those in `./bundles`."""
+    """Returns the folders with a manifest: the included ones, then those in `./bundles`."""
     return [
         path.parent
         for root in (pretrained_folder(), Path("bundles"))
@@ -237,7 +244,7 @@ def list_bundles() -> list[Bundle]:
     bundles = []
     for folder in bundle_folders():
         try:
-            # The absolute path keeps a folder from being taken for a pretrained name.
+            # An absolute path is never taken for the name of an included bundle.
             bundles.append(Bundle.open(folder.absolute()))
         except BadModel:
             continue
@@ -245,11 +252,11 @@ def list_bundles() -> list[Bundle]:
 
 
 def _default_folder() -> Path:
-    """Returns the pretrained bundle that was made last."""
+    """Returns the newest included bundle."""
     found = [path.parent for path in sorted(pretrained_folder().glob(f"*/{MANIFEST_NAME}"))]
     if not found:
         raise BadModel(
-            "this installation of sbtk has no pretrained model",
+            "this installation of sbtk includes no model",
             f"a bundle in {pretrained_folder()}",
             "make one with sbtk train and sbtk export, then name it: --model BUNDLE",
         )
@@ -259,10 +266,10 @@ def _default_folder() -> Path:
 
 
 def _refuse_other_folders(folder: Path) -> None:
-    """Names the command that makes a bundle of a training run, where one is given in its place.
+    """Refuses training runs and galleries, and names the command that makes a bundle of a run.
 
     Raises:
-        BadModel: the folder is a run, holds runs, or is a gallery.
+        BadModel: the folder is a run, contains runs, or is a gallery.
     """
     shown = shlex.quote(printable_name(folder))
     expected = f"a model bundle: a folder with a {MANIFEST_NAME} and model.*.onnx"
@@ -275,7 +282,7 @@ def _refuse_other_folders(folder: Path) -> None:
     if _is_run(folder):
         if not (folder / _STUDENT).is_file():
             raise BadModel(
-                f"{printable_name(folder)} is a training run without a student yet",
+                f"{printable_name(folder)} is a training run that has no student yet",
                 expected,
                 f"finish it, then export it: sbtk train --resume {shown} && sbtk export {shown}",
             )
@@ -289,14 +296,14 @@ def _refuse_other_folders(folder: Path) -> None:
     if runs:
         first = shlex.quote(printable_name(runs[0]))
         raise BadModel(
-            f"{printable_name(folder)} holds training runs, no model bundle",
+            f"{printable_name(folder)} contains training runs; it is not a model bundle",
             expected,
             f"export one of them first: sbtk export {first}",
         )
 
 
 def is_run_folder(path: Path) -> bool:
-    """Whether a folder is what `sbtk train` makes, rather than a model bundle."""
+    """Returns whether a folder is a training run rather than a model bundle."""
     return not (path / MANIFEST_NAME).exists() and _is_run(path)
 
 
@@ -346,27 +353,27 @@ def _read_checked(path: Path, record: FileRecord) -> bytes:
     if digest != record.sha256:
         raise BadModel(
             f"{path} is damaged or was changed: its SHA-256 is {digest}",
-            f"{record.sha256}, which the manifest names",
+            f"{record.sha256}, as in the manifest",
             _GET_AGAIN,
         )
     return content
 
 
-#: The golden embeddings, by kind and precision.
+#: The file of golden embeddings, by kind and precision.
 GOLDEN_NAME = "golden.json"
-#: The least cosine to a golden embedding. Engines round INT8 in their own ways.
+#: The smallest cosine to a golden embedding. Engines round INT8 differently.
 LEAST_COSINE: dict[Precision, float] = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.97}
 
 
 @dataclass(frozen=True)
 class Golden:
-    """A known image of a kind.
+    """A reference image, with its pixels and embeddings.
 
     Attributes:
         kind: what it is prepared as.
-        image: the image file's bytes.
-        pixels: `(224, 224, 3) uint8` RGB, what the contract makes of it.
-        embeddings: by precision, `(D,) float32` unit rows of ONNX Runtime on a CPU.
+        image: the bytes of the image file.
+        pixels: `(224, 224, 3) uint8` RGB, the prepared image.
+        embeddings: by precision, `(D,) float32` of length 1, by ONNX Runtime on a CPU.
     """
 
     kind: Kind
@@ -376,20 +383,20 @@ class Golden:
 
 
 def image_name(kind: Kind) -> str:
-    """The name of a golden image's file in every bundle."""
+    """Returns the file name of the golden image of a kind."""
     return f"golden.{kind}.png"
 
 
 def pixels_name(kind: Kind) -> str:
-    """The name of the file of a golden image's pixels, a PNG of 224 x 224, in every bundle."""
+    """Returns the file name of the pixels of a golden image, a PNG of 224 x 224."""
     return f"golden.{kind}.pixels.png"
 
 
 def read_golden(bundle: Bundle) -> tuple[Golden, ...]:
-    """Read the golden images of a bundle; none of a bundle that is older than they are.
+    """Returns the golden images of a bundle; older bundles have none.
 
     Raises:
-        BadModel: a file of them is damaged.
+        BadModel: one of their files is damaged.
     """
     if GOLDEN_NAME not in bundle.manifest.files:
         return ()
@@ -417,37 +424,37 @@ def read_golden(bundle: Bundle) -> tuple[Golden, ...]:
 
 
 def require_golden_pixels(golden: Golden) -> None:
-    """Check that this installation prepares a golden image as its bundle expects.
+    """Checks that this installation prepares a golden image as the bundle expects.
 
     Raises:
-        BadModel: the pixels differ; says by how much.
+        BadModel: the pixels differ by more than 1.
     """
     found = prepare(golden.image, golden.kind).pixels
     largest = int(np.abs(found.astype(np.int16) - golden.pixels.astype(np.int16)).max())
-    # Releases of Pillow may round by one step more or less.
+    # Versions of Pillow may round differently, by 1.
     if largest > 1:
         raise BadModel(
-            f"the golden {golden.kind} is prepared otherwise: pixels differ by up to {largest}",
+            f"the golden {golden.kind} is prepared differently: pixels differ by up to {largest}",
             "the golden pixels of the bundle",
-            "use the versions that the bundle's card names",
+            "use the library versions in the bundle's model card",
         )
 
 
 def require_golden_embedding(
     golden: Golden, precision: Precision, row: NDArray[np.float32]
 ) -> float | None:
-    """Check a model's embedding of golden pixels against the golden one.
+    """Compares a model's embedding of golden pixels with the golden embedding.
 
     Args:
         golden: the image.
-        precision: of the model that gave the row.
-        row: `(D,) float32`, a unit row.
+        precision: of the model.
+        row: `(D,) float32` of length 1.
 
     Returns:
-        The cosine between the two; `None` if the bundle has none of that precision.
+        The cosine of the two; `None` if the bundle has no golden embedding of that precision.
 
     Raises:
-        BadModel: they are too far apart.
+        BadModel: the cosine is too small.
     """
     expected = golden.embeddings.get(precision)
     if expected is None:
@@ -455,7 +462,8 @@ def require_golden_embedding(
     cosine = float(expected @ row) if expected.shape == row.shape else float("nan")
     if not cosine >= LEAST_COSINE[precision]:
         raise BadModel(
-            f"the {precision} model embeds the golden {golden.kind} otherwise: cosine {cosine:.4f}",
+            f"the {precision} model embeds the golden {golden.kind} differently: cosine "
+            f"{cosine:.4f}",
             f"{LEAST_COSINE[precision]} or more",
             "try --engine onnxruntime, or get the bundle again",
         )
@@ -463,7 +471,7 @@ def require_golden_embedding(
 
 
 def png_from_pixels(pixels: Pixels) -> bytes:
-    """The bytes of a PNG file of `(H, W, 3) uint8` RGB pixels."""
+    """Returns a PNG file of `(H, W, 3) uint8` RGB pixels."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -1,15 +1,15 @@
-"""The errors that users see: what was found, what was expected, what to type next."""
+"""Errors for users: what was found, what was expected, what to type next."""
 
 from __future__ import annotations
 
 
 class SbtkError(Exception):
-    """An error that is told to the user without a traceback.
+    """An error that is shown to the user without a traceback.
 
     Args:
-        found: what is wrong, with the value or path that was met.
-        expected: what would have been right; empty when `found` says it all.
-        next_step: the command or action that helps; empty when there is none.
+        found: what is wrong, with the value or path.
+        expected: what would be right; empty if `found` says it.
+        next_step: the command or action that helps; empty if there is none.
     """
 
     exit_code = 1
@@ -31,20 +31,20 @@ class SbtkError(Exception):
 
 
 class BadImage(SbtkError):
-    """A file that is not a readable image, or not one that sbtk accepts."""
+    """An image that cannot be read, or that sbtk does not accept."""
 
 
 class SlowImage(BadImage):
-    """An image whose decoding was ended because it takes too long."""
+    """An image that takes too long to decode."""
 
 
 class LargeImage(BadImage):
-    """An image that takes more memory to decode than it may.
+    """An image that takes too much memory to decode.
 
     Args:
-        found: as of every error.
-        expected: as of every error.
-        needed_bytes: roughly what decoding takes, with the file.
+        found: as in `SbtkError`.
+        expected: as in `SbtkError`.
+        needed_bytes: roughly what decoding takes, including the file.
     """
 
     def __init__(self, found: str, expected: str = "", needed_bytes: int = 0) -> None:
@@ -54,7 +54,7 @@ class LargeImage(BadImage):
 
 
 class EmptySketch(BadImage):
-    """A readable image on which nothing is drawn."""
+    """A sketch on which nothing is drawn."""
 
 
 class BadModel(SbtkError):
@@ -70,11 +70,11 @@ class GalleryBusy(SbtkError):
 
 
 class ModelMismatch(SbtkError):
-    """A gallery was made by another model than the one that is asked to search it."""
+    """A gallery was made by another model than the one that queries it."""
 
 
 class EngineUnavailable(SbtkError):
-    """The inference engine that was asked for does not work on this machine."""
+    """An inference engine does not work on this machine."""
 
 
 class MissingExtra(SbtkError):
@@ -82,18 +82,18 @@ class MissingExtra(SbtkError):
 
 
 class BadData(SbtkError):
-    """Training or evaluation data that cannot be used as they are."""
+    """Images, embeddings or lists that cannot be used."""
 
 
 class BadConfig(SbtkError):
-    """Options that contradict each other or are out of range; exit code 2."""
+    """Options that are unknown, out of range or contradict each other; exit code 2."""
 
     exit_code = 2
 
 
 class DiskFull(SbtkError):
-    """No space is left for what had to be written: on the device, in a quota, or below a limit."""
+    """No space is left: on the device, in the user's quota, or within the file size limit."""
 
 
 class InternalError(SbtkError):
-    """sbtk contradicts itself: a fault in the program, not in what it was given."""
+    """A bug in sbtk rather than in its input."""

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, hashes and the writer's lock."""
+"""Files: atomic writes, hashes, JSON, the writer's lock, and folders of the user's own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sha256_of_file(path: Path) -> str:
     """Returns the file's SHA-256 as 64 hexadecimal digits.
 
     Raises:
-        OSError: it is not a regular file (a FIFO is not waited for), or cannot be read.
+        OSError: it is not a regular file or cannot be read; a FIFO does not block.
     """
     with os.fdopen(open_regular(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -41,13 +41,13 @@ def is_as_written(status: os.stat_result, size_bytes: int | None, mtime_ns: int 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path` that becomes `path`, durably, when the block succeeds.
+    """Yields a temporary path that durably replaces `path` when the block succeeds.
 
-    The block writes the temporary file by whatever means it likes. On failure the temporary is
-    removed and `path` is untouched.
+    The block writes the temporary file. If it fails, the temporary file is removed and `path` is
+    not changed.
 
     Raises:
-        DiskFull: the device ran out of space; says how much is free.
+        DiskFull: no space is left; the message says how much is free.
     """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
@@ -63,7 +63,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces `path` by `data` so that a reader, or a power cut, sees the old or the new file."""
+    """Replaces the file with `data`; readers, and power cuts, see the old file or the new one."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
@@ -71,16 +71,16 @@ def write_atomically(path: Path, data: bytes) -> None:
 def write_json_atomically(path: Path, value: object) -> None:
     """Writes `value` as indented UTF-8 JSON, atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    # Names that are not UTF-8 hold lone surrogates; as backslash escapes they are valid JSON.
+    # Names that are not UTF-8 contain lone surrogates, which are valid JSON as escapes.
     write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def read_json_object(path: Path, error: type[SbtkError]) -> dict[str, Any]:
-    """Returns the JSON object in `path`, which may come from anywhere.
+    """Returns the JSON object in a file that is not trusted.
 
     Raises:
-        SbtkError: of the given type, when the file is missing, no regular file (a FIFO is not
-            waited for), over 1 MiB, not UTF-8, not JSON, or not an object.
+        SbtkError: of the given type, if the file is missing, not a regular file, over 1 MiB, not
+            UTF-8, not JSON, or not an object; a FIFO does not block.
     """
     if path.is_symlink():
         raise error(f"{path} is a symbolic link", "a regular file")
@@ -101,12 +101,12 @@ def read_json_object(path: Path, error: type[SbtkError]) -> dict[str, Any]:
     except (ValueError, RecursionError) as problem:
         raise error(f"{path} is not JSON: {problem}", "a UTF-8 JSON object") from problem
     if not isinstance(value, dict):
-        raise error(f"{path} holds a JSON {type(value).__name__}", "a JSON object")
+        raise error(f"{path} contains a JSON {type(value).__name__}", "a JSON object")
     return value
 
 
 def read_refused(path: Path, problem: OSError) -> tuple[str, str, str]:
-    """Returns the three parts of the error of a file that the system refused to read."""
+    """Returns the three parts of the error for a file that cannot be read."""
     reason = problem.strerror or str(problem)
     advice = "check the drive and its connection, then run the same command again"
     if problem.errno in (errno.EACCES, errno.EPERM):
@@ -115,15 +115,15 @@ def read_refused(path: Path, problem: OSError) -> tuple[str, str, str]:
 
 
 def without_waiting(path: str, flags: int) -> int:
-    """Opens a file as the `opener` of `open`, and does not wait for the writer of a FIFO."""
+    """Opens a file, as the `opener` of `open`, without blocking on a FIFO."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def open_regular(path: Path) -> int:
-    """Returns a descriptor of a regular file, to read; a FIFO is not waited for.
+    """Returns a descriptor for reading a regular file, without blocking on a FIFO.
 
     Raises:
-        OSError: there is none, it is another kind of file, or the system refuses.
+        OSError: it is missing, not a regular file, or cannot be opened.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -133,7 +133,7 @@ def open_regular(path: Path) -> int:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Makes renames in `folder` durable; does nothing where folders cannot be synced."""
+    """Makes renames in `folder` durable, on systems that can sync folders."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -155,15 +155,15 @@ def disk_full_explained(path: Path) -> Iterator[None]:
 
 
 def write_error(path: Path, problem: OSError, kind: type[SbtkError] = SbtkError) -> SbtkError:
-    """Returns the error of a file that the system refused to write, by the system's reason.
+    """Returns the error for a file that could not be written.
 
     Args:
         path: the file or folder.
-        problem: what the system said.
-        kind: of the error, unless space has run out: that is a `DiskFull`.
+        problem: the system's error.
+        kind: of the error; if no space is left, it is a `DiskFull` instead.
     """
-    again = "run the same command again; it goes on where it stopped"
-    kept = "nothing that was committed before is lost"
+    again = "run the same command again to resume"
+    kept = "what was committed before is kept"
     reason = os.strerror(problem.errno) if problem.errno else str(problem)
     if problem.errno == errno.ENOSPC:
         free_bytes = _free_bytes(path.parent)
@@ -176,7 +176,7 @@ def write_error(path: Path, problem: OSError, kind: type[SbtkError] = SbtkError)
         return DiskFull(
             f"{path} cannot be written: {reason} (this user's quota)",
             kept,
-            f"delete files of yours or have the quota raised, then {again}",
+            f"delete some of your files or have the quota raised, then {again}",
         )
     if problem.errno == errno.EFBIG:
         limit = file_size_limit()
@@ -184,20 +184,20 @@ def write_error(path: Path, problem: OSError, kind: type[SbtkError] = SbtkError)
             f"{path} cannot be written: {reason}"
             + (f" (the limit of this shell is {limit:,} bytes)" if limit is not None else ""),
             kept,
-            f"type 'ulimit -f unlimited' or use another file system, then {again}",
+            f"run 'ulimit -f unlimited' or use another file system, then {again}",
         )
     advice = {
         errno.EIO: f"check the drive and its connection, then {again}",
-        errno.EROFS: f"mount it for writing, then {again}",
-        errno.EACCES: f"let this user write there, then {again}",
-        errno.EPERM: f"let this user write there, then {again}",
-        errno.EMFILE: f"raise the limit of open files with 'ulimit -n 4096', then {again}",
+        errno.EROFS: f"remount it writable, then {again}",
+        errno.EACCES: f"give this user write permission, then {again}",
+        errno.EPERM: f"give this user write permission, then {again}",
+        errno.EMFILE: f"raise the limit of open files: ulimit -n 4096, then {again}",
     }
     return kind(f"{path} cannot be written: {reason}", kept, advice.get(problem.errno or 0, again))
 
 
 def file_size_limit() -> int | None:
-    """Returns the bytes that a file of this process may have (`ulimit -f`); `None` for any."""
+    """Returns the largest file size in bytes (`ulimit -f`); `None` if unlimited."""
     import resource
 
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -212,7 +212,7 @@ def _free_bytes(folder: Path) -> int:
 
 
 def remove_stale_temporaries(folder: Path) -> list[Path]:
-    """Removes what interrupted atomic writes of dead processes left in `folder`; returns it."""
+    """Removes temporary files of processes that have ended from `folder`, and returns them."""
     removed = []
     for path in folder.iterdir():
         match = _TEMPORARY.match(path.name)
@@ -223,11 +223,11 @@ def remove_stale_temporaries(folder: Path) -> list[Path]:
 
 
 class WriterLock:
-    """The one writer's lock of a folder, held by the kernel and so released on any death.
+    """The lock of a folder's only writer; the kernel releases it when the process ends.
 
     Raises:
-        GalleryBusy: on entry, when another process holds it; names its PID and start time.
-        SbtkError: on entry, when the folder cannot be written.
+        GalleryBusy: on entry, if another process holds it; names its PID and start time.
+        SbtkError: on entry, if the folder cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -249,7 +249,7 @@ class WriterLock:
             raise GalleryBusy(
                 f"{self._path.parent} is being written by another sbtk ({holder or 'starting'})",
                 "one writer at a time",
-                "wait for it to end, then run the same command again",
+                "wait until it ends, then run the same command again",
             ) from problem
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         os.ftruncate(descriptor, 0)
@@ -270,7 +270,7 @@ class WriterLock:
     def _not_writable(self, problem: OSError) -> SbtkError:
         return SbtkError(
             f"{self._path.parent} cannot be written: {problem.strerror}",
-            "a folder in which this user may write, on a file system with locks",
+            "a folder that this user may write, on a file system with locks",
         )
 
 
@@ -299,7 +299,8 @@ def _is_alive(pid: int) -> bool:
 def printable_name(path: str | bytes | os.PathLike[str]) -> str:
     """Returns a path on one line: bytes that are not UTF-8 and control characters are escaped.
 
-    A file's name may hold line ends and terminal commands. Programs get it whole, by `path_bytes`.
+    File names may contain line breaks and terminal escapes. In JSON, `path_bytes` has them as they
+    are.
     """
     raw = os.fspath(path)
     data = raw if isinstance(raw, bytes) else raw.encode("utf-8", "surrogateescape")
@@ -315,15 +316,15 @@ _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 class UnsafeFolder(SbtkError):
-    """A folder that others own or may write, or that cannot be made, read or written."""
+    """A folder that others own or may write, or that cannot be created, read or written."""
 
 
 class UnsafeFile(Exception):
-    """A file that must not be used; says why, with its name."""
+    """A file that must not be used; the message names the file and the reason."""
 
 
 class PrivateFolder:
-    """An open folder of the user's own; see `opened`. Names are those of files in it."""
+    """An open folder that only the user may write; see `opened`. Names are those of its files."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
@@ -332,11 +333,11 @@ class PrivateFolder:
     @classmethod
     @contextlib.contextmanager
     def opened(cls, path: Path) -> Iterator[Self]:
-        """Yields the folder at `path`; problems with writing it are explained.
+        """Yields the folder at `path`.
 
         Raises:
-            UnsafeFolder: it is missing, a symbolic link, somebody else's, writable by others, or
-                something in it could not be written or removed.
+            UnsafeFolder: it is missing, a symbolic link, owned by another user or writable by
+                others; or a file in it could not be written or removed.
         """
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -344,13 +345,13 @@ class PrivateFolder:
         except OSError as problem:
             is_link = problem.errno in (errno.ELOOP, errno.ENOTDIR) and path.is_symlink()
             why = "is a symbolic link" if is_link else f"cannot be opened: {problem.strerror}"
-            raise UnsafeFolder(f"{path} {why}", "a folder of your own") from problem
+            raise UnsafeFolder(f"{path} {why}", "a folder that you own") from problem
         try:
             reason = _not_ours(os.fstat(descriptor))
             if reason:
                 raise UnsafeFolder(
                     f"{path} {reason}",
-                    "a folder of your own with mode 0700",
+                    "a folder that you own, with mode 0700",
                     f"remove it, or chmod 700 {path}",
                 )
             yield cls(path, descriptor)
@@ -362,12 +363,12 @@ class PrivateFolder:
             os.close(descriptor)
 
     def hide(self) -> None:
-        """Gives the folder mode 0700, if it has another."""
+        """Sets the folder's mode to 0700."""
         if stat.S_IMODE(os.fstat(self._descriptor).st_mode) != 0o700:
             os.fchmod(self._descriptor, 0o700)
 
     def names(self, suffix: str) -> list[str]:
-        """Returns the names that end so, sorted, without hidden ones."""
+        """Returns the names that end with `suffix`, sorted, without hidden ones."""
         names = os.listdir(self._descriptor)  # noqa: PTH208  # a Path has no descriptor
         return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
 
@@ -375,8 +376,8 @@ class PrivateFolder:
         """Returns the whole content of a file.
 
         Raises:
-            UnsafeFile: it is missing, a link, no regular file (a FIFO is not waited for),
-                somebody else's, writable by others, too large, or cannot be read.
+            UnsafeFile: it is missing, a link, not a regular file, owned by another user, writable
+                by others, too large, or cannot be read; a FIFO does not block.
         """
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
@@ -399,29 +400,29 @@ class PrivateFolder:
         return content
 
     def write(self, name: str, content: bytes) -> None:
-        """Replaces a file, atomically and durably, by one that only this user may read or write.
+        """Replaces a file, atomically and durably; only this user may read or write it.
 
         Raises:
-            DiskFull: the device ran out of space.
+            DiskFull: no space is left.
         """
         with atomic_path(self.path / name) as temporary:
             temporary.unlink(missing_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            # Whatever the umask: what others may write would never be used.
+            # Regardless of the umask: a file that others may write would not be used.
             with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
                 file.write(content)
 
     def remove(self, name: str) -> None:
-        """Removes a file, or a link and not what it points to; nothing when there is none."""
+        """Removes a file, or a link without its target, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._descriptor)
 
     def remove_temporaries(self) -> None:
-        """Removes what interrupted writes of dead processes left."""
+        """Removes temporary files of processes that have ended."""
         remove_stale_temporaries(self.path)
 
     def size_bytes(self, name: str) -> int:
-        """Returns the size of a file, or of a link itself; 0 when there is none."""
+        """Returns the size of a file, or of a link itself; 0 if it does not exist."""
         try:
             return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_size
         except OSError:
@@ -429,7 +430,7 @@ class PrivateFolder:
 
 
 def _not_ours(status: os.stat_result) -> str:
-    """Returns why others could have made or changed a file or folder; empty when they could not."""
+    """Returns why other users could have changed a file or folder; empty if they could not."""
     if status.st_uid != os.geteuid():
         return f"belongs to user {status.st_uid}, not to you ({os.geteuid()})"
     if status.st_mode & _WRITABLE_BY_OTHERS:

@@ -1,4 +1,4 @@
-"""What a model bundle and a gallery say about themselves: frozen, versioned, JSON in and out."""
+"""Manifests of model bundles and galleries: frozen dataclasses, read from and written to JSON."""
 
 from __future__ import annotations
 
@@ -52,20 +52,19 @@ class MatchRule:
 
 @dataclass(frozen=True)
 class BundleManifest:
-    """What `manifest.json` of a model bundle says.
+    """The `manifest.json` of a model bundle.
 
     Attributes:
-        model_id: `<name>@<12 hex digits>`; two bundles with the same id embed alike.
+        model_id: `<name>@<12 hex digits>`; bundles with the same id compute the same embeddings.
         method: `sbtknet`, `dsn` or `sake`.
         backbone: `resnet50-v1` or `resnet50-v1.5`.
         dim: length of an embedding.
-        domain_input: name of the ONNX input that tells sketch from photo; `None` if the model
-            treats them alike.
+        domain_input: name of the ONNX input for the kind of image; `None` if the model has none.
         preprocessing: version of `sbtk_runtime.preprocess` that the model was trained with.
-        files: every file of the bundle but the manifest, by its plain name.
+        files: all files of the bundle except the manifest, by name.
         training: data, split, recipe, seeds, licence; for people and the model card.
-        metrics: quality figures with the rule that each was measured by.
-        parity: per precision, how far its embeddings are from torch's.
+        metrics: of quality, each with its protocol.
+        parity: for each precision, the distance of its embeddings to torch's.
         versions: of the libraries that made the bundle.
         match_rule: which hits are close; `None` if the model was not calibrated.
     """
@@ -93,9 +92,15 @@ class BundleManifest:
 
 @dataclass(frozen=True)
 class GraphRecord:
-    """The HNSW graph of a gallery's generation; everything that hnswlib's file cannot be asked.
+    """The HNSW graph of a gallery's generation, with what hnswlib's file does not say.
 
-    `count` is the rows in the graph, `ef` the search width that is set after every load.
+    Attributes:
+        file: its name.
+        sha256: of the file.
+        count: rows in the graph.
+        m: links of a node.
+        ef_construction: search width while the graph was built.
+        ef: search width of queries.
     """
 
     file: str
@@ -152,14 +157,14 @@ class CodesRecord:
 
 @dataclass(frozen=True)
 class GalleryManifest:
-    """What `manifest.json` of a gallery says; replaced last, so it names only what is whole.
+    """The `manifest.json` of a gallery; it is replaced last, so it names only complete files.
 
     Attributes:
-        generation: grows by one with each published state.
+        generation: increases by one with each published state.
         model_id: of the bundle that made the embeddings.
         precision: of the ONNX file that made the embeddings.
         dim: length of an embedding.
-        preprocessing: version of `sbtk_runtime.preprocess` in use when they were made.
+        preprocessing: version of `sbtk_runtime.preprocess` that prepared the photos.
         live: number of searchable photos.
         graph: the HNSW graph; `None` when there is none yet, and in a binary gallery.
         bits: length of the codes that a binary gallery keeps in place of embeddings.
@@ -188,7 +193,7 @@ class GalleryManifest:
         object.__setattr__(self, "format", plain if self.bits is None else 2)
 
     def write(self, folder: Path) -> None:
-        """Writes the manifest and a checksum of it into `folder`, atomically."""
+        """Writes the manifest and its checksum into `folder`, atomically."""
         values = asdict(self)
         if self.codes is None:
             del values["codes"]  # which an sbtk that reads formats 1 and 2 does not know
@@ -196,7 +201,7 @@ class GalleryManifest:
 
 
 def _checksum(values: dict[str, Any]) -> str:
-    """Returns the SHA-256 of what a gallery's manifest says, whatever its layout."""
+    """Returns the SHA-256 of the values of a gallery's manifest, whatever its layout."""
     signed = {key: value for key, value in values.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()
 
@@ -205,7 +210,7 @@ def read_bundle_manifest(folder: Path) -> BundleManifest:
     """Returns the checked manifest of the bundle in `folder`.
 
     Raises:
-        BadModel: it is missing, hostile, of a newer format or lacks something.
+        BadModel: it is missing, damaged, malicious or of a newer format.
     """
     path = folder / MANIFEST_NAME
     reader = _Fields(read_json_object(path, BadModel), path, BadModel)
@@ -239,7 +244,7 @@ def read_gallery_manifest(folder: Path) -> GalleryManifest:
     """Returns the checked manifest of the gallery in `folder`.
 
     Raises:
-        BadGallery: it is missing, hostile, of a newer format or lacks something.
+        BadGallery: it is missing, damaged, malicious or of a newer format.
     """
     path = folder / MANIFEST_NAME
     values = read_json_object(path, BadGallery)
@@ -280,7 +285,7 @@ def read_gallery_manifest(folder: Path) -> GalleryManifest:
     )
     if manifest.format != reader.count("format") or (manifest.bits or 0) % 8:
         what = "embeddings" if manifest.bits is None else f"{manifest.bits}-bit codes"
-        raise BadGallery(f"{path} is of {what} in another format", "a manifest written by sbtk")
+        raise BadGallery(f"{path} describes {what} in another format", "a manifest written by sbtk")
     return manifest
 
 
@@ -302,10 +307,10 @@ def _codes_record(reader: _Fields) -> CodesRecord:
 
 
 def _check_sum(values: dict[str, Any], reader: _Fields, path: Path) -> None:
-    """Makes sure that a gallery's manifest says what was written.
+    """Checks the checksum of a gallery's manifest.
 
-    Only manifests without a snapshot, by an older sbtk, have no checksum. A damaged name of a field
-    is a field that no sbtk of this format writes.
+    Only manifests by older versions, which have no snapshot, have no checksum. An unknown field
+    means that the name of a field is damaged.
     """
     known = {each.name for each in fields(GalleryManifest)} | {"checksum"}
     is_older = "snapshot" not in values and "checksum" not in values
@@ -315,7 +320,7 @@ def _check_sum(values: dict[str, Any], reader: _Fields, path: Path) -> None:
 
 
 class _Fields:
-    """Reads typed fields of a JSON object and names the file in every complaint."""
+    """Reads typed fields of a JSON object; its errors name the file."""
 
     def __init__(self, values: dict[str, Any], path: Path, error: type[SbtkError]) -> None:
         self._values = values
@@ -326,16 +331,16 @@ class _Fields:
         found = self.count("format", at_least=1)
         if found > known:
             raise self._error(
-                f"{self._path} has format {found}: it was made by a newer sbtk",
+                f"{self._path} has format {found}, of a newer version of sbtk",
                 f"format {known} or older",
                 "pip install --upgrade sbtk",
             )
 
     def text(self, key: str) -> str:
         value = self._get(key)
-        # Texts end up on terminals and in file names: no escapes, no lone surrogates.
+        # Texts are printed and become file names: no escapes, no lone surrogates.
         if not isinstance(value, str) or len(value) > 4096 or not value.isprintable():
-            raise self._wrong(key, "a text of one line")
+            raise self._wrong(key, "one line of text")
         return value
 
     def optional_text(self, key: str) -> str | None:
@@ -388,7 +393,7 @@ class _Fields:
         return _Fields(self.mapping(key), self._path, self._error)
 
     def plain_name(self, name: str) -> str:
-        """Returns `name` if it names a file in the manifest's own folder and nothing else."""
+        """Returns `name` if it is the name of a file in the manifest's own folder."""
         is_plain = PurePosixPath(name).name == name and "\\" not in name and name.isprintable()
         if not is_plain or name in ("", ".", "..", MANIFEST_NAME):
             raise self._error(f"{self._path} names the file {name!r}", "a plain file name")
@@ -396,7 +401,7 @@ class _Fields:
 
     def _get(self, key: str) -> Any:
         if key not in self._values:
-            raise self._error(f"{self._path} lacks {key!r}", "a manifest written by sbtk")
+            raise self._error(f"{self._path} has no {key!r}", "a manifest written by sbtk")
         return self._values[key]
 
     def _wrong(self, key: str, expected: str) -> SbtkError:

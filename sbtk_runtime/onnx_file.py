@@ -1,8 +1,8 @@
-"""What sbtk's ONNX files look like, and which ones are refused before any library parses them.
+"""Checks ONNX files before any library parses them, and names the inputs and output of models.
 
-ONNX Runtime follows external-data locations wherever they point (onnx/onnx#3991, #7686), so a
-walk over the protobuf fields comes first. It needs no ONNX library, skips the weights, and finds
-truncated files on its way.
+ONNX Runtime follows external-data locations wherever they point (onnx/onnx#3991, #7686). The check
+walks over the protobuf fields instead: it needs no ONNX library, skips the weights, and also finds
+truncated files.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from sbtk_runtime.errors import BadModel
 #: The input, `(N, 224, 224, 3) uint8`, and the output, `(N, D) float32`, of every model.
 INPUT_NAME = "images"
 OUTPUT_NAME = "embeddings"
-#: The second input, `(N,) float32`, of models that are told a picture's kind: 0 sketch, 1 photo.
+#: The second input, `(N,) float32`, of models that take the kind of image: 0 sketch, 1 photo.
 DOMAIN_NAME = "domain"
 
-#: Protobuf's own limit for one message.
+#: Protobuf's limit for one message.
 MAX_ONNX_BYTES = (1 << 31) - 1
 
 _MAX_DEPTH = 64
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
-# Where tensors can hide: message -> field number -> message, after onnx.proto3.
+# Where tensors can be: message -> field number -> message, after onnx.proto3.
 _MESSAGES: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -42,16 +42,17 @@ _OUTPUT_OF_NODE, _TEXTS_OF_NODE = 2, (1, 2, 3, 4)
 
 
 def check_onnx(content: bytes, name: str) -> None:
-    """Checks that `content` is one whole ONNX model that holds all of its weights itself.
+    """Checks that `content` is a complete ONNX model that contains all of its weights.
 
-    And that its nodes have names and outputs, without which TensorRT's parser ends the process.
+    It also checks that nodes have names and outputs, without which TensorRT's parser ends the
+    process.
 
     Args:
         content: the bytes of the file.
-        name: what to call the file in a complaint.
+        name: the file in error messages.
 
     Raises:
-        BadModel: it is empty, too large, truncated, no ONNX model, or names external data.
+        BadModel: it is empty, too large, truncated, not an ONNX model, or names external data.
     """
     if not content:
         raise BadModel(f"{name} is empty", "an ONNX model")
@@ -63,17 +64,17 @@ def check_onnx(content: bytes, name: str) -> None:
         has_graph = any(number == _GRAPH_OF_MODEL for number, _ in fields(model))
     except NotProtobuf as problem:
         raise BadModel(
-            f"{name} is truncated or no ONNX model ({problem})", "the whole file, as exported"
+            f"{name} is truncated or not an ONNX model ({problem})", "the file as exported"
         ) from problem
     if not has_graph:
-        raise BadModel(f"{name} holds no graph", "an ONNX model")
+        raise BadModel(f"{name} has no graph", "an ONNX model")
 
 
 def opset_of_onnx(content: bytes) -> int:
-    """Returns the version of ONNX's own operators that a model asks for; 0 when it names none.
+    """Returns the version of ONNX's standard operators that a model requires; 0 if it names none.
 
     Args:
-        content: a model that `check_onnx` has passed.
+        content: a model that `check_onnx` has accepted.
 
     Raises:
         BadModel: the list of operator sets is damaged.
@@ -92,7 +93,7 @@ def opset_of_onnx(content: bytes) -> int:
 
 
 class NotProtobuf(Exception):
-    """The bytes cannot be protobuf; says where they stop making sense."""
+    """The bytes are not a protobuf message; the text says why."""
 
 
 def _check_message(message: memoryview, kind: str, name: str, depth: int) -> None:
@@ -102,8 +103,8 @@ def _check_message(message: memoryview, kind: str, name: str, depth: int) -> Non
     for number, value in fields(message):
         if kind == "tensor" and _is_external(number, value):
             raise BadModel(
-                f"{name} keeps weights in another file",
-                "an ONNX file that holds all of its weights",
+                f"{name} has weights in another file",
+                "an ONNX file with all of its weights",
                 "save it with onnx.save(model, path, save_as_external_data=False)",
             )
         if number in children and isinstance(value, memoryview):
@@ -117,7 +118,7 @@ def _check_node(message: memoryview) -> None:
     for number, value in fields(message):
         if number in _TEXTS_OF_NODE:
             if not isinstance(value, memoryview) or not _is_text(value):
-                raise NotProtobuf("a node with a name that is no text")
+                raise NotProtobuf("a node whose name is not text")
             has_output |= number == _OUTPUT_OF_NODE
     if not has_output:
         raise NotProtobuf("a node without an output")
@@ -139,7 +140,7 @@ def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Yields number and value of each field: an integer, or the bytes of a delimited field.
 
     Raises:
-        NotProtobuf: the bytes cannot be a protobuf message.
+        NotProtobuf: the bytes are not a protobuf message.
     """
     position, end = 0, len(message)
     while position < end:
@@ -164,10 +165,10 @@ def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def varint(message: memoryview, position: int) -> tuple[int, int]:
-    """Returns the number that begins at `position`, and where the next thing begins.
+    """Returns the number at `position`, and the position after it.
 
     Raises:
-        NotProtobuf: the message ends in it, or it is too long.
+        NotProtobuf: the message ends within the number, or the number is too long.
     """
     value = 0
     for shift in range(0, 70, 7):

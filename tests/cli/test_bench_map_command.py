@@ -217,7 +217,7 @@ def test_duplicates_count_only_if_they_are_to_be_kept(
         ),
         (["--bits", "12"], 2, "binary codes of 12 bits"),
         (["--bits", "64"], 2, "between 8 and the embedding's width, 16"),
-        (["--bits", "8", "--itq-on", "bundle"], 1, "makes no 8-bit codes"),
+        (["--bits", "8", "--itq-on", "bundle"], 1, "has no 8-bit codes"),
         (["--queries", "photo", "--setting", "generalised-all"], 2, "photos as queries"),
         (["--classes", "validation", "--split", "SK-YE"], 2, "--split SK-YE with --classes"),
         (["--at", "0"], 2, "is not a number from 1"),

@@ -81,7 +81,7 @@ def test_a_model_without_codes_says_how_to_export_them(
     for command in (["index", "photos"], embed):
         assert main([*command, "--model", "tiny", "--bits", "64"]) == 1
         shown = capsys.readouterr().err
-        assert "makes no 64-bit codes" in shown
+        assert "has no 64-bit codes" in shown
         assert "sbtk export RUN --bits 64" in shown
     assert not (workplace / "gallery.sbtk").exists()
     assert not (workplace / "out.npz").exists()

@@ -127,7 +127,7 @@ def test_models_check_runs_the_golden_images(
     (changed / GOLDEN_NAME).write_text(json.dumps(table))
     replace(bundle.manifest, files=hash_files(changed)).write(changed)
     assert main(["models", "check", str(changed)]) == 1
-    assert "the fp16 model embeds the golden photo otherwise" in capsys.readouterr().err
+    assert "the fp16 model embeds the golden photo differently" in capsys.readouterr().err
 
 
 def test_other_pixels_are_found(
@@ -138,7 +138,7 @@ def test_other_pixels_are_found(
     shutil.copy(photo, sketch)
     replace(bundle.manifest, files=hash_files(changed)).write(changed)
     assert main(["models", "check", str(changed)]) == 1
-    assert "the golden sketch is prepared otherwise" in capsys.readouterr().err
+    assert "the golden sketch is prepared differently" in capsys.readouterr().err
 
 
 def test_a_bundle_from_before_golden_images_passes_its_check(

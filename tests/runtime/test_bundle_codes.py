@@ -48,8 +48,8 @@ def test_a_changed_file_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (tiny_itq(16, 8).to_bytes(), "makes 8 bits of 16 numbers"),
-        (tiny_itq(32, 16).to_bytes(), "makes 16 bits of 32 numbers"),
+        (tiny_itq(16, 8).to_bytes(), "makes 8 bits of 16 dimensions"),
+        (tiny_itq(32, 16).to_bytes(), "makes 16 bits of 32 dimensions"),
         (b"no zip", "cannot be read"),
     ],
 )

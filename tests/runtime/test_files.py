@@ -101,8 +101,8 @@ def test_json_round_trip_keeps_names_that_are_not_utf8(tmp_path: Path) -> None:
     [
         (b"", "not JSON"),
         (b"{", "not JSON"),
-        (b"[1, 2]", "holds a JSON list"),
-        (b"null", "holds a JSON NoneType"),
+        (b"[1, 2]", "contains a JSON list"),
+        (b"null", "contains a JSON NoneType"),
         (b'{"a": "\xff"}', "not JSON"),
         (b"[" * 100_000, "not JSON"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),

@@ -91,7 +91,7 @@ def test_every_key_of_a_bundle_is_required_but_two(tmp_path: Path, key: str) -> 
         without: dict[str, Any] = {key: None}
         assert read_bundle_manifest(tmp_path) == dataclasses.replace(BUNDLE, **without)
         return
-    with pytest.raises(BadModel, match=rf"lacks '{key}'"):
+    with pytest.raises(BadModel, match=rf"has no '{key}'"):
         read_bundle_manifest(tmp_path)
 
 

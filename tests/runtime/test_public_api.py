@@ -16,17 +16,17 @@ import pytest
 from PIL import Image
 
 import sbtk_runtime
-from sbtk_runtime import Embedder, Gallery, add_photos, index, remove_photos
+from sbtk_runtime import Bundle, Embedder, Gallery, add_photos, index, remove_photos
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadImage, EmptySketch, ModelMismatch
 from sbtk_runtime.preprocess import ImageInput, prepare_input
 from tests.tiny import tiny_bundle, tiny_photo, write_photos, write_sketch
 
 PUBLIC = {name: getattr(sbtk_runtime, name) for name in sbtk_runtime.__all__}
-#: What users call: functions, and the methods of the two classes that do the work.
+#: What users call: functions, and the classes that do the work.
 CALLED = {
     name: value
     for name, value in PUBLIC.items()
-    if inspect.isfunction(value) or value in (Embedder, Gallery)
+    if inspect.isfunction(value) or value in (Bundle, Embedder, Gallery)
 }
 
 

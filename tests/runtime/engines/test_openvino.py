@@ -152,7 +152,7 @@ def test_a_model_that_it_refuses_is_left_to_onnx_runtime(tmp_path: Path) -> None
         ("int8 output", r"gives embeddings: tensor\(int8\)"),
         ("dynamic rank", r"gives embeddings: tensor\(float\) \(\)"),
         ("unknown operator", r"refuses .*Conjure"),
-        ("cut", r"truncated or no ONNX model|refuses"),
+        ("cut", r"truncated or not an ONNX model|refuses"),
         ("empty", "is empty"),
     ],
 )

@@ -250,9 +250,9 @@ def test_a_hollow_installation_is_recognised(bundle: Bundle, tmp_path: Path) -> 
         ("dynamic rank", r"gives embeddings: tensor\(float\) \(\)"),
         ("other dim, not told", r"gives \(1, 8\) for 1 images"),
         ("unknown operator", "refuses"),
-        ("cut", "truncated or no ONNX model|refuses"),
+        ("cut", "truncated or not an ONNX model|refuses"),
         ("empty", "is empty"),
-        ("text", "truncated or no ONNX model"),
+        ("text", "truncated or not an ONNX model"),
     ],
 )
 def test_models_that_are_not_ours_are_refused(tmp_path: Path, fault: str, complaint: str) -> None:
