@@ -1,4 +1,4 @@
-"""`sbtk doctor`: what this machine can run."""
+"""`sbtk doctor`: checks what this machine can run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MARK = {"ok": "ok", "note": "--", "problem": "!!"}
 @options.model
 @options.json
 def command(gallery: Path, model: str | None, as_json: bool) -> int:
-    """Say what this machine can run, and what is missing.
+    """Check what this machine can run, and what is missing.
 
-    Looks at the processor, the engines, the model and the gallery, and names the command that
-    helps. Exits with 0 when at least one engine works.
+    Checks the processor, the engines, the model and the gallery, and names the commands that fix
+    problems. Exit code 0: at least one engine works.
     """
     from sbtk_runtime.doctor import examine
 

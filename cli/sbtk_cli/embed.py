@@ -1,4 +1,4 @@
-"""`sbtk embed`: embeddings for those who bring their own search."""
+"""`sbtk embed`: writes the embeddings of image files."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 _HELP = """Write the embeddings of image files to an .npz file.
 
-It holds 'paths', as given and in that order, and 'embeddings', one row of length 1 for each
-(float32); with --bits B also 'codes', B packed bits for each (uint8). A file that cannot be read is
-named, left out, and the exit code is 3. One that is read in part only is named, too.
+The file has 'paths', as given and in input order, and 'embeddings', a row of length 1 for each
+(float32); with --bits B also 'codes', B packed bits for each (uint8). Files that cannot be read are
+listed and left out, and the exit code is 3. Files that are partly readable are listed, too.
 
 \b
 sbtk embed a.jpg b.jpg --as photo -o photos.npz
@@ -41,8 +41,8 @@ find photos -name '*.jpg' -print0 | sbtk embed --from-file - --as photo -o photo
     multiple=True,
     type=click.Path(path_type=Path, allow_dash=True),
     metavar="LIST",
-    help="Read more paths from a file, or from standard input as -; one on each line, or ended "
-    "by NUL bytes.",
+    help="Read more paths from a file, or from standard input as -; one on each line, or "
+    "separated by NUL bytes.",
 )
 @click.option(
     "-o",
@@ -57,7 +57,7 @@ find photos -name '*.jpg' -print0 | sbtk embed --from-file - --as photo -o photo
     "--bits",
     type=options.Bits(),
     metavar="B",
-    help="Add binary codes of B bits. Takes a model that was exported with --bits B.",
+    help="Add binary codes of B bits. Needs a model that was exported with --bits B.",
 )
 @options.model
 @options.engine_options
@@ -76,11 +76,11 @@ def command(
 ) -> int:
     """Runs `sbtk embed`."""
     if not files and not lists:
-        raise click.UsageError("Name image files, or a list of them with --from-file.")
+        raise click.UsageError("Name image files, or a list with --from-file.")
     options.check_output_file(target)
     paths = [*files, *_listed(lists)]
     if not paths:
-        raise BadData("the list names no file", "at least one path")
+        raise BadData("the list is empty", "at least one path")
     import numpy as np
 
     from sbtk_runtime.bundle import Bundle
@@ -91,7 +91,7 @@ def command(
     kept: list[str] = []
     rows: list[NDArray[np.float32]] = []
     failures: list[Failed] = []
-    told: list[tuple[str, str]] = []
+    notices: list[tuple[str, str]] = []
     bundle = Bundle.open(model)
     itq = None if bits is None else bundle.itq(bits)
     with (
@@ -109,10 +109,10 @@ def command(
             else:
                 kept.append(paths[item.index])
                 rows.append(item.row)
-                told += [(kept[-1], notice) for notice in item.notices]
+                notices += [(kept[-1], notice) for notice in item.notices]
             advance(item.index + 1, len(paths))
         model_id = embedder.model_id
-    for path, notice in told:
+    for path, notice in notices:
         output.notice(f"{printable_name(path)}: {notice}", quiet=quiet)
     for failure in failures:
         output.notice(f"{printable_name(paths[failure.index])}: {failure.reason}", quiet=quiet)
@@ -134,7 +134,7 @@ def command(
                     for failure in failures
                 ],
                 "notices": [
-                    path_fields(os.fsencode(path)) | {"notice": notice} for path, notice in told
+                    path_fields(os.fsencode(path)) | {"notice": notice} for path, notice in notices
                 ],
             }
         )
@@ -142,14 +142,14 @@ def command(
         skipped = f", {len(failures):,} skipped" if failures else ""
         output.notice(
             f"{printable_name(target)}: {output.count_text(len(rows), 'embedding')} of "
-            f"{rows[0].size} numbers by {model_id}{skipped}",
+            f"{rows[0].size} dimensions by {model_id}{skipped}",
             quiet=quiet,
         )
     return 3 if failures else 0
 
 
 def _listed(lists: Sequence[Path]) -> Iterator[str]:
-    """Yields the paths in list files: ended by NUL where there is one, else one on each line."""
+    """Yields the paths in list files: separated by NUL bytes if there is one, else by lines."""
     for source in lists:
         data = sys.stdin.buffer.read() if str(source) == "-" else source.read_bytes()
         separator = b"\0" if b"\0" in data else b"\n"

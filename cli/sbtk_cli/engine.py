@@ -1,4 +1,4 @@
-"""`sbtk engine`: TensorRT plans, which are built once for each model and machine, and kept."""
+"""`sbtk engine`: builds, lists and removes TensorRT plans."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from sbtk_runtime.engines.tensorrt.library import TensorRt
     from sbtk_runtime.manifest import Precision
 
-_BUILD_HELP = """Build the plan of a model, and keep it for the commands that embed.
+_BUILD_HELP = """Build the plan of a model and keep it for the other commands.
 
-BUNDLE is a folder or a name; without one, the default model is taken. Does nothing when such a
-plan is already there. Then runs the plan beside ONNX Runtime on the CPU, if there is a GPU.
-TensorRT builds for the GPU that it finds; TensorRT-RTX needs none to build.
+BUNDLE is a folder or a name; by default the included model. Does nothing if the plan exists.
+On a machine with a GPU, then compares the plan with ONNX Runtime on the CPU. TensorRT builds for
+the GPU of this machine; TensorRT-RTX needs no GPU to build.
 
 \b
 sbtk engine build
@@ -45,8 +45,8 @@ _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 def command(context: click.Context, as_json: bool) -> int:
     """Build, list or remove TensorRT plans.
 
-    TensorRT runs a plan: the model's ONNX file, compiled for one GPU and one version of TensorRT.
-    Plans are kept in $XDG_CACHE_HOME/sbtk (or ~/.cache/sbtk). Without a subcommand, lists them.
+    A plan is a model's ONNX file compiled for one GPU and one version of TensorRT. Plans are kept
+    in $XDG_CACHE_HOME/sbtk (or ~/.cache/sbtk). Without a subcommand, lists them.
     """
     return 0 if context.invoked_subcommand else print_plans(as_json)
 
@@ -58,7 +58,7 @@ def command(context: click.Context, as_json: bool) -> int:
     type=click.Choice(["fp16", "int8", "fp32"]),
     default="fp16",
     show_default=True,
-    help="Of the ONNX file to build from.",
+    help="Precision of the ONNX file to build from.",
 )
 @click.option(
     "--batch",
@@ -66,7 +66,7 @@ def command(context: click.Context, as_json: bool) -> int:
     default="1,32,256",
     show_default=True,
     metavar="MIN,OPT,MAX",
-    help="Smallest batch, the one to be fastest at, and the largest; or one N for 1,N,N.",
+    help="Smallest batch size, the one to optimise for, and the largest; N means 1,N,N.",
 )
 @click.option(
     "--module",
@@ -78,7 +78,7 @@ def command(context: click.Context, as_json: bool) -> int:
     default="4GiB",
     show_default=True,
     metavar="SIZE",
-    help="Most scratch memory on the GPU, such as 512MiB.",
+    help="Limit for scratch memory on the GPU, such as 512MiB.",
 )
 @click.option("--device", metavar="NAME", help="cuda or cuda:N.  [default: the first GPU]")
 @options.json
@@ -112,13 +112,13 @@ def build(
         )
     if ready.kept_in is None:
         raise EngineUnavailable(
-            "the plan was built and could not be kept",
-            "a cache that can be written, with room for it",
-            "see the notice before, then build again",
+            "the plan was built but could not be saved",
+            "a writable cache with enough space",
+            "fix the problem above, then build again",
         )
     check = None
     if gpu is not None:
-        output.notice("running the plan beside ONNX Runtime on the CPU", quiet=quiet)
+        output.notice("comparing the plan with ONNX Runtime on the CPU", quiet=quiet)
         check = require_sound(
             ready, opened, trt, gpu, lambda text: output.notice(text, quiet=quiet)
         )
@@ -129,31 +129,32 @@ def build(
 @command.command("list")
 @options.json
 def list_plans(as_json: bool) -> int:
-    """List the plans, and say which of them this machine can use.
+    """List the plans, and whether this machine can use them.
 
-    Looks at every byte: a plan that is damaged, or that others may write, is never used.
+    Checks the hash of every plan. A plan that is damaged, or that other users may write, is never
+    used.
     """
     return print_plans(as_json)
 
 
 @command.command()
 @click.argument("bundle", required=False)
-@click.option("--all", "is_all", is_flag=True, help="Remove every plan, and what builds measured.")
+@click.option("--all", "is_all", is_flag=True, help="Remove all plans, and the timings of builds.")
 @options.json
 @options.quiet
 def clear(bundle: str | None, is_all: bool, as_json: bool, quiet: bool) -> int:
     """Remove the plans of a model, or all of them.
 
-    BUNDLE is a folder or a name, or a MODEL that 'sbtk engine list' shows, whose bundle may be
-    gone. Nothing is lost but the time to build the plans again.
+    BUNDLE is a folder or a name, or a MODEL of 'sbtk engine list', whose bundle need not exist any
+    more. Removed plans can be built again.
     """
     from sbtk_runtime.engines.tensorrt.cache import PlanCache, cache_folder
 
     if is_all == (bundle is not None):
         raise BadConfig(
-            "both a BUNDLE and --all" if is_all else "no word on what to remove",
-            "a BUNDLE, or --all",
-            "sbtk engine list shows what there is",
+            "both a BUNDLE and --all" if is_all else "nothing to remove was named",
+            "a BUNDLE or --all",
+            "sbtk engine list shows the plans",
         )
     cache = PlanCache(cache_folder())
     cleared = cache.clear(None if bundle is None else _model_in_cache(cache.entries(), bundle))
@@ -183,19 +184,19 @@ def _settings(batches: str, workspace: str) -> BuildSettings:
 
 
 def _bytes_of(size: str) -> int:
-    """Returns the bytes that a size such as `4GiB`, `1.5 GB`, `512m` or `1048576` means."""
+    """Returns the bytes of a size such as `4GiB`, `1.5 GB`, `512m` or `1048576`."""
     match = _SIZE.fullmatch(size.strip())
     if match is None:
         raise BadConfig(f"--workspace {size!r}", "a size such as 512MiB or 4GiB")
     number, prefix, binary = match.groups()
     exponent = " KMGT".index(prefix.upper() or " ")
-    # Bare letters are taken as TensorRT's own tool takes them.
+    # Bare letters are binary, as in TensorRT's own tool.
     is_decimal = not binary and size.strip()[-1:] in "bB"
     return int(float(number) * (1000 if is_decimal else 1024) ** exponent)
 
 
 def _gpu(trt: TensorRt, device: str | None, quiet: bool) -> CudaDevice | None:
-    """Returns the GPU to build for; `None` if there is none and the library needs none."""
+    """Returns the GPU to build for; `None` if there is none and the library can build without."""
     from sbtk_runtime.engines.cuda import find_device
 
     try:
@@ -204,18 +205,18 @@ def _gpu(trt: TensorRt, device: str | None, quiet: bool) -> CudaDevice | None:
         if trt.needs_a_driver_to_build or device is not None:
             raise
         output.notice(
-            f"the plan is built but not run: {problem.found}; it is for any GPU that {trt.title} "
-            "supports",
+            f"the plan will be built but not run: {problem.found}. It is for every GPU that "
+            f"{trt.title} supports",
             quiet=quiet,
         )
         return None
 
 
 def _require_cache() -> None:
-    """Refuses to build for minutes what could not be kept.
+    """Checks that plans can be saved, before minutes of building.
 
     Raises:
-        EngineUnavailable: the cache cannot be made, written, or trusted.
+        EngineUnavailable: the cache cannot be created, written or trusted.
     """
     from sbtk_runtime.engines.tensorrt.cache import cache_folder
 
@@ -235,7 +236,8 @@ def _print_built(ready: ReadyPlan, check: PlanCheck | None, as_json: bool) -> No
         output.answer_json(outcome | asdict(ready.record) | checked)
         return
     record = ready.record
-    done = f"built in {output.duration_text(record.build_s)}" if ready.is_new else "already there"
+    took = f"built in {output.duration_text(record.build_s)}"
+    done = took if ready.is_new else "already built"
     output.answer(
         f"{record.model_id} {record.precision} for {record.module} {record.version} on "
         f"{where_text(record)}, batches {batches_text(record)}: "
@@ -243,20 +245,20 @@ def _print_built(ready: ReadyPlan, check: PlanCheck | None, as_json: bool) -> No
     )
     if check is not None and check.cosine_min is not None:
         output.answer(
-            f"runs here; on {check.images} generated pictures its smallest cosine with "
-            f"{check.beside} is {check.cosine_min:.6f}"
+            f"runs on this machine; smallest cosine with {check.beside} on {check.images} "
+            f"generated images: {check.cosine_min:.6f}"
         )
     elif check is not None:
-        output.answer(f"runs here; {check.beside}")
+        output.answer(f"runs on this machine; {check.beside}")
     assert ready.kept_in is not None
-    output.answer(f"kept in {output.shown_relative(ready.kept_in)}")
+    output.answer(f"saved in {output.shown_relative(ready.kept_in)}")
 
 
 def _model_in_cache(entries: list[CacheEntry], bundle: str) -> str:
-    """Returns what to clear: what the cache calls so, or else the bundle's model id.
+    """Returns the model to clear: a name or id in the cache, or the id of a bundle.
 
     Raises:
-        BadModel: there is neither.
+        BadModel: `bundle` is neither.
     """
     from sbtk_runtime.bundle import Bundle
 
@@ -267,14 +269,14 @@ def _model_in_cache(entries: list[CacheEntry], bundle: str) -> str:
         return Bundle.open(bundle).manifest.model_id
     except BadModel as problem:
         raise BadModel(
-            f"no plan is of {bundle!r}, and {problem.found}",
+            f"there is no plan of {bundle!r}, and {problem.found}",
             problem.expected,
             "sbtk engine list shows the plans",
         ) from problem
 
 
 def print_plans(as_json: bool) -> int:
-    """Prints every plan in the cache; one JSON line each if `as_json`."""
+    """Prints all plans in the cache; with `as_json`, a JSON line for each."""
     from sbtk_runtime.engines.tensorrt.cache import PlanCache, cache_folder
 
     entries = PlanCache(cache_folder()).entries()
@@ -293,14 +295,14 @@ def print_plans(as_json: bool) -> int:
             output.answer_json(described)
         return 0
     if not entries:
-        output.notice("There is no plan yet; 'sbtk engine build' makes one.")
+        output.notice("There are no plans yet. 'sbtk engine build' builds one.")
         return 0
     rows = [("MODEL", "PRECISION", "TENSORRT", "GPU", "BATCHES", "SIZE", "BUILT", "STATE")]
     for entry in entries:
         size = output.size_text(entry.size_bytes)
-        told = f"not used: {reason}" if (reason := state.of(entry)) else "usable here"
+        text = f"not used: {reason}" if (reason := state.of(entry)) else "usable"
         if entry.record is None:
-            rows.append((entry.path.name, "?", "?", "?", "?", size, "?", told))
+            rows.append((entry.path.name, "?", "?", "?", "?", size, "?", text))
             continue
         record = entry.record
         library = f"{record.module} {record.version}"
@@ -313,7 +315,7 @@ def print_plans(as_json: bool) -> int:
                 batches_text(record),
                 size,
                 record.created[:10],
-                told,
+                text,
             )
         )
     output.answer(output.plain_table(rows))
@@ -332,7 +334,7 @@ def batches_text(record: PlanRecord) -> str:
 
 
 class _StateHere:
-    """Says why plans cannot be used on this machine, and asks each library once."""
+    """Whether plans can be used on this machine; each library is loaded once."""
 
     def __init__(self) -> None:
         self._versions: dict[str, str] = {}
@@ -340,17 +342,17 @@ class _StateHere:
         self._is_asked = False
 
     def of(self, entry: CacheEntry) -> str:
-        """Returns why a plan is not used here; empty when it is."""
+        """Returns why a plan cannot be used; empty if it can."""
         record = entry.record
         if entry.reason or record is None:
             return entry.reason
         version = self._version(record.module)
         if not version:
-            return f"{record.module} does not load here"
+            return f"{record.module} cannot be loaded"
         gpu = self._gpu()
         name, capability = ("none", "") if gpu is None else (gpu.name, gpu.compute_capability)
         misfit = record.misfit(record.module, version, name, capability)
-        return misfit or ("there is no GPU here" if gpu is None else "")
+        return misfit or ("this machine has no GPU" if gpu is None else "")
 
     def _version(self, module: str) -> str:
         if module not in self._versions:
@@ -374,12 +376,12 @@ class _StateHere:
         return self._device
 
 
-#: Seconds between two lines where nobody watches; a build takes a few minutes.
+#: Seconds between two lines where stderr is not a terminal; a build takes a few minutes.
 LINE_EVERY_S = 60.0
 
 
 class BuildStatus(NamedTuple):
-    """Whom to tell how far a build is, and what else the user may want to know meanwhile."""
+    """Callbacks for the progress of a build and for notices."""
 
     progress: Progress
     notify: Notify
@@ -387,16 +389,16 @@ class BuildStatus(NamedTuple):
 
 @contextlib.contextmanager
 def build_status(*, quiet: bool = False) -> Iterator[BuildStatus]:
-    """Yields what tells the user how long a build has taken, and what is waited for."""
+    """Yields callbacks that show the progress of a build, and notices, on stderr."""
     if quiet:
         yield BuildStatus(no_progress, no_notify)
     elif output.is_progress_wanted(quiet):
         from rich.console import Console
 
-        console = Console(stderr=True)  # heeds NO_COLOR
+        console = Console(stderr=True)  # respects NO_COLOR
 
         def notify(text: str) -> None:
-            # Through the console, which moves the line in place out of the way.
+            # Through the console, so that the status line moves out of the way.
             console.print(text, markup=False, highlight=False, soft_wrap=True)
 
         with console.status("waiting for TensorRT") as status:

@@ -39,7 +39,9 @@ COMMANDS = {
     "embed": LazyCommand("sbtk_cli.embed", "Write the embeddings of image files to an .npz file."),
     "bench": LazyCommand("sbtk_cli.bench", "Measure latency, retrieval quality or search."),
     "report": LazyCommand("sbtk_cli.report", "Compare results with published ones; draw figures."),
-    "doctor": LazyCommand("sbtk_cli.doctor", "Say what this machine can run, and what is missing."),
+    "doctor": LazyCommand(
+        "sbtk_cli.doctor", "Check what this machine can run, and what is missing."
+    ),
     "models": LazyCommand("sbtk_cli.models", "List the model bundles, or check one."),
     "data": LazyCommand("sbtk_cli.data", "Look through a data set before training on it."),
     "train": LazyCommand("sbtk_cli.train", "Train a model on sketches and photos."),

@@ -1,4 +1,4 @@
-"""`sbtk models`: the model bundles there are, and whether one is what it says."""
+"""`sbtk models`: lists and checks model bundles."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def command(context: click.Context, as_json: bool) -> int:
     """List the model bundles, or check one.
 
-    Lists those that come with sbtk and those in ./bundles. The one marked with a star is used
-    when no --model is given.
+    Lists the included ones and those in ./bundles. A star marks the default of --model. The
+    included model is for research only; see its MODEL_CARD.md.
     """
     return 0 if context.invoked_subcommand else _print_bundles(as_json)
 
@@ -30,11 +30,11 @@ def command(context: click.Context, as_json: bool) -> int:
 @click.argument("bundle", required=False)
 @options.json
 def check(bundle: str | None, as_json: bool) -> int:
-    """Check that a bundle is whole, and run each of its models.
+    """Check the files of a bundle, and run each of its models.
 
-    BUNDLE is a folder or a name; without one, the default model is checked. Compares every file
-    with the size and SHA-256 in the manifest, then embeds a picture with each precision. Where the
-    bundle has golden images, they are prepared and embedded, and compared with what it expects.
+    BUNDLE is a folder or a name; by default the included model. Compares every file with the size
+    and SHA-256 in the manifest, then embeds a test image in each precision. If the bundle has
+    golden images, prepares and embeds them, and compares the results with the golden ones.
     """
     from sbtk_runtime.bundle import Bundle, read_golden, require_golden_pixels
 
@@ -52,7 +52,7 @@ def check(bundle: str | None, as_json: bool) -> int:
     total = sum(record.size_bytes for record in manifest.files.values())
     output.answer(
         f"{manifest.model_id}: {output.count_text(len(manifest.files), 'file')}, "
-        f"{output.size_text(total)}, each as the manifest says"
+        f"{output.size_text(total)}, all as in the manifest"
     )
     for precision, trial in trials.items():
         output.answer(f"  {precision}  {trial}")
@@ -66,17 +66,17 @@ def _print_bundles(as_json: bool) -> int:
     bundles: list[Bundle] = []
     for folder in bundle_folders():
         try:
-            # The absolute path keeps a folder from being taken for a pretrained name.
+            # An absolute path is never taken for the name of an included bundle.
             bundles.append(Bundle.open(folder.absolute()))
         except BadModel as problem:
-            output.notice(f"left out: {problem}")
+            output.notice(f"skipped: {problem}")
     default = _default_folder()
     if as_json:
         for bundle in bundles:
             output.answer_json(_described(bundle, str(bundle.folder) == default))
         return 0
     if not bundles:
-        output.notice("There is no model bundle here; 'sbtk train' and 'sbtk export' make one.")
+        output.notice("There are no model bundles. 'sbtk train' and 'sbtk export' make one.")
         return 0
     rows = [("", "MODEL", "BACKBONE", "DIM", "PRECISIONS", "SIZE", "FOLDER")]
     for bundle in bundles:
@@ -129,11 +129,11 @@ def _described(bundle: Bundle, is_default: bool) -> dict[str, Any]:
 
 
 def _trial(bundle: Bundle, precision: Precision, golden: Sequence[Golden]) -> str:
-    """Returns what came of embedding a picture, as sketch and as photo, in that precision.
+    """Returns the result of embedding a test image, as a sketch and as a photo.
 
     Raises:
-        BadModel: the model gives no unit rows, none of the manifest's length, or others than the
-            golden ones.
+        BadModel: the embeddings are not of length 1, do not have the manifest's dimension, or are
+            not the golden ones.
     """
     import numpy as np
 
@@ -148,9 +148,9 @@ def _trial(bundle: Bundle, precision: Precision, golden: Sequence[Golden]) -> st
     except (EngineUnavailable, MissingExtra) as problem:
         return f"not run: {problem.found}" + (f" ({problem.next_step})" * bool(problem.next_step))
     try:
-        picture = np.random.default_rng(0).integers(0, 256, (1, SIZE_PX, SIZE_PX, 3), np.uint8)
+        image = np.random.default_rng(0).integers(0, 256, (1, SIZE_PX, SIZE_PX, 3), np.uint8)
         rows, is_bad = validate_embeddings(
-            np.concatenate([engine.run(picture, kind) for kind in KINDS])
+            np.concatenate([engine.run(image, kind) for kind in KINDS])
         )
         goldens, are_bad = validate_embeddings(
             np.concatenate([engine.run(each.pixels[None], each.kind) for each in golden])
@@ -161,7 +161,7 @@ def _trial(bundle: Bundle, precision: Precision, golden: Sequence[Golden]) -> st
         engine.close()
     if is_bad.any() or are_bad.any() or rows.shape != (len(KINDS), bundle.manifest.dim):
         raise BadModel(
-            f"the {precision} model of {bundle.folder} gives no unit row for a test picture",
+            f"the {precision} model of {bundle.folder} does not give embeddings for a test image",
             f"{bundle.manifest.dim} finite numbers of length 1",
             "export the run again",
         )

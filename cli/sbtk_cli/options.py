@@ -1,4 +1,4 @@
-"""The options that commands share, so that a word means the same everywhere."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEFAULT_GALLERY = Path("gallery.sbtk")
 #: A command.
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-#: A file or folder of the user's; whether it is there is judged where it is opened.
+#: A file or folder; whether it exists is checked where it is opened.
 PATH = click.Path(path_type=Path)
 
 
@@ -45,12 +45,12 @@ class Bits(click.IntRange):
         return bits
 
 
-_AS_HELP = "What the images are; it decides how they are prepared."
+_AS_HELP = "Kind of the images; decides how they are prepared."
 
 model = click.option(
     "--model",
     metavar="BUNDLE",
-    help="Model bundle: a folder, or a name that 'sbtk models' lists.",
+    help="Model bundle: a folder, or a name in 'sbtk models'.",
 )
 engine = click.option(
     "--engine",
@@ -63,18 +63,18 @@ engine = click.option(
 precision = click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
-    help="Which ONNX file of the bundle to run.  [default: int8 on a CPU, fp16 on a GPU]",
+    help="Precision of the model.  [default: int8 on a CPU, fp16 on a GPU]",
 )
 threads = click.option(
     "--threads",
     type=click.IntRange(min=1),
     metavar="N",
-    help="CPU threads to use.  [default: all that this process may use]",
+    help="CPU threads to use.  [default: all available]",
 )
 device = click.option(
     "--device",
     metavar="NAME",
-    help="cpu, cuda or cuda:N.  [default: what the engine runs on]",
+    help="cpu, cuda or cuda:N.  [default: the engine's]",
 )
 batch = click.option(
     "--batch",
@@ -108,10 +108,10 @@ rerank = click.option(
     type=click.Choice(["none", "expand", "diffusion"]),
     default="none",
     show_default=True,
-    help="Order the hits by a query that its first hits are added to, or by spreading scores over "
-    "photos that are like each other.",
+    help="Re-rank the hits: expand the query by its first hits, or diffuse scores over similar "
+    "photos.",
 )
-json = click.option("--json", "as_json", is_flag=True, help="Print JSON lines, for programs.")
+json = click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 quiet = click.option("-q", "--quiet", is_flag=True, help="Print no progress and no notices.")
 
 
@@ -145,17 +145,17 @@ as_detected = click.option(
     type=click.Choice(["sketch", "photo"]),
     help=f"{_AS_HELP}  [default: detected, and a sketch in doubt]",
 )
-# Newer versions of click take `default=None` for an answer, so the required one is spelt out.
+# `default=None` would count as a value in newer versions of click, so this is a separate option.
 as_required = click.option(
     "--as", "kind", type=click.Choice(["sketch", "photo"]), required=True, help=_AS_HELP
 )
 
 
 def existing_gallery(folder: Path) -> Path:
-    """Returns `folder` if there is a gallery in it.
+    """Returns `folder` if it is a gallery.
 
     Raises:
-        BadGallery: there is none, or only the beginning of one; says how to make it.
+        BadGallery: it is not, or indexing has not finished; says how to make one.
     """
     if (folder / MANIFEST_NAME).exists():
         return folder
@@ -164,20 +164,20 @@ def existing_gallery(folder: Path) -> Path:
     is_begun = (folder / "catalogue.sqlite").exists()
     raise BadGallery(
         f"the gallery {shown} is not finished" if is_begun else f"there is no gallery {shown}",
-        "one that 'sbtk index' has made",
+        "a gallery made by 'sbtk index'",
         f"sbtk index PHOTOS{option}",
     )
 
 
 def check_output_file(path: Path) -> None:
-    """Checks, before any work is done, that a file can be written to `path`.
+    """Checks before any work that a file can be written to `path`.
 
     Raises:
-        BadConfig: its folder is missing or closed, or something else than a file lies there.
+        BadConfig: its folder is missing or not writable, or `path` is not a file.
     """
     shown = printable_name(path)
     if not path.parent.is_dir():
-        raise BadConfig(f"there is no folder for {shown}", "a path in a folder that exists")
+        raise BadConfig(f"the folder of {shown} does not exist", "a path in an existing folder")
     if path.exists() and not path.is_file():
         raise BadConfig(f"{shown} is not a file", "the name of a file to write")
     if not os.access(path.parent, os.W_OK):
@@ -185,13 +185,13 @@ def check_output_file(path: Path) -> None:
 
 
 def bundle_for_gallery(model: str | None, folder: Path, made_by: str) -> Bundle:
-    """Returns the bundle that `model` names, or without one the bundle with the id `made_by`.
+    """Returns the bundle that `model` names, by default the listed bundle with the id `made_by`.
 
-    A gallery may have been made by another model than the one that is the default now.
+    A gallery may have been made by another model than today's default.
 
     Raises:
         BadModel: there is no bundle of that name.
-        ModelMismatch: no bundle has that id among those that `sbtk models` lists.
+        ModelMismatch: no bundle in `sbtk models` has that id.
     """
     from sbtk_runtime.bundle import Bundle, list_bundles
 
@@ -203,10 +203,9 @@ def bundle_for_gallery(model: str | None, folder: Path, made_by: str) -> Bundle:
             return bundle
     here = ", ".join(bundle.manifest.model_id for bundle in bundles) or "none"
     raise ModelMismatch(
-        f"{printable_name(folder)} was made by {made_by}, which is not among the models here "
-        f"({here})",
-        f"the folder of {made_by}, wherever it is",
-        f"name it: --model FOLDER; or index the photos again, with a model that is here: "
+        f"{printable_name(folder)} was made by {made_by}, which is not in 'sbtk models' ({here})",
+        f"the bundle {made_by}",
+        f"name its folder: --model FOLDER; or index the photos again with a listed model: "
         f"sbtk index PHOTOS --gallery {shlex.quote(_other_name(folder))} --model NAME",
     )
 
@@ -217,30 +216,30 @@ def _other_name(folder: Path) -> str:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP: the end of the work as by Ctrl-C, but with another exit code."""
+    """SIGTERM or SIGHUP: ends the command as Ctrl-C does, but with another exit code."""
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
-    """Signals that end the work: SIGINT, SIGTERM, and SIGHUP unless `nohup` made it ignored."""
+    """Returns the signals that end a command: SIGINT, SIGTERM, and SIGHUP unless it is ignored."""
     ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     asked = (signal.SIGINT, signal.SIGTERM)
     return asked if ignores_hangup else (*asked, signal.SIGHUP)
 
 
 def ending_of(number: int) -> KeyboardInterrupt:
-    """The exception that stands for a signal, and so for its exit code: 130 or 143."""
+    """Returns the exception for a signal, which decides the exit code: 130 or 143."""
     return KeyboardInterrupt() if number == signal.SIGINT else Terminated()
 
 
 class Stopping:
-    """Holds back the wish to end until a photo is done; see `stops_between_photos`."""
+    """Delays the end of the command until a photo is done; see `stops_between_photos`."""
 
     def __init__(self) -> None:
         self._is_held_back = False
         self._wanted: KeyboardInterrupt | None = None
 
     def between_photos(self, *, more_to_come: bool) -> None:
-        """Ends the work here if that is wanted; else says whether there will be another such call.
+        """Ends the command here if a signal came; otherwise notes whether more photos follow.
 
         Raises:
             KeyboardInterrupt: a signal came since the last call.
@@ -250,7 +249,7 @@ class Stopping:
             raise self._wanted
 
     def want(self, number: int, _frame: FrameType | None) -> None:
-        """Notes a signal; raises at once where no photo is under way, and at the second signal."""
+        """Notes a signal; raises at once between photos, and for a second signal."""
         ending = ending_of(number)
         if self._wanted is not None or not self._is_held_back:
             raise ending
@@ -259,7 +258,7 @@ class Stopping:
 
 @contextlib.contextmanager
 def stops_between_photos() -> Iterator[Stopping]:
-    """Yields what holds these signals back until it is told that a photo is done."""
+    """Yields an object that delays ending signals until a photo is done."""
     stopping = Stopping()
     before = {number: signal.getsignal(number) for number in ending_signals()}
     try:

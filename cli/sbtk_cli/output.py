@@ -1,4 +1,4 @@
-"""What goes to the terminal: answers to stdout; progress and notices to stderr."""
+"""Output of commands: results on stdout, progress and notices on stderr."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from sbtk_runtime.files import printable_name
 if TYPE_CHECKING:
     from sbtk_runtime.engines.base import EngineInfo
 
-#: Tells a progress bar how much is done, of how much if that is known.
+#: Moves a progress bar: how many are done, and how many there are, `None` if unknown.
 Advance = Callable[[int, int | None], None]
 
 _STEADY_S = 1.0
 
 
 def answer(text: str) -> None:
-    """Prints `text` as one answer, on stdout."""
+    """Prints a result on stdout."""
     click.echo(text)
 
 
 def answer_json(value: Mapping[str, Any]) -> None:
-    """Prints `value` as one JSON line; ASCII, so that it is valid in any locale."""
+    """Prints a result as a JSON line in ASCII, which is valid in every locale."""
     click.echo(json.dumps(value))
 
 
 def notice(text: str, *, quiet: bool = False) -> None:
-    """Prints what the user may want to know, on stderr, unless `quiet`."""
+    """Prints a notice on stderr, unless `quiet`."""
     if not quiet:
         click.echo(text, err=True)
 
 
 def duration_text(seconds: float) -> str:
-    """Returns a duration as people say it: "0.8 s", "41 s", "1 min 12 s", "2 h 5 min"."""
+    """Returns a duration for people: "0.8 s", "41 s", "1 min 12 s", "2 h 5 min"."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -58,7 +58,7 @@ def count_text(count: int, noun: str) -> str:
 
 
 def size_text(size_bytes: float) -> str:
-    """Returns a size as people say it: "512 bytes", "4 MB", "1.5 GB"."""
+    """Returns a size for people: "512 bytes", "4 MB", "1.5 GB"."""
     if size_bytes < 1000:
         return f"{int(size_bytes)} bytes"
     unit = "kB" if size_bytes < 1e6 else "MB" if size_bytes < 1e9 else "GB"
@@ -67,9 +67,9 @@ def size_text(size_bytes: float) -> str:
 
 
 def engine_text(model_id: str, info: EngineInfo) -> str:
-    """Returns which model runs where; with a GPU in the machine, also why that is not used.
+    """Returns the model, engine and device; if there is an unused GPU, also why it is not used.
 
-    A faster engine for the CPU that could be installed is `sbtk doctor`'s to name.
+    Faster engines for the CPU are left to `sbtk doctor`.
     """
     from sbtk_runtime.doctor import gpu_names
     from sbtk_runtime.engines.registry import GPU_ENGINE_NAMES
@@ -85,13 +85,13 @@ def engine_text(model_id: str, info: EngineInfo) -> str:
 
 
 def is_progress_wanted(quiet: bool) -> bool:
-    """Whether somebody watches: stderr is a terminal that can move its cursor."""
+    """Returns whether to show progress: stderr is a terminal that can move its cursor."""
     return not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @contextlib.contextmanager
 def progress(label: str, *, quiet: bool = False) -> Iterator[Advance]:
-    """Yields a function that moves a progress bar; it does nothing where nobody watches."""
+    """Yields a function that moves a progress bar, or does nothing without a terminal."""
     if not is_progress_wanted(quiet):
         yield lambda done, total: None
         return
@@ -112,7 +112,7 @@ def progress(label: str, *, quiet: bool = False) -> Iterator[Advance]:
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),  # heeds NO_COLOR
+        console=Console(stderr=True),  # respects NO_COLOR
         transient=True,
     )
     with bar:
@@ -122,11 +122,11 @@ def progress(label: str, *, quiet: bool = False) -> Iterator[Advance]:
         def advance(done: int, total: int | None) -> None:
             nonlocal started
             if started is None and total is not None:
-                # What was counted before was files that were found, not done.
+                # Before, files were counted as they were found.
                 started = time.monotonic()
                 bar.reset(task, total=total)
             elapsed_s = 0.0 if started is None else time.monotonic() - started
-            # Items come in bursts, so that the first ones say nothing about the rate.
+            # Items come in bursts, so the first ones give no rate.
             rate = f"{done / elapsed_s:.0f}/s" if elapsed_s > _STEADY_S else ""
             bar.update(task, completed=done, total=total, rate=rate)
 
@@ -134,7 +134,7 @@ def progress(label: str, *, quiet: bool = False) -> Iterator[Advance]:
 
 
 def plain_table(rows: Sequence[tuple[str, ...]], *, indent: str = "") -> str:
-    """Returns rows of cells as text, columns aligned, the last one ragged."""
+    """Returns rows of cells as text with aligned columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     lines = []
     for row in rows:
@@ -144,7 +144,7 @@ def plain_table(rows: Sequence[tuple[str, ...]], *, indent: str = "") -> str:
 
 
 def shown_relative(path: Path) -> str:
-    """Returns `path` for people, relative to the working folder where it lies below it."""
+    """Returns a printable path, relative to the working folder if it is below it."""
     with contextlib.suppress(ValueError, OSError):
         return printable_name(path.absolute().relative_to(Path.cwd()))
     return printable_name(path)

@@ -1,4 +1,4 @@
-"""What every engine can do: prepared pixels in, embeddings out."""
+"""The interface of engines, and the options to open one with."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _FASTEST_ON_GPU: tuple[Precision, ...] = ("fp16", "fp32", "int8")
 
 
 class Engine(Protocol):
-    """Something that runs the model of one bundle in one precision.
+    """Runs the model of one bundle in one precision.
 
-    `run` may be called from several threads at once; more than `info.lanes` only wait.
+    Threads may call `run` at once; calls beyond `info.lanes` wait.
 
     Attributes:
-        info: what it is and where it runs.
+        info: name, device and version.
     """
 
     info: EngineInfo
@@ -41,12 +41,10 @@ class Engine(Protocol):
 
         Args:
             images: `(N, 224, 224, 3) uint8` RGB, any N from 1.
-            kind: what all of them are. Only a model with a domain input makes a difference of it,
-                but the caller never knows which model that is.
+            kind: of all images; only models with a domain input use it.
 
         Returns:
-            `(N, D) float32` rows of length 1, except where the model failed; see
-            `validate_embeddings`.
+            `(N, D) float32`, of length 1 except where the model failed; see `validate_embeddings`.
 
         Raises:
             EngineUnavailable: the engine failed as a whole.
@@ -54,26 +52,26 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees what the engine holds; it cannot run afterwards."""
+        """Frees the engine's memory; it cannot run afterwards."""
         ...
 
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """An open engine: what runs, where, and what was tried before it.
+    """An open engine: what it runs, on which device, and which engines were tried before.
 
     Attributes:
         name: as `--engine` takes it.
-        precision: of the ONNX file that it runs.
-        device: `cpu`, or the GPU it runs on, such as `cuda:0`.
+        precision: of its ONNX file.
+        device: `cpu`, or a GPU such as `cuda:0`.
         dim: length of an embedding.
-        threads: CPU threads that it uses in all.
-        lanes: calls of `run` that go on at once; the threads are shared out among them.
+        threads: CPU threads of all lanes together.
+        lanes: calls of `run` that run at once; the threads are divided among them.
         version: of its library.
-        form: of the ONNX file that it runs, which is another one for TensorRT's INT8.
-        domain_input: name of the model's input for the kind of pictures; `None` if it has none.
-        is_in_calling_thread: whether a lane of one thread computes in the thread that calls `run`.
-        passed_over: for each faster engine that `auto` could not use, its name and why.
+        form: of its ONNX file; TensorRT has its own for INT8.
+        domain_input: name of the model's input for the kind of image; `None` if it has none.
+        is_in_calling_thread: whether a lane of one thread computes in the thread calling `run`.
+        passed_over: for each faster engine that `auto` could not use, its name and the reason.
     """
 
     name: str
@@ -89,12 +87,12 @@ class EngineInfo:
     passed_over: tuple[str, ...] = ()
 
 
-#: Told, in a sentence, what the user may want to know while an engine opens or runs.
+#: Called with notices for the user, each a sentence, while an engine opens or runs.
 Notify = Callable[[str], None]
 
 
 def no_notify(_: str) -> None:
-    """Takes a sentence and keeps it to itself."""
+    """Ignores the notice."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,7 @@ class EngineRequest:
         return next((precision for precision in fastest if precision in held), fastest[0])
 
 
-#: The graph y = -x on one float32, as an ONNX file: made once, so that no ONNX library is needed.
+#: The graph y = -x of one float32 as an ONNX file, stored so that no ONNX library is needed.
 PROBE_GRAPH = bytes.fromhex(
     "08083a320a0b0a017812017922034e65671201705a0f0a0178120a0a08080112040a020801"
     "620f0a0179120a0a08080112040a02080142040a00100d"
@@ -173,10 +171,10 @@ def probe_question() -> NDArray[np.float32]:
 
 
 def check_probe_answer(answer: NDArray[np.float32], library: str) -> None:
-    """Checks the graph's output `y (1,) float32`.
+    """Checks the probe graph's output `y (1,) float32`.
 
     Raises:
-        EngineUnavailable: `library` does not compute what it should.
+        EngineUnavailable: `library` computed something else.
     """
     if answer.tolist() != [-2.0]:
         raise EngineUnavailable(f"{library} computes -2 as {answer.tolist()}", "[-2.0]")

@@ -1,4 +1,4 @@
-"""The GPU that was asked for, looked for through the driver before any library needs it."""
+"""CUDA devices, memory, streams and graphs, through cuda-bindings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CudaError(EngineUnavailable):
 
 
 class OutOfDeviceMemory(CudaError):
-    """The GPU has no such piece of memory left; a smaller batch may fit."""
+    """The GPU has not enough memory left; a smaller batch may fit."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class CudaDevice:
     """One GPU.
 
     Attributes:
-        index: as `--device cuda:N` names it.
-        name: as the driver tells it, such as `NVIDIA H100 80GB HBM3`.
+        index: the N of `--device cuda:N`.
+        name: such as `NVIDIA H100 80GB HBM3`.
         compute_capability: such as `9.0`.
-        memory_bytes: that it has in all.
-        driver: the newest CUDA that the driver can serve, such as `13.0`.
+        memory_bytes: its total memory.
+        driver: the newest version of CUDA that the driver supports, such as `13.0`.
     """
 
     index: int
@@ -53,11 +53,11 @@ class CudaDevice:
 
 
 def cuda_runtime() -> Any:
-    """Returns the module `cuda.bindings.runtime`, which imports without a GPU too.
+    """Returns the module `cuda.bindings.runtime`, which can be imported without a GPU.
 
     Raises:
         MissingExtra: cuda-bindings is not installed.
-        EngineUnavailable: it is installed and does not load.
+        EngineUnavailable: it is installed but cannot be loaded.
     """
     try:
         from cuda.bindings import runtime
@@ -67,13 +67,13 @@ def cuda_runtime() -> Any:
         ) from problem
     except Exception as problem:
         raise EngineUnavailable(
-            f"cuda-bindings is installed and does not load: {problem}", "", _INSTALL
+            f"cuda-bindings is installed but cannot be loaded: {problem}", "", _INSTALL
         ) from problem
     return runtime
 
 
 def require_driver() -> None:
-    """Checks for NVIDIA's driver without importing anything of CUDA.
+    """Checks for NVIDIA's driver without importing CUDA modules.
 
     Raises:
         EngineUnavailable: its library cannot be loaded.
@@ -85,15 +85,16 @@ def require_driver() -> None:
 
 
 def find_device(device: str = "cuda") -> CudaDevice:
-    """Returns the GPU of that name after the driver has been asked for it.
+    """Returns a GPU by name, from the driver.
 
-    Nothing of TensorRT may exist before: some of its libraries end the process without a driver.
+    Call this before creating any object of TensorRT: without a driver, some of its libraries end
+    the process.
 
     Args:
         device: `cuda` for the first GPU, or `cuda:N`.
 
     Raises:
-        BadConfig: that is no name of a GPU.
+        BadConfig: `device` is not the name of a GPU.
         MissingExtra: cuda-bindings is not installed.
         EngineUnavailable: there is no driver, or it is too old, or there is no such GPU.
     """
@@ -104,7 +105,9 @@ def find_device(device: str = "cuda") -> CudaDevice:
         raise _driver_missing_or_old(runtime)
     if int(error) == _NO_DEVICE or (int(error) == _SUCCESS and count == 0):
         raise EngineUnavailable(
-            "NVIDIA's driver shows no GPU", "a GPU that CUDA_VISIBLE_DEVICES leaves", "nvidia-smi"
+            "NVIDIA's driver shows no GPU",
+            "a GPU that CUDA_VISIBLE_DEVICES does not hide",
+            "nvidia-smi",
         )
     checked((error, count))
     if index >= count:
@@ -124,17 +127,17 @@ def find_device(device: str = "cuda") -> CudaDevice:
 
 
 def checked(answer: tuple[Any, ...]) -> Any:
-    """Returns what a call of `cuda.bindings.runtime` gave beside its error code.
+    """Returns the result of a call of `cuda.bindings.runtime`, after checking its error code.
 
     Args:
-        answer: the error code, and then nothing, one value or several.
+        answer: the error code, followed by any number of values.
 
     Returns:
         `None`, the value, or a tuple of the values.
 
     Raises:
-        OutOfDeviceMemory: the GPU's memory is used up.
-        CudaError: the call failed in another way.
+        OutOfDeviceMemory: the GPU is out of memory.
+        CudaError: the call failed for another reason.
     """
     error, *values = answer
     if int(error) != _SUCCESS:
@@ -145,7 +148,7 @@ def checked(answer: tuple[Any, ...]) -> Any:
 
 
 def _name(name: bytes) -> str:
-    # The name of a C structure: it may be padded up to its 256 bytes.
+    # The name in a C structure may be padded to 256 bytes.
     text = name.partition(b"\0")[0].decode("utf-8", "replace")
     return "".join(letter for letter in text if letter.isprintable())
 
@@ -165,13 +168,13 @@ def _driver_missing() -> EngineUnavailable:
 
 
 def _driver_missing_or_old(runtime: Any) -> EngineUnavailable:
-    # Error 35 means both; the driver's version, which is 0 without one, tells them apart.
+    # Error 35 means either; the driver's version is 0 if there is none.
     error, version = runtime.cudaDriverGetVersion()
     if int(error) != _SUCCESS or version == 0:
         return _driver_missing()
     needed = checked(runtime.cudaRuntimeGetVersion())
     return EngineUnavailable(
-        f"NVIDIA's driver is too old: it serves CUDA {_version(version)}",
+        f"NVIDIA's driver is too old: it supports CUDA {_version(version)}",
         f"a driver for CUDA {_version(needed)} or newer",
         "update NVIDIA's driver",
     )
@@ -182,9 +185,7 @@ def _explained(error: Any) -> CudaError:
     name = _text(runtime.cudaGetErrorName(error), f"error {int(error)}")
     text = _text(runtime.cudaGetErrorString(error), "no explanation")
     if int(error) == _OUT_OF_MEMORY:
-        return OutOfDeviceMemory(
-            f"the GPU's memory is used up ({name})", "", "use a smaller --batch"
-        )
+        return OutOfDeviceMemory(f"the GPU is out of memory ({name})", "", "use a smaller --batch")
     return CudaError(f"CUDA failed: {name} ({int(error)}): {text}", "", "nvidia-smi, sbtk doctor")
 
 
@@ -194,31 +195,31 @@ def _text(answer: tuple[Any, ...], otherwise: str) -> str:
 
 
 def _version(number: int) -> str:
-    """Returns `13.5` for CUDA's 13050."""
+    """Returns `13.5` for 13050."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def captured_graph(cuda: Any, stream: Any, enqueue: Callable[[], None]) -> Any:
-    """Returns an executable graph of what `enqueue` puts into a stream, without running it.
+    """Returns an executable graph of the work that `enqueue` puts into a stream; does not run it.
 
-    A library that sets itself up at its first run must have run before: that cannot be captured.
-    Other threads may allocate on the GPU meanwhile; the calling thread must not.
+    The first run of a library cannot be captured, because it allocates; run it once before. Other
+    threads may allocate on the GPU during the capture.
 
     Args:
         cuda: `cuda.bindings.runtime`.
         stream: where `enqueue` puts its work.
-        enqueue: does the calls that are to be captured.
+        enqueue: makes the calls to capture.
 
     Raises:
-        CudaError: the work cannot be captured. The stream is as it was before.
-        SbtkError: whatever `enqueue` raises, with the stream as it was before.
+        CudaError: the work cannot be captured; the stream is unchanged.
+        SbtkError: what `enqueue` raises; the stream is unchanged.
     """
     mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
     checked(cuda.cudaStreamBeginCapture(stream, mode))
     try:
         enqueue()
     except BaseException:
-        # A capture that is not ended would swallow all later work of the stream.
+        # An unfinished capture would capture all later work of the stream.
         _, graph = cuda.cudaStreamEndCapture(stream)
         _discard(cuda, graph)
         raise
@@ -233,17 +234,17 @@ def captured_graph(cuda: Any, stream: Any, enqueue: Callable[[], None]) -> Any:
 def _discard(cuda: Any, graph: Any) -> None:
     if graph is not None and int(graph) != 0:
         cuda.cudaGraphDestroy(graph)
-    # A failed capture leaves an error behind that others could take for their own.
+    # A failed capture sets an error that later calls would report.
     cuda.cudaGetLastError()
 
 
 @dataclass(frozen=True)
 class PinnedArray:
-    """An array in host memory that the GPU can copy from and to by itself.
+    """An array in pinned host memory, which the GPU can copy directly.
 
     Attributes:
         address: of its first byte.
-        array: the memory itself; not to be used after the resources that made it are closed.
+        array: the memory; it must not be used after its resources are closed.
     """
 
     address: int
@@ -251,7 +252,7 @@ class PinnedArray:
 
 
 def make_current(index: int) -> None:
-    """Makes a GPU the one that the calling thread works on; every thread has its own.
+    """Makes a GPU the current one of the calling thread.
 
     Raises:
         CudaError: the GPU cannot be used.
@@ -260,7 +261,7 @@ def make_current(index: int) -> None:
 
 
 class DeviceResources:
-    """What was made on one GPU, which the calling thread must have made its own.
+    """Memory, streams and events on one GPU, which must be the calling thread's current one.
 
     Args:
         index: of the GPU.
@@ -270,8 +271,8 @@ class DeviceResources:
         self.cuda = cuda_runtime()
         self.index = index
         self._stack = ExitStack()
-        # Also frees what an open function that failed, or a caller who forgot, left behind. The
-        # end of the process frees a GPU's memory by itself.
+        # Also frees the resources of failed open functions and of callers that do not close them.
+        # When the process ends, the driver frees its GPU memory.
         self._close = weakref.finalize(self, _close, self.cuda, index, self._stack)
         self._close.atexit = False
 
@@ -279,7 +280,7 @@ class DeviceResources:
         """Returns the address of new memory on the GPU, aligned to 256 bytes.
 
         Raises:
-            OutOfDeviceMemory: there is none left.
+            OutOfDeviceMemory: there is not enough left.
         """
         address = int(checked(self.cuda.cudaMalloc(size_bytes)))
         self.on_close(self.cuda.cudaFree, address)
@@ -289,7 +290,7 @@ class DeviceResources:
         """Returns a new array of zeros in pinned host memory.
 
         Raises:
-            OutOfDeviceMemory: there is none left.
+            OutOfDeviceMemory: there is not enough left.
         """
         kind = np.dtype(dtype)
         size_bytes = int(np.prod(shape)) * kind.itemsize
@@ -307,26 +308,25 @@ class DeviceResources:
         return stream
 
     def event(self) -> Any:
-        """Returns a new event that also keeps the time."""
+        """Returns a new event with timing."""
         event = checked(self.cuda.cudaEventCreateWithFlags(self.cuda.cudaEventDefault))
         self.on_close(self.cuda.cudaEventDestroy, event)
         return event
 
     def on_close(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Calls a function when the resources are closed, before what was made earlier is freed.
+        """Calls a function when the resources are closed, before older resources are freed.
 
-        What it returns is not looked at: no error code could be helped any more.
+        Its return value is ignored.
         """
         self._stack.callback(function, *arguments)
 
     def close(self) -> None:
-        """Frees everything; no work may be under way. Does nothing the second time."""
+        """Frees everything. No work may be running. Further calls do nothing."""
         self._close()
 
 
 def _close(cuda: Any, index: int, stack: ExitStack) -> None:
-    # The garbage collector may call this in any thread, with any current GPU. One that has failed
-    # gives error codes here, about which nothing can be done.
+    # The garbage collector may call this in any thread, with any current GPU. Errors are ignored.
     _, before = cuda.cudaGetDevice()
     cuda.cudaSetDevice(index)
     stack.close()

@@ -1,4 +1,4 @@
-"""ONNX Runtime as an engine, on a CPU or through its CUDA provider."""
+"""ONNX Runtime as an engine, on the CPU or with its CUDA provider."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CUDA = "CUDAExecutionProvider"
 _GPU_CHUNK = 256
 _NAMES = {CPU: "onnxruntime", CUDA: "onnxruntime-cuda"}
 
-# What ONNX Runtime raises on files that it takes on no device.
+# ONNX Runtime's exceptions for files that it cannot run on any device.
 _MODELS_FAULTS = ("InvalidGraph", "InvalidProtobuf", "NoModel", "NotImplemented")
 
 
@@ -51,8 +51,8 @@ def open_cpu(request: EngineRequest) -> SessionEngine:
 
     Raises:
         MissingExtra: ONNX Runtime is not installed.
-        EngineUnavailable: it is installed and does not work.
-        BadModel: the bundle's file is damaged or not a model of ours.
+        EngineUnavailable: it is installed but does not work.
+        BadModel: the bundle's file is damaged or not a model of sbtk.
     """
     lanes = request.lanes
     target = _Target((CPU, {}), request.device, lanes, cpu_chunk(lanes))
@@ -64,26 +64,26 @@ def open_cuda(request: EngineRequest) -> SessionEngine:
 
     Raises:
         MissingExtra: ONNX Runtime is not installed.
-        EngineUnavailable: it has no CUDA provider, or that cannot be used.
-        BadModel: the bundle's file is damaged or not a model of ours.
-        BadConfig: the device is no name of a GPU.
+        EngineUnavailable: it has no CUDA provider, or the provider cannot be used.
+        BadModel: the bundle's file is damaged or not a model of sbtk.
+        BadConfig: the device is not the name of a GPU.
     """
     require_gpu(find_onnxruntime(), request.device)
     index = _index(request.device)
-    # A GPU runs one batch at a time, so there is one lane whatever was asked for.
+    # A GPU runs one batch at a time, so it always has one lane.
     target = _Target(_cuda_provider(index), f"cuda:{index}", 1, _GPU_CHUNK)
     return _proven(_session(request, target), request, target)
 
 
 def probe_cpu() -> str:
-    """Returns ONNX Runtime's version after it has run a graph on the CPU; raises if it does not."""
+    """Runs a small graph on the CPU, and returns ONNX Runtime's version; raises if that fails."""
     runtime = find_onnxruntime()
     run_probe(runtime, (CPU, {}))
     return str(runtime.__version__)
 
 
 def probe_cuda() -> str:
-    """Returns ONNX Runtime's version after it has run a graph on a GPU; raises if it does not."""
+    """Runs a small graph on a GPU, and returns ONNX Runtime's version; raises if that fails."""
     runtime = find_onnxruntime()
     require_gpu(runtime)
     run_probe(runtime, _cuda_provider(0))
@@ -92,7 +92,7 @@ def probe_cuda() -> str:
 
 @dataclass(frozen=True)
 class _Target:
-    """What a session is to run on, and how it is to be called."""
+    """Provider, device, lanes and chunk size of a session."""
 
     provider: Provider
     device: str
@@ -162,11 +162,11 @@ def _infer(session: Any) -> Infer:
 def _cuda_provider(index: int) -> Provider:
     options = {
         "device_id": str(index),
-        # The arena takes what it needs, and not the next power of two.
+        # The arena allocates what it needs rather than the next power of two.
         "arena_extend_strategy": "kSameAsRequested",
-        # An exhaustive search takes seconds for each number of images that comes along.
+        # An exhaustive search takes seconds for each new batch size.
         "cudnn_conv_algo_search": "HEURISTIC",
-        # FP32 means FP32: TF32 keeps 10 bits of the 23.
+        # TF32 has only 10 of FP32's 23 bits.
         "use_tf32": "0",
     }
     return CUDA, options
@@ -198,12 +198,12 @@ def find_onnxruntime() -> Any:
 
     Raises:
         MissingExtra: neither is installed.
-        EngineUnavailable: it does not load, or is not whole.
+        EngineUnavailable: it cannot be loaded, or its installation is incomplete.
     """
     try:
         import onnxruntime
     except ImportError as problem:
-        # A wrapped ImportError is one of ONNX Runtime's own libraries that does not load.
+        # Other ImportErrors come from ONNX Runtime's own libraries.
         if getattr(problem, "name", None) == "onnxruntime":
             raise MissingExtra(
                 "ONNX Runtime is not installed", "the extra 'cpu' or 'gpu'", INSTALL_CPU
@@ -212,15 +212,14 @@ def find_onnxruntime() -> Any:
             f"ONNX Runtime cannot be loaded: {first_line(problem)}", "", INSTALL_CPU
         ) from problem
     if not hasattr(onnxruntime, "InferenceSession"):
-        # onnxruntime and onnxruntime-gpu own the same files; removing one hollows out the other.
+        # onnxruntime and onnxruntime-gpu share files; removing one breaks the other.
         raise EngineUnavailable(
-            "ONNX Runtime is hollow: onnxruntime and onnxruntime-gpu were both installed, and one "
-            "was removed",
-            "one whole installation",
+            "ONNX Runtime's installation is incomplete: onnxruntime and onnxruntime-gpu were both "
+            "installed, and one was removed",
+            "a complete installation of one of them",
             "pip uninstall onnxruntime onnxruntime-gpu, then " + INSTALL_CPU,
         )
-    # Whatever goes wrong reaches us as an exception or as another provider; the log would only
-    # tell it a second time, on the user's terminal.
+    # Errors are raised as exceptions; the log would only repeat them on the user's terminal.
     onnxruntime.set_default_logger_severity(4)
     return onnxruntime
 
@@ -250,12 +249,12 @@ def require_gpu(runtime: Any, device: str = "cuda") -> None:
 def missing_cuda_libraries() -> tuple[str, ...]:
     """Returns the CUDA libraries that ONNX Runtime needs and that cannot be loaded.
 
-    Those that pip installed are loaded on the way, since no search path leads to them.
+    This also loads those that pip installed, which are not on the library search path.
     """
     runtime = find_onnxruntime()
     if not hasattr(runtime, "preload_dlls"):
         return ()
-    # It prints what it misses, where `sbtk query --json` prints its answers.
+    # It prints missing libraries to stdout, which belongs to the results of commands.
     with _preloading, contextlib.redirect_stdout(io.StringIO()) as printed:
         runtime.preload_dlls()
     named = re.findall(r"Failed to load (\S+):", printed.getvalue())
@@ -273,14 +272,14 @@ def new_session(runtime: Any, model: str | bytes, threads: int, provider: Provid
 
     Raises:
         EngineUnavailable: the session would run on another provider.
-        Exception: whatever ONNX Runtime raises on a model or device that it does not take.
+        Exception: what ONNX Runtime raises for a model or device that it does not support.
     """
     options = _session_options(runtime, threads)
-    # Unless told, it prints an error, goes on without the provider, and does so after a run too.
+    # By default it prints an error and continues without the provider, also after a failed run.
     session = runtime.InferenceSession(model, options, providers=[provider], enable_fallback=0)
     wanted, actual = provider[0], session.get_providers()[0]
     if actual != wanted:
-        # It also falls back without a word (microsoft/onnxruntime#25145).
+        # It also falls back silently (microsoft/onnxruntime#25145).
         missing = missing_cuda_libraries()
         why = f": {', '.join(missing)} cannot be loaded" if missing else ""
         raise EngineUnavailable(
@@ -315,8 +314,8 @@ def _session_options(runtime: Any, threads: int) -> Any:
     options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 4
-    # Threads spin between the nodes of one run, where waking them would cost more than the wait,
-    # and sleep as soon as it ends, so that idle engines leave the cores to the decoders.
+    # Threads spin between the nodes of a run, which is cheaper than waking them, and sleep when it
+    # ends, so that idle engines leave the cores to the decoders.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options

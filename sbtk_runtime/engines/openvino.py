@@ -1,4 +1,4 @@
-"""OpenVINO as an engine, on a CPU, with the same ONNX files as ONNX Runtime."""
+"""OpenVINO as an engine on the CPU, with the same ONNX files as ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _NAME = "openvino"
 _INSTALL = 'pip install "sbtk[openvino]"'
 _TELEMETRY = "openvino_telemetry"
 
-# ONNX's name of the one type whose name differs from NumPy's.
+# The ONNX type whose name differs from NumPy's.
 _ONNX_TYPES = {"float32": "float"}
 
-# Two streams round alike; what is wrong is wrong altogether.
+# Streams round alike, so larger differences are errors.
 _SAME = 1e-3
 
 _importing = threading.Lock()
@@ -53,8 +53,8 @@ def open_openvino(request: EngineRequest) -> SessionEngine:
 
     Raises:
         MissingExtra: OpenVINO is not installed.
-        EngineUnavailable: it is installed and does not work.
-        BadModel: the bundle's file is damaged or not a model of ours.
+        EngineUnavailable: it is installed but does not work.
+        BadModel: the bundle's file is damaged or not a model of sbtk.
     """
     openvino = _openvino()
     path = request.bundle.checked_onnx(request.precision, request.form)
@@ -70,7 +70,7 @@ def open_openvino(request: EngineRequest) -> SessionEngine:
         raise
     except Exception as problem:
         raise BadModel(
-            f"OpenVINO {_version(openvino)} refuses {path}: {_told(problem)}",
+            f"OpenVINO {_version(openvino)} refuses {path}: {_message(problem)}",
             "an ONNX model made by sbtk export",
             "sbtk models check BUNDLE, or export the run again",
         ) from problem
@@ -86,13 +86,13 @@ def open_openvino(request: EngineRequest) -> SessionEngine:
         domain_input=domain_input,
     )
     chunk = cpu_chunk(request.lanes)
-    engine = SessionEngine(_taking_turns(requests), info, chunk, _told, request.notify)
+    engine = SessionEngine(_taking_turns(requests), info, chunk, _message, request.notify)
     engine.prove()
     return engine
 
 
 def probe_openvino() -> str:
-    """Returns OpenVINO's version after it has run a graph on the CPU; raises if it does not."""
+    """Runs a small graph on the CPU, and returns OpenVINO's version; raises if that fails."""
     openvino = _openvino()
     version = _version(openvino)
     try:
@@ -100,24 +100,26 @@ def probe_openvino() -> str:
         compiled = core.compile_model(core.read_model(PROBE_GRAPH), "CPU", _settings(1, 1))
         answer = compiled.create_infer_request().infer({PROBE_INPUT: probe_question()})[0]
     except Exception as problem:
-        raise EngineUnavailable(f"OpenVINO {version} does not run: {_told(problem)}") from problem
+        raise EngineUnavailable(
+            f"OpenVINO {version} does not run: {_message(problem)}"
+        ) from problem
     check_probe_answer(answer, f"OpenVINO {version}")
     return version
 
 
 def openvino_core() -> Any:
-    """Returns the process's one `openvino.Core`, which lives as long as it.
+    """Returns the only `openvino.Core` of the process, which lives as long as the process.
 
-    Each gives the thread that first uses it a stack for signal handlers, and takes it away with
-    itself. Of two that end in the order in which they began, the second brings back the stack of
-    the first, which is gone, and the next Ctrl-C ends the process with a segmentation fault.
+    A core gives the thread that first uses it a stack for signal handlers, and frees the stack
+    when it ends. If two cores end in the order in which they started, the second restores the freed
+    stack of the first, and the next Ctrl-C ends the process with a segmentation fault.
 
     Raises:
         MissingExtra: OpenVINO is not installed.
-        EngineUnavailable: it does not load, or is not whole.
+        EngineUnavailable: it cannot be loaded, or its installation is incomplete.
     """
     openvino = _openvino()
-    # Without it threads that ask at once would get one each.
+    # Without the lock, threads that call this at once would get different cores.
     with _making_core:
         return _core(openvino)
 
@@ -130,19 +132,19 @@ def _core(openvino: Any) -> Any:
 def _requests(
     core: Any, model: Any, domain_input: str | None, threads: int, lanes: int
 ) -> list[Any]:
-    """Returns a request for each lane, after a look at what several streams make of a picture.
+    """Returns an infer request for each lane, after comparing several streams with one.
 
-    OpenVINO 2026.4.1 gives noise of length 1 with several streams where a 1x1 convolution of
-    stride 2 is quantised, and the right embeddings with one. Then each lane gets a compilation of
-    its own, with its own copy of the weights.
+    OpenVINO 2026.4.1 returns noise with several streams if a 1x1 convolution of stride 2 is
+    quantised, and correct embeddings with one. In that case each lane gets its own compiled model,
+    with its own copy of the weights.
     """
     compiled = core.compile_model(model, "CPU", _settings(threads, lanes))
     requests = [compiled.create_infer_request() for _ in range(lanes)]
     if lanes == 1:
         return requests
     alone = core.compile_model(model, "CPU", _settings(max(1, threads // lanes), 1))
-    picture = np.random.default_rng(0).integers(0, 256, (1, SIZE_PX, SIZE_PX, 3), np.uint8)
-    feeds = feeds_of(picture, "photo", domain_input)
+    image = np.random.default_rng(0).integers(0, 256, (1, SIZE_PX, SIZE_PX, 3), np.uint8)
+    feeds = feeds_of(image, "photo", domain_input)
     expected = _embedded(alone.create_infer_request(), feeds)
     if all(np.allclose(_embedded(r, feeds), expected, atol=_SAME) for r in requests):
         return requests
@@ -159,15 +161,15 @@ def _settings(threads: int, lanes: int) -> dict[str, Any]:
     return {
         "NUM_STREAMS": lanes,
         "INFERENCE_NUM_THREADS": threads,
-        # Processors with bfloat16 would use it unasked, and give embeddings of their own.
+        # Processors with bfloat16 would use it by default and give other embeddings.
         "INFERENCE_PRECISION_HINT": "f32",
-        # Two processes that pin their threads choose the same cores.
+        # Two processes that pin their threads would use the same cores.
         "ENABLE_CPU_PINNING": False,
     }
 
 
 def _taking_turns(requests: list[Any]) -> Infer:
-    """Returns a function that runs each batch on a request that no other thread is using."""
+    """Returns a function that runs each batch on an idle request."""
     idle: LifoQueue[Any] = LifoQueue()
     for request in requests:
         idle.put(request)
@@ -175,7 +177,7 @@ def _taking_turns(requests: list[Any]) -> Infer:
     def infer(feeds: Feeds) -> NDArray[np.float32]:
         request = idle.get()
         try:
-            # The inputs are not copied; the answer is, before the next batch overwrites it.
+            # Inputs are shared; outputs are copied before the next batch overwrites them.
             rows = request.infer(feeds, share_inputs=True, share_outputs=False)[0]
             return np.asarray(rows, dtype=np.float32)
         finally:
@@ -198,8 +200,8 @@ def _openvino() -> Any:
         ) from problem
     if not hasattr(openvino, "Core"):
         raise EngineUnavailable(
-            "OpenVINO's installation is not whole: it has no Core",
-            "one whole installation",
+            "OpenVINO's installation is incomplete: it has no Core",
+            "a complete installation",
             "pip uninstall openvino, then " + _INSTALL,
         )
     return openvino
@@ -207,9 +209,9 @@ def _openvino() -> Any:
 
 @contextlib.contextmanager
 def _without_telemetry() -> Iterator[None]:
-    """Hides the package that reports the import of OpenVINO to its vendor over the network.
+    """Hides the package that sends telemetry when OpenVINO is imported.
 
-    OpenVINO itself does without it where it is not installed.
+    OpenVINO works without that package.
     """
     if "openvino" in sys.modules:
         yield
@@ -227,7 +229,7 @@ def _without_telemetry() -> Iterator[None]:
 
 
 def _version(openvino: Any) -> str:
-    """Returns such as "2026.4.1" of "2026.4.1-22982-e213a147257-releases/2026/4"."""
+    """Returns "2026.4.1" for "2026.4.1-22982-e213a147257-releases/2026/4"."""
     return str(openvino.__version__).partition("-")[0]
 
 
@@ -251,8 +253,8 @@ def _shape(value: Any) -> tuple[int | str, ...]:
     return tuple("?" if size.is_dynamic else size.get_length() for size in shape)
 
 
-def _told(problem: BaseException) -> str:
-    """Returns what went wrong, without the lines that name places in OpenVINO's source."""
+def _message(problem: BaseException) -> str:
+    """Returns the message of an error, without the lines that name OpenVINO's source files."""
     lines = [line.strip() for line in str(problem).splitlines()]
     kept = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
     return " ".join(kept)[:300] or first_line(problem)

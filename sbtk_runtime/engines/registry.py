@@ -1,4 +1,4 @@
-"""Engines turn prepared pixels into embeddings; this file chooses one and proves that it works."""
+"""The engines of sbtk: chooses, opens and probes them."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ class EngineReport:
 
     Attributes:
         name: as `--engine` takes it.
-        works: it has just run a graph.
-        reason: why not, and what to type; empty when it works.
-        version: of its library; empty when that is not installed.
+        works: whether it ran a small graph.
+        reason: why it does not work, and what to type; empty if it works.
+        version: of its library; empty if that is not installed.
     """
 
     name: str
@@ -157,7 +157,7 @@ def check_engine_options(options: EngineOptions, lanes: int = 1) -> None:
 
 
 def probe_engines() -> list[EngineReport]:
-    """Returns which engines work here, each made to run a small graph.
+    """Runs a small graph on each engine, and returns which of them work on this machine.
 
     They come in the order in which `auto` tries them, the fastest first.
     """
@@ -178,8 +178,8 @@ def probe_engines() -> list[EngineReport]:
 def validate_embeddings(rows: Embeddings) -> tuple[Embeddings, NDArray[np.bool_]]:
     """Returns `rows (N, D) float32` and which of them are bad, `(N,) bool`.
 
-    A row is bad unless it is finite and of length 1 within 0.001. Bad rows come back as zeros, so
-    that they cannot be mistaken for embeddings.
+    A row is bad unless it is finite and of length 1 within 0.001. Bad rows are returned as zeros,
+    which are never taken for embeddings.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=1))
@@ -218,12 +218,12 @@ class EngineEntry:
 
     Attributes:
         name: as `--engine` takes it.
-        device: the kind of device that it runs on.
-        open: returns it, running the model of the request.
-        probe: returns its library's version after it has run a graph.
-        distributions: any of which brings its library.
-        form: of the ONNX files that it runs.
-        starts_slowly: loading it takes longer than it saves on a single picture.
+        device: that it runs on.
+        open: opens the model of a request.
+        probe: runs a small graph, and returns the version of its library.
+        distributions: those that contain its library.
+        form: of its ONNX files.
+        starts_slowly: whether loading it takes longer than it saves on a single image.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A library's session as an engine: checks what the model takes, and runs any number of images."""
+"""An inference session as an engine: checks the model's inputs, and runs batches in chunks."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from sbtk_runtime.errors import BadModel, EngineUnavailable
 from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME
 from sbtk_runtime.preprocess import SIZE_PX, Kind, domains_of
 
-#: A model's inputs by name, each contiguous: see `feeds_of`.
+#: A model's inputs by name, each contiguous; see `feeds_of`.
 Feeds = dict[str, NDArray[Any]]
-#: Gives the rows `(N, D) float32` of a model's inputs; any thread's.
+#: Returns the rows `(N, D) float32` for a model's inputs; may be called from any thread.
 Infer = Callable[[Feeds], NDArray[np.float32]]
 
-#: An input or output: its name, its type as ONNX writes it, and its shape with "?" for any size.
+#: An input or output: name, ONNX type, and shape with "?" for dynamic sizes.
 Port = tuple[str, str, tuple[int | str, ...]]
 
-# A CPU is as fast at 8 images as at 32, and the activations of 8 need little memory. No more than
-# this many images are under way in all lanes together, as long as there are no more lanes.
+# A CPU is as fast with 8 images as with 32, and 8 need less memory for activations. All lanes
+# together run at most 32 images, unless there are more lanes.
 _CPU_CHUNK = 8
 _CPU_IMAGES = 32
 
 
 class SessionEngine:
-    """A model that some library runs in parts of one size; see `engine_protocol.Engine`.
+    """An engine on top of a library's session, which runs batches in chunks.
 
     Args:
-        infer: runs the model; dropped by `close`, with all that it holds.
-        info: what the engine says about itself.
-        chunk: most images of a part.
-        told: what an error of the library says, in a line.
-        notify: told when memory is short and the parts become smaller.
+        infer: runs the model; released by `close`.
+        info: describes the engine.
+        chunk: the most images of a chunk.
+        told: returns the message of the library's errors in one line.
+        notify: called when memory is short and chunks become smaller.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class SessionEngine:
     def run(self, images: NDArray[np.uint8], kind: Kind) -> NDArray[np.float32]:
         """Returns the embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8` of a kind.
 
-        Large batches go through in parts, so that memory does not depend on N.
+        Large batches are split into chunks, so that memory does not depend on N.
 
         Raises:
             EngineUnavailable: the library failed, or the engine is closed.
-            BadModel: the model's answer does not have the shape that the manifest tells.
+            BadModel: the output's shape is not the one in the manifest.
         """
-        # Another thread may close the engine meanwhile; this run then ends on the old session.
+        # If another thread closes the engine, this run finishes on the old session.
         infer = self._infer
         if infer is None:
             raise EngineUnavailable(f"the engine {self.info.name} is closed", "an open engine")
@@ -71,19 +71,19 @@ class SessionEngine:
             part = images[start : start + self._chunk]
             try:
                 rows = infer(feeds_of(part, kind, self.info.domain_input))
-            # The libraries' exceptions share no base class below Exception.
+            # The libraries' exceptions have no common base class other than Exception.
             except Exception as problem:
                 if len(part) > 1 and is_out_of_memory(problem):
                     self._take_smaller_parts(len(part) // 2)
                     continue
                 raise EngineUnavailable(
                     f"{self.info.name} failed on {len(part)} images: {self._told(problem)}",
-                    "a batch that runs",
+                    "",
                     "sbtk doctor shows which engines work here",
                 ) from problem
             if rows.shape != (len(part), self.info.dim):
                 raise BadModel(
-                    f"the model gives {rows.shape} for {len(part)} images",
+                    f"the model returns {rows.shape} for {len(part)} images",
                     f"({len(part)}, {self.info.dim})",
                     "export the model with sbtk export",
                 )
@@ -92,29 +92,29 @@ class SessionEngine:
         return embeddings
 
     def close(self) -> None:
-        """Frees the session, its threads and its memory."""
+        """Releases the session with its threads and memory."""
         self._infer = None
 
     def prove(self) -> None:
-        """Runs one picture: the proof that the engine works, and its warm-up.
+        """Runs one image, which checks that the engine works and warms it up.
 
         Raises:
-            EngineUnavailable: it does not.
-            BadModel: the model's answer does not have the shape that the manifest tells.
+            EngineUnavailable: it does not work.
+            BadModel: the output's shape is not the one in the manifest.
         """
         self.run(np.full((1, SIZE_PX, SIZE_PX, 3), 255, dtype=np.uint8), "sketch")
 
     def _take_smaller_parts(self, chunk: int) -> None:
-        # Several lanes may find memory short at once; the smallest part wins.
+        # Several lanes may run out of memory at once; the smallest chunk wins.
         if chunk < self._chunk:
             self._chunk = chunk
             self._notify(
-                f"{self.info.name} is short of memory: going on with {chunk} images at once"
+                f"{self.info.name} is short of memory: continuing with {chunk} images at once"
             )
 
 
 def cpu_chunk(lanes: int) -> int:
-    """Returns how many images each lane of a CPU's engine should take at once."""
+    """Returns the chunk size of each lane of an engine on a CPU."""
     return max(1, min(_CPU_CHUNK, _CPU_IMAGES // lanes))
 
 
@@ -123,8 +123,8 @@ def feeds_of(images: NDArray[np.uint8], kind: Kind, domain_input: str | None) ->
 
     Args:
         images: copied if they are not contiguous.
-        kind: what all of them are.
-        domain_input: as the model's manifest has it.
+        kind: of all images.
+        domain_input: as in the model's manifest.
     """
     feeds: Feeds = {INPUT_NAME: np.ascontiguousarray(images)}
     if domain_input is not None:
@@ -139,23 +139,23 @@ def check_signature(
     dim: int,
     domain_input: str | None = None,
 ) -> None:
-    """Checks that a session takes and gives what `Engine.run` and the manifest promise.
+    """Checks that a session's inputs and outputs are those of the manifest.
 
     Args:
         inputs: of the session.
         outputs: of the session.
-        name: what to call the model in a complaint.
+        name: the model in error messages.
         dim: length of an embedding.
-        domain_input: as the manifest has it.
+        domain_input: as in the manifest.
 
     Raises:
-        BadModel: it does not; says what it takes or gives.
+        BadModel: they are not; the message lists them.
     """
-    # A dynamic size is shown as "?"; the embedding's may be, and is then tried by a run.
+    # The size of an embedding may be dynamic; then the first run checks it.
     wanted: list[Port] = [(INPUT_NAME, "tensor(uint8)", ("?", SIZE_PX, SIZE_PX, 3))]
     if domain_input is not None:
         wanted.append((domain_input, "tensor(float)", ("?",)))
-    # Libraries need not keep the order of the inputs.
+    # Libraries may reorder inputs.
     fits_in = sorted(inputs, key=_name_of) == sorted(wanted, key=_name_of)
     fits_out = list(outputs) in (
         [(OUTPUT_NAME, "tensor(float)", ("?", dim))],
@@ -164,19 +164,19 @@ def check_signature(
     if not fits_in:
         raise BadModel(
             f"{name} takes {_ports_text(inputs)}",
-            f"{_ports_text(wanted)}, as its manifest tells",
+            f"{_ports_text(wanted)}, as in its manifest",
             "export the model with sbtk export",
         )
     if not fits_out:
         raise BadModel(
-            f"{name} gives {_ports_text(outputs)}",
+            f"{name} returns {_ports_text(outputs)}",
             f"{OUTPUT_NAME}: tensor(float) (?, {dim})",
             "export the model with sbtk export",
         )
 
 
 def first_line(problem: BaseException) -> str:
-    """Returns the first line of an exception's text, or its type where it has none."""
+    """Returns the first line of an exception's message, or its type if it has none."""
     lines = str(problem).strip().splitlines()
     return lines[0][:300] if lines else type(problem).__name__
 
@@ -191,7 +191,7 @@ def _ports_text(ports: Sequence[Port]) -> str:
 
 
 def is_out_of_memory(problem: Exception) -> bool:
-    """Returns whether a library got no memory, for its data or to be loaded."""
+    """Returns whether a library ran out of memory, also while it was loaded."""
     text = str(problem).lower()
     return isinstance(problem, MemoryError) or any(
         sign in text

@@ -90,7 +90,7 @@ def test_a_list_from_a_pipe_with_any_bytes(
         ([*EMBED, "sketch.png"], 2, "--as"),
         (["embed", "sketch.png", "--as", "sketch"], 2, "--output"),
         ([*EMBED, "--as", "photo", "photos"], 1, "0 of 1 file could be read"),
-        ([*EMBED, "--as", "photo", "--from-file", "empty.txt"], 1, "names no file"),
+        ([*EMBED, "--as", "photo", "--from-file", "empty.txt"], 1, "the list is empty"),
         ([*EMBED, "--as", "photo", "--from-file", "absent.txt"], 1, "absent.txt: No such file"),
         (["embed", "sketch.png", "--as", "sketch", "-o", "no/out.npz"], 2, "no/out.npz"),
     ],

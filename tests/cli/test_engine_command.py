@@ -52,12 +52,12 @@ def test_a_plan_is_built_once_and_listed(work: Path, capsys: pytest.CaptureFixtu
     assert "fp16 for tensorrt_rtx" in first
     assert "on any GPU, batches 1,2,4: 3.7 MB, built in" in first
     assert "built but not run: there is no NVIDIA driver" in told.err
-    plan = work / kept.removeprefix("kept in ")
+    plan = work / kept.removeprefix("saved in ")
     assert plan.stat().st_size > 1_000_000
     before = plan.stat().st_mtime_ns
     assert main(["engine", "build", "tiny", "--batch", "1,2,4", "-q", *RTX]) == 0
     told = capsys.readouterr()
-    assert told.out.splitlines()[0].endswith("already there")
+    assert told.out.splitlines()[0].endswith("already built")
     assert told.err == ""
     assert plan.stat().st_mtime_ns == before
     assert main(["engine", "list"]) == 0
@@ -66,7 +66,7 @@ def test_a_plan_is_built_once_and_listed(work: Path, capsys: pytest.CaptureFixtu
         *("MODEL", "PRECISION", "TENSORRT", "GPU", "BATCHES", "SIZE", "BUILT", "STATE")
     ]
     assert " 1,2,4 " in row
-    assert row.endswith("not used: there is no GPU here")
+    assert row.endswith("not used: this machine has no GPU")
     assert main(["engine"]) == 0
     assert capsys.readouterr().out.splitlines() == [heading, row]
 
@@ -102,7 +102,7 @@ def test_with_a_gpu_the_plan_is_run_beside_onnx_runtime(
     told = capsys.readouterr()
     lines = told.out.splitlines()
     assert "for tensorrt 10.16.1" in lines[0]
-    assert "runs here; on 8 generated pictures its smallest cosine with onnxruntime " in lines[1]
+    assert "runs on this machine; smallest cosine with onnxruntime " in lines[1]
     assert float(lines[1].rsplit(" ", 1)[1]) > 0.9999
     assert main([*words, "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
@@ -110,7 +110,7 @@ def test_with_a_gpu_the_plan_is_run_beside_onnx_runtime(
     assert again["check"]["cosine_min"] > 0.9999
     assert again["device"] != "none"
     assert main(["engine", "list"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].endswith("usable here")
+    assert capsys.readouterr().out.splitlines()[1].endswith("usable")
     assert not gpu.alive()
 
 
@@ -245,7 +245,7 @@ def test_clear_removes_the_plans_of_one_model_or_all(
     assert main(["engine", "list"]) == 0
     told = capsys.readouterr()
     assert told.out == ""
-    assert "There is no plan yet" in told.err
+    assert "There are no plans yet" in told.err
 
 
 def test_plans_of_a_bundle_that_is_gone_are_cleared_by_name(
@@ -256,7 +256,7 @@ def test_plans_of_a_bundle_that_is_gone_are_cleared_by_name(
     assert main(["engine", "clear", "tiny"]) == 0
     assert plans(work) == []
     assert main(["engine", "clear", "tiny"]) == 1
-    assert "no plan is of 'tiny'" in capsys.readouterr().err
+    assert "there is no plan of 'tiny'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [[], ["tiny", "--all"]])
@@ -264,7 +264,7 @@ def test_clear_wants_to_know_what(
     work: Path, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
     assert main(["engine", "clear", *words]) == 2
-    assert "a BUNDLE, or --all" in capsys.readouterr().err
+    assert "a BUNDLE or --all" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -289,7 +289,7 @@ def test_a_build_that_is_ended_leaves_no_plan(
     assert process.returncode == endings[number]
     assert out == ""
     assert main(["engine", "list"]) == 0
-    assert "There is no plan yet" in capsys.readouterr().err
+    assert "There are no plans yet" in capsys.readouterr().err
     assert main(["engine", "build", "tiny", *RTX]) == 0
     assert len(plans(work)) == 1
 

@@ -180,7 +180,7 @@ def test_figure_4_shows_chosen_and_worst_sketches(
     ("arguments", "code", "complaint"),
     [
         (["-o", "f.jpg"], 2, "ends in .png"),
-        (["-o", "nowhere/f.png"], 2, "no folder"),
+        (["-o", "nowhere/f.png"], 2, "does not exist"),
         (["-o", "f.png", "--worst", "1", "--random", "1"], 2, "Use only one of"),
         (["-o", "f.png", "--random", "99"], 2, "99 queries of 6"),
         (["-o", "f.png", "--worst", "99"], 2, "99 queries of 6"),

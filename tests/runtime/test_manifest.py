@@ -74,11 +74,11 @@ def test_keys_of_the_future_do_not_disturb(tmp_path: Path) -> None:
 
 def test_newer_formats_say_what_to_do(tmp_path: Path) -> None:
     _write(tmp_path, dataclasses.asdict(BUNDLE) | {"format": BUNDLE_FORMAT + 1})
-    with pytest.raises(BadModel, match="newer sbtk") as caught:
+    with pytest.raises(BadModel, match="newer version of sbtk") as caught:
         read_bundle_manifest(tmp_path)
     assert caught.value.next_step == "pip install --upgrade sbtk"
     _write(tmp_path, dataclasses.asdict(GALLERY) | {"format": GALLERY_FORMAT + 1})
-    with pytest.raises(BadGallery, match="newer sbtk"):
+    with pytest.raises(BadGallery, match="newer version of sbtk"):
         read_gallery_manifest(tmp_path)
 
 

@@ -14,8 +14,9 @@ from tests.tiny import tiny_bundle
 _OPEN = (
     "import sys\n"
     "from sbtk_runtime.bundle import Bundle\n"
+    "from sbtk_runtime.engines.base import EngineOptions\n"
     "from sbtk_runtime.engines.registry import open_engine, probe_engines\n"
-    "open_engine(Bundle.open(sys.argv[1]), engine='onnxruntime')\n"
+    "open_engine(Bundle.open(sys.argv[1]), EngineOptions(engine='onnxruntime'))\n"
     "probe_engines()\n"
 )
 _QUANTISER = "import sbtk_export.int8, onnxruntime\n"

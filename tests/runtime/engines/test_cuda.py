@@ -94,7 +94,7 @@ def test_the_real_bindings_explain_their_errors() -> None:
     with pytest.raises(CudaError, match="cudaErrorInvalidValue") as caught:
         checked((runtime.cudaError_t.cudaErrorInvalidValue, None))
     assert "invalid argument" in caught.value.found
-    with pytest.raises(OutOfDeviceMemory, match="memory is used up"):
+    with pytest.raises(OutOfDeviceMemory, match="is out of memory"):
         checked((runtime.cudaError_t.cudaErrorMemoryAllocation,))
     assert checked((runtime.cudaError_t.cudaSuccess, 7)) == 7
 
@@ -131,7 +131,7 @@ def test_odd_names_of_gpus_are_refused(device: str) -> None:
 def test_an_old_driver_is_told_from_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
     old = _Machine(count_error=_Error.cudaErrorInsufficientDriver, driver=12040)
     _install(monkeypatch, old)
-    with pytest.raises(EngineUnavailable, match=r"too old: it serves CUDA 12\.4") as caught:
+    with pytest.raises(EngineUnavailable, match=r"too old: it supports CUDA 12\.4") as caught:
         find_device()
     assert "CUDA 13.5" in caught.value.expected
     _install(monkeypatch, _Machine(count_error=_Error.cudaErrorInsufficientDriver, driver=0))

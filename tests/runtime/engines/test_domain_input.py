@@ -122,7 +122,7 @@ def test_a_manifest_that_disagrees_with_the_model_is_refused(
 def test_a_domain_input_of_another_name_is_refused(tmp_path: Path) -> None:
     folder = tiny_bundle(tmp_path / "tiny", has_domain=True)
     write_tiny_manifest(folder, domain_input="tag")
-    with pytest.raises(BadModel, match="the input 'tag'") as caught:
+    with pytest.raises(BadModel, match="an input 'tag'") as caught:
         Bundle.open(folder)
     assert "'domain'" in caught.value.expected
 

@@ -165,7 +165,7 @@ def test_short_memory_halves_the_parts_until_they_fit() -> None:
     rows = engine.run(images, "photo")
     assert rows[:, 0].tolist() == list(range(40))
     assert sizes == [40, 20, 10, 10, 10, 10]
-    assert notices[-1] == "onnxruntime-cuda is short of memory: going on with 10 images at once"
+    assert notices[-1] == "onnxruntime-cuda is short of memory: continuing with 10 images at once"
     sizes.clear()
     engine.run(images[:15], "photo")
     assert sizes == [10, 5]

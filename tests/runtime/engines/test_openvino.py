@@ -148,9 +148,9 @@ def test_a_model_that_it_refuses_is_left_to_onnx_runtime(tmp_path: Path) -> None
         ("two inputs", r"takes images: .* and domain: tensor\(int64\)"),
         ("float input", r"takes images: tensor\(float\) \(\?, 224, 224, 3\)"),
         ("fixed batch", r"takes images: tensor\(uint8\) \(1, 224, 224, 3\)"),
-        ("other dim", r"gives embeddings: tensor\(float\) \(\?, 8\)"),
-        ("int8 output", r"gives embeddings: tensor\(int8\)"),
-        ("dynamic rank", r"gives embeddings: tensor\(float\) \(\)"),
+        ("other dim", r"returns embeddings: tensor\(float\) \(\?, 8\)"),
+        ("int8 output", r"returns embeddings: tensor\(int8\)"),
+        ("dynamic rank", r"returns embeddings: tensor\(float\) \(\)"),
         ("unknown operator", r"refuses .*Conjure"),
         ("cut", r"truncated or not an ONNX model|refuses"),
         ("empty", "is empty"),
@@ -227,12 +227,13 @@ def test_memory_depends_neither_on_the_batch_nor_on_the_number_of_engines(bundle
     script = (
         "import sys, numpy\n"
         "from sbtk_runtime.bundle import Bundle\n"
+        "from sbtk_runtime.engines.base import EngineOptions\n"
         "from sbtk_runtime.engines.registry import open_engine\n"
         "from sbtk_runtime.machine import peak_resident_bytes, resident_bytes\n"
         "images = numpy.zeros((200, 224, 224, 3), numpy.uint8)\n"
         "images[:] = 7\n"
         "for turn in range(15):\n"
-        "    engine = open_engine(Bundle.open(sys.argv[1]), engine='openvino', threads=2)\n"
+        "    engine = open_engine(Bundle.open(sys.argv[1]), EngineOptions('openvino', threads=2))\n"
         "    engine.run(images[:8], 'photo')\n"
         "    if turn == 4: before = resident_bytes()\n"
         "engine.run(images, 'photo')\n"
@@ -253,9 +254,10 @@ def test_nothing_is_reported_to_anybody(bundle: Bundle, tmp_path: Path) -> None:
         "        seen.append(event)\n"
         "sys.addaudithook(watch)\n"
         "from sbtk_runtime.bundle import Bundle\n"
+        "from sbtk_runtime.engines.base import EngineOptions\n"
         "from sbtk_runtime.engines.registry import open_engine\n"
         "import multiprocessing, threading\n"
-        "engine = open_engine(Bundle.open(sys.argv[1]), engine='openvino')\n"
+        "engine = open_engine(Bundle.open(sys.argv[1]), EngineOptions('openvino'))\n"
         "import openvino\n"
         "print(json.dumps([seen, [name for name in sys.modules if 'telemetry' in name],\n"
         "    callable(openvino.convert_model), len(multiprocessing.active_children()),\n"
@@ -294,10 +296,11 @@ def test_ctrl_c_is_an_exception_after_engines_have_come_and_gone(bundle: Bundle)
     script = (
         "import gc, signal, sys\n"
         "from sbtk_runtime.bundle import Bundle\n"
+        "from sbtk_runtime.engines.base import EngineOptions\n"
         "from sbtk_runtime.engines.registry import open_engine\n"
         "bundle = Bundle.open(sys.argv[1])\n"
-        "first = open_engine(bundle, engine='openvino')\n"
-        "second = open_engine(bundle, engine='openvino')\n"
+        "first = open_engine(bundle, EngineOptions('openvino'))\n"
+        "second = open_engine(bundle, EngineOptions('openvino'))\n"
         "for engine in (first, second):\n"
         "    engine.close()\n"
         "    gc.collect()\n"
@@ -350,13 +353,14 @@ def test_a_hollow_installation_is_recognised(bundle: Bundle, tmp_path: Path) -> 
     script = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "from sbtk_runtime.bundle import Bundle\n"
+        "from sbtk_runtime.engines.base import EngineOptions\n"
         "from sbtk_runtime.engines.registry import open_engine\n"
         "from sbtk_runtime.errors import EngineUnavailable\n"
-        "try: open_engine(Bundle.open(sys.argv[1]), engine='openvino')\n"
+        "try: open_engine(Bundle.open(sys.argv[1]), EngineOptions('openvino'))\n"
         "except EngineUnavailable as problem: print(problem.found, '|', problem.next_step)\n"
     )
     (line,) = _lines(script, str(bundle.folder))
-    assert line.startswith("OpenVINO's installation is not whole")
+    assert line.startswith("OpenVINO's installation is incomplete")
     assert "sbtk[openvino]" in line
 
 
@@ -365,10 +369,12 @@ def test_two_threads_may_open_the_first_engine_at_once(bundle: Bundle) -> None:
         "import sys\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
         "from sbtk_runtime.bundle import Bundle\n"
+        "from sbtk_runtime.engines.base import EngineOptions\n"
         "from sbtk_runtime.engines.registry import open_engine\n"
         "bundle = Bundle.open(sys.argv[1])\n"
         "with ThreadPoolExecutor(4) as pool:\n"
-        "    engines = list(pool.map(lambda _: open_engine(bundle, engine='openvino'), range(4)))\n"
+        "    options = [EngineOptions('openvino')] * 4\n"
+        "    engines = list(pool.map(lambda each: open_engine(bundle, each), options))\n"
         "print(len(engines), 'openvino_telemetry' in sys.modules)\n"
     )
     assert _lines(script, str(bundle.folder)) == ["4 False"]

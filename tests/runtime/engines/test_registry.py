@@ -231,7 +231,7 @@ def test_a_hollow_installation_is_recognised(bundle: Bundle, tmp_path: Path) -> 
     (tmp_path / "onnxruntime" / "__init__.py").touch()
     script = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + _OPEN_ENGINE
     answers = _lines(script, str(bundle.folder))
-    assert answers[0].startswith("EngineUnavailable | ONNX Runtime is hollow")
+    assert answers[0].startswith("EngineUnavailable | ONNX Runtime's installation is incomplete")
     assert "pip uninstall onnxruntime onnxruntime-gpu" in answers[0]
 
 
@@ -243,12 +243,12 @@ def test_a_hollow_installation_is_recognised(bundle: Bundle, tmp_path: Path) -> 
         ("other input name", r"takes pixels: tensor\(uint8\)"),
         ("fixed batch", r"takes images: tensor\(uint8\) \(1, 224, 224, 3\)"),
         ("planes first", r"takes images: tensor\(uint8\) \(\?, 3, 224, 224\)"),
-        ("two outputs", r"gives embeddings: .* and flat: "),
-        ("int8 output", r"gives embeddings: tensor\(int8\)"),
-        ("other rank", r"gives embeddings: tensor\(float\) \(\?, 16, 1\)"),
-        ("other dim", r"gives embeddings: tensor\(float\) \(\?, 8\)"),
-        ("dynamic rank", r"gives embeddings: tensor\(float\) \(\)"),
-        ("other dim, not told", r"gives \(1, 8\) for 1 images"),
+        ("two outputs", r"returns embeddings: .* and flat: "),
+        ("int8 output", r"returns embeddings: tensor\(int8\)"),
+        ("other rank", r"returns embeddings: tensor\(float\) \(\?, 16, 1\)"),
+        ("other dim", r"returns embeddings: tensor\(float\) \(\?, 8\)"),
+        ("dynamic rank", r"returns embeddings: tensor\(float\) \(\)"),
+        ("other dim, not told", r"returns \(1, 8\) for 1 images"),
         ("unknown operator", "refuses"),
         ("cut", "truncated or not an ONNX model|refuses"),
         ("empty", "is empty"),
@@ -327,11 +327,12 @@ def test_quotas_of_containers(
 
 _OPEN_ENGINE = """
 from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.engines.base import EngineOptions
 from sbtk_runtime.engines.registry import open_engine, probe_engines
 from sbtk_runtime.errors import SbtkError
 for name in ("onnxruntime", "auto"):
     try:
-        open_engine(Bundle.open(sys.argv[1]), engine=name)
+        open_engine(Bundle.open(sys.argv[1]), EngineOptions(engine=name))
     except SbtkError as problem:
         print(type(problem).__name__, problem.found, problem.next_step, sep=" | ")
 print(*(report.works for report in probe_engines()))

@@ -527,7 +527,7 @@ def test_a_precision_that_the_bundle_lacks_is_named(ten: FakeMachine, bundle: Bu
     ("lack", "kind", "found", "next_step"),
     [
         ("driver", EngineUnavailable, "no NVIDIA driver", "install NVIDIA's driver"),
-        ("new driver", EngineUnavailable, "too old: it serves CUDA 11.4", "update"),
+        ("new driver", EngineUnavailable, "too old: it supports CUDA 11.4", "update"),
         ("gpu", EngineUnavailable, "shows no GPU", "nvidia-smi"),
         ("cuda-bindings", MissingExtra, "cuda-bindings is not installed", "pip install"),
         ("library", MissingExtra, "is not installed", "pip install"),
