@@ -1,4 +1,4 @@
-"""The model card: the bundle's manifest in words, so that the two cannot disagree."""
+"""The model card, generated from the bundle's manifest."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _codes_sections(manifest: BundleManifest) -> list[str]:
 
 
 def _input_text(manifest: BundleManifest) -> str:
-    """Returns what an engine gives the model."""
+    """Returns the description of the model's input."""
     in_words = " (in words: PREPROCESSING.md)" if "PREPROCESSING.md" in manifest.files else ""
     text = (
         f"`{INPUT_NAME} (N, {SIZE_PX}, {SIZE_PX}, 3) uint8`: RGB, prepared by "
@@ -182,7 +182,7 @@ _METRICS = {
     "held_out_accuracy": "share of held-out {images} whose training class has the highest logit",
 }
 
-# Words in a data folder's or weights file's name, and what is known of that source.
+# Words in the name of a data folder or weights file, and the source that they mean.
 _SOURCES = (
     ("sketchy", "The Sketchy Database (Sangkloy et al. 2016), which is for research use only"),
     ("imagenet", "ImageNet, whose images are for non-commercial research"),
@@ -194,7 +194,7 @@ _SOURCES = (
 
 @dataclass(frozen=True)
 class StudentFacts:
-    """What is told about a student.
+    """Facts about a student, for the manifest and the card.
 
     Attributes:
         method: `sbtknet`, `dsn` or `sake`.
@@ -202,7 +202,7 @@ class StudentFacts:
         training_classes: classes that it was trained on; calibration and parity use these.
         validation_classes: seen classes that it was not trained on; ranking uses these.
         training: for the manifest, licence included.
-        metrics: for the manifest, each figure with its rule.
+        metrics: for the manifest, each with its rule.
     """
 
     method: str
@@ -214,7 +214,7 @@ class StudentFacts:
 
 
 def collect_facts(run: TrainedRun) -> StudentFacts:
-    """Returns what the run's record and configuration say.
+    """Returns the facts in the run's record and configuration.
 
     Raises:
         BadConfig: the record lacks something.
@@ -297,14 +297,14 @@ def _join(texts: Sequence[str]) -> str:
 
 
 def describe_licence(sources: list[str]) -> str:
-    """Returns what is known about the use of a model, by the names of what it was made from."""
+    """Returns the licence of a model as far as the names of its sources tell."""
     names = [name.lower() for name in sources]
     known = [
         told for word, told in _SOURCES if any(word in name.replace("_", "-") for name in names)
     ]
     if not known:
         return (
-            f"Not known. It follows from the licences of what the model was made from "
+            f"Not known. It follows from the licences of the model's sources "
             f"({', '.join(filter(None, sources)) or 'not recorded'}): ask whoever published them."
         )
     made_from = "Made from " + "; ".join(dict.fromkeys(known)) + "."
@@ -326,7 +326,7 @@ def _file_name(value: object) -> str:
 def _metrics(
     record: dict[str, Any], validation_classes: int, selection: Selection
 ) -> dict[str, Any]:
-    """Returns the figures of the student that was kept, each with its rule."""
+    """Returns the metrics of the best student, each with its rule."""
     best = record.get("best")
     if not isinstance(best, dict):
         return {}
@@ -342,14 +342,14 @@ def _metrics(
 
 
 def _size_told(record: dict[str, Any], name: str) -> list[str]:
-    """Returns the side of the images, where it is not production's."""
+    """Returns the size of the images, if it is not the runtime's."""
     size_px = record.get("validation_px", SIZE_PX)
     is_measured_again = name.startswith("validation") and "refitted_map" in record.get("refit", {})
     return [] if size_px == SIZE_PX or is_measured_again else [f"images of {size_px} px"]
 
 
 def _choice_told(parts: list[dict[str, Any]], name: str, selection: Selection) -> list[str]:
-    """Returns what a figure has chosen: an epoch, or those of the students that were averaged."""
+    """Returns what a metric selected: an epoch, or those of the averaged students."""
     if not parts:
         return ["chose the epoch"] if SELECTION_METRICS[selection] == name else []
     told = [f"of the mean of {len(parts)} students' weights"]
@@ -361,7 +361,7 @@ def _choice_told(parts: list[dict[str, Any]], name: str, selection: Selection) -
 
 
 def _averaged_training(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns the students that were averaged; a recipe that all have is told once."""
+    """Returns the students that were averaged; a recipe that all share is given once."""
     parts = _parts(record)
     if not parts:
         return {}
@@ -380,7 +380,7 @@ def _parts(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _selected_by(part: dict[str, Any]) -> str | None:
-    """Returns the figure that chose a part's epoch; runs of old had but one rule."""
+    """Returns the metric that selected a part's epoch; older runs have a single rule."""
     if "mean_of" in part:
         return None
     return SELECTION_METRICS.get((part.get("recipe") or {}).get("selection", "validation-map"))

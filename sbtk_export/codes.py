@@ -1,4 +1,4 @@
-"""The binary codes of a bundle: ITQ learnt on pictures of the training classes, and what it costs.
+"""The binary codes of a bundle: ITQ fitted on images of the training classes, and its loss.
 
 It is learnt on the embeddings that users get, by the runtime's own engine at FP32, of sketches and
 photos in equal parts: a code must serve both.
@@ -22,12 +22,12 @@ from sbtk_runtime.files import write_atomically
 from sbtk_runtime.preprocess import Kind
 from sbtk_train.progress import Notify
 
-#: Pictures of each kind that codes are learnt on, if there are so many; a minute on two cores.
+#: Images of each kind that codes are learnt on, if there are so many; a minute on two cores.
 CODES_PER_KIND = 1000
 
 _RULE = (
     "mAP@all (plain AP, mean over sketches, equal distances at their expected value) by Hamming "
-    "distance, of {pictures}; ITQ learnt on {sketches:,} sketches and {photos:,} photos of "
+    "distance, of {images}; ITQ learnt on {sketches:,} sketches and {photos:,} photos of "
     "training classes"
 )
 
@@ -45,39 +45,37 @@ def require_bits(bits: Sequence[int], dim: int) -> None:
 def write_codes(
     bundle: Bundle,
     bits: Sequence[int],
-    pictures: ExportImages,
+    samples: ExportImages,
     ranking: Embeddings,
     notify: Notify,
 ) -> dict[str, Any]:
-    """Writes what makes codes of each length into a bundle's folder; returns how well they do.
+    """Fits binary codes of each length, writes them into a bundle, and returns their metrics.
 
     Args:
         bundle: with an FP32 model.
         bits: lengths, each at most the embedding's.
-        pictures: with files to learn on.
-        ranking: torch's embeddings of the pictures to rank, `(N, D) float32`.
-        notify: called with what is under way.
+        samples: has the files to fit the codes on.
+        ranking: torch's embeddings of the images to rank, `(N, D) float32`.
+        notify: called with progress messages.
 
     Returns:
         Figures for the manifest, by name.
 
     Raises:
-        BadData: too few pictures can be read.
+        BadData: too few images can be read.
     """
-    counts = {kind: len(files) for kind, files in pictures.code_files.items()}
-    notify(f"codes: embedding {sum(counts.values()):,} pictures of training classes")
-    rows, read = _embedded(bundle, pictures.code_files)
+    counts = {kind: len(files) for kind, files in samples.code_files.items()}
+    notify(f"codes: embedding {sum(counts.values()):,} images of training classes")
+    rows, read = _embedded(bundle, samples.code_files)
     figures: dict[str, Any] = {}
     for length in sorted(set(bits)):
         notify(f"codes: learning {length} bits")
         itq = fit_itq(rows, length)
         write_atomically(bundle.folder / itq_name(length), itq.to_bytes())
-        rule = _RULE.format(
-            pictures=_named(pictures), sketches=read["sketch"], photos=read["photo"]
-        )
+        rule = _RULE.format(images=_named(samples), sketches=read["sketch"], photos=read["photo"])
         figures[f"codes_{length}_map"] = {
-            "value": _map(itq.codes(ranking), pictures.ranking),
-            "of_embeddings": _map(ranking, pictures.ranking),
+            "value": _map(itq.codes(ranking), samples.ranking),
+            "of_embeddings": _map(ranking, samples.ranking),
             "rule": rule,
         }
     return figures
@@ -97,19 +95,19 @@ def _embedded(
             ]
             read[kind] = len(rows) - before
     if not rows:
-        raise BadData("no picture for binary codes can be read", "images of training classes")
+        raise BadData("no image for binary codes can be read", "images of training classes")
     return np.stack(rows), read
 
 
-def _named(pictures: ExportImages) -> str:
-    if pictures.ranking is pictures.parity:
-        return "pictures of training classes"
-    return "pictures of validation classes"
+def _named(samples: ExportImages) -> str:
+    if samples.ranking is samples.parity:
+        return "images of training classes"
+    return "images of validation classes"
 
 
-def _map(rows: Any, pictures: ImageSubset) -> float:
+def _map(rows: Any, samples: ImageSubset) -> float:
     """Returns mAP@all of embeddings `(N, D) float32` or codes `(N, W) uint8`."""
-    is_sketch, labels = pictures.is_sketch, pictures.labels
+    is_sketch, labels = samples.is_sketch, samples.labels
     found = evaluate(
         *(rows[is_sketch], labels[is_sketch], rows[~is_sketch], labels[~is_sketch]),
         distance="hamming" if rows.dtype == np.uint8 else "cosine",

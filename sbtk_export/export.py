@@ -1,4 +1,4 @@
-"""From a trained student to a published model bundle: make the files, prove them, then sign."""
+"""Export of a trained student: write the models, check them, then publish the bundle."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ExportPlan:
     Attributes:
         target: the bundle's folder, which must not exist yet.
         name: of the model.
-        variants: what to make beside FP32, which is always made as the reference.
+        variants: what to make in addition to FP32, which is always made as the reference.
         is_slim: leave FP32 and the student's weights out of the bundle.
         bits: lengths of binary codes that the bundle shall make of its embeddings.
         opset: version of ONNX's operators; `None` for the exporter's own choice.
@@ -72,16 +72,16 @@ class ExportPlan:
 
 @dataclass(frozen=True)
 class Exported:
-    """A published bundle, and what it was measured with.
+    """A published bundle, and the images it was measured with.
 
     Attributes:
         bundle: the bundle, in its place.
-        pictures: what its models were compared on.
-        reference: what torch makes of these.
+        samples: the images that its models were compared on.
+        reference: embeddings of these by torch.
     """
 
     bundle: Bundle
-    pictures: ExportImages
+    samples: ExportImages
     reference: Reference
 
 
@@ -92,7 +92,7 @@ def export_run(run: TrainedRun, plan: ExportPlan, images: Path | None, notify: N
         run: the trained run.
         plan: what to make.
         images: data to calibrate and measure on instead of the run's own.
-        notify: called with what is under way.
+        notify: called with progress messages.
 
     Raises:
         BadData: there are no images, or too few of the run's training classes.
@@ -102,19 +102,19 @@ def export_run(run: TrainedRun, plan: ExportPlan, images: Path | None, notify: N
     require_bits(plan.bits, run.student.dim)
     facts = collect_facts(run)
     data = _data_folder(run, images)
-    notify(f"reading pictures of {len(facts.training_classes)} training classes from {data}")
-    pictures = choose_images(
+    notify(f"reading images of {len(facts.training_classes)} training classes from {data}")
+    samples = choose_images(
         data,
         facts.training_classes,
         facts.validation_classes,
         is_calibrating=not {"int8", "int8.trt"}.isdisjoint(plan.variants),
         codes_per_kind=CODES_PER_KIND if plan.bits else 0,
     )
-    return export_student(run.student, facts, pictures, plan, notify)
+    return export_student(run.student, facts, samples, plan, notify)
 
 
 def export_student(
-    student: Student, facts: StudentFacts, pictures: ExportImages, plan: ExportPlan, notify: Notify
+    student: Student, facts: StudentFacts, samples: ExportImages, plan: ExportPlan, notify: Notify
 ) -> Exported:
     """Returns the published bundle of a student.
 
@@ -125,7 +125,7 @@ def export_student(
         BadConfig: the plan leaves nothing to publish.
         BadModel: a model does not keep its limits; nothing was published.
     """
-    for notice in pictures.notices:
+    for notice in samples.notices:
         notify(notice)
     variants = tuple(v for v in VARIANTS if v == "fp32" or v in plan.variants)
     if plan.is_slim and not {"fp16", "int8"} & set(variants):
@@ -133,16 +133,16 @@ def export_student(
             "a slim bundle without FP16 and INT8 would be empty", "--fp16 or --int8 with --slim"
         )
     with publish_folder(plan.target) as folder:
-        write_models(student, folder, variants, pictures.calibration.inputs, notify, plan.opset)
+        write_models(student, folder, variants, samples.calibration.inputs, notify, plan.opset)
         draft = _manifest(folder, student, facts, plan)
-        notify("torch: embedding the pictures")
-        reference = compute_reference(student, pictures)
-        parities = check_models(Bundle(folder, draft), reference, pictures, variants, notify)
+        notify("torch: embedding the images")
+        reference = compute_reference(student, samples)
+        parities = check_models(Bundle(folder, draft), reference, samples, variants, notify)
         write_golden(Bundle(folder, draft), variants)
         metrics = facts.metrics
         if plan.bits:
             metrics = metrics | write_codes(
-                Bundle(folder, draft), plan.bits, pictures, reference.ranking, notify
+                Bundle(folder, draft), plan.bits, samples, reference.ranking, notify
             )
         if plan.is_slim:
             (folder / file_name("fp32")).unlink()
@@ -160,7 +160,7 @@ def export_student(
                 f"at most {SLIM_BYTES:,}",
                 "leave out --fp16 or --int8-trt",
             )
-    return Exported(Bundle.open(plan.target.absolute()), pictures, reference)
+    return Exported(Bundle.open(plan.target.absolute()), samples, reference)
 
 
 def _manifest(
@@ -239,7 +239,7 @@ def _data_folder(run: TrainedRun, images: Path | None) -> Path:
         return folder
     whose = "the run's data" if images is None else "the images"
     raise BadData(
-        f"{whose} are gone: no folder {printable_name(folder)}",
+        f"{whose} do not exist: no folder {printable_name(folder)}",
         "real sketches and photos of the run's training classes",
         f"sbtk export {printable_name(run.folder)} --images DATA",
     )
@@ -276,7 +276,7 @@ def validate_name(name: str) -> str:
 
 @contextlib.contextmanager
 def publish_folder(target: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `target` that becomes `target` when the block succeeds.
+    """Yields a temporary folder next to `target` that becomes `target` when the block succeeds.
 
     On failure it is removed, and `target` does not come to be.
 
@@ -293,7 +293,7 @@ def publish_folder(target: Path) -> Iterator[Path]:
         with disk_full_explained(temporary):
             yield temporary
             _sync(temporary)
-        # A folder that appeared meanwhile and is not empty makes this fail, as it should.
+        # If a folder that is not empty was created since, this fails, as it should.
         temporary.rename(target)
         fsync_folder(target.parent)
     finally:
@@ -362,17 +362,17 @@ def write_models(
         notify("fp16: tracing with a half-precision trunk")
         write_onnx(make_half_trunk_student(student), folder / file_name("fp16"), opset)
     if "int8" in variants:
-        notify(f"int8: calibrating on {len(calibration)} pictures")
+        notify(f"int8: calibrating on {len(calibration)} images")
         quantise(reference, folder / file_name("int8"), calibration)
     if "int8.trt" in variants:
-        notify(f"int8 for TensorRT: calibrating on {len(calibration)} pictures")
+        notify(f"int8 for TensorRT: calibrating on {len(calibration)} images")
         quantise_for_tensorrt(reference, folder / file_name("int8.trt"), calibration)
 
 
 def check_models(
     bundle: Bundle,
     reference: Reference,
-    pictures: ExportImages,
+    samples: ExportImages,
     variants: Sequence[Variant],
     notify: Notify,
 ) -> dict[str, Parity]:
@@ -388,7 +388,7 @@ def check_models(
         notify(f"{variant}: comparing with torch")
         engine = engine_onnxruntime.open_cpu(_request(bundle, variant))
         try:
-            parities[variant] = measure_parity(engine, pictures, reference)
+            parities[variant] = measure_parity(engine, samples, reference)
         finally:
             engine.close()
     require_parity(parities)

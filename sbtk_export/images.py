@@ -1,6 +1,6 @@
-"""The pictures that an export looks at: which ones, and as pixels.
+"""The images that an export calibrates and measures on, as pixels.
 
-Only classes that are named as seen are ever opened, so a picture of an unseen class cannot reach
+Only classes that are named as seen are ever opened, so an image of an unseen class cannot reach
 calibration or parity, whatever lies in the folder. The three sets do not overlap.
 """
 
@@ -35,7 +35,7 @@ RANKING_PER_CLASS = 25
 
 @dataclass(frozen=True)
 class ImageSubset:
-    """Prepared pictures.
+    """Prepared images.
 
     Attributes:
         pixels: `(N, 224, 224, 3) uint8` RGB.
@@ -54,7 +54,7 @@ class ImageSubset:
 
     @property
     def inputs(self) -> ModelInputs:
-        """The pictures as a model takes them."""
+        """The images as a model takes them."""
         return ModelInputs.of_kinds(self.pixels, self.is_sketch)
 
 
@@ -64,11 +64,11 @@ class ExportImages:
 
     Attributes:
         calibration: training classes, sketches and photos in equal parts; INT8 ranges.
-        parity: other pictures of training classes, in equal parts; cosines and norms.
+        parity: other images of training classes, in equal parts; cosines and norms.
         ranking: held-out seen classes where there are any, or else `parity`; top 10 and mAP.
         notices: files that were left out, and why.
         code_files: of training classes, by kind; binary codes are learnt on them. They may be
-            among the other pictures, which measure something else.
+            among the other images, which measure something else.
     """
 
     calibration: ImageSubset
@@ -87,18 +87,18 @@ def choose_images(
     codes_per_kind: int = 0,
     seed: int = 0,
 ) -> ExportImages:
-    """Returns the pictures of `data/{sketch,photo}/<class>/*` to calibrate and to measure with.
+    """Returns the images of `data/{sketch,photo}/<class>/*` to calibrate and to measure with.
 
     Args:
         data: the folder; classes that are not named are not looked into.
         training_classes: names of the classes that the student was trained on.
         validation_classes: names of seen classes that it was not trained on.
-        is_calibrating: pictures for calibration are needed too.
+        is_calibrating: images for calibration are needed too.
         codes_per_kind: files of each kind to learn binary codes on, if there are so many.
-        seed: draws the pictures.
+        seed: draws the images.
 
     Raises:
-        BadData: there are no such folders, or too few readable pictures of these classes.
+        BadData: there are no such folders, or too few readable images of these classes.
     """
     available = read_dataset(data)
     rng = np.random.default_rng(seed)
@@ -132,7 +132,7 @@ def choose_images(
 
 
 class ImageSampler:
-    """Hands out the pictures of a set, class by class in turn, none of them twice."""
+    """Samples the images of a set without replacement, class by class in turn."""
 
     def __init__(self, data: ImageSet, rng: np.random.Generator) -> None:
         self.notices: list[str] = []
@@ -142,7 +142,7 @@ class ImageSampler:
         }
 
     def draw(self, kind: Kind, count: int, per_class: int | None = None) -> ImageSubset:
-        """Returns the next `count` readable pictures of a kind, or as many as there are."""
+        """Returns the next `count` readable images of a kind, or as many as there are."""
         pixels: list[Pixels] = []
         labels: list[int] = []
         paths: list[Path] = []
@@ -184,7 +184,7 @@ def _files(data: ImageSet, per_kind: int, rng: np.random.Generator) -> dict[Kind
 def _by_turns(
     paths: Sequence[Path], labels: NDArray[np.int64], rng: np.random.Generator
 ) -> Iterator[tuple[Path, int]]:
-    """Yields one picture of each class, then another of each, in an order drawn at random."""
+    """Yields one image of each class, then another of each, in an order drawn at random."""
     order = rng.permutation(len(paths))
     taken: dict[int, int] = {}
     turns = []
@@ -214,12 +214,12 @@ def _joined(parts: Sequence[ImageSubset]) -> ImageSubset:
     )
 
 
-def _require(pictures: ImageSubset, per_kind: int, purpose: str, data: Path) -> None:
-    """Refuses a set, of equal parts, that is too small for its purpose."""
-    if len(pictures) < 2 * per_kind:
+def _require(samples: ImageSubset, per_kind: int, purpose: str, data: Path) -> None:
+    """Refuses a set that is too small for its purpose."""
+    if len(samples) < 2 * per_kind:
         raise BadData(
-            f"{printable_name(data)} has {len(pictures)} pictures for {purpose} (sketches and "
+            f"{printable_name(data)} has {len(samples)} images for {purpose} (sketches and "
             "photos in equal parts, of the classes that the run was trained on)",
-            f"at least {2 * per_kind} that nothing else is done with",
+            f"at least {2 * per_kind} that are not used otherwise",
             "name a folder with more of them: sbtk export RUN --images DATA",
         )

@@ -71,7 +71,7 @@ def quantise(source: Path, target: Path, inputs: ModelInputs) -> None:
             calibrate_method=CalibrationMethod.MinMax,
             extra_options={
                 "OpTypesToExcludeOutputQuantization": ["Gemm"],
-                # The extremes of all pictures together would spend the range on outliers.
+                # The extremes of all images together would spend the range on outliers.
                 "CalibMovingAverage": True,
                 "CalibMovingAverageConstant": 0.02,
             },
@@ -86,7 +86,7 @@ def quantise(source: Path, target: Path, inputs: ModelInputs) -> None:
 
 
 def save_prepared(model: onnx.ModelProto, path: Path) -> None:
-    """Writes the FP32 model to `path` as ONNX Runtime's quantiser wants it."""
+    """Writes the FP32 model to `path` in the form that ONNX Runtime's quantiser needs."""
     prepared = onnx.ModelProto()
     prepared.CopyFrom(model)
     prepared.metadata_props.add(key=_PREPARED[0], value=_PREPARED[1])
@@ -118,7 +118,7 @@ def input_first(model: onnx.ModelProto) -> None:
 
 
 class CalibrationBatches(CalibrationDataReader):  # type: ignore[misc]
-    """Pictures as the calibrator asks for them.
+    """Images as the calibrator asks for them.
 
     Args:
         model: that is calibrated.
@@ -145,7 +145,7 @@ def measure_mean_inputs(model: onnx.ModelProto, inputs: ModelInputs) -> Means:
 
     Args:
         model: the FP32 model.
-        inputs: the pictures of the calibration.
+        inputs: the images of the calibration.
     """
     session = onnxruntime.InferenceSession(
         _with_means(model).SerializeToString(), providers=["CPUExecutionProvider"]
@@ -235,7 +235,7 @@ def equalise_channels(model: onnx.ModelProto, inputs: ModelInputs) -> int:
 
     Args:
         model: in FP32.
-        inputs: pictures that show how large each channel gets.
+        inputs: images that show how large each channel gets.
     """
     readers = _readers(model)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}

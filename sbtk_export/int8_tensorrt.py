@@ -3,8 +3,8 @@
 TensorRT takes neither the unsigned activations nor the quantised biases of `int8`, so its INT8 is
 a file of its own. It fuses each convolution with the Add and the Relu after it, as long as nothing
 is quantised in between, and moves quantisation ahead of poolings by itself. So pairs of
-QuantizeLinear and DequantizeLinear stand where convolutions and Linears read, and at the shortcut
-of each Add.
+QuantizeLinear and DequantizeLinear are placed where convolutions and Linears read, and at the
+shortcut of each Add.
 
 Positive values have one bit less than in the other file. Even channels, and steps that clip where
 that pays, make up for it. What the first convolution gives stays out of it: its few large channels,
@@ -41,7 +41,7 @@ from sbtk_runtime.files import atomic_path
 from sbtk_runtime.onnx_file import OUTPUT_NAME
 
 _OPERATORS = ["Conv", "Add", "Gemm"]
-# Pictures that ranges are taken from; they are the same from about 100 on.
+# Images that ranges are taken from; they are the same from about 100 on.
 _FOR_RANGES = 100
 # How much of an activation's range is kept at least; which one loses least depends on the model.
 _LEAST_REACHES = (0.2, 0.5, 0.8, 1.0)
@@ -185,7 +185,7 @@ def set_closest_steps(
     Args:
         quantised: made from `model`; changed in place.
         model: in FP32.
-        inputs: pictures to calibrate on.
+        inputs: images to calibrate on.
 
     Returns:
         The share of each activation's range that is kept at least.
@@ -249,7 +249,7 @@ def collect_histograms(
     Args:
         model: in FP32.
         names: of the tensors.
-        inputs: pictures to calibrate on.
+        inputs: images to calibrate on.
     """
     session = _session_of(model, names)
     tops = {name: 0.0 for name in names}

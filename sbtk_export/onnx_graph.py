@@ -1,6 +1,6 @@
 """The student as an ONNX file: uint8 pixels in, unit rows out, everything in between inside.
 
-Students that are told sketch from photo get a second input for that, `domain (N,) float32`.
+Students with a domain input get a second ONNX input, `domain (N,) float32`.
 
 Scaling, mean and standard deviation, and the L2 norm are part of the graph, so that nobody can
 get them wrong and four times fewer bytes move than with float input.
@@ -148,7 +148,7 @@ def check_model(model: onnx.ModelProto, dim: int, *, has_domain_input: bool) -> 
     Args:
         model: what was exported.
         dim: length of an embedding.
-        has_domain_input: whether it takes the kind of each picture beside the pixels.
+        has_domain_input: whether it takes the kind of each image in addition to the pixels.
 
     Raises:
         BadModel: names the first promise that is broken.
@@ -206,7 +206,7 @@ _ELEMENTWISE = frozenset({"Add", "Cast", "Relu"})
 def move_strides_up(model: onnx.ModelProto) -> int:
     """Moves strides up in `model`, in place, and returns how many tensors became smaller.
 
-    What the model computes stays the same. Shapes noted in the model are inferred anew.
+    What the model computes stays the same. Shapes noted in the model are inferred again.
 
     Raises:
         onnx.shape_inference.InferenceError: the model was not valid before.
@@ -228,7 +228,7 @@ def move_strides_up(model: onnx.ModelProto) -> int:
 
 
 class _Graph:
-    """A graph whose nodes know who made what they read."""
+    """A graph with the producer of each tensor."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._graph = graph
@@ -247,7 +247,7 @@ class _Graph:
         return next((node for node in self._graph.node if name in node.output), None)
 
     def subsampled_tensors(self) -> Iterator[str]:
-        """Yields the tensors of which every reader wants each second row and column only."""
+        """Yields the tensors of which every reader uses only each second row and column."""
         for node in self._graph.node:
             if _is_pointwise(node, stride=2):
                 name = node.input[0]
@@ -260,12 +260,12 @@ class _Graph:
     def subsample(self, name: str) -> None:
         """Makes the node that makes `name` make each second row and column only.
 
-        Called when nobody reads `name` who wants more.
+        Called when no reader of `name` needs more.
         """
         maker = self.maker(name)
         assert maker is not None
         if maker.op_type == "Conv":
-            # A pointwise convolution then wants less of its own input: the next round's work.
+            # A pointwise convolution then needs less of its own input; the next round handles that.
             _set_strides(maker, 2 * _strides(maker)[0])
             return
         for position, source in enumerate(maker.input):
@@ -294,7 +294,7 @@ class _Graph:
         """Returns the name of each second row and column of `source`, by a node made for it."""
         name = f"{source}_every_second"
         self._graph.node.append(
-            # A pool of one position: INT8 kernels know it, which a strided slice they do not.
+            # A pool of one position: INT8 kernels support it, but not a strided slice.
             helper.make_node("MaxPool", [source], [name], name, kernel_shape=[1, 1], strides=[2, 2])
         )
         return name
@@ -342,7 +342,7 @@ Feeds = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """Pictures that a model is run on.
+    """Images that a model is run on.
 
     Attributes:
         pixels: `(N, 224, 224, 3) uint8` RGB.
@@ -354,12 +354,12 @@ class ModelInputs:
 
     @classmethod
     def of_kind(cls, pixels: Pixels, kind: Kind) -> ModelInputs:
-        """Returns pictures that are all of one kind."""
+        """Returns images of one kind."""
         return cls(pixels, domains_of(kind, len(pixels)))
 
     @classmethod
     def of_kinds(cls, pixels: Pixels, is_sketch: NDArray[np.bool_]) -> ModelInputs:
-        """Returns pictures of which it is told, `(N,) bool`, whether each is a sketch."""
+        """Returns images with the mask `is_sketch (N,) bool`."""
         domains = np.where(is_sketch, DOMAINS["sketch"], DOMAINS["photo"])
         return cls(pixels, domains.astype(np.float32))
 
@@ -367,16 +367,16 @@ class ModelInputs:
         return len(self.domains)
 
     def mixed(self) -> ModelInputs:
-        """Returns the pictures in an order in which any part mixes sketches and photos."""
+        """Returns the images in an order in which any part mixes sketches and photos."""
         order = np.random.default_rng(0).permutation(len(self))
         return ModelInputs(self.pixels[order], self.domains[order])
 
     def first(self, count: int) -> ModelInputs:
-        """Returns the first pictures, or all if there are fewer."""
+        """Returns the first images, or all if there are fewer."""
         return ModelInputs(self.pixels[:count], self.domains[:count])
 
     def batches(self, model: onnx.ModelProto, size: int) -> Iterator[Feeds]:
-        """Yields the model's inputs for `size` pictures at a time."""
+        """Yields the model's inputs for `size` images at a time."""
         is_told = find_domain_input(model) is not None
         for start in range(0, len(self), size):
             feeds: Feeds = {INPUT_NAME: self.pixels[start : start + size]}

@@ -47,7 +47,7 @@ LIMITS: Mapping[str, Limits] = {
 
 @dataclass(frozen=True)
 class Parity:
-    """One model beside torch in FP32, as the manifest has it.
+    """One model compared with torch in FP32, as recorded in the manifest.
 
     Attributes:
         images: how many were compared, half of them sketches. Each was embedded as what it is.
@@ -94,22 +94,22 @@ class Parity:
 
 @dataclass(frozen=True)
 class Reference:
-    """What torch in FP32 makes of the pictures: `(N, D) float32` unit rows each."""
+    """Embeddings of the images by torch in FP32: `(N, D) float32` unit rows each."""
 
     parity: Embeddings
     ranking: Embeddings
 
 
-def compute_reference(student: Student, pictures: ExportImages) -> Reference:
-    """Returns torch's embeddings of the pictures, by the code that training runs."""
-    parity = embed_with_torch(student, pictures.parity.inputs)
-    if pictures.ranking is pictures.parity:
+def compute_reference(student: Student, samples: ExportImages) -> Reference:
+    """Returns torch's embeddings of the images, by the code that training runs."""
+    parity = embed_with_torch(student, samples.parity.inputs)
+    if samples.ranking is samples.parity:
         return Reference(parity, parity)
-    return Reference(parity, embed_with_torch(student, pictures.ranking.inputs))
+    return Reference(parity, embed_with_torch(student, samples.ranking.inputs))
 
 
 def embed_with_torch(student: Student, inputs: ModelInputs) -> Embeddings:
-    """Returns `(N, D) float32` unit rows of pictures."""
+    """Returns `(N, D) float32` unit rows of images."""
     student.eval()
     rows = []
     with torch.inference_mode():
@@ -120,22 +120,22 @@ def embed_with_torch(student: Student, inputs: ModelInputs) -> Embeddings:
     return np.concatenate(rows)
 
 
-def measure_parity(engine: Engine, pictures: ExportImages, reference: Reference) -> Parity:
+def measure_parity(engine: Engine, samples: ExportImages, reference: Reference) -> Parity:
     """Returns how far an engine's embeddings are from torch's.
 
     Args:
-        engine: gives rows as the model makes them, so their lengths are the model's doing.
-        pictures: what to compare on.
-        reference: torch's embeddings of the same pictures.
+        engine: returns rows as the model makes them, not normalised again.
+        samples: the images to compare on.
+        reference: torch's embeddings of the same images.
     """
-    rows = _embedded(engine, pictures.parity)
-    is_ranking_apart = pictures.ranking is not pictures.parity
-    ranked = _embedded(engine, pictures.ranking) if is_ranking_apart else rows
+    rows = _embedded(engine, samples.parity)
+    is_ranking_apart = samples.ranking is not samples.parity
+    ranked = _embedded(engine, samples.ranking) if is_ranking_apart else rows
     every = np.concatenate([rows, ranked]) if is_ranking_apart else rows
-    wanted, is_sketch = reference.parity, pictures.parity.is_sketch
+    wanted, is_sketch = reference.parity, samples.parity.is_sketch
     if is_ranking_apart:
         wanted = np.concatenate([wanted, reference.ranking])
-        is_sketch = np.concatenate([is_sketch, pictures.ranking.is_sketch])
+        is_sketch = np.concatenate([is_sketch, samples.ranking.is_sketch])
     lengths = np.linalg.norm(every.astype(np.float64), axis=1)
     cosines = _cosines(every, wanted)
     return Parity(
@@ -145,9 +145,9 @@ def measure_parity(engine: Engine, pictures: ExportImages, reference: Reference)
         cosine_min_sketches=float(cosines[is_sketch].min()),
         cosine_min_photos=float(cosines[~is_sketch].min()),
         norm_error=float(np.abs(lengths - 1).max()),
-        top10_agreement=_top_agreement(ranked, reference.ranking, pictures.ranking),
-        map_torch=_map_all(reference.ranking, pictures.ranking),
-        map_model=_map_all(_unit(ranked), pictures.ranking),
+        top10_agreement=_top_agreement(ranked, reference.ranking, samples.ranking),
+        map_torch=_map_all(reference.ranking, samples.ranking),
+        map_model=_map_all(_unit(ranked), samples.ranking),
         ranking_images=len(ranked),
         engine=f"{engine.info.name} {engine.info.version}",
     )
@@ -166,7 +166,7 @@ def require_parity(parities: Mapping[str, Parity]) -> None:
         others = " ".join(option for option in good if option != "--fp32")
         is_enough = others and not misses.get("fp32")
         raise BadModel(
-            "the exported model does not do what the student does: " + "; ".join(told),
+            "the exported model differs from the student: " + "; ".join(told),
             "every limit kept; nothing was written",
             f"sbtk export RUN {others}, which leaves the rest out"
             if is_enough
@@ -174,12 +174,12 @@ def require_parity(parities: Mapping[str, Parity]) -> None:
         )
 
 
-def _embedded(engine: Engine, pictures: ImageSubset) -> Embeddings:
-    """Returns an engine's `(N, D) float32` for pictures, each embedded as what it is."""
-    rows = np.empty((len(pictures), engine.info.dim), dtype=np.float32)
+def _embedded(engine: Engine, samples: ImageSubset) -> Embeddings:
+    """Returns an engine's `(N, D) float32` for images, each embedded as what it is."""
+    rows = np.empty((len(samples), engine.info.dim), dtype=np.float32)
     for kind in KINDS:
-        of_kind = pictures.is_sketch if kind == "sketch" else ~pictures.is_sketch
-        rows[of_kind] = engine.run(pictures.pixels[of_kind], kind)
+        of_kind = samples.is_sketch if kind == "sketch" else ~samples.is_sketch
+        rows[of_kind] = engine.run(samples.pixels[of_kind], kind)
     return rows
 
 
@@ -195,8 +195,8 @@ def _unit(rows: Embeddings) -> Embeddings:
         return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
 
 
-def _top_agreement(rows: Embeddings, wanted: Embeddings, pictures: ImageSubset) -> float:
-    is_sketch = pictures.is_sketch
+def _top_agreement(rows: Embeddings, wanted: Embeddings, samples: ImageSubset) -> float:
+    is_sketch = samples.is_sketch
     shares = []
     for found, expected in zip(
         _first_photos(_unit(rows), is_sketch), _first_photos(wanted, is_sketch), strict=True
@@ -211,8 +211,8 @@ def _first_photos(rows: Embeddings, is_sketch: NDArray[np.bool_]) -> NDArray[np.
     return np.argsort(-scores, axis=1, kind="stable")[:, :_TOP]
 
 
-def _map_all(rows: Embeddings, pictures: ImageSubset) -> float:
-    is_sketch, labels = pictures.is_sketch, pictures.labels
+def _map_all(rows: Embeddings, samples: ImageSubset) -> float:
+    is_sketch, labels = samples.is_sketch, samples.labels
     if not np.isfinite(rows).all():
         return float("nan")
     retrieval = evaluate(rows[is_sketch], labels[is_sketch], rows[~is_sketch], labels[~is_sketch])

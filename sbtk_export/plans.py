@@ -1,7 +1,7 @@
 """Builds the TensorRT plans of a bundle that was just exported, where TensorRT works.
 
-A plan is no part of the bundle: it goes into the cache of this machine. Where there is a GPU it is
-compared with torch on the pictures that the ONNX files were compared on, by the same limits.
+A plan is not part of the bundle: it is stored in the cache of this machine. On a machine with a GPU
+it is compared with torch on the same images and by the same limits as the ONNX files.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class BuiltEngine:
 
     Attributes:
         record: what was built, by what, for which GPU.
-        parity: of the running plan beside torch; `None` if it was not run.
+        parity: of the running plan against torch; `None` if it was not run.
         not_run: why it was not run; empty if it was.
     """
 
@@ -86,7 +86,7 @@ def build_engines(
         variants: that the bundle has.
         builder: from `find_plan_builder`.
         notify: called with what is under way, and when TensorRT cannot build a plan.
-        progress: told how far a build is.
+        progress: called with the progress of a build.
 
     Raises:
         BadModel: TensorRT refuses a file; or a plan does not keep the limits of its precision,
@@ -115,7 +115,7 @@ def _measured(
     exported: Exported, variant: Variant, ready: ReadyPlan, builder: PlanBuilder, notify: Notify
 ) -> BuiltEngine:
     if builder.device is None:
-        return BuiltEngine(ready.record, None, "there is no GPU here to run it on")
+        return BuiltEngine(ready.record, None, "this machine has no GPU to run it on")
     notify(f"{variant}: comparing the plan with torch")
     device, record = builder.device, ready.record
     options = EngineOptions(precision=record.precision, device=f"cuda:{device.index}")
@@ -123,7 +123,7 @@ def _measured(
     try:
         engine = open_plan(ready.plan, builder.trt, device, request)
         try:
-            parity = measure_parity(engine, exported.pictures, exported.reference)
+            parity = measure_parity(engine, exported.samples, exported.reference)
         finally:
             engine.close()
     except EngineUnavailable as problem:

@@ -1,4 +1,4 @@
-"""Everything that decides a training run, as one frozen table written beside its results."""
+"""The configuration of a training run, as a frozen dataclass that is saved with the run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TrainConfig:
     """The resolved configuration of a run.
 
     Attributes:
-        data: the data set's folder, of any layout that `sbtk_train.data.layouts` knows.
+        data: the data set's folder, in any layout that `sbtk_train.data.layouts` reads.
         split: name of a published split, `random:N:SEED`, or a file of unseen classes.
         recipe: how to train; of the type that the method has.
         method: `sbtknet`, `dsn` or `sake`.
@@ -334,9 +334,9 @@ Semantic = Literal["wordnet", "none"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """The knobs that every method has; a comment says what "off" is.
+    """The settings that every method has; comments say how to switch one off.
 
-    `selection` is what the kept student is best at: mAP on whole validation classes, mAP of
+    `selection` is the metric that selects the checkpoint: mAP on whole validation classes, mAP of
     64-bit codes of held-out sketches among training photos (DSN on Sketchy), top-1 accuracy of
     held-out sketches (SAKE), or nothing: the last epoch is kept (DSN on TU-Berlin).
     """
@@ -377,8 +377,8 @@ class SbtknetRecipe(Recipe):
     quadruplets: int = 16
     margin: float = 0.2  # of squared distances; not for contrastive
     temperature: float = 0.1  # contrastive only
-    refit: bool = False  # True: the embedding is fitted anew at the end (`head_refit`)
-    further: int = 6  # classes of further sources beside each class-balanced batch's own
+    refit: bool = False  # True: refit the embedding at the end (`models.refit`)
+    further: int = 6  # classes of further sources added to each class-balanced batch
     redrawn: float = 0.0  # share of bitmap sketches that are shown as clean strokes
     new_heads: bool = False  # True: random heads, not made from the ImageNet classifier
     held_out_photos: bool = False  # True: photos are held out too, and count for the accuracy

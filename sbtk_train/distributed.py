@@ -1,9 +1,9 @@
-"""The processes that train one student together, as torchrun starts them.
+"""Distributed training of one student, started by torchrun.
 
-Each takes a share of a batch's images. What the losses read is gathered with its gradients, so
-that every process has the loss of the whole batch, and the gradients of all shares are summed:
-the student that comes of it is the one that a single process makes, up to rounding. The first
-process reads, decides and writes for all.
+Each process takes a shard of every batch. The outputs that the losses read are gathered with their
+gradients, so every process computes the loss of the whole batch, and gradients are summed over the
+processes. The student is that of a single process, up to rounding. Rank 0 reads data, validates and
+writes files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sbtk_train.batches.sampler import Batch
 from sbtk_train.batches.shards import BatchShard
 from sbtk_train.models.student import Student
 
-#: The first process may check a large data set or validate for long while the others wait.
+#: Rank 0 may check a large data set or validate for a long time while the others wait.
 _TIMEOUT = timedelta(days=7)
 _REPORTED = "reported"
 
@@ -36,12 +36,12 @@ T = TypeVar("T")
 
 
 class OtherProcessFailed(SbtkError):
-    """Another process of the run failed, and this one cannot go on."""
+    """Another process of the run failed, so this one cannot continue."""
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """The processes of a run, and this one's place among them; by default it is alone.
+    """The processes of a run, and the rank of this one; by default there is only one.
 
     Collective methods (`broadcast_object`, `rank_zero_first`, `all_reduce_any`, `barrier`,
     `wrap_model`, `all_gather`) must be called by all processes, in the same order.
@@ -51,7 +51,7 @@ class DistributedContext:
         size: how many there are.
         local_rank: this process among those on its machine, from 0.
         local_size: how many are on its machine.
-        store: what the processes know of each other; `None` for one alone.
+        store: the key-value store of the processes; `None` for a single one.
     """
 
     rank: int = 0
@@ -66,7 +66,7 @@ class DistributedContext:
         return self.rank == 0
 
     def device(self, asked: str) -> str:
-        """Returns this process's device where `asked` is wanted: each has a GPU of its own.
+        """Returns the device of this process for the requested one: each process has its own GPU.
 
         Raises:
             BadConfig: one GPU is named for several processes, or there are too few.
@@ -88,7 +88,7 @@ class DistributedContext:
         return f"cuda:{self.local_rank}"
 
     def broadcast_object(self, make: Callable[[], T]) -> T:
-        """Returns in all processes what `make` returns in the first, which alone calls it.
+        """Calls `make` on rank 0 only and returns its result in all processes.
 
         Raises:
             OtherProcessFailed: in the others, if it raised in the first.
@@ -102,13 +102,11 @@ class DistributedContext:
         finally:
             distributed.broadcast_object_list(payload, src=0, device=torch.device("cpu"))
         if payload[0] is None:
-            raise OtherProcessFailed("the first process of this run failed")
+            raise OtherProcessFailed("rank 0 of this run failed")
         return payload[0][0]
 
     def rank_zero_first(self, make: Callable[[], T]) -> T:
-        """Returns `make()`, called by the first process before all others.
-
-        What it writes to a cache the others find there.
+        """Returns `make()`, called by rank 0 before the others, which find what it cached.
 
         Raises:
             OtherProcessFailed: in the others, if it raised in the first.
@@ -120,7 +118,7 @@ class DistributedContext:
         return made[0] if self.is_rank_zero else make()
 
     def all_reduce_any(self, *claims: bool) -> tuple[bool, ...]:
-        """Returns of each claim whether it is true in any process."""
+        """Returns for each flag whether it is true in any process."""
         if self.world_size == 1:
             return claims
         flags = torch.tensor(claims, dtype=torch.int32)
@@ -128,28 +126,28 @@ class DistributedContext:
         return tuple(bool(flag) for flag in flags)
 
     def barrier(self) -> None:
-        """Waits until all processes are here."""
+        """Waits until all processes have reached this call."""
         self.all_reduce_any(False)
 
     def shard(self, batch: Batch) -> BatchShard:
-        """Returns what this process takes of a batch."""
+        """Returns the shard of a batch for this process."""
         return BatchShard(batch, self.rank, self.world_size)
 
     def wrap_model(self, student: Student) -> nn.Module:
-        """Returns what to call in training instead of `student`, whose gradients are then summed.
+        """Returns the module to call in training, which sums the gradients over the processes.
 
-        The student itself stays as it is, and is what to validate and to save.
+        The student itself is unchanged; validate and save that one.
         """
         if self.world_size == 1:
             return student
-        # A recipe without a loss leaves that loss's head without a gradient in every step.
+        # Without a loss, its head has no gradient in any step.
         return DistributedDataParallel(student, broadcast_buffers=False, static_graph=True)
 
     def all_gather(self, rows: Sequence[Tensor], shard: BatchShard, views: int) -> list[Tensor]:
-        """Returns the rows of all processes in the whole batch's order, with their gradients.
+        """Gathers the rows of all processes, in the order of the whole batch, with gradients.
 
         Args:
-            rows: `(V * (s + p), D) float32` tensors, what was made of the own images.
+            rows: `(V * (s + p), D) float32` tensors of this process's images.
             shard: which images these are.
             views: V.
 
@@ -161,29 +159,29 @@ class DistributedContext:
         return list(_AllGatherRows.apply(shard, views, *rows))  # type: ignore[no-untyped-call]
 
     def claim_report(self) -> bool:
-        """Says whether no other process has told why the run ends; this one then has to."""
+        """Returns whether this process is the first to report why the run ends."""
         if self.store is None:
             return True
         try:
             return int(self.store.add(_REPORTED, 1)) == 1
         except RuntimeError:
-            return False  # the process that held the store is gone, and told
+            return False  # the process that held the store has ended, and reported
 
     def has_report(self) -> bool:
-        """Says whether any process has told why the run ends."""
+        """Returns whether any process has reported why the run ends."""
         return self.store is not None and bool(self.store.check([_REPORTED]))
 
 
-#: A process that trains by itself.
+#: Training in one process.
 SINGLE_PROCESS = DistributedContext()
 
 
 @contextlib.contextmanager
 def init_distributed() -> Iterator[DistributedContext]:
-    """Gives this process its place among those that torchrun started, or a team of its own.
+    """Joins the processes that torchrun started; without torchrun, yields `SINGLE_PROCESS`.
 
-    Whatever ends the run early is raised in the process where it happened first; the others end
-    with a silent `SystemExit`, so that people read one message.
+    An error is raised in the process where it happened first; the others end with a silent
+    `SystemExit`, so that one message is printed.
 
     Raises:
         BadConfig: the processes do not find each other.
@@ -199,19 +197,19 @@ def init_distributed() -> Iterator[DistributedContext]:
             raise SystemExit(1) from None
         if _is_lost_connection(problem):
             raise OtherProcessFailed(
-                "another process of this run is gone, and said nothing",
-                f"all {context.world_size} processes to run to the end",
-                "if the system stopped it, there was too little memory; sbtk train --resume RUN",
+                "another process of this run ended without a message",
+                f"all {context.world_size} processes to finish",
+                "if the system killed it, memory was short; sbtk train --resume RUN",
             ) from problem
         raise
     distributed.destroy_process_group()
 
 
 class _AllGatherRows(Function):
-    """The rows of all processes, one communication for all tensors.
+    """Gathers the rows of all processes, in one communication for all tensors.
 
-    Every process goes on to the same loss, so the gradient of its own rows is all there in its own
-    backward pass, and nothing has to be sent back.
+    Every process computes the same loss, so the whole gradient of its own rows is available in its
+    own backward pass, without communication.
     """
 
     @staticmethod
@@ -271,7 +269,7 @@ def synchronise_batch_norms(network: nn.Module, device: torch.device) -> None:
     """Replaces the batch norms in `network`; parameters, buffers and their names stay.
 
     Args:
-        network: whose children are replaced; it is no batch norm itself.
+        network: its children are replaced; it must not be a batch norm itself.
         device: where it will run.
     """
     if device.type == "cuda":

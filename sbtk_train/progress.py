@@ -1,4 +1,4 @@
-"""What a run tells those who watch it."""
+"""Events that a training run reports."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ class EpochDone:
 
 #: Receives sentences for people.
 Notify = Callable[[str], None]
-#: Told about steps, epochs, and sentences for people.
+#: Receives steps, epochs and sentences for people.
 Listener = Callable[[StepDone | EpochDone | str], None]

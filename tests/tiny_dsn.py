@@ -53,12 +53,12 @@ def tiny_dsn_student(dim: int = 64) -> DsnStudent:
     return student.eval()
 
 
-def telling(student: DsnStudent, pictures: ImageSubset) -> DsnStudent:
+def telling(student: DsnStudent, samples: ImageSubset) -> DsnStudent:
     """Returns the student with an embedding whose last number tells sketches from photos.
 
     Else a kind that is not told, or told wrongly, would hardly be seen in the embeddings.
     """
-    images = normalise(torch.from_numpy(pictures.pixels[:64]).permute(0, 3, 1, 2))
+    images = normalise(torch.from_numpy(samples.pixels[:64]).permute(0, 3, 1, 2))
     with torch.inference_mode():
         sketch, photo = (
             student.feature(images, torch.from_numpy(domains_of(kind, len(images)))).mean(dim=0)

@@ -52,7 +52,7 @@ def write_textures(root: Path, training: int = 132, validation: int = 8, unseen:
 
 
 def fitted(
-    student: AnyStudent, pictures: Sequence[ImageSubset], shrinkage: float = 1e-4
+    student: AnyStudent, samples: Sequence[ImageSubset], shrinkage: float = 1e-4
 ) -> AnyStudent:
     """Returns the student with an embedding that keeps the classes of the pictures apart.
 
@@ -60,9 +60,9 @@ def fitted(
     few closed-form steps give rankings that survive rounding, as a trained student's do. More
     shrinkage helps where the trunk has many features for few pictures.
     """
-    pixels = np.concatenate([part.pixels for part in pictures])
-    domains = np.concatenate([part.inputs.domains for part in pictures])
-    labels = np.concatenate([part.labels + 10 * number for number, part in enumerate(pictures)])
+    pixels = np.concatenate([part.pixels for part in samples])
+    domains = np.concatenate([part.inputs.domains for part in samples])
+    labels = np.concatenate([part.labels + 10 * number for number, part in enumerate(samples)])
     student.eval()
     with torch.inference_mode():
         batches = zip(

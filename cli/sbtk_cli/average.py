@@ -1,4 +1,4 @@
-"""`sbtk average`: several training runs become one student."""
+"""`sbtk average`: average the weights of several training runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sbtk_runtime.errors import BadConfig
 
 _HELP = """Average the students of several runs.
 
-The runs started from the same weights and saw the same data; their seeds and recipes may differ.
-The mean of their weights is often better than the best of them. Prints a new run folder, for
-'sbtk export', and says how it compares with its parts on the validation classes.
+The runs must start from the same weights and data; their seeds and recipes may differ. The mean
+of their weights is often better than the best of them. Prints the new run folder, for 'sbtk
+export', and compares it with its parts on the validation classes.
 
 \b
 sbtk train DATA --seed 0 --out runs/a
@@ -46,13 +46,13 @@ def command(
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         if any(path.name != LOCK for path in folder.iterdir()):
-            raise BadConfig(f"{folder} is already there, and not empty", "a new folder")
+            raise BadConfig(f"{folder} exists and is not empty", "a new folder")
         try:
             record = average_runs(
                 runs, folder, lambda text: output.notice(text, quiet=quiet), threads=threads or 0
             )
         except BaseException:
-            # What is not written whole is not a run, and would be in the way of the next try.
+            # An incomplete folder is not a run, and would block the next attempt.
             for path in folder.iterdir():
                 if path.name != LOCK or is_new:
                     path.unlink()

@@ -1,4 +1,4 @@
-"""`sbtk data`: what a folder of sketches and photos holds, before anything is trained on it."""
+"""`sbtk data`: check a folder of sketches and photos before training on it."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from sbtk_train.data.check import DataCheck, ImageCheck, PerClass, SplitCheck
     from sbtk_train.data.leakage import Leakage, PublishedData
 
-_CHECK_HELP = """Look through a data set, and say what is wrong with it.
+_CHECK_HELP = """Check a data set and report its problems.
 
-DATA is a folder of sketches and photos: Sketchy Ext, TU-Berlin Ext or QuickDraw Ext as SAKE,
-SEM-PCYC or others pack them, with their list files if they have some, or plain
-sketch/<class>/* and photo/<class>/*. Nothing is written or changed.
+DATA is a folder of sketches and photos: Sketchy Ext, TU-Berlin Ext or QuickDraw Ext as packed by
+SAKE, SEM-PCYC or others, with or without list files, or sketch/<class>/* and photo/<class>/*.
+Nothing is written or changed.
 
 \b
 sbtk data check dataset/Sketchy
 sbtk data check my-data --split unseen.txt --quick
 
-Exit codes: 0 all is well; 1 the data cannot be used as they are, or the seen and the unseen side
-of a split have something in common; 3 some images would be left out (missing, unreadable, of a
-format that is not read, nested too deep, or in classes with too few), or are in two classes.
+Exit codes: 0 no problems; 1 the data cannot be used as they are, or the seen and the unseen classes
+of a split share images; 3 some images would be left out (missing, unreadable, in an unsupported
+format, nested too deep, or in classes with too few images), or are in two classes.
 """
 
 
 @click.group()
 def command() -> None:
-    """Look through a data set before training on it."""
+    """Check a data set before training on it."""
 
 
 @command.command(help=_CHECK_HELP)

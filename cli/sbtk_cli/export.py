@@ -1,4 +1,4 @@
-"""`sbtk export`: from a training run to a model bundle that was compared with torch."""
+"""`sbtk export`: make a model bundle from a training run and compare it with torch."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
 _HELP = """Turn a training run into a model bundle.
 
-RUN is a run folder; by default the newest in ./runs. Makes model.fp32.onnx, model.fp16.onnx and
-model.int8.onnx, the model card, the manifest and the student's weights; where TensorRT works also
-model.int8.trt.onnx, which is INT8 as TensorRT takes it.
+RUN is a run folder, by default the newest in ./runs. Writes model.fp32.onnx, model.fp16.onnx and
+model.int8.onnx, the model card, the manifest and the student's weights, and where TensorRT works
+also model.int8.trt.onnx, INT8 in the form that TensorRT needs.
 
-Ends by running every file with sbtk's own engine beside torch, on 200 images of seen classes or as
-many as there are, 32 at least, half of them sketches. A model that is too far from torch fails the
-export, and nothing is written. INT8 is calibrated on other images of the training classes, 32 at
-least, and no sum in it can depend on the kind of processor.
+Every file is then run by sbtk's own engine and compared with torch on up to 200 images of seen
+classes (at least 32, half of them sketches). If a model differs too much, the export fails and
+nothing is written. INT8 is calibrated on other images of the training classes (at least 32), and
+gives the same results on all processors.
 
-Where TensorRT works, then builds plans of FP16 and of TensorRT's INT8 for this machine, as 'sbtk
-engine build' does, and runs them beside torch too.
+Where TensorRT works, plans for FP16 and TensorRT's INT8 are then built for this machine, as by
+'sbtk engine build', and compared with torch too.
 
 \b
 sbtk export
 sbtk export runs/2026-11-21-sbtknet -o bundles/mine
 sbtk export --int8               FP32 and INT8 only
-sbtk export --fp16 --int8-trt    FP32 and both that TensorRT is fast with
-sbtk export --slim               INT8 and FP16 only, to be shipped
+sbtk export --fp16 --int8-trt    FP32, and the two forms for TensorRT
+sbtk export --slim               INT8 and FP16 only, for distribution
 sbtk export --bits 64            all of them, and 64-bit codes for small galleries
 """
 
@@ -58,8 +58,8 @@ _HEADING = ("", "COSINE MIN", "MEAN", "|NORM-1|", "TOP 10", "mAP", "OF TORCH")
     type=options.Bits(),
     multiple=True,
     metavar="B",
-    help="Also learn binary codes of B bits, on sketches and photos of the training classes; may "
-    "be given several times.",
+    help="Also fit binary codes of B bits on sketches and photos of the training classes; "
+    "repeatable.",
 )
 @click.option(
     "--slim",
@@ -71,7 +71,7 @@ _HEADING = ("", "COSINE MIN", "MEAN", "|NORM-1|", "TOP 10", "mAP", "OF TORCH")
     "target",
     type=options.PATH,
     metavar="BUNDLE",
-    help="Folder to make.  [default: bundles/NAME]",
+    help="Folder to create.  [default: bundles/NAME]",
 )
 @click.option(
     "--images",
@@ -115,7 +115,7 @@ def command(
     """Runs `sbtk export`."""
     if unseen_log is not None:
         return _add_unseen_metric(run, unseen_log, as_json)
-    # Cheap first: a name that cannot be is told before torch is imported.
+    # Cheap checks first: a bad name is refused before torch is imported.
     from sbtk_export.export import require_absent, validate_name
 
     if target is not None:

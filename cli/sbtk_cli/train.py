@@ -1,4 +1,4 @@
-"""`sbtk train`: from folders of sketches and photos to a student."""
+"""`sbtk train`: train a student on folders of sketches and photos."""
 
 from __future__ import annotations
 
@@ -32,25 +32,29 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("data", type=options.PATH, envvar="SBTK_DATA", required=False)
 @train_options.add_training_options
-@click.option("--name", metavar="NAME", help="Of the run folder.  [default: the method]")
+@click.option("--name", metavar="NAME", help="Name of the run.  [default: the method]")
 @click.option(
     "--out", type=options.PATH, metavar="RUN", help="Run folder.  [default: runs/<date>-<name>]"
 )
-@click.option("--resume", type=options.PATH, metavar="RUN", help="Go on with a stopped run.")
+@click.option("--resume", type=options.PATH, metavar="RUN", help="Resume an interrupted run.")
 @click.option(
     "--ablation",
     is_flag=True,
-    help="Train every row of the ablation study with every seed; goes on where it was stopped.",
+    help="Train every row of the ablation study with every seed; resumes an interrupted study.",
 )
 @click.option(
     "--seeds",
     type=click.IntRange(min=1),
     default=3,
     show_default=True,
-    help="With --ablation: seeds of each row.",
+    help="With --ablation: number of seeds.",
 )
 @click.option(
-    "--row", "rows", multiple=True, metavar="NAME", help="With --ablation: only this row; repeat."
+    "--row",
+    "rows",
+    multiple=True,
+    metavar="NAME",
+    help="With --ablation: train only this row; repeatable.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON line for each epoch.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
@@ -155,7 +159,7 @@ def command(
 
 
 def _how_to_go_on(folder: Path) -> str:
-    """Returns what to type after a run was stopped."""
+    """Returns the next command after a run was stopped."""
     from sbtk_train.runs.checkpoint import LAST
 
     shown = shlex.quote(printable_name(folder))
@@ -165,17 +169,17 @@ def _how_to_go_on(folder: Path) -> str:
 
 
 def _given_options(context: click.Context) -> list[str]:
-    """Returns the names of what stands on the command line, sorted."""
+    """Returns the names of the options and arguments on the command line, sorted."""
     told = ParameterSource.COMMANDLINE
     return sorted(name for name in context.params if context.get_parameter_source(name) is told)
 
 
 def _refuse_idle(given: Sequence[str], *, is_ablation: bool, is_resumed: bool) -> None:
-    """Refuses options that would be passed over in silence."""
+    """Refuses options that would have no effect."""
     if is_ablation and is_resumed:
-        raise click.UsageError("An ablation goes on by itself: leave out --resume.")
+        raise click.UsageError("An ablation resumes by itself: leave out --resume.")
     if is_ablation and "name" in given:
-        raise click.UsageError("--name is of a single run; an ablation's folder is its --out.")
+        raise click.UsageError("--name is for a single run; name an ablation's folder with --out.")
     if not is_ablation and ("seeds" in given or "rows" in given):
         raise click.UsageError("--seeds and --row go with --ablation.")
     if is_resumed and ("out" in given or "name" in given):
@@ -225,7 +229,7 @@ def _summary(record: dict[str, Any]) -> str:
     return f"mAP@all {best.get('held_out_map', float('nan')):.4f} of held-out sketches"
 
 
-#: What every row has in common unless options say otherwise: what a small machine can do.
+#: Defaults of every row, for small machines.
 _FREEZE_UNTIL = "layer4"
 _SIZE_PX = 128
 #: A drawn quadruplet is four images for each sketch, so an epoch of these is longer.
@@ -250,10 +254,10 @@ def run_ablation(
     *,
     as_json: bool,
 ) -> int:
-    """Runs what is missing of the study in `root`, scores it, and writes what it found there.
+    """Runs the missing parts of the study in `root`, scores it and writes the results there.
 
     The table is printed unless `as_json`: then stdout has the reporter's JSON lines alone.
-    Returns the exit code. Unseen classes are looked at only when no run is missing.
+    Returns the exit code. Unseen classes are evaluated only when no run is missing.
     """
     from sbtk_train.runs.checkpoint import locked
 
@@ -263,7 +267,7 @@ def run_ablation(
     mistaken = [name for name in _OF_ROWS if name in named]
     if mistaken:
         raise BadConfig(
-            f"--{mistaken[0]} with --ablation", "options that the rows of the study leave open"
+            f"--{mistaken[0]} with --ablation", "options that the rows of the study do not set"
         )
     study = _study(data, values, settings, root, seeds, rows, reporter)
     _require_teacher(study)
@@ -286,7 +290,7 @@ def _run_study(study: Study, root: Path, reporter: Reporter, *, as_json: bool) -
         with stop_on_signal() as hold:
             run_study(study, root, reporter, should_stop=lambda: hold.is_stopping, on_trainer=hold)
     except KeyboardInterrupt:
-        output.notice("Stopped. Run the same command to go on with the study.")
+        output.notice("Stopped. Run the same command to resume.")
         raise
     scores = score_runs(study, root, "validation", reporter)
     if not find_missing(study, root):
@@ -294,8 +298,8 @@ def _run_study(study: Study, root: Path, reporter: Reporter, *, as_json: bool) -
     table = format_markdown(study, scores)
     write_csv(root / "ablation.csv", scores)
     write_atomically(root / "ablation.md", table.encode())
-    picture = draw(study, scores, root / "ablation.png")
-    reporter(f"{root}: ablation.csv, ablation.md" + (", ablation.png" if picture else ""))
+    figure = draw(study, scores, root / "ablation.png")
+    reporter(f"{root}: ablation.csv, ablation.md" + (", ablation.png" if figure else ""))
     if not as_json:
         output.answer(table.rstrip())
     return 0
@@ -310,7 +314,7 @@ def _study(
     rows: tuple[str, ...],
     reporter: Reporter,
 ) -> Study:
-    """Returns what the options describe, stages frozen and their maps kept unless they say so."""
+    """Returns the study of the options, by default with frozen stages and stored maps."""
     from sbtk_train.runs.ablation import Study, select_rows
 
     freeze_until = values["freeze_until"] or _FREEZE_UNTIL
@@ -333,7 +337,7 @@ def _study(
 
 
 def _require_teacher(study: Study) -> None:
-    """Refuses rows that learn from a teacher where there is none, before hours of the others."""
+    """Refuses rows that need a teacher if there is none, before the others are trained."""
     if study.base.weights or study.base.teacher:
         return
     recipes = {row.name: study.config(row, 0).recipe for row in study.rows}
@@ -352,7 +356,7 @@ def _require_teacher(study: Study) -> None:
 
 
 def _common(values: dict[str, Any], settings: Settings) -> dict[str, object]:
-    """Returns the knobs that all methods share: the losses are compared, not the optimisers."""
+    """Returns the settings that all methods share, so that losses are compared, not optimisers."""
     from sbtk_train.config import RECIPES
 
     ours = RECIPES["sbtknet"]["sbtk"]
@@ -375,7 +379,7 @@ def _common(values: dict[str, Any], settings: Settings) -> dict[str, object]:
 
 
 class Reporter:
-    """Prints what a run tells: progress on stderr, with `--json` a line for each epoch."""
+    """Prints the events of a run: progress on stderr, with `--json` a line for each epoch."""
 
     def __init__(self, as_json: bool, quiet: bool) -> None:
         self._as_json = as_json
@@ -400,7 +404,7 @@ class Reporter:
     def _epoch(self, event: EpochDone) -> None:
         row = event.row
         if self._as_json:
-            # A figure that a small gallery cannot have is NaN, which JSON does not know.
+            # A metric that is undefined for a small gallery is NaN, which JSON does not have.
             known = {name: None if math.isnan(value) else value for name, value in row.items()}
             output.answer_json(known)
         mark = "best so far" if event.improved else f"{event.since_best} since the best"
@@ -430,10 +434,10 @@ class Holder:
 
 @contextlib.contextmanager
 def stop_on_signal(is_heard: Callable[[], bool] = lambda: True) -> Iterator[Holder]:
-    """Makes the first ending signal save and stop after the step under way; a second kills.
+    """Makes the first termination signal save and stop after the current step; a second kills.
 
     Args:
-        is_heard: whether this process is the one to say so.
+        is_heard: whether this process prints the notice.
 
     Raises:
         KeyboardInterrupt: the run was stopped; a `Terminated` if that was not by Ctrl-C.
@@ -447,7 +451,9 @@ def stop_on_signal(is_heard: Callable[[], bool] = lambda: True) -> Iterator[Hold
         if holder.trainer is None:
             os.kill(os.getpid(), number)
             return
-        output.notice("saving after this step; press again to stop at once", quiet=not is_heard())
+        output.notice(
+            "saving after this step; press again to stop immediately", quiet=not is_heard()
+        )
         first.append(number)
         holder.is_stopping = True
         holder.trainer.stop_soon()
@@ -468,7 +474,7 @@ def stop_on_signal(is_heard: Callable[[], bool] = lambda: True) -> Iterator[Hold
 def merge_resumed_config(
     config: TrainConfig, data: Path | None, given: Iterable[str], values: dict[str, Any]
 ) -> TrainConfig:
-    """Returns the run's own configuration, with what the options say of how it is made.
+    """Returns the run's own configuration with the options that may change on resuming.
 
     Args:
         config: of the run.
@@ -499,7 +505,7 @@ def merge_resumed_config(
             free[name] = place
             continue
         if name not in own:
-            differing.append(f"{_spelt(name, found)}, and {config.method} has no such knob")
+            differing.append(f"{_spelt(name, found)}, and {config.method} has no such setting")
         elif not _is_same(name, found, own[name]):
             started = "out it" if isinstance(found, bool) else f" {_shown(own[name])}"
             differing.append(f"{_spelt(name, found)}, and the run was started with{started}")
@@ -513,7 +519,7 @@ def merge_resumed_config(
 
 
 def _place(name: str, found: object, own: object) -> str | tuple[str, ...]:
-    """Returns the path of a file given in the place of the run's own; empty if it is not one."""
+    """Returns the path of a file that replaces the run's own; empty if it is not a file."""
     from sbtk_cli.train_options import absolute
     from sbtk_train.data.more_images import is_bundled
     from sbtk_train.models.weights_file import find_weights
@@ -543,7 +549,7 @@ def _shown(value: object) -> object:
 
 
 def _spelt(name: str, value: object) -> str:
-    """Returns an option as it is typed."""
+    """Returns an option as typed on the command line."""
     word = {"train_size_px": "size"}.get(name, name.replace("_", "-"))
     if isinstance(value, bool):
         return f"--{word}" if value else f"--no-{word}"

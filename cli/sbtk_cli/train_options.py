@@ -385,7 +385,7 @@ def build_config(
     Args:
         data: the data set's folder.
         values: the options' values by name, the settings applied.
-        notify: called with what was decided.
+        notify: called with the decisions made.
         settings: of `--config` and `--set`; what has no option of its own is taken from them.
         processes: how many processes of the run share this machine's CPUs.
 
@@ -469,7 +469,7 @@ def _is_split_file(split: str) -> bool:
 
 
 def _without_teacher(method: str, asked: dict[str, Any], notify: Notify) -> dict[str, object]:
-    """Returns the knobs that switch off what cannot be had without an ImageNet classifier."""
+    """Returns the settings that switch off the losses that need an ImageNet classifier."""
     knob = "knowledge" if method == "sbtknet" else "kd_weight"
     if knob in asked:
         return {}

@@ -1,6 +1,6 @@
-"""Random changes to training batches, on tensors, so that they run where the student runs.
+"""Augmentation of training batches, on tensors, so that it runs on the student's device.
 
-All chance comes from draws that are given, so a batch can be made again exactly.
+All random numbers come from a `BatchRng`, so a batch can be reproduced exactly.
 """
 
 from __future__ import annotations

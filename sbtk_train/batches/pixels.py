@@ -1,4 +1,4 @@
-"""The pixels of a data set for training: checked once, kept in memory when they fit.
+"""The pixels of a data set for training: checked once, kept in memory if they fit.
 
 Decoding is production's (`sbtk_runtime.preprocess`), at the training size.
 """
@@ -37,7 +37,7 @@ def load_pixels(source: ImageSource, kind: Kind, size_px: int) -> Pixels:
     """Returns `(size, size, 3) uint8` for a photo, `(size, size, 1) uint8` for a sketch.
 
     Raises:
-        BadImage: the file is no readable image, or the sketch is empty.
+        BadImage: the file is not a readable image, or the sketch is empty.
     """
     if isinstance(source, Drawing):
         return render(source.strokes, size_px)
@@ -99,7 +99,7 @@ class PixelStore:
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
     def close(self) -> None:
-        """Ends the threads and forgets the pixels."""
+        """Ends the threads and frees the pixels."""
         self._pool.shutdown(cancel_futures=True)
         self._kept = None
 
@@ -156,7 +156,7 @@ def drop_unreadable(data: ImageSet, workers: int) -> tuple[ImageSet, list[Unread
             f"{len(unreadable)} of {total} images cannot be read; first {first.path}: "
             f"{first.reason}",
             f"at most {MAX_UNREADABLE_SHARE:.0%} of them",
-            "mend or remove them",
+            "fix or remove them",
         )
     if not unreadable:
         return data, []

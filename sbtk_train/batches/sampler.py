@@ -1,4 +1,4 @@
-"""Which images make a batch; a pure function of seed, epoch and labels, so a run can resume."""
+"""Batch sampling: a pure function of seed, epoch and labels, so that runs can resume."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def sample_class_balanced(
 ) -> Iterator[Batch]:
     """Yields batches of `classes` different classes with two sketches and two photos of each.
 
-    An epoch shows as many sketches as the data set has itself; a class's images come in shuffled
-    turns, so that none is shown twice before all were shown once (within the epoch). Where a class
-    has bitmaps and stroke drawings, one sketch is of each. Classes of further sources may lack a
-    domain, of which a batch then has none of theirs.
+    An epoch shows as many sketches as the data set itself has. A class's images are dealt in
+    shuffled rounds, so within an epoch none is shown twice before all were shown once. If a class
+    has bitmaps and stroke drawings, one sketch is taken of each. Classes of further sources may
+    lack a domain; a batch then has none of their images in it.
 
     Args:
         data: the training images.
@@ -101,7 +101,7 @@ def _distinct(labels: Rows, count: int, rng: np.random.Generator) -> Iterator[li
         while len(chosen) < count:
             if not queue:
                 queue = rng.permutation(labels).tolist()
-            # A class that closes one round and opens the next would stand twice in the batch.
+            # A class at the end of one round and the start of the next would be in the batch twice.
             position = next((i for i, label in enumerate(queue) if label not in chosen), None)
             if position is None:
                 queue = []

@@ -1,7 +1,7 @@
-"""Which images of a batch a process takes, and how what all made of theirs is put in order.
+"""The shard of a batch that a process takes, and its random numbers.
 
-Process r of W takes every W-th sketch from the r-th on, and every W-th photo counted from the
-other end of the processes, so that shares differ by no more than one sketch and one photo.
+Process r of W takes every W-th sketch, starting from the r-th, and every W-th photo in the reverse
+order of the processes, so shards differ by at most one sketch and one photo.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from sbtk_train.batches.sampler import Batch
 
 @dataclass(frozen=True)
 class BatchShard:
-    """What one process takes of a batch of `S` sketches and `P` photos: `s` and `p` of them.
+    """A process's `s` sketches and `p` photos of a batch of `S` sketches and `P` photos.
 
     Attributes:
         batch: the whole batch.
         rank: the process, from 0.
-        size: how many processes there are.
+        size: number of processes.
     """
 
     batch: Batch
@@ -30,19 +30,19 @@ class BatchShard:
 
     @property
     def local(self) -> Batch:
-        """The images that this process takes; there may be none of a kind."""
+        """The images of this process; there may be none of a kind."""
         sketches, photos = self._local_positions(self.rank)
         return Batch(self.batch.sketches[sketches.numpy()], self.batch.photos[photos.numpy()])
 
     def make_rngs(self, generator: Generator) -> BatchRngs:
-        """Returns the random numbers of the own images."""
+        """Returns the random number generators of this process's images."""
         counts = (len(self.batch.sketches), len(self.batch.photos))
         places = self._local_positions(self.rank)
         of_kind = (BatchRng(generator, *both) for both in zip(counts, places, strict=True))
         return BatchRngs(*of_kind)
 
     def rows(self, views: int = 1, rank: int | None = None) -> Tensor:
-        """Returns `(V * (s + p),) int64`: where the rows of a process stand among all.
+        """Returns `(V * (s + p),) int64`: positions of a process's rows among all rows.
 
         All are the `V * (S + P)` rows of views of the batch, view after view, and sketches first
         within a view; the process's own are in the same order.
@@ -57,13 +57,13 @@ class BatchShard:
         return torch.cat([view * count + one_view for view in range(views)])
 
     def max_rows(self, views: int) -> int:
-        """Returns the most rows of views that any process has."""
+        """Returns the largest number of rows of any process."""
         return max(len(self.rows(views, rank)) for rank in range(self.size))
 
     def gather_order(self, views: int) -> Tensor:
-        """Returns `(V * (S + P),) int64`: where each of all rows lies among those gathered.
+        """Returns `(V * (S + P),) int64`: position of each row among the gathered ones.
 
-        Gathered are the rows of one process after another, those of each filled up to `longest`.
+        The gathered rows are those of one process after another, each padded to `max_rows`.
         """
         max_rows = self.max_rows(views)
         count = len(self.batch.sketches) + len(self.batch.photos)
@@ -74,7 +74,7 @@ class BatchShard:
         return order
 
     def _local_positions(self, rank: int) -> tuple[Tensor, Tensor]:
-        """Returns where a process's sketches stand among the sketches, and photos so."""
+        """Returns the positions of a process's sketches among the sketches, and of its photos."""
         return (
             torch.arange(len(self.batch.sketches))[rank :: self.size],
             torch.arange(len(self.batch.photos))[self.size - 1 - rank :: self.size],
@@ -84,13 +84,13 @@ class BatchShard:
 class BatchRng:
     """Uniform random numbers for N images.
 
-    Where the images are a process's share of a batch, numbers are drawn for the whole batch and
-    each image gets those of its place in it: it is changed as one process would change it.
+    If the images are a shard of a batch, numbers are drawn for the whole batch and each image gets
+    those of its position, so augmentation does not depend on the number of processes.
 
     Args:
-        generator: a CPU generator that all numbers come from, in the order of the calls.
+        generator: CPU generator of all numbers, in the order of the calls.
         count: images in the whole batch.
-        places: `(N,) int64`, where the N images stand in the batch; `None` for all of it.
+        places: `(N,) int64`, positions of the N images in the batch; `None` for the whole batch.
     """
 
     def __init__(self, generator: Generator, count: int, places: Tensor | None = None) -> None:
@@ -122,7 +122,7 @@ class BatchRngs:
 
 
 def make_generator(seed: int, *position: int) -> Generator:
-    """Returns a generator that depends on nothing but the seed and the batch's position."""
+    """Returns a generator that depends only on the seed and the batch's position."""
     state = seed
     for number in position:
         state = (state * 1_000_003 + number + 1) % (1 << 62)

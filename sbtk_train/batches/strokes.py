@@ -1,8 +1,8 @@
-"""Sketches drawn afresh from strokes, and strokes traced from bitmaps.
+"""Sketches rendered from strokes, and strokes traced from bitmaps.
 
-A person's quick drawing in a drawing program has few, clean strokes of one width. Pencil sketches
-of a research data set have not, so a student that saw only these does not know the style.
-Rendering strokes with random width, omissions and deformations shows it every style in between.
+Quick drawings made in a drawing program have few, clean strokes of one width, unlike the pencil
+sketches of a research data set. Rendering strokes with random widths, omissions and deformations
+covers the styles in between.
 """
 
 from __future__ import annotations

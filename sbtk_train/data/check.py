@@ -1,4 +1,4 @@
-"""What there is to say about a data set before a day of training is spent on it."""
+"""The checks of a data set before training."""
 
 from __future__ import annotations
 
@@ -305,7 +305,7 @@ def _problems_of_all(check: DataCheck) -> list[str]:
 def _usable(check: DataCheck) -> list[tuple[str, int]]:
     """Returns how many classes could be trained on: of each split, or of all; none without images.
 
-    An empty domain is told by itself.
+    An empty domain is reported separately.
     """
     data, few = check.dataset.images, set(check.too_few)
     if not (data.sketches and data.photos):
@@ -455,7 +455,7 @@ def check_images(
     Args:
         data: the images; one that is there twice is opened once.
         threads: images decoded at a time.
-        advance: told how many are done, and of how many.
+        advance: called with the number done and the total.
     """
     unreadable: list[tuple[Path, str]] = []
     sizes: Counter[tuple[Kind, int, int]] = Counter()

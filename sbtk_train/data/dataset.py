@@ -1,4 +1,4 @@
-"""A data set as it lies on disk, read whole: its layout, its images, and what is odd about it."""
+"""A data set on disk: its layout, its images, and what was missing, duplicated or ignored."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class MissingImages:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What was found in a folder.
+    """The contents of a data set's folder.
 
     Attributes:
         layout: where the images are.
         images: those that exist, class by class; in the lists' order, or else by name.
         list_folders: the data set's own lists.
-        missing: what its lists name in vain.
-        duplicates: photos that are there twice, whether or not they were kept.
-        renamed: names of folders or lists that were put under another class name, and this name.
-        ignored: what the class folders hold and training does not read, by kind of image.
+        missing: images that its lists name and that do not exist.
+        duplicates: number of duplicate photos, whether or not they were kept.
+        renamed: names of folders or lists that were merged into another class name, and that name.
+        ignored: what the class folders contain and training does not read, by kind of image.
     """
 
     layout: Layout
@@ -80,7 +80,7 @@ def open_dataset(root: Path, *, keep_duplicates: bool = False) -> Dataset:
     class_of = common_names(sketches.names, photos.names)
     classes = tuple(sorted(set(class_of.values())))
     if not classes:
-        raise BadData(f"{printable_name(root)} holds no class folders", layout.title)
+        raise BadData(f"{printable_name(root)} has no class folders", layout.title)
     sketch_paths, sketch_labels = _rows(sketches, class_of, classes, gone)
     photo_paths, photo_labels = _rows(photos, class_of, classes, gone)
     unique = _unique(layout, photo_paths, photo_labels)
@@ -206,16 +206,16 @@ def _notices(
     ]
     if renamed:
         pairs = [f"{name} is {to}" for name, to in renamed]
-        notices.append(f"class names put together: {named(pairs)}")
+        notices.append(f"merged class names: {named(pairs)}")
     if dropped:
-        notices.append(f"left out {dropped} photos that are there twice")
+        notices.append(f"left out {dropped} duplicate photos")
     return notices
 
 
 def without_duplicates(
     paths: Sequence[Path], class_of: Sequence[Hashable], folders: Sequence[Path]
 ) -> list[int]:
-    """Returns the rows of the photos that are no second copy, in order.
+    """Returns the rows of the photos that are not second copies, in order.
 
     A photo is a copy if an earlier folder holds, in the same class, a photo of its file name or
     of its very bytes. A path that is there twice is its own copy.

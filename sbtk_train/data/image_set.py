@@ -1,4 +1,4 @@
-"""Images with their classes: what a data set is once its files are found."""
+"""Images with their classes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _Source = TypeVar("_Source", bound=ImageSource)
 
 @dataclass(frozen=True)
 class Listing:
-    """What a data set's own list files say about the split that they were made for.
+    """The split of a data set's own list files.
 
     Attributes:
         name: of their folder, as `zeroshot1`.
@@ -60,7 +60,7 @@ class ImageSet:
         photos: photo files.
         photo_labels: `(P,) int64`, the photos' labels.
         listings: the data set's own list files, if it has some.
-        notices: sentences about what was left out or put together when the files were found.
+        notices: sentences about files that were left out or classes that were merged.
         further_classes: how many of the last classes come from further sources.
     """
 
@@ -91,7 +91,7 @@ class ImageSet:
 
 
 def of_classes(data: ImageSet, classes: Sequence[str]) -> ImageSet:
-    """Returns the images of the named classes, relabelled in the order given."""
+    """Returns the images of the named classes, relabelled in the given order."""
     index = {name: number for number, name in enumerate(classes)}
     new_label = np.array([index.get(name, -1) for name in data.classes], dtype=np.int64)
 
@@ -130,7 +130,7 @@ def with_photos(data: ImageSet, rows: Sequence[int]) -> ImageSet:
 
 
 def source_key(source: ImageSource) -> str:
-    """Returns a text that tells images apart: name and size of a file, a hash of strokes."""
+    """Returns a text that identifies an image: name and size of a file, or a hash of strokes."""
     if isinstance(source, Drawing):
         return source.identity
     return f"{source.name}:{source.stat().st_size}"
@@ -161,13 +161,13 @@ _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 
 @dataclass(frozen=True)
 class Ignored:
-    """What class folders hold and training does not read.
+    """Files and folders in class folders that training does not read.
 
     Attributes:
         suffixes: number of files by suffix in small letters (empty: none), hidden and system
             files left out.
         nested: folders below a class folder that hold images, and how many.
-        system: folders of a system or an archive beside class folders.
+        system: folders of a system or an archive next to class folders.
     """
 
     suffixes: Mapping[str, int] = field(default_factory=dict)
@@ -183,7 +183,7 @@ class NamedImages:
         names: class names, of classes without images too.
         paths: image files.
         name_of: the class name of each path.
-        ignored: what else is in the folders, where these were looked through.
+        ignored: what else is in the folders, if they were scanned.
     """
 
     names: tuple[str, ...]
@@ -227,7 +227,7 @@ def refuse_ambiguous(names: Iterable[str], where: str) -> None:
                 f"{where} has {other!r} and {name!r}, which are one class: case, and a blank, "
                 "underscore or hyphen between words make no difference",
                 "one name for each class",
-                "put them together, or rename one",
+                "merge them, or rename one",
             )
 
 
@@ -279,7 +279,7 @@ def is_system_folder(name: str) -> bool:
 
 
 def _class_folders(folder: Path) -> tuple[list[str], list[Path]]:
-    """Returns the names of class folders, and the folders of a system beside them."""
+    """Returns the names of class folders, and system folders next to them."""
     folders = [entry for entry in folder.iterdir() if entry.is_dir()]
     names = [entry.name for entry in folders if not is_system_folder(entry.name)]
     system = [entry for entry in folders if entry.name.lower() in SYSTEM_FOLDERS]
@@ -291,7 +291,7 @@ def _images(folder: Path, suffixes: Counter[str], nested: list[tuple[Path, int]]
     images: list[Path] = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            # macOS puts a file that starts with a point beside each image.
+            # macOS adds a file that starts with a dot for each image.
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():

@@ -52,7 +52,7 @@ class _Form:
     photos: tuple[str, ...]
 
 
-# The extended photos stand first: they hold the originals too, so these are the duplicates.
+# The extended photos come first: they include the originals, so the others are duplicates.
 _FORMS = (
     _Form(
         "sake-sketchy",
@@ -131,12 +131,12 @@ def recognise(root: Path) -> Layout:
     for kind in ("sketch", "photo"):
         if not (root / kind).is_dir():
             raise BadData(
-                f"{shown} has no folder {kind!r}, and is in no other layout that sbtk knows",
+                f"{shown} has no folder {kind!r}, and is in no other layout that sbtk reads",
                 "sketch/<class>/* and photo/<class>/*, or one of: "
                 + "; ".join(form.title for form in _FORMS[:-1]),
                 "give the folder that holds the sketches and the photos",
             )
-    raise BadData(f"{shown} holds no class folders", "sketch/<class>/* and photo/<class>/*")
+    raise BadData(f"{shown} has no class folders", "sketch/<class>/* and photo/<class>/*")
 
 
 def _layout_of(root: Path) -> Layout | None:
@@ -215,7 +215,7 @@ class ListFolder:
         return (kind, "train") in self.lists and (kind, "zero") in self.lists
 
     def training_sketches(self) -> frozenset[Path]:
-        """Returns the sketches to train on; empty where there is no list of them."""
+        """Returns the sketches to train on; empty without a list of them."""
         listed = self.lists.get(("sketch", "train"))
         return frozenset(listed.paths) if listed else frozenset()
 

@@ -128,7 +128,7 @@ def read_more(sketches: Sequence[Path], photos: Sequence[Path]) -> MoreImages:
 def append_images(division: Division, split: Split, more: MoreImages, names: ClassMap) -> Division:
     """Returns the division with further images among those that are trained on.
 
-    Further classes stand behind the data set's, in alphabetical order. They need photos and
+    Further classes follow the data set's, in alphabetical order. They need photos and
     sketches, or photos, or sketches and ImageNet classes that stand in for photos.
 
     Raises:

@@ -83,7 +83,7 @@ class Split:
 
 
 def split_names() -> list[str]:
-    """Returns the names of the published splits that sbtk knows."""
+    """Returns the names of the published splits."""
     return sorted(published_splits())
 
 
@@ -129,7 +129,7 @@ def _random_split(name: str, classes: Sequence[str] | None) -> Split:
     count, seed = int(match[1]), int(match[2])
     if classes is None:
         raise BadConfig(
-            f"the split {name} is drawn from the classes of the data, and there are no data here",
+            f"the split {name} is drawn from the classes of the data, and no data are given",
             f"one of {', '.join(split_names())}, or a file",
         )
     if not 0 < count < len(classes):

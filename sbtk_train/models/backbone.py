@@ -27,7 +27,7 @@ IMAGENET_CLASSES = 1000
 
 #: Words that frameworks put before the names of a network's tensors.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "network.", "net.", "encoder.")
-#: Under these, checkpoints hold the network beside an optimiser and other things.
+#: Keys under which checkpoints hold the network, next to an optimiser and other things.
 _NESTED = ("state_dict", "model_state_dict", "model_state", "model", "network", "net")
 _MAX_DEPTH = 4
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -190,7 +190,7 @@ def load_trunk(trunk: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -
     own = trunk.state_dict()
     if any(".se." in key for key in tensors) and not any(".se." in key for key in own):
         raise BadModel(
-            f"{path} is a model of DSN or SAKE, whose trunk is told sketch from photo",
+            f"{path} is a model of DSN or SAKE, whose trunk has a domain input",
             "weights of a plain ResNet, or an SBTKNet model",
             "--method dsn or sake",
         )

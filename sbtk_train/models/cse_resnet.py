@@ -2,7 +2,7 @@
 
 Every block has a conditional squeeze-and-excitation module on its residual branch, after the last
 batch norm and before the skip is added (Wang et al. 2021, section 3.1; haowang1992/DSN
-`src/senet.py`). The module has no say about the domain at the start: the weights of its domain
+`src/senet.py`). The domain has no effect at the start: the weights of its domain
 input are zero.
 """
 
@@ -83,7 +83,7 @@ class CseBlock(nn.Module):
 
 
 class CseStage(nn.ModuleList):
-    """The blocks of a stage, which all want to know the domain."""
+    """The blocks of a stage, each of which takes the domain."""
 
     def forward(self, values: Tensor, domains: Tensor) -> Tensor:
         """Returns the last block's output `(N, F, h, w)`; `domains (N,)` tell sketch from photo."""

@@ -21,7 +21,7 @@ from sbtk_train.models.student import Student
 
 
 class DsnStudent(Student):
-    """A trunk that is told the domain, and linear layers: feature to code, code to logits.
+    """A trunk with a domain input, and linear layers: feature to code, code to logits.
 
     Args:
         backbone: `se-resnet50`, or a plain ResNet to be given CSE blocks.
@@ -90,7 +90,7 @@ class DsnStudent(Student):
             self.soft.weight.copy_(left[:, : self.dim])
 
     def _stage(self, stage: nn.Module, values: Tensor, domains: Tensor | None) -> Tensor:
-        assert domains is not None, "a student with a domain input is told the domains"
+        assert domains is not None, "a student with a domain input needs the domains"
         return run_stage(stage, values, domains)
 
 

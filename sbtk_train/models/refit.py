@@ -1,8 +1,8 @@
-"""The last step of a run: the embedding head is fitted anew on what the trunk has learnt.
+"""The last step of a run: refit the embedding head on the features of the trained trunk.
 
-The head that was trained keeps training classes apart. What the soft-label head says, normalised
-within classes, keeps others apart better; both are linear maps of the pooled feature, so nothing
-else changes.
+The trained head separates training classes. The soft-label head's logits, normalised within
+classes, separate other classes better. Both are linear maps of the pooled feature, so nothing else
+changes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every method's student is: a trunk, pooled, with an embedding and two heads of logits."""
+"""The base of every method's student: a pooled trunk with an embedding and two heads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sbtk_train.models.backbone import Classifier, load_trunk
 
 
 class StudentOutput(NamedTuple):
-    """What a student makes of N images.
+    """A student's outputs for N images.
 
     Attributes:
         embedding: `(N, D) float32`, unit rows; what is searched with.

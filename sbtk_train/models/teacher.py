@@ -1,4 +1,4 @@
-"""Soft labels: what an ImageNet classifier makes of each training class's photos (section 3.2).
+"""Soft labels: an ImageNet classifier's output for each training class's photos (section 3.2).
 
 One row for each class: the softmax of the mean logits over its training photos. They are made
 once, from training photos only, and cached under a hash of everything they depend on.
@@ -31,7 +31,7 @@ from sbtk_train.models.cse_resnet import CseTrunk
 _BATCH = 32
 #: How often the making of soft labels is reported.
 PROGRESS_SECONDS = 10.0
-#: Gives a stand-in about the certainty that soft labels of photos have.
+#: Makes stand-ins about as certain as soft labels of photos.
 _STAND_IN_SCALE = 10.0
 
 
@@ -58,7 +58,7 @@ def make_soft_labels(
         compute: where and how to run.
         stand_ins: WordNet ids of the ImageNet classes that a class without photos shows.
         workers: decoding threads.
-        notify: called with what takes time.
+        notify: called with progress messages.
     """
     key = _key(training, weights, backbone, stand_ins)
     path = cache_folder() / "soft-labels" / f"{key}.npy"
@@ -171,7 +171,7 @@ def require_classifier(classifier: Classifier | None, path: Path) -> Classifier:
 
 
 class DsnTeacher:
-    """A CSE-ResNet with ImageNet weights; its weights for the domain are zero, so it has no say.
+    """A CSE-ResNet with ImageNet weights; its weights for the domain are zero.
 
     Args:
         trunk: with ImageNet weights; it is frozen here.

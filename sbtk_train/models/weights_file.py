@@ -133,6 +133,6 @@ def choose_backbone(weights: Path | None, asked: str | None, notify: Notify) -> 
 
 
 def _is_named(path: Path, stems: tuple[str, ...]) -> bool:
-    """Says whether a file is named after a layout; `resnet50-v1` does not stand for `-v1.5`."""
+    """Returns whether a file is named after a layout; `resnet50-v1` does not match `-v1.5`."""
     rests = [path.stem.removeprefix(stem) for stem in stems if path.stem.startswith(stem)]
     return any(rest[:1] != "." for rest in rests)

@@ -303,7 +303,7 @@ def build_dsn_objective(
     Raises:
         BadConfig: there is nothing to distil from, or it does not go with kept feature maps.
         BadModel: the teacher's weights do not fit or have no ImageNet head.
-        MissingExtra: the semantic matrix has to be made, and there is no WordNet.
+        MissingExtra: the semantic matrix must be built, and WordNet is not installed.
     """
     recipe = config.recipe
     assert isinstance(recipe, DsnRecipe)
@@ -326,7 +326,7 @@ def build_dsn_objective(
 def _teacher(config: TrainConfig, compute: Compute) -> DsnTeacher:
     if not (config.weights or config.teacher):
         raise BadConfig(
-            f"{config.method} distils from an ImageNet classifier, and there are no weights",
+            f"{config.method} distils from an ImageNet classifier, and no weights are given",
             "--weights FILE or --teacher FILE",
             "or --kd-weight 0",
         )
@@ -334,7 +334,7 @@ def _teacher(config: TrainConfig, compute: Compute) -> DsnTeacher:
         raise BadConfig(
             f"feature maps of {config.weights or 'a student without weights'} are kept, "
             f"and the teacher is {config.teacher}",
-            "one file for both: the teacher goes on from the student's frozen stages",
+            "one file for both: the teacher continues from the student's frozen stages",
             "leave out --teacher, or do not keep feature maps",
         )
     path = Path(config.teacher or config.weights)

@@ -1,4 +1,4 @@
-"""The three losses of SBTKNet and two stronger metric terms, one function each.
+"""The losses of SBTKNet, DSN and SAKE, one function each.
 
 Equation numbers are those of the paper; Eq. 2 is read with the negative sketch that its text
 defines, Eq. 4 and 5 with one minus sign. Embeddings are unit rows, so squared distances lie in
@@ -146,7 +146,7 @@ def two_view_contrastive_loss(
 
     Khosla et al. 2020, Eq. 2 ("out"), every view an anchor: positives are the other view of the
     same image and both views of every image of its class, sketch or photo; the mean over positives
-    stands outside the logarithm.
+    is taken outside the logarithm.
 
     Args:
         first: `(B, D)` unit rows, codes of each image's first view.

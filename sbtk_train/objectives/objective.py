@@ -1,4 +1,4 @@
-"""What a method brings to the training loop: its batches, its views of them, and its losses."""
+"""A method's part of the training loop: its batches, its views of them, and its losses."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Examples:
 
 
 class Objective(Protocol):
-    """One method's way to learn; the loop does everything else.
+    """One method's batches, views and losses.
 
     Attributes:
         views: how many views of each image a step sees, 1 or more.
@@ -77,7 +77,7 @@ class Objective(Protocol):
         ...
 
     def start_epoch(self) -> None:
-        """Forgets what is kept within an epoch only."""
+        """Clears what is kept only within an epoch."""
         ...
 
     def terms(self, output: StudentOutput, examples: Examples) -> dict[str, Tensor]:
@@ -94,5 +94,5 @@ class Objective(Protocol):
         ...
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Takes back what `state` returned."""
+        """Restores what `state` returned."""
         ...

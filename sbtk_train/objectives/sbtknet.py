@@ -1,4 +1,4 @@
-"""SBTKNet's objective: a metric loss, and by switches classification and kept knowledge."""
+"""SBTKNet's objective: a metric loss, and optionally the classification and knowledge losses."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def build_semantic_matrix(training: ImageSet, notify: Callable[[str], None]) -> 
     depends on: the classes' names and the synsets that their photos name.
 
     Raises:
-        MissingExtra: it has to be made, and there is no NLTK or no WordNet.
+        MissingExtra: it must be built, and NLTK or WordNet is not installed.
         BadData: the WordNet is not version 3.0 or is damaged.
     """
     named = find_photo_synsets(training)
@@ -255,7 +255,7 @@ def open_wordnet() -> Iterator[WordNet]:
     """Yields the WordNet of this machine.
 
     Raises:
-        MissingExtra: there is no NLTK or no WordNet; says what to install.
+        MissingExtra: NLTK or WordNet is not installed; says what to install.
         BadData: the files cannot be read.
     """
     try:

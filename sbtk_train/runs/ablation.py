@@ -2,7 +2,7 @@
 
 The rows are those of the SBTKNet paper's Table 5, then SBTKNet against DSN and SAKE at two lengths
 of the embedding. Each row is trained with each seed as a run of its own, in its own folder, so that
-a study that was stopped goes on where it was. Unseen classes are looked at once, when every run
+an interrupted study resumes. Unseen classes are evaluated once, when every run
 has ended; nothing is chosen by them.
 """
 
@@ -62,21 +62,21 @@ from sbtk_train.runs.evaluate import (
 from sbtk_train.runs.feature_maps import FeatureMaps
 from sbtk_train.runs.run import train
 
-#: Written when a run has ended; a run without it is gone on with.
+#: Written when a run has ended; a run without it is resumed.
 DONE = "done.json"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the study.
+    """One row of the study.
 
     Attributes:
-        name: of its folder and in the results.
-        title: for people.
+        name: its name in folders and results.
+        title: its title in tables.
         method: `sbtknet`, `dsn` or `sake`.
         dim: length of the embedding.
-        changes: knobs of the recipe that make this row.
-        rounds: times the method's epochs, where an epoch of this row shows fewer images.
+        changes: recipe settings of this row.
+        rounds: factor of the method's epochs, for rows whose epochs show fewer images.
     """
 
     name: str
@@ -131,7 +131,7 @@ ROWS: tuple[Row, ...] = (*TABLE_5, CONTRASTIVE, *METHODS_COMPARED)
 
 @dataclass(frozen=True)
 class Study:
-    """What is run.
+    """The runs of an ablation study.
 
     Attributes:
         base: the configuration that every row changes: data, split, weights, frozen stages, size.
@@ -197,14 +197,14 @@ def run_study(
     should_stop: Callable[[], bool] = lambda: False,
     on_trainer: Callable[[Any], None] | None = None,
 ) -> None:
-    """Trains what is not yet trained of a study; each run leaves its best student and its record.
+    """Trains the missing runs of a study; each leaves its best student and its record.
 
     Args:
         study: what to run.
         root: holds a folder for each run.
-        listener: told what a run tells.
+        listener: receives the events of each run.
         should_stop: asked between two runs.
-        on_trainer: handed each trainer before it starts, so that a signal can stop it.
+        on_trainer: called with each trainer before it starts, so that a signal can stop it.
 
     Raises:
         BadConfig: a folder holds a run of another configuration.
@@ -227,10 +227,10 @@ def run_study(
         try:
             record = train(config, folder, listener, resume=resume, on_trainer=on_trainer)
         except DiskFull as problem:
-            step = "free some space, then: the same command again, which goes on where it stopped"
+            step = "free some space, then: the same command again, which resumes the study"
             raise DiskFull(problem.found, problem.expected, step) from problem
         write_json_atomically(folder / DONE, {"best": record.get("best", {})})
-        # Four times the student, and of no use any more.
+        # Four times the size of the student, and no longer needed.
         (folder / LAST).unlink(missing_ok=True)
 
 
@@ -260,7 +260,7 @@ def select_rows(names: Sequence[str]) -> tuple[Row, ...]:
 
 
 def _require_same(folder: Path, config: TrainConfig) -> None:
-    """Refuses a run that was started with another configuration, and says what differs."""
+    """Refuses a run that was started with another configuration and names the difference."""
     there, here = asdict(read_config(folder)), asdict(config)
     for free in (*FREE_FIELDS, *PROVENANCE_FIELDS):
         there.pop(free), here.pop(free)
@@ -272,8 +272,8 @@ def _require_same(folder: Path, config: TrainConfig) -> None:
         if there_flat.get(key) != here_flat.get(key):
             raise BadConfig(
                 f"{folder} was trained with {key} = {json.dumps(there_flat.get(key))}",
-                f"{json.dumps(here_flat.get(key))}, as asked for now",
-                "the options of the first time, or another folder: --out FOLDER",
+                f"{json.dumps(here_flat.get(key))}, as requested now",
+                "the options of the first run, or another folder: --out FOLDER",
             )
 
 
@@ -355,7 +355,7 @@ def score_runs(study: Study, root: Path, classes: str, notify: Notify) -> list[S
             student = load_run(folder).student.to(compute.device)
             embed = _embed(study, student, compute, notify)
             figures = _figures(student, images, limit_photos(division.held_out), embed)
-            # Logged first: stopped in between, a look at unseen classes is told twice, not hidden.
+            # Logged first: if interrupted here, an evaluation is logged twice rather than never.
             if classes == "unseen":
                 _log(root, folder, study, images, figures)
             write_json_atomically(kept, figures)

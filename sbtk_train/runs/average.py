@@ -1,8 +1,8 @@
-"""Several runs become one student: the mean of their weights, a "model soup".
+"""The mean of several runs' weights as one student, a "model soup".
 
 Students that were fine-tuned from the same weights lie in one basin, so that the mean of their
 weights is better than each (Wortsman et al. 2022, the uniform soup). Its batch norms are measured
-anew, as for any mean of weights (Izmailov et al. 2018), and so is a refitted embedding.
+again, as for any mean of weights (Izmailov et al. 2018), and the embedding is refitted.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def average_runs(
 ) -> dict[str, Any]:
     """Writes a run folder whose student is the mean of several runs', and returns its record.
 
-    The configuration is that of the run with the best validation figure. The embedding is fitted
-    anew where that run's recipe says so.
+    The configuration is that of the run with the best metric. The embedding is refitted if that
+    run's recipe says so.
 
     Args:
         folders: two or more runs, from the same weights and on the same data.
@@ -85,7 +85,7 @@ def average_runs(
     notify("measuring the batch norms of the averaged student")
     measure_batch_norms(student, division.training, compute, config.workers)
     if getattr(config.recipe, "refit", False) and isinstance(student, SbtknetStudent):
-        notify("fitting its embedding on the training images' features")
+        notify("refitting the embedding on the training images' features")
         refit_embedding(student, division, compute, config.workers)
     embed = make_pixel_embedder(compute, config.workers)
     figures = validate(student.eval(), division, config.recipe.selection, embed)

@@ -1,8 +1,9 @@
-"""Run folders: the state to go on from, the student to keep, and the record of both.
+"""Run folders: the checkpoint, the best student, and the record.
 
 A run folder holds `config.resolved.toml`, `last.safetensors` (all that resuming needs),
 `student.safetensors` (the best student by validation), `run.json`, `metrics.csv` and curves.
-Each file is replaced atomically, so a run that is killed anywhere goes on from its last save.
+Each file is replaced atomically, so a run that is killed at any point resumes from its last
+checkpoint.
 """
 
 from __future__ import annotations
@@ -44,15 +45,15 @@ class RunBusy(SbtkError):
 
 @dataclass
 class Position:
-    """How far a run is; with the tensors of `last.safetensors` it is the whole state.
+    """The progress of a run; with the tensors of `last.safetensors` it is the whole state.
 
     Attributes:
-        epoch: the epoch under way, from 0.
-        step: batches of it that are done.
+        epoch: the current epoch, from 0.
+        step: number of its batches that are done.
         updates: optimiser steps since the start.
         sums: sums over the epoch's batches so far, by name.
-        history: a row of figures for each finished epoch.
-        best: the best figure so far of the recipe's rule of selection.
+        history: a row of metrics for each finished epoch.
+        best: the best value so far of the recipe's selection metric.
         since_best: finished epochs since then.
         scaler: state of the loss scaler (fp16 only).
         data_sha256: of the training images.
@@ -73,7 +74,7 @@ class Position:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished or stopped run, as `sbtk export` takes it.
+    """A finished or interrupted run.
 
     Attributes:
         folder: the run folder.
@@ -110,14 +111,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def resume_command(folder: Path) -> str:
-    """Returns what to type to go on with the run in `folder`."""
+    """Returns the command that resumes the run in `folder`."""
     if (folder / LAST).is_file():
         return f"sbtk train --resume {shlex.quote(str(folder))}"
     return "the same command again"
 
 
 def add_resume_command(problem: DiskFull, folder: Path) -> DiskFull:
-    """Returns the error with a command that goes on with this run once there is space."""
+    """Returns the error with the command that resumes this run once there is space."""
     if f"then: {resume_command(folder)}" in problem.next_step:
         return problem
     step = re.split(r",? (?:and|then) run the same command again", problem.next_step)[0]
@@ -125,9 +126,9 @@ def add_resume_command(problem: DiskFull, folder: Path) -> DiskFull:
 
 
 def require_space(folder: Path, state_bytes: int, student_bytes: int) -> None:
-    """Refuses to start where the disk cannot hold what the run will save.
+    """Refuses to start a run whose files do not fit on the disk.
 
-    A file is replaced by a whole new one, so that two of them are on the disk for a moment.
+    Files are replaced as a whole, so two versions are on the disk for a moment.
 
     Args:
         folder: the run folder; what it holds already will be replaced.
@@ -164,7 +165,7 @@ def save_state(folder: Path, tensors: dict[str, torch.Tensor], position: Positio
 
 
 def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], Position]:
-    """Returns the tensors and position to go on from.
+    """Returns the tensors and the position of the last checkpoint.
 
     Raises:
         BadConfig: the run has no readable state.
@@ -204,12 +205,14 @@ def load_run(folder: Path) -> TrainedRun:
     """Returns the run with its best student.
 
     Raises:
-        BadConfig: the folder is no run, or has no student yet.
+        BadConfig: the folder is not a run, or has no student yet.
         BadModel: the student's file does not fit its record.
     """
     if not (folder / CONFIG_NAME).is_file() or not (folder / STUDENT).is_file():
         raise BadConfig(
-            f"{folder} is no trained run", f"{CONFIG_NAME} and {STUDENT} in it", "sbtk train DATA"
+            f"{folder} is not a trained run",
+            f"{CONFIG_NAME} and {STUDENT} in it",
+            "sbtk train DATA",
         )
     config = read_config(folder)
     record = read_json_object(folder / RECORD, BadConfig)
@@ -260,14 +263,14 @@ def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
         size = sum(tensor.nbytes for tensor in plain.values())
         raise SbtkError(
             f"{path} ({size:,} bytes) cannot be written: {problem.strerror}",
-            "what was saved before is kept",
-            f"put that right, then: {resume_command(path.parent)}",
+            "the previous checkpoint is kept",
+            f"fix that, then: {resume_command(path.parent)}",
         ) from problem
 
 
 @contextlib.contextmanager
 def _os_errors(path: Path) -> Iterator[None]:
-    """Turns a `SafetensorError` that hides an error of the system into the `OSError` that it is."""
+    """Raises the `OSError` that a `SafetensorError` contains."""
     try:
         yield
     except SafetensorError as problem:

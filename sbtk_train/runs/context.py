@@ -1,4 +1,4 @@
-"""From a configuration to everything the loop needs: data, student, soft labels, device."""
+"""Builds what the training loop needs from a configuration: data, student, objective, device."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _LAYOUT_PHOTOS = 16
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """What the loop works with.
+    """What the training loop works with.
 
     Attributes:
         division: training, held-out and validation images; no unseen class among them.
@@ -69,9 +69,9 @@ class TrainingContext:
 def build_context(
     config: TrainConfig, notify: Notify, distributed: DistributedContext = SINGLE_PROCESS
 ) -> TrainingContext:
-    """Returns the materials of a run; `notify` is called with what was found and what takes time.
+    """Builds the context of a run; `notify` is called with what was found and what takes time.
 
-    The first process of a team reads the data and fills caches, for all.
+    Rank 0 reads the data and fills caches for all processes.
 
     Raises:
         BadData: the data cannot be trained on.
@@ -180,7 +180,7 @@ def _require_both_kinds(given: ImageSet, readable: ImageSet, faults: Sequence[Un
                 f"none of the {kind} of the class {given.classes[labels[lost[0]]]!r} that are to "
                 f"be trained or validated on can be read: {path}: {reasons[path]}",
                 "at least one of each class",
-                "mend them, or remove the class",
+                "fix them, or remove the class",
             )
 
 
@@ -232,7 +232,7 @@ def _load_student_weights(
     learnt = read_training_classes(path)
     same_classes = learnt == training.classes
     student.load_student(tensors, path, same_classes=same_classes)
-    head = "" if same_classes else "; the classification head starts afresh for these classes"
+    head = "" if same_classes else "; the classification head is new, for these classes"
     notify(f"starting from the model in {path}{head}")
     known = [name for name in learnt if split.is_unseen(name)]
     if known:
@@ -259,7 +259,7 @@ def _sample_photos(training: ImageSet) -> Tensor:
 def _objective(
     config: TrainConfig, training: ImageSet, student: Student, compute: Compute, notify: Notify
 ) -> tuple[Objective, str]:
-    """Returns the method's objective, and the hash of the knowledge that it hands on."""
+    """Returns the method's objective, and the hash of its soft labels or semantic matrix."""
     recipe = config.recipe
     if not isinstance(recipe, SbtknetRecipe):
         from sbtk_train.objectives.dsn import build_dsn_objective
@@ -277,7 +277,7 @@ def _soft_labels(
 ) -> tuple[Tensor, str]:
     if not (config.weights or config.teacher):
         raise BadConfig(
-            "the knowledge loss needs an ImageNet teacher, and there are no weights",
+            "the knowledge loss needs an ImageNet teacher, and no weights are given",
             "--weights FILE or --teacher FILE",
             "or --no-knowledge",
         )

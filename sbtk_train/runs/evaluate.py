@@ -1,4 +1,4 @@
-"""Scores a student on seen classes while it trains, with production's metrics."""
+"""Validation on seen classes during training, with the metrics of the runtime."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DSN_PHOTOS = 14_400
 _DSN_BITS = 64
 _MIN_BITS = 8
 
-#: The figure that each rule of selection goes by; `None`: every epoch is the best so far.
+#: The metric of each selection rule; `None`: the last epoch is kept.
 SELECTION_METRICS: dict[Selection, str | None] = {
     "validation-map": "validation_map",
     "held-out-bits": "held_out_bits_map",
@@ -40,7 +40,7 @@ SELECTION_METRICS: dict[Selection, str | None] = {
 
 @dataclass(frozen=True)
 class Embedded:
-    """What a student makes of N images.
+    """A student's outputs for N images.
 
     Attributes:
         rows: `(N, D) float32` unit rows.
@@ -56,7 +56,7 @@ Embed = Callable[[Student, Sequence[ImageSource], Kind], Embedded]
 
 
 def make_pixel_embedder(compute: Compute, workers: int) -> Embed:
-    """Returns what embeds image files at 224 px, production's size."""
+    """Returns a function that embeds image files at 224 px, the runtime's size."""
 
     def embed(student: Student, paths: Sequence[ImageSource], kind: Kind) -> Embedded:
         store = PixelStore(paths, kind, SIZE_PX, workers=workers, keep=False)
@@ -73,7 +73,7 @@ def make_pixel_embedder(compute: Compute, workers: int) -> Embed:
 
 
 def make_feature_map_embedder(compute: Compute, maps: FeatureMaps) -> Embed:
-    """Returns what embeds image files by the kept feature maps of the frozen stages."""
+    """Returns a function that embeds image files by stored feature maps of frozen stages."""
 
     def embed(student: Student, paths: Sequence[ImageSource], kind: Kind) -> Embedded:
         kept = maps.of(paths, kind)
@@ -89,14 +89,14 @@ def make_feature_map_embedder(compute: Compute, maps: FeatureMaps) -> Embed:
 
 
 def score(student: Student, data: ImageSet, embed: Embed) -> dict[str, float]:
-    """Returns the retrieval figures of `data`'s sketches against its photos."""
+    """Returns the retrieval metrics of `data`'s sketches against its photos."""
     sketches = embed(student, data.sketches, "sketch").rows
     photos = embed(student, data.photos, "photo").rows
     return evaluate(sketches, data.sketch_labels, photos, data.photo_labels).summary()
 
 
 def require_selectable(division: Division, selection: Selection, dim: int) -> None:
-    """Refuses data, or embeddings of a length, that the rule of selection cannot be measured on.
+    """Refuses data or embedding sizes for which the selection metric is undefined.
 
     Raises:
         BadConfig: the embedding is too short for binary codes.
@@ -106,14 +106,14 @@ def require_selectable(division: Division, selection: Selection, dim: int) -> No
         return
     if dim < _MIN_BITS:
         raise BadConfig(
-            f"--dim {dim}, and the student is chosen by binary codes of its embeddings",
+            f"--dim {dim} with selection by binary codes of the embeddings",
             f"at least {_MIN_BITS}",
             f"--dim {_MIN_BITS}, or --selection validation-map or last",
         )
     count = len(division.held_out.sketches)
     if count <= _MIN_BITS:
         raise BadData(
-            f"{count} held-out sketches, and the student is chosen by their binary codes",
+            f"{count} held-out sketches with selection by their binary codes",
             f"more than {_MIN_BITS}",
             "--selection validation-map or last, or data with more sketches",
         )
@@ -178,7 +178,7 @@ def _embedded(
 def _bits_map(
     student: Student, held_out: ImageSet, sketches: NDArray[np.float32], embed: Embed
 ) -> float:
-    """Returns DSN's validation figure: VOC AP of binary codes, mean over classes."""
+    """Returns DSN's validation metric: VOC AP of binary codes, mean over classes."""
     rng = np.random.default_rng(0)
     order = rng.permutation(len(held_out.photos))[:_DSN_PHOTOS]
     paths = [held_out.photos[row] for row in order]

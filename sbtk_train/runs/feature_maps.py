@@ -1,9 +1,8 @@
-"""Feature maps of frozen stages, made once: what makes many runs on a small machine affordable.
+"""Feature maps of frozen stages, computed once, so that small machines can train many runs.
 
-With the stages before `freeze_until` frozen, their output for an image never changes. It is kept in
-float16 for some augmented copies of each image, and training draws among the copies. The price is
-that an image is seen in no more than that many ways; the gain is that a step costs only the stages
-that learn.
+If the stages before `freeze_until` are frozen, their output for an image never changes. It is
+stored in float16 for some augmented copies of each image, and training samples among the copies. A
+step then costs only the stages that learn, but each image is seen in that many variants only.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class FeatureMaps:
         compute: where the frozen stages run, and in which number format; maps that were made in
             another are not taken.
         workers: decoding threads.
-        notify: called with what takes time.
+        notify: called with progress messages.
     """
 
     def __init__(
@@ -132,9 +131,9 @@ class FeatureMaps:
 
 
 class FeatureSource:
-    """Draws a step's inputs among the kept copies of its images.
+    """Samples a step's inputs among the stored copies of its images.
 
-    Views of one image are different copies, as far as there are so many.
+    Views of one image are different copies, if there are enough.
     """
 
     def __init__(
@@ -165,7 +164,7 @@ class FeatureSource:
         return maps.float().contiguous(memory_format=torch.channels_last)
 
     def close(self) -> None:
-        """Lets go of the files."""
+        """Closes the files."""
         del self._sketches, self._photos
 
 

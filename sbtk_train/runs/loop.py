@@ -1,4 +1,4 @@
-"""The training loop: batches, losses, steps, validation, and saves that a kill cannot hurt."""
+"""The training loop: batches, losses, steps, validation and atomic checkpoints."""
 
 from __future__ import annotations
 
@@ -27,20 +27,19 @@ _REPORT_SECONDS = 10.0
 
 
 class TrainingDiverged(SbtkError):
-    """The loss or a gradient is no finite number; the last good save is kept."""
+    """The loss or a gradient is not finite; the last good checkpoint is kept."""
 
 
 class Trainer:
     """Trains one student in one run folder.
 
-    Where several processes train it together, each has a trainer, and the first one's validates
-    and writes.
+    In distributed training each process has a trainer; rank 0 validates and writes.
 
     Args:
         context: data, student, soft labels and device.
         config: the run's configuration.
         folder: the run folder, which exists.
-        listener: told about steps and epochs.
+        listener: receives steps and epochs.
     """
 
     def __init__(
@@ -80,12 +79,12 @@ class Trainer:
         self._is_stopping = False
 
     def stop_soon(self) -> None:
-        """Makes `run` save and raise `KeyboardInterrupt` after the step under way."""
+        """Makes `run` save and raise `KeyboardInterrupt` after the current step."""
         self._is_stopping = True
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """The figures of each finished epoch."""
+        """The metrics of each finished epoch."""
         return self._position.history
 
     def student_bytes(self) -> int:
@@ -93,7 +92,7 @@ class Trainer:
         return sum(value.nbytes for value in self._student.state_dict().values())
 
     def state_bytes(self) -> int:
-        """Returns the size of the whole state that the run saves to go on from."""
+        """Returns the size of the checkpoint."""
         copies = 2 if self._average is not None else 1
         trained = sum(value.nbytes for value in self._student.parameters() if value.requires_grad)
         moments = {"sgd": 1 if self._recipe.momentum else 0, "adam": 2, "adamw": 2}
@@ -101,10 +100,10 @@ class Trainer:
         return copies * self.student_bytes() + moments[self._recipe.optimizer] * trained + objective
 
     def resume(self, *, is_longer: bool = False) -> None:
-        """Takes up the saved state of the run folder.
+        """Restores the checkpoint of the run folder.
 
         Args:
-            is_longer: more epochs are asked for than the run was started with; its patience then
+            is_longer: more epochs are requested than the run was started with; patience then
                 starts again.
 
         Raises:
@@ -183,7 +182,7 @@ class Trainer:
                     self._check_weights()
                     self._save()
                 if is_stopping:
-                    self._distributed.barrier()  # the first process to end has the others ended too
+                    self._distributed.barrier()  # torchrun ends the others as soon as one has ended
                     raise KeyboardInterrupt
         finally:
             source.close()
@@ -239,7 +238,7 @@ class Trainer:
         position = self._position
         raise TrainingDiverged(
             f"the {what} is {value} in epoch {position.epoch + 1}, step {number + 1}",
-            "a finite number; the last good save is kept",
+            "a finite number; the last good checkpoint is kept",
             f"start again with --learning-rate below {self._recipe.learning_rate}",
         )
 
@@ -267,8 +266,8 @@ class Trainer:
             position.best = figures[selected_by]
         position.since_best = 0 if improved else position.since_best + 1
         position.epoch, position.step, position.sums = position.epoch + 1, 0, {}
-        # The best student is written first: killed in between, the epoch is run again, to the
-        # same result.
+        # The best student is written first: if killed in between, the epoch is run again with
+        # the same result.
         if improved and self._distributed.is_rank_zero:
             save_student(self._folder, kept.state_dict(), self._config.backbone)
         self._save()
@@ -366,7 +365,7 @@ def _make_average(student: Student, decay: float) -> AveragedModel | None:
         return None
 
     def update(averaged: Any, current: Any, count: Tensor | int) -> None:
-        # Young averages follow closely, or they would remember the initialisation.
+        # A young average follows closely, so that the initialisation has little weight.
         share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
         if averaged[0].is_floating_point():
             torch._foreach_lerp_(averaged, current, share)

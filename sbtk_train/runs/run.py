@@ -1,4 +1,4 @@
-"""One training run from configuration to run folder: the record, the table and the curves."""
+"""One training run, from configuration to run folder: record, table and curves."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ def train(
         config: what to do; when resuming, only how it is made (`FREE_FIELDS`) is taken from it,
             and the rest from the run's own.
         folder: an existing folder.
-        listener: told about steps, epochs and what was found.
-        resume: go on from the folder's last save.
-        on_trainer: handed the trainer before it starts, so that a signal can stop it.
+        listener: receives steps, epochs and notices.
+        resume: continue from the folder's last checkpoint.
+        on_trainer: called with the trainer before it starts, so that a signal can stop it.
         distributed: the processes that train together. All call this; the first one listens and
             writes.
 
@@ -96,7 +96,7 @@ def train(
 
 
 def _claim(folder: Path, held: contextlib.ExitStack, *, resume: bool) -> None:
-    """Locks the folder for as long as `held` is open."""
+    """Locks the folder while `held` is open."""
     if resume and not folder.is_dir():
         raise BadConfig(f"there is no run folder {folder}", "a folder made by sbtk train")
     held.enter_context(locked(folder))
@@ -106,7 +106,7 @@ def _claim(folder: Path, held: contextlib.ExitStack, *, resume: bool) -> None:
 
 @contextlib.contextmanager
 def _explain_failed_writes(folder: Path) -> Iterator[None]:
-    """Makes a failed write say how to go on with this run."""
+    """Adds the command that resumes this run to the error of a failed write."""
     try:
         with disk_full_explained(folder / RECORD):
             yield
@@ -144,7 +144,7 @@ def _train(
         listener(f"resuming {folder} after {len(trainer.history)} finished epochs")
         if len(trainer.history) >= config.recipe.epochs:
             listener(f"all of its epochs are done; --epochs above {config.recipe.epochs} adds some")
-        # What it was told now of places, epochs and machine holds the next time too.
+        # Moved files, more epochs and machine options also apply the next time.
         config.write(folder)
     require_space(folder, trainer.state_bytes(), trainer.student_bytes())
     recorder.start(trainer.history)
@@ -179,7 +179,7 @@ def _build_context(
 
 @contextlib.contextmanager
 def _explain_moved_data(config: TrainConfig, own: TrainConfig) -> Iterator[None]:
-    """Names both places where data in another place are not those that the run started with."""
+    """Names both folders if moved data are not those that the run started with."""
     try:
         yield
     except (BadData, BadConfig) as problem:
@@ -193,7 +193,7 @@ def _explain_moved_data(config: TrainConfig, own: TrainConfig) -> Iterator[None]
 
 
 def _require_same_files(config: TrainConfig, folder: Path) -> None:
-    """Refuses to go on where a file is missing, or another than the run started with."""
+    """Refuses to resume if a file is missing or differs from the one the run started with."""
     recorded = read_json_object(folder / RECORD, BadConfig) if (folder / RECORD).is_file() else {}
     for name, shown in (
         ("weights", "weights are"),
@@ -228,7 +228,7 @@ def _train_along(
     on_trainer: Callable[[Trainer], None] | None,
     distributed: DistributedContext,
 ) -> dict[str, Any]:
-    """Trains along with the first process, and writes nothing."""
+    """Trains together with rank 0, and writes nothing."""
     trainer = Trainer(
         build_context(config, _ignore_event, distributed), config, folder, _ignore_event
     )
@@ -241,11 +241,11 @@ def _train_along(
 
 
 def _ignore_event(_: StepDone | EpochDone | str) -> None:
-    """Listens for a process that tells nobody."""
+    """Ignores the events of a process that reports nothing."""
 
 
 class _Recorder:
-    """Writes what the trainer reports into the run folder and passes it on."""
+    """Writes the trainer's events into the run folder and passes them on."""
 
     def __init__(
         self, folder: Path, record: dict[str, Any], selection: Selection, listener: Listener
@@ -258,7 +258,7 @@ class _Recorder:
         self._selected_by = SELECTION_METRICS[selection]
 
     def start(self, history: list[dict[str, float]]) -> None:
-        # The save is the truth: what a killed run wrote after it is written again.
+        # The checkpoint counts: rows that a killed run wrote after it are written again.
         self._rows = list(history)
         write_atomically(self._folder / METRICS, _table(self._rows).encode())
         self._write_record()
@@ -332,7 +332,7 @@ def _record(config: TrainConfig, context: TrainingContext) -> dict[str, Any]:
 
 
 def _best(rows: list[dict[str, float]], figure: str | None) -> dict[str, float]:
-    """Returns a copy of the row of the student that is kept: the first of the best, or the last."""
+    """Returns a copy of the row of the best student: the first of the best, or the last."""
     return dict(rows[-1] if figure is None else max(rows, key=lambda row: row[figure]))
 
 
@@ -376,7 +376,7 @@ def _summary_writer(folder: Path) -> Any:
 def draw_curves(history: list[dict[str, float]], folder: Path) -> Path | None:
     """Writes `curves.png` of losses and mAP; `None` without matplotlib or epochs.
 
-    Terms that the method does not have are left out, and so is what was not validated.
+    Terms that the method does not have, and metrics without validation, are left out.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -417,9 +417,9 @@ def refit(
     earlier: dict[str, Any],
     listener: Listener,
 ) -> None:
-    """Fits the kept student's embedding anew, keeps it if it is no worse, and records both.
+    """Refits the best student's embedding, keeps it if it is not worse, and records both.
 
-    The whole trunk is run on images of production's size, whatever the epochs were fed.
+    The whole trunk is run on images of the runtime's size, whatever size the epochs used.
 
     Args:
         config: the run's.
@@ -427,7 +427,7 @@ def refit(
         context: the run's.
         record: the run's; changed, and written.
         earlier: what `read_recorded_refit` found before the run was resumed.
-        listener: told what is done, and the two figures.
+        listener: called with what is done, and with both metrics.
     """
     if earlier and earlier["student_sha256"] == sha256_of_file(folder / STUDENT):
         record |= earlier
@@ -437,9 +437,9 @@ def refit(
 
 
 def read_recorded_refit(folder: Path) -> dict[str, Any]:
-    """Returns what the record of an ended run says of its refit and its student; else nothing.
+    """Returns the refit and the student's hash in the record of a finished run; else nothing.
 
-    Once the fitted embedding is kept, the trained one is gone: there is nothing to compare with.
+    Once the refitted embedding is kept, the trained one no longer exists for a comparison.
     """
     if not (folder / RECORD).is_file():
         return {}
@@ -461,9 +461,9 @@ def _refit(
     student = student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     embed = make_pixel_embedder(compute, config.workers)
     if not division.validation.classes:
-        listener("fitting the embedding again on the training images' features")
+        listener("refitting the embedding on the training images' features")
         refit_embedding(student, division, compute, config.workers)
-        reason = "there are no validation classes to compare it with the trained one"
+        reason = "no validation classes to compare it with the trained one"
         record["refit"] = {"kept": True, "reason": reason}
         _keep(student, folder, config, record)
         return
@@ -471,7 +471,7 @@ def _refit(
     if config.feature_folder:
         # Kept feature maps are in half precision, and may be of smaller images.
         trained = score(student, division.validation, embed)
-    listener("fitting the embedding anew on the training images' features")
+    listener("refitting the embedding on the training images' features")
     refit_embedding(student, division, compute, config.workers)
     refitted = score(student, division.validation, embed)
     is_kept = refitted["mAP@all"] >= trained["mAP@all"]

@@ -1,4 +1,4 @@
-"""Where a step's inputs come from: decoded images that are changed afresh, or kept feature maps."""
+"""The inputs of a step: decoded and augmented images, or stored feature maps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sbtk_train.runs.feature_maps import FeatureMaps, FeatureSource
 
 
 class Source(Protocol):
-    """Makes the student's inputs from batches of rows.
+    """Makes a student's inputs from batches of rows.
 
     Attributes:
         begin: the trunk's stage that the inputs enter; empty for images.
@@ -31,7 +31,7 @@ class Source(Protocol):
     begin: str
 
     def load(self, batch: Batch, number: int) -> Any:
-        """Returns what can be fetched ahead, in a thread of its own, for a step of the epoch."""
+        """Returns what can be loaded ahead, in another thread, for a step of the epoch."""
         ...
 
     def inputs(self, loaded: Any, rng: BatchRngs) -> Tensor:
@@ -39,12 +39,12 @@ class Source(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees what is held."""
+        """Frees all resources."""
         ...
 
 
 class PixelSource:
-    """Decodes images and lets the objective change them."""
+    """Decodes images, which the objective then augments."""
 
     begin = ""
 
@@ -102,7 +102,7 @@ def prefetch(
 
 
 class SourceFactory:
-    """Makes the sources of a run.
+    """Makes the input sources of a run.
 
     Args:
         config: the run's; says whether the frozen stages' feature maps are kept, and where.
@@ -111,7 +111,7 @@ class SourceFactory:
         objective: of the method.
         compute: where the student runs.
         processes: how many train together on this machine.
-        listener: told what takes time.
+        listener: called with progress messages.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class SourceFactory:
         self._maps: dict[int, FeatureMaps] = {}
 
     def source(self, size_px: int, epoch: int) -> Source:
-        """Returns what feeds an epoch whose images have that side."""
+        """Returns the source of an epoch with images of that size."""
         config, compute, objective = self._config, self._compute, self._objective
         if config.feature_folder:
             copies = config.feature_variants if config.recipe.augment else 0
@@ -152,7 +152,7 @@ class SourceFactory:
         )
 
     def embed(self) -> Embed:
-        """Returns what embeds validation images, of the side `config.validation_px`."""
+        """Returns the function that embeds validation images of size `config.validation_px`."""
         if self._config.feature_folder:
             return make_feature_map_embedder(
                 self._compute, self._maps_at(self._config.validation_px)

@@ -28,9 +28,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """A run of a ResNet18, in `runs/` of a folder of its own."""
-    pictures = choose_images(data, TRAINING, VALIDATION)
+    samples = choose_images(data, TRAINING, VALIDATION)
     student = SbtknetStudent("resnet18", 16, len(TRAINING))
-    fitted(student, [pictures.parity, pictures.ranking], shrinkage=1e-2)
+    fitted(student, [samples.parity, samples.ranking], shrinkage=1e-2)
     return write_run(tmp_path_factory.mktemp("work") / "runs" / "2026-11-01-stripes", data, student)
 
 
@@ -49,7 +49,7 @@ def test_newest_run_becomes_a_bundle_that_passes_its_check(
 ) -> None:
     assert main(["export"]) == 0, capsys.readouterr().err
     told = capsys.readouterr()
-    assert "int8: calibrating on 64 pictures" in told.err
+    assert "int8: calibrating on 64 images" in told.err
     lines = told.out.splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["fp32", "fp16", "int8"]
     assert "bundles/2026-11-01-stripes: 2026-11-01-stripes@" in lines[4]
@@ -96,7 +96,7 @@ def test_where_tensorrt_works_its_int8_and_plans_are_made_too(
     fake_machine(monkeypatch, SURFACES[0])
     assert main(["export", str(run_folder), "-o", "made/gpu", "--fp16", "--int8-trt"]) == 0
     told = capsys.readouterr()
-    assert "int8 for TensorRT: calibrating on 64 pictures" in told.err
+    assert "int8 for TensorRT: calibrating on 64 images" in told.err
     lines = told.out.splitlines()
     titles = [line.partition("  ")[0] for line in lines[1:6]]
     assert titles == ["fp32", "fp16", "int8.trt", "fp16 plan", "int8 plan"]
@@ -128,7 +128,7 @@ def test_what_is_made_is_what_was_asked_for_or_all_of_use(
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
-        (["nowhere"], 2, "nowhere is no trained run"),
+        (["nowhere"], 2, "nowhere is not a trained run"),
         (["RUN", "--images", "nowhere", "-o", "new"], 1, "the images are gone: no folder nowhere"),
         (["RUN", "--images", ".", "-o", "new"], 1, ". has no folder 'sketch'"),
         (["RUN", "-o", "runs"], 2, "runs exists"),
@@ -160,7 +160,7 @@ def test_too_few_images_fail_before_any_work(
     few = write_textures(tmp_path / "few", training=24)
     assert main(["export", str(run_folder), "--images", str(few), "-o", "few"]) == 1
     told = capsys.readouterr()
-    assert "has 16 pictures for calibration" in told.err
+    assert "has 16 images for calibration" in told.err
     assert "at least 32" in told.err
     assert "tracing" not in told.err
     assert not (work / "few").exists()

@@ -247,7 +247,7 @@ def test_knobs_of_another_method_are_refused(data: Path, tmp_path: Path) -> None
     [
         (["DATA", "--seeds", "2"], "--seeds and --row go with --ablation"),
         (["DATA", "--row", "triplet"], "--seeds and --row go with --ablation"),
-        (["DATA", "--ablation", "--name", "mine"], "--name is of a single run"),
+        (["DATA", "--ablation", "--name", "mine"], "--name is for a single run"),
         (["DATA", "--ablation", "--refit"], "--refit with --ablation"),
         (["DATA", *NO_WEIGHTS, *NONE_HELD_OUT], "0 validation classes to choose the student by"),
         (["--ablation", "--resume", "run"], "leave out --resume"),

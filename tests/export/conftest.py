@@ -30,13 +30,13 @@ def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pictures(textures: Path) -> ExportImages:
+def samples(textures: Path) -> ExportImages:
     return choose_images(textures, TRAINING, VALIDATION)
 
 
 @pytest.fixture(scope="session")
-def student(pictures: ExportImages) -> SbtknetStudent:
-    return fitted(tiny_student(), [pictures.parity, pictures.ranking])
+def student(samples: ExportImages) -> SbtknetStudent:
+    return fitted(tiny_student(), [samples.parity, samples.ranking])
 
 
 @pytest.fixture(scope="session")
@@ -57,8 +57,8 @@ def bundle(
     tmp_path_factory: pytest.TempPathFactory,
     student: SbtknetStudent,
     facts: StudentFacts,
-    pictures: ExportImages,
+    samples: ExportImages,
 ) -> Bundle:
     """The full bundle of the tiny student."""
     plan = ExportPlan(tmp_path_factory.mktemp("bundles") / "tiny", "tiny")
-    return export_student(student, facts, pictures, plan, print).bundle
+    return export_student(student, facts, samples, plan, print).bundle

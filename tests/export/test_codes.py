@@ -25,7 +25,7 @@ PER_KIND = 24
 
 
 @pytest.fixture(scope="module")
-def code_pictures(textures: Path) -> ExportImages:
+def code_samples(textures: Path) -> ExportImages:
     return choose_images(
         textures, TRAINING, VALIDATION, is_calibrating=False, codes_per_kind=PER_KIND
     )
@@ -36,26 +36,26 @@ def coded(
     tmp_path_factory: pytest.TempPathFactory,
     student: SbtknetStudent,
     facts: StudentFacts,
-    code_pictures: ExportImages,
+    code_samples: ExportImages,
 ) -> Bundle:
     """A bundle of FP32 that makes codes of 8 and 16 bits."""
     plan = ExportPlan(tmp_path_factory.mktemp("coded") / "tiny", "tiny", ("fp32",), bits=(16, 8))
-    return export_student(student, facts, code_pictures, plan, print).bundle
+    return export_student(student, facts, code_samples, plan, print).bundle
 
 
 def test_codes_are_learnt_on_training_classes_in_equal_parts(
-    code_pictures: ExportImages, pictures: ExportImages
+    code_samples: ExportImages, samples: ExportImages
 ) -> None:
     for kind in ("sketch", "photo"):
-        files = code_pictures.code_files[kind]
+        files = code_samples.code_files[kind]
         assert len(set(files)) == PER_KIND
         names = [path.parent.name for path in files]
         assert {name: names.count(name) for name in TRAINING} == dict.fromkeys(TRAINING, 6)
         assert {path.parent.parent.name for path in files} == {kind}
     # What is measured is the same with and without.
-    assert code_pictures.parity.paths == pictures.parity.paths
-    assert code_pictures.ranking.paths == pictures.ranking.paths
-    assert not any(pictures.code_files.values())
+    assert code_samples.parity.paths == samples.parity.paths
+    assert code_samples.ranking.paths == samples.ranking.paths
+    assert not any(samples.code_files.values())
 
 
 def test_the_bundle_vouches_for_what_makes_codes(coded: Bundle) -> None:
@@ -72,7 +72,7 @@ def test_the_bundle_vouches_for_what_makes_codes(coded: Bundle) -> None:
 
 
 def test_the_codes_are_those_of_the_bundles_own_embeddings(
-    coded: Bundle, code_pictures: ExportImages
+    coded: Bundle, code_samples: ExportImages
 ) -> None:
     kinds: tuple[Kind, Kind] = ("sketch", "photo")
     with Embedder(coded, engine="onnxruntime", threads=1) as embedder:
@@ -80,7 +80,7 @@ def test_the_codes_are_those_of_the_bundles_own_embeddings(
             [
                 embedder.embed_one(path.read_bytes(), kind)[0]
                 for kind in kinds
-                for path in code_pictures.code_files[kind]
+                for path in code_samples.code_files[kind]
             ]
         )
     wanted, found = fit_itq(rows, 16), coded.itq(16)
@@ -104,11 +104,11 @@ def test_codes_change_neither_models_nor_their_id(
     coded: Bundle,
     student: SbtknetStudent,
     facts: StudentFacts,
-    code_pictures: ExportImages,
+    code_samples: ExportImages,
     tmp_path: Path,
 ) -> None:
     plan = ExportPlan(tmp_path / "plain", "tiny", ("fp32",))
-    plain = export_student(student, facts, code_pictures, plan, print).bundle
+    plain = export_student(student, facts, code_samples, plan, print).bundle
     assert plain.bits == ()
     assert plain.manifest.model_id == coded.manifest.model_id
     assert "Binary codes" not in (plain.folder / "MODEL_CARD.md").read_text()

@@ -42,8 +42,8 @@ ENGINES = ("onnxruntime", "openvino")
 
 
 @pytest.fixture(scope="module")
-def dsn(pictures: ExportImages) -> DsnStudent:
-    return telling(fitted(tiny_dsn_student(), [pictures.parity]), pictures.parity)
+def dsn(samples: ExportImages) -> DsnStudent:
+    return telling(fitted(tiny_dsn_student(), [samples.parity]), samples.parity)
 
 
 @pytest.fixture(scope="module")
@@ -51,22 +51,22 @@ def dsn_bundle(
     tmp_path_factory: pytest.TempPathFactory,
     dsn: DsnStudent,
     facts: StudentFacts,
-    pictures: ExportImages,
+    samples: ExportImages,
 ) -> Bundle:
     plan = ExportPlan(
         tmp_path_factory.mktemp("bundles") / "dsn", "dsn", ("fp32", "fp16", "int8", "int8.trt")
     )
-    # Of the few pictures of held-out classes, one that changes places would be too much.
-    pictures = replace(pictures, ranking=pictures.parity)
-    return export_student(dsn, replace(facts, method="dsn"), pictures, plan, print).bundle
+    # Of the few images of held-out classes, one that changes places would be too much.
+    samples = replace(samples, ranking=samples.parity)
+    return export_student(dsn, replace(facts, method="dsn"), samples, plan, print).bundle
 
 
 def model_of(bundle: Bundle, precision: Precision, form: OnnxForm = "plain") -> onnx.ModelProto:
     return onnx.load(bundle.onnx_path(precision, form))
 
 
-def pixels_of(pictures: ExportImages) -> NDArray[np.uint8]:
-    return pictures.parity.pixels[96:104]
+def pixels_of(samples: ExportImages) -> NDArray[np.uint8]:
+    return samples.parity.pixels[96:104]
 
 
 def test_the_manifest_and_the_card_tell_of_the_domain_input(dsn_bundle: Bundle) -> None:
@@ -89,10 +89,10 @@ def test_parity_is_kept_by_sketches_and_by_photos(dsn_bundle: Bundle) -> None:
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_file_computes_what_torch_does_for_either_kind(
-    dsn_bundle: Bundle, dsn: DsnStudent, pictures: ExportImages, precision: Precision, name: str
+    dsn_bundle: Bundle, dsn: DsnStudent, samples: ExportImages, precision: Precision, name: str
 ) -> None:
     pytest.importorskip(name)
-    pixels = pixels_of(pictures)
+    pixels = pixels_of(samples)
     wanted = {kind: embed_with_torch(dsn, ModelInputs.of_kind(pixels, kind)) for kind in KINDS}
     between = float((wanted["sketch"] * wanted["photo"]).sum(axis=1).max())
     assert between < 0.9, "the kind must make more of a difference than rounding does"

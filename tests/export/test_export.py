@@ -75,10 +75,10 @@ def test_parity_is_kept_and_recorded(bundle: Bundle) -> None:
 
 
 def test_engine_gives_the_students_embeddings(
-    bundle: Bundle, student: SbtknetStudent, pictures: ExportImages
+    bundle: Bundle, student: SbtknetStudent, samples: ExportImages
 ) -> None:
     """The check is made again, with the input normalised by hand."""
-    pixels = pictures.parity.pixels[:6]
+    pixels = samples.parity.pixels[:6]
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     images = ((pixels / 255.0 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
     with torch.inference_mode():
@@ -113,21 +113,21 @@ def test_card_tells_what_the_manifest_says(bundle: Bundle) -> None:
 
 
 def test_slim_bundle_keeps_the_fp32_figures(
-    student: SbtknetStudent, facts: StudentFacts, pictures: ExportImages, tmp_path: Path
+    student: SbtknetStudent, facts: StudentFacts, samples: ExportImages, tmp_path: Path
 ) -> None:
     plan = ExportPlan(tmp_path / "slim", "slim", ("int8",), is_slim=True)
-    slim = export_student(student, facts, pictures, plan, quiet).bundle
+    slim = export_student(student, facts, samples, plan, quiet).bundle
     assert set(slim.manifest.files) == {*CONTRACT, "MODEL_CARD.md", "model.int8.onnx"}
     assert set(slim.manifest.parity) == {"fp32", "int8"}
     slim.verify()
 
 
 def test_slim_bundle_of_fp32_alone_is_refused(
-    student: SbtknetStudent, facts: StudentFacts, pictures: ExportImages, tmp_path: Path
+    student: SbtknetStudent, facts: StudentFacts, samples: ExportImages, tmp_path: Path
 ) -> None:
     plan = ExportPlan(tmp_path / "slim", "slim", ("fp32",), is_slim=True)
     with pytest.raises(BadConfig, match="empty"):
-        export_student(student, facts, pictures, plan, quiet)
+        export_student(student, facts, samples, plan, quiet)
 
 
 class Changed(SbtknetStudent):
@@ -138,18 +138,18 @@ class Changed(SbtknetStudent):
 
 
 def test_nothing_is_published_when_parity_fails(
-    student: SbtknetStudent, facts: StudentFacts, pictures: ExportImages, tmp_path: Path
+    student: SbtknetStudent, facts: StudentFacts, samples: ExportImages, tmp_path: Path
 ) -> None:
     changed = copy.deepcopy(student)
     changed.__class__ = Changed
     with pytest.raises(BadModel, match=r"fp32: smallest cosine 0\.\d+ is not >= 0\.9999"):
         plan = ExportPlan(tmp_path / "bundles" / "bad", "bad", ("fp32",))
-        export_student(changed, facts, pictures, plan, quiet)
+        export_student(changed, facts, samples, plan, quiet)
     assert list((tmp_path / "bundles").iterdir()) == []
 
 
 def test_weights_changed_after_the_export_are_found(
-    bundle: Bundle, student: SbtknetStudent, pictures: ExportImages
+    bundle: Bundle, student: SbtknetStudent, samples: ExportImages
 ) -> None:
     changed = copy.deepcopy(student)
     with torch.no_grad():
@@ -157,30 +157,28 @@ def test_weights_changed_after_the_export_are_found(
             torch.linspace(0.2, 1.8, changed.embedding.out_features)[:, None]
         )
     with pytest.raises(BadModel) as caught:
-        check_models(
-            bundle, compute_reference(changed, pictures), pictures, ("fp32", "int8"), quiet
-        )
+        check_models(bundle, compute_reference(changed, samples), samples, ("fp32", "int8"), quiet)
     assert "fp32: smallest cosine" in caught.value.found
     assert "int8: " in caught.value.found
 
 
 def test_rows_that_are_not_of_length_one_are_refused(
-    bundle: Bundle, student: SbtknetStudent, pictures: ExportImages, tmp_path: Path
+    bundle: Bundle, student: SbtknetStudent, samples: ExportImages, tmp_path: Path
 ) -> None:
     """A cosine does not see them: NNCF's quantised norm gave lengths up to 1.37."""
     longer = with_edited_model(bundle, "fp32", tmp_path, scaled_by(1.002))
     with pytest.raises(BadModel) as caught:
-        check_models(longer, compute_reference(student, pictures), pictures, ("fp32",), quiet)
+        check_models(longer, compute_reference(student, samples), samples, ("fp32",), quiet)
     assert "largest |norm - 1| 0.002" in caught.value.found
     assert "cosine" not in caught.value.found
 
 
 def test_not_a_number_keeps_no_limit(
-    bundle: Bundle, student: SbtknetStudent, pictures: ExportImages, tmp_path: Path
+    bundle: Bundle, student: SbtknetStudent, samples: ExportImages, tmp_path: Path
 ) -> None:
     broken = with_edited_model(bundle, "fp16", tmp_path, scaled_by(float("nan")))
     with pytest.raises(BadModel, match="fp16: smallest cosine nan"):
-        check_models(broken, compute_reference(student, pictures), pictures, ("fp16",), quiet)
+        check_models(broken, compute_reference(student, samples), samples, ("fp16",), quiet)
 
 
 def test_existing_folder_is_left_alone(run: TrainedRun, bundle: Bundle, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which pictures an export looks at, above all which it does not."""
+"""The images that an export uses, and those that it must not."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from sbtk_train.data.splits import export_problem
 from tests.tiny_student import TRAINING, UNSEEN, VALIDATION
 
 
-def test_sketches_and_photos_come_in_equal_parts(pictures: ExportImages) -> None:
-    assert len(pictures.parity) == 200
-    assert pictures.parity.is_sketch.mean() == 0.5
-    assert pictures.calibration.is_sketch.mean() == 0.5
-    assert pictures.parity.pixels.shape == (200, 224, 224, 3)
+def test_sketches_and_photos_come_in_equal_parts(samples: ExportImages) -> None:
+    assert len(samples.parity) == 200
+    assert samples.parity.is_sketch.mean() == 0.5
+    assert samples.calibration.is_sketch.mean() == 0.5
+    assert samples.parity.pixels.shape == (200, 224, 224, 3)
     # Every class has its share: 25 sketches and 25 photos each.
-    assert np.bincount(pictures.parity.labels).tolist() == [50] * len(TRAINING)
-    for path, is_sketch in zip(pictures.parity.paths, pictures.parity.is_sketch, strict=True):
+    assert np.bincount(samples.parity.labels).tolist() == [50] * len(TRAINING)
+    for path, is_sketch in zip(samples.parity.paths, samples.parity.is_sketch, strict=True):
         assert path.parent.parent.name == ("sketch" if is_sketch else "photo")
 
 
-def test_no_picture_serves_twice(pictures: ExportImages) -> None:
-    used = [*pictures.calibration.paths, *pictures.parity.paths, *pictures.ranking.paths]
+def test_no_picture_serves_twice(samples: ExportImages) -> None:
+    used = [*samples.calibration.paths, *samples.parity.paths, *samples.ranking.paths]
     assert len(set(used)) == len(used)
 
 
-def test_classes_are_used_for_what_they_were_seen_as(pictures: ExportImages) -> None:
-    for part in (pictures.calibration, pictures.parity):
+def test_classes_are_used_for_what_they_were_seen_as(samples: ExportImages) -> None:
+    for part in (samples.calibration, samples.parity):
         assert {path.parent.name for path in part.paths} == set(TRAINING)
-    assert {path.parent.name for path in pictures.ranking.paths} == set(VALIDATION)
+    assert {path.parent.name for path in samples.ranking.paths} == set(VALIDATION)
 
 
 def test_unseen_classes_are_not_even_opened(textures: Path, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_too_few_images_are_refused_as_training_said(
 ) -> None:
     data = fewer_sketches(textures, tmp_path / "data", kept)
     assert export_problem(kept * len(TRAINING), 132, is_calibrating=needs_calibration)
-    with pytest.raises(BadData, match=r"has \d+ pictures for") as caught:
+    with pytest.raises(BadData, match=r"has \d+ images for") as caught:
         choose_images(data, TRAINING, VALIDATION, is_calibrating=needs_calibration)
     assert "at least 32" in caught.value.expected
     assert "--images DATA" in caught.value.next_step
@@ -104,9 +104,9 @@ def test_without_held_out_classes_parity_pictures_are_ranked(textures: Path) -> 
     assert chosen.ranking is chosen.parity
 
 
-def test_the_choice_is_the_same_each_time(textures: Path, pictures: ExportImages) -> None:
+def test_the_choice_is_the_same_each_time(textures: Path, samples: ExportImages) -> None:
     again = choose_images(textures, TRAINING, VALIDATION)
-    assert again.calibration.paths == pictures.calibration.paths
-    assert again.ranking.paths == pictures.ranking.paths
+    assert again.calibration.paths == samples.calibration.paths
+    assert again.ranking.paths == samples.ranking.paths
     other = choose_images(textures, TRAINING, VALIDATION, seed=1)
-    assert other.parity.paths != pictures.parity.paths
+    assert other.parity.paths != samples.parity.paths

@@ -31,10 +31,10 @@ from sbtk_train.models.sbtknet import SbtknetStudent
 
 
 def test_mean_inputs_are_means_over_pictures_and_positions(
-    bundle: Bundle, pictures: ExportImages
+    bundle: Bundle, samples: ExportImages
 ) -> None:
     """The first convolution reads the normalised picture, whose mean is computed by hand."""
-    inputs = pictures.calibration.inputs.first(13)
+    inputs = samples.calibration.inputs.first(13)
     model = onnx.load(bundle.onnx_path("fp32"))
     means = measure_mean_inputs(model, inputs)
     first = next(node for node in model.graph.node if node.op_type == "Conv")
@@ -45,10 +45,10 @@ def test_mean_inputs_are_means_over_pictures_and_positions(
     assert set(means) == {node.input[0] for node in layers}
 
 
-def test_rounded_weights_and_biases_shift_no_mean(bundle: Bundle, pictures: ExportImages) -> None:
+def test_rounded_weights_and_biases_shift_no_mean(bundle: Bundle, samples: ExportImages) -> None:
     """What the weights' rounding adds to a channel's mean, the bias takes off, to half a step."""
     original, quantised = (onnx.load(bundle.onnx_path(p)) for p in ("fp32", "int8"))
-    means = measure_mean_inputs(original, pictures.calibration.inputs)
+    means = measure_mean_inputs(original, samples.calibration.inputs)
     exact = {tensor.name: numpy_helper.to_array(tensor) for tensor in original.graph.initializer}
     shifts = 0
     for node, weight, bias, step in quantised_layers(quantised):
@@ -100,24 +100,24 @@ def model(tmp_path: Path, student: SbtknetStudent) -> onnx.ModelProto:
     return onnx.load(tmp_path / "model.onnx")
 
 
-def test_the_model_computes_what_it_did(model: onnx.ModelProto, pictures: ExportImages) -> None:
-    pixels = pictures.parity.pixels[:20]
+def test_the_model_computes_what_it_did(model: onnx.ModelProto, samples: ExportImages) -> None:
+    pixels = samples.parity.pixels[:20]
     before, weights = embedded(model, pixels), weights_of(model)
-    assert equalise_channels(model, pictures.calibration.inputs.first(30)) == 1
+    assert equalise_channels(model, samples.calibration.inputs.first(30)) == 1
     np.testing.assert_allclose(embedded(model, pixels), before, atol=2e-6)
     changed = [name for name, value in weights_of(model).items() if (value != weights[name]).any()]
     assert len(changed) == 3  # the first one's weights and bias, and the second one's weights
     onnx.checker.check_model(model, full_check=True)
 
 
-def test_channels_are_more_even_than_before(model: onnx.ModelProto, pictures: ExportImages) -> None:
+def test_channels_are_more_even_than_before(model: onnx.ModelProto, samples: ExportImages) -> None:
     """One channel is made a hundred times as large; evening out takes most of that back."""
     first, second = (node for node in model.graph.node if node.op_type == "Conv")
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, factor, axis in ((first.input[1], 100, 0), (first.input[2], 100, 0)):
         scale_channel(constants[name], factor, axis)
     scale_channel(constants[second.input[1]], 1 / 100, axis=1)
-    inputs = pictures.calibration.inputs.first(30)
+    inputs = samples.calibration.inputs.first(30)
     pixels = inputs.pixels
     before = spread(model, second.input[0], pixels)
     rows = embedded(model, pixels)
@@ -282,17 +282,17 @@ def test_weights_that_are_not_signed_count_as_the_worst() -> None:
 
 
 def test_int8_is_made_of_an_fp16_file_too(
-    bundle: Bundle, pictures: ExportImages, tmp_path: Path
+    bundle: Bundle, samples: ExportImages, tmp_path: Path
 ) -> None:
     source = bundle.folder / "model.fp16.onnx"
     single = single_precision(onnx.load(source))
     kinds = {tensor.data_type for tensor in single.graph.initializer}
     assert TensorProto.FLOAT16 not in kinds
     onnx.checker.check_model(single, full_check=True)
-    pixels = pictures.parity.pixels[:20]
+    pixels = samples.parity.pixels[:20]
     wanted = rows_of(onnx.load(bundle.folder / "model.fp32.onnx"), pixels)
     np.testing.assert_allclose(rows_of(single, pixels), wanted, atol=2e-3)
-    quantise(source, tmp_path / "model.int8.onnx", pictures.calibration.inputs)
+    quantise(source, tmp_path / "model.int8.onnx", samples.calibration.inputs)
     again = onnx.load(tmp_path / "model.int8.onnx")
     require_same_sums(again, "it")
     cosines = (rows_of(again, pixels) * wanted).sum(axis=1)

@@ -55,7 +55,7 @@ class Residual(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def residual_student(student: SbtknetStudent, pictures: ExportImages) -> SbtknetStudent:
+def residual_student(student: SbtknetStudent, samples: ExportImages) -> SbtknetStudent:
     """The tiny student with two residual blocks, which depends on a few large values.
 
     With steps of least squared error some of its embeddings have a cosine of 0.3.
@@ -65,7 +65,7 @@ def residual_student(student: SbtknetStudent, pictures: ExportImages) -> Sbtknet
     with torch.random.fork_rng():
         torch.manual_seed(1)
         deeper.trunk.append(Residual(48))
-    return fitted(deeper, [pictures.parity, pictures.ranking])
+    return fitted(deeper, [samples.parity, samples.ranking])
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +73,12 @@ def trt_bundle(
     tmp_path_factory: pytest.TempPathFactory,
     residual_student: SbtknetStudent,
     facts: StudentFacts,
-    pictures: ExportImages,
+    samples: ExportImages,
 ) -> Bundle:
     """A bundle with both INT8 files."""
     target = tmp_path_factory.mktemp("bundles") / "both"
     plan = ExportPlan(target, "both", ("fp32", "int8", "int8.trt"))
-    return export_student(residual_student, facts, pictures, plan, print).bundle
+    return export_student(residual_student, facts, samples, plan, print).bundle
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +104,9 @@ def test_parity_is_kept_and_told(trt_bundle: Bundle) -> None:
 
 
 def test_onnx_runtime_runs_it_when_asked_for_that_form(
-    trt_bundle: Bundle, pictures: ExportImages
+    trt_bundle: Bundle, samples: ExportImages
 ) -> None:
-    pixels = pictures.parity.pixels[:6]
+    pixels = samples.parity.pixels[:6]
     rows = []
     runs: tuple[tuple[Precision, OnnxForm], ...] = (
         ("int8", "tensorrt"),
@@ -274,20 +274,20 @@ def test_tensorrt_takes_it_and_not_the_other(trt_bundle: Bundle) -> None:
 
 
 def test_slim_bundle_of_tensorrts_form_alone_is_refused(
-    student: SbtknetStudent, facts: StudentFacts, pictures: ExportImages, tmp_path: Path
+    student: SbtknetStudent, facts: StudentFacts, samples: ExportImages, tmp_path: Path
 ) -> None:
     """No engine but TensorRT's could run it."""
     plan = ExportPlan(tmp_path / "slim", "slim", ("int8.trt",), is_slim=True)
     with pytest.raises(BadConfig, match="empty"):
-        export_student(student, facts, pictures, plan, print)
+        export_student(student, facts, samples, plan, print)
 
 
 def test_the_other_files_quantisation_is_what_it_was(
-    tmp_path: Path, student: SbtknetStudent, pictures: ExportImages
+    tmp_path: Path, student: SbtknetStudent, samples: ExportImages
 ) -> None:
     """Both share the calibration's batches, and the one for CPUs stays unsigned."""
     write_onnx(student, tmp_path / "fp32.onnx")
-    quantise(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", pictures.calibration.inputs.first(16))
+    quantise(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", samples.calibration.inputs.first(16))
     constants = constants_of(onnx.load(tmp_path / "int8.onnx"))
     assert {np.dtype(np.uint8), np.dtype(np.int32)} < {value.dtype for value in constants.values()}
 

@@ -55,9 +55,9 @@ def test_model_does_not_tell_where_it_was_made(bundle: Bundle, precision: Precis
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_batch_is_dynamic(bundle: Bundle, pictures: ExportImages, precision: Precision) -> None:
+def test_batch_is_dynamic(bundle: Bundle, samples: ExportImages, precision: Precision) -> None:
     session = onnxruntime.InferenceSession(bundle.onnx_path(precision))
-    pixels = pictures.parity.pixels[:5]
+    pixels = samples.parity.pixels[:5]
     together = session.run(["embeddings"], {"images": pixels})[0]
     single = [session.run(["embeddings"], {"images": pixels[i : i + 1]})[0] for i in range(5)]
     np.testing.assert_allclose(together, np.concatenate(single), atol=1e-5)
@@ -108,10 +108,10 @@ def test_int8_weights_are_signed_per_channel_and_of_seven_bits(bundle: Bundle) -
             assert constants[node.input[2]].dtype == np.uint8
 
 
-def test_int8_file_runs_in_openvino_too(bundle: Bundle, pictures: ExportImages) -> None:
+def test_int8_file_runs_in_openvino_too(bundle: Bundle, samples: ExportImages) -> None:
     if importlib.util.find_spec("openvino") is None:
         pytest.skip("OpenVINO is not installed")
-    pixels = pictures.parity.pixels[:8]
+    pixels = samples.parity.pixels[:8]
     compiled = openvino_core().compile_model(str(bundle.onnx_path("int8")), "CPU")
     rows = compiled(pixels)["embeddings"]
     session = onnxruntime.InferenceSession(bundle.onnx_path("int8"))
@@ -140,12 +140,12 @@ def test_what_lies_outside_is_not_quantised() -> None:
 
 @pytest.mark.parametrize("opset", [OPSETS[0], OPSETS[-1]])
 def test_every_precision_can_be_written_in_an_opset(
-    student: SbtknetStudent, pictures: ExportImages, tmp_path: Path, opset: int
+    student: SbtknetStudent, samples: ExportImages, tmp_path: Path, opset: int
 ) -> None:
-    calibration = pictures.calibration.inputs.first(16)
+    calibration = samples.calibration.inputs.first(16)
     write_models(student, tmp_path, VARIANTS, calibration, lambda _: None, opset)
-    pixels = pictures.parity.pixels[:4]
-    wanted = embed_with_torch(student, pictures.parity.inputs.first(4))
+    pixels = samples.parity.pixels[:4]
+    wanted = embed_with_torch(student, samples.parity.inputs.first(4))
     for variant in VARIANTS:
         model = onnx.load(tmp_path / file_name(variant))
         assert [entry.version for entry in model.opset_import if not entry.domain] == [opset]

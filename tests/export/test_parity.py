@@ -83,7 +83,7 @@ def test_limits_are_kept_at_their_values() -> None:
 class Scripted:
     """An engine that knows the answers: the row of each picture's first pixel.
 
-    Of `numbered` pictures those with even numbers are sketches, and it wants to be told so.
+    The even ones of `numbered` images are sketches, and must be marked as such.
     """
 
     info = EngineInfo("scripted", "int8", "cpu", 4, threads=1, lanes=1, version="0")
@@ -104,9 +104,9 @@ def test_figures_are_what_loops_say() -> None:
     random = np.random.default_rng(0)
     wanted = unit(random.standard_normal((60, 4)))
     rows = (wanted + 0.2 * random.standard_normal((60, 4))).astype(np.float32)
-    pictures = numbered(60)
+    samples = numbered(60)
     parity = measure_parity(
-        Scripted(rows), ExportImages(pictures, pictures, pictures), Reference(wanted, wanted)
+        Scripted(rows), ExportImages(samples, samples, samples), Reference(wanted, wanted)
     )
     cosines = [
         float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
@@ -119,11 +119,11 @@ def test_figures_are_what_loops_say() -> None:
     assert parity.cosine_min_photos == pytest.approx(min(cosines[1::2]), abs=1e-6)
     lengths = [abs(float(np.linalg.norm(row)) - 1) for row in rows]
     assert parity.norm_error == pytest.approx(max(lengths), abs=1e-6)
-    found, expected = ranks(unit(rows), pictures), ranks(wanted, pictures)
+    found, expected = ranks(unit(rows), samples), ranks(wanted, samples)
     shared = [len(set(a[:10]) & set(b[:10])) / 10 for a, b in zip(found, expected, strict=True)]
     assert parity.top10_agreement == pytest.approx(sum(shared) / len(shared))
-    assert parity.map_torch == pytest.approx(mean_average_precision(expected, pictures))
-    assert parity.map_model == pytest.approx(mean_average_precision(found, pictures))
+    assert parity.map_torch == pytest.approx(mean_average_precision(expected, samples))
+    assert parity.map_model == pytest.approx(mean_average_precision(found, samples))
     assert parity.engine == "scripted 0"
 
 
@@ -152,22 +152,22 @@ def unit(rows: NDArray[np.float64] | Embeddings) -> Embeddings:
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
 
 
-def ranks(rows: Embeddings, pictures: ImageSubset) -> list[list[int]]:
-    sketches = np.flatnonzero(pictures.is_sketch)
-    photos = np.flatnonzero(~pictures.is_sketch)
+def ranks(rows: Embeddings, samples: ImageSubset) -> list[list[int]]:
+    sketches = np.flatnonzero(samples.is_sketch)
+    photos = np.flatnonzero(~samples.is_sketch)
     return [
         sorted(photos.tolist(), key=lambda photo: -float(rows[sketch] @ rows[photo]))
         for sketch in sketches
     ]
 
 
-def mean_average_precision(ranked: list[list[int]], pictures: ImageSubset) -> float:
-    sketches = np.flatnonzero(pictures.is_sketch)
+def mean_average_precision(ranked: list[list[int]], samples: ImageSubset) -> float:
+    sketches = np.flatnonzero(samples.is_sketch)
     values = []
     for sketch, order in zip(sketches, ranked, strict=True):
         hits, precisions = 0, []
         for rank, photo in enumerate(order, start=1):
-            if pictures.labels[photo] == pictures.labels[sketch]:
+            if samples.labels[photo] == samples.labels[sketch]:
                 hits += 1
                 precisions.append(hits / rank)
         values.append(sum(precisions) / len(precisions))

@@ -28,11 +28,11 @@ def exported(
     tmp_path_factory: pytest.TempPathFactory,
     student: SbtknetStudent,
     facts: StudentFacts,
-    pictures: ExportImages,
+    samples: ExportImages,
 ) -> Exported:
     """A bundle with what TensorRT is fast with."""
     plan = ExportPlan(tmp_path_factory.mktemp("bundles") / "gpu", "gpu", VARIANTS)
-    return export_student(student, facts, pictures, plan, print)
+    return export_student(student, facts, samples, plan, print)
 
 
 @pytest.fixture(autouse=True)

@@ -122,7 +122,7 @@ def test_random_split_is_the_same_on_every_machine() -> None:
         ("random:x:1", CLASSES, "random:N:SEED"),
         ("random:40:1", CLASSES, "1 to 39"),
         ("random:0:1", CLASSES, "1 to 39"),
-        ("random:5:1", None, "no data here"),
+        ("random:5:1", None, "no data are given"),
     ],
 )
 def test_random_split_that_cannot_be_drawn_is_refused(

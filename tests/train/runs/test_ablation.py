@@ -1,4 +1,4 @@
-"""The ablation study: every row trains, a stopped study goes on, and results are what runs say."""
+"""The ablation study: every row trains, an interrupted study resumes, and results match the runs."""
 
 from __future__ import annotations
 

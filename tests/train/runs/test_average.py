@@ -215,7 +215,7 @@ def test_the_command_prints_the_new_run_and_keeps_an_old_one(
     assert f"next: sbtk export {target}" in told.err
     before = (target / STUDENT).read_bytes()
     assert main(["average", *map(str, runs), "--out", str(target)]) == 2
-    assert "already there" in capsys.readouterr().err
+    assert "exists and is not empty" in capsys.readouterr().err
     assert (target / STUDENT).read_bytes() == before
 
 

@@ -1,4 +1,4 @@
-"""A run goes on in another place and for longer, and a new one starts from an old one's model."""
+"""A run resumes in another place and for longer, and a new one starts from an old model."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_new_run_starts_from_the_model_of_an_old_one(
     assert main([*words, "--weights", str(place / "run")]) == 0
     shown = capsys.readouterr().err
     assert f"starting from the model in {place / 'run' / STUDENT}" in shown
-    assert "the classification head starts afresh" in shown
+    assert "the classification head is new" in shown
     config = read_config(tmp_path / "run")
     assert (config.dim, config.backbone) == (8, "resnet18")
     assert config.recipe.knowledge  # type: ignore[attr-defined]

@@ -52,7 +52,7 @@ def test_without_validation_classes_a_run_says_that_it_compared_nothing(
 ) -> None:
     config = tiny_config(data, epochs=1, refit=True, selection="last")
     messages = run(replace(config, validation_classes=0), tmp_path / "run")
-    assert any("fitting the embedding again" in str(text) for text in messages)
+    assert any("refitting the embedding" in str(text) for text in messages)
     refit = json.loads((tmp_path / "run" / RECORD).read_text())["refit"]
     assert refit["kept"]
     assert "validation classes" in refit["reason"]
