@@ -43,7 +43,7 @@ COMMANDS = {
         "sbtk_cli.doctor", "Check what this machine can run, and what is missing."
     ),
     "models": LazyCommand("sbtk_cli.models", "List the model bundles, or check one."),
-    "data": LazyCommand("sbtk_cli.data", "Look through a data set before training on it."),
+    "data": LazyCommand("sbtk_cli.data", "Check a data set before training on it."),
     "train": LazyCommand("sbtk_cli.train", "Train a model on sketches and photos."),
     "average": LazyCommand("sbtk_cli.average", "Average the students of several runs."),
     "export": LazyCommand("sbtk_cli.export", "Turn a training run into a model bundle."),

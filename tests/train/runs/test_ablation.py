@@ -1,4 +1,4 @@
-"""The ablation study: every row trains, an interrupted study resumes, and results match the runs."""
+"""The ablation study: rows train, an interrupted study resumes, and results match the runs."""
 
 from __future__ import annotations
 
