@@ -58,20 +58,20 @@ def render_model_card(manifest: BundleManifest) -> str:
         f"A {manifest.backbone} student trained by {manifest.method}, {manifest.dim} dimensions, "
         f"exported on {manifest.created[:10]}. Model id `{manifest.model_id}`. {summary}".rstrip(),
         _section("Intended use", _USE),
-        _section("Input", _input_text(manifest)),
+        _section("Input", _render_input(manifest)),
         _section("Licence", str(licence)),
         _section("Training", _bullets(training)),
-        _section("Metrics", _metrics_text(manifest.metrics)),
-        _section("Parity with torch", _parity_text(manifest.parity)),
-        *_codes_sections(manifest),
+        _section("Metrics", _render_metrics(manifest.metrics)),
+        _section("Parity with torch", _render_parity(manifest.parity)),
+        *_render_codes(manifest),
         _section("Limits", _LIMITS),
-        _section("Files", _files_text(manifest)),
+        _section("Files", _render_files(manifest)),
         _section("Versions", _bullets(manifest.versions)),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _metrics_text(metrics: Mapping[str, Any]) -> str:
+def _render_metrics(metrics: Mapping[str, Any]) -> str:
     if not metrics:
         return "None recorded."
     notes = []
@@ -85,7 +85,7 @@ def _metrics_text(metrics: Mapping[str, Any]) -> str:
     return "\n\n".join([_bullets(metrics), *notes])
 
 
-def _codes_sections(manifest: BundleManifest) -> list[str]:
+def _render_codes(manifest: BundleManifest) -> list[str]:
     bits = code_lengths(manifest)
     if not bits:
         return []
@@ -98,7 +98,7 @@ def _codes_sections(manifest: BundleManifest) -> list[str]:
     return [_section("Binary codes", text)]
 
 
-def _input_text(manifest: BundleManifest) -> str:
+def _render_input(manifest: BundleManifest) -> str:
     """Returns the description of the model's input."""
     in_words = " (in words: PREPROCESSING.md)" if "PREPROCESSING.md" in manifest.files else ""
     text = (
@@ -128,11 +128,11 @@ def _bullets(values: Mapping[str, Any], indent: str = "") -> str:
             for number, item in enumerate(value, start=1):
                 lines += [f"{indent}- {label}, {number}:", _bullets(item, indent + "  ")]
         else:
-            lines.append(f"{indent}- {label}: {_value_text(value)}")
+            lines.append(f"{indent}- {label}: {_format_value(value)}")
     return "\n".join(lines)
 
 
-def _value_text(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -140,7 +140,7 @@ def _value_text(value: object) -> str:
     return str(value)
 
 
-def _parity_text(parity: Mapping[str, Any]) -> str:
+def _render_parity(parity: Mapping[str, Any]) -> str:
     heading = ["precision", *(title for _, title, _ in _PARITY_COLUMNS)]
     rows = [heading, ["---"] * len(heading)]
     for precision, figures in parity.items():
@@ -162,7 +162,7 @@ def _parity_text(parity: Mapping[str, Any]) -> str:
     )
 
 
-def _files_text(manifest: BundleManifest) -> str:
+def _render_files(manifest: BundleManifest) -> str:
     rows = [
         f"- `{name}`: {record.size_bytes:,} bytes, SHA-256 `{record.sha256}`"
         for name, record in manifest.files.items()
@@ -335,20 +335,20 @@ def _metrics(
     for name, rule in _METRICS.items():
         if name in best:
             told = [rule.format(classes=validation_classes, images=images)]
-            told += _size_told(record, name)
-            told += _choice_told(_parts(record), name, selection)
+            told += _describe_size(record, name)
+            told += _describe_choice(_parts(record), name, selection)
             metrics[name] = {"value": best[name], "rule": "; ".join(told)}
     return metrics
 
 
-def _size_told(record: dict[str, Any], name: str) -> list[str]:
+def _describe_size(record: dict[str, Any], name: str) -> list[str]:
     """Returns the size of the images, if it is not the runtime's."""
     size_px = record.get("validation_px", SIZE_PX)
     is_measured_again = name.startswith("validation") and "refitted_map" in record.get("refit", {})
     return [] if size_px == SIZE_PX or is_measured_again else [f"images of {size_px} px"]
 
 
-def _choice_told(parts: list[dict[str, Any]], name: str, selection: Selection) -> list[str]:
+def _describe_choice(parts: list[dict[str, Any]], name: str, selection: Selection) -> list[str]:
     """Returns what a metric selected: an epoch, or those of the averaged students."""
     if not parts:
         return ["chose the epoch"] if SELECTION_METRICS[selection] == name else []

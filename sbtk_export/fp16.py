@@ -59,9 +59,9 @@ def fold_batch_norms(module: nn.Module) -> None:
     Args:
         module: in evaluation mode; changed in place.
     """
-    traced = fx.symbolic_trace(module)
-    modules = dict(traced.named_modules())
-    for node in traced.graph.nodes:
+    trace = fx.symbolic_trace(module)
+    modules = dict(trace.named_modules())
+    for node in trace.graph.nodes:
         norm = _module(node, modules)
         before = node.args[0] if node.args else None
         convolution = _module(before, modules)

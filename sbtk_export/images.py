@@ -19,7 +19,7 @@ from sbtk_runtime.errors import BadData, BadImage
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.preprocess import KINDS, SIZE_PX, Kind, Pixels, prepare
-from sbtk_train.data import ImageSet, of_classes, read_dataset
+from sbtk_train.data import ImageSet, read_dataset, select_classes
 from sbtk_train.data.splits import (
     CALIBRATION_PER_KIND,
     MIN_CALIBRATION_PER_KIND,
@@ -166,7 +166,7 @@ class ImageSampler:
 
 def _only(data: ImageSet, classes: Sequence[str]) -> ImageSet:
     wanted = {class_key(name) for name in classes}
-    return of_classes(data, [name for name in data.classes if class_key(name) in wanted])
+    return select_classes(data, [name for name in data.classes if class_key(name) in wanted])
 
 
 def _files(data: ImageSet, per_kind: int, rng: np.random.Generator) -> dict[Kind, tuple[Path, ...]]:

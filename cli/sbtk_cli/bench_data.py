@@ -18,10 +18,10 @@ from sbtk_runtime.evaluation.evaluation import PHOTO_QUERIES_PER_CLASS
 from sbtk_runtime.evaluation.protocol import ZERO_SHOT, Protocol, draw_seen
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.manifest import BundleManifest
-from sbtk_train.data import ImageSet, of_classes, read_dataset
+from sbtk_train.data import ImageSet, read_dataset, select_classes
 from sbtk_train.data.class_names import ClassNames
-from sbtk_train.data.image_set import with_sketches
-from sbtk_train.data.splits import Split, listing_of, open_split, split_names
+from sbtk_train.data.image_set import select_sketches
+from sbtk_train.data.splits import Split, find_listing, open_split, split_names
 
 Classes = Literal["unseen", "validation"]
 
@@ -76,7 +76,7 @@ def load_labelled_set(
         _refuse_leaks(manifest, split, names)
         of_all = "" if len(names) == len(split.unseen) else f" of {len(split.unseen)}"
         of = f"{len(names)}{of_all} unseen classes of {split.name}"
-    measured = of_classes(images, names)
+    measured = select_classes(images, names)
     if not measured.sketches or not measured.photos:
         raise BadData(
             f"{len(measured.sketches)} sketches and {len(measured.photos)} photos of {of}",
@@ -115,12 +115,12 @@ def _select_training(images: ImageSet, split: Split, without: Sequence[str]) -> 
     """Return the training images: seen classes, without sketches that its lists exclude."""
     others = ClassNames(without)
     seen = [name for name in split.seen_among(images.classes) if name not in others]
-    chosen = of_classes(images, seen)
-    listing = listing_of(images, split)
+    chosen = select_classes(images, seen)
+    listing = find_listing(images, split)
     if listing is None or not listing.training_sketches:
         return chosen
     kept = [row for row, path in enumerate(chosen.sketches) if path in listing.training_sketches]
-    return with_sketches(chosen, kept)
+    return select_sketches(chosen, kept)
 
 
 def _add_seen(measured: ImageSet, trained_on: ImageSet, zero_shot: LabelledSet) -> LabelledSet:
@@ -174,7 +174,7 @@ def _sample_training(
     """Return at most `LEARNT_ON_AT_MOST` training sketches and photos, drawn with seed 0."""
     held_out = ClassNames(_read_names(training, "validation_classes"))
     names = [name for name in trained_on.classes if name not in held_out]
-    chosen = of_classes(trained_on, names)
+    chosen = select_classes(trained_on, names)
     generator = np.random.default_rng(0)
 
     def some(paths: tuple[Path, ...], labels: NDArray[np.int64]) -> LabelledImages:

@@ -54,13 +54,15 @@ def augment_photos(pixels: Tensor, rng: BatchRng) -> Tensor:
         rng: for these N images.
     """
     photos = scale_to_unit(pixels)
-    photos = _moved(photos, rng, _PHOTO_TURN_DEGREES, _PHOTO_LOG_SCALE, _PHOTO_ZOOM, "reflection")
-    brightness = 1 + 0.3 * _spread(rng, photos)
+    photos = _apply_affine(
+        photos, rng, _PHOTO_TURN_DEGREES, _PHOTO_LOG_SCALE, _PHOTO_ZOOM, "reflection"
+    )
+    brightness = 1 + 0.3 * _sample_symmetric(rng, photos)
     photos = photos * brightness
     mean = photos.mean((1, 2, 3), keepdim=True)
-    photos = (photos - mean) * (1 + 0.3 * _spread(rng, photos)) + mean
+    photos = (photos - mean) * (1 + 0.3 * _sample_symmetric(rng, photos)) + mean
     grey = photos.mean(1, keepdim=True)
-    saturation = 1 + 0.4 * _spread(rng, photos)
+    saturation = 1 + 0.4 * _sample_symmetric(rng, photos)
     saturation = saturation * (~rng.bernoulli(_GREY_SHARE, 1, 1, 1)).to(photos.device).float()
     return normalise_unit(((photos - grey) * saturation + grey).clamp(0, 1))
 
@@ -73,7 +75,7 @@ def augment_sketches(pixels: Tensor, rng: BatchRng) -> Tensor:
         rng: for these N images.
     """
     ink = 1 - scale_to_unit(pixels)
-    ink = _moved(ink, rng, _SKETCH_TURN_DEGREES, _SKETCH_LOG_SCALE, 1.0, "zeros")
+    ink = _apply_affine(ink, rng, _SKETCH_TURN_DEGREES, _SKETCH_LOG_SCALE, 1.0, "zeros")
     width = rng.uniform().to(ink.device).view(-1, 1, 1, 1)
     thick = functional.max_pool2d(ink, 3, stride=1, padding=1)
     eroded = -functional.max_pool2d(-ink, 2, stride=1)
@@ -85,7 +87,7 @@ def augment_sketches(pixels: Tensor, rng: BatchRng) -> Tensor:
     return normalise_unit(1 - ink * (1 - missing))
 
 
-def _moved(
+def _apply_affine(
     images: Tensor, rng: BatchRng, degrees: float, log_scale: float, zoom: float, edge: str
 ) -> Tensor:
     angle = (rng.uniform() * 2 - 1) * math.radians(degrees)
@@ -103,7 +105,7 @@ def _moved(
     return functional.grid_sample(images, grid, padding_mode=edge, align_corners=False)
 
 
-def _spread(rng: BatchRng, images: Tensor) -> Tensor:
+def _sample_symmetric(rng: BatchRng, images: Tensor) -> Tensor:
     """Returns `(N, 1, 1, 1)` numbers in [-1, 1)."""
     return (rng.uniform(1, 1, 1) * 2 - 1).to(images.device)
 

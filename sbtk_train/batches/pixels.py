@@ -16,7 +16,7 @@ import torch
 from sbtk_runtime.errors import BadData, BadImage
 from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.preprocess import Kind, Pixels, prepare
-from sbtk_train.batches.strokes import render, render_varied, traced
+from sbtk_train.batches.strokes import render, render_varied, trace
 from sbtk_train.data import ImageSet, ImageSource, Rows
 from sbtk_train.data.stroke_files import Drawing, Strokes
 
@@ -110,7 +110,7 @@ class PixelStore:
             return render_varied(source.strokes, self._size_px, rng)
         if self._redrawn and rng.random() < self._redrawn:
             if row not in self._traces:
-                self._traces[row] = traced(load_pixels(source, "sketch", _TRACED_PX)[:, :, 0])
+                self._traces[row] = trace(load_pixels(source, "sketch", _TRACED_PX)[:, :, 0])
             if self._traces[row]:
                 return render_varied(self._traces[row], self._size_px, rng)
         return self._pixels(row)
@@ -146,8 +146,8 @@ def drop_unreadable(data: ImageSet, workers: int) -> tuple[ImageSet, list[Unread
         BadData: more than `MAX_UNREADABLE_SHARE` of the images are unreadable.
     """
     with ThreadPoolExecutor(workers) as pool:
-        sketch_faults = list(pool.map(lambda path: _fault(path, "sketch"), data.sketches))
-        photo_faults = list(pool.map(lambda path: _fault(path, "photo"), data.photos))
+        sketch_faults = list(pool.map(lambda path: _find_fault(path, "sketch"), data.sketches))
+        photo_faults = list(pool.map(lambda path: _find_fault(path, "photo"), data.photos))
     unreadable = [fault for fault in (*sketch_faults, *photo_faults) if fault is not None]
     total = len(data.sketches) + len(data.photos)
     if len(unreadable) > MAX_UNREADABLE_SHARE * total:
@@ -172,7 +172,7 @@ def drop_unreadable(data: ImageSet, workers: int) -> tuple[ImageSet, list[Unread
     return readable, unreadable
 
 
-def _fault(path: ImageSource, kind: Kind) -> Unreadable | None:
+def _find_fault(path: ImageSource, kind: Kind) -> Unreadable | None:
     try:
         load_pixels(path, kind, 32)
     except BadImage as problem:

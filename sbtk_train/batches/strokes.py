@@ -59,17 +59,17 @@ def render(strokes: Strokes, size_px: int, width: float = _PLAIN_WIDTH) -> Pixel
 def render_varied(strokes: Strokes, size_px: int, rng: np.random.Generator) -> Pixels:
     """Returns the drawing as somebody else might have drawn it, as `render` does."""
     width = float(np.exp(rng.uniform(math.log(_MIN_WIDTH), math.log(_MAX_WIDTH))))
-    return render(varied(strokes, rng), size_px, width)
+    return render(vary(strokes, rng), size_px, width)
 
 
-def varied(strokes: Strokes, rng: np.random.Generator) -> Strokes:
+def vary(strokes: Strokes, rng: np.random.Generator) -> Strokes:
     """Returns the strokes simplified, partly omitted or cut short, shifted and bent at random."""
     kept = _some(strokes, rng)
     if rng.random() < 0.3:
-        kept = tuple(_shortened(stroke, rng) for stroke in kept)
+        kept = tuple(_shorten(stroke, rng) for stroke in kept)
     if rng.random() < 0.6:
         tolerance = float(np.exp(rng.uniform(math.log(1.0), math.log(10.0))))
-        kept = tuple(simplified(stroke, tolerance) for stroke in kept)
+        kept = tuple(simplify(stroke, tolerance) for stroke in kept)
     shifts = rng.normal(0, rng.uniform(0, 2.5), (len(kept), 2)).astype(np.float32)
     kept = tuple(stroke + shift for stroke, shift in zip(kept, shifts, strict=True))
     stretch = np.exp(rng.uniform(-0.25, 0.25, 2))
@@ -77,10 +77,10 @@ def varied(strokes: Strokes, rng: np.random.Generator) -> Strokes:
     affine = np.array([[stretch[0], shear], [0, stretch[1]]], dtype=np.float32)
     strength, waves = rng.uniform(0, 7), rng.uniform(0.5, 1.5, (2, 2)) * 2 * np.pi / EXTENT
     phase = rng.uniform(0, 2 * np.pi, 2)
-    return tuple(_bent(stroke, strength, waves, phase) @ affine.T for stroke in kept)
+    return tuple(_bend(stroke, strength, waves, phase) @ affine.T for stroke in kept)
 
 
-def simplified(stroke: _Points, tolerance: float) -> _Points:
+def simplify(stroke: _Points, tolerance: float) -> _Points:
     """Returns `stroke (N, 2)` with fewer points, nowhere farther than `tolerance` from it.
 
     Douglas and Peucker 1973, by the distance to a chord, not to its line. Both ends stay.
@@ -104,7 +104,7 @@ def simplified(stroke: _Points, tolerance: float) -> _Points:
     return stroke[keep]
 
 
-def traced(pixels: Pixels) -> Strokes:
+def trace(pixels: Pixels) -> Strokes:
     """Returns the centre lines of a bitmap sketch as strokes in 0..255; none for an empty one.
 
     Args:
@@ -125,21 +125,23 @@ def traced(pixels: Pixels) -> Strokes:
             continue
         path = [start]
         left.discard(start)
-        while following := _straightest(path, left):
+        while following := _pick_straightest(path, left):
             path.append(following)
             left.discard(following)
         if len(path) >= _SHORTEST_TRACE_PX:
             closed = max(abs(path[0][0] - path[-1][0]), abs(path[0][1] - path[-1][1])) <= 2
             spots = [*path, path[0]] if closed and len(path) > 2 * _SHORTEST_TRACE_PX else path
             strokes.append(np.array(spots, dtype=np.float32)[:, ::-1] * scale)
-    return tuple(simplified(stroke, 0.75) for stroke in strokes)
+    return tuple(simplify(stroke, 0.75) for stroke in strokes)
 
 
 def _around(spot: tuple[int, int]) -> list[tuple[int, int]]:
     return [(spot[0] + r, spot[1] + c) for r, c in _NEIGHBOURS]
 
 
-def _straightest(path: list[tuple[int, int]], left: set[tuple[int, int]]) -> tuple[int, int] | None:
+def _pick_straightest(
+    path: list[tuple[int, int]], left: set[tuple[int, int]]
+) -> tuple[int, int] | None:
     """Returns the free neighbour of the path's end that turns least; `None` at a dead end."""
     here = path[-1]
     back = path[max(0, len(path) - 5)]
@@ -165,13 +167,13 @@ def _some(strokes: Strokes, rng: np.random.Generator) -> Strokes:
     return tuple(s for i, s in enumerate(strokes) if i == longest or not dropped[i])
 
 
-def _shortened(stroke: _Points, rng: np.random.Generator) -> _Points:
+def _shorten(stroke: _Points, rng: np.random.Generator) -> _Points:
     cut = int(len(stroke) * rng.uniform(0, 0.2))
     first = int(rng.integers(0, cut + 1))
     return stroke[first : len(stroke) - (cut - first)]
 
 
-def _bent(
+def _bend(
     stroke: _Points, strength: float, waves: NDArray[np.float64], phase: NDArray[np.float64]
 ) -> _Points:
     moved: _Points = (stroke + strength * np.sin(stroke @ waves.T + phase)).astype(np.float32)

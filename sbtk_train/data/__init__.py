@@ -11,7 +11,7 @@ from pathlib import Path
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.files import printable_name
 from sbtk_train.data.dataset import Dataset, open_dataset
-from sbtk_train.data.image_set import ImageSet, ImageSource, Rows, of_classes
+from sbtk_train.data.image_set import ImageSet, ImageSource, Rows, select_classes
 from sbtk_train.data.splits import MIN_TRAINING_CLASSES, Division, divide
 
 __all__ = [
@@ -21,8 +21,8 @@ __all__ = [
     "ImageSource",
     "Rows",
     "divide",
-    "of_classes",
     "read_dataset",
+    "select_classes",
 ]
 
 #: Of a list file; with more, something was not unpacked, and figures would be of other data.

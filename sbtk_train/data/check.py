@@ -19,14 +19,14 @@ from sbtk_runtime.files import printable_name
 from sbtk_runtime.images import FORMATS, read_image_bytes
 from sbtk_runtime.preprocess import Kind, prepare
 from sbtk_runtime.raw_photo import SUFFIXES as RAW_SUFFIXES
-from sbtk_train.data.dataset import Dataset, ignored_lines
+from sbtk_train.data.dataset import Dataset, describe_ignored
 from sbtk_train.data.image_set import ImageSet, Rows
 from sbtk_train.data.leakage import (
     Leakage,
     PublishedData,
     PublishedSplit,
     find_leakage,
-    published_data,
+    match_published_data,
 )
 from sbtk_train.data.splits import (
     MIN_SKETCHES,
@@ -38,7 +38,7 @@ from sbtk_train.data.splits import (
     divide,
     export_problem,
     find_export_problem,
-    listing_of,
+    find_listing,
     match_classes,
     named,
     open_split,
@@ -133,7 +133,7 @@ class DataCheck:
     def notices(self) -> list[str]:
         """Returns sentences on what training would leave out, and on labels in doubt."""
         ignored = self.dataset.ignored
-        lines = [line for kind in ignored for line in ignored_lines(kind, ignored[kind])]
+        lines = [line for kind in ignored for line in describe_ignored(kind, ignored[kind])]
         lines += [f"{each.name}: {each.export}" for each in self.splits if each.export]
         # Without a split, what is too little in all is too little of the training classes.
         if not self.splits and (export := export_problem(self.sketches.total, self.photos.total)):
@@ -198,7 +198,7 @@ def check_data(
         allow_missing: a split file may name classes that the data lack.
     """
     data = dataset.images
-    published = published_data(data.classes)
+    published = match_published_data(data.classes)
     sketches, photos = _counts(data, data.sketch_labels), _counts(data, data.photo_labels)
     sha256 = None if images is None else images.sha256
     return DataCheck(
@@ -249,7 +249,7 @@ def find_splits(dataset: Dataset, asked: str | None) -> list[Split]:
         )
         for listing in data.listings
     ]
-    published = published_data(data.classes)
+    published = match_published_data(data.classes)
     listed = [] if published is None else [open_split(each.split) for each in published.splits]
     return list({split.sha256: split for split in (*own, *listed)}.values())
 
@@ -351,7 +351,7 @@ def _split_check(
     allow_missing: bool,
 ) -> SplitCheck:
     is_unseen = np.array([split.is_unseen(name) for name in data.classes], dtype=np.bool_)
-    listing = listing_of(data, split)
+    listing = find_listing(data, split)
     seen_rows = np.flatnonzero(~is_unseen[data.sketch_labels])
     listed = frozenset() if listing is None else listing.training_sketches
     held_out = sum(data.sketches[row] not in listed for row in seen_rows) if listed else 0

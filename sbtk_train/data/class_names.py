@@ -134,7 +134,7 @@ def is_plural(name: str, other: str) -> bool:
     return long in (short, f"{short}s", f"{short}es")
 
 
-def close_names(name: str, classes: Iterable[str], most: int = 3) -> list[str]:
+def suggest_names(name: str, classes: Iterable[str], most: int = 3) -> list[str]:
     """Returns the classes whose names are closest to one that is not among them, best first."""
     by_key: dict[str, str] = {}
     for each in classes:
@@ -199,7 +199,7 @@ def _other_encoding(data: bytes) -> str:
 
 
 @functools.cache
-def published_splits() -> dict[str, dict[str, Sequence[str]]]:
+def read_published_splits() -> dict[str, dict[str, Sequence[str]]]:
     """Returns the published splits: by name, the lists `seen` and `unseen`."""
     text = resources.files("sbtk_train.data").joinpath("splits.json").read_text("utf-8")
     published: dict[str, dict[str, Sequence[str]]] = json.loads(text)
@@ -210,7 +210,9 @@ def published_splits() -> dict[str, dict[str, Sequence[str]]]:
 def _published_keys() -> frozenset[str]:
     """Returns the published classes run together, with and without additions in brackets."""
     names = [
-        name for split in published_splits().values() for name in (*split["seen"], *split["unseen"])
+        name
+        for split in read_published_splits().values()
+        for name in (*split["seen"], *split["unseen"])
     ]
     return frozenset(
         joined_key(spelling) for name in names for spelling in (name, without_addition(name))

@@ -18,8 +18,8 @@ from sbtk_train.data.image_set import (
     Listing,
     NamedImages,
     Rows,
-    common_names,
-    files_there,
+    find_existing,
+    match_names,
     scan,
 )
 from sbtk_train.data.layouts import PARTS, Layout, ListFolder, read_list_folder, recognise
@@ -77,7 +77,7 @@ def open_dataset(root: Path, *, keep_duplicates: bool = False) -> Dataset:
     photos = _named("photo", layout.photo_folders, lists)
     missing = _missing(lists)
     gone = {path for each in missing for path in each.missing}
-    class_of = common_names(sketches.names, photos.names)
+    class_of = match_names(sketches.names, photos.names)
     classes = tuple(sorted(set(class_of.values())))
     if not classes:
         raise BadData(f"{printable_name(root)} has no class folders", layout.title)
@@ -92,7 +92,7 @@ def open_dataset(root: Path, *, keep_duplicates: bool = False) -> Dataset:
     ignored: dict[Kind, Ignored] = {"sketch": sketches.ignored, "photo": photos.ignored}
     notices = [
         *_notices(missing, 0 if keep_duplicates else duplicates, renamed),
-        *(line for kind in ignored for line in ignored_lines(kind, ignored[kind])),
+        *(line for kind in ignored for line in describe_ignored(kind, ignored[kind])),
     ]
     images = ImageSet(
         classes,
@@ -106,7 +106,7 @@ def open_dataset(root: Path, *, keep_duplicates: bool = False) -> Dataset:
     return Dataset(layout, images, lists, missing, duplicates, renamed, ignored)
 
 
-def ignored_lines(kind: Kind, ignored: Ignored) -> list[str]:
+def describe_ignored(kind: Kind, ignored: Ignored) -> list[str]:
     """Returns sentences on what the class folders of a kind hold and training does not read."""
     lines = []
     if ignored.suffixes:
@@ -148,7 +148,7 @@ def _named(kind: Kind, folders: tuple[Path, ...], lists: Sequence[ListFolder]) -
 
 def _missing(lists: Sequence[ListFolder]) -> tuple[MissingImages, ...]:
     files = [listed for folder in lists for listed in folder.lists.values()]
-    there = files_there({path for listed in files for path in listed.paths})
+    there = find_existing({path for listed in files for path in listed.paths})
     found = (
         MissingImages(
             listed.file,
@@ -179,7 +179,7 @@ def _unique(layout: Layout, paths: tuple[Path, ...], labels: Rows) -> list[int]:
     """Returns the rows of the photos without the second copies."""
     if len(layout.photo_folders) < 2 or layout.own_parts:
         return list(range(len(paths)))
-    return without_duplicates(paths, labels.tolist(), layout.photo_folders)
+    return find_unique(paths, labels.tolist(), layout.photo_folders)
 
 
 def _listings(layout: Layout, lists: Sequence[ListFolder]) -> tuple[Listing, ...]:
@@ -212,7 +212,7 @@ def _notices(
     return notices
 
 
-def without_duplicates(
+def find_unique(
     paths: Sequence[Path], class_of: Sequence[Hashable], folders: Sequence[Path]
 ) -> list[int]:
     """Returns the rows of the photos that are not second copies, in order.

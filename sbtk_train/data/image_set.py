@@ -90,7 +90,7 @@ class ImageSet:
         return _names_sha256(self.classes, self.photos, self.photo_labels)
 
 
-def of_classes(data: ImageSet, classes: Sequence[str]) -> ImageSet:
+def select_classes(data: ImageSet, classes: Sequence[str]) -> ImageSet:
     """Returns the images of the named classes, relabelled in the given order."""
     index = {name: number for number, name in enumerate(classes)}
     new_label = np.array([index.get(name, -1) for name in data.classes], dtype=np.int64)
@@ -109,7 +109,7 @@ def of_classes(data: ImageSet, classes: Sequence[str]) -> ImageSet:
     )
 
 
-def with_sketches(data: ImageSet, rows: Sequence[int]) -> ImageSet:
+def select_sketches(data: ImageSet, rows: Sequence[int]) -> ImageSet:
     """Returns the set with the sketches of those rows alone, and all of its photos."""
     return ImageSet(
         data.classes,
@@ -120,7 +120,7 @@ def with_sketches(data: ImageSet, rows: Sequence[int]) -> ImageSet:
     )
 
 
-def with_photos(data: ImageSet, rows: Sequence[int]) -> ImageSet:
+def select_photos(data: ImageSet, rows: Sequence[int]) -> ImageSet:
     """Returns the set with the photos of those rows alone, and all of its sketches."""
     return replace(
         data,
@@ -129,7 +129,7 @@ def with_photos(data: ImageSet, rows: Sequence[int]) -> ImageSet:
     )
 
 
-def source_key(source: ImageSource) -> str:
+def identify_source(source: ImageSource) -> str:
     """Returns a text that identifies an image: name and size of a file, or a hash of strokes."""
     if isinstance(source, Drawing):
         return source.identity
@@ -139,7 +139,7 @@ def source_key(source: ImageSource) -> str:
 def _names_sha256(classes: tuple[str, ...], paths: Sequence[ImageSource], labels: Rows) -> str:
     digest = hashlib.sha256()
     for path, label in zip(paths, labels, strict=True):
-        record = f"{classes[label]}/{source_key(path)}\n"
+        record = f"{classes[label]}/{identify_source(path)}\n"
         digest.update(record.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
@@ -231,14 +231,14 @@ def refuse_ambiguous(names: Iterable[str], where: str) -> None:
             )
 
 
-def files_there(paths: Iterable[Path]) -> set[Path]:
+def find_existing(paths: Iterable[Path]) -> set[Path]:
     """Returns those of the paths that exist; reads each folder once instead of asking for each."""
     paths = list(paths)
     held = {folder: _file_names(folder) for folder in {path.parent for path in paths}}
     return {path for path in paths if path.name in held[path.parent]}
 
 
-def common_names(sketch_names: Sequence[str], photo_names: Sequence[str]) -> dict[str, str]:
+def match_names(sketch_names: Sequence[str], photo_names: Sequence[str]) -> dict[str, str]:
     """Returns the class name for each name of either domain.
 
     Names with one `class_key` are one class. A published class without a counterpart in the other

@@ -193,7 +193,7 @@ PUBLISHED_DATA = (
 )
 
 
-def published_data(classes: Iterable[str]) -> PublishedData | None:
+def match_published_data(classes: Iterable[str]) -> PublishedData | None:
     """Returns the published data set that has these classes, by and large; `None` if none has."""
     here = {published_key(name) for name in classes}
     for data in PUBLISHED_DATA:

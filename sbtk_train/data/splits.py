@@ -18,21 +18,21 @@ from sbtk_runtime.files import printable_name
 from sbtk_train.data.class_names import (
     ClassNames,
     class_key,
-    close_names,
     is_near,
     is_plural,
     joined_key,
     published_key,
-    published_splits,
     read_names,
+    read_published_splits,
+    suggest_names,
 )
 from sbtk_train.data.image_set import (
     ImageSet,
     Listing,
     Rows,
-    of_classes,
-    with_photos,
-    with_sketches,
+    select_classes,
+    select_photos,
+    select_sketches,
 )
 
 __all__ = ["Split", "class_key", "open_split", "split_names"]
@@ -84,7 +84,7 @@ class Split:
 
 def split_names() -> list[str]:
     """Returns the names of the published splits."""
-    return sorted(published_splits())
+    return sorted(read_published_splits())
 
 
 def open_split(name_or_file: str, classes: Sequence[str] | None = None) -> Split:
@@ -101,7 +101,7 @@ def open_split(name_or_file: str, classes: Sequence[str] | None = None) -> Split
         BadConfig: none of these; a file that names no class or is not UTF-8; or too many classes
             to draw.
     """
-    published = published_splits()
+    published = read_published_splits()
     by_key = {name.casefold(): name for name in published}
     if name := by_key.get(name_or_file.casefold()):
         entry = published[name]
@@ -235,7 +235,7 @@ def divide(
     if only_classes is not None:
         notices += _absent(data, only_classes)
         data = _only(data, split, only_classes)
-    usable, left_out = _in_both_domains(data, split.seen_among(data.classes))
+    usable, left_out = _find_usable(data, split.seen_among(data.classes))
     rng = np.random.default_rng(seed)
     if len(usable) < validation_classes + MIN_TRAINING_CLASSES:
         raise BadData(
@@ -247,20 +247,20 @@ def divide(
         )
     chosen = sorted(rng.choice(len(usable), validation_classes, replace=False).tolist())
     validation = [usable[i] for i in chosen]
-    training = of_classes(data, [name for name in usable if name not in set(validation)])
-    listing = listing_of(data, split)
+    training = select_classes(data, [name for name in usable if name not in set(validation)])
+    listing = find_listing(data, split)
     kept, held = _held_out(training, held_out_share, rng, listing)
     if listing is not None and listing.training_sketches:
         left_out.append(f"held out are the {len(held)} sketches that {listing.name} keeps back")
     photos = None
     if is_holding_out_photos:
         kept_photos, held_photos = _draw_held_out(training.photo_labels, held_out_share, rng)
-        photos = with_photos(with_sketches(training, []), held_photos)
-        training = with_photos(training, kept_photos)
+        photos = select_photos(select_sketches(training, []), held_photos)
+        training = select_photos(training, kept_photos)
     return Division(
-        training=with_sketches(training, kept),
-        held_out=with_sketches(training, held),
-        validation=of_classes(data, validation),
+        training=select_sketches(training, kept),
+        held_out=select_sketches(training, held),
+        validation=select_classes(data, validation),
         notices=(*notices, *left_out),
         held_out_photos=photos,
     )
@@ -272,7 +272,7 @@ def find_export_problem(division: Division) -> str:
     return export_problem(sketches, len(division.training.photos))
 
 
-def listing_of(data: ImageSet, split: Split) -> Listing | None:
+def find_listing(data: ImageSet, split: Split) -> Listing | None:
     """Returns the data set's own lists for a split; `None` if they are for others."""
     return next((listing for listing in data.listings if split.is_of(listing.unseen)), None)
 
@@ -294,10 +294,10 @@ def _only(data: ImageSet, split: Split, classes: Sequence[str]) -> ImageSet:
             "take them off the list, or choose another split",
         )
     wanted = ClassNames(classes, renames=False)
-    return of_classes(data, [name for name in data.classes if name in wanted])
+    return select_classes(data, [name for name in data.classes if name in wanted])
 
 
-def _in_both_domains(data: ImageSet, classes: Sequence[str]) -> tuple[list[str], list[str]]:
+def _find_usable(data: ImageSet, classes: Sequence[str]) -> tuple[list[str], list[str]]:
     sketches = np.bincount(data.sketch_labels, minlength=len(data.classes))
     photos = np.bincount(data.photo_labels, minlength=len(data.classes))
     usable, notices = [], []
@@ -321,7 +321,7 @@ def _held_out(
     held: list[int] = []
     for label in range(len(training.classes)):
         rows = np.flatnonzero(training.sketch_labels == label).tolist()
-        chosen = _kept_back(training, rows, listing)
+        chosen = _find_listed(training, rows, listing)
         if not 0 < len(chosen) < len(rows):
             count = min(max(1, math.floor(share * len(rows))), len(rows) - 1)
             chosen = set(rng.choice(rows, count, replace=False).tolist())
@@ -345,7 +345,7 @@ def _draw_held_out(
     return kept, held
 
 
-def _kept_back(training: ImageSet, rows: list[int], listing: Listing | None) -> set[int]:
+def _find_listed(training: ImageSet, rows: list[int], listing: Listing | None) -> set[int]:
     """Returns the sketches of one class that the lists do not train on; none without lists."""
     if listing is None or not listing.training_sketches:
         return set()
@@ -459,7 +459,7 @@ def describe_absent(
     close = [
         f"{each!r} (did you mean {' or '.join(map(repr, found))}?)"
         for each in absent[:_SUGGESTED_AT_MOST]
-        if (found := close_names(each, classes))
+        if (found := suggest_names(each, classes))
     ]
     text = f"{len(absent)} of {len(listed)} classes in {name} are not in the data: {named(absent)}"
     return f"{text}; {', '.join(close)}" if close else text

@@ -111,7 +111,7 @@ def make_stand_in_label(weight: Tensor, synsets: Sequence[str], name: str) -> Te
     Raises:
         BadConfig: an id is not among ImageNet's thousand.
     """
-    known = {wnid: row for row, wnid in enumerate(imagenet_synsets())}
+    known = {wnid: row for row, wnid in enumerate(read_imagenet_synsets())}
     strange = [each for each in synsets if each not in known]
     if strange:
         raise BadConfig(
@@ -123,7 +123,7 @@ def make_stand_in_label(weight: Tensor, synsets: Sequence[str], name: str) -> Te
     return functional.softmax(_STAND_IN_SCALE * units @ prototype, dim=0)
 
 
-def imagenet_synsets() -> list[str]:
+def read_imagenet_synsets() -> list[str]:
     """Returns the WordNet ids of ImageNet's thousand classes, in a classifier's order."""
     file = resources.files("sbtk_train.models").joinpath("imagenet_synsets.txt")
     return file.read_text("ascii").split()

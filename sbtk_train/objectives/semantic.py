@@ -29,7 +29,7 @@ from sbtk_runtime.errors import BadData, MissingExtra
 from sbtk_runtime.files import atomic_path, sha256_of_file, write_atomically
 from sbtk_train.data import ImageSet
 from sbtk_train.data.class_names import joined_key
-from sbtk_train.models.teacher import cache_folder, imagenet_synsets
+from sbtk_train.models.teacher import cache_folder, read_imagenet_synsets
 
 Matrix = NDArray[np.float32]
 
@@ -115,7 +115,7 @@ def find_class_lineages(name: str, named: Sequence[int], wordnet: WordNet) -> li
 
 def _imagenet_lineages(wordnet: WordNet) -> list[Lineage]:
     lineages = []
-    for offset in (int(wnid[1:]) for wnid in imagenet_synsets()):
+    for offset in (int(wnid[1:]) for wnid in read_imagenet_synsets()):
         lineage = wordnet.lineage(offset)
         if lineage is None:
             raise BadData(
@@ -145,7 +145,7 @@ def _read(path: Path, classes: int) -> tuple[Matrix, str] | None:
         matrix = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    if matrix.shape != (classes, len(imagenet_synsets())) or matrix.dtype != np.float32:
+    if matrix.shape != (classes, len(read_imagenet_synsets())) or matrix.dtype != np.float32:
         return None
     return matrix, expected
 

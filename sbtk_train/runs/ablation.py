@@ -47,7 +47,7 @@ from sbtk_train.config import (
     read_config,
     recipe_type,
 )
-from sbtk_train.data import ImageSet, of_classes, read_dataset
+from sbtk_train.data import ImageSet, read_dataset, select_classes
 from sbtk_train.data.splits import open_split
 from sbtk_train.models.student import Student
 from sbtk_train.progress import Listener, Notify
@@ -340,7 +340,7 @@ def score_runs(study: Study, root: Path, classes: str, notify: Notify) -> list[S
     division = None
     data = read_dataset(Path(study.base.data), keep_duplicates=study.base.keep_duplicates)
     split = open_split(study.base.split, data.classes)
-    unseen = of_classes(data, [name for name in data.classes if split.is_unseen(name)])
+    unseen = select_classes(data, [name for name in data.classes if split.is_unseen(name)])
     if classes == "unseen" and not unseen.classes:
         notify(f"the data have none of the unseen classes of {split.name}: not measured on them")
         return []

@@ -25,7 +25,7 @@ from sbtk_train.batches.sampler import Batch
 from sbtk_train.batches.shards import BatchRng, BatchRngs, make_generator
 from sbtk_train.config import Compute
 from sbtk_train.data import ImageSet, ImageSource
-from sbtk_train.data.image_set import source_key
+from sbtk_train.data.image_set import identify_source
 from sbtk_train.models.student import Student, domains_of
 
 Maps = NDArray[np.float16]
@@ -125,7 +125,8 @@ class FeatureMaps:
         )
         digest.update(f"{what}".encode())
         for path in paths:
-            record = f"{path.parent.name if isinstance(path, Path) else ''}/{source_key(path)}\n"
+            folder = path.parent.name if isinstance(path, Path) else ""
+            record = f"{folder}/{identify_source(path)}\n"
             digest.update(record.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()[:32]
 

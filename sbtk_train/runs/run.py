@@ -260,13 +260,13 @@ class _Recorder:
     def start(self, history: list[dict[str, float]]) -> None:
         # The checkpoint counts: rows that a killed run wrote after it are written again.
         self._rows = list(history)
-        write_atomically(self._folder / METRICS, _table(self._rows).encode())
+        write_atomically(self._folder / METRICS, _format_table(self._rows).encode())
         self._write_record()
 
     def __call__(self, event: StepDone | EpochDone | str) -> None:
         if isinstance(event, EpochDone):
             self._rows.append(event.row)
-            lines = _table([event.row]).splitlines(keepends=True)
+            lines = _format_table([event.row]).splitlines(keepends=True)
             with (
                 disk_full_explained(self._folder / METRICS),
                 (self._folder / METRICS).open("a", encoding="utf-8") as file,
@@ -353,7 +353,7 @@ def _device_name(device: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
-def _table(rows: list[dict[str, float]]) -> str:
+def _format_table(rows: list[dict[str, float]]) -> str:
     if not rows:
         return ""
     text = io.StringIO()

@@ -8,7 +8,7 @@ import pytest
 
 from sbtk_runtime.errors import BadConfig
 from sbtk_train.batches.sampler import sample_class_balanced, sample_quadruplets, sample_shuffled
-from sbtk_train.data import Division, ImageSet, of_classes, read_dataset
+from sbtk_train.data import Division, ImageSet, read_dataset, select_classes
 from sbtk_train.data.more_images import ClassMap, append_images, read_more
 from sbtk_train.data.splits import Split
 from sbtk_train.data.stroke_files import Drawing
@@ -88,7 +88,7 @@ def test_further_classes_fill_places_of_their_own_in_each_batch(
     strokes = write_strokes(tmp_path / "s.npz", drawings)
     photos = write_dataset(tmp_path / "more", ("kite", "lamp"), sketches=0, photos=3) / "photo"
     whole = append_images(
-        Division(data, data, of_classes(data, [])),
+        Division(data, data, select_classes(data, [])),
         Split("none", ()),
         read_more([strokes], [photos]),
         ClassMap("map", {}, {"moon": ("n02701002",)}),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from sbtk_runtime.preprocess import sketch_pixels
-from sbtk_train.batches.strokes import render, render_varied, simplified, traced, varied
+from sbtk_train.batches.strokes import render, render_varied, simplify, trace, vary
 from sbtk_train.data.stroke_files import Strokes
 from tests.tiny_strokes import polygon
 
@@ -57,7 +57,7 @@ def test_variation_is_a_function_of_its_generator() -> None:
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(2, 12), min_size=1, max_size=6))
 def test_every_variation_has_ink_and_finite_points(seed: int, corners: list[int]) -> None:
     drawing = strokes(*corners)
-    changed = varied(drawing, np.random.default_rng(seed))
+    changed = vary(drawing, np.random.default_rng(seed))
     assert 1 <= len(changed) <= len(drawing)
     assert all(len(stroke) >= 1 and np.isfinite(stroke).all() for stroke in changed)
     assert (render_varied(drawing, 48, np.random.default_rng(seed)) < 200).any()
@@ -71,7 +71,7 @@ def test_simplified_strokes_stay_within_the_tolerance(
     points: list[tuple[int, int]], tolerance: float
 ) -> None:
     stroke = np.array(points, dtype=np.float32)
-    short = simplified(stroke, tolerance)
+    short = simplify(stroke, tolerance)
     assert (short[0] == stroke[0]).all()
     assert (short[-1] == stroke[-1]).all()
     kept = {tuple(point) for point in short.tolist()}
@@ -90,7 +90,7 @@ def test_tracing_a_drawing_gives_back_its_lines() -> None:
     pen = ImageDraw.Draw(image)
     pen.line([(20, 30), (220, 60), (120, 230), (20, 30)], fill=0, width=4)
     pen.line([(40, 200), (90, 240)], fill=0, width=4)
-    found = traced(np.asarray(image))
+    found = trace(np.asarray(image))
     canvas = Image.new("L", (256, 256), 255)
     redrawn = ImageDraw.Draw(canvas)
     for stroke in found:
@@ -101,4 +101,4 @@ def test_tracing_a_drawing_gives_back_its_lines() -> None:
 
 
 def test_tracing_an_empty_sheet_gives_no_stroke() -> None:
-    assert traced(np.full((64, 64), 255, dtype=np.uint8)) == ()
+    assert trace(np.full((64, 64), 255, dtype=np.uint8)) == ()

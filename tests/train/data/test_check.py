@@ -12,7 +12,7 @@ from sbtk_runtime.errors import BadData
 from sbtk_runtime.preprocess import Kind
 from sbtk_train.data.check import ImageCheck, check_data, check_images, find_splits
 from sbtk_train.data.dataset import Dataset, open_dataset
-from sbtk_train.data.leakage import PUBLISHED_DATA, published_data
+from sbtk_train.data.leakage import PUBLISHED_DATA, match_published_data
 from sbtk_train.data.splits import Split, divide, open_split
 from tests.tiny_data import write_dataset
 from tests.tiny_layouts import SEEN, UNSEEN, write_classes, write_sake_sketchy
@@ -93,8 +93,8 @@ def test_published_counts_add_up() -> None:
     for data in PUBLISHED_DATA:
         of = open_split(data.splits[0].split)
         assert len(of.seen) + len(of.unseen) == data.classes
-        assert published_data([*of.seen, *of.unseen]) is data
-    assert published_data(["arch", "ball"]) is None
+        assert match_published_data([*of.seen, *of.unseen]) is data
+    assert match_published_data(["arch", "ball"]) is None
 
 
 def test_what_is_missing_and_unreadable_is_counted_once(tmp_path: Path) -> None:

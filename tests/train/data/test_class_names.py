@@ -12,14 +12,14 @@ from sbtk_train.data import read_dataset
 from sbtk_train.data.class_names import (
     ClassNames,
     class_key,
-    close_names,
     is_near,
     is_plural,
     plain_key,
     published_key,
     read_names,
+    suggest_names,
 )
-from sbtk_train.data.image_set import common_names
+from sbtk_train.data.image_set import match_names
 from sbtk_train.data.splits import open_split, split_names
 from tests.tiny_data import write_dataset
 
@@ -137,15 +137,15 @@ def test_names_that_nearly_match_are_told_from_others() -> None:
 
 def test_close_names_are_suggested() -> None:
     classes = ["palm tree", "mouse (animal)", "shoe", "breadfruit", "tree"]
-    assert close_names("plam tree", classes)[0] == "palm tree"
-    assert close_names("palmtree", classes)[0] == "palm tree"
-    assert close_names("mouse", classes)[0] == "mouse (animal)"
-    assert close_names("shoe (left)", classes)[0] == "shoe"
-    assert close_names("xylophone", classes) == []
+    assert suggest_names("plam tree", classes)[0] == "palm tree"
+    assert suggest_names("palmtree", classes)[0] == "palm tree"
+    assert suggest_names("mouse", classes)[0] == "mouse (animal)"
+    assert suggest_names("shoe (left)", classes)[0] == "shoe"
+    assert suggest_names("xylophone", classes) == []
 
 
 def test_folders_are_matched_run_together_only_where_published_classes_are() -> None:
-    found = common_names(["c#", "hot dog", "sea lion"], ["c#", "c++", "hotdog", "sealion"])
+    found = match_names(["c#", "hot dog", "sea lion"], ["c#", "c++", "hotdog", "sealion"])
     assert found == {
         "c#": "c#",
         "c++": "c++",
@@ -157,7 +157,7 @@ def test_folders_are_matched_run_together_only_where_published_classes_are() -> 
 
 
 def test_folders_with_two_possible_counterparts_are_left_alone() -> None:
-    found = common_names(["crane (bird)", "crane (machine)"], ["crane"])
+    found = match_names(["crane (bird)", "crane (machine)"], ["crane"])
     assert found["crane"] == "crane"
 
 

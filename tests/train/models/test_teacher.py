@@ -15,7 +15,7 @@ from sbtk_runtime.preprocess import prepare
 from sbtk_train.batches.augment import normalise
 from sbtk_train.config import TrainConfig, make_recipe
 from sbtk_train.models.backbone import build_trunk
-from sbtk_train.models.teacher import imagenet_synsets, make_stand_in_label
+from sbtk_train.models.teacher import make_stand_in_label, read_imagenet_synsets
 from sbtk_train.models.weights_file import choose_backbone, find_weights
 from sbtk_train.objectives.sbtknet import SbtknetObjective
 from sbtk_train.runs.context import TrainingContext, build_context
@@ -159,7 +159,7 @@ def test_a_class_without_photos_gets_the_label_of_the_imagenet_classes_it_shows(
     weight = (
         torch.eye(1000, 40) + torch.randn(1000, 40, generator=torch.Generator().manual_seed(0)) / 9
     )
-    synsets = imagenet_synsets()
+    synsets = read_imagenet_synsets()
     assert len(synsets) == len(set(synsets)) == 1000
     label = make_stand_in_label(weight, [synsets[3], synsets[7]], "kite")
     assert label.shape == (1000,)
@@ -176,7 +176,7 @@ def test_further_classes_have_soft_labels_of_photos_or_of_what_stands_in(
     drawings = [(name, [polygon(5)]) for name in ("kite", "moon") for _ in "ab"]
     strokes = write_strokes(tmp_path / "s.npz", drawings)
     more = write_dataset(tmp_path / "more", ("kite",), sketches=0, photos=3) / "photo"
-    synset = imagenet_synsets()[11]
+    synset = read_imagenet_synsets()[11]
     (tmp_path / "map.toml").write_text(f'[imagenet]\nmoon = ["{synset}"]\n')
     changes = {
         "more_sketches": (str(strokes),),

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from sbtk_runtime.errors import BadData, MissingExtra
-from sbtk_train.data import ImageSet, of_classes, read_dataset
+from sbtk_train.data import ImageSet, read_dataset, select_classes
 from sbtk_train.data.splits import open_split
-from sbtk_train.models.teacher import imagenet_synsets
+from sbtk_train.models.teacher import read_imagenet_synsets
 from sbtk_train.objectives import semantic
 from sbtk_train.objectives.semantic import (
     Lineage,
@@ -62,11 +62,11 @@ def test_of_several_synsets_a_later_one_writes_over_what_an_earlier_one_found() 
 
 
 def imagenet_offsets() -> list[int]:
-    return [int(wnid[1:]) for wnid in imagenet_synsets()]
+    return [int(wnid[1:]) for wnid in read_imagenet_synsets()]
 
 
 def test_there_are_a_thousand_imagenet_synsets_in_order() -> None:
-    synsets = imagenet_synsets()
+    synsets = read_imagenet_synsets()
     assert len(set(synsets)) == 1000
     assert list(synsets) == sorted(synsets)
     # tench, goldfish, great white shark; the crane of class 134 is the bird; toilet tissue.
@@ -207,7 +207,7 @@ def test_the_matrix_of_sketchy_is_like_the_published_one(installed: WordNet) -> 
     if not root:
         pytest.skip("SBTK_DATA names no data set")
     data = read_dataset(Path(root))
-    seen = of_classes(data, open_split("SK-SH").seen_among(data.classes))
+    seen = select_classes(data, open_split("SK-SH").seen_among(data.classes))
     classes = [
         find_class_lineages(name, synsets, installed)
         for name, synsets in zip(seen.classes, find_photo_synsets(seen), strict=True)
