@@ -33,7 +33,7 @@ _RULE = (
 
 
 def require_bits(bits: Sequence[int], dim: int) -> None:
-    """Makes sure, before any work, that codes of these lengths can be had.
+    """Refuses lengths that no codes can have, before any work.
 
     Raises:
         BadConfig: one is longer than an embedding, or no multiple of 8.

@@ -51,7 +51,7 @@ _VERSIONS_OF = ("sbtk", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """What to make and where.
+    """The files to make, and the target.
 
     Attributes:
         target: the bundle's folder, which must not exist yet.

@@ -1,7 +1,7 @@
 """The images that an export calibrates and measures on, as pixels.
 
 Only classes that are named as seen are ever opened, so an image of an unseen class cannot reach
-calibration or parity, whatever lies in the folder. The three sets do not overlap.
+calibration or parity. The three sets do not overlap.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ImageSubset:
 
 @dataclass(frozen=True)
 class ExportImages:
-    """What an export measures with.
+    """The images of an export.
 
     Attributes:
         calibration: training classes, sketches and photos in equal parts; INT8 ranges.

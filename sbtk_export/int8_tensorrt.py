@@ -1,7 +1,7 @@
 """Static INT8 quantisation for TensorRT: symmetric, with biases that stay FP32.
 
 TensorRT takes neither the unsigned activations nor the quantised biases of `int8`, so its INT8 is
-a file of its own. It fuses each convolution with the Add and the Relu after it, as long as nothing
+a separate file. It fuses each convolution with the Add and the Relu after it, as long as nothing
 is quantised in between, and moves quantisation ahead of poolings by itself. So pairs of
 QuantizeLinear and DequantizeLinear are placed where convolutions and Linears read, and at the
 shortcut of each Add.
@@ -121,7 +121,7 @@ def find_behind_first_convolution(model: onnx.ModelProto) -> list[str]:
 
 
 def compute_in_half(model: onnx.ModelProto, names: Collection[str]) -> None:
-    """Lets these convolutions compute in FP16, with a Cast before and behind each."""
+    """Makes these convolutions compute in FP16, with a Cast before and after each."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     changed: set[str] = set()
     nodes = list(model.graph.node)
@@ -150,7 +150,7 @@ def compute_in_half(model: onnx.ModelProto, names: Collection[str]) -> None:
 
 
 def unquantise_fused_inputs(model: onnx.ModelProto) -> int:
-    """Lets each Add read one convolution's output as it is, in FP32; returns how many do now.
+    """Makes each Add read one convolution's output in FP32; returns their number.
 
     TensorRT computes that Add inside the convolution, before anything is rounded. The other input,
     the shortcut, stays quantised, so that it is kept and read in 8 bits.
@@ -269,14 +269,14 @@ def choose_steps(histograms: Mapping[str, Histogram], least_reach: float) -> Ste
 
     Args:
         histograms: by tensor.
-        least_reach: share of the largest value that INT8 has to reach; what is larger is clipped.
+        least_reach: share of the largest value that INT8 has to reach; larger values are clipped.
             With 1 nothing is, and the steps are those of the largest values.
     """
     return {name: _best_step(histogram, least_reach) for name, histogram in histograms.items()}
 
 
 def set_steps(quantised: onnx.ModelProto, steps: Steps) -> None:
-    """Gives the QuantizeLinear nodes that read these tensors, and their partners, other steps."""
+    """Sets the steps of the QuantizeLinear nodes that read these tensors, and of their partners."""
     constants = {tensor.name: tensor for tensor in quantised.graph.initializer}
     for node in quantised.graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] in steps:

@@ -89,7 +89,7 @@ def write_onnx(student: Student, path: Path, opset: int | None = None) -> None:
         opset: version of ONNX's operators, one of `OPSETS`; `None` for the exporter's own choice.
 
     Raises:
-        BadModel: the graph that came out is not what engines are promised.
+        BadModel: the exported graph breaks the contract with the engines.
     """
     deployed = Deployed(student).eval()
     names = [INPUT_NAME]
@@ -258,7 +258,7 @@ class _Graph:
                     yield name
 
     def subsample(self, name: str) -> None:
-        """Makes the node that makes `name` make each second row and column only.
+        """Makes the producer of `name` compute only each second row and column.
 
         Called when no reader of `name` needs more.
         """
@@ -300,7 +300,7 @@ class _Graph:
         return name
 
     def sort(self) -> None:
-        """Puts each node after those that it reads from, otherwise in the old order."""
+        """Sorts each node after those that it reads from, otherwise in the old order."""
         made = {value.name for value in self._graph.input}
         made |= {tensor.name for tensor in self._graph.initializer} | {""}
         waiting = list(self._graph.node)

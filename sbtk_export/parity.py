@@ -1,4 +1,4 @@
-"""How far exported models are from the student that torch runs, and how far they may be.
+"""Parity: the distance of exported models from the student in torch, and its limits.
 
 Both see the same pixels, prepared by the runtime; the exported side is the runtime's own engine.
 """
@@ -28,7 +28,7 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class Limits:
-    """What a precision may lose; `None` is not judged."""
+    """The limits of a precision; `None` is not checked."""
 
     cosine_min: float
     cosine_mean: float | None = None
@@ -50,7 +50,7 @@ class Parity:
     """One model compared with torch in FP32, as recorded in the manifest.
 
     Attributes:
-        images: how many were compared, half of them sketches. Each was embedded as what it is.
+        images: number of images compared, half of them sketches, each embedded as its own kind.
         cosine_min, cosine_mean: between an image's two embeddings.
         cosine_min_sketches, cosine_min_photos: likewise, of one kind alone.
         norm_error: largest `|length - 1|` of a row, as the model gives it.

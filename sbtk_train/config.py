@@ -18,7 +18,7 @@ from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_train.data.splits import VALIDATION_CLASSES
 
 CONFIG_NAME = "config.resolved.toml"
-#: Fields that say how a run is made and do not change what is asked for.
+#: Fields that may change on resuming, because they do not change the result.
 FREE_FIELDS = ("workers", "threads", "device", "checkpoint_minutes", "feature_folder")
 #: Fields that name files, which may have moved when a run is resumed; hashes say they are the same.
 PATH_FIELDS = (
@@ -64,10 +64,10 @@ class TrainConfig:
             data.
         more_sketches: further sources of training sketches: class folders and stroke files.
         more_photos: further folders of training photos.
-        class_map: what their classes are called here: a map that sbtk brings, or a TOML file.
+        class_map: maps their class names: the name of an included map, or a TOML file.
         config_file: the file that `--config` named; empty if none.
         config_sha256: of that file.
-        settings: what `--set` was given, as typed.
+        settings: the values of `--set`, as typed.
     """
 
     data: str
@@ -163,7 +163,7 @@ class TrainConfig:
     def merge_free_fields(self, other: TrainConfig) -> TrainConfig:
         """Returns this configuration with the other's `FREE_FIELDS`, `PATH_FIELDS` and epochs.
 
-        Whether the places hold what the run was started with is for `train` to check.
+        `train` checks that the files are those that the run was started with.
 
         Raises:
             BadConfig: one trains on kept feature maps and the other does not.
@@ -249,7 +249,7 @@ def read_settings(path: Path) -> Settings:
 
 
 def parse_setting(text: str) -> Settings:
-    """Returns what `KEY=VALUE` sets; the value is TOML, or plain text.
+    """Returns the setting of `KEY=VALUE`; the value is TOML or plain text.
 
     The key is a field of `TrainConfig` or a knob of a recipe, which may be written `recipe.KEY`.
 
@@ -513,7 +513,7 @@ def default_recipe(method: Method, split: str = "") -> str:
 
 
 def default_validation_classes(recipe: Recipe) -> int:
-    """Returns how many classes are kept for validation unless something else is asked for.
+    """Returns the default number of validation classes of a recipe.
 
     The paper trains on all seen classes; a student that is selected by mAP of validation classes
     needs some.
@@ -569,12 +569,12 @@ class Compute:
 
     @property
     def needs_loss_scaling(self) -> bool:
-        """Says whether gradients may underflow and the loss has to be scaled."""
+        """Whether gradients may underflow, so that the loss has to be scaled."""
         return self.precision == "fp16"
 
 
 def choose_compute(device: str, precision: str) -> Compute:
-    """Returns the device and precision that were asked for, or the best that `auto` finds.
+    """Returns the requested device and precision, or the best ones for `auto`.
 
     Raises:
         BadConfig: the device is not there, or fp16 on a CPU.

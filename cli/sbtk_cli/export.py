@@ -165,7 +165,7 @@ def _add_unseen_metric(bundle: Path | None, log: Path, as_json: bool) -> int:
 
 
 def variants_to_make(asked: Sequence[Variant], *, for_tensorrt: bool) -> tuple[Variant, ...]:
-    """Returns what to make: what was asked for, or else everything that is of use here."""
+    """Returns the variants to make: the requested ones, or else all that are useful here."""
     if asked:
         return ("fp32", *asked)
     return ("fp32", "fp16", "int8", "int8.trt") if for_tensorrt else ("fp32", "fp16", "int8")

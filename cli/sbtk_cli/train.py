@@ -426,7 +426,7 @@ class Holder:
         self.is_stopping = False
 
     def __call__(self, trainer: Trainer) -> None:
-        """Takes the trainer that is about to start."""
+        """Stores the trainer that is about to start."""
         self.trainer = trainer
         if self.is_stopping:
             trainer.stop_soon()

@@ -386,7 +386,7 @@ def build_config(
         data: the data set's folder.
         values: the options' values by name, the settings applied.
         notify: called with the decisions made.
-        settings: of `--config` and `--set`; what has no option of its own is taken from them.
+        settings: of `--config` and `--set`, for values without an option.
         processes: how many processes of the run share this machine's CPUs.
 
     Raises:

@@ -1,1 +1,1 @@
-"""What a training step sees: which images, changed how, shared among how many processes."""
+"""Training batches: sampling, rendering, augmentation and shards."""

@@ -132,7 +132,7 @@ class PixelStore:
 
 
 def fits_in_memory(data: ImageSet, size_px: int, processes: int = 1) -> bool:
-    """Says whether all pixels of the set, kept by each process, stay below `MAX_CACHE_BYTES`."""
+    """Returns whether all pixels of the set fit into `MAX_CACHE_BYTES` in each process."""
     area = size_px * size_px
     bitmaps = sum(isinstance(sketch, Path) for sketch in data.sketches)
     size_bytes = area * (bitmaps + 3 * len(data.photos))

@@ -159,7 +159,7 @@ def sample_shuffled(
         photos: photos in a batch.
         seed: of the run.
         epoch: from 0.
-        drop_last: leave out batches with fewer images than asked for, as DSN does on Sketchy and
+        drop_last: leave out batches with fewer images than requested, as DSN does on Sketchy and
             not on TU-Berlin.
 
     Raises:

@@ -117,7 +117,7 @@ def trace(pixels: Pixels) -> Strokes:
     left = {(int(r), int(c)) for r, c in zip(*np.nonzero(skeleton), strict=True)}
     degree = {spot: sum(near in left for near in _around(spot)) for spot in left}
     scale = EXTENT / max(height, width, 2)
-    # Lines begin at their ends; what is left without an end is a ring.
+    # Lines begin at their ends; the rest are rings.
     starts = sorted(left, key=lambda spot: (degree[spot] != 1, spot))
     strokes = []
     for start in starts:

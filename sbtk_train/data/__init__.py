@@ -1,7 +1,7 @@
-"""A data set on disk, and its division for zero-shot work: the names that training works with.
+"""Data sets on disk and their division for zero-shot training.
 
-The parts have files of their own: `layouts`, `list_files` and `class_folders` find the images,
-`dataset` puts them together, `division` sets aside what training may not see.
+`layouts` finds the images, `dataset` combines them, and `splits` divides them into training,
+held-out and validation images.
 """
 
 from __future__ import annotations

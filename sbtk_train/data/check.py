@@ -50,7 +50,7 @@ _OTHER_IMAGES = frozenset({".psd", ".eps", ".ai", ".jp2", ".jxl", ".tga", ".pdf"
 
 @dataclass(frozen=True)
 class PerClass:
-    """How many images the classes have that have any; deviations are those of a population."""
+    """Image counts per class, of classes with images; deviations are population ones."""
 
     total: int
     classes: int
@@ -106,8 +106,8 @@ class DataCheck:
         photos: the same.
         one_sided: classes without sketches or without photos.
         published: the published data set that has these classes; `None` if none has.
-        splits: those that were asked for, or that belong to the data.
-        images: what came of opening each image; `None` if that was left out.
+        splits: the requested ones, or those of the data.
+        images: the results of opening each image; `None` if that was skipped.
         keeps_duplicates: photos that are there twice were counted twice.
         too_few: classes that training leaves out, as they have fewer than two sketches or no photo;
             those of `one_sided` are among them.
@@ -135,7 +135,7 @@ class DataCheck:
         ignored = self.dataset.ignored
         lines = [line for kind in ignored for line in describe_ignored(kind, ignored[kind])]
         lines += [f"{each.name}: {each.export}" for each in self.splits if each.export]
-        # Without a split, what is too little in all is too little of the training classes.
+        # Without a split, too few images in all are also too few of the training classes.
         if not self.splits and (export := export_problem(self.sketches.total, self.photos.total)):
             lines.append(export)
         if self.too_few:
@@ -176,7 +176,7 @@ class DataCheck:
         )
 
     def is_whole(self) -> bool:
-        """Says whether training would use every image that is there, each in one class."""
+        """Whether training would use every image, each in one class."""
         return not (self.skipped() or self.too_few or self.in_two_classes)
 
 
@@ -233,7 +233,7 @@ def check_data(
 
 
 def find_splits(dataset: Dataset, asked: str | None) -> list[Split]:
-    """Returns the split that was asked for; else those of the data's own lists, or published.
+    """Returns the requested split, or else those of the data's own lists, or published ones.
 
     Raises:
         BadConfig: there is no such split.
@@ -273,7 +273,7 @@ def _in_two_classes(data: ImageSet, sha256: Mapping[Path, bytes]) -> Iterator[tu
 
 
 def _is_image(suffix: str) -> bool:
-    """Says whether files of a suffix that sbtk does not read are images all the same."""
+    """Returns whether files with a suffix that sbtk does not read are images nevertheless."""
     kind = mimetypes.guess_type(f"x{suffix}")[0] or ""
     return kind.startswith("image/") or suffix in RAW_SUFFIXES or suffix in _OTHER_IMAGES
 
@@ -421,7 +421,7 @@ _AT_ONCE = 256
 
 @dataclass(frozen=True)
 class ImageCheck:
-    """What came of opening the images.
+    """The results of opening the images.
 
     Attributes:
         unreadable: those that cannot be used, and why; empty sketches too.

@@ -48,7 +48,7 @@ _MISSPELT = {
 
 
 def class_key(name: str) -> str:
-    """Returns what the spellings of one class have in common: two names are one class if equal.
+    """Returns the key of a class name; names with equal keys are one class.
 
     NFC, case-folded, one underscore for blanks, hyphens and underscores between words.
     """
@@ -73,7 +73,7 @@ def joined_key(name: str) -> str:
 
 
 def plain_key(name: str) -> str:
-    """Returns `published_key` without what is added in brackets: `mouse (animal)` is `mouse`.
+    """Returns `published_key` without an addition in brackets: `mouse (animal)` is `mouse`.
 
     Of other than published names nothing is left out.
     """
@@ -123,13 +123,13 @@ class ClassNames:
 
 
 def is_near(name: str, other: str) -> bool:
-    """Says whether two names look like one class, written by somebody who slipped."""
+    """Returns whether two names look like one class with a typing error."""
     keys = joined_key(name), joined_key(other)
     return is_plural(name, other) or SequenceMatcher(None, *keys).ratio() >= NEAR
 
 
 def is_plural(name: str, other: str) -> bool:
-    """Says whether two names differ by no more than an ending -s or -es."""
+    """Returns whether two names differ only by an ending -s or -es."""
     short, long = sorted((joined_key(name), joined_key(other)), key=len)
     return long in (short, f"{short}s", f"{short}es")
 
@@ -152,7 +152,7 @@ def read_names(file: Path, what: str) -> list[str]:
 
     Args:
         file: UTF-8, with or without a byte order mark; lines end in LF, CR or both.
-        what: says what the file is, in an error.
+        what: describes the file in errors.
 
     Raises:
         BadConfig: the file cannot be read, or is in another encoding; says which, and how to

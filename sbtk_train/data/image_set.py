@@ -274,7 +274,7 @@ def _by(key_of: Callable[[str], str], groups: list[list[str]]) -> dict[str, list
 
 
 def is_system_folder(name: str) -> bool:
-    """Says whether a folder is hidden, or a system's or an archive's, and so not a class."""
+    """Returns whether a folder is hidden or a system folder, and so not a class."""
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 

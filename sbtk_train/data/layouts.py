@@ -23,7 +23,7 @@ _TX = "tx_000000000000"
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the class folders of a data set are.
+    """The class folders of a data set.
 
     Attributes:
         name: one word for programs.
@@ -202,7 +202,7 @@ class ListFolder:
         name: the folder's, such as `zeroshot1`.
         seen: classes to train on, in the order of their labels.
         unseen: classes kept unseen, in the order of their labels.
-        lists: what there is, by kind of image and part.
+        lists: the existing lists, by kind of image and part.
     """
 
     name: str
@@ -211,7 +211,7 @@ class ListFolder:
     lists: dict[tuple[Kind, Part], ImageList]
 
     def is_complete(self, kind: Kind) -> bool:
-        """Says whether the lists name both the seen and the unseen images of a kind."""
+        """Returns whether the lists name both the seen and the unseen images of a kind."""
         return (kind, "train") in self.lists and (kind, "zero") in self.lists
 
     def training_sketches(self) -> frozenset[Path]:

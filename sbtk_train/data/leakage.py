@@ -27,7 +27,7 @@ class Leak:
 
 @dataclass(frozen=True)
 class Leakage:
-    """What both sides of a split have in common.
+    """Images that both sides of a split share.
 
     Attributes:
         classes: classes that list files name on both sides.

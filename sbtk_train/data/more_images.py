@@ -32,7 +32,7 @@ _Source = TypeVar("_Source", bound=ImageSource)
 
 @dataclass(frozen=True)
 class ClassMap:
-    """What the classes of further sources are called in the data set.
+    """Maps class names of further sources to those of the data set.
 
     Attributes:
         name: of the map, for messages.

@@ -65,7 +65,7 @@ class Split:
         return hashlib.sha256("\n".join(keys).encode("utf-8", "surrogateescape")).hexdigest()
 
     def is_unseen(self, class_name: str) -> bool:
-        """Says whether the class is unseen, whichever way its name is written."""
+        """Returns whether the class is unseen, in any spelling of its name."""
         return class_name in self._unseen_names
 
     def seen_among(self, class_names: Iterable[str]) -> list[str]:
@@ -73,7 +73,7 @@ class Split:
         return [name for name in class_names if not self.is_unseen(name)]
 
     def is_of(self, unseen: Iterable[str]) -> bool:
-        """Says whether these are the split's unseen classes: all of them and no others."""
+        """Returns whether these are exactly the split's unseen classes."""
         key_of = class_key if self.is_file else published_key
         return {key_of(name) for name in unseen} == {key_of(name) for name in self.unseen}
 
@@ -138,7 +138,7 @@ def _random_split(name: str, classes: Sequence[str] | None) -> Split:
             f"1 to {len(classes) - 1} unseen classes",
         )
     ordered = sorted(classes, key=_drawing_order)
-    # This generator's stream is frozen for ever (NEP 19), so the name says which classes they are.
+    # The stream of this generator never changes (NEP 19), so the name determines the classes.
     drawn = np.random.RandomState(seed).permutation(len(ordered))[:count]
     unseen = {ordered[row] for row in drawn.tolist()}
     seen = tuple(sorted(set(classes) - unseen))
@@ -173,9 +173,9 @@ def _without_ids(lines: list[str], path: Path, classes: Sequence[str] | None) ->
 
 
 MIN_TRAINING_CLASSES = 3
-#: Seen classes that are kept for validation, where nothing else is asked for.
+#: Default number of seen classes kept for validation.
 VALIDATION_CLASSES = 10
-#: Of a class: one sketch is held out, so a class with a single one could not be trained on.
+#: Per class: one sketch is held out, so a class with a single one could not be trained on.
 MIN_SKETCHES = 2
 
 
@@ -226,7 +226,7 @@ def divide(
             least two photos one.
 
     Raises:
-        BadData: an unseen class was asked for, a class looks like an unseen one by another name,
+        BadData: an unseen class was requested, a class looks like an unseen one by another name,
             or too few classes or sketches remain.
     """
     match = match_classes(data.classes, split)
@@ -267,7 +267,7 @@ def divide(
 
 
 def find_export_problem(division: Division) -> str:
-    """What `sbtk export` will refuse about a run on this division; empty where it will not."""
+    """Returns why `sbtk export` would refuse a run on this division; empty if it would not."""
     sketches = len(division.training.sketches) + len(division.held_out.sketches)
     return export_problem(sketches, len(division.training.photos))
 
@@ -352,7 +352,7 @@ def _find_listed(training: ImageSet, rows: list[int], listing: Listing | None) -
     return {row for row in rows if training.sketches[row] not in listing.training_sketches}
 
 
-#: Data of which so many classes are on the split's lists are what the split was made for.
+#: Data with this share of classes on the split's lists are those the split was made for.
 _OWN_SHARE = 0.9
 _SUGGESTED_AT_MOST = 8
 
@@ -367,7 +367,7 @@ class LookAlike:
 
 @dataclass(frozen=True)
 class ClassMatch:
-    """How the class names of some data fall to a split.
+    """The class names of some data, matched with a split.
 
     Attributes:
         split: the split's name.
@@ -376,7 +376,7 @@ class ClassMatch:
         absent: the split's unseen classes that the data lack.
         unknown: classes of the data on neither of the split's lists; empty if it has no seen list.
         look_alikes: classes among `seen` that may be unseen ones, written otherwise.
-        is_own: the data are those that the split's lists were made for, as far as names tell.
+        is_own: judged by class names, the data are those that the split's lists were made for.
     """
 
     split: str
@@ -496,7 +496,7 @@ MIN_CALIBRATION_PER_KIND = 16
 
 
 def parity_share(per_kind: int, *, is_calibrating: bool = True) -> int:
-    """How many images of each kind are compared with torch; the others calibrate INT8.
+    """Returns how many images of each kind are compared with torch; the others calibrate INT8.
 
     Args:
         per_kind: images of training classes, of the kind that has fewer.
@@ -510,7 +510,7 @@ def parity_share(per_kind: int, *, is_calibrating: bool = True) -> int:
 
 
 def export_problem(sketches: int, photos: int, *, is_calibrating: bool = True) -> str:
-    """What `sbtk export` will refuse, in a sentence; empty where it will not.
+    """Returns why `sbtk export` would refuse, in a sentence; empty if it would not.
 
     Args:
         sketches: of training classes, with those that are held out from training.

@@ -45,7 +45,7 @@ class Drawing:
 
     @property
     def identity(self) -> str:
-        """A text that is equal for equal strokes, whatever file they are in."""
+        """A text that is equal for equal strokes, in any file."""
         digest = hashlib.sha256()
         for stroke in self.strokes:
             digest.update(len(stroke).to_bytes(4, "little"))
@@ -55,7 +55,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class StrokeFile:
-    """What a stroke file holds.
+    """The contents of a stroke file.
 
     Attributes:
         drawings: those with ink, class by class.

@@ -3,7 +3,7 @@
 ResNet50 comes in two layouts whose weights have the same names and shapes: `resnet50-v1` has the
 stride of a stage on its first 1x1 convolution (He et al. 2016, Caffe, Keras), `resnet50-v1.5` on
 the 3x3 one (torchvision). Loading one into the other raises nothing and costs accuracy, so the
-layout is asked for by name and checked by batch-norm statistics.
+layout is named explicitly and checked by batch-norm statistics.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _plain_name(key: str) -> str:
 
 
 def is_student(tensors: dict[str, torch.Tensor]) -> bool:
-    """Says whether the tensors are those of a student of sbtk's rather than of a classifier."""
+    """Returns whether the tensors are those of an sbtk student rather than of a classifier."""
     return "trunk.conv1.weight" in tensors and "embedding.weight" in tensors
 
 

@@ -172,7 +172,7 @@ def load_cse_trunk(
 
 
 def has_cadene_names(tensors: dict[str, Tensor]) -> bool:
-    """Says whether the tensors are those of Cadene's SE-ResNets rather than torchvision's."""
+    """Returns whether the tensors are those of Cadene's SE-ResNets rather than torchvision's."""
     return "last_linear.weight" in tensors or "layer0.conv1.weight" in tensors
 
 

@@ -27,7 +27,7 @@ _MAX_COMPILED_BATCHES = 64
 
 @dataclass(frozen=True)
 class TorchSettings:
-    """How torch runs a student.
+    """Settings of torch for running a student.
 
     Attributes:
         threads: CPU threads of torch; this is a setting of the whole process.
@@ -136,7 +136,7 @@ def _run(embed: Callable[[Tensor], Tensor], settings: TorchSettings) -> Run:
 
 @contextlib.contextmanager
 def _compiling() -> Iterator[None]:
-    """Lets torch compile for more batch sizes than it would, and keep its warnings to itself."""
+    """Makes torch compile for more batch sizes than by default, without its warnings."""
     logger = logging.getLogger("torch.utils.cpp_extension")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it misses CUDA on a CPU

@@ -1,4 +1,4 @@
-"""Which weights file a run starts from, and which layout of the network it is for."""
+"""The weights file that a run starts from, and its network layout."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What each method learns from: losses, memory, and knowledge kept or looked up."""
+"""The methods' objectives: losses, memory bank, soft labels and semantic matrix."""

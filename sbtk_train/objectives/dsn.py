@@ -43,7 +43,7 @@ from sbtk_train.progress import Notify
 
 @dataclass(frozen=True)
 class Distillation:
-    """What photos are distilled with.
+    """The teacher and weights of the distillation of photos.
 
     Attributes:
         teacher: the frozen classifier.
@@ -149,7 +149,7 @@ class DsnObjective:
         return {} if self._memory is None else self._memory.state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Takes back the memory.
+        """Restores the memory.
 
         Raises:
             BadConfig: it is of other classes or of another size.
@@ -260,7 +260,7 @@ class MemoryBank:
         return {"entries": self._entries.cpu().clone(), "counts": torch.tensor(self._counts)}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Takes back what `state` returned.
+        """Restores what `state` returned.
 
         Raises:
             BadConfig: it is of a bank for other classes, another size or other features.

@@ -19,7 +19,8 @@ class Examples:
     """The images of one step, `S` sketches and then `P` photos.
 
     Where several processes shard the batch, `inputs` are this one's own `s` sketches and `p`
-    photos, and what is made of them is put in order by `joined`. All else is of the whole batch.
+    photos, and `all_gather` brings their outputs into the batch's order. All else is of the whole
+    batch.
 
     Attributes:
         inputs: `(V * (s + p), ...)`, what the student was given: view after view, images or

@@ -1,10 +1,10 @@
-"""How near each training class is to each ImageNet class, by WordNet (SAKE; DSN uses the same).
+"""The semantic matrix: similarity of training and ImageNet classes in WordNet (SAKE, DSN).
 
 The entry of a class and an ImageNet class is 1 where one is a kind of the other or they are the
 same, else their path similarity 1 / (1 + steps) where that is above 0.2, else 0
-(qliu24/SAKE `src/sketchy_to_wnid.py`). A class's synset is what its photos' names begin with, as
-in `n02131653_10374.jpg`; several are gone through in the order of the names, a later one writing
-over what an earlier one found. Where photos are named otherwise it is what the class's name means.
+(qliu24/SAKE `src/sketchy_to_wnid.py`). A class's synset is the prefix of its photos' names, as in
+`n02131653_10374.jpg`. Several are applied in the order of the names, so a later one overwrites an
+earlier one. If photos are named differently, the synset of the class's name is used.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ _MOST_GAPS = 4
 
 @dataclass(frozen=True)
 class Lineage:
-    """A synset and what it is a kind of.
+    """A synset and its hypernyms.
 
     Attributes:
         offset: the synset's number, of which `n02084071` is the written form.

@@ -185,7 +185,7 @@ def run_folder(root: Path, row: Row, seed: int) -> Path:
 
 
 def is_done(folder: Path) -> bool:
-    """Says whether the run in `folder` has ended."""
+    """Returns whether the run in `folder` has ended."""
     return (folder / DONE).is_file()
 
 

@@ -42,7 +42,7 @@ _LAYOUT_PHOTOS = 16
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """What the training loop works with.
+    """The inputs of the training loop.
 
     Attributes:
         division: training, held-out and validation images; no unseen class among them.

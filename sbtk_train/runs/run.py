@@ -76,7 +76,7 @@ def train(
     """Trains into `folder` and returns the run's record.
 
     Args:
-        config: what to do; when resuming, only how it is made (`FREE_FIELDS`) is taken from it,
+        config: the configuration; when resuming, only `FREE_FIELDS` are taken from it,
             and the rest from the run's own.
         folder: an existing folder.
         listener: receives steps, epochs and notices.
@@ -88,7 +88,7 @@ def train(
     Raises:
         RunBusy: another process writes to the folder.
         DiskFull: the disk cannot hold, or no longer holds, what the run saves.
-        BadConfig: the folder already holds a run, and `resume` is not asked for.
+        BadConfig: the folder already holds a run, and `resume` is false.
     """
     with contextlib.ExitStack() as held, _explain_failed_writes(folder):
         distributed.broadcast_object(lambda: _claim(folder, held, resume=resume))
