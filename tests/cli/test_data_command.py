@@ -1,4 +1,4 @@
-"""`sbtk data check` says what is on disk, and its exit code says whether to train on it."""
+"""`sbtk data check`: its report and its exit codes."""
 
 from __future__ import annotations
 

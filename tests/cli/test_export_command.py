@@ -1,4 +1,4 @@
-"""`sbtk export` from the command line: a run folder in, a bundle out."""
+"""`sbtk export`: from a run folder to a bundle."""
 
 from __future__ import annotations
 

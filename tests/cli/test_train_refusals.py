@@ -1,4 +1,4 @@
-"""`sbtk train` refuses, before an epoch, what would spoil the run at its end or in silence."""
+"""`sbtk train` refuses mistakes before the first epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One tiny student, exported once, for all that is asked about exports."""
+"""A tiny student, exported once for all tests of exports."""
 
 from __future__ import annotations
 

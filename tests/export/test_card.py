@@ -1,4 +1,4 @@
-"""What a bundle tells about the run it comes from."""
+"""The model card and the facts of the run in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An export learns binary codes on training classes, records what they lose, and they work."""
+"""Binary codes of an export: fitted on training classes, measured, and usable."""
 
 from __future__ import annotations
 

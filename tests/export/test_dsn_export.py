@@ -1,4 +1,4 @@
-"""DSN's bundle, 64 numbers an embedding: its domain input and its channel weights in every file."""
+"""A DSN bundle of 64 dimensions: its domain input and channel weights in every file."""
 
 from __future__ import annotations
 

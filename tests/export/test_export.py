@@ -1,4 +1,4 @@
-"""Whole exports of a tiny student: what is published, and when nothing is."""
+"""Exports of a tiny student: what is published, and when nothing is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folding batch norms, and halving what is left."""
+"""Folding of batch norms, and conversion to half precision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The input contract in words leads to the golden pixels, and to the golden embeddings."""
+"""The written input contract leads to the golden pixels and embeddings."""
 
 from __future__ import annotations
 

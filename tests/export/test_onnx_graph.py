@@ -1,4 +1,4 @@
-"""The three ONNX files as graphs: what engines are promised of them."""
+"""The graphs of the three ONNX files, as engines expect them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of parity, against plain loops, and the limits they are held to."""
+"""Parity metrics, compared with plain loops, and their limits."""
 
 from __future__ import annotations
 

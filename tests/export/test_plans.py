@@ -1,4 +1,4 @@
-"""After an export this machine's plans are built, and run beside torch where there is a GPU."""
+"""Plans built after an export, and compared with torch if there is a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes, started by torchrun, train the student that one process does."""
+"""Several processes, started by torchrun, train the same student as one process."""
 
 from __future__ import annotations
 

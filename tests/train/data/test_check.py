@@ -1,4 +1,4 @@
-"""The counts of a data set, beside the published ones, and what makes it unfit for a split."""
+"""Counts of a data set, compared with the published ones, and reasons to refuse it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two names mean one class, or they do not; a wrong answer trains on unseen classes."""
+"""Matching of class names; a mistake would train on unseen classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets are read as they lie on disk, whoever packed them."""
+"""Published layouts of data sets."""
 
 from __future__ import annotations
 

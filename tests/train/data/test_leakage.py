@@ -1,4 +1,4 @@
-"""What stands on both sides of a split is found: by class, by ImageNet photo, by bytes, by name."""
+"""Images on both sides of a split are found by class, ImageNet photo, bytes and name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splits by name, by lot, and from files."""
+"""Splits: published, random and from files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Torch as a contender does an engine's whole job, eager and compiled."""
+"""Torch, eager and compiled, as a contender that does the whole job of an engine."""
 
 from __future__ import annotations
 

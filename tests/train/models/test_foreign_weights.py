@@ -1,4 +1,4 @@
-"""Weights as others save them are read; what only looks like weights is called what it is."""
+"""Weights files from elsewhere, and files that are not weights."""
 
 from __future__ import annotations
 

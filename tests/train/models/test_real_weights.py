@@ -1,4 +1,4 @@
-"""What only real weights and real photos can show; skipped where they are not."""
+"""Tests that need real weights and photos; skipped without them."""
 
 from __future__ import annotations
 

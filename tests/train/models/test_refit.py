@@ -1,4 +1,4 @@
-"""The normalised embedding: its arithmetic by hand, and that it finds what a nuisance hides."""
+"""The refitted embedding: its arithmetic, and its effect on a hidden nuisance."""
 
 from __future__ import annotations
 

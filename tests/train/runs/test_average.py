@@ -1,4 +1,4 @@
-"""Several runs become one: what is averaged, what is measured anew, and what is refused."""
+"""Averages of runs: weights, batch norms, records and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kept feature maps of frozen stages: the same numbers as running the stages, made once."""
+"""Stored feature maps of frozen stages equal running the stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedding fitted anew at a run's end, by kept feature maps too, or a word that it is not."""
+"""The refit at the end of a run, also with feature maps and without validation classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole runs of a small backbone: what they write, and that a stopped one ends the same."""
+"""Whole runs of a small backbone: their files, and that interrupted runs end the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run folder has one writer, and a disk that is full is called that."""
+"""Run folders have one writer, and a full disk is reported as such."""
 
 from __future__ import annotations
 
