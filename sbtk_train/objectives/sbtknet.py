@@ -104,7 +104,7 @@ def metric_loss(
     if recipe.metric == "contrastive":
         embeddings, labels = torch.cat([sketches, photos]), torch.cat([sketch_labels, photo_labels])
         return contrastive_loss(embeddings, labels, recipe.temperature)
-    select_sketches = recipe.metric == "quadruplet"
+    with_sketches = recipe.metric == "quadruplet"
     if recipe.batches == "class-balanced":
         return batch_hard_loss(
             sketches,
@@ -112,11 +112,11 @@ def metric_loss(
             photos,
             photo_labels,
             recipe.margin,
-            with_sketch_negatives=select_sketches,
+            with_sketch_negatives=with_sketches,
         )
     half = len(sketches) // 2
     anchor, negative_sketch = sketches[:half], sketches[half:]
     positive, negative_photo = photos[:half], photos[half:]
-    if select_sketches:
+    if with_sketches:
         return quadruplet_loss(anchor, positive, negative_photo, negative_sketch, recipe.margin)
     return triplet_loss(anchor, positive, negative_photo, recipe.margin)

@@ -53,7 +53,7 @@ def test_quadruplet_is_zero_once_negatives_are_far_by_the_margin() -> None:
 
 
 @pytest.mark.parametrize("with_sketches", [True, False])
-def test_batch_hard_equals_a_plain_loop(select_sketches: bool) -> None:
+def test_batch_hard_equals_a_plain_loop(with_sketches: bool) -> None:
     sketches, photos = unit_rows(8, 1), unit_rows(6, 2)
     sketch_labels = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
     photo_labels = torch.tensor(
@@ -67,7 +67,7 @@ def test_batch_hard_equals_a_plain_loop(select_sketches: bool) -> None:
         far = max(distance(sketches[s], photos[p]) for p in positives)
         near = min(distance(sketches[s], photos[p]) for p in range(6) if p not in positives)
         term = max(far - near + 0.3, 0)
-        if select_sketches:
+        if with_sketches:
             near = min(
                 distance(sketches[s], sketches[o])
                 for o in range(8)
@@ -82,7 +82,7 @@ def test_batch_hard_equals_a_plain_loop(select_sketches: bool) -> None:
         back.append(max(far - near + 0.3, 0))
     expected = sum(forward) / len(forward) + 0.5 * sum(back) / len(back)
     found = batch_hard_loss(
-        sketches, sketch_labels, photos, photo_labels, 0.3, with_sketch_negatives=select_sketches
+        sketches, sketch_labels, photos, photo_labels, 0.3, with_sketch_negatives=with_sketches
     )
     assert float(found) == pytest.approx(expected, abs=1e-5)
 
