@@ -205,7 +205,7 @@ def test_resuming_refuses_options_that_say_otherwise_and_names_both(
         (["--margin", "0.5"], "--margin 0.5, and the run was started with 0.2"),
         (["--no-identity"], "--no-identity, and the run was started without it"),
         (["--teacher", "other.pth"], "--teacher other.pth, and the run was started with none"),
-        (["--memory", "paper"], "--memory paper, and sbtknet has no such knob"),
+        (["--memory", "paper"], "--memory paper, and sbtknet has no such setting"),
         ([str(other)], f"DATA {other}, and the run was started with {data}"),
     ):
         assert main(["train", *words, "--resume", str(tmp_path / "run")]) == 2
