@@ -129,7 +129,7 @@ def test_what_is_made_is_what_was_asked_for_or_all_of_use(
     ("words", "code", "sentence"),
     [
         (["nowhere"], 2, "nowhere is not a trained run"),
-        (["RUN", "--images", "nowhere", "-o", "new"], 1, "the images do not exist: no folder nowhere"),
+        (["RUN", "--images", "nowhere", "-o", "new"], 1, "images do not exist: no folder nowhere"),
         (["RUN", "--images", ".", "-o", "new"], 1, ". has no folder 'sketch'"),
         (["RUN", "-o", "runs"], 2, "runs exists"),
         (["RUN", "--name", "../up"], 2, "'../up' cannot name a bundle"),
