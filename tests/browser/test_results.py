@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -256,34 +256,36 @@ def test_photos_keep_their_order_until_the_pen_rests(found: Visit) -> None:
     assert found.ids() == found.resend_last()
 
 
-def test_a_search_without_close_matches_says_so(visit: Visit) -> None:
-    page = visit.page
-    rating: dict[str, Any] = {"no_close_match": True}
-
+@pytest.mark.parametrize(
+    ("good", "text"), [(0, "No close match. Best guesses:"), (5, "Weaker matches"), (None, "")]
+)
+def test_weak_matches_are_set_apart(visit: Visit, good: int | None, text: str) -> None:
+    # The model decides which matches are weak, so the ratings of the response are replaced.
     def rate(route: Route) -> None:
         response = route.fetch()
-        content = response.json() | {"no_close_match": rating["no_close_match"]}
+        content = response.json()
+        content.pop("no_close_match", None)
         for hit in content["hits"]:
-            is_weak = rating["no_close_match"] or hit["rank"] > 5
-            hit["match"] = "weak" if is_weak else "good"
+            hit.pop("match", None)
+            if good is not None:
+                hit["match"] = "good" if hit["rank"] <= good else "weak"
+        if good is not None:
+            content["no_close_match"] = good == 0
         route.fulfill(response=response, json=content)
 
-    with visit.new_hits():
-        visit.stroke(ROOF)
-    assert page.locator("#hits .divider").count() == 0
     visit.context.route("**/v1/query*", rate)
     with visit.new_hits():
-        visit.stroke(DOOR)
-    divider = page.locator("#hits .divider")
-    assert divider.inner_text() == "No close match. Best guesses:"
-    assert page.locator("#hits > li").first.get_attribute("class") == "divider"
-    rating["no_close_match"] = False
-    with visit.new_hits():
-        page.keyboard.press("Control+z")
-    assert divider.inner_text() == "Weaker matches"
-    items = page.locator("#hits > li")
-    assert items.nth(5).get_attribute("class") == "divider"
-    assert _bottom(items.nth(4)) < _bottom(divider) < _bottom(items.nth(6))
+        visit.stroke(ROOF)
+    items = visit.page.locator("#hits > li")
+    dividers = items.and_(visit.page.locator(".divider"))
+    if good is None:
+        assert dividers.count() == 0
+        return
+    assert dividers.all_inner_texts() == [text]
+    assert items.nth(good).inner_text() == text
+    assert _bottom(items.nth(good)) < _bottom(items.nth(good + 1))
+    if good:
+        assert _bottom(items.nth(good - 1)) < _bottom(items.nth(good))
 
 
 def test_recent_photos_are_shown_before_anything_is_drawn(visit: Visit, photos: Path) -> None:
