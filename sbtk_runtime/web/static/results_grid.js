@@ -31,6 +31,8 @@ export class ResultsGrid extends EventTarget {
   hits = [];
   /** @type {Map<number, Card>} by photo id, least recently used first */
   #cards = new Map();
+  /** @type {Card[]} cards of photos that were scrolled past, for reuse */
+  #spareCards = [];
   /** @type {Map<number, number>} width / height by photo id */
   #ratios = new Map();
   /** @type {Map<number, number>} positions in `hits` by photo id */
@@ -367,29 +369,27 @@ export class ResultsGrid extends EventTarget {
    * @returns {Card}
    */
   #card({ id }, isHighPriority) {
-    const card = this.#cards.get(id) ?? this.#createCard(id);
+    const card = this.#cards.get(id) ?? this.#spareCards.pop() ?? this.#createCard();
+    card.item.dataset.id = `${id}`;
     this.#cards.delete(id);
     this.#cards.set(id, card);
     loadThumbnail(card.image, id, isHighPriority);
     return card;
   }
 
-  /**
-   * @param {number} id
-   * @returns {Card}
-   */
-  #createCard(id) {
+  /** @returns {Card} */
+  #createCard() {
     const template = document.getElementById("card");
     if (!(template instanceof HTMLTemplateElement)) throw new Error("internal error: no card template in the page");
     const item = /** @type {HTMLLIElement} */ (document.importNode(template.content, true).firstElementChild);
     const link = /** @type {HTMLAnchorElement} */ (item.querySelector("a"));
     const image = /** @type {HTMLImageElement} */ (item.querySelector("img"));
-    item.dataset.id = `${id}`;
     image.addEventListener("load", () => {
+      if (!image.hasAttribute("src")) return;
       item.classList.remove("is-failed");
       item.classList.add("is-loaded");
       const ratio = image.naturalWidth / image.naturalHeight;
-      this.#setRatio(id, Math.min(MAX_RATIO, Math.max(MIN_RATIO, ratio)));
+      this.#setRatio(Number(item.dataset.id), Math.min(MAX_RATIO, Math.max(MIN_RATIO, ratio)));
     });
     image.addEventListener("error", () => {
       if (image.hasAttribute("src")) item.classList.add("is-failed");
@@ -414,13 +414,17 @@ export class ResultsGrid extends EventTarget {
     if (image !== undefined) cancelLoading(image);
   }
 
-  /** Removes the least recently used cards that are not shown. */
+  /** Frees the least recently used cards that are not shown. */
   #evict() {
-    for (const [id, { item }] of this.#cards) {
+    for (const [id, card] of this.#cards) {
       if (this.#cards.size <= MAX_CACHED_CARDS) break;
-      if (item.isConnected) continue;
-      this.#cancelLoading(id);
+      if (card.item.isConnected) continue;
       this.#cards.delete(id);
+      card.item.className = "photo";
+      card.image.removeAttribute("src");
+      delete card.image.dataset.px;
+      card.box = null;
+      this.#spareCards.push(card);
     }
   }
 

@@ -24,6 +24,7 @@ export function loadThumbnail(image, id, isHighPriority) {
   if (image.dataset.px !== undefined) return;
   image.fetchPriority = isHighPriority ? "high" : "auto";
   image.dataset.px = `${SIZES_PX[0]}`;
+  image.dataset.photo = `${id}`;
   image.src = thumbnailUrl(id, SIZES_PX[0]);
 }
 
@@ -75,7 +76,8 @@ async function replace(image, id, px) {
   } catch {
     return; // The small one stays.
   }
-  if (image.dataset.px === undefined) return;
+  // By now the image may be unloaded, or show another photo.
+  if (image.dataset.px === undefined || image.dataset.photo !== `${id}`) return;
   image.dataset.px = `${px}`;
   image.src = sharper.src;
 }
