@@ -65,7 +65,7 @@ def test_the_page_fits_the_screen(chromium: Browser, server: ServeProcess, scree
         assert canvas["width"] == pytest.approx(canvas["height"], abs=1)
         assert canvas["width"] > 0.35 * min(width, height)
         assert canvas["y"] + canvas["height"] < height
-        first = visit.page.locator("#hits li").first.bounding_box()
+        first = visit.page.locator("#hits li.photo").first.bounding_box()
         assert first is not None and first["width"] > 90
         # The first hits are visible without scrolling.
         assert first["y"] < height - 40

@@ -116,7 +116,7 @@ def test_show_more_uses_the_latest_drawing(visit: Visit) -> None:
         visit.page.get_by_role("button", name="Show more").click()
     assert visit.count() > FIRST_HITS
     visit.page.keyboard.press("r")
-    visit.wait_until("() => document.querySelector('#hits > li').ariaPosInSet === '1'")
+    visit.wait_until("() => document.querySelector('#hits > li.photo').ariaPosInSet === '1'")
     assert visit.ids() == newest
     last = visit.queries[-1]
     assert f"offset={FIRST_HITS}" in last.url
