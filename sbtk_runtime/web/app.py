@@ -1,4 +1,4 @@
-"""The ASGI app: the API and the page over one service, behind the guard."""
+"""The ASGI app: the API and the page of one service, behind the access guard."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from starlette.types import ASGIApp
 
 from sbtk_runtime.errors import MissingExtra
 from sbtk_runtime.web.auth import AccessGuard, AccessRules
-from sbtk_runtime.web.errors import FaultsTold, add_error_answers
-from sbtk_runtime.web.metrics import Counted, Metrics
+from sbtk_runtime.web.errors import ErrorMiddleware, add_error_answers
+from sbtk_runtime.web.metrics import Metrics, MetricsMiddleware
 from sbtk_runtime.web.photos import Thumbnails
 from sbtk_runtime.web.refusals import SecurityHeaders
 from sbtk_runtime.web.routes_photos import photo_routes
@@ -25,16 +25,16 @@ from sbtk_runtime.web.service import Service
 
 STATIC = Path(__file__).parent / "static"
 
-_DESCRIPTION = """Finds photos from a sketch.
+_DESCRIPTION = """Find photos from a sketch.
 
-An error is `{"error": {"code", "message", "next"}}`: go by the code, show the message. With
-`busy` and `loading`, the header Retry-After says when to come back. A hit's `path` is absolute,
-as of when its photo was indexed.
+Errors are `{"error": {"code", "message", "next"}}`: compare the code, and show the message. With
+`busy` and `loading`, the header Retry-After says when to try again. The `path` of a hit is
+absolute, and was correct when the photo was indexed.
 """
 
 
 def guarded_app(service: Service, rules: AccessRules) -> ASGIApp:
-    """Returns the app that answers for `service`, to those whom `rules` allow."""
+    """Returns the app that serves `service` to clients that `rules` allow."""
     thumbnails = Thumbnails()
     metrics = Metrics(service, thumbnails)
     app = FastAPI(
@@ -50,7 +50,7 @@ def guarded_app(service: Service, rules: AccessRules) -> ASGIApp:
         openapi_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        # Nothing is sent anywhere, whatever OTEL_* variables ask for.
+        # No telemetry, whatever the OTEL_* variables say.
         telemetry={
             "tracing": False,
             "metrics": False,
@@ -68,7 +68,7 @@ def guarded_app(service: Service, rules: AccessRules) -> ASGIApp:
     add_docs_page(app)
     _add_page(app)
     answer_head(app.router)
-    return Counted(SecurityHeaders(FaultsTold(AccessGuard(app, rules))), metrics)
+    return MetricsMiddleware(SecurityHeaders(ErrorMiddleware(AccessGuard(app, rules))), metrics)
 
 
 def _add_description(app: FastAPI) -> None:
@@ -88,16 +88,16 @@ def _add_page(app: FastAPI) -> None:
 
 
 _PAGE = Path(__file__).parent / "static" / "docs.html"
-# Swagger UI, which FastAPI itself would load from elsewhere. Of the package only these are used.
+# Swagger UI, which FastAPI itself would load from the network. Only its files are used.
 _PACKAGE = "fastapi_offline"
 _FILES = ("swagger-ui-bundle.js", "swagger-ui.css")
 
 
 def add_docs_page(app: FastAPI) -> None:
-    """Gives `app` the page `/docs` and the files that it loads; they show `/openapi.json`.
+    """Adds the page `/docs`, which shows `/openapi.json`, and its files to `app`.
 
     Raises:
-        MissingExtra: the package that has the files is not installed.
+        MissingExtra: the package with the files is not installed.
     """
     folder = _swagger_ui()
 
@@ -127,9 +127,9 @@ def _swagger_ui() -> Path:
 
 
 def answer_head(router: APIRouter) -> APIRouter:
-    """Returns `router`, whose routes that take GET take HEAD too.
+    """Returns `router` after adding a HEAD route for each GET route.
 
-    The API's description leaves them out: they would double it. The HTTP server drops the bodies.
+    They are not in the API's description. The HTTP server drops their bodies.
     """
     for route in list(router.routes):
         if isinstance(route, APIRoute) and "GET" in (route.methods or ()):

@@ -1,8 +1,8 @@
-"""Who may ask: the names this server answers to, the pages that may use it, and the token.
+"""Access control: allowed host names and origins, and the token.
 
-The server is for the person in front of it. Other web pages in the same browser are kept out by
-their origin, names that an attacker points at this machine (DNS rebinding) by the Host header, and
-other machines by the token.
+The server is for the user of this machine. Other web pages in the same browser are refused by their
+origin, foreign names that resolve to this machine (DNS rebinding) by the Host header, and other
+machines by the token.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.web.refusals import Refusal, send_refusal, send_refusal_page
 
-#: The path that load balancers ask without a token.
+#: The path that load balancers request without a token.
 HEALTH_PATH = "/healthz"
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# A browser that came from another site does not send a new SameSite=Strict cookie along a redirect;
-# a step that our own page takes is ours again.
+# After a link from another site, browsers do not send a new SameSite=Strict cookie with a redirect;
+# they do with a refresh by our own page.
 _OWN_STEP = (
     b'<!doctype html><meta charset="utf-8"><title>sbtk</title>'
     b'<meta http-equiv="refresh" content="0; url=/"><p><a href="/">Continue</a></p>'
@@ -34,22 +34,21 @@ _OWN_STEP = (
 
 
 class AccessGuard:
-    """ASGI middleware that lets through what `rules` allow, and refuses the rest.
+    """ASGI middleware that passes on requests that `rules` allow, and refuses all others.
 
-    For the application, `scope["state"]["is_trusted"]` (`request.state.is_trusted`) says whether
-    the request has shown the token, or needs none. It is false only for `/healthz`.
-    Everything but HTTP and the lifespan is closed.
+    It sets `scope["state"]["is_trusted"]` (`request.state.is_trusted`) to whether the request has
+    the token, or needs none. It is false only for `/healthz`. WebSockets are closed.
     """
 
     def __init__(self, app: ASGIApp, rules: AccessRules) -> None:
         self._app = app
         self._rules = rules
         self._expected = (rules.token or "").encode()
-        # Cookies know no ports: servers on other ports of this machine need names of their own.
+        # Cookies are shared between ports, so servers on other ports need other cookie names.
         self._cookie = f"sbtk-{hashlib.sha256(self._expected).hexdigest()[:12]}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or answers it."""
+        """Passes a request on, or refuses it."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -74,7 +73,7 @@ class AccessGuard:
             await self._app(scope, receive, send)
 
     def _foreign(self, scope: Scope, headers: Mapping[str, str]) -> Refusal | None:
-        """Returns why a request comes from elsewhere, or `None`."""
+        """Returns the refusal of a foreign host or origin, or `None`."""
         host = HOST.fullmatch(headers.get("host", ""))
         name = canonical_host(host[1]) if host else ""
         if not host or not self._answers_to(name):
@@ -93,7 +92,7 @@ class AccessGuard:
         )
 
     def _token_of_address(self, scope: Scope) -> str | None:
-        """Returns the token in `/?token=...`, or `None`: no other address may carry one."""
+        """Returns the token of `/?token=...`, or `None`; no other URL may have one."""
         if self._rules.token is None or scope["path"] != "/" or not _is_read(scope):
             return None
         found = parse_qs(scope["query_string"].decode("latin-1")).get("token")
@@ -102,11 +101,11 @@ class AccessGuard:
     async def _sign_in(
         self, given: str, scope: Scope, headers: Mapping[str, str], send: Send
     ) -> None:
-        """Turns the token of an address into a cookie, so that it leaves the address bar."""
+        """Moves the token of a URL to a cookie, so that it leaves the address bar."""
         if not self._is_token(given):
             await _refuse(send, _WRONG_TOKEN, scope, headers)
             return
-        # Whoever claims HTTPS falsely only loses the own cookie.
+        # A client that falsely claims HTTPS only loses its own cookie.
         is_https = "https" in (scope.get("scheme"), headers.get("x-forwarded-proto"))
         secure = "; Secure" if is_https else ""
         cookie = f"{self._cookie}={given}; Path=/; HttpOnly; SameSite=Strict{secure}"
@@ -140,15 +139,15 @@ class AccessGuard:
 _FOREIGN_HOST = Refusal(
     403,
     "foreign_host",
-    "This server does not answer to the name it was called by.",
-    "open it by the address that 'sbtk serve' printed, or allow the name with --allow-host NAME",
+    "This server does not accept this host name.",
+    "use the address that 'sbtk serve' printed, or allow the name with --allow-host NAME",
     closes=True,
 )
 _FOREIGN_ORIGIN = Refusal(
     403,
     "foreign_origin",
-    "Another web page asked; only the server's own page may.",
-    "ask from the server's own page, or from a program",
+    "The request came from another web page; only the server's own page is allowed.",
+    "use the server's own page, or a program",
     closes=True,
 )
 _NO_TOKEN = Refusal(
@@ -163,13 +162,13 @@ _WRONG_TOKEN = replace(_NO_TOKEN, message="The token is wrong.")
 
 
 async def _refuse(send: Send, refusal: Refusal, scope: Scope, headers: Mapping[str, str]) -> None:
-    """Tells people in a page, and programs in JSON."""
+    """Sends a page to browsers, and JSON to programs."""
     is_for_people = scope["path"] == "/" and "text/html" in headers.get("accept", "")
     await (send_refusal_page if is_for_people else send_refusal)(send, refusal)
 
 
 def _single_headers(scope: Scope) -> dict[str, str]:
-    """Returns the headers by name; what came twice is joined, so that neither counts alone."""
+    """Returns the headers by name; repeated ones are joined, so that none counts alone."""
     found: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
@@ -179,9 +178,9 @@ def _single_headers(scope: Scope) -> dict[str, str]:
 
 
 def _is_origin_of(origin: str, name: str, port: str | None) -> bool:
-    """Whether an Origin header names the host that the Host header names.
+    """Returns whether the Origin and Host headers name the same host.
 
-    Schemes are not compared: behind a proxy the page came by HTTPS and the request by HTTP.
+    Schemes are not compared: behind a proxy, the page uses HTTPS and the request HTTP.
     """
     try:
         parts = urlsplit(origin)
@@ -199,7 +198,7 @@ def _is_read(scope: Scope) -> bool:
 
 
 def _is_visit(scope: Scope, headers: Mapping[str, str]) -> bool:
-    """Whether somebody follows a link to the page itself."""
+    """Returns whether the request follows a link to the page."""
     return (
         _is_read(scope)
         and scope["path"] == "/"
@@ -208,7 +207,7 @@ def _is_visit(scope: Scope, headers: Mapping[str, str]) -> bool:
     )
 
 
-#: A Host header: a name or an address in group 1, a port in group 2.
+#: A Host header: group 1 is the name or address, group 2 the port.
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?")
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -217,12 +216,12 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~-]{8,256}")
 
 @dataclass(frozen=True)
 class AccessRules:
-    """Whom the server answers; see `access_rules`.
+    """The clients that the server accepts; see `access_rules`.
 
     Attributes:
         hosts: names and addresses in lower case, without port; IPv6 without brackets.
-        any_address: also every Host that is an IP address. Safe, since rebinding needs a name.
-        token: what a request must show; `None` when anyone who gets here may ask.
+        any_address: accept every Host that is an IP address; rebinding requires a name.
+        token: the token that clients must send; `None` if none is needed.
     """
 
     hosts: frozenset[str]
@@ -233,28 +232,28 @@ class AccessRules:
 def access_rules(
     host: str, allow_hosts: Iterable[str] = (), token: str | None = None
 ) -> AccessRules:
-    """Returns the rules of a server that listens on `host`, which others reach with a token only.
+    """Returns the rules of a server that listens on `host`; other machines need a token.
 
-    A host that stands for all of a machine's addresses (`0.0.0.0`, `::`) allows every IP address
-    as Host; names are only those given.
+    With a wildcard address (`0.0.0.0`, `::`), every IP address is accepted as Host.
 
     Args:
-        host: the address or name that is listened on.
-        allow_hosts: more names to answer to, such as a reverse proxy's; a port is ignored.
+        host: the address or name to listen on.
+        allow_hosts: additional host names, such as a reverse proxy's; ports are ignored.
         token: letters, digits and `._~-`, 8 to 256 of them.
 
     Raises:
-        BadConfig: not a host name, not a token, or none where other machines can ask.
+        BadConfig: a host name or the token is malformed, or the token is missing although other
+            machines can connect.
     """
     if token is None and not is_loopback(host):
         raise BadConfig(
-            f"other machines can reach {host}, and there is no token", "a token", "--token TOKEN"
+            f"other machines can reach {host}, but there is no token", "a token", "--token TOKEN"
         )
     if token is not None and not _TOKEN.fullmatch(token):
         raise BadConfig(
-            "this token cannot be used",
+            "the token is malformed",
             "8 to 256 letters, digits and . _ ~ -",
-            "leave out --token and one is made for you",
+            "without --token, sbtk serve creates one",
         )
     allowed = {_known_name(name) for name in (*_LOOPBACK, host, *allow_hosts)}
     address = address_of(_known_name(host))
@@ -262,26 +261,26 @@ def access_rules(
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens on `host`."""
+    """Returns whether only this machine can reach a server that listens on `host`."""
     name = _known_name(host)
     address = address_of(name)
     return name == "localhost" if address is None else address.is_loopback
 
 
 def new_token() -> str:
-    """Returns a token that nobody guesses: 192 random bits, 32 characters."""
+    """Returns a new token: 192 random bits as 32 characters."""
     return secrets.token_urlsafe(24)
 
 
 def canonical_host(host: str) -> str:
-    """Returns a host name in lower case, or an IP address as it is written shortest."""
+    """Returns a host name in lower case, or an IP address in its shortest form."""
     name = host.strip("[]").lower().removesuffix(".")
     address = address_of(name)
     return name if address is None else str(address)
 
 
 def address_of(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Returns a host as the IP address that it is; `None` for a name."""
+    """Returns the IP address that a host is; `None` for a name."""
     try:
         return ipaddress.ip_address(name.strip("[]"))
     except ValueError:
@@ -289,10 +288,12 @@ def address_of(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
 
 
 def _known_name(host: str) -> str:
-    """Returns a host of the command line as `AccessRules` has it."""
+    """Returns a host of the command line in the form of `AccessRules`."""
     if address_of(host) is None:
         match = HOST.fullmatch(host)
         if match is None:
-            raise BadConfig(f"{host!r} is no host", "a name or an IP address, such as photos.lan")
+            raise BadConfig(
+                f"{host!r} is not a host", "a name or an IP address, such as photos.lan"
+            )
         host = match[1]
     return canonical_host(host)

@@ -1,4 +1,4 @@
-"""What programs are told when something goes wrong: a status, a code, a sentence, a next step."""
+"""Errors as HTTP responses: a status, a code, a sentence and a next step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sbtk_runtime.web.schemas import ErrorAnswer
 from sbtk_runtime.web.service import GalleryGone, Loading, Stuck
 from sbtk_runtime.web.uploads import ClientGone, TimedOut
 
-#: Which errors are which: status and code. The first that fits counts.
+#: Status and code of each class of errors; the first match counts.
 _KNOWN: tuple[tuple[type[SbtkError], int, str], ...] = (
     (EmptySketch, 400, "empty_sketch"),
     (BadImage, 400, "bad_image"),
@@ -43,23 +43,23 @@ _KNOWN: tuple[tuple[type[SbtkError], int, str], ...] = (
 )
 _RETRY_AFTER_S = {"busy": 1, "loading": 1}
 _HTTP_ERRORS = {
-    404: ("not_found", "There is nothing at this address."),
-    405: ("method_not_allowed", "This address does not take this method."),
+    404: ("not_found", "There is nothing at this URL."),
+    405: ("method_not_allowed", "This URL does not support this method."),
 }
-# nginx's number for a client that did not wait; nobody gets it, but it is counted.
+# nginx's status for a client that disconnected. It is not sent, but counted.
 _CLIENT_GONE = 499
 
 _DESCRIPTIONS = {
-    400: "No picture that can be used, or an empty sketch.",
+    400: "The image cannot be used, the sketch is empty, or the form is malformed.",
     401: "The server's token is missing.",
-    403: "Called by another name, or by another web page.",
-    404: "There is no such photo, or it is not where it was found.",
-    408: "The request's body came too slowly.",
+    403: "The host name is not allowed, or another web page sent the request.",
+    404: "There is no such photo, or its file is no longer there.",
+    408: "The request's body took too long.",
     413: "The request's body is too large.",
-    415: "The request's body is of another type.",
+    415: "The request's body has an unsupported type.",
     422: "A parameter is out of range, unknown, or given twice.",
-    500: "A fault of the server's own.",
-    503: "Loading, busy, being stopped, or the gallery cannot be served.",
+    500: "Internal error.",
+    503: "Loading, busy, shutting down, or the gallery cannot be served.",
     504: "It took too long.",
 }
 
@@ -67,7 +67,7 @@ _log = logging.getLogger("sbtk.web")
 
 
 def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Returns the description of a route's errors, with those that every route has."""
+    """Returns the OpenAPI description of a route's errors, with those of every route."""
     every = sorted({*statuses, 401, 403, 422, 500})
     return {
         status: {"model": ErrorAnswer, "description": _DESCRIPTIONS[status]} for status in every
@@ -75,7 +75,7 @@ def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def refusal_of(problem: SbtkError) -> Refusal:
-    """Returns the answer that tells a problem."""
+    """Returns the response for an error."""
     status, code = next(
         ((status, code) for kind, status, code in _KNOWN if isinstance(problem, kind)),
         (500, "fault"),
@@ -87,7 +87,7 @@ def refusal_of(problem: SbtkError) -> Refusal:
 
 
 def add_error_answers(app: FastAPI) -> None:
-    """Makes every error of `app` an answer of one form."""
+    """Gives all error responses of `app` the same form."""
 
     @app.exception_handler(Refused)
     async def refused(_: Request, problem: Refused) -> Response:
@@ -116,15 +116,15 @@ def add_error_answers(app: FastAPI) -> None:
         response = _response(Refusal(problem.status_code, code, text, "see /docs"))
         response.headers.update(problem.headers or {})
         if response.headers.get("allow") == "GET":
-            # HEAD is a route of its own; see `answer_head`.
+            # HEAD is a separate route; see `answer_head`.
             response.headers["allow"] = "GET, HEAD"
         return response
 
 
-class FaultsTold:
-    """ASGI middleware that logs where the application fails, and answers 500 if nothing did.
+class ErrorMiddleware:
+    """ASGI middleware that logs exceptions, and sends a 500 if no response was started.
 
-    What is under way when the server is stopped, and not begun to be answered, gets a 503.
+    Requests that are cancelled because the server stops get a 503.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -141,16 +141,16 @@ class FaultsTold:
 
         try:
             await self._app(scope, receive, send_noted)
-        # Whatever it is, the next request must be answered as if it had not been.
+        # No exception may affect the next request.
         except Exception as problem:
             kind = type(problem).__name__
             _log.error(
-                *("a request met a fault (%s: %s); SBTK_DEBUG=1 shows where", kind, problem),
+                *("internal error (%s: %s); SBTK_DEBUG=1 prints a traceback", kind, problem),
                 exc_info=bool(os.environ.get("SBTK_DEBUG")),
             )
             if not is_begun:
                 await send_refusal(send, _FAULT)
-        # Only the end of the server cancels a request, and nobody waits for it but its client.
+        # Requests are cancelled only when the server stops.
         except asyncio.CancelledError:
             if not is_begun:
                 await send_refusal(send, _STOPPING)
@@ -159,14 +159,14 @@ class FaultsTold:
 _FAULT = Refusal(
     500,
     "fault",
-    "The server met a fault of its own.",
-    "please report it, with what the server prints under SBTK_DEBUG=1",
+    "Internal error.",
+    "please report it with the server's output under SBTK_DEBUG=1",
 )
 _STOPPING = Refusal(
     503,
     "stopping",
-    "The server is being stopped.",
-    "ask again when it has been started",
+    "The server is shutting down.",
+    "try again when it has restarted",
     closes=True,
 )
 

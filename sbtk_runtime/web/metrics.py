@@ -1,4 +1,4 @@
-"""Figures of the server, for Prometheus: requests, queries, queues, memory."""
+"""Metrics of the server for Prometheus: requests, queries, queues, memory."""
 
 from __future__ import annotations
 
@@ -26,51 +26,51 @@ _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 class Metrics:
-    """The figures of one server.
+    """The metrics of one server.
 
     Attributes:
-        query_seconds: from a whole query received to its answer made.
+        query_seconds: from the complete query to its response.
     """
 
     def __init__(self, service: Service, thumbnails: Thumbnails) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Now(service, thumbnails))
+        self._registry.register(_LiveMetrics(service, thumbnails))
         ProcessCollector(registry=self._registry)
         self.query_seconds = Histogram(
             "sbtk_query_seconds",
-            "From a whole query received to its answer made.",
+            "From the complete query to its response.",
             buckets=_SECONDS,
             registry=self._registry,
         )
         self._requests = Counter(
             "sbtk_requests",
-            "Requests by the route that answered, and the answer's status.",
+            "Requests by route, method and status.",
             ["route", "method", "status"],
             registry=self._registry,
         )
         self._request_seconds = Histogram(
             "sbtk_request_seconds",
-            "From a request's headers received to its answer sent.",
+            "From the request's headers to the end of its response.",
             ["route"],
             buckets=_SECONDS,
             registry=self._registry,
         )
 
     def text(self) -> bytes:
-        """Returns all figures as Prometheus reads them."""
+        """Returns all metrics in the text format of Prometheus."""
         return generate_latest(self._registry)
 
     def count(self, scope: Scope, status: int, seconds: float) -> None:
-        """Notes a request that was answered."""
-        # Not the path, which anyone may make up, and each would be a figure for ever.
+        """Counts a request that was answered."""
+        # Not the path: clients could create any number of time series.
         route = getattr(scope.get("route"), "path", "other") or "other"
         method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other"
         self._requests.labels(route, method, f"{status}").inc()
         self._request_seconds.labels(route).observe(seconds)
 
 
-class Counted:
-    """ASGI middleware that counts requests."""
+class MetricsMiddleware:
+    """ASGI middleware that counts and times requests."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -96,8 +96,8 @@ class Counted:
             self._metrics.count(scope, status, time.perf_counter() - started)
 
 
-class _Now(Collector):
-    """Figures that are looked up when they are asked for."""
+class _LiveMetrics(Collector):
+    """Metrics that are computed when they are collected."""
 
     def __init__(self, service: Service, thumbnails: Thumbnails) -> None:
         self._service = service
@@ -105,14 +105,16 @@ class _Now(Collector):
 
     def collect(self) -> Iterator[Metric]:
         state = self._service.state()
-        yield _gauge("sbtk_ready", "1 if queries are answered.", state.status == "ok")
+        yield _gauge("sbtk_ready", "1 if queries are answered, else 0.", state.status == "ok")
         if state.gallery is not None:
-            yield _gauge("sbtk_photos", "Photos that can be found.", state.gallery.live)
+            yield _gauge("sbtk_photos", "Searchable photos.", state.gallery.live)
             yield _gauge(
-                "sbtk_gallery_generation", "Of the gallery in use.", state.gallery.generation
+                "sbtk_gallery_generation",
+                "Generation of the gallery.",
+                state.gallery.generation,
             )
         if state.engine is not None:
-            engine = InfoMetricFamily("sbtk_engine", "What runs the model.")
+            engine = InfoMetricFamily("sbtk_engine", "The engine that runs the model.")
             of_engine = {
                 "name": state.engine.name,
                 "version": state.engine.version,
@@ -121,16 +123,16 @@ class _Now(Collector):
             }
             engine.add_metric([], of_engine)
             yield engine
-        waiting = GaugeMetricFamily("sbtk_waiting", "Requests that wait.", labels=["queue"])
+        waiting = GaugeMetricFamily("sbtk_waiting", "Waiting requests by queue.", labels=["queue"])
         waiting.add_metric(["queries"], self._service.queries.length)
         waiting.add_metric(["searches"], self._service.searches.length)
-        waiting.add_metric(["pictures"], self._service.pictures.length)
+        waiting.add_metric(["reads"], self._service.reads.length)
         waiting.add_metric(["thumbnails"], self._service.thumbnails.length)
         waiting.add_metric(["uploads"], self._service.uploads.small.length)
         waiting.add_metric(["costly_uploads"], self._service.uploads.costly.length)
         yield waiting
         yield _gauge(
-            "sbtk_thumbnail_bytes", "Thumbnails kept in memory.", self._thumbnails.kept_bytes
+            "sbtk_thumbnail_bytes", "Size of the thumbnails in memory.", self._thumbnails.kept_bytes
         )
 
 

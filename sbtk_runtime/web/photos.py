@@ -1,8 +1,8 @@
-"""Opens a gallery's photos for others to see, and nothing else that may lie at their paths.
+"""Open a gallery's photos safely, and make thumbnails of them.
 
-Since it was indexed a photo may have been replaced by a link to any file, or a folder above it.
-So every component below the indexed root is opened from the one above it and must be no link:
-what was checked is what is read.
+After indexing, a photo or a folder above it may have been replaced by a link to any file. So every
+path component below the indexed root is opened relative to its parent, and must not be a link: the
+file that is read is the one that was checked.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from sbtk_runtime.web.queue import Busy
 _FOLDER = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
 _FILE = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _SIGNATURE_BYTES = 4096
-# Then the photo is well, and the next request may be lucky.
+# The photo may be fine; the request can be repeated.
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class PhotoGone(SbtkError):
-    """A photo cannot be shown: it is not where it was found, or is another thing now."""
+    """A photo cannot be shown: its file is no longer there, or no longer a photo."""
 
 
 def open_photo(path: bytes, roots: Iterable[bytes]) -> BinaryIO:
     """Returns the photo at an absolute `path`, open for reading.
 
     Args:
-        path: as the catalogue has it.
-        roots: absolute paths that were indexed; without any, no component may be a link.
+        path: from the catalogue.
+        roots: the indexed absolute paths; if there are none, no component may be a link.
 
     Raises:
-        PhotoGone: there is no regular file, it cannot be read, it lies below none of the roots,
-            or a component of its path below the root is a link.
-        Busy: the system gives no more files or memory.
+        PhotoGone: it is not a readable regular file below one of the roots, or a component of its
+            path below the root is a link.
+        Busy: the system has no more files or memory.
     """
     for root in list(roots) or [b"/"]:
         parts = _parts_below(root, path)
@@ -62,19 +62,19 @@ def open_photo(path: bytes, roots: Iterable[bytes]) -> BinaryIO:
             if problem.errno in _EXHAUSTED:
                 raise Busy("too many files are open", "", "try again in a second") from problem
     raise PhotoGone(
-        "the photo is not where it was found", "a regular file, and no link", "sbtk index PHOTOS"
+        "the photo is no longer there", "a regular file, not a link", "sbtk index PHOTOS"
     )
 
 
 def etag_of(file: BinaryIO, purpose: str) -> str:
-    """Returns a tag, with its quotes, that changes with the file and is no other purpose's."""
+    """Returns a quoted ETag that changes with the file, and differs between purposes."""
     status = os.fstat(file.fileno())
     stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, purpose)
     return f'"{hashlib.sha256(repr(stamp).encode()).hexdigest()[:24]}"'
 
 
 def size_of(file: BinaryIO) -> int:
-    """Returns the bytes of an open file."""
+    """Returns the size of an open file in bytes."""
     return os.fstat(file.fileno()).st_size
 
 
@@ -91,7 +91,7 @@ def media_type_of(file: BinaryIO) -> str:
     if is_raw(head):
         return "image/x-raw"
     for name in FORMATS:
-        # What Pillow itself goes by; the rest of a header may lie behind megabytes of metadata.
+        # Pillow's own check. The rest of the header may come after megabytes of metadata.
         _, is_accepted = Image.OPEN[name]
         if is_accepted is not None and is_accepted(head):
             return Image.MIME[name]
@@ -99,7 +99,7 @@ def media_type_of(file: BinaryIO) -> str:
 
 
 def _parts_below(root: bytes, path: bytes) -> list[bytes] | None:
-    """Returns the components of `path` below `root`; `None` if it does not lie there."""
+    """Returns the components of `path` below `root`; `None` if it is not below it."""
     folder = root.rstrip(b"/")
     if path == root:  # a file that was indexed by its name
         return [b""]
@@ -132,12 +132,12 @@ def _opened(root: bytes, parts: list[bytes]) -> BinaryIO:
 
 
 KEPT_BYTES = 64 << 20
-#: What all threads together may take to decode photos; a larger one is decoded alone.
+#: The most memory of all threads for decoding; larger photos are decoded one at a time.
 DECODE_BYTES = 256 << 20
 
 
 class SizePx(IntEnum):
-    """The sizes there are: pixels that the longer side has at most."""
+    """The sizes of thumbnails: the most pixels of the longer side."""
 
     SMALL = 180
     CARD = 360
@@ -146,10 +146,10 @@ class SizePx(IntEnum):
 
 
 class Thumbnails:
-    """Makes thumbnails, and keeps those that were asked for last; any number of threads may ask.
+    """Makes thumbnails, and caches the most recently used ones. Thread-safe.
 
     Args:
-        kept_bytes: of all thumbnails that are kept.
+        kept_bytes: the size of the cache.
     """
 
     def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
@@ -161,16 +161,16 @@ class Thumbnails:
 
     @property
     def kept_bytes(self) -> int:
-        """The size of all thumbnails that are kept."""
+        """The size of the cached thumbnails."""
         return self._kept_bytes
 
     def jpeg(self, file: BinaryIO, tag: str, size_px: SizePx) -> bytes:
-        """Returns a photo as a small JPEG, upright, without metadata.
+        """Returns a photo as a small upright JPEG without metadata.
 
         Args:
             file: an open photo.
-            tag: names this state of the file and this size.
-            size_px: how large.
+            tag: identifies the version of the file and the size.
+            size_px: the size.
 
         Raises:
             PhotoGone: it cannot be read, or is no longer an image.

@@ -1,7 +1,6 @@
-"""Refusals: answers that are given before, or instead of, what a request asked for.
+"""Refusals: error responses of the form `{"error": {"code", "message", "next"}}`.
 
-They are plain ASGI, so that whoever stands in front of the application can give them too. Each is
-`{"error": {"code", "message", "next"}}`.
+They use plain ASGI, so that middleware can send them, too.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 @dataclass(frozen=True)
 class Refusal:
-    """What is answered, and why.
+    """An error response.
 
     Attributes:
         status: the HTTP status.
-        code: what programs tell refusals apart by.
+        code: identifies the error for programs.
         message: one sentence for people.
-        next_step: what to do about it; empty when there is nothing.
-        retry_after_s: after how many seconds another try makes sense; 0 when none does.
-        closes: the connection ends with this answer, since the rest of the request is not read.
+        next_step: what to do about it; may be empty.
+        retry_after_s: seconds after which to try again; 0 if that does not help.
+        closes: close the connection, because the rest of the request is not read.
     """
 
     status: int
@@ -39,12 +38,12 @@ class Refusal:
     closes: bool = False
 
     def body(self) -> bytes:
-        """Returns the answer's JSON."""
+        """Returns the response's JSON."""
         error = {"code": self.code, "message": self.message, "next": self.next_step}
         return json.dumps({"error": error}, ensure_ascii=False).encode()
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Returns the answer's headers, but for those that all answers have."""
+        """Returns the response's headers, without those of all responses."""
         found = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(self.body())).encode()),
@@ -60,7 +59,7 @@ class Refusal:
 
 
 class Refused(Exception):
-    """A request is not served; `refusal` is its answer."""
+    """A request is refused; `refusal` is the response."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal)
@@ -68,7 +67,7 @@ class Refused(Exception):
 
 
 async def send_refusal(send: Send, refusal: Refusal) -> None:
-    """Sends the whole answer, as JSON."""
+    """Sends a refusal as JSON."""
     await _send(send, refusal.status, refusal.headers(), refusal.body())
 
 
@@ -121,18 +120,18 @@ async def _send(send: Send, status: int, headers: list[tuple[bytes, bytes]], bod
     await send({"type": "http.response.body", "body": body})
 
 
-#: For the page and its files: nothing from outside, nothing inline, in no frame.
+#: For the page and its files: nothing external, nothing inline, no frames.
 PAGE_POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'none'; object-src 'none'"
 )
-#: For data: a photo opened by itself is shown by the browser's own styles, and runs nothing.
+#: For data: a photo that is opened directly has the browser's own styles, and no scripts.
 DATA_POLICY = (
     "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'none'; sandbox"
 )
 
-#: Where data are, rather than pages.
+#: Paths of data, as opposed to pages.
 DATA_PATHS = ("/v1/", "/healthz", "/metrics", "/openapi.json")
 
 COMMON_HEADERS = (
@@ -144,13 +143,13 @@ COMMON_HEADERS = (
 
 
 class SecurityHeaders:
-    """ASGI middleware, outermost, that adds the headers; the application's own ones win."""
+    """ASGI middleware that adds security headers, unless the application set them."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, with a `send` that adds headers."""
+        """Passes a request on with a `send` that adds headers."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -168,7 +167,7 @@ class SecurityHeaders:
 
 
 def security_headers(path: str) -> list[tuple[bytes, bytes]]:
-    """Returns the headers of an answer for `path`; by default a cache must ask again each time."""
+    """Returns the headers of a response for `path`; by default caches must revalidate it."""
     policy = DATA_POLICY if path.startswith(DATA_PATHS) else PAGE_POLICY
     return [
         (b"content-security-policy", policy.encode()),

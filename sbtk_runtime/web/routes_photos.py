@@ -1,4 +1,4 @@
-"""Photos: what is known of one, small, and as its file is. Only ids name them, never paths."""
+"""Routes of photos: list, details, thumbnail and file. Photos are named by ids, never by paths."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from sbtk_runtime.web.service import Service
 from sbtk_runtime.web.uploads import run_until_disconnect
 
 _CHUNK_BYTES = 256 << 10
-# The photo may change, and after the gallery was made anew its id be another's.
+# Photos can change, and in a recreated gallery the id can be another photo's.
 _CACHING = "private, no-cache"
-_NOT_MODIFIED = {304: {"description": "The copy with the tag in If-None-Match is still good."}}
+_NOT_MODIFIED = {304: {"description": "The copy with the tag in If-None-Match is up to date."}}
 
 
 def photo_routes(service: Service, thumbnails: Thumbnails) -> APIRouter:
@@ -47,21 +47,21 @@ def photo_routes(service: Service, thumbnails: Thumbnails) -> APIRouter:
         request: Request, under: Folder, limit: PageSize = 24, offset: Offset = 0
     ) -> Response:
         generation, listed = await run_until_disconnect(
-            request, service.pictures.submit(lambda: service.recent(limit, offset, under))
+            request, service.reads.submit(lambda: service.recent(limit, offset, under))
         )
         answer = PhotosAnswer(photos=[ListedPhoto.of(one) for one in listed], generation=generation)
         return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
 
     @router.get(
         "/v1/photos/{photo_id}",
-        summary="What is known of a photo",
+        summary="Details of a photo",
         response_model=PhotoAnswer,
         response_model_exclude_none=True,
         responses=error_answers(404, 503, 504),
     )
     async def photo(request: Request, photo_id: Id) -> Response:
         found = await run_until_disconnect(
-            request, service.pictures.submit(lambda: service.photo(photo_id))
+            request, service.reads.submit(lambda: service.photo(photo_id))
         )
         answer = PhotoAnswer.of(found).model_dump_json(exclude_none=True)
         return Response(answer, media_type="application/json")
@@ -88,9 +88,9 @@ def photo_routes(service: Service, thumbnails: Thumbnails) -> APIRouter:
 
     @router.get(
         "/v1/photos/{photo_id}/file",
-        summary="A photo's file as it is",
+        summary="The file of a photo",
         response_class=Response,
-        responses=error_answers(404, 503, 504) | _NOT_MODIFIED | {200: {"content": _PICTURES}},
+        responses=error_answers(404, 503, 504) | _NOT_MODIFIED | {200: {"content": _IMAGES}},
     )
     async def file(request: Request, photo_id: Id) -> Response:
         def opened() -> Response:
@@ -101,17 +101,17 @@ def photo_routes(service: Service, thumbnails: Thumbnails) -> APIRouter:
                 content.close()
                 raise
 
-        return await run_until_disconnect(request, service.pictures.submit(opened))
+        return await run_until_disconnect(request, service.reads.submit(opened))
 
     return router
 
 
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
-_PICTURES = {"image/*": _BYTES}
+_IMAGES = {"image/*": _BYTES}
 
 
 def _file_answer(request: Request, path: bytes, file: BinaryIO) -> Response:
-    """Returns the answer that sends an open photo, and closes it then."""
+    """Returns a response that sends an open file and closes it."""
     tag = etag_of(file, "file")
     if _is_known(request, tag):
         file.close()
@@ -128,9 +128,9 @@ def _file_answer(request: Request, path: bytes, file: BinaryIO) -> Response:
 
 
 class _FileResponse(StreamingResponse):
-    """Sends the first `size_bytes` of an open file, and closes it also when the client goes away.
+    """Sends the first `size_bytes` of an open file, and closes it even if the client disconnects.
 
-    Starlette leaves what it was iterating over to the garbage collector.
+    Starlette leaves the iterator to the garbage collector.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class _FileResponse(StreamingResponse):
 
 
 def _is_known(request: Request, tag: str) -> bool:
-    """Whether the client already has what `tag` names."""
+    """Returns whether the client has the version with this tag."""
     known = request.headers.get("if-none-match", "").split(",")
     return any(text.strip().removeprefix("W/") in (tag, "*") for text in known)
 
@@ -162,11 +162,11 @@ def _chunks(file: BinaryIO, size_bytes: int) -> Iterator[bytes]:
     """Yields the first `size_bytes` of a file.
 
     Raises:
-        OSError: it was cut short meanwhile; the connection ends, so that the client knows.
+        OSError: the file was truncated; the connection ends, which tells the client.
     """
     while size_bytes > 0:
         chunk = file.read(min(_CHUNK_BYTES, size_bytes))
         if not chunk:
-            raise OSError("a photo was cut short while it was sent")
+            raise OSError("a photo was truncated while it was sent")
         size_bytes -= len(chunk)
         yield chunk

@@ -1,4 +1,4 @@
-"""Queries: photos that look like a picture in the request, or like one of the gallery."""
+"""Routes of queries: photos that look like an uploaded image, or like one of the gallery."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _REQUEST_BODY: dict[str, Any] = {
 
 
 def query_routes(service: Service, metrics: Metrics) -> APIRouter:
-    """Returns the routes that answer with hits."""
+    """Returns the routes whose responses are hits."""
     router = APIRouter(tags=["Search"])
     bodies = BodyReader()
 

@@ -1,4 +1,4 @@
-"""How the server is: the gallery it answers from, its health, and its figures."""
+"""Routes of the server's state: gallery, health and metrics."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ MAX_FOLDERS = 1_000
 
 
 def state_routes(service: Service, metrics: Metrics) -> APIRouter:
-    """Returns the routes that tell of the server itself."""
+    """Returns the routes that describe the server."""
     router = APIRouter(tags=["Server"])
     described = _Described(service)
 
     @router.get(
         "/v1/gallery",
-        summary="The gallery that is served",
+        summary="The gallery",
         response_model=GalleryAnswer,
         responses=error_answers(503, 504),
     )
     async def gallery(request: Request) -> Response:
-        content = await run_until_disconnect(request, service.pictures.submit(described.json))
+        content = await run_until_disconnect(request, service.reads.submit(described.json))
         return Response(content, media_type="application/json")
 
     @router.get(
         "/healthz",
-        summary="Whether queries are answered, and by what",
+        summary="Health of the server, and its engine",
         response_model=HealthAnswer,
         responses={
             **error_answers(403),
             200: {"description": "Queries are answered."},
-            503: {"model": HealthAnswer, "description": "They are not, or not yet."},
+            503: {"model": HealthAnswer, "description": "Queries are not answered, or not yet."},
         },
     )
     async def healthz(request: Request) -> Response:
@@ -60,7 +60,7 @@ def state_routes(service: Service, metrics: Metrics) -> APIRouter:
 
     @router.get(
         "/metrics",
-        summary="Figures for Prometheus",
+        summary="Metrics for Prometheus",
         response_class=Response,
         responses={**error_answers(), 200: {"content": {"text/plain": {"schema": _TEXT}}}},
     )
@@ -74,12 +74,12 @@ _TEXT = {"type": "string"}
 
 
 class _Described:
-    """A gallery's description as JSON, made once for a generation; any thread may ask."""
+    """A gallery's description as JSON, cached for each generation. Thread-safe."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._lock = threading.Lock()
-        # The graph of a generation that was replaced must not stay in memory for this.
+        # A weak reference, so that an old generation does not stay in memory.
         self._described: weakref.ref[Gallery] | None = None
         self._json = ""
 

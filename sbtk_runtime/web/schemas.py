@@ -1,4 +1,4 @@
-"""What the API answers, as its description at `/openapi.json` tells programs."""
+"""Parameters and responses of the API, as `/openapi.json` describes them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from sbtk_runtime.rerank import Rerank
 from sbtk_runtime.web.photos import SizePx
 from sbtk_runtime.web.refusals import DATA_PATHS, Refusal, Refused
 
-_PATH = "The path; left out when it is not UTF-8."
-_PATH_BYTES = "The path in base64, when it is not UTF-8."
+_PATH = "The path; absent if it is not UTF-8."
+_PATH_BYTES = "The path in base64, if it is not UTF-8."
 
 
 class CopyAnswer(BaseModel):
-    """A photo of the same bytes as a hit."""
+    """A photo that is identical to a hit."""
 
     id: int
     path: str | None = Field(None, description=_PATH)
@@ -36,7 +36,7 @@ class CopyAnswer(BaseModel):
 
 
 class HitAnswer(BaseModel):
-    """One photo that was found."""
+    """A photo that was found."""
 
     rank: int = Field(ge=1)
     score: float = Field(description="A cosine, at most 1.")
@@ -44,7 +44,7 @@ class HitAnswer(BaseModel):
     path: str | None = Field(None, description=_PATH)
     path_bytes: str | None = Field(None, description=_PATH_BYTES)
     copies: list[CopyAnswer] | None = Field(
-        None, description="Other photos of the same bytes; left out when there are none."
+        None, description="Identical photos; absent if there are none."
     )
     match: Match | None = Field(
         None,
@@ -53,7 +53,7 @@ class HitAnswer(BaseModel):
 
     @classmethod
     def of(cls, hit: Hit) -> HitAnswer:
-        """Returns the answer for a hit."""
+        """Returns the JSON model of a hit."""
         fields = hit.to_json()
         if "copies" in fields:
             fields["copies"] = [CopyAnswer.model_construct(**copy) for copy in fields["copies"]]
@@ -69,27 +69,27 @@ class QueryAnswer(BaseModel):
         description="Whether all of the first hits are weak: the gallery may lack what was drawn.",
     )
     kind: Kind | None = Field(None, description="What the image was searched as.")
-    generation: int = Field(description="The state of the gallery that all of this is of.")
-    engine: str = Field(description="What ran the model.")
-    took_ms: float = Field(description="From the whole request received to the answer made.")
+    generation: int = Field(description="The gallery's generation that was searched.")
+    engine: str = Field(description="The engine that ran the model.")
+    took_ms: float = Field(description="Milliseconds from the complete request to the response.")
     notices: list[str] = Field(description="Sentences for the user.")
 
 
 class PhotoAnswer(BaseModel):
-    """What is known of a photo, as of when it was indexed."""
+    """Details of a photo from when it was indexed."""
 
     id: int
     path: str | None = Field(None, description=_PATH)
     path_bytes: str | None = Field(None, description=_PATH_BYTES)
-    name: str = Field(description="The file's name, for people.")
-    folder: str = Field(description="The folder it lies in, for people.")
+    name: str = Field(description="The name of the file, for display.")
+    folder: str = Field(description="The folder of the file, for display.")
     size_bytes: int
     modified: str | None = Field(None, description="ISO 8601, in UTC.")
     sha256: str
 
     @classmethod
     def of(cls, photo: Photo) -> PhotoAnswer:
-        """Returns the answer for a photo."""
+        """Returns the JSON model of a photo."""
         folder, _, name = photo.path.rpartition("/")
         return cls(
             id=photo.id,
@@ -103,19 +103,19 @@ class PhotoAnswer(BaseModel):
 
 
 class ListedPhoto(BaseModel):
-    """One photo of a list."""
+    """A photo of a list."""
 
     id: int
     path: str | None = Field(None, description=_PATH)
     path_bytes: str | None = Field(None, description=_PATH_BYTES)
     modified: str | None = Field(None, description="ISO 8601, in UTC.")
     copies: list[CopyAnswer] | None = Field(
-        None, description="Other photos of the same bytes; left out when there are none."
+        None, description="Identical photos; absent if there are none."
     )
 
     @classmethod
     def of(cls, listed: PhotoCopies) -> ListedPhoto:
-        """Returns the answer for a photo and its copies."""
+        """Returns the JSON model of a photo and its copies."""
         photo = listed.photo
         copies = [
             CopyAnswer(id=copy.id, **path_fields(os.fsencode(copy.path))) for copy in listed.copies
@@ -132,20 +132,20 @@ class PhotosAnswer(BaseModel):
     """Photos of the gallery, newest first."""
 
     photos: list[ListedPhoto]
-    generation: int = Field(description="The state of the gallery that all of this is of.")
+    generation: int = Field(description="The gallery's generation that was searched.")
 
 
 class FolderAnswer(BaseModel):
-    """A folder that photos lie in."""
+    """A folder with photos."""
 
     path: str | None = Field(None, description=_PATH)
     path_bytes: str | None = Field(None, description=_PATH_BYTES)
-    name: str = Field(description="Its own name, for people.")
-    count: int = Field(description="Photos in the folder itself, not below it.")
+    name: str = Field(description="The folder's own name, for display.")
+    count: int = Field(description="The number of photos in the folder itself, without subfolders.")
 
     @classmethod
     def of(cls, path: bytes, count: int) -> FolderAnswer:
-        """Returns the answer for the folder at `path`."""
+        """Returns the JSON model of the folder at `path`."""
         name = printable_name(path.rpartition(b"/")[2] or path)
         return cls(**path_fields(path), name=name, count=count)
 
@@ -154,17 +154,19 @@ class GalleryAnswer(BaseModel):
     """The gallery that is served."""
 
     name: str
-    count: int = Field(description="Photos that can be found.")
+    count: int = Field(description="The number of searchable photos.")
     generation: int
     model_id: str
-    precision: str = Field(description="Of the model that made the embeddings.")
-    bits: int | None = Field(description="Length of its codes; null if it keeps embeddings.")
-    folders: list[FolderAnswer] = Field(description="By path; of many those with most photos.")
+    precision: str = Field(description="Precision of the model that made the embeddings.")
+    bits: int | None = Field(description="Length of the codes; null with embeddings.")
+    folders: list[FolderAnswer] = Field(
+        description="Sorted by path; the fullest ones if there are many."
+    )
     command: str = Field(description="The command that starts this server, without its token.")
 
 
 class EngineAnswer(BaseModel):
-    """The inference engine that is really in use."""
+    """The inference engine in use."""
 
     name: str
     version: str
@@ -174,7 +176,7 @@ class EngineAnswer(BaseModel):
 
     @classmethod
     def of(cls, info: EngineInfo) -> EngineAnswer:
-        """Returns the answer for an open engine."""
+        """Returns the JSON model of an open engine."""
         return cls(
             name=info.name,
             version=info.version,
@@ -185,19 +187,19 @@ class EngineAnswer(BaseModel):
 
 
 class ProblemAnswer(BaseModel):
-    """What went wrong."""
+    """An error."""
 
-    code: str = Field(description="What programs tell problems apart by.")
-    message: str = Field(description="One sentence for people.")
-    next: str = Field(description="What to do about it; empty when there is nothing.")
+    code: str = Field(description="Identifies the error for programs.")
+    message: str = Field(description="One sentence for users.")
+    next: str = Field(description="What to do about it; may be empty.")
 
 
 class HealthAnswer(BaseModel):
-    """Whether queries are answered, and by what."""
+    """The health of the server, and its engine."""
 
     status: Literal["ok", "loading", "stuck", "failed"]
     stuck_s: float | None = Field(
-        default=None, description="For how long queries have not moved on."
+        default=None, description="Seconds for which queries have made no progress."
     )
     engine: EngineAnswer | None = None
     generation: int | None = None
@@ -206,13 +208,13 @@ class HealthAnswer(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """Why there is no other answer."""
+    """The response to a request that failed."""
 
     error: ProblemAnswer
 
 
 def _utc(time_ns: int) -> str | None:
-    """Returns a file's time as ISO 8601; `None` where no calendar has it."""
+    """Returns a file's time as ISO 8601; `None` if it is out of range."""
     try:
         moment = datetime.datetime.fromtimestamp(time_ns // 10**9, datetime.UTC)
     except (OverflowError, OSError, ValueError):
@@ -222,40 +224,40 @@ def _utc(time_ns: int) -> str | None:
 
 MAX_HITS = 200
 
-# What fits 64 bits, as the catalogue's ids do.
+# Numbers that fit into 64 bits, like the catalogue's ids.
 _DIGITS = re.compile(r"[0-9]{1,18}")
 _SHOWN_CHARACTERS = 40
 
 
 def _plain_digits(given: Any) -> Any:
-    """Returns a number as it was given; Python's own `int` takes signs, blanks and any script."""
+    """Returns a number unchanged; Python's `int` also accepts signs, blanks and other digits."""
     if isinstance(given, str) and not _DIGITS.fullmatch(given):
-        raise ValueError("a number is written in the digits 0 to 9")
+        raise ValueError("numbers consist of the digits 0 to 9")
     return given
 
 
 def _plain_truth(given: Any) -> Any:
-    """Returns a truth value as it was given; pydantic's own also takes "on", "1" and others."""
+    """Returns a boolean unchanged; pydantic also accepts "on", "1" and others."""
     if isinstance(given, str) and given not in ("true", "false"):
-        raise ValueError("a truth value is written true or false")
+        raise ValueError("booleans are true or false")
     return given
 
 
 _Digits = BeforeValidator(_plain_digits)
 
-# The check of digits stands last: then the description keeps what stands before it.
+# The check of digits comes last, so that the description keeps the constraints before it.
 Id = Annotated[int, Path(ge=1, description="The id of a hit."), _Digits]
-Hits = Annotated[int, Query(ge=1, le=MAX_HITS, description="How many photos to find."), _Digits]
+Hits = Annotated[int, Query(ge=1, le=MAX_HITS, description="Number of photos to find."), _Digits]
 Limit = Annotated[
-    int | None, Query(ge=1, le=MAX_HITS, description="Photos on a page; replaces `k`."), _Digits
+    int | None,
+    Query(ge=1, le=MAX_HITS, description="Photos on a page; replaces `k`."),
+    _Digits,
 ]
 PageSize = Annotated[int, Query(ge=1, le=MAX_HITS, description="Photos on a page."), _Digits]
-Offset = Annotated[
-    int, Query(ge=0, description="The number of first photos to leave out, to page on."), _Digits
-]
+Offset = Annotated[int, Query(ge=0, description="The number of photos to skip."), _Digits]
 Fold = Annotated[
     bool,
-    Query(description="Photos of the same bytes are one hit, with its copies; else each is one."),
+    Query(description="Combine identical photos into one hit with copies."),
     BeforeValidator(_plain_truth),
 ]
 RerankBy = Annotated[
@@ -266,7 +268,7 @@ RerankBy = Annotated[
         "option --rerank says."
     ),
 ]
-Size = Annotated[SizePx, Query(description="Pixels that the longer side has at most."), _Digits]
+Size = Annotated[SizePx, Query(description="The most pixels of the longer side."), _Digits]
 
 
 def _folder(
@@ -275,13 +277,13 @@ def _folder(
         str | None,
         Query(
             pattern=r"^/[^\x00]*$",
-            description="Only photos in this folder, at any depth: an absolute path, whose bytes "
+            description="Search only this folder and its subfolders: an absolute path, whose bytes "
             "need not be UTF-8.",
             examples=["/home/me/photos/2024"],
         ),
     ] = None,
 ) -> str | None:
-    """Returns the folder with every byte that it was given with, or `None`."""
+    """Returns the folder with its exact bytes, or `None`."""
     if under is None:
         return None
     return os.fsdecode(_raw_parameter(request.scope["query_string"], b"under"))
@@ -291,11 +293,10 @@ Folder = Annotated[str | None, Depends(_folder)]
 
 
 def only_known_parameters(app: FastAPI) -> Callable[[Request], None]:
-    """Returns a dependency for all of `app`: it refuses parameters that its description lacks.
+    """Returns a dependency for all routes of `app` that refuses unknown and repeated parameters.
 
-    A misspelt parameter that is ignored gives a wrong answer, and of one that is given twice,
-    programs in front of this one may read another than it does. Pages and their files take
-    whatever a link to them carries.
+    Ignoring a misspelt parameter would give wrong results, and of a repeated one, proxies may use
+    another value than this server. Pages and their files accept any parameters.
 
     Raises (when a request comes):
         Refused: `bad_parameter` (422).
@@ -318,7 +319,7 @@ def only_known_parameters(app: FastAPI) -> Callable[[Request], None]:
         for name, times in given.items():
             shown = printable_name(name)[:_SHOWN_CHARACTERS]
             if name not in known:
-                raise Refused(_refusal(f"There is no parameter {shown!r} here", known))
+                raise Refused(_refusal(f"Unknown parameter {shown!r}", known))
             if times > 1:
                 raise Refused(_refusal(f"The parameter {shown} is given {times:,} times", known))
 
@@ -335,7 +336,7 @@ def _known_parameters(app: FastAPI, request: Request) -> list[str]:
 
 
 def _refusal(found: str, known: list[str]) -> Refusal:
-    expected = f"each once at most: {', '.join(known)}" if known else "none"
+    expected = f"at most one of each: {', '.join(known)}" if known else "none"
     # The body is not read.
     return Refusal(
         422, "bad_parameter", f"{found}; expected: {expected}.", "see /docs", closes=True

@@ -1,4 +1,4 @@
-"""Runs the app on a socket until it is told to stop."""
+"""Run the app on a socket until SIGINT or SIGTERM."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from sbtk_runtime.web.auth import AccessRules
 from sbtk_runtime.web.refusals import Refusal, security_headers
 from sbtk_runtime.web.service import Service
 
-# What is under way when the server is told to stop may take so long; then it is given up.
+# Time for running requests when the server is stopped; then they are cancelled.
 _LAST_ANSWERS_S = 3
 
 
 def serve(service: Service, listening: socket.socket, rules: AccessRules) -> None:
-    """Answers for `service`, which may still be loading, until SIGINT or SIGTERM.
+    """Serves requests until SIGINT or SIGTERM; `service` may still be loading.
 
     Raises:
-        KeyboardInterrupt: it was told to stop; what was under way has been answered, or refused.
+        KeyboardInterrupt: it was stopped; running requests have been answered or refused.
         SbtkError: the service cannot be loaded.
     """
     is_debugged = bool(os.environ.get("SBTK_DEBUG"))
@@ -46,12 +46,12 @@ def serve(service: Service, listening: socket.socket, rules: AccessRules) -> Non
         ws="none",
         loop="asyncio",
         lifespan="off",
-        # Of what goes wrong `FaultsTold` tells; uvicorn would add tracebacks.
+        # `ErrorMiddleware` logs errors; uvicorn would add tracebacks.
         log_config=LOGGING_CONFIG if is_debugged else None,
         log_level="info" if is_debugged else "critical",
         access_log=False,
         server_header=False,
-        # The guard judges by the Host header alone, and nothing here goes by the client's address.
+        # The guard checks only the Host header, and nothing depends on the client's address.
         proxy_headers=False,
         timeout_graceful_shutdown=_LAST_ANSWERS_S,
     )
@@ -74,27 +74,27 @@ class PortTaken(SbtkError):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Returns a socket that listens on a host's `port`, or with 0 on a free one.
+    """Returns a socket that listens on a port of `host`; 0 chooses a free port.
 
     Raises:
-        PortTaken: another program has the port; says how to find out which, and a free one.
-        SbtkError: this machine is not that host, or the port needs more rights.
+        PortTaken: another program listens on the port; the error names a free one.
+        SbtkError: `host` is not an address of this machine, or the port requires more rights.
     """
     family, address = _address(host, port)
     try:
         return _bound(family, address)
     except OSError as problem:
         if problem.errno == errno.EADDRINUSE:
-            raise _taken(family, address) from problem
+            raise _port_taken(family, address) from problem
         shown = f"{printable_name(host)} port {port}"
         if problem.errno == errno.EACCES:
             raise SbtkError(
                 f"this user may not listen on {shown}", "a port from 1024 on", "--port 8000"
             ) from problem
         raise SbtkError(
-            f"nobody can listen on {shown} here: {problem.strerror}",
+            f"cannot listen on {shown}: {problem.strerror}",
             "an address of this machine",
-            "--host 127.0.0.1 is for this machine alone, --host 0.0.0.0 for all its addresses",
+            "--host 127.0.0.1 for this machine only, --host 0.0.0.0 for all its addresses",
         ) from problem
 
 
@@ -105,9 +105,9 @@ def _address(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int
         )
     except (socket.gaierror, UnicodeError) as problem:
         raise SbtkError(
-            f"{printable_name(host)} is no name of this machine", "an address of this machine"
+            f"{printable_name(host)} is not a name of this machine", "an address of this machine"
         ) from problem
-    # A name with both kinds of addresses, as localhost, is understood best by the older one.
+    # Names with addresses of both families, such as localhost, use IPv4.
     family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     return family, (str(address[0]), int(address[1]))
 
@@ -117,7 +117,7 @@ def _bound(family: socket.AddressFamily, address: tuple[str, int]) -> socket.soc
     return socket.create_server(address, family=family, backlog=1024, dualstack_ipv6=both)
 
 
-def _taken(family: socket.AddressFamily, address: tuple[str, int]) -> PortTaken:
+def _port_taken(family: socket.AddressFamily, address: tuple[str, int]) -> PortTaken:
     host, port = address
     free = next(
         (
@@ -128,9 +128,9 @@ def _taken(family: socket.AddressFamily, address: tuple[str, int]) -> PortTaken:
         0,
     )
     return PortTaken(
-        f"port {port} is taken",
+        f"port {port} is in use",
         "a port that no other program listens on",
-        f"ss -ltnp 'sport = :{port}' says who has it; sbtk serve --port {free} takes a free one",
+        f"sbtk serve --port {free} (ss -ltnp 'sport = :{port}' shows the other program)",
     )
 
 
@@ -144,12 +144,12 @@ def _is_free(family: socket.AddressFamily, address: tuple[str, int]) -> bool:
 
 MAX_CONNECTIONS = 1_024
 
-# How much is read and dropped of what a client sends after its answer.
+# The most bytes that are read and dropped after the response.
 _LINGER_BYTES = 64 << 20
-# Descriptors that the process needs for anything but connections.
+# File descriptors for everything but connections.
 _OTHER_FILES = 128
-# Connections that are accepted before one of them can be refused: asyncio takes as many at a time
-# as may wait to be accepted, and looks at them three turns later.
+# asyncio accepts the whole backlog at once, and this often before the first of these connections
+# can be refused.
 _TURNS = 4
 
 _TOO_MANY = Refusal(
@@ -163,19 +163,18 @@ _TOO_MANY = Refusal(
 _SLOW_HEADERS = Refusal(
     408,
     "too_slow",
-    "The request's headers did not come in time.",
+    "The request's headers took too long.",
     "send them again",
     closes=True,
 )
-_NOT_HTTP = Refusal(400, "bad_request", "This is not a request of HTTP/1.1.", closes=True)
+_NOT_HTTP = Refusal(400, "bad_request", "This is not an HTTP/1.1 request.", closes=True)
 
 
 def connection_limit() -> int:
-    """Returns how many connections may be open, after raising the limit of open files for them.
+    """Raises the limit of open files, and returns the number of connections to serve.
 
-    It is `MAX_CONNECTIONS`, or less where the system allows fewer files. There are files for three
-    times as many: for those that are served, for those that are told that they are too many, and
-    for `accepted_at_once`.
+    It is `MAX_CONNECTIONS`, or less if the system allows fewer files. Three times as many files are
+    reserved: for served connections, for refused ones, and for `accepted_at_once`.
     """
     try:
         import resource
@@ -194,25 +193,26 @@ def connection_limit() -> int:
 
 
 def accepted_at_once(limit: int) -> int:
-    """Returns how many connections may wait to be accepted where `limit` are served.
+    """Returns the backlog of the socket for a server of `limit` connections.
 
-    With more, a crowd takes all files before the first of it is turned away, and asyncio writes a
-    traceback for each of the others.
+    With a longer backlog, a flood uses up all files before the first connection is refused, and
+    asyncio prints a traceback for each of the others.
     """
     return max(1, limit // _TURNS)
 
 
 class GuardedProtocol(H11Protocol):
-    """uvicorn's protocol, for `uvicorn.Config(http=GuardedProtocol, ws="none")`.
+    """uvicorn's protocol with limits, for `uvicorn.Config(http=GuardedProtocol, ws="none")`.
 
-    Headers must be there in time; past the limit of connections the next ones get a 503; a request
-    whose body is not read ends its connection; so does a client that takes nothing of its answer.
+    It limits the time for headers and the number of connections (others get a 503). It closes
+    connections after requests whose body was not read, and those of clients that do not read the
+    response.
 
     Attributes:
-        limit: connections that are served at a time.
-        header_timeout_s: from the connection's begin, or a request's first byte.
-        stall_timeout_s: how long a client may take for what is on its way, a chunk of an answer.
-        linger_s: how long is read and dropped what a client sends after its answer.
+        limit: the most connections that are served at once.
+        header_timeout_s: from the start of the connection, or the first byte of a request.
+        stall_timeout_s: time for the client to read a chunk of the response.
+        linger_s: how long data are read and dropped after the response.
     """
 
     limit = MAX_CONNECTIONS
@@ -228,45 +228,45 @@ class GuardedProtocol(H11Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.app = _closing_what_is_ambiguous(cast(ASGIApp, self.app))
-        self._closing: _KindlyClosed
+        self.app = _closing_ambiguous(cast(ASGIApp, self.app))
+        self._lingering: _LingeringTransport
         self._header_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Takes a connection, or says that there are too many."""
+        """Accepts a connection, or refuses it if there are too many."""
         real = cast(asyncio.Transport, transport)
-        _send_at_once(real)
-        self._closing = _KindlyClosed(
-            real, self._is_being_sent, linger_s=self.linger_s, stall_s=self.stall_timeout_s
+        _set_no_delay(real)
+        self._lingering = _LingeringTransport(
+            real, self._is_receiving, linger_s=self.linger_s, stall_s=self.stall_timeout_s
         )
-        super().connection_made(cast(asyncio.Transport, self._closing))
+        super().connection_made(cast(asyncio.Transport, self._lingering))
         if len(self.connections) > 2 * self.limit:
             real.abort()
         elif len(self.connections) > self.limit:
-            self._answer_alone(_TOO_MANY)
+            self._send_refusal(_TOO_MANY)
         else:
             self._time_headers()
 
     def data_received(self, data: bytes) -> None:
-        """Parses what has come, unless this connection is over."""
+        """Parses data, unless the connection is closing."""
         if self.transport.is_closing():
-            self._closing.drop(len(data))
+            self._lingering.drop(len(data))
             return
         super().data_received(data)
         self._time_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forgets the connection and its timers."""
+        """Removes the connection and its timers."""
         for timer in (self._header_timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
-        self._closing.stop()
+        self._lingering.stop()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        """Takes the next request; one whose body has not come whole ends the connection."""
-        if self._is_being_sent():
+        """Starts the next request; closes the connection if a body was not read to its end."""
+        if self._is_receiving():
             self.server_state.total_requests += 1
             self.transport.close()
             return
@@ -274,44 +274,44 @@ class GuardedProtocol(H11Protocol):
         self._time_headers()
 
     def send_400_response(self, msg: str) -> None:
-        """Answers what is not HTTP, such as a chunk whose size is not a number."""
+        """Responds to data that are not HTTP, such as a chunk with a malformed size."""
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             if cycle.response_started:
-                # Another answer is on its way here.
+                # Another response is being sent.
                 self.transport.abort()
                 return
-            # Whoever waits for the body is told that its client has gone.
+            # The application, which waits for the body, receives a disconnect.
             cycle.disconnected = True
             cycle.message_event.set()
-        self._answer_alone(_NOT_HTTP)
+        self._send_refusal(_NOT_HTTP)
 
     def shutdown(self) -> None:
-        """Ends the connection when its answer is given; one that ends already is left alone."""
+        """Closes the connection after its response, unless it is closing already."""
         if not self.transport.is_closing():
             super().shutdown()
 
     def pause_writing(self) -> None:
-        """The client is slow to take its answer."""
+        """Starts a timer when the client stops reading the response."""
         super().pause_writing()
         self._stall_timer = self.loop.call_later(self.stall_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """The client takes its answer again."""
+        """Stops the timer when the client reads again."""
         super().resume_writing()
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
 
-    def _is_being_sent(self) -> bool:
-        """Whether more of a request is to come, or of what is none."""
+    def _is_receiving(self) -> bool:
+        """Returns whether the client is still sending a request, or data that are not HTTP."""
         return self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
 
     def _time_headers(self) -> None:
-        """Runs the clock exactly while a request's headers are awaited or under way."""
+        """Runs the header timer exactly while a request's headers are expected or incomplete."""
         is_kept_alive = self.timeout_keep_alive_task is not None
         if self.conn.their_state is h11.IDLE and not is_kept_alive:
-            # Not moved by what comes: a byte now and then is no progress.
+            # Incoming data do not reset it: single bytes are not progress.
             if self._header_timer is None:
                 self._header_timer = self.loop.call_later(self.header_timeout_s, self._end_headers)
         elif self._header_timer is not None:
@@ -319,27 +319,27 @@ class GuardedProtocol(H11Protocol):
             self._header_timer = None
 
     def _end_headers(self) -> None:
-        """Browsers open connections ahead of need: one that has sent nothing is told nothing."""
+        """Ends a connection without complete headers; without a response if nothing was sent."""
         if self.conn.trailing_data[0]:
-            self._answer_alone(_SLOW_HEADERS)
+            self._send_refusal(_SLOW_HEADERS)
         else:
             self.transport.close()
 
-    def _answer_alone(self, refusal: Refusal) -> None:
-        """Sends an answer without the application, and ends the connection."""
+    def _send_refusal(self, refusal: Refusal) -> None:
+        """Sends a response without the application, and closes the connection."""
         status = http.HTTPStatus(refusal.status)
         headers = [*refusal.headers(), *security_headers("/v1/")]
         lines = [f"HTTP/1.1 {status.value} {status.phrase}".encode()]
         lines += [name + b": " + value for name, value in dict(reversed(headers)).items()]
         self.transport.write(b"\r\n".join([*lines, b"", refusal.body()]))
-        self._closing.close_after_reading()
+        self._lingering.close_lingering()
 
 
-def _closing_what_is_ambiguous(app: ASGIApp) -> ASGIApp:
-    """Returns an app that ends the connection after a request that has two lengths.
+def _closing_ambiguous(app: ASGIApp) -> ASGIApp:
+    """Returns an app that closes the connection after a request with two lengths.
 
-    With Content-Length beside Transfer-Encoding, a proxy in front may have taken another part of
-    the bytes for the request (RFC 9112, 6.3): nothing that follows it can be trusted.
+    With both Content-Length and Transfer-Encoding, a proxy may have parsed another request (RFC
+    9112, 6.3). What follows cannot be trusted.
     """
 
     async def closing(scope: Scope, receive: Receive, send: Send) -> None:
@@ -356,36 +356,36 @@ def _closing_what_is_ambiguous(app: ASGIApp) -> ASGIApp:
     return closing
 
 
-def _send_at_once(transport: asyncio.Transport) -> None:
-    """Makes an answer's body follow its headers without waiting for the client's word of them.
+def _set_no_delay(transport: asyncio.Transport) -> None:
+    """Sets TCP_NODELAY, so that a body is sent without waiting for the headers' acknowledgement.
 
-    asyncio does so only for sockets that name their protocol, and those of `create_server` do not:
-    each answer came 40 ms late (the client's delayed acknowledgement).
+    asyncio does this only for sockets with an explicit protocol, which those of `create_server`
+    lack: each response came 40 ms late (the client's delayed acknowledgement).
     """
     connection = transport.get_extra_info("socket")
     if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
-        # A client that has gone already is no news here.
+        # The client may have disconnected.
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-class _KindlyClosed:
-    """A transport whose `close` lets the client read its answer first.
+class _LingeringTransport:
+    """A transport whose `close` lets the client read the response first.
 
-    Closed while the client still sends, a connection would be reset, and the answer lost. So it
-    stops writing, drops what still comes, and closes when the client does, or after a while.
+    Closing a connection while the client is sending resets it, and the response is lost. This
+    transport stops writing, drops further data, and closes when the client does, or after a while.
     """
 
     def __init__(
         self,
         transport: asyncio.Transport,
-        is_being_sent: Callable[[], bool],
+        is_receiving: Callable[[], bool],
         *,
         linger_s: float,
         stall_s: float,
     ) -> None:
         self._transport = transport
-        self._is_being_sent = is_being_sent
+        self._is_receiving = is_receiving
         self._linger_s = linger_s
         self._stall_s = stall_s
         self._timer: asyncio.TimerHandle | None = None
@@ -398,20 +398,20 @@ class _KindlyClosed:
         return self._timer is not None or self._transport.is_closing()
 
     def close(self) -> None:
-        if self._is_being_sent():
-            self.close_after_reading()
+        if self._is_receiving():
+            self.close_lingering()
         elif not self.is_closing():
             self._abort_after(self._stall_s)
             self._transport.close()
 
-    def close_after_reading(self) -> None:
+    def close_lingering(self) -> None:
         if self.is_closing():
             return
         has_unsent = self._transport.get_write_buffer_size() > 0
         self._abort_after(self._stall_s if has_unsent else self._linger_s)
         try:
             self._transport.write_eof()
-        except OSError:  # the client has gone already
+        except OSError:  # the client has disconnected
             self._transport.abort()
         self._transport.resume_reading()
 

@@ -1,4 +1,4 @@
-"""What all requests share: the model on its engine, the gallery, and the queues for both."""
+"""The state that all requests share: engine, gallery and work queues."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from sbtk_runtime.web.photos import PhotoGone, open_photo
 from sbtk_runtime.web.queue import Batch, WorkQueue
 from sbtk_runtime.web.uploads import UploadDecoder
 
-#: How many may wait, and no longer than people do: each is some 25 ms, or some 10 ms, of work.
-MOST_QUERIES, MOST_PICTURES = 64, 256
-#: Queries that the engine works on at once. More would make the next ones wait longer.
+#: The most waiting jobs; each takes some 25 ms (queries) or 10 ms (reads).
+MAX_QUERIES, MAX_READS = 64, 256
+#: Queries that the engine embeds together. More would delay the next ones.
 QUERY_BATCH = 4
 
-#: How long closing waits for what is not the engine's.
+#: How long closing waits for jobs other than the engine's.
 _LAST_JOBS_S = 1.0
 
 Embeddings = NDArray[np.float32]
@@ -52,7 +52,7 @@ Status = Literal["loading", "ok", "stuck", "failed"]
 
 
 class Stuck(SbtkError):
-    """What answers has not moved on for so long that nobody waits for it any more."""
+    """A queue has made no progress for so long that clients have given up."""
 
 
 class Loading(SbtkError):
@@ -61,7 +61,7 @@ class Loading(SbtkError):
 
 @dataclass(frozen=True)
 class Found:
-    """The hits of a query, what they come from, and sentences for the user."""
+    """The hits of a query, with generation, engine and sentences for the user."""
 
     hits: list[Hit]
     generation: int
@@ -69,16 +69,16 @@ class Found:
     notices: tuple[str, ...]
 
     def with_notices(self, notices: tuple[str, ...]) -> Found:
-        """Returns the same with `notices` before its own."""
+        """Returns a copy with `notices` before its own."""
         return replace(self, notices=(*notices, *self.notices))
 
 
 @dataclass(frozen=True)
 class State:
-    """How a service is: what is open now, and what is wrong.
+    """The state of a service.
 
-    With the status "ok", a problem is one that keeps a newer gallery from being served. With
-    "stuck", what answers has been at the same work for `stuck_s` seconds; it may still end.
+    With the status "ok", `problem` is why a newer generation of the gallery is not served. With
+    "stuck", a queue has made no progress for `stuck_s` seconds; it may recover.
     """
 
     status: Status
@@ -89,26 +89,26 @@ class State:
 
 
 class Service:
-    """A gallery and its model; in a `with` block they are loaded, and closed at its end.
+    """A gallery and its model. A `with` block loads and closes them.
 
-    Any thread may ask. What takes long is for the threads of the two queues.
+    Thread-safe. Work that takes long belongs in one of the queues.
 
     Args:
         folder: the gallery's.
         bundle: the model that made it.
-        options: the engine to run it on.
+        options: the engine to open.
         search: how to search.
-        rerank: how to order what is found.
+        rerank: how to reorder hits.
         notify: told what an engine does that takes long.
         command: the command line that starts the server.
 
     Attributes:
         uploads: decodes what clients send.
-        queries: for what the engine does.
-        searches: for what the search does, while the engine runs.
-        pictures: for what reads the catalogue, and photos as they are.
-        thumbnails: for what decodes photos.
-        loaded: done when queries are answered, or with the error that keeps them from it.
+        queries: for work of the engine.
+        searches: for searches, which run beside the engine.
+        reads: for reading the catalogue and photo files.
+        thumbnails: for decoding photos.
+        loaded: done when queries are answered, or failed with the error.
     """
 
     def __init__(
@@ -125,11 +125,11 @@ class Service:
         self.folder = folder
         self.command = command
         self.bundle = bundle
-        self.uploads = UploadDecoder(MOST_QUERIES)
-        self.queries = WorkQueue("query", workers=1, waiting=MOST_QUERIES)
-        self.searches = WorkQueue("search", workers=2, waiting=MOST_QUERIES)
-        self.pictures = WorkQueue("picture", workers=2, waiting=MOST_PICTURES)
-        self.thumbnails = WorkQueue("thumbnail", workers=2, waiting=MOST_PICTURES)
+        self.uploads = UploadDecoder(MAX_QUERIES)
+        self.queries = WorkQueue("query", workers=1, waiting=MAX_QUERIES)
+        self.searches = WorkQueue("search", workers=2, waiting=MAX_QUERIES)
+        self.reads = WorkQueue("read", workers=2, waiting=MAX_READS)
+        self.thumbnails = WorkQueue("thumbnail", workers=2, waiting=MAX_READS)
         self.loaded: Future[None] = Future()
         self._options = options
         self._search: Search = search
@@ -143,7 +143,7 @@ class Service:
         self._loading = threading.Thread(target=self._load, name="loading", daemon=True)
 
     def __enter__(self) -> Self:
-        """Begins to open the engine and the gallery; `loaded` tells when it is done."""
+        """Starts to open the engine and the gallery; `loaded` is set when that is done."""
         self._loading.start()
         return self
 
@@ -156,21 +156,21 @@ class Service:
         self.close()
 
     def close(self) -> None:
-        """Lets everything go, once what is under way has ended; also what has begun to load."""
-        # An engine that is torn down while it loads or runs takes the process with it.
+        """Closes everything after running jobs, and loading, have ended."""
+        # Closing an engine while it loads or runs would end the process.
         self._loading.join()
         is_idle = self.queries.close()
         self.uploads.close(_LAST_JOBS_S)
         self.searches.close(_LAST_JOBS_S)
         self.thumbnails.close(_LAST_JOBS_S)
-        self.pictures.close(_LAST_JOBS_S)
+        self.reads.close(_LAST_JOBS_S)
         if self._gallery is not None:
             self._gallery.close()
         if self._embedder is not None and is_idle:
             self._embedder.close()
 
     def state(self) -> State:
-        """Returns how the service is now."""
+        """Returns the current state."""
         if self._gallery is None:
             return State("loading", None, None, None)
         engine = None if self._embedder is None else self._embedder.engine.info
@@ -180,40 +180,38 @@ class Service:
                     return State("loading", None, gallery.manifest, self._gallery.problem)
                 if (stuck := self._stuck()) is not None:
                     name, stuck_s = stuck
-                    problem = Stuck(
-                        f"the queue {name!r} has been at the same work for {stuck_s:.0f} s"
-                    )
+                    problem = Stuck(f"the queue {name!r} has made no progress for {stuck_s:.0f} s")
                     return State("stuck", engine, gallery.manifest, problem, stuck_s)
                 return State("ok", engine, gallery.manifest, self._gallery.problem)
         except SbtkError as problem:
             return State("failed", engine, None, problem)
 
     def _stuck(self) -> tuple[str, float] | None:
-        """Returns the queue that is stuck longest and since how many seconds; `None` if none is."""
-        queues = (self.queries, self.searches, self.pictures, self.uploads.small)
+        """Returns the queue that has been stuck longest, and its seconds; `None` if none is."""
+        queues = (self.queries, self.searches, self.reads, self.uploads.small)
         name, stuck_s = max(
             ((queue.name, queue.stuck_s) for queue in queues), key=lambda one: one[1]
         )
         return (name, stuck_s) if stuck_s else None
 
     def require_ready(self) -> None:
-        """Makes sure that queries are answered.
+        """Checks that queries can be answered.
 
         Raises:
-            Loading: not yet.
+            Loading: the model is not ready yet.
         """
         if self._embedder is None:
-            raise Loading("the model is being loaded", "", "try again in a second")
+            raise Loading("the model is loading", "", "try again in a second")
 
     def reading(self) -> AbstractContextManager[Gallery]:
         """Returns the gallery's current generation, for a `with` block.
 
         Raises:
             Loading: it is not open yet.
-            SbtkError: on entry, when it is gone, or cannot be served.
+            SbtkError: on entry, if the gallery was deleted or cannot be served.
         """
         if self._gallery is None:
-            raise Loading("the gallery is being opened", "", "try again in a second")
+            raise Loading("the gallery is opening", "", "try again in a second")
         return self._gallery.reading()
 
     def embed(self, pixels: Pixels, kind: Kind) -> Future[Embeddings]:
@@ -243,7 +241,7 @@ class Service:
         """Returns the photos nearest to an embedding `(D,) float32` of a sketch or a photo.
 
         Raises:
-            SbtkError: the gallery is gone, or cannot be served.
+            SbtkError: the gallery was deleted or cannot be served.
         """
         return self._found(
             lambda gallery: gallery.answer(
@@ -266,11 +264,11 @@ class Service:
         offset: int = 0,
         rerank: Rerank | None = None,
     ) -> Found:
-        """Returns the photos that look like one of the gallery, which is not among them.
+        """Returns the photos that look like one of the gallery, without that photo.
 
         Raises:
             PhotoGone: there is no such photo.
-            SbtkError: the gallery is gone, or cannot be served.
+            SbtkError: the gallery was deleted or cannot be served.
         """
         self.require_ready()
 
@@ -289,30 +287,30 @@ class Service:
     def recent(
         self, limit: int, offset: int = 0, under: str | None = None
     ) -> tuple[int, list[PhotoCopies]]:
-        """Returns the generation, and its photos by modification time, newest first.
+        """Returns the generation and its photos, newest first by modification time.
 
         Raises:
-            SbtkError: the gallery is gone, or cannot be served.
+            SbtkError: the gallery was deleted or cannot be served.
         """
         with self.reading() as gallery:
             return gallery.manifest.generation, gallery.recent(limit, offset, under=under)
 
     def photo(self, photo_id: int) -> Photo:
-        """Returns what is known of a photo.
+        """Returns the catalogue's entry of a photo.
 
         Raises:
             PhotoGone: there is no such photo.
-            SbtkError: the gallery is gone, or cannot be served.
+            SbtkError: the gallery was deleted or cannot be served.
         """
         with self.reading() as gallery:
             return _photo(gallery, photo_id)
 
     def photo_file(self, photo_id: int) -> tuple[Photo, BinaryIO]:
-        """Returns what is known of a photo, and its file, open for reading; see `open_photo`.
+        """Returns the catalogue's entry of a photo, and its open file; see `open_photo`.
 
         Raises:
-            PhotoGone: there is no such photo, or it is not where it was found.
-            SbtkError: the gallery is gone, or cannot be served.
+            PhotoGone: there is no such photo, or its file is no longer there.
+            SbtkError: the gallery was deleted or cannot be served.
         """
         with self.reading() as gallery:
             photo = _photo(gallery, photo_id)
@@ -327,11 +325,11 @@ class Service:
             self.loaded.set_result(None)
 
     def _open(self) -> None:
-        """Opens gallery and engine, and runs both once: the first run takes longer than others."""
+        """Opens gallery and engine, and runs both once, because the first run is slow."""
         trim_malloc()
         if self._search == "hnsw":
             import_hnswlib()
-        # First, since it is quick to fail, and to show photos.
+        # First, because it opens or fails quickly, and photos can be shown.
         self._gallery = FollowedGallery(self.folder, self._check)
         embedder = Embedder(self.bundle, self._options, batch=QUERY_BATCH, notify=self._notify)
         try:
@@ -361,38 +359,38 @@ class Service:
             return Found(answer.hits, gallery.manifest.generation, engine, answer.notices)
 
 
-_EMPTY = Answer([], ("the gallery has no photos yet: run 'sbtk index' on some",))
+_EMPTY = Answer([], ("the gallery has no photos yet: run sbtk index PHOTOS",))
 
 
 def _photo(gallery: Gallery, photo_id: int) -> Photo:
     photo = gallery.photo(photo_id)
     if photo is None:
-        raise PhotoGone(f"there is no photo {photo_id}", "", "take the id of a hit")
+        raise PhotoGone(f"there is no photo {photo_id}", "", "use the id of a hit")
     return photo
 
 
 def _warm_up_sketch() -> bytes:
-    picture = Image.new("L", (256, 256), 255)
-    ImageDraw.Draw(picture).ellipse((40, 60, 210, 200), outline=0, width=5)
+    sketch = Image.new("L", (256, 256), 255)
+    ImageDraw.Draw(sketch).ellipse((40, 60, 210, 200), outline=0, width=5)
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    sketch.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 _LOOK_EVERY_S = 0.5
 
-#: What tells one manifest file from the next, which always has another inode or time.
+#: Device, inode, size and mtime of a manifest; those of the next manifest differ.
 _Stamp = tuple[int, int, int, int]
 _NO_FILES_STAMP: _Stamp = (-1, -1, -1, -1)
 
 
 class GalleryGone(BadGallery):
-    """The gallery was removed while it was served."""
+    """The gallery was deleted while it was served."""
 
 
 @dataclass
 class _Opened:
-    """A generation, and how many requests read it now."""
+    """An open generation, with the number of requests that read it."""
 
     gallery: Gallery
     readers: int = 0
@@ -400,15 +398,15 @@ class _Opened:
 
 
 class FollowedGallery:
-    """The newest generation of a gallery that can be opened; any number of threads may read.
+    """Follows the generations of a gallery, and serves the newest one that can be opened.
 
-    Whoever reads keeps the generation that they began with. A new one is opened beside it and
-    takes its place in one step; the old one is closed when its last reader is through. One that
-    is damaged does not take its place.
+    Thread-safe. A reader keeps the generation that it started with. A new generation is opened
+    first, and then replaces the old one, which is closed after its last reader. Damaged generations
+    are not served.
 
     Args:
         folder: the gallery's.
-        check: raises when a generation cannot be served, as one that another model made.
+        check: raises if a generation cannot be served, such as one of another model.
 
     Raises:
         BadGallery: there is no gallery, or it is damaged.
@@ -431,14 +429,14 @@ class FollowedGallery:
         """Yields the current generation, which stays open until the block ends.
 
         Raises:
-            GalleryGone: it was removed.
-            BadGallery: it came back damaged.
+            GalleryGone: the gallery was deleted.
+            BadGallery: it is damaged.
             ModelMismatch: it was replaced by one of another model.
         """
         with self._lock:
             opened = self._opened
             if opened is None:
-                raise _anew(self._problem or _gone(self.folder))
+                raise _copy_of(self._problem or _deleted(self.folder))
             opened.readers += 1
         try:
             yield opened.gallery
@@ -455,7 +453,7 @@ class FollowedGallery:
         return self._problem
 
     def close(self) -> None:
-        """Stops following, and lets the files go once nobody reads."""
+        """Stops following, and closes the files after the last reader."""
         self._ended.set()
         self._follower.join()
         self._put(None, None)
@@ -465,21 +463,21 @@ class FollowedGallery:
             self._look()
 
     def _look(self) -> None:
-        """Opens what was published since the last look."""
+        """Opens the generation that was published since the last call, if any."""
         stamp = _stamp(self.folder)
         if stamp == self._stamp:
             return
         if stamp is None:
-            self._put(None, _gone(self.folder))
+            self._put(None, _deleted(self.folder))
         else:
             try:
                 self._put(_Opened(self._open()), None)
             except ModelMismatch as problem:
-                self._put(None, _anew(problem))
-            # The thread must outlive anything. What was opened before is whole, so it stays, and
-            # the next look tries again, even if it finds the file that was there before.
+                self._put(None, _copy_of(problem))
+            # The thread must survive any error. The old generation is intact and stays; the next
+            # call tries again, even if it finds the previous manifest.
             except Exception as problem:
-                self._problem = _unopened(self.folder, problem)
+                self._problem = _not_opened(self.folder, problem)
                 stamp = _NO_FILES_STAMP
         self._stamp = stamp
 
@@ -503,7 +501,7 @@ class FollowedGallery:
 
 
 def _stamp(folder: Path) -> _Stamp | None:
-    """Returns what tells the manifest's file from others; `None` if there is none."""
+    """Returns the stamp of the manifest; `None` if there is none."""
     try:
         status = (folder / MANIFEST_NAME).stat()
     except OSError:
@@ -511,23 +509,23 @@ def _stamp(folder: Path) -> _Stamp | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _anew(problem: SbtkError) -> SbtkError:
-    """Returns the same error to raise: one that is raised again and again keeps every frame."""
+def _copy_of(problem: SbtkError) -> SbtkError:
+    """Returns a copy to raise: an error that is raised repeatedly collects all frames."""
     return type(problem)(problem.found, problem.expected, problem.next_step)
 
 
-def _unopened(folder: Path, problem: Exception) -> BadGallery:
+def _not_opened(folder: Path, problem: Exception) -> BadGallery:
     found = problem.found if isinstance(problem, SbtkError) else f"{problem}"
     return BadGallery(
-        f"the newest state of {printable_name(folder)} cannot be opened: {found}",
+        f"the newest generation of {printable_name(folder)} cannot be opened: {found}",
         "",
         f"sbtk index --verify --gallery {shlex.quote(printable_name(folder))}",
     )
 
 
-def _gone(folder: Path) -> GalleryGone:
+def _deleted(folder: Path) -> GalleryGone:
     return GalleryGone(
-        f"the gallery {printable_name(folder)} is gone",
+        f"the gallery {printable_name(folder)} was deleted",
         "a gallery that 'sbtk index' has made",
         f"sbtk index PHOTOS --gallery {shlex.quote(printable_name(folder))}",
     )

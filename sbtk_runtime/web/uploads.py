@@ -1,8 +1,8 @@
-"""What may be uploaded for a query, and how it is decoded while other clients are answered.
+"""Read, check and decode the images that clients send, without delaying other clients.
 
-Most uploads are small and decoded side by side on several threads. Costly ones, by their memory or
-their work, which are known from the header, wait for each other on threads of their own, and hold
-up nobody else. Both are bounded in time and in memory, and neither is the engine's thread.
+Most uploads are small, and decoded on several threads. Images that need much memory or work, which
+is known from their headers, are decoded on separate threads, so that they do not block others. Both
+are limited in time and memory.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ _MAX_PART_HEAD = 4_096
 _LOOKS_LIKE_A_PHOTO = (
     "The image looks like a photo and was searched as one; to search it as a sketch: as=sketch"
 )
-#: Core-seconds for one upload; honest ones take a tenth of one.
+#: Core-seconds for one upload; usual ones take a tenth of a second.
 MAX_DECODE_S = 5.0
-#: What a small upload takes at most while it is decoded: a drawing of 1,300 pixels a side.
+#: The most memory for decoding a small upload, such as a drawing of 1,300 pixels a side.
 SMALL_BYTES = 24 << 20
-#: What a small upload has at most to be decoded, each scan counted: half a core-second.
+#: The most pixels of a small upload, counting every scan: half a core-second.
 SMALL_PIXELS = 64 << 20
-#: What all costly ones together take.
+#: The most memory for all costly uploads together.
 COSTLY_BYTES = 224 << 20
 
 _SMALL_WORKERS, _COSTLY_WORKERS = 8, 2
-# Many threads share few cores under attack, so that a job may take long without being stuck.
+# In a flood, many threads share few cores: a job may take long without being stuck.
 _STUCK_AFTER_S = 30.0
 
 
 def is_accepted(content_type: str) -> bool:
-    """Whether a Content-Type header names a format that may be uploaded, or a form."""
+    """Returns whether a Content-Type header names a supported format, or a form."""
     return _media_type(content_type) in (*MEDIA_TYPES, FORM_TYPE)
 
 
@@ -108,14 +108,14 @@ class Upload:
 
 
 class UploadDecoder:
-    """Decodes the uploads of a server.
+    """Decodes uploads on threads of its own.
 
     Args:
-        waiting: uploads that may wait.
+        waiting: the most uploads that wait.
 
     Attributes:
         small: the queue of all uploads.
-        costly: the queue of those whose decoding takes much memory or work.
+        costly: the queue of those that need much memory or work.
     """
 
     def __init__(self, waiting: int) -> None:
@@ -136,15 +136,15 @@ class UploadDecoder:
             kind: what it is; `None` to detect it.
 
         Raises:
-            BadImage: it is empty, of another format, damaged, or takes too much memory or time.
+            BadImage: it is empty, damaged, of another format, or needs too much memory or time.
             EmptySketch: nothing is drawn on the sketch.
             Busy: too many uploads wait.
-            ClientGone: nobody waits for the answer any more.
+            ClientGone: the client disconnected.
             TimedOut: it was not decoded in time.
         """
         if kind is not None:
             return Upload(await self._prepare(request, data, kind), kind)
-        # As a photo first: that is how the gallery's photos are decoded.
+        # As a photo first, decoded like the gallery's photos.
         as_photo = await self._prepare(request, data, "photo")
         if detect_kind(as_photo.pixels) == "photo":
             notices = (*as_photo.notices, _LOOKS_LIKE_A_PHOTO)
@@ -152,7 +152,7 @@ class UploadDecoder:
         return Upload(await self._prepare(request, data, "sketch"), "sketch")
 
     def close(self, timeout_s: float) -> None:
-        """Cancels what waits, and lets what is under way end."""
+        """Cancels waiting uploads, and waits for running ones."""
         self.small.close(timeout_s)
         self.costly.close(timeout_s)
 
@@ -172,7 +172,7 @@ class UploadDecoder:
 
 
 def _prepared_if_small(data: bytes, kind: Kind) -> Prepared | OpenImage:
-    """Returns the model's input, or a costly image to be decoded elsewhere."""
+    """Returns the model's input, or a costly image that is not decoded yet."""
     if not data:
         raise BadImage("the request has no image in its body", "the bytes of an image file")
     if not _has_signature(data):
@@ -183,7 +183,7 @@ def _prepared_if_small(data: bytes, kind: Kind) -> Prepared | OpenImage:
         raise BadImage(
             "the image has too many pixels for an upload",
             f"one that takes at most {MAX_DECODE_BYTES >> 20} MiB of memory",
-            "send it smaller: 1,000 pixels a side are plenty",
+            "scale it down; 1,000 pixels a side are enough",
         ) from problem
     is_small = image.memory_bytes <= SMALL_BYTES and image.work_pixels <= SMALL_PIXELS
     return _prepared(image, kind) if is_small else image
@@ -200,20 +200,20 @@ def _has_signature(data: bytes) -> bool:
 
 
 MAX_BODY_BYTES = 8 << 20
-#: For the bodies of all requests together, from the first byte until they are decoded.
+#: For the bodies of all requests together, until they are decoded.
 MAX_BODIES_BYTES = 64 << 20
 BODY_TIMEOUT_S = 10.0
 
 
 class ClientGone(Exception):
-    """The client went away before its whole body had come; nobody waits for an answer."""
+    """The client disconnected, so that no response is needed."""
 
 
 class BodyReader:
-    """Reads bodies for a whole server.
+    """Reads the bodies of all requests, with limits.
 
-    One body may have `max_bytes`; all that are held at a time, `max_held_bytes`. Only what has
-    come counts, never what a header promises, so an idle connection holds nothing.
+    A body may have `max_bytes`, and all bodies in memory `max_held_bytes`. Only received bytes
+    count, not Content-Length, so idle connections hold nothing.
     """
 
     def __init__(
@@ -229,23 +229,23 @@ class BodyReader:
 
     @property
     def held_bytes(self) -> int:
-        """How many bytes of bodies are in memory now."""
+        """The bytes of bodies in memory."""
         return self._held_bytes
 
     @asynccontextmanager
     async def read(self, scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
-        """Gives the block the whole body; its room is free again after the block.
+        """Yields the complete body, which counts until the block ends.
 
             async with bodies.read(request.scope, request.receive) as body:
                 ...
 
         Raises:
             Refused: `body_too_large` (413), `too_slow` (408) or `busy` (503).
-            ClientGone: there is nobody left to answer.
+            ClientGone: the client disconnected.
         """
         body, whole = bytearray(), b""
         try:
-            if (_promised_bytes(scope) or 0) > self._max_bytes:
+            if (_content_length(scope) or 0) > self._max_bytes:
                 raise Refused(self._too_large())
             try:
                 async with asyncio.timeout(self._timeout_s):
@@ -253,7 +253,7 @@ class BodyReader:
             except TimeoutError as problem:
                 raise Refused(self._too_slow()) from problem
             whole = bytes(body)
-            # The budget counts it once, so it must not stay in memory twice.
+            # It counts once, so it must not be in memory twice.
             body.clear()
             yield whole
         finally:
@@ -269,7 +269,7 @@ class BodyReader:
                 raise Refused(self._too_large())
             if self._held_bytes + len(chunk) > self._max_held_bytes:
                 raise Refused(_NO_ROOM)
-            # One array and not a list of chunks: some clients send a byte at a time.
+            # Not a list of chunks: some clients send a byte at a time.
             body += chunk
             self._held_bytes += len(chunk)
             if not message.get("more_body", False):
@@ -304,26 +304,26 @@ _NO_ROOM = Refusal(
 )
 
 
-def _promised_bytes(scope: Scope) -> int | None:
-    """Returns the Content-Length, or `None`; that it is a number, the HTTP parser has checked."""
+def _content_length(scope: Scope) -> int | None:
+    """Returns the Content-Length, which the HTTP parser has checked, or `None`."""
     for name, value in scope["headers"]:
         if name == b"content-length":
             return int(value)
     return None
 
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 TIMEOUT_S = 10.0
 
 
 class TimedOut(SbtkError):
-    """An answer took too long."""
+    """A response took too long."""
 
 
 async def run_until_disconnect(
-    request: Request, job: Future[Answer], timeout_s: float = TIMEOUT_S
-) -> Answer:
+    request: Request, job: Future[Result], timeout_s: float = TIMEOUT_S
+) -> Result:
     """Returns the result of a job of a `WorkQueue`; cancels it if the client disconnects.
 
     The request's body must have been read.
@@ -333,7 +333,7 @@ async def run_until_disconnect(
         TimedOut: there was no result in time.
     """
     answer = asyncio.wrap_future(job)
-    gone = asyncio.create_task(_until_gone(request))
+    gone = asyncio.create_task(_until_disconnect(request))
     try:
         ends: set[asyncio.Future[Any]] = {answer, gone}
         await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -342,13 +342,13 @@ async def run_until_disconnect(
         if gone.done():
             raise ClientGone
         raise TimedOut(
-            f"there was no answer within {timeout_s:g} seconds", "", "try again in a moment"
+            f"the request took longer than {timeout_s:g} seconds", "", "try again in a moment"
         )
     finally:
         gone.cancel()
         answer.cancel()
 
 
-async def _until_gone(request: Request) -> None:
+async def _until_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

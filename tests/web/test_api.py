@@ -246,7 +246,7 @@ def test_unknown_parameters_are_refused_everywhere(
         assert answer.status == 422, path
         if method == "GET":
             assert answer.code == "bad_parameter"
-            assert "There is no parameter" in answer.json()["error"]["message"]
+            assert "Unknown parameter" in answer.json()["error"]["message"]
     assert query(server.port, sketch_png(), given).code == "bad_parameter"
 
 

@@ -125,7 +125,7 @@ def test_what_took_a_photos_place_is_not_opened(root: Path, change: Callable[[Pa
     photo = root / "album" / "photo.png"
     assert opened(photo, root)
     change(photo)
-    with pytest.raises(PhotoGone, match="not where it was found"):
+    with pytest.raises(PhotoGone, match="no longer there"):
         opened(photo, root)
     with pytest.raises(PhotoGone):
         opened(photo)

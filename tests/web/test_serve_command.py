@@ -167,8 +167,8 @@ def test_a_second_server_is_told_who_has_the_port_and_which_is_free(
         assert main([*arguments, "--model", str(shared.bundle)]) == 1
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert f"port {port} is taken" in shown.err
-    assert f"ss -ltnp 'sport = :{port}' says who has it" in shown.err
+    assert f"port {port} is in use" in shown.err
+    assert f"ss -ltnp 'sport = :{port}' shows the other program" in shown.err
     free = int(shown.err.rpartition("--port ")[2].split()[0])
     assert port < free <= 65_535
     with socket.create_server(("127.0.0.1", free)):
@@ -274,10 +274,10 @@ def test_that_there_is_no_browser_is_told(shared: Workplace, tmp_path: Path) -> 
         (["--engine", "onnxruntime", "--device", "cuda"], 2, "cannot run on cuda"),
         (["--precision", "fp16"], 1, "fp16"),
         (["--host", "192.0.2.1"], 1, "an address of this machine"),
-        (["--host", "a" * 70], 1, "is no name of this machine"),
-        (["--host", "not a host"], 2, "is no host"),
-        (["--token", "short"], 2, "this token cannot be used"),
-        (["--allow-host", "http://photos.example/"], 2, "is no host"),
+        (["--host", "a" * 70], 1, "is not a name of this machine"),
+        (["--host", "not a host"], 2, "is not a host"),
+        (["--token", "short"], 2, "the token is malformed"),
+        (["--allow-host", "http://photos.example/"], 2, "is not a host"),
         (["--port", "70000"], 2, "--port"),
     ],
 )

@@ -76,7 +76,7 @@ def server() -> Iterator[uvicorn.Server]:
 
 @pytest.fixture(autouse=True)
 def unlogged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Fails the test if the server met a fault of its own, or is left with a connection."""
+    """Fails the test after an internal error of the server, or if it is left with a connection."""
     yield
     assert not [record.getMessage() for record in caplog.records if record.levelno > logging.INFO]
 

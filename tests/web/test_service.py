@@ -70,7 +70,7 @@ def test_a_gallery_that_is_removed_is_told_and_one_that_comes_back_is_served(
 ) -> None:
     shutil.rmtree(workplace.gallery)
     assert comes_true(lambda: followed.problem is not None)
-    with pytest.raises(GalleryGone, match="is gone"), followed.reading():
+    with pytest.raises(GalleryGone, match="was deleted"), followed.reading():
         pass
     workplace.index()
     assert comes_true(lambda: followed.problem is None)
