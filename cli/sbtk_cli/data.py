@@ -198,7 +198,7 @@ def _statistics(check: DataCheck) -> Iterator[Row]:
     yield "  of a class", _per_class(check.photos), of_photos
     if check.dataset.duplicates:
         done = "counted" if check.keeps_duplicates else "left out"
-        yield "photos that are there twice", f"{check.dataset.duplicates:,}, {done}", ""
+        yield "duplicate photos", f"{check.dataset.duplicates:,}, {done}", ""
 
 
 def _published_statistics(published: PublishedData | None) -> tuple[str, ...]:

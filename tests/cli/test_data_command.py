@@ -25,7 +25,7 @@ def test_a_good_data_set_is_described(data: Path, capsys: pytest.CaptureFixture[
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "Sketchy Ext as in SAKE's dataset.zip" in lines[0]
     assert "sketches 42" in lines
-    assert "photos that are there twice 14, left out" in lines
+    assert "duplicate photos 14, left out" in lines
     assert "split zeroshot1, by the lists of zeroshot1" in lines
     assert "sketches held out 10" in lines
     assert "gallery (photos) 6" in lines

@@ -48,7 +48,7 @@ def test_sakes_sketchy_is_read_by_its_lists_and_photos_are_taken_once(tmp_path: 
         "EXTEND_image_sketchy_ready"
     }
     assert found.duplicates == 2 * 7
-    assert any("14 photos" in notice for notice in found.images.notices)
+    assert any("14 duplicate photos" in notice for notice in found.images.notices)
 
 
 def test_duplicates_are_kept_as_published_galleries_keep_them(tmp_path: Path) -> None:
