@@ -20,23 +20,23 @@ from sbtk_runtime.errors import (
     ModelMismatch,
     SbtkError,
 )
-from sbtk_runtime.web.photos import PhotoGone
+from sbtk_runtime.web.photos import PhotoNotFound
 from sbtk_runtime.web.queue import Busy
 from sbtk_runtime.web.refusals import Refusal, Refused, send_refusal
 from sbtk_runtime.web.schemas import ErrorAnswer
-from sbtk_runtime.web.service import GalleryGone, Loading, Stuck
-from sbtk_runtime.web.uploads import ClientGone, TimedOut
+from sbtk_runtime.web.service import GalleryDeleted, Loading, Stuck
+from sbtk_runtime.web.uploads import ClientDisconnected, TimedOut
 
 #: Status and code of each class of errors; the first match counts.
 _KNOWN: tuple[tuple[type[SbtkError], int, str], ...] = (
     (EmptySketch, 400, "empty_sketch"),
     (BadImage, 400, "bad_image"),
     (BadConfig, 422, "bad_parameter"),
-    (PhotoGone, 404, "no_photo"),
+    (PhotoNotFound, 404, "no_photo"),
     (Busy, 503, "busy"),
     (Loading, 503, "loading"),
     (Stuck, 503, "stuck"),
-    (GalleryGone, 503, "gallery_gone"),
+    (GalleryDeleted, 503, "gallery_gone"),
     (BadGallery, 503, "bad_gallery"),
     (ModelMismatch, 503, "model_mismatch"),
     (TimedOut, 504, "timed_out"),
@@ -97,8 +97,8 @@ def add_error_answers(app: FastAPI) -> None:
     async def told(_: Request, problem: SbtkError) -> Response:
         return _response(refusal_of(problem))
 
-    @app.exception_handler(ClientGone)
-    async def gone(_: Request, __: ClientGone) -> Response:
+    @app.exception_handler(ClientDisconnected)
+    async def gone(_: Request, __: ClientDisconnected) -> Response:
         return Response(status_code=_CLIENT_GONE)
 
     @app.exception_handler(RequestValidationError)

@@ -34,7 +34,7 @@ _SIGNATURE_BYTES = 4096
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
-class PhotoGone(SbtkError):
+class PhotoNotFound(SbtkError):
     """A photo cannot be shown: its file is no longer there, or no longer a photo."""
 
 
@@ -46,8 +46,8 @@ def open_photo(path: bytes, roots: Iterable[bytes]) -> BinaryIO:
         roots: the indexed absolute paths; if there are none, no component may be a link.
 
     Raises:
-        PhotoGone: it is not a readable regular file below one of the roots, or a component of its
-            path below the root is a link.
+        PhotoNotFound: it is not a readable regular file below one of the roots, or a component of
+            its path below the root is a link.
         Busy: the system has no more files or memory.
     """
     for root in list(roots) or [b"/"]:
@@ -61,7 +61,7 @@ def open_photo(path: bytes, roots: Iterable[bytes]) -> BinaryIO:
         except OSError as problem:
             if problem.errno in _EXHAUSTED:
                 raise Busy("too many files are open", "", "try again in a second") from problem
-    raise PhotoGone(
+    raise PhotoNotFound(
         "the photo is no longer there", "a regular file, not a link", "sbtk index PHOTOS"
     )
 
@@ -82,7 +82,7 @@ def media_type_of(file: BinaryIO) -> str:
     """Returns the media type of an image, by its first bytes.
 
     Raises:
-        PhotoGone: it is not an image in a supported format.
+        PhotoNotFound: it is not an image in a supported format.
     """
     head = file.read(_SIGNATURE_BYTES).ljust(_SIGNATURE_BYTES, b"\0")
     file.seek(0)
@@ -95,7 +95,7 @@ def media_type_of(file: BinaryIO) -> str:
         _, is_accepted = Image.OPEN[name]
         if is_accepted is not None and is_accepted(head):
             return Image.MIME[name]
-    raise PhotoGone("the file is no longer an image", ", ".join(FORMATS), "sbtk index PHOTOS")
+    raise PhotoNotFound("the file is no longer an image", ", ".join(FORMATS), "sbtk index PHOTOS")
 
 
 def _parts_below(root: bytes, path: bytes) -> list[bytes] | None:
@@ -173,7 +173,7 @@ class Thumbnails:
             size_px: the size.
 
         Raises:
-            PhotoGone: it cannot be read, or is no longer an image.
+            PhotoNotFound: it cannot be read, or is no longer an image.
         """
         with self._lock:
             if (kept := self._kept.get(tag)) is not None:
@@ -194,6 +194,6 @@ class Thumbnails:
             with self._decoding.reserve(memory_to_decode(data, at_least_px=size_px)):
                 return jpeg_bytes(thumbnail(data, size_px))
         except BadImage as problem:
-            raise PhotoGone(
+            raise PhotoNotFound(
                 f"the photo cannot be shown: {problem.found}", problem.expected
             ) from problem

@@ -35,7 +35,7 @@ from sbtk_runtime.gallery.hnsw import import_hnswlib
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest
 from sbtk_runtime.preprocess import KINDS, Kind, Pixels
 from sbtk_runtime.rerank import Rerank
-from sbtk_runtime.web.photos import PhotoGone, open_photo
+from sbtk_runtime.web.photos import PhotoNotFound, open_photo
 from sbtk_runtime.web.queue import Batch, WorkQueue
 from sbtk_runtime.web.uploads import UploadDecoder
 
@@ -99,13 +99,13 @@ class Service:
         options: the engine to open.
         search: how to search.
         rerank: how to reorder hits.
-        notify: told what an engine does that takes long.
+        notify: called with a sentence about what takes long, or was changed to make an engine work.
         command: the command line that starts the server.
 
     Attributes:
         uploads: decodes what clients send.
         queries: for work of the engine.
-        searches: for searches, which run beside the engine.
+        searches: for searches, which run while the engine does.
         reads: for reading the catalogue and photo files.
         thumbnails: for decoding photos.
         loaded: done when queries are answered, or failed with the error.
@@ -267,7 +267,7 @@ class Service:
         """Returns the photos that look like one of the gallery, without that photo.
 
         Raises:
-            PhotoGone: there is no such photo.
+            PhotoNotFound: there is no such photo.
             SbtkError: the gallery was deleted or cannot be served.
         """
         self.require_ready()
@@ -299,7 +299,7 @@ class Service:
         """Returns the catalogue's entry of a photo.
 
         Raises:
-            PhotoGone: there is no such photo.
+            PhotoNotFound: there is no such photo.
             SbtkError: the gallery was deleted or cannot be served.
         """
         with self.reading() as gallery:
@@ -309,7 +309,7 @@ class Service:
         """Returns the catalogue's entry of a photo, and its open file; see `open_photo`.
 
         Raises:
-            PhotoGone: there is no such photo, or its file is no longer there.
+            PhotoNotFound: there is no such photo, or its file is no longer there.
             SbtkError: the gallery was deleted or cannot be served.
         """
         with self.reading() as gallery:
@@ -365,7 +365,7 @@ _EMPTY = Answer([], ("the gallery has no photos yet: run sbtk index PHOTOS",))
 def _photo(gallery: Gallery, photo_id: int) -> Photo:
     photo = gallery.photo(photo_id)
     if photo is None:
-        raise PhotoGone(f"there is no photo {photo_id}", "", "use the id of a hit")
+        raise PhotoNotFound(f"there is no photo {photo_id}", "", "use the id of a hit")
     return photo
 
 
@@ -384,7 +384,7 @@ _Stamp = tuple[int, int, int, int]
 _NO_FILES_STAMP: _Stamp = (-1, -1, -1, -1)
 
 
-class GalleryGone(BadGallery):
+class GalleryDeleted(BadGallery):
     """The gallery was deleted while it was served."""
 
 
@@ -429,7 +429,7 @@ class FollowedGallery:
         """Yields the current generation, which stays open until the block ends.
 
         Raises:
-            GalleryGone: the gallery was deleted.
+            GalleryDeleted: the gallery was deleted.
             BadGallery: it is damaged.
             ModelMismatch: it was replaced by one of another model.
         """
@@ -523,8 +523,8 @@ def _not_opened(folder: Path, problem: Exception) -> BadGallery:
     )
 
 
-def _deleted(folder: Path) -> GalleryGone:
-    return GalleryGone(
+def _deleted(folder: Path) -> GalleryDeleted:
+    return GalleryDeleted(
         f"the gallery {printable_name(folder)} was deleted",
         "a gallery that 'sbtk index' has made",
         f"sbtk index PHOTOS --gallery {shlex.quote(printable_name(folder))}",

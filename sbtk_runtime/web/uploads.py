@@ -139,7 +139,7 @@ class UploadDecoder:
             BadImage: it is empty, damaged, of another format, or needs too much memory or time.
             EmptySketch: nothing is drawn on the sketch.
             Busy: too many uploads wait.
-            ClientGone: the client disconnected.
+            ClientDisconnected: the client disconnected.
             TimedOut: it was not decoded in time.
         """
         if kind is not None:
@@ -205,7 +205,7 @@ MAX_BODIES_BYTES = 64 << 20
 BODY_TIMEOUT_S = 10.0
 
 
-class ClientGone(Exception):
+class ClientDisconnected(Exception):
     """The client disconnected, so that no response is needed."""
 
 
@@ -241,7 +241,7 @@ class BodyReader:
 
         Raises:
             Refused: `body_too_large` (413), `too_slow` (408) or `busy` (503).
-            ClientGone: the client disconnected.
+            ClientDisconnected: the client disconnected.
         """
         body, whole = bytearray(), b""
         try:
@@ -263,7 +263,7 @@ class BodyReader:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise ClientGone
+                raise ClientDisconnected
             chunk = message.get("body", b"")
             if len(body) + len(chunk) > self._max_bytes:
                 raise Refused(self._too_large())
@@ -329,7 +329,7 @@ async def run_until_disconnect(
     The request's body must have been read.
 
     Raises:
-        ClientGone: the client closed the connection.
+        ClientDisconnected: the client closed the connection.
         TimedOut: there was no result in time.
     """
     answer = asyncio.wrap_future(job)
@@ -340,7 +340,7 @@ async def run_until_disconnect(
         if answer.done():
             return answer.result()
         if gone.done():
-            raise ClientGone
+            raise ClientDisconnected
         raise TimedOut(
             f"the request took longer than {timeout_s:g} seconds", "", "try again in a moment"
         )

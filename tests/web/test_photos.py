@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from sbtk_runtime.web.photos import (
-    PhotoGone,
+    PhotoNotFound,
     SizePx,
     Thumbnails,
     etag_of,
@@ -59,7 +59,7 @@ def test_a_root_may_itself_be_reached_by_a_link(root: Path) -> None:
     linked.symlink_to(root)
     photo = linked / "album" / "photo.png"
     assert opened(photo, linked) == photo.read_bytes()
-    with pytest.raises(PhotoGone):
+    with pytest.raises(PhotoNotFound):
         opened(photo, root.parent)
 
 
@@ -67,7 +67,7 @@ def test_without_known_roots_no_component_may_be_a_link(root: Path) -> None:
     linked = root.parent / "linked"
     linked.symlink_to(root)
     assert opened(root / "album" / "photo.png") == (root / "album" / "photo.png").read_bytes()
-    with pytest.raises(PhotoGone):
+    with pytest.raises(PhotoNotFound):
         opened(linked / "album" / "photo.png")
 
 
@@ -125,9 +125,9 @@ def test_what_took_a_photos_place_is_not_opened(root: Path, change: Callable[[Pa
     photo = root / "album" / "photo.png"
     assert opened(photo, root)
     change(photo)
-    with pytest.raises(PhotoGone, match="no longer there"):
+    with pytest.raises(PhotoNotFound, match="no longer there"):
         opened(photo, root)
-    with pytest.raises(PhotoGone):
+    with pytest.raises(PhotoNotFound):
         opened(photo)
 
 
@@ -147,14 +147,14 @@ def test_what_took_a_photos_place_is_not_opened(root: Path, change: Callable[[Pa
     ],
 )
 def test_paths_that_no_walk_gives_are_not_opened(root: Path, path: str) -> None:
-    with pytest.raises(PhotoGone):
+    with pytest.raises(PhotoNotFound):
         open_photo(os.fsencode(path.format(root=root)), [os.fsencode(root)])
 
 
 def test_a_photo_outside_of_every_root_is_not_opened(root: Path) -> None:
     secret = root.parent / "secret" / "photo.png"
     assert secret.is_file()
-    with pytest.raises(PhotoGone):
+    with pytest.raises(PhotoNotFound):
         opened(secret, root, root / "album" / "photo.png")
 
 
@@ -212,7 +212,7 @@ def test_the_media_types_of_formats_whose_header_is_elsewhere() -> None:
 
 @pytest.mark.parametrize("content", [b"", b"<svg/>", b"%PDF-1.7"])
 def test_what_is_not_an_image_has_no_media_type(content: bytes) -> None:
-    with pytest.raises(PhotoGone, match="no longer an image"):
+    with pytest.raises(PhotoNotFound, match="no longer an image"):
         media_type_of(io.BytesIO(content))
 
 
@@ -274,5 +274,5 @@ def test_a_thumbnail_over_the_bound_is_made_and_not_kept(tmp_path: Path) -> None
 def test_what_is_no_longer_an_image_is_reported(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "photo.jpg"
     path.write_bytes(content)
-    with pytest.raises(PhotoGone, match="cannot be shown"):
+    with pytest.raises(PhotoNotFound, match="cannot be shown"):
         made(Thumbnails(), path, "one")

@@ -14,7 +14,7 @@ import pytest
 from starlette.requests import Request
 
 from sbtk_runtime.web.queue import Batch, Busy, WorkQueue
-from sbtk_runtime.web.uploads import ClientGone, TimedOut, run_until_disconnect
+from sbtk_runtime.web.uploads import ClientDisconnected, TimedOut, run_until_disconnect
 
 
 class Gate:
@@ -208,7 +208,7 @@ def test_a_client_that_has_gone_costs_no_work(queue: WorkQueue, gate: Gate) -> N
         await asyncio.sleep(0.05)
         assert queue.length == 1
         messages.put_nowait({"type": "http.disconnect"})
-        with pytest.raises(ClientGone):
+        with pytest.raises(ClientDisconnected):
             await waiting
 
     asyncio.run(asked())

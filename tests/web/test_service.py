@@ -15,7 +15,7 @@ import pytest
 from sbtk_runtime.errors import ModelMismatch
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.manifest import MANIFEST_NAME, MatchRule, read_bundle_manifest
-from sbtk_runtime.web.service import FollowedGallery, GalleryGone
+from sbtk_runtime.web.service import FollowedGallery, GalleryDeleted
 from tests.serve_client import ask, query, sketch_png
 from tests.serve_process import serving
 from tests.tiny import tiny_bundle, write_photos
@@ -70,7 +70,7 @@ def test_a_gallery_that_is_removed_is_told_and_one_that_comes_back_is_served(
 ) -> None:
     shutil.rmtree(workplace.gallery)
     assert comes_true(lambda: followed.problem is not None)
-    with pytest.raises(GalleryGone, match="was deleted"), followed.reading():
+    with pytest.raises(GalleryDeleted, match="was deleted"), followed.reading():
         pass
     workplace.index()
     assert comes_true(lambda: followed.problem is None)
@@ -84,7 +84,7 @@ def test_being_told_many_times_that_it_is_gone_takes_no_memory(
     assert comes_true(lambda: followed.problem is not None)
     lengths = set()
     for _ in range(3):
-        with pytest.raises(GalleryGone) as caught, followed.reading():
+        with pytest.raises(GalleryDeleted) as caught, followed.reading():
             pass
         lengths.add(len(caught.traceback))
     assert len(lengths) == 1

@@ -30,7 +30,7 @@ from sbtk_runtime.web.uploads import (
     SMALL_BYTES,
     SMALL_PIXELS,
     BodyReader,
-    ClientGone,
+    ClientDisconnected,
     _prepared_if_small,
 )
 from tests.serve_client import png, query, resident_bytes, sketch_png
@@ -264,7 +264,7 @@ def test_a_client_that_goes_away_leaves_nothing_behind() -> None:
     async def receive() -> Message:
         return {"type": "http.disconnect"}
 
-    with pytest.raises(ClientGone):
+    with pytest.raises(ClientDisconnected):
         asyncio.run(read(reader, receive))
     assert reader.held_bytes == 0
 
