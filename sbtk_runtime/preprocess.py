@@ -1,7 +1,7 @@
-"""Images to the student's input; the one definition that training and production share.
+"""Prepares images as the model's input; training and production share this definition.
 
-Photos are squeezed to a square, as the papers' code does: nothing is cut off. Sketches are first
-cut to their ink and padded to a square, so that where and how large somebody drew does not
+Photos are squeezed to a square, as in the papers' code, so that nothing is cut off. Sketches are
+cropped to their ink and padded to a square, so that the position and size of a drawing do not
 matter, and their ink is stretched to full contrast.
 """
 
@@ -30,9 +30,9 @@ ImageInput = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | Pixels
 SIZE_PX = 224
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-#: Changes whenever the pixels that a given file leads to change; stored in every manifest.
+#: The version of preprocessing; raised if the pixels of any file change. In every manifest.
 PREPROCESSING = "sbtk-1"
-#: What tells an image's kind to models that take it beside the pixels, as DSN does.
+#: The domain input of models that take the kind of image, such as DSN.
 DOMAINS: Mapping[Kind, float] = {"sketch": 0.0, "photo": 1.0}
 
 MARGIN = 0.06
@@ -46,11 +46,11 @@ _COLOURED, _MAX_COLOURED = 40, 0.06
 
 @dataclass(frozen=True)
 class Prepared:
-    """A student's input and what was done to get it.
+    """A prepared image: the model's input.
 
     Attributes:
         pixels: `(224, 224, 3) uint8`, RGB.
-        notices: sentences for the user, such as that a sketch was inverted.
+        notices: for the user, such as that a sketch was inverted.
     """
 
     pixels: Pixels
@@ -58,11 +58,11 @@ class Prepared:
 
 
 def prepare_input(image: ImageInput, kind: Kind, size_px: int = SIZE_PX) -> Prepared:
-    """Returns the student's input for an image in any form that `ImageInput` names.
+    """Returns the model's input for an image in any form that `ImageInput` names.
 
     Raises:
         BadConfig: `kind` is not a kind of image.
-        BadImage: there is no readable image.
+        BadImage: it is not a readable image.
         EmptySketch: nothing is drawn on the sketch.
     """
     require_kind(kind)
@@ -89,9 +89,9 @@ def prepare(
     *,
     max_bytes: int = images.MAX_DECODE_BYTES,
 ) -> Prepared:
-    """Returns the student's input for the bytes of an image file.
+    """Returns the model's input for the bytes of an image file.
 
-    An image that takes more than `max_bytes` to decode is decoded in a process of its own.
+    Images that take more than `max_bytes` to decode are decoded in another process.
 
     Raises:
         BadConfig: `kind` is not a kind of image.
@@ -109,10 +109,10 @@ def prepare(
 def prepared_apart(
     data: bytes, problem: LargeImage, kind: Kind, size_px: int = SIZE_PX
 ) -> Prepared:
-    """Returns the student's input for an image that is too large to be decoded in this process.
+    """Returns the model's input for an image that is too large to decode in this process.
 
     Raises:
-        BadImage: it is too large for any, or as `prepare` does.
+        BadImage: it is too large for any process; otherwise as `prepare`.
     """
     pixels, notices = decode_in_subprocess(data, problem, "prepare", kind, str(size_px))
     return Prepared(pixels, notices)
@@ -126,7 +126,7 @@ def opened(
     limit_s: float | None = None,
     max_bytes: int = images.MAX_DECODE_BYTES,
 ) -> images.OpenImage:
-    """Returns the image file in the bytes, to be decoded no larger than `prepare` has use for.
+    """Returns the image file, opened to be decoded no larger than `prepare` needs.
 
     Raises:
         LargeImage: it takes more than `max_bytes` to decode.
@@ -138,7 +138,7 @@ def opened(
 
 
 def decoded(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Image.Image:
-    """Returns the image in the bytes of an image file, no larger than `prepare` has use for.
+    """Returns the decoded image file, no larger than `prepare` needs.
 
     Raises:
         BadImage: the bytes are not a readable image.
@@ -147,14 +147,14 @@ def decoded(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Image.Image:
 
 
 def memory_to_decode(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> int:
-    """Returns roughly how many bytes `decoded` will need at its peak."""
+    """Returns roughly the peak memory in bytes of `decoded`."""
     return images.memory_to_decode(data, at_least_px=_needed_px(kind, size_px))
 
 
 def prepared_from(
     image: Image.Image, kind: Kind, size_px: int = SIZE_PX, notices: tuple[str, ...] = ()
 ) -> Prepared:
-    """Returns the student's input for a decoded image, with what is already to be told of it.
+    """Returns the model's input for a decoded image, with its notices so far.
 
     Raises:
         EmptySketch: nothing is drawn on the sketch.
@@ -167,8 +167,8 @@ def prepared_from(
 
 def photo_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Pixels:
     """Returns `(size, size, 3) uint8` RGB: the whole photo, squeezed to a square."""
-    # Halving by boxes first keeps large images cheap; the filter then sees at least three
-    # source pixels for each one it makes.
+    # Box filtering first keeps large images cheap; the bilinear filter then has at least three
+    # source pixels for each output pixel.
     square = images.on_white(image).resize(
         (size_px, size_px), Image.Resampling.BILINEAR, reducing_gap=3.0
     )
@@ -193,7 +193,7 @@ def detect_kind(pixels: Pixels) -> Kind:
 
 
 def sketch_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Prepared:
-    """Returns the sketch as dark ink on white, cut to its ink, `(size, size, 3) uint8`.
+    """Returns the sketch as dark ink on white, cropped to its ink, `(size, size, 3) uint8`.
 
     Raises:
         EmptySketch: nothing is drawn on it.
@@ -201,7 +201,7 @@ def sketch_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Prepared:
     darkness, notices = _darkness(image)
     box = _ink_box(darkness)
     if box is None:
-        raise EmptySketch("the sketch is empty", "strokes that differ from the paper")
+        raise EmptySketch("the sketch is empty", "strokes that differ from the background")
     square = _square_around(darkness, box)
     small = Image.fromarray(square).resize(
         (size_px, size_px),
@@ -212,7 +212,7 @@ def sketch_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Prepared:
 
 
 def domains_of(kind: Kind, count: int) -> NDArray[np.float32]:
-    """Returns the domain `(count,) float32` of images that are all of one kind."""
+    """Returns the domain input `(count,) float32` of images of one kind."""
     return np.full(count, DOMAINS[kind], dtype=np.float32)
 
 
@@ -251,19 +251,19 @@ def _darkness(image: Image.Image) -> tuple[Pixels, tuple[str, ...]]:
         grey = np.asarray(images.on_white(image).convert("L"), dtype=np.uint8)
         if int(grey.max()) - int(grey.min()) < _MIN_CONTRAST <= int(alpha.max()) - int(alpha.min()):
             # White strokes on a transparent canvas: the drawing is in the alpha channel.
-            return alpha, ("light strokes on a transparent ground: the strokes were taken as ink",)
-        notices: tuple[str, ...] = ("transparent ground shown on white",)
+            return alpha, ("Light strokes on a transparent background: used as ink",)
+        notices: tuple[str, ...] = ("Transparent background: shown on white",)
     else:
         grey = np.asarray(image.convert("L"), dtype=np.uint8)
         notices = ()
     paper = int(np.median(_border(grey)))
     if paper < 128:
-        # A frame drawn along the edge makes no dark paper.
+        # The border may be a frame on light paper.
         paper = max(paper, int(np.median(grey)))
     if paper >= 128:
         return np.maximum(paper - grey.astype(np.int16), 0).astype(np.uint8), notices
     inverted = np.maximum(grey.astype(np.int16) - paper, 0).astype(np.uint8)
-    return inverted, (*notices, "light strokes on a dark ground: the sketch was inverted")
+    return inverted, (*notices, "Light-on-dark sketch: colours inverted")
 
 
 def _bounded(image: Image.Image) -> Image.Image:
@@ -291,10 +291,10 @@ def _ink_box(darkness: Pixels) -> tuple[int, int, int, int] | None:
 
 
 def _square_around(darkness: Pixels, box: tuple[int, int, int, int]) -> Pixels:
-    """Returns the boxed ink in the middle of a square of paper with a margin on each side."""
+    """Returns the ink in the box, centred in a square of paper with margins."""
     top, bottom, left, right = box
     height, width = bottom - top, right - left
-    # A dot stays a dot: it is not blown up to fill the square.
+    # A dot stays small rather than filling the square.
     side = max(round(max(height, width) * (1 + 2 * MARGIN)), min(darkness.shape) // 4, 1)
     square = np.zeros((side, side), dtype=np.uint8)
     row, column = (side - height) // 2, (side - width) // 2
@@ -303,9 +303,9 @@ def _square_around(darkness: Pixels, box: tuple[int, int, int, int]) -> Pixels:
 
 
 def full_contrast(darkness: Pixels) -> Pixels:
-    """Returns ink (0 paper, 255 full ink) scaled so that its strongest percentile is full.
+    """Returns ink (0 paper, 255 full ink) scaled so that its 95th percentile is full ink.
 
-    Thin lines stay visible that way.
+    This keeps thin lines visible.
     """
     strong = float(np.percentile(darkness[darkness > 0], 95)) if darkness.any() else 0.0
     if strong <= 0:

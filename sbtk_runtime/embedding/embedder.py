@@ -1,4 +1,4 @@
-"""Files to embeddings: one sketch quickly, or any number of photos as a stream."""
+"""The embedder: one sketch at a time, or any number of photos as a stream."""
 
 from __future__ import annotations
 
@@ -61,14 +61,13 @@ class Embedder:
         options: the engine and how it runs; its threads also decode.
         engine, precision, threads, batch, device: instead of the same field of `options`.
         single_query: only an image or two will be embedded; see `open_engine`.
-        notify: told what an engine does that takes long, and what it changed to work.
-        lazy: open the engine when it is first used, with the lanes that are needed then. The
-            errors of opening it are raised there.
+        notify: called with notices, such as what takes long.
+        lazy: open the engine when it is first used; errors of opening it are raised there.
 
     Raises:
         BadConfig: the options contradict each other.
         BadModel: there is no such bundle, or it cannot be used.
-        EngineUnavailable: no engine works, or the named one does not.
+        EngineUnavailable: no engine works, or not the named one.
     """
 
     def __init__(
@@ -118,7 +117,7 @@ class Embedder:
 
     @property
     def engine(self) -> Engine:
-        """The engine in use; a stream may exchange it for one with more lanes.
+        """The engine in use; a stream may replace it by one with more lanes.
 
         A lazy embedder opens it here, with the lanes of a stream.
         """
@@ -137,12 +136,12 @@ class Embedder:
 
     @property
     def model_id(self) -> str:
-        """The model's id; embeddings of different ids cannot be compared."""
+        """The model's id; embeddings of different models cannot be compared."""
         return self.bundle.manifest.model_id
 
     @property
     def timings(self) -> Timings:
-        """Where the time of all streams so far went."""
+        """Where all streams so far spent their time."""
         return self._timings
 
     def close(self) -> None:
@@ -249,13 +248,13 @@ class Embedder:
     def stream_unknown(
         self, paths: Iterable[Path], kind: Kind, is_known: IsKnown | None
     ) -> Generator[Embedded | Failed | Known, None, None]:
-        """Yields as `stream` does, but does not embed files of which `is_known` is true.
+        """Yields as `stream` does, but does not embed files for which `is_known` is true.
 
         Args:
             paths: the files.
-            kind: what they hold.
-            is_known: called on any thread with the SHA-256 of a file's bytes, as 64 hexadecimal
-                digits, once for each file that can be read.
+            kind: of the images.
+            is_known: called once for each readable file, from any thread, with the SHA-256 of its
+                bytes as 64 hexadecimal digits.
         """
         paths = iter(paths)
         first = next(paths, None)
@@ -274,13 +273,13 @@ class Embedder:
                 self._streams -= 1
 
     def _engine_with(self, lanes: int | None) -> Engine:
-        """Returns the engine, reopened if need be with that many lanes (`None`: the most).
+        """Returns the engine, reopened if necessary with that many lanes, by default the most.
 
-        Only one is kept, since each holds the weights. While a stream is open it stays as it is.
+        Only one engine is kept, because each holds the weights. Open streams keep theirs.
         """
         with self._lock:
             if self._is_closed:
-                raise EngineUnavailable("the embedder is closed", "an open one")
+                raise EngineUnavailable("the embedder is closed", "an open embedder")
             wanted = self._threads if lanes is None else lanes
             engine = self._engine
             if engine is None:
@@ -289,7 +288,7 @@ class Embedder:
             info = engine.info
             if info.device != "cpu" or info.lanes == wanted or self._streams:
                 return engine
-            # Not closed but let go: another thread may still be running it.
+            # Released rather than closed: another thread may still be running it.
             del engine
             self._engine = None
             same = replace(
@@ -306,9 +305,9 @@ class Embedder:
 
 
 def _take_blas_memory() -> None:
-    """Has NumPy's BLAS take the memory of its threads before an engine takes the rest.
+    """Makes NumPy's BLAS allocate its threads' memory before an engine uses the rest.
 
-    It does so once, at the first large product, and ends the process if there is none.
+    BLAS allocates at the first large product, and ends the process if there is no memory.
     """
     square = np.ones((256, 256), dtype=np.float32)
     np.matmul(square, square)

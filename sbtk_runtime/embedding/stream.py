@@ -1,10 +1,9 @@
-"""A stream of files becomes a stream of embeddings, in the same order, in little memory.
+"""Embeds a stream of files, in order and in little memory.
 
     paths -> decode pool -> runs of the engine -> items
 
-Each arrow is a bounded queue of futures. The decoders are some batches ahead of the engine, and
-the engine has two runs for each of its lanes, so that neither waits for the other or for the
-caller as long as there is work.
+Each arrow is a bounded queue of futures. The decoders are a few batches ahead of the engine, and
+each lane of the engine has two runs, so that neither waits for the other or for the caller.
 """
 
 from __future__ import annotations
@@ -32,19 +31,19 @@ from sbtk_runtime.engines.registry import Embeddings, Engine, Images, validate_e
 from sbtk_runtime.errors import BadImage, LargeImage
 from sbtk_runtime.preprocess import Kind, Prepared
 
-BAD_ROW = "the model gave no usable embedding: not finite, or not of length 1"
+BAD_ROW = "the model's embedding is not finite or not of length 1"
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A file that became an embedding.
+    """A file that was embedded.
 
     Attributes:
         index: position in the input, from 0.
         path: as given.
         row: `(D,) float32` of length 1.
         source: the state of the file that was embedded.
-        notices: what was done to it that its owner may want to know.
+        notices: about the file, such as that it is only partly readable.
     """
 
     index: int
@@ -56,13 +55,13 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Failed:
-    """A file that did not become an embedding.
+    """A file that could not be embedded.
 
     Attributes:
         index: position in the input, from 0.
         path: as given.
         reason: why, on one line.
-        source: the state of the file that failed; `None` if it could not even be read.
+        source: the state of the file; `None` if it could not be read.
     """
 
     index: int
@@ -73,7 +72,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Known:
-    """A file whose bytes are known, so that it was neither decoded nor embedded.
+    """A file whose bytes are known, and which was neither decoded nor embedded.
 
     Attributes:
         index: position in the input, from 0.
@@ -88,16 +87,16 @@ class Known:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where the time of an embedder's streams went.
+    """Where an embedder's streams spent their time.
 
     Attributes:
-        files: number of files, failed ones included.
+        files: number of files, including failed ones.
         read_s: seconds of reading and hashing, summed over threads.
         decode_s: core-seconds of decoding.
-        preprocess_s: core-seconds of resizing and the like.
-        engine_s: core-seconds of the engine; on a GPU its seconds.
-        waiting_s: seconds in which the engine had nothing to do.
-        wall_s: seconds that streams were open.
+        preprocess_s: core-seconds of resizing and other preparation.
+        engine_s: core-seconds of the engine, or seconds of a GPU.
+        waiting_s: seconds in which the engine was idle.
+        wall_s: seconds in which streams were open.
     """
 
     files: int = 0
@@ -120,19 +119,19 @@ def embed_stream(
     account: Callable[[Timings], None],
     is_known: IsKnown | None = None,
 ) -> Iterator[Embedded | Failed | Known]:
-    """Yields what became of each file, in the order of `paths`.
+    """Yields the result of each file, in the order of `paths`.
 
     Args:
-        paths: drawn from in the calling thread, some batches ahead.
-        kind: what the files hold.
-        engine: shared by all of its lanes.
-        batch: images that all lanes together work on at once.
-        account: told, now and then, what was spent since it was last told.
-        is_known: says which files need not be decoded, by the SHA-256 of their bytes.
+        paths: consumed in the calling thread, a few batches ahead.
+        kind: of the images.
+        engine: runs on all of its lanes.
+        batch: the number of images that all lanes together work on.
+        account: called now and then with the timings since its last call.
+        is_known: returns which files to skip, by the SHA-256 of their bytes.
 
     Raises:
-        EngineUnavailable: the engine failed as a whole. The threads have ended when it is raised,
-            as they have when the iterator is closed.
+        EngineUnavailable: the engine failed. All threads have ended when this is raised, or when
+            the iterator is closed.
     """
     start = time.perf_counter()
     with DecodePool(kind, engine.info.threads, is_known) as pool, EngineLanes(engine) as lanes:
@@ -153,7 +152,7 @@ def _runs(
     batch: int,
     kind: Kind,
 ) -> Iterator[_Run]:
-    """Yields runs in order, each when it is done or nothing better is left than to wait for it."""
+    """Yields runs in order; waits for one only if there is nothing else to do."""
     info = engine.info
     images_per_run = max(1, batch // info.lanes)
     most_runs = 2 * info.lanes
@@ -164,8 +163,7 @@ def _runs(
     while True:
         for path in itertools.islice(paths, most_decoding - len(decoding)):
             decoding.append(pool.submit(path))
-        # Nothing is being decoded here only if `paths` is exhausted: files that cannot be read
-        # leave the window as quickly as they come.
+        # `decoding` is empty only if `paths` is exhausted: unreadable files leave it at once.
         if decoding and len(runs) < most_runs:
             runs.append(_start_run(next_index, decoding, images_per_run, lanes, kind))
             next_index += len(runs[-1].decoded)
@@ -183,10 +181,10 @@ def _start_run(
     lanes: EngineLanes,
     kind: Kind,
 ) -> _Run:
-    """Takes the next files, waiting for their decoders, and hands their pixels to the engine."""
+    """Waits until the next files are decoded, and submits their pixels to the engine."""
     decoded: list[Decoded] = []
     pixels: list[Images] = []
-    # Bad files do not fill a batch, but they must not pile up either.
+    # Bad files do not count towards a batch, but their number is limited too.
     while decoding and len(pixels) < images_per_run and len(decoded) < 4 * images_per_run:
         file = decoding.popleft().result()
         decoded.append(file)
@@ -197,7 +195,7 @@ def _start_run(
 
 @dataclass(frozen=True)
 class _Run:
-    """Consecutive files, of which those that could be decoded are with the engine."""
+    """Consecutive files, and the engine's run for those that could be decoded."""
 
     first_index: int
     decoded: list[Decoded]
@@ -207,7 +205,7 @@ class _Run:
         return self.rows is None or self.rows.done()
 
     def items(self) -> Iterator[Embedded | Failed | Known]:
-        """Yields one item for each file, once the engine is done; raises what the engine raised."""
+        """Yields an item for each file once the engine is done; raises the engine's errors."""
         rows: Iterator[tuple[NDArray[np.float32], bool]] = iter(())
         if self.rows is not None:
             rows = zip(*validate_embeddings(self.rows.result()), strict=True)
@@ -234,10 +232,10 @@ def _cost(decoded: list[Decoded]) -> Timings:
     )
 
 
-# What all threads together hold of file contents, and of images being decoded. A single larger
-# one is read or decoded while the others wait.
+# Limits for the file contents and decoded images of all threads. Larger ones are read or decoded
+# alone.
 _FILES_BYTES = 64 << 20
-_PICTURES_BYTES = 160 << 20
+_IMAGES_BYTES = 160 << 20
 
 
 @dataclass(frozen=True)
@@ -245,9 +243,10 @@ class Source:
     """The state of a file that was read.
 
     Attributes:
-        sha256: of exactly the bytes that were decoded, as 64 hexadecimal digits.
+        path: of the file.
+        sha256: of the bytes that were decoded, as 64 hexadecimal digits.
         size_bytes: their number.
-        mtime_ns: the file's modification time, nanoseconds since 1970.
+        mtime_ns: modification time of the file, in nanoseconds since 1970.
     """
 
     path: Path
@@ -258,16 +257,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What became of one file: prepared pixels, or the reason why there are none.
+    """A decoded file: prepared pixels, or the reason why there are none.
 
     Attributes:
-        source: `None` if the file could not even be read.
+        path: as given.
+        source: `None` if the file could not be read.
         prepared: `None` if it failed, or was not decoded because its bytes are known.
         reason: empty unless it failed.
         is_known: whether its bytes are known, so that nothing was decoded.
         read_s: seconds of reading and hashing.
-        decode_s: seconds of a core's work for decoding.
-        preprocess_s: seconds of a core's work for resizing and the like.
+        decode_s: core-seconds of decoding.
+        preprocess_s: core-seconds of resizing and other preparation.
     """
 
     path: Path
@@ -280,17 +280,17 @@ class Decoded:
     is_known: bool = False
 
 
-#: Says, of the SHA-256 of a file's bytes, whether they need not be decoded. Called on any thread.
+#: Returns whether to skip a file, by the SHA-256 of its bytes. Called from any thread.
 IsKnown = Callable[[str], bool]
 
 
 class DecodePool:
-    """Threads that decode files; Pillow works outside the interpreter's lock.
+    """Threads that decode files; Pillow releases the interpreter's lock.
 
     Args:
-        kind: what the files hold.
-        threads: how many files are worked on at once.
-        is_known: which files are read, but not decoded; by default none.
+        kind: of the images.
+        threads: number of files to decode at once.
+        is_known: which files to read but not decode; by default none.
     """
 
     def __init__(self, kind: Kind, threads: int, is_known: IsKnown | None = None) -> None:
@@ -298,7 +298,7 @@ class DecodePool:
         trim_malloc()
         self._kind: Kind = kind
         self._files = MemoryBudget(_FILES_BYTES)
-        self._pictures = MemoryBudget(_PICTURES_BYTES)
+        self._images = MemoryBudget(_IMAGES_BYTES)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="sbtk-decode")
 
     def __enter__(self) -> Self:
@@ -313,7 +313,7 @@ class DecodePool:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, path: Path) -> Future[Decoded]:
-        """Returns the future of `path`; it never holds an exception that is the file's fault."""
+        """Returns the future of `path`; problems with the file are results, not exceptions."""
         return self._threads.submit(self._decode, path)
 
     def _decode(self, path: Path) -> Decoded:
@@ -325,25 +325,25 @@ class DecodePool:
                     return work.known()
                 try:
                     image = work.open(data)
-                    with self._pictures.reserve(image.memory_bytes):
+                    with self._images.reserve(image.memory_bytes):
                         return work.prepare(image)
                 except LargeImage as problem:
                     return work.prepare_apart(data, problem)
         except BadImage as problem:
             return work.failed(reason_of(problem))
-        # Whatever one file does to a decoder, it must not end the run.
+        # No file may end the run, whatever it does to a decoder.
         except Exception as problem:
             return work.failed(" ".join(f"{type(problem).__name__}: {problem}".split()))
 
 
 def reason_of(problem: BadImage) -> str:
-    """Returns on one line why a file was refused."""
+    """Returns in one line why a file was refused."""
     expected = f" (expected: {problem.expected})" if problem.expected else ""
     return " ".join(f"{problem.found}{expected}".split())
 
 
 class _Work:
-    """One file on its way, with what each step took."""
+    """The steps for one file, and the time of each."""
 
     def __init__(self, path: Path, kind: Kind) -> None:
         self._path = path
@@ -353,7 +353,7 @@ class _Work:
 
     @property
     def sha256(self) -> str:
-        """Of the bytes that were read."""
+        """The SHA-256 of the bytes that were read."""
         assert self._source is not None
         return self._source.sha256
 
@@ -391,7 +391,7 @@ class _Work:
         return self._done(prepared, "")
 
     def prepare_apart(self, data: bytes, problem: LargeImage) -> Decoded:
-        # The other process works on one core, so what it takes is what passes, or less.
+        # The other process uses one core, so wall time is an upper bound.
         start = time.perf_counter()
         try:
             prepared = preprocess.prepared_apart(data, problem, self._kind)
@@ -428,12 +428,11 @@ _LARGE_BYTES = 2 << 20
 
 @functools.cache
 def trim_malloc() -> None:
-    """Makes the C library return large blocks to the system as soon as they are freed.
+    """Makes glibc return large blocks to the system as soon as they are freed.
 
-    glibc otherwise raises its own threshold to the largest block that it has seen, and each
-    thread keeps as much as the largest picture that it ever decoded: eight threads on pictures of
-    25 megapixels were seen to hold 1.3 GB, of which 0.3 were in use. Other C libraries are left
-    as they are.
+    By default glibc raises its threshold to the largest freed block, so each thread keeps as much
+    as its largest image: eight threads on images of 25 megapixels held 1.3 GB, of which 0.3 GB were
+    in use. Other C libraries are not changed.
     """
     try:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
@@ -442,10 +441,10 @@ def trim_malloc() -> None:
 
 
 class MemoryBudget:
-    """Lets threads take memory up to a limit together; what exceeds it alone must be alone.
+    """Limits the memory that threads reserve together; larger reservations are made alone.
 
     Args:
-        limit_bytes: the sum that may be taken at once.
+        limit_bytes: the most that may be reserved at once.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -456,7 +455,7 @@ class MemoryBudget:
 
     @contextlib.contextmanager
     def reserve(self, size_bytes: int) -> Iterator[None]:
-        """Waits until `size_bytes` fit, or nobody else has taken any, and holds them."""
+        """Reserves memory for the block; waits until it fits, or nothing else is reserved."""
         with self._freed:
             self._freed.wait_for(lambda: self._fits(size_bytes))
             self._taken_bytes += size_bytes
@@ -474,13 +473,13 @@ class MemoryBudget:
 
 
 class EngineLanes:
-    """As many threads as the engine has lanes; each runs one batch after the other.
+    """A thread for each lane of the engine, which runs one batch after another.
 
     Attributes:
-        busy_s: seconds that runs took, summed over lanes.
-        core_s: seconds of work that they cost the cores. Where a lane has several threads, or a
-            library threads of its own, all of them count for as long as the run takes.
-        waiting_s: seconds in which no lane had anything to do.
+        busy_s: seconds of runs, summed over lanes.
+        core_s: core-seconds of runs. If a lane has several threads, or the library has its own,
+            all of them count for the duration of the run.
+        waiting_s: seconds in which all lanes were idle.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -503,7 +502,7 @@ class EngineLanes:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, images: Images, kind: Kind) -> Future[Embeddings]:
-        """Returns the future of the embeddings `(N, D)` of `images (N, 224, 224, 3) uint8`."""
+        """Returns the future embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8`."""
         return self._threads.submit(self._run, images, kind)
 
     def _run(self, images: Images, kind: Kind) -> Embeddings:
@@ -522,6 +521,6 @@ class EngineLanes:
                 self._running -= 1
                 self._idle_since = end
                 self.busy_s += end - start
-                # Elsewhere a library's own threads do the work, and their clocks are not ours.
+                # Otherwise the library's threads do the work, whose CPU time is unknown.
                 is_counted = threads == 1 and info.is_in_calling_thread
                 self.core_s += end_core - start_core if is_counted else threads * (end - start)

@@ -34,7 +34,7 @@ class SessionEngine:
         infer: runs the model; released by `close`.
         info: describes the engine.
         chunk: the most images of a chunk.
-        told: returns the message of the library's errors in one line.
+        message_of: returns the message of the library's errors in one line.
         notify: called when memory is short and chunks become smaller.
     """
 
@@ -43,13 +43,13 @@ class SessionEngine:
         infer: Infer,
         info: EngineInfo,
         chunk: int,
-        told: Callable[[BaseException], str],
+        message_of: Callable[[BaseException], str],
         notify: Notify = no_notify,
     ) -> None:
         self.info = info
         self._infer: Infer | None = infer
         self._chunk = chunk
-        self._told = told
+        self._message_of = message_of
         self._notify = notify
 
     def run(self, images: NDArray[np.uint8], kind: Kind) -> NDArray[np.float32]:
@@ -77,7 +77,7 @@ class SessionEngine:
                     self._take_smaller_parts(len(part) // 2)
                     continue
                 raise EngineUnavailable(
-                    f"{self.info.name} failed on {len(part)} images: {self._told(problem)}",
+                    f"{self.info.name} failed on {len(part)} images: {self._message_of(problem)}",
                     "",
                     "sbtk doctor shows which engines work here",
                 ) from problem

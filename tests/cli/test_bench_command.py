@@ -161,7 +161,7 @@ def test_a_csv_file_that_cannot_be_written_is_refused_before_measuring(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", "latency", "--model", "tiny", "--csv", "nowhere/x.csv"]) == 2
-    assert "there is no folder" in capsys.readouterr().err
+    assert "the folder of nowhere/x.csv does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sbtk_runtime.engines.cuda import CudaDevice, checked, cuda_runtime, find_device
-from sbtk_runtime.engines.tensorrt.library import TensorRt, recording_logger, told
+from sbtk_runtime.engines.tensorrt.library import TensorRt, join_lines, recording_logger
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable
 from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME, check_onnx, opset_of_onnx
 from sbtk_runtime.preprocess import SIZE_PX
@@ -127,7 +127,7 @@ def build_plan(
         onnx: the model: `images (N, 224, 224, 3) uint8` to `embeddings (N, D) float32`.
         settings: batches, memory and effort.
         timing_cache: from an earlier build with the same module, version and GPU.
-        progress: told a few times a second how far the build is, on the calling thread.
+        progress: called a few times a second with how far the build is, on the calling thread.
         device: the GPU to build on; TensorRT takes the first when it is `None`, and TensorRT-RTX
             needs none.
         name: what to call the model in a complaint.
@@ -229,7 +229,7 @@ class _Build:
                 str(parser.get_error(i).desc()) for i in range(parser.num_errors)
             ]
             raise BadModel(
-                f"{self._trt.title} refuses {self._model.name}:{told(lines)}",
+                f"{self._trt.title} refuses {self._model.name}:{join_lines(lines)}",
                 "a model exported for TensorRT; its INT8 is symmetric, with unquantised biases",
                 "export the run again with sbtk export; for INT8 with --int8-trt",
             )
@@ -271,7 +271,7 @@ class _Build:
     def _failed(self, purpose: str) -> EngineUnavailable:
         return EngineUnavailable(
             f"{self._trt.title} could not {purpose} for {self._model.name}:"
-            f"{told(self._logger.problems())}",
+            f"{join_lines(self._logger.problems())}",
             "a machine with enough memory and a model that fits",
             "try a larger --workspace or a smaller --batch; sbtk doctor shows what works here",
         )
@@ -292,7 +292,7 @@ class PlanModel:
     Attributes:
         onnx: `images (N, 224, 224, 3) uint8`, and the domain input, to `embeddings (N, D) float32`.
         name: what to call it in a complaint.
-        domain_input: name of its input `(N,) float32` for the kind of pictures, as the manifest
+        domain_input: name of its input `(N,) float32` for the kind of images, as the manifest
             has it; `None` if it has none.
     """
 
@@ -346,7 +346,7 @@ def check_network(module: Any, network: Any, model: PlanModel) -> None:
     if found != wanted:
         domain = "" if model.domain_input is None else f" and {model.domain_input}: FLOAT (any)"
         raise BadModel(
-            f"{model.name} takes {_told(inputs)}",
+            f"{model.name} takes {_text_of(inputs)}",
             f"{INPUT_NAME}: UINT8 (any batch, {SIZE_PX}, {SIZE_PX}, 3){domain}, and nothing else, "
             "as its manifest tells",
             _EXPORT_AGAIN,
@@ -359,13 +359,13 @@ def check_network(module: Any, network: Any, model: PlanModel) -> None:
         and outputs[0].shape[1] > 0
     ):
         raise BadModel(
-            f"{model.name} gives {_told(outputs)}",
+            f"{model.name} gives {_text_of(outputs)}",
             f"{OUTPUT_NAME}: FLOAT (any batch, D), and nothing else",
             _EXPORT_AGAIN,
         )
 
 
-def _told(tensors: list[Any]) -> str:
+def _text_of(tensors: list[Any]) -> str:
     """Returns names, types and shapes of tensors for people; -1 is a size that may vary."""
     parts = []
     for tensor in tensors:
@@ -380,7 +380,7 @@ class _Phase:
     total: int
     done: int = 0
 
-    def told(self) -> str:
+    def text(self) -> str:
         return f"{self.name} ({self.done} of {self.total})" if self.total > 1 else self.name
 
 
@@ -417,7 +417,7 @@ class BuildWatch:
                 phase=outermost.name,
                 done=outermost.done,
                 total=outermost.total,
-                waiting_for=phases[-1].told() if phases else self._stage,
+                waiting_for=phases[-1].text() if phases else self._stage,
             )
 
     def monitor(self, module: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Runs a new TensorRT plan beside ONNX Runtime on the CPU, on generated pictures."""
+"""Compares a new TensorRT plan with ONNX Runtime on the CPU, on generated images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sbtk_runtime.generated_inputs import generate_photos, generate_sketches
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import Kind, Pixels, prepare
 
-#: The smallest cosine that a plan's embedding of a picture may have with that of the ONNX file it
+#: The smallest cosine that a plan's embedding of an image may have with that of the ONNX file it
 #: was built from. Both compute in the same precision, but not in the same order.
 LEAST_COSINE: Mapping[Precision, float] = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.95}
 
@@ -54,7 +54,7 @@ def require_sound(
         bundle: what it was built from.
         trt: the TensorRT that built it.
         device: the GPU to run it on.
-        notify: told what the engine has to change to make it work.
+        notify: called with what the engine has to change to make it work.
 
     Raises:
         EngineUnavailable: it does not load or run on this GPU, or is too far off.
@@ -91,8 +91,8 @@ def check_plan(engine: Engine, bundle: Bundle, precision: Precision) -> PlanChec
     Raises:
         EngineUnavailable: the engine fails, gives rows that are not of length 1, or is too far off.
     """
-    pictures = generated_pictures()
-    rows, is_bad = validate_embeddings(_embedded(engine, pictures))
+    images = generate_images()
+    rows, is_bad = validate_embeddings(_embedded(engine, images))
     if is_bad.any():
         raise EngineUnavailable(
             f"{engine.info.name} gives {int(is_bad.sum())} of {len(rows)} rows that are no "
@@ -105,14 +105,14 @@ def check_plan(engine: Engine, bundle: Bundle, precision: Precision) -> PlanChec
     except (MissingExtra, EngineUnavailable) as problem:
         return PlanCheck(len(rows), None, f"nothing to compare with: {problem.found}")
     try:
-        cosine_min = _least_cosine(rows, _embedded(other, pictures))
+        cosine_min = _least_cosine(rows, _embedded(other, images))
     finally:
         other.close()
     beside = f"{other.info.name} {other.info.version} on the CPU"
     # NaN is not enough either.
     if not cosine_min >= LEAST_COSINE[precision]:
         raise EngineUnavailable(
-            f"{engine.info.name} does not compute what {beside} does: a picture's embeddings have "
+            f"{engine.info.name} does not compute what {beside} does: embeddings of an image have "
             f"a cosine of {cosine_min:.5f}",
             f"{LEAST_COSINE[precision]} or more for {precision}",
             "report it, with the GPU and the versions that sbtk doctor shows",
@@ -120,7 +120,7 @@ def check_plan(engine: Engine, bundle: Bundle, precision: Precision) -> PlanChec
     return PlanCheck(len(rows), cosine_min, beside)
 
 
-def generated_pictures() -> Mapping[Kind, Pixels]:
+def generate_images() -> Mapping[Kind, Pixels]:
     """Returns `(4, 224, 224, 3) uint8` of each kind, as they come out of preparation."""
     contents: Mapping[Kind, list[bytes]] = {
         "photo": generate_photos(_OF_EACH_KIND),
@@ -132,8 +132,8 @@ def generated_pictures() -> Mapping[Kind, Pixels]:
     }
 
 
-def _embedded(engine: Engine, pictures: Mapping[Kind, Pixels]) -> NDArray[np.float32]:
-    return np.concatenate([engine.run(pixels, kind) for kind, pixels in pictures.items()])
+def _embedded(engine: Engine, images: Mapping[Kind, Pixels]) -> NDArray[np.float32]:
+    return np.concatenate([engine.run(pixels, kind) for kind, pixels in images.items()])
 
 
 def _least_cosine(rows: NDArray[np.float32], others: NDArray[np.float32]) -> float:

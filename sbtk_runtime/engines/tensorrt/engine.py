@@ -56,8 +56,8 @@ from sbtk_runtime.engines.tensorrt.library import (
     MODULES,
     TensorRt,
     find_tensorrt,
+    join_lines,
     recording_logger,
-    told,
 )
 from sbtk_runtime.engines.tensorrt.pipeline import FREE_MEMORY, DeviceTimes, Network, Pipeline
 from sbtk_runtime.errors import DiskFull, EngineUnavailable, GalleryBusy, SbtkError
@@ -84,7 +84,7 @@ def open_tensorrt(request: EngineRequest) -> TensorRtEngine:
         EngineUnavailable: there is no GPU that works, no plan and none may be built, or TensorRT
             fails; the message has the library's own lines.
         BadModel: the bundle has no such ONNX file for TensorRT, or TensorRT refuses it.
-        BadConfig: `device` is no name of a GPU.
+        BadConfig: `device` is not the name of a GPU.
     """
     return _open(request, "tensorrt")
 
@@ -151,7 +151,7 @@ class TensorRtEngine:
         device: the GPU that it was loaded on.
         info: what the engine says about itself.
         batch: images that a chunk may have, if the plan and the GPU's memory allow.
-        notify: told when it has to be fewer, and when CUDA graphs do not work.
+        notify: called when it has to be fewer, and when CUDA graphs do not work.
 
     Raises:
         EngineUnavailable: not even one image fits, or TensorRT fails. The network is then closed.
@@ -205,8 +205,8 @@ class TensorRtEngine:
     def _run(
         self, images: NDArray[np.uint8], kind: Kind, *, timed: bool
     ) -> tuple[NDArray[np.float32], DeviceTimes]:
-        picture = (SIZE_PX, SIZE_PX, 3)
-        if images.dtype != np.uint8 or images.shape[1:] != picture:
+        image = (SIZE_PX, SIZE_PX, 3)
+        if images.dtype != np.uint8 or images.shape[1:] != image:
             raise EngineUnavailable(
                 f"{self.info.name} failed on {len(images)} images: they are {images.dtype} "
                 f"{images.shape}",
@@ -369,7 +369,7 @@ class _Probe:
 
     def _failed(self, purpose: str) -> EngineUnavailable:
         return EngineUnavailable(
-            f"{self._trt.title} could not {purpose}:{told(self._logger.problems())}",
+            f"{self._trt.title} could not {purpose}:{join_lines(self._logger.problems())}",
             "a GPU that this version supports",
             "sbtk doctor shows which engines work here",
         )
@@ -422,9 +422,9 @@ def ready_plan(
             with the defaults.
         may_build: whether to build one, for a minute or so, when the cache has none.
         batch: with several plans to choose from, one for as many images at once is preferred.
-        notify: told what is built and why, and when it cannot be kept.
-        progress: told a few times a second how far a build is; by default `notify` is, every ten
-            seconds.
+        notify: called with what is built and why, and when it cannot be kept.
+        progress: called a few times a second with how far a build is; by default `notify` is
+            called every ten seconds.
 
     Raises:
         BadModel: the bundle has no such ONNX file for TensorRT, or TensorRT refuses it.

@@ -79,7 +79,7 @@ def find_tensorrt(name: str | None = None) -> TensorRt:
     Raises:
         BadConfig: there is no TensorRT of that name.
         MissingExtra: it is not installed.
-        EngineUnavailable: it is installed and does not load, or is too old.
+        EngineUnavailable: it is installed but cannot be loaded, or is too old.
     """
     if name is not None:
         module_name = name.replace("-", "_")
@@ -165,12 +165,12 @@ def recording_logger(trt: TensorRt) -> Any:
     return logger
 
 
-def told(problems: list[str], most: int = 6) -> str:
-    """Returns log lines as they stand after an error's colon; a sentence when there are none.
+def join_lines(problems: list[str], most: int = 6) -> str:
+    """Returns log lines as text for the end of an error, or says that there are none.
 
     Args:
         problems: from `LogLines.problems`.
-        most: show no more than so many, the last ones, which are the most telling.
+        most: the number of lines to show, from the end.
     """
     if not problems:
         return " it gave no reason"
@@ -188,8 +188,8 @@ def _load(name: str) -> TensorRt:
     version = str(getattr(module, "__version__", ""))
     if not hasattr(module, "Builder") or not version:
         raise EngineUnavailable(
-            f"{_TITLES[name]} is hollow: the module {name} has no Builder",
-            "one whole installation",
+            f"{_TITLES[name]} has an incomplete installation: the module {name} has no Builder",
+            "a complete installation",
             _install(name),
         )
     # The last of the calls of ours to come into TensorRT 10; its documents name no version.
@@ -220,7 +220,7 @@ def _import(name: str) -> ModuleType:
 def _does_not_load(name: str, problem: Exception) -> EngineUnavailable:
     lines = str(problem).strip().splitlines() or [type(problem).__name__]
     return EngineUnavailable(
-        f"{_TITLES[name]} is installed and does not load: {lines[0][:300]}",
+        f"{_TITLES[name]} is installed but cannot be loaded: {lines[0][:300]}",
         "its own libraries beside it, and CUDA's",
         _install(name),
     )

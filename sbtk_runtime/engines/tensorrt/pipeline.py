@@ -1,4 +1,4 @@
-"""The way of pictures through a TensorRT network: copied in while others are computed."""
+"""Runs batches on a TensorRT network; copies of images overlap with computation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sbtk_runtime.engines.cuda import (
     captured_graph,
     checked,
 )
-from sbtk_runtime.engines.tensorrt.library import LogLines, TensorRt, recording_logger, told
+from sbtk_runtime.engines.tensorrt.library import LogLines, TensorRt, join_lines, recording_logger
 from sbtk_runtime.errors import BadModel, EngineUnavailable, SbtkError
 from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME
 from sbtk_runtime.preprocess import SIZE_PX, Kind, domains_of
@@ -38,7 +38,7 @@ class Pipeline:
         network: the loaded plan.
         device_index: the GPU it is on, which is the calling thread's.
         largest: images that a chunk may have, within the plan's profile.
-        notify: told when CUDA graphs do not work.
+        notify: called when CUDA graphs do not work.
 
     Raises:
         OutOfDeviceMemory: it does not fit; nothing is left allocated.
@@ -123,7 +123,7 @@ class Pipeline:
     def _prove(self) -> None:
         """Runs the largest batch in every slot: what does not fit is found out here.
 
-        The pictures are black, so the buffers on the GPU hold no chance bytes from now on either.
+        The images are black, so the buffers on the GPU hold no arbitrary bytes afterwards.
         """
         for slot in self._slots:
             chunk = _Chunk(slot, 0, self.largest, "sketch")
@@ -131,7 +131,7 @@ class Pipeline:
             checked(self._cuda.cudaEventSynchronize(slot.done))
 
     def _start(self, chunk: _Chunk, timed: bool) -> None:
-        """Queues a chunk whose pictures are in its slot's pinned memory."""
+        """Queues a chunk whose images are in its slot's pinned memory."""
         cuda, slot = self._cuda, chunk.slot
         # First of all, since a capture must not meet the copy that this chunk waits for.
         step = self._ready_step(slot, chunk.count)
@@ -143,7 +143,7 @@ class Pipeline:
             cuda.cudaMemcpyAsync(
                 slot.device_images,
                 slot.images.address,
-                chunk.count * PICTURE_BYTES,
+                chunk.count * IMAGE_BYTES,
                 to_device,
                 self._copy_stream,
             )
@@ -161,7 +161,7 @@ class Pipeline:
             step.has_run = True
         if timed:
             self._record(slot.ran, self._run_stream)
-        # On the same stream: an embedding is some hundredth of the picture it came from.
+        # On the same stream: an embedding is some hundredth of the image it came from.
         checked(
             cuda.cudaMemcpyAsync(
                 slot.rows.address,
@@ -283,7 +283,7 @@ def _buckets(smallest: int, largest: int) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
-_PICTURE = (SIZE_PX, SIZE_PX, 3)
+_IMAGE = (SIZE_PX, SIZE_PX, 3)
 _OUT_OF_MEMORY = re.compile(r"out ?of ?memory|memory ?allocation|bad_alloc", re.IGNORECASE)
 #: What helps when a GPU has too little memory.
 FREE_MEMORY = "end other programs on the GPU (nvidia-smi), or take another: --device cuda:N"
@@ -307,7 +307,7 @@ class Network:
 
     Attributes:
         dim: length of an embedding.
-        domain_input: name of the input `(N,) float32` for the kind of pictures, if there is one.
+        domain_input: name of the input `(N,) float32` for the kind of images, if there is one.
         smallest: batch that the plan takes.
         largest: batch that the plan takes.
         has_own_graphs: TensorRT itself captures CUDA graphs, as TensorRT-RTX does.
@@ -325,7 +325,7 @@ class Network:
         self.domain_input = domain_input
         self._trt = trt
         self._logger = recording_logger(trt)
-        self._lines_told = 0
+        self._lines_reported = 0
         self._runtime: Any = None
         self._engine: Any = None
         self._config: Any = None
@@ -366,11 +366,11 @@ class Network:
         """Returns the error for a call that gave `None` or `False`, with TensorRT's new lines."""
         lines = self._logger.lines()
         fresh = LogLines()
-        for severity, text in lines[self._lines_told :]:
+        for severity, text in lines[self._lines_reported :]:
             fresh.add(severity, text)
-        self._lines_told = len(lines)
+        self._lines_reported = len(lines)
         problems = fresh.problems()
-        found = f"{self._trt.title} {what}:{told(problems)}"
+        found = f"{self._trt.title} {what}:{join_lines(problems)}"
         if any(_OUT_OF_MEMORY.search(line) for line in problems):
             return OutOfDeviceMemory(found, "", "use a smaller --batch")
         return EngineUnavailable(found, "", next_step)
@@ -425,20 +425,20 @@ class Network:
             for name in names
         ]
         modes, types = module.TensorIOMode, module.DataType
-        wanted: list[_Tensor] = [(INPUT_NAME, modes.INPUT, types.UINT8, (-1, *_PICTURE))]
+        wanted: list[_Tensor] = [(INPUT_NAME, modes.INPUT, types.UINT8, (-1, *_IMAGE))]
         if self.domain_input is not None:
             wanted.append((self.domain_input, modes.INPUT, types.FLOAT, (-1,)))
         wanted.append((OUTPUT_NAME, modes.OUTPUT, types.FLOAT, (-1, self.dim)))
         # TensorRT promises no order.
         if sorted(found, key=_name_of) != sorted(wanted, key=_name_of):
             raise BadModel(
-                f"the plan has {_told(found)}",
-                _told(wanted),
+                f"the plan has {_text_of(found)}",
+                _text_of(wanted),
                 "export the model with sbtk export, then " + _BUILD_AGAIN,
             )
 
     def _set_batch(self, context: Any, batch: int) -> None:
-        shapes: dict[str, tuple[int, ...]] = {INPUT_NAME: (batch, *_PICTURE)}
+        shapes: dict[str, tuple[int, ...]] = {INPUT_NAME: (batch, *_IMAGE)}
         if self.domain_input is not None:
             shapes[self.domain_input] = (batch,)
         for name, sizes in shapes.items():
@@ -457,13 +457,13 @@ def _name_of(tensor: _Tensor) -> str:
     return tensor[0]
 
 
-def _told(tensors: list[_Tensor]) -> str:
+def _text_of(tensors: list[_Tensor]) -> str:
     """Returns names, types and shapes of tensors for people; -1 is a size that may vary."""
     parts = [f"{mode.name} {name}: {dtype.name} {shape}" for name, mode, dtype, shape in tensors]
     return " and ".join(parts) or "nothing"
 
 
-PICTURE_BYTES = SIZE_PX * SIZE_PX * 3
+IMAGE_BYTES = SIZE_PX * SIZE_PX * 3
 DOMAIN_BYTES = 4
 
 
@@ -472,7 +472,7 @@ class DeviceTimes:
     """What the GPU spent on a run, by its own clock.
 
     Attributes:
-        h2d_ms: copying pictures to the GPU.
+        h2d_ms: copying images to the GPU.
         compute_ms: computing.
         d2h_ms: copying embeddings back.
     """
@@ -501,7 +501,7 @@ class Slot:
         device_images: address of their place on the GPU.
         device_domains: address of their place on the GPU; 0 without them.
         device_rows: address of their place on the GPU.
-        copy_begins: recorded before the pictures are copied to the GPU.
+        copy_begins: recorded before the images are copied to the GPU.
         copied: recorded after that.
         run_begins: recorded before they are computed.
         ran: recorded after that.
@@ -532,10 +532,10 @@ class Slot:
         """
         return cls(
             number,
-            resources.pinned((largest, *_PICTURE), np.uint8),
+            resources.pinned((largest, *_IMAGE), np.uint8),
             resources.pinned((largest,), np.float32) if has_domains else None,
             resources.pinned((largest, dim), np.float32),
-            resources.memory(largest * PICTURE_BYTES),
+            resources.memory(largest * IMAGE_BYTES),
             resources.memory(largest * DOMAIN_BYTES) if has_domains else 0,
             resources.memory(largest * dim * 4),
             *(resources.event() for _ in range(5)),

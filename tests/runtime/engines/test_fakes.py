@@ -17,7 +17,7 @@ from tests.fakes.machine import SURFACES, FakeMachine, fake_machine
 from tests.fakes.tensorrt_surface import Surface
 from tests.tiny import tiny_model
 
-PICTURE_BYTES = 224 * 224 * 3
+IMAGE_BYTES = 224 * 224 * 3
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ class _Bench:
         self.event = self.resources.event()
         self.host = self.resources.pinned((2, 224, 224, 3), np.uint8)
         self.rows = self.resources.pinned((2, 16), np.float32)
-        self.images = self.resources.memory(2 * PICTURE_BYTES)
+        self.images = self.resources.memory(2 * IMAGE_BYTES)
         self.out = self.resources.memory(2 * 16 * 4)
         self.scratch = self.resources.memory(4096)
         trt = find_tensorrt(machine.world.surface.module)

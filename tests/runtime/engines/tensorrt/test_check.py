@@ -19,7 +19,7 @@ from sbtk_runtime.engines.tensorrt.cache import PlanCache, cache_folder
 from sbtk_runtime.engines.tensorrt.check import (
     LEAST_COSINE,
     check_plan,
-    generated_pictures,
+    generate_images,
     require_sound,
 )
 from sbtk_runtime.engines.tensorrt.engine import ReadyPlan, ready_plan
@@ -135,7 +135,7 @@ def test_generated_pictures_embed_apart(bundle: Bundle) -> None:
     engine = engine_onnxruntime.open_cpu(
         EngineRequest(bundle, EngineOptions(precision="fp32", threads=1))
     )
-    pictures = generated_pictures()
+    pictures = generate_images()
     assert set(pictures) == set(KINDS)
     rows = np.concatenate([engine.run(pixels, kind) for kind, pixels in pictures.items()])
     engine.close()

@@ -37,7 +37,7 @@ from tests.fakes.tensorrt_surface import Surface
 from tests.tiny import tiny_bundle, tiny_model
 
 BATCH = 8
-PICTURE_BYTES = 224 * 224 * 3
+IMAGE_BYTES = 224 * 224 * 3
 OPEN = {
     "tensorrt": engine_tensorrt.open_tensorrt,
     "tensorrt_rtx": engine_tensorrt.open_tensorrt_rtx,
@@ -220,7 +220,7 @@ def test_chunks_are_padded_to_the_next_bucket_and_copied_without_padding(
         before = len(ten.gpus.history)
         engine.run(_images(count), "photo")
         to_device, run, to_host = ten.gpus.history[before:]
-        assert (to_device.size, to_host.size) == (count * PICTURE_BYTES, count * 16 * 4)
+        assert (to_device.size, to_host.size) == (count * IMAGE_BYTES, count * 16 * 4)
         assert run.images == bucket
     engine.close()
 
@@ -314,7 +314,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
     machine: FakeMachine, bundle: Bundle, expected: NDArray[np.float32]
 ) -> None:
     # Two slots of 8 pictures fit, and not two of 16.
-    machine.gpus.memory_bytes = 20 * PICTURE_BYTES
+    machine.gpus.memory_bytes = 20 * IMAGE_BYTES
     notices: list[str] = []
     engine = _opened(machine, bundle, batch=32, notify=notices.append)
     halved = [sentence for sentence in notices if "at once instead of" in sentence]
@@ -392,7 +392,7 @@ def test_memory_that_another_program_took_halves_the_batch_of_a_running_engine(
 def test_a_gpu_without_memory_for_one_image_is_an_error(
     machine: FakeMachine, bundle: Bundle
 ) -> None:
-    machine.gpus.memory_bytes = PICTURE_BYTES
+    machine.gpus.memory_bytes = IMAGE_BYTES
     problem = _refusal(machine, bundle)
     assert isinstance(problem, EngineUnavailable)
     assert "too little memory on Fake GPU for a batch of 1" in problem.found

@@ -13,8 +13,8 @@ from sbtk_runtime.engines.tensorrt.library import (
     MODULES,
     LogLines,
     find_tensorrt,
+    join_lines,
     recording_logger,
-    told,
 )
 from sbtk_runtime.errors import BadConfig, EngineUnavailable, MissingExtra
 
@@ -76,10 +76,10 @@ def test_what_is_missing_is_named_with_its_extra(installed: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "why"),
     [
-        ("raise OSError('libnvinfer.so.11: cannot open')", "does not load: libnvinfer.so.11"),
-        ("import tensorrt_bindings_of_nobody", "does not load: No module named"),
-        ("raise RuntimeError()", "does not load: RuntimeError"),
-        ("", "hollow"),
+        ("raise OSError('libnvinfer.so.11: cannot open')", "cannot be loaded: libnvinfer.so.11"),
+        ("import tensorrt_bindings_of_nobody", "cannot be loaded: No module named"),
+        ("raise RuntimeError()", "cannot be loaded: RuntimeError"),
+        ("", "incomplete installation"),
         (_WORKING.format(version="8.6.1"), r"8\.6\.1 is too old"),
         (_OLD.format(version="10.2.0"), r"10\.2\.0 is too old\s+expected: 10\.14"),
     ],
@@ -118,9 +118,9 @@ def test_errors_come_without_noise_and_once() -> None:
 
 
 def test_only_the_last_lines_are_shown() -> None:
-    assert told([]) == " it gave no reason"
-    assert told(["one", "two"]) == "\n    one\n    two"
-    shown = told([str(number) for number in range(9)], most=2)
+    assert join_lines([]) == " it gave no reason"
+    assert join_lines(["one", "two"]) == "\n    one\n    two"
+    shown = join_lines([str(number) for number in range(9)], most=2)
     assert shown == "\n    (7 lines before)\n    7\n    8"
 
 
