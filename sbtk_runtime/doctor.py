@@ -249,7 +249,7 @@ def _gallery(folder: Path, bundle: Bundle | None) -> Finding:
         return Finding("gallery", "problem", problem.found, problem.next_step)
     codes = "" if manifest.bits is None else f" as {manifest.bits}-bit codes"
     text = f"{shown}: {manifest.live:,} photos searchable{codes}, made by {manifest.model_id}"
-    if missing := _missing_graph(folder, manifest):
+    if missing := _missing(folder, manifest):
         text += f"; {missing} is missing and will be rebuilt"
         return Finding("gallery", "note", text, f"sbtk index --gallery {shown} --verify")
     if bundle is not None and bundle.manifest.model_id != manifest.model_id:
@@ -257,10 +257,12 @@ def _gallery(folder: Path, bundle: Bundle | None) -> Finding:
     return Finding("gallery", "ok", text)
 
 
-def _missing_graph(folder: Path, manifest: GalleryManifest) -> str | None:
-    if manifest.graph is None or (folder / manifest.graph.file).is_file():
-        return None
-    return manifest.graph.file
+def _missing(folder: Path, manifest: GalleryManifest) -> str | None:
+    """Returns the first file that can be rebuilt and is not there."""
+    names = [] if manifest.graph is None else [manifest.graph.file]
+    if manifest.codes is not None:
+        names += [f"{manifest.codes.folder}/{name}" for name in manifest.codes.files]
+    return next((name for name in names if not (folder / name).is_file()), None)
 
 
 def _photos() -> Finding:

@@ -92,7 +92,7 @@ def print_map(reports: Sequence[MapReport]) -> None:
 
 
 def print_search(report: SearchReport) -> None:
-    """Print the cost of the graphs, then recall and latency of each search."""
+    """Print the cost of the indexes, then recall and latency of each search."""
     console = _console()
     console.print()
     console.print(Text(f"searched: {report.vectors}\nqueries: {report.queries}", style="dim"))
@@ -100,8 +100,8 @@ def print_search(report: SearchReport) -> None:
         rows = [
             (
                 build.name,
-                f"{build.m}",
-                f"{build.ef_construction}",
+                f"{build.m or ''}",
+                f"{build.ef_construction or ''}",
                 f"{build.threads}",
                 f"{build.build_s:.1f}",
                 size_text(build.resident_bytes) if build.resident_bytes else "",
@@ -109,8 +109,8 @@ def print_search(report: SearchReport) -> None:
             )
             for build in report.builds
         ]
-        columns = ["graph", "M", "ef_construction", "threads", "build s", "memory", "bytes/row"]
-        console.print(_table(f"{report.count:,} x {report.dim}: the graphs", columns, rows))
+        columns = ["index", "M", "ef_construction", "threads", "build s", "memory", "bytes/row"]
+        console.print(_table(f"{report.count:,} x {report.dim}: the indexes", columns, rows))
     points: list[tuple[str, ...]] = [
         (
             point.name,
@@ -118,11 +118,21 @@ def print_search(report: SearchReport) -> None:
             f"{point.recall:.4f}",
             *(f"{ms:.3f}" for ms in (point.p50_ms, point.p95_ms, point.p99_ms)),
             f"{point.queries_per_s:,.0f}",
+            f"{point.cpu_ms:.3f}",
         )
         for point in report.points
     ]
-    columns = ["search", "ef", f"recall@{report.k}", "p50 ms", "p95 ms", "p99 ms", "queries/s"]
-    console.print(_table("one query at a time; graphs on one thread", columns, points))
+    columns = [
+        "search",
+        "ef",
+        f"recall@{report.k}",
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "queries/s",
+        "CPU ms",
+    ]
+    console.print(_table("one query at a time; indexes on one thread", columns, points))
 
 
 def _console(at_least: int = 0) -> Console:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 import zipfile
 from collections.abc import Sequence
@@ -20,19 +21,21 @@ from sbtk_runtime.evaluation.bench.search import (
     EF_SWEEP,
     Answer,
     Embeddings,
-    GraphBuild,
+    IndexBuild,
     Scores,
     SearchReport,
     Way,
     checked_k,
     exact_scores,
+    faiss_ivf_peer,
     faiss_peer,
     measure_ways,
+    sign_codes_way,
 )
 from sbtk_runtime.gallery.catalogue import CatalogueView
 from sbtk_runtime.gallery.folder import open_rows
 from sbtk_runtime.gallery.gallery import Gallery
-from sbtk_runtime.gallery.hnsw import EF, EF_CONSTRUCTION, INSTALL_HNSWLIB, Graph, M, has_hnswlib
+from sbtk_runtime.gallery.hnsw import EF_CONSTRUCTION, INSTALL_HNSWLIB, Graph, M, has_hnswlib
 from sbtk_runtime.generated_inputs import clustered_named, clustered_vectors
 from sbtk_runtime.machine import cpu_threads, resident_bytes
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest
@@ -92,17 +95,36 @@ def _search_vectors(
     efs = [ef for ef in efs if ef >= k]
     if not efs:
         raise BadConfig("every --ef is below k", f"an --ef of at least {k}")
-    builds, ways = [], [_exact_way(vectors)]
+    with tempfile.TemporaryDirectory(prefix="sbtk-") as place:
+        return _search_beside(task, Path(place), k, efs, peer, threads, quiet)
+
+
+def _search_beside(
+    task: _Task,
+    place: Path,
+    k: int,
+    efs: Sequence[int],
+    peer: str | None,
+    threads: int,
+    quiet: bool,
+) -> SearchReport:
+    vectors = task.vectors
+    notice(f"making sign codes of {len(vectors):,} rows", quiet=quiet)
+    codes, by_codes = sign_codes_way(vectors, place)
+    builds, ways = [codes], [_exact_way(vectors), by_codes]
     if _can_measure_hnsw(quiet):
         notice(f"building a graph of {len(vectors):,} rows on {threads} threads", quiet=quiet)
         build, others = _hnsw(vectors, threads, efs)
         builds.append(build)
         ways += others
     if peer == "faiss":
-        notice("building the peer's graph", quiet=quiet)
+        notice("building the peer's indexes", quiet=quiet)
         build, others = faiss_peer(
             vectors, m=M, ef_construction=EF_CONSTRUCTION, threads=threads, efs=efs
         )
+        builds.append(build)
+        ways += others
+        build, others = faiss_ivf_peer(vectors, threads=threads)
         builds.append(build)
         ways += others
     truth = exact_scores(vectors, task.queries, k)
@@ -128,14 +150,14 @@ def _can_measure_hnsw(quiet: bool) -> bool:
     return False
 
 
-def _hnsw(vectors: Embeddings, threads: int, efs: Sequence[int]) -> tuple[GraphBuild, list[Way]]:
+def _hnsw(vectors: Embeddings, threads: int, efs: Sequence[int]) -> tuple[IndexBuild, list[Way]]:
     """Returns the product's own graph over the vectors, as `sbtk index` builds it."""
     before, started = resident_bytes(), time.perf_counter()
     graph = Graph.new(vectors.shape[1], len(vectors))
     for start in range(0, len(vectors), _CHUNK_ROWS):
         chunk = vectors[start : start + _CHUNK_ROWS]
         graph.add(np.arange(start, start + len(chunk), dtype=np.int64), chunk, threads)
-    build = GraphBuild(
+    build = IndexBuild(
         name="hnswlib",
         m=graph.m,
         ef_construction=graph.ef_construction,
@@ -176,7 +198,7 @@ def _search_gallery(
             queries = _rows_of(folder, manifest, seed)
             queries_named = f"{len(queries):,} of its photos, drawn by seed {seed}"
 
-        def way(search: Literal["hnsw", "exact"]) -> Answer:
+        def way(search: Literal["codes", "hnsw", "exact"]) -> Answer:
             def answer(query: Embeddings, k: int) -> Scores:
                 hits = gallery.search(query, k, search)
                 return np.array([hit.score for hit in hits], dtype=np.float32)
@@ -187,9 +209,10 @@ def _search_gallery(
         notice("exact answers", quiet=quiet)
         truth = np.stack([exact(query, k) for query in queries])
         ways = [Way("exact", None, exact)]
-        if manifest.bits is None and _can_measure_hnsw(quiet):
-            ef = manifest.graph.ef if manifest.graph else EF
-            ways.append(Way("hnswlib", ef, way("hnsw")))
+        if manifest.bits is None:
+            ways.append(Way("sign codes", None, way("codes")))
+        if manifest.graph is not None and _can_measure_hnsw(quiet):
+            ways.append(Way("hnswlib", manifest.graph.ef, way("hnsw")))
         points = measure_ways(ways, queries, truth, progress=lambda text: notice(text, quiet=quiet))
         return SearchReport(
             vectors=f"the {gallery.count:,} photos of a gallery, {_embedded(manifest)}",

@@ -352,7 +352,10 @@ class CatalogueView:
             part = ",".join(map(str, rows[start : start + _ROWS_PER_QUESTION].tolist()))
             with values_checked(self._path):
                 found = self._connection.execute(query.format(rows=part), self._generation)
-                answers.update((integer(row), integer(value)) for row, value in found)
+                pairs = dict(found.fetchall())
+                if not {*map(type, pairs), *map(type, pairs.values())} <= {int}:
+                    raise ValueError("values that are not whole numbers")
+                answers |= pairs
         return answers
 
     def _dense_rows(self) -> NDArray[np.int64] | None:
@@ -553,14 +556,11 @@ class RowCheck:
         expected = self._view.checksums(rows)
         content, is_held = self._shards.read_bytes(rows)
         found = map(zlib.crc32, content)
-        is_intact = is_held & np.fromiter(
-            (
-                checksum == expected.get(row)
-                for row, checksum in zip(rows.tolist(), found, strict=True)
-            ),
-            dtype=np.bool_,
-            count=len(rows),
-        )
+        same = [
+            expected.get(row) == checksum
+            for row, checksum in zip(rows.tolist(), found, strict=True)
+        ]
+        is_intact = is_held & np.array(same, dtype=np.bool_)
         if len(expected) < len(rows):  # by an older sbtk
             unknown = np.array([row not in expected for row in rows.tolist()], dtype=np.bool_)
             is_intact[unknown] = self.is_intact(rows[unknown])

@@ -296,13 +296,20 @@ def test_search_over_synthetic_vectors_beside_faiss(
     )["search"]
     assert "seed 3" in found["vectors"]
     assert (found["count"], found["dim"], found["k"]) == (600, 16, 10)
-    assert [build["name"] for build in found["builds"]] == ["hnswlib", "faiss-cpu HNSW"]
+    assert [build["name"] for build in found["builds"]] == [
+        "sign codes",
+        "hnswlib",
+        "faiss-cpu HNSW",
+        "faiss-cpu IVF-PQ",
+    ]
     points = {(point["name"], point["ef"]): point["recall"] for point in found["points"]}
     # An ef below k is skipped.
     assert set(points) == {
         ("exact (NumPy)", None),
+        ("sign codes", None),
         ("hnswlib", 64),
         ("faiss-cpu HNSW", 64),
+        ("faiss-cpu IVF-PQ, 4 lists", None),
     }
     assert points["exact (NumPy)", None] == 1.0
     assert min(points.values()) > 0.9
@@ -316,7 +323,7 @@ def test_search_of_a_gallery_as_it_is_queried(
     assert found["count"] == 8
     assert {point["name"]: point["recall"] for point in found["points"]} == {
         "exact": 1.0,
-        "hnswlib": 1.0,
+        "sign codes": 1.0,
     }
     assert main(["bench", "search", "-k", "9"]) == 2
     assert "recall at 9 over 8 vectors" in capsys.readouterr().err

@@ -140,7 +140,9 @@ def test_a_gallery_on_a_read_only_disk_is_searched_but_not_written(
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", str(place)], check=True)
         with Gallery.open(place) as gallery:
-            assert len(gallery.query(photos / "photo-0000.jpg", embedder, 3, "photo")) == 3
+            for search in ("auto", "codes"):
+                hits = gallery.query(photos / "photo-0000.jpg", embedder, 3, "photo", search=search)
+                assert len(hits) == 3
         with pytest.raises(SbtkError, match="read-only cannot be written"):
             update_gallery(place, [photos], embedder)
     finally:

@@ -16,6 +16,7 @@ from sbtk_runtime.machine import extras
 from sbtk_runtime.manifest import GalleryManifest, GraphRecord
 from sbtk_runtime.preprocess import PREPROCESSING
 from tests.tiny import tiny_bundle
+from tests.tiny_gallery import gallery_of, unit_rows
 
 
 def finding(topic: str, gallery: Path, model: Path | str | None) -> Finding:
@@ -75,6 +76,15 @@ def test_a_lost_graph_is_pointed_out(tmp_path: Path) -> None:
     graph = GraphRecord("graph-3.hnsw", "0" * 64, 10, 16, 200, 64)
     found = finding("gallery", write_gallery_manifest(tmp_path / "g", "old@1", graph), None)
     assert "graph-3.hnsw is missing" in found.text
+
+
+def test_lost_sign_codes_are_pointed_out(tmp_path: Path) -> None:
+    folder = tmp_path / "g"
+    gallery_of(folder, unit_rows(30, 16))
+    assert "missing" not in finding("gallery", folder, None).text
+    (folder / "codes-1" / "000000.bits").unlink()
+    found = finding("gallery", folder, None)
+    assert "codes-1/000000.bits is missing" in found.text
 
 
 def test_a_damaged_gallery_is_a_problem(tmp_path: Path) -> None:

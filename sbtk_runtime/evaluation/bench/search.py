@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadConfig, MissingExtra
 from sbtk_runtime.evaluation.metrics import percentiles, recall_at_k
+from sbtk_runtime.gallery.rows import Vectors
+from sbtk_runtime.gallery.search import CANDIDATES_PER_HIT, LEAST_CANDIDATES
+from sbtk_runtime.gallery.sign_codes import SignCodes
 from sbtk_runtime.machine import resident_bytes
 
 Embeddings = NDArray[np.float32]
@@ -26,15 +30,16 @@ Progress = Callable[[str], None]
 
 EF_SWEEP = (16, 32, 64, 128, 256)
 _CHUNK_SCORES = 16_000_000
+_WRITTEN_ROWS = 8192
 
 
 @dataclass(frozen=True)
-class GraphBuild:
-    """What it took to build a graph.
+class IndexBuild:
+    """What it took to build an index.
 
     Attributes:
-        name: the library.
-        m, ef_construction: the graph's parameters.
+        name: the library, or the kind of index.
+        m, ef_construction: of a graph; `None` of other indexes.
         threads: that built it.
         build_s: seconds.
         resident_bytes: by how much the process grew; 0 where that cannot be read, or where the
@@ -42,8 +47,8 @@ class GraphBuild:
     """
 
     name: str
-    m: int
-    ef_construction: int
+    m: int | None
+    ef_construction: int | None
     threads: int
     build_s: float
     resident_bytes: int
@@ -60,6 +65,8 @@ class SearchPoint:
         samples: queries that were timed, in all passes.
         p50_ms, p95_ms, p99_ms: of one query.
         queries_per_s: one at a time on one thread.
+        cpu_ms: processor time of one query, the mean; on a busy machine it says more than the
+            latency.
     """
 
     name: str
@@ -70,6 +77,7 @@ class SearchPoint:
     p95_ms: float
     p99_ms: float
     queries_per_s: float
+    cpu_ms: float
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class SearchReport:
         vectors: what was searched, in words; names generator and seed of synthetic ones.
         queries: what was asked, in words.
         count, dim, k: the size of the task.
-        builds: one for each graph.
+        builds: one for each index.
         points: one for each way of searching.
     """
 
@@ -89,7 +97,7 @@ class SearchReport:
     count: int
     dim: int
     k: int
-    builds: tuple[GraphBuild, ...]
+    builds: tuple[IndexBuild, ...]
     points: tuple[SearchPoint, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -140,13 +148,16 @@ def measure_ways(
         progress(f"recall of {way.name}" + ("" if way.ef is None else f" at ef {way.ef}"))
         found.append(np.stack([_padded(way.answer(query, k), k) for query in queries]))
     latencies: list[list[float]] = [[] for _ in ways]
+    cpu_ms = [0.0 for _ in ways]
     for index in range(passes):
         progress(f"latency, pass {index + 1} of {passes}")
-        for way, times_ms in zip(ways, latencies, strict=True):
+        for number, (way, times_ms) in enumerate(zip(ways, latencies, strict=True)):
+            cpu_started = time.thread_time()
             for query in queries:
                 started = time.perf_counter()
                 way.answer(query, k)
                 times_ms.append((time.perf_counter() - started) * 1e3)
+            cpu_ms[number] += (time.thread_time() - cpu_started) * 1e3
     return [
         SearchPoint(
             name=way.name,
@@ -154,15 +165,16 @@ def measure_ways(
             recall=recall_at_k(scores, truth),
             samples=len(times_ms),
             queries_per_s=len(times_ms) / sum(times_ms) * 1e3,
+            cpu_ms=spent_ms / len(times_ms),
             **percentiles(times_ms),
         )
-        for way, scores, times_ms in zip(ways, found, latencies, strict=True)
+        for way, scores, times_ms, spent_ms in zip(ways, found, latencies, cpu_ms, strict=True)
     ]
 
 
 def faiss_peer(
     vectors: Embeddings, *, m: int, ef_construction: int, threads: int, efs: Sequence[int]
-) -> tuple[GraphBuild, list[Way]]:
+) -> tuple[IndexBuild, list[Way]]:
     """Returns faiss-cpu's HNSW over `vectors (N, D) float32` with the same parameters.
 
     Raises:
@@ -179,7 +191,7 @@ def faiss_peer(
     index = faiss.IndexHNSWFlat(vectors.shape[1], m, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = ef_construction
     index.add(vectors)
-    build = GraphBuild(
+    build = IndexBuild(
         name="faiss-cpu HNSW",
         m=m,
         ef_construction=ef_construction,
@@ -198,6 +210,84 @@ def faiss_peer(
         return Way(build.name, ef, answer)
 
     return build, [way(ef) for ef in efs]
+
+
+def faiss_ivf_peer(vectors: Embeddings, *, threads: int) -> tuple[IndexBuild, list[Way]]:
+    """Returns faiss-cpu's inverted lists of product codes over `vectors (N, D) float32`.
+
+    Four bits for every four dimensions, scanned with SIMD ("fast scan"), and 200 candidates scored
+    by float16 vectors, which are part of the memory.
+
+    Raises:
+        MissingExtra: faiss is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as problem:
+        raise MissingExtra(
+            "faiss is not installed", "faiss-cpu, the peer", "pip install faiss-cpu"
+        ) from problem
+    count, dim = vectors.shape
+    faiss.omp_set_num_threads(threads)
+    before, started = resident_bytes(), time.perf_counter()
+    lists = max(1, min(count // 40, int(4 * count**0.5)))
+    kind = f"IVF{lists},PQ{max(1, dim // 4)}x4fs,Refine(SQfp16)"
+    index = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors[:: max(1, count // (64 * lists))])
+    index.add(vectors)
+    build = IndexBuild(
+        name="faiss-cpu IVF-PQ",
+        m=None,
+        ef_construction=None,
+        threads=threads,
+        build_s=time.perf_counter() - started,
+        resident_bytes=max(0, resident_bytes() - before),
+    )
+    faiss.omp_set_num_threads(1)
+
+    def way(probes: int) -> Way:
+        def answer(query: Embeddings, k: int) -> Scores:
+            parameters = faiss.IndexRefineSearchParameters(
+                k_factor=200 / k,  # type: ignore[call-arg]
+                base_index_params=faiss.SearchParametersIVF(nprobe=probes),  # type: ignore[call-arg]
+            )
+            scores, rows = index.search(query[None], k, params=parameters)
+            return np.asarray(scores[0][rows[0] >= 0], dtype=np.float32)
+
+        return Way(f"{build.name}, {probes} lists", None, answer)
+
+    return build, [way(probes) for probes in (4, 16, 64) if probes <= lists]
+
+
+def sign_codes_way(vectors: Embeddings, folder: Path) -> tuple[IndexBuild, Way]:
+    """Returns a search of `vectors (N, D) float32` as a gallery does it by sign codes.
+
+    Args:
+        vectors: unit rows.
+        folder: empty; the vectors are written there as float16, and candidates read from there.
+    """
+    shards = Vectors(folder, vectors.shape[1])
+    for start in range(0, len(vectors), _WRITTEN_ROWS):
+        shards.append(start, vectors[start : start + _WRITTEN_ROWS])
+    shards.hold()
+    before, started = resident_bytes(), time.perf_counter()
+    codes = SignCodes.of_vectors(shards, np.arange(len(vectors)))
+    build = IndexBuild(
+        name="sign codes",
+        m=None,
+        ef_construction=None,
+        threads=1,
+        build_s=time.perf_counter() - started,
+        resident_bytes=max(0, resident_bytes() - before),
+    )
+
+    def answer(query: Embeddings, k: int) -> Scores:
+        rows = np.sort(codes.candidates(query, max(LEAST_CANDIDATES, CANDIDATES_PER_HIT * k)))
+        best = rows[np.argsort(-(shards.read(rows)[0] @ query))[:k]]
+        # Chosen by float16 rows, as in a gallery, and compared with the scores of float32 rows.
+        return np.asarray(-np.sort(-(vectors[best] @ query)), dtype=np.float32)
+
+    return build, Way(build.name, None, answer)
 
 
 def checked_k(k: int, count: int) -> int:

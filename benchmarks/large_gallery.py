@@ -1,0 +1,194 @@
+"""What a large gallery costs: a cold query, an update with nothing new, one new photo.
+
+The gallery is made up: clustered vectors for embeddings, made-up neighbours, and empty files
+for photos (none above 200,000), so that nothing has to be embedded. Each measurement is a
+process of its own. Processor time (`cpu_s`, `cpu_ms`) says more on a busy machine.
+
+    python benchmarks/large_gallery.py --count 100000 --folder /tmp/large
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.gallery.catalogue import Embedding, Origin
+from sbtk_runtime.gallery.folder import VECTORS_NAME
+from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.gallery.neighbours import NEIGHBOURS_NAME
+from sbtk_runtime.gallery.rows import Vectors
+from sbtk_runtime.gallery.sign_codes import next_codes
+from sbtk_runtime.gallery.update import update_gallery
+from sbtk_runtime.gallery.writer import Catalogue
+from sbtk_runtime.generated_inputs import clustered_vectors
+from sbtk_runtime.machine import peak_resident_bytes, resident_bytes
+from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest
+from sbtk_runtime.preprocess import PREPROCESSING
+from sbtk_runtime.rerank import NEIGHBOURS
+
+_BATCH = 4096
+_MOST_FILES = 200_000
+
+
+def make_gallery(folder: Path, count: int, bundle: Bundle, photos: Path) -> float:
+    """Makes a gallery of `count` photos; returns the seconds that its sign codes took."""
+    dim = bundle.manifest.dim
+    rows = clustered_vectors(count, dim, seed=0)
+    folder.mkdir(parents=True)
+    with Catalogue(folder, 1) as catalogue:
+        catalogue.claim(Origin(bundle.manifest.model_id, "int8", dim, PREPROCESSING))
+        vectors = Vectors(folder / VECTORS_NAME, dim)
+        for first in range(0, count, _BATCH):
+            part = rows[first : first + _BATCH]
+            added = [
+                _photo(photos, row, has_file=count <= _MOST_FILES)
+                for row in range(first, first + len(part))
+            ]
+            catalogue.commit(added, [], vectors.append(first, part))
+        started = time.perf_counter()
+        codes = next_codes(folder, catalogue, vectors, None, lambda text: None)
+        seconds = time.perf_counter() - started
+        snapshot = catalogue.write_snapshot()
+    _write_neighbours(folder, count, dim)
+    GalleryManifest(
+        generation=1,
+        model_id=bundle.manifest.model_id,
+        precision="int8",
+        dim=dim,
+        preprocessing=PREPROCESSING,
+        live=count,
+        snapshot=snapshot,
+        codes=codes,
+    ).write(folder)
+    return seconds
+
+
+def _photo(photos: Path, row: int, *, has_file: bool) -> Embedding:
+    path = photos / f"{row // 1000:06d}" / f"IMG_{row:08d}.jpg"
+    sha256 = hashlib.sha256(str(row).encode()).hexdigest()
+    if not has_file:
+        return Embedding(os.fsencode(path), 1_000_000 + row, 10**18 + row, sha256, row)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    status = path.stat()
+    stamps = (status.st_ctime_ns, status.st_ino)
+    return Embedding(os.fsencode(path), status.st_size, status.st_mtime_ns, sha256, row, *stamps)
+
+
+def _write_neighbours(folder: Path, count: int, dim: int) -> None:
+    near = np.random.default_rng(0).integers(0, count, (count, NEIGHBOURS), dtype=np.int32)
+    np.savez(
+        folder / NEIGHBOURS_NAME,
+        format=np.array([1, dim]),
+        rows=np.arange(count),
+        near=near,
+        similarities=np.full(near.shape, 0.9, dtype=np.float16),
+    )
+
+
+def cold_query(folder: Path, search: str) -> dict[str, float]:
+    """Opens a gallery, searches it once, then 100 times; without an engine."""
+    query = clustered_vectors(101, 512, seed=0, of=1000)
+    before, read, cpu_before = resident_bytes(), _bytes_read(), time.process_time()
+    started = time.perf_counter()
+    with Gallery.open(folder) as gallery:
+        opened = time.perf_counter()
+        gallery.search(query[0], 10, search)  # type: ignore[arg-type]
+        first = time.perf_counter()
+        megabytes = (_bytes_read() - read) / 1e6
+        memory = (peak_resident_bytes() - before) / 1e6
+        cpu_s = time.process_time()
+        times = []
+        begun_all = time.process_time()
+        for row in query[1:]:
+            begun = time.perf_counter()
+            gallery.search(row, 10, search)  # type: ignore[arg-type]
+            times.append(time.perf_counter() - begun)
+        cpu_ms = 1e3 * (time.process_time() - begun_all) / len(times)
+    return {
+        "cpu_s": cpu_s - cpu_before,
+        "cpu_ms": cpu_ms,
+        "open_s": opened - started,
+        "open_and_query_s": first - started,
+        "read_mb": megabytes,
+        "memory_mb": memory,
+        "p50_ms": 1e3 * float(np.median(times)),
+    }
+
+
+def update(folder: Path, photos: Path) -> dict[str, float]:
+    """Indexes a folder with one photo that the gallery does not have, and again."""
+    with Embedder(engine="onnxruntime", threads=1) as embedder:
+        result = {}
+        for name in ("one_new_s", "nothing_new_s"):
+            started, cpu = time.perf_counter(), time.process_time()
+            update_gallery(folder, [photos], embedder)
+            result[name] = time.perf_counter() - started
+            result[name.replace("_s", "_cpu_s")] = time.process_time() - cpu
+    return result
+
+
+def _bytes_read() -> int:
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(lines[0].split()[1])
+
+
+def _measured(*arguments: str) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    answer: dict[str, float] = json.loads(done.stdout)
+    return answer
+
+
+def main() -> None:
+    """Prints a JSON object of measurements."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--folder", type=Path, required=True, help="made if it does not exist")
+    parser.add_argument("--ways", default="codes,exact")
+    parser.add_argument("--cold", metavar="WAY", help=argparse.SUPPRESS)
+    parser.add_argument("--update", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    folder = options.folder / f"{options.count}.sbtk"
+    if options.cold:
+        print(json.dumps(cold_query(folder, options.cold)))
+        return
+    photos = options.folder / f"photos-{options.count}"
+    if options.update:
+        print(json.dumps(update(folder, photos)))
+        return
+    result: dict[str, object] = {"count": options.count}
+    if not (folder / MANIFEST_NAME).exists():
+        result["codes_s"] = make_gallery(folder, options.count, Bundle.open(), photos)
+    for way in options.ways.split(","):
+        result[way] = _measured(
+            "--folder", str(options.folder), "--count", str(options.count), "--cold", way
+        )
+    photos.mkdir(exist_ok=True)
+    from PIL import Image
+
+    pixels = np.random.default_rng(time.time_ns()).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(photos / f"{time.time_ns()}.png")
+    result["update"] = _measured(
+        "--folder", str(options.folder), "--count", str(options.count), "--update"
+    )
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
