@@ -4,7 +4,7 @@ The gallery is made up: clustered vectors for embeddings, made-up neighbours, an
 for photos (none above 200,000), so that nothing has to be embedded. Each measurement is a
 process of its own. Processor time (`cpu_s`, `cpu_ms`) says more on a busy machine.
 
-    python benchmarks/large_gallery.py --count 100000 --folder /tmp/large
+    python -m benchmarks.large_gallery --count 100000 --folder /tmp/large
 """
 
 from __future__ import annotations
