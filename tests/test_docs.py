@@ -92,7 +92,8 @@ GUIDES = {
     ]
     for path in sorted((ROOT / "docs").glob("*.md"))
 }
-guides = pytest.mark.parametrize("blocks", GUIDES.values(), ids=GUIDES)
+_WITH_COMMANDS = {name: blocks for name, blocks in GUIDES.items() if blocks}
+guides = pytest.mark.parametrize("blocks", _WITH_COMMANDS.values(), ids=_WITH_COMMANDS)
 SBTK_COMMANDS = [line for line in _shell_commands(README) if line.startswith("sbtk ")]
 
 
