@@ -92,7 +92,7 @@ def test_a_model_without_codes_says_how_to_export_them(
     [
         (["index", "photos", "--bits", "12"], "12 is not a multiple of 8"),
         (["index", "photos", "--bits", "0"], "0 is not in the range"),
-        (["index", "--verify", "--bits", "16"], "--bits goes with"),
+        (["index", "--verify", "--bits", "16"], "--bits requires"),
     ],
 )
 def test_lengths_that_cannot_be_are_wrong_usage(
