@@ -1,4 +1,4 @@
-"""`sbtk bench search`: over a gallery, over embeddings of one's own, or over synthetic vectors."""
+"""`sbtk bench search` over a gallery, given embeddings, or synthetic vectors."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from sbtk_runtime.evaluation.bench.search import (
     Answer,
     Embeddings,
     IndexBuild,
+    Method,
     Scores,
     SearchReport,
-    Way,
-    checked_k,
-    exact_scores,
-    faiss_ivf_peer,
-    faiss_peer,
-    measure_ways,
-    sign_codes_way,
+    build_faiss_hnsw,
+    build_faiss_ivf,
+    build_sign_codes,
+    check_k,
+    measure_searches,
+    search_exactly,
 )
 from sbtk_runtime.gallery.catalogue import CatalogueView
 from sbtk_runtime.gallery.folder import open_rows
@@ -48,7 +48,7 @@ _NORM_TOLERANCE = 1e-2
 
 @dataclass(frozen=True)
 class _Task:
-    """Vectors to search and queries to ask, each with its name in words."""
+    """Vectors to search and queries, with their descriptions."""
 
     vectors: Embeddings
     vectors_named: str
@@ -70,11 +70,11 @@ def run_search(
     threads: int | None,
     quiet: bool,
 ) -> SearchReport:
-    """Returns recall and latency over whichever vectors the options name.
+    """Measure recall and latency over the vectors that the options select.
 
     Raises:
         BadConfig: the options contradict each other.
-        BadData: a file holds no embeddings.
+        BadData: a file has no embeddings.
     """
     if synthetic is not None and embeddings is not None:
         raise BadConfig("--synthetic and --embeddings", "one of the two")
@@ -83,7 +83,7 @@ def run_search(
             gallery = DEFAULT_GALLERY
         if gallery is not None:
             return _search_gallery(existing_gallery(gallery), query_file, k, seed, quiet)
-    task = _task(embeddings, query_file, synthetic or _SYNTHETIC, dim, seed)
+    task = _make_task(embeddings, query_file, synthetic or _SYNTHETIC, dim, seed)
     return _search_vectors(task, k, efs or EF_SWEEP, peer, threads or cpu_threads(), quiet)
 
 
@@ -91,15 +91,15 @@ def _search_vectors(
     task: _Task, k: int, efs: Sequence[int], peer: str | None, threads: int, quiet: bool
 ) -> SearchReport:
     vectors = task.vectors
-    checked_k(k, len(vectors))
+    check_k(k, len(vectors))
     efs = [ef for ef in efs if ef >= k]
     if not efs:
         raise BadConfig("every --ef is below k", f"an --ef of at least {k}")
     with tempfile.TemporaryDirectory(prefix="sbtk-") as place:
-        return _search_beside(task, Path(place), k, efs, peer, threads, quiet)
+        return _search_with_peers(task, Path(place), k, efs, peer, threads, quiet)
 
 
-def _search_beside(
+def _search_with_peers(
     task: _Task,
     place: Path,
     k: int,
@@ -110,26 +110,26 @@ def _search_beside(
 ) -> SearchReport:
     vectors = task.vectors
     notice(f"making sign codes of {len(vectors):,} rows", quiet=quiet)
-    codes, by_codes = sign_codes_way(vectors, place)
-    builds, ways = [codes], [_exact_way(vectors), by_codes]
+    codes, by_codes = build_sign_codes(vectors, place)
+    builds, methods = [codes], [_exact_method(vectors), by_codes]
     if _can_measure_hnsw(quiet):
         notice(f"building a graph of {len(vectors):,} rows on {threads} threads", quiet=quiet)
-        build, others = _hnsw(vectors, threads, efs)
+        build, others = _build_hnsw(vectors, threads, efs)
         builds.append(build)
-        ways += others
+        methods += others
     if peer == "faiss":
-        notice("building the peer's indexes", quiet=quiet)
-        build, others = faiss_peer(
+        notice("building the indexes of faiss", quiet=quiet)
+        build, others = build_faiss_hnsw(
             vectors, m=M, ef_construction=EF_CONSTRUCTION, threads=threads, efs=efs
         )
         builds.append(build)
-        ways += others
-        build, others = faiss_ivf_peer(vectors, threads=threads)
+        methods += others
+        build, others = build_faiss_ivf(vectors, threads=threads)
         builds.append(build)
-        ways += others
-    truth = exact_scores(vectors, task.queries, k)
-    points = measure_ways(
-        ways, task.queries, truth, progress=lambda text: notice(text, quiet=quiet)
+        methods += others
+    truth = search_exactly(vectors, task.queries, k)
+    points = measure_searches(
+        methods, task.queries, truth, progress=lambda text: notice(text, quiet=quiet)
     )
     return SearchReport(
         vectors=task.vectors_named,
@@ -143,15 +143,17 @@ def _search_beside(
 
 
 def _can_measure_hnsw(quiet: bool) -> bool:
-    """Whether hnswlib is installed; says what is left out where it is not."""
+    """Return whether hnswlib is installed; if not, print a notice."""
     if has_hnswlib():
         return True
-    notice(f"left out: hnswlib, which is not installed ({INSTALL_HNSWLIB})", quiet=quiet)
+    notice(f"hnswlib not measured: it is not installed ({INSTALL_HNSWLIB})", quiet=quiet)
     return False
 
 
-def _hnsw(vectors: Embeddings, threads: int, efs: Sequence[int]) -> tuple[IndexBuild, list[Way]]:
-    """Returns the product's own graph over the vectors, as `sbtk index` builds it."""
+def _build_hnsw(
+    vectors: Embeddings, threads: int, efs: Sequence[int]
+) -> tuple[IndexBuild, list[Method]]:
+    """Build a graph over the vectors, as `sbtk index` does."""
     before, started = resident_bytes(), time.perf_counter()
     graph = Graph.new(vectors.shape[1], len(vectors))
     for start in range(0, len(vectors), _CHUNK_ROWS):
@@ -166,54 +168,56 @@ def _hnsw(vectors: Embeddings, threads: int, efs: Sequence[int]) -> tuple[IndexB
         resident_bytes=max(0, resident_bytes() - before),
     )
 
-    def way(ef: int) -> Way:
+    def method(ef: int) -> Method:
         def answer(query: Embeddings, k: int) -> Scores:
             graph.set_ef(ef)
             return graph.search(query, k)[1]
 
-        return Way(build.name, ef, answer)
+        return Method(build.name, ef, answer)
 
-    return build, [way(ef) for ef in efs]
+    return build, [method(ef) for ef in efs]
 
 
-def _exact_way(vectors: Embeddings) -> Way:
+def _exact_method(vectors: Embeddings) -> Method:
     def answer(query: Embeddings, k: int) -> Scores:
         scores = vectors @ query
         return -np.sort(-np.partition(scores, len(scores) - k)[-k:])
 
-    return Way("exact (NumPy)", None, answer)
+    return Method("exact (NumPy)", None, answer)
 
 
 def _search_gallery(
     folder: Path, query_file: Path | None, k: int, seed: int, quiet: bool
 ) -> SearchReport:
-    """Measures a gallery as `sbtk query` searches it, catalogue and damaged rows included."""
+    """Measure a gallery through `Gallery.search`, as `sbtk query` does."""
     with Gallery.open(folder) as gallery:
         manifest = gallery.manifest
-        checked_k(k, gallery.count)
+        check_k(k, gallery.count)
         queries: NDArray[Any]
         if query_file is not None:
-            queries, queries_named = _queries_of(query_file, manifest.dim)
+            queries, queries_named = _read_queries(query_file, manifest.dim)
         else:
-            queries = _rows_of(folder, manifest, seed)
-            queries_named = f"{len(queries):,} of its photos, drawn by seed {seed}"
+            queries = _read_rows(folder, manifest, seed)
+            queries_named = f"{len(queries):,} of its photos, drawn with seed {seed}"
 
-        def way(search: Literal["codes", "hnsw", "exact"]) -> Answer:
+        def method(search: Literal["codes", "hnsw", "exact"]) -> Answer:
             def answer(query: Embeddings, k: int) -> Scores:
                 hits = gallery.search(query, k, search)
                 return np.array([hit.score for hit in hits], dtype=np.float32)
 
             return answer
 
-        exact = way("exact")
-        notice("exact answers", quiet=quiet)
+        exact = method("exact")
+        notice("exact search", quiet=quiet)
         truth = np.stack([exact(query, k) for query in queries])
-        ways = [Way("exact", None, exact)]
+        methods = [Method("exact", None, exact)]
         if manifest.bits is None:
-            ways.append(Way("sign codes", None, way("codes")))
+            methods.append(Method("sign codes", None, method("codes")))
         if manifest.graph is not None and _can_measure_hnsw(quiet):
-            ways.append(Way("hnswlib", manifest.graph.ef, way("hnsw")))
-        points = measure_ways(ways, queries, truth, progress=lambda text: notice(text, quiet=quiet))
+            methods.append(Method("hnswlib", manifest.graph.ef, method("hnsw")))
+        points = measure_searches(
+            methods, queries, truth, progress=lambda text: notice(text, quiet=quiet)
+        )
         return SearchReport(
             vectors=f"the {gallery.count:,} photos of a gallery, {_embedded(manifest)}",
             queries=queries_named,
@@ -230,8 +234,8 @@ def _embedded(manifest: GalleryManifest) -> str:
     return f"{codes}embedded by {manifest.model_id}"
 
 
-def _rows_of(folder: Path, manifest: GalleryManifest, seed: int) -> NDArray[Any]:
-    """Returns up to `_QUERIES` embeddings of a gallery's photos, or codes of a binary one."""
+def _read_rows(folder: Path, manifest: GalleryManifest, seed: int) -> NDArray[Any]:
+    """Return up to `_QUERIES` embeddings or codes of a gallery's photos."""
     view = CatalogueView(folder, manifest.generation, manifest.snapshot)
     with closing(view):
         rows = view.rows()
@@ -240,42 +244,42 @@ def _rows_of(folder: Path, manifest: GalleryManifest, seed: int) -> NDArray[Any]
     return kept[is_whole]
 
 
-def _task(
+def _make_task(
     embeddings: Path | None, query_file: Path | None, count: int, dim: int, seed: int
 ) -> _Task:
     if embeddings is not None:
-        vectors = _embeddings_of(embeddings)
+        vectors = _read_embeddings(embeddings)
         dim, named = vectors.shape[1], f"{len(vectors):,} embeddings of {embeddings.name}"
     else:
         vectors, named = clustered_vectors(count, dim, seed=seed), clustered_named(count, dim, seed)
     if query_file is not None:
-        return _Task(vectors, named, *_queries_of(query_file, dim))
+        return _Task(vectors, named, *_read_queries(query_file, dim))
     if embeddings is None:
         queries = clustered_vectors(_QUERIES, dim, seed=seed, of=count)
         return _Task(vectors, named, queries, f"{_QUERIES:,} more vectors around the same centres")
-    # Rows that are asked for are not searched, or each would find itself first.
+    # Queries are removed from the searched rows, or each would find itself.
     order = np.random.default_rng(seed).permutation(len(vectors))
     held = min(_QUERIES, len(vectors) // 10)
     queries, rest = vectors[order[:held]], vectors[np.sort(order[held:])]
     if not held:
-        raise BadData(f"{named}", "at least 10, as a tenth are the queries", "or name --queries")
-    return _Task(rest, named, queries, f"{held:,} of them, drawn by seed {seed} and left out")
+        raise BadData(f"{named}", "at least 10, of which a tenth are queries", "or --queries FILE")
+    return _Task(rest, named, queries, f"{held:,} of them, drawn with seed {seed} and removed")
 
 
-def _queries_of(path: Path, dim: int) -> tuple[Embeddings, str]:
-    queries = _embeddings_of(path)
+def _read_queries(path: Path, dim: int) -> tuple[Embeddings, str]:
+    queries = _read_embeddings(path)
     if queries.shape[1] != dim:
-        raise BadData(f"{path} has embeddings of {queries.shape[1]} numbers", f"{dim} numbers")
+        raise BadData(f"{path} has embeddings of length {queries.shape[1]}", f"length {dim}")
     return queries[
         :_QUERIES
     ], f"the first {min(_QUERIES, len(queries)):,} embeddings of {path.name}"
 
 
-def _embeddings_of(path: Path) -> Embeddings:
-    """Returns the unit rows of a `.npz` that `sbtk embed` wrote, or of a plain `.npy`.
+def _read_embeddings(path: Path) -> Embeddings:
+    """Read unit rows from a `.npz` of `sbtk embed`, or from a `.npy`.
 
     Raises:
-        BadData: the file is neither, or its rows are not of length 1.
+        BadData: the file is neither, or its rows are not of unit length.
     """
     try:
         loaded = np.load(path, allow_pickle=False)
@@ -287,8 +291,8 @@ def _embeddings_of(path: Path) -> Embeddings:
             "sbtk embed FILES --as photo -o OUT.npz",
         ) from problem
     if rows.ndim != 2 or not len(rows) or not np.issubdtype(rows.dtype, np.floating):
-        raise BadData(f"{path} holds {rows.dtype} of shape {rows.shape}", "(N, D) float32")
+        raise BadData(f"{path} has {rows.dtype} of shape {rows.shape}", "(N, D) float32")
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     if not (np.abs(np.linalg.norm(rows, axis=1) - 1.0) < _NORM_TOLERANCE).all():
-        raise BadData(f"{path} holds rows that are not of length 1", "unit rows")
+        raise BadData(f"{path} has rows that are not of unit length", "unit rows")
     return rows

@@ -345,7 +345,7 @@ def test_search_over_embeddings_of_ones_own(
 
 @pytest.mark.parametrize(
     ("name", "complaint"),
-    [("text.npz", "cannot be read"), ("long.npy", "length 1"), ("flat.npy", "shape")],
+    [("text.npz", "cannot be read"), ("long.npy", "unit length"), ("flat.npy", "shape")],
 )
 def test_files_that_hold_no_embeddings(
     workplace: Path, capsys: pytest.CaptureFixture[str], name: str, complaint: str

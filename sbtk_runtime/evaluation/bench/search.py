@@ -1,7 +1,7 @@
-"""Search over a set of vectors: recall against exact search, latency, build time, memory.
+"""`sbtk bench search`: recall against exact search, latency, build time and memory.
 
-Each way of searching answers the same queries one at a time on one thread; the ways take turns, in
-whole passes over the queries.
+All methods answer the same queries, one at a time on one thread. They alternate after each pass
+over the queries.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sbtk_runtime.machine import resident_bytes
 
 Embeddings = NDArray[np.float32]
 Scores = NDArray[np.float32]
-#: Answers a query `(D,) float32` by the scores `(k,)` of its hits, best first.
+#: Returns the scores `(k,)` of the best hits of a query `(D,) float32`, best first.
 Answer = Callable[[Embeddings, int], Scores]
 Progress = Callable[[str], None]
 
@@ -35,15 +35,14 @@ _WRITTEN_ROWS = 8192
 
 @dataclass(frozen=True)
 class IndexBuild:
-    """What it took to build an index.
+    """The cost of building an index.
 
     Attributes:
         name: the library, or the kind of index.
-        m, ef_construction: of a graph; `None` of other indexes.
-        threads: that built it.
-        build_s: seconds.
-        resident_bytes: by how much the process grew; 0 where that cannot be read, or where the
-            graph was loaded and not built.
+        m, ef_construction: parameters of a graph; `None` for other indexes.
+        threads: threads that built it.
+        build_s: seconds to build it.
+        resident_bytes: growth of the process; 0 if unknown, or if the graph was loaded.
     """
 
     name: str
@@ -56,7 +55,7 @@ class IndexBuild:
 
 @dataclass(frozen=True)
 class SearchPoint:
-    """One way of searching.
+    """The results of one method.
 
     Attributes:
         name: the library, or `exact`.
@@ -86,10 +85,10 @@ class SearchReport:
 
     Attributes:
         vectors: what was searched, in words; names generator and seed of synthetic ones.
-        queries: what was asked, in words.
+        queries: description of the queries.
         count, dim, k: the size of the task.
         builds: one for each index.
-        points: one for each way of searching.
+        points: results of the methods.
     """
 
     vectors: str
@@ -101,21 +100,21 @@ class SearchReport:
     points: tuple[SearchPoint, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the report as a JSON object."""
+        """Return the report as a JSON object."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way of searching that is to be measured."""
+class Method:
+    """A search method to be measured."""
 
     name: str
     ef: int | None
     answer: Answer
 
 
-def exact_scores(vectors: Embeddings, queries: Embeddings, k: int) -> Scores:
-    """Returns the k best cosines `(Q, k) float32` of unit rows, best first, without any index."""
+def search_exactly(vectors: Embeddings, queries: Embeddings, k: int) -> Scores:
+    """Return the k best cosines `(Q, k) float32` of unit rows, best first, without an index."""
     best = np.empty((len(queries), k), dtype=np.float32)
     step = max(1, _CHUNK_SCORES // len(vectors))
     for start in range(0, len(queries), step):
@@ -125,57 +124,59 @@ def exact_scores(vectors: Embeddings, queries: Embeddings, k: int) -> Scores:
     return best
 
 
-def measure_ways(
-    ways: Sequence[Way],
+def measure_searches(
+    methods: Sequence[Method],
     queries: Embeddings,
     truth: Scores,
     *,
     passes: int = 3,
     progress: Progress = lambda _: None,
 ) -> list[SearchPoint]:
-    """Returns recall and latency of each way.
+    """Measure recall and latency of each method.
 
     Args:
-        ways: what is compared; they take turns, one pass over all queries each.
+        methods: the methods; they alternate, one pass over all queries each.
         queries: `(Q, D) float32` unit rows.
         truth: `(Q, k) float32`, the scores of exact search.
-        passes: over the queries, after one pass that is not timed and gives the recall.
-        progress: told which way is next.
+        passes: timed passes over the queries, after an untimed one for recall.
+        progress: called with a message before each pass.
     """
     k = truth.shape[1]
     found: list[Scores] = []
-    for way in ways:
-        progress(f"recall of {way.name}" + ("" if way.ef is None else f" at ef {way.ef}"))
-        found.append(np.stack([_padded(way.answer(query, k), k) for query in queries]))
-    latencies: list[list[float]] = [[] for _ in ways]
-    cpu_ms = [0.0 for _ in ways]
+    for method in methods:
+        progress(f"recall of {method.name}" + ("" if method.ef is None else f" at ef {method.ef}"))
+        found.append(np.stack([_pad(method.answer(query, k), k) for query in queries]))
+    latencies: list[list[float]] = [[] for _ in methods]
+    cpu_ms = [0.0 for _ in methods]
     for index in range(passes):
         progress(f"latency, pass {index + 1} of {passes}")
-        for number, (way, times_ms) in enumerate(zip(ways, latencies, strict=True)):
+        for number, (method, times_ms) in enumerate(zip(methods, latencies, strict=True)):
             cpu_started = time.thread_time()
             for query in queries:
                 started = time.perf_counter()
-                way.answer(query, k)
+                method.answer(query, k)
                 times_ms.append((time.perf_counter() - started) * 1e3)
             cpu_ms[number] += (time.thread_time() - cpu_started) * 1e3
     return [
         SearchPoint(
-            name=way.name,
-            ef=way.ef,
+            name=method.name,
+            ef=method.ef,
             recall=recall_at_k(scores, truth),
             samples=len(times_ms),
             queries_per_s=len(times_ms) / sum(times_ms) * 1e3,
             cpu_ms=spent_ms / len(times_ms),
             **percentiles(times_ms),
         )
-        for way, scores, times_ms, spent_ms in zip(ways, found, latencies, cpu_ms, strict=True)
+        for method, scores, times_ms, spent_ms in zip(
+            methods, found, latencies, cpu_ms, strict=True
+        )
     ]
 
 
-def faiss_peer(
+def build_faiss_hnsw(
     vectors: Embeddings, *, m: int, ef_construction: int, threads: int, efs: Sequence[int]
-) -> tuple[IndexBuild, list[Way]]:
-    """Returns faiss-cpu's HNSW over `vectors (N, D) float32` with the same parameters.
+) -> tuple[IndexBuild, list[Method]]:
+    """Build faiss-cpu's HNSW over `vectors (N, D) float32` with the same parameters.
 
     Raises:
         MissingExtra: faiss is not installed.
@@ -184,7 +185,7 @@ def faiss_peer(
         import faiss
     except ImportError as problem:
         raise MissingExtra(
-            "faiss is not installed", "faiss-cpu, the peer", "pip install faiss-cpu"
+            "faiss is not installed", "faiss-cpu", "pip install faiss-cpu"
         ) from problem
     faiss.omp_set_num_threads(threads)
     before, started = resident_bytes(), time.perf_counter()
@@ -201,22 +202,22 @@ def faiss_peer(
     )
     faiss.omp_set_num_threads(1)
 
-    def way(ef: int) -> Way:
+    def method(ef: int) -> Method:
         def answer(query: Embeddings, k: int) -> Scores:
             index.hnsw.efSearch = ef
             scores, _ = index.search(query[None], k)
             return np.asarray(scores[0], dtype=np.float32)
 
-        return Way(build.name, ef, answer)
+        return Method(build.name, ef, answer)
 
-    return build, [way(ef) for ef in efs]
+    return build, [method(ef) for ef in efs]
 
 
-def faiss_ivf_peer(vectors: Embeddings, *, threads: int) -> tuple[IndexBuild, list[Way]]:
-    """Returns faiss-cpu's inverted lists of product codes over `vectors (N, D) float32`.
+def build_faiss_ivf(vectors: Embeddings, *, threads: int) -> tuple[IndexBuild, list[Method]]:
+    """Build faiss-cpu's inverted lists of product codes over `vectors (N, D) float32`.
 
-    Four bits for every four dimensions, scanned with SIMD ("fast scan"), and 200 candidates scored
-    by float16 vectors, which are part of the memory.
+    Codes have four bits per four dimensions and are scanned with SIMD ("fast scan"); 200 candidates
+    are scored with float16 vectors, which count as memory of the index.
 
     Raises:
         MissingExtra: faiss is not installed.
@@ -225,7 +226,7 @@ def faiss_ivf_peer(vectors: Embeddings, *, threads: int) -> tuple[IndexBuild, li
         import faiss
     except ImportError as problem:
         raise MissingExtra(
-            "faiss is not installed", "faiss-cpu, the peer", "pip install faiss-cpu"
+            "faiss is not installed", "faiss-cpu", "pip install faiss-cpu"
         ) from problem
     count, dim = vectors.shape
     faiss.omp_set_num_threads(threads)
@@ -245,7 +246,7 @@ def faiss_ivf_peer(vectors: Embeddings, *, threads: int) -> tuple[IndexBuild, li
     )
     faiss.omp_set_num_threads(1)
 
-    def way(probes: int) -> Way:
+    def method(probes: int) -> Method:
         def answer(query: Embeddings, k: int) -> Scores:
             parameters = faiss.IndexRefineSearchParameters(
                 k_factor=200 / k,  # type: ignore[call-arg]
@@ -254,17 +255,17 @@ def faiss_ivf_peer(vectors: Embeddings, *, threads: int) -> tuple[IndexBuild, li
             scores, rows = index.search(query[None], k, params=parameters)
             return np.asarray(scores[0][rows[0] >= 0], dtype=np.float32)
 
-        return Way(f"{build.name}, {probes} lists", None, answer)
+        return Method(f"{build.name}, {probes} lists", None, answer)
 
-    return build, [way(probes) for probes in (4, 16, 64) if probes <= lists]
+    return build, [method(probes) for probes in (4, 16, 64) if probes <= lists]
 
 
-def sign_codes_way(vectors: Embeddings, folder: Path) -> tuple[IndexBuild, Way]:
-    """Returns a search of `vectors (N, D) float32` as a gallery does it by sign codes.
+def build_sign_codes(vectors: Embeddings, folder: Path) -> tuple[IndexBuild, Method]:
+    """Build a search of `vectors (N, D) float32` by sign codes, as in a gallery.
 
     Args:
         vectors: unit rows.
-        folder: empty; the vectors are written there as float16, and candidates read from there.
+        folder: empty folder for the float16 vectors, from which candidates are read.
     """
     shards = Vectors(folder, vectors.shape[1])
     for start in range(0, len(vectors), _WRITTEN_ROWS):
@@ -284,23 +285,23 @@ def sign_codes_way(vectors: Embeddings, folder: Path) -> tuple[IndexBuild, Way]:
     def answer(query: Embeddings, k: int) -> Scores:
         rows = np.sort(codes.candidates(query, max(LEAST_CANDIDATES, CANDIDATES_PER_HIT * k)))
         best = rows[np.argsort(-(shards.read(rows)[0] @ query))[:k]]
-        # Chosen by float16 rows, as in a gallery, and compared with the scores of float32 rows.
+        # Select by float16 rows, as a gallery does, but compare scores of float32 rows.
         return np.asarray(-np.sort(-(vectors[best] @ query)), dtype=np.float32)
 
-    return build, Way(build.name, None, answer)
+    return build, Method(build.name, None, answer)
 
 
-def checked_k(k: int, count: int) -> int:
-    """Returns `k` if there are that many vectors.
+def check_k(k: int, count: int) -> int:
+    """Return `k`, after checking that there are as many vectors.
 
     Raises:
-        BadConfig: there are fewer, so recall at k has no meaning.
+        BadConfig: there are fewer, so recall at k is undefined.
     """
     if k > count:
         raise BadConfig(f"recall at {k} over {count} vectors", f"at least {k} vectors")
     return k
 
 
-def _padded(scores: Scores, k: int) -> Scores:
-    """Returns `(k,)` scores; hits that a graph failed to find count as the worst possible."""
+def _pad(scores: Scores, k: int) -> Scores:
+    """Return `(k,)` scores, with the worst possible score for missing hits."""
     return np.concatenate([scores, np.full(k - len(scores), -np.inf, dtype=np.float32)])
