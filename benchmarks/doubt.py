@@ -159,7 +159,7 @@ def error_rates(
 def write_rule(
     bundle: Path, rule: MatchRule, rates: Sequence[tuple[int, int, float, float]]
 ) -> None:
-    """Puts the rule and its error rates into the manifest and the model card of a bundle."""
+    """Put the rule and its error rates into the manifest and the model card of a bundle."""
     manifest = read_bundle_manifest(bundle)
     false, caught = ([rate[column] for rate in rates] for column in (2, 3))
     few = [rate[3] for rate in rates if rate[0] <= 100]

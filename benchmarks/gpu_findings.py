@@ -40,7 +40,7 @@ class Finding:
 
     @property
     def key(self) -> Key:
-        """Identifies the point."""
+        """Identify the point."""
         return self.stage, self.subject, self.source, self.batch
 
     def measured(self, figures: Figures) -> Finding:

@@ -41,7 +41,7 @@ _MOST_FILES = 200_000
 
 
 def make_gallery(folder: Path, count: int, bundle: Bundle, photos: Path) -> float:
-    """Makes a gallery of `count` photos; returns the seconds that its sign codes took."""
+    """Make a gallery of `count` photos; return the seconds that its sign codes took."""
     dim = bundle.manifest.dim
     rows = clustered_vectors(count, dim, seed=0)
     folder.mkdir(parents=True)
@@ -97,7 +97,7 @@ def _write_neighbours(folder: Path, count: int, dim: int) -> None:
 
 
 def cold_query(folder: Path, search: str) -> dict[str, float]:
-    """Opens a gallery, searches it once, then 100 times; without an engine."""
+    """Open a gallery, search it once, then 100 times; without an engine."""
     query = clustered_vectors(101, 512, seed=0, of=1000)
     before, read, cpu_before = resident_bytes(), _bytes_read(), time.process_time()
     started = time.perf_counter()
@@ -127,7 +127,7 @@ def cold_query(folder: Path, search: str) -> dict[str, float]:
 
 
 def update(folder: Path, photos: Path) -> dict[str, float]:
-    """Indexes a folder with one photo that the gallery does not have, and again."""
+    """Index a folder with one photo that the gallery does not have, and again."""
     with Embedder(engine="onnxruntime", threads=1) as embedder:
         result = {}
         for name in ("one_new_s", "nothing_new_s"):
@@ -156,7 +156,7 @@ def _measured(*arguments: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints a JSON object of measurements."""
+    """Print a JSON object of measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--folder", type=Path, required=True, help="made if it does not exist")

@@ -27,7 +27,7 @@ _TOLERANCE = 1e-6
 def recalls(
     photos: Embeddings, queries: Embeddings, transform: Itq, sizes: list[tuple[int, int]]
 ) -> list[float]:
-    """Returns recall@10 for each of `sizes`: nearest by Hamming distance, and best estimates.
+    """Return recall@10 for each of `sizes`: nearest by Hamming distance, and best estimates.
 
     Args:
         photos: `(N, D) float32` unit rows.
@@ -52,7 +52,7 @@ def recalls(
 
 
 def main() -> None:
-    """Prints tables in Markdown."""
+    """Print tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photos", type=Path, help="an .npz of 'sbtk embed --as photo'")
     parser.add_argument("queries", type=Path, help="an .npz of 'sbtk embed --as sketch'")

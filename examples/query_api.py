@@ -52,7 +52,7 @@ print(f"{report.live} photos, {report.new} of them new, in {report.seconds:.1f} 
 
 # %%
 def draw(query: Path, found: Sequence[tuple[str, Image.Image]], file: str) -> None:
-    """Draws a query and its hits, best first, and saves the figure as `file`."""
+    """Draw a query and its hits, best first, and save the figure as `file`."""
     shown = [(query.name, thumbnail(query)), *found]
     figure, axes = pyplot.subplots(1, len(shown), figsize=(1.8 * len(shown), 2.2))
     for axis, (title, image) in zip(axes, shown, strict=True):
@@ -91,7 +91,7 @@ ADDRESS = server.stdout.readline().strip().rstrip("/")
 
 
 def ask(path: str, image: bytes | None = None) -> bytes:
-    """Returns the response to a request, with `image` as its body; waits for a busy server."""
+    """Return the response to a request, with `image` as its body; wait for a busy server."""
     headers = {"Content-Type": "image/png"} if image else {}
     request = Request(ADDRESS + path, image, headers)  # noqa: S310 -- the address is our server's
     while True:
@@ -106,7 +106,7 @@ def ask(path: str, image: bytes | None = None) -> bytes:
 
 
 def with_thumbnails(answer: dict[str, Any]) -> list[tuple[str, Image.Image]]:
-    """Returns a title and a thumbnail for each hit."""
+    """Return a title and a thumbnail for each hit."""
     return [
         (
             f"{hit['rank']}: {hit['score']:.2f}",

@@ -49,7 +49,7 @@ _LIMITS = """\
 
 
 def render_model_card(manifest: BundleManifest) -> str:
-    """Returns the model card in Markdown; everything in it comes from the manifest."""
+    """Return the model card in Markdown; everything in it comes from the manifest."""
     training = dict(manifest.training)
     licence = training.pop("licence", "not known")
     summary = training.pop("summary", "")
@@ -99,7 +99,7 @@ def _render_codes(manifest: BundleManifest) -> list[str]:
 
 
 def _render_input(manifest: BundleManifest) -> str:
-    """Returns the description of the model's input."""
+    """Return the description of the model's input."""
     in_words = " (in words: PREPROCESSING.md)" if "PREPROCESSING.md" in manifest.files else ""
     text = (
         f"`{INPUT_NAME} (N, {SIZE_PX}, {SIZE_PX}, 3) uint8`: RGB, prepared by "
@@ -214,7 +214,7 @@ class StudentFacts:
 
 
 def collect_facts(run: TrainedRun) -> StudentFacts:
-    """Returns the facts in the run's record and configuration.
+    """Return the facts in the run's record and configuration.
 
     Raises:
         BadConfig: the record lacks something.
@@ -265,7 +265,7 @@ _METRIC_LOSSES = {
 
 
 def describe_student(config: TrainConfig, record: Mapping[str, Any]) -> str:
-    """Returns a sentence on the losses, and on the refitted embedding and what it gained."""
+    """Return a sentence on the losses, and on the refitted embedding and what it gained."""
     recipe, parts = config.recipe, record.get("averaged") or []
     if not isinstance(recipe, SbtknetRecipe):
         return f"Trained with the recipe {recipe.name}."
@@ -297,7 +297,7 @@ def _join(texts: Sequence[str]) -> str:
 
 
 def describe_licence(sources: list[str]) -> str:
-    """Returns the licence of a model as far as the names of its sources tell."""
+    """Return the licence of a model as far as the names of its sources tell."""
     names = [name.lower() for name in sources]
     known = [
         told for word, told in _SOURCES if any(word in name.replace("_", "-") for name in names)
@@ -326,7 +326,7 @@ def _file_name(value: object) -> str:
 def _metrics(
     record: dict[str, Any], validation_classes: int, selection: Selection
 ) -> dict[str, Any]:
-    """Returns the metrics of the best student, each with its rule."""
+    """Return the metrics of the best student, each with its rule."""
     best = record.get("best")
     if not isinstance(best, dict):
         return {}
@@ -342,14 +342,14 @@ def _metrics(
 
 
 def _describe_size(record: dict[str, Any], name: str) -> list[str]:
-    """Returns the size of the images, if it is not the runtime's."""
+    """Return the size of the images, if it is not the runtime's."""
     size_px = record.get("validation_px", SIZE_PX)
     is_measured_again = name.startswith("validation") and "refitted_map" in record.get("refit", {})
     return [] if size_px == SIZE_PX or is_measured_again else [f"images of {size_px} px"]
 
 
 def _describe_choice(parts: list[dict[str, Any]], name: str, selection: Selection) -> list[str]:
-    """Returns what a metric selected: an epoch, or those of the averaged students."""
+    """Return what a metric selected: an epoch, or those of the averaged students."""
     if not parts:
         return ["chose the epoch"] if SELECTION_METRICS[selection] == name else []
     told = [f"of the mean of {len(parts)} students' weights"]
@@ -361,7 +361,7 @@ def _describe_choice(parts: list[dict[str, Any]], name: str, selection: Selectio
 
 
 def _averaged_training(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns the students that were averaged; a recipe that all share is given once."""
+    """Return the students that were averaged; a recipe that all share is given once."""
     parts = _parts(record)
     if not parts:
         return {}
@@ -380,7 +380,7 @@ def _parts(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _selected_by(part: dict[str, Any]) -> str | None:
-    """Returns the metric that selected a part's epoch; older runs have a single rule."""
+    """Return the metric that selected a part's epoch; older runs have a single rule."""
     if "mean_of" in part:
         return None
     return SELECTION_METRICS.get((part.get("recipe") or {}).get("selection", "validation-map"))

@@ -33,7 +33,7 @@ _RULE = (
 
 
 def require_bits(bits: Sequence[int], dim: int) -> None:
-    """Refuses lengths that no codes can have, before any work.
+    """Refuse lengths that no codes can have, before any work.
 
     Raises:
         BadConfig: one is longer than an embedding, or no multiple of 8.
@@ -49,7 +49,7 @@ def write_codes(
     ranking: Embeddings,
     notify: Notify,
 ) -> dict[str, Any]:
-    """Fits binary codes of each length, writes them into a bundle, and returns their metrics.
+    """Fit binary codes of each length, write them into a bundle, and return their metrics.
 
     Args:
         bundle: with an FP32 model.
@@ -84,7 +84,7 @@ def write_codes(
 def _embedded(
     bundle: Bundle, files: Mapping[Kind, Sequence[Path]]
 ) -> tuple[Embeddings, dict[Kind, int]]:
-    """Returns the embeddings of all readable files, and how many of each kind there are."""
+    """Return the embeddings of all readable files, and how many of each kind there are."""
     rows: list[Embeddings] = []
     read: dict[Kind, int] = {}
     with Embedder(bundle, engine="onnxruntime", precision="fp32", device="cpu") as embedder:
@@ -106,7 +106,7 @@ def _named(samples: ExportImages) -> str:
 
 
 def _map(rows: Any, samples: ImageSubset) -> float:
-    """Returns mAP@all of embeddings `(N, D) float32` or codes `(N, W) uint8`."""
+    """Return mAP@all of embeddings `(N, D) float32` or codes `(N, W) uint8`."""
     is_sketch, labels = samples.is_sketch, samples.labels
     found = evaluate(
         *(rows[is_sketch], labels[is_sketch], rows[~is_sketch], labels[~is_sketch]),

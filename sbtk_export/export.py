@@ -86,7 +86,7 @@ class Exported:
 
 
 def export_run(run: TrainedRun, plan: ExportPlan, images: Path | None, notify: Notify) -> Exported:
-    """Returns the published bundle of a run.
+    """Return the published bundle of a run.
 
     Args:
         run: the trained run.
@@ -116,7 +116,7 @@ def export_run(run: TrainedRun, plan: ExportPlan, images: Path | None, notify: N
 def export_student(
     student: Student, facts: StudentFacts, samples: ExportImages, plan: ExportPlan, notify: Notify
 ) -> Exported:
-    """Returns the published bundle of a student.
+    """Return the published bundle of a student.
 
     The manifest, the card and the hashes are written last, when every model has kept its limits;
     the folder gets its name after that.
@@ -187,7 +187,7 @@ def _manifest(
 
 
 def _write_manifest(folder: Path, manifest: BundleManifest) -> None:
-    """Writes card and manifest, and reads the bundle back as a user would."""
+    """Write card and manifest, and read the bundle back as a user would."""
     manifest = replace(manifest, files=hash_files(folder))
     write_atomically(folder / CARD_NAME, render_model_card(manifest).encode())
     manifest = replace(manifest, files=hash_files(folder))
@@ -196,7 +196,7 @@ def _write_manifest(folder: Path, manifest: BundleManifest) -> None:
 
 
 def add_unseen_metric(folder: Path, log: Path) -> float:
-    """Writes a bundle's mAP@all on unseen classes into its manifest and card, and returns it.
+    """Write a bundle's mAP@all on unseen classes into its manifest and card, and return it.
 
     Args:
         folder: the bundle.
@@ -260,7 +260,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def validate_name(name: str) -> str:
-    """Returns `name` if it can name a bundle.
+    """Return `name` if it can name a bundle.
 
     Raises:
         BadConfig: it has other characters than these, or is too long.
@@ -276,7 +276,7 @@ def validate_name(name: str) -> str:
 
 @contextlib.contextmanager
 def publish_folder(target: Path) -> Iterator[Path]:
-    """Yields a temporary folder next to `target` that becomes `target` when the block succeeds.
+    """Yield a temporary folder next to `target` that becomes `target` when the block succeeds.
 
     On failure it is removed, and `target` does not come to be.
 
@@ -301,7 +301,7 @@ def publish_folder(target: Path) -> Iterator[Path]:
 
 
 def require_absent(target: Path) -> None:
-    """Refuses a name that is taken, before any work is done.
+    """Refuse a name that is taken, before any work is done.
 
     Raises:
         BadConfig: `target` exists.
@@ -315,7 +315,7 @@ def require_absent(target: Path) -> None:
 
 
 def hash_files(folder: Path) -> dict[str, FileRecord]:
-    """Returns size and SHA-256 of every file in `folder` but the manifest, by name."""
+    """Return size and SHA-256 of every file in `folder` but the manifest, by name."""
     return {
         path.name: FileRecord(sha256_of_file(path), path.stat().st_size)
         for path in sorted(folder.iterdir())
@@ -337,12 +337,12 @@ VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 
 def precision_and_form(variant: Variant) -> tuple[Precision, OnnxForm]:
-    """Returns the precision of a variant, and the form of its ONNX file."""
+    """Return the precision of a variant, and the form of its ONNX file."""
     return ("int8", "tensorrt") if variant == "int8.trt" else (variant, "plain")
 
 
 def file_name(variant: Variant) -> str:
-    """Returns the name of a variant's ONNX file in every bundle."""
+    """Return the name of a variant's ONNX file in every bundle."""
     return onnx_name(*precision_and_form(variant))
 
 
@@ -354,7 +354,7 @@ def write_models(
     notify: Notify,
     opset: int | None = None,
 ) -> None:
-    """Writes an ONNX file for each variant into `folder`; `fp32` must be among them."""
+    """Write an ONNX file for each variant into `folder`; `fp32` must be among them."""
     reference = folder / file_name("fp32")
     notify("fp32: tracing")
     write_onnx(student, reference, opset)
@@ -376,7 +376,7 @@ def check_models(
     variants: Sequence[Variant],
     notify: Notify,
 ) -> dict[str, Parity]:
-    """Returns how far each model is from torch, by variant, run by ONNX Runtime on the CPU.
+    """Return how far each model is from torch, by variant, run by ONNX Runtime on the CPU.
 
     That engine is the one that every machine with the extra `cpu` has; GPUs round in their own way.
 
@@ -396,7 +396,7 @@ def check_models(
 
 
 def write_golden(bundle: Bundle, variants: Sequence[Variant]) -> None:
-    """Writes the input contract and the golden images with the embeddings of each precision."""
+    """Write the input contract and the golden images with the embeddings of each precision."""
     engines = {}
     with contextlib.ExitStack() as opened:
         for variant in variants:

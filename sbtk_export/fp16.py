@@ -23,7 +23,7 @@ from sbtk_train.models.student import Student
 
 
 def make_half_trunk_student(student: Student) -> Student:
-    """Returns a copy of the student, in evaluation mode, with a half-precision trunk."""
+    """Return a copy of the student, in evaluation mode, with a half-precision trunk."""
     half = copy.deepcopy(student).eval()
     fold_batch_norms(_FeatureMap(half))
     half.trunk = make_half_trunk(half.trunk)
@@ -31,7 +31,7 @@ def make_half_trunk_student(student: Student) -> Student:
 
 
 def make_half_trunk(trunk: nn.Module) -> nn.Sequential:
-    """Returns the trunk's stages, in half precision, between two casts: FP32 goes in and out.
+    """Return the trunk's stages, in half precision, between two casts: FP32 goes in and out.
 
     Args:
         trunk: its stages are changed and used.
@@ -51,7 +51,7 @@ def make_half_trunk(trunk: nn.Module) -> nn.Sequential:
 
 
 def fold_batch_norms(module: nn.Module) -> None:
-    """Folds each batch norm into the convolution before it; an `nn.Identity` takes its place.
+    """Fold each batch norm into the convolution before it; an `nn.Identity` takes its place.
 
     Done in FP32, before any weight becomes half: running variances below 6e-8 do not exist in
     FP16, and a ResNet50 folded there was at a cosine of 0.93 from itself.
@@ -77,7 +77,7 @@ def fold_batch_norms(module: nn.Module) -> None:
 
 
 def single_precision(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns the model with all of it computed in FP32; FP16 weights keep their values."""
+    """Return the model with all of it computed in FP32; FP16 weights keep their values."""
     single = onnx.ModelProto()
     single.CopyFrom(model)
     graph = single.graph
@@ -111,7 +111,7 @@ class Cast(nn.Module):
         self.dtype = dtype
 
     def forward(self, values: Tensor) -> Tensor:
-        """Returns `values`, of any shape `(...)`, in the type."""
+        """Return `values`, of any shape `(...)`, in the type."""
         return values.to(self.dtype)
 
 

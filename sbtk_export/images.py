@@ -87,7 +87,7 @@ def choose_images(
     codes_per_kind: int = 0,
     seed: int = 0,
 ) -> ExportImages:
-    """Returns the images of `data/{sketch,photo}/<class>/*` to calibrate and to measure with.
+    """Return the images of `data/{sketch,photo}/<class>/*` to calibrate and to measure with.
 
     Args:
         data: the folder; classes that are not named are not looked into.
@@ -142,7 +142,7 @@ class ImageSampler:
         }
 
     def draw(self, kind: Kind, count: int, per_class: int | None = None) -> ImageSubset:
-        """Returns the next `count` readable images of a kind, or as many as there are."""
+        """Return the next `count` readable images of a kind, or as many as there are."""
         pixels: list[Pixels] = []
         labels: list[int] = []
         paths: list[Path] = []
@@ -170,7 +170,7 @@ def _only(data: ImageSet, classes: Sequence[str]) -> ImageSet:
 
 
 def _files(data: ImageSet, per_kind: int, rng: np.random.Generator) -> dict[Kind, tuple[Path, ...]]:
-    """Returns up to so many files of each kind, from all classes alike."""
+    """Return up to so many files of each kind, from all classes alike."""
     turns: dict[Kind, Iterator[tuple[Path, int]]] = {
         "sketch": _by_turns(data.sketch_files, data.sketch_labels, rng),
         "photo": _by_turns(data.photos, data.photo_labels, rng),
@@ -184,7 +184,7 @@ def _files(data: ImageSet, per_kind: int, rng: np.random.Generator) -> dict[Kind
 def _by_turns(
     paths: Sequence[Path], labels: NDArray[np.int64], rng: np.random.Generator
 ) -> Iterator[tuple[Path, int]]:
-    """Yields one image of each class, then another of each, in an order drawn at random."""
+    """Yield one image of each class, then another of each, in an order drawn at random."""
     order = rng.permutation(len(paths))
     taken: dict[int, int] = {}
     turns = []
@@ -215,7 +215,7 @@ def _joined(parts: Sequence[ImageSubset]) -> ImageSubset:
 
 
 def _require(samples: ImageSubset, per_kind: int, purpose: str, data: Path) -> None:
-    """Refuses a set that is too small for its purpose."""
+    """Refuse a set that is too small for its purpose."""
     if len(samples) < 2 * per_kind:
         raise BadData(
             f"{printable_name(data)} has {len(samples)} images for {purpose} (sketches and "

@@ -37,7 +37,7 @@ _CALIBRATION_BATCH = 8
 
 
 def quantise(source: Path, target: Path, inputs: ModelInputs) -> None:
-    """Writes the INT8 form of the model `source` to `target`, atomically.
+    """Write the INT8 form of the model `source` to `target`, atomically.
 
     Args:
         source: made by `write_onnx`, in FP32; or in FP16, whose weights are then taken as they
@@ -86,7 +86,7 @@ def quantise(source: Path, target: Path, inputs: ModelInputs) -> None:
 
 
 def save_prepared(model: onnx.ModelProto, path: Path) -> None:
-    """Writes the FP32 model to `path` in the form that ONNX Runtime's quantiser needs."""
+    """Write the FP32 model to `path` in the form that ONNX Runtime's quantiser needs."""
     prepared = onnx.ModelProto()
     prepared.CopyFrom(model)
     prepared.metadata_props.add(key=_PREPARED[0], value=_PREPARED[1])
@@ -94,7 +94,7 @@ def save_prepared(model: onnx.ModelProto, path: Path) -> None:
 
 
 def find_nodes_outside(model: onnx.ModelProto) -> list[str]:
-    """Returns the names of the nodes before the first convolution and after the last Linear.
+    """Return the names of the nodes before the first convolution and after the last Linear.
 
     Raises:
         BadModel: there is none of one of them, or they are in the wrong order.
@@ -108,7 +108,7 @@ def find_nodes_outside(model: onnx.ModelProto) -> list[str]:
 
 
 def input_first(model: onnx.ModelProto) -> None:
-    """Moves Cast and Transpose of the input to the front, where the quantiser puts constants."""
+    """Move Cast and Transpose of the input to the front, where the quantiser puts constants."""
     nodes = list(model.graph.node)
     cast = next(node for node in nodes if INPUT_NAME in node.input)
     transpose = next(node for node in nodes if cast.output[0] in node.input)
@@ -129,7 +129,7 @@ class CalibrationBatches(CalibrationDataReader):  # type: ignore[misc]
         self._batches = inputs.batches(model, _CALIBRATION_BATCH)
 
     def get_next(self) -> Feeds | None:
-        """Returns the next inputs of the model, or `None` after the last."""
+        """Return the next inputs of the model, or `None` after the last."""
         return next(self._batches, None)
 
 
@@ -141,7 +141,7 @@ _STATISTICS_BATCH = 10
 
 
 def measure_mean_inputs(model: onnx.ModelProto, inputs: ModelInputs) -> Means:
-    """Returns the mean `(C,) float64` of what each convolution and Linear reads, by tensor name.
+    """Return the mean `(C,) float64` of what each convolution and Linear reads, by tensor name.
 
     Args:
         model: the FP32 model.
@@ -160,7 +160,7 @@ def measure_mean_inputs(model: onnx.ModelProto, inputs: ModelInputs) -> Means:
 
 
 def correct_biases(quantised: onnx.ModelProto, original: onnx.ModelProto, means: Means) -> None:
-    """Changes the biases of `quantised`, a QDQ model, so that mean outputs are as before.
+    """Change the biases of `quantised`, a QDQ model, so that mean outputs are as before.
 
     Biases are INT32 behind a DequantizeLinear, or FP32. Layers without one, in groups, or with
     weights that are not quantised stay as they are.
@@ -195,7 +195,7 @@ def correct_biases(quantised: onnx.ModelProto, original: onnx.ModelProto, means:
 
 
 def _with_means(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns a copy of the model that also puts out the mean of each layer's input."""
+    """Return a copy of the model that also puts out the mean of each layer's input."""
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     wanted = {node.input[0]: node.op_type for node in model.graph.node if node.op_type in _AXES}
@@ -214,7 +214,7 @@ def _with_means(model: onnx.ModelProto) -> onnx.ModelProto:
 def _dequantised(
     constants: Mapping[str, onnx.TensorProto], node: onnx.NodeProto
 ) -> NDArray[np.float64]:
-    """Returns the weights `(O, ...)` that a DequantizeLinear node, one scale a row, gives."""
+    """Return the weights `(O, ...)` that a DequantizeLinear node, one scale a row, gives."""
     value, scale = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
     return value.astype(np.float64) * scale.astype(np.float64).reshape(-1, *[1] * (value.ndim - 1))
 
@@ -228,7 +228,7 @@ _Maxima = Mapping[str, NDArray[np.float64]]
 
 
 def equalise_channels(model: onnx.ModelProto, inputs: ModelInputs) -> int:
-    """Evens out, in place, what convolutions hand on to others; returns how many of them do so.
+    """Even out, in place, what convolutions hand on to others; return how many of them do so.
 
     What the model computes stays the same, up to rounding in FP32. Channels that reach anything
     but convolutions, ReLU and maxima stay as they are, and so do convolutions in groups.
@@ -282,7 +282,7 @@ def _is_whole(node: onnx.NodeProto) -> bool:
 def _convolutions_behind(
     node: onnx.NodeProto, readers: Mapping[str, list[onnx.NodeProto]]
 ) -> list[onnx.NodeProto]:
-    """Returns the convolutions that alone read a node's channels; none if others do too."""
+    """Return the convolutions that alone read a node's channels; none if others do too."""
     found: list[onnx.NodeProto] = []
     for reader in readers.get(node.output[0], []):
         if _is_whole(reader):
@@ -298,7 +298,7 @@ def _convolutions_behind(
 
 
 def _channel_maxima(model: onnx.ModelProto, names: list[str], inputs: ModelInputs) -> _Maxima:
-    """Returns the largest value `(C,) float64` of each channel, as a mean over batches."""
+    """Return the largest value `(C,) float64` of each channel, as a mean over batches."""
     if not names:
         return {}
     copied = onnx.ModelProto()
@@ -325,7 +325,7 @@ def _channel_maxima(model: onnx.ModelProto, names: list[str], inputs: ModelInput
 def _factors(
     behind: list[onnx.NodeProto], constants: Mapping[str, onnx.TensorProto], maxima: _Maxima
 ) -> NDArray[np.float64]:
-    """Returns what each channel `(C,)` is divided by; 1 for channels that are never used."""
+    """Return what each channel `(C,)` is divided by; 1 for channels that are never used."""
     activations = np.max([maxima[node.input[0]] for node in behind], axis=0)
     weights = np.max([_reach(constants[node.input[1]]) for node in behind], axis=0)
     is_used = (activations > _LEAST) & (weights > _LEAST)
@@ -337,7 +337,7 @@ def _factors(
 
 
 def _reach(weights: onnx.TensorProto) -> NDArray[np.float64]:
-    """Returns the largest size `(C,)` of the weights that read each channel."""
+    """Return the largest size `(C,)` of the weights that read each channel."""
     values = np.abs(numpy_helper.to_array(weights)).max(axis=(0, 2, 3))
     return np.asarray(values, dtype=np.float64)
 
@@ -354,7 +354,7 @@ _MEANS = frozenset({"ReduceMean", "GlobalAveragePool"})
 
 
 def find_se_nodes(model: onnx.ModelProto) -> list[str]:
-    """Returns the names of the nodes that lead from means of feature maps to channels' factors.
+    """Return the names of the nodes that lead from means of feature maps to channels' factors.
 
     Means and sigmoids are among them, the products with the factors are not.
     """
@@ -369,7 +369,7 @@ def find_se_nodes(model: onnx.ModelProto) -> list[str]:
 def _collect(
     node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto], found: dict[str, None]
 ) -> None:
-    """Adds a node and all that it depends on, back to the means of feature maps."""
+    """Add a node and all that it depends on, back to the means of feature maps."""
     if node.name in found:
         return
     found[node.name] = None

@@ -50,7 +50,7 @@ _BATCH = 10
 
 
 def quantise_for_tensorrt(source: Path, target: Path, inputs: ModelInputs) -> None:
-    """Writes TensorRT's INT8 form of the FP32 model `source` to `target`, atomically.
+    """Write TensorRT's INT8 form of the FP32 model `source` to `target`, atomically.
 
     Args:
         source: made by `write_onnx`.
@@ -103,7 +103,7 @@ def quantise_for_tensorrt(source: Path, target: Path, inputs: ModelInputs) -> No
 
 
 def find_behind_first_convolution(model: onnx.ModelProto) -> list[str]:
-    """Returns the names of the convolutions that read what the first one gives.
+    """Return the names of the convolutions that read what the first one gives.
 
     ReLU and pooling may lie between.
     """
@@ -121,7 +121,7 @@ def find_behind_first_convolution(model: onnx.ModelProto) -> list[str]:
 
 
 def compute_in_half(model: onnx.ModelProto, names: Collection[str]) -> None:
-    """Makes these convolutions compute in FP16, with a Cast before and after each."""
+    """Make these convolutions compute in FP16, with a Cast before and after each."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     changed: set[str] = set()
     nodes = list(model.graph.node)
@@ -150,7 +150,7 @@ def compute_in_half(model: onnx.ModelProto, names: Collection[str]) -> None:
 
 
 def unquantise_fused_inputs(model: onnx.ModelProto) -> int:
-    """Makes each Add read one convolution's output in FP32; returns their number.
+    """Make each Add read one convolution's output in FP32; return their number.
 
     TensorRT computes that Add inside the convolution, before anything is rounded. The other input,
     the shortcut, stays quantised, so that it is kept and read in 8 bits.
@@ -177,7 +177,7 @@ def unquantise_fused_inputs(model: onnx.ModelProto) -> int:
 def set_closest_steps(
     quantised: onnx.ModelProto, model: onnx.ModelProto, inputs: ModelInputs
 ) -> float:
-    """Sets the steps with which embeddings stay closest to those in FP32.
+    """Set the steps with which embeddings stay closest to those in FP32.
 
     A step of least squared error is mostly best, but clips large values, however much the model
     may depend on them. So it is tried how far clipping may go.
@@ -204,7 +204,7 @@ def set_closest_steps(
 
 
 def _embedded(model: onnx.ModelProto, inputs: ModelInputs) -> NDArray[np.float32]:
-    """Returns the model's `(N, D) float32` unit rows."""
+    """Return the model's `(N, D) float32` unit rows."""
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
@@ -215,7 +215,7 @@ def _embedded(model: onnx.ModelProto, inputs: ModelInputs) -> NDArray[np.float32
 def _pair_before(
     name: str, makers: Mapping[str, onnx.NodeProto]
 ) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
-    """Returns the QuantizeLinear and DequantizeLinear that make a tensor; `None` for others."""
+    """Return the QuantizeLinear and DequantizeLinear that make a tensor; `None` for others."""
     last = makers.get(name)
     if last is None or last.op_type != "DequantizeLinear":
         return None
@@ -244,7 +244,7 @@ class Histogram:
 def collect_histograms(
     model: onnx.ModelProto, names: Sequence[str], inputs: ModelInputs
 ) -> dict[str, Histogram]:
-    """Returns the histogram of each named activation.
+    """Return the histogram of each named activation.
 
     Args:
         model: in FP32.
@@ -265,7 +265,7 @@ def collect_histograms(
 
 
 def choose_steps(histograms: Mapping[str, Histogram], least_reach: float) -> Steps:
-    """Returns, by tensor, the step of INT8 whose squared error is smallest.
+    """Return, by tensor, the step of INT8 whose squared error is smallest.
 
     Args:
         histograms: by tensor.
@@ -276,7 +276,7 @@ def choose_steps(histograms: Mapping[str, Histogram], least_reach: float) -> Ste
 
 
 def set_steps(quantised: onnx.ModelProto, steps: Steps) -> None:
-    """Sets the steps of the QuantizeLinear nodes that read these tensors, and of their partners."""
+    """Set the steps of the QuantizeLinear nodes that read these tensors, and of their partners."""
     constants = {tensor.name: tensor for tensor in quantised.graph.initializer}
     for node in quantised.graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] in steps:
@@ -287,7 +287,7 @@ def set_steps(quantised: onnx.ModelProto, steps: Steps) -> None:
 
 
 def list_quantised_tensors(quantised: onnx.ModelProto) -> list[str]:
-    """Returns the names of the activations that a QDQ model quantises."""
+    """Return the names of the activations that a QDQ model quantises."""
     readers = (node for node in quantised.graph.node if node.op_type == "QuantizeLinear")
     return list(dict.fromkeys(node.input[0] for node in readers))
 

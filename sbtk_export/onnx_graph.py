@@ -64,7 +64,7 @@ class Deployed(nn.Module):
         self.register_buffer("shift", -mean / std)
 
     def forward(self, images: Tensor, domains: Tensor | None = None) -> Tensor:
-        """Returns `(N, D) float32` unit rows for `(N, 224, 224, 3) uint8` RGB and `(N,)` domains.
+        """Return `(N, D) float32` unit rows for `(N, 224, 224, 3) uint8` RGB and `(N,)` domains.
 
         Domains are for students that have a domain input, and left out for others.
         """
@@ -78,7 +78,7 @@ class Deployed(nn.Module):
 
 
 def write_onnx(student: Student, path: Path, opset: int | None = None) -> None:
-    """Writes the student to `path` as one self-contained, checked ONNX file, atomically.
+    """Write the student to `path` as one self-contained, checked ONNX file, atomically.
 
     Batch norms are folded into the convolutions by the exporter, and strides moved up to where
     they spare work.
@@ -127,7 +127,7 @@ def write_onnx(student: Student, path: Path, opset: int | None = None) -> None:
 
 
 def strip_traces(model: onnx.ModelProto) -> None:
-    """Removes from `model` what the exporter noted about its own work.
+    """Remove from `model` what the exporter noted about its own work.
 
     Stack traces name folders of the machine, and the notes make equal models unequal.
     """
@@ -143,7 +143,7 @@ def strip_traces(model: onnx.ModelProto) -> None:
 
 
 def check_model(model: onnx.ModelProto, dim: int, *, has_domain_input: bool) -> None:
-    """Checks that a model is valid ONNX and keeps the promises made to engines.
+    """Check that a model is valid ONNX and keep the promises made to engines.
 
     Args:
         model: what was exported.
@@ -188,7 +188,7 @@ def _signature(value: onnx.ValueInfoProto) -> _Signature:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporter's remarks about its own internals off the user's terminal."""
+    """Keep the exporter's remarks about its own internals off the user's terminal."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -204,7 +204,7 @@ _ELEMENTWISE = frozenset({"Add", "Cast", "Relu"})
 
 
 def move_strides_up(model: onnx.ModelProto) -> int:
-    """Moves strides up in `model`, in place, and returns how many tensors became smaller.
+    """Move strides up in `model`, in place, and return how many tensors became smaller.
 
     What the model computes stays the same. Shapes noted in the model are inferred again.
 
@@ -247,7 +247,7 @@ class _Graph:
         return next((node for node in self._graph.node if name in node.output), None)
 
     def subsampled_tensors(self) -> Iterator[str]:
-        """Yields the tensors of which every reader uses only each second row and column."""
+        """Yield the tensors of which every reader uses only each second row and column."""
         for node in self._graph.node:
             if _is_pointwise(node, stride=2):
                 name = node.input[0]
@@ -258,7 +258,7 @@ class _Graph:
                     yield name
 
     def subsample(self, name: str) -> None:
-        """Makes the producer of `name` compute only each second row and column.
+        """Make the producer of `name` compute only each second row and column.
 
         Called when no reader of `name` needs more.
         """
@@ -291,7 +291,7 @@ class _Graph:
         return shape is not None and all(each == shape for each in shapes)
 
     def _picked(self, source: str) -> str:
-        """Returns the name of each second row and column of `source`, by a node made for it."""
+        """Return the name of each second row and column of `source`, by a node made for it."""
         name = f"{source}_every_second"
         self._graph.node.append(
             # A pool of one position: INT8 kernels support it, but not a strided slice.
@@ -300,7 +300,7 @@ class _Graph:
         return name
 
     def sort(self) -> None:
-        """Sorts each node after those that it reads from, otherwise in the old order."""
+        """Sort each node after those that it reads from, otherwise in the old order."""
         made = {value.name for value in self._graph.input}
         made |= {tensor.name for tensor in self._graph.initializer} | {""}
         waiting = list(self._graph.node)
@@ -354,12 +354,12 @@ class ModelInputs:
 
     @classmethod
     def of_kind(cls, pixels: Pixels, kind: Kind) -> ModelInputs:
-        """Returns images of one kind."""
+        """Return images of one kind."""
         return cls(pixels, domains_of(kind, len(pixels)))
 
     @classmethod
     def of_kinds(cls, pixels: Pixels, is_sketch: NDArray[np.bool_]) -> ModelInputs:
-        """Returns images with the mask `is_sketch (N,) bool`."""
+        """Return images with the mask `is_sketch (N,) bool`."""
         domains = np.where(is_sketch, DOMAINS["sketch"], DOMAINS["photo"])
         return cls(pixels, domains.astype(np.float32))
 
@@ -367,16 +367,16 @@ class ModelInputs:
         return len(self.domains)
 
     def mixed(self) -> ModelInputs:
-        """Returns the images in an order in which any part mixes sketches and photos."""
+        """Return the images in an order in which any part mixes sketches and photos."""
         order = np.random.default_rng(0).permutation(len(self))
         return ModelInputs(self.pixels[order], self.domains[order])
 
     def first(self, count: int) -> ModelInputs:
-        """Returns the first images, or all if there are fewer."""
+        """Return the first images, or all if there are fewer."""
         return ModelInputs(self.pixels[:count], self.domains[:count])
 
     def batches(self, model: onnx.ModelProto, size: int) -> Iterator[Feeds]:
-        """Yields the model's inputs for `size` images at a time."""
+        """Yield the model's inputs for `size` images at a time."""
         is_told = find_domain_input(model) is not None
         for start in range(0, len(self), size):
             feeds: Feeds = {INPUT_NAME: self.pixels[start : start + size]}
@@ -386,6 +386,6 @@ class ModelInputs:
 
 
 def find_domain_input(model: onnx.ModelProto) -> str | None:
-    """Returns the name of a model's domain input; `None` if it has none."""
+    """Return the name of a model's domain input; `None` if it has none."""
     names = [value.name for value in model.graph.input]
     return DOMAIN_NAME if DOMAIN_NAME in names else None

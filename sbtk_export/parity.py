@@ -78,7 +78,7 @@ class Parity:
         return self.map_model - self.map_torch
 
     def misses(self, limits: Limits) -> list[str]:
-        """Returns a sentence for each limit that is not kept; NaN keeps none."""
+        """Return a sentence for each limit that is not kept; NaN keeps none."""
         judged = [
             ("smallest cosine", self.cosine_min, ">=", limits.cosine_min),
             ("mean cosine", self.cosine_mean, ">=", limits.cosine_mean),
@@ -101,7 +101,7 @@ class Reference:
 
 
 def compute_reference(student: Student, samples: ExportImages) -> Reference:
-    """Returns torch's embeddings of the images, by the code that training runs."""
+    """Return torch's embeddings of the images, by the code that training runs."""
     parity = embed_with_torch(student, samples.parity.inputs)
     if samples.ranking is samples.parity:
         return Reference(parity, parity)
@@ -109,7 +109,7 @@ def compute_reference(student: Student, samples: ExportImages) -> Reference:
 
 
 def embed_with_torch(student: Student, inputs: ModelInputs) -> Embeddings:
-    """Returns `(N, D) float32` unit rows of images."""
+    """Return `(N, D) float32` unit rows of images."""
     student.eval()
     rows = []
     with torch.inference_mode():
@@ -121,7 +121,7 @@ def embed_with_torch(student: Student, inputs: ModelInputs) -> Embeddings:
 
 
 def measure_parity(engine: Engine, samples: ExportImages, reference: Reference) -> Parity:
-    """Returns how far an engine's embeddings are from torch's.
+    """Return how far an engine's embeddings are from torch's.
 
     Args:
         engine: returns rows as the model makes them, not normalised again.
@@ -154,7 +154,7 @@ def measure_parity(engine: Engine, samples: ExportImages, reference: Reference) 
 
 
 def require_parity(parities: Mapping[str, Parity]) -> None:
-    """Checks every variant against its limits.
+    """Check every variant against its limits.
 
     Raises:
         BadModel: names each limit that is not kept, by variant.
@@ -175,7 +175,7 @@ def require_parity(parities: Mapping[str, Parity]) -> None:
 
 
 def _embedded(engine: Engine, samples: ImageSubset) -> Embeddings:
-    """Returns an engine's `(N, D) float32` for images, each embedded as what it is."""
+    """Return an engine's `(N, D) float32` for images, each embedded as what it is."""
     rows = np.empty((len(samples), engine.info.dim), dtype=np.float32)
     for kind in KINDS:
         of_kind = samples.is_sketch if kind == "sketch" else ~samples.is_sketch
@@ -206,7 +206,7 @@ def _top_agreement(rows: Embeddings, wanted: Embeddings, samples: ImageSubset) -
 
 
 def _first_photos(rows: Embeddings, is_sketch: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Returns `(sketches, 10) int64`: the photos that each sketch ranks first."""
+    """Return `(sketches, 10) int64`: the photos that each sketch ranks first."""
     scores = rows[is_sketch] @ rows[~is_sketch].T
     return np.argsort(-scores, axis=1, kind="stable")[:, :_TOP]
 

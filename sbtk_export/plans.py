@@ -50,7 +50,7 @@ class BuiltEngine:
 
 
 def find_plan_builder(notify: Notify) -> PlanBuilder | None:
-    """Returns the first TensorRT that can build plans on this machine; `None` without one.
+    """Return the first TensorRT that can build plans on this machine; `None` without one.
 
     Args:
         notify: called with why an installed one cannot.
@@ -79,7 +79,7 @@ def build_engines(
     notify: Notify,
     progress: Progress = no_progress,
 ) -> list[BuiltEngine]:
-    """Returns the plans of a bundle's FP16 and TensorRT INT8 files, built and kept in the cache.
+    """Return the plans of a bundle's FP16 and TensorRT INT8 files, built and kept in the cache.
 
     Args:
         exported: the bundle, and what its ONNX files were measured with.

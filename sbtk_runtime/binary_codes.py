@@ -63,7 +63,7 @@ class Itq:
         return int(self.projection.shape[0])
 
     def codes(self, rows: Embeddings) -> Codes:
-        """Returns the packed codes of `rows (N, D) float32`, `(N, bits / 8) uint8`.
+        """Return the packed codes of `rows (N, D) float32`, `(N, bits / 8) uint8`.
 
         Raises:
             BadData: rows of another width.
@@ -77,18 +77,18 @@ class Itq:
         return packed
 
     def centred_on(self, rows: Embeddings) -> Itq:
-        """Returns the same axes about the mean of `rows (N, D) float32`, as DSN does."""
+        """Return the same axes about the mean of `rows (N, D) float32`, as DSN does."""
         return replace(self, mean=_mean(rows).astype(np.float32))
 
     def to_bytes(self) -> bytes:
-        """Returns the content of an .npz file, the same bytes for the same numbers."""
+        """Return the content of an .npz file, the same bytes for the same numbers."""
         file = io.BytesIO()
         np.savez(file, mean=self.mean, projection=self.projection)
         return file.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "itq.npz") -> Itq:
-        """Returns what `to_bytes` wrote; never unpickles.
+        """Return what `to_bytes` wrote; never unpickles.
 
         Raises:
             BadModel: the content, called `name`, is damaged or something else.
@@ -114,7 +114,7 @@ def fit_itq(
     seed: int = 50,
     rotation: Rotation = "procrustes",
 ) -> Itq:
-    """Returns binary codes of `bits` bits learnt on `rows (N, D) float32`.
+    """Return binary codes of `bits` bits learnt on `rows (N, D) float32`.
 
     Args:
         rows: what to learn on; more rows than bits.
@@ -143,7 +143,7 @@ def fit_itq(
 
 
 def check_bits(bits: int, dim: int) -> None:
-    """Checks that codes of `bits` bits can be had from embeddings of `dim` numbers.
+    """Check that codes of `bits` bits can be had from embeddings of `dim` numbers.
 
     Raises:
         BadConfig: they cannot.
@@ -156,7 +156,7 @@ def check_bits(bits: int, dim: int) -> None:
 def _rotation(
     values: NDArray[np.float64], iterations: int, seed: int, rotation: Rotation
 ) -> NDArray[np.float64]:
-    """Returns ITQ's `(B, B)` rotation for centred `values (N, B)` on their principal axes."""
+    """Return ITQ's `(B, B)` rotation for centred `values (N, B)` on their principal axes."""
     bits = values.shape[1]
     turn = np.linalg.svd(np.random.RandomState(seed).randn(bits, bits))[0]
     for _ in range(iterations):
@@ -167,7 +167,7 @@ def _rotation(
 
 
 def _principal_axes(rows: Embeddings, mean: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Returns the `count` directions of largest variance as columns, largest first.
+    """Return the `count` directions of largest variance as columns, largest first.
 
     Each points where its largest component is positive, so that the library's choice of sign
     does not matter.
@@ -185,7 +185,7 @@ def _mean(rows: Embeddings) -> NDArray[np.float64]:
 
 
 def _centred(rows: Embeddings, mean: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
-    """Yields `rows - mean` in chunks, so that a large gallery is never held in float64."""
+    """Yield `rows - mean` in chunks, so that a large gallery is never held in float64."""
     for start in range(0, len(rows), _CHUNK_ROWS):
         yield rows[start : start + _CHUNK_ROWS] - mean
 
@@ -202,7 +202,7 @@ _BLOCK = 8192
 
 
 def hamming_distances(queries: Codes, gallery: Codes) -> Distances:
-    """Returns in how many bits each query differs from each photo, `(Q, N) uint16`.
+    """Return in how many bits each query differs from each photo, `(Q, N) uint16`.
 
     Args:
         queries: `(Q, W) uint8` packed codes.
@@ -228,7 +228,7 @@ def hamming_distances(queries: Codes, gallery: Codes) -> Distances:
 
 
 def code_words(codes: Codes) -> Words:
-    """Returns codes `(N, W) uint8` as words, `(ceil(W / 8), N) uint64`, padded with zeros."""
+    """Return codes `(N, W) uint8` as words, `(ceil(W / 8), N) uint64`, padded with zeros."""
     width = -(-codes.shape[1] // _WORD_BYTES) * _WORD_BYTES
     padded = np.zeros((len(codes), width), dtype=np.uint8)
     padded[:, : codes.shape[1]] = codes
@@ -236,7 +236,7 @@ def code_words(codes: Codes) -> Words:
 
 
 def word_distances(query: Words, words: Words) -> Distances:
-    """Returns in how many bits a query differs from each photo, `(N,) uint16`.
+    """Return in how many bits a query differs from each photo, `(N,) uint16`.
 
     Blocks of words stay in the processor's cache: some 1 ms for 100,000 codes of 512 bits.
 

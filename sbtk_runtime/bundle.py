@@ -63,7 +63,7 @@ class Bundle:
 
     @classmethod
     def open(cls, where: str | Path | None = None) -> Self:
-        """Returns the bundle in a folder, the bundle with a name, or the included one.
+        """Return the bundle in a folder, the bundle with a name, or the included one.
 
         Args:
             where: a folder, or a name in `list_bundles`. Names of included bundles win over folders
@@ -102,11 +102,11 @@ class Bundle:
         return self.precisions_of("plain")
 
     def precisions_of(self, form: OnnxForm) -> tuple[Precision, ...]:
-        """Returns the precisions of the bundle's ONNX files of a form."""
+        """Return the precisions of the bundle's ONNX files of a form."""
         return tuple(p for p in PRECISIONS if onnx_name(p, form) in self.manifest.files)
 
     def onnx_path(self, precision: Precision, form: OnnxForm = "plain") -> Path:
-        """Returns the path of the ONNX file of a precision.
+        """Return the path of the ONNX file of a precision.
 
         Raises:
             BadModel: the bundle has no file of that precision and form.
@@ -123,7 +123,7 @@ class Bundle:
         return self.folder / onnx_name(precision, form)
 
     def checked_onnx(self, precision: Precision, form: OnnxForm = "plain") -> Path:
-        """Returns the path of a precision's ONNX file, after checking its content.
+        """Return the path of a precision's ONNX file, after checking its content.
 
         Raises:
             BadModel: it is missing, does not match the manifest, or names external data.
@@ -133,7 +133,7 @@ class Bundle:
         return path
 
     def checked_content(self, precision: Precision, form: OnnxForm = "plain") -> bytes:
-        """Returns the content of a precision's ONNX file, after checking it.
+        """Return the content of a precision's ONNX file, after checking it.
 
         Raises:
             BadModel: as `checked_onnx`.
@@ -144,7 +144,7 @@ class Bundle:
         return content
 
     def content(self, name: str) -> bytes:
-        """Returns the content of a file of the bundle, after checking its hash.
+        """Return the content of a file of the bundle, after checking its hash.
 
         Raises:
             BadModel: the manifest does not list the file, or the file does not match it.
@@ -161,7 +161,7 @@ class Bundle:
         return code_lengths(self.manifest)
 
     def itq(self, bits: int) -> Itq:
-        """Returns the ITQ that turns the model's embeddings into codes of `bits` bits.
+        """Return the ITQ that turns the model's embeddings into codes of `bits` bits.
 
         Raises:
             BadModel: the bundle has none of that length, or its file is damaged.
@@ -186,7 +186,7 @@ class Bundle:
         return itq
 
     def verify(self) -> None:
-        """Checks size and SHA-256 of all files, and that the manifest lists all loadable files.
+        """Check size and SHA-256 of all files, and that the manifest lists all loadable files.
 
         Raises:
             BadModel: names the first file that does not match the manifest.
@@ -208,30 +208,30 @@ class Bundle:
 
 
 def onnx_name(precision: Precision, form: OnnxForm = "plain") -> str:
-    """Returns the file name of a precision's ONNX file."""
+    """Return the file name of a precision's ONNX file."""
     if form == "tensorrt" and precision == "int8":
         return "model.int8.trt.onnx"
     return f"model.{precision}.onnx"
 
 
 def code_lengths(manifest: BundleManifest) -> tuple[int, ...]:
-    """Returns the lengths of binary codes that a bundle has files for, ascending."""
+    """Return the lengths of binary codes that a bundle has files for, ascending."""
     names = (_ITQ_NAME.fullmatch(name) for name in manifest.files)
     return tuple(sorted(int(match.group(1)) for match in names if match))
 
 
 def itq_name(bits: int) -> str:
-    """Returns the name of the file with the ITQ for codes of `bits` bits."""
+    """Return the name of the file with the ITQ for codes of `bits` bits."""
     return f"itq{bits}.npz"
 
 
 def pretrained_folder() -> Path:
-    """Returns the folder of the included bundles."""
+    """Return the folder of the included bundles."""
     return Path(__file__).parent / "pretrained"
 
 
 def bundle_folders() -> list[Path]:
-    """Returns the folders with a manifest: the included ones, then those in `./bundles`."""
+    """Return the folders with a manifest: the included ones, then those in `./bundles`."""
     return [
         path.parent
         for root in (pretrained_folder(), Path("bundles"))
@@ -240,7 +240,7 @@ def bundle_folders() -> list[Path]:
 
 
 def list_bundles() -> list[Bundle]:
-    """Returns the bundles in `bundle_folders` that can be opened, in that order."""
+    """Return the bundles in `bundle_folders` that can be opened, in that order."""
     bundles = []
     for folder in bundle_folders():
         try:
@@ -252,7 +252,7 @@ def list_bundles() -> list[Bundle]:
 
 
 def _default_folder() -> Path:
-    """Returns the newest included bundle."""
+    """Return the newest included bundle."""
     found = [path.parent for path in sorted(pretrained_folder().glob(f"*/{MANIFEST_NAME}"))]
     if not found:
         raise BadModel(
@@ -266,7 +266,7 @@ def _default_folder() -> Path:
 
 
 def _refuse_other_folders(folder: Path) -> None:
-    """Refuses training runs and galleries, and names the command that makes a bundle of a run.
+    """Refuse training runs and galleries, and name the command that makes a bundle of a run.
 
     Raises:
         BadModel: the folder is a run, contains runs, or is a gallery.
@@ -303,7 +303,7 @@ def _refuse_other_folders(folder: Path) -> None:
 
 
 def is_run_folder(path: Path) -> bool:
-    """Returns whether a folder is a training run rather than a model bundle."""
+    """Return whether a folder is a training run rather than a model bundle."""
     return not (path / MANIFEST_NAME).exists() and _is_run(path)
 
 
@@ -334,7 +334,7 @@ def _folder_of(where: str | Path) -> Path:
 
 
 def _read_checked(path: Path, record: FileRecord) -> bytes:
-    """Returns the content of a regular file that has the size and SHA-256 of `record`."""
+    """Return the content of a regular file that has the size and SHA-256 of `record`."""
     try:
         with open(path, "rb", opener=without_waiting) as file:
             status = os.fstat(file.fileno())
@@ -383,17 +383,17 @@ class Golden:
 
 
 def image_name(kind: Kind) -> str:
-    """Returns the file name of the golden image of a kind."""
+    """Return the file name of the golden image of a kind."""
     return f"golden.{kind}.png"
 
 
 def pixels_name(kind: Kind) -> str:
-    """Returns the file name of the pixels of a golden image, a PNG of 224 x 224."""
+    """Return the file name of the pixels of a golden image, a PNG of 224 x 224."""
     return f"golden.{kind}.pixels.png"
 
 
 def read_golden(bundle: Bundle) -> tuple[Golden, ...]:
-    """Returns the golden images of a bundle; older bundles have none.
+    """Return the golden images of a bundle; older bundles have none.
 
     Raises:
         BadModel: one of their files is damaged.
@@ -424,7 +424,7 @@ def read_golden(bundle: Bundle) -> tuple[Golden, ...]:
 
 
 def require_golden_pixels(golden: Golden) -> None:
-    """Checks that this installation prepares a golden image as the bundle expects.
+    """Check that this installation prepares a golden image as the bundle expects.
 
     Raises:
         BadModel: the pixels differ by more than 1.
@@ -443,7 +443,7 @@ def require_golden_pixels(golden: Golden) -> None:
 def require_golden_embedding(
     golden: Golden, precision: Precision, row: NDArray[np.float32]
 ) -> float | None:
-    """Compares a model's embedding of golden pixels with the golden embedding.
+    """Compare a model's embedding of golden pixels with the golden embedding.
 
     Args:
         golden: the image.
@@ -471,7 +471,7 @@ def require_golden_embedding(
 
 
 def png_from_pixels(pixels: Pixels) -> bytes:
-    """Returns a PNG file of `(H, W, 3) uint8` RGB pixels."""
+    """Return a PNG file of `(H, W, 3) uint8` RGB pixels."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

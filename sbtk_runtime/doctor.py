@@ -60,12 +60,12 @@ class Examination:
     findings: tuple[Finding, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns everything as a JSON object."""
+        """Return everything as a JSON object."""
         return asdict(self)
 
 
 def examine(gallery: Path, model: str | None = None) -> Examination:
-    """Returns what this machine can run, and the state of the model and the gallery.
+    """Return what this machine can run, and the state of the model and the gallery.
 
     Problems with either become findings; none is raised.
     """
@@ -90,7 +90,7 @@ def examine(gallery: Path, model: str | None = None) -> Examination:
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Returns the processor's instruction sets; empty on systems without /proc/cpuinfo."""
+    """Return the processor's instruction sets; empty on systems without /proc/cpuinfo."""
     try:
         text = cpuinfo.read_text()
     except OSError:
@@ -100,7 +100,7 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def gpu_names(driver: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
-    """Returns the models of the NVIDIA GPUs that the driver lists."""
+    """Return the models of the NVIDIA GPUs that the driver lists."""
     names = []
     for path in sorted(driver.glob("*/information")):
         match = re.search(r"^Model:\s*(.+)$", path.read_text(errors="replace"), re.MULTILINE)
@@ -109,7 +109,7 @@ def gpu_names(driver: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
 
 
 def installed_onnxruntimes() -> list[str]:
-    """Returns the installed distributions of the module `onnxruntime`, with their versions."""
+    """Return the installed distributions of the module `onnxruntime`, with their versions."""
     found = {
         f"{name} {distribution.version}"
         for distribution in metadata.distributions()
@@ -120,7 +120,7 @@ def installed_onnxruntimes() -> list[str]:
 
 
 def installed_extras() -> dict[str, bool]:
-    """Returns for each extra for users whether all of its distributions are installed."""
+    """Return for each extra for users whether all of its distributions are installed."""
     return {
         extra: all(map(_is_installed, names))
         for extra, names in extras().items()
@@ -143,7 +143,7 @@ def _processor(machine: Machine) -> Finding:
 
 
 def _system(machine: Machine) -> Finding:
-    """Returns the systems that sbtk supports; importing it fails on others."""
+    """Return the systems that sbtk supports; importing it fails on others."""
     name = "WSL" if "microsoft" in platform.release().lower() else machine.system.split()[0]
     return Finding("system", "ok", f"{name}: sbtk runs on Linux, on macOS, and on Windows in WSL")
 
@@ -199,7 +199,7 @@ def _double_onnxruntime(installed: list[str]) -> list[Finding]:
 
 
 def _auto(engines: tuple[EngineReport, ...], bundle: Bundle | None) -> Finding:
-    """Returns which engine `auto` takes; if there is a model, the engine runs a test image."""
+    """Return which engine `auto` takes; if there is a model, the engine runs a test image."""
     taken = _automatic(engines)
     if taken is None:
         return Finding("auto", "problem", "no engine works", 'pip install "sbtk[cpu]"')
@@ -258,7 +258,7 @@ def _gallery(folder: Path, bundle: Bundle | None) -> Finding:
 
 
 def _missing(folder: Path, manifest: GalleryManifest) -> str | None:
-    """Returns the first file that can be rebuilt and is not there."""
+    """Return the first file that can be rebuilt and is not there."""
     names = [] if manifest.graph is None else [manifest.graph.file]
     if manifest.codes is not None:
         names += [f"{manifest.codes.folder}/{name}" for name in manifest.codes.files]

@@ -25,7 +25,7 @@ _TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)$")
 
 
 def sha256_of_file(path: Path) -> str:
-    """Returns the file's SHA-256 as 64 hexadecimal digits.
+    """Return the file's SHA-256 as 64 hexadecimal digits.
 
     Raises:
         OSError: it is not a regular file or cannot be read; a FIFO does not block.
@@ -35,13 +35,13 @@ def sha256_of_file(path: Path) -> str:
 
 
 def is_as_written(status: os.stat_result, size_bytes: int | None, mtime_ns: int | None) -> bool:
-    """Returns whether a file has the size and the time of modification that were recorded."""
+    """Return whether a file has the size and the time of modification that were recorded."""
     return (status.st_size, status.st_mtime_ns) == (size_bytes, mtime_ns)
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path that durably replaces `path` when the block succeeds.
+    """Yield a temporary path that durably replaces `path` when the block succeeds.
 
     The block writes the temporary file. If it fails, the temporary file is removed and `path` is
     not changed.
@@ -63,20 +63,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces the file with `data`; readers, and power cuts, see the old file or the new one."""
+    """Replace the file with `data`; readers, and power cuts, see the old file or the new one."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_json_atomically(path: Path, value: object) -> None:
-    """Writes `value` as indented UTF-8 JSON, atomically."""
+    """Write `value` as indented UTF-8 JSON, atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     # Names that are not UTF-8 contain lone surrogates, which are valid JSON as escapes.
     write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def read_json_object(path: Path, error: type[SbtkError]) -> dict[str, Any]:
-    """Returns the JSON object in a file that is not trusted.
+    """Return the JSON object in a file that is not trusted.
 
     Raises:
         SbtkError: of the given type, if the file is missing, not a regular file, over 1 MiB, not
@@ -106,7 +106,7 @@ def read_json_object(path: Path, error: type[SbtkError]) -> dict[str, Any]:
 
 
 def read_refused(path: Path, problem: OSError) -> tuple[str, str, str]:
-    """Returns the three parts of the error for a file that cannot be read."""
+    """Return the three parts of the error for a file that cannot be read."""
     reason = problem.strerror or str(problem)
     advice = "check the drive and its connection, then run the same command again"
     if problem.errno in (errno.EACCES, errno.EPERM):
@@ -115,12 +115,12 @@ def read_refused(path: Path, problem: OSError) -> tuple[str, str, str]:
 
 
 def without_waiting(path: str, flags: int) -> int:
-    """Opens a file, as the `opener` of `open`, without blocking on a FIFO."""
+    """Open a file, as the `opener` of `open`, without blocking on a FIFO."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def open_regular(path: Path) -> int:
-    """Returns a descriptor for reading a regular file, without blocking on a FIFO.
+    """Return a descriptor for reading a regular file, without blocking on a FIFO.
 
     Raises:
         OSError: it is missing, not a regular file, or cannot be opened.
@@ -133,7 +133,7 @@ def open_regular(path: Path) -> int:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Makes renames in `folder` durable, on systems that can sync folders."""
+    """Make renames in `folder` durable, on systems that can sync folders."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -145,7 +145,7 @@ def fsync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def disk_full_explained(path: Path) -> Iterator[None]:
-    """Turns a full disk, quota or file size limit inside the block into a `DiskFull` error."""
+    """Turn a full disk, quota or file size limit inside the block into a `DiskFull` error."""
     try:
         yield
     except OSError as problem:
@@ -155,7 +155,7 @@ def disk_full_explained(path: Path) -> Iterator[None]:
 
 
 def write_error(path: Path, problem: OSError, kind: type[SbtkError] = SbtkError) -> SbtkError:
-    """Returns the error for a file that could not be written.
+    """Return the error for a file that could not be written.
 
     Args:
         path: the file or folder.
@@ -197,7 +197,7 @@ def write_error(path: Path, problem: OSError, kind: type[SbtkError] = SbtkError)
 
 
 def file_size_limit() -> int | None:
-    """Returns the largest file size in bytes (`ulimit -f`); `None` if unlimited."""
+    """Return the largest file size in bytes (`ulimit -f`); `None` if unlimited."""
     import resource
 
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -212,7 +212,7 @@ def _free_bytes(folder: Path) -> int:
 
 
 def remove_stale_temporaries(folder: Path) -> list[Path]:
-    """Removes temporary files of processes that have ended from `folder`, and returns them."""
+    """Remove temporary files of processes that have ended from `folder`, and return them."""
     removed = []
     for path in folder.iterdir():
         match = _TEMPORARY.match(path.name)
@@ -297,7 +297,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def printable_name(path: str | bytes | os.PathLike[str]) -> str:
-    """Returns a path on one line: bytes that are not UTF-8 and control characters are escaped.
+    """Return a path on one line: bytes that are not UTF-8 and control characters are escaped.
 
     File names may contain line breaks and terminal escapes. In JSON, `path_bytes` has them as they
     are.
@@ -308,7 +308,7 @@ def printable_name(path: str | bytes | os.PathLike[str]) -> str:
 
 
 def printable_text(text: str) -> str:
-    """Returns text on one line: control characters and lone surrogates are escaped."""
+    """Return text on one line: control characters and lone surrogates are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -333,7 +333,7 @@ class PrivateFolder:
     @classmethod
     @contextlib.contextmanager
     def opened(cls, path: Path) -> Iterator[Self]:
-        """Yields the folder at `path`.
+        """Yield the folder at `path`.
 
         Raises:
             UnsafeFolder: it is missing, a symbolic link, owned by another user or writable by
@@ -363,17 +363,17 @@ class PrivateFolder:
             os.close(descriptor)
 
     def hide(self) -> None:
-        """Sets the folder's mode to 0700."""
+        """Set the folder's mode to 0700."""
         if stat.S_IMODE(os.fstat(self._descriptor).st_mode) != 0o700:
             os.fchmod(self._descriptor, 0o700)
 
     def names(self, suffix: str) -> list[str]:
-        """Returns the names that end with `suffix`, sorted, without hidden ones."""
+        """Return the names that end with `suffix`, sorted, without hidden ones."""
         names = os.listdir(self._descriptor)  # noqa: PTH208  # a Path has no descriptor
         return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
 
     def read(self, name: str, most_bytes: int) -> bytes:
-        """Returns the whole content of a file.
+        """Return the whole content of a file.
 
         Raises:
             UnsafeFile: it is missing, a link, not a regular file, owned by another user, writable
@@ -400,7 +400,7 @@ class PrivateFolder:
         return content
 
     def write(self, name: str, content: bytes) -> None:
-        """Replaces a file, atomically and durably; only this user may read or write it.
+        """Replace a file, atomically and durably; only this user may read or write it.
 
         Raises:
             DiskFull: no space is left.
@@ -413,16 +413,16 @@ class PrivateFolder:
                 file.write(content)
 
     def remove(self, name: str) -> None:
-        """Removes a file, or a link without its target, if it exists."""
+        """Remove a file, or a link without its target, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._descriptor)
 
     def remove_temporaries(self) -> None:
-        """Removes temporary files of processes that have ended."""
+        """Remove temporary files of processes that have ended."""
         remove_stale_temporaries(self.path)
 
     def size_bytes(self, name: str) -> int:
-        """Returns the size of a file, or of a link itself; 0 if it does not exist."""
+        """Return the size of a file, or of a link itself; 0 if it does not exist."""
         try:
             return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_size
         except OSError:
@@ -430,7 +430,7 @@ class PrivateFolder:
 
 
 def _not_ours(status: os.stat_result) -> str:
-    """Returns why other users could have changed a file or folder; empty if they could not."""
+    """Return why other users could have changed a file or folder; empty if they could not."""
     if status.st_uid != os.geteuid():
         return f"belongs to user {status.st_uid}, not to you ({os.geteuid()})"
     if status.st_mode & _WRITABLE_BY_OTHERS:

@@ -57,11 +57,11 @@ class Machine:
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the fields as a JSON object."""
+        """Return the fields as a JSON object."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """Returns lines to print above a table of measurements."""
+        """Return lines to print above a table of measurements."""
         of_all = "" if self.cores == self.cores_total else f" of {self.cores_total}"
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return [
@@ -73,7 +73,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Returns the machine that this process runs on; unknown parts say so or are 0."""
+    """Return the machine that this process runs on; unknown parts say so or are 0."""
     return Machine(
         cpu=_cpu_model(),
         cores=cpu_threads(),
@@ -88,7 +88,7 @@ def this_machine() -> Machine:
 
 
 def installed_versions(names: tuple[str, ...] = DISTRIBUTIONS) -> dict[str, str]:
-    """Returns the versions of those of `names` that are installed, without importing any."""
+    """Return the versions of those of `names` that are installed, without importing any."""
     from importlib import metadata
 
     versions = {}
@@ -101,7 +101,7 @@ def installed_versions(names: tuple[str, ...] = DISTRIBUTIONS) -> dict[str, str]
 
 
 def extras() -> dict[str, tuple[str, ...]]:
-    """Returns the extras of the installed sbtk, and the distributions that each installs.
+    """Return the extras of the installed sbtk, and the distributions that each installs.
 
     There are none where sbtk is not installed but only on the path.
     """
@@ -121,12 +121,12 @@ def extras() -> dict[str, tuple[str, ...]]:
 
 
 def resident_bytes() -> int:
-    """Returns the memory that this process uses now, in bytes; 0 on systems without /proc."""
+    """Return the memory that this process uses now, in bytes; 0 on systems without /proc."""
     return _status_bytes("VmRSS")
 
 
 def peak_resident_bytes() -> int:
-    """Returns the peak memory of this process, in bytes; 0 on systems without /proc."""
+    """Return the peak memory of this process, in bytes; 0 on systems without /proc."""
     return _status_bytes("VmHWM")
 
 
@@ -149,7 +149,7 @@ def _cpu_model() -> str:
 
 
 def _memory_bytes() -> int:
-    """Returns the smaller of the machine's memory and the control group's limit."""
+    """Return the smaller of the machine's memory and the control group's limit."""
     sizes = []
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -167,7 +167,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def cpu_threads() -> int:
-    """Returns the number of CPUs that this process may use, at least 1.
+    """Return the number of CPUs that this process may use, at least 1.
 
     Its affinity and its control group's quota limit them.
     """
@@ -180,7 +180,7 @@ def cpu_threads() -> int:
 
 
 def quota_cpus(root: Path, own: str) -> float | None:
-    """Returns the smallest CPU quota of a control group and its parents; `None` without one.
+    """Return the smallest CPU quota of a control group and its parents; `None` without one.
 
     Args:
         root: where control groups are mounted.
@@ -208,7 +208,7 @@ def _own_cgroup() -> str:
 
 
 def _quota_v2(group: Path) -> float | None:
-    """Returns the quota in `cpu.max`: 1.5 for `"150000 100000"`, `None` for `"max 100000"`."""
+    """Return the quota in `cpu.max`: 1.5 for `"150000 100000"`, `None` for `"max 100000"`."""
     try:
         quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
         return None if quota == "max" else int(quota) / int(period)

@@ -46,7 +46,7 @@ class MatchRule:
     per_decade: float
 
     def lowest_close(self, photos: int) -> float:
-        """Returns the lowest cosine that is close among `photos`, at least 1, photos."""
+        """Return the lowest cosine that is close among `photos`, at least 1, photos."""
         return self.intercept + self.per_decade * math.log10(photos)
 
 
@@ -86,7 +86,7 @@ class BundleManifest:
     format: int = BUNDLE_FORMAT
 
     def write(self, folder: Path) -> None:
-        """Writes the manifest into `folder`, atomically."""
+        """Write the manifest into `folder`, atomically."""
         write_json_atomically(folder / MANIFEST_NAME, asdict(self))
 
 
@@ -193,7 +193,7 @@ class GalleryManifest:
         object.__setattr__(self, "format", plain if self.bits is None else 2)
 
     def write(self, folder: Path) -> None:
-        """Writes the manifest and its checksum into `folder`, atomically."""
+        """Write the manifest and its checksum into `folder`, atomically."""
         values = asdict(self)
         if self.codes is None:
             del values["codes"]  # which an sbtk that reads formats 1 and 2 does not know
@@ -201,13 +201,13 @@ class GalleryManifest:
 
 
 def _checksum(values: dict[str, Any]) -> str:
-    """Returns the SHA-256 of the values of a gallery's manifest, whatever its layout."""
+    """Return the SHA-256 of the values of a gallery's manifest, whatever its layout."""
     signed = {key: value for key, value in values.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(signed, sort_keys=True).encode()).hexdigest()
 
 
 def read_bundle_manifest(folder: Path) -> BundleManifest:
-    """Returns the checked manifest of the bundle in `folder`.
+    """Return the checked manifest of the bundle in `folder`.
 
     Raises:
         BadModel: it is missing, damaged, malicious or of a newer format.
@@ -241,7 +241,7 @@ def read_bundle_manifest(folder: Path) -> BundleManifest:
 
 
 def read_gallery_manifest(folder: Path) -> GalleryManifest:
-    """Returns the checked manifest of the gallery in `folder`.
+    """Return the checked manifest of the gallery in `folder`.
 
     Raises:
         BadGallery: it is missing, damaged, malicious or of a newer format.
@@ -307,7 +307,7 @@ def _codes_record(reader: _Fields) -> CodesRecord:
 
 
 def _check_sum(values: dict[str, Any], reader: _Fields, path: Path) -> None:
-    """Checks the checksum of a gallery's manifest.
+    """Check the checksum of a gallery's manifest.
 
     Only manifests by older versions, which have no snapshot, have no checksum. An unknown field
     means that the name of a field is damaged.
@@ -393,7 +393,7 @@ class _Fields:
         return _Fields(self.mapping(key), self._path, self._error)
 
     def plain_name(self, name: str) -> str:
-        """Returns `name` if it is the name of a file in the manifest's own folder."""
+        """Return `name` if it is the name of a file in the manifest's own folder."""
         is_plain = PurePosixPath(name).name == name and "\\" not in name and name.isprintable()
         if not is_plain or name in ("", ".", "..", MANIFEST_NAME):
             raise self._error(f"{self._path} names the file {name!r}", "a plain file name")

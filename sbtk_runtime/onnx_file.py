@@ -42,7 +42,7 @@ _OUTPUT_OF_NODE, _TEXTS_OF_NODE = 2, (1, 2, 3, 4)
 
 
 def check_onnx(content: bytes, name: str) -> None:
-    """Checks that `content` is a complete ONNX model that contains all of its weights.
+    """Check that `content` is a complete ONNX model that contains all of its weights.
 
     It also checks that nodes have names and outputs, without which TensorRT's parser ends the
     process.
@@ -71,7 +71,7 @@ def check_onnx(content: bytes, name: str) -> None:
 
 
 def opset_of_onnx(content: bytes) -> int:
-    """Returns the version of ONNX's standard operators that a model requires; 0 if it names none.
+    """Return the version of ONNX's standard operators that a model requires; 0 if it names none.
 
     Args:
         content: a model that `check_onnx` has accepted.
@@ -137,7 +137,7 @@ def _is_external(number: int, value: int | memoryview) -> bool:
 
 
 def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yields number and value of each field: an integer, or the bytes of a delimited field.
+    """Yield number and value of each field: an integer, or the bytes of a delimited field.
 
     Raises:
         NotProtobuf: the bytes are not a protobuf message.
@@ -165,7 +165,7 @@ def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def varint(message: memoryview, position: int) -> tuple[int, int]:
-    """Returns the number at `position`, and the position after it.
+    """Return the number at `position`, and the position after it.
 
     Raises:
         NotProtobuf: the message ends within the number, or the number is too long.

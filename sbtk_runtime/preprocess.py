@@ -58,7 +58,7 @@ class Prepared:
 
 
 def prepare_input(image: ImageInput, kind: Kind, size_px: int = SIZE_PX) -> Prepared:
-    """Returns the model's input for an image in any form that `ImageInput` names.
+    """Return the model's input for an image in any form that `ImageInput` names.
 
     Raises:
         BadConfig: `kind` is not a kind of image.
@@ -89,7 +89,7 @@ def prepare(
     *,
     max_bytes: int = images.MAX_DECODE_BYTES,
 ) -> Prepared:
-    """Returns the model's input for the bytes of an image file.
+    """Return the model's input for the bytes of an image file.
 
     Images that take more than `max_bytes` to decode are decoded in another process.
 
@@ -109,7 +109,7 @@ def prepare(
 def prepared_apart(
     data: bytes, problem: LargeImage, kind: Kind, size_px: int = SIZE_PX
 ) -> Prepared:
-    """Returns the model's input for an image that is too large to decode in this process.
+    """Return the model's input for an image that is too large to decode in this process.
 
     Raises:
         BadImage: it is too large for any process; otherwise as `prepare`.
@@ -126,7 +126,7 @@ def opened(
     limit_s: float | None = None,
     max_bytes: int = images.MAX_DECODE_BYTES,
 ) -> images.OpenImage:
-    """Returns the image file, opened to be decoded no larger than `prepare` needs.
+    """Return the image file, opened to be decoded no larger than `prepare` needs.
 
     Raises:
         LargeImage: it takes more than `max_bytes` to decode.
@@ -138,7 +138,7 @@ def opened(
 
 
 def decoded(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Image.Image:
-    """Returns the decoded image file, no larger than `prepare` needs.
+    """Return the decoded image file, no larger than `prepare` needs.
 
     Raises:
         BadImage: the bytes are not a readable image.
@@ -147,14 +147,14 @@ def decoded(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Image.Image:
 
 
 def memory_to_decode(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> int:
-    """Returns roughly the peak memory in bytes of `decoded`."""
+    """Return roughly the peak memory in bytes of `decoded`."""
     return images.memory_to_decode(data, at_least_px=_needed_px(kind, size_px))
 
 
 def prepared_from(
     image: Image.Image, kind: Kind, size_px: int = SIZE_PX, notices: tuple[str, ...] = ()
 ) -> Prepared:
-    """Returns the model's input for a decoded image, with its notices so far.
+    """Return the model's input for a decoded image, with its notices so far.
 
     Raises:
         EmptySketch: nothing is drawn on the sketch.
@@ -166,7 +166,7 @@ def prepared_from(
 
 
 def photo_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Pixels:
-    """Returns `(size, size, 3) uint8` RGB: the whole photo, squeezed to a square."""
+    """Return `(size, size, 3) uint8` RGB: the whole photo, squeezed to a square."""
     # Box filtering first keeps large images cheap; the bilinear filter then has at least three
     # source pixels for each output pixel.
     square = images.on_white(image).resize(
@@ -176,7 +176,7 @@ def photo_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Pixels:
 
 
 def detect_kind(pixels: Pixels) -> Kind:
-    """Returns what an image seems to be: a sketch is mostly background, with hardly any colour.
+    """Return what an image seems to be: a sketch is mostly background, with hardly any colour.
 
     In doubt it is a sketch, as photos on a plain background may be.
 
@@ -193,7 +193,7 @@ def detect_kind(pixels: Pixels) -> Kind:
 
 
 def sketch_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Prepared:
-    """Returns the sketch as dark ink on white, cropped to its ink, `(size, size, 3) uint8`.
+    """Return the sketch as dark ink on white, cropped to its ink, `(size, size, 3) uint8`.
 
     Raises:
         EmptySketch: nothing is drawn on it.
@@ -212,12 +212,12 @@ def sketch_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Prepared:
 
 
 def domains_of(kind: Kind, count: int) -> NDArray[np.float32]:
-    """Returns the domain input `(count,) float32` of images of one kind."""
+    """Return the domain input `(count,) float32` of images of one kind."""
     return np.full(count, DOMAINS[kind], dtype=np.float32)
 
 
 def require_kind(text: str) -> Kind:
-    """Returns the kind of image that `text` names.
+    """Return the kind of image that `text` names.
 
     Raises:
         BadConfig: it names none.
@@ -244,7 +244,7 @@ def _needed_px(kind: Kind, size_px: int) -> int:
 
 
 def _darkness(image: Image.Image) -> tuple[Pixels, tuple[str, ...]]:
-    """Returns ink as `(H, W) uint8` (0 paper, 255 full ink) and notices."""
+    """Return ink as `(H, W) uint8` (0 paper, 255 full ink) and notices."""
     image = _bounded(image)
     if image.mode == "RGBA":
         alpha = np.asarray(image.getchannel("A"), dtype=np.uint8)
@@ -280,7 +280,7 @@ def _border(grey: Pixels) -> Pixels:
 
 
 def _ink_box(darkness: Pixels) -> tuple[int, int, int, int] | None:
-    """Returns top, bottom, left, right (ends excluded) of the ink; `None` if there is none."""
+    """Return top, bottom, left, right (ends excluded) of the ink; `None` if there is none."""
     strongest = int(darkness.max())
     if strongest < _MIN_CONTRAST:
         return None
@@ -291,7 +291,7 @@ def _ink_box(darkness: Pixels) -> tuple[int, int, int, int] | None:
 
 
 def _square_around(darkness: Pixels, box: tuple[int, int, int, int]) -> Pixels:
-    """Returns the ink in the box, centred in a square of paper with margins."""
+    """Return the ink in the box, centred in a square of paper with margins."""
     top, bottom, left, right = box
     height, width = bottom - top, right - left
     # A dot stays small rather than filling the square.
@@ -303,7 +303,7 @@ def _square_around(darkness: Pixels, box: tuple[int, int, int, int]) -> Pixels:
 
 
 def full_contrast(darkness: Pixels) -> Pixels:
-    """Returns ink (0 paper, 255 full ink) scaled so that its 95th percentile is full ink.
+    """Return ink (0 paper, 255 full ink) scaled so that its 95th percentile is full ink.
 
     This keeps thin lines visible.
     """

@@ -38,7 +38,7 @@ _COSINE_SHARE = 1e-3
 
 
 def require_rerank(rerank: str) -> None:
-    """Refuses a way of re-ranking that there is not.
+    """Refuse a way of re-ranking that there is not.
 
     Raises:
         BadConfig: names the ways that there are.
@@ -48,7 +48,7 @@ def require_rerank(rerank: str) -> None:
 
 
 def expanded_query(query: Scores, rows: Scores, scores: Scores) -> Scores:
-    """Returns the query `(D,)` with its best hits added, a unit row (alpha query expansion).
+    """Return the query `(D,)` with its best hits added, a unit row (alpha query expansion).
 
     Each of the first `EXPAND_HITS` hits weighs the cube of its cosine (Radenovic et al. 2019).
 
@@ -65,7 +65,7 @@ def expanded_query(query: Scores, rows: Scores, scores: Scores) -> Scores:
 def diffused(
     scores: Scores, neighbours: NDArray[np.int64], similarities: Scores, seeds: int = SEEDS
 ) -> Scores:
-    """Returns `(n,) float32`, what the hits are ordered by: larger is better.
+    """Return `(n,) float32`, what the hits are ordered by: larger is better.
 
     Scores of the first hits spread over the graph of nearest neighbours: twenty steps towards the
     solution of `f = alpha S f + (1 - alpha) y`, where `y` holds the cubes of the first cosines and
@@ -119,7 +119,7 @@ class Reranker:
             )
 
     def scores(self, queries: Scores) -> Scores:
-        """Returns `(Q, N) float32`, what photos are ordered by, of `(Q, D) float32` unit rows."""
+        """Return `(Q, N) float32`, what photos are ordered by, of `(Q, D) float32` unit rows."""
         cosines = queries @ self._gallery.T
         if self._rerank == "none":
             return cosines
@@ -145,7 +145,7 @@ class Reranker:
 def nearest_rows(
     rows: Scores, gallery: Scores, count: int, *, skip_self: bool = False, block: int = 1024
 ) -> tuple[NDArray[np.int64], Scores]:
-    """Returns places `(Q, k)` in the gallery of the nearest rows, best first, and their cosines.
+    """Return places `(Q, k)` in the gallery of the nearest rows, best first, and their cosines.
 
     Args:
         rows: `(Q, D) float32` unit rows.
@@ -172,7 +172,7 @@ def nearest_rows(
 def _edges(
     neighbours: NDArray[np.int64], similarities: Scores
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Returns each pair of neighbours once, `(e,)` places and `(e,)` weights."""
+    """Return each pair of neighbours once, `(e,)` places and `(e,)` weights."""
     count, width = neighbours.shape
     start = np.repeat(np.arange(count), width)
     end, weight = neighbours.ravel(), similarities.ravel().astype(np.float64)

@@ -161,7 +161,7 @@ class TrainConfig:
         return SIZE_PX if is_whole else recipe.train_size_px
 
     def merge_free_fields(self, other: TrainConfig) -> TrainConfig:
-        """Returns this configuration with the other's `FREE_FIELDS`, `PATH_FIELDS` and epochs.
+        """Return this configuration with the other's `FREE_FIELDS`, `PATH_FIELDS` and epochs.
 
         `train` checks that the files are those that the run was started with.
 
@@ -180,7 +180,7 @@ class TrainConfig:
         return replace(self, recipe=recipe, **taken)
 
     def write(self, folder: Path) -> None:
-        """Writes the configuration into `folder` as TOML."""
+        """Write the configuration into `folder` as TOML."""
         values = asdict(self)
         recipe = values.pop("recipe")
         lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
@@ -202,12 +202,12 @@ class Settings:
     recipe: dict[str, Any]
 
     def __or__(self, other: Settings) -> Settings:
-        """Returns the settings of both; the other's win."""
+        """Return the settings of both; the other's win."""
         return Settings(self.fields | other.fields, self.recipe | other.recipe)
 
 
 def read_config(folder: Path) -> TrainConfig:
-    """Returns the configuration of the run in `folder`.
+    """Return the configuration of the run in `folder`.
 
     Raises:
         BadConfig: missing, not TOML, or with keys or values that this version does not accept.
@@ -225,7 +225,7 @@ def read_config(folder: Path) -> TrainConfig:
 
 
 def read_settings(path: Path) -> Settings:
-    """Returns what a TOML file with the keys of `config.resolved.toml` sets.
+    """Return what a TOML file with the keys of `config.resolved.toml` sets.
 
     Raises:
         BadConfig: the file cannot be read, is not TOML, or has an unknown key (the nearest known
@@ -249,7 +249,7 @@ def read_settings(path: Path) -> Settings:
 
 
 def parse_setting(text: str) -> Settings:
-    """Returns the setting of `KEY=VALUE`; the value is TOML or plain text.
+    """Return the setting of `KEY=VALUE`; the value is TOML or plain text.
 
     The key is a field of `TrainConfig` or a knob of a recipe, which may be written `recipe.KEY`.
 
@@ -291,14 +291,14 @@ def _setting(key: str, value: object, where: str) -> Settings:
 
 
 def _type_of(key: str) -> Any:
-    """Returns the type of a key's values; `None` for an unknown key."""
+    """Return the type of a key's values; `None` for an unknown key."""
     if key.startswith("recipe."):
         return _KNOB_TYPES.get(key.removeprefix("recipe."))
     return _FIELD_TYPES.get(key, _KNOB_TYPES.get(key))
 
 
 def _convert(value: object, kind: Any) -> object | None:
-    """Returns a TOML value as a field of the type has it; `None` if it is of another type."""
+    """Return a TOML value as a field of the type has it; `None` if it is of another type."""
     if get_origin(kind) is Literal:
         return value if value in get_args(kind) else None
     if get_origin(kind) is tuple:
@@ -506,14 +506,14 @@ _RANGES = {
 
 
 def default_recipe(method: Method, split: str = "") -> str:
-    """Returns the name of a method's recipe; DSN's and SAKE's depend on the data set."""
+    """Return the name of a method's recipe; DSN's and SAKE's depend on the data set."""
     names = list(RECIPES[method])
     of_tuberlin = [name for name in names if name.endswith("-tuberlin")]
     return of_tuberlin[0] if split.casefold().startswith("tub") and of_tuberlin else names[0]
 
 
 def default_validation_classes(recipe: Recipe) -> int:
-    """Returns the default number of validation classes of a recipe.
+    """Return the default number of validation classes of a recipe.
 
     The paper trains on all seen classes; a student that is selected by mAP of validation classes
     needs some.
@@ -523,7 +523,7 @@ def default_validation_classes(recipe: Recipe) -> int:
 
 
 def make_recipe(name: str, method: Method = "sbtknet", **changes: object) -> Recipe:
-    """Returns the named recipe of a method with the given knobs changed.
+    """Return the named recipe of a method with the given knobs changed.
 
     Raises:
         BadConfig: unknown recipe, a knob that the method does not have, or one out of range.
@@ -549,7 +549,7 @@ def make_recipe(name: str, method: Method = "sbtknet", **changes: object) -> Rec
 
 
 def recipe_type(method: Method) -> type[Recipe]:
-    """Returns the table of knobs that a method's recipes are made of."""
+    """Return the table of knobs that a method's recipes are made of."""
     return _RECIPE_TYPES[method]
 
 
@@ -561,7 +561,7 @@ class Compute:
     precision: str
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Returns the autocast context of this device."""
+        """Return the autocast context of this device."""
         if self.precision == "fp32":
             return nullcontext()
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
@@ -574,7 +574,7 @@ class Compute:
 
 
 def choose_compute(device: str, precision: str) -> Compute:
-    """Returns the requested device and precision, or the best ones for `auto`.
+    """Return the requested device and precision, or the best ones for `auto`.
 
     Raises:
         BadConfig: the device is not there, or fp16 on a CPU.
@@ -599,7 +599,7 @@ def choose_compute(device: str, precision: str) -> Compute:
 
 
 def default_workers() -> int:
-    """Returns the number of CPUs that this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

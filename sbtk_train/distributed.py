@@ -66,7 +66,7 @@ class DistributedContext:
         return self.rank == 0
 
     def device(self, asked: str) -> str:
-        """Returns the device of this process for the requested one: each process has its own GPU.
+        """Return the device of this process for the requested one: each process has its own GPU.
 
         Raises:
             BadConfig: one GPU is named for several processes, or there are too few.
@@ -88,7 +88,7 @@ class DistributedContext:
         return f"cuda:{self.local_rank}"
 
     def broadcast_object(self, make: Callable[[], T]) -> T:
-        """Calls `make` on rank 0 only and returns its result in all processes.
+        """Call `make` on rank 0 only and return its result in all processes.
 
         Raises:
             OtherProcessFailed: in the others, if it raised in the first.
@@ -106,7 +106,7 @@ class DistributedContext:
         return payload[0][0]
 
     def rank_zero_first(self, make: Callable[[], T]) -> T:
-        """Returns `make()`, called by rank 0 before the others, which find what it cached.
+        """Return `make()`, called by rank 0 before the others, which find what it cached.
 
         Raises:
             OtherProcessFailed: in the others, if it raised in the first.
@@ -118,7 +118,7 @@ class DistributedContext:
         return made[0] if self.is_rank_zero else make()
 
     def all_reduce_any(self, *claims: bool) -> tuple[bool, ...]:
-        """Returns for each flag whether it is true in any process."""
+        """Return for each flag whether it is true in any process."""
         if self.world_size == 1:
             return claims
         flags = torch.tensor(claims, dtype=torch.int32)
@@ -126,15 +126,15 @@ class DistributedContext:
         return tuple(bool(flag) for flag in flags)
 
     def barrier(self) -> None:
-        """Waits until all processes have reached this call."""
+        """Wait until all processes have reached this call."""
         self.all_reduce_any(False)
 
     def shard(self, batch: Batch) -> BatchShard:
-        """Returns the shard of a batch for this process."""
+        """Return the shard of a batch for this process."""
         return BatchShard(batch, self.rank, self.world_size)
 
     def wrap_model(self, student: Student) -> nn.Module:
-        """Returns the module to call in training, which sums the gradients over the processes.
+        """Return the module to call in training, which sums the gradients over the processes.
 
         The student itself is unchanged; validate and save that one.
         """
@@ -144,7 +144,7 @@ class DistributedContext:
         return DistributedDataParallel(student, broadcast_buffers=False, static_graph=True)
 
     def all_gather(self, rows: Sequence[Tensor], shard: BatchShard, views: int) -> list[Tensor]:
-        """Gathers the rows of all processes, in the order of the whole batch, with gradients.
+        """Gather the rows of all processes, in the order of the whole batch, with gradients.
 
         Args:
             rows: `(V * (s + p), D) float32` tensors of this process's images.
@@ -159,7 +159,7 @@ class DistributedContext:
         return list(_AllGatherRows.apply(shard, views, *rows))  # type: ignore[no-untyped-call]
 
     def claim_report(self) -> bool:
-        """Returns whether this process is the first to report why the run ends."""
+        """Return whether this process is the first to report why the run ends."""
         if self.store is None:
             return True
         try:
@@ -168,7 +168,7 @@ class DistributedContext:
             return False  # the process that held the store has ended, and reported
 
     def has_report(self) -> bool:
-        """Returns whether any process has reported why the run ends."""
+        """Return whether any process has reported why the run ends."""
         return self.store is not None and bool(self.store.check([_REPORTED]))
 
 
@@ -178,7 +178,7 @@ SINGLE_PROCESS = DistributedContext()
 
 @contextlib.contextmanager
 def init_distributed() -> Iterator[DistributedContext]:
-    """Joins the processes that torchrun started; without torchrun, yields `SINGLE_PROCESS`.
+    """Join the processes that torchrun started; without torchrun, yields `SINGLE_PROCESS`.
 
     An error is raised in the process where it happened first; the others end with a silent
     `SystemExit`, so that one message is printed.
@@ -266,7 +266,7 @@ _OVER = (0, 2, 3)
 
 
 def synchronise_batch_norms(network: nn.Module, device: torch.device) -> None:
-    """Replaces the batch norms in `network`; parameters, buffers and their names stay.
+    """Replace the batch norms in `network`; parameters, buffers and their names stay.
 
     Args:
         network: its children are replaced; it must not be a batch norm itself.
@@ -291,7 +291,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
     @classmethod
     def of(cls, plain: nn.BatchNorm2d) -> SyncBatchNorm:
-        """Returns a norm with the very parameters and buffers of `plain`."""
+        """Return a norm with the very parameters and buffers of `plain`."""
         norm = cls(plain.num_features, plain.eps, plain.momentum)
         norm.weight, norm.bias = plain.weight, plain.bias
         norm.running_mean, norm.running_var = plain.running_mean, plain.running_var
@@ -299,7 +299,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
         return norm.train(plain.training)
 
     def forward(self, values: Tensor) -> Tensor:
-        """Returns `(N, C, H, W)` normalised values for `(N, C, H, W)`; N may be 0 in training."""
+        """Return `(N, C, H, W)` normalised values for `(N, C, H, W)`; N may be 0 in training."""
         if not self.training:
             return super().forward(values)
         results = _JointNorm.apply(values, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
@@ -352,7 +352,7 @@ class _JointNorm(Function):
 
 
 def _joint_moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns mean `(C,)`, biased variance `(C,)` and the number of values that they are of."""
+    """Return mean `(C,)`, biased variance `(C,)` and the number of values that they are of."""
     channels = values.shape[1]
     own = torch.zeros(2 * channels + 1, dtype=torch.float64, device=values.device)
     if values.numel():

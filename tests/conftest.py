@@ -33,7 +33,7 @@ _LONG = ("slow", "browser", "kill", "install")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks the tests in Chromium; where workers share the tests, the longest files come first."""
+    """Mark the tests in Chromium; where workers share the tests, the longest files come first."""
     for item in items:
         if _group(item.nodeid) == "tests/browser":
             item.add_marker(pytest.mark.browser)
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Keeps the tests of a file, or of a folder that shares much, in one worker.
+    """Keep the tests of a file, or of a folder that shares much, in one worker.
 
     xdist's own groups, `--dist loadgroup`, do nothing with pytest 9.2.
     """
@@ -70,7 +70,7 @@ def _group(nodeid: str) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Gives this process, and those that it starts, a cache folder of its own.
+    """Give this process, and those that it starts, a cache folder of its own.
 
     All but matplotlib's list of fonts, which takes seconds to make.
     """

@@ -41,7 +41,7 @@ class Stage:
     instructions: tuple[Instruction, ...]
 
     def rests(self, word: str) -> list[str]:
-        """Returns what follows each instruction of that word."""
+        """Return what follows each instruction of that word."""
         return [one.rest for one in self.instructions if one.word == word]
 
 
@@ -54,7 +54,7 @@ class Dockerfile:
 
 
 def parse(text: str) -> Dockerfile:
-    """Returns what a Dockerfile says; raises ValueError for what is not understood here."""
+    """Return what a Dockerfile says; raise ValueError for what is not understood here."""
     arguments: dict[str, str] = {}
     stages: list[Stage] = []
     for instruction in _instructions(text):
@@ -73,12 +73,12 @@ def parse(text: str) -> Dockerfile:
 
 
 def substituted(text: str, values: Mapping[str, str]) -> str:
-    """Returns `text` with each `${NAME}` replaced; raises KeyError for a name without a value."""
+    """Return `text` with each `${NAME}` replaced; raise KeyError for a name without a value."""
     return re.sub(r"\$\{(\w+)\}", lambda match: values[match[1]], text)
 
 
 def sent_files(context: Path) -> set[str]:
-    """Returns the files, by their paths from `context`, that `.dockerignore` lets into a build."""
+    """Return the files, by their paths from `context`, that `.dockerignore` lets into a build."""
     rules = []
     for line in (context / ".dockerignore").read_text().splitlines():
         if line and not line.startswith("#"):
@@ -96,7 +96,7 @@ def sent_files(context: Path) -> set[str]:
 
 
 def files_of(source: str, sent: set[str]) -> list[str]:
-    """Returns the files that COPY takes for `source`; raises ValueError when there is none."""
+    """Return the files that COPY takes for `source`; raise ValueError when there is none."""
     files = sorted(path for path in sent if path == source or path.startswith(f"{source}/"))
     if not files:
         raise ValueError(f"COPY {source}: no such file is sent to the build")
@@ -104,7 +104,7 @@ def files_of(source: str, sent: set[str]) -> list[str]:
 
 
 def copy_words(rest: str) -> tuple[str, ...]:
-    """Returns of a COPY the stage that it names, if any, then the sources, and the target."""
+    """Return of a COPY the stage that it names, if any, then the sources, and the target."""
     words = rest.split()
     stage = [word.removeprefix("--from=") for word in words if word.startswith("--from=")]
     plain = [word for word in words if not word.startswith("--")]
@@ -114,7 +114,7 @@ def copy_words(rest: str) -> tuple[str, ...]:
 
 
 def settled(instruction: Instruction, given: Mapping[str, str]) -> str:
-    """Returns what follows the word, with the value that an ARG has in this build."""
+    """Return what follows the word, with the value that an ARG has in this build."""
     name, _, default = instruction.rest.partition("=")
     is_argument = instruction.word == "ARG"
     return f"{name}={given.get(name, default)}" if is_argument else instruction.rest
@@ -133,7 +133,7 @@ def _instructions(text: str) -> list[Instruction]:
 
 
 def _pattern(rule: str) -> str:
-    """Returns a regular expression for a path of `.dockerignore`."""
+    """Return a regular expression for a path of `.dockerignore`."""
     parts = {"**/": "(?:.*/)?", "*": "[^/]*"}
     return "".join(parts.get(part, re.escape(part)) for part in re.split(r"(\*\*/|\*)", rule))
 

@@ -67,7 +67,7 @@ class Image:
     command: list[str] = field(default_factory=list)
 
     def path(self, absolute: str) -> Path:
-        """Returns where a path of the image lies on this machine; only what the build made."""
+        """Return where a path of the image lies on this machine; only what the build made."""
         return self.layer / "upper" / absolute.lstrip("/")
 
     def run(
@@ -76,7 +76,7 @@ class Image:
         volumes: Mapping[str, tuple[Path, str]],
         stdin: bytes = b"",
     ) -> subprocess.CompletedProcess[bytes]:
-        """Returns what came of `docker run --read-only --tmpfs /tmp --network none --cap-drop ALL`.
+        """Return what came of `docker run --read-only --tmpfs /tmp --network none --cap-drop ALL`.
 
         Args:
             words: what follows the image's name; by default its CMD.
@@ -95,7 +95,7 @@ class Image:
 
 
 def why_not(place: Path) -> str | None:
-    """Returns why Dockerfiles cannot be followed here, or `None` where they can."""
+    """Return why Dockerfiles cannot be followed here, or `None` where they can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "following a Dockerfile needs Linux and root, for layers and other users"
     if missing := [name for name in ("unshare", "setpriv") if shutil.which(name) is None]:
@@ -115,7 +115,7 @@ class Builder:
     """
 
     def __init__(self, context: Path, place: Path) -> None:
-        """Builds from the files in `context` that are sent, with layers in the folder `place`."""
+        """Build from the files in `context` that are sent, with layers in the folder `place`."""
         self.left_out: list[str] = []
         self._context = context
         self._sent = sent_files(context)
@@ -123,7 +123,7 @@ class Builder:
         self._built: dict[tuple[str, ...], Image] = {}
 
     def build(self, dockerfile: Dockerfile, given: Mapping[str, str]) -> Image:
-        """Returns the image of the last stage; `given` are values of `--build-arg`."""
+        """Return the image of the last stage; `given` are values of `--build-arg`."""
         images: dict[str, Image] = {}
         key: tuple[str, ...] = ()
         for stage in dockerfile.stages:
@@ -199,7 +199,7 @@ class Builder:
 
 
 def _step(image: Image, words: Sequence[str], more: Mapping[str, str]) -> None:
-    """Runs one command in the image; raises RuntimeError with its output when it fails."""
+    """Run one command in the image; raise RuntimeError with its output when it fails."""
     home = {"HOME": _home(image.layer, image.user)}
     done = _inside(image, words, home | image.environment | dict(more))
     if done.returncode != 0:
@@ -216,7 +216,7 @@ def _inside(
     is_fixed: bool = False,
     stdin: bytes = b"",
 ) -> subprocess.CompletedProcess[bytes]:
-    """Runs a command in the image's root with exactly that environment.
+    """Run a command in the image's root with exactly that environment.
 
     Where `is_fixed` it has no network and no capabilities, and its root is read-only.
     """
@@ -243,7 +243,7 @@ def _new_image(layer: Path) -> Image:
 
 
 def _base_python() -> str:
-    """Returns a script that gives a layer this Python, open to every user, as `python`.
+    """Return a script that gives a layer this Python, open to every user, as `python`.
 
     A link would not do: an environment made through it looks for its library beside the link.
     """
@@ -259,7 +259,7 @@ def _python() -> Path:
 
 
 def _hidden() -> list[str]:
-    """Returns folders of this machine that no image has: the checkout and temporary files."""
+    """Return folders of this machine that no image has: the checkout and temporary files."""
     # The inner one first: once /tmp is hidden, nothing below it can be.
     folders = [str(Path(__file__).parents[1]), "/tmp"]
     return [folder for folder in folders if not _python().is_relative_to(folder)]
@@ -270,7 +270,7 @@ def _network() -> dict[str, str]:
 
 
 def _home(layer: Path, user: str) -> str:
-    """Returns the home of a user by number, as the image's own /etc/passwd has it."""
+    """Return the home of a user by number, as the image's own /etc/passwd has it."""
     passwd = layer / "upper" / "etc" / "passwd"
     for line in (passwd if passwd.exists() else Path("/etc/passwd")).read_text().splitlines():
         fields = line.split(":")

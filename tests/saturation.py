@@ -9,7 +9,7 @@ _INT16 = np.iinfo(np.int16)
 
 
 def saturating_product(left: NDArray[np.uint8], weights: NDArray[np.int8]) -> NDArray[np.int64]:
-    """Returns `left (M, K) @ weights (K, N)` as kernels for AVX2 compute it.
+    """Return `left (M, K) @ weights (K, N)` as kernels for AVX2 compute it.
 
     `vpmaddubsw` multiplies unsigned by signed bytes and adds each two neighbours along K in 16
     bits, with saturation; only these sums are added in 32 bits.

@@ -26,7 +26,7 @@ class Answer:
     body: bytes
 
     def json(self) -> Any:
-        """Returns the body's JSON."""
+        """Return the body's JSON."""
         assert self.headers["content-type"] == "application/json", self
         return json.loads(self.body)
 
@@ -47,7 +47,7 @@ def ask(
     body: bytes | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Answer:
-    """Returns the answer to one request on a connection of its own; the path goes as it is."""
+    """Return the answer to one request on a connection of its own; the path goes as it is."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     with contextlib.closing(connection):
         connection.request(method, path, body, dict(headers or {}))
@@ -57,19 +57,19 @@ def ask(
 
 
 def query(port: int, picture: bytes, parameters: str = "", media_type: str = "image/png") -> Answer:
-    """Returns the answer to a query with these bytes as its picture."""
+    """Return the answer to a query with these bytes as its picture."""
     return ask(port, f"/v1/query{parameters}", "POST", picture, {"content-type": media_type})
 
 
 @contextlib.contextmanager
 def connected(port: int, timeout_s: float = 20.0) -> Iterator[socket.socket]:
-    """Gives the block a connection that has sent nothing yet."""
+    """Give the block a connection that has sent nothing yet."""
     with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as client:
         yield client
 
 
 def all_received(client: socket.socket) -> bytes:
-    """Returns what comes until the server closes; a reset counts as the end."""
+    """Return what comes until the server closes; a reset counts as the end."""
     received = bytearray()
     with contextlib.suppress(ConnectionError):
         while chunk := client.recv(1 << 16):
@@ -78,25 +78,25 @@ def all_received(client: socket.socket) -> bytes:
 
 
 def post_head(port: int, *lines: str) -> bytes:
-    """Returns the head of a query that is written by hand, with these header lines too."""
+    """Return the head of a query that is written by hand, with these header lines too."""
     first = ["POST /v1/query HTTP/1.1", f"Host: 127.0.0.1:{port}", "Content-Type: image/png"]
     return "\r\n".join([*first, *lines, "", ""]).encode()
 
 
 def png(picture: Image.Image) -> bytes:
-    """Returns a picture as the bytes of a PNG file."""
+    """Return a picture as the bytes of a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def sketch_png(seed: int = 0) -> bytes:
-    """Returns a sketch as the bytes of a PNG file."""
+    """Return a sketch as the bytes of a PNG file."""
     return png(tiny_sketch(seed))
 
 
 def resident_bytes(pid: int) -> int:
-    """Returns the memory that a process holds now."""
+    """Return the memory that a process holds now."""
     for line in Path("/proc", str(pid), "status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) << 10

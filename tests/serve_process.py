@@ -32,7 +32,7 @@ class ServeProcess:
         return f"http://127.0.0.1:{self.port}"
 
     def health(self) -> tuple[int, dict[str, object]]:
-        """Returns status and body of `/healthz`."""
+        """Return status and body of `/healthz`."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         with contextlib.closing(connection):
             connection.request("GET", "/healthz")
@@ -40,15 +40,15 @@ class ServeProcess:
             return answer.status, json.loads(answer.read())
 
     def wait_until_ready(self) -> None:
-        """Waits until the engine is loaded."""
+        """Wait until the engine is loaded."""
         self._wait_for(lambda: self.health()[0] == 200)
 
     def wait_until_listening(self) -> None:
-        """Waits until it answers, be it that its engine is still loading."""
+        """Wait until it answers, be it that its engine is still loading."""
         self._wait_for(lambda: bool(self.health()))
 
     def stop(self) -> int:
-        """Stops it as a service manager does, and returns its exit code."""
+        """Stop it as a service manager does, and return its exit code."""
         if self.process.poll() is None:
             self.process.terminate()
         try:
@@ -78,7 +78,7 @@ def serving(
     cwd: Path | None = None,
     most_files: int | None = None,
 ) -> Iterator[ServeProcess]:
-    """Starts `sbtk serve` with these options, waits until it listens, and stops it at the end.
+    """Start `sbtk serve` with these options, wait until it listens, and stop it at the end.
 
     Args:
         gallery: the folder of the gallery.
@@ -108,7 +108,7 @@ def serving(
 
 
 def free_port() -> int:
-    """Returns a port of the loopback address that nobody listens on."""
+    """Return a port of the loopback address that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

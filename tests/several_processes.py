@@ -54,7 +54,7 @@ UNEVEN = {"one-more": (4, 3), "none-in-one": (1, 0)}
 
 
 def config(data: Path, method: Method, name: str, **knobs: Any) -> TrainConfig:
-    """Returns a run of some steps in one epoch.
+    """Return a run of some steps in one epoch.
 
     They are small steps: large ones from random weights grow the last bits of a float32 tenfold
     each, in one process too. Gradients are as large as ever, and the optimiser's state has them.
@@ -84,7 +84,7 @@ def run(
     distributed: DistributedContext = SINGLE_PROCESS,
     **options: Any,
 ) -> list[Any]:
-    """Trains into `folder` and returns the means that each step told."""
+    """Train into `folder` and return the means that each step told."""
     folder.mkdir(parents=True, exist_ok=True)
     loop._REPORT_SECONDS = 0.0
     means: list[Any] = []
@@ -98,20 +98,20 @@ def run(
 
 
 def small_student() -> SbtknetStudent:
-    """Returns the same student in each process."""
+    """Return the same student in each process."""
     torch.manual_seed(0)
     return SbtknetStudent("resnet18", 8, 4)
 
 
 def whole_batch(sketches: int, photos: int) -> tuple[Batch, Tensor]:
-    """Returns a batch and its images."""
+    """Return a batch and its images."""
     draw = torch.Generator().manual_seed(sketches)
     images = torch.randn(sketches + photos, 3, 64, 64, generator=draw)
     return Batch(torch.arange(sketches).numpy(), torch.arange(photos).numpy()), images
 
 
 def loss_of(output: StudentOutput) -> Tensor:
-    """Returns a loss in which each row has a part of its own, and no soft label any."""
+    """Return a loss in which each row has a part of its own, and no soft label any."""
     weights = torch.arange(1.0, len(output.embedding) + 1)
     pairs = weights @ (output.embedding @ output.embedding.T).exp() @ weights
     ends = weights @ output.embedding @ torch.linspace(-1, 1, 8)
@@ -119,7 +119,7 @@ def loss_of(output: StudentOutput) -> Tensor:
 
 
 def _step(distributed: DistributedContext, sketches: int, photos: int) -> dict[str, Tensor]:
-    """Returns loss, gradients and buffers of a student after one backward pass."""
+    """Return loss, gradients and buffers of a student after one backward pass."""
     student = small_student()
     synchronise_batch_norms(student, torch.device("cpu"))
     network = distributed.wrap_model(student)
@@ -132,7 +132,7 @@ def _step(distributed: DistributedContext, sketches: int, photos: int) -> dict[s
 
 
 def state_after(student: SbtknetStudent) -> dict[str, Tensor]:
-    """Returns the gradients of those weights that have one, and the buffers."""
+    """Return the gradients of those weights that have one, and the buffers."""
     gradients = ((name, weight.grad) for name, weight in student.named_parameters())
     return {name: grad_output for name, grad_output in gradients if grad_output is not None} | dict(
         student.named_buffers()
@@ -142,7 +142,7 @@ def state_after(student: SbtknetStudent) -> dict[str, Tensor]:
 def _stopped_and_resumed(
     config: TrainConfig, folder: Path, distributed: DistributedContext
 ) -> list[Any]:
-    """Trains as `run` does, in two goes: the last process asks to stop after the first step."""
+    """Train as `run` does, in two goes: the last process asks to stop after the first step."""
 
     def stop(trainer: Trainer) -> None:
         if distributed.rank == distributed.world_size - 1:
@@ -156,7 +156,7 @@ def _stopped_and_resumed(
 
 
 def main(data: Path, folder: Path) -> None:
-    """Does everything once, in the group of processes."""
+    """Do everything once, in the group of processes."""
     with init_distributed() as distributed:
         own = folder if distributed.is_rank_zero else folder / f"process-{distributed.rank}"
         for name, of in CONFIGS.items():

@@ -102,7 +102,7 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
 
 @pytest.fixture(scope="module", params=FILES)
 def image(builder: Builder, request: pytest.FixtureRequest) -> Image:
-    """Returns the image of each file, built with the extra `cpu`."""
+    """Return the image of each file, built with the extra `cpu`."""
     built = builder.build(FILES[request.param], {"EXTRAS": "cpu"})
     for line in builder.left_out:
         warnings.warn(f"apt does not work here; the build went on without: {line}", stacklevel=1)
@@ -117,7 +117,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def gallery(tmp_path: Path, image: Image) -> Path:
-    """Returns an empty folder like the image's own: what an engine makes a new volume of."""
+    """Return an empty folder like the image's own: what an engine makes a new volume of."""
     return _volume(image, "/gallery", tmp_path / "gallery")
 
 

@@ -283,7 +283,7 @@ def test_the_deployment_guide_lays_a_repository_that_triton_can_load(workspace: 
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
-    """Returns a folder with the files that README's commands name."""
+    """Return a folder with the files that README's commands name."""
     folder = tmp_path / "workspace"
     photos = write_photos(folder / "photos", 8)
     for name, photo in (("a.jpg", photos[0]), ("b.jpg", photos[2])):
@@ -300,7 +300,7 @@ def workspace(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def model(tmp_path: Path) -> str | None:
-    """Returns `None` where a pretrained bundle comes with sbtk; a tiny one stands in for it."""
+    """Return `None` where a pretrained bundle comes with sbtk; a tiny one stands in for it."""
     return None if list_bundles() else str(tiny_bundle(tmp_path / "tiny"))
 
 
@@ -355,7 +355,7 @@ def _variables(command: click.Command) -> Iterator[str]:
 
 
 def _parse(words: list[str]) -> None:
-    """Lets the command that `words` name parse what follows, without running anything."""
+    """Let the command that `words` name parse what follows, without running anything."""
     command: click.Command = sbtk
     name = "sbtk"
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):

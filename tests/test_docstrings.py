@@ -19,7 +19,7 @@ _STATE = re.compile(r"\b(dict|Mapping)\[str, ")
 
 
 def undescribed(source: str, arrays: str) -> list[str]:
-    """Returns the public functions whose array parameters no docstring gives a shape."""
+    """Return the public functions whose array parameters no docstring gives a shape."""
     pattern = re.compile(rf"\b({arrays})\b")
     return [
         name

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """Returns a folder with the demo's sketches, other photos, and a model if none is shipped."""
+    """Return a folder with the demo's sketches, other photos, and a model if none is shipped."""
     shutil.copytree(ROOT / "demo" / "sketches", tmp_path / "demo" / "sketches")
     write_photos(tmp_path / ".demo" / "photos", 9)
     if not list_bundles():

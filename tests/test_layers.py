@@ -63,7 +63,7 @@ def test_a_forbidden_import_is_found(tmp_path: Path, module: str, line: str, con
 
 
 def test_training_uses_only_the_runtimes_leaf_modules() -> None:
-    """Closes the contract's list, which names only the modules that somebody thought of."""
+    """Close the contract's list, which names only the modules that somebody thought of."""
     graph = grimp.build_graph("sbtk_train", "sbtk_runtime")
     used = {
         imported

@@ -24,7 +24,7 @@ PACKAGES = {
 
 @pytest.fixture(scope="module")
 def wheel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a wheel built from a copy of the sources, so that nothing is left in the tree."""
+    """Return a wheel built from a copy of the sources, so that nothing is left in the tree."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)

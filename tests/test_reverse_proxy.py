@@ -31,7 +31,7 @@ _PLACES = "/usr/local/sbin:/usr/sbin:/usr/local/bin:/usr/bin"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
-    """Returns a server that stays on the loopback address and answers to the proxy's name."""
+    """Return a server that stays on the loopback address and answers to the proxy's name."""
     folder = tmp_path_factory.mktemp("behind")
     model = tiny_bundle(folder / "tiny")
     write_photos(folder / "photos", 6)
@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
 
 @pytest.fixture(params=["nginx", "caddy"])
 def proxy(request: pytest.FixtureRequest, server: ServeProcess, tmp_path: Path) -> Iterator[int]:
-    """Returns the port of a proxy that is set up as the guide says, but for TLS."""
+    """Return the port of a proxy that is set up as the guide says, but for TLS."""
     name = str(request.param)
     program = shutil.which(name) or shutil.which(name, path=_PLACES)
     if program is None:
@@ -143,7 +143,7 @@ def _ask(
     headers: dict[str, str] | None = None,
     body: bytes | None = None,
 ) -> tuple[int, bytes]:
-    """Returns status and body of an answer to a request by the proxy's public name."""
+    """Return status and body of an answer to a request by the proxy's public name."""
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as asked:
         asked.putrequest(method, path, skip_host=True)
         asked.putheader("Host", NAME)

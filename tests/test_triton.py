@@ -149,7 +149,7 @@ def _name_of_type(port: Any) -> str:
 
 
 def _configuration_class() -> Any:
-    """Returns the message class `Config` of `_SCHEMA`."""
+    """Return the message class `Config` of `_SCHEMA`."""
     file = descriptor_pb2.FileDescriptorProto(name="triton.proto", package="t", syntax="proto3")
     for name, values in _ENUMS.items():
         enum = file.enum_type.add(name=name)

@@ -22,7 +22,7 @@ _CELLS = 8 * 8 * 3
 def tiny_bundle(
     folder: Path, dim: int = 16, seed: int = 0, name: str = "tiny", *, has_domain: bool = False
 ) -> Path:
-    """Returns `folder` holding a valid bundle whose model looks at 8 x 8 coloured cells.
+    """Return `folder` holding a valid bundle whose model looks at 8 x 8 coloured cells.
 
     Both precisions hold the same graph, so they give the same embeddings. Other seeds give
     other models, with other model ids. With a domain input, sketches and photos of the same
@@ -39,7 +39,7 @@ def tiny_bundle(
 def write_tiny_manifest(
     folder: Path, dim: int = 16, name: str = "tiny", domain_input: str | None = None
 ) -> BundleManifest:
-    """Writes, and returns, a manifest that vouches for every ONNX file that is in `folder`."""
+    """Write, and return, a manifest that vouches for every ONNX file that is in `folder`."""
     files = {
         path.name: FileRecord(sha256_of_file(path), path.stat().st_size)
         for path in sorted(folder.glob("*.onnx"))
@@ -64,7 +64,7 @@ def write_tiny_manifest(
 def tiny_model(
     dim: int = 16, seed: int = 0, *, bias: float = 0.05, has_domain: bool = False
 ) -> onnx.ModelProto:
-    """Returns the tiny model: uint8 `images (N, 224, 224, 3)` to unit rows `embeddings (N, dim)`.
+    """Return the tiny model: uint8 `images (N, 224, 224, 3)` to unit rows `embeddings (N, dim)`.
 
     With a bias of 0 the image (128, 128, 128) has the zero row as its embedding. With the input
     `domain (N,) float32`, it is added to the first feature once, to the second twice, and so on.
@@ -119,7 +119,7 @@ def tiny_model(
 
 
 def write_photos(folder: Path, count: int, seed: int = 0) -> list[Path]:
-    """Returns `count` distinct images of gradients and shapes, JPEG and PNG by turns."""
+    """Return `count` distinct images of gradients and shapes, JPEG and PNG by turns."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for index in range(count):
@@ -130,7 +130,7 @@ def write_photos(folder: Path, count: int, seed: int = 0) -> list[Path]:
 
 
 def tiny_photo(seed: int) -> Image.Image:
-    """Returns an RGB image of some 160 x 120 pixels that no other seed gives."""
+    """Return an RGB image of some 160 x 120 pixels that no other seed gives."""
     random = np.random.default_rng(seed)
     width, height = (int(side) for side in random.integers((120, 90), (200, 150)))
     corners = random.integers(0, 256, size=(2, 2, 3)).astype(np.uint8)
@@ -142,14 +142,14 @@ def tiny_photo(seed: int) -> Image.Image:
 
 
 def write_sketch(path: Path, seed: int = 0) -> Path:
-    """Returns `path` holding a sketch: dark outlines on white, 256 x 256 pixels."""
+    """Return `path` holding a sketch: dark outlines on white, 256 x 256 pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tiny_sketch(seed).save(path)
     return path
 
 
 def tiny_sketch(seed: int) -> Image.Image:
-    """Returns a grey image of dark outlines on white."""
+    """Return a grey image of dark outlines on white."""
     random = np.random.default_rng(seed)
     image = Image.new("L", (256, 256), 255)
     draw = ImageDraw.Draw(image)
@@ -164,7 +164,7 @@ def _shape(
     size: tuple[int, int],
     fill: tuple[int, ...] | None,
 ) -> None:
-    """Draws one random ellipse, box or triangle; an outline when there is no fill."""
+    """Draw one random ellipse, box or triangle; an outline when there is no fill."""
     low, high = random.uniform(0.05, 0.45, 2), random.uniform(0.55, 0.95, 2)
     left, top, right, bottom = (
         int(share * side) for share, side in zip((*low, *high), (*size, *size), strict=True)

@@ -18,12 +18,12 @@ from tests.tiny_gallery import make_old, photo_path, unit_rows
 
 
 def tiny_itq(dim: int, bits: int, seed: int = 0) -> Itq:
-    """Returns an ITQ of random rows."""
+    """Return an ITQ of random rows."""
     return fit_itq(unit_rows(300, dim, seed), bits, iterations=5)
 
 
 def tiny_code_bundle(folder: Path, *bits: int, dim: int = 16, itq_seed: int = 0) -> Path:
-    """Returns the tiny bundle with an ITQ for each of `bits`; other seeds give other ITQs."""
+    """Return the tiny bundle with an ITQ for each of `bits`; other seeds give other ITQs."""
     tiny_bundle(folder, dim)
     manifest = read_bundle_manifest(folder)
     files = dict(manifest.files)
@@ -38,7 +38,7 @@ def tiny_code_bundle(folder: Path, *bits: int, dim: int = 16, itq_seed: int = 0)
 def code_gallery_of(
     folder: Path, codes: Codes, itq: Itq, *, is_old: bool = False
 ) -> GalleryManifest:
-    """Makes a binary gallery of generation 1 that holds the given codes; ids start with 1."""
+    """Make a binary gallery of generation 1 that holds the given codes; ids start with 1."""
     folder.mkdir()
     origin = Origin("made-up@0123456789ab", "fp32", itq.dim, PREPROCESSING, itq.bits)
     with Catalogue(folder, 1) as catalogue:

@@ -20,7 +20,7 @@ _Constants = dict[str, NDArray[np.generic]]
 
 
 def tiny_conv_model(kind: Kind = "fp32", seed: int = 0) -> onnx.ModelProto:
-    """Returns a model of two convolutions: `images (N, 224, 224, 3) uint8` to unit rows `(N, 16)`.
+    """Return a model of two convolutions: `images (N, 224, 224, 3) uint8` to unit rows `(N, 16)`.
 
     The weights of each take some 3 MB in FP32; INT8 is the second one's alone. Pooling, the last
     product and the norm are FP32 in every precision.
@@ -94,7 +94,7 @@ def _quantised(
     *,
     is_symmetric: bool,
 ) -> list[NodeProto]:
-    """Quantises the second convolution: input, weights and, for CPUs, an int32 bias."""
+    """Quantise the second convolution: input, weights and, for CPUs, an int32 bias."""
     weight_scale = np.abs(second).max() / 127
     constants["first"] = first
     constants["second"] = np.round(second / weight_scale).astype(np.int8)

@@ -14,7 +14,7 @@ CLASSES = ("arch", "ball", "crate", "disc", "easel", "fence")
 def write_dataset(
     root: Path, classes: Sequence[str] = CLASSES, sketches: int = 4, photos: int = 4
 ) -> Path:
-    """Returns `root` with `{sketch,photo}/<class>/*`; a class is a polygon of its own."""
+    """Return `root` with `{sketch,photo}/<class>/*`; a class is a polygon of its own."""
     for label, name in enumerate(classes):
         for kind, count in (("sketch", sketches), ("photo", photos)):
             folder = root / kind / name

@@ -19,7 +19,7 @@ _STEM, _FEATURES = 16, 64
 
 
 def tiny_dsn_student(dim: int = 64) -> DsnStudent:
-    """Returns a student whose channel weights depend on the picture and on its domain.
+    """Return a student whose channel weights depend on the picture and on its domain.
 
     Its second stage begins with a 1x1 convolution of stride 2, as those of ResNet50-v1 do.
     """
@@ -54,7 +54,7 @@ def tiny_dsn_student(dim: int = 64) -> DsnStudent:
 
 
 def telling(student: DsnStudent, samples: ImageSubset) -> DsnStudent:
-    """Returns the student with an embedding whose last number tells sketches from photos.
+    """Return the student with an embedding whose last number tells sketches from photos.
 
     Else a kind that is not told, or told wrongly, would hardly be seen in the embeddings.
     """

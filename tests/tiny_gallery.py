@@ -28,13 +28,13 @@ from sbtk_runtime.preprocess import PREPROCESSING
 
 
 def unit_rows(count: int, dim: int, seed: int = 0) -> NDArray[np.float32]:
-    """Returns random rows `(count, dim) float32` of length 1."""
+    """Return random rows `(count, dim) float32` of length 1."""
     rows = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
 
 
 def photo_path(index: int) -> bytes:
-    """Returns the path that `gallery_of` gives its photos: ten to a folder."""
+    """Return the path that `gallery_of` gives its photos: ten to a folder."""
     return f"/photos/{index // 10:04d}/{index:06d}.jpg".encode()
 
 
@@ -45,7 +45,7 @@ def gallery_of(
     commit_every: int = 25,
     is_old: bool = False,
 ) -> GalleryManifest:
-    """Makes a gallery of generation 1 that holds the given rows; ids start with 1.
+    """Make a gallery of generation 1 that holds the given rows; ids start with 1.
 
     An old one is as sbtk made them before there were snapshots and checksums of rows.
     """
@@ -90,7 +90,7 @@ def gallery_of(
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """Returns all that must not depend on interruptions: the catalogue and the vectors."""
+    """Return all that must not depend on interruptions: the catalogue and the vectors."""
     connection = sqlite3.connect(folder / CATALOGUE_NAME)
     tables = {
         table: connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
@@ -102,7 +102,7 @@ def contents(folder: Path) -> dict[str, object]:
 
 
 def make_old(folder: Path) -> None:
-    """Gives a gallery's catalogue the format that sbtk wrote first: 1, or 2 of a binary one."""
+    """Give a gallery's catalogue the format that sbtk wrote first: 1, or 2 of a binary one."""
     with closing(sqlite3.connect(folder / CATALOGUE_NAME, isolation_level=None)) as connection:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         tables = ("facts", "photos", "batches", "failures", "roots")
@@ -152,13 +152,13 @@ _OLD_COLUMNS = {
 def index(
     folder: Path, photos: Path, bundle: Path, commit_every: int = 4, bits: int | None = None
 ) -> IndexReport:
-    """Updates a gallery with an embedder of its own, in small batches."""
+    """Update a gallery with an embedder of its own, in small batches."""
     with Embedder(bundle, engine="onnxruntime", threads=1, batch=2) as embedder:
         return update_gallery(folder, [photos], embedder, commit_every=commit_every, bits=bits)
 
 
 def processes() -> ForkServerContext:
-    """Returns a way to start processes that takes no second for each."""
+    """Return a way to start processes that takes no second for each."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.tiny_gallery"])
     return context

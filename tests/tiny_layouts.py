@@ -15,7 +15,7 @@ UNSEEN = ("tree", "wine_bottle")
 
 
 def write_image(path: Path, seed: int) -> Path:
-    """Returns `path` with a small image in it that no other seed has."""
+    """Return `path` with a small image in it that no other seed has."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.full((8, 8), 255, np.uint8)
     pixels[2:6, 2:6] = np.random.default_rng(seed).integers(0, 128, (4, 4))
@@ -24,7 +24,7 @@ def write_image(path: Path, seed: int) -> Path:
 
 
 def write_classes(folder: Path, files: Mapping[str, Sequence[str]], seed: int = 0) -> Path:
-    """Returns `folder` with the named files in class folders."""
+    """Return `folder` with the named files in class folders."""
     for name, file_names in files.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for file_name in file_names:
@@ -36,7 +36,7 @@ def write_classes(folder: Path, files: Mapping[str, Sequence[str]], seed: int = 
 def write_sake_sketchy(
     root: Path, seen: Sequence[str] = SEEN, unseen: Sequence[str] = UNSEEN, lists: str = "zeroshot1"
 ) -> Path:
-    """Returns `root` with Sketchy as in SAKE's dataset.zip.
+    """Return `root` with Sketchy as in SAKE's dataset.zip.
 
     Each class has six sketches, of which numbers 5 and 6 are held out, two original photos, and
     three extended ones, among them the originals: one by its name, one renamed to `c.jpg`.
@@ -55,7 +55,7 @@ def write_sake_sketchy(
 
 
 def write_sake_lists(root: Path, seen: Sequence[str], unseen: Sequence[str], lists: str) -> Path:
-    """Returns the folder of list files for the images that `write_sake_sketchy` has written."""
+    """Return the folder of list files for the images that `write_sake_sketchy` has written."""
     folder = root / lists
     stem = f"sketch_{TX}_ready_filelist"
     write_names(folder / "cname_cid.txt", seen)
@@ -73,14 +73,14 @@ def write_sake_lists(root: Path, seen: Sequence[str], unseen: Sequence[str], lis
 
 
 def write_list(file: Path, rows: Sequence[tuple[str, int]]) -> Path:
-    """Returns a list file of paths and labels."""
+    """Return a list file of paths and labels."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(f"{path} {label}\n" for path, label in rows))
     return file
 
 
 def write_names(file: Path, names: Sequence[str], ending: str = "") -> Path:
-    """Returns a `cname_cid` file."""
+    """Return a `cname_cid` file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(f"{name} {label}{ending}\n" for label, name in enumerate(names)))
     return file

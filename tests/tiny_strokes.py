@@ -14,7 +14,7 @@ Polygon = Sequence[tuple[float, float]]
 def write_strokes(
     path: Path, drawings: Sequence[tuple[str, Sequence[Polygon]]], **changes: Any
 ) -> Path:
-    """Writes drawings, each a class name and its strokes; `changes` replace whole arrays."""
+    """Write drawings, each a class name and its strokes; `changes` replace whole arrays."""
     classes = sorted({name for name, _ in drawings})
     strokes = [stroke for _, parts in drawings for stroke in parts]
     points = [point for stroke in strokes for point in stroke]
@@ -30,6 +30,6 @@ def write_strokes(
 
 
 def polygon(corners: int, turn: float = 0.0) -> list[tuple[float, float]]:
-    """Returns a closed polygon around the middle of 0..255."""
+    """Return a closed polygon around the middle of 0..255."""
     angles = turn + 2 * np.pi * np.arange(corners + 1) / corners
     return [(128 + 100 * float(np.cos(a)), 128 + 100 * float(np.sin(a))) for a in angles]

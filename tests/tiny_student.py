@@ -40,7 +40,7 @@ _STRIPES = {
 
 
 def write_textures(root: Path, training: int = 132, validation: int = 8, unseen: int = 4) -> Path:
-    """Returns `root/{sketch,photo}/<class>/*` with about so many images of each kind and sort."""
+    """Return `root/{sketch,photo}/<class>/*` with about so many images of each kind and sort."""
     for names, total in ((TRAINING, training), (VALIDATION, validation), ((UNSEEN,), unseen)):
         for name in names:
             for kind in ("sketch", "photo"):
@@ -54,7 +54,7 @@ def write_textures(root: Path, training: int = 132, validation: int = 8, unseen:
 def fitted(
     student: AnyStudent, samples: Sequence[ImageSubset], shrinkage: float = 1e-4
 ) -> AnyStudent:
-    """Returns the student with an embedding that keeps the classes of the pictures apart.
+    """Return the student with an embedding that keeps the classes of the pictures apart.
 
     The embedding is the ridge regression of each class's own direction on the pooled feature; a
     few closed-form steps give rankings that survive rounding, as a trained student's do. More
@@ -87,7 +87,7 @@ def fitted(
 
 
 def tiny_student(dim: int = 16) -> SbtknetStudent:
-    """Returns a student of two convolutions, with batch norms as trained ones have them."""
+    """Return a student of two convolutions, with batch norms as trained ones have them."""
     torch.manual_seed(0)
     student = SbtknetStudent("resnet18", dim, len(TRAINING))
     student.trunk = nn.Sequential(
@@ -113,7 +113,7 @@ def tiny_student(dim: int = 16) -> SbtknetStudent:
 def write_run(
     folder: Path, data: Path, student: SbtknetStudent, backbone: str = "resnet18"
 ) -> Path:
-    """Returns `folder` as `sbtk train` would leave it after training `student` on `data`."""
+    """Return `folder` as `sbtk train` would leave it after training `student` on `data`."""
     folder.mkdir(parents=True)
     dim = student.embedding.out_features
     config = TrainConfig(str(data), "SK-YE", make_recipe("sbtk"), backbone=backbone, dim=dim)
@@ -142,7 +142,7 @@ def write_run(
 
 
 def trained_run(folder: Path, student: SbtknetStudent) -> TrainedRun:
-    """Returns the run in `folder` with a student that no backbone's name describes."""
+    """Return the run in `folder` with a student that no backbone's name describes."""
     record = read_json_object(folder / RECORD, BadConfig)
     return TrainedRun(folder, student, read_config(folder), record)
 

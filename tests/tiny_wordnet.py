@@ -28,7 +28,7 @@ class Noun:
 
 
 def write_nouns(folder: Path, nouns: Sequence[Noun], irregular: str = "") -> Path:
-    """Returns `folder` with `data.noun`, `index.noun` and `noun.exc` of these nouns.
+    """Return `folder` with `data.noun`, `index.noun` and `noun.exc` of these nouns.
 
     A lemma's senses are ranked in the order of the nouns (format: manual page wndb(5WN)).
     """

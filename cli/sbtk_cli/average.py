@@ -34,7 +34,7 @@ sbtk average runs/a runs/b
 def command(
     runs: tuple[Path, ...], out: Path | None, threads: int | None, as_json: bool, quiet: bool
 ) -> int:
-    """Runs `sbtk average`."""
+    """Run `sbtk average`."""
     from sbtk_train.runs.average import average_runs
     from sbtk_train.runs.checkpoint import LOCK, locked
     from sbtk_train.runs.run import new_run_folder

@@ -70,7 +70,7 @@ def check(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Runs `sbtk data check`."""
+    """Run `sbtk data check`."""
     from sbtk_runtime.machine import cpu_threads
     from sbtk_train.data.check import check_data, check_images, find_splits
     from sbtk_train.data.dataset import open_dataset
@@ -105,7 +105,7 @@ Row = tuple[str, str, str]
 
 
 def check_lines(check: DataCheck) -> Iterator[str]:
-    """Yields the answer's lines, tables among them."""
+    """Yield the answer's lines, tables among them."""
     from sbtk_train.data.splits import named
 
     layout = check.dataset.layout
@@ -136,7 +136,7 @@ def check_lines(check: DataCheck) -> Iterator[str]:
 
 
 def check_json(check: DataCheck) -> dict[str, Any]:
-    """Returns the answer as an object; long lists are cut, and their lengths are given."""
+    """Return the answer as an object; long lists are cut, and their lengths are given."""
     dataset, data = check.dataset, check.dataset.images
     return {
         "root": str(dataset.layout.root),
@@ -189,7 +189,7 @@ def check_json(check: DataCheck) -> dict[str, Any]:
 
 
 def _statistics(check: DataCheck) -> Iterator[Row]:
-    """Yields the rows of the paper's Table 1."""
+    """Yield the rows of the paper's Table 1."""
     classes, sketches, of_sketches, photos, of_photos = _published_statistics(check.published)
     yield "classes", f"{len(check.dataset.images.classes):,}", classes
     yield "sketches", f"{check.sketches.total:,}", sketches

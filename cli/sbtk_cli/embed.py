@@ -74,7 +74,7 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Runs `sbtk embed`."""
+    """Run `sbtk embed`."""
     if not files and not lists:
         raise click.UsageError("Name image files, or a list with --from-file.")
     options.check_output_file(target)
@@ -149,7 +149,7 @@ def command(
 
 
 def _listed(lists: Sequence[Path]) -> Iterator[str]:
-    """Yields the paths in list files: separated by NUL bytes if there is one, else by lines."""
+    """Yield the paths in list files: separated by NUL bytes if there is one, else by lines."""
     for source in lists:
         data = sys.stdin.buffer.read() if str(source) == "-" else source.read_bytes()
         separator = b"\0" if b"\0" in data else b"\n"

@@ -93,7 +93,7 @@ def build(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Runs `sbtk engine build`."""
+    """Run `sbtk engine build`."""
     from sbtk_runtime.bundle import Bundle
     from sbtk_runtime.engines.tensorrt.check import require_sound
     from sbtk_runtime.engines.tensorrt.engine import ready_plan
@@ -184,7 +184,7 @@ def _settings(batches: str, workspace: str) -> BuildSettings:
 
 
 def _bytes_of(size: str) -> int:
-    """Returns the bytes of a size such as `4GiB`, `1.5 GB`, `512m` or `1048576`."""
+    """Return the bytes of a size such as `4GiB`, `1.5 GB`, `512m` or `1048576`."""
     match = _SIZE.fullmatch(size.strip())
     if match is None:
         raise BadConfig(f"--workspace {size!r}", "a size such as 512MiB or 4GiB")
@@ -196,7 +196,7 @@ def _bytes_of(size: str) -> int:
 
 
 def _gpu(trt: TensorRt, device: str | None, quiet: bool) -> CudaDevice | None:
-    """Returns the GPU to build for; `None` if there is none and the library can build without."""
+    """Return the GPU to build for; `None` if there is none and the library can build without."""
     from sbtk_runtime.engines.cuda import find_device
 
     try:
@@ -213,7 +213,7 @@ def _gpu(trt: TensorRt, device: str | None, quiet: bool) -> CudaDevice | None:
 
 
 def _require_cache() -> None:
-    """Checks that plans can be saved, before minutes of building.
+    """Check that plans can be saved, before minutes of building.
 
     Raises:
         EngineUnavailable: the cache cannot be created, written or trusted.
@@ -255,7 +255,7 @@ def _print_built(ready: ReadyPlan, check: PlanCheck | None, as_json: bool) -> No
 
 
 def _model_in_cache(entries: list[CacheEntry], bundle: str) -> str:
-    """Returns the model to clear: a name or id in the cache, or the id of a bundle.
+    """Return the model to clear: a name or id in the cache, or the id of a bundle.
 
     Raises:
         BadModel: `bundle` is neither.
@@ -276,7 +276,7 @@ def _model_in_cache(entries: list[CacheEntry], bundle: str) -> str:
 
 
 def print_plans(as_json: bool) -> int:
-    """Prints all plans in the cache; with `as_json`, a JSON line for each."""
+    """Print all plans in the cache; with `as_json`, a JSON line for each."""
     from sbtk_runtime.engines.tensorrt.cache import PlanCache, cache_folder
 
     entries = PlanCache(cache_folder()).entries()
@@ -323,12 +323,12 @@ def print_plans(as_json: bool) -> int:
 
 
 def where_text(record: PlanRecord) -> str:
-    """Returns the GPU that a plan is for."""
+    """Return the GPU that a plan is for."""
     return "any GPU" if record.device == "none" else record.device
 
 
 def batches_text(record: PlanRecord) -> str:
-    """Returns smallest, usual and largest batch."""
+    """Return smallest, usual and largest batch."""
     settings = record.settings
     return f"{settings.batch_min},{settings.batch_opt},{settings.batch_max}"
 
@@ -342,7 +342,7 @@ class _StateHere:
         self._is_asked = False
 
     def of(self, entry: CacheEntry) -> str:
-        """Returns why a plan cannot be used; empty if it can."""
+        """Return why a plan cannot be used; empty if it can."""
         record = entry.record
         if entry.reason or record is None:
             return entry.reason
@@ -389,7 +389,7 @@ class BuildStatus(NamedTuple):
 
 @contextlib.contextmanager
 def build_status(*, quiet: bool = False) -> Iterator[BuildStatus]:
-    """Yields callbacks that show the progress of a build, and notices, on stderr."""
+    """Yield callbacks that show the progress of a build, and notices, on stderr."""
     if quiet:
         yield BuildStatus(no_progress, no_notify)
     elif output.is_progress_wanted(quiet):

@@ -112,7 +112,7 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Runs `sbtk export`."""
+    """Run `sbtk export`."""
     if unseen_log is not None:
         return _add_unseen_metric(run, unseen_log, as_json)
     # Cheap checks first: a bad name is refused before torch is imported.
@@ -165,7 +165,7 @@ def _add_unseen_metric(bundle: Path | None, log: Path, as_json: bool) -> int:
 
 
 def variants_to_make(asked: Sequence[Variant], *, for_tensorrt: bool) -> tuple[Variant, ...]:
-    """Returns the variants to make: the requested ones, or else all that are useful here."""
+    """Return the variants to make: the requested ones, or else all that are useful here."""
     if asked:
         return ("fp32", *asked)
     return ("fp32", "fp16", "int8", "int8.trt") if for_tensorrt else ("fp32", "fp16", "int8")

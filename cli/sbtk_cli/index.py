@@ -141,7 +141,7 @@ def command(
     engine_options: EngineOptions,
     quiet: bool,
 ) -> int:
-    """Runs `sbtk index`."""
+    """Run `sbtk index`."""
     if not (photos or prune or forget or list_folders or list_failed or verify or export_folder):
         raise click.UsageError("Name the folders of your photos, as in: sbtk index photos/")
     if repair and not verify:
@@ -201,7 +201,7 @@ def command(
 
 
 def final_sentence(report: IndexReport, gallery: Path) -> str:
-    """Returns "1,000 photos searchable (12 new, 2 unreadable: failures.jsonl) in 41 s"."""
+    """Return "1,000 photos searchable (12 new, 2 unreadable: failures.jsonl) in 41 s"."""
     counts = {
         "new": report.new,
         "changed": report.changed,
@@ -220,7 +220,7 @@ def final_sentence(report: IndexReport, gallery: Path) -> str:
 
 
 def _bundle(model: str | None, gallery: Path, bits: int | None) -> Bundle:
-    """Returns the bundle that was named, or that made the gallery, or the default one.
+    """Return the bundle that was named, or that made the gallery, or the default one.
 
     Checks that it fits the gallery before an engine is opened.
     """
@@ -368,7 +368,7 @@ def _list_failed(gallery: Path, *, as_json: bool, quiet: bool) -> None:
 
 
 def _failures(gallery: Path) -> list[dict[str, str]]:
-    """Returns the entries of `failures.jsonl`, one for each file that could not be read."""
+    """Return the entries of `failures.jsonl`, one for each file that could not be read."""
     from sbtk_runtime.gallery.folder import FAILURES_NAME
 
     path = gallery / FAILURES_NAME

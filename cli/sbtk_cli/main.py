@@ -55,7 +55,7 @@ _EXTRAS_OF_MODULES = {"cuda": "tensorrt", "skimage": "train", "starlette": "serv
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `sbtk` and returns the exit code; `arguments` are the process's if `None`."""
+    """Run `sbtk` and return the exit code; `arguments` are the process's if `None`."""
     if os.environ.get("_SBTK_COMPLETE"):
         sbtk.main(prog_name="sbtk")  # a shell completion: click prints it and exits
     _open_closed_outputs()
@@ -82,11 +82,11 @@ class LazyGroup(click.Group):
     """A group that imports a command when it is called, not when it is listed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Returns the names in the order of use, not alphabetically."""
+        """Return the names in the order of use, not alphabetically."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Imports and returns the command; `None` for an unknown name."""
+        """Import and return the command; `None` for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         command = importlib.import_module(COMMANDS[cmd_name].module).command
@@ -96,7 +96,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Returns the command that the arguments name; suggests a similar one if there is none."""
+        """Return the command that the arguments name; suggest a similar one if there is none."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
             from difflib import get_close_matches
@@ -107,7 +107,7 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the list of commands without importing them."""
+        """Write the list of commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 
@@ -179,7 +179,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _user_error(problem: Exception) -> SbtkError:
-    """Returns `problem`, or an error for users that describes it."""
+    """Return `problem`, or an error for users that describes it."""
     if isinstance(problem, SbtkError):
         return problem
     if isinstance(problem, ModuleNotFoundError):
@@ -209,7 +209,7 @@ def _user_error(problem: Exception) -> SbtkError:
 
 
 def _extra_of(module: str) -> str | None:
-    """Returns the extra that installs a module; `None` if it is not an optional dependency."""
+    """Return the extra that installs a module; `None` if it is not an optional dependency."""
     from sbtk_runtime.machine import extras
 
     if module in _EXTRAS_OF_MODULES:
@@ -233,7 +233,7 @@ def _is_out_of_memory(problem: Exception) -> bool:
 
 @contextlib.contextmanager
 def _termination_raised() -> Iterator[None]:
-    """Makes SIGTERM and SIGHUP raise an exception in the block, as SIGINT does."""
+    """Make SIGTERM and SIGHUP raise an exception in the block, as SIGINT does."""
 
     def terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
         raise Terminated
@@ -258,14 +258,14 @@ def _let_blas_threads_sleep() -> None:
 
 
 def _open_closed_outputs() -> None:
-    """Opens the null device as stdout or stderr where the process was started without them."""
+    """Open the null device as stdout or stderr where the process was started without them."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 def _print_any_character() -> None:
-    """Prints characters that the terminal's encoding lacks as escapes instead of failing."""
+    """Print characters that the terminal's encoding lacks as escapes instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -273,6 +273,6 @@ def _print_any_character() -> None:
 
 
 def _discard_output() -> None:
-    """Redirects stdout to the null device, so that Python does not fail on the pipe again."""
+    """Redirect stdout to the null device, so that Python does not fail on the pipe again."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

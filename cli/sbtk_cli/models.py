@@ -129,7 +129,7 @@ def _described(bundle: Bundle, is_default: bool) -> dict[str, Any]:
 
 
 def _trial(bundle: Bundle, precision: Precision, golden: Sequence[Golden]) -> str:
-    """Returns the result of embedding a test image, as a sketch and as a photo.
+    """Return the result of embedding a test image, as a sketch and as a photo.
 
     Raises:
         BadModel: the embeddings are not of length 1, do not have the manifest's dimension, or are

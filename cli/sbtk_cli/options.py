@@ -38,7 +38,7 @@ class Bits(click.IntRange):
         super().__init__(min=8, max=65_536)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Returns the length."""
+        """Return the length."""
         bits = int(super().convert(value, param, ctx))
         if bits % 8:
             self.fail(f"{bits} is not a multiple of 8.", param, ctx)
@@ -116,17 +116,17 @@ quiet = click.option("-q", "--quiet", is_flag=True, help="Print no progress and 
 
 
 def engine_options(function: Function) -> Function:
-    """Adds the options of an engine; the command takes them as one `engine_options`."""
+    """Add the options of an engine; the command takes them as one `engine_options`."""
     return query_engine_options(batch(function))
 
 
 def query_engine_options(function: Function) -> Function:
-    """Adds the options of an engine for single queries, which have no `--batch`."""
+    """Add the options of an engine for single queries, which have no `--batch`."""
     return collect_engine_options(engine(precision(threads(device(function)))))
 
 
 def collect_engine_options(function: Function) -> Function:
-    """Passes the values of all options of an engine to a command as one `engine_options`."""
+    """Pass the values of all options of an engine to a command as one `engine_options`."""
 
     @functools.wraps(function)
     def command(*arguments: Any, **values: Any) -> Any:
@@ -152,7 +152,7 @@ as_required = click.option(
 
 
 def existing_gallery(folder: Path) -> Path:
-    """Returns `folder` if it is a gallery.
+    """Return `folder` if it is a gallery.
 
     Raises:
         BadGallery: it is not, or indexing has not finished; says how to make one.
@@ -170,7 +170,7 @@ def existing_gallery(folder: Path) -> Path:
 
 
 def check_output_file(path: Path) -> None:
-    """Checks before any work that a file can be written to `path`.
+    """Check before any work that a file can be written to `path`.
 
     Raises:
         BadConfig: its folder is missing or not writable, or `path` is not a file.
@@ -185,7 +185,7 @@ def check_output_file(path: Path) -> None:
 
 
 def bundle_for_gallery(model: str | None, folder: Path, made_by: str) -> Bundle:
-    """Returns the bundle that `model` names, by default the listed bundle with the id `made_by`.
+    """Return the bundle that `model` names, by default the listed bundle with the id `made_by`.
 
     A gallery may have been made by another model than today's default.
 
@@ -220,14 +220,14 @@ class Terminated(KeyboardInterrupt):
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
-    """Returns the signals that end a command: SIGINT, SIGTERM, and SIGHUP unless it is ignored."""
+    """Return the signals that end a command: SIGINT, SIGTERM, and SIGHUP unless it is ignored."""
     ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     asked = (signal.SIGINT, signal.SIGTERM)
     return asked if ignores_hangup else (*asked, signal.SIGHUP)
 
 
 def ending_of(number: int) -> KeyboardInterrupt:
-    """Returns the exception for a signal, which decides the exit code: 130 or 143."""
+    """Return the exception for a signal, which decides the exit code: 130 or 143."""
     return KeyboardInterrupt() if number == signal.SIGINT else Terminated()
 
 
@@ -239,7 +239,7 @@ class Stopping:
         self._wanted: KeyboardInterrupt | None = None
 
     def between_photos(self, *, more_to_come: bool) -> None:
-        """Ends the command here if a signal came; otherwise notes whether more photos follow.
+        """End the command here if a signal came; otherwise note whether more photos follow.
 
         Raises:
             KeyboardInterrupt: a signal came since the last call.
@@ -249,7 +249,7 @@ class Stopping:
             raise self._wanted
 
     def want(self, number: int, _frame: FrameType | None) -> None:
-        """Notes a signal; raises at once between photos, and for a second signal."""
+        """Note a signal; raise at once between photos, and for a second signal."""
         ending = ending_of(number)
         if self._wanted is not None or not self._is_held_back:
             raise ending
@@ -258,7 +258,7 @@ class Stopping:
 
 @contextlib.contextmanager
 def stops_between_photos() -> Iterator[Stopping]:
-    """Yields an object that delays ending signals until a photo is done."""
+    """Yield an object that delays ending signals until a photo is done."""
     stopping = Stopping()
     before = {number: signal.getsignal(number) for number in ending_signals()}
     try:

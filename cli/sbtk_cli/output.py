@@ -25,23 +25,23 @@ _STEADY_S = 1.0
 
 
 def answer(text: str) -> None:
-    """Prints a result on stdout."""
+    """Print a result on stdout."""
     click.echo(text)
 
 
 def answer_json(value: Mapping[str, Any]) -> None:
-    """Prints a result as a JSON line in ASCII, which is valid in every locale."""
+    """Print a result as a JSON line in ASCII, which is valid in every locale."""
     click.echo(json.dumps(value))
 
 
 def notice(text: str, *, quiet: bool = False) -> None:
-    """Prints a notice on stderr, unless `quiet`."""
+    """Print a notice on stderr, unless `quiet`."""
     if not quiet:
         click.echo(text, err=True)
 
 
 def duration_text(seconds: float) -> str:
-    """Returns a duration for people: "0.8 s", "41 s", "1 min 12 s", "2 h 5 min"."""
+    """Return a duration for people: "0.8 s", "41 s", "1 min 12 s", "2 h 5 min"."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -53,12 +53,12 @@ def duration_text(seconds: float) -> str:
 
 
 def count_text(count: int, noun: str) -> str:
-    """Returns "1 photo", "1,000 photos"."""
+    """Return "1 photo", "1,000 photos"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def size_text(size_bytes: float) -> str:
-    """Returns a size for people: "512 bytes", "4 MB", "1.5 GB"."""
+    """Return a size for people: "512 bytes", "4 MB", "1.5 GB"."""
     if size_bytes < 1000:
         return f"{int(size_bytes)} bytes"
     unit = "kB" if size_bytes < 1e6 else "MB" if size_bytes < 1e9 else "GB"
@@ -67,7 +67,7 @@ def size_text(size_bytes: float) -> str:
 
 
 def engine_text(model_id: str, info: EngineInfo) -> str:
-    """Returns the model, engine and device; if there is an unused GPU, also why it is not used.
+    """Return the model, engine and device; if there is an unused GPU, also why it is not used.
 
     Faster engines for the CPU are left to `sbtk doctor`.
     """
@@ -85,13 +85,13 @@ def engine_text(model_id: str, info: EngineInfo) -> str:
 
 
 def is_progress_wanted(quiet: bool) -> bool:
-    """Returns whether to show progress: stderr is a terminal that can move its cursor."""
+    """Return whether to show progress: stderr is a terminal that can move its cursor."""
     return not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @contextlib.contextmanager
 def progress(label: str, *, quiet: bool = False) -> Iterator[Advance]:
-    """Yields a function that moves a progress bar, or does nothing without a terminal."""
+    """Yield a function that moves a progress bar, or does nothing without a terminal."""
     if not is_progress_wanted(quiet):
         yield lambda done, total: None
         return
@@ -134,7 +134,7 @@ def progress(label: str, *, quiet: bool = False) -> Iterator[Advance]:
 
 
 def plain_table(rows: Sequence[tuple[str, ...]], *, indent: str = "") -> str:
-    """Returns rows of cells as text with aligned columns."""
+    """Return rows of cells as text with aligned columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     lines = []
     for row in rows:
@@ -144,7 +144,7 @@ def plain_table(rows: Sequence[tuple[str, ...]], *, indent: str = "") -> str:
 
 
 def shown_relative(path: Path) -> str:
-    """Returns a printable path, relative to the working folder if it is below it."""
+    """Return a printable path, relative to the working folder if it is below it."""
     with contextlib.suppress(ValueError, OSError):
         return printable_name(path.absolute().relative_to(Path.cwd()))
     return printable_name(path)

@@ -90,7 +90,7 @@ def command(
     engine_options: EngineOptions,
     quiet: bool,
 ) -> int:
-    """Runs `sbtk query`."""
+    """Run `sbtk query`."""
     if as_json and paths0:
         raise click.UsageError("--json and --paths0 cannot be combined.")
     is_shown = show or way is not None
@@ -141,7 +141,7 @@ def command(
 
 
 def _detect(data: bytes, sketch: str, *, quiet: bool) -> Kind:
-    """Returns the detected kind of the image; tells the user if it is a photo."""
+    """Return the detected kind of the image; tell the user if it is a photo."""
     from sbtk_runtime.preprocess import detect_kind, prepare
 
     kind = detect_kind(prepare(data, "photo").pixels)
@@ -152,7 +152,7 @@ def _detect(data: bytes, sketch: str, *, quiet: bool) -> Kind:
 
 
 def _read(sketch: str) -> bytes:
-    """Returns the bytes of the file, or of standard input for `-`."""
+    """Return the bytes of the file, or of standard input for `-`."""
     from sbtk_runtime.images import MAX_FILE_BYTES, read_image_bytes
 
     if re.match(r"(?i)(https?|ftp|data|s3):", sketch) and not os.path.lexists(sketch):

@@ -81,7 +81,7 @@ def command(
     engine_options: EngineOptions,
     quiet: bool,
 ) -> int:
-    """Runs `sbtk serve`."""
+    """Run `sbtk serve`."""
     from sbtk_runtime.gallery.folder import published_manifest
     from sbtk_runtime.web.auth import access_rules, is_loopback, new_token
     from sbtk_runtime.web.server import listen
@@ -127,7 +127,7 @@ def command(
 
 
 def _restart_command(gallery: Path, port: int) -> str:
-    """Returns the command line that starts this server again, without its token."""
+    """Return the command line that starts this server again, without its token."""
     from sbtk_runtime.files import printable_name
 
     context = click.get_current_context()
@@ -144,7 +144,7 @@ def _restart_command(gallery: Path, port: int) -> str:
 
 
 def _network_notice(host: str, *, is_any: bool) -> str:
-    """Returns the notice about a server that other machines can reach."""
+    """Return the notice about a server that other machines can reach."""
     where = f", with this machine's address in place of {_visited(host)}" if is_any else ""
     return (
         f"other machines can connect{where}; the token is sent unencrypted, so put a reverse proxy "
@@ -153,19 +153,19 @@ def _network_notice(host: str, *, is_any: bool) -> str:
 
 
 def _address(host: str, port: int) -> str:
-    """Returns the page's address for a browser on this machine."""
+    """Return the page's address for a browser on this machine."""
     return f"http://{_visited(host)}:{port}/"
 
 
 def _visited(host: str) -> str:
-    """Returns the host by which a browser on this machine reaches a server on `host`."""
+    """Return the host by which a browser on this machine reaches a server on `host`."""
     name = host.strip("[]")
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name, name)  # noqa: S104 -- not bound here
     return f"[{name}]" if ":" in name else name
 
 
 def _open(address: str, *, quiet: bool) -> None:
-    """Opens the browser on another thread: it may be slow, or use the terminal."""
+    """Open the browser on another thread: it may be slow, or use the terminal."""
     import webbrowser
 
     def visit() -> None:

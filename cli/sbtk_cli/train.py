@@ -159,7 +159,7 @@ def command(
 
 
 def _how_to_go_on(folder: Path) -> str:
-    """Returns the next command after a run was stopped."""
+    """Return the next command after a run was stopped."""
     from sbtk_train.runs.checkpoint import LAST
 
     shown = shlex.quote(printable_name(folder))
@@ -169,13 +169,13 @@ def _how_to_go_on(folder: Path) -> str:
 
 
 def _given_options(context: click.Context) -> list[str]:
-    """Returns the names of the options and arguments on the command line, sorted."""
+    """Return the names of the options and arguments on the command line, sorted."""
     told = ParameterSource.COMMANDLINE
     return sorted(name for name in context.params if context.get_parameter_source(name) is told)
 
 
 def _refuse_idle(given: Sequence[str], *, is_ablation: bool, is_resumed: bool) -> None:
-    """Refuses options that would have no effect."""
+    """Refuse options that would have no effect."""
     if is_ablation and is_resumed:
         raise click.UsageError("An ablation resumes by itself: leave out --resume.")
     if is_ablation and "name" in given:
@@ -191,7 +191,7 @@ def _refuse_idle(given: Sequence[str], *, is_ablation: bool, is_resumed: bool) -
 def _with_provenance(
     config: TrainConfig, config_file: Path | None, set_texts: tuple[str, ...]
 ) -> TrainConfig:
-    """Returns the configuration with what `--config` and `--set` were given."""
+    """Return the configuration with what `--config` and `--set` were given."""
     config = replace(config, settings=set_texts)
     if config_file is None:
         return config
@@ -254,7 +254,7 @@ def run_ablation(
     *,
     as_json: bool,
 ) -> int:
-    """Runs the missing parts of the study in `root`, scores it and writes the results there.
+    """Run the missing parts of the study in `root`, score it and write the results there.
 
     The table is printed unless `as_json`: then stdout has the reporter's JSON lines alone.
     Returns the exit code. Unseen classes are evaluated only when no run is missing.
@@ -314,7 +314,7 @@ def _study(
     rows: tuple[str, ...],
     reporter: Reporter,
 ) -> Study:
-    """Returns the study of the options, by default with frozen stages and stored maps."""
+    """Return the study of the options, by default with frozen stages and stored maps."""
     from sbtk_train.runs.ablation import Study, select_rows
 
     freeze_until = values["freeze_until"] or _FREEZE_UNTIL
@@ -337,7 +337,7 @@ def _study(
 
 
 def _require_teacher(study: Study) -> None:
-    """Refuses rows that need a teacher if there is none, before the others are trained."""
+    """Refuse rows that need a teacher if there is none, before the others are trained."""
     if study.base.weights or study.base.teacher:
         return
     recipes = {row.name: study.config(row, 0).recipe for row in study.rows}
@@ -356,7 +356,7 @@ def _require_teacher(study: Study) -> None:
 
 
 def _common(values: dict[str, Any], settings: Settings) -> dict[str, object]:
-    """Returns the settings that all methods share, so that losses are compared, not optimisers."""
+    """Return the settings that all methods share, so that losses are compared, not optimisers."""
     from sbtk_train.config import RECIPES
 
     ours = RECIPES["sbtknet"]["sbtk"]
@@ -386,7 +386,7 @@ class Reporter:
         self._quiet = quiet
 
     def __call__(self, event: StepDone | EpochDone | str) -> None:
-        """Prints one event."""
+        """Print one event."""
         from sbtk_train.progress import EpochDone
 
         if isinstance(event, str):
@@ -426,7 +426,7 @@ class Holder:
         self.is_stopping = False
 
     def __call__(self, trainer: Trainer) -> None:
-        """Stores the trainer that is about to start."""
+        """Store the trainer that is about to start."""
         self.trainer = trainer
         if self.is_stopping:
             trainer.stop_soon()
@@ -434,7 +434,7 @@ class Holder:
 
 @contextlib.contextmanager
 def stop_on_signal(is_heard: Callable[[], bool] = lambda: True) -> Iterator[Holder]:
-    """Makes the first termination signal save and stop after the current step; a second kills.
+    """Make the first termination signal save and stop after the current step; a second kills.
 
     Args:
         is_heard: whether this process prints the notice.
@@ -474,7 +474,7 @@ def stop_on_signal(is_heard: Callable[[], bool] = lambda: True) -> Iterator[Hold
 def merge_resumed_config(
     config: TrainConfig, data: Path | None, given: Iterable[str], values: dict[str, Any]
 ) -> TrainConfig:
-    """Returns the run's own configuration with the options that may change on resuming.
+    """Return the run's own configuration with the options that may change on resuming.
 
     Args:
         config: of the run.
@@ -519,7 +519,7 @@ def merge_resumed_config(
 
 
 def _place(name: str, found: object, own: object) -> str | tuple[str, ...]:
-    """Returns the path of a file that replaces the run's own; empty if it is not a file."""
+    """Return the path of a file that replaces the run's own; empty if it is not a file."""
     from sbtk_cli.train_options import absolute
     from sbtk_train.data.more_images import is_bundled
     from sbtk_train.models.weights_file import find_weights
@@ -549,7 +549,7 @@ def _shown(value: object) -> object:
 
 
 def _spelt(name: str, value: object) -> str:
-    """Returns an option as typed on the command line."""
+    """Return an option as typed on the command line."""
     word = {"train_size_px": "size"}.get(name, name.replace("_", "-"))
     if isinstance(value, bool):
         return f"--{word}" if value else f"--no-{word}"

@@ -74,7 +74,7 @@ def _show_all_options(context: click.Context, _: click.Parameter, is_asked: bool
 
 
 def _rare(*names: str, **attributes: Any) -> Callable[..., Any]:
-    """Returns an option that only `--help-all` lists."""
+    """Return an option that only `--help-all` lists."""
     return click.option(*names, hidden=True, **attributes)
 
 
@@ -308,14 +308,14 @@ _OPTIONS = (
 
 
 def add_training_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options to a command, in the order of this file."""
+    """Add the options to a command, in the order of this file."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def read_settings(config_file: Path | None, set_texts: Sequence[str]) -> Settings:
-    """Returns what `--config` and `--set` say; `--set` wins.
+    """Return what `--config` and `--set` say; `--set` wins.
 
     Raises:
         BadConfig: the file cannot be read, or a key or value is not accepted.
@@ -335,7 +335,7 @@ def read_settings(config_file: Path | None, set_texts: Sequence[str]) -> Setting
 
 
 def _refuse_other_recipe(name: str | None, from_file: str | None) -> None:
-    """Refuses to call one recipe's knobs by the name of another."""
+    """Refuse to call one recipe's knobs by the name of another."""
     if from_file is not None and name != from_file:
         raise BadConfig(
             f"recipe {name} with a --config file of recipe {from_file}",
@@ -347,7 +347,7 @@ def _refuse_other_recipe(name: str | None, from_file: str | None) -> None:
 def apply_settings(
     values: dict[str, Any], given: Collection[str], settings: Settings
 ) -> dict[str, Any]:
-    """Returns the options' values, and those of the settings for options that were not given.
+    """Return the options' values, and those of the settings for options that were not given.
 
     Args:
         values: the options' values by name.
@@ -380,7 +380,7 @@ def build_config(
     settings: Settings | None = None,
     processes: int = 1,
 ) -> TrainConfig:
-    """Returns the configuration that the options describe.
+    """Return the configuration that the options describe.
 
     Args:
         data: the data set's folder.
@@ -450,7 +450,7 @@ def build_config(
 
 
 def absolute(path: Path | str | None) -> str:
-    """Returns a path as a run's configuration keeps it; empty for none."""
+    """Return a path as a run's configuration keeps it; empty for none."""
     return "" if path is None else str(Path(path).absolute())
 
 
@@ -469,7 +469,7 @@ def _is_split_file(split: str) -> bool:
 
 
 def _without_teacher(method: str, asked: dict[str, Any], notify: Notify) -> dict[str, object]:
-    """Returns the settings that switch off the losses that need an ImageNet classifier."""
+    """Return the settings that switch off the losses that need an ImageNet classifier."""
     knob = "knowledge" if method == "sbtknet" else "kd_weight"
     if knob in asked:
         return {}

@@ -145,7 +145,7 @@ class Embedder:
         return self._timings
 
     def close(self) -> None:
-        """Frees the engine."""
+        """Free the engine."""
         self._is_closed = True
         if self._engine is not None:
             self._engine.close()
@@ -154,7 +154,7 @@ class Embedder:
     def embed_one(
         self, image: ImageInput, kind: Kind
     ) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-        """Returns the embedding `(D,) float32` of an image, of length 1, and notices about it.
+        """Return the embedding `(D,) float32` of an image, of length 1, and notices about it.
 
         >>> with Embedder() as embedder:
         ...     embedding, notices = embedder.embed_one("sketch.png", "sketch")
@@ -174,7 +174,7 @@ class Embedder:
         return self.embed_prepared(prepared.pixels, kind), prepared.notices
 
     def embed_prepared(self, pixels: Pixels, kind: Kind) -> NDArray[np.float32]:
-        """Returns the embedding `(D,) float32` of one prepared image.
+        """Return the embedding `(D,) float32` of one prepared image.
 
         Args:
             pixels: `(224, 224, 3) uint8`, as `sbtk_runtime.preprocess.prepare` returns them.
@@ -192,7 +192,7 @@ class Embedder:
         return row
 
     def embed_images(self, images: Images, kind: Kind) -> Embeddings:
-        """Returns the embeddings `(N, D) float32` of prepared `images (N, 224, 224, 3) uint8`.
+        """Return the embeddings `(N, D) float32` of prepared `images (N, 224, 224, 3) uint8`.
 
         >>> from sbtk_runtime.preprocess import prepare_input
         >>> pixels = prepare_input("photos/0.jpg", "photo").pixels
@@ -224,7 +224,7 @@ class Embedder:
         return rows
 
     def stream(self, paths: Iterable[Path | str], kind: Kind) -> Iterator[Embedded | Failed]:
-        """Yields the embedding of each file, or why it failed, in the order of `paths`.
+        """Yield the embedding of each file, or why it failed, in the order of `paths`.
 
         Files are read and decoded on threads ahead of the engine. `paths` is consumed in the
         calling thread, a few batches ahead of what is yielded, and memory does not grow with
@@ -248,7 +248,7 @@ class Embedder:
     def stream_unknown(
         self, paths: Iterable[Path], kind: Kind, is_known: IsKnown | None
     ) -> Generator[Embedded | Failed | Known, None, None]:
-        """Yields as `stream` does, but does not embed files for which `is_known` is true.
+        """Yield as `stream` does, but does not embed files for which `is_known` is true.
 
         Args:
             paths: the files.
@@ -273,7 +273,7 @@ class Embedder:
                 self._streams -= 1
 
     def _engine_with(self, lanes: int | None) -> Engine:
-        """Returns the engine, reopened if necessary with that many lanes, by default the most.
+        """Return the engine, reopened if necessary with that many lanes, by default the most.
 
         Only one engine is kept, because each holds the weights. Open streams keep theirs.
         """
@@ -305,7 +305,7 @@ class Embedder:
 
 
 def _take_blas_memory() -> None:
-    """Makes NumPy's BLAS allocate its threads' memory before an engine uses the rest.
+    """Make NumPy's BLAS allocate its threads' memory before an engine uses the rest.
 
     BLAS allocates at the first large product, and ends the process if there is no memory.
     """

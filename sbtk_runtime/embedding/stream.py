@@ -119,7 +119,7 @@ def embed_stream(
     account: Callable[[Timings], None],
     is_known: IsKnown | None = None,
 ) -> Iterator[Embedded | Failed | Known]:
-    """Yields the result of each file, in the order of `paths`.
+    """Yield the result of each file, in the order of `paths`.
 
     Args:
         paths: consumed in the calling thread, a few batches ahead.
@@ -152,7 +152,7 @@ def _runs(
     batch: int,
     kind: Kind,
 ) -> Iterator[_Run]:
-    """Yields runs in order; waits for one only if there is nothing else to do."""
+    """Yield runs in order; wait for one only if there is nothing else to do."""
     info = engine.info
     images_per_run = max(1, batch // info.lanes)
     most_runs = 2 * info.lanes
@@ -181,7 +181,7 @@ def _start_run(
     lanes: EngineLanes,
     kind: Kind,
 ) -> _Run:
-    """Waits until the next files are decoded, and submits their pixels to the engine."""
+    """Wait until the next files are decoded, and submit their pixels to the engine."""
     decoded: list[Decoded] = []
     pixels: list[Images] = []
     # Bad files do not count towards a batch, but their number is limited too.
@@ -205,7 +205,7 @@ class _Run:
         return self.rows is None or self.rows.done()
 
     def items(self) -> Iterator[Embedded | Failed | Known]:
-        """Yields an item for each file once the engine is done; raises the engine's errors."""
+        """Yield an item for each file once the engine is done; raise the engine's errors."""
         rows: Iterator[tuple[NDArray[np.float32], bool]] = iter(())
         if self.rows is not None:
             rows = zip(*validate_embeddings(self.rows.result()), strict=True)
@@ -313,7 +313,7 @@ class DecodePool:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, path: Path) -> Future[Decoded]:
-        """Returns the future of `path`; problems with the file are results, not exceptions."""
+        """Return the future of `path`; problems with the file are results, not exceptions."""
         return self._threads.submit(self._decode, path)
 
     def _decode(self, path: Path) -> Decoded:
@@ -337,7 +337,7 @@ class DecodePool:
 
 
 def reason_of(problem: BadImage) -> str:
-    """Returns in one line why a file was refused."""
+    """Return in one line why a file was refused."""
     expected = f" (expected: {problem.expected})" if problem.expected else ""
     return " ".join(f"{problem.found}{expected}".split())
 
@@ -428,7 +428,7 @@ _LARGE_BYTES = 2 << 20
 
 @functools.cache
 def trim_malloc() -> None:
-    """Makes glibc return large blocks to the system as soon as they are freed.
+    """Make glibc return large blocks to the system as soon as they are freed.
 
     By default glibc raises its threshold to the largest freed block, so each thread keeps as much
     as its largest image: eight threads on images of 25 megapixels held 1.3 GB, of which 0.3 GB were
@@ -455,7 +455,7 @@ class MemoryBudget:
 
     @contextlib.contextmanager
     def reserve(self, size_bytes: int) -> Iterator[None]:
-        """Reserves memory for the block; waits until it fits, or nothing else is reserved."""
+        """Reserve memory for the block; wait until it fits, or nothing else is reserved."""
         with self._freed:
             self._freed.wait_for(lambda: self._fits(size_bytes))
             self._taken_bytes += size_bytes
@@ -502,7 +502,7 @@ class EngineLanes:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, images: Images, kind: Kind) -> Future[Embeddings]:
-        """Returns the future embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8`."""
+        """Return the future embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8`."""
         return self._threads.submit(self._run, images, kind)
 
     def _run(self, images: Images, kind: Kind) -> Embeddings:

@@ -37,7 +37,7 @@ class Engine(Protocol):
     info: EngineInfo
 
     def run(self, images: Images, kind: Kind) -> Embeddings:
-        """Returns the embeddings of a batch.
+        """Return the embeddings of a batch.
 
         Args:
             images: `(N, 224, 224, 3) uint8` RGB, any N from 1.
@@ -52,7 +52,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees the engine's memory; it cannot run afterwards."""
+        """Free the engine's memory; it cannot run afterwards."""
         ...
 
 
@@ -92,7 +92,7 @@ Notify = Callable[[str], None]
 
 
 def no_notify(_: str) -> None:
-    """Ignores the notice."""
+    """Ignore the notice."""
 
 
 @dataclass(frozen=True)
@@ -166,12 +166,12 @@ PROBE_INPUT, PROBE_OUTPUT = "x", "y"
 
 
 def probe_question() -> NDArray[np.float32]:
-    """Returns the input `x`, `(1,) float32`."""
+    """Return the input `x`, `(1,) float32`."""
     return np.array([2.0], dtype=np.float32)
 
 
 def check_probe_answer(answer: NDArray[np.float32], library: str) -> None:
-    """Checks the probe graph's output `y (1,) float32`.
+    """Check the probe graph's output `y (1,) float32`.
 
     Raises:
         EngineUnavailable: `library` computed something else.

@@ -53,7 +53,7 @@ class CudaDevice:
 
 
 def cuda_runtime() -> Any:
-    """Returns the module `cuda.bindings.runtime`, which can be imported without a GPU.
+    """Return the module `cuda.bindings.runtime`, which can be imported without a GPU.
 
     Raises:
         MissingExtra: cuda-bindings is not installed.
@@ -73,7 +73,7 @@ def cuda_runtime() -> Any:
 
 
 def require_driver() -> None:
-    """Checks for NVIDIA's driver without importing CUDA modules.
+    """Check for NVIDIA's driver without importing CUDA modules.
 
     Raises:
         EngineUnavailable: its library cannot be loaded.
@@ -85,7 +85,7 @@ def require_driver() -> None:
 
 
 def find_device(device: str = "cuda") -> CudaDevice:
-    """Returns a GPU by name, from the driver.
+    """Return a GPU by name, from the driver.
 
     Call this before creating any object of TensorRT: without a driver, some of its libraries end
     the process.
@@ -127,7 +127,7 @@ def find_device(device: str = "cuda") -> CudaDevice:
 
 
 def checked(answer: tuple[Any, ...]) -> Any:
-    """Returns the result of a call of `cuda.bindings.runtime`, after checking its error code.
+    """Return the result of a call of `cuda.bindings.runtime`, after checking its error code.
 
     Args:
         answer: the error code, followed by any number of values.
@@ -195,12 +195,12 @@ def _text(answer: tuple[Any, ...], otherwise: str) -> str:
 
 
 def _version(number: int) -> str:
-    """Returns `13.5` for 13050."""
+    """Return `13.5` for 13050."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def captured_graph(cuda: Any, stream: Any, enqueue: Callable[[], None]) -> Any:
-    """Returns an executable graph of the work that `enqueue` puts into a stream; does not run it.
+    """Return an executable graph of the work that `enqueue` puts into a stream; does not run it.
 
     The first run of a library cannot be captured, because it allocates; run it once before. Other
     threads may allocate on the GPU during the capture.
@@ -252,7 +252,7 @@ class PinnedArray:
 
 
 def make_current(index: int) -> None:
-    """Makes a GPU the current one of the calling thread.
+    """Make a GPU the current one of the calling thread.
 
     Raises:
         CudaError: the GPU cannot be used.
@@ -277,7 +277,7 @@ class DeviceResources:
         self._close.atexit = False
 
     def memory(self, size_bytes: int) -> int:
-        """Returns the address of new memory on the GPU, aligned to 256 bytes.
+        """Return the address of new memory on the GPU, aligned to 256 bytes.
 
         Raises:
             OutOfDeviceMemory: there is not enough left.
@@ -287,7 +287,7 @@ class DeviceResources:
         return address
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> PinnedArray:
-        """Returns a new array of zeros in pinned host memory.
+        """Return a new array of zeros in pinned host memory.
 
         Raises:
             OutOfDeviceMemory: there is not enough left.
@@ -302,26 +302,26 @@ class DeviceResources:
         return PinnedArray(address, array)
 
     def stream(self) -> Any:
-        """Returns a new stream, which does not wait for the default stream."""
+        """Return a new stream, which does not wait for the default stream."""
         stream = checked(self.cuda.cudaStreamCreateWithFlags(self.cuda.cudaStreamNonBlocking))
         self.on_close(self.cuda.cudaStreamDestroy, stream)
         return stream
 
     def event(self) -> Any:
-        """Returns a new event with timing."""
+        """Return a new event with timing."""
         event = checked(self.cuda.cudaEventCreateWithFlags(self.cuda.cudaEventDefault))
         self.on_close(self.cuda.cudaEventDestroy, event)
         return event
 
     def on_close(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Calls a function when the resources are closed, before older resources are freed.
+        """Call a function when the resources are closed, before older resources are freed.
 
         Its return value is ignored.
         """
         self._stack.callback(function, *arguments)
 
     def close(self) -> None:
-        """Frees everything. No work may be running. Further calls do nothing."""
+        """Free everything. No work may be running. Further calls do nothing."""
         self._close()
 
 

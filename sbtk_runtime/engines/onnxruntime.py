@@ -47,7 +47,7 @@ _MODELS_FAULTS = ("InvalidGraph", "InvalidProtobuf", "NoModel", "NotImplemented"
 
 
 def open_cpu(request: EngineRequest) -> SessionEngine:
-    """Returns the bundle's model on ONNX Runtime's CPU provider.
+    """Return the bundle's model on ONNX Runtime's CPU provider.
 
     Raises:
         MissingExtra: ONNX Runtime is not installed.
@@ -60,7 +60,7 @@ def open_cpu(request: EngineRequest) -> SessionEngine:
 
 
 def open_cuda(request: EngineRequest) -> SessionEngine:
-    """Returns the bundle's model on ONNX Runtime's CUDA provider.
+    """Return the bundle's model on ONNX Runtime's CUDA provider.
 
     Raises:
         MissingExtra: ONNX Runtime is not installed.
@@ -76,14 +76,14 @@ def open_cuda(request: EngineRequest) -> SessionEngine:
 
 
 def probe_cpu() -> str:
-    """Runs a small graph on the CPU, and returns ONNX Runtime's version; raises if that fails."""
+    """Run a small graph on the CPU, and return ONNX Runtime's version; raise if that fails."""
     runtime = find_onnxruntime()
     run_probe(runtime, (CPU, {}))
     return str(runtime.__version__)
 
 
 def probe_cuda() -> str:
-    """Runs a small graph on a GPU, and returns ONNX Runtime's version; raises if that fails."""
+    """Run a small graph on a GPU, and return ONNX Runtime's version; raise if that fails."""
     runtime = find_onnxruntime()
     require_gpu(runtime)
     run_probe(runtime, _cuda_provider(0))
@@ -194,7 +194,7 @@ _preloading = threading.Lock()
 
 
 def find_onnxruntime() -> Any:
-    """Returns the module `onnxruntime`, of either distribution.
+    """Return the module `onnxruntime`, of either distribution.
 
     Raises:
         MissingExtra: neither is installed.
@@ -225,7 +225,7 @@ def find_onnxruntime() -> Any:
 
 
 def require_gpu(runtime: Any, device: str = "cuda") -> None:
-    """Checks that there is a GPU for the CUDA provider, and loads the CUDA libraries.
+    """Check that there is a GPU for the CUDA provider, and load the CUDA libraries.
 
     Without cuda-bindings the GPU itself is not checked; creating a session shows whether it works.
 
@@ -247,7 +247,7 @@ def require_gpu(runtime: Any, device: str = "cuda") -> None:
 
 @cache
 def missing_cuda_libraries() -> tuple[str, ...]:
-    """Returns the CUDA libraries that ONNX Runtime needs and that cannot be loaded.
+    """Return the CUDA libraries that ONNX Runtime needs and that cannot be loaded.
 
     This also loads those that pip installed, which are not on the library search path.
     """
@@ -262,7 +262,7 @@ def missing_cuda_libraries() -> tuple[str, ...]:
 
 
 def new_session(runtime: Any, model: str | bytes, threads: int, provider: Provider) -> Any:
-    """Returns a session that runs on `provider`.
+    """Return a session that runs on `provider`.
 
     Args:
         runtime: from `find_onnxruntime`.
@@ -291,7 +291,7 @@ def new_session(runtime: Any, model: str | bytes, threads: int, provider: Provid
 
 
 def run_probe(runtime: Any, provider: Provider) -> None:
-    """Runs a small graph on `provider`.
+    """Run a small graph on `provider`.
 
     Raises:
         EngineUnavailable: it does not run.

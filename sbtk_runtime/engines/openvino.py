@@ -49,7 +49,7 @@ _making_core = threading.Lock()
 
 
 def open_openvino(request: EngineRequest) -> SessionEngine:
-    """Returns the bundle's model on OpenVINO's CPU plugin, one stream a lane.
+    """Return the bundle's model on OpenVINO's CPU plugin, one stream a lane.
 
     Raises:
         MissingExtra: OpenVINO is not installed.
@@ -92,7 +92,7 @@ def open_openvino(request: EngineRequest) -> SessionEngine:
 
 
 def probe_openvino() -> str:
-    """Runs a small graph on the CPU, and returns OpenVINO's version; raises if that fails."""
+    """Run a small graph on the CPU, and return OpenVINO's version; raise if that fails."""
     openvino = _openvino()
     version = _version(openvino)
     try:
@@ -108,7 +108,7 @@ def probe_openvino() -> str:
 
 
 def openvino_core() -> Any:
-    """Returns the only `openvino.Core` of the process, which lives as long as the process.
+    """Return the only `openvino.Core` of the process, which lives as long as the process.
 
     A core gives the thread that first uses it a stack for signal handlers, and frees the stack
     when it ends. If two cores end in the order in which they started, the second restores the freed
@@ -132,7 +132,7 @@ def _core(openvino: Any) -> Any:
 def _requests(
     core: Any, model: Any, domain_input: str | None, threads: int, lanes: int
 ) -> list[Any]:
-    """Returns an infer request for each lane, after comparing several streams with one.
+    """Return an infer request for each lane, after comparing several streams with one.
 
     OpenVINO 2026.4.1 returns noise with several streams if a 1x1 convolution of stride 2 is
     quantised, and correct embeddings with one. In that case each lane gets its own compiled model,
@@ -169,7 +169,7 @@ def _settings(threads: int, lanes: int) -> dict[str, Any]:
 
 
 def _taking_turns(requests: list[Any]) -> Infer:
-    """Returns a function that runs each batch on an idle request."""
+    """Return a function that runs each batch on an idle request."""
     idle: LifoQueue[Any] = LifoQueue()
     for request in requests:
         idle.put(request)
@@ -209,7 +209,7 @@ def _openvino() -> Any:
 
 @contextlib.contextmanager
 def _without_telemetry() -> Iterator[None]:
-    """Hides the package that sends telemetry when OpenVINO is imported.
+    """Hide the package that sends telemetry when OpenVINO is imported.
 
     OpenVINO works without that package.
     """
@@ -229,7 +229,7 @@ def _without_telemetry() -> Iterator[None]:
 
 
 def _version(openvino: Any) -> str:
-    """Returns "2026.4.1" for "2026.4.1-22982-e213a147257-releases/2026/4"."""
+    """Return "2026.4.1" for "2026.4.1-22982-e213a147257-releases/2026/4"."""
     return str(openvino.__version__).partition("-")[0]
 
 
@@ -254,7 +254,7 @@ def _shape(value: Any) -> tuple[int | str, ...]:
 
 
 def _message(problem: BaseException) -> str:
-    """Returns the message of an error, without the lines that name OpenVINO's source files."""
+    """Return the message of an error, without the lines that name OpenVINO's source files."""
     lines = [line.strip() for line in str(problem).splitlines()]
     kept = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
     return " ".join(kept)[:300] or first_line(problem)

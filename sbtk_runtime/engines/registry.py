@@ -77,7 +77,7 @@ def open_engine(
     single_query: bool = False,
     notify: Notify = no_notify,
 ) -> Engine:
-    """Returns a working engine for the bundle: the named one, or the first one that works.
+    """Return a working engine for the bundle: the named one, or the first one that works.
 
     Args:
         bundle: the model.
@@ -141,7 +141,7 @@ def open_engine(
 
 
 def check_engine_options(options: EngineOptions, lanes: int = 1) -> None:
-    """Checks the options of `open_engine` without opening an engine.
+    """Check the options of `open_engine` without opening an engine.
 
     Raises:
         BadConfig: one of them is unknown, or they contradict each other.
@@ -157,7 +157,7 @@ def check_engine_options(options: EngineOptions, lanes: int = 1) -> None:
 
 
 def probe_engines() -> list[EngineReport]:
-    """Runs a small graph on each engine, and returns which of them work on this machine.
+    """Run a small graph on each engine, and return which of them work on this machine.
 
     They come in the order in which `auto` tries them, the fastest first.
     """
@@ -176,7 +176,7 @@ def probe_engines() -> list[EngineReport]:
 
 
 def validate_embeddings(rows: Embeddings) -> tuple[Embeddings, NDArray[np.bool_]]:
-    """Returns `rows (N, D) float32` and which of them are bad, `(N,) bool`.
+    """Return `rows (N, D) float32` and which of them are bad, `(N,) bool`.
 
     A row is bad unless it is finite and of length 1 within 0.001. Bad rows are returned as zeros,
     which are never taken for embeddings.
@@ -250,7 +250,7 @@ def _open_tensorrt_rtx(request: EngineRequest) -> TensorRtEngine:
 
 
 def _require_tensorrt(module: str, request: EngineRequest) -> None:
-    """Finds out quickly, as on most machines, that there is no TensorRT or no GPU for it.
+    """Find out quickly, as on most machines, that there is no TensorRT or no GPU for it.
 
     Importing TensorRT-RTX and CUDA's bindings takes 0.25 s and 114 MB. An engine that was named
     is imported first, so that its error says what to install.

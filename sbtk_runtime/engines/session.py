@@ -53,7 +53,7 @@ class SessionEngine:
         self._notify = notify
 
     def run(self, images: NDArray[np.uint8], kind: Kind) -> NDArray[np.float32]:
-        """Returns the embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8` of a kind.
+        """Return the embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8` of a kind.
 
         Large batches are split into chunks, so that memory does not depend on N.
 
@@ -92,11 +92,11 @@ class SessionEngine:
         return embeddings
 
     def close(self) -> None:
-        """Releases the session with its threads and memory."""
+        """Release the session with its threads and memory."""
         self._infer = None
 
     def prove(self) -> None:
-        """Runs one image, which checks that the engine works and warms it up.
+        """Run one image, which checks that the engine works and warms it up.
 
         Raises:
             EngineUnavailable: it does not work.
@@ -114,12 +114,12 @@ class SessionEngine:
 
 
 def cpu_chunk(lanes: int) -> int:
-    """Returns the chunk size of each lane of an engine on a CPU."""
+    """Return the chunk size of each lane of an engine on a CPU."""
     return max(1, min(_CPU_CHUNK, _CPU_IMAGES // lanes))
 
 
 def feeds_of(images: NDArray[np.uint8], kind: Kind, domain_input: str | None) -> Feeds:
-    """Returns the inputs of a model for `images (N, 224, 224, 3) uint8` of a kind.
+    """Return the inputs of a model for `images (N, 224, 224, 3) uint8` of a kind.
 
     Args:
         images: copied if they are not contiguous.
@@ -139,7 +139,7 @@ def check_signature(
     dim: int,
     domain_input: str | None = None,
 ) -> None:
-    """Checks that a session's inputs and outputs are those of the manifest.
+    """Check that a session's inputs and outputs are those of the manifest.
 
     Args:
         inputs: of the session.
@@ -176,7 +176,7 @@ def check_signature(
 
 
 def first_line(problem: BaseException) -> str:
-    """Returns the first line of an exception's message, or its type if it has none."""
+    """Return the first line of an exception's message, or its type if it has none."""
     lines = str(problem).strip().splitlines()
     return lines[0][:300] if lines else type(problem).__name__
 
@@ -191,7 +191,7 @@ def _ports_text(ports: Sequence[Port]) -> str:
 
 
 def is_out_of_memory(problem: Exception) -> bool:
-    """Returns whether a library ran out of memory, also while it was loaded."""
+    """Return whether a library ran out of memory, also while it was loaded."""
     text = str(problem).lower()
     return isinstance(problem, MemoryError) or any(
         sign in text

@@ -157,23 +157,23 @@ class CatalogueView:
             show_as_current(self._connection)
 
     def close(self) -> None:
-        """Closes the snapshot."""
+        """Close the snapshot."""
         self._connection.close()
 
     def dim(self) -> int:
-        """Returns the length of an embedding that the catalogue was made for."""
+        """Return the length of an embedding that the catalogue was made for."""
         with values_checked(self._path):
             found = self._connection.execute("SELECT value FROM facts WHERE name = 'dim'")
             (value,) = found.fetchone() or (0,)
             return integer(value)
 
     def bits(self) -> int | None:
-        """Returns the length of the codes; `None` if the catalogue is of embeddings."""
+        """Return the length of the codes; `None` if the catalogue is of embeddings."""
         with values_checked(self._path):
             return stored_bits(self._connection)
 
     def itq(self) -> Itq:
-        """Returns what makes the codes of a binary gallery.
+        """Return what makes the codes of a binary gallery.
 
         Raises:
             BadGallery: it is damaged.
@@ -182,13 +182,13 @@ class CatalogueView:
             return stored_itq(self._connection, self._path)
 
     def count(self) -> int:
-        """Returns the number of photos; photos of the same bytes share a row."""
+        """Return the number of photos; photos of the same bytes share a row."""
         query = f"SELECT count(*) FROM photos WHERE {_VISIBLE}"
         with values_checked(self._path):
             return integer(self._connection.execute(query, self._generation).fetchone()[0])
 
     def rows(self, under: bytes | None = None) -> NDArray[np.int64]:
-        """Returns the rows of the photos, or of those in the folder `under`: ascending, unique."""
+        """Return the rows of the photos, or of those in the folder `under`: ascending, unique."""
         query = f"SELECT DISTINCT row FROM photos WHERE {_VISIBLE}"
         values: dict[str, object] = dict(self._generation)
         if under is not None:
@@ -207,7 +207,7 @@ class CatalogueView:
             return rows
 
     def ids(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Returns the ids of the photos at `rows`, `(N,) int64`; 0 where there is none.
+        """Return the ids of the photos at `rows`, `(N,) int64`; 0 where there is none.
 
         Of photos that share a row it is the lowest.
         """
@@ -218,14 +218,14 @@ class CatalogueView:
         return np.array([ids.get(row, 0) for row in rows.tolist()], dtype=np.int64)
 
     def checksums(self, rows: NDArray[np.int64]) -> dict[int, int]:
-        """Returns the committed CRC-32 of each of `rows (N,) int64`, by row.
+        """Return the committed CRC-32 of each of `rows (N,) int64`, by row.
 
         Rows that an older sbtk wrote are left out until the next 'sbtk index'.
         """
         return self._by_row("SELECT row, crc32 FROM row_checksums WHERE row IN ({rows})", rows)
 
     def count_between(self, low: int, high: int) -> int:
-        """Returns the number of photos at rows `low` to `high` (end excluded)."""
+        """Return the number of photos at rows `low` to `high` (end excluded)."""
         query = f"""SELECT count(*) FROM photos
             WHERE row >= :low AND row < :high AND {_VISIBLE}"""
         with values_checked(self._path):
@@ -234,19 +234,19 @@ class CatalogueView:
             return integer(count)
 
     def is_live(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Returns which of `rows (N,) int64` are of photos, `(N,) bool`."""
+        """Return which of `rows (N,) int64` are of photos, `(N,) bool`."""
         query = f"SELECT row, 1 FROM photos WHERE row IN ({{rows}}) AND {_VISIBLE}"
         live = self._by_row(query, rows)
         return np.array([row in live for row in rows.tolist()], dtype=np.bool_)
 
     def count_at(self, rows: NDArray[np.int64]) -> int:
-        """Returns the number of photos at `rows (N,) int64`."""
+        """Return the number of photos at `rows (N,) int64`."""
         query = f"""SELECT row, count(*) FROM photos
             WHERE row IN ({{rows}}) AND {_VISIBLE} GROUP BY row"""
         return sum(self._by_row(query, rows).values())
 
     def names_at(self, row: int, under: bytes | None = None) -> list[tuple[int, bytes]]:
-        """Returns ids and paths of the photos whose embedding is at `row`, by id.
+        """Return ids and paths of the photos whose embedding is at `row`, by id.
 
         With `under` only those in that folder.
         """
@@ -260,7 +260,7 @@ class CatalogueView:
             return [(integer(photo_id), blob(path)) for photo_id, path in found]
 
     def photo(self, photo_id: int) -> Photo | None:
-        """Returns the photo with that id, if there is one."""
+        """Return the photo with that id, if there is one."""
         if not 0 < photo_id < 1 << 63:
             return None
         query = f"""SELECT {_PHOTO} FROM photos
@@ -270,7 +270,7 @@ class CatalogueView:
             return None if found is None else _photo(found)
 
     def recent(self, limit: int, offset: int, under: bytes | None = None) -> list[Photo]:
-        """Returns photos by modification time, newest first; one of those that share a row.
+        """Return photos by modification time, newest first; one of those that share a row.
 
         Args:
             limit: at most this many.
@@ -290,14 +290,14 @@ class CatalogueView:
             return [_photo(columns[:-1]) for columns in found]
 
     def folders(self) -> Counter[bytes]:
-        """Returns how many photos lie in each folder itself, not below it."""
+        """Return how many photos lie in each folder itself, not below it."""
         query = f"SELECT path FROM photos WHERE {_VISIBLE}"
         with values_checked(self._path):
             found = self._connection.execute(query, self._generation)
             return Counter(blob(path).rpartition(b"/")[0] or b"/" for (path,) in found)
 
     def knows(self, path: bytes) -> bool:
-        """Returns whether a folder or file was indexed, or photos below it are known."""
+        """Return whether a folder or file was indexed, or photos below it are known."""
         query = """SELECT EXISTS (SELECT 1 FROM photos
             WHERE removed_in IS NULL AND path >= ? AND path < ?)"""
         with values_checked(self._path):
@@ -307,26 +307,26 @@ class CatalogueView:
             )
 
     def paths(self, *, missing: bool = False) -> Iterator[bytes]:
-        """Yields the paths of the photos, or of those that are missing."""
+        """Yield the paths of the photos, or of those that are missing."""
         query = f"SELECT path FROM photos WHERE {_MISSING if missing else _VISIBLE}"
         with values_checked(self._path):
             for (path,) in self._connection.execute(query, self._generation):
                 yield blob(path)
 
     def roots(self) -> list[bytes]:
-        """Returns the folders and files that photos were found below; none if it is unknown."""
+        """Return the folders and files that photos were found below; none if it is unknown."""
         with values_checked(self._path):
             return stored_roots(self._connection)
 
     def photos(self) -> Iterator[Photo]:
-        """Yields the photos by ascending row."""
+        """Yield the photos by ascending row."""
         query = f"SELECT {_PHOTO} FROM photos WHERE {_VISIBLE} ORDER BY row, id"
         with values_checked(self._path):
             for found in self._connection.execute(query, self._generation):
                 yield _photo(found)
 
     def partly_readable(self) -> Iterator[tuple[bytes, str]]:
-        """Yields the paths of photos that were read in part only, and what could not be read."""
+        """Yield the paths of photos that were read in part only, and what could not be read."""
         query = f"""SELECT path, partial FROM photos
             WHERE partial NOT NULL AND {_VISIBLE} ORDER BY path"""
         with values_checked(self._path):
@@ -334,19 +334,19 @@ class CatalogueView:
                 yield blob(path), text(partial)
 
     def batches(self) -> Iterator[Batch]:
-        """Yields what was written to the vectors, by row."""
+        """Yield what was written to the vectors, by row."""
         query = "SELECT first_row, count, sha256 FROM batches ORDER BY first_row"
         with values_checked(self._path):
             for first_row, count, sha256 in self._connection.execute(query):
                 yield Batch(integer(first_row), integer(count), blob(sha256).hex())
 
     def damage(self) -> str | None:
-        """Returns what is wrong with the whole catalogue, in words; `None` if nothing is."""
+        """Return what is wrong with the whole catalogue, in words; `None` if nothing is."""
         with values_checked(self._path):
             return soundness_problem(self._connection)
 
     def _by_row(self, query: str, rows: NDArray[np.int64]) -> dict[int, int]:
-        """Returns what a query with `{rows}` in it answers, as numbers by row."""
+        """Return what a query with `{rows}` in it answers, as numbers by row."""
         answers: dict[int, int] = {}
         for start in range(0, len(rows), _ROWS_PER_QUESTION):
             part = ",".join(map(str, rows[start : start + _ROWS_PER_QUESTION].tolist()))
@@ -359,7 +359,7 @@ class CatalogueView:
         return answers
 
     def _dense_rows(self) -> NDArray[np.int64] | None:
-        """Returns the photos' rows if none between the first and the last is without a photo.
+        """Return the photos' rows if none between the first and the last is without a photo.
 
         Counting takes a third of the time of handing out rows one by one.
         """
@@ -373,13 +373,13 @@ class CatalogueView:
 
 
 def below(path: bytes) -> tuple[bytes, bytes]:
-    """Returns the interval of paths (end excluded) that lie in the folder `path`."""
+    """Return the interval of paths (end excluded) that lie in the folder `path`."""
     folder = path.rstrip(b"/")
     return folder + b"/", folder + b"0"  # "0" is the character after "/"
 
 
 def exactly(path: bytes) -> tuple[bytes, bytes]:
-    """Returns the interval of paths (end excluded) that holds `path` alone."""
+    """Return the interval of paths (end excluded) that holds `path` alone."""
     return path, path + b"\0"
 
 
@@ -397,24 +397,24 @@ def _photo(found: tuple[object, ...]) -> Photo:
 
 
 def store_roots(connection: sqlite3.Connection, roots: Iterable[bytes]) -> None:
-    """Adds absolute paths to those that are known. Call it in a transaction."""
+    """Add absolute paths to those that are known. Call it in a transaction."""
     connection.executemany("INSERT OR IGNORE INTO roots VALUES (?)", ((root,) for root in roots))
 
 
 def stored_roots(connection: sqlite3.Connection) -> list[bytes]:
-    """Returns the paths, sorted; none if an sbtk that knew no roots made the catalogue."""
+    """Return the paths, sorted; none if an sbtk that knew no roots made the catalogue."""
     return [blob(path) for (path,) in connection.execute("SELECT path FROM roots ORDER BY path")]
 
 
 def store_rules(connection: sqlite3.Connection, rules: WalkRules) -> None:
-    """Notes what the walk leaves out. Call it in a transaction."""
+    """Note what the walk leaves out. Call it in a transaction."""
     connection.execute(
         "INSERT OR REPLACE INTO facts VALUES ('walk_rules', ?)", (json.dumps(asdict(rules)),)
     )
 
 
 def stored_rules(connection: sqlite3.Connection) -> WalkRules:
-    """Returns what the walk left out the last time; by default the usual."""
+    """Return what the walk left out the last time; by default the usual."""
     found = connection.execute("SELECT value FROM facts WHERE name = 'walk_rules'").fetchone()
     if found is None:
         return WalkRules()
@@ -431,7 +431,7 @@ _NAMES = ("bits", "itq", "itq_sha256")
 
 
 def store_itq(connection: sqlite3.Connection, itq: Itq | None) -> None:
-    """Makes the catalogue that of a binary gallery, or with `None` of one of embeddings.
+    """Make the catalogue that of a binary gallery, or with `None` of one of embeddings.
 
     A version of sbtk that knows no codes refuses the catalogue of a binary gallery. Call it in a
     transaction.
@@ -447,13 +447,13 @@ def store_itq(connection: sqlite3.Connection, itq: Itq | None) -> None:
 
 
 def stored_bits(connection: sqlite3.Connection) -> int | None:
-    """Returns the length of the gallery's codes; `None` if it holds embeddings."""
+    """Return the length of the gallery's codes; `None` if it holds embeddings."""
     found = connection.execute("SELECT value FROM facts WHERE name = 'bits'").fetchone()
     return None if found is None else integer(found[0])
 
 
 def stored_itq(connection: sqlite3.Connection, path: Path) -> Itq:
-    """Returns what makes the codes of a binary gallery whose catalogue is at `path`.
+    """Return what makes the codes of a binary gallery whose catalogue is at `path`.
 
     Raises:
         BadGallery: it is not what was stored.
@@ -514,7 +514,7 @@ class RowCheck:
         self._lock = threading.Lock()
 
     def missing(self) -> list[tuple[int, int]]:
-        """Returns the intervals of committed rows (end excluded) that their shards do not have."""
+        """Return the intervals of committed rows (end excluded) that their shards do not have."""
         held: dict[int, int] = {}
         found = []
         for first, end in zip(self._first.tolist(), self._end.tolist(), strict=True):
@@ -526,7 +526,7 @@ class RowCheck:
         return found
 
     def is_intact(self, rows: Rows) -> NDArray[np.bool_]:
-        """Returns which of the ascending `rows` hold what was committed, `(N,) bool`."""
+        """Return which of the ascending `rows` hold what was committed, `(N,) bool`."""
         which = np.searchsorted(self._first, rows, side="right") - 1
         is_covered = which >= 0
         if len(self._end):
@@ -542,14 +542,14 @@ class RowCheck:
         return is_intact
 
     def is_hit_intact(self, rows: Rows) -> NDArray[np.bool_]:
-        """Returns which of `rows (N,) int64` hold what was committed, checked now, `(N,) bool`."""
+        """Return which of `rows (N,) int64` hold what was committed, checked now, `(N,) bool`."""
         order = np.argsort(rows)
         is_intact = np.zeros(len(rows), dtype=np.bool_)
         is_intact[order] = self.read_checked(rows[order])[1]
         return is_intact
 
     def read_checked(self, rows: Rows) -> tuple[RowBytes, NDArray[np.bool_]]:
-        """Returns ascending rows `(N, row_bytes) uint8`, and which of them hold what was committed.
+        """Return ascending rows `(N, row_bytes) uint8`, and which of them hold what was committed.
 
         Where one does not, its batch is looked at again by the next `is_intact`.
         """

@@ -132,7 +132,7 @@ class Changes:
         *,
         checksum: bool = False,
     ) -> None:
-        """Reads the walk's `items`; with `checksum`, the stamps of files are not trusted."""
+        """Read the walk's `items`; with `checksum`, the stamps of files are not trusted."""
         self._catalogue = catalogue
         self._connection = catalogue.connection
         self.moved = 0
@@ -183,7 +183,7 @@ class Changes:
         return self._count(f"failures AS f WHERE {_IS_BELOW_ROOTS.format('f')}")
 
     def settle(self, tick: Callable[[], None] = lambda: None) -> None:
-        """Finds files that need no new embedding by their content: touched and moved ones.
+        """Find files that need no new embedding by their content: touched and moved ones.
 
         Reads only files with the size of the photo at the same path, or of an absent photo.
         """
@@ -205,7 +205,7 @@ class Changes:
             last = page[-1][0]
 
     def paths_to_embed(self) -> Iterator[bytes]:
-        """Yields the paths of the files to embed, in order."""
+        """Yield the paths of the files to embed, in order."""
         last = b""
         while True:
             page = self._connection.execute(
@@ -217,13 +217,13 @@ class Changes:
                 yield last
 
     def stamps(self, path: bytes) -> Stamps:
-        """Returns the stamps of a walked file from before it was read."""
+        """Return the stamps of a walked file from before it was read."""
         query = "SELECT mtime_ns, ctime_ns, inode FROM walked WHERE path = ?"
         mtime_ns, ctime_ns, inode = self._connection.execute(query, (path,)).fetchone()
         return mtime_ns, ctime_ns, inode
 
     def failure(self, path: bytes, reason: str, *, was_read: bool) -> Failure:
-        """Returns the failure of a walked file.
+        """Return the failure of a walked file.
 
         If the file could be read, the failure has its stamps, and is kept until they change. Other
         files are tried again in the next update.
@@ -235,17 +235,17 @@ class Changes:
         return Failure(path, _storable(reason), *stamps)
 
     def lost(self) -> list[int]:
-        """Returns the ids of photos below the roots that were found before, but not now."""
+        """Return the ids of photos below the roots that were found before, but not now."""
         query = "SELECT id FROM absent WHERE is_below_roots AND NOT is_missing ORDER BY id"
         return [photo_id for (photo_id,) in self._connection.execute(query)]
 
     def lost_though_there(self) -> int:
-        """Returns how many of the `lost` photos exist, but are left out of the walk."""
+        """Return how many of the `lost` photos exist, but are left out of the walk."""
         query = "SELECT path FROM absent WHERE is_below_roots AND NOT is_missing"
         return sum(os.path.lexists(path) for (path,) in self._connection.execute(query))
 
     def losses(self) -> list[Loss]:
-        """Returns the roots and folders that look like disks that are not mounted.
+        """Return the roots and folders that look like disks that are not mounted.
 
         These are roots without photos, roots with more than half of their photos missing, and empty
         folders that had photos until now. Files that exist, but are left out of the walk, are not
@@ -278,7 +278,7 @@ class Changes:
         return losses
 
     def record_skipped(self) -> None:
-        """Replaces the failures below the roots by those of walked files and skipped paths."""
+        """Replace the failures below the roots by those of walked files and skipped paths."""
         with catalogue_errors(self._catalogue.path), transaction(self._connection):
             self._connection.execute(
                 f"DELETE FROM failures AS f WHERE {_IS_BELOW_ROOTS.format('f')} "
@@ -315,7 +315,7 @@ class Changes:
     def _is_known(
         self, path: bytes, size_bytes: int, stamps: Stamps, sha256: bytes, known: bytes | None
     ) -> bool:
-        """Returns whether the gallery has a file's content; records its path and stamps."""
+        """Return whether the gallery has a file's content; record its path and stamps."""
         if sha256 == known:
             is_back = self._catalogue.keep(path, stamps)
             self.revived += is_back
@@ -377,22 +377,22 @@ def _is_empty(folder: bytes) -> bool:
 
 
 def _time_ns(value: int) -> int:
-    """Returns a time that SQLite can store: clipped to the years 1677 to 2262."""
+    """Return a time that SQLite can store: clipped to the years 1677 to 2262."""
     return max(-_LARGEST, min(value, _LARGEST))
 
 
 def _inode(value: int) -> int:
-    """Returns an inode as a signed 64-bit integer, which SQLite can store."""
+    """Return an inode as a signed 64-bit integer, which SQLite can store."""
     return ((value + _LARGEST + 1) & ((1 << 64) - 1)) - _LARGEST - 1
 
 
 def _storable(reason: str) -> str:
-    """Returns the text as valid UTF-8, whatever file names it quotes."""
+    """Return the text as valid UTF-8, whatever file names it quotes."""
     return reason.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _sha256(path: bytes, size_bytes: int) -> bytes | None:
-    """Returns the SHA-256 of a file; `None` if its size has changed since the walk."""
+    """Return the SHA-256 of a file; `None` if its size has changed since the walk."""
     try:
         data = read_image_bytes(os.fsdecode(path))
     except BadImage:
@@ -401,7 +401,7 @@ def _sha256(path: bytes, size_bytes: int) -> bytes | None:
 
 
 def _reader() -> str:
-    """Returns a text that changes when other files can be read, as with the extra `photos`."""
+    """Return a text that changes when other files can be read, as with the extra `photos`."""
     heif = importlib.util.find_spec("pillow_heif") is not None
     raw = importlib.util.find_spec("rawpy") is not None
     return f"{PREPROCESSING}, pillow {PIL.__version__}{', heif' * heif}{', raw' * raw}"
@@ -444,7 +444,7 @@ class Copies:
             self._connection.close()
 
     def is_known(self, sha256: str) -> bool:
-        """Returns whether a content is in the catalogue, is being embedded, or has failed."""
+        """Return whether a content is in the catalogue, is being embedded, or has failed."""
         with self._lock, catalogue_errors(self._path):
             if sha256 in self._first or sha256 in self._failed:
                 return True
@@ -455,17 +455,17 @@ class Copies:
             return False
 
     def note_failed(self, item: Failed) -> None:
-        """Records that a file, and so its copies, cannot be embedded."""
+        """Record that a file, and so its copies, cannot be embedded."""
         if item.source is not None:
             with self._lock:
                 self._failed[item.source.sha256] = item.reason
                 self._first.discard(item.source.sha256)
 
     def note_committed(self, items: list[Embedded]) -> None:
-        """Records that files are in the catalogue."""
+        """Record that files are in the catalogue."""
         with self._lock:
             self._first.difference_update(item.source.sha256 for item in items)
 
     def why_failed(self, item: Known) -> str | None:
-        """Returns why the original of a copy could not be embedded; `None` if it could."""
+        """Return why the original of a copy could not be embedded; `None` if it could."""
         return self._failed.get(item.source.sha256)

@@ -40,7 +40,7 @@ class ExportReport:
 
 
 def export_gallery(folder: Path, out_folder: Path) -> ExportReport:
-    """Writes the embeddings and, in the same order, a table of the photos.
+    """Write the embeddings and, in the same order, a table of the photos.
 
     `embeddings.npy` is `(N, D) float32`, unit rows. A binary gallery has `codes.npy` instead,
     `(N, bits / 8) uint8` as `numpy.packbits` packs them, and `itq<bits>.npz`, which makes codes of
@@ -122,7 +122,7 @@ def _write_csv(path: Path, table: Iterator[dict[str, object]]) -> None:
 
 
 def _write_parquet(path: Path, table: Iterator[dict[str, object]]) -> bool:
-    """Writes the table if pyarrow is installed; returns whether it is."""
+    """Write the table if pyarrow is installed; return whether it is."""
     try:
         import pyarrow
         from pyarrow import parquet

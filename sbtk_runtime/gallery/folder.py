@@ -47,7 +47,7 @@ FAILURES_NAME = "failures.jsonl"
 
 
 def published_manifest(folder: Path) -> GalleryManifest:
-    """Returns the manifest of the gallery in `folder`.
+    """Return the manifest of the gallery in `folder`.
 
     Raises:
         BadGallery: it cannot be used; says how to have it made again from the catalogue.
@@ -72,7 +72,7 @@ def check_model(
     bundle: Bundle,
     photos: str = "PHOTOS",
 ) -> None:
-    """Makes sure that what made a gallery is what the bundle is.
+    """Make sure that what made a gallery is what the bundle is.
 
     Raises:
         ModelMismatch: it is another model, or another preprocessing; names both, and the command
@@ -93,19 +93,19 @@ def check_model(
 
 
 def open_rows(folder: Path, dim: int, bits: int | None) -> Vectors | CodeShards:
-    """Returns what a gallery keeps of its photos: embeddings, or codes of `bits` bits."""
+    """Return what a gallery keeps of its photos: embeddings, or codes of `bits` bits."""
     where = folder / VECTORS_NAME
     return Vectors(where, dim) if bits is None else CodeShards(where, bits)
 
 
 def kept_text(dim: int, bits: int | None) -> str:
-    """Returns what a gallery keeps in words: "512 numbers a photo", "64 bits of ..."."""
+    """Return what a gallery keeps in words: "512 numbers a photo", "64 bits of ..."."""
     numbers = f"{dim} numbers a photo"
     return numbers if bits is None else f"{bits} bits of {numbers}"
 
 
 def path_fields(path: bytes) -> dict[str, str]:
-    """Returns `{"path": ...}`, or `{"path_bytes": ...}` in base64 when it is not UTF-8."""
+    """Return `{"path": ...}`, or `{"path_bytes": ...}` in base64 when it is not UTF-8."""
     try:
         return {"path": path.decode("utf-8")}
     except UnicodeDecodeError:
@@ -113,7 +113,7 @@ def path_fields(path: bytes) -> dict[str, str]:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes the folder of a gallery, or makes sure that it is one.
+    """Make the folder of a gallery, or make sure that it is one.
 
     Raises:
         BadGallery: it holds something else, or has lost its catalogue.
@@ -139,7 +139,7 @@ def make_folder(folder: Path) -> None:
 def vacuum(
     folder: Path, catalogue: Catalogue, vectors: Shards, published: GalleryManifest | None
 ) -> None:
-    """Removes files that neither the published generation nor the catalogue uses."""
+    """Remove files that neither the published generation nor the catalogue uses."""
     if published is not None:
         catalogue.purge(published.generation)
     vectors.cut(catalogue.committed_rows())
@@ -155,7 +155,7 @@ def vacuum(
 
 
 def _vacuum_codes(folder: Path, record: CodesRecord | None) -> None:
-    """Removes sign codes that a generation does not use; readers keep what they have loaded."""
+    """Remove sign codes that a generation does not use; readers keep what they have loaded."""
     for path in folder.glob(f"{CODES_PREFIX}*"):
         if record is None or path.name != record.folder:
             shutil.rmtree(path, ignore_errors=True)
@@ -166,7 +166,7 @@ def _vacuum_codes(folder: Path, record: CodesRecord | None) -> None:
 
 
 def has_snapshot(folder: Path, published: GalleryManifest | None) -> bool:
-    """Returns whether the published generation's copy of the catalogue is there, as written."""
+    """Return whether the published generation's copy of the catalogue is there, as written."""
     if published is None or published.snapshot is None:
         return False
     record = published.snapshot
@@ -186,7 +186,7 @@ def open_view(
     *,
     is_hashed: bool = False,
 ) -> CatalogueView:
-    """Returns the photos of the published generation.
+    """Return the photos of the published generation.
 
     If its snapshot cannot be used, which `note` is told, the writer's catalogue is read instead.
     `is_hashed` is as in `CatalogueView`.
@@ -210,7 +210,7 @@ def open_view(
 def open_published(
     folder: Path, note: Callable[[str], None], *, is_hashed: bool = False
 ) -> tuple[GalleryManifest, CatalogueView]:
-    """Returns the newest published generation, and its photos as `open_view` does.
+    """Return the newest published generation, and its photos as `open_view` does.
 
     Raises:
         BadGallery: there is none, or it is damaged beyond reading.
@@ -234,7 +234,7 @@ def open_published(
 
 
 def write_failures(folder: Path, catalogue: Catalogue) -> None:
-    """Writes `failures.jsonl`, or removes it when there are none."""
+    """Write `failures.jsonl`, or remove it when there are none."""
     path = folder / FAILURES_NAME
     failures = catalogue.failures()
     first = next(failures, None)
@@ -247,7 +247,7 @@ def write_failures(folder: Path, catalogue: Catalogue) -> None:
 
 
 def partly_readable(folder: Path) -> list[dict[str, str]]:
-    """Returns the photos of a gallery that were read in part only: path, and `reason`.
+    """Return the photos of a gallery that were read in part only: path, and `reason`.
 
     There are none while no generation is published.
 
@@ -262,7 +262,7 @@ def partly_readable(folder: Path) -> list[dict[str, str]]:
 
 @contextlib.contextmanager
 def translate_os_errors(folder: Path) -> Iterator[None]:
-    """Translates the block's `OSError` into `DiskFull` or `BadGallery`."""
+    """Translate the block's `OSError` into `DiskFull` or `BadGallery`."""
     try:
         with disk_full_explained(folder / MANIFEST_NAME):
             yield
@@ -294,7 +294,7 @@ class FolderCount:
 
 
 def folder_counts(folder: Path) -> list[FolderCount]:
-    """Returns the indexed folders of the gallery in `folder`, by path.
+    """Return the indexed folders of the gallery in `folder`, by path.
 
     A photo counts for the innermost of them. Photos below none, as an older sbtk did not note what
     it was given, count for the folder that they lie in.
@@ -330,7 +330,7 @@ def initialize_gallery(
     bits: int | None,
     roots: Sequence[str],
 ) -> tuple[Origin, Itq | None]:
-    """Checks that the embedder fits the gallery, and records it as the origin of a new one.
+    """Check that the embedder fits the gallery, and record it as the origin of a new one.
 
     Returns the gallery's origin, and the ITQ of a binary gallery.
 
@@ -365,7 +365,7 @@ def initialize_gallery(
 
 
 def require_codes(folder: Path, bundle: Bundle, bits: int | None) -> None:
-    """Makes sure, before a new gallery's folder is made, that the bundle can fill it.
+    """Make sure, before a new gallery's folder is made, that the bundle can fill it.
 
     Raises:
         BadModel: the bundle makes no codes of so many bits.
@@ -377,7 +377,7 @@ def require_codes(folder: Path, bundle: Bundle, bits: int | None) -> None:
 def check_bits(
     folder: Path, kept: GalleryManifest | Origin, asked: int | None, photos: str = "PHOTOS"
 ) -> None:
-    """Makes sure that a gallery keeps what is asked for; `None` asks for what it keeps.
+    """Make sure that a gallery keeps what is asked for; `None` asks for what it keeps.
 
     Raises:
         BadGallery: it keeps something else; names both, and the command that makes another

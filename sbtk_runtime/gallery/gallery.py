@@ -68,7 +68,7 @@ class Gallery:
     """
 
     def __init__(self, folder: Path, manifest: GalleryManifest) -> None:
-        """Opens the state that `manifest` describes; use `Gallery.open`."""
+        """Open the state that `manifest` describes; use `Gallery.open`."""
         self.folder = folder
         self.manifest = manifest
         self.notices: list[str] = []
@@ -92,7 +92,7 @@ class Gallery:
 
     @classmethod
     def open(cls, folder: Path | str) -> Self:
-        """Returns the newest published generation of the gallery in `folder`.
+        """Return the newest published generation of the gallery in `folder`.
 
         Raises:
             BadGallery: there is none, or it is damaged beyond reading.
@@ -134,7 +134,7 @@ class Gallery:
         return self.manifest.live
 
     def __bool__(self) -> bool:
-        """Returns true: an open gallery is one, also without photos."""
+        """Return true: an open gallery is one, also without photos."""
         return True
 
     @property
@@ -148,7 +148,7 @@ class Gallery:
         return self._usable.unusable
 
     def close(self) -> None:
-        """Closes all files."""
+        """Close all files."""
         self._vectors.close()
         self._view.close()
 
@@ -164,7 +164,7 @@ class Gallery:
         offset: int = 0,
         match_rule: MatchRule | None = None,
     ) -> list[Hit]:
-        """Returns the `k` photos nearest to `embedding (D,) float32`, best first, by cosine.
+        """Return the `k` photos nearest to `embedding (D,) float32`, best first, by cosine.
 
         A binary gallery makes a code of it and goes by Hamming distance, equal ones by id. Fewer
         are returned, with a notice, when there are fewer.
@@ -214,7 +214,7 @@ class Gallery:
         offset: int = 0,
         match_rule: MatchRule | None = None,
     ) -> Answer:
-        """Returns the hits of `search` for `embedding (D,) float32`, and the notices about them."""
+        """Return the hits of `search` for `embedding (D,) float32`, and the notices about them."""
         hits, allowed = self._intact_hits(
             embedding, k, search, under, fold=fold, rerank=rerank, offset=offset
         )
@@ -234,7 +234,7 @@ class Gallery:
         rerank: Rerank = "none",
         offset: int = 0,
     ) -> Answer:
-        """Returns the photos most like one of the gallery, which is not among them.
+        """Return the photos most like one of the gallery, which is not among them.
 
         It goes by the embedding, or the code, that the gallery keeps. Else as `answer`.
 
@@ -268,13 +268,13 @@ class Gallery:
         return Answer(hits, (*self._all_faults(), *few))
 
     def photo(self, photo_id: int) -> Photo | None:
-        """Returns what is known of the photo with that id; `None` if there is none."""
+        """Return what is known of the photo with that id; `None` if there is none."""
         return self._view.photo(photo_id)
 
     def recent(
         self, limit: int = 24, offset: int = 0, *, under: Path | str | None = None
     ) -> list[PhotoCopies]:
-        """Returns photos by modification time, newest first.
+        """Return photos by modification time, newest first.
 
         Args:
             limit: at most this many, at least 1.
@@ -297,12 +297,12 @@ class Gallery:
         return listed
 
     def folders(self) -> dict[str, int]:
-        """Returns the number of photos directly in each folder, by its absolute path, sorted."""
+        """Return the number of photos directly in each folder, by its absolute path, sorted."""
         counts = sorted(self._view.folders().items())
         return {os.fsdecode(folder): count for folder, count in counts}
 
     def roots(self) -> list[str]:
-        """Returns the absolute paths that were indexed; none if an older sbtk made the gallery."""
+        """Return the absolute paths that were indexed; none if an older sbtk made the gallery."""
         return [os.fsdecode(root) for root in self._view.roots()]
 
     def query(
@@ -318,7 +318,7 @@ class Gallery:
         rerank: Rerank = "none",
         offset: int = 0,
     ) -> list[Hit]:
-        """Returns the `k` photos that look most like an image, best first.
+        """Return the `k` photos that look most like an image, best first.
 
         >>> from sbtk_runtime import Embedder
         >>> with Embedder() as embedder, Gallery.open("gallery.sbtk") as gallery:
@@ -368,7 +368,7 @@ class Gallery:
         fold: bool = True,
         rerank: Rerank = "none",
     ) -> list[list[Hit]]:
-        """Returns the hits of each image, as `query` does, in the order of `sketches`.
+        """Return the hits of each image, as `query` does, in the order of `sketches`.
 
         Images are embedded in batches, which is faster than one by one on a GPU.
 
@@ -423,7 +423,7 @@ class Gallery:
         offset: int,
         left_out: Photo | None = None,
     ) -> tuple[list[Hit], int]:
-        """Returns hits whose rows hold what was committed, and how many photos might be hits.
+        """Return hits whose rows hold what was committed, and how many photos might be hits.
 
         `left_out` is a photo that is not among the hits.
 
@@ -476,7 +476,7 @@ class Gallery:
         return self._searched.reranked(embedding, k, among, search, rerank)
 
     def _all_faults(self) -> tuple[str, ...]:
-        """Returns what is wrong with the gallery, as far as it is known, in sentences."""
+        """Return what is wrong with the gallery, as far as it is known, in sentences."""
         for fault in self._faults:
             _note(self.notices, fault)
         return (*self._faults, *self._usable.notices())
@@ -511,7 +511,7 @@ class Gallery:
         offset: int,
         left_out: Photo | None,
     ) -> list[Hit]:
-        """Returns the hits `offset + 1` to `offset + k` of `rows (N,)`, best first."""
+        """Return the hits `offset + 1` to `offset + k` of `rows (N,)`, best first."""
         if fold and left_out is not None:
             own = [photo_id for photo_id, _ in self._view.names_at(left_out.row, folder)]
             if left_out.id in own:
@@ -584,7 +584,7 @@ class _UsableRows:
         )
 
     def notices(self) -> tuple[str, ...]:
-        """Returns what the user must know of every answer."""
+        """Return what the user must know of every answer."""
         if not self.unusable:
             return ()
         text = f"{self.notice}: {self.remedy}"
@@ -592,7 +592,7 @@ class _UsableRows:
         return (text,)
 
     def among(self, rows: Rows) -> Rows:
-        """Returns those of the ascending `rows` that may answer."""
+        """Return those of the ascending `rows` that may answer."""
         is_intact = self._check.is_intact(rows)
         if len(self._bad):
             is_intact &= ~np.isin(rows, self._bad)
@@ -602,7 +602,7 @@ class _UsableRows:
         return rows[is_intact]
 
     def leave_out(self, rows: Rows) -> None:
-        """Takes in that `rows` are damaged."""
+        """Take in that `rows` are damaged."""
         self._rows = None
         self._bad = np.union1d(self._bad, rows)
         self._bad_photos = self._view.count_at(self._bad)
@@ -623,7 +623,7 @@ class _UsableRows:
 
 
 def _match_rule(embedder: Embedder, kind: Kind) -> MatchRule | None:
-    """Returns the rule that says which hits of a query are close, if its model has one."""
+    """Return the rule that says which hits of a query are close, if its model has one."""
     return embedder.bundle.manifest.match_rule if kind == "sketch" else None
 
 

@@ -36,7 +36,7 @@ def next_graph(
     previous: GraphRecord | None,
     notify: Notify,
 ) -> GraphRecord | None:
-    """Returns the record of a graph file that holds the photos of the catalogue's generation.
+    """Return the record of a graph file that holds the photos of the catalogue's generation.
 
     There is none below `hnsw.GRAPH_FROM` photos. Without hnswlib it is the previous one as long as
     nothing has changed, and else `None`.
@@ -86,7 +86,7 @@ def _is_intact(folder: Path, record: GraphRecord, dim: int, notify: Notify) -> b
 def _grown(
     folder: Path, catalogue: Catalogue, vectors: Vectors, previous: GraphRecord, additions: int
 ) -> Graph | None:
-    """Returns the previous graph with its dead rows marked and the new ones added."""
+    """Return the previous graph with its dead rows marked and the new ones added."""
     try:
         graph = Graph.load(folder, previous, vectors.dim, room_for=additions)
     except BadGallery:

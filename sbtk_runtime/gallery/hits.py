@@ -47,7 +47,7 @@ class Hit:
     match: Match | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the hit as a JSON object; a path that is not UTF-8 comes as `path_bytes`."""
+        """Return the hit as a JSON object; a path that is not UTF-8 comes as `path_bytes`."""
         known: dict[str, Any] = {"rank": self.rank, "score": round(self.score, 6), "id": self.id}
         known |= path_fields(os.fsencode(self.path))
         if self.match:
@@ -76,13 +76,13 @@ class Answer:
 
 
 def mark_matches(hits: Sequence[Hit], rule: MatchRule, photos: int) -> list[Hit]:
-    """Returns the hits with their `match`, for a sketch among `photos`, at least 1, photos."""
+    """Return the hits with their `match`, for a sketch among `photos`, at least 1, photos."""
     lowest = rule.lowest_close(photos)
     return [replace(hit, match="good" if hit.score >= lowest else "weak") for hit in hits]
 
 
 def has_no_close_match(hits: Sequence[Hit]) -> bool | None:
-    """Says whether the first hits of a query are all weak: the gallery may lack what was drawn.
+    """Return whether the first hits of a query are all weak: the gallery may lack what was drawn.
 
     `None` where hits carry no `match`.
     """
@@ -95,7 +95,7 @@ Scores = NDArray[np.float32]
 
 
 def exact_search(vectors: Vectors, rows: Rows, query: Embeddings, k: int) -> tuple[Rows, Scores]:
-    """Returns rows and cosines of the `k` best among ascending `rows`, best first.
+    """Return rows and cosines of the `k` best among ascending `rows`, best first.
 
     Equal scores are ordered by row. Damaged rows are never found.
 
@@ -120,7 +120,7 @@ def exact_search(vectors: Vectors, rows: Rows, query: Embeddings, k: int) -> tup
 
 
 def hamming_search(codes: CodeShards, rows: Rows, query: Codes, k: int) -> tuple[Rows, Distances]:
-    """Returns rows and Hamming distances of the `k` nearest among ascending `rows`, nearest first.
+    """Return rows and Hamming distances of the `k` nearest among ascending `rows`, nearest first.
 
     Many codes are equally near, so all that are as near as the last of them come too, by row: who
     knows the photos cuts. Rows that are not there are never found.

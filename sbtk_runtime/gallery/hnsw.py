@@ -61,7 +61,7 @@ def has_hnswlib() -> bool:
 
 
 def import_hnswlib() -> Any:
-    """Returns the module hnswlib.
+    """Return the module hnswlib.
 
     Raises:
         MissingExtra: it is not installed, or cannot be loaded.
@@ -97,7 +97,7 @@ class Graph:
         ef_construction: int = EF_CONSTRUCTION,
         ef: int = EF,
     ) -> Self:
-        """Returns an empty graph that takes up to `capacity` rows.
+        """Return an empty graph that takes up to `capacity` rows.
 
         Raises:
             MemoryError: there is not enough for so many.
@@ -112,7 +112,7 @@ class Graph:
 
     @classmethod
     def load(cls, folder: Path, record: GraphRecord, dim: int, *, room_for: int = 0) -> Self:
-        """Returns the graph that `record` describes, with room for more rows.
+        """Return the graph that `record` describes, with room for more rows.
 
         Raises:
             BadGallery: the file is missing, cannot be read, or is not the one that was written.
@@ -136,18 +136,18 @@ class Graph:
         return int(self._index.get_current_count())
 
     def set_ef(self, ef: int) -> None:
-        """Sets how far a search looks: more finds better and takes longer."""
+        """Set how far a search looks: more finds better and take longer."""
         with self._widening:
             self.ef = ef
             self._index.set_ef(ef)
 
     def add(self, rows: Rows, embeddings: Embeddings, threads: int | None = None) -> None:
-        """Adds unit rows `(N, D) float32`; with more than one thread their order varies."""
+        """Add unit rows `(N, D) float32`; with more than one thread their order varies."""
         if len(rows):
             self._index.add_items(embeddings, rows, num_threads=threads or cpu_threads())
 
     def drop(self, rows: Iterable[int]) -> None:
-        """Marks rows as gone; they are never found again. Rows that are not there are passed."""
+        """Mark rows as gone; they are never found again. Rows that are not there are passed."""
         for row in rows:
             try:
                 self._index.mark_deleted(row)
@@ -155,7 +155,7 @@ class Graph:
                 continue
 
     def search(self, query: Embeddings, k: int) -> tuple[Rows, Scores]:
-        """Returns rows and cosines of the `k` best, best first; fewer if it finds fewer.
+        """Return rows and cosines of the `k` best, best first; fewer if it finds fewer.
 
         Safe from any number of threads as long as nobody adds or drops. `query` is `(D,) float32`,
         of length 1.
@@ -170,7 +170,7 @@ class Graph:
                 self._index.set_ef(self.ef)
 
     def save(self, path: Path, expected: tuple[Rows, Embeddings]) -> GraphRecord:
-        """Moves the graph into a file, durably, and returns its record; the graph is then spent.
+        """Move the graph into a file, durably, and return its record; the graph is then spent.
 
         The file is reopened before it gets its name, after the memory was freed, so that there is
         never more than one copy.
@@ -211,7 +211,7 @@ class Graph:
 def build_graph(
     vectors: Vectors, rows: Iterable[int], capacity: int, tick: Callable[[int], None] | None = None
 ) -> Graph:
-    """Returns a graph of the ascending `rows`, read and added by chunks; damaged ones are left out.
+    """Return a graph of the ascending `rows`, read and added by chunks; damaged ones are left out.
 
     Args:
         vectors: where the rows are.
@@ -230,7 +230,7 @@ def add_rows(
     rows: Iterable[int],
     tick: Callable[[int], None] | None = None,
 ) -> None:
-    """Adds ascending `rows` of the vectors to a graph that has room for them."""
+    """Add ascending `rows` of the vectors to a graph that has room for them."""
     for numbers, embeddings, is_whole in vectors.chunks(rows):
         if not is_whole.all():
             numbers, embeddings = numbers[is_whole], embeddings[is_whole]
@@ -240,7 +240,7 @@ def add_rows(
 
 
 def check_graph_file(path: Path, record: GraphRecord, dim: int) -> None:
-    """Makes sure that hnswlib may be given a file.
+    """Make sure that hnswlib may be given a file.
 
     Raises:
         BadGallery: it is missing, its SHA-256 is not the recorded one, or its header is not that
@@ -265,7 +265,7 @@ def check_graph_file(path: Path, record: GraphRecord, dim: int) -> None:
 
 @contextlib.contextmanager
 def _memory_errors() -> Iterator[None]:
-    """Turns hnswlib's complaint that it got no memory into the error that it is."""
+    """Turn hnswlib's complaint that it got no memory into the error that it is."""
     try:
         yield
     except RuntimeError as problem:
@@ -275,7 +275,7 @@ def _memory_errors() -> Iterator[None]:
 
 
 def _why_short(path: Path, size_bytes: int) -> OSError:
-    """Returns why a file came out short: hnswlib does not look, so the rest is written again."""
+    """Return why a file came out short: hnswlib does not look, so the rest is written again."""
     try:
         with path.open("ab") as file:
             file.truncate(min(file.tell(), size_bytes))

@@ -23,11 +23,11 @@ PathInput = str | os.PathLike[str]
 
 
 def _no_progress(done: int, total: int | None, rate: float) -> None:
-    """Ignores the progress."""
+    """Ignore the progress."""
 
 
 def _no_notify(text: str) -> None:
-    """Ignores the notice."""
+    """Ignore the notice."""
 
 
 def index(
@@ -40,7 +40,7 @@ def index(
     progress: Progress = _no_progress,
     notify: Notify = _no_notify,
 ) -> IndexReport:
-    """Makes a gallery hold the photos below folders, and embeds only new and changed ones.
+    """Make a gallery hold the photos below folders, and embed only new and changed ones.
 
     Photos of other folders stay in the gallery. Files that cannot be read are counted in the
     report, and listed with the reason in `failures.jsonl` in the gallery.
@@ -87,7 +87,7 @@ def add_photos(
     photos: PathInput | Iterable[PathInput],
     embedder: Embedder | None = None,
 ) -> IndexReport:
-    """Adds photos to an existing gallery, or updates those that have changed.
+    """Add photos to an existing gallery, or update those that have changed.
 
     >>> report = add_photos("gallery.sbtk", "new.jpg")
     >>> print(report.new, report.live)
@@ -109,7 +109,7 @@ def add_photos(
 def remove_photos(
     gallery: Gallery | PathInput, photos: PathInput | Iterable[PathInput]
 ) -> DropReport:
-    """Removes photos and their embeddings from a gallery; the files are not touched.
+    """Remove photos and their embeddings from a gallery; the files are not touched.
 
     Indexing their folder again adds them again.
 

@@ -49,7 +49,7 @@ class Neighbours:
     similarities: Similarities
 
     def among(self, hits: Rows) -> tuple[Rows, Similarities]:
-        """Returns each hit's neighbours as places among the hits, `(n, k)`, and their cosines.
+        """Return each hit's neighbours as places among the hits, `(n, k)`, and their cosines.
 
         A place is -1 where a neighbour is not among the hits, or the hit is not known.
 
@@ -67,7 +67,7 @@ class Neighbours:
 
 
 def load_neighbours(folder: Path, dim: int) -> Neighbours:
-    """Returns the neighbours that a gallery keeps.
+    """Return the neighbours that a gallery keeps.
 
     Raises:
         BadGallery: there are none, or the file is damaged.
@@ -108,7 +108,7 @@ def load_neighbours(folder: Path, dim: int) -> Neighbours:
 def update_neighbours(
     folder: Path, vectors: Vectors, rows: Rows, notify: Callable[[str], None]
 ) -> None:
-    """Makes the gallery's file hold the neighbours of the photos in `rows (N,) int64`, ascending.
+    """Make the gallery's file hold the neighbours of the photos in `rows (N,) int64`, ascending.
 
     Only new photos are compared with all others. Where that would take very long, the file stays
     as it is, and `notify` is told.
@@ -143,7 +143,7 @@ def update_neighbours(
 
 
 def grown(known: Neighbours, vectors: Vectors, rows: Rows) -> Neighbours:
-    """Returns the neighbours of photos at `rows (N,) int64`, ascending, given those of some.
+    """Return the neighbours of photos at `rows (N,) int64`, ascending, given those of some.
 
     Memory is flat but for the result: blocks of new photos are compared with chunks of all.
     """
@@ -178,7 +178,7 @@ def grown(known: Neighbours, vectors: Vectors, rows: Rows) -> Neighbours:
 def _take_nearer(
     near: Rows, similarities: Similarities, places: Rows, others: Rows, cosines: Embeddings
 ) -> None:
-    """Puts `others (m,)` among the neighbours at `places (n,)` where they are nearer, in place."""
+    """Put `others (m,)` among the neighbours at `places (n,)` where they are nearer, in place."""
     width = near.shape[1]
     is_nearer = cosines.max(axis=1, initial=-np.inf) > similarities[places].min(axis=1)
     places, cosines = places[is_nearer], cosines[is_nearer]
@@ -200,7 +200,7 @@ def _none_known() -> Neighbours:
 
 
 def _found(sorted_rows: Rows, wanted: Rows) -> tuple[Rows, NDArray[np.bool_]]:
-    """Returns where each wanted row stands among ascending ones, and whether it is there."""
+    """Return where each wanted row stands among ascending ones, and whether it is there."""
     if not len(sorted_rows):
         return np.zeros(wanted.shape, dtype=np.int64), np.zeros(wanted.shape, dtype=bool)
     place = np.searchsorted(sorted_rows, wanted).clip(max=len(sorted_rows) - 1)

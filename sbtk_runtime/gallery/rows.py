@@ -77,7 +77,7 @@ class Shards:
         self.remedy: str | None = None
 
     def hold(self) -> None:
-        """Opens every shard and keeps it open until `close`.
+        """Open every shard and keep it open until `close`.
 
         Shards that the system refuses to read count as empty; `problems` has the reasons.
         """
@@ -93,12 +93,12 @@ class Shards:
                 self._note_unreadable(index, problem)
 
     def close(self) -> None:
-        """Closes the shards that `hold` opened."""
+        """Close the shards that `hold` opened."""
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 
     def append_bytes(self, first_row: int, content: RowBytes) -> list[Batch]:
-        """Writes rows `(N, row_bytes) uint8` from row `first_row` on, durably.
+        """Write rows `(N, row_bytes) uint8` from row `first_row` on, durably.
 
         Raises:
             DiskFull: there is no space; what was committed is untouched.
@@ -114,7 +114,7 @@ class Shards:
         return batches
 
     def read_bytes(self, rows: Rows) -> tuple[RowBytes, NDArray[np.bool_]]:
-        """Returns rows `(N, row_bytes) uint8` and which of them the shards hold, `(N,) bool`.
+        """Return rows `(N, row_bytes) uint8` and which of them the shards hold, `(N,) bool`.
 
         Rows that are not there come as zeros. `rows` is ascending.
         """
@@ -131,7 +131,7 @@ class Shards:
         return content, is_held
 
     def is_intact(self, batch: Batch) -> bool:
-        """Returns whether a batch's bytes are still those that were written."""
+        """Return whether a batch's bytes are still those that were written."""
         if batch.first_row < 0 or not 0 < batch.count <= SHARD_ROWS:
             return False
         digest = hashlib.sha256()
@@ -145,7 +145,7 @@ class Shards:
         return digest.hexdigest() == batch.sha256
 
     def held_rows(self, index: int) -> int:
-        """Returns the number of whole rows that a shard has; 0 if there is none."""
+        """Return the number of whole rows that a shard has; 0 if there is none."""
         try:
             descriptor = self._descriptors.get(index)
             status = self._path(index).stat() if descriptor is None else os.fstat(descriptor)
@@ -157,7 +157,7 @@ class Shards:
         return 0 if index in self.problems else status.st_size // self._row_bytes
 
     def checksums(self, rows: Rows) -> list[int | None]:
-        """Returns the CRC-32 of each of ascending `rows (N,) int64`; `None` if it is missing."""
+        """Return the CRC-32 of each of ascending `rows (N,) int64`; `None` if it is missing."""
         content, is_held = self.read_bytes(rows)
         return [
             zlib.crc32(row) if is_there else None
@@ -165,7 +165,7 @@ class Shards:
         ]
 
     def cut(self, committed_rows: int) -> None:
-        """Removes what a killed writer left beyond the committed rows.
+        """Remove what a killed writer left beyond the committed rows.
 
         As long as there are none, that may also be shards of another suffix.
         """
@@ -181,7 +181,7 @@ class Shards:
                 os.truncate(path, rows_here * self._row_bytes)
 
     def missing(self, committed_rows: int) -> list[tuple[int, int]]:
-        """Returns the intervals of committed rows (end excluded) that no shard holds."""
+        """Return the intervals of committed rows (end excluded) that no shard holds."""
         intervals = []
         for low, high in cut_at_shards(0, committed_rows):
             held = self.held_rows(low // SHARD_ROWS)
@@ -190,12 +190,12 @@ class Shards:
         return intervals
 
     def remove_shards(self, indices: Iterable[int]) -> None:
-        """Removes whole shards; readers that hold them keep them."""
+        """Remove whole shards; readers that hold them keep them."""
         for index in indices:
             self._path(index).unlink(missing_ok=True)
 
     def shard_indices(self) -> list[int]:
-        """Returns the numbers of the shards that exist."""
+        """Return the numbers of the shards that exist."""
         return [index for index, _ in self._shards()]
 
     def _shards(self) -> list[tuple[int, Path]]:
@@ -228,7 +228,7 @@ class Shards:
                 fsync_folder(self.folder)
 
     def _read_one(self, row: int, target: memoryview) -> bool:
-        """Reads a row of a shard that is held; returns whether that was all there is to it."""
+        """Read a row of a shard that is held; return whether that was all there is to it."""
         index, place = divmod(row, SHARD_ROWS)
         descriptor = self._descriptors.get(index)
         if descriptor is None:
@@ -254,7 +254,7 @@ class Shards:
         items[is_held] = held[wanted[is_held]]
 
     def _read(self, first_row: int, count: int) -> bytes:
-        """Returns the bytes of rows that lie in one shard; fewer when the shard is short."""
+        """Return the bytes of rows that lie in one shard; fewer when the shard is short."""
         index, offset = first_row // SHARD_ROWS, first_row % SHARD_ROWS * self._row_bytes
         descriptor = self._descriptors.get(index)
         try:
@@ -272,7 +272,7 @@ class Shards:
             return b""
 
     def _note_unreadable(self, index: int, problem: OSError) -> None:
-        """Remembers why a shard cannot be read.
+        """Remember why a shard cannot be read.
 
         Raises:
             OSError: it is not the shard's fault, as when too many files are open.
@@ -286,7 +286,7 @@ class Shards:
 
 
 def _pread(descriptor: int, size_bytes: int, offset: int) -> bytes:
-    """Returns bytes of a file; fewer at its end only."""
+    """Return bytes of a file; fewer at its end only."""
     data = os.pread(descriptor, size_bytes, offset)
     while len(data) < size_bytes:
         more = os.pread(descriptor, size_bytes - len(data), offset + len(data))
@@ -297,7 +297,7 @@ def _pread(descriptor: int, size_bytes: int, offset: int) -> bytes:
 
 
 def _runs(rows: Rows) -> Iterator[tuple[int, int]]:
-    """Yields index intervals of ascending `rows` that one read serves: near and in one shard."""
+    """Yield index intervals of ascending `rows` that one read serves: near and in one shard."""
     if len(rows) == 0:
         return
     is_far = np.diff(rows) > _READ_THROUGH_ROWS
@@ -307,7 +307,7 @@ def _runs(rows: Rows) -> Iterator[tuple[int, int]]:
 
 
 def cut_at_shards(low: int, high: int) -> Iterator[tuple[int, int]]:
-    """Yields the intervals (end excluded) of rows `low` to `high` that lie in one shard each."""
+    """Yield the intervals (end excluded) of rows `low` to `high` that lie in one shard each."""
     while low < high:
         end = min(high, (low // SHARD_ROWS + 1) * SHARD_ROWS)
         yield low, end
@@ -331,7 +331,7 @@ class Vectors(Shards):
         self.dim = dim
 
     def append(self, first_row: int, embeddings: Embeddings) -> list[Batch]:
-        """Writes unit rows `(N, D) float32` from row `first_row` on, durably; returns the batches.
+        """Write unit rows `(N, D) float32` from row `first_row` on, durably; return the batches.
 
         Raises:
             BadData: a row is not finite or not of length 1; such rows never get in.
@@ -342,18 +342,18 @@ class Vectors(Shards):
         return self.append_bytes(first_row, halves.view(np.uint8))
 
     def read(self, rows: Rows) -> tuple[Embeddings, NDArray[np.bool_]]:
-        """Returns unit rows `(N, D) float32` and which of them are whole, `(N,) bool`.
+        """Return unit rows `(N, D) float32` and which of them are whole, `(N,) bool`.
 
         Rows that are missing or damaged beyond use come as zeros. `rows` is ascending.
         """
         return self.decode(self.read_bytes(rows)[0])
 
     def decode(self, content: RowBytes) -> tuple[Embeddings, NDArray[np.bool_]]:
-        """Returns the bytes of rows, `(N, 2 D) uint8`, as `read` returns them."""
+        """Return the bytes of rows, `(N, 2 D) uint8`, as `read` returns them."""
         return _unit_rows(content.view("<i2"))
 
     def chunks(self, rows: Iterable[int]) -> Iterator[tuple[Rows, Embeddings, NDArray[np.bool_]]]:
-        """Yields row numbers, unit rows and which are whole, by `CHUNK_ROWS`, in flat memory."""
+        """Yield row numbers, unit rows and which are whole, by `CHUNK_ROWS`, in flat memory."""
         if isinstance(rows, np.ndarray):
             parts: Iterator[Rows] = (
                 rows[start : start + CHUNK_ROWS] for start in range(0, len(rows), CHUNK_ROWS)
@@ -366,7 +366,7 @@ class Vectors(Shards):
 
 
 def require_unit_rows(embeddings: Embeddings, dim: int) -> None:
-    """Makes sure that embeddings may get into a gallery.
+    """Make sure that embeddings may get into a gallery.
 
     Raises:
         BadData: they are not `(N, dim)`, or a row is not finite or not of length 1.
@@ -379,7 +379,7 @@ def require_unit_rows(embeddings: Embeddings, dim: int) -> None:
 
 
 def unit_row(embedding: NDArray[np.generic], dim: int) -> Embeddings:
-    """Returns an embedding `(dim,)` of any length as one of length 1, float32.
+    """Return an embedding `(dim,)` of any length as one of length 1, float32.
 
     Raises:
         BadData: it has another width, is not finite, or zero.
@@ -394,7 +394,7 @@ def unit_row(embedding: NDArray[np.generic], dim: int) -> Embeddings:
 
 
 def _unit_rows(halves: NDArray[np.int16]) -> tuple[Embeddings, NDArray[np.bool_]]:
-    """Returns the float16 bit patterns `(N, D)` as float32 rows of length 1, and which are whole.
+    """Return the float16 bit patterns `(N, D)` as float32 rows of length 1, and which are whole.
 
     A float16's fifteen low bits, moved to the top of a float32's mantissa and exponent, are its
     value times 2**-112; this is ten times faster than NumPy's conversion. Infinity and NaN become
@@ -434,7 +434,7 @@ class CodeShards(Shards):
         self.bits = bits
 
     def append(self, first_row: int, codes: Codes) -> list[Batch]:
-        """Writes codes `(N, bits / 8) uint8` from row `first_row` on, durably.
+        """Write codes `(N, bits / 8) uint8` from row `first_row` on, durably.
 
         Raises:
             BadData: the codes have another length.
@@ -447,14 +447,14 @@ class CodeShards(Shards):
         return self.append_bytes(first_row, codes)
 
     def read(self, rows: Rows) -> tuple[Codes, NDArray[np.bool_]]:
-        """Returns codes `(N, bits / 8) uint8` and which are there, `(N,) bool`; the rest are zeros.
+        """Return codes `(N, bits / 8) uint8` and which are there, `(N,) bool`; the rest are zeros.
 
         `rows` is ascending.
         """
         return self.read_bytes(rows)
 
     def chunks(self, rows: Rows) -> Iterator[tuple[Rows, Codes, NDArray[np.bool_]]]:
-        """Reads the codes at `rows (N,) int64` in parts of `CHUNK_BYTES`, in constant memory.
+        """Read the codes at `rows (N,) int64` in parts of `CHUNK_BYTES`, in constant memory.
 
         Yields:
             Row numbers `(n,) int64`, codes `(n, bits / 8) uint8`, and which are there, `(n,) bool`.
@@ -467,7 +467,7 @@ class CodeShards(Shards):
 
 
 def codes_of(embeddings: Embeddings, itq: Itq) -> Codes:
-    """Returns the codes `(N, bits / 8) uint8` of unit rows `(N, D) float32`.
+    """Return the codes `(N, bits / 8) uint8` of unit rows `(N, D) float32`.
 
     Raises:
         BadData: a row is of another width, not finite or not of length 1. Its code would look

@@ -98,7 +98,7 @@ _OLDEST_SQLITE = (3, 37, 0)
 
 
 def connect_writer(path: Path) -> sqlite3.Connection:
-    """Returns a connection that commits durably, and makes the tables of a new catalogue."""
+    """Return a connection that commits durably, and make the tables of a new catalogue."""
     _require_strict_tables(path)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
     try:
@@ -116,7 +116,7 @@ def connect_writer(path: Path) -> sqlite3.Connection:
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
-    """Returns a connection that changes nothing and holds a snapshot of a catalogue in use.
+    """Return a connection that changes nothing and holds a snapshot of a catalogue in use.
 
     A reader that may not write beside the catalogue can neither lock it nor see what its writer
     has not yet moved from the log, so it takes a copy of its own. Galleries that are published
@@ -147,7 +147,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
 def connect_snapshot(
     path: Path, record: SnapshotRecord, *, is_hashed: bool = False
 ) -> sqlite3.Connection:
-    """Returns a connection to the published copy of a catalogue, which nobody ever changes.
+    """Return a connection to the published copy of a catalogue, which nobody ever changes.
 
     It needs neither locks nor files beside it: any number of readers, on any file system.
 
@@ -175,7 +175,7 @@ def connect_snapshot(
 
 
 def write_snapshot(connection: sqlite3.Connection, path: Path) -> SnapshotRecord:
-    """Writes what is committed to a file that is complete in itself; returns its record.
+    """Write what is committed to a file that is complete in itself; return its record.
 
     Raises:
         DiskFull: there is no space for it.
@@ -217,7 +217,7 @@ def _opened(path: Path, mode: str) -> sqlite3.Connection:
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Gives an older catalogue the tables of today, in one transaction; else does nothing.
+    """Give an older catalogue the tables of today, in one transaction; else does nothing.
 
     What was not noted then is `NULL`. Readers that are open keep what they have open.
     """
@@ -241,7 +241,7 @@ def migrate(connection: sqlite3.Connection) -> None:
 
 
 def show_as_current(connection: sqlite3.Connection) -> None:
-    """Makes a reader's connection to an older catalogue answer as one of today's would."""
+    """Make a reader's connection to an older catalogue answer as one of today's would."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version not in OLD_SCHEMAS:
         return
@@ -268,7 +268,7 @@ def _temporary_folder() -> Iterator[str]:
 
 
 def _copy_consistently(path: Path, copy: Path) -> None:
-    """Copies a catalogue and its log as they were at one moment.
+    """Copy a catalogue and its log as they were at one moment.
 
     Both are read twice. The log only grows until it begins again with other salts, and what is
     moved into the catalogue is still in the log: so if nothing has changed in between, the copies
@@ -291,7 +291,7 @@ def _copy_consistently(path: Path, copy: Path) -> None:
 
 
 def _copied(source: Path, target: Path | None) -> bytes | None:
-    """Copies a file and returns its SHA-256; `None` if there is none. Without a target, only that.
+    """Copy a file and return its SHA-256; `None` if there is none. Without a target, only that.
 
     Raises:
         OSError: it cannot be read, or the copy not be written.
@@ -314,7 +314,7 @@ def _copied(source: Path, target: Path | None) -> bytes | None:
 
 @contextlib.contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Makes the block's changes together, or not at all."""
+    """Make the block's changes together, or not at all."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -327,7 +327,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 @contextlib.contextmanager
 def catalogue_errors(path: Path, *, is_writer: bool = True) -> Iterator[None]:
-    """Turns SQLite's errors inside the block into ours.
+    """Turn SQLite's errors inside the block into ours.
 
     Only what SQLite read and found wrong is damage. What the system refused to read or write is
     told by the system's reason, which a writer finds by writing what is there again. Only the one
@@ -352,7 +352,7 @@ def catalogue_errors(path: Path, *, is_writer: bool = True) -> Iterator[None]:
 
 
 def damaged(path: Path, problem: object) -> BadGallery:
-    """Returns the error of a catalogue that holds what nobody has written."""
+    """Return the error of a catalogue that holds what nobody has written."""
     return BadGallery(
         f"{path} is damaged: {problem}", "the catalogue of a gallery", _make_anew(path)
     )
@@ -389,7 +389,7 @@ def _told(problem: sqlite3.Error, code: int, path: Path, is_writer: bool) -> Exc
 
 
 def _no_space(path: Path) -> SbtkError:
-    """Returns the error of a full disk: the catalogue's, or the one of SQLite's temporary files."""
+    """Return the error of a full disk: the catalogue's, or the one of SQLite's temporary files."""
     folders = [path.parent, Path(tempfile.gettempdir())]
     fullest = min(folders, key=_free_bytes)
     full = path if fullest == path.parent else fullest / "temporary files of SQLite"
@@ -404,7 +404,7 @@ def _free_bytes(folder: Path) -> int:
 
 
 def _system_error(path: Path, *, is_read: bool) -> OSError | None:
-    """Returns why the system refused what SQLite tried, found by trying the same.
+    """Return why the system refused what SQLite tried, found by trying the same.
 
     SQLite keeps the system's reason to itself. What is written are the same bytes again, and a file
     that is removed.
@@ -453,7 +453,7 @@ def _make_tables(connection: sqlite3.Connection) -> None:
 
 
 def _tables(connection: sqlite3.Connection) -> dict[str, str]:
-    """Returns which tables an older catalogue has, and what is copied from each."""
+    """Return which tables an older catalogue has, and what is copied from each."""
     names = {name for (name,) in connection.execute("SELECT name FROM main.sqlite_master")}
     return {table: columns for table, columns in _OLD_TABLES.items() if table in names}
 
@@ -484,7 +484,7 @@ _SHOWN = 40
 
 
 def integer(value: object) -> int:
-    """Returns a whole number as it is.
+    """Return a whole number as it is.
 
     Raises:
         ValueError: it is something else.
@@ -495,7 +495,7 @@ def integer(value: object) -> int:
 
 
 def blob(value: object) -> bytes:
-    """Returns bytes, such as a path or a hash, as they are.
+    """Return bytes, such as a path or a hash, as they are.
 
     Raises:
         ValueError: it is something else.
@@ -506,7 +506,7 @@ def blob(value: object) -> bytes:
 
 
 def text(value: object) -> str:
-    """Returns a text as it is.
+    """Return a text as it is.
 
     Raises:
         ValueError: it is something else.
@@ -518,7 +518,7 @@ def text(value: object) -> str:
 
 @contextlib.contextmanager
 def values_checked(path: Path, *, is_writer: bool = False) -> Iterator[None]:
-    """Turns SQLite's errors into ours, and those of values that no sbtk has written.
+    """Turn SQLite's errors into ours, and those of values that no sbtk has written.
 
     Raises:
         BadGallery: the catalogue at `path` is damaged, or cannot be read.
@@ -543,7 +543,7 @@ _MOST_ROWS = 1 << 32
 
 
 def open_verified(path: Path) -> sqlite3.Connection:
-    """Returns a writer's connection to a catalogue that may be built on; makes a new one.
+    """Return a writer's connection to a catalogue that may be built on; make a new one.
 
     Raises:
         BadGallery: the catalogue is damaged, or cannot be written.
@@ -563,7 +563,7 @@ def open_verified(path: Path) -> sqlite3.Connection:
 
 
 def soundness_problem(connection: sqlite3.Connection) -> str | None:
-    """Returns what is wrong with a catalogue, in words; `None` if nothing is.
+    """Return what is wrong with a catalogue, in words; `None` if nothing is.
 
     Call it inside `catalogue_values.values_checked`.
 
@@ -592,7 +592,7 @@ def _wrong_photo(connection: sqlite3.Connection) -> str | None:
 
 
 def _wrong_fact(connection: sqlite3.Connection) -> str | None:
-    """Returns what the facts say that cannot be, of themselves and beside the tables."""
+    """Return what the facts say that cannot be, of themselves and beside the tables."""
     facts: dict[str, Any] = dict(connection.execute("SELECT name, value FROM facts"))
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if ("bits" in facts) != (OLD_SCHEMAS.get(version, version) == CODES_SCHEMA):

@@ -78,7 +78,7 @@ class EmbeddingSearch:
     def nearest(
         self, embedding: NDArray[np.generic], k: int, among: Rows | None, search: str
     ) -> tuple[Rows, Scores]:
-        """Returns rows and cosines of the `k` nearest, best first; fewer if there are fewer.
+        """Return rows and cosines of the `k` nearest, best first; fewer if there are fewer.
 
         Args:
             embedding: `(D,)` numbers of any length but zero.
@@ -113,7 +113,7 @@ class EmbeddingSearch:
         search: str,
         rerank: Rerank,
     ) -> tuple[Rows, Scores]:
-        """Returns what `nearest` does, in another order; scores stay cosines of `embedding (D,)`.
+        """Return what `nearest` does, in another order; scores stay cosines of `embedding (D,)`.
 
         Raises:
             BadGallery: diffusion, and the gallery has no neighbours of its photos.
@@ -131,7 +131,7 @@ class EmbeddingSearch:
         return rows, self._embeddings(rows) @ query
 
     def _embeddings(self, rows: Rows) -> Embeddings:
-        """Returns the unit rows `(N, D) float32` of `rows`, in their order."""
+        """Return the unit rows `(N, D) float32` of `rows`, in their order."""
         order = np.argsort(rows)
         sorted_rows, _ = self._vectors.read(rows[order])
         embeddings = np.empty_like(sorted_rows)
@@ -145,7 +145,7 @@ class EmbeddingSearch:
             return self._neighbours
 
     def _way(self, search: str, k: int, among: Rows | None) -> str:
-        """Returns what to search by: `hnsw`, `codes` or `exact`."""
+        """Return what to search by: `hnsw`, `codes` or `exact`."""
         way = search
         if search == "auto":
             is_narrow = among is not None and len(among) < self._exact_below
@@ -159,7 +159,7 @@ class EmbeddingSearch:
         return way
 
     def _by_codes(self, query: Embeddings, k: int, among: Rows | None) -> tuple[Rows, Scores]:
-        """Returns rows and cosines of the `k` best of the candidates; none if one is damaged."""
+        """Return rows and cosines of the `k` best of the candidates; none if one is damaged."""
         codes = self._usable_codes()
         count = max(LEAST_CANDIDATES, CANDIDATES_PER_HIT * k)
         is_allowed = self._is_live if among is None else _as_mask(among)
@@ -181,7 +181,7 @@ class EmbeddingSearch:
         return rows[order], scores[order]
 
     def _load(self) -> None:
-        """Loads what a large gallery is searched by; notes what makes searches slower."""
+        """Load what a large gallery is searched by; note what makes searches slower."""
         live, has_graph = self._manifest.live, self._manifest.graph is not None
         if has_graph and live >= hnsw.GRAPH_FROM:
             self._load_graph()
@@ -200,7 +200,7 @@ class EmbeddingSearch:
             )
 
     def _usable_codes(self) -> SignCodes:
-        """Returns the codes, loaded or, when their files cannot be used, computed."""
+        """Return the codes, loaded or, when their files cannot be used, computed."""
         with self._lock:
             if self._codes is None and not self._problems:
                 self._load_codes()
@@ -209,7 +209,7 @@ class EmbeddingSearch:
             return self._codes
 
     def _usable_graph(self) -> Graph:
-        """Returns the graph, loaded or, when its file cannot be used, built in memory."""
+        """Return the graph, loaded or, when its file cannot be used, built in memory."""
         with self._lock:
             if self._graph is None and not self._problems:
                 self._load_graph()
@@ -248,7 +248,7 @@ class EmbeddingSearch:
 
 
 def _as_mask(rows: Rows) -> NDArray[np.bool_]:
-    """Returns ascending `rows (N,) int64` as `(last row + 1,) bool`."""
+    """Return ascending `rows (N,) int64` as `(last row + 1,) bool`."""
     mask = np.zeros(int(rows[-1]) + 1 if len(rows) else 0, dtype=np.bool_)
     mask[rows] = True
     return mask
@@ -275,7 +275,7 @@ class CodeSearch:
     def nearest(
         self, embedding: NDArray[np.generic], k: int, among: Rows | None, search: str
     ) -> tuple[Rows, Scores]:
-        """Returns rows and scores of the `k` nearest, nearest first, equally near ones by id.
+        """Return rows and scores of the `k` nearest, nearest first, equally near ones by id.
 
         The score of a Hamming distance h is `1 - 2 h / bits`, the cosine of the codes taken as
         rows of 1 and -1.

@@ -74,7 +74,7 @@ class SignCodes:
 
     @classmethod
     def load(cls, folder: Path, record: CodesRecord, dim: int, *, is_hashed: bool = False) -> Self:
-        """Returns the codes that `record` describes.
+        """Return the codes that `record` describes.
 
         Args:
             folder: the gallery's.
@@ -102,7 +102,7 @@ class SignCodes:
 
     @classmethod
     def of_vectors(cls, vectors: Vectors, rows: Rows) -> Self:
-        """Returns the codes of ascending `rows (N,) int64`, computed now."""
+        """Return the codes of ascending `rows (N,) int64`, computed now."""
         rotation = centred_rotation(vectors, rows)
         spans = cut_at_shards(int(rows[0]), int(rows[-1]) + 1) if len(rows) else ()
         return cls(rotation, [(low, _codes(rotation, vectors, low, high)) for low, high in spans])
@@ -114,7 +114,7 @@ class SignCodes:
     def candidates(
         self, query: Embeddings, count: int, is_allowed: NDArray[np.bool_] | None = None
     ) -> Rows:
-        """Returns up to `count` rows that are likely the nearest to `query`, best first.
+        """Return up to `count` rows that are likely the nearest to `query`, best first.
 
         Args:
             query: `(D,) float32`, of length 1.
@@ -138,12 +138,12 @@ class SignCodes:
         return np.asarray(self._first[part] + best - self._start[part], dtype=np.int64)
 
     def codes(self, rows: Rows) -> Codes:
-        """Returns the codes `(N, bits / 8) uint8` of rows that have codes."""
+        """Return the codes `(N, bits / 8) uint8` of rows that have codes."""
         part = np.searchsorted(self._first, rows, side="right") - 1
         return self._codes_at(rows - self._first[part] + self._start[part])
 
     def has_codes(self, rows: Rows) -> NDArray[np.bool_]:
-        """Returns which of `rows (N,) int64` have codes, `(N,) bool`."""
+        """Return which of `rows (N,) int64` have codes, `(N,) bool`."""
         part = np.searchsorted(self._first, rows, side="right") - 1
         sizes = np.diff(self._start)
         return np.asarray(
@@ -151,7 +151,7 @@ class SignCodes:
         )
 
     def _spans(self) -> Iterator[tuple[int, int, int]]:
-        """Yields of each part its first row, and the interval of its places."""
+        """Yield of each part its first row, and the interval of its places."""
         yield from zip(
             self._first.tolist(), self._start[:-1].tolist(), self._start[1:].tolist(), strict=True
         )
@@ -168,7 +168,7 @@ class SignCodes:
 
 
 def centred_rotation(vectors: Vectors, rows: Rows) -> Itq:
-    """Returns a fixed random rotation about the mean of the embeddings at `rows (N,) int64`."""
+    """Return a fixed random rotation about the mean of the embeddings at `rows (N,) int64`."""
     # Bits come in bytes, so a few more than dimensions may be needed.
     bits = -(-vectors.dim // 8) * 8
     normal = np.random.default_rng(_SEED).standard_normal((bits, bits))
@@ -178,7 +178,7 @@ def centred_rotation(vectors: Vectors, rows: Rows) -> Itq:
 
 
 def mean_of(vectors: Vectors, rows: Rows) -> NDArray[np.float64]:
-    """Returns the mean `(D,)` of the embeddings at ascending `rows`; damaged ones are left out."""
+    """Return the mean `(D,)` of the embeddings at ascending `rows`; damaged ones are left out."""
     total, count = np.zeros(vectors.dim), 0
     for _, embeddings, is_whole in vectors.chunks(rows):
         total += embeddings[is_whole].sum(axis=0, dtype=np.float64)
@@ -193,7 +193,7 @@ def next_codes(
     previous: CodesRecord | None,
     notify: Notify,
 ) -> CodesRecord:
-    """Makes the codes of the catalogue's generation, and returns their record.
+    """Make the codes of the catalogue's generation, and return their record.
 
     Codes of new rows are appended to the previous ones. All are made again if the previous ones are
     damaged, or their centre is far off.
@@ -230,7 +230,7 @@ def next_codes(
 def _grown(
     folder: Path, catalogue: Catalogue, vectors: Vectors, previous: CodesRecord
 ) -> CodesRecord | None:
-    """Returns the previous codes with those of new rows; `None` if the centre is far off.
+    """Return the previous codes with those of new rows; `None` if the centre is far off.
 
     Raises:
         BadGallery: the previous codes cannot be used.
@@ -261,7 +261,7 @@ def _grown(
 
 
 def drift(rotation: Itq, vectors: Vectors, rows: Rows) -> float:
-    """Returns how far the centre is from the mean of the embeddings at `rows (N,) int64`.
+    """Return how far the centre is from the mean of the embeddings at `rows (N,) int64`.
 
     In units of their spread about the mean, the root of their mean squared distance from it.
     """
@@ -271,7 +271,7 @@ def drift(rotation: Itq, vectors: Vectors, rows: Rows) -> float:
 
 
 def wrong_codes(codes: SignCodes, vectors: Vectors, rows: Rows) -> int:
-    """Returns how many of ascending `rows (N,) int64` have no codes, or wrong ones.
+    """Return how many of ascending `rows (N,) int64` have no codes, or wrong ones.
 
     Signs of numbers near zero may differ between processors, and count for nothing.
     """
@@ -291,7 +291,7 @@ _FAR = np.iinfo(np.uint16).max
 
 
 def _smallest(distances: NDArray[np.uint16], count: int) -> Rows:
-    """Returns the places of the `count` smallest distances, ascending; of equal ones the first.
+    """Return the places of the `count` smallest distances, ascending; of equal ones the first.
 
     Distances of `_FAR` are left out.
     """
@@ -307,7 +307,7 @@ def _smallest(distances: NDArray[np.uint16], count: int) -> Rows:
 def _append(
     where: Path, rotation: Itq, vectors: Vectors, shards: set[int], low: int, high: int
 ) -> dict[str, FileStamp]:
-    """Writes the codes of rows `low` to `high` (end excluded); returns stamps of what changed.
+    """Write the codes of rows `low` to `high` (end excluded); return stamps of what changed.
 
     Shards of which the vectors have none are left out.
     """
@@ -324,7 +324,7 @@ def _append(
 
 
 def _codes(rotation: Itq, vectors: Vectors, low: int, high: int) -> Codes:
-    """Returns the codes `(high - low, bits / 8) uint8` of rows `low` to `high` (end excluded).
+    """Return the codes `(high - low, bits / 8) uint8` of rows `low` to `high` (end excluded).
 
     Damaged rows have codes as well, and are never hits.
     """
@@ -357,7 +357,7 @@ def _stamp(path: Path) -> FileStamp:
 
 
 def _read(path: Path, stamp: FileStamp, *, is_hashed: bool) -> bytes:
-    """Returns the content that a file had when it was stamped; a shard may have grown since.
+    """Return the content that a file had when it was stamped; a shard may have grown since.
 
     Raises:
         BadGallery: it is missing, cannot be read, or has changed.
@@ -382,7 +382,7 @@ def _read(path: Path, stamp: FileStamp, *, is_hashed: bool) -> bytes:
 
 
 def _check(path: Path, stamp: FileStamp, *, is_hashed: bool) -> None:
-    """Makes sure that a file is as it was stamped; it is read only if that is not evident."""
+    """Make sure that a file is as it was stamped; it is read only if that is not evident."""
     try:
         status = path.lstat()
     except OSError:

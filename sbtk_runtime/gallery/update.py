@@ -140,7 +140,7 @@ def update_gallery(
     rule_change: RuleChange = _NO_CHANGE,
     on_engine: OnEngine = lambda info: None,
 ) -> IndexReport:
-    """Creates or updates a gallery with the photos below `roots`; its other photos are kept.
+    """Create or updates a gallery with the photos below `roots`; its other photos are kept.
 
     Args:
         folder: the gallery; created if it does not exist.
@@ -180,7 +180,7 @@ def update_gallery(
 
 
 def roots_to_walk(folder: Path, roots: Sequence[Path]) -> list[str]:
-    """Returns the absolute paths of `roots`.
+    """Return the absolute paths of `roots`.
 
     A root may be absent if the gallery has photos below it: its disk may not be mounted, and the
     other roots can be updated.
@@ -205,7 +205,7 @@ def drop_photos(
     is_missing_only: bool = False,
     notify: Notify = lambda text: None,
 ) -> DropReport:
-    """Removes photos and their embeddings from a gallery, and publishes the rest.
+    """Remove photos and their embeddings from a gallery, and publish the rest.
 
     The files are not deleted; photos that a later update finds are embedded again.
 
@@ -350,7 +350,7 @@ class _Update:
             )
 
     def _take_rules(self, catalogue: Catalogue, rule_change: RuleChange) -> None:
-        """Applies the change of rules, and checks that they do not leave out everything."""
+        """Apply the change of rules, and check that they do not leave out everything."""
         self._rules = rule_change.applied_to(catalogue.rules())
         self._known_roots = [os.fsdecode(root) for root in catalogue.roots()]
         has_photos = any(catalogue.ids_below(os.fsencode(root)) for root in self._roots)
@@ -366,7 +366,7 @@ class _Update:
                 )
 
     def _check_accounts(self, changes: Changes) -> None:
-        """Checks that every walked file is a photo or a failure, and was counted once."""
+        """Check that every walked file is a photo or a failure, and was counted once."""
         counts = {
             "unchanged": changes.unchanged,
             "moved": changes.moved,
@@ -397,7 +397,7 @@ class _Update:
             )
 
     def _add_checksums(self, catalogue: Catalogue, vectors: Shards) -> None:
-        """Stores the checksums of intact rows that older versions wrote."""
+        """Store the checksums of intact rows that older versions wrote."""
         for batch in catalogue.batches_without_checksums():
             if vectors.is_intact(batch):
                 rows = np.arange(batch.first_row, batch.first_row + batch.count)
@@ -405,13 +405,13 @@ class _Update:
                 catalogue.store_checksums(batch.first_row, [zlib.crc32(row) for row in content])
 
     def _share_rows(self, catalogue: Catalogue, vectors: Shards) -> None:
-        """Lets identical photos share an embedding; older versions stored one for each."""
+        """Let identical photos share an embedding; older versions stored one for each."""
         shared = catalogue.share_rows(partial(_first_intact, catalogue, vectors))
         if shared:
             self._notices.append(f"{shared:,} photos now share the embedding of an identical one")
 
     def _timings(self) -> dict[str, float]:
-        """Returns the share of this update in the embedder's timings."""
+        """Return the share of this update in the embedder's timings."""
         now = asdict(self._embedder.timings)
         return {name: now[name] - before for name, before in self._timings_before.items()}
 
@@ -429,7 +429,7 @@ class _Update:
                 yield item
 
     def _embed(self, catalogue: Catalogue, vectors: Vectors | CodeShards, changes: Changes) -> None:
-        """Embeds photos and commits them in batches."""
+        """Embed photos and commit them in batches."""
         total = changes.to_embed
         paths = (Path(os.fsdecode(path)) for path in changes.paths_to_embed())
         started = time.perf_counter()
@@ -481,7 +481,7 @@ class _Update:
     def _written(
         self, vectors: Vectors | CodeShards, first_row: int, embeddings: Embeddings
     ) -> list[Batch]:
-        """Writes embeddings, or their codes, durably."""
+        """Write embeddings, or their codes, durably."""
         if isinstance(vectors, Vectors):
             return vectors.append(first_row, embeddings)
         assert self._itq is not None
@@ -496,7 +496,7 @@ def _publish(
     published: GalleryManifest | None,
     notify: Notify,
 ) -> None:
-    """Publishes the catalogue's generation, if it differs from the published one."""
+    """Publish the catalogue's generation, if it differs from the published one."""
     is_next = published is not None and catalogue.generation == published.generation + 1
     graph = codes = None
     if isinstance(vectors, Vectors) and catalogue.live():
@@ -526,7 +526,7 @@ def _publish(
 
 
 def _first_intact(catalogue: Catalogue, vectors: Shards, rows: list[int]) -> int | None:
-    """Returns the first row that matches its checksum; `None` if there is none."""
+    """Return the first row that matches its checksum; `None` if there is none."""
     known = catalogue.checksums(rows)
     content, is_whole = vectors.read_bytes(np.array(rows, dtype=np.int64))
     for row, data, whole in zip(rows, content, is_whole, strict=True):
@@ -576,7 +576,7 @@ class _Pending:
     def copies(
         self, catalogue: Catalogue, photos: list[Embedding], changes: Changes
     ) -> list[Embedding]:
-        """Returns the copies of photos that are in the catalogue or in this commit.
+        """Return the copies of photos that are in the catalogue or in this commit.
 
         Copies of failed files fail, too. Copies of files that are not embedded yet keep waiting.
         """

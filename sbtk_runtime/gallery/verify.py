@@ -78,7 +78,7 @@ def verify_gallery(
     repair: bool = False,
     notify: Callable[[str], None] = lambda text: None,
 ) -> VerifyReport:
-    """Returns what is wrong with the published generation of a gallery.
+    """Return what is wrong with the published generation of a gallery.
 
     Args:
         folder: the gallery's.
@@ -156,7 +156,7 @@ def _verify(
 
 
 def _check_neighbours(folder: Path, vectors: Vectors, problems: list[str]) -> None:
-    """Looks at what hits are re-ranked by, if there is any."""
+    """Look at what hits are re-ranked by, if there is any."""
     if not (folder / NEIGHBOURS_NAME).exists():
         return
     try:
@@ -173,7 +173,7 @@ def _check_codes(
     sample: Rows,
     problems: list[str],
 ) -> None:
-    """Compares the sign codes with the embeddings, and finds sampled photos by them."""
+    """Compare the sign codes with the embeddings, and find sampled photos by them."""
     if manifest.codes is None:
         return
     try:
@@ -193,7 +193,7 @@ def _check_codes(
 
 
 def _check_catalogue(folder: Path, manifest: GalleryManifest, problems: list[str]) -> None:
-    """Looks at the writer's catalogue; that of readers was judged by its SHA-256."""
+    """Look at the writer's catalogue; that of readers was judged by its SHA-256."""
     try:
         with closing(CatalogueView(folder, manifest.generation)) as view:
             if damage := view.damage():
@@ -212,7 +212,7 @@ def _check_itq(view: CatalogueView, problems: list[str]) -> None:
 
 
 def _damaged_rows(view: CatalogueView, vectors: Vectors | CodeShards, rows: Rows) -> Rows:
-    """Returns those of the rows whose bytes are not what was written, or no unit row."""
+    """Return those of the rows whose bytes are not what was written, or no unit row."""
     is_intact = RowCheck(view, vectors).is_intact(rows)
     start = 0
     for numbers, _, is_whole in vectors.chunks(rows):
@@ -228,7 +228,7 @@ def _found_by_graph(
     embeddings: Embeddings,
     problems: list[str],
 ) -> int:
-    """Returns how many of the rows the graph finds by their own embeddings."""
+    """Return how many of the rows the graph finds by their own embeddings."""
     assert manifest.graph is not None
     try:
         graph = Graph.load(folder, manifest.graph, manifest.dim)
@@ -242,7 +242,7 @@ def _found_by_graph(
 
 
 def _check_graph_file(folder: Path, manifest: GalleryManifest, problems: list[str]) -> None:
-    """Adds what is wrong with a graph that cannot be asked here."""
+    """Add what is wrong with a graph that cannot be asked here."""
     if manifest.graph is None:
         return
     try:
@@ -252,7 +252,7 @@ def _check_graph_file(folder: Path, manifest: GalleryManifest, problems: list[st
 
 
 def _found_exactly(vectors: Vectors, rows: Rows, sample: Rows, problems: list[str]) -> int:
-    """Returns how many of the sample's photos find themselves by exact search."""
+    """Return how many of the sample's photos find themselves by exact search."""
     embeddings = vectors.read(sample)[0]
     found = sum(_finds(exact_search(vectors, rows, embedding, 1)[1]) for embedding in embeddings)
     if found < len(sample):
@@ -268,7 +268,7 @@ def _check_exact(vectors: Vectors, rows: Rows, sample: Rows, problems: list[str]
 
 
 def _found_by_code(codes: CodeShards, rows: Rows, sample: Rows, problems: list[str]) -> int:
-    """Returns how many of the sample's rows are found, or others of the same code."""
+    """Return how many of the sample's rows are found, or others of the same code."""
     found = 0
     for code in codes.read(sample)[0]:
         distances = hamming_search(codes, rows, code, 1)[1]
@@ -286,7 +286,7 @@ def _finds(scores: Embeddings) -> bool:
 def _remove_damaged(
     folder: Path, manifest: GalleryManifest, vectors: Vectors | CodeShards, rows: Rows
 ) -> None:
-    """Removes damaged files that the next update makes again; the writer's lock must be held.
+    """Remove damaged files that the next update makes again; the writer's lock must be held.
 
     It judges them by size and time of modification, by which it would not notice the damage.
     """
@@ -307,7 +307,7 @@ def _remove_damaged(
 
 
 def _forget(folder: Path, manifest: GalleryManifest) -> int:
-    """Ends the photos whose rows are damaged; the writer's lock must be held."""
+    """End the photos whose rows are damaged; the writer's lock must be held."""
     with Catalogue(folder, manifest.generation + 1) as catalogue:
         with closing(CatalogueView(folder, catalogue.generation)) as view:
             vectors = open_rows(folder, manifest.dim, manifest.bits)

@@ -81,7 +81,7 @@ Item = Found | Skipped | LeftOut | Followed
 
 
 def absolute_roots(roots: Sequence[Path]) -> list[str]:
-    """Returns the absolute paths of `roots` in the given order, each once, without resolving links.
+    """Return the absolute paths of `roots` in the given order, each once, without resolving links.
 
     Raises:
         BadData: there are none, or one does not exist.
@@ -105,7 +105,7 @@ def walk(
     known_roots: Iterable[str] = (),
     gallery: str = "",
 ) -> Iterator[Item]:
-    """Yields the content of absolute `roots`, in no particular order, in constant memory.
+    """Yield the content of absolute `roots`, in no particular order, in constant memory.
 
     Each folder is entered once, even if it has several paths. Folders that are only reachable
     through links come last, and only if the rules say so. A link to a file counts as a file. If a
@@ -185,7 +185,7 @@ class _Walk:
                     yield from self._below(folder)
 
     def _root_folder(self, root: str) -> _Folder:
-        """Returns a root with the patterns from above it, starting at the outermost root.
+        """Return a root with the patterns from above it, starting at the outermost root.
 
         Whether a photo is ignored does not depend on which of the folders above it was named.
         """
@@ -199,7 +199,7 @@ class _Walk:
         return folder
 
     def _hidden_roots(self, root: _Folder) -> Iterator[Item]:
-        """Yields the content of earlier roots that are hidden from the walk of `root`."""
+        """Yield the content of earlier roots that are hidden from the walk of `root`."""
         top = root.path.rstrip("/") + "/"
         for known in sorted(path for path in self._known if path.startswith(top)):
             folder = root
@@ -267,7 +267,7 @@ class _Walk:
     def _item(
         self, entry: os.DirEntry[str], folder: _Folder, folders: list[_Folder], raws: list[str]
     ) -> Item | None:
-        """Returns the item for an entry; `None` if it is in `folders`, `raws` or the links."""
+        """Return the item for an entry; `None` if it is in `folders`, `raws` or the links."""
         name = entry.name
         if entry.path in self._known and self._is_hidden(name, folder, _is_folder(entry)):
             return None  # walked later, as a root
@@ -298,7 +298,7 @@ class _Walk:
         return _file_or_skipped(entry.path)
 
     def _raw_items(self, folder: _Folder, raws: list[str]) -> Iterator[Item]:
-        """Yields the RAW files of a folder, after scanning the folder again for JPEGs."""
+        """Yield the RAW files of a folder, after scanning the folder again for JPEGs."""
         stems = {_stem(name) for name in raws}
         doubled = set()
         with os.scandir(folder.path) as entries:
@@ -323,7 +323,7 @@ class _Walk:
     def _left_out(
         self, path: str, name: str, folder: _Folder, *, is_folder: bool
     ) -> LeftOut | None:
-        """Returns why an entry is left out because of its name; `None` if it is not."""
+        """Return why an entry is left out because of its name; `None` if it is not."""
         if self._is_hidden(name, folder, is_folder):
             return LeftOut(path, Why.HIDDEN, is_folder)
         pattern = self._excluded_by(name, folder, is_folder=is_folder)
@@ -333,7 +333,7 @@ class _Walk:
         return not self._rules.include_hidden and _is_hidden_in(folder, name, is_folder=is_folder)
 
     def _excluded_by(self, name: str, folder: _Folder, *, is_folder: bool) -> str | None:
-        """Returns the pattern that excludes an entry."""
+        """Return the pattern that excludes an entry."""
         if not self._exclude and not folder.ignores:
             return None
         relative = folder.relative + name
@@ -473,7 +473,7 @@ class LeftOutTally:
         self.patterns: set[str] = set()
 
     def add(self, item: LeftOut) -> None:
-        """Counts one item."""
+        """Count one item."""
         key = (item.why, item.is_folder, _what(item))
         if key not in self._counts:
             names = self._names.get(key[:2], 0)
@@ -486,7 +486,7 @@ class LeftOutTally:
         self._examples.setdefault(key, item.path)
 
     def counts(self) -> tuple[LeftOutCount, ...]:
-        """Returns the counts, ordered by `Why`; files first, then by descending count."""
+        """Return the counts, ordered by `Why`; files first, then by descending count."""
         order = list(Why)
         keys = sorted(
             self._counts, key=lambda key: (order.index(key[0]), key[1], -self._counts[key], key[2])
@@ -505,7 +505,7 @@ class LeftOutTally:
 
 
 def left_out_sentences(counts: Iterable[LeftOutCount]) -> list[str]:
-    """Returns one sentence for each reason.
+    """Return one sentence for each reason.
 
     Examples are '3 HEIC photos skipped: pip install "sbtk[photos]"' and "14 files skipped: 8 .mov,
     6 .xmp: not photos".
@@ -523,7 +523,7 @@ def refuse_nothing(
     *,
     may_be_empty: bool = False,
 ) -> None:
-    """Raises an error if a walk would find no file, as with a pattern that matches too much.
+    """Raise an error if a walk would find no file, as with a pattern that matches too much.
 
     Args:
         roots: absolute.
@@ -558,7 +558,7 @@ def refuse_nothing(
 
 
 def is_photo_missed(counts: Iterable[LeftOutCount]) -> bool:
-    """Returns whether photos were left out that the extra `photos` could read."""
+    """Return whether photos were left out that the extra `photos` could read."""
     return any(Why(count.why) in _READER_MISSING for count in counts)
 
 

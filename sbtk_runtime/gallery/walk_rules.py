@@ -90,7 +90,7 @@ class RuleChange:
     follow_links: bool | None = None
 
     def applied_to(self, rules: WalkRules) -> WalkRules:
-        """Returns the changed rules. A pattern that is added again moves to the end.
+        """Return the changed rules. A pattern that is added again moves to the end.
 
         Raises:
             BadConfig: a new pattern is malformed.
@@ -115,7 +115,7 @@ class Pattern(NamedTuple):
 
 
 def pattern_of(line: str) -> Pattern | None:
-    """Returns the pattern on a line; `None` for comments and patterns that cannot match.
+    """Return the pattern on a line; `None` for comments and patterns that cannot match.
 
     Raises:
         ValueError: the pattern is malformed.
@@ -133,7 +133,7 @@ def pattern_of(line: str) -> Pattern | None:
 
 
 def patterns_of(exclude: Iterable[str]) -> tuple[Pattern, ...]:
-    """Returns the patterns of `--exclude`.
+    """Return the patterns of `--exclude`.
 
     Raises:
         BadConfig: a pattern is malformed, or cannot match anything.
@@ -155,7 +155,7 @@ def patterns_of(exclude: Iterable[str]) -> tuple[Pattern, ...]:
 
 
 def read_ignore_file(folder: str) -> tuple[Pattern, ...]:
-    """Returns the patterns of a folder's `.sbtkignore`; none if there is no such file.
+    """Return the patterns of a folder's `.sbtkignore`; none if there is no such file.
 
     Raises:
         ValueError: the file is malformed; the message is the reason.
@@ -186,7 +186,7 @@ def read_ignore_file(folder: str) -> tuple[Pattern, ...]:
 
 
 def decided_by(patterns: tuple[Pattern, ...], path: str, is_folder: bool) -> Pattern | None:
-    """Returns the last of `patterns` that matches an entry of a folder that is not excluded.
+    """Return the last of `patterns` that matches an entry of a folder that is not excluded.
 
     Args:
         patterns: in order.
@@ -205,7 +205,7 @@ def decided_by(patterns: tuple[Pattern, ...], path: str, is_folder: bool) -> Pat
 
 
 def is_hidden(name: str, parent_name: str, is_folder: bool) -> bool:
-    """Returns whether a name is hidden, or used by an operating system or program."""
+    """Return whether a name is hidden, or used by an operating system or program."""
     if name.startswith("."):
         return True
     lower = name.lower()
@@ -223,7 +223,7 @@ class Formats:
         self._has_raw = importlib.util.find_spec("rawpy") is not None
 
     def why_not(self, suffix: str) -> Why | None:
-        """Returns why files with a suffix (in lower case) are left out; `None` if they are not."""
+        """Return why files with a suffix (in lower case) are left out; `None` if they are not."""
         if suffix in _PLAIN_SUFFIXES:
             return None
         if suffix in HEIC_SUFFIXES:
@@ -233,10 +233,10 @@ class Formats:
         return Why.OTHER_IMAGE if suffix in _OTHER_IMAGE_SUFFIXES else Why.NOT_A_PHOTO
 
     def stands_for_raw(self, suffix: str) -> bool:
-        """Returns whether such a file takes precedence over a RAW file of the same name."""
+        """Return whether such a file takes precedence over a RAW file of the same name."""
         return suffix in _JPEG_SUFFIXES or (suffix in HEIC_SUFFIXES and self._has_heic)
 
 
 def suffix_of(name: str) -> str:
-    """Returns the suffix of a name in lower case, with its dot; empty if it has none."""
+    """Return the suffix of a name in lower case, with its dot; empty if it has none."""
     return os.path.splitext(name)[1].lower()  # noqa: PTH122

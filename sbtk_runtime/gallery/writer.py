@@ -98,7 +98,7 @@ class Catalogue:
                 raise error
 
     def origin(self) -> Origin | None:
-        """Returns what made the embeddings; `None` while there are none."""
+        """Return what made the embeddings; `None` while there are none."""
         with values_checked(self.path):
             facts = dict(self.connection.execute("SELECT name, value FROM facts"))
             if "model_id" not in facts:
@@ -112,7 +112,7 @@ class Catalogue:
             )
 
     def itq(self) -> Itq:
-        """Returns what makes the codes of a binary gallery.
+        """Return what makes the codes of a binary gallery.
 
         Raises:
             BadGallery: it is damaged.
@@ -121,50 +121,50 @@ class Catalogue:
             return stored_itq(self.connection, self.path)
 
     def claim(self, origin: Origin, itq: Itq | None = None) -> None:
-        """Records what makes the embeddings of a new gallery, and what makes codes of them."""
+        """Record what makes the embeddings of a new gallery, and what makes codes of them."""
         with catalogue_errors(self.path), transaction(self.connection):
             for name in ("model_id", "precision", "dim", "preprocessing"):
                 self._set_fact(name, getattr(origin, name))
             store_itq(self.connection, itq)
 
     def record_roots(self, roots: Iterable[bytes]) -> None:
-        """Notes what photos are looked for below, as absolute paths."""
+        """Note what photos are looked for below, as absolute paths."""
         with catalogue_errors(self.path), transaction(self.connection):
             store_roots(self.connection, roots)
 
     def roots(self) -> list[bytes]:
-        """Returns what photos were looked for below, as absolute paths."""
+        """Return what photos were looked for below, as absolute paths."""
         with values_checked(self.path):
             return stored_roots(self.connection)
 
     def rules(self) -> WalkRules:
-        """Returns what is left out of the walks."""
+        """Return what is left out of the walks."""
         with values_checked(self.path):
             return stored_rules(self.connection)
 
     def record_rules(self, rules: WalkRules) -> None:
-        """Notes what is left out of this walk, and of those to come."""
+        """Note what is left out of this walk, and of those to come."""
         with catalogue_errors(self.path), transaction(self.connection):
             store_rules(self.connection, rules)
 
     def committed_rows(self) -> int:
-        """Returns the number of rows of the vectors that count, dead ones included."""
+        """Return the number of rows of the vectors that count, dead ones included."""
         return self._fact("rows")
 
     def live(self) -> int:
-        """Returns the number of photos that the next generation will have."""
+        """Return the number of photos that the next generation will have."""
         return self._number(f"SELECT count(*) FROM photos WHERE {_LIVE}")
 
     def missing(self) -> int:
-        """Returns the number of photos that the next generation will not show but keep."""
+        """Return the number of photos that the next generation will not show but keep."""
         return self._number(f"SELECT count(*) FROM photos WHERE {_KNOWN} AND missing_in NOT NULL")
 
     def partly_readable(self) -> int:
-        """Returns how many photos of the next generation were read in part only."""
+        """Return how many photos of the next generation were read in part only."""
         return self._number(f"SELECT count(*) FROM photos WHERE {_LIVE} AND partial NOT NULL")
 
     def is_changed(self) -> bool:
-        """Returns whether anything in the catalogue waits for its generation to be published."""
+        """Return whether anything in the catalogue waits for its generation to be published."""
         query = """SELECT EXISTS (SELECT 1 FROM photos
             WHERE ?1 IN (added_in, removed_in, missing_in))"""
         return bool(self._number(query, (self.generation,)))
@@ -175,7 +175,7 @@ class Catalogue:
         failures: Sequence[Failure],
         batches: Sequence[Batch],
     ) -> tuple[int, int]:
-        """Adds what was embedded, durably; the rows must be on disk. Returns new and changed."""
+        """Add what was embedded, durably; the rows must be on disk. Returns new and changed."""
         changed = 0
         with catalogue_errors(self.path), transaction(self.connection):
             next_id = self._fact("next_id", default=1)
@@ -196,7 +196,7 @@ class Catalogue:
         return len(embeddings) - changed, changed
 
     def move(self, photo_id: int, path: bytes, stamps: Stamps) -> bool:
-        """Gives a photo another path; returns whether that ended another photo there."""
+        """Give a photo another path; return whether that ended another photo there."""
         known = self._id_at(path)
         is_replaced = known not in (None, photo_id)
         if known is not None and is_replaced:
@@ -205,7 +205,7 @@ class Catalogue:
         return is_replaced
 
     def keep(self, path: bytes, stamps: Stamps) -> bool:
-        """Notes the new stamps of a photo whose bytes are the same; returns whether it was missing.
+        """Note the new stamps of a photo whose bytes are the same; return whether it was missing.
 
         If it was, it is there again.
         """
@@ -223,7 +223,7 @@ class Catalogue:
         return bool(is_missing)
 
     def lose(self, ids: Iterable[int]) -> int:
-        """Notes that photos are not found: the next generation hides them; returns how many."""
+        """Note that photos are not found: the next generation hides them; return how many."""
         lost = 0
         with catalogue_errors(self.path), transaction(self.connection):
             for photo_id in ids:
@@ -231,7 +231,7 @@ class Catalogue:
         return lost
 
     def remove(self, ids: Iterable[int]) -> int:
-        """Drops photos for good, missing ones too; returns how many."""
+        """Drop photos for good, missing ones too; return how many."""
         removed = 0
         with catalogue_errors(self.path), transaction(self.connection):
             for photo_id in ids:
@@ -240,7 +240,7 @@ class Catalogue:
         return removed
 
     def embedding_of(self, sha256: str) -> Embedding | None:
-        """Returns a photo of the bytes with that hash, missing or not; `None` if there is none."""
+        """Return a photo of the bytes with that hash, missing or not; `None` if there is none."""
         found = self.connection.execute(
             f"SELECT id, path FROM photos WHERE sha256 = ? AND {_KNOWN} ORDER BY id",
             (bytes.fromhex(sha256),),
@@ -248,7 +248,7 @@ class Catalogue:
         return None if found is None else self._version(found[0], found[1], (0, None, None))
 
     def ids_below(self, folder: bytes | None, *, missing: bool = False) -> list[int]:
-        """Returns the ids of the photos in a folder or of one file, or with `None` of all.
+        """Return the ids of the photos in a folder or of one file, or with `None` of all.
 
         Missing ones are among them; with `missing` only those.
         """
@@ -263,7 +263,7 @@ class Catalogue:
         ]
 
     def forget_below(self, folder: bytes) -> int:
-        """Drops all that is known of a folder or file: photos, failures, roots; returns how many.
+        """Drop all that is known of a folder or file: photos, failures, roots; return how many.
 
         Only photos count.
         """
@@ -277,7 +277,7 @@ class Catalogue:
         return removed
 
     def remove_at_rows(self, low: int, high: int) -> int:
-        """Drops the photos at rows `low` to `high` (end excluded), missing ones too.
+        """Drop the photos at rows `low` to `high` (end excluded), missing ones too.
 
         Where the checksums of rows are not known, the others of their batches go as well: a batch's
         hash vouches for all of its rows or for none.
@@ -293,20 +293,20 @@ class Catalogue:
         return self.remove([photo_id for (photo_id,) in found])
 
     def kept_rows(self) -> Rows:
-        """Returns the rows of all photos, missing ones too, ascending, each once."""
+        """Return the rows of all photos, missing ones too, ascending, each once."""
         query = "SELECT DISTINCT row FROM photos WHERE removed_in IS NULL ORDER BY row"
         with values_checked(self.path):
             found = self.connection.execute(query)
             return np.fromiter((integer(row) for (row,) in found), dtype=np.int64)
 
     def live_rows(self) -> Iterator[int]:
-        """Yields the rows of the next generation's photos, ascending, each once."""
+        """Yield the rows of the next generation's photos, ascending, each once."""
         query = f"SELECT DISTINCT row FROM photos WHERE {_LIVE} ORDER BY row"
         for (row,) in self.connection.execute(query):
             yield row
 
     def live_row_numbers(self) -> Rows:
-        """Returns `live_rows` as `(N,) int64`."""
+        """Return `live_rows` as `(N,) int64`."""
         query = f"""SELECT count(*), min(row), max(row)
             FROM (SELECT DISTINCT row FROM photos WHERE {_LIVE})"""
         with values_checked(self.path):
@@ -316,33 +316,33 @@ class Catalogue:
         return np.fromiter(self.live_rows(), dtype=np.int64)
 
     def count_live_rows(self) -> int:
-        """Returns the number of `live_rows`."""
+        """Return the number of `live_rows`."""
         return self._number(f"SELECT count(*) FROM (SELECT DISTINCT row FROM photos WHERE {_LIVE})")
 
     def sample_rows(self, count: int) -> list[int]:
-        """Returns up to `count` of `live_rows`, spread evenly, ascending."""
+        """Return up to `count` of `live_rows`, spread evenly, ascending."""
         query = f"SELECT DISTINCT row FROM photos WHERE {_LIVE} ORDER BY row LIMIT 1 OFFSET ?"
         live = self.count_live_rows()
         offsets = sorted({live * index // count for index in range(count)}) if live else []
         return [self._number(query, (offset,)) for offset in offsets]
 
     def rows_to_add(self) -> Iterator[int]:
-        """Yields, ascending, the rows that the published generation does not show."""
+        """Yield, ascending, the rows that the published generation does not show."""
         yield from self._rows(f"SELECT row {_TO_ADD} ORDER BY row")
 
     def count_to_add(self) -> int:
-        """Returns the number of `rows_to_add`."""
+        """Return the number of `rows_to_add`."""
         query = f"SELECT count(*) {_TO_ADD}"
         with values_checked(self.path):
             found = self.connection.execute(query, {"generation": self.generation})
             return integer(found.fetchone()[0])
 
     def rows_to_drop(self) -> Iterator[int]:
-        """Yields, ascending, the rows that the next generation no longer shows."""
+        """Yield, ascending, the rows that the next generation no longer shows."""
         yield from self._rows(f"SELECT row {_TO_DROP} ORDER BY row")
 
     def batches_without_checksums(self) -> Iterator[Batch]:
-        """Yields the batches of which no row's checksum is known: those of an older sbtk."""
+        """Yield the batches of which no row's checksum is known: those of an older sbtk."""
         query = """SELECT first_row, count, sha256 FROM batches AS b WHERE NOT EXISTS
             (SELECT 1 FROM row_checksums AS r
              WHERE r.row >= b.first_row AND r.row < b.first_row + b.count)"""
@@ -351,12 +351,12 @@ class Catalogue:
                 yield Batch(integer(first_row), integer(count), blob(sha256).hex())
 
     def store_checksums(self, first_row: int, crc32s: Sequence[int]) -> None:
-        """Notes the CRC-32 of the bytes of consecutive rows."""
+        """Note the CRC-32 of the bytes of consecutive rows."""
         with catalogue_errors(self.path), transaction(self.connection):
             self._put_checksums(first_row, crc32s)
 
     def checksums(self, rows: Sequence[int]) -> dict[int, int]:
-        """Returns the committed CRC-32 of each of `rows`, by row, where it is known."""
+        """Return the committed CRC-32 of each of `rows`, by row, where it is known."""
         known: dict[int, int] = {}
         with values_checked(self.path):
             for row in rows:
@@ -366,7 +366,7 @@ class Catalogue:
         return known
 
     def share_rows(self, choose: Callable[[list[int]], int | None]) -> int:
-        """Gives photos of the same bytes one row; returns how many got another.
+        """Give photos of the same bytes one row; return how many got another.
 
         Looked for once in a catalogue: photos that are added now share rows from the start.
 
@@ -399,16 +399,16 @@ class Catalogue:
         return shared
 
     def failures(self) -> Iterator[tuple[bytes, str]]:
-        """Yields paths and reasons, by path."""
+        """Yield paths and reasons, by path."""
         yield from self.connection.execute("SELECT path, reason FROM failures ORDER BY path")
 
     def shards(self) -> set[int]:
-        """Returns the numbers of the shards that hold committed rows."""
+        """Return the numbers of the shards that hold committed rows."""
         query = f"SELECT DISTINCT first_row / {SHARD_ROWS} FROM batches"
         return {shard for (shard,) in self.connection.execute(query)}
 
     def retry_failures_of_other(self, reader: str) -> None:
-        """Makes failures be tried again if they were met by another reader of images."""
+        """Make failures be tried again if they were met by another reader of images."""
         found = self.connection.execute("SELECT value FROM facts WHERE name = 'reader'").fetchone()
         if found == (reader,):
             return
@@ -417,12 +417,12 @@ class Catalogue:
             self._set_fact("reader", reader)
 
     def write_snapshot(self) -> SnapshotRecord:
-        """Writes the copy of the catalogue that readers of the next generation use, durably."""
+        """Write the copy of the catalogue that readers of the next generation use, durably."""
         name = f"catalogue-{self.generation}.sqlite"
         return write_snapshot(self.connection, self.path.with_name(name))
 
     def purge(self, published: int) -> None:
-        """Forgets versions that generation `published` no longer has, and shards without photos.
+        """Forget versions that generation `published` no longer has, and shards without photos.
 
         Whoever reads an older generation holds a snapshot.
         """
@@ -443,7 +443,7 @@ class Catalogue:
             )
 
     def _put(self, photo_id: int, photo: Embedding) -> None:
-        """Gives a photo a version in the next generation."""
+        """Give a photo a version in the next generation."""
         self._end(photo_id)
         self.connection.execute("DELETE FROM failures WHERE path = ?", (photo.path,))
         values = {
@@ -460,7 +460,7 @@ class Catalogue:
         )
 
     def _version(self, photo_id: int, path: bytes, stamps: Stamps) -> Embedding:
-        """Returns a known photo as it is, but at `path` with `stamps`."""
+        """Return a known photo as it is, but at `path` with `stamps`."""
         size_bytes, sha256, row, partial = self.connection.execute(
             f"SELECT size_bytes, sha256, row, partial FROM photos WHERE id = ? AND {_KNOWN}",
             (photo_id,),
@@ -470,7 +470,7 @@ class Catalogue:
         )
 
     def _end(self, photo_id: int) -> None:
-        """Ends a photo's current version; one that nobody has seen is forgotten."""
+        """End a photo's current version; one that nobody has seen is forgotten."""
         self.connection.execute(
             "DELETE FROM photos WHERE id = ? AND added_in = ?", (photo_id, self.generation)
         )
@@ -480,7 +480,7 @@ class Catalogue:
         )
 
     def _lose(self, photo_id: int) -> bool:
-        """Hides a photo from the next generation on; returns whether it was there."""
+        """Hide a photo from the next generation on; return whether it was there."""
         changed = self.connection.execute(
             f"UPDATE photos SET missing_in = ? WHERE id = ? AND {_LIVE}",
             (self.generation, photo_id),

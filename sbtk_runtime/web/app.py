@@ -34,7 +34,7 @@ absolute, and was correct when the photo was indexed.
 
 
 def guarded_app(service: Service, rules: AccessRules) -> ASGIApp:
-    """Returns the app that serves `service` to clients that `rules` allow."""
+    """Return the app that serves `service` to clients that `rules` allow."""
     thumbnails = Thumbnails()
     metrics = Metrics(service, thumbnails)
     app = FastAPI(
@@ -94,7 +94,7 @@ _FILES = ("swagger-ui-bundle.js", "swagger-ui.css")
 
 
 def add_docs_page(app: FastAPI) -> None:
-    """Adds the page `/docs`, which shows `/openapi.json`, and its files to `app`.
+    """Add the page `/docs`, which shows `/openapi.json`, and its files to `app`.
 
     Raises:
         MissingExtra: the package with the files is not installed.
@@ -127,7 +127,7 @@ def _swagger_ui() -> Path:
 
 
 def answer_head(router: APIRouter) -> APIRouter:
-    """Returns `router` after adding a HEAD route for each GET route.
+    """Return `router` after adding a HEAD route for each GET route.
 
     They are not in the API's description. The HTTP server drops their bodies.
     """

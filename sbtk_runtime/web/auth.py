@@ -48,7 +48,7 @@ class AccessGuard:
         self._cookie = f"sbtk-{hashlib.sha256(self._expected).hexdigest()[:12]}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or refuses it."""
+        """Pass a request on, or refuse it."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -73,7 +73,7 @@ class AccessGuard:
             await self._app(scope, receive, send)
 
     def _foreign(self, scope: Scope, headers: Mapping[str, str]) -> Refusal | None:
-        """Returns the refusal of a foreign host or origin, or `None`."""
+        """Return the refusal of a foreign host or origin, or `None`."""
         host = HOST.fullmatch(headers.get("host", ""))
         name = canonical_host(host[1]) if host else ""
         if not host or not self._answers_to(name):
@@ -92,7 +92,7 @@ class AccessGuard:
         )
 
     def _token_of_address(self, scope: Scope) -> str | None:
-        """Returns the token of `/?token=...`, or `None`; no other URL may have one."""
+        """Return the token of `/?token=...`, or `None`; no other URL may have one."""
         if self._rules.token is None or scope["path"] != "/" or not _is_read(scope):
             return None
         found = parse_qs(scope["query_string"].decode("latin-1")).get("token")
@@ -101,7 +101,7 @@ class AccessGuard:
     async def _sign_in(
         self, given: str, scope: Scope, headers: Mapping[str, str], send: Send
     ) -> None:
-        """Moves the token of a URL to a cookie, so that it leaves the address bar."""
+        """Move the token of a URL to a cookie, so that it leaves the address bar."""
         if not self._is_token(given):
             await _refuse(send, _WRONG_TOKEN, scope, headers)
             return
@@ -162,13 +162,13 @@ _WRONG_TOKEN = replace(_NO_TOKEN, message="The token is wrong.")
 
 
 async def _refuse(send: Send, refusal: Refusal, scope: Scope, headers: Mapping[str, str]) -> None:
-    """Sends a page to browsers, and JSON to programs."""
+    """Send a page to browsers, and JSON to programs."""
     is_for_people = scope["path"] == "/" and "text/html" in headers.get("accept", "")
     await (send_refusal_page if is_for_people else send_refusal)(send, refusal)
 
 
 def _single_headers(scope: Scope) -> dict[str, str]:
-    """Returns the headers by name; repeated ones are joined, so that none counts alone."""
+    """Return the headers by name; repeated ones are joined, so that none counts alone."""
     found: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
@@ -178,7 +178,7 @@ def _single_headers(scope: Scope) -> dict[str, str]:
 
 
 def _is_origin_of(origin: str, name: str, port: str | None) -> bool:
-    """Returns whether the Origin and Host headers name the same host.
+    """Return whether the Origin and Host headers name the same host.
 
     Schemes are not compared: behind a proxy, the page uses HTTPS and the request HTTP.
     """
@@ -198,7 +198,7 @@ def _is_read(scope: Scope) -> bool:
 
 
 def _is_visit(scope: Scope, headers: Mapping[str, str]) -> bool:
-    """Returns whether the request follows a link to the page."""
+    """Return whether the request follows a link to the page."""
     return (
         _is_read(scope)
         and scope["path"] == "/"
@@ -232,7 +232,7 @@ class AccessRules:
 def access_rules(
     host: str, allow_hosts: Iterable[str] = (), token: str | None = None
 ) -> AccessRules:
-    """Returns the rules of a server that listens on `host`; other machines need a token.
+    """Return the rules of a server that listens on `host`; other machines need a token.
 
     With a wildcard address (`0.0.0.0`, `::`), every IP address is accepted as Host.
 
@@ -261,26 +261,26 @@ def access_rules(
 
 
 def is_loopback(host: str) -> bool:
-    """Returns whether only this machine can reach a server that listens on `host`."""
+    """Return whether only this machine can reach a server that listens on `host`."""
     name = _known_name(host)
     address = address_of(name)
     return name == "localhost" if address is None else address.is_loopback
 
 
 def new_token() -> str:
-    """Returns a new token: 192 random bits as 32 characters."""
+    """Return a new token: 192 random bits as 32 characters."""
     return secrets.token_urlsafe(24)
 
 
 def canonical_host(host: str) -> str:
-    """Returns a host name in lower case, or an IP address in its shortest form."""
+    """Return a host name in lower case, or an IP address in its shortest form."""
     name = host.strip("[]").lower().removesuffix(".")
     address = address_of(name)
     return name if address is None else str(address)
 
 
 def address_of(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Returns the IP address that a host is; `None` for a name."""
+    """Return the IP address that a host is; `None` for a name."""
     try:
         return ipaddress.ip_address(name.strip("[]"))
     except ValueError:
@@ -288,7 +288,7 @@ def address_of(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
 
 
 def _known_name(host: str) -> str:
-    """Returns a host of the command line in the form of `AccessRules`."""
+    """Return a host of the command line in the form of `AccessRules`."""
     if address_of(host) is None:
         match = HOST.fullmatch(host)
         if match is None:

@@ -67,7 +67,7 @@ _log = logging.getLogger("sbtk.web")
 
 
 def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Returns the OpenAPI description of a route's errors, with those of every route."""
+    """Return the OpenAPI description of a route's errors, with those of every route."""
     every = sorted({*statuses, 401, 403, 422, 500})
     return {
         status: {"model": ErrorAnswer, "description": _DESCRIPTIONS[status]} for status in every
@@ -75,7 +75,7 @@ def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def refusal_of(problem: SbtkError) -> Refusal:
-    """Returns the response for an error."""
+    """Return the response for an error."""
     status, code = next(
         ((status, code) for kind, status, code in _KNOWN if isinstance(problem, kind)),
         (500, "fault"),
@@ -87,7 +87,7 @@ def refusal_of(problem: SbtkError) -> Refusal:
 
 
 def add_error_answers(app: FastAPI) -> None:
-    """Gives all error responses of `app` the same form."""
+    """Give all error responses of `app` the same form."""
 
     @app.exception_handler(Refused)
     async def refused(_: Request, problem: Refused) -> Response:
@@ -131,7 +131,7 @@ class ErrorMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on."""
+        """Pass a request on."""
         is_begun = False
 
         async def send_noted(message: Message) -> None:

@@ -57,11 +57,11 @@ class Metrics:
         )
 
     def text(self) -> bytes:
-        """Returns all metrics in the text format of Prometheus."""
+        """Return all metrics in the text format of Prometheus."""
         return generate_latest(self._registry)
 
     def count(self, scope: Scope, status: int, seconds: float) -> None:
-        """Counts a request that was answered."""
+        """Count a request that was answered."""
         # Not the path: clients could create any number of time series.
         route = getattr(scope.get("route"), "path", "other") or "other"
         method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other"
@@ -77,7 +77,7 @@ class MetricsMiddleware:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on."""
+        """Pass a request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -39,7 +39,7 @@ class PhotoNotFound(SbtkError):
 
 
 def open_photo(path: bytes, roots: Iterable[bytes]) -> BinaryIO:
-    """Returns the photo at an absolute `path`, open for reading.
+    """Return the photo at an absolute `path`, open for reading.
 
     Args:
         path: from the catalogue.
@@ -67,19 +67,19 @@ def open_photo(path: bytes, roots: Iterable[bytes]) -> BinaryIO:
 
 
 def etag_of(file: BinaryIO, purpose: str) -> str:
-    """Returns a quoted ETag that changes with the file, and differs between purposes."""
+    """Return a quoted ETag that changes with the file, and differs between purposes."""
     status = os.fstat(file.fileno())
     stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, purpose)
     return f'"{hashlib.sha256(repr(stamp).encode()).hexdigest()[:24]}"'
 
 
 def size_of(file: BinaryIO) -> int:
-    """Returns the size of an open file in bytes."""
+    """Return the size of an open file in bytes."""
     return os.fstat(file.fileno()).st_size
 
 
 def media_type_of(file: BinaryIO) -> str:
-    """Returns the media type of an image, by its first bytes.
+    """Return the media type of an image, by its first bytes.
 
     Raises:
         PhotoNotFound: it is not an image in a supported format.
@@ -99,7 +99,7 @@ def media_type_of(file: BinaryIO) -> str:
 
 
 def _parts_below(root: bytes, path: bytes) -> list[bytes] | None:
-    """Returns the components of `path` below `root`; `None` if it is not below it."""
+    """Return the components of `path` below `root`; `None` if it is not below it."""
     folder = root.rstrip(b"/")
     if path == root:  # a file that was indexed by its name
         return [b""]
@@ -165,7 +165,7 @@ class Thumbnails:
         return self._kept_bytes
 
     def jpeg(self, file: BinaryIO, tag: str, size_px: SizePx) -> bytes:
-        """Returns a photo as a small upright JPEG without metadata.
+        """Return a photo as a small upright JPEG without metadata.
 
         Args:
             file: an open photo.

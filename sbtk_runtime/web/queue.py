@@ -79,7 +79,7 @@ class WorkQueue:
             thread.start()
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
-        """Returns the future result of `work`, which is not called if the future is cancelled.
+        """Return the future result of `work`, which is not called if the future is cancelled.
 
         Raises:
             Busy: too many jobs wait, or the queue is closed.
@@ -87,7 +87,7 @@ class WorkQueue:
         return self.submit_to(_SINGLE, work)
 
     def submit_to(self, batch: Batch[Item, Result], item: Item) -> Future[Result]:
-        """Returns the future result of `batch` for `item`.
+        """Return the future result of `batch` for `item`.
 
         A thread takes the oldest job and, if it belongs to a batch, other items that wait for the
         same batch. If a call with several items fails, each is tried again on its own.
@@ -122,7 +122,7 @@ class WorkQueue:
         return busy_s if busy_s > self._stuck_after_s else 0.0
 
     def close(self, timeout_s: float = _CLOSE_TIMEOUT_S) -> bool:
-        """Cancels the jobs that wait, and returns whether the running jobs ended in time."""
+        """Cancel the jobs that wait, and return whether the running jobs ended in time."""
         with self._changed:
             self._is_closed = True
             jobs, self._jobs = self._jobs, deque()
@@ -156,7 +156,7 @@ class WorkQueue:
             del jobs
 
     def _take(self) -> list[_Job]:
-        """Removes the oldest job, and those that can be done with it, from the queue."""
+        """Remove the oldest job, and those that can be done with it, from the queue."""
         batch = self._jobs[0].batch
         if batch.max_items == 1:
             return [self._jobs.popleft()]
@@ -170,7 +170,7 @@ class WorkQueue:
 
 
 def _run(jobs: list[_Job]) -> None:
-    """Runs jobs of one batch, and sets the results of their futures."""
+    """Run jobs of one batch, and set the results of their futures."""
     if not jobs:
         return
     try:

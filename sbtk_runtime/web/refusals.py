@@ -38,12 +38,12 @@ class Refusal:
     closes: bool = False
 
     def body(self) -> bytes:
-        """Returns the response's JSON."""
+        """Return the response's JSON."""
         error = {"code": self.code, "message": self.message, "next": self.next_step}
         return json.dumps({"error": error}, ensure_ascii=False).encode()
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Returns the response's headers, without those of all responses."""
+        """Return the response's headers, without those of all responses."""
         found = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(self.body())).encode()),
@@ -67,12 +67,12 @@ class Refused(Exception):
 
 
 async def send_refusal(send: Send, refusal: Refusal) -> None:
-    """Sends a refusal as JSON."""
+    """Send a refusal as JSON."""
     await _send(send, refusal.status, refusal.headers(), refusal.body())
 
 
 async def send_refusal_page(send: Send, refusal: Refusal) -> None:
-    """Sends a refusal as a page; with status 401 the page has a form to sign in."""
+    """Send a refusal as a page; with status 401 the page has a form to sign in."""
     form = _SIGN_IN if refusal.status == 401 else ""
     style = _style()
     body = (
@@ -149,7 +149,7 @@ class SecurityHeaders:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on with a `send` that adds headers."""
+        """Pass a request on with a `send` that adds headers."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -167,7 +167,7 @@ class SecurityHeaders:
 
 
 def security_headers(path: str) -> list[tuple[bytes, bytes]]:
-    """Returns the headers of a response for `path`; by default caches must revalidate it."""
+    """Return the headers of a response for `path`; by default caches must revalidate it."""
     policy = DATA_POLICY if path.startswith(DATA_PATHS) else PAGE_POLICY
     return [
         (b"content-security-policy", policy.encode()),

@@ -33,7 +33,7 @@ _NOT_MODIFIED = {304: {"description": "The copy with the tag in If-None-Match is
 
 
 def photo_routes(service: Service, thumbnails: Thumbnails) -> APIRouter:
-    """Returns the routes that show photos."""
+    """Return the routes that show photos."""
     router = APIRouter(tags=["Photos"])
 
     @router.get(
@@ -111,7 +111,7 @@ _IMAGES = {"image/*": _BYTES}
 
 
 def _file_answer(request: Request, path: bytes, file: BinaryIO) -> Response:
-    """Returns a response that sends an open file and closes it."""
+    """Return a response that sends an open file and close it."""
     tag = etag_of(file, "file")
     if _is_known(request, tag):
         file.close()
@@ -145,7 +145,7 @@ class _FileResponse(StreamingResponse):
 
 
 def _is_known(request: Request, tag: str) -> bool:
-    """Returns whether the client has the version with this tag."""
+    """Return whether the client has the version with this tag."""
     known = request.headers.get("if-none-match", "").split(",")
     return any(text.strip().removeprefix("W/") in (tag, "*") for text in known)
 
@@ -159,7 +159,7 @@ def _headers(tag: str) -> dict[str, str]:
 
 
 def _chunks(file: BinaryIO, size_bytes: int) -> Iterator[bytes]:
-    """Yields the first `size_bytes` of a file.
+    """Yield the first `size_bytes` of a file.
 
     Raises:
         OSError: the file was truncated; the connection ends, which tells the client.

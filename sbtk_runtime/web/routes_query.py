@@ -61,7 +61,7 @@ _REQUEST_BODY: dict[str, Any] = {
 
 
 def query_routes(service: Service, metrics: Metrics) -> APIRouter:
-    """Returns the routes whose responses are hits."""
+    """Return the routes whose responses are hits."""
     router = APIRouter(tags=["Search"])
     bodies = BodyReader()
 

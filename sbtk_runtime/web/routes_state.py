@@ -26,7 +26,7 @@ MAX_FOLDERS = 1_000
 
 
 def state_routes(service: Service, metrics: Metrics) -> APIRouter:
-    """Returns the routes that describe the server."""
+    """Return the routes that describe the server."""
     router = APIRouter(tags=["Server"])
     described = _Described(service)
 

@@ -53,7 +53,7 @@ class HitAnswer(BaseModel):
 
     @classmethod
     def of(cls, hit: Hit) -> HitAnswer:
-        """Returns the JSON model of a hit."""
+        """Return the JSON model of a hit."""
         fields = hit.to_json()
         if "copies" in fields:
             fields["copies"] = [CopyAnswer.model_construct(**copy) for copy in fields["copies"]]
@@ -89,7 +89,7 @@ class PhotoAnswer(BaseModel):
 
     @classmethod
     def of(cls, photo: Photo) -> PhotoAnswer:
-        """Returns the JSON model of a photo."""
+        """Return the JSON model of a photo."""
         folder, _, name = photo.path.rpartition("/")
         return cls(
             id=photo.id,
@@ -115,7 +115,7 @@ class ListedPhoto(BaseModel):
 
     @classmethod
     def of(cls, listed: PhotoCopies) -> ListedPhoto:
-        """Returns the JSON model of a photo and its copies."""
+        """Return the JSON model of a photo and its copies."""
         photo = listed.photo
         copies = [
             CopyAnswer(id=copy.id, **path_fields(os.fsencode(copy.path))) for copy in listed.copies
@@ -145,7 +145,7 @@ class FolderAnswer(BaseModel):
 
     @classmethod
     def of(cls, path: bytes, count: int) -> FolderAnswer:
-        """Returns the JSON model of the folder at `path`."""
+        """Return the JSON model of the folder at `path`."""
         name = printable_name(path.rpartition(b"/")[2] or path)
         return cls(**path_fields(path), name=name, count=count)
 
@@ -176,7 +176,7 @@ class EngineAnswer(BaseModel):
 
     @classmethod
     def of(cls, info: EngineInfo) -> EngineAnswer:
-        """Returns the JSON model of an open engine."""
+        """Return the JSON model of an open engine."""
         return cls(
             name=info.name,
             version=info.version,
@@ -214,7 +214,7 @@ class ErrorAnswer(BaseModel):
 
 
 def _utc(time_ns: int) -> str | None:
-    """Returns a file's time as ISO 8601; `None` if it is out of range."""
+    """Return a file's time as ISO 8601; `None` if it is out of range."""
     try:
         moment = datetime.datetime.fromtimestamp(time_ns // 10**9, datetime.UTC)
     except (OverflowError, OSError, ValueError):
@@ -230,14 +230,14 @@ _SHOWN_CHARACTERS = 40
 
 
 def _plain_digits(given: Any) -> Any:
-    """Returns a number unchanged; Python's `int` also accepts signs, blanks and other digits."""
+    """Return a number unchanged; Python's `int` also accepts signs, blanks and other digits."""
     if isinstance(given, str) and not _DIGITS.fullmatch(given):
         raise ValueError("numbers consist of the digits 0 to 9")
     return given
 
 
 def _plain_truth(given: Any) -> Any:
-    """Returns a boolean unchanged; pydantic also accepts "on", "1" and others."""
+    """Return a boolean unchanged; pydantic also accepts "on", "1" and others."""
     if isinstance(given, str) and given not in ("true", "false"):
         raise ValueError("booleans are true or false")
     return given
@@ -283,7 +283,7 @@ def _folder(
         ),
     ] = None,
 ) -> str | None:
-    """Returns the folder with its exact bytes, or `None`."""
+    """Return the folder with its exact bytes, or `None`."""
     if under is None:
         return None
     return os.fsdecode(_raw_parameter(request.scope["query_string"], b"under"))
@@ -293,7 +293,7 @@ Folder = Annotated[str | None, Depends(_folder)]
 
 
 def only_known_parameters(app: FastAPI) -> Callable[[Request], None]:
-    """Returns a dependency for all routes of `app` that refuses unknown and repeated parameters.
+    """Return a dependency for all routes of `app` that refuses unknown and repeated parameters.
 
     Ignoring a misspelt parameter would give wrong results, and of a repeated one, proxies may use
     another value than this server. Pages and their files accept any parameters.
@@ -327,7 +327,7 @@ def only_known_parameters(app: FastAPI) -> Callable[[Request], None]:
 
 
 def _known_parameters(app: FastAPI, request: Request) -> list[str]:
-    """Returns the names of the query parameters that the API's description gives a route."""
+    """Return the names of the query parameters that the API's description gives a route."""
     operations = app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", ""), {})
     # HEAD is described by GET.
     method = "get" if request.method == "HEAD" else request.method.lower()
@@ -344,7 +344,7 @@ def _refusal(found: str, known: list[str]) -> Refusal:
 
 
 def _raw_parameter(query_string: bytes, name: bytes) -> bytes:
-    """Returns the bytes of a query parameter, the last one of that name."""
+    """Return the bytes of a query parameter, the last one of that name."""
     parts: Sequence[bytes] = query_string.split(b"&")
     for part in reversed(parts):
         key, _, value = part.replace(b"+", b" ").partition(b"=")

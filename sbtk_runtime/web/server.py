@@ -31,7 +31,7 @@ _LAST_ANSWERS_S = 3
 
 
 def serve(service: Service, listening: socket.socket, rules: AccessRules) -> None:
-    """Serves requests until SIGINT or SIGTERM; `service` may still be loading.
+    """Serve requests until SIGINT or SIGTERM; `service` may still be loading.
 
     Raises:
         KeyboardInterrupt: it was stopped; running requests have been answered or refused.
@@ -74,7 +74,7 @@ class PortTaken(SbtkError):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Returns a socket that listens on a port of `host`; 0 chooses a free port.
+    """Return a socket that listens on a port of `host`; 0 chooses a free port.
 
     Raises:
         PortTaken: another program listens on the port; the error names a free one.
@@ -171,7 +171,7 @@ _NOT_HTTP = Refusal(400, "bad_request", "This is not an HTTP/1.1 request.", clos
 
 
 def connection_limit() -> int:
-    """Raises the limit of open files, and returns the number of connections to serve.
+    """Raise the limit of open files, and return the number of connections to serve.
 
     It is `MAX_CONNECTIONS`, or less if the system allows fewer files. Three times as many files are
     reserved: for served connections, for refused ones, and for `accepted_at_once`.
@@ -193,7 +193,7 @@ def connection_limit() -> int:
 
 
 def accepted_at_once(limit: int) -> int:
-    """Returns the backlog of the socket for a server of `limit` connections.
+    """Return the backlog of the socket for a server of `limit` connections.
 
     With a longer backlog, a flood uses up all files before the first connection is refused, and
     asyncio prints a traceback for each of the others.
@@ -234,7 +234,7 @@ class GuardedProtocol(H11Protocol):
         self._stall_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Accepts a connection, or refuses it if there are too many."""
+        """Accept a connection, or refuse it if there are too many."""
         real = cast(asyncio.Transport, transport)
         _set_no_delay(real)
         self._lingering = _LingeringTransport(
@@ -249,7 +249,7 @@ class GuardedProtocol(H11Protocol):
             self._time_headers()
 
     def data_received(self, data: bytes) -> None:
-        """Parses data, unless the connection is closing."""
+        """Parse data, unless the connection is closing."""
         if self.transport.is_closing():
             self._lingering.drop(len(data))
             return
@@ -257,7 +257,7 @@ class GuardedProtocol(H11Protocol):
         self._time_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Removes the connection and its timers."""
+        """Remove the connection and its timers."""
         for timer in (self._header_timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
@@ -265,7 +265,7 @@ class GuardedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        """Starts the next request; closes the connection if a body was not read to its end."""
+        """Start the next request; close the connection if a body was not read to its end."""
         if self._is_receiving():
             self.server_state.total_requests += 1
             self.transport.close()
@@ -274,7 +274,7 @@ class GuardedProtocol(H11Protocol):
         self._time_headers()
 
     def send_400_response(self, msg: str) -> None:
-        """Responds to data that are not HTTP, such as a chunk with a malformed size."""
+        """Respond to data that are not HTTP, such as a chunk with a malformed size."""
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             if cycle.response_started:
@@ -287,28 +287,28 @@ class GuardedProtocol(H11Protocol):
         self._send_refusal(_NOT_HTTP)
 
     def shutdown(self) -> None:
-        """Closes the connection after its response, unless it is closing already."""
+        """Close the connection after its response, unless it is closing already."""
         if not self.transport.is_closing():
             super().shutdown()
 
     def pause_writing(self) -> None:
-        """Starts a timer when the client stops reading the response."""
+        """Start a timer when the client stops reading the response."""
         super().pause_writing()
         self._stall_timer = self.loop.call_later(self.stall_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Stops the timer when the client reads again."""
+        """Stop the timer when the client reads again."""
         super().resume_writing()
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
 
     def _is_receiving(self) -> bool:
-        """Returns whether the client is still sending a request, or data that are not HTTP."""
+        """Return whether the client is still sending a request, or data that are not HTTP."""
         return self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
 
     def _time_headers(self) -> None:
-        """Runs the header timer exactly while a request's headers are expected or incomplete."""
+        """Run the header timer exactly while a request's headers are expected or incomplete."""
         is_kept_alive = self.timeout_keep_alive_task is not None
         if self.conn.their_state is h11.IDLE and not is_kept_alive:
             # Incoming data do not reset it: single bytes are not progress.
@@ -319,14 +319,14 @@ class GuardedProtocol(H11Protocol):
             self._header_timer = None
 
     def _end_headers(self) -> None:
-        """Ends a connection without complete headers; without a response if nothing was sent."""
+        """End a connection without complete headers; without a response if nothing was sent."""
         if self.conn.trailing_data[0]:
             self._send_refusal(_SLOW_HEADERS)
         else:
             self.transport.close()
 
     def _send_refusal(self, refusal: Refusal) -> None:
-        """Sends a response without the application, and closes the connection."""
+        """Send a response without the application, and close the connection."""
         status = http.HTTPStatus(refusal.status)
         headers = [*refusal.headers(), *security_headers("/v1/")]
         lines = [f"HTTP/1.1 {status.value} {status.phrase}".encode()]
@@ -336,7 +336,7 @@ class GuardedProtocol(H11Protocol):
 
 
 def _closing_ambiguous(app: ASGIApp) -> ASGIApp:
-    """Returns an app that closes the connection after a request with two lengths.
+    """Return an app that closes the connection after a request with two lengths.
 
     With both Content-Length and Transfer-Encoding, a proxy may have parsed another request (RFC
     9112, 6.3). What follows cannot be trusted.
@@ -357,7 +357,7 @@ def _closing_ambiguous(app: ASGIApp) -> ASGIApp:
 
 
 def _set_no_delay(transport: asyncio.Transport) -> None:
-    """Sets TCP_NODELAY, so that a body is sent without waiting for the headers' acknowledgement.
+    """Set TCP_NODELAY, so that a body is sent without waiting for the headers' acknowledgement.
 
     asyncio does this only for sockets with an explicit protocol, which those of `create_server`
     lack: each response came 40 ms late (the client's delayed acknowledgement).

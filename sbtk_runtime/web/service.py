@@ -69,7 +69,7 @@ class Found:
     notices: tuple[str, ...]
 
     def with_notices(self, notices: tuple[str, ...]) -> Found:
-        """Returns a copy with `notices` before its own."""
+        """Return a copy with `notices` before its own."""
         return replace(self, notices=(*notices, *self.notices))
 
 
@@ -143,7 +143,7 @@ class Service:
         self._loading = threading.Thread(target=self._load, name="loading", daemon=True)
 
     def __enter__(self) -> Self:
-        """Starts to open the engine and the gallery; `loaded` is set when that is done."""
+        """Start to open the engine and the gallery; `loaded` is set when that is done."""
         self._loading.start()
         return self
 
@@ -156,7 +156,7 @@ class Service:
         self.close()
 
     def close(self) -> None:
-        """Closes everything after running jobs, and loading, have ended."""
+        """Close everything after running jobs, and loading, have ended."""
         # Closing an engine while it loads or runs would end the process.
         self._loading.join()
         is_idle = self.queries.close()
@@ -170,7 +170,7 @@ class Service:
             self._embedder.close()
 
     def state(self) -> State:
-        """Returns the current state."""
+        """Return the current state."""
         if self._gallery is None:
             return State("loading", None, None, None)
         engine = None if self._embedder is None else self._embedder.engine.info
@@ -187,7 +187,7 @@ class Service:
             return State("failed", engine, None, problem)
 
     def _stuck(self) -> tuple[str, float] | None:
-        """Returns the queue that has been stuck longest, and its seconds; `None` if none is."""
+        """Return the queue that has been stuck longest, and its seconds; `None` if none is."""
         queues = (self.queries, self.searches, self.reads, self.uploads.small)
         name, stuck_s = max(
             ((queue.name, queue.stuck_s) for queue in queues), key=lambda one: one[1]
@@ -195,7 +195,7 @@ class Service:
         return (name, stuck_s) if stuck_s else None
 
     def require_ready(self) -> None:
-        """Checks that queries can be answered.
+        """Check that queries can be answered.
 
         Raises:
             Loading: the model is not ready yet.
@@ -204,7 +204,7 @@ class Service:
             raise Loading("the model is loading", "", "try again in a second")
 
     def reading(self) -> AbstractContextManager[Gallery]:
-        """Returns the gallery's current generation, for a `with` block.
+        """Return the gallery's current generation, for a `with` block.
 
         Raises:
             Loading: it is not open yet.
@@ -215,7 +215,7 @@ class Service:
         return self._gallery.reading()
 
     def embed(self, pixels: Pixels, kind: Kind) -> Future[Embeddings]:
-        """Returns the future embedding `(D,) float32` of an upload `(224, 224, 3) uint8`.
+        """Return the future embedding `(D,) float32` of an upload `(224, 224, 3) uint8`.
 
         Queries that wait for the engine are embedded together. The future raises `BadImage` if
         the model fails on the image.
@@ -238,7 +238,7 @@ class Service:
         offset: int = 0,
         rerank: Rerank | None = None,
     ) -> Found:
-        """Returns the photos nearest to an embedding `(D,) float32` of a sketch or a photo.
+        """Return the photos nearest to an embedding `(D,) float32` of a sketch or a photo.
 
         Raises:
             SbtkError: the gallery was deleted or cannot be served.
@@ -264,7 +264,7 @@ class Service:
         offset: int = 0,
         rerank: Rerank | None = None,
     ) -> Found:
-        """Returns the photos that look like one of the gallery, without that photo.
+        """Return the photos that look like one of the gallery, without that photo.
 
         Raises:
             PhotoNotFound: there is no such photo.
@@ -287,7 +287,7 @@ class Service:
     def recent(
         self, limit: int, offset: int = 0, under: str | None = None
     ) -> tuple[int, list[PhotoCopies]]:
-        """Returns the generation and its photos, newest first by modification time.
+        """Return the generation and its photos, newest first by modification time.
 
         Raises:
             SbtkError: the gallery was deleted or cannot be served.
@@ -296,7 +296,7 @@ class Service:
             return gallery.manifest.generation, gallery.recent(limit, offset, under=under)
 
     def photo(self, photo_id: int) -> Photo:
-        """Returns the catalogue's entry of a photo.
+        """Return the catalogue's entry of a photo.
 
         Raises:
             PhotoNotFound: there is no such photo.
@@ -306,7 +306,7 @@ class Service:
             return _photo(gallery, photo_id)
 
     def photo_file(self, photo_id: int) -> tuple[Photo, BinaryIO]:
-        """Returns the catalogue's entry of a photo, and its open file; see `open_photo`.
+        """Return the catalogue's entry of a photo, and its open file; see `open_photo`.
 
         Raises:
             PhotoNotFound: there is no such photo, or its file is no longer there.
@@ -325,7 +325,7 @@ class Service:
             self.loaded.set_result(None)
 
     def _open(self) -> None:
-        """Opens gallery and engine, and runs both once, because the first run is slow."""
+        """Open gallery and engine, and run both once, because the first run is slow."""
         trim_malloc()
         if self._search == "hnsw":
             import_hnswlib()
@@ -426,7 +426,7 @@ class FollowedGallery:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Gallery]:
-        """Yields the current generation, which stays open until the block ends.
+        """Yield the current generation, which stays open until the block ends.
 
         Raises:
             GalleryDeleted: the gallery was deleted.
@@ -453,7 +453,7 @@ class FollowedGallery:
         return self._problem
 
     def close(self) -> None:
-        """Stops following, and closes the files after the last reader."""
+        """Stop following, and close the files after the last reader."""
         self._ended.set()
         self._follower.join()
         self._put(None, None)
@@ -463,7 +463,7 @@ class FollowedGallery:
             self._look()
 
     def _look(self) -> None:
-        """Opens the generation that was published since the last call, if any."""
+        """Open the generation that was published since the last call, if any."""
         stamp = _stamp(self.folder)
         if stamp == self._stamp:
             return
@@ -501,7 +501,7 @@ class FollowedGallery:
 
 
 def _stamp(folder: Path) -> _Stamp | None:
-    """Returns the stamp of the manifest; `None` if there is none."""
+    """Return the stamp of the manifest; `None` if there is none."""
     try:
         status = (folder / MANIFEST_NAME).stat()
     except OSError:
@@ -510,7 +510,7 @@ def _stamp(folder: Path) -> _Stamp | None:
 
 
 def _copy_of(problem: SbtkError) -> SbtkError:
-    """Returns a copy to raise: an error that is raised repeatedly collects all frames."""
+    """Return a copy to raise: an error that is raised repeatedly collects all frames."""
     return type(problem)(problem.found, problem.expected, problem.next_step)
 
 

@@ -51,12 +51,12 @@ _STUCK_AFTER_S = 30.0
 
 
 def is_accepted(content_type: str) -> bool:
-    """Returns whether a Content-Type header names a supported format, or a form."""
+    """Return whether a Content-Type header names a supported format, or a form."""
     return _media_type(content_type) in (*MEDIA_TYPES, FORM_TYPE)
 
 
 def image_of_body(content_type: str, body: bytes) -> bytes:
-    """Returns the image in a request's body: all of it, or of a form the field `image`.
+    """Return the image in a request's body: all of it, or of a form the field `image`.
 
     Raises:
         Refused: `bad_form` (400): the form is malformed, or has other fields.
@@ -93,7 +93,7 @@ def _media_type(content_type: str) -> str:
 
 
 def _parameters(content_type: str) -> dict[str, str]:
-    """Returns the parameters of a Content-Type header, by their names in lower case."""
+    """Return the parameters of a Content-Type header, by their names in lower case."""
     message = email.message.Message()
     message["content-type"] = content_type
     return {name.lower(): value for name, value in message.get_params([])[1:]}
@@ -128,7 +128,7 @@ class UploadDecoder:
         self._budget = MemoryBudget(COSTLY_BYTES)
 
     async def prepare(self, request: Request, data: bytes, kind: Kind | None) -> Upload:
-        """Returns the model's input for an upload.
+        """Return the model's input for an upload.
 
         Args:
             request: whose disconnection cancels the work.
@@ -152,7 +152,7 @@ class UploadDecoder:
         return Upload(await self._prepare(request, data, "sketch"), "sketch")
 
     def close(self, timeout_s: float) -> None:
-        """Cancels waiting uploads, and waits for running ones."""
+        """Cancel waiting uploads, and wait for running ones."""
         self.small.close(timeout_s)
         self.costly.close(timeout_s)
 
@@ -172,7 +172,7 @@ class UploadDecoder:
 
 
 def _prepared_if_small(data: bytes, kind: Kind) -> Prepared | OpenImage:
-    """Returns the model's input, or a costly image that is not decoded yet."""
+    """Return the model's input, or a costly image that is not decoded yet."""
     if not data:
         raise BadImage("the request has no image in its body", "the bytes of an image file")
     if not _has_signature(data):
@@ -234,7 +234,7 @@ class BodyReader:
 
     @asynccontextmanager
     async def read(self, scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
-        """Yields the complete body, which counts until the block ends.
+        """Yield the complete body, which counts until the block ends.
 
             async with bodies.read(request.scope, request.receive) as body:
                 ...
@@ -305,7 +305,7 @@ _NO_ROOM = Refusal(
 
 
 def _content_length(scope: Scope) -> int | None:
-    """Returns the Content-Length, which the HTTP parser has checked, or `None`."""
+    """Return the Content-Length, which the HTTP parser has checked, or `None`."""
     for name, value in scope["headers"]:
         if name == b"content-length":
             return int(value)
@@ -324,7 +324,7 @@ class TimedOut(SbtkError):
 async def run_until_disconnect(
     request: Request, job: Future[Result], timeout_s: float = TIMEOUT_S
 ) -> Result:
-    """Returns the result of a job of a `WorkQueue`; cancels it if the client disconnects.
+    """Return the result of a job of a `WorkQueue`; cancel it if the client disconnects.
 
     The request's body must have been read.
 

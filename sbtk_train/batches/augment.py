@@ -30,24 +30,24 @@ _GREY_SHARE = 0.2
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """Returns `(N, 3, H, W) float32`, ImageNet-normalised, of `(N, 1 or 3, H, W) uint8`."""
+    """Return `(N, 3, H, W) float32`, ImageNet-normalised, of `(N, 1 or 3, H, W) uint8`."""
     return normalise_unit(scale_to_unit(pixels))
 
 
 def scale_to_unit(pixels: Tensor) -> Tensor:
-    """Returns `(N, C, H, W) float32` in [0, 1] of `(N, C, H, W) uint8`."""
+    """Return `(N, C, H, W) float32` in [0, 1] of `(N, C, H, W) uint8`."""
     return pixels.float().div(255).contiguous()
 
 
 def normalise_unit(images: Tensor) -> Tensor:
-    """Returns `(N, 3, H, W) float32`, ImageNet-normalised, of `(N, 1 or 3, H, W)` in [0, 1]."""
+    """Return `(N, 3, H, W) float32`, ImageNet-normalised, of `(N, 1 or 3, H, W)` in [0, 1]."""
     images = images.expand(-1, 3, -1, -1)
     normal = (images - _channels(IMAGENET_MEAN, images)) / _channels(IMAGENET_STD, images)
     return normal.contiguous(memory_format=torch.channels_last)
 
 
 def augment_photos(pixels: Tensor, rng: BatchRng) -> Tensor:
-    """Returns photos flipped, moved, and changed in colour, ImageNet-normalised.
+    """Return photos flipped, moved, and changed in colour, ImageNet-normalised.
 
     Args:
         pixels: `(N, 3, H, W) uint8`.
@@ -68,7 +68,7 @@ def augment_photos(pixels: Tensor, rng: BatchRng) -> Tensor:
 
 
 def augment_sketches(pixels: Tensor, rng: BatchRng) -> Tensor:
-    """Returns sketches flipped, moved, redrawn thicker or thinner, and with strokes missing.
+    """Return sketches flipped, moved, redrawn thicker or thinner, and with strokes missing.
 
     Args:
         pixels: `(N, 1, H, W) uint8`, dark ink on white.
@@ -106,7 +106,7 @@ def _apply_affine(
 
 
 def _sample_symmetric(rng: BatchRng, images: Tensor) -> Tensor:
-    """Returns `(N, 1, 1, 1)` numbers in [-1, 1)."""
+    """Return `(N, 1, 1, 1)` numbers in [-1, 1)."""
     return (rng.uniform(1, 1, 1) * 2 - 1).to(images.device)
 
 
@@ -121,7 +121,7 @@ _GREY = (0.2989, 0.587, 0.114)
 
 
 def jitter_colours(images: Tensor, is_changed: Tensor, rng: BatchRng) -> Tensor:
-    """Returns images with brightness, contrast, saturation and hue changed in random order.
+    """Return images with brightness, contrast, saturation and hue changed in random order.
 
     Factors are uniform in [0.6, 1.4], the hue's shift in [-0.1, 0.1] of a turn.
 
@@ -149,23 +149,23 @@ def jitter_colours(images: Tensor, is_changed: Tensor, rng: BatchRng) -> Tensor:
 
 
 def adjust_brightness(images: Tensor, factors: Tensor) -> Tensor:
-    """Returns images `(N, C, H, W)` multiplied by factors `(N, 1, 1, 1)`, kept in [0, 1]."""
+    """Return images `(N, C, H, W)` multiplied by factors `(N, 1, 1, 1)`, kept in [0, 1]."""
     return (images * factors).clamp(0, 1)
 
 
 def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
-    """Returns images `(N, C, H, W)` moved away from, or to, their mean grey."""
+    """Return images `(N, C, H, W)` moved away from, or to, their mean grey."""
     mean = convert_to_grey(images).mean((1, 2, 3), keepdim=True)
     return torch.lerp(mean, images, factors).clamp(0, 1)
 
 
 def adjust_saturation(images: Tensor, factors: Tensor) -> Tensor:
-    """Returns images `(N, C, H, W)` moved away from, or to, their own grey."""
+    """Return images `(N, C, H, W)` moved away from, or to, their own grey."""
     return torch.lerp(convert_to_grey(images), images, factors).clamp(0, 1)
 
 
 def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Returns images whose hue is turned round the colour circle by `turns (N, 1, 1, 1)`."""
+    """Return images whose hue is turned round the colour circle by `turns (N, 1, 1, 1)`."""
     red, green, blue = (images[:, number, None] for number in range(3))
     high, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
     span = high - low
@@ -184,7 +184,7 @@ def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def convert_to_grey(images: Tensor) -> Tensor:
-    """Returns `(N, 1, H, W)`, the grey of colour images; grey ones as they are."""
+    """Return `(N, 1, H, W)`, the grey of colour images; grey ones as they are."""
     if images.shape[1] == 1:
         return images
     shares = torch.tensor(_GREY, device=images.device).view(1, 3, 1, 1)
@@ -200,7 +200,7 @@ _JITTER_SHARE = 0.8
 
 
 def move_images(pixels: Tensor, rng: BatchRng) -> Tensor:
-    """Returns `(N, C, H, W) float32` images in [0, 1], moved as all views of an image are.
+    """Return `(N, C, H, W) float32` images in [0, 1], moved as all views of an image are.
 
     Args:
         pixels: `(N, C, H, W) uint8`.
@@ -211,12 +211,12 @@ def move_images(pixels: Tensor, rng: BatchRng) -> Tensor:
 
 
 def make_plain_view(images: Tensor) -> Tensor:
-    """Returns the view that is classified and distilled, `(N, 3, H, W)` ImageNet-normalised."""
+    """Return the view that is classified and distilled, `(N, 3, H, W)` ImageNet-normalised."""
     return normalise_unit(images)
 
 
 def make_contrastive_view(images: Tensor, rng: BatchRng) -> Tensor:
-    """Returns a view for the contrastive loss, `(N, 3, H, W)` ImageNet-normalised.
+    """Return a view for the contrastive loss, `(N, 3, H, W)` ImageNet-normalised.
 
     Args:
         images: `(N, 1 or 3, H, W) float32` in [0, 1], from `move_images`.
@@ -231,7 +231,7 @@ def make_contrastive_view(images: Tensor, rng: BatchRng) -> Tensor:
 
 
 def sample_moves(size_px: int, rng: BatchRng) -> Tensor:
-    """Returns `(N, 3, 3) float64` matrices that take a pixel's place to where it is moved.
+    """Return `(N, 3, 3) float64` matrices that take a pixel's place to where it is moved.
 
     A place is (column, row, 1), counted from the middle of the top left pixel. Images that are not
     moved have the identity.
@@ -258,7 +258,7 @@ def sample_moves(size_px: int, rng: BatchRng) -> Tensor:
 
 
 def warp(images: Tensor, moves: Tensor) -> Tensor:
-    """Returns images `(N, C, S, S)` moved by `moves (N, 3, 3)`, bilinear, black from outside."""
+    """Return images `(N, C, S, S)` moved by `moves (N, 3, 3)`, bilinear, black from outside."""
     size_px = images.shape[-1]
     # grid_sample asks where each pixel comes from, with the middles of the outermost at -1 and 1.
     to_unit = torch.eye(3, dtype=torch.float64) * 2 / (size_px - 1)

@@ -34,7 +34,7 @@ class Unreadable:
 
 
 def load_pixels(source: ImageSource, kind: Kind, size_px: int) -> Pixels:
-    """Returns `(size, size, 3) uint8` for a photo, `(size, size, 1) uint8` for a sketch.
+    """Return `(size, size, 3) uint8` for a photo, `(size, size, 1) uint8` for a sketch.
 
     Raises:
         BadImage: the file is not a readable image, or the sketch is empty.
@@ -79,7 +79,7 @@ class PixelStore:
     def batch(
         self, rows: Sequence[int] | Rows, variation: Sequence[int] | None = None
     ) -> torch.Tensor:
-        """Returns `(N, C, size, size) uint8`; C is 3 for photos and 1 for sketches.
+        """Return `(N, C, size, size) uint8`; C is 3 for photos and 1 for sketches.
 
         Args:
             rows: places of the images.
@@ -99,7 +99,7 @@ class PixelStore:
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
     def close(self) -> None:
-        """Ends the threads and frees the pixels."""
+        """End the threads and frees the pixels."""
         self._pool.shutdown(cancel_futures=True)
         self._kept = None
 
@@ -132,7 +132,7 @@ class PixelStore:
 
 
 def fits_in_memory(data: ImageSet, size_px: int, processes: int = 1) -> bool:
-    """Returns whether all pixels of the set fit into `MAX_CACHE_BYTES` in each process."""
+    """Return whether all pixels of the set fit into `MAX_CACHE_BYTES` in each process."""
     area = size_px * size_px
     bitmaps = sum(isinstance(sketch, Path) for sketch in data.sketches)
     size_bytes = area * (bitmaps + 3 * len(data.photos))
@@ -140,7 +140,7 @@ def fits_in_memory(data: ImageSet, size_px: int, processes: int = 1) -> bool:
 
 
 def drop_unreadable(data: ImageSet, workers: int) -> tuple[ImageSet, list[Unreadable]]:
-    """Returns the set without the images that cannot be decoded, and these.
+    """Return the set without the images that cannot be decoded, and these.
 
     Raises:
         BadData: more than `MAX_UNREADABLE_SHARE` of the images are unreadable.

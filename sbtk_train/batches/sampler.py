@@ -28,7 +28,7 @@ class Batch:
 
 
 def sample_quadruplets(data: ImageSet, size: int, seed: int, epoch: int) -> Iterator[Batch]:
-    """Yields batches of `size` quadruplets; each sketch is the anchor once (the last may be less).
+    """Yield batches of `size` quadruplets; each sketch is the anchor once (the last may be less).
 
     The positive photo is of the anchor's class. Negative photo and negative sketch are of other
     classes, drawn independently: first a class uniformly, then an image of it.
@@ -54,7 +54,7 @@ def sample_quadruplets(data: ImageSet, size: int, seed: int, epoch: int) -> Iter
 def sample_class_balanced(
     data: ImageSet, classes: int, seed: int, epoch: int, *, further: int = 0
 ) -> Iterator[Batch]:
-    """Yields batches of `classes` different classes with two sketches and two photos of each.
+    """Yield batches of `classes` different classes with two sketches and two photos of each.
 
     An epoch shows as many sketches as the data set itself has. A class's images are dealt in
     shuffled rounds, so within an epoch none is shown twice before all were shown once. If a class
@@ -94,7 +94,7 @@ def sample_class_balanced(
 
 
 def _distinct(labels: Rows, count: int, rng: np.random.Generator) -> Iterator[list[int]]:
-    """Yields lists of `count` different labels; all come up once before one does again."""
+    """Yield lists of `count` different labels; all come up once before one does again."""
     queue: list[int] = []
     while True:
         chosen: list[int] = []
@@ -111,7 +111,7 @@ def _distinct(labels: Rows, count: int, rng: np.random.Generator) -> Iterator[li
 
 
 def _take(turns: Sequence[_ShuffledQueue]) -> Rows:
-    """Returns `PER_CLASS` rows, from one kind of images as from the other; none of none."""
+    """Return `PER_CLASS` rows, from one kind of images as from the other; none of none."""
     if not turns:
         return np.empty(0, dtype=np.int64)
     shares = [PER_CLASS // len(turns)] * len(turns)
@@ -148,7 +148,7 @@ def _generator(seed: int, epoch: int) -> np.random.Generator:
 def sample_shuffled(
     data: ImageSet, sketches: int, photos: int, seed: int, epoch: int, *, drop_last: bool
 ) -> Iterator[Batch]:
-    """Yields batches of shuffled sketches and photos until either has run out.
+    """Yield batches of shuffled sketches and photos until either has run out.
 
     None is shown twice in an epoch, and what is left over of the more plentiful kind is not shown
     in it at all.

@@ -35,14 +35,14 @@ class BatchShard:
         return Batch(self.batch.sketches[sketches.numpy()], self.batch.photos[photos.numpy()])
 
     def make_rngs(self, generator: Generator) -> BatchRngs:
-        """Returns the random number generators of this process's images."""
+        """Return the random number generators of this process's images."""
         counts = (len(self.batch.sketches), len(self.batch.photos))
         places = self._local_positions(self.rank)
         of_kind = (BatchRng(generator, *both) for both in zip(counts, places, strict=True))
         return BatchRngs(*of_kind)
 
     def rows(self, views: int = 1, rank: int | None = None) -> Tensor:
-        """Returns `(V * (s + p),) int64`: positions of a process's rows among all rows.
+        """Return `(V * (s + p),) int64`: positions of a process's rows among all rows.
 
         All are the `V * (S + P)` rows of views of the batch, view after view, and sketches first
         within a view; the process's own are in the same order.
@@ -57,11 +57,11 @@ class BatchShard:
         return torch.cat([view * count + one_view for view in range(views)])
 
     def max_rows(self, views: int) -> int:
-        """Returns the largest number of rows of any process."""
+        """Return the largest number of rows of any process."""
         return max(len(self.rows(views, rank)) for rank in range(self.size))
 
     def gather_order(self, views: int) -> Tensor:
-        """Returns `(V * (S + P),) int64`: position of each row among the gathered ones.
+        """Return `(V * (S + P),) int64`: position of each row among the gathered ones.
 
         The gathered rows are those of one process after another, each padded to `max_rows`.
         """
@@ -74,7 +74,7 @@ class BatchShard:
         return order
 
     def _local_positions(self, rank: int) -> tuple[Tensor, Tensor]:
-        """Returns the positions of a process's sketches among the sketches, and of its photos."""
+        """Return the positions of a process's sketches among the sketches, and of its photos."""
         return (
             torch.arange(len(self.batch.sketches))[rank :: self.size],
             torch.arange(len(self.batch.photos))[self.size - 1 - rank :: self.size],
@@ -99,12 +99,12 @@ class BatchRng:
         self._places = places
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Returns `(N, *shape)` numbers in [0, 1), on the CPU."""
+        """Return `(N, *shape)` numbers in [0, 1), on the CPU."""
         numbers = torch.rand(self._count, *shape, generator=self._generator, dtype=dtype)
         return numbers if self._places is None else numbers[self._places]
 
     def bernoulli(self, share: float, *shape: int) -> Tensor:
-        """Returns `(N, *shape) bool`, each true with the probability `share`, on the CPU."""
+        """Return `(N, *shape) bool`, each true with the probability `share`, on the CPU."""
         return self.uniform(*shape) < share
 
 
@@ -122,7 +122,7 @@ class BatchRngs:
 
 
 def make_generator(seed: int, *position: int) -> Generator:
-    """Returns a generator that depends only on the seed and the batch's position."""
+    """Return a generator that depends only on the seed and the batch's position."""
     state = seed
     for number in position:
         state = (state * 1_000_003 + number + 1) % (1 << 62)

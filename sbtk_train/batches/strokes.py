@@ -28,7 +28,7 @@ _NEIGHBOURS = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1) if (r, c) != (0, 0
 
 
 def render(strokes: Strokes, size_px: int, width: float = _PLAIN_WIDTH) -> Pixels:
-    """Returns `(size, size, 1) uint8`, dark ink on white, framed as production frames a sketch.
+    """Return `(size, size, 1) uint8`, dark ink on white, framed as production frames a sketch.
 
     Args:
         strokes: at least one point.
@@ -57,13 +57,13 @@ def render(strokes: Strokes, size_px: int, width: float = _PLAIN_WIDTH) -> Pixel
 
 
 def render_varied(strokes: Strokes, size_px: int, rng: np.random.Generator) -> Pixels:
-    """Returns the drawing as somebody else might have drawn it, as `render` does."""
+    """Return the drawing as somebody else might have drawn it, as `render` does."""
     width = float(np.exp(rng.uniform(math.log(_MIN_WIDTH), math.log(_MAX_WIDTH))))
     return render(vary(strokes, rng), size_px, width)
 
 
 def vary(strokes: Strokes, rng: np.random.Generator) -> Strokes:
-    """Returns the strokes simplified, partly omitted or cut short, shifted and bent at random."""
+    """Return the strokes simplified, partly omitted or cut short, shifted and bent at random."""
     kept = _some(strokes, rng)
     if rng.random() < 0.3:
         kept = tuple(_shorten(stroke, rng) for stroke in kept)
@@ -81,7 +81,7 @@ def vary(strokes: Strokes, rng: np.random.Generator) -> Strokes:
 
 
 def simplify(stroke: _Points, tolerance: float) -> _Points:
-    """Returns `stroke (N, 2)` with fewer points, nowhere farther than `tolerance` from it.
+    """Return `stroke (N, 2)` with fewer points, nowhere farther than `tolerance` from it.
 
     Douglas and Peucker 1973, by the distance to a chord, not to its line. Both ends stay.
     """
@@ -105,7 +105,7 @@ def simplify(stroke: _Points, tolerance: float) -> _Points:
 
 
 def trace(pixels: Pixels) -> Strokes:
-    """Returns the centre lines of a bitmap sketch as strokes in 0..255; none for an empty one.
+    """Return the centre lines of a bitmap sketch as strokes in 0..255; none for an empty one.
 
     Args:
         pixels: `(H, W) uint8`, dark ink on white.
@@ -142,7 +142,7 @@ def _around(spot: tuple[int, int]) -> list[tuple[int, int]]:
 def _pick_straightest(
     path: list[tuple[int, int]], left: set[tuple[int, int]]
 ) -> tuple[int, int] | None:
-    """Returns the free neighbour of the path's end that turns least; `None` at a dead end."""
+    """Return the free neighbour of the path's end that turns least; `None` at a dead end."""
     here = path[-1]
     back = path[max(0, len(path) - 5)]
     heading = (here[0] - back[0], here[1] - back[1])
@@ -158,7 +158,7 @@ def _pick_straightest(
 
 
 def _some(strokes: Strokes, rng: np.random.Generator) -> Strokes:
-    """Returns the strokes without a few; the longest always stays."""
+    """Return the strokes without a few; the longest always stays."""
     if len(strokes) == 1 or rng.random() < 0.4:
         return strokes
     lengths = [float(np.hypot(*np.diff(s, axis=0).T).sum()) for s in strokes]

@@ -30,7 +30,7 @@ MAX_MISSING_SHARE = 0.05
 
 
 def read_dataset(root: Path, *, keep_duplicates: bool = False) -> ImageSet:
-    """Returns every sketch and photo of the data set in `root`; see `sbtk_train.data.layouts`.
+    """Return every sketch and photo of the data set in `root`; see `sbtk_train.data.layouts`.
 
     Args:
         root: the data set's folder, or one that holds nothing else.

@@ -126,12 +126,12 @@ class DataCheck:
     in_two_classes: tuple[tuple[str, str], ...]
 
     def problems(self) -> list[str]:
-        """Returns sentences on what makes the data unfit, as a whole or for one of the splits."""
+        """Return sentences on what makes the data unfit, as a whole or for one of the splits."""
         of_splits = [problem for split in self.splits for problem in _problems(split)]
         return [*_problems_of_all(self), *of_splits]
 
     def notices(self) -> list[str]:
-        """Returns sentences on what training would leave out, and on labels in doubt."""
+        """Return sentences on what training would leave out, and on labels in doubt."""
         ignored = self.dataset.ignored
         lines = [line for kind in ignored for line in describe_ignored(kind, ignored[kind])]
         lines += [f"{each.name}: {each.export}" for each in self.splits if each.export]
@@ -160,7 +160,7 @@ class DataCheck:
         return lines
 
     def skipped(self) -> int:
-        """Returns how many images training would leave out."""
+        """Return how many images training would leave out."""
         gone = {path for each in self.dataset.missing for path in each.missing}
         ignored = self.dataset.ignored.values()
         return (
@@ -188,7 +188,7 @@ def check_data(
     keep_duplicates: bool = False,
     allow_missing: bool = False,
 ) -> DataCheck:
-    """Returns the state of a data set.
+    """Return the state of a data set.
 
     Args:
         dataset: what was found on disk.
@@ -233,7 +233,7 @@ def check_data(
 
 
 def find_splits(dataset: Dataset, asked: str | None) -> list[Split]:
-    """Returns the requested split, or else those of the data's own lists, or published ones.
+    """Return the requested split, or else those of the data's own lists, or published ones.
 
     Raises:
         BadConfig: there is no such split.
@@ -255,7 +255,7 @@ def find_splits(dataset: Dataset, asked: str | None) -> list[Split]:
 
 
 def _in_two_classes(data: ImageSet, sha256: Mapping[Path, bytes]) -> Iterator[tuple[str, str]]:
-    """Yields the first two images of different classes for each content that has such two."""
+    """Yield the first two images of different classes for each content that has such two."""
     first: dict[bytes, tuple[int, Path]] = {}
     told: set[bytes] = set()
     for paths, labels in (
@@ -273,7 +273,7 @@ def _in_two_classes(data: ImageSet, sha256: Mapping[Path, bytes]) -> Iterator[tu
 
 
 def _is_image(suffix: str) -> bool:
-    """Returns whether files with a suffix that sbtk does not read are images nevertheless."""
+    """Return whether files with a suffix that sbtk does not read are images nevertheless."""
     kind = mimetypes.guess_type(f"x{suffix}")[0] or ""
     return kind.startswith("image/") or suffix in RAW_SUFFIXES or suffix in _OTHER_IMAGES
 
@@ -303,7 +303,7 @@ def _problems_of_all(check: DataCheck) -> list[str]:
 
 
 def _usable(check: DataCheck) -> list[tuple[str, int]]:
-    """Returns how many classes could be trained on: of each split, or of all; none without images.
+    """Return how many classes could be trained on: of each split, or of all; none without images.
 
     An empty domain is reported separately.
     """
@@ -315,7 +315,7 @@ def _usable(check: DataCheck) -> list[tuple[str, int]]:
 
 
 def _fewer_to_validate_on(usable: int) -> str:
-    """Returns the options with which `sbtk train` takes so few classes."""
+    """Return the options with which `sbtk train` takes so few classes."""
     spare = usable - MIN_TRAINING_CLASSES
     return "--validation-classes " + (f"{spare} or fewer" if spare else "0 --selection last")
 
@@ -450,7 +450,7 @@ class _Opened:
 def check_images(
     data: ImageSet, *, threads: int, advance: Callable[[int, int | None], None]
 ) -> ImageCheck:
-    """Returns what came of decoding every image as training would, in a pool of threads.
+    """Return what came of decoding every image as training would, in a pool of threads.
 
     Args:
         data: the images; one that is there twice is opened once.

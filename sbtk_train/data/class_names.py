@@ -48,7 +48,7 @@ _MISSPELT = {
 
 
 def class_key(name: str) -> str:
-    """Returns the key of a class name; names with equal keys are one class.
+    """Return the key of a class name; names with equal keys are one class.
 
     NFC, case-folded, one underscore for blanks, hyphens and underscores between words.
     """
@@ -57,7 +57,7 @@ def class_key(name: str) -> str:
 
 
 def published_key(name: str) -> str:
-    """Returns the key of a published class for each of its documented spellings.
+    """Return the key of a published class for each of its documented spellings.
 
     For any other name that is `class_key`.
     """
@@ -66,14 +66,14 @@ def published_key(name: str) -> str:
 
 
 def joined_key(name: str) -> str:
-    """Returns the name's key run together, without brackets, known misspellings corrected."""
+    """Return the name's key run together, without brackets, known misspellings corrected."""
     key = _WITH_ADDITION.sub(r"\1\2", class_key(name))
     key = re.sub(r"(?<!^)_(?!$)", "", key)
     return _MISSPELT.get(key, key)
 
 
 def plain_key(name: str) -> str:
-    """Returns `published_key` without an addition in brackets: `mouse (animal)` is `mouse`.
+    """Return `published_key` without an addition in brackets: `mouse (animal)` is `mouse`.
 
     Of other than published names nothing is left out.
     """
@@ -82,7 +82,7 @@ def plain_key(name: str) -> str:
 
 
 def without_addition(name: str) -> str:
-    """Returns the key of a name without what is added in brackets."""
+    """Return the key of a name without what is added in brackets."""
     return _WITH_ADDITION.sub(r"\1", class_key(name))
 
 
@@ -107,7 +107,7 @@ class ClassNames:
         return self.find(name) is not None
 
     def find(self, name: str) -> str | None:
-        """Returns the class that the name means, as it was given; `None` if it is none of them."""
+        """Return the class that the name means, as it was given; `None` if it is none of them."""
         found = self._exact.get(class_key(name))
         if found is not None or not self._renames:
             return found
@@ -123,19 +123,19 @@ class ClassNames:
 
 
 def is_near(name: str, other: str) -> bool:
-    """Returns whether two names look like one class with a typing error."""
+    """Return whether two names look like one class with a typing error."""
     keys = joined_key(name), joined_key(other)
     return is_plural(name, other) or SequenceMatcher(None, *keys).ratio() >= NEAR
 
 
 def is_plural(name: str, other: str) -> bool:
-    """Returns whether two names differ only by an ending -s or -es."""
+    """Return whether two names differ only by an ending -s or -es."""
     short, long = sorted((joined_key(name), joined_key(other)), key=len)
     return long in (short, f"{short}s", f"{short}es")
 
 
 def suggest_names(name: str, classes: Iterable[str], most: int = 3) -> list[str]:
-    """Returns the classes whose names are closest to one that is not among them, best first."""
+    """Return the classes whose names are closest to one that is not among them, best first."""
     by_key: dict[str, str] = {}
     for each in classes:
         by_key.setdefault(joined_key(each), each)
@@ -148,7 +148,7 @@ def suggest_names(name: str, classes: Iterable[str], most: int = 3) -> list[str]
 
 
 def read_names(file: Path, what: str) -> list[str]:
-    """Returns the lines of a text file of class names, without blanks around them or empty lines.
+    """Return the lines of a text file of class names, without blanks around them or empty lines.
 
     Args:
         file: UTF-8, with or without a byte order mark; lines end in LF, CR or both.
@@ -180,7 +180,7 @@ def read_names(file: Path, what: str) -> list[str]:
 
 
 def _other_encoding(data: bytes) -> str:
-    """Returns the name of the encoding that the bytes are probably in; empty for UTF-8."""
+    """Return the name of the encoding that the bytes are probably in; empty for UTF-8."""
     for mark, encoding in (
         (b"\xff\xfe\x00\x00", "UTF-32"),
         (b"\x00\x00\xfe\xff", "UTF-32"),
@@ -200,7 +200,7 @@ def _other_encoding(data: bytes) -> str:
 
 @functools.cache
 def read_published_splits() -> dict[str, dict[str, Sequence[str]]]:
-    """Returns the published splits: by name, the lists `seen` and `unseen`."""
+    """Return the published splits: by name, the lists `seen` and `unseen`."""
     text = resources.files("sbtk_train.data").joinpath("splits.json").read_text("utf-8")
     published: dict[str, dict[str, Sequence[str]]] = json.loads(text)
     return published
@@ -208,7 +208,7 @@ def read_published_splits() -> dict[str, dict[str, Sequence[str]]]:
 
 @functools.cache
 def _published_keys() -> frozenset[str]:
-    """Returns the published classes run together, with and without additions in brackets."""
+    """Return the published classes run together, with and without additions in brackets."""
     names = [
         name
         for split in read_published_splits().values()

@@ -59,7 +59,7 @@ class Dataset:
 
 
 def open_dataset(root: Path, *, keep_duplicates: bool = False) -> Dataset:
-    """Returns the data set in `root`, of whichever layout.
+    """Return the data set in `root`, of whichever layout.
 
     Images that its lists name and that are missing are left out and reported.
 
@@ -107,7 +107,7 @@ def open_dataset(root: Path, *, keep_duplicates: bool = False) -> Dataset:
 
 
 def describe_ignored(kind: Kind, ignored: Ignored) -> list[str]:
-    """Returns sentences on what the class folders of a kind hold and training does not read."""
+    """Return sentences on what the class folders of a kind hold and training does not read."""
     lines = []
     if ignored.suffixes:
         count = sum(ignored.suffixes.values())
@@ -131,7 +131,7 @@ def describe_ignored(kind: Kind, ignored: Ignored) -> list[str]:
 
 
 def _named(kind: Kind, folders: tuple[Path, ...], lists: Sequence[ListFolder]) -> NamedImages:
-    """Returns the images of a kind: those on the lists, or all if no list names them all."""
+    """Return the images of a kind: those on the lists, or all if no list names them all."""
     complete = [folder for folder in lists if folder.is_complete(kind)]
     if not complete:
         return scan(folders)
@@ -163,7 +163,7 @@ def _missing(lists: Sequence[ListFolder]) -> tuple[MissingImages, ...]:
 def _rows(
     images: NamedImages, class_of: dict[str, str], classes: tuple[str, ...], gone: set[Path]
 ) -> tuple[tuple[Path, ...], Rows]:
-    """Returns the images that exist, class by class, and `(N,) int64` labels."""
+    """Return the images that exist, class by class, and `(N,) int64` labels."""
     label_of = {name: number for number, name in enumerate(classes)}
     labelled = [
         (label_of[class_of[name]], path)
@@ -176,7 +176,7 @@ def _rows(
 
 
 def _unique(layout: Layout, paths: tuple[Path, ...], labels: Rows) -> list[int]:
-    """Returns the rows of the photos without the second copies."""
+    """Return the rows of the photos without the second copies."""
     if len(layout.photo_folders) < 2 or layout.own_parts:
         return list(range(len(paths)))
     return find_unique(paths, labels.tolist(), layout.photo_folders)
@@ -215,7 +215,7 @@ def _notices(
 def find_unique(
     paths: Sequence[Path], class_of: Sequence[Hashable], folders: Sequence[Path]
 ) -> list[int]:
-    """Returns the rows of the photos that are not second copies, in order.
+    """Return the rows of the photos that are not second copies, in order.
 
     A photo is a copy if an earlier folder holds, in the same class, a photo of its file name or
     of its very bytes. A path that is there twice is its own copy.
@@ -250,7 +250,7 @@ def _names(paths: Sequence[Path], class_of: Sequence[Hashable]) -> Iterator[tupl
 def _same_bytes(
     paths: Sequence[Path], class_of: Sequence[Hashable], kept: list[int], later: list[int]
 ) -> set[int]:
-    """Returns the later photos whose bytes a kept photo of their class has."""
+    """Return the later photos whose bytes a kept photo of their class has."""
     wanted = {class_of[row] for row in later}
     by_size: dict[tuple[Hashable, int], list[int]] = defaultdict(list)
     for row in kept:

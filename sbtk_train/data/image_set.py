@@ -91,7 +91,7 @@ class ImageSet:
 
 
 def select_classes(data: ImageSet, classes: Sequence[str]) -> ImageSet:
-    """Returns the images of the named classes, relabelled in the given order."""
+    """Return the images of the named classes, relabelled in the given order."""
     index = {name: number for number, name in enumerate(classes)}
     new_label = np.array([index.get(name, -1) for name in data.classes], dtype=np.int64)
 
@@ -110,7 +110,7 @@ def select_classes(data: ImageSet, classes: Sequence[str]) -> ImageSet:
 
 
 def select_sketches(data: ImageSet, rows: Sequence[int]) -> ImageSet:
-    """Returns the set with the sketches of those rows alone, and all of its photos."""
+    """Return the set with the sketches of those rows alone, and all of its photos."""
     return ImageSet(
         data.classes,
         tuple(data.sketches[row] for row in rows),
@@ -121,7 +121,7 @@ def select_sketches(data: ImageSet, rows: Sequence[int]) -> ImageSet:
 
 
 def select_photos(data: ImageSet, rows: Sequence[int]) -> ImageSet:
-    """Returns the set with the photos of those rows alone, and all of its sketches."""
+    """Return the set with the photos of those rows alone, and all of its sketches."""
     return replace(
         data,
         photos=tuple(data.photos[row] for row in rows),
@@ -130,7 +130,7 @@ def select_photos(data: ImageSet, rows: Sequence[int]) -> ImageSet:
 
 
 def identify_source(source: ImageSource) -> str:
-    """Returns a text that identifies an image: name and size of a file, or a hash of strokes."""
+    """Return a text that identifies an image: name and size of a file, or a hash of strokes."""
     if isinstance(source, Drawing):
         return source.identity
     return f"{source.name}:{source.stat().st_size}"
@@ -193,7 +193,7 @@ class NamedImages:
 
 
 def scan(folders: Sequence[Path]) -> NamedImages:
-    """Returns the images below `folder/<class>/`, by class name and then by file name.
+    """Return the images below `folder/<class>/`, by class name and then by file name.
 
     Raises:
         BadData: two of the class folders in one folder have names that mean one class.
@@ -218,7 +218,7 @@ def scan(folders: Sequence[Path]) -> NamedImages:
 
 
 def refuse_ambiguous(names: Iterable[str], where: str) -> None:
-    """Raises `BadData` if two names in one place mean one class."""
+    """Raise `BadData` if two names in one place mean one class."""
     first: dict[str, str] = {}
     for name in sorted(names):
         other = first.setdefault(class_key(name), name)
@@ -232,14 +232,14 @@ def refuse_ambiguous(names: Iterable[str], where: str) -> None:
 
 
 def find_existing(paths: Iterable[Path]) -> set[Path]:
-    """Returns those of the paths that exist; reads each folder once instead of asking for each."""
+    """Return those of the paths that exist; read each folder once instead of asking for each."""
     paths = list(paths)
     held = {folder: _file_names(folder) for folder in {path.parent for path in paths}}
     return {path for path in paths if path.name in held[path.parent]}
 
 
 def match_names(sketch_names: Sequence[str], photo_names: Sequence[str]) -> dict[str, str]:
-    """Returns the class name for each name of either domain.
+    """Return the class name for each name of either domain.
 
     Names with one `class_key` are one class. A published class without a counterpart in the other
     domain is matched with one there that has none either by its documented spellings: run together
@@ -274,12 +274,12 @@ def _by(key_of: Callable[[str], str], groups: list[list[str]]) -> dict[str, list
 
 
 def is_system_folder(name: str) -> bool:
-    """Returns whether a folder is hidden or a system folder, and so not a class."""
+    """Return whether a folder is hidden or a system folder, and so not a class."""
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
 def _class_folders(folder: Path) -> tuple[list[str], list[Path]]:
-    """Returns the names of class folders, and system folders next to them."""
+    """Return the names of class folders, and system folders next to them."""
     folders = [entry for entry in folder.iterdir() if entry.is_dir()]
     names = [entry.name for entry in folders if not is_system_folder(entry.name)]
     system = [entry for entry in folders if entry.name.lower() in SYSTEM_FOLDERS]
@@ -287,7 +287,7 @@ def _class_folders(folder: Path) -> tuple[list[str], list[Path]]:
 
 
 def _images(folder: Path, suffixes: Counter[str], nested: list[tuple[Path, int]]) -> list[Path]:
-    """Returns the images in a class folder, and adds what else it holds to the two others."""
+    """Return the images in a class folder, and add what else it holds to the two others."""
     images: list[Path] = []
     with os.scandir(folder) as entries:
         for entry in entries:

@@ -108,7 +108,7 @@ _FORMS = (
 
 
 def recognise(root: Path) -> Layout:
-    """Returns the layout of the data set in `root`, or in the one folder of it that is a data set.
+    """Return the layout of the data set in `root`, or in the one folder of it that is a data set.
 
     Raises:
         BadData: there is none, or several; says what was looked for.
@@ -211,17 +211,17 @@ class ListFolder:
     lists: dict[tuple[Kind, Part], ImageList]
 
     def is_complete(self, kind: Kind) -> bool:
-        """Returns whether the lists name both the seen and the unseen images of a kind."""
+        """Return whether the lists name both the seen and the unseen images of a kind."""
         return (kind, "train") in self.lists and (kind, "zero") in self.lists
 
     def training_sketches(self) -> frozenset[Path]:
-        """Returns the sketches to train on; empty without a list of them."""
+        """Return the sketches to train on; empty without a list of them."""
         listed = self.lists.get(("sketch", "train"))
         return frozenset(listed.paths) if listed else frozenset()
 
 
 def read_list_folder(folder: Path, root: Path) -> ListFolder | None:
-    """Returns the lists in `folder`, whose paths are relative to `root`; `None` if it has none.
+    """Return the lists in `folder`, whose paths are relative to `root`; `None` if it has none.
 
     Raises:
         BadData: a line has no label or leads out of `root`, a label has no class, or a label and
@@ -246,7 +246,7 @@ def read_list_folder(folder: Path, root: Path) -> ListFolder | None:
 
 
 def _listed(lists: dict[tuple[Kind, Part], ImageList], part: Part) -> tuple[str, ...]:
-    """Returns the classes of a side by its images, where no file names them."""
+    """Return the classes of a side by its images, where no file names them."""
     found = [name for (_, of), listed in lists.items() if of == part for name in listed.name_of]
     return tuple(dict.fromkeys(found))
 

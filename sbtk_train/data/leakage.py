@@ -54,7 +54,7 @@ def find_leakage(
     lists: Iterable[ListFolder],
     sha256: Mapping[Path, bytes] | None = None,
 ) -> Leakage:
-    """Returns what the sides of the split have in common.
+    """Return what the sides of the split have in common.
 
     Args:
         data: the whole data set.
@@ -89,7 +89,7 @@ def _photo_id(path: Path) -> re.Match[str] | None:
 
 
 def _on_both_sides(found: Iterable[tuple[object, Path, bool]]) -> Iterator[Leak]:
-    """Yields the first image of each side for every key that is on both."""
+    """Yield the first image of each side for every key that is on both."""
     first: dict[object, dict[bool, Path]] = defaultdict(dict)
     for key, path, is_unseen in found:
         first[key].setdefault(is_unseen, path)
@@ -194,7 +194,7 @@ PUBLISHED_DATA = (
 
 
 def match_published_data(classes: Iterable[str]) -> PublishedData | None:
-    """Returns the published data set that has these classes, by and large; `None` if none has."""
+    """Return the published data set that has these classes, by and large; `None` if none has."""
     here = {published_key(name) for name in classes}
     for data in PUBLISHED_DATA:
         split = open_split(data.splits[0].split)

@@ -48,17 +48,17 @@ class ClassMap:
 
 
 def list_class_maps() -> list[str]:
-    """Returns the names of the class maps that sbtk brings."""
+    """Return the names of the class maps that sbtk brings."""
     return sorted(Path(entry.name).stem for entry in _maps().iterdir() if ".toml" in entry.name)
 
 
 def is_bundled(name_or_file: str) -> bool:
-    """Returns whether a class map is one that sbtk brings, and not a file."""
+    """Return whether a class map is one that sbtk brings, and not a file."""
     return name_or_file in list_class_maps()
 
 
 def open_class_map(name_or_file: str) -> ClassMap:
-    """Returns a class map that sbtk brings, or that of a TOML file; an empty one for no name.
+    """Return a class map that sbtk brings, or that of a TOML file; an empty one for no name.
 
     Raises:
         BadConfig: neither, or the file is not made of a table `classes` of names and a table
@@ -108,7 +108,7 @@ class MoreImages:
 
 
 def read_more(sketches: Sequence[Path], photos: Sequence[Path]) -> MoreImages:
-    """Returns the images of further sources.
+    """Return the images of further sources.
 
     Args:
         sketches: stroke files (`.npz`), and folders that hold a folder for each class.
@@ -126,7 +126,7 @@ def read_more(sketches: Sequence[Path], photos: Sequence[Path]) -> MoreImages:
 
 
 def append_images(division: Division, split: Split, more: MoreImages, names: ClassMap) -> Division:
-    """Returns the division with further images among those that are trained on.
+    """Return the division with further images among those that are trained on.
 
     Further classes follow the data set's, in alphabetical order. They need photos and
     sketches, or photos, or sketches and ImageNet classes that stand in for photos.

@@ -65,15 +65,15 @@ class Split:
         return hashlib.sha256("\n".join(keys).encode("utf-8", "surrogateescape")).hexdigest()
 
     def is_unseen(self, class_name: str) -> bool:
-        """Returns whether the class is unseen, in any spelling of its name."""
+        """Return whether the class is unseen, in any spelling of its name."""
         return class_name in self._unseen_names
 
     def seen_among(self, class_names: Iterable[str]) -> list[str]:
-        """Returns the class names that are not unseen, in their order."""
+        """Return the class names that are not unseen, in their order."""
         return [name for name in class_names if not self.is_unseen(name)]
 
     def is_of(self, unseen: Iterable[str]) -> bool:
-        """Returns whether these are exactly the split's unseen classes."""
+        """Return whether these are exactly the split's unseen classes."""
         key_of = class_key if self.is_file else published_key
         return {key_of(name) for name in unseen} == {key_of(name) for name in self.unseen}
 
@@ -83,12 +83,12 @@ class Split:
 
 
 def split_names() -> list[str]:
-    """Returns the names of the published splits."""
+    """Return the names of the published splits."""
     return sorted(read_published_splits())
 
 
 def open_split(name_or_file: str, classes: Sequence[str] | None = None) -> Split:
-    """Returns a published split, one drawn at random, or that of a file.
+    """Return a published split, one drawn at random, or that of a file.
 
     Args:
         name_or_file: a published split's name; `random:N:SEED` for N classes drawn from the data's
@@ -146,14 +146,14 @@ def _random_split(name: str, classes: Sequence[str] | None) -> Split:
 
 
 def _drawing_order(name: str) -> tuple[str, str]:
-    """Returns what classes are sorted by before some are drawn; it must never change."""
+    """Return what classes are sorted by before some are drawn; it must never change."""
     folded = unicodedata.normalize("NFKC", name).casefold()
     letters = "".join(character for character in folded if character.isalnum())
     return joined_key(letters) or folded, class_key(name)
 
 
 def _without_ids(lines: list[str], path: Path, classes: Sequence[str] | None) -> list[str]:
-    """Returns the lines without the ids that `cname_cid` files put behind the names.
+    """Return the lines without the ids that `cname_cid` files put behind the names.
 
     A number belongs to the name (`shoe 0`) unless all lines have one, they count from 0 on, and
     the data, where they are known, have none of the names with a number.
@@ -210,7 +210,7 @@ def divide(
     only_classes: Sequence[str] | None = None,
     is_holding_out_photos: bool = False,
 ) -> Division:
-    """Returns the data set divided into training, held-out and validation images.
+    """Return the data set divided into training, held-out and validation images.
 
     Where the data have list files of this very split, their held-out sketches are held out (50 a
     class of Sketchy Ext and 10 of TU-Berlin Ext in SAKE's lists); otherwise they are drawn.
@@ -267,18 +267,18 @@ def divide(
 
 
 def find_export_problem(division: Division) -> str:
-    """Returns why `sbtk export` would refuse a run on this division; empty if it would not."""
+    """Return why `sbtk export` would refuse a run on this division; empty if it would not."""
     sketches = len(division.training.sketches) + len(division.held_out.sketches)
     return export_problem(sketches, len(division.training.photos))
 
 
 def find_listing(data: ImageSet, split: Split) -> Listing | None:
-    """Returns the data set's own lists for a split; `None` if they are for others."""
+    """Return the data set's own lists for a split; `None` if they are for others."""
     return next((listing for listing in data.listings if split.is_of(listing.unseen)), None)
 
 
 def _absent(data: ImageSet, classes: Sequence[str]) -> list[str]:
-    """Returns a sentence on the listed classes that the data lack; none if they lack none."""
+    """Return a sentence on the listed classes that the data lack; none if they lack none."""
     here = ClassNames(data.classes, renames=False)
     absent = [name for name in classes if name not in here]
     count = f"{len(absent)} of {len(classes)} classes on the list to train on"
@@ -316,7 +316,7 @@ def _find_usable(data: ImageSet, classes: Sequence[str]) -> tuple[list[str], lis
 def _held_out(
     training: ImageSet, share: float, rng: np.random.Generator, listing: Listing | None
 ) -> tuple[list[int], list[int]]:
-    """Returns the rows of sketches to train on, and of those to hold out, class by class."""
+    """Return the rows of sketches to train on, and of those to hold out, class by class."""
     kept: list[int] = []
     held: list[int] = []
     for label in range(len(training.classes)):
@@ -333,7 +333,7 @@ def _held_out(
 def _draw_held_out(
     labels: Rows, share: float, rng: np.random.Generator
 ) -> tuple[list[int], list[int]]:
-    """Returns the rows to train on and those to hold out; a class with one image keeps it."""
+    """Return the rows to train on and those to hold out; a class with one image keeps it."""
     kept: list[int] = []
     held: list[int] = []
     for label in np.unique(labels):
@@ -346,7 +346,7 @@ def _draw_held_out(
 
 
 def _find_listed(training: ImageSet, rows: list[int], listing: Listing | None) -> set[int]:
-    """Returns the sketches of one class that the lists do not train on; none without lists."""
+    """Return the sketches of one class that the lists do not train on; none without lists."""
     if listing is None or not listing.training_sketches:
         return set()
     return {row for row in rows if training.sketches[row] not in listing.training_sketches}
@@ -389,7 +389,7 @@ class ClassMatch:
 
 
 def match_classes(classes: Sequence[str], split: Split) -> ClassMatch:
-    """Returns how the classes fall to the split."""
+    """Return how the classes fall to the split."""
     here, listed = ClassNames(classes, renames=not split.is_file), ClassNames(split.seen)
     seen = split.seen_among(classes)
     absent = [name for name in split.unseen if name not in here]
@@ -412,7 +412,7 @@ def match_classes(classes: Sequence[str], split: Split) -> ClassMatch:
 
 
 def refuse_look_alikes(match: ClassMatch) -> None:
-    """Refuses to train on a class that is an unseen one by all appearances.
+    """Refuse to train on a class that is an unseen one by all appearances.
 
     Raises:
         BadData: the data are the split's own, and a class of theirs nearly has the name of an
@@ -431,7 +431,7 @@ def refuse_look_alikes(match: ClassMatch) -> None:
 def refuse_absent(
     listed: Sequence[str], classes: Sequence[str], name: str, *, renames: bool = False
 ) -> None:
-    """Refuses a list of classes of which the data lack any: a slip in a name would pass unnoticed.
+    """Refuse a list of classes of which the data lack any: a slip in a name would pass unnoticed.
 
     Args:
         listed: class names.
@@ -455,7 +455,7 @@ def refuse_absent(
 def describe_absent(
     absent: Sequence[str], listed: Sequence[str], classes: Sequence[str], name: str
 ) -> str:
-    """Returns a sentence on the listed classes that the data lack, with those they may mean."""
+    """Return a sentence on the listed classes that the data lack, with those they may mean."""
     close = [
         f"{each!r} (did you mean {' or '.join(map(repr, found))}?)"
         for each in absent[:_SUGGESTED_AT_MOST]
@@ -466,7 +466,7 @@ def describe_absent(
 
 
 def describe_matches(match: ClassMatch) -> list[str]:
-    """Returns sentences on what does not match; none where all or nothing of the split is here."""
+    """Return sentences on what does not match; none where all or nothing of the split is here."""
     notices = [
         f"WARNING: {alike.name!r} is trained on; is it the unseen {alike.unseen!r}?"
         for alike in match.look_alikes
@@ -480,7 +480,7 @@ def describe_matches(match: ClassMatch) -> list[str]:
 
 
 def named(names: Sequence[str], most: int = 8) -> str:
-    """Returns the names as a list for people, the rest counted."""
+    """Return the names as a list for people, the rest counted."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
@@ -496,7 +496,7 @@ MIN_CALIBRATION_PER_KIND = 16
 
 
 def parity_share(per_kind: int, *, is_calibrating: bool = True) -> int:
-    """Returns how many images of each kind are compared with torch; the others calibrate INT8.
+    """Return how many images of each kind are compared with torch; the others calibrate INT8.
 
     Args:
         per_kind: images of training classes, of the kind that has fewer.
@@ -510,7 +510,7 @@ def parity_share(per_kind: int, *, is_calibrating: bool = True) -> int:
 
 
 def export_problem(sketches: int, photos: int, *, is_calibrating: bool = True) -> str:
-    """Returns why `sbtk export` would refuse, in a sentence; empty if it would not.
+    """Return why `sbtk export` would refuse, in a sentence; empty if it would not.
 
     Args:
         sketches: of training classes, with those that are held out from training.

@@ -69,7 +69,7 @@ class StrokeFile:
 
 
 def read_stroke_file(path: Path) -> StrokeFile:
-    """Returns the drawings of a stroke file.
+    """Return the drawings of a stroke file.
 
     Raises:
         BadData: the file cannot be read, lacks an array, or its offsets, labels or points are out

@@ -42,7 +42,7 @@ class Classifier:
 
 
 def build_trunk(backbone: str) -> tuple[nn.Module, int]:
-    """Returns the convolutional stages up to the last feature map, and its channel count.
+    """Return the convolutional stages up to the last feature map, and its channel count.
 
     The module's keys are torchvision's, without `fc`.
 
@@ -68,7 +68,7 @@ def build_trunk(backbone: str) -> tuple[nn.Module, int]:
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
-    """Returns the float32 tensors of a .safetensors or weights-only .pth file, and its layout.
+    """Return the float32 tensors of a .safetensors or weights-only .pth file, and its layout.
 
     Tensors that lie deeper (`{"model": ...}`, `{"state_dict": ...}`) are found, and the prefixes
     that frameworks put before their names are taken off. The layout is the file's own word
@@ -100,7 +100,7 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
 
 
 def _refuse_stand_ins(path: Path) -> None:
-    """Refuses what is often saved in the place of a weights file."""
+    """Refuse what is often saved in the place of a weights file."""
     with path.open("rb") as file:
         start = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     expected = "the weights file itself"
@@ -120,7 +120,7 @@ def _refuse_stand_ins(path: Path) -> None:
 
 
 def _network(found: Any, path: Path) -> dict[str, torch.Tensor]:
-    """Returns the tensors of the network in what a file holds, under their plain names."""
+    """Return the tensors of the network in what a file holds, under their plain names."""
     if not isinstance(found, dict):
         raise BadModel(f"{path} holds a {type(found).__name__}", "a dictionary of tensors")
     for _ in range(_MAX_DEPTH):
@@ -157,12 +157,12 @@ def _plain_name(key: str) -> str:
 
 
 def is_student(tensors: dict[str, torch.Tensor]) -> bool:
-    """Returns whether the tensors are those of an sbtk student rather than of a classifier."""
+    """Return whether the tensors are those of an sbtk student rather than of a classifier."""
     return "trunk.conv1.weight" in tensors and "embedding.weight" in tensors
 
 
 def extract_classifier(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns a student's trunk and ImageNet head under torchvision's names; others as they are."""
+    """Return a student's trunk and ImageNet head under torchvision's names; others as they are."""
     if not is_student(tensors):
         return tensors
     named = {
@@ -181,7 +181,7 @@ def extract_classifier(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 def load_trunk(trunk: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> Classifier | None:
-    """Loads a classifier network's tensors into `trunk`; returns its ImageNet head, if it has one.
+    """Load a classifier network's tensors into `trunk`; return its ImageNet head, if it has one.
 
     Raises:
         BadModel: names or shapes do not fit; the first misfit is named.
@@ -218,7 +218,7 @@ def load_trunk(trunk: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -
 
 
 def measure_drift(trunk: nn.Module, photos: torch.Tensor) -> float:
-    """Returns how far photos' batch-norm input means are from the trunk's running means.
+    """Return how far photos' batch-norm input means are from the trunk's running means.
 
     The mean over all batch-norm channels of the squared difference, in units of the running
     variance. Weights in their own layout drift several times less than in the wrong one.
@@ -244,7 +244,7 @@ def measure_drift(trunk: nn.Module, photos: torch.Tensor) -> float:
 def choose_layout(
     backbone: str, tensors: dict[str, torch.Tensor], photos: torch.Tensor, path: Path
 ) -> tuple[str, dict[str, float]]:
-    """Returns the ResNet50 layout that the weights fit best, and each layout's drift.
+    """Return the ResNet50 layout that the weights fit best, and each layout's drift.
 
     For a backbone of a single layout that is the backbone itself and no drift. The drift is
     measured on `photos (N, 3, H, W) float32`.

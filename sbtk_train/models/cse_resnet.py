@@ -43,7 +43,7 @@ class ConditionalSE(nn.Module):
             self.fc2.weight[:, -1] = 0.0
 
     def forward(self, values: Tensor, domains: Tensor) -> Tensor:
-        """Returns `(N, C, h, w)` weighted channels for the same shape and domains `(N,)`."""
+        """Return `(N, C, h, w)` weighted channels for the same shape and domains `(N,)`."""
         hidden = torch.relu(self.fc1(values.mean(dim=(2, 3))))
         hidden = torch.cat([hidden, domains.to(hidden.dtype).unsqueeze(1)], dim=1)
         shares = torch.sigmoid(self.fc2(hidden))
@@ -69,7 +69,7 @@ class CseBlock(nn.Module):
         return norm
 
     def forward(self, values: Tensor, domains: Tensor) -> Tensor:
-        """Returns the block's output for values `(N, c, h, w)` and domains `(N,)`."""
+        """Return the block's output for values `(N, c, h, w)` and domains `(N,)`."""
         relu = self.get_submodule("relu")
         residual = values
         for number in range(1, self._depth + 1):
@@ -86,7 +86,7 @@ class CseStage(nn.ModuleList):
     """The blocks of a stage, each of which takes the domain."""
 
     def forward(self, values: Tensor, domains: Tensor) -> Tensor:
-        """Returns the last block's output `(N, F, h, w)`; `domains (N,)` tell sketch from photo."""
+        """Return the last block's output `(N, F, h, w)`; `domains (N,)` tell sketch from photo."""
         for block in self:
             values = block(values, domains)
         return values
@@ -103,7 +103,7 @@ class CseTrunk(nn.Module):
             self.add_module(name, child)
 
     def forward(self, values: Tensor, domains: Tensor, begin: str = "") -> Tensor:
-        """Returns the feature map `(N, F, h, w)` of images, or of values that enter `begin`."""
+        """Return the feature map `(N, F, h, w)` of images, or of values that enter `begin`."""
         is_within = not begin
         for name, stage in self.named_children():
             is_within = is_within or name == begin
@@ -112,18 +112,18 @@ class CseTrunk(nn.Module):
         return values
 
     def blocks(self) -> list[CseBlock]:
-        """Returns all blocks, first to last."""
+        """Return all blocks, first to last."""
         return [block for block in self.modules() if isinstance(block, CseBlock)]
 
 
 def run_stage(stage: nn.Module, values: Tensor, domains: Tensor) -> Tensor:
-    """Returns the stage's output for `values (N, C, H, W)`; CSE stages get `domains (N,)` too."""
+    """Return the stage's output for `values (N, C, H, W)`; CSE stages get `domains (N,)` too."""
     result: Tensor = stage(values, domains) if isinstance(stage, CseStage) else stage(values)
     return result
 
 
 def build_cse_trunk(backbone: str) -> tuple[CseTrunk, int]:
-    """Returns a CSE-ResNet up to its last feature map, and its channel count.
+    """Return a CSE-ResNet up to its last feature map, and its channel count.
 
     Args:
         backbone: `se-resnet50`, or one of `backbone.BACKBONES` to be given CSE blocks.
@@ -141,7 +141,7 @@ def build_cse_trunk(backbone: str) -> tuple[CseTrunk, int]:
 def load_cse_trunk(
     trunk: CseTrunk, tensors: dict[str, Tensor], path: Path, backbone: str
 ) -> Classifier | None:
-    """Loads ImageNet weights into `trunk`; returns their classifier, if they have one.
+    """Load ImageNet weights into `trunk`; return their classifier, if they have one.
 
     For `se-resnet50` the file is Cadene's. For another backbone it is a plain ResNet's, and the
     CSE modules start so that the trunk computes exactly what the plain one does: every channel
@@ -172,12 +172,12 @@ def load_cse_trunk(
 
 
 def has_cadene_names(tensors: dict[str, Tensor]) -> bool:
-    """Returns whether the tensors are those of Cadene's SE-ResNets rather than torchvision's."""
+    """Return whether the tensors are those of Cadene's SE-ResNets rather than torchvision's."""
     return "last_linear.weight" in tensors or "layer0.conv1.weight" in tensors
 
 
 def rename_cadene_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns tensors of Cadene's `se_resnet50` under this module's names.
+    """Return tensors of Cadene's `se_resnet50` under this module's names.
 
     Its channel weights are 1x1 convolutions `se_module.fc1` and `fc2`; they become matrices, and
     `fc2` gets a last column of zeros for the domain.

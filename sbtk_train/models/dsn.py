@@ -51,16 +51,16 @@ class DsnStudent(Student):
         return self.embedding.out_features
 
     def project(self, feature: Tensor) -> Tensor:
-        """Returns the codes `(N, D)` of pooled features."""
+        """Return the codes `(N, D)` of pooled features."""
         codes: Tensor = self.embedding(feature)
         return codes
 
     def logits(self, feature: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns class logits `(N, C)` and ImageNet logits `(N, 1000)`, both of the codes."""
+        """Return class logits `(N, C)` and ImageNet logits `(N, 1000)`, both of the codes."""
         return self.identity(projected), self.soft(projected)
 
     def load_weights(self, tensors: dict[str, Tensor], path: Path) -> Classifier | None:
-        """Loads the trunk's ImageNet weights; returns their classifier, if there is one.
+        """Load the trunk's ImageNet weights; return their classifier, if there is one.
 
         Raises:
             BadModel: the file does not fit the backbone.
@@ -68,7 +68,7 @@ class DsnStudent(Student):
         return load_cse_trunk(self.trunk, tensors, path, self._backbone)
 
     def start_from(self, classifier: Classifier) -> None:
-        """Initialises code and soft-label head by the classifier's best approximation of rank D.
+        """Initialise code and soft-label head by the classifier's best approximation of rank D.
 
         With `W = U S V^T`, the code's weight is `S_D V_D^T` and the head's `U_D`. The classifier's
         bias is dropped; biases stay as they were drawn.
@@ -95,7 +95,7 @@ class DsnStudent(Student):
 
 
 def build_student(config: TrainConfig, classes: int) -> Student:
-    """Returns the student that a run's configuration describes, with random weights.
+    """Return the student that a run's configuration describes, with random weights.
 
     Args:
         config: method, backbone, dim and recipe.

@@ -44,7 +44,7 @@ class TorchSettings:
 
 
 def make_random_student(method: str, backbone: str, dim: int) -> Student:
-    """Returns a student with random weights: they do not change how long it takes.
+    """Return a student with random weights: they do not change how long it takes.
 
     Args:
         method: `sbtknet`, `dsn` or `sake`.
@@ -59,7 +59,7 @@ def make_random_student(method: str, backbone: str, dim: int) -> Student:
 
 
 def make_eager_run(student: Student, settings: TorchSettings) -> Run:
-    """Returns a function that does an engine's whole job in torch eager.
+    """Return a function that does an engine's whole job in torch eager.
 
     It takes `(N, 224, 224, 3) uint8` photos in the host's memory and returns `(N, D) float32` unit
     rows there, normalisation of the input included. The student itself is left alone.
@@ -70,7 +70,7 @@ def make_eager_run(student: Student, settings: TorchSettings) -> Run:
 def make_compiled_run(
     student: Student, settings: TorchSettings, notify: Callable[[str], None] = lambda _: None
 ) -> Run:
-    """Returns what `make_eager_run` does, compiled by `torch.compile` for each batch size.
+    """Return what `make_eager_run` does, compiled by `torch.compile` for each batch size.
 
     Weights are constants ("freezing") on a CPU, and CUDA graphs are used on a GPU; both are what
     makes a compiled network quick. A batch size is compiled in its first run, for up to a minute.
@@ -106,7 +106,7 @@ def make_compiled_run(
 
 
 def _embedding(student: Student, settings: TorchSettings) -> Callable[[Tensor], Tensor]:
-    """Returns what makes `(N, D) float32` unit rows of `(N, 224, 224, 3) uint8` on the device."""
+    """Return what makes `(N, D) float32` unit rows of `(N, 224, 224, 3) uint8` on the device."""
     layout = torch.channels_last if settings.is_channels_last else torch.contiguous_format
     student = copy.deepcopy(student).to(settings.device)
     student = student.to(memory_format=layout)  # type: ignore[call-overload]
@@ -136,7 +136,7 @@ def _run(embed: Callable[[Tensor], Tensor], settings: TorchSettings) -> Run:
 
 @contextlib.contextmanager
 def _compiling() -> Iterator[None]:
-    """Makes torch compile for more batch sizes than by default, without its warnings."""
+    """Make torch compile for more batch sizes than by default, without its warnings."""
     logger = logging.getLogger("torch.utils.cpp_extension")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it misses CUDA on a CPU
@@ -150,7 +150,7 @@ def _compiling() -> Iterator[None]:
 def make_product_run(
     kind: Literal["int8", "fp32"], size: int, threads: int
 ) -> Callable[[], object]:
-    """Returns a function that multiplies two `(size, size)` matrices on the CPU.
+    """Return a function that multiplies two `(size, size)` matrices on the CPU.
 
     INT8 is `int8` times `int8` summed in `int32`.
 

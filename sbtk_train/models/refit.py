@@ -33,7 +33,7 @@ _BATCH = 32
 def refit_embedding(
     student: SbtknetStudent, division: Division, compute: Compute, workers: int
 ) -> None:
-    """Replaces the student's embedding by its normalised soft-label logits, in place.
+    """Replace the student's embedding by its normalised soft-label logits, in place.
 
     Args:
         student: best student of a run, on its device.
@@ -65,7 +65,7 @@ def refit_embedding(
 
 
 def _some_of_each(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns rows of up to 100 images of each class, spread over all that it has."""
+    """Return rows of up to 100 images of each class, spread over all that it has."""
     rows = []
     for label in np.unique(labels):
         own = np.flatnonzero(labels == label)
@@ -81,7 +81,7 @@ def _features(
     compute: Compute,
     workers: int,
 ) -> NDArray[np.float32]:
-    """Returns `(N, F) float32` pooled features of image files at 224 px."""
+    """Return `(N, F) float32` pooled features of image files at 224 px."""
     store = PixelStore(paths, kind, SIZE_PX, workers=workers, keep=False)
     student.eval()
     features = []
@@ -124,7 +124,7 @@ def fit_within_class_projection(
     dim: int,
     shrinkage: float,
 ) -> Projection:
-    """Returns `weight` followed by the normalisation, cut to its `dim` widest directions.
+    """Return `weight` followed by the normalisation, cut to its `dim` widest directions.
 
     With `z = weight @ feature`, class means `m_c` (of the sketches' mean and the photos' mean),
     their mean `m` and the scatter `S` about `m_c` (each class and domain weighing the same), rows
@@ -170,7 +170,7 @@ def _scatter(
     photos: NDArray[np.float64],
     photo_labels: Labels,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns the scatter within classes `(K, K)` and the class means `(C, K)`."""
+    """Return the scatter within classes `(K, K)` and the class means `(C, K)`."""
     width = sketches.shape[1]
     scatter, means = np.zeros((width, width)), []
     for label in np.intersect1d(sketch_labels, photo_labels):

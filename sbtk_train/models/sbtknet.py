@@ -43,22 +43,22 @@ class SbtknetStudent(Student):
         return self.embedding.out_features
 
     def project(self, feature: Tensor) -> Tensor:
-        """Returns `(N, D)`, FC_sim of pooled features."""
+        """Return `(N, D)`, FC_sim of pooled features."""
         rows: Tensor = self.embedding(feature)
         return rows
 
     def logits(self, feature: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns FC_id `(N, C)` and FC_soft `(N, 1000)` of pooled features."""
+        """Return FC_id `(N, C)` and FC_soft `(N, 1000)` of pooled features."""
         return self.identity(feature), self.soft(feature)
 
     def pool(self, feature_map: Tensor) -> Tensor:
-        """Returns the global average `(N, F)` of a feature map, attended to first if so built."""
+        """Return the global average `(N, F)` of a feature map, attended to first if so built."""
         if self.attention is not None:
             feature_map = self.attention(feature_map)
         return super().pool(feature_map)
 
     def start_from(self, classifier: Classifier) -> None:
-        """Initialises the heads from the ImageNet classifier.
+        """Initialise the heads from the ImageNet classifier.
 
         The soft-label head is the classifier itself. The embedding is the projection on the
         classifier's leading right singular vectors (as SAKE and DSN do), so that it starts as the
@@ -87,7 +87,7 @@ class SpatialAttention(nn.Module):
         self.mask = nn.Conv2d(_ATTENTION_CHANNELS, 1, 1)
 
     def forward(self, feature_map: Tensor) -> Tensor:
-        """Returns the reweighted feature map `(N, F, h, w)`."""
+        """Return the reweighted feature map `(N, F, h, w)`."""
         scores = self.mask(self.reduce(feature_map))
         weights = functional.softmax(scores.flatten(2), dim=2).view_as(scores)
         return feature_map + feature_map * weights

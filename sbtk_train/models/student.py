@@ -52,18 +52,18 @@ class Student(nn.Module, ABC):
 
     @abstractmethod
     def project(self, feature: Tensor) -> Tensor:
-        """Returns `(N, D)` embeddings, not yet of length one, of pooled features `(N, F)`."""
+        """Return `(N, D)` embeddings, not yet of length one, of pooled features `(N, F)`."""
 
     @abstractmethod
     def logits(self, feature: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns class logits `(N, C)` and ImageNet logits `(N, 1000)`."""
+        """Return class logits `(N, C)` and ImageNet logits `(N, 1000)`."""
 
     @abstractmethod
     def start_from(self, classifier: Classifier) -> None:
-        """Initialises the heads from the ImageNet classifier of the trunk's weights."""
+        """Initialise the heads from the ImageNet classifier of the trunk's weights."""
 
     def load_weights(self, tensors: dict[str, Tensor], path: Path) -> Classifier | None:
-        """Loads a classifier network's tensors into the trunk; returns its head, if it has one.
+        """Load a classifier network's tensors into the trunk; return its head, if it has one.
 
         Raises:
             BadModel: names or shapes do not fit; the first misfit is named.
@@ -71,7 +71,7 @@ class Student(nn.Module, ABC):
         return load_trunk(self.trunk, tensors, path)
 
     def load_student(self, tensors: dict[str, Tensor], path: Path, *, same_classes: bool) -> None:
-        """Loads all of another student: trunk, embedding and heads.
+        """Load all of another student: trunk, embedding and heads.
 
         Args:
             tensors: those of a student (`backbone.is_student`).
@@ -112,7 +112,7 @@ class Student(nn.Module, ABC):
     def forward(
         self, inputs: Tensor, domains: Tensor | None = None, begin: str = ""
     ) -> StudentOutput:
-        """Returns all outputs for images `(N, 3, H, W)`, or for feature maps at the stage `begin`.
+        """Return all outputs for images `(N, 3, H, W)`, or for feature maps at the stage `begin`.
 
         `domains (N,)` tell sketch from photo to students that take them.
         """
@@ -124,19 +124,19 @@ class Student(nn.Module, ABC):
             return StudentOutput(embedding, *self.logits(feature, projected), feature)
 
     def embed(self, inputs: Tensor, domains: Tensor | None = None, begin: str = "") -> Tensor:
-        """Returns `(N, D) float32` unit rows for N images, or for feature maps at `begin`."""
+        """Return `(N, D) float32` unit rows for N images, or for feature maps at `begin`."""
         feature = self.feature(inputs, domains, begin).float()
         with torch.autocast(feature.device.type, enabled=False):
             return functional.normalize(self.project(feature), dim=1)
 
     def feature(self, inputs: Tensor, domains: Tensor | None = None, begin: str = "") -> Tensor:
-        """Returns the pooled feature `(N, F)`."""
+        """Return the pooled feature `(N, F)`."""
         return self.pool(self.feature_map(inputs, domains, begin=begin))
 
     def feature_map(
         self, inputs: Tensor, domains: Tensor | None = None, *, begin: str = "", end: str = ""
     ) -> Tensor:
-        """Returns what the trunk's stages from `begin` up to, not including, `end` make of it.
+        """Return what the trunk's stages from `begin` up to, not including, `end` make of it.
 
         Both are stage names such as `layer4`; empty for the trunk's own beginning and end. The
         inputs are images `(N, 3, H, W)`, or a feature map `(N, F, h, w)` that enters `begin`.
@@ -151,18 +151,18 @@ class Student(nn.Module, ABC):
         return values
 
     def pool(self, feature_map: Tensor) -> Tensor:
-        """Returns the global average `(N, F)` of a feature map `(N, F, h, w)`."""
+        """Return the global average `(N, F)` of a feature map `(N, F, h, w)`."""
         return feature_map.mean(dim=(2, 3))
 
     def freeze_until(self, stage: str) -> None:
-        """Freezes the trunk before `stage`, e.g. `layer3`; batch-norm statistics there too."""
+        """Freeze the trunk before `stage`, e.g. `layer3`; batch-norm statistics there too."""
         for name, child in self.trunk.named_children():
             if name == stage:
                 return
             child.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Student:
-        """Sets the mode; frozen stages stay in evaluation mode, so their statistics stay put."""
+        """Set the mode; frozen stages stay in evaluation mode, so their statistics stay put."""
         super().train(mode)
         for child in self.trunk.children():
             parameters = list(child.parameters())
@@ -171,16 +171,16 @@ class Student(nn.Module, ABC):
         return self
 
     def _stage(self, stage: nn.Module, values: Tensor, domains: Tensor | None) -> Tensor:
-        """Returns what one stage of the trunk makes of `values`."""
+        """Return what one stage of the trunk makes of `values`."""
         result: Tensor = stage(values)
         return result
 
 
 def domains_of(kind: Kind, count: int, device: torch.device | str = "cpu") -> Tensor:
-    """Returns `(count,) float32`, the domain of that many sketches (0) or photos (1)."""
+    """Return `(count,) float32`, the domain of that many sketches (0) or photos (1)."""
     return torch.full((count,), DOMAINS[kind], device=device)
 
 
 def batch_domains(sketches: int, photos: int, device: torch.device | str = "cpu") -> Tensor:
-    """Returns `(sketches + photos,) float32`, the domains of a batch, sketches first."""
+    """Return `(sketches + photos,) float32`, the domains of a batch, sketches first."""
     return torch.cat([domains_of("sketch", sketches, device), domains_of("photo", photos, device)])

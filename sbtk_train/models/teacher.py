@@ -47,7 +47,7 @@ def make_soft_labels(
     workers: int,
     notify: Callable[[str], None],
 ) -> tuple[Tensor, str]:
-    """Returns soft labels `(C, 1000) float32`, rows that sum to one, and their hash.
+    """Return soft labels `(C, 1000) float32`, rows that sum to one, and their hash.
 
     Args:
         training: the training images; only their photos are looked at.
@@ -98,7 +98,7 @@ def make_soft_labels(
 
 
 def make_stand_in_label(weight: Tensor, synsets: Sequence[str], name: str) -> Tensor:
-    """Returns the soft label `(1000,) float32` of a class that no photo shows.
+    """Return the soft label `(1000,) float32` of a class that no photo shows.
 
     The softmax of the scaled cosines between each ImageNet class's weights and the mean of the
     named ones: high for these, and higher for their like than for the rest, as a photo's is.
@@ -124,13 +124,13 @@ def make_stand_in_label(weight: Tensor, synsets: Sequence[str], name: str) -> Te
 
 
 def read_imagenet_synsets() -> list[str]:
-    """Returns the WordNet ids of ImageNet's thousand classes, in a classifier's order."""
+    """Return the WordNet ids of ImageNet's thousand classes, in a classifier's order."""
     file = resources.files("sbtk_train.models").joinpath("imagenet_synsets.txt")
     return file.read_text("ascii").split()
 
 
 def cache_folder() -> Path:
-    """Returns sbtk's cache folder, `$XDG_CACHE_HOME/sbtk` or `~/.cache/sbtk`."""
+    """Return sbtk's cache folder, `$XDG_CACHE_HOME/sbtk` or `~/.cache/sbtk`."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "sbtk"
 
@@ -145,7 +145,7 @@ def _key(
 
 
 def _read(path: Path, classes: int) -> Tensor | None:
-    """Returns the cached soft labels; `None` when there are none or they are damaged."""
+    """Return the cached soft labels; `None` when there are none or they are damaged."""
     if not path.is_file():
         return None
     try:
@@ -160,7 +160,7 @@ def _read(path: Path, classes: int) -> Tensor | None:
 
 
 def require_classifier(classifier: Classifier | None, path: Path) -> Classifier:
-    """Returns the classifier, or raises `BadModel` if the weights file has no ImageNet head."""
+    """Return the classifier, or raise `BadModel` if the weights file has no ImageNet head."""
     if classifier is None:
         raise BadModel(
             f"{path} has no 1000-class ImageNet classifier, which the knowledge loss needs",
@@ -188,7 +188,7 @@ class DsnTeacher:
 
     @torch.no_grad()
     def logits(self, inputs: Tensor, domains: Tensor, begin: str = "") -> Tensor:
-        """Returns ImageNet logits `(N, 1000) float32` of images, or of maps that enter `begin`.
+        """Return ImageNet logits `(N, 1000) float32` of images, or of maps that enter `begin`.
 
         Maps are those of a student whose stages before `begin` are the teacher's own.
         """

@@ -21,7 +21,7 @@ _CACHED = {"resnet18": "resnet18", SE_RESNET50: "se_resnet50"}
 
 
 def find_weights(name: str, backbone: str | None) -> Path:
-    """Returns the weights file that `name` means, or `imagenet` for a local copy.
+    """Return the weights file that `name` means, or `imagenet` for a local copy.
 
     A name is the path of a file, or of a run folder or bundle, whose student it then is.
 
@@ -76,7 +76,7 @@ def _student_of(folder: Path) -> Path:
 
 
 def read_student_dim(path: Path) -> int | None:
-    """Returns the length of the embedding of a student's file; `None` for other weights."""
+    """Return the length of the embedding of a student's file; `None` for other weights."""
     if path.suffix != ".safetensors":
         return None
     try:
@@ -90,12 +90,12 @@ def read_student_dim(path: Path) -> int | None:
 
 
 def read_training_classes(path: Path) -> tuple[str, ...]:
-    """Returns the classes that a student was trained on, by the run it lies in; else nothing."""
+    """Return the classes that a student was trained on, by the run it lies in; else nothing."""
     return _classes_beside(path, "run.json", "identity_classes")
 
 
 def read_unseen_classes(path: Path) -> tuple[str, ...]:
-    """Returns the classes that a student's training kept unseen, by the bundle it lies in."""
+    """Return the classes that a student's training kept unseen, by the bundle it lies in."""
     return _classes_beside(path, "manifest.json", "unseen_classes")
 
 
@@ -110,7 +110,7 @@ def _classes_beside(path: Path, name: str, key: str) -> tuple[str, ...]:
 
 
 def choose_backbone(weights: Path | None, asked: str | None, notify: Notify) -> str:
-    """Returns the backbone: as asked, else as the weights file says, else torchvision's."""
+    """Return the backbone: as asked, else as the weights file says, else torchvision's."""
     if asked:
         return asked
     if weights is None:
@@ -133,6 +133,6 @@ def choose_backbone(weights: Path | None, asked: str | None, notify: Notify) -> 
 
 
 def _is_named(path: Path, stems: tuple[str, ...]) -> bool:
-    """Returns whether a file is named after a layout; `resnet50-v1` does not match `-v1.5`."""
+    """Return whether a file is named after a layout; `resnet50-v1` does not match `-v1.5`."""
     rests = [path.stem.removeprefix(stem) for stem in stems if path.stem.startswith(stem)]
     return any(rest[:1] != "." for rest in rests)

@@ -85,7 +85,7 @@ class DsnObjective:
             self._memory = MemoryBank(len(data.classes), recipe.memory_size, features, device)
 
     def batches(self, epoch: int) -> Iterator[Batch]:
-        """Yields shuffled sketches and photos."""
+        """Yield shuffled sketches and photos."""
         recipe = self._recipe
         return sample_shuffled(
             self._data,
@@ -97,7 +97,7 @@ class DsnObjective:
         )
 
     def views_of(self, sketches: Tensor, photos: Tensor, rng: BatchRngs) -> Tensor:
-        """Returns the plain view and, for the contrast, two more of the same moved images.
+        """Return the plain view and, for the contrast, two more of the same moved images.
 
         Args:
             sketches: `(S, 1, H, W) uint8`.
@@ -114,12 +114,12 @@ class DsnObjective:
         return torch.cat(views)
 
     def start_epoch(self) -> None:
-        """Empties the memory."""
+        """Empty the memory."""
         if self._memory is not None:
             self._memory.forget()
 
     def terms(self, output: StudentOutput, examples: Examples) -> dict[str, Tensor]:
-        """Returns `identity`, `knowledge`, `contrastive` and `memory`, those that are switched on.
+        """Return `identity`, `knowledge`, `contrastive` and `memory`, those that are switched on.
 
         The first view is classified, distilled and remembered, the two others are contrasted.
         """
@@ -145,11 +145,11 @@ class DsnObjective:
         return terms
 
     def state(self) -> dict[str, Tensor]:
-        """Returns the memory."""
+        """Return the memory."""
         return {} if self._memory is None else self._memory.state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Restores the memory.
+        """Restore the memory.
 
         Raises:
             BadConfig: it is of other classes or of another size.
@@ -158,7 +158,7 @@ class DsnObjective:
             self._memory.load_state(tensors)
 
     def _teacher_logits(self, teacher: DsnTeacher, examples: Examples) -> Tensor:
-        """Returns `(S + P, 1000)`; zeros for sketches, which have no part in distillation."""
+        """Return `(S + P, 1000)`; zeros for sketches, which have no part in distillation."""
         inputs, domains = examples.first_view(), examples.own_domains()
         is_photo = domains > 0
         own = teacher.logits(inputs[is_photo], domains[is_photo], examples.begin)
@@ -195,14 +195,14 @@ class MemoryBank:
         return tuple(self._counts)
 
     def entries(self, label: int) -> Tensor:
-        """Returns the `(counts[label], F) float32` features that are kept of a class."""
+        """Return the `(counts[label], F) float32` features that are kept of a class."""
         return self._entries[label, : self._counts[label]]
 
     @torch.no_grad()
     def add(
         self, sketches: Tensor, sketch_labels: Tensor, photos: Tensor, photo_labels: Tensor
     ) -> None:
-        """Keeps a batch's sketch features, in their order.
+        """Keep a batch's sketch features, in their order.
 
         While a class has room a sketch is simply added. Then it takes the place of the entry that
         is farthest, by cosine, from the mean of the class's photo features in the batch, if it is
@@ -230,7 +230,7 @@ class MemoryBank:
                 self._replace_farthest(label, sketch, middle)
 
     def loss(self, photos: Tensor, labels: Tensor, *, with_gradient: bool = True) -> Tensor:
-        """Returns 1 minus the mean cosine of photos to the mean entry of their class.
+        """Return 1 minus the mean cosine of photos to the mean entry of their class.
 
         Photos of a class without an entry are left out; it is 0 if all are.
 
@@ -251,16 +251,16 @@ class MemoryBank:
         return 1.0 - functional.cosine_similarity(photos[rows], prototypes).mean()
 
     def forget(self) -> None:
-        """Empties the bank."""
+        """Empty the bank."""
         self._entries.zero_()
         self._counts = [0] * len(self._counts)
 
     def state(self) -> dict[str, Tensor]:
-        """Returns a copy of what the bank holds."""
+        """Return a copy of what the bank holds."""
         return {"entries": self._entries.cpu().clone(), "counts": torch.tensor(self._counts)}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Restores what `state` returned.
+        """Restore what `state` returned.
 
         Raises:
             BadConfig: it is of a bank for other classes, another size or other features.
@@ -298,7 +298,7 @@ class MemoryBank:
 def build_dsn_objective(
     config: TrainConfig, training: ImageSet, student: Student, compute: Compute, notify: Notify
 ) -> tuple[DsnObjective, str]:
-    """Returns the objective, and the SHA-256 of its semantic matrix (empty without one).
+    """Return the objective, and the SHA-256 of its semantic matrix (empty without one).
 
     Raises:
         BadConfig: there is nothing to distil from, or it does not go with kept feature maps.

@@ -13,12 +13,12 @@ from torch.nn import functional
 
 
 def squared_distances(left: Tensor, right: Tensor) -> Tensor:
-    """Returns `(A, B)` squared Euclidean distances between unit rows `(A, D)` and `(B, D)`."""
+    """Return `(A, B)` squared Euclidean distances between unit rows `(A, D)` and `(B, D)`."""
     return 2.0 - 2.0 * left @ right.T
 
 
 def triplet_loss(anchor: Tensor, positive: Tensor, negative_photo: Tensor, margin: float) -> Tensor:
-    """Returns Eq. 1: mean of `max(d+ - dp- + margin, 0)` over `(N, D)` unit rows."""
+    """Return Eq. 1: mean of `max(d+ - dp- + margin, 0)` over `(N, D)` unit rows."""
     to_positive = (anchor - positive).square().sum(1)
     to_photo = (anchor - negative_photo).square().sum(1)
     return functional.relu(to_positive - to_photo + margin).mean()
@@ -31,7 +31,7 @@ def quadruplet_loss(
     negative_sketch: Tensor,
     margin: float,
 ) -> Tensor:
-    """Returns Eq. 2, the domain-aware quadruplet loss over `(N, D)` unit rows.
+    """Return Eq. 2, the domain-aware quadruplet loss over `(N, D)` unit rows.
 
     The mean of the triplet terms with a negative photo and with a negative sketch: the anchor
     sketch must be nearer to a photo of its class than to anything of another class, whichever
@@ -51,7 +51,7 @@ def batch_hard_loss(
     *,
     with_sketch_negatives: bool = True,
 ) -> Tensor:
-    """Returns Eq. 2 with the hardest members of a batch in place of drawn ones.
+    """Return Eq. 2 with the hardest members of a batch in place of drawn ones.
 
     For each sketch the farthest photo of its class and the nearest photo and sketch of another
     class (Hermans et al. 2017); then the same from each photo to the sketches, which costs
@@ -84,7 +84,7 @@ def batch_hard_loss(
 
 
 def contrastive_loss(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Returns the supervised contrastive loss (Khosla et al. 2020, Eq. 2) over both domains.
+    """Return the supervised contrastive loss (Khosla et al. 2020, Eq. 2) over both domains.
 
     Every image is an anchor; its positives are all images of its class, sketches and photos
     alike, and all others are contrasted with them at once. Images without a positive are left
@@ -104,12 +104,12 @@ def contrastive_loss(embeddings: Tensor, labels: Tensor, temperature: float) -> 
 
 
 def classification_loss(class_logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns Eq. 4: mean cross-entropy of `(N, C)` logits with `(N,) int64` labels."""
+    """Return Eq. 4: mean cross-entropy of `(N, C)` logits with `(N,) int64` labels."""
     return functional.cross_entropy(class_logits, labels)
 
 
 def knowledge_loss(soft_logits: Tensor, soft_labels: Tensor) -> Tensor:
-    """Returns Eq. 5: mean cross-entropy of `(N, 1000)` logits with soft labels that sum to one."""
+    """Return Eq. 5: mean cross-entropy of `(N, 1000)` logits with soft labels that sum to one."""
     return -(soft_labels * functional.log_softmax(soft_logits, dim=1)).sum(1).mean()
 
 
@@ -122,7 +122,7 @@ def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
 def distillation_loss(
     soft_logits: Tensor, teacher_logits: Tensor, semantic_rows: Tensor, *, kd: float, kdneg: float
 ) -> Tensor:
-    """Returns SAKE's semantic-aware distillation of a batch's photos; sketches have no part in it.
+    """Return SAKE's semantic-aware distillation of a batch's photos; sketches have no part in it.
 
     The mean over photos of the cross-entropy of `softmax(soft_logits)` with the target
     `softmax(kd * teacher_logits + kdneg * semantic_rows)`: WordNet lifts ImageNet classes that
@@ -142,7 +142,7 @@ def distillation_loss(
 def two_view_contrastive_loss(
     first: Tensor, second: Tensor, labels: Tensor, temperature: float
 ) -> Tensor:
-    """Returns the supervised contrastive loss over two views of a batch of both domains.
+    """Return the supervised contrastive loss over two views of a batch of both domains.
 
     Khosla et al. 2020, Eq. 2 ("out"), every view an anchor: positives are the other view of the
     same image and both views of every image of its class, sketch or photo; the mean over positives

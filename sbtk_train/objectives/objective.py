@@ -42,15 +42,15 @@ class Examples:
     distributed: DistributedContext = SINGLE_PROCESS
 
     def first_view(self) -> Tensor:
-        """Returns the first view of the own images, `(s + p, ...)`."""
+        """Return the first view of the own images, `(s + p, ...)`."""
         return self.inputs[: len(self.own_domains())]
 
     def own_domains(self) -> Tensor:
-        """Returns `(s + p,) float32`, the domains of the own images."""
+        """Return `(s + p,) float32`, the domains of the own images."""
         return self.domains if self.shard is None else self.domains[self.shard.rows()]
 
     def all_gather(self, rows: Tensor) -> Tensor:
-        """Returns `(S + P, D)` rows for the `(s + p, D) float32` of one view of own images."""
+        """Return `(S + P, D)` rows for the `(s + p, D) float32` of one view of own images."""
         return rows if self.shard is None else self.distributed.all_gather([rows], self.shard, 1)[0]
 
 
@@ -64,11 +64,11 @@ class Objective(Protocol):
     views: int
 
     def batches(self, epoch: int) -> Iterator[Batch]:
-        """Yields the batches of an epoch; a pure function of seed and epoch."""
+        """Yield the batches of an epoch; a pure function of seed and epoch."""
         ...
 
     def views_of(self, sketches: Tensor, photos: Tensor, rng: BatchRngs) -> Tensor:
-        """Returns `(V * (S + P), 3, H, W)` normalised images, view after view, sketches first.
+        """Return `(V * (S + P), 3, H, W)` normalised images, view after view, sketches first.
 
         Args:
             sketches: `(S, 1, H, W) uint8`, dark ink on white.
@@ -78,11 +78,11 @@ class Objective(Protocol):
         ...
 
     def start_epoch(self) -> None:
-        """Clears what is kept only within an epoch."""
+        """Clear what is kept only within an epoch."""
         ...
 
     def terms(self, output: StudentOutput, examples: Examples) -> dict[str, Tensor]:
-        """Returns the weighted terms of the loss, by name; their sum is minimised.
+        """Return the weighted terms of the loss, by name; their sum is minimised.
 
         Args:
             output: of all `V * (S + P)` inputs, in their order.
@@ -91,9 +91,9 @@ class Objective(Protocol):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """Returns what a resumed run needs beyond the student."""
+        """Return what a resumed run needs beyond the student."""
         ...
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Restores what `state` returned."""
+        """Restore what `state` returned."""
         ...

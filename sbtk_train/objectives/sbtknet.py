@@ -45,7 +45,7 @@ class SbtknetObjective:
         self.soft_labels = soft_labels
 
     def batches(self, epoch: int) -> Iterator[Batch]:
-        """Yields drawn quadruplets, or classes with two images of each domain."""
+        """Yield drawn quadruplets, or classes with two images of each domain."""
         recipe = self._recipe
         if recipe.batches == "class-balanced":
             return sample_class_balanced(
@@ -54,7 +54,7 @@ class SbtknetObjective:
         return sample_quadruplets(self._data, recipe.quadruplets, self._seed, epoch)
 
     def views_of(self, sketches: Tensor, photos: Tensor, rng: BatchRngs) -> Tensor:
-        """Returns `(S + P, 3, H, W)` images, augmented if the recipe says so."""
+        """Return `(S + P, 3, H, W)` images, augmented if the recipe says so."""
         if self._recipe.augment:
             ink = augment_sketches(sketches, rng.sketches)
             return torch.cat([ink, augment_photos(photos, rng.photos)])
@@ -64,7 +64,7 @@ class SbtknetObjective:
         """Nothing is kept within an epoch."""
 
     def terms(self, output: StudentOutput, examples: Examples) -> dict[str, Tensor]:
-        """Returns `metric`, and `identity` and `knowledge` where they are switched on."""
+        """Return `metric`, and `identity` and `knowledge` where they are switched on."""
         count, labels = examples.sketches, examples.labels
         terms = {
             "metric": metric_loss(
@@ -96,7 +96,7 @@ def metric_loss(
     photo_labels: Tensor,
     recipe: SbtknetRecipe,
 ) -> Tensor:
-    """Returns the recipe's metric loss of a batch's `(S, D)` sketches and `(P, D)` photos.
+    """Return the recipe's metric loss of a batch's `(S, D)` sketches and `(P, D)` photos.
 
     In a batch of quadruplets the first half of the sketches are anchors and the second negatives,
     the first half of the photos positives and the second negatives (`sampler.Batch`).

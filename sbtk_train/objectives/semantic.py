@@ -41,7 +41,7 @@ _RULES = "semantic-matrix-1"
 
 
 def build_semantic_matrix(training: ImageSet, notify: Callable[[str], None]) -> tuple[Matrix, str]:
-    """Returns the matrix `(C, 1000) float32` of the training classes, and its SHA-256.
+    """Return the matrix `(C, 1000) float32` of the training classes, and its SHA-256.
 
     It is made once and kept in the cache folder as .npy, with its hash beside it, under what it
     depends on: the classes' names and the synsets that their photos name.
@@ -76,7 +76,7 @@ def build_semantic_matrix(training: ImageSet, notify: Callable[[str], None]) -> 
 
 
 def build_matrix(classes: Sequence[Sequence[Lineage]], imagenet: Sequence[Lineage]) -> Matrix:
-    """Returns `(len(classes), len(imagenet)) float32` of classes that are several synsets each."""
+    """Return `(len(classes), len(imagenet)) float32` of classes that are several synsets each."""
     matrix = np.zeros((len(classes), len(imagenet)), dtype=np.float32)
     for row, lineages in zip(matrix, classes, strict=True):
         for lineage in lineages:
@@ -88,7 +88,7 @@ def build_matrix(classes: Sequence[Sequence[Lineage]], imagenet: Sequence[Lineag
 
 
 def measure_nearness(one: Lineage, other: Lineage) -> float:
-    """Returns 1 where one is a kind of the other, else their path similarity if above 0.2, or 0."""
+    """Return 1 where one is a kind of the other, else their path similarity if above 0.2, or 0."""
     if other.offset in one.kinds or one.offset in other.kinds:
         return 1.0
     common = one.steps.keys() & other.steps.keys()
@@ -97,7 +97,7 @@ def measure_nearness(one: Lineage, other: Lineage) -> float:
 
 
 def find_photo_synsets(data: ImageSet) -> list[tuple[int, ...]]:
-    """Returns for each class the synsets that its photos' names begin with, in their order."""
+    """Return for each class the synsets that its photos' names begin with, in their order."""
     found: list[dict[int, None]] = [{} for _ in data.classes]
     for path, label in zip(data.photos, data.photo_labels, strict=True):
         match = _PHOTO_OF_SYNSET.match(path.name)
@@ -107,7 +107,7 @@ def find_photo_synsets(data: ImageSet) -> list[tuple[int, ...]]:
 
 
 def find_class_lineages(name: str, named: Sequence[int], wordnet: WordNet) -> list[Lineage]:
-    """Returns the lineages of a class: of the synsets that its photos name, or that it means."""
+    """Return the lineages of a class: of the synsets that its photos name, or that it means."""
     meant = named or [offset for offset in [wordnet.meant_by(name)] if offset is not None]
     lineages = [wordnet.lineage(offset) for offset in meant]
     return [lineage for lineage in lineages if lineage is not None]
@@ -137,7 +137,7 @@ def _hash_file(path: Path) -> Path:
 
 
 def _read(path: Path, classes: int) -> tuple[Matrix, str] | None:
-    """Returns the cached matrix and its hash; `None` when there is none or it is damaged."""
+    """Return the cached matrix and its hash; `None` when there is none or it is damaged."""
     try:
         expected = _hash_file(path).read_text("ascii").strip()
         if sha256_of_file(path) != expected:
@@ -214,7 +214,7 @@ class WordNet:
         self._reader = reader
 
     def lineage(self, offset: int) -> Lineage | None:
-        """Returns the synset's lineage; `None` if WordNet has no noun of that number."""
+        """Return the synset's lineage; `None` if WordNet has no noun of that number."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             synset = self._reader.synset_from_pos_and_offset("n", offset)
@@ -228,7 +228,7 @@ class WordNet:
         return Lineage(synset.offset(), steps, frozenset(kinds))
 
     def meant_by(self, class_name: str) -> int | None:
-        """Returns the synset that a class name means: its first sense, or the one known as meant.
+        """Return the synset that a class name means: its first sense, or the one known as meant.
 
         Blanks, underscores and hyphens may each be any of them in WordNet, or nothing; what stands
         in brackets is left out.
@@ -252,7 +252,7 @@ class WordNet:
 
 @contextmanager
 def open_wordnet() -> Iterator[WordNet]:
-    """Yields the WordNet of this machine.
+    """Yield the WordNet of this machine.
 
     Raises:
         MissingExtra: NLTK or WordNet is not installed; says what to install.

@@ -150,7 +150,7 @@ class Study:
     rows: tuple[Row, ...] = ROWS
 
     def config(self, row: Row, seed: int) -> TrainConfig:
-        """Returns the configuration of one run."""
+        """Return the configuration of one run."""
         return replace(
             self.base,
             method=row.method,
@@ -160,7 +160,7 @@ class Study:
         )
 
     def epochs_of(self, row: Row) -> int:
-        """Returns for how many epochs a row is trained."""
+        """Return for how many epochs a row is trained."""
         return row.rounds * self.epochs[row.method]
 
     def _recipe(self, row: Row) -> Recipe:
@@ -173,19 +173,19 @@ class Study:
         return make_recipe(name, row.method, **knobs)
 
     def runs(self) -> Iterator[tuple[Row, int]]:
-        """Yields every row with every seed, a whole seed before the next."""
+        """Yield every row with every seed, a whole seed before the next."""
         for seed in self.seeds:
             for row in self.rows:
                 yield row, seed
 
 
 def run_folder(root: Path, row: Row, seed: int) -> Path:
-    """Returns the folder of one run of a study."""
+    """Return the folder of one run of a study."""
     return root / f"{row.name}-seed{seed}"
 
 
 def is_done(folder: Path) -> bool:
-    """Returns whether the run in `folder` has ended."""
+    """Return whether the run in `folder` has ended."""
     return (folder / DONE).is_file()
 
 
@@ -197,7 +197,7 @@ def run_study(
     should_stop: Callable[[], bool] = lambda: False,
     on_trainer: Callable[[Any], None] | None = None,
 ) -> None:
-    """Trains the missing runs of a study; each leaves its best student and its record.
+    """Train the missing runs of a study; each leaves its best student and its record.
 
     Args:
         study: what to run.
@@ -235,19 +235,19 @@ def run_study(
 
 
 def finished(study: Study, root: Path) -> list[tuple[Row, int, Path]]:
-    """Returns row, seed and folder of each run that has ended."""
+    """Return row, seed and folder of each run that has ended."""
     found = [(row, seed, run_folder(root, row, seed)) for row, seed in study.runs()]
     return [item for item in found if is_done(item[2])]
 
 
 def find_missing(study: Study, root: Path) -> list[str]:
-    """Returns the names of the folders of runs that have not ended."""
+    """Return the names of the folders of runs that have not ended."""
     folders = [run_folder(root, row, seed) for row, seed in study.runs()]
     return [folder.name for folder in folders if not is_done(folder)]
 
 
 def select_rows(names: Sequence[str]) -> tuple[Row, ...]:
-    """Returns the rows of these names, in the study's order; all for no names.
+    """Return the rows of these names, in the study's order; all for no names.
 
     Raises:
         BadConfig: there is no such row.
@@ -260,7 +260,7 @@ def select_rows(names: Sequence[str]) -> tuple[Row, ...]:
 
 
 def _require_same(folder: Path, config: TrainConfig) -> None:
-    """Refuses a run that was started with another configuration and names the difference."""
+    """Refuse a run that was started with another configuration and names the difference."""
     there, here = asdict(read_config(folder)), asdict(config)
     for free in (*FREE_FIELDS, *PROVENANCE_FIELDS):
         there.pop(free), here.pop(free)
@@ -292,7 +292,7 @@ _BAR_HEIGHT = 0.38
 
 
 def bits_metric_name(bits: int = BITS) -> str:
-    """Returns the name of the figure of binary codes of so many bits."""
+    """Return the name of the figure of binary codes of so many bits."""
     return f"{METRIC} ({bits} bits, ITQ of training features)"
 
 
@@ -331,7 +331,7 @@ class Summary:
 
 
 def score_runs(study: Study, root: Path, classes: str, notify: Notify) -> list[Score]:
-    """Returns the figures of every run that has ended, on `validation` or on `unseen` classes.
+    """Return the figures of every run that has ended, on `validation` or on `unseen` classes.
 
     They are kept in each run's folder, so each student is looked at once. For unseen classes a
     line for each student is appended to `unseen.log` in `root`; data without them have no figures.
@@ -368,7 +368,7 @@ def score_runs(study: Study, root: Path, classes: str, notify: Notify) -> list[S
 
 
 def summarise(study: Study, scores: Iterable[Score], classes: str, figure: str) -> list[Summary]:
-    """Returns mean and spread of one figure for each row that has a run."""
+    """Return mean and spread of one figure for each row that has a run."""
     kept = [score for score in scores if score.classes == classes and score.figure == figure]
     result = []
     for row in study.rows:
@@ -380,7 +380,7 @@ def summarise(study: Study, scores: Iterable[Score], classes: str, figure: str) 
 
 
 def write_csv(path: Path, scores: Iterable[Score]) -> None:
-    """Writes the scores as `row,seed,epochs,classes,figure,value`."""
+    """Write the scores as `row,seed,epochs,classes,figure,value`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("row", "seed", "epochs", "classes", "figure", "value"))
@@ -392,7 +392,7 @@ def write_csv(path: Path, scores: Iterable[Score]) -> None:
 
 
 def format_markdown(study: Study, scores: list[Score]) -> str:
-    """Returns a table of means and spreads, a row for each row of the study."""
+    """Return a table of means and spreads, a row for each row of the study."""
     columns = [
         (classes, figure)
         for classes in ("validation", "unseen")
@@ -417,14 +417,14 @@ def format_markdown(study: Study, scores: list[Score]) -> str:
 
 
 def _shown(summary: Summary) -> str:
-    """Returns mean and spread; one run has no spread."""
+    """Return mean and spread; one run has no spread."""
     if math.isnan(summary.spread):
         return f"{summary.mean:.4f}"
     return f"{summary.mean:.4f} ± {summary.spread:.4f}"
 
 
 def draw(study: Study, scores: list[Score], path: Path) -> Path | None:
-    """Writes bars of mAP@all with their spreads; `None` without matplotlib."""
+    """Write bars of mAP@all with their spreads; `None` without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -459,7 +459,7 @@ def draw(study: Study, scores: list[Score], path: Path) -> Path | None:
 def _figures(
     student: Student, images: ImageSet, training: ImageSet, embed: Embed
 ) -> dict[str, float]:
-    """Returns the figures on `images`; `training` are training images to learn the codes from."""
+    """Return the figures on `images`; `training` are training images to learn the codes from."""
     sketches = embed(student, images.sketches, "sketch").rows
     photos = embed(student, images.photos, "photo").rows
 

@@ -52,7 +52,7 @@ _NORM_IMAGES = 32
 def average_runs(
     folders: Sequence[Path], target: Path, notify: Notify, *, threads: int = 0
 ) -> dict[str, Any]:
-    """Writes a run folder whose student is the mean of several runs', and returns its record.
+    """Write a run folder whose student is the mean of several runs', and return its record.
 
     The configuration is that of the run with the best metric. The embedding is refitted if that
     run's recipe says so.
@@ -100,7 +100,7 @@ def average_runs(
 def measure_batch_norms(
     student: Student, training: ImageSet, compute: Compute, workers: int
 ) -> None:
-    """Measures batch-norm statistics again, in place, over mixed batches of training images.
+    """Measure batch-norm statistics again, in place, over mixed batches of training images.
 
     They are plain means over batches of 32 sketches and 32 photos (16, or as many as show the
     larger side once), without augmentation.
@@ -145,7 +145,7 @@ class _MixedFeature(nn.Module):
         self.domains = domains
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns `(N, F)` for images `(N, 3, H, W)`."""
+        """Return `(N, F)` for images `(N, 3, H, W)`."""
         return self.student.feature(images, self.domains)
 
 
@@ -178,7 +178,7 @@ def _division(config: TrainConfig, record: dict[str, Any], notify: Notify) -> Di
 
 
 def _choose_metric(run: TrainedRun) -> str:
-    """Returns what the runs are compared by: validation mAP, or else what selected their epochs."""
+    """Return what the runs are compared by: validation mAP, or else what selected their epochs."""
     if run.record.get("validation_classes"):
         return "validation_map"
     return SELECTION_METRICS[run.config.recipe.selection] or "held_out_map"
@@ -216,7 +216,7 @@ def _record(
 
 
 def _part(run: TrainedRun, metric: str) -> dict[str, Any]:
-    """Returns what the record of the mean says of one run; one that is a mean has no epoch."""
+    """Return what the record of the mean says of one run; one that is a mean has no epoch."""
     record = run.record
     own = len(record.get("averaged", []))
     return ({"mean_of": own} if own else {}) | {

@@ -91,7 +91,7 @@ class TrainedRun:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of a run folder, which every writer takes; the kernel releases it on death.
+    """Hold the lock of a run folder, which every writer takes; the kernel releases it on death.
 
     Raises:
         RunBusy: on entry, when another process holds it; names its PID and start time.
@@ -111,14 +111,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def resume_command(folder: Path) -> str:
-    """Returns the command that resumes the run in `folder`."""
+    """Return the command that resumes the run in `folder`."""
     if (folder / LAST).is_file():
         return f"sbtk train --resume {shlex.quote(str(folder))}"
     return "the same command again"
 
 
 def add_resume_command(problem: DiskFull, folder: Path) -> DiskFull:
-    """Returns the error with the command that resumes this run once there is space."""
+    """Return the error with the command that resumes this run once there is space."""
     if f"then: {resume_command(folder)}" in problem.next_step:
         return problem
     step = re.split(r",? (?:and|then) run the same command again", problem.next_step)[0]
@@ -126,7 +126,7 @@ def add_resume_command(problem: DiskFull, folder: Path) -> DiskFull:
 
 
 def require_space(folder: Path, state_bytes: int, student_bytes: int) -> None:
-    """Refuses to start a run whose files do not fit on the disk.
+    """Refuse to start a run whose files do not fit on the disk.
 
     Files are replaced as a whole, so two versions are on the disk for a moment.
 
@@ -151,7 +151,7 @@ def require_space(folder: Path, state_bytes: int, student_bytes: int) -> None:
 
 
 def _disk_of(path: Path) -> str:
-    """Returns a name for the disk that holds `path`: where it is mounted."""
+    """Return a name for the disk that holds `path`: where it is mounted."""
     place = path.resolve()
     while not os.path.ismount(place) and place != place.parent:
         place = place.parent
@@ -159,13 +159,13 @@ def _disk_of(path: Path) -> str:
 
 
 def save_state(folder: Path, tensors: dict[str, torch.Tensor], position: Position) -> None:
-    """Writes `last.safetensors`, atomically."""
+    """Write `last.safetensors`, atomically."""
     metadata = {"position": json.dumps(asdict(position))}
     _save(folder / LAST, tensors, metadata)
 
 
 def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], Position]:
-    """Returns the tensors and the position of the last checkpoint.
+    """Return the tensors and the position of the last checkpoint.
 
     Raises:
         BadConfig: the run has no readable state.
@@ -183,12 +183,12 @@ def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], Position]:
 
 
 def save_student(folder: Path, tensors: dict[str, torch.Tensor], backbone: str) -> None:
-    """Writes `student.safetensors`, atomically; its metadata name the backbone's layout."""
+    """Write `student.safetensors`, atomically; its metadata name the backbone's layout."""
     _save(folder / STUDENT, tensors, {"backbone": backbone})
 
 
 def newest_run(root: Path = Path("runs")) -> Path:
-    """Returns the run folder below `root` whose student was written last.
+    """Return the run folder below `root` whose student was written last.
 
     Raises:
         BadConfig: there is none.
@@ -202,7 +202,7 @@ def newest_run(root: Path = Path("runs")) -> Path:
 
 
 def load_run(folder: Path) -> TrainedRun:
-    """Returns the run with its best student.
+    """Return the run with its best student.
 
     Raises:
         BadConfig: the folder is not a run, or has no student yet.
@@ -223,7 +223,7 @@ def load_run(folder: Path) -> TrainedRun:
 
 
 def load_student(folder: Path, config: TrainConfig, classes: int) -> Student:
-    """Returns the best student of a run, in evaluation mode, on the CPU.
+    """Return the best student of a run, in evaluation mode, on the CPU.
 
     Raises:
         BadModel: the student's file does not fit the configuration.
@@ -270,7 +270,7 @@ def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
 
 @contextlib.contextmanager
 def _os_errors(path: Path) -> Iterator[None]:
-    """Raises the `OSError` that a `SafetensorError` contains."""
+    """Raise the `OSError` that a `SafetensorError` contains."""
     try:
         yield
     except SafetensorError as problem:

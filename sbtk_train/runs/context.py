@@ -69,7 +69,7 @@ class TrainingContext:
 def build_context(
     config: TrainConfig, notify: Notify, distributed: DistributedContext = SINGLE_PROCESS
 ) -> TrainingContext:
-    """Builds the context of a run; `notify` is called with what was found and what takes time.
+    """Build the context of a run; `notify` is called with what was found and what takes time.
 
     Rank 0 reads the data and fills caches for all processes.
 
@@ -117,7 +117,7 @@ def _load_data(
 def load_division(
     config: TrainConfig, data: ImageSet, split: Split, notify: Notify
 ) -> tuple[Division, list[Unreadable]]:
-    """Returns the data, divided, without the images that cannot be read, and these.
+    """Return the data, divided, without the images that cannot be read, and these.
 
     Raises:
         BadData: the data cannot be trained on.
@@ -167,7 +167,7 @@ def load_division(
 
 
 def _require_both_kinds(given: ImageSet, readable: ImageSet, faults: Sequence[Unreadable]) -> None:
-    """Refuses a class none of whose sketches, or none of whose photos, can be read."""
+    """Refuse a class none of whose sketches, or none of whose photos, can be read."""
     reasons = {fault.path: fault.reason for fault in faults}
     for kind, paths, labels, left in (
         ("sketches", given.sketches, given.sketch_labels, readable.sketch_labels),
@@ -228,7 +228,7 @@ def _load_student_weights(
     split: Split,
     notify: Notify,
 ) -> None:
-    """Starts from a student that sbtk trained before, its embedding and heads included."""
+    """Start from a student that sbtk trained before, its embedding and heads included."""
     learnt = read_training_classes(path)
     same_classes = learnt == training.classes
     student.load_student(tensors, path, same_classes=same_classes)
@@ -259,7 +259,7 @@ def _sample_photos(training: ImageSet) -> Tensor:
 def _objective(
     config: TrainConfig, training: ImageSet, student: Student, compute: Compute, notify: Notify
 ) -> tuple[Objective, str]:
-    """Returns the method's objective, and the hash of its soft labels or semantic matrix."""
+    """Return the method's objective, and the hash of its soft labels or semantic matrix."""
     recipe = config.recipe
     if not isinstance(recipe, SbtknetRecipe):
         from sbtk_train.objectives.dsn import build_dsn_objective

@@ -56,7 +56,7 @@ Embed = Callable[[Student, Sequence[ImageSource], Kind], Embedded]
 
 
 def make_pixel_embedder(compute: Compute, workers: int) -> Embed:
-    """Returns a function that embeds image files at 224 px, the runtime's size."""
+    """Return a function that embeds image files at 224 px, the runtime's size."""
 
     def embed(student: Student, paths: Sequence[ImageSource], kind: Kind) -> Embedded:
         store = PixelStore(paths, kind, SIZE_PX, workers=workers, keep=False)
@@ -73,7 +73,7 @@ def make_pixel_embedder(compute: Compute, workers: int) -> Embed:
 
 
 def make_feature_map_embedder(compute: Compute, maps: FeatureMaps) -> Embed:
-    """Returns a function that embeds image files by stored feature maps of frozen stages."""
+    """Return a function that embeds image files by stored feature maps of frozen stages."""
 
     def embed(student: Student, paths: Sequence[ImageSource], kind: Kind) -> Embedded:
         kept = maps.of(paths, kind)
@@ -89,14 +89,14 @@ def make_feature_map_embedder(compute: Compute, maps: FeatureMaps) -> Embed:
 
 
 def score(student: Student, data: ImageSet, embed: Embed) -> dict[str, float]:
-    """Returns the retrieval metrics of `data`'s sketches against its photos."""
+    """Return the retrieval metrics of `data`'s sketches against its photos."""
     sketches = embed(student, data.sketches, "sketch").rows
     photos = embed(student, data.photos, "photo").rows
     return evaluate(sketches, data.sketch_labels, photos, data.photo_labels).summary()
 
 
 def require_selectable(division: Division, selection: Selection, dim: int) -> None:
-    """Refuses data or embedding sizes for which the selection metric is undefined.
+    """Refuse data or embedding sizes for which the selection metric is undefined.
 
     Raises:
         BadConfig: the embedding is too short for binary codes.
@@ -122,7 +122,7 @@ def require_selectable(division: Division, selection: Selection, dim: int) -> No
 def validate(
     student: Student, division: Division, selection: Selection, embed: Embed
 ) -> dict[str, float]:
-    """Returns mAP@all and P@10 on the validation classes and on held-out sketches.
+    """Return mAP@all and P@10 on the validation classes and on held-out sketches.
 
     `validation_*` is on whole classes kept from training, left out where there are none;
     `held_out_map` searches sketches of training classes among five training photos of each class.
@@ -178,7 +178,7 @@ def _embedded(
 def _bits_map(
     student: Student, held_out: ImageSet, sketches: NDArray[np.float32], embed: Embed
 ) -> float:
-    """Returns DSN's validation metric: VOC AP of binary codes, mean over classes."""
+    """Return DSN's validation metric: VOC AP of binary codes, mean over classes."""
     rng = np.random.default_rng(0)
     order = rng.permutation(len(held_out.photos))[:_DSN_PHOTOS]
     paths = [held_out.photos[row] for row in order]
@@ -197,7 +197,7 @@ def _bits_map(
 
 
 def limit_photos(data: ImageSet) -> ImageSet:
-    """Returns the set with the first five photos of each class."""
+    """Return the set with the first five photos of each class."""
     rows: Rows = np.concatenate(
         [
             np.flatnonzero(data.photo_labels == label)[:HELD_OUT_PHOTOS_PER_CLASS]

@@ -67,7 +67,7 @@ class FeatureMaps:
         self._frozen_sha256 = _sha256_of_frozen(student, begin)
 
     def of(self, paths: Sequence[ImageSource], kind: Kind, copies: int = 0) -> Maps:
-        """Returns `(N, max(1, copies), C, h, w) float16`, mapped from its file; made if missing.
+        """Return `(N, max(1, copies), C, h, w) float16`, mapped from its file; made if missing.
 
         Args:
             paths: the images.
@@ -148,11 +148,11 @@ class FeatureSource:
         self._device = compute.device
 
     def load(self, batch: Batch, number: int) -> Batch:
-        """Returns the batch: which copies are read depends on the rng."""
+        """Return the batch: which copies are read depends on the rng."""
         return batch
 
     def inputs(self, loaded: Batch, rng: BatchRngs) -> Tensor:
-        """Returns `(V * (S + P), C, h, w) float32` feature maps."""
+        """Return `(V * (S + P), C, h, w) float32` feature maps."""
         numbers = [kind.uniform(self._copies) for kind in (rng.sketches, rng.photos)]
         order = torch.cat(numbers).argsort(dim=1).numpy()
         views = []
@@ -165,7 +165,7 @@ class FeatureSource:
         return maps.float().contiguous(memory_format=torch.channels_last)
 
     def close(self) -> None:
-        """Closes the files."""
+        """Close the files."""
         del self._sketches, self._photos
 
 

@@ -79,7 +79,7 @@ class Trainer:
         self._is_stopping = False
 
     def stop_soon(self) -> None:
-        """Makes `run` save and raise `KeyboardInterrupt` after the current step."""
+        """Make `run` save and raise `KeyboardInterrupt` after the current step."""
         self._is_stopping = True
 
     @property
@@ -88,11 +88,11 @@ class Trainer:
         return self._position.history
 
     def student_bytes(self) -> int:
-        """Returns the size of a student as it is saved."""
+        """Return the size of a student as it is saved."""
         return sum(value.nbytes for value in self._student.state_dict().values())
 
     def state_bytes(self) -> int:
-        """Returns the size of the checkpoint."""
+        """Return the size of the checkpoint."""
         copies = 2 if self._average is not None else 1
         trained = sum(value.nbytes for value in self._student.parameters() if value.requires_grad)
         moments = {"sgd": 1 if self._recipe.momentum else 0, "adam": 2, "adamw": 2}
@@ -100,7 +100,7 @@ class Trainer:
         return copies * self.student_bytes() + moments[self._recipe.optimizer] * trained + objective
 
     def resume(self, *, is_longer: bool = False) -> None:
-        """Restores the checkpoint of the run folder.
+        """Restore the checkpoint of the run folder.
 
         Args:
             is_longer: more epochs are requested than the run was started with; patience then
@@ -138,7 +138,7 @@ class Trainer:
             self._scaler.load_state_dict(position.scaler)
 
     def run(self) -> Position:
-        """Trains to the end or to early stopping; returns the final position.
+        """Train to the end or to early stopping; return the final position.
 
         Raises:
             TrainingDiverged: at the first loss or gradient that is not finite.
@@ -243,7 +243,7 @@ class Trainer:
         )
 
     def _check_weights(self) -> None:
-        """Raises if a step of finite gradients still broke the student, before that is saved."""
+        """Raise if a step of finite gradients still broke the student, before that is saved."""
         position = self._position
         sums = [value.float().sum() for value in self._student.state_dict().values()]
         self._check_finite(float(torch.stack(sums).sum()), "weights' sum", position.step - 1)
@@ -315,7 +315,7 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def build_optimizer(student: Student, recipe: Recipe) -> torch.optim.Optimizer:
-    """Returns the recipe's optimiser; each group carries the `factor` of its rate."""
+    """Return the recipe's optimiser; each group carries the `factor` of its rate."""
     trunk = [p for p in student.trunk.parameters() if p.requires_grad]
     heads = [
         parameter
@@ -345,7 +345,7 @@ def build_optimizer(student: Student, recipe: Recipe) -> torch.optim.Optimizer:
 def set_learning_rates(
     optimizer: torch.optim.Optimizer, recipe: Recipe, *, epoch: int, updates: int, epoch_steps: int
 ) -> None:
-    """Sets the learning rates for the update after `updates` others, in `epoch` (from 0)."""
+    """Set the learning rates for the update after `updates` others, in `epoch` (from 0)."""
     if recipe.schedule == "step":
         rate = recipe.learning_rate * 0.1 ** (epoch // recipe.step_epochs)
     elif recipe.schedule == "exponential":
@@ -360,7 +360,7 @@ def set_learning_rates(
 
 
 def _make_average(student: Student, decay: float) -> AveragedModel | None:
-    """Returns an exponential moving average that starts as the student; `None` for a decay of 0."""
+    """Return an exponential moving average that starts as the student; `None` for a decay of 0."""
     if not decay:
         return None
 
@@ -378,7 +378,7 @@ def _make_average(student: Student, decay: float) -> AveragedModel | None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Returns the optimiser's state by `<parameter>.<name>`."""
+    """Return the optimiser's state by `<parameter>.<name>`."""
     return {
         f"{index}.{name}": torch.as_tensor(value)
         for index, state in optimizer.state_dict()["state"].items()
@@ -388,7 +388,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Restores what `optimizer_tensors` returned."""
+    """Restore what `optimizer_tensors` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)

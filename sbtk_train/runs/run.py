@@ -52,7 +52,7 @@ _VERSIONS_OF = ("sbtk", "torch", "torchvision", "numpy", "pillow", "safetensors"
 
 
 def new_run_folder(root: Path, name: str) -> Path:
-    """Returns a new folder `root/<date>-<name>`, numbered if that exists."""
+    """Return a new folder `root/<date>-<name>`, numbered if that exists."""
     stem = f"{date.today().isoformat()}-{name}"
     for number in range(1, 1000):
         folder = root / (stem if number == 1 else f"{stem}-{number}")
@@ -73,7 +73,7 @@ def train(
     on_trainer: Callable[[Trainer], None] | None = None,
     distributed: DistributedContext = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Trains into `folder` and returns the run's record.
+    """Train into `folder` and return the run's record.
 
     Args:
         config: the configuration; when resuming, only `FREE_FIELDS` are taken from it,
@@ -96,7 +96,7 @@ def train(
 
 
 def _claim(folder: Path, held: contextlib.ExitStack, *, resume: bool) -> None:
-    """Locks the folder while `held` is open."""
+    """Lock the folder while `held` is open."""
     if resume and not folder.is_dir():
         raise BadConfig(f"there is no run folder {folder}", "a folder made by sbtk train")
     held.enter_context(locked(folder))
@@ -106,7 +106,7 @@ def _claim(folder: Path, held: contextlib.ExitStack, *, resume: bool) -> None:
 
 @contextlib.contextmanager
 def _explain_failed_writes(folder: Path) -> Iterator[None]:
-    """Adds the command that resumes this run to the error of a failed write."""
+    """Add the command that resumes this run to the error of a failed write."""
     try:
         with disk_full_explained(folder / RECORD):
             yield
@@ -164,7 +164,7 @@ def _build_context(
     listener: Listener,
     distributed: DistributedContext,
 ) -> TrainingContext:
-    """Returns the context of a run, which may have been started with data in another place."""
+    """Return the context of a run, which may have been started with data in another place."""
     if config is own:
         return build_context(config, listener, distributed)
     if not Path(config.data).is_dir() and config.data == own.data:
@@ -179,7 +179,7 @@ def _build_context(
 
 @contextlib.contextmanager
 def _explain_moved_data(config: TrainConfig, own: TrainConfig) -> Iterator[None]:
-    """Names both folders if moved data are not those that the run started with."""
+    """Name both folders if moved data are not those that the run started with."""
     try:
         yield
     except (BadData, BadConfig) as problem:
@@ -193,7 +193,7 @@ def _explain_moved_data(config: TrainConfig, own: TrainConfig) -> Iterator[None]
 
 
 def _require_same_files(config: TrainConfig, folder: Path) -> None:
-    """Refuses to resume if a file is missing or differs from the one the run started with."""
+    """Refuse to resume if a file is missing or differs from the one the run started with."""
     recorded = read_json_object(folder / RECORD, BadConfig) if (folder / RECORD).is_file() else {}
     for name, shown in (
         ("weights", "weights are"),
@@ -228,7 +228,7 @@ def _train_along(
     on_trainer: Callable[[Trainer], None] | None,
     distributed: DistributedContext,
 ) -> dict[str, Any]:
-    """Trains together with rank 0, and writes nothing."""
+    """Train together with rank 0, and write nothing."""
     trainer = Trainer(
         build_context(config, _ignore_event, distributed), config, folder, _ignore_event
     )
@@ -241,7 +241,7 @@ def _train_along(
 
 
 def _ignore_event(_: StepDone | EpochDone | str) -> None:
-    """Ignores the events of a process that reports nothing."""
+    """Ignore the events of a process that reports nothing."""
 
 
 class _Recorder:
@@ -332,7 +332,7 @@ def _record(config: TrainConfig, context: TrainingContext) -> dict[str, Any]:
 
 
 def _best(rows: list[dict[str, float]], figure: str | None) -> dict[str, float]:
-    """Returns a copy of the row of the best student: the first of the best, or the last."""
+    """Return a copy of the row of the best student: the first of the best, or the last."""
     return dict(rows[-1] if figure is None else max(rows, key=lambda row: row[figure]))
 
 
@@ -365,7 +365,7 @@ def _format_table(rows: list[dict[str, float]]) -> str:
 
 
 def _summary_writer(folder: Path) -> Any:
-    """Returns a TensorBoard writer, or `None` where TensorBoard is not installed."""
+    """Return a TensorBoard writer, or `None` where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -374,7 +374,7 @@ def _summary_writer(folder: Path) -> Any:
 
 
 def draw_curves(history: list[dict[str, float]], folder: Path) -> Path | None:
-    """Writes `curves.png` of losses and mAP; `None` without matplotlib or epochs.
+    """Write `curves.png` of losses and mAP; `None` without matplotlib or epochs.
 
     Terms that the method does not have, and metrics without validation, are left out.
     """
@@ -417,7 +417,7 @@ def refit(
     earlier: dict[str, Any],
     listener: Listener,
 ) -> None:
-    """Refits the best student's embedding, keeps it if it is not worse, and records both.
+    """Refit the best student's embedding, keep it if it is not worse, and record both.
 
     The whole trunk is run on images of the runtime's size, whatever size the epochs used.
 
@@ -437,7 +437,7 @@ def refit(
 
 
 def read_recorded_refit(folder: Path) -> dict[str, Any]:
-    """Returns the refit and the student's hash in the record of a finished run; else nothing.
+    """Return the refit and the student's hash in the record of a finished run; else nothing.
 
     Once the refitted embedding is kept, the trained one no longer exists for a comparison.
     """

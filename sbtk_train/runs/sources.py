@@ -31,15 +31,15 @@ class Source(Protocol):
     begin: str
 
     def load(self, batch: Batch, number: int) -> Any:
-        """Returns what can be loaded ahead, in another thread, for a step of the epoch."""
+        """Return what can be loaded ahead, in another thread, for a step of the epoch."""
         ...
 
     def inputs(self, loaded: Any, rng: BatchRngs) -> Tensor:
-        """Returns `(V * (S + P), ...)` inputs on the device, view after view, sketches first."""
+        """Return `(V * (S + P), ...)` inputs on the device, view after view, sketches first."""
         ...
 
     def close(self) -> None:
-        """Frees all resources."""
+        """Free all resources."""
         ...
 
 
@@ -70,17 +70,17 @@ class PixelSource:
         self._device = compute.device
 
     def load(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
-        """Returns `(S, 1, H, W)` and `(P, 3, H, W) uint8` pixels."""
+        """Return `(S, 1, H, W)` and `(P, 3, H, W) uint8` pixels."""
         sketches = self._sketches.batch(batch.sketches, (*self._variation, number))
         return sketches, self._photos.batch(batch.photos)
 
     def inputs(self, loaded: tuple[Tensor, Tensor], rng: BatchRngs) -> Tensor:
-        """Returns the objective's views `(N, 3, h, w) float32` of the pixels."""
+        """Return the objective's views `(N, 3, h, w) float32` of the pixels."""
         sketches, photos = (pixels.to(self._device) for pixels in loaded)
         return self._objective.views_of(sketches, photos, rng)
 
     def close(self) -> None:
-        """Ends the decoding threads."""
+        """End the decoding threads."""
         self._sketches.close()
         self._photos.close()
 
@@ -88,7 +88,7 @@ class PixelSource:
 def prefetch(
     shards: Iterator[BatchShard], skip: int, source: Source
 ) -> Iterator[tuple[int, BatchShard, Any]]:
-    """Yields number, shard and what the source loaded, from batch `skip` on, one batch ahead."""
+    """Yield number, shard and what the source loaded, from batch `skip` on, one batch ahead."""
     wanted = [(number, shard) for number, shard in enumerate(shards) if number >= skip]
     with ThreadPoolExecutor(1) as ahead:
         following = ahead.submit(source.load, wanted[0][1].local, wanted[0][0]) if wanted else None
@@ -134,7 +134,7 @@ class SourceFactory:
         self._maps: dict[int, FeatureMaps] = {}
 
     def source(self, size_px: int, epoch: int) -> Source:
-        """Returns the source of an epoch with images of that size."""
+        """Return the source of an epoch with images of that size."""
         config, compute, objective = self._config, self._compute, self._objective
         if config.feature_folder:
             copies = config.feature_variants if config.recipe.augment else 0
@@ -152,7 +152,7 @@ class SourceFactory:
         )
 
     def embed(self) -> Embed:
-        """Returns the function that embeds validation images of size `config.validation_px`."""
+        """Return the function that embeds validation images of size `config.validation_px`."""
         if self._config.feature_folder:
             return make_feature_map_embedder(
                 self._compute, self._maps_at(self._config.validation_px)

@@ -40,7 +40,7 @@ GENERATED = 45
 # Not session-scoped: while Playwright runs, other tests cannot use asyncio in this thread.
 @pytest.fixture(scope="package")
 def chromium() -> Iterator[Browser]:
-    """Launches a headless Chromium."""
+    """Launch a headless Chromium."""
     name = os.environ.get("SBTK_CHROMIUM", "chromium")
     path = shutil.which(name)
     if path is None:
@@ -54,7 +54,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a folder with three photographs from Python packages, and generated photos."""
+    """Return a folder with three photographs from Python packages, and generated photos."""
     folder = tmp_path_factory.mktemp("page") / "photos"
     found = [
         ("sklearn", "datasets/images/flower.jpg", "plants/flower.jpg"),
@@ -72,7 +72,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def gallery(photos: Path) -> Path:
-    """Returns a gallery of `photos`, indexed with the included model."""
+    """Return a gallery of `photos`, indexed with the included model."""
     folder = photos.parent / "gallery.sbtk"
     with Embedder(engine="onnxruntime", threads=1) as embedder:
         update_gallery(folder, [photos], embedder)
@@ -81,7 +81,7 @@ def gallery(photos: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def server(gallery: Path) -> Iterator[ServeProcess]:
-    """Returns a shared server of `gallery`."""
+    """Return a shared server of `gallery`."""
     log = gallery.parent / "serve.log"
     with serving(gallery, "--engine", "onnxruntime", "--threads", "1", log=log) as served:
         served.wait_until_ready()
@@ -90,7 +90,7 @@ def server(gallery: Path) -> Iterator[ServeProcess]:
 
 @pytest.fixture
 def visit(chromium: Browser, server: ServeProcess) -> Iterator[Visit]:
-    """Opens the page in a window of 1280 x 900 pixels."""
+    """Open the page in a window of 1280 x 900 pixels."""
     with Visit(chromium, server.origin) as page:
         page.open()
         yield page

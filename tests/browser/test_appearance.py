@@ -125,7 +125,7 @@ def test_the_api_reference_makes_no_requests_to_other_origins(visit: Visit) -> N
 
 
 def _brightness(visit: Visit) -> float:
-    """Returns the mean of red, green and blue of the page's background."""
+    """Return the mean of red, green and blue of the page's background."""
     script = "() => getComputedStyle(document.body).backgroundColor.match(/[\\d.]+/g).map(Number)"
     red, green, blue = visit.page.evaluate(script)[:3]
     return float(red + green + blue) / 3

@@ -121,7 +121,7 @@ def test_hits_are_announced_to_screen_readers(visit: Visit) -> None:
 
 
 def _tab_to(visit: Visit, name: str) -> None:
-    """Presses Tab until the control with this name has the focus."""
+    """Press Tab until the control with this name has the focus."""
     for _ in range(60):
         visit.page.keyboard.press("Tab")
         if _focused(visit) == name:
@@ -130,7 +130,7 @@ def _tab_to(visit: Visit, name: str) -> None:
 
 
 def _focused(visit: Visit) -> str:
-    """Returns the accessible name of the focused element."""
+    """Return the accessible name of the focused element."""
     script = """() => {
         const element = document.activeElement;
         const label = element.labels?.[0]?.textContent;

@@ -31,7 +31,7 @@ _SCROLL = """() => new Promise((resolve) => {
 
 @pytest.fixture
 def found(visit: Visit) -> Visit:
-    """Returns the page with a sketch and its hits."""
+    """Return the page with a sketch and its hits."""
     with visit.new_hits():
         visit.stroke(ROOF)
     return visit
@@ -358,7 +358,7 @@ def test_a_large_gallery_scrolls_to_its_end_with_few_cards(
 
 
 def _scroll_to_end(visit: Visit) -> dict[int, int]:
-    """Scrolls until no new photos appear; returns their ids by position."""
+    """Scroll until no new photos appear; return their ids by position."""
     script = "items => items.map(item => [Number(item.ariaPosInSet), Number(item.dataset.id)])"
     seen: dict[int, int] = {}
     for _ in range(400):

@@ -42,7 +42,7 @@ PHONE: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def demo_server(request: pytest.FixtureRequest) -> Iterator[ServeProcess]:
-    """Returns a server of the gallery in the screenshots."""
+    """Return a server of the gallery in the screenshots."""
     if OUTPUT is None:
         yield request.getfixturevalue("server")
         return
@@ -62,7 +62,7 @@ def demo_server(request: pytest.FixtureRequest) -> Iterator[ServeProcess]:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Returns the folder for screenshots."""
+    """Return the folder for screenshots."""
     return tmp_path if OUTPUT is None else ROOT / OUTPUT
 
 
@@ -90,7 +90,7 @@ def _open_sketch(visit: Visit, subject: str) -> None:
 
 
 def _screenshot(visit: Visit, path: Path) -> None:
-    """Writes a screenshot after all thumbnails are sharp and animations have ended."""
+    """Write a screenshot after all thumbnails are sharp and animations have ended."""
     visit.page.wait_for_load_state("networkidle")
     visit.page.locator("#toast.is-shown").wait_for(state="detached")
     visit.page.mouse.move(1, 1)

@@ -56,7 +56,7 @@ _AS_FIREFOX_RELOADS = """{
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """Returns a folder with `tiny`, `photos` and `gallery.sbtk` of them."""
+    """Return a folder with `tiny`, `photos` and `gallery.sbtk` of them."""
     tiny_bundle(tmp_path / "tiny")
     write_photos(tmp_path / "photos", 6)
     index(tmp_path / "gallery.sbtk", tmp_path / "photos", tmp_path / "tiny")
@@ -359,7 +359,7 @@ def test_the_page_opens_while_the_server_is_stopped(chromium: Browser, place: Pa
 
 
 def _make_slow_to_load(bundle: Path) -> None:
-    """Adds large constant products to a bundle's model, which are computed when it loads."""
+    """Add large constant products to a bundle's model, which are computed when it loads."""
     manifest = Bundle.open(bundle).manifest
     model = onnx.load(bundle / "model.int8.onnx")
     graph = model.graph
@@ -385,7 +385,7 @@ def _make_slow_to_load(bundle: Path) -> None:
 
 
 def _empty_gallery(folder: Path, bundle_folder: Path) -> None:
-    """Writes a gallery without photos."""
+    """Write a gallery without photos."""
     folder.mkdir()
     bundle = Bundle.open(bundle_folder).manifest
     with Catalogue(folder, 1) as catalogue:

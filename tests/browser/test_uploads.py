@@ -136,7 +136,7 @@ def test_an_image_of_20000_pixels_a_side_is_rejected_by_the_page(
 
 
 def _blank_png(side: int) -> bytes:
-    """Returns a white square PNG with one bit per pixel."""
+    """Return a white square PNG with one bit per pixel."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (

@@ -64,7 +64,7 @@ class Visit:
     """
 
     def __init__(self, browser: Browser, origin: str, **settings: Any) -> None:
-        """Creates a profile with Playwright settings such as `viewport`."""
+        """Create a profile with Playwright settings such as `viewport`."""
         self.origin = origin
         self.queries: list[Request] = []
         self._messages: list[str] = []
@@ -99,25 +99,25 @@ class Visit:
             assert not unexpected, unexpected
 
     def open(self, path: str = "/", status: str = "ok") -> None:
-        """Opens the page and waits until it shows this status of the server, and photos if ok."""
+        """Open the page and wait until it shows this status of the server, and photos if ok."""
         self.page.goto(self.origin + path)
         self.wait_for_status(status)
         if status == "ok":
             self.page.wait_for_selector('#results[data-shown][aria-busy="false"]')
 
     def wait_for_status(self, status: str) -> None:
-        """Waits until the page shows the status `ok`, `loading`, `unreachable` ..."""
+        """Wait until the page shows the status `ok`, `loading`, `unreachable` ..."""
         self.page.wait_for_selector(f'#server-status[data-status="{status}"]')
 
     @contextlib.contextmanager
     def new_hits(self) -> Iterator[None]:
-        """Waits, after the body, until its hits are shown and have stopped moving."""
+        """Wait, after the body, until its hits are shown and have stopped moving."""
         begun = self.page.evaluate("performance.now()")
         yield
         self.wait_until(_HITS_ARE_SHOWN, begun)
 
     def wait_until(self, script: str, argument: object = None) -> None:
-        """Waits until a JavaScript function returns true.
+        """Wait until a JavaScript function returns true.
 
         Playwright's `wait_for_function` needs `eval`, which the page's policy forbids.
         """
@@ -127,33 +127,33 @@ class Visit:
             self.page.wait_for_timeout(20)
 
     def stroke(self, places: Sequence[Place], steps: int = 4) -> None:
-        """Draws a stroke with the mouse."""
+        """Draw a stroke with the mouse."""
         self.press(places[0])
         self.move(places[1:], steps)
         self.page.mouse.up()
 
     def press(self, place: Place) -> None:
-        """Presses the mouse button on the canvas."""
+        """Press the mouse button on the canvas."""
         self.page.mouse.move(*self.on_screen(place))
         self.page.mouse.down()
 
     def move(self, places: Sequence[Place], steps: int = 4) -> None:
-        """Moves the mouse over the canvas."""
+        """Move the mouse over the canvas."""
         for place in places:
             self.page.mouse.move(*self.on_screen(place), steps=steps)
 
     def on_screen(self, place: Place) -> tuple[float, float]:
-        """Returns a point on the canvas in pixels of the window."""
+        """Return a point on the canvas in pixels of the window."""
         box = self.page.locator("#input-layer").bounding_box()
         assert box is not None
         return box["x"] + place[0] * box["width"], box["y"] + place[1] * box["height"]
 
     def wait_for_recent(self) -> None:
-        """Waits until the page shows the recent photos, because there is nothing to search for."""
+        """Wait until the page shows the recent photos, because there is nothing to search for."""
         self.page.wait_for_selector('#results[data-shown="recent"][aria-busy="false"]')
 
     def ids(self) -> list[int]:
-        """Returns the ids of the first photos, best first, at most 12.
+        """Return the ids of the first photos, best first, at most 12.
 
         Photos far from the viewport are not in the document.
         """
@@ -162,16 +162,16 @@ class Visit:
         return [photo_id for position, photo_id in shown if position <= _COMPARED]
 
     def count(self) -> int:
-        """Returns the number of photos in the results, in the document or not."""
+        """Return the number of photos in the results, in the document or not."""
         script = "items => items.length && Number(items[0].ariaSetSize)"
         return int(self.page.eval_on_selector_all("#hits > li.photo", script))
 
     def names(self) -> list[str]:
-        """Returns the names of the photos in the document, best first."""
+        """Return the names of the photos in the document, best first."""
         return self.page.locator("#hits .photo-name").all_text_contents()
 
     def resend_last(self) -> list[int]:
-        """Sends the last image again, and returns the first ids that the server finds."""
+        """Send the last image again, and return the first ids that the server finds."""
         sent = self.page.evaluate(_LAST_SENT)
         body, headers = base64.b64decode(sent["bytes"]), {"Content-Type": sent["type"]}
         request = urllib.request.Request(f"{self.origin}/{sent['address']}", body, headers)
@@ -179,7 +179,7 @@ class Visit:
             return [hit["id"] for hit in json.load(response)["hits"]][:_COMPARED]
 
     def ink(self) -> int:
-        """Returns the number of canvas pixels with ink."""
+        """Return the number of canvas pixels with ink."""
         script = """canvas => {
             const { width, height } = canvas;
             const context = new OffscreenCanvas(width, height).getContext("2d");
@@ -192,7 +192,7 @@ class Visit:
         return int(self.page.eval_on_selector("#strokes-layer", script))
 
     def fits(self) -> bool:
-        """Returns whether the page needs no horizontal scrolling."""
+        """Return whether the page needs no horizontal scrolling."""
         script = """() => {
             const beyond = (element) => element.scrollWidth - element.clientWidth;
             return beyond(document.documentElement) <= 0 && beyond(document.body) === 0;
@@ -200,7 +200,7 @@ class Visit:
         return bool(self.page.evaluate(script))
 
     def expect_message(self, pattern: str) -> None:
-        """Waits for a console message that matches, and allows further ones."""
+        """Wait for a console message that matches, and allows further ones."""
         end = time.monotonic() + _TIMEOUT_S
         while not any(re.search(pattern, text) for text in self._messages):
             assert time.monotonic() < end, f"no {pattern!r} among {self._messages}"
@@ -208,7 +208,7 @@ class Visit:
         self.allow_message(pattern)
 
     def allow_message(self, pattern: str) -> None:
-        """Allows console messages that match."""
+        """Allow console messages that match."""
         self._expected.append(pattern)
 
     def _unexpected_messages(self) -> list[str]:
@@ -233,7 +233,7 @@ class Visit:
 
 
 def violations(visit: Visit) -> list[str]:
-    """Returns the serious and critical violations that axe-core finds."""
+    """Return the serious and critical violations that axe-core finds."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     found: dict[str, Any] = axe.Axe().run(visit.page).response
     assert len(found["passes"]) > 5

@@ -14,14 +14,14 @@ from tests.tiny import tiny_bundle, write_photos, write_sketch
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Changes to a folder that holds `bundles/tiny`, `photos/` (8) and `sketch.png`."""
+    """Change to a folder that holds `bundles/tiny`, `photos/` (8) and `sketch.png`."""
     _enter(tmp_path, monkeypatch)
     return _furnished(tmp_path)
 
 
 @pytest.fixture
 def gallery(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    """Returns `gallery.sbtk` in a workplace of its own, made of its photos."""
+    """Return `gallery.sbtk` in a workplace of its own, made of its photos."""
     assert main(["index", "photos", "--model", "tiny", "--threads", "1"]) == 0
     capsys.readouterr()
     return workplace / "gallery.sbtk"
@@ -29,14 +29,14 @@ def gallery(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 
 @pytest.fixture
 def shared_gallery(shared_workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Changes to a workplace whose gallery other tests ask too; they leave it as it is."""
+    """Change to a workplace whose gallery other tests ask too; they leave it as it is."""
     _enter(shared_workplace, monkeypatch)
     return shared_workplace / "gallery.sbtk"
 
 
 @pytest.fixture(scope="session")
 def shared_workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns the folder that `shared_gallery` changes to."""
+    """Return the folder that `shared_gallery` changes to."""
     folder = _furnished(tmp_path_factory.mktemp("shared"))
     with Embedder(folder / "bundles" / "tiny", threads=1) as embedder:
         update_gallery(folder / "gallery.sbtk", [folder / "photos"], embedder)

@@ -16,7 +16,7 @@ from tests.tiny_layouts import UNSEEN, write_sake_sketchy
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Returns Sketchy in SAKE's layout, seven classes of it."""
+    """Return Sketchy in SAKE's layout, seven classes of it."""
     return write_sake_sketchy(tmp_path / "data")
 
 

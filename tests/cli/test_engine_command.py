@@ -26,7 +26,7 @@ RTX = ["--module", "tensorrt_rtx"]
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Changes to a folder with `bundles/tiny`, whose cache of plans, `cache`, is empty."""
+    """Change to a folder with `bundles/tiny`, whose cache of plans, `cache`, is empty."""
     pytest.importorskip("tensorrt_rtx", reason="the extra 'tensorrt-rtx' is not installed")
     folder = tiny_bundle(tmp_path / "bundles" / "tiny")
     for name, kind in (("fp16", "fp16"), ("int8.trt", "int8 for TensorRT")):

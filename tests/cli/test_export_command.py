@@ -36,7 +36,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 
 @pytest.fixture
 def work(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Changes to the folder that holds `runs/`, on a machine without TensorRT."""
+    """Change to the folder that holds `runs/`, on a machine without TensorRT."""
     monkeypatch.chdir(run_folder.parent.parent)
     for module in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, module, None)

@@ -23,7 +23,7 @@ AGAIN = ["index", "photos", "--threads", "1"]
 
 
 def _indexed(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict[str, Any]:
-    """Returns the report of an update of the gallery."""
+    """Return the report of an update of the gallery."""
     capsys.readouterr()
     assert main([*AGAIN, *arguments, "--json"]) == code
     report = json.loads(capsys.readouterr().out)

@@ -93,7 +93,7 @@ def test_an_unknown_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
-    """Returns a function that adds a command `broken`, which raises what it is given."""
+    """Return a function that adds a command `broken`, which raises what it is given."""
 
     def add(problem: BaseException) -> None:
         @click.command()

@@ -38,7 +38,7 @@ LEFT_OPEN = ("--dim", "8", "--seed", "3")
 
 
 def sbtk(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a command in this process, which has torch already."""
+    """Run a command in this process, which has torch already."""
     with (
         contextlib.chdir(cwd),
         contextlib.redirect_stdout(io.StringIO()) as out,
@@ -145,7 +145,7 @@ class StopsAtOnce:
     """What a signal asks of a trainer."""
 
     def stop_soon(self) -> None:
-        """Does nothing: the test raises."""
+        """Do nothing: the test raises."""
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ CONTRACT = {
 
 
 def quiet(_: str) -> None:
-    """Takes what an export says."""
+    """Take what an export says."""
 
 
 def test_full_bundle_is_whole(bundle: Bundle, student: SbtknetStudent) -> None:
@@ -205,7 +205,7 @@ def scaled_by(factor: float) -> onnx.NodeProto:
 def with_edited_model(
     bundle: Bundle, precision: Precision, folder: Path, factor: onnx.NodeProto
 ) -> Bundle:
-    """Returns a copy of the bundle whose model multiplies its output, and which is signed."""
+    """Return a copy of the bundle whose model multiplies its output, and which is signed."""
     copied = Path(shutil.copytree(bundle.folder, folder / "edited"))
     path = copied / onnx_name(precision)
     model = onnx.load(path)

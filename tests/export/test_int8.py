@@ -75,7 +75,7 @@ def test_layers_without_a_bias_stay_as_they_are(bundle: Bundle) -> None:
 def quantised_layers(
     model: onnx.ModelProto,
 ) -> list[tuple[onnx.NodeProto, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]:
-    """Returns node, weights, bias and step of the bias of each quantised layer, as real numbers."""
+    """Return node, weights, bias and step of the bias of each quantised layer, as real numbers."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
     layers = []
@@ -147,7 +147,7 @@ def test_channels_that_are_never_used_stay_as_they_are() -> None:
 
 
 def pair_of_convolutions(between: str) -> onnx.ModelProto:
-    """Returns a model of two convolutions with something between them."""
+    """Return a model of two convolutions with something between them."""
     random = np.random.default_rng(0)
     groups = 2 if between == "group" else 1
     constants: dict[str, NDArray[np.float64]] = {
@@ -191,7 +191,7 @@ def embedded(model: onnx.ModelProto, pixels: NDArray[np.uint8]) -> NDArray[np.fl
 
 
 def spread(model: onnx.ModelProto, name: str, pixels: NDArray[np.uint8]) -> float:
-    """Returns how many times the largest channel's largest value is that of a middling one."""
+    """Return how many times the largest channel's largest value is that of a middling one."""
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     copied.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
@@ -205,7 +205,7 @@ def weights_of(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
 
 
 def scale_channel(tensor: onnx.TensorProto, factor: float, axis: int) -> None:
-    """Scales the first channel along an axis."""
+    """Scale the first channel along an axis."""
     values = np.moveaxis(numpy_helper.to_array(tensor).copy(), axis, 0)
     values[0] *= factor
     changed = np.ascontiguousarray(np.moveaxis(values, 0, axis))

@@ -48,7 +48,7 @@ class Residual(nn.Module):
         self.plain = nn.Conv2d(channels, channels, 1)
 
     def forward(self, planes: Tensor) -> Tensor:
-        """Returns planes of the same shape."""
+        """Return planes of the same shape."""
         planes = (self.second(self.first(planes).relu()) + self.shortcut(planes)).relu()
         planes = (self.plain(planes) + planes).relu()
         return planes

@@ -280,7 +280,7 @@ class FakeCudaRuntime(ModuleType):
         return (_Error.cudaSuccess,)
 
     def _break(self, name: str) -> _Answer:
-        """Fails as a kernel that wrote where it must not: this and every later call."""
+        """Fail as a kernel that wrote where it must not: this and every later call."""
         self._is_broken = name
         return (getattr(_Error, name),)
 

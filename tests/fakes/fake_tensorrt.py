@@ -33,7 +33,7 @@ _RTX_ENUMERATIONS = ("CudaGraphStrategy", "DynamicShapesKernelSpecializationStra
 
 
 def fake_tensorrt(world: TensorRtWorld) -> ModuleType:
-    """Returns the module of that world."""
+    """Return the module of that world."""
     surface = world.surface
     module = _Module(surface)
     is_rtx = surface.module == "tensorrt_rtx"

@@ -63,14 +63,14 @@ class FakeGpus:
         self._of_thread.device = index
 
     def device(self) -> int:
-        """Returns the GPU of the calling thread, which must have chosen one."""
+        """Return the GPU of the calling thread, which must have chosen one."""
         assert self.was_counted, "the driver was not asked with cudaGetDeviceCount before"
         index = getattr(self._of_thread, "device", None)
         assert index is not None, "this thread did not call cudaSetDevice"
         return int(index)
 
     def device_or_first(self) -> int:
-        """Returns the GPU of the calling thread; the first when it chose none, as CUDA does."""
+        """Return the GPU of the calling thread; the first when it chose none, as CUDA does."""
         return int(getattr(self._of_thread, "device", 0))
 
     # --- memory --------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ class FakeGpus:
         return self.memory_bytes - used - self._reserved[device]
 
     def allocate(self, size: int, kind: str) -> int | None:
-        """Returns the address of new memory, or `None` when there is no room for it."""
+        """Return the address of new memory, or `None` when there is no room for it."""
         device = self.device()
         with self._lock:
             self._forbid_in_capture("allocating")
@@ -116,7 +116,7 @@ class FakeGpus:
             self.frees[kind] += 1
 
     def require(self, span: Span, kind: str) -> None:
-        """Asserts that the span lies inside a live allocation of that kind."""
+        """Assert that the span lies inside a live allocation of that kind."""
         for allocation in self._allocations.values():
             inside = allocation.span.address <= span.address and (
                 span.address + span.size <= allocation.span.address + allocation.span.size
@@ -127,7 +127,7 @@ class FakeGpus:
         raise AssertionError(f"{span} is not, or no longer, {kind}")
 
     def reserve(self, device: int, size: int) -> bool:
-        """Takes memory that has no address, for a library's own use; says whether there is."""
+        """Take memory that has no address, for a library's own use; say whether there is."""
         with self._lock:
             if size > self.free_bytes(device):
                 return False
@@ -189,7 +189,7 @@ class FakeGpus:
         self.queue(stream, Task("wait", 0, 0, 0.0, lambda: None), after=event.record)
 
     def queue(self, stream: Stream, task: Task, after: Work | None = None) -> Work | None:
-        """Queues a task, or captures it when the stream does that."""
+        """Queue a task, or capture it when the stream does that."""
         with self._lock:
             for span in (*task.reads, *task.writes):
                 kind = "device memory" if self._is_device_memory(span) else "pinned memory"
@@ -202,7 +202,7 @@ class FakeGpus:
             return self.order.add(task, stream, after)
 
     def wait(self, work: Work) -> None:
-        """Lets the host wait for a piece of work: it, and all that it needs, is done."""
+        """Let the host wait for a piece of work: it, and all that it needs, is done."""
         with self._lock:
             self._forbid_in_capture("waiting")
             self.order.wait(work)
@@ -216,7 +216,7 @@ class FakeGpus:
         stream.capture = Capture(threading.get_ident())
 
     def end_capture(self, stream: Stream) -> Graph | None:
-        """Returns the captured graph; `None` when the capture was made invalid."""
+        """Return the captured graph; `None` when the capture was made invalid."""
         capture = stream.capture
         assert capture is not None, "the stream does not capture"
         assert capture.thread == threading.get_ident(), "a capture is ended by another thread"
@@ -253,7 +253,7 @@ class FakeGpus:
     # --- accounting ----------------------------------------------------------------------------
 
     def alive(self) -> Counter[str]:
-        """Returns how many of what was made on the GPUs was not freed."""
+        """Return how many of what was made on the GPUs was not freed."""
         things: Sequence[str] = [
             *(type(thing).__name__ for thing in self._objects.values()),
             *(allocation.kind for allocation in self._allocations.values()),
@@ -263,11 +263,11 @@ class FakeGpus:
 
     @property
     def history(self) -> list[Done]:
-        """Returns what was asked for, in this order."""
+        """Return what was asked for, in this order."""
         return self.order.history
 
     def done(self, *labels: str) -> list[Done]:
-        """Returns what was asked for under these labels, in this order."""
+        """Return what was asked for under these labels, in this order."""
         return [done for done in self.history if done.label in labels]
 
     # --- helpers -------------------------------------------------------------------------------

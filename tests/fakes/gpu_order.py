@@ -26,7 +26,7 @@ class Order:
         self._host_us = 0.0
 
     def add(self, task: Task, stream: Stream, after: Work | None) -> Work:
-        """Queues a task behind its stream's other work and behind `after`."""
+        """Queue a task behind its stream's other work and behind `after`."""
         number = stream.clock.get(stream.handle, 0) + 1
         clock = _merged(self._host_clock, stream.clock, {} if after is None else after.clock)
         clock[stream.handle] = number
@@ -41,14 +41,14 @@ class Order:
         return work
 
     def wait(self, work: Work) -> None:
-        """Does a piece of work and all that it needs, for a host that waits for it."""
+        """Do a piece of work and all that it needs, for a host that waits for it."""
         _do(work)
         self._host_clock = _merged(self._host_clock, work.clock)
         self._host_us = max(self._host_us, work.end_us)
         self._accesses = [access for access in self._accesses if not self._host_has_seen(access[0])]
 
     def user_of(self, span: Span) -> str | None:
-        """Returns what may be using memory now, as far as the host knows."""
+        """Return what may be using memory now, as far as the host knows."""
         return next(
             (
                 work.task.label
@@ -76,7 +76,7 @@ class Order:
 
 
 def _do(work: Work) -> None:
-    """Does a piece of work, after all that stands before it in its stream."""
+    """Do a piece of work, after all that stands before it in its stream."""
     while not work.is_done:
         first = work.stream.pending[0]
         if first.after is not None:

@@ -30,7 +30,7 @@ class Span:
         )
 
     def bytes(self) -> NDArray[np.uint8]:
-        """Returns the memory itself, `(size,) uint8`, not a copy."""
+        """Return the memory itself, `(size,) uint8`, not a copy."""
         return np.ctypeslib.as_array((ctypes.c_uint8 * self.size).from_address(self.address))
 
 

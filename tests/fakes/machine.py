@@ -43,11 +43,11 @@ class FakeMachine:
 
     @property
     def calls(self) -> Counter[str]:
-        """Returns how often each function of CUDA was called."""
+        """Return how often each function of CUDA was called."""
         return self.cuda._calls
 
     def alive(self) -> Counter[str]:
-        """Returns what was made and not freed, on the GPUs and of TensorRT."""
+        """Return what was made and not freed, on the GPUs and of TensorRT."""
         gc.collect()
         return self.gpus.alive() + +self.world.alive
 
@@ -59,7 +59,7 @@ def fake_machine(
     gpus: int = 1,
     memory_bytes: int = 1 << 30,
 ) -> FakeMachine:
-    """Returns a machine, which is this process's until the test ends."""
+    """Return a machine, which is this process's until the test ends."""
     machine_gpus = FakeGpus(gpus, memory_bytes)
     cuda_runtime = FakeCudaRuntime(machine_gpus)
     world = TensorRtWorld(machine_gpus, surface)
@@ -74,7 +74,7 @@ def fake_machine(
 
 
 def install_cuda(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
-    """Makes `module` what `from cuda.bindings import runtime` gives; `None`: not installed."""
+    """Make `module` what `from cuda.bindings import runtime` gives; `None`: not installed."""
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", module)
     if module is None:
         monkeypatch.delattr(cuda.bindings, "runtime", raising=False)

@@ -179,7 +179,7 @@ class Context(Fake):
         return self._memory
 
     def _held(self) -> list[Span]:
-        """Returns memory that must not be freed before this context."""
+        """Return memory that must not be freed before this context."""
         memory = [] if self._memory is None else [self._memory]
         return [*memory, *(Span(address, 1) for address in self._addresses.values())]
 

@@ -28,13 +28,13 @@ class Surface:
 
     @property
     def names(self) -> frozenset[str]:
-        """Returns the names in the module itself."""
+        """Return the names in the module itself."""
         if self.module == "tensorrt_rtx":
             return _public(_REAL_RTX)
         return frozenset(_listed(self.version)[""])
 
     def members(self, class_name: str) -> tuple[str, ...]:
-        """Returns the names of a class, those of an enumeration in its order."""
+        """Return the names of a class, those of an enumeration in its order."""
         listed = {} if self.module == "tensorrt_rtx" else _listed(self.version)
         if class_name in listed:
             return listed[class_name]
@@ -42,7 +42,7 @@ class Surface:
         return tuple(getattr(real, "__members__", None) or sorted(_public(real)))
 
     def enumeration(self, class_name: str) -> type[enum.Enum]:
-        """Returns an enumeration like those of the bindings: no number, but made into one."""
+        """Return an enumeration like those of the bindings: no number, but made into one."""
         members = {name: number for number, name in enumerate(self.members(class_name))}
         kind: Any = _Numbered
         return kind(class_name, members)  # type: ignore[no-any-return]
@@ -86,7 +86,7 @@ class Refusing:
 
 @cache
 def _listed(version: str) -> dict[str, tuple[str, ...]]:
-    """Returns the names by class, in their order; the module's own are those of ''."""
+    """Return the names by class, in their order; the module's own are those of ''."""
     listed: dict[str, tuple[str, ...]] = {}
     for line in (_LISTS / f"tensorrt_api_{version}.txt").read_text().splitlines():
         name, _, names = line.partition("[")

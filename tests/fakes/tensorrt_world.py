@@ -70,7 +70,7 @@ class TensorRtWorld:
         logger.log(getattr(self.module.ILogger.Severity, severity), text)
 
     def count(self, thing: Any, name: str, reserved: tuple[int, int] = (0, 0)) -> None:
-        """Counts an object as long as it lives; `reserved` is GPU and bytes that it holds."""
+        """Count an object as long as it lives; `reserved` is GPU and bytes that it holds."""
         self.alive[name] += 1
         self.made[name] += 1
 
@@ -112,6 +112,6 @@ class Dims:
 
 
 def initialised(thing: Any) -> Any:
-    """Returns a logger or monitor after a look at whether its base's `__init__` was called."""
+    """Return a logger or monitor after a look at whether its base's `__init__` was called."""
     assert getattr(thing, "_is_initialised", False), "the base's __init__ was not called"
     return thing

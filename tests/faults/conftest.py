@@ -27,12 +27,12 @@ class Served:
     ids: dict[str, int]
 
     def get(self, path: str, **headers: str) -> Answer:
-        """Returns the answer to a GET."""
+        """Return the answer to a GET."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return ask(self.process.port, path, headers=named)
 
     def query(self, picture: bytes, parameters: str = "", media: str = "image/png") -> Answer:
-        """Returns the answer to a query."""
+        """Return the answer to a query."""
         return query(self.process.port, picture, parameters, media)
 
 

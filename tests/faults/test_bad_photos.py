@@ -50,7 +50,7 @@ def all_paths(folder: Path) -> set[str]:
 
 @contextlib.contextmanager
 def as_nobody(owned: Path) -> Iterator[None]:
-    """Gives the block the rights of a user who may write only below `owned`."""
+    """Give the block the rights of a user who may write only below `owned`."""
     if os.geteuid() != 0:
         yield
         return

@@ -36,7 +36,7 @@ QUERY = unit_rows(1, DIM, seed=9)[0]
 
 @pytest.fixture(autouse=True, scope="module")
 def graphs() -> Iterator[None]:
-    """Gives the galleries of this file a graph, whatever their size."""
+    """Give the galleries of this file a graph, whatever their size."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hnsw, "GRAPH_FROM", 1)
         yield
@@ -64,7 +64,7 @@ def old(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def large_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the galleries of this file large ones, which open their graph at once."""
+    """Make the galleries of this file large ones, which open their graph at once."""
     monkeypatch.setattr(reading, "EXACT_BELOW", 10)
 
 
@@ -412,7 +412,7 @@ def test_stale_temporaries_and_orphans_are_cleared(tmp_path: Path, embedder: Emb
 
 
 def share_row(folder: Path, path: Path, row: int) -> None:
-    """Adds a photo to the next generation that has the row of another."""
+    """Add a photo to the next generation that has the row of another."""
     status = path.stat()
     stamps = (status.st_size, status.st_mtime_ns)
     photo = Embedding(
@@ -533,7 +533,7 @@ def test_embeddings_that_may_not_be_read_are_not_damaged_and_not_repaired_away(
 
 
 def _refusing(call: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Returns a call of the system that is refused for what has that name, or lies in it."""
+    """Return a call of the system that is refused for what has that name, or lies in it."""
 
     def called(path: Any, *others: Any, **named: Any) -> Any:
         text = os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else ""

@@ -86,7 +86,7 @@ DAMAGES: tuple[Damage, ...] = (
 
 
 def ask(folder: Path) -> Answers:
-    """Returns the answers to some questions; each has the notices of opening the gallery too."""
+    """Return the answers to some questions; each has the notices of opening the gallery too."""
     answers: Answers = {}
     with Gallery.open(folder) as gallery:
         for number, query in enumerate(QUERIES):
@@ -107,7 +107,7 @@ def ask(folder: Path) -> Answers:
 
 
 def truth_of(folder: Path) -> dict[str, dict[int, tuple[str, float]]]:
-    """Returns path and score of every photo, for every question."""
+    """Return path and score of every photo, for every question."""
     with Gallery.open(folder) as gallery:
         hits = {
             f"{way} {number}": gallery.search(query, COUNT, "exact")
@@ -124,7 +124,7 @@ def truth_of(folder: Path) -> dict[str, dict[int, tuple[str, float]]]:
 
 
 def verdict(folder: Path, right: Answers, truth: dict[str, dict[int, tuple[str, float]]]) -> str:
-    """Returns what became of the questions to a damaged gallery."""
+    """Return what became of the questions to a damaged gallery."""
     try:
         answers = ask(folder)
     except SbtkError as told:

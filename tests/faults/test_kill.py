@@ -32,7 +32,7 @@ KILLED = -signal.SIGKILL
 
 
 def index_and_tell(folder: Path, photos: Path, bundle: Path, progress: Connection) -> None:
-    """Updates a gallery and sends the number of photos that are done."""
+    """Update a gallery and sends the number of photos that are done."""
 
     def tell(done: int, total: int | None, rate: float) -> None:
         progress.send(done)
@@ -46,7 +46,7 @@ def index_and_tell(folder: Path, photos: Path, bundle: Path, progress: Connectio
 def index_until_sync(
     folder: Path, photos: Path, bundle: Path, syncs: int, bits: int | None = None
 ) -> None:
-    """Updates a gallery, and dies in the moment of the given call of fsync."""
+    """Update a gallery, and dies in the moment of the given call of fsync."""
     left = syncs
     real = os.fsync
 
@@ -62,7 +62,7 @@ def index_until_sync(
 
 
 def index_until_published(folder: Path, photos: Path, bundle: Path) -> None:
-    """Updates a gallery, and dies when all but the manifest is written."""
+    """Update a gallery, and dies when all but the manifest is written."""
 
     def die(self: GalleryManifest, folder: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -72,7 +72,7 @@ def index_until_published(folder: Path, photos: Path, bundle: Path) -> None:
 
 
 def run(target: Callable[..., None], *args: object) -> int | None:
-    """Runs a function in a process of its own and returns its exit code."""
+    """Run a function in a process of its own and return its exit code."""
     process = processes().Process(target=target, args=args)
     process.start()
     process.join(120)
@@ -80,7 +80,7 @@ def run(target: Callable[..., None], *args: object) -> int | None:
 
 
 def change(photos: Path) -> None:
-    """Makes one photo new, one changed, one moved, one vanished and one unreadable."""
+    """Make one photo new, one changed, one moved, one vanished and one unreadable."""
     paths = sorted(photos.iterdir())
     tiny_photo(501).save(photos / "new.png")
     tiny_photo(502).save(paths[1])

@@ -75,7 +75,7 @@ def workplace() -> Iterator[Workplace]:
 
 
 def scores_in(folder: Path) -> Scores:
-    """Returns what a gallery answers, without a notice; an answer that is torn is an error."""
+    """Return what a gallery answers, without a notice; an answer that is torn is an error."""
     with Gallery.open(folder) as gallery:
         row = np.ones(gallery.manifest.dim, dtype=np.float32)
         hits = gallery.search(row, gallery.count)
@@ -86,7 +86,7 @@ def scores_in(folder: Path) -> Scores:
 
 
 def names_in_use(folder: Path) -> set[str] | None:
-    """Returns the photos that the writer's own catalogue has of the published generation.
+    """Return the photos that the writer's own catalogue has of the published generation.
 
     `None` if another one was published in between, whose start may have removed this one's.
     """
@@ -104,7 +104,7 @@ def become(user: int) -> None:
 
 
 def write_on(workplace: Workplace, published: Connection) -> None:
-    """Lets one photo come and go, and tells of each generation; ends by being killed."""
+    """Let one photo come and go, and tell of each generation; end by being killed."""
     there = workplace.photos / "extra.png"
     with Embedder(workplace.bundle, engine="onnxruntime", threads=1, batch=2) as embedder:
         while True:
@@ -118,7 +118,7 @@ def write_on(workplace: Workplace, published: Connection) -> None:
 
 
 def read_on(workplace: Workplace, folder: Path, user: int, told: Connection) -> None:
-    """Counts answers until it is told to stop: right, wrong, and errors by their text."""
+    """Count answers until it is told to stop: right, wrong, and errors by their text."""
     # Python's own files may be closed to the other user: load what a search imports only when used.
     scores_in(folder)
     become(user)
@@ -152,7 +152,7 @@ def writer(workplace: Workplace) -> Iterator[tuple[BaseProcess, Connection]]:
 
 @contextlib.contextmanager
 def read_only(folder: Path, way: str) -> Iterator[tuple[Path, int]]:
-    """Gives the block a path at which a user, also given, may read the folder and not write."""
+    """Give the block a path at which a user, also given, may read the folder and not write."""
     if way == "another user":
         yield folder, NOBODY
         return

@@ -90,7 +90,7 @@ def refuse_nothing() -> None:
 
 
 def play(place: Path) -> None:
-    """Updates a copy of a gallery for each way of being refused; prints what came of it."""
+    """Update a copy of a gallery for each way of being refused; print what came of it."""
     with Embedder(place / "bundle", engine="onnxruntime", threads=1, batch=2) as embedder:
         for part, calls, number in WRITING:
             folder = Path(shutil.copytree(place / "g.sbtk", place / "copy.sbtk"))

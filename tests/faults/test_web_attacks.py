@@ -170,7 +170,7 @@ def test_a_folder_that_became_a_link_hides_its_photos(served: Served, tmp_path: 
 
 @contextlib.contextmanager
 def _made_large(photo: Path) -> Iterator[None]:
-    """Makes a photo larger than what the system holds for a client that does not read."""
+    """Make a photo larger than what the system holds for a client that does not read."""
     content = photo.read_bytes()
     os.truncate(photo, 64 << 20)
     try:

@@ -64,7 +64,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
 
 @pytest.fixture(scope="module", autouse=True)
 def slow_clients(served: ServeProcess) -> dict[str, SlowClient]:
-    """Returns clients that are slow while all other tests of this file run."""
+    """Return clients that are slow while all other tests of this file run."""
     port = served.port
     return {
         "nothing": _slow(port, b"", b""),
@@ -100,7 +100,7 @@ def _slow(port: int, first: bytes, then: bytes) -> SlowClient:
 
 
 def assert_serving(served: ServeProcess) -> None:
-    """Makes sure that an honest client gets its answer at once."""
+    """Make sure that an honest client gets its answer at once."""
     started = time.monotonic()
     answer = query(served.port, sketch_png(), "?k=3")
     assert answer.status == 200
@@ -109,7 +109,7 @@ def assert_serving(served: ServeProcess) -> None:
 
 
 def grown_bytes(served: ServeProcess, act: Callable[[], None]) -> int:
-    """Returns by how much the server's memory grew at most while `act` ran."""
+    """Return by how much the server's memory grew at most while `act` ran."""
     before, peak, done = resident_bytes(served.process.pid), 0, threading.Event()
 
     def watch() -> None:
@@ -219,7 +219,7 @@ def test_a_thousand_queries_at_once_are_answered_or_told_to_come_back(
 
 
 async def _queries(port: int, count: int) -> list[tuple[int, bytes, bytes]]:
-    """Returns status, headers and body of that many queries at once."""
+    """Return status, headers and body of that many queries at once."""
     picture = sketch_png()
     request = post_head(port, f"Content-Length: {len(picture)}", "Connection: close") + picture
 

@@ -27,7 +27,7 @@ def _as(format_name: str) -> bytes:
 
 
 def _lying_png(side: int) -> bytes:
-    """Returns a PNG of some kilobytes that claims, and holds, `side` x `side` pixels."""
+    """Return a PNG of some kilobytes that claims, and holds, `side` x `side` pixels."""
     rows = zlib.compressobj(9)
     line = b"\0" + bytes((side + 7) // 8)
     data = b"".join(rows.compress(line) for _ in range(side)) + rows.flush()

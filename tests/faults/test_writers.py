@@ -41,7 +41,7 @@ def hold(folder: Path, ready: Connection) -> None:
 
 
 def rename_again_and_again(folder: Path, photos: Path, bundle: Path, done: Event) -> None:
-    """Moves all photos to another folder and updates the gallery, five times."""
+    """Move all photos to another folder and updates the gallery, five times."""
     for turn in range(1, 6):
         photos = photos.rename(photos.with_name(f"turn-{turn}"))
         index(folder, photos, bundle, commit_every=3)

@@ -19,7 +19,7 @@ Rows = NDArray[np.float32]
 
 
 def _rows(count: int = 200, dim: int = 24, seed: int = 0) -> Rows:
-    """Returns rows of a few clusters, off centre, with axes of unequal variance."""
+    """Return rows of a few clusters, off centre, with axes of unequal variance."""
     random = np.random.default_rng(seed)
     centres = random.standard_normal((6, dim)) * np.linspace(3, 0.5, dim)
     rows = centres[random.integers(0, 6, count)] + random.standard_normal((count, dim))
@@ -29,7 +29,7 @@ def _rows(count: int = 200, dim: int = 24, seed: int = 0) -> Rows:
 def _published(
     fitted: Rows, other: Rows, bits: int, rotation: Rotation
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Returns both sides' bits, each about its own mean, by the steps of method 1.5 as they read.
+    """Return both sides' bits, each about its own mean, by the steps of method 1.5 as they read.
 
     The axes' signs are ITQ's own to choose: here as the product chooses them.
     """

@@ -228,7 +228,7 @@ def test_model_ids_tell_models_apart(tmp_path: Path) -> None:
 
 
 def _with_external_tensor(hidden_in: str, location: str) -> onnx.ModelProto:
-    """Returns the tiny model with one more tensor, which is said to be in another file."""
+    """Return the tiny model with one more tensor, which is said to be in another file."""
     tensor = numpy_helper.from_array(np.zeros(4, dtype=np.float32), "elsewhere")
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL

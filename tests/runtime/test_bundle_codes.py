@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def put(folder: Path, name: str, content: bytes) -> None:
-    """Puts a file into a bundle that its manifest vouches for."""
+    """Put a file into a bundle that its manifest vouches for."""
     path = folder / name
     path.write_bytes(content)
     manifest = read_bundle_manifest(folder)

@@ -61,7 +61,7 @@ def shared(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Returns the largest difference of two tensors, as a share of the expected one's length."""
+    """Return the largest difference of two tensors, as a share of the expected one's length."""
     assert found.keys() == expected.keys()
     return max(
         float((found[key] - value).float().norm()) / (float(value.float().norm()) + 1e-6)

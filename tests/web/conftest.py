@@ -46,27 +46,27 @@ class Workplace:
         return self.folder / "gallery.sbtk"
 
     def embedder(self) -> Embedder:
-        """Returns an embedder like the servers', for a `with` block."""
+        """Return an embedder like the servers', for a `with` block."""
         return Embedder(self.bundle, engine="onnxruntime", threads=1)
 
     def hits(self, picture: bytes, kind: Kind = "sketch", k: int = 24) -> list[Hit]:
-        """Returns what Python finds."""
+        """Return what Python finds."""
         with self.embedder() as embedder, Gallery.open(self.gallery) as gallery:
             return gallery.query(picture, embedder, k, kind)
 
     def index(self) -> None:
-        """Brings the gallery up to date."""
+        """Bring the gallery up to date."""
         index(self.gallery, self.photos, self.bundle)
 
     def serving(self, *options: str) -> contextlib.AbstractContextManager[ServeProcess]:
-        """Returns a server of the gallery, for a `with` block."""
+        """Return a server of the gallery, for a `with` block."""
         everything = ("--model", str(self.bundle), *ENGINE, *options)
         return serving(self.gallery, *everything, log=self.folder / "log")
 
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Workplace:
-    """Returns a workplace of 8 photos, to change."""
+    """Return a workplace of 8 photos, to change."""
     place = _furnished(tmp_path, 8)
     place.index()
     return place
@@ -74,7 +74,7 @@ def workplace(tmp_path: Path) -> Workplace:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    """Returns a workplace of 34 photos that tests leave as it is."""
+    """Return a workplace of 34 photos that tests leave as it is."""
     place = _furnished(tmp_path_factory.mktemp("web"), 24)
     write_photos(place.photos / "album", 6, seed=7)
     for seed, name in enumerate(ODD_NAMES, start=900):
@@ -90,7 +90,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 
 @pytest.fixture(scope="session")
 def server(shared: Workplace) -> Iterator[ServeProcess]:
-    """Returns a server of the shared gallery, ready, which every test must leave whole."""
+    """Return a server of the shared gallery, ready, which every test must leave whole."""
     with shared.serving() as process:
         process.wait_until_ready()
         yield process

@@ -33,7 +33,7 @@ def ask(
     origin_of_url: str = "http://server",
     **headers: str,
 ) -> httpx.Response:
-    """Returns what the guard, or the app behind it, answers; `a_b` names the header `a-b`."""
+    """Return what the guard, or the app behind it, answers; `a_b` names the header `a-b`."""
     paths = ("/", "/v1/gallery", "/v1/query", "/healthz", "/static/main.js")
     app = Starlette(routes=[Route(path, _reached, methods=["GET", "POST"]) for path in paths])
     guarded = SecurityHeaders(AccessGuard(app, rules))

@@ -63,7 +63,7 @@ def test_damaged_pictures_are_answered_or_refused(server: ServeProcess) -> None:
 
 
 def _damaged(picture: bytes, random: np.random.Generator) -> bytes:
-    """Returns the bytes with some of them changed, doubled, or left out."""
+    """Return the bytes with some of them changed, doubled, or left out."""
     data = bytearray(picture)
     kind, place = random.integers(3), int(random.integers(len(data)))
     length = int(random.integers(1, 64))

@@ -39,7 +39,7 @@ def queue() -> Iterator[WorkQueue]:
 
 @pytest.fixture
 def gate(queue: WorkQueue) -> Iterator[Gate]:
-    """Occupies the only thread."""
+    """Occupy the only thread."""
     made = Gate()
     queue.submit(made)
     assert made.has_begun.wait(20)
@@ -135,7 +135,7 @@ class Picture:
     """Something large that a job holds."""
 
     def looked_at(self) -> Picture:
-        """Returns itself, as an answer that is large too."""
+        """Return itself, as an answer that is large too."""
         return self
 
 
@@ -193,7 +193,7 @@ def test_closing_cancels_what_waits_and_waits_for_what_is_done(
 
 
 def request_of(messages: asyncio.Queue[dict[str, Any]]) -> Request:
-    """Returns a request whose client says what is put into the queue."""
+    """Return a request whose client says what is put into the queue."""
     return Request({"type": "http"}, messages.get)
 
 

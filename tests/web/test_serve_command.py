@@ -28,7 +28,7 @@ from tests.web.conftest import ENGINE, Workplace
 
 @contextlib.contextmanager
 def started(place: Workplace, *options: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """Starts `sbtk serve` on a free port, and kills what has not ended at the end."""
+    """Start `sbtk serve` on a free port, and kill what has not ended at the end."""
     command = [sys.executable, "-P", "-m", "sbtk_cli", "serve", "--gallery", str(place.gallery)]
     command += ["--port", "0", "--model", str(place.bundle), *ENGINE, *options]
     process = subprocess.Popen(
@@ -46,7 +46,7 @@ def started(place: Workplace, *options: str, **environment: str) -> Iterator[sub
 
 
 def address_of(process: subprocess.Popen[str]) -> str:
-    """Returns what it prints for people to open."""
+    """Return what it prints for people to open."""
     assert process.stdout is not None
     return process.stdout.readline().strip()
 

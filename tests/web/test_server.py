@@ -52,7 +52,7 @@ async def _size(request: Request) -> PlainTextResponse:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[uvicorn.Server]:
-    """Runs a server of three paths; `/small` and `/large` read no body, `/size` does."""
+    """Run a server of three paths; `/small` and `/large` read no body, `/size` does."""
     routes = [
         Route("/small", _small, methods=["GET", "POST"]),
         Route("/large", _large),
@@ -76,7 +76,7 @@ def server() -> Iterator[uvicorn.Server]:
 
 @pytest.fixture(autouse=True)
 def unlogged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Fails the test after an internal error of the server, or if it is left with a connection."""
+    """Fail the test after an internal error of the server, or if it is left with a connection."""
     yield
     assert not [record.getMessage() for record in caplog.records if record.levelno > logging.INFO]
 
@@ -92,7 +92,7 @@ def connected(server: uvicorn.Server, receive_bytes: int | None = None) -> Itera
 
 
 def all_received(client: socket.socket) -> bytes:
-    """Returns what comes until the server closes; a reset counts as the end."""
+    """Return what comes until the server closes; a reset counts as the end."""
     received = bytearray()
     with contextlib.suppress(ConnectionError):
         while chunk := client.recv(1 << 16):
@@ -101,7 +101,7 @@ def all_received(client: socket.socket) -> bytes:
 
 
 def asked(client: socket.socket) -> bytes:
-    """Returns the whole answer to a small request; headers and body may come apart."""
+    """Return the whole answer to a small request; headers and body may come apart."""
     client.sendall(SMALL)
     received = b""
     while not received.endswith(b"\r\n\r\nsmall"):

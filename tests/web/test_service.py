@@ -24,7 +24,7 @@ from tests.web.conftest import ENGINE, Workplace
 
 
 def comes_true(is_so: Callable[[], bool]) -> bool:
-    """Waits until it is so, or not for ever."""
+    """Wait until it is so, or not for ever."""
     end = time.monotonic() + 30
     while not is_so() and time.monotonic() < end:
         time.sleep(0.02)

@@ -40,7 +40,7 @@ from tests.web.conftest import Workplace
 
 
 def many_scans(side_px: int, scans: int) -> bytes:
-    """Returns a progressive JPEG whose last scan is there many times: much work in few bytes."""
+    """Return a progressive JPEG whose last scan is there many times: much work in few bytes."""
     buffer = io.BytesIO()
     picture = tiny_photo(5).convert("L").resize((side_px, side_px))
     picture.save(buffer, "JPEG", progressive=True, quality=1)
@@ -168,7 +168,7 @@ def scope(**headers: str) -> Scope:
 
 
 def sender(chunks: Iterable[bytes], *, ends: bool = True) -> tuple[Receive, list[int]]:
-    """Returns an ASGI `receive` that gives these chunks, and a list of the sizes it has given."""
+    """Return an ASGI `receive` that gives these chunks, and a list of the sizes it has given."""
     waiting, taken = list(chunks), list[int]()
 
     async def receive() -> Message:

@@ -44,7 +44,7 @@ class BuildProgress:
     waiting_for: str
 
     def sentence(self) -> str:
-        """Returns one line for people: time, steps and what is waited for."""
+        """Return one line for people: time, steps and what is waited for."""
         steps = f", {self.phase}: {self.done} of {self.total}" if self.total else ""
         return f"{self.elapsed_s:.0f} s{steps}, waiting for {self.waiting_for}"
 
@@ -53,7 +53,7 @@ Progress = Callable[[BuildProgress], None]
 
 
 def no_progress(_: BuildProgress) -> None:
-    """Takes the state of a build and keeps it to itself."""
+    """Take the state of a build and keep it to itself."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def build_plan(
     name: str = "the ONNX model",
     domain_input: str | None = None,
 ) -> BuiltPlan:
-    """Returns a plan of the model with one optimisation profile.
+    """Return a plan of the model with one optimisation profile.
 
     The build runs on a thread of its own. Ctrl-C, or any exception out of `progress`, stops it at
     its next step and is raised again once it has stopped.
@@ -181,7 +181,7 @@ class _Build:
         self.watch = BuildWatch()
 
     def run(self) -> None:
-        """Builds; leaves the plan or the problem for `result`."""
+        """Build; leave the plan or the problem for `result`."""
         try:
             self._built = self._build()
         except BaseException as problem:
@@ -191,7 +191,7 @@ class _Build:
             self._problem = problem
 
     def result(self) -> BuiltPlan:
-        """Returns the plan, or raises what came in its way; to be called after `run`."""
+        """Return the plan, or raise what came in its way; to be called after `run`."""
         if self._problem is not None:
             raise self._problem
         assert self._built is not None
@@ -253,7 +253,7 @@ class _Build:
             raise self._failed(f"use a profile of batches {batches}")
 
     def _use_timing_cache(self, config: Any) -> Any:
-        """Returns the timing cache that the build fills; `None` where it would do nothing."""
+        """Return the timing cache that the build fills; `None` where it would do nothing."""
         if not self._trt.needs_a_driver_to_build:
             return None
         for content in dict.fromkeys((self._timing_cache, b"")):
@@ -308,7 +308,7 @@ class PlanModel:
 
 
 def check_opset(trt: TensorRt, model: PlanModel) -> None:
-    """Checks that a TensorRT knows the operators of a model.
+    """Check that a TensorRT knows the operators of a model.
 
     Raises:
         BadModel: they are newer than it is.
@@ -325,7 +325,7 @@ def check_opset(trt: TensorRt, model: PlanModel) -> None:
 
 
 def check_network(module: Any, network: Any, model: PlanModel) -> None:
-    """Checks that the network takes and gives what `Engine.run` and the manifest promise.
+    """Check that the network takes and give what `Engine.run` and the manifest promise.
 
     Args:
         module: the TensorRT that parsed it.
@@ -366,7 +366,7 @@ def check_network(module: Any, network: Any, model: PlanModel) -> None:
 
 
 def _text_of(tensors: list[Any]) -> str:
-    """Returns names, types and shapes of tensors for people; -1 is a size that may vary."""
+    """Return names, types and shapes of tensors for people; -1 is a size that may vary."""
     parts = []
     for tensor in tensors:
         sizes = ", ".join("any" if size == -1 else str(size) for size in tensor.shape)
@@ -399,16 +399,16 @@ class BuildWatch:
         self._phases: dict[str, _Phase] = {}
 
     def enter(self, stage: str) -> None:
-        """Notes what is waited for until TensorRT reports phases of its own."""
+        """Note what is waited for until TensorRT reports phases of its own."""
         with self._lock:
             self._stage = stage
 
     def cancel(self) -> None:
-        """Asks the build to stop at its next step."""
+        """Ask the build to stop at its next step."""
         self._cancelled.set()
 
     def progress(self) -> BuildProgress:
-        """Returns how far the build is now."""
+        """Return how far the build is now."""
         with self._lock:
             phases = list(self._phases.values())
             outermost = phases[0] if phases else _Phase("", 0)
@@ -421,7 +421,7 @@ class BuildWatch:
             )
 
     def monitor(self, module: Any) -> Any:
-        """Returns an object for `IBuilderConfig.progress_monitor` that reports to this one."""
+        """Return an object for `IBuilderConfig.progress_monitor` that reports to this one."""
         watch = self
         base: Any = module.IProgressMonitor
 
@@ -435,15 +435,15 @@ class BuildWatch:
             def phase_start(
                 self, phase_name: str, parent_phase: str | None, num_steps: int
             ) -> None:
-                """Notes that a phase begins, inside `parent_phase` or on its own."""
+                """Note that a phase begins, inside `parent_phase` or on its own."""
                 watch.begin(phase_name, num_steps)
 
             def step_complete(self, phase_name: str, step: int) -> bool:
-                """Notes that step number `step` is done; returns whether to go on."""
+                """Note that step number `step` is done; return whether to go on."""
                 return watch.advance(phase_name, step + 1)
 
             def phase_finish(self, phase_name: str) -> None:
-                """Notes that a phase has ended."""
+                """Note that a phase has ended."""
                 watch.end(phase_name)
 
         monitor = Monitor()
@@ -453,18 +453,18 @@ class BuildWatch:
         return monitor
 
     def begin(self, phase: str, steps: int) -> None:
-        """Notes that a phase begins."""
+        """Note that a phase begins."""
         with self._lock:
             self._phases[phase] = _Phase(phase, steps)
 
     def advance(self, phase: str, done: int) -> bool:
-        """Notes how many steps of a phase are done; returns whether the build is to go on."""
+        """Note how many steps of a phase are done; return whether the build is to go on."""
         with self._lock:
             if phase in self._phases:
                 self._phases[phase].done = done
         return not self._cancelled.is_set()
 
     def end(self, phase: str) -> None:
-        """Notes that a phase has ended."""
+        """Note that a phase has ended."""
         with self._lock:
             self._phases.pop(phase, None)

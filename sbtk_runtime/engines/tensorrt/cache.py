@@ -74,7 +74,7 @@ class Cleared:
 
 
 def cache_folder() -> Path:
-    """Returns the folder of the plans, `$XDG_CACHE_HOME/sbtk/plans`, made with mode 0700.
+    """Return the folder of the plans, `$XDG_CACHE_HOME/sbtk/plans`, made with mode 0700.
 
     Raises:
         PlanCacheUnusable: it cannot be made; or it, or the folder above, is a symbolic link,
@@ -115,11 +115,11 @@ class PlanCache:
         self.folder = folder
 
     def lock(self) -> WriterLock:
-        """Returns the lock that one process at a time holds while it builds and stores."""
+        """Return the lock that one process at a time holds while it builds and stores."""
         return WriterLock(self.folder / _LOCK_NAME)
 
     def find(self, wanted: PlanWanted) -> PlanSearch:
-        """Returns the fitting plan with the smallest profile for the batch, or else the largest."""
+        """Return the fitting plan with the smallest profile for the batch, or else the largest."""
         passed_over = []
         candidates = []
         with self._opened() as folder:
@@ -147,7 +147,7 @@ class PlanCache:
         return PlanSearch(None, tuple(passed_over))
 
     def store(self, record: PlanRecord, plan: bytes) -> Path:
-        """Keeps a plan, in place of one with the same key; to be called with the lock held.
+        """Keep a plan, in place of one with the same key; to be called with the lock held.
 
         The sidecar comes last: without it a plan is never found, wherever the power goes.
 
@@ -171,7 +171,7 @@ class PlanCache:
         return self.folder / name
 
     def entries(self) -> list[CacheEntry]:
-        """Returns every plan, sound or not, after a look at every byte of it."""
+        """Return every plan, sound or not, after a look at every byte of it."""
         entries = []
         with self._opened() as folder:
             for sidecar in folder.names(SIDECAR):
@@ -191,7 +191,7 @@ class PlanCache:
         return entries
 
     def clear(self, model: str | None = None) -> Cleared:
-        """Removes plans, and with `None` everything else that is in the cache.
+        """Remove plans, and with `None` everything else that is in the cache.
 
         Args:
             model: a model id or the name before its `@`; all plans when it is `None`.
@@ -217,7 +217,7 @@ class PlanCache:
         return Cleared(plans, size_bytes)
 
     def discard(self, record: PlanRecord) -> None:
-        """Removes the plan of just this record, if it is still there."""
+        """Remove the plan of just this record, if it is still there."""
         sidecar = sidecar_name(record)
         with self._opened() as folder:
             with contextlib.suppress(UnsafeFile):
@@ -226,7 +226,7 @@ class PlanCache:
             folder.remove(plan_name(sidecar, record))
 
     def timing_cache(self, module: str, version: str, compute_capability: str) -> bytes:
-        """Returns what earlier builds measured on such a GPU; empty when there is nothing sound."""
+        """Return what earlier builds measured on such a GPU; empty when there is nothing sound."""
         name = timing_name(module, version, compute_capability)
         with self._opened() as folder:
             try:
@@ -239,7 +239,7 @@ class PlanCache:
     def store_timing_cache(
         self, module: str, version: str, compute_capability: str, data: bytes
     ) -> None:
-        """Keeps what a build measured, for the next one; to be called with the lock held."""
+        """Keep what a build measured, for the next one; to be called with the lock held."""
         name = timing_name(module, version, compute_capability)
         with self._opened() as folder:
             folder.write(name, hashlib.sha256(data).digest() + data)
@@ -271,7 +271,7 @@ def _plan(folder: PrivateFolder, sidecar: str, record: PlanRecord) -> bytes:
 
 
 def _without_sidecar(folder: PrivateFolder) -> list[str]:
-    """Returns the plans that no sidecar names.
+    """Return the plans that no sidecar names.
 
     A plan beside a sidecar that cannot be read is not among them: a newer sbtk may know it.
     """
@@ -293,7 +293,7 @@ _HASH_DIGITS = 12
 
 
 def sidecar_name(record: PlanRecord) -> str:
-    """Returns the sidecar's name, which differs for everything that makes another plan."""
+    """Return the sidecar's name, which differs for everything that makes another plan."""
     key = [record.onnx_sha256, record.device, asdict(record.settings)]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     parts = (
@@ -308,7 +308,7 @@ def sidecar_name(record: PlanRecord) -> str:
 
 
 def plan_name(sidecar: str, record: PlanRecord) -> str:
-    """Returns the name of the plan that belongs to a sidecar.
+    """Return the name of the plan that belongs to a sidecar.
 
     With its hash in its name, a new plan never takes the place of one that is being read.
     """
@@ -316,17 +316,17 @@ def plan_name(sidecar: str, record: PlanRecord) -> str:
 
 
 def sidecar_of(plan: str) -> str:
-    """Returns the name of the sidecar that a plan of that name belongs to."""
+    """Return the name of the sidecar that a plan of that name belongs to."""
     return plan[: -len(PLAN) - _HASH_DIGITS - 1] + SIDECAR
 
 
 def timing_name(module: str, version: str, compute_capability: str) -> str:
-    """Returns the name of what builds measured on such a GPU."""
+    """Return the name of what builds measured on such a GPU."""
     return _as_file_name(f"{module}-{version}-sm{compute_capability}") + TIMING
 
 
 def model_name(model_id: str) -> str:
-    """Returns the part of a model id that people gave it."""
+    """Return the part of a model id that people gave it."""
     return model_id.partition("@")[0]
 
 
@@ -386,12 +386,12 @@ class PlanRecord:
         return self.settings.batch_max
 
     def to_json(self) -> bytes:
-        """Returns the sidecar's content."""
+        """Return the sidecar's content."""
         return (json.dumps(asdict(self), indent=2) + "\n").encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> Self:
-        """Returns the record in a sidecar.
+        """Return the record in a sidecar.
 
         Raises:
             BadModel: it is not JSON, of a newer format, or a field is missing, odd or unknown.
@@ -425,7 +425,7 @@ class PlanRecord:
         return record
 
     def misfit(self, module: str, version: str, device: str, compute_capability: str) -> str:
-        """Returns why that TensorRT on that GPU may not load the plan; empty when it may.
+        """Return why that TensorRT on that GPU may not load the plan; empty when it may.
 
         Args:
             module: `tensorrt` or `tensorrt_rtx`.
@@ -470,7 +470,7 @@ class PlanWanted:
     settings: BuildSettings | None = None
 
     def concerns(self, record: PlanRecord) -> bool:
-        """Returns whether a plan is of this model and module, and built in this way."""
+        """Return whether a plan is of this model and module, and built in this way."""
         return (
             record.onnx_sha256 == self.onnx_sha256
             and record.precision == self.precision
@@ -479,17 +479,17 @@ class PlanWanted:
         )
 
     def misfit(self, record: PlanRecord) -> str:
-        """Returns why this TensorRT on this GPU may not load a plan; empty when it may."""
+        """Return why this TensorRT on this GPU may not load a plan; empty when it may."""
         return record.misfit(self.module, self.version, self.device, self.compute_capability)
 
     def preference(self, record: PlanRecord) -> tuple[bool, int]:
-        """Sorts plans: those that take the batch at once, smallest first; then others, largest."""
+        """Sort plans: those that take the batch at once, smallest first; then others, largest."""
         is_too_small = record.batch_max < self.batch
         return is_too_small, -record.batch_max if is_too_small else record.batch_max
 
 
 def _check_fields(kind: type[Any], value: Any) -> None:
-    """Checks that a JSON value has exactly the fields of a dataclass, each of its type."""
+    """Check that a JSON value has exactly the fields of a dataclass, each of its type."""
     types = {field.name: str(field.type) for field in fields(kind)}
     if not isinstance(value, dict) or value.keys() != types.keys():
         raise BadModel(f"its sidecar has not the fields of a {kind.__name__}")

@@ -47,7 +47,7 @@ class PlanCheck:
 def require_sound(
     ready: ReadyPlan, bundle: Bundle, trt: TensorRt, device: CudaDevice, notify: Notify = no_notify
 ) -> PlanCheck:
-    """Runs a plan and returns how close it is to its ONNX file; a plan that fails is removed.
+    """Run a plan and return how close it is to its ONNX file; a plan that fails is removed.
 
     Args:
         ready: the plan.
@@ -75,13 +75,13 @@ def require_sound(
 
 
 def discard(ready: ReadyPlan) -> None:
-    """Removes a plan from the cache, if it was kept there."""
+    """Remove a plan from the cache, if it was kept there."""
     if ready.kept_in is not None:
         PlanCache(ready.kept_in.parent).discard(ready.record)
 
 
 def check_plan(engine: Engine, bundle: Bundle, precision: Precision) -> PlanCheck:
-    """Returns how close an engine's embeddings are to ONNX Runtime's of the same ONNX file.
+    """Return how close an engine's embeddings are to ONNX Runtime's of the same ONNX file.
 
     Args:
         engine: runs the plan.
@@ -121,7 +121,7 @@ def check_plan(engine: Engine, bundle: Bundle, precision: Precision) -> PlanChec
 
 
 def generate_images() -> Mapping[Kind, Pixels]:
-    """Returns `(4, 224, 224, 3) uint8` of each kind, as they come out of preparation."""
+    """Return `(4, 224, 224, 3) uint8` of each kind, as they come out of preparation."""
     contents: Mapping[Kind, list[bytes]] = {
         "photo": generate_photos(_OF_EACH_KIND),
         "sketch": generate_sketches(_OF_EACH_KIND),

@@ -77,7 +77,7 @@ __all__ = [
 
 
 def open_tensorrt(request: EngineRequest) -> TensorRtEngine:
-    """Returns the bundle's model on TensorRT; its plan is built first if there is none.
+    """Return the bundle's model on TensorRT; its plan is built first if there is none.
 
     Raises:
         MissingExtra: TensorRT or cuda-bindings is not installed.
@@ -90,14 +90,14 @@ def open_tensorrt(request: EngineRequest) -> TensorRtEngine:
 
 
 def open_tensorrt_rtx(request: EngineRequest) -> TensorRtEngine:
-    """Returns the bundle's model on TensorRT-RTX; raises what `open_tensorrt` does."""
+    """Return the bundle's model on TensorRT-RTX; raise what `open_tensorrt` does."""
     return _open(request, "tensorrt_rtx")
 
 
 def open_plan(
     plan: bytes, trt: TensorRt, device: CudaDevice, request: EngineRequest
 ) -> TensorRtEngine:
-    """Returns an engine that runs just this plan.
+    """Return an engine that runs just this plan.
 
     Args:
         plan: of the request's model, from our own cache or build: loading it runs native code.
@@ -132,12 +132,12 @@ def open_plan(
 
 
 def probe_tensorrt() -> str:
-    """Returns TensorRT's version after it has run a graph on a GPU; raises if it does not."""
+    """Return TensorRT's version after it has run a graph on a GPU; raise if it does not."""
     return _probe("tensorrt")
 
 
 def probe_tensorrt_rtx() -> str:
-    """Returns TensorRT-RTX's version after it has run a graph on a GPU; raises if not."""
+    """Return TensorRT-RTX's version after it has run a graph on a GPU; raise if not."""
     return _probe("tensorrt_rtx")
 
 
@@ -179,7 +179,7 @@ class TensorRtEngine:
         return 0 if pipeline is None else pipeline.largest
 
     def run(self, images: NDArray[np.uint8], kind: Kind) -> NDArray[np.float32]:
-        """Returns the embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8` of a kind.
+        """Return the embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8` of a kind.
 
         Any thread may call it; one runs at a time.
 
@@ -191,14 +191,14 @@ class TensorRtEngine:
     def run_timed(
         self, images: NDArray[np.uint8], kind: Kind
     ) -> tuple[NDArray[np.float32], DeviceTimes]:
-        """Returns what `run` does, `(N, D) float32`, and the time that the GPU's clock measured.
+        """Return what `run` does, `(N, D) float32`, and the time that the GPU's clock measured.
 
         With several chunks the times are sums; copies and computing overlap then.
         """
         return self._run(images, kind, timed=True)
 
     def close(self) -> None:
-        """Frees the plan and all memory on the GPU; does nothing the second time."""
+        """Free the plan and all memory on the GPU; do nothing the second time."""
         with self._lock:
             self._close()
 
@@ -223,7 +223,7 @@ class TensorRtEngine:
         raise EngineUnavailable(f"the engine {self.info.name} is closed", "an open engine")
 
     def _shrink(self, problem: OutOfDeviceMemory) -> None:
-        """Goes on with half the batch, after another program took the memory for this one."""
+        """Go on with half the batch, after another program took the memory for this one."""
         assert self._pipeline is not None
         largest = self._pipeline.largest
         self._pipeline.close()
@@ -234,7 +234,7 @@ class TensorRtEngine:
             raise
 
     def _fitting(self, largest: int) -> Pipeline:
-        """Returns a pipeline for the largest batch, halved as often as needed, that fits."""
+        """Return a pipeline for the largest batch, halved as often as needed, that fits."""
         while True:
             try:
                 return Pipeline(self._network, self._device.index, largest, self._notify)
@@ -284,7 +284,7 @@ def _probe(module: str) -> str:
 
 
 def _found(module: str, device_name: str) -> tuple[TensorRt, CudaDevice]:
-    """Returns the library and the GPU, which is the calling thread's from now on.
+    """Return the library and the GPU, which is the calling thread's from now on.
 
     The driver is asked before any object of TensorRT exists: without a driver some of its
     libraries end the process.
@@ -296,7 +296,7 @@ def _found(module: str, device_name: str) -> tuple[TensorRt, CudaDevice]:
 
 
 def run_probe_graph(trt: TensorRt, device: CudaDevice) -> None:
-    """Builds the probe graph, loads it and runs it on the calling thread's GPU.
+    """Build the probe graph, load it and run it on the calling thread's GPU.
 
     Args:
         trt: the TensorRT in question.
@@ -316,7 +316,7 @@ class _Probe:
         self._logger = recording_logger(trt)
 
     def run(self, device: CudaDevice) -> None:
-        """Does all steps."""
+        """Do all steps."""
         runtime = self._trt.module.Runtime(self._logger)
         loaded = runtime.deserialize_cuda_engine(self._plan())
         network = self._made(loaded, "load a plan that it built")
@@ -408,7 +408,7 @@ def ready_plan(
     notify: Notify = no_notify,
     progress: Progress | None = None,
 ) -> ReadyPlan:
-    """Returns a plan of the model from the cache, or builds one and keeps it there.
+    """Return a plan of the model from the cache, or build one and keep it there.
 
     While another process builds, this one waits for it.
 
@@ -481,13 +481,13 @@ class _Order:
     progress: Progress | None
 
     def tell(self) -> Progress:
-        """Returns whom to tell the progress."""
+        """Return whom to tell the progress."""
         return self.progress or _saying_now_and_then(self.notify)
 
 
 @contextlib.contextmanager
 def _only_builder(cache: PlanCache, order: _Order) -> Iterator[None]:
-    """Holds the cache's lock, once whoever else holds it has let go of it."""
+    """Hold the cache's lock, once whoever else holds it has let go of it."""
     tell, started = order.tell(), time.perf_counter()
     with contextlib.ExitStack() as stack:
         while True:

@@ -71,7 +71,7 @@ class TensorRt:
 
 
 def find_tensorrt(name: str | None = None) -> TensorRt:
-    """Returns the TensorRT of that name, or else the first of `MODULES` that loads.
+    """Return the TensorRT of that name, or else the first of `MODULES` that loads.
 
     Args:
         name: one of `MODULES`; `tensorrt-rtx` is `tensorrt_rtx`.
@@ -113,19 +113,19 @@ class LogLines:
         self._lock = threading.Lock()
 
     def add(self, severity: str, text: str) -> None:
-        """Keeps a line of that severity, such as `ERROR`, unless it is `VERBOSE`."""
+        """Keep a line of that severity, such as `ERROR`, unless it is `VERBOSE`."""
         if severity == "VERBOSE":
             return
         with self._lock:
             self._lines.append((severity, text))
 
     def lines(self) -> list[tuple[str, str]]:
-        """Returns severity and text of every line, oldest first."""
+        """Return severity and text of every line, oldest first."""
         with self._lock:
             return list(self._lines)
 
     def problems(self) -> list[str]:
-        """Returns the errors, or else the warnings: each once, without paths of C++ files."""
+        """Return the errors, or else the warnings: each once, without paths of C++ files."""
         lines = [(kind, text) for kind, text in self.lines() if kind in _PROBLEMS]
         has_errors = any(kind != "WARNING" for kind, _ in lines)
         wanted = [text for kind, text in lines if kind != "WARNING" or not has_errors]
@@ -133,7 +133,7 @@ class LogLines:
 
 
 def recording_logger(trt: TensorRt) -> Any:
-    """Returns a new logger for TensorRT objects that prints nothing and remembers everything.
+    """Return a new logger for TensorRT objects that prints nothing and remembers everything.
 
     It has the methods `lines()` and `problems()` of `LogLines`. It lives as long as the process:
     TensorRT keeps a pointer to the first logger that it was given, for all later objects.
@@ -149,15 +149,15 @@ def recording_logger(trt: TensorRt) -> Any:
             self._log = LogLines()
 
         def log(self, severity: Any, msg: str) -> None:
-            """Keeps a line; called by TensorRT, from any thread."""
+            """Keep a line; called by TensorRT, from any thread."""
             self._log.add(severity.name, msg)
 
         def lines(self) -> list[tuple[str, str]]:
-            """Returns severity and text of every line, oldest first."""
+            """Return severity and text of every line, oldest first."""
             return self._log.lines()
 
         def problems(self) -> list[str]:
-            """Returns the errors, or else the warnings, without paths of C++ files."""
+            """Return the errors, or else the warnings, without paths of C++ files."""
             return self._log.problems()
 
     logger = RecordingLogger()
@@ -166,7 +166,7 @@ def recording_logger(trt: TensorRt) -> Any:
 
 
 def join_lines(problems: list[str], most: int = 6) -> str:
-    """Returns log lines as text for the end of an error, or says that there are none.
+    """Return log lines as text for the end of an error, or say that there are none.
 
     Args:
         problems: from `LogLines.problems`.

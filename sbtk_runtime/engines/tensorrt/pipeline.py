@@ -79,7 +79,7 @@ class Pipeline:
     def run(
         self, images: NDArray[np.uint8], kind: Kind, *, timed: bool = False
     ) -> tuple[NDArray[np.float32], DeviceTimes]:
-        """Returns the embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8`, and times.
+        """Return the embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8`, and times.
 
         All of the images are of one kind.
 
@@ -108,7 +108,7 @@ class Pipeline:
         return rows, times
 
     def close(self) -> None:
-        """Frees everything, in any thread; does nothing the second time."""
+        """Free everything, in any thread; do nothing the second time."""
         self._cuda.cudaSetDevice(self._resources.index)
         self._drain()
         self._streams.clear()
@@ -121,7 +121,7 @@ class Pipeline:
         self._resources.close()
 
     def _prove(self) -> None:
-        """Runs the largest batch in every slot: what does not fit is found out here.
+        """Run the largest batch in every slot: what does not fit is found out here.
 
         The images are black, so the buffers on the GPU hold no arbitrary bytes afterwards.
         """
@@ -131,7 +131,7 @@ class Pipeline:
             checked(self._cuda.cudaEventSynchronize(slot.done))
 
     def _start(self, chunk: _Chunk, timed: bool) -> None:
-        """Queues a chunk whose images are in its slot's pinned memory."""
+        """Queue a chunk whose images are in its slot's pinned memory."""
         cuda, slot = self._cuda, chunk.slot
         # First of all, since a capture must not meet the copy that this chunk waits for.
         step = self._ready_step(slot, chunk.count)
@@ -174,7 +174,7 @@ class Pipeline:
         self._record(slot.done, self._run_stream)
 
     def _copy_domains(self, slot: Slot, domains: PinnedArray, kind: Kind) -> None:
-        """Queues the copy of a whole slot's domains, unless they are on the GPU already."""
+        """Queue the copy of a whole slot's domains, unless they are on the GPU already."""
         if self._kinds.get(slot.number) == kind:
             return
         self._kinds.pop(slot.number, None)
@@ -191,7 +191,7 @@ class Pipeline:
         self._kinds[slot.number] = kind
 
     def _collect(self, chunk: _Chunk, rows: NDArray[np.float32], timed: bool) -> DeviceTimes:
-        """Waits for a chunk and copies its embeddings to their place in `rows`."""
+        """Wait for a chunk and copies its embeddings to their place in `rows`."""
         slot = chunk.slot
         checked(self._cuda.cudaEventSynchronize(slot.done))
         rows[chunk.start : chunk.start + chunk.count] = slot.rows.array[: chunk.count]
@@ -200,7 +200,7 @@ class Pipeline:
         return slot.times(self._cuda)
 
     def _ready_step(self, slot: Slot, count: int) -> _Step:
-        """Returns how a chunk of that size runs in that slot: at first plainly, then as a graph."""
+        """Return how a chunk of that size runs in that slot: at first plainly, then as a graph."""
         bucket = next(size for size in self._buckets if size >= count)
         step = self._steps.get((bucket, slot.number))
         if step is None:
@@ -219,7 +219,7 @@ class Pipeline:
         return step
 
     def _new_context(self, slot: Slot, bucket: int) -> Any:
-        """Returns a context of its own for a bucket in a slot.
+        """Return a context of its own for a bucket in a slot.
 
         A captured graph holds the state of its context, which must not change afterwards: hence
         one for each. They share one memory, since all of them run on one stream.
@@ -273,7 +273,7 @@ class _Step:
 
 
 def _buckets(smallest: int, largest: int) -> tuple[int, ...]:
-    """Returns the powers of two from `smallest` on, and `largest`."""
+    """Return the powers of two from `smallest` on, and `largest`."""
     sizes = {smallest, largest}
     size = 1
     while size < largest:
@@ -340,7 +340,7 @@ class Network:
             raise
 
     def context(self, batch: int) -> Any:
-        """Returns a new context for batches of that size; the caller gives it memory.
+        """Return a new context for batches of that size; the caller gives it memory.
 
         Raises:
             OutOfDeviceMemory: the GPU's memory does not hold it.
@@ -354,7 +354,7 @@ class Network:
         return context
 
     def memory_needed(self, batches: tuple[int, ...]) -> int:
-        """Returns the bytes of context memory that the hungriest of these batches needs."""
+        """Return the bytes of context memory that the hungriest of these batches needs."""
         context = self.context(batches[0])
         needed = []
         for batch in batches:
@@ -363,7 +363,7 @@ class Network:
         return max(needed)
 
     def failed(self, what: str, next_step: str = "sbtk doctor") -> SbtkError:
-        """Returns the error for a call that gave `None` or `False`, with TensorRT's new lines."""
+        """Return the error for a call that gave `None` or `False`, with TensorRT's new lines."""
         lines = self._logger.lines()
         fresh = LogLines()
         for severity, text in lines[self._lines_reported :]:
@@ -376,7 +376,7 @@ class Network:
         return EngineUnavailable(found, "", next_step)
 
     def close(self) -> None:
-        """Frees the plan; contexts must be gone before."""
+        """Free the plan; contexts must be gone before."""
         self._config = self._engine = self._runtime = None
 
     def _loaded(self, plan: bytes) -> Any:
@@ -395,7 +395,7 @@ class Network:
         return engine
 
     def _configure(self) -> bool:
-        """Prepares what contexts are made with; returns whether TensorRT captures graphs itself."""
+        """Prepare what contexts are made with; return whether TensorRT captures graphs itself."""
         config, module = self._engine.create_runtime_config(), self._trt.module
         if config is None:
             raise self.failed("made no runtime configuration")
@@ -458,7 +458,7 @@ def _name_of(tensor: _Tensor) -> str:
 
 
 def _text_of(tensors: list[_Tensor]) -> str:
-    """Returns names, types and shapes of tensors for people; -1 is a size that may vary."""
+    """Return names, types and shapes of tensors for people; -1 is a size that may vary."""
     parts = [f"{mode.name} {name}: {dtype.name} {shape}" for name, mode, dtype, shape in tensors]
     return " and ".join(parts) or "nothing"
 
@@ -525,7 +525,7 @@ class Slot:
     def of(
         cls, resources: DeviceResources, number: int, largest: int, dim: int, *, has_domains: bool
     ) -> Slot:
-        """Returns a slot with new buffers and events.
+        """Return a slot with new buffers and events.
 
         Raises:
             OutOfDeviceMemory: there is no memory for them.
@@ -542,7 +542,7 @@ class Slot:
         )
 
     def times(self, cuda: Any) -> DeviceTimes:
-        """Returns the times between the events, all of which must have been reached."""
+        """Return the times between the events, all of which must have been reached."""
         pairs = (
             (self.copy_begins, self.copied),
             (self.run_begins, self.ran),

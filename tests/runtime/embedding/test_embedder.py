@@ -377,7 +377,7 @@ def test_importing_the_runtime_leaves_heavy_libraries_out(folder: Path, photos: 
 
 
 def _peak_mb(folder: Path, paths: list[Path], threads: int) -> int:
-    """Returns the largest resident memory of a process that embeds the files, in MB."""
+    """Return the largest resident memory of a process that embeds the files, in MB."""
     script = (
         "import pathlib, sys\n"
         "from sbtk_runtime.embedding.embedder import Embedded, Embedder\n"
@@ -404,7 +404,7 @@ def _environment() -> dict[str, str]:
 
 
 def _divide_by_length(graph: onnx.GraphProto) -> None:
-    """Normalises by a plain division, which gives NaN for the zero row."""
+    """Normalise by a plain division, which gives NaN for the zero row."""
     del graph.node[-1]
     graph.initializer.append(numpy_helper.from_array(np.array([1]), "columns"))
     graph.node.append(helper.make_node("ReduceL2", ["feature", "columns"], ["length"]))

@@ -73,7 +73,7 @@ RTX = _Properties(b"NVIDIA GeForce RTX 4090".ljust(256, b"\0"), 8, 9, 24 << 30)
 
 
 def _install(monkeypatch: pytest.MonkeyPatch, machine: _Machine) -> None:
-    """Puts the machine where `from cuda.bindings import runtime` looks."""
+    """Put the machine where `from cuda.bindings import runtime` looks."""
     bindings = types.ModuleType("cuda.bindings")
     bindings.runtime = machine  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cuda", types.ModuleType("cuda"))

@@ -68,7 +68,7 @@ def images(count: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def by_numpy(pictures: NDArray[np.uint8], kind: Kind) -> NDArray[np.float64]:
-    """Returns what the tiny model with a domain input makes of pictures."""
+    """Return what the tiny model with a domain input makes of pictures."""
     values = {v.name: numpy_helper.to_array(v) for v in tiny_model().graph.initializer}
     scaled = (pictures.astype(np.float64) - values["middle"]) * values["scale"]
     cells = scaled.reshape(len(pictures), 8, 28, 8, 28, 3).mean(axis=(2, 4))

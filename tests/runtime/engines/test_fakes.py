@@ -55,7 +55,7 @@ class _Bench:
         self.context.set_tensor_address("embeddings", self.out)
 
     def abandon(self) -> None:
-        """Lets go without freeing, which would be one misuse more."""
+        """Let go without freeing, which would be one misuse more."""
         self.resources._close.detach()
 
     def copy_in(self, stream: Any) -> None:

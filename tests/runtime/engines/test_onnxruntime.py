@@ -192,7 +192,7 @@ print(json.dumps(answers))
 
 
 def _opened(folder: Path, *names: str, hidden: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Returns for each name the engine or the error, and checks that nothing else is printed."""
+    """Return for each name the engine or the error, and check that nothing else is printed."""
     done = _python("-c", _OPEN, str(folder), json.dumps([hidden, names]))
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -202,7 +202,7 @@ def _opened(folder: Path, *names: str, hidden: tuple[str, ...] = ()) -> dict[str
 
 
 def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python with onnxruntime-gpu ahead of the environment's onnxruntime."""
+    """Run Python with onnxruntime-gpu ahead of the environment's onnxruntime."""
     path = os.pathsep.join([str(_BESIDE), *filter(None, sys.path)])
     return subprocess.run(
         [sys.executable, *arguments],

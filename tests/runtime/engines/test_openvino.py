@@ -395,7 +395,7 @@ def _lines(script: str, *arguments: str, **environment: str) -> list[str]:
 
 
 def _with_an_operator_of_microsofts() -> bytes:
-    """Returns a model whose rows pass through an operator that only ONNX Runtime has."""
+    """Return a model whose rows pass through an operator that only ONNX Runtime has."""
     model = tiny_model()
     graph = model.graph
     graph.node[-1].output[0] = "unit"
@@ -407,7 +407,7 @@ def _with_an_operator_of_microsofts() -> bytes:
 
 
 def _faulty(fault: str) -> bytes:
-    """Returns a model with one fault, or what is no model at all."""
+    """Return a model with one fault, or what is no model at all."""
     model = tiny_model()
     graph = model.graph
     images, embeddings = graph.input[0], graph.output[0]
@@ -440,6 +440,6 @@ def _faulty(fault: str) -> bytes:
 
 
 def _append(graph: onnx.GraphProto, *nodes: onnx.NodeProto) -> None:
-    """Puts nodes behind the last one, which now gives `unit`."""
+    """Put nodes behind the last one, which now gives `unit`."""
     graph.node[-1].output[0] = "unit"
     graph.node.extend(nodes)

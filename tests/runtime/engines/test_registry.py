@@ -36,7 +36,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def _images(count: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Returns pictures with more than noise in them."""
+    """Return pictures with more than noise in them."""
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     return coarse.repeat(28, axis=1).repeat(28, axis=2)
@@ -352,7 +352,7 @@ def _lines(script: str, *arguments: str) -> list[str]:
 
 
 def _faulty(fault: str) -> bytes:
-    """Returns a model with one fault, or what is no model at all."""
+    """Return a model with one fault, or what is no model at all."""
     model = tiny_model()
     graph = model.graph
     images, embeddings = graph.input[0], graph.output[0]
@@ -403,13 +403,13 @@ def _faulty(fault: str) -> bytes:
 
 
 def _append(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
-    """Puts a node behind the last one, which now gives `unit`."""
+    """Put a node behind the last one, which now gives `unit`."""
     graph.node[-1].output[0] = "unit"
     graph.node.append(node)
 
 
 def _hide_width(graph: onnx.GraphProto) -> None:
-    """Appends a slice of all columns, whose number shape inference cannot find."""
+    """Append a slice of all columns, whose number shape inference cannot find."""
     constants = {"one": np.array(1), "start": np.array([0]), "columns": np.array([1])}
     for name, value in constants.items():
         graph.initializer.append(numpy_helper.from_array(value, name))

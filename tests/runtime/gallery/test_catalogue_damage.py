@@ -52,7 +52,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
 
 
 def change(folder: Path, statement: str) -> None:
-    """Runs a statement on tables that take any value, and makes them strict again."""
+    """Run a statement on tables that take any value, and make them strict again."""
     path = folder / CATALOGUE_NAME
     with closing(sqlite3.connect(path)) as connection:
         strict = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql LIKE '%STRICT%'")
@@ -231,7 +231,7 @@ def _read(folder: Path) -> None:
 
 
 def _is_done(action: Callable[[], object]) -> bool:
-    """Returns whether it was done; anything but an error of sbtk's own goes through."""
+    """Return whether it was done; anything but an error of sbtk's own goes through."""
     try:
         action()
     except SbtkError as told:

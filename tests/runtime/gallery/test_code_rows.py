@@ -18,13 +18,13 @@ from tests.tiny_gallery import unit_rows
 
 
 def random_codes(count: int, bits: int, seed: int = 0) -> Codes:
-    """Returns packed codes of independent bits."""
+    """Return packed codes of independent bits."""
     drawn = np.random.default_rng(seed).integers(0, 256, (count, bits // 8), dtype=np.uint8)
     return np.asarray(drawn)
 
 
 def by_loop(codes: Codes, query: Codes, rows: list[int]) -> list[tuple[int, int]]:
-    """Returns (distance, row) of each row, nearest first, counted bit by bit."""
+    """Return (distance, row) of each row, nearest first, counted bit by bit."""
     wanted = [int(byte) for byte in query]
     return sorted(
         (sum((int(a) ^ b).bit_count() for a, b in zip(codes[row], wanted, strict=True)), row)

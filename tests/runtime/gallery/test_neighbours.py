@@ -31,7 +31,7 @@ def vectors(tmp_path: Path) -> Vectors:
 
 
 def expected(vectors: Vectors, rows: NDArray[np.int64]) -> list[set[int]]:
-    """Returns each row's nearest others with a positive cosine, by a plain loop."""
+    """Return each row's nearest others with a positive cosine, by a plain loop."""
     embeddings, _ = vectors.read(rows)
     found = []
     for own, embedding in zip(rows, embeddings, strict=True):

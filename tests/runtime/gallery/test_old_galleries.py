@@ -114,7 +114,7 @@ def test_an_old_gallery_that_is_damaged_is_not_given_checksums_for_it(
 
 
 def give_rows_of_their_own(folder: Path, sha256: str) -> None:
-    """Gives photos of the same bytes a row each but for the first, as an older sbtk did."""
+    """Give photos of the same bytes a row each but for the first, as an older sbtk did."""
     manifest = published_manifest(folder)
     with Catalogue(folder, manifest.generation + 1) as catalogue:
         vectors = open_rows(folder, manifest.dim, manifest.bits)

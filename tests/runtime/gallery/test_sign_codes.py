@@ -70,7 +70,7 @@ def shard_of(folder: Path) -> Path:
 
 
 def damage(path: Path, *, is_hidden: bool = False) -> None:
-    """Flips a bit of a file; when hidden, its time of modification stays what it was."""
+    """Flip a bit of a file; when hidden, its time of modification stays what it was."""
     status = path.stat()
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1

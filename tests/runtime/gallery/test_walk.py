@@ -31,7 +31,7 @@ def _touch(path: Path, content: bytes = b"x") -> Path:
 
 
 def _names(root: Path, rules: WalkRules | None = None, known: tuple[Path, ...] = ()) -> set[str]:
-    """Returns the photos below a root, relative to it."""
+    """Return the photos below a root, relative to it."""
     items = walk([str(root)], rules or WalkRules(), map(str, known))
     return {os.path.relpath(item.path, root) for item in items if isinstance(item, Found)}
 

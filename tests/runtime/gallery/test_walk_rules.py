@@ -98,7 +98,7 @@ def _found(folder: Path, *exclude: str) -> set[str]:
 
 
 def _kept_by_git(folder: Path) -> set[str]:
-    """Returns which files of the tree git would take, which is our oracle."""
+    """Return which files of the tree git would take, which is our oracle."""
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),

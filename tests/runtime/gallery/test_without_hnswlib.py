@@ -29,7 +29,7 @@ INSTALL = 'pip install "sbtk[hnsw]"'
 
 @pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Returns what has made hnswlib impossible to import; `undo` brings it back."""
+    """Return what has made hnswlib impossible to import; `undo` brings it back."""
     monkeypatch.setitem(sys.modules, "hnswlib", None)
     assert not has_hnswlib()
     return monkeypatch

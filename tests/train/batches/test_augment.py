@@ -164,7 +164,7 @@ def to_unit_rows(images: Tensor) -> Tensor:
 
 
 def plainly_warped(image: list[list[float]], move: Tensor) -> list[list[float]]:
-    """Moves a square grey image pixel by pixel, bilinear, black outside."""
+    """Move a square grey image pixel by pixel, bilinear, black outside."""
     size = len(image)
     back = torch.linalg.inv(move).tolist()
 

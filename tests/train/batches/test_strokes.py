@@ -17,7 +17,7 @@ def strokes(*corners: int) -> Strokes:
 
 
 def overlap(left: np.ndarray, right: np.ndarray) -> float:
-    """Returns intersection over union of the ink, lines widened by two pixels."""
+    """Return intersection over union of the ink, lines widened by two pixels."""
     both = [
         np.asarray(Image.fromarray(x.astype(np.uint8) * 255).convert("L")) for x in (left, right)
     ]

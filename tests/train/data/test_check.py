@@ -22,7 +22,7 @@ OWN = Split("own", UNSEEN)
 
 @pytest.fixture(scope="module")
 def sketchy(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Returns the 125 classes of Sketchy with one sketch and photo each, all of them empty."""
+    """Return the 125 classes of Sketchy with one sketch and photo each, all of them empty."""
     root = tmp_path_factory.mktemp("sketchy")
     split = open_split("SK-SH")
     for kind in ("sketch", "photo"):

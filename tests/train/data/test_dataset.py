@@ -110,7 +110,7 @@ def test_hash_changes_with_a_file(tmp_path: Path) -> None:
 
 
 def test_hashes_of_a_plain_data_set_stay(tmp_path: Path) -> None:
-    """Runs and bundles name them; they were taken before other layouts could be read."""
+    """Run and bundles name them; they were taken before other layouts could be read."""
     names = ("ant", "bat", "car_(sedan)", "door", "hot-air_balloon", "zebra")
     for kind in ("sketch", "photo"):
         for number, name in enumerate(names):

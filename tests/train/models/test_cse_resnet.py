@@ -21,7 +21,7 @@ SKETCH_AND_PHOTO = torch.tensor([0.0, 1.0])
 
 
 def with_lively_norms(network: nn.Module) -> nn.Module:
-    """Gives batch norms weights and statistics as training leaves them."""
+    """Give batch norms weights and statistics as training leaves them."""
     draw = torch.Generator().manual_seed(1)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -133,7 +133,7 @@ def test_stages_can_be_run_from_one_on(tmp_path: Path) -> None:
 
 
 def cadene_tensors(trunk: CseTrunk) -> dict[str, Tensor]:
-    """Returns the trunk's tensors under the names and shapes of Cadene's file, with a head."""
+    """Return the trunk's tensors under the names and shapes of Cadene's file, with a head."""
     tensors = {"last_linear.weight": torch.randn(1000, 2048), "last_linear.bias": torch.zeros(1000)}
     for key, value in trunk.state_dict().items():
         name = f"layer0.{key}" if key.startswith(("conv1", "bn1")) else key
@@ -146,7 +146,7 @@ def cadene_tensors(trunk: CseTrunk) -> dict[str, Tensor]:
 
 
 def caffe_se_resnet50(tensors: dict[str, Tensor], images: Tensor) -> Tensor:
-    """Returns the feature map of SE-ResNet50 as its authors lay it out, from Cadene's tensors."""
+    """Return the feature map of SE-ResNet50 as its authors lay it out, from Cadene's tensors."""
 
     def normed(values: Tensor, name: str) -> Tensor:
         mean, var, weight, bias = (

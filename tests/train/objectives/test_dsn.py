@@ -64,7 +64,7 @@ def some_data() -> ImageSet:
 
 
 def objective(teacher: DsnTeacher | None, **knobs: Any) -> DsnObjective:
-    """Returns DSN's objective with a semantic matrix of fixed entries."""
+    """Return DSN's objective with a semantic matrix of fixed entries."""
     knobs = {"kd": 2.0, "kdneg": 0.3, "kd_weight": 0.7, "memory_size": 2} | knobs
     made = make_recipe("dsn-sketchy", "dsn", **knobs)
     assert isinstance(made, DsnRecipe)

@@ -159,7 +159,7 @@ class Plain(Student):
 
 
 def mean_by_norm(batch: torch.Tensor) -> torch.Tensor:
-    """Returns a batch's means as a batch norm adds them up: millions of values in float32."""
+    """Return a batch's means as a batch norm adds them up: millions of values in float32."""
     norm = nn.BatchNorm2d(3, momentum=1.0)
     with torch.inference_mode():
         norm(batch)

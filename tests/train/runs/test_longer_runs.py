@@ -25,7 +25,7 @@ TINY = """
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a folder with data, weights, a split file, and a run that named all relatively."""
+    """Return a folder with data, weights, a split file, and a run that named all relatively."""
     place = tmp_path_factory.mktemp("place")
     write_dataset(place / "data")
     save_file(resnet18_tensors(), place / "w.safetensors", {"backbone": "resnet18"})

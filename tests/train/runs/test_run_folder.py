@@ -44,7 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Returns an empty disk of 150 MB; a run of a ResNet18 saves some 135 MB at a time."""
+    """Return an empty disk of 150 MB; a run of a ResNet18 saves some 135 MB at a time."""
     disk = tmp_path / "disk"
     disk.mkdir()
     made = subprocess.run(

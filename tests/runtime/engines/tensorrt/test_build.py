@@ -49,7 +49,7 @@ def _built(rtx: TensorRt, model: onnx.ModelProto, settings: BuildSettings = SETT
 
 
 def _untouchable(name: str, version: str) -> TensorRt:
-    """Returns a TensorRT that fails with an AttributeError as soon as it is used."""
+    """Return a TensorRT that fails with an AttributeError as soon as it is used."""
     return TensorRt(name, object(), version)
 
 
@@ -386,7 +386,7 @@ def _is_rtx(machine: FakeMachine) -> bool:
 
 
 def _recorded(monkeypatch: pytest.MonkeyPatch, owner: type[Any], name: str, note: Any) -> list[Any]:
-    """Returns the list that gets `note(*arguments)` of every call of a method from now on."""
+    """Return the list that gets `note(*arguments)` of every call of a method from now on."""
     notes: list[Any] = []
     original = getattr(owner, name)
 

@@ -58,7 +58,7 @@ class Scripted:
         return np.tile(self._row, (len(images), 1))
 
     def close(self) -> None:
-        """Holds nothing."""
+        """Hold nothing."""
 
 
 def test_a_sound_plan_is_measured_and_stays(machine: FakeMachine, bundle: Bundle) -> None:

@@ -59,7 +59,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def expected(bundle: Bundle) -> NDArray[np.float32]:
-    """Returns what ONNX Runtime makes of `_images(40)`."""
+    """Return what ONNX Runtime makes of `_images(40)`."""
     engine = open_engine(bundle, EngineOptions(engine="onnxruntime", precision="fp32"))
     rows = engine.run(_images(40), "photo")
     engine.close()
@@ -109,7 +109,7 @@ def _opened(machine: FakeMachine, bundle: Bundle, **changes: Any) -> TensorRtEng
 
 
 def _refusal(machine: FakeMachine, bundle: Bundle, **changes: Any) -> SbtkError:
-    """Returns the error of an open function, without the frames that could keep things alive."""
+    """Return the error of an open function, without the frames that could keep things alive."""
     with pytest.raises(SbtkError) as caught:
         _opened(machine, bundle, **changes)
     # Only a context that failed may be kept by them; all else is gone while they still live.
@@ -119,7 +119,7 @@ def _refusal(machine: FakeMachine, bundle: Bundle, **changes: Any) -> SbtkError:
 
 
 def _build(bundle: Bundle, module: str, *batches: int) -> None:
-    """Puts a plan with these smallest, usual and largest batches into the cache."""
+    """Put a plan with these smallest, usual and largest batches into the cache."""
     settings = BuildSettings(*batches)
     ready = ready_plan(bundle, "fp32", find_tensorrt(module), find_device("cuda"), settings)
     assert ready.kept_in is not None

@@ -246,7 +246,7 @@ print(plan.is_new, plan.record.plan_sha256, plan.kept_in)
 
 
 def _started(bundle: Bundle, *, is_killed: bool = False) -> subprocess.Popen[str]:
-    """Returns a process that has loaded everything and builds once it is sent a line."""
+    """Return a process that has loaded everything and builds once it is sent a line."""
     process = subprocess.Popen(
         [sys.executable, "-c", _READY.format(is_killed=is_killed), str(bundle.folder)],
         stdin=subprocess.PIPE,
