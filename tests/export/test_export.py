@@ -192,7 +192,7 @@ def test_gone_data_is_no_reason_for_noise(run: TrainedRun, tmp_path: Path) -> No
     gone = replace(run, config=replace(run.config, data=str(tmp_path / "gone")))
     with pytest.raises(BadData) as caught:
         export_run(gone, ExportPlan(tmp_path / "new", "new"), None, quiet)
-    assert "the run's data are gone" in caught.value.found
+    assert "the run's data do not exist" in caught.value.found
     assert "--images DATA" in caught.value.next_step
     assert not (tmp_path / "new").exists()
 
