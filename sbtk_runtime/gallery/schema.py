@@ -471,7 +471,7 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > CODES_SCHEMA:
         raise BadGallery(
-            f"{path} has format {version}: it was made by a newer sbtk",
+            f"{path} has format {version}, of a newer version of sbtk",
             f"format {CODES_SCHEMA} or older",
             "pip install --upgrade sbtk",
         )

@@ -321,10 +321,10 @@ def test_a_newer_manifest_says_so(folder: Path, tmp_path: Path, embedder: Embedd
     content = json.dumps({**json.loads(path.read_text()), "format": 99})
     path.write_text(content)
     write_photos(tmp_path / "photos", 1)
-    with pytest.raises(BadGallery, match="newer sbtk") as caught:
+    with pytest.raises(BadGallery, match="newer version of sbtk") as caught:
         Gallery.open(folder)
     assert caught.value.next_step == "pip install --upgrade sbtk"
-    with pytest.raises(BadGallery, match="newer sbtk"):
+    with pytest.raises(BadGallery, match="newer version of sbtk"):
         update_gallery(folder, [tmp_path / "photos"], embedder)
     assert path.read_text() == content
 

@@ -259,9 +259,9 @@ def test_a_newer_catalogue_is_refused(first: Path) -> None:
     connection = sqlite3.connect(first / CATALOGUE_NAME)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(BadGallery, match="newer sbtk"):
+    with pytest.raises(BadGallery, match="newer version of sbtk"):
         CatalogueView(first, 1)
-    with pytest.raises(BadGallery, match="newer sbtk"):
+    with pytest.raises(BadGallery, match="newer version of sbtk"):
         Catalogue(first, 2)
 
 
