@@ -40,7 +40,9 @@ def data(workplace: Path) -> Path:
 @pytest.fixture
 def small_student(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the ResNet50 with random weights by a student of two convolutions."""
-    monkeypatch.setattr(eager, "make_random_student", lambda method, backbone, dim: tiny_student(dim))
+    monkeypatch.setattr(
+        eager, "make_random_student", lambda method, backbone, dim: tiny_student(dim)
+    )
 
 
 def answer(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict[str, Any]:
