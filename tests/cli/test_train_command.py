@@ -22,6 +22,8 @@ from sbtk_train.config import read_config
 from sbtk_train.runs.checkpoint import LAST, STUDENT
 from tests.tiny_data import write_dataset
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from sbtk_train.runs.loop import Trainer
 
@@ -276,7 +278,6 @@ def test_ablation_without_a_teacher_is_refused_before_any_row_is_trained(
     assert not (tmp_path / "study").exists()
 
 
-@pytest.mark.slow
 def test_ablation_writes_its_table_and_goes_on_where_it_was(data: Path, tmp_path: Path) -> None:
     tiny = [word for word in TINY if word not in LEFT_OPEN]
     words = ("train", str(data), *tiny, "--epochs", "1", "--ablation", "--out", "study")

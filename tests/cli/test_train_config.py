@@ -13,6 +13,8 @@ from sbtk_runtime.files import sha256_of_file
 from sbtk_train.config import CONFIG_NAME, read_config
 from tests.tiny_data import write_dataset
 
+pytestmark = pytest.mark.slow
+
 TINY = """
     --weights none --backbone resnet18 --size 32 --final-epochs 0 --quadruplets 2 --dim 8
     --validation-classes 2 --precision fp32 --threads 1 --no-refit --quiet

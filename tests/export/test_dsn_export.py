@@ -38,6 +38,8 @@ from tests.tiny import write_photos, write_sketch
 from tests.tiny_dsn import telling, tiny_dsn_student
 from tests.tiny_student import fitted
 
+pytestmark = pytest.mark.slow
+
 ENGINES = ("onnxruntime", "openvino")
 
 

@@ -24,6 +24,8 @@ from sbtk_train.runs.checkpoint import RECORD, STUDENT, load_run
 from sbtk_train.runs.run import train
 from tests.tiny_data import write_dataset
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -86,7 +88,6 @@ def mean_run(runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) 
     return Mean(folder, *averaged(runs, folder))
 
 
-@pytest.mark.slow
 def test_the_weights_are_the_mean_and_the_norms_are_measured(
     runs: tuple[Path, Path], mean_run: Mean
 ) -> None:
@@ -99,7 +100,6 @@ def test_the_weights_are_the_mean_and_the_norms_are_measured(
     assert not torch.allclose(mean[norm], (parts[0][norm] + parts[1][norm]) / 2)
 
 
-@pytest.mark.slow
 def test_the_record_names_the_parts_and_exports_as_a_run(
     runs: tuple[Path, Path], mean_run: Mean
 ) -> None:

@@ -17,6 +17,8 @@ from sbtk_train.runs.checkpoint import RECORD, STUDENT, load_state
 from tests.tiny_data import write_dataset
 from tests.train.models.test_backbone import resnet18_tensors
 
+pytestmark = pytest.mark.slow
+
 TINY = """
     --backbone resnet18 --size 32 --final-epochs 0 --quadruplets 2 --validation-classes 2
     --precision fp32 --threads 1 --quiet --no-refit
@@ -123,7 +125,6 @@ def test_an_embedding_longer_than_the_logits_is_refused_with_the_refit_and_train
     assert load_file(tmp_path / "run" / STUDENT)["embedding.weight"].shape == (1024, 512)
 
 
-@pytest.mark.slow
 def test_further_images_and_their_class_map_are_the_same_in_another_place(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

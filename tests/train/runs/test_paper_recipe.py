@@ -24,6 +24,8 @@ from sbtk_train.runs.checkpoint import LAST, load_run, load_state
 from sbtk_train.runs.context import build_context
 from tests.tiny_data import CLASSES, write_dataset
 
+pytestmark = pytest.mark.slow
+
 SMALL = "--backbone resnet18 --size 32 --dim 8 --precision fp32 --threads 1".split()  # noqa: SIM905
 
 

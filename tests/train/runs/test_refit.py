@@ -15,6 +15,8 @@ from sbtk_train.runs.evaluate import make_pixel_embedder, score
 from tests.tiny_data import write_dataset
 from tests.train.runs.test_run import run, tiny_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

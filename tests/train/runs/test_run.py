@@ -81,6 +81,7 @@ def test_run_writes_what_it_promises(data: Path, tmp_path: Path) -> None:
     assert not list(folder.glob(".*tmp*"))
 
 
+@pytest.mark.slow
 def test_without_validation_classes_a_run_ends_with_its_curves(data: Path, tmp_path: Path) -> None:
     config = replace(tiny_config(data, selection="last", epochs=1), validation_classes=0)
     folder = tmp_path / "run"
@@ -91,6 +92,7 @@ def test_without_validation_classes_a_run_ends_with_its_curves(data: Path, tmp_p
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_trained_run_is_loaded_with_its_best_student(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "2026-01-01-a"
     run(tiny_config(data, epochs=1), folder)
@@ -148,6 +150,7 @@ def test_asked_to_stop_it_saves_and_stops_after_the_step(data: Path, tmp_path: P
     assert load_state(folder)[1].step == 1
 
 
+@pytest.mark.slow
 def test_resuming_with_other_data_is_refused_with_both_hashes(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data")
     folder = tmp_path / "run"
@@ -161,6 +164,7 @@ def test_resuming_with_other_data_is_refused_with_both_hashes(tmp_path: Path) ->
     assert before[:12] in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("updates", [5, 6])
 def test_nan_stops_the_run_and_keeps_the_last_good_save(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int
@@ -310,6 +314,7 @@ def test_a_run_with_further_drawings_resumes_to_the_same_student(
     assert (whole / STUDENT).read_bytes() == (stopped / STUDENT).read_bytes()
 
 
+@pytest.mark.slow
 def test_without_validation_classes_the_refitted_embedding_is_kept_as_the_recipe_says(
     data: Path, tmp_path: Path
 ) -> None:

@@ -31,6 +31,8 @@ from sbtk_train.runs.checkpoint import (
 from tests.tiny_data import write_dataset
 from tests.train.runs.test_run import run, tiny_config
 
+pytestmark = pytest.mark.slow
+
 TINY = """
     --weights none --backbone resnet18 --size 32 --final-epochs 0 --quadruplets 2 --dim 8
     --validation-classes 2 --precision fp32 --threads 1 --seed 3 --no-knowledge --epochs 1 --quiet
@@ -56,7 +58,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.slow
 def test_every_writer_names_the_holder_of_a_run_folder(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,7 +138,6 @@ def test_a_disk_that_cannot_hold_a_run_is_told_before_training(
     run(config, small_disk / "run")
 
 
-@pytest.mark.slow
 def test_a_disk_that_fills_while_saving_is_named_with_the_bytes_and_a_command_that_works(
     data: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
