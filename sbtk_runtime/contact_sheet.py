@@ -93,7 +93,9 @@ def _cards(hits: Sequence[Hit], inline_bytes: int) -> tuple[list[str], int]:
         try:
             source = _file_uri(path) if links else _jpeg_uri(thumbnail(path))
         except BadImage as problem:
-            cards.append(_card(hit, f'<span class="card-gone">{escape_text(problem.found)}</span>'))
+            cards.append(
+                _card(hit, f'<span class="card-missing">{escape_text(problem.found)}</span>')
+            )
             continue
         inline_bytes -= len(source)
         if inline_bytes < 0:
@@ -113,7 +115,7 @@ def _card(hit: Hit, image: str) -> str:
     share = max(0.0, min(1.0, hit.score))
     return (
         f'<li class="card" style="--share:{share:.3f}">'
-        f'<a class="card-picture" href="{html.escape(path.absolute().as_uri())}">{image}</a>'
+        f'<a class="card-image" href="{html.escape(path.absolute().as_uri())}">{image}</a>'
         f'<p class="card-line"><b class="card-rank">{hit.rank}</b>'
         f'<span class="card-name" title="{whole}">{name}</span>'
         f'<span class="card-score">{hit.score:.3f}</span></p>'

@@ -380,12 +380,12 @@ class _Work:
     def prepare(self, image: images.OpenImage) -> Decoded:
         start = time.thread_time()
         try:
-            picture = image.decode()
+            decoded = image.decode()
         finally:
             self._decode_s += time.thread_time() - start
         start = time.thread_time()
         try:
-            prepared = preprocess.prepared_from(picture.image, self._kind, notices=picture.notices)
+            prepared = preprocess.prepared_from(decoded.image, self._kind, notices=decoded.notices)
         finally:
             self._preprocess_s = time.thread_time() - start
         return self._done(prepared, "")

@@ -176,7 +176,7 @@ class Gallery:
             search: by sign codes with exact scores of the candidates, by the HNSW graph, exactly,
                 or whichever suits the gallery's size; a binary gallery has neither codes of
                 embeddings nor a graph.
-            under: only photos in this folder; they are searched exactly.
+            under: only photos in this folder; `auto` searches small folders exactly.
             fold: photos of the same bytes are one hit, with its `copies`; else each is one.
             rerank: puts hits in another order, see `sbtk_runtime.rerank`; scores stay cosines.
             offset: the number of best hits to leave out, so that `k` hits follow them.

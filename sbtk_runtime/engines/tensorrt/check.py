@@ -95,7 +95,7 @@ def check_plan(engine: Engine, bundle: Bundle, precision: Precision) -> PlanChec
     rows, is_bad = validate_embeddings(_embedded(engine, images))
     if is_bad.any():
         raise EngineUnavailable(
-            f"{engine.info.name} gives {int(is_bad.sum())} of {len(rows)} rows that are no "
+            f"{engine.info.name} gives {int(is_bad.sum())} of {len(rows)} rows that are not "
             "embeddings",
             "finite rows of length 1",
         )

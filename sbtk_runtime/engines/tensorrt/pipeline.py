@@ -30,9 +30,9 @@ class Pipeline:
     """Buffers, streams, contexts and graphs for batches up to a size; for one thread at a time.
 
     A chunk is copied in on one stream, computed and copied out on another. There are two slots of
-    buffers: while one is computed, the host fills the other, and its copy runs meanwhile. Batches
-    come in buckets of 1, 2, 4 ... `largest` images; a chunk between two takes the larger, and what
-    stands in the rest of it is computed along and thrown away.
+    buffers: while one is computed, the host fills and copies the other. Batches come in buckets of
+    1, 2, 4 ... `largest` images; a chunk between two takes the larger, and the results of the
+    padding are discarded.
 
     Args:
         network: the loaded plan.
@@ -401,7 +401,7 @@ class Network:
             raise self.failed("made no runtime configuration")
         self._config = config
         # All contexts share one piece of memory, which is ours, so that its size is known and
-        # running out of it is no surprise in the middle of a run.
+        # a run cannot run out of it halfway.
         config.set_execution_context_allocation_strategy(
             module.ExecutionContextAllocationStrategy.USER_MANAGED
         )

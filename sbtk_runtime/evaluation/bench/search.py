@@ -181,12 +181,7 @@ def build_faiss_hnsw(
     Raises:
         MissingExtra: faiss is not installed.
     """
-    try:
-        import faiss
-    except ImportError as problem:
-        raise MissingExtra(
-            "faiss is not installed", "faiss-cpu", "pip install faiss-cpu"
-        ) from problem
+    faiss = _import_faiss()
     faiss.omp_set_num_threads(threads)
     before, started = resident_bytes(), time.perf_counter()
     index = faiss.IndexHNSWFlat(vectors.shape[1], m, faiss.METRIC_INNER_PRODUCT)
@@ -222,12 +217,7 @@ def build_faiss_ivf(vectors: Embeddings, *, threads: int) -> tuple[IndexBuild, l
     Raises:
         MissingExtra: faiss is not installed.
     """
-    try:
-        import faiss
-    except ImportError as problem:
-        raise MissingExtra(
-            "faiss is not installed", "faiss-cpu", "pip install faiss-cpu"
-        ) from problem
+    faiss = _import_faiss()
     count, dim = vectors.shape
     faiss.omp_set_num_threads(threads)
     before, started = resident_bytes(), time.perf_counter()
@@ -249,8 +239,8 @@ def build_faiss_ivf(vectors: Embeddings, *, threads: int) -> tuple[IndexBuild, l
     def method(probes: int) -> Method:
         def answer(query: Embeddings, k: int) -> Scores:
             parameters = faiss.IndexRefineSearchParameters(
-                k_factor=200 / k,  # type: ignore[call-arg]
-                base_index_params=faiss.SearchParametersIVF(nprobe=probes),  # type: ignore[call-arg]
+                k_factor=200 / k,
+                base_index_params=faiss.SearchParametersIVF(nprobe=probes),
             )
             scores, rows = index.search(query[None], k, params=parameters)
             return np.asarray(scores[0][rows[0] >= 0], dtype=np.float32)
@@ -305,3 +295,13 @@ def check_k(k: int, count: int) -> int:
 def _pad(scores: Scores, k: int) -> Scores:
     """Return `(k,)` scores, with the worst possible score for missing hits."""
     return np.concatenate([scores, np.full(k - len(scores), -np.inf, dtype=np.float32)])
+
+
+def _import_faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as problem:
+        raise MissingExtra(
+            "faiss is not installed", "faiss-cpu", "pip install faiss-cpu"
+        ) from problem
+    return faiss

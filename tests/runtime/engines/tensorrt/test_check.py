@@ -110,8 +110,8 @@ def test_other_plans_stay_when_one_is_removed(machine: FakeMachine, bundle: Bund
     ("row", "complaint"),
     [
         ([1.0] + [0.0] * 15, "have a cosine of"),
-        ([2.0] + [0.0] * 15, "8 of 8 rows that are no embeddings"),
-        ([float("nan")] * 16, "8 of 8 rows that are no embeddings"),
+        ([2.0] + [0.0] * 15, "8 of 8 rows that are not embeddings"),
+        ([float("nan")] * 16, "8 of 8 rows that are not embeddings"),
     ],
 )
 def test_rows_that_are_not_the_models_are_refused(

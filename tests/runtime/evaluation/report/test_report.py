@@ -182,7 +182,7 @@ def test_the_sheet_looks_like_the_page_that_is_served(sheet: Sheet) -> None:
     assert look in page
     used = {name for _, a in Page(page).elements for name in a.get("class", "").split()}
     assert used <= set(re.findall(r"\.([a-z][a-z-]+)", page.partition("</style>")[0]))
-    assert {"cards", "card", "card-picture", "card-rank", "card-name", "card-score"} <= used
+    assert {"cards", "card", "card-image", "card-rank", "card-name", "card-score"} <= used
 
 
 def test_a_sketch_on_dark_ground_is_shown_as_the_model_saw_it(sheet: Sheet) -> None:
