@@ -15,7 +15,7 @@ from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines.registry import EngineReport, open_engine, probe_engines
 from sbtk_runtime.errors import SbtkError
 from sbtk_runtime.files import printable_name
-from sbtk_runtime.machine import Machine, cpu_threads, extras, this_machine
+from sbtk_runtime.machine import Machine, cpu_flags, cpu_threads, extras, this_machine
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, read_gallery_manifest
 
 Level = Literal["ok", "note", "problem"]
@@ -87,16 +87,6 @@ def examine(gallery: Path, model: str | None = None) -> Examination:
         _extras(),
     ]
     return Examination(machine, engines, taken.name if taken else None, tuple(findings))
-
-
-def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Return the processor's instruction sets; empty on systems without /proc/cpuinfo."""
-    try:
-        text = cpuinfo.read_text()
-    except OSError:
-        return frozenset()
-    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    return frozenset(match.group(1).split()) if match else frozenset()
 
 
 def gpu_names(driver: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:

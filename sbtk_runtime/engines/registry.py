@@ -27,7 +27,7 @@ from sbtk_runtime.engines.cuda import require_driver
 from sbtk_runtime.engines.session import is_out_of_memory
 from sbtk_runtime.engines.tensorrt.library import find_tensorrt
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra
-from sbtk_runtime.machine import cpu_threads
+from sbtk_runtime.machine import cpu_flags, cpu_threads
 from sbtk_runtime.manifest import PRECISIONS
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def probe_engines() -> list[EngineReport]:
     from sbtk_runtime.machine import installed_versions
 
     reports = []
-    for entry in ENGINES:
+    for entry in automatic_order(cpu_flags()):
         version, reason = "", ""
         try:
             version = entry.probe()
@@ -203,7 +203,7 @@ def _candidates(options: EngineOptions) -> list[EngineEntry]:
         )
     if engine not in (AUTO, *ENGINE_NAMES):
         raise BadConfig(f"unknown engine {engine!r}", f"{AUTO}, {', '.join(ENGINE_NAMES)}")
-    named = [entry for entry in ENGINES if engine in (AUTO, entry.name)]
+    named = [entry for entry in automatic_order(cpu_flags()) if engine in (AUTO, entry.name)]
     fitting = [entry for entry in named if family in (None, entry.device)]
     if not fitting:
         raise BadConfig(
@@ -274,7 +274,7 @@ def _probe_tensorrt_rtx() -> str:
 
 _ONNXRUNTIMES = ("onnxruntime-gpu", "onnxruntime")
 
-#: The order in which `auto` tries them, the fastest first.
+#: The fastest first, on a processor with instructions for 8-bit products.
 ENGINES = (
     EngineEntry(
         "tensorrt",
@@ -315,5 +315,22 @@ ENGINES = (
         _ONNXRUNTIMES,
     ),
 )
+# Products of bytes that x86 processors add up in 32 bits, as OpenVINO needs them to be fast.
+_INT8_X86 = frozenset({"amx_int8", "avx512_vnni", "avx_vnni"})
+
+
+def automatic_order(flags: frozenset[str]) -> tuple[EngineEntry, ...]:
+    """Return the engines in the order in which `auto` tries them, the fastest first.
+
+    On an x86 processor without VNNI, OpenVINO indexes fewer photos per second than ONNX Runtime.
+
+    Args:
+        flags: the processor's instruction sets, see `machine.cpu_flags`.
+    """
+    if "sse2" not in flags or flags & _INT8_X86:
+        return ENGINES
+    return tuple(sorted(ENGINES, key=lambda entry: entry.name == "openvino"))
+
+
 ENGINE_NAMES = tuple(entry.name for entry in ENGINES)
 GPU_ENGINE_NAMES = tuple(entry.name for entry in ENGINES if entry.device == "cuda")

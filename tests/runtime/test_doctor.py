@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sbtk_runtime import doctor
-from sbtk_runtime.doctor import Finding, cpu_flags, examine, gpu_names
-from sbtk_runtime.machine import extras
+from sbtk_runtime.doctor import Finding, examine, gpu_names
+from sbtk_runtime.machine import cpu_flags, extras
 from sbtk_runtime.manifest import GalleryManifest, GraphRecord
 from sbtk_runtime.preprocess import PREPROCESSING
 from tests.tiny import tiny_bundle

@@ -19,6 +19,7 @@ from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines.base import EngineOptions
 from sbtk_runtime.engines.registry import (
     ENGINE_NAMES,
+    automatic_order,
     open_engine,
     probe_engines,
     validate_embeddings,
@@ -49,6 +50,24 @@ def _embedded_by_numpy(model: onnx.ModelProto, images: NDArray[np.uint8]) -> NDA
     flat = cells.transpose(0, 3, 1, 2).reshape(len(images), -1)
     features = flat @ values["weights"].T.astype(np.float64) + values["bias"]
     return np.asarray(features / np.linalg.norm(features, axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize(
+    ("flags", "first"),
+    [
+        ("fpu sse2 avx2", "onnxruntime"),
+        ("fpu sse2 avx2 avx512f", "onnxruntime"),
+        ("fpu sse2 avx2 avx_vnni", "openvino"),
+        ("fpu sse2 avx2 avx512f avx512_vnni", "openvino"),
+        ("fp asimd", "openvino"),  # Arm
+        ("", "openvino"),  # unknown
+    ],
+)
+def test_auto_prefers_onnxruntime_on_x86_without_vnni(flags: str, first: str) -> None:
+    ordered = automatic_order(frozenset(flags.split()))
+    assert sorted(entry.name for entry in ordered) == sorted(ENGINE_NAMES)
+    assert next(entry.name for entry in ordered if entry.device == "cpu") == first
+    assert [entry.device for entry in ordered] == ["cuda"] * 3 + ["cpu"] * 2
 
 
 def test_computes_what_numpy_computes(bundle: Bundle) -> None:
