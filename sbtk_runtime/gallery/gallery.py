@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-import shlex
-from collections.abc import Iterable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import TYPE_CHECKING, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.binary_codes import Codes
-from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadImage
-from sbtk_runtime.files import printable_name
+from sbtk_runtime.errors import BadConfig, BadData, BadGallery
 from sbtk_runtime.gallery.catalogue import REPAIR, CatalogueView, Photo, RowCheck
 from sbtk_runtime.gallery.folder import (
     check_model,
@@ -28,6 +24,7 @@ from sbtk_runtime.gallery.folder import (
     published_manifest,
 )
 from sbtk_runtime.gallery.hits import Answer, Copy, Hit, PhotoCopies, Scores, mark_matches
+from sbtk_runtime.gallery.queries import Queries, Search, few_notices, note
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Shards, Vectors
 from sbtk_runtime.gallery.search import CodeSearch, EmbeddingSearch
 from sbtk_runtime.manifest import (
@@ -36,7 +33,6 @@ from sbtk_runtime.manifest import (
     MatchRule,
     read_gallery_manifest,
 )
-from sbtk_runtime.preprocess import ImageInput, Kind, prepare_input
 from sbtk_runtime.rerank import Rerank, require_rerank
 
 if TYPE_CHECKING:
@@ -44,15 +40,13 @@ if TYPE_CHECKING:
 
 __all__ = ["EXACT_BELOW", "Answer", "Copy", "Gallery", "Hit", "Photo", "Search"]
 
-Search = Literal["auto", "hnsw", "codes", "exact"]
-
 #: Below this number of photos scoring all of them takes no longer than people notice.
 EXACT_BELOW = 20_000
 
 _ATTEMPTS = 5
 
 
-class Gallery:
+class Gallery(Queries):
     """A read-only snapshot of one generation of a gallery; any number of threads may search it.
 
     Open the gallery again to see what was indexed since.
@@ -98,13 +92,6 @@ class Gallery:
             BadGallery: there is none, or it is damaged beyond reading.
         """
         folder = Path(folder)
-        if not (folder / MANIFEST_NAME).exists():
-            option = f" --gallery {shlex.quote(str(folder))}"
-            raise BadGallery(
-                f"there is no gallery in {printable_name(folder)}",
-                "one that 'sbtk index' has made",
-                f"sbtk index PHOTOS{option}",
-            )
         for _ in range(_ATTEMPTS):
             manifest = published_manifest(folder)
             try:
@@ -152,56 +139,6 @@ class Gallery:
         self._vectors.close()
         self._view.close()
 
-    def search(
-        self,
-        embedding: Embeddings | Codes,
-        k: int = 10,
-        search: Search = "auto",
-        *,
-        under: Path | str | None = None,
-        fold: bool = True,
-        rerank: Rerank = "none",
-        offset: int = 0,
-        match_rule: MatchRule | None = None,
-    ) -> list[Hit]:
-        """Return the `k` photos nearest to `embedding (D,) float32`, best first, by cosine.
-
-        A binary gallery makes a code of it and goes by Hamming distance, equal ones by id. Fewer
-        are returned, with a notice, when there are fewer.
-
-        Args:
-            embedding: of a sketch or photo, by the gallery's model; a binary gallery also takes
-                a code of its own, `(bits / 8,) uint8`.
-            k: at least 1.
-            search: by sign codes with exact scores of the candidates, by the HNSW graph, exactly,
-                or whichever suits the gallery's size; a binary gallery has neither codes of
-                embeddings nor a graph.
-            under: only photos in this folder; `auto` searches small folders exactly.
-            fold: photos of the same bytes are one hit, with its `copies`; else each is one.
-            rerank: puts hits in another order, see `sbtk_runtime.rerank`; scores stay cosines.
-            offset: the number of best hits to leave out, so that `k` hits follow them.
-            match_rule: of the bundle that embedded a sketch: hits carry `match`.
-
-        Raises:
-            BadConfig: `k` is below 1 or `offset` below 0, there is no such way of searching or
-                re-ranking, or a binary gallery is to be re-ranked.
-            BadData: the embedding has another width, or is not finite.
-            BadGallery: the gallery is empty.
-        """
-        answer = self.answer(
-            *(embedding, k, search),
-            under=under,
-            fold=fold,
-            rerank=rerank,
-            offset=offset,
-            match_rule=match_rule,
-        )
-        # How many are unusable may have been said before, when fewer were known.
-        self.notices[:] = [text for text in self.notices if text not in self._usable.said]
-        for notice in answer.notices:
-            _note(self.notices, notice)
-        return answer.hits
-
     def answer(
         self,
         embedding: Embeddings | Codes,
@@ -218,7 +155,7 @@ class Gallery:
         hits, allowed = self._intact_hits(
             embedding, k, search, under, fold=fold, rerank=rerank, offset=offset
         )
-        few = _few_notices(offset + len(hits), allowed, offset + k, under)
+        few = few_notices(offset + len(hits), allowed, offset + k, under)
         if match_rule is not None and allowed and self.manifest.bits is None:
             hits = mark_matches(hits, match_rule, allowed)
         return Answer(hits, (*self._all_faults(), *few))
@@ -264,7 +201,7 @@ class Gallery:
         )
         few: tuple[str, ...] = ()
         if len(hits) < k:
-            few = _few_notices(offset + len(hits) + 1, allowed, offset + k + 1, under)
+            few = few_notices(offset + len(hits) + 1, allowed, offset + k + 1, under)
         return Answer(hits, (*self._all_faults(), *few))
 
     def photo(self, photo_id: int) -> Photo | None:
@@ -305,109 +242,7 @@ class Gallery:
         """Return the absolute paths that were indexed; none if an older sbtk made the gallery."""
         return [os.fsdecode(root) for root in self._view.roots()]
 
-    def query(
-        self,
-        sketch: ImageInput,
-        embedder: Embedder,
-        k: int = 10,
-        kind: Kind = "sketch",
-        *,
-        search: Search = "auto",
-        under: Path | str | None = None,
-        fold: bool = True,
-        rerank: Rerank = "none",
-        offset: int = 0,
-    ) -> list[Hit]:
-        """Return the `k` photos that look most like an image, best first.
-
-        >>> from sbtk_runtime import Embedder
-        >>> with Embedder() as embedder, Gallery.open("gallery.sbtk") as gallery:
-        ...     hits = gallery.query("sketch.png", embedder, k=2)
-        >>> [hit.rank for hit in hits]
-        [1, 2]
-
-        Args:
-            sketch: the path of an image file, its bytes, a file opened with "rb", a Pillow image,
-                or an array `(H, W, 3)`, `(H, W, 1)` or `(H, W) uint8` of RGB or grey.
-            embedder: of the gallery's model.
-            k: at least 1.
-            kind: "sketch", or "photo" to find photos like a photo.
-            search: see `search`, as for the options below.
-            under: only photos in this folder.
-            fold: photos with the same bytes are one hit.
-            rerank: how to reorder the hits.
-            offset: the number of best hits to leave out.
-
-        Raises:
-            ModelMismatch: the embedder's model is not the one that made the gallery.
-            BadConfig: `kind` is neither "sketch" nor "photo", or as in `search`.
-            BadImage: there is no readable image, or the sketch is empty.
-        """
-        self._check_model(embedder)
-        embedding, notices = embedder.embed_one(sketch, kind)
-        for notice in notices:
-            _note(self.notices, notice)
-        return self.search(
-            *(embedding, k, search),
-            under=under,
-            fold=fold,
-            rerank=rerank,
-            offset=offset,
-            match_rule=_match_rule(embedder, kind),
-        )
-
-    def query_many(
-        self,
-        sketches: Iterable[ImageInput],
-        embedder: Embedder,
-        k: int = 10,
-        kind: Kind = "sketch",
-        *,
-        search: Search = "auto",
-        under: Path | str | None = None,
-        fold: bool = True,
-        rerank: Rerank = "none",
-    ) -> list[list[Hit]]:
-        """Return the hits of each image, as `query` does, in the order of `sketches`.
-
-        Images are embedded in batches, which is faster than one by one on a GPU.
-
-        >>> from sbtk_runtime import Embedder
-        >>> with Embedder() as embedder, Gallery.open("gallery.sbtk") as gallery:
-        ...     found = gallery.query_many(["sketch.png", "photos/0.jpg"], embedder, k=3)
-        >>> [len(hits) for hits in found]
-        [3, 3]
-
-        Raises:
-            BadImage: names the first image that is not readable, counted from 0, and why.
-            SbtkError: otherwise as `query`.
-        """
-        self._check_model(embedder)
-        images = enumerate(sketches)
-        answers: list[list[Hit]] = []
-        while batch := list(itertools.islice(images, embedder.batch)):
-            pixels = []
-            for number, image in batch:
-                try:
-                    prepared = prepare_input(image, kind)
-                except BadImage as problem:
-                    found = f"image {number}: {problem.found}"
-                    raise type(problem)(found, problem.expected) from problem
-                pixels.append(prepared.pixels)
-                for notice in prepared.notices:
-                    _note(self.notices, f"image {number}: {notice}")
-            for row in embedder.embed_images(np.stack(pixels), kind):
-                hits = self.search(
-                    *(row, k, search),
-                    under=under,
-                    fold=fold,
-                    rerank=rerank,
-                    match_rule=_match_rule(embedder, kind),
-                )
-                answers.append(hits)
-        return answers
-
-    def _check_model(self, embedder: Embedder) -> None:
+    def _require_model(self, embedder: Embedder) -> None:
         manifest = self.manifest
         check_model(self.folder, manifest.model_id, manifest.preprocessing, embedder.bundle)
 
@@ -475,10 +310,13 @@ class Gallery:
             )
         return self._searched.reranked(embedding, k, among, search, rerank)
 
+    def _outdated_notices(self) -> set[str]:
+        return self._usable.said
+
     def _all_faults(self) -> tuple[str, ...]:
         """Return what is wrong with the gallery, as far as it is known, in sentences."""
         for fault in self._faults:
-            _note(self.notices, fault)
+            note(self.notices, fault)
         return (*self._faults, *self._usable.notices())
 
     def _searchable(self, vectors: Vectors | CodeShards) -> EmbeddingSearch | CodeSearch:
@@ -613,7 +451,7 @@ class _UsableRows:
             rows = self._view.rows()
             count = self._view.count()
             if count != self._count:
-                _note(
+                note(
                     self._faults,
                     f"the catalogue has {count:,} photos and the manifest {self._count:,}: "
                     "run 'sbtk index --verify'",
@@ -622,25 +460,6 @@ class _UsableRows:
         return rows
 
 
-def _match_rule(embedder: Embedder, kind: Kind) -> MatchRule | None:
-    """Return the rule that says which hits of a query are close, if its model has one."""
-    return embedder.bundle.manifest.match_rule if kind == "sketch" else None
-
-
-def _few_notices(found: int, allowed: int, k: int, under: Path | str | None) -> tuple[str, ...]:
-    where = "" if under is None else f" below {printable_name(under)}"
-    if found < k <= allowed:
-        return (f"only {found:,} different photos are searchable{where}, so there are fewer hits",)
-    if allowed >= k:
-        return ()
-    return (f"only {allowed:,} photos are searchable{where}, so there are fewer hits",)
-
-
 def _note_both(faults: list[str], notices: list[str], text: str) -> None:
-    _note(faults, text)
-    _note(notices, text)
-
-
-def _note(notices: list[str], notice: str) -> None:
-    if notice not in notices:
-        notices.append(notice)
+    note(faults, text)
+    note(notices, text)

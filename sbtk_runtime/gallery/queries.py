@@ -1,0 +1,232 @@
+"""What every open gallery answers, whether it is a folder or lies in a search engine elsewhere."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from sbtk_runtime.binary_codes import Codes
+from sbtk_runtime.errors import BadImage
+from sbtk_runtime.files import printable_name
+from sbtk_runtime.gallery.hits import Answer, Hit
+from sbtk_runtime.gallery.rows import Embeddings
+from sbtk_runtime.manifest import MatchRule
+from sbtk_runtime.preprocess import ImageInput, Kind, prepare_input
+from sbtk_runtime.rerank import Rerank
+
+if TYPE_CHECKING:
+    from sbtk_runtime.embedding.embedder import Embedder
+
+Search = Literal["auto", "hnsw", "codes", "exact"]
+
+
+class Queries(ABC):
+    """Queries of a gallery by embeddings and by images.
+
+    Attributes:
+        notices: sentences for the user, which searches add to.
+    """
+
+    notices: list[str]
+
+    @abstractmethod
+    def answer(
+        self,
+        embedding: Embeddings | Codes,
+        k: int = 10,
+        search: Search = "auto",
+        *,
+        under: Path | str | None = None,
+        fold: bool = True,
+        rerank: Rerank = "none",
+        offset: int = 0,
+        match_rule: MatchRule | None = None,
+    ) -> Answer:
+        """Return the hits of `search` for `embedding (D,) float32`, and the notices about them."""
+
+    @abstractmethod
+    def _require_model(self, embedder: Embedder) -> None:
+        """Raise `ModelMismatch` unless the embedder's model made the gallery."""
+
+    def _outdated_notices(self) -> set[str]:
+        """Return notices of earlier searches that the next search says again if they still hold."""
+        return set()
+
+    def search(
+        self,
+        embedding: Embeddings | Codes,
+        k: int = 10,
+        search: Search = "auto",
+        *,
+        under: Path | str | None = None,
+        fold: bool = True,
+        rerank: Rerank = "none",
+        offset: int = 0,
+        match_rule: MatchRule | None = None,
+    ) -> list[Hit]:
+        """Return the `k` photos nearest to `embedding (D,) float32`, best first, by cosine.
+
+        A binary gallery makes a code of it and goes by Hamming distance, equal ones by id. Fewer
+        are returned, with a notice, when there are fewer.
+
+        Args:
+            embedding: of a sketch or photo, by the gallery's model; a binary gallery also takes
+                a code of its own, `(bits / 8,) uint8`.
+            k: at least 1.
+            search: by sign codes with exact scores of the candidates, by the HNSW graph, exactly,
+                or whichever suits the gallery's size; a binary gallery has neither codes of
+                embeddings nor a graph.
+            under: only photos in this folder; `auto` searches small folders exactly.
+            fold: photos of the same bytes are one hit, with its `copies`; else each is one.
+            rerank: puts hits in another order, see `sbtk_runtime.rerank`; scores stay cosines.
+            offset: the number of best hits to leave out, so that `k` hits follow them.
+            match_rule: of the bundle that embedded a sketch: hits carry `match`.
+
+        Raises:
+            BadConfig: `k` is below 1 or `offset` below 0, there is no such way of searching or
+                re-ranking, or a binary gallery is to be re-ranked.
+            BadData: the embedding has another width, or is not finite.
+            BadGallery: the gallery is empty.
+        """
+        answer = self.answer(
+            *(embedding, k, search),
+            under=under,
+            fold=fold,
+            rerank=rerank,
+            offset=offset,
+            match_rule=match_rule,
+        )
+        # How many are unusable may have been said before, when fewer were known.
+        outdated = self._outdated_notices()
+        self.notices[:] = [text for text in self.notices if text not in outdated]
+        for notice in answer.notices:
+            note(self.notices, notice)
+        return answer.hits
+
+    def query(
+        self,
+        sketch: ImageInput,
+        embedder: Embedder,
+        k: int = 10,
+        kind: Kind = "sketch",
+        *,
+        search: Search = "auto",
+        under: Path | str | None = None,
+        fold: bool = True,
+        rerank: Rerank = "none",
+        offset: int = 0,
+    ) -> list[Hit]:
+        """Return the `k` photos that look most like an image, best first.
+
+        >>> from sbtk_runtime import Embedder
+        >>> with Embedder() as embedder, Gallery.open("gallery.sbtk") as gallery:
+        ...     hits = gallery.query("sketch.png", embedder, k=2)
+        >>> [hit.rank for hit in hits]
+        [1, 2]
+
+        Args:
+            sketch: the path of an image file, its bytes, a file opened with "rb", a Pillow image,
+                or an array `(H, W, 3)`, `(H, W, 1)` or `(H, W) uint8` of RGB or grey.
+            embedder: of the gallery's model.
+            k: at least 1.
+            kind: "sketch", or "photo" to find photos like a photo.
+            search: see `search`, as for the options below.
+            under: only photos in this folder.
+            fold: photos with the same bytes are one hit.
+            rerank: how to reorder the hits.
+            offset: the number of best hits to leave out.
+
+        Raises:
+            ModelMismatch: the embedder's model is not the one that made the gallery.
+            BadConfig: `kind` is neither "sketch" nor "photo", or as in `search`.
+            BadImage: there is no readable image, or the sketch is empty.
+        """
+        self._require_model(embedder)
+        embedding, notices = embedder.embed_one(sketch, kind)
+        for notice in notices:
+            note(self.notices, notice)
+        return self.search(
+            *(embedding, k, search),
+            under=under,
+            fold=fold,
+            rerank=rerank,
+            offset=offset,
+            match_rule=_match_rule(embedder, kind),
+        )
+
+    def query_many(
+        self,
+        sketches: Iterable[ImageInput],
+        embedder: Embedder,
+        k: int = 10,
+        kind: Kind = "sketch",
+        *,
+        search: Search = "auto",
+        under: Path | str | None = None,
+        fold: bool = True,
+        rerank: Rerank = "none",
+    ) -> list[list[Hit]]:
+        """Return the hits of each image, as `query` does, in the order of `sketches`.
+
+        Images are embedded in batches, which is faster than one by one on a GPU.
+
+        >>> from sbtk_runtime import Embedder
+        >>> with Embedder() as embedder, Gallery.open("gallery.sbtk") as gallery:
+        ...     found = gallery.query_many(["sketch.png", "photos/0.jpg"], embedder, k=3)
+        >>> [len(hits) for hits in found]
+        [3, 3]
+
+        Raises:
+            BadImage: names the first image that is not readable, counted from 0, and why.
+            SbtkError: otherwise as `query`.
+        """
+        self._require_model(embedder)
+        images = enumerate(sketches)
+        answers: list[list[Hit]] = []
+        while batch := list(itertools.islice(images, embedder.batch)):
+            pixels = []
+            for number, image in batch:
+                try:
+                    prepared = prepare_input(image, kind)
+                except BadImage as problem:
+                    found = f"image {number}: {problem.found}"
+                    raise type(problem)(found, problem.expected) from problem
+                pixels.append(prepared.pixels)
+                for notice in prepared.notices:
+                    note(self.notices, f"image {number}: {notice}")
+            for row in embedder.embed_images(np.stack(pixels), kind):
+                hits = self.search(
+                    *(row, k, search),
+                    under=under,
+                    fold=fold,
+                    rerank=rerank,
+                    match_rule=_match_rule(embedder, kind),
+                )
+                answers.append(hits)
+        return answers
+
+
+def _match_rule(embedder: Embedder, kind: Kind) -> MatchRule | None:
+    """Return the rule that says which hits of a query are close, if its model has one."""
+    return embedder.bundle.manifest.match_rule if kind == "sketch" else None
+
+
+def few_notices(found: int, allowed: int, k: int, under: Path | str | None) -> tuple[str, ...]:
+    """Return the notice about `found` hits where `k` of `allowed` photos were asked for."""
+    where = "" if under is None else f" below {printable_name(under)}"
+    if found < k <= allowed:
+        return (f"only {found:,} different photos are searchable{where}, so there are fewer hits",)
+    if allowed >= k:
+        return ()
+    return (f"only {allowed:,} photos are searchable{where}, so there are fewer hits",)
+
+
+def note(notices: list[str], notice: str) -> None:
+    """Add a notice that is not there yet."""
+    if notice not in notices:
+        notices.append(notice)
