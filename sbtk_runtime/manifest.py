@@ -8,14 +8,14 @@ import math
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, Self, cast, get_args
 
-from sbtk_runtime.errors import BadGallery, BadModel, SbtkError
+from sbtk_runtime.errors import BadConfig, BadGallery, BadModel, SbtkError
 from sbtk_runtime.files import read_json_object, write_json_atomically
 
 BUNDLE_FORMAT = 1
 #: The newest; see `GalleryManifest.format`.
-GALLERY_FORMAT = 3
+GALLERY_FORMAT = 4
 MANIFEST_NAME = "manifest.json"
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -155,6 +155,59 @@ class CodesRecord:
     files: dict[str, FileStamp]
 
 
+#: The most shards that photos can be divided into.
+MOST_SHARDS = 1_000_000
+
+
+def path_hash(path: bytes) -> int:
+    """Return the first 63 bits of the SHA-256 of a path, which databases store as a number."""
+    return int.from_bytes(hashlib.sha256(path).digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class PhotoShard:
+    """One of `count` parts of the photos below some folders, by the SHA-256 of relative paths.
+
+    Which part a photo is in depends neither on the machine nor on where the folders are mounted,
+    so that machines that know nothing of each other index each photo once.
+
+    Attributes:
+        index: from 1 to `count`.
+        count: at least 1.
+    """
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the shard that a text such as "3/8" names.
+
+        Raises:
+            BadConfig: it names none.
+        """
+        found = re.fullmatch(r"([0-9]{1,7})/([0-9]{1,7})", text)
+        index, count = (int(found[1]), int(found[2])) if found else (0, 0)
+        if not 1 <= index <= count <= MOST_SHARDS:
+            raise BadConfig(
+                f"there is no shard {text!r}",
+                f"i/n with 1 <= i <= n <= {MOST_SHARDS:,}, such as 1/4 for the first of four",
+            )
+        return cls(index, count)
+
+    def has(self, relative_path: bytes) -> bool:
+        """Return whether a photo is in this shard; the path is relative to the indexed folder."""
+        return path_hash(relative_path) in self.hashes()
+
+    def hashes(self) -> range:
+        """Return the values of `path_hash` of this shard's photos."""
+        bounds = [-(-(index << 63) // self.count) for index in (self.index - 1, self.index)]
+        return range(*bounds)
+
+
 @dataclass(frozen=True)
 class GalleryManifest:
     """The `manifest.json` of a gallery; it is replaced last, so it names only complete files.
@@ -171,8 +224,9 @@ class GalleryManifest:
         snapshot: the generation's catalogue; `None` if an older sbtk published it.
         codes: the sign codes of the embeddings; `None` in a binary gallery, and if an older sbtk
             published it.
-        format: 2 for a binary gallery, 3 for one with sign codes, else 1. An older sbtk refuses
-            the formats that it does not know.
+        shard: which part of the photos the gallery holds; `None` for all of them.
+        format: 4 for a shard, else 2 for a binary gallery, 3 for one with sign codes, else 1. An
+            older sbtk refuses the formats that it does not know.
     """
 
     generation: int
@@ -186,17 +240,20 @@ class GalleryManifest:
     bits: int | None = None
     snapshot: SnapshotRecord | None = None
     codes: CodesRecord | None = None
+    shard: PhotoShard | None = None
     format: int = field(init=False)
 
     def __post_init__(self) -> None:
-        plain = 1 if self.codes is None else GALLERY_FORMAT
-        object.__setattr__(self, "format", plain if self.bits is None else 2)
+        plain = 1 if self.codes is None else 3
+        whole = plain if self.bits is None else 2
+        object.__setattr__(self, "format", whole if self.shard is None else GALLERY_FORMAT)
 
     def write(self, folder: Path) -> None:
         """Write the manifest and its checksum into `folder`, atomically."""
         values = asdict(self)
-        if self.codes is None:
-            del values["codes"]  # which an sbtk that reads formats 1 and 2 does not know
+        for name in ("codes", "shard"):
+            if values[name] is None:
+                del values[name]  # which an sbtk that reads older formats does not know
         write_json_atomically(folder / MANIFEST_NAME, values | {"checksum": _checksum(values)})
 
 
@@ -254,6 +311,7 @@ def read_gallery_manifest(folder: Path) -> GalleryManifest:
     snapshot = reader.optional_object("snapshot")
     graph = reader.optional_object("graph")
     codes = reader.optional_object("codes")
+    shard = reader.optional_object("shard")
     manifest = GalleryManifest(
         generation=reader.count("generation"),
         model_id=reader.text("model_id"),
@@ -282,11 +340,17 @@ def read_gallery_manifest(folder: Path) -> GalleryManifest:
             mtime_ns=snapshot.optional_count("mtime_ns", at_least=0, at_most=_MOST_NUMBER),
         ),
         codes=None if codes is None else _codes_record(codes),
+        shard=None if shard is None else _photo_shard(shard),
     )
     if manifest.format != reader.count("format") or (manifest.bits or 0) % 8:
         what = "embeddings" if manifest.bits is None else f"{manifest.bits}-bit codes"
         raise BadGallery(f"{path} describes {what} in another format", "a manifest written by sbtk")
     return manifest
+
+
+def _photo_shard(reader: _Fields) -> PhotoShard:
+    count = reader.count("count", at_least=1, at_most=MOST_SHARDS)
+    return PhotoShard(reader.count("index", at_least=1, at_most=count), count)
 
 
 def _codes_record(reader: _Fields) -> CodesRecord:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sbtk_runtime.engines.base import EngineOptions
     from sbtk_runtime.gallery.update import IndexReport
     from sbtk_runtime.gallery.walk_rules import RuleChange
+    from sbtk_runtime.manifest import PhotoShard
 
 _HELP = """Create or update a gallery from folders of photos.
 
@@ -50,6 +51,13 @@ sbtk index --verify
     metavar="B",
     help="Create a binary gallery: codes of B bits instead of embeddings, B/8 bytes a photo. The "
     "model must have been exported with --bits B.",
+)
+@click.option(
+    "--shard",
+    callback=options.parsed_shard,
+    metavar="I/N",
+    help="Index only part I of N of the photos, as with 2/8; each machine takes another part. "
+    "'sbtk merge' puts the galleries together. Stored in the gallery.",
 )
 @click.option(
     "--checksum", is_flag=True, help="Detect changes by content, not by size, dates and inode."
@@ -124,6 +132,7 @@ def command(
     photos: tuple[Path, ...],
     gallery: Path,
     bits: int | None,
+    shard: PhotoShard | None,
     checksum: bool,
     exclude: tuple[str, ...],
     clear_excludes: bool,
@@ -146,8 +155,9 @@ def command(
         raise click.UsageError("Name the folders of your photos, as in: sbtk index photos/")
     if repair and not verify:
         raise click.UsageError("--repair requires --verify.")
-    if bits is not None and not photos:
-        raise click.UsageError("--bits requires the folders of your photos.")
+    for name, value in (("--bits", bits), ("--shard", shard)):
+        if value is not None and not photos:
+            raise click.UsageError(f"{name} requires the folders of your photos.")
     rules_asked = (exclude, clear_excludes, include_hidden, follow_links)
     if rules_asked != ((), False, None, None) and not photos:
         raise click.UsageError(
@@ -166,13 +176,15 @@ def command(
         patterns_of(exclude)
         rule_change = RuleChange(*rules_asked)
         with Embedder(
-            _bundle(model, gallery, bits),
+            _bundle(model, gallery, bits, shard),
             engine_options,
             notify=lambda text: output.notice(text, quiet=quiet),
             lazy=True,
         ) as embedder:
             report = _update(
-                gallery, photos, embedder, bits, rule_change, checksum=checksum, quiet=quiet
+                *(gallery, photos, embedder, bits, shard, rule_change),
+                checksum=checksum,
+                quiet=quiet,
             )
         _print_report(report, gallery, as_json=as_json, quiet=quiet)
         is_partial = report.unreadable or report.warnings or is_photo_missed(report.left_out)
@@ -219,17 +231,23 @@ def final_sentence(report: IndexReport, gallery: Path) -> str:
     return f"{photos} searchable ({done or 'nothing new'}) in {seconds}"
 
 
-def _bundle(model: str | None, gallery: Path, bits: int | None) -> Bundle:
+def _bundle(model: str | None, gallery: Path, bits: int | None, shard: PhotoShard | None) -> Bundle:
     """Return the bundle that was named, or that made the gallery, or the default one.
 
     Checks that it fits the gallery before an engine is opened.
     """
     from sbtk_runtime.bundle import Bundle
-    from sbtk_runtime.gallery.folder import check_bits, published_manifest, require_codes
+    from sbtk_runtime.gallery.folder import (
+        check_bits,
+        check_shard,
+        published_manifest,
+        require_codes,
+    )
 
     if (gallery / MANIFEST_NAME).exists():
         manifest = published_manifest(gallery)
         check_bits(gallery, manifest, bits)
+        check_shard(gallery, manifest, shard)
         if model is None:
             return bundle_for_gallery(None, gallery, manifest.model_id)
     bundle = Bundle.open(model)
@@ -242,6 +260,7 @@ def _update(
     photos: tuple[Path, ...],
     embedder: Embedder,
     bits: int | None,
+    shard: PhotoShard | None,
     rule_change: RuleChange,
     *,
     checksum: bool,
@@ -264,6 +283,7 @@ def _update(
                 notify=lambda text: output.notice(text, quiet=quiet),
                 checksum=checksum,
                 bits=bits,
+                shard=shard,
                 rule_change=rule_change,
                 on_engine=lambda info: output.notice(
                     output.engine_text(embedder.model_id, info), quiet=quiet
@@ -305,6 +325,9 @@ def _partly_readable_notices(report: IndexReport, gallery: Path) -> list[str]:
 
 def _rule_notices(report: IndexReport) -> list[str]:
     notices = []
+    if report.other_shards:
+        photos = output.count_text(report.other_shards, "photo")
+        notices.append(f"{photos} left to other shards")
     if report.rules.exclude:
         patterns = " ".join(shlex.quote(printable_name(text)) for text in report.rules.exclude)
         notices.append(f"the gallery's patterns: {patterns} (--clear-excludes removes them)")

@@ -42,7 +42,7 @@ from sbtk_runtime.gallery.schema import (
     values_checked,
 )
 from sbtk_runtime.gallery.walk_rules import WalkRules
-from sbtk_runtime.manifest import SnapshotRecord
+from sbtk_runtime.manifest import PhotoShard, SnapshotRecord
 
 _VISIBLE = (
     "added_in <= :generation AND (removed_in IS NULL OR removed_in > :generation) "
@@ -84,7 +84,8 @@ class Photo:
 class Origin:
     """What made a gallery's embeddings; the same for all of them.
 
-    `bits` is the length of the codes that a binary gallery keeps in their place.
+    `bits` is the length of the codes that a binary gallery keeps in their place, `shard` the part
+    of the photos that it holds.
     """
 
     model_id: str
@@ -92,6 +93,7 @@ class Origin:
     dim: int
     preprocessing: str
     bits: int | None = None
+    shard: PhotoShard | None = None
 
 
 @dataclass(frozen=True)
@@ -324,6 +326,31 @@ class CatalogueView:
         with values_checked(self._path):
             for found in self._connection.execute(query, self._generation):
                 yield _photo(found)
+
+    def entries(self) -> Iterator[Embedding]:
+        """Yield the photos by ascending row, with the stamps of their files."""
+        query = f"""SELECT path, size_bytes, mtime_ns, sha256, row, ctime_ns, inode, partial
+            FROM photos WHERE {_VISIBLE} ORDER BY row, id"""
+        with values_checked(self._path):
+            for path, size, mtime, sha256, row, *rest in self._connection.execute(
+                query, self._generation
+            ):
+                yield Embedding(
+                    *(blob(path), integer(size), integer(mtime), blob(sha256).hex(), integer(row)),
+                    *rest,
+                )
+
+    def failures(self) -> Iterator[Failure]:
+        """Yield the files that could not be read."""
+        query = "SELECT path, reason, size_bytes, mtime_ns, ctime_ns, inode FROM failures"
+        with values_checked(self._path):
+            for path, reason, *stamps in self._connection.execute(query):
+                yield Failure(blob(path), text(reason), *stamps)
+
+    def rules(self) -> WalkRules:
+        """Return what the walk leaves out."""
+        with values_checked(self._path):
+            return stored_rules(self._connection)
 
     def partly_readable(self) -> Iterator[tuple[bytes, str]]:
         """Yield the paths of photos that were read in part only, and what could not be read."""

@@ -29,10 +29,17 @@ from sbtk_runtime.files import (
     write_error,
 )
 from sbtk_runtime.gallery.catalogue import CatalogueView, Origin
+from sbtk_runtime.gallery.roots import roots_above
 from sbtk_runtime.gallery.rows import CodeShards, Shards, Vectors
 from sbtk_runtime.gallery.schema import CATALOGUE_NAME, damaged
 from sbtk_runtime.gallery.writer import Catalogue
-from sbtk_runtime.manifest import MANIFEST_NAME, CodesRecord, GalleryManifest, read_gallery_manifest
+from sbtk_runtime.manifest import (
+    MANIFEST_NAME,
+    CodesRecord,
+    GalleryManifest,
+    PhotoShard,
+    read_gallery_manifest,
+)
 from sbtk_runtime.preprocess import PREPROCESSING
 
 if TYPE_CHECKING:
@@ -50,8 +57,15 @@ def published_manifest(folder: Path) -> GalleryManifest:
     """Return the manifest of the gallery in `folder`.
 
     Raises:
-        BadGallery: it cannot be used; says how to have it made again from the catalogue.
+        BadGallery: there is none, or it cannot be used; says how to have it made again from the
+            catalogue.
     """
+    if not (folder / MANIFEST_NAME).exists():
+        raise BadGallery(
+            f"there is no gallery in {printable_name(folder)}",
+            "one that 'sbtk index' has made",
+            f"sbtk index PHOTOS --gallery {shlex.quote(printable_name(folder))}",
+        )
     try:
         return read_gallery_manifest(folder)
     except BadGallery as problem:
@@ -314,13 +328,8 @@ def folder_counts(folder: Path) -> list[FolderCount]:
 
 
 def _root_of(path: bytes, roots: set[bytes]) -> bytes:
-    above = path
-    while above not in roots:
-        parent = above.rpartition(b"/")[0] or b"/"
-        if parent == above:
-            return path.rpartition(b"/")[0] or b"/"
-        above = parent
-    return above
+    above = roots_above(path, roots)
+    return above[0] if above else path.rpartition(b"/")[0] or b"/"
 
 
 def initialize_gallery(
@@ -329,6 +338,7 @@ def initialize_gallery(
     embedder: Embedder,
     bits: int | None,
     roots: Sequence[str],
+    shard: PhotoShard | None = None,
 ) -> tuple[Origin, Itq | None]:
     """Check that the embedder fits the gallery, and record it as the origin of a new one.
 
@@ -342,6 +352,7 @@ def initialize_gallery(
         embedder: of whoever writes.
         bits: length of the codes to keep; `None` for embeddings, or what the gallery has.
         roots: folders and files of which the gallery is made.
+        shard: the part of their photos to keep; `None` for all, or what the gallery has.
 
     Raises:
         BadModel: the gallery is new, and the embedder's bundle makes no such codes.
@@ -349,13 +360,16 @@ def initialize_gallery(
         ModelMismatch: another model made it.
     """
     origin = catalogue.origin()
+    photos = " ".join(shlex.quote(printable_name(root)) for root in roots)
+    if origin is not None and (catalogue.committed_rows() or origin.shard is not None):
+        check_shard(folder, origin, shard, photos)
+        shard = origin.shard
     if origin is None or not catalogue.committed_rows():
         itq = None if bits is None else embedder.bundle.itq(bits)
         precision = embedder.engine.info.precision
-        ours = Origin(embedder.model_id, precision, embedder.dim, PREPROCESSING, bits)
+        ours = Origin(embedder.model_id, precision, embedder.dim, PREPROCESSING, bits, shard)
         catalogue.claim(ours, itq)
         return ours, itq
-    photos = " ".join(shlex.quote(printable_name(root)) for root in roots)
     check_model(folder, origin.model_id, origin.preprocessing, embedder.bundle, photos)
     check_bits(folder, origin, bits, photos)
     if origin.dim != embedder.dim:
@@ -391,4 +405,28 @@ def check_bits(
         f"{printable_name(folder)} keeps {what}, not {asked}-bit codes",
         "the same for all photos of a gallery, as it was made",
         f"sbtk index {photos} --bits {asked} --gallery {shlex.quote(printable_name(other))}",
+    )
+
+
+def check_shard(
+    folder: Path,
+    kept: GalleryManifest | Origin,
+    asked: PhotoShard | None,
+    photos: str = "PHOTOS",
+) -> None:
+    """Make sure that a gallery holds the shard that is asked for; `None` asks for what it holds.
+
+    Raises:
+        BadGallery: it holds another one, or all photos; names both, and the command that makes
+            another gallery of `photos`.
+    """
+    if asked is None or asked == kept.shard:
+        return
+    what = "all photos" if kept.shard is None else f"shard {kept.shard}"
+    stem = folder.name.removesuffix(".sbtk")
+    other = folder.with_name(f"{stem}-{asked.index}-of-{asked.count}.sbtk")
+    raise BadGallery(
+        f"{printable_name(folder)} holds {what}, not shard {asked}",
+        "one gallery for each shard",
+        f"sbtk index {photos} --shard {asked} --gallery {shlex.quote(printable_name(other))}",
     )

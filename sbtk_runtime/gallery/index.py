@@ -17,6 +17,7 @@ from sbtk_runtime.gallery.update import (
     drop_photos,
     update_gallery,
 )
+from sbtk_runtime.manifest import PhotoShard
 
 #: A file or folder.
 PathInput = str | os.PathLike[str]
@@ -37,6 +38,7 @@ def index(
     *,
     checksum: bool = False,
     bits: int | None = None,
+    shard: str | None = None,
     progress: Progress = _no_progress,
     notify: Notify = _no_notify,
 ) -> IndexReport:
@@ -55,12 +57,14 @@ def index(
         embedder: of the gallery's model; by default the included model on the fastest engine.
         checksum: compare the content of files instead of size and modification time.
         bits: create a binary gallery, with codes of this many bits.
+        shard: index only this part of the photos, such as "2/8"; see `sbtk index --shard`.
         progress: called after each photo with how many are done, how many there are (`None` while
             they are being found) and images a second.
         notify: called with a sentence on each step that takes long.
 
     Raises:
         BadData: there are no photos.
+        BadConfig: there is no such shard.
         BadModel: the model makes no codes of `bits` bits, or no bundle can be used.
         BadGallery: the folder is not a gallery, cannot be written, or no photo could be read.
         GalleryBusy: another process is writing to the gallery.
@@ -76,6 +80,7 @@ def index(
             notify=notify,
             checksum=checksum,
             bits=bits,
+            shard=None if shard is None else PhotoShard.parse(shard),
         )
     finally:
         if embedder is None:

@@ -6,7 +6,6 @@ codes, the graph and, last of all, the manifest; until then readers see the prev
 
 from __future__ import annotations
 
-import datetime
 import os
 import shlex
 import time
@@ -29,7 +28,6 @@ from sbtk_runtime.gallery.changes import Changes, Copies, Loss
 from sbtk_runtime.gallery.folder import (
     FAILURES_NAME,
     LOCK_NAME,
-    has_snapshot,
     initialize_gallery,
     make_folder,
     open_published,
@@ -40,11 +38,10 @@ from sbtk_runtime.gallery.folder import (
     vacuum,
     write_failures,
 )
-from sbtk_runtime.gallery.graph import next_graph
-from sbtk_runtime.gallery.neighbours import update_neighbours
+from sbtk_runtime.gallery.publish import publish
+from sbtk_runtime.gallery.roots import relative_path, roots_above
 from sbtk_runtime.gallery.rows import Batch, CodeShards, Embeddings, Shards, Vectors, codes_of
 from sbtk_runtime.gallery.schema import CATALOGUE_NAME
-from sbtk_runtime.gallery.sign_codes import next_codes
 from sbtk_runtime.gallery.walk import (
     DEFAULT_RULES,
     Followed,
@@ -59,7 +56,7 @@ from sbtk_runtime.gallery.walk import (
 )
 from sbtk_runtime.gallery.walk_rules import RuleChange, WalkRules
 from sbtk_runtime.gallery.writer import Catalogue, Stamps
-from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest
+from sbtk_runtime.manifest import MANIFEST_NAME, PhotoShard
 
 #: Called with the number of photos done, their total (`None` while they are being found), and
 #: images/s.
@@ -92,6 +89,7 @@ class IndexReport:
         left_out: files and folders that the rules left out, not counted in any of the above.
         left_out_now: those of `missing` that exist, but are left out since this update.
         rules: the rules of the walk.
+        other_shards: photos below the roots that belong to other shards; 0 without shards.
         timings: seconds of each part: the embedder's timings, `walk_s` and `graph_s`.
         notices: sentences for the user.
         warnings: sentences about roots and folders whose photos are not found; see
@@ -113,6 +111,7 @@ class IndexReport:
     left_out: tuple[LeftOutCount, ...] = ()
     left_out_now: int = 0
     rules: WalkRules = DEFAULT_RULES
+    other_shards: int = 0
     timings: dict[str, float] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -139,8 +138,9 @@ def update_gallery(
     bits: int | None = None,
     rule_change: RuleChange = _NO_CHANGE,
     on_engine: OnEngine = lambda info: None,
+    shard: PhotoShard | None = None,
 ) -> IndexReport:
-    """Create or updates a gallery with the photos below `roots`; its other photos are kept.
+    """Create or update a gallery with the photos below `roots`; its other photos are kept.
 
     Args:
         folder: the gallery; created if it does not exist.
@@ -155,13 +155,15 @@ def update_gallery(
         rule_change: changes of the rules of what to leave out, stored in the gallery.
         on_engine: called with the engine in use before the first photo is embedded; not called
             when there is nothing to embed.
+        shard: create a gallery of this part of the photos only. `None` accepts whatever an
+            existing gallery holds. Paths are relative to the outermost root, current or earlier.
 
     Raises:
         BadConfig: a pattern of `rule_change` is malformed.
         BadData: there is no photo below the roots.
         BadModel: the embedder's bundle has no codes of so many bits.
         BadGallery: the folder is not a gallery or cannot be written, no photo could be read, or
-            `bits` does not match the gallery.
+            `bits` or `shard` does not match the gallery.
         GalleryBusy: another process is writing to it.
         ModelMismatch: another model made it.
         DiskFull: there is no space left; what was committed is kept.
@@ -176,7 +178,7 @@ def update_gallery(
         make_folder(folder)
         with WriterLock(folder / LOCK_NAME):
             update = _Update(folder, absolute, embedder, progress, notify, commit_every, on_engine)
-            return update.run(checksum, bits, rule_change)
+            return update.run(checksum, bits, rule_change, shard)
 
 
 def roots_to_walk(folder: Path, roots: Sequence[Path]) -> list[str]:
@@ -246,7 +248,7 @@ def drop_photos(
                         )
                 removed = sum(map(catalogue.forget_below, names))
             write_failures(folder, catalogue)
-            _publish(folder, catalogue, vectors, origin, published, notify)
+            publish(folder, catalogue, vectors, origin, published, notify)
             return DropReport(removed, catalogue.live(), catalogue.missing())
 
 
@@ -274,12 +276,18 @@ class _Update:
         self._itq: Itq | None = None
         self._rules = WalkRules()
         self._known_roots: list[str] = []
+        self._all_roots: frozenset[bytes] = frozenset()
         self._followed: list[str] = []
         self._left_out = LeftOutTally()
         self._new = self._changed = self._failed = 0
+        self._shard: PhotoShard | None = None
+        self._other_shards = 0
+        self._roots_of_others: set[bytes] = set()
         self._timings_before = asdict(embedder.timings)
 
-    def run(self, checksum: bool, bits: int | None, rule_change: RuleChange) -> IndexReport:
+    def run(
+        self, checksum: bool, bits: int | None, rule_change: RuleChange, shard: PhotoShard | None
+    ) -> IndexReport:
         started = time.perf_counter()
         folder = self._folder
         remove_stale_temporaries(folder)
@@ -287,8 +295,9 @@ class _Update:
         with Catalogue(folder, 1 if published is None else published.generation + 1) as catalogue:
             self._take_rules(catalogue, rule_change)
             origin, self._itq = initialize_gallery(
-                folder, catalogue, self._embedder, bits, self._roots
+                folder, catalogue, self._embedder, bits, self._roots, shard
             )
+            self._shard = origin.shard
             catalogue.record_roots(map(os.fsencode, self._roots))
             vectors = open_rows(folder, origin.dim, origin.bits)
             vacuum(folder, catalogue, vectors, published)
@@ -305,19 +314,24 @@ class _Update:
                 self._open_engine(origin)
             self._embed(catalogue, vectors, changes)
             left_out_now = changes.lost_though_there()
-            warnings = tuple(_loss_warning(loss, folder) for loss in changes.losses())
+            warnings = tuple(_loss_warning(loss, folder) for loss in self._losses(changes))
             missing = catalogue.lose(changes.lost())
             changes.record_skipped()
             self._check_accounts(changes)
             write_failures(folder, catalogue)
-            if not catalogue.live() and (changes.walked or not catalogue.missing()):
+            is_empty_shard = self._other_shards and not changes.walked
+            if (
+                not catalogue.live()
+                and not is_empty_shard
+                and (changes.walked or not catalogue.missing())
+            ):
                 raise BadGallery(
                     f"0 of {changes.walked + changes.skipped:,} files could be read",
                     "at least one photo; no gallery was published",
                     f"the reasons are in {printable_name(folder / FAILURES_NAME)}",
                 )
             graph_started = time.perf_counter()
-            _publish(folder, catalogue, vectors, origin, published, self._notify)
+            publish(folder, catalogue, vectors, origin, published, self._notify)
             ended = time.perf_counter()
             return IndexReport(
                 new=self._new,
@@ -335,6 +349,7 @@ class _Update:
                 left_out=self._left_out.counts(),
                 left_out_now=left_out_now,
                 rules=self._rules,
+                other_shards=self._other_shards,
                 timings=self._timings() | {"walk_s": walk_s, "graph_s": ended - graph_started},
                 notices=tuple(self._notices),
                 warnings=warnings,
@@ -353,6 +368,7 @@ class _Update:
         """Apply the change of rules, and check that they do not leave out everything."""
         self._rules = rule_change.applied_to(catalogue.rules())
         self._known_roots = [os.fsdecode(root) for root in catalogue.roots()]
+        self._all_roots = frozenset(map(os.fsencode, [*self._roots, *self._known_roots]))
         has_photos = any(catalogue.ids_below(os.fsencode(root)) for root in self._roots)
         refuse_nothing(self._roots, self._rules, self._known_roots, may_be_empty=has_photos)
         catalogue.record_rules(self._rules)
@@ -425,8 +441,26 @@ class _Update:
                 self._left_out.add(item)
             elif isinstance(item, Followed):
                 self._followed.append(item.path)
+            elif self._is_of_other_shard(item):
+                self._other_shards += 1
             else:
                 yield item
+
+    def _is_of_other_shard(self, item: Found | Skipped) -> bool:
+        if self._shard is None or not isinstance(item, Found):
+            return False
+        path = os.fsencode(item.path)
+        roots = roots_above(path, self._all_roots)
+        if self._shard.has(relative_path(path, roots[-1])):
+            return False
+        self._roots_of_others.update(roots)
+        return True
+
+    def _losses(self, changes: Changes) -> list[Loss]:
+        """Return the losses, without roots whose photos are all in other shards."""
+        return [
+            loss for loss in changes.losses() if loss.lost or loss.path not in self._roots_of_others
+        ]
 
     def _embed(self, catalogue: Catalogue, vectors: Vectors | CodeShards, changes: Changes) -> None:
         """Embed photos and commit them in batches."""
@@ -486,43 +520,6 @@ class _Update:
             return vectors.append(first_row, embeddings)
         assert self._itq is not None
         return vectors.append(first_row, codes_of(embeddings, self._itq))
-
-
-def _publish(
-    folder: Path,
-    catalogue: Catalogue,
-    vectors: Vectors | CodeShards,
-    origin: Origin,
-    published: GalleryManifest | None,
-    notify: Notify,
-) -> None:
-    """Publish the catalogue's generation, if it differs from the published one."""
-    is_next = published is not None and catalogue.generation == published.generation + 1
-    graph = codes = None
-    if isinstance(vectors, Vectors) and catalogue.live():
-        previous = published if is_next else None
-        old_codes, old_graph = (previous.codes, previous.graph) if previous else (None, None)
-        codes = next_codes(folder, catalogue, vectors, old_codes, notify)
-        graph = next_graph(folder, catalogue, vectors, old_graph, notify)
-        update_neighbours(folder, vectors, catalogue.live_row_numbers(), notify)
-    is_same = published is not None and (graph, codes) == (published.graph, published.codes)
-    if is_same and not catalogue.is_changed() and has_snapshot(folder, published):
-        return
-    manifest = GalleryManifest(
-        generation=catalogue.generation,
-        model_id=origin.model_id,
-        precision=origin.precision,
-        dim=origin.dim,
-        preprocessing=origin.preprocessing,
-        live=catalogue.live(),
-        graph=graph,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        bits=origin.bits,
-        snapshot=catalogue.write_snapshot(),
-        codes=codes,
-    )
-    manifest.write(folder)
-    vacuum(folder, catalogue, vectors, manifest)
 
 
 def _first_intact(catalogue: Catalogue, vectors: Shards, rows: list[int]) -> int | None:

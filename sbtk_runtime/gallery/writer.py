@@ -39,7 +39,7 @@ from sbtk_runtime.gallery.schema import (
     write_snapshot,
 )
 from sbtk_runtime.gallery.walk_rules import WalkRules
-from sbtk_runtime.manifest import SnapshotRecord
+from sbtk_runtime.manifest import PhotoShard, SnapshotRecord
 
 #: mtime_ns, ctime_ns and inode.
 Stamps = tuple[int, int | None, int | None]
@@ -109,6 +109,7 @@ class Catalogue:
                 integer(facts["dim"]),
                 text(facts["preprocessing"]),
                 stored_bits(self.connection),
+                PhotoShard.parse(text(facts["shard"])) if "shard" in facts else None,
             )
 
     def itq(self) -> Itq:
@@ -125,7 +126,19 @@ class Catalogue:
         with catalogue_errors(self.path), transaction(self.connection):
             for name in ("model_id", "precision", "dim", "preprocessing"):
                 self._set_fact(name, getattr(origin, name))
+            self.connection.execute("DELETE FROM facts WHERE name = 'shard'")
+            if origin.shard is not None:
+                self._set_fact("shard", str(origin.shard))
             store_itq(self.connection, itq)
+
+    def mark(self, name: str) -> None:
+        """Note a fact about the gallery that has no value."""
+        with catalogue_errors(self.path), transaction(self.connection):
+            self._set_fact(name, 1)
+
+    def is_marked(self, name: str) -> bool:
+        """Return whether a fact was noted by `mark`."""
+        return bool(self._fact(name))
 
     def record_roots(self, roots: Iterable[bytes]) -> None:
         """Note what photos are looked for below, as absolute paths."""

@@ -1,0 +1,78 @@
+"""`sbtk merge`: put the galleries of several machines together."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from sbtk_cli import options, output
+from sbtk_cli.options import stops_between_photos
+from sbtk_runtime.files import printable_name
+
+_HELP = """Merge galleries of one model into one.
+
+GALLERIES are folders that 'sbtk index' made, such as the shards of several machines. Their
+embeddings are copied; no photo is read. The merged gallery holds exactly their photos: run the
+command again after they were updated. If interrupted, run the same command again to resume.
+
+\b
+sbtk index photos/ --shard 1/2 --gallery a.sbtk     on one machine
+sbtk index photos/ --shard 2/2 --gallery b.sbtk     on another
+sbtk merge a.sbtk b.sbtk --gallery all.sbtk
+"""
+
+
+@click.command(help=_HELP)
+@click.argument("galleries", nargs=-1, type=click.Path(path_type=Path), required=True)
+@options.gallery
+@options.json
+@options.quiet
+def command(galleries: tuple[Path, ...], gallery: Path, as_json: bool, quiet: bool) -> int:
+    """Run `sbtk merge`."""
+    from sbtk_runtime.gallery.merge import merge_galleries
+
+    for source in galleries:
+        options.existing_gallery(source)
+    with stops_between_photos() as stopping, output.progress("photos", quiet=quiet) as advance:
+
+        def progress(done: int, total: int) -> None:
+            advance(done, total)
+            stopping.between_photos(more_to_come=done < total)
+
+        try:
+            report = merge_galleries(
+                galleries,
+                gallery,
+                progress=progress,
+                notify=lambda text: output.notice(text, quiet=quiet),
+            )
+        except KeyboardInterrupt:
+            output.notice("Stopped. Run the same command to resume.")
+            raise
+    for text in report.notices:
+        output.notice(text, quiet=quiet)
+    if report.absent_shards:
+        shown = ", ".join(report.absent_shards[:10])
+        more = len(report.absent_shards) - 10
+        output.notice(
+            f"Warning: no gallery holds {'shard' if len(report.absent_shards) == 1 else 'shards'} "
+            f"{shown}{f' and {more:,} more' if more > 0 else ''}: their photos are not searchable"
+        )
+    if as_json:
+        output.answer_json({"gallery": printable_name(gallery), **asdict(report)})
+    else:
+        counts = {
+            "copied": report.copied,
+            "removed": report.removed,
+            "at a path with several contents, of which the newest was taken": report.conflicts,
+            "damaged and left out": report.damaged,
+            "missing and left out": report.missing,
+            "unreadable": report.unreadable,
+        }
+        done = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
+        photos = output.count_text(report.live, "photo")
+        seconds = output.duration_text(report.seconds)
+        output.answer(f"{photos} searchable ({done or 'nothing new'}) in {seconds}")
+    return 3 if report.damaged or report.absent_shards else 0
