@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sbtk_runtime.gallery.gallery import Gallery
     from sbtk_runtime.gallery.hits import Hit
     from sbtk_runtime.gallery.index import add_photos, index, remove_photos
+    from sbtk_runtime.gallery.remote_gallery import RemoteGallery
     from sbtk_runtime.gallery.update import IndexReport
     from sbtk_runtime.preprocess import ImageInput
 
@@ -58,6 +59,7 @@ __all__ = [
     "Measure",
     "Photo",
     "Protocol",
+    "RemoteGallery",
     "SbtkError",
     "add_photos",
     "draw_seen",
@@ -80,6 +82,7 @@ _HOME = {
     "Measure": "sbtk_runtime.evaluation.protocol",
     "Photo": "sbtk_runtime.gallery.catalogue",
     "Protocol": "sbtk_runtime.evaluation.protocol",
+    "RemoteGallery": "sbtk_runtime.gallery.remote_gallery",
     "SbtkError": "sbtk_runtime.errors",
     "add_photos": "sbtk_runtime.gallery.index",
     "draw_seen": "sbtk_runtime.evaluation.protocol",

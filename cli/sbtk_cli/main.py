@@ -34,6 +34,8 @@ class LazyCommand(NamedTuple):
 
 COMMANDS = {
     "index": LazyCommand("sbtk_cli.index", "Create or update a gallery from folders of photos."),
+    "merge": LazyCommand("sbtk_cli.merge", "Merge the galleries of several machines."),
+    "push": LazyCommand("sbtk_cli.push", "Push a gallery to a search engine."),
     "query": LazyCommand("sbtk_cli.query", "Find the photos that look like a sketch."),
     "serve": LazyCommand("sbtk_cli.serve", "Draw in the browser and find photos."),
     "embed": LazyCommand("sbtk_cli.embed", "Write the embeddings of image files to an .npz file."),
@@ -130,7 +132,7 @@ _HELP = """Find photos from a sketch.
 sbtk index photos/       create a gallery of your photos, once
 sbtk query sketch.png    find the photos that look like the sketch
 
-Nothing leaves this machine: sbtk does not use the network.
+Nothing leaves this machine, unless --at names a search engine elsewhere.
 """
 
 

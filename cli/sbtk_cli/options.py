@@ -7,20 +7,22 @@ import functools
 import os
 import shlex
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 
 from sbtk_runtime.errors import BadConfig, BadGallery, ModelMismatch
 from sbtk_runtime.files import printable_name
-from sbtk_runtime.manifest import MANIFEST_NAME, PRECISIONS
+from sbtk_runtime.manifest import MANIFEST_NAME, PRECISIONS, PhotoShard
 
 if TYPE_CHECKING:
     from sbtk_runtime.bundle import Bundle
+    from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 
 DEFAULT_GALLERY = Path("gallery.sbtk")
 
@@ -43,6 +45,17 @@ class Bits(click.IntRange):
         if bits % 8:
             self.fail(f"{bits} is not a multiple of 8.", param, ctx)
         return bits
+
+
+def parsed_shard(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> PhotoShard | None:
+    """Return the shard that a text such as 2/8 names."""
+    try:
+        return None if value is None else PhotoShard.parse(value)
+    except BadConfig as problem:
+        text = f"{problem.found}; expected {problem.expected}."
+        raise click.BadParameter(text, context, parameter) from problem
 
 
 _AS_HELP = "Kind of the images; decides how they are prepared."
@@ -93,6 +106,36 @@ gallery = click.option(
     show_default=True,
     metavar="FOLDER",
     help="The gallery's folder.",
+)
+
+
+def _at(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Check the URL, and keep its password out of what other users see of this process."""
+    if value is None:
+        return None
+    from sbtk_cli.process_title import hide_in_command_line
+    from sbtk_runtime.gallery.remote import Address
+
+    hide_in_command_line(value, Address.parse(value).secrets)
+    return value
+
+
+at = click.option(
+    "--at",
+    metavar="URL",
+    envvar="SBTK_AT",
+    show_envvar=True,
+    callback=_at,
+    help="A collection in a search engine instead of a gallery on disk, as 'sbtk push' fills it: "
+    "postgresql://USER@HOST/DATABASE (extra 'postgres'), with ?collection=NAME for another than "
+    "'sbtk'. Take the password from PGPASSWORD or ~/.pgpass rather than from the URL.",
+)
+mounts = click.option(
+    "--photos",
+    "mounts",
+    multiple=True,
+    metavar="SOURCE=FOLDER",
+    help="With --at: where the photos of a source are mounted here. Repeatable.",
 )
 search = click.option(
     "--search",
@@ -193,6 +236,29 @@ def bundle_for_gallery(model: str | None, folder: Path, made_by: str) -> Bundle:
         BadModel: there is no bundle of that name.
         ModelMismatch: no bundle in `sbtk models` has that id.
     """
+    return _bundle_of(
+        model,
+        made_by,
+        printable_name(folder),
+        "name its folder: --model FOLDER; or index the photos again with a listed model: "
+        f"sbtk index PHOTOS --gallery {shlex.quote(_other_name(folder))} --model NAME",
+    )
+
+
+def bundle_for_collection(model: str | None, gallery: RemoteGallery) -> Bundle:
+    """Return the bundle that `model` names, by default the listed one that made the collection.
+
+    Raises:
+        BadModel: there is no bundle of that name.
+        ModelMismatch: it did not make the collection, or no listed bundle did.
+    """
+    made_by = gallery.manifest.model_id
+    bundle = _bundle_of(model, made_by, gallery.name, "name its folder: --model FOLDER")
+    gallery.require_bundle(bundle)
+    return bundle
+
+
+def _bundle_of(model: str | None, made_by: str, what: str, next_step: str) -> Bundle:
     from sbtk_runtime.bundle import Bundle, list_bundles
 
     if model is not None:
@@ -203,11 +269,55 @@ def bundle_for_gallery(model: str | None, folder: Path, made_by: str) -> Bundle:
             return bundle
     here = ", ".join(bundle.manifest.model_id for bundle in bundles) or "none"
     raise ModelMismatch(
-        f"{printable_name(folder)} was made by {made_by}, which is not in 'sbtk models' ({here})",
+        f"{what} was made by {made_by}, which is not in 'sbtk models' ({here})",
         f"the bundle {made_by}",
-        f"name its folder: --model FOLDER; or index the photos again with a listed model: "
-        f"sbtk index PHOTOS --gallery {shlex.quote(_other_name(folder))} --model NAME",
+        next_step,
     )
+
+
+def chosen_collection(at: str | None, mounts: Sequence[str]) -> str | None:
+    """Return the collection to ask; `None` for the gallery on disk.
+
+    Raises:
+        click.UsageError: both were named on the command line, or photos of none are mounted.
+    """
+    context = click.get_current_context()
+    is_gallery_named = context.get_parameter_source("gallery") == ParameterSource.COMMANDLINE
+    if at is not None and is_gallery_named:
+        if context.get_parameter_source("at") == ParameterSource.COMMANDLINE:
+            raise click.UsageError("--at and --gallery cannot be combined.")
+        at = None
+    if mounts and at is None:
+        raise click.UsageError("--photos requires --at.")
+    return at
+
+
+def open_collection(at: str, mounts: Sequence[str]) -> RemoteGallery:
+    """Return the collection at a URL, with the folders that its sources have here.
+
+    Raises:
+        BadConfig: a mount is not SOURCE=FOLDER, or its folder does not exist.
+        RemoteError: the engine does not answer, refuses, or has no such collection.
+    """
+    folders: dict[str, Path] = {}
+    for mount in mounts:
+        source, is_pair, folder = mount.partition("=")
+        if not is_pair or not Path(folder).is_dir():
+            found = f"there is no folder {folder}" if is_pair else f"--photos {mount}"
+            raise BadConfig(printable_name(found), "--photos SOURCE=FOLDER, with a folder here")
+        folders[source] = Path(folder)
+    from sbtk_runtime.gallery.remote_gallery import RemoteGallery
+
+    return RemoteGallery.open(at, folders)
+
+
+def unmounted_notice(gallery: RemoteGallery) -> str:
+    """Return the notice that photos cannot be shown here; empty if all can."""
+    sources = gallery.unmounted()
+    if not sources:
+        return ""
+    names = ", ".join(map(printable_name, sources[:5])) + (", ..." if len(sources) > 5 else "")
+    return f"photos of {names} are not mounted here: --photos SOURCE=FOLDER shows them"
 
 
 def _other_name(folder: Path) -> str:

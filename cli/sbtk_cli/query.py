@@ -18,8 +18,10 @@ from sbtk_runtime.files import printable_name
 
 if TYPE_CHECKING:
     from sbtk_cli.terminal_images import Way
+    from sbtk_runtime.bundle import Bundle
     from sbtk_runtime.engines.base import EngineOptions
     from sbtk_runtime.gallery.gallery import Gallery, Hit, Search
+    from sbtk_runtime.gallery.remote_gallery import RemoteGallery
     from sbtk_runtime.preprocess import Kind
     from sbtk_runtime.rerank import Rerank
 
@@ -49,6 +51,8 @@ sbtk query cat.png --paths0 | xargs -0 cp -t found/
 )
 @options.as_detected
 @options.gallery
+@options.at
+@options.mounts
 @options.search
 @options.rerank
 @click.option(
@@ -78,6 +82,8 @@ def command(
     k: int,
     kind: Kind | None,
     gallery: Path,
+    at: str | None,
+    mounts: tuple[str, ...],
     search: Search,
     rerank: Rerank,
     fold: bool,
@@ -105,8 +111,7 @@ def command(
     from sbtk_runtime.gallery.gallery import Gallery
     from sbtk_runtime.gallery.hits import has_no_close_match
 
-    opened = Gallery.open(options.existing_gallery(gallery))
-    bundle = bundle_for_gallery(model, gallery, opened.manifest.model_id)
+    opened, bundle, name = _open(gallery, at, mounts, model)
     with Embedder(
         bundle,
         engine_options,
@@ -130,14 +135,31 @@ def command(
     finally:
         # Also if the reader of the hits closes the pipe, as in `sbtk query ... | head -1`.
         if sheet is not None:
-            _write_sheet(sheet, data, hits, kind, sketch, gallery, opened)
+            _write_sheet(sheet, data, hits, kind, sketch, name, opened)
             output.notice(f"contact sheet: {printable_name(sheet)}", quiet=quiet)
     gone = sum(not os.path.lexists(hit.path) for hit in hits)
-    if gone:
+    if isinstance(opened, Gallery) and gone:
         text = f"{gone} of these {output.count_text(len(hits), 'photo')} no longer exist"
         output.notice(f"{text}: run 'sbtk index' again", quiet=quiet)
+    elif gone:
+        text = f"{gone} of these {output.count_text(len(hits), 'photo')} are not on this machine"
+        output.notice(f"{text}: --photos SOURCE=FOLDER names where they are mounted", quiet=quiet)
     # Photos with damaged embeddings count like files that could not be read.
     return 3 if opened.unusable else 0
+
+
+def _open(
+    gallery: Path, at: str | None, mounts: tuple[str, ...], model: str | None
+) -> tuple[Gallery | RemoteGallery, Bundle, str]:
+    """Return the gallery on disk or elsewhere, the bundle that made it, and its printable name."""
+    if (at := options.chosen_collection(at, mounts)) is not None:
+        there = options.open_collection(at, mounts)
+        return there, options.bundle_for_collection(model, there), there.name
+    from sbtk_runtime.gallery.gallery import Gallery
+
+    opened = Gallery.open(options.existing_gallery(gallery))
+    bundle = bundle_for_gallery(model, gallery, opened.manifest.model_id)
+    return opened, bundle, printable_name(gallery)
 
 
 def _detect(data: bytes, sketch: str, *, quiet: bool) -> Kind:
@@ -210,14 +232,14 @@ def _write_sheet(
     hits: Sequence[Hit],
     kind: Kind,
     sketch: str,
-    gallery: Path,
-    opened: Gallery,
+    gallery: str,
+    opened: Gallery | RemoteGallery,
 ) -> None:
     from sbtk_runtime.contact_sheet import write_contact_sheet
 
     facts = {
         "Photos": f"{len(hits):,} of {opened.count:,}",
-        "Gallery": printable_name(gallery),
+        "Gallery": gallery,
         "Model": opened.manifest.model_id,
     }
     name = _name(Path(sketch).name)

@@ -79,7 +79,11 @@ def test_the_examples_in_docstrings_run(
         add_photos("gallery.sbtk", "new.jpg")
     value = CALLED[name]
     namespace = {"np": np, **vars(sys.modules[value.__module__])}
-    found = doctest.DocTestFinder(exclude_empty=False).find(value, name, globs=namespace)
+    finder = doctest.DocTestFinder(exclude_empty=False)
+    found = finder.find(value, name, globs=namespace)
+    for base in value.__mro__[1:-1] if isinstance(value, type) else ():
+        if base.__module__.startswith("sbtk_runtime"):
+            found += finder.find(base, base.__name__, globs=namespace)
     assert any(test.examples for test in found)
     for test in found:
         output: list[str] = []

@@ -1,0 +1,110 @@
+"""`sbtk push`: bring the photos of a gallery into a search engine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from sbtk_cli import options, output
+from sbtk_cli.options import stops_between_photos
+from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.files import printable_name
+
+_PATIENCE_S = 60.0
+_HELP = """Push a gallery to PostgreSQL.
+
+Inserts photos that are new or changed, and deletes those that are no longer in the gallery; photos
+of other sources stay. Only embeddings and paths are sent, never images. If interrupted, run the
+same command again to resume. 'sbtk query --at URL' and 'sbtk serve --at URL' then search there.
+
+\b
+sbtk push --at postgresql://me@db.example/photos
+sbtk push archive.sbtk --at postgresql://me@db.example/photos --source archive
+sbtk query cat.png --at postgresql://me@db.example/photos --photos archive=/mnt/archive
+"""
+
+
+@click.command(help=_HELP)
+@click.argument(
+    "gallery",
+    type=options.PATH,
+    envvar="SBTK_GALLERY",
+    default=options.DEFAULT_GALLERY,
+)
+@options.at
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    metavar="NAME",
+    help="Name of the gallery's photos there; machines that push the same photos use the same "
+    "name. NAME=FOLDER, repeatable, for a gallery of several folders.  [default: host:/folder]",
+)
+@options.json
+@options.quiet
+def command(
+    gallery: Path, at: str | None, sources: tuple[str, ...], as_json: bool, quiet: bool
+) -> int:
+    """Run `sbtk push`."""
+    if at is None:
+        raise click.UsageError("Name the collection: --at postgresql://USER@HOST/DATABASE")
+    from sbtk_runtime.gallery.push import push_gallery
+    from sbtk_runtime.gallery.remote import open_store
+
+    options.existing_gallery(gallery)
+    store = open_store(at, patience_s=_PATIENCE_S)
+    with stops_between_photos() as stopping, output.progress("photos", quiet=quiet) as advance:
+
+        def progress(done: int, total: int) -> None:
+            advance(done, total)
+            stopping.between_photos(more_to_come=done < total)
+
+        try:
+            report = push_gallery(
+                gallery,
+                store,
+                _names(sources),
+                progress=progress,
+                notify=lambda text: output.notice(text, quiet=quiet),
+            )
+        except KeyboardInterrupt:
+            output.notice("Stopped. Run the same command to resume.")
+            raise
+    for text in report.notices:
+        output.notice(text, quiet=quiet)
+    if as_json:
+        output.answer_json({"at": store.shown, **asdict(report)})
+    else:
+        counts = {
+            "pushed": report.pushed,
+            "deleted": report.deleted,
+            "damaged and left out": report.damaged,
+            "left out because another photo has their id": report.collisions,
+        }
+        done = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
+        photos = output.count_text(report.pushed + report.unchanged, "photo")
+        names = ", ".join(map(printable_name, report.sources))
+        seconds = output.duration_text(report.seconds)
+        output.answer(
+            f"{photos} of {names} at {store.shown} ({done or 'nothing new'}) in {seconds}"
+        )
+    return 3 if report.damaged or report.collisions else 0
+
+
+def _names(sources: tuple[str, ...]) -> dict[str, str] | str | None:
+    """Return the name of the only folder, or the names by absolute folder."""
+    if not sources:
+        return None
+    if len(sources) == 1 and "=" not in sources[0]:
+        return sources[0]
+    names = {}
+    for text in sources:
+        name, is_pair, folder = text.partition("=")
+        if not is_pair:
+            raise BadConfig(
+                f"--source {printable_name(text)}", "--source NAME=FOLDER for each folder"
+            )
+        names[str(Path(folder).absolute())] = name
+    return names

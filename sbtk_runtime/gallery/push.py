@@ -1,0 +1,285 @@
+"""Push a generation of a gallery to a search engine: what is new or changed, and what is gone.
+
+What is there already is compared by ids and stamps, so a push that was killed resumes, and pushing
+again changes nothing. Only photos of the gallery's own sources and shard are deleted.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.files import printable_name
+from sbtk_runtime.gallery.generation import Generation, open_generation
+from sbtk_runtime.gallery.remote import (
+    MOST_FOLDERS,
+    WHOLE,
+    CollectionInfo,
+    Notify,
+    Part,
+    RemotePhoto,
+    RemoteStore,
+    RemoteWriter,
+    escape_path,
+    photo_id,
+)
+from sbtk_runtime.gallery.roots import relative_path, roots_above
+from sbtk_runtime.gallery.rows import Vectors
+
+#: Called with the number of photos done and their total.
+Progress = Callable[[int, int], None]
+
+_LONGEST_SOURCE = 200
+_TABLE = """CREATE TABLE wanted (
+    id INTEGER PRIMARY KEY, stamp INTEGER, path TEXT, size_bytes INTEGER, mtime_ns INTEGER,
+    sha256 TEXT, partial TEXT, row INTEGER, is_there INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE strays (id INTEGER PRIMARY KEY);
+"""
+_WANT = """INSERT OR IGNORE INTO wanted
+    (id, stamp, path, size_bytes, mtime_ns, sha256, partial, row) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
+_TODO = """SELECT row, id, path, size_bytes, mtime_ns, sha256, partial FROM wanted
+    WHERE NOT is_there ORDER BY row, id"""
+
+
+@dataclass(frozen=True)
+class PushReport:
+    """The result of a push.
+
+    Attributes:
+        pushed: photos that were inserted or replaced.
+        unchanged: photos that were there already.
+        deleted: photos that were there, but are no longer in the gallery.
+        damaged: photos that were not pushed because their embeddings are damaged or missing.
+        collisions: photos that were not pushed because another photo has their id.
+        live: photos of the gallery.
+        sources: the names of the gallery's sources.
+        seconds: the duration.
+        notices: sentences for the user.
+    """
+
+    pushed: int
+    unchanged: int
+    deleted: int
+    damaged: int
+    collisions: int
+    live: int
+    sources: tuple[str, ...]
+    seconds: float
+    notices: tuple[str, ...] = ()
+
+
+def push_gallery(
+    folder: Path,
+    store: RemoteStore,
+    names: Mapping[str, str] | str | None = None,
+    *,
+    progress: Progress = lambda done, total: None,
+    notify: Notify = lambda text: None,
+    batch: int = 1000,
+) -> PushReport:
+    """Make a collection hold the photos of a gallery; other sources stay as they are.
+
+    One generation is pushed, also if the gallery is updated at the same time.
+
+    Args:
+        folder: the gallery.
+        store: the collection, which is made if it does not exist.
+        names: the name of the gallery's source, or of each of its outermost folders by their
+            absolute paths; by default the host's name and the folder.
+        progress: called after each batch.
+        notify: called with a sentence before a step that takes long.
+        batch: photos of a transaction.
+
+    Raises:
+        BadConfig: the sources have no names that can be used.
+        BadGallery: there is no gallery, or it is damaged beyond reading.
+        ModelMismatch: the collection is of another model; nothing was changed.
+        RemoteError: the engine refuses, or another push of these photos runs.
+    """
+    started = time.perf_counter()
+    notices: list[str] = []
+    with open_generation(folder, notices.append) as generation:
+        manifest, view = generation.manifest, generation.view
+        info = CollectionInfo(
+            *(manifest.model_id, manifest.preprocessing, manifest.precision, manifest.dim),
+            bits=manifest.bits,
+            itq=None if manifest.bits is None else view.itq(),
+        )
+        sources = source_names(view.roots(), names)
+        totals: Counter[str] = Counter()
+        for root, source in sources.items():
+            push = _Push(generation, store, root, source, progress, notify, batch)
+            totals.update(push.run(info, totals["done"], frozenset(sources)))
+        return PushReport(
+            pushed=totals["pushed"],
+            unchanged=totals["unchanged"],
+            deleted=totals["deleted"],
+            damaged=totals["damaged"],
+            collisions=totals["collisions"],
+            live=manifest.live,
+            sources=tuple(sources.values()),
+            seconds=time.perf_counter() - started,
+            notices=tuple(dict.fromkeys(notices)),
+        )
+
+
+def source_names(
+    roots: list[bytes], names: Mapping[str, str] | str | None = None
+) -> dict[bytes, str]:
+    """Return the name of the source below each outermost of the absolute `roots`.
+
+    Raises:
+        BadConfig: one name for several roots, a name for none of them, one name twice, or one that
+            is too long or has characters that cannot be printed.
+    """
+    known = set(roots)
+    outermost = sorted({roots_above(root, known)[-1] for root in known}) or [b"/"]
+    if isinstance(names, str):
+        if len(outermost) > 1:
+            shown = ", ".join(printable_name(root) for root in outermost)
+            raise BadConfig(
+                f"the gallery has {len(outermost)} folders ({shown}), and one name was given",
+                "a name for each",
+                "--source NAME=FOLDER, once for each folder",
+            )
+        names = {os.fsdecode(outermost[0]): names}
+    names = names or {}
+    for folder in names:
+        if os.fsencode(folder) not in outermost:
+            raise BadConfig(
+                f"the gallery has no folder {printable_name(folder)}",
+                " or ".join(printable_name(root) for root in outermost),
+            )
+    host = socket.gethostname()
+    found = {
+        root: names.get(os.fsdecode(root), f"{host}:{escape_path(root)}") for root in outermost
+    }
+    for name in found.values():
+        if not 0 < len(name) <= _LONGEST_SOURCE or not name.isprintable() or "=" in name:
+            raise BadConfig(
+                f"a source cannot be called {name[:60]!r}",
+                f"1 to {_LONGEST_SOURCE} printable characters without =",
+                "--source NAME",
+            )
+    if len(set(found.values())) < len(found):
+        raise BadConfig("two folders have one name", "a name for each", "--source NAME=FOLDER")
+    return found
+
+
+class _Push:
+    """The push of one source of a generation."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        store: RemoteStore,
+        root: bytes,
+        source: str,
+        progress: Progress,
+        notify: Notify,
+        batch: int,
+    ) -> None:
+        self._generation = generation
+        self._store = store
+        self._root = root
+        self._source = source
+        self._progress = progress
+        self._notify = notify
+        self._batch = batch
+        self._counts: Counter[str] = Counter()
+        self._folders: Counter[str] = Counter()
+
+    def run(self, info: CollectionInfo, done: int, roots: frozenset[bytes]) -> Counter[str]:
+        """Push the photos, and return how many were treated how; `done` counts earlier sources."""
+        shard = self._generation.manifest.shard or WHOLE
+        total = self._generation.manifest.live
+        with (
+            tempfile.TemporaryDirectory(prefix="sbtk-") as place,
+            closing(sqlite3.connect(Path(place) / "push.sqlite", isolation_level=None)) as local,
+            self._store.writing(info, self._source, shard, self._notify) as writer,
+        ):
+            local.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _TABLE)
+            self._list(local, roots)
+            self._compare(local, writer)
+            done += self._counts["unchanged"] + self._counts["collisions"]
+            self._progress(done, total)
+            for part in _parts(local.execute(_TODO), self._batch):
+                self._put(writer, part)
+                done += len(part)
+                self._progress(done, total)
+            for part in _parts(local.execute("SELECT id FROM strays"), self._batch):
+                writer.delete([number for (number,) in part])
+                self._counts["deleted"] += len(part)
+            photos = self._counts["unchanged"] + self._counts["pushed"]
+            folders = dict(self._folders.most_common(MOST_FOLDERS))
+            self._store.publish(Part(self._source, shard, photos, folders), self._notify)
+        return self._counts + Counter(done=done)
+
+    def _list(self, local: sqlite3.Connection, roots: frozenset[bytes]) -> None:
+        """Write the photos below the root into the local table."""
+        local.execute("BEGIN")
+        for photo in self._generation.view.photos():
+            path = os.fsencode(photo.path)
+            above = roots_above(path, roots)
+            if (above[-1] if above else b"/") != self._root:
+                continue
+            relative = relative_path(path, self._root)
+            number = photo_id(self._source, relative)
+            one = RemotePhoto(
+                *(number, self._source, escape_path(relative), photo.size_bytes, photo.mtime_ns),
+                *(photo.sha256, photo.partial),
+            )
+            values = (one.path, one.size_bytes, one.mtime_ns, one.sha256, one.partial, photo.row)
+            is_new = local.execute(_WANT, (number, one.stamp, *values)).rowcount
+            self._counts["collisions"] += not is_new
+            self._folders[one.path.rpartition("/")[0]] += is_new
+        local.execute("COMMIT")
+
+    def _compare(self, local: sqlite3.Connection, writer: RemoteWriter) -> None:
+        """Note which photos are there as they should be, and which should not be there."""
+        local.execute("BEGIN")
+        for number, stamp in writer.stamps():
+            query = "UPDATE wanted SET is_there = (stamp = ?) WHERE id = ?"
+            if not local.execute(query, (stamp, number)).rowcount:
+                local.execute("INSERT OR IGNORE INTO strays VALUES (?)", (number,))
+        local.execute("COMMIT")
+        there = local.execute("SELECT count(*) FROM wanted WHERE is_there").fetchone()
+        self._counts["unchanged"] = there[0]
+
+    def _put(self, writer: RemoteWriter, part: list[tuple[Any, ...]]) -> None:
+        numbers = np.array([columns[0] for columns in part], dtype=np.int64)
+        source_rows, places = np.unique(numbers, return_inverse=True)
+        content, is_intact = self._generation.check.read_checked(source_rows)
+        rows: NDArray[np.generic] = content
+        if isinstance(self._generation.rows, Vectors):
+            is_intact &= self._generation.rows.decode(content)[1]
+            rows = content.view("<f2")
+        kept = np.flatnonzero(is_intact[places])
+        self._counts["damaged"] += len(part) - len(kept)
+        photos = []
+        for index in kept.tolist():
+            _, number, *rest = part[index]
+            photos.append(RemotePhoto(number, self._source, *rest))
+        if photos:
+            count = writer.put(photos, rows[places[kept]])
+            self._counts["pushed"] += count
+            self._counts["collisions"] += len(photos) - count
+
+
+def _parts(found: sqlite3.Cursor, size: int) -> Iterator[list[tuple[Any, ...]]]:
+    while part := found.fetchmany(size):
+        yield part

@@ -1,0 +1,373 @@
+"""Galleries in a search engine elsewhere: what is stored there, and what an engine must do.
+
+sbtk feeds an engine and asks it; it does not divide or replicate anything itself. One collection
+holds the photos of one model. A photo is identified by a hash of its source and its path relative
+to it, so that machines with other mount points agree, and pushing again changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbtk_runtime.binary_codes import Codes, Itq
+from sbtk_runtime.errors import BadConfig, ModelMismatch, SbtkError
+from sbtk_runtime.gallery.catalogue import below
+from sbtk_runtime.gallery.rows import Embeddings
+from sbtk_runtime.manifest import PhotoShard, path_hash
+
+#: Collections and folders of at most so many photos are searched exactly.
+EXACT_BELOW = 20_000
+#: The most folders of a push whose numbers of photos are stored.
+MOST_FOLDERS = 1_000
+#: All photos of a source, as one shard.
+WHOLE = PhotoShard(1, 1)
+
+_SCHEMES = {"postgresql": "postgres", "postgres": "postgres"}
+_COLLECTION = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 8.0
+
+Result = TypeVar("Result")
+Notify = Callable[[str], None]
+
+
+class RemoteError(SbtkError):
+    """A search engine elsewhere refuses something, or lacks something."""
+
+
+class RemoteUnavailable(RemoteError):
+    """A search engine elsewhere does not answer; it may later."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a collection is.
+
+    Attributes:
+        url: as the client library takes it, with the password.
+        engine: `postgres`.
+        collection: its name there.
+        shown: for messages, without the password.
+        secrets: texts that no message may contain.
+    """
+
+    url: str
+    engine: str
+    collection: str
+    shown: str
+    secrets: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Return the address of a URL such as `postgresql://user@host/database?collection=name`.
+
+        Raises:
+            BadConfig: it is none. The message does not repeat what may be a password.
+        """
+        try:
+            parts = urlsplit(url)
+            _ = parts.port  # raises for what is not a number
+        except ValueError as problem:
+            raise _bad_url("the URL of --at cannot be read") from problem
+        if parts.scheme not in _SCHEMES:
+            shown = f"{parts.scheme}://" if parts.scheme and "://" in url else "no scheme"
+            raise _bad_url(f"--at names an unknown kind of engine ({shown})")
+        options = parse_qsl(parts.query, keep_blank_values=True)
+        names = [value for name, value in options if name == "collection"] or ["sbtk"]
+        if len(names) > 1 or not _COLLECTION.fullmatch(names[0]):
+            raise BadConfig(
+                f"a collection cannot be called {names[-1]!r}",
+                "a lower-case letter, then at most 39 lower-case letters, digits and _",
+            )
+        # What follows a / or # that is not escaped may belong to a password.
+        if parts.fragment or "@" in parts.path or not parts.path.strip("/"):
+            raise _bad_url("--at names no database")
+        kept = [(name, value) for name, value in options if name != "collection"]
+        pairs = [pair.partition("=") for pair in parts.query.split("&")]
+        secrets = [value for name, _, value in pairs if "password" in name]  # as written
+        secrets += [value for name, value in kept if "password" in name]
+        secrets += [parts.password] if parts.password else []
+        shown_options = [(name, value) for name, value in kept if "password" not in name]
+        return cls(
+            url=urlunsplit(parts._replace(query=urlencode(kept, quote_via=quote))),
+            engine=_SCHEMES[parts.scheme],
+            collection=names[0],
+            shown=_shown(parts, shown_options, names[0]),
+            secrets=tuple({*secrets, *map(unquote, secrets)} - {""}),
+        )
+
+    def masked(self, text: str) -> str:
+        """Return a message of an engine without secrets, in one line."""
+        for secret in sorted(self.secrets, key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return " ".join(text.split())
+
+
+def _shown(parts: SplitResult, options: list[tuple[str, str]], collection: str) -> str:
+    host = parts.netloc.rpartition("@")[2]
+    user = f"{parts.username}@" if parts.username else ""
+    query = urlencode([*options, ("collection", collection)], quote_via=quote)
+    return urlunsplit((parts.scheme, f"{user}{host}", parts.path, query, ""))
+
+
+def _bad_url(found: str) -> BadConfig:
+    return BadConfig(
+        found,
+        "postgresql://USER@HOST/DATABASE (special characters of a password as %XX)",
+        "leave the password out of the URL and set PGPASSWORD, or use ~/.pgpass",
+    )
+
+
+@dataclass(frozen=True)
+class CollectionInfo:
+    """What the photos of a collection have in common.
+
+    `itq` makes codes of embeddings where the collection is binary, with `bits` bits a code.
+    """
+
+    model_id: str
+    preprocessing: str
+    precision: str
+    dim: int
+    bits: int | None = None
+    itq: Itq | None = None
+
+    @property
+    def description(self) -> str:
+        """The model, the preprocessing and what is kept of a photo, in words."""
+        kept = f"{self.dim} numbers" if self.bits is None else f"{self.bits} bits"
+        return f"{self.model_id}, preprocessing {self.preprocessing}, {kept} a photo"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the last push of a source, or of a shard of it, left in a collection.
+
+    Attributes:
+        source: the source's name.
+        shard: `WHOLE` or a shard of it.
+        photos: their number.
+        folders: the photos directly in each folder, by its path below the source; the fullest
+            `MOST_FOLDERS`.
+    """
+
+    source: str
+    shard: PhotoShard
+    photos: int
+    folders: dict[str, int]
+
+
+@dataclass(frozen=True)
+class RemoteState:
+    """A collection as it is now; `generation` grows with each push that ended."""
+
+    info: CollectionInfo
+    generation: int
+    parts: tuple[Part, ...]
+
+    @property
+    def count(self) -> int:
+        """The number of photos."""
+        return sum(part.photos for part in self.parts)
+
+
+@dataclass(frozen=True)
+class RemotePhoto:
+    """A photo of a collection.
+
+    `path` is relative to the source and escaped by `escape_path`; the rest is as in `Photo`.
+    """
+
+    id: int
+    source: str
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    sha256: str
+    partial: str | None = None
+
+    @property
+    def stamp(self) -> int:
+        """A number of 63 bits that differs if anything else differs."""
+        values = (self.path, self.size_bytes, self.mtime_ns, self.sha256, self.partial)
+        return path_hash(repr(values).encode())
+
+
+@dataclass(frozen=True)
+class Within:
+    """A folder of a source; `folder` is a path relative to it, empty for all of the source."""
+
+    source: str
+    folder: bytes = b""
+
+    def interval(self) -> tuple[str, str] | None:
+        """Return the lowest escaped path below the folder, and the first above; `None` for all."""
+        if not self.folder:
+            return None
+        low, high = below(self.folder)
+        return escape_path(low), escape_path(high)
+
+
+#: An embedding `(D,) float32` of length 1, a code `(bits / 8,) uint8`, or the id of a photo.
+RemoteQuery = Embeddings | Codes | int
+
+
+class RemoteReader(Protocol):
+    """What answers queries. Thread-safe."""
+
+    def state(self) -> RemoteState:
+        """Return the collection as it is now."""
+
+    def search(
+        self, query: RemoteQuery, count: int, within: Within | None, *, exact: bool
+    ) -> list[tuple[RemotePhoto, float]]:
+        """Return the `count` photos nearest to a query with their scores, best first."""
+
+    def photos(
+        self,
+        *,
+        ids: Sequence[int] = (),
+        sha256s: Sequence[str] = (),
+        within: Within | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[RemotePhoto]:
+        """Return photos by id or content, in order of ids; without both, newest first."""
+
+    def close(self) -> None:
+        """Close all connections."""
+
+
+class RemoteWriter(Protocol):
+    """What a push of one source, or of a shard of it, changes; one at a time."""
+
+    def stamps(self) -> Iterator[tuple[int, int]]:
+        """Yield the id and the stamp of each photo of the source, or of the shard."""
+
+    def put(self, photos: Sequence[RemotePhoto], rows: NDArray[np.generic]) -> int:
+        """Insert or replace photos; return how many, without those whose id is another's."""
+
+    def delete(self, ids: Sequence[int]) -> None:
+        """Delete photos; those that are not there are passed."""
+
+
+class RemoteStore(Protocol):
+    """A collection in a search engine."""
+
+    @property
+    def shown(self) -> str:
+        """Its address for messages, without the password."""
+
+    def reader(self) -> RemoteReader:
+        """Return what answers queries.
+
+        Raises:
+            RemoteError: there is no such collection, or the engine refuses.
+        """
+
+    def writing(
+        self, info: CollectionInfo, source: str, shard: PhotoShard, notify: Notify
+    ) -> AbstractContextManager[RemoteWriter]:
+        """Make the collection if needed, and keep other pushes of the same photos out.
+
+        Raises:
+            ModelMismatch: the collection is of another model; nothing is changed.
+            RemoteError: another push of these photos runs, or the engine refuses.
+        """
+
+    def publish(self, part: Part, notify: Notify) -> None:
+        """Record what a push has left, and build the index where one is due."""
+
+
+def open_store(url: str, *, patience_s: float = 5.0) -> RemoteStore:
+    """Return the collection at a URL; nothing is connected yet.
+
+    Args:
+        url: as `Address.parse` takes it.
+        patience_s: for how long an engine that does not answer is asked again.
+
+    Raises:
+        BadConfig: there is no such kind of engine.
+        ModuleNotFoundError: the extra with its client library is not installed.
+    """
+    address = Address.parse(url)
+    from sbtk_runtime.gallery.remote_postgres import PostgresStore
+
+    return PostgresStore(address, patience_s)
+
+
+def require_same(there: CollectionInfo, ours: CollectionInfo, address: Address) -> None:
+    """Make sure that a gallery's photos belong into a collection.
+
+    Raises:
+        ModelMismatch: the collection is of another model, preprocessing, size or codes.
+    """
+    if _key(there) != _key(ours):
+        raise ModelMismatch(
+            f"{address.shown} holds photos by {there.description}",
+            f"{ours.description}, as the gallery has (embeddings of two models cannot be compared)",
+            "push to another collection: --at '...?collection=NAME'",
+        )
+
+
+def _key(info: CollectionInfo) -> tuple[object, ...]:
+    codes = None if info.itq is None else info.itq.to_bytes()
+    return info.model_id, info.preprocessing, info.dim, info.bits, codes
+
+
+def photo_id(source: str, relative_path: bytes) -> int:
+    """Return the id of a photo: 63 bits of a hash of its source and its path, at least 1."""
+    digest = hashlib.sha256(source.encode() + b"\0" + relative_path).digest()
+    return max(1, int.from_bytes(digest[:8], "big") >> 1)
+
+
+def escape_path(path: bytes) -> str:
+    r"""Return a path as text that every engine stores: bytes that are not UTF-8 as `\xe9`.
+
+    A backslash is doubled. What begins with a folder's path does so when escaped.
+    """
+    text = path.replace(b"\\", b"\\\\").decode("utf-8", "surrogateescape")
+    return "".join(
+        f"\\x{ord(character) - 0xDC00:02x}" if 0xDC80 <= ord(character) <= 0xDCFF else character
+        for character in text
+    )
+
+
+def unescape_path(text: str) -> bytes:
+    """Return the path that `escape_path` was given."""
+
+    def plain(found: re.Match[bytes]) -> bytes:
+        return b"\\" if found[0] == b"\\\\" else bytes([int(found[1], 16)])
+
+    return re.sub(rb"\\\\|\\x([0-9a-f]{2})", plain, text.encode())
+
+
+def retrying(ask: Callable[[], Result], patience_s: float) -> Result:
+    """Return what `ask` returns; ask again, with longer and longer pauses, while it is unavailable.
+
+    Raises:
+        RemoteUnavailable: it still is after `patience_s` seconds.
+        SbtkError: any other error, at once.
+    """
+    ends = time.monotonic() + patience_s
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        try:
+            return ask()
+        except RemoteUnavailable:
+            # Not at the same moment as the other machines that wait.
+            wait_s = pause_s * random.uniform(0.5, 1.0)  # noqa: S311
+            if time.monotonic() + wait_s > ends:
+                raise
+        time.sleep(wait_s)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -1,0 +1,458 @@
+"""A gallery in a search engine elsewhere, asked like one on disk."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, get_args
+
+import numpy as np
+
+from sbtk_runtime.binary_codes import Codes
+from sbtk_runtime.errors import BadConfig, BadData, BadGallery, ModelMismatch
+from sbtk_runtime.files import printable_name
+from sbtk_runtime.gallery.catalogue import Photo
+from sbtk_runtime.gallery.hits import Answer, Copy, Hit, PhotoCopies, mark_matches
+from sbtk_runtime.gallery.queries import Queries, Search, few_notices
+from sbtk_runtime.gallery.remote import (
+    RemotePhoto,
+    RemoteQuery,
+    RemoteReader,
+    RemoteState,
+    Within,
+    open_store,
+    unescape_path,
+)
+from sbtk_runtime.gallery.rows import Embeddings, unit_row
+from sbtk_runtime.manifest import GalleryManifest, MatchRule
+from sbtk_runtime.preprocess import PREPROCESSING
+from sbtk_runtime.rerank import Rerank, require_rerank
+
+if TYPE_CHECKING:
+    from sbtk_runtime.bundle import Bundle
+    from sbtk_runtime.embedding.embedder import Embedder
+
+#: How long what is known of a collection is used before it is asked for again.
+_FRESH_S = 5.0
+#: Photos beyond those wanted, of which some are copies of others.
+_SPARE = 10
+_MOST_CANDIDATES = 10_000
+_PAGE = 200
+
+
+class RemoteGallery(Queries):
+    """A collection that `sbtk push` has filled; any number of threads may search it.
+
+    Paths of hits are absolute where the photos of a source are mounted, else the name of the source
+    and the path below it.
+
+    >>> with RemoteGallery.open("postgresql://me@db/photos") as gallery:  # doctest: +SKIP
+    ...     hits = gallery.query("sketch.png", embedder, k=5)
+
+    Attributes:
+        name: the collection's, with its address but without the password.
+        notices: sentences for the user, which searches add to.
+    """
+
+    def __init__(
+        self, name: str, reader: RemoteReader, photos: Mapping[str, Path | str] | None = None
+    ) -> None:
+        """Take over an open reader; use `RemoteGallery.open`."""
+        self.name = name
+        self.notices: list[str] = []
+        self._reader = reader
+        self._lock = threading.Lock()
+        self._state = reader.state()
+        self._asked_s = time.monotonic()
+        known = {part.source for part in self._state.parts}
+        self._mounts = {
+            source: os.fsencode(os.path.abspath(folder))  # noqa: PTH100
+            for source, folder in (photos or {}).items()
+        }
+        for source in self._mounts:
+            if source not in known:
+                names = ", ".join(sorted(known)[:10]) or "none"
+                raise BadConfig(
+                    f"{name} has no source {printable_name(source)}", f"one of: {names}"
+                )
+
+    @classmethod
+    def open(
+        cls,
+        url: str,
+        photos: Mapping[str, Path | str] | None = None,
+        *,
+        patience_s: float = 5.0,
+    ) -> Self:
+        """Return the collection at a URL such as `postgresql://user@host/database`.
+
+        Args:
+            url: with `?collection=NAME` for another collection than `sbtk`; the password may be in
+                PGPASSWORD or ~/.pgpass instead.
+            photos: the folders in which the photos of sources are mounted here, by source.
+            patience_s: for how long an engine that does not answer is asked again.
+
+        Raises:
+            BadConfig: the URL cannot be used, or there is no such source.
+            RemoteError: the engine does not answer, refuses, or has no such collection.
+        """
+        store = open_store(url, patience_s=patience_s)
+        reader = store.reader()
+        try:
+            return cls(store.shown, reader, photos)
+        except BaseException:
+            reader.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __bool__(self) -> bool:
+        """Return true: an open gallery is one, also without photos."""
+        return True
+
+    @property
+    def count(self) -> int:
+        """The number of photos that can be found."""
+        return self._current().count
+
+    @property
+    def unusable(self) -> int:
+        """The number of photos that cannot be found: 0, as damaged ones are not pushed."""
+        return 0
+
+    @property
+    def manifest(self) -> GalleryManifest:
+        """The model, and the generation, which grows with each push."""
+        state = self._current()
+        info = state.info
+        return GalleryManifest(
+            generation=state.generation,
+            model_id=info.model_id,
+            precision=info.precision,
+            dim=info.dim,
+            preprocessing=info.preprocessing,
+            live=state.count,
+            bits=info.bits,
+        )
+
+    def sources(self) -> dict[str, int]:
+        """Return the number of photos of each source."""
+        counts: dict[str, int] = {}
+        for part in self._current().parts:
+            counts[part.source] = counts.get(part.source, 0) + part.photos
+        return counts
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._reader.close()
+
+    def require_bundle(self, bundle: Bundle) -> None:
+        """Make sure that a bundle's model made the collection.
+
+        Raises:
+            ModelMismatch: another one did; names both.
+        """
+        info = self._current().info
+        ours = bundle.manifest.model_id
+        if (info.model_id, info.preprocessing) != (ours, PREPROCESSING):
+            raise ModelMismatch(
+                f"{self.name} holds photos by {info.description}",
+                f"{ours}, preprocessing {PREPROCESSING}, which is in use",
+                "name the model that made them (--model), or another collection",
+            )
+
+    def answer(
+        self,
+        embedding: Embeddings | Codes,
+        k: int = 10,
+        search: Search = "auto",
+        *,
+        under: Path | str | None = None,
+        fold: bool = True,
+        rerank: Rerank = "none",
+        offset: int = 0,
+        match_rule: MatchRule | None = None,
+    ) -> Answer:
+        """Return the hits of `search` for `embedding (D,) float32`, and the notices about them."""
+        self._check_question(k, search, offset, rerank)
+        query = self._query_of(embedding)
+        answer = self._answer(query, k, search, under, fold=fold, offset=offset)
+        if match_rule is not None and answer.hits and self._state.info.bits is None:
+            photos = max(1, self._count_within(self._within(under)))
+            return Answer(mark_matches(answer.hits, match_rule, photos), answer.notices)
+        return answer
+
+    def similar(
+        self,
+        photo_id: int,
+        k: int = 10,
+        search: Search = "auto",
+        *,
+        under: Path | str | None = None,
+        fold: bool = True,
+        rerank: Rerank = "none",
+        offset: int = 0,
+    ) -> Answer:
+        """Return the photos most like one of the gallery, which is not among them.
+
+        Raises:
+            BadData: there is no such photo.
+        """
+        self._check_question(k, search, offset, rerank)
+        photo = self.photo(photo_id)
+        if photo is None:
+            raise BadData(f"the gallery has no photo {photo_id}", "the id of a hit")
+        return self._answer(photo_id, k, search, under, fold=fold, offset=offset, left_out=photo)
+
+    def photo(self, photo_id: int) -> Photo | None:
+        """Return what is known of the photo with that id; `None` if there is none."""
+        if not 0 < photo_id < 1 << 63:
+            return None
+        found = self._reader.photos(ids=[photo_id])
+        return self._photo(found[0]) if found else None
+
+    def recent(
+        self, limit: int = 24, offset: int = 0, *, under: Path | str | None = None
+    ) -> list[PhotoCopies]:
+        """Return photos by modification time, newest first; see `Gallery.recent`."""
+        if limit < 1 or offset < 0:
+            raise BadConfig(
+                f"a limit of {limit} and an offset of {offset}", "a limit from 1, an offset from 0"
+            )
+        within = self._within(under)
+        if under is not None and within is None:
+            return []
+        seen: dict[str, RemotePhoto] = {}
+        start = 0
+        while len(seen) < offset + limit:
+            page = self._reader.photos(within=within, limit=_PAGE, offset=start)
+            for photo in page:
+                seen.setdefault(photo.sha256, photo)
+            start += len(page)
+            if len(page) < _PAGE:
+                break
+        chosen = list(seen.values())[offset : offset + limit]
+        copies = self._copies([photo.sha256 for photo in chosen], within)
+        return [
+            PhotoCopies(
+                self._photo(photo),
+                tuple(self._copy(one) for one in copies[photo.sha256] if one.id != photo.id),
+            )
+            for photo in chosen
+        ]
+
+    def folders(self) -> dict[str, int]:
+        """Return the number of photos directly in each folder, sorted by path.
+
+        Of sources with many folders only the fullest ones are there.
+        """
+        counts: dict[str, int] = {}
+        for part in self._current().parts:
+            for folder, count in part.folders.items():
+                path = self._path(part.source, folder).rstrip("/") or "/"
+                counts[path] = counts.get(path, 0) + count
+        return dict(sorted(counts.items()))
+
+    def roots(self) -> list[str]:
+        """Return the folders in which photos are mounted here."""
+        return [os.fsdecode(folder) for folder in self._mounts.values()]
+
+    def unmounted(self) -> list[str]:
+        """Return the sources whose photos are not mounted here."""
+        return sorted(set(self.sources()) - set(self._mounts))
+
+    def _require_model(self, embedder: Embedder) -> None:
+        self.require_bundle(embedder.bundle)
+
+    def _current(self) -> RemoteState:
+        with self._lock:
+            if time.monotonic() - self._asked_s > _FRESH_S:
+                self._state = self._reader.state()
+                self._asked_s = time.monotonic()
+            return self._state
+
+    def _check_question(self, k: int, search: Search, offset: int, rerank: Rerank) -> None:
+        if k < 1:
+            raise BadConfig(f"{k} hits were asked for", "at least 1")
+        if offset < 0:
+            raise BadConfig(f"an offset of {offset}", "at least 0")
+        if search not in get_args(Search):
+            raise BadConfig(f"unknown way of searching {search!r}", " or ".join(get_args(Search)))
+        if search == "codes":
+            raise BadConfig(
+                "a gallery elsewhere has no sign codes", "auto, exact or hnsw", "--search auto"
+            )
+        require_rerank(rerank)
+        if rerank != "none":
+            raise BadConfig(
+                f"--rerank {rerank} of a gallery elsewhere", "a gallery on disk, or --rerank none"
+            )
+        if not self.count:
+            raise BadGallery(f"{self.name} has no photos", "at least one", "sbtk push GALLERY")
+
+    def _query_of(self, embedding: Embeddings | Codes) -> RemoteQuery:
+        info = self._state.info
+        if info.itq is None:
+            return unit_row(embedding, info.dim)
+        if embedding.dtype != np.uint8:
+            return np.asarray(info.itq.codes(unit_row(embedding, info.dim)[None])[0])
+        if embedding.shape != (info.itq.bits // 8,):
+            raise BadData(
+                f"a code of shape {embedding.shape}",
+                f"({info.itq.bits // 8},) uint8: {info.itq.bits} bits, packed",
+            )
+        return embedding
+
+    def _answer(
+        self,
+        query: RemoteQuery,
+        k: int,
+        search: Search,
+        under: Path | str | None,
+        *,
+        fold: bool,
+        offset: int,
+        left_out: Photo | None = None,
+    ) -> Answer:
+        within = self._within(under)
+        if under is not None and within is None:
+            return Answer([], few_notices(0, 0, k, under))
+        wanted = offset + k
+        count = wanted + _SPARE
+        exact = search == "exact"
+        while True:
+            found = self._reader.search(query, count, within, exact=exact)
+            ranked = _ranked(found, left_out, fold=fold)
+            is_all = len(found) < count
+            if len(ranked) >= wanted or (is_all and exact) or count >= _MOST_CANDIDATES:
+                break
+            if is_all:
+                exact = True  # an index may find fewer than there are
+            else:
+                count = min(4 * count, _MOST_CANDIDATES)
+        chosen = ranked[offset:wanted]
+        copies = self._copies([photo.sha256 for photo, _ in chosen], within) if fold else {}
+        hits = []
+        for rank, (photo, score) in enumerate(chosen, start=offset + 1):
+            first, *others = copies.get(photo.sha256) or [photo]
+            others_ = tuple(map(self._copy, others))
+            hits.append(Hit(rank, score, first.id, self._path_of(first), others_))
+        few: tuple[str, ...] = ()
+        if len(hits) < k:
+            own = left_out is not None
+            few = few_notices(offset + len(hits) + own, len(found), wanted + own, under)
+        return Answer(hits, few)
+
+    def _copies(
+        self, sha256s: Sequence[str], within: Within | None
+    ) -> dict[str, list[RemotePhoto]]:
+        """Return the photos of each content, by id."""
+        copies: dict[str, list[RemotePhoto]] = {sha256: [] for sha256 in sha256s}
+        if sha256s:
+            for photo in self._reader.photos(sha256s=list(copies), within=within):
+                copies[photo.sha256].append(photo)
+        return copies
+
+    def _within(self, under: Path | str | None) -> Within | None:
+        """Return the folder that a path names here; `None` if it is in no source."""
+        if under is None:
+            return None
+        path = os.fsencode(os.path.abspath(under))  # noqa: PTH100
+        for source, mount in self._mounts.items():
+            if path == mount:
+                return Within(source)
+            if path.startswith(mount.rstrip(b"/") + b"/"):
+                return Within(source, path[len(mount.rstrip(b"/")) + 1 :])
+        text = os.fsencode(under).rstrip(b"/")
+        for source in sorted(self.sources(), key=len, reverse=True):
+            shown = os.fsencode(_shown(source))
+            if text == shown.rstrip(b"/"):
+                return Within(source)
+            if text.startswith(shown + b"/"):
+                return Within(source, text[len(shown) + 1 :])
+        return None
+
+    def _count_within(self, within: Within | None) -> int:
+        """Return the number of photos of a folder; fewer where not all folders are known."""
+        state = self._current()
+        if within is None:
+            return state.count
+        interval = within.interval()
+        total = 0
+        for part in state.parts:
+            if part.source != within.source:
+                continue
+            total += (
+                part.photos
+                if interval is None
+                else sum(
+                    count
+                    for folder, count in part.folders.items()
+                    if interval[0] <= f"{folder}/" < interval[1]
+                )
+            )
+        return total
+
+    def _photo(self, photo: RemotePhoto) -> Photo:
+        return Photo(
+            photo.id,
+            self._path_of(photo),
+            photo.size_bytes,
+            photo.mtime_ns,
+            photo.sha256,
+            row=0,
+            partial=photo.partial,
+        )
+
+    def _copy(self, photo: RemotePhoto) -> Copy:
+        return Copy(photo.id, self._path_of(photo))
+
+    def _path_of(self, photo: RemotePhoto) -> str:
+        return self._path(photo.source, photo.path)
+
+    def _path(self, source: str, escaped: str) -> str:
+        relative = unescape_path(escaped)
+        mount = self._mounts.get(source)
+        # Whoever writes to the collection must not choose files outside of the mounted folder.
+        if mount is None or any(part in (b".", b"..") for part in relative.split(b"/")):
+            return os.fsdecode(os.fsencode(_shown(source)) + b"/" + relative)
+        return os.fsdecode(mount.rstrip(b"/") + b"/" + relative)
+
+
+def _shown(source: str) -> str:
+    """Return a source as the beginning of a path, which is not one of a file on this machine."""
+    return f"source:{source}" if source.startswith("/") else source
+
+
+def _ranked(
+    found: Sequence[tuple[RemotePhoto, float]], left_out: Photo | None, *, fold: bool
+) -> list[tuple[RemotePhoto, float]]:
+    """Return the photos that are hits, best first; folded, one of each content."""
+    if left_out is not None:
+        found = [
+            (photo, score)
+            for photo, score in found
+            if photo.id != left_out.id and not (fold and photo.sha256 == left_out.sha256)
+        ]
+    if not fold:
+        return list(found)
+    first: dict[str, tuple[RemotePhoto, float]] = {}
+    for photo, score in found:
+        first.setdefault(photo.sha256, (photo, score))
+    return list(first.values())

