@@ -12,8 +12,9 @@ import os
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -62,18 +63,20 @@ AND NOT (f.path IS NOT NULL AND f.size_bytes IS w.size_bytes
     AND coalesce(f.inode = w.inode, 1))
 """
 _IS_BACK = f"""SELECT p.id, w.path, w.mtime_ns, w.ctime_ns, w.inode FROM walked AS w
-JOIN photos AS p ON p.path = w.path AND p.removed_in IS NULL AND p.missing_in IS NOT NULL
+JOIN photos AS p INDEXED BY photo_by_path
+ON p.path = w.path AND p.removed_in IS NULL AND p.missing_in IS NOT NULL
 WHERE {_HAS_ITS_STAMPS} AND NOT EXISTS (SELECT 1 FROM todo AS t WHERE t.path = w.path)
 AND NOT EXISTS (SELECT 1 FROM failures AS f WHERE f.path = w.path)"""
 _FILL_STAMPS = """UPDATE photos AS p SET (ctime_ns, inode) =
     (SELECT w.ctime_ns, w.inode FROM walked AS w WHERE w.path = p.path)
 WHERE removed_in IS NULL AND missing_in IS NULL AND ctime_ns IS NULL
 AND p.path IN (SELECT path FROM walked) AND p.path NOT IN (SELECT path FROM todo)"""
-# Photos in places that cannot be read are neither missing nor moved.
+# Photos in places that cannot be read are neither missing nor moved. In the order of paths, this
+# takes a fifth of the time that the order of SQLite's choice takes.
 _FILL_ABSENT = f"""
 INSERT INTO absent
 SELECT p.id, p.path, p.size_bytes, p.sha256, {_IS_BELOW_ROOTS.format("p")}, p.missing_in NOT NULL
-FROM photos AS p WHERE p.removed_in IS NULL
+FROM photos AS p INDEXED BY photo_by_path WHERE p.removed_in IS NULL
 AND NOT EXISTS (SELECT 1 FROM walked AS w WHERE w.path = p.path)
 AND NOT EXISTS (SELECT 1 FROM hidden AS h WHERE p.path >= h.low AND p.path < h.high)
 """
@@ -128,7 +131,7 @@ class Changes:
         self,
         catalogue: Catalogue,
         roots: Sequence[str],
-        items: Iterable[Found | Skipped],
+        items: Iterator[Found | Skipped],
         *,
         checksum: bool = False,
     ) -> None:
@@ -144,8 +147,8 @@ class Changes:
             with transaction(self._connection):
                 for root in roots:
                     self._hide_or_root("walk_roots", root)
-                for item in items:
-                    self._take(item)
+                while chunk := list(islice(items, _PAGE)):
+                    self._take(chunk)
                 self._known_below = {root: self._count_below("photos", root) for root in roots}
                 self._connection.execute(_FILL_TODO, {"checksum": checksum})
                 self._connection.execute(_FILL_STAMPS)
@@ -288,25 +291,29 @@ class Changes:
                 "INSERT OR REPLACE INTO failures (path, reason) SELECT path, reason FROM skipped"
             )
 
-    def _take(self, item: Found | Skipped) -> None:
-        path = os.fsencode(item.path)
-        if isinstance(item, Found):
-            self._connection.execute(
-                "INSERT OR REPLACE INTO walked VALUES (?, ?, ?, ?, ?)",
+    def _take(self, items: Sequence[Found | Skipped]) -> None:
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO walked VALUES (?, ?, ?, ?, ?)",
+            [
                 (
-                    path,
+                    os.fsencode(item.path),
                     item.size_bytes,
                     _time_ns(item.mtime_ns),
                     _time_ns(item.ctime_ns),
                     _inode(item.inode),
-                ),
-            )
-            return
-        self._connection.execute(
-            "INSERT OR REPLACE INTO skipped VALUES (?, ?)", (path, _storable(item.reason))
+                )
+                for item in items
+                if isinstance(item, Found)
+            ],
         )
-        if item.may_hide_photos:
-            self._hide_or_root("hidden", item.path)
+        for item in items:
+            if isinstance(item, Skipped):
+                self._connection.execute(
+                    "INSERT OR REPLACE INTO skipped VALUES (?, ?)",
+                    (os.fsencode(item.path), _storable(item.reason)),
+                )
+                if item.may_hide_photos:
+                    self._hide_or_root("hidden", item.path)
 
     def _hide_or_root(self, table: str, path: str) -> None:
         for interval in (below(os.fsencode(path)), exactly(os.fsencode(path))):

@@ -376,7 +376,8 @@ def _inner(folder: _Folder, name: str) -> _Folder:
 
 
 def _is_hidden_in(folder: _Folder, name: str, *, is_folder: bool) -> bool:
-    return is_hidden(name, os.path.basename(folder.path), is_folder)  # noqa: PTH119
+    parent_name = os.path.basename(folder.path) if is_folder else ""  # noqa: PTH119
+    return is_hidden(name, parent_name, is_folder)
 
 
 def _stem(name: str) -> str:

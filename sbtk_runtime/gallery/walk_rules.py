@@ -211,8 +211,9 @@ def is_hidden(name: str, parent_name: str, is_folder: bool) -> bool:
     lower = name.lower()
     if lower in _SYSTEM_NAMES or lower.endswith(_SYSTEM_SUFFIXES):
         return True
-    is_in_library = parent_name.lower().endswith(_LIBRARY_SUFFIXES)
-    return is_in_library and is_folder and lower not in _LIBRARY_ORIGINALS
+    if not is_folder or lower in _LIBRARY_ORIGINALS:
+        return False
+    return parent_name.lower().endswith(_LIBRARY_SUFFIXES)
 
 
 class Formats:

@@ -157,7 +157,7 @@ def test_no_date_ends_an_update(tmp_path: Path, embedder: Embedder, seconds: int
 def test_no_stamp_ends_an_update(tmp_path: Path, value: int) -> None:
     found = [Found(f"/p/{n}.jpg", n, value, value, (value + n) % (1 << 64)) for n in range(3)]
     with Catalogue(tmp_path, 1) as catalogue:
-        changes = Changes(catalogue, ["/p"], found)
+        changes = Changes(catalogue, ["/p"], iter(found))
         assert changes.walked == 3
         stamps = [changes.stamps(b"/p/%d.jpg" % n) for n in range(3)]
         assert len({inode for _, _, inode in stamps}) == 3
