@@ -31,10 +31,10 @@ def make_half_trunk_student(student: Student) -> Student:
 
 
 def make_half_trunk(trunk: nn.Module) -> nn.Sequential:
-    """Return the trunk's stages, in half precision, between two casts: FP32 goes in and out.
+    """Return the trunk's stages, in half precision, between casts from and to FP32.
 
     Args:
-        trunk: its stages are changed and used.
+        trunk: its stages are changed in place and used.
     """
     # Copied before their weights are rounded with the others.
     whole = {
@@ -51,10 +51,10 @@ def make_half_trunk(trunk: nn.Module) -> nn.Sequential:
 
 
 def fold_batch_norms(module: nn.Module) -> None:
-    """Fold each batch norm into the convolution before it; an `nn.Identity` takes its place.
+    """Fold each batch norm into the convolution before it; replace it by an `nn.Identity`.
 
-    Done in FP32, before any weight becomes half: running variances below 6e-8 do not exist in
-    FP16, and a ResNet50 folded there was at a cosine of 0.93 from itself.
+    Do so in FP32, before any weight is converted: FP16 cannot represent running variances below
+    6e-8, and a ResNet50 folded in FP16 had a cosine of 0.93 with the original.
 
     Args:
         module: in evaluation mode; changed in place.
@@ -93,7 +93,7 @@ def single_precision(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.node:
         for position, name in enumerate(node.input):
             node.input[position] = renamed.get(name, name)
-        # Between FP32 and FP16 there is nothing left to cast; the model's input is of integers.
+        # Casts between FP32 and FP16 are no longer needed; that of the uint8 input is.
         if node.op_type == "Cast" and node.input[0] not in inputs:
             renamed[node.output[0]] = node.input[0]
         else:
@@ -104,7 +104,7 @@ def single_precision(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class Cast(nn.Module):
-    """A stage that gives what it is given in another type."""
+    """A stage that converts its input to another type."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

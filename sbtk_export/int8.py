@@ -2,7 +2,7 @@
 
 One file serves ONNX Runtime and OpenVINO: QDQ form, unsigned activations, signed weights per
 channel. Everything up to the last Linear is quantised and nothing after it: a quantised L2 norm
-gives rows of length 1.003 to 1.37, which a cosine does not see.
+returns rows of length 1.003 to 1.37, which cosines do not show.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sbtk_runtime.files import atomic_path
 from sbtk_runtime.onnx_file import INPUT_NAME
 
 _OPERATORS = ["Conv", "Relu", "MaxPool", "Add", "Mul", "Gemm"]
-# ONNX Runtime's own mark of a model whose shapes are inferred; without it the quantiser warns.
+# Marks a model whose shapes have been inferred; without it ONNX Runtime's quantiser warns.
 _PREPARED = ("onnx.quant.pre_process", "onnxruntime.quant")
 _CALIBRATION_BATCH = 8
 
@@ -40,14 +40,14 @@ def quantise(source: Path, target: Path, inputs: ModelInputs) -> None:
     """Write the INT8 form of the model `source` to `target`, atomically.
 
     Args:
-        source: made by `write_onnx`, in FP32; or in FP16, whose weights are then taken as they
-            are. So a bundle's INT8 can be made again where only its FP16 file is left.
-        target: the file to make.
-        inputs: what to calibrate on.
+        source: from `write_onnx`, in FP32, or in FP16, whose weights are used as they are. So the
+            INT8 file of a bundle can be made again from its FP16 file.
+        target: the file to write.
+        inputs: images for the calibration.
 
     Raises:
-        BadModel: the model has no Linear or convolution to quantise between, or what came of it
-            would depend on the kind of processor.
+        BadModel: the model has no convolution or Linear, or the results of its INT8 form would
+            depend on the processor.
     """
     model = single_precision(onnx.load(source))
     dim = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
@@ -65,13 +65,13 @@ def quantise(source: Path, target: Path, inputs: ModelInputs) -> None:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
-            # 7-bit weights do not saturate on CPUs without VNNI (see `saturation`), at no cost in
-            # speed elsewhere.
+            # 7-bit weights do not saturate on CPUs without VNNI (see `require_same_sums`) and are
+            # as fast elsewhere.
             reduce_range=True,
             calibrate_method=CalibrationMethod.MinMax,
             extra_options={
                 "OpTypesToExcludeOutputQuantization": ["Gemm"],
-                # The extremes of all images together would spend the range on outliers.
+                # The extremes of all images would widen the range for outliers.
                 "CalibMovingAverage": True,
                 "CalibMovingAverageConstant": 0.02,
             },
@@ -86,7 +86,7 @@ def quantise(source: Path, target: Path, inputs: ModelInputs) -> None:
 
 
 def save_prepared(model: onnx.ModelProto, path: Path) -> None:
-    """Write the FP32 model to `path` in the form that ONNX Runtime's quantiser needs."""
+    """Write the FP32 model to `path` with the mark that ONNX Runtime's quantiser expects."""
     prepared = onnx.ModelProto()
     prepared.CopyFrom(model)
     prepared.metadata_props.add(key=_PREPARED[0], value=_PREPARED[1])
@@ -97,7 +97,7 @@ def find_nodes_outside(model: onnx.ModelProto) -> list[str]:
     """Return the names of the nodes before the first convolution and after the last Linear.
 
     Raises:
-        BadModel: there is none of one of them, or they are in the wrong order.
+        BadModel: the model lacks one of them.
     """
     operators = [node.op_type for node in model.graph.node]
     if "Conv" not in operators or "Gemm" not in operators:
@@ -108,7 +108,7 @@ def find_nodes_outside(model: onnx.ModelProto) -> list[str]:
 
 
 def input_first(model: onnx.ModelProto) -> None:
-    """Move Cast and Transpose of the input to the front, where the quantiser puts constants."""
+    """Move the input's Cast and Transpose to the front, before the constants of the quantiser."""
     nodes = list(model.graph.node)
     cast = next(node for node in nodes if INPUT_NAME in node.input)
     transpose = next(node for node in nodes if cast.output[0] in node.input)
@@ -118,30 +118,30 @@ def input_first(model: onnx.ModelProto) -> None:
 
 
 class CalibrationBatches(CalibrationDataReader):  # type: ignore[misc]
-    """Images as the calibrator asks for them.
+    """Batches of images for ONNX Runtime's calibrator.
 
     Args:
-        model: that is calibrated.
-        inputs: in an order that mixes sketches and photos.
+        model: the model to calibrate.
+        inputs: images in an order that mixes sketches and photos.
     """
 
     def __init__(self, model: onnx.ModelProto, inputs: ModelInputs) -> None:
         self._batches = inputs.batches(model, _CALIBRATION_BATCH)
 
     def get_next(self) -> Feeds | None:
-        """Return the next inputs of the model, or `None` after the last."""
+        """Return the next batch of the model's inputs; `None` after the last."""
         return next(self._batches, None)
 
 
 Means = Mapping[str, NDArray[np.float64]]
 
-# What the mean is taken over, for inputs (N, C, H, W) and (N, C).
+# Axes that the mean is taken over, for inputs (N, C, H, W) and (N, C).
 _AXES = {"Conv": (0, 2, 3), "Gemm": (0,)}
 _STATISTICS_BATCH = 10
 
 
 def measure_mean_inputs(model: onnx.ModelProto, inputs: ModelInputs) -> Means:
-    """Return the mean `(C,) float64` of what each convolution and Linear reads, by tensor name.
+    """Return the mean `(C,) float64` of the input of each convolution and Linear, by tensor name.
 
     Args:
         model: the FP32 model.
@@ -160,9 +160,9 @@ def measure_mean_inputs(model: onnx.ModelProto, inputs: ModelInputs) -> Means:
 
 
 def correct_biases(quantised: onnx.ModelProto, original: onnx.ModelProto, means: Means) -> None:
-    """Change the biases of `quantised`, a QDQ model, so that mean outputs are as before.
+    """Correct the biases of the QDQ model `quantised`, so that mean outputs are those of FP32.
 
-    Biases are INT32 behind a DequantizeLinear, or FP32. Layers without one, in groups, or with
+    Biases are INT32 before a DequantizeLinear, or FP32. Layers without bias, in groups, or with
     weights that are not quantised stay as they are.
 
     Args:
@@ -172,14 +172,14 @@ def correct_biases(quantised: onnx.ModelProto, original: onnx.ModelProto, means:
     """
     weights = {tensor.name: tensor for tensor in original.graph.initializer}
     constants = {tensor.name: tensor for tensor in quantised.graph.initializer}
-    makers = {name: node for node in quantised.graph.node for name in node.output}
+    producers = {name: node for node in quantised.graph.node for name in node.output}
     layers = {node.name: node for node in original.graph.node if node.op_type in _AXES}
     for node in quantised.graph.node:
-        if node.name not in layers or len(node.input) < 3 or node.input[1] not in makers:
+        if node.name not in layers or len(node.input) < 3 or node.input[1] not in producers:
             continue
         source = layers[node.name]
         exact = numpy_helper.to_array(weights[source.input[1]])
-        rounded = _dequantised(constants, makers[node.input[1]])
+        rounded = _dequantised(constants, producers[node.input[1]])
         errors = (rounded - exact).reshape(*exact.shape[:2], -1).sum(axis=2)
         mean = means[source.input[0]]
         if errors.shape[1] != len(mean):
@@ -187,7 +187,7 @@ def correct_biases(quantised: onnx.ModelProto, original: onnx.ModelProto, means:
         shift = errors @ mean
         name = node.input[2]
         if name not in constants:
-            name, scale_name = makers[name].input[:2]
+            name, scale_name = producers[name].input[:2]
             shift = np.rint(shift / numpy_helper.to_array(constants[scale_name]))
         before = numpy_helper.to_array(constants[name])
         bias = before - shift.astype(before.dtype)
@@ -195,7 +195,7 @@ def correct_biases(quantised: onnx.ModelProto, original: onnx.ModelProto, means:
 
 
 def _with_means(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of the model that also puts out the mean of each layer's input."""
+    """Return a copy of the model with the mean of each layer's input as additional outputs."""
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     wanted = {node.input[0]: node.op_type for node in model.graph.node if node.op_type in _AXES}
@@ -214,7 +214,7 @@ def _with_means(model: onnx.ModelProto) -> onnx.ModelProto:
 def _dequantised(
     constants: Mapping[str, onnx.TensorProto], node: onnx.NodeProto
 ) -> NDArray[np.float64]:
-    """Return the weights `(O, ...)` that a DequantizeLinear node, one scale a row, gives."""
+    """Return the output `(O, ...)` of a DequantizeLinear node with one scale for each row."""
     value, scale = (numpy_helper.to_array(constants[name]) for name in node.input[:2])
     return value.astype(np.float64) * scale.astype(np.float64).reshape(-1, *[1] * (value.ndim - 1))
 
@@ -228,14 +228,14 @@ _Maxima = Mapping[str, NDArray[np.float64]]
 
 
 def equalise_channels(model: onnx.ModelProto, inputs: ModelInputs) -> int:
-    """Even out, in place, what convolutions hand on to others; return how many of them do so.
+    """Equalise the channels between convolutions in place; return how many were equalised.
 
-    What the model computes stays the same, up to rounding in FP32. Channels that reach anything
-    but convolutions, ReLU and maxima stay as they are, and so do convolutions in groups.
+    The model's output stays the same, up to rounding in FP32. Channels that are read by anything
+    but convolutions, ReLU and maximum pooling stay as they are, and so do grouped convolutions.
 
     Args:
         model: in FP32.
-        inputs: images that show how large each channel gets.
+        inputs: images to measure each channel's maximum on.
     """
     readers = _readers(model)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -259,7 +259,7 @@ def equalise_channels(model: onnx.ModelProto, inputs: ModelInputs) -> int:
 
 
 def _readers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
-    # Whoever runs the model reads its outputs.
+    # The model's outputs are read by its callers.
     readers: dict[str, list[onnx.NodeProto]] = {
         value.name: [onnx.NodeProto()] for value in model.graph.output
     }
@@ -274,7 +274,7 @@ def _is_scalable(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]
 
 
 def _is_whole(node: onnx.NodeProto) -> bool:
-    """Whether a node is a convolution each of whose outputs reads all of its inputs."""
+    """Return whether a node is a convolution without groups."""
     is_in_groups = any(a.name == "group" and a.i != 1 for a in node.attribute)
     return node.op_type == "Conv" and not is_in_groups
 
@@ -282,7 +282,7 @@ def _is_whole(node: onnx.NodeProto) -> bool:
 def _convolutions_behind(
     node: onnx.NodeProto, readers: Mapping[str, list[onnx.NodeProto]]
 ) -> list[onnx.NodeProto]:
-    """Return the convolutions that alone read a node's channels; none if others do too."""
+    """Return the convolutions that read a node's channels; none if other operators do too."""
     found: list[onnx.NodeProto] = []
     for reader in readers.get(node.output[0], []):
         if _is_whole(reader):
@@ -325,7 +325,7 @@ def _channel_maxima(model: onnx.ModelProto, names: list[str], inputs: ModelInput
 def _factors(
     behind: list[onnx.NodeProto], constants: Mapping[str, onnx.TensorProto], maxima: _Maxima
 ) -> NDArray[np.float64]:
-    """Return what each channel `(C,)` is divided by; 1 for channels that are never used."""
+    """Return the divisor of each channel, `(C,)`; 1 for unused channels."""
     activations = np.max([maxima[node.input[0]] for node in behind], axis=0)
     weights = np.max([_reach(constants[node.input[1]]) for node in behind], axis=0)
     is_used = (activations > _LEAST) & (weights > _LEAST)
@@ -337,7 +337,7 @@ def _factors(
 
 
 def _reach(weights: onnx.TensorProto) -> NDArray[np.float64]:
-    """Return the largest size `(C,)` of the weights that read each channel."""
+    """Return the largest absolute weight `(C,)` that reads each channel."""
     values = np.abs(numpy_helper.to_array(weights)).max(axis=(0, 2, 3))
     return np.asarray(values, dtype=np.float64)
 
@@ -354,20 +354,20 @@ _MEANS = frozenset({"ReduceMean", "GlobalAveragePool"})
 
 
 def find_se_nodes(model: onnx.ModelProto) -> list[str]:
-    """Return the names of the nodes that lead from means of feature maps to channels' factors.
+    """Return the names of the squeeze-and-excitation nodes, from means to sigmoids, inclusive.
 
-    Means and sigmoids are among them, the products with the factors are not.
+    The products with the sigmoids are not among them.
     """
-    makers = {name: node for node in model.graph.node for name in node.output}
+    producers = {name: node for node in model.graph.node for name in node.output}
     found: dict[str, None] = {}
     for node in model.graph.node:
         if node.op_type == "Sigmoid":
-            _collect(node, makers, found)
+            _collect(node, producers, found)
     return list(found)
 
 
 def _collect(
-    node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto], found: dict[str, None]
+    node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto], found: dict[str, None]
 ) -> None:
     """Add a node and all that it depends on, back to the means of feature maps."""
     if node.name in found:
@@ -375,18 +375,18 @@ def _collect(
     found[node.name] = None
     if node.op_type not in _MEANS:
         for name in node.input:
-            if name in makers:
-                _collect(makers[name], makers, found)
+            if name in producers:
+                _collect(producers[name], producers, found)
 
 
-#: The largest sum of two products that 16 bits hold.
+#: The largest sum of two products that 16 signed bits hold.
 LARGEST_SUM = 32_767
 #: The largest activation; signed ones are shifted to unsigned before they are multiplied.
 LARGEST_ACTIVATION = 255
 
-# These have their weights in second place.
+# Operators whose second input is their weights.
 _DEQUANTISED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-# Where the others have their weights, and the zero points of these.
+# By operator, the positions of the weights and of their zero points among its inputs.
 _INTEGER = {
     "QLinearConv": (3, 5),
     "QLinearMatMul": (3, 5),
@@ -406,16 +406,15 @@ def measure_pair_sums(model: onnx.ModelProto) -> dict[str, int]:
         model: any ONNX model, in QDQ form or of integer operators.
 
     Returns:
-        By the name of each convolution, Linear and matrix product with quantised weights (by its
-        output's name where it has none itself): `255 * (|w1| + |w2|)`, with the two largest
-        weights of one output channel. Weights that are not signed constants with a zero point of
-        0 count as the worst that 8 bits can hold.
+        `255 * (|w1| + |w2|)`, with the two largest weights of one output channel, by the name of
+        each convolution, Linear and matrix product with quantised weights (or of its output, if it
+        has no name). Weights that are not signed constants with a zero point of 0 count as 128.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    makers = {name: node for node in model.graph.node for name in node.output}
+    producers = {name: node for node in model.graph.node for name in node.output}
     sums = {}
     for node in model.graph.node:
-        rows = _quantised_rows(node, constants, makers)
+        rows = _quantised_rows(node, constants, producers)
         if rows is not None:
             sums[node.name or node.output[0]] = LARGEST_ACTIVATION * _largest_pair(rows)
     return sums
@@ -425,22 +424,22 @@ def require_same_sums(model: onnx.ModelProto, name: str) -> int:
     """Check that no sum of an INT8 model depends on the processor.
 
     Args:
-        model: what is checked.
-        name: what to call it in a complaint.
+        model: the model to check.
+        name: its name in error messages.
 
     Returns:
         The largest sum of two products in the model, at most 32,767; 0 without quantised layers.
 
     Raises:
-        BadModel: a layer can form a larger one; names the worst, and how many there are.
+        BadModel: a layer can form a larger sum; the message names the worst layer.
     """
     sums = measure_pair_sums(model)
     over = {layer: found for layer, found in sums.items() if found > LARGEST_SUM}
     if over:
         worst = max(over, key=lambda layer: over[layer])
         raise BadModel(
-            f"{name} depends on the kind of processor: two products of {worst} can add up to "
-            f"{over[worst]:,} ({len(over)} of {len(sums)} quantised layers are like that)",
+            f"the results of {name} depend on the processor: two products of {worst} can add up to "
+            f"{over[worst]:,} ({len(over)} of {len(sums)} quantised layers have such sums)",
             f"at most {LARGEST_SUM:,}, which 16 bits hold",
             "export the run again: sbtk export RUN --int8",
         )
@@ -448,7 +447,7 @@ def require_same_sums(model: onnx.ModelProto, name: str) -> int:
 
 
 def _largest_pair(rows: NDArray[np.int64]) -> int:
-    """Return the two largest sizes of a row together, of the row where that is largest."""
+    """Return the largest sum of two absolute values of a row."""
     sizes = np.abs(rows)
     if sizes.size == 0:
         return 0
@@ -460,16 +459,16 @@ def _largest_pair(rows: NDArray[np.int64]) -> int:
 def _quantised_rows(
     node: onnx.NodeProto,
     constants: Mapping[str, onnx.TensorProto],
-    makers: Mapping[str, onnx.NodeProto],
+    producers: Mapping[str, onnx.NodeProto],
 ) -> NDArray[np.int64] | None:
-    """Return a layer's weights as `(outputs, inputs)`; `None` for what is not a quantised layer."""
+    """Return a layer's weights as `(outputs, inputs)`; `None` if it is not a quantised layer."""
     zero_point = ""
     if node.op_type in _INTEGER:
         position, at = _INTEGER[node.op_type]
         name = node.input[position]
         zero_point = node.input[at] if len(node.input) > at else ""
     elif node.op_type in _DEQUANTISED and len(node.input) > 1:
-        before = makers.get(node.input[1])
+        before = producers.get(node.input[1])
         if before is None or before.op_type != "DequantizeLinear":
             return None
         name = before.input[0]
@@ -488,7 +487,7 @@ def _quantised_rows(
 
 def _rows(node: onnx.NodeProto, weights: NDArray[np.int64]) -> NDArray[np.int64]:
     if node.op_type == "ConvTranspose":
-        # (inputs, outputs / groups, ...): what a kernel adds up differs; take all inputs together.
+        # (inputs, outputs / groups, ...): kernels sum differently, so take all inputs together.
         return np.moveaxis(weights, 1, 0).reshape(weights.shape[1], -1)
     if "Conv" in node.op_type:
         return weights.reshape(weights.shape[0], -1)

@@ -1,15 +1,14 @@
 """Static INT8 quantisation for TensorRT: symmetric, with biases that stay FP32.
 
-TensorRT takes neither the unsigned activations nor the quantised biases of `int8`, so its INT8 is
-a separate file. It fuses each convolution with the Add and the Relu after it, as long as nothing
-is quantised in between, and moves quantisation ahead of poolings by itself. So pairs of
-QuantizeLinear and DequantizeLinear are placed where convolutions and Linears read, and at the
-shortcut of each Add.
+TensorRT supports neither the unsigned activations nor the quantised biases of `int8`, so its INT8
+is a separate file. It fuses each convolution with the Add and the Relu after it, if nothing is
+quantised in between, and moves quantisation ahead of poolings by itself. So pairs of QuantizeLinear
+and DequantizeLinear are placed before convolutions and Linears, and at the shortcut of each Add.
 
-Positive values have one bit less than in the other file. Even channels, and steps that clip where
-that pays, make up for it. What the first convolution gives stays out of it: its few large channels,
-and the even ground of sketches, would cause half of the whole loss. It is read in FP16, which is
-2 % of the work.
+Positive values have one bit less than in the other file. Equalised channels, and steps that clip
+where that helps, make up for it. The output of the first convolution is not quantised: its few
+large channels, and the uniform background of sketches, would cause half of the total error. It is
+read in FP16, which is 2 % of the work.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ from sbtk_runtime.files import atomic_path
 from sbtk_runtime.onnx_file import OUTPUT_NAME
 
 _OPERATORS = ["Conv", "Add", "Gemm"]
-# Images that ranges are taken from; they are the same from about 100 on.
+# Number of images to measure ranges on; more do not change them.
 _FOR_RANGES = 100
-# How much of an activation's range is kept at least; which one loses least depends on the model.
+# Candidates for the smallest share of an activation's range to keep; the best depends on the model.
 _LEAST_REACHES = (0.2, 0.5, 0.8, 1.0)
 _FOR_CHOICE = 40
 _BATCH = 10
@@ -53,12 +52,12 @@ def quantise_for_tensorrt(source: Path, target: Path, inputs: ModelInputs) -> No
     """Write TensorRT's INT8 form of the FP32 model `source` to `target`, atomically.
 
     Args:
-        source: made by `write_onnx`.
-        target: the file to make.
-        inputs: what to calibrate on.
+        source: from `write_onnx`.
+        target: the file to write.
+        inputs: images for the calibration.
 
     Raises:
-        BadModel: the model has no Linear or convolution to quantise between.
+        BadModel: the model has no convolution or Linear.
     """
     model = onnx.load(source)
     inputs = inputs.mixed()
@@ -72,7 +71,7 @@ def quantise_for_tensorrt(source: Path, target: Path, inputs: ModelInputs) -> No
         quantize_static(
             prepared,
             result,
-            # The ranges that it finds are replaced by better ones.
+            # The ranges found here are replaced by better ones below.
             CalibrationBatches(model, inputs.first(1)),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=_OPERATORS,
@@ -86,8 +85,8 @@ def quantise_for_tensorrt(source: Path, target: Path, inputs: ModelInputs) -> No
                 "WeightSymmetric": True,
                 "QuantizeBias": False,
                 "DedicatedQDQPair": True,
-                # Only what these operators read is quantised: what they write goes on in FP32
-                # through Add and Relu, up to the next reader.
+                # Only the inputs of these operators are quantised; their outputs stay FP32 through
+                # Add and Relu, up to the next of these operators.
                 "OpTypesToExcludeOutputQuantization": _OPERATORS,
             },
         )
@@ -103,9 +102,9 @@ def quantise_for_tensorrt(source: Path, target: Path, inputs: ModelInputs) -> No
 
 
 def find_behind_first_convolution(model: onnx.ModelProto) -> list[str]:
-    """Return the names of the convolutions that read what the first one gives.
+    """Return the names of the convolutions that read the output of the first one.
 
-    ReLU and pooling may lie between.
+    ReLU and pooling may come between.
     """
     reach: set[str] = set()
     names = []
@@ -144,43 +143,43 @@ def compute_in_half(model: onnx.ModelProto, names: Collection[str]) -> None:
                 helper.make_node("Cast", [node.output[0]], [whole_out], to=whole),
             ]
         )
-    # Constants are noted there too, with the type that they had.
+    # The type of constants is recorded there too.
     for value in [v for v in model.graph.value_info if v.name in changed]:
         model.graph.value_info.remove(value)
 
 
 def unquantise_fused_inputs(model: onnx.ModelProto) -> int:
-    """Make each Add read one convolution's output in FP32; return their number.
+    """Make each Add read one convolution's output in FP32; return the number of changed Adds.
 
-    TensorRT computes that Add inside the convolution, before anything is rounded. The other input,
-    the shortcut, stays quantised, so that it is kept and read in 8 bits.
+    TensorRT fuses that Add with the convolution, before rounding. The other input, the shortcut,
+    stays quantised, so that it is stored and read in 8 bits.
     """
-    makers = {name: node for node in model.graph.node for name in node.output}
-    gone: list[onnx.NodeProto] = []
+    producers = {name: node for node in model.graph.node for name in node.output}
+    removed: list[onnx.NodeProto] = []
     for add in (node for node in model.graph.node if node.op_type == "Add"):
-        pairs = [_pair_before(name, makers) for name in add.input]
+        pairs = [_pair_before(name, producers) for name in add.input]
         if not all(pairs):
             continue
         for position, (first, last) in enumerate(pair for pair in pairs if pair):
-            if makers[first.input[0]].op_type == "Conv":
+            if producers[first.input[0]].op_type == "Conv":
                 add.input[position] = first.input[0]
-                gone += [first, last]
+                removed += [first, last]
                 break
-    for node in gone:
+    for node in removed:
         model.graph.node.remove(node)
     read = {name for node in model.graph.node for name in node.input}
     for constant in [c for c in model.graph.initializer if c.name not in read]:
         model.graph.initializer.remove(constant)
-    return len(gone) // 2
+    return len(removed) // 2
 
 
 def set_closest_steps(
     quantised: onnx.ModelProto, model: onnx.ModelProto, inputs: ModelInputs
 ) -> float:
-    """Set the steps with which embeddings stay closest to those in FP32.
+    """Set the steps whose embeddings are closest to those in FP32.
 
-    A step of least squared error is mostly best, but clips large values, however much the model
-    may depend on them. So it is tried how far clipping may go.
+    Steps of least squared error are usually best, but they clip large values on which the model may
+    depend. So several limits of clipping are tried.
 
     Args:
         quantised: made from `model`; changed in place.
@@ -188,7 +187,7 @@ def set_closest_steps(
         inputs: images to calibrate on.
 
     Returns:
-        The share of each activation's range that is kept at least.
+        The chosen limit: the smallest share of an activation's range to keep.
     """
     histograms = collect_histograms(model, list_quantised_tensors(quantised), inputs)
     choices = {reach: choose_steps(histograms, reach) for reach in _LEAST_REACHES}
@@ -213,20 +212,20 @@ def _embedded(model: onnx.ModelProto, inputs: ModelInputs) -> NDArray[np.float32
 
 
 def _pair_before(
-    name: str, makers: Mapping[str, onnx.NodeProto]
+    name: str, producers: Mapping[str, onnx.NodeProto]
 ) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
-    """Return the QuantizeLinear and DequantizeLinear that make a tensor; `None` for others."""
-    last = makers.get(name)
+    """Return the QuantizeLinear and DequantizeLinear before a tensor; `None` if there are none."""
+    last = producers.get(name)
     if last is None or last.op_type != "DequantizeLinear":
         return None
-    first = makers.get(last.input[0])
+    first = producers.get(last.input[0])
     return None if first is None else (first, last)
 
 
 _LEVELS = 127
 _REACHES_PER_TOP = 100
 _BINS = 4096
-# Every value of a large activation would only take time.
+# A third of a large activation's values is enough, and takes less time.
 _EVERY = 3
 _CALIBRATION_BATCH = 4
 
@@ -235,7 +234,7 @@ Steps = Mapping[str, np.float32]
 
 @dataclass(frozen=True)
 class Histogram:
-    """Sizes of an activation's values: `counts (4096,) int64` of even bins from 0 to `top`."""
+    """Absolute values of an activation: `counts (4096,) int64` of equal bins from 0 to `top`."""
 
     counts: NDArray[np.int64]
     top: float
@@ -265,18 +264,18 @@ def collect_histograms(
 
 
 def choose_steps(histograms: Mapping[str, Histogram], least_reach: float) -> Steps:
-    """Return, by tensor, the step of INT8 whose squared error is smallest.
+    """Return, by tensor, the step of INT8 with the smallest squared error.
 
     Args:
         histograms: by tensor.
-        least_reach: share of the largest value that INT8 has to reach; larger values are clipped.
-            With 1 nothing is, and the steps are those of the largest values.
+        least_reach: smallest share of the largest value to represent; larger values are clipped.
+            With 1 nothing is clipped.
     """
     return {name: _best_step(histogram, least_reach) for name, histogram in histograms.items()}
 
 
 def set_steps(quantised: onnx.ModelProto, steps: Steps) -> None:
-    """Set the steps of the QuantizeLinear nodes that read these tensors, and of their partners."""
+    """Set the steps of the QuantizeLinear nodes that read these tensors, and of their inverses."""
     constants = {tensor.name: tensor for tensor in quantised.graph.initializer}
     for node in quantised.graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] in steps:

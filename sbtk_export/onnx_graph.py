@@ -1,9 +1,9 @@
-"""The student as an ONNX file: uint8 pixels in, unit rows out, everything in between inside.
+"""The student as an ONNX file, from uint8 pixels to unit rows.
 
 Students with a domain input get a second ONNX input, `domain (N,) float32`.
 
-Scaling, mean and standard deviation, and the L2 norm are part of the graph, so that nobody can
-get them wrong and four times fewer bytes move than with float input.
+Scaling, mean and standard deviation, and the L2 norm are part of the graph, so that no caller can
+get them wrong; uint8 input is four times smaller than float input.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from sbtk_train.models.student import Student
 
 MAX_BATCH = 1024
 
-# A shorter row than this is divided by it, as torch's `normalize` does.
+# Shorter rows are divided by this length, as torch's `normalize` does.
 _SHORTEST = 1e-12
 # torch specialises a batch of 1.
 _TRACED_BATCH = 2
 
 
 class Deployed(nn.Module):
-    """A student with the input and output that every engine sees.
+    """A student with the inputs and the output of every engine.
 
     Args:
         student: in evaluation mode; it is shared, not copied.
@@ -66,9 +66,9 @@ class Deployed(nn.Module):
     def forward(self, images: Tensor, domains: Tensor | None = None) -> Tensor:
         """Return `(N, D) float32` unit rows for `(N, 224, 224, 3) uint8` RGB and `(N,)` domains.
 
-        Domains are for students that have a domain input, and left out for others.
+        Domains are only for students that have a domain input.
         """
-        # Cast comes first: TensorRT lets nothing else consume a uint8 input.
+        # Cast comes first: TensorRT allows no other consumer of a uint8 input.
         planes = images.float().permute(0, 3, 1, 2) * self.scale + self.shift
         rows = self.student.project(self.student.feature(planes, domains).float())
         # Not `functional.normalize`: it expands the norms to the batch size, for which the
@@ -80,13 +80,12 @@ class Deployed(nn.Module):
 def write_onnx(student: Student, path: Path, opset: int | None = None) -> None:
     """Write the student to `path` as one self-contained, checked ONNX file, atomically.
 
-    Batch norms are folded into the convolutions by the exporter, and strides moved up to where
-    they spare work.
+    The exporter folds batch norms into convolutions; strides are moved up where that saves work.
 
     Args:
         student: in evaluation mode.
-        path: the file to make.
-        opset: version of ONNX's operators, one of `OPSETS`; `None` for the exporter's own choice.
+        path: the file to write.
+        opset: version of ONNX's operators, one of `OPSETS`; `None` for the exporter's default.
 
     Raises:
         BadModel: the exported graph breaks the contract with the engines.
@@ -117,7 +116,7 @@ def write_onnx(student: Student, path: Path, opset: int | None = None) -> None:
         move_strides_up(model)
         strip_traces(model)
         check_model(model, student.dim, has_domain_input=student.has_domain_input)
-        # The exporter keeps another version, with no error, where it cannot convert.
+        # If the exporter cannot convert, it keeps another version without an error.
         found = max(entry.version for entry in model.opset_import if entry.domain == "")
         if opset not in (None, found):
             raise BadModel(
@@ -127,9 +126,9 @@ def write_onnx(student: Student, path: Path, opset: int | None = None) -> None:
 
 
 def strip_traces(model: onnx.ModelProto) -> None:
-    """Remove from `model` what the exporter noted about its own work.
+    """Remove the exporter's metadata from `model`.
 
-    Stack traces name folders of the machine, and the notes make equal models unequal.
+    Its stack traces name folders of the machine, and make equal models differ.
     """
     model.doc_string = ""
     graph = model.graph
@@ -143,15 +142,15 @@ def strip_traces(model: onnx.ModelProto) -> None:
 
 
 def check_model(model: onnx.ModelProto, dim: int, *, has_domain_input: bool) -> None:
-    """Check that a model is valid ONNX and keep the promises made to engines.
+    """Check that a model is valid ONNX and has the inputs and the output that engines expect.
 
     Args:
-        model: what was exported.
+        model: the exported model.
         dim: length of an embedding.
         has_domain_input: whether it takes the kind of each image in addition to the pixels.
 
     Raises:
-        BadModel: names the first promise that is broken.
+        BadModel: it does not; the message has the first difference.
     """
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -188,7 +187,7 @@ def _signature(value: onnx.ValueInfoProto) -> _Signature:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks about its own internals off the user's terminal."""
+    """Suppress the exporter's messages about its internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -206,14 +205,14 @@ _ELEMENTWISE = frozenset({"Add", "Cast", "Relu"})
 def move_strides_up(model: onnx.ModelProto) -> int:
     """Move strides up in `model`, in place, and return how many tensors became smaller.
 
-    What the model computes stays the same. Shapes noted in the model are inferred again.
+    The model's output stays the same. Its intermediate shapes are inferred again.
 
     Raises:
         onnx.shape_inference.InferenceError: the model was not valid before.
     """
     graph = _Graph(model.graph)
     moved = 0
-    # New work appears as strides move, always further up.
+    # Moving a stride can allow another move further up.
     while (name := next(graph.subsampled_tensors(), None)) is not None:
         for node in graph.consumers(name):
             _set_strides(node, 1)
@@ -243,64 +242,63 @@ class _Graph:
     def consumers(self, name: str) -> list[onnx.NodeProto]:
         return [node for node in self._graph.node if name in node.input]
 
-    def maker(self, name: str) -> onnx.NodeProto | None:
+    def producer(self, name: str) -> onnx.NodeProto | None:
         return next((node for node in self._graph.node if name in node.output), None)
 
     def subsampled_tensors(self) -> Iterator[str]:
-        """Yield the tensors of which every reader uses only each second row and column."""
+        """Yield the tensors of which all readers use only every second row and column."""
         for node in self._graph.node:
             if _is_pointwise(node, stride=2):
                 name = node.input[0]
                 readers = self.consumers(name)
-                is_whole_wanted = name in self._outputs
                 is_halved = all(_is_pointwise(reader, stride=2) for reader in readers)
-                if self._can_make_less(name) and is_halved and not is_whole_wanted:
+                if self._can_subsample(name) and is_halved and name not in self._outputs:
                     yield name
 
     def subsample(self, name: str) -> None:
-        """Make the producer of `name` compute only each second row and column.
+        """Make the producer of `name` compute only every second row and column.
 
-        Called when no reader of `name` needs more.
+        No reader of `name` may need more.
         """
-        maker = self.maker(name)
-        assert maker is not None
-        if maker.op_type == "Conv":
-            # A pointwise convolution then needs less of its own input; the next round handles that.
-            _set_strides(maker, 2 * _strides(maker)[0])
+        producer = self.producer(name)
+        assert producer is not None
+        if producer.op_type == "Conv":
+            # If it is pointwise, it now uses less of its own input; the next round handles that.
+            _set_strides(producer, 2 * _strides(producer)[0])
             return
-        for position, source in enumerate(maker.input):
+        for position, source in enumerate(producer.input):
             if self._shapes[source] != self._shapes[name]:
                 continue  # one factor for all positions
             is_read_once = len(self.consumers(source)) == 1 and source not in self._outputs
-            if is_read_once and self._can_make_less(source):
+            if is_read_once and self._can_subsample(source):
                 self.subsample(source)
             else:
-                maker.input[position] = self._picked(source)
+                producer.input[position] = self._insert_pool(source)
 
-    def _can_make_less(self, name: str) -> bool:
-        maker, shape = self.maker(name), self._shapes.get(name)
-        if maker is None or maker.op_type not in (*_ELEMENTWISE, "Mul", "Conv"):
+    def _can_subsample(self, name: str) -> bool:
+        producer, shape = self.producer(name), self._shapes.get(name)
+        if producer is None or producer.op_type not in (*_ELEMENTWISE, "Mul", "Conv"):
             return False
-        if maker.op_type == "Conv":
+        if producer.op_type == "Conv":
             return True
-        shapes = [self._shapes.get(source) for source in maker.input]
-        if maker.op_type == "Mul" and shape is not None:
-            # A product with one factor for all positions of a channel.
+        shapes = [self._shapes.get(source) for source in producer.input]
+        if producer.op_type == "Mul" and shape is not None:
+            # A product with one factor for each channel.
             return shape in shapes and {*shapes} <= {shape, (*shape[:2], 1, 1)}
-        # A sum that repeats one of its terms along rows or columns is left alone.
+        # Sums that broadcast one of their terms are left alone.
         return shape is not None and all(each == shape for each in shapes)
 
-    def _picked(self, source: str) -> str:
-        """Return the name of each second row and column of `source`, by a node made for it."""
+    def _insert_pool(self, source: str) -> str:
+        """Add a node for every second row and column of `source`, and return its output's name."""
         name = f"{source}_every_second"
         self._graph.node.append(
-            # A pool of one position: INT8 kernels support it, but not a strided slice.
+            # A 1x1 pool, since INT8 kernels do not support strided slices.
             helper.make_node("MaxPool", [source], [name], name, kernel_shape=[1, 1], strides=[2, 2])
         )
         return name
 
     def sort(self) -> None:
-        """Sort each node after those that it reads from, otherwise in the old order."""
+        """Sort the nodes topologically, and otherwise keep their order."""
         made = {value.name for value in self._graph.input}
         made |= {tensor.name for tensor in self._graph.initializer} | {""}
         waiting = list(self._graph.node)
@@ -336,7 +334,7 @@ def _set_strides(node: onnx.NodeProto, stride: int) -> None:
     node.attribute.extend([*kept, helper.make_attribute("strides", [stride, stride])])
 
 
-#: A model's inputs by name.
+#: A model's inputs, by name.
 Feeds = dict[str, NDArray[Any]]
 
 
@@ -367,7 +365,7 @@ class ModelInputs:
         return len(self.domains)
 
     def mixed(self) -> ModelInputs:
-        """Return the images in an order in which any part mixes sketches and photos."""
+        """Return the images in a shuffled order, so that any part mixes sketches and photos."""
         order = np.random.default_rng(0).permutation(len(self))
         return ModelInputs(self.pixels[order], self.domains[order])
 
@@ -377,10 +375,10 @@ class ModelInputs:
 
     def batches(self, model: onnx.ModelProto, size: int) -> Iterator[Feeds]:
         """Yield the model's inputs for `size` images at a time."""
-        is_told = find_domain_input(model) is not None
+        has_domain_input = find_domain_input(model) is not None
         for start in range(0, len(self), size):
             feeds: Feeds = {INPUT_NAME: self.pixels[start : start + size]}
-            if is_told:
+            if has_domain_input:
                 feeds[DOMAIN_NAME] = self.domains[start : start + size]
             yield feeds
 
