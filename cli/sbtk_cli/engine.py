@@ -245,11 +245,11 @@ def _print_built(ready: ReadyPlan, check: PlanCheck | None, as_json: bool) -> No
     )
     if check is not None and check.cosine_min is not None:
         output.answer(
-            f"runs on this machine; smallest cosine with {check.beside} on {check.images} "
+            f"runs on this machine; smallest cosine with {check.compared_with} on {check.images} "
             f"generated images: {check.cosine_min:.6f}"
         )
     elif check is not None:
-        output.answer(f"runs on this machine; {check.beside}")
+        output.answer(f"runs on this machine; {check.compared_with}")
     assert ready.kept_in is not None
     output.answer(f"saved in {output.shown_relative(ready.kept_in)}")
 

@@ -202,7 +202,7 @@ def test_a_cache_that_cannot_be_used_is_refused_before_the_build(
     (work / "cache").write_text("a file where the folder should be")
     assert main(["engine", "build", "tiny", *RTX]) == 1
     told = capsys.readouterr()
-    assert "the cache of plans cannot be made" in told.err
+    assert "the cache of plans cannot be created" in told.err
     assert "building" not in told.err
     assert main(["engine", "list"]) == 1
     assert main(["engine", "clear", "--all"]) == 1

@@ -1,6 +1,6 @@
-"""Builds a TensorRT plan from an ONNX model: one way for TensorRT 10, 11 and TensorRT-RTX.
+"""Build a TensorRT plan from an ONNX model, alike for TensorRT 10, 11 and TensorRT-RTX.
 
-Networks are strongly typed: the precision is what the ONNX file says, and no builder flag is set.
+Networks are strongly typed: the ONNX file determines the precision, and no builder flag is set.
 Neither torch nor onnx is needed, so a plan is built on the machine that runs it.
 """
 
@@ -27,14 +27,14 @@ _TICK_S = 0.2
 
 @dataclass(frozen=True)
 class BuildProgress:
-    """How far a build is.
+    """The progress of a build.
 
     Attributes:
-        elapsed_s: seconds since it began.
-        phase: the outermost phase that TensorRT is in, in its words; empty before the first.
-        done: steps of that phase that are done.
-        total: steps that the phase has; 0 when that is not known.
-        waiting_for: what is being waited for now, for people: the innermost phase.
+        elapsed_s: seconds since the build began.
+        phase: TensorRT's name of the outermost phase; empty before the first.
+        done: finished steps of that phase.
+        total: number of steps of the phase; 0 if unknown.
+        waiting_for: description of the innermost phase.
     """
 
     elapsed_s: float
@@ -44,7 +44,7 @@ class BuildProgress:
     waiting_for: str
 
     def sentence(self) -> str:
-        """Return one line for people: time, steps and what is waited for."""
+        """Return time, steps and current phase as a line of text."""
         steps = f", {self.phase}: {self.done} of {self.total}" if self.total else ""
         return f"{self.elapsed_s:.0f} s{steps}, waiting for {self.waiting_for}"
 
@@ -53,19 +53,19 @@ Progress = Callable[[BuildProgress], None]
 
 
 def no_progress(_: BuildProgress) -> None:
-    """Take the state of a build and keep it to itself."""
+    """Ignore the progress of a build."""
 
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """How a plan is to be built.
+    """How to build a plan.
 
     Attributes:
         batch_min: smallest batch that the plan takes.
-        batch_opt: the batch that it is fastest at.
-        batch_max: largest batch that it takes.
-        workspace_bytes: most scratch memory that a layer may use on the GPU.
-        optimisation_level: 0 builds fastest, 5 looks longest for fast kernels.
+        batch_opt: batch to optimise for.
+        batch_max: largest batch that the plan takes.
+        workspace_bytes: limit of a layer's scratch memory on the GPU.
+        optimisation_level: 0 builds fastest, 5 searches longest for fast kernels.
 
     Raises:
         BadConfig: a value is out of range.
@@ -94,10 +94,10 @@ class BuiltPlan:
     """A new plan.
 
     Attributes:
-        plan: what `trtexec --loadEngine` takes.
-        timing_cache: what the next build goes faster with; empty for TensorRT-RTX.
-        build_s: seconds that it took.
-        log: what TensorRT said, without the verbose lines.
+        plan: the serialised plan, as `trtexec --loadEngine` takes it.
+        timing_cache: makes the next build faster; empty for TensorRT-RTX.
+        build_s: duration in seconds.
+        log: TensorRT's log, without verbose lines.
     """
 
     plan: bytes
@@ -119,24 +119,24 @@ def build_plan(
 ) -> BuiltPlan:
     """Return a plan of the model with one optimisation profile.
 
-    The build runs on a thread of its own. Ctrl-C, or any exception out of `progress`, stops it at
-    its next step and is raised again once it has stopped.
+    The build runs in a thread of its own. Ctrl-C, or any exception from `progress`, stops the
+    build at its next step and is raised again after that.
 
     Args:
         trt: the TensorRT to build for.
         onnx: the model: `images (N, 224, 224, 3) uint8` to `embeddings (N, D) float32`.
         settings: batches, memory and effort.
         timing_cache: from an earlier build with the same module, version and GPU.
-        progress: called a few times a second with how far the build is, on the calling thread.
-        device: the GPU to build on; TensorRT takes the first when it is `None`, and TensorRT-RTX
-            needs none.
-        name: what to call the model in a complaint.
-        domain_input: of the model, `(N,) float32`, as its manifest has it.
+        progress: called with the progress a few times a second, in the calling thread.
+        device: the GPU to build on; with `None`, TensorRT takes the first. TensorRT-RTX needs none.
+        name: name of the model in error messages.
+        domain_input: name of the model's input `(N,) float32` for the kind of images, from its
+            manifest; `None` if it has none.
 
     Raises:
-        BadModel: the model is damaged, not of this kind, or refused by TensorRT's parser.
+        BadModel: the model is damaged, has other inputs or outputs, or TensorRT cannot parse it.
         EngineUnavailable: TensorRT needs a driver and there is none, or its builder failed; the
-            message carries the library's own lines.
+            message has the library's log lines.
         MissingExtra: TensorRT needs a driver, and cuda-bindings is not installed.
     """
     model = PlanModel(onnx, name, domain_input)
@@ -160,7 +160,7 @@ def build_plan(
 
 
 class _Build:
-    """One build, on a thread; its steps are in the order of TensorRT's API."""
+    """One build in a thread; its steps are in the order of TensorRT's API."""
 
     def __init__(
         self,
@@ -185,13 +185,13 @@ class _Build:
         try:
             self._built = self._build()
         except BaseException as problem:
-            # What TensorRT made for the build is freed here and in order, not whenever a garbage
-            # collector meets the frames that the traceback keeps.
+            # Frees TensorRT's objects here and in order, instead of whenever the garbage collector
+            # finds the frames of the traceback.
             traceback.clear_frames(problem.__traceback__)
             self._problem = problem
 
     def result(self) -> BuiltPlan:
-        """Return the plan, or raise what came in its way; to be called after `run`."""
+        """Return the plan, or raise what `run` caught; call it after `run`."""
         if self._problem is not None:
             raise self._problem
         assert self._built is not None
@@ -200,21 +200,21 @@ class _Build:
     def _build(self) -> BuiltPlan:
         module, started = self._trt.module, time.perf_counter()
         if self._device is not None:
-            # The current device is a thread's own; TensorRT builds for the one it finds.
+            # Each thread has a current device; TensorRT builds for it.
             checked(cuda_runtime().cudaSetDevice(self._device.index))
         self.watch.enter(f"{self._trt.title} to start")
-        builder = self._made(module.Builder(self._logger), "make a builder")
+        builder = self._require(module.Builder(self._logger), "make a builder")
         typed = 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-        network = self._made(builder.create_network(typed), "make a network")
+        network = self._require(builder.create_network(typed), "make a network")
         self.watch.enter("the ONNX parser")
         self._parse(network)
         check_network(module, network, self._model)
-        config = self._made(builder.create_builder_config(), "make a configuration")
+        config = self._require(builder.create_builder_config(), "make a configuration")
         self._configure(builder, config)
         timing_cache = self._use_timing_cache(config)
         self.watch.enter(f"{self._trt.title} to build the plan")
         config.progress_monitor = self.watch.monitor(module)
-        plan = self._made(builder.build_serialized_network(network, config), "build a plan")
+        plan = self._require(builder.build_serialized_network(network, config), "build a plan")
         return BuiltPlan(
             plan=bytes(plan),
             timing_cache=b"" if timing_cache is None else bytes(timing_cache.serialize()),
@@ -223,47 +223,47 @@ class _Build:
         )
 
     def _parse(self, network: Any) -> None:
-        parser = self._made(self._trt.module.OnnxParser(network, self._logger), "make a parser")
+        parser = self._require(self._trt.module.OnnxParser(network, self._logger), "make a parser")
         if not parser.parse(self._model.onnx) or parser.num_errors:
             lines = self._logger.problems() or [
                 str(parser.get_error(i).desc()) for i in range(parser.num_errors)
             ]
             raise BadModel(
                 f"{self._trt.title} refuses {self._model.name}:{join_lines(lines)}",
-                "a model exported for TensorRT; its INT8 is symmetric, with unquantised biases",
-                "export the run again with sbtk export; for INT8 with --int8-trt",
+                "a model exported for TensorRT, whose INT8 is symmetric, with unquantised biases",
+                "sbtk export RUN, for INT8 with --int8-trt",
             )
 
     def _configure(self, builder: Any, config: Any) -> None:
         module, settings = self._trt.module, self._settings
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
         config.builder_optimization_level = settings.optimisation_level
-        # On by default, it would compute FP32 with a mantissa of 10 bits.
+        # TF32 is on by default and would compute FP32 with a mantissa of 10 bits.
         config.clear_flag(module.BuilderFlag.TF32)
-        profile = self._made(builder.create_optimization_profile(), "make a profile")
+        profile = self._require(builder.create_optimization_profile(), "make a profile")
         batches = (settings.batch_min, settings.batch_opt, settings.batch_max)
         try:
             for name, sizes in self._model.sizes.items():
                 profile.set_shape(name, *((batch, *sizes) for batch in batches))
         except ValueError as problem:
             raise self._failed(f"use a profile of batches {batches} ({problem})") from problem
-        # The profile's number, or -1; not truth: the first profile is number 0.
+        # The profile's index from 0, or -1.
         number = config.add_optimization_profile(profile)
         if number is None or number < 0:
             raise self._failed(f"use a profile of batches {batches}")
 
     def _use_timing_cache(self, config: Any) -> Any:
-        """Return the timing cache that the build fills; `None` where it would do nothing."""
+        """Return the timing cache that the build fills; `None` for TensorRT-RTX, which has none."""
         if not self._trt.needs_a_driver_to_build:
             return None
         for content in dict.fromkeys((self._timing_cache, b"")):
             cache = config.create_timing_cache(content)
-            # False when it comes from another GPU or version: begin an empty one.
+            # False if it comes from another GPU or version: start an empty one.
             if cache is not None and config.set_timing_cache(cache, False):
                 return cache
         return None
 
-    def _made(self, thing: Any, purpose: str) -> Any:
+    def _require(self, thing: Any, purpose: str) -> Any:
         if thing is None:
             raise self._failed(purpose)
         return thing
@@ -279,21 +279,21 @@ class _Build:
 
 _EXPORT_AGAIN = "export the model with sbtk export"
 
-# TensorRT parses a newer opset without a word and reads its operators by the rules of an older one.
-# These are the newest that its documentation names for every 10.x, and for 11.x.
+# TensorRT silently reads the operators of a newer opset by the rules of an older one. These are the
+# newest that its documentation names for every 10.x, and for 11.x.
 _NEWEST_OPSET = 20
 _NEWEST_OPSET_FROM_11 = 25
 
 
 @dataclass(frozen=True)
 class PlanModel:
-    """A model that a plan is to be built from.
+    """A model to build a plan from.
 
     Attributes:
         onnx: `images (N, 224, 224, 3) uint8`, and the domain input, to `embeddings (N, D) float32`.
-        name: what to call it in a complaint.
-        domain_input: name of its input `(N,) float32` for the kind of images, as the manifest
-            has it; `None` if it has none.
+        name: its name in error messages.
+        domain_input: name of its input `(N,) float32` for the kind of images, from its manifest;
+            `None` if it has none.
     """
 
     onnx: bytes
@@ -308,10 +308,10 @@ class PlanModel:
 
 
 def check_opset(trt: TensorRt, model: PlanModel) -> None:
-    """Check that a TensorRT knows the operators of a model.
+    """Check that a TensorRT supports the opset of a model.
 
     Raises:
-        BadModel: they are newer than it is.
+        BadModel: the opset is too new.
     """
     is_from_11 = trt.name == "tensorrt" and trt.major >= 11
     newest = _NEWEST_OPSET_FROM_11 if is_from_11 else _NEWEST_OPSET
@@ -325,15 +325,15 @@ def check_opset(trt: TensorRt, model: PlanModel) -> None:
 
 
 def check_network(module: Any, network: Any, model: PlanModel) -> None:
-    """Check that the network takes and give what `Engine.run` and the manifest promise.
+    """Check that the network has the inputs and outputs that `Engine.run` and the manifest promise.
 
     Args:
-        module: the TensorRT that parsed it.
-        network: what became of the model.
-        model: what was parsed.
+        module: the TensorRT that parsed the model.
+        network: the parsed network.
+        model: the model.
 
     Raises:
-        BadModel: it does not; says what it takes or gives.
+        BadModel: it has others; the message names them.
     """
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     outputs = [network.get_output(i) for i in range(network.num_outputs)]
@@ -348,7 +348,7 @@ def check_network(module: Any, network: Any, model: PlanModel) -> None:
         raise BadModel(
             f"{model.name} takes {_text_of(inputs)}",
             f"{INPUT_NAME}: UINT8 (any batch, {SIZE_PX}, {SIZE_PX}, 3){domain}, and nothing else, "
-            "as its manifest tells",
+            "as its manifest says",
             _EXPORT_AGAIN,
         )
     if len(outputs) != 1 or not (
@@ -359,14 +359,14 @@ def check_network(module: Any, network: Any, model: PlanModel) -> None:
         and outputs[0].shape[1] > 0
     ):
         raise BadModel(
-            f"{model.name} gives {_text_of(outputs)}",
+            f"{model.name} returns {_text_of(outputs)}",
             f"{OUTPUT_NAME}: FLOAT (any batch, D), and nothing else",
             _EXPORT_AGAIN,
         )
 
 
 def _text_of(tensors: list[Any]) -> str:
-    """Return names, types and shapes of tensors for people; -1 is a size that may vary."""
+    """Return names, types and shapes of tensors as text; -1 is a size that may vary."""
     parts = []
     for tensor in tensors:
         sizes = ", ".join("any" if size == -1 else str(size) for size in tensor.shape)
@@ -388,7 +388,7 @@ _monitors_alive: list[Any] = []
 
 
 class BuildWatch:
-    """What is known of a running build; TensorRT's threads tell it, the caller's thread asks."""
+    """The state of a running build: written by TensorRT's threads, read by the caller's."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -399,7 +399,7 @@ class BuildWatch:
         self._phases: dict[str, _Phase] = {}
 
     def enter(self, stage: str) -> None:
-        """Note what is waited for until TensorRT reports phases of its own."""
+        """Set what the build waits for until TensorRT reports phases of its own."""
         with self._lock:
             self._stage = stage
 
@@ -408,7 +408,7 @@ class BuildWatch:
         self._cancelled.set()
 
     def progress(self) -> BuildProgress:
-        """Return how far the build is now."""
+        """Return the current progress."""
         with self._lock:
             phases = list(self._phases.values())
             outermost = phases[0] if phases else _Phase("", 0)
@@ -421,7 +421,7 @@ class BuildWatch:
             )
 
     def monitor(self, module: Any) -> Any:
-        """Return an object for `IBuilderConfig.progress_monitor` that reports to this one."""
+        """Return an object for `IBuilderConfig.progress_monitor` that reports to this watch."""
         watch = self
         base: Any = module.IProgressMonitor
 
@@ -429,42 +429,42 @@ class BuildWatch:
             """Forwards TensorRT's phases; called from any of its threads."""
 
             def __init__(self) -> None:
-                # The bindings do not survive super() here: they want their own class named.
+                # The bindings crash with super(): the class must be named.
                 base.__init__(self)
 
             def phase_start(
                 self, phase_name: str, parent_phase: str | None, num_steps: int
             ) -> None:
-                """Note that a phase begins, inside `parent_phase` or on its own."""
+                """Record that a phase begins."""
                 watch.begin(phase_name, num_steps)
 
             def step_complete(self, phase_name: str, step: int) -> bool:
-                """Note that step number `step` is done; return whether to go on."""
+                """Record that step number `step` is done; return whether to continue."""
                 return watch.advance(phase_name, step + 1)
 
             def phase_finish(self, phase_name: str) -> None:
-                """Note that a phase has ended."""
+                """Record that a phase has ended."""
                 watch.end(phase_name)
 
         monitor = Monitor()
-        # It has to outlive everything of TensorRT's that knows it, and the garbage collector keeps
-        # no such order.
+        # It must outlive TensorRT's objects that refer to it, and the garbage collector guarantees
+        # no order.
         _monitors_alive.append(monitor)
         return monitor
 
     def begin(self, phase: str, steps: int) -> None:
-        """Note that a phase begins."""
+        """Record that a phase begins."""
         with self._lock:
             self._phases[phase] = _Phase(phase, steps)
 
     def advance(self, phase: str, done: int) -> bool:
-        """Note how many steps of a phase are done; return whether the build is to go on."""
+        """Record how many steps of a phase are done; return whether to continue."""
         with self._lock:
             if phase in self._phases:
                 self._phases[phase].done = done
         return not self._cancelled.is_set()
 
     def end(self, phase: str) -> None:
-        """Note that a phase has ended."""
+        """Record that a phase has ended."""
         with self._lock:
             self._phases.pop(phase, None)

@@ -1,7 +1,7 @@
-"""The cache of TensorRT plans: a plan is native code, so only what is surely ours is returned.
+"""The cache of TensorRT plans. A plan is native code, so only the user's own files are loaded.
 
-Each plan lies beside a sidecar that names its SHA-256, model, TensorRT and GPU. The plan itself is
-a plain one that `trtexec --loadEngine` takes.
+Each plan has a sidecar with its SHA-256, model, TensorRT and GPU. `trtexec --loadEngine` takes the
+plan's file as it is.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _DIGEST_BYTES = 32
 
 
 class PlanCacheUnusable(EngineUnavailable):
-    """The cache folder cannot be made, read or written, or is not safe."""
+    """The cache folder cannot be created, read or written, or is not safe."""
 
 
 @dataclass(frozen=True)
 class CachedPlan:
-    """A plan that is what its sidecar says, in memory; `path` is where it was read."""
+    """A plan in memory that agrees with its sidecar; `path` is its file."""
 
     plan: bytes
     record: PlanRecord
@@ -42,7 +42,7 @@ class CachedPlan:
 
 @dataclass(frozen=True)
 class PlanSearch:
-    """What a search found, and why other plans of that model were passed over."""
+    """The plan found, if any, and why other plans of the model were not used."""
 
     found: CachedPlan | None
     passed_over: tuple[str, ...]
@@ -53,10 +53,10 @@ class CacheEntry:
     """One plan in the cache.
 
     Attributes:
-        path: of the plan; of its sidecar when that cannot be read.
-        record: what the sidecar says; `None` without a sound one.
+        path: of the plan; of the sidecar, if that cannot be read.
+        record: the sidecar's content; `None` if there is no sound one.
         size_bytes: of the file at `path`.
-        reason: why it is never used; empty when it is sound.
+        reason: why it is never used; empty if it is sound.
     """
 
     path: Path
@@ -67,22 +67,22 @@ class CacheEntry:
 
 @dataclass(frozen=True)
 class Cleared:
-    """How many plans were removed, and the bytes that this freed."""
+    """Number of removed plans, and the bytes that this freed."""
 
     plans: int
     size_bytes: int
 
 
 def cache_folder() -> Path:
-    """Return the folder of the plans, `$XDG_CACHE_HOME/sbtk/plans`, made with mode 0700.
+    """Return the folder of the plans, `$XDG_CACHE_HOME/sbtk/plans`, created with mode 0700.
 
     Raises:
-        PlanCacheUnusable: it cannot be made; or it, or the folder above, is a symbolic link,
-            belongs to somebody else, or may be written by others.
+        PlanCacheUnusable: it cannot be created; or it, or the folder above, is a symbolic link,
+            belongs to another user, or is writable by others.
     """
     try:
         named = os.environ.get("XDG_CACHE_HOME", "")
-        # A relative one is to be ignored, says the XDG specification.
+        # The XDG specification says to ignore relative paths.
         folder = Path(named) if Path(named).is_absolute() else Path.home() / ".cache"
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("sbtk", "plans"):
@@ -93,29 +93,28 @@ def cache_folder() -> Path:
                 opened.hide()
     except OSError as problem:
         raise PlanCacheUnusable(
-            f"the cache of plans cannot be made: {problem.strerror}: {problem.filename}",
-            "a folder that you may write, in $XDG_CACHE_HOME or ~/.cache",
+            f"the cache of plans cannot be created: {problem.strerror}: {problem.filename}",
+            "a writable folder in $XDG_CACHE_HOME or ~/.cache",
         ) from problem
     except UnsafeFolder as problem:
         raise PlanCacheUnusable(*problem.args) from problem
-    # Path.home() without HOME and without an entry in the user database.
+    # From Path.home(), without HOME and an entry in the user database.
     except RuntimeError as problem:
         raise PlanCacheUnusable(f"there is no cache of plans: {problem}") from problem
     return folder
 
 
 class PlanCache:
-    """The plans in one folder, which must be the user's own.
+    """The plans in one folder, which must belong to the user.
 
-    Every method raises `PlanCacheUnusable` when the folder is not safe, or cannot be read or
-    written.
+    Every method raises `PlanCacheUnusable` if the folder is not safe, or cannot be read or written.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def lock(self) -> WriterLock:
-        """Return the lock that one process at a time holds while it builds and stores."""
+        """Return the lock that a process holds while it builds and stores a plan."""
         return WriterLock(self.folder / _LOCK_NAME)
 
     def find(self, wanted: PlanWanted) -> PlanSearch:
@@ -147,9 +146,9 @@ class PlanCache:
         return PlanSearch(None, tuple(passed_over))
 
     def store(self, record: PlanRecord, plan: bytes) -> Path:
-        """Keep a plan, in place of one with the same key; to be called with the lock held.
+        """Store a plan, in place of one with the same key; call it with the lock held.
 
-        The sidecar comes last: without it a plan is never found, wherever the power goes.
+        The sidecar is written last: without it a plan is never found, so a power cut does no harm.
 
         Returns:
             The path of the plan.
@@ -165,13 +164,13 @@ class PlanCache:
             folder.remove_temporaries()
             folder.write(name, plan)
             folder.write(sidecar, record.to_json())
-            # Replaced ones, and those of builds that were killed before their sidecar.
+            # Replaced plans, and those of builds killed before they wrote a sidecar.
             for orphan in _without_sidecar(folder):
                 folder.remove(orphan)
         return self.folder / name
 
     def entries(self) -> list[CacheEntry]:
-        """Return every plan, sound or not, after a look at every byte of it."""
+        """Return every plan, sound or not, after reading all of it."""
         entries = []
         with self._opened() as folder:
             for sidecar in folder.names(SIDECAR):
@@ -191,10 +190,10 @@ class PlanCache:
         return entries
 
     def clear(self, model: str | None = None) -> Cleared:
-        """Remove plans, and with `None` everything else that is in the cache.
+        """Remove the plans of a model, or everything in the cache.
 
         Args:
-            model: a model id or the name before its `@`; all plans when it is `None`.
+            model: a model id or the name before its `@`; `None` for everything.
         """
         plans = size_bytes = 0
         with self._opened() as folder:
@@ -204,7 +203,7 @@ class PlanCache:
                 with contextlib.suppress(UnsafeFile):
                     record = _record(folder, sidecar)
                     if model in (None, record.model_id, model_name(record.model_id)):
-                        # The sidecar first: a plan without one is never found.
+                        # The sidecar first, since a plan without one is never found.
                         doomed += [sidecar, plan_name(sidecar, record)]
             if model is None:
                 for suffix in (SIDECAR, PLAN, TIMING):
@@ -217,7 +216,7 @@ class PlanCache:
         return Cleared(plans, size_bytes)
 
     def discard(self, record: PlanRecord) -> None:
-        """Remove the plan of just this record, if it is still there."""
+        """Remove the plan of this record, if it is still there."""
         sidecar = sidecar_name(record)
         with self._opened() as folder:
             with contextlib.suppress(UnsafeFile):
@@ -226,7 +225,7 @@ class PlanCache:
             folder.remove(plan_name(sidecar, record))
 
     def timing_cache(self, module: str, version: str, compute_capability: str) -> bytes:
-        """Return what earlier builds measured on such a GPU; empty when there is nothing sound."""
+        """Return the timing cache of earlier builds on such a GPU; empty without a sound one."""
         name = timing_name(module, version, compute_capability)
         with self._opened() as folder:
             try:
@@ -239,7 +238,7 @@ class PlanCache:
     def store_timing_cache(
         self, module: str, version: str, compute_capability: str, data: bytes
     ) -> None:
-        """Keep what a build measured, for the next one; to be called with the lock held."""
+        """Store a build's timing cache for the next one; call it with the lock held."""
         name = timing_name(module, version, compute_capability)
         with self._opened() as folder:
             folder.write(name, hashlib.sha256(data).digest() + data)
@@ -266,14 +265,14 @@ def _plan(folder: PrivateFolder, sidecar: str, record: PlanRecord) -> bytes:
     if len(plan) != record.plan_bytes:
         raise UnsafeFile(f"{name} has {len(plan):,} bytes, not {record.plan_bytes:,}")
     if hashlib.sha256(plan).hexdigest() != record.plan_sha256:
-        raise UnsafeFile(f"{name} is damaged or was changed: its SHA-256 is another")
+        raise UnsafeFile(f"{name} is damaged or was changed: its SHA-256 differs")
     return plan
 
 
 def _without_sidecar(folder: PrivateFolder) -> list[str]:
     """Return the plans that no sidecar names.
 
-    A plan beside a sidecar that cannot be read is not among them: a newer sbtk may know it.
+    Plans whose sidecar cannot be read are not among them, since a newer sbtk may know them.
     """
     named: set[str] = set()
     unknown: set[str] = set()
@@ -293,7 +292,7 @@ _HASH_DIGITS = 12
 
 
 def sidecar_name(record: PlanRecord) -> str:
-    """Return the sidecar's name, which differs for everything that makes another plan."""
+    """Return the sidecar's name, which depends on everything that determines the plan."""
     key = [record.onnx_sha256, record.device, asdict(record.settings)]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     parts = (
@@ -308,36 +307,36 @@ def sidecar_name(record: PlanRecord) -> str:
 
 
 def plan_name(sidecar: str, record: PlanRecord) -> str:
-    """Return the name of the plan that belongs to a sidecar.
+    """Return the name of a sidecar's plan.
 
-    With its hash in its name, a new plan never takes the place of one that is being read.
+    It contains the plan's hash, so that a new plan never replaces one that is being read.
     """
     return f"{sidecar.removesuffix(SIDECAR)}.{record.plan_sha256[:_HASH_DIGITS]}{PLAN}"
 
 
 def sidecar_of(plan: str) -> str:
-    """Return the name of the sidecar that a plan of that name belongs to."""
+    """Return the name of a plan's sidecar."""
     return plan[: -len(PLAN) - _HASH_DIGITS - 1] + SIDECAR
 
 
 def timing_name(module: str, version: str, compute_capability: str) -> str:
-    """Return the name of what builds measured on such a GPU."""
+    """Return the name of the timing cache of such a GPU."""
     return _as_file_name(f"{module}-{version}-sm{compute_capability}") + TIMING
 
 
 def model_name(model_id: str) -> str:
-    """Return the part of a model id that people gave it."""
+    """Return the part of a model id before its `@`."""
     return model_id.partition("@")[0]
 
 
 def _as_file_name(text: str) -> str:
-    # No leading dot, which would hide the file, whatever the model is called.
+    # No leading dot, which would hide the file.
     return re.sub(r"[^A-Za-z0-9._-]", "_", text)[:60].lstrip(".") or "_"
 
 
 PLAN_FORMAT = 1
 
-#: The device of a plan that was built without a GPU; it fits any that its module supports.
+#: The device of a plan that was built without a GPU and runs on any that its module supports.
 NO_DEVICE = "none"
 
 _HEX64 = re.compile(r"[0-9a-f]{64}")
@@ -346,22 +345,22 @@ _MAX_TEXT = 200
 
 @dataclass(frozen=True)
 class PlanRecord:
-    """A plan's sidecar: what it was built from, by what, for what machine.
+    """A plan's sidecar: the model, software and machine that it was built for.
 
     Attributes:
         model_id: of the bundle.
         onnx_sha256: of the ONNX file that the plan was built from.
         precision: of that file.
         module: `tensorrt` or `tensorrt_rtx`.
-        version: of that module; no other may load the plan.
-        device: name of the GPU that it was built on, or `none`.
+        version: of that module; no other version may load the plan.
+        device: name of the GPU that the plan was built on, or `none`.
         compute_capability: of that GPU, such as `9.0`; empty without one.
         settings: batches, memory and effort of the build.
         plan_sha256: of the plan.
-        plan_bytes: its size.
-        created: when, UTC, ISO 8601.
-        build_s: seconds that the build took.
-        sbtk_version: of the sbtk that built it.
+        plan_bytes: size of the plan.
+        created: time of the build, UTC, ISO 8601.
+        build_s: duration of the build in seconds.
+        sbtk_version: of the sbtk that built the plan.
         format: of this record.
     """
 
@@ -394,7 +393,7 @@ class PlanRecord:
         """Return the record in a sidecar.
 
         Raises:
-            BadModel: it is not JSON, of a newer format, or a field is missing, odd or unknown.
+            BadModel: it is not JSON, has a newer format, or a field is missing, invalid or unknown.
         """
         try:
             value = json.loads(content.decode("utf-8"))
@@ -421,11 +420,11 @@ class PlanRecord:
             and record.plan_bytes > 0
         )
         if not is_sound:
-            raise BadModel("its sidecar has a hash, precision or size that cannot be")
+            raise BadModel("its sidecar has an impossible hash, precision or size")
         return record
 
     def misfit(self, module: str, version: str, device: str, compute_capability: str) -> str:
-        """Return why that TensorRT on that GPU may not load the plan; empty when it may.
+        """Return why that TensorRT on that GPU may not load the plan; empty if it may.
 
         Args:
             module: `tensorrt` or `tensorrt_rtx`.
@@ -447,7 +446,7 @@ class PlanRecord:
 
 @dataclass(frozen=True)
 class PlanWanted:
-    """The plan that is looked for.
+    """A search for a plan.
 
     Attributes:
         onnx_sha256: of the ONNX file.
@@ -456,8 +455,8 @@ class PlanWanted:
         version: of that module.
         device: name of the GPU that is to run it, or `none`.
         compute_capability: of that GPU; empty without one.
-        batch: a plan for as many images at once is preferred.
-        settings: of the build; any will do when it is `None`.
+        batch: plans that take so many images at once are preferred.
+        settings: of the build; `None` for any.
     """
 
     onnx_sha256: str
@@ -470,7 +469,7 @@ class PlanWanted:
     settings: BuildSettings | None = None
 
     def concerns(self, record: PlanRecord) -> bool:
-        """Return whether a plan is of this model and module, and built in this way."""
+        """Return whether a plan is of this model and module, with these settings."""
         return (
             record.onnx_sha256 == self.onnx_sha256
             and record.precision == self.precision
@@ -479,11 +478,11 @@ class PlanWanted:
         )
 
     def misfit(self, record: PlanRecord) -> str:
-        """Return why this TensorRT on this GPU may not load a plan; empty when it may."""
+        """Return why this TensorRT on this GPU may not load a plan; empty if it may."""
         return record.misfit(self.module, self.version, self.device, self.compute_capability)
 
     def preference(self, record: PlanRecord) -> tuple[bool, int]:
-        """Sort plans: those that take the batch at once, smallest first; then others, largest."""
+        """Return a sort key: plans that take the batch, smallest first; others, largest first."""
         is_too_small = record.batch_max < self.batch
         return is_too_small, -record.batch_max if is_too_small else record.batch_max
 
@@ -492,7 +491,7 @@ def _check_fields(kind: type[Any], value: Any) -> None:
     """Check that a JSON value has exactly the fields of a dataclass, each of its type."""
     types = {field.name: str(field.type) for field in fields(kind)}
     if not isinstance(value, dict) or value.keys() != types.keys():
-        raise BadModel(f"its sidecar has not the fields of a {kind.__name__}")
+        raise BadModel(f"its sidecar does not have the fields of a {kind.__name__}")
     for name, type_name in types.items():
         found = value[name]
         if type_name in ("str", "Precision"):
@@ -504,4 +503,4 @@ def _check_fields(kind: type[Any], value: Any) -> None:
         else:
             fits = isinstance(found, dict)
         if not fits:
-            raise BadModel(f"its sidecar has an odd {name}")
+            raise BadModel(f"its sidecar has an invalid {name}")

@@ -1,4 +1,4 @@
-"""Compares a new TensorRT plan with ONNX Runtime on the CPU, on generated images."""
+"""Compare a new TensorRT plan with ONNX Runtime on the CPU, on generated images."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from sbtk_runtime.generated_inputs import generate_photos, generate_sketches
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import Kind, Pixels, prepare
 
-#: The smallest cosine that a plan's embedding of an image may have with that of the ONNX file it
-#: was built from. Both compute in the same precision, but not in the same order.
+#: Smallest allowed cosine between a plan's embedding of an image and that of its ONNX file. Both
+#: compute in the same precision, but not in the same order.
 LEAST_COSINE: Mapping[Precision, float] = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.95}
 
 _OF_EACH_KIND = 4
@@ -30,18 +30,17 @@ _OF_EACH_KIND = 4
 
 @dataclass(frozen=True)
 class PlanCheck:
-    """What came of running a plan.
+    """The result of running a plan.
 
     Attributes:
-        images: that were embedded, half of them sketches.
-        cosine_min: the smallest cosine between an image's two embeddings; `None` when there was
-            nothing to compare with.
-        beside: what it was compared with, or why it was not.
+        images: number of embedded images, half of them sketches.
+        cosine_min: smallest cosine between an image's two embeddings; `None` without ONNX Runtime.
+        compared_with: what the plan was compared with, or why it was not.
     """
 
     images: int
     cosine_min: float | None
-    beside: str
+    compared_with: str
 
 
 def require_sound(
@@ -54,11 +53,11 @@ def require_sound(
         bundle: what it was built from.
         trt: the TensorRT that built it.
         device: the GPU to run it on.
-        notify: called with what the engine has to change to make it work.
+        notify: called with a message when the engine reduces the batch or does without CUDA graphs.
 
     Raises:
-        EngineUnavailable: it does not load or run on this GPU, or is too far off.
-        BadModel: it does not take and give what an engine of sbtk does.
+        EngineUnavailable: it does not load or run on this GPU, or its embeddings differ too much.
+        BadModel: its inputs or outputs are not those of an engine of sbtk.
     """
     precision, batch = ready.record.precision, min(32, ready.record.batch_max)
     options = EngineOptions(precision=precision, device=f"cuda:{device.index}", batch=batch)
@@ -75,7 +74,7 @@ def require_sound(
 
 
 def discard(ready: ReadyPlan) -> None:
-    """Remove a plan from the cache, if it was kept there."""
+    """Remove a plan from the cache, if it is stored there."""
     if ready.kept_in is not None:
         PlanCache(ready.kept_in.parent).discard(ready.record)
 
@@ -89,13 +88,14 @@ def check_plan(engine: Engine, bundle: Bundle, precision: Precision) -> PlanChec
         precision: of the plan.
 
     Raises:
-        EngineUnavailable: the engine fails, gives rows that are not of length 1, or is too far off.
+        EngineUnavailable: the engine fails, returns rows that are not of length 1, or its
+            embeddings differ too much.
     """
     images = generate_images()
     rows, is_bad = validate_embeddings(_embedded(engine, images))
     if is_bad.any():
         raise EngineUnavailable(
-            f"{engine.info.name} gives {int(is_bad.sum())} of {len(rows)} rows that are not "
+            f"{int(is_bad.sum())} of {len(rows)} rows that {engine.info.name} returns are not "
             "embeddings",
             "finite rows of length 1",
         )
@@ -108,20 +108,20 @@ def check_plan(engine: Engine, bundle: Bundle, precision: Precision) -> PlanChec
         cosine_min = _least_cosine(rows, _embedded(other, images))
     finally:
         other.close()
-    beside = f"{other.info.name} {other.info.version} on the CPU"
-    # NaN is not enough either.
+    reference = f"{other.info.name} {other.info.version} on the CPU"
+    # Also true for NaN.
     if not cosine_min >= LEAST_COSINE[precision]:
         raise EngineUnavailable(
-            f"{engine.info.name} does not compute what {beside} does: embeddings of an image have "
+            f"{engine.info.name} and {reference} disagree: their embeddings of an image have "
             f"a cosine of {cosine_min:.5f}",
             f"{LEAST_COSINE[precision]} or more for {precision}",
             "report it, with the GPU and the versions that sbtk doctor shows",
         )
-    return PlanCheck(len(rows), cosine_min, beside)
+    return PlanCheck(len(rows), cosine_min, reference)
 
 
 def generate_images() -> Mapping[Kind, Pixels]:
-    """Return `(4, 224, 224, 3) uint8` of each kind, as they come out of preparation."""
+    """Return `(4, 224, 224, 3) uint8` preprocessed images of each kind."""
     contents: Mapping[Kind, list[bytes]] = {
         "photo": generate_photos(_OF_EACH_KIND),
         "sketch": generate_sketches(_OF_EACH_KIND),
@@ -137,5 +137,5 @@ def _embedded(engine: Engine, images: Mapping[Kind, Pixels]) -> NDArray[np.float
 
 
 def _least_cosine(rows: NDArray[np.float32], others: NDArray[np.float32]) -> float:
-    # Both are of length 1.
+    # All rows are of length 1.
     return float((rows.astype(np.float64) * others).sum(axis=1).min())

@@ -1,4 +1,4 @@
-"""TensorRT, or TensorRT-RTX, as an engine: a cached plan, run on a GPU without torch."""
+"""The engines TensorRT and TensorRT-RTX, which run a cached plan on a GPU without torch."""
 
 from __future__ import annotations
 
@@ -77,37 +77,38 @@ __all__ = [
 
 
 def open_tensorrt(request: EngineRequest) -> TensorRtEngine:
-    """Return the bundle's model on TensorRT; its plan is built first if there is none.
+    """Return an engine that runs the bundle's model on TensorRT; build its plan if there is none.
 
     Raises:
         MissingExtra: TensorRT or cuda-bindings is not installed.
-        EngineUnavailable: there is no GPU that works, no plan and none may be built, or TensorRT
-            fails; the message has the library's own lines.
+        EngineUnavailable: no GPU works, there is no plan and none may be built, or TensorRT fails;
+            the message has the library's log lines.
         BadModel: the bundle has no such ONNX file for TensorRT, or TensorRT refuses it.
-        BadConfig: `device` is not the name of a GPU.
+        BadConfig: `device` does not name a GPU.
     """
     return _open(request, "tensorrt")
 
 
 def open_tensorrt_rtx(request: EngineRequest) -> TensorRtEngine:
-    """Return the bundle's model on TensorRT-RTX; raise what `open_tensorrt` does."""
+    """Return an engine that runs the bundle's model on TensorRT-RTX; see `open_tensorrt`."""
     return _open(request, "tensorrt_rtx")
 
 
 def open_plan(
     plan: bytes, trt: TensorRt, device: CudaDevice, request: EngineRequest
 ) -> TensorRtEngine:
-    """Return an engine that runs just this plan.
+    """Return an engine that runs this plan.
 
     Args:
-        plan: of the request's model, from our own cache or build: loading it runs native code.
+        plan: of the request's model. Loading it runs native code, so it must come from our own
+            cache or build.
         trt: the TensorRT that built it.
         device: the GPU to run it on, from `find_device`.
-        request: what it was built from, and how it is to be run.
+        request: the model, and how to run it.
 
     Raises:
         EngineUnavailable: TensorRT refuses the plan, or the GPU lacks memory for it.
-        BadModel: the plan is none of the request's model.
+        BadModel: the plan's inputs or outputs are not those of the model.
     """
     make_current(device.index)
     dim, domain_input = request.bundle.manifest.dim, request.bundle.manifest.domain_input
@@ -132,29 +133,29 @@ def open_plan(
 
 
 def probe_tensorrt() -> str:
-    """Return TensorRT's version after it has run a graph on a GPU; raise if it does not."""
+    """Run a graph on a GPU and return TensorRT's version; raise an error if that fails."""
     return _probe("tensorrt")
 
 
 def probe_tensorrt_rtx() -> str:
-    """Return TensorRT-RTX's version after it has run a graph on a GPU; raise if not."""
+    """Run a graph on a GPU and return TensorRT-RTX's version; raise an error if that fails."""
     return _probe("tensorrt_rtx")
 
 
 class TensorRtEngine:
     """One plan on one GPU; see `sbtk_runtime.engines.registry.Engine`.
 
-    Batches of any size go through in chunks of at most `largest_batch` images.
+    Batches of any size are split into chunks of at most `largest_batch` images.
 
     Args:
         network: the loaded plan; the engine closes it.
         device: the GPU that it was loaded on.
-        info: what the engine says about itself.
-        batch: images that a chunk may have, if the plan and the GPU's memory allow.
-        notify: called when it has to be fewer, and when CUDA graphs do not work.
+        info: the engine's metadata.
+        batch: maximum size of a chunk; less if the plan or the GPU's memory requires it.
+        notify: called if it has to be less, and if CUDA graphs do not work.
 
     Raises:
-        EngineUnavailable: not even one image fits, or TensorRT fails. The network is then closed.
+        EngineUnavailable: not even one image fits, or TensorRT fails; the network is closed.
     """
 
     def __init__(
@@ -167,21 +168,21 @@ class TensorRtEngine:
         self._lock = threading.Lock()
         self._pipeline: Pipeline | None = None
         try:
-            self._pipeline = self._fitting(max(network.smallest, min(batch, network.largest)))
+            self._pipeline = self._make_pipeline(max(network.smallest, min(batch, network.largest)))
         except BaseException:
             network.close()
             raise
 
     @property
     def largest_batch(self) -> int:
-        """Images that go through the GPU at once; 0 when the engine is closed."""
+        """Number of images that the GPU takes at once; 0 when the engine is closed."""
         pipeline = self._pipeline
         return 0 if pipeline is None else pipeline.largest
 
     def run(self, images: NDArray[np.uint8], kind: Kind) -> NDArray[np.float32]:
         """Return the embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8` of a kind.
 
-        Any thread may call it; one runs at a time.
+        Thread-safe; one call runs at a time.
 
         Raises:
             EngineUnavailable: TensorRT or CUDA failed, or the engine is closed.
@@ -191,14 +192,14 @@ class TensorRtEngine:
     def run_timed(
         self, images: NDArray[np.uint8], kind: Kind
     ) -> tuple[NDArray[np.float32], DeviceTimes]:
-        """Return what `run` does, `(N, D) float32`, and the time that the GPU's clock measured.
+        """Return what `run` does, `(N, D) float32`, and the times by the GPU's clock.
 
-        With several chunks the times are sums; copies and computing overlap then.
+        With several chunks the times are sums, although copies and computation overlap.
         """
         return self._run(images, kind, timed=True)
 
     def close(self) -> None:
-        """Free the plan and all memory on the GPU; do nothing the second time."""
+        """Free the plan and all memory on the GPU; a second call does nothing."""
         with self._lock:
             self._close()
 
@@ -214,7 +215,7 @@ class TensorRtEngine:
             )
         with self._lock:
             while self._pipeline is not None:
-                # The current GPU is a thread's own, and this may be any thread.
+                # Each thread has its own current GPU.
                 make_current(self._device.index)
                 try:
                     return self._pipeline.run(images, kind, timed=timed)
@@ -223,30 +224,30 @@ class TensorRtEngine:
         raise EngineUnavailable(f"the engine {self.info.name} is closed", "an open engine")
 
     def _shrink(self, problem: OutOfDeviceMemory) -> None:
-        """Go on with half the batch, after another program took the memory for this one."""
+        """Continue with half the batch, after another program has taken memory."""
         assert self._pipeline is not None
         largest = self._pipeline.largest
         self._pipeline.close()
         try:
-            self._pipeline = self._fitting(self._halved(largest, problem))
+            self._pipeline = self._make_pipeline(self._halve(largest, problem))
         except BaseException:
             self._close()
             raise
 
-    def _fitting(self, largest: int) -> Pipeline:
+    def _make_pipeline(self, largest: int) -> Pipeline:
         """Return a pipeline for the largest batch, halved as often as needed, that fits."""
         while True:
             try:
                 return Pipeline(self._network, self._device.index, largest, self._notify)
             except OutOfDeviceMemory as problem:
-                largest = self._halved(largest, problem)
+                largest = self._halve(largest, problem)
 
-    def _halved(self, largest: int, problem: OutOfDeviceMemory) -> int:
+    def _halve(self, largest: int, problem: OutOfDeviceMemory) -> int:
         if largest == self._network.smallest:
             raise EngineUnavailable(
-                f"{self.info.name} finds too little memory on {self._device.name} for a batch of "
-                f"{largest}: {problem.found}",
-                "a GPU with memory to spare",
+                f"{self._device.name} has too little free memory for a batch of {largest} with "
+                f"{self.info.name}: {problem.found}",
+                "a GPU with more free memory",
                 FREE_MEMORY,
             ) from problem
         half = max(self._network.smallest, largest // 2)
@@ -264,7 +265,7 @@ class TensorRtEngine:
 
 
 def _open(request: EngineRequest, module: str) -> TensorRtEngine:
-    trt, device = _found(module, request.device)
+    trt, device = _find_library_and_device(module, request.device)
     ready = ready_plan(
         request.bundle,
         request.precision,
@@ -278,15 +279,15 @@ def _open(request: EngineRequest, module: str) -> TensorRtEngine:
 
 
 def _probe(module: str) -> str:
-    trt, device = _found(module, "cuda")
+    trt, device = _find_library_and_device(module, "cuda")
     run_probe_graph(trt, device)
     return trt.version
 
 
-def _found(module: str, device_name: str) -> tuple[TensorRt, CudaDevice]:
-    """Return the library and the GPU, which is the calling thread's from now on.
+def _find_library_and_device(module: str, device_name: str) -> tuple[TensorRt, CudaDevice]:
+    """Return the library and the GPU, and make it the calling thread's.
 
-    The driver is asked before any object of TensorRT exists: without a driver some of its
+    The driver is asked before any object of TensorRT exists: without a driver, some of TensorRT's
     libraries end the process.
     """
     trt = find_tensorrt(module)
@@ -299,11 +300,11 @@ def run_probe_graph(trt: TensorRt, device: CudaDevice) -> None:
     """Build the probe graph, load it and run it on the calling thread's GPU.
 
     Args:
-        trt: the TensorRT in question.
-        device: the GPU, which the calling thread has made its own.
+        trt: the TensorRT to probe.
+        device: the GPU, which must be the calling thread's.
 
     Raises:
-        EngineUnavailable: a step failed; with TensorRT's own lines.
+        EngineUnavailable: a step failed; the message has TensorRT's log lines.
     """
     _Probe(trt).run(device)
 
@@ -319,7 +320,7 @@ class _Probe:
         """Do all steps."""
         runtime = self._trt.module.Runtime(self._logger)
         loaded = runtime.deserialize_cuda_engine(self._plan())
-        network = self._made(loaded, "load a plan that it built")
+        network = self._require(loaded, "load a plan that it built")
         resources = DeviceResources(device.index)
         try:
             check_probe_answer(self._answer(network, resources), self._trt.title)
@@ -328,21 +329,21 @@ class _Probe:
 
     def _plan(self) -> Any:
         module = self._trt.module
-        builder = self._made(module.Builder(self._logger), "make a builder")
+        builder = self._require(module.Builder(self._logger), "make a builder")
         typed = 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-        network = self._made(builder.create_network(typed), "make a network")
-        parser = self._made(module.OnnxParser(network, self._logger), "make a parser")
+        network = self._require(builder.create_network(typed), "make a network")
+        parser = self._require(module.OnnxParser(network, self._logger), "make a parser")
         if not parser.parse(PROBE_GRAPH):
             raise self._failed("parse a graph")
-        config = self._made(builder.create_builder_config(), "make a configuration")
-        return self._made(builder.build_serialized_network(network, config), "build a plan")
+        config = self._require(builder.create_builder_config(), "make a configuration")
+        return self._require(builder.build_serialized_network(network, config), "build a plan")
 
     def _answer(self, network: Any, resources: DeviceResources) -> np.ndarray[Any, Any]:
         cuda, question = resources.cuda, probe_question()
         host = resources.pinned(question.shape, question.dtype)
         source, target = resources.memory(host.array.nbytes), resources.memory(host.array.nbytes)
         stream = resources.stream()
-        context = self._made(network.create_execution_context(), "make a context")
+        context = self._require(network.create_execution_context(), "make a context")
         context.set_tensor_address(PROBE_INPUT, source)
         context.set_tensor_address(PROBE_OUTPUT, target)
         host.array[:] = question
@@ -357,12 +358,12 @@ class _Probe:
             checked(cuda.cudaMemcpyAsync(*to_host))
             checked(cuda.cudaStreamSynchronize(stream))
         finally:
-            # The buffers are freed next, whatever has happened.
+            # The buffers are freed next, even after an error.
             cuda.cudaStreamSynchronize(stream)
             del context
         return host.array.copy()
 
-    def _made(self, thing: Any, purpose: str) -> Any:
+    def _require(self, thing: Any, purpose: str) -> Any:
         if thing is None:
             raise self._failed(purpose)
         return thing
@@ -375,8 +376,8 @@ class _Probe:
         )
 
 
-_SAID_EVERY_S = 10.0
-_LOCK_TRIED_EVERY_S = 0.5
+_NOTIFY_EVERY_S = 10.0
+_TRY_LOCK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -384,10 +385,10 @@ class ReadyPlan:
     """A plan for this machine.
 
     Attributes:
-        plan: to be given to `deserialize_cuda_engine`.
-        record: what it was built from, by what and how.
-        is_new: it was built just now.
-        kept_in: the file in the cache; `None` when the cache cannot be used.
+        plan: the serialised plan.
+        record: the model, software and settings that it was built with.
+        is_new: whether it has just been built.
+        kept_in: its file in the cache; `None` if the cache cannot be used.
     """
 
     plan: bytes
@@ -408,35 +409,34 @@ def ready_plan(
     notify: Notify = no_notify,
     progress: Progress | None = None,
 ) -> ReadyPlan:
-    """Return a plan of the model from the cache, or build one and keep it there.
+    """Return a plan of the model from the cache, or build one and store it there.
 
-    While another process builds, this one waits for it.
+    If another process is building a plan, wait for it.
 
     Args:
         bundle: the model.
         precision: of its ONNX file for TensorRT.
-        trt: the TensorRT that is to load the plan.
-        device: the GPU that is to run it. `None`: TensorRT takes the first GPU, and TensorRT-RTX
-            builds without one.
-        settings: how the plan has to be built; with `None` any will do, and a new one is built
-            with the defaults.
-        may_build: whether to build one, for a minute or so, when the cache has none.
-        batch: with several plans to choose from, one for as many images at once is preferred.
-        notify: called with what is built and why, and when it cannot be kept.
-        progress: called a few times a second with how far a build is; by default `notify` is
-            called every ten seconds.
+        trt: the TensorRT that will load the plan.
+        device: the GPU that will run it. With `None`, TensorRT takes the first GPU, and
+            TensorRT-RTX builds without one.
+        settings: how the plan must be built; `None` for any, and the defaults for a new one.
+        may_build: whether to build a plan if the cache has none, which takes a minute or so.
+        batch: prefer a plan that takes so many images at once.
+        notify: called with what is built and why, and if it cannot be stored.
+        progress: called with a build's progress a few times a second; by default `notify` is called
+            every ten seconds.
 
     Raises:
         BadModel: the bundle has no such ONNX file for TensorRT, or TensorRT refuses it.
-        EngineUnavailable: there is no plan yet and none may be built; or the build failed; or
-            TensorRT needs a driver and there is none.
+        EngineUnavailable: there is no plan and none may be built; or the build failed; or TensorRT
+            needs a driver and there is none.
         MissingExtra: TensorRT needs a driver, and cuda-bindings is not installed.
     """
     onnx_path = bundle.onnx_path(precision, "tensorrt")
     if device is None and trt.needs_a_driver_to_build:
         device = find_device("cuda")
     wanted = PlanWanted(
-        # The manifest vouches for the file; its content is read only for a build.
+        # From the manifest; the file itself is read and verified only for a build.
         onnx_sha256=bundle.manifest.files[onnx_path.name].sha256,
         precision=precision,
         module=trt.name,
@@ -451,26 +451,26 @@ def ready_plan(
         cache = PlanCache(cache_folder())
         search = cache.find(wanted)
         if search.found is not None:
-            return _from_cache(search.found)
+            return _reuse(search.found)
         if not may_build:
-            raise _no_plan_yet(order, "; ".join(search.passed_over))
+            raise _no_plan_error(order, "; ".join(search.passed_over))
         for reason in search.passed_over:
             notify(f"a cached plan is not used: {reason}")
-        with _only_builder(cache, order):
+        with _hold_build_lock(cache, order):
             found = cache.find(wanted).found
             if found is not None:
-                return _from_cache(found)
-            return _built_and_kept(cache, order)
+                return _reuse(found)
+            return _build_and_store(cache, order)
     except PlanCacheUnusable as problem:
         if not may_build:
-            raise _no_plan_yet(order, problem.found) from problem
-        built = _built(order, timing_cache=b"")
+            raise _no_plan_error(order, problem.found) from problem
+        built = _build(order, timing_cache=b"")
         return _unkept(built, order, problem)
 
 
 @dataclass(frozen=True)
 class _Order:
-    """A plan that is to be built."""
+    """A plan to build."""
 
     bundle: Bundle
     trt: TensorRt
@@ -480,15 +480,15 @@ class _Order:
     notify: Notify
     progress: Progress | None
 
-    def tell(self) -> Progress:
-        """Return whom to tell the progress."""
-        return self.progress or _saying_now_and_then(self.notify)
+    def report_progress(self) -> Progress:
+        """Return the function to call with the progress."""
+        return self.progress or _notify_every_ten_seconds(self.notify)
 
 
 @contextlib.contextmanager
-def _only_builder(cache: PlanCache, order: _Order) -> Iterator[None]:
-    """Hold the cache's lock, once whoever else holds it has let go of it."""
-    tell, started = order.tell(), time.perf_counter()
+def _hold_build_lock(cache: PlanCache, order: _Order) -> Iterator[None]:
+    """Hold the cache's lock; wait for it if another process holds it."""
+    report, started = order.report_progress(), time.perf_counter()
     with contextlib.ExitStack() as stack:
         while True:
             try:
@@ -496,18 +496,18 @@ def _only_builder(cache: PlanCache, order: _Order) -> Iterator[None]:
                 break
             except GalleryBusy:
                 elapsed_s = time.perf_counter() - started
-                tell(BuildProgress(elapsed_s, "", 0, 0, "another sbtk that is building a plan"))
-                time.sleep(_LOCK_TRIED_EVERY_S)
+                report(BuildProgress(elapsed_s, "", 0, 0, "another sbtk that is building a plan"))
+                time.sleep(_TRY_LOCK_EVERY_S)
             except SbtkError as problem:
                 raise PlanCacheUnusable(*problem.args) from problem
         yield
 
 
-def _built_and_kept(cache: PlanCache, order: _Order) -> ReadyPlan:
+def _build_and_store(cache: PlanCache, order: _Order) -> ReadyPlan:
     wanted = order.wanted
     machine = (wanted.module, wanted.version, wanted.compute_capability)
-    built = _built(order, cache.timing_cache(*machine))
-    record = _record(order, built)
+    built = _build(order, cache.timing_cache(*machine))
+    record = _make_record(order, built)
     try:
         kept_in = cache.store(record, built.plan)
         if built.timing_cache:
@@ -518,7 +518,7 @@ def _built_and_kept(cache: PlanCache, order: _Order) -> ReadyPlan:
     return ReadyPlan(built.plan, record, is_new=True, kept_in=kept_in)
 
 
-def _built(order: _Order, timing_cache: bytes) -> BuiltPlan:
+def _build(order: _Order, timing_cache: bytes) -> BuiltPlan:
     settings, wanted = order.settings, order.wanted
     batches = f"{settings.batch_min}, {settings.batch_opt}, {settings.batch_max}"
     order.notify(
@@ -530,23 +530,23 @@ def _built(order: _Order, timing_cache: bytes) -> BuiltPlan:
         order.bundle.checked_content(wanted.precision, "tensorrt"),
         settings,
         timing_cache=timing_cache,
-        progress=order.tell(),
+        progress=order.report_progress(),
         device=order.device,
         name=str(order.bundle.onnx_path(wanted.precision, "tensorrt")),
         domain_input=order.bundle.manifest.domain_input,
     )
 
 
-def _from_cache(found: CachedPlan) -> ReadyPlan:
+def _reuse(found: CachedPlan) -> ReadyPlan:
     return ReadyPlan(found.plan, found.record, is_new=False, kept_in=found.path)
 
 
 def _unkept(built: BuiltPlan, order: _Order, problem: SbtkError) -> ReadyPlan:
     order.notify(f"the plan is not kept, and will be built again next time: {problem.found}")
-    return ReadyPlan(built.plan, _record(order, built), is_new=True, kept_in=None)
+    return ReadyPlan(built.plan, _make_record(order, built), is_new=True, kept_in=None)
 
 
-def _record(order: _Order, built: BuiltPlan) -> PlanRecord:
+def _make_record(order: _Order, built: BuiltPlan) -> PlanRecord:
     wanted = order.wanted
     return PlanRecord(
         model_id=order.bundle.manifest.model_id,
@@ -565,7 +565,7 @@ def _record(order: _Order, built: BuiltPlan) -> PlanRecord:
     )
 
 
-def _no_plan_yet(order: _Order, why: str) -> EngineUnavailable:
+def _no_plan_error(order: _Order, why: str) -> EngineUnavailable:
     wanted = order.wanted
     reasons = f" ({why})" if why else ""
     options = ["--precision", wanted.precision]
@@ -581,13 +581,13 @@ def _no_plan_yet(order: _Order, why: str) -> EngineUnavailable:
     )
 
 
-def _saying_now_and_then(notify: Notify) -> Progress:
+def _notify_every_ten_seconds(notify: Notify) -> Progress:
     last_s = 0.0
 
-    def say(progress: BuildProgress) -> None:
+    def report(progress: BuildProgress) -> None:
         nonlocal last_s
-        if progress.elapsed_s - last_s >= _SAID_EVERY_S:
+        if progress.elapsed_s - last_s >= _NOTIFY_EVERY_S:
             last_s = progress.elapsed_s
             notify(progress.sentence())
 
-    return say
+    return report

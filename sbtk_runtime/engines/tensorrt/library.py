@@ -1,4 +1,4 @@
-"""Finds TensorRT, or TensorRT for RTX, and keeps what it says so that errors can repeat it."""
+"""Find TensorRT or TensorRT for RTX, and keep their log lines for error messages."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from typing import Any
 
 from sbtk_runtime.errors import BadConfig, EngineUnavailable, MissingExtra, SbtkError
 
-#: The modules, in the order in which they are looked for.
+#: Modules, in the order in which they are tried.
 MODULES = ("tensorrt", "tensorrt_rtx")
 
 _TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 
-# TensorRT 10 is the first with networks whose precision is what the graph says.
+# TensorRT 10 is the first with strongly typed networks, whose precision is that of the graph.
 _OLDEST_MAJOR = {"tensorrt": 10, "tensorrt_rtx": 1}
 _OLDEST = {"tensorrt": "10.14", "tensorrt_rtx": "1.2"}
 
 _MAX_LINES = 2000
 _PROBLEMS = frozenset({"INTERNAL_ERROR", "ERROR", "WARNING"})
 _NOISE = re.compile(
-    # Several loggers are what lets every build keep its own lines.
+    # Each build has its own logger, so that its lines stay apart.
     r"The logger passed into \w+ differs"
-    # The parser's frame around the line that says what is wrong.
+    # What the parser prints around the line with the reason.
     r"|--- (Begin|End) node ---|In function \w+:$|^Node name: $"
-    # Without a GPU every failure drags this one behind it.
+    # Without a GPU, this follows every failure.
     r"|catchCudaError.*cudaError 35"
 )
-_BESIDE_THE_POINT = (
+_SOURCE_LOCATIONS = (
     # [codeGenerator.cpp::createMyelinGraph::1203], and ModelImporter.cpp:151:
     re.compile(r"^(WARNING |ERROR: )?(\[[\w./]+\.(cpp|h|hpp)::\w+::\d+\] |[\w./]+\.(cpp|h):\d+: )"),
     # In checkType at /_src/optimizer/common/nodeBase.cpp:456
@@ -47,7 +47,7 @@ class TensorRt:
     Attributes:
         name: `tensorrt` or `tensorrt_rtx`.
         module: the imported module of that name.
-        version: as the module tells it, such as `10.16.1.11`.
+        version: as the module reports it, such as `10.16.1.11`.
     """
 
     name: str
@@ -66,7 +66,7 @@ class TensorRt:
 
     @property
     def needs_a_driver_to_build(self) -> bool:
-        """Whether building a plan takes a GPU; TensorRT times kernels on it, TensorRT-RTX not."""
+        """Whether building a plan requires a GPU; TensorRT times kernels, TensorRT-RTX does not."""
         return self.name == "tensorrt"
 
 
@@ -74,7 +74,7 @@ def find_tensorrt(name: str | None = None) -> TensorRt:
     """Return the TensorRT of that name, or else the first of `MODULES` that loads.
 
     Args:
-        name: one of `MODULES`; `tensorrt-rtx` is `tensorrt_rtx`.
+        name: one of `MODULES`; hyphens are read as underscores.
 
     Raises:
         BadConfig: there is no TensorRT of that name.
@@ -103,9 +103,9 @@ def find_tensorrt(name: str | None = None) -> TensorRt:
 
 
 class LogLines:
-    """What one TensorRT object said, kept in memory; any thread may add to it.
+    """The log of one TensorRT object, in memory; any thread may add to it.
 
-    Only the last 2,000 lines are kept, and none of the verbose ones.
+    Keeps the last 2,000 lines, without verbose ones.
     """
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class LogLines:
             return list(self._lines)
 
     def problems(self) -> list[str]:
-        """Return the errors, or else the warnings: each once, without paths of C++ files."""
+        """Return the errors, or the warnings if there are none, without C++ paths and repeats."""
         lines = [(kind, text) for kind, text in self.lines() if kind in _PROBLEMS]
         has_errors = any(kind != "WARNING" for kind, _ in lines)
         wanted = [text for kind, text in lines if kind != "WARNING" or not has_errors]
@@ -133,10 +133,10 @@ class LogLines:
 
 
 def recording_logger(trt: TensorRt) -> Any:
-    """Return a new logger for TensorRT objects that prints nothing and remembers everything.
+    """Return a new logger for TensorRT objects that prints nothing and keeps its lines.
 
     It has the methods `lines()` and `problems()` of `LogLines`. It lives as long as the process:
-    TensorRT keeps a pointer to the first logger that it was given, for all later objects.
+    TensorRT keeps a pointer to the first logger that it gets and uses it for all later objects.
     """
     base: Any = trt.module.ILogger
 
@@ -144,7 +144,7 @@ def recording_logger(trt: TensorRt) -> Any:
         """Forwards every line of TensorRT to `LogLines`."""
 
         def __init__(self) -> None:
-            # The bindings do not survive super() here: they want their own class named.
+            # The bindings crash with super(): the class must be named.
             base.__init__(self)
             self._log = LogLines()
 
@@ -157,7 +157,7 @@ def recording_logger(trt: TensorRt) -> Any:
             return self._log.lines()
 
         def problems(self) -> list[str]:
-            """Return the errors, or else the warnings, without paths of C++ files."""
+            """Return the errors, or the warnings if there are none."""
             return self._log.problems()
 
     logger = RecordingLogger()
@@ -166,14 +166,14 @@ def recording_logger(trt: TensorRt) -> Any:
 
 
 def join_lines(problems: list[str], most: int = 6) -> str:
-    """Return log lines as text for the end of an error, or say that there are none.
+    """Return log lines as text for the end of an error message.
 
     Args:
         problems: from `LogLines.problems`.
-        most: the number of lines to show, from the end.
+        most: number of lines to show, from the end.
     """
     if not problems:
-        return " it gave no reason"
+        return " no reason given"
     shown = problems[-most:]
     left_out = len(problems) - len(shown)
     before = [f"({left_out} lines before)"] if left_out else []
@@ -188,16 +188,16 @@ def _load(name: str) -> TensorRt:
     version = str(getattr(module, "__version__", ""))
     if not hasattr(module, "Builder") or not version:
         raise EngineUnavailable(
-            f"{_TITLES[name]} has an incomplete installation: the module {name} has no Builder",
+            f"{_TITLES[name]} is not completely installed: the module {name} has no Builder",
             "a complete installation",
             _install(name),
         )
-    # The last of the calls of ours to come into TensorRT 10; its documents name no version.
+    # The newest call that sbtk uses; TensorRT's documentation does not name the 10.x that added it.
     has_calls = hasattr(getattr(module, "ICudaEngine", None), "create_runtime_config")
     if _major(version) < _OLDEST_MAJOR[name] or not has_calls:
         raise EngineUnavailable(
             f"{_TITLES[name]} {version} is too old",
-            f"{_OLDEST[name]} or newer: its networks have the precision of the ONNX file",
+            f"{_OLDEST[name]} or newer, whose networks have the precision of the ONNX file",
             _install(name),
         )
     return TensorRt(name, module, version)
@@ -212,7 +212,7 @@ def _import(name: str) -> ModuleType:
                 f"{_TITLES[name]} is not installed", f"the extra {_EXTRAS[name]!r}", _install(name)
             ) from problem
         raise _does_not_load(name, problem) from problem
-    # A library that is not found, or is of another version, comes as any kind of exception.
+    # A missing or incompatible library can raise any exception.
     except Exception as problem:
         raise _does_not_load(name, problem) from problem
 
@@ -221,7 +221,7 @@ def _does_not_load(name: str, problem: Exception) -> EngineUnavailable:
     lines = str(problem).strip().splitlines() or [type(problem).__name__]
     return EngineUnavailable(
         f"{_TITLES[name]} is installed but cannot be loaded: {lines[0][:300]}",
-        "its own libraries beside it, and CUDA's",
+        "its own libraries and CUDA's",
         _install(name),
     )
 
@@ -241,7 +241,7 @@ def _without_noise(texts: list[str]) -> list[str]:
         for line in text.splitlines():
             if _NOISE.search(line):
                 continue
-            for pattern in _BESIDE_THE_POINT:
+            for pattern in _SOURCE_LOCATIONS:
                 line = pattern.sub("", line)
             if line.strip():
                 kept[line.strip()] = None

@@ -1,10 +1,11 @@
-"""Runs batches on a TensorRT network; copies of images overlap with computation."""
+"""Run batches on a TensorRT network, with copies that overlap computation."""
 
 from __future__ import annotations
 
 import re
 from collections import deque
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -29,16 +30,15 @@ _SLOTS = 2
 class Pipeline:
     """Buffers, streams, contexts and graphs for batches up to a size; for one thread at a time.
 
-    A chunk is copied in on one stream, computed and copied out on another. There are two slots of
-    buffers: while one is computed, the host fills and copies the other. Batches come in buckets of
-    1, 2, 4 ... `largest` images; a chunk between two takes the larger, and the results of the
-    padding are discarded.
+    Chunks are copied in on one stream, and computed and copied out on another. There are two slots
+    of buffers: while one is computed, the host fills and copies the other. Batches have sizes of 1,
+    2, 4 ... `largest` images; other chunks are padded to the next size.
 
     Args:
         network: the loaded plan.
-        device_index: the GPU it is on, which is the calling thread's.
-        largest: images that a chunk may have, within the plan's profile.
-        notify: called when CUDA graphs do not work.
+        device_index: index of its GPU, which must be the calling thread's.
+        largest: maximum size of a chunk, within the plan's profile.
+        notify: called if CUDA graphs do not work.
 
     Raises:
         OutOfDeviceMemory: it does not fit; nothing is left allocated.
@@ -52,10 +52,10 @@ class Pipeline:
         self._notify = notify
         self._buckets = _buckets(network.smallest, largest)
         self._captures = not network.has_own_graphs
-        # In the order in which they go if nobody closes the pipeline.
+        # In the order in which the garbage collector frees them if nobody closes the pipeline.
         self._graphs = DeviceResources(device_index)
         self._steps: dict[tuple[int, int], _Step] = {}
-        # What the domains on the GPU say, by slot: they are copied only when the kind changes.
+        # The domains on the GPU, by slot; they are copied only when the kind changes.
         self._kinds: dict[int, Kind] = {}
         self._resources = DeviceResources(device_index)
         self._cuda = self._resources.cuda
@@ -68,7 +68,7 @@ class Pipeline:
                 Slot.of(self._resources, number, largest, network.dim, has_domains=has_domains)
                 for number in range(_SLOTS)
             ]
-            # Never empty, since TensorRT wants an address in any case.
+            # Never empty, since TensorRT needs an address in any case.
             self._scratch_bytes = max(network.memory_needed(self._buckets), 256)
             self._scratch = self._resources.memory(self._scratch_bytes)
             self._prove()
@@ -102,28 +102,28 @@ class Pipeline:
             while under_way:
                 times += self._collect(under_way.popleft(), rows, timed)
         except BaseException:
-            # The buffers are used again, or freed, only when nothing touches them any more.
+            # The buffers must not be reused or freed while the GPU works on them.
             self._drain()
             raise
         return rows, times
 
     def close(self) -> None:
-        """Free everything, in any thread; do nothing the second time."""
+        """Free everything, from any thread; a second call does nothing."""
         self._cuda.cudaSetDevice(self._resources.index)
         self._drain()
         self._streams.clear()
-        # Graphs go before the contexts that they were captured from, and both before the memory.
+        # Graphs before the contexts that they were captured from, and both before the memory.
         self._graphs.close()
         for step in self._steps.values():
-            # The frames of an error may still have the step.
+            # The frames of an error may still refer to the step.
             step.context = None
         self._steps.clear()
         self._resources.close()
 
     def _prove(self) -> None:
-        """Run the largest batch in every slot: what does not fit is found out here.
+        """Run the largest batch in every slot, to find out now whether it fits.
 
-        The images are black, so the buffers on the GPU hold no arbitrary bytes afterwards.
+        The images are black, so that the buffers on the GPU hold no arbitrary bytes afterwards.
         """
         for slot in self._slots:
             chunk = _Chunk(slot, 0, self.largest, "sketch")
@@ -133,7 +133,7 @@ class Pipeline:
     def _start(self, chunk: _Chunk, timed: bool) -> None:
         """Queue a chunk whose images are in its slot's pinned memory."""
         cuda, slot = self._cuda, chunk.slot
-        # First of all, since a capture must not meet the copy that this chunk waits for.
+        # First of all, since a capture must not run at the same time as this chunk's copy.
         step = self._ready_step(slot, chunk.count)
         to_device = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         to_host = cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
@@ -161,7 +161,7 @@ class Pipeline:
             step.has_run = True
         if timed:
             self._record(slot.ran, self._run_stream)
-        # On the same stream: an embedding is some hundredth of the image it came from.
+        # On the same stream: an embedding has about a hundredth of the size of its image.
         checked(
             cuda.cudaMemcpyAsync(
                 slot.rows.address,
@@ -191,7 +191,7 @@ class Pipeline:
         self._kinds[slot.number] = kind
 
     def _collect(self, chunk: _Chunk, rows: NDArray[np.float32], timed: bool) -> DeviceTimes:
-        """Wait for a chunk and copies its embeddings to their place in `rows`."""
+        """Wait for a chunk and copy its embeddings to their place in `rows`."""
         slot = chunk.slot
         checked(self._cuda.cudaEventSynchronize(slot.done))
         rows[chunk.start : chunk.start + chunk.count] = slot.rows.array[: chunk.count]
@@ -200,7 +200,7 @@ class Pipeline:
         return slot.times(self._cuda)
 
     def _ready_step(self, slot: Slot, count: int) -> _Step:
-        """Return how a chunk of that size runs in that slot: at first plainly, then as a graph."""
+        """Return the step for a chunk of that size in that slot; its second run is captured."""
         bucket = next(size for size in self._buckets if size >= count)
         step = self._steps.get((bucket, slot.number))
         if step is None:
@@ -219,10 +219,10 @@ class Pipeline:
         return step
 
     def _new_context(self, slot: Slot, bucket: int) -> Any:
-        """Return a context of its own for a bucket in a slot.
+        """Return a new context for a bucket in a slot.
 
-        A captured graph holds the state of its context, which must not change afterwards: hence
-        one for each. They share one memory, since all of them run on one stream.
+        A captured graph holds the state of its context, which must not change afterwards, so each
+        has its own. They share memory, since all of them run on one stream.
         """
         context = self._network.context(bucket)
         context.update_device_memory_size_for_shapes()
@@ -237,7 +237,7 @@ class Pipeline:
 
     def _execute(self, step: _Step) -> None:
         if not step.context.execute_async_v3(int(self._run_stream)):
-            raise self._network.failed("did not run")
+            raise self._network.failed("could not run")
 
     def _new_stream(self) -> Any:
         stream = self._resources.stream()
@@ -248,7 +248,7 @@ class Pipeline:
         checked(self._cuda.cudaEventRecord(event, stream))
 
     def _drain(self) -> None:
-        # Error codes are not looked at: there already is an error, or nothing is needed any more.
+        # Error codes are ignored: there already is an error, or the results are not needed.
         for stream in self._streams:
             self._cuda.cudaStreamSynchronize(stream)
 
@@ -285,8 +285,8 @@ def _buckets(smallest: int, largest: int) -> tuple[int, ...]:
 
 _IMAGE = (SIZE_PX, SIZE_PX, 3)
 _OUT_OF_MEMORY = re.compile(r"out ?of ?memory|memory ?allocation|bad_alloc", re.IGNORECASE)
-#: What helps when a GPU has too little memory.
-FREE_MEMORY = "end other programs on the GPU (nvidia-smi), or take another: --device cuda:N"
+#: Next step for users whose GPU has too little memory.
+FREE_MEMORY = "end other programs on the GPU (nvidia-smi), or use another: --device cuda:N"
 _BUILD_AGAIN = "sbtk engine clear, then sbtk engine build"
 
 # Name, mode, type and shape.
@@ -294,28 +294,29 @@ _Tensor = tuple[str, Any, Any, tuple[int, ...]]
 
 
 class Network:
-    """A plan that was loaded onto the calling thread's GPU.
+    """A plan loaded onto the calling thread's GPU.
 
-    The driver must have been asked for its GPUs before: without one, some of TensorRT's libraries
-    end the process as soon as a `Runtime` exists.
+    Ask the driver for its GPUs first: without a driver, some of TensorRT's libraries end the
+    process as soon as a `Runtime` exists.
 
     Args:
         trt: the TensorRT that built the plan.
-        plan: the plan. Loading it runs native code, so it comes from our own cache or build.
-        dim: length of an embedding, as the model's manifest tells it.
-        domain_input: of the model, as its manifest has it.
+        plan: the plan. Loading it runs native code, so it must come from our own cache or build.
+        dim: length of an embedding, from the model's manifest.
+        domain_input: name of the input `(N,) float32` for the kind of images, from the manifest;
+            `None` if it has none.
 
     Attributes:
         dim: length of an embedding.
-        domain_input: name of the input `(N,) float32` for the kind of images, if there is one.
-        smallest: batch that the plan takes.
-        largest: batch that the plan takes.
-        has_own_graphs: TensorRT itself captures CUDA graphs, as TensorRT-RTX does.
+        domain_input: as above.
+        smallest: smallest batch that the plan takes.
+        largest: largest batch that the plan takes.
+        has_own_graphs: whether TensorRT itself captures CUDA graphs, as TensorRT-RTX does.
 
     Raises:
         EngineUnavailable: TensorRT refuses the plan, or the GPU has no memory for its weights;
-            with the library's own lines.
-        BadModel: the plan does not take and give what an engine of sbtk does.
+            the message has the library's log lines.
+        BadModel: the plan's inputs or outputs are not those of an engine of sbtk.
     """
 
     def __init__(
@@ -340,21 +341,21 @@ class Network:
             raise
 
     def context(self, batch: int) -> Any:
-        """Return a new context for batches of that size; the caller gives it memory.
+        """Return a new context for batches of that size; the caller sets its memory.
 
         Raises:
-            OutOfDeviceMemory: the GPU's memory does not hold it.
-            EngineUnavailable: TensorRT made none, or refuses the size.
+            OutOfDeviceMemory: the GPU has too little memory.
+            EngineUnavailable: TensorRT creates no context, or refuses the size.
             BadModel: its output has another shape than `(batch, dim)`.
         """
         context = self._engine.create_execution_context(self._config)
         if context is None:
-            raise self.failed("made no execution context")
+            raise self.failed("created no execution context")
         self._set_batch(context, batch)
         return context
 
     def memory_needed(self, batches: tuple[int, ...]) -> int:
-        """Return the bytes of context memory that the hungriest of these batches needs."""
+        """Return the bytes of context memory that the largest of these batches needs."""
         context = self.context(batches[0])
         needed = []
         for batch in batches:
@@ -363,7 +364,7 @@ class Network:
         return max(needed)
 
     def failed(self, what: str, next_step: str = "sbtk doctor") -> SbtkError:
-        """Return the error for a call that gave `None` or `False`, with TensorRT's new lines."""
+        """Return the error for a call that returned `None` or `False`, with the new log lines."""
         lines = self._logger.lines()
         fresh = LogLines()
         for severity, text in lines[self._lines_reported :]:
@@ -376,13 +377,13 @@ class Network:
         return EngineUnavailable(found, "", next_step)
 
     def close(self) -> None:
-        """Free the plan; contexts must be gone before."""
+        """Free the plan; contexts must have been freed before."""
         self._config = self._engine = self._runtime = None
 
     def _loaded(self, plan: bytes) -> Any:
         try:
             self._runtime = self._trt.module.Runtime(self._logger)
-        # The bindings have no exception of their own for an object that could not be made.
+        # The bindings have no exception class for objects that cannot be created.
         except Exception as reason:
             raise self.failed(f"could not start ({reason})") from reason
         engine = self._runtime.deserialize_cuda_engine(plan)
@@ -395,20 +396,20 @@ class Network:
         return engine
 
     def _configure(self) -> bool:
-        """Prepare what contexts are made with; return whether TensorRT captures graphs itself."""
+        """Configure the contexts to create; return whether TensorRT captures graphs itself."""
         config, module = self._engine.create_runtime_config(), self._trt.module
         if config is None:
-            raise self.failed("made no runtime configuration")
+            raise self.failed("created no runtime configuration")
         self._config = config
-        # All contexts share one piece of memory, which is ours, so that its size is known and
-        # a run cannot run out of it halfway.
+        # All contexts share memory that we allocate, so that its size is known and no run can fail
+        # halfway.
         config.set_execution_context_allocation_strategy(
             module.ExecutionContextAllocationStrategy.USER_MANAGED
         )
         has_own_graphs = hasattr(config, "cuda_graph_strategy")
         if has_own_graphs:
-            # TensorRT-RTX compiles better kernels for a shape while it runs, and alone knows when
-            # a capture is worth it.
+            # TensorRT-RTX compiles better kernels for a shape while it runs, and only it knows when
+            # a capture pays off.
             config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         return has_own_graphs
 
@@ -429,8 +430,8 @@ class Network:
         if self.domain_input is not None:
             wanted.append((self.domain_input, modes.INPUT, types.FLOAT, (-1,)))
         wanted.append((OUTPUT_NAME, modes.OUTPUT, types.FLOAT, (-1, self.dim)))
-        # TensorRT promises no order.
-        if sorted(found, key=_name_of) != sorted(wanted, key=_name_of):
+        # TensorRT guarantees no order.
+        if sorted(found, key=itemgetter(0)) != sorted(wanted, key=itemgetter(0)):
             raise BadModel(
                 f"the plan has {_text_of(found)}",
                 _text_of(wanted),
@@ -447,18 +448,14 @@ class Network:
         shape = tuple(context.get_tensor_shape(OUTPUT_NAME))
         if shape != (batch, self.dim):
             raise BadModel(
-                f"the plan gives {shape} for {batch} images",
+                f"the plan returns {shape} for {batch} images",
                 f"({batch}, {self.dim})",
                 "export the model with sbtk export, then " + _BUILD_AGAIN,
             )
 
 
-def _name_of(tensor: _Tensor) -> str:
-    return tensor[0]
-
-
 def _text_of(tensors: list[_Tensor]) -> str:
-    """Return names, types and shapes of tensors for people; -1 is a size that may vary."""
+    """Return names, types and shapes of tensors as text; -1 is a size that may vary."""
     parts = [f"{mode.name} {name}: {dtype.name} {shape}" for name, mode, dtype, shape in tensors]
     return " and ".join(parts) or "nothing"
 
@@ -469,11 +466,11 @@ DOMAIN_BYTES = 4
 
 @dataclass(frozen=True)
 class DeviceTimes:
-    """What the GPU spent on a run, by its own clock.
+    """Times of a run in ms, by the GPU's clock.
 
     Attributes:
         h2d_ms: copying images to the GPU.
-        compute_ms: computing.
+        compute_ms: computation.
         d2h_ms: copying embeddings back.
     """
 
@@ -491,21 +488,21 @@ class DeviceTimes:
 
 @dataclass(frozen=True)
 class Slot:
-    """Buffers and events of one chunk under way.
+    """Buffers and events of one chunk.
 
     Attributes:
-        number: from 0.
+        number: index from 0.
         images: `(largest, 224, 224, 3) uint8` on the host.
         domains: `(largest,) float32` on the host; `None` for a model without a domain input.
         rows: `(largest, D) float32` on the host.
-        device_images: address of their place on the GPU.
-        device_domains: address of their place on the GPU; 0 without them.
-        device_rows: address of their place on the GPU.
-        copy_begins: recorded before the images are copied to the GPU.
-        copied: recorded after that.
-        run_begins: recorded before they are computed.
-        ran: recorded after that.
-        done: recorded after the embeddings have been copied to the host.
+        device_images: address of the images on the GPU.
+        device_domains: address of the domains on the GPU; 0 without them.
+        device_rows: address of the rows on the GPU.
+        copy_begins: event before the images are copied to the GPU.
+        copied: event after that.
+        run_begins: event before the computation.
+        ran: event after that.
+        done: event after the embeddings have been copied to the host.
     """
 
     number: int
@@ -542,7 +539,7 @@ class Slot:
         )
 
     def times(self, cuda: Any) -> DeviceTimes:
-        """Return the times between the events, all of which must have been reached."""
+        """Return the times between the events, all of which must have occurred."""
         pairs = (
             (self.copy_begins, self.copied),
             (self.run_begins, self.ran),

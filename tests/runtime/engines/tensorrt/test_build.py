@@ -261,9 +261,9 @@ def _flat_output() -> onnx.ModelProto:
         (_fixed_batch(), r"takes images: UINT8 \(4, 224, 224, 3\)"),
         (_renamed("images", "photos"), "takes photos"),
         (_float_input(), "takes images: FLOAT"),
-        (_renamed("embeddings", "projection"), "gives projection"),
-        (_no_outputs(), "gives nothing"),
-        (_flat_output(), r"gives cells: FLOAT \(any, 3, 8, 8\)"),
+        (_renamed("embeddings", "projection"), "returns projection"),
+        (_no_outputs(), "returns nothing"),
+        (_flat_output(), r"returns cells: FLOAT \(any, 3, 8, 8\)"),
     ],
     ids=["two inputs", "fixed batch", "input", "float input", "output", "no output", "planes"],
 )
@@ -477,7 +477,7 @@ def test_every_none_is_an_error(
     monkeypatch.setattr(getattr(machine.world.module, owner), method, lambda *_: None)
     with pytest.raises(EngineUnavailable, match=f"could not {purpose}") as caught:
         build_plan(find_tensorrt(), ONNX, TENSORRT_SETTINGS)
-    assert "it gave no reason" in caught.value.found
+    assert "no reason given" in caught.value.found
 
 
 def test_a_profile_that_is_not_taken_is_an_error(

@@ -129,7 +129,7 @@ def _attack(says: str) -> Callable[[Callable[[PlanCache], object]], Callable[[Pl
     return register
 
 
-@_attack("SHA-256 is another")
+@_attack("SHA-256 differs")
 def _flipped_byte_in_the_plan(cache: PlanCache) -> None:
     content = bytearray(PLAN)
     content[5000] ^= 1
@@ -149,7 +149,7 @@ def _other_hash_in_the_sidecar(cache: PlanCache) -> None:
     _sidecar(cache).write_text(text.replace(_record().plan_sha256, "0" * 64))
 
 
-@_attack("SHA-256 is another")
+@_attack("SHA-256 differs")
 def _other_plan_of_the_same_size(cache: PlanCache) -> None:
     _plan(cache).write_bytes(PLAN[::-1])
 
@@ -370,7 +370,7 @@ def test_a_cache_that_cannot_be_made_says_so(
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
-    with pytest.raises(PlanCacheUnusable, match="cannot be made"):
+    with pytest.raises(PlanCacheUnusable, match="cannot be created"):
         cache_folder()
 
 

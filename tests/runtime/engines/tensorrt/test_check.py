@@ -67,7 +67,7 @@ def test_a_sound_plan_is_measured_and_stays(machine: FakeMachine, bundle: Bundle
     assert check.images == 8
     assert check.cosine_min is not None
     assert 0.9999 <= check.cosine_min <= 1.0001
-    assert check.beside.startswith("onnxruntime ")
+    assert check.compared_with.startswith("onnxruntime ")
     assert len(PlanCache(cache_folder()).entries()) == 1
 
 
@@ -82,7 +82,7 @@ def test_a_plan_of_other_weights_is_removed(machine: FakeMachine, bundle: Bundle
         is_new=True,
         kept_in=ready.kept_in,
     )
-    with pytest.raises(EngineUnavailable, match=r"does not compute what onnxruntime .* cosine of"):
+    with pytest.raises(EngineUnavailable, match=r"and onnxruntime .* disagree: .* cosine of"):
         require_sound(wrong, bundle, trt, find_device())
     assert PlanCache(cache_folder()).entries() == []
 
@@ -110,8 +110,8 @@ def test_other_plans_stay_when_one_is_removed(machine: FakeMachine, bundle: Bund
     ("row", "complaint"),
     [
         ([1.0] + [0.0] * 15, "have a cosine of"),
-        ([2.0] + [0.0] * 15, "8 of 8 rows that are not embeddings"),
-        ([float("nan")] * 16, "8 of 8 rows that are not embeddings"),
+        ([2.0] + [0.0] * 15, "8 of 8 rows that .* returns are not embeddings"),
+        ([float("nan")] * 16, "8 of 8 rows that .* returns are not embeddings"),
     ],
 )
 def test_rows_that_are_not_the_models_are_refused(
@@ -127,7 +127,7 @@ def test_without_onnx_runtime_the_plan_is_run_and_not_compared(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     check = check_plan(Scripted([1.0] + [0.0] * 15), bundle, "fp32")
     assert check.cosine_min is None
-    assert "ONNX Runtime" in check.beside
+    assert "ONNX Runtime" in check.compared_with
 
 
 def test_generated_pictures_embed_apart(bundle: Bundle) -> None:

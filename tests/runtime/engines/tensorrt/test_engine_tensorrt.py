@@ -395,7 +395,7 @@ def test_a_gpu_without_memory_for_one_image_is_an_error(
     machine.gpus.memory_bytes = IMAGE_BYTES
     problem = _refusal(machine, bundle)
     assert isinstance(problem, EngineUnavailable)
-    assert "too little memory on Fake GPU for a batch of 1" in problem.found
+    assert "Fake GPU has too little free memory for a batch of 1" in problem.found
     assert "nvidia-smi" in problem.next_step
 
 
@@ -414,8 +414,8 @@ def test_a_gpu_without_memory_for_the_weights_is_an_error(ten: FakeMachine, bund
     [
         ("build", "Could not find any implementation for node {conv1}", "could not build a plan"),
         ("deserialise", "Version tag does not match", "refuses the plan"),
-        ("context", "Invalid engine state", "made no execution context"),
-        ("execute", "Cuda failure: launch failed", "did not run"),
+        ("context", "Invalid engine state", "created no execution context"),
+        ("execute", "Cuda failure: launch failed", "could not run"),
     ],
 )
 def test_what_tensorrt_said_is_in_the_error(
@@ -437,7 +437,7 @@ def test_a_run_that_fails_leaves_an_engine_that_runs(
     engine = _opened(ten, bundle, notify=notices.append)
     ten.faults.execute = "Cuda failure"
     # The second chunk fails, while the first, which is a graph, is still under way.
-    with pytest.raises(EngineUnavailable, match="did not run:\n    Cuda failure"):
+    with pytest.raises(EngineUnavailable, match="could not run:\n    Cuda failure"):
         engine.run(_images(11), "photo")
     ten.faults.execute = ""
     for count in (11, 11, 11, 40):
@@ -470,7 +470,7 @@ def test_a_plan_of_another_shape_is_refused(machine: FakeMachine, bundle: Bundle
     machine.faults.output_dim = 12
     problem = _refusal(machine, bundle)
     assert isinstance(problem, BadModel)
-    assert "gives (1, 12) for 1 images" in problem.found and problem.expected == "(1, 16)"
+    assert "returns (1, 12) for 1 images" in problem.found and problem.expected == "(1, 16)"
 
 
 @pytest.mark.parametrize("part", ["input", "output", "dim", "type"])

@@ -79,7 +79,7 @@ def test_what_is_missing_is_named_with_its_extra(installed: Path) -> None:
         ("raise OSError('libnvinfer.so.11: cannot open')", "cannot be loaded: libnvinfer.so.11"),
         ("import tensorrt_bindings_of_nobody", "cannot be loaded: No module named"),
         ("raise RuntimeError()", "cannot be loaded: RuntimeError"),
-        ("", "incomplete installation"),
+        ("", "not completely installed"),
         (_WORKING.format(version="8.6.1"), r"8\.6\.1 is too old"),
         (_OLD.format(version="10.2.0"), r"10\.2\.0 is too old\s+expected: 10\.14"),
     ],
@@ -118,7 +118,7 @@ def test_errors_come_without_noise_and_once() -> None:
 
 
 def test_only_the_last_lines_are_shown() -> None:
-    assert join_lines([]) == " it gave no reason"
+    assert join_lines([]) == " no reason given"
     assert join_lines(["one", "two"]) == "\n    one\n    two"
     shown = join_lines([str(number) for number in range(9)], most=2)
     assert shown == "\n    (7 lines before)\n    7\n    8"
