@@ -18,6 +18,7 @@ import pytest
 
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import BadGallery
+from sbtk_runtime.gallery import hnsw
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
@@ -32,7 +33,7 @@ KILLED = -signal.SIGKILL
 
 
 def index_and_tell(folder: Path, photos: Path, bundle: Path, progress: Connection) -> None:
-    """Update a gallery and sends the number of photos that are done."""
+    """Update a gallery and send the number of photos that are done."""
 
     def tell(done: int, total: int | None, rate: float) -> None:
         progress.send(done)
@@ -46,7 +47,7 @@ def index_and_tell(folder: Path, photos: Path, bundle: Path, progress: Connectio
 def index_until_sync(
     folder: Path, photos: Path, bundle: Path, syncs: int, bits: int | None = None
 ) -> None:
-    """Update a gallery, and dies in the moment of the given call of fsync."""
+    """Update a gallery, and die at the given call of fsync."""
     left = syncs
     real = os.fsync
 
@@ -61,8 +62,11 @@ def index_until_sync(
     index(folder, photos, bundle, bits=bits)
 
 
-def index_until_published(folder: Path, photos: Path, bundle: Path) -> None:
-    """Update a gallery, and dies when all but the manifest is written."""
+def index_until_published(
+    folder: Path, photos: Path, bundle: Path, graph_from: int = hnsw.GRAPH_FROM
+) -> None:
+    """Update a gallery, and die when all but the manifest is written."""
+    hnsw.GRAPH_FROM = graph_from
 
     def die(self: GalleryManifest, folder: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -195,6 +199,23 @@ def test_killed_at_every_sync_of_an_update(tmp_path: Path, bundle: Path, bits: i
             break
     assert exit_code == 0
     assert syncs > (6 if bits is None else 5)
+
+
+def test_killed_between_graph_and_manifest_the_old_generation_answers(
+    tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hnsw, "GRAPH_FROM", 1)
+    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
+    write_photos(photos, 8)
+    index(folder, photos, bundle)
+    old_names = names_in(folder)
+    change(photos)
+    assert run(index_until_published, folder, photos, bundle, 1) == KILLED
+    assert sorted(path.name for path in folder.glob("graph-*")) == ["graph-1.hnsw", "graph-2.hnsw"]
+    assert names_in(folder) == old_names
+    index(folder, photos, bundle)
+    assert [path.name for path in folder.glob("graph-*")] == ["graph-2.hnsw"]
+    assert names_in(folder) == {path.name for path in photos.iterdir()} - {"junk.jpg"}
 
 
 def test_killed_between_codes_and_manifest_the_old_generation_answers(
