@@ -34,8 +34,8 @@ class LazyCommand(NamedTuple):
 
 COMMANDS = {
     "index": LazyCommand("sbtk_cli.index", "Create or update a gallery from folders of photos."),
-    "merge": LazyCommand("sbtk_cli.merge", "Merge the galleries of several machines."),
-    "push": LazyCommand("sbtk_cli.push", "Push a gallery to a search engine."),
+    "merge": LazyCommand("sbtk_cli.merge", "Merge galleries of one model into one."),
+    "push": LazyCommand("sbtk_cli.push", "Push a gallery to PostgreSQL."),
     "query": LazyCommand("sbtk_cli.query", "Find the photos that look like a sketch."),
     "serve": LazyCommand("sbtk_cli.serve", "Draw in the browser and find photos."),
     "embed": LazyCommand("sbtk_cli.embed", "Write the embeddings of image files to an .npz file."),
