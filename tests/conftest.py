@@ -80,3 +80,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             patch.setenv("MPLCONFIGDIR", str(Path(home) / "matplotlib"))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module")
+def narrow_resnet18() -> Iterator[None]:
+    """Give ResNet18 a quarter of its channels."""
+    from tests.narrow_resnet import NarrowResNet
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torchvision.models.resnet18", NarrowResNet)
+        yield

@@ -22,7 +22,7 @@ from sbtk_train.config import read_config
 from sbtk_train.runs.checkpoint import LAST, STUDENT
 from tests.tiny_data import write_dataset
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow_resnet18")]
 
 if TYPE_CHECKING:
     from sbtk_train.runs.loop import Trainer
@@ -116,7 +116,7 @@ def test_interrupted_run_is_resumed(data: Path, tmp_path: Path) -> None:
     assert told.endswith("saved; next: sbtk train --resume run\nTerminated.\n")
     config = tmp_path / "run" / "config.resolved.toml"
     config.write_text(config.read_text().replace("epochs = 400", "epochs = 2"))
-    again = sbtk("train", "--resume", "run", cwd=tmp_path)
+    again = sbtk_process("train", "--resume", "run", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "resuming run" in again.stderr
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) >= 3

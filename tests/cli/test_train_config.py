@@ -13,7 +13,7 @@ from sbtk_runtime.files import sha256_of_file
 from sbtk_train.config import CONFIG_NAME, read_config
 from tests.tiny_data import write_dataset
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow_resnet18")]
 
 TINY = """
     --weights none --backbone resnet18 --size 32 --final-epochs 0 --quadruplets 2 --dim 8

@@ -56,7 +56,7 @@ def test_stages_run_in_two_parts_equal_the_whole_trunk(student: SbtknetStudent) 
         early = student.feature_map(images, end="layer4")
         late = student.embed(early, domains_of("photo", 2), "layer4")
         torch.testing.assert_close(late, student.embed(images))
-    assert early.shape == (2, 256, 4, 4)
+    assert early.shape == (2, 64, 4, 4)
 
 
 def test_maps_are_what_the_frozen_stages_make_and_are_made_once(
@@ -66,7 +66,7 @@ def test_maps_are_what_the_frozen_stages_make_and_are_made_once(
     messages: list[str] = []
     maps = maps_in(tmp_path, student, messages)
     kept = maps.of(images.photos[:3], "photo")
-    assert kept.shape == (3, 1, 256, 4, 4)
+    assert kept.shape == (3, 1, 64, 4, 4)
     photo = load_pixels(images.photos[1], "photo", 64).copy()
     pixels = torch.from_numpy(photo).permute(2, 0, 1)[None]
     with torch.inference_mode():
@@ -123,7 +123,7 @@ def test_copies_differ_and_views_of_an_image_are_different_copies(
     generator = torch.Generator().manual_seed(3)
     draws = BatchRngs(BatchRng(generator, 2), BatchRng(generator, 1))
     first, second = source.inputs(source.load(rows, 0), draws).chunk(2)
-    assert first.shape == (3, 256, 4, 4)
+    assert first.shape == (3, 64, 4, 4)
     found = [
         [copy for copy in range(3) if np.array_equal(kept[row, copy], view[place].numpy())]
         for place, row in enumerate((0, 5))
@@ -181,6 +181,6 @@ def test_the_last_epochs_and_validation_have_maps_of_production_size(
     run(small, tmp_path / "run")
     shapes = sorted(np.load(path, mmap_mode="r").shape[1:] for path in tmp_path.glob("maps/*.npy"))
     # Of both kinds: validation, and held-out sketches with their photos; then each size's copies.
-    assert shapes == [(1, 256, 14, 14)] * 4 + [(2, 256, 2, 2)] * 2 + [(2, 256, 14, 14)] * 2
+    assert shapes == [(1, 64, 14, 14)] * 4 + [(2, 64, 2, 2)] * 2 + [(2, 64, 14, 14)] * 2
     assert json.loads((tmp_path / "run" / RECORD).read_text())["validation_px"] == SIZE_PX
     assert replace(small, recipe=replace(small.recipe, final_epochs=0)).validation_px == 32

@@ -122,7 +122,7 @@ def test_an_embedding_longer_than_the_logits_is_refused_with_the_refit_and_train
     assert "--no-refit, or --dim 1000" in capsys.readouterr().err
     assert not (tmp_path / "refused").exists()
     assert main([*words, "--no-refit", "--out", str(tmp_path / "run")]) == 0
-    assert load_file(tmp_path / "run" / STUDENT)["embedding.weight"].shape == (1024, 512)
+    assert load_file(tmp_path / "run" / STUDENT)["embedding.weight"].shape == (1024, 128)
 
 
 def test_further_images_and_their_class_map_are_the_same_in_another_place(
