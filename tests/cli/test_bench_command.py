@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch._inductor import config as inductor
 
 from sbtk_cli.main import main
 from sbtk_runtime.engines.registry import probe_engines
@@ -170,6 +169,8 @@ def test_a_csv_file_that_cannot_be_written_is_refused_before_measuring(
 def test_without_a_compiler_the_others_are_measured(
     small_student: None, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from torch._inductor import config as inductor
+
     torch.compiler.reset()  # drop what other tests have compiled
     settings = {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
     with inductor.patch(settings):

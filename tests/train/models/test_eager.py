@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch._inductor import config as inductor
 
 from sbtk_train.batches.augment import normalise
 from sbtk_train.models.dsn import DsnStudent
@@ -74,6 +73,8 @@ def test_half_precision_is_the_trunks_alone(pixels: NDArray[np.uint8]) -> None:
 
 
 def test_compiled_once_for_each_batch_and_computes_the_same(pixels: NDArray[np.uint8]) -> None:
+    from torch._inductor import config as inductor
+
     student = tiny_student()
     eager = make_eager_run(student, TorchSettings(1))
     messages: list[str] = []
@@ -90,6 +91,8 @@ def test_compiled_once_for_each_batch_and_computes_the_same(pixels: NDArray[np.u
 
 
 def test_a_compiler_that_is_missing_is_a_runtime_error(pixels: NDArray[np.uint8]) -> None:
+    from torch._inductor import config as inductor
+
     run = make_compiled_run(tiny_student(), TorchSettings(1))
     settings = {
         "cpp.cxx": ("no-such-compiler",),

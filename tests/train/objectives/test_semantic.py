@@ -94,10 +94,6 @@ def test_synsets_are_read_off_the_photos_names_in_their_order() -> None:
 @pytest.fixture
 def excerpt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A WordNet that has ImageNet's synsets where they are, all but three fishes alone."""
-    nltk = pytest.importorskip("nltk")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("NLTK_DATA", raising=False)
-    monkeypatch.setattr(nltk.data, "path", [])
     above = {TENCH: CARP, GOLDFISH: CARP, SHARK: FISH}
     nouns = [
         Noun(offset, (f"class{number}",), (above[offset],) if offset in above else ())
@@ -157,7 +153,6 @@ def test_a_wordnet_of_other_numbers_is_refused(excerpt: Path) -> None:
 
 @pytest.fixture(scope="module")
 def installed() -> Iterator[WordNet]:
-    pytest.importorskip("nltk")
     try:
         with open_wordnet() as found:
             yield found
@@ -222,8 +217,6 @@ def test_the_matrix_of_sketchy_is_like_the_published_one(installed: WordNet) -> 
     assert 490 < (~matrix.any(axis=0)).sum() < 560
 
 
-nltk = pytest.importorskip("nltk")
-
 THING, ANIMAL, BIRD, OWL, DUCK, TOWER, EIFFEL, WADER, DUCK_CLOTH = range(1000, 10_000, 1000)
 NOUNS = (
     Noun(THING, ("thing",)),
@@ -247,7 +240,7 @@ def nothing_installed(
         return  # NLTK reads files only below the folders of `nltk.data.path`
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("NLTK_DATA", raising=False)
-    monkeypatch.setattr(nltk.data, "path", [])
+    monkeypatch.setattr("nltk.data.path", [])
     monkeypatch.setattr(semantic, "DEBIANS", tmp_path / "debian")
 
 
@@ -322,12 +315,12 @@ def test_every_place_is_looked_in_and_the_users_own_comes_first(
     with zipfile.ZipFile(corpora / "wordnet.zip", "w") as archive:
         for file in source.iterdir():
             archive.write(file, f"wordnet/{file.name}")
-    monkeypatch.setattr(nltk.data, "path", [str(corpora.parent)])
+    monkeypatch.setattr("nltk.data.path", [str(corpora.parent)])
     assert has("zipped")
     write_nouns(tmp_path / "own" / "corpora" / "wordnet", [Noun(1000, ("own",))])
     monkeypatch.setenv("NLTK_DATA", os.pathsep.join(["", str(tmp_path / "own")]))
     assert has("own")
-    assert nltk.data.path == [str(corpora.parent)]
+    assert sys.modules["nltk"].data.path == [str(corpora.parent)]
     assert list((tmp_path / "cache" / "sbtk").iterdir()) == []
 
 
