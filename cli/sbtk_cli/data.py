@@ -106,17 +106,17 @@ Row = tuple[str, str, str]
 
 def check_lines(check: DataCheck) -> Iterator[str]:
     """Yield the answer's lines, tables among them."""
-    from sbtk_train.data.splits import named
+    from sbtk_train.data.splits import join_names
 
     layout = check.dataset.layout
     yield f"{shown_relative(layout.root)}: {layout.title}"
     name = check.published.name if check.published else ""
     yield plain_table([("", "HERE", name.upper()), *_statistics(check)])
     if check.one_sided:
-        yield f"in one domain only: {named(check.one_sided)}"
+        yield f"in one domain only: {join_names(check.one_sided)}"
     if check.dataset.renamed:
         pairs = [f"{name} is {to}" for name, to in check.dataset.renamed]
-        yield printable_name(f"put together: {named(pairs)}")
+        yield printable_name(f"put together: {join_names(pairs)}")
     for each in check.dataset.missing:
         yield (
             f"{shown_relative(each.file)}: {len(each.missing):,} of its "
@@ -214,16 +214,16 @@ def _published_statistics(published: PublishedData | None) -> tuple[str, ...]:
 
 
 def _split_lines(split: SplitCheck, check: DataCheck) -> Iterator[str]:
-    from sbtk_train.data.splits import named
+    from sbtk_train.data.splits import join_names
 
     match = split.match
     lists = f", by the lists of {split.listing}" if split.listing else ""
     yield f"split {printable_name(split.name)}{lists}"
     yield plain_table([("", "HERE", "PUBLISHED"), *_split_rows(split, check)], indent="  ")
     if match.absent:
-        yield f"  not in the data: {named(match.absent)}"
+        yield f"  not in the data: {join_names(match.absent)}"
     if match.unknown:
-        yield f"  on neither list of {split.name}, so seen: {named(match.unknown)}"
+        yield f"  on neither list of {split.name}, so seen: {join_names(match.unknown)}"
     if split.leakage.file_names:
         first = split.leakage.file_names[0]
         yield (

@@ -39,8 +39,8 @@ from sbtk_train.data.splits import (
     export_problem,
     find_export_problem,
     find_listing,
+    join_names,
     match_classes,
-    named,
     open_split,
     split_names,
 )
@@ -50,7 +50,7 @@ _OTHER_IMAGES = frozenset({".psd", ".eps", ".ai", ".jp2", ".jxl", ".tga", ".pdf"
 
 @dataclass(frozen=True)
 class PerClass:
-    """Image counts per class, of classes with images; deviations are population ones."""
+    """Image counts per class, of classes with images, with their population deviation."""
 
     total: int
     classes: int
@@ -62,23 +62,23 @@ class PerClass:
 
 @dataclass(frozen=True)
 class SplitCheck:
-    """A split as the data have it.
+    """The state of a split of the data.
 
     Attributes:
-        name: the split's.
+        name: of the split.
         sha256: hash of its unseen classes.
         listing: the data set's own lists of this split, such as `zeroshot1`; empty if it has none.
-        match: how the class names fall.
+        match: its seen and unseen classes.
         training_sketches: sketches of seen classes, without those that the lists hold out.
-        held_out_sketches: those.
+        held_out_sketches: sketches of seen classes that the lists hold out.
         training_photos: photos of seen classes.
         queries: sketches of unseen classes.
         gallery: photos of unseen classes.
         leakage: what both sides have in common.
-        published: the published counts; `None` where there are none for these data.
-        export: what `sbtk export` will refuse about a run on it; empty where it will not.
-        lacking: a sentence on the classes of a split file that the data lack; empty where they
-            lack none, or may.
+        published: the published counts; `None` if there are none for these data.
+        export: why `sbtk export` will refuse a run on it; empty if it will not.
+        lacking: a sentence on the classes of a split file that the data lack; empty if they lack
+            none, or missing classes are allowed.
     """
 
     name: str
@@ -102,16 +102,16 @@ class DataCheck:
 
     Attributes:
         dataset: what was found.
-        sketches: per class, of Table 1.
-        photos: the same.
+        sketches: counts per class.
+        photos: counts per class.
         one_sided: classes without sketches or without photos.
         published: the published data set that has these classes; `None` if none has.
         splits: the requested ones, or those of the data.
         images: the results of opening each image; `None` if that was skipped.
-        keeps_duplicates: photos that are there twice were counted twice.
-        too_few: classes that training leaves out, as they have fewer than two sketches or no photo;
-            those of `one_sided` are among them.
-        in_two_classes: images with the very same bytes in two classes, one pair for each content.
+        keeps_duplicates: whether duplicate photos were counted twice.
+        too_few: classes that training leaves out, since they have fewer than two sketches or no
+            photo; those of `one_sided` are among them.
+        in_two_classes: images with the same bytes in two classes, one pair for each content.
     """
 
     dataset: Dataset
@@ -126,23 +126,23 @@ class DataCheck:
     in_two_classes: tuple[tuple[str, str], ...]
 
     def problems(self) -> list[str]:
-        """Return sentences on what makes the data unfit, as a whole or for one of the splits."""
+        """Return sentences on what prevents training, for all data or for one of the splits."""
         of_splits = [problem for split in self.splits for problem in _problems(split)]
         return [*_problems_of_all(self), *of_splits]
 
     def notices(self) -> list[str]:
-        """Return sentences on what training would leave out, and on labels in doubt."""
+        """Return sentences on what training would leave out, and on doubtful labels."""
         ignored = self.dataset.ignored
         lines = [line for kind in ignored for line in describe_ignored(kind, ignored[kind])]
         lines += [f"{each.name}: {each.export}" for each in self.splits if each.export]
-        # Without a split, too few images in all are also too few of the training classes.
+        # Without a split, too few images overall are also too few of the training classes.
         if not self.splits and (export := export_problem(self.sketches.total, self.photos.total)):
             lines.append(export)
         if self.too_few:
             lines.append(
                 f"{len(self.too_few)} of {len(self.dataset.images.classes)} classes are left out "
                 "of training, which needs two sketches and one photo in each: "
-                + named(self.too_few)
+                + join_names(self.too_few)
             )
         lines += [
             f"{usable} {what} have two sketches and one photo; sbtk train needs "
@@ -154,17 +154,17 @@ class DataCheck:
         if self.in_two_classes:
             first = self.in_two_classes[0]
             lines.append(
-                f"in two classes: {len(self.in_two_classes)} of the images; first {first[0]} and "
+                f"in two classes: {len(self.in_two_classes)} of the images, such as {first[0]} and "
                 f"{first[1]}"
             )
         return lines
 
     def skipped(self) -> int:
         """Return how many images training would leave out."""
-        gone = {path for each in self.dataset.missing for path in each.missing}
+        missing = {path for each in self.dataset.missing for path in each.missing}
         ignored = self.dataset.ignored.values()
         return (
-            len(gone)
+            len(missing)
             + (len(self.images.unreadable) if self.images else 0)
             + sum(count for each in ignored for _, count in each.nested)
             + sum(
@@ -176,7 +176,7 @@ class DataCheck:
         )
 
     def is_whole(self) -> bool:
-        """Whether training would use every image, each in one class."""
+        """Return whether training would use every image, each in one class."""
         return not (self.skipped() or self.too_few or self.in_two_classes)
 
 
@@ -191,11 +191,11 @@ def check_data(
     """Return the state of a data set.
 
     Args:
-        dataset: what was found on disk.
-        splits: those to look at; see `find_splits`.
-        images: what came of opening the images, if they were.
+        dataset: the data set.
+        splits: the splits to check; see `find_splits`.
+        images: the results of opening the images, if they were.
         keep_duplicates: as the data set was opened.
-        allow_missing: a split file may name classes that the data lack.
+        allow_missing: whether a split file may name classes that the data lack.
     """
     data = dataset.images
     published = match_published_data(data.classes)
@@ -233,7 +233,7 @@ def check_data(
 
 
 def find_splits(dataset: Dataset, asked: str | None) -> list[Split]:
-    """Return the requested split, or else those of the data's own lists, or published ones.
+    """Return the requested split, or else those of the data's own lists and published ones.
 
     Raises:
         BadConfig: there is no such split.
@@ -255,25 +255,25 @@ def find_splits(dataset: Dataset, asked: str | None) -> list[Split]:
 
 
 def _in_two_classes(data: ImageSet, sha256: Mapping[Path, bytes]) -> Iterator[tuple[str, str]]:
-    """Yield the first two images of different classes for each content that has such two."""
+    """Yield two images for each content that is in different classes."""
     first: dict[bytes, tuple[int, Path]] = {}
-    told: set[bytes] = set()
+    yielded: set[bytes] = set()
     for paths, labels in (
         (data.sketch_files, data.sketch_labels),
         (data.photos, data.photo_labels),
     ):
         for path, label in zip(paths, labels.tolist(), strict=True):
             digest = sha256.get(path)
-            if digest is None or digest in told:
+            if digest is None or digest in yielded:
                 continue
             other, other_path = first.setdefault(digest, (label, path))
             if other != label:
-                told.add(digest)
+                yielded.add(digest)
                 yield str(other_path), str(path)
 
 
 def _is_image(suffix: str) -> bool:
-    """Return whether files with a suffix that sbtk does not read are images nevertheless."""
+    """Return whether files with a suffix that sbtk does not read are images."""
     kind = mimetypes.guess_type(f"x{suffix}")[0] or ""
     return kind.startswith("image/") or suffix in RAW_SUFFIXES or suffix in _OTHER_IMAGES
 
@@ -286,16 +286,17 @@ def _problems_of_all(check: DataCheck) -> list[str]:
         ("photo", len(data.photos), check.dataset.ignored["photo"]),
     ):
         if not count:
-            problems.append(f"there is not one {kind} image in the class folders")
+            problems.append(f"there are no {kind} images in the class folders")
         empty_above = sorted({folder.parent for folder, _ in ignored.nested} - _folders_of(data))
         if count and empty_above:
+            folders = join_names([printable_name(folder) for folder in empty_above])
             problems.append(
-                f"the {kind} images of {len(empty_above)} of the class folders lie in folders "
-                f"below; move them up: {named([printable_name(folder) for folder in empty_above])}"
+                f"the {kind} images of {len(empty_above)} of the class folders are in subfolders; "
+                f"move them up: {folders}"
             )
     problems += [
         f"{usable} {what} have two sketches and one photo; training needs "
-        f"{MIN_TRAINING_CLASSES}, and {VALIDATION_CLASSES} more to validate on by default"
+        f"{MIN_TRAINING_CLASSES}, and by default {VALIDATION_CLASSES} more for validation"
         for what, usable in _usable(check)
         if usable < MIN_TRAINING_CLASSES
     ]
@@ -303,9 +304,9 @@ def _problems_of_all(check: DataCheck) -> list[str]:
 
 
 def _usable(check: DataCheck) -> list[tuple[str, int]]:
-    """Return how many classes could be trained on: of each split, or of all; none without images.
+    """Return the number of classes to train on, of each split or of all.
 
-    An empty domain is reported separately.
+    Return nothing if a domain has no images, which is reported separately.
     """
     data, few = check.dataset.images, set(check.too_few)
     if not (data.sketches and data.photos):
@@ -315,7 +316,7 @@ def _usable(check: DataCheck) -> list[tuple[str, int]]:
 
 
 def _fewer_to_validate_on(usable: int) -> str:
-    """Return the options with which `sbtk train` takes so few classes."""
+    """Return the options with which `sbtk train` accepts so few classes."""
     spare = usable - MIN_TRAINING_CLASSES
     return "--validation-classes " + (f"{spare} or fewer" if spare else "0 --selection last")
 
@@ -394,7 +395,7 @@ def _problems(split: SplitCheck) -> list[str]:
         problems.append(split.lacking)
     elif not split.match.unseen:
         problems.append(
-            f"none of the {len(split.match.absent)} unseen classes of {split.name} is here"
+            f"the data have none of the {len(split.match.absent)} unseen classes of {split.name}"
         )
     problems += [
         f"{alike.name!r} counts as seen in {split.name} and looks like the unseen {alike.unseen!r}"
@@ -414,9 +415,9 @@ def _problems(split: SplitCheck) -> list[str]:
     return problems
 
 
-# Small, as for the check before training: JPEGs are decoded at an eighth of their scale.
+# Small, so that JPEGs are decoded at an eighth of their scale.
 _SIZE_PX = 32
-_AT_ONCE = 256
+_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -424,7 +425,7 @@ class ImageCheck:
     """The results of opening the images.
 
     Attributes:
-        unreadable: those that cannot be used, and why; empty sketches too.
+        unreadable: images that cannot be used, empty sketches among them, and why.
         sizes: number of readable images by kind, width and height in pixels.
         modes: number of readable images by kind and Pillow's mode, such as `RGB` or `L`.
         sha256: of the bytes of each readable image.
@@ -437,7 +438,7 @@ class ImageCheck:
 
 
 @dataclass(frozen=True)
-class _Opened:
+class _OpenedImage:
     path: Path
     kind: Kind
     reason: str
@@ -450,11 +451,11 @@ class _Opened:
 def check_images(
     data: ImageSet, *, threads: int, advance: Callable[[int, int | None], None]
 ) -> ImageCheck:
-    """Return what came of decoding every image as training would, in a pool of threads.
+    """Decode every image as training would, in a pool of threads, and return the results.
 
     Args:
-        data: the images; one that is there twice is opened once.
-        threads: images decoded at a time.
+        data: the images; duplicates are opened once.
+        threads: number of threads.
         advance: called with the number done and the total.
     """
     unreadable: list[tuple[Path, str]] = []
@@ -462,7 +463,7 @@ def check_images(
     modes: Counter[tuple[Kind, str]] = Counter()
     digests: dict[Path, bytes] = {}
     total = len(set(data.sketches)) + len(set(data.photos))
-    for done, opened in enumerate(_all_opened(data, threads), 1):
+    for done, opened in enumerate(_open_images(data, threads), 1):
         if opened.reason:
             unreadable.append((opened.path, opened.reason))
         else:
@@ -473,7 +474,7 @@ def check_images(
     return ImageCheck(tuple(unreadable), sizes, modes, digests)
 
 
-def _all_opened(data: ImageSet, threads: int) -> Iterator[_Opened]:
+def _open_images(data: ImageSet, threads: int) -> Iterator[_OpenedImage]:
     kinds: tuple[tuple[Kind, tuple[Path, ...]], ...] = (
         ("sketch", data.sketch_files),
         ("photo", data.photos),
@@ -481,21 +482,21 @@ def _all_opened(data: ImageSet, threads: int) -> Iterator[_Opened]:
     with ThreadPoolExecutor(threads, thread_name_prefix="check") as pool:
         for kind, given in kinds:
             paths = list(dict.fromkeys(given))
-            # A queue of half a million futures would take longer to make than it helps.
-            for start in range(0, len(paths), _AT_ONCE):
-                some = paths[start : start + _AT_ONCE]
-                yield from pool.map(_opened, some, [kind] * len(some))
+            # In chunks, since making half a million futures takes long.
+            for start in range(0, len(paths), _CHUNK):
+                chunk = paths[start : start + _CHUNK]
+                yield from pool.map(_open_image, chunk, [kind] * len(chunk))
 
 
-def _opened(path: Path, kind: Kind) -> _Opened:
+def _open_image(path: Path, kind: Kind) -> _OpenedImage:
     try:
         data = read_image_bytes(path)
         prepare(data, kind, _SIZE_PX)
     except BadImage as problem:
-        return _Opened(path, kind, problem.found)
-    # What has been decoded is of a format on the list, so its header is safe to read again.
+        return _OpenedImage(path, kind, problem.found)
+    # The format is one of ours, since the image has been decoded; its header is safe to read again.
     formats = [*FORMATS, *({"HEIF"} & set(Image.OPEN))]
     with Image.open(io.BytesIO(data), formats=formats) as image:
         width, height = image.size
         mode = image.mode
-    return _Opened(path, kind, "", width, height, mode, hashlib.sha256(data).digest())
+    return _OpenedImage(path, kind, "", width, height, mode, hashlib.sha256(data).digest())

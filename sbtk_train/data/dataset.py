@@ -23,7 +23,7 @@ from sbtk_train.data.image_set import (
     scan,
 )
 from sbtk_train.data.layouts import PARTS, Layout, ListFolder, read_list_folder, recognise
-from sbtk_train.data.splits import named
+from sbtk_train.data.splits import join_names
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def describe_ignored(kind: Kind, ignored: Ignored) -> list[str]:
         named_suffixes = [f"{number} {suffix or 'without a suffix'}" for suffix, number in counted]
         plural = "s" if count > 1 else ""
         lines.append(
-            f"{count} file{plural} among the {kind} images not read: {named(named_suffixes)}"
+            f"{count} file{plural} among the {kind} images not read: {join_names(named_suffixes)}"
         )
     if ignored.nested:
         count = sum(number for _, number in ignored.nested)
@@ -206,7 +206,7 @@ def _notices(
     ]
     if renamed:
         pairs = [f"{name} is {to}" for name, to in renamed]
-        notices.append(f"merged class names: {named(pairs)}")
+        notices.append(f"merged class names: {join_names(pairs)}")
     if dropped:
         notices.append(f"left out {dropped} duplicate photos")
     return notices

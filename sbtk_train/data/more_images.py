@@ -22,7 +22,7 @@ from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.files import printable_name
 from sbtk_train.data.class_names import ClassNames
 from sbtk_train.data.image_set import ImageSet, ImageSource, Rows, scan
-from sbtk_train.data.splits import Division, Split, named
+from sbtk_train.data.splits import Division, Split, join_names
 from sbtk_train.data.stroke_files import read_stroke_file
 
 STROKE_SUFFIX = ".npz"
@@ -175,7 +175,10 @@ def append_images(division: Division, split: Split, more: MoreImages, names: Cla
     notices = [
         f"further images: {added[0]:,} sketches and {added[1]:,} photos, "
         f"{len(further)} further classes",
-        *(f"left out {len(each)} classes {why}: {named(each)}" for why, each in left_out.items()),
+        *(
+            f"left out {len(each)} classes {why}: {join_names(each)}"
+            for why, each in left_out.items()
+        ),
     ]
     whole = ImageSet(
         classes,

@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -146,14 +146,14 @@ def _random_split(name: str, classes: Sequence[str] | None) -> Split:
 
 
 def _drawing_order(name: str) -> tuple[str, str]:
-    """Return what classes are sorted by before some are drawn; it must never change."""
+    """Return the sort key of classes before some are drawn; it must never change."""
     folded = unicodedata.normalize("NFKC", name).casefold()
     letters = "".join(character for character in folded if character.isalnum())
     return joined_key(letters) or folded, class_key(name)
 
 
 def _without_ids(lines: list[str], path: Path, classes: Sequence[str] | None) -> list[str]:
-    """Return the lines without the ids that `cname_cid` files put behind the names.
+    """Return the lines without the ids that follow the names in `cname_cid` files.
 
     A number belongs to the name (`shoe 0`) unless all lines have one, they count from 0 on, and
     the data, where they are known, have none of the names with a number.
@@ -175,16 +175,16 @@ def _without_ids(lines: list[str], path: Path, classes: Sequence[str] | None) ->
 MIN_TRAINING_CLASSES = 3
 #: Default number of seen classes kept for validation.
 VALIDATION_CLASSES = 10
-#: Per class: one sketch is held out, so a class with a single one could not be trained on.
+#: Per class: one sketch is held out, and at least one is left to train on.
 MIN_SKETCHES = 2
 
 
 @dataclass(frozen=True)
 class Division:
-    """A data set divided for training: nothing in here is of an unseen class.
+    """A data set divided for training, without unseen classes.
 
     Attributes:
-        training: what the student learns from.
+        training: images to train on.
         held_out: sketches of training classes that are kept from training; their photos are the
             training photos.
         validation: whole seen classes kept from training, for selection and early stopping.
@@ -222,8 +222,8 @@ def divide(
         validation_classes: number of seen classes kept for validation.
         held_out_share: share of each training class's sketches that is held out, at least one.
         only_classes: if given, the classes to use; naming an unseen one is refused.
-        is_holding_out_photos: also hold out that share of each training class's photos, of at
-            least two photos one.
+        is_holding_out_photos: also hold out that share of each training class's photos, and at
+            least one of two or more.
 
     Raises:
         BadData: an unseen class was requested, a class looks like an unseen one by another name,
@@ -242,14 +242,15 @@ def divide(
             f"{len(usable)} seen classes have both sketches and photos",
             f"at least {validation_classes + MIN_TRAINING_CLASSES}: "
             f"{validation_classes} for validation and {MIN_TRAINING_CLASSES} to train on",
-            "add classes, lower --validation-classes, or do without: --validation-classes 0 "
-            "--selection last",
+            "add classes, lower --validation-classes, or train without validation: "
+            "--validation-classes 0 --selection last",
         )
     chosen = sorted(rng.choice(len(usable), validation_classes, replace=False).tolist())
     validation = [usable[i] for i in chosen]
     training = select_classes(data, [name for name in usable if name not in set(validation)])
     listing = find_listing(data, split)
-    kept, held = _held_out(training, held_out_share, rng, listing)
+    listed = _find_listed(training, listing)
+    kept, held = _draw_held_out(training.sketch_labels, held_out_share, rng, listed)
     if listing is not None and listing.training_sketches:
         left_out.append(f"held out are the {len(held)} sketches that {listing.name} keeps back")
     photos = None
@@ -282,7 +283,7 @@ def _absent(data: ImageSet, classes: Sequence[str]) -> list[str]:
     here = ClassNames(data.classes, renames=False)
     absent = [name for name in classes if name not in here]
     count = f"{len(absent)} of {len(classes)} classes on the list to train on"
-    return [f"{count} are not in the data: {named(absent)}"] if absent else []
+    return [f"{count} are not in the data: {join_names(absent)}"] if absent else []
 
 
 def _only(data: ImageSet, split: Split, classes: Sequence[str]) -> ImageSet:
@@ -291,7 +292,7 @@ def _only(data: ImageSet, split: Split, classes: Sequence[str]) -> ImageSet:
         raise BadData(
             f"the classes to train on include {', '.join(mistaken)}, unseen in {split.name}",
             "seen classes only",
-            "take them off the list, or choose another split",
+            "remove them from the list, or choose another split",
         )
     wanted = ClassNames(classes, renames=False)
     return select_classes(data, [name for name in data.classes if name in wanted])
@@ -313,15 +314,19 @@ def _find_usable(data: ImageSet, classes: Sequence[str]) -> tuple[list[str], lis
     return usable, notices
 
 
-def _held_out(
-    training: ImageSet, share: float, rng: np.random.Generator, listing: Listing | None
+def _draw_held_out(
+    labels: Rows, share: float, rng: np.random.Generator, listed: Set[int] = frozenset()
 ) -> tuple[list[int], list[int]]:
-    """Return the rows of sketches to train on, and of those to hold out, class by class."""
+    """Return the rows to train on and those to hold out, class by class.
+
+    Those `listed` are held out; of a class with none or only such rows, some are drawn instead. A
+    class with one image keeps it.
+    """
     kept: list[int] = []
     held: list[int] = []
-    for label in range(len(training.classes)):
-        rows = np.flatnonzero(training.sketch_labels == label).tolist()
-        chosen = _find_listed(training, rows, listing)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label).tolist()
+        chosen = listed & set(rows)
         if not 0 < len(chosen) < len(rows):
             count = min(max(1, math.floor(share * len(rows))), len(rows) - 1)
             chosen = set(rng.choice(rows, count, replace=False).tolist())
@@ -330,26 +335,12 @@ def _held_out(
     return kept, held
 
 
-def _draw_held_out(
-    labels: Rows, share: float, rng: np.random.Generator
-) -> tuple[list[int], list[int]]:
-    """Return the rows to train on and those to hold out; a class with one image keeps it."""
-    kept: list[int] = []
-    held: list[int] = []
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        count = min(max(1, math.floor(share * len(rows))), len(rows) - 1)
-        chosen = set(rng.choice(rows, count, replace=False).tolist())
-        held += sorted(chosen)
-        kept += [row for row in rows.tolist() if row not in chosen]
-    return kept, held
-
-
-def _find_listed(training: ImageSet, rows: list[int], listing: Listing | None) -> set[int]:
-    """Return the sketches of one class that the lists do not train on; none without lists."""
+def _find_listed(training: ImageSet, listing: Listing | None) -> set[int]:
+    """Return the sketches that the lists do not train on; none without lists."""
     if listing is None or not listing.training_sketches:
         return set()
-    return {row for row in rows if training.sketches[row] not in listing.training_sketches}
+    listed = listing.training_sketches
+    return {row for row, sketch in enumerate(training.sketches) if sketch not in listed}
 
 
 #: Data with this share of classes on the split's lists are those the split was made for.
@@ -375,7 +366,7 @@ class ClassMatch:
         unseen: the data's classes that are kept unseen.
         absent: the split's unseen classes that the data lack.
         unknown: classes of the data on neither of the split's lists; empty if it has no seen list.
-        look_alikes: classes among `seen` that may be unseen ones, written otherwise.
+        look_alikes: classes among `seen` that may be unseen ones in another spelling.
         is_own: judged by class names, the data are those that the split's lists were made for.
     """
 
@@ -389,7 +380,7 @@ class ClassMatch:
 
 
 def match_classes(classes: Sequence[str], split: Split) -> ClassMatch:
-    """Return how the classes fall to the split."""
+    """Return which of the classes are seen and unseen in the split."""
     here, listed = ClassNames(classes, renames=not split.is_file), ClassNames(split.seen)
     seen = split.seen_among(classes)
     absent = [name for name in split.unseen if name not in here]
@@ -412,10 +403,10 @@ def match_classes(classes: Sequence[str], split: Split) -> ClassMatch:
 
 
 def refuse_look_alikes(match: ClassMatch) -> None:
-    """Refuse to train on a class that is an unseen one by all appearances.
+    """Refuse to train on a class that is probably an unseen one.
 
     Raises:
-        BadData: the data are the split's own, and a class of theirs nearly has the name of an
+        BadData: the data are the split's own, and one of their classes has nearly the name of an
             unseen class that is missing.
     """
     if match.is_own and match.look_alikes:
@@ -431,7 +422,7 @@ def refuse_look_alikes(match: ClassMatch) -> None:
 def refuse_absent(
     listed: Sequence[str], classes: Sequence[str], name: str, *, renames: bool = False
 ) -> None:
-    """Refuse a list of classes of which the data lack any: a slip in a name would pass unnoticed.
+    """Refuse a list with classes that the data lack, which are probably misspelt.
 
     Args:
         listed: class names.
@@ -461,12 +452,13 @@ def describe_absent(
         for each in absent[:_SUGGESTED_AT_MOST]
         if (found := suggest_names(each, classes))
     ]
-    text = f"{len(absent)} of {len(listed)} classes in {name} are not in the data: {named(absent)}"
+    count = f"{len(absent)} of {len(listed)} classes in {name}"
+    text = f"{count} are not in the data: {join_names(absent)}"
     return f"{text}; {', '.join(close)}" if close else text
 
 
 def describe_matches(match: ClassMatch) -> list[str]:
-    """Return sentences on what does not match; none where all or nothing of the split is here."""
+    """Return sentences on mismatches; none if the data have all or none of the unseen classes."""
     notices = [
         f"WARNING: {alike.name!r} is trained on; is it the unseen {alike.unseen!r}?"
         for alike in match.look_alikes
@@ -474,24 +466,24 @@ def describe_matches(match: ClassMatch) -> list[str]:
     if match.unseen and match.absent:
         notices.append(
             f"{len(match.absent)} of {len(match.absent) + len(match.unseen)} unseen classes of "
-            f"{match.split} are not in the data: {named(match.absent)}"
+            f"{match.split} are not in the data: {join_names(match.absent)}"
         )
     return notices
 
 
-def named(names: Sequence[str], most: int = 8) -> str:
-    """Return the names as a list for people, the rest counted."""
+def join_names(names: Sequence[str], most: int = 8) -> str:
+    """Return the first names and the number of others as text."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-#: Of each kind, to compare with torch, where there are so many.
+#: Most images of each kind to compare with torch.
 PARITY_PER_KIND = 100
-#: Of each kind; an export without so many is refused.
+#: Fewest images of each kind to compare with torch; an export with fewer is refused.
 MIN_PARITY_PER_KIND = 16
-#: Of each kind, to calibrate INT8 on, where there are so many.
+#: Most images of each kind to calibrate INT8 on.
 CALIBRATION_PER_KIND = 150
-#: Of each kind; an export to INT8 without so many is refused.
+#: Fewest images of each kind to calibrate INT8 on; an export to INT8 with fewer is refused.
 MIN_CALIBRATION_PER_KIND = 16
 
 
@@ -503,19 +495,19 @@ def parity_share(per_kind: int, *, is_calibrating: bool = True) -> int:
         is_calibrating: whether some have to be left for calibration.
 
     Returns:
-        `PARITY_PER_KIND` at most; fewer than `MIN_PARITY_PER_KIND` where there are not enough.
+        At most `PARITY_PER_KIND`; fewer than `MIN_PARITY_PER_KIND` if there are not enough.
     """
     reserved = MIN_CALIBRATION_PER_KIND if is_calibrating else 0
     return min(PARITY_PER_KIND, max(per_kind - reserved, min(per_kind, MIN_PARITY_PER_KIND)))
 
 
 def export_problem(sketches: int, photos: int, *, is_calibrating: bool = True) -> str:
-    """Return why `sbtk export` would refuse, in a sentence; empty if it would not.
+    """Return a sentence on why `sbtk export` would refuse; empty if it would not.
 
     Args:
         sketches: of training classes, with those that are held out from training.
         photos: of training classes.
-        is_calibrating: whether INT8 is made, as it is by default.
+        is_calibrating: whether to export INT8, as by default.
     """
     needed = MIN_PARITY_PER_KIND + (MIN_CALIBRATION_PER_KIND if is_calibrating else 0)
     if min(sketches, photos) >= needed:

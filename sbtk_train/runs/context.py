@@ -19,7 +19,7 @@ from sbtk_train.config import Compute, SbtknetRecipe, TrainConfig, choose_comput
 from sbtk_train.data import Division, ImageSet, divide, read_dataset
 from sbtk_train.data.class_names import ClassNames, read_names
 from sbtk_train.data.more_images import append_images, open_class_map, read_more
-from sbtk_train.data.splits import Split, find_export_problem, named, open_split, refuse_absent
+from sbtk_train.data.splits import Split, find_export_problem, join_names, open_split, refuse_absent
 from sbtk_train.distributed import SINGLE_PROCESS, DistributedContext, synchronise_batch_norms
 from sbtk_train.models.backbone import (
     build_trunk,
@@ -238,15 +238,15 @@ def _load_student_weights(
     if known:
         notify(
             f"WARNING: that model was trained on {len(known)} of the classes that {split.name} "
-            f"keeps unseen ({named(known)}): figures on them are not zero-shot"
+            f"keeps unseen ({join_names(known)}): figures on them are not zero-shot"
         )
     kept = ClassNames(read_unseen_classes(path))
     doubtful = [] if learnt else [name for name in split.unseen if name not in kept]
     if doubtful:
         notify(
             f"WARNING: {path} may have been trained on {len(doubtful)} of the classes that "
-            f"{split.name} keeps unseen ({named(doubtful)}): figures on them are zero-shot only "
-            "if it was not"
+            f"{split.name} keeps unseen ({join_names(doubtful)}): figures on them are zero-shot "
+            "only if it was not"
         )
 
 

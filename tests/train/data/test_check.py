@@ -141,7 +141,7 @@ def test_progress_counts_every_image_once(tmp_path: Path) -> None:
 def test_a_split_without_any_unseen_class_in_the_data_is_a_problem(tmp_path: Path) -> None:
     found = open_dataset(write_dataset(tmp_path, sketches=2, photos=1))
     problems = check_data(found, [open_split("SK-YE")]).problems()
-    assert problems == ["none of the 21 unseen classes of SK-YE is here"]
+    assert problems == ["the data have none of the 21 unseen classes of SK-YE"]
 
 
 def test_classes_that_look_unseen_and_leaks_are_problems(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_class_that_is_nested_deeper_is_a_problem(tmp_path: Path) -> None:
     (root / "photo" / "ball").rename(root / "photo" / "animals" / "ball")
     check = check_data(open_dataset(root), [])
     assert check.problems() == [
-        "the photo images of 1 of the class folders lie in folders below; move them up: "
+        "the photo images of 1 of the class folders are in subfolders; move them up: "
         f"{root}/photo/animals"
     ]
     assert check.skipped() == 2
@@ -193,7 +193,7 @@ def test_an_empty_domain_is_a_problem(tmp_path: Path) -> None:
     for path in root.glob("photo/*/*"):
         path.unlink()
     check = check_data(open_dataset(root), [])
-    assert check.problems() == ["there is not one photo image in the class folders"]
+    assert check.problems() == ["there are no photo images in the class folders"]
 
 
 def test_classes_with_one_sketch_are_named_and_too_few_others_are_a_problem(
@@ -260,7 +260,7 @@ def test_one_photo_in_two_classes_is_told_with_both(tmp_path: Path) -> None:
     found = open_dataset(root)
     check = check_data(found, [], opened(found))
     assert check.in_two_classes == ((str(source), str(copy)),)
-    assert f"in two classes: 1 of the images; first {source} and {copy}" in check.notices()
+    assert f"in two classes: 1 of the images, such as {source} and {copy}" in check.notices()
     assert not check.is_whole()
 
 

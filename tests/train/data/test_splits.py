@@ -14,8 +14,8 @@ from sbtk_train.data.splits import (
     LookAlike,
     Split,
     describe_matches,
+    join_names,
     match_classes,
-    named,
     open_split,
     refuse_absent,
     split_names,
@@ -217,4 +217,4 @@ def test_a_list_of_classes_that_the_data_lack_is_refused_with_close_names() -> N
     ("names", "text"), [(["a", "b"], "a, b"), (["a", "b", "c"], "a, b and 1 more")]
 )
 def test_long_lists_of_names_are_cut(names: Sequence[str], text: str) -> None:
-    assert named(names, most=2) == text
+    assert join_names(names, most=2) == text
