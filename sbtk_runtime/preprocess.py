@@ -67,9 +67,9 @@ def prepare_input(image: ImageInput, kind: Kind, size_px: int = SIZE_PX) -> Prep
     """
     require_kind(kind)
     if isinstance(image, Image.Image):
-        return prepared_from(images.convert(image), kind, size_px)
+        return prepare_image(images.convert(image), kind, size_px)
     if isinstance(image, np.ndarray):
-        return prepared_from(_image_of(image), kind, size_px)
+        return prepare_image(_image_from_array(image), kind, size_px)
     if isinstance(image, str | os.PathLike):
         return prepare(images.read_image_bytes(os.fspath(image)), kind, size_px)
     if isinstance(image, bytes):
@@ -100,13 +100,13 @@ def prepare(
     """
     require_kind(kind)
     try:
-        decoded_image = opened(data, kind, size_px, max_bytes=max_bytes).decode()
+        decoded_image = open_image(data, kind, size_px, max_bytes=max_bytes).decode()
     except LargeImage as problem:
-        return prepared_apart(data, problem, kind, size_px)
-    return prepared_from(decoded_image.image, kind, size_px, decoded_image.notices)
+        return prepare_in_subprocess(data, problem, kind, size_px)
+    return prepare_image(decoded_image.image, kind, size_px, decoded_image.notices)
 
 
-def prepared_apart(
+def prepare_in_subprocess(
     data: bytes, problem: LargeImage, kind: Kind, size_px: int = SIZE_PX
 ) -> Prepared:
     """Return the model's input for an image that is too large to decode in this process.
@@ -118,7 +118,7 @@ def prepared_apart(
     return Prepared(pixels, notices)
 
 
-def opened(
+def open_image(
     data: bytes,
     kind: Kind,
     size_px: int = SIZE_PX,
@@ -137,21 +137,21 @@ def opened(
     )
 
 
-def decoded(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Image.Image:
+def decode_image(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Image.Image:
     """Return the decoded image file, no larger than `prepare` needs.
 
     Raises:
         BadImage: the bytes are not a readable image.
     """
-    return opened(data, kind, size_px).decode().image
+    return open_image(data, kind, size_px).decode().image
 
 
 def memory_to_decode(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> int:
-    """Return roughly the peak memory in bytes of `decoded`."""
+    """Return roughly the peak memory in bytes of `decode_image`."""
     return images.memory_to_decode(data, at_least_px=_needed_px(kind, size_px))
 
 
-def prepared_from(
+def prepare_image(
     image: Image.Image, kind: Kind, size_px: int = SIZE_PX, notices: tuple[str, ...] = ()
 ) -> Prepared:
     """Return the model's input for a decoded image, with its notices so far.
@@ -229,7 +229,7 @@ def require_kind(text: str) -> Kind:
     raise BadConfig(f"unknown kind of image {text!r}", "'sketch' or 'photo'")
 
 
-def _image_of(pixels: Pixels) -> Image.Image:
+def _image_from_array(pixels: Pixels) -> Image.Image:
     shape = pixels.shape[:-1] if pixels.ndim == 3 and pixels.shape[2] in (1, 3) else pixels.shape
     if pixels.dtype != np.uint8 or len(shape) != 2 or 0 in shape:
         raise BadImage(
@@ -245,7 +245,7 @@ def _needed_px(kind: Kind, size_px: int) -> int:
 
 def _darkness(image: Image.Image) -> tuple[Pixels, tuple[str, ...]]:
     """Return ink as `(H, W) uint8` (0 paper, 255 full ink) and notices."""
-    image = _bounded(image)
+    image = _limit_size(image)
     if image.mode == "RGBA":
         alpha = np.asarray(image.getchannel("A"), dtype=np.uint8)
         grey = np.asarray(images.on_white(image).convert("L"), dtype=np.uint8)
@@ -266,7 +266,7 @@ def _darkness(image: Image.Image) -> tuple[Pixels, tuple[str, ...]]:
     return inverted, (*notices, "Light-on-dark sketch: colours inverted")
 
 
-def _bounded(image: Image.Image) -> Image.Image:
+def _limit_size(image: Image.Image) -> Image.Image:
     longest = max(image.size)
     if longest <= 2 * _WORK_PX:
         return image

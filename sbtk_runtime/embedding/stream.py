@@ -328,7 +328,7 @@ class DecodePool:
                     with self._images.reserve(image.memory_bytes):
                         return work.prepare(image)
                 except LargeImage as problem:
-                    return work.prepare_apart(data, problem)
+                    return work.prepare_in_subprocess(data, problem)
         except BadImage as problem:
             return work.failed(reason_of(problem))
         # No file may end the run, whatever it does to a decoder.
@@ -373,7 +373,7 @@ class _Work:
     def open(self, data: bytes) -> images.OpenImage:
         start = time.thread_time()
         try:
-            return preprocess.opened(data, self._kind)
+            return preprocess.open_image(data, self._kind)
         finally:
             self._decode_s = time.thread_time() - start
 
@@ -385,16 +385,16 @@ class _Work:
             self._decode_s += time.thread_time() - start
         start = time.thread_time()
         try:
-            prepared = preprocess.prepared_from(decoded.image, self._kind, notices=decoded.notices)
+            prepared = preprocess.prepare_image(decoded.image, self._kind, notices=decoded.notices)
         finally:
             self._preprocess_s = time.thread_time() - start
         return self._done(prepared, "")
 
-    def prepare_apart(self, data: bytes, problem: LargeImage) -> Decoded:
+    def prepare_in_subprocess(self, data: bytes, problem: LargeImage) -> Decoded:
         # The other process uses one core, so wall time is an upper bound.
         start = time.perf_counter()
         try:
-            prepared = preprocess.prepared_apart(data, problem, self._kind)
+            prepared = preprocess.prepare_in_subprocess(data, problem, self._kind)
         finally:
             self._decode_s += time.perf_counter() - start
         return self._done(prepared, "")

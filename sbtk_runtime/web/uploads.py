@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope
 from sbtk_runtime.embedding.stream import MemoryBudget
 from sbtk_runtime.errors import BadImage, LargeImage, SbtkError
 from sbtk_runtime.images import MAX_DECODE_BYTES, OpenImage
-from sbtk_runtime.preprocess import Kind, Prepared, detect_kind, opened, prepared_from
+from sbtk_runtime.preprocess import Kind, Prepared, detect_kind, open_image, prepare_image
 from sbtk_runtime.web.queue import WorkQueue
 from sbtk_runtime.web.refusals import Refusal, Refused
 
@@ -178,7 +178,7 @@ def _prepared_if_small(data: bytes, kind: Kind) -> Prepared | OpenImage:
     if not _has_signature(data):
         raise BadImage("unsupported image format", "PNG, JPEG or WebP")
     try:
-        image = opened(data, kind, limit_s=MAX_DECODE_S)
+        image = open_image(data, kind, limit_s=MAX_DECODE_S)
     except LargeImage as problem:
         raise BadImage(
             "the image has too many pixels for an upload",
@@ -191,7 +191,7 @@ def _prepared_if_small(data: bytes, kind: Kind) -> Prepared | OpenImage:
 
 def _prepared(image: OpenImage, kind: Kind) -> Prepared:
     decoded = image.decode()
-    return prepared_from(decoded.image, kind, notices=decoded.notices)
+    return prepare_image(decoded.image, kind, notices=decoded.notices)
 
 
 def _has_signature(data: bytes) -> bool:

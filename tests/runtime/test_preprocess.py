@@ -15,12 +15,12 @@ from sbtk_runtime.errors import BadImage, SbtkError
 from sbtk_runtime.preprocess import (
     SIZE_PX,
     Kind,
-    decoded,
+    decode_image,
     detect_kind,
     memory_to_decode,
     photo_pixels,
     prepare,
-    prepared_from,
+    prepare_image,
     require_kind,
     sketch_pixels,
 )
@@ -63,7 +63,7 @@ def test_prepare_is_decode_and_the_rest() -> None:
     data = _png(tiny_photo(4))
     kinds: tuple[Kind, ...] = ("sketch", "photo")
     for kind in kinds:
-        parts = prepared_from(decoded(data, kind), kind)
+        parts = prepare_image(decode_image(data, kind), kind)
         assert np.array_equal(prepare(data, kind).pixels, parts.pixels)
         assert memory_to_decode(data, kind) == 4 * tiny_photo(4).width * tiny_photo(4).height
 

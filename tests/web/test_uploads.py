@@ -20,7 +20,7 @@ from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.engines.base import EngineOptions
 from sbtk_runtime.errors import BadImage, SlowImage
-from sbtk_runtime.preprocess import opened, prepare
+from sbtk_runtime.preprocess import open_image, prepare
 from sbtk_runtime.web.app import guarded_app
 from sbtk_runtime.web.auth import access_rules
 from sbtk_runtime.web.queue import WorkQueue
@@ -56,23 +56,23 @@ def slow_jpeg() -> bytes:
 
 def test_what_is_costly_is_known_before_it_is_decoded(slow_jpeg: bytes) -> None:
     for data in (sketch_png(), png(tiny_photo(1)), png(Image.new("RGBA", (1200, 1000)))):
-        image = opened(data, "photo")
+        image = open_image(data, "photo")
         assert image.memory_bytes <= SMALL_BYTES and image.work_pixels <= SMALL_PIXELS
-    slow = opened(slow_jpeg, "photo")
+    slow = open_image(slow_jpeg, "photo")
     assert len(slow_jpeg) < 1 << 20 and slow.work_pixels > 200 * 2400 * 2400
-    large = opened(png(Image.new("RGB", (4000, 4000))), "photo")
+    large = open_image(png(Image.new("RGB", (4000, 4000))), "photo")
     assert large.memory_bytes > SMALL_BYTES
     assert large.work_pixels == 4000 * 4000
     reduced = io.BytesIO()
     Image.new("RGB", (4000, 3000)).save(reduced, "JPEG")
-    image = opened(reduced.getvalue(), "photo")
+    image = open_image(reduced.getvalue(), "photo")
     assert image.memory_bytes <= SMALL_BYTES
     assert image.work_pixels == pytest.approx(4000 * 3000, rel=0.02)
 
 
 def test_an_upload_is_given_less_time_than_a_file(slow_jpeg: bytes) -> None:
     with pytest.raises(SlowImage, match="too long"):
-        opened(slow_jpeg, "photo", limit_s=0.05).decode()
+        open_image(slow_jpeg, "photo", limit_s=0.05).decode()
     with pytest.raises(BadImage, match="PNG, JPEG or WebP"):
         _prepared_if_small(b"GIF89a" + bytes(100), "photo")
 
@@ -83,7 +83,7 @@ def test_large_uploads_are_decoded_and_find_what_python_finds(
     transparent = tiny_photo(4).resize((1700, 1700)).convert("RGBA")
     transparent.putpixel((0, 0), (0, 0, 0, 0))
     picture = png(transparent)
-    assert opened(picture, "photo").memory_bytes > SMALL_BYTES
+    assert open_image(picture, "photo").memory_bytes > SMALL_BYTES
     answer = query(server.port, picture, "?as=photo&k=5")
     assert answer.status == 200, answer
     assert answer.json()["hits"] == [hit.to_json() for hit in shared.hits(picture, "photo", 5)]

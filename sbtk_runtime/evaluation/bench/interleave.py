@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.errors import SbtkError
 from sbtk_runtime.evaluation.metrics import percentiles
-from sbtk_runtime.preprocess import Kind, Pixels, decoded, photo_pixels, sketch_pixels
+from sbtk_runtime.preprocess import Kind, Pixels, decode_image, photo_pixels, sketch_pixels
 
 #: Milliseconds of each run, by round.
 Blocks = list[list[float]]
@@ -218,7 +218,7 @@ def _time_sketch(
     data: bytes, run: Run, search: Search, times: dict[tuple[str, str], list[float]]
 ) -> None:
     clock = _Laps("sketch", times)
-    image = decoded(data, "sketch")
+    image = decode_image(data, "sketch")
     clock.lap("decode")
     pixels = sketch_pixels(image).pixels
     clock.lap("preprocess")
@@ -230,7 +230,7 @@ def _time_sketch(
 
 def _time_photo(data: bytes, run: Run, times: dict[tuple[str, str], list[float]]) -> None:
     clock = _Laps("photo", times)
-    image = decoded(data, "photo")
+    image = decode_image(data, "photo")
     clock.lap("decode")
     pixels = photo_pixels(image)
     clock.lap("preprocess")
