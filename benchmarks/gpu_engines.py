@@ -112,7 +112,7 @@ def _measure_batch(
     if task.left_s < 3 * (effort.warm_s + effort.measured_s):
         report(point.not_reached("the stage ran out of time"))
         return
-    images = _pictures(point.batch)
+    images = _images(point.batch)
 
     def measure() -> Figures:
         figures = time_by_clock(lambda: engine.run(images, "photo"), point.batch, effort)
@@ -150,7 +150,7 @@ def _agreement(task: Task, engine: Engine) -> dict[str, float]:
                 f"at least {_LEAST_COSINE}, and all rows",
             )
         return {"least_cosine_to_fp32": cosine}
-    _sound(engine.run(_pictures(2), "photo"))
+    _sound(engine.run(_images(2), "photo"))
     return {}
 
 
@@ -168,5 +168,5 @@ def _bundle(task: Task) -> Bundle:
     return Bundle.open(task.model if task.model is not None else own)
 
 
-def _pictures(count: int) -> NDArray[np.uint8]:
+def _images(count: int) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (count, 224, 224, 3), np.uint8)

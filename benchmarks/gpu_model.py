@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from benchmarks.gpu_findings import Finding, Report, Task, attempt
-from benchmarks.gpu_student import FromPixels, make_random_student, random_pictures
+from benchmarks.gpu_student import FromPixels, make_random_student, random_images
 from sbtk_runtime.errors import MissingExtra
 from sbtk_runtime.manifest import BundleManifest
 from sbtk_runtime.preprocess import PREPROCESSING
 from sbtk_train.models.student import Student
 
 _STAGE = "model"
-_PICTURES = 8
+_IMAGES = 8
 
 
 def run(task: Task, report: Report) -> None:
@@ -38,8 +38,8 @@ def run(task: Task, report: Report) -> None:
         _sign(folder, student)
         np.savez(
             reference_file(task),
-            images=random_pictures(_PICTURES),
-            rows=_rows(student, _PICTURES),
+            images=random_images(_IMAGES),
+            rows=_rows(student, _IMAGES),
         )
     point = points["int8 for TensorRT"]
     if task.is_dry_run:
@@ -78,7 +78,7 @@ def _int8(student: Student, folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
     source = folder / "model.fp32.onnx"
     write_onnx(student, source)
-    inputs = ModelInputs.of_kind(random_pictures(16, seed=1), "photo")
+    inputs = ModelInputs.of_kind(random_images(16, seed=1), "photo")
     quantise_for_tensorrt(source, folder / "model.int8.trt.onnx", inputs)
     return {"seconds": time.perf_counter() - started}
 
@@ -113,5 +113,5 @@ def _sign(folder: Path, student: Student) -> None:
 
 def _rows(student: Student, count: int) -> Any:
     with torch.inference_mode():
-        images = torch.from_numpy(random_pictures(count))
+        images = torch.from_numpy(random_images(count))
         return FromPixels(student, torch.contiguous_format)(images).numpy()

@@ -40,7 +40,7 @@ def make_random_student(task: Task) -> SbtknetStudent:
     return student.eval()
 
 
-def random_pictures(count: int, size_px: int = SIZE_PX, seed: int = 0) -> NDArray[np.uint8]:
+def random_images(count: int, size_px: int = SIZE_PX, seed: int = 0) -> NDArray[np.uint8]:
     """Return `(count, size_px, size_px, 3) uint8` coarse patterns with noise."""
     random = np.random.default_rng(seed)
     cells = random.integers(0, 224, (count, 8, 8, 3), dtype=np.uint8)
@@ -83,7 +83,7 @@ def _settle(student: SbtknetStudent, size_px: int) -> None:
     norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None  # the plain mean over batches, of which there is one
-    images = torch.from_numpy(random_pictures(_SETTLED_ON, size_px))
+    images = torch.from_numpy(random_images(_SETTLED_ON, size_px))
     student.train()
     with torch.no_grad():
         FromPixels(student, torch.contiguous_format)(images)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.gpu_card import macs_per_image, set_tf32
 from benchmarks.gpu_findings import Finding, Report, Task, format_error
-from benchmarks.gpu_student import FromPixels, make_random_student, random_pictures
+from benchmarks.gpu_student import FromPixels, make_random_student, random_images
 from benchmarks.gpu_timing import DRY, TimingConfig, time_run
 from sbtk_export.fp16 import make_half_trunk, make_half_trunk_student
 from sbtk_runtime.preprocess import SIZE_PX
@@ -149,7 +149,7 @@ class _Bench:
     def _timings(self, contender: Contender, batch: int) -> list[dict[str, Any]]:
         """Return the results for images on the device and in pinned memory."""
         device = self._task.device
-        images = torch.from_numpy(random_pictures(batch, self._size_px))
+        images = torch.from_numpy(random_images(batch, self._size_px))
         host = images.pin_memory() if device == "cuda" else images
         if batch not in self._expected:
             set_tf32(False)

@@ -39,8 +39,8 @@ def write_training_data(root: Path, *, is_small: bool) -> Path:
         for number, content in enumerate(files):
             original = root / "originals" / f"{kind}-{number}{suffix}"
             original.parent.mkdir(parents=True, exist_ok=True)
-            picture = Image.open(io.BytesIO(content))
-            picture.resize((_SIZE_PX, _SIZE_PX), Image.Resampling.BILINEAR).save(original)
+            image = Image.open(io.BytesIO(content))
+            image.resize((_SIZE_PX, _SIZE_PX), Image.Resampling.BILINEAR).save(original)
             originals.append(original)
         for label in range(classes):
             folder = root / kind / f"class-{label:02d}"

@@ -56,9 +56,9 @@ def ask(
         return Answer(answer.status, named, answer.read())
 
 
-def query(port: int, picture: bytes, parameters: str = "", media_type: str = "image/png") -> Answer:
-    """Return the answer to a query with these bytes as its picture."""
-    return ask(port, f"/v1/query{parameters}", "POST", picture, {"content-type": media_type})
+def query(port: int, image: bytes, parameters: str = "", media_type: str = "image/png") -> Answer:
+    """Return the answer to a query with these bytes as its image."""
+    return ask(port, f"/v1/query{parameters}", "POST", image, {"content-type": media_type})
 
 
 @contextlib.contextmanager
@@ -83,10 +83,10 @@ def post_head(port: int, *lines: str) -> bytes:
     return "\r\n".join([*first, *lines, "", ""]).encode()
 
 
-def png(picture: Image.Image) -> bytes:
-    """Return a picture as the bytes of a PNG file."""
+def png(image: Image.Image) -> bytes:
+    """Return an image as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 

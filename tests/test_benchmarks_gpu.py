@@ -216,7 +216,7 @@ def test_macs_are_those_that_torchs_own_counter_counts(backbone: str, gmacs: flo
 
 @pytest.mark.parametrize("quadruplets", [2, 3, 16])
 @pytest.mark.parametrize(("cut", "decoded"), [(repeat_images, "few"), (cut_evenly, "all")])
-def test_an_epoch_of_cut_data_has_its_steps_and_shows_new_pictures_or_hardly_any(
+def test_an_epoch_of_cut_data_has_its_steps_and_shows_new_images_or_hardly_any(
     tmp_path: Path,
     cut: Callable[[ImageSet, int, int], ImageSet],
     decoded: str,

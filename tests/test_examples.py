@@ -48,9 +48,9 @@ def test_the_api_is_asked_as_the_example_says(checkout: Path) -> None:
     assert hits[:8] == hits[8:]
     assert len(set(hits)) == 8
     for name in ("hits-python.png", "hits-rest.png", "hits-similar.png"):
-        with Image.open(checkout / name) as picture:
-            assert picture.size == (1620, 220)
-            assert len(np.unique(np.asarray(picture.convert("L")))) > 100
+        with Image.open(checkout / name) as image:
+            assert image.size == (1620, 220)
+            assert len(np.unique(np.asarray(image.convert("L")))) > 100
 
 
 def test_each_example_is_cells_of_a_notebook() -> None:

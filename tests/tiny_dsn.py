@@ -19,7 +19,7 @@ _STEM, _FEATURES = 16, 64
 
 
 def tiny_dsn_student(dim: int = 64) -> DsnStudent:
-    """Return a student whose channel weights depend on the picture and on its domain.
+    """Return a student whose channel weights depend on the image and on its domain.
 
     Its second stage begins with a 1x1 convolution of stride 2, as those of ResNet50-v1 do.
     """

@@ -54,11 +54,11 @@ def write_textures(root: Path, training: int = 132, validation: int = 8, unseen:
 def fitted(
     student: AnyStudent, samples: Sequence[ImageSubset], shrinkage: float = 1e-4
 ) -> AnyStudent:
-    """Return the student with an embedding that keeps the classes of the pictures apart.
+    """Return the student with an embedding that keeps the classes of the images apart.
 
     The embedding is the ridge regression of each class's own direction on the pooled feature; a
     few closed-form steps give rankings that survive rounding, as a trained student's do. More
-    shrinkage helps where the trunk has many features for few pictures.
+    shrinkage helps where the trunk has many features for few images.
     """
     pixels = np.concatenate([part.pixels for part in samples])
     domains = np.concatenate([part.inputs.domains for part in samples])

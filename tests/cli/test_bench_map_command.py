@@ -192,8 +192,8 @@ def test_duplicates_count_only_if_they_are_to_be_kept(
     shutil.copytree(workplace / "plain" / "photo", root / "extended_photo")
     shutil.move(workplace / "plain" / "photo", root / "photo" / "tx_000000000000")
     for name in CLASSES:
-        picture = Image.new("RGB", (64, 64), (200, 30, len(name)))
-        picture.save(root / "extended_photo" / name / "ext_9.jpg")
+        image = Image.new("RGB", (64, 64), (200, 30, len(name)))
+        image.save(root / "extended_photo" / name / "ext_9.jpg")
     counts = {}
     for option in ((), ("--keep-duplicates",)):
         command = ["bench", "map", "Sketchy", "--model", "tiny", "--threads", "1", "--json"]

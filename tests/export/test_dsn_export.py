@@ -182,7 +182,7 @@ def test_models_without_channel_weights_have_none(bundle: Bundle) -> None:
     assert find_domain_input(model_of(bundle, "fp32")) is None
 
 
-def test_pictures_keep_their_kind_through_mixing_and_batches(dsn_bundle: Bundle) -> None:
+def test_images_keep_their_kind_through_mixing_and_batches(dsn_bundle: Bundle) -> None:
     pixels = np.zeros((40, 224, 224, 3), dtype=np.uint8)
     pixels[:, 0, 0, 0] = np.arange(40)
     inputs = ModelInputs.of_kinds(pixels, np.arange(40) < 20).mixed()

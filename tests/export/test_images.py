@@ -25,7 +25,7 @@ def test_sketches_and_photos_come_in_equal_parts(samples: ExportImages) -> None:
         assert path.parent.parent.name == ("sketch" if is_sketch else "photo")
 
 
-def test_no_picture_serves_twice(samples: ExportImages) -> None:
+def test_no_image_serves_twice(samples: ExportImages) -> None:
     used = [*samples.calibration.paths, *samples.parity.paths, *samples.ranking.paths]
     assert len(set(used)) == len(used)
 
@@ -47,7 +47,7 @@ def test_unseen_classes_are_not_even_opened(textures: Path, tmp_path: Path) -> N
     assert UNSEEN not in {path.parent.name for path in used}
 
 
-def test_unreadable_pictures_are_named_and_replaced(textures: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_named_and_replaced(textures: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(textures, tmp_path / "data"))
     broken = data / "photo" / TRAINING[0] / "0.png"
     broken.write_bytes(b"no image")
@@ -83,7 +83,7 @@ def test_too_few_images_are_refused_as_training_said(
     assert "--images DATA" in caught.value.next_step
 
 
-def test_without_int8_no_picture_is_left_for_calibration(textures: Path, tmp_path: Path) -> None:
+def test_without_int8_no_image_is_left_for_calibration(textures: Path, tmp_path: Path) -> None:
     data = fewer_sketches(textures, tmp_path / "data", 4)
     chosen = choose_images(data, TRAINING, VALIDATION, is_calibrating=False)
     assert (len(chosen.parity), len(chosen.calibration)) == (32, 0)
@@ -99,7 +99,7 @@ def fewer_sketches(textures: Path, data: Path, kept: int) -> Path:
     return data
 
 
-def test_without_held_out_classes_parity_pictures_are_ranked(textures: Path) -> None:
+def test_without_held_out_classes_parity_images_are_ranked(textures: Path) -> None:
     chosen = choose_images(textures, TRAINING, ())
     assert chosen.ranking is chosen.parity
 

@@ -30,10 +30,10 @@ from sbtk_runtime.errors import BadModel
 from sbtk_train.models.sbtknet import SbtknetStudent
 
 
-def test_mean_inputs_are_means_over_pictures_and_positions(
+def test_mean_inputs_are_means_over_images_and_positions(
     bundle: Bundle, samples: ExportImages
 ) -> None:
-    """The first convolution reads the normalised picture, whose mean is computed by hand."""
+    """The first convolution reads the normalised image, whose mean is computed by hand."""
     inputs = samples.calibration.inputs.first(13)
     model = onnx.load(bundle.onnx_path("fp32"))
     means = measure_mean_inputs(model, inputs)

@@ -312,7 +312,7 @@ def test_resnet50_v1_computes_a_tenth_less_and_v15_what_it_did(tmp_path: Path) -
 
 
 def _multiplications(model: onnx.ModelProto) -> int:
-    """Return the multiply-adds of the convolutions for one picture."""
+    """Return the multiply-adds of the convolutions for one image."""
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     shapes = {
         v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]

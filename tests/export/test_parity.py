@@ -81,7 +81,7 @@ def test_limits_are_kept_at_their_values() -> None:
 
 
 class Scripted:
-    """An engine that knows the answers: the row of each picture's first pixel.
+    """An engine that knows the answers: the row of each image's first pixel.
 
     The even ones of `numbered` images are sketches, and must be marked as such.
     """
@@ -127,7 +127,7 @@ def test_figures_are_what_loops_say() -> None:
     assert parity.engine == "scripted 0"
 
 
-def test_ranking_pictures_are_compared_too() -> None:
+def test_ranking_images_are_compared_too() -> None:
     wanted = unit(np.random.default_rng(1).standard_normal((80, 4)))
     rows = wanted.copy()
     rows[70] = -rows[70]

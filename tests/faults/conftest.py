@@ -31,9 +31,9 @@ class Served:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return ask(self.process.port, path, headers=named)
 
-    def query(self, picture: bytes, parameters: str = "", media: str = "image/png") -> Answer:
+    def query(self, image: bytes, parameters: str = "", media: str = "image/png") -> Answer:
         """Return the answer to a query."""
-        return query(self.process.port, picture, parameters, media)
+        return query(self.process.port, image, parameters, media)
 
 
 @pytest.fixture(scope="module")

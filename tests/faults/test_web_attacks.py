@@ -234,11 +234,11 @@ def test_names_that_are_markup_or_break_lines_stay_names(served: Served) -> None
 def test_thumbnails_keep_nothing_of_the_file_but_its_pixels(served: Served) -> None:
     thumbnail = served.get(f"/v1/photos/{served.ids['photo-0001.png']}/thumbnail?size=180")
     assert thumbnail.headers["content-type"] == "image/jpeg"
-    with Image.open(io.BytesIO(thumbnail.body)) as picture:
-        assert picture.format == "JPEG"
-        assert max(picture.size) <= 180
-        assert not picture.getexif()
-        assert "comment" not in picture.info
+    with Image.open(io.BytesIO(thumbnail.body)) as image:
+        assert image.format == "JPEG"
+        assert max(image.size) <= 180
+        assert not image.getexif()
+        assert "comment" not in image.info
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example"])
@@ -259,8 +259,8 @@ def test_another_page_can_neither_ask_nor_embed(served: Served) -> None:
     ):
         answer = ask(port, "/v1/query", "POST", sketch_png(), image_type | foreign)
         assert (answer.status, answer.code) == (403, "foreign_origin")
-        picture = ask(port, f"/v1/photos/{served.ids['photo-0001.png']}/file", headers=foreign)
-        assert (picture.status, picture.code) == (403, "foreign_origin")
+        image = ask(port, f"/v1/photos/{served.ids['photo-0001.png']}/file", headers=foreign)
+        assert (image.status, image.code) == (403, "foreign_origin")
     asked = {"origin": "http://evil.example", "access-control-request-method": "POST"}
     before_asking = ask(port, "/v1/query", "OPTIONS", headers=asked)
     assert before_asking.status == 403

@@ -159,9 +159,9 @@ def test_an_endless_body_is_cut_off_at_the_cap(served: ServeProcess) -> None:
 
 
 def test_a_body_at_the_cap_is_read_and_judged(served: ServeProcess) -> None:
-    picture = sketch_png()
-    assert query(served.port, picture + bytes(CAP_BYTES - len(picture))).status == 200
-    over = query(served.port, picture + bytes(CAP_BYTES - len(picture) + 1))
+    image = sketch_png()
+    assert query(served.port, image + bytes(CAP_BYTES - len(image))).status == 200
+    over = query(served.port, image + bytes(CAP_BYTES - len(image) + 1))
     assert (over.status, over.code) == (413, "body_too_large")
 
 
@@ -187,8 +187,8 @@ def test_a_compressed_body_is_not_expanded(served: ServeProcess) -> None:
 
 
 def test_clients_that_hang_up_leave_nothing_behind(served: ServeProcess) -> None:
-    picture = sketch_png()
-    request = post_head(served.port, f"Content-Length: {len(picture)}") + picture
+    image = sketch_png()
+    request = post_head(served.port, f"Content-Length: {len(image)}") + image
     for end in (0, 10, len(request) // 2, len(request)):
         for _ in range(25):
             with connected(served.port) as client:
@@ -220,8 +220,8 @@ def test_a_thousand_queries_at_once_are_answered_or_told_to_come_back(
 
 async def _queries(port: int, count: int) -> list[tuple[int, bytes, bytes]]:
     """Return status, headers and body of that many queries at once."""
-    picture = sketch_png()
-    request = post_head(port, f"Content-Length: {len(picture)}", "Connection: close") + picture
+    image = sketch_png()
+    request = post_head(port, f"Content-Length: {len(image)}", "Connection: close") + image
 
     async def one() -> tuple[int, bytes, bytes]:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -72,7 +72,7 @@ def test_only_png_jpeg_and_webp_reach_a_parser_and_only_whole_ones_are_answered(
     assert answer.code == "bad_image"
 
 
-def test_a_picture_of_20000_pixels_a_side_is_refused_by_its_header(served: Served) -> None:
+def test_an_image_of_20000_pixels_a_side_is_refused_by_its_header(served: Served) -> None:
     bomb = _lying_png(20_000)
     assert len(bomb) < 100_000
     before = resident_bytes(served.process.process.pid)
@@ -100,7 +100,7 @@ def test_an_empty_canvas_is_no_query_and_one_dot_is_one(served: Served) -> None:
     assert len(served.query(png(dotted)).json()["hits"]) == 10
 
 
-def test_an_address_in_place_of_a_picture_is_never_opened(served: Served) -> None:
+def test_an_address_in_place_of_an_image_is_never_opened(served: Served) -> None:
     with socket.create_server(("127.0.0.1", 0)) as bait:
         bait.settimeout(0.3)
         address = f"http://127.0.0.1:{bait.getsockname()[1]}/photo.png"

@@ -163,7 +163,7 @@ def test_a_fault_in_one_process_ends_all_with_one_message(data: Path, tmp_path: 
         shutil.copytree(data, tmp_path / str(rank) / "data")
     # The first process checks the data; the second has a share of every batch of it.
     for sketch in (tmp_path / "1" / "data" / "sketch").rglob("*.png"):
-        sketch.write_bytes(b"no picture")
+        sketch.write_bytes(b"not an image")
     # Each process sees its own images at the one path that the run names.
     (tmp_path / "data").mkdir()
     train = (

@@ -49,10 +49,10 @@ class Workplace:
         """Return an embedder like the servers', for a `with` block."""
         return Embedder(self.bundle, engine="onnxruntime", threads=1)
 
-    def hits(self, picture: bytes, kind: Kind = "sketch", k: int = 24) -> list[Hit]:
+    def hits(self, image: bytes, kind: Kind = "sketch", k: int = 24) -> list[Hit]:
         """Return what Python finds."""
         with self.embedder() as embedder, Gallery.open(self.gallery) as gallery:
-            return gallery.query(picture, embedder, k, kind)
+            return gallery.query(image, embedder, k, kind)
 
     def index(self) -> None:
         """Bring the gallery up to date."""

@@ -59,7 +59,7 @@ def test_a_query_answers_with_the_hits_that_python_finds(
 
 
 @pytest.mark.parametrize(("name", "form"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
-def test_pictures_of_all_three_formats_are_taken(
+def test_images_of_all_three_formats_are_taken(
     server: ServeProcess, shared: Workplace, name: str, form: str
 ) -> None:
     buffer = io.BytesIO()
@@ -264,7 +264,7 @@ def test_pages_take_what_links_to_them_carry(server: ServeProcess, path: str) ->
     assert ask(server.port, path + "?utm_source=x&utm_source=y").status == 200
 
 
-def test_an_empty_sketch_is_told_from_a_bad_picture(server: ServeProcess) -> None:
+def test_an_empty_sketch_is_told_from_a_bad_image(server: ServeProcess) -> None:
     empty = query(server.port, png(Image.new("L", (200, 200), 255)))
     assert (empty.status, empty.code) == (400, "empty_sketch")
     cut = query(server.port, sketch_png()[: len(sketch_png()) // 2])
@@ -278,7 +278,7 @@ def test_an_empty_sketch_is_told_from_a_bad_picture(server: ServeProcess) -> Non
     assert (svg.status, svg.code) == (415, "unsupported_type")
 
 
-def test_a_picture_that_takes_too_much_memory_is_refused_from_its_header(
+def test_an_image_that_takes_too_much_memory_is_refused_from_its_header(
     server: ServeProcess,
 ) -> None:
     answer = query(server.port, png(Image.new("1", (9_000, 9_000))), "?as=photo")
@@ -329,10 +329,10 @@ def test_thumbnails_are_small_jpegs_that_are_not_blown_up(
     photo_id = id_of(shared, "large.webp")
     answer = ask(server.port, f"/v1/photos/{photo_id}/thumbnail?size={size_px}")
     assert answer.headers["content-type"] == "image/jpeg"
-    with Image.open(io.BytesIO(answer.body)) as picture:
-        assert picture.format == "JPEG"
-        assert max(picture.size) == min(size_px, 900)
-        assert picture.width / picture.height == pytest.approx(1.5, abs=0.02)
+    with Image.open(io.BytesIO(answer.body)) as image:
+        assert image.format == "JPEG"
+        assert max(image.size) == min(size_px, 900)
+        assert image.width / image.height == pytest.approx(1.5, abs=0.02)
 
 
 def test_thumbnails_are_upright_and_tell_nothing_but_pixels(
@@ -340,9 +340,9 @@ def test_thumbnails_are_upright_and_tell_nothing_but_pixels(
 ) -> None:
     photo_id = id_of(shared, "turned.jpg")
     answer = ask(server.port, f"/v1/photos/{photo_id}/thumbnail")
-    with Image.open(io.BytesIO(answer.body)) as picture:
-        assert picture.size == (180, 360)
-        assert not picture.getexif()
+    with Image.open(io.BytesIO(answer.body)) as image:
+        assert image.size == (180, 360)
+        assert not image.getexif()
     assert b"who took this" not in answer.body
     assert b"who took this" in ask(server.port, f"/v1/photos/{photo_id}/file").body
 

@@ -148,7 +148,7 @@ def test_other_pages_may_not_ask(origin: str) -> None:
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site", "unheard-of"])
-def test_other_pages_may_not_embed_pictures_or_scripts(site: str) -> None:
+def test_other_pages_may_not_embed_images_or_scripts(site: str) -> None:
     for path in ("/v1/gallery", "/static/main.js", "/healthz", "/"):
         answer = ask(access_rules("127.0.0.1"), path, sec_fetch_site=site, sec_fetch_mode="no-cors")
         assert refusal(answer) == (403, "foreign_origin")

@@ -18,7 +18,7 @@ from tests.tiny import tiny_photo
 
 pytestmark = pytest.mark.slow
 
-# A body may be what its description says, some bytes, and yet no picture.
+# A body may be what its description says, some bytes, and yet not an image.
 _SETTINGS = """
 [[operations]]
 include-path = "/v1/query"
@@ -45,16 +45,16 @@ def test_every_operation_answers_as_it_is_described(server: ServeProcess, tmp_pa
     assert int(cases[1]) > 100
 
 
-def test_damaged_pictures_are_answered_or_refused(server: ServeProcess) -> None:
+def test_damaged_images_are_answered_or_refused(server: ServeProcess) -> None:
     photo = io.BytesIO()
     tiny_photo(1).save(photo, "JPEG")
     webp = io.BytesIO()
     tiny_photo(2).save(webp, "WEBP")
     random = np.random.default_rng(5)
     found: Counter[str] = Counter()
-    for picture in (sketch_png(), photo.getvalue(), webp.getvalue()):
+    for image in (sketch_png(), photo.getvalue(), webp.getvalue()):
         for _ in range(60):
-            answer = query(server.port, _damaged(picture, random), "?as=photo&k=2")
+            answer = query(server.port, _damaged(image, random), "?as=photo&k=2")
             assert answer.status in (200, 400), answer
             found["hits" if answer.status == 200 else answer.code] += 1
     assert found["hits"] >= 5
@@ -62,9 +62,9 @@ def test_damaged_pictures_are_answered_or_refused(server: ServeProcess) -> None:
     assert set(found) <= {"hits", "bad_image", "empty_sketch"}
 
 
-def _damaged(picture: bytes, random: np.random.Generator) -> bytes:
+def _damaged(image: bytes, random: np.random.Generator) -> bytes:
     """Return the bytes with some of them changed, doubled, or left out."""
-    data = bytearray(picture)
+    data = bytearray(image)
     kind, place = random.integers(3), int(random.integers(len(data)))
     length = int(random.integers(1, 64))
     if kind == 0:

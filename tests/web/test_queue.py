@@ -131,10 +131,10 @@ def test_a_job_that_nobody_wants_is_never_begun_and_takes_no_room(
     assert done == [0, 2, 3]
 
 
-class Picture:
+class Upload:
     """Something large that a job holds."""
 
-    def looked_at(self) -> Picture:
+    def looked_at(self) -> Upload:
         """Return itself, as an answer that is large too."""
         return self
 
@@ -142,7 +142,7 @@ class Picture:
 def test_what_a_job_holds_is_let_go_when_nobody_wants_it_and_when_it_is_done(
     queue: WorkQueue, gate: Gate
 ) -> None:
-    unwanted, looked_at = Picture(), Picture()
+    unwanted, looked_at = Upload(), Upload()
     held = [weakref.ref(unwanted), weakref.ref(looked_at)]
     job = queue.submit(unwanted.looked_at)
     del unwanted

@@ -42,8 +42,8 @@ from tests.web.conftest import Workplace
 def many_scans(side_px: int, scans: int) -> bytes:
     """Return a progressive JPEG whose last scan is there many times: much work in few bytes."""
     buffer = io.BytesIO()
-    picture = tiny_photo(5).convert("L").resize((side_px, side_px))
-    picture.save(buffer, "JPEG", progressive=True, quality=1)
+    image = tiny_photo(5).convert("L").resize((side_px, side_px))
+    image.save(buffer, "JPEG", progressive=True, quality=1)
     data = buffer.getvalue()
     last = data[data.rindex(b"\xff\xda") : -2]
     return data[:-2] + last * scans + data[-2:]
@@ -82,11 +82,11 @@ def test_large_uploads_are_decoded_and_find_what_python_finds(
 ) -> None:
     transparent = tiny_photo(4).resize((1700, 1700)).convert("RGBA")
     transparent.putpixel((0, 0), (0, 0, 0, 0))
-    picture = png(transparent)
-    assert open_image(picture, "photo").memory_bytes > SMALL_BYTES
-    answer = query(server.port, picture, "?as=photo&k=5")
+    image = png(transparent)
+    assert open_image(image, "photo").memory_bytes > SMALL_BYTES
+    answer = query(server.port, image, "?as=photo&k=5")
     assert answer.status == 200, answer
-    assert answer.json()["hits"] == [hit.to_json() for hit in shared.hits(picture, "photo", 5)]
+    assert answer.json()["hits"] == [hit.to_json() for hit in shared.hits(image, "photo", 5)]
 
 
 def test_others_are_answered_while_costly_uploads_are_decoded(

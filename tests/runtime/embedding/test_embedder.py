@@ -1,4 +1,4 @@
-"""Streams keep order, memory and nerve: one bad picture never ends a run, every end is clean."""
+"""Streams keep order, memory and nerve: one bad image never ends a run, every end is clean."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def no_threads_are_left() -> Iterator[None]:
     assert not [name for name in left if name.startswith("sbtk-")]
 
 
-def test_one_picture(folder: Path, photos: list[Path]) -> None:
+def test_one_image(folder: Path, photos: list[Path]) -> None:
     with Embedder(folder) as embedder:
         assert embedder.dim == 16
         assert embedder.model_id == Bundle.open(folder).manifest.model_id
@@ -175,7 +175,7 @@ def test_no_files_at_all(folder: Path) -> None:
 def test_a_row_that_the_model_spoils_fails_alone(
     tmp_path: Path, photos: list[Path], fault: str
 ) -> None:
-    """The picture (128, 128, 128) has no direction under a model without a bias."""
+    """The image (128, 128, 128) has no direction under a model without a bias."""
     bundle = tiny_bundle(tmp_path / "bundle")
     model = tiny_model(bias=0.0)
     if fault == "nan":
@@ -331,11 +331,11 @@ def test_memory_does_not_grow_with_the_number_of_photos(folder: Path, photos: li
     assert many - few < 40
 
 
-def test_many_large_pictures_take_turns(folder: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "0.png"
-    Image.new("P", (4000, 4000), 7).save(picture, transparency=7)
+def test_many_large_images_take_turns(folder: Path, tmp_path: Path) -> None:
+    image = tmp_path / "0.png"
+    Image.new("P", (4000, 4000), 7).save(image, transparency=7)
     for index in range(1, 8):
-        shutil.copy(picture, tmp_path / f"{index}.png")
+        shutil.copy(image, tmp_path / f"{index}.png")
     # Eight at once would hold 8 x 16 megapixels, twice, in four bytes each: 1 GB.
     assert _peak_mb(folder, sorted(tmp_path.glob("*.png")), 8) < 500
 

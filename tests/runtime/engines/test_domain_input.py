@@ -1,4 +1,4 @@
-"""Models that are told a picture's kind: every engine feeds it, and refuses what disagrees."""
+"""Models that are told an image's kind: every engine feeds it, and refuses what disagrees."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def images(count: int, seed: int = 0) -> NDArray[np.uint8]:
     return coarse.repeat(28, axis=1).repeat(28, axis=2)
 
 
-def by_numpy(pictures: NDArray[np.uint8], kind: Kind) -> NDArray[np.float64]:
-    """Return what the tiny model with a domain input makes of pictures."""
+def by_numpy(images: NDArray[np.uint8], kind: Kind) -> NDArray[np.float64]:
+    """Return what the tiny model with a domain input makes of images."""
     values = {v.name: numpy_helper.to_array(v) for v in tiny_model().graph.initializer}
-    scaled = (pictures.astype(np.float64) - values["middle"]) * values["scale"]
-    cells = scaled.reshape(len(pictures), 8, 28, 8, 28, 3).mean(axis=(2, 4))
-    flat = cells.transpose(0, 3, 1, 2).reshape(len(pictures), -1)
+    scaled = (images.astype(np.float64) - values["middle"]) * values["scale"]
+    cells = scaled.reshape(len(images), 8, 28, 8, 28, 3).mean(axis=(2, 4))
+    flat = cells.transpose(0, 3, 1, 2).reshape(len(images), -1)
     features = flat @ values["weights"].T.astype(np.float64) + values["bias"]
     features += np.arange(1, 17) * {"sketch": 0, "photo": 1}[kind]
     return np.asarray(features / np.linalg.norm(features, axis=1, keepdims=True))
@@ -188,9 +188,9 @@ def test_a_plan_gets_the_kind_whatever_ran_before_in_its_buffers(
         for number, kind in enumerate((*KINDS, *KINDS)):
             # Buckets between, whole ones, and runs of several chunks, as graphs from turn 1 on.
             for count in (1, 3, BATCH, 2 * BATCH + 5):
-                pictures = images(count, seed=10 * turn + number)
-                rows = engine.run(pictures, kind)
-                assert np.abs(rows - by_numpy(pictures, kind)).max() < 1e-5
+                batch = images(count, seed=10 * turn + number)
+                rows = engine.run(batch, kind)
+                assert np.abs(rows - by_numpy(batch, kind)).max() < 1e-5
     engine.close()
 
 

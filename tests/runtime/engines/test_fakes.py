@@ -26,7 +26,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
 
 
 class _Bench:
-    """Two streams, buffers for two pictures and a context, as a careful program has them."""
+    """Two streams, buffers for two images and a context, as a careful program has them."""
 
     def __init__(self, machine: FakeMachine) -> None:
         find_device("cuda")

@@ -202,7 +202,7 @@ def test_a_stream_takes_as_many_lanes_as_threads(bundle: Bundle, tmp_path: Path)
     assert np.allclose(seventh.row, alone, atol=1e-6)
 
 
-def test_more_lanes_than_processors_are_not_reopened_for_each_picture(
+def test_more_lanes_than_processors_are_not_reopened_for_each_image(
     bundle: Bundle, tmp_path: Path
 ) -> None:
     photos = write_photos(tmp_path, 3)

@@ -37,7 +37,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def _images(count: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Return pictures with more than noise in them."""
+    """Return images with more than noise in them."""
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     return coarse.repeat(28, axis=1).repeat(28, axis=2)
@@ -152,7 +152,7 @@ def test_without_a_driver_auto_imports_nothing_of_cuda(bundle: Bundle) -> None:
     assert not imported & {"tensorrt", "tensorrt_rtx", "cuda", "openvino"}
 
 
-def test_a_single_picture_does_not_wait_for_an_engine_that_loads_slowly(bundle: Bundle) -> None:
+def test_a_single_image_does_not_wait_for_an_engine_that_loads_slowly(bundle: Bundle) -> None:
     info = open_engine(bundle, single_query=True).info
     working = {report.name for report in probe_engines() if report.works}
     if "onnxruntime" in working:

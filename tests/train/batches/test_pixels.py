@@ -32,7 +32,7 @@ def test_batches_are_productions_pixels(tmp_path: Path, keep: bool) -> None:
 def test_unreadable_images_are_named_and_left_out(tmp_path: Path) -> None:
     root = write_dataset(tmp_path, sketches=12, photos=12)
     bad = root / "photo" / "ball" / "3.jpg"
-    bad.write_bytes(b"not a picture")
+    bad.write_bytes(b"not an image")
     empty = root / "sketch" / "crate" / "0.png"
     empty.write_bytes(b"")
     readable, unreadable = drop_unreadable(read_dataset(root), workers=2)

@@ -124,7 +124,7 @@ def test_study_that_was_stopped_goes_on_and_ends(data: Path, tmp_path: Path) -> 
     table = format_markdown(study, scores)
     assert "| all three losses | 2 | " in table
     assert f"{kept.mean:.4f} ± {kept.spread:.4f}" in table
-    picture = draw(study, scores, tmp_path / "ablation.png")
-    assert picture is not None
-    assert picture.read_bytes()[:4] == b"\x89PNG"
+    plot = draw(study, scores, tmp_path / "ablation.png")
+    assert plot is not None
+    assert plot.read_bytes()[:4] == b"\x89PNG"
     assert len(finished(study, tmp_path)) == 4

@@ -277,7 +277,7 @@ def test_a_class_whose_images_cannot_be_read_is_named_at_the_start(
     for path in lone[2:]:
         path.unlink()
     for path in lone[:2]:
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"not an image")
     with pytest.raises(BadData, match=rf"{kind}\w+ of the class 'h'.*can be read: .*not an image"):
         build_context(tiny_config(tmp_path), lambda text: None)
 

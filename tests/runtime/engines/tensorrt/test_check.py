@@ -130,14 +130,14 @@ def test_without_onnx_runtime_the_plan_is_run_and_not_compared(
     assert "ONNX Runtime" in check.compared_with
 
 
-def test_generated_pictures_embed_apart(bundle: Bundle) -> None:
-    """A check on pictures that embed alike would pass whatever the order of the rows."""
+def test_generated_images_embed_apart(bundle: Bundle) -> None:
+    """A check on images that embed alike would pass whatever the order of the rows."""
     engine = engine_onnxruntime.open_cpu(
         EngineRequest(bundle, EngineOptions(precision="fp32", threads=1))
     )
-    pictures = generate_images()
-    assert set(pictures) == set(KINDS)
-    rows = np.concatenate([engine.run(pixels, kind) for kind, pixels in pictures.items()])
+    images = generate_images()
+    assert set(images) == set(KINDS)
+    rows = np.concatenate([engine.run(pixels, kind) for kind, pixels in images.items()])
     engine.close()
     cosines = rows @ rows.T - 2 * np.eye(len(rows))
     assert cosines.max() < LEAST_COSINE["fp32"]

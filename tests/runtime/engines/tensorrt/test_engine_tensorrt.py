@@ -192,7 +192,7 @@ def test_views_and_slices_run(ten: FakeMachine, bundle: Bundle) -> None:
         np.zeros((224, 224, 3), np.uint8),
     ],
 )
-def test_wrong_pictures_are_an_error(ten: FakeMachine, bundle: Bundle, images: Any) -> None:
+def test_wrong_images_are_an_error(ten: FakeMachine, bundle: Bundle, images: Any) -> None:
     engine = _opened(ten, bundle)
     with pytest.raises(EngineUnavailable, match=f"failed on {len(images)} images: they are"):
         engine.run(images, "photo")
@@ -313,7 +313,7 @@ def test_without_graphs_it_runs_all_the_same_and_says_so_once(
 def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
     machine: FakeMachine, bundle: Bundle, expected: NDArray[np.float32]
 ) -> None:
-    # Two slots of 8 pictures fit, and not two of 16.
+    # Two slots of 8 images fit, and not two of 16.
     machine.gpus.memory_bytes = 20 * IMAGE_BYTES
     notices: list[str] = []
     engine = _opened(machine, bundle, batch=32, notify=notices.append)
