@@ -1,4 +1,4 @@
-"""The graph of the generation that is about to be published: kept, grown, or built anew."""
+"""The graph of the next generation: the previous one, extended if necessary, or a new one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sbtk_runtime.manifest import GraphRecord
 
 Notify = Callable[[str], None]
 
-#: A graph with more than this share of rows that are gone is built anew.
+#: A graph with more than this share of deleted rows is rebuilt.
 MOST_DEAD = 0.2
 
 _PROBES = 32
@@ -36,13 +36,13 @@ def next_graph(
     previous: GraphRecord | None,
     notify: Notify,
 ) -> GraphRecord | None:
-    """Return the record of a graph file that holds the photos of the catalogue's generation.
+    """Return the record of a graph file of the photos in the catalogue's generation.
 
-    There is none below `hnsw.GRAPH_FROM` photos. Without hnswlib it is the previous one as long as
-    nothing has changed, and else `None`.
+    Below `hnsw.GRAPH_FROM` photos there is none. Without hnswlib it is the previous one if nothing
+    has changed, and otherwise `None`.
 
-    The previous file stays as it is; what it holds is reused as long as it is intact and most of
-    its rows are alive. Memory is that of one graph.
+    The previous file stays as it is; its content is reused if it is intact and few of its rows are
+    deleted. There is only one graph in memory.
 
     Raises:
         DiskFull: there is no space for the file.
@@ -64,7 +64,7 @@ def next_graph(
         total = previous.count + additions
         if total - live <= MOST_DEAD * total:
             notify(f"adding {additions:,} photos to the graph")
-            graph = _grown(folder, catalogue, vectors, previous, additions)
+            graph = _extend(folder, catalogue, vectors, previous, additions)
     if graph is None:
         notify(f"building the graph of {live:,} photos")
         graph = build_graph(vectors, catalogue.live_rows(), live)
@@ -78,15 +78,15 @@ def _is_intact(folder: Path, record: GraphRecord, dim: int, notify: Notify) -> b
     try:
         check_graph_file(folder / record.file, record, dim)
     except BadGallery as problem:
-        notify(f"{problem.found}: the graph is built anew")
+        notify(f"{problem.found}: the graph is rebuilt")
         return False
     return True
 
 
-def _grown(
+def _extend(
     folder: Path, catalogue: Catalogue, vectors: Vectors, previous: GraphRecord, additions: int
 ) -> Graph | None:
-    """Return the previous graph with its dead rows marked and the new ones added."""
+    """Return the previous graph without deleted rows and with new ones; `None` if it is damaged."""
     try:
         graph = Graph.load(folder, previous, vectors.dim, room_for=additions)
     except BadGallery:

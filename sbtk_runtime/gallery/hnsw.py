@@ -1,11 +1,11 @@
-"""The HNSW graph over a gallery's rows: a cache beside the vectors, never the truth.
+"""The HNSW graph over a gallery's rows: a cache that can be rebuilt from the vectors.
 
-hnswlib trusts its file blindly and tells nobody when it cannot write, so everything is checked
-around it: SHA-256 and header before a file is loaded, size and content after one is written.
-Rows carry the numbers that the vectors gave them; a row that is gone is marked in the file.
+hnswlib neither validates its files nor reports failed writes, so it is checked from outside:
+SHA-256 and header before a file is loaded, size and content after one is written. Labels are the
+row numbers of the vectors; deleted rows are marked in the file.
 
-hnswlib is optional: it exists as source only. Without it there is no graph, and galleries are
-searched by sign codes.
+hnswlib is optional, since it must be built from source. Without it there is no graph, and
+galleries are searched by sign codes.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ M = 16
 EF_CONSTRUCTION = 200
 EF = 128
 
-#: From this number of photos on a search by graph is so much faster than by sign codes that it is
-#: worth hours of building, and 2 kB of memory for each photo.
+#: From this number of photos on, searches by graph are so much faster than by sign codes that a
+#: graph is worth hours of building, and 2 kB of memory for each photo.
 GRAPH_FROM = 2_000_000
 
 _SEED = 100
 _PROBE_BYTES = 1 << 20
-#: What to type where hnswlib is missing.
+#: The command that installs hnswlib.
 INSTALL_HNSWLIB = 'pip install "sbtk[hnsw]"'
 
 # offset of level 0, capacity, count, bytes per row, offset of the label, offset of the vector,
@@ -52,7 +52,7 @@ _HEADER = struct.Struct("=6QiI3QdQ")
 
 
 def has_hnswlib() -> bool:
-    """Whether graphs can be built and searched here."""
+    """Return whether graphs can be built and searched here."""
     try:
         import_hnswlib()
     except MissingExtra:
@@ -100,7 +100,7 @@ class Graph:
         """Return an empty graph that takes up to `capacity` rows.
 
         Raises:
-            MemoryError: there is not enough for so many.
+            MemoryError: there is not enough memory.
             MissingExtra: hnswlib is not installed.
         """
         index = import_hnswlib().Index("ip", dim)
@@ -115,8 +115,8 @@ class Graph:
         """Return the graph that `record` describes, with room for more rows.
 
         Raises:
-            BadGallery: the file is missing, cannot be read, or is not the one that was written.
-            MemoryError: there is not enough for it.
+            BadGallery: the file is missing, unreadable, or not the one that was written.
+            MemoryError: there is not enough memory.
             MissingExtra: hnswlib is not installed.
         """
         path = folder / record.file
@@ -132,11 +132,11 @@ class Graph:
 
     @property
     def count(self) -> int:
-        """The number of rows in the graph, those that are marked as gone included."""
+        """The number of rows in the graph, deleted ones included."""
         return int(self._index.get_current_count())
 
     def set_ef(self, ef: int) -> None:
-        """Set how far a search looks: more finds better and take longer."""
+        """Set the size of the candidate list; larger ones find more and take longer."""
         with self._widening:
             self.ef = ef
             self._index.set_ef(ef)
@@ -147,7 +147,7 @@ class Graph:
             self._index.add_items(embeddings, rows, num_threads=threads or cpu_threads())
 
     def drop(self, rows: Iterable[int]) -> None:
-        """Mark rows as gone; they are never found again. Rows that are not there are passed."""
+        """Delete rows from the results; ignore rows that the graph does not have."""
         for row in rows:
             try:
                 self._index.mark_deleted(row)
@@ -155,10 +155,9 @@ class Graph:
                 continue
 
     def search(self, query: Embeddings, k: int) -> tuple[Rows, Scores]:
-        """Return rows and cosines of the `k` best, best first; fewer if it finds fewer.
+        """Return rows and cosines of at most `k` hits, best first.
 
-        Safe from any number of threads as long as nobody adds or drops. `query` is `(D,) float32`,
-        of length 1.
+        Thread-safe as long as no rows are added or dropped. `query` is `(D,) float32`, of length 1.
         """
         if k <= self.ef:
             return self._nearest(query, k)
@@ -170,19 +169,19 @@ class Graph:
                 self._index.set_ef(self.ef)
 
     def save(self, path: Path, expected: tuple[Rows, Embeddings]) -> GraphRecord:
-        """Move the graph into a file, durably, and return its record; the graph is then spent.
+        """Move the graph into a file, durably, and return its record; it cannot be used afterwards.
 
-        The file is reopened before it gets its name, after the memory was freed, so that there is
-        never more than one copy.
+        The file is reopened before it gets its name, and after the memory has been freed, so that
+        there is never more than one copy in memory.
 
         Args:
             path: the file's final name.
-            expected: rows `(n,) int64` and their unit embeddings `(n, D) float32`, which the
-                reopened file must hold.
+            expected: rows `(n,) int64` and their unit embeddings `(n, D) float32`, to compare with
+                those in the reopened file.
 
         Raises:
-            DiskFull: the file came out short for want of space.
-            BadGallery: the reopened file does not hold what was put in.
+            DiskFull: there is not enough space for the file.
+            BadGallery: the reopened file has other content.
         """
         count, dim = self.count, int(self._index.dim)
         with atomic_path(path) as temporary:
@@ -201,7 +200,7 @@ class Graph:
         while k > 0:
             try:
                 rows, distances = self._index.knn_query(query, k=k, num_threads=1)
-            except RuntimeError:  # it found fewer than k
+            except RuntimeError:  # hnswlib found fewer than k
                 k //= 2
                 continue
             return rows[0].astype(np.int64), np.asarray(1.0 - distances[0], dtype=np.float32)
@@ -211,13 +210,13 @@ class Graph:
 def build_graph(
     vectors: Vectors, rows: Iterable[int], capacity: int, tick: Callable[[int], None] | None = None
 ) -> Graph:
-    """Return a graph of the ascending `rows`, read and added by chunks; damaged ones are left out.
+    """Return a graph of the ascending `rows`, read and added in chunks; damaged ones are left out.
 
     Args:
-        vectors: where the rows are.
-        rows: which of them.
-        capacity: at least their number.
-        tick: is told how many rows are in the graph so far.
+        vectors: the gallery's vectors.
+        rows: numbers of the rows to add.
+        capacity: at least their count.
+        tick: called with the number of rows in the graph so far.
     """
     graph = Graph.new(vectors.dim, capacity)
     add_rows(graph, vectors, rows, tick)
@@ -240,7 +239,7 @@ def add_rows(
 
 
 def check_graph_file(path: Path, record: GraphRecord, dim: int) -> None:
-    """Make sure that hnswlib may be given a file.
+    """Check that hnswlib can load a file safely.
 
     Raises:
         BadGallery: it is missing, its SHA-256 is not the recorded one, or its header is not that
@@ -265,7 +264,7 @@ def check_graph_file(path: Path, record: GraphRecord, dim: int) -> None:
 
 @contextlib.contextmanager
 def _memory_errors() -> Iterator[None]:
-    """Turn hnswlib's complaint that it got no memory into the error that it is."""
+    """Translate hnswlib's `RuntimeError` on lack of memory into a `MemoryError`."""
     try:
         yield
     except RuntimeError as problem:
@@ -275,7 +274,7 @@ def _memory_errors() -> Iterator[None]:
 
 
 def _why_short(path: Path, size_bytes: int) -> OSError:
-    """Return why a file came out short: hnswlib does not look, so the rest is written again."""
+    """Return why a file is too short: hnswlib does not report it, so write the rest again."""
     try:
         with path.open("ab") as file:
             file.truncate(min(file.tell(), size_bytes))
@@ -316,6 +315,6 @@ def _check_content(
         index.set_ef(record.ef)
         index.knn_query(embeddings[:1], k=1, num_threads=1)
     except RuntimeError as problem:
-        raise BadGallery(f"the graph that was just written does not answer: {problem}") from problem
+        raise BadGallery(f"the graph just written to {path} cannot be used: {problem}") from problem
     if not is_same:
         raise BadGallery(f"{path} does not hold what was written", "a file system that keeps files")

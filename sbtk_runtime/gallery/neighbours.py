@@ -1,8 +1,8 @@
-"""The nearest neighbours of each photo, which hits are re-ranked by.
+"""The nearest neighbours of each photo, for re-ranking hits.
 
-They lie beside the vectors in one file that can always be made again, some 68 bytes a photo. Row
-numbers are never used for other photos, so a file that is older or newer than the generation that
-is searched only knows fewer or further neighbours, and never wrong ones.
+They are stored in one file next to the vectors, of some 68 bytes a photo, which can always be
+rebuilt. Row numbers are never reused, so a file that is older or newer than the generation that is
+searched has fewer or additional neighbours, but no wrong ones.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sbtk_runtime.rerank import NEIGHBOURS
 NEIGHBOURS_NAME = "neighbours.npz"
 #: With more than this share of deleted photos, all neighbours are found again.
 MOST_DEAD = 0.2
-#: Pairs of photos that are compared at most: 100,000 by 100,000, some minutes on two cores.
+#: Most pairs of photos to compare: 100,000 by 100,000, some minutes on two cores.
 MOST_PAIRS = 10**10
 
 _FORMAT = 1
@@ -40,7 +40,7 @@ class Neighbours:
 
     Attributes:
         rows: `(N,) int64`, ascending.
-        near: `(N, k) int64`, rows of the nearest others, best first; -1 where there are fewer.
+        near: `(N, k) int64`, rows of the nearest other photos, best first, padded with -1.
         similarities: `(N, k) float32`, their cosines.
     """
 
@@ -49,9 +49,9 @@ class Neighbours:
     similarities: Similarities
 
     def among(self, hits: Rows) -> tuple[Rows, Similarities]:
-        """Return each hit's neighbours as places among the hits, `(n, k)`, and their cosines.
+        """Return each hit's neighbours as positions among the hits, `(n, k)`, and their cosines.
 
-        A place is -1 where a neighbour is not among the hits, or the hit is not known.
+        A position is -1 if the neighbour is not among the hits, or the hit has no neighbours here.
 
         Args:
             hits: `(n,) int64`, different rows.
@@ -59,21 +59,21 @@ class Neighbours:
         if not len(self.rows):
             shape = (len(hits), NEIGHBOURS)
             return np.full(shape, _NONE, dtype=np.int64), np.zeros(shape, dtype=np.float32)
-        own, is_known = _found(self.rows, hits)
+        own, is_known = _locate(self.rows, hits)
         near = np.where(is_known[:, None], self.near[own], _NONE)
         order = np.argsort(hits)
-        place, is_hit = _found(hits[order], near)
+        place, is_hit = _locate(hits[order], near)
         return np.where(is_hit, order[place], _NONE), self.similarities[own]
 
 
 def load_neighbours(folder: Path, dim: int) -> Neighbours:
-    """Return the neighbours that a gallery keeps.
+    """Return the neighbours in a gallery's file.
 
     Raises:
         BadGallery: there are none, or the file is damaged.
     """
     path = folder / NEIGHBOURS_NAME
-    advice = "sbtk index on your photos makes them"
+    advice = "run sbtk index on your photos to find them"
     if not path.exists():
         raise BadGallery(
             f"{printable_name(folder)} has no neighbours of its photos to re-rank by", "", advice
@@ -91,7 +91,7 @@ def load_neighbours(folder: Path, dim: int) -> Neighbours:
         raise BadGallery(*read_refused(path, problem)) from problem
     except MemoryError:
         raise
-    # zipfile and NumPy's parser of headers raise a dozen kinds of error at damaged bytes.
+    # On damaged files, zipfile and NumPy raise a dozen kinds of error.
     except Exception as problem:
         raise BadGallery(f"{printable_name(path)} is damaged: {problem}", "", advice) from problem
     is_sound = (
@@ -101,17 +101,19 @@ def load_neighbours(folder: Path, dim: int) -> Neighbours:
         and near.shape == similarities.shape == (len(rows), NEIGHBOURS)
     )
     if not is_sound:
-        raise BadGallery(f"{printable_name(path)} is of another sbtk or gallery", "", advice)
+        raise BadGallery(
+            f"{printable_name(path)} belongs to another gallery or version of sbtk", "", advice
+        )
     return Neighbours(rows, near, similarities.astype(np.float32))
 
 
 def update_neighbours(
     folder: Path, vectors: Vectors, rows: Rows, notify: Callable[[str], None]
 ) -> None:
-    """Make the gallery's file hold the neighbours of the photos in `rows (N,) int64`, ascending.
+    """Update the gallery's file to the photos in `rows (N,) int64`, ascending.
 
-    Only new photos are compared with all others. Where that would take very long, the file stays
-    as it is, and `notify` is told.
+    Only new photos are compared with all others. If that would take very long, the file stays as it
+    is, and `notify` is called.
 
     Raises:
         DiskFull: there is no space for the file.
@@ -119,19 +121,19 @@ def update_neighbours(
     try:
         known = load_neighbours(folder, vectors.dim)
     except BadGallery:
-        known = _none_known()
+        known = _no_neighbours()
     if np.array_equal(known.rows, rows):
         return
     dead = int((~np.isin(known.rows, rows)).sum())
     if dead > MOST_DEAD * max(len(known.rows), 1):
-        known = _none_known()
+        known = _no_neighbours()
     new = int((~np.isin(rows, known.rows)).sum())
     if new * len(rows) > MOST_PAIRS:
         notify(f"no neighbours: comparing {new:,} new photos with {len(rows):,} takes too long")
         return
     if new * len(rows) > MOST_PAIRS // 100:
         notify(f"finding the neighbours of {new:,} photos")
-    found = grown(known, vectors, rows)
+    found = find_neighbours(known, vectors, rows)
     with atomic_path(folder / NEIGHBOURS_NAME) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
@@ -142,14 +144,14 @@ def update_neighbours(
         )
 
 
-def grown(known: Neighbours, vectors: Vectors, rows: Rows) -> Neighbours:
-    """Return the neighbours of photos at `rows (N,) int64`, ascending, given those of some.
+def find_neighbours(known: Neighbours, vectors: Vectors, rows: Rows) -> Neighbours:
+    """Return the neighbours of the photos in `rows (N,) int64`, ascending, given those of some.
 
-    Memory is flat but for the result: blocks of new photos are compared with chunks of all.
+    Blocks of new photos are compared with chunks of all, to limit memory.
     """
     near = np.full((len(rows), NEIGHBOURS), _NONE, dtype=np.int64)
     similarities = np.full(near.shape, -np.inf, dtype=np.float32)
-    kept, is_kept = _found(known.rows, rows)
+    kept, is_kept = _locate(known.rows, rows)
     near[is_kept] = known.near[kept[is_kept]]
     is_alive = np.isin(near, rows)
     near[~is_alive] = _NONE
@@ -178,7 +180,7 @@ def grown(known: Neighbours, vectors: Vectors, rows: Rows) -> Neighbours:
 def _take_nearer(
     near: Rows, similarities: Similarities, places: Rows, others: Rows, cosines: Embeddings
 ) -> None:
-    """Put `others (m,)` among the neighbours at `places (n,)` where they are nearer, in place."""
+    """Replace neighbours at `places (n,)` by those of `others (m,)` that are nearer, in place."""
     width = near.shape[1]
     is_nearer = cosines.max(axis=1, initial=-np.inf) > similarities[places].min(axis=1)
     places, cosines = places[is_nearer], cosines[is_nearer]
@@ -191,7 +193,7 @@ def _take_nearer(
     similarities[places] = np.take_along_axis(every, best, 1)
 
 
-def _none_known() -> Neighbours:
+def _no_neighbours() -> Neighbours:
     return Neighbours(
         np.empty(0, dtype=np.int64),
         np.empty((0, NEIGHBOURS), dtype=np.int64),
@@ -199,8 +201,8 @@ def _none_known() -> Neighbours:
     )
 
 
-def _found(sorted_rows: Rows, wanted: Rows) -> tuple[Rows, NDArray[np.bool_]]:
-    """Return where each wanted row stands among ascending ones, and whether it is there."""
+def _locate(sorted_rows: Rows, wanted: Rows) -> tuple[Rows, NDArray[np.bool_]]:
+    """Return the position of each wanted row among ascending ones, and whether it is there."""
     if not len(sorted_rows):
         return np.zeros(wanted.shape, dtype=np.int64), np.zeros(wanted.shape, dtype=bool)
     place = np.searchsorted(sorted_rows, wanted).clip(max=len(sorted_rows) - 1)

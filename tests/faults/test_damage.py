@@ -157,7 +157,7 @@ def test_the_next_update_builds_a_damaged_graph_anew(tmp_path: Path, embedder: E
     told: list[str] = []
     report = update_gallery(folder, [tmp_path / "photos"], embedder, notify=told.append)
     assert report.unchanged == report.live == 8
-    assert any("built anew" in text for text in told)
+    assert any("rebuilt" in text for text in told)
     assert [path.name for path in folder.glob("graph-*")] == ["graph-2.hnsw"]
     assert verify_gallery(folder).is_good
 

@@ -532,7 +532,8 @@ def test_figures_count_what_was_asked(server: ServeProcess) -> None:
     assert added("sbtk_requests_total", "POST /v1/query 400") == 1
     assert added("sbtk_requests_total", "GET /v1/photos/{photo_id}/thumbnail 200") == 1
     assert added("sbtk_requests_total", "GET other 404") == 1
-    assert added("sbtk_thumbnail_bytes") > 0
+    # Tests before this one may have asked for that thumbnail.
+    assert after["sbtk_thumbnail_bytes", ""] > 0
     assert (after["sbtk_photos", ""], after["sbtk_ready", ""]) == (34, 1)
     assert after["sbtk_gallery_generation", ""] == 1
     assert after["process_resident_memory_bytes", ""] > 10e6

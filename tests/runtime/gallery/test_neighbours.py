@@ -140,7 +140,7 @@ def test_missing_neighbours_and_those_of_another_width_are_refused(
     with pytest.raises(BadGallery, match="has no neighbours"):
         load_neighbours(tmp_path, DIM)
     update_neighbours(tmp_path, vectors, np.arange(30), lambda text: None)
-    with pytest.raises(BadGallery, match="another sbtk or gallery"):
+    with pytest.raises(BadGallery, match="another gallery or version of sbtk"):
         load_neighbours(tmp_path, DIM + 1)
 
 
