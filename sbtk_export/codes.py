@@ -72,7 +72,9 @@ def write_codes(
         notify(f"codes: learning {length} bits")
         itq = fit_itq(rows, length)
         write_atomically(bundle.folder / itq_name(length), itq.to_bytes())
-        rule = _RULE.format(images=_named(samples), sketches=read["sketch"], photos=read["photo"])
+        rule = _RULE.format(
+            images=_describe_images(samples), sketches=read["sketch"], photos=read["photo"]
+        )
         figures[f"codes_{length}_map"] = {
             "value": _map(itq.codes(ranking), samples.ranking),
             "of_embeddings": _map(ranking, samples.ranking),
@@ -99,7 +101,7 @@ def _embedded(
     return np.stack(rows), read
 
 
-def _named(samples: ExportImages) -> str:
+def _describe_images(samples: ExportImages) -> str:
     if samples.ranking is samples.parity:
         return "images of training classes"
     return "images of validation classes"

@@ -148,7 +148,7 @@ def export_student(
             (folder / file_name("fp32")).unlink()
         else:
             save_student(folder, student.state_dict(), facts.backbone)
-        told = {variant: dict(_told(parity)) for variant, parity in parities.items()}
+        told = {variant: dict(_parity_record(parity)) for variant, parity in parities.items()}
         if "int8" in told:
             path = folder / file_name("int8")
             told["int8"]["largest_pair_sum"] = require_same_sums(onnx.load(path), path.name)
@@ -229,7 +229,7 @@ def add_unseen_metric(folder: Path, log: Path) -> float:
     return float(match[1])
 
 
-def _told(parity: Parity) -> Mapping[str, object]:
+def _parity_record(parity: Parity) -> Mapping[str, object]:
     return asdict(parity) | {"map_difference": parity.map_difference}
 
 

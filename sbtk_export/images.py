@@ -108,8 +108,8 @@ def choose_images(
     drawn = [training.draw(kind, PARITY_PER_KIND + CALIBRATION_PER_KIND) for kind in KINDS]
     size = min(len(part) for part in drawn)
     share = parity_share(size, is_calibrating=is_calibrating)
-    parity = _joined([_slice(part, 0, share) for part in drawn])
-    calibration = _joined([_slice(part, share, size) for part in drawn])
+    parity = _concatenate([_slice(part, 0, share) for part in drawn])
+    calibration = _concatenate([_slice(part, share, size) for part in drawn])
     _require(parity, MIN_PARITY_PER_KIND, "parity", data)
     if is_calibrating:
         _require(calibration, MIN_CALIBRATION_PER_KIND, "calibration", data)
@@ -120,7 +120,7 @@ def choose_images(
             f"{printable_name(data)} has no more of the training classes"
         )
     per_kind = RANKING_PER_CLASS * len(validation_classes)
-    held_out = _joined([validation.draw(kind, per_kind, RANKING_PER_CLASS) for kind in KINDS])
+    held_out = _concatenate([validation.draw(kind, per_kind, RANKING_PER_CLASS) for kind in KINDS])
     is_ranking_possible = len(np.unique(held_out.labels)) > 1 and 0 < held_out.is_sketch.mean() < 1
     return ExportImages(
         calibration,
@@ -205,7 +205,7 @@ def _slice(part: ImageSubset, start: int, end: int) -> ImageSubset:
     )
 
 
-def _joined(parts: Sequence[ImageSubset]) -> ImageSubset:
+def _concatenate(parts: Sequence[ImageSubset]) -> ImageSubset:
     return ImageSubset(
         np.concatenate([part.pixels for part in parts]),
         np.concatenate([part.is_sketch for part in parts]),

@@ -179,7 +179,7 @@ def correct_biases(quantised: onnx.ModelProto, original: onnx.ModelProto, means:
             continue
         source = layers[node.name]
         exact = numpy_helper.to_array(weights[source.input[1]])
-        rounded = _dequantised(constants, producers[node.input[1]])
+        rounded = _dequantise(constants, producers[node.input[1]])
         errors = (rounded - exact).reshape(*exact.shape[:2], -1).sum(axis=2)
         mean = means[source.input[0]]
         if errors.shape[1] != len(mean):
@@ -211,7 +211,7 @@ def _with_means(model: onnx.ModelProto) -> onnx.ModelProto:
     return copied
 
 
-def _dequantised(
+def _dequantise(
     constants: Mapping[str, onnx.TensorProto], node: onnx.NodeProto
 ) -> NDArray[np.float64]:
     """Return the output `(O, ...)` of a DequantizeLinear node with one scale for each row."""

@@ -137,7 +137,7 @@ def fit_itq(
     if not np.isfinite(mean).all():
         raise BadData("embeddings with numbers that are not finite")
     axes = _principal_axes(rows, mean, bits)
-    values = np.concatenate([chunk @ axes for chunk in _centred(rows, mean)])
+    values = np.concatenate([chunk @ axes for chunk in _centre_chunks(rows, mean)])
     projection = axes @ _rotation(values, iterations, seed, rotation)
     return Itq(mean=mean.astype(np.float32), projection=projection.astype(np.float32))
 
@@ -173,7 +173,7 @@ def _principal_axes(rows: Embeddings, mean: NDArray[np.float64], count: int) -> 
     does not matter.
     """
     covariance = np.zeros((rows.shape[1], rows.shape[1]))
-    for chunk in _centred(rows, mean):
+    for chunk in _centre_chunks(rows, mean):
         covariance += chunk.T @ chunk
     axes = np.linalg.eigh(covariance)[1][:, ::-1][:, :count]
     largest = np.abs(axes).argmax(axis=0)
@@ -184,7 +184,7 @@ def _mean(rows: Embeddings) -> NDArray[np.float64]:
     return np.asarray(rows.mean(axis=0, dtype=np.float64))
 
 
-def _centred(rows: Embeddings, mean: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
+def _centre_chunks(rows: Embeddings, mean: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
     """Yield `rows - mean` in chunks, so that a large gallery is never held in float64."""
     for start in range(0, len(rows), _CHUNK_ROWS):
         yield rows[start : start + _CHUNK_ROWS] - mean

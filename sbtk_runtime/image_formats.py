@@ -254,7 +254,7 @@ def _binary_numbers(body: memoryview, size: int) -> Iterator[Numbers]:
 def _digits(body: memoryview, kind: int) -> Iterator[Numbers]:
     """Yield the numbers of a plain PPM; those of a PBM, where 1 is black, are inverted."""
     rest = b""
-    for piece in _uncommented(body):
+    for piece in _strip_comments(body):
         if kind == 1:
             digits = b"".join(piece.split())
             _check_only(digits, b"01")
@@ -291,7 +291,7 @@ def _check_only(text: bytes, allowed: bytes) -> None:
         raise BadImage("damaged image: a plain PPM with characters that are not digits")
 
 
-def _uncommented(body: memoryview) -> Iterator[bytes]:
+def _strip_comments(body: memoryview) -> Iterator[bytes]:
     """Yield a text in pieces, without comments."""
     is_comment = False
     for start in range(0, len(body), _PIECE_BYTES):

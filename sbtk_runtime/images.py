@@ -155,7 +155,7 @@ def read_image_file(path: Path | str) -> ImageFile:
         file = _read_once(path)
         if file is not None:
             return file
-    raise _changed()
+    raise _changed_error()
 
 
 def read_open_file(file: BinaryIO) -> ImageFile:
@@ -169,7 +169,7 @@ def read_open_file(file: BinaryIO) -> ImageFile:
     except OSError as problem:
         raise BadImage(f"cannot be read: {problem.strerror}") from problem
     if content is None:
-        raise _changed()
+        raise _changed_error()
     return content
 
 
@@ -279,7 +279,7 @@ class OpenImage:
         except BadImage:
             raise
         except Exception as problem:
-            raise _damaged(problem) from problem
+            raise _damaged_error(problem) from problem
 
     def _scale(self) -> int:
         """Return the factor by which each side of a JPEG is reduced in decoding."""
@@ -317,10 +317,10 @@ class OpenImage:
 
     def _decode_partly(self, file: ScreenedImage, problem: Exception) -> DecodedImage:
         if 2 * self.memory_bytes + len(self.data) > self._max_bytes:
-            raise _damaged(problem) from problem
+            raise _damaged_error(problem) from problem
         part = decode_part(self._open, file)
         if part is None:
-            raise _damaged(problem) from problem
+            raise _damaged_error(problem) from problem
         return self._partial_image(part, file, problem)
 
     def _partial_image(
@@ -365,7 +365,7 @@ def convert(image: Image.Image) -> Image.Image:
         pixels = to_rgb_or_rgba(pixels)
     # Pillow's decoders raise nearly anything on damaged files.
     except Exception as problem:
-        raise _damaged(problem) from problem
+        raise _damaged_error(problem) from problem
     turn = _TURNS.get(_orientation(image, is_whole=True))
     return pixels if turn is None else pixels.transpose(turn)
 
@@ -417,7 +417,7 @@ def _read_once(path: Path | str) -> ImageFile | None:
         raise BadImage(f"cannot be read: {reason}") from problem
 
 
-def _changed() -> BadImage:
+def _changed_error() -> BadImage:
     return BadImage("the file changed while it was read", "a file that is not being written")
 
 
@@ -473,7 +473,7 @@ def _open(file: ScreenedImage, at_least_px: int | None, clock: Clock) -> PillowF
         raise
     # On damaged files Pillow's parsers raise exceptions of many types.
     except Exception as problem:
-        raise _damaged(problem) from problem
+        raise _damaged_error(problem) from problem
     return image
 
 
@@ -592,7 +592,7 @@ def _few_bits() -> BadImage:
     return BadImage("a 16-bit image that uses only the low bits", "samples of the full scale")
 
 
-def _damaged(problem: Exception) -> BadImage:
+def _damaged_error(problem: Exception) -> BadImage:
     if isinstance(problem, BadImage):
         return problem
     return BadImage(f"damaged image: {problem or type(problem).__name__}")

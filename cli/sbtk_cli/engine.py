@@ -122,7 +122,7 @@ def build(
         check = require_sound(
             ready, opened, trt, gpu, lambda text: output.notice(text, quiet=quiet)
         )
-    _print_built(ready, check, as_json)
+    _print_plan(ready, check, as_json)
     return 0
 
 
@@ -180,10 +180,10 @@ def _settings(batches: str, workspace: str) -> BuildSettings:
             "--batch 1,8,64",
         )
     smallest, usual, largest = numbers if len(numbers) == 3 else (1, *numbers, *numbers)
-    return BuildSettings(smallest, usual, largest, workspace_bytes=_bytes_of(workspace))
+    return BuildSettings(smallest, usual, largest, workspace_bytes=_parse_size(workspace))
 
 
-def _bytes_of(size: str) -> int:
+def _parse_size(size: str) -> int:
     """Return the bytes of a size such as `4GiB`, `1.5 GB`, `512m` or `1048576`."""
     match = _SIZE.fullmatch(size.strip())
     if match is None:
@@ -229,7 +229,7 @@ def _require_cache() -> None:
         )
 
 
-def _print_built(ready: ReadyPlan, check: PlanCheck | None, as_json: bool) -> None:
+def _print_plan(ready: ReadyPlan, check: PlanCheck | None, as_json: bool) -> None:
     if as_json:
         outcome = {"plan": str(ready.kept_in), "is_new": ready.is_new}
         checked = {"check": None if check is None else asdict(check)}

@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _print_any_character()
     _let_blas_threads_sleep()
     try:
-        with _termination_raised():
+        with _raise_on_termination():
             code = _run(list(sys.argv[1:] if arguments is None else arguments))
             sys.stdout.flush()
     except BrokenPipeError:
@@ -234,7 +234,7 @@ def _is_out_of_memory(problem: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def _termination_raised() -> Iterator[None]:
+def _raise_on_termination() -> Iterator[None]:
     """Make SIGTERM and SIGHUP raise an exception in the block, as SIGINT does."""
 
     def terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -73,7 +73,7 @@ def _print_bundles(as_json: bool) -> int:
     default = _default_folder()
     if as_json:
         for bundle in bundles:
-            output.answer_json(_described(bundle, str(bundle.folder) == default))
+            output.answer_json(_describe(bundle, str(bundle.folder) == default))
         return 0
     if not bundles:
         output.notice("There are no model bundles. 'sbtk train' and 'sbtk export' make one.")
@@ -107,7 +107,7 @@ def _default_folder() -> str | None:
         return None
 
 
-def _described(bundle: Bundle, is_default: bool) -> dict[str, Any]:
+def _describe(bundle: Bundle, is_default: bool) -> dict[str, Any]:
     manifest = bundle.manifest
     return {
         "name": manifest.name,

@@ -123,7 +123,7 @@ def command(
             kind = kind or _detect(data, sketch, quiet=quiet)
             hits = opened.query(data, embedder, k, kind, search=search, rerank=rerank, fold=fold)
         except BadImage as problem:
-            raise _named(problem, sketch) from problem
+            raise _add_name(problem, sketch) from problem
     for text in opened.notices:
         output.notice(text, quiet=quiet)
     if has_no_close_match(hits):
@@ -194,10 +194,10 @@ def _read(sketch: str) -> bytes:
             raise BadImage("empty or too long", f"1 to {MAX_FILE_BYTES:,} bytes of an image file")
         return data
     except BadImage as problem:
-        raise _named(problem, sketch) from problem
+        raise _add_name(problem, sketch) from problem
 
 
-def _named(problem: BadImage, sketch: str) -> BadImage:
+def _add_name(problem: BadImage, sketch: str) -> BadImage:
     return BadImage(f"{_name(sketch)}: {problem.found}", problem.expected, problem.next_step)
 
 

@@ -145,7 +145,9 @@ def _restart_command(gallery: Path, port: int) -> str:
 
 def _network_notice(host: str, *, is_any: bool) -> str:
     """Return the notice about a server that other machines can reach."""
-    where = f", with this machine's address in place of {_visited(host)}" if is_any else ""
+    where = (
+        f", with this machine's address in place of {_choose_browser_host(host)}" if is_any else ""
+    )
     return (
         f"other machines can connect{where}; the token is sent unencrypted, so put a reverse proxy "
         "with HTTPS in front of the server on networks that you do not trust"
@@ -154,10 +156,10 @@ def _network_notice(host: str, *, is_any: bool) -> str:
 
 def _address(host: str, port: int) -> str:
     """Return the page's address for a browser on this machine."""
-    return f"http://{_visited(host)}:{port}/"
+    return f"http://{_choose_browser_host(host)}:{port}/"
 
 
-def _visited(host: str) -> str:
+def _choose_browser_host(host: str) -> str:
     """Return the host by which a browser on this machine reaches a server on `host`."""
     name = host.strip("[]")
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name, name)  # noqa: S104 -- not bound here

@@ -505,10 +505,12 @@ def merge_resumed_config(
             free[name] = place
             continue
         if name not in own:
-            differing.append(f"{_spelt(name, found)}, and {config.method} has no such setting")
+            differing.append(
+                f"{_spell_option(name, found)}, and {config.method} has no such setting"
+            )
         elif not _is_same(name, found, own[name]):
-            started = "out it" if isinstance(found, bool) else f" {_shown(own[name])}"
-            differing.append(f"{_spelt(name, found)}, and the run was started with{started}")
+            started = "out it" if isinstance(found, bool) else f" {_show_value(own[name])}"
+            differing.append(f"{_spell_option(name, found)}, and the run was started with{started}")
     if differing:
         raise BadConfig(
             differing[0],
@@ -544,11 +546,11 @@ def _is_same(name: str, found: object, expected: object) -> bool:
     return found == expected
 
 
-def _shown(value: object) -> object:
+def _show_value(value: object) -> object:
     return "none" if value == "" else value
 
 
-def _spelt(name: str, value: object) -> str:
+def _spell_option(name: str, value: object) -> str:
     """Return an option as typed on the command line."""
     word = {"train_size_px": "size"}.get(name, name.replace("_", "-"))
     if isinstance(value, bool):

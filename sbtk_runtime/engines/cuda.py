@@ -141,7 +141,7 @@ def checked(answer: tuple[Any, ...]) -> Any:
     """
     error, *values = answer
     if int(error) != _SUCCESS:
-        raise _explained(error)
+        raise _make_error(error)
     if not values:
         return None
     return values[0] if len(values) == 1 else tuple(values)
@@ -180,7 +180,7 @@ def _driver_missing_or_old(runtime: Any) -> EngineUnavailable:
     )
 
 
-def _explained(error: Any) -> CudaError:
+def _make_error(error: Any) -> CudaError:
     runtime = cuda_runtime()
     name = _text(runtime.cudaGetErrorName(error), f"error {int(error)}")
     text = _text(runtime.cudaGetErrorString(error), "no explanation")

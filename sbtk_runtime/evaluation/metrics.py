@@ -388,21 +388,23 @@ def average_precision(
 
 def precision_at(ranks: RelevantRanks, k: int) -> Values:
     """Return the expected precision at k, `(Q,) float64`."""
-    return np.asarray((_taken(ranks, k) / ranks.tied).sum(axis=1) / k, dtype=np.float64)
+    return np.asarray((_count_within(ranks, k) / ranks.tied).sum(axis=1) / k, dtype=np.float64)
 
 
 def _sums(ranks: RelevantRanks, k: int | None) -> Values:
-    return np.asarray(_expected(ranks, _taken(ranks, k)).sum(axis=1), dtype=np.float64)
+    return np.asarray(
+        _expected_precisions(ranks, _count_within(ranks, k)).sum(axis=1), dtype=np.float64
+    )
 
 
-def _taken(ranks: RelevantRanks, k: int | None) -> Counts:
+def _count_within(ranks: RelevantRanks, k: int | None) -> Counts:
     """Return the number of possible ranks of each photo that are within k."""
     if k is None:
         return ranks.tied
     return np.asarray(np.clip(k - ranks.above, 0, ranks.tied))
 
 
-def _expected(ranks: RelevantRanks, taken: Counts) -> Values:
+def _expected_precisions(ranks: RelevantRanks, taken: Counts) -> Values:
     """Return the expected contribution of each relevant photo to the sum of precisions.
 
     This is the closed form below, summed over the first `taken` ranks of a group of equal scores
@@ -457,7 +459,7 @@ def _divided_by_hits(ranks: RelevantRanks, k: int, sums: Values) -> Values:
     is_cut = (ranks.above < k) & (ranks.above + ranks.tied > k)
     hits = (ranks.above + ranks.tied <= k).sum(axis=1)
     values = np.where(hits > 0, sums / np.maximum(hits, 1), 0.0)
-    shares = _expected(ranks, _taken(ranks, k)) if is_cut.any() else sums[:, None]
+    shares = _expected_precisions(ranks, _count_within(ranks, k)) if is_cut.any() else sums[:, None]
     for query in np.flatnonzero(is_cut.any(axis=1)):
         group = np.flatnonzero(is_cut[query])
         above, tied = int(ranks.above[query, group[0]]), int(ranks.tied[query, group[0]])

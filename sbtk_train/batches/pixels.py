@@ -95,7 +95,7 @@ class PixelStore:
         if variation is None:
             pixels = list(self._pool.map(self._pixels, rows))
         else:
-            pixels = list(self._pool.map(lambda row: self._varied(row, variation), rows))
+            pixels = list(self._pool.map(lambda row: self._vary(row, variation), rows))
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class PixelStore:
         self._pool.shutdown(cancel_futures=True)
         self._kept = None
 
-    def _varied(self, row: int, variation: Sequence[int]) -> Pixels:
+    def _vary(self, row: int, variation: Sequence[int]) -> Pixels:
         source = self._paths[row]
         rng = np.random.default_rng([*variation, int(row)])
         if isinstance(source, Drawing):

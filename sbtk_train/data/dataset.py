@@ -73,8 +73,8 @@ def open_dataset(root: Path, *, keep_duplicates: bool = False) -> Dataset:
     layout = recognise(root)
     read = (read_list_folder(folder, layout.root) for folder in layout.list_folders)
     lists = tuple(folder for folder in read if folder is not None)
-    sketches = _named("sketch", layout.sketch_folders, lists)
-    photos = _named("photo", layout.photo_folders, lists)
+    sketches = _list_images("sketch", layout.sketch_folders, lists)
+    photos = _list_images("photo", layout.photo_folders, lists)
     missing = _missing(lists)
     gone = {path for each in missing for path in each.missing}
     class_of = match_names(sketches.names, photos.names)
@@ -130,7 +130,7 @@ def describe_ignored(kind: Kind, ignored: Ignored) -> list[str]:
     return lines
 
 
-def _named(kind: Kind, folders: tuple[Path, ...], lists: Sequence[ListFolder]) -> NamedImages:
+def _list_images(kind: Kind, folders: tuple[Path, ...], lists: Sequence[ListFolder]) -> NamedImages:
     """Return the images of a kind: those on the lists, or all if no list names them all."""
     complete = [folder for folder in lists if folder.is_complete(kind)]
     if not complete:

@@ -167,10 +167,10 @@ def append_images(division: Division, split: Split, more: MoreImages, names: Cla
         left_out["without photos or ImageNet classes to take their meaning from"] = no_use
     further = tuple(sorted(usable - set(training.classes)))
     classes = (*training.classes, *further)
-    sketches, sketch_labels = _appended(
+    sketches, sketch_labels = _append(
         training.sketches, training.sketch_labels, new_sketches, classes
     )
-    photos, photo_labels = _appended(training.photos, training.photo_labels, new_photos, classes)
+    photos, photo_labels = _append(training.photos, training.photo_labels, new_photos, classes)
     added = len(sketches) - len(training.sketches), len(photos) - len(training.photos)
     notices = [
         f"further images: {added[0]:,} sketches and {added[1]:,} photos, "
@@ -228,7 +228,7 @@ def _in_folders(source: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _appended(
+def _append(
     images: Sequence[_Source],
     labels: Rows,
     more: Mapping[str, Sequence[_Source]],

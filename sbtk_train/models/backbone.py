@@ -236,7 +236,7 @@ def measure_drift(trunk: nn.Module, photos: torch.Tensor) -> float:
         drift = (means - module.running_mean) ** 2 / (module.running_var + module.eps)
         drifts.append(drift.mean())
 
-    with _hooked(trunk, compare), torch.inference_mode():
+    with _hook_batch_norms(trunk, compare), torch.inference_mode():
         trunk(photos)
     return float(torch.stack(drifts).mean())
 
@@ -260,7 +260,7 @@ def choose_layout(
 
 
 @contextmanager
-def _hooked(trunk: nn.Module, hook: object) -> Iterator[None]:
+def _hook_batch_norms(trunk: nn.Module, hook: object) -> Iterator[None]:
     handles = [
         module.register_forward_pre_hook(hook)  # type: ignore[arg-type]
         for module in trunk.modules()

@@ -91,15 +91,15 @@ def read_student_dim(path: Path) -> int | None:
 
 def read_training_classes(path: Path) -> tuple[str, ...]:
     """Return the classes that a student was trained on, by the run it lies in; else nothing."""
-    return _classes_beside(path, "run.json", "identity_classes")
+    return _read_classes(path, "run.json", "identity_classes")
 
 
 def read_unseen_classes(path: Path) -> tuple[str, ...]:
     """Return the classes that a student's training kept unseen, by the bundle it lies in."""
-    return _classes_beside(path, "manifest.json", "unseen_classes")
+    return _read_classes(path, "manifest.json", "unseen_classes")
 
 
-def _classes_beside(path: Path, name: str, key: str) -> tuple[str, ...]:
+def _read_classes(path: Path, name: str, key: str) -> tuple[str, ...]:
     file = path.parent / name
     if not file.is_file():
         return ()

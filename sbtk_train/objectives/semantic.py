@@ -243,7 +243,7 @@ class WordNet:
         if not words or gaps > _MOST_GAPS:
             return None
         for signs in itertools.product("_-", repeat=gaps):
-            senses = self._reader.synsets(_joined(words, signs), pos="n")
+            senses = self._reader.synsets(_join_words(words, signs), pos="n")
             if senses:
                 return int(senses[0].offset())
         senses = self._reader.synsets("".join(words), pos="n")
@@ -335,5 +335,5 @@ def _lexnames() -> str:
     return "".join(f"{number:02d}\t{name}\t{code}\n" for number, (name, code) in enumerate(names))
 
 
-def _joined(words: list[str], signs: tuple[str, ...]) -> str:
+def _join_words(words: list[str], signs: tuple[str, ...]) -> str:
     return words[0] + "".join(sign + word for sign, word in zip(signs, words[1:], strict=True))

@@ -409,14 +409,14 @@ def format_markdown(study: Study, scores: list[Score]) -> str:
         cells, runs = [], 0
         for classes, figure in columns:
             found = [s for s in summarise(study, scores, classes, figure) if s.row == row]
-            cells.append(_shown(found[0]) if found else "")
+            cells.append(_format_summary(found[0]) if found else "")
             runs = max([runs, *(s.runs for s in found)])
         if runs:
             lines.append(f"| {row.title} | {runs} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _shown(summary: Summary) -> str:
+def _format_summary(summary: Summary) -> str:
     """Return mean and spread; one run has no spread."""
     if math.isnan(summary.spread):
         return f"{summary.mean:.4f}"

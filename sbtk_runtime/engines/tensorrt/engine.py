@@ -465,7 +465,7 @@ def ready_plan(
         if not may_build:
             raise _no_plan_error(order, problem.found) from problem
         built = _build(order, timing_cache=b"")
-        return _unkept(built, order, problem)
+        return _use_without_storing(built, order, problem)
 
 
 @dataclass(frozen=True)
@@ -513,7 +513,7 @@ def _build_and_store(cache: PlanCache, order: _Order) -> ReadyPlan:
         if built.timing_cache:
             cache.store_timing_cache(*machine, built.timing_cache)
     except (PlanCacheUnusable, DiskFull) as problem:
-        return _unkept(built, order, problem)
+        return _use_without_storing(built, order, problem)
     order.notify(f"the plan was built in {built.build_s:.1f} s and is kept in {kept_in}")
     return ReadyPlan(built.plan, record, is_new=True, kept_in=kept_in)
 
@@ -541,7 +541,7 @@ def _reuse(found: CachedPlan) -> ReadyPlan:
     return ReadyPlan(found.plan, found.record, is_new=False, kept_in=found.path)
 
 
-def _unkept(built: BuiltPlan, order: _Order, problem: SbtkError) -> ReadyPlan:
+def _use_without_storing(built: BuiltPlan, order: _Order, problem: SbtkError) -> ReadyPlan:
     order.notify(f"the plan is not kept, and will be built again next time: {problem.found}")
     return ReadyPlan(built.plan, _make_record(order, built), is_new=True, kept_in=None)
 

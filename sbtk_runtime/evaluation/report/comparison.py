@@ -173,7 +173,7 @@ def _published_line(
     return Row(
         stubs=(first.method, _dim_text(first.dim, first.binary), first.tag),
         cells=tuple(_published_cell(by_split.get(split), metric) for split, metric in columns),
-        remark=_joined(
+        remark=_join_notes(
             *(row.source for row in group),
             *(row.note for row in group),
             *(known.rules_of(row).remark for row in group),
@@ -203,7 +203,7 @@ def _measured_line(group: Sequence[MeasuredMap], columns: Sequence[tuple[str, st
             _measured_cell(by_split.get(split), split, metric) for split, metric in columns
         ),
         is_measured=True,
-        remark=_joined(*(run.protocol for run in group)),
+        remark=_join_notes(*(run.protocol for run in group)),
     )
 
 
@@ -243,7 +243,7 @@ def _misfit(run: MeasuredMap) -> str:
     return f"{run.name} on {run.of} ({run.setting}{who}) has no column here: not shown"
 
 
-def _joined(*parts: str) -> str:
+def _join_notes(*parts: str) -> str:
     return "; ".join(dict.fromkeys(part for part in parts if part))
 
 

@@ -99,14 +99,14 @@ def _draw_panel(sheet: Image.Image, panel: Panel, left: int, cell_px: int) -> No
         _write(draw, query.caption, place, cell_px + _QUERY_GAP_PX - 2, 11, _INK)
         x = left + cell_px + _QUERY_GAP_PX
         for photo in query.photos:
-            sheet.paste(_framed(photo, cell_px), (x, top))
+            sheet.paste(_draw_frame(photo, cell_px), (x, top))
             if not photo.is_right:
                 _write(draw, photo.class_name, (x, top + cell_px + 2), cell_px, 11, _SOFT)
             x += cell_px + _GAP_PX
         top += cell_px + _CAPTION_PX + _GAP_PX
 
 
-def _framed(photo: RankedPhoto, cell_px: int) -> Image.Image:
+def _draw_frame(photo: RankedPhoto, cell_px: int) -> Image.Image:
     framed = Image.new("RGB", (cell_px, cell_px), RIGHT if photo.is_right else WRONG)
     framed.paste(fit_square(photo.path, cell_px - 2 * FRAME_PX, _GROUND), (FRAME_PX, FRAME_PX))
     return framed
