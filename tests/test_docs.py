@@ -33,7 +33,7 @@ from tests.serve_process import serving
 from tests.tiny import tiny_bundle, write_photos, write_sketch
 
 ROOT = Path(__file__).parents[1]
-PARSED_ONLY = {"train", "export", "bench", "data", "serve"}
+PARSED_ONLY = {"train", "export", "bench", "data", "open", "serve"}
 
 _SKIPPED_FOLDERS = {"runs", "bundles", "build", "dist", "node_modules", "shared"}
 _ADDRESS = "127.0.0.1:8000"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,6 @@ import click
 
 from sbtk_cli import options, output
 from sbtk_cli.options import bundle_for_gallery, stops_between_photos
-from sbtk_runtime.errors import BadGallery
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.manifest import MANIFEST_NAME
 
@@ -176,7 +174,7 @@ def command(
         patterns_of(exclude)
         rule_change = RuleChange(*rules_asked)
         with Embedder(
-            _bundle(model, gallery, bits, shard),
+            bundle_to_index(model, gallery, bits, shard),
             engine_options,
             notify=lambda text: output.notice(text, quiet=quiet),
             lazy=True,
@@ -231,7 +229,9 @@ def final_sentence(report: IndexReport, gallery: Path) -> str:
     return f"{photos} searchable ({done or 'nothing new'}) in {seconds}"
 
 
-def _bundle(model: str | None, gallery: Path, bits: int | None, shard: PhotoShard | None) -> Bundle:
+def bundle_to_index(
+    model: str | None, gallery: Path, bits: int | None, shard: PhotoShard | None = None
+) -> Bundle:
     """Return the bundle that was named, or that made the gallery, or the default one.
 
     Checks that it fits the gallery before an engine is opened.
@@ -376,10 +376,10 @@ def _list_folders(gallery: Path, *, as_json: bool) -> None:
 
 
 def _list_failed(gallery: Path, *, as_json: bool, quiet: bool) -> None:
-    from sbtk_runtime.gallery.folder import partly_readable
+    from sbtk_runtime.gallery.folder import list_failures, partly_readable
 
     is_any = False
-    for fields in [*_failures(gallery), *partly_readable(gallery)]:
+    for fields in [*list_failures(gallery), *partly_readable(gallery)]:
         is_any = True
         if as_json:
             output.answer_json(fields)
@@ -388,28 +388,6 @@ def _list_failed(gallery: Path, *, as_json: bool, quiet: bool) -> None:
             output.answer(f"{printable_name(name)}: {fields['reason']}")
     if not is_any:
         output.notice("All files could be read.", quiet=quiet)
-
-
-def _failures(gallery: Path) -> list[dict[str, str]]:
-    """Return the entries of `failures.jsonl`, one for each file that could not be read."""
-    from sbtk_runtime.gallery.folder import FAILURES_NAME
-
-    path = gallery / FAILURES_NAME
-    failures = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        for line in lines:
-            failure = json.loads(line)
-            if "path" not in failure:
-                base64.b64decode(failure["path_bytes"])
-            failures.append({**failure, "reason": str(failure["reason"])})
-    except FileNotFoundError:
-        return []
-    except (ValueError, KeyError, AttributeError, TypeError) as problem:
-        raise BadGallery(
-            f"{printable_name(path)} is damaged", "JSON lines", "sbtk index PHOTOS"
-        ) from problem
-    return failures
 
 
 def _verify(gallery: Path, *, repair: bool, as_json: bool, quiet: bool) -> int:

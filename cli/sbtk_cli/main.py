@@ -33,6 +33,7 @@ class LazyCommand(NamedTuple):
 
 
 COMMANDS = {
+    "open": LazyCommand("sbtk_cli.open", "Index photos and search them in the browser."),
     "index": LazyCommand("sbtk_cli.index", "Create or update a gallery from folders of photos."),
     "merge": LazyCommand("sbtk_cli.merge", "Merge galleries of one model into one."),
     "push": LazyCommand("sbtk_cli.push", "Push a gallery to PostgreSQL."),
@@ -129,6 +130,7 @@ def _print_version(context: click.Context, _: click.Parameter, is_asked: bool) -
 _HELP = """Find photos from a sketch.
 
 \b
+sbtk open photos/        index your photos and search them in the browser
 sbtk index photos/       create a gallery of your photos, once
 sbtk query sketch.png    find the photos that look like the sketch
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from sbtk_runtime.gallery.gallery import Search
     from sbtk_runtime.rerank import Rerank
 
+_NOT_REPEATED = ("photos", "gallery", "token", "is_opened", "no_browser", "quiet")
+
 _HELP = """Draw in the browser and find photos.
 
 Serves a page to draw on and an API for programs (see /docs). Only this machine can connect, unless
@@ -63,6 +65,9 @@ sbtk serve --host 0.0.0.0
     metavar="NAME",
     help="Additional host name to accept, such as a reverse proxy's. Repeatable.",
 )
+@click.option(
+    "--read-only", is_flag=True, help="Do not let the page index or remove folders of photos."
+)
 @options.search
 @options.rerank
 @options.model
@@ -75,6 +80,7 @@ def command(
     is_opened: bool,
     token: str | None,
     allow_hosts: tuple[str, ...],
+    read_only: bool,
     search: Search,
     rerank: Rerank,
     model: str | None,
@@ -93,7 +99,7 @@ def command(
     rules = access_rules(host, allow_hosts, made_token if token is None else token)
     listening = listen(host, port)
     port = listening.getsockname()[1]
-    address = _address(host, port)
+    address = page_address(host, port)
     shown = address if made_token is None else f"{address}?token={made_token}"
     from sbtk_runtime.web.service import Service
 
@@ -104,7 +110,7 @@ def command(
         search=search,
         rerank=rerank,
         notify=lambda text: output.notice(text, quiet=quiet),
-        command=_restart_command(gallery, port),
+        command=restart_command("serve", gallery=gallery, port=port),
     )
     try:
         with listening, service:
@@ -119,27 +125,38 @@ def command(
             output.answer(shown)
             if is_opened:
                 visited = address if rules.token is None else f"{address}?token={rules.token}"
-                _open(visited, quiet=quiet)
-            serve(service, listening, rules)
+                open_browser(visited, quiet=quiet)
+            serve(service, listening, rules, may_change=is_local and not read_only)
     except KeyboardInterrupt:
         output.notice("Stopped.", quiet=quiet)
     return 0
 
 
-def _restart_command(gallery: Path, port: int) -> str:
-    """Return the command line that starts this server again, without its token."""
+def restart_command(
+    name: str, *photos: Path, gallery: Path | None = None, port: int | None = None
+) -> str:
+    """Return the command line that starts this server again, without its token.
+
+    Args:
+        name: of the command.
+        photos: its arguments.
+        gallery: the gallery, if it must be named.
+        port: the port, if another one than the given was chosen.
+    """
     from sbtk_runtime.files import printable_name
 
     context = click.get_current_context()
-    words = ["sbtk", "serve", "--gallery", str(gallery.absolute())]
+    words = ["sbtk", name, *(str(path.absolute()) for path in photos)]
+    if gallery is not None:
+        words += ["--gallery", str(gallery.absolute())]
     for parameter in context.command.params:
         name = parameter.name or ""
         given = context.get_parameter_source(name) == ParameterSource.COMMANDLINE
-        if not given or name in ("gallery", "token", "is_opened", "quiet"):
+        if not given or name in _NOT_REPEATED:
             continue
-        value = port if name == "port" else context.params[name]
+        value = port if name == "port" and port is not None else context.params[name]
         for each in value if isinstance(value, tuple) else (value,):
-            words += [parameter.opts[0], str(each)]
+            words += [parameter.opts[0]] if each is True else [parameter.opts[0], str(each)]
     return printable_name(shlex.join(words))
 
 
@@ -154,7 +171,7 @@ def _network_notice(host: str, *, is_any: bool) -> str:
     )
 
 
-def _address(host: str, port: int) -> str:
+def page_address(host: str, port: int) -> str:
     """Return the page's address for a browser on this machine."""
     return f"http://{_choose_browser_host(host)}:{port}/"
 
@@ -166,7 +183,7 @@ def _choose_browser_host(host: str) -> str:
     return f"[{name}]" if ":" in name else name
 
 
-def _open(address: str, *, quiet: bool) -> None:
+def open_browser(address: str, *, quiet: bool) -> None:
     """Open the browser on another thread: it may be slow, or use the terminal."""
     import webbrowser
 

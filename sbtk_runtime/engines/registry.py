@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -50,6 +51,9 @@ __all__ = [
 #: Engines of older versions, and the engine to use instead.
 _DROPPED = {"onnxruntime-tensorrt": "tensorrt"}
 _NORM_TOLERANCE = 1e-3
+# OpenVINO initializes its types on first use. Two threads that do so at once wait for each other:
+# one for the GIL, the other for C++'s guard.
+_OPENING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,8 @@ def open_engine(
             notify=notify,
         )
         try:
-            opened = entry.open(request)
+            with _OPENING:
+                opened = entry.open(request)
         except (EngineUnavailable, MissingExtra, BadModel) as problem:
             if options.engine != AUTO:
                 raise

@@ -260,6 +260,29 @@ def write_failures(folder: Path, catalogue: Catalogue) -> None:
             file.write(json.dumps(path_fields(name) | {"reason": reason}) + "\n")
 
 
+def list_failures(folder: Path) -> list[dict[str, str]]:
+    """Return the files of a gallery that could not be read: path, and `reason`.
+
+    Raises:
+        BadGallery: the list is damaged.
+    """
+    path = folder / FAILURES_NAME
+    failures = []
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            failure = json.loads(line)
+            if "path" not in failure:
+                base64.b64decode(failure["path_bytes"])
+            failures.append({**failure, "reason": str(failure["reason"])})
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, AttributeError, TypeError) as problem:
+        raise BadGallery(
+            f"{printable_name(path)} is damaged", "JSON lines", "sbtk index PHOTOS"
+        ) from problem
+    return failures
+
+
 def partly_readable(folder: Path) -> list[dict[str, str]]:
     """Return the photos of a gallery that were read in part only: path, and `reason`.
 

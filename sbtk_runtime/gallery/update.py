@@ -65,6 +65,8 @@ Notify = Callable[[str], None]
 OnEngine = Callable[[EngineInfo], None]
 
 _WALK_TICK = 1000
+#: The most time for publishing between, as a share of all.
+_MOST_PUBLISHING = 0.1
 _NO_CHANGE = RuleChange()
 
 
@@ -139,6 +141,7 @@ def update_gallery(
     rule_change: RuleChange = _NO_CHANGE,
     on_engine: OnEngine = lambda info: None,
     shard: PhotoShard | None = None,
+    publish_every_s: float | None = None,
 ) -> IndexReport:
     """Create or update a gallery with the photos below `roots`; its other photos are kept.
 
@@ -157,6 +160,9 @@ def update_gallery(
             when there is nothing to embed.
         shard: create a gallery of this part of the photos only. `None` accepts whatever an
             existing gallery holds. Paths are relative to the outermost root, current or earlier.
+        publish_every_s: also publish generations while photos are embedded, so many seconds apart
+            or more, so that publishing takes at most a tenth of the time. A new gallery is
+            published empty at once. By default, one generation is published at the end.
 
     Raises:
         BadConfig: a pattern of `rule_change` is malformed.
@@ -177,7 +183,10 @@ def update_gallery(
     with translate_os_errors(folder):
         make_folder(folder)
         with WriterLock(folder / LOCK_NAME):
-            update = _Update(folder, absolute, embedder, progress, notify, commit_every, on_engine)
+            update = _Update(
+                *(folder, absolute, embedder, progress, notify),
+                *(commit_every, on_engine, publish_every_s),
+            )
             return update.run(checksum, bits, rule_change, shard)
 
 
@@ -264,6 +273,7 @@ class _Update:
         notify: Notify,
         commit_every: int,
         on_engine: OnEngine,
+        publish_every_s: float | None,
     ) -> None:
         self._folder = folder
         self._roots = roots
@@ -273,6 +283,9 @@ class _Update:
         self._notices: list[str] = []
         self._notify = notify
         self._on_engine = on_engine
+        self._publish_every_s = publish_every_s
+        self._publish_from = time.monotonic()
+        self._published: GalleryManifest | None = None
         self._itq: Itq | None = None
         self._rules = WalkRules()
         self._known_roots: list[str] = []
@@ -291,8 +304,10 @@ class _Update:
         started = time.perf_counter()
         folder = self._folder
         remove_stale_temporaries(folder)
-        published = published_manifest(folder) if (folder / MANIFEST_NAME).exists() else None
-        with Catalogue(folder, 1 if published is None else published.generation + 1) as catalogue:
+        if (folder / MANIFEST_NAME).exists():
+            self._published = published_manifest(folder)
+        known = 0 if self._published is None else self._published.generation
+        with Catalogue(folder, known + 1) as catalogue:
             self._take_rules(catalogue, rule_change)
             origin, self._itq = initialize_gallery(
                 folder, catalogue, self._embedder, bits, self._roots, shard
@@ -300,10 +315,12 @@ class _Update:
             self._shard = origin.shard
             catalogue.record_roots(map(os.fsencode, self._roots))
             vectors = open_rows(folder, origin.dim, origin.bits)
-            vacuum(folder, catalogue, vectors, published)
+            vacuum(folder, catalogue, vectors, self._published)
             self._drop_lost(catalogue, vectors)
             self._add_checksums(catalogue, vectors)
             self._share_rows(catalogue, vectors)
+            if self._published is None and self._publish_every_s is not None:
+                self._publish_between(catalogue, vectors, origin)
             changes = Changes(catalogue, self._roots, self._walk(), checksum=checksum)
             # Photos behind a link are below it, as if the link were a root.
             catalogue.record_roots(map(os.fsencode, self._followed))
@@ -312,7 +329,7 @@ class _Update:
             walk_s = time.perf_counter() - started
             if changes.to_embed:
                 self._open_engine(origin)
-            self._embed(catalogue, vectors, changes)
+            self._embed(catalogue, vectors, origin, changes)
             left_out_now = changes.lost_though_there()
             warnings = tuple(_loss_warning(loss, folder) for loss in self._losses(changes))
             missing = catalogue.lose(changes.lost())
@@ -331,7 +348,7 @@ class _Update:
                     f"the reasons are in {printable_name(folder / FAILURES_NAME)}",
                 )
             graph_started = time.perf_counter()
-            publish(folder, catalogue, vectors, origin, published, self._notify)
+            publish(folder, catalogue, vectors, origin, self._published, self._notify)
             ended = time.perf_counter()
             return IndexReport(
                 new=self._new,
@@ -462,7 +479,31 @@ class _Update:
             loss for loss in changes.losses() if loss.lost or loss.path not in self._roots_of_others
         ]
 
-    def _embed(self, catalogue: Catalogue, vectors: Vectors | CodeShards, changes: Changes) -> None:
+    def _is_publication_due(self) -> bool:
+        return self._publish_every_s is not None and time.monotonic() >= self._publish_from
+
+    def _publish_between(
+        self, catalogue: Catalogue, vectors: Vectors | CodeShards, origin: Origin
+    ) -> None:
+        """Publish what is committed, and prepare the next generation."""
+        assert self._publish_every_s is not None
+        started = time.monotonic()
+        self._published = publish(
+            self._folder, catalogue, vectors, origin, self._published, self._notify
+        )
+        catalogue.generation = self._published.generation + 1
+        ended = time.monotonic()
+        pause_s = max(self._publish_every_s, (ended - started) / _MOST_PUBLISHING)
+        # The first photos are worth most.
+        self._publish_from = ended + (pause_s if catalogue.live() else 0)
+
+    def _embed(
+        self,
+        catalogue: Catalogue,
+        vectors: Vectors | CodeShards,
+        origin: Origin,
+        changes: Changes,
+    ) -> None:
         """Embed photos and commit them in batches."""
         total = changes.to_embed
         paths = (Path(os.fsdecode(path)) for path in changes.paths_to_embed())
@@ -473,8 +514,11 @@ class _Update:
             try:
                 for done, item in enumerate(stream, start=1):
                     batch.take(item, changes)
-                    if batch.size >= self._commit_every:
+                    is_due = self._is_publication_due()
+                    if is_due or batch.size >= self._commit_every:
                         self._commit(catalogue, vectors, changes, batch)
+                    if is_due:
+                        self._publish_between(catalogue, vectors, origin)
                     self._progress(done, total, done / (time.perf_counter() - started))
             except KeyboardInterrupt:
                 self._commit(catalogue, vectors, changes, batch)

@@ -17,6 +17,7 @@ from sbtk_runtime.web.errors import ErrorMiddleware, add_error_answers
 from sbtk_runtime.web.metrics import Metrics, MetricsMiddleware
 from sbtk_runtime.web.photos import Thumbnails
 from sbtk_runtime.web.refusals import SecurityHeaders
+from sbtk_runtime.web.routes_collection import collection_routes
 from sbtk_runtime.web.routes_photos import photo_routes
 from sbtk_runtime.web.routes_query import query_routes
 from sbtk_runtime.web.routes_state import state_routes
@@ -33,8 +34,11 @@ absolute, and was correct when the photo was indexed.
 """
 
 
-def guarded_app(service: Service, rules: AccessRules) -> ASGIApp:
-    """Return the app that serves `service` to clients that `rules` allow."""
+def guarded_app(service: Service, rules: AccessRules, *, may_change: bool = False) -> ASGIApp:
+    """Return the app that serves `service` to clients that `rules` allow.
+
+    With `may_change`, those on this machine may index and remove folders.
+    """
     thumbnails = Thumbnails()
     metrics = Metrics(service, thumbnails)
     app = FastAPI(
@@ -44,6 +48,7 @@ def guarded_app(service: Service, rules: AccessRules) -> ASGIApp:
         openapi_tags=[
             {"name": "Search", "description": "Photos that look like an image."},
             {"name": "Photos", "description": "Photos of the gallery: facts, thumbnails, files."},
+            {"name": "Collection", "description": "Indexed folders, failures, indexing."},
             {"name": "Server", "description": "The gallery, the server's health and its metrics."},
         ],
         docs_url=None,
@@ -63,6 +68,7 @@ def guarded_app(service: Service, rules: AccessRules) -> ASGIApp:
     add_error_answers(app)
     app.include_router(answer_head(query_routes(service, metrics)))
     app.include_router(answer_head(photo_routes(service, thumbnails)))
+    app.include_router(answer_head(collection_routes(service, may_change=may_change)))
     app.include_router(answer_head(state_routes(service, metrics)))
     _add_description(app)
     add_docs_page(app)
@@ -81,6 +87,10 @@ def _add_page(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
+
+    @app.get("/collection", include_in_schema=False)
+    async def collection() -> FileResponse:
+        return FileResponse(STATIC / "collection.html")
 
     # In the root, because a service worker controls only pages below its own path.
     _add_file(app, "/service-worker.js", STATIC / "service-worker.js")

@@ -14,9 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sbtk_runtime.errors import (
     BadConfig,
+    BadData,
     BadGallery,
     BadImage,
     EmptySketch,
+    GalleryBusy,
     ModelMismatch,
     SbtkError,
 )
@@ -32,10 +34,12 @@ _KNOWN: tuple[tuple[type[SbtkError], int, str], ...] = (
     (EmptySketch, 400, "empty_sketch"),
     (BadImage, 400, "bad_image"),
     (BadConfig, 422, "bad_parameter"),
+    (BadData, 422, "bad_folder"),
     (PhotoNotFound, 404, "no_photo"),
     (Busy, 503, "busy"),
     (Loading, 503, "loading"),
     (Stuck, 503, "stuck"),
+    (GalleryBusy, 503, "gallery_busy"),
     (GalleryDeleted, 503, "gallery_gone"),
     (BadGallery, 503, "bad_gallery"),
     (ModelMismatch, 503, "model_mismatch"),

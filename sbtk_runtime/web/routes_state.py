@@ -116,6 +116,7 @@ def _health(service: Service) -> HealthAnswer:
     if state.gallery is not None:
         answer.generation = state.gallery.generation
         answer.photos = state.gallery.live
+    answer.is_indexing = not service.indexer.progress.is_idle
     if state.problem is not None:
         told = refusal_of(state.problem)
         answer.problem = ProblemAnswer(code=told.code, message=told.message, next=told.next_step)

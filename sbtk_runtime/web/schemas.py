@@ -16,10 +16,13 @@ from pydantic import BaseModel, BeforeValidator, Field
 from sbtk_runtime.engines.base import EngineInfo
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
-from sbtk_runtime.gallery.folder import path_fields
+from sbtk_runtime.gallery.folder import FolderCount, path_fields
 from sbtk_runtime.gallery.hits import Hit, Match, PhotoCopies
+from sbtk_runtime.gallery.update import IndexReport
+from sbtk_runtime.gallery.walk import left_out_sentences
 from sbtk_runtime.preprocess import Kind
 from sbtk_runtime.rerank import Rerank
+from sbtk_runtime.web.indexing import Phase
 from sbtk_runtime.web.photos import SizePx
 from sbtk_runtime.web.refusals import DATA_PATHS, Refusal, Refused
 
@@ -204,7 +207,100 @@ class HealthAnswer(BaseModel):
     engine: EngineAnswer | None = None
     generation: int | None = None
     photos: int | None = None
+    is_indexing: bool | None = Field(None, description="Whether the gallery is being updated.")
     problem: ProblemAnswer | None = None
+
+
+class IndexedFolder(BaseModel):
+    """A folder or file that was indexed, with the photos below it."""
+
+    path: str | None = Field(None, description=_PATH)
+    path_bytes: str | None = Field(None, description=_PATH_BYTES)
+    name: str = Field(description="The path, for display.")
+    photos: int = Field(description="The number of searchable photos.")
+    missing: int = Field(description="The number of photos that were not found on disk.")
+    exists: bool = Field(description="Whether the folder is there now.")
+
+    @classmethod
+    def of(cls, count: FolderCount) -> IndexedFolder:
+        """Return the JSON model of a folder."""
+        return cls(
+            **path_fields(count.path),
+            name=printable_name(count.path),
+            photos=count.photos,
+            missing=count.missing,
+            exists=count.exists,
+        )
+
+
+class IndexedFolders(BaseModel):
+    """The folders of the gallery, by path."""
+
+    folders: list[IndexedFolder]
+    can_change: bool = Field(description="Whether this client may index and remove folders.")
+
+
+class FileFailure(BaseModel):
+    """A file that could not be read, or only partly."""
+
+    path: str | None = Field(None, description=_PATH)
+    path_bytes: str | None = Field(None, description=_PATH_BYTES)
+    reason: str
+    is_searchable: bool = Field(description="Whether the part that could be read is searchable.")
+
+
+class FailuresAnswer(BaseModel):
+    """Files that could not be read, or only partly."""
+
+    failures: list[FileFailure]
+    count: int = Field(description="The number of all of them.")
+
+
+class IndexReportAnswer(BaseModel):
+    """The result of an update of the gallery; see `sbtk index`."""
+
+    new: int
+    changed: int
+    moved: int
+    found_again: int
+    missing: int
+    unreadable: int
+    photos: int = Field(description="The number of searchable photos.")
+    seconds: float
+    notices: list[str] = Field(description="Sentences for the user.")
+    warnings: list[str] = Field(description="Folders whose photos were not found.")
+    left_out: list[str] = Field(description="What was left out by rules, and how many files.")
+
+    @classmethod
+    def of(cls, report: IndexReport) -> IndexReportAnswer:
+        """Return the JSON model of a report."""
+        return cls(
+            new=report.new,
+            changed=report.changed,
+            moved=report.moved,
+            found_again=report.revived,
+            missing=report.missing,
+            unreadable=report.unreadable,
+            photos=report.live,
+            seconds=round(report.seconds, 2),
+            notices=list(report.notices),
+            warnings=list(report.warnings),
+            left_out=list(left_out_sentences(report.left_out)),
+        )
+
+
+class IndexingAnswer(BaseModel):
+    """The progress of indexing."""
+
+    phase: Phase = Field(description="What is being done.")
+    done: int = Field(description="Photos done, or files found.")
+    total: int | None = Field(None, description="Photos to embed; only while embedding.")
+    rate: float = Field(description="Photos per second; 0 unless embedding.")
+    jobs: int = Field(description="The number of updates and removals that have ended.")
+    generation: int | None = Field(None, description="The gallery's generation that is served.")
+    photos: int | None = Field(None, description="The number of searchable photos.")
+    report: IndexReportAnswer | None = Field(None, description="The last update's result.")
+    problem: ProblemAnswer | None = Field(None, description="Why the last update failed.")
 
 
 class ErrorAnswer(BaseModel):

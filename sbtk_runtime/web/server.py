@@ -6,9 +6,10 @@ import errno
 import os
 import socket
 from concurrent.futures import Future
+from types import FrameType
 
 import uvicorn
-from uvicorn.config import LOGGING_CONFIG
+from uvicorn.config import LOGGING_CONFIG, Config
 
 from sbtk_runtime.errors import SbtkError
 from sbtk_runtime.files import printable_name
@@ -26,8 +27,12 @@ from sbtk_runtime.web.service import Service
 _LAST_ANSWERS_S = 3
 
 
-def serve(service: Service, listening: socket.socket, rules: AccessRules) -> None:
+def serve(
+    service: Service, listening: socket.socket, rules: AccessRules, *, may_change: bool = False
+) -> None:
     """Serve requests until SIGINT or SIGTERM; `service` may still be loading.
+
+    With `may_change`, clients on this machine may index and remove folders.
 
     Raises:
         KeyboardInterrupt: it was stopped; running requests have been answered or refused.
@@ -36,7 +41,7 @@ def serve(service: Service, listening: socket.socket, rules: AccessRules) -> Non
     is_debugged = bool(os.environ.get("SBTK_DEBUG"))
     GuardedConnection.limit = connection_limit()
     config = uvicorn.Config(
-        closing_unread(guarded_app(service, rules)),
+        closing_unread(guarded_app(service, rules, may_change=may_change)),
         http=GuardedConnection,
         backlog=accepted_at_once(GuardedConnection.limit),
         ws="none",
@@ -51,7 +56,7 @@ def serve(service: Service, listening: socket.socket, rules: AccessRules) -> Non
         proxy_headers=False,
         timeout_graceful_shutdown=_LAST_ANSWERS_S,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, service)
 
     def stop_if_failed(loaded: Future[None]) -> None:
         if loaded.exception() is not None:
@@ -60,6 +65,18 @@ def serve(service: Service, listening: socket.socket, rules: AccessRules) -> Non
     service.loaded.add_done_callback(stop_if_failed)
     server.run([listening])
     service.loaded.result()
+
+
+class _Server(uvicorn.Server):
+    """A server that ends event streams when it is told to stop; uvicorn would wait for them."""
+
+    def __init__(self, config: Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._service.stopping.set()
+        super().handle_exit(sig, frame)
 
 
 _PORTS_TO_TRY = 100

@@ -35,6 +35,7 @@ from sbtk_runtime.gallery.hnsw import import_hnswlib
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest
 from sbtk_runtime.preprocess import KINDS, Kind, Pixels
 from sbtk_runtime.rerank import Rerank
+from sbtk_runtime.web.indexing import Indexer, Listener
 from sbtk_runtime.web.photos import PhotoNotFound, open_photo
 from sbtk_runtime.web.queue import Batch, WorkQueue
 from sbtk_runtime.web.uploads import UploadDecoder
@@ -101,8 +102,11 @@ class Service:
         rerank: how to reorder hits.
         notify: called with a sentence about what takes long, or was changed to make an engine work.
         command: the command line that starts the server.
+        listener: called with the progress of indexing, on the indexing thread.
 
     Attributes:
+        indexer: updates the gallery. If there is no gallery yet, submit an update before the block.
+        stopping: set when the server stops; long responses end.
         uploads: decodes what clients send.
         queries: for work of the engine.
         searches: for searches, which run while the engine does.
@@ -121,10 +125,18 @@ class Service:
         rerank: Rerank = "none",
         notify: Notify = no_notify,
         command: str = "sbtk serve",
+        listener: Listener = lambda progress: None,
     ) -> None:
         self.folder = folder
         self.command = command
         self.bundle = bundle
+        self.indexer = Indexer(
+            folder,
+            lambda: Embedder(bundle, options, notify=notify, lazy=True),
+            listener=listener,
+            on_published=self._refresh,
+        )
+        self.stopping = threading.Event()
         self.uploads = UploadDecoder(MAX_QUERIES)
         self.queries = WorkQueue("query", workers=1, waiting=MAX_QUERIES)
         self.searches = WorkQueue("search", workers=2, waiting=MAX_QUERIES)
@@ -144,6 +156,7 @@ class Service:
 
     def __enter__(self) -> Self:
         """Start to open the engine and the gallery; `loaded` is set when that is done."""
+        self.indexer.__enter__()
         self._loading.start()
         return self
 
@@ -157,6 +170,8 @@ class Service:
 
     def close(self) -> None:
         """Close everything after running jobs, and loading, have ended."""
+        self.stopping.set()
+        self.indexer.close()
         # Closing an engine while it loads or runs would end the process.
         self._loading.join()
         is_idle = self.queries.close()
@@ -329,6 +344,7 @@ class Service:
         trim_malloc()
         if self._search == "hnsw":
             import_hnswlib()
+        self.indexer.wait_for_gallery()
         # First, because it opens or fails quickly, and photos can be shown.
         self._gallery = FollowedGallery(self.folder, self._check)
         embedder = Embedder(self.bundle, self._options, batch=QUERY_BATCH, notify=self._notify)
@@ -341,6 +357,10 @@ class Service:
             embedder.close()
             raise
         self._embedder = embedder
+
+    def _refresh(self) -> None:
+        if self._gallery is not None:
+            self._gallery.refresh()
 
     def _check(self, gallery: Gallery) -> None:
         made_by, preprocessing = gallery.manifest.model_id, gallery.manifest.preprocessing
@@ -421,6 +441,7 @@ class FollowedGallery:
         self._opened: _Opened | None = _Opened(self._open())
         self._problem: SbtkError | None = None
         self._ended = threading.Event()
+        self._looking = threading.Lock()
         self._follower = threading.Thread(target=self._follow, name="gallery", daemon=True)
         self._follower.start()
 
@@ -458,9 +479,14 @@ class FollowedGallery:
         self._follower.join()
         self._put(None, None)
 
+    def refresh(self) -> None:
+        """Serve the newest generation now; by default that takes half a second."""
+        with self._looking:
+            self._look()
+
     def _follow(self) -> None:
         while not self._ended.wait(_LOOK_EVERY_S):
-            self._look()
+            self.refresh()
 
     def _look(self) -> None:
         """Open the generation that was published since the last call, if any."""

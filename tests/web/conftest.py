@@ -91,7 +91,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 @pytest.fixture(scope="session")
 def server(shared: Workplace) -> Iterator[ServeProcess]:
     """Return a server of the shared gallery, ready, which every test must leave whole."""
-    with shared.serving() as process:
+    with shared.serving("--read-only") as process:
         process.wait_until_ready()
         yield process
         assert process.health()[0] == 200

@@ -23,6 +23,11 @@ _SETTINGS = """
 [[operations]]
 include-path = "/v1/query"
 checks.positive_data_acceptance.expected-statuses = [200, 400]
+
+# Its responses do not end.
+[[operations]]
+include-path = "/v1/indexing/events"
+enabled = false
 """
 
 
@@ -39,7 +44,7 @@ def test_every_operation_answers_as_it_is_described(server: ServeProcess, tmp_pa
         command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert f"Tested: {operations}" in done.stdout
+    assert f"Tested: {operations - 1}" in done.stdout
     cases = re.search(r"(\d+) generated", done.stdout)
     assert cases is not None
     assert int(cases[1]) > 100

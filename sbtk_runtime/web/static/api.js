@@ -14,7 +14,24 @@
 /** @typedef {{ name: string, count: number, generation: number, model_id: string, folders: Folder[], command: string }} Gallery */
 /** @typedef {{ name: string, version: string, device: string, precision: string }} Engine */
 /** @typedef {{ code: string, message: string, next?: string }} ErrorBody */
-/** @typedef {{ status: string, engine?: Engine | null, generation?: number | null, photos?: number | null, problem?: ErrorBody | null }} Health */
+/**
+ * @typedef {{ status: string, engine?: Engine | null, generation?: number | null, photos?: number | null,
+ *   is_indexing?: boolean | null, problem?: ErrorBody | null }} Health
+ */
+/**
+ * The result of an update.
+ * @typedef {{ new: number, changed: number, moved: number, found_again: number, missing: number, unreadable: number,
+ *   photos: number, seconds: number, notices: string[], warnings: string[], left_out: string[] }} IndexReport
+ */
+/**
+ * @typedef {{ phase: "idle" | "finding" | "embedding" | "forgetting", done: number, total?: number, rate: number,
+ *   jobs: number, generation?: number, photos?: number, report?: IndexReport, problem?: ErrorBody }} Indexing
+ */
+/**
+ * @typedef {{ path?: string | null, path_bytes?: string | null, name: string, photos: number, missing: number,
+ *   exists: boolean }} IndexedFolder
+ */
+/** @typedef {{ path?: string | null, path_bytes?: string | null, reason: string, is_searchable: boolean }} FileFailure */
 /**
  * @typedef {object} Photo
  * @property {number} id
@@ -90,6 +107,37 @@ export function getPhoto(id, signal) {
 /** @returns {Promise<Gallery>} */
 export function getGallery() {
   return requestJson("v1/gallery", {});
+}
+
+/** @returns {Promise<{ folders: IndexedFolder[], can_change: boolean }>} */
+export function getFolders() {
+  return requestJson("v1/folders", {});
+}
+
+/**
+ * @param {number} offset
+ * @returns {Promise<{ failures: FileFailure[], count: number }>}
+ */
+export function getFailures(offset) {
+  return requestJson(`v1/failures?limit=200&offset=${offset}`, {});
+}
+
+/**
+ * Indexes a folder, or all folders of the gallery again.
+ * @param {string} [path]
+ * @returns {Promise<Indexing>}
+ */
+export function startIndexing(path) {
+  return requestJson(`v1/indexing${path === undefined ? "" : `?${new URLSearchParams({ under: path })}`}`, { method: "POST" });
+}
+
+/**
+ * Removes a folder's photos from the gallery. No file is deleted.
+ * @param {string} path
+ * @returns {Promise<Indexing>}
+ */
+export function forgetFolder(path) {
+  return requestJson(`v1/folders?${new URLSearchParams({ under: path })}`, { method: "DELETE" });
 }
 
 /**

@@ -22,6 +22,13 @@ export const EMPTY_GALLERY = {
 };
 
 /** @type {Message} */
+export const FIRST_PHOTOS = {
+  kind: "loading",
+  title: "Looking at your photos",
+  text: "They appear here as they become searchable. You can already draw.",
+};
+
+/** @type {Message} */
 export const EMPTY_FOLDER = {
   kind: "empty",
   title: "No photos in this folder",

@@ -3,6 +3,7 @@
 import { announce, byId, checkedValue, onRadioChange, resetRadios, setChecked, showToast } from "./dom.js";
 import { Drawing } from "./drawing.js";
 import { renderImage } from "./rendering.js";
+import { IndexingMonitor, progressText, resultText } from "./indexing.js";
 import { photoIdAt } from "./results_grid.js";
 import { ResultsPane } from "./results_pane.js";
 import { showExamples } from "./examples.js";
@@ -24,6 +25,7 @@ const pad = new SketchPad(byId("strokes-layer", HTMLCanvasElement), byId("input-
 const monitor = new ServerMonitor();
 const results = new ResultsPane(monitor, currentQuery);
 const viewer = new Viewer(results.grid);
+const indexing = new IndexingMonitor();
 
 /** @type {UploadedImage | null} */
 let image = null;
@@ -59,6 +61,10 @@ for (const source of [results.grid, viewer]) {
 }
 results.grid.addEventListener("open", (event) => pushState({ photo: /** @type {CustomEvent<number>} */ (event).detail }));
 urlState.addEventListener("change", applyUrlState);
+monitor.addEventListener("change", () => {
+  if (monitor.health.is_indexing) indexing.watch();
+});
+indexing.addEventListener("change", showIndexing);
 
 updateCanvasHint();
 applyUrlState();
@@ -127,6 +133,18 @@ function applyUrlState() {
     viewer.open(photo);
     results.loadMoreAfter(photo);
   }
+}
+
+function showIndexing() {
+  const { state, isBusy } = indexing;
+  if (state === null) return;
+  byId("indexing", HTMLElement).hidden = !isBusy;
+  byId("indexing-text", HTMLElement).textContent = progressText(state);
+  const bar = byId("indexing-bar", HTMLProgressElement);
+  if (state.total == null) bar.removeAttribute("value");
+  else [bar.max, bar.value] = [state.total, state.done];
+  if (!isBusy) showToast(resultText(state));
+  if (!isBusy || state.generation !== monitor.health.generation) void monitor.check();
 }
 
 /** Makes the page installable, and lets it open while the server is stopped. */

@@ -5,6 +5,7 @@ import { announceSoon, byId } from "./dom.js";
 import {
   EMPTY_FOLDER,
   EMPTY_GALLERY,
+  FIRST_PHOTOS,
   NO_OTHER_PHOTO,
   PHOTO_NOT_FOUND,
   errorMessage,
@@ -162,8 +163,8 @@ export class ResultsPane {
   /** @param {SearchResult} result */
   #show({ response, query, isMore }) {
     const { hits, generation } = response;
-    // Photos of two generations do not mix.
-    if (isMore && generation !== this.#generation) {
+    // Photos of two generations do not mix. While photos are being indexed, the list would start again and again.
+    if (isMore && generation !== this.#generation && !this.monitor.health.is_indexing) {
       this.run();
       return;
     }
@@ -239,7 +240,8 @@ export class ResultsPane {
     const isOutdated = this.#generation !== health.generation || (isSearch && !wasReady);
     // Photos can be listed while the engine is loading.
     const canRun = this.#isReady || (status === "loading" && health.photos != null && !isSearch);
-    if (canRun && isOutdated && !this.search.isPending) this.run();
+    const isWanted = isOutdated && (!health.is_indexing || isAtTop());
+    if (canRun && isWanted && !this.search.isPending) this.run();
     showStatus(this.monitor, this.#gallery);
     this.#update();
   }
@@ -285,7 +287,7 @@ export class ResultsPane {
   #message(isEmpty) {
     if (this.#error?.code === "no_photo") return PHOTO_NOT_FOUND;
     if (this.#error !== null) return errorMessage(this.#error.message, this.#error.next, true);
-    if (this.#gallery?.count === 0) return EMPTY_GALLERY;
+    if (this.#gallery?.count === 0) return this.monitor.health.is_indexing ? FIRST_PHOTOS : EMPTY_GALLERY;
     if (!isEmpty || this.#shown === null || this.#region.ariaBusy === "true") return null;
     return this.#folderSelect.value === "" ? NO_OTHER_PHOTO : EMPTY_FOLDER;
   }
@@ -307,6 +309,11 @@ function dividerOf(response, offset) {
 /** @param {number} tookMs of the last search */
 function showDuration(tookMs) {
   byId("info-duration", HTMLElement).textContent = `${Math.max(1, Math.round(tookMs))} ms`;
+}
+
+/** Returns whether new photos would not move what the user looks at. */
+function isAtTop() {
+  return window.scrollY < 80 && document.querySelector("dialog[open]") === null;
 }
 
 /** @param {number} ms */

@@ -73,6 +73,7 @@ export class ServerMonitor extends EventTarget {
     const isSame =
       status === this.status &&
       health.generation === this.health.generation &&
+      health.is_indexing === this.health.is_indexing &&
       health.problem?.message === this.health.problem?.message;
     this.status = status;
     this.health = health;

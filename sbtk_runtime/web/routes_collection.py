@@ -1,0 +1,211 @@
+"""Routes of the collection: indexed folders, files that could not be read, and indexing.
+
+Reading them is allowed to every client that the server accepts. Changes are made on behalf of the
+user of this machine: the server must listen on a loopback address, and the request must come from
+there directly, because it may name any folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+
+from sbtk_runtime.gallery.folder import folder_counts, list_failures, partly_readable
+from sbtk_runtime.gallery.update import roots_to_walk
+from sbtk_runtime.web.auth import HOST, is_loopback
+from sbtk_runtime.web.errors import error_answers, refusal_of
+from sbtk_runtime.web.refusals import Refusal, Refused
+from sbtk_runtime.web.schemas import (
+    FailuresAnswer,
+    FileFailure,
+    Folder,
+    IndexedFolder,
+    IndexedFolders,
+    IndexingAnswer,
+    IndexReportAnswer,
+    Offset,
+    PageSize,
+    ProblemAnswer,
+)
+from sbtk_runtime.web.service import Service
+from sbtk_runtime.web.uploads import run_until_disconnect
+
+_EVENT_EVERY_S = 0.25
+_HEARTBEAT_S = 15.0
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+
+
+def collection_routes(service: Service, *, may_change: bool) -> APIRouter:
+    """Return the routes; without `may_change`, those that change the gallery refuse."""
+    router = APIRouter(tags=["Collection"])
+
+    def require_local(request: Request) -> None:
+        if not may_change or not _is_local(request):
+            raise Refused(_READ_ONLY)
+
+    @router.get(
+        "/v1/folders",
+        summary="The indexed folders, with their numbers of photos",
+        response_model=IndexedFolders,
+        response_model_exclude_none=True,
+        responses=error_answers(503, 504),
+    )
+    async def folders(request: Request) -> Response:
+        def listed() -> IndexedFolders:
+            with service.reading():  # also checks that the gallery can be read
+                counts = folder_counts(service.folder)
+            can_change = may_change and _is_local(request)
+            return IndexedFolders(folders=[*map(IndexedFolder.of, counts)], can_change=can_change)
+
+        answer = await run_until_disconnect(request, service.reads.submit(listed))
+        return _json(answer.model_dump_json(exclude_none=True))
+
+    @router.get(
+        "/v1/failures",
+        summary="Files that could not be read, or only partly, with the reasons",
+        response_model=FailuresAnswer,
+        response_model_exclude_none=True,
+        responses=error_answers(422, 503, 504),
+    )
+    async def failures(request: Request, limit: PageSize = 100, offset: Offset = 0) -> Response:
+        def listed() -> FailuresAnswer:
+            found = [
+                *(FileFailure(**fields, is_searchable=False) for fields in list_failures(folder)),
+                *(FileFailure(**fields, is_searchable=True) for fields in partly_readable(folder)),
+            ]
+            return FailuresAnswer(failures=found[offset : offset + limit], count=len(found))
+
+        folder = service.folder
+        answer = await run_until_disconnect(request, service.reads.submit(listed))
+        return _json(answer.model_dump_json(exclude_none=True))
+
+    @router.get(
+        "/v1/indexing",
+        summary="The progress of indexing",
+        response_model=IndexingAnswer,
+        response_model_exclude_none=True,
+        responses=error_answers(),
+    )
+    async def indexing() -> Response:
+        return _json(_progress_json(service))
+
+    @router.get(
+        "/v1/indexing/events",
+        summary="The progress of indexing as server-sent events",
+        response_class=Response,
+        responses=error_answers() | {200: {"content": {"text/event-stream": {"schema": _TEXT}}}},
+        description="Each event `indexing` has the same JSON as `/v1/indexing`. The first comes at "
+        "once, further ones after changes.",
+    )
+    async def events(request: Request) -> Response:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        return StreamingResponse(
+            _events(service, request), media_type="text/event-stream", headers=headers
+        )
+
+    @router.post(
+        "/v1/indexing",
+        summary="Index a folder, or all folders of the gallery again",
+        status_code=202,
+        response_model=IndexingAnswer,
+        response_model_exclude_none=True,
+        responses=error_answers(422, 503),
+        description="Only for the user of the server's machine.",
+    )
+    async def start(request: Request, under: Folder) -> Response:
+        require_local(request)
+        roots = [] if under is None else [Path(under)]
+        if roots:
+            await run_until_disconnect(
+                request, service.reads.submit(lambda: roots_to_walk(service.folder, roots))
+            )
+        service.indexer.update(roots)
+        return _json(_progress_json(service), 202)
+
+    @router.delete(
+        "/v1/folders",
+        summary="Remove a folder's photos from the gallery",
+        status_code=202,
+        response_model=IndexingAnswer,
+        response_model_exclude_none=True,
+        responses=error_answers(422, 503),
+        description="No file is deleted. Only for the user of the server's machine.",
+    )
+    async def forget(request: Request, under: Folder) -> Response:
+        require_local(request)
+        if under is None:
+            raise Refused(_NO_FOLDER)
+        service.indexer.forget(Path(under))
+        return _json(_progress_json(service), 202)
+
+    return router
+
+
+_TEXT = {"type": "string"}
+_READ_ONLY = Refusal(
+    403,
+    "read_only",
+    "This server does not change the gallery.",
+    "on the server's machine, open the page at http://127.0.0.1 without --read-only, or run "
+    "'sbtk index'",
+)
+_NO_FOLDER = Refusal(
+    422, "bad_parameter", "The parameter under is missing.", "name a folder of /v1/folders"
+)
+
+
+def _is_local(request: Request) -> bool:
+    """Return whether a request comes from this machine, and not through a proxy."""
+    host = HOST.fullmatch(request.headers.get("host", ""))
+    peer = request.client
+    return (
+        host is not None
+        and is_loopback(host[1])
+        and peer is not None
+        and is_loopback(peer.host)
+        and not any(name in request.headers for name in _FORWARDED)
+    )
+
+
+def _json(content: str, status: int = 200) -> Response:
+    headers = {"cache-control": "no-store"}
+    return Response(content, status, headers, media_type="application/json")
+
+
+def _progress_json(service: Service) -> str:
+    progress = service.indexer.progress
+    manifest = service.state().gallery
+    answer = IndexingAnswer(
+        phase=progress.phase,
+        done=progress.done,
+        total=progress.total,
+        rate=round(progress.rate, 1),
+        jobs=progress.jobs,
+        generation=None if manifest is None else manifest.generation,
+        photos=None if manifest is None else manifest.live,
+    )
+    if progress.report is not None:
+        answer.report = IndexReportAnswer.of(progress.report)
+    if progress.problem is not None:
+        told = refusal_of(progress.problem)
+        answer.problem = ProblemAnswer(code=told.code, message=told.message, next=told.next_step)
+    return answer.model_dump_json(exclude_none=True)
+
+
+async def _events(service: Service, request: Request) -> AsyncIterator[str]:
+    """Yield an event for each change, and comments that keep the connection open."""
+    sent, quiet_s = "", 0.0
+    while not service.stopping.is_set() and not await request.is_disconnected():
+        content = _progress_json(service)
+        if content != sent:
+            yield f"event: indexing\ndata: {content}\n\n"
+            sent, quiet_s = content, 0.0
+        elif quiet_s >= _HEARTBEAT_S:
+            yield ": still here\n\n"
+            quiet_s = 0.0
+        await asyncio.sleep(_EVENT_EVERY_S)
+        quiet_s += _EVENT_EVERY_S

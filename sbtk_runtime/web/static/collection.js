@@ -1,0 +1,183 @@
+// The page of folders and files: what is indexed, what could not be read, and changes of both.
+
+import { ApiError, forgetFolder, getFailures, getFolders, startIndexing } from "./api.js";
+import { byId } from "./dom.js";
+import { IndexingMonitor, progressText, resultText } from "./indexing.js";
+import { displayPath } from "./paths.js";
+
+/** @typedef {import("./api.js").FileFailure} FileFailure */
+/** @typedef {import("./api.js").IndexedFolder} IndexedFolder */
+/** @typedef {import("./api.js").Indexing} Indexing */
+
+const RETRY_MS = 1500;
+
+const indexing = new IndexingMonitor();
+const confirmation = byId("confirm", HTMLDialogElement);
+const failureList = byId("failures", HTMLUListElement);
+/** @type {IndexedFolder | null} */
+let removed = null;
+let jobs = -1;
+
+indexing.addEventListener("change", showProgress);
+byId("update", HTMLButtonElement).addEventListener("click", () => void change(() => startIndexing()));
+byId("add", HTMLFormElement).addEventListener("submit", (event) => {
+  event.preventDefault();
+  const field = byId("path", HTMLInputElement);
+  void change(() => startIndexing(field.value.trim())).then((isStarted) => {
+    if (isStarted) field.value = "";
+  });
+});
+byId("more-failures", HTMLButtonElement).addEventListener("click", () => void showFailures(failureList.children.length));
+confirmation.addEventListener("close", () => {
+  const path = removed?.path;
+  removed = null;
+  if (confirmation.returnValue === "remove" && path != null) void change(() => forgetFolder(path));
+});
+document.addEventListener("visibilitychange", () => {
+  if (document.visibilityState === "visible") void load();
+});
+void load();
+
+/** Shows folders and failures, and follows the progress. */
+async function load() {
+  try {
+    const [{ folders, can_change: canChange }] = await Promise.all([getFolders(), showFailures(0)]);
+    byId("folders", HTMLUListElement).replaceChildren(...folders.map((folder) => folderItem(folder, canChange)));
+    byId("add", HTMLElement).hidden = !canChange;
+    byId("update", HTMLElement).hidden = !canChange || folders.length === 0;
+    byId("read-only", HTMLElement).hidden = canChange;
+    if (indexing.state === null) showStatus("");
+    indexing.watch();
+  } catch (error) {
+    showError(error);
+    if (error instanceof ApiError && ["loading", "unreachable"].includes(error.code)) setTimeout(() => void load(), RETRY_MS);
+  }
+}
+
+/**
+ * @param {() => Promise<Indexing>} request
+ * @returns {Promise<boolean>} whether the server accepted it
+ */
+async function change(request) {
+  try {
+    await request();
+    indexing.watch();
+    return true;
+  } catch (error) {
+    showError(error);
+    return false;
+  }
+}
+
+function showProgress() {
+  const { state, isBusy } = indexing;
+  if (state === null) return;
+  byId("indexing", HTMLElement).hidden = !isBusy;
+  byId("indexing-text", HTMLElement).textContent = progressText(state);
+  const bar = byId("indexing-bar", HTMLProgressElement);
+  if (state.total == null) bar.removeAttribute("value");
+  else [bar.max, bar.value] = [state.total, state.done];
+  if (isBusy) {
+    showStatus("");
+    return;
+  }
+  showStatus(resultText(state) || (state.photos == null ? "" : `${state.photos.toLocaleString("en")} photos searchable`), state.problem != null);
+  const leftOut = state.report?.left_out ?? [];
+  byId("left-out", HTMLElement).hidden = leftOut.length === 0;
+  byId("left-out-list", HTMLUListElement).replaceChildren(...leftOut.map((text) => textItem(text, "")));
+  if (jobs >= 0 && jobs !== state.jobs) void load();
+  jobs = state.jobs;
+}
+
+/**
+ * @param {IndexedFolder} folder
+ * @param {boolean} canChange
+ * @returns {HTMLLIElement}
+ */
+function folderItem(folder, canChange) {
+  const template = byId("folder", HTMLTemplateElement);
+  const item = /** @type {HTMLLIElement} */ (document.importNode(template.content, true).firstElementChild);
+  const name = displayPath(folder);
+  const counts = [`${folder.photos.toLocaleString("en")} ${folder.photos === 1 ? "photo" : "photos"}`];
+  if (folder.missing > 0) counts.push(`${folder.missing.toLocaleString("en")} missing`);
+  if (!folder.exists) counts.push("not found: is a drive unplugged?");
+  item.classList.toggle("is-missing", !folder.exists);
+  setText(item, ".collection-name", name);
+  setText(item, ".collection-count", counts.join(" · "));
+  for (const button of item.querySelectorAll("button")) {
+    // A name that is not UTF-8 cannot be sent.
+    button.hidden = !canChange || folder.path == null;
+    button.setAttribute("aria-label", `${button.textContent} ${name}`);
+    button.addEventListener("click", () => {
+      if (button.dataset.action === "update") void change(() => startIndexing(folder.path ?? ""));
+      else askToRemove(folder);
+    });
+  }
+  return item;
+}
+
+/** @param {IndexedFolder} folder */
+function askToRemove(folder) {
+  removed = folder;
+  byId("confirm-path", HTMLElement).textContent = displayPath(folder);
+  confirmation.returnValue = "";
+  confirmation.showModal();
+}
+
+/** @param {number} offset the number of failures that are shown */
+async function showFailures(offset) {
+  const { failures, count } = await getFailures(offset);
+  const items = failures.map((failure) =>
+    textItem(displayPath(failure), failure.is_searchable ? `${failure.reason} (the rest is searchable)` : failure.reason),
+  );
+  if (offset === 0) failureList.replaceChildren(...items);
+  else failureList.append(...items);
+  byId("no-failures", HTMLElement).hidden = count > 0;
+  byId("more-failures", HTMLElement).hidden = failureList.children.length >= count;
+  byId("failures-title", HTMLElement).textContent =
+    count === 0 ? "Files that could not be read" : `Files that could not be read (${count.toLocaleString("en")})`;
+}
+
+/**
+ * @param {string} name
+ * @param {string} detail
+ * @returns {HTMLLIElement}
+ */
+function textItem(name, detail) {
+  const item = document.createElement("li");
+  const box = document.createElement("div");
+  const [title, text] = [document.createElement("span"), document.createElement("span")];
+  title.className = "collection-name";
+  title.textContent = name;
+  text.className = "collection-count";
+  text.textContent = detail;
+  box.append(title, text);
+  item.append(box);
+  return item;
+}
+
+/**
+ * @param {Element} parent
+ * @param {string} selector
+ * @param {string} text
+ */
+function setText(parent, selector, text) {
+  const element = parent.querySelector(selector);
+  if (element !== null) element.textContent = text;
+}
+
+/** @param {unknown} error */
+function showError(error) {
+  if (error instanceof ApiError) showStatus([error.message, error.next].filter(Boolean).join(" "), true);
+  else throw error;
+}
+
+/**
+ * @param {string} text
+ * @param {boolean} [isError]
+ */
+function showStatus(text, isError = false) {
+  const status = byId("status", HTMLElement);
+  status.textContent = text;
+  status.classList.toggle("is-error", isError);
+}
