@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.binary_codes import Codes
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery
+from sbtk_runtime.feedback import refine
 from sbtk_runtime.gallery.catalogue import REPAIR, CatalogueView, Photo, RowCheck
 from sbtk_runtime.gallery.folder import (
     check_model,
@@ -180,6 +182,45 @@ class Gallery(Queries):
             BadGallery: what the gallery keeps of it is damaged.
         """
         self._check_question(k, search, offset)
+        photo, embedding = self._kept(photo_id)
+        hits, allowed = self._intact_hits(
+            *(embedding, k, search, under),
+            fold=fold,
+            rerank=rerank,
+            offset=offset,
+            left_out=photo,
+        )
+        few: tuple[str, ...] = ()
+        if len(hits) < k:
+            few = _few_notices(offset + len(hits) + 1, allowed, offset + k + 1, under)
+        return Answer(hits, (*self._all_faults(), *few))
+
+    def refined(
+        self, query: Embeddings | None, liked: Sequence[int], disliked: Sequence[int]
+    ) -> Embeddings:
+        """Return a query `(D,) float32` that takes feedback into account; see `feedback.refine`.
+
+        Args:
+            query: `(D,) float32`; `None` to start from what is liked.
+            liked: ids of photos.
+            disliked: ids of photos.
+
+        Raises:
+            BadConfig: it is a binary gallery, or there is neither a query nor anything liked.
+            BadData: there is no such photo.
+            BadGallery: what the gallery keeps of it is damaged.
+        """
+        if self.manifest.bits is not None:
+            raise BadConfig("feedback in a binary gallery", "a gallery of embeddings")
+        none = np.empty((0, self.manifest.dim), dtype=np.float32)
+        kept = [
+            np.stack([self._kept(photo_id)[1] for photo_id in ids]) if ids else none
+            for ids in (liked, disliked)
+        ]
+        return refine(query, *kept)
+
+    def _kept(self, photo_id: int) -> tuple[Photo, Embeddings | Codes]:
+        """Return a photo, and its embedding or code."""
         photo = self.photo(photo_id)
         if photo is None:
             raise BadData(f"the gallery has no photo {photo_id}", "the id of a hit")
@@ -192,17 +233,7 @@ class Gallery(Queries):
                 "",
                 self._vectors.remedy or REPAIR,
             )
-        hits, allowed = self._intact_hits(
-            *(rows[0], k, search, under),
-            fold=fold,
-            rerank=rerank,
-            offset=offset,
-            left_out=photo,
-        )
-        few: tuple[str, ...] = ()
-        if len(hits) < k:
-            few = few_notices(offset + len(hits) + 1, allowed, offset + k + 1, under)
-        return Answer(hits, (*self._all_faults(), *few))
+        return photo, rows[0]
 
     def photo(self, photo_id: int) -> Photo | None:
         """Return what is known of the photo with that id; `None` if there is none."""

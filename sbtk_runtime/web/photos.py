@@ -98,6 +98,20 @@ def media_type_of(file: BinaryIO) -> str:
     raise PhotoNotFound("the file is no longer an image", ", ".join(FORMATS), "sbtk index PHOTOS")
 
 
+def read_photo(file: BinaryIO) -> bytes:
+    """Return the content of an open photo.
+
+    Raises:
+        PhotoNotFound: it cannot be read.
+    """
+    try:
+        return read_open_file(file).data
+    except BadImage as problem:
+        raise PhotoNotFound(
+            f"the photo cannot be read: {problem.found}", problem.expected
+        ) from problem
+
+
 def _parts_below(root: bytes, path: bytes) -> list[bytes] | None:
     """Return the components of `path` below `root`; `None` if it is not below it."""
     folder = root.rstrip(b"/")

@@ -11,9 +11,18 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from sbtk_runtime.exif import read_details
 from sbtk_runtime.web.errors import error_answers
-from sbtk_runtime.web.photos import SizePx, Thumbnails, etag_of, media_type_of, size_of
+from sbtk_runtime.web.photos import (
+    SizePx,
+    Thumbnails,
+    etag_of,
+    media_type_of,
+    read_photo,
+    size_of,
+)
 from sbtk_runtime.web.schemas import (
+    DetailsAnswer,
     Folder,
     Id,
     ListedPhoto,
@@ -65,6 +74,22 @@ def photo_routes(service: Service, thumbnails: Thumbnails) -> APIRouter:
         )
         answer = PhotoAnswer.of(found).model_dump_json(exclude_none=True)
         return Response(answer, media_type="application/json")
+
+    @router.get(
+        "/v1/photos/{photo_id}/details",
+        summary="Size, date, camera and place, from the photo's file",
+        response_model=DetailsAnswer,
+        response_model_exclude_none=True,
+        responses=error_answers(404, 503, 504),
+    )
+    async def details(request: Request, photo_id: Id) -> Response:
+        def read() -> DetailsAnswer:
+            _, opened = service.photo_file(photo_id)
+            with opened as file:
+                return DetailsAnswer.of(read_details(read_photo(file)))
+
+        found = await run_until_disconnect(request, service.thumbnails.submit(read))
+        return Response(found.model_dump_json(exclude_none=True), media_type="application/json")
 
     @router.get(
         "/v1/photos/{photo_id}/thumbnail",

@@ -13,17 +13,21 @@ from sbtk_runtime.web.errors import error_answers
 from sbtk_runtime.web.metrics import Metrics
 from sbtk_runtime.web.refusals import Refusal, Refused
 from sbtk_runtime.web.schemas import (
+    Disliked,
     Fold,
     Folder,
     HitAnswer,
     Hits,
     Id,
+    Liked,
     Limit,
     Offset,
     QueryAnswer,
     RerankBy,
+    SomeLiked,
+    ids_of,
 )
-from sbtk_runtime.web.service import Found, Service
+from sbtk_runtime.web.service import Feedback, Found, Service
 from sbtk_runtime.web.uploads import (
     FORM_FIELD,
     FORM_TYPE,
@@ -85,7 +89,10 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
         offset: Offset = 0,
         fold: Fold = True,
         rerank: RerankBy = None,
+        like: Liked = None,
+        unlike: Disliked = None,
     ) -> Response:
+        feedback = Feedback(ids_of(like), ids_of(unlike))
         content_type = request.headers.get("content-type", "")
         if not is_accepted(content_type):
             raise Refused(_UNSUPPORTED)
@@ -107,10 +114,42 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
                     fold=fold,
                     offset=offset,
                     rerank=rerank,
+                    feedback=feedback,
                 ).with_notices(prepared.notices)
             ),
         )
         return _answered(found, offset, started, metrics, upload.kind)
+
+    @router.get(
+        "/v1/similar",
+        summary="Photos that look like several of the gallery, and unlike others",
+        response_model=QueryAnswer,
+        response_model_exclude_none=True,
+        responses=error_answers(404, 422, 503, 504),
+    )
+    async def like_several(
+        request: Request,
+        like: SomeLiked,
+        under: Folder,
+        unlike: Disliked = None,
+        k: Hits = 24,
+        limit: Limit = None,
+        offset: Offset = 0,
+        fold: Fold = True,
+        rerank: RerankBy = None,
+    ) -> Response:
+        service.require_ready()
+        started = time.perf_counter()
+        feedback = Feedback(ids_of(like), ids_of(unlike))
+        found = await run_until_disconnect(
+            request,
+            service.searches.submit(
+                lambda: service.like(
+                    feedback, limit or k, under, fold=fold, offset=offset, rerank=rerank
+                )
+            ),
+        )
+        return _answered(found, offset, started, metrics)
 
     @router.get(
         "/v1/photos/{photo_id}/similar",

@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -14,6 +15,7 @@ from fastapi import Depends, FastAPI, Path, Query, Request
 from pydantic import BaseModel, BeforeValidator, Field
 
 from sbtk_runtime.engines.base import EngineInfo
+from sbtk_runtime.exif import PhotoDetails
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import FolderCount, path_fields
@@ -103,6 +105,25 @@ class PhotoAnswer(BaseModel):
             modified=_utc(photo.mtime_ns),
             sha256=photo.sha256,
         )
+
+
+class DetailsAnswer(BaseModel):
+    """What a photo's file says about itself; what is missing or implausible is absent."""
+
+    width_px: int | None = Field(None, description="Upright, as the photo is shown.")
+    height_px: int | None = None
+    taken: str | None = Field(None, description="ISO 8601, local time without a zone.")
+    camera: str | None = None
+    lens: str | None = None
+    exposure: str | None = Field(None, description="Such as 1/250 s, f/2.8, ISO 400, 35 mm.")
+    latitude: float | None = Field(None, description="Degrees, positive to the north.")
+    longitude: float | None = Field(None, description="Degrees, positive to the east.")
+
+    @classmethod
+    def of(cls, details: PhotoDetails) -> DetailsAnswer:
+        """Return the JSON model of a photo's metadata."""
+        taken = None if details.taken is None else details.taken.isoformat()
+        return cls(**asdict(details) | {"taken": taken})
 
 
 class ListedPhoto(BaseModel):
@@ -365,6 +386,32 @@ RerankBy = Annotated[
     ),
 ]
 Size = Annotated[SizePx, Query(description="The most pixels of the longer side."), _Digits]
+
+
+_IDS = re.compile(r"[0-9]{1,18}(,[0-9]{1,18}){0,31}")
+
+
+_LIKED = Query(
+    pattern=f"^{_IDS.pattern}$",
+    description="Ids of photos that are liked, separated by commas: hits become more like them.",
+    examples=["17,4"],
+)
+Liked = Annotated[str | None, _LIKED]
+SomeLiked = Annotated[str, _LIKED]
+Disliked = Annotated[
+    str | None,
+    Query(
+        pattern=f"^{_IDS.pattern}$",
+        description="Ids of photos that are not liked, separated by commas: hits become less like "
+        "them.",
+        examples=["23"],
+    ),
+]
+
+
+def ids_of(given: str | None) -> tuple[int, ...]:
+    """Return the ids in a checked parameter, each once."""
+    return () if given is None else tuple(dict.fromkeys(map(int, given.split(","))))
 
 
 def _folder(

@@ -75,6 +75,17 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Feedback:
+    """Ids of photos that are liked, and of those that are not."""
+
+    liked: tuple[int, ...] = ()
+    disliked: tuple[int, ...] = ()
+
+
+NO_FEEDBACK = Feedback()
+
+
+@dataclass(frozen=True)
 class State:
     """The state of a service.
 
@@ -252,20 +263,49 @@ class Service:
         fold: bool = True,
         offset: int = 0,
         rerank: Rerank | None = None,
+        feedback: Feedback = NO_FEEDBACK,
     ) -> Found:
         """Return the photos nearest to an embedding `(D,) float32` of a sketch or a photo.
 
         Raises:
+            PhotoNotFound: there is no photo of the feedback.
             SbtkError: the gallery was deleted or cannot be served.
         """
         return self._found(
             lambda gallery: gallery.answer(
-                *(embedding, k, self._search),
+                *(_refined(gallery, embedding, feedback), k, self._search),
                 under=under,
                 fold=fold,
                 rerank=rerank or self._rerank,
                 offset=offset,
                 match_rule=self.bundle.manifest.match_rule if kind == "sketch" else None,
+            )
+        )
+
+    def like(
+        self,
+        feedback: Feedback,
+        k: int,
+        under: str | None = None,
+        *,
+        fold: bool = True,
+        offset: int = 0,
+        rerank: Rerank | None = None,
+    ) -> Found:
+        """Return the photos that look like those that are liked, and unlike the others.
+
+        Raises:
+            PhotoNotFound: there is no such photo.
+            SbtkError: the gallery was deleted or cannot be served.
+        """
+        self.require_ready()
+        return self._found(
+            lambda gallery: gallery.answer(
+                *(_refined(gallery, None, feedback), k, self._search),
+                under=under,
+                fold=fold,
+                rerank=rerank or self._rerank,
+                offset=offset,
             )
         )
 
@@ -380,6 +420,14 @@ class Service:
 
 
 _EMPTY = Answer([], ("the gallery has no photos yet: run sbtk index PHOTOS",))
+
+
+def _refined(gallery: Gallery, embedding: Embeddings | None, feedback: Feedback) -> Embeddings:
+    if embedding is not None and feedback == NO_FEEDBACK:
+        return embedding
+    for photo_id in (*feedback.liked, *feedback.disliked):
+        _photo(gallery, photo_id)
+    return gallery.refined(embedding, feedback.liked, feedback.disliked)
 
 
 def _photo(gallery: Gallery, photo_id: int) -> Photo:

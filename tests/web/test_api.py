@@ -26,6 +26,7 @@ ROUTES = {
     "/v1/query": {"post"},
     "/v1/photos": {"get"},
     "/v1/photos/{photo_id}": {"get"},
+    "/v1/photos/{photo_id}/details": {"get"},
     "/v1/photos/{photo_id}/thumbnail": {"get"},
     "/v1/photos/{photo_id}/file": {"get"},
     "/v1/photos/{photo_id}/similar": {"get"},
@@ -33,6 +34,7 @@ ROUTES = {
     "/v1/failures": {"get"},
     "/v1/indexing": {"get", "post"},
     "/v1/indexing/events": {"get"},
+    "/v1/similar": {"get"},
     "/v1/gallery": {"get"},
     "/healthz": {"get"},
     "/metrics": {"get"},
@@ -630,3 +632,37 @@ def test_the_page_and_its_files_are_served(server: ServeProcess) -> None:
     assert page.headers["content-type"].startswith("text/html")
     style = ask(server.port, "/static/theme.css")
     assert style.headers["content-type"].startswith("text/css")
+
+
+def test_feedback_moves_the_hits(server: ServeProcess, shared: Workplace) -> None:
+    with Gallery.open(shared.gallery) as gallery:
+        liked, disliked = id_of(shared, "photo-0000.jpg"), id_of(shared, "photo-0001.png")
+        expected = gallery.answer(gallery.refined(None, [liked], [disliked]), 34).hits
+    answer = ask(server.port, f"/v1/similar?like={liked}&unlike={disliked}&k=34").json()
+    assert [hit["id"] for hit in answer["hits"]] == [hit.id for hit in expected]
+    ranks = {hit["id"]: hit["rank"] for hit in answer["hits"]}
+    assert ranks[liked] == 1
+    plain = query(server.port, sketch_png(3), "?as=sketch&k=34").json()
+    worst = plain["hits"][0]["id"]
+    moved = query(server.port, sketch_png(3), f"?as=sketch&k=34&unlike={worst}").json()
+    assert moved["hits"][0]["score"] != plain["hits"][0]["score"]
+
+
+@pytest.mark.parametrize("given", ["", "x", "1,", ",1", "1,,2", "-1", "1;2", "1," * 40 + "1"])
+def test_malformed_feedback_is_refused(server: ServeProcess, given: str) -> None:
+    assert ask(server.port, f"/v1/similar?like={given}").code == "bad_parameter"
+    assert query(server.port, sketch_png(), f"?unlike={given}").code == "bad_parameter"
+
+
+def test_feedback_on_unknown_photos_is_refused(server: ServeProcess) -> None:
+    assert ask(server.port, "/v1/similar?like=99999").code == "no_photo"
+    assert query(server.port, sketch_png(), "?like=99999").code == "no_photo"
+    assert ask(server.port, "/v1/similar?unlike=1").code == "bad_parameter"
+
+
+def test_the_details_of_a_photo_come_from_its_file(server: ServeProcess, shared: Workplace) -> None:
+    turned = ask(server.port, f"/v1/photos/{id_of(shared, 'turned.jpg')}/details")
+    assert turned.json() == {"width_px": 200, "height_px": 400}
+    large = ask(server.port, f"/v1/photos/{id_of(shared, 'large.webp')}/details").json()
+    assert large == {"width_px": 900, "height_px": 600}
+    assert ask(server.port, "/v1/photos/99999/details").code == "no_photo"

@@ -41,6 +41,10 @@
  * @property {number} size_bytes
  * @property {string} modified ISO 8601
  */
+/**
+ * @typedef {{ width_px?: number, height_px?: number, taken?: string, camera?: string, lens?: string,
+ *   exposure?: string, latitude?: number, longitude?: number }} Details
+ */
 /** @typedef {{ limit: number, offset: number, under: string }} QueryOptions `under` is a folder, or "" for all */
 
 const TIMEOUT_MS = 20_000;
@@ -64,13 +68,14 @@ export class ApiError extends Error {
  * Searches with an image.
  * @param {Blob} image
  * @param {"sketch" | "photo"} kind
+ * @param {readonly number[]} unlikes photos of the gallery that are not wanted
  * @param {QueryOptions} options
  * @param {AbortSignal} signal
  * @returns {Promise<QueryResponse>}
  */
-export function query(image, kind, options, signal) {
+export function query(image, kind, unlikes, options, signal) {
   const init = { method: "POST", body: image, headers: { "Content-Type": image.type }, signal };
-  return requestJson(`v1/query?as=${kind}&${parameters(options)}`, init);
+  return requestJson(`v1/query?as=${kind}${unlikesParameter(unlikes)}&${parameters(options)}`, init);
 }
 
 /**
@@ -85,6 +90,18 @@ export function similar(id, options, signal) {
 }
 
 /**
+ * Searches with several photos of the gallery.
+ * @param {readonly number[]} likes
+ * @param {readonly number[]} unlikes
+ * @param {QueryOptions} options
+ * @param {AbortSignal} signal
+ * @returns {Promise<QueryResponse>}
+ */
+export function similarToSeveral(likes, unlikes, options, signal) {
+  return requestJson(`v1/similar?like=${likes}${unlikesParameter(unlikes)}&${parameters(options)}`, { signal });
+}
+
+/**
  * Lists photos, newest first.
  * @param {QueryOptions} options
  * @param {AbortSignal} signal
@@ -93,6 +110,16 @@ export function similar(id, options, signal) {
 export async function recentPhotos(options, signal) {
   const { photos, generation } = await requestJson(`v1/photos?${parameters(options)}`, { signal });
   return { hits: photos, generation };
+}
+
+/**
+ * Returns what a photo's file says about itself.
+ * @param {number} id
+ * @param {AbortSignal} signal
+ * @returns {Promise<Details>}
+ */
+export function getDetails(id, signal) {
+  return requestJson(`v1/photos/${id}/details`, { signal });
 }
 
 /**
@@ -162,6 +189,11 @@ export function thumbnailUrl(id, sizePx) {
 /** @param {number} id */
 export function fileUrl(id) {
   return `v1/photos/${id}/file`;
+}
+
+/** @param {readonly number[]} ids */
+function unlikesParameter(ids) {
+  return ids.length > 0 ? `&unlike=${ids}` : "";
 }
 
 /** @param {QueryOptions} options */

@@ -12,7 +12,7 @@ import { restoreSketch, saveSketchOnExit } from "./session_store.js";
 import { SketchPad } from "./sketch_pad.js";
 import { setUpToolbar } from "./toolbar.js";
 import { acceptImages } from "./upload.js";
-import { currentState, pushState, urlState } from "./url_state.js";
+import { currentState, pushFeedback, pushState, urlState } from "./url_state.js";
 import { Viewer } from "./viewer.js";
 
 /** @typedef {import("./search.js").Query} Query */
@@ -51,7 +51,7 @@ drawing.addEventListener("change", () => {
 });
 onRadioChange("as", () => results.run());
 byId("folder", HTMLSelectElement).addEventListener("change", () => results.run());
-byId("similar-close", HTMLButtonElement).addEventListener("click", hideSimilar);
+byId("similar-close", HTMLButtonElement).addEventListener("click", () => pushState({ likes: [], unlikes: [] }));
 byId("skip-link", HTMLAnchorElement).addEventListener("click", (event) => {
   event.preventDefault(); // The fragment of the URL holds the state of the page.
   byId("results", HTMLElement).focus();
@@ -59,6 +59,7 @@ byId("skip-link", HTMLAnchorElement).addEventListener("click", (event) => {
 for (const source of [results.grid, viewer]) {
   source.addEventListener("like", (event) => showSimilar(/** @type {CustomEvent<number>} */ (event).detail));
 }
+viewer.addEventListener("unlike", (event) => showDissimilar(/** @type {CustomEvent<number>} */ (event).detail));
 results.grid.addEventListener("open", (event) => pushState({ photo: /** @type {CustomEvent<number>} */ (event).detail }));
 urlState.addEventListener("change", applyUrlState);
 monitor.addEventListener("change", () => {
@@ -74,11 +75,11 @@ void registerServiceWorker();
 /** @returns {Query | null} null if there is nothing to search for */
 function currentQuery() {
   const under = byId("folder", HTMLSelectElement).value;
-  const { like } = currentState();
-  if (like !== null) return { kind: "similar", id: like, under };
+  const { likes, unlikes } = currentState();
+  if (likes.length > 0) return { kind: "similar", likes, unlikes, under };
   if (drawing.visible.length === 0 && !pad.isDrawing) return null;
   const kind = checkedValue("as") === "photo" ? "photo" : "sketch";
-  return { image: () => renderImage(drawing, pad.unfinished), kind, under };
+  return { image: () => renderImage(drawing, pad.unfinished), kind, unlikes, under };
 }
 
 /** @param {UploadedImage} uploaded */
@@ -96,12 +97,21 @@ function updateKind() {
 
 /** @param {number} id */
 function showSimilar(id) {
-  pushState({ like: id, photo: null });
+  pushFeedback(id, true);
   announce("Searching for similar photos.");
 }
 
+/** @param {number} id */
+function showDissimilar(id) {
+  pushFeedback(id, false);
+  announce("Searching for photos that are less like it.");
+}
+
+/** Returns to the sketch. Photos that are not liked stay excluded as long as there is a sketch. */
 function hideSimilar() {
-  if (currentState().like !== null) pushState({ like: null });
+  const { likes, unlikes } = currentState();
+  const isBlank = drawing.visible.length === 0 && !pad.isDrawing;
+  if (likes.length > 0 || (unlikes.length > 0 && isBlank)) pushState({ likes: [], unlikes: [] });
 }
 
 function likeFocused() {
@@ -124,9 +134,9 @@ function updateCanvasHint() {
 }
 
 function applyUrlState() {
-  const { like, photo } = currentState();
-  byId("sketch-panel", HTMLElement).classList.toggle("is-inactive", like !== null);
-  results.showSimilar(like);
+  const { likes, unlikes, photo } = currentState();
+  byId("sketch-panel", HTMLElement).classList.toggle("is-inactive", likes.length > 0);
+  results.showSimilar(likes, unlikes);
   if (photo === null) {
     viewer.close();
   } else {

@@ -1,6 +1,6 @@
 // The results pane: runs searches, and shows the photos or the reason why there are none.
 
-import { ApiError, getGallery, getPhoto, thumbnailUrl } from "./api.js";
+import { ApiError, getGallery } from "./api.js";
 import { announceSoon, byId } from "./dom.js";
 import {
   EMPTY_FOLDER,
@@ -12,6 +12,7 @@ import {
   showMessage,
   statusMessage,
 } from "./empty_state.js";
+import { showFeedback, withoutFeedback } from "./feedback.js";
 import { displayName, displayPath } from "./paths.js";
 import { ResultsGrid, scoreText } from "./results_grid.js";
 import { Search } from "./search.js";
@@ -41,8 +42,8 @@ export class ResultsPane {
   #folders = [];
   /** @type {ApiError | null} */
   #error = null;
-  /** @type {number | null} */
-  #like = null;
+  /** The photos that are liked and not liked, as in the URL. */
+  #feedback = "";
   /** Whether the server found the canvas blank, for example after erasing. */
   #isBlank = false;
   /** @type {Query["kind"] | null} what is shown */
@@ -93,14 +94,15 @@ export class ResultsPane {
   }
 
   /**
-   * Shows photos similar to a photo, or for null those similar to the drawing.
-   * @param {number | null} id
+   * Shows photos like those that are liked, and unlike others; without likes, those similar to the drawing.
+   * @param {number[]} likes
+   * @param {number[]} unlikes
    */
-  showSimilar(id) {
-    if (id === this.#like) return;
-    this.#like = id;
-    byId("similar-bar", HTMLElement).hidden = id === null;
-    if (id !== null) void this.#showSimilarBar(id);
+  showSimilar(likes, unlikes) {
+    const feedback = `${likes}/${unlikes}`;
+    if (feedback === this.#feedback || (this.#feedback === "" && feedback === "/")) return;
+    this.#feedback = feedback;
+    showFeedback(likes, unlikes, (id) => this.grid.hits[this.grid.positionOf(id)]);
     this.run();
     if (this.#region.getBoundingClientRect().top < 0) this.#region.scrollIntoView();
   }
@@ -125,21 +127,6 @@ export class ResultsPane {
     if (isNearEnd && !this.#moreButton.hidden) this.search.loadMore();
   }
 
-  /** @param {number} id */
-  async #showSimilarBar(id) {
-    byId("similar-image", HTMLImageElement).src = thumbnailUrl(id, 180);
-    const name = byId("similar-name", HTMLElement);
-    const hit = this.grid.hits[this.grid.positionOf(id)];
-    name.textContent = hit ? displayName(hit) : `photo ${id}`;
-    if (hit) return;
-    try {
-      const photo = await getPhoto(id);
-      if (this.#like === id) name.textContent = displayName(photo);
-    } catch {
-      // The search shows the error.
-    }
-  }
-
   /**
    * Shows a response when its first thumbnails are loaded and the pen rests, unless a newer one comes.
    * @param {SearchResult} result
@@ -162,7 +149,8 @@ export class ResultsPane {
 
   /** @param {SearchResult} result */
   #show({ response, query, isMore }) {
-    const { hits, generation } = response;
+    const { generation } = response;
+    const hits = withoutFeedback(response.hits);
     // Photos of two generations do not mix. While photos are being indexed, the list would start again and again.
     if (isMore && generation !== this.#generation && !this.monitor.health.is_indexing) {
       this.run();

@@ -1,14 +1,15 @@
 // Scheduling of searches: throttled while a stroke is being drawn, immediate when it ends. Only the response
 // to the latest search counts.
 
-import { ApiError, query, recentPhotos, similar } from "./api.js";
+import { ApiError, query, recentPhotos, similar, similarToSeveral } from "./api.js";
 
 /** @typedef {import("./api.js").QueryResponse} QueryResponse */
 /** @typedef {import("./api.js").QueryOptions} QueryOptions */
 /**
- * A search for photos similar to an image or to a photo of the gallery, or a list of recent photos.
- * @typedef {{ kind: "recent", under: string } | { kind: "similar", id: number, under: string } |
- *   { kind: "sketch" | "photo", image: () => Promise<Blob | null>, under: string }} Query
+ * A search for photos similar to an image or to photos of the gallery, or a list of recent photos.
+ * @typedef {{ kind: "recent", under: string } |
+ *   { kind: "similar", likes: number[], unlikes: number[], under: string } |
+ *   { kind: "sketch" | "photo", image: () => Promise<Blob | null>, unlikes: number[], under: string }} Query
  */
 /** @typedef {{ response: QueryResponse, query: Query, isMore: boolean }} SearchResult */
 
@@ -104,13 +105,16 @@ export class Search extends EventTarget {
   async #fetch(current, options, signal) {
     if (current.kind === "recent" || current.kind === "similar") {
       this.dispatchEvent(new Event("request"));
-      return current.kind === "recent" ? recentPhotos(options, signal) : similar(current.id, options, signal);
+      if (current.kind === "recent") return recentPhotos(options, signal);
+      const { likes, unlikes } = current;
+      const isOne = likes.length === 1 && unlikes.length === 0;
+      return isOne ? similar(likes[0], options, signal) : similarToSeveral(likes, unlikes, options, signal);
     }
     const image = options.offset > 0 ? this.#image : await current.image();
     if (image === null || signal.aborted) return null;
     this.#image = image;
     this.dispatchEvent(new Event("request"));
-    return query(image, current.kind, options, signal);
+    return query(image, current.kind, current.unlikes, options, signal);
   }
 
   /**

@@ -1,7 +1,10 @@
 // The state of the page in the fragment of its URL, so that Back closes a photo or leaves "More like this".
-// "#like=17" shows photos similar to photo 17, "#photo=3" enlarges photo 3, "#like=17&photo=3" does both.
+// "#like=17" shows photos similar to photo 17, "#like=17,4&unlike=9" those like 17 and 4 but unlike 9, and
+// "#photo=3" enlarges photo 3.
 
-/** @typedef {{ like: number | null, photo: number | null }} UrlState */
+/** @typedef {{ likes: number[], unlikes: number[], photo: number | null }} UrlState */
+
+const MAX_IDS = 16;
 
 /** Dispatches "change" after every navigation. */
 export const urlState = new EventTarget();
@@ -9,7 +12,7 @@ export const urlState = new EventTarget();
 /** @returns {UrlState} */
 export function currentState() {
   const parts = new URLSearchParams(location.hash.slice(1));
-  return { like: parseId(parts.get("like")), photo: parseId(parts.get("photo")) };
+  return { likes: parseIds(parts.get("like")), unlikes: parseIds(parts.get("unlike")), photo: parseId(parts.get("photo")) };
 }
 
 /**
@@ -18,8 +21,12 @@ export function currentState() {
  * @returns {string}
  */
 export function hrefFor(change) {
-  const { like, photo } = { ...currentState(), ...change };
-  const parts = [like !== null && `like=${like}`, photo !== null && `photo=${photo}`];
+  const { likes, unlikes, photo } = { ...currentState(), ...change };
+  const parts = [
+    likes.length > 0 && `like=${likes.join(",")}`,
+    unlikes.length > 0 && `unlike=${unlikes.join(",")}`,
+    photo !== null && `photo=${photo}`,
+  ];
   return `#${parts.filter(Boolean).join("&")}`;
 }
 
@@ -54,6 +61,33 @@ window.addEventListener("popstate", () => urlState.dispatchEvent(new Event("chan
 /** @param {string} href */
 function urlFor(href) {
   return href === "#" ? location.pathname + location.search : href;
+}
+
+/**
+ * Adds a photo to those that are liked, or to those that are not; the newest ones count.
+ * @param {number} id
+ * @param {boolean} isLiked
+ */
+export function pushFeedback(id, isLiked) {
+  const { likes, unlikes } = currentState();
+  const [others, opposite] = (isLiked ? [likes, unlikes] : [unlikes, likes]).map((ids) => ids.filter((other) => other !== id));
+  const added = [...others, id].slice(-MAX_IDS);
+  pushState({ likes: isLiked ? added : opposite, unlikes: isLiked ? opposite : added, photo: null });
+}
+
+/**
+ * Removes a photo from the feedback.
+ * @param {number} id
+ */
+export function removeFeedback(id) {
+  const { likes, unlikes } = currentState();
+  pushState({ likes: likes.filter((other) => other !== id), unlikes: unlikes.filter((other) => other !== id) });
+}
+
+/** @param {string | null} text */
+function parseIds(text) {
+  const ids = (text ?? "").split(",").map(parseId);
+  return [...new Set(ids.filter((id) => id !== null))].slice(0, MAX_IDS);
 }
 
 /** @param {string | null} text */

@@ -1,18 +1,23 @@
 // The viewer: one enlarged photo with its path, and the way to similar photos.
 
-import { ApiError, fileUrl, getPhoto, thumbnailUrl } from "./api.js";
+import { ApiError, fileUrl, getDetails, getPhoto, thumbnailUrl } from "./api.js";
 import { byId, copyText, setEnabled, showToast } from "./dom.js";
+import { showDetails } from "./photo_details.js";
 import { displayName, displayPath } from "./paths.js";
 import { copiesText, scoreText } from "./results_grid.js";
-import { closePhoto, replaceState } from "./url_state.js";
+import { closePhoto, currentState, replaceState } from "./url_state.js";
+import { Zoom } from "./zoom.js";
 
 /** @typedef {import("./api.js").Hit} Hit */
 /** @typedef {import("./api.js").Photo} Photo */
 /** @typedef {import("./results_grid.js").ResultsGrid} ResultsGrid */
 
 const SIZES_PX = [720, 1600];
+// Enlarged further, the thumbnail would be blurred.
+const FILE_FROM_SCALE = 1.8;
+const PAN_PX = 80;
 
-/** Dispatches "like" (detail: the photo's id) when the user asks for similar photos. */
+/** Dispatches "like" and "unlike" (detail: the photo's id) when the user asks for more or fewer such photos. */
 export class Viewer extends EventTarget {
   /** @type {number | null} */
   id = null;
@@ -21,6 +26,7 @@ export class Viewer extends EventTarget {
   #request = new AbortController();
   /** @type {Photo | null} */
   #photo = null;
+  #zoom = new Zoom(byId("viewer-stage", HTMLElement), byId("viewer-image", HTMLImageElement));
 
   /** @param {ResultsGrid} grid */
   constructor(grid) {
@@ -38,10 +44,22 @@ export class Viewer extends EventTarget {
     byId("viewer-previous", HTMLButtonElement).addEventListener("click", () => this.#step(-1));
     byId("viewer-next", HTMLButtonElement).addEventListener("click", () => this.#step(1));
     byId("viewer-copy", HTMLButtonElement).addEventListener("click", () => void this.#copyPath());
-    byId("viewer-like", HTMLButtonElement).addEventListener("click", () => this.#like());
+    byId("viewer-copy-image", HTMLButtonElement).addEventListener("click", () => void this.#copyImage());
+    byId("viewer-like", HTMLButtonElement).addEventListener("click", () => this.#judge("like"));
+    byId("viewer-unlike", HTMLButtonElement).addEventListener("click", () => this.#judge("unlike"));
+    byId("viewer-zoom-in", HTMLButtonElement).addEventListener("click", () => this.#zoom.step(1));
+    byId("viewer-zoom-out", HTMLButtonElement).addEventListener("click", () => this.#zoom.step(-1));
+    this.#zoom.addEventListener("swipe", (event) => this.#step(/** @type {CustomEvent<number>} */ (event).detail));
+    this.#zoom.addEventListener("scale", () => this.#sharpen());
     this.#image.addEventListener("error", () =>
       this.#showError("Cannot display this photo. The file may have been moved or deleted."),
     );
+    this.#image.addEventListener("load", () => {
+      // A thumbnail that is smaller than was asked for is the whole photo, which is not enlarged.
+      const { naturalWidth, naturalHeight, src } = this.#image;
+      const sizePx = Number(/[?&]size=(\d+)/.exec(src)?.[1] ?? 0);
+      this.#image.classList.toggle("is-reduced", Math.max(naturalWidth, naturalHeight) >= sizePx - 1);
+    });
   }
 
   /** @param {number} id */
@@ -56,8 +74,13 @@ export class Viewer extends EventTarget {
     this.#showImage(id);
     this.#showName(hit ? displayName(hit) : "Photo", hit ? displayPath(hit) : "");
     byId("viewer-details", HTMLElement).textContent = "";
+    showDetails(null);
+    this.#zoom.reset();
+    // Without a search, there is nothing that could become less like a photo.
+    byId("viewer-unlike", HTMLElement).hidden = hit?.score === undefined && currentState().likes.length === 0;
     this.#showCopies(hit);
     byId("viewer-file", HTMLAnchorElement).href = fileUrl(id);
+    byId("viewer-download", HTMLAnchorElement).href = fileUrl(id);
     setEnabled([
       [byId("viewer-previous", HTMLButtonElement), this.#neighbour(-1) !== null],
       [byId("viewer-next", HTMLButtonElement), this.#neighbour(1) !== null],
@@ -65,6 +88,9 @@ export class Viewer extends EventTarget {
     ]);
     if (!this.#dialog.open) this.#dialog.showModal();
     void this.#loadDetails(id, this.#request.signal);
+    // Metadata are an addition: what is wrong with the file is shown by the image.
+    const { signal } = this.#request;
+    getDetails(id, signal).then((details) => !signal.aborted && showDetails(details), () => undefined);
   }
 
   close() {
@@ -170,8 +196,34 @@ export class Viewer extends EventTarget {
     if (id !== null) replaceState({ photo: id });
   }
 
-  #like() {
-    if (this.id !== null) this.dispatchEvent(new CustomEvent("like", { detail: this.id }));
+  /** @param {"like" | "unlike"} judgement */
+  #judge(judgement) {
+    if (this.id !== null) this.dispatchEvent(new CustomEvent(judgement, { detail: this.id }));
+  }
+
+  /** Loads the photo's file when the thumbnail would be blurred, if the browser can show it. */
+  #sharpen() {
+    const { id } = this;
+    byId("viewer-zoom-out", HTMLButtonElement).disabled = this.#zoom.scale === 1;
+    const url = id === null ? "" : new URL(fileUrl(id), document.baseURI).href;
+    const isSmall = !this.#image.classList.contains("is-reduced");
+    if (this.#zoom.scale < FILE_FROM_SCALE || this.#image.src === url || isSmall) return;
+    const file = new Image();
+    file.src = url;
+    const show = () => {
+      if (this.id === id && this.#zoom.scale > 1) this.#image.src = url;
+    };
+    file.decode().then(show, () => undefined);
+  }
+
+  async #copyImage() {
+    try {
+      const blob = pngOf(this.#image);
+      await navigator.clipboard.write([new ClipboardItem({ "image/png": blob })]);
+      showToast("Image copied.");
+    } catch {
+      showToast("The browser did not allow copying the image.");
+    }
   }
 
   async #copyPath() {
@@ -185,11 +237,27 @@ export class Viewer extends EventTarget {
   /** @param {KeyboardEvent} event */
   #handleKey(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key === "ArrowLeft") this.#step(-1);
-    else if (event.key === "ArrowRight") this.#step(1);
+    const isZoomed = this.#zoom.scale > 1;
+    if (event.key === "ArrowLeft") isZoomed ? this.#zoom.pan(PAN_PX, 0) : this.#step(-1);
+    else if (event.key === "ArrowRight") isZoomed ? this.#zoom.pan(-PAN_PX, 0) : this.#step(1);
+    else if (event.key === "ArrowUp" && isZoomed) this.#zoom.pan(0, PAN_PX);
+    else if (event.key === "ArrowDown" && isZoomed) this.#zoom.pan(0, -PAN_PX);
+    else if (event.key === "+" || event.key === "=") this.#zoom.step(1);
+    else if (event.key === "-") this.#zoom.step(-1);
+    else if (event.key === "0") this.#zoom.reset();
     else return;
     event.preventDefault();
   }
+}
+
+/**
+ * @param {HTMLImageElement} image
+ * @returns {Promise<Blob>}
+ */
+function pngOf(image) {
+  const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight);
+  canvas.getContext("2d")?.drawImage(image, 0, 0);
+  return canvas.convertToBlob({ type: "image/png" });
 }
 
 /** @param {number} bytes */

@@ -1,0 +1,103 @@
+"""What "more like this" and "less like this" gain, by the weights of the liked and the disliked.
+
+    python -m benchmarks.feedback BUNDLE --data sketchy125 --distractors photos1000
+
+Queries are sketches of a fold's validation classes, never unseen ones. A simulated user looks at
+the first 12 hits and likes up to two right ones, dislikes up to two wrong ones, or both. Judged
+photos are left out of the ranking before and after, so that the gain is that of the other photos.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.drawings import bundle_embedder
+from benchmarks.result import Result, print_result
+from sbtk_runtime.feedback import DISLIKED_WEIGHT, LIKED_WEIGHT, refine
+from sbtk_train.data import divide, read_dataset
+from sbtk_train.data.splits import open_split
+
+LIKED_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
+DISLIKED_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
+_LOOKED_AT = 12
+_JUDGED = 2
+
+Rows = NDArray[np.float32]
+
+
+def main() -> None:
+    """Print mAP before and after, for each pair of weights."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--split", default="SK-YE")
+    parser.add_argument("--fold", type=int, default=0, help="division seed of the training run")
+    parser.add_argument("--distractors", type=Path, required=True)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+
+    data = read_dataset(options.data)
+    images = divide(data, open_split(options.split, data.classes), seed=options.fold).validation
+    embed = bundle_embedder(options.bundle)
+    others = sorted(options.distractors.rglob("*.jpg"))
+    gallery = np.concatenate([embed(images.photos, "photo"), embed(others, "photo")])
+    labels = np.concatenate([images.photo_labels, np.full(len(others), -1)])
+    sketches = embed(images.sketches, "sketch")
+    before = mean_precision(sketches, images.sketch_labels, gallery, labels, 0.0, 0.0)
+    rows, figures = [], [(0.0, 0.0, *before)]
+    for liked in LIKED_WEIGHTS:
+        for disliked in DISLIKED_WEIGHTS:
+            found = mean_precision(sketches, images.sketch_labels, gallery, labels, liked, disliked)
+            figures.append((liked, disliked, *found))
+            rows.append([f"{liked:g}", f"{disliked:g}", *(f"{each:.3f}" for each in found)])
+    columns = ["weight of liked", "weight of disliked", "mAP@all, others", "P@10, others"]
+    notes = [
+        "weights 0 and 0: without feedback",
+        f"in use: {LIKED_WEIGHT:g} and {DISLIKED_WEIGHT:g}",
+        f"fold {options.fold} of {options.split}: {', '.join(images.classes)}",
+        f"{len(sketches)} sketches, {len(images.photos)} photos of their classes, "
+        f"{len(others):,} distractors",
+    ]
+    title = "Relevance feedback by its weights"
+    print_result(
+        Result(title, columns, rows, {"rows": figures}, notes),
+        "benchmarks.feedback",
+        as_json=options.json,
+    )
+
+
+def mean_precision(
+    sketches: Rows,
+    sketch_labels: NDArray[np.int64],
+    gallery: Rows,
+    labels: NDArray[np.int64],
+    liked_weight: float,
+    disliked_weight: float,
+) -> tuple[float, float]:
+    """Return mAP@all and P@10 of the photos that were not judged, after one round of feedback."""
+    precisions, firsts = [], []
+    for sketch, label in zip(sketches, sketch_labels, strict=True):
+        is_right = labels == label
+        seen = np.argsort(-(gallery @ sketch), kind="stable")[:_LOOKED_AT]
+        liked, disliked = seen[is_right[seen]][:_JUDGED], seen[~is_right[seen]][:_JUDGED]
+        query = refine(
+            sketch,
+            gallery[liked],
+            gallery[disliked],
+            liked_weight=liked_weight,
+            disliked_weight=disliked_weight,
+        )
+        order = np.argsort(-(gallery @ query), kind="stable")
+        ranked = is_right[order[~np.isin(order, np.concatenate([liked, disliked]))]]
+        places = np.flatnonzero(ranked)
+        precisions.append(float(np.mean(np.arange(1, len(places) + 1) / (places + 1))))
+        firsts.append(float(ranked[:10].mean()))
+    return float(np.mean(precisions)), float(np.mean(firsts))
+
+
+if __name__ == "__main__":
+    main()
