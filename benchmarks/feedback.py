@@ -10,6 +10,7 @@ photos are left out of the ranking before and after, so that the gain is that of
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from sbtk_runtime.feedback import DISLIKED_WEIGHT, LIKED_WEIGHT, refine
 from sbtk_train.data import divide, read_dataset
 from sbtk_train.data.splits import open_split
 
-LIKED_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
+#: The weight of the sketch is 1; infinite: only what is liked counts.
+LIKED_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, math.inf)
 DISLIKED_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
 _LOOKED_AT = 12
 _JUDGED = 2
@@ -53,7 +55,8 @@ def main() -> None:
         for disliked in DISLIKED_WEIGHTS:
             found = mean_precision(sketches, images.sketch_labels, gallery, labels, liked, disliked)
             figures.append((liked, disliked, *found))
-            rows.append([f"{liked:g}", f"{disliked:g}", *(f"{each:.3f}" for each in found)])
+            weight = "no sketch" if math.isinf(liked) else f"{liked:g}"
+            rows.append([weight, f"{disliked:g}", *(f"{each:.3f}" for each in found)])
     columns = ["weight of liked", "weight of disliked", "mAP@all, others", "P@10, others"]
     notes = [
         "weights 0 and 0: without feedback",
@@ -84,11 +87,10 @@ def mean_precision(
         is_right = labels == label
         seen = np.argsort(-(gallery @ sketch), kind="stable")[:_LOOKED_AT]
         liked, disliked = seen[is_right[seen]][:_JUDGED], seen[~is_right[seen]][:_JUDGED]
+        is_only_liked = math.isinf(liked_weight) and len(liked) > 0
         query = refine(
-            sketch,
-            gallery[liked],
-            gallery[disliked],
-            liked_weight=liked_weight,
+            *(None if is_only_liked else sketch, gallery[liked], gallery[disliked]),
+            liked_weight=1.0 if math.isinf(liked_weight) else liked_weight,
             disliked_weight=disliked_weight,
         )
         order = np.argsort(-(gallery @ query), kind="stable")

@@ -11,8 +11,8 @@ Embeddings = NDArray[np.float32]
 
 #: Weights of the means beside that of the query, which is 1; benchmarks/feedback.py compares
 #: others on validation classes.
-LIKED_WEIGHT = 1.0
-DISLIKED_WEIGHT = 0.25
+LIKED_WEIGHT = 4.0
+DISLIKED_WEIGHT = 1.0
 
 
 def refine(
@@ -26,6 +26,8 @@ def refine(
     """Return a query of length 1 that takes feedback into account (Rocchio, 1971).
 
     It is the query, plus the mean of what is liked, less the mean of what is not, each weighted.
+    What is not liked counts only beside something that is: alone, it makes results worse, because
+    photos that are close to a query are close to the right ones, too.
 
     Args:
         query: of the sketch or photo, `(D,) float32` of length 1; `None` to start from what is
@@ -43,7 +45,7 @@ def refine(
     found = np.zeros(liked.shape[1], dtype=np.float32) if query is None else query
     if len(liked):
         found = found + liked_weight * liked.mean(axis=0)
-    if len(disliked):
+    if len(disliked) and len(liked):
         found = found - disliked_weight * disliked.mean(axis=0)
     length = float(np.linalg.norm(found))
     # Likes and dislikes of the same photos cancel out.

@@ -95,7 +95,9 @@ def command(
                     bundle,
                     engine_options,
                     notify=lambda text: output.notice(text, quiet=quiet),
-                    command=restart_command("open", *photos, gallery=gallery),
+                    command=restart_command(
+                        "open", *photos, galleries=() if gallery is None else (gallery,)
+                    ),
                     listener=watcher.update,
                 )
                 service.indexer.update(photos)
@@ -110,7 +112,7 @@ def command(
                     if not no_browser:
                         open_browser(address, quiet=quiet)
                     serve(
-                        *(service, listening, access_rules("127.0.0.1")), may_change=not read_only
+                        *([service], listening, access_rules("127.0.0.1")), may_change=not read_only
                     )
     except AlreadyOpen as other:
         output.notice(f"{other.found}: updating it", quiet=quiet)

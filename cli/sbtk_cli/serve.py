@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from sbtk_runtime.gallery.gallery import Search
     from sbtk_runtime.rerank import Rerank
 
-_NOT_REPEATED = ("photos", "gallery", "token", "is_opened", "no_browser", "quiet")
+_NOT_REPEATED = ("photos", "gallery", "galleries", "token", "is_opened", "no_browser", "quiet")
 
 _HELP = """Draw in the browser and find photos.
 
@@ -29,12 +31,25 @@ picks up the change. Prints the page's address. Press Ctrl-C to stop.
 \b
 sbtk serve --open
 sbtk serve --gallery all.sbtk --port 8080
+sbtk serve --gallery holidays.sbtk --gallery work.sbtk
 sbtk serve --host 0.0.0.0
 """
 
 
 @click.command(help=_HELP)
-@options.gallery
+@click.option(
+    "--gallery",
+    "galleries",
+    type=options.PATH,
+    multiple=True,
+    envvar="SBTK_GALLERY",
+    show_envvar=True,
+    default=[options.DEFAULT_GALLERY],
+    show_default=True,
+    metavar="FOLDER",
+    help="A gallery's folder. Repeatable: the page has a switch, and each gallery is also at "
+    "/g/NAME/.",
+)
 @click.option(
     "--host",
     default="127.0.0.1",
@@ -74,7 +89,7 @@ sbtk serve --host 0.0.0.0
 @options.query_engine_options
 @options.quiet
 def command(
-    gallery: Path,
+    galleries: tuple[Path, ...],
     host: str,
     port: int,
     is_opened: bool,
@@ -90,10 +105,14 @@ def command(
     """Run `sbtk serve`."""
     from sbtk_runtime.gallery.folder import published_manifest
     from sbtk_runtime.web.auth import access_rules, is_loopback, new_token
+    from sbtk_runtime.web.galleries import gallery_names
     from sbtk_runtime.web.server import listen
 
-    manifest = published_manifest(options.existing_gallery(gallery))
-    bundle = bundle_for_gallery(model, gallery, manifest.model_id)
+    manifests = [published_manifest(options.existing_gallery(folder)) for folder in galleries]
+    bundles = [
+        bundle_for_gallery(model, folder, manifest.model_id)
+        for folder, manifest in zip(galleries, manifests, strict=True)
+    ]
     is_local = is_loopback(host)
     made_token = None if is_local or token is not None else new_token()
     rules = access_rules(host, allow_hosts, made_token if token is None else token)
@@ -103,52 +122,60 @@ def command(
     shown = address if made_token is None else f"{address}?token={made_token}"
     from sbtk_runtime.web.service import Service
 
-    service = Service(
-        gallery,
-        bundle,
-        engine_options,
-        search=search,
-        rerank=rerank,
-        notify=lambda text: output.notice(text, quiet=quiet),
-        command=restart_command("serve", gallery=gallery, port=port),
-    )
+    names = gallery_names(galleries)
+    services = [
+        Service(
+            folder,
+            bundle,
+            engine_options,
+            search=search,
+            rerank=rerank,
+            notify=lambda text: output.notice(text, quiet=quiet),
+            command=restart_command("serve", galleries=galleries, port=port),
+            name=name,
+            galleries=names if len(names) > 1 else (),
+        )
+        for folder, bundle, name in zip(galleries, bundles, names, strict=True)
+    ]
     try:
-        with listening, service:
+        with listening, contextlib.ExitStack() as stack:
+            for service in services:
+                stack.enter_context(service)
             # The server's imports take as long as the engine, which loads in the background.
             from sbtk_runtime.web.server import serve
 
-            photos = output.count_text(manifest.live, "photo")
-            name = output.shown_relative(gallery)
-            output.notice(f"{photos} of {name}; press Ctrl-C to stop", quiet=quiet)
+            photos = output.count_text(sum(manifest.live for manifest in manifests), "photo")
+            shown_names = ", ".join(output.shown_relative(folder) for folder in galleries)
+            output.notice(f"{photos} of {shown_names}; press Ctrl-C to stop", quiet=quiet)
             if not is_local:
                 output.notice(_network_notice(host, is_any=rules.any_address), quiet=quiet)
             output.answer(shown)
             if is_opened:
                 visited = address if rules.token is None else f"{address}?token={rules.token}"
                 open_browser(visited, quiet=quiet)
-            serve(service, listening, rules, may_change=is_local and not read_only)
+            serve(services, listening, rules, may_change=is_local and not read_only)
     except KeyboardInterrupt:
         output.notice("Stopped.", quiet=quiet)
     return 0
 
 
 def restart_command(
-    name: str, *photos: Path, gallery: Path | None = None, port: int | None = None
+    name: str, *photos: Path, galleries: Sequence[Path] = (), port: int | None = None
 ) -> str:
     """Return the command line that starts this server again, without its token.
 
     Args:
         name: of the command.
         photos: its arguments.
-        gallery: the gallery, if it must be named.
+        galleries: those that must be named.
         port: the port, if another one than the given was chosen.
     """
     from sbtk_runtime.files import printable_name
 
     context = click.get_current_context()
     words = ["sbtk", name, *(str(path.absolute()) for path in photos)]
-    if gallery is not None:
-        words += ["--gallery", str(gallery.absolute())]
+    for folder in galleries:
+        words += ["--gallery", str(folder.absolute())]
     for parameter in context.command.params:
         name = parameter.name or ""
         given = context.get_parameter_source(name) == ParameterSource.COMMANDLINE

@@ -212,12 +212,14 @@ class Gallery(Queries):
         """
         if self.manifest.bits is not None:
             raise BadConfig("feedback in a binary gallery", "a gallery of embeddings")
-        none = np.empty((0, self.manifest.dim), dtype=np.float32)
-        kept = [
-            np.stack([self._kept(photo_id)[1] for photo_id in ids]) if ids else none
-            for ids in (liked, disliked)
-        ]
-        return refine(query, *kept)
+        return refine(query, self._embeddings(liked), self._embeddings(disliked))
+
+    def _embeddings(self, ids: Sequence[int]) -> Embeddings:
+        """Return the embeddings `(N, D) float32` of photos."""
+        found = np.empty((len(ids), self.manifest.dim), dtype=np.float32)
+        for number, photo_id in enumerate(ids):
+            found[number] = self._kept(photo_id)[1]
+        return found
 
     def _kept(self, photo_id: int) -> tuple[Photo, Embeddings | Codes]:
         """Return a photo, and its embedding or code."""

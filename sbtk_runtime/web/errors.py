@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sbtk_runtime.errors import (
@@ -114,15 +115,25 @@ def add_error_answers(app: FastAPI) -> None:
         return _response(_FAULT)
 
     @app.exception_handler(HTTPException)
-    async def unknown(_: Request, problem: HTTPException) -> Response:
+    async def unknown(request: Request, problem: HTTPException) -> Response:
         unusual = ("bad_request", _as_sentence(problem.detail))
         code, text = _HTTP_ERRORS.get(problem.status_code, unusual)
         response = _response(Refusal(problem.status_code, code, text, "see /docs"))
         response.headers.update(problem.headers or {})
-        if response.headers.get("allow") == "GET":
-            # HEAD is a separate route; see `answer_head`.
-            response.headers["allow"] = "GET, HEAD"
+        if problem.status_code == 405:
+            found = response.headers.get("allow", "")
+            response.headers["allow"] = _allowed(app, request, found)
         return response
+
+
+def _allowed(app: FastAPI, request: Request, found: str) -> str:
+    """Return the methods of all routes of a path; Starlette finds those of the first."""
+    methods = {method.strip() for method in found.split(",")}
+    for path, operations in app.openapi()["paths"].items():
+        if compile_path(path)[0].match(request.url.path):
+            methods |= {method.upper() for method in operations}
+    # HEAD is not described; see `answer_head`.
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
 
 class ErrorMiddleware:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from sbtk_runtime.errors import BadImage
 from sbtk_runtime.gallery.hits import has_no_close_match
 from sbtk_runtime.preprocess import Kind
-from sbtk_runtime.web.errors import error_answers
+from sbtk_runtime.web.errors import error_answers, refusal_of
 from sbtk_runtime.web.metrics import Metrics
 from sbtk_runtime.web.refusals import Refusal, Refused
 from sbtk_runtime.web.schemas import (
+    BatchAnswer,
     Disliked,
+    ErrorAnswer,
     Fold,
     Folder,
     HitAnswer,
@@ -22,6 +26,7 @@ from sbtk_runtime.web.schemas import (
     Liked,
     Limit,
     Offset,
+    ProblemAnswer,
     QueryAnswer,
     RerankBy,
     SomeLiked,
@@ -34,7 +39,9 @@ from sbtk_runtime.web.uploads import (
     MEDIA_TYPES,
     BodyReader,
     image_of_body,
+    images_of_form,
     is_accepted,
+    is_form,
     run_until_disconnect,
 )
 
@@ -53,6 +60,38 @@ _FORM = {
         "properties": {FORM_FIELD: _BINARY},
         "required": [FORM_FIELD],
         "additionalProperties": False,
+    }
+}
+#: The most images of a batch.
+MAX_BATCH = 32
+_NOT_A_FORM = Refusal(
+    415,
+    "unsupported_type",
+    f"The request's body must be a form with fields {FORM_FIELD}.",
+    f"curl -F {FORM_FIELD}=@a.png -F {FORM_FIELD}=@b.png",
+    closes=True,
+)
+_BATCH_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "Image files, together at most 8 MiB.",
+        "content": {
+            FORM_TYPE: {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        FORM_FIELD: {
+                            "type": "array",
+                            "items": _BINARY,
+                            "minItems": 1,
+                            "maxItems": MAX_BATCH,
+                        }
+                    },
+                    "required": [FORM_FIELD],
+                    "additionalProperties": False,
+                }
+            }
+        },
     }
 }
 _REQUEST_BODY: dict[str, Any] = {
@@ -74,7 +113,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
         summary="Photos that look like a sketch or a photo",
         response_model=QueryAnswer,
         response_model_exclude_none=True,
-        responses=error_answers(400, 408, 413, 415, 422, 503, 504),
+        responses=error_answers(400, 404, 408, 413, 415, 422, 503, 504),
         openapi_extra=_REQUEST_BODY,
     )
     async def query(
@@ -119,6 +158,62 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
             ),
         )
         return _answered(found, offset, started, metrics, upload.kind)
+
+    @router.post(
+        "/v1/queries",
+        summary="Photos for each of several sketches or photos",
+        response_model=BatchAnswer,
+        response_model_exclude_none=True,
+        responses=error_answers(400, 408, 413, 415, 422, 503, 504),
+        openapi_extra=_BATCH_BODY,
+        description="An image that cannot be used has an error in place of its hits.",
+    )
+    async def queries(
+        request: Request,
+        under: Folder,
+        kind: Annotated[
+            Kind | None,
+            Query(alias="as", description="What the images are; detected by default."),
+        ] = None,
+        limit: Hits = 24,
+        offset: Offset = 0,
+        fold: Fold = True,
+        rerank: RerankBy = None,
+    ) -> Response:
+        content_type = request.headers.get("content-type", "")
+        if not is_form(content_type):
+            raise Refused(_NOT_A_FORM)
+        service.require_ready()
+
+        async def answered(image: bytes) -> QueryAnswer | ErrorAnswer:
+            started = time.perf_counter()
+            try:
+                upload = await service.uploads.prepare(request, image, kind)
+                pixels = upload.prepared.pixels
+                embedding = await asyncio.wrap_future(service.embed(pixels, upload.kind))
+                found = await asyncio.wrap_future(
+                    service.searches.submit(
+                        lambda: service.search(
+                            *(embedding, upload.kind, limit, under),
+                            fold=fold,
+                            offset=offset,
+                            rerank=rerank,
+                        ).with_notices(upload.prepared.notices)
+                    )
+                )
+            except BadImage as problem:
+                told = refusal_of(problem)
+                return ErrorAnswer(
+                    error=ProblemAnswer(code=told.code, message=told.message, next=told.next_step)
+                )
+            return _answer(found, offset, started, metrics, upload.kind)
+
+        async with bodies.read(request.scope, request.receive) as data:
+            images = images_of_form(content_type, data, MAX_BATCH)
+            # One after the other: other clients' queries must not wait for a whole batch.
+            results = [await answered(image) for image in images]
+        answer = BatchAnswer.model_construct(results=results)
+        return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
 
     @router.get(
         "/v1/similar",
@@ -186,10 +281,17 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
 def _answered(
     found: Found, offset: int, started: float, metrics: Metrics, kind: Kind | None = None
 ) -> Response:
+    answer = _answer(found, offset, started, metrics, kind)
+    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+
+
+def _answer(
+    found: Found, offset: int, started: float, metrics: Metrics, kind: Kind | None
+) -> QueryAnswer:
     hits = [HitAnswer.of(hit) for hit in found.hits]
     took_s = time.perf_counter() - started
     metrics.query_seconds.observe(took_s)
-    answer = QueryAnswer.model_construct(
+    return QueryAnswer.model_construct(
         hits=hits,
         no_close_match=None if offset else has_no_close_match(found.hits),
         kind=kind,
@@ -198,4 +300,3 @@ def _answered(
         took_ms=round(took_s * 1e3, 2),
         notices=list(found.notices),
     )
-    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")

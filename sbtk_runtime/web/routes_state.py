@@ -16,6 +16,7 @@ from sbtk_runtime.web.schemas import (
     EngineAnswer,
     FolderAnswer,
     GalleryAnswer,
+    GalleryLink,
     HealthAnswer,
     ProblemAnswer,
 )
@@ -103,6 +104,10 @@ class _Described:
             bits=manifest.bits,
             folders=[FolderAnswer.of(os.fsencode(path), counts[path]) for path in sorted(fullest)],
             command=self._service.command,
+            galleries=[
+                GalleryLink(name=name, is_current=name == self._service.name)
+                for name in self._service.galleries
+            ],
         )
 
 

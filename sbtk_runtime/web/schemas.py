@@ -32,6 +32,20 @@ _PATH = "The path; absent if it is not UTF-8."
 _PATH_BYTES = "The path in base64, if it is not UTF-8."
 
 
+class ProblemAnswer(BaseModel):
+    """An error."""
+
+    code: str = Field(description="Identifies the error for programs.")
+    message: str = Field(description="One sentence for users.")
+    next: str = Field(description="What to do about it; may be empty.")
+
+
+class ErrorAnswer(BaseModel):
+    """The response to a request that failed."""
+
+    error: ProblemAnswer
+
+
 class CopyAnswer(BaseModel):
     """A photo that is identical to a hit."""
 
@@ -78,6 +92,14 @@ class QueryAnswer(BaseModel):
     engine: str = Field(description="The engine that ran the model.")
     took_ms: float = Field(description="Milliseconds from the complete request to the response.")
     notices: list[str] = Field(description="Sentences for the user.")
+
+
+class BatchAnswer(BaseModel):
+    """The results of several queries, in their order."""
+
+    results: list[QueryAnswer | ErrorAnswer] = Field(
+        description="For an image that cannot be used, its error."
+    )
 
 
 class PhotoAnswer(BaseModel):
@@ -174,6 +196,13 @@ class FolderAnswer(BaseModel):
         return cls(**path_fields(path), name=name, count=count)
 
 
+class GalleryLink(BaseModel):
+    """A gallery of the server; `/g/{name}/` is its page, and the base of its API."""
+
+    name: str
+    is_current: bool = Field(description="Whether it is the one that was asked.")
+
+
 class GalleryAnswer(BaseModel):
     """The gallery that is served."""
 
@@ -187,6 +216,9 @@ class GalleryAnswer(BaseModel):
         description="Sorted by path; the fullest ones if there are many."
     )
     command: str = Field(description="The command that starts this server, without its token.")
+    galleries: list[GalleryLink] = Field(
+        description="All galleries of the server; none if it has only this one."
+    )
 
 
 class EngineAnswer(BaseModel):
@@ -210,14 +242,6 @@ class EngineAnswer(BaseModel):
         )
 
 
-class ProblemAnswer(BaseModel):
-    """An error."""
-
-    code: str = Field(description="Identifies the error for programs.")
-    message: str = Field(description="One sentence for users.")
-    next: str = Field(description="What to do about it; may be empty.")
-
-
 class HealthAnswer(BaseModel):
     """The health of the server, and its engine."""
 
@@ -228,7 +252,9 @@ class HealthAnswer(BaseModel):
     engine: EngineAnswer | None = None
     generation: int | None = None
     photos: int | None = None
-    is_indexing: bool | None = Field(None, description="Whether the gallery is being updated.")
+    is_indexing: bool | None = Field(
+        default=None, description="Whether the gallery is being updated."
+    )
     problem: ProblemAnswer | None = None
 
 
@@ -320,14 +346,8 @@ class IndexingAnswer(BaseModel):
     jobs: int = Field(description="The number of updates and removals that have ended.")
     generation: int | None = Field(None, description="The gallery's generation that is served.")
     photos: int | None = Field(None, description="The number of searchable photos.")
-    report: IndexReportAnswer | None = Field(None, description="The last update's result.")
-    problem: ProblemAnswer | None = Field(None, description="Why the last update failed.")
-
-
-class ErrorAnswer(BaseModel):
-    """The response to a request that failed."""
-
-    error: ProblemAnswer
+    report: IndexReportAnswer | None = Field(default=None, description="The last update's result.")
+    problem: ProblemAnswer | None = Field(default=None, description="Why the last update failed.")
 
 
 def _utc(time_ns: int) -> str | None:
@@ -371,7 +391,9 @@ Limit = Annotated[
     _Digits,
 ]
 PageSize = Annotated[int, Query(ge=1, le=MAX_HITS, description="Photos on a page."), _Digits]
-Offset = Annotated[int, Query(ge=0, description="The number of photos to skip."), _Digits]
+Offset = Annotated[
+    int, Query(ge=0, lt=10**18, description="The number of photos to skip."), _Digits
+]
 Fold = Annotated[
     bool,
     Query(description="Combine identical photos into one hit with copies."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Sequence
 from concurrent.futures import Future
 from types import FrameType
 
@@ -21,6 +22,7 @@ from sbtk_runtime.web.connections import (
     closing_unread,
     connection_limit,
 )
+from sbtk_runtime.web.galleries import GalleryDispatch
 from sbtk_runtime.web.service import Service
 
 # Time for running requests when the server is stopped; then they are cancelled.
@@ -28,20 +30,31 @@ _LAST_ANSWERS_S = 3
 
 
 def serve(
-    service: Service, listening: socket.socket, rules: AccessRules, *, may_change: bool = False
+    services: Sequence[Service],
+    listening: socket.socket,
+    rules: AccessRules,
+    *,
+    may_change: bool = False,
 ) -> None:
-    """Serve requests until SIGINT or SIGTERM; `service` may still be loading.
+    """Serve requests until SIGINT or SIGTERM; `services` may still be loading.
 
-    With `may_change`, clients on this machine may index and remove folders.
+    With several services, each is served under its name, and the first also at the root.
+
+    Args:
+        services: at least one.
+        listening: the socket.
+        rules: the clients that are accepted.
+        may_change: let clients on this machine index and remove folders.
 
     Raises:
         KeyboardInterrupt: it was stopped; running requests have been answered or refused.
-        SbtkError: the service cannot be loaded.
+        SbtkError: a service cannot be loaded.
     """
     is_debugged = bool(os.environ.get("SBTK_DEBUG"))
     GuardedConnection.limit = connection_limit()
+    apps = {each.name: guarded_app(each, rules, may_change=may_change) for each in services}
     config = uvicorn.Config(
-        closing_unread(guarded_app(service, rules, may_change=may_change)),
+        closing_unread(GalleryDispatch(apps) if len(apps) > 1 else next(iter(apps.values()))),
         http=GuardedConnection,
         backlog=accepted_at_once(GuardedConnection.limit),
         ws="none",
@@ -56,26 +69,29 @@ def serve(
         proxy_headers=False,
         timeout_graceful_shutdown=_LAST_ANSWERS_S,
     )
-    server = _Server(config, service)
+    server = _Server(config, services)
 
     def stop_if_failed(loaded: Future[None]) -> None:
         if loaded.exception() is not None:
             server.should_exit = True
 
-    service.loaded.add_done_callback(stop_if_failed)
+    for service in services:
+        service.loaded.add_done_callback(stop_if_failed)
     server.run([listening])
-    service.loaded.result()
+    for service in services:
+        service.loaded.result()
 
 
 class _Server(uvicorn.Server):
     """A server that ends event streams when it is told to stop; uvicorn would wait for them."""
 
-    def __init__(self, config: Config, service: Service) -> None:
+    def __init__(self, config: Config, services: Sequence[Service]) -> None:
         super().__init__(config)
-        self._service = service
+        self._services = services
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._service.stopping.set()
+        for service in self._services:
+            service.stopping.set()
         super().handle_exit(sig, frame)
 
 

@@ -114,6 +114,8 @@ class Service:
         notify: called with a sentence about what takes long, or was changed to make an engine work.
         command: the command line that starts the server.
         listener: called with the progress of indexing, on the indexing thread.
+        name: the gallery's name in URLs, if the server has several.
+        galleries: the names of all galleries of the server.
 
     Attributes:
         indexer: updates the gallery. If there is no gallery yet, submit an update before the block.
@@ -137,9 +139,13 @@ class Service:
         notify: Notify = no_notify,
         command: str = "sbtk serve",
         listener: Listener = lambda progress: None,
+        name: str = "",
+        galleries: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self.command = command
+        self.name = name
+        self.galleries = tuple(galleries)
         self.bundle = bundle
         self.indexer = Indexer(
             folder,

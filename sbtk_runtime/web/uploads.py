@@ -63,27 +63,47 @@ def image_of_body(content_type: str, body: bytes) -> bytes:
     """
     if _media_type(content_type) != FORM_TYPE:
         return body
+    return images_of_form(content_type, body, most=1)[0]
+
+
+def is_form(content_type: str) -> bool:
+    """Return whether a Content-Type header names a form."""
+    return _media_type(content_type) == FORM_TYPE
+
+
+def images_of_form(content_type: str, body: bytes, most: int) -> list[bytes]:
+    """Return the images in a form: one to `most` fields `image`, in their order.
+
+    Raises:
+        Refused: `bad_form` (400): the form is malformed, or has other or more fields.
+    """
     boundary = _parameters(content_type).get("boundary", "")
     if not 1 <= len(boundary) <= _MAX_BOUNDARY:
-        raise Refused(_bad_form("The form's Content-Type has no boundary"))
+        raise Refused(_bad_form("The form's Content-Type has no boundary", most))
     # The first delimiter need not follow a line break.
-    parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1"), 3)
-    if len(parts) != 3 or not parts[2].startswith(b"--"):
-        raise Refused(_bad_form("The form does not have exactly one field"))
-    head, blank, content = parts[1].partition(b"\r\n\r\n")
+    parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode("latin-1"), most + 2)
+    if not 3 <= len(parts) <= most + 2 or not parts[-1].startswith(b"--"):
+        number = "exactly one field" if most == 1 else f"1 to {most} fields"
+        raise Refused(_bad_form(f"The form does not have {number}", most))
+    return [_image_of_part(part, most) for part in parts[1:-1]]
+
+
+def _image_of_part(part: bytes, most: int) -> bytes:
+    head, blank, content = part.partition(b"\r\n\r\n")
     if not blank or len(head) > _MAX_PART_HEAD:
-        raise Refused(_bad_form("The form's field has no proper headers"))
+        raise Refused(_bad_form("The form's field has no proper headers", most))
     headers = email.message_from_bytes(head.removeprefix(b"\r\n"))
     if headers.get_param("name", header="content-disposition") != FORM_FIELD:
-        raise Refused(_bad_form("The form's field has another name"))
+        raise Refused(_bad_form("The form's field has another name", most))
     return content
 
 
-def _bad_form(found: str) -> Refusal:
+def _bad_form(found: str, most: int) -> Refusal:
+    files = "one file in the field" if most == 1 else f"1 to {most} files in fields"
     return Refusal(
         400,
         "bad_form",
-        f"{found}; expected: one file in the field '{FORM_FIELD}'.",
+        f"{found}; expected: {files} '{FORM_FIELD}'.",
         f"curl -F {FORM_FIELD}=@sketch.png",
     )
 

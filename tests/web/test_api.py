@@ -35,6 +35,7 @@ ROUTES = {
     "/v1/indexing": {"get", "post"},
     "/v1/indexing/events": {"get"},
     "/v1/similar": {"get"},
+    "/v1/queries": {"post"},
     "/v1/gallery": {"get"},
     "/healthz": {"get"},
     "/metrics": {"get"},
@@ -506,6 +507,7 @@ def test_health_tells_the_engine_that_is_really_in_use(server: ServeProcess) -> 
         },
         "generation": 1,
         "photos": 34,
+        "is_indexing": False,
         "problem": None,
     }
 
@@ -559,7 +561,12 @@ def test_the_description_names_every_route_and_error(server: ServeProcess) -> No
     assert tags["/v1/photos/{photo_id}/similar"] == tags["/v1/query"] == ["Search"]
     assert tags["/v1/photos"] == ["Photos"]
     assert tags["/healthz"] == ["Server"]
-    assert [tag["name"] for tag in described["tags"]] == ["Search", "Photos", "Server"]
+    assert [tag["name"] for tag in described["tags"]] == [
+        "Search",
+        "Photos",
+        "Collection",
+        "Server",
+    ]
     assert {"200", "400", "408", "413", "415", "422", "503", "504"} <= set(asked["responses"])
     error = {"$ref": "#/components/schemas/ErrorAnswer"}
     assert asked["responses"]["415"]["content"]["application/json"]["schema"] == error
@@ -643,9 +650,9 @@ def test_feedback_moves_the_hits(server: ServeProcess, shared: Workplace) -> Non
     ranks = {hit["id"]: hit["rank"] for hit in answer["hits"]}
     assert ranks[liked] == 1
     plain = query(server.port, sketch_png(3), "?as=sketch&k=34").json()
-    worst = plain["hits"][0]["id"]
-    moved = query(server.port, sketch_png(3), f"?as=sketch&k=34&unlike={worst}").json()
-    assert moved["hits"][0]["score"] != plain["hits"][0]["score"]
+    last = plain["hits"][-1]["id"]
+    moved = query(server.port, sketch_png(3), f"?as=sketch&k=34&like={last}").json()
+    assert {hit["id"]: hit["rank"] for hit in moved["hits"]}[last] < 34
 
 
 @pytest.mark.parametrize("given", ["", "x", "1,", ",1", "1,,2", "-1", "1;2", "1," * 40 + "1"])
@@ -666,3 +673,36 @@ def test_the_details_of_a_photo_come_from_its_file(server: ServeProcess, shared:
     large = ask(server.port, f"/v1/photos/{id_of(shared, 'large.webp')}/details").json()
     assert large == {"width_px": 900, "height_px": 600}
     assert ask(server.port, "/v1/photos/99999/details").code == "no_photo"
+
+
+def form_of(*images: bytes, field: str = "image") -> tuple[bytes, dict[str, str]]:
+    """Return the body and the headers of a form with these files."""
+    head = f'--limit\r\nContent-Disposition: form-data; name="{field}"; filename="a.png"\r\n\r\n'
+    parts = b"".join(head.encode() + image + b"\r\n" for image in images)
+    return parts + b"--limit--\r\n", {"content-type": "multipart/form-data; boundary=limit"}
+
+
+def test_a_batch_answers_each_image(server: ServeProcess) -> None:
+    images = [sketch_png(3), b"not an image", sketch_png(4)]
+    body, headers = form_of(*images)
+    answer = ask(server.port, "/v1/queries?as=sketch&limit=5", "POST", body, headers)
+    assert answer.status == 200
+    first, failed, last = answer.json()["results"]
+    for one, image in ((first, images[0]), (last, images[2])):
+        alone = query(server.port, image, "?as=sketch&limit=5").json()
+        assert one["hits"] == alone["hits"]
+    assert failed["error"]["code"] == "bad_image"
+
+
+@pytest.mark.parametrize("count", [0, 33])
+def test_a_batch_has_a_limit(server: ServeProcess, count: int) -> None:
+    body, headers = form_of(*[sketch_png()] * count)
+    answer = ask(server.port, "/v1/queries", "POST", body, headers)
+    assert (answer.status, answer.code) == (400, "bad_form")
+
+
+def test_a_batch_is_a_form_with_images_only(server: ServeProcess) -> None:
+    body, headers = form_of(sketch_png(), field="other")
+    assert ask(server.port, "/v1/queries", "POST", body, headers).code == "bad_form"
+    raw = ask(server.port, "/v1/queries", "POST", sketch_png(), {"content-type": "image/png"})
+    assert (raw.status, raw.code) == (415, "unsupported_type")

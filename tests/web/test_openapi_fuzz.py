@@ -22,7 +22,13 @@ pytestmark = pytest.mark.slow
 _SETTINGS = """
 [[operations]]
 include-path = "/v1/query"
+checks.positive_data_acceptance.expected-statuses = [200, 400, 404]
+
+# Each image of a batch has its own error.
+[[operations]]
+include-path = "/v1/queries"
 checks.positive_data_acceptance.expected-statuses = [200, 400]
+checks.negative_data_rejection.expected-statuses = [200, 400, 415, 422]
 
 # Its responses do not end.
 [[operations]]

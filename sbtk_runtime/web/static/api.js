@@ -11,7 +11,10 @@
  *   no_close_match?: boolean }} QueryResponse
  */
 /** @typedef {{ path?: string | null, path_bytes?: string | null, name: string, count: number }} Folder */
-/** @typedef {{ name: string, count: number, generation: number, model_id: string, folders: Folder[], command: string }} Gallery */
+/**
+ * @typedef {{ name: string, count: number, generation: number, model_id: string, folders: Folder[], command: string,
+ *   galleries: { name: string, is_current: boolean }[] }} Gallery
+ */
 /** @typedef {{ name: string, version: string, device: string, precision: string }} Engine */
 /** @typedef {{ code: string, message: string, next?: string }} ErrorBody */
 /**

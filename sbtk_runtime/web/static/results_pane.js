@@ -243,6 +243,7 @@ export class ResultsPane {
       return;
     }
     saveCommand(this.#gallery.command);
+    showGalleries(this.#gallery.galleries);
     this.#folders = folderOptions(this.#gallery.folders);
     const selected = this.#folderSelect.value;
     fillSelect(this.#folderSelect, this.#folders);
@@ -279,6 +280,21 @@ export class ResultsPane {
     if (!isEmpty || this.#shown === null || this.#region.ariaBusy === "true") return null;
     return this.#folderSelect.value === "" ? NO_OTHER_PHOTO : EMPTY_FOLDER;
   }
+}
+
+/**
+ * Shows the switch between galleries, if the server has several.
+ * @param {Gallery["galleries"]} galleries
+ */
+function showGalleries(galleries) {
+  const select = byId("gallery", HTMLSelectElement);
+  select.hidden = galleries.length < 2;
+  select.replaceChildren(...galleries.map(({ name, is_current: isCurrent }) => new Option(name, name, isCurrent, isCurrent)));
+  select.onchange = () => {
+    // The page of a gallery is at g/NAME/, that of the first one also at the root.
+    const root = /\/g\/[^/]+\/$/.test(location.pathname) ? "../../" : "./";
+    location.href = `${root}g/${encodeURIComponent(select.value)}/`;
+  };
 }
 
 /**
