@@ -192,8 +192,8 @@ def _degrees(value: Any, ref: Any, negative: str, most: float) -> float | None:
         return None
     if not all(math.isfinite(part) and part >= 0 for part in parts):
         return None
-    degrees = sum(part / 60**power for power, part in enumerate(parts))
+    degrees = sum((part / 60.0**power for power, part in enumerate(parts)), start=0.0)
     if degrees > most:
         return None
     is_negative = (_text(ref) or "").upper().startswith(negative)
-    return round(-degrees if is_negative else degrees, 6)
+    return float(round(-degrees if is_negative else degrees, 6))

@@ -192,7 +192,7 @@ class Gallery(Queries):
         )
         few: tuple[str, ...] = ()
         if len(hits) < k:
-            few = _few_notices(offset + len(hits) + 1, allowed, offset + k + 1, under)
+            few = few_notices(offset + len(hits) + 1, allowed, offset + k + 1, under)
         return Answer(hits, (*self._all_faults(), *few))
 
     def refined(
