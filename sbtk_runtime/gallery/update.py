@@ -56,7 +56,7 @@ from sbtk_runtime.gallery.walk import (
 )
 from sbtk_runtime.gallery.walk_rules import RuleChange, WalkRules
 from sbtk_runtime.gallery.writer import Catalogue, Stamps
-from sbtk_runtime.manifest import MANIFEST_NAME, PhotoShard
+from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, PhotoShard
 
 #: Called with the number of photos done, their total (`None` while they are being found), and
 #: images/s.

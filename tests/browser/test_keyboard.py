@@ -122,7 +122,7 @@ def test_hits_are_announced_to_screen_readers(visit: Visit) -> None:
 
 def _tab_to(visit: Visit, name: str) -> None:
     """Press Tab until the control with this name has the focus."""
-    for _ in range(60):
+    for _ in range(90):
         visit.page.keyboard.press("Tab")
         if _focused(visit) == name:
             return

@@ -14,7 +14,7 @@ import pytest
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.update import update_gallery
 from tests.browser.conftest import GENERATED
-from tests.browser.visit import DOOR, ROOF, Visit
+from tests.browser.visit import DOOR, ROOF, Visit, violations
 from tests.serve_process import serving
 from tests.tiny import tiny_bundle, write_photos
 from tests.tiny_gallery import index
@@ -112,10 +112,53 @@ def test_more_like_this_shows_similar_photos(found: Visit) -> None:
     alike = found.ids()
     assert before[0] not in alike
     assert found.count() == 24
-    assert found.page.locator("#similar-bar").inner_text().startswith(f"Similar to {name}")
+    assert found.page.locator("#likes").inner_text().split("\n") == ["Similar to", name]
     with found.new_hits():
         found.page.get_by_role("button", name="Back to the sketch").click()
     assert found.ids() == before
+
+
+def test_feedback_is_shown_as_chips_that_can_be_removed(found: Visit) -> None:
+    before = found.ids()
+    for position, name in ((0, "More like this"), (2, "Less like this"), (1, "More like this")):
+        _card(found, position).click()
+        with found.new_hits():
+            found.page.get_by_role("button", name=name, exact=True).click()
+    assert "/v1/similar?like=" in found.queries[-1].url
+    assert "unlike=" in found.queries[-1].url
+    assert found.page.locator("#likes li").count() == 2
+    assert found.page.locator("#unlikes li").count() == 1
+    judged = set(found.page.url.partition("#")[2].replace("&unlike", "").split("=")[1].split(","))
+    assert not judged & set(map(str, found.ids()))
+    assert violations(found) == []
+    with found.new_hits():
+        found.page.locator("#unlikes").get_by_role("button").click()
+    assert found.page.locator("#unlikes").is_hidden()
+    with found.new_hits():
+        found.page.get_by_role("button", name="Back to the sketch").click()
+    assert found.ids() == before
+
+
+def test_a_photo_is_zoomed_and_its_details_are_shown(found: Visit) -> None:
+    _card(found, 0).click()
+    found.page.get_by_text("pixels").wait_for()
+    image = found.page.locator("#viewer-image")
+    found.page.keyboard.press("+")
+    assert "scale(1.5)" in (image.get_attribute("style") or "")
+    found.page.get_by_role("button", name="Zoom in").click()
+    assert "scale(2.25)" in (image.get_attribute("style") or "")
+    found.page.keyboard.press("0")
+    assert "scale" not in (image.get_attribute("style") or "")
+    assert violations(found) == []
+
+
+def test_the_collection_page_lists_folders(visit: Visit, photos: Path) -> None:
+    visit.page.goto(f"{visit.origin}/collection")
+    visit.page.get_by_text(str(photos)).wait_for()
+    visit.page.get_by_text("All files could be read.").wait_for()
+    assert visit.page.get_by_role("button", name="Update all").is_visible()
+    assert violations(visit) == []
+    assert visit.fits()
 
 
 def test_a_card_shows_similar_photos_and_back_returns(found: Visit) -> None:

@@ -221,7 +221,7 @@ class Visit:
     def _on_request(self, request: Request) -> None:
         if not request.url.startswith((f"{self.origin}/", "data:", f"blob:{self.origin}/")):
             self._foreign_requests.append(request.url)
-        if re.search(r"/v1/(query|photos/\d+/similar)", request.url):
+        if re.search(r"/v1/(query|similar|photos/\d+/similar)", request.url):
             self.queries.append(request)
 
     def _on_error(self, error: WebError) -> None:
