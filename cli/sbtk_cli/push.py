@@ -17,7 +17,7 @@ _HELP = """Push a gallery to PostgreSQL.
 
 Inserts photos that are new or changed, and deletes those that are no longer in the gallery; photos
 of other sources stay. Only embeddings and paths are sent, never images. If interrupted, run the
-same command again to resume. 'sbtk query --at URL' and 'sbtk serve --at URL' then search there.
+same command again to resume. 'sbtk query --at URL' then searches there.
 
 \b
 sbtk push --at postgresql://me@db.example/photos
