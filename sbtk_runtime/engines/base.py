@@ -14,6 +14,8 @@ from sbtk_runtime.errors import EngineUnavailable
 from sbtk_runtime.machine import cpu_threads
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import Kind
+from sbtk_runtime.region_graph import region_graph
+from sbtk_runtime.regions import RegionGrid
 
 Images = NDArray[np.uint8]
 Embeddings = NDArray[np.float32]
@@ -40,11 +42,13 @@ class Engine(Protocol):
         """Return the embeddings of a batch.
 
         Args:
-            images: `(N, 224, 224, 3) uint8` RGB, any N from 1.
+            images: `(N, 224, 224, 3) uint8` RGB, any N from 1; with a grid of regions
+                `(N, S, S, 3)`.
             kind: of all images; only models with a domain input use it.
 
         Returns:
             `(N, D) float32`, of length 1 except where the model failed; see `validate_embeddings`.
+            With a grid of R regions `(N, R, D)`.
 
         Raises:
             EngineUnavailable: the engine failed as a whole.
@@ -72,6 +76,7 @@ class EngineInfo:
         domain_input: name of the model's input for the kind of image; `None` if it has none.
         is_in_calling_thread: whether a lane of one thread computes in the thread calling `run`.
         passed_over: for each faster engine that `auto` could not use, its name and the reason.
+        regions: the windows that are embedded instead of the whole frame.
     """
 
     name: str
@@ -85,6 +90,7 @@ class EngineInfo:
     domain_input: str | None = None
     is_in_calling_thread: bool = False
     passed_over: tuple[str, ...] = ()
+    regions: RegionGrid | None = None
 
 
 #: Called with notices for the user, each a sentence, while an engine opens or runs.
@@ -128,6 +134,7 @@ class EngineRequest:
         form: of the ONNX file, for engines that run both; TensorRT runs only its own.
         may_build: whether an engine may build a plan first, which takes a minute or so.
         notify: called with sentences on what takes long and on what was changed to make it work.
+        regions: embed these windows instead of the whole frame.
     """
 
     bundle: Bundle
@@ -136,6 +143,24 @@ class EngineRequest:
     form: OnnxForm = "plain"
     may_build: bool = True
     notify: Notify = no_notify
+    regions: RegionGrid | None = None
+
+    def model(self) -> str | bytes:
+        """Return the ONNX file to run, after checking it: its path, or the graph of the regions.
+
+        Raises:
+            BadModel: the file is damaged, or has no map whose windows could be pooled.
+        """
+        if self.regions is None:
+            return str(self.bundle.checked_onnx(self.precision, self.form))
+        content = self.bundle.checked_content(self.precision, self.form)
+        dim = self.bundle.manifest.dim
+        return region_graph(content, self.regions, dim, self.name)
+
+    @property
+    def name(self) -> str:
+        """The path of the ONNX file, for messages."""
+        return str(self.bundle.onnx_path(self.precision, self.form))
 
     @property
     def device(self) -> str:

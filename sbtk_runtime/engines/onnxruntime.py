@@ -106,10 +106,10 @@ class _Target:
 
 def _session(request: EngineRequest, target: _Target) -> Any:
     runtime = find_onnxruntime()
-    path = str(request.bundle.checked_onnx(request.precision, request.form))
+    model, path = request.model(), request.name
     threads = request.threads // target.lanes
     try:
-        session = new_session(runtime, path, threads, target.provider)
+        session = new_session(runtime, model, threads, target.provider)
     except EngineUnavailable:
         raise
     except Exception as problem:
@@ -129,6 +129,7 @@ def _session(request: EngineRequest, target: _Target) -> Any:
         path,
         request.bundle.manifest.dim,
         request.bundle.manifest.domain_input,
+        request.regions,
     )
     return session
 
@@ -145,6 +146,7 @@ def _proven(session: Any, request: EngineRequest, target: _Target) -> SessionEng
         form=request.form,
         domain_input=request.bundle.manifest.domain_input,
         is_in_calling_thread=target.device == "cpu",
+        regions=request.regions,
     )
     engine = SessionEngine(_infer(session), info, target.chunk, first_line, request.notify)
     engine.prove()

@@ -32,7 +32,7 @@ from sbtk_runtime.engines.session import (
     first_line,
 )
 from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
-from sbtk_runtime.preprocess import SIZE_PX
+from sbtk_runtime.regions import input_side
 
 _NAME = "openvino"
 _INSTALL = 'pip install "sbtk[openvino]"'
@@ -57,15 +57,15 @@ def open_openvino(request: EngineRequest) -> SessionEngine:
         BadModel: the bundle's file is damaged or not a model of sbtk.
     """
     openvino = _openvino()
-    path = request.bundle.checked_onnx(request.precision, request.form)
+    model_file, path = request.model(), request.name
     manifest = request.bundle.manifest
     dim, domain_input = manifest.dim, manifest.domain_input
     try:
         core = openvino_core()
-        model = core.read_model(path)
+        model = core.read_model(model_file)
         inputs, outputs = _ports(model.inputs), _ports(model.outputs)
-        check_signature(inputs, outputs, str(path), dim, domain_input)
-        requests = _requests(core, model, domain_input, request.threads, request.lanes)
+        check_signature(inputs, outputs, path, dim, domain_input, request.regions)
+        requests = _requests(core, model, request)
     except BadModel:
         raise
     except Exception as problem:
@@ -84,6 +84,7 @@ def open_openvino(request: EngineRequest) -> SessionEngine:
         version=_version(openvino),
         form=request.form,
         domain_input=domain_input,
+        regions=request.regions,
     )
     chunk = cpu_chunk(request.lanes)
     engine = SessionEngine(_taking_turns(requests), info, chunk, _message, request.notify)
@@ -129,22 +130,22 @@ def _core(openvino: Any) -> Any:
     return openvino.Core()
 
 
-def _requests(
-    core: Any, model: Any, domain_input: str | None, threads: int, lanes: int
-) -> list[Any]:
+def _requests(core: Any, model: Any, request: EngineRequest) -> list[Any]:
     """Return an infer request for each lane, after comparing several streams with one.
 
     OpenVINO 2026.4.1 returns noise with several streams if a 1x1 convolution of stride 2 is
     quantised, and correct embeddings with one. In that case each lane gets its own compiled model,
     with its own copy of the weights.
     """
+    threads, lanes = request.threads, request.lanes
     compiled = core.compile_model(model, "CPU", _settings(threads, lanes))
     requests = [compiled.create_infer_request() for _ in range(lanes)]
     if lanes == 1:
         return requests
     alone = core.compile_model(model, "CPU", _settings(max(1, threads // lanes), 1))
-    image = np.random.default_rng(0).integers(0, 256, (1, SIZE_PX, SIZE_PX, 3), np.uint8)
-    feeds = feeds_of(image, "photo", domain_input)
+    side = input_side(request.regions)
+    image = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
+    feeds = feeds_of(image, "photo", request.bundle.manifest.domain_input)
     expected = _embedded(alone.create_infer_request(), feeds)
     if all(np.allclose(_embedded(r, feeds), expected, atol=_SAME) for r in requests):
         return requests

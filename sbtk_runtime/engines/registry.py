@@ -30,6 +30,7 @@ from sbtk_runtime.engines.tensorrt.library import find_tensorrt
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra
 from sbtk_runtime.machine import cpu_flags, cpu_threads
 from sbtk_runtime.manifest import PRECISIONS
+from sbtk_runtime.regions import RegionGrid
 
 if TYPE_CHECKING:
     from sbtk_runtime.engines.tensorrt.engine import TensorRtEngine
@@ -80,6 +81,7 @@ def open_engine(
     lanes: int = 1,
     single_query: bool = False,
     notify: Notify = no_notify,
+    regions: RegionGrid | None = None,
 ) -> Engine:
     """Return a working engine for the bundle: the named one, or the first one that works.
 
@@ -91,6 +93,7 @@ def open_engine(
         single_query: only an image or two will be embedded; `auto` then tries engines that take
             longer to load than they save last.
         notify: called with sentences on what takes long and on what was changed to make it work.
+        regions: embed these windows of each image instead of the whole frame.
 
     Raises:
         BadConfig: the options contradict each other.
@@ -118,6 +121,7 @@ def open_engine(
             # A query must not take a minute because the machine has a GPU: `auto` builds nothing.
             may_build=options.engine != AUTO,
             notify=notify,
+            regions=regions,
         )
         try:
             with _OPENING:
@@ -183,15 +187,17 @@ def probe_engines() -> list[EngineReport]:
 def validate_embeddings(rows: Embeddings) -> tuple[Embeddings, NDArray[np.bool_]]:
     """Return `rows (N, D) float32` and which of them are bad, `(N,) bool`.
 
+    Rows of regions are `(N, R, D)`, and which are bad `(N, R)`.
+
     A row is bad unless it is finite and of length 1 within 0.001. Bad rows are returned as zeros,
     which are never taken for embeddings.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        lengths = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=1))
+        lengths = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=-1))
         # A comparison with NaN is false, so this is also the test for finiteness.
         is_bad = ~(np.abs(lengths - 1.0) < _NORM_TOLERANCE)
     if is_bad.any():
-        rows = np.where(is_bad[:, None], np.float32(0.0), rows)
+        rows = np.where(is_bad[..., None], np.float32(0.0), rows)
     return rows, is_bad
 
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from sbtk_runtime.engines.base import EngineInfo, Notify, no_notify
 from sbtk_runtime.errors import BadModel, EngineUnavailable
 from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME
-from sbtk_runtime.preprocess import SIZE_PX, Kind, domains_of
+from sbtk_runtime.preprocess import Kind, domains_of
+from sbtk_runtime.regions import RegionGrid, input_side, row_shape
 
 #: A model's inputs by name, each contiguous; see `feeds_of`.
 Feeds = dict[str, NDArray[Any]]
@@ -55,6 +56,8 @@ class SessionEngine:
     def run(self, images: NDArray[np.uint8], kind: Kind) -> NDArray[np.float32]:
         """Return the embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8` of a kind.
 
+        With a grid of regions they are `(N, R, D)` of `(N, S, S, 3)`.
+
         Large batches are split into chunks, so that memory does not depend on N.
 
         Raises:
@@ -65,7 +68,8 @@ class SessionEngine:
         infer = self._infer
         if infer is None:
             raise EngineUnavailable(f"the engine {self.info.name} is closed", "an open engine")
-        embeddings = np.empty((len(images), self.info.dim), dtype=np.float32)
+        shape = row_shape(self.info.regions, self.info.dim)
+        embeddings = np.empty((len(images), *shape), dtype=np.float32)
         start = 0
         while start < len(images):
             part = images[start : start + self._chunk]
@@ -81,10 +85,10 @@ class SessionEngine:
                     "",
                     "sbtk doctor shows which engines work here",
                 ) from problem
-            if rows.shape != (len(part), self.info.dim):
+            if rows.shape != (len(part), *shape):
                 raise BadModel(
                     f"the model returns {rows.shape} for {len(part)} images",
-                    f"({len(part)}, {self.info.dim})",
+                    f"{(len(part), *shape)}",
                     "export the model with sbtk export",
                 )
             embeddings[start : start + len(part)] = rows
@@ -102,7 +106,8 @@ class SessionEngine:
             EngineUnavailable: it does not work.
             BadModel: the output's shape is not the one in the manifest.
         """
-        self.run(np.full((1, SIZE_PX, SIZE_PX, 3), 255, dtype=np.uint8), "sketch")
+        side = input_side(self.info.regions)
+        self.run(np.full((1, side, side, 3), 255, dtype=np.uint8), "sketch")
 
     def _take_smaller_parts(self, chunk: int) -> None:
         # Several lanes may run out of memory at once; the smallest chunk wins.
@@ -138,6 +143,7 @@ def check_signature(
     name: str,
     dim: int,
     domain_input: str | None = None,
+    regions: RegionGrid | None = None,
 ) -> None:
     """Check that a session's inputs and outputs are those of the manifest.
 
@@ -147,19 +153,21 @@ def check_signature(
         name: the model in error messages.
         dim: length of an embedding.
         domain_input: as in the manifest.
+        regions: the windows that the model embeds; `None` for whole frames.
 
     Raises:
         BadModel: they are not; the message lists them.
     """
     # The size of an embedding may be dynamic; then the first run checks it.
-    wanted: list[Port] = [(INPUT_NAME, "tensor(uint8)", ("?", SIZE_PX, SIZE_PX, 3))]
+    side, shape = input_side(regions), row_shape(regions, dim)
+    wanted: list[Port] = [(INPUT_NAME, "tensor(uint8)", ("?", side, side, 3))]
     if domain_input is not None:
         wanted.append((domain_input, "tensor(float)", ("?",)))
     # Libraries may reorder inputs.
     fits_in = sorted(inputs, key=_name_of) == sorted(wanted, key=_name_of)
     fits_out = list(outputs) in (
-        [(OUTPUT_NAME, "tensor(float)", ("?", dim))],
-        [(OUTPUT_NAME, "tensor(float)", ("?", "?"))],
+        [(OUTPUT_NAME, "tensor(float)", ("?", *shape))],
+        [(OUTPUT_NAME, "tensor(float)", ("?", *shape[:-1], "?"))],
     )
     if not fits_in:
         raise BadModel(
@@ -170,7 +178,7 @@ def check_signature(
     if not fits_out:
         raise BadModel(
             f"{name} returns {_ports_text(outputs)}",
-            f"{OUTPUT_NAME}: tensor(float) (?, {dim})",
+            f"{OUTPUT_NAME}: tensor(float) (?, {', '.join(map(str, shape))})",
             "export the model with sbtk export",
         )
 

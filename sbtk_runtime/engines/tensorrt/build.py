@@ -17,7 +17,7 @@ from sbtk_runtime.engines.cuda import CudaDevice, checked, cuda_runtime, find_de
 from sbtk_runtime.engines.tensorrt.library import TensorRt, join_lines, recording_logger
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable
 from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME, check_onnx, opset_of_onnx
-from sbtk_runtime.preprocess import SIZE_PX
+from sbtk_runtime.regions import RegionGrid, input_side, row_shape
 
 #: Largest batch that a profile may name.
 MAX_BATCH = 4096
@@ -116,6 +116,7 @@ def build_plan(
     device: CudaDevice | None = None,
     name: str = "the ONNX model",
     domain_input: str | None = None,
+    regions: RegionGrid | None = None,
 ) -> BuiltPlan:
     """Return a plan of the model with one optimisation profile.
 
@@ -132,6 +133,7 @@ def build_plan(
         name: name of the model in error messages.
         domain_input: name of the model's input `(N,) float32` for the kind of images, from its
             manifest; `None` if it has none.
+        regions: the windows that the model embeds; `None` for whole frames.
 
     Raises:
         BadModel: the model is damaged, has other inputs or outputs, or TensorRT cannot parse it.
@@ -139,7 +141,7 @@ def build_plan(
             message has the library's log lines.
         MissingExtra: TensorRT needs a driver, and cuda-bindings is not installed.
     """
-    model = PlanModel(onnx, name, domain_input)
+    model = PlanModel(onnx, name, domain_input, regions)
     check_onnx(onnx, name)
     check_opset(trt, model)
     if device is None and trt.needs_a_driver_to_build:
@@ -294,17 +296,20 @@ class PlanModel:
         name: its name in error messages.
         domain_input: name of its input `(N,) float32` for the kind of images, from its manifest;
             `None` if it has none.
+        regions: the windows that it embeds; `None` for whole frames.
     """
 
     onnx: bytes
     name: str
     domain_input: str | None
+    regions: RegionGrid | None = None
 
     @property
     def sizes(self) -> dict[str, tuple[int, ...]]:
         """By input, its shape without the batch."""
         domain = {} if self.domain_input is None else {self.domain_input: ()}
-        return {INPUT_NAME: (SIZE_PX, SIZE_PX, 3), **domain}
+        side = input_side(self.regions)
+        return {INPUT_NAME: (side, side, 3), **domain}
 
 
 def check_opset(trt: TensorRt, model: PlanModel) -> None:
@@ -344,23 +349,25 @@ def check_network(module: Any, network: Any, model: PlanModel) -> None:
         for name, sizes in model.sizes.items()
     }
     if found != wanted:
+        side = input_side(model.regions)
         domain = "" if model.domain_input is None else f" and {model.domain_input}: FLOAT (any)"
         raise BadModel(
             f"{model.name} takes {_text_of(inputs)}",
-            f"{INPUT_NAME}: UINT8 (any batch, {SIZE_PX}, {SIZE_PX}, 3){domain}, and nothing else, "
+            f"{INPUT_NAME}: UINT8 (any batch, {side}, {side}, 3){domain}, and nothing else, "
             "as its manifest says",
             _EXPORT_AGAIN,
         )
+    before = row_shape(model.regions, -1)[:-1]
     if len(outputs) != 1 or not (
         outputs[0].name == OUTPUT_NAME
         and outputs[0].dtype == module.DataType.FLOAT
-        and len(outputs[0].shape) == 2
-        and outputs[0].shape[0] == -1
-        and outputs[0].shape[1] > 0
+        and tuple(outputs[0].shape[:-1]) == (-1, *before)
+        and outputs[0].shape[-1] > 0
     ):
+        sizes = "".join(f"{size}, " for size in before)
         raise BadModel(
             f"{model.name} returns {_text_of(outputs)}",
-            f"{OUTPUT_NAME}: FLOAT (any batch, D), and nothing else",
+            f"{OUTPUT_NAME}: FLOAT (any batch, {sizes}D), and nothing else",
             _EXPORT_AGAIN,
         )
 

@@ -63,7 +63,9 @@ from sbtk_runtime.engines.tensorrt.pipeline import FREE_MEMORY, DeviceTimes, Net
 from sbtk_runtime.errors import DiskFull, EngineUnavailable, GalleryBusy, SbtkError
 from sbtk_runtime.machine import installed_versions
 from sbtk_runtime.manifest import Precision
-from sbtk_runtime.preprocess import SIZE_PX, Kind
+from sbtk_runtime.preprocess import Kind
+from sbtk_runtime.region_graph import region_graph
+from sbtk_runtime.regions import RegionGrid
 
 __all__ = [
     "DeviceTimes",
@@ -112,7 +114,7 @@ def open_plan(
     """
     make_current(device.index)
     dim, domain_input = request.bundle.manifest.dim, request.bundle.manifest.domain_input
-    network = Network(trt, plan, dim, domain_input)
+    network = Network(trt, plan, dim, domain_input, request.regions)
     info = EngineInfo(
         name=trt.name.replace("_", "-"),
         precision=request.precision,
@@ -123,6 +125,7 @@ def open_plan(
         version=trt.version,
         form="tensorrt",
         domain_input=domain_input,
+        regions=request.regions,
     )
     if request.options.batch > network.largest:
         request.notify(
@@ -206,12 +209,12 @@ class TensorRtEngine:
     def _run(
         self, images: NDArray[np.uint8], kind: Kind, *, timed: bool
     ) -> tuple[NDArray[np.float32], DeviceTimes]:
-        image = (SIZE_PX, SIZE_PX, 3)
+        image = self._network.image
         if images.dtype != np.uint8 or images.shape[1:] != image:
             raise EngineUnavailable(
                 f"{self.info.name} failed on {len(images)} images: they are {images.dtype} "
                 f"{images.shape}",
-                f"uint8 (N, {SIZE_PX}, {SIZE_PX}, 3)",
+                f"uint8 (N, {', '.join(map(str, image))})",
             )
         with self._lock:
             while self._pipeline is not None:
@@ -274,6 +277,7 @@ def _open(request: EngineRequest, module: str) -> TensorRtEngine:
         may_build=request.may_build,
         batch=request.options.batch,
         notify=request.notify,
+        regions=request.regions,
     )
     return open_plan(ready.plan, trt, device, request)
 
@@ -408,6 +412,7 @@ def ready_plan(
     batch: int = 1,
     notify: Notify = no_notify,
     progress: Progress | None = None,
+    regions: RegionGrid | None = None,
 ) -> ReadyPlan:
     """Return a plan of the model from the cache, or build one and store it there.
 
@@ -425,6 +430,7 @@ def ready_plan(
         notify: called with what is built and why, and if it cannot be stored.
         progress: called with a build's progress a few times a second; by default `notify` is called
             every ten seconds.
+        regions: build the plan that embeds these windows instead of the whole frame.
 
     Raises:
         BadModel: the bundle has no such ONNX file for TensorRT, or TensorRT refuses it.
@@ -437,7 +443,7 @@ def ready_plan(
         device = find_device("cuda")
     wanted = PlanWanted(
         # From the manifest; the file itself is read and verified only for a build.
-        onnx_sha256=bundle.manifest.files[onnx_path.name].sha256,
+        onnx_sha256=_sha256_with(bundle.manifest.files[onnx_path.name].sha256, regions),
         precision=precision,
         module=trt.name,
         version=trt.version,
@@ -446,7 +452,8 @@ def ready_plan(
         batch=batch,
         settings=settings,
     )
-    order = _Order(bundle, trt, device, wanted, settings or BuildSettings(), notify, progress)
+    build = settings or BuildSettings()
+    order = _Order(bundle, trt, device, wanted, build, notify, progress, regions)
     try:
         cache = PlanCache(cache_folder())
         search = cache.find(wanted)
@@ -479,6 +486,7 @@ class _Order:
     settings: BuildSettings
     notify: Notify
     progress: Progress | None
+    regions: RegionGrid | None = None
 
     def report_progress(self) -> Progress:
         """Return the function to call with the progress."""
@@ -521,20 +529,33 @@ def _build_and_store(cache: PlanCache, order: _Order) -> ReadyPlan:
 def _build(order: _Order, timing_cache: bytes) -> BuiltPlan:
     settings, wanted = order.settings, order.wanted
     batches = f"{settings.batch_min}, {settings.batch_opt}, {settings.batch_max}"
+    what = "plan" if order.regions is None else f"plan for {len(order.regions)} regions"
     order.notify(
-        f"building the {wanted.precision} plan of {order.bundle.manifest.model_id} with "
+        f"building the {wanted.precision} {what} of {order.bundle.manifest.model_id} with "
         f"{order.trt.title} for batches of {batches}; it may take some minutes"
     )
+    content = order.bundle.checked_content(wanted.precision, "tensorrt")
+    name = str(order.bundle.onnx_path(wanted.precision, "tensorrt"))
+    if order.regions is not None:
+        content = region_graph(content, order.regions, order.bundle.manifest.dim, name)
     return build_plan(
         order.trt,
-        order.bundle.checked_content(wanted.precision, "tensorrt"),
+        content,
         settings,
         timing_cache=timing_cache,
         progress=order.report_progress(),
         device=order.device,
-        name=str(order.bundle.onnx_path(wanted.precision, "tensorrt")),
+        name=name,
         domain_input=order.bundle.manifest.domain_input,
+        regions=order.regions,
     )
+
+
+def _sha256_with(onnx_sha256: str, regions: RegionGrid | None) -> str:
+    """Return the key of a plan's graph: the file's SHA-256, or with regions one of both."""
+    if regions is None:
+        return onnx_sha256
+    return hashlib.sha256(f"{onnx_sha256} {regions}".encode()).hexdigest()
 
 
 def _reuse(found: CachedPlan) -> ReadyPlan:

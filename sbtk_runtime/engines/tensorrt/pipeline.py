@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import deque
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from sbtk_runtime.engines.cuda import (
 from sbtk_runtime.engines.tensorrt.library import LogLines, TensorRt, join_lines, recording_logger
 from sbtk_runtime.errors import BadModel, EngineUnavailable, SbtkError
 from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME
-from sbtk_runtime.preprocess import SIZE_PX, Kind, domains_of
+from sbtk_runtime.preprocess import Kind, domains_of
+from sbtk_runtime.regions import RegionGrid, input_side, row_shape
 
 _SLOTS = 2
 
@@ -65,7 +67,7 @@ class Pipeline:
             self._run_stream = self._new_stream()
             has_domains = network.domain_input is not None
             self._slots = [
-                Slot.of(self._resources, number, largest, network.dim, has_domains=has_domains)
+                Slot.of(self._resources, number, largest, network, has_domains=has_domains)
                 for number in range(_SLOTS)
             ]
             # Never empty, since TensorRT needs an address in any case.
@@ -87,7 +89,7 @@ class Pipeline:
             OutOfDeviceMemory: TensorRT found no memory for a context that it had not made before.
             EngineUnavailable: TensorRT or CUDA failed.
         """
-        rows = np.empty((len(images), self._network.dim), dtype=np.float32)
+        rows = np.empty((len(images), *self._network.row), dtype=np.float32)
         times = DeviceTimes()
         under_way: deque[_Chunk] = deque()
         try:
@@ -143,7 +145,7 @@ class Pipeline:
             cuda.cudaMemcpyAsync(
                 slot.device_images,
                 slot.images.address,
-                chunk.count * IMAGE_BYTES,
+                chunk.count * self._network.image_bytes,
                 to_device,
                 self._copy_stream,
             )
@@ -166,7 +168,7 @@ class Pipeline:
             cuda.cudaMemcpyAsync(
                 slot.rows.address,
                 slot.device_rows,
-                chunk.count * self._network.dim * 4,
+                chunk.count * self._network.row_bytes,
                 to_host,
                 self._run_stream,
             )
@@ -283,7 +285,6 @@ def _buckets(smallest: int, largest: int) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
-_IMAGE = (SIZE_PX, SIZE_PX, 3)
 _OUT_OF_MEMORY = re.compile(r"out ?of ?memory|memory ?allocation|bad_alloc", re.IGNORECASE)
 #: Next step for users whose GPU has too little memory.
 FREE_MEMORY = "end other programs on the GPU (nvidia-smi), or use another: --device cuda:N"
@@ -305,9 +306,11 @@ class Network:
         dim: length of an embedding, from the model's manifest.
         domain_input: name of the input `(N,) float32` for the kind of images, from the manifest;
             `None` if it has none.
+        regions: the windows that the model embeds; `None` for whole frames.
 
     Attributes:
-        dim: length of an embedding.
+        image: shape of an image.
+        row: shape of what the plan returns for an image: `(D,)`, or `(R, D)` with regions.
         domain_input: as above.
         smallest: smallest batch that the plan takes.
         largest: largest batch that the plan takes.
@@ -320,9 +323,16 @@ class Network:
     """
 
     def __init__(
-        self, trt: TensorRt, plan: bytes, dim: int, domain_input: str | None = None
+        self,
+        trt: TensorRt,
+        plan: bytes,
+        dim: int,
+        domain_input: str | None = None,
+        regions: RegionGrid | None = None,
     ) -> None:
-        self.dim = dim
+        side = input_side(regions)
+        self.image = (side, side, 3)
+        self.row = row_shape(regions, dim)
         self.domain_input = domain_input
         self._trt = trt
         self._logger = recording_logger(trt)
@@ -340,13 +350,23 @@ class Network:
             self.close()
             raise
 
+    @property
+    def image_bytes(self) -> int:
+        """The size of an image."""
+        return math.prod(self.image)
+
+    @property
+    def row_bytes(self) -> int:
+        """The size of what the plan gives for an image."""
+        return 4 * math.prod(self.row)
+
     def context(self, batch: int) -> Any:
         """Return a new context for batches of that size; the caller sets its memory.
 
         Raises:
             OutOfDeviceMemory: the GPU has too little memory.
             EngineUnavailable: TensorRT creates no context, or refuses the size.
-            BadModel: its output has another shape than `(batch, dim)`.
+            BadModel: its output has another shape than `(batch, *row)`.
         """
         context = self._engine.create_execution_context(self._config)
         if context is None:
@@ -426,10 +446,10 @@ class Network:
             for name in names
         ]
         modes, types = module.TensorIOMode, module.DataType
-        wanted: list[_Tensor] = [(INPUT_NAME, modes.INPUT, types.UINT8, (-1, *_IMAGE))]
+        wanted: list[_Tensor] = [(INPUT_NAME, modes.INPUT, types.UINT8, (-1, *self.image))]
         if self.domain_input is not None:
             wanted.append((self.domain_input, modes.INPUT, types.FLOAT, (-1,)))
-        wanted.append((OUTPUT_NAME, modes.OUTPUT, types.FLOAT, (-1, self.dim)))
+        wanted.append((OUTPUT_NAME, modes.OUTPUT, types.FLOAT, (-1, *self.row)))
         # TensorRT guarantees no order.
         if sorted(found, key=itemgetter(0)) != sorted(wanted, key=itemgetter(0)):
             raise BadModel(
@@ -439,17 +459,17 @@ class Network:
             )
 
     def _set_batch(self, context: Any, batch: int) -> None:
-        shapes: dict[str, tuple[int, ...]] = {INPUT_NAME: (batch, *_IMAGE)}
+        shapes: dict[str, tuple[int, ...]] = {INPUT_NAME: (batch, *self.image)}
         if self.domain_input is not None:
             shapes[self.domain_input] = (batch,)
         for name, sizes in shapes.items():
             if not context.set_input_shape(name, sizes):
                 raise self.failed(f"refuses {batch} images at once")
         shape = tuple(context.get_tensor_shape(OUTPUT_NAME))
-        if shape != (batch, self.dim):
+        if shape != (batch, *self.row):
             raise BadModel(
                 f"the plan returns {shape} for {batch} images",
-                f"({batch}, {self.dim})",
+                f"{(batch, *self.row)}",
                 "export the model with sbtk export, then " + _BUILD_AGAIN,
             )
 
@@ -460,7 +480,6 @@ def _text_of(tensors: list[_Tensor]) -> str:
     return " and ".join(parts) or "nothing"
 
 
-IMAGE_BYTES = SIZE_PX * SIZE_PX * 3
 DOMAIN_BYTES = 4
 
 
@@ -520,7 +539,13 @@ class Slot:
 
     @classmethod
     def of(
-        cls, resources: DeviceResources, number: int, largest: int, dim: int, *, has_domains: bool
+        cls,
+        resources: DeviceResources,
+        number: int,
+        largest: int,
+        network: Network,
+        *,
+        has_domains: bool,
     ) -> Slot:
         """Return a slot with new buffers and events.
 
@@ -529,12 +554,12 @@ class Slot:
         """
         return cls(
             number,
-            resources.pinned((largest, *_IMAGE), np.uint8),
+            resources.pinned((largest, *network.image), np.uint8),
             resources.pinned((largest,), np.float32) if has_domains else None,
-            resources.pinned((largest, dim), np.float32),
-            resources.memory(largest * IMAGE_BYTES),
+            resources.pinned((largest, *network.row), np.float32),
+            resources.memory(largest * network.image_bytes),
             resources.memory(largest * DOMAIN_BYTES) if has_domains else 0,
-            resources.memory(largest * dim * 4),
+            resources.memory(largest * network.row_bytes),
             *(resources.event() for _ in range(5)),
         )
 
