@@ -152,7 +152,7 @@ def export_student(
         if "int8" in told:
             path = folder / file_name("int8")
             told["int8"]["largest_pair_sum"] = require_same_sums(onnx.load(path), path.name)
-        _write_manifest(folder, replace(draft, parity=told, metrics=metrics))
+        write_manifest(folder, replace(draft, parity=told, metrics=metrics))
         size = sum(path.stat().st_size for path in folder.iterdir())
         if plan.is_slim and size > SLIM_BYTES:
             raise BadModel(
@@ -186,8 +186,8 @@ def _manifest(
     )
 
 
-def _write_manifest(folder: Path, manifest: BundleManifest) -> None:
-    """Write card and manifest, and read the bundle back as a user would."""
+def write_manifest(folder: Path, manifest: BundleManifest) -> None:
+    """Write card and manifest of a bundle whose other files are done, and read all of it back."""
     manifest = replace(manifest, files=hash_files(folder))
     write_atomically(folder / CARD_NAME, render_model_card(manifest).encode())
     manifest = replace(manifest, files=hash_files(folder))
@@ -225,7 +225,7 @@ def add_unseen_metric(folder: Path, log: Path) -> float:
     metrics = {"unseen_map": entry} | {
         k: v for k, v in manifest.metrics.items() if k != "unseen_map"
     }
-    _write_manifest(folder, replace(manifest, metrics=metrics))
+    write_manifest(folder, replace(manifest, metrics=metrics))
     return float(match[1])
 
 

@@ -10,7 +10,7 @@ protobuf is edited field by field; no ONNX library is needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import starmap
 
 import numpy as np
@@ -49,7 +49,8 @@ def region_graph(content: bytes, grid: RegionGrid, dim: int, name: str) -> bytes
         name: the file in error messages.
 
     Raises:
-        BadModel: the model does not end with a mean over the map and a head.
+        BadModel: the model does not end with a mean over the map and a head, or weighs the map's
+            positions by each other, so that a window has no embedding of its own.
     """
     try:
         return _message(
@@ -64,6 +65,8 @@ def region_graph(content: bytes, grid: RegionGrid, dim: int, name: str) -> bytes
 
 def _edited_graph(parts: list[_Field], grid: RegionGrid, dim: int, name: str) -> bytes:
     nodes = [value for number, value in parts if number == _NODE and isinstance(value, bytes)]
+    if any(_op(node) == b"Softmax" for node in nodes):
+        raise _not_ours(name, "its attention is over the whole map")
     # Squeeze-and-excitation has means as well; the last one is the pooling.
     means = [index for index, node in enumerate(nodes) if _op(node) == b"ReduceMean"]
     makers = [index for index, node in enumerate(nodes) if OUTPUT_NAME.encode() in _outputs(node)]
@@ -161,7 +164,7 @@ def _node(
     op: bytes,
     inputs: Iterable[bytes],
     output: bytes,
-    attributes: dict[bytes, int | list[int]] | None = None,
+    attributes: Mapping[bytes, int | list[int]] | None = None,
 ) -> bytes:
     parts: list[_Field] = [(_INPUTS_OF_NODE, each) for each in inputs]
     parts += [(_OUTPUTS_OF_NODE, output), (_NAME_OF_NODE, b"node_" + output), (_OP_OF_NODE, op)]

@@ -73,13 +73,14 @@ def map_by_numpy(
     cells = images.shape[1] // _CELL_PX
     parts = images.reshape(len(images), cells, _CELL_PX, cells, _CELL_PX, 3) / 255.0
     values = np.einsum("nhywxc,fcyx->nfhw", parts, filters)
-    return np.maximum(values + (0.0 if kind is None else DOMAINS[kind]), 0.0)
+    told = values + (0.0 if kind is None else DOMAINS[kind])
+    return np.asarray(np.maximum(told, 0.0))
 
 
 def head_by_numpy(pooled: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the unit rows `(N, 16)` of pooled features `(N, 24)`."""
     constants = _constants(16)
-    rows = pooled @ constants["weights"].T.astype(np.float64) + constants["bias"]
+    rows = pooled @ constants["weights"].T.astype(np.float64) + constants["bias"].astype(float)
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
@@ -87,11 +88,14 @@ def _constants(dim: int) -> dict[str, NDArray[np.generic]]:
     random = np.random.default_rng(0)
     # Each filter answers to one direction of colour, evenly over a cell.
     colours = random.standard_normal((_CHANNELS, 3, 1, 1)) / _CELL_PX**2
+    weights = random.standard_normal((dim, _CHANNELS))
+    grey = 0.5 * _CELL_PX**2 * colours.sum(axis=(1, 2, 3))
     return {
         "scale": np.array(1 / 255.0, np.float32),
         "filters": np.broadcast_to(colours, (_CHANNELS, 3, _CELL_PX, _CELL_PX)).astype(np.float32),
         "axes": np.array([2, 3]),
-        "weights": random.standard_normal((dim, _CHANNELS)).astype(np.float32),
-        "bias": np.full(dim, 0.05, np.float32),
+        "weights": weights.astype(np.float32),
+        # Grey has a short row before the norm, so that colours differ much after it.
+        "bias": (0.05 - weights @ np.maximum(grey, 0.0)).astype(np.float32),
         "last": np.array([1]),
     }

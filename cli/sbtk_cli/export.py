@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 _HELP = """Turn a training run into a model bundle.
 
-RUN is a run folder, by default the newest in ./runs. Writes model.fp32.onnx, model.fp16.onnx and
-model.int8.onnx, the model card, the manifest and the student's weights, and where TensorRT works
-also model.int8.trt.onnx, INT8 in the form that TensorRT needs.
+RUN is a run folder, by default the newest in ./runs; with --regions also a bundle. Writes
+model.fp32.onnx, model.fp16.onnx and model.int8.onnx, the model card, the manifest and the student's
+weights, and where TensorRT works also model.int8.trt.onnx, INT8 in the form that TensorRT needs.
 
 Every file is then run by sbtk's own engine and compared with torch on up to 200 images of seen
 classes (at least 32, half of them sketches). If a model differs too much, the export fails and
@@ -39,6 +39,8 @@ sbtk export --int8               FP32 and INT8 only
 sbtk export --fp16 --int8-trt    FP32, and the two forms for TensorRT
 sbtk export --slim               INT8 and FP16 only, for distribution
 sbtk export --bits 64            all of them, and 64-bit codes for small galleries
+sbtk export bundles/mine --regions              check that a bundle embeds regions
+sbtk export bundles/mine --regions -o models/   write its graphs of regions, for other programs
 """
 
 _HEADING = ("", "COSINE MIN", "MEAN", "|NORM-1|", "TOP 10", "mAP", "OF TORCH")
@@ -88,6 +90,11 @@ _HEADING = ("", "COSINE MIN", "MEAN", "|NORM-1|", "TOP 10", "mAP", "OF TORCH")
     metavar="N",
     help="Version of ONNX's operators, 18 to 23.  [default: the exporter's, 20]",
 )
+@options.regions(
+    "Also compare the embeddings of N regions a photo (9 or 16, by default 16) with torch's and "
+    "record that in manifest and card. With a bundle as RUN only that, compared with its most "
+    "exact file; with -o DIR instead write ONNX files that return embeddings (images, N, D)."
+)
 @click.option(
     "--unseen-log",
     type=options.PATH,
@@ -108,6 +115,7 @@ def command(
     images: Path | None,
     name: str | None,
     opset: int | None,
+    regions: int | None,
     unseen_log: Path | None,
     as_json: bool,
     quiet: bool,
@@ -115,6 +123,8 @@ def command(
     """Run `sbtk export`."""
     if unseen_log is not None:
         return _add_unseen_metric(run, unseen_log, as_json)
+    if regions is not None and run is not None and (bundle := _as_bundle(run)) is not None:
+        return _regions_of_bundle(bundle, regions, target, images, as_json=as_json, quiet=quiet)
     # Cheap checks first: a bad name is refused before torch is imported.
     from sbtk_export.export import require_absent, validate_name
 
@@ -147,7 +157,59 @@ def command(
     if builder is not None:
         with build_status(quiet=quiet) as status:
             engines = build_engines(exported, variants, builder, status.notify, status.progress)
-    _print(exported.bundle, engines, as_json)
+    if regions is None:
+        _print(exported.bundle, engines, as_json)
+        return 0
+    from sbtk_export.regions import add_regions
+    from sbtk_runtime.bundle import Bundle
+    from sbtk_runtime.regions import grid_of
+
+    folder = exported.bundle.folder
+    data = images or Path(trained.config.data)
+    add_regions(folder, grid_of(regions), data, notify, trained.student)
+    _print(Bundle.open(folder), engines, as_json)
+    return 0
+
+
+def _as_bundle(run: Path) -> Path | None:
+    """Return the folder of a bundle that was named in place of a run; `None` for a run."""
+    from sbtk_runtime.bundle import Bundle, bundle_folders
+    from sbtk_runtime.manifest import MANIFEST_NAME
+
+    is_named = str(run) == run.name and run.name in {path.name for path in bundle_folders()}
+    return Bundle.open(run).folder if is_named or (run / MANIFEST_NAME).exists() else None
+
+
+def _regions_of_bundle(
+    folder: Path,
+    count: int,
+    target: Path | None,
+    images: Path | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    from sbtk_export.regions import add_regions, write_region_models
+    from sbtk_runtime.bundle import Bundle
+    from sbtk_runtime.regions import grid_of
+
+    shown = output.shown_relative(folder)
+    if target is not None:
+        paths = write_region_models(Bundle.open(folder), grid_of(count), target)
+        if as_json:
+            output.answer_json({"files": [str(path) for path in paths]})
+        else:
+            output.answer(f"{shown}: {', '.join(printable_name(path) for path in paths)}")
+        return 0
+    found = add_regions(
+        folder, grid_of(count), images, lambda text: output.notice(text, quiet=quiet)
+    )
+    if as_json:
+        output.answer_json({"bundle": str(folder), "metrics": found})
+        return 0
+    for name, metric in found.items():
+        figures = f"{metric['value']:.5f}, mean {metric['mean']:.5f}"
+        output.answer(f"{shown}: {name.removeprefix('regions_')}: smallest cosine {figures}")
     return 0
 
 

@@ -58,6 +58,38 @@ def parsed_shard(
         raise click.BadParameter(text, context, parameter) from problem
 
 
+class Regions(click.types.IntParamType):
+    """The number of regions of a photo; the option may come without one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number."""
+        from sbtk_runtime.regions import DEFAULT_REGIONS, GRIDS
+
+        if value == REGIONS_UNNAMED:
+            return DEFAULT_REGIONS
+        text = str(value)
+        if not text.isascii() or not text.isdecimal() or int(text) not in GRIDS:
+            numbers = " or ".join(map(str, GRIDS))
+            self.fail(f"{text!r} is not {numbers}. Give folders before it: PHOTOS --regions", param)
+        return int(text)
+
+
+#: What `--regions` without a number is read as.
+REGIONS_UNNAMED = "default"
+
+
+def regions(help_text: str) -> Callable[[Function], Function]:
+    """Return the option `--regions [N]` with that help."""
+    return click.option(
+        "--regions",
+        type=Regions(),
+        is_flag=False,
+        flag_value=REGIONS_UNNAMED,
+        metavar="[N]",
+        help=help_text,
+    )
+
+
 _AS_HELP = "Kind of the images; decides how they are prepared."
 
 model = click.option(

@@ -20,6 +20,7 @@ from sbtk_export.images import ExportImages
 from sbtk_export.int8 import find_se_nodes
 from sbtk_export.onnx_graph import ModelInputs, find_domain_input
 from sbtk_export.parity import LIMITS, embed_with_torch
+from sbtk_export.regions import measure_regions
 from sbtk_runtime.bundle import Bundle, OnnxForm
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.engines.base import EngineOptions
@@ -29,8 +30,10 @@ from sbtk_runtime.engines.tensorrt.library import find_tensorrt
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import update_gallery
+from sbtk_runtime.generated_inputs import generate_photos
 from sbtk_runtime.manifest import PRECISIONS, Precision
 from sbtk_runtime.preprocess import KINDS, Kind
+from sbtk_runtime.regions import RegionGrid
 from sbtk_train.config import make_recipe
 from sbtk_train.models.dsn import DsnStudent
 from sbtk_train.runs.checkpoint import TrainedRun
@@ -242,3 +245,11 @@ def test_the_weights_of_a_quantised_trunk_are_in_8_bits(dsn_bundle: Bundle) -> N
         if len(tensor.dims) == 4 and max(tensor.dims) > 1
     )
     assert kinds["int8"] == 7
+
+
+def test_regions_are_told_that_they_are_of_photos(dsn: DsnStudent, dsn_bundle: Bundle) -> None:
+    grid = RegionGrid(320, ((5, 2), (3, 7)))
+    metrics = measure_regions(dsn_bundle, grid, generate_photos(3), print, dsn)
+    assert list(metrics) == ["regions_fp32", "regions_fp16", "regions_int8", "regions_int8_trt"]
+    assert metrics["regions_fp32"]["value"] > 0.99999
+    assert metrics["regions_fp32"]["one_window"] > 0.9999

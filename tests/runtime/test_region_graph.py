@@ -142,7 +142,11 @@ def _no_output(model: onnx.ModelProto) -> None:
     model.graph.node[-1].output[0] = "something"
 
 
-@pytest.mark.parametrize("change", [_flat, _kept_dimensions, _other_input, _no_output])
+def _attention(model: onnx.ModelProto) -> None:
+    model.graph.node[4].op_type = "Softmax"
+
+
+@pytest.mark.parametrize("change", [_flat, _kept_dimensions, _other_input, _no_output, _attention])
 def test_models_without_a_map_are_refused(change: Callable[[onnx.ModelProto], None]) -> None:
     model = tiny_map_model()
     change(model)
