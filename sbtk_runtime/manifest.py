@@ -15,12 +15,13 @@ from sbtk_runtime.files import read_json_object, write_json_atomically
 
 BUNDLE_FORMAT = 1
 #: The newest; see `GalleryManifest.format`.
-GALLERY_FORMAT = 4
+GALLERY_FORMAT = 5
 MANIFEST_NAME = "manifest.json"
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
+_EMBEDDINGS_FORMAT, _BINARY_FORMAT, _SIGN_CODES_FORMAT, _SHARD_FORMAT, _REGIONS_FORMAT = range(1, 6)
 _MOST_NUMBER = (1 << 63) - 1
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
@@ -209,6 +210,20 @@ class PhotoShard:
 
 
 @dataclass(frozen=True)
+class RegionsRecord:
+    """The regions that a gallery keeps of each photo.
+
+    Attributes:
+        count: regions of a photo, as in `regions.grid_of`; panoramas have several times as many,
+            tiny photos none.
+        rows: rows of regions of the searchable photos.
+    """
+
+    count: int
+    rows: int
+
+
+@dataclass(frozen=True)
 class GalleryManifest:
     """The `manifest.json` of a gallery; it is replaced last, so it names only complete files.
 
@@ -225,8 +240,9 @@ class GalleryManifest:
         codes: the sign codes of the embeddings; `None` in a binary gallery, and if an older sbtk
             published it.
         shard: which part of the photos the gallery holds; `None` for all of them.
-        format: 4 for a shard, else 2 for a binary gallery, 3 for one with sign codes, else 1. An
-            older sbtk refuses the formats that it does not know.
+        regions: of each photo; `None` if only whole frames are kept.
+        format: 5 for a gallery with regions, 4 for a shard, else 2 for a binary gallery, 3 for one
+            with sign codes, else 1. An older sbtk refuses the formats that it does not know.
     """
 
     generation: int
@@ -241,17 +257,23 @@ class GalleryManifest:
     snapshot: SnapshotRecord | None = None
     codes: CodesRecord | None = None
     shard: PhotoShard | None = None
+    regions: RegionsRecord | None = None
     format: int = field(init=False)
 
     def __post_init__(self) -> None:
-        plain = 1 if self.codes is None else 3
-        whole = plain if self.bits is None else 2
-        object.__setattr__(self, "format", whole if self.shard is None else GALLERY_FORMAT)
+        written = _EMBEDDINGS_FORMAT if self.codes is None else _SIGN_CODES_FORMAT
+        if self.bits is not None:
+            written = _BINARY_FORMAT
+        if self.shard is not None:
+            written = _SHARD_FORMAT
+        if self.regions is not None:
+            written = _REGIONS_FORMAT
+        object.__setattr__(self, "format", written)
 
     def write(self, folder: Path) -> None:
         """Write the manifest and its checksum into `folder`, atomically."""
         values = asdict(self)
-        for name in ("codes", "shard"):
+        for name in ("codes", "shard", "regions"):
             if values[name] is None:
                 del values[name]  # which an sbtk that reads older formats does not know
         write_json_atomically(folder / MANIFEST_NAME, values | {"checksum": _checksum(values)})
@@ -312,6 +334,7 @@ def read_gallery_manifest(folder: Path) -> GalleryManifest:
     graph = reader.optional_object("graph")
     codes = reader.optional_object("codes")
     shard = reader.optional_object("shard")
+    regions = reader.optional_object("regions")
     manifest = GalleryManifest(
         generation=reader.count("generation"),
         model_id=reader.text("model_id"),
@@ -341,6 +364,11 @@ def read_gallery_manifest(folder: Path) -> GalleryManifest:
         ),
         codes=None if codes is None else _codes_record(codes),
         shard=None if shard is None else _photo_shard(shard),
+        regions=None
+        if regions is None
+        else RegionsRecord(
+            regions.count("count", at_least=1, at_most=65_536), regions.count("rows")
+        ),
     )
     if manifest.format != reader.count("format") or (manifest.bits or 0) % 8:
         what = "embeddings" if manifest.bits is None else f"{manifest.bits}-bit codes"

@@ -34,6 +34,7 @@ command again to resume.
 sbtk index photos/
 sbtk index photos/ more/ --gallery all.sbtk
 sbtk index photos/ --bits 64 --gallery small.sbtk
+sbtk index photos/ --regions
 sbtk index --list-folders
 sbtk index --forget photos/2019/
 sbtk index --verify
@@ -49,6 +50,10 @@ sbtk index --verify
     metavar="B",
     help="Create a binary gallery: codes of B bits instead of embeddings, B/8 bytes a photo. The "
     "model must have been exported with --bits B.",
+)
+@options.regions(
+    "Also embed N regions of each photo (9 or 16, by default 16), to find things in photos. Give "
+    "it after PHOTOS. Stored in the gallery; photos that are in it get their regions."
 )
 @click.option(
     "--shard",
@@ -130,6 +135,7 @@ def command(
     photos: tuple[Path, ...],
     gallery: Path,
     bits: int | None,
+    regions: int | None,
     shard: PhotoShard | None,
     checksum: bool,
     exclude: tuple[str, ...],
@@ -153,7 +159,7 @@ def command(
         raise click.UsageError("Name the folders of your photos, as in: sbtk index photos/")
     if repair and not verify:
         raise click.UsageError("--repair requires --verify.")
-    for name, value in (("--bits", bits), ("--shard", shard)):
+    for name, value in (("--bits", bits), ("--regions", regions), ("--shard", shard)):
         if value is not None and not photos:
             raise click.UsageError(f"{name} requires the folders of your photos.")
     rules_asked = (exclude, clear_excludes, include_hidden, follow_links)
@@ -183,6 +189,7 @@ def command(
                 *(gallery, photos, embedder, bits, shard, rule_change),
                 checksum=checksum,
                 quiet=quiet,
+                regions=regions,
             )
         _print_report(report, gallery, as_json=as_json, quiet=quiet)
         is_partial = report.unreadable or report.warnings or is_photo_missed(report.left_out)
@@ -265,6 +272,7 @@ def _update(
     *,
     checksum: bool,
     quiet: bool,
+    regions: int | None = None,
 ) -> IndexReport:
     from sbtk_runtime.gallery.update import update_gallery
 
@@ -284,6 +292,7 @@ def _update(
                 checksum=checksum,
                 bits=bits,
                 shard=shard,
+                regions=regions,
                 rule_change=rule_change,
                 on_engine=lambda info: output.notice(
                     output.engine_text(embedder.model_id, info), quiet=quiet
@@ -304,6 +313,7 @@ def _print_report(report: IndexReport, gallery: Path, *, as_json: bool, quiet: b
         *_partly_readable_notices(report, gallery),
         *left_out_sentences(report.left_out),
         *_rule_notices(report),
+        *([f"{report.regions:,} regions of them searchable"] if report.regions else []),
     ]:
         output.notice(text, quiet=quiet)
     if as_json:

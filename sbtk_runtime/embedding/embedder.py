@@ -45,6 +45,7 @@ from sbtk_runtime.preprocess import (
     prepare_input,
     require_kind,
 )
+from sbtk_runtime.regions import RegionGrid
 
 __all__ = ["Embedded", "Embedder", "Failed", "Known", "Source", "Timings"]
 
@@ -103,6 +104,7 @@ class Embedder:
         _take_blas_memory()
         self._is_closed = False
         self._engine: Engine | None = None if lazy else self._open(self._options)
+        self._regions: Engine | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -147,9 +149,10 @@ class Embedder:
     def close(self) -> None:
         """Free the engine."""
         self._is_closed = True
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+        for engine in (self._engine, self._regions):
+            if engine is not None:
+                engine.close()
+        self._engine = self._regions = None
 
     def embed_one(
         self, image: ImageInput, kind: Kind
@@ -246,7 +249,11 @@ class Embedder:
             yield item
 
     def stream_unknown(
-        self, paths: Iterable[Path], kind: Kind, is_known: IsKnown | None
+        self,
+        paths: Iterable[Path],
+        kind: Kind,
+        is_known: IsKnown | None,
+        grid: RegionGrid | None = None,
     ) -> Generator[Embedded | Failed | Known, None, None]:
         """Yield as `stream` does, but does not embed files for which `is_known` is true.
 
@@ -255,22 +262,43 @@ class Embedder:
             kind: of the images.
             is_known: called once for each readable file, from any thread, with the SHA-256 of its
                 bytes as 64 hexadecimal digits.
+            grid: the regions to embed as well, each photo's in its `regions` and `boxes`.
         """
         paths = iter(paths)
         first = next(paths, None)
         if first is None:
             return
         engine = self._engine_with(lanes=None)
+        regions = None if grid is None else self.open_regions(grid)
         with self._lock:
             self._streams += 1
         try:
             every = itertools.chain((first,), paths)
             yield from embed_stream(
-                every, kind, engine, self._options.batch, self._account, is_known
+                every, kind, engine, self._options.batch, self._account, is_known, regions
             )
         finally:
             with self._lock:
                 self._streams -= 1
+
+    def open_regions(self, grid: RegionGrid) -> Engine:
+        """Return the engine that embeds these regions of images, opened if it is not yet.
+
+        It is of the same kind and precision as the one for whole frames, with as many lanes.
+
+        Raises:
+            BadModel: the model has no map whose windows could be pooled.
+            EngineUnavailable: the engine does not work with so large an input.
+        """
+        info = self._engine_with(lanes=None).info
+        with self._lock:
+            regions = self._regions
+            if regions is None or (regions.info.regions, regions.info.lanes) != (grid, info.lanes):
+                same = replace(
+                    self._options, engine=info.name, precision=info.precision, device=info.device
+                )
+                self._regions = regions = self._open(same, lanes=info.lanes, regions=grid)
+            return regions
 
     def _engine_with(self, lanes: int | None) -> Engine:
         """Return the engine, reopened if necessary with that many lanes, by default the most.

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,6 +30,7 @@ from sbtk_runtime import images, preprocess
 from sbtk_runtime.engines.registry import Embeddings, Engine, Images, validate_embeddings
 from sbtk_runtime.errors import BadImage, LargeImage
 from sbtk_runtime.preprocess import Kind, Prepared
+from sbtk_runtime.regions import Boxes, RegionGrid, Tile, cut_tiles, input_side
 
 BAD_ROW = "the model's embedding is not finite or not of length 1"
 
@@ -44,6 +45,8 @@ class Embedded:
         row: `(D,) float32` of length 1.
         source: the state of the file that was embedded.
         notices: about the file, such as that it is only partly readable.
+        regions: `(R, D) float32` of length 1, if regions were asked for; none of a tiny photo.
+        boxes: `(R, 4) float32`, the regions' x, y, width and height, 0 to 1 of the upright photo.
     """
 
     index: int
@@ -51,6 +54,8 @@ class Embedded:
     row: NDArray[np.float32]
     source: Source
     notices: tuple[str, ...] = ()
+    regions: NDArray[np.float32] | None = None
+    boxes: Boxes | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,7 @@ def embed_stream(
     batch: int,
     account: Callable[[Timings], None],
     is_known: IsKnown | None = None,
+    regions: Engine | None = None,
 ) -> Iterator[Embedded | Failed | Known]:
     """Yield the result of each file, in the order of `paths`.
 
@@ -128,13 +134,18 @@ def embed_stream(
         batch: the number of images that all lanes together work on.
         account: called now and then with the timings since its last call.
         is_known: returns which files to skip, by the SHA-256 of their bytes.
+        regions: an engine with a grid and as many lanes, which also embeds the regions of photos.
 
     Raises:
         EngineUnavailable: the engine failed. All threads have ended when this is raised, or when
             the iterator is closed.
     """
     start = time.perf_counter()
-    with DecodePool(kind, engine.info.threads, is_known) as pool, EngineLanes(engine) as lanes:
+    grid = None if regions is None else regions.info.regions
+    with (
+        DecodePool(kind, engine.info.threads, is_known, grid) as pool,
+        EngineLanes(engine, regions) as lanes,
+    ):
         try:
             for run in _runs(paths, pool, lanes, engine, batch, kind):
                 account(_cost(run.decoded))
@@ -184,13 +195,18 @@ def _start_run(
     """Wait until the next files are decoded, and submit their pixels to the engine."""
     decoded: list[Decoded] = []
     pixels: list[Images] = []
+    tiles: list[Images] = []
     # Bad files do not count towards a batch, but their number is limited too.
     while decoding and len(pixels) < images_per_run and len(decoded) < 4 * images_per_run:
         file = decoding.popleft().result()
         decoded.append(file)
         if file.prepared is not None:
             pixels.append(file.prepared.pixels)
-    return _Run(first_index, decoded, lanes.submit(np.stack(pixels), kind) if pixels else None)
+            tiles += [tile.pixels for tile in file.tiles]
+    if not pixels:
+        return _Run(first_index, decoded, None, lanes.grid)
+    rows = lanes.submit(np.stack(pixels), kind, np.stack(tiles) if tiles else None)
+    return _Run(first_index, decoded, rows, lanes.grid)
 
 
 @dataclass(frozen=True)
@@ -199,7 +215,8 @@ class _Run:
 
     first_index: int
     decoded: list[Decoded]
-    rows: Future[Embeddings] | None
+    rows: Future[tuple[Embeddings, Embeddings | None]] | None
+    grid: RegionGrid | None
 
     def is_done(self) -> bool:
         return self.rows is None or self.rows.done()
@@ -207,8 +224,12 @@ class _Run:
     def items(self) -> Iterator[Embedded | Failed | Known]:
         """Yield an item for each file once the engine is done; raise the engine's errors."""
         rows: Iterator[tuple[NDArray[np.float32], bool]] = iter(())
+        regions: Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]] = iter(())
         if self.rows is not None:
-            rows = zip(*validate_embeddings(self.rows.result()), strict=True)
+            of_frames, of_tiles = self.rows.result()
+            rows = zip(*validate_embeddings(of_frames), strict=True)
+            if of_tiles is not None:
+                regions = zip(*validate_embeddings(of_tiles), strict=True)
         for index, file in enumerate(self.decoded, start=self.first_index):
             if file.is_known and file.source is not None:
                 yield Known(index, file.path, file.source)
@@ -217,10 +238,27 @@ class _Run:
                 yield Failed(index, file.path, file.reason, file.source)
                 continue
             row, is_bad = next(rows)
-            if is_bad:
+            parts = [next(regions) for _ in file.tiles]
+            if is_bad or any(is_wrong.any() for _, is_wrong in parts):
                 yield Failed(index, file.path, BAD_ROW, file.source)
-            else:
-                yield Embedded(index, file.path, row, file.source, file.prepared.notices)
+                continue
+            embedded = Embedded(index, file.path, row, file.source, file.prepared.notices)
+            if self.grid is not None:
+                embedded = _with_regions(embedded, [part for part, _ in parts], file, self.grid)
+            yield embedded
+
+
+def _with_regions(
+    embedded: Embedded, parts: list[Embeddings], file: Decoded, grid: RegionGrid
+) -> Embedded:
+    """Return the photo with the regions of its tiles, each `(R, D)`."""
+    none = np.empty((0, len(embedded.row)), dtype=np.float32)
+    boxes = [tile.boxes(grid) for tile in file.tiles]
+    return replace(
+        embedded,
+        regions=np.concatenate([none, *parts]),
+        boxes=np.concatenate([np.empty((0, 4), dtype=np.float32), *boxes]),
+    )
 
 
 def _cost(decoded: list[Decoded]) -> Timings:
@@ -268,6 +306,7 @@ class Decoded:
         read_s: seconds of reading and hashing.
         decode_s: core-seconds of decoding.
         preprocess_s: core-seconds of resizing and other preparation.
+        tiles: the parts of which regions are embedded.
     """
 
     path: Path
@@ -278,6 +317,7 @@ class Decoded:
     decode_s: float
     preprocess_s: float
     is_known: bool = False
+    tiles: tuple[Tile, ...] = ()
 
 
 #: Returns whether to skip a file, by the SHA-256 of its bytes. Called from any thread.
@@ -291,10 +331,18 @@ class DecodePool:
         kind: of the images.
         threads: number of files to decode at once.
         is_known: which files to read but not decode; by default none.
+        grid: of the regions to prepare as well; by default none.
     """
 
-    def __init__(self, kind: Kind, threads: int, is_known: IsKnown | None = None) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        threads: int,
+        is_known: IsKnown | None = None,
+        grid: RegionGrid | None = None,
+    ) -> None:
         self._is_known = is_known
+        self._grid = grid
         trim_malloc()
         self._kind: Kind = kind
         self._files = MemoryBudget(_FILES_BYTES)
@@ -317,7 +365,7 @@ class DecodePool:
         return self._threads.submit(self._decode, path)
 
     def _decode(self, path: Path) -> Decoded:
-        work = _Work(path, self._kind)
+        work = _Work(path, self._kind, self._grid)
         try:
             with self._files.reserve(_size_bytes(path)):
                 data = work.read()
@@ -345,8 +393,10 @@ def reason_of(problem: BadImage) -> str:
 class _Work:
     """The steps for one file, and the time of each."""
 
-    def __init__(self, path: Path, kind: Kind) -> None:
+    def __init__(self, path: Path, kind: Kind, grid: RegionGrid | None) -> None:
         self._path = path
+        self._grid = grid
+        self._tiles: tuple[Tile, ...] = ()
         self._kind: Kind = kind
         self._source: Source | None = None
         self._read_s = self._decode_s = self._preprocess_s = 0.0
@@ -373,7 +423,7 @@ class _Work:
     def open(self, data: bytes) -> images.OpenImage:
         start = time.thread_time()
         try:
-            return preprocess.open_image(data, self._kind)
+            return preprocess.open_image(data, self._kind, input_side(self._grid))
         finally:
             self._decode_s = time.thread_time() - start
 
@@ -386,6 +436,8 @@ class _Work:
         start = time.thread_time()
         try:
             prepared = preprocess.prepare_image(decoded.image, self._kind, notices=decoded.notices)
+            if self._grid is not None:
+                self._tiles = cut_tiles(decoded.image, self._grid)
         finally:
             self._preprocess_s = time.thread_time() - start
         return self._done(prepared, "")
@@ -395,6 +447,10 @@ class _Work:
         start = time.perf_counter()
         try:
             prepared = preprocess.prepare_in_subprocess(data, problem, self._kind)
+            if self._grid is not None:
+                size_px = self._grid.size_px
+                larger = preprocess.prepare_in_subprocess(data, problem, self._kind, size_px)
+                self._tiles = (Tile(larger.pixels),)
         finally:
             self._decode_s += time.perf_counter() - start
         return self._done(prepared, "")
@@ -412,6 +468,7 @@ class _Work:
             self._decode_s,
             self._preprocess_s,
             is_known,
+            self._tiles,
         )
 
 
@@ -480,10 +537,13 @@ class EngineLanes:
         core_s: core-seconds of runs. If a lane has several threads, or the library has its own,
             all of them count for the duration of the run.
         waiting_s: seconds in which all lanes were idle.
+        grid: of the regions that are embedded; `None` without.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, regions: Engine | None = None) -> None:
         self._engine = engine
+        self._regions = regions
+        self.grid = None if regions is None else regions.info.regions
         self._threads = ThreadPoolExecutor(engine.info.lanes, thread_name_prefix="sbtk-engine")
         self._lock = threading.Lock()
         self._running = 0
@@ -501,18 +561,28 @@ class EngineLanes:
     ) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def submit(self, images: Images, kind: Kind) -> Future[Embeddings]:
-        """Return the future embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8`."""
-        return self._threads.submit(self._run, images, kind)
+    def submit(
+        self, images: Images, kind: Kind, tiles: Images | None = None
+    ) -> Future[tuple[Embeddings, Embeddings | None]]:
+        """Return the future embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8`.
 
-    def _run(self, images: Images, kind: Kind) -> Embeddings:
+        Beside them are those of the regions of `tiles (T, S, S, 3) uint8`, `(T, R, D) float32`.
+        """
+        return self._threads.submit(self._run, images, kind, tiles)
+
+    def _run(
+        self, images: Images, kind: Kind, tiles: Images | None
+    ) -> tuple[Embeddings, Embeddings | None]:
         start, start_core = time.perf_counter(), time.thread_time()
         with self._lock:
             if self._running == 0:
                 self.waiting_s += start - self._idle_since
             self._running += 1
         try:
-            return self._engine.run(images, kind)
+            rows = self._engine.run(images, kind)
+            if tiles is None or self._regions is None:
+                return rows, None
+            return rows, self._regions.run(tiles, kind)
         finally:
             end, end_core = time.perf_counter(), time.thread_time()
             info = self._engine.info

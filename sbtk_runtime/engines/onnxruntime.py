@@ -55,7 +55,7 @@ def open_cpu(request: EngineRequest) -> SessionEngine:
         BadModel: the bundle's file is damaged or not a model of sbtk.
     """
     lanes = request.lanes
-    target = _Target((CPU, {}), request.device, lanes, cpu_chunk(lanes))
+    target = _Target((CPU, {}), request.device, lanes, cpu_chunk(lanes, request.regions))
     return _proven(_session(request, target), request, target)
 
 

@@ -86,7 +86,7 @@ def open_openvino(request: EngineRequest) -> SessionEngine:
         domain_input=domain_input,
         regions=request.regions,
     )
-    chunk = cpu_chunk(request.lanes)
+    chunk = cpu_chunk(request.lanes, request.regions)
     engine = SessionEngine(_taking_turns(requests), info, chunk, _message, request.notify)
     engine.prove()
     return engine

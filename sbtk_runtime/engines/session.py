@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sbtk_runtime.engines.base import EngineInfo, Notify, no_notify
 from sbtk_runtime.errors import BadModel, EngineUnavailable
 from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME
-from sbtk_runtime.preprocess import Kind, domains_of
+from sbtk_runtime.preprocess import SIZE_PX, Kind, domains_of
 from sbtk_runtime.regions import RegionGrid, input_side, row_shape
 
 #: A model's inputs by name, each contiguous; see `feeds_of`.
@@ -118,9 +118,10 @@ class SessionEngine:
             )
 
 
-def cpu_chunk(lanes: int) -> int:
-    """Return the chunk size of each lane of an engine on a CPU."""
-    return max(1, min(_CPU_CHUNK, _CPU_IMAGES // lanes))
+def cpu_chunk(lanes: int, regions: RegionGrid | None = None) -> int:
+    """Return the chunk size of each lane of an engine on a CPU: as much memory for any input."""
+    frames = max(1, (input_side(regions) // SIZE_PX) ** 2)
+    return max(1, min(_CPU_CHUNK, _CPU_IMAGES // lanes) // frames)
 
 
 def feeds_of(images: NDArray[np.uint8], kind: Kind, domain_input: str | None) -> Feeds:

@@ -27,6 +27,13 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.binary_codes import Itq
 from sbtk_runtime.errors import BadGallery, BadModel
+from sbtk_runtime.gallery.region_rows import (
+    RegionSpans,
+    stored_boxes,
+    stored_region_count,
+    stored_region_sum,
+    stored_spans,
+)
 from sbtk_runtime.gallery.rows import SHARD_ROWS, Batch, RowBytes, Rows, Shards
 from sbtk_runtime.gallery.schema import (
     CATALOGUE_NAME,
@@ -43,6 +50,7 @@ from sbtk_runtime.gallery.schema import (
 )
 from sbtk_runtime.gallery.walk_rules import WalkRules
 from sbtk_runtime.manifest import PhotoShard, SnapshotRecord
+from sbtk_runtime.regions import Boxes
 
 _VISIBLE = (
     "added_in <= :generation AND (removed_in IS NULL OR removed_in > :generation) "
@@ -351,6 +359,27 @@ class CatalogueView:
         """Return what the walk leaves out."""
         with values_checked(self._path):
             return stored_rules(self._connection)
+
+    def region_count(self) -> int | None:
+        """Return the number of regions of a photo; `None` if the gallery keeps none."""
+        with values_checked(self._path):
+            return stored_region_count(self._connection)
+
+    def region_spans(self) -> RegionSpans:
+        """Return where the regions of the photos are; photos without regions are left out."""
+        with values_checked(self._path):
+            return stored_spans(self._connection, _VISIBLE, self._generation)
+
+    def region_boxes(self, photo_row: int) -> Boxes:
+        """Return the boxes `(R, 4) float32` of the regions of the photo at `photo_row`."""
+        with values_checked(self._path):
+            return stored_boxes(self._connection, photo_row)
+
+    def region_mean(self, dim: int) -> NDArray[np.float32]:
+        """Return the mean `(dim,) float32` of the embeddings of all regions ever written."""
+        with values_checked(self._path):
+            total, count = stored_region_sum(self._connection, dim)
+            return np.asarray(total / max(count, 1), dtype=np.float32)
 
     def partly_readable(self) -> Iterator[tuple[bytes, str]]:
         """Yield the paths of photos that were read in part only, and what could not be read."""

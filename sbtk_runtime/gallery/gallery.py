@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +19,8 @@ from numpy.typing import NDArray
 from sbtk_runtime.binary_codes import Codes
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery
 from sbtk_runtime.feedback import refine
-from sbtk_runtime.gallery.catalogue import REPAIR, CatalogueView, Photo, RowCheck
+from sbtk_runtime.files import printable_name
+from sbtk_runtime.gallery.catalogue import REPAIR, Photo, RowCheck
 from sbtk_runtime.gallery.folder import (
     check_model,
     kept_text,
@@ -25,10 +28,12 @@ from sbtk_runtime.gallery.folder import (
     open_view,
     published_manifest,
 )
-from sbtk_runtime.gallery.hits import Answer, Copy, Hit, PhotoCopies, Scores, mark_matches
+from sbtk_runtime.gallery.hits import Answer, Box, Copy, Hit, PhotoCopies, Scores, mark_matches
 from sbtk_runtime.gallery.queries import Queries, Search, few_notices, note
-from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Shards, Vectors
+from sbtk_runtime.gallery.region_search import Found, RegionSearch
+from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors
 from sbtk_runtime.gallery.search import CodeSearch, EmbeddingSearch
+from sbtk_runtime.gallery.usable_rows import UsableRows
 from sbtk_runtime.manifest import (
     MANIFEST_NAME,
     GalleryManifest,
@@ -69,7 +74,7 @@ class Gallery(Queries):
         self.manifest = manifest
         self.notices: list[str] = []
         self._faults: list[str] = []
-        # Not a method, which would hold the gallery: see `_UsableRows`.
+        # Not a method, which would hold the gallery: see `UsableRows`.
         self._note_fault = partial(_note_both, self._faults, self.notices)
         with contextlib.ExitStack() as opened:
             self._view = opened.enter_context(
@@ -79,11 +84,12 @@ class Gallery(Queries):
             self._vectors = open_rows(folder, manifest.dim, manifest.bits)
             opened.enter_context(closing(self._vectors)).hold()
             self._check = RowCheck(self._view, self._vectors)
-            self._usable = _UsableRows(
+            self._usable = UsableRows(
                 self._view, self._check, self.count, self._vectors, self._faults
             )
             self.notices += self._usable.notices()
             self._searched = self._searchable(self._vectors)
+            self._regions = self._region_search()
             opened.pop_all()
 
     @classmethod
@@ -152,14 +158,17 @@ class Gallery(Queries):
         rerank: Rerank = "none",
         offset: int = 0,
         match_rule: MatchRule | None = None,
+        regions: bool = True,
     ) -> Answer:
         """Return the hits of `search` for `embedding (D,) float32`, and the notices about them."""
         hits, allowed = self._intact_hits(
-            embedding, k, search, under, fold=fold, rerank=rerank, offset=offset
+            embedding, k, search, under, fold=fold, rerank=rerank, offset=offset, regions=regions
         )
         few = few_notices(offset + len(hits), allowed, offset + k, under)
         if match_rule is not None and allowed and self.manifest.bits is None:
-            hits = mark_matches(hits, match_rule, allowed)
+            # The best of many regions is as good by chance as the best of as many photos.
+            compared = self._regions if regions and rerank == "none" else None
+            hits = mark_matches(hits, match_rule, allowed + (len(compared) if compared else 0))
         return Answer(hits, (*self._all_faults(), *few))
 
     def similar(
@@ -172,23 +181,27 @@ class Gallery(Queries):
         fold: bool = True,
         rerank: Rerank = "none",
         offset: int = 0,
+        regions: bool = True,
+        region: Box | None = None,
     ) -> Answer:
         """Return the photos most like one of the gallery, which is not among them.
 
-        It goes by the embedding, or the code, that the gallery keeps. Else as `answer`.
+        It goes by the embedding, or the code, that the gallery keeps: of the whole frame, or of the
+        region of the photo that covers `region` best. Else as `answer`.
 
         Raises:
-            BadData: there is no such photo.
+            BadData: there is no such photo, or it has no regions.
             BadGallery: what the gallery keeps of it is damaged.
         """
         self._check_question(k, search, offset)
-        photo, embedding = self._kept(photo_id)
+        photo, embedding = self._kept(photo_id, region)
         hits, allowed = self._intact_hits(
             *(embedding, k, search, under),
             fold=fold,
             rerank=rerank,
             offset=offset,
             left_out=photo,
+            regions=regions,
         )
         few: tuple[str, ...] = ()
         if len(hits) < k:
@@ -221,12 +234,12 @@ class Gallery(Queries):
             found[number] = self._kept(photo_id)[1]
         return found
 
-    def _kept(self, photo_id: int) -> tuple[Photo, Embeddings | Codes]:
-        """Return a photo, and its embedding or code."""
+    def _kept(self, photo_id: int, region: Box | None = None) -> tuple[Photo, Embeddings | Codes]:
+        """Return a photo, and its embedding or code, or that of a region."""
         photo = self.photo(photo_id)
         if photo is None:
             raise BadData(f"the gallery has no photo {photo_id}", "the id of a hit")
-        row = np.array([photo.row])
+        row = np.array([photo.row if region is None else self._region_row(photo, region)])
         rows, is_whole = self._vectors.read(row)
         if not (is_whole[0] and self._check.is_hit_intact(row)[0]):
             raise BadGallery(
@@ -290,6 +303,7 @@ class Gallery(Queries):
         rerank: Rerank,
         offset: int,
         left_out: Photo | None = None,
+        regions: bool = True,
     ) -> tuple[list[Hit], int]:
         """Return hits whose rows hold what was committed, and how many photos might be hits.
 
@@ -318,6 +332,11 @@ class Gallery(Queries):
                 break
             self._usable.leave_out(rows[~is_intact])
             search = "exact"
+        found = None
+        if regions and self._regions is not None and rerank == "none" and search != "hnsw":
+            wanted = min(best, allowed)
+            found = self._regions.improved(rows, scores, embedding, wanted, usable, search)
+            rows, scores = found.rows, found.scores
         if usable is None:
             allowed = self.count - self.unusable
         if not allowed and self.unusable >= self.count:
@@ -325,7 +344,39 @@ class Gallery(Queries):
                 self._usable.notice, "at least one that can be used", self._usable.remedy
             )
         hits = self._hits(rows, scores, folder, k, fold=fold, offset=offset, left_out=left_out)
-        return hits, allowed
+        return hits if found is None else self._with_regions(hits, found), allowed
+
+    def _with_regions(self, hits: list[Hit], found: Found) -> list[Hit]:
+        """Return the hits with the boxes of the regions by which they were found."""
+        assert self._regions is not None
+        regions = dict(zip(found.rows.tolist(), found.regions.tolist(), strict=True))
+        marked = []
+        for hit in hits:
+            photo = self._view.photo(hit.id)
+            box = None if photo is None else self._regions.box(regions.get(photo.row, -1))
+            marked.append(hit if box is None else replace(hit, region=box))
+        return marked
+
+    def _region_row(self, photo: Photo, region: Box) -> int:
+        """Return the row of the photo's region that covers a box best.
+
+        Raises:
+            BadData: the box is not within the photo, or the photo has no regions.
+        """
+        x, y, width, height = region
+        is_within = min(x, y) >= 0 and min(width, height) > 0
+        if not (is_within and max(x + width, y + height) <= 1 + 1e-3):
+            raise BadData(
+                f"the region {', '.join(f'{part:g}' for part in region)}",
+                "x, y, width and height as shares of the photo, 0 to 1",
+            )
+        if self._regions is None:
+            raise BadData(
+                f"{printable_name(self.folder)} keeps whole frames only",
+                "a gallery with regions",
+                f"sbtk index PHOTOS --regions --gallery {shlex.quote(str(self.folder))}",
+            )
+        return self._regions.row_of(photo.row, region)
 
     def _nearest(
         self,
@@ -359,6 +410,15 @@ class Gallery(Queries):
             *(self.folder, self.manifest, self._view, vectors, self._check, self._usable),
             exact_below=EXACT_BELOW,
             note=self._note_fault,
+        )
+
+    def _region_search(self) -> RegionSearch | None:
+        if self.manifest.regions is None or not isinstance(self._searched, EmbeddingSearch):
+            return None
+        assert isinstance(self._vectors, Vectors)
+        return RegionSearch(
+            *(self._view, self._vectors, self._check, self._searched.loaded_codes),
+            exact_below=EXACT_BELOW,
         )
 
     def _check_question(self, k: int, search: Search, offset: int) -> None:
@@ -406,91 +466,6 @@ class Gallery(Queries):
             raise BadGallery(
                 f"{self.folder / MANIFEST_NAME} says {said}", f"{held}, as in the catalogue"
             )
-
-
-class _UsableRows:
-    """The rows of all photos that may answer, looked up and checked once.
-
-    What searches a gallery holds this and not the gallery, which holds it: in a circle the graph
-    of a gallery that is no longer used would stay until the garbage collector comes.
-    """
-
-    def __init__(
-        self,
-        view: CatalogueView,
-        check: RowCheck,
-        count: int,
-        shards: Shards,
-        faults: list[str],
-    ) -> None:
-        self._view = view
-        self._check = check
-        self._count = count
-        self._shards = shards
-        self._faults = faults
-        self._rows: Rows | None = None
-        self._bad = np.empty(0, dtype=np.int64)
-        self._bad_photos = 0
-        self._missing = sum(view.count_between(low, high) for low, high in check.missing())
-        self.said: set[str] = set()
-
-    @property
-    def unusable(self) -> int:
-        """The number of photos whose rows are known to be damaged or missing."""
-        return max(self._missing, self._bad_photos)
-
-    @property
-    def remedy(self) -> str:
-        """What to type so that they can be found again."""
-        return self._shards.remedy or REPAIR
-
-    @property
-    def notice(self) -> str:
-        """How many photos cannot be found, and why."""
-        reasons = sorted(set(self._shards.problems.values()))
-        return (
-            f"the embeddings of {self.unusable:,} of {self._count:,} photos "
-            f"{'cannot be used' if self._shards.remedy else 'are damaged or missing'}"
-            f"{''.join(f' ({reason})' for reason in reasons[:1])}"
-        )
-
-    def notices(self) -> tuple[str, ...]:
-        """Return what the user must know of every answer."""
-        if not self.unusable:
-            return ()
-        text = f"{self.notice}: {self.remedy}"
-        self.said.add(text)
-        return (text,)
-
-    def among(self, rows: Rows) -> Rows:
-        """Return those of the ascending `rows` that may answer."""
-        is_intact = self._check.is_intact(rows)
-        if len(self._bad):
-            is_intact &= ~np.isin(rows, self._bad)
-        if is_intact.all():
-            return rows
-        self.leave_out(rows[~is_intact])
-        return rows[is_intact]
-
-    def leave_out(self, rows: Rows) -> None:
-        """Take in that `rows` are damaged."""
-        self._rows = None
-        self._bad = np.union1d(self._bad, rows)
-        self._bad_photos = self._view.count_at(self._bad)
-
-    def __call__(self) -> Rows:
-        rows = self._rows
-        if rows is None:
-            rows = self._view.rows()
-            count = self._view.count()
-            if count != self._count:
-                note(
-                    self._faults,
-                    f"the catalogue has {count:,} photos and the manifest {self._count:,}: "
-                    "run 'sbtk index --verify'",
-                )
-            self._rows = rows = self.among(rows)
-        return rows
 
 
 def _note_both(faults: list[str], notices: list[str], text: str) -> None:

@@ -16,6 +16,9 @@ from sbtk_runtime.gallery.folder import path_fields
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors
 from sbtk_runtime.manifest import MatchRule
 
+#: x, y, width and height of a part of a photo, each 0 to 1 of the upright photo.
+Box = tuple[float, float, float, float]
+
 #: Whether a hit is close enough to show the same thing, by the model's `MatchRule`.
 Match = Literal["good", "weak"]
 
@@ -37,6 +40,8 @@ class Hit:
     others, which is the cosine of the codes taken as rows of 1 and -1.
     `copies` are the other photos of the same bytes, by id, where they were folded.
     `match` is `None` where the model has no rule, for photo queries and in binary galleries.
+    `region` is the part of the photo that was found; `None` for the whole frame. Its score is lower
+    than the cosine, see `region_search`.
     """
 
     rank: int
@@ -45,6 +50,7 @@ class Hit:
     path: str
     copies: tuple[Copy, ...] = ()
     match: Match | None = None
+    region: Box | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the hit as a JSON object; a path that is not UTF-8 comes as `path_bytes`."""
@@ -52,6 +58,8 @@ class Hit:
         known |= path_fields(os.fsencode(self.path))
         if self.match:
             known["match"] = self.match
+        if self.region:
+            known["region"] = [round(part, 4) for part in self.region]
         if self.copies:
             known["copies"] = [
                 {"id": copy.id, **path_fields(os.fsencode(copy.path))} for copy in self.copies

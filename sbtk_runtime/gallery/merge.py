@@ -336,6 +336,12 @@ def _common_origin(
                 f"{_kept(manifest)}",
                 "galleries that keep the same",
             )
+        if manifest.regions is not None:
+            raise BadGallery(
+                f"{printable_name(source)} keeps regions of its photos, which cannot be merged",
+                "galleries of whole frames",
+                "index the photos into one gallery: sbtk index PHOTOS PHOTOS --regions",
+            )
     _require_one_division(sources, manifests)
     itq = _common_itq(sources) if first.bits is not None else None
     return Origin(first.model_id, first.precision, first.dim, first.preprocessing, first.bits), itq

@@ -13,7 +13,7 @@ from sbtk_runtime.gallery.neighbours import update_neighbours
 from sbtk_runtime.gallery.rows import CodeShards, Vectors
 from sbtk_runtime.gallery.sign_codes import next_codes
 from sbtk_runtime.gallery.writer import Catalogue
-from sbtk_runtime.manifest import GalleryManifest
+from sbtk_runtime.manifest import GalleryManifest, RegionsRecord
 
 Notify = Callable[[str], None]
 
@@ -47,9 +47,15 @@ def publish(
         previous = published if is_next else None
         old_codes, old_graph = (previous.codes, previous.graph) if previous else (None, None)
         codes = next_codes(folder, catalogue, vectors, old_codes, notify)
-        graph = next_graph(folder, catalogue, vectors, old_graph, notify)
+        # Regions are found by codes, and whole frames then are too.
+        if catalogue.region_count() is None:
+            graph = next_graph(folder, catalogue, vectors, old_graph, notify)
         update_neighbours(folder, vectors, catalogue.live_row_numbers(), notify)
-    is_same = published is not None and (graph, codes) == (published.graph, published.codes)
+    count = catalogue.region_count()
+    regions = None if count is None else RegionsRecord(count, catalogue.live_region_rows())
+    is_same = published is not None and (
+        (graph, codes, regions) == (published.graph, published.codes, published.regions)
+    )
     if is_same and not catalogue.is_changed() and has_snapshot(folder, published):
         assert published is not None
         return published
@@ -66,6 +72,7 @@ def publish(
         snapshot=catalogue.write_snapshot(),
         codes=codes,
         shard=origin.shard,
+        regions=regions,
     )
     manifest.write(folder)
     vacuum(folder, catalogue, vectors, manifest)

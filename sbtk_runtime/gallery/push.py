@@ -119,6 +119,11 @@ def push_gallery(
             bits=manifest.bits,
             itq=None if manifest.bits is None else view.itq(),
         )
+        if manifest.regions is not None:
+            notices.append(
+                f"{manifest.regions.rows:,} regions are not pushed: the collection finds photos by "
+                "their whole frames"
+            )
         sources = source_names(view.roots(), names)
         totals: Counter[str] = Counter()
         for root, source in sources.items():

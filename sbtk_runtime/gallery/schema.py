@@ -29,8 +29,9 @@ from sbtk_runtime.gallery.rows import SHARD_ROWS
 from sbtk_runtime.manifest import SnapshotRecord
 
 CATALOGUE_NAME = "catalogue.sqlite"
-#: The tables of both are the same, but codes must not be taken for embeddings.
-EMBEDDINGS_SCHEMA, CODES_SCHEMA = 3, 4
+#: The tables of all are the same, but codes must not be taken for embeddings, and an sbtk that
+#: knows no regions must not take their rows for unused ones.
+EMBEDDINGS_SCHEMA, CODES_SCHEMA, REGIONS_SCHEMA = 3, 4, 5
 #: What earlier versions wrote: it is read as it is, and migrated by the next writer.
 OLD_SCHEMAS = {1: EMBEDDINGS_SCHEMA, 2: CODES_SCHEMA}
 
@@ -70,6 +71,13 @@ CREATE TABLE failures (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE roots (path BLOB NOT NULL PRIMARY KEY) STRICT, WITHOUT ROWID;
 """
+# Of the photo whose whole frame is at `photo_row`: where its regions are, and their boxes.
+_REGIONS_TABLE = """CREATE TABLE IF NOT EXISTS regions (
+    photo_row INTEGER PRIMARY KEY,
+    first_row INTEGER NOT NULL,
+    count INTEGER NOT NULL,
+    boxes BLOB NOT NULL
+) STRICT"""
 _OUT_OF_SPACE_BYTES = _PROBE_BYTES = 1 << 20
 _COPY_ATTEMPTS, _COPY_PAUSE_S = 50, 0.02
 
@@ -109,6 +117,8 @@ def connect_writer(path: Path) -> sqlite3.Connection:
             if version == 0:
                 _make_tables(connection)
                 connection.execute(f"PRAGMA user_version = {EMBEDDINGS_SCHEMA}")
+            # An older sbtk made the catalogue without it, and leaves it alone.
+            connection.execute(_REGIONS_TABLE)
     except BaseException:
         connection.close()
         raise
@@ -469,10 +479,10 @@ def _require_strict_tables(path: Path) -> None:
 
 def _version(connection: sqlite3.Connection, path: Path) -> int:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > CODES_SCHEMA:
+    if version > REGIONS_SCHEMA:
         raise BadGallery(
             f"{path} has format {version}, of a newer version of sbtk",
-            f"format {CODES_SCHEMA} or older",
+            f"format {REGIONS_SCHEMA} or older",
             "pip install --upgrade sbtk",
         )
     if version < 0:
@@ -574,7 +584,7 @@ def soundness_problem(connection: sqlite3.Connection) -> str | None:
     (answer,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if answer != "ok":
         return str(answer)
-    return _wrong_photo(connection) or _wrong_fact(connection)
+    return _wrong_photo(connection) or _wrong_regions(connection) or _wrong_fact(connection)
 
 
 def _wrong_photo(connection: sqlite3.Connection) -> str | None:
@@ -589,6 +599,21 @@ def _wrong_photo(connection: sqlite3.Connection) -> str | None:
         if number is not None and not 0 < number < _MOST_GENERATIONS
     ]
     return f"a photo is of generation {strange[0]}" if strange else None
+
+
+def _wrong_regions(connection: sqlite3.Connection) -> str | None:
+    if not has_regions(connection):
+        return None
+    query = "SELECT photo_row, first_row, count, length(boxes) FROM regions WHERE "
+    wrong = "photo_row < 0 OR first_row < 0 OR count < 0 OR length(boxes) != 16 * count LIMIT 1"
+    found = connection.execute(query + wrong).fetchone()
+    return None if found is None else f"the regions of row {found[0]} are {found[1:]}"
+
+
+def has_regions(connection: sqlite3.Connection) -> bool:
+    """Return whether the gallery keeps regions of its photos."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return bool(version == REGIONS_SCHEMA)
 
 
 def _wrong_fact(connection: sqlite3.Connection) -> str | None:

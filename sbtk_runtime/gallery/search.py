@@ -208,6 +208,13 @@ class EmbeddingSearch:
                 self._codes = SignCodes.of_vectors(self._vectors, self._view.rows())
             return self._codes
 
+    def loaded_codes(self) -> SignCodes | None:
+        """Return the sign codes from disk; `None` if there are none that can be used."""
+        with self._lock:
+            if self._codes is None and not self._problems:
+                self._load_codes()
+            return self._codes
+
     def _usable_graph(self) -> Graph:
         """Return the graph, loaded or, when its file cannot be used, built in memory."""
         with self._lock:

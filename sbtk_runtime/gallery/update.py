@@ -21,7 +21,7 @@ import numpy as np
 from sbtk_runtime.binary_codes import Itq
 from sbtk_runtime.embedding.embedder import Embedded, Embedder, Failed, Known
 from sbtk_runtime.engines.base import EngineInfo
-from sbtk_runtime.errors import BadData, BadGallery, InternalError
+from sbtk_runtime.errors import BadConfig, BadData, BadGallery, InternalError
 from sbtk_runtime.files import WriterLock, printable_name, remove_stale_temporaries
 from sbtk_runtime.gallery.catalogue import Embedding, Failure, Origin
 from sbtk_runtime.gallery.changes import Changes, Copies, Loss
@@ -39,6 +39,7 @@ from sbtk_runtime.gallery.folder import (
     write_failures,
 )
 from sbtk_runtime.gallery.publish import publish
+from sbtk_runtime.gallery.region_update import add_regions, region_rows, region_sum, take_regions
 from sbtk_runtime.gallery.roots import relative_path, roots_above
 from sbtk_runtime.gallery.rows import Batch, CodeShards, Embeddings, Shards, Vectors, codes_of
 from sbtk_runtime.gallery.schema import CATALOGUE_NAME
@@ -57,6 +58,7 @@ from sbtk_runtime.gallery.walk import (
 from sbtk_runtime.gallery.walk_rules import RuleChange, WalkRules
 from sbtk_runtime.gallery.writer import Catalogue, Stamps
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, PhotoShard
+from sbtk_runtime.regions import RegionGrid, grid_of
 
 #: Called with the number of photos done, their total (`None` while they are being found), and
 #: images/s.
@@ -87,6 +89,7 @@ class IndexReport:
         partly_readable: searchable photos of which the end of the file is cut off or damaged.
         unchanged: photos that needed no work.
         live: searchable photos.
+        regions: rows of regions of the searchable photos, in a gallery that keeps them.
         seconds: the duration of the update.
         left_out: files and folders that the rules left out, not counted in any of the above.
         left_out_now: those of `missing` that exist, but are left out since this update.
@@ -110,6 +113,7 @@ class IndexReport:
     live: int
     seconds: float
     partly_readable: int = 0
+    regions: int = 0
     left_out: tuple[LeftOutCount, ...] = ()
     left_out_now: int = 0
     rules: WalkRules = DEFAULT_RULES
@@ -142,6 +146,7 @@ def update_gallery(
     on_engine: OnEngine = lambda info: None,
     shard: PhotoShard | None = None,
     publish_every_s: float | None = None,
+    regions: int | None = None,
 ) -> IndexReport:
     """Create or update a gallery with the photos below `roots`; its other photos are kept.
 
@@ -163,23 +168,35 @@ def update_gallery(
         publish_every_s: also publish generations while photos are embedded, so many seconds apart
             or more, so that publishing takes at most a tenth of the time. A new gallery is
             published empty at once. By default, one generation is published at the end.
+        regions: keep so many regions of each photo as well, see `regions.grid_of`; those of photos
+            that are in the gallery are embedded too. `None` accepts what the gallery keeps.
 
     Raises:
-        BadConfig: a pattern of `rule_change` is malformed.
+        BadConfig: a pattern of `rule_change` is malformed, there is no grid of so many regions, or
+            regions were asked for in a binary gallery.
         BadData: there is no photo below the roots.
-        BadModel: the embedder's bundle has no codes of so many bits.
+        BadModel: the embedder's bundle has no codes of so many bits, or embeds no regions.
         BadGallery: the folder is not a gallery or cannot be written, no photo could be read, or
-            `bits` or `shard` does not match the gallery.
+            `bits`, `shard` or `regions` does not match the gallery.
         GalleryBusy: another process is writing to it.
         ModelMismatch: another model made it.
         DiskFull: there is no space left; what was committed is kept.
         InternalError: the counts are inconsistent; nothing was published.
     """
     absolute = roots_to_walk(folder, roots)
+    grid = None if regions is None else grid_of(regions)
+    if grid is not None and bits is not None:
+        raise BadConfig(
+            f"{len(grid)} regions a photo in a gallery of {bits}-bit codes",
+            "regions in a gallery of embeddings",
+            "leave out --bits or --regions",
+        )
     if not (folder / CATALOGUE_NAME).exists():  # an existing gallery has rules of its own
         refuse_nothing(absolute, rule_change.applied_to(WalkRules()))
         require_codes(folder, embedder.bundle, bits)
         _ = embedder.engine  # no folder is made if the engine cannot be opened
+        if grid is not None:
+            embedder.open_regions(grid)
     with translate_os_errors(folder):
         make_folder(folder)
         with WriterLock(folder / LOCK_NAME):
@@ -187,7 +204,7 @@ def update_gallery(
                 *(folder, absolute, embedder, progress, notify),
                 *(commit_every, on_engine, publish_every_s),
             )
-            return update.run(checksum, bits, rule_change, shard)
+            return update.run(checksum, bits, rule_change, shard, regions)
 
 
 def roots_to_walk(folder: Path, roots: Sequence[Path]) -> list[str]:
@@ -287,6 +304,7 @@ class _Update:
         self._publish_from = time.monotonic()
         self._published: GalleryManifest | None = None
         self._itq: Itq | None = None
+        self._grid: RegionGrid | None = None
         self._rules = WalkRules()
         self._known_roots: list[str] = []
         self._all_roots: frozenset[bytes] = frozenset()
@@ -299,7 +317,12 @@ class _Update:
         self._timings_before = asdict(embedder.timings)
 
     def run(
-        self, checksum: bool, bits: int | None, rule_change: RuleChange, shard: PhotoShard | None
+        self,
+        checksum: bool,
+        bits: int | None,
+        rule_change: RuleChange,
+        shard: PhotoShard | None,
+        regions: int | None,
     ) -> IndexReport:
         started = time.perf_counter()
         folder = self._folder
@@ -313,6 +336,7 @@ class _Update:
                 folder, catalogue, self._embedder, bits, self._roots, shard
             )
             self._shard = origin.shard
+            self._grid = take_regions(folder, catalogue, origin, regions, self._embedder)
             catalogue.record_roots(map(os.fsencode, self._roots))
             vectors = open_rows(folder, origin.dim, origin.bits)
             vacuum(folder, catalogue, vectors, self._published)
@@ -330,6 +354,7 @@ class _Update:
             if changes.to_embed:
                 self._open_engine(origin)
             self._embed(catalogue, vectors, origin, changes)
+            self._add_regions(catalogue, vectors, origin)
             left_out_now = changes.lost_though_there()
             warnings = tuple(_loss_warning(loss, folder) for loss in self._losses(changes))
             missing = catalogue.lose(changes.lost())
@@ -363,6 +388,7 @@ class _Update:
                 live=catalogue.live(),
                 seconds=ended - started,
                 partly_readable=catalogue.partly_readable(),
+                regions=0 if self._grid is None else catalogue.live_region_rows(),
                 left_out=self._left_out.counts(),
                 left_out_now=left_out_now,
                 rules=self._rules,
@@ -419,10 +445,10 @@ class _Update:
         )
 
     def _drop_lost(self, catalogue: Catalogue, vectors: Shards) -> None:
-        lost = sum(
-            catalogue.remove_at_rows(low, high)
-            for low, high in vectors.missing(catalogue.committed_rows())
-        )
+        intervals = vectors.missing(catalogue.committed_rows())
+        for low, high in intervals:
+            catalogue.forget_regions_at(low, high)  # which are then embedded again
+        lost = sum(catalogue.remove_at_rows(low, high) for low, high in intervals)
         if lost:
             self._notices.append(
                 f"the embeddings of {lost:,} photos were lost: those in the given folders are "
@@ -510,7 +536,7 @@ class _Update:
         started = time.perf_counter()
         with Copies(catalogue) as copies:
             batch = _Pending(copies)
-            stream = self._embedder.stream_unknown(paths, "photo", copies.is_known)
+            stream = self._embedder.stream_unknown(paths, "photo", copies.is_known, self._grid)
             try:
                 for done, item in enumerate(stream, start=1):
                     batch.take(item, changes)
@@ -529,7 +555,7 @@ class _Update:
             # The originals of these copies were replaced while they were read.
             left = [item.path for item in copies.waiting]
             copies.waiting.clear()
-            for item in self._embedder.stream_unknown(left, "photo", None):
+            for item in self._embedder.stream_unknown(left, "photo", None, self._grid):
                 batch.take(item, changes)
             self._commit(catalogue, vectors, changes, batch)
 
@@ -541,8 +567,12 @@ class _Update:
         batch: _Pending,
     ) -> None:
         first_row = catalogue.committed_rows()
-        rows = [item.row for item in batch.embedded]
-        batches = self._written(vectors, first_row, np.stack(rows)) if rows else []
+        rows = [item.row[None] for item in batch.embedded]
+        regions = region_rows(
+            batch.embedded, range(first_row, first_row + len(rows)), first_row + len(rows)
+        )
+        rows += [item.regions for item in batch.embedded if item.regions is not None]
+        batches = self._written(vectors, first_row, np.concatenate(rows)) if rows else []
         photos = [
             _embedding(item, row, changes.stamps(os.fsencode(item.path)))
             for row, item in enumerate(batch.embedded, start=first_row)
@@ -550,11 +580,35 @@ class _Update:
         photos += batch.copies(catalogue, photos, changes)
         if not photos and not batch.failures:
             return
-        new, changed = catalogue.commit(photos, batch.failures, batches)
+        new, changed = catalogue.commit(
+            photos, batch.failures, batches, regions, region_sum(batch.embedded)
+        )
         self._new += new
         self._changed += changed
         self._failed += len(batch.failures)
         batch.clear()
+
+    def _add_regions(
+        self, catalogue: Catalogue, vectors: Vectors | CodeShards, origin: Origin
+    ) -> None:
+        """Embed the regions of photos that are in the gallery without them."""
+        if self._grid is None or not isinstance(vectors, Vectors):
+            return
+        wanted = catalogue.photos_without_regions()
+        if not wanted:
+            return
+        self._open_engine(origin)
+        self._notify(f"embedding the regions of {len(wanted):,} photos of the gallery")
+        left = add_regions(
+            *(catalogue, vectors, self._embedder, self._grid, wanted),
+            commit_every=self._commit_every,
+            progress=self._progress,
+        )
+        if left:
+            self._notices.append(
+                f"the regions of {left:,} photos could not be embedded: these are found by their "
+                "whole frames, and the next 'sbtk index' tries again"
+            )
 
     def _written(
         self, vectors: Vectors | CodeShards, first_row: int, embeddings: Embeddings

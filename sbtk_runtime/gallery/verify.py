@@ -119,10 +119,16 @@ def _verify(
             _check_itq(view, problems)
         damaged = _damaged_rows(view, vectors, rows)
         lost = view.count_at(damaged)
+        spans = view.region_spans()
+        damaged_regions = _damaged_rows(view, vectors, spans.rows())
+        regions_lost = len(np.unique(spans.owners(damaged_regions)))
     if lost:
         reasons = "".join(f" ({text})" for text in sorted(set(vectors.problems.values())))
         what = "cannot be used" if vectors.remedy else "are damaged or missing"
         problems.append(f"the embeddings of {lost:,} photos {what}{reasons}")
+    if regions_lost:
+        photos = "1 photo" if regions_lost == 1 else f"{regions_lost:,} photos"
+        problems.append(f"regions of {photos} are damaged or missing")
     notify("asking sampled photos for themselves")
     intact = np.setdiff1d(rows, damaged, assume_unique=True)
     chosen = np.random.default_rng(seed).choice(intact, min(samples, len(intact)), replace=False)
@@ -135,7 +141,8 @@ def _verify(
         else:
             _check_graph_file(folder, manifest, problems)
             found = _found_exactly(vectors, intact, sample, problems)
-        _check_codes(folder, manifest, vectors, intact, sample, problems)
+        coded = np.union1d(intact, np.setdiff1d(spans.rows(), damaged_regions))
+        _check_codes(folder, manifest, vectors, coded, sample, problems)
         _check_neighbours(folder, vectors, problems)
     else:
         found = _found_by_code(vectors, intact, sample, problems)
@@ -319,6 +326,7 @@ def _forget(folder: Path, manifest: GalleryManifest) -> int:
                     vectors.remedy,
                 )
         runs = np.split(damaged, np.flatnonzero(np.diff(damaged) > 1) + 1)
-        return sum(
-            catalogue.remove_at_rows(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)
-        )
+        bounds = [(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
+        for low, high in bounds:
+            catalogue.forget_regions_at(low, high)
+        return sum(catalogue.remove_at_rows(low, high) for low, high in bounds)

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sbtk_runtime.binary_codes import Itq
 from sbtk_runtime.gallery.catalogue import (
@@ -26,9 +27,11 @@ from sbtk_runtime.gallery.catalogue import (
     stored_roots,
     stored_rules,
 )
+from sbtk_runtime.gallery.region_rows import RegionRows, put_regions, stored_region_count
 from sbtk_runtime.gallery.rows import SHARD_ROWS, Batch, Rows
 from sbtk_runtime.gallery.schema import (
     CATALOGUE_NAME,
+    REGIONS_SCHEMA,
     blob,
     catalogue_errors,
     integer,
@@ -187,8 +190,13 @@ class Catalogue:
         embeddings: Sequence[Embedding],
         failures: Sequence[Failure],
         batches: Sequence[Batch],
+        regions: Sequence[RegionRows] = (),
+        region_sum: NDArray[np.float64] | None = None,
     ) -> tuple[int, int]:
-        """Add what was embedded, durably; the rows must be on disk. Returns new and changed."""
+        """Add what was embedded, durably; the rows must be on disk. Returns new and changed.
+
+        `region_sum (D,)` is the sum of the embeddings of `regions`.
+        """
         changed = 0
         with catalogue_errors(self.path), transaction(self.connection):
             next_id = self._fact("next_id", default=1)
@@ -205,6 +213,8 @@ class Catalogue:
             for batch in batches:
                 self._add_batch(batch)
                 self._set_fact("rows", batch.first_row + batch.count)
+            if region_sum is not None:
+                put_regions(self.connection, regions, region_sum)
             self._set_fact("next_id", next_id)
         return len(embeddings) - changed, changed
 
@@ -306,11 +316,54 @@ class Catalogue:
         return self.remove([photo_id for (photo_id,) in found])
 
     def kept_rows(self) -> Rows:
-        """Return the rows of all photos, missing ones too, ascending, each once."""
+        """Return the rows of all photos and regions, missing ones too, ascending, each once."""
         query = "SELECT DISTINCT row FROM photos WHERE removed_in IS NULL ORDER BY row"
+        blocks = "SELECT first_row, count FROM regions"
+        with values_checked(self.path):
+            rows = [integer(row) for (row,) in self.connection.execute(query)]
+            for first_row, count in self.connection.execute(blocks):
+                rows.extend(range(integer(first_row), first_row + integer(count)))
+            return np.unique(np.array(rows, dtype=np.int64))
+
+    def region_count(self) -> int | None:
+        """Return the number of regions of a photo; `None` if the gallery keeps none."""
+        with values_checked(self.path):
+            return stored_region_count(self.connection)
+
+    def keep_regions(self, count: int) -> None:
+        """Keep so many regions of each photo from now on."""
+        with catalogue_errors(self.path), transaction(self.connection):
+            self._set_fact("regions", count)
+            self.connection.execute(f"PRAGMA user_version = {REGIONS_SCHEMA}")
+
+    def live_region_rows(self) -> int:
+        """Return the number of regions of the next generation's photos."""
+        return self._number(
+            f"""SELECT coalesce(sum(count), 0) FROM regions WHERE EXISTS
+            (SELECT 1 FROM photos WHERE row = photo_row AND {_LIVE})"""
+        )
+
+    def photos_without_regions(self) -> list[tuple[bytes, str, int]]:
+        """Return path, SHA-256 and row of the photos whose regions were not yet embedded.
+
+        Of photos of the same bytes one is enough.
+        """
+        query = f"""SELECT path, sha256, row, min(id) FROM photos WHERE {_LIVE}
+            AND row NOT IN (SELECT photo_row FROM regions) GROUP BY row ORDER BY id"""
         with values_checked(self.path):
             found = self.connection.execute(query)
-            return np.fromiter((integer(row) for (row,) in found), dtype=np.int64)
+            return [(blob(path), blob(sha).hex(), integer(row)) for path, sha, row, _ in found]
+
+    def forget_regions_at(self, low: int, high: int) -> int:
+        """Forget the regions of photos that have one at rows `low` to `high` (end excluded).
+
+        The next update embeds them again. Returns of how many photos they were.
+        """
+        with catalogue_errors(self.path), transaction(self.connection):
+            changed = self.connection.execute(
+                "DELETE FROM regions WHERE first_row < ? AND first_row + count > ?", (high, low)
+            )
+        return changed.rowcount
 
     def live_rows(self) -> Iterator[int]:
         """Yield the rows of the next generation's photos, ascending, each once."""
@@ -441,8 +494,15 @@ class Catalogue:
         """
         with catalogue_errors(self.path), transaction(self.connection):
             self.connection.execute("DELETE FROM photos WHERE removed_in <= ?", (published,))
+            self.connection.execute(
+                "DELETE FROM regions WHERE photo_row NOT IN (SELECT row FROM photos)"
+            )
+            # The regions of a photo lie in two shards at most.
             dead = """SELECT first_row / :shard FROM batches
-                EXCEPT SELECT row / :shard FROM photos EXCEPT SELECT :last"""
+                EXCEPT SELECT row / :shard FROM photos
+                EXCEPT SELECT first_row / :shard FROM regions
+                EXCEPT SELECT (first_row + count - 1) / :shard FROM regions WHERE count > 0
+                EXCEPT SELECT :last"""
             # The last shard is still being filled.
             last = self.committed_rows() // SHARD_ROWS
             self.connection.execute(

@@ -69,6 +69,11 @@ class HitAnswer(BaseModel):
         None,
         description="Whether the hit is close enough to show what was drawn; only for sketches.",
     )
+    region: list[float] | None = Field(
+        None,
+        description="The part of the photo that was found: x, y, width and height, 0 to 1 of the "
+        "upright photo. Absent if it is the whole frame.",
+    )
 
     @classmethod
     def of(cls, hit: Hit) -> HitAnswer:

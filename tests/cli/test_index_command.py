@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sbtk_cli.index import final_sentence
 from sbtk_cli.main import main
@@ -24,6 +25,7 @@ from sbtk_cli.options import Stopping, Terminated, stops_between_photos
 from sbtk_runtime.engines.registry import Engine, open_engine
 from sbtk_runtime.gallery.update import IndexReport
 from tests.tiny import tiny_bundle, tiny_photo
+from tests.tiny_regions import tiny_map_bundle
 
 INDEX = ["index", "photos", "--threads", "1"]
 
@@ -395,3 +397,35 @@ def test_between_batches_a_signal_does_not_wait(stopping: Stopping) -> None:
     stopping.between_photos(more_to_come=False)
     with pytest.raises(Terminated):
         signal.raise_signal(signal.SIGTERM)
+
+
+def test_regions_are_kept_found_and_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_map_bundle(tmp_path / "model")
+    colours = {"red": (230, 20, 20), "blue": (20, 30, 240)}
+    (tmp_path / "photos").mkdir()
+    for name, colour in colours.items():
+        photo = Image.new("RGB", (400, 300), (40, 200, 210))
+        photo.paste(Image.new("RGB", (140, 110), colour), (260, 190))
+        photo.save(tmp_path / "photos" / f"{name}.png")
+        Image.new("RGB", (300, 300), colour).save(tmp_path / f"{name}.png")
+    words = ["--model", "model", "--engine", "onnxruntime"]
+    assert main(["index", "photos", "--regions", *words, "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["regions"] == 32
+    assert "32 regions" in told.err
+    query = ["query", "red.png", "--as", "photo", "--model", "model", "--json"]
+    assert main([*query, "--engine", "onnxruntime"]) == 0
+    hit = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert hit["path"].endswith("photos/red.png")
+    x, y, width, height = hit["region"]
+    assert x + width > 0.95
+    assert y + height > 0.95
+    assert main(["index", "photos", "--regions=9", *words]) == 1
+    assert "keeps 16 regions of each photo, not 9" in capsys.readouterr().err
+    assert main(["index", "--regions", "photos", *words]) == 2
+    assert "'photos' is not 9 or 16" in capsys.readouterr().err
+    assert main(["index", "photos", "--regions", "--bits", "8", "--gallery", "b", *words]) == 1
+    assert not (tmp_path / "b").exists()

@@ -25,6 +25,7 @@ from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.walk import Found
 from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.preprocess import Kind
+from sbtk_runtime.regions import RegionGrid
 from tests.tiny import tiny_bundle, tiny_photo, write_photos
 
 NOBODY = 65534
@@ -115,9 +116,13 @@ def test_an_update_that_loses_files_is_an_internal_error(
 ) -> None:
     class Losing(Embedder):
         def stream_unknown(
-            self, paths: Iterable[Path], kind: Kind, is_known: IsKnown | None
+            self,
+            paths: Iterable[Path],
+            kind: Kind,
+            is_known: IsKnown | None,
+            grid: RegionGrid | None = None,
         ) -> Generator[Embedded | Failed | Known, None, None]:
-            yield from itertools.islice(super().stream_unknown(paths, kind, is_known), 4)
+            yield from itertools.islice(super().stream_unknown(paths, kind, is_known, grid), 4)
 
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     write_photos(photos, 6)

@@ -17,7 +17,7 @@ from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.index import index as index_photos
 from sbtk_runtime.gallery.roots import relative_path, roots_above
 from sbtk_runtime.gallery.update import IndexReport, update_gallery
-from sbtk_runtime.manifest import GALLERY_FORMAT, PhotoShard, read_gallery_manifest
+from sbtk_runtime.manifest import PhotoShard, read_gallery_manifest
 from tests.tiny import tiny_bundle, tiny_photo, write_photos
 
 
@@ -107,7 +107,7 @@ def test_shards_hold_every_photo_once_wherever_the_folder_is_mounted(
         assert report.live + report.other_shards == 13
         assert not report.warnings
         manifest = read_gallery_manifest(gallery)
-        assert (manifest.shard, manifest.format) == (PhotoShard(number, count), GALLERY_FORMAT)
+        assert (manifest.shard, manifest.format) == (PhotoShard(number, count), 4)
         names += [os.path.relpath(path, root) for path in paths_in(gallery)]
     every = [path.relative_to(photos) for path in photos.rglob("*") if path.is_file()]
     assert sorted(names) == sorted(map(str, every))

@@ -1,0 +1,149 @@
+"""The rows of regions in a catalogue: several for each photo, beside that of its whole frame.
+
+Regions belong to the row of a whole frame, so photos of the same bytes share them, and a photo that
+is moved, missing or found again keeps them. They are not versioned: readers hold snapshots.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbtk_runtime.gallery.rows import Rows
+from sbtk_runtime.gallery.schema import blob, has_regions, integer
+from sbtk_runtime.regions import Boxes
+
+
+@dataclass(frozen=True)
+class RegionRows:
+    """The regions of a photo: rows `first_row` to `first_row + len(boxes) - 1`.
+
+    Attributes:
+        photo_row: row of its whole frame.
+        first_row: of the first region.
+        boxes: `(R, 4) float32`: x, y, width and height of each, 0 to 1 of the upright photo.
+    """
+
+    photo_row: int
+    first_row: int
+    boxes: Boxes
+
+
+@dataclass(frozen=True)
+class RegionSpans:
+    """Where the regions of a generation's photos are: one entry for each photo, by first row.
+
+    Attributes:
+        photo_rows: `(P,) int64`, rows of whole frames.
+        first_rows: `(P,) int64`, ascending.
+        counts: `(P,) int64`, each at least 1.
+    """
+
+    photo_rows: Rows
+    first_rows: Rows
+    counts: Rows
+
+    def rows(self) -> Rows:
+        """Return the rows of all regions, `(M,) int64`, ascending."""
+        starts = np.cumsum(self.counts) - self.counts
+        shifts = np.repeat(self.first_rows - starts, self.counts)
+        return np.asarray(np.arange(len(shifts), dtype=np.int64) + shifts)
+
+    def owners(self, rows: Rows) -> Rows:
+        """Return the places of the photos whose regions are at `rows (N,) int64`; -1 for none."""
+        places = np.searchsorted(self.first_rows, rows, side="right") - 1
+        is_after = places >= 0
+        ends = (self.first_rows + self.counts)[places] if len(self.counts) else rows
+        return np.where(is_after & (rows < ends), places, -1)
+
+    def among(self, photo_rows: Rows) -> RegionSpans:
+        """Return those of the photos at `photo_rows (N,) int64`."""
+        kept = np.isin(self.photo_rows, photo_rows)
+        return RegionSpans(self.photo_rows[kept], self.first_rows[kept], self.counts[kept])
+
+
+def encoded_boxes(boxes: Boxes) -> bytes:
+    """Return boxes `(R, 4) float32` as the catalogue keeps them."""
+    return np.ascontiguousarray(boxes, dtype="<f4").tobytes()
+
+
+def decoded_boxes(content: bytes) -> Boxes:
+    """Return boxes `(R, 4) float32` of the bytes that the catalogue keeps.
+
+    Raises:
+        ValueError: they are not boxes within a photo.
+    """
+    boxes = np.frombuffer(content, dtype="<f4").reshape(-1, 4).astype(np.float32)
+    ends = boxes[:, :2] + boxes[:, 2:]
+    if not (np.isfinite(boxes).all() and (boxes >= 0).all() and (ends <= 1 + 1e-4).all()):
+        raise ValueError("a region outside its photo")
+    return boxes
+
+
+def stored_region_count(connection: sqlite3.Connection) -> int | None:
+    """Return the number of regions of a photo; `None` if the gallery keeps none."""
+    if not has_regions(connection):
+        return None
+    found = connection.execute("SELECT value FROM facts WHERE name = 'regions'").fetchone()
+    return None if found is None else integer(found[0])
+
+
+def stored_region_sum(connection: sqlite3.Connection, dim: int) -> tuple[NDArray[np.float64], int]:
+    """Return the sum `(dim,)` of the embeddings of all regions ever written, and their number."""
+    query = "SELECT name, value FROM facts WHERE name IN ('region_sum', 'region_rows')"
+    facts = dict(connection.execute(query))
+    if not facts:
+        return np.zeros(dim), 0
+    total = np.frombuffer(blob(facts.get("region_sum")), dtype="<f8")
+    if total.shape != (dim,) or not np.isfinite(total).all():
+        raise ValueError(f"a sum of {total.shape} numbers")
+    return total, integer(facts.get("region_rows"))
+
+
+def stored_spans(
+    connection: sqlite3.Connection, visible: str, values: Mapping[str, object]
+) -> RegionSpans:
+    """Return where the regions are of the photos for which the condition `visible` is true."""
+    found: list[tuple[int, int, int]] = []
+    if stored_region_count(connection) is not None:
+        query = f"""SELECT photo_row, first_row, count FROM regions WHERE count > 0
+            AND EXISTS (SELECT 1 FROM photos WHERE row = photo_row AND {visible})
+            ORDER BY first_row"""
+        found = connection.execute(query, values).fetchall()
+    numbers = np.array(found, dtype=np.int64).reshape(-1, 3)
+    spans = RegionSpans(*np.ascontiguousarray(numbers.T))
+    if (np.diff(spans.first_rows) < spans.counts[:-1]).any():
+        raise ValueError("regions of two photos in one row")
+    return spans
+
+
+def stored_boxes(connection: sqlite3.Connection, photo_row: int) -> Boxes:
+    """Return the boxes `(R, 4) float32` of the regions of the photo at `photo_row`."""
+    if stored_region_count(connection) is None:
+        return decoded_boxes(b"")
+    query = "SELECT boxes FROM regions WHERE photo_row = ?"
+    found = connection.execute(query, (photo_row,)).fetchone()
+    return decoded_boxes(b"" if found is None else blob(found[0]))
+
+
+def put_regions(
+    connection: sqlite3.Connection,
+    regions: Iterable[RegionRows],
+    region_sum: NDArray[np.float64],
+) -> None:
+    """Note regions, and add the sum of their embeddings, `(D,)`. Call it in a transaction."""
+    values = [
+        (each.photo_row, each.first_row, len(each.boxes), encoded_boxes(each.boxes))
+        for each in regions
+    ]
+    connection.executemany("INSERT OR REPLACE INTO regions VALUES (?, ?, ?, ?)", values)
+    total, count = stored_region_sum(connection, len(region_sum))
+    facts = {
+        "region_sum": (total + region_sum).astype("<f8").tobytes(),
+        "region_rows": count + sum(value[2] for value in values),
+    }
+    connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts.items())

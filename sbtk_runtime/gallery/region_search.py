@@ -1,0 +1,229 @@
+"""Finds photos by their regions: the things in them rather than the whole frames.
+
+A region is scored by its cosine with the query, less a part of what it has in common with the mean
+region of the gallery: plain parts of photos resemble each other, and most sketches a little, so
+that without this the sky of some photo would answer many sketches. That is the product of the
+region with one vector, `query - COMMONNESS * mean`, in which the mean is shortened where all photos
+of a gallery are alike. A photo's score is the better one of its whole frame's and its best
+region's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sbtk_runtime.errors import BadData
+from sbtk_runtime.gallery.catalogue import CatalogueView, RowCheck
+from sbtk_runtime.gallery.hits import Box, Scores
+from sbtk_runtime.gallery.region_rows import RegionSpans
+from sbtk_runtime.gallery.rows import Embeddings, Rows, Vectors, unit_row
+from sbtk_runtime.gallery.sign_codes import SignCodes
+
+#: The share of the mean region that is taken from a query before it is compared with regions, and
+#: what a region's score is less than that product. Chosen on scenes and photos of validation
+#: classes, so that whole photos are found as well as without regions.
+COMMONNESS, PENALTY = 1.5, 0.03
+#: The longest vector that is taken from a query: what it is for the mean region of photos of all
+#: kinds.
+MOST_COMMON = 0.5
+
+#: Candidates by sign codes that are scored exactly: at least so many rows, and so many for each
+#: hit. Several are of one photo.
+LEAST_CANDIDATES, CANDIDATES_PER_HIT = 800, 16
+
+
+@dataclass(frozen=True)
+class Found:
+    """Photos, best first.
+
+    Attributes:
+        rows: `(N,) int64`, of their whole frames.
+        scores: `(N,) float32`.
+        regions: `(N,) int64`, the rows of their best regions; -1 where the whole frame is better.
+    """
+
+    rows: Rows
+    scores: Scores
+    regions: Rows
+
+
+class RegionSearch:
+    """The regions of one generation of a gallery; any number of threads may search them.
+
+    Args:
+        view: the generation's photos.
+        vectors: the embeddings.
+        check: of their checksums.
+        codes: returns the gallery's sign codes, or `None` if there are none that can be used.
+        exact_below: with fewer regions all of them are scored.
+    """
+
+    def __init__(
+        self,
+        view: CatalogueView,
+        vectors: Vectors,
+        check: RowCheck,
+        codes: Callable[[], SignCodes | None],
+        *,
+        exact_below: int,
+    ) -> None:
+        self._view = view
+        self._vectors = vectors
+        self._check = check
+        self._codes = codes
+        self._exact_below = exact_below
+        self._spans = view.region_spans()
+        self._common = common_part(view.region_mean(vectors.dim))
+        self._mask = _as_mask(self._spans.rows())
+        self._bad = np.empty(0, dtype=np.int64)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """The number of regions."""
+        return int(self._spans.counts.sum())
+
+    def improved(
+        self,
+        rows: Rows,
+        scores: Scores,
+        embedding: NDArray[np.generic],
+        k: int,
+        among: Rows | None,
+        search: str,
+    ) -> Found:
+        """Return the `k` best photos by whole frame or region.
+
+        Args:
+            rows: `(k,) int64`, of the photos whose whole frames are nearest to `embedding`, best
+                first.
+            scores: theirs, `(k,) float32`.
+            embedding: `(D,)` numbers of any length but zero.
+            k: how many.
+            among: ascending rows of the photos that may be found; `None` for all.
+            search: `exact`, or by sign codes where the gallery is large.
+        """
+        regions, theirs = self._nearest(unit_row(embedding, self._vectors.dim), k, among, search)
+        owners = self._spans.photo_rows[self._spans.owners(regions)]
+        # A photo that is in one of the two lists only would have been worse in the other one.
+        every = np.concatenate([rows, owners])
+        whole = np.full(len(rows), -1, dtype=np.int64)
+        best = np.concatenate([scores, theirs])
+        order = np.lexsort((every, -best))
+        first = np.sort(np.unique(every[order], return_index=True)[1])[:k]
+        chosen = order[first]
+        return Found(every[chosen], best[chosen], np.concatenate([whole, regions])[chosen])
+
+    def box(self, region: int) -> Box | None:
+        """Return the box of the region at that row; `None` if there is none."""
+        place = int(self._spans.owners(np.array([region]))[0])
+        if region < 0 or place < 0:
+            return None
+        boxes = self._view.region_boxes(int(self._spans.photo_rows[place]))
+        x, y, width, height = boxes[region - int(self._spans.first_rows[place])].tolist()
+        return x, y, width, height
+
+    def row_of(self, photo_row: int, box: Box) -> int:
+        """Return the row of the region of a photo that covers `box` best.
+
+        Raises:
+            BadData: the photo has no regions.
+        """
+        boxes = self._view.region_boxes(photo_row)
+        place = np.flatnonzero(self._spans.photo_rows == photo_row)
+        if not len(boxes) or not len(place):
+            raise BadData(
+                "a region of a photo that is kept as a whole frame only",
+                "a photo of 224 x 224 pixels or more, in a gallery with regions",
+                "sbtk index PHOTOS --regions",
+            )
+        overlaps = _overlaps(boxes.astype(np.float64), np.array(box, dtype=np.float64))
+        return int(self._spans.first_rows[place[0]]) + int(np.argmax(overlaps))
+
+    def _nearest(
+        self, query: Embeddings, k: int, among: Rows | None, search: str
+    ) -> tuple[Rows, Scores]:
+        """Return the rows of the best regions of the `k` best photos by regions, and scores."""
+        spans = self._spans if among is None else self._spans.among(among)
+        if not k or not len(spans.counts):
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+        turned = query - self._common
+        is_large = int(spans.counts.sum()) >= self._exact_below
+        codes = self._codes() if is_large and search != "exact" else None
+        if codes is not None:
+            mask = self._mask if among is None else _as_mask(spans.rows())
+            rows, scores = self._by_codes(codes, turned, k, spans, mask)
+            if len(rows) == min(k, len(spans.counts)):
+                return rows, scores
+        while True:
+            rows, scores = self._exactly(turned, k, spans)
+            is_intact = self._check.is_hit_intact(rows)
+            if is_intact.all():
+                return rows, scores
+            with self._lock:
+                self._bad = np.union1d(self._bad, rows[~is_intact])
+
+    def _by_codes(
+        self,
+        codes: SignCodes,
+        query: Embeddings,
+        k: int,
+        spans: RegionSpans,
+        mask: NDArray[np.bool_],
+    ) -> tuple[Rows, Scores]:
+        """Return what `_nearest` does of the candidates; of fewer photos if they are of fewer."""
+        count = max(LEAST_CANDIDATES, CANDIDATES_PER_HIT * k)
+        rows = np.sort(codes.candidates(query, count, mask))
+        content, is_intact = self._check.read_checked(rows)
+        scores = self._vectors.decode(content)[0] @ query - np.float32(PENALTY)
+        rows, scores = rows[is_intact], scores[is_intact]
+        order = np.lexsort((rows, -scores))
+        owners = spans.owners(rows[order])
+        first = np.sort(np.unique(owners, return_index=True)[1])[:k]
+        return rows[order[first]], scores[order[first]]
+
+    def _exactly(self, query: Embeddings, k: int, spans: RegionSpans) -> tuple[Rows, Scores]:
+        rows = spans.rows()
+        scores = np.full(len(rows), -np.inf, dtype=np.float32)
+        start = 0
+        for numbers, embeddings, is_whole in self._vectors.chunks(rows):
+            part = slice(start, start + len(numbers))
+            scores[part][is_whole] = (embeddings @ query)[is_whole] - np.float32(PENALTY)
+            start = part.stop
+        scores[np.isin(rows, self._bad)] = -np.inf
+        starts = np.cumsum(spans.counts) - spans.counts
+        best = np.maximum.reduceat(scores, starts)
+        order = np.lexsort((spans.photo_rows, -best))[:k]
+        order = order[np.isfinite(best[order])]
+        within = [
+            int(np.argmax(scores[low : low + count]))
+            for low, count in zip(starts[order].tolist(), spans.counts[order].tolist(), strict=True)
+        ]
+        return spans.first_rows[order] + np.array(within, dtype=np.int64), best[order]
+
+
+def common_part(mean: Embeddings) -> Embeddings:
+    """Return what is taken from queries, of the mean `(D,) float32` of the regions."""
+    length = COMMONNESS * float(np.linalg.norm(mean))
+    factor = COMMONNESS * min(1.0, MOST_COMMON / max(length, 1e-12))
+    return np.asarray(mean * np.float32(factor))
+
+
+def _overlaps(boxes: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the intersection over union of each of `boxes (R, 4)` with `box (4,)`."""
+    low = np.maximum(boxes[:, :2], box[:2])
+    high = np.minimum(boxes[:, :2] + boxes[:, 2:], box[:2] + box[2:])
+    shared = np.prod(np.maximum(high - low, 0.0), axis=1)
+    areas = np.prod(boxes[:, 2:], axis=1) + np.prod(box[2:])
+    return np.asarray(shared / np.maximum(areas - shared, 1e-12))
+
+
+def _as_mask(rows: Rows) -> NDArray[np.bool_]:
+    """Return ascending `rows (N,) int64` as `(last row + 1,) bool`."""
+    mask = np.zeros(int(rows[-1]) + 1 if len(rows) else 0, dtype=np.bool_)
+    mask[rows] = True
+    return mask

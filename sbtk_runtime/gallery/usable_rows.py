@@ -1,0 +1,95 @@
+"""Which rows of a gallery may answer, and what the user must know about the others."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sbtk_runtime.gallery.catalogue import REPAIR, CatalogueView, RowCheck
+from sbtk_runtime.gallery.rows import Rows, Shards
+
+
+class UsableRows:
+    """The rows of all photos that may answer, looked up and checked once.
+
+    What searches a gallery holds this and not the gallery, which holds it: in a circle the graph
+    of a gallery that is no longer used would stay until the garbage collector comes.
+    """
+
+    def __init__(
+        self,
+        view: CatalogueView,
+        check: RowCheck,
+        count: int,
+        shards: Shards,
+        faults: list[str],
+    ) -> None:
+        self._view = view
+        self._check = check
+        self._count = count
+        self._shards = shards
+        self._faults = faults
+        self._rows: Rows | None = None
+        self._bad = np.empty(0, dtype=np.int64)
+        self._bad_photos = 0
+        self._missing = sum(view.count_between(low, high) for low, high in check.missing())
+        self.said: set[str] = set()
+
+    @property
+    def unusable(self) -> int:
+        """The number of photos whose rows are known to be damaged or missing."""
+        return max(self._missing, self._bad_photos)
+
+    @property
+    def remedy(self) -> str:
+        """What to type so that they can be found again."""
+        return self._shards.remedy or REPAIR
+
+    @property
+    def notice(self) -> str:
+        """How many photos cannot be found, and why."""
+        reasons = sorted(set(self._shards.problems.values()))
+        return (
+            f"the embeddings of {self.unusable:,} of {self._count:,} photos "
+            f"{'cannot be used' if self._shards.remedy else 'are damaged or missing'}"
+            f"{''.join(f' ({reason})' for reason in reasons[:1])}"
+        )
+
+    def notices(self) -> tuple[str, ...]:
+        """Return what the user must know of every answer."""
+        if not self.unusable:
+            return ()
+        text = f"{self.notice}: {self.remedy}"
+        self.said.add(text)
+        return (text,)
+
+    def among(self, rows: Rows) -> Rows:
+        """Return those of the ascending `rows (N,) int64` that may answer."""
+        is_intact = self._check.is_intact(rows)
+        if len(self._bad):
+            is_intact &= ~np.isin(rows, self._bad)
+        if is_intact.all():
+            return rows
+        self.leave_out(rows[~is_intact])
+        return rows[is_intact]
+
+    def leave_out(self, rows: Rows) -> None:
+        """Note that `rows (N,) int64` are damaged."""
+        self._rows = None
+        self._bad = np.union1d(self._bad, rows)
+        self._bad_photos = self._view.count_at(self._bad)
+
+    def __call__(self) -> Rows:
+        """Return the rows of all photos that may answer."""
+        rows = self._rows
+        if rows is None:
+            rows = self._view.rows()
+            count = self._view.count()
+            if count != self._count:
+                text = (
+                    f"the catalogue has {count:,} photos and the manifest {self._count:,}: "
+                    "run 'sbtk index --verify'"
+                )
+                if text not in self._faults:
+                    self._faults.append(text)
+            self._rows = rows = self.among(rows)
+        return rows

@@ -1,0 +1,428 @@
+"""Galleries with regions: things are found in photos, and their boxes are where the things are."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.embedding.embedder import Embedded, Embedder
+from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadModel
+from sbtk_runtime.gallery import gallery as gallery_module
+from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.gallery.hits import Box, Hit
+from sbtk_runtime.gallery.merge import merge_galleries
+from sbtk_runtime.gallery.region_search import MOST_COMMON, PENALTY, common_part
+from sbtk_runtime.gallery.update import IndexReport, drop_photos, update_gallery
+from sbtk_runtime.gallery.verify import verify_gallery
+from sbtk_runtime.manifest import RegionsRecord, read_gallery_manifest
+from sbtk_runtime.regions import grid_of
+from tests.tiny import tiny_bundle
+from tests.tiny_regions import tiny_map_bundle
+
+SIDE = 392
+BACKGROUNDS = ((200, 200, 40), (40, 200, 210), (210, 50, 200))
+COLOURS = {"red": (230, 20, 20), "green": (10, 200, 40), "blue": (20, 30, 240)}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return Bundle.open(tiny_map_bundle(tmp_path_factory.mktemp("map")))
+
+
+@pytest.fixture(scope="module")
+def embedder(bundle: Bundle) -> Iterator[Embedder]:
+    with Embedder(bundle, engine="onnxruntime", threads=2, batch=4) as opened:
+        yield opened
+
+
+def scene(
+    path: Path, colour: str, box: Box, seed: int = 0, size: tuple[int, int] = (SIDE, SIDE)
+) -> Path:
+    """Write a photo of some other colour with a thing of one colour in it; return its path."""
+    random = np.random.default_rng(seed)
+    noise = random.integers(-30, 30, (*size[::-1], 3))
+    image = Image.fromarray((noise + BACKGROUNDS[seed % len(BACKGROUNDS)]).astype(np.uint8))
+    x, y, width, height = box
+    thing = (round(width * size[0]), round(height * size[1]))
+    image.paste(Image.new("RGB", thing, COLOURS[colour]), (round(x * size[0]), round(y * size[1])))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    return path
+
+
+def thing(colour: str) -> Image.Image:
+    return Image.new("RGB", (SIDE, SIDE), COLOURS[colour])
+
+
+CORNERS: tuple[Box, ...] = (
+    (0.0, 0.0, 0.36, 0.36),
+    (0.64, 0.0, 0.36, 0.36),
+    (0.0, 0.64, 0.36, 0.36),
+    (0.64, 0.64, 0.36, 0.36),
+)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A thing of each colour in each corner, of which one is a photo's fourth part."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number, colour in enumerate(COLOURS):
+        for corner, box in enumerate(CORNERS):
+            scene(folder / f"{colour}-{corner}.png", colour, box, 10 * number + corner)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, photos: Path, embedder: Embedder) -> Path:
+    folder = tmp_path_factory.mktemp("galleries") / "regions.sbtk"
+    report = update_gallery(folder, [photos], embedder, regions=16)
+    assert (report.live, report.regions) == (12, 12 * 16)
+    return folder
+
+
+def names(hits: list[Hit]) -> list[str]:
+    return [Path(hit.path).stem for hit in hits]
+
+
+def test_things_are_found_and_boxed(folder: Path, embedder: Embedder) -> None:
+    with Gallery.open(folder) as gallery:
+        for colour in COLOURS:
+            hits = gallery.query(thing(colour), embedder, k=4, kind="photo")
+            assert {name.partition("-")[0] for name in names(hits)} == {colour}
+            for hit in hits:
+                assert hit.region is not None
+                corner = CORNERS[int(hit.path.rpartition("-")[2][0])]
+                # The nearest window: the thing's corner of the photo.
+                assert abs(hit.region[0] - corner[0]) < 0.05
+                assert abs(hit.region[1] - corner[1]) < 0.05
+                assert hit.to_json()["region"] == [round(part, 4) for part in hit.region]
+
+
+def scores_by_loop(
+    folder: Path, embedder: Embedder, photos: Path, query: NDArray[np.float32]
+) -> dict[str, float]:
+    """Return the score of each photo, of embeddings made one by one."""
+    grid = grid_of(16)
+    whole, regions = {}, {}
+    for item in embedder.stream_unknown(sorted(photos.iterdir()), "photo", None, grid):
+        assert isinstance(item, Embedded)
+        assert item.regions is not None
+        whole[item.path.stem], regions[item.path.stem] = item.row, item.regions
+    common = common_part(np.concatenate(list(regions.values())).mean(axis=0))
+    scores = {}
+    for name, row in whole.items():
+        best = max(float(region @ query - region @ common) for region in regions[name])
+        scores[name] = max(float(row @ query), best - PENALTY)
+    return scores
+
+
+@pytest.mark.parametrize("search", ["auto", "exact", "codes"])
+def test_scores_are_those_of_a_plain_loop(
+    folder: Path,
+    photos: Path,
+    embedder: Embedder,
+    search: gallery_module.Search,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gallery_module, "EXACT_BELOW", 1)
+    query, _ = embedder.embed_one(thing("green"), "photo")
+    expected = scores_by_loop(folder, embedder, photos, query)
+    with Gallery.open(folder) as gallery:
+        hits = gallery.search(query, 12, search)
+        few = gallery.search(query, 5, search)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    for hit in hits:
+        assert hit.score == pytest.approx(expected[Path(hit.path).stem], abs=2e-3)
+    assert names(few) == names(hits)[:5]
+
+
+def test_without_regions_the_whole_frames_answer(folder: Path, embedder: Embedder) -> None:
+    query, _ = embedder.embed_one(thing("red"), "photo")
+    with Gallery.open(folder) as gallery:
+        hits = gallery.answer(query, 12, regions=False).hits
+        reranked = gallery.search(query, 12, rerank="expand")
+        by_graph = gallery.search(query, 12, "hnsw")
+    for found in (hits, reranked, by_graph):
+        assert all(hit.region is None for hit in found)
+        assert len(found) == 12
+
+
+def test_offset_and_folder_go_on_where_the_page_before_ended(
+    folder: Path, photos: Path, embedder: Embedder
+) -> None:
+    query, _ = embedder.embed_one(thing("blue"), "photo")
+    with Gallery.open(folder) as gallery:
+        whole = gallery.search(query, 12)
+        pages = [hit for start in (0, 5, 10) for hit in gallery.search(query, 5, offset=start)]
+        assert [(hit.rank, hit.id, hit.region) for hit in pages] == [
+            (hit.rank, hit.id, hit.region) for hit in whole
+        ]
+        assert names(gallery.search(query, 40, under=photos)) == names(whole)
+        assert gallery.search(query, 40, under=photos / "none") == []
+
+
+def test_more_like_a_region_of_a_photo(folder: Path, embedder: Embedder) -> None:
+    with Gallery.open(folder) as gallery:
+        hit = gallery.query(thing("red"), embedder, k=1, kind="photo")[0]
+        answer = gallery.similar(hit.id, 3, region=hit.region)
+        assert {name.partition("-")[0] for name in names(answer.hits)} == {"red"}
+        assert hit.id not in [each.id for each in answer.hits]
+        # Any box counts as the region that covers it best.
+        other = gallery.similar(hit.id, 3, region=(0.4, 0.4, 0.2, 0.2))
+        assert names(other.hits) != names(answer.hits)
+        for wrong in ((0.5, 0.5, 0.6, 0.2), (-0.1, 0.0, 0.5, 0.5), (0.0, 0.0, 0.0, 0.5)):
+            with pytest.raises(BadData, match="the region"):
+                gallery.similar(hit.id, 3, region=wrong)
+
+
+def test_only_changes_are_embedded_and_regions_stay_with_their_photos(
+    tmp_path: Path, photos: Path, embedder: Embedder
+) -> None:
+    own = Path(shutil.copytree(photos, tmp_path / "photos"))
+    folder = tmp_path / "gallery.sbtk"
+    update_gallery(folder, [own], embedder, regions=9, commit_every=5)
+    rows = _committed_rows(folder)
+    assert rows == 12 * 10
+    # Again, without naming the regions: nothing to do.
+    report = update_gallery(folder, [own], embedder)
+    assert (report.new, report.regions, _committed_rows(folder)) == (0, 108, rows)
+    # Moved, copied, missing and found again: nothing is embedded.
+    (own / "red-0.png").rename(own / "moved.png")
+    shutil.copy(own / "red-1.png", own / "copy.png")
+    (own / "red-2.png").rename(tmp_path / "away.png")
+    report = update_gallery(folder, [own], embedder)
+    assert (report.moved, report.new, report.missing, report.regions) == (1, 1, 1, 99)
+    assert _committed_rows(folder) == rows
+    with Gallery.open(folder) as gallery:
+        found = gallery.query(thing("red"), embedder, k=4, kind="photo")
+        assert {"moved", "red-3"} < set(names(found))
+        assert "red-2" not in names(gallery.query(thing("red"), embedder, k=12, kind="photo"))
+    (tmp_path / "away.png").rename(own / "red-2.png")
+    report = update_gallery(folder, [own], embedder)
+    assert (report.revived, report.regions, _committed_rows(folder)) == (1, 108, rows)
+    # Another content: a new whole frame with new regions, and the old ones are forgotten.
+    scene(own / "red-3.png", "blue", CORNERS[0], 99)
+    report = update_gallery(folder, [own], embedder)
+    assert (report.changed, report.regions) == (1, 108)
+    update_gallery(folder, [own], embedder)
+    assert verify_gallery(folder).problems == ()
+    with Gallery.open(folder) as gallery:
+        hits = gallery.query(thing("blue"), embedder, k=5, kind="photo")
+        assert "red-3" in names(hits)
+
+
+def _committed_rows(folder: Path) -> int:
+    from sbtk_runtime.gallery.writer import Catalogue
+
+    with Catalogue(folder, read_gallery_manifest(folder).generation + 1) as catalogue:
+        return catalogue.committed_rows()
+
+
+def test_an_existing_gallery_gets_regions_and_older_ones_stay_readable(
+    tmp_path: Path, photos: Path, embedder: Embedder
+) -> None:
+    own = Path(shutil.copytree(photos, tmp_path / "photos"))
+    folder = tmp_path / "gallery.sbtk"
+    update_gallery(folder, [own], embedder)
+    before = read_gallery_manifest(folder)
+    assert (before.format, before.regions) == (3, None)
+    assert "regions" not in (folder / "manifest.json").read_text()
+    (own / "red-0.png").unlink()
+    (own / "red-1.png").write_bytes(b"no image any more")
+    report = update_gallery(folder, [own], embedder, regions=9, commit_every=4)
+    assert (report.new, report.live, report.regions) == (0, 10, 90)
+    after = read_gallery_manifest(folder)
+    assert after.format == 5
+    assert after.regions is not None
+    assert (after.regions.count, after.regions.rows) == (9, 90)
+    assert verify_gallery(folder).problems == ()
+
+
+def test_an_update_that_was_stopped_goes_on(
+    tmp_path: Path, photos: Path, embedder: Embedder
+) -> None:
+    folder = tmp_path / "gallery.sbtk"
+    update_gallery(folder, [photos], embedder)
+
+    def stop(done: int, total: int | None, rate: float) -> None:
+        if total is not None and done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        update_gallery(folder, [photos], embedder, regions=9, progress=stop)
+    assert read_gallery_manifest(folder).regions is None
+    seen: list[int | None] = []
+    report = update_gallery(
+        folder, [photos], embedder, progress=lambda done, total, rate: seen.append(total)
+    )
+    assert (report.regions, set(seen) - {None}) == (108, {7})
+
+
+def test_tiny_photos_and_panoramas(tmp_path: Path, embedder: Embedder) -> None:
+    own = tmp_path / "photos"
+    scene(own / "tiny.png", "red", CORNERS[0], size=(223, 400))
+    scene(own / "wide.png", "blue", (0.72, 0.3, 0.04, 0.4), size=(2400, 240))
+    scene(own / "tall.png", "green", (0.3, 0.1, 0.4, 0.04), size=(240, 2400))
+    scene(own / "plain.png", "red", CORNERS[3])
+    folder = tmp_path / "gallery.sbtk"
+    report = update_gallery(folder, [own], embedder, regions=16)
+    assert report.regions == 16 * (0 + 8 + 8 + 1)
+    with Gallery.open(folder) as gallery:
+        by_colour = {
+            colour: gallery.query(thing(colour), embedder, k=4, kind="photo")[0]
+            for colour in ("blue", "green")
+        }
+        assert len(gallery.search(embedder.embed_one(thing("red"), "photo")[0], 50)) == 4
+        tiny = next(p.photo for p in gallery.recent() if p.photo.path.endswith("tiny.png"))
+        with pytest.raises(BadData, match="whole frame only"):
+            gallery.similar(tiny.id, region=(0.0, 0.0, 0.5, 0.5))
+    assert names(list(by_colour.values())) == ["wide", "tall"]
+    x, y, width, height = by_colour["blue"].region or (0, 0, 0, 0)
+    assert x <= 0.74 <= x + width
+    assert width < 0.12
+    x, y, width, height = by_colour["green"].region or (0, 0, 0, 0)
+    assert y <= 0.12 <= y + height
+    assert height < 0.12
+
+
+def test_boxes_are_of_the_upright_photo(tmp_path: Path, embedder: Embedder) -> None:
+    own = tmp_path / "photos"
+    own.mkdir()
+    upright = Image.open(scene(tmp_path / "up.png", "red", CORNERS[1]))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    upright.rotate(90, expand=True).save(own / "turned.jpg", exif=exif, quality=95)
+    folder = tmp_path / "gallery.sbtk"
+    update_gallery(folder, [own], embedder, regions=16)
+    with Gallery.open(folder) as gallery:
+        hit = gallery.query(thing("red"), embedder, k=1, kind="photo")[0]
+    assert hit.region is not None
+    assert hit.region[0] > 0.5
+    assert hit.region[1] < 0.1
+
+
+def test_damaged_regions_are_never_hits_and_are_embedded_again(
+    tmp_path: Path, photos: Path, embedder: Embedder
+) -> None:
+    own = Path(shutil.copytree(photos, tmp_path / "photos"))
+    folder = tmp_path / "gallery.sbtk"
+    update_gallery(folder, [own], embedder, regions=9)
+    query, _ = embedder.embed_one(thing("red"), "photo")
+    with Gallery.open(folder) as gallery:
+        best = gallery.search(query, 1)[0]
+        photo = gallery.photo(best.id)
+        assert photo is not None
+        assert gallery._regions is not None
+        row = gallery._regions.row_of(photo.row, best.region or (0, 0, 1, 1))
+        # Another row's bytes: a unit row, but not what was committed.
+        shard = folder / "vectors" / "000000.f16"
+        content = bytearray(shard.read_bytes())
+        content[row * 32 : row * 32 + 32] = content[(row + 4) * 32 : (row + 5) * 32]
+        shard.write_bytes(content)
+        hits = gallery.search(query, 12)
+        assert len(hits) == 12
+        again = next(hit for hit in hits if hit.id == best.id)
+        assert again.region != best.region
+    report = verify_gallery(folder)
+    assert any("regions of 1 photo" in problem for problem in report.problems)
+    assert verify_gallery(folder, repair=True).problems
+    report_after = update_gallery(folder, [own], embedder)
+    assert (report_after.regions, report_after.live) == (108, 12)
+    assert verify_gallery(folder).problems == ()
+    with Gallery.open(folder) as gallery:
+        assert gallery.search(query, 1)[0].region == best.region
+
+
+def test_lost_shards_are_embedded_again(tmp_path: Path, photos: Path, embedder: Embedder) -> None:
+    folder = tmp_path / "gallery.sbtk"
+    update_gallery(folder, [photos], embedder, regions=9)
+    shard = folder / "vectors" / "000000.f16"
+    # The whole frames come first in a commit, so this loses regions only.
+    shard.write_bytes(shard.read_bytes()[: 60 * 32])
+    report = update_gallery(folder, [photos], embedder)
+    assert (report.new, report.live, report.regions) == (0, 12, 108)
+    assert verify_gallery(folder).problems == ()
+
+
+def test_dropped_photos_take_their_regions_along(
+    tmp_path: Path, photos: Path, embedder: Embedder
+) -> None:
+    own = Path(shutil.copytree(photos, tmp_path / "photos"))
+    folder = tmp_path / "gallery.sbtk"
+    update_gallery(folder, [own], embedder, regions=9)
+    drop_photos(folder, own / "red-0.png")
+    manifest = read_gallery_manifest(folder)
+    assert manifest.regions is not None
+    assert (manifest.live, manifest.regions.rows) == (11, 99)
+    drop_photos(folder)
+    manifest = read_gallery_manifest(folder)
+    assert (manifest.live, manifest.regions) == (0, RegionsRecord(9, 0))
+    report = update_gallery(folder, [own], embedder)
+    assert report.live == 12
+
+
+def test_what_cannot_be_kept_is_refused(
+    tmp_path: Path, photos: Path, folder: Path, embedder: Embedder
+) -> None:
+    with pytest.raises(BadConfig, match="10 regions a photo"):
+        update_gallery(tmp_path / "new.sbtk", [photos], embedder, regions=10)
+    with pytest.raises(BadConfig, match="8-bit codes"):
+        update_gallery(tmp_path / "new.sbtk", [photos], embedder, regions=9, bits=8)
+    with pytest.raises(BadGallery, match="keeps 16 regions of each photo, not 9"):
+        update_gallery(folder, [photos], embedder, regions=9)
+    flat = Bundle.open(tiny_bundle(tmp_path / "flat"))
+    with (
+        Embedder(flat, engine="onnxruntime", threads=1) as other,
+        pytest.raises(BadModel, match="cannot embed regions"),
+    ):
+        update_gallery(tmp_path / "new.sbtk", [photos], other, regions=9)
+    assert not (tmp_path / "new.sbtk").exists()
+    with Gallery.open(folder) as gallery, pytest.raises(BadConfig):
+        gallery.search(np.ones(16, dtype=np.float32), 0)
+
+
+def test_galleries_with_regions_are_not_merged(
+    tmp_path: Path, photos: Path, folder: Path, embedder: Embedder
+) -> None:
+    plain = tmp_path / "plain.sbtk"
+    update_gallery(plain, [photos], embedder)
+    for sources in ([folder, plain], [plain, folder]):
+        with pytest.raises(BadGallery, match="keeps regions of its photos"):
+            merge_galleries(sources, tmp_path / "all.sbtk")
+
+
+def test_a_reader_keeps_its_generation_while_regions_change(
+    tmp_path: Path, photos: Path, embedder: Embedder
+) -> None:
+    own = Path(shutil.copytree(photos, tmp_path / "photos"))
+    folder = tmp_path / "gallery.sbtk"
+    update_gallery(folder, [own], embedder, regions=9)
+    query, _ = embedder.embed_one(thing("green"), "photo")
+    with Gallery.open(folder) as gallery:
+        before = gallery.search(query, 12)
+        for path in own.glob("green-*.png"):
+            path.unlink()
+        update_gallery(folder, [own], embedder)
+        drop_photos(folder, is_missing_only=True)
+        assert gallery.search(query, 12) == before
+    with Gallery.open(folder) as gallery:
+        assert len(gallery.search(query, 12)) == 8
+
+
+def test_what_photos_have_in_common_is_limited() -> None:
+    mean = np.array([0.1, -0.2, 0.2], dtype=np.float32)
+    np.testing.assert_allclose(common_part(mean), 1.5 * mean)
+    assert np.linalg.norm(common_part(3 * mean)) == pytest.approx(MOST_COMMON)
+    assert common_part(np.zeros(3, dtype=np.float32)).tolist() == [0, 0, 0]
+
+
+def test_reports_are_counted(folder: Path, photos: Path, embedder: Embedder) -> None:
+    report: IndexReport = update_gallery(folder, [photos], embedder)
+    assert (report.unchanged, report.regions) == (12, 192)
