@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sbtk_runtime.engines.base import EngineOptions
     from sbtk_runtime.web.indexing import Progress
 
-_HELP = """Index folders of photos and search them in the browser.
+_HELP = """Index photos and search them in the browser.
 
 The page opens at once; photos can be found while others are still being indexed. The gallery is
 stored in your data folder, one for each set of folders, and updated each time you open it. If the

@@ -255,7 +255,12 @@ class RemoteWriter(Protocol):
         """Yield the id and the stamp of each photo of the source, or of the shard."""
 
     def put(self, photos: Sequence[RemotePhoto], rows: NDArray[np.generic]) -> int:
-        """Insert or replace photos; return how many, without those whose id is another's."""
+        """Insert or replace photos; return how many, without those whose id is another's.
+
+        Args:
+            photos: N photos.
+            rows: `(N, D) float16` embeddings, or `(N, bits / 8) uint8` codes.
+        """
 
     def delete(self, ids: Sequence[int]) -> None:
         """Delete photos; those that are not there are passed."""
