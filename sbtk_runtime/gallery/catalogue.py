@@ -15,8 +15,6 @@ import json
 import operator
 import os
 import sqlite3
-import threading
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -34,7 +32,7 @@ from sbtk_runtime.gallery.region_rows import (
     stored_region_sum,
     stored_spans,
 )
-from sbtk_runtime.gallery.rows import SHARD_ROWS, Batch, RowBytes, Rows, Shards
+from sbtk_runtime.gallery.rows import Batch
 from sbtk_runtime.gallery.schema import (
     CATALOGUE_NAME,
     CODES_SCHEMA,
@@ -537,114 +535,3 @@ def _itq_of(content: bytes) -> Itq | None:
         return Itq.from_bytes(content)
     except BadModel:
         return None
-
-
-_UNKNOWN, _INTACT, _DAMAGED = 0, 1, 2
-
-#: What to type when embeddings are damaged.
-REPAIR = "run 'sbtk index --verify --repair', then 'sbtk index' on your photos"
-
-
-class RowCheck:
-    """The checksums of one generation, and what was found by them.
-
-    A batch is hashed when one of its rows is first read, which costs about as much as to read it.
-    In a batch that has changed, the rows are checked one by one, if the catalogue has their
-    checksums; else all of them count as damaged. Safe from any number of threads.
-
-    Args:
-        view: the generation's photos.
-        shards: their embeddings or codes.
-    """
-
-    def __init__(self, view: CatalogueView, shards: Shards) -> None:
-        self._view = view
-        self._shards = shards
-        self._batches = list(view.batches())
-        self._first = np.array([batch.first_row for batch in self._batches], dtype=np.int64)
-        # Clipped, so that a damaged number does not overflow.
-        counts = [min(max(batch.count, 0), SHARD_ROWS) for batch in self._batches]
-        self._end = self._first + np.array(counts, dtype=np.int64)
-        self._state = np.zeros(len(self._batches), dtype=np.int8)
-        self._intact_rows: dict[int, NDArray[np.bool_]] = {}
-        self._lock = threading.Lock()
-
-    def missing(self) -> list[tuple[int, int]]:
-        """Return the intervals of committed rows (end excluded) that their shards do not have."""
-        held: dict[int, int] = {}
-        found = []
-        for first, end in zip(self._first.tolist(), self._end.tolist(), strict=True):
-            index = first // SHARD_ROWS
-            if index not in held:
-                held[index] = index * SHARD_ROWS + self._shards.held_rows(index)
-            if end > held[index]:
-                found.append((max(first, held[index]), end))
-        return found
-
-    def is_intact(self, rows: Rows) -> NDArray[np.bool_]:
-        """Return which of the ascending `rows` hold what was committed, `(N,) bool`."""
-        which = np.searchsorted(self._first, rows, side="right") - 1
-        is_covered = which >= 0
-        if len(self._end):
-            is_covered &= rows < self._end[which]
-        is_intact = np.zeros(len(rows), dtype=np.bool_)
-        with self._lock:
-            for batch in np.unique(which[is_covered]).tolist():
-                self._look_at(batch)
-            is_intact[is_covered] = self._state[which[is_covered]] == _INTACT
-            for batch, intact_rows in self._intact_rows.items():
-                low, high = np.searchsorted(rows, (self._first[batch], self._end[batch]))
-                is_intact[low:high] = intact_rows[rows[low:high] - self._first[batch]]
-        return is_intact
-
-    def is_hit_intact(self, rows: Rows) -> NDArray[np.bool_]:
-        """Return which of `rows (N,) int64` hold what was committed, checked now, `(N,) bool`."""
-        order = np.argsort(rows)
-        is_intact = np.zeros(len(rows), dtype=np.bool_)
-        is_intact[order] = self.read_checked(rows[order])[1]
-        return is_intact
-
-    def read_checked(self, rows: Rows) -> tuple[RowBytes, NDArray[np.bool_]]:
-        """Return ascending rows `(N, row_bytes) uint8`, and which of them hold what was committed.
-
-        Where one does not, its batch is looked at again by the next `is_intact`.
-        """
-        expected = self._view.checksums(rows)
-        content, is_held = self._shards.read_bytes(rows)
-        found = map(zlib.crc32, content)
-        same = [
-            expected.get(row) == checksum
-            for row, checksum in zip(rows.tolist(), found, strict=True)
-        ]
-        is_intact = is_held & np.array(same, dtype=np.bool_)
-        if len(expected) < len(rows):  # by an older sbtk
-            unknown = np.array([row not in expected for row in rows.tolist()], dtype=np.bool_)
-            is_intact[unknown] = self.is_intact(rows[unknown])
-        self._forget(rows[~is_intact])
-        return content, is_intact
-
-    def _look_at(self, index: int) -> None:
-        if self._state[index] != _UNKNOWN:
-            return
-        batch = self._batches[index]
-        if self._shards.is_intact(batch):
-            self._state[index] = _INTACT
-            return
-        self._state[index] = _DAMAGED
-        rows = np.arange(self._first[index], self._end[index], dtype=np.int64)
-        expected = self._view.checksums(rows)
-        found = self._shards.checksums(rows)
-        self._intact_rows[index] = np.array(
-            [
-                checksum is not None and checksum == expected.get(row)
-                for row, checksum in zip(rows.tolist(), found, strict=True)
-            ],
-            dtype=np.bool_,
-        )
-
-    def _forget(self, rows: Rows) -> None:
-        which = np.searchsorted(self._first, rows, side="right") - 1
-        with self._lock:
-            for batch in np.unique(which[which >= 0]).tolist():
-                if self._state[batch] == _INTACT:
-                    self._state[batch] = _UNKNOWN

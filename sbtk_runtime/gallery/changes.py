@@ -9,19 +9,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import sqlite3
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import PIL
 
-from sbtk_runtime.embedding.embedder import Embedded, Failed, Known
 from sbtk_runtime.errors import BadImage
 from sbtk_runtime.gallery.catalogue import Failure, below, exactly
 from sbtk_runtime.gallery.schema import catalogue_errors, transaction
@@ -412,67 +407,3 @@ def _reader() -> str:
     heif = importlib.util.find_spec("pillow_heif") is not None
     raw = importlib.util.find_spec("rawpy") is not None
     return f"{PREPROCESSING}, pillow {PIL.__version__}{', heif' * heif}{', raw' * raw}"
-
-
-_QUERY = "SELECT EXISTS (SELECT 1 FROM photos WHERE sha256 = ? AND removed_in IS NULL)"
-
-
-class Copies:
-    """Finds files of an update that are identical, so that each content is embedded once.
-
-    The first file with a content that is not in the catalogue is embedded, and later ones wait for
-    it. Only uncommitted and failed files are in memory.
-
-    Attributes:
-        waiting: copies of files that are not committed yet.
-    """
-
-    def __init__(self, catalogue: Catalogue) -> None:
-        self._path = catalogue.path
-        self._lock = threading.Lock()
-        # A separate connection, for the threads of the decoders.
-        self._connection = sqlite3.connect(
-            catalogue.path, isolation_level=None, check_same_thread=False, timeout=30
-        )
-        self._first: set[str] = set()
-        self._failed: dict[str, str] = {}
-        self.waiting: list[Known] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        with self._lock:
-            self._connection.close()
-
-    def is_known(self, sha256: str) -> bool:
-        """Return whether a content is in the catalogue, is being embedded, or has failed."""
-        with self._lock, catalogue_errors(self._path):
-            if sha256 in self._first or sha256 in self._failed:
-                return True
-            content = bytes.fromhex(sha256)
-            if self._connection.execute(_QUERY, (content,)).fetchone()[0]:
-                return True
-            self._first.add(sha256)
-            return False
-
-    def note_failed(self, item: Failed) -> None:
-        """Record that a file, and so its copies, cannot be embedded."""
-        if item.source is not None:
-            with self._lock:
-                self._failed[item.source.sha256] = item.reason
-                self._first.discard(item.source.sha256)
-
-    def note_committed(self, items: list[Embedded]) -> None:
-        """Record that files are in the catalogue."""
-        with self._lock:
-            self._first.difference_update(item.source.sha256 for item in items)
-
-    def why_failed(self, item: Known) -> str | None:
-        """Return why the original of a copy could not be embedded; `None` if it could."""
-        return self._failed.get(item.source.sha256)

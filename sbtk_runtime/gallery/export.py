@@ -13,8 +13,9 @@ import numpy as np
 
 from sbtk_runtime.bundle import itq_name
 from sbtk_runtime.files import atomic_path, write_atomically
-from sbtk_runtime.gallery.catalogue import CatalogueView, Photo, RowCheck
+from sbtk_runtime.gallery.catalogue import CatalogueView, Photo
 from sbtk_runtime.gallery.folder import open_published, open_rows, path_fields
+from sbtk_runtime.gallery.row_check import RowCheck
 from sbtk_runtime.gallery.rows import CodeShards, Rows, Vectors
 
 EMBEDDINGS_NAME = "embeddings.npy"

@@ -20,7 +20,7 @@ from sbtk_runtime.binary_codes import Codes
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery
 from sbtk_runtime.feedback import refine
 from sbtk_runtime.files import printable_name
-from sbtk_runtime.gallery.catalogue import REPAIR, Photo, RowCheck
+from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import (
     check_model,
     kept_text,
@@ -31,6 +31,7 @@ from sbtk_runtime.gallery.folder import (
 from sbtk_runtime.gallery.hits import Answer, Box, Copy, Hit, PhotoCopies, Scores, mark_matches
 from sbtk_runtime.gallery.queries import Queries, Search, few_notices, note
 from sbtk_runtime.gallery.region_search import Found, RegionSearch
+from sbtk_runtime.gallery.row_check import REPAIR, RowCheck
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors
 from sbtk_runtime.gallery.search import CodeSearch, EmbeddingSearch
 from sbtk_runtime.gallery.usable_rows import UsableRows

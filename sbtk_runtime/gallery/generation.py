@@ -10,8 +10,9 @@ from pathlib import Path
 
 from sbtk_runtime.errors import GalleryBusy
 from sbtk_runtime.files import printable_name
-from sbtk_runtime.gallery.catalogue import CatalogueView, RowCheck
+from sbtk_runtime.gallery.catalogue import CatalogueView
 from sbtk_runtime.gallery.folder import open_published, open_rows
+from sbtk_runtime.gallery.row_check import RowCheck
 from sbtk_runtime.gallery.rows import CodeShards, Vectors
 from sbtk_runtime.manifest import GalleryManifest, read_gallery_manifest
 

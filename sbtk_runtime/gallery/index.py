@@ -7,14 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.gallery.drop import DropReport, drop_photos
 from sbtk_runtime.gallery.folder import published_manifest
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import (
-    DropReport,
     IndexReport,
     Notify,
     Progress,
-    drop_photos,
     update_gallery,
 )
 from sbtk_runtime.manifest import PhotoShard

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadData
-from sbtk_runtime.gallery.catalogue import CatalogueView, RowCheck
+from sbtk_runtime.gallery.catalogue import CatalogueView
 from sbtk_runtime.gallery.hits import Box, Scores
 from sbtk_runtime.gallery.region_rows import RegionSpans
+from sbtk_runtime.gallery.row_check import RowCheck
 from sbtk_runtime.gallery.rows import Embeddings, Rows, Vectors, unit_row
 from sbtk_runtime.gallery.sign_codes import SignCodes
 

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from sbtk_runtime.binary_codes import Codes, Itq
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery
 from sbtk_runtime.gallery import hnsw
-from sbtk_runtime.gallery.catalogue import CatalogueView, RowCheck
+from sbtk_runtime.gallery.catalogue import CatalogueView
 from sbtk_runtime.gallery.hits import Scores, exact_search, hamming_search
 from sbtk_runtime.gallery.hnsw import Graph, build_graph, has_hnswlib, import_hnswlib
 from sbtk_runtime.gallery.neighbours import Neighbours, load_neighbours
+from sbtk_runtime.gallery.row_check import RowCheck
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors, unit_row
 from sbtk_runtime.gallery.sign_codes import SignCodes
 from sbtk_runtime.manifest import GalleryManifest

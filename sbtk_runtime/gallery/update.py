@@ -12,19 +12,19 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from sbtk_runtime.binary_codes import Itq
-from sbtk_runtime.embedding.embedder import Embedded, Embedder, Failed, Known
+from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.engines.base import EngineInfo
-from sbtk_runtime.errors import BadConfig, BadData, BadGallery, InternalError
+from sbtk_runtime.errors import BadConfig, BadGallery, InternalError
 from sbtk_runtime.files import WriterLock, printable_name, remove_stale_temporaries
-from sbtk_runtime.gallery.catalogue import Embedding, Failure, Origin
-from sbtk_runtime.gallery.changes import Changes, Copies, Loss
+from sbtk_runtime.gallery.catalogue import Origin
+from sbtk_runtime.gallery.changes import Changes, Loss
 from sbtk_runtime.gallery.folder import (
     FAILURES_NAME,
     LOCK_NAME,
@@ -38,6 +38,7 @@ from sbtk_runtime.gallery.folder import (
     vacuum,
     write_failures,
 )
+from sbtk_runtime.gallery.pending import Copies, PendingCommit, embedding_of
 from sbtk_runtime.gallery.publish import publish
 from sbtk_runtime.gallery.region_update import add_regions, region_rows, region_sum, take_regions
 from sbtk_runtime.gallery.roots import relative_path, roots_above
@@ -56,7 +57,7 @@ from sbtk_runtime.gallery.walk import (
     walk,
 )
 from sbtk_runtime.gallery.walk_rules import RuleChange, WalkRules
-from sbtk_runtime.gallery.writer import Catalogue, Stamps
+from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, PhotoShard
 from sbtk_runtime.regions import RegionGrid, grid_of
 
@@ -121,15 +122,6 @@ class IndexReport:
     timings: dict[str, float] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class DropReport:
-    """The numbers of photos that were removed from a gallery, and of those that are left."""
-
-    removed: int
-    live: int
-    missing_in_all: int
 
 
 def update_gallery(
@@ -224,58 +216,6 @@ def roots_to_walk(folder: Path, roots: Sequence[Path]) -> list[str]:
     there = [root for root in roots if root not in known]
     found = absolute_roots(there) if there or not known else []
     return list(dict.fromkeys([*found, *map(_absolute, known)]))
-
-
-def drop_photos(
-    folder: Path,
-    below: Path | Sequence[Path] | None = None,
-    *,
-    is_missing_only: bool = False,
-    notify: Notify = lambda text: None,
-) -> DropReport:
-    """Remove photos and their embeddings from a gallery, and publish the rest.
-
-    The files are not deleted; photos that a later update finds are embedded again.
-
-    Args:
-        folder: the gallery.
-        below: the folders or files whose photos are removed, also from the list of folders; by
-            default all photos.
-        is_missing_only: remove only missing photos.
-        notify: called with a sentence before a step that takes long.
-
-    Raises:
-        BadData: the gallery has no photos below `below`.
-        BadGallery: there is no gallery, it is damaged, or cannot be written.
-        GalleryBusy: another process is writing to it.
-    """
-    with translate_os_errors(folder), WriterLock(folder / LOCK_NAME):
-        published = published_manifest(folder)
-        with Catalogue(folder, published.generation + 1) as catalogue:
-            origin = catalogue.origin()
-            assert origin is not None  # there is a manifest
-            vectors = open_rows(folder, origin.dim, origin.bits)
-            vacuum(folder, catalogue, vectors, published)
-            several = [below] if isinstance(below, Path) else below
-            names = None if several is None else [os.fsencode(_absolute(one)) for one in several]
-            if is_missing_only or names is None:
-                removed = sum(
-                    catalogue.remove(catalogue.ids_below(name, missing=is_missing_only))
-                    for name in ((None,) if names is None else names)
-                )
-            else:
-                known = catalogue.roots()
-                for name in names:
-                    if not catalogue.ids_below(name) and name not in known:
-                        raise BadData(
-                            f"{printable_name(folder)} has no photo below {printable_name(name)}",
-                            "a folder or file of which it has photos",
-                            f"sbtk index --list-folders --gallery {shlex.quote(str(folder))}",
-                        )
-                removed = sum(map(catalogue.forget_below, names))
-            write_failures(folder, catalogue)
-            publish(folder, catalogue, vectors, origin, published, notify)
-            return DropReport(removed, catalogue.live(), catalogue.missing())
 
 
 class _Update:
@@ -535,7 +475,7 @@ class _Update:
         paths = (Path(os.fsdecode(path)) for path in changes.paths_to_embed())
         started = time.perf_counter()
         with Copies(catalogue) as copies:
-            batch = _Pending(copies)
+            batch = PendingCommit(copies)
             stream = self._embedder.stream_unknown(paths, "photo", copies.is_known, self._grid)
             try:
                 for done, item in enumerate(stream, start=1):
@@ -564,7 +504,7 @@ class _Update:
         catalogue: Catalogue,
         vectors: Vectors | CodeShards,
         changes: Changes,
-        batch: _Pending,
+        batch: PendingCommit,
     ) -> None:
         first_row = catalogue.committed_rows()
         rows = [item.row[None] for item in batch.embedded]
@@ -574,7 +514,7 @@ class _Update:
         rows += [item.regions for item in batch.embedded if item.regions is not None]
         batches = self._written(vectors, first_row, np.concatenate(rows)) if rows else []
         photos = [
-            _embedding(item, row, changes.stamps(os.fsencode(item.path)))
+            embedding_of(item, row, changes.stamps(os.fsencode(item.path)))
             for row, item in enumerate(batch.embedded, start=first_row)
         ]
         photos += batch.copies(catalogue, photos, changes)
@@ -642,74 +582,3 @@ def _loss_warning(loss: Loss, folder: Path) -> str:
 
 def _absolute(path: Path) -> str:
     return os.path.abspath(path)  # noqa: PTH100 -- does not resolve links
-
-
-class _Pending:
-    """Results that the next commit writes."""
-
-    def __init__(self, copies: Copies) -> None:
-        self._copies = copies
-        self.embedded: list[Embedded] = []
-        self.failures: list[Failure] = []
-
-    @property
-    def size(self) -> int:
-        return len(self.embedded) + len(self.failures) + len(self._copies.waiting)
-
-    def take(self, item: Embedded | Failed | Known, changes: Changes) -> None:
-        if isinstance(item, Embedded):
-            self.embedded.append(item)
-        elif isinstance(item, Known):
-            self._copies.waiting.append(item)
-        else:
-            self._copies.note_failed(item)
-            path = os.fsencode(item.path)
-            self.failures.append(
-                changes.failure(path, item.reason, was_read=item.source is not None)
-            )
-
-    def copies(
-        self, catalogue: Catalogue, photos: list[Embedding], changes: Changes
-    ) -> list[Embedding]:
-        """Return the copies of photos that are in the catalogue or in this commit.
-
-        Copies of failed files fail, too. Copies of files that are not embedded yet keep waiting.
-        """
-        here = {photo.sha256: photo for photo in photos}
-        found, waiting = [], []
-        for item in self._copies.waiting:
-            path, sha256 = os.fsencode(item.path), item.source.sha256
-            first = here.get(sha256) or catalogue.embedding_of(sha256)
-            if first is not None:
-                found.append(_copy(item, first, changes.stamps(path)))
-            elif (reason := self._copies.why_failed(item)) is not None:
-                self.failures.append(changes.failure(path, reason, was_read=True))
-            else:
-                waiting.append(item)
-        self._copies.waiting[:] = waiting
-        return found
-
-    def clear(self) -> None:
-        self._copies.note_committed(self.embedded)
-        self.embedded.clear()
-        self.failures.clear()
-
-
-def _copy(item: Known, first: Embedding, stamps: Stamps) -> Embedding:
-    mtime_ns, ctime_ns, inode = stamps
-    path = os.fsencode(item.path)
-    return replace(first, path=path, mtime_ns=mtime_ns, ctime_ns=ctime_ns, inode=inode)
-
-
-def _embedding(item: Embedded, row: int, stamps: Stamps) -> Embedding:
-    mtime_ns, ctime_ns, inode = stamps
-    return Embedding(
-        path=os.fsencode(item.path),
-        size_bytes=item.source.size_bytes,
-        mtime_ns=mtime_ns,
-        sha256=item.source.sha256,
-        row=row,
-        ctime_ns=ctime_ns,
-        inode=inode,
-        partial="; ".join(item.notices) or None,
-    )

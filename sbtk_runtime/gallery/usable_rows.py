@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sbtk_runtime.gallery.catalogue import REPAIR, CatalogueView, RowCheck
+from sbtk_runtime.gallery.catalogue import CatalogueView
+from sbtk_runtime.gallery.row_check import REPAIR, RowCheck
 from sbtk_runtime.gallery.rows import Rows, Shards
 
 

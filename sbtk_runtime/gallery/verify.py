@@ -13,7 +13,7 @@ import numpy as np
 
 from sbtk_runtime.errors import BadGallery
 from sbtk_runtime.files import WriterLock
-from sbtk_runtime.gallery.catalogue import CatalogueView, RowCheck
+from sbtk_runtime.gallery.catalogue import CatalogueView
 from sbtk_runtime.gallery.folder import (
     LOCK_NAME,
     kept_text,
@@ -23,6 +23,7 @@ from sbtk_runtime.gallery.folder import (
 from sbtk_runtime.gallery.hits import exact_search, hamming_search
 from sbtk_runtime.gallery.hnsw import Graph, check_graph_file, has_hnswlib
 from sbtk_runtime.gallery.neighbours import NEIGHBOURS_NAME, load_neighbours
+from sbtk_runtime.gallery.row_check import RowCheck
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors
 from sbtk_runtime.gallery.search import LEAST_CANDIDATES
 from sbtk_runtime.gallery.sign_codes import SignCodes, wrong_codes

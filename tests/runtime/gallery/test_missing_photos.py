@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import BadData
+from sbtk_runtime.gallery.drop import drop_photos
 from sbtk_runtime.gallery.folder import folder_counts
 from sbtk_runtime.gallery.gallery import Gallery
-from sbtk_runtime.gallery.update import drop_photos, update_gallery
+from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from tests.tiny import write_photos
 from tests.tiny_codes import tiny_code_bundle

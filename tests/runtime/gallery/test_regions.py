@@ -15,11 +15,12 @@ from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.embedder import Embedded, Embedder
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadModel
 from sbtk_runtime.gallery import gallery as gallery_module
+from sbtk_runtime.gallery.drop import drop_photos
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.hits import Box, Hit
 from sbtk_runtime.gallery.merge import merge_galleries
 from sbtk_runtime.gallery.region_search import MOST_COMMON, PENALTY, common_part
-from sbtk_runtime.gallery.update import IndexReport, drop_photos, update_gallery
+from sbtk_runtime.gallery.update import IndexReport, update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from sbtk_runtime.manifest import RegionsRecord, read_gallery_manifest
 from sbtk_runtime.regions import grid_of
