@@ -113,7 +113,8 @@ def extras() -> dict[str, tuple[str, ...]]:
         return {}
     found: dict[str, tuple[str, ...]] = {}
     for text in required:
-        match = re.match(r"([\w.-]+).*;\s*extra == ['\"]([\w-]+)['\"]", text)
+        # Before the extra there may be other conditions, such as the system.
+        match = re.match(r"([\w.-]+).*;.*\bextra == ['\"]([\w-]+)['\"]", text)
         # An extra that requires sbtk itself is another name of an extra.
         if match is not None and match[1] != "sbtk":
             found[match[2]] = (*found.get(match[2], ()), match[1])
