@@ -61,7 +61,7 @@ def contact_sheet(
         kind: kind of the query; an inverted sketch is shown as the model sees it.
         facts: pairs to list below the query, such as the gallery and the model.
         inline_bytes: limit for thumbnails in the page; later hits link to their files, which
-            requires access to the photos.
+            requires access to the photos, and show no frames of regions.
 
     Raises:
         BadImage: `query` is not an image.
@@ -90,8 +90,13 @@ def _cards(hits: Sequence[Hit], inline_bytes: int) -> tuple[list[str], int]:
     links = 0
     for hit in hits:
         path = Path(hit.path)
+        frame = ""
         try:
-            source = _file_uri(path) if links else _jpeg_uri(thumbnail(path))
+            if links:
+                source = _file_uri(path)
+            else:
+                small = thumbnail(path)
+                source, frame = _jpeg_uri(small), _frame(hit, small.size)
         except BadImage as problem:
             cards.append(
                 _card(hit, f'<span class="card-missing">{escape_text(problem.found)}</span>')
@@ -99,11 +104,27 @@ def _cards(hits: Sequence[Hit], inline_bytes: int) -> tuple[list[str], int]:
             continue
         inline_bytes -= len(source)
         if inline_bytes < 0:
-            source = _file_uri(path)
+            source, frame = _file_uri(path), ""
             links += 1
         image = f'<img src="{html.escape(source)}" alt="{escape_text(path.name)}" loading="lazy">'
-        cards.append(_card(hit, image))
+        cards.append(_card(hit, image + frame))
     return cards, links
+
+
+def _frame(hit: Hit, size_px: tuple[int, int]) -> str:
+    """Return the frame of the hit's region, on an image that fills a square card one way."""
+    if hit.region is None:
+        return ""
+    width, height = (side / max(size_px) for side in size_px)
+    x, y, breadth, depth = hit.region
+    parts = {
+        "left": (1 - width) / 2 + x * width,
+        "top": (1 - height) / 2 + y * height,
+        "width": breadth * width,
+        "height": depth * height,
+    }
+    style = ";".join(f"{name}:{part:.2%}" for name, part in parts.items())
+    return f'<i class="region-frame" style="{style}"></i>'
 
 
 def _card(hit: Hit, image: str) -> str:
