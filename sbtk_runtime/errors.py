@@ -85,6 +85,10 @@ class BadData(SbtkError):
     """Images, embeddings or lists that cannot be used."""
 
 
+class BadRegion(BadData):
+    """A part of a photo that is not within it, or of which the gallery keeps nothing."""
+
+
 class BadConfig(SbtkError):
     """Options that are unknown, out of range or contradict each other; exit code 2."""
 

@@ -63,6 +63,13 @@ sbtk query cat.png --paths0 | xargs -0 cp -t found/
     help="List identical photos one by one.",
 )
 @click.option(
+    "--no-regions",
+    "regions",
+    flag_value=False,
+    default=True,
+    help="Compare whole photos only, in a gallery with regions.",
+)
+@click.option(
     "--html", "sheet", type=options.PATH, metavar="FILE", help="Also write a contact sheet."
 )
 @click.option("--show", is_flag=True, help="Also show the photos in terminals that support images.")
@@ -87,6 +94,7 @@ def command(
     search: Search,
     rerank: Rerank,
     fold: bool,
+    regions: bool,
     sheet: Path | None,
     show: bool,
     way: Way | None,
@@ -121,7 +129,13 @@ def command(
     ) as embedder:
         try:
             kind = kind or _detect(data, sketch, quiet=quiet)
-            hits = opened.query(data, embedder, k, kind, search=search, rerank=rerank, fold=fold)
+            hits = opened.query(
+                *(data, embedder, k, kind),
+                search=search,
+                rerank=rerank,
+                fold=fold,
+                regions=regions,
+            )
         except BadImage as problem:
             raise _add_name(problem, sketch) from problem
     for text in opened.notices:

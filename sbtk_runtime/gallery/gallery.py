@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.binary_codes import Codes
-from sbtk_runtime.errors import BadConfig, BadData, BadGallery
+from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadRegion
 from sbtk_runtime.feedback import refine
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
@@ -191,7 +191,8 @@ class Gallery(Queries):
         region of the photo that covers `region` best. Else as `answer`.
 
         Raises:
-            BadData: there is no such photo, or it has no regions.
+            BadData: there is no such photo.
+            BadRegion: it has no regions, or `region` is not within it.
             BadGallery: what the gallery keeps of it is damaged.
         """
         self._check_question(k, search, offset)
@@ -362,17 +363,17 @@ class Gallery(Queries):
         """Return the row of the photo's region that covers a box best.
 
         Raises:
-            BadData: the box is not within the photo, or the photo has no regions.
+            BadRegion: the box is not within the photo, or the photo has no regions.
         """
         x, y, width, height = region
         is_within = min(x, y) >= 0 and min(width, height) > 0
         if not (is_within and max(x + width, y + height) <= 1 + 1e-3):
-            raise BadData(
+            raise BadRegion(
                 f"the region {', '.join(f'{part:g}' for part in region)}",
                 "x, y, width and height as shares of the photo, 0 to 1",
             )
         if self._regions is None:
-            raise BadData(
+            raise BadRegion(
                 f"{printable_name(self.folder)} keeps whole frames only",
                 "a gallery with regions",
                 f"sbtk index PHOTOS --regions --gallery {shlex.quote(str(self.folder))}",

@@ -46,6 +46,7 @@ class Queries(ABC):
         rerank: Rerank = "none",
         offset: int = 0,
         match_rule: MatchRule | None = None,
+        regions: bool = True,
     ) -> Answer:
         """Return the hits of `search` for `embedding (D,) float32`, and the notices about them."""
 
@@ -68,6 +69,7 @@ class Queries(ABC):
         rerank: Rerank = "none",
         offset: int = 0,
         match_rule: MatchRule | None = None,
+        regions: bool = True,
     ) -> list[Hit]:
         """Return the `k` photos nearest to `embedding (D,) float32`, best first, by cosine.
 
@@ -86,6 +88,7 @@ class Queries(ABC):
             rerank: puts hits in another order, see `sbtk_runtime.rerank`; scores stay cosines.
             offset: the number of best hits to leave out, so that `k` hits follow them.
             match_rule: of the bundle that embedded a sketch: hits carry `match`.
+            regions: also find photos by their regions, if the gallery keeps them.
 
         Raises:
             BadConfig: `k` is below 1 or `offset` below 0, there is no such way of searching or
@@ -100,6 +103,7 @@ class Queries(ABC):
             rerank=rerank,
             offset=offset,
             match_rule=match_rule,
+            regions=regions,
         )
         # How many are unusable may have been said before, when fewer were known.
         outdated = self._outdated_notices()
@@ -120,6 +124,7 @@ class Queries(ABC):
         fold: bool = True,
         rerank: Rerank = "none",
         offset: int = 0,
+        regions: bool = True,
     ) -> list[Hit]:
         """Return the `k` photos that look most like an image, best first.
 
@@ -140,6 +145,7 @@ class Queries(ABC):
             fold: photos with the same bytes are one hit.
             rerank: how to reorder the hits.
             offset: the number of best hits to leave out.
+            regions: also find photos by their regions, if the gallery keeps them.
 
         Raises:
             ModelMismatch: the embedder's model is not the one that made the gallery.
@@ -157,6 +163,7 @@ class Queries(ABC):
             rerank=rerank,
             offset=offset,
             match_rule=_match_rule(embedder, kind),
+            regions=regions,
         )
 
     def query_many(
@@ -170,6 +177,7 @@ class Queries(ABC):
         under: Path | str | None = None,
         fold: bool = True,
         rerank: Rerank = "none",
+        regions: bool = True,
     ) -> list[list[Hit]]:
         """Return the hits of each image, as `query` does, in the order of `sketches`.
 
@@ -206,6 +214,7 @@ class Queries(ABC):
                     fold=fold,
                     rerank=rerank,
                     match_rule=_match_rule(embedder, kind),
+                    regions=regions,
                 )
                 answers.append(hits)
         return answers

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime.errors import BadData
+from sbtk_runtime.errors import BadRegion
 from sbtk_runtime.gallery.catalogue import CatalogueView
 from sbtk_runtime.gallery.hits import Box, Scores
 from sbtk_runtime.gallery.region_rows import RegionSpans
@@ -132,12 +132,12 @@ class RegionSearch:
         """Return the row of the region of a photo that covers `box` best.
 
         Raises:
-            BadData: the photo has no regions.
+            BadRegion: the photo has no regions.
         """
         boxes = self._view.region_boxes(photo_row)
         place = np.flatnonzero(self._spans.photo_rows == photo_row)
         if not len(boxes) or not len(place):
-            raise BadData(
+            raise BadRegion(
                 "a region of a photo that is kept as a whole frame only",
                 "a photo of 224 x 224 pixels or more, in a gallery with regions",
                 "sbtk index PHOTOS --regions",

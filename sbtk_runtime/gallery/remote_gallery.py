@@ -188,6 +188,7 @@ class RemoteGallery(Queries):
         rerank: Rerank = "none",
         offset: int = 0,
         match_rule: MatchRule | None = None,
+        regions: bool = True,  # whole frames are all there is
     ) -> Answer:
         """Return the hits of `search` for `embedding (D,) float32`, and the notices about them."""
         self._check_question(k, search, offset, rerank)

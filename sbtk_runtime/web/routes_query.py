@@ -16,6 +16,7 @@ from sbtk_runtime.web.metrics import Metrics
 from sbtk_runtime.web.refusals import Refusal, Refused
 from sbtk_runtime.web.schemas import (
     BatchAnswer,
+    ByRegions,
     Disliked,
     ErrorAnswer,
     Fold,
@@ -26,10 +27,12 @@ from sbtk_runtime.web.schemas import (
     Liked,
     Limit,
     Offset,
+    Part,
     ProblemAnswer,
     QueryAnswer,
     RerankBy,
     SomeLiked,
+    box_of,
     ids_of,
 )
 from sbtk_runtime.web.service import Feedback, Found, Service
@@ -128,6 +131,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
         offset: Offset = 0,
         fold: Fold = True,
         rerank: RerankBy = None,
+        regions: ByRegions = True,
         like: Liked = None,
         unlike: Disliked = None,
     ) -> Response:
@@ -154,6 +158,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
                     offset=offset,
                     rerank=rerank,
                     feedback=feedback,
+                    regions=regions,
                 ).with_notices(prepared.notices)
             ),
         )
@@ -179,6 +184,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
         offset: Offset = 0,
         fold: Fold = True,
         rerank: RerankBy = None,
+        regions: ByRegions = True,
     ) -> Response:
         content_type = request.headers.get("content-type", "")
         if not is_form(content_type):
@@ -198,6 +204,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
                             fold=fold,
                             offset=offset,
                             rerank=rerank,
+                            regions=regions,
                         ).with_notices(upload.prepared.notices)
                     )
                 )
@@ -232,6 +239,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
         offset: Offset = 0,
         fold: Fold = True,
         rerank: RerankBy = None,
+        regions: ByRegions = True,
     ) -> Response:
         service.require_ready()
         started = time.perf_counter()
@@ -240,7 +248,11 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
             request,
             service.searches.submit(
                 lambda: service.like(
-                    feedback, limit or k, under, fold=fold, offset=offset, rerank=rerank
+                    *(feedback, limit or k, under),
+                    fold=fold,
+                    offset=offset,
+                    rerank=rerank,
+                    regions=regions,
                 )
             ),
         )
@@ -248,7 +260,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
 
     @router.get(
         "/v1/photos/{photo_id}/similar",
-        summary="Photos that look like one of the gallery",
+        summary="Photos that look like one of the gallery, or like a part of it",
         response_model=QueryAnswer,
         response_model_exclude_none=True,
         responses=error_answers(404, 422, 503, 504),
@@ -262,6 +274,8 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
         offset: Offset = 0,
         fold: Fold = True,
         rerank: RerankBy = None,
+        regions: ByRegions = True,
+        region: Part = None,
     ) -> Response:
         service.require_ready()
         started = time.perf_counter()
@@ -269,7 +283,12 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
             request,
             service.searches.submit(
                 lambda: service.similar(
-                    photo_id, limit or k, under, fold=fold, offset=offset, rerank=rerank
+                    *(photo_id, limit or k, under),
+                    fold=fold,
+                    offset=offset,
+                    rerank=rerank,
+                    regions=regions,
+                    region=box_of(region),
                 )
             ),
         )

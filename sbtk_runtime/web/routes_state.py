@@ -102,6 +102,7 @@ class _Described:
             model_id=manifest.model_id,
             precision=manifest.precision,
             bits=manifest.bits,
+            regions=None if manifest.regions is None else manifest.regions.count,
             folders=[FolderAnswer.of(os.fsencode(path), counts[path]) for path in sorted(fullest)],
             command=self._service.command,
             galleries=[

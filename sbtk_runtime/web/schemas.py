@@ -19,7 +19,7 @@ from sbtk_runtime.exif import PhotoDetails
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import FolderCount, path_fields
-from sbtk_runtime.gallery.hits import Hit, Match, PhotoCopies
+from sbtk_runtime.gallery.hits import Box, Hit, Match, PhotoCopies
 from sbtk_runtime.gallery.update import IndexReport
 from sbtk_runtime.gallery.walk import left_out_sentences
 from sbtk_runtime.preprocess import Kind
@@ -217,6 +217,9 @@ class GalleryAnswer(BaseModel):
     model_id: str
     precision: str = Field(description="Precision of the model that made the embeddings.")
     bits: int | None = Field(description="Length of the codes; null with embeddings.")
+    regions: int | None = Field(
+        description="Regions that are kept of a photo; null if only the whole frame is."
+    )
     folders: list[FolderAnswer] = Field(
         description="Sorted by path; the fullest ones if there are many."
     )
@@ -412,6 +415,21 @@ RerankBy = Annotated[
         "option --rerank says."
     ),
 ]
+ByRegions = Annotated[
+    bool,
+    Query(description="Also find photos by their regions, if the gallery keeps them."),
+    BeforeValidator(_plain_truth),
+]
+_SHARE = r"[01](\.[0-9]{1,9})?"
+Part = Annotated[
+    str | None,
+    Query(
+        pattern=rf"^{_SHARE}(,{_SHARE}){{3}}$",
+        description="Photos like this part of the photo: x, y, width and height as shares of the "
+        "upright photo. Only in galleries with regions.",
+        examples=["0.25,0.5,0.36,0.36"],
+    ),
+]
 Size = Annotated[SizePx, Query(description="The most pixels of the longer side."), _Digits]
 
 
@@ -434,6 +452,14 @@ Disliked = Annotated[
         examples=["23"],
     ),
 ]
+
+
+def box_of(given: str | None) -> Box | None:
+    """Return the box in a checked parameter."""
+    if given is None:
+        return None
+    x, y, width, height = map(float, given.split(","))
+    return x, y, width, height
 
 
 def ids_of(given: str | None) -> tuple[int, ...]:

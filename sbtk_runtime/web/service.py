@@ -30,7 +30,7 @@ from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import check_model
 from sbtk_runtime.gallery.gallery import Gallery, Search
-from sbtk_runtime.gallery.hits import Answer, Hit, PhotoCopies
+from sbtk_runtime.gallery.hits import Answer, Box, Hit, PhotoCopies
 from sbtk_runtime.gallery.hnsw import import_hnswlib
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest
 from sbtk_runtime.preprocess import KINDS, Kind, Pixels
@@ -270,6 +270,7 @@ class Service:
         offset: int = 0,
         rerank: Rerank | None = None,
         feedback: Feedback = NO_FEEDBACK,
+        regions: bool = True,
     ) -> Found:
         """Return the photos nearest to an embedding `(D,) float32` of a sketch or a photo.
 
@@ -285,6 +286,7 @@ class Service:
                 rerank=rerank or self._rerank,
                 offset=offset,
                 match_rule=self.bundle.manifest.match_rule if kind == "sketch" else None,
+                regions=regions,
             )
         )
 
@@ -297,6 +299,7 @@ class Service:
         fold: bool = True,
         offset: int = 0,
         rerank: Rerank | None = None,
+        regions: bool = True,
     ) -> Found:
         """Return the photos that look like those that are liked, and unlike the others.
 
@@ -312,6 +315,7 @@ class Service:
                 fold=fold,
                 rerank=rerank or self._rerank,
                 offset=offset,
+                regions=regions,
             )
         )
 
@@ -324,11 +328,14 @@ class Service:
         fold: bool = True,
         offset: int = 0,
         rerank: Rerank | None = None,
+        regions: bool = True,
+        region: Box | None = None,
     ) -> Found:
-        """Return the photos that look like one of the gallery, without that photo.
+        """Return the photos that look like one of the gallery, or like a part of it, without it.
 
         Raises:
             PhotoNotFound: there is no such photo.
+            BadRegion: `region` is not a part of the photo, or none of it is kept.
             SbtkError: the gallery was deleted or cannot be served.
         """
         self.require_ready()
@@ -341,6 +348,8 @@ class Service:
                 fold=fold,
                 rerank=rerank or self._rerank,
                 offset=offset,
+                regions=regions,
+                region=region,
             )
 
         return self._found(answer)

@@ -423,6 +423,8 @@ def test_regions_are_kept_found_and_refused(
     x, y, width, height = hit["region"]
     assert x + width > 0.95
     assert y + height > 0.95
+    assert main([*query, "--engine", "onnxruntime", "--no-regions"]) == 0
+    assert "region" not in json.loads(capsys.readouterr().out.splitlines()[0])
     assert main(["index", "photos", "--regions=9", *words]) == 1
     assert "keeps 16 regions of each photo, not 9" in capsys.readouterr().err
     assert main(["index", "--regions", "photos", *words]) == 2
