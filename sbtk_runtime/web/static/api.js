@@ -4,7 +4,7 @@
 /**
  * A photo in the results. Photos that are listed without a search have no rank and no score.
  * @typedef {{ rank?: number, score?: number, id: number, path?: string | null, path_bytes?: string | null,
- *   copies?: Copy[], match?: "good" | "weak" }} Hit
+ *   copies?: Copy[], match?: "good" | "weak", region?: import("./region_frame.js").Region }} Hit
  */
 /**
  * @typedef {{ hits: Hit[], generation: number, took_ms?: number, notices?: string[],
@@ -13,6 +13,7 @@
 /** @typedef {{ path?: string | null, path_bytes?: string | null, name: string, count: number }} Folder */
 /**
  * @typedef {{ name: string, count: number, generation: number, model_id: string, folders: Folder[], command: string,
+ *   regions: number | null,
  *   galleries: { name: string, is_current: boolean }[] }} Gallery
  */
 /** @typedef {{ name: string, version: string, device: string, precision: string }} Engine */
@@ -82,14 +83,16 @@ export function query(image, kind, unlikes, options, signal) {
 }
 
 /**
- * Searches with a photo of the gallery.
+ * Searches with a photo of the gallery, or a part of it.
  * @param {number} id
+ * @param {string} region x, y, width and height; "" for the whole photo
  * @param {QueryOptions} options
  * @param {AbortSignal} signal
  * @returns {Promise<QueryResponse>}
  */
-export function similar(id, options, signal) {
-  return requestJson(`v1/photos/${id}/similar?${parameters(options)}`, { signal });
+export function similar(id, region, options, signal) {
+  const part = region === "" ? "" : `region=${region}&`;
+  return requestJson(`v1/photos/${id}/similar?${part}${parameters(options)}`, { signal });
 }
 
 /**

@@ -11,9 +11,11 @@ import { currentState, removeFeedback } from "./url_state.js";
  * Shows a chip for each photo, or hides the bar if there is none.
  * @param {readonly number[]} likes
  * @param {readonly number[]} unlikes
+ * @param {string} region the part of the only one that is liked, or ""
  * @param {(id: number) => Hit | undefined} findHit returns a photo of the results
  */
-export function showFeedback(likes, unlikes, findHit) {
+export function showFeedback(likes, unlikes, region, findHit) {
+  byId("likes-label", HTMLElement).textContent = region === "" ? "Similar to" : "Similar to a part of";
   byId("similar-bar", HTMLElement).hidden = likes.length + unlikes.length === 0;
   byId("similar-close", HTMLElement).hidden = likes.length === 0;
   for (const [name, ids] of /** @type {const} */ ([["likes", likes], ["unlikes", unlikes]])) {

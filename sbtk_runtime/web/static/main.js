@@ -1,5 +1,6 @@
 // The entry point: connects the canvas, the results and the viewer.
 
+import { setUpCrop } from "./crop.js";
 import { announce, byId, checkedValue, onRadioChange, resetRadios, setChecked, showToast } from "./dom.js";
 import { Drawing } from "./drawing.js";
 import { renderImage } from "./rendering.js";
@@ -12,10 +13,11 @@ import { restoreSketch, saveSketchOnExit } from "./session_store.js";
 import { SketchPad } from "./sketch_pad.js";
 import { setUpToolbar } from "./toolbar.js";
 import { acceptImages } from "./upload.js";
-import { currentState, pushFeedback, pushState, urlState } from "./url_state.js";
+import { currentState, pushFeedback, pushState, regionText, urlState } from "./url_state.js";
 import { Viewer } from "./viewer.js";
 
 /** @typedef {import("./search.js").Query} Query */
+/** @typedef {import("./region_frame.js").Region} Region */
 /** @typedef {import("./upload.js").UploadedImage} UploadedImage */
 
 resetRadios();
@@ -33,6 +35,7 @@ let image = null;
 saveSketchOnExit(drawing);
 setUpToolbar(pad, { toggleKind, focusResults, likeFocused });
 acceptImages(addImage, showSimilar);
+setUpCrop(drawing);
 showExamples((strokes) => drawing.add(...strokes));
 
 pad.addEventListener("draw", () => {
@@ -60,6 +63,11 @@ for (const source of [results.grid, viewer]) {
   source.addEventListener("like", (event) => showSimilar(/** @type {CustomEvent<number>} */ (event).detail));
 }
 viewer.addEventListener("unlike", (event) => showDissimilar(/** @type {CustomEvent<number>} */ (event).detail));
+viewer.addEventListener("like-part", (event) => {
+  const { id, region } = /** @type {CustomEvent<{ id: number, region: Region }>} */ (event).detail;
+  pushState({ likes: [id], unlikes: [], region, photo: null });
+  announce("Searching for photos like the marked part.");
+});
 results.grid.addEventListener("open", (event) => pushState({ photo: /** @type {CustomEvent<number>} */ (event).detail }));
 urlState.addEventListener("change", applyUrlState);
 monitor.addEventListener("change", () => {
@@ -75,8 +83,8 @@ void registerServiceWorker();
 /** @returns {Query | null} null if there is nothing to search for */
 function currentQuery() {
   const under = byId("folder", HTMLSelectElement).value;
-  const { likes, unlikes } = currentState();
-  if (likes.length > 0) return { kind: "similar", likes, unlikes, under };
+  const { likes, unlikes, region } = currentState();
+  if (likes.length > 0) return { kind: "similar", likes, unlikes, region: region ? regionText(region) : "", under };
   if (drawing.visible.length === 0 && !pad.isDrawing) return null;
   const kind = checkedValue("as") === "photo" ? "photo" : "sketch";
   return { image: () => renderImage(drawing, pad.unfinished), kind, unlikes, under };
@@ -134,9 +142,9 @@ function updateCanvasHint() {
 }
 
 function applyUrlState() {
-  const { likes, unlikes, photo } = currentState();
+  const { likes, unlikes, photo, region } = currentState();
   byId("sketch-panel", HTMLElement).classList.toggle("is-inactive", likes.length > 0);
-  results.showSimilar(likes, unlikes);
+  results.showSimilar(likes, unlikes, region ? regionText(region) : "");
   if (photo === null) {
     viewer.close();
   } else {

@@ -97,12 +97,13 @@ export class ResultsPane {
    * Shows photos like those that are liked, and unlike others; without likes, those similar to the drawing.
    * @param {number[]} likes
    * @param {number[]} unlikes
+   * @param {string} region the part of the only one that is liked, or ""
    */
-  showSimilar(likes, unlikes) {
-    const feedback = `${likes}/${unlikes}`;
-    if (feedback === this.#feedback || (this.#feedback === "" && feedback === "/")) return;
+  showSimilar(likes, unlikes, region) {
+    const feedback = `${likes}/${unlikes}/${region}`;
+    if (feedback === this.#feedback || (this.#feedback === "" && feedback === "//")) return;
     this.#feedback = feedback;
-    showFeedback(likes, unlikes, (id) => this.grid.hits[this.grid.positionOf(id)]);
+    showFeedback(likes, unlikes, region, (id) => this.grid.hits[this.grid.positionOf(id)]);
     this.run();
     if (this.#region.getBoundingClientRect().top < 0) this.#region.scrollIntoView();
   }
@@ -244,6 +245,7 @@ export class ResultsPane {
     }
     saveCommand(this.#gallery.command);
     showGalleries(this.#gallery.galleries);
+    byId("viewer-mark", HTMLButtonElement).hidden = this.#gallery.regions == null;
     this.#folders = folderOptions(this.#gallery.folders);
     const selected = this.#folderSelect.value;
     fillSelect(this.#folderSelect, this.#folders);

@@ -8,7 +8,7 @@ import { ApiError, query, recentPhotos, similar, similarToSeveral } from "./api.
 /**
  * A search for photos similar to an image or to photos of the gallery, or a list of recent photos.
  * @typedef {{ kind: "recent", under: string } |
- *   { kind: "similar", likes: number[], unlikes: number[], under: string } |
+ *   { kind: "similar", likes: number[], unlikes: number[], region: string, under: string } |
  *   { kind: "sketch" | "photo", image: () => Promise<Blob | null>, unlikes: number[], under: string }} Query
  */
 /** @typedef {{ response: QueryResponse, query: Query, isMore: boolean }} SearchResult */
@@ -106,9 +106,9 @@ export class Search extends EventTarget {
     if (current.kind === "recent" || current.kind === "similar") {
       this.dispatchEvent(new Event("request"));
       if (current.kind === "recent") return recentPhotos(options, signal);
-      const { likes, unlikes } = current;
+      const { likes, unlikes, region } = current;
       const isOne = likes.length === 1 && unlikes.length === 0;
-      return isOne ? similar(likes[0], options, signal) : similarToSeveral(likes, unlikes, options, signal);
+      return isOne ? similar(likes[0], region, options, signal) : similarToSeveral(likes, unlikes, options, signal);
     }
     const image = options.offset > 0 ? this.#image : await current.image();
     if (image === null || signal.aborted) return null;

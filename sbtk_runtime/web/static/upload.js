@@ -172,6 +172,24 @@ function encode(pixels, kind) {
   });
 }
 
+/**
+ * Returns a part of an image.
+ * @param {UploadedImage} image
+ * @param {readonly [number, number, number, number]} region x, y, width and height as shares of the image
+ * @returns {Promise<UploadedImage>}
+ */
+export async function cropped(image, [x, y, width, height]) {
+  const { pixels: source } = image;
+  const pixels = document.createElement("canvas");
+  pixels.width = Math.max(1, Math.round(width * source.width));
+  pixels.height = Math.max(1, Math.round(height * source.height));
+  const context = pixels.getContext("2d", { willReadFrequently: true });
+  if (context === null) throw new ImageError("This browser cannot open images.");
+  context.drawImage(source, -Math.round(x * source.width), -Math.round(y * source.height));
+  const file = await encode(pixels, image.kind);
+  return { ...image, file, pixels, width: pixels.width, height: pixels.height };
+}
+
 /** @param {(event: DragEvent) => void} onDrop */
 function acceptDrops(onDrop) {
   const root = document.documentElement;

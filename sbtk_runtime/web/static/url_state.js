@@ -1,8 +1,9 @@
 // The state of the page in the fragment of its URL, so that Back closes a photo or leaves "More like this".
 // "#like=17" shows photos similar to photo 17, "#like=17,4&unlike=9" those like 17 and 4 but unlike 9, and
-// "#photo=3" enlarges photo 3.
+// "#photo=3" enlarges photo 3. "#like=17&region=0.1,0.2,0.4,0.4" shows photos like that part of photo 17.
 
-/** @typedef {{ likes: number[], unlikes: number[], photo: number | null }} UrlState */
+/** @typedef {import("./region_frame.js").Region} Region */
+/** @typedef {{ likes: number[], unlikes: number[], photo: number | null, region: Region | null }} UrlState */
 
 const MAX_IDS = 16;
 
@@ -12,7 +13,7 @@ export const urlState = new EventTarget();
 /** @returns {UrlState} */
 export function currentState() {
   const parts = new URLSearchParams(location.hash.slice(1));
-  return { likes: parseIds(parts.get("like")), unlikes: parseIds(parts.get("unlike")), photo: parseId(parts.get("photo")) };
+  return { likes: parseIds(parts.get("like")), unlikes: parseIds(parts.get("unlike")), photo: parseId(parts.get("photo")), region: parseRegion(parts.get("region")) };
 }
 
 /**
@@ -21,10 +22,11 @@ export function currentState() {
  * @returns {string}
  */
 export function hrefFor(change) {
-  const { likes, unlikes, photo } = { ...currentState(), ...change };
+  const { likes, unlikes, photo, region } = { ...currentState(), ...change };
   const parts = [
     likes.length > 0 && `like=${likes.join(",")}`,
     unlikes.length > 0 && `unlike=${unlikes.join(",")}`,
+    region !== null && likes.length === 1 && unlikes.length === 0 && `region=${regionText(region)}`,
     photo !== null && `photo=${photo}`,
   ];
   return `#${parts.filter(Boolean).join("&")}`;
@@ -72,7 +74,7 @@ export function pushFeedback(id, isLiked) {
   const { likes, unlikes } = currentState();
   const [others, opposite] = (isLiked ? [likes, unlikes] : [unlikes, likes]).map((ids) => ids.filter((other) => other !== id));
   const added = [...others, id].slice(-MAX_IDS);
-  pushState({ likes: isLiked ? added : opposite, unlikes: isLiked ? opposite : added, photo: null });
+  pushState({ likes: isLiked ? added : opposite, unlikes: isLiked ? opposite : added, photo: null, region: null });
 }
 
 /**
@@ -88,6 +90,21 @@ export function removeFeedback(id) {
 function parseIds(text) {
   const ids = (text ?? "").split(",").map(parseId);
   return [...new Set(ids.filter((id) => id !== null))].slice(0, MAX_IDS);
+}
+
+/**
+ * Returns a region as the API takes it.
+ * @param {Region} region
+ */
+export function regionText(region) {
+  return region.map((share) => share.toFixed(4)).join(",");
+}
+
+/** @param {string | null} text @returns {Region | null} */
+function parseRegion(text) {
+  const [x, y, width, height, ...others] = (text ?? "").split(",").map(Number);
+  const isWithin = x >= 0 && y >= 0 && width > 0 && height > 0 && x + width <= 1.001 && y + height <= 1.001;
+  return isWithin && others.length === 0 ? [x, y, width, height] : null;
 }
 
 /** @param {string | null} text */

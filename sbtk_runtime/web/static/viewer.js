@@ -4,6 +4,7 @@ import { ApiError, fileUrl, getDetails, getPhoto, thumbnailUrl } from "./api.js"
 import { byId, copyText, setEnabled, showToast } from "./dom.js";
 import { showDetails } from "./photo_details.js";
 import { displayName, displayPath } from "./paths.js";
+import { RegionFrame } from "./region_frame.js";
 import { copiesText, scoreText } from "./results_grid.js";
 import { closePhoto, currentState, replaceState } from "./url_state.js";
 import { Zoom } from "./zoom.js";
@@ -17,7 +18,10 @@ const SIZES_PX = [720, 1600];
 const FILE_FROM_SCALE = 1.8;
 const PAN_PX = 80;
 
-/** Dispatches "like" and "unlike" (detail: the photo's id) when the user asks for more or fewer such photos. */
+/**
+ * Dispatches "like" and "unlike" (detail: the photo's id) when the user asks for more or fewer such photos, and
+ * "like-part" (detail: `id` and `region`) when the user asks for photos like a part of it.
+ */
 export class Viewer extends EventTarget {
   /** @type {number | null} */
   id = null;
@@ -27,6 +31,12 @@ export class Viewer extends EventTarget {
   /** @type {Photo | null} */
   #photo = null;
   #zoom = new Zoom(byId("viewer-stage", HTMLElement), byId("viewer-image", HTMLImageElement));
+  #frame = new RegionFrame(
+    byId("viewer-stage", HTMLElement),
+    byId("viewer-image", HTMLImageElement),
+    byId("viewer-region", HTMLElement),
+    byId("viewer-marking", HTMLElement),
+  );
 
   /** @param {ResultsGrid} grid */
   constructor(grid) {
@@ -51,6 +61,11 @@ export class Viewer extends EventTarget {
     byId("viewer-zoom-out", HTMLButtonElement).addEventListener("click", () => this.#zoom.step(-1));
     this.#zoom.addEventListener("swipe", (event) => this.#step(/** @type {CustomEvent<number>} */ (event).detail));
     this.#zoom.addEventListener("scale", () => this.#sharpen());
+    this.#zoom.addEventListener("move", () => this.#frame.place());
+    this.#frame.addEventListener("change", () => this.#showMarking());
+    this.#frame.addEventListener("choose", () => this.#likePart());
+    byId("viewer-mark", HTMLButtonElement).addEventListener("click", () => this.#toggleMarking());
+    byId("viewer-like-part", HTMLButtonElement).addEventListener("click", () => this.#likePart());
     this.#image.addEventListener("error", () =>
       this.#showError("Cannot display this photo. The file may have been moved or deleted."),
     );
@@ -59,6 +74,7 @@ export class Viewer extends EventTarget {
       const { naturalWidth, naturalHeight, src } = this.#image;
       const sizePx = Number(/[?&]size=(\d+)/.exec(src)?.[1] ?? 0);
       this.#image.classList.toggle("is-reduced", Math.max(naturalWidth, naturalHeight) >= sizePx - 1);
+      this.#frame.place();
     });
   }
 
@@ -72,6 +88,7 @@ export class Viewer extends EventTarget {
     const hit = this.#hit(id);
     this.#dialog.classList.remove("has-error");
     this.#showImage(id);
+    this.#frame.show(hit?.region ?? null);
     this.#showName(hit ? displayName(hit) : "Photo", hit ? displayPath(hit) : "");
     byId("viewer-details", HTMLElement).textContent = "";
     showDetails(null);
@@ -199,6 +216,22 @@ export class Viewer extends EventTarget {
   /** @param {"like" | "unlike"} judgement */
   #judge(judgement) {
     if (this.id !== null) this.dispatchEvent(new CustomEvent(judgement, { detail: this.id }));
+  }
+
+  #toggleMarking() {
+    if (this.#frame.isMarking) this.#frame.show(this.#hit(this.id)?.region ?? null);
+    else this.#frame.mark();
+  }
+
+  #showMarking() {
+    byId("viewer-like-part", HTMLButtonElement).hidden = this.#frame.region === null;
+    byId("viewer-mark", HTMLButtonElement).setAttribute("aria-pressed", `${this.#frame.isMarking}`);
+  }
+
+  #likePart() {
+    const { region } = this.#frame;
+    if (this.id === null || region === null) return;
+    this.dispatchEvent(new CustomEvent("like-part", { detail: { id: this.id, region } }));
   }
 
   /** Loads the photo's file when the thumbnail would be blurred, if the browser can show it. */

@@ -4,7 +4,7 @@ const MAX_SCALE = 8;
 const STEP = 1.5;
 const SWIPE_PX = 50;
 
-/** Dispatches "scale" when the scale changes, and "swipe" (detail: 1 for the next photo, -1 for the previous one). */
+/** Dispatches "scale" when the scale changes, "move" when the photo moves, and "swipe" (detail: 1 for the next photo, -1 for the previous one). */
 export class Zoom extends EventTarget {
   scale = 1;
   #x = 0;
@@ -78,6 +78,7 @@ export class Zoom extends EventTarget {
     this.#y = Math.min(roomY, Math.max(-roomY, this.#y));
     this.image.style.transform = this.scale === 1 ? "" : `translate(${this.#x}px, ${this.#y}px) scale(${this.scale})`;
     this.image.classList.toggle("is-zoomed", this.scale > 1);
+    this.dispatchEvent(new Event("move"));
   }
 
   /** @param {WheelEvent} event */
