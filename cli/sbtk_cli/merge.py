@@ -68,6 +68,7 @@ def command(galleries: tuple[Path, ...], gallery: Path, as_json: bool, quiet: bo
             "removed": report.removed,
             "at a path with several contents, of which the newest was taken": report.conflicts,
             "damaged and left out": report.damaged,
+            "without their damaged regions": report.damaged_regions,
             "missing and left out": report.missing,
             "unreadable": report.unreadable,
         }
@@ -75,4 +76,4 @@ def command(galleries: tuple[Path, ...], gallery: Path, as_json: bool, quiet: bo
         photos = output.count_text(report.live, "photo")
         seconds = output.duration_text(report.seconds)
         output.answer(f"{photos} searchable ({done or 'nothing new'}) in {seconds}")
-    return 3 if report.damaged or report.absent_shards else 0
+    return 3 if report.damaged or report.damaged_regions or report.absent_shards else 0

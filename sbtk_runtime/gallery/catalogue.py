@@ -26,10 +26,12 @@ from numpy.typing import NDArray
 from sbtk_runtime.binary_codes import Itq
 from sbtk_runtime.errors import BadGallery, BadModel
 from sbtk_runtime.gallery.region_rows import (
+    RegionRows,
     RegionSpans,
-    stored_boxes,
+    decoded_boxes,
     stored_region_count,
     stored_region_sum,
+    stored_regions,
     stored_spans,
 )
 from sbtk_runtime.gallery.rows import Batch
@@ -370,8 +372,13 @@ class CatalogueView:
 
     def region_boxes(self, photo_row: int) -> Boxes:
         """Return the boxes `(R, 4) float32` of the regions of the photo at `photo_row`."""
+        found = self.regions_of(photo_row)
+        return decoded_boxes(b"") if found is None else found.boxes
+
+    def regions_of(self, photo_row: int) -> RegionRows | None:
+        """Return the regions of the photo at `photo_row`; `None` if they were not embedded yet."""
         with values_checked(self._path):
-            return stored_boxes(self._connection, photo_row)
+            return stored_regions(self._connection, photo_row)
 
     def region_mean(self, dim: int) -> NDArray[np.float32]:
         """Return the mean `(dim,) float32` of the embeddings of all regions ever written."""

@@ -32,6 +32,8 @@ from sbtk_runtime.gallery.folder import (
 )
 from sbtk_runtime.gallery.generation import Generation, open_generation
 from sbtk_runtime.gallery.publish import publish
+from sbtk_runtime.gallery.region_copy import copied_regions
+from sbtk_runtime.gallery.region_rows import stored_regions
 from sbtk_runtime.gallery.rows import CodeShards, Vectors
 from sbtk_runtime.gallery.schema import catalogue_errors, transaction
 from sbtk_runtime.gallery.walk_rules import WalkRules
@@ -96,6 +98,7 @@ class MergeReport:
         missing: missing photos of the galleries, which are not copied.
         unreadable: files that could not be read when they were indexed.
         live: searchable photos of the merged gallery.
+        damaged_regions: photos that were copied without regions because one of these is damaged.
         absent_shards: shards that none of the galleries holds, such as "2/4".
         seconds: the duration.
         notices: sentences for the user.
@@ -111,6 +114,7 @@ class MergeReport:
     live: int
     absent_shards: tuple[str, ...]
     seconds: float
+    damaged_regions: int = 0
     notices: tuple[str, ...] = ()
 
 
@@ -143,6 +147,7 @@ def merge_galleries(
     _require_distinct(sources, folder)
     manifests = [published_manifest(source) for source in sources]
     origin, itq = _common_origin(sources, manifests)
+    region_count = _region_count(manifests[0])
     with translate_os_errors(folder):
         make_folder(folder)
         with WriterLock(folder / LOCK_NAME):
@@ -151,7 +156,7 @@ def merge_galleries(
             published = published_manifest(folder) if is_published else None
             generation = 1 if published is None else published.generation + 1
             with Catalogue(folder, generation) as catalogue:
-                _claim(folder, catalogue, origin, itq)
+                _claim(folder, catalogue, origin, itq, region_count)
                 rows = open_rows(folder, origin.dim, origin.bits)
                 vacuum(folder, catalogue, rows, published)
                 merge = _Merge(catalogue, rows, progress, commit_every)
@@ -172,6 +177,7 @@ def merge_galleries(
                     live=catalogue.live(),
                     absent_shards=_absent_shards(manifests),
                     seconds=time.perf_counter() - started,
+                    damaged_regions=merge.damaged_regions,
                     notices=tuple(dict.fromkeys(merge.notices)),
                 )
 
@@ -190,10 +196,12 @@ class _Merge:
         self._connection = catalogue.connection
         self._rows = rows
         self._progress = progress
-        self._commit_every = commit_every
+        # As many rows for a photo with regions.
+        self._commit_every = max(1, commit_every // (1 + (catalogue.region_count() or 0)))
         self._rules: list[WalkRules] = []
         self._done = 0
         self.total = self.copied = self.damaged = self.conflicts = self.missing = 0
+        self.damaged_regions = 0
         self.notices: list[str] = []
         self._connection.executescript(_TABLES)
 
@@ -273,10 +281,13 @@ class _Merge:
         new_rows: dict[str, int] = {}
         copied: list[int] = []
         photos = []
+        owners: dict[int, int] = {}
         for entry in page:
             known = self._catalogue.embedding_of(entry.sha256)
             if known is not None:
                 photos.append(replace(entry, row=known.row))
+                if stored_regions(self._connection, known.row) is None:
+                    owners[entry.row] = known.row
                 continue
             if not is_intact[place[entry.row]]:
                 self.damaged += 1
@@ -285,8 +296,17 @@ class _Merge:
                 new_rows[entry.sha256] = first_row + len(copied)
                 copied.append(place[entry.row])
             photos.append(replace(entry, row=new_rows[entry.sha256]))
-        batches = self._rows.append_bytes(first_row, content[copied]) if copied else []
-        self._catalogue.commit(photos, [], batches)
+            owners[entry.row] = new_rows[entry.sha256]
+        new_content = content[copied]
+        if generation.manifest.regions is None:
+            batches = self._rows.append_bytes(first_row, new_content) if copied else []
+            self._catalogue.commit(photos, [], batches)
+        else:
+            found = copied_regions(generation, owners, first_row + len(copied))
+            new_content = np.concatenate([new_content, found.content])
+            batches = self._rows.append_bytes(first_row, new_content) if len(new_content) else []
+            self._catalogue.commit(photos, [], batches, found.regions, found.total)
+            self.damaged_regions += found.damaged
         self.copied += len(photos)
 
     def _advance(self, count: int) -> None:
@@ -336,11 +356,15 @@ def _common_origin(
                 f"{_kept(manifest)}",
                 "galleries that keep the same",
             )
-        if manifest.regions is not None:
+        counts = _region_count(first), _region_count(manifest)
+        if counts[0] != counts[1]:
+            count, other = (counts[0], source) if counts[0] else (counts[1], sources[0])
             raise BadGallery(
-                f"{printable_name(source)} keeps regions of its photos, which cannot be merged",
-                "galleries of whole frames",
-                "index the photos into one gallery: sbtk index PHOTOS PHOTOS --regions",
+                f"{printable_name(sources[0])} keeps {_regions_text(counts[0])}, "
+                f"{printable_name(source)} {_regions_text(counts[1])}",
+                "galleries that keep the same",
+                f"sbtk index PHOTOS --regions {count} --gallery {_quoted(other)}"
+                f"{'' if None in counts else ' of a new name'}",
             )
     _require_one_division(sources, manifests)
     itq = _common_itq(sources) if first.bits is not None else None
@@ -365,9 +389,12 @@ def _require_one_division(sources: Sequence[Path], manifests: Sequence[GalleryMa
 
 def _require_same(source: Path, before: GalleryManifest, now: GalleryManifest) -> None:
     """Make sure that a gallery was at most updated since it was first looked at."""
-    if (before.model_id, before.preprocessing, before.dim, before.bits, before.shard) != (
-        *(now.model_id, now.preprocessing, now.dim, now.bits),
-        now.shard,
+    if (
+        *(before.model_id, before.preprocessing, before.dim, before.bits, before.shard),
+        _region_count(before),
+    ) != (
+        *(now.model_id, now.preprocessing, now.dim, now.bits, now.shard),
+        _region_count(now),
     ):
         raise BadGallery(
             f"{printable_name(source)} was replaced by another gallery during the merge",
@@ -390,7 +417,13 @@ def _common_itq(sources: Sequence[Path]) -> Itq:
     return itqs[0]
 
 
-def _claim(folder: Path, catalogue: Catalogue, origin: Origin, itq: Itq | None) -> None:
+def _claim(
+    folder: Path,
+    catalogue: Catalogue,
+    origin: Origin,
+    itq: Itq | None,
+    region_count: int | None,
+) -> None:
     """Make a new catalogue that of a merged gallery, or check that it is.
 
     Raises:
@@ -401,6 +434,8 @@ def _claim(folder: Path, catalogue: Catalogue, origin: Origin, itq: Itq | None) 
     if known is None:
         catalogue.mark(_MERGED)
         catalogue.claim(origin, itq)
+        if region_count is not None:
+            catalogue.keep_regions(region_count)
         return
     if not catalogue.is_marked(_MERGED):
         raise BadGallery(
@@ -415,6 +450,24 @@ def _claim(folder: Path, catalogue: Catalogue, origin: Origin, itq: Itq | None) 
             f"{origin.model_id}, {origin.preprocessing}, {_kept(origin)}, as they are now",
             "name another gallery: --gallery all-2.sbtk",
         )
+
+    if region_count is not None and not catalogue.committed_rows():
+        catalogue.keep_regions(region_count)  # the merge that claimed it was killed before that
+    if catalogue.region_count() != region_count:
+        raise BadGallery(
+            f"{printable_name(folder)} was merged from galleries that kept "
+            f"{_regions_text(catalogue.region_count())}",
+            f"{_regions_text(region_count)}, as they do now",
+            "name another gallery: --gallery all-2.sbtk",
+        )
+
+
+def _region_count(manifest: GalleryManifest) -> int | None:
+    return None if manifest.regions is None else manifest.regions.count
+
+
+def _regions_text(count: int | None) -> str:
+    return "whole frames only" if count is None else f"{count} regions of each photo"
 
 
 def _kept(kept: GalleryManifest | Origin) -> str:

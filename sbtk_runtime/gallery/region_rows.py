@@ -121,13 +121,15 @@ def stored_spans(
     return spans
 
 
-def stored_boxes(connection: sqlite3.Connection, photo_row: int) -> Boxes:
-    """Return the boxes `(R, 4) float32` of the regions of the photo at `photo_row`."""
+def stored_regions(connection: sqlite3.Connection, photo_row: int) -> RegionRows | None:
+    """Return the regions of the photo at `photo_row`; `None` if they were not embedded yet."""
     if stored_region_count(connection) is None:
-        return decoded_boxes(b"")
-    query = "SELECT boxes FROM regions WHERE photo_row = ?"
+        return None
+    query = "SELECT first_row, boxes FROM regions WHERE photo_row = ?"
     found = connection.execute(query, (photo_row,)).fetchone()
-    return decoded_boxes(b"" if found is None else blob(found[0]))
+    if found is None:
+        return None
+    return RegionRows(photo_row, integer(found[0]), decoded_boxes(blob(found[1])))
 
 
 def put_regions(

@@ -18,7 +18,6 @@ from sbtk_runtime.gallery import gallery as gallery_module
 from sbtk_runtime.gallery.drop import drop_photos
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.hits import Box, Hit
-from sbtk_runtime.gallery.merge import merge_galleries
 from sbtk_runtime.gallery.region_search import MOST_COMMON, PENALTY, common_part
 from sbtk_runtime.gallery.update import IndexReport, update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
@@ -387,16 +386,6 @@ def test_what_cannot_be_kept_is_refused(
     assert not (tmp_path / "new.sbtk").exists()
     with Gallery.open(folder) as gallery, pytest.raises(BadConfig):
         gallery.search(np.ones(16, dtype=np.float32), 0)
-
-
-def test_galleries_with_regions_are_not_merged(
-    tmp_path: Path, photos: Path, folder: Path, embedder: Embedder
-) -> None:
-    plain = tmp_path / "plain.sbtk"
-    update_gallery(plain, [photos], embedder)
-    for sources in ([folder, plain], [plain, folder]):
-        with pytest.raises(BadGallery, match="keeps regions of its photos"):
-            merge_galleries(sources, tmp_path / "all.sbtk")
 
 
 def test_a_reader_keeps_its_generation_while_regions_change(
