@@ -439,10 +439,14 @@ def _export(gallery: Path, folder: Path, *, as_json: bool) -> int:
                 "files": [printable_name(path) for path in report.files],
                 "count": report.count,
                 "left_out": report.left_out,
+                "left_out_regions": report.left_out_regions,
             }
         )
     else:
         files = ", ".join(printable_name(path) for path in report.files)
         left_out = f", {report.left_out:,} damaged ones left out" if report.left_out else ""
+        if report.left_out_regions:
+            photos = output.count_text(report.left_out_regions, "photo")
+            left_out += f", damaged regions of {photos} left out"
         output.answer(f"{output.count_text(report.count, 'photo')} in {files}{left_out}")
-    return 3 if report.left_out else 0
+    return 3 if report.left_out or report.left_out_regions else 0

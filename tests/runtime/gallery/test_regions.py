@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from sbtk_runtime.embedding.embedder import Embedded, Embedder
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadModel
 from sbtk_runtime.gallery import gallery as gallery_module
 from sbtk_runtime.gallery.drop import drop_photos
+from sbtk_runtime.gallery.export import export_gallery
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.hits import Box, Hit
 from sbtk_runtime.gallery.region_search import MOST_COMMON, PENALTY, common_part
@@ -386,6 +388,51 @@ def test_what_cannot_be_kept_is_refused(
     assert not (tmp_path / "new.sbtk").exists()
     with Gallery.open(folder) as gallery, pytest.raises(BadConfig):
         gallery.search(np.ones(16, dtype=np.float32), 0)
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_regions_are_exported_with_their_photos(
+    tmp_path: Path, photos: Path, embedder: Embedder, *, is_damaged: bool
+) -> None:
+    own = Path(shutil.copytree(photos, tmp_path / "photos"))
+    shutil.copy(own / "red-0.png", own / "copy.png")
+    Image.new("RGB", (90, 90), (90, 90, 90)).save(own / "small.png")
+    folder = tmp_path / "gallery.sbtk"
+    update_gallery(folder, [own], embedder, regions=9)
+    with Gallery.open(folder) as gallery:
+        lost = gallery._view.region_spans().photo_rows[1] if is_damaged else -1
+        first = int(gallery._view.region_spans().first_rows[1])
+        kept = [one.photo for one in gallery.recent(50, 0)] + [
+            gallery.photo(copy.id) for one in gallery.recent(50, 0) for copy in one.copies
+        ]
+        wanted = {photo.id: photo for photo in kept if photo is not None and photo.row != lost}
+    if is_damaged:
+        shard = next((folder / "vectors").iterdir())
+        content = np.fromfile(shard, dtype=np.uint8)
+        content[first * 32 : first * 32 + 8] ^= 0x55
+        content.tofile(shard)
+    report = export_gallery(folder, tmp_path / "out")
+    rows = np.load(tmp_path / "out" / "regions.npy")
+    with (tmp_path / "out" / "regions.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert rows.shape == (len(lines), 16)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-3)
+    by_id: dict[int, list[int]] = {}
+    for number, line in enumerate(lines):
+        by_id.setdefault(int(line["id"]), []).append(number)
+    paths = {number: Path(wanted[number].path) for number in wanted}
+    assert set(by_id) == {number for number, path in paths.items() if path.name != "small.png"}
+    for number, places in by_id.items():
+        (found,) = embedder.stream_unknown([paths[number]], "photo", None, grid_of(9))
+        assert isinstance(found, Embedded)
+        assert found.regions is not None
+        np.testing.assert_allclose(rows[places], found.regions, atol=2e-3)
+        names = ("x", "y", "width", "height")
+        boxes = np.array([[float(lines[place][name]) for name in names] for place in places])
+        assert found.boxes is not None
+        np.testing.assert_allclose(boxes, found.boxes, atol=1e-5)
+    assert report.left_out_regions == len(kept) - 1 - len(by_id)
+    assert (report.left_out_regions > 0) == is_damaged
 
 
 def test_a_reader_keeps_its_generation_while_regions_change(
