@@ -34,6 +34,7 @@ the GPU of this machine; TensorRT-RTX needs no GPU to build.
 \b
 sbtk engine build
 sbtk engine build bundles/mine --precision int8 --batch 1,8,64
+sbtk engine build bundles/mine --regions
 """
 
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
@@ -81,6 +82,10 @@ def command(context: click.Context, as_json: bool) -> int:
     help="Limit for scratch memory on the GPU, such as 512MiB.",
 )
 @click.option("--device", metavar="NAME", help="cuda or cuda:N.  [default: the first GPU]")
+@options.regions(
+    "Build the plan that embeds N regions of a photo (9 or 16, by default 16), for 'sbtk index "
+    "--regions'. Give it after BUNDLE."
+)
 @options.json
 @options.quiet
 def build(
@@ -90,6 +95,7 @@ def build(
     module: str | None,
     workspace: str,
     device: str | None,
+    regions: int | None,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -98,7 +104,9 @@ def build(
     from sbtk_runtime.engines.tensorrt.check import require_sound
     from sbtk_runtime.engines.tensorrt.engine import ready_plan
     from sbtk_runtime.engines.tensorrt.library import find_tensorrt
+    from sbtk_runtime.regions import grid_of
 
+    grid = None if regions is None else grid_of(regions)
     settings = _settings(batches, workspace)
     opened = Bundle.open(bundle)
     opened.onnx_path(precision, "tensorrt")
@@ -108,7 +116,10 @@ def build(
 
     with build_status(quiet=quiet) as status:
         ready = ready_plan(
-            opened, precision, trt, gpu, settings, notify=status.notify, progress=status.progress
+            *(opened, precision, trt, gpu, settings),
+            notify=status.notify,
+            progress=status.progress,
+            regions=grid,
         )
     if ready.kept_in is None:
         raise EngineUnavailable(
@@ -120,7 +131,9 @@ def build(
     if gpu is not None:
         output.notice("comparing the plan with ONNX Runtime on the CPU", quiet=quiet)
         check = require_sound(
-            ready, opened, trt, gpu, lambda text: output.notice(text, quiet=quiet)
+            *(ready, opened, trt, gpu),
+            lambda text: output.notice(text, quiet=quiet),
+            grid,
         )
     _print_plan(ready, check, as_json)
     return 0

@@ -19,6 +19,7 @@ from sbtk_runtime.files import sha256_of_file
 from tests.fakes.machine import SURFACES, FakeMachine, fake_machine
 from tests.tiny import tiny_bundle, write_tiny_manifest
 from tests.tiny_conv import tiny_conv_model
+from tests.tiny_regions import tiny_map_bundle
 
 ROOT = Path(__file__).parents[2]
 RTX = ["--module", "tensorrt_rtx"]
@@ -111,6 +112,41 @@ def test_with_a_gpu_the_plan_is_run_beside_onnx_runtime(
     assert again["device"] != "none"
     assert main(["engine", "list"]) == 0
     assert capsys.readouterr().out.splitlines()[1].endswith("usable")
+    assert not gpu.alive()
+
+
+def test_a_plan_of_regions_is_built_beside_that_of_whole_frames(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_map_bundle(work / "bundles" / "map")
+    words = [
+        "engine",
+        "build",
+        "bundles/map",
+        "--precision",
+        "fp32",
+        "--batch",
+        "2",
+        *RTX,
+        "--json",
+    ]
+    built = []
+    for more in ([], ["--regions"], ["--regions", "9"], ["--regions", "16"]):
+        assert main([*words, *more]) == 0
+        built.append(json.loads(capsys.readouterr().out))
+    assert [each["is_new"] for each in built] == [True, True, True, False]
+    assert len({each["onnx_sha256"] for each in built}) == 3
+    assert main([*words, "--regions", "7"]) == 2
+    assert "'7' is not 9 or 16" in capsys.readouterr().err
+
+
+def test_with_a_gpu_a_plan_of_regions_is_run_beside_onnx_runtime(
+    gpu: FakeMachine, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_map_bundle(work / "bundles" / "map")
+    words = ["engine", "build", "bundles/map", "--precision", "fp32", "--batch", "4", "--regions"]
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["check"]["cosine_min"] > 0.9999
     assert not gpu.alive()
 
 

@@ -19,7 +19,8 @@ from sbtk_runtime.engines.tensorrt.library import TensorRt
 from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
 from sbtk_runtime.generated_inputs import generate_photos, generate_sketches
 from sbtk_runtime.manifest import Precision
-from sbtk_runtime.preprocess import Kind, Pixels, prepare
+from sbtk_runtime.preprocess import SIZE_PX, Kind, Pixels, prepare
+from sbtk_runtime.regions import RegionGrid, input_side
 
 #: Smallest allowed cosine between a plan's embedding of an image and that of its ONNX file. Both
 #: compute in the same precision, but not in the same order.
@@ -44,7 +45,12 @@ class PlanCheck:
 
 
 def require_sound(
-    ready: ReadyPlan, bundle: Bundle, trt: TensorRt, device: CudaDevice, notify: Notify = no_notify
+    ready: ReadyPlan,
+    bundle: Bundle,
+    trt: TensorRt,
+    device: CudaDevice,
+    notify: Notify = no_notify,
+    regions: RegionGrid | None = None,
 ) -> PlanCheck:
     """Run a plan and return how close it is to its ONNX file; a plan that fails is removed.
 
@@ -54,6 +60,7 @@ def require_sound(
         trt: the TensorRT that built it.
         device: the GPU to run it on.
         notify: called with a message when the engine reduces the batch or does without CUDA graphs.
+        regions: the windows that it was built for.
 
     Raises:
         EngineUnavailable: it does not load or run on this GPU, or its embeddings differ too much.
@@ -61,11 +68,11 @@ def require_sound(
     """
     precision, batch = ready.record.precision, min(32, ready.record.batch_max)
     options = EngineOptions(precision=precision, device=f"cuda:{device.index}", batch=batch)
-    request = EngineRequest(bundle, options, form="tensorrt", notify=notify)
+    request = EngineRequest(bundle, options, form="tensorrt", notify=notify, regions=regions)
     try:
         engine = open_plan(ready.plan, trt, device, request)
         try:
-            return check_plan(engine, bundle, precision)
+            return check_plan(engine, bundle, precision, regions)
         finally:
             engine.close()
     except (EngineUnavailable, BadModel):
@@ -79,19 +86,22 @@ def discard(ready: ReadyPlan) -> None:
         PlanCache(ready.kept_in.parent).discard(ready.record)
 
 
-def check_plan(engine: Engine, bundle: Bundle, precision: Precision) -> PlanCheck:
+def check_plan(
+    engine: Engine, bundle: Bundle, precision: Precision, regions: RegionGrid | None = None
+) -> PlanCheck:
     """Return how close an engine's embeddings are to ONNX Runtime's of the same ONNX file.
 
     Args:
         engine: runs the plan.
         bundle: what the plan was built from.
         precision: of the plan.
+        regions: the windows that it embeds; each counts like an image.
 
     Raises:
         EngineUnavailable: the engine fails, returns rows that are not of length 1, or its
             embeddings differ too much.
     """
-    images = generate_images()
+    images = generate_images(input_side(regions))
     rows, is_bad = validate_embeddings(_embedded(engine, images))
     if is_bad.any():
         raise EngineUnavailable(
@@ -99,7 +109,9 @@ def check_plan(engine: Engine, bundle: Bundle, precision: Precision) -> PlanChec
             "embeddings",
             "finite rows of length 1",
         )
-    request = EngineRequest(bundle, EngineOptions(precision=precision), form=engine.info.form)
+    request = EngineRequest(
+        bundle, EngineOptions(precision=precision), form=engine.info.form, regions=regions
+    )
     try:
         other = engine_onnxruntime.open_cpu(request)
     except (MissingExtra, EngineUnavailable) as problem:
@@ -120,14 +132,14 @@ def check_plan(engine: Engine, bundle: Bundle, precision: Precision) -> PlanChec
     return PlanCheck(len(rows), cosine_min, reference)
 
 
-def generate_images() -> Mapping[Kind, Pixels]:
-    """Return `(4, 224, 224, 3) uint8` preprocessed images of each kind."""
+def generate_images(size_px: int = SIZE_PX) -> Mapping[Kind, Pixels]:
+    """Return `(4, size_px, size_px, 3) uint8` preprocessed images of each kind."""
     contents: Mapping[Kind, list[bytes]] = {
         "photo": generate_photos(_OF_EACH_KIND),
         "sketch": generate_sketches(_OF_EACH_KIND),
     }
     return {
-        kind: np.stack([prepare(content, kind).pixels for content in of_kind])
+        kind: np.stack([prepare(content, kind, size_px).pixels for content in of_kind])
         for kind, of_kind in contents.items()
     }
 
@@ -138,4 +150,4 @@ def _embedded(engine: Engine, images: Mapping[Kind, Pixels]) -> NDArray[np.float
 
 def _least_cosine(rows: NDArray[np.float32], others: NDArray[np.float32]) -> float:
     # All rows are of length 1.
-    return float((rows.astype(np.float64) * others).sum(axis=1).min())
+    return float((rows.astype(np.float64) * others).sum(axis=-1).min())
