@@ -48,6 +48,8 @@ Notify = Callable[[str], None]
 ROTATION_NAME = "rotation.npz"
 #: Codes by Hamming distance of which estimates are computed, for each candidate that is returned.
 ESTIMATES = 5
+# Beyond these, estimates take longer than they gain: re-ranking asks for 1,000 candidates.
+_MOST_ESTIMATES = 2_000
 #: The centre is computed again when the rows have doubled, and moved if it is off by more than this
 #: share of the embeddings' spread about it.
 MOST_DRIFT = 0.3
@@ -129,7 +131,7 @@ class SignCodes:
                 allowed = is_allowed[first : first + high - low]
                 distances[low : low + len(allowed)][~allowed] = _FAR
                 distances[low + len(allowed) : high] = _FAR
-        places = _smallest(distances, ESTIMATES * count)
+        places = _smallest(distances, max(count, min(ESTIMATES * count, _MOST_ESTIMATES)))
         turned = query @ self.rotation.projection
         signs = np.unpackbits(self._codes_at(places), axis=1)[:, : len(turned)]
         estimates = signs.astype(np.float32) @ turned
