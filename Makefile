@@ -75,9 +75,9 @@ clean: ## Remove environments, caches and the files of the demo
 # A regular installation, so every change of the package requires a new one.
 $(DEMO_VENV)/.installed: $(SOURCES)
 	@$(call new_environment,$(DEMO_VENV))
-	@echo "Installing sbtk[cpu] into $(DEMO_VENV), without torch ..."
+	@echo "Installing sbtk[cpu,serve] into $(DEMO_VENV), without torch ..."
 	@rm -rf build
-	@$(DEMO_VENV)/bin/python -m pip install $(PIP_OPTIONS) ".[cpu]" || $(INSTALL_FAILED)
+	@$(DEMO_VENV)/bin/python -m pip install $(PIP_OPTIONS) ".[cpu,serve]" || $(INSTALL_FAILED)
 	@$(DEMO_VENV)/bin/python -m pip install $(PIP_OPTIONS) hnswlib >/dev/null 2>&1 \
 		|| echo "hnswlib cannot be built here: the demo searches without it"
 	@touch $@

@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.photos import copy_stamps, fetch_wheel_photos
+from demo.photos import fetch_stamps, fetch_wheel_photos
 from sbtk_runtime import Embedder, Gallery
 from sbtk_runtime.errors import SbtkError
 from sbtk_runtime.files import write_atomically
+from sbtk_runtime.thumbnail import data_uri, jpeg_bytes, thumbnail
 
 SKETCHES = Path(__file__).parent / "sketches"
 _SHOWN_HITS = 6
@@ -58,6 +59,7 @@ class Outcome:
         right_rank: rank of the right photo, from 1; of the better one of a pair.
         first_rank: rank of the first photo of the same thing, including the right one.
         alike: number of photos of the same thing, including the right ones.
+        best: the first hits.
     """
 
     subject: Subject
@@ -65,6 +67,7 @@ class Outcome:
     first_rank: int
     alike: int
     count: int
+    best: tuple[Path, ...] = ()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,19 +75,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(".demo"), help="working folder")
     parser.add_argument("--model", help="model bundle (default: the included one)")
+    parser.add_argument("--no-download", action="store_true", help="only photos that are here")
     options = parser.parse_args(arguments)
     try:
-        return demonstrate(options.folder, options.model)
+        code = demonstrate(options.folder, options.model, may_download=not options.no_download)
+        if not code and sys.stdin.isatty() and sys.stdout.isatty():
+            print("\nDraw in the browser, over one of its examples. Ctrl-C ends.", flush=True)
+            code = _sbtk("serve", "--gallery", str(options.folder / "gallery.sbtk"), "--open")
+        return code
     except SbtkError as problem:
         print(f"Error: {problem}", file=sys.stderr)
         return problem.exit_code
 
 
-def demonstrate(folder: Path, model: str | None = None) -> int:
+def demonstrate(folder: Path, model: str | None = None, *, may_download: bool = True) -> int:
     """Run all steps and return the exit code of the first failing command, or 0."""
     photos = folder / "photos"
     wheel_photos = fetch_wheel_photos(photos / "wheels")
-    stamps = copy_stamps(photos / "stamps")
+    stamps = fetch_stamps(photos / "stamps") if may_download else []
     research = research_photos()
     print(
         f"Photos: {len(wheel_photos)} from two Python packages, {len(stamps)} from Tux Paint, "
@@ -132,6 +140,7 @@ def judge(
                     first_rank=_first_rank(paths, alike),
                     alike=sum(path in alike for path in paths),
                     count=len(paths),
+                    best=tuple(paths[:_SHOWN_HITS]),
                 )
             )
     return outcomes
@@ -168,18 +177,32 @@ def results_table(outcomes: Sequence[Outcome]) -> str:
 
 
 def results_page(outcomes: Sequence[Outcome]) -> str:
-    """Return an HTML page with links to the contact sheets in the same folder."""
+    """Return an HTML page with each sketch beside its first hits, linked to its contact sheet."""
     rows = "\n".join(
-        f'<li><a href="{outcome.subject.name}.html">{html.escape(outcome.subject.name)}</a>: '
-        f"the right photo is hit {outcome.right_rank} of {outcome.count:,}</li>"
+        f'<h2><a href="{outcome.subject.name}.html">{html.escape(outcome.subject.name)}</a></h2>'
+        f"<p>The right photo is hit {outcome.right_rank} of {outcome.count:,}.</p>"
+        f'<p class="row">{_image(SKETCHES / f"{outcome.subject.name}.png")}<span></span>'
+        f"{''.join(map(_image, outcome.best))}</p>"
         for outcome in outcomes
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>sbtk demo</title>'
-        "<style>body { font: 16px/1.6 system-ui, sans-serif; margin: 3rem auto; max-width: 40rem; }"
-        f"</style></head>\n<body><h1>Photos found from sketches</h1><ul>\n{rows}\n</ul></body>"
-        "</html>\n"
+        f"<style>{_STYLE}</style></head>\n<body><h1>Photos found from sketches</h1>\n{rows}\n"
+        "</body></html>\n"
     )
+
+
+_STYLE = (
+    "body { font: 16px/1.6 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; "
+    "max-width: 76rem; } h2, p { margin: 0.4rem 0; } .row { display: flex; gap: 0.5rem; "
+    "flex-wrap: wrap; align-items: center; } .row img { height: 8rem; } "
+    ".row span { width: 1rem; }"
+)
+
+
+def _image(path: Path) -> str:
+    source = data_uri(jpeg_bytes(thumbnail(path)), "image/jpeg")
+    return f'<img src="{source}" alt="{html.escape(path.stem)}">'
 
 
 def _sbtk(*arguments: str) -> int:

