@@ -1,0 +1,301 @@
+"""What regions find, cost and keep: things in scenes, and whole photos, with and without regions.
+
+    python -m benchmarks.regions --data sketchy125 --photos photos1000
+
+Scenes are made from photos of a fold's validation classes, never unseen ones: each is pasted at a
+third, a half or two thirds of the side into a photo that shows nothing of these classes, at a
+random place, its edges blended. The same galleries answer with and without regions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from benchmarks.photos import list_photos
+from benchmarks.result import Result, print_result
+from sbtk_runtime import Embedder
+from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.gallery.update import update_gallery
+from sbtk_runtime.regions import DEFAULT_REGIONS
+from sbtk_train.data import ImageSet, ImageSource, divide, read_dataset
+from sbtk_train.data.splits import open_split
+
+SIDES = {"a third": 1 / 3, "a half": 1 / 2, "two thirds": 2 / 3}
+_WHOLE, _OTHERS = "whole photos", "others"
+_SCENE_PX = 768
+_LARGE_PX = (4000, 3000)
+_DISTRACTORS = 250
+_QUERIES = 60
+#: What photos of the validation classes of fold 0 are also called. A background that shows one of
+#: them would be a right answer that counts as a wrong one.
+_OTHER_NAMES = {
+    "alarm_clock": ("clock",),
+    "apple": ("granny",),
+    "candle": ("torch",),
+    "deer": ("gazelle", "impala", "hartebeest"),
+    "hotdog": ("hot_dog",),
+    "parrot": ("macaw", "lorikeet", "cockatoo", "grey"),
+    "shark": ("hammerhead",),
+    "snake": ("boa", "cobra", "mamba", "python", "viper", "rattle", "sidewinder"),
+}
+
+Rows = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of sketches in one gallery.
+
+    Attributes:
+        precision: mAP@all of the photos made of validation photos.
+        distracted: the same with distractors among them.
+        right_rank: median rank of the photo that a sketch was drawn from.
+        in_ten: share of the sketches with that photo in the first ten.
+    """
+
+    precision: float
+    distracted: float
+    right_rank: float
+    in_ten: float
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--split", default="SK-YE")
+    parser.add_argument("--fold", type=int, default=0, help="division seed of the training run")
+    parser.add_argument("--photos", type=Path, required=True, help="backgrounds and distractors")
+    parser.add_argument("--model", type=Path, help="bundle; by default the pretrained one")
+    parser.add_argument("--engine", default="onnxruntime")
+    parser.add_argument("--regions", type=int, default=DEFAULT_REGIONS)
+    parser.add_argument("--large", type=int, default=40, help="12-megapixel photos to index")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+
+    data = read_dataset(options.data)
+    images = divide(data, open_split(options.split, data.classes), seed=options.fold).validation
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Embedder(options.model, engine=options.engine) as embedder,
+    ):
+        for result in measure(
+            Path(scratch), images, options.photos, embedder, options.regions, options.large
+        ):
+            print_result(result, "benchmarks.regions", as_json=options.json)
+
+
+def measure(
+    scratch: Path,
+    images: ImageSet,
+    photos: Path,
+    embedder: Embedder,
+    regions: int,
+    large: int,
+) -> tuple[Result, Result]:
+    """Make scenes, index them, and measure quality, then what regions cost."""
+    others = backgrounds(photos, images.classes)
+    folders = make_scenes(scratch, images, others)
+    sketches = np.stack([embedder.embed_one(path, "sketch")[0] for path in _files(images.sketches)])
+    rows, figures = [], {}
+    for name in (*SIDES, _WHOLE):
+        gallery = scratch / f"{folders[name].name}.sbtk"
+        update_gallery(gallery, [folders[name], folders[_OTHERS]], embedder, regions=regions)
+        with Gallery.open(gallery) as opened:
+            for is_with in (False, True):
+                found = quality(opened, sketches, images, regions=is_with)
+                figures[f"{name}, {'with' if is_with else 'without'}"] = vars(found)
+                rows.append(
+                    [
+                        name,
+                        "with" if is_with else "without",
+                        f"{found.precision:.3f}",
+                        f"{found.distracted:.3f}",
+                        f"{found.right_rank:,.0f}",
+                        f"{found.in_ten:.1%}",
+                    ]
+                )
+    info = embedder.engine.info
+    engine = f"{info.name}, {info.precision}, {info.threads} threads"
+    found_things = Result(
+        title=f"What is found with and without {regions} regions a photo",
+        columns=[
+            "the thing's side",
+            "regions",
+            "mAP@all",
+            f"among {_DISTRACTORS} distractors",
+            "median rank",
+            "in the first ten",
+        ],
+        rows=rows,
+        figures=figures,
+        notes=[
+            "rank, first ten: among distractors, of the scene or photo that shows what the sketch "
+            "was drawn from",
+            f"{len(sketches)} sketches of {', '.join(images.classes)}; each gallery has a scene of "
+            f"each of their {len(images.photos)} photos, or these photos",
+            f"exact search; engine: {engine}",
+        ],
+    )
+    cost_rows, cost = costs(scratch, folders, sketches, embedder, regions, large)
+    costing = Result(
+        title=f"What {regions} regions a photo cost",
+        columns=["", "without", "with", "with / without"],
+        rows=cost_rows,
+        figures=cost,
+        notes=["a search: without embedding the sketch; bytes: the whole gallery folder", engine],
+    )
+    return found_things, costing
+
+
+def backgrounds(folder: Path, classes: Sequence[str]) -> list[Path]:
+    """Return photos in random order that show nothing of the classes, going by their names."""
+    words = [word for name in classes for word in (name, *_OTHER_NAMES.get(name, ()))]
+    found = [
+        path for path in list_photos(folder) if not any(word in path.stem.lower() for word in words)
+    ]
+    return [found[index] for index in np.random.default_rng(0).permutation(len(found))]
+
+
+def make_scenes(scratch: Path, images: ImageSet, others: Sequence[Path]) -> dict[str, Path]:
+    """Fill folders with scenes by side, whole photos and distractors; return them by name.
+
+    The name of a file begins with its row in `images.photos`.
+    """
+    random = np.random.default_rng(0)
+    folders = {name: scratch / name.replace(" ", "-") for name in (*SIDES, _WHOLE, _OTHERS)}
+    for folder in folders.values():
+        folder.mkdir()
+    background = itertools.cycle(others[_DISTRACTORS:])
+    for row, photo in enumerate(_files(images.photos)):
+        thing = Image.open(photo).convert("RGB")
+        thing.save(folders[_WHOLE] / f"{row:04d}.jpg", quality=92)
+        for name, share in SIDES.items():
+            made = scene(thing, Image.open(next(background)).convert("RGB"), share, random)
+            made.save(folders[name] / f"{row:04d}.jpg", quality=92)
+    for number, path in enumerate(others[:_DISTRACTORS]):
+        Image.open(path).convert("RGB").save(folders[_OTHERS] / f"other-{number:04d}.jpg")
+    return folders
+
+
+def scene(
+    thing: Image.Image, background: Image.Image, share: float, random: np.random.Generator
+) -> Image.Image:
+    """Return the background with the thing at a share of its side, its edges blended."""
+    canvas = background.resize((_SCENE_PX, _SCENE_PX), Image.Resampling.BICUBIC)
+    side = round(_SCENE_PX * share)
+    edge = max(2, side // 24)
+    mask = Image.new("L", (side, side))
+    mask.paste(255, (edge, edge, side - edge, side - edge))
+    x, y = (int(value) for value in random.integers(0, _SCENE_PX - side + 1, 2))
+    canvas.paste(
+        thing.resize((side, side), Image.Resampling.BICUBIC),
+        (x, y),
+        mask.filter(ImageFilter.GaussianBlur(edge / 2)),
+    )
+    return canvas
+
+
+def quality(gallery: Gallery, sketches: Rows, images: ImageSet, *, regions: bool) -> Quality:
+    """Return how well the sketches find the photos of their class, and their own."""
+    stems = {photo.stem: row for row, photo in enumerate(_files(images.photos))}
+    precisions, distracted, ranks = [], [], []
+    for sketch, path, label in zip(
+        sketches, _files(images.sketches), images.sketch_labels, strict=True
+    ):
+        answer = gallery.answer(sketch, gallery.count, "exact", fold=False, regions=regions)
+        names = [Path(hit.path).stem for hit in answer.hits]
+        found = [int(name) if name.isdigit() else -1 for name in names]
+        is_right = np.array([row >= 0 and images.photo_labels[row] == label for row in found])
+        is_made = np.array([row >= 0 for row in found])
+        precisions.append(average_precision(is_right[is_made]))
+        distracted.append(average_precision(is_right))
+        own = stems.get(path.stem.rpartition("-")[0])
+        if own is not None:
+            ranks.append(found.index(own) + 1)
+    return Quality(
+        float(np.mean(precisions)),
+        float(np.mean(distracted)),
+        float(np.median(ranks)),
+        float(np.mean(np.array(ranks) <= 10)),
+    )
+
+
+def average_precision(is_right: NDArray[np.bool_]) -> float:
+    """Return the average precision of a ranking `(N,) bool`, best first, with a right photo."""
+    places = np.flatnonzero(is_right)
+    return float(np.mean(np.arange(1, len(places) + 1) / (places + 1)))
+
+
+def _files(sources: Sequence[ImageSource]) -> list[Path]:
+    return [source for source in sources if isinstance(source, Path)]
+
+
+def costs(
+    scratch: Path,
+    folders: dict[str, Path],
+    sketches: Rows,
+    embedder: Embedder,
+    regions: int,
+    large: int,
+) -> tuple[list[list[str]], dict[str, float]]:
+    """Return what regions cost in bytes, query time and indexing time: rows, and figures."""
+    rows: list[list[str]] = []
+    figures: dict[str, float] = {}
+    of = {
+        "scenes and photos": list(folders.values()),
+        "12-megapixel photos": [_large_photos(scratch, folders, large)],
+    }
+    for what, roots in of.items():
+        both = []
+        for number in (None, regions):
+            gallery = scratch / f"{what}-{number}.sbtk"
+            started = time.perf_counter()
+            live = update_gallery(gallery, roots, embedder, regions=number).live
+            seconds = time.perf_counter() - started
+            both.append((live / seconds, _size(gallery) / live, _query_ms(gallery, sketches)))
+        units = ("indexing, photos/s", "disk, bytes a photo", "search for 24 hits, ms")
+        for unit, before, after in zip(units, *both, strict=True):
+            name = f"{live:,} {what}: {unit}"
+            rows.append([name, f"{before:,.1f}", f"{after:,.1f}", f"{after / before:.2f}"])
+            figures |= {f"{name}, without": before, f"{name}, with": after}
+    return rows, figures
+
+
+def _large_photos(scratch: Path, folders: dict[str, Path], count: int) -> Path:
+    folder = scratch / "large"
+    folder.mkdir()
+    for path in sorted(folders["a third"].iterdir())[:count]:
+        Image.open(path).resize(_LARGE_PX, Image.Resampling.BICUBIC).save(folder / path.name)
+    return folder
+
+
+def _size(gallery: Path) -> int:
+    return sum(path.stat().st_size for path in gallery.rglob("*") if path.is_file())
+
+
+def _query_ms(gallery: Path, sketches: Rows) -> float:
+    """Return the median time of a search in milliseconds, without embedding the sketch."""
+    with Gallery.open(gallery) as opened:
+        opened.answer(sketches[0], 24)
+        times = []
+        for sketch in sketches[:_QUERIES]:
+            started = time.perf_counter()
+            opened.answer(sketch, 24)
+            times.append(time.perf_counter() - started)
+    return statistics.median(times) * 1e3
+
+
+if __name__ == "__main__":
+    main()
