@@ -75,10 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(".demo"), help="working folder")
     parser.add_argument("--model", help="model bundle (default: the included one)")
-    parser.add_argument("--no-download", action="store_true", help="only photos that are here")
+    parser.add_argument("--no-apt", action="store_true", help="do not download Tux Paint's stamps")
     options = parser.parse_args(arguments)
     try:
-        code = demonstrate(options.folder, options.model, may_download=not options.no_download)
+        code = demonstrate(options.folder, options.model, may_download=not options.no_apt)
         if not code and sys.stdin.isatty() and sys.stdout.isatty():
             print("\nDraw in the browser, over one of its examples. Ctrl-C ends.", flush=True)
             code = _sbtk("serve", "--gallery", str(options.folder / "gallery.sbtk"), "--open")
@@ -92,7 +92,7 @@ def demonstrate(folder: Path, model: str | None = None, *, may_download: bool = 
     """Run all steps and return the exit code of the first failing command, or 0."""
     photos = folder / "photos"
     wheel_photos = fetch_wheel_photos(photos / "wheels")
-    stamps = fetch_stamps(photos / "stamps") if may_download else []
+    stamps = fetch_stamps(photos / "stamps", may_download=may_download)
     research = research_photos()
     print(
         f"Photos: {len(wheel_photos)} from two Python packages, {len(stamps)} from Tux Paint, "

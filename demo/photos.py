@@ -127,7 +127,11 @@ def photos_from_wheel(wheel_file: Path, wheel: WheelPhotos, folder: Path) -> Non
 
 
 def fetch_stamps(
-    folder: Path, stamps: Path = STAMPS, *, notify: Callable[[str], None] = print
+    folder: Path,
+    stamps: Path = STAMPS,
+    *,
+    may_download: bool = True,
+    notify: Callable[[str], None] = print,
 ) -> list[Path]:
     """Return Tux Paint's photographic stamps, copied to `folder` from where they are installed.
 
@@ -139,6 +143,8 @@ def fetch_stamps(
         return copy_stamps(folder, stamps)
     if folder.is_dir():
         return stamp_photos(folder)
+    if not may_download:
+        return []
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         notify("No Tux Paint stamps: there is no apt to download them with.")
         return []

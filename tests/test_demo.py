@@ -15,6 +15,7 @@ from PIL import Image
 
 from demo.__main__ import SKETCHES, SUBJECTS, Outcome, Subject, research_photos, results_table
 from demo.photos import (
+    STAMPS,
     WHEELS,
     WheelPhotos,
     copy_stamps,
@@ -121,7 +122,9 @@ def test_stamps_come_out_of_a_package_that_is_not_installed(tmp_path: Path) -> N
     found = stamps_from_package(package, folder)
     assert [path.relative_to(folder).as_posix() for path in found] == ["animals/birds/owl.png"]
     # From then on they are here: nothing is downloaded.
+    assert fetch_stamps(folder, tmp_path / "absent", may_download=False) == found
     assert fetch_stamps(folder, tmp_path / "absent", notify=pytest.fail) == found
+    assert fetch_stamps(tmp_path / "other", tmp_path / "absent", may_download=False) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["built", "owl.deb", "photos"]
 
 
@@ -181,10 +184,12 @@ def test_the_demo_runs_from_photos_to_ranks(tmp_path: Path) -> None:
     (folder / "photos" / "wheels").mkdir(parents=True)
     for seed, name in enumerate(names):
         tiny_photo(seed).save(folder / "photos" / "wheels" / name)
+    (folder / "photos" / "stamps" / "animals").mkdir(parents=True)  # of an earlier demo
+    tiny_photo(99).resize((120, 120)).save(folder / "photos" / "stamps" / "animals" / "owl.png")
     (data / "photo" / "cat").mkdir(parents=True)
     tiny_photo(100).save(data / "photo" / "cat" / "tom.jpg")
     command = [sys.executable, "-m", "demo", "--folder", str(folder)]
-    command += ["--model", str(tiny_bundle(tmp_path / "tiny")), "--no-download"]
+    command += ["--model", str(tiny_bundle(tmp_path / "tiny")), "--no-apt"]
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -194,6 +199,8 @@ def test_the_demo_runs_from_photos_to_ranks(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    count = 236 if STAMPS.is_dir() else 1
+    assert f"14 from two Python packages, {count} from Tux Paint" in done.stdout
     assert "$ sbtk index" in done.stdout
     rows = {line.split()[0]: line for line in done.stdout.splitlines() if " of " in line}
     for subject in SUBJECTS:
