@@ -1,4 +1,4 @@
-"""The screenshots in the documentation, written by `make screenshots`.
+"""The images of the page in the documentation, written by `make screenshots`.
 
 `SBTK_SCREENSHOTS` names the folder to write to, and the demo's photos are shown. Without it the
 tests run the same steps on their own gallery and discard the screenshots.
@@ -6,6 +6,7 @@ tests run the same steps on their own gallery and discard the screenshots.
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from demo.photos import copy_stamps, fetch_wheel_photos
+from demo.photos import fetch_stamps, fetch_wheel_photos
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.update import update_gallery
 from tests.browser.visit import Visit
@@ -40,6 +41,26 @@ PHONE: dict[str, Any] = {
 }
 
 
+SMALL: dict[str, Any] = {"viewport": {"width": 960, "height": 600}}
+#: A cup on a saucer, in the order in which one draws it: bowl, rim, handle, saucer.
+CUP: tuple[tuple[tuple[float, float], ...], ...] = (
+    (
+        (0.25, 0.35),
+        (0.28, 0.52),
+        (0.36, 0.62),
+        (0.46, 0.65),
+        (0.56, 0.62),
+        (0.64, 0.52),
+        (0.67, 0.35),
+    ),
+    ((0.25, 0.35), (0.46, 0.39), (0.67, 0.35), (0.46, 0.31), (0.25, 0.35)),
+    ((0.66, 0.40), (0.76, 0.38), (0.78, 0.46), (0.72, 0.53), (0.63, 0.53)),
+    ((0.14, 0.66), (0.28, 0.75), (0.46, 0.77), (0.64, 0.75), (0.78, 0.66), (0.66, 0.61)),
+    ((0.14, 0.66), (0.27, 0.61)),
+)
+_FRAME_MS, _LAST_FRAME_MS = 900, 3_500
+
+
 @pytest.fixture(scope="module")
 def demo_server(request: pytest.FixtureRequest) -> Iterator[ServeProcess]:
     """Return a server of the gallery in the screenshots."""
@@ -52,7 +73,7 @@ def demo_server(request: pytest.FixtureRequest) -> Iterator[ServeProcess]:
         fetch_wheel_photos(folder / "photos")
         for name_of_excluded in EXCLUDED:
             (folder / "photos" / name_of_excluded).unlink()
-        copy_stamps(folder / "photos" / "stamps")
+        assert fetch_stamps(folder / "photos" / "stamps"), "the images need Tux Paint's stamps"
         with Embedder(engine="onnxruntime") as embedder:
             update_gallery(folder / "gallery.sbtk", [folder / "photos"], embedder)
         with serving(folder / "gallery.sbtk", log=folder / "log") as served:
@@ -81,6 +102,31 @@ def test_phone_screenshot(chromium: Browser, demo_server: ServeProcess, images: 
         visit.open()
         _open_sketch(visit, "flower")
         _screenshot(visit, images / "phone.jpg")
+
+
+def test_moving_picture(chromium: Browser, demo_server: ServeProcess, images: Path) -> None:
+    frames = []
+    with Visit(chromium, demo_server.origin, **SMALL) as visit:
+        visit.open()
+        frames.append(_frame(visit))
+        for stroke in CUP:
+            with visit.new_hits():
+                visit.stroke(stroke)
+            frames.append(_frame(visit))
+    path = images / "drawing.webp"
+    durations = [_FRAME_MS] * (len(frames) - 1) + [_LAST_FRAME_MS]
+    options: dict[str, Any] = {"duration": durations, "loop": 0, "quality": 70, "method": 6}
+    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+    assert path.stat().st_size < 1_500_000
+    with Image.open(path) as image:
+        assert getattr(image, "n_frames", 1) == len(frames) == len(CUP) + 1
+
+
+def _frame(visit: Visit) -> Image.Image:
+    visit.page.wait_for_load_state("networkidle")
+    visit.page.wait_for_timeout(600)
+    with Image.open(io.BytesIO(visit.page.screenshot(type="png"))) as image:
+        return image.convert("RGB")
 
 
 def _open_sketch(visit: Visit, subject: str) -> None:
