@@ -24,6 +24,8 @@ from sbtk_runtime.thumbnail import THUMBNAIL_PX, data_uri, jpeg_bytes, png_bytes
 if TYPE_CHECKING:
     from sbtk_runtime.gallery.gallery import Hit
 
+# A card's width for a height of 1: its name must fit, and a panorama may not take a row.
+_NARROWEST, _WIDEST = 0.6, 3.0
 #: Limit for the thumbnails within a sheet: about 400, small enough for a mail.
 INLINE_BYTES = 10_000_000
 
@@ -90,13 +92,14 @@ def _cards(hits: Sequence[Hit], inline_bytes: int) -> tuple[list[str], int]:
     links = 0
     for hit in hits:
         path = Path(hit.path)
-        frame = ""
+        frame, shape = "", 1.0
         try:
             if links:
                 source = _file_uri(path)
             else:
                 small = thumbnail(path)
                 source, frame = _jpeg_uri(small), _frame(hit, small.size)
+                shape = _shape(small.size)
         except BadImage as problem:
             cards.append(
                 _card(hit, f'<span class="card-missing">{escape_text(problem.found)}</span>')
@@ -107,15 +110,17 @@ def _cards(hits: Sequence[Hit], inline_bytes: int) -> tuple[list[str], int]:
             source, frame = _file_uri(path), ""
             links += 1
         image = f'<img src="{html.escape(source)}" alt="{escape_text(path.name)}" loading="lazy">'
-        cards.append(_card(hit, image + frame))
+        cards.append(_card(hit, image + frame, shape))
     return cards, links
 
 
 def _frame(hit: Hit, size_px: tuple[int, int]) -> str:
-    """Return the frame of the hit's region, on an image that fills a square card one way."""
+    """Return the frame of the hit's region, on an image that fills its card one way."""
     if hit.region is None:
         return ""
-    width, height = (side / max(size_px) for side in size_px)
+    ratio = size_px[0] / size_px[1]
+    # A card of another shape than its photo has margins.
+    width, height = min(1, ratio / _shape(size_px)), min(1, _shape(size_px) / ratio)
     x, y, breadth, depth = hit.region
     parts = {
         "left": (1 - width) / 2 + x * width,
@@ -127,20 +132,22 @@ def _frame(hit: Hit, size_px: tuple[int, int]) -> str:
     return f'<i class="region-frame" style="{style}"></i>'
 
 
-def _card(hit: Hit, image: str) -> str:
+def _shape(size_px: tuple[int, int]) -> float:
+    """Return a card's width for a height of 1: the photo's, unless that is very wide or narrow."""
+    return min(max(size_px[0] / size_px[1], _NARROWEST), _WIDEST)
+
+
+def _card(hit: Hit, image: str, shape: float = 1.0) -> str:
     path = Path(hit.path)
     name, whole = escape_text(path.name), escape_text(hit.path)
     if hit.copies:
         image += f'<span class="card-copies">+{len(hit.copies):,} identical</span>'
-    # A negative cosine has an empty bar.
-    share = max(0.0, min(1.0, hit.score))
     return (
-        f'<li class="card" style="--share:{share:.3f}">'
+        f'<li class="card" style="--shape:{shape:.3f}">'
         f'<a class="card-image" href="{html.escape(path.absolute().as_uri())}">{image}</a>'
         f'<p class="card-line"><b class="card-rank">{hit.rank}</b>'
         f'<span class="card-name" title="{whole}">{name}</span>'
-        f'<span class="card-score">{hit.score:.3f}</span></p>'
-        f'<p class="card-bar"><i></i></p></li>'
+        f'<span class="card-score">{hit.score:.3f}</span></p></li>'
     )
 
 
@@ -218,7 +225,7 @@ def _read_style() -> str:
 
 _STYLE = """
 main { display: grid; grid-template-columns: minmax(200px, 280px) 1fr; gap: 32px;
-  max-width: 1600px; margin: 0 auto; padding: 32px; align-items: start; }
+  padding: 32px; align-items: start; }
 aside { position: sticky; top: 32px; }
 .query { display: block; width: 100%; background: #fff; border: 1px solid var(--line);
   border-radius: var(--radius); }
@@ -230,12 +237,32 @@ dl { display: grid; grid-template-columns: auto 1fr; gap: 5px 14px; font-size: 1
   border-top: 1px solid var(--line); padding-top: 12px; }
 dt { color: var(--soft); }
 dd { overflow-wrap: anywhere; }
-.card { content-visibility: auto; contain-intrinsic-size: auto 216px; }
-.nothing { grid-column: 1 / -1; padding: 32px; text-align: center; color: var(--soft); }
+.cards { --row-px: 180px; display: flex; flex-wrap: wrap; gap: 12px; list-style: none; padding: 0; }
+/* Takes what is left of the last row. */
+.cards::after { content: ""; flex: 1000 0 0; }
+.card { position: relative; min-width: 0; max-width: 100%; overflow: hidden;
+  background: var(--card); flex: var(--shape) 0 calc(var(--shape) * var(--row-px)); border: 1px solid var(--line);
+  border-radius: 10px; content-visibility: auto; contain-intrinsic-size: auto 216px; }
+.card-image { position: relative; display: grid; place-items: center; aspect-ratio: var(--shape);
+  background: var(--well); color: var(--soft); text-decoration: none; }
+.card-image:focus-visible { outline-offset: -3px; }
+.card-image img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
+.card-copies { position: absolute; left: 6px; bottom: 6px; padding: 1px 7px; border-radius: 9px;
+  background: var(--card); font-size: 12px; }
+.card-missing { padding: 1rem; font-size: 13px; text-align: center; overflow-wrap: anywhere; }
+.card-line { display: flex; gap: 8px; align-items: baseline; padding: 6px 9px; font-size: 12px; }
+.card-rank { color: var(--mark); font-variant-numeric: tabular-nums; }
+.card-name { flex: 1; min-width: 0; overflow: hidden; text-overflow: ellipsis;
+  white-space: nowrap; }
+.card-score { color: var(--soft); font-variant-numeric: tabular-nums; }
+.nothing { flex: 1 0 100%; padding: 32px; text-align: center; color: var(--soft); }
 @media (max-width: 720px) { main { grid-template-columns: 1fr; padding: 16px; gap: 20px; }
   aside { position: static; display: grid; gap: 16px; grid-template-columns: 2fr 3fr; }
-  h1 { margin-top: 0; } }
-@media print { aside { position: static; } .card { content-visibility: visible; } }
+  h1 { margin-top: 0; } .cards { --row-px: 110px; gap: 8px; } }
+@media print { main { display: block; padding: 0; }
+  aside { position: static; display: grid; grid-template-columns: 32mm 1fr; gap: 6mm;
+    margin-bottom: 6mm; } h1 { margin-top: 0; }
+  .cards { --row-px: 34mm; gap: 3mm; } .card { content-visibility: visible; break-inside: avoid; } }
 """
 
 _PAGE = """<!doctype html>

@@ -15,9 +15,11 @@ from sbtk_runtime.gallery.hits import Hit
 @pytest.mark.parametrize(
     ("size", "style"),
     [
-        ((400, 200), "left:50.00%;top:37.50%;width:25.00%;height:25.00%"),
-        ((200, 400), "left:50.00%;top:25.00%;width:12.50%;height:50.00%"),
+        ((400, 200), "left:50.00%;top:25.00%;width:25.00%;height:50.00%"),
         ((300, 300), "left:50.00%;top:25.00%;width:25.00%;height:50.00%"),
+        # Wider and narrower than any card, with margins above or beside it.
+        ((600, 100), "left:50.00%;top:37.50%;width:25.00%;height:25.00%"),
+        ((60, 200), "left:50.00%;top:25.00%;width:12.50%;height:50.00%"),
     ],
 )
 def test_the_frame_of_a_region_is_where_the_region_is_on_the_card(

@@ -196,10 +196,15 @@ def test_a_sketch_on_dark_ground_is_shown_as_the_model_saw_it(sheet: Sheet) -> N
     assert "inverted" in " ".join(page.words)
 
 
-def test_scores_below_zero_have_an_empty_bar(sheet: Sheet) -> None:
-    page = Page(contact_sheet(sheet.sketch, [Hit(1, -0.2, 0, str(sheet.photos[0]))], name="x"))
-    assert "-0.200" in page.words
-    assert [card["style"] for card in page.all("li")] == ["--share:0.000"]
+def test_cards_have_the_shapes_of_their_photos(sheet: Sheet, tmp_path: Path) -> None:
+    paths = []
+    for width, height in ((300, 200), (200, 300), (1000, 100), (50, 500)):
+        paths.append(tmp_path / f"{width}x{height}.png")
+        Image.new("RGB", (width, height)).save(paths[-1])
+    paths.append(tmp_path / "gone.png")
+    cards = sheet.page(paths).all("li")
+    shapes = [float(card["style"].removeprefix("--shape:")) for card in cards]
+    assert shapes == pytest.approx([1.5, 2 / 3, 3.0, 0.6, 1.0], abs=0.01)
 
 
 def test_the_page_of_a_photo_is_one_too(sheet: Sheet) -> None:
