@@ -241,8 +241,9 @@ dd { overflow-wrap: anywhere; }
 /* Takes what is left of the last row. */
 .cards::after { content: ""; flex: 1000 0 0; }
 .card { position: relative; min-width: 0; max-width: 100%; overflow: hidden;
-  background: var(--card); flex: var(--shape) 0 calc(var(--shape) * var(--row-px)); border: 1px solid var(--line);
-  border-radius: 10px; content-visibility: auto; contain-intrinsic-size: auto 216px; }
+  background: var(--card); flex: var(--shape) 0 calc(var(--shape) * var(--row-px));
+  border: 1px solid var(--line); border-radius: 10px; content-visibility: auto;
+  contain-intrinsic-size: auto 216px; }
 .card-image { position: relative; display: grid; place-items: center; aspect-ratio: var(--shape);
   background: var(--well); color: var(--soft); text-decoration: none; }
 .card-image:focus-visible { outline-offset: -3px; }
