@@ -30,6 +30,11 @@ include-path = "/v1/queries"
 checks.positive_data_acceptance.expected-statuses = [200, 400]
 checks.negative_data_rejection.expected-statuses = [200, 400, 415, 422]
 
+# A box may be four numbers in range and yet go beyond the photo, or the gallery has no regions.
+[[operations]]
+include-path = "/v1/photos/{photo_id}/similar"
+checks.positive_data_acceptance.expected-statuses = [200, 401, 403, 404, 422, 503]
+
 # Its responses do not end.
 [[operations]]
 include-path = "/v1/indexing/events"
