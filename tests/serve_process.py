@@ -41,11 +41,22 @@ class ServeProcess:
 
     def wait_until_ready(self) -> None:
         """Wait until the engine is loaded."""
-        self._wait_for(lambda: self.health()[0] == 200)
+        self.wait_for(lambda: self.health()[0] == 200)
 
     def wait_until_listening(self) -> None:
         """Wait until it answers, be it that its engine is still loading."""
-        self._wait_for(lambda: bool(self.health()))
+        self.wait_for(lambda: bool(self.health()))
+
+    def wait_for(self, is_so: Callable[[], bool]) -> None:
+        """Wait until the server is so; a request that fails is repeated."""
+        end = time.monotonic() + _STARTED_WITHIN_S
+        while time.monotonic() < end:
+            assert self.process.poll() is None, self.log.read_text()
+            with contextlib.suppress(OSError):
+                if is_so():
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"not within {_STARTED_WITHIN_S:.0f} s\n{self.log.read_text()}")
 
     def stop(self) -> int:
         """Stop it as a service manager does, and return its exit code."""
@@ -57,16 +68,6 @@ class ServeProcess:
             self.process.kill()
             self.process.wait()
             raise
-
-    def _wait_for(self, is_so: Callable[[], bool]) -> None:
-        end = time.monotonic() + _STARTED_WITHIN_S
-        while time.monotonic() < end:
-            assert self.process.poll() is None, self.log.read_text()
-            with contextlib.suppress(OSError):
-                if is_so():
-                    return
-            time.sleep(0.05)
-        raise AssertionError(f"not within {_STARTED_WITHIN_S:.0f} s\n{self.log.read_text()}")
 
 
 @contextlib.contextmanager
