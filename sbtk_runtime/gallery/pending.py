@@ -6,7 +6,6 @@ import os
 import sqlite3
 import threading
 from dataclasses import replace
-from types import TracebackType
 from typing import Self
 
 from sbtk_runtime.embedding.embedder import Embedded, Failed, Known
@@ -42,12 +41,7 @@ class Copies:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             self._connection.close()
 

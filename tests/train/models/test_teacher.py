@@ -22,9 +22,11 @@ from sbtk_train.runs.context import TrainingContext, build_context
 from tests.tiny_data import write_dataset
 from tests.tiny_strokes import polygon, write_strokes
 
+pytestmark = pytest.mark.usefixtures("narrow_resnet18")
+
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(tmp_path_factory: pytest.TempPathFactory, narrow_resnet18: None) -> Path:
     torch.manual_seed(0)
     trunk, channels = build_trunk("resnet18")
     head = {"fc.weight": torch.randn(1000, channels) / 10, "fc.bias": torch.zeros(1000)}

@@ -28,6 +28,8 @@ from sbtk_train.runs.context import build_context
 from sbtk_train.runs.run import train
 from tests.tiny_data import write_dataset
 
+pytestmark = pytest.mark.usefixtures("narrow_resnet18")
+
 CPU = Compute(torch.device("cpu"), "fp32")
 SKETCHES, PHOTOS, CLASSES, DIM = 4, 5, 3, 6
 LABELS = torch.tensor([0, 1, 2, 0, 0, 1, 1, 2, 2])
@@ -35,7 +37,7 @@ DOMAINS = torch.tensor([0.0] * SKETCHES + [1.0] * PHOTOS)
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(tmp_path_factory: pytest.TempPathFactory, narrow_resnet18: None) -> Path:
     """An ImageNet classifier of random weights, with norms as trained ones are."""
     torch.manual_seed(0)
     trunk, channels = build_trunk("resnet18")
@@ -49,7 +51,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def teacher() -> DsnTeacher:
+def teacher(narrow_resnet18: None) -> DsnTeacher:
     torch.manual_seed(0)
     trunk, channels = build_cse_trunk("resnet18")
     plain, _ = build_trunk("resnet18")
@@ -318,8 +320,8 @@ def test_what_a_student_cannot_be_distilled_from_is_said(
     gathered(weights, **maps)
     with pytest.raises(BadConfig, match="frozen stages"):
         gathered(None, teacher=str(weights), **maps)
-    with pytest.raises(BadConfig, match=r"--dim 513(.|\n)*at most 512"):
-        gathered(weights, dim=513)
+    with pytest.raises(BadConfig, match=r"--dim 129(.|\n)*at most 128"):
+        gathered(weights, dim=129)
 
 
 def test_sake_trains_with_kept_feature_maps(data: Path, weights: Path, tmp_path: Path) -> None:
