@@ -16,9 +16,10 @@ import operator
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +63,9 @@ _MISSING = (
     "AND missing_in <= :generation"
 )
 _PHOTO = "id, path, size_bytes, mtime_ns, sha256, row, partial"
-_ROWS_PER_QUESTION = 500
+_ROWS_PER_QUERY = 500
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ class CatalogueView:
         is_hashed: bool = False,
     ) -> None:
         self._path = folder / (CATALOGUE_NAME if snapshot is None else snapshot.file)
-        self._generation = {"generation": generation}
+        self._generation: dict[str, object] = {"generation": generation}
         with values_checked(self._path):
             self._connection = (
                 connect_reader(self._path)
@@ -172,10 +175,7 @@ class CatalogueView:
 
     def dim(self) -> int:
         """Return the length of an embedding that the catalogue was made for."""
-        with values_checked(self._path):
-            found = self._connection.execute("SELECT value FROM facts WHERE name = 'dim'")
-            (value,) = found.fetchone() or (0,)
-            return integer(value)
+        return next(self._select("SELECT value FROM facts WHERE name = 'dim'", integer), 0)
 
     def bits(self) -> int | None:
         """Return the length of the codes; `None` if the catalogue is of embeddings."""
@@ -192,23 +192,23 @@ class CatalogueView:
             return stored_itq(self._connection, self._path)
 
     def count(self) -> int:
-        """Return the number of photos; photos of the same bytes share a row."""
-        query = f"SELECT count(*) FROM photos WHERE {_VISIBLE}"
-        with values_checked(self._path):
-            return integer(self._connection.execute(query, self._generation).fetchone()[0])
+        """Return the number of photos; photos with the same bytes share a row."""
+        return next(self._select(f"SELECT count(*) FROM photos WHERE {_VISIBLE}", integer))
 
     def rows(self, under: bytes | None = None) -> NDArray[np.int64]:
-        """Return the rows of the photos, or of those in the folder `under`: ascending, unique."""
-        query = f"SELECT DISTINCT row FROM photos WHERE {_VISIBLE}"
-        values: dict[str, object] = dict(self._generation)
-        if under is not None:
-            query += " AND path >= :low AND path < :high"
-            values["low"], values["high"] = below(under)
-        elif (dense := self._dense_rows()) is not None:
-            return dense
+        """Return the rows `(N,) int64` of the photos, or of those in the folder `under`.
+
+        They are ascending and unique.
+        """
+        where, values = _visible(under)
+        values = self._generation | values
         with values_checked(self._path):
-            found = self._connection.execute(query + " ORDER BY row", values)
-            # NumPy would cut a fraction off; `index` refuses all but whole numbers.
+            if under is None and (dense := dense_rows(self._connection, where, values)) is not None:
+                return dense
+            found = self._connection.execute(
+                f"SELECT DISTINCT row FROM photos WHERE {where} ORDER BY row", values
+            )
+            # NumPy would truncate a fraction; `index` accepts only whole numbers.
             rows = np.fromiter(
                 map(operator.index, map(operator.itemgetter(0), found)), dtype=np.int64
             )
@@ -219,7 +219,7 @@ class CatalogueView:
     def ids(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the ids of the photos at `rows`, `(N,) int64`; 0 where there is none.
 
-        Of photos that share a row it is the lowest.
+        Of photos that share a row, it is the lowest.
         """
         query = (
             f"SELECT row, id FROM photos WHERE row IN ({{rows}}) AND {_VISIBLE} ORDER BY id DESC"
@@ -236,12 +236,8 @@ class CatalogueView:
 
     def count_between(self, low: int, high: int) -> int:
         """Return the number of photos at rows `low` to `high` (end excluded)."""
-        query = f"""SELECT count(*) FROM photos
-            WHERE row >= :low AND row < :high AND {_VISIBLE}"""
-        with values_checked(self._path):
-            values = {"low": low, "high": high, **self._generation}
-            (count,) = self._connection.execute(query, values).fetchone()
-            return integer(count)
+        query = f"SELECT count(*) FROM photos WHERE row >= :low AND row < :high AND {_VISIBLE}"
+        return next(self._select(query, integer, low=low, high=high))
 
     def is_live(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which of `rows (N,) int64` are of photos, `(N,) bool`."""
@@ -258,26 +254,20 @@ class CatalogueView:
     def names_at(self, row: int, under: bytes | None = None) -> list[tuple[int, bytes]]:
         """Return ids and paths of the photos whose embedding is at `row`, by id.
 
-        With `under` only those in that folder.
+        With `under`, only those in that folder.
         """
-        query = f"SELECT id, path FROM photos WHERE row = :row AND {_VISIBLE}"
-        values: dict[str, object] = {"row": row, **self._generation}
-        if under is not None:
-            query += " AND path >= :low AND path < :high"
-            values["low"], values["high"] = below(under)
-        with values_checked(self._path):
-            found = self._connection.execute(f"{query} ORDER BY id", values)
-            return [(integer(photo_id), blob(path)) for photo_id, path in found]
+        where, values = _visible(under)
+        query = f"SELECT id, path FROM photos WHERE row = :row AND {where} ORDER BY id"
+        return list(
+            self._select(query, lambda i, path: (integer(i), blob(path)), row=row, **values)
+        )
 
     def photo(self, photo_id: int) -> Photo | None:
         """Return the photo with that id, if there is one."""
         if not 0 < photo_id < 1 << 63:
             return None
-        query = f"""SELECT {_PHOTO} FROM photos
-            WHERE id = :id AND {_VISIBLE}"""
-        with values_checked(self._path):
-            found = self._connection.execute(query, {"id": photo_id, **self._generation}).fetchone()
-            return None if found is None else _photo(found)
+        query = f"SELECT {_PHOTO} FROM photos WHERE id = :id AND {_VISIBLE}"
+        return next(self._select(query, _photo, id=photo_id), None)
 
     def recent(self, limit: int, offset: int, under: bytes | None = None) -> list[Photo]:
         """Return photos by modification time, newest first; one of those that share a row.
@@ -287,73 +277,53 @@ class CatalogueView:
             offset: the number of newest photos to leave out.
             under: only photos in this folder.
         """
-        where, values = _VISIBLE, dict[str, object](self._generation)
-        if under is not None:
-            where += " AND path >= :low AND path < :high"
-            values["low"], values["high"] = below(under)
+        where, values = _visible(under)
         # SQLite takes the other columns from the row that has the maximum.
         query = f"""SELECT {_PHOTO}, max(mtime_ns) AS newest FROM photos WHERE {where}
             GROUP BY row ORDER BY newest DESC, row LIMIT :limit OFFSET :offset"""
         values |= {"limit": limit, "offset": offset}
-        with values_checked(self._path):
-            found = self._connection.execute(query, values)
-            return [_photo(columns[:-1]) for columns in found]
+        return list(self._select(query, lambda *columns: _photo(*columns[:-1]), **values))
 
     def folders(self) -> Counter[bytes]:
-        """Return how many photos lie in each folder itself, not below it."""
-        query = f"SELECT path FROM photos WHERE {_VISIBLE}"
-        with values_checked(self._path):
-            found = self._connection.execute(query, self._generation)
-            return Counter(blob(path).rpartition(b"/")[0] or b"/" for (path,) in found)
+        """Return the number of photos directly in each folder."""
+        return Counter(path.rpartition(b"/")[0] or b"/" for path in self.paths())
 
     def knows(self, path: bytes) -> bool:
         """Return whether a folder or file was indexed, or photos below it are known."""
         query = """SELECT EXISTS (SELECT 1 FROM photos
-            WHERE removed_in IS NULL AND path >= ? AND path < ?)"""
-        with values_checked(self._path):
-            return path in stored_roots(self._connection) or any(
-                self._connection.execute(query, interval).fetchone()[0]
-                for interval in (below(path), exactly(path))
-            )
+            WHERE removed_in IS NULL AND path >= :low AND path < :high)"""
+        return path in self.roots() or any(
+            next(self._select(query, integer, low=low, high=high))
+            for low, high in (below(path), exactly(path))
+        )
 
     def paths(self, *, missing: bool = False) -> Iterator[bytes]:
         """Yield the paths of the photos, or of those that are missing."""
-        query = f"SELECT path FROM photos WHERE {_MISSING if missing else _VISIBLE}"
-        with values_checked(self._path):
-            for (path,) in self._connection.execute(query, self._generation):
-                yield blob(path)
+        where = _MISSING if missing else _VISIBLE
+        yield from self._select(f"SELECT path FROM photos WHERE {where}", blob)
 
     def roots(self) -> list[bytes]:
-        """Return the folders and files that photos were found below; none if it is unknown."""
+        """Return the folders and files that photos were found below; none if unknown."""
         with values_checked(self._path):
             return stored_roots(self._connection)
 
     def photos(self) -> Iterator[Photo]:
         """Yield the photos by ascending row."""
         query = f"SELECT {_PHOTO} FROM photos WHERE {_VISIBLE} ORDER BY row, id"
-        with values_checked(self._path):
-            for found in self._connection.execute(query, self._generation):
-                yield _photo(found)
+        yield from self._select(query, _photo)
 
     def entries(self) -> Iterator[Embedding]:
         """Yield the photos by ascending row, with the stamps of their files."""
         query = f"""SELECT path, size_bytes, mtime_ns, sha256, row, ctime_ns, inode, partial
             FROM photos WHERE {_VISIBLE} ORDER BY row, id"""
-        with values_checked(self._path):
-            for path, size, mtime, sha256, row, *rest in self._connection.execute(
-                query, self._generation
-            ):
-                yield Embedding(
-                    *(blob(path), integer(size), integer(mtime), blob(sha256).hex(), integer(row)),
-                    *rest,
-                )
+        yield from self._select(query, _entry)
 
     def failures(self) -> Iterator[Failure]:
         """Yield the files that could not be read."""
         query = "SELECT path, reason, size_bytes, mtime_ns, ctime_ns, inode FROM failures"
-        with values_checked(self._path):
-            for path, reason, *stamps in self._connection.execute(query):
-                yield Failure(blob(path), text(reason), *stamps)
+        yield from self._select(
+            query, lambda path, reason, *stamps: Failure(blob(path), text(reason), *stamps)
+        )
 
     def rules(self) -> WalkRules:
         """Return what the walk leaves out."""
@@ -390,27 +360,35 @@ class CatalogueView:
         """Yield the paths of photos that were read in part only, and what could not be read."""
         query = f"""SELECT path, partial FROM photos
             WHERE partial NOT NULL AND {_VISIBLE} ORDER BY path"""
-        with values_checked(self._path):
-            for path, partial in self._connection.execute(query, self._generation):
-                yield blob(path), text(partial)
+        yield from self._select(query, lambda path, partial: (blob(path), text(partial)))
 
     def batches(self) -> Iterator[Batch]:
-        """Yield what was written to the vectors, by row."""
+        """Yield the batches that were written to the vectors, by row."""
         query = "SELECT first_row, count, sha256 FROM batches ORDER BY first_row"
-        with values_checked(self._path):
-            for first_row, count, sha256 in self._connection.execute(query):
-                yield Batch(integer(first_row), integer(count), blob(sha256).hex())
+        yield from self._select(
+            query, lambda row, count, sha: Batch(integer(row), integer(count), blob(sha).hex())
+        )
 
     def damage(self) -> str | None:
         """Return what is wrong with the whole catalogue, in words; `None` if nothing is."""
         with values_checked(self._path):
             return soundness_problem(self._connection)
 
+    def _select(self, query: str, make: Callable[..., T], **values: object) -> Iterator[T]:
+        """Yield `make(*columns)` of each row of a query's answer.
+
+        Raises:
+            BadGallery: the catalogue is damaged, or `make` refuses a value.
+        """
+        with values_checked(self._path):
+            for columns in self._connection.execute(query, self._generation | values):
+                yield make(*columns)
+
     def _by_row(self, query: str, rows: NDArray[np.int64]) -> dict[int, int]:
         """Return what a query with `{rows}` in it answers, as numbers by row."""
         answers: dict[int, int] = {}
-        for start in range(0, len(rows), _ROWS_PER_QUESTION):
-            part = ",".join(map(str, rows[start : start + _ROWS_PER_QUESTION].tolist()))
+        for start in range(0, len(rows), _ROWS_PER_QUERY):
+            part = ",".join(map(str, rows[start : start + _ROWS_PER_QUERY].tolist()))
             with values_checked(self._path):
                 found = self._connection.execute(query.format(rows=part), self._generation)
                 pairs = dict(found.fetchall())
@@ -419,18 +397,28 @@ class CatalogueView:
                 answers |= pairs
         return answers
 
-    def _dense_rows(self) -> NDArray[np.int64] | None:
-        """Return the photos' rows if none between the first and the last is without a photo.
 
-        Counting takes a third of the time of handing out rows one by one.
-        """
-        query = f"""SELECT count(*), min(row), max(row)
-            FROM (SELECT DISTINCT row FROM photos WHERE {_VISIBLE})"""
-        with values_checked(self._path):
-            count, first, last = self._connection.execute(query, self._generation).fetchone()
-            if not count or integer(first) < 0 or integer(last) - first + 1 != count:
-                return None
-            return np.arange(first, last + 1, dtype=np.int64)
+def dense_rows(
+    connection: sqlite3.Connection, where: str, values: Mapping[str, object]
+) -> NDArray[np.int64] | None:
+    """Return the rows `(N,) int64` of photos if they are consecutive; `None` if there are gaps.
+
+    Counting takes a third of the time of reading rows one by one.
+    """
+    query = f"""SELECT count(*), min(row), max(row)
+        FROM (SELECT DISTINCT row FROM photos WHERE {where})"""
+    count, first, last = connection.execute(query, values).fetchone()
+    if not count or integer(first) < 0 or integer(last) - first + 1 != count:
+        return None
+    return np.arange(first, last + 1, dtype=np.int64)
+
+
+def _visible(under: bytes | None) -> tuple[str, dict[str, object]]:
+    """Return the condition of photos that are visible, below a folder if given, and its values."""
+    if under is None:
+        return _VISIBLE, {}
+    low, high = below(under)
+    return f"{_VISIBLE} AND path >= :low AND path < :high", {"low": low, "high": high}
 
 
 def below(path: bytes) -> tuple[bytes, bytes]:
@@ -444,8 +432,8 @@ def exactly(path: bytes) -> tuple[bytes, bytes]:
     return path, path + b"\0"
 
 
-def _photo(found: tuple[object, ...]) -> Photo:
-    photo_id, path, size_bytes, mtime_ns, sha256, row, partial = found
+def _photo(*columns: object) -> Photo:
+    photo_id, path, size_bytes, mtime_ns, sha256, row, partial = columns
     return Photo(
         integer(photo_id),
         os.fsdecode(blob(path)),
@@ -455,6 +443,13 @@ def _photo(found: tuple[object, ...]) -> Photo:
         integer(row),
         None if partial is None else text(partial),
     )
+
+
+def _entry(
+    path: object, size: object, mtime: object, sha: object, row: object, *rest: Any
+) -> Embedding:
+    numbers = (integer(size), integer(mtime))
+    return Embedding(blob(path), *numbers, blob(sha).hex(), integer(row), *rest)
 
 
 def store_roots(connection: sqlite3.Connection, roots: Iterable[bytes]) -> None:

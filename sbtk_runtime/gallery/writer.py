@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -18,6 +17,7 @@ from sbtk_runtime.gallery.catalogue import (
     Failure,
     Origin,
     below,
+    dense_rows,
     exactly,
     store_itq,
     store_roots,
@@ -89,12 +89,7 @@ class Catalogue:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         with catalogue_errors(self.path):
             self.connection.close()
             if isinstance(error, sqlite3.Error):
@@ -373,13 +368,9 @@ class Catalogue:
 
     def live_row_numbers(self) -> Rows:
         """Return `live_rows` as `(N,) int64`."""
-        query = f"""SELECT count(*), min(row), max(row)
-            FROM (SELECT DISTINCT row FROM photos WHERE {_LIVE})"""
         with values_checked(self.path):
-            count, first, last = self.connection.execute(query).fetchone()
-            if count and last - first + 1 == count:  # counted in a tenth of the time
-                return np.arange(first, last + 1, dtype=np.int64)
-        return np.fromiter(self.live_rows(), dtype=np.int64)
+            dense = dense_rows(self.connection, _LIVE, {})
+        return np.fromiter(self.live_rows(), dtype=np.int64) if dense is None else dense
 
     def count_live_rows(self) -> int:
         """Return the number of `live_rows`."""
