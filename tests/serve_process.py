@@ -72,7 +72,7 @@ class ServeProcess:
 
 @contextlib.contextmanager
 def serving(
-    gallery: Path,
+    gallery: Path | None,
     *options: str,
     log: Path,
     port: int | None = None,
@@ -82,7 +82,7 @@ def serving(
     """Start `sbtk serve` with these options, wait until it listens, and stop it at the end.
 
     Args:
-        gallery: the folder of the gallery.
+        gallery: the folder of the gallery; `None` if the options name a collection.
         options: of the command.
         log: the file that its outputs go to.
         port: a free one if `None`.
@@ -90,15 +90,20 @@ def serving(
         most_files: how many files the system lets it open.
     """
     chosen = port or free_port()
-    command = [sys.executable, "-P", "-m", "sbtk_cli", "serve", "--gallery", str(gallery)]
+    command = [sys.executable, "-P", "-m", "sbtk_cli", "serve"]
+    command += [] if gallery is None else ["--gallery", str(gallery)]
     command += ["--port", str(chosen), *options]
     if most_files is not None:
         command = ["sh", "-c", f'ulimit -n {most_files} && exec "$0" "$@"', *command]
-    left_out = {"SBTK_GALLERY", "SBTK_DATA", "SBTK_WEIGHTS"}
+    left_out = {"SBTK_GALLERY", "SBTK_AT", "SBTK_DATA", "SBTK_WEIGHTS"}
     environment = {key: value for key, value in os.environ.items() if key not in left_out}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=environment, cwd=cwd or gallery.parent
+            command,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            cwd=cwd or (log if gallery is None else gallery).parent,
         )
     served = ServeProcess(chosen, process, log)
     try:

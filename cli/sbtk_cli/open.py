@@ -100,6 +100,7 @@ def command(
                     ),
                     listener=watcher.update,
                 )
+                assert service.indexer is not None
                 service.indexer.update(photos)
                 with service:
                     from sbtk_runtime.web.server import serve

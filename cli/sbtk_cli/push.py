@@ -75,7 +75,7 @@ def command(
     for text in report.notices:
         output.notice(text, quiet=quiet)
     if as_json:
-        output.answer_json({"at": store.shown, **asdict(report)})
+        output.answer_json({"at": store.address.shown, **asdict(report)})
     else:
         counts = {
             "pushed": report.pushed,
@@ -88,7 +88,7 @@ def command(
         names = ", ".join(map(printable_name, report.sources))
         seconds = output.duration_text(report.seconds)
         output.answer(
-            f"{photos} of {names} at {store.shown} ({done or 'nothing new'}) in {seconds}"
+            f"{photos} of {names} at {store.address.shown} ({done or 'nothing new'}) in {seconds}"
         )
     return 3 if report.damaged or report.collisions else 0
 

@@ -16,11 +16,13 @@ from sbtk_cli import options, output
 from sbtk_cli.options import bundle_for_gallery
 
 if TYPE_CHECKING:
+    from sbtk_runtime.bundle import Bundle
     from sbtk_runtime.engines.base import EngineOptions
-    from sbtk_runtime.gallery.gallery import Search
+    from sbtk_runtime.gallery.queries import Search
+    from sbtk_runtime.gallery.remote_gallery import RemoteGallery
     from sbtk_runtime.rerank import Rerank
 
-_NOT_REPEATED = ("photos", "gallery", "galleries", "token", "is_opened", "no_browser", "quiet")
+_NOT_REPEATED = ("photos", "gallery", "at", "token", "is_opened", "no_browser", "quiet")
 
 _HELP = """Draw in the browser and find photos.
 
@@ -32,6 +34,7 @@ picks up the change. Prints the page's address. Press Ctrl-C to stop.
 sbtk serve --open
 sbtk serve --gallery all.sbtk --port 8080
 sbtk serve --gallery holidays.sbtk --gallery work.sbtk
+sbtk serve --at postgresql://me@db.example/photos --photos archive=/mnt/archive
 sbtk serve --host 0.0.0.0
 """
 
@@ -39,7 +42,7 @@ sbtk serve --host 0.0.0.0
 @click.command(help=_HELP)
 @click.option(
     "--gallery",
-    "galleries",
+    "gallery",
     type=options.PATH,
     multiple=True,
     envvar="SBTK_GALLERY",
@@ -50,6 +53,8 @@ sbtk serve --host 0.0.0.0
     help="A gallery's folder. Repeatable: the page has a switch, and each gallery is also at "
     "/g/NAME/.",
 )
+@options.at
+@options.mounts
 @click.option(
     "--host",
     default="127.0.0.1",
@@ -89,7 +94,9 @@ sbtk serve --host 0.0.0.0
 @options.query_engine_options
 @options.quiet
 def command(
-    galleries: tuple[Path, ...],
+    gallery: tuple[Path, ...],
+    at: str | None,
+    mounts: tuple[str, ...],
     host: str,
     port: int,
     is_opened: bool,
@@ -103,16 +110,11 @@ def command(
     quiet: bool,
 ) -> int:
     """Run `sbtk serve`."""
-    from sbtk_runtime.gallery.folder import published_manifest
     from sbtk_runtime.web.auth import access_rules, is_loopback, new_token
     from sbtk_runtime.web.galleries import gallery_names
     from sbtk_runtime.web.server import listen
 
-    manifests = [published_manifest(options.existing_gallery(folder)) for folder in galleries]
-    bundles = [
-        bundle_for_gallery(model, folder, manifest.model_id)
-        for folder, manifest in zip(galleries, manifests, strict=True)
-    ]
+    opened, text = _opened(gallery, at, mounts, model)
     is_local = is_loopback(host)
     made_token = None if is_local or token is not None else new_token()
     rules = access_rules(host, allow_hosts, made_token if token is None else token)
@@ -122,20 +124,27 @@ def command(
     shown = address if made_token is None else f"{address}?token={made_token}"
     from sbtk_runtime.web.service import Service
 
-    names = gallery_names(galleries)
+    folders = [there for there, _ in opened if isinstance(there, Path)]
+    names = gallery_names(folders) or [""]
+    again = restart_command(
+        "serve",
+        galleries=folders,
+        at=next((there.name for there, _ in opened if not isinstance(there, Path)), None),
+        port=port,
+    )
     services = [
         Service(
-            folder,
+            there,
             bundle,
             engine_options,
             search=search,
             rerank=rerank,
             notify=lambda text: output.notice(text, quiet=quiet),
-            command=restart_command("serve", galleries=galleries, port=port),
+            command=again,
             name=name,
             galleries=names if len(names) > 1 else (),
         )
-        for folder, bundle, name in zip(galleries, bundles, names, strict=True)
+        for (there, bundle), name in zip(opened, names, strict=True)
     ]
     try:
         with listening, contextlib.ExitStack() as stack:
@@ -144,9 +153,7 @@ def command(
             # The server's imports take as long as the engine, which loads in the background.
             from sbtk_runtime.web.server import serve
 
-            photos = output.count_text(sum(manifest.live for manifest in manifests), "photo")
-            shown_names = ", ".join(output.shown_relative(folder) for folder in galleries)
-            output.notice(f"{photos} of {shown_names}; press Ctrl-C to stop", quiet=quiet)
+            output.notice(f"{text}; press Ctrl-C to stop", quiet=quiet)
             if not is_local:
                 output.notice(_network_notice(host, is_any=rules.any_address), quiet=quiet)
             output.answer(shown)
@@ -159,8 +166,34 @@ def command(
     return 0
 
 
+def _opened(
+    galleries: tuple[Path, ...], at: str | None, mounts: tuple[str, ...], model: str | None
+) -> tuple[list[tuple[Path | RemoteGallery, Bundle]], str]:
+    """Return what is served, each with the bundle that made it, and all of it in words."""
+    if (at := options.chosen_collection(at, mounts)) is not None:
+        there = options.open_collection(at, mounts)
+        unmounted = options.unmounted_notice(there)
+        text = f"{output.count_text(there.count, 'photo')} at {there.name}"
+        opened = (there, options.bundle_for_collection(model, there))
+        return [opened], text + f"; {unmounted}" * bool(unmounted)
+    from sbtk_runtime.gallery.folder import published_manifest
+
+    manifests = [published_manifest(options.existing_gallery(folder)) for folder in galleries]
+    bundles = [
+        bundle_for_gallery(model, folder, manifest.model_id)
+        for folder, manifest in zip(galleries, manifests, strict=True)
+    ]
+    photos = output.count_text(sum(manifest.live for manifest in manifests), "photo")
+    names = ", ".join(output.shown_relative(folder) for folder in galleries)
+    return list(zip(galleries, bundles, strict=True)), f"{photos} of {names}"
+
+
 def restart_command(
-    name: str, *photos: Path, galleries: Sequence[Path] = (), port: int | None = None
+    name: str,
+    *photos: Path,
+    galleries: Sequence[Path] = (),
+    at: str | None = None,
+    port: int | None = None,
 ) -> str:
     """Return the command line that starts this server again, without its token.
 
@@ -168,6 +201,7 @@ def restart_command(
         name: of the command.
         photos: its arguments.
         galleries: those that must be named.
+        at: the address of the collection that must be named, without a password.
         port: the port, if another one than the given was chosen.
     """
     from sbtk_runtime.files import printable_name
@@ -176,6 +210,7 @@ def restart_command(
     words = ["sbtk", name, *(str(path.absolute()) for path in photos)]
     for folder in galleries:
         words += ["--gallery", str(folder.absolute())]
+    words += [] if at is None else ["--at", at]
     for parameter in context.command.params:
         name = parameter.name or ""
         given = context.get_parameter_source(name) == ParameterSource.COMMANDLINE

@@ -244,6 +244,9 @@ class RemoteReader(Protocol):
     ) -> list[RemotePhoto]:
         """Return photos by id or content, in order of ids; without both, newest first."""
 
+    def embeddings(self, ids: Sequence[int]) -> dict[int, Embeddings]:
+        """Return the embeddings `(D,) float32` of photos that are there, by id."""
+
     def close(self) -> None:
         """Close all connections."""
 
@@ -270,8 +273,8 @@ class RemoteStore(Protocol):
     """A collection in a search engine."""
 
     @property
-    def shown(self) -> str:
-        """Its address for messages, without the password."""
+    def address(self) -> Address:
+        """Where it is."""
 
     def reader(self) -> RemoteReader:
         """Return what answers queries.

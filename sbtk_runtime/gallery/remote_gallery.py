@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Self, get_args
 import numpy as np
 
 from sbtk_runtime.binary_codes import Codes
-from sbtk_runtime.errors import BadConfig, BadData, BadGallery, ModelMismatch
+from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadRegion, ModelMismatch, SbtkError
+from sbtk_runtime.feedback import refine
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
-from sbtk_runtime.gallery.hits import Answer, Copy, Hit, PhotoCopies, mark_matches
+from sbtk_runtime.gallery.folder import FolderCount
+from sbtk_runtime.gallery.hits import Answer, Box, Copy, Hit, PhotoCopies, mark_matches
 from sbtk_runtime.gallery.queries import Queries, Search, few_notices
 from sbtk_runtime.gallery.remote import (
     RemotePhoto,
@@ -47,23 +49,31 @@ _PAGE = 200
 class RemoteGallery(Queries):
     """A collection that `sbtk push` has filled; any number of threads may search it.
 
-    Paths of hits are absolute where the photos of a source are mounted, else the name of the source
+    Paths of hits are absolute where the photos of a source are mounted, else "source:", its name
     and the path below it.
 
     >>> with RemoteGallery.open("postgresql://me@db/photos") as gallery:  # doctest: +SKIP
     ...     hits = gallery.query("sketch.png", embedder, k=5)
 
     Attributes:
-        name: the collection's, with its address but without the password.
+        name: the collection's address, without the password.
+        collection: its name there.
         notices: sentences for the user, which searches add to.
+        problem: why the collection could not be asked for its state; `None` if it could.
     """
 
     def __init__(
-        self, name: str, reader: RemoteReader, photos: Mapping[str, Path | str] | None = None
+        self,
+        name: str,
+        collection: str,
+        reader: RemoteReader,
+        photos: Mapping[str, Path | str] | None = None,
     ) -> None:
         """Take over an open reader; use `RemoteGallery.open`."""
         self.name = name
+        self.collection = collection
         self.notices: list[str] = []
+        self.problem: SbtkError | None = None
         self._reader = reader
         self._lock = threading.Lock()
         self._state = reader.state()
@@ -103,7 +113,7 @@ class RemoteGallery(Queries):
         store = open_store(url, patience_s=patience_s)
         reader = store.reader()
         try:
-            return cls(store.shown, reader, photos)
+            return cls(store.address.shown, store.address.collection, reader, photos)
         except BaseException:
             reader.close()
             raise
@@ -138,8 +148,8 @@ class RemoteGallery(Queries):
 
     @property
     def manifest(self) -> GalleryManifest:
-        """The model, and the generation, which grows with each push."""
-        state = self._current()
+        """The model, and the generation, which grows with each push, as they were last known."""
+        state = self._state
         info = state.info
         return GalleryManifest(
             generation=state.generation,
@@ -209,17 +219,47 @@ class RemoteGallery(Queries):
         fold: bool = True,
         rerank: Rerank = "none",
         offset: int = 0,
+        regions: bool = True,  # whole frames are all there is
+        region: Box | None = None,
     ) -> Answer:
         """Return the photos most like one of the gallery, which is not among them.
 
         Raises:
             BadData: there is no such photo.
+            BadRegion: photos like a part of one were asked for.
         """
         self._check_question(k, search, offset, rerank)
+        if region is not None:
+            raise BadRegion(
+                "a region of a photo in a collection, which keeps whole frames only",
+                "a gallery on disk with regions",
+            )
         photo = self.photo(photo_id)
         if photo is None:
             raise BadData(f"the gallery has no photo {photo_id}", "the id of a hit")
         return self._answer(photo_id, k, search, under, fold=fold, offset=offset, left_out=photo)
+
+    def refined(
+        self, query: Embeddings | None, liked: Sequence[int], disliked: Sequence[int]
+    ) -> Embeddings:
+        """Return a query `(D,) float32` that takes feedback into account; see `Gallery.refined`.
+
+        Raises:
+            BadConfig: it is a collection of codes, or there is neither a query nor anything liked.
+            BadData: there is no such photo.
+        """
+        if self._current().info.bits is not None:
+            raise BadConfig("feedback in a binary gallery", "a gallery of embeddings")
+        return refine(query, self._embeddings(liked), self._embeddings(disliked))
+
+    def _embeddings(self, ids: Sequence[int]) -> Embeddings:
+        """Return the embeddings `(N, D) float32` of photos."""
+        kept = self._reader.embeddings(ids) if ids else {}
+        for number in ids:
+            if number not in kept:
+                raise BadData(f"the gallery has no photo {number}", "the id of a hit")
+        rows = [unit_row(kept[number], self._state.info.dim) for number in ids]
+        return np.array(rows, dtype=np.float32).reshape(len(ids), self._state.info.dim)
 
     def photo(self, photo_id: int) -> Photo | None:
         """Return what is known of the photo with that id; `None` if there is none."""
@@ -270,6 +310,19 @@ class RemoteGallery(Queries):
                 counts[path] = counts.get(path, 0) + count
         return dict(sorted(counts.items()))
 
+    def source_folders(self) -> list[FolderCount]:
+        """Return each source as the folder in which its photos are mounted, by path.
+
+        A source that is not mounted here is a folder of its name, which does not exist.
+        """
+        found = []
+        for source, count in self.sources().items():
+            mount = self._mounts.get(source)
+            exists = mount is not None and os.path.isdir(mount)  # noqa: PTH112
+            path = os.fsencode(_shown(source)) if mount is None else mount
+            found.append(FolderCount(path, count, 0, exists))
+        return sorted(found, key=lambda folder: folder.path)
+
     def roots(self) -> list[str]:
         """Return the folders in which photos are mounted here."""
         return [os.fsdecode(folder) for folder in self._mounts.values()]
@@ -284,7 +337,12 @@ class RemoteGallery(Queries):
     def _current(self) -> RemoteState:
         with self._lock:
             if time.monotonic() - self._asked_s > _FRESH_S:
-                self._state = self._reader.state()
+                try:
+                    self._state = self._reader.state()
+                except SbtkError as problem:
+                    self.problem = problem
+                    raise
+                self.problem = None
                 self._asked_s = time.monotonic()
             return self._state
 
@@ -382,11 +440,11 @@ class RemoteGallery(Queries):
                 return Within(source, path[len(mount.rstrip(b"/")) + 1 :])
         text = os.fsencode(under).rstrip(b"/")
         for source in sorted(self.sources(), key=len, reverse=True):
-            shown = os.fsencode(_shown(source))
-            if text == shown.rstrip(b"/"):
-                return Within(source)
-            if text.startswith(shown + b"/"):
-                return Within(source, text[len(shown) + 1 :])
+            for name in (os.fsencode(_shown(source)), os.fsencode(source)):
+                if text == name.rstrip(b"/"):
+                    return Within(source)
+                if text.startswith(name + b"/"):
+                    return Within(source, text[len(name) + 1 :])
         return None
 
     def _count_within(self, within: Within | None) -> int:
@@ -438,7 +496,7 @@ class RemoteGallery(Queries):
 
 def _shown(source: str) -> str:
     """Return a source as the beginning of a path, which is not one of a file on this machine."""
-    return f"source:{source}" if source.startswith("/") else source
+    return f"source:{source}"
 
 
 def _ranked(

@@ -8,6 +8,7 @@ programs can read, replicate and back them up.
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -36,6 +37,7 @@ from sbtk_runtime.gallery.remote import (
     require_same,
     unescape_path,
 )
+from sbtk_runtime.gallery.rows import Embeddings
 from sbtk_runtime.manifest import PhotoShard, path_hash
 
 Result = TypeVar("Result")
@@ -70,9 +72,9 @@ class PostgresStore:
         self._names = _Names(address.collection)
 
     @property
-    def shown(self) -> str:
-        """The address for messages, without the password."""
-        return self._address.shown
+    def address(self) -> Address:
+        """Where the collection is."""
+        return self._address
 
     def reader(self) -> _Reader:
         """Return what answers queries; see `RemoteStore`."""
@@ -166,6 +168,13 @@ class _Reader:
         return self._run(
             lambda connection: [_photo(row) for row in connection.execute(query, values)]
         )
+
+    def embeddings(self, ids: Sequence[int]) -> dict[int, Embeddings]:
+        query = sql.SQL("SELECT id, embedding::text FROM {} WHERE id = ANY(%s)").format(
+            self._names.photos
+        )
+        found = self._run(lambda connection: connection.execute(query, (list(ids),)).fetchall())
+        return {number: np.array(json.loads(text), dtype=np.float32) for number, text in found}
 
     def close(self) -> None:
         with self._lock:

@@ -24,11 +24,13 @@ from sbtk_runtime.errors import (
     ModelMismatch,
     SbtkError,
 )
+from sbtk_runtime.gallery.remote import RemoteError, RemoteUnavailable
+from sbtk_runtime.web.following import GalleryDeleted
 from sbtk_runtime.web.photos import PhotoNotFound
 from sbtk_runtime.web.queue import Busy
 from sbtk_runtime.web.refusals import Refusal, Refused, send_refusal
 from sbtk_runtime.web.schemas import ErrorAnswer
-from sbtk_runtime.web.service import GalleryDeleted, Loading, Stuck
+from sbtk_runtime.web.service import Loading, Stuck
 from sbtk_runtime.web.uploads import ClientDisconnected, TimedOut
 
 #: Status and code of each class of errors; the first match counts.
@@ -45,10 +47,12 @@ _KNOWN: tuple[tuple[type[SbtkError], int, str], ...] = (
     (GalleryBusy, 503, "gallery_busy"),
     (GalleryDeleted, 503, "gallery_gone"),
     (BadGallery, 503, "bad_gallery"),
+    (RemoteUnavailable, 503, "gallery_unavailable"),
+    (RemoteError, 503, "bad_gallery"),
     (ModelMismatch, 503, "model_mismatch"),
     (TimedOut, 504, "timed_out"),
 )
-_RETRY_AFTER_S = {"busy": 1, "loading": 1}
+_RETRY_AFTER_S = {"busy": 1, "loading": 1, "gallery_unavailable": 5}
 _HTTP_ERRORS = {
     404: ("not_found", "There is nothing at this URL."),
     405: ("method_not_allowed", "This URL does not support this method."),

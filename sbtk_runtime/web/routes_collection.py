@@ -15,9 +15,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from sbtk_runtime.gallery.folder import folder_counts, list_failures, partly_readable
+from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.gallery.update import roots_to_walk
 from sbtk_runtime.web.auth import HOST, is_loopback
 from sbtk_runtime.web.errors import error_answers, refusal_of
+from sbtk_runtime.web.indexing import Indexer
 from sbtk_runtime.web.refusals import Refusal, Refused
 from sbtk_runtime.web.schemas import (
     FailuresAnswer,
@@ -43,9 +45,12 @@ def collection_routes(service: Service, *, may_change: bool) -> APIRouter:
     """Return the routes; without `may_change`, those that change the gallery refuse."""
     router = APIRouter(tags=["Collection"])
 
-    def require_local(request: Request) -> None:
+    def changeable(request: Request) -> tuple[Path, Indexer]:
+        if service.folder is None or service.indexer is None:
+            raise Refused(_ELSEWHERE)
         if not may_change or not _is_local(request):
             raise Refused(_READ_ONLY)
+        return service.folder, service.indexer
 
     @router.get(
         "/v1/folders",
@@ -56,9 +61,13 @@ def collection_routes(service: Service, *, may_change: bool) -> APIRouter:
     )
     async def folders(request: Request) -> Response:
         def listed() -> IndexedFolders:
-            with service.reading():  # also checks that the gallery can be read
-                counts = folder_counts(service.folder)
-            can_change = may_change and _is_local(request)
+            with service.reading() as gallery:  # also checks that the gallery can be read
+                counts = (
+                    gallery.source_folders()
+                    if isinstance(gallery, RemoteGallery)
+                    else folder_counts(gallery.folder)
+                )
+            can_change = service.folder is not None and may_change and _is_local(request)
             return IndexedFolders(folders=[*map(IndexedFolder.of, counts)], can_change=can_change)
 
         answer = await run_until_disconnect(request, service.reads.submit(listed))
@@ -73,10 +82,12 @@ def collection_routes(service: Service, *, may_change: bool) -> APIRouter:
     )
     async def failures(request: Request, limit: PageSize = 100, offset: Offset = 0) -> Response:
         def listed() -> FailuresAnswer:
-            found = [
-                *(FileFailure(**fields, is_searchable=False) for fields in list_failures(folder)),
-                *(FileFailure(**fields, is_searchable=True) for fields in partly_readable(folder)),
-            ]
+            found: list[FileFailure] = []
+            # Whoever pushed photos elsewhere knows what could not be read.
+            if folder is not None:
+                failed, partial = list_failures(folder), partly_readable(folder)
+                found += [FileFailure(**fields, is_searchable=False) for fields in failed]
+                found += [FileFailure(**fields, is_searchable=True) for fields in partial]
             return FailuresAnswer(failures=found[offset : offset + limit], count=len(found))
 
         folder = service.folder
@@ -117,13 +128,13 @@ def collection_routes(service: Service, *, may_change: bool) -> APIRouter:
         description="Only for the user of the server's machine.",
     )
     async def start(request: Request, under: Folder) -> Response:
-        require_local(request)
+        folder, indexer = changeable(request)
         roots = [] if under is None else [Path(under)]
         if roots:
             await run_until_disconnect(
-                request, service.reads.submit(lambda: roots_to_walk(service.folder, roots))
+                request, service.reads.submit(lambda: roots_to_walk(folder, roots))
             )
-        service.indexer.update(roots)
+        indexer.update(roots)
         return _json(_progress_json(service), 202)
 
     @router.delete(
@@ -136,10 +147,10 @@ def collection_routes(service: Service, *, may_change: bool) -> APIRouter:
         description="No file is deleted. Only for the user of the server's machine.",
     )
     async def forget(request: Request, under: Folder) -> Response:
-        require_local(request)
+        _, indexer = changeable(request)
         if under is None:
             raise Refused(_NO_FOLDER)
-        service.indexer.forget(Path(under))
+        indexer.forget(Path(under))
         return _json(_progress_json(service), 202)
 
     return router
@@ -152,6 +163,12 @@ _READ_ONLY = Refusal(
     "This server does not change the gallery.",
     "on the server's machine, open the page at http://127.0.0.1 without --read-only, or run "
     "'sbtk index'",
+)
+_ELSEWHERE = Refusal(
+    403,
+    "read_only",
+    "The photos are in a collection of a database, which this server does not change.",
+    "run 'sbtk index' and 'sbtk push' where the photos are",
 )
 _NO_FOLDER = Refusal(
     422, "bad_parameter", "The parameter under is missing.", "name a folder of /v1/folders"
@@ -177,7 +194,7 @@ def _json(content: str, status: int = 200) -> Response:
 
 
 def _progress_json(service: Service) -> str:
-    progress = service.indexer.progress
+    progress = service.indexing
     manifest = service.state().gallery
     answer = IndexingAnswer(
         phase=progress.phase,

@@ -8,8 +8,6 @@ import weakref
 
 from fastapi import APIRouter, Request, Response
 
-from sbtk_runtime.files import printable_name
-from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.web.errors import error_answers, refusal_of
 from sbtk_runtime.web.metrics import MEDIA_TYPE, Metrics
 from sbtk_runtime.web.schemas import (
@@ -20,7 +18,7 @@ from sbtk_runtime.web.schemas import (
     HealthAnswer,
     ProblemAnswer,
 )
-from sbtk_runtime.web.service import Service
+from sbtk_runtime.web.service import AnyGallery, Service
 from sbtk_runtime.web.uploads import run_until_disconnect
 
 MAX_FOLDERS = 1_000
@@ -81,23 +79,27 @@ class _Described:
         self._service = service
         self._lock = threading.Lock()
         # A weak reference, so that an old generation does not stay in memory.
-        self._described: weakref.ref[Gallery] | None = None
+        self._described: weakref.ref[AnyGallery] | None = None
+        self._generation = 0
         self._json = ""
 
     def json(self) -> str:
         with self._service.reading() as gallery, self._lock:
-            if self._described is None or self._described() is not gallery:
-                self._json = self._answer(gallery).model_dump_json(exclude_unset=True)
+            count = gallery.count  # a collection asks for its newest generation
+            is_same = self._described is not None and self._described() is gallery
+            if not is_same or self._generation != gallery.manifest.generation:
+                self._json = self._answer(gallery, count).model_dump_json(exclude_unset=True)
                 self._described = weakref.ref(gallery)
+                self._generation = gallery.manifest.generation
             return self._json
 
-    def _answer(self, gallery: Gallery) -> GalleryAnswer:
+    def _answer(self, gallery: AnyGallery, count: int) -> GalleryAnswer:
         counts = gallery.folders()
         fullest = sorted(counts, key=lambda path: -counts[path])[:MAX_FOLDERS]
         manifest = gallery.manifest
         return GalleryAnswer(
-            name=printable_name(self._service.folder.absolute().name),
-            count=gallery.count,
+            name=self._service.shown_name,
+            count=count,
             generation=manifest.generation,
             model_id=manifest.model_id,
             precision=manifest.precision,
@@ -122,7 +124,7 @@ def _health(service: Service) -> HealthAnswer:
     if state.gallery is not None:
         answer.generation = state.gallery.generation
         answer.photos = state.gallery.live
-    answer.is_indexing = not service.indexer.progress.is_idle
+    answer.is_indexing = not service.indexing.is_idle
     if state.problem is not None:
         told = refusal_of(state.problem)
         answer.problem = ProblemAnswer(code=told.code, message=told.message, next=told.next_step)

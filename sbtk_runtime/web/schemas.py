@@ -369,8 +369,8 @@ def _utc(time_ns: int) -> str | None:
 
 MAX_HITS = 200
 
-# Numbers that fit into 64 bits, like the catalogue's ids.
-_DIGITS = re.compile(r"[0-9]{1,18}")
+# Of numbers that fit into 64 bits, like ids.
+_DIGITS = re.compile(r"[0-9]{1,19}")
 _SHOWN_CHARACTERS = 40
 
 
@@ -391,7 +391,7 @@ def _plain_truth(given: Any) -> Any:
 _Digits = BeforeValidator(_plain_digits)
 
 # The check of digits comes last, so that the description keeps the constraints before it.
-Id = Annotated[int, Path(ge=1, description="The id of a hit."), _Digits]
+Id = Annotated[int, Path(ge=1, lt=1 << 63, description="The id of a hit."), _Digits]
 Hits = Annotated[int, Query(ge=1, le=MAX_HITS, description="Number of photos to find."), _Digits]
 Limit = Annotated[
     int | None,
@@ -433,7 +433,7 @@ Part = Annotated[
 Size = Annotated[SizePx, Query(description="The most pixels of the longer side."), _Digits]
 
 
-_IDS = re.compile(r"[0-9]{1,18}(,[0-9]{1,18}){0,31}")
+_IDS = re.compile(r"[0-9]{1,19}(,[0-9]{1,19}){0,31}")
 
 
 _LIKED = Query(
@@ -472,9 +472,9 @@ def _folder(
     under: Annotated[
         str | None,
         Query(
-            pattern=r"^/[^\x00]*$",
+            pattern=r"^(/|source:)[^\x00]*$",
             description="Search only this folder and its subfolders: an absolute path, whose bytes "
-            "need not be UTF-8.",
+            "need not be UTF-8; or source:NAME/PATH of a collection that is not mounted.",
             examples=["/home/me/photos/2024"],
         ),
     ] = None,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-import shlex
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -24,17 +22,20 @@ from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.embedding.stream import BAD_ROW, trim_malloc
 from sbtk_runtime.engines.base import DEFAULT_OPTIONS, EngineInfo, EngineOptions, Notify, no_notify
 from sbtk_runtime.engines.registry import validate_embeddings
-from sbtk_runtime.errors import BadGallery, BadImage, ModelMismatch, SbtkError
+from sbtk_runtime.errors import BadImage, SbtkError
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import check_model
-from sbtk_runtime.gallery.gallery import Gallery, Search
+from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.hits import Answer, Box, Hit, PhotoCopies
 from sbtk_runtime.gallery.hnsw import import_hnswlib
-from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest
+from sbtk_runtime.gallery.queries import Search
+from sbtk_runtime.gallery.remote_gallery import RemoteGallery
+from sbtk_runtime.manifest import GalleryManifest
 from sbtk_runtime.preprocess import KINDS, Kind, Pixels
 from sbtk_runtime.rerank import Rerank
-from sbtk_runtime.web.indexing import Indexer, Listener
+from sbtk_runtime.web.following import FollowedGallery, RemoteFollower
+from sbtk_runtime.web.indexing import Indexer, Listener, Progress
 from sbtk_runtime.web.photos import PhotoNotFound, open_photo
 from sbtk_runtime.web.queue import Batch, WorkQueue
 from sbtk_runtime.web.uploads import UploadDecoder
@@ -48,6 +49,8 @@ QUERY_BATCH = 4
 _LAST_JOBS_S = 1.0
 
 Embeddings = NDArray[np.float32]
+#: On disk, or in a search engine elsewhere.
+AnyGallery = Gallery | RemoteGallery
 Status = Literal["loading", "ok", "stuck", "failed"]
 
 
@@ -105,7 +108,7 @@ class Service:
     Thread-safe. Work that takes long belongs in one of the queues.
 
     Args:
-        folder: the gallery's.
+        gallery: its folder, or an open collection elsewhere, which the service closes.
         bundle: the model that made it.
         options: the engine to open.
         search: how to search.
@@ -117,7 +120,9 @@ class Service:
         galleries: the names of all galleries of the server.
 
     Attributes:
-        indexer: updates the gallery. If there is no gallery yet, submit an update before the block.
+        folder: the gallery's; `None` if it is elsewhere.
+        indexer: updates the gallery, unless it is elsewhere. If there is no gallery yet, submit an
+            update before the block.
         stopping: set when the server stops; long responses end.
         uploads: decodes what clients send.
         queries: for work of the engine.
@@ -129,7 +134,7 @@ class Service:
 
     def __init__(
         self,
-        folder: Path,
+        gallery: Path | RemoteGallery,
         bundle: Bundle,
         options: EngineOptions = DEFAULT_OPTIONS,
         *,
@@ -141,17 +146,19 @@ class Service:
         name: str = "",
         galleries: Sequence[str] = (),
     ) -> None:
-        self.folder = folder
+        self.folder = gallery if isinstance(gallery, Path) else None
         self.command = command
         self.name = name
         self.galleries = tuple(galleries)
         self.bundle = bundle
-        self.indexer = Indexer(
-            folder,
-            lambda: Embedder(bundle, options, notify=notify, lazy=True),
-            listener=listener,
-            on_published=self._refresh,
-        )
+        self.indexer: Indexer | None = None
+        if isinstance(gallery, Path):
+            self.indexer = Indexer(
+                gallery,
+                lambda: Embedder(bundle, options, notify=notify, lazy=True),
+                listener=listener,
+                on_published=self._refresh,
+            )
         self.stopping = threading.Event()
         self.uploads = UploadDecoder(MAX_QUERIES)
         self.queries = WorkQueue("query", workers=1, waiting=MAX_QUERIES)
@@ -167,12 +174,14 @@ class Service:
         self._batches: dict[Kind, Batch[Pixels, Embeddings]] = {
             kind: Batch(partial(self._embed, kind), QUERY_BATCH) for kind in KINDS
         }
-        self._gallery: FollowedGallery | None = None
+        self._source = gallery
+        self._gallery: FollowedGallery | RemoteFollower | None = None
         self._loading = threading.Thread(target=self._load, name="loading", daemon=True)
 
     def __enter__(self) -> Self:
         """Start to open the engine and the gallery; `loaded` is set when that is done."""
-        self.indexer.__enter__()
+        if self.indexer is not None:
+            self.indexer.__enter__()
         self._loading.start()
         return self
 
@@ -182,7 +191,8 @@ class Service:
     def close(self) -> None:
         """Close everything after running jobs, and loading, have ended."""
         self.stopping.set()
-        self.indexer.close()
+        if self.indexer is not None:
+            self.indexer.close()
         # Closing an engine while it loads or runs would end the process.
         self._loading.join()
         is_idle = self.queries.close()
@@ -194,6 +204,18 @@ class Service:
             self._gallery.close()
         if self._embedder is not None and is_idle:
             self._embedder.close()
+
+    @property
+    def shown_name(self) -> str:
+        """The gallery's name for people."""
+        if isinstance(self._source, Path):
+            return printable_name(self._source.absolute().name)
+        return self._source.collection
+
+    @property
+    def indexing(self) -> Progress:
+        """The progress of indexing; idle if the gallery is elsewhere."""
+        return Progress() if self.indexer is None else self.indexer.progress
 
     def state(self) -> State:
         """Return the current state."""
@@ -229,7 +251,7 @@ class Service:
         if self._embedder is None:
             raise Loading("the model is loading", "", "try again in a second")
 
-    def reading(self) -> AbstractContextManager[Gallery]:
+    def reading(self) -> AbstractContextManager[AnyGallery]:
         """Return the gallery's current generation, for a `with` block.
 
         Raises:
@@ -334,7 +356,7 @@ class Service:
         """
         self.require_ready()
 
-        def answer(gallery: Gallery) -> Answer:
+        def answer(gallery: AnyGallery) -> Answer:
             _photo(gallery, photo_id)
             return gallery.similar(
                 *(photo_id, k, self._search),
@@ -393,9 +415,13 @@ class Service:
         trim_malloc()
         if self._search == "hnsw":
             import_hnswlib()
-        self.indexer.wait_for_gallery()
+        if self.indexer is not None:
+            self.indexer.wait_for_gallery()
         # First, because it opens or fails quickly, and photos can be shown.
-        self._gallery = FollowedGallery(self.folder, self._check)
+        if isinstance(self._source, Path):
+            self._gallery = FollowedGallery(self._source, self._check)
+        else:
+            self._gallery = RemoteFollower(self._source)
         embedder = Embedder(self.bundle, self._options, batch=QUERY_BATCH, notify=self._notify)
         try:
             embedding, _ = embedder.embed_one(_warm_up_sketch(), "sketch")
@@ -408,19 +434,19 @@ class Service:
         self._embedder = embedder
 
     def _refresh(self) -> None:
-        if self._gallery is not None:
+        if isinstance(self._gallery, FollowedGallery):
             self._gallery.refresh()
 
     def _check(self, gallery: Gallery) -> None:
         made_by, preprocessing = gallery.manifest.model_id, gallery.manifest.preprocessing
-        check_model(self.folder, made_by, preprocessing, self.bundle)
+        check_model(gallery.folder, made_by, preprocessing, self.bundle)
 
     def _embed(self, kind: Kind, pixels: Sequence[Pixels]) -> list[Embeddings | Exception]:
         assert self._embedder is not None
         rows, is_bad = validate_embeddings(self._embedder.engine.run(np.stack(pixels), kind))
         return [BadImage(BAD_ROW) if bad else row for row, bad in zip(rows, is_bad, strict=True)]
 
-    def _found(self, ask: Callable[[Gallery], Answer]) -> Found:
+    def _found(self, ask: Callable[[AnyGallery], Answer]) -> Found:
         assert self._embedder is not None
         engine = self._embedder.engine.info.name
         with self.reading() as gallery:
@@ -431,7 +457,7 @@ class Service:
 _EMPTY = Answer([], ("the gallery has no photos yet: run sbtk index PHOTOS",))
 
 
-def _refined(gallery: Gallery, embedding: Embeddings | None, feedback: Feedback) -> Embeddings:
+def _refined(gallery: AnyGallery, embedding: Embeddings | None, feedback: Feedback) -> Embeddings:
     if embedding is not None and feedback == NO_FEEDBACK:
         return embedding
     for photo_id in (*feedback.liked, *feedback.disliked):
@@ -439,7 +465,7 @@ def _refined(gallery: Gallery, embedding: Embeddings | None, feedback: Feedback)
     return gallery.refined(embedding, feedback.liked, feedback.disliked)
 
 
-def _photo(gallery: Gallery, photo_id: int) -> Photo:
+def _photo(gallery: AnyGallery, photo_id: int) -> Photo:
     photo = gallery.photo(photo_id)
     if photo is None:
         raise PhotoNotFound(f"there is no photo {photo_id}", "", "use the id of a hit")
@@ -452,163 +478,3 @@ def _warm_up_sketch() -> bytes:
     buffer = io.BytesIO()
     sketch.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-_LOOK_EVERY_S = 0.5
-
-#: Device, inode, size and mtime of a manifest; those of the next manifest differ.
-_Stamp = tuple[int, int, int, int]
-_NO_FILES_STAMP: _Stamp = (-1, -1, -1, -1)
-
-
-class GalleryDeleted(BadGallery):
-    """The gallery was deleted while it was served."""
-
-
-@dataclass
-class _Opened:
-    """An open generation, with the number of requests that read it."""
-
-    gallery: Gallery
-    readers: int = 0
-    is_current: bool = True
-
-
-class FollowedGallery:
-    """Follows the generations of a gallery, and serves the newest one that can be opened.
-
-    Thread-safe. A reader keeps the generation that it started with. A new generation is opened
-    first, and then replaces the old one, which is closed after its last reader. Damaged generations
-    are not served.
-
-    Args:
-        folder: the gallery's.
-        check: raises if a generation cannot be served, such as one of another model.
-
-    Raises:
-        BadGallery: there is no gallery, or it is damaged.
-        SbtkError: whatever `check` raises.
-    """
-
-    def __init__(self, folder: Path, check: Callable[[Gallery], None]) -> None:
-        self.folder = folder
-        self._check = check
-        self._lock = threading.Lock()
-        self._stamp = _stamp(folder)
-        self._opened: _Opened | None = _Opened(self._open())
-        self._problem: SbtkError | None = None
-        self._ended = threading.Event()
-        self._looking = threading.Lock()
-        self._follower = threading.Thread(target=self._follow, name="gallery", daemon=True)
-        self._follower.start()
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[Gallery]:
-        """Yield the current generation, which stays open until the block ends.
-
-        Raises:
-            GalleryDeleted: the gallery was deleted.
-            BadGallery: it is damaged.
-            ModelMismatch: it was replaced by one of another model.
-        """
-        with self._lock:
-            opened = self._opened
-            if opened is None:
-                raise _copy_of(self._problem or _deleted(self.folder))
-            opened.readers += 1
-        try:
-            yield opened.gallery
-        finally:
-            with self._lock:
-                opened.readers -= 1
-                is_over = not opened.is_current and not opened.readers
-            if is_over:
-                opened.gallery.close()
-
-    @property
-    def problem(self) -> SbtkError | None:
-        """Why the gallery, or its newest generation, is not served; `None` if it is."""
-        return self._problem
-
-    def close(self) -> None:
-        """Stop following, and close the files after the last reader."""
-        self._ended.set()
-        self._follower.join()
-        self._put(None, None)
-
-    def refresh(self) -> None:
-        """Serve the newest generation now; by default that takes half a second."""
-        with self._looking:
-            self._look()
-
-    def _follow(self) -> None:
-        while not self._ended.wait(_LOOK_EVERY_S):
-            self.refresh()
-
-    def _look(self) -> None:
-        """Open the generation that was published since the last call, if any."""
-        stamp = _stamp(self.folder)
-        if stamp == self._stamp:
-            return
-        if stamp is None:
-            self._put(None, _deleted(self.folder))
-        else:
-            try:
-                self._put(_Opened(self._open()), None)
-            except ModelMismatch as problem:
-                self._put(None, _copy_of(problem))
-            # The thread must survive any error. The old generation is intact and stays; the next
-            # call tries again, even if it finds the previous manifest.
-            except Exception as problem:
-                self._problem = _not_opened(self.folder, problem)
-                stamp = _NO_FILES_STAMP
-        self._stamp = stamp
-
-    def _open(self) -> Gallery:
-        gallery = Gallery.open(self.folder)
-        try:
-            self._check(gallery)
-        except BaseException:
-            gallery.close()
-            raise
-        return gallery
-
-    def _put(self, opened: _Opened | None, problem: SbtkError | None) -> None:
-        with self._lock:
-            old, self._opened, self._problem = self._opened, opened, problem
-            if old is not None:
-                old.is_current = False
-            is_over = old is not None and not old.readers
-        if old is not None and is_over:
-            old.gallery.close()
-
-
-def _stamp(folder: Path) -> _Stamp | None:
-    """Return the stamp of the manifest; `None` if there is none."""
-    try:
-        status = (folder / MANIFEST_NAME).stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _copy_of(problem: SbtkError) -> SbtkError:
-    """Return a copy to raise: an error that is raised repeatedly collects all frames."""
-    return type(problem)(problem.found, problem.expected, problem.next_step)
-
-
-def _not_opened(folder: Path, problem: Exception) -> BadGallery:
-    found = problem.found if isinstance(problem, SbtkError) else f"{problem}"
-    return BadGallery(
-        f"the newest generation of {printable_name(folder)} cannot be opened: {found}",
-        "",
-        f"sbtk index --verify --gallery {shlex.quote(printable_name(folder))}",
-    )
-
-
-def _deleted(folder: Path) -> GalleryDeleted:
-    return GalleryDeleted(
-        f"the gallery {printable_name(folder)} was deleted",
-        "a gallery that 'sbtk index' has made",
-        f"sbtk index PHOTOS --gallery {shlex.quote(printable_name(folder))}",
-    )

@@ -70,7 +70,7 @@ def test_a_gallery_is_pushed_and_asked(
     assert main([*QUERY, "--at", url]) == 0
     out, err = answered(capsys)
     names = [json.loads(line)["path"] for line in out.splitlines()]
-    assert names == [f"nas/{Path(hit['path']).name}" for hit in local]
+    assert names == [f"source:nas/{Path(hit['path']).name}" for hit in local]
     assert "5 of these 5 photos are not on this machine: --photos SOURCE=FOLDER" in err
 
 
@@ -81,10 +81,10 @@ def test_the_collection_may_be_in_the_environment(
     assert main(["push", "--source", "nas"]) == 0
     answered(capsys)
     assert main(QUERY) == 0
-    assert '"path": "nas/' in answered(capsys)[0]
+    assert '"path": "source:nas/' in answered(capsys)[0]
     # What is on the command line counts.
     assert main([*QUERY, "--gallery", "gallery.sbtk"]) == 0
-    assert '"path": "nas/' not in answered(capsys)[0]
+    assert '"path": "source:nas/' not in answered(capsys)[0]
 
 
 def test_a_contact_sheet_and_paths_of_a_collection(

@@ -52,6 +52,9 @@
 /** @typedef {{ limit: number, offset: number, under: string }} QueryOptions `under` is a folder, or "" for all */
 
 const TIMEOUT_MS = 20_000;
+const EXACT_DIGITS = 15;
+// In a string of the response, the quotation marks would follow backslashes.
+const LONG_IDS = /("id":\s*)(\d{16,})/g;
 
 /** An error response. `code` is the server's, or "unreachable" if no response came. */
 export class ApiError extends Error {
@@ -238,12 +241,22 @@ async function request(url, init) {
 }
 
 /**
+ * Returns an id from a URL or an attribute as `parseJson` does.
+ * @param {string} text
+ * @returns {number} declared as one; a string if a number cannot hold all its digits
+ */
+export function idOf(text) {
+  return /** @type {number} */ (text.length > EXACT_DIGITS ? /** @type {unknown} */ (text) : Number(text));
+}
+
+/**
+ * Ids of photos in a database have up to 19 digits, of which a number would lose some. They stay strings.
  * @param {Response} response
  * @returns {Promise<any>} null if the body is not JSON, such as the error page of a proxy
  */
 async function parseJson(response) {
   try {
-    return await response.json();
+    return JSON.parse((await response.text()).replace(LONG_IDS, '$1"$2"'));
   } catch (error) {
     if (error instanceof DOMException && error.name === "AbortError") throw error;
     return null;

@@ -1,6 +1,7 @@
 // The photos in justified rows: every photo keeps its aspect ratio, and every row fills the width. Only rows near
 // the viewport are in the document, so that galleries of any size can be scrolled to the end.
 
+import { idOf } from "./api.js";
 import { displayName, displayPath } from "./paths.js";
 import { cancelLoading, loadThumbnail, scheduleSharpening } from "./thumbnails.js";
 import { hrefFor } from "./url_state.js";
@@ -389,7 +390,7 @@ export class ResultsGrid extends EventTarget {
       item.classList.remove("is-failed");
       item.classList.add("is-loaded");
       const ratio = image.naturalWidth / image.naturalHeight;
-      this.#setRatio(Number(item.dataset.id), Math.min(MAX_RATIO, Math.max(MIN_RATIO, ratio)));
+      this.#setRatio(idOf(item.dataset.id ?? ""), Math.min(MAX_RATIO, Math.max(MIN_RATIO, ratio)));
     });
     image.addEventListener("error", () => {
       if (image.hasAttribute("src")) item.classList.add("is-failed");
@@ -484,7 +485,7 @@ export class ResultsGrid extends EventTarget {
  */
 export function photoIdAt(target) {
   const item = target instanceof Element ? target.closest("li.photo") : null;
-  return item instanceof HTMLElement && item.dataset.id !== undefined ? Number(item.dataset.id) : null;
+  return item instanceof HTMLElement && item.dataset.id !== undefined ? idOf(item.dataset.id) : null;
 }
 
 /**

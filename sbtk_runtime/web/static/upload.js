@@ -1,5 +1,6 @@
 // Images that are opened, pasted or dropped on the page: validated, classified and converted for upload.
 
+import { idOf } from "./api.js";
 import { byId, showToast } from "./dom.js";
 import { PHOTO_TYPE } from "./results_grid.js";
 
@@ -49,7 +50,7 @@ export function acceptImages(onImage, onPhoto) {
   });
   acceptDrops((event) => {
     const id = event.dataTransfer?.getData(PHOTO_TYPE);
-    if (id) onPhoto(Number(id));
+    if (id) onPhoto(idOf(id));
     else void upload(event.dataTransfer?.files[0], onImage);
   });
 }

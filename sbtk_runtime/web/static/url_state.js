@@ -2,6 +2,8 @@
 // "#like=17" shows photos similar to photo 17, "#like=17,4&unlike=9" those like 17 and 4 but unlike 9, and
 // "#photo=3" enlarges photo 3. "#like=17&region=0.1,0.2,0.4,0.4" shows photos like that part of photo 17.
 
+import { idOf } from "./api.js";
+
 /** @typedef {import("./region_frame.js").Region} Region */
 /** @typedef {{ likes: number[], unlikes: number[], photo: number | null, region: Region | null }} UrlState */
 
@@ -109,5 +111,5 @@ function parseRegion(text) {
 
 /** @param {string | null} text */
 function parseId(text) {
-  return text !== null && /^\d{1,15}$/.test(text) ? Number(text) : null;
+  return text !== null && /^\d{1,19}$/.test(text) ? idOf(text) : null;
 }

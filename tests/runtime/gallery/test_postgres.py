@@ -196,12 +196,12 @@ def test_mount_points_do_not_matter_and_unmounted_photos_have_their_source(
     with RemoteGallery.open(url) as there, RemoteGallery.open(url, {"nas": elsewhere}) as here:
         assert there.unmounted() == ["nas"] and here.unmounted() == []
         paths = [hit.path for hit in there.answer(query, 20).hits]
-        assert [str(elsewhere / path.removeprefix("nas/")) for path in paths] == [
+        assert [str(elsewhere / path.removeprefix("source:nas/")) for path in paths] == [
             hit.path for hit in here.answer(query, 20).hits
         ]
         assert all(Path(hit.path).is_file() for hit in here.answer(query, 20).hits)
         below = [hit.path for hit in there.answer(query, 20, under="nas/2019").hits]
-        assert len(below) == 5 and all(path.startswith("nas/2019/") for path in below)
+        assert len(below) == 5 and all(path.startswith("source:nas/2019/") for path in below)
     with pytest.raises(BadConfig, match=r"no source tape\b"):
         RemoteGallery.open(url, {"tape": elsewhere})
 
