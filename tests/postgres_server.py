@@ -36,6 +36,15 @@ class PostgresServer:
         self.place = Path(tempfile.mkdtemp(prefix="sbtk-postgres-"))
         self.port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
+        try:
+            self._install(has_pgvector=has_pgvector)
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _install(self, *, has_pgvector: bool) -> None:
+        """Copy the programs, and make an empty database."""
         self.place.chmod(0o755)
         home = self.place / "home"
         # Beside their libraries, whose place is relative.
@@ -55,7 +64,6 @@ class PostgresServer:
             *("--pwfile", str(self.place / "password"), "--encoding=UTF8", "--locale=C"),
             "--no-sync",
         )
-        self.start()
 
     def url(self, database: str = "postgres", user: str = "admin", **options: str) -> str:
         """Return the URL of a database."""
@@ -103,8 +111,9 @@ class PostgresServer:
 
     def close(self) -> None:
         """End the server and remove its files."""
-        with contextlib.suppress(ProcessLookupError):
-            self.kill()
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.kill()
         shutil.rmtree(self.place, ignore_errors=True)
 
     def _run(self, program: str, *arguments: str) -> None:
