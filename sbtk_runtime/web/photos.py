@@ -21,6 +21,7 @@ from PIL import Image
 
 from sbtk_runtime.embedding.stream import MemoryBudget
 from sbtk_runtime.errors import BadImage, SbtkError
+from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.image_limits import is_heic
 from sbtk_runtime.images import FORMATS, memory_to_decode, read_open_file
 from sbtk_runtime.raw_photo import is_raw
@@ -71,6 +72,12 @@ def etag_of(file: BinaryIO, purpose: str) -> str:
     status = os.fstat(file.fileno())
     stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, purpose)
     return f'"{hashlib.sha256(repr(stamp).encode()).hexdigest()[:24]}"'
+
+
+def has_changed(file: BinaryIO, photo: Photo) -> bool:
+    """Return whether an open file is no longer as it was when it was indexed, by size and time."""
+    status = os.fstat(file.fileno())
+    return (status.st_size, status.st_mtime_ns) != (photo.size_bytes, photo.mtime_ns)
 
 
 def size_of(file: BinaryIO) -> int:

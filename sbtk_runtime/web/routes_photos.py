@@ -17,6 +17,7 @@ from sbtk_runtime.web.photos import (
     SizePx,
     Thumbnails,
     etag_of,
+    has_changed,
     media_type_of,
     read_photo,
     size_of,
@@ -84,9 +85,10 @@ def photo_routes(service: Service, thumbnails: Thumbnails) -> APIRouter:
     )
     async def details(request: Request, photo_id: Id) -> Response:
         def read() -> DetailsAnswer:
-            _, opened = service.photo_file(photo_id)
+            known, opened = service.photo_file(photo_id)
             with opened as file:
-                return DetailsAnswer.of(read_details(read_photo(file)))
+                is_changed = has_changed(file, known)
+                return DetailsAnswer.of(read_details(read_photo(file)), is_changed=is_changed)
 
         found = await run_until_disconnect(request, service.thumbnails.submit(read))
         return Response(found.model_dump_json(exclude_none=True), media_type="application/json")

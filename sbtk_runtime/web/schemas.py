@@ -145,12 +145,17 @@ class DetailsAnswer(BaseModel):
     exposure: str | None = Field(None, description="Such as 1/250 s, f/2.8, ISO 400, 35 mm.")
     latitude: float | None = Field(None, description="Degrees, positive to the north.")
     longitude: float | None = Field(None, description="Degrees, positive to the east.")
+    is_changed: bool = Field(
+        False,
+        description="Whether the file has changed since it was indexed: hits may no longer fit it, "
+        "and regions may be elsewhere.",
+    )
 
     @classmethod
-    def of(cls, details: PhotoDetails) -> DetailsAnswer:
+    def of(cls, details: PhotoDetails, *, is_changed: bool) -> DetailsAnswer:
         """Return the JSON model of a photo's metadata."""
         taken = None if details.taken is None else details.taken.isoformat()
-        return cls(**asdict(details) | {"taken": taken})
+        return cls(**asdict(details) | {"taken": taken}, is_changed=is_changed)
 
 
 class ListedPhoto(BaseModel):

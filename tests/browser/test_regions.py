@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from PIL import Image
 
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.gallery import Gallery
@@ -177,6 +178,24 @@ def test_an_image_is_cropped_before_it_is_searched_with(page: Visit, place: Path
         page.page.get_by_role("button", name="Undo").click()
     assert len(page.queries) > whole
     assert page.names()[0] == "red-2.png"
+
+
+def test_a_photo_that_was_turned_since_has_no_frame_and_says_so(page: Visit, place: Path) -> None:
+    path = place / "photos" / "blue-3.png"
+    image = Image.open(path).copy()
+    try:
+        image.rotate(90, expand=True).save(path)
+        upload(page, place / "blue.png")
+        position = page.names().index("blue-3.png") + 1
+        page.page.locator(f'#hits > li[aria-posinset="{position}"] a').click()
+        page.page.get_by_text("The file has changed since it was indexed.").wait_for()
+        page.wait_until("() => document.querySelector('#viewer-region').hidden")
+        page.page.keyboard.press("Escape")
+        position = page.names().index("blue-2.png") + 1
+        page.page.locator(f'#hits > li[aria-posinset="{position}"] a').click()
+        page.page.locator("#viewer-region").wait_for()
+    finally:
+        image.save(path)
 
 
 def test_a_gallery_of_whole_frames_offers_no_parts(visit: Visit) -> None:

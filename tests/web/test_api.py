@@ -669,9 +669,9 @@ def test_feedback_on_unknown_photos_is_refused(server: ServeProcess) -> None:
 
 def test_the_details_of_a_photo_come_from_its_file(server: ServeProcess, shared: Workplace) -> None:
     turned = ask(server.port, f"/v1/photos/{id_of(shared, 'turned.jpg')}/details")
-    assert turned.json() == {"width_px": 200, "height_px": 400}
+    assert turned.json() == {"width_px": 200, "height_px": 400, "is_changed": False}
     large = ask(server.port, f"/v1/photos/{id_of(shared, 'large.webp')}/details").json()
-    assert large == {"width_px": 900, "height_px": 600}
+    assert large == {"width_px": 900, "height_px": 600, "is_changed": False}
     assert ask(server.port, "/v1/photos/99999/details").code == "no_photo"
 
 

@@ -47,7 +47,7 @@
  */
 /**
  * @typedef {{ width_px?: number, height_px?: number, taken?: string, camera?: string, lens?: string,
- *   exposure?: string, latitude?: number, longitude?: number }} Details
+ *   exposure?: string, latitude?: number, longitude?: number, is_changed?: boolean }} Details
  */
 /** @typedef {{ limit: number, offset: number, under: string }} QueryOptions `under` is a folder, or "" for all */
 

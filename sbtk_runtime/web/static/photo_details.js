@@ -12,6 +12,7 @@ export function showDetails(details) {
   const list = byId("viewer-exif", HTMLDListElement);
   list.replaceChildren();
   if (details === null) return;
+  if (details.is_changed) addRow(list, "Note", "The file has changed since it was indexed.");
   const { width_px: width, height_px: height, taken, camera, lens, exposure, latitude, longitude } = details;
   if (taken) addRow(list, "Taken", new Date(taken).toLocaleString("en-GB", { dateStyle: "long", timeStyle: "short" }));
   if (camera) addRow(list, "Camera", camera);

@@ -107,7 +107,12 @@ export class Viewer extends EventTarget {
     void this.#loadDetails(id, this.#request.signal);
     // Metadata are an addition: what is wrong with the file is shown by the image.
     const { signal } = this.#request;
-    getDetails(id, signal).then((details) => !signal.aborted && showDetails(details), () => undefined);
+    getDetails(id, signal).then((details) => {
+      if (signal.aborted) return;
+      showDetails(details);
+      // The photo may have been turned or cropped, so the part that was found can be anywhere.
+      if (details.is_changed && !this.#frame.isMarking) this.#frame.show(null);
+    }, () => undefined);
   }
 
   close() {
