@@ -95,7 +95,7 @@ def measure(server: Server, lifts: int, note: str) -> Result:
         found = [_draw(page, index) for index in range(_WARM_UP + lifts)][_WARM_UP:]
         version = browser.version
         browser.close()
-    figures = {name: _percentiles([one[name] for one in found]) for name in _NAMES}
+    figures = {name: percentiles([one[name] for one in found]) for name in _NAMES}
     engine = server.health()["engine"]
     return Result(
         title="From the pen's lift to photos, in the browser",
@@ -145,7 +145,8 @@ def _stroke(index: int) -> Iterator[tuple[float, float]]:
         yield x + radius * math.cos(angle), y + radius * math.sin(angle)
 
 
-def _percentiles(times_ms: Sequence[float]) -> dict[str, float]:
+def percentiles(times_ms: Sequence[float]) -> dict[str, float]:
+    """Return median, 95th percentile and maximum as `p50`, `p95` and `max`."""
     ordered = sorted(times_ms)
     p95 = ordered[min(len(ordered) - 1, math.ceil(0.95 * len(ordered)) - 1)]
     return {"p50": statistics.median(ordered), "p95": p95, "max": ordered[-1]}

@@ -128,7 +128,7 @@ def test_erased_strokes_are_not_searched_for(visit: Visit) -> None:
     before = visit.ids()
     with visit.new_hits():
         visit.stroke(((0.1, 0.1), (0.12, 0.9)))
-    visit.page.get_by_role("radio", name="Eraser").check(force=True)
+    visit.page.get_by_role("radio", name="Eraser", exact=True).check(force=True)
     visit.page.get_by_role("radio", name="Thick").check(force=True)
     with visit.new_hits():
         visit.stroke(((0.1, 0.02), (0.12, 0.95)))
@@ -138,7 +138,7 @@ def test_erased_strokes_are_not_searched_for(visit: Visit) -> None:
 def test_a_canvas_erased_to_blank_has_no_hits(visit: Visit) -> None:
     with visit.new_hits():
         visit.stroke(((0.4, 0.5), (0.6, 0.5)))
-    visit.page.get_by_role("radio", name="Eraser").check(force=True)
+    visit.page.get_by_role("radio", name="Eraser", exact=True).check(force=True)
     visit.page.get_by_role("radio", name="Thick").check(force=True)
     visit.stroke(((0.35, 0.5), (0.65, 0.5)))
     visit.wait_for_recent()

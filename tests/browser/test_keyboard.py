@@ -107,7 +107,7 @@ def test_help_lists_shortcuts_and_turns_off_single_keys(visit: Visit) -> None:
     dialog.get_by_role("checkbox").check()
     page.keyboard.press("Escape")
     page.keyboard.press("e")
-    assert page.get_by_role("radio", name="Eraser").is_checked()
+    assert page.get_by_role("radio", name="Eraser", exact=True).is_checked()
 
 
 def test_hits_are_announced_to_screen_readers(visit: Visit) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import json
 import re
 import time
@@ -12,7 +13,10 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page, Request, WebError
@@ -48,7 +52,8 @@ _RECORD_BODIES = """{
 _LAST_SENT = """async () => {
     const { address, body } = window.lastSent;
     const bytes = new Uint8Array(await body.arrayBuffer());
-    return { address, type: body.type, bytes: btoa(String.fromCharCode(...bytes)) };
+    const text = Array.from(bytes, (byte) => String.fromCharCode(byte)).join("");
+    return { address, type: body.type, bytes: btoa(text) };
 }"""
 
 
@@ -177,6 +182,12 @@ class Visit:
         request = urllib.request.Request(f"{self.origin}/{sent['address']}", body, headers)
         with urllib.request.urlopen(request, timeout=20) as response:
             return [hit["id"] for hit in json.load(response)["hits"]][:_COMPARED]
+
+    def sent_ink(self) -> NDArray[np.bool_]:
+        """Return `(1000, 1000) bool`: where the image that was sent last is dark."""
+        sent = self.page.evaluate(_LAST_SENT)
+        with Image.open(io.BytesIO(base64.b64decode(sent["bytes"]))) as image:
+            return np.asarray(image.convert("L").resize((1000, 1000))) < 160
 
     def ink(self) -> int:
         """Return the number of canvas pixels with ink."""

@@ -23,7 +23,8 @@ import { Viewer } from "./viewer.js";
 resetRadios();
 const drawing = new Drawing();
 restoreSketch(drawing);
-const pad = new SketchPad(byId("strokes-layer", HTMLCanvasElement), byId("input-layer", HTMLCanvasElement), drawing);
+const [traced, strokes, input] = ["traced-layer", "strokes-layer", "input-layer"].map((id) => byId(id, HTMLCanvasElement));
+const pad = new SketchPad({ traced, strokes, input }, drawing);
 const monitor = new ServerMonitor();
 const results = new ResultsPane(monitor, currentQuery);
 const viewer = new Viewer(results.grid);
@@ -85,7 +86,7 @@ function currentQuery() {
   const under = byId("folder", HTMLSelectElement).value;
   const { likes, unlikes, region } = currentState();
   if (likes.length > 0) return { kind: "similar", likes, unlikes, region: region ? regionText(region) : "", under };
-  if (drawing.visible.length === 0 && !pad.isDrawing) return null;
+  if (!drawing.isSearchable && !pad.isDrawing) return null;
   const kind = checkedValue("as") === "photo" ? "photo" : "sketch";
   return { image: () => renderImage(drawing, pad.unfinished), kind, unlikes, under };
 }
@@ -118,7 +119,7 @@ function showDissimilar(id) {
 /** Returns to the sketch. Photos that are not liked stay excluded as long as there is a sketch. */
 function hideSimilar() {
   const { likes, unlikes } = currentState();
-  const isBlank = drawing.visible.length === 0 && !pad.isDrawing;
+  const isBlank = !drawing.isSearchable && !pad.isDrawing;
   if (likes.length > 0 || (unlikes.length > 0 && isBlank)) pushState({ likes: [], unlikes: [] });
 }
 

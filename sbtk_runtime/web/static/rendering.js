@@ -20,7 +20,7 @@ const MIN_EXTENT_PX = 320;
 const BACKGROUND_LEVEL = 255 - 24;
 
 /**
- * Draws marks in their order on a transparent background.
+ * Draws marks in their order on a transparent background, without an image that is traced.
  * @param {Context} context
  * @param {readonly Mark[]} marks
  * @param {string} colour
@@ -29,11 +29,20 @@ export function drawMarks(context, marks, colour) {
   for (const mark of marks) {
     if (mark.kind === "stroke") {
       drawStroke(context, mark, colour);
-    } else if (mark.kind === "image") {
-      const { x, y, width, height } = imageBox(mark.image);
-      context.drawImage(mark.image.pixels, x, y, width, height);
+    } else if (!mark.isTraced) {
+      drawImage(context, mark.image);
     }
   }
+}
+
+/**
+ * Draws an image over the whole canvas.
+ * @param {Context} context
+ * @param {import("./upload.js").UploadedImage} image
+ */
+export function drawImage(context, image) {
+  const { x, y, width, height } = imageBox(image);
+  context.drawImage(image.pixels, x, y, width, height);
 }
 
 /**
@@ -97,14 +106,14 @@ export function drawStrokeEnd(context, stroke, colour, predicted = []) {
 
 /**
  * Renders the drawing as an image file for the server: an image without strokes as it was uploaded,
- * everything else as a PNG of the whole canvas, dark on white.
+ * everything else as a PNG of the whole canvas, dark on white. An image that is traced is left out.
  * @param {Drawing} drawing
  * @param {readonly Mark[]} [unfinished] strokes that are being drawn
  * @returns {Promise<Blob | null>} null if the canvas is blank
  */
 export async function renderImage(drawing, unfinished = []) {
   if (unfinished.length === 0 && drawing.unmarkedImage !== null) return drawing.unmarkedImage.file;
-  const marks = [...drawing.visible, ...unfinished];
+  const marks = [...drawing.visible, ...unfinished].filter((mark) => mark.kind === "stroke" || !mark.isTraced);
   if (!marks.some((mark) => mark.kind === "image" || (mark.kind === "stroke" && mark.tool === "pen"))) {
     return null;
   }

@@ -1,5 +1,6 @@
 // The buttons around the canvas, and the keyboard shortcuts.
 
+import { setUpCanvasBars } from "./canvas_bars.js";
 import { announce, byId, checkedValue, onRadioChange, setChecked, setEnabled, showToast } from "./dom.js";
 import { LINE_WIDTHS } from "./drawing.js";
 
@@ -10,6 +11,14 @@ import { LINE_WIDTHS } from "./drawing.js";
 
 const SINGLE_KEYS_KEY = "sbtk-single-keys";
 const CTRL = /Mac|iPhone|iPad/.test(navigator.platform) ? "⌘" : "Ctrl";
+/** @type {Record<Tool, { keys: string, name: string }>} */
+const TOOLS = {
+  pen: { keys: "B", name: "Pen" },
+  line: { keys: "N", name: "Straight line" },
+  eraser: { keys: "E", name: "Eraser" },
+  "stroke-eraser": { keys: "Shift+E", name: "Stroke eraser" },
+  select: { keys: "V", name: "Select strokes" },
+};
 const WIDTH_NAMES = /** @type {LineWidth[]} */ (Object.keys(LINE_WIDTHS));
 
 /**
@@ -22,7 +31,6 @@ export function setUpToolbar(pad, { toggleKind, focusResults, likeFocused }) {
   const applyTool = () => {
     pad.tool = /** @type {Tool} */ (checkedValue("tool"));
     pad.size = LINE_WIDTHS[/** @type {LineWidth} */ (checkedValue("width"))];
-    pad.element.dataset.tool = pad.tool;
   };
   const [undoButton, redoButton, clearButton] = ["undo", "redo", "clear"].map((id) => byId(id, HTMLButtonElement));
   const updateButtons = () => {
@@ -36,11 +44,12 @@ export function setUpToolbar(pad, { toggleKind, focusResults, likeFocused }) {
     drawing.clear();
     announce("Canvas cleared. Undo restores the sketch.");
   };
+  const removeOrClear = () => (pad.selection.strokes.length > 0 ? pad.selection.remove() : clear());
   /** @param {Tool} tool */
   const selectTool = (tool) => {
     setChecked("tool", tool);
     applyTool();
-    announce(tool === "pen" ? "Pen." : "Eraser.");
+    announce(`${TOOLS[tool].name}.`);
   };
   /** @param {LineWidth} width */
   const selectWidth = (width) => {
@@ -57,13 +66,17 @@ export function setUpToolbar(pad, { toggleKind, focusResults, likeFocused }) {
   drawing.addEventListener("change", updateButtons);
   applyTool();
   updateButtons();
+  const canvasShortcuts = setUpCanvasBars(pad, () => selectTool("select"));
 
   setUpShortcuts(
     [
       { keys: "D", action: "Go to the canvas", run: () => pad.element.focus() },
       { keys: "R", action: "Go to the photos", run: focusResults },
-      { keys: "B", action: "Pen", run: () => selectTool("pen") },
-      { keys: "E", action: "Eraser", run: () => selectTool("eraser") },
+      ...Object.entries(TOOLS).map(([tool, { keys, name }]) => ({
+        keys,
+        action: name,
+        run: () => selectTool(/** @type {Tool} */ (tool)),
+      })),
       ...WIDTH_NAMES.map((width, index) => ({
         keys: `${index + 1}`,
         action: `${capitalize(width)} line`,
@@ -71,7 +84,8 @@ export function setUpToolbar(pad, { toggleKind, focusResults, likeFocused }) {
       })),
       { keys: "Ctrl+Z", action: "Undo", run: undo },
       { keys: "Ctrl+Shift+Z or Ctrl+Y", action: "Redo", run: redo },
-      { keys: "Delete or X", action: "Clear the canvas", run: clear },
+      { keys: "Delete or X", action: "Delete the selected strokes, or clear the canvas", run: removeOrClear },
+      ...canvasShortcuts,
       { keys: "U", action: "Open an image", run: () => byId("upload", HTMLButtonElement).click() },
       { keys: "S", action: "Switch between sketch and photo", run: toggleKind },
       { keys: "F", action: "Choose a folder", run: () => byId("folder", HTMLSelectElement).focus() },
@@ -81,8 +95,12 @@ export function setUpToolbar(pad, { toggleKind, focusResults, likeFocused }) {
     ],
     [
       ["Ctrl+V", "Paste an image"],
-      ["Arrows", "On the canvas: move the pen. On a photo: go to the next one"],
+      ["Arrows", "On the canvas: move the pen or the selected strokes. On a photo: go to the next one"],
       ["Space", "On the canvas: lower or lift the pen"],
+      ["Shift", "While drawing: a straight line. While rotating: steps of 15°"],
+      ["Page Down or Page Up", "On the canvas, with the selection tool: select the next stroke"],
+      [", or .", "On the canvas: rotate the selected strokes"],
+      ["< or >", "On the canvas: scale the selected strokes"],
       ["Enter", "On a photo: enlarge it"],
       ["Escape", "Close"],
     ],
@@ -166,7 +184,7 @@ function listShortcuts(list, rows) {
     keys.split(" or ").forEach((key, index) => {
       if (index > 0) term.append(" or ");
       const label = document.createElement("kbd");
-      label.textContent = key.replace("Ctrl", CTRL).replaceAll("+", " + ");
+      label.textContent = key === "+" ? key : key.replace("Ctrl", CTRL).replaceAll("+", " + ");
       term.append(label);
     });
     const description = document.createElement("dd");
