@@ -165,9 +165,9 @@ def write_error(path: Path, problem: OSError, kind: type[SbtkError] = SbtkError)
     kept = "what was committed before is kept"
     reason = os.strerror(problem.errno) if problem.errno else str(problem)
     if problem.errno == errno.ENOSPC:
-        free_bytes = _free_bytes(path.parent)
+        free = free_bytes(path.parent)
         return DiskFull(
-            f"no space left while writing {path} ({free_bytes:,} bytes free)",
+            f"no space left while writing {path} ({free:,} bytes free)",
             kept,
             f"free some space and {again}",
         )
@@ -203,7 +203,8 @@ def file_size_limit() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
-def _free_bytes(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
+    """Return the free space of a folder's file system, in bytes; 0 if it is unknown."""
     try:
         return shutil.disk_usage(folder).free
     except OSError:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sbtk_runtime.binary_codes import Itq
 from sbtk_runtime.bundle import Bundle
@@ -41,10 +40,6 @@ from sbtk_runtime.manifest import (
     read_gallery_manifest,
 )
 from sbtk_runtime.preprocess import PREPROCESSING
-
-if TYPE_CHECKING:
-    from sbtk_runtime.bundle import Bundle
-    from sbtk_runtime.gallery.writer import Catalogue
 
 VECTORS_NAME = "vectors"
 LOCK_NAME = ".lock"

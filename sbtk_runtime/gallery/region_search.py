@@ -22,7 +22,7 @@ from sbtk_runtime.gallery.catalogue import CatalogueView
 from sbtk_runtime.gallery.hits import Box, Scores
 from sbtk_runtime.gallery.region_rows import RegionSpans
 from sbtk_runtime.gallery.row_check import RowCheck
-from sbtk_runtime.gallery.rows import Embeddings, Rows, Vectors, unit_row
+from sbtk_runtime.gallery.rows import Embeddings, Rows, Vectors, make_row_mask, unit_row
 from sbtk_runtime.gallery.sign_codes import SignCodes
 
 #: The share of the mean region that is taken from a query before it is compared with regions, and
@@ -80,7 +80,7 @@ class RegionSearch:
         self._exact_below = exact_below
         self._spans = view.region_spans()
         self._common = common_part(view.region_mean(vectors.dim))
-        self._mask = _as_mask(self._spans.rows())
+        self._mask = make_row_mask(self._spans.rows())
         self._bad = np.empty(0, dtype=np.int64)
         self._lock = threading.Lock()
 
@@ -156,7 +156,7 @@ class RegionSearch:
         is_large = int(spans.counts.sum()) >= self._exact_below
         codes = self._codes() if is_large and search != "exact" else None
         if codes is not None:
-            mask = self._mask if among is None else _as_mask(spans.rows())
+            mask = self._mask if among is None else make_row_mask(spans.rows())
             rows, scores = self._by_codes(codes, turned, k, spans, mask)
             if len(rows) == min(k, len(spans.counts)):
                 return rows, scores
@@ -221,10 +221,3 @@ def _overlaps(boxes: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[n
     shared = np.prod(np.maximum(high - low, 0.0), axis=1)
     areas = np.prod(boxes[:, 2:], axis=1) + np.prod(box[2:])
     return np.asarray(shared / np.maximum(areas - shared, 1e-12))
-
-
-def _as_mask(rows: Rows) -> NDArray[np.bool_]:
-    """Return ascending `rows (N,) int64` as `(last row + 1,) bool`."""
-    mask = np.zeros(int(rows[-1]) + 1 if len(rows) else 0, dtype=np.bool_)
-    mask[rows] = True
-    return mask

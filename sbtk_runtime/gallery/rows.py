@@ -306,6 +306,13 @@ def _runs(rows: Rows) -> Iterator[tuple[int, int]]:
     yield from itertools.pairwise(bounds)
 
 
+def make_row_mask(rows: Rows) -> NDArray[np.bool_]:
+    """Return ascending `rows (N,) int64` as `(last row + 1,) bool`."""
+    mask = np.zeros(int(rows[-1]) + 1 if len(rows) else 0, dtype=np.bool_)
+    mask[rows] = True
+    return mask
+
+
 def cut_at_shards(low: int, high: int) -> Iterator[tuple[int, int]]:
     """Yield the intervals (end excluded) of rows `low` to `high` that lie in one shard each."""
     while low < high:

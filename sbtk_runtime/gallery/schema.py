@@ -1,4 +1,4 @@
-"""The catalogue's database: its tables, how it is opened, changed and complained about."""
+"""The catalogue's database: its tables, connections, migration and errors."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import contextlib
 import errno
 import hashlib
 import os
-import shutil
 import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from sbtk_runtime.errors import BadGallery, GalleryBusy, SbtkError
 from sbtk_runtime.files import (
     atomic_path,
     file_size_limit,
+    free_bytes,
     is_as_written,
     open_regular,
     read_refused,
@@ -29,10 +29,10 @@ from sbtk_runtime.gallery.rows import SHARD_ROWS
 from sbtk_runtime.manifest import SnapshotRecord
 
 CATALOGUE_NAME = "catalogue.sqlite"
-#: The tables of all are the same, but codes must not be taken for embeddings, and an sbtk that
-#: knows no regions must not take their rows for unused ones.
+#: All have the same tables, but codes must not be mistaken for embeddings, and an sbtk without
+#: regions must not reuse their rows.
 EMBEDDINGS_SCHEMA, CODES_SCHEMA, REGIONS_SCHEMA = 3, 4, 5
-#: What earlier versions wrote: it is read as it is, and migrated by the next writer.
+#: Earlier formats and their successors; readers read them as they are, the next writer migrates.
 OLD_SCHEMAS = {1: EMBEDDINGS_SCHEMA, 2: CODES_SCHEMA}
 
 _SCHEMA = """
@@ -71,7 +71,7 @@ CREATE TABLE failures (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE roots (path BLOB NOT NULL PRIMARY KEY) STRICT, WITHOUT ROWID;
 """
-# Of the photo whose whole frame is at `photo_row`: where its regions are, and their boxes.
+# The rows and boxes of the regions of the photo whose whole frame is at `photo_row`.
 _REGIONS_TABLE = """CREATE TABLE IF NOT EXISTS regions (
     photo_row INTEGER PRIMARY KEY,
     first_row INTEGER NOT NULL,
@@ -81,7 +81,7 @@ _REGIONS_TABLE = """CREATE TABLE IF NOT EXISTS regions (
 _OUT_OF_SPACE_BYTES = _PROBE_BYTES = 1 << 20
 _COPY_ATTEMPTS, _COPY_PAUSE_S = 50, 0.02
 
-#: What SQLite says when the system refuses something.
+#: SQLite's codes for refusals of the operating system.
 _SYSTEM = (
     *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN),
     *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOLFS, sqlite3.SQLITE_AUTH),
@@ -106,8 +106,13 @@ _OLDEST_SQLITE = (3, 37, 0)
 
 
 def connect_writer(path: Path) -> sqlite3.Connection:
-    """Return a connection that commits durably, and make the tables of a new catalogue."""
-    _require_strict_tables(path)
+    """Return a connection that commits durably; create the tables of a new catalogue."""
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        raise BadGallery(
+            f"Python here uses SQLite {sqlite3.sqlite_version}, which cannot write {path}",
+            f"SQLite {'.'.join(map(str, _OLDEST_SQLITE))} or newer",
+            "use a newer Python, such as those of conda or uv",
+        )
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
@@ -117,7 +122,7 @@ def connect_writer(path: Path) -> sqlite3.Connection:
             if version == 0:
                 _make_tables(connection)
                 connection.execute(f"PRAGMA user_version = {EMBEDDINGS_SCHEMA}")
-            # An older sbtk made the catalogue without it, and leaves it alone.
+            # Catalogues of older versions lack this table, and older versions ignore it.
             connection.execute(_REGIONS_TABLE)
     except BaseException:
         connection.close()
@@ -126,21 +131,20 @@ def connect_writer(path: Path) -> sqlite3.Connection:
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
-    """Return a connection that changes nothing and holds a snapshot of a catalogue in use.
+    """Return a read-only connection that holds a snapshot of a catalogue in use.
 
-    A reader that may not write beside the catalogue can neither lock it nor see what its writer
-    has not yet moved from the log, so it takes a copy of its own. Galleries that are published
-    with a snapshot (`connect_snapshot`) are not read this way.
+    Without write permission, a reader can neither lock the catalogue nor read its log, so it copies
+    both. Galleries that are published with a snapshot (`connect_snapshot`) are not read this way.
 
     Raises:
         BadGallery: there is no catalogue, or a newer sbtk made it.
         GalleryBusy: it changes faster than it can be copied.
     """
     if not path.is_file():
-        raise BadGallery(f"{path} is missing", "the catalogue of a gallery", _make_anew(path))
+        raise BadGallery(f"{path} is missing", "the catalogue of a gallery", _advise_rebuild(path))
     if os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         try:
-            return _opened(path, "mode=ro")
+            return _open(path, "mode=ro")
         except sqlite3.OperationalError as problem:
             if problem.sqlite_errorcode & 0xFF not in _NO_LOCKS:
                 raise
@@ -149,28 +153,27 @@ def connect_reader(path: Path) -> sqlite3.Connection:
         _copy_consistently(path, copy)
         connection = sqlite3.connect(copy)
         with contextlib.closing(connection):
-            # Moves the log into the file, which can then be opened after its name is removed.
+            # Merge the log into the file, which stays open after its name is removed.
             connection.execute("PRAGMA journal_mode = DELETE")
-        return _opened(copy, "mode=ro")
+        return _open(copy, "mode=ro")
 
 
 def connect_snapshot(
     path: Path, record: SnapshotRecord, *, is_hashed: bool = False
 ) -> sqlite3.Connection:
-    """Return a connection to the published copy of a catalogue, which nobody ever changes.
+    """Return a connection to the published copy of a catalogue, which never changes.
 
-    It needs neither locks nor files beside it: any number of readers, on any file system.
+    It needs no locks and no other files, so any number of readers can use it on any file system.
 
     Args:
-        path: of the copy.
-        record: what was published. As long as size and time of modification are those of the
-            record, the file is not read as a whole.
-        is_hashed: compare the SHA-256 in any case.
+        path: the copy.
+        record: its record; the whole file is read only if its size or time of modification differs.
+        is_hashed: always compare the SHA-256.
 
     Raises:
-        BadGallery: it is missing, cannot be read, or is not the one that was published.
+        BadGallery: the copy is missing, cannot be read, or has changed.
     """
-    sha256 = found = record.sha256
+    found = record.sha256
     try:
         is_same = is_as_written(path.stat(), record.size_bytes, record.mtime_ns)
         if is_hashed or not is_same or path.is_symlink():
@@ -179,17 +182,17 @@ def connect_snapshot(
         raise BadGallery(f"{path} is missing", "the catalogue of a gallery") from problem
     except OSError as problem:
         raise BadGallery(*read_refused(path, problem)) from problem
-    if found != sha256:
-        raise BadGallery(f"{path} is damaged: SHA-256 {found}", sha256)
-    return _opened(path, "immutable=1")
+    if found != record.sha256:
+        raise BadGallery(f"{path} is damaged: SHA-256 {found}", record.sha256)
+    return _open(path, "immutable=1")
 
 
 def write_snapshot(connection: sqlite3.Connection, path: Path) -> SnapshotRecord:
-    """Write what is committed to a file that is complete in itself; return its record.
+    """Write the committed state to a self-contained file, and return its record.
 
     Raises:
-        DiskFull: there is no space for it.
-        BadGallery: the system refused to write it, or it cannot be read back.
+        DiskFull: no space is left.
+        BadGallery: the file cannot be written or read back.
     """
     with atomic_path(path) as temporary:
         temporary.unlink(missing_ok=True)
@@ -197,7 +200,7 @@ def write_snapshot(connection: sqlite3.Connection, path: Path) -> SnapshotRecord
             copy.execute("PRAGMA journal_mode = OFF")
             copy.execute("PRAGMA synchronous = OFF")
             connection.backup(copy)
-            # Backup copies the header too, which says that there is a log.
+            # The header is copied too, and says that there is a log.
             copy.execute("PRAGMA journal_mode = DELETE")
             copy.execute("PRAGMA journal_mode = OFF")
         with temporary.open("rb+") as file:
@@ -208,17 +211,19 @@ def write_snapshot(connection: sqlite3.Connection, path: Path) -> SnapshotRecord
         )
 
 
-def _opened(path: Path, mode: str) -> sqlite3.Connection:
+def _open(path: Path, mode: str) -> sqlite3.Connection:
     location = f"file:{quote(os.fsencode(path.absolute()))}?{mode}"
     connection = sqlite3.connect(
         location, uri=True, isolation_level=None, check_same_thread=False, timeout=30
     )
     try:
-        # Large sorts would need a temporary folder that may be written.
+        # Otherwise large sorts need a writable temporary folder.
         connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute("BEGIN")
         if _version(connection, path) == 0:
-            raise BadGallery(f"{path} is empty", "the catalogue of a gallery", _make_anew(path))
+            raise BadGallery(
+                f"{path} is empty", "the catalogue of a gallery", _advise_rebuild(path)
+            )
         connection.execute("SELECT 1 FROM facts LIMIT 1").fetchone()
     except BaseException:
         connection.close()
@@ -227,11 +232,11 @@ def _opened(path: Path, mode: str) -> sqlite3.Connection:
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Give an older catalogue the tables of today, in one transaction; else does nothing.
+    """Convert an older catalogue to the current tables, in one transaction.
 
-    What was not noted then is `NULL`. Readers that are open keep what they have open.
+    Values that were not recorded are `NULL`. Open readers keep their snapshots.
     """
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    version = _user_version(connection)
     if version not in OLD_SCHEMAS:
         return
     for kind, name in connection.execute("SELECT type, name FROM temp.sqlite_master").fetchall():
@@ -251,9 +256,8 @@ def migrate(connection: sqlite3.Connection) -> None:
 
 
 def show_as_current(connection: sqlite3.Connection) -> None:
-    """Make a reader's connection to an older catalogue answer as one of today's would."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version not in OLD_SCHEMAS:
+    """Show an older catalogue in the current tables, by temporary views."""
+    if _user_version(connection) not in OLD_SCHEMAS:
         return
     for table, columns in _tables(connection).items():
         if table in ("photos", "failures"):
@@ -270,25 +274,24 @@ def _temporary_folder() -> Iterator[str]:
     except OSError as problem:
         raise BadGallery(
             f"there is no folder for temporary files: {problem}",
-            "one, since this gallery was made by an older sbtk and may not be written",
-            "name one with TMPDIR, or run 'sbtk index' on its photos once, as its owner",
+            "a temporary folder, because an older sbtk made this gallery and it is read-only",
+            "set TMPDIR, or run 'sbtk index' on its photos once, as its owner",
         ) from problem
     with place as name:
         yield name
 
 
 def _copy_consistently(path: Path, copy: Path) -> None:
-    """Copy a catalogue and its log as they were at one moment.
+    """Copy a consistent state of a catalogue and its log.
 
-    Both are read twice. The log only grows until it begins again with other salts, and what is
-    moved into the catalogue is still in the log: so if nothing has changed in between, the copies
-    are of one moment.
+    Both are read twice. The log only grows until it restarts with other salts, and still has what
+    was moved into the catalogue, so the copies are consistent if nothing changed in between.
     """
     names = [(path, copy), (Path(f"{path}-wal"), Path(f"{copy}-wal"))]
     for _ in range(_COPY_ATTEMPTS):
         try:
-            copied = [_copied(source, target) for source, target in names]
-            if copied == [_copied(source, None) for source, _ in names]:
+            copied = [_copy(source, target) for source, target in names]
+            if copied == [_copy(source, None) for source, _ in names]:
                 return
         except OSError as problem:
             if isinstance(problem.filename, str | bytes | os.PathLike):
@@ -300,11 +303,11 @@ def _copy_consistently(path: Path, copy: Path) -> None:
     )
 
 
-def _copied(source: Path, target: Path | None) -> bytes | None:
-    """Copy a file and return its SHA-256; `None` if there is none. Without a target, only that.
+def _copy(source: Path, target: Path | None) -> bytes | None:
+    """Return the SHA-256 of a file, and copy it to `target` if given; `None` if there is no file.
 
     Raises:
-        OSError: it cannot be read, or the copy not be written.
+        OSError: it cannot be read, or the copy cannot be written.
     """
     digest = hashlib.sha256()
     try:
@@ -324,7 +327,7 @@ def _copied(source: Path, target: Path | None) -> bytes | None:
 
 @contextlib.contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Make the block's changes together, or not at all."""
+    """Commit all changes of the block, or none."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -337,38 +340,37 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 @contextlib.contextmanager
 def catalogue_errors(path: Path, *, is_writer: bool = True) -> Iterator[None]:
-    """Turn SQLite's errors inside the block into ours.
+    """Translate SQLite's errors inside the block.
 
-    Only what SQLite read and found wrong is damage. What the system refused to read or write is
-    told by the system's reason, which a writer finds by writing what is there again. Only the one
-    writer may do that.
+    The catalogue is damaged only if SQLite could read it. For refusals of the operating system, the
+    error has the system's reason. The one writer finds that by rewriting existing bytes.
 
     Raises:
-        DiskFull: there is no space for the catalogue.
-        GalleryBusy: another program has locked it for longer than can be waited.
+        DiskFull: no space is left for the catalogue.
+        GalleryBusy: another program has locked it for too long.
         BadGallery: the catalogue is damaged, or cannot be read or written.
-        MemoryError: there is not enough.
+        MemoryError: there is not enough memory.
     """
     try:
         yield
     except sqlite3.Error as problem:
         code = getattr(problem, "sqlite_errorcode", None)
         if code is None and not isinstance(problem, sqlite3.OperationalError):
-            raise  # a call that is wrong, which is not the catalogue's fault
-        raise _told(problem, code or sqlite3.SQLITE_CORRUPT, path, is_writer) from problem
-    # SQLite's complaint may quote damaged bytes, which Python then cannot decode.
+            raise  # a wrong call, not the catalogue's fault
+        raise _translate(problem, code or sqlite3.SQLITE_CORRUPT, path, is_writer) from problem
+    # SQLite's message may quote damaged bytes, which Python cannot decode.
     except UnicodeDecodeError as problem:
         raise damaged(path, problem) from problem
 
 
 def damaged(path: Path, problem: object) -> BadGallery:
-    """Return the error of a catalogue that holds what nobody has written."""
+    """Return the error for a catalogue whose content sbtk has not written."""
     return BadGallery(
-        f"{path} is damaged: {problem}", "the catalogue of a gallery", _make_anew(path)
+        f"{path} is damaged: {problem}", "the catalogue of a gallery", _advise_rebuild(path)
     )
 
 
-def _told(problem: sqlite3.Error, code: int, path: Path, is_writer: bool) -> Exception:
+def _translate(problem: sqlite3.Error, code: int, path: Path, is_writer: bool) -> Exception:
     primary = code & 0xFF
     if primary == sqlite3.SQLITE_NOMEM or code == sqlite3.SQLITE_IOERR_NOMEM:
         return MemoryError(str(problem))
@@ -399,25 +401,17 @@ def _told(problem: sqlite3.Error, code: int, path: Path, is_writer: bool) -> Exc
 
 
 def _no_space(path: Path) -> SbtkError:
-    """Return the error of a full disk: the catalogue's, or the one of SQLite's temporary files."""
+    """Return the error for a full disk: the catalogue's, or that of SQLite's temporary files."""
     folders = [path.parent, Path(tempfile.gettempdir())]
-    fullest = min(folders, key=_free_bytes)
+    fullest = min(folders, key=free_bytes)
     full = path if fullest == path.parent else fullest / "temporary files of SQLite"
     return write_error(full, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
 
-def _free_bytes(folder: Path) -> int:
-    try:
-        return shutil.disk_usage(folder).free
-    except OSError:
-        return 0
-
-
 def _system_error(path: Path, *, is_read: bool) -> OSError | None:
-    """Return why the system refused what SQLite tried, found by trying the same.
+    """Return why the system refused an operation, which SQLite does not report, by repeating it.
 
-    SQLite keeps the system's reason to itself. What is written are the same bytes again, and a file
-    that is removed.
+    Writing repeats the same bytes, and a temporary file that is removed.
     """
     try:
         for file in (path, Path(f"{path}-wal")):
@@ -428,9 +422,9 @@ def _system_error(path: Path, *, is_read: bool) -> OSError | None:
         with tempfile.TemporaryFile(dir=path.parent) as probe:
             probe.write(bytes(_PROBE_BYTES))
             os.fsync(probe.fileno())
-        if _free_bytes(path.parent) < _OUT_OF_SPACE_BYTES:
+        if free_bytes(path.parent) < _OUT_OF_SPACE_BYTES:
             return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        # Nothing else refuses a write here, and SQLite names "no space" itself.
+        # Only this limit can have refused the write: SQLite reports a full disk itself.
         if file_size_limit() is not None:
             return OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     except OSError as problem:
@@ -453,7 +447,7 @@ def _read_and_rewrite(file: Path, *, is_rewritten: bool) -> None:
         os.close(descriptor)
 
 
-def _make_anew(path: Path) -> str:
+def _advise_rebuild(path: Path) -> str:
     return f"put {path.parent} aside and make it again with sbtk index PHOTOS"
 
 
@@ -463,22 +457,18 @@ def _make_tables(connection: sqlite3.Connection) -> None:
 
 
 def _tables(connection: sqlite3.Connection) -> dict[str, str]:
-    """Return which tables an older catalogue has, and what is copied from each."""
+    """Return the tables of an older catalogue, with the queries that convert them."""
     names = {name for (name,) in connection.execute("SELECT name FROM main.sqlite_master")}
     return {table: columns for table, columns in _OLD_TABLES.items() if table in names}
 
 
-def _require_strict_tables(path: Path) -> None:
-    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
-        raise BadGallery(
-            f"Python here uses SQLite {sqlite3.sqlite_version}, which cannot write {path}",
-            f"SQLite {'.'.join(map(str, _OLDEST_SQLITE))} or newer",
-            "use a newer Python, such as those of conda or uv",
-        )
+def _user_version(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
 
 
 def _version(connection: sqlite3.Connection, path: Path) -> int:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    version = _user_version(connection)
     if version > REGIONS_SCHEMA:
         raise BadGallery(
             f"{path} has format {version}, of a newer version of sbtk",
@@ -487,48 +477,39 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
         )
     if version < 0:
         raise damaged(path, f"format {version}")
-    return int(version)
+    return version
 
 
 _SHOWN = 40
+_T = TypeVar("_T")
 
 
 def integer(value: object) -> int:
-    """Return a whole number as it is.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    if type(value) is not int:
-        raise _strange(value, "a whole number")
-    return value
+    """Return `value`; raise `ValueError` unless it is a whole number."""
+    return _expect(value, int, "a whole number")
 
 
 def blob(value: object) -> bytes:
-    """Return bytes, such as a path or a hash, as they are.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    if not isinstance(value, bytes):
-        raise _strange(value, "bytes")
-    return value
+    """Return `value`, such as a path or a hash; raise `ValueError` unless it is bytes."""
+    return _expect(value, bytes, "bytes")
 
 
 def text(value: object) -> str:
-    """Return a text as it is.
+    """Return `value`; raise `ValueError` unless it is text."""
+    return _expect(value, str, "a text")
 
-    Raises:
-        ValueError: it is something else.
-    """
-    if not isinstance(value, str):
-        raise _strange(value, "a text")
+
+def _expect(value: object, kind: type[_T], expected: str) -> _T:
+    if not isinstance(value, kind):
+        shown = repr(value)
+        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+        raise ValueError(f"{shown} where {expected} belongs")
     return value
 
 
 @contextlib.contextmanager
 def values_checked(path: Path, *, is_writer: bool = False) -> Iterator[None]:
-    """Turn SQLite's errors into ours, and those of values that no sbtk has written.
+    """Translate the errors of SQLite, and of values that sbtk has not written.
 
     Raises:
         BadGallery: the catalogue at `path` is damaged, or cannot be read.
@@ -540,12 +521,6 @@ def values_checked(path: Path, *, is_writer: bool = False) -> Iterator[None]:
             raise damaged(path, problem) from problem
 
 
-def _strange(value: object, expected: str) -> ValueError:
-    shown = repr(value)
-    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-    return ValueError(f"{shown} where {expected} belongs")
-
-
 _NUMBERS = ("dim", "rows", "next_id")
 _TEXTS = ("model_id", "precision", "preprocessing")
 _MOST_GENERATIONS = 1 << 48
@@ -553,7 +528,7 @@ _MOST_ROWS = 1 << 32
 
 
 def open_verified(path: Path) -> sqlite3.Connection:
-    """Return a writer's connection to a catalogue that may be built on; make a new one.
+    """Return a writer's connection to an undamaged or new catalogue, in the current format.
 
     Raises:
         BadGallery: the catalogue is damaged, or cannot be written.
@@ -575,11 +550,11 @@ def open_verified(path: Path) -> sqlite3.Connection:
 def soundness_problem(connection: sqlite3.Connection) -> str | None:
     """Return what is wrong with a catalogue, in words; `None` if nothing is.
 
-    Call it inside `catalogue_values.values_checked`.
+    Call it inside `values_checked`.
 
     Raises:
-        ValueError: a fact about the gallery is of another type than sbtk writes.
-        sqlite3.Error: the database is damaged beyond a look.
+        ValueError: a fact about the gallery has an unexpected type.
+        sqlite3.Error: the database is too damaged to be checked.
     """
     (answer,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if answer != "ok":
@@ -612,14 +587,13 @@ def _wrong_regions(connection: sqlite3.Connection) -> str | None:
 
 def has_regions(connection: sqlite3.Connection) -> bool:
     """Return whether the gallery keeps regions of its photos."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    return bool(version == REGIONS_SCHEMA)
+    return _user_version(connection) == REGIONS_SCHEMA
 
 
 def _wrong_fact(connection: sqlite3.Connection) -> str | None:
-    """Return what the facts say that cannot be, of themselves and beside the tables."""
+    """Return what is wrong with the facts, by themselves or compared with the tables."""
     facts: dict[str, Any] = dict(connection.execute("SELECT name, value FROM facts"))
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    version = _user_version(connection)
     if ("bits" in facts) != (OLD_SCHEMAS.get(version, version) == CODES_SCHEMA):
         return f"format {version} with{'' if 'bits' in facts else 'out'} a length of codes"
     newest_id = connection.execute("SELECT max(id) FROM photos").fetchone()[0] or 0
@@ -634,6 +608,6 @@ def _wrong_fact(connection: sqlite3.Connection) -> str | None:
         if numbers["dim"] < 1:
             return f"embeddings of {numbers['dim']} numbers"
     rows = integer(facts.get("rows", 0))
-    # The last batch may have been forgotten where its shard was full.
+    # The last batch may have been removed with its full shard.
     is_full = rows % SHARD_ROWS == 0 and last_end <= rows <= _MOST_ROWS
     return None if rows == last_end or is_full else f"{rows} rows, of which {last_end} were written"

@@ -1,4 +1,4 @@
-"""Searching a gallery of embeddings by cosine: exactly, by sign codes, or by its HNSW graph."""
+"""Search a gallery by cosine (exactly, by sign codes or by its HNSW graph), or by its codes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from sbtk_runtime.gallery.hits import Scores, exact_search, hamming_search
 from sbtk_runtime.gallery.hnsw import Graph, build_graph, has_hnswlib, import_hnswlib
 from sbtk_runtime.gallery.neighbours import Neighbours, load_neighbours
 from sbtk_runtime.gallery.row_check import RowCheck
-from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors, unit_row
+from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors, make_row_mask, unit_row
 from sbtk_runtime.gallery.sign_codes import SignCodes
 from sbtk_runtime.manifest import GalleryManifest
 from sbtk_runtime.rerank import CANDIDATES, EXPAND_HITS, Rerank, diffused, expanded_query
 
-#: Candidates by sign codes that are scored exactly: at least so many, and so many for each hit.
+#: Minimum number of candidates by sign codes that are scored exactly, and their number per hit.
 LEAST_CANDIDATES, CANDIDATES_PER_HIT = 200, 4
-#: More hits than this are found exactly, which then takes hardly longer.
+#: For more hits than this, exact search takes hardly longer.
 MOST_BY_CODES = 1000
 
-# With fewer live rows among the candidates all dead rows are looked up, and left out.
+# With a smaller share of live rows among the candidates, all dead rows are masked.
 _LEAST_LIVE = 0.75
 
 
@@ -41,9 +41,9 @@ class EmbeddingSearch:
         vectors: the embeddings.
         check: of their checksums.
         live_rows: returns the rows of all photos whose embeddings are intact.
-        exact_below: galleries and folders with fewer photos are searched exactly by `auto`. What
-            others are searched by is loaded at once.
-        note: told, in a sentence, what the user should know.
+        exact_below: `auto` searches galleries and folders with fewer photos exactly. For larger
+            galleries, graph or codes are loaded at once.
+        note: called with a sentence for the user.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class EmbeddingSearch:
 
         Raises:
             BadData: the embedding has another width, is not finite, or zero.
-            MissingExtra: `hnsw` was asked for, and hnswlib is not installed.
+            MissingExtra: hnswlib, which `hnsw` needs, is not installed.
         """
         if search == "hnsw":
             import_hnswlib()
@@ -114,10 +114,10 @@ class EmbeddingSearch:
         search: str,
         rerank: Rerank,
     ) -> tuple[Rows, Scores]:
-        """Return what `nearest` does, in another order; scores stay cosines of `embedding (D,)`.
+        """Return the rows of `nearest` in another order, with cosines of `embedding (D,)`.
 
         Raises:
-            BadGallery: diffusion, and the gallery has no neighbours of its photos.
+            BadGallery: the gallery has no list of neighbours, which diffusion needs.
         """
         if rerank == "diffusion":
             rows, scores = self.nearest(embedding, max(k, CANDIDATES), among, search)
@@ -146,7 +146,7 @@ class EmbeddingSearch:
             return self._neighbours
 
     def _way(self, search: str, k: int, among: Rows | None) -> str:
-        """Return what to search by: `hnsw`, `codes` or `exact`."""
+        """Return the index to use: `hnsw`, `codes` or `exact`."""
         way = search
         if search == "auto":
             is_narrow = among is not None and len(among) < self._exact_below
@@ -163,13 +163,13 @@ class EmbeddingSearch:
         """Return rows and cosines of the `k` best of the candidates; none if one is damaged."""
         codes = self._usable_codes()
         count = max(LEAST_CANDIDATES, CANDIDATES_PER_HIT * k)
-        is_allowed = self._is_live if among is None else _as_mask(among)
+        is_allowed = self._is_live if among is None else make_row_mask(among)
         rows = codes.candidates(query, count, is_allowed)
         if is_allowed is None:
-            # In most galleries hardly any row is dead, and a few are quicker to look up than all.
+            # Most galleries have few dead rows, so that only those of the candidates are looked up.
             is_live = self._view.is_live(rows)
             if is_live.sum() < _LEAST_LIVE * len(rows):
-                self._is_live = _as_mask(self._view.rows())
+                self._is_live = make_row_mask(self._view.rows())
                 rows = codes.candidates(query, count, self._is_live)
             else:
                 rows = rows[is_live]
@@ -182,7 +182,7 @@ class EmbeddingSearch:
         return rows[order], scores[order]
 
     def _load(self) -> None:
-        """Load what a large gallery is searched by; note what makes searches slower."""
+        """Load the graph or codes of a large gallery; note what makes searches slower."""
         live, has_graph = self._manifest.live, self._manifest.graph is not None
         if has_graph and live >= hnsw.GRAPH_FROM:
             self._load_graph()
@@ -201,10 +201,9 @@ class EmbeddingSearch:
             )
 
     def _usable_codes(self) -> SignCodes:
-        """Return the codes, loaded or, when their files cannot be used, computed."""
+        """Return the sign codes from disk, or computed if their files cannot be used."""
+        self.loaded_codes()
         with self._lock:
-            if self._codes is None and not self._problems:
-                self._load_codes()
             if self._codes is None:
                 self._codes = SignCodes.of_vectors(self._vectors, self._view.rows())
             return self._codes
@@ -217,7 +216,7 @@ class EmbeddingSearch:
             return self._codes
 
     def _usable_graph(self) -> Graph:
-        """Return the graph, loaded or, when its file cannot be used, built in memory."""
+        """Return the graph from disk, or built in memory if its file cannot be used."""
         with self._lock:
             if self._graph is None and not self._problems:
                 self._load_graph()
@@ -245,25 +244,15 @@ class EmbeddingSearch:
             self._note_problem(problem, "search graph", "builds it again")
 
     def _note_problem(self, problem: BadGallery | MemoryError, what: str, remedy: str) -> None:
-        text = f"there is not enough memory for the {what}"
+        text, advice = f"there is not enough memory for the {what}", ""
         if isinstance(problem, BadGallery):
-            text = problem.found
-            remedy = f"; 'sbtk index' on your photos {remedy}"
-        else:
-            remedy = ""
+            text, advice = problem.found, f"; 'sbtk index' on your photos {remedy}"
         self._problems.append(text)
-        self._note(f"{text}: searching without the {what}, which may take longer{remedy}")
-
-
-def _as_mask(rows: Rows) -> NDArray[np.bool_]:
-    """Return ascending `rows (N,) int64` as `(last row + 1,) bool`."""
-    mask = np.zeros(int(rows[-1]) + 1 if len(rows) else 0, dtype=np.bool_)
-    mask[rows] = True
-    return mask
+        self._note(f"{text}: searching without the {what}, which may take longer{advice}")
 
 
 class CodeSearch:
-    """The codes of one generation of a gallery, and what makes a code of an embedding.
+    """The codes of one generation of a gallery, and the ITQ that makes them.
 
     Args:
         view: the generation's photos.
@@ -295,9 +284,9 @@ class CodeSearch:
             search: `auto` or `exact`.
 
         Raises:
-            BadConfig: a graph or sign codes were asked for.
+            BadConfig: `search` is `hnsw` or `codes`.
             BadData: the embedding or code has another width; the embedding is not finite, or zero.
-            BadGallery: what makes the gallery's codes is damaged.
+            BadGallery: the ITQ is damaged.
         """
         bits = self._codes.bits
         if search in ("hnsw", "codes"):

@@ -1,7 +1,8 @@
-"""Changes to a catalogue: the one writer's side, in durable transactions."""
+"""Changes to a catalogue by its only writer, in durable transactions."""
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -47,11 +48,11 @@ from sbtk_runtime.manifest import PhotoShard, SnapshotRecord
 #: mtime_ns, ctime_ns and inode.
 Stamps = tuple[int, int | None, int | None]
 
-# Of photos: known, among them those that are missing; and those that are there.
+# Photos that are known, including missing ones; and those that are not missing.
 _KNOWN = "removed_in IS NULL"
 _LIVE = "removed_in IS NULL AND missing_in IS NULL"
-# Of rows: those of photos that are there, those of photos that were there in the generation before
-# `:generation`, and those of which that may differ.
+# Rows of live photos, rows of photos that were live in the generation before `:generation`, and
+# rows for which the two may differ.
 _IS_LIVE = f"EXISTS (SELECT 1 FROM photos AS p WHERE p.row = c.row AND {_LIVE})"
 _WAS_LIVE = """EXISTS (SELECT 1 FROM photos AS p WHERE p.row = c.row AND added_in < :generation
     AND (removed_in IS NULL OR removed_in >= :generation)
@@ -65,16 +66,16 @@ _TO_DROP = f"FROM {_TOUCHED} WHERE {_WAS_LIVE} AND NOT {_IS_LIVE}"
 class Catalogue:
     """The catalogue, open for the one writer that prepares generation `generation`.
 
-    Nothing that is changed here is seen by readers until the manifest names the generation. In a
-    `with` block SQLite's errors become ours.
+    Readers see no change until the manifest names the generation. A `with` block translates
+    SQLite's errors.
 
     Args:
-        folder: the gallery's.
-        generation: the one after the published one. If the catalogue knows a later one (somebody
-            removed the manifest), then that is prepared.
+        folder: the gallery's folder.
+        generation: the one after the published one. If the manifest was deleted, the catalogue may
+            have a later one, which is then prepared instead.
 
     Raises:
-        BadGallery: the catalogue is damaged; nothing is built on it.
+        BadGallery: the catalogue is damaged.
     """
 
     def __init__(self, folder: Path, generation: int) -> None:
@@ -111,7 +112,7 @@ class Catalogue:
             )
 
     def itq(self) -> Itq:
-        """Return what makes the codes of a binary gallery.
+        """Return the ITQ that makes the codes of a binary gallery.
 
         Raises:
             BadGallery: it is damaged.
@@ -120,8 +121,8 @@ class Catalogue:
             return stored_itq(self.connection, self.path)
 
     def claim(self, origin: Origin, itq: Itq | None = None) -> None:
-        """Record what makes the embeddings of a new gallery, and what makes codes of them."""
-        with catalogue_errors(self.path), transaction(self.connection):
+        """Record the origin of a new gallery's embeddings, and the ITQ that makes their codes."""
+        with self._transaction():
             for name in ("model_id", "precision", "dim", "preprocessing"):
                 self._set_fact(name, getattr(origin, name))
             self.connection.execute("DELETE FROM facts WHERE name = 'shard'")
@@ -130,36 +131,36 @@ class Catalogue:
             store_itq(self.connection, itq)
 
     def mark(self, name: str) -> None:
-        """Note a fact about the gallery that has no value."""
-        with catalogue_errors(self.path), transaction(self.connection):
+        """Record a fact about the gallery that has no value."""
+        with self._transaction():
             self._set_fact(name, 1)
 
     def is_marked(self, name: str) -> bool:
-        """Return whether a fact was noted by `mark`."""
+        """Return whether `mark` recorded a fact."""
         return bool(self._fact(name))
 
     def record_roots(self, roots: Iterable[bytes]) -> None:
-        """Note what photos are looked for below, as absolute paths."""
-        with catalogue_errors(self.path), transaction(self.connection):
+        """Record the absolute paths of indexed folders and files."""
+        with self._transaction():
             store_roots(self.connection, roots)
 
     def roots(self) -> list[bytes]:
-        """Return what photos were looked for below, as absolute paths."""
+        """Return the absolute paths of indexed folders and files."""
         with values_checked(self.path):
             return stored_roots(self.connection)
 
     def rules(self) -> WalkRules:
-        """Return what is left out of the walks."""
+        """Return the rules of the walk."""
         with values_checked(self.path):
             return stored_rules(self.connection)
 
     def record_rules(self, rules: WalkRules) -> None:
-        """Note what is left out of this walk, and of those to come."""
-        with catalogue_errors(self.path), transaction(self.connection):
+        """Record the rules of this and later walks."""
+        with self._transaction():
             store_rules(self.connection, rules)
 
     def committed_rows(self) -> int:
-        """Return the number of rows of the vectors that count, dead ones included."""
+        """Return the number of committed rows, including dead ones."""
         return self._fact("rows")
 
     def live(self) -> int:
@@ -167,15 +168,15 @@ class Catalogue:
         return self._number(f"SELECT count(*) FROM photos WHERE {_LIVE}")
 
     def missing(self) -> int:
-        """Return the number of photos that the next generation will not show but keep."""
+        """Return the number of missing photos, which are kept but not shown."""
         return self._number(f"SELECT count(*) FROM photos WHERE {_KNOWN} AND missing_in NOT NULL")
 
     def partly_readable(self) -> int:
-        """Return how many photos of the next generation were read in part only."""
+        """Return the number of photos of the next generation that were read only in part."""
         return self._number(f"SELECT count(*) FROM photos WHERE {_LIVE} AND partial NOT NULL")
 
     def is_changed(self) -> bool:
-        """Return whether anything in the catalogue waits for its generation to be published."""
+        """Return whether there are changes to publish."""
         query = """SELECT EXISTS (SELECT 1 FROM photos
             WHERE ?1 IN (added_in, removed_in, missing_in))"""
         return bool(self._number(query, (self.generation,)))
@@ -188,12 +189,20 @@ class Catalogue:
         regions: Sequence[RegionRows] = (),
         region_sum: NDArray[np.float64] | None = None,
     ) -> tuple[int, int]:
-        """Add what was embedded, durably; the rows must be on disk. Returns new and changed.
+        """Add embedded photos and failures, durably; their rows must already be on disk.
 
-        `region_sum (D,)` is the sum of the embeddings of `regions`.
+        Args:
+            embeddings: the photos.
+            failures: files that could not be read.
+            batches: the rows that were written.
+            regions: the regions of the photos.
+            region_sum: `(D,)`, the sum of the embeddings of `regions`.
+
+        Returns:
+            The numbers of new and of changed photos.
         """
         changed = 0
-        with catalogue_errors(self.path), transaction(self.connection):
+        with self._transaction():
             next_id = self._fact("next_id", default=1)
             for photo in embeddings:
                 known = self._id_at(photo.path)
@@ -201,7 +210,7 @@ class Catalogue:
                 self._put(next_id if known is None else known, photo)
                 next_id += known is None
             for failure in failures:
-                # The bytes that it had may come back.
+                # Its earlier content may come back.
                 if (lost := self._id_at(failure.path)) is not None:
                     self._lose(lost)
                 self._add_failure(failure)
@@ -214,7 +223,7 @@ class Catalogue:
         return len(embeddings) - changed, changed
 
     def move(self, photo_id: int, path: bytes, stamps: Stamps) -> bool:
-        """Give a photo another path; return whether that ended another photo there."""
+        """Change a photo's path; return whether that replaced another photo."""
         known = self._id_at(path)
         is_replaced = known not in (None, photo_id)
         if known is not None and is_replaced:
@@ -223,9 +232,9 @@ class Catalogue:
         return is_replaced
 
     def keep(self, path: bytes, stamps: Stamps) -> bool:
-        """Note the new stamps of a photo whose bytes are the same; return whether it was missing.
+        """Record the new stamps of a photo with unchanged content; return whether it was missing.
 
-        If it was, it is there again.
+        A missing photo becomes live again.
         """
         photo_id, is_missing = self.connection.execute(
             f"SELECT id, missing_in NOT NULL FROM photos WHERE path = ? AND {_KNOWN}", (path,)
@@ -241,24 +250,24 @@ class Catalogue:
         return bool(is_missing)
 
     def lose(self, ids: Iterable[int]) -> int:
-        """Note that photos are not found: the next generation hides them; return how many."""
+        """Mark photos as missing, so that the next generation hides them; return how many."""
         lost = 0
-        with catalogue_errors(self.path), transaction(self.connection):
+        with self._transaction():
             for photo_id in ids:
                 lost += self._lose(photo_id)
         return lost
 
     def remove(self, ids: Iterable[int]) -> int:
-        """Drop photos for good, missing ones too; return how many."""
+        """Remove photos permanently, including missing ones; return how many."""
         removed = 0
-        with catalogue_errors(self.path), transaction(self.connection):
+        with self._transaction():
             for photo_id in ids:
                 self._end(photo_id)
                 removed += 1
         return removed
 
     def embedding_of(self, sha256: str) -> Embedding | None:
-        """Return a photo of the bytes with that hash, missing or not; `None` if there is none."""
+        """Return a live or missing photo whose content has that hash, if there is one."""
         found = self.connection.execute(
             f"SELECT id, path FROM photos WHERE sha256 = ? AND {_KNOWN} ORDER BY id",
             (bytes.fromhex(sha256),),
@@ -266,9 +275,9 @@ class Catalogue:
         return None if found is None else self._version(found[0], found[1], (0, None, None))
 
     def ids_below(self, folder: bytes | None, *, missing: bool = False) -> list[int]:
-        """Return the ids of the photos in a folder or of one file, or with `None` of all.
+        """Return the ids of the photos in a folder or of one file; with `None`, of all photos.
 
-        Missing ones are among them; with `missing` only those.
+        Missing photos are included; with `missing`, only they are returned.
         """
         query = f"SELECT id FROM photos WHERE {_KNOWN}" + " AND missing_in NOT NULL" * missing
         if folder is None:
@@ -281,12 +290,9 @@ class Catalogue:
         ]
 
     def forget_below(self, folder: bytes) -> int:
-        """Drop all that is known of a folder or file: photos, failures, roots; return how many.
-
-        Only photos count.
-        """
+        """Remove the photos, failures and roots of a folder or file; return how many photos."""
         removed = self.remove(self.ids_below(folder))
-        with catalogue_errors(self.path), transaction(self.connection):
+        with self._transaction():
             for table in ("failures", "roots"):
                 for interval in (below(folder), exactly(folder)):
                     self.connection.execute(
@@ -295,10 +301,10 @@ class Catalogue:
         return removed
 
     def remove_at_rows(self, low: int, high: int) -> int:
-        """Drop the photos at rows `low` to `high` (end excluded), missing ones too.
+        """Remove the photos at rows `low` to `high` (end excluded), including missing ones.
 
-        Where the checksums of rows are not known, the others of their batches go as well: a batch's
-        hash vouches for all of its rows or for none.
+        Without checksums of rows, the other rows of their batches are removed, too: the hash of a
+        batch verifies all of its rows or none.
         """
         found = self.connection.execute(
             """SELECT id FROM photos WHERE row >= :low AND row < :high AND removed_in IS NULL
@@ -311,7 +317,10 @@ class Catalogue:
         return self.remove([photo_id for (photo_id,) in found])
 
     def kept_rows(self) -> Rows:
-        """Return the rows of all photos and regions, missing ones too, ascending, each once."""
+        """Return the rows `(N,) int64` of all photos, including missing ones, and of regions.
+
+        They are ascending and unique.
+        """
         query = "SELECT DISTINCT row FROM photos WHERE removed_in IS NULL ORDER BY row"
         blocks = "SELECT first_row, count FROM regions"
         with values_checked(self.path):
@@ -326,8 +335,8 @@ class Catalogue:
             return stored_region_count(self.connection)
 
     def keep_regions(self, count: int) -> None:
-        """Keep so many regions of each photo from now on."""
-        with catalogue_errors(self.path), transaction(self.connection):
+        """Keep `count` regions of each photo from now on."""
+        with self._transaction():
             self._set_fact("regions", count)
             self.connection.execute(f"PRAGMA user_version = {REGIONS_SCHEMA}")
 
@@ -339,10 +348,7 @@ class Catalogue:
         )
 
     def photos_without_regions(self) -> list[tuple[bytes, str, int]]:
-        """Return path, SHA-256 and row of the photos whose regions were not yet embedded.
-
-        Of photos of the same bytes one is enough.
-        """
+        """Return path, SHA-256 and row of photos without embedded regions, one for each row."""
         query = f"""SELECT path, sha256, row, min(id) FROM photos WHERE {_LIVE}
             AND row NOT IN (SELECT photo_row FROM regions) GROUP BY row ORDER BY id"""
         with values_checked(self.path):
@@ -350,21 +356,19 @@ class Catalogue:
             return [(blob(path), blob(sha).hex(), integer(row)) for path, sha, row, _ in found]
 
     def forget_regions_at(self, low: int, high: int) -> int:
-        """Forget the regions of photos that have one at rows `low` to `high` (end excluded).
+        """Remove the regions of photos that have one at rows `low` to `high` (end excluded).
 
-        The next update embeds them again. Returns of how many photos they were.
+        The next update embeds them again. Returns the number of these photos.
         """
-        with catalogue_errors(self.path), transaction(self.connection):
+        with self._transaction():
             changed = self.connection.execute(
                 "DELETE FROM regions WHERE first_row < ? AND first_row + count > ?", (high, low)
             )
         return changed.rowcount
 
     def live_rows(self) -> Iterator[int]:
-        """Yield the rows of the next generation's photos, ascending, each once."""
-        query = f"SELECT DISTINCT row FROM photos WHERE {_LIVE} ORDER BY row"
-        for (row,) in self.connection.execute(query):
-            yield row
+        """Yield the unique rows of the next generation's photos, ascending."""
+        yield from self._rows(f"SELECT DISTINCT row FROM photos WHERE {_LIVE} ORDER BY row")
 
     def live_row_numbers(self) -> Rows:
         """Return `live_rows` as `(N,) int64`."""
@@ -390,16 +394,14 @@ class Catalogue:
     def count_to_add(self) -> int:
         """Return the number of `rows_to_add`."""
         query = f"SELECT count(*) {_TO_ADD}"
-        with values_checked(self.path):
-            found = self.connection.execute(query, {"generation": self.generation})
-            return integer(found.fetchone()[0])
+        return self._number(query, {"generation": self.generation})
 
     def rows_to_drop(self) -> Iterator[int]:
         """Yield, ascending, the rows that the next generation no longer shows."""
         yield from self._rows(f"SELECT row {_TO_DROP} ORDER BY row")
 
     def batches_without_checksums(self) -> Iterator[Batch]:
-        """Yield the batches of which no row's checksum is known: those of an older sbtk."""
+        """Yield the batches of older versions, which stored no checksums of rows."""
         query = """SELECT first_row, count, sha256 FROM batches AS b WHERE NOT EXISTS
             (SELECT 1 FROM row_checksums AS r
              WHERE r.row >= b.first_row AND r.row < b.first_row + b.count)"""
@@ -408,8 +410,8 @@ class Catalogue:
                 yield Batch(integer(first_row), integer(count), blob(sha256).hex())
 
     def store_checksums(self, first_row: int, crc32s: Sequence[int]) -> None:
-        """Note the CRC-32 of the bytes of consecutive rows."""
-        with catalogue_errors(self.path), transaction(self.connection):
+        """Record the CRC-32 of the bytes of consecutive rows."""
+        with self._transaction():
             self._put_checksums(first_row, crc32s)
 
     def checksums(self, rows: Sequence[int]) -> dict[int, int]:
@@ -423,18 +425,18 @@ class Catalogue:
         return known
 
     def share_rows(self, choose: Callable[[list[int]], int | None]) -> int:
-        """Give photos of the same bytes one row; return how many got another.
+        """Let photos with the same content share a row; return how many changed their row.
 
-        Looked for once in a catalogue: photos that are added now share rows from the start.
+        This runs once for each catalogue: photos that are added later share rows from the start.
 
         Args:
-            choose: of ascending rows, returns the one to keep, or `None` to leave them as they are.
+            choose: returns which of ascending rows to keep, or `None` to change nothing.
         """
         if self._fact("rows_shared"):
             return 0
         query = f"SELECT sha256 FROM photos WHERE {_KNOWN} GROUP BY sha256 HAVING count(*) > 1"
         shared = 0
-        with catalogue_errors(self.path), transaction(self.connection):
+        with self._transaction():
             for (sha256,) in self.connection.execute(query).fetchall():
                 found = self.connection.execute(
                     "SELECT id, row, path, mtime_ns, ctime_ns, inode, missing_in NOT NULL "
@@ -465,25 +467,25 @@ class Catalogue:
         return {shard for (shard,) in self.connection.execute(query)}
 
     def retry_failures_of_other(self, reader: str) -> None:
-        """Make failures be tried again if they were met by another reader of images."""
+        """Retry earlier failures in this update if another image reader caused them."""
         found = self.connection.execute("SELECT value FROM facts WHERE name = 'reader'").fetchone()
         if found == (reader,):
             return
-        with catalogue_errors(self.path), transaction(self.connection):
+        with self._transaction():
             self.connection.execute("UPDATE failures SET size_bytes = NULL")
             self._set_fact("reader", reader)
 
     def write_snapshot(self) -> SnapshotRecord:
-        """Write the copy of the catalogue that readers of the next generation use, durably."""
+        """Write the snapshot for readers of the next generation, durably."""
         name = f"catalogue-{self.generation}.sqlite"
         return write_snapshot(self.connection, self.path.with_name(name))
 
     def purge(self, published: int) -> None:
-        """Forget versions that generation `published` no longer has, and shards without photos.
+        """Remove versions older than generation `published`, and shards without photos.
 
-        Whoever reads an older generation holds a snapshot.
+        Readers of older generations hold snapshots.
         """
-        with catalogue_errors(self.path), transaction(self.connection):
+        with self._transaction():
             self.connection.execute("DELETE FROM photos WHERE removed_in <= ?", (published,))
             self.connection.execute(
                 "DELETE FROM regions WHERE photo_row NOT IN (SELECT row FROM photos)"
@@ -505,6 +507,12 @@ class Catalogue:
                 (SELECT first_row / :shard FROM batches)""",
                 {"shard": SHARD_ROWS},
             )
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Commit all changes of the block durably, or none; translate SQLite's errors."""
+        with catalogue_errors(self.path), transaction(self.connection):
+            yield
 
     def _put(self, photo_id: int, photo: Embedding) -> None:
         """Give a photo a version in the next generation."""
@@ -534,7 +542,7 @@ class Catalogue:
         )
 
     def _end(self, photo_id: int) -> None:
-        """End a photo's current version; one that nobody has seen is forgotten."""
+        """End a photo's current version; an unpublished one is deleted."""
         self.connection.execute(
             "DELETE FROM photos WHERE id = ? AND added_in = ?", (photo_id, self.generation)
         )
@@ -588,6 +596,6 @@ class Catalogue:
     def _set_fact(self, name: str, value: object) -> None:
         self.connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
-    def _number(self, query: str, values: tuple[int, ...] = ()) -> int:
+    def _number(self, query: str, values: tuple[int, ...] | dict[str, int] = ()) -> int:
         with values_checked(self.path):
             return integer(self.connection.execute(query, values).fetchone()[0])
