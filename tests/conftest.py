@@ -84,7 +84,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def narrow_resnet18() -> Iterator[None]:
-    """Give ResNet18 a quarter of its channels."""
+    """Give ResNet18 a quarter of its channels and half of its blocks."""
     from tests.narrow_resnet import NarrowResNet
 
     with pytest.MonkeyPatch.context() as patch:

@@ -24,7 +24,7 @@ from tests.tiny import tiny_bundle
 from tests.tiny_regions import tiny_map_bundle
 from tests.tiny_student import TRAINING, fitted
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow_resnet18")]
 
 GRID = RegionGrid(320, ((5, 2), (3, 7)))
 
@@ -37,10 +37,10 @@ def test_every_file_embeds_the_windows_that_torch_does(
     torch.manual_seed(1)  # some random weights lose too much in INT8
     student = SbtknetStudent("resnet18", 16, len(TRAINING))
     fitted(student, [samples.parity, samples.ranking], shrinkage=1e-2)
-    plan = ExportPlan(tmp_path / "bundle", "x", ("fp32", "int8", "int8.trt"))
+    plan = ExportPlan(tmp_path / "bundle", "x", ("fp32", "fp16", "int8", "int8.trt"))
     bundle = export_student(student, facts, samples, plan, print).bundle
     metrics = measure_regions(bundle, GRID, generate_photos(2), print, student)
-    assert list(metrics) == ["regions_fp32", "regions_int8", "regions_int8_trt"]
+    assert list(metrics) == [f"regions_{name}" for name in ("fp32", "fp16", "int8", "int8_trt")]
     assert metrics["regions_fp32"]["value"] > 0.99999
     for metric in metrics.values():
         assert metric["one_window"] > 0.9999
@@ -51,26 +51,14 @@ def test_every_file_embeds_the_windows_that_torch_does(
         measure_regions(bundle, GRID, generate_photos(2), print, student)
 
 
-def test_half_precision_embeds_the_windows_that_torch_does(
-    tmp_path: Path, facts: StudentFacts, samples: ExportImages, narrow_resnet18: None
-) -> None:
-    student = SbtknetStudent("resnet18", 16, len(TRAINING))  # narrow: slow on a CPU
-    fitted(student, [samples.parity, samples.ranking], shrinkage=1e-2)
-    plan = ExportPlan(tmp_path / "bundle", "x", ("fp32", "fp16"))
-    bundle = export_student(student, facts, samples, plan, print).bundle
-    metrics = measure_regions(bundle, GRID, generate_photos(2), print, student)
-    assert metrics["regions_fp16"]["one_window"] > 0.9999
-    assert "with torch's" in metrics["regions_fp16"]["rule"]
-
-
 def test_a_bundle_without_its_run_gets_its_regions_measured(tmp_path: Path) -> None:
-    included = Bundle.open().folder
-    folder = Path(shutil.copytree(included, tmp_path / "copy"))
+    folder = tiny_map_bundle(tmp_path / "map")
+    before = Bundle.open(folder).manifest
     found = add_regions(folder, grid_of(9), None, print)
-    assert list(found) == ["regions_fp16", "regions_int8"]
+    assert list(found) == ["regions_fp32", "regions_int8"]
     manifest = Bundle.open(folder).manifest
     assert {name: manifest.metrics[name] for name in found} == found
-    assert manifest.model_id == Bundle.open().manifest.model_id
+    assert manifest.model_id == before.model_id
     assert "regions int8" in (folder / "MODEL_CARD.md").read_text()
     # Again, with another number: replaced, not added.
     assert add_regions(folder, grid_of(16), None, print).keys() == found.keys()

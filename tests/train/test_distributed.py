@@ -84,7 +84,7 @@ def test_two_processes_have_the_losses_and_the_student_of_one(
     )
     assert (position.updates, position.best) == (one_position.updates, one_position.best)
     # The optimiser's sums of gradients say more than weights after a few small steps.
-    assert sum(key.startswith("optimizer.") for key in expected) > 60
+    assert sum(key.startswith("optimizer.") for key in expected) > 40
     assert largest_difference(found, expected) < 0.05
     load_run(shared / name)
 
