@@ -28,7 +28,7 @@ from sbtk_runtime.gallery.folder import VECTORS_NAME
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.neighbours import NEIGHBOURS_NAME
 from sbtk_runtime.gallery.rows import Vectors
-from sbtk_runtime.gallery.sign_codes import next_codes
+from sbtk_runtime.gallery.sign_codes import update_codes
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.generated_inputs import clustered_vectors
@@ -57,7 +57,7 @@ def make_gallery(folder: Path, count: int, bundle: Bundle, photos: Path) -> floa
             ]
             catalogue.commit(added, [], vectors.append(first, part))
         started = time.perf_counter()
-        codes = next_codes(folder, catalogue, vectors, None, lambda text: None)
+        codes = update_codes(folder, catalogue, vectors, None, lambda text: None)
         seconds = time.perf_counter() - started
         snapshot = catalogue.write_snapshot()
     _write_neighbours(folder, count, dim)

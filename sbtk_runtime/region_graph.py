@@ -54,16 +54,16 @@ def region_graph(content: bytes, grid: RegionGrid, dim: int, name: str) -> bytes
     """
     try:
         return _message(
-            (number, _edited_graph(_parsed(value), grid, dim, name))
+            (number, _edit_graph(_parse(value), grid, dim, name))
             if number == _GRAPH_OF_MODEL and isinstance(value, bytes)
             else (number, value)
-            for number, value in _parsed(content)
+            for number, value in _parse(content)
         )
     except NotProtobuf as problem:
         raise _not_ours(name, str(problem)) from problem
 
 
-def _edited_graph(parts: list[_Field], grid: RegionGrid, dim: int, name: str) -> bytes:
+def _edit_graph(parts: list[_Field], grid: RegionGrid, dim: int, name: str) -> bytes:
     nodes = [value for number, value in parts if number == _NODE and isinstance(value, bytes)]
     if any(_op(node) == b"Softmax" for node in nodes):
         raise _not_ours(name, "its attention is over the whole map")
@@ -77,7 +77,7 @@ def _edited_graph(parts: list[_Field], grid: RegionGrid, dim: int, name: str) ->
         raise _not_ours(name, "its mean keeps the map's dimensions")
     pooled, tensors = _pooling(_inputs(nodes[mean])[0], _outputs(nodes[mean])[0], grid)
     rows = f"{_PREFIX}rows".encode()
-    ended = _renamed_output(nodes[maker], rows)
+    ended = _rename_output(nodes[maker], rows)
     shape = f"{_PREFIX}shape".encode()
     tensors.append(_int64_tensor(shape, [-1, len(grid), dim]))
     last = _node(b"Reshape", [rows, shape], OUTPUT_NAME.encode())
@@ -87,9 +87,9 @@ def _edited_graph(parts: list[_Field], grid: RegionGrid, dim: int, name: str) ->
         if number in (_NODE, _VALUE_INFO) or not isinstance(value, bytes):
             continue  # shapes in between are those of another size
         if number == _INPUT and _text_field(value, 1) == INPUT_NAME.encode():
-            value = _with_shape(value, {1: grid.size_px, 2: grid.size_px}, name)
+            value = _replace_shape(value, {1: grid.size_px, 2: grid.size_px}, name)
         elif number == _OUTPUT and _text_field(value, 1) == OUTPUT_NAME.encode():
-            value = _with_inner_dim(value, len(grid))
+            value = _insert_dim(value, len(grid))
         kept.append((number, value))
     return _message([*kept, *((_TENSOR, tensor) for tensor in tensors)])
 
@@ -119,20 +119,20 @@ def _not_ours(name: str, why: str) -> BadModel:
     )
 
 
-def _with_shape(value: bytes, sizes: dict[int, int], name: str) -> bytes:
+def _replace_shape(value: bytes, sizes: dict[int, int], name: str) -> bytes:
     """Return a `ValueInfoProto` with other sizes at some dimensions."""
     dims = _dims(value)
-    found = {index: dict(_parsed(dims[index])).get(_DIM_VALUE) for index in sizes}
+    found = {index: dict(_parse(dims[index])).get(_DIM_VALUE) for index in sizes}
     if set(found.values()) != {SIZE_PX}:
         raise _not_ours(name, f"its input is not {SIZE_PX} x {SIZE_PX} pixels")
-    return _with_dims(
+    return _replace_dims(
         value, [_dim(sizes[index]) if index in sizes else dim for index, dim in enumerate(dims)]
     )
 
 
-def _with_inner_dim(value: bytes, size: int) -> bytes:
+def _insert_dim(value: bytes, size: int) -> bytes:
     first, *others = _dims(value)
-    return _with_dims(value, [first, _dim(size), *others])
+    return _replace_dims(value, [first, _dim(size), *others])
 
 
 def _dim(size: int) -> bytes:
@@ -143,21 +143,21 @@ def _dims(value: bytes) -> list[bytes]:
     shape = value
     for number in (_TYPE_OF_VALUE, _TENSOR_TYPE, _SHAPE):
         shape = _text_field(shape, number)
-    return [part for number, part in _parsed(shape) if number == _DIM and isinstance(part, bytes)]
+    return [part for number, part in _parse(shape) if number == _DIM and isinstance(part, bytes)]
 
 
-def _with_dims(value: bytes, dims: Sequence[bytes]) -> bytes:
-    def replaced(message: bytes, path: tuple[int, ...]) -> bytes:
+def _replace_dims(value: bytes, dims: Sequence[bytes]) -> bytes:
+    def replace(message: bytes, path: tuple[int, ...]) -> bytes:
         if not path:
             return _message((_DIM, dim) for dim in dims)
         return _message(
-            (number, replaced(part, path[1:]))
+            (number, replace(part, path[1:]))
             if number == path[0] and isinstance(part, bytes)
             else (number, part)
-            for number, part in _parsed(message)
+            for number, part in _parse(message)
         )
 
-    return replaced(value, (_TYPE_OF_VALUE, _TENSOR_TYPE, _SHAPE))
+    return replace(value, (_TYPE_OF_VALUE, _TENSOR_TYPE, _SHAPE))
 
 
 def _node(
@@ -193,10 +193,10 @@ def _int64_tensor(name: bytes, values: list[int]) -> bytes:
     )
 
 
-def _renamed_output(node: bytes, name: bytes) -> bytes:
+def _rename_output(node: bytes, name: bytes) -> bytes:
     return _message(
         (number, name) if number == _OUTPUTS_OF_NODE and value == OUTPUT_NAME.encode() else part
-        for part in _parsed(node)
+        for part in _parse(node)
         for number, value in (part,)
     )
 
@@ -217,13 +217,13 @@ def _keeps_dimensions(node: bytes) -> bool:
     """Return whether a mean keeps dimensions of size 1, which is ONNX's default."""
     for attribute in _texts(node, _ATTRIBUTE):
         if _text_field(attribute, _NAME_OF_ATTRIBUTE) == b"keepdims":
-            return dict(_parsed(attribute)).get(_INT_OF_ATTRIBUTE, 0) != 0
+            return dict(_parse(attribute)).get(_INT_OF_ATTRIBUTE, 0) != 0
     return True
 
 
 def _texts(message: bytes, wanted: int) -> list[bytes]:
     return [
-        value for number, value in _parsed(message) if number == wanted and isinstance(value, bytes)
+        value for number, value in _parse(message) if number == wanted and isinstance(value, bytes)
     ]
 
 
@@ -232,7 +232,7 @@ def _text_field(message: bytes, wanted: int) -> bytes:
     return next(reversed(_texts(message, wanted)), b"")
 
 
-def _parsed(message: bytes) -> list[_Field]:
+def _parse(message: bytes) -> list[_Field]:
     """Return numbers and values of the fields; those of fixed width do not occur where we edit."""
     return [
         (number, value if isinstance(value, int) else bytes(value))

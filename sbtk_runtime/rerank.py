@@ -47,7 +47,7 @@ def require_rerank(rerank: str) -> None:
         raise BadConfig(f"unknown re-ranking {rerank!r}", ", ".join(RERANKS))
 
 
-def expanded_query(query: Scores, rows: Scores, scores: Scores) -> Scores:
+def expand_query(query: Scores, rows: Scores, scores: Scores) -> Scores:
     """Return the query `(D,)` with its best hits added, a unit row (alpha query expansion).
 
     Each of the first `EXPAND_HITS` hits weighs the cube of its cosine (Radenovic et al. 2019).
@@ -62,7 +62,7 @@ def expanded_query(query: Scores, rows: Scores, scores: Scores) -> Scores:
     return np.asarray(together / np.linalg.norm(together), dtype=np.float32)
 
 
-def diffused(
+def diffuse(
     scores: Scores, neighbours: NDArray[np.int64], similarities: Scores, seeds: int = SEEDS
 ) -> Scores:
     """Return `(n,) float32`, what the hits are ordered by: larger is better.
@@ -126,7 +126,7 @@ class Reranker:
         if self._rerank == "expand":
             best = np.argsort(-cosines, axis=1, kind="stable")[:, :EXPAND_HITS]
             expanded = [
-                expanded_query(query, self._gallery[hits], row[hits])
+                expand_query(query, self._gallery[hits], row[hits])
                 for query, hits, row in zip(queries, best, cosines, strict=True)
             ]
             scores: Scores = np.stack(expanded) @ self._gallery.T
@@ -137,7 +137,7 @@ class Reranker:
             hits = np.argsort(-cosine, kind="stable")[:CANDIDATES]
             place[hits] = np.arange(len(hits))
             near = place[self._near[hits]]
-            ordered[row, hits] = diffused(cosine[hits], near, self._near_scores[hits])
+            ordered[row, hits] = diffuse(cosine[hits], near, self._near_scores[hits])
             place[hits] = -1
         return ordered
 

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.catalogue import Embedding, Origin
 from sbtk_runtime.gallery.folder import CODES_PREFIX, VECTORS_NAME
-from sbtk_runtime.gallery.graph import next_graph
+from sbtk_runtime.gallery.graph import update_graph
 from sbtk_runtime.gallery.rows import Vectors
 from sbtk_runtime.gallery.schema import CATALOGUE_NAME
-from sbtk_runtime.gallery.sign_codes import next_codes
+from sbtk_runtime.gallery.sign_codes import update_codes
 from sbtk_runtime.gallery.update import IndexReport, update_gallery
 from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import GalleryManifest, read_gallery_manifest
@@ -69,8 +69,10 @@ def gallery_of(
             [],
             batches,
         )
-        graph = next_graph(folder, catalogue, vectors, None, lambda text: None)
-        codes = None if is_old else next_codes(folder, catalogue, vectors, None, lambda text: None)
+        graph = update_graph(folder, catalogue, vectors, None, lambda text: None)
+        codes = (
+            None if is_old else update_codes(folder, catalogue, vectors, None, lambda text: None)
+        )
         snapshot = None if is_old else catalogue.write_snapshot()
     manifest = GalleryManifest(
         generation=1,

@@ -29,11 +29,11 @@ from sbtk_runtime.errors import BadGallery, BadModel
 from sbtk_runtime.gallery.region_rows import (
     RegionRows,
     RegionSpans,
-    decoded_boxes,
-    stored_region_count,
-    stored_region_sum,
-    stored_regions,
-    stored_spans,
+    decode_boxes,
+    load_region_count,
+    load_region_sum,
+    load_regions,
+    load_spans,
 )
 from sbtk_runtime.gallery.rows import Batch
 from sbtk_runtime.gallery.schema import (
@@ -180,7 +180,7 @@ class CatalogueView:
     def bits(self) -> int | None:
         """Return the length of the codes; `None` if the catalogue is of embeddings."""
         with values_checked(self._path):
-            return stored_bits(self._connection)
+            return load_bits(self._connection)
 
     def itq(self) -> Itq:
         """Return what makes the codes of a binary gallery.
@@ -189,7 +189,7 @@ class CatalogueView:
             BadGallery: it is damaged.
         """
         with values_checked(self._path):
-            return stored_itq(self._connection, self._path)
+            return load_itq(self._connection, self._path)
 
     def count(self) -> int:
         """Return the number of photos; photos with the same bytes share a row."""
@@ -305,7 +305,7 @@ class CatalogueView:
     def roots(self) -> list[bytes]:
         """Return the folders and files that photos were found below; none if unknown."""
         with values_checked(self._path):
-            return stored_roots(self._connection)
+            return load_roots(self._connection)
 
     def photos(self) -> Iterator[Photo]:
         """Yield the photos by ascending row."""
@@ -328,32 +328,32 @@ class CatalogueView:
     def rules(self) -> WalkRules:
         """Return what the walk leaves out."""
         with values_checked(self._path):
-            return stored_rules(self._connection)
+            return load_rules(self._connection)
 
     def region_count(self) -> int | None:
         """Return the number of regions of a photo; `None` if the gallery keeps none."""
         with values_checked(self._path):
-            return stored_region_count(self._connection)
+            return load_region_count(self._connection)
 
     def region_spans(self) -> RegionSpans:
         """Return where the regions of the photos are; photos without regions are left out."""
         with values_checked(self._path):
-            return stored_spans(self._connection, _VISIBLE, self._generation)
+            return load_spans(self._connection, _VISIBLE, self._generation)
 
     def region_boxes(self, photo_row: int) -> Boxes:
         """Return the boxes `(R, 4) float32` of the regions of the photo at `photo_row`."""
         found = self.regions_of(photo_row)
-        return decoded_boxes(b"") if found is None else found.boxes
+        return decode_boxes(b"") if found is None else found.boxes
 
     def regions_of(self, photo_row: int) -> RegionRows | None:
         """Return the regions of the photo at `photo_row`; `None` if they were not embedded yet."""
         with values_checked(self._path):
-            return stored_regions(self._connection, photo_row)
+            return load_regions(self._connection, photo_row)
 
     def region_mean(self, dim: int) -> NDArray[np.float32]:
         """Return the mean `(dim,) float32` of the embeddings of all regions ever written."""
         with values_checked(self._path):
-            total, count = stored_region_sum(self._connection, dim)
+            total, count = load_region_sum(self._connection, dim)
             return np.asarray(total / max(count, 1), dtype=np.float32)
 
     def partly_readable(self) -> Iterator[tuple[bytes, str]]:
@@ -457,7 +457,7 @@ def store_roots(connection: sqlite3.Connection, roots: Iterable[bytes]) -> None:
     connection.executemany("INSERT OR IGNORE INTO roots VALUES (?)", ((root,) for root in roots))
 
 
-def stored_roots(connection: sqlite3.Connection) -> list[bytes]:
+def load_roots(connection: sqlite3.Connection) -> list[bytes]:
     """Return the paths, sorted; none if an sbtk that knew no roots made the catalogue."""
     return [blob(path) for (path,) in connection.execute("SELECT path FROM roots ORDER BY path")]
 
@@ -469,7 +469,7 @@ def store_rules(connection: sqlite3.Connection, rules: WalkRules) -> None:
     )
 
 
-def stored_rules(connection: sqlite3.Connection) -> WalkRules:
+def load_rules(connection: sqlite3.Connection) -> WalkRules:
     """Return what the walk left out the last time; by default the usual."""
     found = connection.execute("SELECT value FROM facts WHERE name = 'walk_rules'").fetchone()
     if found is None:
@@ -502,13 +502,13 @@ def store_itq(connection: sqlite3.Connection, itq: Itq | None) -> None:
     connection.execute(f"PRAGMA user_version = {version}")
 
 
-def stored_bits(connection: sqlite3.Connection) -> int | None:
+def load_bits(connection: sqlite3.Connection) -> int | None:
     """Return the length of the gallery's codes; `None` if it holds embeddings."""
     found = connection.execute("SELECT value FROM facts WHERE name = 'bits'").fetchone()
     return None if found is None else integer(found[0])
 
 
-def stored_itq(connection: sqlite3.Connection, path: Path) -> Itq:
+def load_itq(connection: sqlite3.Connection, path: Path) -> Itq:
     """Return what makes the codes of a binary gallery whose catalogue is at `path`.
 
     Raises:

@@ -388,7 +388,7 @@ class Gallery(Queries):
             raise BadConfig(
                 f"--rerank {rerank} of a binary gallery", "embeddings, or --rerank none"
             )
-        return self._searched.reranked(embedding, k, among, search, rerank)
+        return self._searched.rerank(embedding, k, among, search, rerank)
 
     def _outdated_notices(self) -> set[str]:
         return self._usable.said

@@ -29,7 +29,7 @@ MOST_DEAD = 0.2
 _PROBES = 32
 
 
-def next_graph(
+def update_graph(
     folder: Path,
     catalogue: Catalogue,
     vectors: Vectors,

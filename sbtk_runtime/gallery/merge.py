@@ -32,8 +32,8 @@ from sbtk_runtime.gallery.folder import (
 )
 from sbtk_runtime.gallery.generation import Generation, open_generation
 from sbtk_runtime.gallery.publish import publish
-from sbtk_runtime.gallery.region_copy import copied_regions
-from sbtk_runtime.gallery.region_rows import stored_regions
+from sbtk_runtime.gallery.region_copy import copy_regions
+from sbtk_runtime.gallery.region_rows import load_regions
 from sbtk_runtime.gallery.rows import CodeShards, Vectors
 from sbtk_runtime.gallery.schema import catalogue_errors, transaction
 from sbtk_runtime.gallery.walk_rules import WalkRules
@@ -286,7 +286,7 @@ class _Merge:
             known = self._catalogue.embedding_of(entry.sha256)
             if known is not None:
                 photos.append(replace(entry, row=known.row))
-                if stored_regions(self._connection, known.row) is None:
+                if load_regions(self._connection, known.row) is None:
                     owners[entry.row] = known.row
                 continue
             if not is_intact[place[entry.row]]:
@@ -302,7 +302,7 @@ class _Merge:
             batches = self._rows.append_bytes(first_row, new_content) if copied else []
             self._catalogue.commit(photos, [], batches)
         else:
-            found = copied_regions(generation, owners, first_row + len(copied))
+            found = copy_regions(generation, owners, first_row + len(copied))
             new_content = np.concatenate([new_content, found.content])
             batches = self._rows.append_bytes(first_row, new_content) if len(new_content) else []
             self._catalogue.commit(photos, [], batches, found.regions, found.total)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from sbtk_runtime.gallery.catalogue import Origin
 from sbtk_runtime.gallery.folder import has_snapshot, vacuum
-from sbtk_runtime.gallery.graph import next_graph
+from sbtk_runtime.gallery.graph import update_graph
 from sbtk_runtime.gallery.neighbours import update_neighbours
 from sbtk_runtime.gallery.rows import CodeShards, Vectors
-from sbtk_runtime.gallery.sign_codes import next_codes
+from sbtk_runtime.gallery.sign_codes import update_codes
 from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import GalleryManifest, RegionsRecord
 
@@ -46,10 +46,10 @@ def publish(
     if isinstance(vectors, Vectors) and catalogue.live():
         previous = published if is_next else None
         old_codes, old_graph = (previous.codes, previous.graph) if previous else (None, None)
-        codes = next_codes(folder, catalogue, vectors, old_codes, notify)
+        codes = update_codes(folder, catalogue, vectors, old_codes, notify)
         # Regions are found by codes, and whole frames then are too.
         if catalogue.region_count() is None:
-            graph = next_graph(folder, catalogue, vectors, old_graph, notify)
+            graph = update_graph(folder, catalogue, vectors, old_graph, notify)
         update_neighbours(folder, vectors, catalogue.live_row_numbers(), notify)
     count = catalogue.region_count()
     regions = None if count is None else RegionsRecord(count, catalogue.live_region_rows())

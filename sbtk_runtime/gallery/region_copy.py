@@ -30,7 +30,7 @@ class CopiedRegions:
     damaged: int
 
 
-def copied_regions(
+def copy_regions(
     generation: Generation, photo_rows: Mapping[int, int], first_row: int
 ) -> CopiedRegions:
     """Read the regions of photos whose regions were embedded.

@@ -66,12 +66,12 @@ class RegionSpans:
         return RegionSpans(self.photo_rows[kept], self.first_rows[kept], self.counts[kept])
 
 
-def encoded_boxes(boxes: Boxes) -> bytes:
+def encode_boxes(boxes: Boxes) -> bytes:
     """Return boxes `(R, 4) float32` as the catalogue keeps them."""
     return np.ascontiguousarray(boxes, dtype="<f4").tobytes()
 
 
-def decoded_boxes(content: bytes) -> Boxes:
+def decode_boxes(content: bytes) -> Boxes:
     """Return boxes `(R, 4) float32` of the bytes that the catalogue keeps.
 
     Raises:
@@ -84,7 +84,7 @@ def decoded_boxes(content: bytes) -> Boxes:
     return boxes
 
 
-def stored_region_count(connection: sqlite3.Connection) -> int | None:
+def load_region_count(connection: sqlite3.Connection) -> int | None:
     """Return the number of regions of a photo; `None` if the gallery keeps none."""
     if not has_regions(connection):
         return None
@@ -92,7 +92,7 @@ def stored_region_count(connection: sqlite3.Connection) -> int | None:
     return None if found is None else integer(found[0])
 
 
-def stored_region_sum(connection: sqlite3.Connection, dim: int) -> tuple[NDArray[np.float64], int]:
+def load_region_sum(connection: sqlite3.Connection, dim: int) -> tuple[NDArray[np.float64], int]:
     """Return the sum `(dim,)` of the embeddings of all regions ever written, and their number."""
     query = "SELECT name, value FROM facts WHERE name IN ('region_sum', 'region_rows')"
     facts = dict(connection.execute(query))
@@ -104,12 +104,12 @@ def stored_region_sum(connection: sqlite3.Connection, dim: int) -> tuple[NDArray
     return total, integer(facts.get("region_rows"))
 
 
-def stored_spans(
+def load_spans(
     connection: sqlite3.Connection, visible: str, values: Mapping[str, object]
 ) -> RegionSpans:
     """Return where the regions are of the photos for which the condition `visible` is true."""
     found: list[tuple[int, int, int]] = []
-    if stored_region_count(connection) is not None:
+    if load_region_count(connection) is not None:
         query = f"""SELECT photo_row, first_row, count FROM regions WHERE count > 0
             AND EXISTS (SELECT 1 FROM photos WHERE row = photo_row AND {visible})
             ORDER BY first_row"""
@@ -121,15 +121,15 @@ def stored_spans(
     return spans
 
 
-def stored_regions(connection: sqlite3.Connection, photo_row: int) -> RegionRows | None:
+def load_regions(connection: sqlite3.Connection, photo_row: int) -> RegionRows | None:
     """Return the regions of the photo at `photo_row`; `None` if they were not embedded yet."""
-    if stored_region_count(connection) is None:
+    if load_region_count(connection) is None:
         return None
     query = "SELECT first_row, boxes FROM regions WHERE photo_row = ?"
     found = connection.execute(query, (photo_row,)).fetchone()
     if found is None:
         return None
-    return RegionRows(photo_row, integer(found[0]), decoded_boxes(blob(found[1])))
+    return RegionRows(photo_row, integer(found[0]), decode_boxes(blob(found[1])))
 
 
 def put_regions(
@@ -139,11 +139,11 @@ def put_regions(
 ) -> None:
     """Note regions, and add the sum of their embeddings, `(D,)`. Call it in a transaction."""
     values = [
-        (each.photo_row, each.first_row, len(each.boxes), encoded_boxes(each.boxes))
+        (each.photo_row, each.first_row, len(each.boxes), encode_boxes(each.boxes))
         for each in regions
     ]
     connection.executemany("INSERT OR REPLACE INTO regions VALUES (?, ?, ?, ?)", values)
-    total, count = stored_region_sum(connection, len(region_sum))
+    total, count = load_region_sum(connection, len(region_sum))
     facts = {
         "region_sum": (total + region_sum).astype("<f8").tobytes(),
         "region_rows": count + sum(value[2] for value in values),

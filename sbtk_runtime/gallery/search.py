@@ -20,7 +20,7 @@ from sbtk_runtime.gallery.row_check import RowCheck
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors, make_row_mask, unit_row
 from sbtk_runtime.gallery.sign_codes import SignCodes
 from sbtk_runtime.manifest import GalleryManifest
-from sbtk_runtime.rerank import CANDIDATES, EXPAND_HITS, Rerank, diffused, expanded_query
+from sbtk_runtime.rerank import CANDIDATES, EXPAND_HITS, Rerank, diffuse, expand_query
 
 #: Minimum number of candidates by sign codes that are scored exactly, and their number per hit.
 LEAST_CANDIDATES, CANDIDATES_PER_HIT = 200, 4
@@ -106,7 +106,7 @@ class EmbeddingSearch:
         rows = self._live_rows() if among is None else among
         return exact_search(self._vectors, rows, query, k)
 
-    def reranked(
+    def rerank(
         self,
         embedding: NDArray[np.generic],
         k: int,
@@ -122,12 +122,12 @@ class EmbeddingSearch:
         if rerank == "diffusion":
             rows, scores = self.nearest(embedding, max(k, CANDIDATES), among, search)
             near = self._usable_neighbours().among(rows[:CANDIDATES])
-            order = np.argsort(-diffused(scores[:CANDIDATES], *near), kind="stable")
+            order = np.argsort(-diffuse(scores[:CANDIDATES], *near), kind="stable")
             order = np.concatenate([order, np.arange(len(order), len(rows))])[:k]
             return rows[order], scores[order]
         rows, scores = self.nearest(embedding, EXPAND_HITS, among, search)
         query = unit_row(embedding, self._vectors.dim)
-        expanded = expanded_query(query, self._embeddings(rows), scores)
+        expanded = expand_query(query, self._embeddings(rows), scores)
         rows, _ = self.nearest(expanded, k, among, search)
         return rows, self._embeddings(rows) @ query
 

@@ -105,7 +105,7 @@ class SignCodes:
     @classmethod
     def of_vectors(cls, vectors: Vectors, rows: Rows) -> Self:
         """Return the codes of ascending `rows (N,) int64`, computed now."""
-        rotation = centred_rotation(vectors, rows)
+        rotation = make_rotation(vectors, rows)
         spans = cut_at_shards(int(rows[0]), int(rows[-1]) + 1) if len(rows) else ()
         return cls(rotation, [(low, _codes(rotation, vectors, low, high)) for low, high in spans])
 
@@ -169,7 +169,7 @@ class SignCodes:
         return codes
 
 
-def centred_rotation(vectors: Vectors, rows: Rows) -> Itq:
+def make_rotation(vectors: Vectors, rows: Rows) -> Itq:
     """Return a fixed random rotation about the mean of the embeddings at `rows (N,) int64`."""
     # Bits come in bytes, so a few more than dimensions may be needed.
     bits = -(-vectors.dim // 8) * 8
@@ -188,7 +188,7 @@ def mean_of(vectors: Vectors, rows: Rows) -> NDArray[np.float64]:
     return total / max(count, 1)
 
 
-def next_codes(
+def update_codes(
     folder: Path,
     catalogue: Catalogue,
     vectors: Vectors,
@@ -212,7 +212,7 @@ def next_codes(
     """
     if previous is not None:
         try:
-            record = _grown(folder, catalogue, vectors, previous)
+            record = _append_codes(folder, catalogue, vectors, previous)
         except BadGallery as problem:
             notify(f"{problem.found}: the sign codes are made again from the embeddings")
         else:
@@ -221,7 +221,7 @@ def next_codes(
             notify("the photos have changed much: the sign codes are made again")
     name = f"{CODES_PREFIX}{catalogue.generation}"
     (folder / name).mkdir(exist_ok=True)
-    rotation = centred_rotation(vectors, catalogue.live_row_numbers())
+    rotation = make_rotation(vectors, catalogue.live_row_numbers())
     write_atomically(folder / name / ROTATION_NAME, rotation.to_bytes())
     files = {ROTATION_NAME: _stamp(folder / name / ROTATION_NAME)}
     rows = catalogue.committed_rows()
@@ -229,7 +229,7 @@ def next_codes(
     return CodesRecord(name, rotation.bits, rows, rows, files)
 
 
-def _grown(
+def _append_codes(
     folder: Path, catalogue: Catalogue, vectors: Vectors, previous: CodesRecord
 ) -> CodesRecord | None:
     """Return the previous codes with those of new rows; `None` if the centre is far off.
@@ -272,7 +272,7 @@ def drift(rotation: Itq, vectors: Vectors, rows: Rows) -> float:
     return float(np.linalg.norm(mean - rotation.mean) / spread)
 
 
-def wrong_codes(codes: SignCodes, vectors: Vectors, rows: Rows) -> int:
+def count_wrong_codes(codes: SignCodes, vectors: Vectors, rows: Rows) -> int:
     """Return how many of ascending `rows (N,) int64` have no codes, or wrong ones.
 
     Signs of numbers near zero may differ between processors, and count for nothing.

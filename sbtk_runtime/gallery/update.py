@@ -512,7 +512,7 @@ class _Update:
             batch.embedded, range(first_row, first_row + len(rows)), first_row + len(rows)
         )
         rows += [item.regions for item in batch.embedded if item.regions is not None]
-        batches = self._written(vectors, first_row, np.concatenate(rows)) if rows else []
+        batches = self._write_rows(vectors, first_row, np.concatenate(rows)) if rows else []
         photos = [
             embedding_of(item, row, changes.stamps(os.fsencode(item.path)))
             for row, item in enumerate(batch.embedded, start=first_row)
@@ -550,7 +550,7 @@ class _Update:
                 "whole frames, and the next 'sbtk index' tries again"
             )
 
-    def _written(
+    def _write_rows(
         self, vectors: Vectors | CodeShards, first_row: int, embeddings: Embeddings
     ) -> list[Batch]:
         """Write embeddings, or their codes, durably."""

@@ -26,7 +26,7 @@ from sbtk_runtime.gallery.neighbours import NEIGHBOURS_NAME, load_neighbours
 from sbtk_runtime.gallery.row_check import RowCheck
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors
 from sbtk_runtime.gallery.search import LEAST_CANDIDATES
-from sbtk_runtime.gallery.sign_codes import SignCodes, wrong_codes
+from sbtk_runtime.gallery.sign_codes import SignCodes, count_wrong_codes
 from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import GalleryManifest
 
@@ -118,10 +118,10 @@ def _verify(
         vectors = open_rows(folder, manifest.dim, manifest.bits)
         if manifest.bits is not None:
             _check_itq(view, problems)
-        damaged = _damaged_rows(view, vectors, rows)
+        damaged = _find_damaged_rows(view, vectors, rows)
         lost = view.count_at(damaged)
         spans = view.region_spans()
-        damaged_regions = _damaged_rows(view, vectors, spans.rows())
+        damaged_regions = _find_damaged_rows(view, vectors, spans.rows())
         regions_lost = len(np.unique(spans.owners(damaged_regions)))
     if lost:
         reasons = "".join(f" ({text})" for text in sorted(set(vectors.problems.values())))
@@ -137,16 +137,18 @@ def _verify(
     by_graph = manifest.graph is not None and has_hnswlib()
     if isinstance(vectors, Vectors):
         if by_graph:
-            found = _found_by_graph(folder, manifest, sample, vectors.read(sample)[0], problems)
+            found = _count_found_by_graph(
+                folder, manifest, sample, vectors.read(sample)[0], problems
+            )
             _check_exact(vectors, intact, sample[:_EXACT_SAMPLES], problems)
         else:
             _check_graph_file(folder, manifest, problems)
-            found = _found_exactly(vectors, intact, sample, problems)
+            found = _count_found_exactly(vectors, intact, sample, problems)
         coded = np.union1d(intact, np.setdiff1d(spans.rows(), damaged_regions))
         _check_codes(folder, manifest, vectors, coded, sample, problems)
         _check_neighbours(folder, vectors, problems)
     else:
-        found = _found_by_code(vectors, intact, sample, problems)
+        found = _count_found_by_code(vectors, intact, sample, problems)
     # Photos that wait for their generation to be published count too.
     repaired = _forget(folder, manifest) if repair else 0
     if repair:
@@ -189,7 +191,7 @@ def _check_codes(
     except BadGallery as problem:
         problems.append(f"{problem.found}; {_REMAKE_CODES}")
         return
-    if wrong := wrong_codes(codes, vectors, rows):
+    if wrong := count_wrong_codes(codes, vectors, rows):
         problems.append(f"the sign codes of {wrong:,} photos are wrong; {_REMAKE_CODES}")
         return
     found = 0
@@ -219,7 +221,7 @@ def _check_itq(view: CatalogueView, problems: list[str]) -> None:
         problems.append(f"{problem.found}; {problem.next_step}")
 
 
-def _damaged_rows(view: CatalogueView, vectors: Vectors | CodeShards, rows: Rows) -> Rows:
+def _find_damaged_rows(view: CatalogueView, vectors: Vectors | CodeShards, rows: Rows) -> Rows:
     """Return those of the rows whose bytes are not what was written, or no unit row."""
     is_intact = RowCheck(view, vectors).is_intact(rows)
     start = 0
@@ -229,7 +231,7 @@ def _damaged_rows(view: CatalogueView, vectors: Vectors | CodeShards, rows: Rows
     return rows[~is_intact]
 
 
-def _found_by_graph(
+def _count_found_by_graph(
     folder: Path,
     manifest: GalleryManifest,
     rows: Rows,
@@ -259,7 +261,7 @@ def _check_graph_file(folder: Path, manifest: GalleryManifest, problems: list[st
         problems.append(f"{problem.found}; 'sbtk index' on your photos builds the graph again")
 
 
-def _found_exactly(vectors: Vectors, rows: Rows, sample: Rows, problems: list[str]) -> int:
+def _count_found_exactly(vectors: Vectors, rows: Rows, sample: Rows, problems: list[str]) -> int:
     """Return how many of the sample's photos find themselves by exact search."""
     embeddings = vectors.read(sample)[0]
     found = sum(_finds(exact_search(vectors, rows, embedding, 1)[1]) for embedding in embeddings)
@@ -275,7 +277,7 @@ def _check_exact(vectors: Vectors, rows: Rows, sample: Rows, problems: list[str]
             return
 
 
-def _found_by_code(codes: CodeShards, rows: Rows, sample: Rows, problems: list[str]) -> int:
+def _count_found_by_code(codes: CodeShards, rows: Rows, sample: Rows, problems: list[str]) -> int:
     """Return how many of the sample's rows are found, or others of the same code."""
     found = 0
     for code in codes.read(sample)[0]:
@@ -307,7 +309,7 @@ def _remove_damaged(
     if manifest.codes is not None and isinstance(vectors, Vectors):
         try:
             codes = SignCodes.load(folder, manifest.codes, manifest.dim, is_hashed=True)
-            is_wrong = wrong_codes(codes, vectors, rows) > 0
+            is_wrong = count_wrong_codes(codes, vectors, rows) > 0
         except BadGallery:
             is_wrong = True
         if is_wrong:
@@ -319,7 +321,7 @@ def _forget(folder: Path, manifest: GalleryManifest) -> int:
     with Catalogue(folder, manifest.generation + 1) as catalogue:
         with closing(CatalogueView(folder, catalogue.generation)) as view:
             vectors = open_rows(folder, manifest.dim, manifest.bits)
-            damaged = _damaged_rows(view, vectors, catalogue.kept_rows())
+            damaged = _find_damaged_rows(view, vectors, catalogue.kept_rows())
             if vectors.remedy:
                 raise BadGallery(
                     f"nothing was repaired: {', '.join(sorted(set(vectors.problems.values())))}",

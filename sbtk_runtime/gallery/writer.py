@@ -20,15 +20,15 @@ from sbtk_runtime.gallery.catalogue import (
     below,
     dense_rows,
     exactly,
+    load_bits,
+    load_itq,
+    load_roots,
+    load_rules,
     store_itq,
     store_roots,
     store_rules,
-    stored_bits,
-    stored_itq,
-    stored_roots,
-    stored_rules,
 )
-from sbtk_runtime.gallery.region_rows import RegionRows, put_regions, stored_region_count
+from sbtk_runtime.gallery.region_rows import RegionRows, load_region_count, put_regions
 from sbtk_runtime.gallery.rows import SHARD_ROWS, Batch, Rows
 from sbtk_runtime.gallery.schema import (
     CATALOGUE_NAME,
@@ -107,7 +107,7 @@ class Catalogue:
                 text(facts["precision"]),
                 integer(facts["dim"]),
                 text(facts["preprocessing"]),
-                stored_bits(self.connection),
+                load_bits(self.connection),
                 PhotoShard.parse(text(facts["shard"])) if "shard" in facts else None,
             )
 
@@ -118,7 +118,7 @@ class Catalogue:
             BadGallery: it is damaged.
         """
         with catalogue_errors(self.path):
-            return stored_itq(self.connection, self.path)
+            return load_itq(self.connection, self.path)
 
     def claim(self, origin: Origin, itq: Itq | None = None) -> None:
         """Record the origin of a new gallery's embeddings, and the ITQ that makes their codes."""
@@ -147,12 +147,12 @@ class Catalogue:
     def roots(self) -> list[bytes]:
         """Return the absolute paths of indexed folders and files."""
         with values_checked(self.path):
-            return stored_roots(self.connection)
+            return load_roots(self.connection)
 
     def rules(self) -> WalkRules:
         """Return the rules of the walk."""
         with values_checked(self.path):
-            return stored_rules(self.connection)
+            return load_rules(self.connection)
 
     def record_rules(self, rules: WalkRules) -> None:
         """Record the rules of this and later walks."""
@@ -332,7 +332,7 @@ class Catalogue:
     def region_count(self) -> int | None:
         """Return the number of regions of a photo; `None` if the gallery keeps none."""
         with values_checked(self.path):
-            return stored_region_count(self.connection)
+            return load_region_count(self.connection)
 
     def keep_regions(self, count: int) -> None:
         """Keep `count` regions of each photo from now on."""

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.gallery.catalogue import Origin
 from sbtk_runtime.gallery.folder import VECTORS_NAME
-from sbtk_runtime.gallery.graph import next_graph
+from sbtk_runtime.gallery.graph import update_graph
 from sbtk_runtime.gallery.rows import Vectors
 from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import GalleryManifest
@@ -392,7 +392,7 @@ def _empty_gallery(folder: Path, bundle_folder: Path) -> None:
         catalogue.claim(Origin(bundle.model_id, "int8", bundle.dim, bundle.preprocessing))
         vectors = Vectors(folder / VECTORS_NAME, bundle.dim)
         catalogue.commit([], [], vectors.append(0, np.zeros((0, bundle.dim), np.float32)))
-        graph = next_graph(folder, catalogue, vectors, None, lambda text: None)
+        graph = update_graph(folder, catalogue, vectors, None, lambda text: None)
     GalleryManifest(
         generation=1,
         model_id=bundle.model_id,

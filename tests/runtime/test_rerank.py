@@ -13,8 +13,8 @@ from sbtk_runtime.rerank import (
     RERANKS,
     Rerank,
     Reranker,
-    diffused,
-    expanded_query,
+    diffuse,
+    expand_query,
     nearest_rows,
     require_rerank,
 )
@@ -57,16 +57,16 @@ def test_diffusion_is_what_a_dense_matrix_gives(
     lost = np.random.default_rng(seed).random(near.shape) < 0.2
     near = np.where(lost, -1, near)
     scores = np.sort(gallery @ random_rows(1, seed + 1)[0])[::-1].copy()
-    found = diffused(scores, near, similarities, seeds)
+    found = diffuse(scores, near, similarities, seeds)
     np.testing.assert_allclose(found, solved(scores, near, similarities, seeds), atol=1e-5)
 
 
 def test_without_neighbours_the_order_stays() -> None:
     scores = np.linspace(0.9, -0.2, 30).astype(np.float32)
     none = np.full((30, 5), -1, dtype=np.int64)
-    order = np.argsort(-diffused(scores, none, np.zeros((30, 5), np.float32)), kind="stable")
+    order = np.argsort(-diffuse(scores, none, np.zeros((30, 5), np.float32)), kind="stable")
     assert order.tolist() == list(range(30))
-    assert diffused(scores[:0], none[:0], np.zeros((0, 5), np.float32)).shape == (0,)
+    assert diffuse(scores[:0], none[:0], np.zeros((0, 5), np.float32)).shape == (0,)
 
 
 def test_nearest_rows_are_those_of_a_loop() -> None:
@@ -85,7 +85,7 @@ def test_an_expanded_query_is_a_unit_row_nearer_to_its_hits() -> None:
     query, rows = random_rows(1, 3)[0], random_rows(9, 4)
     scores = rows @ query
     order = np.argsort(-scores)
-    expanded = expanded_query(query, rows[order], scores[order])
+    expanded = expand_query(query, rows[order], scores[order])
     assert float(np.linalg.norm(expanded)) == pytest.approx(1, abs=1e-6)
     assert rows[order[0]] @ expanded > scores[order[0]]
 

@@ -21,7 +21,7 @@ from sbtk_runtime.gallery import search as searching
 from sbtk_runtime.gallery import sign_codes
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.rows import SHARD_ROWS, Vectors
-from sbtk_runtime.gallery.sign_codes import SignCodes, centred_rotation, drift
+from sbtk_runtime.gallery.sign_codes import SignCodes, drift, make_rotation
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from sbtk_runtime.gallery.writer import Catalogue
@@ -96,7 +96,7 @@ def _rotation(rows: NDArray[np.float32]) -> Itq:
             halves = np.ascontiguousarray(rows[numbers], dtype="<f2")
             return halves.view(np.uint8), np.ones(len(numbers), dtype=np.bool_)
 
-    return centred_rotation(Held(), np.arange(len(rows)))
+    return make_rotation(Held(), np.arange(len(rows)))
 
 
 @pytest.mark.parametrize("bits", [8, 24, 64, 72, 512])
@@ -206,7 +206,7 @@ def test_most_rows_deleted_are_none_of_the_candidates(
         # The nearest thousand leave.
         catalogue.remove((order[:1000] + 1).tolist())
         vectors = Vectors(folder / "vectors", DIM)
-        codes = sign_codes.next_codes(folder, catalogue, vectors, manifest.codes, print)
+        codes = sign_codes.update_codes(folder, catalogue, vectors, manifest.codes, print)
         snapshot = catalogue.write_snapshot()
     replace(manifest, generation=2, live=100, codes=codes, snapshot=snapshot).write(folder)
     with Gallery.open(folder) as gallery:
@@ -277,7 +277,7 @@ def test_the_centre_follows_when_the_photos_have_changed_much(tmp_path: Path, is
             "size_bytes, mtime_ns, ctime_ns, inode, sha256, row + 50 * n, partial FROM photos, "
             "(SELECT 1 AS n UNION SELECT 2 UNION SELECT 3)"
         )
-        record = sign_codes.next_codes(folder, catalogue, vectors, manifest.codes, told.append)
+        record = sign_codes.update_codes(folder, catalogue, vectors, manifest.codes, told.append)
     assert (record.folder, record.rows, record.centred_rows) == (
         "codes-2" if is_far else "codes-1",
         200,
