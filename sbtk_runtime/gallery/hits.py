@@ -1,4 +1,4 @@
-"""What a gallery answers, as programs and people get it."""
+"""Hits of a gallery, and exact searches among its rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Match = Literal["good", "weak"]
 
 @dataclass(frozen=True)
 class Copy:
-    """A photo of the same bytes as a hit."""
+    """A photo with the same content as a hit."""
 
     id: int
     path: str
@@ -35,13 +35,15 @@ class Copy:
 class Hit:
     """One photo that was found.
 
-    `path` is absolute; bytes that are not UTF-8 are in it as surrogates.
-    `score` is at most 1: a cosine, or of binary codes the share of equal bits less the share of
-    others, which is the cosine of the codes taken as rows of 1 and -1.
-    `copies` are the other photos of the same bytes, by id, where they were folded.
-    `match` is `None` where the model has no rule, for photo queries and in binary galleries.
-    `region` is the part of the photo that was found; `None` for the whole frame. Its score is lower
-    than the cosine, see `region_search`.
+    Attributes:
+        rank: place among the hits, from 1.
+        score: at most 1: the cosine; for binary codes, the cosine of codes as rows of 1 and -1.
+        id: the photo's id in the gallery.
+        path: absolute, with surrogates for bytes that are not UTF-8.
+        copies: other photos with the same content, by id, if they are folded.
+        match: `None` if the model has no rule, for photo queries and in binary galleries.
+        region: the part of the photo that matches; `None` for the whole frame. Scores of regions
+            are below their cosines, see `region_search`.
     """
 
     rank: int
@@ -69,7 +71,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class PhotoCopies:
-    """A photo, and the other photos of the same bytes, by id."""
+    """A photo, and other photos with the same content, by id."""
 
     photo: Photo
     copies: tuple[Copy, ...]
@@ -77,22 +79,22 @@ class PhotoCopies:
 
 @dataclass(frozen=True)
 class Answer:
-    """The hits of one question, best first, and sentences about them for the user."""
+    """The hits of one query, best first, with sentences about them for the user."""
 
     hits: list[Hit]
     notices: tuple[str, ...] = ()
 
 
 def mark_matches(hits: Sequence[Hit], rule: MatchRule, photos: int) -> list[Hit]:
-    """Return the hits with their `match`, for a sketch among `photos`, at least 1, photos."""
+    """Return the hits with their `match`, for a sketch among `photos` (at least 1) photos."""
     lowest = rule.lowest_close(photos)
     return [replace(hit, match="good" if hit.score >= lowest else "weak") for hit in hits]
 
 
 def has_no_close_match(hits: Sequence[Hit]) -> bool | None:
-    """Return whether the first hits of a query are all weak: the gallery may lack what was drawn.
+    """Return whether all first hits of a query are weak, so that the gallery may have no match.
 
-    `None` where hits carry no `match`.
+    Returns `None` if hits have no `match`.
     """
     if not hits or hits[0].match is None:
         return None
@@ -108,10 +110,10 @@ def exact_search(vectors: Vectors, rows: Rows, query: Embeddings, k: int) -> tup
     Equal scores are ordered by row. Damaged rows are never found.
 
     Args:
-        vectors: where the rows are.
-        rows: which may be found.
+        vectors: the embeddings.
+        rows: `(N,) int64`, the rows to search.
         query: `(D,) float32`, of length 1.
-        k: how many; fewer are returned when there are fewer.
+        k: number of results; fewer if there are fewer rows.
     """
     best_rows = np.empty(0, dtype=np.int64)
     best_scores = np.empty(0, dtype=np.float32)
@@ -120,7 +122,7 @@ def exact_search(vectors: Vectors, rows: Rows, query: Embeddings, k: int) -> tup
         best_rows = np.concatenate([best_rows, numbers[is_whole]])
         best_scores = np.concatenate([best_scores, scores])
         if len(best_scores) > k:
-            # The k-th best score and all its equals stay, so that ties are cut by row at the end.
+            # Keep all scores equal to the k-th best, so that ties are broken by row at the end.
             is_kept = best_scores >= np.partition(best_scores, -k)[-k]
             best_rows, best_scores = best_rows[is_kept], best_scores[is_kept]
     order = np.lexsort((best_rows, -best_scores))[:k]
@@ -130,14 +132,14 @@ def exact_search(vectors: Vectors, rows: Rows, query: Embeddings, k: int) -> tup
 def hamming_search(codes: CodeShards, rows: Rows, query: Codes, k: int) -> tuple[Rows, Distances]:
     """Return rows and Hamming distances of the `k` nearest among ascending `rows`, nearest first.
 
-    Many codes are equally near, so all that are as near as the last of them come too, by row: who
-    knows the photos cuts. Rows that are not there are never found.
+    All rows as near as the last one are returned, too, ordered by row, so that the caller can break
+    ties. Missing rows are never found.
 
     Args:
-        codes: where the codes are.
-        rows: which may be found.
-        query: `(W,) uint8`, packed as the codes are.
-        k: how many, at least 1; fewer are returned when there are fewer.
+        codes: the codes.
+        rows: `(N,) int64`, the rows to search.
+        query: `(W,) uint8`, packed like the codes.
+        k: number of results, at least 1; fewer if there are fewer rows.
     """
     near_rows = np.empty(0, dtype=np.int64)
     near = np.empty(0, dtype=np.uint16)

@@ -1,10 +1,10 @@
 """Rows of bytes on disk: append-only shards, each of `SHARD_ROWS` rows and nothing else.
 
-Rows have one number over all shards, given once and never again. Only rows that the catalogue has
-committed count; what lies beyond them is what a killed writer left.
+Rows are numbered across all shards, and numbers are never reused. Only rows that the catalogue has
+committed are valid; rows after them are leftovers of a killed writer.
 
-Shards are read, not memory-mapped: a mapped file that is cut short kills the process that looks
-at it, and mapped pages would count as its memory. Reading costs some 0.15 ms per MB more.
+Shards are read, not memory-mapped: truncating a mapped file kills the processes that read it, and
+mapped pages count as their memory. Reading costs some 0.15 ms per MB more.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ _UNREADABLE = (
     *(errno.ENOENT, errno.ENOTDIR),
 )
 
-# A gap that is read through, because a second read would cost more.
+# Gaps up to this size are read, too, because a second read would cost more.
 _READ_THROUGH_ROWS = 16
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that were written together, in one shard, and the SHA-256 of their bytes.
+    """Rows that were written together to one shard, with the SHA-256 of their bytes.
 
-    `crc32s` has the CRC-32 of each row's bytes where it was just written.
+    `crc32s` has the CRC-32 of each row, if the batch has just been written.
     """
 
     first_row: int
@@ -57,13 +57,13 @@ class Batch:
 class Shards:
     """The shards in a gallery's `vectors/` folder.
 
-    A reader that was opened with `hold()` keeps its shards even when a writer removes them.
-    Reading is safe from any number of threads.
+    After `hold()`, a reader keeps its shards even if a writer removes them. Any number of threads
+    may read.
 
     Args:
-        folder: where the shards are.
+        folder: the folder of the shards.
         row_bytes: length of a row.
-        suffix: of a shard's name; it tells what the bytes mean.
+        suffix: suffix of the shards' names, which shows the type of their rows.
     """
 
     def __init__(self, folder: Path, row_bytes: int, suffix: str) -> None:
@@ -71,15 +71,15 @@ class Shards:
         self._row_bytes = row_bytes
         self._suffix = suffix
         self._descriptors: dict[int, int] = {}
-        #: Why shards could not be read, in words, by the shard's number.
+        #: The reasons why shards could not be read, by the shard's number.
         self.problems: dict[int, str] = {}
-        #: What to type where the system does not let this user read, and nothing is damaged.
+        #: The command that helps if this user may not read the shards; `None` otherwise.
         self.remedy: str | None = None
 
     def hold(self) -> None:
         """Open every shard and keep it open until `close`.
 
-        Shards that the system refuses to read count as empty; `problems` has the reasons.
+        Shards that cannot be read count as empty; `problems` has the reasons.
         """
         try:
             shards = self._shards()
@@ -101,7 +101,7 @@ class Shards:
         """Write rows `(N, row_bytes) uint8` from row `first_row` on, durably.
 
         Raises:
-            DiskFull: there is no space; what was committed is untouched.
+            DiskFull: no space is left; committed rows are unchanged.
         """
         self.folder.mkdir(exist_ok=True)
         batches = []
@@ -116,7 +116,7 @@ class Shards:
     def read_bytes(self, rows: Rows) -> tuple[RowBytes, NDArray[np.bool_]]:
         """Return rows `(N, row_bytes) uint8` and which of them the shards hold, `(N,) bool`.
 
-        Rows that are not there come as zeros. `rows` is ascending.
+        Missing rows are zeros. `rows` is ascending.
         """
         content = np.zeros((len(rows), self._row_bytes), dtype=np.uint8)
         is_held = np.zeros(len(rows), dtype=np.bool_)
@@ -131,7 +131,7 @@ class Shards:
         return content, is_held
 
     def is_intact(self, batch: Batch) -> bool:
-        """Return whether a batch's bytes are still those that were written."""
+        """Return whether a batch's bytes are unchanged since they were written."""
         if batch.first_row < 0 or not 0 < batch.count <= SHARD_ROWS:
             return False
         digest = hashlib.sha256()
@@ -145,7 +145,7 @@ class Shards:
         return digest.hexdigest() == batch.sha256
 
     def held_rows(self, index: int) -> int:
-        """Return the number of whole rows that a shard has; 0 if there is none."""
+        """Return the number of complete rows in a shard; 0 if the shard is missing."""
         try:
             descriptor = self._descriptors.get(index)
             status = self._path(index).stat() if descriptor is None else os.fstat(descriptor)
@@ -165,9 +165,9 @@ class Shards:
         ]
 
     def cut(self, committed_rows: int) -> None:
-        """Remove what a killed writer left beyond the committed rows.
+        """Remove uncommitted rows, which a killed writer left.
 
-        As long as there are none, that may also be shards of another suffix.
+        Without committed rows, shards with other suffixes are removed, too.
         """
         if not committed_rows and self.folder.is_dir():
             for path in self.folder.iterdir():
@@ -228,7 +228,7 @@ class Shards:
                 fsync_folder(self.folder)
 
     def _read_one(self, row: int, target: memoryview) -> bool:
-        """Read a row of a shard that is held; return whether that was all there is to it."""
+        """Read a row of a held shard; return whether that succeeded."""
         index, place = divmod(row, SHARD_ROWS)
         descriptor = self._descriptors.get(index)
         if descriptor is None:
@@ -236,12 +236,12 @@ class Shards:
         try:
             return os.preadv(descriptor, [target], place * self._row_bytes) == self._row_bytes
         except OSError:
-            return False  # read, and told, again
+            return False  # `_read` tries again, and records the error
 
     def _read_into(self, content: RowBytes, is_held: NDArray[np.bool_], rows: Rows) -> None:
         first, count = int(rows[0]), int(rows[-1] - rows[0]) + 1
         data = self._read(first, count)
-        # A row as one item is copied several times faster than as a row of bytes.
+        # Copying a row as one item is several times faster than as single bytes.
         row_type = np.dtype((np.void, self._row_bytes))
         held = np.frombuffer(data, dtype=row_type, count=len(data) // self._row_bytes)
         items = content.view(row_type)[:, 0]
@@ -272,10 +272,10 @@ class Shards:
             return b""
 
     def _note_unreadable(self, index: int, problem: OSError) -> None:
-        """Remember why a shard cannot be read.
+        """Record why a shard cannot be read.
 
         Raises:
-            OSError: it is not the shard's fault, as when too many files are open.
+            OSError: the cause is not the shard, but for example too many open files.
         """
         if problem.errno not in _UNREADABLE:
             raise problem
@@ -286,7 +286,7 @@ class Shards:
 
 
 def _pread(descriptor: int, size_bytes: int, offset: int) -> bytes:
-    """Return bytes of a file; fewer at its end only."""
+    """Return bytes of a file; fewer only at its end."""
     data = os.pread(descriptor, size_bytes, offset)
     while len(data) < size_bytes:
         more = os.pread(descriptor, size_bytes - len(data), offset + len(data))
@@ -297,7 +297,7 @@ def _pread(descriptor: int, size_bytes: int, offset: int) -> bytes:
 
 
 def _runs(rows: Rows) -> Iterator[tuple[int, int]]:
-    """Yield index intervals of ascending `rows` that one read serves: near and in one shard."""
+    """Yield index intervals of ascending `rows` that are close together in one shard."""
     if len(rows) == 0:
         return
     is_far = np.diff(rows) > _READ_THROUGH_ROWS
@@ -323,10 +323,10 @@ def cut_at_shards(low: int, high: int) -> Iterator[tuple[int, int]]:
 
 Embeddings = NDArray[np.float32]
 
-#: Rows that are read, converted and scored at a time; some 3 MB in all at 512 dimensions.
+#: Rows that are read, converted and scored at a time: some 3 MB at 512 dimensions.
 CHUNK_ROWS = 512
 
-# float16 rounding moves the length of a unit row by less than this.
+# Rounding to float16 changes the length of a unit row by less than this.
 _NORM_TOLERANCE = 0.01
 
 
@@ -341,17 +341,17 @@ class Vectors(Shards):
         """Write unit rows `(N, D) float32` from row `first_row` on, durably; return the batches.
 
         Raises:
-            BadData: a row is not finite or not of length 1; such rows never get in.
-            DiskFull: there is no space; what was committed is untouched.
+            BadData: a row is not finite or not of length 1; nothing is written.
+            DiskFull: no space is left; committed rows are unchanged.
         """
         require_unit_rows(embeddings, self.dim)
         halves = np.ascontiguousarray(embeddings, dtype="<f2")
         return self.append_bytes(first_row, halves.view(np.uint8))
 
     def read(self, rows: Rows) -> tuple[Embeddings, NDArray[np.bool_]]:
-        """Return unit rows `(N, D) float32` and which of them are whole, `(N,) bool`.
+        """Return unit rows `(N, D) float32` and which of them are usable, `(N,) bool`.
 
-        Rows that are missing or damaged beyond use come as zeros. `rows` is ascending.
+        Missing and unusable rows are zeros. `rows` is ascending.
         """
         return self.decode(self.read_bytes(rows)[0])
 
@@ -360,7 +360,7 @@ class Vectors(Shards):
         return _unit_rows(content.view("<i2"))
 
     def chunks(self, rows: Iterable[int]) -> Iterator[tuple[Rows, Embeddings, NDArray[np.bool_]]]:
-        """Yield row numbers, unit rows and which are whole, by `CHUNK_ROWS`, in flat memory."""
+        """Yield row numbers, unit rows and which are usable, `CHUNK_ROWS` at a time."""
         if isinstance(rows, np.ndarray):
             parts: Iterator[Rows] = (
                 rows[start : start + CHUNK_ROWS] for start in range(0, len(rows), CHUNK_ROWS)
@@ -373,7 +373,7 @@ class Vectors(Shards):
 
 
 def require_unit_rows(embeddings: Embeddings, dim: int) -> None:
-    """Make sure that embeddings may get into a gallery.
+    """Check that embeddings can be stored in a gallery.
 
     Raises:
         BadData: they are not `(N, dim)`, or a row is not finite or not of length 1.
@@ -401,7 +401,7 @@ def unit_row(embedding: NDArray[np.generic], dim: int) -> Embeddings:
 
 
 def _unit_rows(halves: NDArray[np.int16]) -> tuple[Embeddings, NDArray[np.bool_]]:
-    """Return the float16 bit patterns `(N, D)` as float32 rows of length 1, and which are whole.
+    """Return the float16 bit patterns `(N, D)` as float32 rows of length 1, and which are usable.
 
     A float16's fifteen low bits, moved to the top of a float32's mantissa and exponent, are its
     value times 2**-112; this is ten times faster than NumPy's conversion. Infinity and NaN become
@@ -429,7 +429,7 @@ def _chunked(rows: Iterable[int]) -> Iterator[Rows]:
         yield np.array(part, dtype=np.int64)
 
 
-#: What is read and compared at a time; 131,072 codes of 64 bits.
+#: Bytes that are read and compared at a time: 131,072 codes of 64 bits.
 CHUNK_BYTES = 1 << 20
 
 
@@ -445,7 +445,7 @@ class CodeShards(Shards):
 
         Raises:
             BadData: the codes have another length.
-            DiskFull: there is no space; what was committed is untouched.
+            DiskFull: no space is left; committed rows are unchanged.
         """
         if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != self.bits // 8:
             raise BadData(
@@ -454,7 +454,7 @@ class CodeShards(Shards):
         return self.append_bytes(first_row, codes)
 
     def read(self, rows: Rows) -> tuple[Codes, NDArray[np.bool_]]:
-        """Return codes `(N, bits / 8) uint8` and which are there, `(N,) bool`; the rest are zeros.
+        """Return codes `(N, bits / 8) uint8` and which exist, `(N,) bool`; missing ones are zeros.
 
         `rows` is ascending.
         """
@@ -464,7 +464,7 @@ class CodeShards(Shards):
         """Read the codes at `rows (N,) int64` in parts of `CHUNK_BYTES`, in constant memory.
 
         Yields:
-            Row numbers `(n,) int64`, codes `(n, bits / 8) uint8`, and which are there, `(n,) bool`.
+            Row numbers `(n,) int64`, codes `(n, bits / 8) uint8`, and which exist, `(n,) bool`.
         """
         step = CHUNK_BYTES // (self.bits // 8)
         for start in range(0, len(rows), step):
@@ -477,8 +477,8 @@ def codes_of(embeddings: Embeddings, itq: Itq) -> Codes:
     """Return the codes `(N, bits / 8) uint8` of unit rows `(N, D) float32`.
 
     Raises:
-        BadData: a row is of another width, not finite or not of length 1. Its code would look
-            like any other.
+        BadData: a row has another width, is not finite or not of length 1, which its code would
+            not show.
     """
     require_unit_rows(embeddings, itq.dim)
     return itq.codes(embeddings)

@@ -1,14 +1,13 @@
-"""Sign codes: one bit a dimension, by which the candidates of an exact search are found.
+"""Sign codes: one bit for each dimension, to find the candidates of an exact search.
 
-The embeddings are centred and turned by a fixed random rotation before their signs are taken: on
-their own axes, which are principal ones, most signs say nothing. A query is compared with all codes
-by Hamming distance; the nearest are ordered by the estimate `query @ (rotation * signs)`, and the
-best of these are scored exactly, by their embeddings.
+The signs are those of centred embeddings after a fixed random rotation, because on the embeddings'
+own axes, which are principal axes, most signs carry no information. A query is compared with all
+codes by Hamming distance; the nearest are ordered by the estimate `query @ (rotation * signs)`, and
+the best of these are scored exactly, by their embeddings.
 
-Codes lie beside the vectors in a folder of their own, `codes-<generation>`: the rotation with the
-centre, and append-only shards whose rows have the numbers of the vectors. All of it can be made
-again from the vectors. A shard is hashed when it is read only if its size or time of modification
-is not as it was written.
+The folder `codes-<generation>` has the rotation with the centre, and append-only shards with the
+row numbers of the vectors, from which everything can be rebuilt. When a shard is read, it is hashed
+only if its size or time of modification has changed.
 """
 
 from __future__ import annotations
@@ -46,16 +45,16 @@ from sbtk_runtime.manifest import CodesRecord, FileStamp
 Notify = Callable[[str], None]
 
 ROTATION_NAME = "rotation.npz"
-#: Codes by Hamming distance of which estimates are computed, for each candidate that is returned.
+#: Number of estimates that are computed for each returned candidate.
 ESTIMATES = 5
-# Beyond these, estimates take longer than they gain: re-ranking asks for 1,000 candidates.
+# More estimates take longer than they gain; re-ranking requests 1,000 candidates.
 _MOST_ESTIMATES = 2_000
-#: The centre is computed again when the rows have doubled, and moved if it is off by more than this
-#: share of the embeddings' spread about it.
+#: When the rows have doubled, the codes are rebuilt if their centre is off by more than this
+#: share of the embeddings' spread.
 MOST_DRIFT = 0.3
 
 _SEED = 20_241
-# A sum of 512 products of float32 may differ by this from one processor to another.
+# Sums of 512 products of float32 may differ by this between processors.
 _SIGN_TOLERANCE = 1e-4
 
 
@@ -79,13 +78,13 @@ class SignCodes:
         """Return the codes that `record` describes.
 
         Args:
-            folder: the gallery's.
-            record: of the generation that is read.
+            folder: the gallery's folder.
+            record: the codes of the generation that is read.
             dim: length of an embedding.
-            is_hashed: compare all SHA-256, also of files with size and time as written.
+            is_hashed: compare the SHA-256 also of files with unchanged size and time.
 
         Raises:
-            BadGallery: a file is missing, cannot be read, or is not the one that was written.
+            BadGallery: a file is missing, cannot be read, or has changed.
         """
         rotation = _load_rotation(folder, record, dim, is_hashed=is_hashed)
         parts = []
@@ -116,13 +115,12 @@ class SignCodes:
     def candidates(
         self, query: Embeddings, count: int, is_allowed: NDArray[np.bool_] | None = None
     ) -> Rows:
-        """Return up to `count` rows that are likely the nearest to `query`, best first.
+        """Return up to `count` rows `(n,) int64` that are probably nearest to `query`, best first.
 
         Args:
             query: `(D,) float32`, of length 1.
             count: at least 1.
-            is_allowed: `(R,) bool` by row; rows of which it is not true, or that lie beyond, are
-                left out.
+            is_allowed: `(R,) bool` by row; only rows for which it is true are returned.
         """
         words = code_words(self.rotation.codes(query[None]))
         distances = np.concatenate([word_distances(words, part) for part in self._words])
@@ -153,7 +151,7 @@ class SignCodes:
         )
 
     def _spans(self) -> Iterator[tuple[int, int, int]]:
-        """Yield of each part its first row, and the interval of its places."""
+        """Yield the first row of each part, and the interval of its places."""
         yield from zip(
             self._first.tolist(), self._start[:-1].tolist(), self._start[1:].tolist(), strict=True
         )
@@ -171,7 +169,7 @@ class SignCodes:
 
 def make_rotation(vectors: Vectors, rows: Rows) -> Itq:
     """Return a fixed random rotation about the mean of the embeddings at `rows (N,) int64`."""
-    # Bits come in bytes, so a few more than dimensions may be needed.
+    # Codes are whole bytes, so there may be more bits than dimensions.
     bits = -(-vectors.dim // 8) * 8
     normal = np.random.default_rng(_SEED).standard_normal((bits, bits))
     turn = np.linalg.qr(normal)[0][: vectors.dim]
@@ -195,20 +193,20 @@ def update_codes(
     previous: CodesRecord | None,
     notify: Notify,
 ) -> CodesRecord:
-    """Make the codes of the catalogue's generation, and return their record.
+    """Write the codes of the catalogue's generation, and return their record.
 
-    Codes of new rows are appended to the previous ones. All are made again if the previous ones are
-    damaged, or their centre is far off.
+    Codes of new rows are appended. All codes are rebuilt if the previous ones are damaged or their
+    centre is far off.
 
     Args:
-        folder: the gallery's.
-        catalogue: with at least one photo.
-        vectors: of which the codes are made.
+        folder: the gallery's folder.
+        catalogue: a catalogue with at least one photo.
+        vectors: the embeddings.
         previous: the record of the published generation; `None` if it has no codes.
-        notify: told, in a sentence, what takes long.
+        notify: called with a sentence before a step that takes long.
 
     Raises:
-        DiskFull: there is no space for the codes.
+        DiskFull: no space is left.
     """
     if previous is not None:
         try:
@@ -232,7 +230,7 @@ def update_codes(
 def _append_codes(
     folder: Path, catalogue: Catalogue, vectors: Vectors, previous: CodesRecord
 ) -> CodesRecord | None:
-    """Return the previous codes with those of new rows; `None` if the centre is far off.
+    """Append the codes of new rows to the previous ones; return `None` if the centre is far off.
 
     Raises:
         BadGallery: the previous codes cannot be used.
@@ -248,7 +246,7 @@ def _append_codes(
     }
     last = f"{(previous.rows - 1) // SHARD_ROWS:06d}.bits"
     for name, stamp in files.items():
-        # What is appended to must not vouch for damage before it.
+        # The new hash must not cover earlier damage.
         _check(where / name, stamp, is_hashed=name == last and rows > previous.rows)
     centred_rows = previous.centred_rows
     if rows >= 2 * centred_rows:
@@ -275,7 +273,7 @@ def drift(rotation: Itq, vectors: Vectors, rows: Rows) -> float:
 def count_wrong_codes(codes: SignCodes, vectors: Vectors, rows: Rows) -> int:
     """Return how many of ascending `rows (N,) int64` have no codes, or wrong ones.
 
-    Signs of numbers near zero may differ between processors, and count for nothing.
+    Signs of numbers near zero may differ between processors and are ignored.
     """
     wrong = 0
     for numbers, embeddings, is_whole in vectors.chunks(rows):
@@ -293,7 +291,7 @@ _FAR = np.iinfo(np.uint16).max
 
 
 def _smallest(distances: NDArray[np.uint16], count: int) -> Rows:
-    """Return the places of the `count` smallest distances, ascending; of equal ones the first.
+    """Return the places of the `count` smallest distances, ascending; ties go to the first.
 
     Distances of `_FAR` are left out.
     """
@@ -309,9 +307,9 @@ def _smallest(distances: NDArray[np.uint16], count: int) -> Rows:
 def _append(
     where: Path, rotation: Itq, vectors: Vectors, shards: set[int], low: int, high: int
 ) -> dict[str, FileStamp]:
-    """Write the codes of rows `low` to `high` (end excluded); return stamps of what changed.
+    """Write the codes of rows `low` to `high` (end excluded); return stamps of changed files.
 
-    Shards of which the vectors have none are left out.
+    Shards that the vectors lack are left out.
     """
     codes = CodeShards(where, rotation.bits)
     stamps = {}
@@ -328,7 +326,7 @@ def _append(
 def _codes(rotation: Itq, vectors: Vectors, low: int, high: int) -> Codes:
     """Return the codes `(high - low, bits / 8) uint8` of rows `low` to `high` (end excluded).
 
-    Damaged rows have codes as well, and are never hits.
+    Damaged rows have codes, too, but are never hits.
     """
     rows = np.arange(low, high, dtype=np.int64)
     parts = [rotation.codes(embeddings) for _, embeddings, _ in vectors.chunks(rows)]
@@ -359,7 +357,7 @@ def _stamp(path: Path) -> FileStamp:
 
 
 def _read(path: Path, stamp: FileStamp, *, is_hashed: bool) -> bytes:
-    """Return the content that a file had when it was stamped; a shard may have grown since.
+    """Return the content that a file had when it was stamped, without rows appended since.
 
     Raises:
         BadGallery: it is missing, cannot be read, or has changed.
@@ -384,7 +382,7 @@ def _read(path: Path, stamp: FileStamp, *, is_hashed: bool) -> bytes:
 
 
 def _check(path: Path, stamp: FileStamp, *, is_hashed: bool) -> None:
-    """Make sure that a file is as it was stamped; it is read only if that is not evident."""
+    """Check that a file is as it was stamped; read it only if its size or time has changed."""
     try:
         status = path.lstat()
     except OSError:
