@@ -1,7 +1,7 @@
-"""Re-ranking: hits that are like each other pull each other up.
+"""Re-ranking by the similarity of hits to each other.
 
-A sketch says little of colour and texture, a photo much, so photos of one thing lie nearer to each
-other than to a sketch of it. Both ways below use that; both leave scores alone and give an order.
+Unlike sketches, photos show colour and texture, so photos of one thing are closer to each other
+than to a sketch of it. Both methods use this; they change the order of hits, but not their scores.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ RERANKS: tuple[Rerank, ...] = get_args(Rerank)
 
 Scores = NDArray[np.float32]
 
-#: Hits that are added to the query, and the power of the cosine that they weigh.
+#: Number of hits that are added to the query; their weights are cosines to this power.
 EXPAND_HITS = 5
 _POWER = 3
-#: Neighbours that a gallery keeps of each photo, best hits that scores spread from, and hits that
-#: are put in another order; chosen on galleries with 1 to 25 photos of each class.
+#: Numbers of stored neighbours of each photo, of best hits that scores spread from, and of hits
+#: that are reordered; chosen on galleries with 1 to 25 photos of each class.
 NEIGHBOURS = 10
 SEEDS = 10
 CANDIDATES = 1000
@@ -33,24 +33,25 @@ RERANK_WORDS: dict[Rerank, str] = {
 }
 _ALPHA = 0.9
 _STEPS = 20
-#: Of the cosine beside the spread score: orders what nothing has spread to.
+#: Weight of the cosine, which orders hits that no score has spread to.
 _COSINE_SHARE = 1e-3
 
 
 def require_rerank(rerank: str) -> None:
-    """Refuse a way of re-ranking that there is not.
+    """Check the name of a re-ranking.
 
     Raises:
-        BadConfig: names the ways that there are.
+        BadConfig: there is no such re-ranking; the message lists all.
     """
     if rerank not in RERANKS:
         raise BadConfig(f"unknown re-ranking {rerank!r}", ", ".join(RERANKS))
 
 
 def expand_query(query: Scores, rows: Scores, scores: Scores) -> Scores:
-    """Return the query `(D,)` with its best hits added, a unit row (alpha query expansion).
+    """Add the best hits to a query, and return the unit row `(D,) float32`.
 
-    Each of the first `EXPAND_HITS` hits weighs the cube of its cosine (Radenovic et al. 2019).
+    This is alpha query expansion (Radenovic et al. 2019): each of the first `EXPAND_HITS` hits has
+    the cube of its cosine as its weight.
 
     Args:
         query: `(D,) float32`, a unit row.
@@ -65,7 +66,7 @@ def expand_query(query: Scores, rows: Scores, scores: Scores) -> Scores:
 def diffuse(
     scores: Scores, neighbours: NDArray[np.int64], similarities: Scores, seeds: int = SEEDS
 ) -> Scores:
-    """Return `(n,) float32`, what the hits are ordered by: larger is better.
+    """Return the sort keys of the hits, `(n,) float32`; larger is better.
 
     Scores of the first hits spread over the graph of nearest neighbours: twenty steps towards the
     solution of `f = alpha S f + (1 - alpha) y`, where `y` holds the cubes of the first cosines and
@@ -78,7 +79,7 @@ def diffuse(
         neighbours: `(n, k) int64`, places of each hit's neighbours among the hits; -1 where a
             neighbour is not among them.
         similarities: `(n, k) float32`, their cosines.
-        seeds: first hits that scores spread from.
+        seeds: number of best hits that scores spread from.
     """
     count = len(scores)
     if not count:
@@ -100,9 +101,7 @@ def diffuse(
 
 
 class Reranker:
-    """A gallery in memory that queries are scored against with re-ranking.
-
-    It does what a gallery on disk does with the neighbours that it keeps.
+    """Re-ranks queries against a gallery in memory, as a gallery on disk does.
 
     Args:
         gallery: `(N, D) float32` unit rows.
@@ -119,7 +118,7 @@ class Reranker:
             )
 
     def scores(self, queries: Scores) -> Scores:
-        """Return `(Q, N) float32`, what photos are ordered by, of `(Q, D) float32` unit rows."""
+        """Return the sort keys of photos, `(Q, N) float32`, for unit rows `(Q, D) float32`."""
         cosines = queries @ self._gallery.T
         if self._rerank == "none":
             return cosines
@@ -132,7 +131,7 @@ class Reranker:
             scores: Scores = np.stack(expanded) @ self._gallery.T
             return scores
         place = np.full(len(self._gallery), -1, dtype=np.int64)
-        ordered = cosines - 4  # behind all candidates, and in their own order
+        ordered = cosines - 4  # after all candidates, ordered by cosine
         for row, cosine in enumerate(cosines):
             hits = np.argsort(-cosine, kind="stable")[:CANDIDATES]
             place[hits] = np.arange(len(hits))
@@ -150,9 +149,9 @@ def nearest_rows(
     Args:
         rows: `(Q, D) float32` unit rows.
         gallery: `(N, D) float32` unit rows.
-        count: k; fewer where the gallery is smaller.
-        skip_self: `rows` are the gallery, and none is its own neighbour.
-        block: rows that are compared at a time.
+        count: k, or less if the gallery is smaller.
+        skip_self: leave out each row's own place; `rows` must be the gallery.
+        block: number of rows that are compared at a time.
     """
     kept = min(count, len(gallery) - int(skip_self))
     places = np.zeros((len(rows), max(kept, 0)), dtype=np.int64)
@@ -172,13 +171,13 @@ def nearest_rows(
 def _edges(
     neighbours: NDArray[np.int64], similarities: Scores
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return each pair of neighbours once, `(e,)` places and `(e,)` weights."""
+    """Return each pair of neighbours once: places `(e,)`, places `(e,)` and weights `(e,)`."""
     count, width = neighbours.shape
     start = np.repeat(np.arange(count), width)
     end, weight = neighbours.ravel(), similarities.ravel().astype(np.float64)
     is_edge = (end >= 0) & (end != start) & (weight > 0)
     start, end, weight = start[is_edge], end[is_edge], weight[is_edge] ** _POWER
     low, high = np.minimum(start, end), np.maximum(start, end)
-    # A pair that both name comes twice, with equal weights but for rounding.
+    # Mutual neighbours occur twice, with weights that are equal up to rounding.
     keys, first = np.unique(low * count + high, return_index=True)
     return keys // count, keys % count, weight[first]

@@ -1,4 +1,4 @@
-"""Copies of regions, from the gallery that embedded them into a merged one."""
+"""Copy regions from a gallery into a merged one."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sbtk_runtime.gallery.rows import RowBytes, Vectors
 
 @dataclass(frozen=True)
 class CopiedRegions:
-    """Regions of photos, to be written one after the other.
+    """Regions of photos, to be written to consecutive rows.
 
     Attributes:
         content: `(N, row_bytes) uint8`.
-        regions: where those of each photo will be; photos that are too small for any have none.
-        total: sum of the embeddings, `(D,)`.
+        regions: the future rows of each photo's regions; small photos have none.
+        total: `(D,)`, the sum of the embeddings.
         damaged: the number of photos whose regions were left out because one is damaged.
     """
 
@@ -36,9 +36,9 @@ def copy_regions(
     """Read the regions of photos whose regions were embedded.
 
     Args:
-        generation: of a gallery of embeddings with regions.
-        photo_rows: rows of whole frames in the other gallery, by their rows in this one.
-        first_row: of the first region in the other gallery.
+        generation: the source, a gallery of embeddings with regions.
+        photo_rows: rows of whole frames in the merged gallery, by their rows in the source.
+        first_row: row of the first region in the merged gallery.
     """
     assert isinstance(generation.rows, Vectors)
     found = [

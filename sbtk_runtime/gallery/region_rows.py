@@ -1,7 +1,7 @@
-"""The rows of regions in a catalogue: several for each photo, beside that of its whole frame.
+"""The rows of regions in a catalogue: several for each photo, in addition to its whole frame.
 
-Regions belong to the row of a whole frame, so photos of the same bytes share them, and a photo that
-is moved, missing or found again keeps them. They are not versioned: readers hold snapshots.
+Regions belong to the row of a whole frame, so identical photos share them, and a photo that is
+moved, missing or found again keeps them. They are not versioned, because readers hold snapshots.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class RegionRows:
 
     Attributes:
         photo_row: row of its whole frame.
-        first_row: of the first region.
+        first_row: row of its first region.
         boxes: `(R, 4) float32`: x, y, width and height of each, 0 to 1 of the upright photo.
     """
 
@@ -67,15 +67,15 @@ class RegionSpans:
 
 
 def encode_boxes(boxes: Boxes) -> bytes:
-    """Return boxes `(R, 4) float32` as the catalogue keeps them."""
+    """Return boxes `(R, 4) float32` as the catalogue stores them."""
     return np.ascontiguousarray(boxes, dtype="<f4").tobytes()
 
 
 def decode_boxes(content: bytes) -> Boxes:
-    """Return boxes `(R, 4) float32` of the bytes that the catalogue keeps.
+    """Return boxes `(R, 4) float32` from the bytes that the catalogue stores.
 
     Raises:
-        ValueError: they are not boxes within a photo.
+        ValueError: a box is not within its photo.
     """
     boxes = np.frombuffer(content, dtype="<f4").reshape(-1, 4).astype(np.float32)
     ends = boxes[:, :2] + boxes[:, 2:]
@@ -137,7 +137,7 @@ def put_regions(
     regions: Iterable[RegionRows],
     region_sum: NDArray[np.float64],
 ) -> None:
-    """Note regions, and add the sum of their embeddings, `(D,)`. Call it in a transaction."""
+    """Store regions, and add the sum of their embeddings, `(D,)`. Call it in a transaction."""
     values = [
         (each.photo_row, each.first_row, len(each.boxes), encode_boxes(each.boxes))
         for each in regions

@@ -1,11 +1,9 @@
-"""Finds photos by their regions: the things in them rather than the whole frames.
+"""Find photos by their regions: by the things in them rather than by whole frames.
 
-A region is scored by its cosine with the query, less a part of what it has in common with the mean
-region of the gallery: plain parts of photos resemble each other, and most sketches a little, so
-that without this the sky of some photo would answer many sketches. That is the product of the
-region with one vector, `query - COMMONNESS * mean`, in which the mean is shortened where all photos
-of a gallery are alike. A photo's score is the better one of its whole frame's and its best
-region's.
+The score of a region is its product with `query - COMMONNESS * mean`, where `mean` is the mean
+region of the gallery, shortened if all photos of the gallery are alike. Without this correction,
+plain regions such as sky, which resemble each other and, a little, most sketches, would match many
+sketches. A photo's score is the higher one of its whole frame and its best region.
 """
 
 from __future__ import annotations
@@ -25,16 +23,15 @@ from sbtk_runtime.gallery.row_check import RowCheck
 from sbtk_runtime.gallery.rows import Embeddings, Rows, Vectors, make_row_mask, unit_row
 from sbtk_runtime.gallery.sign_codes import SignCodes
 
-#: The share of the mean region that is taken from a query before it is compared with regions, and
-#: what a region's score is less than that product. Chosen on scenes and photos of validation
-#: classes, so that whole photos are found as well as without regions.
+#: The share of the mean region that is subtracted from a query, and the amount that is subtracted
+#: from the scores of regions. Chosen on scenes and photos of validation classes, so that whole
+#: photos are found as well as without regions.
 COMMONNESS, PENALTY = 1.5, 0.03
-#: The longest vector that is taken from a query: what it is for the mean region of photos of all
-#: kinds.
+#: Maximum length of the subtracted vector: its length for the mean region of photos of all kinds.
 MOST_COMMON = 0.5
 
-#: Candidates by sign codes that are scored exactly: at least so many rows, and so many for each
-#: hit. Several are of one photo.
+#: Minimum number of rows among the candidates by sign codes, which are scored exactly, and their
+#: number per hit. A photo may have several.
 LEAST_CANDIDATES, CANDIDATES_PER_HIT = 800, 16
 
 
@@ -43,7 +40,7 @@ class Found:
     """Photos, best first.
 
     Attributes:
-        rows: `(N,) int64`, of their whole frames.
+        rows: `(N,) int64`, the rows of their whole frames.
         scores: `(N,) float32`.
         regions: `(N,) int64`, the rows of their best regions; -1 where the whole frame is better.
     """
@@ -60,8 +57,8 @@ class RegionSearch:
         view: the generation's photos.
         vectors: the embeddings.
         check: of their checksums.
-        codes: returns the gallery's sign codes, or `None` if there are none that can be used.
-        exact_below: with fewer regions all of them are scored.
+        codes: returns the gallery's sign codes, or `None` if it has no usable ones.
+        exact_below: score all regions if there are fewer.
     """
 
     def __init__(
@@ -100,17 +97,16 @@ class RegionSearch:
         """Return the `k` best photos by whole frame or region.
 
         Args:
-            rows: `(k,) int64`, of the photos whose whole frames are nearest to `embedding`, best
-                first.
-            scores: theirs, `(k,) float32`.
-            embedding: `(D,)` numbers of any length but zero.
-            k: how many.
-            among: ascending rows of the photos that may be found; `None` for all.
-            search: `exact`, or by sign codes where the gallery is large.
+            rows: `(k,) int64`, the photos with the whole frames nearest to `embedding`, best first.
+            scores: `(k,) float32`, their cosines.
+            embedding: `(D,)`, of any length but zero.
+            k: number of photos.
+            among: ascending rows of the photos to search; `None` for all.
+            search: `exact`, or anything else to use sign codes in large galleries.
         """
         regions, theirs = self._nearest(unit_row(embedding, self._vectors.dim), k, among, search)
         owners = self._spans.photo_rows[self._spans.owners(regions)]
-        # A photo that is in one of the two lists only would have been worse in the other one.
+        # A photo that is missing from one of the lists has a lower score there.
         every = np.concatenate([rows, owners])
         whole = np.full(len(rows), -1, dtype=np.int64)
         best = np.concatenate([scores, theirs])
@@ -176,7 +172,7 @@ class RegionSearch:
         spans: RegionSpans,
         mask: NDArray[np.bool_],
     ) -> tuple[Rows, Scores]:
-        """Return what `_nearest` does of the candidates; of fewer photos if they are of fewer."""
+        """Return what `_nearest` returns, but among candidates, which may be of fewer photos."""
         count = max(LEAST_CANDIDATES, CANDIDATES_PER_HIT * k)
         rows = np.sort(codes.candidates(query, count, mask))
         content, is_intact = self._check.read_checked(rows)
@@ -208,7 +204,7 @@ class RegionSearch:
 
 
 def common_part(mean: Embeddings) -> Embeddings:
-    """Return what is taken from queries, of the mean `(D,) float32` of the regions."""
+    """Return the vector `(D,) float32` to subtract from queries, given the mean region."""
     length = COMMONNESS * float(np.linalg.norm(mean))
     factor = COMMONNESS * min(1.0, MOST_COMMON / max(length, 1e-12))
     return np.asarray(mean * np.float32(factor))

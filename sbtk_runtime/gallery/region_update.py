@@ -25,11 +25,13 @@ from sbtk_runtime.regions import RegionGrid, grid_of
 def take_regions(
     folder: Path, catalogue: Catalogue, origin: Origin, asked: int | None, embedder: Embedder
 ) -> RegionGrid | None:
-    """Return the grid of the regions that the gallery keeps, from now on or since before.
+    """Return the grid of the gallery's regions, and make the gallery keep regions if `asked`.
+
+    Returns `None` if it keeps none.
 
     Raises:
-        BadConfig: it keeps codes.
-        BadGallery: it keeps another number.
+        BadConfig: the gallery is binary.
+        BadGallery: the gallery keeps another number of regions.
         BadModel: the model embeds no regions.
     """
     kept = catalogue.region_count()
@@ -58,12 +60,12 @@ def take_regions(
 def region_rows(
     embedded: Sequence[Embedded], photo_rows: Sequence[int], first_row: int
 ) -> list[RegionRows]:
-    """Return where the regions of photos are that are written one after the other.
+    """Return the rows of the photos' regions, which are consecutive.
 
     Args:
         embedded: the photos.
         photo_rows: rows of their whole frames.
-        first_row: of the first region.
+        first_row: row of the first region.
     """
     found = []
     for item, photo_row in zip(embedded, photo_rows, strict=True):
@@ -89,18 +91,19 @@ def add_regions(
     commit_every: int,
     progress: Callable[[int, int | None, float], None],
 ) -> int:
-    """Embed the regions of photos of the gallery, in batches; return of how many it failed.
+    """Embed the regions of photos of the gallery; return the number of photos that failed.
 
-    A photo whose bytes have changed since it was embedded is one of these.
+    Photos that have changed since they were embedded fail, too.
 
     Args:
-        catalogue: the gallery's.
-        vectors: the gallery's.
-        embedder: of the gallery's model.
-        grid: of the regions.
+        catalogue: the gallery's catalogue.
+        vectors: the gallery's embeddings.
+        embedder: an embedder of the gallery's model.
+        grid: the regions.
         wanted: path, SHA-256 and row of each photo.
         commit_every: photos between two commits.
-        progress: called after every photo; what it raises ends the stream after a commit.
+        progress: called after every photo; if it raises `KeyboardInterrupt`, finished photos are
+            committed.
     """
     done: list[Embedded] = []
     rows: list[int] = []

@@ -1,4 +1,4 @@
-"""Which rows of a generation are as they were written, by the catalogue's checksums."""
+"""Verify the rows of a generation by the catalogue's checksums."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from sbtk_runtime.gallery.rows import SHARD_ROWS, RowBytes, Rows, Shards
 
 _UNKNOWN, _INTACT, _DAMAGED = 0, 1, 2
 
-#: What to type when embeddings are damaged.
+#: The command that repairs damaged embeddings.
 REPAIR = "run 'sbtk index --verify --repair', then 'sbtk index' on your photos"
 
 
 class RowCheck:
-    """The checksums of one generation, and what was found by them.
+    """Checks rows of one generation, and caches the results; any number of threads may use it.
 
-    A batch is hashed when one of its rows is first read, which costs about as much as to read it.
-    In a batch that has changed, the rows are checked one by one, if the catalogue has their
-    checksums; else all of them count as damaged. Safe from any number of threads.
+    A batch is hashed when one of its rows is first read, which takes about as long as reading it.
+    If its hash differs, its rows are checked one by one, or all count as damaged if the catalogue
+    has no checksums of rows.
 
     Args:
         view: the generation's photos.
@@ -42,7 +42,7 @@ class RowCheck:
         self._lock = threading.Lock()
 
     def missing(self) -> list[tuple[int, int]]:
-        """Return the intervals of committed rows (end excluded) that their shards do not have."""
+        """Return the intervals of committed rows (end excluded) that the shards lack."""
         held: dict[int, int] = {}
         found = []
         for first, end in zip(self._first.tolist(), self._end.tolist(), strict=True):
@@ -54,7 +54,7 @@ class RowCheck:
         return found
 
     def is_intact(self, rows: Rows) -> NDArray[np.bool_]:
-        """Return which of the ascending `rows` hold what was committed, `(N,) bool`."""
+        """Return which of the ascending `rows (N,) int64` are intact, `(N,) bool`."""
         which = np.searchsorted(self._first, rows, side="right") - 1
         is_covered = which >= 0
         if len(self._end):
@@ -62,7 +62,7 @@ class RowCheck:
         is_intact = np.zeros(len(rows), dtype=np.bool_)
         with self._lock:
             for batch in np.unique(which[is_covered]).tolist():
-                self._look_at(batch)
+                self._check_batch(batch)
             is_intact[is_covered] = self._state[which[is_covered]] == _INTACT
             for batch, intact_rows in self._intact_rows.items():
                 low, high = np.searchsorted(rows, (self._first[batch], self._end[batch]))
@@ -70,16 +70,16 @@ class RowCheck:
         return is_intact
 
     def is_hit_intact(self, rows: Rows) -> NDArray[np.bool_]:
-        """Return which of `rows (N,) int64` hold what was committed, checked now, `(N,) bool`."""
+        """Read `rows (N,) int64` again, and return which are intact, `(N,) bool`."""
         order = np.argsort(rows)
         is_intact = np.zeros(len(rows), dtype=np.bool_)
         is_intact[order] = self.read_checked(rows[order])[1]
         return is_intact
 
     def read_checked(self, rows: Rows) -> tuple[RowBytes, NDArray[np.bool_]]:
-        """Return ascending rows `(N, row_bytes) uint8`, and which of them hold what was committed.
+        """Return ascending rows `(N, row_bytes) uint8`, and which of them are intact, `(N,) bool`.
 
-        Where one does not, its batch is looked at again by the next `is_intact`.
+        Batches with damaged rows are checked again by the next `is_intact`.
         """
         expected = self._view.checksums(rows)
         content, is_held = self._shards.read_bytes(rows)
@@ -95,7 +95,7 @@ class RowCheck:
         self._forget(rows[~is_intact])
         return content, is_intact
 
-    def _look_at(self, index: int) -> None:
+    def _check_batch(self, index: int) -> None:
         if self._state[index] != _UNKNOWN:
             return
         batch = self._batches[index]

@@ -1,4 +1,4 @@
-"""Which rows of a gallery may answer, and what the user must know about the others."""
+"""The undamaged rows of a gallery, and notices about damaged ones."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sbtk_runtime.gallery.rows import Rows, Shards
 
 
 class UsableRows:
-    """The rows of all photos that may answer, looked up and checked once.
+    """The undamaged rows of all photos, looked up and checked once.
 
-    What searches a gallery holds this and not the gallery, which holds it: in a circle the graph
-    of a gallery that is no longer used would stay until the garbage collector comes.
+    Searches refer to this object instead of the gallery, because a reference cycle would keep the
+    graph of a closed gallery in memory until the next garbage collection.
     """
 
     def __init__(
@@ -37,17 +37,17 @@ class UsableRows:
 
     @property
     def unusable(self) -> int:
-        """The number of photos whose rows are known to be damaged or missing."""
+        """The number of photos whose rows are damaged or missing, as far as known."""
         return max(self._missing, self._bad_photos)
 
     @property
     def remedy(self) -> str:
-        """What to type so that they can be found again."""
+        """The command that makes them searchable again."""
         return self._shards.remedy or REPAIR
 
     @property
     def notice(self) -> str:
-        """How many photos cannot be found, and why."""
+        """A sentence about how many photos cannot be found, and why."""
         reasons = sorted(set(self._shards.problems.values()))
         return (
             f"the embeddings of {self.unusable:,} of {self._count:,} photos "
@@ -56,7 +56,7 @@ class UsableRows:
         )
 
     def notices(self) -> tuple[str, ...]:
-        """Return what the user must know of every answer."""
+        """Return the notices for every answer."""
         if not self.unusable:
             return ()
         text = f"{self.notice}: {self.remedy}"
@@ -64,7 +64,7 @@ class UsableRows:
         return (text,)
 
     def among(self, rows: Rows) -> Rows:
-        """Return those of the ascending `rows (N,) int64` that may answer."""
+        """Return the undamaged ones of ascending `rows (N,) int64`."""
         is_intact = self._check.is_intact(rows)
         if len(self._bad):
             is_intact &= ~np.isin(rows, self._bad)
@@ -74,13 +74,13 @@ class UsableRows:
         return rows[is_intact]
 
     def leave_out(self, rows: Rows) -> None:
-        """Note that `rows (N,) int64` are damaged."""
+        """Record that `rows (N,) int64` are damaged."""
         self._rows = None
         self._bad = np.union1d(self._bad, rows)
         self._bad_photos = self._view.count_at(self._bad)
 
     def __call__(self) -> Rows:
-        """Return the rows of all photos that may answer."""
+        """Return the undamaged rows of all photos, ascending `(N,) int64`."""
         rows = self._rows
         if rows is None:
             rows = self._view.rows()
