@@ -44,9 +44,11 @@ def gallery_of(
     *,
     commit_every: int = 25,
     is_old: bool = False,
+    changed: int = 0,
 ) -> GalleryManifest:
     """Make a gallery of generation 1 that holds the given rows; ids start with 1.
 
+    The first `changed` photos have other bytes than in a gallery in which none are.
     An old one is as sbtk made them before there were snapshots and checksums of rows.
     """
     folder.mkdir()
@@ -62,7 +64,11 @@ def gallery_of(
         catalogue.commit(
             [
                 Embedding(
-                    photo_path(i), 1000 + i, i, hashlib.sha256(bytes([i % 256])).hexdigest(), i
+                    photo_path(i),
+                    1000 + i,
+                    i,
+                    hashlib.sha256(bytes([i % 256]) * (1 + (i < changed))).hexdigest(),
+                    i,
                 )
                 for i in range(len(embeddings))
             ],

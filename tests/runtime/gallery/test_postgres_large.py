@@ -1,0 +1,124 @@
+"""A collection of so many photos that PostgreSQL searches it by its index."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.gallery.push import PushReport, push_gallery
+from sbtk_runtime.gallery.queries import Queries, Search
+from sbtk_runtime.gallery.remote import EXACT_BELOW, open_store
+from sbtk_runtime.gallery.remote_gallery import RemoteGallery
+from sbtk_runtime.generated_inputs import clustered_vectors
+from tests import postgres_server
+from tests.postgres_server import PostgresServer
+from tests.tiny_codes import code_gallery_of, tiny_itq
+from tests.tiny_gallery import gallery_of
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        postgres_server.why_not() is not None, reason=str(postgres_server.why_not())
+    ),
+]
+
+DIM, CHANGED, GONE = 32, 1000, 500
+COUNT = EXACT_BELOW + GONE
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    started = PostgresServer()
+    yield started
+    started.close()
+
+
+def push(gallery: Path, url: str, said: list[str] | None = None) -> PushReport:
+    notify = [].append if said is None else said.append
+    return push_gallery(gallery, open_store(url, patience_s=60), "nas", notify=notify, batch=2000)
+
+
+def counts(report: PushReport) -> tuple[int, int, int]:
+    return report.pushed, report.unchanged, report.deleted
+
+
+@pytest.mark.kill
+def test_photos_that_are_indexed_change_leave_and_outlive_the_server(
+    server: PostgresServer, tmp_path: Path
+) -> None:
+    rows = clustered_vectors(COUNT, DIM)
+    gallery_of(tmp_path / "first.sbtk", rows, commit_every=4096)
+    later = np.concatenate([clustered_vectors(CHANGED, DIM, seed=5), rows[CHANGED:-GONE]])
+    gallery_of(tmp_path / "later.sbtk", later, commit_every=4096, changed=CHANGED)
+    killed: list[int] = []
+
+    def kill(done: int, total: int) -> None:
+        if done >= total // 2 and not killed:
+            killed.append(done)
+            server.kill()
+            threading.Thread(target=server.start).start()
+
+    url, said = server.url(collection="large"), list[str]()
+    report = push_gallery(
+        *(tmp_path / "first.sbtk", open_store(url, patience_s=60), "nas"),
+        progress=kill,
+        notify=said.append,
+        batch=2000,
+    )
+    assert killed and counts(report) == (COUNT, 0, 0)
+    assert any(f"index of {COUNT:,} photos" in text for text in said)
+    said.clear()
+    assert counts(push(tmp_path / "first.sbtk", url, said)) == (0, COUNT, 0)
+    assert said == []  # the index is there
+    same = COUNT - CHANGED - GONE
+    assert counts(push(tmp_path / "later.sbtk", url)) == (CHANGED, same, GONE)
+    assert counts(push(tmp_path / "later.sbtk", url)) == (0, same + CHANGED, 0)
+    queries = clustered_vectors(20, DIM, of=COUNT)
+    with (
+        Gallery.open(tmp_path / "later.sbtk") as local,
+        RemoteGallery.open(url, {"nas": "/"}, patience_s=60) as there,
+    ):
+        assert len(there) == len(local) == EXACT_BELOW
+        shared = 0
+        for query in queries:
+            expected = local.answer(query, 10, "exact", fold=False).hits
+            found = there.answer(query, 10, "exact", fold=False).hits
+            assert [hit.path for hit in found] == [hit.path for hit in expected]
+            by_index = there.answer(query, 10, "hnsw", fold=False).hits
+            shared += len({hit.path for hit in by_index} & {hit.path for hit in expected})
+            for folder in ("/photos/0000", "/photos/1999", "/photos/2049"):
+                mine, theirs = (
+                    [hit.path for hit in one.answer(query, 10, under=folder, fold=False).hits]
+                    for one in (local, there)
+                )
+                assert mine == theirs and len(mine) == (0 if folder.endswith("2049") else 10)
+        assert shared >= 0.95 * 10 * len(queries)
+
+
+def test_codes_are_found_by_their_index(server: PostgresServer, tmp_path: Path) -> None:
+    itq = tiny_itq(DIM, 32)
+    codes = itq.codes(clustered_vectors(EXACT_BELOW, DIM))
+    code_gallery_of(tmp_path / "codes.sbtk", codes, itq)
+    url = server.url(collection="codes")
+    said: list[str] = []
+    assert counts(push(tmp_path / "codes.sbtk", url, said)) == (EXACT_BELOW, 0, 0)
+    assert any("building the index" in text for text in said)
+    with (
+        Gallery.open(tmp_path / "codes.sbtk") as local,
+        RemoteGallery.open(url, patience_s=60) as there,
+    ):
+        equal = 0
+        ways: list[tuple[Queries, Search]] = [(local, "exact"), (there, "exact"), (there, "auto")]
+        for query in clustered_vectors(20, DIM, of=EXACT_BELOW):
+            scores = [
+                [round(hit.score, 6) for hit in one.answer(query, 10, search, fold=False).hits]
+                for one, search in ways
+            ]
+            assert scores[1] == scores[0]
+            equal += scores[2] == scores[0]
+        assert equal >= 18
