@@ -39,8 +39,8 @@ def server() -> Iterator[PostgresServer]:
 
 
 def push(gallery: Path, url: str, said: list[str] | None = None) -> PushReport:
-    notify = [].append if said is None else said.append
-    return push_gallery(gallery, open_store(url, patience_s=60), "nas", notify=notify, batch=2000)
+    store, notices = open_store(url, patience_s=60), [] if said is None else said
+    return push_gallery(gallery, store, "nas", notify=notices.append, batch=2000)
 
 
 def counts(report: PushReport) -> tuple[int, int, int]:
