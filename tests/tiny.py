@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -93,9 +95,7 @@ def tiny_model(
         helper.make_node("Gemm", ["flat", "weights", "bias"], ["feature"], transB=1),
         helper.make_node("LpNormalization", ["feature"], ["embeddings"], axis=1, p=2),
     ]
-    inputs = [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 224, 224, 3])]
     if has_domain:
-        inputs.append(helper.make_tensor_value_info("domain", TensorProto.FLOAT, ["batch"]))
         constants["shift"] = np.arange(1, dim + 1, dtype=np.float32)
         constants["columns"] = np.array([1])
         nodes[-1].input[0] = "shifted"
@@ -104,13 +104,24 @@ def tiny_model(
             helper.make_node("Mul", ["column", "shift"], ["shifts"]),
             helper.make_node("Add", ["feature", "shifts"], ["shifted"]),
         ]
-    graph = helper.make_graph(
-        nodes,
-        "tiny",
-        inputs,
-        [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["batch", dim])],
-        [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()],
-    )
+    return make_model("tiny", nodes, constants, dim, has_domain=has_domain)
+
+
+def make_model(
+    name: str,
+    nodes: list[onnx.NodeProto],
+    constants: Mapping[str, Any],
+    dim: int,
+    *,
+    has_domain: bool,
+) -> onnx.ModelProto:
+    """Return a model from `images (N, 224, 224, 3) uint8` to `embeddings (N, dim) float32`."""
+    inputs = [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 224, 224, 3])]
+    if has_domain:
+        inputs.append(helper.make_tensor_value_info("domain", TensorProto.FLOAT, ["batch"]))
+    output = helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["batch", dim])
+    tensors = [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()]
+    graph = helper.make_graph(nodes, name, inputs, [output], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
     # Old enough for every ONNX Runtime that the extra `cpu` admits.
     model.ir_version = 9

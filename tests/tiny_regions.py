@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from sbtk_runtime.preprocess import DOMAINS, Kind
-from tests.tiny import write_tiny_manifest
+from tests.tiny import make_model, write_tiny_manifest
 
 _CELL_PX = 32
 _CHANNELS = 24
@@ -43,26 +43,14 @@ def tiny_map_model(dim: int = 16, *, has_domain: bool = False) -> onnx.ModelProt
         helper.make_node("ReduceL2", ["linear", "last"], ["length"], keepdims=1),
         helper.make_node("Div", ["linear", "length"], ["embeddings"]),
     ]
-    inputs = [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 224, 224, 3])]
     if has_domain:
-        inputs.append(helper.make_tensor_value_info("domain", TensorProto.FLOAT, ["batch"]))
         constants["later"] = np.array([1, 2, 3])
         nodes[4].input[0] = "told"
         nodes[4:4] = [
             helper.make_node("Unsqueeze", ["domain", "later"], ["planes_of_domain"]),
             helper.make_node("Add", ["cells", "planes_of_domain"], ["told"]),
         ]
-    graph = helper.make_graph(
-        nodes,
-        "tiny map",
-        inputs,
-        [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["batch", dim])],
-        [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
-    model.ir_version = 9
-    onnx.checker.check_model(model)
-    return model
+    return make_model("tiny map", nodes, constants, dim, has_domain=has_domain)
 
 
 def map_by_numpy(

@@ -52,5 +52,5 @@ def _furnished(folder: Path) -> Path:
 
 def _enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    for name in ("SBTK_GALLERY", "SBTK_DEBUG"):
+    for name in ("SBTK_DATA", "SBTK_DEBUG", "SBTK_GALLERY"):
         monkeypatch.delenv(name, raising=False)

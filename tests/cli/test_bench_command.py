@@ -26,11 +26,6 @@ from tests.tiny_student import tiny_student
 CLASSES = ("cow", "windmill", "airplane", "cat")
 
 
-@pytest.fixture(autouse=True)
-def _no_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SBTK_DATA", raising=False)
-
-
 @pytest.fixture
 def data(workplace: Path) -> Path:
     return write_dataset(workplace / "data", CLASSES, sketches=3, photos=3)

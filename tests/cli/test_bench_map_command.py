@@ -30,11 +30,6 @@ UNSEEN = ("cow", "windmill")
 Answer = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(autouse=True)
-def _no_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SBTK_DATA", raising=False)
-
-
 @pytest.fixture
 def data(workplace: Path) -> Path:
     return write_dataset(workplace / "data", CLASSES, sketches=6, photos=8)

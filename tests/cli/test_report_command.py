@@ -23,11 +23,6 @@ CLASSES = ("cow", "windmill", "airplane", "cat")
 MODEL = ("--model", "tiny", "--threads", "1", "--engine", "onnxruntime")
 
 
-@pytest.fixture(autouse=True)
-def _no_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SBTK_DATA", raising=False)
-
-
 @pytest.fixture
 def data(workplace: Path) -> Path:
     return write_dataset(workplace / "data", CLASSES, sketches=3, photos=3)
