@@ -1,4 +1,4 @@
-"""The folder of a gallery: what is in it, who made it, and what may be thrown away."""
+"""The folder of a gallery: its files, its origin, and its obsolete files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def published_manifest(folder: Path) -> GalleryManifest:
     """Return the manifest of the gallery in `folder`.
 
     Raises:
-        BadGallery: there is none, or it cannot be used; says how to have it made again from the
+        BadGallery: there is none, or it cannot be used; the message says how to rebuild it from the
             catalogue.
     """
     if not (folder / MANIFEST_NAME).exists():
@@ -81,11 +81,11 @@ def check_model(
     bundle: Bundle,
     photos: str = "PHOTOS",
 ) -> None:
-    """Make sure that what made a gallery is what the bundle is.
+    """Check that a bundle's model and preprocessing made the gallery.
 
     Raises:
-        ModelMismatch: it is another model, or another preprocessing; names both, and the command
-            that indexes `photos` anew.
+        ModelMismatch: they did not; the message names both, and the command that indexes `photos`
+            with the bundle.
     """
     model_id, name = bundle.manifest.model_id, bundle.manifest.name
     if model_id == made_by and preprocessing == PREPROCESSING:
@@ -102,13 +102,13 @@ def check_model(
 
 
 def open_rows(folder: Path, dim: int, bits: int | None) -> Vectors | CodeShards:
-    """Return what a gallery keeps of its photos: embeddings, or codes of `bits` bits."""
+    """Return the rows of a gallery: embeddings, or codes of `bits` bits."""
     where = folder / VECTORS_NAME
     return Vectors(where, dim) if bits is None else CodeShards(where, bits)
 
 
 def kept_text(dim: int, bits: int | None) -> str:
-    """Return what a gallery keeps in words: "512 numbers a photo", "64 bits of ..."."""
+    """Return a description of a gallery's rows: "512 numbers a photo", "64 bits of ..."."""
     numbers = f"{dim} numbers a photo"
     return numbers if bits is None else f"{bits} bits of {numbers}"
 
@@ -122,10 +122,10 @@ def path_fields(path: bytes) -> dict[str, str]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder of a gallery, or make sure that it is one.
+    """Create the folder of a gallery, or check that an existing folder is a gallery.
 
     Raises:
-        BadGallery: it holds something else, or has lost its catalogue.
+        BadGallery: it contains other files, or its catalogue is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = {path.name for path in folder.iterdir()}
@@ -164,7 +164,7 @@ def vacuum(
 
 
 def _vacuum_codes(folder: Path, record: CodesRecord | None) -> None:
-    """Remove sign codes that a generation does not use; readers keep what they have loaded."""
+    """Remove sign codes that a generation does not use; readers have theirs in memory."""
     for path in folder.glob(f"{CODES_PREFIX}*"):
         if record is None or path.name != record.folder:
             shutil.rmtree(path, ignore_errors=True)
@@ -175,7 +175,7 @@ def _vacuum_codes(folder: Path, record: CodesRecord | None) -> None:
 
 
 def has_snapshot(folder: Path, published: GalleryManifest | None) -> bool:
-    """Return whether the published generation's copy of the catalogue is there, as written."""
+    """Return whether the published generation has an undamaged snapshot."""
     if published is None or published.snapshot is None:
         return False
     record = published.snapshot
@@ -197,8 +197,8 @@ def open_view(
 ) -> CatalogueView:
     """Return the photos of the published generation.
 
-    If its snapshot cannot be used, which `note` is told, the writer's catalogue is read instead.
-    `is_hashed` is as in `CatalogueView`.
+    If the snapshot cannot be used, `note` is called with the reason, and the writer's catalogue is
+    used instead. `is_hashed` is as in `CatalogueView`.
 
     Raises:
         BadGallery: neither can be used.
@@ -235,7 +235,7 @@ def open_published(
                     note(text)
                 return manifest, view
         except BadGallery:
-            # A writer may have published another one, and removed this one's files.
+            # A writer may have published another generation and removed this one's files.
             if read_gallery_manifest(folder) == manifest:
                 raise
         if view is not None:
@@ -243,7 +243,7 @@ def open_published(
 
 
 def write_failures(folder: Path, catalogue: Catalogue) -> None:
-    """Write `failures.jsonl`, or remove it when there are none."""
+    """Write `failures.jsonl`, or remove it if there are no failures."""
     path = folder / FAILURES_NAME
     failures = catalogue.failures()
     first = next(failures, None)
@@ -256,7 +256,7 @@ def write_failures(folder: Path, catalogue: Catalogue) -> None:
 
 
 def list_failures(folder: Path) -> list[dict[str, str]]:
-    """Return the files of a gallery that could not be read: path, and `reason`.
+    """Return the files of a gallery that could not be read, each with its path and `reason`.
 
     Raises:
         BadGallery: the list is damaged.
@@ -279,9 +279,9 @@ def list_failures(folder: Path) -> list[dict[str, str]]:
 
 
 def partly_readable(folder: Path) -> list[dict[str, str]]:
-    """Return the photos of a gallery that were read in part only: path, and `reason`.
+    """Return the photos of a gallery that were read only in part, with their path and `reason`.
 
-    There are none while no generation is published.
+    The list is empty before the first generation is published.
 
     Raises:
         BadGallery: the gallery is damaged.
@@ -310,13 +310,13 @@ def translate_os_errors(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class FolderCount:
-    """A folder or file that was indexed, and the photos of the gallery below it.
+    """An indexed folder or file, with the numbers of the gallery's photos below it.
 
     Attributes:
         path: absolute.
-        photos: that can be found.
-        missing: that are kept, but were not found on disk.
-        exists: whether there is something at the path now.
+        photos: number of searchable photos.
+        missing: number of missing photos, which are kept.
+        exists: whether the path exists now.
     """
 
     path: bytes
@@ -328,8 +328,8 @@ class FolderCount:
 def folder_counts(folder: Path) -> list[FolderCount]:
     """Return the indexed folders of the gallery in `folder`, by path.
 
-    A photo counts for the innermost of them. Photos below none, as an older sbtk did not note what
-    it was given, count for the folder that they lie in.
+    A photo counts for the innermost of them. Photos below none, which an older sbtk indexed, count
+    for their own folder.
 
     Raises:
         BadGallery: there is no gallery, or it is damaged.
@@ -365,16 +365,16 @@ def initialize_gallery(
     Only a gallery without photos needs the embedder's engine.
 
     Args:
-        folder: the gallery's.
-        catalogue: the gallery's; records the origin if it has no photo yet.
-        embedder: of whoever writes.
-        bits: length of the codes to keep; `None` for embeddings, or what the gallery has.
-        roots: folders and files of which the gallery is made.
-        shard: the part of their photos to keep; `None` for all, or what the gallery has.
+        folder: the gallery's folder.
+        catalogue: the gallery's catalogue, where the origin is recorded if it has no photos.
+        embedder: the embedder of this update.
+        bits: length of the codes; `None` for embeddings, or for what the gallery has.
+        roots: the indexed folders and files.
+        shard: the part of their photos to index; `None` for all, or for what the gallery has.
 
     Raises:
-        BadModel: the gallery is new, and the embedder's bundle makes no such codes.
-        BadGallery: the gallery keeps something else.
+        BadModel: the gallery is new, and the embedder's bundle has no such codes.
+        BadGallery: the gallery has other codes, or another shard.
         ModelMismatch: another model made it.
     """
     origin = catalogue.origin()
@@ -391,16 +391,16 @@ def initialize_gallery(
     check_model(folder, origin.model_id, origin.preprocessing, embedder.bundle, photos)
     check_bits(folder, origin, bits, photos)
     if origin.dim != embedder.dim:
-        # By another width the shards would be cut in the wrong places.
+        # With another width, rows would be read at wrong offsets.
         raise damaged(catalogue.path, f"embeddings of {origin.dim} numbers by {origin.model_id}")
     return origin, None if origin.bits is None else catalogue.itq()
 
 
 def require_codes(folder: Path, bundle: Bundle, bits: int | None) -> None:
-    """Make sure, before a new gallery's folder is made, that the bundle can fill it.
+    """Check, before the folder of a new gallery is created, that the bundle has codes for it.
 
     Raises:
-        BadModel: the bundle makes no codes of so many bits.
+        BadModel: the bundle has no codes of `bits` bits.
     """
     if bits is not None and not (folder / CATALOGUE_NAME).exists():
         bundle.itq(bits)
@@ -409,11 +409,11 @@ def require_codes(folder: Path, bundle: Bundle, bits: int | None) -> None:
 def check_bits(
     folder: Path, kept: GalleryManifest | Origin, asked: int | None, photos: str = "PHOTOS"
 ) -> None:
-    """Make sure that a gallery keeps what is asked for; `None` asks for what it keeps.
+    """Check that a gallery has codes of `asked` bits; `None` accepts any gallery.
 
     Raises:
-        BadGallery: it keeps something else; names both, and the command that makes another
-            gallery of `photos`.
+        BadGallery: it does not; the message has the command that creates such a gallery of
+            `photos`.
     """
     if asked in (None, kept.bits):
         return
@@ -432,11 +432,11 @@ def check_shard(
     asked: PhotoShard | None,
     photos: str = "PHOTOS",
 ) -> None:
-    """Make sure that a gallery holds the shard that is asked for; `None` asks for what it holds.
+    """Check that a gallery has the shard `asked`; `None` accepts any gallery.
 
     Raises:
-        BadGallery: it holds another one, or all photos; names both, and the command that makes
-            another gallery of `photos`.
+        BadGallery: it has another shard, or all photos; the message has the command that creates
+            such a gallery of `photos`.
     """
     if asked is None or asked == kept.shard:
         return

@@ -1,4 +1,4 @@
-"""Whether a gallery is what it says: hashes, rows, and photos that find themselves."""
+"""Verify a gallery: hashes, rows, and whether photos find themselves."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def verify_gallery(
     """
     with contextlib.ExitStack() as held:
         if repair:
-            # Nobody may write between the look at a row and its end.
+            # No writer may intervene between the check of a row and its removal.
             held.enter_context(WriterLock(folder / LOCK_NAME))
         return _verify(folder, samples, seed, repair, notify)
 
@@ -149,7 +149,7 @@ def _verify(
         _check_neighbours(folder, vectors, problems)
     else:
         found = _count_found_by_code(vectors, intact, sample, problems)
-    # Photos that wait for their generation to be published count too.
+    # Unpublished photos are included.
     repaired = _forget(folder, manifest) if repair else 0
     if repair:
         _remove_damaged(folder, manifest, vectors, intact)
@@ -166,7 +166,7 @@ def _verify(
 
 
 def _check_neighbours(folder: Path, vectors: Vectors, problems: list[str]) -> None:
-    """Look at what hits are re-ranked by, if there is any."""
+    """Check the neighbours for re-ranking, if the gallery has any."""
     if not (folder / NEIGHBOURS_NAME).exists():
         return
     try:
@@ -203,7 +203,7 @@ def _check_codes(
 
 
 def _check_catalogue(folder: Path, manifest: GalleryManifest, problems: list[str]) -> None:
-    """Look at the writer's catalogue; that of readers was judged by its SHA-256."""
+    """Check the writer's catalogue; the readers' snapshot was checked by its SHA-256."""
     try:
         with closing(CatalogueView(folder, manifest.generation)) as view:
             if damage := view.damage():
@@ -222,7 +222,7 @@ def _check_itq(view: CatalogueView, problems: list[str]) -> None:
 
 
 def _find_damaged_rows(view: CatalogueView, vectors: Vectors | CodeShards, rows: Rows) -> Rows:
-    """Return those of the rows whose bytes are not what was written, or no unit row."""
+    """Return the rows whose bytes have changed, or that are not unit rows."""
     is_intact = RowCheck(view, vectors).is_intact(rows)
     start = 0
     for numbers, _, is_whole in vectors.chunks(rows):
@@ -238,7 +238,7 @@ def _count_found_by_graph(
     embeddings: Embeddings,
     problems: list[str],
 ) -> int:
-    """Return how many of the rows the graph finds by their own embeddings."""
+    """Return the number of rows that the graph finds by their own embeddings."""
     assert manifest.graph is not None
     try:
         graph = Graph.load(folder, manifest.graph, manifest.dim)
@@ -252,7 +252,7 @@ def _count_found_by_graph(
 
 
 def _check_graph_file(folder: Path, manifest: GalleryManifest, problems: list[str]) -> None:
-    """Add what is wrong with a graph that cannot be asked here."""
+    """Check the file of a graph that cannot be searched here."""
     if manifest.graph is None:
         return
     try:
@@ -262,7 +262,7 @@ def _check_graph_file(folder: Path, manifest: GalleryManifest, problems: list[st
 
 
 def _count_found_exactly(vectors: Vectors, rows: Rows, sample: Rows, problems: list[str]) -> int:
-    """Return how many of the sample's photos find themselves by exact search."""
+    """Return the number of sampled photos that find themselves by exact search."""
     embeddings = vectors.read(sample)[0]
     found = sum(_finds(exact_search(vectors, rows, embedding, 1)[1]) for embedding in embeddings)
     if found < len(sample):
@@ -278,7 +278,7 @@ def _check_exact(vectors: Vectors, rows: Rows, sample: Rows, problems: list[str]
 
 
 def _count_found_by_code(codes: CodeShards, rows: Rows, sample: Rows, problems: list[str]) -> int:
-    """Return how many of the sample's rows are found, or others of the same code."""
+    """Return the number of sampled rows that are found, or others with the same code."""
     found = 0
     for code in codes.read(sample)[0]:
         distances = hamming_search(codes, rows, code, 1)[1]
@@ -289,16 +289,16 @@ def _count_found_by_code(codes: CodeShards, rows: Rows, sample: Rows, problems: 
 
 
 def _finds(scores: Embeddings) -> bool:
-    # Judged by score: another photo may be the same.
+    # Compare scores, because another photo may be identical.
     return len(scores) > 0 and float(scores[0]) >= _SAME_SCORE
 
 
 def _remove_damaged(
     folder: Path, manifest: GalleryManifest, vectors: Vectors | CodeShards, rows: Rows
 ) -> None:
-    """Remove damaged files that the next update makes again; the writer's lock must be held.
+    """Remove damaged files that the next update rebuilds; the writer's lock must be held.
 
-    It judges them by size and time of modification, by which it would not notice the damage.
+    The update compares only size and time of modification, which may hide the damage.
     """
     snapshot = manifest.snapshot
     if snapshot is not None:
@@ -317,7 +317,7 @@ def _remove_damaged(
 
 
 def _forget(folder: Path, manifest: GalleryManifest) -> int:
-    """End the photos whose rows are damaged; the writer's lock must be held."""
+    """Remove the photos whose rows are damaged; the writer's lock must be held."""
     with Catalogue(folder, manifest.generation + 1) as catalogue:
         with closing(CatalogueView(folder, catalogue.generation)) as view:
             vectors = open_rows(folder, manifest.dim, manifest.bits)
