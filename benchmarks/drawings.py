@@ -50,7 +50,7 @@ def main() -> None:
     data = read_dataset(options.data)
     division = divide(data, open_split(options.split, data.classes), seed=options.fold)
     images = division.validation
-    drawings, drawing_labels = _drawings(options.strokes, images.classes)
+    drawings, drawing_labels = read_drawings(options.strokes, images.classes)
     others = sorted(options.distractors.glob("*.jpg"))
     rows, figures = [], {}
     for model in options.models:
@@ -60,15 +60,19 @@ def main() -> None:
         labels = np.concatenate([images.photo_labels, np.full(len(others), -1)])
         sketches, drawn = embed(images.sketches, "sketch"), embed(drawings, "sketch")
         found = {
-            "sketches": _map(sketches, images.sketch_labels, photos, images.photo_labels),
-            "sketches_distracted": _map(sketches, images.sketch_labels, gallery, labels),
-            "drawings": _map(drawn, drawing_labels, photos, images.photo_labels),
-            "drawings_distracted": _map(drawn, drawing_labels, gallery, labels),
+            "sketches": mean_average_precision(
+                sketches, images.sketch_labels, photos, images.photo_labels
+            ),
+            "sketches_distracted": mean_average_precision(
+                sketches, images.sketch_labels, gallery, labels
+            ),
+            "drawings": mean_average_precision(drawn, drawing_labels, photos, images.photo_labels),
+            "drawings_distracted": mean_average_precision(drawn, drawing_labels, gallery, labels),
             "first_right_rank_median": float(
-                np.median(_first_right(drawn, drawing_labels, gallery, labels))
+                np.median(first_right(drawn, drawing_labels, gallery, labels))
             ),
             "drawings_in_first_ten": float(
-                (_first_right(drawn, drawing_labels, gallery, labels) <= 10).mean()
+                (first_right(drawn, drawing_labels, gallery, labels) <= 10).mean()
             ),
             "photos": _without_self(photos, images.photo_labels),
         }
@@ -95,7 +99,7 @@ def main() -> None:
     )
 
 
-def _drawings(path: Path, classes: Sequence[str]) -> tuple[list[Drawing], NDArray[np.int64]]:
+def read_drawings(path: Path, classes: Sequence[str]) -> tuple[list[Drawing], NDArray[np.int64]]:
     """Return up to 25 drawings of each class, and their labels `(N,) int64`."""
     names, own = open_class_map("quickdraw-caltech").classes, ClassNames(classes)
     found: list[Drawing] = []
@@ -147,13 +151,14 @@ def _bytes(source: ImageSource) -> bytes:
     return file.getvalue()
 
 
-def _map(
+def mean_average_precision(
     queries: Rows, labels: NDArray[np.int64], gallery: Rows, gallery_labels: NDArray[np.int64]
 ) -> float:
+    """Return mAP@all."""
     return evaluate(queries, labels, gallery, gallery_labels).summary()["mAP@all"]
 
 
-def _first_right(
+def first_right(
     queries: Rows, labels: NDArray[np.int64], gallery: Rows, gallery_labels: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Return the rank, from 1, of each query's first photo of its class."""

@@ -80,7 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = demonstrate(options.folder, options.model, may_download=not options.no_apt)
         if not code and sys.stdin.isatty() and sys.stdout.isatty():
-            print("\nDraw in the browser, over one of its examples. Ctrl-C ends.", flush=True)
+            print(
+                f"\nDraw in the browser, over one of its examples, or drop a sketch of {SKETCHES}\n"
+                "on the canvas and press Trace to draw over it. Ctrl-C ends.",
+                flush=True,
+            )
             code = _sbtk("serve", "--gallery", str(options.folder / "gallery.sbtk"), "--open")
         return code
     except SbtkError as problem:

@@ -5,7 +5,7 @@ What a tool did is read from the image that the page sends to the server.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -262,6 +262,31 @@ def test_the_canvas_zooms(chromium: Browser, server: ServeProcess) -> None:
         assert len(visit.queries) <= before + 1
 
 
+@pytest.mark.parametrize("device", ["pen", "finger"])
+def test_pens_and_fingers_move_the_selection(
+    chromium: Browser, server: ServeProcess, device: str
+) -> None:
+    with Visit(chromium, server.origin, has_touch=True) as visit:
+        visit.open()
+        left = _box(_drawn(visit, lambda: visit.stroke(LEFT)))
+        visit.page.keyboard.press("v")
+        use = _finger if device == "finger" else _pen
+        moved = _box(_drawn(visit, lambda: use(visit, ((0.2, 0.3), (0.3, 0.4), (0.4, 0.5)))))
+        assert moved == pytest.approx([value + 200 for value in left], abs=NEAR)
+
+
+def test_erasing_by_geometry_leaves_what_erasing_pixels_leaves(visit: Visit) -> None:
+    shares = visit.page.evaluate(_CUT_STROKES)
+    assert len(shares) == 24
+    assert max(shares) < 0.02
+
+
+def test_transforms_and_views_are_undone_by_their_inverses(visit: Visit) -> None:
+    away = visit.page.evaluate(_INVERSES)
+    assert away["transforms"] == pytest.approx([0] * 40, abs=1e-2)
+    assert away["views"] == pytest.approx([0] * 40, abs=1e-2)
+
+
 def test_edited_strokes_survive_a_reload(visit: Visit) -> None:
     visit.stroke(LEFT)
     visit.page.keyboard.press("v")
@@ -279,6 +304,72 @@ def test_axe_finds_nothing_with_the_tools_in_use(visit: Visit) -> None:
     for scheme in ("light", "dark"):
         visit.page.emulate_media(color_scheme=scheme)
         assert violations(visit) == []
+
+
+# Random strokes and erasers: the share of pixels that differ between erased strokes, and the parts
+# that are computed from the same strokes.
+_CUT_STROKES = """async () => {
+    const { drawMarks } = await import("/static/rendering.js");
+    const { visibleParts } = await import("/static/stroke_geometry.js");
+    let seed = 7;
+    const random = () => (seed = (seed * 16807) % 2147483647) / 2147483647;
+    const stroke = (tool, width) => {
+        let [x, y, angle] = [200 + 600 * random(), 200 + 600 * random(), 6 * random()];
+        return { kind: "stroke", tool, points: Array.from({ length: 40 }, () => {
+            angle += random() - 0.5;
+            [x, y] = [x + 12 * Math.cos(angle), y + 12 * Math.sin(angle)];
+            return { x, y, width };
+        }) };
+    };
+    const pixels = (marks) => {
+        const context = new OffscreenCanvas(1000, 1000).getContext("2d");
+        drawMarks(context, marks, "#000");
+        return context.getImageData(0, 0, 1000, 1000).data.filter((_, index) => index % 4 === 3);
+    };
+    return Array.from({ length: 12 }, () => {
+        const pens = [stroke("pen", 10), stroke("pen", 22), stroke("pen", 10)];
+        const erasers = [stroke("eraser", 40), stroke("eraser", 88)];
+        // The last pen stroke is not erased, because it was drawn later.
+        const marks = [...pens.slice(0, 2), ...erasers, pens[2]];
+        const [erased, ink] = [pixels(marks), pixels(pens).filter((value) => value > 200).length];
+        const parts = visibleParts(marks);
+        const left = pixels([...parts.values()].flat());
+        const lost = erased.filter((value, index) => value > 200 && left[index] < 50).length;
+        // Round ends of parts reach into what was erased, by half a line's width.
+        parts.delete(pens[2]);
+        const before = [...parts.values()].flat();
+        const deep = erasers.map((eraser) => ({ ...eraser, points: eraser.points.map(
+            (point) => ({ ...point, width: point.width - 28 })) }));
+        const [within, outside] = [pixels(before), pixels([...before, ...deep])];
+        const back = within.filter((value, index) => Math.abs(value - outside[index]) > 50).length;
+        return [lost / ink, back / ink];
+    }).flat();
+}"""
+_INVERSES = """async () => {
+    const geometry = await import("/static/stroke_geometry.js");
+    const { gripped, shownAt, WHOLE } = await import("/static/canvas_view.js");
+    const random = (low, high) => low + (high - low) * Math.random();
+    const away = (a, b) => Math.hypot(a.x - b.x, a.y - b.y);
+    const point = () => ({ x: random(0, 1000), y: random(0, 1000), width: 10 });
+    const found = { transforms: [], views: [] };
+    for (let index = 0; index < 40; index += 1) {
+        const stroke = { kind: "stroke", tool: "pen", points: [point(), point(), point()] };
+        const about = point();
+        const [x, y, degrees] = [random(-3, -0.2), random(0.2, 3), random(-360, 360)];
+        const there = geometry.rotation(about, degrees).multiply(geometry.scaling(about, x, y));
+        const straight = geometry.rotation(about, -degrees);
+        const back = geometry.scaling(about, 1 / x, 1 / y).multiply(straight);
+        const again = geometry.transformed(geometry.transformed(stroke, there), back);
+        const errors = again.points.map((one, at) => away(one, stroke.points[at]));
+        found.transforms.push(Math.max(...errors));
+        // What is under a grip stays under it, where the canvas is large enough.
+        const start = gripped(WHOLE, { x: 0.5, y: 0.5, spread: 1 }, { x: 0.5, y: 0.5, spread: 4 });
+        const from = { x: random(0.4, 0.6), y: random(0.4, 0.6), spread: random(0.2, 0.3) };
+        const to = { x: random(0.4, 0.6), y: random(0.4, 0.6), spread: random(0.2, 0.4) };
+        found.views.push(away(shownAt(start, from), shownAt(gripped(start, from, to), to)));
+    }
+    return found;
+}"""
 
 
 def _drawn(visit: Visit, draw: Callable[[], object]) -> Ink:
@@ -333,6 +424,25 @@ def _pinch(visit: Visit, a: Place, b: Place, to_a: Place, to_b: Place) -> None:
     for share in (0.5, 1.0):
         touch("touchMove", *(_between(x, y, share) for x, y in ((a, to_a), (b, to_b))))
     touch("touchEnd")
+
+
+def _finger(visit: Visit, places: Sequence[Place]) -> None:
+    session = visit.context.new_cdp_session(visit.page)
+    for index, place in enumerate(places):
+        x, y = visit.on_screen(place)
+        kind = "touchMove" if index else "touchStart"
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
+def _pen(visit: Visit, places: Sequence[Place]) -> None:
+    session = visit.context.new_cdp_session(visit.page)
+    kinds = ["mousePressed", *["mouseMoved"] * (len(places) - 1), "mouseReleased"]
+    for kind, place in zip(kinds, [*places, places[-1]], strict=True):
+        x, y = visit.on_screen(place)
+        held = {"button": "left", "buttons": int(kind != "mouseReleased"), "clickCount": 1}
+        event = {"type": kind, "x": x, "y": y, "pointerType": "pen", "force": 0.5}
+        session.send("Input.dispatchMouseEvent", event | held)
 
 
 def _between(a: Place, b: Place, share: float) -> Place:

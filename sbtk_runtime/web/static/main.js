@@ -94,7 +94,7 @@ function currentQuery() {
 /** @param {UploadedImage} uploaded */
 function addImage(uploaded) {
   drawing.add({ kind: "image", image: uploaded });
-  showToast(`${uploaded.name}: searching with a ${uploaded.kind}.`);
+  showToast(`${uploaded.name}: searching with a ${uploaded.kind}. Trace draws over it.`);
 }
 
 /** Sets the kind to the detected one when the image changes, and to sketch when there is no image. */

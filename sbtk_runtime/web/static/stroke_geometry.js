@@ -8,6 +8,8 @@
 
 // Erased strokes are cut with this accuracy, in units.
 const CUT_STEP = 3;
+/** @type {WeakMap<Stroke, WeakMap<Stroke, readonly Stroke[]>>} what eraser strokes leave of strokes */
+const cuts = new WeakMap();
 
 /**
  * Returns the box around the ink of strokes; null without strokes.
@@ -37,11 +39,13 @@ export function boundsOf(strokes) {
  */
 export function distanceTo({ points }, from, to = from) {
   let least = Infinity;
-  points.forEach((point, index) => {
-    const next = points[index + 1] ?? point;
-    const distance = betweenLines(point, next, from, to) - Math.max(point.width, next.width) / 2;
-    least = Math.min(least, distance);
-  });
+  for (let index = 0; index < points.length; index += 1) {
+    const point = points[index];
+    const next = points[Math.min(index + 1, points.length - 1)];
+    if (cross(point, next, from, to)) return 0;
+    const distance = Math.min(toLine(point, from, to), toLine(from, point, next), toLine(to, point, next));
+    least = Math.min(least, distance - Math.max(point.width, next.width) / 2);
+  }
   return Math.max(0, least);
 }
 
@@ -147,15 +151,28 @@ export function snapped(from, to, degrees) {
 /**
  * @param {Stroke} stroke
  * @param {Stroke} eraser
- * @returns {Stroke[]} the stroke itself if the eraser does not touch it
+ * @returns {readonly Stroke[]} the stroke itself if the eraser does not touch it
  */
 function partsOutside(stroke, eraser) {
+  const known = cuts.get(stroke)?.get(eraser);
+  if (known !== undefined) return known;
+  const parts = cutOut(stroke, eraser);
+  cuts.set(stroke, (cuts.get(stroke) ?? new WeakMap()).set(eraser, parts));
+  return parts;
+}
+
+/**
+ * @param {Stroke} stroke
+ * @param {Stroke} eraser
+ * @returns {readonly Stroke[]}
+ */
+function cutOut(stroke, eraser) {
   const [a, b] = [boundsOf([stroke]), boundsOf([eraser])];
   if (a === null || b === null || a.left > b.right || b.left > a.right || a.top > b.bottom || b.top > a.bottom) {
     return [stroke];
   }
   const points = refined(stroke.points);
-  const isErased = points.map((point) => distanceTo(eraser, point) === 0);
+  const isErased = points.map((point) => covers(eraser, point));
   if (!isErased.includes(true)) return [stroke];
   /** @type {Point[][]} */
   const parts = [[]];
@@ -164,6 +181,21 @@ function partsOutside(stroke, eraser) {
     else parts[parts.length - 1].push(point);
   });
   return parts.filter((part) => part.length > 0).map((part) => ({ ...stroke, points: part }));
+}
+
+/** @param {Stroke} stroke @param {Place} place */
+function covers({ points }, place) {
+  const { x, y } = place;
+  for (let index = 0; index < points.length; index += 1) {
+    const a = points[index];
+    const b = points[Math.min(index + 1, points.length - 1)];
+    const reach = Math.max(a.width, b.width) / 2;
+    // Most lines are far away, which is quick to see.
+    if ((x < a.x - reach && x < b.x - reach) || (x > a.x + reach && x > b.x + reach)) continue;
+    if ((y < a.y - reach && y < b.y - reach) || (y > a.y + reach && y > b.y + reach)) continue;
+    if (toLine(place, a, b) <= reach) return true;
+  }
+  return false;
 }
 
 /**
@@ -188,24 +220,24 @@ function between(a, b, share) {
   };
 }
 
-/** @param {Place} a @param {Place} b @param {Place} c @param {Place} d */
-function betweenLines(a, b, c, d) {
-  if (cross(a, b, c, d)) return 0;
-  return Math.min(toLine(a, c, d), toLine(b, c, d), toLine(c, a, b), toLine(d, a, b));
-}
-
 /** @param {Place} point @param {Place} a @param {Place} b */
 function toLine(point, a, b) {
-  const [dx, dy] = [b.x - a.x, b.y - a.y];
+  const dx = b.x - a.x;
+  const dy = b.y - a.y;
   const length = dx * dx + dy * dy;
   const along = length === 0 ? 0 : ((point.x - a.x) * dx + (point.y - a.y) * dy) / length;
   const share = Math.min(1, Math.max(0, along));
-  return Math.hypot(point.x - a.x - share * dx, point.y - a.y - share * dy);
+  const awayX = point.x - a.x - share * dx;
+  const awayY = point.y - a.y - share * dy;
+  return Math.sqrt(awayX * awayX + awayY * awayY);
 }
 
 /** @param {Place} a @param {Place} b @param {Place} c @param {Place} d @returns {boolean} */
 function cross(a, b, c, d) {
-  const side = (/** @type {Place} */ p, /** @type {Place} */ q, /** @type {Place} */ r) =>
-    Math.sign((q.x - p.x) * (r.y - p.y) - (q.y - p.y) * (r.x - p.x));
   return side(a, b, c) * side(a, b, d) < 0 && side(c, d, a) * side(c, d, b) < 0;
+}
+
+/** @param {Place} p @param {Place} q @param {Place} r */
+function side(p, q, r) {
+  return Math.sign((q.x - p.x) * (r.y - p.y) - (q.y - p.y) * (r.x - p.x));
 }
