@@ -11,7 +11,7 @@ import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image, TiffImagePlugin
 
@@ -52,10 +52,22 @@ class PhotoDetails:
     longitude: float | None = None
 
 
+def read_taken(file: BinaryIO) -> datetime.datetime | None:
+    """Return when a photo was taken, in local time; `None` if its file does not say so.
+
+    Only the head of the file is read.
+    """
+    return _read(file).taken
+
+
 def read_details(data: bytes) -> PhotoDetails:
     """Return the metadata of an image file; empty ones if it has none, or cannot be read."""
+    return _read(io.BytesIO(data))
+
+
+def _read(file: BinaryIO) -> PhotoDetails:
     try:
-        with Image.open(io.BytesIO(data), formats=_formats()) as image:
+        with Image.open(file, formats=_formats()) as image:
             size, exif = image.size, _exif_of(image)
             base = _tags(exif)
             photo, place = _tags(_ifd(exif, _EXIF_IFD)), _tags(_ifd(exif, _GPS_IFD))

@@ -21,6 +21,8 @@ from sbtk_runtime.files import printable_name
 from sbtk_runtime.manifest import MANIFEST_NAME, PRECISIONS, PhotoShard
 
 if TYPE_CHECKING:
+    from datetime import date, datetime
+
     from sbtk_runtime.bundle import Bundle
     from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 
@@ -223,6 +225,30 @@ as_detected = click.option(
 # `default=None` would count as a value in newer versions of click, so this is a separate option.
 as_required = click.option(
     "--as", "kind", type=click.Choice(["sketch", "photo"]), required=True, help=_AS_HELP
+)
+
+
+def _day(context: click.Context, parameter: click.Parameter, value: datetime | None) -> date | None:
+    return None if value is None else value.date()
+
+
+_DAY = click.DateTime(["%Y-%m-%d"])
+taken_from = click.option(
+    "--from",
+    "taken_from",
+    type=_DAY,
+    callback=_day,
+    metavar="DAY",
+    help="Only photos taken on this day (2024-05-01) or later. If a file does not say when it was "
+    "taken, the time of its last change counts.",
+)
+taken_to = click.option(
+    "--to",
+    "taken_to",
+    type=_DAY,
+    callback=_day,
+    metavar="DAY",
+    help="Only photos taken on this day or before.",
 )
 
 

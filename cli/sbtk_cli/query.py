@@ -17,6 +17,8 @@ from sbtk_runtime.errors import BadImage
 from sbtk_runtime.files import printable_name
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from sbtk_cli.terminal_images import Way
     from sbtk_runtime.bundle import Bundle
     from sbtk_runtime.engines.base import EngineOptions
@@ -34,6 +36,7 @@ share of different bits.
 \b
 sbtk query cat.png
 sbtk query cat.png -k 30 --html cats.html
+sbtk query cat.png --from 2024-05-01 --to 2024-05-31
 sbtk query cat.png --show
 sbtk query cat.png --paths0 | xargs -0 cp -t found/
 """
@@ -55,6 +58,8 @@ sbtk query cat.png --paths0 | xargs -0 cp -t found/
 @options.mounts
 @options.search
 @options.rerank
+@options.taken_from
+@options.taken_to
 @click.option(
     "--no-fold",
     "fold",
@@ -93,6 +98,8 @@ def command(
     mounts: tuple[str, ...],
     search: Search,
     rerank: Rerank,
+    taken_from: date | None,
+    taken_to: date | None,
     fold: bool,
     regions: bool,
     sheet: Path | None,
@@ -132,6 +139,7 @@ def command(
             hits = opened.query(
                 *(data, embedder, k, kind),
                 search=search,
+                taken=(taken_from, taken_to),
                 rerank=rerank,
                 fold=fold,
                 regions=regions,

@@ -39,6 +39,8 @@
  * @property {number} [limit]
  * @property {number} [offset]
  * @property {string} [under] search only this folder
+ * @property {string} [taken_from] search only photos of this day, such as "2024-05-01", or later
+ * @property {string} [taken_to] search only photos of this day or before
  * @property {boolean} [fold] one hit for photos with the same bytes
  * @property {"none" | "expand" | "diffusion"} [rerank]
  * @property {boolean} [regions]

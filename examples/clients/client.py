@@ -125,7 +125,8 @@ class Client:
         Args:
             image: a file, or the bytes of one.
             kind: what the image is; `None` to let the server detect it.
-            options: parameters of `/v1/query`: `limit` and `offset`, `under` (a folder), `fold`,
+            options: parameters of `/v1/query`: `limit` and `offset`, `under` (a folder),
+                `taken_from` and `taken_to` (days), `fold`,
                 `rerank`, `regions`, `like` and `unlike` (sequences of ids).
 
         Raises:

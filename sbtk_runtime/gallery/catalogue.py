@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.binary_codes import Itq
 from sbtk_runtime.errors import BadGallery, BadModel
+from sbtk_runtime.gallery.photo_filter import ALL_PHOTOS, PhotoFilter, below
 from sbtk_runtime.gallery.region_rows import (
     RegionRows,
     RegionSpans,
@@ -195,15 +196,12 @@ class CatalogueView:
         """Return the number of photos; photos with the same bytes share a row."""
         return next(self._select(f"SELECT count(*) FROM photos WHERE {_VISIBLE}", integer))
 
-    def rows(self, under: bytes | None = None) -> NDArray[np.int64]:
-        """Return the rows `(N,) int64` of the photos, or of those in the folder `under`.
-
-        They are ascending and unique.
-        """
-        where, values = _visible(under)
+    def rows(self, among: PhotoFilter = ALL_PHOTOS) -> NDArray[np.int64]:
+        """Return the rows `(N,) int64` of the photos of a filter, ascending, unique."""
+        where, values = _visible(among)
         values = self._generation | values
         with values_checked(self._path):
-            if under is None and (dense := dense_rows(self._connection, where, values)) is not None:
+            if not among and (dense := dense_rows(self._connection, where, values)) is not None:
                 return dense
             found = self._connection.execute(
                 f"SELECT DISTINCT row FROM photos WHERE {where} ORDER BY row", values
@@ -251,12 +249,9 @@ class CatalogueView:
             WHERE row IN ({{rows}}) AND {_VISIBLE} GROUP BY row"""
         return sum(self._by_row(query, rows).values())
 
-    def names_at(self, row: int, under: bytes | None = None) -> list[tuple[int, bytes]]:
-        """Return ids and paths of the photos whose embedding is at `row`, by id.
-
-        With `under`, only those in that folder.
-        """
-        where, values = _visible(under)
+    def names_at(self, row: int, among: PhotoFilter = ALL_PHOTOS) -> list[tuple[int, bytes]]:
+        """Return ids and paths of the photos whose embedding is at `row`, by id."""
+        where, values = _visible(among)
         query = f"SELECT id, path FROM photos WHERE row = :row AND {where} ORDER BY id"
         return list(
             self._select(query, lambda i, path: (integer(i), blob(path)), row=row, **values)
@@ -269,20 +264,37 @@ class CatalogueView:
         query = f"SELECT {_PHOTO} FROM photos WHERE id = :id AND {_VISIBLE}"
         return next(self._select(query, _photo, id=photo_id), None)
 
-    def recent(self, limit: int, offset: int, under: bytes | None = None) -> list[Photo]:
+    def recent(self, limit: int, offset: int, among: PhotoFilter = ALL_PHOTOS) -> list[Photo]:
         """Return photos by modification time, newest first; one of those that share a row.
 
         Args:
             limit: at most this many.
             offset: the number of newest photos to leave out.
-            under: only photos in this folder.
+            among: only these photos.
         """
-        where, values = _visible(under)
+        where, values = _visible(among)
         # SQLite takes the other columns from the row that has the maximum.
         query = f"""SELECT {_PHOTO}, max(mtime_ns) AS newest FROM photos WHERE {where}
             GROUP BY row ORDER BY newest DESC, row LIMIT :limit OFFSET :offset"""
         values |= {"limit": limit, "offset": offset}
         return list(self._select(query, lambda *columns: _photo(*columns[:-1]), **values))
+
+    def count_undated(self, among: PhotoFilter) -> tuple[int, int]:
+        """Return how many photos go by their file's time, and of how many no date was read yet."""
+        where, values = _visible(among)
+        query = f"""SELECT count(*), count(*) FILTER (WHERE row NOT IN (SELECT row FROM dates))
+            FROM photos WHERE {where}
+            AND row NOT IN (SELECT row FROM dates WHERE taken NOT NULL)"""
+        return next(self._select(query, lambda all_, new: (integer(all_), integer(new)), **values))
+
+    def dates(self, rows: Iterable[int]) -> list[tuple[int, str | None]]:
+        """Return the rows whose dates are known, and the dates; `None` where a file has none."""
+        query = "SELECT taken FROM dates WHERE row = :row"
+        return [
+            (row, taken)
+            for row in rows
+            for taken in self._select(query, lambda date: date and text(date), row=row)
+        ]
 
     def folders(self) -> Counter[bytes]:
         """Return the number of photos directly in each folder."""
@@ -413,18 +425,10 @@ def dense_rows(
     return np.arange(first, last + 1, dtype=np.int64)
 
 
-def _visible(under: bytes | None) -> tuple[str, dict[str, object]]:
-    """Return the condition of photos that are visible, below a folder if given, and its values."""
-    if under is None:
-        return _VISIBLE, {}
-    low, high = below(under)
-    return f"{_VISIBLE} AND path >= :low AND path < :high", {"low": low, "high": high}
-
-
-def below(path: bytes) -> tuple[bytes, bytes]:
-    """Return the interval of paths (end excluded) that lie in the folder `path`."""
-    folder = path.rstrip(b"/")
-    return folder + b"/", folder + b"0"  # "0" is the character after "/"
+def _visible(among: PhotoFilter) -> tuple[str, dict[str, object]]:
+    """Return the condition on a filter's photos that readers see, and its values."""
+    condition, values = among.condition()
+    return _VISIBLE + condition, values
 
 
 def exactly(path: bytes) -> tuple[bytes, bytes]:

@@ -18,7 +18,8 @@ from pathlib import Path
 import PIL
 
 from sbtk_runtime.errors import BadImage
-from sbtk_runtime.gallery.catalogue import Failure, below, exactly
+from sbtk_runtime.gallery.catalogue import Failure, exactly
+from sbtk_runtime.gallery.photo_filter import below
 from sbtk_runtime.gallery.schema import catalogue_errors, transaction
 from sbtk_runtime.gallery.walk import Found, Skipped
 from sbtk_runtime.gallery.writer import Catalogue, Stamps

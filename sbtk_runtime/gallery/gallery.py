@@ -28,6 +28,7 @@ from sbtk_runtime.gallery.folder import (
     published_manifest,
 )
 from sbtk_runtime.gallery.hits import Answer, Box, Copy, Hit, PhotoCopies, Scores, mark_matches
+from sbtk_runtime.gallery.photo_filter import Period, PhotoFilter
 from sbtk_runtime.gallery.queries import Queries, Search, few_notices, note
 from sbtk_runtime.gallery.region_search import Found, RegionSearch
 from sbtk_runtime.gallery.row_check import REPAIR, RowCheck
@@ -149,6 +150,7 @@ class Gallery(Queries):
         search: Search = "auto",
         *,
         under: Path | str | None = None,
+        taken: Period | None = None,
         fold: bool = True,
         rerank: Rerank = "none",
         offset: int = 0,
@@ -156,15 +158,16 @@ class Gallery(Queries):
         regions: bool = True,
     ) -> Answer:
         """Return the hits of `search` for `embedding (D,) float32`, and the notices about them."""
+        among = PhotoFilter.of(under, taken)
         hits, allowed = self._intact_hits(
-            embedding, k, search, under, fold=fold, rerank=rerank, offset=offset, regions=regions
+            embedding, k, search, among, fold=fold, rerank=rerank, offset=offset, regions=regions
         )
-        few = few_notices(offset + len(hits), allowed, offset + k, under)
+        few = few_notices(offset + len(hits), allowed, offset + k, among)
         if match_rule is not None and allowed and self.manifest.bits is None:
             # The best of many regions is as good by chance as the best of as many photos.
             compared = self._regions if regions and rerank == "none" else None
             hits = mark_matches(hits, match_rule, allowed + (len(compared) if compared else 0))
-        return Answer(hits, (*self._all_faults(), *few))
+        return Answer(hits, (*self._all_faults(), *few, *self._date_notices(among)))
 
     def similar(
         self,
@@ -173,6 +176,7 @@ class Gallery(Queries):
         search: Search = "auto",
         *,
         under: Path | str | None = None,
+        taken: Period | None = None,
         fold: bool = True,
         rerank: Rerank = "none",
         offset: int = 0,
@@ -191,8 +195,9 @@ class Gallery(Queries):
         """
         self._check_question(k, search, offset)
         photo, embedding = self._kept(photo_id, region)
+        among = PhotoFilter.of(under, taken)
         hits, allowed = self._intact_hits(
-            *(embedding, k, search, under),
+            *(embedding, k, search, among),
             fold=fold,
             rerank=rerank,
             offset=offset,
@@ -201,8 +206,8 @@ class Gallery(Queries):
         )
         few: tuple[str, ...] = ()
         if len(hits) < k:
-            few = few_notices(offset + len(hits) + 1, allowed, offset + k + 1, under)
-        return Answer(hits, (*self._all_faults(), *few))
+            few = few_notices(offset + len(hits) + 1, allowed, offset + k + 1, among)
+        return Answer(hits, (*self._all_faults(), *few, *self._date_notices(among)))
 
     def refined(
         self, query: Embeddings | None, liked: Sequence[int], disliked: Sequence[int]
@@ -251,7 +256,12 @@ class Gallery(Queries):
         return self._view.photo(photo_id)
 
     def recent(
-        self, limit: int = 24, offset: int = 0, *, under: Path | str | None = None
+        self,
+        limit: int = 24,
+        offset: int = 0,
+        *,
+        under: Path | str | None = None,
+        taken: Period | None = None,
     ) -> list[PhotoCopies]:
         """Return photos by modification time, newest first.
 
@@ -259,18 +269,19 @@ class Gallery(Queries):
             limit: at most this many, at least 1.
             offset: the number of newest photos to leave out.
             under: only photos in this folder.
+            taken: only photos of these days, see `search`.
 
         Raises:
-            BadConfig: `limit` is below 1 or `offset` below 0.
+            BadConfig: `limit` is below 1 or `offset` below 0, or a period ends before it begins.
         """
         if limit < 1 or offset < 0:
             raise BadConfig(
                 f"a limit of {limit} and an offset of {offset}", "a limit from 1, an offset from 0"
             )
-        folder = None if under is None else os.fsencode(os.path.abspath(under))  # noqa: PTH100
+        among = PhotoFilter.of(under, taken)
         listed = []
-        for photo in self._view.recent(limit, offset, folder):
-            same = self._view.names_at(photo.row, folder)
+        for photo in self._view.recent(limit, offset, among):
+            same = self._view.names_at(photo.row, among)
             others = [Copy(i, os.fsdecode(path)) for i, path in same if i != photo.id]
             listed.append(PhotoCopies(photo, tuple(others)))
         return listed
@@ -293,7 +304,7 @@ class Gallery(Queries):
         embedding: Embeddings | Codes,
         k: int,
         search: Search,
-        under: Path | str | None,
+        accepted: PhotoFilter,
         *,
         fold: bool,
         rerank: Rerank,
@@ -312,11 +323,8 @@ class Gallery(Queries):
         require_rerank(rerank)
         best = offset + k + (left_out is not None)
         among: Rows | None = None
-        folder: bytes | None = None
-        if under is not None:
-            # Links are kept, as in the catalogue.
-            folder = os.fsencode(os.path.abspath(under))  # noqa: PTH100
-            among = self._view.rows(folder)
+        if accepted:
+            among = self._view.rows(accepted)
         while True:
             usable = None if among is None else self._usable.among(among)
             allowed = self.count - self.unusable if usable is None else len(usable)
@@ -339,8 +347,23 @@ class Gallery(Queries):
             raise BadGallery(
                 self._usable.notice, "at least one that can be used", self._usable.remedy
             )
-        hits = self._hits(rows, scores, folder, k, fold=fold, offset=offset, left_out=left_out)
+        hits = self._hits(rows, scores, accepted, k, fold=fold, offset=offset, left_out=left_out)
         return hits if found is None else self._with_regions(hits, found), allowed
+
+    def _date_notices(self, among: PhotoFilter) -> tuple[str, ...]:
+        """Return which photos of a period are there by the times of their files."""
+        if not among.has_period:
+            return ()
+        undated, unread = self._view.count_undated(among)
+        name = shlex.quote(printable_name(self.folder))
+        notices = []
+        if undated:
+            text = f"{undated:,} photos{among.text} do not say when they were taken: the times of"
+            notices.append(f"{text} their files count")
+        if unread:
+            text = f"the dates of {unread:,} of these were not read yet"
+            notices.append(f"{text}: run 'sbtk index PHOTOS --gallery {name}'")
+        return tuple(notices)
 
     def _with_regions(self, hits: list[Hit], found: Found) -> list[Hit]:
         """Return the hits with the boxes of the regions by which they were found."""
@@ -431,7 +454,7 @@ class Gallery(Queries):
         self,
         rows: NDArray[np.int64],
         scores: NDArray[np.float32],
-        folder: bytes | None,
+        among: PhotoFilter,
         k: int,
         *,
         fold: bool,
@@ -440,14 +463,14 @@ class Gallery(Queries):
     ) -> list[Hit]:
         """Return the hits `offset + 1` to `offset + k` of `rows (N,)`, best first."""
         if fold and left_out is not None:
-            own = [photo_id for photo_id, _ in self._view.names_at(left_out.row, folder)]
+            own = [photo_id for photo_id, _ in self._view.names_at(left_out.row, among)]
             if left_out.id in own:
                 rows, scores = rows[rows != left_out.row], scores[rows != left_out.row]
         # Folded, a row is a hit, so that rows before the first hit need no names.
         rank = first = offset if fold else 0
         hits: list[Hit] = []
         for row, score in zip(rows[first:].tolist(), scores[first:].tolist(), strict=True):
-            same = [Copy(i, os.fsdecode(path)) for i, path in self._view.names_at(row, folder)]
+            same = [Copy(i, os.fsdecode(path)) for i, path in self._view.names_at(row, among)]
             for one, *copies in [same] if fold and same else [[copy] for copy in same]:
                 if left_out is not None and one.id == left_out.id:
                     continue

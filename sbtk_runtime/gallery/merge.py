@@ -282,10 +282,12 @@ class _Merge:
         copied: list[int] = []
         photos = []
         owners: dict[int, int] = {}
+        targets: dict[int, int] = {}
         for entry in page:
             known = self._catalogue.embedding_of(entry.sha256)
             if known is not None:
                 photos.append(replace(entry, row=known.row))
+                targets[entry.row] = known.row
                 if load_regions(self._connection, known.row) is None:
                     owners[entry.row] = known.row
                 continue
@@ -296,7 +298,7 @@ class _Merge:
                 new_rows[entry.sha256] = first_row + len(copied)
                 copied.append(place[entry.row])
             photos.append(replace(entry, row=new_rows[entry.sha256]))
-            owners[entry.row] = new_rows[entry.sha256]
+            owners[entry.row] = targets[entry.row] = new_rows[entry.sha256]
         new_content = content[copied]
         if generation.manifest.regions is None:
             batches = self._rows.append_bytes(first_row, new_content) if copied else []
@@ -307,6 +309,8 @@ class _Merge:
             batches = self._rows.append_bytes(first_row, new_content) if len(new_content) else []
             self._catalogue.commit(photos, [], batches, found.regions, found.total)
             self.damaged_regions += found.damaged
+        dates = generation.view.dates(targets)
+        self._catalogue.store_dates([(targets[row], taken) for row, taken in dates])
         self.copied += len(photos)
 
     def _advance(self, count: int) -> None:

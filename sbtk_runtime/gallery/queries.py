@@ -12,8 +12,8 @@ import numpy as np
 
 from sbtk_runtime.binary_codes import Codes
 from sbtk_runtime.errors import BadImage
-from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.hits import Answer, Hit
+from sbtk_runtime.gallery.photo_filter import Period, PhotoFilter
 from sbtk_runtime.gallery.rows import Embeddings
 from sbtk_runtime.manifest import MatchRule
 from sbtk_runtime.preprocess import ImageInput, Kind, prepare_input
@@ -42,6 +42,7 @@ class Queries(ABC):
         search: Search = "auto",
         *,
         under: Path | str | None = None,
+        taken: Period | None = None,
         fold: bool = True,
         rerank: Rerank = "none",
         offset: int = 0,
@@ -65,6 +66,7 @@ class Queries(ABC):
         search: Search = "auto",
         *,
         under: Path | str | None = None,
+        taken: Period | None = None,
         fold: bool = True,
         rerank: Rerank = "none",
         offset: int = 0,
@@ -84,6 +86,8 @@ class Queries(ABC):
                 or whichever suits the gallery's size; a binary gallery has neither codes of
                 embeddings nor a graph.
             under: only photos in this folder; `auto` searches small folders exactly.
+            taken: first and last day, either of which may be `None`: only photos that were taken
+                then. If a file does not say when, the time of its last change counts.
             fold: photos of the same bytes are one hit, with its `copies`; else each is one.
             rerank: puts hits in another order, see `sbtk_runtime.rerank`; scores stay cosines.
             offset: the number of best hits to leave out, so that `k` hits follow them.
@@ -99,6 +103,7 @@ class Queries(ABC):
         answer = self.answer(
             *(embedding, k, search),
             under=under,
+            taken=taken,
             fold=fold,
             rerank=rerank,
             offset=offset,
@@ -121,6 +126,7 @@ class Queries(ABC):
         *,
         search: Search = "auto",
         under: Path | str | None = None,
+        taken: Period | None = None,
         fold: bool = True,
         rerank: Rerank = "none",
         offset: int = 0,
@@ -142,6 +148,7 @@ class Queries(ABC):
             kind: "sketch", or "photo" to find photos like a photo.
             search: see `search`, as for the options below.
             under: only photos in this folder.
+            taken: only photos of these days.
             fold: photos with the same bytes are one hit.
             rerank: how to reorder the hits.
             offset: the number of best hits to leave out.
@@ -159,6 +166,7 @@ class Queries(ABC):
         return self.search(
             *(embedding, k, search),
             under=under,
+            taken=taken,
             fold=fold,
             rerank=rerank,
             offset=offset,
@@ -175,6 +183,7 @@ class Queries(ABC):
         *,
         search: Search = "auto",
         under: Path | str | None = None,
+        taken: Period | None = None,
         fold: bool = True,
         rerank: Rerank = "none",
         regions: bool = True,
@@ -211,6 +220,7 @@ class Queries(ABC):
                 hits = self.search(
                     *(row, k, search),
                     under=under,
+                    taken=taken,
                     fold=fold,
                     rerank=rerank,
                     match_rule=_match_rule(embedder, kind),
@@ -225,14 +235,15 @@ def _match_rule(embedder: Embedder, kind: Kind) -> MatchRule | None:
     return embedder.bundle.manifest.match_rule if kind == "sketch" else None
 
 
-def few_notices(found: int, allowed: int, k: int, under: Path | str | None) -> tuple[str, ...]:
+def few_notices(found: int, allowed: int, k: int, among: PhotoFilter) -> tuple[str, ...]:
     """Return the notice about `found` hits where `k` of `allowed` photos were asked for."""
-    where = "" if under is None else f" below {printable_name(under)}"
     if found < k <= allowed:
-        return (f"only {found:,} different photos are searchable{where}, so there are fewer hits",)
+        return (
+            f"only {found:,} different photos are searchable{among.text}, so there are fewer hits",
+        )
     if allowed >= k:
         return ()
-    return (f"only {allowed:,} photos are searchable{where}, so there are fewer hits",)
+    return (f"only {allowed:,} photos are searchable{among.text}, so there are fewer hits",)
 
 
 def note(notices: list[str], notice: str) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.binary_codes import Codes, Itq
 from sbtk_runtime.errors import BadConfig, ModelMismatch, SbtkError
-from sbtk_runtime.gallery.catalogue import below
+from sbtk_runtime.gallery.photo_filter import below
 from sbtk_runtime.gallery.rows import Embeddings
 from sbtk_runtime.manifest import PhotoShard, path_hash
 

@@ -19,6 +19,7 @@ from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import FolderCount
 from sbtk_runtime.gallery.hits import Answer, Box, Copy, Hit, PhotoCopies, mark_matches
+from sbtk_runtime.gallery.photo_filter import Period, PhotoFilter
 from sbtk_runtime.gallery.queries import Queries, Search, few_notices
 from sbtk_runtime.gallery.remote import (
     RemotePhoto,
@@ -194,6 +195,7 @@ class RemoteGallery(Queries):
         search: Search = "auto",
         *,
         under: Path | str | None = None,
+        taken: Period | None = None,
         fold: bool = True,
         rerank: Rerank = "none",
         offset: int = 0,
@@ -202,6 +204,7 @@ class RemoteGallery(Queries):
     ) -> Answer:
         """Return the hits of `search` for `embedding (D,) float32`, and the notices about them."""
         self._check_question(k, search, offset, rerank)
+        _require_all_days(taken)
         query = self._query_of(embedding)
         answer = self._answer(query, k, search, under, fold=fold, offset=offset)
         if match_rule is not None and answer.hits and self._state.info.bits is None:
@@ -216,6 +219,7 @@ class RemoteGallery(Queries):
         search: Search = "auto",
         *,
         under: Path | str | None = None,
+        taken: Period | None = None,
         fold: bool = True,
         rerank: Rerank = "none",
         offset: int = 0,
@@ -229,6 +233,7 @@ class RemoteGallery(Queries):
             BadRegion: photos like a part of one were asked for.
         """
         self._check_question(k, search, offset, rerank)
+        _require_all_days(taken)
         if region is not None:
             raise BadRegion(
                 "a region of a photo in a collection, which keeps whole frames only",
@@ -269,9 +274,15 @@ class RemoteGallery(Queries):
         return self._photo(found[0]) if found else None
 
     def recent(
-        self, limit: int = 24, offset: int = 0, *, under: Path | str | None = None
+        self,
+        limit: int = 24,
+        offset: int = 0,
+        *,
+        under: Path | str | None = None,
+        taken: Period | None = None,
     ) -> list[PhotoCopies]:
         """Return photos by modification time, newest first; see `Gallery.recent`."""
+        _require_all_days(taken)
         if limit < 1 or offset < 0:
             raise BadConfig(
                 f"a limit of {limit} and an offset of {offset}", "a limit from 1, an offset from 0"
@@ -391,7 +402,7 @@ class RemoteGallery(Queries):
     ) -> Answer:
         within = self._within(under)
         if under is not None and within is None:
-            return Answer([], few_notices(0, 0, k, under))
+            return Answer([], few_notices(0, 0, k, PhotoFilter.of(under, None)))
         wanted = offset + k
         count = wanted + _SPARE
         exact = search == "exact"
@@ -415,7 +426,9 @@ class RemoteGallery(Queries):
         few: tuple[str, ...] = ()
         if len(hits) < k:
             own = left_out is not None
-            few = few_notices(offset + len(hits) + own, len(found), wanted + own, under)
+            few = few_notices(
+                offset + len(hits) + own, len(found), wanted + own, PhotoFilter.of(under, None)
+            )
         return Answer(hits, few)
 
     def _copies(
@@ -492,6 +505,15 @@ class RemoteGallery(Queries):
         if mount is None or any(part in (b".", b"..") for part in relative.split(b"/")):
             return os.fsdecode(os.fsencode(_shown(source)) + b"/" + relative)
         return os.fsdecode(mount.rstrip(b"/") + b"/" + relative)
+
+
+def _require_all_days(taken: Period | None) -> None:
+    """Refuse a period: collections have no dates of photos."""
+    if PhotoFilter.of(None, taken):
+        raise BadConfig(
+            f"photos{PhotoFilter.of(None, taken).text} of a collection, which has no dates",
+            "a gallery on disk",
+        )
 
 
 def _shown(source: str) -> str:

@@ -78,6 +78,10 @@ _REGIONS_TABLE = """CREATE TABLE IF NOT EXISTS regions (
     count INTEGER NOT NULL,
     boxes BLOB NOT NULL
 ) STRICT"""
+# When the photo whose whole frame is at `row` was taken, in ISO 8601 without a zone; NULL if its
+# file does not say so.
+_DATES_COLUMNS = "(row INTEGER PRIMARY KEY, taken TEXT)"
+_DATES_TABLE = f"CREATE TABLE IF NOT EXISTS dates {_DATES_COLUMNS} STRICT"
 _OUT_OF_SPACE_BYTES = _PROBE_BYTES = 1 << 20
 _COPY_ATTEMPTS, _COPY_PAUSE_S = 50, 0.02
 
@@ -122,8 +126,9 @@ def connect_writer(path: Path) -> sqlite3.Connection:
             if version == 0:
                 _make_tables(connection)
                 connection.execute(f"PRAGMA user_version = {EMBEDDINGS_SCHEMA}")
-            # Catalogues of older versions lack this table, and older versions ignore it.
+            # Catalogues of older versions lack these tables, and older versions ignore them.
             connection.execute(_REGIONS_TABLE)
+            connection.execute(_DATES_TABLE)
     except BaseException:
         connection.close()
         raise
@@ -256,7 +261,10 @@ def migrate(connection: sqlite3.Connection) -> None:
 
 
 def show_as_current(connection: sqlite3.Connection) -> None:
-    """Show an older catalogue in the current tables, by temporary views."""
+    """Show an older catalogue in the current tables, by temporary views and tables."""
+    query = "SELECT count(*) FROM main.sqlite_master WHERE name = 'dates'"
+    if not connection.execute(query).fetchone()[0]:
+        connection.execute(f"CREATE TEMP TABLE dates {_DATES_COLUMNS}")
     if _user_version(connection) not in OLD_SCHEMAS:
         return
     for table, columns in _tables(connection).items():

@@ -25,6 +25,7 @@ from sbtk_runtime.errors import BadConfig, BadGallery, InternalError
 from sbtk_runtime.files import WriterLock, printable_name, remove_stale_temporaries
 from sbtk_runtime.gallery.catalogue import Origin
 from sbtk_runtime.gallery.changes import Changes, Loss
+from sbtk_runtime.gallery.dates import add_dates
 from sbtk_runtime.gallery.folder import (
     FAILURES_NAME,
     LOCK_NAME,
@@ -295,6 +296,7 @@ class _Update:
                 self._open_engine(origin)
             self._embed(catalogue, vectors, origin, changes)
             self._add_regions(catalogue, vectors, origin)
+            add_dates(catalogue, lambda count: self._progress(count, None, 0.0))
             left_out_now = changes.lost_though_there()
             warnings = tuple(_loss_warning(loss, folder) for loss in self._losses(changes))
             missing = catalogue.lose(changes.lost())

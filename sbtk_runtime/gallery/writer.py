@@ -17,7 +17,6 @@ from sbtk_runtime.gallery.catalogue import (
     Embedding,
     Failure,
     Origin,
-    below,
     dense_rows,
     exactly,
     load_bits,
@@ -28,6 +27,7 @@ from sbtk_runtime.gallery.catalogue import (
     store_roots,
     store_rules,
 )
+from sbtk_runtime.gallery.photo_filter import below
 from sbtk_runtime.gallery.region_rows import RegionRows, load_region_count, put_regions
 from sbtk_runtime.gallery.rows import SHARD_ROWS, Batch, Rows
 from sbtk_runtime.gallery.schema import (
@@ -179,7 +179,15 @@ class Catalogue:
         """Return whether there are changes to publish."""
         query = """SELECT EXISTS (SELECT 1 FROM photos
             WHERE ?1 IN (added_in, removed_in, missing_in))"""
-        return bool(self._number(query, (self.generation,)))
+        are_dates_new = self._fact("dates_added_in", default=-1) == self.generation
+        return are_dates_new or bool(self._number(query, (self.generation,)))
+
+    def store_dates(self, dates: Sequence[tuple[int, str | None]]) -> None:
+        """Commit when photos were taken, by row; `None` if their files do not say so."""
+        if dates:
+            with catalogue_errors(self.path), transaction(self.connection):
+                self.connection.executemany("INSERT OR REPLACE INTO dates VALUES (?, ?)", dates)
+                self._set_fact("dates_added_in", self.generation)
 
     def commit(
         self,
@@ -490,6 +498,7 @@ class Catalogue:
             self.connection.execute(
                 "DELETE FROM regions WHERE photo_row NOT IN (SELECT row FROM photos)"
             )
+            self.connection.execute("DELETE FROM dates WHERE row NOT IN (SELECT row FROM photos)")
             # The regions of a photo lie in two shards at most.
             dead = """SELECT first_row / :shard FROM batches
                 EXCEPT SELECT row / :shard FROM photos

@@ -32,6 +32,7 @@ from sbtk_runtime.web.schemas import (
     PhotoAnswer,
     PhotosAnswer,
     Size,
+    Taken,
 )
 from sbtk_runtime.web.service import Service
 from sbtk_runtime.web.uploads import run_until_disconnect
@@ -54,10 +55,14 @@ def photo_routes(service: Service, thumbnails: Thumbnails) -> APIRouter:
         responses=error_answers(422, 503, 504),
     )
     async def photos(
-        request: Request, under: Folder, limit: PageSize = 24, offset: Offset = 0
+        request: Request,
+        under: Folder,
+        taken: Taken,
+        limit: PageSize = 24,
+        offset: Offset = 0,
     ) -> Response:
         generation, listed = await run_until_disconnect(
-            request, service.reads.submit(lambda: service.recent(limit, offset, under))
+            request, service.reads.submit(lambda: service.recent(limit, offset, under, taken))
         )
         answer = PhotosAnswer(photos=[ListedPhoto.of(one) for one in listed], generation=generation)
         return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")

@@ -32,6 +32,7 @@ from sbtk_runtime.web.schemas import (
     QueryAnswer,
     RerankBy,
     SomeLiked,
+    Taken,
     box_of,
     ids_of,
 )
@@ -122,6 +123,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
     async def query(
         request: Request,
         under: Folder,
+        taken: Taken,
         kind: Annotated[
             Kind | None,
             Query(alias="as", description="What the image is; detected by default."),
@@ -154,6 +156,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
                     upload.kind,
                     limit or k,
                     under,
+                    taken=taken,
                     fold=fold,
                     offset=offset,
                     rerank=rerank,
@@ -176,6 +179,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
     async def queries(
         request: Request,
         under: Folder,
+        taken: Taken,
         kind: Annotated[
             Kind | None,
             Query(alias="as", description="What the images are; detected by default."),
@@ -201,6 +205,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
                     service.searches.submit(
                         lambda: service.search(
                             *(embedding, upload.kind, limit, under),
+                            taken=taken,
                             fold=fold,
                             offset=offset,
                             rerank=rerank,
@@ -233,6 +238,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
         request: Request,
         like: SomeLiked,
         under: Folder,
+        taken: Taken,
         unlike: Disliked = None,
         k: Hits = 24,
         limit: Limit = None,
@@ -249,6 +255,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
             service.searches.submit(
                 lambda: service.like(
                     *(feedback, limit or k, under),
+                    taken=taken,
                     fold=fold,
                     offset=offset,
                     rerank=rerank,
@@ -269,6 +276,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
         request: Request,
         photo_id: Id,
         under: Folder,
+        taken: Taken,
         k: Hits = 24,
         limit: Limit = None,
         offset: Offset = 0,
@@ -284,6 +292,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
             service.searches.submit(
                 lambda: service.similar(
                     *(photo_id, limit or k, under),
+                    taken=taken,
                     fold=fold,
                     offset=offset,
                     rerank=rerank,

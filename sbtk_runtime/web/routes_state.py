@@ -8,6 +8,7 @@ import weakref
 
 from fastapi import APIRouter, Request, Response
 
+from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.web.errors import error_answers, refusal_of
 from sbtk_runtime.web.metrics import MEDIA_TYPE, Metrics
 from sbtk_runtime.web.schemas import (
@@ -105,6 +106,7 @@ class _Described:
             precision=manifest.precision,
             bits=manifest.bits,
             regions=None if manifest.regions is None else manifest.regions.count,
+            has_dates=isinstance(gallery, Gallery),
             folders=[FolderAnswer.of(os.fsencode(path), counts[path]) for path in sorted(fullest)],
             command=self._service.command,
             galleries=[

@@ -20,6 +20,7 @@ from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import FolderCount, path_fields
 from sbtk_runtime.gallery.hits import Box, Hit, Match, PhotoCopies
+from sbtk_runtime.gallery.photo_filter import Period
 from sbtk_runtime.gallery.update import IndexReport
 from sbtk_runtime.gallery.walk import left_out_sentences
 from sbtk_runtime.preprocess import Kind
@@ -224,6 +225,9 @@ class GalleryAnswer(BaseModel):
     bits: int | None = Field(description="Length of the codes; null with embeddings.")
     regions: int | None = Field(
         description="Regions that are kept of a photo; null if only the whole frame is."
+    )
+    has_dates: bool = Field(
+        description="Whether photos can be searched by the days of their dates."
     )
     folders: list[FolderAnswer] = Field(
         description="Sorted by path; the fullest ones if there are many."
@@ -491,6 +495,51 @@ def _folder(
 
 
 Folder = Annotated[str | None, Depends(_folder)]
+
+
+def _plain_day(value: object) -> object:
+    """Refuse what Pydantic takes for days, too: numbers of seconds."""
+    if isinstance(value, str) and not re.fullmatch(r"\d{4}-\d{2}-\d{2}", value, re.ASCII):
+        raise ValueError("a day is written 2024-05-01")
+    return value
+
+
+_Day = Annotated[datetime.date, BeforeValidator(_plain_day)]
+
+
+def _period(
+    taken_from: Annotated[
+        _Day | None,
+        Query(
+            description="Search only photos that were taken on this day or later; if a file does "
+            "not say when it was taken, the time of its last change counts.",
+            examples=["2024-05-01"],
+        ),
+    ] = None,
+    taken_to: Annotated[
+        _Day | None,
+        Query(
+            description="Search only photos that were taken on this day or before.",
+            examples=["2024-05-31"],
+        ),
+    ] = None,
+) -> Period | None:
+    """Return the days of the photos that are searched, or `None`."""
+    if taken_from is None and taken_to is None:
+        return None
+    if taken_from is not None and taken_to is not None and taken_from > taken_to:
+        raise Refused(_ENDS_BEFORE_IT_BEGINS)
+    return taken_from, taken_to
+
+
+_ENDS_BEFORE_IT_BEGINS = Refusal(
+    422,
+    "bad_parameter",
+    "The parameter taken_from is a later day than taken_to.",
+    "exchange the two",
+    closes=True,
+)
+Taken = Annotated[Period | None, Depends(_period)]
 
 
 def only_known_parameters(app: FastAPI) -> Callable[[Request], None]:

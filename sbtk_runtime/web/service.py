@@ -29,6 +29,7 @@ from sbtk_runtime.gallery.folder import check_model
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.hits import Answer, Box, Hit, PhotoCopies
 from sbtk_runtime.gallery.hnsw import import_hnswlib
+from sbtk_runtime.gallery.photo_filter import Period
 from sbtk_runtime.gallery.queries import Search
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.manifest import GalleryManifest
@@ -282,6 +283,7 @@ class Service:
         k: int,
         under: str | None = None,
         *,
+        taken: Period | None = None,
         fold: bool = True,
         offset: int = 0,
         rerank: Rerank | None = None,
@@ -298,6 +300,7 @@ class Service:
             lambda gallery: gallery.answer(
                 *(_refined(gallery, embedding, feedback), k, self._search),
                 under=under,
+                taken=taken,
                 fold=fold,
                 rerank=rerank or self._rerank,
                 offset=offset,
@@ -312,6 +315,7 @@ class Service:
         k: int,
         under: str | None = None,
         *,
+        taken: Period | None = None,
         fold: bool = True,
         offset: int = 0,
         rerank: Rerank | None = None,
@@ -328,6 +332,7 @@ class Service:
             lambda gallery: gallery.answer(
                 *(_refined(gallery, None, feedback), k, self._search),
                 under=under,
+                taken=taken,
                 fold=fold,
                 rerank=rerank or self._rerank,
                 offset=offset,
@@ -341,6 +346,7 @@ class Service:
         k: int,
         under: str | None = None,
         *,
+        taken: Period | None = None,
         fold: bool = True,
         offset: int = 0,
         rerank: Rerank | None = None,
@@ -361,6 +367,7 @@ class Service:
             return gallery.similar(
                 *(photo_id, k, self._search),
                 under=under,
+                taken=taken,
                 fold=fold,
                 rerank=rerank or self._rerank,
                 offset=offset,
@@ -371,7 +378,11 @@ class Service:
         return self._found(answer)
 
     def recent(
-        self, limit: int, offset: int = 0, under: str | None = None
+        self,
+        limit: int,
+        offset: int = 0,
+        under: str | None = None,
+        taken: Period | None = None,
     ) -> tuple[int, list[PhotoCopies]]:
         """Return the generation and its photos, newest first by modification time.
 
@@ -379,7 +390,9 @@ class Service:
             SbtkError: the gallery was deleted or cannot be served.
         """
         with self.reading() as gallery:
-            return gallery.manifest.generation, gallery.recent(limit, offset, under=under)
+            return gallery.manifest.generation, gallery.recent(
+                limit, offset, under=under, taken=taken
+            )
 
     def photo(self, photo_id: int) -> Photo:
         """Return the catalogue's entry of a photo.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import shutil
@@ -203,6 +204,27 @@ def test_the_folder_filter_restricts_the_hits(found: Visit, photos: Path) -> Non
     with found.new_hits():
         choice.select_option("")
     assert found.count() == 24
+
+
+def test_the_dates_restrict_the_photos(found: Visit) -> None:
+    tomorrow = datetime.date.today() + datetime.timedelta(days=1)
+    found.page.get_by_role("button", name="All dates").click()
+    dates = found.page.get_by_role("group", name="Photos taken")
+    dates.get_by_label("From").fill(tomorrow.isoformat())
+    found.page.get_by_role("heading", name="No photos of these days").wait_for()
+    # Two days in any order are the period between them.
+    with found.new_hits():
+        dates.get_by_label("Until").fill("1990-01-01")
+    query = parse_qs(urlsplit(found.queries[-1].url).query)
+    assert query["taken_from"] == ["1990-01-01"]
+    assert query["taken_to"] == [tomorrow.isoformat()]
+    assert found.count() > 0
+    assert "their files count" in (found.page.locator("#notices").text_content() or "")
+    assert violations(found) == []
+    with found.new_hits():
+        dates.get_by_role("button", name="All dates").click()
+    assert not dates.is_visible()
+    assert "taken_from" not in found.queries[-1].url
 
 
 def test_identical_photos_are_one_card_and_the_viewer_lists_them(

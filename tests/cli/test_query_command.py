@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import io
 import json
 import os
@@ -100,6 +101,22 @@ def test_a_photo_finds_itself(shared_gallery: Path, capsys: pytest.CaptureFixtur
         rank, score, path = capsys.readouterr().out.split()
         assert (rank, path) == ("1", str(photo))
         assert float(score) > 0.999
+
+
+def test_only_photos_of_some_days_are_found(
+    shared_gallery: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    today = datetime.date.today()
+    before, after = (str(today + datetime.timedelta(days=days)) for days in (-2, 2))
+    assert main([*QUERY, "-k", "2", "--from", before, "--to", after]) == 0
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 2
+    assert f"photos from {before} to {after} do not say when they were taken" in shown.err
+    assert main([*QUERY, "--to", before]) == 0
+    assert capsys.readouterr().out == ""
+    assert main([*QUERY, "--from", after, "--to", before]) == 2
+    assert f"photos from {after} to {before}" in capsys.readouterr().err
+    assert main([*QUERY, "--from", "yesterday"]) == 2
 
 
 def test_the_sheet_is_written_beside_the_answer(

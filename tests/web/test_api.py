@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import io
 import os
 import shutil
@@ -183,6 +184,39 @@ def test_only_photos_of_a_folder_are_found_when_one_is_named(
     assert {Path(hit["path"]).parent.name for hit in hits} == {"album"}
     nothing = query(server.port, sketch_png(), "?under=/nowhere/at/all").json()
     assert (nothing["hits"], len(nothing["notices"])) == ([], 1)
+
+
+def test_only_photos_of_some_days_are_found_by_every_route(server: ServeProcess) -> None:
+    def count(days: str) -> set[int]:
+        body, form = form_of(sketch_png())
+        answers = [
+            query(server.port, sketch_png(), f"?k=99&{days}").json()["hits"],
+            ask(server.port, f"/v1/queries?limit=99&{days}", "POST", body, form).json()["results"][
+                0
+            ]["hits"],
+            ask(server.port, f"/v1/photos?limit=99&{days}").json()["photos"],
+            [{}, *ask(server.port, f"/v1/photos/1/similar?k=99&{days}").json()["hits"]],
+            ask(server.port, f"/v1/similar?like=1&k=99&{days}").json()["hits"],
+        ]
+        return {*map(len, answers)}
+
+    today = datetime.date.today()
+    before, after = (today + datetime.timedelta(days=days) for days in (-2, 2))
+    assert count("") == count(f"taken_from={before}&taken_to={after}") == {34}
+    for nothing in (f"taken_from={after}", f"taken_to={before}"):
+        assert count(nothing) <= {0, 1}
+    said = query(server.port, sketch_png(), f"?taken_from={before}").json()["notices"]
+    assert any("34 photos from " in notice for notice in said)
+
+
+@pytest.mark.parametrize(
+    "days",
+    ["taken_from=2024-13-01", "taken_to=yesterday", "taken_from=2024-06-01&taken_to=2024-05-31"],
+)
+def test_days_that_are_none_are_refused(server: ServeProcess, days: str) -> None:
+    refused = query(server.port, sketch_png(), f"?{days}")
+    assert (refused.status, refused.code) == (422, "bad_parameter")
+    assert "taken_" in refused.json()["error"]["message"]
 
 
 def test_a_folder_may_have_any_bytes_in_its_name(workplace: Workplace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import os
 import shutil
@@ -96,6 +97,12 @@ def test_the_options_of_python_reach_the_server(
     assert {Path(hit.path).parent for hit in within.hits} == {album}
     as_photo = client.query(sketch, "photo", fold=False, rerank="expand")
     assert as_photo.kind == "photo"
+    long_ago = datetime.date(1990, 1, 1)
+    assert client.query(sketch, taken_to=long_ago).hits == ()
+    assert (
+        client.query(sketch, limit=3, taken_from=long_ago).hits
+        == client.query(sketch, limit=3).hits
+    )
     best = within.hits[0].id
     assert best not in _ids(client.similar(best, limit=5).hits)
     liked = client.query(sketch, limit=2, like=[best], unlike=(within.hits[1].id,))

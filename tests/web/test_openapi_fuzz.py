@@ -18,16 +18,25 @@ from tests.tiny import tiny_photo
 
 pytestmark = pytest.mark.slow
 
-# A body may be what its description says, some bytes, and yet not an image.
+# A body may be what its description says, some bytes, and yet not an image; and a period may end
+# before it begins.
 _SETTINGS = """
 [[operations]]
 include-path = "/v1/query"
-checks.positive_data_acceptance.expected-statuses = [200, 400, 404]
+checks.positive_data_acceptance.expected-statuses = [200, 400, 404, 422]
+
+[[operations]]
+include-path = "/v1/photos"
+checks.positive_data_acceptance.expected-statuses = [200, 422]
+
+[[operations]]
+include-path = "/v1/similar"
+checks.positive_data_acceptance.expected-statuses = [200, 404, 422]
 
 # Each image of a batch has its own error.
 [[operations]]
 include-path = "/v1/queries"
-checks.positive_data_acceptance.expected-statuses = [200, 400]
+checks.positive_data_acceptance.expected-statuses = [200, 400, 422]
 checks.negative_data_rejection.expected-statuses = [200, 400, 415, 422]
 
 # A box may be four numbers in range and yet go beyond the photo, or the gallery has no regions.

@@ -13,7 +13,7 @@
 /** @typedef {{ path?: string | null, path_bytes?: string | null, name: string, count: number }} Folder */
 /**
  * @typedef {{ name: string, count: number, generation: number, model_id: string, folders: Folder[], command: string,
- *   regions: number | null,
+ *   regions: number | null, has_dates: boolean,
  *   galleries: { name: string, is_current: boolean }[] }} Gallery
  */
 /** @typedef {{ name: string, version: string, device: string, precision: string }} Engine */
@@ -49,7 +49,7 @@
  * @typedef {{ width_px?: number, height_px?: number, taken?: string, camera?: string, lens?: string,
  *   exposure?: string, latitude?: number, longitude?: number, is_changed?: boolean }} Details
  */
-/** @typedef {{ limit: number, offset: number, under: string }} QueryOptions `under` is a folder, or "" for all */
+/** @typedef {{ limit: number, offset: number } & import("./filters.js").Filter} QueryOptions */
 
 const TIMEOUT_MS = 20_000;
 const EXACT_DIGITS = 15;
@@ -206,9 +206,9 @@ function unlikesParameter(ids) {
 }
 
 /** @param {QueryOptions} options */
-function parameters({ limit, offset, under }) {
-  const page = { limit: `${limit}`, offset: `${offset}` };
-  return new URLSearchParams(under === "" ? page : { ...page, under }).toString();
+function parameters(options) {
+  const given = Object.entries(options).filter(([, value]) => value !== "");
+  return new URLSearchParams(given.map(([name, value]) => [name, `${value}`])).toString();
 }
 
 /**

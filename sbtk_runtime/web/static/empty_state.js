@@ -36,6 +36,13 @@ export const EMPTY_FOLDER = {
 };
 
 /** @type {Message} */
+export const EMPTY_DAYS = {
+  kind: "empty",
+  title: "No photos of these days",
+  text: "Choose other days, or all dates.",
+};
+
+/** @type {Message} */
 export const NO_OTHER_PHOTO = { kind: "empty", title: "No similar photos", text: "The gallery has no other photos." };
 
 /** @type {Message} */

@@ -3,6 +3,7 @@
 import { setUpCrop } from "./crop.js";
 import { announce, byId, checkedValue, onRadioChange, resetRadios, setChecked, showToast } from "./dom.js";
 import { Drawing } from "./drawing.js";
+import { currentFilter, onFilterChange } from "./filters.js";
 import { renderImage } from "./rendering.js";
 import { IndexingMonitor, progressText, resultText } from "./indexing.js";
 import { photoIdAt } from "./results_grid.js";
@@ -54,7 +55,7 @@ drawing.addEventListener("change", () => {
   results.run();
 });
 onRadioChange("as", () => results.run());
-byId("folder", HTMLSelectElement).addEventListener("change", () => results.run());
+onFilterChange(() => results.run());
 byId("similar-close", HTMLButtonElement).addEventListener("click", () => pushState({ likes: [], unlikes: [] }));
 byId("skip-link", HTMLAnchorElement).addEventListener("click", (event) => {
   event.preventDefault(); // The fragment of the URL holds the state of the page.
@@ -83,12 +84,12 @@ void registerServiceWorker();
 
 /** @returns {Query | null} null if there is nothing to search for */
 function currentQuery() {
-  const under = byId("folder", HTMLSelectElement).value;
+  const filter = currentFilter();
   const { likes, unlikes, region } = currentState();
-  if (likes.length > 0) return { kind: "similar", likes, unlikes, region: region ? regionText(region) : "", under };
+  if (likes.length > 0) return { kind: "similar", likes, unlikes, region: region ? regionText(region) : "", filter };
   if (!drawing.isSearchable && !pad.isDrawing) return null;
   const kind = checkedValue("as") === "photo" ? "photo" : "sketch";
-  return { image: () => renderImage(drawing, pad.unfinished), kind, unlikes, under };
+  return { image: () => renderImage(drawing, pad.unfinished), kind, unlikes, filter };
 }
 
 /** @param {UploadedImage} uploaded */

@@ -3,6 +3,7 @@
 import { ApiError, getGallery } from "./api.js";
 import { announceSoon, byId } from "./dom.js";
 import {
+  EMPTY_DAYS,
   EMPTY_FOLDER,
   EMPTY_GALLERY,
   FIRST_PHOTOS,
@@ -13,6 +14,7 @@ import {
   statusMessage,
 } from "./empty_state.js";
 import { showFeedback, withoutFeedback } from "./feedback.js";
+import { currentFilter, hasDays } from "./filters.js";
 import { displayName, displayPath } from "./paths.js";
 import { ResultsGrid, scoreText } from "./results_grid.js";
 import { Search } from "./search.js";
@@ -119,7 +121,7 @@ export class ResultsPane {
   /** @returns {Query} */
   get #query() {
     const query = this.#isBlank ? null : this.currentQuery();
-    return query ?? { kind: "recent", under: this.#folderSelect.value };
+    return query ?? { kind: "recent", filter: currentFilter() };
   }
 
   /** @param {number} distancePx from the viewport to the end of the photos */
@@ -246,6 +248,7 @@ export class ResultsPane {
     saveCommand(this.#gallery.command);
     showGalleries(this.#gallery.galleries);
     byId("viewer-mark", HTMLButtonElement).hidden = this.#gallery.regions == null;
+    byId("dates-button", HTMLButtonElement).hidden = !this.#gallery.has_dates;
     this.#folders = folderOptions(this.#gallery.folders);
     const selected = this.#folderSelect.value;
     fillSelect(this.#folderSelect, this.#folders);
@@ -280,6 +283,7 @@ export class ResultsPane {
     if (this.#error !== null) return errorMessage(this.#error.message, this.#error.next, true);
     if (this.#gallery?.count === 0) return this.monitor.health.is_indexing ? FIRST_PHOTOS : EMPTY_GALLERY;
     if (!isEmpty || this.#shown === null || this.#region.ariaBusy === "true") return null;
+    if (hasDays()) return EMPTY_DAYS;
     return this.#folderSelect.value === "" ? NO_OTHER_PHOTO : EMPTY_FOLDER;
   }
 }

@@ -5,11 +5,12 @@ import { ApiError, query, recentPhotos, similar, similarToSeveral } from "./api.
 
 /** @typedef {import("./api.js").QueryResponse} QueryResponse */
 /** @typedef {import("./api.js").QueryOptions} QueryOptions */
+/** @typedef {import("./filters.js").Filter} Filter */
 /**
  * A search for photos similar to an image or to photos of the gallery, or a list of recent photos.
- * @typedef {{ kind: "recent", under: string } |
- *   { kind: "similar", likes: number[], unlikes: number[], region: string, under: string } |
- *   { kind: "sketch" | "photo", image: () => Promise<Blob | null>, unlikes: number[], under: string }} Query
+ * @typedef {{ kind: "recent", filter: Filter } |
+ *   { kind: "similar", likes: number[], unlikes: number[], region: string, filter: Filter } |
+ *   { kind: "sketch" | "photo", image: () => Promise<Blob | null>, unlikes: number[], filter: Filter }} Query
  */
 /** @typedef {{ response: QueryResponse, query: Query, isMore: boolean }} SearchResult */
 
@@ -78,7 +79,7 @@ export class Search extends EventTarget {
     const offset = isMore ? this.#count : 0;
     const limit = Math.max(1, Math.min(isMore ? NEXT_PAGE : FIRST_PAGE, this.photoCount() - offset));
     try {
-      const response = await this.#fetch(current, { limit, offset, under: current.under }, request.signal);
+      const response = await this.#fetch(current, { limit, offset, ...current.filter }, request.signal);
       if (request.signal.aborted) return;
       this.#request = null;
       if (response === null) {

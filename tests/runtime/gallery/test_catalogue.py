@@ -12,6 +12,7 @@ import pytest
 
 from sbtk_runtime.errors import BadGallery, GalleryBusy
 from sbtk_runtime.gallery.catalogue import CatalogueView, Embedding, Failure, Origin
+from sbtk_runtime.gallery.photo_filter import PhotoFilter
 from sbtk_runtime.gallery.rows import SHARD_ROWS, Batch
 from sbtk_runtime.gallery.schema import (
     CATALOGUE_NAME,
@@ -88,7 +89,7 @@ def test_rows_and_ids_of_many_photos_with_and_without_gaps(tmp_path: Path) -> No
         assert view.rows().tolist() == list(range(10, 1210))
         assert view.ids(view.rows()).tolist() == list(range(1, 1201))
         assert view.ids(np.array([3, 11, 1210])).tolist() == [0, 2, 0]
-        assert view.rows(b"/p/0007").tolist() == []
+        assert view.rows(PhotoFilter(b"/p/0007")).tolist() == []
     with closing(CatalogueView(tmp_path, 2)) as view:
         rows = [row for row in range(11, 1211) if row not in (14, 909)]
         assert view.rows().tolist() == rows
@@ -233,10 +234,10 @@ def test_rows_below_a_folder(tmp_path: Path) -> None:
         names = ("a/1", "a/b/2", "ab/3", "a0/4", "a")
         catalogue.commit([photo(n, i) for i, n in enumerate(names)], [], [batch(0, 5)])
     with closing(CatalogueView(tmp_path, 1)) as view:
-        assert view.rows(b"/p/a").tolist() == [0, 1]
-        assert view.rows(b"/p/a/").tolist() == [0, 1]
-        assert view.rows(b"/").tolist() == [0, 1, 2, 3, 4]
-        assert view.rows(b"/none").tolist() == []
+        assert view.rows(PhotoFilter(b"/p/a")).tolist() == [0, 1]
+        assert view.rows(PhotoFilter(b"/p/a/")).tolist() == [0, 1]
+        assert view.rows(PhotoFilter(b"/")).tolist() == [0, 1, 2, 3, 4]
+        assert view.rows(PhotoFilter(b"/none")).tolist() == []
 
 
 def test_a_failed_transaction_changes_nothing(first: Path) -> None:

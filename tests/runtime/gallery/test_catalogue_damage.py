@@ -19,6 +19,7 @@ from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import BadGallery, SbtkError
 from sbtk_runtime.gallery.catalogue import CatalogueView
 from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.gallery.photo_filter import PhotoFilter
 from sbtk_runtime.gallery.schema import CATALOGUE_NAME
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
@@ -77,7 +78,10 @@ def require_told(error: SbtkError) -> None:
 
 
 READ: dict[str, tuple[str, Callable[[CatalogueView], object]]] = {
-    "a fraction for a row": ("photos SET row = 2.5 WHERE id = 3", lambda view: view.rows(b"/")),
+    "a fraction for a row": (
+        "photos SET row = 2.5 WHERE id = 3",
+        lambda view: view.rows(PhotoFilter(b"/")),
+    ),
     "a number for a path": ("photos SET path = 7 WHERE id = 3", lambda view: view.names_at(2)),
     "a text for a path": ("photos SET path = '/p' WHERE id = 3", lambda view: view.photo(3)),
     "a number for a hash": ("photos SET sha256 = 1.5", lambda view: list(view.photos())),

@@ -1,0 +1,117 @@
+"""Which photos of a gallery a query may find: those in a folder, of some days."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.files import printable_name
+
+#: First and last day, in the photos' local time. `None` leaves an end open.
+Period = tuple[datetime.date | None, datetime.date | None]
+
+_EVER: Period = (None, None)
+_LEAST_NS, _MOST_NS = -(1 << 63), (1 << 63) - 1
+# Outside of these years, nanoseconds do not fit 64 bits.
+_FIRST_YEAR, _LAST_YEAR = 1700, 2200
+# The date of a photo: when it was taken or, if its file does not say so, modified.
+_IN_PERIOD = """ AND CASE
+    WHEN (SELECT taken FROM dates WHERE dates.row = photos.row) IS NULL
+    THEN mtime_ns >= :first_ns AND mtime_ns < :end_ns
+    ELSE (SELECT taken FROM dates WHERE dates.row = photos.row) >= :first
+        AND (SELECT taken FROM dates WHERE dates.row = photos.row) < :end
+END"""
+
+
+@dataclass(frozen=True)
+class PhotoFilter:
+    """The photos in a folder and of a period; by default all.
+
+    Attributes:
+        folder: absolute, with its links; `None` for all.
+        period: days on which photos were taken, or their files modified if these do not say when
+            they were taken.
+    """
+
+    folder: bytes | None = None
+    period: Period = _EVER
+
+    @classmethod
+    def of(cls, under: Path | str | None, taken: Period | None) -> PhotoFilter:
+        """Return the filter of the arguments of a query.
+
+        Raises:
+            BadConfig: the period ends before it begins.
+        """
+        period = taken or _EVER
+        first, last = period
+        if first is not None and last is not None and first > last:
+            raise BadConfig(f"photos from {first} to {last}", "a first day before the last one")
+        # Links are kept, as in the catalogue.
+        folder = None if under is None else os.fsencode(os.path.abspath(under))  # noqa: PTH100
+        return cls(folder, period)
+
+    def __bool__(self) -> bool:
+        """Return whether it leaves out any photos."""
+        return self.folder is not None or self.has_period
+
+    @property
+    def has_period(self) -> bool:
+        """Whether it leaves out photos of some days."""
+        return self.period != _EVER
+
+    @property
+    def text(self) -> str:
+        """What it accepts, to follow the word "photos"; empty for all."""
+        first, last = self.period
+        parts = [
+            "" if self.folder is None else f" below {printable_name(os.fsdecode(self.folder))}",
+            "" if first is None else f" from {first}",
+            "" if last is None else f" {'until' if first is None else 'to'} {last}",
+        ]
+        return "".join(parts)
+
+    def condition(self) -> tuple[str, dict[str, object]]:
+        """Return a condition on `photos`, empty or starting with `AND`, and its values."""
+        condition = ""
+        values: dict[str, object] = {}
+        if self.folder is not None:
+            condition += " AND path >= :low AND path < :high"
+            values["low"], values["high"] = below(self.folder)
+        if self.has_period:
+            condition += _IN_PERIOD
+            values |= _bounds(*self.period)
+        return condition, values
+
+
+#: Accepts every photo.
+ALL_PHOTOS = PhotoFilter()
+
+
+def below(path: bytes) -> tuple[bytes, bytes]:
+    """Return the interval of paths (end excluded) that lie in the folder `path`."""
+    folder = path.rstrip(b"/")
+    return folder + b"/", folder + b"0"  # "0" is the character after "/"
+
+
+def _bounds(first: datetime.date | None, last: datetime.date | None) -> dict[str, object]:
+    """Return the first moment and the one after the last, as texts and as nanoseconds."""
+    end = None if last in (None, datetime.date.max) else last + datetime.timedelta(days=1)
+    return {
+        "first": "" if first is None else first.isoformat(),
+        "end": ":" if end is None else end.isoformat(),  # ":" is the character after "9"
+        "first_ns": _LEAST_NS if first is None else _midnight_ns(first),
+        "end_ns": _MOST_NS if end is None else _midnight_ns(end),
+    }
+
+
+def _midnight_ns(day: datetime.date) -> int:
+    """Return when a day begins here, in nanoseconds since 1970."""
+    if day.year < _FIRST_YEAR:
+        return _LEAST_NS
+    if day.year > _LAST_YEAR:
+        return _MOST_NS
+    return int(datetime.datetime.combine(day, datetime.time()).timestamp()) * 1_000_000_000
