@@ -26,7 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory, data: Path, narrow_resnet18: None) -> Path:
+def run_folder(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """A run in `runs/` of a folder of its own."""
     import torch
 
