@@ -275,6 +275,17 @@ def test_pens_and_fingers_move_the_selection(
         assert moved == pytest.approx([value + 200 for value in left], abs=NEAR)
 
 
+def test_a_palm_beside_the_pen_does_not_zoom(chromium: Browser, server: ServeProcess) -> None:
+    with Visit(chromium, server.origin, has_touch=True) as visit:
+        visit.open()
+        whole = visit.page.get_by_role("button", name="Whole canvas")
+        _pen(visit, ((0.2, 0.2), (0.5, 0.2)), lift=False)
+        _pinch(visit, (0.6, 0.8), (0.7, 0.8), (0.5, 0.8), (0.9, 0.8))
+        assert not whole.is_visible()
+        ink = _drawn(visit, lambda: _pen(visit, ((0.5, 0.2), (0.8, 0.2)), press=False))
+        assert _box(ink) == pytest.approx((195, 195, 805, 205), abs=2 * NEAR)
+
+
 def test_erasing_by_geometry_leaves_what_erasing_pixels_leaves(visit: Visit) -> None:
     shares = visit.page.evaluate(_CUT_STROKES)
     assert len(shares) == 24
@@ -435,10 +446,12 @@ def _finger(visit: Visit, places: Sequence[Place]) -> None:
     session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
 
-def _pen(visit: Visit, places: Sequence[Place]) -> None:
+def _pen(visit: Visit, places: Sequence[Place], *, press: bool = True, lift: bool = True) -> None:
     session = visit.context.new_cdp_session(visit.page)
-    kinds = ["mousePressed", *["mouseMoved"] * (len(places) - 1), "mouseReleased"]
-    for kind, place in zip(kinds, [*places, places[-1]], strict=True):
+    kinds = ["mousePressed" if press else "mouseMoved", *["mouseMoved"] * (len(places) - 1)]
+    if lift:
+        kinds.append("mouseReleased")
+    for kind, place in zip(kinds, [*places, places[-1]], strict=False):
         x, y = visit.on_screen(place)
         held = {"button": "left", "buttons": int(kind != "mouseReleased"), "clickCount": 1}
         event = {"type": kind, "x": x, "y": y, "pointerType": "pen", "force": 0.5}

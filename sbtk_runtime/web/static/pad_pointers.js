@@ -23,7 +23,9 @@ export function handlePointers(pad) {
   /** @type {PointerEvent | null} */
   let active = null;
   let penSeenMs = -Infinity;
-  const isMoving = handleView(pad);
+  const isPalm = (/** @type {PointerEvent} */ { pointerType, timeStamp }) =>
+    pointerType === "touch" && (timeStamp - penSeenMs < PALM_MS || active?.pointerType === "pen");
+  const isMoving = handleView(pad, isPalm);
 
   element.addEventListener("pointerdown", (event) => {
     if (event.pointerType === "pen") penSeenMs = event.timeStamp;
@@ -33,7 +35,7 @@ export function handlePointers(pad) {
       active = null;
       return;
     }
-    if (!mayDraw(event, active, penSeenMs)) return;
+    if (isPalm(event) || !mayDraw(event, active)) return;
     if (active !== null) pad.cancel();
     active = event;
     element.setPointerCapture(event.pointerId);
@@ -74,9 +76,10 @@ export function handlePointers(pad) {
 /**
  * Zooms and moves the view. Returns a function that tells whether pointers are doing so.
  * @param {SketchPad} pad
+ * @param {(event: PointerEvent) => boolean} isPalm
  * @returns {() => boolean}
  */
-function handleView(pad) {
+function handleView(pad, isPalm) {
   const element = pad.element;
   /** @type {Map<number, { clientX: number, clientY: number, isMiddle: boolean }>} fingers and middle buttons */
   const down = new Map();
@@ -88,7 +91,7 @@ function handleView(pad) {
 
   element.addEventListener("pointerdown", (event) => {
     const isMiddle = event.button === MIDDLE_BUTTON;
-    if (event.pointerType !== "touch" && !isMiddle) return;
+    if ((event.pointerType !== "touch" && !isMiddle) || isPalm(event)) return;
     if (isMiddle) event.preventDefault();
     const { clientX, clientY } = event;
     down.set(event.pointerId, { clientX, clientY, isMiddle });
@@ -129,11 +132,9 @@ function handleView(pad) {
 /**
  * @param {PointerEvent} event
  * @param {PointerEvent | null} active the pointer that is already drawing
- * @param {number} penSeenMs
  */
-function mayDraw(event, active, penSeenMs) {
+function mayDraw(event, active) {
   if (event.button !== 0 && event.button !== ERASER_BUTTON) return false;
-  if (event.pointerType === "touch" && event.timeStamp - penSeenMs < PALM_MS) return false;
   if (active !== null) return event.pointerType === "pen" && active.pointerType === "touch";
   return event.isPrimary;
 }
