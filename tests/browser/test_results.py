@@ -146,7 +146,7 @@ def test_a_photo_is_zoomed_and_its_details_are_shown(found: Visit) -> None:
     image = found.page.locator("#viewer-image")
     found.page.keyboard.press("+")
     assert "scale(1.5)" in (image.get_attribute("style") or "")
-    found.page.get_by_role("button", name="Zoom in").click()
+    found.page.get_by_role("dialog").get_by_role("button", name="Zoom in").click()
     assert "scale(2.25)" in (image.get_attribute("style") or "")
     found.page.keyboard.press("0")
     assert "scale" not in (image.get_attribute("style") or "")
