@@ -66,6 +66,7 @@ _DESCRIPTIONS = {
     403: "The host name is not allowed, or another web page sent the request.",
     404: "There is no such photo, or its file is no longer there.",
     408: "The request's body took too long.",
+    409: "The server's machine has no file manager.",
     413: "The request's body is too large.",
     415: "The request's body has an unsupported type.",
     422: "A parameter is out of range, unknown, or given twice.",

@@ -14,17 +14,21 @@ from pathlib import Path
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
+from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.folder import folder_counts, list_failures, partly_readable
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.gallery.update import roots_to_walk
 from sbtk_runtime.web.auth import HOST, is_loopback
 from sbtk_runtime.web.errors import error_answers, refusal_of
+from sbtk_runtime.web.file_manager import open_folder, opener
 from sbtk_runtime.web.indexing import Indexer
 from sbtk_runtime.web.refusals import Refusal, Refused
 from sbtk_runtime.web.schemas import (
     FailuresAnswer,
     FileFailure,
     Folder,
+    FolderShown,
+    Id,
     IndexedFolder,
     IndexedFolders,
     IndexingAnswer,
@@ -68,7 +72,11 @@ def collection_routes(service: Service, *, may_change: bool) -> APIRouter:
                     else folder_counts(gallery.folder)
                 )
             can_change = service.folder is not None and may_change and _is_local(request)
-            return IndexedFolders(folders=[*map(IndexedFolder.of, counts)], can_change=can_change)
+            return IndexedFolders(
+                folders=[*map(IndexedFolder.of, counts)],
+                can_change=can_change,
+                can_show=may_change and _is_local(request) and opener() is not None,
+            )
 
         answer = await run_until_disconnect(request, service.reads.submit(listed))
         return _json(answer.model_dump_json(exclude_none=True))
@@ -153,6 +161,31 @@ def collection_routes(service: Service, *, may_change: bool) -> APIRouter:
         indexer.forget(Path(under))
         return _json(_progress_json(service), 202)
 
+    @router.post(
+        "/v1/photos/{photo_id}/folder",
+        summary="Show a photo's folder in the file manager of the server's machine",
+        status_code=202,
+        response_model=FolderShown,
+        responses=error_answers(404, 409, 503, 504),
+        description="Only for the user of the server's machine.",
+    )
+    async def show_folder(request: Request, photo_id: Id) -> Response:
+        if not may_change or not _is_local(request):
+            raise Refused(_NOT_SHOWN)
+        program = opener()
+        if program is None:
+            raise Refused(_NO_FILE_MANAGER)
+
+        def opened() -> str:
+            photo, file = service.photo_file(photo_id)
+            file.close()
+            folder = str(Path(photo.path).parent)
+            open_folder(program, folder)
+            return folder
+
+        folder = await run_until_disconnect(request, service.reads.submit(opened))
+        return _json(FolderShown(folder=printable_name(folder)).model_dump_json(), 202)
+
     return router
 
 
@@ -169,6 +202,18 @@ _ELSEWHERE = Refusal(
     "read_only",
     "The photos are in a collection of a database, which this server does not change.",
     "run 'sbtk index' and 'sbtk push' where the photos are",
+)
+_NOT_SHOWN = Refusal(
+    403,
+    "read_only",
+    "This server opens no folders.",
+    "on the server's machine, open the page at http://127.0.0.1 without --read-only",
+)
+_NO_FILE_MANAGER = Refusal(
+    409,
+    "no_file_manager",
+    "No file manager can be opened on the server's machine.",
+    "start the server in a desktop session, with xdg-open installed",
 )
 _NO_FOLDER = Refusal(
     422, "bad_parameter", "The parameter under is missing.", "name a folder of /v1/folders"

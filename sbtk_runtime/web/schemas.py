@@ -302,6 +302,13 @@ class IndexedFolders(BaseModel):
 
     folders: list[IndexedFolder]
     can_change: bool = Field(description="Whether this client may index and remove folders.")
+    can_show: bool = Field(description="Whether the server may open folders for this client.")
+
+
+class FolderShown(BaseModel):
+    """A folder that the file manager of the server's machine is opening."""
+
+    folder: str = Field(description="For display.")
 
 
 class FileFailure(BaseModel):

@@ -31,6 +31,7 @@ ROUTES = {
     "/v1/photos/{photo_id}/thumbnail": {"get"},
     "/v1/photos/{photo_id}/file": {"get"},
     "/v1/photos/{photo_id}/similar": {"get"},
+    "/v1/photos/{photo_id}/folder": {"post"},
     "/v1/folders": {"get", "delete"},
     "/v1/failures": {"get"},
     "/v1/indexing": {"get", "post"},

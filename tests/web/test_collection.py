@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sbtk_runtime.gallery.gallery import Gallery
 from tests.serve_client import ask, query, sketch_png
 from tests.serve_process import ServeProcess
 from tests.tiny import write_photos
@@ -95,6 +97,47 @@ def test_folders_are_added_updated_and_forgotten(
     assert len(list(odd.iterdir())) == 5
     ask(port, f"/v1/indexing?under={quote(str(odd))}", "POST")
     assert after_jobs(port, 6)["photos"] == 5
+
+
+def test_a_photos_folder_is_shown_in_the_file_manager(
+    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "opened"
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "xdg-open").write_text(
+        f'#!/bin/sh\nprintf "%s" "$1" >"{log}.part"\nmv "{log}.part" "{log}"\n'
+    )
+    (programs / "xdg-open").chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    odd = workplace.photos / "a 'b\" $(touch x) -c"
+    odd.mkdir()
+    (workplace.photos / "photo-0001.png").rename(odd / "photo-0001.png")
+    workplace.index()
+    with Gallery.open(workplace.gallery) as gallery:
+        ids = {Path(one.photo.path).name: one.photo.id for one in gallery.recent(9)}
+    address = f"/v1/photos/{ids['photo-0001.png']}/folder"
+
+    monkeypatch.setenv("DISPLAY", ":0")
+    with workplace.serving() as process:
+        process.wait_until_ready()
+        assert ask(process.port, "/v1/folders").json()["can_show"]
+        answer = ask(process.port, address, "POST")
+        assert (answer.status, answer.json()) == (202, {"folder": str(odd)})
+        process.wait_for(log.exists)
+        assert log.read_text() == str(odd)
+        assert ask(process.port, "/v1/photos/999/folder", "POST").code == "no_photo"
+        for headers in ({"origin": "http://evil.example"}, {"x-forwarded-for": "10.0.0.9"}):
+            assert ask(process.port, address, "POST", headers=headers).status == 403
+        assert ask(process.port, address).status == 405
+        (odd / "photo-0001.png").unlink()
+        assert ask(process.port, address, "POST").code == "no_photo"
+    monkeypatch.delenv("DISPLAY")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with workplace.serving() as process:
+        process.wait_until_ready()
+        assert not ask(process.port, "/v1/folders").json()["can_show"]
+        assert ask(process.port, address, "POST").code == "no_file_manager"
 
 
 def test_files_that_cannot_be_read_are_listed(place: tuple[Workplace, ServeProcess]) -> None:
@@ -201,6 +244,7 @@ def test_a_read_only_server_and_one_for_others_refuse(
         assert ask(process.port, "/v1/indexing", "POST").code == "no_token"
         answer = ask(process.port, "/v1/indexing", "POST", headers=bearer)
         assert (answer.status, answer.code) == (403, "read_only")
+        assert ask(process.port, "/v1/photos/1/folder", "POST", headers=bearer).code == "read_only"
         listed = ask(process.port, "/v1/folders", headers=bearer).json()
         assert not listed["can_change"]
         assert listed["folders"][0]["photos"] == 8

@@ -145,7 +145,7 @@ export function getGallery() {
   return requestJson("v1/gallery", {});
 }
 
-/** @returns {Promise<{ folders: IndexedFolder[], can_change: boolean }>} */
+/** @returns {Promise<{ folders: IndexedFolder[], can_change: boolean, can_show: boolean }>} */
 export function getFolders() {
   return requestJson("v1/folders", {});
 }
@@ -185,6 +185,15 @@ export async function getHealth() {
   const body = await parseJson(response);
   if (body !== null && typeof body.status === "string") return body;
   throw errorFrom(response, body);
+}
+
+/**
+ * Shows a photo's folder in the file manager of the server's machine.
+ * @param {number} id
+ * @returns {Promise<{ folder: string }>}
+ */
+export function showFolder(id) {
+  return requestJson(`v1/photos/${id}/folder`, { method: "POST" });
 }
 
 /**

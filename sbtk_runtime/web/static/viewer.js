@@ -1,6 +1,6 @@
 // The viewer: one enlarged photo with its path, and the way to similar photos.
 
-import { ApiError, fileUrl, getDetails, getPhoto, thumbnailUrl } from "./api.js";
+import { ApiError, fileUrl, getDetails, getFolders, getPhoto, showFolder, thumbnailUrl } from "./api.js";
 import { byId, copyText, setEnabled, showToast } from "./dom.js";
 import { showDetails } from "./photo_details.js";
 import { displayName, displayPath } from "./paths.js";
@@ -30,6 +30,8 @@ export class Viewer extends EventTarget {
   #request = new AbortController();
   /** @type {Photo | null} */
   #photo = null;
+  /** @type {boolean | null} whether the server opens folders for this browser; null if it is not known yet */
+  #canShow = null;
   #zoom = new Zoom(byId("viewer-stage", HTMLElement), byId("viewer-image", HTMLImageElement));
   #frame = new RegionFrame(
     byId("viewer-stage", HTMLElement),
@@ -55,6 +57,7 @@ export class Viewer extends EventTarget {
     byId("viewer-next", HTMLButtonElement).addEventListener("click", () => this.#step(1));
     byId("viewer-copy", HTMLButtonElement).addEventListener("click", () => void this.#copyPath());
     byId("viewer-copy-image", HTMLButtonElement).addEventListener("click", () => void this.#copyImage());
+    byId("viewer-folder", HTMLButtonElement).addEventListener("click", () => void this.#openFolder());
     byId("viewer-like", HTMLButtonElement).addEventListener("click", () => this.#judge("like"));
     byId("viewer-unlike", HTMLButtonElement).addEventListener("click", () => this.#judge("unlike"));
     byId("viewer-zoom-in", HTMLButtonElement).addEventListener("click", () => this.#zoom.step(1));
@@ -104,6 +107,7 @@ export class Viewer extends EventTarget {
       [byId("viewer-close", HTMLButtonElement), true],
     ]);
     if (!this.#dialog.open) this.#dialog.showModal();
+    void this.#offerFolder();
     void this.#loadDetails(id, this.#request.signal);
     // Metadata are an addition: what is wrong with the file is shown by the image.
     const { signal } = this.#request;
@@ -261,6 +265,27 @@ export class Viewer extends EventTarget {
       showToast("Image copied.");
     } catch {
       showToast("The browser did not allow copying the image.");
+    }
+  }
+
+  /** Offers to open the folder if the server may do so for this browser. */
+  async #offerFolder() {
+    if (this.#canShow !== null) return;
+    this.#canShow = false;
+    try {
+      this.#canShow = (await getFolders()).can_show;
+    } catch {
+      this.#canShow = null;
+    }
+    byId("viewer-folder", HTMLButtonElement).hidden = !this.#canShow;
+  }
+
+  async #openFolder() {
+    if (this.id === null) return;
+    try {
+      showToast(`Opening ${(await showFolder(this.id)).folder}`);
+    } catch (error) {
+      if (error instanceof ApiError) showToast(error.message);
     }
   }
 
