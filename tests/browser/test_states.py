@@ -21,7 +21,7 @@ from sbtk_runtime.gallery.graph import update_graph
 from sbtk_runtime.gallery.rows import Vectors
 from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import GalleryManifest
-from tests.browser.visit import ROOF, Visit, violations
+from tests.browser.visit import DOOR, ROOF, Visit, violations
 from tests.serve_process import serving
 from tests.tiny import tiny_bundle, tiny_photo, write_photos, write_tiny_manifest
 from tests.tiny_gallery import index
@@ -320,6 +320,74 @@ def test_a_token_signs_in_from_the_form_or_the_url(chromium: Browser, place: Pat
                 visit.stroke(ROOF)
             assert len(visit.ids()) == 6
             assert visit.page.evaluate("document.cookie") == ""
+
+
+def test_another_token_is_asked_for_and_the_sketch_is_kept(chromium: Browser, place: Path) -> None:
+    gallery, options = place / "gallery.sbtk", ("--model", str(place / "tiny"))
+    with serving(gallery, "--token", "first-token-1", *options, log=place / "log") as first:
+        first.wait_until_ready()
+        with Visit(chromium, first.origin) as visit:
+            visit.open("/?token=first-token-1")
+            visit.stroke(ROOF)
+            ink = visit.ink()
+            first.stop()
+            with serving(
+                gallery, "--token", "second-token-2", *options, log=place / "log2", port=first.port
+            ) as second:
+                second.wait_until_ready()
+                field = visit.page.get_by_label("Token")
+                field.fill("second-token-2")
+                field.press("Enter")
+                with visit.new_hits():
+                    visit.wait_for_status("ok")
+                assert visit.ink() == ink
+            visit.expect_message("401")
+            visit.allow_message("ERR_|Failed to fetch")
+
+
+def test_two_windows_have_sketches_of_their_own(visit: Visit) -> None:
+    with visit.new_hits():
+        visit.stroke(ROOF)
+    first = visit.page
+    ink, hits = visit.ink(), visit.ids()
+    # As a link opened in a new window, which starts with a copy of the session.
+    with visit.context.expect_page() as opened:
+        first.evaluate("window.open(location.href)")
+    visit.page = opened.value
+    visit.wait_for_status("ok")
+    with visit.new_hits():
+        visit.stroke(DOOR)
+    assert visit.ink() != ink
+    visit.page.reload()
+    visit.wait_for_status("ok")
+    visit.page = first
+    visit.page.reload()
+    visit.wait_for_status("ok")
+    visit.wait_until("() => document.getElementById('results').dataset.shown === 'sketch'")
+    # Saved strokes are rounded.
+    assert visit.ink() == pytest.approx(ink, rel=0.01)
+    assert visit.ids()[:2] == hits[:2]
+
+
+def test_a_phone_that_was_asleep_shows_what_has_changed(chromium: Browser, place: Path) -> None:
+    with (
+        serving(
+            place / "gallery.sbtk", "--model", str(place / "tiny"), log=place / "log"
+        ) as served,
+        Visit(chromium, served.origin, viewport={"width": 390, "height": 844}) as visit,
+    ):
+        visit.open()
+        visit.context.set_offline(True)
+        visit.stroke(ROOF)
+        visit.wait_for_status("unreachable")
+        write_photos(place / "photos" / "later", 3, seed=77)
+        index(place / "gallery.sbtk", place / "photos", place / "tiny")
+        with visit.new_hits():
+            visit.context.set_offline(False)
+            visit.wait_for_status("ok")
+        visit.page.get_by_role("button", name="photos").click()
+        visit.page.locator("#info-photos").filter(has_text="9").wait_for()
+        visit.expect_message("ERR_INTERNET_DISCONNECTED")
 
 
 def test_the_page_opens_while_the_server_is_stopped(chromium: Browser, place: Path) -> None:
