@@ -272,7 +272,7 @@ def test_sources_and_collections_do_not_mix(url: str, made_up: Path, tmp_path: P
         assert both.sources() == {"one": COUNT, "two": 30}
         assert len(both.answer(unit_rows(1, DIM)[0], 100, fold=False).hits) == 90
         found = both.answer(unit_rows(1, DIM)[0], 100, under="two", fold=False).hits
-        assert len(found) == 30 and all(hit.path.startswith("two/") for hit in found)
+        assert len(found) == 30 and all(hit.path.startswith("source:two/") for hit in found)
     with RemoteGallery.open(f"{url}?collection=second") as second:
         assert second.sources() == {"one": 30}
 
