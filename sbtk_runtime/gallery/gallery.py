@@ -30,7 +30,7 @@ from sbtk_runtime.gallery.folder import (
 from sbtk_runtime.gallery.hits import Answer, Box, Copy, Hit, PhotoCopies, Scores, mark_matches
 from sbtk_runtime.gallery.photo_filter import Period, PhotoFilter
 from sbtk_runtime.gallery.queries import Queries, Search, few_notices, note
-from sbtk_runtime.gallery.region_search import Found, RegionSearch
+from sbtk_runtime.gallery.region_search import Found, RegionSearch, require_within
 from sbtk_runtime.gallery.row_check import REPAIR, RowCheck
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors
 from sbtk_runtime.gallery.search import CodeSearch, EmbeddingSearch
@@ -382,13 +382,7 @@ class Gallery(Queries):
         Raises:
             BadRegion: the box is not within the photo, or the photo has no regions.
         """
-        x, y, width, height = region
-        is_within = min(x, y) >= 0 and min(width, height) > 0
-        if not (is_within and max(x + width, y + height) <= 1 + 1e-3):
-            raise BadRegion(
-                f"the region {', '.join(f'{part:g}' for part in region)}",
-                "x, y, width and height as shares of the photo, 0 to 1",
-            )
+        require_within(region)
         if self._regions is None:
             raise BadRegion(
                 f"{printable_name(self.folder)} keeps whole frames only",

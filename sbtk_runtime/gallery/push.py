@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,14 @@ from sbtk_runtime.gallery.remote import (
     Notify,
     Part,
     RemotePhoto,
+    RemoteRegions,
     RemoteStore,
     RemoteWriter,
     escape_path,
     photo_id,
 )
 from sbtk_runtime.gallery.roots import relative_path, roots_above
-from sbtk_runtime.gallery.rows import Vectors
+from sbtk_runtime.gallery.rows import Rows, Vectors
 
 #: Called with the number of photos done and their total.
 Progress = Callable[[int, int], None]
@@ -118,12 +119,8 @@ def push_gallery(
             *(manifest.model_id, manifest.preprocessing, manifest.precision, manifest.dim),
             bits=manifest.bits,
             itq=None if manifest.bits is None else view.itq(),
+            regions=None if manifest.regions is None else manifest.regions.count,
         )
-        if manifest.regions is not None:
-            notices.append(
-                f"{manifest.regions.rows:,} regions are not pushed: the collection finds photos by "
-                "their whole frames"
-            )
         sources = source_names(view.roots(), names)
         totals: Counter[str] = Counter()
         for root, source in sources.items():
@@ -231,7 +228,11 @@ class _Push:
                 self._counts["deleted"] += len(part)
             photos = self._counts["unchanged"] + self._counts["pushed"]
             folders = dict(self._folders.most_common(MOST_FOLDERS))
-            self._store.publish(Part(self._source, shard, photos, folders), self._notify)
+            left = Part(self._source, shard, photos, folders)
+            if info.regions is not None:
+                mean = self._generation.view.region_mean(info.dim)
+                left = replace(left, regions=self._count_regions(local), region_mean=mean)
+            self._store.publish(left, self._notify)
         return self._counts + Counter(done=done)
 
     def _list(self, local: sqlite3.Connection, roots: frozenset[bytes]) -> None:
@@ -280,9 +281,44 @@ class _Push:
             _, number, *rest = part[index]
             photos.append(RemotePhoto(number, self._source, *rest))
         if photos:
-            count = writer.put(photos, rows[places[kept]])
+            regions = self._regions(numbers[kept])
+            count = writer.put(photos, rows[places[kept]], regions)
             self._counts["pushed"] += count
             self._counts["collisions"] += len(photos) - count
+
+    def _regions(self, photo_rows: Rows) -> list[RemoteRegions]:
+        """Return the regions of the photos at `photo_rows`; none where whole frames are kept only.
+
+        Damaged ones are left out: the photo is found by the others.
+        """
+        generation = self._generation
+        if generation.manifest.regions is None or not isinstance(generation.rows, Vectors):
+            return []
+        found = []
+        for photo_row in photo_rows.tolist():
+            kept = generation.view.regions_of(photo_row)
+            if kept is None or not len(kept.boxes):
+                empty = np.empty((0, generation.manifest.dim), dtype="<f2")
+                found.append(RemoteRegions(np.empty((0, 4), dtype=np.float32), empty))
+                continue
+            numbers = np.arange(kept.first_row, kept.first_row + len(kept.boxes), dtype=np.int64)
+            content, is_intact = generation.check.read_checked(numbers)
+            is_intact &= generation.rows.decode(content)[1]
+            found.append(RemoteRegions(kept.boxes[is_intact], content.view("<f2")[is_intact]))
+        return found
+
+    def _count_regions(self, local: sqlite3.Connection) -> int:
+        """Return the number of regions of the photos of the source."""
+        spans = self._generation.view.region_spans()
+        found = local.execute("SELECT row FROM wanted")
+        rows, photos = np.unique([row for (row,) in found], return_counts=True)
+        order = np.argsort(spans.photo_rows)
+        counts = np.zeros(len(rows), dtype=np.int64)
+        if len(order) and len(rows):
+            places = np.searchsorted(spans.photo_rows[order], rows).clip(max=len(order) - 1)
+            is_there = spans.photo_rows[order][places] == rows
+            counts = np.where(is_there, spans.counts[order][places], 0)
+        return int((counts * photos).sum())
 
 
 def _parts(found: sqlite3.Cursor, size: int) -> Iterator[list[tuple[Any, ...]]]:

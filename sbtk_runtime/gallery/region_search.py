@@ -22,6 +22,7 @@ from sbtk_runtime.gallery.region_rows import RegionSpans
 from sbtk_runtime.gallery.row_check import RowCheck
 from sbtk_runtime.gallery.rows import Embeddings, Rows, Vectors, make_row_mask, unit_row
 from sbtk_runtime.gallery.sign_codes import SignCodes
+from sbtk_runtime.regions import Boxes
 
 #: The share of the mean region that is subtracted from a query, and the amount that is subtracted
 #: from the scores of regions. Chosen on scenes and photos of validation classes, so that whole
@@ -138,8 +139,7 @@ class RegionSearch:
                 "a photo of 224 x 224 pixels or more, in a gallery with regions",
                 "sbtk index PHOTOS --regions",
             )
-        overlaps = _overlaps(boxes.astype(np.float64), np.array(box, dtype=np.float64))
-        return int(self._spans.first_rows[place[0]]) + int(np.argmax(overlaps))
+        return int(self._spans.first_rows[place[0]]) + best_place(boxes, box)
 
     def _nearest(
         self, query: Embeddings, k: int, among: Rows | None, search: str
@@ -208,6 +208,26 @@ def common_part(mean: Embeddings) -> Embeddings:
     length = COMMONNESS * float(np.linalg.norm(mean))
     factor = COMMONNESS * min(1.0, MOST_COMMON / max(length, 1e-12))
     return np.asarray(mean * np.float32(factor))
+
+
+def best_place(boxes: Boxes, box: Box) -> int:
+    """Return the place of the one of `boxes (R, 4) float32` that covers `box` best."""
+    return int(np.argmax(_overlaps(boxes.astype(np.float64), np.array(box, dtype=np.float64))))
+
+
+def require_within(region: Box) -> None:
+    """Make sure that a region is within a photo.
+
+    Raises:
+        BadRegion: it is not.
+    """
+    x, y, width, height = region
+    is_within = min(x, y) >= 0 and min(width, height) > 0
+    if not (is_within and max(x + width, y + height) <= 1 + 1e-3):
+        raise BadRegion(
+            f"the region {', '.join(f'{part:g}' for part in region)}",
+            "x, y, width and height as shares of the photo, 0 to 1",
+        )
 
 
 def _overlaps(boxes: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[np.float64]:

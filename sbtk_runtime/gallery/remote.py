@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.binary_codes import Codes, Itq
 from sbtk_runtime.errors import BadConfig, ModelMismatch, SbtkError
+from sbtk_runtime.gallery.hits import Box
 from sbtk_runtime.gallery.photo_filter import below
 from sbtk_runtime.gallery.rows import Embeddings
 from sbtk_runtime.manifest import PhotoShard, path_hash
+from sbtk_runtime.regions import Boxes
 
 #: Collections and folders of at most so many photos are searched exactly.
 EXACT_BELOW = 20_000
@@ -133,6 +135,7 @@ class CollectionInfo:
     """What the photos of a collection have in common.
 
     `itq` makes codes of embeddings where the collection is binary, with `bits` bits a code.
+    `regions` is how many are kept of a photo; `None` if whole frames only.
     """
 
     model_id: str
@@ -141,11 +144,13 @@ class CollectionInfo:
     dim: int
     bits: int | None = None
     itq: Itq | None = None
+    regions: int | None = None
 
     @property
     def description(self) -> str:
         """The model, the preprocessing and what is kept of a photo, in words."""
         kept = f"{self.dim} numbers" if self.bits is None else f"{self.bits} bits"
+        kept += " and no regions" if self.regions is None else f" and {self.regions} regions"
         return f"{self.model_id}, preprocessing {self.preprocessing}, {kept} a photo"
 
 
@@ -159,12 +164,16 @@ class Part:
         photos: their number.
         folders: the photos directly in each folder, by its path below the source; the fullest
             `MOST_FOLDERS`.
+        regions: the number of their regions.
+        region_mean: the mean `(D,) float32` of the gallery's regions, if it keeps any.
     """
 
     source: str
     shard: PhotoShard
     photos: int
     folders: dict[str, int]
+    regions: int = 0
+    region_mean: Embeddings | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +188,19 @@ class RemoteState:
     def count(self) -> int:
         """The number of photos."""
         return sum(part.photos for part in self.parts)
+
+    @property
+    def regions(self) -> int:
+        """The number of regions."""
+        return sum(part.regions for part in self.parts)
+
+    def region_mean(self) -> Embeddings:
+        """Return the mean `(D,) float32` of all regions."""
+        total = np.zeros(self.info.dim)
+        for part in self.parts:
+            if part.region_mean is not None:
+                total += part.regions * part.region_mean
+        return np.asarray(total / max(self.regions, 1), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -201,6 +223,19 @@ class RemotePhoto:
         """A number of 63 bits that differs if anything else differs."""
         values = (self.path, self.size_bytes, self.mtime_ns, self.sha256, self.partial)
         return path_hash(repr(values).encode())
+
+
+@dataclass(frozen=True)
+class RemoteRegions:
+    """The regions of a photo.
+
+    Attributes:
+        boxes: `(R, 4) float32`: x, y, width and height, 0 to 1 of the upright photo.
+        rows: `(R, D)` numbers, their embeddings.
+    """
+
+    boxes: Boxes
+    rows: NDArray[np.generic]
 
 
 @dataclass(frozen=True)
@@ -233,6 +268,18 @@ class RemoteReader(Protocol):
     ) -> list[tuple[RemotePhoto, float]]:
         """Return the `count` photos nearest to a query with their scores, best first."""
 
+    def search_regions(
+        self, query: Embeddings, count: int, within: Within | None, *, exact: bool
+    ) -> list[tuple[RemotePhoto, float, Box]]:
+        """Return the `count` photos with the best regions, best first, each with its best one.
+
+        Scores are products with `query (D,) float32`, which need not have length 1. Without `exact`
+        fewer may be returned than there are.
+        """
+
+    def regions(self, photo_id: int) -> RemoteRegions:
+        """Return the regions of a photo of a collection that keeps them."""
+
     def photos(
         self,
         *,
@@ -257,12 +304,18 @@ class RemoteWriter(Protocol):
     def stamps(self) -> Iterator[tuple[int, int]]:
         """Yield the id and the stamp of each photo of the source, or of the shard."""
 
-    def put(self, photos: Sequence[RemotePhoto], rows: NDArray[np.generic]) -> int:
+    def put(
+        self,
+        photos: Sequence[RemotePhoto],
+        rows: NDArray[np.generic],
+        regions: Sequence[RemoteRegions] = (),
+    ) -> int:
         """Insert or replace photos; return how many, without those whose id is another's.
 
         Args:
             photos: N photos.
             rows: `(N, D) float16` embeddings, or `(N, bits / 8) uint8` codes.
+            regions: N, or none where the collection keeps whole frames only.
         """
 
     def delete(self, ids: Sequence[int]) -> None:
@@ -323,14 +376,14 @@ def require_same(there: CollectionInfo, ours: CollectionInfo, address: Address) 
     if _key(there) != _key(ours):
         raise ModelMismatch(
             f"{address.shown} holds photos by {there.description}",
-            f"{ours.description}, as the gallery has (embeddings of two models cannot be compared)",
+            f"{ours.description}, as the gallery has (they cannot be compared)",
             "push to another collection: --at '...?collection=NAME'",
         )
 
 
 def _key(info: CollectionInfo) -> tuple[object, ...]:
     codes = None if info.itq is None else info.itq.to_bytes()
-    return info.model_id, info.preprocessing, info.dim, info.bits, codes
+    return info.model_id, info.preprocessing, info.dim, info.bits, codes, info.regions
 
 
 def photo_id(source: str, relative_path: bytes) -> int:

@@ -21,6 +21,12 @@ from sbtk_runtime.gallery.folder import FolderCount
 from sbtk_runtime.gallery.hits import Answer, Box, Copy, Hit, PhotoCopies, mark_matches
 from sbtk_runtime.gallery.photo_filter import Period, PhotoFilter
 from sbtk_runtime.gallery.queries import Queries, Search, few_notices
+from sbtk_runtime.gallery.region_search import (
+    PENALTY,
+    best_place,
+    common_part,
+    require_within,
+)
 from sbtk_runtime.gallery.remote import (
     RemotePhoto,
     RemoteQuery,
@@ -31,7 +37,7 @@ from sbtk_runtime.gallery.remote import (
     unescape_path,
 )
 from sbtk_runtime.gallery.rows import Embeddings, unit_row
-from sbtk_runtime.manifest import GalleryManifest, MatchRule
+from sbtk_runtime.manifest import GalleryManifest, MatchRule, RegionsRecord
 from sbtk_runtime.preprocess import PREPROCESSING
 from sbtk_runtime.rerank import Rerank, require_rerank
 
@@ -45,6 +51,9 @@ _FRESH_S = 5.0
 _SPARE = 10
 _MOST_CANDIDATES = 10_000
 _PAGE = 200
+
+#: A photo, its score, and the region that was found.
+_Found = tuple[RemotePhoto, float, Box | None]
 
 
 class RemoteGallery(Queries):
@@ -160,6 +169,7 @@ class RemoteGallery(Queries):
             preprocessing=info.preprocessing,
             live=state.count,
             bits=info.bits,
+            regions=None if info.regions is None else RegionsRecord(info.regions, state.regions),
         )
 
     def sources(self) -> dict[str, int]:
@@ -200,16 +210,18 @@ class RemoteGallery(Queries):
         rerank: Rerank = "none",
         offset: int = 0,
         match_rule: MatchRule | None = None,
-        regions: bool = True,  # whole frames are all there is
+        regions: bool = True,
     ) -> Answer:
         """Return the hits of `search` for `embedding (D,) float32`, and the notices about them."""
         self._check_question(k, search, offset, rerank)
         _require_all_days(taken)
         query = self._query_of(embedding)
-        answer = self._answer(query, k, search, under, fold=fold, offset=offset)
+        answer = self._answer(query, k, search, under, fold=fold, offset=offset, regions=regions)
         if match_rule is not None and answer.hits and self._state.info.bits is None:
-            photos = max(1, self._count_within(self._within(under)))
-            return Answer(mark_matches(answer.hits, match_rule, photos), answer.notices)
+            compared = self._count_within(self._within(under))
+            # The best of many regions is as good by chance as the best of as many photos.
+            compared += self._state.regions if regions else 0
+            return Answer(mark_matches(answer.hits, match_rule, max(1, compared)), answer.notices)
         return answer
 
     def similar(
@@ -223,26 +235,34 @@ class RemoteGallery(Queries):
         fold: bool = True,
         rerank: Rerank = "none",
         offset: int = 0,
-        regions: bool = True,  # whole frames are all there is
+        regions: bool = True,
         region: Box | None = None,
     ) -> Answer:
-        """Return the photos most like one of the gallery, which is not among them.
+        """Return the photos most like one of the gallery, or like a part of it, without it.
 
         Raises:
             BadData: there is no such photo.
-            BadRegion: photos like a part of one were asked for.
+            BadRegion: it has no regions, or `region` is not within it.
         """
         self._check_question(k, search, offset, rerank)
         _require_all_days(taken)
         if region is not None:
-            raise BadRegion(
-                "a region of a photo in a collection, which keeps whole frames only",
-                "a gallery on disk with regions",
-            )
+            require_within(region)
         photo = self.photo(photo_id)
         if photo is None:
             raise BadData(f"the gallery has no photo {photo_id}", "the id of a hit")
-        return self._answer(photo_id, k, search, under, fold=fold, offset=offset, left_out=photo)
+        query: RemoteQuery = photo_id
+        if region is not None:
+            query = self._region(photo_id, region)
+        elif regions and self._state.info.regions is not None:
+            query = self._embeddings([photo_id])[0]
+        return self._answer(
+            *(query, k, search, under),
+            fold=fold,
+            offset=offset,
+            left_out=photo,
+            regions=regions,
+        )
 
     def refined(
         self, query: Embeddings | None, liked: Sequence[int], disliked: Sequence[int]
@@ -265,6 +285,23 @@ class RemoteGallery(Queries):
                 raise BadData(f"the gallery has no photo {number}", "the id of a hit")
         rows = [unit_row(kept[number], self._state.info.dim) for number in ids]
         return np.array(rows, dtype=np.float32).reshape(len(ids), self._state.info.dim)
+
+    def _region(self, photo_id: int, box: Box) -> Embeddings:
+        """Return the embedding `(D,) float32` of the region of a photo that covers `box` best."""
+        info = self._state.info
+        if info.regions is None:
+            raise BadRegion(
+                f"{self.name} keeps whole frames only",
+                "a collection with regions",
+                "sbtk index PHOTOS --regions, then push to another collection",
+            )
+        kept = self._reader.regions(photo_id)
+        if not len(kept.boxes):
+            raise BadRegion(
+                "a region of a photo that is kept as a whole frame only",
+                "a photo of 224 x 224 pixels or more",
+            )
+        return unit_row(kept.rows[best_place(kept.boxes, box)], info.dim)
 
     def photo(self, photo_id: int) -> Photo | None:
         """Return what is known of the photo with that id; `None` if there is none."""
@@ -399,6 +436,7 @@ class RemoteGallery(Queries):
         fold: bool,
         offset: int,
         left_out: Photo | None = None,
+        regions: bool = True,
     ) -> Answer:
         within = self._within(under)
         if under is not None and within is None:
@@ -407,9 +445,12 @@ class RemoteGallery(Queries):
         count = wanted + _SPARE
         exact = search == "exact"
         while True:
-            found = self._reader.search(query, count, within, exact=exact)
+            whole = self._reader.search(query, count, within, exact=exact)
+            found: list[_Found] = [(photo, score, None) for photo, score in whole]
+            if regions and self._state.info.regions is not None:
+                found = self._improved(found, query, count, within, exact=exact)
             ranked = _ranked(found, left_out, fold=fold)
-            is_all = len(found) < count
+            is_all = len(whole) < count
             if len(ranked) >= wanted or (is_all and exact) or count >= _MOST_CANDIDATES:
                 break
             if is_all:
@@ -417,12 +458,13 @@ class RemoteGallery(Queries):
             else:
                 count = min(4 * count, _MOST_CANDIDATES)
         chosen = ranked[offset:wanted]
-        copies = self._copies([photo.sha256 for photo, _ in chosen], within) if fold else {}
+        copies = self._copies([photo.sha256 for photo, *_ in chosen], within) if fold else {}
         hits = []
-        for rank, (photo, score) in enumerate(chosen, start=offset + 1):
+        for rank, (photo, score, region) in enumerate(chosen, start=offset + 1):
             first, *others = copies.get(photo.sha256) or [photo]
             others_ = tuple(map(self._copy, others))
-            hits.append(Hit(rank, score, first.id, self._path_of(first), others_))
+            path = self._path_of(first)
+            hits.append(Hit(rank, score, first.id, path, others_, region=region))
         few: tuple[str, ...] = ()
         if len(hits) < k:
             own = left_out is not None
@@ -430,6 +472,28 @@ class RemoteGallery(Queries):
                 offset + len(hits) + own, len(found), wanted + own, PhotoFilter.of(under, None)
             )
         return Answer(hits, few)
+
+    def _improved(
+        self,
+        found: list[_Found],
+        query: RemoteQuery,
+        count: int,
+        within: Within | None,
+        *,
+        exact: bool,
+    ) -> list[_Found]:
+        """Return the `count` best photos by whole frame or region; see `region_search`."""
+        assert not isinstance(query, int)
+        common = common_part(self._state.region_mean())
+        turned = unit_row(query, self._state.info.dim) - common
+        parts = self._reader.search_regions(turned, count, within, exact=exact)
+        if len(parts) < count and not exact:  # several regions are of one photo
+            parts = self._reader.search_regions(turned, count, within, exact=True)
+        better: list[_Found] = [(photo, score - PENALTY, box) for photo, score, box in parts]
+        best: dict[int, _Found] = {}
+        for one in sorted([*found, *better], key=lambda one: -one[1]):
+            best.setdefault(one[0].id, one)
+        return list(best.values())[:count]
 
     def _copies(
         self, sha256s: Sequence[str], within: Within | None
@@ -521,19 +585,17 @@ def _shown(source: str) -> str:
     return f"source:{source}"
 
 
-def _ranked(
-    found: Sequence[tuple[RemotePhoto, float]], left_out: Photo | None, *, fold: bool
-) -> list[tuple[RemotePhoto, float]]:
+def _ranked(found: Sequence[_Found], left_out: Photo | None, *, fold: bool) -> list[_Found]:
     """Return the photos that are hits, best first; folded, one of each content."""
     if left_out is not None:
         found = [
-            (photo, score)
-            for photo, score in found
+            (photo, score, region)
+            for photo, score, region in found
             if photo.id != left_out.id and not (fold and photo.sha256 == left_out.sha256)
         ]
     if not fold:
         return list(found)
-    first: dict[str, tuple[RemotePhoto, float]] = {}
-    for photo, score in found:
-        first.setdefault(photo.sha256, (photo, score))
+    first: dict[str, _Found] = {}
+    for one in found:
+        first.setdefault(one[0].sha256, one)
     return list(first.values())

@@ -11,7 +11,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,23 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from sbtk_runtime.binary_codes import Itq
+from sbtk_runtime.gallery.hits import Box
 from sbtk_runtime.gallery.postgres_connection import ANSWER_S, Connection, Locked, Session
+from sbtk_runtime.gallery.postgres_names import (
+    INDEXED,
+    PHOTO,
+    Names,
+    pgvector_version,
+    photo_of,
+    set_index_options,
+    where_of,
+)
+from sbtk_runtime.gallery.postgres_regions import (
+    make_regions,
+    put_regions,
+    regions_of,
+    search_regions,
+)
 from sbtk_runtime.gallery.remote import (
     EXACT_BELOW,
     WHOLE,
@@ -32,6 +48,7 @@ from sbtk_runtime.gallery.remote import (
     RemoteError,
     RemotePhoto,
     RemoteQuery,
+    RemoteRegions,
     RemoteState,
     Within,
     require_same,
@@ -42,20 +59,15 @@ from sbtk_runtime.manifest import PhotoShard, path_hash
 
 Result = TypeVar("Result")
 
-FORMAT = 1
+#: 1 without regions.
+FORMAT = 2
 #: pgvector from which on there are `halfvec` and `bit_hamming_ops`.
 _OLDEST_PGVECTOR = (0, 7)
-#: pgvector from which on an index is searched on until enough photos pass a filter.
-_ITERATIVE_PGVECTOR = (0, 8)
 #: The widest embeddings and codes that pgvector's index takes.
 _WIDEST_HALFVEC, _WIDEST_BIT = 4000, 64_000
-_LEAST_EF, _MOST_EF = 100, 1000
 #: Candidates by the index, which works with float16, for each photo that is wanted.
 _CANDIDATES = 4
 _PAGE_ROWS = 10_000
-#: Characters of a path in an index, whose entries may have 2,700 bytes.
-_INDEXED = 400
-_PHOTO = sql.SQL("id, source, path, size_bytes, mtime_ns, sha256, partial")
 
 
 class PostgresStore:
@@ -69,7 +81,7 @@ class PostgresStore:
     def __init__(self, address: Address, patience_s: float) -> None:
         self._address = address
         self._patience_s = patience_s
-        self._names = _Names(address.collection)
+        self._names = Names(address.collection)
 
     @property
     def address(self) -> Address:
@@ -106,29 +118,10 @@ class PostgresStore:
             publisher.close()
 
 
-class _Names:
-    """The names of a collection's tables and indices."""
-
-    def __init__(self, collection: str) -> None:
-        self.collection = collection
-        self.photos = sql.Identifier(collection)
-        self.info = sql.Identifier(f"{collection}_info")
-        self.parts = sql.Identifier(f"{collection}_parts")
-
-    def index(self, suffix: str) -> sql.Identifier:
-        return sql.Identifier(self.index_name(suffix))
-
-    def index_name(self, suffix: str) -> str:
-        return f"{self.collection}_{suffix}"
-
-    def lock(self, *parts: str) -> int:
-        return path_hash("\0".join(["sbtk", self.collection, *parts]).encode())
-
-
 class _Reader:
     """What answers queries; see `RemoteReader`."""
 
-    def __init__(self, address: Address, names: _Names, patience_s: float) -> None:
+    def __init__(self, address: Address, names: Names, patience_s: float) -> None:
         self._address = address
         self._names = names
         self._patience_s = patience_s
@@ -145,6 +138,18 @@ class _Reader:
             lambda connection: _search(connection, self._names, query, count, within, exact=exact)
         )
 
+    def search_regions(
+        self, query: Embeddings, count: int, within: Within | None, *, exact: bool
+    ) -> list[tuple[RemotePhoto, float, Box]]:
+        return self._run(
+            lambda connection: search_regions(
+                *(connection, self._names, query, count, within), exact=exact
+            )
+        )
+
+    def regions(self, photo_id: int) -> RemoteRegions:
+        return self._run(lambda connection: regions_of(connection, self._names, photo_id))
+
     def photos(
         self,
         *,
@@ -154,7 +159,7 @@ class _Reader:
         limit: int | None = None,
         offset: int = 0,
     ) -> list[RemotePhoto]:
-        where, values = _where(within)
+        where, values = where_of(within)
         order = sql.SQL("mtime_ns DESC, id")
         for column, wanted in (("id", list(ids)), ("sha256", list(map(bytes.fromhex, sha256s)))):
             if wanted:
@@ -162,11 +167,11 @@ class _Reader:
                 values.append(wanted)
                 order = sql.SQL("id")
         query = sql.SQL("SELECT {} FROM {} WHERE {} ORDER BY {} LIMIT %s OFFSET %s").format(
-            _PHOTO, self._names.photos, where, order
+            PHOTO, self._names.photos, where, order
         )
         values += [limit, offset]
         return self._run(
-            lambda connection: [_photo(row) for row in connection.execute(query, values)]
+            lambda connection: [photo_of(row) for row in connection.execute(query, values)]
         )
 
     def embeddings(self, ids: Sequence[int]) -> dict[int, Embeddings]:
@@ -197,7 +202,7 @@ class _Writer(Session):
     def __init__(
         self,
         address: Address,
-        names: _Names,
+        names: Names,
         patience_s: float,
         source: str,
         shard: PhotoShard,
@@ -233,8 +238,19 @@ class _Writer(Session):
                 return
             last = page[-1][:2]
 
-    def put(self, photos: Sequence[RemotePhoto], rows: NDArray[np.generic]) -> int:
-        return self.run(lambda connection: _put(connection, self._names, photos, rows, self._bits))
+    def put(
+        self,
+        photos: Sequence[RemotePhoto],
+        rows: NDArray[np.generic],
+        regions: Sequence[RemoteRegions] = (),
+    ) -> int:
+        def work(connection: Connection) -> int:
+            put = _put(connection, self._names, photos, rows, self._bits)
+            if regions:
+                put_regions(connection, self._names, photos, regions, put)
+            return len(put)
+
+        return self.run(work)
 
     def delete(self, ids: Sequence[int]) -> None:
         query = sql.SQL("DELETE FROM {} WHERE id = ANY(%s) AND source = %s").format(
@@ -253,13 +269,13 @@ class _Writer(Session):
             raise Locked
 
 
-def _prepare(connection: Connection, names: _Names, info: CollectionInfo, address: Address) -> None:
+def _prepare(connection: Connection, names: Names, info: CollectionInfo, address: Address) -> None:
     # Two pushes may make the tables at one moment.
     connection.execute("SELECT pg_advisory_xact_lock(%s)", (names.lock(),))
-    version = _pgvector(connection)
+    version = pgvector_version(connection)
     if version is None:
         connection.execute("CREATE EXTENSION vector")
-        version = _pgvector(connection)
+        version = pgvector_version(connection)
     if version is None or version < _OLDEST_PGVECTOR:
         shown = ".".join(map(str, version or ()))
         oldest = ".".join(map(str, _OLDEST_PGVECTOR))
@@ -283,16 +299,28 @@ def _prepare(connection: Connection, names: _Names, info: CollectionInfo, addres
                 by_path=names.index("by_path"),
                 by_time=names.index("by_time"),
                 by_content=names.index("by_content"),
-                indexed=sql.Literal(_INDEXED),
+                indexed=sql.Literal(INDEXED),
             )
         )
     connection.execute(
-        sql.SQL("INSERT INTO {} VALUES (true, %s, %s, %s, %s, %s, %s, %s, 0)").format(names.info),
+        sql.SQL("INSERT INTO {} VALUES (true, %s, %s, %s, %s, %s, %s, %s, 0, %s)").format(
+            names.info
+        ),
         (
-            *(FORMAT, info.model_id, info.preprocessing, info.precision, info.dim, info.bits),
+            *(
+                1 if info.regions is None else FORMAT,
+                info.model_id,
+                info.preprocessing,
+                info.precision,
+                info.dim,
+                info.bits,
+            ),
             None if info.itq is None else info.itq.to_bytes(),
+            info.regions,
         ),
     )
+    if info.regions is not None:
+        make_regions(connection, names, info.dim)
 
 
 # Paths are compared by their bytes, whatever the database's language.
@@ -300,10 +328,11 @@ _TABLES = (
     """CREATE TABLE {info} (
     is_only boolean PRIMARY KEY CHECK (is_only), format integer NOT NULL, model_id text NOT NULL,
     preprocessing text NOT NULL, precision text NOT NULL, dim integer NOT NULL, bits integer,
-    itq bytea, generation bigint NOT NULL)""",
+    itq bytea, generation bigint NOT NULL, regions integer)""",
     """CREATE TABLE {parts} (
     source text NOT NULL, shard text NOT NULL, photos bigint NOT NULL, folders jsonb NOT NULL,
-    pushed timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (source, shard))""",
+    pushed timestamptz NOT NULL DEFAULT now(), regions bigint NOT NULL DEFAULT 0,
+    region_mean bytea, PRIMARY KEY (source, shard))""",
     """CREATE TABLE {photos} (
     id bigint PRIMARY KEY, source text COLLATE "C" NOT NULL, path text COLLATE "C" NOT NULL,
     path_hash bigint NOT NULL, stamp bigint NOT NULL, size_bytes bigint NOT NULL,
@@ -321,16 +350,11 @@ def _exists(connection: Connection, table: sql.Identifier) -> bool:
     return bool(row and row[0])
 
 
-def _pgvector(connection: Connection) -> tuple[int, ...] | None:
-    """Return the version of pgvector in the database; `None` if it is not installed there."""
-    query = "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
-    found = connection.execute(query).fetchone()
-    return None if found is None else tuple(map(int, found[0].split(".")))
-
-
-def _state(connection: Connection, names: _Names, address: Address) -> RemoteState:
+def _state(connection: Connection, names: Names, address: Address) -> RemoteState:
     query = sql.SQL(
-        "SELECT format, model_id, preprocessing, precision, dim, bits, itq, generation FROM {}"
+        # Collections that keep no regions may be older than that column.
+        "SELECT format, model_id, preprocessing, precision, dim, bits, itq, generation, "
+        "(to_jsonb(i) ->> 'regions')::integer FROM {} AS i"
     ).format(names.info)
     found = connection.execute(query).fetchone()
     if found is None or found[0] > FORMAT:
@@ -340,30 +364,34 @@ def _state(connection: Connection, names: _Names, address: Address) -> RemoteSta
             f"one of format {FORMAT}, as this version of sbtk makes them",
             "update sbtk, or push to another collection: --at '...?collection=NAME'",
         )
-    _, model_id, preprocessing, precision, dim, bits, itq, generation = found
+    _, model_id, preprocessing, precision, dim, bits, itq, generation, regions = found
     codes = None if itq is None else Itq.from_bytes(itq)
     parts = connection.execute(
-        sql.SQL("SELECT source, shard, photos, folders FROM {} ORDER BY source, shard").format(
-            names.parts
+        sql.SQL("SELECT source, shard, photos, folders{} FROM {} ORDER BY source, shard").format(
+            sql.SQL(", 0, NULL" if regions is None else ", regions, region_mean"), names.parts
         )
     )
     return RemoteState(
-        CollectionInfo(model_id, preprocessing, precision, dim, bits, codes),
+        CollectionInfo(model_id, preprocessing, precision, dim, bits, codes, regions),
         generation,
         tuple(
-            Part(source, PhotoShard.parse(shard), photos, folders)
-            for source, shard, photos, folders in parts
+            Part(
+                *(source, PhotoShard.parse(shard), photos, folders, count),
+                None if mean is None else np.frombuffer(mean, dtype="<f4"),
+            )
+            for source, shard, photos, folders, count, mean in parts
         ),
     )
 
 
 def _put(
     connection: Connection,
-    names: _Names,
+    names: Names,
     photos: Sequence[RemotePhoto],
     rows: NDArray[np.generic],
     bits: int | None,
-) -> int:
+) -> set[int]:
+    """Insert or replace photos, and return their ids, without those that are another photo's."""
     incoming = sql.Identifier(f"{names.collection}_incoming")
     connection.execute(
         sql.SQL("CREATE TEMP TABLE IF NOT EXISTS {} (LIKE {}) ON COMMIT DELETE ROWS").format(
@@ -399,13 +427,13 @@ def _put(
         sql.SQL(
             "INSERT INTO {photos} AS p ({listed}) SELECT {listed} FROM {incoming} "
             "ON CONFLICT (id) DO UPDATE SET {changes} "
-            "WHERE p.source = excluded.source AND p.path = excluded.path"
+            "WHERE p.source = excluded.source AND p.path = excluded.path RETURNING id"
         ).format(photos=names.photos, listed=listed, incoming=incoming, changes=changes)
     )
-    return done.rowcount
+    return {number for (number,) in done}
 
 
-def _record(connection: Connection, names: _Names, part: Part) -> None:
+def _record(connection: Connection, names: Names, part: Part) -> None:
     # Other divisions of the source are outdated.
     connection.execute(
         sql.SQL("DELETE FROM {} WHERE source = %s AND NOT shard LIKE %s").format(names.parts),
@@ -419,10 +447,17 @@ def _record(connection: Connection, names: _Names, part: Part) -> None:
         ).format(names.parts),
         (part.source, str(part.shard), part.photos, Jsonb(part.folders)),
     )
+    if part.region_mean is not None:
+        connection.execute(
+            sql.SQL(
+                "UPDATE {} SET regions = %s, region_mean = %s WHERE source = %s AND shard = %s"
+            ).format(names.parts),
+            (part.regions, part.region_mean.astype("<f4").tobytes(), part.source, str(part.shard)),
+        )
     connection.execute(sql.SQL("UPDATE {} SET generation = generation + 1").format(names.info))
 
 
-def _build_index(connection: Connection, names: _Names, notify: Notify) -> None:
+def _build_index(connection: Connection, names: Names, notify: Notify) -> None:
     """Build the index of a large collection that has none, while others read and write."""
     state = connection.execute(
         sql.SQL("SELECT dim, bits, (SELECT sum(photos) FROM {}) FROM {}").format(
@@ -436,9 +471,26 @@ def _build_index(connection: Connection, names: _Names, notify: Notify) -> None:
     if dim > _WIDEST_HALFVEC if bits is None else bits > _WIDEST_BIT:
         notify("pgvector has no index for embeddings this wide: searches stay exact")
         return
+    operators = "halfvec_cosine_ops" if bits is None else "bit_hamming_ops"
+    what = f"{photos:,} photos"
+    _build(connection, names, names.photos, "by_embedding", operators, what, notify)
+    if _exists(connection, names.regions):
+        what = f"the regions of {what}"
+        _build(connection, names, names.regions, "by_region", operators, what, notify)
+
+
+def _build(
+    connection: Connection,
+    names: Names,
+    table: sql.Identifier,
+    suffix: str,
+    operators: str,
+    what: str,
+    notify: Notify,
+) -> None:
     is_valid = connection.execute(
         "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)",
-        (names.index("by_embedding").as_string(connection),),
+        (names.index(suffix).as_string(connection),),
     ).fetchone()
     if is_valid == (True,):
         return
@@ -448,25 +500,23 @@ def _build_index(connection: Connection, names: _Names, notify: Notify) -> None:
     if lock != (True,):
         notify("another push is building the index")
         return
-    notify(f"building the index of {photos:,} photos on the server")
+    notify(f"building the index of {what} on the server")
     connection.execute("SET lock_timeout = 0")
     connection.execute("SET statement_timeout = 0")
-    index, operators = names.index("by_embedding"), "halfvec_cosine_ops"
-    if bits is not None:
-        operators = "bit_hamming_ops"
+    index = names.index(suffix)
     # What a build that was interrupted has left is not valid.
     connection.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(index))
     connection.execute(
         sql.SQL("CREATE INDEX CONCURRENTLY {} ON {} USING hnsw (embedding {})").format(
-            index, names.photos, sql.SQL(operators)
+            index, table, sql.SQL(operators)
         )
     )
-    connection.execute(sql.SQL("ANALYZE {}").format(names.photos))
+    connection.execute(sql.SQL("ANALYZE {}").format(table))
 
 
 def _search(
     connection: Connection,
-    names: _Names,
+    names: Names,
     query: RemoteQuery,
     count: int,
     within: Within | None,
@@ -476,7 +526,7 @@ def _search(
     connection.execute(f"SET LOCAL statement_timeout = '{ANSWER_S}s'")
     wanted = _query_text(connection, names, query)
     is_binary = not wanted.startswith("[")
-    where, values = _where(within)
+    where, values = where_of(within)
     if within is not None and not exact:
         few = sql.SQL("SELECT count(*) FROM (SELECT 1 FROM {} WHERE {} LIMIT %s) AS few").format(
             names.photos, where
@@ -491,24 +541,22 @@ def _search(
         if is_binary
         else sql.SQL("1 - (embedding::vector <=> {}::vector)").format(sql.Literal(wanted))
     )
-    candidates = sql.SQL("SELECT {}, embedding FROM {} WHERE {}").format(
-        _PHOTO, names.photos, where
-    )
+    candidates = sql.SQL("SELECT {}, embedding FROM {} WHERE {}").format(PHOTO, names.photos, where)
     if not exact:
         distance = sql.SQL("<~> {}::bit({})") if is_binary else sql.SQL("<=> {}::halfvec")
         parts = (sql.Literal(wanted), sql.Literal(len(wanted)))
         candidates += sql.SQL(" ORDER BY embedding ") + distance.format(*parts[: 1 + is_binary])
         candidates += sql.SQL(" LIMIT {}").format(sql.Literal(_CANDIDATES * count))
-        _set_index_options(connection, _CANDIDATES * count)
+        set_index_options(connection, _CANDIDATES * count)
     # Materialised, so that an exact search of some photos does not use the index of all.
     ranked = sql.SQL(
         "WITH candidate AS MATERIALIZED ({}) SELECT {}, {} AS score FROM candidate "
         "ORDER BY score DESC, id LIMIT {}"
-    ).format(candidates, _PHOTO, score, sql.Literal(count))
-    return [(_photo(row[:-1]), float(row[-1])) for row in connection.execute(ranked, values)]
+    ).format(candidates, PHOTO, score, sql.Literal(count))
+    return [(photo_of(row[:-1]), float(row[-1])) for row in connection.execute(ranked, values)]
 
 
-def _query_text(connection: Connection, names: _Names, query: RemoteQuery) -> str:
+def _query_text(connection: Connection, names: Names, query: RemoteQuery) -> str:
     """Return a query as PostgreSQL reads it: "[0.1,0.2]", or "0110" of a code."""
     if isinstance(query, int):
         found = connection.execute(
@@ -520,32 +568,3 @@ def _query_text(connection: Connection, names: _Names, query: RemoteQuery) -> st
     if query.dtype == np.uint8:
         return "".join(map(str, np.unpackbits(query.view(np.uint8)).tolist()))
     return "[" + ",".join(map(repr, query.tolist())) + "]"
-
-
-def _set_index_options(connection: Connection, candidates: int) -> None:
-    width = min(max(candidates, _LEAST_EF), _MOST_EF)
-    connection.execute(f"SET LOCAL hnsw.ef_search = {width}")
-    version = _pgvector(connection)
-    if version is not None and version >= _ITERATIVE_PGVECTOR:
-        connection.execute("SET LOCAL hnsw.iterative_scan = relaxed_order")
-
-
-def _where(within: Within | None) -> tuple[sql.Composable, list[Any]]:
-    if within is None:
-        return sql.SQL("true"), []
-    where: sql.Composable = sql.SQL("source = %s")
-    values: list[Any] = [within.source]
-    interval = within.interval()
-    if interval is None:
-        return where, values
-    low, high = interval
-    where += sql.SQL(
-        " AND left(path, {0}) >= left(%s, {0}) AND left(path, {0}) <= left(%s, {0})"
-        " AND path >= %s AND path < %s"
-    ).format(sql.Literal(_INDEXED))
-    return where, [*values, low, high, low, high]
-
-
-def _photo(row: Sequence[Any]) -> RemotePhoto:
-    photo_id, source, path, size_bytes, mtime_ns, sha256, partial = row
-    return RemotePhoto(photo_id, source, path, size_bytes, mtime_ns, bytes(sha256).hex(), partial)

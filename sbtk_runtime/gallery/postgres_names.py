@@ -1,0 +1,78 @@
+"""The names of a collection's tables, and the clauses that its queries share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from psycopg import sql
+
+from sbtk_runtime.gallery.postgres_connection import Connection
+from sbtk_runtime.gallery.remote import RemotePhoto, Within
+from sbtk_runtime.manifest import path_hash
+
+#: Characters of a path in an index, whose entries may have 2,700 bytes.
+INDEXED = 400
+#: The columns that `photo_of` takes.
+PHOTO = sql.SQL("id, source, path, size_bytes, mtime_ns, sha256, partial")
+#: pgvector from which on an index is searched on until enough photos pass a filter.
+_ITERATIVE_PGVECTOR = (0, 8)
+_LEAST_EF, _MOST_EF = 100, 1000
+
+
+class Names:
+    """The names of a collection's tables and indices."""
+
+    def __init__(self, collection: str) -> None:
+        self.collection = collection
+        self.photos = sql.Identifier(collection)
+        self.info = sql.Identifier(f"{collection}_info")
+        self.parts = sql.Identifier(f"{collection}_parts")
+        self.regions = sql.Identifier(f"{collection}_regions")
+
+    def index(self, suffix: str) -> sql.Identifier:
+        """Return the name of an index."""
+        return sql.Identifier(f"{self.collection}_{suffix}")
+
+    def lock(self, *parts: str) -> int:
+        """Return the number of a lock."""
+        return path_hash("\0".join(["sbtk", self.collection, *parts]).encode())
+
+
+def pgvector_version(connection: Connection) -> tuple[int, ...] | None:
+    """Return the version of pgvector in the database; `None` if it is not installed there."""
+    query = "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
+    found = connection.execute(query).fetchone()
+    return None if found is None else tuple(map(int, found[0].split(".")))
+
+
+def set_index_options(connection: Connection, candidates: int) -> None:
+    """Let the index find that many candidates, and go on while a filter leaves too few."""
+    width = min(max(candidates, _LEAST_EF), _MOST_EF)
+    connection.execute(f"SET LOCAL hnsw.ef_search = {width}")
+    version = pgvector_version(connection)
+    if version is not None and version >= _ITERATIVE_PGVECTOR:
+        connection.execute("SET LOCAL hnsw.iterative_scan = relaxed_order")
+
+
+def where_of(within: Within | None) -> tuple[sql.Composable, list[Any]]:
+    """Return the condition for photos of a folder, and its values."""
+    if within is None:
+        return sql.SQL("true"), []
+    where: sql.Composable = sql.SQL("source = %s")
+    values: list[Any] = [within.source]
+    interval = within.interval()
+    if interval is None:
+        return where, values
+    low, high = interval
+    where += sql.SQL(
+        " AND left(path, {0}) >= left(%s, {0}) AND left(path, {0}) <= left(%s, {0})"
+        " AND path >= %s AND path < %s"
+    ).format(sql.Literal(INDEXED))
+    return where, [*values, low, high, low, high]
+
+
+def photo_of(row: Sequence[Any]) -> RemotePhoto:
+    """Return the photo of a row of the columns `PHOTO`."""
+    photo_id, source, path, size_bytes, mtime_ns, sha256, partial = row
+    return RemotePhoto(photo_id, source, path, size_bytes, mtime_ns, bytes(sha256).hex(), partial)
