@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Ink = NDArray[np.bool_]
 
+FLOWER_SKETCH = Path(__file__).parents[2] / "demo" / "sketches" / "flower.png"
+
 #: Two strokes that do not meet.
 LEFT: tuple[Place, ...] = ((0.2, 0.2), (0.2, 0.5), (0.35, 0.5))
 RIGHT: tuple[Place, ...] = ((0.7, 0.2), (0.7, 0.8))
@@ -173,6 +175,48 @@ def test_the_selection_by_keyboard_alone(visit: Visit) -> None:
     for _ in range(11):  # deleting, duplicating, a step, six rotations, scaling, flipping
         keys.press("Control+z")
     assert (_drawn(visit, lambda: keys.press("Control+z")) == both).all()
+
+
+def test_lines_and_the_stroke_eraser_by_keyboard_alone(visit: Visit) -> None:
+    keys = visit.page.keyboard
+    for key in ("n", "d", "Space", *["Shift+ArrowRight"] * 3, "Shift+ArrowDown"):
+        keys.press(key)
+    line = _drawn(visit, lambda: keys.press("Space"))
+    assert _from_line(line, (500, 500), (800, 600)) < NEAR
+    for key in ("Shift+E", "Shift+ArrowUp", "Space", *["Shift+ArrowDown"] * 2):
+        keys.press(key)
+    keys.press("Space")
+    visit.wait_for_recent()
+    assert visit.ink() == 0
+    assert (_drawn(visit, lambda: keys.press("Control+z")) == line).all()
+
+
+def test_the_tools_fit_beside_an_opened_image(visit: Visit) -> None:
+    with visit.new_hits(), visit.page.expect_file_chooser() as chosen:
+        visit.page.get_by_role("button", name="Open image").click()
+        chosen.value.set_files(FLOWER_SKETCH)
+    for width, height in ((360, 640), (390, 844), (844, 390), (1024, 768)):
+        visit.page.set_viewport_size({"width": width, "height": height})
+        assert visit.fits()
+        _assert_tools_fit(visit, width, height)
+
+
+def _assert_tools_fit(visit: Visit, width: int, height: int) -> None:
+    script = """labels => labels.map((label) => label.getBoundingClientRect())
+        .filter(({ width }) => width > 0).map(({ x, y, width, height }) => [x, y, width, height])"""
+    boxes = visit.page.eval_on_selector_all("#sketch-panel :is(.tool, .button, .switch)", script)
+    assert len(boxes) == 11 + 2 + 3 + 1
+    for x, y, wide, high in boxes:
+        assert wide >= 24 and high >= 24
+        assert x >= 0 and x + wide <= width and y + high <= height
+    others = [*boxes]
+    while others:
+        x, y, wide, high = others.pop()
+        apart = [
+            x + wide <= a + 0.5 or a + w <= x + 0.5 or y + high <= b + 0.5 or b + h <= y + 0.5
+            for a, b, w, h in others
+        ]
+        assert all(apart), "two controls overlap"
 
 
 def test_what_was_erased_stays_erased_when_strokes_move(visit: Visit) -> None:
