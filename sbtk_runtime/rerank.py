@@ -15,6 +15,11 @@ from sbtk_runtime.errors import BadConfig
 
 Rerank = Literal["none", "expand", "diffusion"]
 RERANKS: tuple[Rerank, ...] = get_args(Rerank)
+#: `auto` is what suits a gallery and a query, see `queries.Queries.choose_rerank`.
+RerankChoice = Literal["auto", "none", "expand", "diffusion"]
+#: Numbers of photos in a gallery for which `auto` diffuses the hits of a sketch. Galleries of 1,000
+#: and more photos were measured; reading the neighbours of millions would delay a first query.
+AUTO_FROM, AUTO_BELOW = 500, 200_000
 
 Scores = NDArray[np.float32]
 

@@ -182,6 +182,14 @@ _itq_rotation = click.option(
     help="ITQ rotation: as in its paper, or as in the code of SEM-PCYC and DSN.  "
     "[default: procrustes]",
 )
+_rerank = click.option(
+    "--rerank",
+    type=click.Choice(["none", "expand", "diffusion"]),
+    default="none",
+    show_default=True,
+    help="Rerank the hits: expand the query by its first hits, or diffuse scores over similar "
+    "photos.",
+)
 _cuts = click.option(
     "--at",
     "cuts",
@@ -196,7 +204,7 @@ def protocol(function: Function) -> Function:
     """Add the options of a protocol."""
     for option in (
         *(_cuts, _itq_rotation, _itq_on, _bits, _keep_duplicates),
-        *(options.rerank, _ties, _distance, _setting, _queries),
+        *(_rerank, _ties, _distance, _setting, _queries),
     ):
         function = option(function)
     return function

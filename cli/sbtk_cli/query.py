@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sbtk_runtime.gallery.gallery import Gallery, Hit, Search
     from sbtk_runtime.gallery.remote_gallery import RemoteGallery
     from sbtk_runtime.preprocess import Kind
-    from sbtk_runtime.rerank import Rerank
+    from sbtk_runtime.rerank import RerankChoice
 
 _HELP = """Find the photos that look like a sketch.
 
@@ -97,7 +97,7 @@ def command(
     at: str | None,
     mounts: tuple[str, ...],
     search: Search,
-    rerank: Rerank,
+    rerank: RerankChoice,
     taken_from: date | None,
     taken_to: date | None,
     fold: bool,
@@ -140,7 +140,7 @@ def command(
                 *(data, embedder, k, kind),
                 search=search,
                 taken=(taken_from, taken_to),
-                rerank=rerank,
+                rerank=opened.choose_rerank(rerank, kind),
                 fold=fold,
                 regions=regions,
             )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sbtk_runtime.engines.base import EngineOptions
     from sbtk_runtime.gallery.queries import Search
     from sbtk_runtime.gallery.remote_gallery import RemoteGallery
-    from sbtk_runtime.rerank import Rerank
+    from sbtk_runtime.rerank import RerankChoice
 
 _NOT_REPEATED = ("photos", "gallery", "at", "token", "is_opened", "no_browser", "quiet")
 
@@ -104,7 +104,7 @@ def command(
     allow_hosts: tuple[str, ...],
     read_only: bool,
     search: Search,
-    rerank: Rerank,
+    rerank: RerankChoice,
     model: str | None,
     engine_options: EngineOptions,
     quiet: bool,

@@ -41,7 +41,7 @@ from sbtk_runtime.manifest import (
     MatchRule,
     read_gallery_manifest,
 )
-from sbtk_runtime.rerank import Rerank, require_rerank
+from sbtk_runtime.rerank import AUTO_BELOW, AUTO_FROM, Rerank, require_rerank
 
 if TYPE_CHECKING:
     from sbtk_runtime.embedding.embedder import Embedder
@@ -406,6 +406,15 @@ class Gallery(Queries):
                 f"--rerank {rerank} of a binary gallery", "embeddings, or --rerank none"
             )
         return self._searched.rerank(embedding, k, among, search, rerank)
+
+    def _diffuses_sketches(self) -> bool:
+        # Hits by regions are not reranked.
+        return (
+            AUTO_FROM <= self.count < AUTO_BELOW
+            and self._regions is None
+            and isinstance(self._searched, EmbeddingSearch)
+            and self._searched.has_neighbours()
+        )
 
     def _outdated_notices(self) -> set[str]:
         return self._usable.said

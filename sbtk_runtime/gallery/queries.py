@@ -17,7 +17,7 @@ from sbtk_runtime.gallery.photo_filter import Period, PhotoFilter
 from sbtk_runtime.gallery.rows import Embeddings
 from sbtk_runtime.manifest import MatchRule
 from sbtk_runtime.preprocess import ImageInput, Kind, prepare_input
-from sbtk_runtime.rerank import Rerank
+from sbtk_runtime.rerank import Rerank, RerankChoice
 
 if TYPE_CHECKING:
     from sbtk_runtime.embedding.embedder import Embedder
@@ -50,6 +50,19 @@ class Queries(ABC):
         regions: bool = True,
     ) -> Answer:
         """Return the hits of `search` for `embedding (D,) float32`, and the notices about them."""
+
+    def choose_rerank(self, choice: RerankChoice, kind: Kind) -> Rerank:
+        """Return how to reorder the hits of a sketch or a photo.
+
+        `auto` is diffusion for sketches, where `_diffuses_sketches`, and nothing else.
+        """
+        if choice != "auto":
+            return choice
+        return "diffusion" if kind == "sketch" and self._diffuses_sketches() else "none"
+
+    def _diffuses_sketches(self) -> bool:
+        """Return whether diffusion suits sketches in this gallery."""
+        return False
 
     @abstractmethod
     def _require_model(self, embedder: Embedder) -> None:

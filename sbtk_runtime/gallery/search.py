@@ -15,7 +15,7 @@ from sbtk_runtime.gallery import hnsw
 from sbtk_runtime.gallery.catalogue import CatalogueView
 from sbtk_runtime.gallery.hits import Scores, exact_search, hamming_search
 from sbtk_runtime.gallery.hnsw import Graph, build_graph, has_hnswlib, import_hnswlib
-from sbtk_runtime.gallery.neighbours import Neighbours, load_neighbours
+from sbtk_runtime.gallery.neighbours import NEIGHBOURS_NAME, Neighbours, load_neighbours
 from sbtk_runtime.gallery.row_check import RowCheck
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors, make_row_mask, unit_row
 from sbtk_runtime.gallery.sign_codes import SignCodes
@@ -138,6 +138,17 @@ class EmbeddingSearch:
         embeddings = np.empty_like(sorted_rows)
         embeddings[order] = sorted_rows
         return embeddings
+
+    def has_neighbours(self) -> bool:
+        """Return whether there are neighbours to rerank by; a damaged list is a fault to note."""
+        if not (self._folder / NEIGHBOURS_NAME).exists():
+            return False
+        try:
+            self._usable_neighbours()
+        except BadGallery as problem:
+            self._note(f"{problem.found}: {problem.next_step}; hits are not reranked")
+            return False
+        return True
 
     def _usable_neighbours(self) -> Neighbours:
         with self._lock:

@@ -34,7 +34,7 @@ from sbtk_runtime.gallery.queries import Search
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.manifest import GalleryManifest
 from sbtk_runtime.preprocess import KINDS, Kind, Pixels
-from sbtk_runtime.rerank import Rerank
+from sbtk_runtime.rerank import Rerank, RerankChoice
 from sbtk_runtime.web.following import FollowedGallery, RemoteFollower
 from sbtk_runtime.web.indexing import Indexer, Listener, Progress
 from sbtk_runtime.web.photos import PhotoNotFound, open_photo
@@ -140,7 +140,7 @@ class Service:
         options: EngineOptions = DEFAULT_OPTIONS,
         *,
         search: Search = "auto",
-        rerank: Rerank = "none",
+        rerank: RerankChoice = "auto",
         notify: Notify = no_notify,
         command: str = "sbtk serve",
         listener: Listener = lambda progress: None,
@@ -169,7 +169,7 @@ class Service:
         self.loaded: Future[None] = Future()
         self._options = options
         self._search: Search = search
-        self._rerank: Rerank = rerank
+        self._rerank: RerankChoice = rerank
         self._notify = notify
         self._embedder: Embedder | None = None
         self._batches: dict[Kind, Batch[Pixels, Embeddings]] = {
@@ -302,7 +302,7 @@ class Service:
                 under=under,
                 taken=taken,
                 fold=fold,
-                rerank=rerank or self._rerank,
+                rerank=rerank or gallery.choose_rerank(self._rerank, kind),
                 offset=offset,
                 match_rule=self.bundle.manifest.match_rule if kind == "sketch" else None,
                 regions=regions,
@@ -334,7 +334,7 @@ class Service:
                 under=under,
                 taken=taken,
                 fold=fold,
-                rerank=rerank or self._rerank,
+                rerank=rerank or gallery.choose_rerank(self._rerank, "photo"),
                 offset=offset,
                 regions=regions,
             )
@@ -369,7 +369,7 @@ class Service:
                 under=under,
                 taken=taken,
                 fold=fold,
-                rerank=rerank or self._rerank,
+                rerank=rerank or gallery.choose_rerank(self._rerank, "photo"),
                 offset=offset,
                 regions=regions,
                 region=region,
@@ -440,7 +440,8 @@ class Service:
             embedding, _ = embedder.embed_one(_warm_up_sketch(), "sketch")
             with self._gallery.reading() as gallery:
                 if gallery.count:
-                    gallery.answer(embedding, 1, self._search, rerank=self._rerank)
+                    reranked = gallery.choose_rerank(self._rerank, "sketch")
+                    gallery.answer(embedding, 1, self._search, rerank=reranked)
         except BaseException:
             embedder.close()
             raise

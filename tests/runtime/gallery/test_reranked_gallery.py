@@ -11,7 +11,8 @@ from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.neighbours import NEIGHBOURS_NAME, update_neighbours
 from sbtk_runtime.gallery.rows import Vectors
 from sbtk_runtime.gallery.verify import verify_gallery
-from sbtk_runtime.rerank import CANDIDATES, Rerank, Reranker
+from sbtk_runtime.preprocess import KINDS
+from sbtk_runtime.rerank import AUTO_FROM, CANDIDATES, Rerank, Reranker
 from tests.tiny_codes import code_gallery_of, tiny_itq
 from tests.tiny_gallery import gallery_of, unit_rows
 
@@ -103,3 +104,38 @@ def test_a_binary_gallery_is_not_reranked(tmp_path: Path) -> None:
         pytest.raises(BadConfig, match="diffusion of a binary gallery"),
     ):
         gallery.search(rows[0], rerank="diffusion")
+
+
+@pytest.mark.parametrize(
+    ("count", "chosen"), [(AUTO_FROM - 1, "none"), (AUTO_FROM, "diffusion"), (700, "diffusion")]
+)
+def test_auto_diffuses_the_hits_of_sketches_in_galleries_that_are_large_enough(
+    tmp_path: Path, count: int, chosen: Rerank
+) -> None:
+    with Gallery.open(made(tmp_path / "g.sbtk", unit_rows(count, DIM))) as gallery:
+        assert gallery.choose_rerank("auto", "sketch") == chosen
+        assert gallery.choose_rerank("auto", "photo") == "none"
+        for choice in (*WAYS, "none"):
+            for kind in KINDS:
+                assert gallery.choose_rerank(choice, kind) == choice
+        assert not gallery.notices
+
+
+def test_auto_leaves_hits_by_score_where_nothing_can_be_diffused(tmp_path: Path) -> None:
+    rows = unit_rows(AUTO_FROM, DIM)
+    folder = made(tmp_path / "g.sbtk", rows)
+    path = folder / NEIGHBOURS_NAME
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with Gallery.open(folder) as gallery:
+        assert gallery.choose_rerank("auto", "sketch") == "none"
+        assert "neighbours.npz is damaged" in gallery.notices[0]
+        assert "not reranked" in gallery.notices[0]
+    path.unlink()
+    with Gallery.open(folder) as gallery:
+        assert gallery.choose_rerank("auto", "sketch") == "none"
+        assert not gallery.notices
+    itq = tiny_itq(DIM, 8)
+    code_gallery_of(tmp_path / "codes.sbtk", itq.codes(rows), itq)
+    with Gallery.open(tmp_path / "codes.sbtk") as gallery:
+        assert gallery.choose_rerank("auto", "sketch") == "none"
