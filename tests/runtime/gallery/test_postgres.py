@@ -341,6 +341,20 @@ def test_strange_paths_survive(url: str, tmp_path: Path) -> None:
             assert hit.path in [h.path for h in there.answer(row, 20, under=folder_of).hits]
 
 
+def test_clocks_that_are_wrong_do_not_matter(
+    url: str, tmp_path: Path, photos: Path, embedder: Embedder
+) -> None:
+    times = [-(10**18), 0, 4 * 10**18]  # 1938, 1970, 2096
+    for path, time_ns in zip(sorted(photos.glob("photo-*")), times, strict=False):
+        os.utime(path, ns=(time_ns, time_ns))
+    update_gallery(tmp_path / "g.sbtk", [photos], embedder)
+    assert push(tmp_path / "g.sbtk", url).pushed == 15
+    assert push(tmp_path / "g.sbtk", url).unchanged == 15
+    with Gallery.open(tmp_path / "g.sbtk") as local, RemoteGallery.open(url, {"nas": photos}) as at:
+        mine, theirs = ([one.photo.path for one in each.recent(20)] for each in (local, at))
+        assert theirs == mine and theirs[0].endswith("photo-0002.jpg")
+
+
 def test_damaged_rows_are_left_out_and_counted(url: str, tmp_path: Path) -> None:
     gallery_of(tmp_path / "g.sbtk", unit_rows(COUNT, DIM))
     with next((tmp_path / "g.sbtk" / "vectors").iterdir()).open("r+b") as file:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +15,11 @@ import pytest
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.push import PushReport, push_gallery
 from sbtk_runtime.gallery.queries import Queries, Search
-from sbtk_runtime.gallery.remote import EXACT_BELOW, open_store
+from sbtk_runtime.gallery.remote import EXACT_BELOW, RemoteError, open_store
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.generated_inputs import clustered_vectors
 from tests import postgres_server
-from tests.postgres_server import PostgresServer
+from tests.postgres_server import PASSWORD, PostgresServer
 from tests.tiny_codes import code_gallery_of, tiny_itq
 from tests.tiny_gallery import gallery_of
 
@@ -98,6 +101,40 @@ def test_photos_that_are_indexed_change_leave_and_outlive_the_server(
                 )
                 assert mine == theirs and len(mine) == (0 if folder.endswith("2049") else 10)
         assert shared >= 0.95 * 10 * len(queries)
+
+
+@pytest.fixture
+def small_disk(server: PostgresServer) -> Iterator[Path]:
+    """A file system of 24 MB that the server can write to."""
+    place = server.place / "home" / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a small file system")
+    owner = place.parent.stat()
+    os.chown(place, owner.st_uid, owner.st_gid)
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.kill
+def test_a_push_to_a_full_disk_says_so_and_resumes(
+    server: PostgresServer, small_disk: Path, tmp_path: Path
+) -> None:
+    gallery_of(tmp_path / "g.sbtk", clustered_vectors(16_000, 512), commit_every=4096)
+    server.execute(f"CREATE TABLESPACE small LOCATION '{small_disk}'")
+    server.execute("CREATE DATABASE small TABLESPACE small")
+    url = server.url("small")
+    with pytest.raises(RemoteError) as caught:
+        push(tmp_path / "g.sbtk", url)
+    assert "the disk of" in caught.value.found and "is full" in caught.value.found
+    assert "resumes" in caught.value.next_step and PASSWORD not in str(caught.value)
+    larger = ["mount", "-o", "remount,size=96m", str(small_disk)]
+    subprocess.run(larger, check=True)
+    report = push(tmp_path / "g.sbtk", url)
+    assert report.unchanged >= 2000 and report.pushed + report.unchanged == 16_000
+    server.execute("DROP DATABASE small")
+    server.execute("DROP TABLESPACE small")
 
 
 def test_codes_are_found_by_their_index(server: PostgresServer, tmp_path: Path) -> None:
