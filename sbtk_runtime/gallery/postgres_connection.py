@@ -113,7 +113,8 @@ def _translated(problem: psycopg.Error, address: Address) -> RemoteError:
     if state == "42501":
         is_extension = "extension" in text
         grant = f"GRANT ALL ON {address.collection}, {address.collection}_info, "
-        grant += f"{address.collection}_parts TO USER;"
+        regions = f"{address.collection}_regions"
+        grant += f"{address.collection}_parts{f', {regions}' if regions in text else ''} TO USER;"
         return RemoteError(
             f"{shown} refuses: {text}",
             "a user who may create the extension"

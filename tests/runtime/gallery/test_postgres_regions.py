@@ -16,11 +16,11 @@ from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.hits import Hit
 from sbtk_runtime.gallery.push import PushReport, push_gallery
 from sbtk_runtime.gallery.queries import Search
-from sbtk_runtime.gallery.remote import open_store
+from sbtk_runtime.gallery.remote import RemoteError, open_store
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.gallery.update import update_gallery
 from tests import postgres_server
-from tests.postgres_server import PostgresServer
+from tests.postgres_server import PLAIN_PASSWORD, PostgresServer
 from tests.tiny_gallery import unit_rows
 from tests.tiny_regions import tiny_map_bundle
 
@@ -156,5 +156,12 @@ def test_collections_with_and_without_regions_do_not_mix(
         with pytest.raises(ModelMismatch) as caught:
             push(pushed, url)
         assert "no regions" in str(caught.value) and "9 regions" in str(caught.value)
+    server.execute(f"CREATE ROLE reader LOGIN PASSWORD '{PLAIN_PASSWORD}'")
+    server.execute("GRANT SELECT ON nine, nine_info, nine_parts TO reader")
+    with RemoteGallery.open(server.url(user="reader", collection="nine")) as there:
+        assert there.answer(unit_rows(1, DIM)[0], 3, regions=False).hits
+        with pytest.raises(RemoteError) as refused:
+            there.answer(unit_rows(1, DIM)[0], 3)
+        assert "nine_parts, nine_regions TO USER" in refused.value.next_step
     with RemoteGallery.open(plain) as there, pytest.raises(BadRegion, match="whole frames only"):
         there.similar(there.recent(1)[0].photo.id, 3, region=(0, 0, 0.5, 0.5))
