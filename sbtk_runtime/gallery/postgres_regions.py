@@ -78,7 +78,7 @@ def search_regions(
     *,
     exact: bool,
 ) -> list[tuple[RemotePhoto, float, Box]]:
-    """Return the photos with the best regions; see `RemoteReader`."""
+    """Return the photos with the best regions for `query (D,) float32`; see `RemoteReader`."""
     connection.execute(f"SET LOCAL statement_timeout = '{ANSWER_S}s'")
     where, values = where_of(within)
     if within is not None and not exact:
