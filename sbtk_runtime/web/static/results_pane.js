@@ -304,14 +304,16 @@ function showGalleries(galleries) {
 }
 
 /**
- * Returns the heading before hits that match poorly; null if the response does not rate matches, or all are good.
+ * Returns the heading after the last good match; null if the response does not rate matches, or ends with a good one.
+ * Reranked hits are not in order of their scores, so weak ones can be among the good.
  * @param {QueryResponse} response
  * @param {number} offset the number of hits shown before those of the response
  * @returns {Divider | null}
  */
 function dividerOf(response, offset) {
-  const weak = response.no_close_match === true ? 0 : response.hits.findIndex(({ match }) => match === "weak");
-  if (weak < 0) return null;
+  const { hits } = response;
+  const weak = hits.findLastIndex(({ match }) => match === "good") + 1;
+  if (hits[weak]?.match !== "weak") return null;
   const index = offset + weak;
   return { index, text: index === 0 ? "No close match. Best guesses:" : "Weaker matches" };
 }
