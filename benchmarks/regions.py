@@ -72,11 +72,10 @@ class Quality:
 
 @dataclass(frozen=True)
 class Speed:
-    """Of indexing: the number of photos, and the seconds and the processor's seconds they took."""
+    """Of indexing: the number of photos, and the seconds they took."""
 
     photos: int
     seconds: float
-    core_s: float
 
 
 def main() -> None:
@@ -280,14 +279,12 @@ def costs(
             both.append(
                 (
                     statistics.median(live / one.seconds for one in found),
-                    statistics.median(one.core_s / live * 1e3 for one in found),
                     _size(gallery) / live,
                     _query_ms(gallery, sketches),
                 )
             )
         units = (
             f"indexing, photos/s (median of {repeats})",
-            "indexing, core-ms a photo",
             "disk, bytes a photo",
             "search for 24 hits, ms",
         )
@@ -300,9 +297,9 @@ def costs(
 
 def _speed(gallery: Path, regions: int | None, roots: Sequence[Path], embedder: Embedder) -> Speed:
     """Make a gallery and return what that took."""
-    started, core_started = time.perf_counter(), time.process_time()
+    started = time.perf_counter()
     live = update_gallery(gallery, roots, embedder, regions=regions).live
-    return Speed(live, time.perf_counter() - started, time.process_time() - core_started)
+    return Speed(live, time.perf_counter() - started)
 
 
 def _large_photos(scratch: Path, folders: dict[str, Path], count: int) -> Path:
