@@ -366,7 +366,7 @@ def test_two_windows_have_sketches_of_their_own(visit: Visit) -> None:
     visit.wait_until("() => document.getElementById('results').dataset.shown === 'sketch'")
     # Saved strokes are rounded.
     assert visit.ink() == pytest.approx(ink, rel=0.01)
-    assert visit.ids()[:2] == hits[:2]
+    assert visit.ids()[0] == hits[0]
 
 
 def test_a_phone_that_was_asleep_shows_what_has_changed(chromium: Browser, place: Path) -> None:
