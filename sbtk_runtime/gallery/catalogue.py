@@ -63,7 +63,7 @@ _MISSING = (
     "added_in <= :generation AND (removed_in IS NULL OR removed_in > :generation) "
     "AND missing_in <= :generation"
 )
-_PHOTO = "id, path, size_bytes, mtime_ns, sha256, row, partial"
+_PHOTO = "id, path, size_bytes, mtime_ns, sha256, row, partial, ctime_ns, inode"
 _ROWS_PER_QUERY = 500
 
 T = TypeVar("T")
@@ -81,6 +81,8 @@ class Photo:
         sha256: of the file, as 64 hexadecimal digits.
         row: of the photo's embedding; photos with the same bytes share it.
         partial: which part of the file could not be read; `None` if all of it could.
+        ctime_ns: when the file, or what is known of it, last changed; `None` if unknown.
+        inode: of the file, signed; `None` if unknown.
     """
 
     id: int
@@ -90,6 +92,8 @@ class Photo:
     sha256: str
     row: int
     partial: str | None = None
+    ctime_ns: int | None = None
+    inode: int | None = None
 
 
 @dataclass(frozen=True)
@@ -437,7 +441,7 @@ def exactly(path: bytes) -> tuple[bytes, bytes]:
 
 
 def _photo(*columns: object) -> Photo:
-    photo_id, path, size_bytes, mtime_ns, sha256, row, partial = columns
+    photo_id, path, size_bytes, mtime_ns, sha256, row, partial, ctime_ns, inode = columns
     return Photo(
         integer(photo_id),
         os.fsdecode(blob(path)),
@@ -446,6 +450,8 @@ def _photo(*columns: object) -> Photo:
         blob(sha256).hex(),
         integer(row),
         None if partial is None else text(partial),
+        None if ctime_ns is None else integer(ctime_ns),
+        None if inode is None else integer(inode),
     )
 
 

@@ -296,7 +296,7 @@ class Changes:
                     item.size_bytes,
                     _time_ns(item.mtime_ns),
                     _time_ns(item.ctime_ns),
-                    _inode(item.inode),
+                    signed_inode(item.inode),
                 )
                 for item in items
                 if isinstance(item, Found)
@@ -384,7 +384,7 @@ def _time_ns(value: int) -> int:
     return max(-_LARGEST, min(value, _LARGEST))
 
 
-def _inode(value: int) -> int:
+def signed_inode(value: int) -> int:
     """Return an inode as a signed 64-bit integer, which SQLite can store."""
     return ((value + _LARGEST + 1) & ((1 << 64) - 1)) - _LARGEST - 1
 

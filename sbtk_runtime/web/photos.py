@@ -2,7 +2,8 @@
 
 After indexing, a photo or a folder above it may have been replaced by a link to any file. So every
 path component below the indexed root is opened relative to its parent, and must not be a link: the
-file that is read is the one that was checked.
+file that is read is the one that was checked. Only a photo that was a link when it was indexed may
+be one, as long as it leads to the same, unchanged file.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from PIL import Image
 from sbtk_runtime.embedding.stream import MemoryBudget
 from sbtk_runtime.errors import BadImage, SbtkError
 from sbtk_runtime.gallery.catalogue import Photo
+from sbtk_runtime.gallery.changes import signed_inode
 from sbtk_runtime.image_limits import is_heic
 from sbtk_runtime.images import FORMATS, memory_to_decode, read_open_file
 from sbtk_runtime.raw_photo import is_raw
@@ -39,16 +41,17 @@ class PhotoNotFound(SbtkError):
     """A photo cannot be shown: its file is no longer there, or no longer a photo."""
 
 
-def open_photo(path: bytes, roots: Iterable[bytes]) -> BinaryIO:
+def open_photo(path: bytes, roots: Iterable[bytes], indexed: Photo | None = None) -> BinaryIO:
     """Return the photo at an absolute `path`, open for reading.
 
     Args:
         path: from the catalogue.
-        roots: the indexed absolute paths; if there are none, no component may be a link.
+        roots: the indexed absolute paths; if there are none, no folder may be a link.
+        indexed: the catalogue's entry, for photos that were links when they were indexed.
 
     Raises:
-        PhotoNotFound: it is not a readable regular file below one of the roots, or a component of
-            its path below the root is a link.
+        PhotoNotFound: it is not a readable regular file below one of the roots, a folder of its
+            path below the root is a link, or it is a link to anything but the indexed file.
         Busy: the system has no more files or memory.
     """
     for root in list(roots) or [b"/"]:
@@ -56,14 +59,16 @@ def open_photo(path: bytes, roots: Iterable[bytes]) -> BinaryIO:
         if parts is None:
             continue
         try:
-            return _opened(root, parts)
+            return _opened(root, parts, indexed)
         except ValueError:  # a path with a NUL byte
             continue
         except OSError as problem:
             if problem.errno in _EXHAUSTED:
                 raise Busy("too many files are open", "", "try again in a second") from problem
     raise PhotoNotFound(
-        "the photo is no longer there", "a regular file, not a link", "sbtk index PHOTOS"
+        "the photo is no longer there, or has become a link to another file",
+        "the file that was indexed",
+        "sbtk index PHOTOS",
     )
 
 
@@ -130,7 +135,7 @@ def _parts_below(root: bytes, path: bytes) -> list[bytes] | None:
     return None if any(part in (b"", b".", b"..") for part in parts) else parts
 
 
-def _opened(root: bytes, parts: list[bytes]) -> BinaryIO:
+def _opened(root: bytes, parts: list[bytes], indexed: Photo | None) -> BinaryIO:
     if parts == [b""]:
         root, name = os.path.split(root)
         parts = [name]
@@ -140,7 +145,7 @@ def _opened(root: bytes, parts: list[bytes]) -> BinaryIO:
             below = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
             os.close(folder)
             folder = below
-        descriptor = os.open(parts[-1], _FILE, dir_fd=folder)
+        descriptor = _open_file(parts[-1], folder, indexed)
     finally:
         os.close(folder)
     try:
@@ -150,6 +155,29 @@ def _opened(root: bytes, parts: list[bytes]) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def _open_file(name: bytes, folder: int, indexed: Photo | None) -> int:
+    """Return a descriptor of a file, which may be a link to the file that was indexed."""
+    try:
+        return os.open(name, _FILE, dir_fd=folder)
+    except OSError as problem:
+        if indexed is None or problem.errno != errno.ELOOP:
+            raise
+        # Before it is opened, which a device may notice, and afterwards, if the link has changed.
+        if not _is_same(os.stat(name, dir_fd=folder), indexed):
+            raise
+        descriptor = os.open(name, _FILE & ~os.O_NOFOLLOW, dir_fd=folder)
+        if _is_same(os.fstat(descriptor), indexed):
+            return descriptor
+        os.close(descriptor)
+        raise
+
+
+def _is_same(status: os.stat_result, indexed: Photo) -> bool:
+    """Return whether a file is the indexed one: nobody can give another one its inode and ctime."""
+    stamps = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, signed_inode(status.st_ino))
+    return stamps == (indexed.size_bytes, indexed.mtime_ns, indexed.ctime_ns, indexed.inode)
 
 
 KEPT_BYTES = 64 << 20

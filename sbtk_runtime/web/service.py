@@ -413,7 +413,8 @@ class Service:
         """
         with self.reading() as gallery:
             photo = _photo(gallery, photo_id)
-            return photo, open_photo(os.fsencode(photo.path), map(os.fsencode, gallery.roots()))
+            roots = map(os.fsencode, gallery.roots())
+            return photo, open_photo(os.fsencode(photo.path), roots, photo)
 
     def _load(self) -> None:
         try:

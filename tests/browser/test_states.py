@@ -340,7 +340,7 @@ def test_another_token_is_asked_for_and_the_sketch_is_kept(chromium: Browser, pl
                 field.press("Enter")
                 with visit.new_hits():
                     visit.wait_for_status("ok")
-                assert visit.ink() == pytest.approx(ink, rel=0.02)  # edges are drawn again
+                assert visit.ink() == ink
             visit.expect_message("401")
             visit.allow_message("ERR_|Failed to fetch")
 
@@ -364,9 +364,8 @@ def test_two_windows_have_sketches_of_their_own(visit: Visit) -> None:
     visit.page.reload()
     visit.wait_for_status("ok")
     visit.wait_until("() => document.getElementById('results').dataset.shown === 'sketch'")
-    # Saved strokes are rounded.
-    assert visit.ink() == pytest.approx(ink, rel=0.01)
-    assert visit.ids()[0] == hits[0]
+    assert visit.ink() == ink
+    assert visit.ids() == hits
 
 
 def test_a_phone_that_was_asleep_shows_what_has_changed(chromium: Browser, place: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sbtk_cli.main import main
 from sbtk_runtime.gallery.gallery import Gallery
-from sbtk_runtime.web.photos import open_photo
+from sbtk_runtime.web.photos import PhotoNotFound, open_photo
 from tests.tiny import tiny_photo
 from tests.tiny_raw import tiny_dng, two_colours
 
@@ -220,3 +220,47 @@ def test_a_pattern_that_excludes_everything_changes_nothing(
     assert main([*AGAIN, "--exclude", "*"]) == 1
     assert "no photo in" in capsys.readouterr().err
     assert _indexed(capsys)["unchanged"] == 8
+
+
+def test_a_linked_photo_is_shown_until_the_link_leads_elsewhere(
+    gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, outside = workplace / "photos", workplace / "outside"
+    outside.mkdir()
+    for name, colour in (("shown", "red"), ("secret", "blue")):
+        Image.new("RGB", (64, 64), colour).save(outside / f"{name}.bmp")
+    shown, secret, link = outside / "shown.bmp", outside / "secret.bmp", photos / "link.bmp"
+    link.symlink_to(shown)
+    (photos / "chain.bmp").symlink_to(link.name)
+    assert _indexed(capsys)["new"] == 2
+    with Gallery.open(gallery) as opened:
+        found = {Path(one.path).name: one for one in map(opened.photo, range(1, 20)) if one}
+        roots = list(map(os.fsencode, opened.roots()))
+
+    def content(name: str) -> bytes:
+        with open_photo(os.fsencode(photos / name), roots, found[name]) as file:
+            return file.read()
+
+    assert content("link.bmp") == content("chain.bmp") == shown.read_bytes()
+    # Even with the size and the time of the photo.
+    status = shown.stat()
+    os.utime(secret, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (secret.stat().st_size, secret.stat().st_mtime_ns) == (
+        status.st_size,
+        status.st_mtime_ns,
+    )
+    link.unlink()
+    link.symlink_to(secret)
+    for name in ("link.bmp", "chain.bmp"):
+        with pytest.raises(PhotoNotFound, match="a link to another file"):
+            content(name)
+    link.unlink()
+    link.symlink_to("gone.bmp")
+    with pytest.raises(PhotoNotFound):
+        content("link.bmp")
+    link.unlink()
+    link.symlink_to(shown)
+    assert content("link.bmp") == shown.read_bytes()
+    shown.write_bytes(secret.read_bytes())
+    with pytest.raises(PhotoNotFound):
+        content("link.bmp")

@@ -6,7 +6,8 @@
 
 const SKETCH_KEY = "sbtk-sketch";
 const COMMAND_KEY = "sbtk-command";
-const MAX_CHARACTERS = 1_000_000;
+// Strokes are not rounded: a sketch that comes back finds the same photos. Browsers permit some 5 million.
+const MAX_CHARACTERS = 2_500_000;
 
 /**
  * Saves the strokes when the page is closed or reloaded.
@@ -14,7 +15,7 @@ const MAX_CHARACTERS = 1_000_000;
  */
 export function saveSketchOnExit(drawing) {
   window.addEventListener("pagehide", () => {
-    const strokes = drawing.visible.filter((mark) => mark.kind === "stroke").map(roundStroke);
+    const strokes = drawing.visible.filter((mark) => mark.kind === "stroke");
     const text = drawing.image === null && strokes.length > 0 ? JSON.stringify(strokes) : "";
     try {
       if (text !== "" && text.length <= MAX_CHARACTERS) sessionStorage.setItem(SKETCH_KEY, text);
@@ -54,12 +55,6 @@ export function loadCommand() {
   } catch {
     return "sbtk serve";
   }
-}
-
-/** @param {Stroke} stroke @returns {Stroke} */
-function roundStroke({ kind, tool, points }) {
-  const round = (/** @type {number} */ length) => Math.round(length * 10) / 10;
-  return { kind, tool, points: points.map(({ x, y, width }) => ({ x: round(x), y: round(y), width: round(width) })) };
 }
 
 /**
