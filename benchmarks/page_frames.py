@@ -10,11 +10,9 @@ animation frames.
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.chromium import open_chromium
 from benchmarks.page_latency import percentiles
 from benchmarks.result import Result, print_result
 from benchmarks.serving import Server, make_parser, serve_gallery
@@ -83,15 +81,7 @@ def main() -> None:
 
 def measure(server: Server, seconds: float, note: str) -> Result:
     """Measure the intervals between frames while drawing, dragging and zooming."""
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which(os.environ.get("SBTK_CHROMIUM", "chromium"))
-    if chromium is None:
-        sys.exit("Chromium is not installed; install it, or set SBTK_CHROMIUM")
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
-        )
+    with open_chromium() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.goto(f"http://127.0.0.1:{server.port}/")
         page.wait_for_selector('#server-status[data-status="ok"]')
@@ -107,7 +97,6 @@ def measure(server: Server, seconds: float, note: str) -> Result:
         gaps[f"moving {strokes} strokes"] = _drag(page, "select", (0.5, 0.5), seconds)
         gaps["zooming"] = page.evaluate(_ZOOM, seconds)
         version = browser.version
-        browser.close()
     figures = {name: _figures(times) for name, times in gaps.items()}
     return Result(
         title="Frames while drawing and editing, in the browser",

@@ -11,14 +11,12 @@ the pen has rested for 300 ms, which the figures include.
 from __future__ import annotations
 
 import math
-import os
 import random
-import shutil
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from benchmarks.chromium import open_chromium
 from benchmarks.result import Result, print_result
 from benchmarks.serving import Server, make_parser, serve_gallery
 
@@ -79,22 +77,13 @@ def main() -> None:
 
 def measure(server: Server, lifts: int, note: str) -> Result:
     """Measure the times from lifting the pen to hits and thumbnails."""
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which(os.environ.get("SBTK_CHROMIUM", "chromium"))
-    if chromium is None:
-        sys.exit("Chromium is not installed; install it, or set SBTK_CHROMIUM")
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
-        )
+    with open_chromium() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.add_init_script(_CLOCK)
         page.goto(f"http://127.0.0.1:{server.port}/")
         page.wait_for_selector('#server-status[data-status="ok"]')
         found = [_draw(page, index) for index in range(_WARM_UP + lifts)][_WARM_UP:]
         version = browser.version
-        browser.close()
     figures = {name: percentiles([one[name] for one in found]) for name in _NAMES}
     engine = server.health()["engine"]
     return Result(

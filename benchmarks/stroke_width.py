@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import argparse
 import base64
-import os
-import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.chromium import open_chromium
 from benchmarks.drawings import (
     bundle_embedder,
     first_right,
@@ -135,14 +133,8 @@ def main() -> None:
 
 def _render(drawings: list[Drawing], freehand: Path) -> dict[str, list[bytes]]:
     """Return the PNG files of the drawings by variant."""
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which(os.environ.get("SBTK_CHROMIUM", "chromium"))
-    if chromium is None:
-        sys.exit("Chromium is not installed; install it, or set SBTK_CHROMIUM")
     sampled = [_samples(drawing) for drawing in drawings]
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with open_chromium() as browser:
         page = browser.new_page()
         _serve(page, freehand)
         page.goto(f"{_ORIGIN}/")
@@ -152,7 +144,6 @@ def _render(drawings: list[Drawing], freehand: Path) -> dict[str, list[bytes]]:
             ]
             for name, variant in VARIANTS.items()
         }
-        browser.close()
     return files
 
 

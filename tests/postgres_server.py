@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import quote
 
 import psycopg
+import pytest
 
 #: The administrator's, and as it is written in a URL.
 PLAIN_PASSWORD = "p@ss:w/rd"
@@ -157,3 +158,8 @@ def _user() -> dict[str, Any]:
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return int(listening.getsockname()[1])
+
+
+_REASON = why_not()
+#: Skips tests where no PostgreSQL can run.
+NEEDS_POSTGRES = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))

@@ -8,7 +8,7 @@ from typing import Any
 from psycopg import sql
 
 from sbtk_runtime.gallery.postgres_connection import Connection
-from sbtk_runtime.gallery.remote import RemotePhoto, Within
+from sbtk_runtime.gallery.remote import EXACT_BELOW, RemotePhoto, Within
 from sbtk_runtime.manifest import path_hash
 
 #: Characters of a path in an index, whose entries may have 2,700 bytes.
@@ -70,6 +70,17 @@ def where_of(within: Within | None) -> tuple[sql.Composable, list[Any]]:
         " AND path >= %s AND path < %s"
     ).format(sql.Literal(INDEXED))
     return where, [*values, low, high, low, high]
+
+
+def holds_few(
+    connection: Connection, names: Names, where: sql.Composable, values: Sequence[Any]
+) -> bool:
+    """Return whether so few photos meet a condition of `where_of` that all can be compared."""
+    few = sql.SQL("SELECT count(*) FROM (SELECT 1 FROM {} WHERE {} LIMIT %s) AS few").format(
+        names.photos, where
+    )
+    found = connection.execute(few, [*values, EXACT_BELOW + 1]).fetchone()
+    return found is not None and found[0] <= EXACT_BELOW
 
 
 def photo_of(row: Sequence[Any]) -> RemotePhoto:

@@ -15,12 +15,13 @@ from sbtk_runtime.gallery.postgres_connection import ANSWER_S, Connection
 from sbtk_runtime.gallery.postgres_names import (
     PHOTO,
     Names,
+    holds_few,
     photo_of,
     set_index_options,
     where_of,
 )
 from sbtk_runtime.gallery.region_search import CANDIDATES_PER_HIT, LEAST_CANDIDATES
-from sbtk_runtime.gallery.remote import EXACT_BELOW, RemotePhoto, RemoteRegions, Within
+from sbtk_runtime.gallery.remote import RemotePhoto, RemoteRegions, Within
 from sbtk_runtime.gallery.rows import Embeddings
 
 _TABLE = """CREATE TABLE {regions} (
@@ -82,11 +83,7 @@ def search_regions(
     connection.execute(f"SET LOCAL statement_timeout = '{ANSWER_S}s'")
     where, values = where_of(within)
     if within is not None and not exact:
-        few = sql.SQL("SELECT count(*) FROM (SELECT 1 FROM {} WHERE {} LIMIT %s) AS few").format(
-            names.photos, where
-        )
-        found = connection.execute(few, [*values, EXACT_BELOW + 1]).fetchone()
-        exact = found is not None and found[0] <= EXACT_BELOW
+        exact = holds_few(connection, names, where, values)
     wanted = sql.Literal("[" + ",".join(map(repr, query.tolist())) + "]")
     candidates = sql.SQL("SELECT photo, number, box, embedding FROM {}").format(names.regions)
     if within is not None:

@@ -27,6 +27,7 @@ from sbtk_runtime.gallery.postgres_names import (
     INDEXED,
     PHOTO,
     Names,
+    holds_few,
     pgvector_version,
     photo_of,
     set_index_options,
@@ -528,11 +529,7 @@ def _search(
     is_binary = not wanted.startswith("[")
     where, values = where_of(within)
     if within is not None and not exact:
-        few = sql.SQL("SELECT count(*) FROM (SELECT 1 FROM {} WHERE {} LIMIT %s) AS few").format(
-            names.photos, where
-        )
-        found = connection.execute(few, [*values, EXACT_BELOW + 1]).fetchone()
-        exact = found is not None and found[0] <= EXACT_BELOW
+        exact = holds_few(connection, names, where, values)
     # Scores are computed with all digits of the query, as those of a gallery on disk.
     score = (
         sql.SQL("1 - 2 * (embedding <~> {0}::bit({1})) / {1}").format(

@@ -10,9 +10,8 @@ import pytest
 
 from sbtk_runtime.gallery.push import push_gallery
 from sbtk_runtime.gallery.remote import open_store
-from tests import postgres_server
 from tests.browser.visit import ROOF, Visit
-from tests.postgres_server import PostgresServer
+from tests.postgres_server import NEEDS_POSTGRES, PostgresServer
 from tests.serve_process import ServeProcess, serving
 
 if TYPE_CHECKING:
@@ -20,9 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(
-        postgres_server.why_not() is not None, reason=str(postgres_server.why_not())
-    ),
+    NEEDS_POSTGRES,
 ]
 
 

@@ -11,12 +11,9 @@ from pathlib import Path
 import pytest
 
 from sbtk_cli.main import main
-from tests import postgres_server
-from tests.postgres_server import PASSWORD, PLAIN_PASSWORD, PostgresServer
+from tests.postgres_server import NEEDS_POSTGRES, PASSWORD, PLAIN_PASSWORD, PostgresServer
 
-pytestmark = pytest.mark.skipif(
-    postgres_server.why_not() is not None, reason=str(postgres_server.why_not())
-)
+pytestmark = NEEDS_POSTGRES
 
 
 @pytest.fixture(scope="module")

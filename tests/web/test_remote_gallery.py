@@ -11,17 +11,14 @@ import pytest
 
 from sbtk_runtime.gallery.push import push_gallery
 from sbtk_runtime.gallery.remote import open_store
-from tests import postgres_server
-from tests.postgres_server import PASSWORD, PLAIN_PASSWORD, PostgresServer
+from tests.postgres_server import NEEDS_POSTGRES, PASSWORD, PLAIN_PASSWORD, PostgresServer
 from tests.serve_client import ask, query, sketch_png
 from tests.serve_process import ServeProcess, serving
 from tests.web.conftest import ENGINE, Workplace
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        postgres_server.why_not() is not None, reason=str(postgres_server.why_not())
-    ),
+    NEEDS_POSTGRES,
 ]
 
 
@@ -51,9 +48,9 @@ def there(
 
 
 def test_the_same_hits_as_of_the_gallery(there: ServeProcess, shared: Workplace) -> None:
-    picture = sketch_png()
-    answer = query(there.port, picture, "?as=sketch&k=10").json()
-    expected = [hit.to_json() for hit in shared.hits(picture, k=10)]
+    sketch = sketch_png()
+    answer = query(there.port, sketch, "?as=sketch&k=10").json()
+    expected = [hit.to_json() for hit in shared.hits(sketch, k=10)]
     assert [hit["score"] for hit in answer["hits"]] == pytest.approx(
         [hit["score"] for hit in expected], abs=1e-5
     )
@@ -99,16 +96,16 @@ def test_nothing_shows_the_password(there: ServeProcess) -> None:
 
 
 def test_feedback_counts_as_in_the_gallery(there: ServeProcess, shared: Workplace) -> None:
-    picture = sketch_png()
+    sketch = sketch_png()
     with shared.serving() as local:
         local.wait_until_ready()
-        here = query(local.port, picture, "?as=sketch&k=6").json()["hits"]
-        elsewhere = query(there.port, picture, "?as=sketch&k=6").json()["hits"]
+        here = query(local.port, sketch, "?as=sketch&k=6").json()["hits"]
+        elsewhere = query(there.port, sketch, "?as=sketch&k=6").json()["hits"]
         for liked, unliked in ((2, 0), (4, 1)):
             answers = []
             for port, hits in ((local.port, here), (there.port, elsewhere)):
                 feedback = f"like={hits[liked]['id']}&unlike={hits[unliked]['id']}"
-                refined = query(port, picture, f"?as=sketch&k=6&{feedback}")
+                refined = query(port, sketch, f"?as=sketch&k=6&{feedback}")
                 assert refined.status == 200, refined.body
                 found = refined.json()["hits"]
                 assert found != hits
@@ -117,7 +114,7 @@ def test_feedback_counts_as_in_the_gallery(there: ServeProcess, shared: Workplac
                 answers.append([*found, *only.json()["hits"]])
             names = [[hit.get("path", hit.get("path_bytes")) for hit in hits] for hits in answers]
             assert names[0] == names[1]
-    missing = query(there.port, picture, "?as=sketch&like=5")
+    missing = query(there.port, sketch, "?as=sketch&like=5")
     assert missing.status == 404
 
 

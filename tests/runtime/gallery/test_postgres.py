@@ -23,15 +23,12 @@ from sbtk_runtime.gallery.remote import RemoteUnavailable, open_store
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.manifest import PhotoShard
-from tests import postgres_server
-from tests.postgres_server import PASSWORD, PLAIN_PASSWORD, PostgresServer
+from tests.postgres_server import NEEDS_POSTGRES, PASSWORD, PLAIN_PASSWORD, PostgresServer
 from tests.tiny import tiny_bundle, tiny_photo, write_photos
 from tests.tiny_codes import tiny_code_bundle
 from tests.tiny_gallery import gallery_of, unit_rows
 
-pytestmark = pytest.mark.skipif(
-    postgres_server.why_not() is not None, reason=str(postgres_server.why_not())
-)
+pytestmark = NEEDS_POSTGRES
 
 COUNT, DIM = 60, 16
 

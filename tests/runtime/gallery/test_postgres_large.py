@@ -18,16 +18,13 @@ from sbtk_runtime.gallery.queries import Queries, Search
 from sbtk_runtime.gallery.remote import EXACT_BELOW, RemoteError, open_store
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.generated_inputs import clustered_vectors
-from tests import postgres_server
-from tests.postgres_server import PASSWORD, PostgresServer
+from tests.postgres_server import NEEDS_POSTGRES, PASSWORD, PostgresServer
 from tests.tiny_codes import code_gallery_of, tiny_itq
 from tests.tiny_gallery import gallery_of
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        postgres_server.why_not() is not None, reason=str(postgres_server.why_not())
-    ),
+    NEEDS_POSTGRES,
 ]
 
 DIM, CHANGED, GONE = 32, 1000, 500

@@ -19,14 +19,11 @@ from sbtk_runtime.gallery.queries import Search
 from sbtk_runtime.gallery.remote import RemoteError, open_store
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.gallery.update import update_gallery
-from tests import postgres_server
-from tests.postgres_server import PLAIN_PASSWORD, PostgresServer
+from tests.postgres_server import NEEDS_POSTGRES, PLAIN_PASSWORD, PostgresServer
 from tests.tiny_gallery import unit_rows
 from tests.tiny_regions import tiny_map_bundle
 
-pytestmark = pytest.mark.skipif(
-    postgres_server.why_not() is not None, reason=str(postgres_server.why_not())
-)
+pytestmark = NEEDS_POSTGRES
 
 PHOTOS, DIM = 14, 16
 
