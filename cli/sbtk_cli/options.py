@@ -21,7 +21,7 @@ from sbtk_runtime.files import printable_name
 from sbtk_runtime.manifest import MANIFEST_NAME, PRECISIONS, PhotoShard
 
 if TYPE_CHECKING:
-    from datetime import date, datetime
+    from datetime import date
 
     from sbtk_runtime.bundle import Bundle
     from sbtk_runtime.gallery.remote_gallery import RemoteGallery
@@ -229,15 +229,19 @@ as_required = click.option(
 )
 
 
-def _day(context: click.Context, parameter: click.Parameter, value: datetime | None) -> date | None:
-    return None if value is None else value.date()
+def _day(context: click.Context, parameter: click.Parameter, value: str | None) -> date | None:
+    from datetime import date
+
+    try:
+        return None if value is None else date.fromisoformat(value)
+    except ValueError as problem:
+        text = f"{value!r} is not a day: write it as year-month-day, such as 2024-05-01."
+        raise click.BadParameter(text, context, parameter) from problem
 
 
-_DAY = click.DateTime(["%Y-%m-%d"])
 taken_from = click.option(
     "--from",
     "taken_from",
-    type=_DAY,
     callback=_day,
     metavar="DAY",
     help="Only photos taken on this day (2024-05-01) or later. If a file does not say when it was "
@@ -246,7 +250,6 @@ taken_from = click.option(
 taken_to = click.option(
     "--to",
     "taken_to",
-    type=_DAY,
     callback=_day,
     metavar="DAY",
     help="Only photos taken on this day or before.",

@@ -49,7 +49,9 @@ class PhotoFilter:
         period = taken or _EVER
         first, last = period
         if first is not None and last is not None and first > last:
-            raise BadConfig(f"photos from {first} to {last}", "a first day before the last one")
+            raise BadConfig(
+                f"photos from {first} to {last}", "a first day that is not after the last one"
+            )
         # Links are kept, as in the catalogue.
         folder = None if under is None else os.fsencode(os.path.abspath(under))  # noqa: PTH100
         return cls(folder, period)

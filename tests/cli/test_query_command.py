@@ -116,7 +116,9 @@ def test_only_photos_of_some_days_are_found(
     assert capsys.readouterr().out == ""
     assert main([*QUERY, "--from", after, "--to", before]) == 2
     assert f"photos from {after} to {before}" in capsys.readouterr().err
-    assert main([*QUERY, "--from", "yesterday"]) == 2
+    for wrong in ("yesterday", "2024-02-30", "05/01/2024", "2024-05-01T12:00", ""):
+        assert main([*QUERY, "--from", wrong]) == 2
+        assert f"{wrong!r} is not a day" in capsys.readouterr().err
 
 
 def test_the_sheet_is_written_beside_the_answer(

@@ -93,7 +93,7 @@ def test_the_days_of_all_photos_are_compared(folder: Path, taken: Period) -> Non
     first, last = taken[0] or date.min, taken[1] or date.max
     with Gallery.open(folder) as gallery:
         if first > last:
-            with pytest.raises(BadConfig, match="a first day before the last one"):
+            with pytest.raises(BadConfig, match="a first day that is not after"):
                 gallery.recent(taken=taken)
             return
         expected = {name for name in PHOTOS if first <= day_of(name) <= last}
