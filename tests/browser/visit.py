@@ -203,8 +203,11 @@ class Visit:
         return int(self.page.eval_on_selector("#strokes-layer", script))
 
     def fits(self) -> bool:
-        """Return whether the page needs no horizontal scrolling."""
-        script = """() => {
+        """Return whether the page needs no horizontal scrolling, when it is laid out."""
+        script = """async () => {
+            const frame = () => new Promise(done => requestAnimationFrame(done));
+            await frame();
+            await frame();
             const beyond = (element) => element.scrollWidth - element.clientWidth;
             return beyond(document.documentElement) <= 0 && beyond(document.body) === 0;
         }"""
