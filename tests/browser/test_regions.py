@@ -80,7 +80,14 @@ def colours(visit: Visit, count: int) -> set[str]:
 
 
 def photo_box(visit: Visit, selector: str) -> Box:
-    visit.wait_until(f"() => document.querySelector('{selector}').naturalWidth > 300")
+    # Not while a thumbnail stands in for the photo, which may be shown at another size.
+    visit.wait_until(
+        """selector => {
+            const image = document.querySelector(selector);
+            return image.naturalWidth > 300 && !image.classList.contains("is-preview");
+        }""",
+        selector,
+    )
     x, y, width, height = visit.page.eval_on_selector(selector, _PHOTO_BOX)
     return x, y, width, height
 
