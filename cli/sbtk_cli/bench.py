@@ -275,7 +275,17 @@ def map_command(
     help="Search width of the graph; may be repeated.  [default: 16, 32, 64, 128, 256]",
 )
 @click.option(
-    "--peer", type=click.Choice(["faiss"]), help="Also measure another library, if installed."
+    "--peer",
+    "peers",
+    type=click.Choice(["faiss", "usearch"]),
+    multiple=True,
+    help="Also measure another library, if installed; may be repeated.",
+)
+@click.option(
+    "--graphs/--no-graphs",
+    "has_graphs",
+    default=True,
+    help="Build graphs, which takes hours for millions of vectors.  [default: --graphs]",
 )
 def search_command(
     gallery: Path | None,
@@ -286,7 +296,8 @@ def search_command(
     seed: int,
     k: int,
     efs: tuple[int, ...],
-    peer: str | None,
+    peers: tuple[str, ...],
+    has_graphs: bool,
     threads: int | None,
     plot: Path | None,
     as_json: bool,
@@ -312,7 +323,8 @@ def search_command(
         seed=seed,
         k=k,
         efs=efs,
-        peer=peer,
+        peers=peers,
+        has_graphs=has_graphs,
         threads=threads,
         quiet=quiet,
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import tempfile
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from sbtk_runtime.evaluation.bench.search import (
     build_faiss_hnsw,
     build_faiss_ivf,
     build_sign_codes,
+    build_usearch,
     check_k,
     measure_searches,
     search_exactly,
@@ -66,7 +68,8 @@ def run_search(
     seed: int,
     k: int,
     efs: Sequence[int],
-    peer: str | None,
+    peers: Sequence[str],
+    has_graphs: bool,
     threads: int | None,
     quiet: bool,
 ) -> SearchReport:
@@ -84,11 +87,19 @@ def run_search(
         if gallery is not None:
             return _search_gallery(existing_gallery(gallery), query_file, k, seed, quiet)
     task = _make_task(embeddings, query_file, synthetic or _SYNTHETIC, dim, seed)
-    return _search_vectors(task, k, efs or EF_SWEEP, peer, threads or cpu_threads(), quiet)
+    return _search_vectors(
+        task, k, efs or EF_SWEEP, peers, has_graphs, threads or cpu_threads(), quiet
+    )
 
 
 def _search_vectors(
-    task: _Task, k: int, efs: Sequence[int], peer: str | None, threads: int, quiet: bool
+    task: _Task,
+    k: int,
+    efs: Sequence[int],
+    peers: Sequence[str],
+    has_graphs: bool,
+    threads: int,
+    quiet: bool,
 ) -> SearchReport:
     vectors = task.vectors
     check_k(k, len(vectors))
@@ -96,41 +107,18 @@ def _search_vectors(
     if not efs:
         raise BadConfig("every --ef is below k", f"an --ef of at least {k}")
     with tempfile.TemporaryDirectory(prefix="sbtk-") as place:
-        return _search_with_peers(task, Path(place), k, efs, peer, threads, quiet)
-
-
-def _search_with_peers(
-    task: _Task,
-    place: Path,
-    k: int,
-    efs: Sequence[int],
-    peer: str | None,
-    threads: int,
-    quiet: bool,
-) -> SearchReport:
-    vectors = task.vectors
-    notice(f"making sign codes of {len(vectors):,} rows", quiet=quiet)
-    codes, by_codes = build_sign_codes(vectors, place)
-    builds, methods = [codes], [_exact_method(vectors), by_codes]
-    if _can_measure_hnsw(quiet):
-        notice(f"building a graph of {len(vectors):,} rows on {threads} threads", quiet=quiet)
-        build, others = _build_hnsw(vectors, threads, efs)
-        builds.append(build)
-        methods += others
-    if peer == "faiss":
-        notice("building the indexes of faiss", quiet=quiet)
-        build, others = build_faiss_hnsw(
-            vectors, m=M, ef_construction=EF_CONSTRUCTION, threads=threads, efs=efs
+        notice(f"making sign codes of {len(vectors):,} rows", quiet=quiet)
+        codes, by_codes = build_sign_codes(vectors, Path(place))
+        builds, methods = [codes], [_exact_method(vectors), by_codes]
+        for name, build_index in _indexes(vectors, efs, peers, has_graphs, threads, quiet):
+            notice(f"building {name} of {len(vectors):,} rows on {threads} threads", quiet=quiet)
+            build, others = build_index()
+            builds.append(build)
+            methods += others
+        truth = search_exactly(vectors, task.queries, k)
+        points = measure_searches(
+            methods, task.queries, truth, progress=lambda text: notice(text, quiet=quiet)
         )
-        builds.append(build)
-        methods += others
-        build, others = build_faiss_ivf(vectors, threads=threads)
-        builds.append(build)
-        methods += others
-    truth = search_exactly(vectors, task.queries, k)
-    points = measure_searches(
-        methods, task.queries, truth, progress=lambda text: notice(text, quiet=quiet)
-    )
     return SearchReport(
         vectors=task.vectors_named,
         queries=task.queries_named,
@@ -140,6 +128,34 @@ def _search_with_peers(
         builds=tuple(builds),
         points=tuple(points),
     )
+
+
+def _indexes(
+    vectors: Embeddings,
+    efs: Sequence[int],
+    peers: Sequence[str],
+    has_graphs: bool,
+    threads: int,
+    quiet: bool,
+) -> Iterator[tuple[str, Callable[[], tuple[IndexBuild, list[Method]]]]]:
+    """Yield what to measure beside sign codes, by name, as functions that build it."""
+    graphs = {"faiss": build_faiss_hnsw, "usearch": build_usearch}
+    if has_graphs and _can_measure_hnsw(quiet):
+        yield "hnswlib's graph", partial(_build_hnsw, vectors, threads, efs)
+    for peer in peers if has_graphs else ():
+        yield (
+            f"{peer}'s graph",
+            partial(
+                graphs[peer],
+                vectors,
+                m=M,
+                ef_construction=EF_CONSTRUCTION,
+                threads=threads,
+                efs=efs,
+            ),
+        )
+    if "faiss" in peers:
+        yield "faiss's lists", partial(build_faiss_ivf, vectors, threads=threads)
 
 
 def _can_measure_hnsw(quiet: bool) -> bool:

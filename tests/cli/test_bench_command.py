@@ -284,13 +284,14 @@ def test_no_data_and_data_without_unseen_classes(
     assert "none of the 21 unseen classes" in capsys.readouterr().err
 
 
-def test_search_over_synthetic_vectors_beside_faiss(
+def test_search_over_synthetic_vectors_beside_peers(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = answer(
         capsys,
         *("search", "--synthetic", "600", "--dim", "16", "--seed", "3", "--threads", "1"),
-        *("--ef", "5", "--ef", "64", "--peer", "faiss", "--plot", "search.pdf"),
+        *("--ef", "5", "--ef", "64", "--plot", "search.pdf"),
+        *("--peer", "faiss", "--peer", "usearch"),
     )["search"]
     assert "seed 3" in found["vectors"]
     assert (found["count"], found["dim"], found["k"]) == (600, 16, 10)
@@ -298,6 +299,7 @@ def test_search_over_synthetic_vectors_beside_faiss(
         "sign codes",
         "hnswlib",
         "faiss-cpu HNSW",
+        "usearch",
         "faiss-cpu IVF-PQ",
     ]
     points = {(point["name"], point["ef"]): point["recall"] for point in found["points"]}
@@ -307,11 +309,19 @@ def test_search_over_synthetic_vectors_beside_faiss(
         ("sign codes", None),
         ("hnswlib", 64),
         ("faiss-cpu HNSW", 64),
+        ("usearch", 64),
         ("faiss-cpu IVF-PQ, 4 lists", None),
     }
     assert points["exact (NumPy)", None] == 1.0
     assert min(points.values()) > 0.9
     assert (workplace / "search.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_search_without_graphs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = answer(
+        capsys, *("search", "--synthetic", "600", "--dim", "16", "--no-graphs", "--peer", "faiss")
+    )["search"]
+    assert [build["name"] for build in found["builds"]] == ["sign codes", "faiss-cpu IVF-PQ"]
 
 
 def test_search_of_a_gallery_as_it_is_queried(

@@ -250,6 +250,50 @@ def build_faiss_ivf(vectors: Embeddings, *, threads: int) -> tuple[IndexBuild, l
     return build, [method(probes) for probes in (4, 16, 64) if probes <= lists]
 
 
+def build_usearch(
+    vectors: Embeddings, *, m: int, ef_construction: int, threads: int, efs: Sequence[int]
+) -> tuple[IndexBuild, list[Method]]:
+    """Build usearch's HNSW over `vectors (N, D) float32`, which it keeps as float16.
+
+    Raises:
+        MissingExtra: usearch is not installed.
+    """
+    try:
+        from usearch.index import Index
+    except ImportError as problem:
+        raise MissingExtra(
+            "usearch is not installed", "usearch", "pip install usearch"
+        ) from problem
+    before, started = resident_bytes(), time.perf_counter()
+    index: Any = Index(  # has a setter that mypy does not see
+        ndim=vectors.shape[1],
+        metric="ip",
+        dtype="f16",
+        connectivity=m,
+        expansion_add=ef_construction,
+    )
+    index.add(np.arange(len(vectors)), vectors, threads=threads)
+    build = IndexBuild(
+        name="usearch",
+        m=m,
+        ef_construction=ef_construction,
+        threads=threads,
+        build_s=time.perf_counter() - started,
+        resident_bytes=max(0, resident_bytes() - before),
+    )
+
+    def method(ef: int) -> Method:
+        def answer(query: Embeddings, k: int) -> Scores:
+            index.expansion_search = ef
+            rows = index.search(query, k, threads=1).keys
+            # Its scores are of float16 vectors, and would not match those of exact search.
+            return np.asarray(-np.sort(-(vectors[rows.astype(np.int64)] @ query)), np.float32)
+
+        return Method(build.name, ef, answer)
+
+    return build, [method(ef) for ef in efs]
+
+
 def build_sign_codes(vectors: Embeddings, folder: Path) -> tuple[IndexBuild, Method]:
     """Build a search of `vectors (N, D) float32` by sign codes, as in a gallery.
 
