@@ -1,3 +1,3 @@
-"""From a training run to a verified model bundle."""
+"""Export of training runs to verified model bundles."""
 
 import sbtk_runtime  # noqa: F401  # before any module here imports ONNX Runtime: see there

@@ -1,7 +1,7 @@
-"""The binary codes of a bundle: ITQ fitted on images of the training classes, and its loss.
+"""Binary codes of a bundle: ITQ fitted on images of the training classes, and what it costs.
 
-It is learnt on the embeddings that users get, by the runtime's own engine at FP32, of sketches and
-photos in equal parts: a code must serve both.
+It is fitted on the FP32 embeddings of the runtime's own engine, of sketches and photos in equal
+parts, since a code must serve both.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from sbtk_export.images import ExportImages, ImageSubset
-from sbtk_runtime.binary_codes import check_bits, fit_itq
+from sbtk_export.images import ExportImages
+from sbtk_export.parity import mean_average_precision
+from sbtk_runtime.binary_codes import fit_itq
 from sbtk_runtime.bundle import Bundle, itq_name
 from sbtk_runtime.embedding.embedder import Embedded, Embedder
 from sbtk_runtime.errors import BadData
-from sbtk_runtime.evaluation.metrics import Embeddings, evaluate
+from sbtk_runtime.evaluation.metrics import Embeddings
 from sbtk_runtime.files import write_atomically
 from sbtk_runtime.preprocess import Kind
 from sbtk_train.progress import Notify
 
-#: Images of each kind that codes are learnt on, if there are so many; a minute on two cores.
+#: Most images of each kind to fit codes on; they take a minute on two cores.
 CODES_PER_KIND = 1000
 
 _RULE = (
@@ -30,16 +31,6 @@ _RULE = (
     "distance, of {images}; ITQ learnt on {sketches:,} sketches and {photos:,} photos of "
     "training classes"
 )
-
-
-def require_bits(bits: Sequence[int], dim: int) -> None:
-    """Refuse lengths that no codes can have, before any work.
-
-    Raises:
-        BadConfig: one is longer than an embedding, or no multiple of 8.
-    """
-    for length in bits:
-        check_bits(length, dim)
 
 
 def write_codes(
@@ -52,14 +43,14 @@ def write_codes(
     """Fit binary codes of each length, write them into a bundle, and return their metrics.
 
     Args:
-        bundle: with an FP32 model.
+        bundle: a bundle with an FP32 model.
         bits: lengths, each at most the embedding's.
-        samples: has the files to fit the codes on.
+        samples: names the files to fit the codes on.
         ranking: torch's embeddings of the images to rank, `(N, D) float32`.
         notify: called with progress messages.
 
     Returns:
-        Figures for the manifest, by name.
+        Metrics for the manifest, by name.
 
     Raises:
         BadData: too few images can be read.
@@ -67,20 +58,22 @@ def write_codes(
     counts = {kind: len(files) for kind, files in samples.code_files.items()}
     notify(f"codes: embedding {sum(counts.values()):,} images of training classes")
     rows, read = _embedded(bundle, samples.code_files)
-    figures: dict[str, Any] = {}
+    of = "training" if samples.ranking is samples.parity else "validation"
+    images = f"images of {of} classes"
+    rule = _RULE.format(images=images, sketches=read["sketch"], photos=read["photo"])
+    metrics: dict[str, Any] = {}
     for length in sorted(set(bits)):
         notify(f"codes: learning {length} bits")
         itq = fit_itq(rows, length)
         write_atomically(bundle.folder / itq_name(length), itq.to_bytes())
-        rule = _RULE.format(
-            images=_describe_images(samples), sketches=read["sketch"], photos=read["photo"]
-        )
-        figures[f"codes_{length}_map"] = {
-            "value": _map(itq.codes(ranking), samples.ranking),
-            "of_embeddings": _map(ranking, samples.ranking),
+        metrics[f"codes_{length}_map"] = {
+            "value": mean_average_precision(
+                itq.codes(ranking), samples.ranking, distance="hamming", ties="expected"
+            ),
+            "of_embeddings": mean_average_precision(ranking, samples.ranking, ties="expected"),
             "rule": rule,
         }
-    return figures
+    return metrics
 
 
 def _embedded(
@@ -99,20 +92,3 @@ def _embedded(
     if not rows:
         raise BadData("no image for binary codes can be read", "images of training classes")
     return np.stack(rows), read
-
-
-def _describe_images(samples: ExportImages) -> str:
-    if samples.ranking is samples.parity:
-        return "images of training classes"
-    return "images of validation classes"
-
-
-def _map(rows: Any, samples: ImageSubset) -> float:
-    """Return mAP@all of embeddings `(N, D) float32` or codes `(N, W) uint8`."""
-    is_sketch, labels = samples.is_sketch, samples.labels
-    found = evaluate(
-        *(rows[is_sketch], labels[is_sketch], rows[~is_sketch], labels[~is_sketch]),
-        distance="hamming" if rows.dtype == np.uint8 else "cosine",
-        ties="expected",
-    )
-    return float(found.ap_all.mean())

@@ -1,4 +1,4 @@
-"""Export of a trained student: write the models, check them, then publish the bundle."""
+"""Export of a trained student: writes the models, checks them, then publishes the bundle."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Literal, get_args
 
 import onnx
 
 from sbtk_export.card import CARD_NAME, StudentFacts, collect_facts, render_model_card
-from sbtk_export.codes import CODES_PER_KIND, require_bits, write_codes
+from sbtk_export.codes import CODES_PER_KIND, write_codes
 from sbtk_export.fp16 import make_half_trunk_student
 from sbtk_export.images import ExportImages, choose_images
 from sbtk_export.input_contract import write_contract
@@ -26,9 +25,11 @@ from sbtk_export.int8 import quantise, require_same_sums
 from sbtk_export.int8_tensorrt import quantise_for_tensorrt
 from sbtk_export.onnx_graph import ModelInputs, write_onnx
 from sbtk_export.parity import Parity, Reference, compute_reference, measure_parity, require_parity
+from sbtk_runtime.binary_codes import check_bits
 from sbtk_runtime.bundle import Bundle, OnnxForm, onnx_name
 from sbtk_runtime.engines import onnxruntime as engine_onnxruntime
 from sbtk_runtime.engines.base import EngineOptions, EngineRequest
+from sbtk_runtime.engines.registry import Engine
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
 from sbtk_runtime.files import (
     disk_full_explained,
@@ -37,9 +38,11 @@ from sbtk_runtime.files import (
     sha256_of_file,
     write_atomically,
 )
+from sbtk_runtime.machine import installed_versions
 from sbtk_runtime.manifest import MANIFEST_NAME, PRECISIONS, BundleManifest, FileRecord, Precision
 from sbtk_runtime.onnx_file import DOMAIN_NAME
 from sbtk_runtime.preprocess import PREPROCESSING
+from sbtk_runtime.regions import RegionGrid
 from sbtk_train.models.student import Student
 from sbtk_train.progress import Notify
 from sbtk_train.runs.checkpoint import TrainedRun, save_student
@@ -51,15 +54,15 @@ _VERSIONS_OF = ("sbtk", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """The files to make, and the target.
+    """The files to write, and the target.
 
     Attributes:
-        target: the bundle's folder, which must not exist yet.
-        name: of the model.
-        variants: what to make in addition to FP32, which is always made as the reference.
+        target: the bundle's folder, which must not exist.
+        name: name of the model.
+        variants: variants in addition to FP32, which is always written as the reference.
         is_slim: leave FP32 and the student's weights out of the bundle.
-        bits: lengths of binary codes that the bundle shall make of its embeddings.
-        opset: version of ONNX's operators; `None` for the exporter's own choice.
+        bits: lengths of the binary codes that the bundle offers.
+        opset: ONNX opset version, one of `OPSETS`; `None` for the exporter's default.
     """
 
     target: Path
@@ -72,12 +75,12 @@ class ExportPlan:
 
 @dataclass(frozen=True)
 class Exported:
-    """A published bundle, and the images it was measured with.
+    """A published bundle, and the images it was measured on.
 
     Attributes:
-        bundle: the bundle, in its place.
+        bundle: the bundle, in its target folder.
         samples: the images that its models were compared on.
-        reference: embeddings of these by torch.
+        reference: torch's embeddings of these images.
     """
 
     bundle: Bundle
@@ -86,20 +89,22 @@ class Exported:
 
 
 def export_run(run: TrainedRun, plan: ExportPlan, images: Path | None, notify: Notify) -> Exported:
-    """Return the published bundle of a run.
+    """Export a run and return the published bundle.
 
     Args:
         run: the trained run.
-        plan: what to make.
+        plan: the files to write.
         images: data to calibrate and measure on instead of the run's own.
         notify: called with progress messages.
 
     Raises:
+        BadConfig: the target exists, or codes of these lengths are impossible.
         BadData: there are no images, or too few of the run's training classes.
-        BadModel: a model does not keep its limits; nothing was published.
+        BadModel: a model exceeds its limits; nothing was published.
     """
     require_absent(plan.target)
-    require_bits(plan.bits, run.student.dim)
+    for length in plan.bits:
+        check_bits(length, run.student.dim)
     facts = collect_facts(run)
     data = _data_folder(run, images)
     notify(f"reading images of {len(facts.training_classes)} training classes from {data}")
@@ -116,14 +121,21 @@ def export_run(run: TrainedRun, plan: ExportPlan, images: Path | None, notify: N
 def export_student(
     student: Student, facts: StudentFacts, samples: ExportImages, plan: ExportPlan, notify: Notify
 ) -> Exported:
-    """Return the published bundle of a student.
+    """Export a student and return the published bundle.
 
-    The manifest, the card and the hashes are written last, when every model has kept its limits;
-    the folder gets its name after that.
+    Card and manifest are written when every model is within its limits. Then the folder is renamed
+    to its target.
+
+    Args:
+        student: the student.
+        facts: for manifest and card.
+        samples: images to calibrate and measure on.
+        plan: the files to write.
+        notify: called with progress messages.
 
     Raises:
         BadConfig: the plan leaves nothing to publish.
-        BadModel: a model does not keep its limits; nothing was published.
+        BadModel: a model exceeds its limits; nothing was published.
     """
     for notice in samples.notices:
         notify(notice)
@@ -148,11 +160,14 @@ def export_student(
             (folder / file_name("fp32")).unlink()
         else:
             save_student(folder, student.state_dict(), facts.backbone)
-        told = {variant: dict(_parity_record(parity)) for variant, parity in parities.items()}
-        if "int8" in told:
+        figures = {
+            variant: asdict(parity) | {"map_difference": parity.map_difference}
+            for variant, parity in parities.items()
+        }
+        if "int8" in figures:
             path = folder / file_name("int8")
-            told["int8"]["largest_pair_sum"] = require_same_sums(onnx.load(path), path.name)
-        write_manifest(folder, replace(draft, parity=told, metrics=metrics))
+            figures["int8"]["largest_pair_sum"] = require_same_sums(onnx.load(path), path.name)
+        write_manifest(folder, replace(draft, parity=figures, metrics=metrics))
         size = sum(path.stat().st_size for path in folder.iterdir())
         if plan.is_slim and size > SLIM_BYTES:
             raise BadModel(
@@ -170,7 +185,7 @@ def _manifest(
     joined = "".join(record.sha256 for record in files.values())
     return BundleManifest(
         name=plan.name,
-        # Of every model that was made: equal ids embed alike, in each precision.
+        # A hash of all models: bundles of one id give the same embeddings in each precision.
         model_id=f"{plan.name}@{hashlib.sha256(joined.encode()).hexdigest()[:12]}",
         method=facts.method,
         backbone=facts.backbone,
@@ -180,14 +195,19 @@ def _manifest(
         domain_input=DOMAIN_NAME if student.has_domain_input else None,
         training=facts.training,
         metrics=facts.metrics,
-        versions={name: _version(name) for name in _VERSIONS_OF}
+        versions=dict.fromkeys(_VERSIONS_OF, "source tree")
+        | installed_versions(_VERSIONS_OF)
         | {"python": platform.python_version()},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 
 
 def write_manifest(folder: Path, manifest: BundleManifest) -> None:
-    """Write card and manifest of a bundle whose other files are done, and read all of it back."""
+    """Write the card and the manifest of a bundle whose other files exist, and verify the bundle.
+
+    Raises:
+        BadModel: the bundle cannot be read back.
+    """
     manifest = replace(manifest, files=hash_files(folder))
     write_atomically(folder / CARD_NAME, render_model_card(manifest).encode())
     manifest = replace(manifest, files=hash_files(folder))
@@ -200,8 +220,8 @@ def add_unseen_metric(folder: Path, log: Path) -> float:
 
     Args:
         folder: the bundle.
-        log: the log of `sbtk bench map --log`: date, model id, SHA-256, protocol and figure by
-            line, separated by tabs. The last line of the bundle's model id counts.
+        log: the log of `sbtk bench map --log`, whose lines have the date, model id, SHA-256,
+            protocol and metric, separated by tabs. The last line of the bundle's model id is used.
 
     Raises:
         BadConfig: the log has no such line, or cannot be read.
@@ -229,10 +249,6 @@ def add_unseen_metric(folder: Path, log: Path) -> float:
     return float(match[1])
 
 
-def _parity_record(parity: Parity) -> Mapping[str, object]:
-    return asdict(parity) | {"map_difference": parity.map_difference}
-
-
 def _data_folder(run: TrainedRun, images: Path | None) -> Path:
     folder = Path(run.config.data) if images is None else images
     if folder.is_dir():
@@ -245,25 +261,18 @@ def _data_folder(run: TrainedRun, images: Path | None) -> Path:
     )
 
 
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "source tree"
-
-
-#: Versions of ONNX's operators that a model can be written in. Means over axes that are an input
-#: need 18; newer ones are not read by all engines.
+#: ONNX opset versions to write models in. Means over axes that are an input need 18; not all
+#: engines read newer ones than 23.
 OPSETS = range(18, 24)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def validate_name(name: str) -> str:
-    """Return `name` if it can name a bundle.
+    """Return `name` if it is a valid name of a bundle.
 
     Raises:
-        BadConfig: it has other characters than these, or is too long.
+        BadConfig: it is not.
     """
     if not _NAME.fullmatch(name):
         raise BadConfig(
@@ -276,9 +285,9 @@ def validate_name(name: str) -> str:
 
 @contextlib.contextmanager
 def publish_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder next to `target` that becomes `target` when the block succeeds.
+    """Yield a temporary folder next to `target` that is renamed to `target` on success.
 
-    On failure it is removed, and `target` does not come to be.
+    If the block fails, the temporary folder is deleted.
 
     Raises:
         BadConfig: `target` exists.
@@ -292,8 +301,11 @@ def publish_folder(target: Path) -> Iterator[Path]:
         temporary.mkdir()
         with disk_full_explained(temporary):
             yield temporary
-            _sync(temporary)
-        # If a folder that is not empty was created since, this fails, as it should.
+            for path in temporary.iterdir():
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+            fsync_folder(temporary)
+        # Fails, intentionally, if a folder with files was created at `target` meanwhile.
         temporary.rename(target)
         fsync_folder(target.parent)
     finally:
@@ -301,7 +313,7 @@ def publish_folder(target: Path) -> Iterator[Path]:
 
 
 def require_absent(target: Path) -> None:
-    """Refuse a name that is taken, before any work is done.
+    """Check that a target does not exist, before any work is done.
 
     Raises:
         BadConfig: `target` exists.
@@ -309,13 +321,13 @@ def require_absent(target: Path) -> None:
     if target.exists() or target.is_symlink():
         raise BadConfig(
             f"{printable_name(target)} exists",
-            "a folder that is not there yet",
+            "a new folder",
             "choose another with -o BUNDLE, or remove it",
         )
 
 
 def hash_files(folder: Path) -> dict[str, FileRecord]:
-    """Return size and SHA-256 of every file in `folder` but the manifest, by name."""
+    """Return the size and SHA-256 of every file in `folder`, except the manifest, by name."""
     return {
         path.name: FileRecord(sha256_of_file(path), path.stat().st_size)
         for path in sorted(folder.iterdir())
@@ -323,21 +335,14 @@ def hash_files(folder: Path) -> dict[str, FileRecord]:
     }
 
 
-def _sync(folder: Path) -> None:
-    for path in folder.iterdir():
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-    fsync_folder(folder)
-
-
-#: What an export can make: a precision, or INT8 as TensorRT takes it. Each is the middle part of
-#: its file's name, and its key in the manifest's parity.
+#: What an export can write: a precision, or TensorRT's form of INT8. The middle part of the file's
+#: name, and the key in the manifest's parity.
 Variant = Literal["fp32", "fp16", "int8", "int8.trt"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 
 def precision_and_form(variant: Variant) -> tuple[Precision, OnnxForm]:
-    """Return the precision of a variant, and the form of its ONNX file."""
+    """Return a variant's precision and the form of its ONNX file."""
     return ("int8", "tensorrt") if variant == "int8.trt" else (variant, "plain")
 
 
@@ -354,7 +359,16 @@ def write_models(
     notify: Notify,
     opset: int | None = None,
 ) -> None:
-    """Write an ONNX file for each variant into `folder`; `fp32` must be among them."""
+    """Write the ONNX files of the variants, of which `fp32` must be one, into `folder`.
+
+    Args:
+        student: in evaluation mode.
+        folder: where to write them.
+        variants: what to write.
+        calibration: images to calibrate INT8 on.
+        notify: called with progress messages.
+        opset: ONNX opset version; `None` for the exporter's default.
+    """
     reference = folder / file_name("fp32")
     notify("fp32: tracing")
     write_onnx(student, reference, opset)
@@ -376,21 +390,18 @@ def check_models(
     variants: Sequence[Variant],
     notify: Notify,
 ) -> dict[str, Parity]:
-    """Return how far each model is from torch, by variant, run by ONNX Runtime on the CPU.
+    """Compare each variant with torch, on ONNX Runtime and the CPU; return the results by variant.
 
-    That engine is the one that every machine with the extra `cpu` has; GPUs round in their own way.
+    Every machine with the extra `cpu` has that engine; GPUs round differently.
 
     Raises:
-        BadModel: names each limit that is not kept.
+        BadModel: names each exceeded limit.
     """
     parities: dict[str, Parity] = {}
     for variant in variants:
         notify(f"{variant}: comparing with torch")
-        engine = engine_onnxruntime.open_cpu(_request(bundle, variant))
-        try:
+        with contextlib.closing(open_variant(bundle, variant)) as engine:
             parities[variant] = measure_parity(engine, samples, reference)
-        finally:
-            engine.close()
     require_parity(parities)
     return parities
 
@@ -402,11 +413,14 @@ def write_golden(bundle: Bundle, variants: Sequence[Variant]) -> None:
         for variant in variants:
             precision, form = precision_and_form(variant)
             if form == "plain":
-                engines[precision] = engine_onnxruntime.open_cpu(_request(bundle, variant))
-                opened.callback(engines[precision].close)
+                engine = open_variant(bundle, variant)
+                engines[precision] = opened.enter_context(contextlib.closing(engine))
         write_contract(bundle.folder, bundle.manifest, engines)
 
 
-def _request(bundle: Bundle, variant: Variant) -> EngineRequest:
+def open_variant(bundle: Bundle, variant: Variant, regions: RegionGrid | None = None) -> Engine:
+    """Open a variant with ONNX Runtime on the CPU, to embed whole images or their regions."""
     precision, form = precision_and_form(variant)
-    return EngineRequest(bundle, EngineOptions(precision=precision, device="cpu"), form=form)
+    options = EngineOptions(precision=precision, device="cpu")
+    request = EngineRequest(bundle, options, form=form, regions=regions)
+    return engine_onnxruntime.open_cpu(request)

@@ -1,9 +1,8 @@
-"""A student whose trunk computes in half precision and whose tail stays in FP32.
+"""A student with a half-precision trunk and an FP32 tail.
 
-In FP16 the guard of the L2 norm underflows and rows come out at length 1.0004
-(https://github.com/NVIDIA/TensorRT/issues/1954), so mean pool, Linear and norm are left alone. So
-are squeeze-and-excitation modules: the sum over a feature map, on its way to the mean, can be more
-than FP16 holds.
+In FP16 the guard of the L2 norm underflows and rows have length 1.0004
+(https://github.com/NVIDIA/TensorRT/issues/1954), so mean pool, Linear and norm stay in FP32. So do
+squeeze-and-excitation modules: a feature map's sum, before the mean, can exceed FP16's range.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ def make_half_trunk(trunk: nn.Module) -> nn.Sequential:
     """Return the trunk's stages, in half precision, between casts from and to FP32.
 
     Args:
-        trunk: its stages are changed in place and used.
+        trunk: its stages are changed in place and reused.
     """
-    # Copied before their weights are rounded with the others.
+    # Copied before their weights are rounded, too.
     whole = {
         name: copy.deepcopy(module)
         for name, module in trunk.named_modules()
@@ -53,8 +52,8 @@ def make_half_trunk(trunk: nn.Module) -> nn.Sequential:
 def fold_batch_norms(module: nn.Module) -> None:
     """Fold each batch norm into the convolution before it; replace it by an `nn.Identity`.
 
-    Do so in FP32, before any weight is converted: FP16 cannot represent running variances below
-    6e-8, and a ResNet50 folded in FP16 had a cosine of 0.93 with the original.
+    Call this before weights are converted to FP16, which cannot represent running variances below
+    6e-8: a ResNet50 folded in FP16 had a cosine of 0.93 with the original.
 
     Args:
         module: in evaluation mode; changed in place.
@@ -77,7 +76,7 @@ def fold_batch_norms(module: nn.Module) -> None:
 
 
 def single_precision(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with all of it computed in FP32; FP16 weights keep their values."""
+    """Return a copy of the model that computes in FP32; FP16 weights keep their values."""
     single = onnx.ModelProto()
     single.CopyFrom(model)
     graph = single.graph
@@ -93,7 +92,7 @@ def single_precision(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.node:
         for position, name in enumerate(node.input):
             node.input[position] = renamed.get(name, name)
-        # Casts between FP32 and FP16 are no longer needed; that of the uint8 input is.
+        # Casts between FP32 and FP16 are no longer needed, unlike the cast of the uint8 input.
         if node.op_type == "Cast" and node.input[0] not in inputs:
             renamed[node.output[0]] = node.input[0]
         else:
@@ -104,19 +103,19 @@ def single_precision(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class Cast(nn.Module):
-    """A stage that converts its input to another type."""
+    """A stage that converts its input to another dtype."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return `values`, of any shape `(...)`, in the type."""
+        """Return `values (...)` in the dtype."""
         return values.to(self.dtype)
 
 
 class _FeatureMap(nn.Module):
-    """A student up to its feature map, as one module that can be traced."""
+    """A student up to its feature map, as a module that can be traced."""
 
     def __init__(self, student: Student) -> None:
         super().__init__()

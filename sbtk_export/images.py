@@ -1,6 +1,6 @@
-"""The images that an export calibrates and measures on, as pixels.
+"""The pixels of the images that an export calibrates and measures on.
 
-Only classes that are named as seen are ever opened, so an image of an unseen class cannot reach
+Only images of classes named as seen are opened, so no image of an unseen class can get into
 calibration or parity. The three sets do not overlap.
 """
 
@@ -20,16 +20,16 @@ from sbtk_runtime.files import printable_name
 from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.preprocess import KINDS, SIZE_PX, Kind, Pixels, prepare
 from sbtk_train.data import ImageSet, read_dataset, select_classes
+from sbtk_train.data.class_names import class_key
 from sbtk_train.data.splits import (
     CALIBRATION_PER_KIND,
     MIN_CALIBRATION_PER_KIND,
     MIN_PARITY_PER_KIND,
     PARITY_PER_KIND,
-    class_key,
     parity_share,
 )
 
-#: For the ranking, of each class and kind.
+#: Most images to rank, of each class and kind.
 RANKING_PER_CLASS = 25
 
 
@@ -40,8 +40,8 @@ class ImageSubset:
     Attributes:
         pixels: `(N, 224, 224, 3) uint8` RGB.
         is_sketch: `(N,) bool`.
-        labels: `(N,) int64`, the class of each; equal numbers, equal classes.
-        paths: the files they came from.
+        labels: `(N,) int64`, a number for each class.
+        paths: the N files.
     """
 
     pixels: Pixels
@@ -54,8 +54,13 @@ class ImageSubset:
 
     @property
     def inputs(self) -> ModelInputs:
-        """The images as a model takes them."""
+        """The images as inputs of a model."""
         return ModelInputs.of_kinds(self.pixels, self.is_sketch)
+
+    def slice(self, start: int, end: int) -> ImageSubset:
+        """Return the images from `start` to before `end`."""
+        parts = (self.pixels, self.is_sketch, self.labels, self.paths)
+        return ImageSubset(*(part[start:end] for part in parts))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -63,12 +68,12 @@ class ExportImages:
     """The images of an export.
 
     Attributes:
-        calibration: training classes, sketches and photos in equal parts; INT8 ranges.
-        parity: other images of training classes, in equal parts; cosines and norms.
-        ranking: held-out seen classes where there are any, or else `parity`; top 10 and mAP.
+        calibration: images of training classes, half of them sketches, to find INT8 ranges.
+        parity: other images of training classes, half of them sketches, for cosines and norms.
+        ranking: images of validation classes, for top 10 and mAP; `parity` if there are none.
         notices: files that were left out, and why.
-        code_files: of training classes, by kind; binary codes are learnt on them. They may be
-            among the other images, which measure something else.
+        code_files: files of training classes, by kind, to fit binary codes on. They may overlap
+            with the other images, which measure something else.
     """
 
     calibration: ImageSubset
@@ -87,18 +92,18 @@ def choose_images(
     codes_per_kind: int = 0,
     seed: int = 0,
 ) -> ExportImages:
-    """Return the images of `data/{sketch,photo}/<class>/*` to calibrate and to measure with.
+    """Sample images of `data/{sketch,photo}/<class>/*` to calibrate and measure on.
 
     Args:
-        data: the folder; classes that are not named are not looked into.
-        training_classes: names of the classes that the student was trained on.
-        validation_classes: names of seen classes that it was not trained on.
-        is_calibrating: images for calibration are needed too.
-        codes_per_kind: files of each kind to learn binary codes on, if there are so many.
-        seed: draws the images.
+        data: the data set; other classes are not read.
+        training_classes: classes that the student was trained on.
+        validation_classes: seen classes that it was not trained on.
+        is_calibrating: whether images for calibration are needed.
+        codes_per_kind: most files of each kind to fit binary codes on.
+        seed: of the sampling.
 
     Raises:
-        BadData: there are no such folders, or too few readable images of these classes.
+        BadData: the folders are missing, or these classes have too few readable images.
     """
     available = read_dataset(data)
     rng = np.random.default_rng(seed)
@@ -108,8 +113,8 @@ def choose_images(
     drawn = [training.draw(kind, PARITY_PER_KIND + CALIBRATION_PER_KIND) for kind in KINDS]
     size = min(len(part) for part in drawn)
     share = parity_share(size, is_calibrating=is_calibrating)
-    parity = _concatenate([_slice(part, 0, share) for part in drawn])
-    calibration = _concatenate([_slice(part, share, size) for part in drawn])
+    parity = _concatenate([part.slice(0, share) for part in drawn])
+    calibration = _concatenate([part.slice(share, size) for part in drawn])
     _require(parity, MIN_PARITY_PER_KIND, "parity", data)
     if is_calibrating:
         _require(calibration, MIN_CALIBRATION_PER_KIND, "calibration", data)
@@ -127,7 +132,10 @@ def choose_images(
         parity,
         held_out if is_ranking_possible else parity,
         (*training.notices, *validation.notices, *few),
-        _files(seen, codes_per_kind, np.random.default_rng(seed)),
+        {
+            kind: tuple(path for path, _ in itertools.islice(files, codes_per_kind))
+            for kind, files in _cycle_classes(seen, np.random.default_rng(seed)).items()
+        },
     )
 
 
@@ -136,13 +144,10 @@ class ImageSampler:
 
     def __init__(self, data: ImageSet, rng: np.random.Generator) -> None:
         self.notices: list[str] = []
-        self._left = {
-            "sketch": _by_turns(data.sketch_files, data.sketch_labels, rng),
-            "photo": _by_turns(data.photos, data.photo_labels, rng),
-        }
+        self._left = _cycle_classes(data, rng)
 
     def draw(self, kind: Kind, count: int, per_class: int | None = None) -> ImageSubset:
-        """Return the next `count` readable images of a kind, or as many as there are."""
+        """Return the next `count` readable images of a kind, or fewer if there are no more."""
         pixels: list[Pixels] = []
         labels: list[int] = []
         paths: list[Path] = []
@@ -169,22 +174,20 @@ def _only(data: ImageSet, classes: Sequence[str]) -> ImageSet:
     return select_classes(data, [name for name in data.classes if class_key(name) in wanted])
 
 
-def _files(data: ImageSet, per_kind: int, rng: np.random.Generator) -> dict[Kind, tuple[Path, ...]]:
-    """Return up to so many files of each kind, from all classes alike."""
-    turns: dict[Kind, Iterator[tuple[Path, int]]] = {
+def _cycle_classes(
+    data: ImageSet, rng: np.random.Generator
+) -> dict[Kind, Iterator[tuple[Path, int]]]:
+    """Return for each kind all files and labels: one of each class, then another of each."""
+    return {
         "sketch": _by_turns(data.sketch_files, data.sketch_labels, rng),
         "photo": _by_turns(data.photos, data.photo_labels, rng),
-    }
-    return {
-        kind: tuple(path for path, _ in itertools.islice(files, per_kind))
-        for kind, files in turns.items()
     }
 
 
 def _by_turns(
     paths: Sequence[Path], labels: NDArray[np.int64], rng: np.random.Generator
 ) -> Iterator[tuple[Path, int]]:
-    """Yield one image of each class, then another of each, in an order drawn at random."""
+    """Yield one image of each class, then another of each, in random order."""
     order = rng.permutation(len(paths))
     taken: dict[int, int] = {}
     turns = []
@@ -194,15 +197,6 @@ def _by_turns(
         taken[label] = taken.get(label, 0) + 1
     for _, row, label in sorted(turns, key=lambda turn: turn[0]):
         yield paths[row], label
-
-
-def _slice(part: ImageSubset, start: int, end: int) -> ImageSubset:
-    return ImageSubset(
-        part.pixels[start:end],
-        part.is_sketch[start:end],
-        part.labels[start:end],
-        part.paths[start:end],
-    )
 
 
 def _concatenate(parts: Sequence[ImageSubset]) -> ImageSubset:
@@ -215,7 +209,7 @@ def _concatenate(parts: Sequence[ImageSubset]) -> ImageSubset:
 
 
 def _require(samples: ImageSubset, per_kind: int, purpose: str, data: Path) -> None:
-    """Refuse a set that is too small for its purpose."""
+    """Raise `BadData` if a set is too small for its purpose."""
     if len(samples) < 2 * per_kind:
         raise BadData(
             f"{printable_name(data)} has {len(samples)} images for {purpose} (sketches and "

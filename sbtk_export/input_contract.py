@@ -1,4 +1,4 @@
-"""The input contract in words, and two golden images to check another implementation with."""
+"""The written input contract, and two golden images to check other implementations with."""
 
 from __future__ import annotations
 
@@ -22,54 +22,54 @@ CONTRACT_NAME = "PREPROCESSING.md"
 _TEXT = """\
 # From an image file to the model's input ({preprocessing})
 
-What a program in any language has to do to use `model.*.onnx` of {name}. Everything else, scaling,
-mean, standard deviation and the L2 norm, is inside the model.
+This is what a program in any language must do to use `model.*.onnx` of {name}. Scaling, mean,
+standard deviation and the L2 norm are part of the model.
 
 Input `{input} ({size}, {size}, 3) uint8` with a leading batch dimension: RGB, rows from the top,
-values 0 to 255.{domain} Output `{output} (N, {dim}) float32`: rows of length 1, so that the dot
-product of two is their cosine. A sketch is compared with photos.
+values 0 to 255.{domain} Output `{output} (N, {dim}) float32`: rows of length 1, so the dot product
+of two rows is their cosine. A sketch is compared with photos.
 
 `round` below rounds halves to the even number, `floor` rounds down. *Box* and *triangle* are the
-filters `BOX` and `BILINEAR` of Pillow's `Image.resize`: when an image is made smaller they are
-stretched by the factor of reduction, so that every source pixel counts. A resize that takes single
-source pixels or the nearest four, as many libraries do by default, gives other embeddings.
+filters `BOX` and `BILINEAR` of Pillow's `Image.resize`: to shrink an image they are stretched by
+the factor of reduction, so that every source pixel counts. A resize that takes single source pixels
+or the nearest four, as many libraries do by default, gives different embeddings.
 
 ## Both kinds: decoding
 
-1. Take the first frame, 8 bits a channel, and turn it upright as EXIF says.
+1. Take the first frame, with 8 bits per channel, and apply the EXIF orientation.
 2. Convert to sRGB. Grey becomes R = G = B.
 3. Keep alpha only if a pixel is not opaque.
 
 ## A photo
 
-1. Put it on white if it has alpha.
+1. If it has alpha, composite it on white.
 2. Where `f = floor(side / {size} / 3)` is above 1, for width and height each, first replace blocks
    of `f` pixels along that side by their mean.
-3. Resize to {size} x {size} with the triangle filter, whatever the aspect ratio. Nothing is cut
-   off.
+3. Resize to {size} x {size} with the triangle filter, whatever the aspect ratio. Nothing is
+   cropped.
 
 ## A sketch
 
 1. If the longer side is above 2048, resize with the box filter so that it is 1024, the other side
    `round`ed, at least 1.
 2. `grey = floor((19595 R + 38470 G + 7471 B + 32768) / 65536)`, of the image on white.
-3. `ink`, for each pixel, 0 for paper:
-   - With alpha, if the largest less the smallest `grey` is below 24 and the same of alpha is not:
-     `ink` is the alpha.
-   - Else `paper` is the median of `grey` along the four edges, rounded down (edges are taken
-     whole, so that corners count twice). If it is below 128, take the median of the whole of
-     `grey` instead if that is larger. If `paper` is at least 128, `ink = max(paper - grey, 0)`,
-     else `ink = max(grey - paper, 0)`.
-4. Let `s` be the largest `ink`. Below 24 the sketch is empty. Find the smallest box that holds all
-   pixels with `ink >= max(12, floor(s / 4))`; it has `h` rows and `w` columns.
+3. `ink`, for each pixel, is 0 for paper:
+   - With alpha, if the largest minus the smallest `grey` is below 24 and the same difference of
+     alpha is not: `ink` is the alpha.
+   - Otherwise `paper` is the median of `grey` along the four edges, rounded down (whole edges, so
+     corners count twice). If it is below 128, use the median of all of `grey` if that is larger.
+     If `paper` is at least 128, `ink = max(paper - grey, 0)`, otherwise
+     `ink = max(grey - paper, 0)`.
+4. Let `s` be the largest `ink`. If it is below 24, the sketch is empty. Find the smallest box that
+   contains all pixels with `ink >= max(12, floor(s / 4))`; it has `h` rows and `w` columns.
 5. Make a square of zeros with the side `max(round(1.12 max(h, w)), floor(min(height, width) / 4),
-   1)`, with height and width of `ink` (before the box was found), and copy the box into its
-   middle, from row `floor((side - h) / 2)` and column `floor((side - w) / 2)` on.
-6. Resize to {size} x {size}: with the box filter if the side is above {twice}, else with the
+   1)`, where height and width are those of `ink` (not of the box), and copy the box into its
+   middle, starting at row `floor((side - h) / 2)` and column `floor((side - w) / 2)`.
+6. Resize to {size} x {size}: with the box filter if the side is above {twice}, otherwise with the
    triangle filter.
 7. Let `p` be the 95th percentile (with linear interpolation) of the values above 0. Each value `v`
    becomes `round(min(255 v / p, 255))`.
-8. Each of R, G and B is 255 less that: dark ink on white.
+8. R, G and B are each 255 minus that: dark ink on white.
 
 ## Checking a port
 
@@ -77,19 +77,19 @@ source pixels or the nearest four, as many libraries do by default, gives other 
 compare with `golden.sketch.pixels.png` and `golden.photo.pixels.png`: no value should differ by
 more than 2. Run the model on them and compare with `golden.json`, which has under `sketch` and
 `photo` the `embeddings` of each precision: cosines should be at least 0.999 for FP32 and FP16, and
-0.97 for INT8, which engines round in their own ways. `sbtk models check` makes the same comparison
-for sbtk itself. JPEG decoders differ by a few steps, and sbtk decodes large JPEGs at a reduced
-scale, so compare with PNG files.
+0.97 for INT8, which engines round differently. `sbtk models check` makes the same comparison for
+sbtk itself. JPEG decoders differ by a few steps, and sbtk decodes large JPEGs at a reduced scale,
+so compare with PNG files.
 """
 
 _DOMAIN = (
-    " Input `{name} (N,) float32`: 0 for a sketch and 1 for a photo; the same pixels have other "
-    "embeddings as the one than as the other."
+    " Input `{name} (N,) float32`: 0 for a sketch and 1 for a photo; the same pixels have "
+    "different embeddings as a sketch and as a photo."
 )
 
 
 def render_contract(manifest: BundleManifest) -> str:
-    """The input contract of a bundle in Markdown."""
+    """Return the input contract of a bundle in Markdown."""
     domain = "" if manifest.domain_input is None else _DOMAIN.format(name=DOMAIN_NAME)
     return _TEXT.format(
         name=manifest.name,
@@ -104,7 +104,7 @@ def render_contract(manifest: BundleManifest) -> str:
 
 
 def make_golden_images() -> dict[Kind, bytes]:
-    """Image files of a generated sketch and a generated photo; always the same bytes."""
+    """Return the PNG files of a generated sketch and a generated photo; always the same bytes."""
     return {"sketch": _png(_sketch()), "photo": _png(_photo())}
 
 
@@ -114,9 +114,9 @@ def write_contract(
     """Write `PREPROCESSING.md` and the golden images with their pixels and embeddings.
 
     Args:
-        folder: of the bundle.
+        folder: the bundle's.
         manifest: names the model and its inputs.
-        engines: by precision, what embeds the golden pixels.
+        engines: the engines that embed the golden pixels, by precision.
     """
     table: dict[str, dict[str, object]] = {}
     for kind, image in make_golden_images().items():
@@ -124,11 +124,8 @@ def write_contract(
         write_atomically(folder / image_name(kind), image)
         write_atomically(folder / pixels_name(kind), png_from_pixels(pixels))
         rows = {name: _row(engine, pixels, kind) for name, engine in engines.items()}
-        table[kind] = {
-            "image": image_name(kind),
-            "pixels": pixels_name(kind),
-            "embeddings": rows,
-        }
+        names = {"image": image_name(kind), "pixels": pixels_name(kind)}
+        table[kind] = names | {"embeddings": rows}
     write_atomically(folder / GOLDEN_NAME, (json.dumps(table) + "\n").encode())
     write_atomically(folder / CONTRACT_NAME, render_contract(manifest).encode())
 
@@ -139,7 +136,7 @@ def _row(engine: Engine, pixels: Pixels, kind: Kind) -> list[float]:
 
 
 def _sketch() -> Image.Image:
-    """A fish in grey strokes on off-white paper, left of the middle."""
+    """Draw a fish in grey strokes on off-white paper, left of the middle."""
     image = Image.new("RGB", (720, 540), (246, 244, 238))
     draw = ImageDraw.Draw(image)
     ink = (92, 90, 98)
@@ -152,7 +149,7 @@ def _sketch() -> Image.Image:
 
 
 def _photo() -> Image.Image:
-    """A fish of flat colours in graded water."""
+    """Draw a fish in flat colours on a gradient."""
     corners = np.array([[[30, 90, 150], [20, 120, 160]], [[10, 40, 90], [60, 80, 70]]], np.uint8)
     image = Image.fromarray(corners).resize((800, 500), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)

@@ -1,15 +1,17 @@
 """Static INT8 quantisation of an ONNX student, calibrated on real sketches and photos.
 
 One file serves ONNX Runtime and OpenVINO: QDQ form, unsigned activations, signed weights per
-channel. Everything up to the last Linear is quantised and nothing after it: a quantised L2 norm
-returns rows of length 1.003 to 1.37, which cosines do not show.
+channel. Everything up to the last Linear is quantised, and nothing after it: a quantised L2 norm
+returns rows of length 1.003 to 1.37, which cosines do not reveal.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,14 +27,12 @@ from onnxruntime.quantization import (
 )
 
 from sbtk_export.fp16 import single_precision
-from sbtk_export.onnx_graph import Feeds, ModelInputs, check_model, find_domain_input, strip_traces
+from sbtk_export.onnx_graph import Feeds, ModelInputs, check_model, strip_traces, takes_domains
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.files import atomic_path
 from sbtk_runtime.onnx_file import INPUT_NAME
 
 _OPERATORS = ["Conv", "Relu", "MaxPool", "Add", "Mul", "Gemm"]
-# Marks a model whose shapes have been inferred; without it ONNX Runtime's quantiser warns.
-_PREPARED = ("onnx.quant.pre_process", "onnxruntime.quant")
 _CALIBRATION_BATCH = 8
 
 
@@ -40,57 +40,84 @@ def quantise(source: Path, target: Path, inputs: ModelInputs) -> None:
     """Write the INT8 form of the model `source` to `target`, atomically.
 
     Args:
-        source: from `write_onnx`, in FP32, or in FP16, whose weights are used as they are. So the
-            INT8 file of a bundle can be made again from its FP16 file.
+        source: from `write_onnx`, in FP32 or FP16. FP16 weights are used as they are, so the INT8
+            file of a bundle can be made from its FP16 file.
         target: the file to write.
-        inputs: images for the calibration.
+        inputs: images to calibrate on.
 
     Raises:
         BadModel: the model has no convolution or Linear, or the results of its INT8 form would
             depend on the processor.
     """
     model = single_precision(onnx.load(source))
-    dim = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    excluded = find_nodes_outside(model)
-    with tempfile.TemporaryDirectory(prefix="sbtk-int8-") as folder, atomic_path(target) as result:
-        prepared = Path(folder) / "prepared.onnx"
-        save_prepared(model, prepared)
-        quantize_static(
-            prepared,
-            result,
-            CalibrationBatches(model, inputs.mixed()),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=_OPERATORS,
-            nodes_to_exclude=[*excluded, *find_se_nodes(model)],
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            # 7-bit weights do not saturate on CPUs without VNNI (see `require_same_sums`) and are
-            # as fast elsewhere.
-            reduce_range=True,
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={
-                "OpTypesToExcludeOutputQuantization": ["Gemm"],
-                # The extremes of all images would widen the range for outliers.
-                "CalibMovingAverage": True,
-                "CalibMovingAverageConstant": 0.02,
-            },
-        )
-        quantised = onnx.load(result)
+    with write_quantised(
+        model,
+        target,
+        inputs.mixed(),
+        _OPERATORS,
+        activation_type=QuantType.QUInt8,
+        # 7-bit weights do not saturate on CPUs without VNNI (see `require_same_sums`) and are as
+        # fast elsewhere.
+        reduce_range=True,
+        extra_options={
+            "OpTypesToExcludeOutputQuantization": ["Gemm"],
+            # The extremes of all images would widen the range for outliers.
+            "CalibMovingAverage": True,
+            "CalibMovingAverageConstant": 0.02,
+        },
+    ) as quantised:
         correct_biases(quantised, model, measure_mean_inputs(model, inputs))
-        input_first(quantised)
-        strip_traces(quantised)
         require_same_sums(quantised, target.name)
-        check_model(quantised, dim, has_domain_input=find_domain_input(model) is not None)
-        onnx.save(quantised, result)
 
 
-def save_prepared(model: onnx.ModelProto, path: Path) -> None:
-    """Write the FP32 model to `path` with the mark that ONNX Runtime's quantiser expects."""
+@contextlib.contextmanager
+def write_quantised(
+    model: onnx.ModelProto,
+    target: Path,
+    inputs: ModelInputs,
+    operators: list[str],
+    excluded: Iterable[str] = (),
+    **options: Any,
+) -> Iterator[onnx.ModelProto]:
+    """Yield the QDQ form of an FP32 model for changes; then check it and write it, atomically.
+
+    Args:
+        model: in FP32.
+        target: the file to write.
+        inputs: images to calibrate on, sketches and photos mixed.
+        operators: the types of nodes to quantise.
+        excluded: names of further nodes to leave alone.
+        **options: for ONNX Runtime's `quantize_static`.
+
+    Raises:
+        BadModel: the model has no convolution or Linear, or the result breaks the contract with
+            the engines.
+    """
+    dim = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     prepared = onnx.ModelProto()
     prepared.CopyFrom(model)
-    prepared.metadata_props.add(key=_PREPARED[0], value=_PREPARED[1])
-    onnx.save(prepared, path)
+    # Says that shapes have been inferred; without it ONNX Runtime's quantiser warns.
+    prepared.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
+    with tempfile.TemporaryDirectory(prefix="sbtk-int8-") as folder, atomic_path(target) as result:
+        onnx.save(prepared, Path(folder) / "prepared.onnx")
+        quantize_static(
+            Path(folder) / "prepared.onnx",
+            result,
+            CalibrationBatches(model, inputs),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=operators,
+            nodes_to_exclude=[*find_nodes_outside(model), *find_se_nodes(model), *excluded],
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            calibrate_method=CalibrationMethod.MinMax,
+            **options,
+        )
+        quantised = onnx.load(result)
+        yield quantised
+        input_first(quantised)
+        strip_traces(quantised)
+        check_model(quantised, dim, has_domain_input=takes_domains(model))
+        onnx.save(quantised, result)
 
 
 def find_nodes_outside(model: onnx.ModelProto) -> list[str]:
@@ -101,7 +128,7 @@ def find_nodes_outside(model: onnx.ModelProto) -> list[str]:
     """
     operators = [node.op_type for node in model.graph.node]
     if "Conv" not in operators or "Gemm" not in operators:
-        raise BadModel("the model has no Conv and no Gemm node", "a student's graph")
+        raise BadModel("the model has no Conv or no Gemm node", "a student's graph")
     first = operators.index("Conv")
     last = len(operators) - 1 - operators[::-1].index("Gemm")
     return [node.name for node in (*model.graph.node[:first], *model.graph.node[last + 1 :])]
@@ -144,29 +171,27 @@ def measure_mean_inputs(model: onnx.ModelProto, inputs: ModelInputs) -> Means:
     """Return the mean `(C,) float64` of the input of each convolution and Linear, by tensor name.
 
     Args:
-        model: the FP32 model.
-        inputs: the images of the calibration.
+        model: in FP32.
+        inputs: images to calibrate on.
     """
-    session = onnxruntime.InferenceSession(
-        _with_means(model).SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    outputs = [output.name for output in session.get_outputs()][1:]
-    sums: dict[str, NDArray[np.float64]] = {}
-    for feeds in inputs.batches(model, _STATISTICS_BATCH):
-        count = len(feeds[INPUT_NAME])
-        for name, mean in zip(outputs, session.run(outputs, feeds), strict=True):
-            sums[name] = sums.get(name, 0.0) + mean.astype(np.float64) * count
-    return {name.removesuffix("_mean"): total / len(inputs) for name, total in sums.items()}
+    axes = {
+        node.input[0]: _AXES[node.op_type] for node in model.graph.node if node.op_type in _AXES
+    }
+    sums: dict[str, Any] = dict.fromkeys(axes, 0.0)
+    for count, means in _reduced(model, "ReduceMean", axes, inputs):
+        for name, mean in means.items():
+            sums[name] = sums[name] + mean * count
+    return {name: total / len(inputs) for name, total in sums.items()}
 
 
 def correct_biases(quantised: onnx.ModelProto, original: onnx.ModelProto, means: Means) -> None:
-    """Correct the biases of the QDQ model `quantised`, so that mean outputs are those of FP32.
+    """Correct the biases of the QDQ model `quantised`, so that mean outputs equal those of FP32.
 
-    Biases are INT32 before a DequantizeLinear, or FP32. Layers without bias, in groups, or with
-    weights that are not quantised stay as they are.
+    Biases are INT32 before a DequantizeLinear, or FP32. Grouped layers, layers without bias and
+    layers whose weights are not quantised stay as they are (Nagel et al. 2019, section 4.2).
 
     Args:
-        quantised: made from `original`, whose node names it has.
+        quantised: made from `original`, with the same node names.
         original: the FP32 model.
         means: from `measure_mean_inputs`.
     """
@@ -194,21 +219,39 @@ def correct_biases(quantised: onnx.ModelProto, original: onnx.ModelProto, means:
         constants[name].CopyFrom(numpy_helper.from_array(bias, name))
 
 
-def _with_means(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of the model with the mean of each layer's input as additional outputs."""
+def open_session(
+    model: onnx.ModelProto, outputs: Iterable[str] = ()
+) -> onnxruntime.InferenceSession:
+    """Return a session on the CPU that returns the named FP32 tensors on request, too."""
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
-    wanted = {node.input[0]: node.op_type for node in model.graph.node if node.op_type in _AXES}
-    for name, operator in wanted.items():
-        axes = np.array(_AXES[operator], dtype=np.int64)
-        copied.graph.initializer.append(numpy_helper.from_array(axes, f"{name}_axes"))
+    copied.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs
+    )
+    return onnxruntime.InferenceSession(
+        copied.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+
+
+def _reduced(
+    model: onnx.ModelProto, operator: str, axes: Mapping[str, tuple[int, ...]], inputs: ModelInputs
+) -> Iterator[tuple[int, Means]]:
+    """Yield the size of each batch, and the tensors `(C,) float64` reduced over their axes."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    outputs = []
+    for name, along in axes.items():
+        constant = numpy_helper.from_array(np.array(along, dtype=np.int64), f"{name}_axes")
+        copied.graph.initializer.append(constant)
+        outputs.append(f"{name}_reduced")
         copied.graph.node.append(
-            helper.make_node("ReduceMean", [name, f"{name}_axes"], [f"{name}_mean"], keepdims=0)
+            helper.make_node(operator, [name, constant.name], outputs[-1:], keepdims=0)
         )
-        copied.graph.output.append(
-            helper.make_tensor_value_info(f"{name}_mean", TensorProto.FLOAT, None)
-        )
-    return copied
+    session = open_session(copied, outputs)
+    for feeds in inputs.batches(model, _STATISTICS_BATCH):
+        values = session.run(outputs, feeds)
+        reduced = {name: each.astype(np.float64) for name, each in zip(axes, values, strict=True)}
+        yield len(feeds[INPUT_NAME]), reduced
 
 
 def _dequantise(
@@ -220,18 +263,18 @@ def _dequantise(
 
 
 _POSITIVE = frozenset({"Relu", "MaxPool"})
-# The exponent alpha of Xiao et al.
+# The exponent alpha of SmoothQuant (Xiao et al. 2023).
 _SHARE_OF_ACTIVATIONS = 0.5
 _LEAST = 1e-6
 
-_Maxima = Mapping[str, NDArray[np.float64]]
-
 
 def equalise_channels(model: onnx.ModelProto, inputs: ModelInputs) -> int:
-    """Equalise the channels between convolutions in place; return how many were equalised.
+    """Equalise the channels between convolutions in place; return the number of equalised tensors.
 
-    The model's output stays the same, up to rounding in FP32. Channels that are read by anything
-    but convolutions, ReLU and maximum pooling stay as they are, and so do grouped convolutions.
+    Activations are divided, and the weights that read them multiplied, by factors of SmoothQuant
+    (Xiao et al. 2023). The model's output stays the same, up to rounding in FP32. Channels that are
+    read by anything but convolutions, ReLU and max pooling stay as they are, and so do grouped
+    convolutions.
 
     Args:
         model: in FP32.
@@ -297,33 +340,17 @@ def _convolutions_behind(
     return found
 
 
-def _channel_maxima(model: onnx.ModelProto, names: list[str], inputs: ModelInputs) -> _Maxima:
+def _channel_maxima(model: onnx.ModelProto, names: list[str], inputs: ModelInputs) -> Means:
     """Return the largest value `(C,) float64` of each channel, as a mean over batches."""
     if not names:
         return {}
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    axes = numpy_helper.from_array(np.array([0, 2, 3], dtype=np.int64), "equalised_axes")
-    copied.graph.initializer.append(axes)
-    for name in names:
-        top = f"{name}_top"
-        copied.graph.node.append(
-            helper.make_node("ReduceMax", [name, axes.name], [top], keepdims=0)
-        )
-        copied.graph.output.append(helper.make_tensor_value_info(top, TensorProto.FLOAT, None))
-    session = onnxruntime.InferenceSession(
-        copied.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    outputs = [f"{name}_top" for name in names]
-    batches = [session.run(outputs, feeds) for feeds in inputs.batches(model, _STATISTICS_BATCH)]
-    return {
-        name: np.mean([batch[index] for batch in batches], axis=0, dtype=np.float64)
-        for index, name in enumerate(names)
-    }
+    axes = dict.fromkeys(names, _AXES["Conv"])
+    batches = [maxima for _, maxima in _reduced(model, "ReduceMax", axes, inputs)]
+    return {name: np.mean([maxima[name] for maxima in batches], axis=0) for name in names}
 
 
 def _factors(
-    behind: list[onnx.NodeProto], constants: Mapping[str, onnx.TensorProto], maxima: _Maxima
+    behind: list[onnx.NodeProto], constants: Mapping[str, onnx.TensorProto], maxima: Means
 ) -> NDArray[np.float64]:
     """Return the divisor of each channel, `(C,)`; 1 for unused channels."""
     activations = np.max([maxima[node.input[0]] for node in behind], axis=0)
@@ -356,7 +383,7 @@ _MEANS = frozenset({"ReduceMean", "GlobalAveragePool"})
 def find_se_nodes(model: onnx.ModelProto) -> list[str]:
     """Return the names of the squeeze-and-excitation nodes, from means to sigmoids, inclusive.
 
-    The products with the sigmoids are not among them.
+    The products with the sigmoids are not included.
     """
     producers = {name: node for node in model.graph.node for name in node.output}
     found: dict[str, None] = {}
@@ -369,7 +396,7 @@ def find_se_nodes(model: onnx.ModelProto) -> list[str]:
 def _collect(
     node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto], found: dict[str, None]
 ) -> None:
-    """Add a node and all that it depends on, back to the means of feature maps."""
+    """Add a node and its dependencies, back to the means of feature maps."""
     if node.name in found:
         return
     found[node.name] = None
@@ -400,7 +427,7 @@ _LARGEST_WEIGHT = 128
 
 
 def measure_pair_sums(model: onnx.ModelProto) -> dict[str, int]:
-    """Find the largest sum of two products that each quantised layer can form.
+    """Return the largest sum of two products that each quantised layer can form.
 
     Args:
         model: any ONNX model, in QDQ form or of integer operators.

@@ -1,4 +1,4 @@
-"""Static INT8 quantisation for TensorRT: symmetric, with biases that stay FP32.
+"""Static INT8 quantisation for TensorRT: symmetric, with FP32 biases.
 
 TensorRT supports neither the unsigned activations nor the quantised biases of `int8`, so its INT8
 is a separate file. It fuses each convolution with the Add and the Relu after it, if nothing is
@@ -6,41 +6,35 @@ quantised in between, and moves quantisation ahead of poolings by itself. So pai
 and DequantizeLinear are placed before convolutions and Linears, and at the shortcut of each Add.
 
 Positive values have one bit less than in the other file. Equalised channels, and steps that clip
-where that helps, make up for it. The output of the first convolution is not quantised: its few
-large channels, and the uniform background of sketches, would cause half of the total error. It is
-read in FP16, which is 2 % of the work.
+where that helps, compensate. The output of the first convolution is not quantised: its few large
+channels, and the uniform background of sketches, would cause half of the total error. It is read
+in FP16, which is 2 % of the work.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import QuantType
 
 from sbtk_export.int8 import (
-    CalibrationBatches,
     correct_biases,
     equalise_channels,
-    find_nodes_outside,
-    find_se_nodes,
-    input_first,
     measure_mean_inputs,
-    save_prepared,
+    open_session,
+    write_quantised,
 )
-from sbtk_export.onnx_graph import Feeds, ModelInputs, check_model, find_domain_input, strip_traces
-from sbtk_runtime.files import atomic_path
+from sbtk_export.onnx_graph import ModelInputs
 from sbtk_runtime.onnx_file import OUTPUT_NAME
 
 _OPERATORS = ["Conv", "Add", "Gemm"]
-# Number of images to measure ranges on; more do not change them.
+# Images to measure ranges on; more do not change them.
 _FOR_RANGES = 100
 # Candidates for the smallest share of an activation's range to keep; the best depends on the model.
 _LEAST_REACHES = (0.2, 0.5, 0.8, 1.0)
@@ -54,7 +48,7 @@ def quantise_for_tensorrt(source: Path, target: Path, inputs: ModelInputs) -> No
     Args:
         source: from `write_onnx`.
         target: the file to write.
-        inputs: images for the calibration.
+        inputs: images to calibrate on.
 
     Raises:
         BadModel: the model has no convolution or Linear.
@@ -63,42 +57,27 @@ def quantise_for_tensorrt(source: Path, target: Path, inputs: ModelInputs) -> No
     inputs = inputs.mixed()
     equalise_channels(model, inputs.first(_FOR_RANGES))
     in_half = find_behind_first_convolution(model)
-    dim = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    excluded = find_nodes_outside(model)
-    with tempfile.TemporaryDirectory(prefix="sbtk-int8-") as folder, atomic_path(target) as result:
-        prepared = Path(folder) / "prepared.onnx"
-        save_prepared(model, prepared)
-        quantize_static(
-            prepared,
-            result,
-            # The ranges found here are replaced by better ones below.
-            CalibrationBatches(model, inputs.first(1)),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=_OPERATORS,
-            nodes_to_exclude=[*excluded, *find_se_nodes(model), *in_half],
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={
-                "ActivationSymmetric": True,
-                "WeightSymmetric": True,
-                "QuantizeBias": False,
-                "DedicatedQDQPair": True,
-                # Only the inputs of these operators are quantised; their outputs stay FP32 through
-                # Add and Relu, up to the next of these operators.
-                "OpTypesToExcludeOutputQuantization": _OPERATORS,
-            },
-        )
-        quantised = onnx.load(result)
+    with write_quantised(
+        model,
+        target,
+        inputs.first(1),  # `set_closest_steps` replaces the ranges
+        _OPERATORS,
+        in_half,
+        activation_type=QuantType.QInt8,
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "DedicatedQDQPair": True,
+            # Only the inputs of these operators are quantised; their outputs stay FP32 through Add
+            # and Relu, up to the next of these operators.
+            "OpTypesToExcludeOutputQuantization": _OPERATORS,
+        },
+    ) as quantised:
         unquantise_fused_inputs(quantised)
         set_closest_steps(quantised, model, inputs.first(_FOR_RANGES))
         correct_biases(quantised, model, measure_mean_inputs(model, inputs))
         compute_in_half(quantised, in_half)
-        input_first(quantised)
-        strip_traces(quantised)
-        check_model(quantised, dim, has_domain_input=find_domain_input(model) is not None)
-        onnx.save(quantised, result)
 
 
 def find_behind_first_convolution(model: onnx.ModelProto) -> list[str]:
@@ -120,7 +99,7 @@ def find_behind_first_convolution(model: onnx.ModelProto) -> list[str]:
 
 
 def compute_in_half(model: onnx.ModelProto, names: Collection[str]) -> None:
-    """Make these convolutions compute in FP16, with a Cast before and after each."""
+    """Make the named convolutions compute in FP16, with a Cast before and after each."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     changed: set[str] = set()
     nodes = list(model.graph.node)
@@ -143,7 +122,7 @@ def compute_in_half(model: onnx.ModelProto, names: Collection[str]) -> None:
                 helper.make_node("Cast", [node.output[0]], [whole_out], to=whole),
             ]
         )
-    # The type of constants is recorded there too.
+    # `value_info` records the types of constants, too.
     for value in [v for v in model.graph.value_info if v.name in changed]:
         model.graph.value_info.remove(value)
 
@@ -178,8 +157,8 @@ def set_closest_steps(
 ) -> float:
     """Set the steps whose embeddings are closest to those in FP32.
 
-    Steps of least squared error are usually best, but they clip large values on which the model may
-    depend. So several limits of clipping are tried.
+    Steps of least squared error are usually best, but they clip large values that the model may
+    depend on. So several limits of clipping are tried.
 
     Args:
         quantised: made from `model`; changed in place.
@@ -204,9 +183,7 @@ def set_closest_steps(
 
 def _embedded(model: onnx.ModelProto, inputs: ModelInputs) -> NDArray[np.float32]:
     """Return the model's `(N, D) float32` unit rows."""
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    session = open_session(model)
     batches = inputs.batches(model, _BATCH)
     return np.concatenate([session.run([OUTPUT_NAME], feeds)[0] for feeds in batches])
 
@@ -225,7 +202,7 @@ def _pair_before(
 _LEVELS = 127
 _REACHES_PER_TOP = 100
 _BINS = 4096
-# A third of a large activation's values is enough, and takes less time.
+# A third of an activation's values is enough, and takes less time.
 _EVERY = 3
 _CALIBRATION_BATCH = 4
 
@@ -247,15 +224,20 @@ def collect_histograms(
 
     Args:
         model: in FP32.
-        names: of the tensors.
+        names: names of the tensors.
         inputs: images to calibrate on.
     """
-    session = _session_of(model, names)
-    tops = {name: 0.0 for name in names}
-    for name, values in _values(session, names, inputs.batches(model, _CALIBRATION_BATCH)):
+    session = open_session(model, names)
+
+    def activations() -> Iterator[tuple[str, NDArray[np.float32]]]:
+        for feeds in inputs.batches(model, _CALIBRATION_BATCH):
+            yield from zip(names, session.run(list(names), feeds), strict=True)
+
+    tops = dict.fromkeys(names, 0.0)
+    for name, values in activations():
         tops[name] = max(tops[name], float(np.abs(values).max()))
     counts = {name: np.zeros(_BINS, dtype=np.int64) for name in names}
-    for name, values in _values(session, names, inputs.batches(model, _CALIBRATION_BATCH)):
+    for name, values in activations():
         if tops[name] > 0:
             bins = np.abs(values.reshape(-1)[::_EVERY]) * np.float32(_BINS / tops[name])
             places = np.minimum(bins.astype(np.int32), _BINS - 1)
@@ -268,14 +250,13 @@ def choose_steps(histograms: Mapping[str, Histogram], least_reach: float) -> Ste
 
     Args:
         histograms: by tensor.
-        least_reach: smallest share of the largest value to represent; larger values are clipped.
-            With 1 nothing is clipped.
+        least_reach: smallest share of the largest value that must not be clipped; 1 clips nothing.
     """
     return {name: _best_step(histogram, least_reach) for name, histogram in histograms.items()}
 
 
 def set_steps(quantised: onnx.ModelProto, steps: Steps) -> None:
-    """Set the steps of the QuantizeLinear nodes that read these tensors, and of their inverses."""
+    """Set the steps of the nodes that quantise these tensors, and of their inverses."""
     constants = {tensor.name: tensor for tensor in quantised.graph.initializer}
     for node in quantised.graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] in steps:
@@ -289,23 +270,6 @@ def list_quantised_tensors(quantised: onnx.ModelProto) -> list[str]:
     """Return the names of the activations that a QDQ model quantises."""
     readers = (node for node in quantised.graph.node if node.op_type == "QuantizeLinear")
     return list(dict.fromkeys(node.input[0] for node in readers))
-
-
-def _session_of(model: onnx.ModelProto, names: Sequence[str]) -> onnxruntime.InferenceSession:
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    for name in names:
-        copied.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    return onnxruntime.InferenceSession(
-        copied.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-
-
-def _values(
-    session: onnxruntime.InferenceSession, names: Sequence[str], every: Iterable[Feeds]
-) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    for feeds in every:
-        yield from zip(names, session.run(list(names), feeds), strict=True)
 
 
 def _best_step(histogram: Histogram, least_reach: float) -> np.float32:

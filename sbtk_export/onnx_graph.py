@@ -2,8 +2,8 @@
 
 Students with a domain input get a second ONNX input, `domain (N,) float32`.
 
-Scaling, mean and standard deviation, and the L2 norm are part of the graph, so that no caller can
-get them wrong; uint8 input is four times smaller than float input.
+Scaling, mean, standard deviation and the L2 norm are part of the graph, so that no caller can get
+them wrong; uint8 input is four times smaller than float input.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ MAX_BATCH = 1024
 
 # Shorter rows are divided by this length, as torch's `normalize` does.
 _SHORTEST = 1e-12
-# torch specialises a batch of 1.
+# torch would specialise the graph for a batch of 1.
 _TRACED_BATCH = 2
 
 
 class Deployed(nn.Module):
-    """A student with the inputs and the output of every engine.
+    """A student with the inputs and the output of an engine.
 
     Args:
-        student: in evaluation mode; it is shared, not copied.
+        student: in evaluation mode; shared, not copied.
     """
 
     scale: Tensor
@@ -64,9 +64,9 @@ class Deployed(nn.Module):
         self.register_buffer("shift", -mean / std)
 
     def forward(self, images: Tensor, domains: Tensor | None = None) -> Tensor:
-        """Return `(N, D) float32` unit rows for `(N, 224, 224, 3) uint8` RGB and `(N,)` domains.
+        """Return `(N, D) float32` unit rows of `(N, 224, 224, 3) uint8` RGB.
 
-        Domains are only for students that have a domain input.
+        `domains (N,)` are for students with a domain input only.
         """
         # Cast comes first: TensorRT allows no other consumer of a uint8 input.
         planes = images.float().permute(0, 3, 1, 2) * self.scale + self.shift
@@ -80,7 +80,7 @@ class Deployed(nn.Module):
 def write_onnx(student: Student, path: Path, opset: int | None = None) -> None:
     """Write the student to `path` as one self-contained, checked ONNX file, atomically.
 
-    The exporter folds batch norms into convolutions; strides are moved up where that saves work.
+    The exporter folds batch norms into convolutions. Strides are moved up where that saves work.
 
     Args:
         student: in evaluation mode.
@@ -128,7 +128,7 @@ def write_onnx(student: Student, path: Path, opset: int | None = None) -> None:
 def strip_traces(model: onnx.ModelProto) -> None:
     """Remove the exporter's metadata from `model`.
 
-    Its stack traces name folders of the machine, and make equal models differ.
+    Its stack traces contain paths of this machine, and make equal models differ.
     """
     model.doc_string = ""
     graph = model.graph
@@ -150,7 +150,7 @@ def check_model(model: onnx.ModelProto, dim: int, *, has_domain_input: bool) -> 
         has_domain_input: whether it takes the kind of each image in addition to the pixels.
 
     Raises:
-        BadModel: it does not; the message has the first difference.
+        BadModel: names the first difference.
     """
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -164,10 +164,7 @@ def check_model(model: onnx.ModelProto, dim: int, *, has_domain_input: bool) -> 
         ([_signature(value) for value in graph.input], inputs),
         ([_signature(value) for value in graph.output], [(OUTPUT_NAME, "FLOAT", ("batch", dim))]),
         ([node.op_type for node in graph.node[:2]], ["Cast", "Transpose"]),
-        (
-            [node.op_type for node in graph.node if INPUT_NAME in node.input],
-            ["Cast"],
-        ),
+        ([node.op_type for node in graph.node if INPUT_NAME in node.input], ["Cast"]),
     )
     for found, expected in promises:
         if found != expected:
@@ -187,7 +184,7 @@ def _signature(value: onnx.ValueInfoProto) -> _Signature:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the exporter's messages about its internals."""
+    """Suppress the exporter's log messages and warnings."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -203,9 +200,10 @@ _ELEMENTWISE = frozenset({"Add", "Cast", "Relu"})
 
 
 def move_strides_up(model: onnx.ModelProto) -> int:
-    """Move strides up in `model`, in place, and return how many tensors became smaller.
+    """Move strides up in `model`, in place; return the number of tensors that became smaller.
 
-    The model's output stays the same. Its intermediate shapes are inferred again.
+    A 1x1 convolution of stride 2 uses a quarter of its input, so the layers above it need only
+    compute that quarter. The model's output stays the same; intermediate shapes are inferred again.
 
     Raises:
         onnx.shape_inference.InferenceError: the model was not valid before.
@@ -246,7 +244,7 @@ class _Graph:
         return next((node for node in self._graph.node if name in node.output), None)
 
     def subsampled_tensors(self) -> Iterator[str]:
-        """Yield the tensors of which all readers use only every second row and column."""
+        """Yield the tensors whose readers all use only every second row and column."""
         for node in self._graph.node:
             if _is_pointwise(node, stride=2):
                 name = node.input[0]
@@ -268,7 +266,7 @@ class _Graph:
             return
         for position, source in enumerate(producer.input):
             if self._shapes[source] != self._shapes[name]:
-                continue  # one factor for all positions
+                continue  # a factor per channel, for all positions
             is_read_once = len(self.consumers(source)) == 1 and source not in self._outputs
             if is_read_once and self._can_subsample(source):
                 self.subsample(source)
@@ -283,9 +281,9 @@ class _Graph:
             return True
         shapes = [self._shapes.get(source) for source in producer.input]
         if producer.op_type == "Mul" and shape is not None:
-            # A product with one factor for each channel.
+            # A product with one factor per channel.
             return shape in shapes and {*shapes} <= {shape, (*shape[:2], 1, 1)}
-        # Sums that broadcast one of their terms are left alone.
+        # Sums that broadcast a term are left alone.
         return shape is not None and all(each == shape for each in shapes)
 
     def _insert_pool(self, source: str) -> str:
@@ -298,7 +296,7 @@ class _Graph:
         return name
 
     def sort(self) -> None:
-        """Sort the nodes topologically, and otherwise keep their order."""
+        """Sort the nodes topologically; otherwise keep their order."""
         made = {value.name for value in self._graph.input}
         made |= {tensor.name for tensor in self._graph.initializer} | {""}
         waiting = list(self._graph.node)
@@ -340,7 +338,7 @@ Feeds = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """Images that a model is run on.
+    """Images as inputs of a model.
 
     Attributes:
         pixels: `(N, 224, 224, 3) uint8` RGB.
@@ -375,15 +373,14 @@ class ModelInputs:
 
     def batches(self, model: onnx.ModelProto, size: int) -> Iterator[Feeds]:
         """Yield the model's inputs for `size` images at a time."""
-        has_domain_input = find_domain_input(model) is not None
+        is_told = takes_domains(model)
         for start in range(0, len(self), size):
             feeds: Feeds = {INPUT_NAME: self.pixels[start : start + size]}
-            if has_domain_input:
+            if is_told:
                 feeds[DOMAIN_NAME] = self.domains[start : start + size]
             yield feeds
 
 
-def find_domain_input(model: onnx.ModelProto) -> str | None:
-    """Return the name of a model's domain input; `None` if it has none."""
-    names = [value.name for value in model.graph.input]
-    return DOMAIN_NAME if DOMAIN_NAME in names else None
+def takes_domains(model: onnx.ModelProto) -> bool:
+    """Return whether a model has the domain input."""
+    return any(value.name == DOMAIN_NAME for value in model.graph.input)

@@ -1,6 +1,6 @@
-"""Parity: the distance of exported models from the student in torch, and its limits.
+"""Parity: differences between exported models and the student in torch, and their limits.
 
-Both see the same pixels, prepared by the runtime; the exported side is the runtime's own engine.
+Both get the same pixels, prepared by the runtime. The exported model runs on the runtime's engine.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from sbtk_export.images import ExportImages, ImageSubset
 from sbtk_export.onnx_graph import ModelInputs
+from sbtk_runtime.binary_codes import Codes
 from sbtk_runtime.engines.registry import Embeddings, Engine
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.evaluation.metrics import evaluate
+from sbtk_runtime.evaluation.protocol import Distance, Ties
 from sbtk_runtime.preprocess import KINDS
 from sbtk_train.batches.augment import normalise
 from sbtk_train.models.student import Student
@@ -28,7 +30,7 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a precision; `None` is not checked."""
+    """Limits of a precision; `None` is not checked."""
 
     cosine_min: float
     cosine_mean: float | None = None
@@ -52,12 +54,12 @@ class Parity:
     Attributes:
         images: number of images compared, half of them sketches, each embedded as its own kind.
         cosine_min, cosine_mean: between an image's two embeddings.
-        cosine_min_sketches, cosine_min_photos: likewise, of one kind alone.
-        norm_error: largest `|length - 1|` of a row, as the model gives it.
-        top10_agreement: share of a sketch's first ten photos that both rank there.
+        cosine_min_sketches, cosine_min_photos: the same for one kind.
+        norm_error: largest `|length - 1|` of a row of the model's output.
+        top10_agreement: share of photos that are in a sketch's first ten in both.
         map_torch, map_model: mAP@all (plain AP, mean over sketches) on `ranking_images`.
-        ranking_images: sketches and photos of seen classes that were ranked.
-        engine: what ran the model, with its version.
+        ranking_images: number of sketches and photos of seen classes that were ranked.
+        engine: the engine and its version.
     """
 
     images: int
@@ -74,11 +76,11 @@ class Parity:
 
     @property
     def map_difference(self) -> float:
-        """The model's mAP less torch's."""
+        """The model's mAP minus torch's."""
         return self.map_model - self.map_torch
 
     def misses(self, limits: Limits) -> list[str]:
-        """Return a sentence for each limit that is not kept; NaN keeps none."""
+        """Return a sentence for each limit that is exceeded; NaN exceeds all."""
         judged = [
             ("smallest cosine", self.cosine_min, ">=", limits.cosine_min),
             ("mean cosine", self.cosine_mean, ">=", limits.cosine_mean),
@@ -94,14 +96,14 @@ class Parity:
 
 @dataclass(frozen=True)
 class Reference:
-    """Embeddings of the images by torch in FP32: `(N, D) float32` unit rows each."""
+    """Torch's FP32 embeddings of the parity and the ranking images, `(N, D) float32` unit rows."""
 
     parity: Embeddings
     ranking: Embeddings
 
 
 def compute_reference(student: Student, samples: ExportImages) -> Reference:
-    """Return torch's embeddings of the images, by the code that training runs."""
+    """Return torch's embeddings of the images, computed by the code that training uses."""
     parity = embed_with_torch(student, samples.parity.inputs)
     if samples.ranking is samples.parity:
         return Reference(parity, parity)
@@ -121,33 +123,32 @@ def embed_with_torch(student: Student, inputs: ModelInputs) -> Embeddings:
 
 
 def measure_parity(engine: Engine, samples: ExportImages, reference: Reference) -> Parity:
-    """Return how far an engine's embeddings are from torch's.
+    """Compare an engine's embeddings with torch's.
 
     Args:
-        engine: returns rows as the model makes them, not normalised again.
+        engine: returns the model's rows without normalising them again.
         samples: the images to compare on.
         reference: torch's embeddings of the same images.
     """
-    rows = _embedded(engine, samples.parity)
-    is_ranking_apart = samples.ranking is not samples.parity
-    ranked = _embedded(engine, samples.ranking) if is_ranking_apart else rows
-    every = np.concatenate([rows, ranked]) if is_ranking_apart else rows
+    rows = ranked = _embedded(engine, samples.parity)
     wanted, is_sketch = reference.parity, samples.parity.is_sketch
-    if is_ranking_apart:
+    if samples.ranking is not samples.parity:
+        ranked = _embedded(engine, samples.ranking)
+        rows = np.concatenate([rows, ranked])
         wanted = np.concatenate([wanted, reference.ranking])
         is_sketch = np.concatenate([is_sketch, samples.ranking.is_sketch])
-    lengths = np.linalg.norm(every.astype(np.float64), axis=1)
-    cosines = _cosines(every, wanted)
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
+    cosines = row_cosines(rows, wanted)
     return Parity(
-        images=len(every),
+        images=len(rows),
         cosine_min=float(cosines.min()),
         cosine_mean=float(cosines.mean()),
         cosine_min_sketches=float(cosines[is_sketch].min()),
         cosine_min_photos=float(cosines[~is_sketch].min()),
         norm_error=float(np.abs(lengths - 1).max()),
         top10_agreement=_top_agreement(ranked, reference.ranking, samples.ranking),
-        map_torch=_map_all(reference.ranking, samples.ranking),
-        map_model=_map_all(_unit(ranked), samples.ranking),
+        map_torch=mean_average_precision(reference.ranking, samples.ranking),
+        map_model=mean_average_precision(_unit(ranked), samples.ranking),
         ranking_images=len(ranked),
         engine=f"{engine.info.name} {engine.info.version}",
     )
@@ -157,16 +158,16 @@ def require_parity(parities: Mapping[str, Parity]) -> None:
     """Check every variant against its limits.
 
     Raises:
-        BadModel: names each limit that is not kept, by variant.
+        BadModel: names each exceeded limit, by variant.
     """
     misses = {variant: parity.misses(LIMITS[variant]) for variant, parity in parities.items()}
-    told = [f"{variant}: {miss}" for variant, found in misses.items() for miss in found]
-    if told:
+    reasons = [f"{variant}: {miss}" for variant, found in misses.items() for miss in found]
+    if reasons:
         good = [f"--{v.replace('.', '-')}" for v, found in misses.items() if not found]
         others = " ".join(option for option in good if option != "--fp32")
         is_enough = others and not misses.get("fp32")
         raise BadModel(
-            "the exported model differs from the student: " + "; ".join(told),
+            "the exported model differs from the student: " + "; ".join(reasons),
             "every limit kept; nothing was written",
             f"sbtk export RUN {others}, which leaves the rest out"
             if is_enough
@@ -174,20 +175,47 @@ def require_parity(parities: Mapping[str, Parity]) -> None:
         )
 
 
+def mean_average_precision(
+    rows: Embeddings | Codes,
+    samples: ImageSubset,
+    *,
+    distance: Distance = "cosine",
+    ties: Ties = "index",
+) -> float:
+    """Return mAP@all (plain AP, mean over sketches) of the samples' sketches among their photos.
+
+    Args:
+        rows: embeddings `(N, D) float32` or codes `(N, W) uint8`; NaN in them gives NaN.
+        samples: the N images.
+        distance: of the rows.
+        ties: the order of equal distances.
+    """
+    if not np.isfinite(rows).all():
+        return float("nan")
+    is_sketch, labels = samples.is_sketch, samples.labels
+    found = evaluate(
+        *(rows[is_sketch], labels[is_sketch], rows[~is_sketch], labels[~is_sketch]),
+        distance=distance,
+        ties=ties,
+    )
+    return float(found.ap_all.mean())
+
+
+def row_cosines(rows: Embeddings, wanted: Embeddings) -> NDArray[np.float64]:
+    """Return the cosines `(...,) float64` of two sets of rows `(..., D)`; NaN for zero rows."""
+    a, b = rows.astype(np.float64), wanted.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+        return np.asarray((a * b).sum(axis=-1) / lengths)
+
+
 def _embedded(engine: Engine, samples: ImageSubset) -> Embeddings:
-    """Return an engine's `(N, D) float32` for images, each embedded as what it is."""
+    """Return an engine's `(N, D) float32` for images, each embedded as its own kind."""
     rows = np.empty((len(samples), engine.info.dim), dtype=np.float32)
     for kind in KINDS:
         of_kind = samples.is_sketch if kind == "sketch" else ~samples.is_sketch
         rows[of_kind] = engine.run(samples.pixels[of_kind], kind)
     return rows
-
-
-def _cosines(rows: Embeddings, wanted: Embeddings) -> NDArray[np.float64]:
-    a, b = rows.astype(np.float64), wanted.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((a * b).sum(axis=1) / lengths)
 
 
 def _unit(rows: Embeddings) -> Embeddings:
@@ -196,24 +224,13 @@ def _unit(rows: Embeddings) -> Embeddings:
 
 
 def _top_agreement(rows: Embeddings, wanted: Embeddings, samples: ImageSubset) -> float:
-    is_sketch = samples.is_sketch
-    shares = []
-    for found, expected in zip(
-        _first_photos(_unit(rows), is_sketch), _first_photos(wanted, is_sketch), strict=True
-    ):
-        shares.append(len(np.intersect1d(found, expected)) / len(expected))
+    first, wanted_first = (_first_photos(each, samples) for each in (_unit(rows), wanted))
+    pairs = zip(first, wanted_first, strict=True)
+    shares = [len(np.intersect1d(found, expected)) / len(expected) for found, expected in pairs]
     return float(np.mean(shares))
 
 
-def _first_photos(rows: Embeddings, is_sketch: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return `(sketches, 10) int64`: the photos that each sketch ranks first."""
-    scores = rows[is_sketch] @ rows[~is_sketch].T
+def _first_photos(rows: Embeddings, samples: ImageSubset) -> NDArray[np.int64]:
+    """Return `(sketches, 10) int64`: each sketch's ten nearest photos."""
+    scores = rows[samples.is_sketch] @ rows[~samples.is_sketch].T
     return np.argsort(-scores, axis=1, kind="stable")[:, :_TOP]
-
-
-def _map_all(rows: Embeddings, samples: ImageSubset) -> float:
-    is_sketch, labels = samples.is_sketch, samples.labels
-    if not np.isfinite(rows).all():
-        return float("nan")
-    retrieval = evaluate(rows[is_sketch], labels[is_sketch], rows[~is_sketch], labels[~is_sketch])
-    return float(retrieval.ap_all.mean())

@@ -1,11 +1,12 @@
-"""Builds the TensorRT plans of a bundle that was just exported, where TensorRT works.
+"""TensorRT plans of a bundle that was just exported, on machines where TensorRT works.
 
-A plan is not part of the bundle: it is stored in the cache of this machine. On a machine with a GPU
-it is compared with torch on the same images and by the same limits as the ONNX files.
+Plans are not part of the bundle; they are stored in this machine's cache. On a machine with a GPU
+they are compared with torch, on the same images and with the same limits as the ONNX files.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,13 +23,13 @@ from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
 from sbtk_runtime.manifest import Precision
 from sbtk_train.progress import Notify
 
-# What a plan is built from: the files that TensorRT is fast with.
+# Plans are built from the files that TensorRT is fast with.
 _PRECISION_OF: dict[Variant, Precision] = {"fp16": "fp16", "int8.trt": "int8"}
 
 
 @dataclass(frozen=True)
 class PlanBuilder:
-    """A TensorRT that can build plans here, and the GPU that it builds them for, if any."""
+    """A TensorRT that can build plans on this machine, and the GPU to build them for, if any."""
 
     trt: TensorRt
     device: CudaDevice | None
@@ -39,8 +40,8 @@ class BuiltEngine:
     """A plan of an exported model.
 
     Attributes:
-        record: what was built, by what, for which GPU.
-        parity: of the running plan against torch; `None` if it was not run.
+        record: the plan's model, builder and GPU.
+        parity: the running plan compared with torch; `None` if it was not run.
         not_run: why it was not run; empty if it was.
     """
 
@@ -50,10 +51,10 @@ class BuiltEngine:
 
 
 def find_plan_builder(notify: Notify) -> PlanBuilder | None:
-    """Return the first TensorRT that can build plans on this machine; `None` without one.
+    """Return the first TensorRT that can build plans on this machine; `None` if there is none.
 
     Args:
-        notify: called with why an installed one cannot.
+        notify: called with the reason why an installed one cannot.
     """
     for module in MODULES:
         try:
@@ -79,18 +80,18 @@ def build_engines(
     notify: Notify,
     progress: Progress = no_progress,
 ) -> list[BuiltEngine]:
-    """Return the plans of a bundle's FP16 and TensorRT INT8 files, built and kept in the cache.
+    """Build the plans of a bundle's FP16 and TensorRT INT8 files in the cache; return them.
 
     Args:
-        exported: the bundle, and what its ONNX files were measured with.
-        variants: that the bundle has.
+        exported: the bundle, and the images its ONNX files were measured on.
+        variants: the bundle's variants.
         builder: from `find_plan_builder`.
-        notify: called with what is under way, and when TensorRT cannot build a plan.
+        notify: called with progress messages, and when TensorRT cannot build a plan.
         progress: called with the progress of a build.
 
     Raises:
-        BadModel: TensorRT refuses a file; or a plan does not keep the limits of its precision,
-            and was removed from the cache. The bundle stays: it was proven before.
+        BadModel: TensorRT refuses a file, or a plan exceeds the limits of its precision and was
+            deleted from the cache. The bundle is kept: it was checked before.
     """
     engines = []
     for variant in (v for v in variants if v in _PRECISION_OF):
@@ -121,11 +122,8 @@ def _measured(
     options = EngineOptions(precision=record.precision, device=f"cuda:{device.index}")
     request = EngineRequest(exported.bundle, options, form="tensorrt", notify=notify)
     try:
-        engine = open_plan(ready.plan, builder.trt, device, request)
-        try:
+        with contextlib.closing(open_plan(ready.plan, builder.trt, device, request)) as engine:
             parity = measure_parity(engine, exported.samples, exported.reference)
-        finally:
-            engine.close()
     except EngineUnavailable as problem:
         discard(ready)
         return BuiltEngine(record, None, f"it does not run here: {problem.found}")
@@ -133,8 +131,8 @@ def _measured(
     if misses:
         discard(ready)
         raise BadModel(
-            f"the {variant} plan does not do what the student does: {'; '.join(misses)}",
-            f"every limit kept; the plan was removed, the bundle {exported.bundle.folder} stays",
+            f"the {variant} plan differs from the student: {'; '.join(misses)}",
+            f"every limit kept; the plan was deleted, the bundle {exported.bundle.folder} is kept",
             "report it, with the GPU and the versions that sbtk doctor shows",
         )
     return BuiltEngine(record, parity, "")

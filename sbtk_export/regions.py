@@ -1,11 +1,12 @@
 """Regions of an exported model: its files compared with torch, or with its most exact file.
 
-The graph of regions is made from a bundle's own ONNX files when it is needed (see
-`sbtk_runtime.region_graph`), so nothing is added to a bundle but what was measured.
+The graph of regions is made from a bundle's ONNX files on demand (see `sbtk_runtime.region_graph`),
+so only metrics are added to the bundle.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from sbtk_export.export import VARIANTS, Variant, file_name, precision_and_form, write_manifest
+from sbtk_export.export import (
+    VARIANTS,
+    Variant,
+    file_name,
+    open_variant,
+    precision_and_form,
+    write_manifest,
+)
+from sbtk_export.parity import row_cosines
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.engines import onnxruntime as engine_onnxruntime
-from sbtk_runtime.engines.base import EngineOptions, EngineRequest
 from sbtk_runtime.errors import BadConfig, BadData, BadImage, BadModel
 from sbtk_runtime.files import printable_name, write_atomically
 from sbtk_runtime.generated_inputs import generate_photos
@@ -29,16 +36,16 @@ from sbtk_runtime.region_graph import region_graph
 from sbtk_runtime.regions import CELL_PX, RegionGrid
 from sbtk_train.batches.augment import normalise
 from sbtk_train.data import read_dataset
-from sbtk_train.data.splits import class_key
+from sbtk_train.data.class_names import class_key
 from sbtk_train.models.student import Student
 from sbtk_train.progress import Notify
 
-#: Photos that regions are compared on.
+#: Number of photos to compare regions on.
 PHOTOS = 16
-# Smallest and mean cosine. A window has fewer cells than the frame to average errors over, so the
-# smallest of INT8 is below that of whole frames.
+# Smallest and mean cosine. A window averages errors over fewer cells than the whole frame, so
+# INT8's smallest cosine is lower than for whole frames.
 _LIMITS = {"fp32": (0.9999, 0.9999), "fp16": (0.998, 0.999), "int8": (0.9, 0.97)}
-# One window that is the whole map is the plain model.
+# A window that covers the whole map must give the plain model's embedding.
 _SAME = 0.9999
 
 Embeddings = NDArray[np.float32]
@@ -51,17 +58,17 @@ def measure_regions(
     notify: Notify,
     student: Student | None = None,
 ) -> dict[str, Any]:
-    """Return metrics for the manifest: how well each file of a bundle embeds regions.
+    """Compare the regions' embeddings of each file of a bundle; return metrics for the manifest.
 
     Args:
-        bundle: with one model at least.
+        bundle: a bundle with at least one model.
         grid: the windows.
         photos: image files to compare on.
         notify: called with progress messages.
-        student: what the files are compared with; by default the bundle's most exact file.
+        student: the reference; by default the bundle's most exact file.
 
     Raises:
-        BadModel: a file has no map whose windows could be pooled, or differs too much.
+        BadModel: a file has no feature map to pool windows of, or differs too much.
     """
     pixels = np.stack([prepare(photo, "photo", grid.size_px).pixels for photo in photos])
     plain = np.stack([prepare(photo, "photo").pixels for photo in photos])
@@ -71,17 +78,13 @@ def measure_regions(
     metrics, misses = {}, []
     for variant in variants:
         notify(f"{variant}: comparing {len(grid)} regions of {len(photos)} photos with {whose}")
-        same = _cosines(
-            _embedded(bundle, variant, plain, RegionGrid(SIZE_PX, ((SIZE_PX // CELL_PX, 1),)))[
-                :, 0
-            ],
-            _embedded(bundle, variant, plain, None),
-        )
+        whole = _embedded(bundle, variant, plain, RegionGrid(SIZE_PX, ((SIZE_PX // CELL_PX, 1),)))
+        same = row_cosines(whole[:, 0], _embedded(bundle, variant, plain, None))
         rows = _embedded(bundle, variant, pixels, grid)
         reference = rows if reference is None else reference
-        cosines = _cosines(rows, reference)
+        cosines = row_cosines(rows, reference)
         least, mean = _LIMITS[precision_and_form(variant)[0]]
-        # NaN is not enough either.
+        # NaN fails, too.
         if not (cosines.min() >= least and cosines.mean() >= mean and same.min() >= _SAME):
             misses.append(
                 f"{variant}: smallest cosine {cosines.min():.4f}, mean {cosines.mean():.4f}, of "
@@ -96,7 +99,7 @@ def measure_regions(
         }
     if misses:
         raise BadModel(
-            "the model does not embed regions as it should: " + "; ".join(misses),
+            "the model embeds regions incorrectly: " + "; ".join(misses),
             f"smallest and mean cosine {_LIMITS}, one window {_SAME}",
             "export the run without --regions",
         )
@@ -110,18 +113,18 @@ def add_regions(
     notify: Notify,
     student: Student | None = None,
 ) -> dict[str, Any]:
-    """Measure the regions of a bundle, write that into its manifest and card, and return it.
+    """Measure the regions of a bundle, write the metrics into its manifest and card; return them.
 
     Args:
         folder: the bundle.
         grid: the windows.
-        images: a data set whose seen classes' photos are compared on; by default generated ones.
+        images: a data set; photos of its seen classes are used. By default photos are generated.
         notify: called with progress messages.
-        student: as in `measure_regions`.
+        student: as for `measure_regions`.
 
     Raises:
-        BadData: `images` has no photos of classes that the model calls seen.
-        BadModel: as `measure_regions`.
+        BadData: `images` has no photos of the model's seen classes.
+        BadModel: as for `measure_regions`.
     """
     bundle = Bundle.open(folder.absolute())
     unseen = bundle.manifest.training.get("unseen_classes", [])
@@ -140,10 +143,10 @@ def write_region_models(bundle: Bundle, grid: RegionGrid, target: Path) -> list[
 
     Raises:
         BadConfig: the folder exists.
-        BadModel: a file has no map whose windows could be pooled.
+        BadModel: a file has no feature map to pool windows of.
     """
     if target.exists():
-        raise BadConfig(f"{printable_name(target)} exists", "a folder that is not there yet")
+        raise BadConfig(f"{printable_name(target)} exists", "a new folder")
     contents = {}
     for variant in VARIANTS:
         name = file_name(variant)
@@ -179,36 +182,21 @@ def regions_by_torch(student: Student, pixels: Pixels, grid: RegionGrid) -> Embe
 def _embedded(
     bundle: Bundle, variant: Variant, pixels: Pixels, grid: RegionGrid | None
 ) -> Embeddings:
-    precision, form = precision_and_form(variant)
-    options = EngineOptions(precision=precision, device="cpu")
-    request = EngineRequest(bundle, options, form=form, regions=grid)
-    engine = engine_onnxruntime.open_cpu(request)
-    try:
+    with contextlib.closing(open_variant(bundle, variant, grid)) as engine:
         return engine.run(pixels, "photo")
-    finally:
-        engine.close()
-
-
-def _cosines(rows: Embeddings, wanted: Embeddings) -> NDArray[np.float64]:
-    a, b = rows.astype(np.float64), wanted.astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-        return np.asarray((a * b).sum(axis=-1) / lengths)
 
 
 def _seen_photos(images: Path, unseen: Sequence[str]) -> list[bytes]:
-    """Return photos of classes that are not among `unseen`, of each class one by turns."""
+    """Return the first photo of each class that is not unseen, at most 16 spread over all."""
     data = read_dataset(images)
     left_out = {class_key(name) for name in unseen}
-    seen = [i for i, name in enumerate(data.classes) if class_key(name) not in left_out]
     photos: list[bytes] = []
-    for label in seen:
-        for row in np.flatnonzero(data.photo_labels == label)[:1].tolist():
-            try:
-                photos.append(read_image_bytes(data.photos[row]))
-            except BadImage:
-                continue
+    for label, name in enumerate(data.classes):
+        if class_key(name) not in left_out:
+            for row in np.flatnonzero(data.photo_labels == label)[:1]:
+                with contextlib.suppress(BadImage):
+                    photos.append(read_image_bytes(data.photos[row]))
     if not photos:
-        raise BadData(f"{printable_name(images)} has no photos of seen classes", "one at least")
+        raise BadData(f"{printable_name(images)} has no photos of seen classes", "at least one")
     step = max(1, len(photos) // PHOTOS)
     return photos[::step][:PHOTOS]

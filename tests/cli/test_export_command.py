@@ -19,19 +19,20 @@ from sbtk_train.runs.checkpoint import STUDENT
 from tests.fakes.machine import SURFACES, fake_machine
 from tests.tiny_student import TRAINING, VALIDATION, fitted, write_run, write_textures
 
+pytestmark = pytest.mark.usefixtures("narrow_resnet18")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_textures(tmp_path_factory.mktemp("data") / "textures", training=40)
+    return write_textures(tmp_path_factory.mktemp("data") / "textures")
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+def run_folder(tmp_path_factory: pytest.TempPathFactory, data: Path, narrow_resnet18: None) -> Path:
     """A run in `runs/` of a folder of its own."""
     import torch
 
-    # Some random weights lose too much in INT8.
-    torch.manual_seed(1)
+    torch.manual_seed(1)  # some random weights lose too much in INT8
     samples = choose_images(data, TRAINING, VALIDATION)
     student = SbtknetStudent("resnet18", 16, len(TRAINING))
     fitted(student, [samples.parity, samples.ranking], shrinkage=1e-2)
@@ -53,7 +54,7 @@ def test_newest_run_becomes_a_bundle_that_passes_its_check(
 ) -> None:
     assert main(["export"]) == 0, capsys.readouterr().err
     told = capsys.readouterr()
-    assert "int8: calibrating on 32 images" in told.err
+    assert "int8: calibrating on 64 images" in told.err
     lines = told.out.splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["fp32", "fp16", "int8"]
     assert "bundles/2026-11-01-stripes: 2026-11-01-stripes@" in lines[4]
@@ -100,7 +101,7 @@ def test_where_tensorrt_works_its_int8_and_plans_are_made_too(
     fake_machine(monkeypatch, SURFACES[0])
     assert main(["export", str(run_folder), "-o", "made/gpu", "--fp16", "--int8-trt"]) == 0
     told = capsys.readouterr()
-    assert "int8 for TensorRT: calibrating on 32 images" in told.err
+    assert "int8 for TensorRT: calibrating on 64 images" in told.err
     lines = told.out.splitlines()
     titles = [line.partition("  ")[0] for line in lines[1:6]]
     assert titles == ["fp32", "fp16", "int8.trt", "fp16 plan", "int8 plan"]

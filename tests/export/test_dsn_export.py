@@ -18,7 +18,7 @@ from sbtk_export.export import ExportPlan, export_student
 from sbtk_export.fp16 import make_half_trunk_student
 from sbtk_export.images import ExportImages
 from sbtk_export.int8 import find_se_nodes
-from sbtk_export.onnx_graph import ModelInputs, find_domain_input
+from sbtk_export.onnx_graph import ModelInputs, takes_domains
 from sbtk_export.parity import LIMITS, embed_with_torch
 from sbtk_export.regions import measure_regions
 from sbtk_runtime.bundle import Bundle, OnnxForm
@@ -182,7 +182,7 @@ def test_strides_move_up_through_the_products(dsn_bundle: Bundle) -> None:
 
 def test_models_without_channel_weights_have_none(bundle: Bundle) -> None:
     assert find_se_nodes(model_of(bundle, "fp32")) == []
-    assert find_domain_input(model_of(bundle, "fp32")) is None
+    assert not takes_domains(model_of(bundle, "fp32"))
 
 
 def test_images_keep_their_kind_through_mixing_and_batches(dsn_bundle: Bundle) -> None:
