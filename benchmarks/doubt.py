@@ -2,7 +2,9 @@
 
     python -m benchmarks.doubt BUNDLE --data sketchy125 --distractors photos1000 caltech101/photo
 
-Queries are sketches of a fold's validation classes, never unseen ones. Each query runs twice on
+Queries are sketches of a fold's validation classes, never unseen ones; with --strokes and --photos,
+clean drawings of classes that the data do not have, for a model that was trained on all seen
+classes. Each query runs twice on
 galleries of distractors and 1, 5 or 25 photos per class: with its class and without. The rule is a
 line fitted to the tenth percentile of the best cosine, by the logarithm of the gallery's size,
 among queries with a relevant photo in the first ten hits. `--write` stores it in the bundle.
@@ -21,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.drawings import bundle_embedder
+from benchmarks.reranking import clean_drawings
 from benchmarks.result import Result, print_result
 from sbtk_export.card import CARD_NAME, render_model_card
 from sbtk_runtime.files import write_atomically
@@ -55,14 +58,23 @@ def main() -> None:
     parser.add_argument("--split", default="SK-YE")
     parser.add_argument("--fold", type=int, default=0, help="division seed of the training run")
     parser.add_argument("--distractors", type=Path, nargs="+", required=True)
+    parser.add_argument("--strokes", type=Path, help="stroke file of clean drawings")
+    parser.add_argument("--photos", type=Path, help="class folders with photos of the same things")
     parser.add_argument("--write", action="store_true", help="store the rule in the bundle")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
     data = read_dataset(options.data)
-    images = divide(data, open_split(options.split, data.classes), seed=options.fold).validation
+    if options.strokes is not None and options.photos is not None:
+        images = clean_drawings(options.strokes, options.photos, data.classes)
+        asked = "clean drawings of classes of other data"
+    else:
+        split = open_split(options.split, data.classes)
+        images = divide(data, split, seed=options.fold).validation
+        asked = f"sketches of validation classes, fold {options.fold} of {options.split}"
     embed = bundle_embedder(options.bundle)
-    others = sorted(path for root in options.distractors for path in root.rglob("*.jpg"))
+    found = {path for root in options.distractors for path in root.rglob("*.jpg")}
+    others = sorted(found - set(images.photos))
     outcomes = list(
         run_queries(
             *(embed(images.sketches, "sketch"), images.sketch_labels),
@@ -78,7 +90,7 @@ def main() -> None:
             rows.append([f"{photos:,}", str(per_class), f"{false:.2f}", f"{caught:.2f}"])
             figures.append((photos, per_class, false, caught))
     if options.write:
-        write_rule(options.bundle, rule, figures)
+        write_rule(options.bundle, rule, figures, asked)
     columns = [
         "photos",
         "per class",
@@ -87,13 +99,13 @@ def main() -> None:
     ]
     notes = [
         f"close from {rule.intercept:.4f} + {rule.per_decade:.4f} log10(photos)",
-        f"fold {options.fold} of {options.split}: {', '.join(images.classes)}",
+        f"{asked}: {', '.join(images.classes)}",
         f"{len(images.sketches)} sketches, {len(others):,} distractors, {_ROUNDS} draws of each",
     ]
     title = "Error rates of 'no close match'"
-    found = {"rule": [rule.intercept, rule.per_decade], "rates": figures}
+    result = {"rule": [rule.intercept, rule.per_decade], "rates": figures}
     print_result(
-        Result(title, columns, rows, found, notes), "benchmarks.doubt", as_json=options.json
+        Result(title, columns, rows, result, notes), "benchmarks.doubt", as_json=options.json
     )
 
 
@@ -157,9 +169,16 @@ def error_rates(
 
 
 def write_rule(
-    bundle: Path, rule: MatchRule, rates: Sequence[tuple[int, int, float, float]]
+    bundle: Path, rule: MatchRule, rates: Sequence[tuple[int, int, float, float]], asked: str
 ) -> None:
-    """Put the rule and its error rates into the manifest and the model card of a bundle."""
+    """Put the rule and its error rates into the manifest and the model card of a bundle.
+
+    Args:
+        bundle: the bundle's folder.
+        rule: the rule.
+        rates: photos, photos per class, and the two error rates of each kind of gallery.
+        asked: what the queries were, in words.
+    """
     manifest = read_bundle_manifest(bundle)
     false, caught = ([rate[column] for rate in rates] for column in (2, 3))
     few = [rate[3] for rate in rates if rate[0] <= 100]
@@ -168,7 +187,7 @@ def write_rule(
             "false_alarms": f"{min(false):.2f} to {max(false):.2f}",
             "found": f"{min(caught):.2f} to {max(caught):.2f}; "
             f"up to 100 photos {min(few):.2f} to {max(few):.2f}",
-            "rule": "sketches of validation classes in galleries of 50 to 6,000 photos, with 1, 5 "
+            "rule": f"{asked} in galleries of 50 to 6,000 photos, with 1, 5 "
             "or 25 of their class: share called no close match although one of the first ten "
             "photos is right, and share of those without their class that are called so",
         }
