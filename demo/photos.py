@@ -1,17 +1,22 @@
 """The demo's photos, from freely available packages.
 
 The wheels of scikit-image and scikit-learn contain a few photos; pip downloads the wheels, which
-are unpacked but not installed. On Debian and Ubuntu, apt downloads the package
-`tuxpaint-stamps-default`, which is unpacked too: some 240 cut-outs of photos.
+are unpacked but not installed. The Debian package `tuxpaint-stamps-default`, which is unpacked too,
+has some 240 cut-outs of photos: apt downloads it where there is apt, and elsewhere it comes from
+Debian's server.
 """
 
 from __future__ import annotations
 
+import hashlib
+import lzma
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
+import urllib.request
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,6 +58,24 @@ _DRAWN_STAMPS = frozenset(
     }
 )
 _MIN_STAMP_PX = 96
+
+
+@dataclass(frozen=True)
+class DebianPackage:
+    """A Debian package on a web server, with the SHA-256 of the file."""
+
+    url: str
+    sha256: str
+
+
+#: Of Debian 12; about 161 MB. Its photos are in the public domain or freely licensed.
+STAMPS_FILE = DebianPackage(
+    "https://deb.debian.org/debian/pool/main/t/tuxpaint-stamps/"
+    "tuxpaint-stamps-default_2022.06.04-1_all.deb",
+    "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+)
+_TIMEOUT_S = 30.0
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -131,13 +154,17 @@ def fetch_stamps(
     stamps: Path = STAMPS,
     *,
     may_download: bool = True,
+    package: DebianPackage = STAMPS_FILE,
     notify: Callable[[str], None] = print,
 ) -> list[Path]:
     """Return Tux Paint's photographic stamps, copied to `folder` from where they are installed.
 
-    If they are not installed, apt downloads their package once, and it is unpacked without being
-    installed, so that no rights are needed. Without apt or a network there are none; `notify` says
-    why.
+    If they are not installed, their Debian package is downloaded once, by apt or from `package`,
+    and unpacked without being installed, so that no rights are needed and any Linux will do.
+    Without a network there are none; `notify` says why.
+
+    Raises:
+        SbtkError: the downloaded package is damaged.
     """
     if stamps.is_dir():
         return copy_stamps(folder, stamps)
@@ -145,26 +172,60 @@ def fetch_stamps(
         return stamp_photos(folder)
     if not may_download:
         return []
-    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        notify("No Tux Paint stamps: there is no apt to download them with.")
-        return []
     notify("Downloading photos: Tux Paint's stamps, 161 MB, once ...")
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        done = subprocess.run(  # noqa: S603
-            ["apt-get", "download", "--quiet", _STAMPS_PACKAGE],  # noqa: S607
-            cwd=scratch,
-            env=os.environ | {"LC_ALL": "C"},
-            capture_output=True,
-            text=True,
-            check=False,
+        file = _from_apt(Path(scratch), notify) or _from_server(package, Path(scratch), notify)
+        return [] if file is None else stamps_from_package(file, folder)
+
+
+def _from_apt(folder: Path, notify: Callable[[str], None]) -> Path | None:
+    """Return the package as apt downloads it to `folder`; `None`, with a reason, if it cannot."""
+    if not shutil.which("apt-get"):
+        return None
+    done = subprocess.run(  # noqa: S603
+        ["apt-get", "download", "--quiet", _STAMPS_PACKAGE],  # noqa: S607
+        cwd=folder,
+        env=os.environ | {"LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    packages = list(folder.glob("*.deb"))
+    if not done.returncode and packages:
+        return packages[0]
+    problems = [line for line in done.stderr.splitlines() if line.startswith("E: ")]
+    reason = problems[-1][3:] if problems else "it downloaded nothing"
+    notify(f"apt-get download {_STAMPS_PACKAGE}: {reason}")
+    return None
+
+
+def _from_server(
+    package: DebianPackage, folder: Path, notify: Callable[[str], None]
+) -> Path | None:
+    """Return a package as its server sends it; `None`, with a reason, if that is not possible.
+
+    Raises:
+        SbtkError: it is not the expected file.
+    """
+    path, digest = folder / "stamps.deb", hashlib.sha256()
+    try:
+        with (
+            urllib.request.urlopen(package.url, timeout=_TIMEOUT_S) as answer,  # noqa: S310
+            path.open("wb") as file,
+        ):
+            while chunk := answer.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                file.write(chunk)
+    except OSError as problem:
+        notify(f"No Tux Paint stamps: {package.url}: {problem}")
+        return None
+    if digest.hexdigest() != package.sha256:
+        raise SbtkError(
+            f"{package.url} has the SHA-256 {digest.hexdigest()}",
+            package.sha256,
+            "run the same command again; if that does not help, python -m demo --no-apt",
         )
-        packages = list(Path(scratch).glob("*.deb"))
-        if done.returncode or not packages:
-            problems = [line for line in done.stderr.splitlines() if line.startswith("E: ")]
-            reason = problems[-1][3:] if problems else "it downloaded nothing"
-            notify(f"No Tux Paint stamps: apt-get download {_STAMPS_PACKAGE}: {reason}")
-            return []
-        return stamps_from_package(packages[0], folder)
+    return path
 
 
 def stamps_from_package(package: Path, folder: Path) -> list[Path]:
@@ -174,21 +235,54 @@ def stamps_from_package(package: Path, folder: Path) -> list[Path]:
         SbtkError: `package` is damaged.
     """
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        unpacked = Path(scratch) / "package"
-        command = ["dpkg-deb", "--extract", str(package), str(unpacked)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        if done.returncode:
+        unpacked, chosen = Path(scratch) / "package", Path(scratch) / "stamps"
+        try:
+            _unpack(package, unpacked)
+        except (OSError, EOFError, ValueError, lzma.LZMAError, tarfile.TarError) as problem:
             raise SbtkError(
-                f"{package.name} cannot be unpacked: {done.stderr.strip()}",
+                f"{package.name} cannot be unpacked: {problem}",
                 f"the package {_STAMPS_PACKAGE}",
                 "run the same command again",
-            )
-        chosen = Path(scratch) / "stamps"
+            ) from problem
         chosen.mkdir()
         copy_stamps(chosen, unpacked / STAMPS.relative_to("/"))
         # At once: an interrupted demo leaves no folder that looks complete.
         chosen.rename(folder)
     return stamp_photos(folder)
+
+
+def _unpack(package: Path, folder: Path) -> None:
+    """Unpack a Debian package with dpkg, or without it if its content is compressed with xz.
+
+    Raises:
+        OSError, EOFError, ValueError, lzma.LZMAError, tarfile.TarError: the package is damaged.
+    """
+    if shutil.which("dpkg-deb"):
+        command = ["dpkg-deb", "--extract", str(package), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        if done.returncode:
+            raise ValueError(done.stderr.strip())
+        return
+    with package.open("rb") as file:
+        # An `ar` archive: its mark, then members, each with a header and an even length.
+        if file.read(8) != b"!<arch>\n":
+            raise ValueError("not a Debian package")
+        while header := file.read(60):
+            name, size_bytes = header[:16].strip().decode("ascii"), int(header[48:58])
+            if name == "data.tar.xz":
+                break
+            file.seek(size_bytes + size_bytes % 2, os.SEEK_CUR)
+        else:
+            raise ValueError("it has no data.tar.xz")
+        with lzma.open(file) as content, tarfile.open(fileobj=content, mode="r|") as archive:
+            for member in archive:
+                inside = PurePosixPath(member.name)
+                if member.isfile() and inside.suffix == ".png" and ".." not in inside.parts:
+                    path = folder / inside.relative_to(inside.anchor)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    extracted = archive.extractfile(member)
+                    assert extracted is not None
+                    path.write_bytes(extracted.read())
 
 
 def stamp_photos(stamps: Path = STAMPS) -> list[Path]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from demo.__main__ import SKETCHES, SUBJECTS, Outcome, Subject, research_photos,
 from demo.photos import (
     STAMPS,
     WHEELS,
+    DebianPackage,
     WheelPhotos,
     copy_stamps,
     fetch_stamps,
@@ -27,9 +30,11 @@ from demo.photos import (
 )
 from sbtk_runtime.errors import SbtkError
 from sbtk_runtime.preprocess import prepare
+from tests.serve_process import free_port
 from tests.tiny import tiny_bundle, tiny_photo
 
 ROOT = Path(__file__).parents[1]
+CLOSED = DebianPackage(f"http://127.0.0.1:{free_port()}/stamps.deb", "0" * 64)
 TINY_WHEEL = WheelPhotos("tinyphotos==1.0", ("tinyphotos/data/one.png", "tinyphotos/data/two.jpg"))
 
 
@@ -128,21 +133,54 @@ def test_stamps_come_out_of_a_package_that_is_not_installed(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["built", "owl.deb", "photos"]
 
 
-def test_a_damaged_package_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_dpkg", [True, False])
+def test_a_damaged_package_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_dpkg: bool
+) -> None:
     package = _build_package(tmp_path)
-    package.write_bytes(package.read_bytes()[:300])
-    with pytest.raises(SbtkError, match="cannot be unpacked"):
-        stamps_from_package(package, tmp_path / "photos")
+    content = package.read_bytes()
+    if not has_dpkg:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    for damaged in (
+        content[:300],
+        content[:-40],
+        b"text",
+        content.replace(b"data.tar.xz", b"d" * 11),
+    ):
+        package.write_bytes(damaged)
+        with pytest.raises(SbtkError, match="cannot be unpacked"):
+            stamps_from_package(package, tmp_path / "photos")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["built", "owl.deb"]
 
 
-def test_without_apt_there_are_no_stamps_and_the_demo_says_so(
+def test_without_apt_the_stamps_come_from_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = _build_package(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    folder, absent = tmp_path / "demo" / "stamps", tmp_path / "absent"
+    folder.parent.mkdir()
+    package = DebianPackage(file.as_uri(), hashlib.sha256(file.read_bytes()).hexdigest())
+    other = replace(package, sha256="0" * 64)
+    with pytest.raises(SbtkError, match="has the SHA-256"):
+        fetch_stamps(folder, absent, package=other)
+    assert list(folder.parent.iterdir()) == []
+    found = fetch_stamps(folder, absent, package=package)
+    assert [path.relative_to(folder).as_posix() for path in found] == ["animals/birds/owl.png"]
+    with Image.open(found[0]) as image:
+        assert image.size == (120, 80)
+
+
+def test_without_a_network_there_are_no_stamps_and_the_demo_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     said: list[str] = []
-    assert fetch_stamps(tmp_path / "photos", tmp_path / "absent", notify=said.append) == []
-    assert said == ["No Tux Paint stamps: there is no apt to download them with."]
+    absent = tmp_path / "absent"
+    assert fetch_stamps(tmp_path / "photos", absent, package=CLOSED, notify=said.append) == []
+    assert said[-1].startswith(f"No Tux Paint stamps: {CLOSED.url}: ")
+    assert "refused" in said[-1]
+    assert not (tmp_path / "photos").exists()
 
 
 @pytest.mark.skipif(not shutil.which("apt-get"), reason="apt is not installed")
@@ -153,8 +191,9 @@ def test_a_package_that_apt_cannot_get_is_named(
     (tmp_path / "apt.conf").write_text(f'Dir::State::lists "{tmp_path / "lists"}";\n')
     monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
     said: list[str] = []
-    assert fetch_stamps(tmp_path / "photos", tmp_path / "absent", notify=said.append) == []
-    assert "Unable to locate package tuxpaint-stamps-default" in said[-1]
+    absent = tmp_path / "absent"
+    assert fetch_stamps(tmp_path / "photos", absent, package=CLOSED, notify=said.append) == []
+    assert "Unable to locate package tuxpaint-stamps-default" in said[-2]
     assert not (tmp_path / "photos").exists()
 
 
@@ -226,7 +265,14 @@ def _build_package(folder: Path) -> Path:
         path = built / "usr/share/tuxpaint/stamps" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGBA", (120, 80), (200, 30, 30, 255)).save(path)
-    command = ["dpkg-deb", "--build", "--root-owner-group", str(built), str(folder / "owl.deb")]
+    command = [
+        "dpkg-deb",
+        "-Zxz",
+        "--build",
+        "--root-owner-group",
+        str(built),
+        str(folder / "owl.deb"),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     return folder / "owl.deb"
 
