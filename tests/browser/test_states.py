@@ -152,7 +152,7 @@ def test_a_removed_folder_is_deselected(chromium: Browser, place: Path) -> None:
             index(place / "gallery.sbtk", place / "photos", place / "tiny")
             with visit.new_hits():
                 # Makes the page check the server.
-                visit.page.evaluate("window.dispatchEvent(new Event('online'))")
+                visit.look()
                 visit.page.get_by_text("6 photos", exact=True).wait_for()
                 visit.wait_until("() => document.querySelectorAll('#hits > li').length === 6")
             assert folder.input_value() == ""
@@ -170,7 +170,7 @@ def test_an_unreadable_generation_is_reported(chromium: Browser, place: Path) ->
             (place / "gallery.sbtk" / "manifest.json").write_bytes(whole[:40])
             while served.health()[1]["problem"] is None:
                 visit.page.wait_for_timeout(50)
-            visit.page.evaluate("window.dispatchEvent(new Event('online'))")
+            visit.look()
             visit.page.get_by_role("heading", name="manifest.json").wait_for()
             # The previous generation is still served.
             with visit.new_hits():
@@ -192,7 +192,7 @@ def test_a_late_status_does_not_replace_a_newer_one(visit: Visit) -> None:
     visit.context.route("**/healthz", hold_the_first)
     for _ in range(2):
         with visit.page.expect_request("**/healthz"):
-            visit.page.evaluate("window.dispatchEvent(new Event('online'))")
+            visit.look()
     visit.page.wait_for_timeout(300)
     held[0].abort()
     visit.expect_message("ERR_")

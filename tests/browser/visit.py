@@ -114,6 +114,10 @@ class Visit:
         """Wait until the page shows the status `ok`, `loading`, `unreachable` ..."""
         self.page.wait_for_selector(f'#server-status[data-status="{status}"]')
 
+    def look(self) -> None:
+        """Make the page check the server, as it does every 20 seconds."""
+        self.page.evaluate("window.dispatchEvent(new Event('online'))")
+
     @contextlib.contextmanager
     def new_hits(self) -> Iterator[None]:
         """Wait, after the body, until its hits are shown and have stopped moving."""

@@ -158,6 +158,11 @@ export function getFailures(offset) {
   return requestJson(`v1/failures?limit=200&offset=${offset}`, {});
 }
 
+/** @returns {Promise<Indexing>} */
+export function getIndexing() {
+  return requestJson("v1/indexing", {});
+}
+
 /**
  * Indexes a folder, or all folders of the gallery again.
  * @param {string} [path]

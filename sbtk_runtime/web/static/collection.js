@@ -2,7 +2,7 @@
 
 import { ApiError, forgetFolder, getFailures, getFolders, startIndexing } from "./api.js";
 import { byId } from "./dom.js";
-import { IndexingMonitor, progressText, resultText } from "./indexing.js";
+import { IndexingMonitor, resultText, showProgress } from "./indexing.js";
 import { displayPath } from "./paths.js";
 
 /** @typedef {import("./api.js").FileFailure} FileFailure */
@@ -18,7 +18,7 @@ const failureList = byId("failures", HTMLUListElement);
 let removed = null;
 let jobs = -1;
 
-indexing.addEventListener("change", showProgress);
+indexing.addEventListener("change", showIndexing);
 byId("update", HTMLButtonElement).addEventListener("click", () => void change(() => startIndexing()));
 byId("add", HTMLFormElement).addEventListener("submit", (event) => {
   event.preventDefault();
@@ -69,19 +69,16 @@ async function change(request) {
   }
 }
 
-function showProgress() {
-  const { state, isBusy } = indexing;
-  if (state === null) return;
-  byId("indexing", HTMLElement).hidden = !isBusy;
-  byId("indexing-text", HTMLElement).textContent = progressText(state);
-  const bar = byId("indexing-bar", HTMLProgressElement);
-  if (state.total == null) bar.removeAttribute("value");
-  else [bar.max, bar.value] = [state.total, state.done];
+function showIndexing() {
+  showProgress(indexing);
+  const { state, isBusy, isConnected } = indexing;
+  if (state === null || !isConnected) return;
   if (isBusy) {
     showStatus("");
     return;
   }
-  showStatus(resultText(state) || (state.photos == null ? "" : `${state.photos.toLocaleString("en")} photos searchable`), state.problem != null);
+  const count = state.photos == null ? "" : `${state.photos.toLocaleString("en")} photos searchable`;
+  showStatus(resultText(indexing) || count, state.problem != null || indexing.isInterrupted);
   const leftOut = state.report?.left_out ?? [];
   byId("left-out", HTMLElement).hidden = leftOut.length === 0;
   byId("left-out-list", HTMLUListElement).replaceChildren(...leftOut.map((text) => textItem(text, "")));

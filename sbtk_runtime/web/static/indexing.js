@@ -1,37 +1,95 @@
 // The progress of indexing, from server-sent events.
 
+import { ApiError, getIndexing } from "./api.js";
+import { byId } from "./dom.js";
+
 /** @typedef {import("./api.js").Indexing} Indexing */
 
-/** Follows the server while it indexes. Dispatches "change" with every event. */
+const RETRY_MS = 1500;
+
+/** Follows the server while it indexes. Dispatches "change" with every event, and when the connection is lost. */
 export class IndexingMonitor extends EventTarget {
-  /** @type {Indexing | null} */
+  /** @type {Indexing | null} the last known state */
   state = null;
+  isConnected = true;
+  /** Whether the server was stopped before it had finished. */
+  isInterrupted = false;
   /** @type {EventSource | null} */
   #source = null;
+  /** @type {number | undefined} */
+  #timer;
+
+  constructor() {
+    super();
+    // A connection that was open while the computer slept may be dead without an error.
+    const renew = () => {
+      if (this.#source !== null && document.visibilityState === "visible") this.#connect();
+    };
+    document.addEventListener("visibilitychange", renew);
+    window.addEventListener("online", renew);
+  }
 
   /** Follows the progress until the server has nothing to do: browsers keep few connections to a server. */
   watch() {
-    if (this.#source !== null) return;
-    const source = (this.#source = new EventSource("v1/indexing/events"));
-    source.addEventListener("indexing", (event) => {
-      this.state = JSON.parse(event.data);
-      if (!this.isBusy) this.#stop();
-      this.dispatchEvent(new Event("change"));
-    });
-    source.addEventListener("error", () => {
-      // The browser reconnects by itself, unless the server refused.
-      if (source.readyState === EventSource.CLOSED) this.#stop();
-    });
+    if (this.#source === null) this.#connect();
   }
 
   get isBusy() {
     return this.state !== null && this.state.phase !== "idle";
   }
 
+  #connect() {
+    this.#stop();
+    const source = (this.#source = new EventSource("v1/indexing/events"));
+    source.addEventListener("indexing", (event) => {
+      const before = this.state;
+      const state = (this.state = /** @type {Indexing} */ (JSON.parse(event.data)));
+      // The number of jobs starts at 0 again with the server.
+      this.isInterrupted = !this.isBusy && before !== null && before.phase !== "idle" && state.jobs <= before.jobs;
+      this.isConnected = true;
+      if (!this.isBusy) this.#stop();
+      this.dispatchEvent(new Event("change"));
+    });
+    source.addEventListener("error", () => {
+      // Browsers reconnect to servers that do not respond, but not to those that refuse, for example while they stop.
+      this.#stop();
+      this.#retrySoon();
+      this.isConnected = false;
+      this.dispatchEvent(new Event("change"));
+    });
+  }
+
+  #retrySoon() {
+    this.#timer = setTimeout(async () => {
+      try {
+        await getIndexing();
+        this.watch();
+      } catch (error) {
+        if (!(error instanceof ApiError)) throw error;
+        this.#retrySoon();
+      }
+    }, RETRY_MS);
+  }
+
   #stop() {
+    clearTimeout(this.#timer);
     this.#source?.close();
     this.#source = null;
   }
+}
+
+/**
+ * Shows the progress while the server indexes, and hides it afterwards.
+ * @param {IndexingMonitor} monitor
+ */
+export function showProgress({ state, isBusy, isConnected }) {
+  byId("indexing", HTMLElement).hidden = !isBusy;
+  if (state === null || !isBusy) return;
+  const text = isConnected ? progressText(state) : `${progressText({ ...state, rate: 0 })} · reconnecting to the server`;
+  byId("indexing-text", HTMLElement).textContent = text;
+  const bar = byId("indexing-bar", HTMLProgressElement);
+  if (state.total == null) bar.removeAttribute("value");
+  else [bar.max, bar.value] = [state.total, state.done];
 }
 
 /**
@@ -39,7 +97,7 @@ export class IndexingMonitor extends EventTarget {
  * @param {Indexing} state
  * @returns {string}
  */
-export function progressText({ phase, done, total, rate }) {
+function progressText({ phase, done, total, rate }) {
   if (phase === "forgetting") return "Removing a folder";
   if (phase === "finding" || total == null) return done > 0 ? `Looking for photos: ${count(done)} files so far` : "Looking for photos";
   const left = rate > 0 ? (total - done) / rate : 0;
@@ -50,11 +108,14 @@ export function progressText({ phase, done, total, rate }) {
 }
 
 /**
- * Returns the result of the last update as a sentence.
- * @param {Indexing} state
+ * Returns the result of the last update as a sentence; "" if there was none.
+ * @param {IndexingMonitor} monitor
  * @returns {string}
  */
-export function resultText({ report, problem }) {
+export function resultText({ state, isInterrupted }) {
+  if (isInterrupted) return "The server was stopped before all photos were indexed. Update the folders to go on.";
+  if (state === null) return "";
+  const { report, problem } = state;
   if (problem) return [problem.message, problem.next].filter(Boolean).join(" ");
   if (!report) return "";
   const counts = Object.entries({

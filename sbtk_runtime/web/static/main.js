@@ -5,7 +5,7 @@ import { announce, byId, checkedValue, onRadioChange, resetRadios, setChecked, s
 import { Drawing } from "./drawing.js";
 import { currentFilter, onFilterChange } from "./filters.js";
 import { renderImage } from "./rendering.js";
-import { IndexingMonitor, progressText, resultText } from "./indexing.js";
+import { IndexingMonitor, resultText, showProgress } from "./indexing.js";
 import { photoIdAt } from "./results_grid.js";
 import { ResultsPane } from "./results_pane.js";
 import { showExamples } from "./examples.js";
@@ -156,15 +156,11 @@ function applyUrlState() {
 }
 
 function showIndexing() {
-  const { state, isBusy } = indexing;
-  if (state === null) return;
-  byId("indexing", HTMLElement).hidden = !isBusy;
-  byId("indexing-text", HTMLElement).textContent = progressText(state);
-  const bar = byId("indexing-bar", HTMLProgressElement);
-  if (state.total == null) bar.removeAttribute("value");
-  else [bar.max, bar.value] = [state.total, state.done];
-  if (!isBusy) showToast(resultText(state));
-  if (!isBusy || state.generation !== monitor.health.generation) void monitor.check();
+  showProgress(indexing);
+  const { state, isBusy, isConnected } = indexing;
+  const result = isBusy || !isConnected ? "" : resultText(indexing);
+  if (result !== "") showToast(result);
+  if (!isBusy || !isConnected || state?.generation !== monitor.health.generation) void monitor.check();
 }
 
 /** Makes the page installable, and lets it open while the server is stopped. */

@@ -180,7 +180,9 @@ export class ResultsPane {
       showDuration(response.took_ms ?? 0);
     }
     this.#announce(query, hits, isMore);
-    if (this.#gallery !== null && generation !== this.#gallery.generation) void this.monitor.check();
+    // The response may be older than the server's status, or newer.
+    const { health } = this.monitor;
+    if (health.generation != null && generation !== health.generation) void this.monitor.check().then(() => this.#refresh());
     this.#update();
     this.#loadMoreWithin(0);
   }
@@ -221,20 +223,27 @@ export class ResultsPane {
 
   #statusChanged() {
     const wasReady = this.#isReady;
-    const { status, health } = this.monitor;
+    const { status } = this.monitor;
     this.#isReady = status === "ok";
     if (this.#isReady) {
       this.grid.retryFailed();
       void this.#loadGallery();
     }
-    const isSearch = this.currentQuery() !== null;
-    const isOutdated = this.#generation !== health.generation || (isSearch && !wasReady);
-    // Photos can be listed while the engine is loading.
-    const canRun = this.#isReady || (status === "loading" && health.photos != null && !isSearch);
-    const isWanted = isOutdated && (!health.is_indexing || isAtTop());
-    if (canRun && isWanted && !this.search.isPending) this.run();
+    this.#refresh(this.#isReady && !wasReady && this.currentQuery() !== null);
     showStatus(this.monitor, this.#gallery);
     this.#update();
+  }
+
+  /**
+   * Searches again if the photos are of another generation than the server's.
+   * @param {boolean} isOutdated if they are outdated for another reason
+   */
+  #refresh(isOutdated = false) {
+    const { status, health } = this.monitor;
+    // Photos can be listed while the engine is loading.
+    const canRun = this.#isReady || (status === "loading" && health.photos != null && this.currentQuery() === null);
+    const isWanted = (isOutdated || this.#generation !== health.generation) && (!health.is_indexing || isAtTop());
+    if (canRun && isWanted && !this.search.isPending) this.run();
   }
 
   async #loadGallery() {
@@ -254,6 +263,9 @@ export class ResultsPane {
     fillSelect(this.#folderSelect, this.#folders);
     if (this.#folderSelect.value !== selected) this.run();
     byId("folder-field", HTMLElement).hidden = this.#folders.length < 2;
+    // There may be more photos than when they were requested.
+    this.#moreButton.hidden = this.grid.hits.length === 0 || !this.search.hasMore;
+    this.#loadMoreWithin(0);
     showStatus(this.monitor, this.#gallery);
     this.#update();
   }
@@ -261,7 +273,9 @@ export class ResultsPane {
   /** @returns {number} the photos in the selected folder */
   get #photoCount() {
     const folder = this.#folders.find(({ path }) => path === this.#folderSelect.value);
-    return folder?.count ?? this.#gallery?.count ?? this.monitor.health.photos ?? Infinity;
+    const { photos, generation = 0 } = this.monitor.health;
+    const isNewer = photos != null && (generation ?? 0) >= (this.#gallery?.generation ?? 0);
+    return folder?.count ?? (isNewer ? photos : this.#gallery?.count) ?? Infinity;
   }
 
   #update() {

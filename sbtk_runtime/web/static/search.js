@@ -32,7 +32,8 @@ export class Search extends EventTarget {
   #image = null;
   #count = 0;
   #isStale = false;
-  hasMore = false;
+  /** Whether the last response had as many photos as were asked for. */
+  #isFull = false;
 
   /**
    * @param {() => Query} currentQuery
@@ -65,6 +66,10 @@ export class Search extends EventTarget {
     if (this.#request === null && this.hasMore) void this.#send(true);
   }
 
+  get hasMore() {
+    return this.#isFull && this.#count < this.photoCount();
+  }
+
   get isPending() {
     return this.#request !== null;
   }
@@ -86,7 +91,7 @@ export class Search extends EventTarget {
         this.dispatchEvent(new Event("blank"));
       } else {
         this.#count = offset + response.hits.length;
-        this.hasMore = response.hits.length === limit && this.#count < this.photoCount();
+        this.#isFull = response.hits.length === limit;
         this.dispatchEvent(new CustomEvent("response", { detail: { response, query: current, isMore } }));
       }
     } catch (error) {
