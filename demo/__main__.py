@@ -11,8 +11,12 @@ import html
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import threading
+import time
+import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +29,9 @@ from sbtk_runtime.thumbnail import data_uri, jpeg_bytes, thumbnail
 
 SKETCHES = Path(__file__).parent / "sketches"
 _SHOWN_HITS = 6
+#: An example of the page.
+_TRACED = "cat"
+_STARTS_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -80,16 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = demonstrate(options.folder, options.model, may_download=not options.no_apt)
         if not code and sys.stdin.isatty() and sys.stdout.isatty():
-            print(
-                f"\nDraw in the browser, over one of its examples, or drop a sketch of {SKETCHES}\n"
-                "on the canvas and press Trace to draw over it. Ctrl-C ends.",
-                flush=True,
-            )
-            code = _sbtk("serve", "--gallery", str(options.folder / "gallery.sbtk"), "--open")
+            code = open_page(options.folder / "gallery.sbtk", options.model)
         return code
     except SbtkError as problem:
         print(f"Error: {problem}", file=sys.stderr)
         return problem.exit_code
+    except KeyboardInterrupt:
+        return 130
 
 
 def demonstrate(folder: Path, model: str | None = None, *, may_download: bool = True) -> int:
@@ -122,6 +126,30 @@ def demonstrate(folder: Path, model: str | None = None, *, may_download: bool = 
     print(f"\nContact sheets: {page}. Now try your own photos:")
     print("  .venv-demo/bin/sbtk index ~/Pictures && .venv-demo/bin/sbtk query my-sketch.png")
     return 0
+
+
+def open_page(gallery: Path, model: str | None = None) -> int:
+    """Serve the gallery until Ctrl-C, with the page open in a browser and a sketch to trace."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    address = f"http://127.0.0.1:{port}/#trace={_TRACED}"
+    print(f"\nDraw over the {_TRACED}, or anything else, at {address}\nCtrl-C ends.", flush=True)
+    threading.Thread(target=_open_when_served, args=(address, port), daemon=True).start()
+    chosen = ["--gallery", str(gallery), "--port", str(port)]
+    return _sbtk("serve", *chosen, *(["--model", model] if model else []))
+
+
+def _open_when_served(address: str, port: int) -> None:
+    end = time.monotonic() + _STARTS_WITHIN_S
+    while time.monotonic() < end:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            webbrowser.open(address)
+            return
 
 
 def judge(
@@ -214,7 +242,11 @@ def _sbtk(*arguments: str) -> int:
     print(f"\n$ {shlex.join(['sbtk', *arguments])}", flush=True)
     # With -P, Python imports the installed packages, not the checkout.
     command = [sys.executable, "-P", "-m", "sbtk_cli", *arguments]
-    code = subprocess.run(command, check=False).returncode  # noqa: S603
+    with subprocess.Popen(command) as process:  # noqa: S603
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # Ctrl-C, which the terminal has sent to the command, too
+            code = process.wait()
     return 0 if code == 3 else code
 
 

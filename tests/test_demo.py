@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import pty
+import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -227,29 +233,58 @@ def test_the_demo_runs_from_photos_to_ranks(tmp_path: Path) -> None:
     tiny_photo(99).resize((120, 120)).save(folder / "photos" / "stamps" / "animals" / "owl.png")
     (data / "photo" / "cat").mkdir(parents=True)
     tiny_photo(100).save(data / "photo" / "cat" / "tom.jpg")
-    command = [sys.executable, "-m", "demo", "--folder", str(folder)]
-    command += ["--model", str(tiny_bundle(tmp_path / "tiny")), "--no-apt"]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"SBTK_DATA": str(data)},
-        capture_output=True,
-        text=True,
-        check=False,
+    opened, browser = tmp_path / "opened", tmp_path / "browser"
+    browser.write_text(
+        f'#!/bin/sh\nprintf "%s" "$1" >"{opened}.part"; mv "{opened}.part" "{opened}"\n'
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    browser.chmod(0o755)
+    arguments = ["--folder", str(folder), "--model", str(tiny_bundle(tmp_path / "tiny"))]
+    environment = os.environ | {"SBTK_DATA": str(data), "BROWSER": f"{browser} %s"}
+    code, shown = _run_in_a_terminal([*arguments, "--no-apt"], environment, until=opened)
+    assert code == 0, shown
+    # Open was the page of the gallery, with a sketch to trace.
+    address = re.search(r"http://127\.0\.0\.1:\d+/#trace=cat", shown)
+    assert address is not None and address[0] == opened.read_text()
     count = 236 if STAMPS.is_dir() else 1
-    assert f"14 from two Python packages, {count} from Tux Paint" in done.stdout
-    assert "$ sbtk index" in done.stdout
-    rows = {line.split()[0]: line for line in done.stdout.splitlines() if " of " in line}
+    assert f"14 from two Python packages, {count} from Tux Paint" in shown
+    assert "$ sbtk index" in shown
+    rows = {line.split()[0]: line for line in shown.splitlines() if " of " in line}
     for subject in SUBJECTS:
-        assert f"{subject.name}.png -k" in done.stdout
+        assert f"{subject.name}.png -k" in shown
         assert "rank" in rows[subject.name]
         assert (folder / f"{subject.name}.html").stat().st_size > 1000
     assert "(2 in the gallery)" in rows["cat"]
     page = (folder / "index.html").read_text()
     assert page.count("<img src=") == len(SUBJECTS) * (1 + 6)
-    assert "Now try your own" in done.stdout
+    assert "Now try your own" in shown
+
+
+def _run_in_a_terminal(
+    arguments: list[str], environment: dict[str, str], until: Path
+) -> tuple[int, str]:
+    """Run the demo on a terminal, press Ctrl-C when a file appears; return exit code and output."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "demo", *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    shown, is_stopped, end = b"", False, time.monotonic() + 120
+    with contextlib.closing(os.fdopen(ours, "rb")), contextlib.suppress(OSError):  # at the end
+        while time.monotonic() < end:
+            if until.exists() and not is_stopped:
+                os.killpg(process.pid, signal.SIGINT)
+                is_stopped = True
+            if select.select([ours], [], [], 0.1)[0]:
+                shown += os.read(ours, 1 << 16)
+    if process.poll() is None and not is_stopped:
+        process.kill()
+    return process.wait(20), shown.decode().replace("\r\n", "\n")
 
 
 def _build_package(folder: Path) -> Path:

@@ -269,6 +269,28 @@ def test_an_image_is_traced_and_only_strokes_are_searched_for(visit: Visit, phot
     assert visit.sent_ink().mean() > 0.05  # the photo, with the strokes over it
 
 
+def test_the_address_names_an_example_to_trace(visit: Visit) -> None:
+    visit.page.goto("about:blank")
+    visit.open("/#trace=cat")
+    visit.page.locator("#traced-layer").wait_for()
+    assert visit.page.get_by_role("button", name="Trace").get_attribute("aria-pressed") == "true"
+    assert "trace" not in visit.page.url
+    assert visit.ink() == 0
+    assert not visit.queries
+    with visit.new_hits():
+        visit.stroke(ROOF)
+    assert "as=sketch" in visit.queries[-1].url
+    assert visit.sent_ink().mean() < 0.05  # the stroke alone
+    # The example itself can be searched for, too.
+    with visit.new_hits():
+        visit.page.get_by_role("button", name="Trace").click()
+    assert visit.sent_ink().mean() > 0.06
+    visit.page.goto("about:blank")
+    visit.open("/#trace=toString")
+    visit.wait_for_recent()
+    assert not visit.page.locator("#traced-layer").is_visible()
+
+
 def test_the_canvas_zooms(chromium: Browser, server: ServeProcess) -> None:
     with Visit(chromium, server.origin, has_touch=True) as visit:
         visit.open()

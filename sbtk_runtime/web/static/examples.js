@@ -1,10 +1,13 @@
 // Example sketches, as SVG paths in canvas units.
 
 import { byId } from "./dom.js";
-import { LINE_WIDTHS } from "./drawing.js";
+import { CANVAS_UNITS, LINE_WIDTHS } from "./drawing.js";
+import { drawMarks } from "./rendering.js";
 
 /** @typedef {import("./drawing.js").Stroke} Stroke */
+/** @typedef {import("./upload.js").UploadedImage} UploadedImage */
 
+/** @type {Record<string, string>} */
 const EXAMPLES = {
   cat: `M215,123 219,133 215,139 205,189 205,219 215,260 221,344 232,398 232,449 240,475 250,488 250,508 242,535
     244,596 250,598 250,609 266,643 268,654 275,654 277,664 297,688 346,738 359,748 426,775 463,783 480,783
@@ -90,6 +93,25 @@ export function showExamples(onSelect) {
     return button;
   });
   byId("examples", HTMLElement).append(...buttons);
+}
+
+/**
+ * Returns an example as an image, to draw over it.
+ * @param {string} name
+ * @returns {Promise<UploadedImage | null>} null if there is no such example
+ */
+export async function exampleImage(name) {
+  if (!Object.hasOwn(EXAMPLES, name)) return null;
+  const pixels = document.createElement("canvas");
+  pixels.width = pixels.height = CANVAS_UNITS;
+  const context = pixels.getContext("2d");
+  if (context === null) return null;
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, CANVAS_UNITS, CANVAS_UNITS);
+  drawMarks(context, parsePath(EXAMPLES[name]), "#000");
+  /** @type {Blob | null} */
+  const file = await new Promise((resolve) => pixels.toBlob(resolve));
+  return file && { file, pixels, width: CANVAS_UNITS, height: CANVAS_UNITS, name, kind: "sketch" };
 }
 
 /**

@@ -8,13 +8,13 @@ import { renderImage } from "./rendering.js";
 import { IndexingMonitor, resultText, showProgress } from "./indexing.js";
 import { photoIdAt } from "./results_grid.js";
 import { ResultsPane } from "./results_pane.js";
-import { showExamples } from "./examples.js";
+import { exampleImage, showExamples } from "./examples.js";
 import { ServerMonitor } from "./server_status.js";
 import { restoreSketch, saveSketchOnExit } from "./session_store.js";
 import { SketchPad } from "./sketch_pad.js";
 import { setUpToolbar } from "./toolbar.js";
 import { acceptImages } from "./upload.js";
-import { currentState, pushFeedback, pushState, regionText, urlState } from "./url_state.js";
+import { currentState, pushFeedback, pushState, regionText, takeTraced, urlState } from "./url_state.js";
 import { Viewer } from "./viewer.js";
 
 /** @typedef {import("./search.js").Query} Query */
@@ -78,6 +78,7 @@ monitor.addEventListener("change", () => {
 indexing.addEventListener("change", showIndexing);
 
 updateCanvasHint();
+void traceExample();
 applyUrlState();
 void monitor.start();
 void registerServiceWorker();
@@ -96,6 +97,15 @@ function currentQuery() {
 function addImage(uploaded) {
   drawing.add({ kind: "image", image: uploaded });
   showToast(`${uploaded.name}: searching with a ${uploaded.kind}. Trace draws over it.`);
+}
+
+/** Puts the example that the URL names under the pen. */
+async function traceExample() {
+  const name = takeTraced();
+  const traced = name === null ? null : await exampleImage(name);
+  if (traced === null) return;
+  drawing.add({ kind: "image", image: traced, isTraced: true });
+  showToast("Draw over the lines. The photos follow your pen.");
 }
 
 /** Sets the kind to the detected one when the image changes, and to sketch when there is no image. */

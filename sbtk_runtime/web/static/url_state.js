@@ -1,6 +1,7 @@
 // The state of the page in the fragment of its URL, so that Back closes a photo or leaves "More like this".
 // "#like=17" shows photos similar to photo 17, "#like=17,4&unlike=9" those like 17 and 4 but unlike 9, and
 // "#photo=3" enlarges photo 3. "#like=17&region=0.1,0.2,0.4,0.4" shows photos like that part of photo 17.
+// "#trace=cat" puts an example under the pen when the page opens.
 
 import { idOf } from "./api.js";
 
@@ -52,6 +53,16 @@ export function pushState(change) {
 export function replaceState(change) {
   history.replaceState(history.state, "", urlFor(hrefFor(change)));
   urlState.dispatchEvent(new Event("change"));
+}
+
+/**
+ * Returns the name of the example to draw over, and removes it from the URL.
+ * @returns {string | null}
+ */
+export function takeTraced() {
+  const name = new URLSearchParams(location.hash.slice(1)).get("trace");
+  if (name !== null) replaceState({});
+  return name;
 }
 
 /** Closes the photo: goes back if it was opened on this page. */
