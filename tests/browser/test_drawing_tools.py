@@ -325,7 +325,8 @@ def test_the_canvas_zooms(chromium: Browser, server: ServeProcess) -> None:
         visit.page.keyboard.press("0")
         visit.wait_until("ink => document.readyState === 'complete' && ink > 0", ink)
         assert visit.ink() == pytest.approx(ink, rel=0.02)
-        assert len(visit.queries) <= before + 1
+        # On a slow machine, the first finger's dot is searched for before the second one lands.
+        assert len(visit.queries) <= before + 2
 
 
 @pytest.mark.parametrize("device", ["pen", "finger"])

@@ -11,7 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -24,7 +24,7 @@ from tests.tiny import tiny_bundle, write_photos, write_tiny_manifest
 from tests.tiny_gallery import index
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Route
 
 #: Photos to index while the page is open: several batches of 32.
 _MANY = 192
@@ -46,8 +46,8 @@ def place(tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def served(place: Path, port: int | None = None) -> Iterator[ServeProcess]:
-    options: dict[str, Any] = {"log": place / "log", "port": port}
-    with serving(place / "gallery.sbtk", "--model", str(place / "tiny"), **options) as process:
+    options = ("--model", str(place / "tiny"), "--engine", "onnxruntime", "--threads", "1")
+    with serving(place / "gallery.sbtk", *options, log=place / "log", port=port) as process:
         process.wait_until_ready()
         yield process
 
@@ -138,12 +138,17 @@ def test_the_last_folder_is_removed(chromium: Browser, place: Path) -> None:
         assert visit.count() == 0
         assert len(list((place / "photos").rglob("*.*"))) == 7
         # The description of the gallery may be older than its list of photos.
-        visit.context.route("**/v1/gallery", lambda route: (time.sleep(0.5), route.continue_()))
+        visit.context.route("**/v1/gallery", late)
         settings.get_by_label("Add a folder").fill(str(place / "photos" / "drive"))
         settings.get_by_role("button", name="Add", exact=True).click()
         settings.locator("#folders li").filter(has_text="3 photos").wait_for()
         visit.look()
         visit.wait_until("() => document.querySelectorAll('#hits > li').length === 3")
+
+
+def late(route: Route) -> None:
+    time.sleep(0.5)
+    route.continue_()
 
 
 def update_all(port: int) -> None:
@@ -161,12 +166,17 @@ def indexed(visit: Visit) -> int:
 
 
 def make_slow(bundle: Path) -> None:
-    """Add large products to a bundle's model, which take a second for each batch."""
+    """Add products of matrices to a bundle's model, so that a batch takes about a second here."""
+    matrix = np.ones((800, 800), np.float32)
+    begun = time.perf_counter()
+    for _ in range(3):
+        matrix @ matrix
+    count = max(2, round(3 / (time.perf_counter() - begun)))
     model = onnx.load(bundle / "model.int8.onnx")
     graph = model.graph
-    graph.initializer.append(numpy_helper.from_array(np.array([1000, 1000]), "sides"))
+    graph.initializer.append(numpy_helper.from_array(np.array(matrix.shape), "sides"))
     graph.initializer.append(numpy_helper.from_array(np.zeros((), np.float32), "nought"))
-    names = [f"product-{index}" for index in range(20)]
+    names = [f"product-{index}" for index in range(count + 1)]
     # They depend on the images, or they would be computed once, when the model loads.
     nodes = [
         helper.make_node("ReduceMax", ["feature"], ["most"], keepdims=0),

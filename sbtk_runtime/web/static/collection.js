@@ -1,7 +1,7 @@
 // The page of folders and files: what is indexed, what could not be read, and changes of both.
 
 import { ApiError, forgetFolder, getFailures, getFolders, startIndexing } from "./api.js";
-import { byId } from "./dom.js";
+import { byId, showPath } from "./dom.js";
 import { IndexingMonitor, resultText, showProgress } from "./indexing.js";
 import { displayPath } from "./paths.js";
 
@@ -99,7 +99,8 @@ function folderItem(folder, canChange) {
   if (folder.missing > 0) counts.push(`${folder.missing.toLocaleString("en")} missing`);
   if (!folder.exists) counts.push("not found: is a drive unplugged?");
   item.classList.toggle("is-missing", !folder.exists);
-  setText(item, ".collection-name", name);
+  const title = item.querySelector(".collection-name");
+  if (title instanceof HTMLElement) showPath(title, name);
   setText(item, ".collection-count", counts.join(" · "));
   for (const button of item.querySelectorAll("button")) {
     // A name that is not UTF-8 cannot be sent.
@@ -116,7 +117,7 @@ function folderItem(folder, canChange) {
 /** @param {IndexedFolder} folder */
 function askToRemove(folder) {
   removed = folder;
-  byId("confirm-path", HTMLElement).textContent = displayPath(folder);
+  showPath(byId("confirm-path", HTMLElement), displayPath(folder));
   confirmation.returnValue = "";
   confirmation.showModal();
 }
@@ -145,7 +146,7 @@ function textItem(name, detail) {
   const box = document.createElement("div");
   const [title, text] = [document.createElement("span"), document.createElement("span")];
   title.className = "collection-name";
-  title.textContent = name;
+  showPath(title, name);
   text.className = "collection-count";
   text.textContent = detail;
   box.append(title, text);

@@ -94,6 +94,16 @@ export function announceSoon(text) {
 }
 
 /**
+ * Shows a path, which wraps after its slashes.
+ * @param {HTMLElement} element
+ * @param {string} path
+ */
+export function showPath(element, path) {
+  const parts = path.split(/(?<=\/)(?=.)/);
+  element.replaceChildren(...parts.flatMap((part, index) => (index > 0 ? [document.createElement("wbr"), part] : [part])));
+}
+
+/**
  * Shows a message for a moment. Screen readers announce it too.
  * @param {string} text
  */

@@ -42,9 +42,11 @@ export function onFilterChange(run) {
   const button = byId("dates-button", HTMLButtonElement);
   const popover = byId("dates", HTMLElement);
   popover.addEventListener("toggle", () => {
-    // Below the button, within the window.
-    const { bottom, right } = button.getBoundingClientRect();
-    popover.style.top = `${Math.max(0, Math.min(bottom + 6, innerHeight - popover.offsetHeight))}px`;
+    // Below the button or, where there is no room, above it.
+    const { top, bottom, right } = button.getBoundingClientRect();
+    const height = popover.offsetHeight;
+    const isBelow = bottom + 6 + height <= innerHeight || top < height + 6;
+    popover.style.top = `${isBelow ? Math.max(0, Math.min(bottom + 6, innerHeight - height)) : top - 6 - height}px`;
     popover.style.left = `${Math.max(12, right - popover.offsetWidth)}px`;
   });
 }

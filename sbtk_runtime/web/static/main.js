@@ -105,7 +105,7 @@ async function traceExample() {
   const traced = name === null ? null : await exampleImage(name);
   if (traced === null) return;
   drawing.add({ kind: "image", image: traced, isTraced: true });
-  showToast("Draw over the lines. The photos follow your pen.");
+  showToast("Trace the lines. Photos follow your pen.");
 }
 
 /** Sets the kind to the detected one when the image changes, and to sketch when there is no image. */

@@ -17,7 +17,8 @@ export function showDetails(details) {
   if (taken) addRow(list, "Taken", new Date(taken).toLocaleString("en-GB", { dateStyle: "long", timeStyle: "short" }));
   if (camera) addRow(list, "Camera", camera);
   if (lens) addRow(list, "Lens", lens);
-  if (exposure) addRow(list, "Exposure", exposure);
+  // A number and its unit stay on one line.
+  if (exposure) addRow(list, "Exposure", exposure.replaceAll(/(?<!,) /g, "\u00a0"));
   if (width && height) addRow(list, "Size", `${width.toLocaleString("en")} × ${height.toLocaleString("en")} pixels`);
   if (latitude != null && longitude != null) addRow(list, "Place", placeLink(latitude, longitude));
 }

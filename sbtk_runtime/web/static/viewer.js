@@ -1,7 +1,7 @@
 // The viewer: one enlarged photo with its path, and the way to similar photos.
 
 import { ApiError, fileUrl, getDetails, getFolders, getPhoto, showFolder, thumbnailUrl } from "./api.js";
-import { byId, copyText, setEnabled, showToast } from "./dom.js";
+import { byId, copyText, setEnabled, showPath, showToast } from "./dom.js";
 import { showDetails } from "./photo_details.js";
 import { displayName, displayPath } from "./paths.js";
 import { RegionFrame } from "./region_frame.js";
@@ -162,7 +162,7 @@ export class Viewer extends EventTarget {
       this.#showName(displayName(photo), displayPath(photo));
       const date = new Date(photo.modified).toLocaleDateString("en-GB", { dateStyle: "long" });
       const score = this.#hit(id)?.score;
-      const rank = score === undefined ? [] : [`Result ${this.grid.positionOf(id) + 1}`, `score ${scoreText(score)}`];
+      const rank = score === undefined ? [] : [`Result\u00a0${this.grid.positionOf(id) + 1}`, `score\u00a0${scoreText(score)}`];
       byId("viewer-details", HTMLElement).textContent = [sizeText(photo.size_bytes), date, ...rank].join(" · ");
     } catch (error) {
       if (!signal.aborted && error instanceof ApiError) this.#showError(error.message);
@@ -193,7 +193,7 @@ export class Viewer extends EventTarget {
    */
   #showName(name, path) {
     byId("viewer-name", HTMLElement).textContent = name;
-    byId("viewer-path", HTMLElement).textContent = path;
+    showPath(byId("viewer-path", HTMLElement), path);
     byId("viewer-copy", HTMLButtonElement).disabled = path === "";
     this.#image.alt = name;
   }
