@@ -18,7 +18,7 @@ TESTS_NOT_INSTALLED := { echo "pip could not install sbtk with the dependencies 
  error above); it needs access to a package index, and a C++ compiler for hnswlib" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check lint types layers test test-all test-browser screenshots chromium format clean
+.PHONY: help demo check lint types layers test test-all test-browser screenshots chromium firefox format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,7 +51,7 @@ test-all: $(VENV)/.installed ## Run all tests, including those that train, kill,
 	wait $$browser || test $$? = 5 || failed=1; \
 	cat "$$log"; rm "$$log"; exit $$failed
 
-test-browser: chromium $(VENV)/.installed ## Run the page's tests in Chromium, which apt installs if missing
+test-browser: chromium firefox $(VENV)/.installed ## Run the page's tests in Chromium and Firefox, which apt installs if missing
 	$(VENV)/bin/python -m pytest -q --durations=15 -m browser tests/browser $(PYTEST_ARGUMENTS)
 
 screenshots: chromium $(VENV)/.installed ## Redraw the images in docs/images from the demo's photos
@@ -59,13 +59,20 @@ screenshots: chromium $(VENV)/.installed ## Redraw the images in docs/images fro
 
 # SBTK_CHROMIUM names another Chromium-based browser than Debian's `chromium`.
 chromium:
-	@command -v "$${SBTK_CHROMIUM:-chromium}" >/dev/null || { $(call install,chromium); } \
+	@command -v "$${SBTK_CHROMIUM:-chromium}" >/dev/null \
+		|| { test -z "$$SBTK_CHROMIUM" && $(call install,chromium); } \
 		|| { echo "Chromium is not installed: on Debian, run 'apt install chromium' as root;\
  elsewhere, set SBTK_CHROMIUM to the path of Chromium or Chrome" >&2; exit 1; }
 
 format: $(VENV)/.installed ## Format the code and fix what the linter can fix
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+# SBTK_FIREFOX names another Firefox than Debian's `firefox-esr`.
+firefox:
+	@command -v "$${SBTK_FIREFOX:-firefox-esr}" >/dev/null \
+		|| { test -z "$$SBTK_FIREFOX" && $(call install,firefox-esr); } \
+		|| echo "Firefox is not installed: its tests are skipped" >&2
 
 clean: ## Remove environments, caches and the files of the demo
 	rm -rf .venv .venv-demo .demo build dist .mypy_cache .ruff_cache .pytest_cache \
@@ -95,7 +102,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 define install
-test -z "$$SBTK_CHROMIUM" && test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 	&& apt-get -qq update \
 	&& DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends $(1) \
 		fonts-dejavu-core >/dev/null
