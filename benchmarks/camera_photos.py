@@ -1,12 +1,12 @@
-"""Indexing of 12-megapixel photos beside a PyTorch loop, and what previews would save.
+"""Indexing of 12-megapixel photos compared with a PyTorch loop, and the savings of previews.
 
     python -m benchmarks.camera_photos --photos FOLDER [--count 100] [--repeats 3]
 
-The photos are enlarged to 4,000 pixels, with noise, so that a JPEG takes as long to decode as a
-camera's. The loop is what one would write with torch: a DataLoader that decodes and resizes in as
-many processes as there are cores, and torchvision's ResNet50. Each run is a process of its own and
-counts its start; the repeats of both alternate. A preview is the same photo as a smaller JPEG, as
-some cameras embed it: the cosine of its embedding with the whole photo's, and its core-time.
+The photos are enlarged to 4,000 pixels, with noise, so that they take as long to decode as a
+camera's JPEG. The loop is the usual one in torch: a DataLoader that decodes and resizes in one
+process per core, and torchvision's ResNet50. Each run is a process of its own, including its start;
+runs of both alternate. A preview is the photo as a smaller JPEG, as some cameras embed it: the
+cosine of its embedding with the whole photo's, and its CPU time.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 
 @contextlib.contextmanager
@@ -27,3 +27,12 @@ def open_chromium() -> Iterator[Browser]:
         )
         yield browser
         browser.close()
+
+
+def open_page(browser: Browser, port: int, script: str = "") -> Page:
+    """Return the page of a local server, ready for use; `script` runs before its own scripts."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.add_init_script(script)
+    page.goto(f"http://127.0.0.1:{port}/")
+    page.wait_for_selector('#server-status[data-status="ok"]')
+    return page

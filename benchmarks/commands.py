@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 SBTK = (sys.executable, "-m", "sbtk_cli")
-
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -32,3 +31,13 @@ def run(command: Sequence[str]) -> str:
 def run_sbtk(*arguments: str) -> str:
     """Return the output of `sbtk` with these arguments."""
     return run([*SBTK, *arguments])
+
+
+def resident_bytes(pid: int, field: str = "VmRSS") -> int:
+    """Return the resident memory of a process, or its peak with `VmHWM`; 0 if it has ended."""
+    try:
+        text = Path("/proc", str(pid), "status").read_text()
+    except OSError:
+        return 0
+    match = re.search(rf"^{field}:\s+(\d+) kB$", text, re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0

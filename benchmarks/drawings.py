@@ -22,7 +22,7 @@ from benchmarks.result import Result, print_result
 from sbtk_runtime.evaluation.metrics import evaluate
 from sbtk_runtime.preprocess import Kind
 from sbtk_train.batches.strokes import render
-from sbtk_train.data import ImageSource, divide, read_dataset
+from sbtk_train.data import Division, ImageSet, ImageSource, divide, read_dataset
 from sbtk_train.data.class_names import ClassNames
 from sbtk_train.data.more_images import open_class_map
 from sbtk_train.data.splits import open_split
@@ -39,17 +39,13 @@ def main() -> None:
     """Print the table for the models on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--split", default="SK-YE")
-    parser.add_argument("--fold", type=int, default=0, help="division seed of the runs")
+    add_fold_options(parser)
     parser.add_argument("--strokes", type=Path, required=True)
     parser.add_argument("--distractors", type=Path, required=True, help="a folder of photos")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    data = read_dataset(options.data)
-    division = divide(data, open_split(options.split, data.classes), seed=options.fold)
-    images = division.validation
+    images = read_fold(options)[1].validation
     drawings, drawing_labels = read_drawings(options.strokes, images.classes)
     others = sorted(options.distractors.glob("*.jpg"))
     rows, figures = [], {}
@@ -59,6 +55,7 @@ def main() -> None:
         gallery = np.concatenate([photos, distractors])
         labels = np.concatenate([images.photo_labels, np.full(len(others), -1)])
         sketches, drawn = embed(images.sketches, "sketch"), embed(drawings, "sketch")
+        ranks = first_right(drawn, drawing_labels, gallery, labels)
         found = {
             "sketches": mean_average_precision(
                 sketches, images.sketch_labels, photos, images.photo_labels
@@ -68,12 +65,8 @@ def main() -> None:
             ),
             "drawings": mean_average_precision(drawn, drawing_labels, photos, images.photo_labels),
             "drawings_distracted": mean_average_precision(drawn, drawing_labels, gallery, labels),
-            "first_right_rank_median": float(
-                np.median(first_right(drawn, drawing_labels, gallery, labels))
-            ),
-            "drawings_in_first_ten": float(
-                (first_right(drawn, drawing_labels, gallery, labels) <= 10).mean()
-            ),
+            "first_right_rank_median": float(np.median(ranks)),
+            "drawings_in_first_ten": float((ranks <= 10).mean()),
             "photos": _without_self(photos, images.photo_labels),
         }
         figures[str(model)] = found
@@ -97,6 +90,19 @@ def main() -> None:
     print_result(
         Result(title, columns, rows, figures, notes), "benchmarks.drawings", as_json=options.json
     )
+
+
+def add_fold_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--data`, `--split` and `--fold`: whose validation classes to measure on."""
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--split", default="SK-YE")
+    parser.add_argument("--fold", type=int, default=0, help="division seed of the training run")
+
+
+def read_fold(options: argparse.Namespace) -> tuple[ImageSet, Division]:
+    """Return the data set of `add_fold_options`, and its division."""
+    data = read_dataset(options.data)
+    return data, divide(data, open_split(options.split, data.classes), seed=options.fold)
 
 
 def read_drawings(path: Path, classes: Sequence[str]) -> tuple[list[Drawing], NDArray[np.int64]]:
@@ -167,14 +173,19 @@ def first_right(
     return ranks
 
 
+def average_precision(is_right: NDArray[np.bool_]) -> float:
+    """Return the average precision of a ranking `(N,) bool`, best first, with a right photo."""
+    places = np.flatnonzero(is_right)
+    return float(np.mean(np.arange(1, len(places) + 1) / (places + 1)))
+
+
 def _without_self(photos: Rows, labels: NDArray[np.int64]) -> float:
     """Return the mAP of each photo as a query among all others."""
     scores = photos @ photos.T
     precisions = []
     for row in range(len(photos)):
         order = np.argsort(-np.delete(scores[row], row), kind="stable")
-        hits = np.delete(labels, row)[order] == labels[row]
-        precisions.append((np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits].mean())
+        precisions.append(average_precision(np.delete(labels, row)[order] == labels[row]))
     return float(np.mean(precisions))
 
 

@@ -1,10 +1,10 @@
-"""What "more like this" and "less like this" gain, by the weights of the liked and the disliked.
+"""The gain of "more like this" and "less like this", by the weights of liked and disliked photos.
 
     python -m benchmarks.feedback BUNDLE --data sketchy125 --distractors photos1000
 
-Queries are sketches of a fold's validation classes, never unseen ones. A simulated user looks at
-the first 12 hits and likes up to two right ones, dislikes up to two wrong ones, or both. Judged
-photos are left out of the ranking before and after, so that the gain is that of the other photos.
+Queries are sketches of a fold's validation classes, never unseen ones. A simulated user sees the
+first 12 hits, likes up to two right ones and dislikes up to two wrong ones. Judged photos are
+excluded from the ranking before and after, so the gain is that of the other photos.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.drawings import bundle_embedder
+from benchmarks.drawings import add_fold_options, average_precision, bundle_embedder, read_fold
 from benchmarks.result import Result, print_result
 from sbtk_runtime.feedback import DISLIKED_WEIGHT, LIKED_WEIGHT, refine
-from sbtk_train.data import divide, read_dataset
-from sbtk_train.data.splits import open_split
 
-#: The weight of the sketch is 1; infinite: only what is liked counts.
+#: Relative to the sketch, whose weight is 1; with infinity only liked photos count.
 LIKED_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, math.inf)
 DISLIKED_WEIGHTS = (0.0, 0.25, 0.5, 1.0)
 _LOOKED_AT = 12
@@ -35,15 +33,12 @@ def main() -> None:
     """Print mAP before and after, for each pair of weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--split", default="SK-YE")
-    parser.add_argument("--fold", type=int, default=0, help="division seed of the training run")
+    add_fold_options(parser)
     parser.add_argument("--distractors", type=Path, required=True)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    data = read_dataset(options.data)
-    images = divide(data, open_split(options.split, data.classes), seed=options.fold).validation
+    images = read_fold(options)[1].validation
     embed = bundle_embedder(options.bundle)
     others = sorted(options.distractors.rglob("*.jpg"))
     gallery = np.concatenate([embed(images.photos, "photo"), embed(others, "photo")])
@@ -95,8 +90,7 @@ def mean_precision(
         )
         order = np.argsort(-(gallery @ query), kind="stable")
         ranked = is_right[order[~np.isin(order, np.concatenate([liked, disliked]))]]
-        places = np.flatnonzero(ranked)
-        precisions.append(float(np.mean(np.arange(1, len(places) + 1) / (places + 1))))
+        precisions.append(average_precision(ranked))
         firsts.append(float(ranked[:10].mean()))
     return float(np.mean(precisions)), float(np.mean(firsts))
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import sys
 import tempfile
@@ -116,26 +117,9 @@ def _run_stage(task: Task) -> None:
         def report(finding: Finding) -> None:
             print(finding.to_line(), file=stream, flush=True)
 
-        if task.stage == "card":
-            from benchmarks import gpu_card
-
-            gpu_card.run(task, report)
-        elif task.stage == "torch":
-            from benchmarks import gpu_torch
-
-            gpu_torch.run(task, report)
-        elif task.stage == "training":
-            from benchmarks import gpu_training
-
-            gpu_training.run(task, report)
-        elif task.stage == "model":
-            from benchmarks import gpu_model
-
-            gpu_model.run(task, report)
-        else:
-            from benchmarks import gpu_engines
-
-            gpu_engines.run(task, report)
+        is_module = task.stage in ("card", "torch", "training", "model")
+        name = task.stage if is_module else "engines"
+        importlib.import_module(f"benchmarks.gpu_{name}").run(task, report)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu_findings import Finding, Report, Task, attempt
 from benchmarks.gpu_student import make_random_student
@@ -75,24 +76,9 @@ def set_tf32(is_on: bool) -> None:
 
 def macs_per_image(student: Student, size_px: int) -> int:
     """Return the multiply-accumulates of one embedding, in convolutions and Linears."""
-    total = 0
-
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        if isinstance(module, nn.Conv2d):
-            rows, columns = module.kernel_size
-            total += output[0].numel() * module.in_channels // module.groups * rows * columns
-        elif isinstance(module, nn.Linear):
-            total += module.in_features * module.out_features
-
-    handles = [module.register_forward_hook(count) for module in student.modules()]
-    try:
-        with torch.inference_mode():
-            student.embed(torch.zeros(1, 3, size_px, size_px))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return total
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        student.embed(torch.zeros(1, 3, size_px, size_px))
+    return int(counter.get_total_flops()) // 2
 
 
 def _card(device: str) -> dict[str, Any]:

@@ -25,13 +25,13 @@ from benchmarks.gpu_training_data import (
     sketches_per_step,
     write_training_data,
 )
+from sbtk_runtime.machine import cpu_threads
 from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.config import (
     SbtknetRecipe,
     TrainConfig,
     choose_compute,
-    default_workers,
     make_recipe,
 )
 from sbtk_train.models.student import Student
@@ -100,7 +100,7 @@ def run(task: Task, report: Report) -> None:
     for point in (*(Finding(STAGE, setting.name) for setting in settings), decoding):
         report(point)
     data = task.data or write_training_data(task.scratch / "data", is_small=task.is_dry_run)
-    materials = build_context(_config(task, settings[0], data), lambda _: None)
+    context = build_context(_config(task, settings[0], data), lambda _: None)
     longest_s = 0.0 if task.is_dry_run else _FIRST_S
     for setting in settings:
         point = Finding(STAGE, setting.name)
@@ -108,9 +108,9 @@ def run(task: Task, report: Report) -> None:
             report(point.not_reached("the stage ran out of time"))
             continue
         started = time.monotonic()
-        attempt(report, point, _measuring(task, setting, data, materials))
+        attempt(report, point, _measuring(task, setting, data, context))
         longest_s = 1.5 * (time.monotonic() - started)
-    attempt(report, decoding, lambda: _decoding(task, materials))
+    attempt(report, decoding, lambda: _decoding(task, context))
 
 
 def _config(task: Task, setting: Setting, data: Path) -> TrainConfig:
@@ -130,21 +130,21 @@ def _config(task: Task, setting: Setting, data: Path) -> TrainConfig:
         validation_classes=1,
         precision=setting.precision,
         device=task.device,
-        workers=default_workers(),
+        workers=cpu_threads(),
         checkpoint_minutes=1e6,
     )
 
 
 def _measuring(
-    task: Task, setting: Setting, data: Path, materials: TrainingContext
+    task: Task, setting: Setting, data: Path, context: TrainingContext
 ) -> Callable[[], dict[str, Any]]:
     """Measure one setting; each epoch is the first of a new trainer."""
 
     def measure() -> dict[str, Any]:
         config = _config(task, setting, data)
         mine = replace(
-            materials,
-            student=_student(materials, setting),
+            context,
+            student=_student(context, setting),
             compute=choose_compute(task.device, setting.precision),
         )
         torch.backends.cudnn.benchmark = setting.is_tuned
@@ -163,8 +163,8 @@ def _measuring(
     return measure
 
 
-def _student(materials: TrainingContext, setting: Setting) -> Student:
-    student = copy.deepcopy(materials.student)
+def _student(context: TrainingContext, setting: Setting) -> Student:
+    student = copy.deepcopy(context.student)
     if not setting.is_channels_last:
         student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         # Input in channels_last would make every convolution use it.
@@ -176,11 +176,11 @@ def _figures(
     task: Task,
     setting: Setting,
     config: TrainConfig,
-    materials: TrainingContext,
+    context: TrainingContext,
     short: StepDone,
     long: StepDone,
 ) -> dict[str, Any]:
-    batch = 2 * sketches_per_step(materials.division.training, setting.quadruplets)
+    batch = 2 * sketches_per_step(context.division.training, setting.quadruplets)
     elapsed_s = [done.steps * batch / done.images_per_s for done in (short, long)]
     steps = long.steps - short.steps
     seconds = elapsed_s[1] - elapsed_s[0]
@@ -218,10 +218,10 @@ class _Watch:
 
 
 def _epoch(
-    materials: TrainingContext, config: TrainConfig, setting: Setting, steps: int, folder: Path
+    context: TrainingContext, config: TrainConfig, setting: Setting, steps: int, folder: Path
 ) -> StepDone:
     """Return the report of a new trainer at the end of an epoch of `steps`."""
-    division = materials.division
+    division = context.division
     cut = cut_evenly if setting.is_decoding else repeat_images
     training = cut(division.training, steps, setting.quadruplets)
     watch = _Watch()
@@ -229,7 +229,7 @@ def _epoch(
         assert isinstance(config.recipe, SbtknetRecipe)
         objective = SbtknetObjective(config.recipe, training, config.seed, soft_labels=None)
         cut_division = replace(division, training=training)
-        mine = replace(materials, division=cut_division, objective=objective)
+        mine = replace(context, division=cut_division, objective=objective)
         Trainer(mine, config, folder, watch).run()
     assert watch.done is not None
     return watch.done
@@ -239,9 +239,9 @@ def _brought_to_nchw(_: object, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...
     return tuple(images.contiguous() for images in inputs)
 
 
-def _decoding(task: Task, materials: TrainingContext) -> dict[str, Any]:
+def _decoding(task: Task, context: TrainingContext) -> dict[str, Any]:
     """Measure the trainer's own loader, on half sketches and half photos."""
-    training, workers = materials.division.training, default_workers()
+    training, workers = context.division.training, cpu_threads()
     size_px, seconds = (32, 0.0) if task.is_dry_run else (SIZE_PX, _DECODE_S)
     sketches = PixelStore(training.sketches, "sketch", size_px, workers=workers, keep=False)
     photos = PixelStore(training.photos, "photo", size_px, workers=workers, keep=False)

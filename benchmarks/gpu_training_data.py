@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,8 @@ from PIL import Image
 
 from sbtk_runtime.generated_inputs import generate_photos, generate_sketches
 from sbtk_train.batches.sampler import PER_CLASS
-from sbtk_train.data import ImageSet, Rows
+from sbtk_train.data import ImageSet
+from sbtk_train.data.image_set import select_images
 
 #: Enough classes for a batch of 256 images, and one for validation; images per class.
 _CLASSES, _PER_CLASS = 66, 30
@@ -63,7 +63,7 @@ def cut_evenly(training: ImageSet, steps: int, quadruplets: int) -> ImageSet:
     """
     wanted = steps * sketches_per_step(training, quadruplets)
     rows = np.unique(np.linspace(0, len(training.sketches) - 1, wanted).astype(np.int64))
-    return _with_rows(training, rows, np.arange(len(training.photos)))
+    return select_images(training, sketches=rows)
 
 
 def repeat_images(training: ImageSet, steps: int, quadruplets: int) -> ImageSet:
@@ -80,14 +80,4 @@ def repeat_images(training: ImageSet, steps: int, quadruplets: int) -> ImageSet:
     rows = np.concatenate(sketches)
     missing = max(0, steps * sketches_per_step(training, quadruplets) - len(rows))
     rows = np.concatenate([rows, np.repeat(rows[:1], missing)])
-    return _with_rows(training, rows, np.concatenate(photos))
-
-
-def _with_rows(data: ImageSet, sketches: Rows, photos: Rows) -> ImageSet:
-    return replace(
-        data,
-        sketches=tuple(data.sketches[row] for row in sketches),
-        sketch_labels=data.sketch_labels[sketches],
-        photos=tuple(data.photos[row] for row in photos),
-        photo_labels=data.photo_labels[photos],
-    )
+    return select_images(training, sketches=rows, photos=np.concatenate(photos))

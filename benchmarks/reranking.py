@@ -17,14 +17,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.drawings import bundle_embedder
+from benchmarks.drawings import add_fold_options, bundle_embedder, read_fold
 from benchmarks.result import Result, print_result
 from sbtk_runtime.evaluation.metrics import evaluate
 from sbtk_runtime.rerank import RERANKS, Rerank, Reranker
-from sbtk_train.data import ImageSet, divide, read_dataset
+from sbtk_train.data import ImageSet
 from sbtk_train.data.class_names import ClassNames
 from sbtk_train.data.more_images import open_class_map
-from sbtk_train.data.splits import open_split
 from sbtk_train.data.stroke_files import Drawing, read_stroke_file
 
 _PHOTOS_PER_CLASS = (1, 5, 10, 25)
@@ -38,17 +37,14 @@ def main() -> None:
     """Print a row for each kind of classes and number of photos per class."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="a bundle; by default the pretrained one")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--split", default="SK-YE")
-    parser.add_argument("--fold", type=int, default=0, help="division seed of the model's run")
+    add_fold_options(parser)
     parser.add_argument("--distractors", type=Path, required=True, help="a folder of photos")
     parser.add_argument("--strokes", type=Path, help="stroke file of clean drawings")
     parser.add_argument("--photos", type=Path, help="class folders with photos of the same things")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    data = read_dataset(options.data)
-    division = divide(data, open_split(options.split, data.classes), seed=options.fold)
+    data, division = read_fold(options)
     embed = bundle_embedder(options.model)
     distractors = embed(sorted(options.distractors.glob("*.jpg")), "photo")
     rows, figures = [], {}
@@ -90,7 +86,7 @@ def main() -> None:
 
 
 def clean_drawings(strokes: Path, photos: Path, known: Sequence[str]) -> ImageSet:
-    """Return drawings and photos of the classes that both have and `known` does not."""
+    """Return drawings and photos of the classes in both that are not in `known`."""
     names, own = open_class_map("quickdraw-caltech").classes, ClassNames(known)
     drawings: dict[str, list[Drawing]] = {}
     file = read_stroke_file(strokes)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from sbtk_runtime.machine import Machine, this_machine
 
 
@@ -38,6 +40,12 @@ def print_result(result: Result, module: str, *, as_json: bool) -> None:
         print(json.dumps(found | {"figures": result.figures, "notes": list(result.notes)}))
     else:
         print(_markdown(result, command, machine))
+
+
+def percentiles(times: Sequence[float]) -> dict[str, float]:
+    """Return median, 95th percentile, minimum and maximum as `p50`, `p95`, `min` and `max`."""
+    p50, p95 = np.percentile(times, (50, 95))
+    return {"p50": float(p50), "p95": float(p95), "min": min(times), "max": max(times)}
 
 
 def table_lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -11,11 +11,10 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import statistics
 import sys
 import time
 
-from benchmarks.result import Result, print_result
+from benchmarks.result import Result, percentiles, print_result
 from benchmarks.serving import Server, make_parser, serve_gallery
 from sbtk_runtime.generated_inputs import generate_sketches
 
@@ -40,15 +39,15 @@ def measure(server: Server, queries: int, note: str) -> Result:
         "in the server, body received to JSON": in_server,
         "at the client, request to answer": at_client,
     }
-    percentiles = {name: _percentiles(times) for name, times in named.items()}
+    figures = {name: percentiles(times) for name, times in named.items()}
     return Result(
         title="Latency of `sbtk serve` for one client",
         columns=["where", "p50", "p95", "fastest"],
         rows=[
             [name, *(f"{figure:.1f} ms" for figure in (found["p50"], found["p95"], found["min"]))]
-            for name, found in percentiles.items()
+            for name, found in figures.items()
         ],
-        figures={"ms": percentiles, "ready_s": server.ready_s, "engine": engine},
+        figures={"ms": figures, "ready_s": server.ready_s, "engine": engine},
         notes=[
             f"{queries} queries after {_WARM_UP} for warm-up, with 32 generated sketches "
             "(PNG); 24 hits each",
@@ -79,11 +78,6 @@ def _times_ms(
                 in_server.append(float(json.loads(content)["took_ms"]))
                 at_client.append(taken_ms)
     return in_server, at_client
-
-
-def _percentiles(times: list[float]) -> dict[str, float]:
-    cuts = statistics.quantiles(times, n=20, method="inclusive")
-    return {"p50": statistics.median(times), "p95": cuts[-1], "min": min(times)}
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.commands import ROOT
-from benchmarks.result import Result, print_result
+from benchmarks.commands import ROOT, resident_bytes
+from benchmarks.result import Result, percentiles, print_result
 from benchmarks.serving import Server, make_parser, serve_checkouts, serve_gallery
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.engines.base import Images
@@ -75,7 +75,7 @@ def measure(server: Server, clients: int, rounds: int, note: str) -> Result:
     """Run all rounds, after one for warm-up, and return their results."""
     sketches = generate_sketches(32)
     asyncio.run(_round(server.port, sketches, min(clients, 8)))
-    idle = server.resident_bytes()
+    idle = resident_bytes(server.pid)
     found = [asyncio.run(_round(server.port, sketches, clients)) for _ in range(rounds)]
     answers = sum((each.answers for each in found), Counter[int]())
     other = {status: count for status, count in answers.items() if status not in (200, 503)}
@@ -84,7 +84,7 @@ def measure(server: Server, clients: int, rounds: int, note: str) -> Result:
         "until 503": [time for each in found for time in each.refused],
         "until hits, with retries": [time for each in found for time in each.until_answered],
     }
-    peak, after = server.resident_bytes("VmHWM"), server.resident_bytes()
+    peak, after = resident_bytes(server.pid, "VmHWM"), resident_bytes(server.pid)
     return Result(
         title=f"`sbtk serve` under {clients} queries at once",
         columns=["what", "how many", "p50", "p95", "longest"],
@@ -93,7 +93,7 @@ def measure(server: Server, clients: int, rounds: int, note: str) -> Result:
             "clients": clients,
             "rounds": rounds,
             "answers": {str(status): count for status, count in sorted(answers.items())},
-            "seconds": {name: _percentiles(each) for name, each in times.items() if each},
+            "seconds": {name: percentiles(each) for name, each in times.items() if each},
             "idle_bytes": idle,
             "peak_bytes": peak,
             "after_bytes": after,
@@ -251,15 +251,10 @@ async def _asked_once(port: int, sketch: bytes) -> tuple[int, float]:
 
 
 def _row(times: list[float]) -> list[str]:
-    found = _percentiles(times)
-    return [f"{found[name] * 1e3:,.0f} ms" if times else "" for name in ("p50", "p95", "max")]
-
-
-def _percentiles(times: list[float]) -> dict[str, float]:
-    if len(times) < 2:
-        return dict.fromkeys(("p50", "p95", "max"), times[0] if times else 0.0)
-    cuts = statistics.quantiles(times, n=20, method="inclusive")
-    return {"p50": statistics.median(times), "p95": cuts[-1], "max": max(times)}
+    if not times:
+        return ["", "", ""]
+    found = percentiles(times)
+    return [f"{found[name] * 1e3:,.0f} ms" for name in ("p50", "p95", "max")]
 
 
 if __name__ == "__main__":

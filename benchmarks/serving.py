@@ -45,12 +45,6 @@ class Server:
         fields = Path("/proc", str(self.pid), "stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def resident_bytes(self, which: str = "VmRSS") -> int:
-        """Return its resident memory, or the peak with `VmHWM`."""
-        text = Path("/proc", str(self.pid), "status").read_text()
-        match = re.search(rf"^{which}:\s+(\d+) kB$", text, re.MULTILINE)
-        return int(match[1]) * 1024 if match else 0
-
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser with the options of `serve_gallery`, and `--json`."""

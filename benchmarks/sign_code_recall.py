@@ -1,11 +1,11 @@
-"""Recall of sign codes: which transform, how many candidates, and how far the centre may be off.
+"""Recall of sign codes, by transform, number of candidates and drift of the centre.
 
     sbtk embed --from-file photos.txt --as photo -o photos.npz
     sbtk embed --from-file sketches.txt --as sketch -o sketches.npz
     python -m benchmarks.sign_code_recall photos.npz sketches.npz
 
-Every sixth sketch, at most 520, is searched for among all photos. Recall@10 counts candidates that
-score no worse than the tenth of exact search, as scoring the candidates exactly finds all of these.
+Every sixth sketch, at most 520, is searched among all photos. Recall@10 counts the candidates that
+score at least as high as the tenth hit of exact search, since exact scoring finds all of these.
 """
 
 from __future__ import annotations

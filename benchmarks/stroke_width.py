@@ -21,15 +21,14 @@ from numpy.typing import NDArray
 
 from benchmarks.chromium import open_chromium
 from benchmarks.drawings import (
+    add_fold_options,
     bundle_embedder,
     first_right,
     mean_average_precision,
     read_drawings,
+    read_fold,
 )
 from benchmarks.result import Result, print_result
-from sbtk_runtime.preprocess import Kind
-from sbtk_train.data import divide, read_dataset
-from sbtk_train.data.splits import open_split
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -91,22 +90,18 @@ _RENDER = """async ([strokes, variant]) => {
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--split", default="SK-YE")
-    parser.add_argument("--fold", type=int, default=0, help="division seed of the runs")
+    add_fold_options(parser)
     parser.add_argument("--strokes", type=Path, required=True)
     parser.add_argument("--distractors", type=Path, required=True, help="a folder of photos")
     parser.add_argument("--freehand", type=Path, required=True, help="perfect-freehand's module")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    data = read_dataset(options.data)
-    images = divide(data, open_split(options.split, data.classes), seed=options.fold).validation
+    images = read_fold(options)[1].validation
     drawings, labels = read_drawings(options.strokes, images.classes)
     embed = bundle_embedder(None)
     others = sorted(options.distractors.glob("*.jpg"))
-    kind: Kind = "photo"
-    gallery = np.concatenate([embed(images.photos, kind), embed(others, kind)])
+    gallery = np.concatenate([embed(images.photos, "photo"), embed(others, "photo")])
     gallery_labels = np.concatenate([images.photo_labels, np.full(len(others), -1)])
     rows, figures = [], {}
     for name, files in _render(drawings, options.freehand).items():

@@ -305,7 +305,7 @@ def publish_folder(target: Path) -> Iterator[Path]:
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
             fsync_folder(temporary)
-        # Fails, intentionally, if a folder with files was created at `target` meanwhile.
+        # Fails, intentionally, if a folder with files has been created at `target`.
         temporary.rename(target)
         fsync_folder(target.parent)
     finally:

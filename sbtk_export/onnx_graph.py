@@ -373,10 +373,10 @@ class ModelInputs:
 
     def batches(self, model: onnx.ModelProto, size: int) -> Iterator[Feeds]:
         """Yield the model's inputs for `size` images at a time."""
-        is_told = takes_domains(model)
+        has_domain_input = takes_domains(model)
         for start in range(0, len(self), size):
             feeds: Feeds = {INPUT_NAME: self.pixels[start : start + size]}
-            if is_told:
+            if has_domain_input:
                 feeds[DOMAIN_NAME] = self.domains[start : start + size]
             yield feeds
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import math
-import os
 import tomllib
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -20,12 +20,12 @@ from sbtk_train.data.splits import VALIDATION_CLASSES
 CONFIG_NAME = "config.resolved.toml"
 #: Fields that may change on resuming, because they do not change the result.
 FREE_FIELDS = ("workers", "threads", "device", "checkpoint_minutes", "feature_folder")
-#: Fields that name files, which may have moved when a run is resumed; hashes say they are the same.
+#: Fields that name files, which may have moved when a run is resumed; hashes identify them.
 PATH_FIELDS = (
     *("data", "split", "classes", "weights", "teacher"),
     *("class_map", "more_sketches", "more_photos"),
 )
-#: Fields that say where the values came from, and decide nothing.
+#: Fields that record where the values came from, and have no effect.
 PROVENANCE_FIELDS = ("config_file", "config_sha256", "settings")
 #: The refitted embedding is a linear map of the ImageNet logits.
 MAX_REFIT_DIM = 1000
@@ -38,35 +38,34 @@ class TrainConfig:
     Attributes:
         data: the data set's folder, in any layout that `sbtk_train.data.layouts` reads.
         split: name of a published split, `random:N:SEED`, or a file of unseen classes.
-        recipe: how to train; of the type that the method has.
+        recipe: the method's hyperparameters.
         method: `sbtknet`, `dsn` or `sake`.
-        classes: file with the seen classes to use, one a line; empty: all that are seen.
-        backbone: one of `sbtk_train.models.backbone.BACKBONES`; for DSN and SAKE
-            `se-resnet50` too.
-        weights: a weights file, or empty for training from scratch.
+        classes: file with the seen classes to use, one per line; empty for all.
+        backbone: one of `sbtk_train.models.backbone.BACKBONES`, or `se-resnet50` for DSN and SAKE.
+        weights: a weights file; empty to train from scratch.
         teacher: a classifier's weights file for the soft labels; empty for `weights`.
         dim: length of the embedding.
-        freeze_until: first trunk stage that learns (`layer3`); empty: all learn.
+        freeze_until: first trunk stage to train (`layer3`); empty to train all.
         seed: of initialisation, order and augmentation.
         division_seed: of validation classes and held-out sketches; 0 by the project's rule.
-        validation_classes: number of seen classes kept for validation.
-        held_out_share: share of each training class's sketches kept from training.
+        validation_classes: number of seen classes held out for validation.
+        held_out_share: share of each training class's sketches to hold out.
         precision: `fp32`, `bf16`, `fp16` or `auto`.
         device: `cpu`, `cuda`, `cuda:1` or `auto`.
-        workers: decoding threads.
-        threads: CPU threads of torch; 0: torch's own choice.
-        checkpoint_minutes: how often a running epoch is saved.
-        feature_folder: where feature maps of the frozen stages are kept, which are then made once
-            for some changed copies of each image instead of in each step; empty: they are not.
-        feature_variants: how many copies.
-        keep_duplicates: use photos that a data set lists twice as often as it lists them.
+        workers: number of decoding threads.
+        threads: torch's CPU threads; 0 for torch's default.
+        checkpoint_minutes: interval of checkpoints within an epoch.
+        feature_folder: cache of the frozen stages' feature maps, which are computed once for some
+            augmented copies of each image instead of in each step; empty to disable it.
+        feature_variants: number of copies.
+        keep_duplicates: use photos as often as the data set lists them.
         allow_missing: the split file and the list of classes may name classes that are not in the
             data.
         more_sketches: further sources of training sketches: class folders and stroke files.
         more_photos: further folders of training photos.
         class_map: maps their class names: the name of an included map, or a TOML file.
-        config_file: the file that `--config` named; empty if none.
-        config_sha256: of that file.
+        config_file: the file named by `--config`, if any.
+        config_sha256: its hash.
         settings: the values of `--set`, as typed.
     """
 
@@ -104,7 +103,7 @@ class TrainConfig:
         if self.method not in METHODS:
             raise BadConfig(f"--method {self.method!r}", ", ".join(METHODS))
         if not isinstance(self.recipe, recipe_type(self.method)):
-            raise BadConfig(f"recipe {self.recipe.name} for {self.method}", "a recipe of it")
+            raise BadConfig(f"recipe {self.recipe.name} for {self.method}", "one of its recipes")
         if self.backbone == "se-resnet50" and self.method == "sbtknet":
             raise BadConfig(
                 "backbone se-resnet50 for sbtknet", "a plain ResNet", "or --method dsn, or sake"
@@ -117,7 +116,7 @@ class TrainConfig:
             raise BadConfig("dim, workers or feature variants below 1", "1 or more")
         if getattr(self.recipe, "refit", False) and self.dim > MAX_REFIT_DIM:
             raise BadConfig(
-                f"--dim {self.dim} with the refit, which makes the embedding of the teacher's "
+                f"--dim {self.dim} with the refit, whose embedding is made from the teacher's "
                 f"{MAX_REFIT_DIM} logits",
                 f"at most {MAX_REFIT_DIM}",
                 f"--no-refit, or --dim {MAX_REFIT_DIM}",
@@ -131,15 +130,14 @@ class TrainConfig:
             )
         if self.feature_folder and not self.freeze_until:
             raise BadConfig(
-                "feature maps can be kept of frozen stages only, and none is frozen",
-                "--freeze-until STAGE",
+                "--feature-maps caches frozen stages, and none is frozen", "--freeze-until STAGE"
             )
         if (self.more_sketches or self.more_photos) and (
             self.method != "sbtknet" or self.feature_folder
         ):
             raise BadConfig(
                 "further sketches or photos with "
-                + ("kept feature maps" if self.feature_folder else self.method),
+                + ("cached feature maps" if self.feature_folder else self.method),
                 "--method sbtknet, without --feature-maps",
             )
         if self.class_map and not (self.more_sketches or self.more_photos):
@@ -151,10 +149,10 @@ class TrainConfig:
 
     @property
     def validation_px(self) -> int:
-        """Side of the images that students are validated with.
+        """Side of the validation images, in pixels.
 
-        It is production's, but where feature maps are kept: then it is that of the last epoch,
-        so that a student is not chosen by maps of a size that nothing else needs.
+        It is the runtime's, except with cached feature maps: then it is the size of the last epoch,
+        so that no maps of another size are needed.
         """
         recipe = self.recipe
         is_whole = not self.feature_folder or recipe.final_epochs
@@ -163,17 +161,17 @@ class TrainConfig:
     def merge_free_fields(self, other: TrainConfig) -> TrainConfig:
         """Return this configuration with the other's `FREE_FIELDS`, `PATH_FIELDS` and epochs.
 
-        `train` checks that the files are those that the run was started with.
+        `train` checks that the files are the same as at the start of the run.
 
         Raises:
-            BadConfig: one trains on kept feature maps and the other does not.
+            BadConfig: only one of them uses cached feature maps.
         """
         if bool(self.feature_folder) != bool(other.feature_folder):
             first, then = ("with", "without") if self.feature_folder else ("without", "with")
             raise BadConfig(
-                f"a run {then} feature maps",
-                f"one {first} them, as it was started",
-                "a new run, or the same way as before",
+                f"resuming {then} --feature-maps a run that was started {first}",
+                f"{first} --feature-maps",
+                "or start a new run",
             )
         taken = {name: getattr(other, name) for name in (*FREE_FIELDS, *PATH_FIELDS)}
         recipe = replace(self.recipe, epochs=other.recipe.epochs)
@@ -183,26 +181,25 @@ class TrainConfig:
         """Write the configuration into `folder` as TOML."""
         values = asdict(self)
         recipe = values.pop("recipe")
-        lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
-        lines += ["", "[recipe]"]
-        lines += [f"{key} = {_toml(value)}" for key, value in recipe.items()]
-        write_atomically(folder / CONFIG_NAME, ("\n".join(lines) + "\n").encode())
+        lines = [f"{key} = {_toml(value)}\n" for key, value in values.items()]
+        lines += ["\n[recipe]\n", *(f"{key} = {_toml(value)}\n" for key, value in recipe.items())]
+        write_atomically(folder / CONFIG_NAME, "".join(lines).encode())
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Values for some fields of a `TrainConfig` and for some knobs of its recipe.
+    """Values of some fields of a `TrainConfig` and of its recipe.
 
     Attributes:
-        fields: by the names of `TrainConfig`'s fields, without `recipe`.
-        recipe: by the names of the recipe's fields; `name` is the recipe's own.
+        fields: values by the names of `TrainConfig`'s fields, except `recipe`.
+        recipe: values by the names of the recipe's fields; `name` names the recipe.
     """
 
     fields: dict[str, Any]
     recipe: dict[str, Any]
 
     def __or__(self, other: Settings) -> Settings:
-        """Return the settings of both; the other's win."""
+        """Return the settings of both; the other's take precedence."""
         return Settings(self.fields | other.fields, self.recipe | other.recipe)
 
 
@@ -210,7 +207,8 @@ def read_config(folder: Path) -> TrainConfig:
     """Return the configuration of the run in `folder`.
 
     Raises:
-        BadConfig: missing, not TOML, or with keys or values that this version does not accept.
+        BadConfig: the file is missing or not TOML, or has keys or values that this version does not
+            accept.
     """
     path = folder / CONFIG_NAME
     settings = read_settings(path)
@@ -225,7 +223,7 @@ def read_config(folder: Path) -> TrainConfig:
 
 
 def read_settings(path: Path) -> Settings:
-    """Return what a TOML file with the keys of `config.resolved.toml` sets.
+    """Return the settings in a TOML file with the keys of `config.resolved.toml`.
 
     Raises:
         BadConfig: the file cannot be read, is not TOML, or has an unknown key (the nearest known
@@ -242,7 +240,7 @@ def read_settings(path: Path) -> Settings:
     settings = Settings({}, {})
     for key, value in values.items():
         settings |= _setting(key, value, str(path))
-    # `recipe = "paper"` is short for a table with the name alone.
+    # `recipe = "paper"` is short for a table with only the name.
     for key, value in (recipe if isinstance(recipe, dict) else {"name": recipe}).items():
         settings |= _setting(f"recipe.{key}", value, str(path))
     return settings
@@ -251,7 +249,7 @@ def read_settings(path: Path) -> Settings:
 def parse_setting(text: str) -> Settings:
     """Return the setting of `KEY=VALUE`; the value is TOML or plain text.
 
-    The key is a field of `TrainConfig` or a knob of a recipe, which may be written `recipe.KEY`.
+    The key is a field of `TrainConfig`, or of a recipe, optionally written as `recipe.KEY`.
 
     Raises:
         BadConfig: no `=`, an unknown key (the nearest known one is suggested) or a value of the
@@ -275,8 +273,8 @@ def _setting(key: str, value: object, where: str) -> Settings:
     if kind is None:
         from difflib import get_close_matches
 
-        known = [*_FIELD_TYPES, *(f"recipe.{knob}" for knob in _KNOB_TYPES)]
-        near = get_close_matches(key, [*known, *_KNOB_TYPES], n=1)
+        known = [*_FIELD_TYPES, *(f"recipe.{field}" for field in _RECIPE_FIELD_TYPES)]
+        near = get_close_matches(key, [*known, *_RECIPE_FIELD_TYPES], n=1)
         raise BadConfig(
             f"{where}: unknown key {key!r}",
             repr(near[0]) if near else f"one of {', '.join(sorted(known))}",
@@ -286,19 +284,19 @@ def _setting(key: str, value: object, where: str) -> Settings:
         options = get_args(kind) if get_origin(kind) is Literal else ()
         shown = ", ".join(options) if options else _TYPE_NAMES.get(kind, "a list of texts")
         raise BadConfig(f"{where}: {key} is {value!r}", shown)
-    is_knob = name != key or name not in _FIELD_TYPES
-    return Settings({}, {name: converted}) if is_knob else Settings({name: converted}, {})
+    is_of_recipe = name != key or name not in _FIELD_TYPES
+    return Settings({}, {name: converted}) if is_of_recipe else Settings({name: converted}, {})
 
 
 def _type_of(key: str) -> Any:
     """Return the type of a key's values; `None` for an unknown key."""
     if key.startswith("recipe."):
-        return _KNOB_TYPES.get(key.removeprefix("recipe."))
-    return _FIELD_TYPES.get(key, _KNOB_TYPES.get(key))
+        return _RECIPE_FIELD_TYPES.get(key.removeprefix("recipe."))
+    return _FIELD_TYPES.get(key, _RECIPE_FIELD_TYPES.get(key))
 
 
 def _convert(value: object, kind: Any) -> object | None:
-    """Return a TOML value as a field of the type has it; `None` if it is of another type."""
+    """Return a TOML value converted to a field's type; `None` if it has another type."""
     if get_origin(kind) is Literal:
         return value if value in get_args(kind) else None
     if get_origin(kind) is tuple:
@@ -310,14 +308,8 @@ def _convert(value: object, kind: Any) -> object | None:
 
 
 def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return '"' + "".join(c if c >= " " else f"\\u{ord(c):04x}" for c in escaped) + '"'
-    return repr(value)
+    """Return a value as TOML, which is JSON for these types, except for infinity and NaN."""
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
 
 
 Method = Literal["sbtknet", "dsn", "sake"]
@@ -334,39 +326,39 @@ Semantic = Literal["wordnet", "none"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings that every method has; comments say how to switch one off.
+    """Hyperparameters of every method; comments say how to switch one off.
 
     `selection` is the metric that selects the checkpoint: mAP on whole validation classes, mAP of
     64-bit codes of held-out sketches among training photos (DSN on Sketchy), top-1 accuracy of
-    held-out sketches (SAKE), or nothing: the last epoch is kept (DSN on TU-Berlin).
+    held-out sketches (SAKE), or `last`, which keeps the last epoch (DSN on TU-Berlin).
     """
 
     name: str
     augment: bool = False
     optimizer: Optimizer = "sgd"
     learning_rate: float = 1e-4
-    head_rate_factor: float = 1.0  # heads learn this many times faster
+    head_rate_factor: float = 1.0  # learning rate of the heads relative to the trunk
     momentum: float = 0.9  # sgd only
     weight_decay: float = 5e-4
     schedule: Schedule = "step"
-    step_epochs: int = 10  # step only: a tenth after each of these
+    step_epochs: int = 10  # step only: divide the rate by ten every so many epochs
     warmup_steps: int = 0
     epochs: int = 25
     patience: int = 5  # epochs without improvement before stopping; 0: never stop early
-    average_decay: float = 0.0  # of the averaged student that is validated and kept; 0: none
+    average_decay: float = 0.0  # of the averaged student that is validated and saved; 0: none
     train_size_px: int = 224
-    final_epochs: int = 0  # last epochs at 224 px where train_size_px is smaller
+    final_epochs: int = 0  # number of last epochs at 224 px if train_size_px is smaller
     selection: Selection = "validation-map"
 
 
 @dataclass(frozen=True)
 class SbtknetRecipe(Recipe):
-    """SBTKNet's knobs.
+    """SBTKNet's hyperparameters.
 
-    One batch holds `4 * quadruplets` images. Batches of `quadruplets` are that many drawn
-    quadruplets, one for each training sketch in an epoch. `class-balanced` ones are `quadruplets`
-    classes with two sketches and two photos each, every training sketch once in an epoch on
-    average; quadruplet and triplet then take the hardest positives and negatives of the batch.
+    A batch has `4 * quadruplets` images. With `quadruplets`, it is that many sampled quadruplets,
+    one for each training sketch in an epoch. With `class-balanced`, it is `quadruplets` classes
+    with two sketches and two photos each, every training sketch once per epoch on average; then
+    quadruplet and triplet loss use the hardest positives and negatives of the batch.
     """
 
     metric: Metric = "quadruplet"
@@ -379,14 +371,14 @@ class SbtknetRecipe(Recipe):
     temperature: float = 0.1  # contrastive only
     refit: bool = False  # True: refit the embedding at the end (`models.refit`)
     further: int = 6  # classes of further sources added to each class-balanced batch
-    redrawn: float = 0.0  # share of bitmap sketches that are shown as clean strokes
-    new_heads: bool = False  # True: random heads, not made from the ImageNet classifier
-    held_out_photos: bool = False  # True: photos are held out too, and count for the accuracy
+    redrawn: float = 0.0  # share of bitmap sketches shown as clean strokes
+    new_heads: bool = False  # True: random heads instead of the ImageNet classifier's
+    held_out_photos: bool = False  # True: hold out photos, too, and include them in the accuracy
 
 
 @dataclass(frozen=True)
 class DsnRecipe(Recipe):
-    """The knobs of DSN, and of SAKE, which is DSN without contrastive term and memory.
+    """Hyperparameters of DSN, and of SAKE, which is DSN without contrastive term and memory.
 
     The loss is classification + `kd_weight` * distillation + `contrastive_weight` * contrastive +
     `memory_weight` * memory. Distillation's target is the softmax of `kd` times the teacher's
@@ -464,13 +456,8 @@ RECIPES: dict[Method, dict[str, Recipe]] = {
     "dsn": {recipe.name: recipe for recipe in (_DSN, _DSN_TUBERLIN)},
     "sake": {recipe.name: recipe for recipe in (_SAKE, _SAKE_TUBERLIN)},
 }
-_RECIPE_TYPES: dict[Method, type[Recipe]] = {
-    "sbtknet": SbtknetRecipe,
-    "dsn": DsnRecipe,
-    "sake": DsnRecipe,
-}
 _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-_KNOB_TYPES = {
+_RECIPE_FIELD_TYPES = {
     name: kind
     for table in (SbtknetRecipe, DsnRecipe)
     for name, kind in get_type_hints(table).items()
@@ -478,35 +465,24 @@ _KNOB_TYPES = {
 _FIELD_TYPES = {
     name: kind for name, kind in get_type_hints(TrainConfig).items() if name != "recipe"
 }
-#: Knobs that have to be more than 0.
+#: Hyperparameters that must be positive.
 _POSITIVE = ("learning_rate", "temperature")
-#: Least and greatest values of knobs.
+#: Smallest and largest values of hyperparameters.
 _RANGES = {
-    "epochs": (1, math.inf),
-    "step_epochs": (1, math.inf),
-    "warmup_steps": (0, math.inf),
-    "patience": (0, math.inf),
-    "final_epochs": (0, math.inf),
-    "train_size_px": (32, 1024),
-    "head_rate_factor": (0, math.inf),
-    "momentum": (0, 1),
-    "weight_decay": (0, math.inf),
-    "average_decay": (0, 1),
+    **dict.fromkeys(("warmup_steps", "patience", "final_epochs", "further"), (0, math.inf)),
+    **dict.fromkeys(("head_rate_factor", "weight_decay", "kd", "kdneg"), (0, math.inf)),
+    **dict.fromkeys(("kd_weight", "contrastive_weight", "memory_weight"), (0, math.inf)),
+    **dict.fromkeys(("epochs", "step_epochs"), (1, math.inf)),
+    **dict.fromkeys(("batch_sketches", "batch_photos", "memory_size"), (1, math.inf)),
+    **dict.fromkeys(("momentum", "average_decay", "redrawn"), (0, 1)),
     "quadruplets": (2, math.inf),
+    "train_size_px": (32, 1024),
     "margin": (0, 4),
-    "further": (0, math.inf),
-    "redrawn": (0, 1),
-    "batch_sketches": (1, math.inf),
-    "batch_photos": (1, math.inf),
-    "memory_size": (1, math.inf),
-    **dict.fromkeys(
-        ("kd", "kdneg", "kd_weight", "contrastive_weight", "memory_weight"), (0, math.inf)
-    ),
 }
 
 
 def default_recipe(method: Method, split: str = "") -> str:
-    """Return the name of a method's recipe; DSN's and SAKE's depend on the data set."""
+    """Return the name of a method's default recipe; DSN's and SAKE's depend on the data set."""
     names = list(RECIPES[method])
     of_tuberlin = [name for name in names if name.endswith("-tuberlin")]
     return of_tuberlin[0] if split.casefold().startswith("tub") and of_tuberlin else names[0]
@@ -523,10 +499,10 @@ def default_validation_classes(recipe: Recipe) -> int:
 
 
 def make_recipe(name: str, method: Method = "sbtknet", **changes: object) -> Recipe:
-    """Return the named recipe of a method with the given knobs changed.
+    """Return the named recipe of a method with some hyperparameters changed.
 
     Raises:
-        BadConfig: unknown recipe, a knob that the method does not have, or one out of range.
+        BadConfig: unknown recipe or hyperparameter, or a value out of range.
     """
     recipes = RECIPES[method]
     if name not in recipes:
@@ -538,24 +514,24 @@ def make_recipe(name: str, method: Method = "sbtknet", **changes: object) -> Rec
             f"{method} has no setting {foreign[0]!r}", f"one of {', '.join(sorted(known))}"
         )
     result = replace(recipes[name], **changes)  # type: ignore[arg-type]
-    for knob in _POSITIVE:
-        if not getattr(result, knob, 1) > 0:
-            raise BadConfig(f"{knob} is {getattr(result, knob)}", "more than 0")
-    for knob, (least, greatest) in _RANGES.items():
-        if not least <= (value := getattr(result, knob, least)) <= greatest:
+    for field in _POSITIVE:
+        if not getattr(result, field, 1) > 0:
+            raise BadConfig(f"{field} is {getattr(result, field)}", "more than 0")
+    for field, (least, greatest) in _RANGES.items():
+        if not least <= (value := getattr(result, field, least)) <= greatest:
             limit = f"{least} or more" if greatest == math.inf else f"{least} to {greatest}"
-            raise BadConfig(f"{knob} is {value}", limit)
+            raise BadConfig(f"{field} is {value}", limit)
     return result
 
 
 def recipe_type(method: Method) -> type[Recipe]:
-    """Return the table of knobs that a method's recipes are made of."""
-    return _RECIPE_TYPES[method]
+    """Return the class of a method's recipes."""
+    return SbtknetRecipe if method == "sbtknet" else DsnRecipe
 
 
 @dataclass(frozen=True)
 class Compute:
-    """A device and the format of autocast: `fp32` (no autocast), `bf16` or `fp16`."""
+    """A device, and the precision of autocast: `fp32` (no autocast), `bf16` or `fp16`."""
 
     device: torch.device
     precision: str
@@ -569,7 +545,7 @@ class Compute:
 
     @property
     def needs_loss_scaling(self) -> bool:
-        """Whether gradients may underflow, so that the loss has to be scaled."""
+        """Whether gradients may underflow, so that the loss must be scaled."""
         return self.precision == "fp16"
 
 
@@ -577,7 +553,7 @@ def choose_compute(device: str, precision: str) -> Compute:
     """Return the requested device and precision, or the best ones for `auto`.
 
     Raises:
-        BadConfig: the device is not there, or fp16 on a CPU.
+        BadConfig: the device does not exist, or fp16 on a CPU.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -587,7 +563,7 @@ def choose_compute(device: str, precision: str) -> Compute:
         raise BadConfig(f"unknown device {device!r}", "cpu, cuda or cuda:1") from problem
     if place.type == "cuda" and not torch.cuda.is_available():
         raise BadConfig(
-            f"--device {device}, and torch finds no working CUDA device",
+            f"--device {device}, but torch finds no working CUDA device",
             "an NVIDIA GPU with its driver",
             "--device cpu",
         )
@@ -598,16 +574,11 @@ def choose_compute(device: str, precision: str) -> Compute:
     return Compute(place, precision)
 
 
-def default_workers() -> int:
-    """Return the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
-    # Without these instructions bf16 on a CPU is several times slower than float32.
+    # On a CPU without these instructions, bf16 is several times slower than fp32.
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,9 +1,9 @@
 """Distributed training of one student, started by torchrun.
 
-Each process takes a shard of every batch. The outputs that the losses read are gathered with their
-gradients, so every process computes the loss of the whole batch, and gradients are summed over the
-processes. The student is that of a single process, up to rounding. Rank 0 reads data, validates and
-writes files.
+Each process takes a shard of every batch. Outputs are gathered with their gradients, so every
+process computes the loss of the whole batch, and gradients are summed over the processes. The
+student equals that of a single process, up to rounding. Rank 0 reads data, validates and writes
+files.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class OtherProcessFailed(SbtkError):
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """The processes of a run, and the rank of this one; by default there is only one.
+    """The processes of a run, and the rank of this one; a single process by default.
 
-    Collective methods (`broadcast_object`, `rank_zero_first`, `all_reduce_any`, `barrier`,
-    `wrap_model`, `all_gather`) must be called by all processes, in the same order.
+    All processes must call the collective methods (`broadcast_object`, `rank_zero_first`,
+    `all_reduce_any`, `barrier`, `wrap_model`, `all_gather`), in the same order.
 
     Attributes:
         rank: this process, from 0.
-        size: how many there are.
+        world_size: number of processes.
         local_rank: this process among those on its machine, from 0.
-        local_size: how many are on its machine.
-        store: the key-value store of the processes; `None` for a single one.
+        local_world_size: number of processes on this machine.
+        store: the processes' key-value store; `None` for a single process.
     """
 
     rank: int = 0
@@ -69,11 +69,10 @@ class DistributedContext:
         """Return the device of this process for the requested one: each process has its own GPU.
 
         Raises:
-            BadConfig: one GPU is named for several processes, or there are too few.
+            BadConfig: one GPU is named for several processes, or there are too few GPUs.
         """
-        if self.world_size == 1 or not asked.startswith(("auto", "cuda")):
-            return asked
-        if not torch.cuda.is_available():
+        is_gpu = asked.startswith(("auto", "cuda")) and torch.cuda.is_available()
+        if self.world_size == 1 or not is_gpu:
             return asked
         if asked not in ("auto", "cuda"):
             raise BadConfig(f"--device {asked} for {self.world_size} processes", "--device cuda")
@@ -91,7 +90,7 @@ class DistributedContext:
         """Call `make` on rank 0 only and return its result in all processes.
 
         Raises:
-            OtherProcessFailed: in the others, if it raised in the first.
+            OtherProcessFailed: on the other ranks, if `make` raised on rank 0.
         """
         if self.world_size == 1:
             return make()
@@ -106,10 +105,10 @@ class DistributedContext:
         return payload[0][0]
 
     def rank_zero_first(self, make: Callable[[], T]) -> T:
-        """Return `make()`, called by rank 0 before the others, which find what it cached.
+        """Return `make()`, called on rank 0 first, so that the others find what it cached.
 
         Raises:
-            OtherProcessFailed: in the others, if it raised in the first.
+            OtherProcessFailed: on the other ranks, if `make` raised on rank 0.
         """
         if self.world_size == 1:
             return make()
@@ -117,30 +116,30 @@ class DistributedContext:
         self.broadcast_object(lambda: made.append(make()))
         return made[0] if self.is_rank_zero else make()
 
-    def all_reduce_any(self, *claims: bool) -> tuple[bool, ...]:
+    def all_reduce_any(self, *flags: bool) -> tuple[bool, ...]:
         """Return for each flag whether it is true in any process."""
         if self.world_size == 1:
-            return claims
-        flags = torch.tensor(claims, dtype=torch.int32)
-        distributed.all_reduce(flags, distributed.ReduceOp.MAX)
-        return tuple(bool(flag) for flag in flags)
+            return flags
+        numbers = torch.tensor(flags, dtype=torch.int32)
+        distributed.all_reduce(numbers, distributed.ReduceOp.MAX)
+        return tuple(bool(number) for number in numbers)
 
     def barrier(self) -> None:
         """Wait until all processes have reached this call."""
         self.all_reduce_any(False)
 
     def shard(self, batch: Batch) -> BatchShard:
-        """Return the shard of a batch for this process."""
+        """Return this process's shard of a batch."""
         return BatchShard(batch, self.rank, self.world_size)
 
     def wrap_model(self, student: Student) -> nn.Module:
         """Return the module to call in training, which sums the gradients over the processes.
 
-        The student itself is unchanged; validate and save that one.
+        The student itself is unchanged; validate and save the student.
         """
         if self.world_size == 1:
             return student
-        # Without a loss, its head has no gradient in any step.
+        # Static, since a head without a loss has no gradient in any step.
         return DistributedDataParallel(student, broadcast_buffers=False, static_graph=True)
 
     def all_gather(self, rows: Sequence[Tensor], shard: BatchShard, views: int) -> list[Tensor]:
@@ -148,11 +147,11 @@ class DistributedContext:
 
         Args:
             rows: `(V * (s + p), D) float32` tensors of this process's images.
-            shard: which images these are.
-            views: V.
+            shard: this process's images.
+            views: V, the number of views of each image.
 
         Returns:
-            `(V * (S + P), D) float32` for each.
+            `(V * (S + P), D) float32` for each tensor.
         """
         if self.world_size == 1:
             return list(rows)
@@ -165,26 +164,26 @@ class DistributedContext:
         try:
             return int(self.store.add(_REPORTED, 1)) == 1
         except RuntimeError:
-            return False  # the process that held the store has ended, and reported
+            return False  # the process with the store has ended, and reported
 
     def has_report(self) -> bool:
         """Return whether any process has reported why the run ends."""
         return self.store is not None and bool(self.store.check([_REPORTED]))
 
 
-#: Training in one process.
+#: Training in a single process.
 SINGLE_PROCESS = DistributedContext()
 
 
 @contextlib.contextmanager
 def init_distributed() -> Iterator[DistributedContext]:
-    """Join the processes that torchrun started; without torchrun, yields `SINGLE_PROCESS`.
+    """Join the processes that torchrun started; without torchrun, yield `SINGLE_PROCESS`.
 
-    An error is raised in the process where it happened first; the others end with a silent
-    `SystemExit`, so that one message is printed.
+    The process in which an error occurred first raises it. The others end with a silent
+    `SystemExit`, so that only one message is printed.
 
     Raises:
-        BadConfig: the processes do not find each other.
+        BadConfig: the processes cannot connect.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield SINGLE_PROCESS
@@ -199,7 +198,7 @@ def init_distributed() -> Iterator[DistributedContext]:
             raise OtherProcessFailed(
                 "another process of this run ended without a message",
                 f"all {context.world_size} processes to finish",
-                "if the system killed it, memory was short; sbtk train --resume RUN",
+                "if the system killed it, it ran out of memory; sbtk train --resume RUN",
             ) from problem
         raise
     distributed.destroy_process_group()
@@ -208,13 +207,14 @@ def init_distributed() -> Iterator[DistributedContext]:
 class _AllGatherRows(Function):
     """Gathers the rows of all processes, in one communication for all tensors.
 
-    Every process computes the same loss, so the whole gradient of its own rows is available in its
-    own backward pass, without communication.
+    Every process computes the same loss, so the gradient of its own rows is available in its own
+    backward pass, without communication.
     """
 
     @staticmethod
     def forward(ctx: Any, shard: BatchShard, views: int, *parts: Tensor) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)  # a head without a loss is to get no gradient, as in one
+        # A head without a loss must get no gradient, as in a single process.
+        ctx.set_materialize_grads(False)
         own = torch.cat(parts, dim=1)
         ctx.rows, ctx.size = shard.rows(views).to(own.device), shard.size
         filled = own.new_zeros(shard.max_rows(views), own.shape[1])
@@ -228,7 +228,7 @@ class _AllGatherRows(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        # DistributedDataParallel averages gradients over the processes, and theirs add up.
+        # DistributedDataParallel averages the gradients, but they must be summed.
         own = (None if grad is None else grad[ctx.rows] * ctx.size for grad in grad_outputs)
         return None, None, *own
 
@@ -246,7 +246,7 @@ def _context_from_environment() -> DistributedContext:
         )
     except (RuntimeError, ValueError) as problem:
         raise BadConfig(
-            f"the {os.environ['WORLD_SIZE']} processes of this run do not find each other: "
+            f"the {os.environ['WORLD_SIZE']} processes of this run cannot connect: "
             f"{str(problem).splitlines()[0]}",
             "RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT as torchrun sets them",
             "torchrun --nproc-per-node N -m sbtk_cli train DATA",
@@ -266,11 +266,11 @@ _OVER = (0, 2, 3)
 
 
 def synchronise_batch_norms(network: nn.Module, device: torch.device) -> None:
-    """Replace the batch norms in `network`; parameters, buffers and their names stay.
+    """Replace the batch norms in `network` by synchronised ones with the same parameters and names.
 
     Args:
         network: its children are replaced; it must not be a batch norm itself.
-        device: where it will run.
+        device: where it will run; torch's own synchronised batch norm needs a GPU.
     """
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
@@ -283,15 +283,15 @@ def synchronise_batch_norms(network: nn.Module, device: torch.device) -> None:
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """A batch norm whose mean and variance are, in training, over the images of all processes.
+    """A batch norm that uses, in training, the mean and variance over all processes.
 
-    All processes have to run it at once, each with its own images, or with none. The gradient of
-    the weights is of the own images; the sum over the processes is that of the whole batch.
+    All processes must run it at once, each with its own images, or with none. Each gets the
+    gradient of the weights for its own images; the sum is that of the whole batch.
     """
 
     @classmethod
     def of(cls, plain: nn.BatchNorm2d) -> SyncBatchNorm:
-        """Return a norm with the very parameters and buffers of `plain`."""
+        """Return a norm that shares the parameters and buffers of `plain`."""
         norm = cls(plain.num_features, plain.eps, plain.momentum)
         norm.weight, norm.bias = plain.weight, plain.bias
         norm.running_mean, norm.running_var = plain.running_mean, plain.running_var
@@ -304,20 +304,21 @@ class SyncBatchNorm(nn.BatchNorm2d):
             return super().forward(values)
         results = _JointNorm.apply(values, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
         result, mean, variance, count = results
-        self._remember(mean, variance * count / (count - 1))
+        self._track(mean, variance * count / (count - 1))
         assert isinstance(result, Tensor)
         return result
 
     @torch.no_grad()
-    def _remember(self, mean: Tensor, unbiased: Tensor) -> None:
+    def _track(self, mean: Tensor, unbiased: Tensor) -> None:
+        """Update the running statistics by a batch's."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         momentum = self.momentum
-        shard = 1 / int(self.num_batches_tracked) if momentum is None else momentum
-        self.running_mean.lerp_(mean, shard)
-        self.running_var.lerp_(unbiased, shard)
+        weight = 1 / int(self.num_batches_tracked) if momentum is None else momentum
+        self.running_mean.lerp_(mean, weight)
+        self.running_var.lerp_(unbiased, weight)
 
 
 class _JointNorm(Function):
@@ -339,20 +340,20 @@ class _JointNorm(Function):
         ctx: Any, grad_output: Tensor, *_: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, None]:
         values, weight, mean, scale, count = ctx.saved_tensors
-        rows, slope_rows = values.float(), grad_output.float()
-        along_bias = slope_rows.sum(_OVER)
-        normal = (rows - _channels(mean)) * _channels(scale)
-        along_weight = (slope_rows * normal).sum(_OVER)
-        joint = torch.stack([along_bias, along_weight])
+        grad = grad_output.float()
+        normal = (values.float() - _channels(mean)) * _channels(scale)
+        grad_bias = grad.sum(_OVER)
+        grad_weight = (grad * normal).sum(_OVER)
+        joint = torch.stack([grad_bias, grad_weight])
         distributed.all_reduce(joint)
         joint = joint / count
-        inner = slope_rows - _channels(joint[0]) - normal * _channels(joint[1])
-        along_values = inner * _channels(weight * scale)
-        return along_values.to(values.dtype), along_weight, along_bias, None
+        inner = grad - _channels(joint[0]) - normal * _channels(joint[1])
+        grad_values = inner * _channels(weight * scale)
+        return grad_values.to(values.dtype), grad_weight, grad_bias, None
 
 
 def _joint_moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean `(C,)`, biased variance `(C,)` and the number of values that they are of."""
+    """Return the mean `(C,)`, biased variance `(C,)` and number of values per channel."""
     channels = values.shape[1]
     own = torch.zeros(2 * channels + 1, dtype=torch.float64, device=values.device)
     if values.numel():
@@ -365,7 +366,7 @@ def _joint_moments(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     means, variances, counts = gathered[:, :channels], gathered[:, channels:-1], gathered[:, -1:]
     count = counts.sum()
     joint_mean = (counts * means).sum(0) / count
-    # Moments of the parts about the joint mean: a difference of two sums of squares would cancel.
+    # Moments about the joint mean, since a difference of two sums of squares would cancel.
     joint_variance = (counts * (variances + (means - joint_mean).square())).sum(0) / count
     return joint_mean.float(), joint_variance.float(), count.float()
 

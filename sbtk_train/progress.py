@@ -1,4 +1,4 @@
-"""Events that a training run reports."""
+"""Events reported by a training run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StepDone:
-    """Some steps of an epoch are done; `means` are over the epoch so far."""
+    """Some steps of an epoch are finished; `means` are over the epoch so far."""
 
     epoch: int
     epochs: int
@@ -28,7 +28,7 @@ class EpochDone:
     since_best: int
 
 
-#: Receives sentences for people.
+#: Receives messages.
 Notify = Callable[[str], None]
-#: Receives steps, epochs and sentences for people.
+#: Receives steps, epochs and messages.
 Listener = Callable[[StepDone | EpochDone | str], None]

@@ -1,6 +1,6 @@
-"""A ResNet18 with a quarter of the channels and one block a stage, for tests of runs and exports.
+"""A ResNet with a quarter of the channels and few blocks, for tests of runs and exports.
 
-Its layers have the names of the real one's, and a fortieth of the weights.
+Its layers have the same names as in the real ResNets.
 """
 
 from __future__ import annotations
@@ -8,15 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 _DIVISOR = 4
 
 
 class NarrowResNet(ResNet):  # type: ignore[misc]
-    def __init__(self) -> None:
-        super().__init__(BasicBlock, [1, 1, 1, 1])
-        self.fc = nn.Linear(512 // _DIVISOR, 1000)
+    def __init__(
+        self, block: type[BasicBlock | Bottleneck] = BasicBlock, blocks_per_stage: int = 1
+    ) -> None:
+        super().__init__(block, [blocks_per_stage] * 4)
+        self.fc = nn.Linear(512 * block.expansion // _DIVISOR, 1000)
 
     def _make_layer(self, block: Any, planes: int, *args: Any, **options: Any) -> nn.Sequential:
         layer: nn.Sequential = super()._make_layer(block, planes // _DIVISOR, *args, **options)

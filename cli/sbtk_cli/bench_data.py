@@ -20,7 +20,7 @@ from sbtk_runtime.files import printable_name
 from sbtk_runtime.manifest import BundleManifest
 from sbtk_train.data import ImageSet, read_dataset, select_classes
 from sbtk_train.data.class_names import ClassNames
-from sbtk_train.data.image_set import select_sketches
+from sbtk_train.data.image_set import select_images
 from sbtk_train.data.splits import Split, find_listing, open_split, split_names
 
 Classes = Literal["unseen", "validation"]
@@ -120,7 +120,7 @@ def _select_training(images: ImageSet, split: Split, without: Sequence[str]) -> 
     if listing is None or not listing.training_sketches:
         return chosen
     kept = [row for row, path in enumerate(chosen.sketches) if path in listing.training_sketches]
-    return select_sketches(chosen, kept)
+    return select_images(chosen, sketches=kept)
 
 
 def _add_seen(measured: ImageSet, trained_on: ImageSet, zero_shot: LabelledSet) -> LabelledSet:

@@ -393,11 +393,11 @@ def build_config(
         BadConfig: options contradict each other, or there are no weights.
         BadData: there is no such folder.
     """
+    from sbtk_runtime.machine import cpu_threads
     from sbtk_train.config import (
         TrainConfig,
         default_recipe,
         default_validation_classes,
-        default_workers,
         make_recipe,
     )
     from sbtk_train.models.weights_file import choose_backbone, find_weights, read_student_dim
@@ -443,7 +443,7 @@ def build_config(
         dim=values["dim"] or own_dim or _DEFAULT_DIM[method],
         freeze_until="" if freeze_until == "none" else freeze_until,
         feature_folder=absolute(values["feature_folder"]),
-        workers=values["workers"] or max(1, default_workers() // processes),
+        workers=values["workers"] or max(1, cpu_threads() // processes),
         threads=values["threads"] or 0,
         **fields,
     )

@@ -1,4 +1,4 @@
-"""Augmentation of training batches, on tensors, so that it runs on the student's device.
+"""Augmentation of training batches as tensors, on the student's device.
 
 All random numbers come from a `BatchRng`, so a batch can be reproduced exactly.
 """
@@ -19,7 +19,7 @@ _SKETCH_TURN_DEGREES = 15.0
 _PHOTO_TURN_DEGREES = 8.0
 _SKETCH_LOG_SCALE = 0.2
 _PHOTO_LOG_SCALE = 0.15
-#: Photos are looked at a little closer on average, as a random crop would.
+#: Photos are enlarged a little on average, as by a random crop.
 _PHOTO_ZOOM = 0.88
 _SHIFT = 0.08
 _THICKEN_SHARE = 0.3
@@ -47,11 +47,11 @@ def normalise_unit(images: Tensor) -> Tensor:
 
 
 def augment_photos(pixels: Tensor, rng: BatchRng) -> Tensor:
-    """Return photos flipped, moved, and changed in colour, ImageNet-normalised.
+    """Return `(N, 3, H, W) float32` photos, warped, flipped and recoloured, ImageNet-normalised.
 
     Args:
         pixels: `(N, 3, H, W) uint8`.
-        rng: for these N images.
+        rng: random numbers of these N images.
     """
     photos = scale_to_unit(pixels)
     photos = _apply_affine(
@@ -68,11 +68,13 @@ def augment_photos(pixels: Tensor, rng: BatchRng) -> Tensor:
 
 
 def augment_sketches(pixels: Tensor, rng: BatchRng) -> Tensor:
-    """Return sketches flipped, moved, redrawn thicker or thinner, and with strokes missing.
+    """Return `(N, 3, H, W) float32` sketches, ImageNet-normalised.
+
+    They are warped, flipped, drawn with thicker or thinner lines, and lack patches of ink.
 
     Args:
         pixels: `(N, 1, H, W) uint8`, dark ink on white.
-        rng: for these N images.
+        rng: random numbers of these N images.
     """
     ink = 1 - scale_to_unit(pixels)
     ink = _apply_affine(ink, rng, _SKETCH_TURN_DEGREES, _SKETCH_LOG_SCALE, 1.0, "zeros")
@@ -100,7 +102,7 @@ def _apply_affine(
     theta[:, 1, 1] = scale[:, 1] * angle.cos()
     theta[:, :, 2] = (rng.uniform(2) * 2 - 1) * _SHIFT
     if not len(images):
-        return images  # torch makes no grid for none
+        return images  # torch cannot make an empty grid
     grid = functional.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode=edge, align_corners=False)
 
@@ -123,13 +125,14 @@ _GREY = (0.2989, 0.587, 0.114)
 def jitter_colours(images: Tensor, is_changed: Tensor, rng: BatchRng) -> Tensor:
     """Return images with brightness, contrast, saturation and hue changed in random order.
 
-    Factors are uniform in [0.6, 1.4], the hue's shift in [-0.1, 0.1] of a turn.
+    This is torchvision's `ColorJitter` with other amounts for each image: factors are uniform in
+    [0.6, 1.4], hue shifts in [-0.1, 0.1] of a turn.
 
     Args:
-        images: `(N, 3, H, W) float32` in [0, 1], or `(N, 1, H, W)`: grey has neither saturation
-            nor hue, and only the two other changes are made.
-        is_changed: `(N,) bool`, on the CPU; the others are left as they are.
-        rng: for these N images.
+        images: `(N, 3, H, W) float32` in [0, 1], or grey ones, `(N, 1, H, W)`, of which only
+            brightness and contrast are changed.
+        is_changed: `(N,) bool`, on the CPU; the other images stay as they are.
+        rng: random numbers of these N images.
     """
     order = rng.uniform(4).argsort(dim=1)
     amounts = rng.uniform(4) * 2 - 1
@@ -149,23 +152,23 @@ def jitter_colours(images: Tensor, is_changed: Tensor, rng: BatchRng) -> Tensor:
 
 
 def adjust_brightness(images: Tensor, factors: Tensor) -> Tensor:
-    """Return images `(N, C, H, W)` multiplied by factors `(N, 1, 1, 1)`, kept in [0, 1]."""
+    """Return images `(N, C, H, W)` multiplied by factors `(N, 1, 1, 1)`, clamped to [0, 1]."""
     return (images * factors).clamp(0, 1)
 
 
 def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
-    """Return images `(N, C, H, W)` moved away from, or to, their mean grey."""
+    """Return images `(N, C, H, W)`, interpolated by factors `(N, 1, 1, 1)` from their mean grey."""
     mean = convert_to_grey(images).mean((1, 2, 3), keepdim=True)
     return torch.lerp(mean, images, factors).clamp(0, 1)
 
 
 def adjust_saturation(images: Tensor, factors: Tensor) -> Tensor:
-    """Return images `(N, C, H, W)` moved away from, or to, their own grey."""
+    """Return images `(N, C, H, W)`, interpolated by factors `(N, 1, 1, 1)` from their grey."""
     return torch.lerp(convert_to_grey(images), images, factors).clamp(0, 1)
 
 
 def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Return images whose hue is turned round the colour circle by `turns (N, 1, 1, 1)`."""
+    """Return images `(N, 3, H, W)` with hues rotated by `turns (N, 1, 1, 1)`, -1 to 1."""
     red, green, blue = (images[:, number, None] for number in range(3))
     high, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
     span = high - low
@@ -184,7 +187,7 @@ def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def convert_to_grey(images: Tensor) -> Tensor:
-    """Return `(N, 1, H, W)`, the grey of colour images; grey ones as they are."""
+    """Return the grey, `(N, 1, H, W)`, of colour images; grey ones stay as they are."""
     if images.shape[1] == 1:
         return images
     shares = torch.tensor(_GREY, device=images.device).view(1, 3, 1, 1)
@@ -194,33 +197,27 @@ def convert_to_grey(images: Tensor) -> Tensor:
 _MOVED_SHARE = 0.7
 _SCALES = (0.7, 1.3)
 _TURN_DEGREES = 30.0
-#: The authors shift stored images of 256 pixels; images of another size in proportion.
+#: The authors shift images of 256 pixels; images of other sizes are shifted in proportion.
 _SHIFT_SHARE = 10.0 / 256.0
 _JITTER_SHARE = 0.8
 
 
 def move_images(pixels: Tensor, rng: BatchRng) -> Tensor:
-    """Return `(N, C, H, W) float32` images in [0, 1], moved as all views of an image are.
+    """Return `(N, C, H, W) float32` images in [0, 1], moved in the same way for all their views.
 
     Args:
         pixels: `(N, C, H, W) uint8`.
-        rng: for these N images.
+        rng: random numbers of these N images.
     """
-    moves = sample_moves(pixels.shape[-1], rng)
-    return warp(scale_to_unit(pixels), moves)
-
-
-def make_plain_view(images: Tensor) -> Tensor:
-    """Return the view that is classified and distilled, `(N, 3, H, W)` ImageNet-normalised."""
-    return normalise_unit(images)
+    return warp(scale_to_unit(pixels), sample_moves(pixels.shape[-1], rng))
 
 
 def make_contrastive_view(images: Tensor, rng: BatchRng) -> Tensor:
-    """Return a view for the contrastive loss, `(N, 3, H, W)` ImageNet-normalised.
+    """Return a view for the contrastive loss, `(N, 3, H, W) float32`, ImageNet-normalised.
 
     Args:
         images: `(N, 1 or 3, H, W) float32` in [0, 1], from `move_images`.
-        rng: for these N images.
+        rng: random numbers of these N images.
     """
     is_mirrored = rng.bernoulli(0.5).to(images.device)
     images = torch.where(is_mirrored[:, None, None, None], images.flip(3), images)
@@ -231,10 +228,10 @@ def make_contrastive_view(images: Tensor, rng: BatchRng) -> Tensor:
 
 
 def sample_moves(size_px: int, rng: BatchRng) -> Tensor:
-    """Return `(N, 3, 3) float64` matrices that take a pixel's place to where it is moved.
+    """Return `(N, 3, 3) float64` matrices that map pixel positions to moved positions.
 
-    A place is (column, row, 1), counted from the middle of the top left pixel. Images that are not
-    moved have the identity.
+    A position is (column, row, 1), counted from the centre of the top left pixel. Images that are
+    not moved have the identity.
     """
     low, high = _SCALES
     scales = low + (high - low) * rng.uniform(2, dtype=torch.float64)
@@ -258,14 +255,14 @@ def sample_moves(size_px: int, rng: BatchRng) -> Tensor:
 
 
 def warp(images: Tensor, moves: Tensor) -> Tensor:
-    """Return images `(N, C, S, S)` moved by `moves (N, 3, 3)`, bilinear, black from outside."""
+    """Return images `(N, C, S, S)` moved by `moves (N, 3, 3)`, bilinear, with black borders."""
     size_px = images.shape[-1]
-    # grid_sample asks where each pixel comes from, with the middles of the outermost at -1 and 1.
+    # grid_sample takes each pixel's source, with the centres of the outermost pixels at -1 and 1.
     to_unit = torch.eye(3, dtype=torch.float64) * 2 / (size_px - 1)
     to_unit[:, 2] = torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)
     sources = to_unit @ torch.linalg.inv(moves) @ torch.linalg.inv(to_unit)
     theta = sources[:, :2].float().to(images.device)
     if not len(images):
-        return images  # torch makes no grid for none
+        return images  # torch cannot make an empty grid
     grid = functional.affine_grid(theta, list(images.shape), align_corners=True)
     return functional.grid_sample(images, grid, align_corners=True)

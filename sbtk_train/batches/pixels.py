@@ -1,13 +1,13 @@
-"""The pixels of a data set for training: checked once, kept in memory if they fit.
+"""The pixels of a data set for training, checked once and cached in memory if they fit.
 
-Decoding is production's (`sbtk_runtime.preprocess`), at the training size.
+Images are decoded by the runtime (`sbtk_runtime.preprocess`), at the training size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.preprocess import Kind, Pixels, prepare
 from sbtk_train.batches.strokes import render, render_varied, trace
 from sbtk_train.data import ImageSet, ImageSource, Rows
+from sbtk_train.data.image_set import select_images
 from sbtk_train.data.stroke_files import Drawing, Strokes
 
 MAX_UNREADABLE_SHARE = 0.05
@@ -27,7 +28,7 @@ _TRACED_PX = 256
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that training leaves out, and why."""
+    """An image that cannot be used for training, and the reason."""
 
     path: ImageSource
     reason: str
@@ -37,7 +38,7 @@ def load_pixels(source: ImageSource, kind: Kind, size_px: int) -> Pixels:
     """Return `(size, size, 3) uint8` for a photo, `(size, size, 1) uint8` for a sketch.
 
     Raises:
-        BadImage: the file is not a readable image, or the sketch is empty.
+        BadImage: the file is not an image, is damaged, or is an empty sketch.
     """
     if isinstance(source, Drawing):
         return render(source.strokes, size_px)
@@ -46,16 +47,15 @@ def load_pixels(source: ImageSource, kind: Kind, size_px: int) -> Pixels:
 
 
 class PixelStore:
-    """Pixels of some images at one size, read by a pool of threads.
+    """Pixels of images at one size, decoded by a pool of threads.
 
     Args:
         paths: the images.
         kind: sketches or photos.
         size_px: side of the square.
-        workers: decoding threads.
-        keep: keep what was decoded.
-        redrawn: share of the sketches in bitmaps that are shown as clean strokes along their
-            lines, where a batch is varied.
+        workers: number of decoding threads.
+        keep: cache decoded images.
+        redrawn: share of bitmap sketches to trace and show as clean strokes in varied batches.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class PixelStore:
         """Return `(N, C, size, size) uint8`; C is 3 for photos and 1 for sketches.
 
         Args:
-            rows: places of the images.
-            variation: seeds how drawings are varied, together with their rows; `None` renders
-                them as they are, and shows bitmaps alone.
+            rows: indices of the images.
+            variation: seed of the drawings' variations, together with their rows; `None` renders
+                drawings unchanged and redraws no bitmaps.
 
         Raises:
-            BadData: an image cannot be read any more.
+            BadData: an image can no longer be read.
         """
         if not len(rows):
             channels = 3 if self._kind == "photo" else 1
@@ -99,7 +99,7 @@ class PixelStore:
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
     def close(self) -> None:
-        """End the threads and frees the pixels."""
+        """Stop the threads and free the pixels."""
         self._pool.shutdown(cancel_futures=True)
         self._kept = None
 
@@ -123,16 +123,16 @@ class PixelStore:
             pixels = load_pixels(self._paths[row], self._kind, self._size_px)
         except BadImage as problem:
             raise BadData(
-                f"{self._paths[row]} was readable at the start and is not now: {problem.found}"
+                f"{self._paths[row]} was readable at the start, but no longer: {problem.found}"
             ) from problem
-        # Rendering a drawing again costs less than the memory.
+        # Drawings are cheap to render again.
         if self._kept is not None and isinstance(self._paths[row], Path):
             self._kept[row] = pixels
         return pixels
 
 
 def fits_in_memory(data: ImageSet, size_px: int, processes: int = 1) -> bool:
-    """Return whether all pixels of the set fit into `MAX_CACHE_BYTES` in each process."""
+    """Return whether the pixels of the set, once per process, fit into `MAX_CACHE_BYTES`."""
     area = size_px * size_px
     bitmaps = sum(isinstance(sketch, Path) for sketch in data.sketches)
     size_bytes = area * (bitmaps + 3 * len(data.photos))
@@ -140,7 +140,7 @@ def fits_in_memory(data: ImageSet, size_px: int, processes: int = 1) -> bool:
 
 
 def drop_unreadable(data: ImageSet, workers: int) -> tuple[ImageSet, list[Unreadable]]:
-    """Return the set without the images that cannot be decoded, and these.
+    """Return the set without the images that cannot be decoded, and those images.
 
     Raises:
         BadData: more than `MAX_UNREADABLE_SHARE` of the images are unreadable.
@@ -160,16 +160,11 @@ def drop_unreadable(data: ImageSet, workers: int) -> tuple[ImageSet, list[Unread
         )
     if not unreadable:
         return data, []
-    sketches = [row for row, fault in enumerate(sketch_faults) if fault is None]
-    photos = [row for row, fault in enumerate(photo_faults) if fault is None]
-    readable = replace(
-        data,
-        sketches=tuple(data.sketches[row] for row in sketches),
-        sketch_labels=data.sketch_labels[sketches],
-        photos=tuple(data.photos[row] for row in photos),
-        photo_labels=data.photo_labels[photos],
+    sketches, photos = (
+        [row for row, fault in enumerate(faults) if fault is None]
+        for faults in (sketch_faults, photo_faults)
     )
-    return readable, unreadable
+    return select_images(data, sketches=sketches, photos=photos), unreadable
 
 
 def _find_fault(path: ImageSource, kind: Kind) -> Unreadable | None:

@@ -1,4 +1,4 @@
-"""Batch sampling: a pure function of seed, epoch and labels, so that runs can resume."""
+"""Batch sampling: a pure function of labels, seed and epoch, so that runs can resume."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sbtk_runtime.errors import BadConfig
 from sbtk_train.data import ImageSet, Rows
 from sbtk_train.data.stroke_files import Drawing
 
-#: Sketches and photos of each class in a class-balanced batch.
+#: Sketches, and photos, of each class in a class-balanced batch.
 PER_CLASS = 2
 
 
@@ -19,8 +19,8 @@ PER_CLASS = 2
 class Batch:
     """Rows of an `ImageSet` that are trained on together.
 
-    In a batch of quadruplets `sketches` holds N anchors, then N negative sketches; `photos` N
-    positives, then N negatives. In a class-balanced batch both are grouped by class.
+    In a batch of quadruplets, `sketches` has N anchors, then N negative sketches, and `photos` has
+    N positives, then N negatives. In a class-balanced batch both are grouped by class.
     """
 
     sketches: Rows
@@ -28,12 +28,12 @@ class Batch:
 
 
 def sample_quadruplets(data: ImageSet, size: int, seed: int, epoch: int) -> Iterator[Batch]:
-    """Yield batches of `size` quadruplets; each sketch is the anchor once (the last may be less).
+    """Yield batches of `size` quadruplets (the last may be smaller); each sketch is an anchor once.
 
     The positive photo is of the anchor's class. Negative photo and negative sketch are of other
-    classes, drawn independently: first a class uniformly, then an image of it.
+    classes, sampled independently: first a class uniformly, then an image of it.
     """
-    rng = _generator(seed, epoch)
+    rng = np.random.default_rng([seed, epoch])
     sketches_of, photos_of = _rows_by_class(data)
     count = len(data.classes)
     order = rng.permutation(len(data.sketches))
@@ -56,19 +56,19 @@ def sample_class_balanced(
 ) -> Iterator[Batch]:
     """Yield batches of `classes` different classes with two sketches and two photos of each.
 
-    An epoch shows as many sketches as the data set itself has. A class's images are dealt in
-    shuffled rounds, so within an epoch none is shown twice before all were shown once. If a class
-    has bitmaps and stroke drawings, one sketch is taken of each. Classes of further sources may
-    lack a domain; a batch then has none of their images in it.
+    An epoch has as many sketches as the data set itself. A class's images are used in shuffled
+    rounds, so within an epoch none is repeated before all were used. If a class has both bitmaps
+    and stroke drawings, a batch has one of each. If a class of further sources lacks a domain, the
+    batch has none of its images in that domain.
 
     Args:
         data: the training images.
-        classes: of the data set, in each batch.
-        seed: of the order.
+        classes: number of the data set's classes in each batch.
+        seed: seed of the order.
         epoch: from 0.
-        further: classes of further sources in each batch.
+        further: number of classes of further sources in each batch.
     """
-    rng = _generator(seed, epoch)
+    rng = np.random.default_rng([seed, epoch])
     sketches_of, photos_of = _rows_by_class(data)
     is_drawn = np.array([isinstance(sketch, Drawing) for sketch in data.sketches], dtype=bool)
     sketch_turns = [
@@ -94,14 +94,14 @@ def sample_class_balanced(
 
 
 def _distinct(labels: Rows, count: int, rng: np.random.Generator) -> Iterator[list[int]]:
-    """Yield lists of `count` different labels; all come up once before one does again."""
+    """Yield lists of `count` different labels; none is repeated before all were used."""
     queue: list[int] = []
     while True:
         chosen: list[int] = []
         while len(chosen) < count:
             if not queue:
                 queue = rng.permutation(labels).tolist()
-            # A class at the end of one round and the start of the next would be in the batch twice.
+            # A class could end one round and start the next, and would be in the batch twice.
             position = next((i for i, label in enumerate(queue) if label not in chosen), None)
             if position is None:
                 queue = []
@@ -111,7 +111,7 @@ def _distinct(labels: Rows, count: int, rng: np.random.Generator) -> Iterator[li
 
 
 def _take(turns: Sequence[_ShuffledQueue]) -> Rows:
-    """Return `PER_CLASS` rows, from one kind of images as from the other; none of none."""
+    """Return `PER_CLASS` rows, in equal parts from each queue; none without a queue."""
     if not turns:
         return np.empty(0, dtype=np.int64)
     shares = [PER_CLASS // len(turns)] * len(turns)
@@ -119,7 +119,7 @@ def _take(turns: Sequence[_ShuffledQueue]) -> Rows:
 
 
 class _ShuffledQueue:
-    """Deals the rows of a class in shuffled rounds."""
+    """The rows of a class in shuffled rounds."""
 
     def __init__(self, rows: Rows, rng: np.random.Generator) -> None:
         self._rows = rows
@@ -141,26 +141,20 @@ def _rows_by_class(data: ImageSet) -> tuple[list[Rows], list[Rows]]:
     )
 
 
-def _generator(seed: int, epoch: int) -> np.random.Generator:
-    return np.random.default_rng([seed, epoch])
-
-
 def sample_shuffled(
     data: ImageSet, sketches: int, photos: int, seed: int, epoch: int, *, drop_last: bool
 ) -> Iterator[Batch]:
-    """Yield batches of shuffled sketches and photos until either has run out.
+    """Yield batches of shuffled sketches and photos until either kind runs out.
 
-    None is shown twice in an epoch, and what is left over of the more plentiful kind is not shown
-    in it at all.
+    No image is repeated in an epoch; the rest of the larger kind is not used in it.
 
     Args:
         data: the training images.
         sketches: sketches in a batch.
         photos: photos in a batch.
-        seed: of the run.
+        seed: the run's seed.
         epoch: from 0.
-        drop_last: leave out batches with fewer images than requested, as DSN does on Sketchy and
-            not on TU-Berlin.
+        drop_last: leave out an incomplete batch, as DSN does on Sketchy but not on TU-Berlin.
 
     Raises:
         BadConfig: there are too few images for a single batch.
@@ -172,10 +166,10 @@ def sample_shuffled(
     steps = int(min(counts)) if drop_last else int(np.ceil(min(counts)))
     if steps == 0:
         raise BadConfig(
-            f"{len(sketch_order)} training sketches and {len(photo_order)} photos make no batch "
-            f"of {sketches} sketches and {photos} photos",
-            "at least one whole batch in an epoch",
-            "give smaller batches: --batch-sketches, --batch-photos",
+            f"{len(sketch_order)} training sketches and {len(photo_order)} photos do not fill a "
+            f"batch of {sketches} sketches and {photos} photos",
+            "at least one full batch in an epoch",
+            "use smaller batches: --batch-sketches, --batch-photos",
         )
     for step in range(steps):
         yield Batch(

@@ -1,6 +1,6 @@
-"""The shard of a batch that a process takes, and its random numbers.
+"""A process's shard of a batch, and its random numbers.
 
-Process r of W takes every W-th sketch, starting from the r-th, and every W-th photo in the reverse
+Process r of W takes every W-th sketch, starting at the r-th, and every W-th photo in the reverse
 order of the processes, so shards differ by at most one sketch and one photo.
 """
 
@@ -48,8 +48,8 @@ class BatchShard:
         within a view; the process's own are in the same order.
 
         Args:
-            views: V, how many views there are of each image.
-            rank: the process; `None` for the share's own.
+            views: V, the number of views of each image.
+            rank: the process; `None` for the shard's own.
         """
         sketches, photos = self._local_positions(self.rank if rank is None else rank)
         one_view = torch.cat([sketches, len(self.batch.sketches) + photos])
@@ -61,9 +61,9 @@ class BatchShard:
         return max(len(self.rows(views, rank)) for rank in range(self.size))
 
     def gather_order(self, views: int) -> Tensor:
-        """Return `(V * (S + P),) int64`: position of each row among the gathered ones.
+        """Return `(V * (S + P),) int64`: the position of each row among the gathered rows.
 
-        The gathered rows are those of one process after another, each padded to `max_rows`.
+        These are the rows of one process after another, each padded to `max_rows`.
         """
         max_rows = self.max_rows(views)
         count = len(self.batch.sketches) + len(self.batch.photos)
@@ -82,14 +82,14 @@ class BatchShard:
 
 
 class BatchRng:
-    """Uniform random numbers for N images.
+    """Random numbers for N images.
 
     If the images are a shard of a batch, numbers are drawn for the whole batch and each image gets
     those of its position, so augmentation does not depend on the number of processes.
 
     Args:
-        generator: CPU generator of all numbers, in the order of the calls.
-        count: images in the whole batch.
+        generator: CPU generator of the numbers.
+        count: number of images in the whole batch.
         places: `(N,) int64`, positions of the N images in the batch; `None` for the whole batch.
     """
 
@@ -99,7 +99,7 @@ class BatchRng:
         self._places = places
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return `(N, *shape)` numbers in [0, 1), on the CPU."""
+        """Return `(N, *shape)` uniform numbers in [0, 1), on the CPU."""
         numbers = torch.rand(self._count, *shape, generator=self._generator, dtype=dtype)
         return numbers if self._places is None else numbers[self._places]
 
@@ -110,7 +110,7 @@ class BatchRng:
 
 @dataclass(frozen=True)
 class BatchRngs:
-    """The random numbers of a batch; both kinds of images rng from one generator.
+    """The random numbers of a batch; both kinds of images share a generator.
 
     Attributes:
         sketches: for the batch's sketches.
@@ -122,7 +122,7 @@ class BatchRngs:
 
 
 def make_generator(seed: int, *position: int) -> Generator:
-    """Return a generator that depends only on the seed and the batch's position."""
+    """Return a generator that is determined by the seed and the batch's position."""
     state = seed
     for number in position:
         state = (state * 1_000_003 + number + 1) % (1 << 62)

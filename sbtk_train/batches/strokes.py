@@ -1,8 +1,8 @@
 """Sketches rendered from strokes, and strokes traced from bitmaps.
 
-Quick drawings made in a drawing program have few, clean strokes of one width, unlike the pencil
-sketches of a research data set. Rendering strokes with random widths, omissions and deformations
-covers the styles in between.
+Quick drawings made on a screen have few, clean strokes of one width, unlike the pencil sketches of
+research data sets. Rendering strokes with random widths, omissions and deformations covers the
+styles in between.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NEIGHBOURS = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1) if (r, c) != (0, 0
 
 
 def render(strokes: Strokes, size_px: int, width: float = _PLAIN_WIDTH) -> Pixels:
-    """Return `(size, size, 1) uint8`, dark ink on white, framed as production frames a sketch.
+    """Return `(size, size, 1) uint8`, dark ink on white, framed as the runtime frames sketches.
 
     Args:
         strokes: at least one point.
@@ -37,7 +37,7 @@ def render(strokes: Strokes, size_px: int, width: float = _PLAIN_WIDTH) -> Pixel
     """
     points = np.concatenate(strokes)
     low, high = points.min(axis=0), points.max(axis=0)
-    # Production cuts a sketch to its ink and pads it to a square with a margin on each side.
+    # The runtime crops a sketch to its ink and pads it to a square with a margin.
     inner = 1 / (1 + 2 * MARGIN) - width
     scale = inner / max(float((high - low).max()), 1.0)
     large = size_px * _SUPERSAMPLING
@@ -57,13 +57,13 @@ def render(strokes: Strokes, size_px: int, width: float = _PLAIN_WIDTH) -> Pixel
 
 
 def render_varied(strokes: Strokes, size_px: int, rng: np.random.Generator) -> Pixels:
-    """Return the drawing as somebody else might have drawn it, as `render` does."""
+    """Return a random variation of the drawing in a random stroke width, rendered by `render`."""
     width = float(np.exp(rng.uniform(math.log(_MIN_WIDTH), math.log(_MAX_WIDTH))))
     return render(vary(strokes, rng), size_px, width)
 
 
 def vary(strokes: Strokes, rng: np.random.Generator) -> Strokes:
-    """Return the strokes simplified, partly omitted or cut short, shifted and bent at random."""
+    """Return the strokes randomly simplified, dropped, shortened, shifted and bent."""
     kept = _some(strokes, rng)
     if rng.random() < 0.3:
         kept = tuple(_shorten(stroke, rng) for stroke in kept)
@@ -81,9 +81,9 @@ def vary(strokes: Strokes, rng: np.random.Generator) -> Strokes:
 
 
 def simplify(stroke: _Points, tolerance: float) -> _Points:
-    """Return `stroke (N, 2)` with fewer points, nowhere farther than `tolerance` from it.
+    """Return `stroke (N, 2)` with fewer points, at most `tolerance` away from it everywhere.
 
-    Douglas and Peucker 1973, by the distance to a chord, not to its line. Both ends stay.
+    Douglas and Peucker 1973, by the distance to the chord, not to its line. Both ends are kept.
     """
     keep = np.zeros(len(stroke), dtype=bool)
     keep[[0, -1]] = True
@@ -105,7 +105,7 @@ def simplify(stroke: _Points, tolerance: float) -> _Points:
 
 
 def trace(pixels: Pixels) -> Strokes:
-    """Return the centre lines of a bitmap sketch as strokes in 0..255; none for an empty one.
+    """Return the centre lines of a bitmap sketch as strokes in 0..255; none if it is empty.
 
     Args:
         pixels: `(H, W) uint8`, dark ink on white.
@@ -117,7 +117,7 @@ def trace(pixels: Pixels) -> Strokes:
     left = {(int(r), int(c)) for r, c in zip(*np.nonzero(skeleton), strict=True)}
     degree = {spot: sum(near in left for near in _around(spot)) for spot in left}
     scale = EXTENT / max(height, width, 2)
-    # Lines begin at their ends; the rest are rings.
+    # Lines start at their ends; what is left are rings.
     starts = sorted(left, key=lambda spot: (degree[spot] != 1, spot))
     strokes = []
     for start in starts:
@@ -142,7 +142,7 @@ def _around(spot: tuple[int, int]) -> list[tuple[int, int]]:
 def _pick_straightest(
     path: list[tuple[int, int]], left: set[tuple[int, int]]
 ) -> tuple[int, int] | None:
-    """Return the free neighbour of the path's end that turns least; `None` at a dead end."""
+    """Return the free neighbour that continues the path straightest; `None` at a dead end."""
     here = path[-1]
     back = path[max(0, len(path) - 5)]
     heading = (here[0] - back[0], here[1] - back[1])
@@ -158,7 +158,7 @@ def _pick_straightest(
 
 
 def _some(strokes: Strokes, rng: np.random.Generator) -> Strokes:
-    """Return the strokes without a few; the longest always stays."""
+    """Return the strokes without a random few; the longest is always kept."""
     if len(strokes) == 1 or rng.random() < 0.4:
         return strokes
     lengths = [float(np.hypot(*np.diff(s, axis=0).T).sum()) for s in strokes]

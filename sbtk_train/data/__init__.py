@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.files import printable_name
-from sbtk_train.data.dataset import Dataset, open_dataset
+from sbtk_train.data.dataset import open_dataset
 from sbtk_train.data.image_set import ImageSet, ImageSource, Rows, select_classes
 from sbtk_train.data.splits import MIN_TRAINING_CLASSES, Division, divide
 
@@ -25,7 +25,7 @@ __all__ = [
     "select_classes",
 ]
 
-#: Of a list file; with more, something was not unpacked, and figures would be of other data.
+#: Largest share of missing images in a list file; if more are missing, something was not unpacked.
 MAX_MISSING_SHARE = 0.05
 
 
@@ -33,25 +33,20 @@ def read_dataset(root: Path, *, keep_duplicates: bool = False) -> ImageSet:
     """Return every sketch and photo of the data set in `root`; see `sbtk_train.data.layouts`.
 
     Args:
-        root: the data set's folder, or one that holds nothing else.
-        keep_duplicates: take photos of Sketchy Ext twice that are in two of its folders, as
-            published galleries do.
+        root: the data set's folder, or a folder with nothing else in it.
+        keep_duplicates: use photos that are in two of Sketchy Ext's folders twice, as published
+            galleries do.
 
     Raises:
-        BadData: no layout is recognised, a list file is damaged, or many of the images that it
-            names are missing.
+        BadData: no layout is recognised, a list file is damaged, or many of its images are missing.
     """
     found = open_dataset(root, keep_duplicates=keep_duplicates)
-    _refuse_many_missing(found)
-    return found.images
-
-
-def _refuse_many_missing(found: Dataset) -> None:
     for each in found.missing:
         if len(each.missing) > MAX_MISSING_SHARE * each.listed:
             raise BadData(
-                f"{printable_name(each.file)} names {each.listed} images, and "
-                f"{len(each.missing)} are not there; first {printable_name(each.missing[0])}",
+                f"{printable_name(each.file)} lists {each.listed} images, of which "
+                f"{len(each.missing)} are missing; first {printable_name(each.missing[0])}",
                 f"at most {MAX_MISSING_SHARE:.0%} missing",
                 f"unpack the rest, or see: sbtk data check {printable_name(found.layout.root)}",
             )
+    return found.images

@@ -1,4 +1,4 @@
-"""The checks of a data set before training."""
+"""Checks of a data set before training."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _OTHER_IMAGES = frozenset({".psd", ".eps", ".ai", ".jp2", ".jxl", ".tga", ".pdf"
 
 @dataclass(frozen=True)
 class PerClass:
-    """Image counts per class, of classes with images, with their population deviation."""
+    """Image counts over the classes with images; `deviation` is the population's."""
 
     total: int
     classes: int
@@ -65,20 +65,20 @@ class SplitCheck:
     """The state of a split of the data.
 
     Attributes:
-        name: of the split.
+        name: name of the split.
         sha256: hash of its unseen classes.
-        listing: the data set's own lists of this split, such as `zeroshot1`; empty if it has none.
+        listing: the data set's own lists of this split, such as `zeroshot1`; empty without.
         match: its seen and unseen classes.
-        training_sketches: sketches of seen classes, without those that the lists hold out.
-        held_out_sketches: sketches of seen classes that the lists hold out.
-        training_photos: photos of seen classes.
-        queries: sketches of unseen classes.
-        gallery: photos of unseen classes.
-        leakage: what both sides have in common.
+        training_sketches: number of sketches of seen classes, except those held out by the lists.
+        held_out_sketches: number of sketches of seen classes held out by the lists.
+        training_photos: number of photos of seen classes.
+        queries: number of sketches of unseen classes.
+        gallery: number of photos of unseen classes.
+        leakage: classes and images on both sides.
         published: the published counts; `None` if there are none for these data.
-        export: why `sbtk export` will refuse a run on it; empty if it will not.
         lacking: a sentence on the classes of a split file that the data lack; empty if they lack
             none, or missing classes are allowed.
+        export: why `sbtk export` will refuse a run on it; empty if it will not.
     """
 
     name: str
@@ -101,16 +101,16 @@ class DataCheck:
     """The state of a data set.
 
     Attributes:
-        dataset: what was found.
+        dataset: the data set.
         sketches: counts per class.
         photos: counts per class.
         one_sided: classes without sketches or without photos.
-        published: the published data set that has these classes; `None` if none has.
-        splits: the requested ones, or those of the data.
+        published: the published data set with these classes; `None` if there is none.
+        splits: the requested split, or those of the data.
         images: the results of opening each image; `None` if that was skipped.
         keeps_duplicates: whether duplicate photos were counted twice.
-        too_few: classes that training leaves out, since they have fewer than two sketches or no
-            photo; those of `one_sided` are among them.
+        too_few: classes with fewer than two sketches or no photo, which training leaves out;
+            includes `one_sided`.
         in_two_classes: images with the same bytes in two classes, one pair for each content.
     """
 
@@ -126,7 +126,7 @@ class DataCheck:
     in_two_classes: tuple[tuple[str, str], ...]
 
     def problems(self) -> list[str]:
-        """Return sentences on what prevents training, for all data or for one of the splits."""
+        """Return sentences on what prevents training on the data or on one of the splits."""
         of_splits = [problem for split in self.splits for problem in _problems(split)]
         return [*_problems_of_all(self), *of_splits]
 
@@ -160,7 +160,7 @@ class DataCheck:
         return lines
 
     def skipped(self) -> int:
-        """Return how many images training would leave out."""
+        """Return the number of images that training would leave out."""
         missing = {path for each in self.dataset.missing for path in each.missing}
         ignored = self.dataset.ignored.values()
         return (
@@ -193,8 +193,8 @@ def check_data(
     Args:
         dataset: the data set.
         splits: the splits to check; see `find_splits`.
-        images: the results of opening the images, if they were.
-        keep_duplicates: as the data set was opened.
+        images: the results of opening the images, if they were opened.
+        keep_duplicates: whether the data set was opened with duplicates.
         allow_missing: whether a split file may name classes that the data lack.
     """
     data = dataset.images
@@ -233,10 +233,10 @@ def check_data(
 
 
 def find_splits(dataset: Dataset, asked: str | None) -> list[Split]:
-    """Return the requested split, or else those of the data's own lists and published ones.
+    """Return the requested split; without one, those of the data's lists and published ones.
 
     Raises:
-        BadConfig: there is no such split.
+        BadConfig: unknown split.
     """
     data = dataset.images
     if asked is not None:
@@ -255,7 +255,7 @@ def find_splits(dataset: Dataset, asked: str | None) -> list[Split]:
 
 
 def _in_two_classes(data: ImageSet, sha256: Mapping[Path, bytes]) -> Iterator[tuple[str, str]]:
-    """Yield two images for each content that is in different classes."""
+    """Yield a pair of images for each content that is in different classes."""
     first: dict[bytes, tuple[int, Path]] = {}
     yielded: set[bytes] = set()
     for paths, labels in (
@@ -273,7 +273,7 @@ def _in_two_classes(data: ImageSet, sha256: Mapping[Path, bytes]) -> Iterator[tu
 
 
 def _is_image(suffix: str) -> bool:
-    """Return whether files with a suffix that sbtk does not read are images."""
+    """Return whether files with a suffix, which sbtk does not read, are images."""
     kind = mimetypes.guess_type(f"x{suffix}")[0] or ""
     return kind.startswith("image/") or suffix in RAW_SUFFIXES or suffix in _OTHER_IMAGES
 
@@ -304,9 +304,9 @@ def _problems_of_all(check: DataCheck) -> list[str]:
 
 
 def _usable(check: DataCheck) -> list[tuple[str, int]]:
-    """Return the number of classes to train on, of each split or of all.
+    """Return the number of classes to train on, for each split, or for all data without a split.
 
-    Return nothing if a domain has no images, which is reported separately.
+    The list is empty if a domain has no images, which is reported separately.
     """
     data, few = check.dataset.images, set(check.too_few)
     if not (data.sketches and data.photos):
@@ -316,7 +316,7 @@ def _usable(check: DataCheck) -> list[tuple[str, int]]:
 
 
 def _fewer_to_validate_on(usable: int) -> str:
-    """Return the options with which `sbtk train` accepts so few classes."""
+    """Return the options with which `sbtk train` accepts that number of classes."""
     spare = usable - MIN_TRAINING_CLASSES
     return "--validation-classes " + (f"{spare} or fewer" if spare else "0 --selection last")
 
@@ -383,7 +383,7 @@ def _split_check(
 def _export_problem(data: ImageSet, split: Split) -> str:
     try:
         return find_export_problem(divide(data, split, seed=0))
-    except BadData:  # too small to be divided as training does by default
+    except BadData:  # too few classes to divide by default
         is_seen = np.array([not split.is_unseen(name) for name in data.classes], dtype=np.bool_)
         sketches, photos = is_seen[data.sketch_labels], is_seen[data.photo_labels]
         return export_problem(int(sketches.sum()), int(photos.sum()))
@@ -415,7 +415,7 @@ def _problems(split: SplitCheck) -> list[str]:
     return problems
 
 
-# Small, so that JPEGs are decoded at an eighth of their scale.
+# Small, so that JPEGs are decoded at an eighth of their size.
 _SIZE_PX = 32
 _CHUNK = 256
 
@@ -425,10 +425,10 @@ class ImageCheck:
     """The results of opening the images.
 
     Attributes:
-        unreadable: images that cannot be used, empty sketches among them, and why.
+        unreadable: images that cannot be used, including empty sketches, and the reasons.
         sizes: number of readable images by kind, width and height in pixels.
-        modes: number of readable images by kind and Pillow's mode, such as `RGB` or `L`.
-        sha256: of the bytes of each readable image.
+        modes: number of readable images by kind and Pillow mode, such as `RGB` or `L`.
+        sha256: hash of each readable file.
     """
 
     unreadable: tuple[tuple[Path, str], ...]
@@ -482,7 +482,7 @@ def _open_images(data: ImageSet, threads: int) -> Iterator[_OpenedImage]:
     with ThreadPoolExecutor(threads, thread_name_prefix="check") as pool:
         for kind, given in kinds:
             paths = list(dict.fromkeys(given))
-            # In chunks, since making half a million futures takes long.
+            # In chunks, since creating half a million futures is slow.
             for start in range(0, len(paths), _CHUNK):
                 chunk = paths[start : start + _CHUNK]
                 yield from pool.map(_open_image, chunk, [kind] * len(chunk))
@@ -494,7 +494,7 @@ def _open_image(path: Path, kind: Kind) -> _OpenedImage:
         prepare(data, kind, _SIZE_PX)
     except BadImage as problem:
         return _OpenedImage(path, kind, problem.found)
-    # The format is one of ours, since the image has been decoded; its header is safe to read again.
+    # The image has been decoded, so its header is safe to read again.
     formats = [*FORMATS, *({"HEIF"} & set(Image.OPEN))]
     with Image.open(io.BytesIO(data), formats=formats) as image:
         width, height = image.size

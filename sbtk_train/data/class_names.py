@@ -1,15 +1,15 @@
-"""Class names as data sets write them, and when two of them mean one class.
+"""Spellings of class names in data sets, and which of them mean the same class.
 
-`hot-air balloon` has blanks in one data set, underscores in the next and hyphens in a third. Names
-are compared in Unicode's composed form (NFC) and without regard to case, and a blank, underscore or
-hyphen between two words counts as the same. Nothing else is dropped: `c`, `c++` and `c#` are three
-classes, and so are `1` and `-1`.
+`hot-air balloon` has blanks in one data set, underscores in another and hyphens in a third. Names
+are compared in Unicode's composed form (NFC), without case, and with blanks, underscores and
+hyphens between words as equal. Nothing else is ignored: `c`, `c++` and `c#` are three classes, and
+so are `1` and `-1`.
 
-The published data sets have further spellings of their own: TU-Berlin Ext's photo folders are run
-together and partly misspelt (`hotairballoon`, `griaffe`; listed in
-Jiangtong-Li/ZS-SBIR:src/package/dataset and undone by AnjanDutta/sem-pcyc's download script), and
-`mouse (animal)` is `mouse` there. These renames apply to the published classes alone. A name that
-fails to match would silently turn an unseen class into a training class.
+Published data sets have further spellings: TU-Berlin Ext's photo folders are run together and
+partly misspelt (`hotairballoon`, `griaffe`; listed in Jiangtong-Li/ZS-SBIR:src/package/dataset and
+reverted by AnjanDutta/sem-pcyc's download script), and `mouse (animal)` is `mouse` there. These
+renames apply to published classes only. A name that fails to match would silently turn an unseen
+class into a training class.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from pathlib import Path
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import printable_name
 
-#: How alike two names must be, 0 to 1, for one to be taken for a slip of the other.
+#: Smallest similarity, 0 to 1, of two names of which one is probably a typing error.
 NEAR = 0.8
-#: How alike a name must be to be suggested for one that is not in the data.
+#: Smallest similarity of names to suggest for one that is not in the data.
 _SUGGESTED = 0.6
 
 _BETWEEN_WORDS = re.compile(r"(?<=[^\s_\-])[\s_\-]+(?=[^\s_\-])")
-#: A name and an addition in brackets, of a key.
+#: A key with an addition in brackets.
 _WITH_ADDITION = re.compile(r"([^()]+?)_*\(([^()]+)\)")
 
-#: Folders of TU-Berlin Ext's photos that no rule leads back to their class.
+#: Misspelt folders of TU-Berlin Ext's photos.
 _MISSPELT = {
     "chandeler": "chandelier",
     "diamod": "diamond",
@@ -48,7 +48,7 @@ _MISSPELT = {
 
 
 def class_key(name: str) -> str:
-    """Return the key of a class name; names with equal keys are one class.
+    """Return the key of a class name; names with equal keys mean the same class.
 
     NFC, case-folded, one underscore for blanks, hyphens and underscores between words.
     """
@@ -57,16 +57,13 @@ def class_key(name: str) -> str:
 
 
 def published_key(name: str) -> str:
-    """Return the key of a published class for each of its documented spellings.
-
-    For any other name that is `class_key`.
-    """
+    """Return the key of a published class for any of its documented spellings, else `class_key`."""
     key = joined_key(name)
     return key if key in _published_keys() else class_key(name)
 
 
 def joined_key(name: str) -> str:
-    """Return the name's key run together, without brackets, known misspellings corrected."""
+    """Return a name's key run together, without brackets, with known misspellings corrected."""
     key = _WITH_ADDITION.sub(r"\1\2", class_key(name))
     key = re.sub(r"(?<!^)_(?!$)", "", key)
     return _MISSPELT.get(key, key)
@@ -75,25 +72,25 @@ def joined_key(name: str) -> str:
 def plain_key(name: str) -> str:
     """Return `published_key` without an addition in brackets: `mouse (animal)` is `mouse`.
 
-    Of other than published names nothing is left out.
+    Names of other classes keep their additions.
     """
     is_published = joined_key(name) in _published_keys()
     return joined_key(without_addition(name)) if is_published else class_key(name)
 
 
 def without_addition(name: str) -> str:
-    """Return the key of a name without what is added in brackets."""
+    """Return the key of a name without the addition in brackets."""
     return _WITH_ADDITION.sub(r"\1", class_key(name))
 
 
 class ClassNames:
-    """Some classes, to ask whether a name means one of them.
+    """A set of classes that finds names in other spellings.
 
     Args:
         names: the classes.
-        renames: apply the documented renames of published data sets too. With them, a name with an
-            addition in brackets and one without it match (`mouse`, `mouse (animal)`); two with
-            different additions do not.
+        renames: apply the documented renames of published data sets, too. Then names with and
+            without an addition in brackets match (`mouse`, `mouse (animal)`), but not names with
+            different additions.
     """
 
     def __init__(self, names: Iterable[str], *, renames: bool = True) -> None:
@@ -107,7 +104,7 @@ class ClassNames:
         return self.find(name) is not None
 
     def find(self, name: str) -> str | None:
-        """Return the class that the name means, as it was given; `None` if it is none of them."""
+        """Return the class that a name means, as it was given; `None` if it means none."""
         found = self._exact.get(class_key(name))
         if found is not None or not self._renames:
             return found
@@ -123,7 +120,7 @@ class ClassNames:
 
 
 def is_near(name: str, other: str) -> bool:
-    """Return whether two names look like one class with a typing error."""
+    """Return whether one of two names is probably the other with a typing error."""
     keys = joined_key(name), joined_key(other)
     return is_plural(name, other) or SequenceMatcher(None, *keys).ratio() >= NEAR
 
@@ -135,7 +132,7 @@ def is_plural(name: str, other: str) -> bool:
 
 
 def suggest_names(name: str, classes: Iterable[str], most: int = 3) -> list[str]:
-    """Return the classes whose names are closest to one that is not among them, best first."""
+    """Return the classes with the names most similar to an unknown one, best first."""
     by_key: dict[str, str] = {}
     for each in classes:
         by_key.setdefault(joined_key(each), each)
@@ -148,15 +145,15 @@ def suggest_names(name: str, classes: Iterable[str], most: int = 3) -> list[str]
 
 
 def read_names(file: Path, what: str) -> list[str]:
-    """Return the lines of a text file of class names, without blanks around them or empty lines.
+    """Return the lines of a text file of class names, stripped, without empty lines.
 
     Args:
-        file: UTF-8, with or without a byte order mark; lines end in LF, CR or both.
+        file: a text file in UTF-8, with or without a byte order mark; lines end in LF, CR or both.
         what: describes the file in errors.
 
     Raises:
-        BadConfig: the file cannot be read, or is in another encoding; says which, and how to
-            convert it.
+        BadConfig: the file cannot be read, or is in another encoding; names it, and the command to
+            convert the file.
     """
     try:
         data = file.read_bytes()
@@ -164,23 +161,23 @@ def read_names(file: Path, what: str) -> list[str]:
         reason = problem.strerror or problem
         raise BadConfig(
             f"{what} {printable_name(file)} cannot be read: {reason}",
-            "a text file with one class a line",
+            "a text file with one class per line",
         ) from problem
     encoding = _other_encoding(data)
     if encoding:
         shown = printable_name(file)
         raise BadConfig(
             f"{what} {shown} is not UTF-8 text; it looks like {encoding}",
-            "UTF-8, one class a line",
+            "UTF-8, one class per line",
             f"iconv -f {encoding} -t UTF-8 {shown} > utf8.txt, and name utf8.txt",
         )
-    # Not splitlines(): it also ends lines at characters that a name may hold.
+    # Not splitlines(), which also splits at characters that a name may contain.
     lines = re.split(r"\r\n|\r|\n", data.decode("utf-8-sig"))
     return [line.strip() for line in lines if line.strip()]
 
 
 def _other_encoding(data: bytes) -> str:
-    """Return the name of the encoding that the bytes are probably in; empty for UTF-8."""
+    """Return the name of the probable encoding of the bytes; empty for UTF-8."""
     for mark, encoding in (
         (b"\xff\xfe\x00\x00", "UTF-32"),
         (b"\x00\x00\xfe\xff", "UTF-32"),

@@ -1,4 +1,4 @@
-"""A data set on disk: its layout, its images, and what was missing, duplicated or ignored."""
+"""A data set on disk: its layout, its images, and missing, duplicate and ignored files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sbtk_train.data.splits import join_names
 
 @dataclass(frozen=True)
 class MissingImages:
-    """Images that a list file names and that are not there."""
+    """The missing images of a list file."""
 
     file: Path
     listed: int
@@ -41,12 +41,12 @@ class Dataset:
 
     Attributes:
         layout: where the images are.
-        images: those that exist, class by class; in the lists' order, or else by name.
+        images: the existing images, by class; then in the lists' order, or by name.
         list_folders: the data set's own lists.
-        missing: images that its lists name and that do not exist.
+        missing: images on its lists that do not exist.
         duplicates: number of duplicate photos, whether or not they were kept.
-        renamed: names of folders or lists that were merged into another class name, and that name.
-        ignored: what the class folders contain and training does not read, by kind of image.
+        renamed: names in folders or lists that were merged into another class name, and that name.
+        ignored: contents of the class folders that training does not read, by kind of image.
     """
 
     layout: Layout
@@ -59,13 +59,13 @@ class Dataset:
 
 
 def open_dataset(root: Path, *, keep_duplicates: bool = False) -> Dataset:
-    """Return the data set in `root`, of whichever layout.
+    """Return the data set in `root`, of any layout.
 
-    Images that its lists name and that are missing are left out and reported.
+    Missing images on its lists are left out and reported.
 
     Args:
-        root: the data set's folder, or one that holds nothing else.
-        keep_duplicates: take photos of Sketchy Ext twice that are in two of its folders.
+        root: the data set's folder, or a folder with nothing else in it.
+        keep_duplicates: use photos that are in two of Sketchy Ext's folders twice.
 
     Raises:
         BadData: no layout is recognised, or a list file is damaged.
@@ -76,13 +76,13 @@ def open_dataset(root: Path, *, keep_duplicates: bool = False) -> Dataset:
     sketches = _list_images("sketch", layout.sketch_folders, lists)
     photos = _list_images("photo", layout.photo_folders, lists)
     missing = _missing(lists)
-    gone = {path for each in missing for path in each.missing}
+    absent = {path for each in missing for path in each.missing}
     class_of = match_names(sketches.names, photos.names)
     classes = tuple(sorted(set(class_of.values())))
     if not classes:
         raise BadData(f"{printable_name(root)} has no class folders", layout.title)
-    sketch_paths, sketch_labels = _rows(sketches, class_of, classes, gone)
-    photo_paths, photo_labels = _rows(photos, class_of, classes, gone)
+    sketch_paths, sketch_labels = _rows(sketches, class_of, classes, absent)
+    photo_paths, photo_labels = _rows(photos, class_of, classes, absent)
     unique = _unique(layout, photo_paths, photo_labels)
     duplicates = len(photo_paths) - len(unique)
     if duplicates and not keep_duplicates:
@@ -107,7 +107,7 @@ def open_dataset(root: Path, *, keep_duplicates: bool = False) -> Dataset:
 
 
 def describe_ignored(kind: Kind, ignored: Ignored) -> list[str]:
-    """Return sentences on what the class folders of a kind hold and training does not read."""
+    """Return sentences on contents of a kind's class folders that training does not read."""
     lines = []
     if ignored.suffixes:
         count = sum(ignored.suffixes.values())
@@ -121,8 +121,7 @@ def describe_ignored(kind: Kind, ignored: Ignored) -> list[str]:
         count = sum(number for _, number in ignored.nested)
         first = printable_name(ignored.nested[0][0])
         lines.append(
-            f"{count} {kind} images lie in folders below a class folder and are not read; "
-            f"first in {first}"
+            f"{count} {kind} images in folders below a class folder are not read; first in {first}"
         )
     lines += [
         f"{printable_name(folder)} is not a class and is not read" for folder in ignored.system
@@ -135,7 +134,7 @@ def _list_images(kind: Kind, folders: tuple[Path, ...], lists: Sequence[ListFold
     complete = [folder for folder in lists if folder.is_complete(kind)]
     if not complete:
         return scan(folders)
-    # The same image is on the lists of every split; the first to name it decides its place.
+    # An image is on the lists of every split; its position is that on the first list.
     name_of: dict[Path, str] = {}
     for folder in complete:
         for part in PARTS:
@@ -148,27 +147,24 @@ def _list_images(kind: Kind, folders: tuple[Path, ...], lists: Sequence[ListFold
 
 def _missing(lists: Sequence[ListFolder]) -> tuple[MissingImages, ...]:
     files = [listed for folder in lists for listed in folder.lists.values()]
-    there = find_existing({path for listed in files for path in listed.paths})
-    found = (
-        MissingImages(
-            listed.file,
-            len(listed.paths),
-            tuple(path for path in listed.paths if path not in there),
-        )
-        for listed in files
-    )
-    return tuple(each for each in found if each.missing)
+    existing = find_existing({path for listed in files for path in listed.paths})
+    found = []
+    for listed in files:
+        missing = tuple(path for path in listed.paths if path not in existing)
+        if missing:
+            found.append(MissingImages(listed.file, len(listed.paths), missing))
+    return tuple(found)
 
 
 def _rows(
-    images: NamedImages, class_of: dict[str, str], classes: tuple[str, ...], gone: set[Path]
+    images: NamedImages, class_of: dict[str, str], classes: tuple[str, ...], absent: set[Path]
 ) -> tuple[tuple[Path, ...], Rows]:
     """Return the images that exist, class by class, and `(N,) int64` labels."""
     label_of = {name: number for number, name in enumerate(classes)}
     labelled = [
         (label_of[class_of[name]], path)
         for path, name in zip(images.paths, images.name_of, strict=True)
-        if path not in gone
+        if path not in absent
     ]
     labelled.sort(key=lambda row: row[0])
     labels = np.array([label for label, _ in labelled], dtype=np.int64)
@@ -200,8 +196,8 @@ def _notices(
     missing: Sequence[MissingImages], dropped: int, renamed: tuple[tuple[str, str], ...]
 ) -> list[str]:
     notices = [
-        f"left out {len(each.missing)} images that {printable_name(each.file.name)} names and "
-        f"that are not there; first {printable_name(each.missing[0])}"
+        f"left out {len(each.missing)} missing images listed in {printable_name(each.file.name)}; "
+        f"first {printable_name(each.missing[0])}"
         for each in missing
     ]
     if renamed:
@@ -217,17 +213,17 @@ def find_unique(
 ) -> list[int]:
     """Return the rows of the photos that are not second copies, in order.
 
-    A photo is a copy if an earlier folder holds, in the same class, a photo of its file name or
-    of its very bytes. A path that is there twice is its own copy.
+    A photo is a copy if an earlier folder has a photo of the same class with the same file name or
+    the same bytes, or if its path occurred before.
 
     Args:
         paths: the photos.
         class_of: the class of each.
-        folders: folders of class folders, the one whose photos are kept first.
+        folders: folders of class folders, by priority.
     """
     rank_of_folder = {str(folder): rank for rank, folder in enumerate(folders)}
     rank_of = [rank_of_folder.get(str(path.parent.parent), len(folders)) for path in paths]
-    # A name says nothing within one folder: two class folders that are one class may both count.
+    # Within one folder, equal names prove nothing: merged class folders may number their files.
     best: dict[tuple[Hashable, str], int] = {}
     for name, rank in zip(_names(paths, class_of), rank_of, strict=True):
         best[name] = min(rank, best.get(name, rank))
@@ -250,7 +246,7 @@ def _names(paths: Sequence[Path], class_of: Sequence[Hashable]) -> Iterator[tupl
 def _same_bytes(
     paths: Sequence[Path], class_of: Sequence[Hashable], kept: list[int], later: list[int]
 ) -> set[int]:
-    """Return the later photos whose bytes a kept photo of their class has."""
+    """Return the later photos with the same bytes as a kept photo of their class."""
     wanted = {class_of[row] for row in later}
     by_size: dict[tuple[Hashable, int], list[int]] = defaultdict(list)
     for row in kept:

@@ -36,11 +36,11 @@ class Listing:
     """The split of a data set's own list files.
 
     Attributes:
-        name: of their folder, as `zeroshot1`.
+        name: name of their folder, such as `zeroshot1`.
         seen: names of the classes to train on.
-        unseen: names of the classes kept unseen.
+        unseen: names of the unseen classes.
         training_sketches: sketches to train on; the other sketches of the seen classes are held
-            out. Empty where no list says so.
+            out. Empty if no list names them.
     """
 
     name: str
@@ -55,13 +55,13 @@ class ImageSet:
 
     Attributes:
         classes: class names; a label is an index into them.
-        sketches: sketch files, or drawings known by their strokes.
+        sketches: sketch files, or drawings as strokes.
         sketch_labels: `(S,) int64`, the sketches' labels.
         photos: photo files.
         photo_labels: `(P,) int64`, the photos' labels.
-        listings: the data set's own list files, if it has some.
+        listings: the data set's own list files, if any.
         notices: sentences about files that were left out or classes that were merged.
-        further_classes: how many of the last classes come from further sources.
+        further_classes: number of classes, at the end, that come from further sources.
     """
 
     classes: tuple[str, ...]
@@ -75,7 +75,7 @@ class ImageSet:
 
     @property
     def sketch_files(self) -> tuple[Path, ...]:
-        """The sketches that are files: all of a data set's own."""
+        """The sketches that are files."""
         return tuple(sketch for sketch in self.sketches if isinstance(sketch, Path))
 
     @property
@@ -109,24 +109,21 @@ def select_classes(data: ImageSet, classes: Sequence[str]) -> ImageSet:
     )
 
 
-def select_sketches(data: ImageSet, rows: Sequence[int]) -> ImageSet:
-    """Return the set with the sketches of those rows alone, and all of its photos."""
-    return ImageSet(
-        data.classes,
-        tuple(data.sketches[row] for row in rows),
-        data.sketch_labels[np.asarray(rows, dtype=np.int64)],
-        data.photos,
-        data.photo_labels,
-    )
-
-
-def select_photos(data: ImageSet, rows: Sequence[int]) -> ImageSet:
-    """Return the set with the photos of those rows alone, and all of its sketches."""
-    return replace(
-        data,
-        photos=tuple(data.photos[row] for row in rows),
-        photo_labels=data.photo_labels[np.asarray(rows, dtype=np.int64)],
-    )
+def select_images(
+    data: ImageSet,
+    *,
+    sketches: Sequence[int] | Rows | None = None,
+    photos: Sequence[int] | Rows | None = None,
+) -> ImageSet:
+    """Return the set with only these rows `(N,) int64` of sketches and photos; `None` keeps all."""
+    if sketches is not None:
+        labels = data.sketch_labels[np.asarray(sketches, dtype=np.int64)]
+        chosen = tuple(data.sketches[row] for row in sketches)
+        data = replace(data, sketches=chosen, sketch_labels=labels)
+    if photos is not None:
+        labels = data.photo_labels[np.asarray(photos, dtype=np.int64)]
+        data = replace(data, photos=tuple(data.photos[row] for row in photos), photo_labels=labels)
+    return data
 
 
 def identify_source(source: ImageSource) -> str:
@@ -144,7 +141,7 @@ def _names_sha256(classes: tuple[str, ...], paths: Sequence[ImageSource], labels
     return digest.hexdigest()
 
 
-#: Folders that a system or an archive adds; their names are compared in small letters.
+#: Folders that operating systems and archives add; names are compared in lower case.
 SYSTEM_FOLDERS = frozenset(
     {
         "__macosx",
@@ -155,7 +152,7 @@ SYSTEM_FOLDERS = frozenset(
         "lost+found",
     }
 )
-#: What these systems leave in any folder.
+#: Files that operating systems leave in folders.
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 
 
@@ -164,10 +161,10 @@ class Ignored:
     """Files and folders in class folders that training does not read.
 
     Attributes:
-        suffixes: number of files by suffix in small letters (empty: none), hidden and system
-            files left out.
-        nested: folders below a class folder that hold images, and how many.
-        system: folders of a system or an archive next to class folders.
+        suffixes: number of files by suffix in lower case (empty: none), without hidden and system
+            files.
+        nested: folders with images below a class folder, and the number of images.
+        system: folders of `SYSTEM_FOLDERS` next to class folders.
     """
 
     suffixes: Mapping[str, int] = field(default_factory=dict)
@@ -177,13 +174,13 @@ class Ignored:
 
 @dataclass(frozen=True)
 class NamedImages:
-    """Images with the class names that their folders or lists give them.
+    """Images with their class names from folders or lists.
 
     Attributes:
-        names: class names, of classes without images too.
+        names: class names, including those of classes without images.
         paths: image files.
         name_of: the class name of each path.
-        ignored: what else is in the folders, if they were scanned.
+        ignored: other contents of the folders, if they were scanned.
     """
 
     names: tuple[str, ...]
@@ -196,7 +193,7 @@ def scan(folders: Sequence[Path]) -> NamedImages:
     """Return the images below `folder/<class>/`, by class name and then by file name.
 
     Raises:
-        BadData: two of the class folders in one folder have names that mean one class.
+        BadData: two class folders in one folder have names of the same class.
     """
     found: dict[str, list[Path]] = defaultdict(list)
     suffixes: Counter[str] = Counter()
@@ -218,7 +215,7 @@ def scan(folders: Sequence[Path]) -> NamedImages:
 
 
 def refuse_ambiguous(names: Iterable[str], where: str) -> None:
-    """Raise `BadData` if two names in one place mean one class."""
+    """Raise `BadData` if two of the names mean the same class."""
     first: dict[str, str] = {}
     for name in sorted(names):
         other = first.setdefault(class_key(name), name)
@@ -232,24 +229,24 @@ def refuse_ambiguous(names: Iterable[str], where: str) -> None:
 
 
 def find_existing(paths: Iterable[Path]) -> set[Path]:
-    """Return those of the paths that exist; read each folder once instead of asking for each."""
+    """Return the paths that exist, reading each folder once instead of checking each path."""
     paths = list(paths)
     held = {folder: _file_names(folder) for folder in {path.parent for path in paths}}
     return {path for path in paths if path.name in held[path.parent]}
 
 
 def match_names(sketch_names: Sequence[str], photo_names: Sequence[str]) -> dict[str, str]:
-    """Return the class name for each name of either domain.
+    """Return the class name for each name of either domain; sketches' names are preferred.
 
-    Names with one `class_key` are one class. A published class without a counterpart in the other
-    domain is matched with one there that has none either by its documented spellings: run together
-    or misspelt, and at last without an addition in brackets. The sketches' name is kept.
+    Names with equal `class_key` are one class. If a published class has no counterpart in the other
+    domain, its documented spellings are tried on names there without a counterpart: run together or
+    misspelt, then without an addition in brackets.
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for name in (*sorted(set(sketch_names)), *sorted(set(photo_names))):
         groups[class_key(name)].append(name)
     is_sketch, is_photo = set(sketch_names), set(photo_names)
-    # By the broader key of the second round, "crane" may be either of two cranes, and is neither.
+    # By the broader key of the second round, "crane" could be either of two cranes: no match.
     for key_of, is_one in ((published_key, published_key), (_bare_key, plain_key)):
         lonely_sketches = _by(key_of, [g for g in groups.values() if not is_photo & set(g)])
         lonely_photos = _by(key_of, [g for g in groups.values() if not is_sketch & set(g)])
@@ -274,7 +271,7 @@ def _by(key_of: Callable[[str], str], groups: list[list[str]]) -> dict[str, list
 
 
 def is_system_folder(name: str) -> bool:
-    """Return whether a folder is hidden or a system folder, and so not a class."""
+    """Return whether a folder is hidden or a system folder, and not a class."""
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
@@ -287,7 +284,7 @@ def _class_folders(folder: Path) -> tuple[list[str], list[Path]]:
 
 
 def _images(folder: Path, suffixes: Counter[str], nested: list[tuple[Path, int]]) -> list[Path]:
-    """Return the images in a class folder, and add what else it holds to the two others."""
+    """Return the images in a class folder; add its other contents to `suffixes` and `nested`."""
     images: list[Path] = []
     with os.scandir(folder) as entries:
         for entry in entries:

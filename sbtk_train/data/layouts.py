@@ -1,8 +1,8 @@
-"""The ways in which sketch and photo data sets lie on disk, and which of them a folder has.
+"""The layouts of sketch and photo data sets on disk.
 
-The layouts are those of SAKE's dataset.zip (also DSN, ZSE-SBIR, MATHM), SEM-PCYC's download script
-(also PCMSN, CLIP-AT, MA-ZS-SBIR), doodle2search's QuickDraw Extended and its repack by ZSE-SBIR,
-ACNet's train and val folders, and the plain `sketch|photo/<class>`.
+They are those of SAKE's dataset.zip (also DSN, ZSE-SBIR, MATHM), SEM-PCYC's download script (also
+PCMSN, CLIP-AT, MA-ZS-SBIR), doodle2search's QuickDraw Extended and its repack by ZSE-SBIR, ACNet's
+train and val folders, and the plain `sketch|photo/<class>`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Layout:
     """The class folders of a data set.
 
     Attributes:
-        name: one word for programs.
-        title: the layout in words.
-        root: the folder that all others are below, and that paths in list files are relative to.
+        name: an identifier.
+        title: a description.
+        root: the folder of all others; paths in list files are relative to it.
         sketch_folders: folders of class folders with sketches.
-        photo_folders: the same with photos; a later one may repeat photos of an earlier one.
-        list_folders: folders of list files; empty where the layout has none.
-        own_parts: for `train` and `val`, the folder of each; else empty.
+        photo_folders: folders of class folders with photos; later ones may repeat photos.
+        list_folders: folders of list files; empty if there are none.
+        own_parts: the folders `train` and `val`, in the layout of that name; else empty.
     """
 
     name: str
@@ -108,10 +108,10 @@ _FORMS = (
 
 
 def recognise(root: Path) -> Layout:
-    """Return the layout of the data set in `root`, or in the one folder of it that is a data set.
+    """Return the layout of the data set in `root`, or in its only subfolder with a data set.
 
     Raises:
-        BadData: there is none, or several; says what was looked for.
+        BadData: there is none, or several; names the known layouts.
     """
     if layout := _layout_of(root):
         return layout
@@ -124,17 +124,17 @@ def recognise(root: Path) -> Layout:
     if inner:
         names = ", ".join(layout.root.name for layout in inner)
         raise BadData(
-            f"{shown} holds {len(inner)} data sets: {names}",
-            "the folder of one",
+            f"{shown} has {len(inner)} data sets: {names}",
+            "the folder of one data set",
             f"name {printable_name(inner[0].root)} instead",
         )
     for kind in ("sketch", "photo"):
         if not (root / kind).is_dir():
             raise BadData(
-                f"{shown} has no folder {kind!r}, and is in no other layout that sbtk reads",
+                f"{shown} has no folder {kind!r}, and no other layout that sbtk reads",
                 "sketch/<class>/* and photo/<class>/*, or one of: "
                 + "; ".join(form.title for form in _FORMS[:-1]),
-                "give the folder that holds the sketches and the photos",
+                "name the folder with the sketches and photos",
             )
     raise BadData(f"{shown} has no class folders", "sketch/<class>/* and photo/<class>/*")
 
@@ -181,11 +181,11 @@ _LINE = re.compile(r"(.*\S)\s+(\d{1,9})\s*")
 
 @dataclass(frozen=True)
 class ImageList:
-    """One list file.
+    """A list file.
 
     Attributes:
-        file: the list.
-        paths: the images that it names, whether or not they exist, in its order.
+        file: the file.
+        paths: its images, in its order, whether or not they exist.
         name_of: the class name of each.
     """
 
@@ -199,9 +199,9 @@ class ListFolder:
     """The list files of one split.
 
     Attributes:
-        name: the folder's, such as `zeroshot1`.
-        seen: classes to train on, in the order of their labels.
-        unseen: classes kept unseen, in the order of their labels.
+        name: the folder's name, such as `zeroshot1`.
+        seen: the seen classes, in the order of their labels.
+        unseen: the unseen classes, in the order of their labels.
         lists: the existing lists, by kind of image and part.
     """
 
@@ -211,7 +211,7 @@ class ListFolder:
     lists: dict[tuple[Kind, Part], ImageList]
 
     def is_complete(self, kind: Kind) -> bool:
-        """Return whether the lists name both the seen and the unseen images of a kind."""
+        """Return whether there are lists of both seen and unseen images of a kind."""
         return (kind, "train") in self.lists and (kind, "zero") in self.lists
 
     def training_sketches(self) -> frozenset[Path]:
@@ -224,8 +224,8 @@ def read_list_folder(folder: Path, root: Path) -> ListFolder | None:
     """Return the lists in `folder`, whose paths are relative to `root`; `None` if it has none.
 
     Raises:
-        BadData: a line has no label or leads out of `root`, a label has no class, or a label and
-            the folder of its image name different classes.
+        BadData: a line has no label or a path outside of `root`, a label has no class, or a label
+            and its image's folder have different class names.
     """
     names: dict[Part, tuple[str, ...]] = {
         "train": _class_names(folder / "cname_cid.txt"),
@@ -246,7 +246,7 @@ def read_list_folder(folder: Path, root: Path) -> ListFolder | None:
 
 
 def _listed(lists: dict[tuple[Kind, Part], ImageList], part: Part) -> tuple[str, ...]:
-    """Return the classes of a side by its images, where no file names them."""
+    """Return the classes of a part's images, for parts without a file of class names."""
     found = [name for (_, of), listed in lists.items() if of == part for name in listed.name_of]
     return tuple(dict.fromkeys(found))
 
@@ -262,9 +262,9 @@ def _class_names(file: Path) -> tuple[str, ...]:
         numbered[int(match[2])] = match[1]
     if sorted(numbered) != list(range(len(numbered))):
         raise BadData(
-            f"{printable_name(file)} does not number its {len(numbered)} classes from 0 on",
+            f"{printable_name(file)} does not number its {len(numbered)} classes from 0",
             f"0 to {len(numbered) - 1}",
-            "take the file from where the lists come from",
+            "use the file that belongs to the lists",
         )
     refuse_ambiguous(numbered.values(), printable_name(file))
     return tuple(numbered[label] for label in range(len(numbered)))
@@ -273,7 +273,7 @@ def _class_names(file: Path) -> tuple[str, ...]:
 def _image_list(file: Path, root: Path, names: tuple[str, ...]) -> ImageList:
     paths: list[Path] = []
     name_of: list[str] = []
-    broadcast_object: set[tuple[str, str]] = set()
+    agreed: set[tuple[str, str]] = set()
     for number, line in enumerate(_lines(file), 1):
         match = _LINE.fullmatch(line)
         relative = PurePosixPath(match[1] if match else line)
@@ -283,12 +283,12 @@ def _image_list(file: Path, root: Path, names: tuple[str, ...]) -> ImageList:
         if names and label >= len(names):
             raise _bad_line(file, number, line, f"a label of 0 to {len(names) - 1}")
         name = names[label] if names else in_folder
-        if (name, in_folder) not in broadcast_object:
+        if (name, in_folder) not in agreed:
             if in_folder not in ClassNames([name]):
                 raise _bad_line(
                     file, number, line, f"an image of {name!r}, which has the label {label}"
                 )
-            broadcast_object.add((name, in_folder))
+            agreed.add((name, in_folder))
         paths.append(root / relative)
         name_of.append(name)
     return ImageList(file, tuple(paths), tuple(name_of))
@@ -303,5 +303,5 @@ def _bad_line(file: Path, number: int, line: str, expected: str) -> BadData:
     return BadData(
         f"{printable_name(file)}, line {number}: {printable_name(line.strip())!r}",
         expected,
-        "take lists and cname_cid files of one origin: their labels differ",
+        "use lists and cname_cid files from one source, since labels differ",
     )

@@ -1,4 +1,4 @@
-"""Images and classes that a split puts on both sides: seen in training and unseen in testing."""
+"""Images and classes on both sides of a split: seen in training and unseen in testing."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sbtk_train.data.image_set import ImageSet
 from sbtk_train.data.layouts import ListFolder
 from sbtk_train.data.splits import Split, open_split
 
-#: An ImageNet photo, in the names of photos and of the sketches that were drawn from them.
+#: The id of an ImageNet photo, in names of photos and of sketches drawn from them.
 _PHOTO_ID = re.compile(r"n\d{8}_\d+")
 
 
 @dataclass(frozen=True)
 class Leak:
-    """The same thing on both sides; two paths, or two class names."""
+    """The same image or class on both sides: two paths, or two class names."""
 
     seen: str
     unseen: str
@@ -31,21 +31,16 @@ class Leakage:
 
     Attributes:
         classes: classes that list files name on both sides.
-        photo_ids: images whose names carry the number of one ImageNet photo.
-        contents: images with the very same bytes; `None` where no file was read.
-        file_names: images of one kind with one file name. Names that only count (`ext_12.jpg`)
-            repeat from class to class, so alone they prove nothing.
+        photo_ids: images with the id of the same ImageNet photo in their names.
+        contents: images with the same bytes; `None` if no file was read.
+        file_names: images of one kind with the same file name. This alone proves nothing, since
+            numbered names (`ext_12.jpg`) repeat from class to class.
     """
 
     classes: tuple[Leak, ...]
     photo_ids: tuple[Leak, ...]
     contents: tuple[Leak, ...] | None
     file_names: tuple[Leak, ...]
-
-    @property
-    def is_certain(self) -> bool:
-        """Whether a class or an image is on both sides beyond doubt."""
-        return bool(self.classes or self.photo_ids or self.contents)
 
 
 def find_leakage(
@@ -54,19 +49,20 @@ def find_leakage(
     lists: Iterable[ListFolder],
     sha256: Mapping[Path, bytes] | None = None,
 ) -> Leakage:
-    """Return what the sides of the split have in common.
+    """Return the classes and images on both sides of a split.
 
     Args:
         data: the whole data set.
         split: decides the side of each class.
         lists: the data set's own list files.
-        sha256: of the bytes of each image; `None` if they were not read.
+        sha256: hash of each image file; `None` if the files were not read.
     """
     is_unseen = [split.is_unseen(name) for name in data.classes]
     sketches = [*zip(data.sketch_files, (is_unseen[x] for x in data.sketch_labels), strict=True)]
     photos = [*zip(data.photos, (is_unseen[x] for x in data.photo_labels), strict=True)]
     both = sketches + photos
-    identified = ((match[0], path, side) for path, side in both if (match := _photo_id(path)))
+    matched = ((_PHOTO_ID.match(path.name), path, side) for path, side in both)
+    identified = ((match[0], path, side) for match, path, side in matched if match)
     contents = None
     if sha256 is not None:
         read = ((sha256[path], path, side) for path, side in both if path in sha256)
@@ -84,12 +80,8 @@ def find_leakage(
     )
 
 
-def _photo_id(path: Path) -> re.Match[str] | None:
-    return _PHOTO_ID.match(path.name)
-
-
 def _on_both_sides(found: Iterable[tuple[object, Path, bool]]) -> Iterator[Leak]:
-    """Yield the first image of each side for every key that is on both."""
+    """Yield the first image of each side for every key on both sides."""
     first: dict[object, dict[bool, Path]] = defaultdict(dict)
     for key, path, is_unseen in found:
         first[key].setdefault(is_unseen, path)
@@ -105,22 +97,22 @@ def _listed_twice(folder: ListFolder) -> Iterator[Leak]:
             yield Leak(f"{folder.name}: {name}", other)
 
 
-#: Classes in common, of all classes on either side, from which data are taken for a data set.
+#: Smallest share of common classes (intersection over union) to recognise a published data set.
 _ENOUGH = 0.8
 
 
 @dataclass(frozen=True)
 class PublishedSplit:
-    """Counts of one split.
+    """Published image counts of a split.
 
     Attributes:
-        split: its name.
-        training_sketches: sketches of seen classes without those held out.
-        held_out_sketches: sketches of seen classes that are kept back.
-        training_photos: photos of seen classes, each once.
+        split: name of the split.
+        training_sketches: sketches of seen classes, without held-out ones.
+        held_out_sketches: held-out sketches of seen classes.
+        training_photos: photos of seen classes, without duplicates.
         queries: sketches of unseen classes.
-        gallery: photos of unseen classes, each once.
-        gallery_with_duplicates: the same with those that the lists name twice.
+        gallery: photos of unseen classes, without duplicates.
+        gallery_with_duplicates: photos of unseen classes as often as they are listed.
     """
 
     split: str
@@ -134,15 +126,15 @@ class PublishedSplit:
 
 @dataclass(frozen=True)
 class PublishedData:
-    """Counts of one data set.
+    """Published image counts of a data set.
 
     Attributes:
-        name: as papers call it.
+        name: its name in papers.
         classes: number of classes.
         sketches: number of sketches.
-        photos: number of photos, each once.
-        sketches_per_class: mean and standard deviation, as the paper rounds them.
-        photos_per_class: the same.
+        photos: number of photos, without duplicates.
+        sketches_per_class: mean and standard deviation, as rounded in the paper.
+        photos_per_class: mean and standard deviation, as rounded in the paper.
         splits: its published splits.
     """
 
@@ -194,7 +186,7 @@ PUBLISHED_DATA = (
 
 
 def match_published_data(classes: Iterable[str]) -> PublishedData | None:
-    """Return the published data set that has these classes, by and large; `None` if none has."""
+    """Return the published data set that has nearly these classes; `None` if there is none."""
     here = {published_key(name) for name in classes}
     for data in PUBLISHED_DATA:
         split = open_split(data.splits[0].split)

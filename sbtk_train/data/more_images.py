@@ -1,8 +1,8 @@
-"""Sketches and photos from other places than the data set, added to what a student learns from.
+"""Sketches and photos from further sources, added to the training images.
 
-They come from folders of class folders and from stroke files. A class map says which of their
-classes mean one class of the data set. They are only ever trained on: nothing of theirs is held
-out, validated on or searched, and a class that the split keeps unseen never gets in.
+They come from folders of class folders and from stroke files. A class map maps their class names to
+those of the data set. They are only used for training: none is held out, validated on or searched,
+and unseen classes are excluded.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class ClassMap:
     """Maps class names of further sources to those of the data set.
 
     Attributes:
-        name: of the map, for messages.
-        classes: the class that each source class is; an empty one leaves it out. A source class
-            that is not in here keeps its name.
-        imagenet: WordNet ids of the ImageNet classes that show what a class shows; they stand in
-            for the soft labels of a class without photos.
+        name: name of the map, for messages.
+        classes: class names by source class; an empty name excludes the source class. Source
+            classes that are not in the map keep their names.
+        imagenet: WordNet ids of similar ImageNet classes, from which the soft labels of classes
+            without photos are made.
     """
 
     name: str = ""
@@ -48,21 +48,21 @@ class ClassMap:
 
 
 def list_class_maps() -> list[str]:
-    """Return the names of the class maps that sbtk brings."""
+    """Return the names of the included class maps."""
     return sorted(Path(entry.name).stem for entry in _maps().iterdir() if ".toml" in entry.name)
 
 
 def is_bundled(name_or_file: str) -> bool:
-    """Return whether a class map is one that sbtk brings, and not a file."""
+    """Return whether the name is that of an included class map, not a file."""
     return name_or_file in list_class_maps()
 
 
 def open_class_map(name_or_file: str) -> ClassMap:
-    """Return a class map that sbtk brings, or that of a TOML file; an empty one for no name.
+    """Return an included class map, or that of a TOML file; an empty map for an empty name.
 
     Raises:
-        BadConfig: neither, or the file is not made of a table `classes` of names and a table
-            `imagenet` of lists of names.
+        BadConfig: there is no such map, or the file has anything but a table `classes` of names and
+            a table `imagenet` of lists of names.
     """
     if not name_or_file:
         return ClassMap()
@@ -100,7 +100,7 @@ def open_class_map(name_or_file: str) -> ClassMap:
 
 @dataclass(frozen=True)
 class MoreImages:
-    """Images of further sources, by the name that each source gives their class."""
+    """Images of further sources, by their class names there."""
 
     sketches: dict[str, tuple[ImageSource, ...]]
     photos: dict[str, tuple[Path, ...]]
@@ -111,11 +111,12 @@ def read_more(sketches: Sequence[Path], photos: Sequence[Path]) -> MoreImages:
     """Return the images of further sources.
 
     Args:
-        sketches: stroke files (`.npz`), and folders that hold a folder for each class.
-        photos: folders that hold a folder for each class.
+        sketches: stroke files (`.npz`) and folders of class folders.
+        photos: folders of class folders.
 
     Raises:
-        BadData: a source does not exist, holds no class, or is a damaged stroke file.
+        BadData: a source does not exist, has no images in class folders, or is a damaged stroke
+            file.
     """
     notices: list[str] = []
     found_photos: dict[str, tuple[Path, ...]] = {}
@@ -126,16 +127,22 @@ def read_more(sketches: Sequence[Path], photos: Sequence[Path]) -> MoreImages:
 
 
 def append_images(division: Division, split: Split, more: MoreImages, names: ClassMap) -> Division:
-    """Return the division with further images among those that are trained on.
+    """Return the division with further training images.
 
-    Further classes follow the data set's, in alphabetical order. They need photos and
-    sketches, or photos, or sketches and ImageNet classes that stand in for photos.
+    Further classes follow the data set's, in alphabetical order. They need photos, or sketches and
+    ImageNet classes to make soft labels from.
+
+    Args:
+        division: the data set's division.
+        split: the unseen classes.
+        more: the further images.
+        names: maps their class names.
 
     Raises:
-        BadData: the class map turns an unseen class into one that is trained on.
+        BadData: the class map would train on an unseen class.
     """
     training = division.training
-    own, kept_back = ClassNames(training.classes), ClassNames(division.validation.classes)
+    own, validation = ClassNames(training.classes), ClassNames(division.validation.classes)
     left_out: dict[str, list[str]] = defaultdict(list)
     new_sketches: dict[str, list[ImageSource]] = defaultdict(list)
     new_photos: dict[str, list[Path]] = defaultdict(list)
@@ -153,7 +160,7 @@ def append_images(division: Division, split: Split, more: MoreImages, names: Cla
             left_out["that the class map leaves out"].append(name)
         elif unseen is not None:
             left_out[f"that {split.name} keeps unseen"].append(name)
-        elif target in kept_back:
+        elif target in validation:
             left_out["kept for validation"].append(name)
         else:
             known = own.find(target) or target
@@ -164,7 +171,7 @@ def append_images(division: Division, split: Split, more: MoreImages, names: Cla
     usable |= {name for name in sketched if name in own or name in names.imagenet}
     no_use = sorted(sketched - usable)
     if no_use:
-        left_out["without photos or ImageNet classes to take their meaning from"] = no_use
+        left_out["without photos or ImageNet classes for their soft labels"] = no_use
     further = tuple(sorted(usable - set(training.classes)))
     classes = (*training.classes, *further)
     sketches, sketch_labels = _append(
@@ -214,13 +221,12 @@ def _in_folders(source: Path) -> dict[str, list[Path]]:
     if not source.is_dir():
         raise BadData(
             f"{printable_name(source)} is not a folder",
-            f"a folder that holds a folder for each class, or for sketches a {STROKE_SUFFIX} file",
+            f"a folder of class folders, or for sketches a {STROKE_SUFFIX} file",
         )
     images = scan([source])
     if not images.paths:
         raise BadData(
-            f"{printable_name(source)} holds no images in class folders",
-            "a folder that holds a folder for each class",
+            f"{printable_name(source)} has no images in class folders", "a folder of class folders"
         )
     found: dict[str, list[Path]] = defaultdict(list)
     for name, path in zip(images.name_of, images.paths, strict=True):

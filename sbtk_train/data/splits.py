@@ -31,11 +31,8 @@ from sbtk_train.data.image_set import (
     Listing,
     Rows,
     select_classes,
-    select_photos,
-    select_sketches,
+    select_images,
 )
-
-__all__ = ["Split", "class_key", "open_split", "split_names"]
 
 _RANDOM = re.compile(r"random:(\d{1,6}):(\d{1,9})")
 
@@ -47,9 +44,9 @@ class Split:
     Attributes:
         name: as in `splits.json`, `random:N:SEED`, or the file's name.
         unseen: class names, sorted.
-        seen: class names that the list's authors trained on, sorted; empty where they name none.
-        is_file: the list is a user's file. Its names are compared as they are written, without
-            the renames of published data sets, and all of them should be in the data.
+        seen: class names that the list's authors trained on, sorted; empty if they name none.
+        is_file: whether the list is a user's file. Its names are compared without the renames of
+            published data sets, and all of them should be in the data.
     """
 
     name: str
@@ -59,7 +56,7 @@ class Split:
 
     @property
     def sha256(self) -> str:
-        """The hash of the canonical unseen class names; equal for equal splits."""
+        """A hash of the canonical unseen class names; equal for equal splits."""
         keys = sorted(class_key(name) for name in self.unseen)
         # Names of folders may hold bytes that are not UTF-8.
         return hashlib.sha256("\n".join(keys).encode("utf-8", "surrogateescape")).hexdigest()
@@ -69,7 +66,7 @@ class Split:
         return class_name in self._unseen_names
 
     def seen_among(self, class_names: Iterable[str]) -> list[str]:
-        """Return the class names that are not unseen, in their order."""
+        """Return the class names that are seen, in their order."""
         return [name for name in class_names if not self.is_unseen(name)]
 
     def is_of(self, unseen: Iterable[str]) -> bool:
@@ -88,18 +85,17 @@ def split_names() -> list[str]:
 
 
 def open_split(name_or_file: str, classes: Sequence[str] | None = None) -> Split:
-    """Return a published split, one drawn at random, or that of a file.
+    """Return a published split, a random split, or the split of a file.
 
     Args:
-        name_or_file: a published split's name; `random:N:SEED` for N classes drawn from the data's
-            (the first N of MT19937's permutation of the sorted names); or a file with one unseen
-            class a line (SAKE's `cname_cid_zero.txt`, with its numbers, too).
-        classes: the class names of the data; random splits need them, and a file's numbers are
+        name_or_file: a published split's name; `random:N:SEED` for N of the data's classes (the
+            first N of MT19937's permutation of the sorted names); or a file with one unseen class
+            per line, such as SAKE's `cname_cid_zero.txt`, with its numbers.
+        classes: the class names of the data. Random splits need them, and a file's numbers are
             part of its names if the data's names have them.
 
     Raises:
-        BadConfig: none of these; a file that names no class or is not UTF-8; or too many classes
-            to draw.
+        BadConfig: unknown split; a file without classes or not in UTF-8; too many random classes.
     """
     published = read_published_splits()
     by_key = {name.casefold(): name for name in published}
@@ -138,7 +134,7 @@ def _random_split(name: str, classes: Sequence[str] | None) -> Split:
             f"1 to {len(classes) - 1} unseen classes",
         )
     ordered = sorted(classes, key=_drawing_order)
-    # The stream of this generator never changes (NEP 19), so the name determines the classes.
+    # This generator's stream never changes (NEP 19), so the name determines the classes.
     drawn = np.random.RandomState(seed).permutation(len(ordered))[:count]
     unseen = {ordered[row] for row in drawn.tolist()}
     seen = tuple(sorted(set(classes) - unseen))
@@ -146,17 +142,17 @@ def _random_split(name: str, classes: Sequence[str] | None) -> Split:
 
 
 def _drawing_order(name: str) -> tuple[str, str]:
-    """Return the sort key of classes before some are drawn; it must never change."""
+    """Return the sort key of classes for random splits; it must never change."""
     folded = unicodedata.normalize("NFKC", name).casefold()
     letters = "".join(character for character in folded if character.isalnum())
     return joined_key(letters) or folded, class_key(name)
 
 
 def _without_ids(lines: list[str], path: Path, classes: Sequence[str] | None) -> list[str]:
-    """Return the lines without the ids that follow the names in `cname_cid` files.
+    """Return the lines without the ids after the names in `cname_cid` files.
 
-    A number belongs to the name (`shoe 0`) unless all lines have one, they count from 0 on, and
-    the data, where they are known, have none of the names with a number.
+    A number is part of the name (`shoe 0`) unless all lines have one, they count up from 0, and
+    the data, if known, have no class of a name with its number.
     """
     matches = [re.fullmatch(r"(.+?)\s+(\d+)", line) for line in lines]
     names = [match[1] for match in matches if match is not None]
@@ -173,9 +169,9 @@ def _without_ids(lines: list[str], path: Path, classes: Sequence[str] | None) ->
 
 
 MIN_TRAINING_CLASSES = 3
-#: Default number of seen classes kept for validation.
+#: Default number of seen classes held out for validation.
 VALIDATION_CLASSES = 10
-#: Per class: one sketch is held out, and at least one is left to train on.
+#: Per class: one sketch to hold out, and at least one to train on.
 MIN_SKETCHES = 2
 
 
@@ -185,12 +181,11 @@ class Division:
 
     Attributes:
         training: images to train on.
-        held_out: sketches of training classes that are kept from training; their photos are the
-            training photos.
-        validation: whole seen classes kept from training, for selection and early stopping.
+        held_out: held-out sketches of training classes, with the training photos.
+        validation: whole held-out seen classes, for selection and early stopping.
         notices: sentences about what was left out.
-        held_out_photos: photos of training classes that are kept from training; it has no
-            sketches. `None` if none are.
+        held_out_photos: held-out photos of training classes, without sketches; `None` if no photos
+            are held out.
     """
 
     training: ImageSet
@@ -210,24 +205,24 @@ def divide(
     only_classes: Sequence[str] | None = None,
     is_holding_out_photos: bool = False,
 ) -> Division:
-    """Return the data set divided into training, held-out and validation images.
+    """Divide a data set into training, held-out and validation images.
 
-    Where the data have list files of this very split, their held-out sketches are held out (50 a
-    class of Sketchy Ext and 10 of TU-Berlin Ext in SAKE's lists); otherwise they are drawn.
+    If the data have list files of this split, their held-out sketches are held out (in SAKE's lists
+    50 per class of Sketchy Ext and 10 of TU-Berlin Ext); otherwise held-out sketches are sampled.
 
     Args:
         data: the whole data set.
-        split: the classes to keep unseen.
-        seed: draws the validation classes and the held-out sketches; 0 by the project's rule.
-        validation_classes: number of seen classes kept for validation.
-        held_out_share: share of each training class's sketches that is held out, at least one.
-        only_classes: if given, the classes to use; naming an unseen one is refused.
-        is_holding_out_photos: also hold out that share of each training class's photos, and at
-            least one of two or more.
+        split: the unseen classes.
+        seed: samples the validation classes and the held-out sketches; 0 by the project's rule.
+        validation_classes: number of seen classes to hold out for validation.
+        held_out_share: share of each training class's sketches to hold out, at least one.
+        only_classes: the classes to use; `None` for all.
+        is_holding_out_photos: also hold out that share of each training class's photos, at least
+            one of two or more.
 
     Raises:
-        BadData: an unseen class was requested, a class looks like an unseen one by another name,
-            or too few classes or sketches remain.
+        BadData: `only_classes` has an unseen class, a class seems to be an unseen one with another
+            name, or there are too few classes or sketches.
     """
     match = match_classes(data.classes, split)
     refuse_look_alikes(match)
@@ -252,15 +247,15 @@ def divide(
     listed = _find_listed(training, listing)
     kept, held = _draw_held_out(training.sketch_labels, held_out_share, rng, listed)
     if listing is not None and listing.training_sketches:
-        left_out.append(f"held out are the {len(held)} sketches that {listing.name} keeps back")
+        left_out.append(f"held out {len(held)} sketches, as listed in {listing.name}")
     photos = None
     if is_holding_out_photos:
         kept_photos, held_photos = _draw_held_out(training.photo_labels, held_out_share, rng)
-        photos = select_photos(select_sketches(training, []), held_photos)
-        training = select_photos(training, kept_photos)
+        photos = select_images(training, sketches=[], photos=held_photos)
+        training = select_images(training, photos=kept_photos)
     return Division(
-        training=select_sketches(training, kept),
-        held_out=select_sketches(training, held),
+        training=select_images(training, sketches=kept),
+        held_out=select_images(training, sketches=held),
         validation=select_classes(data, validation),
         notices=(*notices, *left_out),
         held_out_photos=photos,
@@ -274,12 +269,12 @@ def find_export_problem(division: Division) -> str:
 
 
 def find_listing(data: ImageSet, split: Split) -> Listing | None:
-    """Return the data set's own lists for a split; `None` if they are for others."""
+    """Return the data set's own lists of a split; `None` if it has none."""
     return next((listing for listing in data.listings if split.is_of(listing.unseen)), None)
 
 
 def _absent(data: ImageSet, classes: Sequence[str]) -> list[str]:
-    """Return a sentence on the listed classes that the data lack; none if they lack none."""
+    """Return a sentence on the listed classes that the data lack, if any."""
     here = ClassNames(data.classes, renames=False)
     absent = [name for name in classes if name not in here]
     count = f"{len(absent)} of {len(classes)} classes on the list to train on"
@@ -299,6 +294,7 @@ def _only(data: ImageSet, split: Split, classes: Sequence[str]) -> ImageSet:
 
 
 def _find_usable(data: ImageSet, classes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the classes with enough sketches and photos, and sentences on the others."""
     sketches = np.bincount(data.sketch_labels, minlength=len(data.classes))
     photos = np.bincount(data.photo_labels, minlength=len(data.classes))
     usable, notices = [], []
@@ -317,10 +313,10 @@ def _find_usable(data: ImageSet, classes: Sequence[str]) -> tuple[list[str], lis
 def _draw_held_out(
     labels: Rows, share: float, rng: np.random.Generator, listed: Set[int] = frozenset()
 ) -> tuple[list[int], list[int]]:
-    """Return the rows to train on and those to hold out, class by class.
+    """Return the rows to train on and the rows to hold out, class by class.
 
-    Those `listed` are held out; of a class with none or only such rows, some are drawn instead. A
-    class with one image keeps it.
+    Rows in `listed` are held out; if these are none or all of a class, rows are sampled instead. A
+    single image of a class is trained on.
     """
     kept: list[int] = []
     held: list[int] = []
@@ -336,21 +332,21 @@ def _draw_held_out(
 
 
 def _find_listed(training: ImageSet, listing: Listing | None) -> set[int]:
-    """Return the sketches that the lists do not train on; none without lists."""
+    """Return the rows of the sketches that the lists do not train on; none without lists."""
     if listing is None or not listing.training_sketches:
         return set()
     listed = listing.training_sketches
     return {row for row, sketch in enumerate(training.sketches) if sketch not in listed}
 
 
-#: Data with this share of classes on the split's lists are those the split was made for.
+#: A split's lists are taken to be for the data if they have this share of the data's classes.
 _OWN_SHARE = 0.9
 _SUGGESTED_AT_MOST = 8
 
 
 @dataclass(frozen=True)
 class LookAlike:
-    """A class that counts as seen, and the unseen class whose name it nearly has."""
+    """A seen class, and the unseen class with a similar name."""
 
     name: str
     unseen: str
@@ -358,16 +354,16 @@ class LookAlike:
 
 @dataclass(frozen=True)
 class ClassMatch:
-    """The class names of some data, matched with a split.
+    """The class names of a data set, matched with a split.
 
     Attributes:
         split: the split's name.
-        seen: the data's classes that may be trained on.
-        unseen: the data's classes that are kept unseen.
+        seen: the data's seen classes.
+        unseen: the data's unseen classes.
         absent: the split's unseen classes that the data lack.
-        unknown: classes of the data on neither of the split's lists; empty if it has no seen list.
+        unknown: the data's classes on neither of the split's lists; empty without a seen list.
         look_alikes: classes among `seen` that may be unseen ones in another spelling.
-        is_own: judged by class names, the data are those that the split's lists were made for.
+        is_own: whether, judging by class names, the split's lists were made for the data.
     """
 
     split: str
@@ -380,7 +376,7 @@ class ClassMatch:
 
 
 def match_classes(classes: Sequence[str], split: Split) -> ClassMatch:
-    """Return which of the classes are seen and unseen in the split."""
+    """Match class names with the seen and unseen classes of a split."""
     here, listed = ClassNames(classes, renames=not split.is_file), ClassNames(split.seen)
     seen = split.seen_among(classes)
     absent = [name for name in split.unseen if name not in here]
@@ -403,17 +399,17 @@ def match_classes(classes: Sequence[str], split: Split) -> ClassMatch:
 
 
 def refuse_look_alikes(match: ClassMatch) -> None:
-    """Refuse to train on a class that is probably an unseen one.
+    """Check that no class to train on is probably an unseen one.
 
     Raises:
-        BadData: the data are the split's own, and one of their classes has nearly the name of an
-            unseen class that is missing.
+        BadData: the split was made for the data, and a class's name is similar to that of a missing
+            unseen class.
     """
     if match.is_own and match.look_alikes:
         first = match.look_alikes[0]
         raise BadData(
-            f"the class {first.name!r} would be trained on, and looks like {first.unseen!r}, "
-            f"which {match.split} keeps unseen",
+            f"the class {first.name!r} would be trained on, but looks like {first.unseen!r}, "
+            f"which is unseen in {match.split}",
             "class names as on the split's lists",
             f"rename the class's folder to {first.unseen!r}",
         )
@@ -422,31 +418,31 @@ def refuse_look_alikes(match: ClassMatch) -> None:
 def refuse_absent(
     listed: Sequence[str], classes: Sequence[str], name: str, *, renames: bool = False
 ) -> None:
-    """Refuse a list with classes that the data lack, which are probably misspelt.
+    """Check that the data have all classes on a list; others are probably misspelt.
 
     Args:
         listed: class names.
         classes: the data's classes.
-        name: of the list.
-        renames: apply the documented renames of published data sets.
+        name: name of the list.
+        renames: whether to apply the documented renames of published data sets.
 
     Raises:
-        BadData: names the absent classes, and the data's classes with the closest names.
+        BadData: names the missing classes, and the data's classes with the closest names.
     """
     here = ClassNames(classes, renames=renames)
     absent = [each for each in listed if each not in here]
     if absent:
         raise BadData(
             describe_absent(absent, listed, classes, name),
-            "class names as the data have them",
-            "correct the file; or, if it is meant for more classes than these, --allow-missing",
+            "class names of the data",
+            "correct the file, or accept a list with more classes by --allow-missing",
         )
 
 
 def describe_absent(
     absent: Sequence[str], listed: Sequence[str], classes: Sequence[str], name: str
 ) -> str:
-    """Return a sentence on the listed classes that the data lack, with those they may mean."""
+    """Return a sentence on the listed classes that the data lack, with similar class names."""
     close = [
         f"{each!r} (did you mean {' or '.join(map(repr, found))}?)"
         for each in absent[:_SUGGESTED_AT_MOST]
@@ -458,7 +454,7 @@ def describe_absent(
 
 
 def describe_matches(match: ClassMatch) -> list[str]:
-    """Return sentences on mismatches; none if the data have all or none of the unseen classes."""
+    """Return sentences on mismatches; none if the data have all, or none, of the unseen classes."""
     notices = [
         f"WARNING: {alike.name!r} is trained on; is it the unseen {alike.unseen!r}?"
         for alike in match.look_alikes
@@ -472,12 +468,12 @@ def describe_matches(match: ClassMatch) -> list[str]:
 
 
 def join_names(names: Sequence[str], most: int = 8) -> str:
-    """Return the first names and the number of others as text."""
+    """Return the first names and the number of other names as text."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-#: Most images of each kind to compare with torch.
+#: Most images of each kind to compare an export with torch.
 PARITY_PER_KIND = 100
 #: Fewest images of each kind to compare with torch; an export with fewer is refused.
 MIN_PARITY_PER_KIND = 16
@@ -488,11 +484,11 @@ MIN_CALIBRATION_PER_KIND = 16
 
 
 def parity_share(per_kind: int, *, is_calibrating: bool = True) -> int:
-    """Return how many images of each kind are compared with torch; the others calibrate INT8.
+    """Return the number of images of each kind to compare with torch; the others calibrate INT8.
 
     Args:
-        per_kind: images of training classes, of the kind that has fewer.
-        is_calibrating: whether some have to be left for calibration.
+        per_kind: number of images of training classes, of the smaller kind.
+        is_calibrating: whether to leave some for calibration.
 
     Returns:
         At most `PARITY_PER_KIND`; fewer than `MIN_PARITY_PER_KIND` if there are not enough.
@@ -505,8 +501,8 @@ def export_problem(sketches: int, photos: int, *, is_calibrating: bool = True) -
     """Return a sentence on why `sbtk export` would refuse; empty if it would not.
 
     Args:
-        sketches: of training classes, with those that are held out from training.
-        photos: of training classes.
+        sketches: number of sketches of training classes, including held-out ones.
+        photos: number of photos of training classes.
         is_calibrating: whether to export INT8, as by default.
     """
     needed = MIN_PARITY_PER_KIND + (MIN_CALIBRATION_PER_KIND if is_calibrating else 0)

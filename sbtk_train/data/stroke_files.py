@@ -28,11 +28,11 @@ _ARRAYS = ("points", "stroke_offsets", "drawing_offsets", "labels", "classes")
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """A sketch that is known by its strokes and rendered whenever it is needed.
+    """A sketch in strokes, rendered on demand.
 
     Attributes:
-        file: the stroke file that it is from.
-        number: its place in the file, from 0.
+        file: its stroke file.
+        number: its index in the file.
         strokes: at least one stroke of at least one point.
     """
 
@@ -45,7 +45,7 @@ class Drawing:
 
     @property
     def identity(self) -> str:
-        """A text that is equal for equal strokes, in any file."""
+        """A hash that is equal for equal strokes, in any file."""
         digest = hashlib.sha256()
         for stroke in self.strokes:
             digest.update(len(stroke).to_bytes(4, "little"))
@@ -58,9 +58,9 @@ class StrokeFile:
     """The contents of a stroke file.
 
     Attributes:
-        drawings: those with ink, class by class.
+        drawings: the drawings with at least one point, by class.
         name_of: the class name of each.
-        empty: number of drawings without a point, which are left out.
+        empty: number of drawings without points, which are left out.
     """
 
     drawings: tuple[Drawing, ...]

@@ -1,1 +1,1 @@
-"""Students, their backbones and the teacher."""
+"""Students, backbones and teachers."""

@@ -1,8 +1,8 @@
 """ResNet trunks, their ImageNet weights, and the check that weights and layout fit.
 
-ResNet50 comes in two layouts whose weights have the same names and shapes: `resnet50-v1` has the
-stride of a stage on its first 1x1 convolution (He et al. 2016, Caffe, Keras), `resnet50-v1.5` on
-the 3x3 one (torchvision). Loading one into the other raises nothing and costs accuracy, so the
+ResNet50 has two layouts whose weights have the same names and shapes: `resnet50-v1` has a stage's
+stride in the first 1x1 convolution (He et al. 2016, Caffe, Keras), `resnet50-v1.5` in the 3x3
+convolution (torchvision). Loading one into the other raises no error but costs accuracy, so the
 layout is named explicitly and checked by batch-norm statistics.
 """
 
@@ -25,9 +25,9 @@ from sbtk_runtime.errors import BadConfig, BadModel
 BACKBONES = ("resnet50-v1.5", "resnet50-v1", "resnet18")
 IMAGENET_CLASSES = 1000
 
-#: Words that frameworks put before the names of a network's tensors.
+#: Prefixes that frameworks add to the names of a network's tensors.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "network.", "net.", "encoder.")
-#: Keys under which checkpoints hold the network, next to an optimiser and other things.
+#: Keys of the network in checkpoints that also have an optimiser or other entries.
 _NESTED = ("state_dict", "model_state_dict", "model_state", "model", "network", "net")
 _MAX_DEPTH = 4
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -70,12 +70,12 @@ def build_trunk(backbone: str) -> tuple[nn.Module, int]:
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
     """Return the float32 tensors of a .safetensors or weights-only .pth file, and its layout.
 
-    Tensors that lie deeper (`{"model": ...}`, `{"state_dict": ...}`) are found, and the prefixes
-    that frameworks put before their names are taken off. The layout is the file's own word
-    (metadata `backbone`), `None` where it says nothing.
+    Nested tensors (`{"model": ...}`, `{"state_dict": ...}`) are found, and the prefixes that
+    frameworks add to their names are removed. The layout is that of the file's metadata
+    (`backbone`), `None` if they do not name it.
 
     Raises:
-        BadModel: unreadable, of another kind, not finite, or a pickle that holds more than tensors.
+        BadModel: the file is unreadable, not weights, not finite, or a pickle with other objects.
     """
     if not path.is_file():
         raise BadModel(f"no weights file {path}", "a .safetensors or .pth file")
@@ -92,7 +92,7 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
         raise BadModel(f"{path} cannot be read as weights: {problem}") from problem
     except Exception as problem:  # torch raises pickle.UnpicklingError through C code
         raise BadModel(
-            f"{path} holds more than tensors; it was not opened",
+            f"{path} contains more than tensors; it was not opened",
             "weights only",
             "save the model's state_dict as .safetensors",
         ) from problem
@@ -100,7 +100,7 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
 
 
 def _refuse_stand_ins(path: Path) -> None:
-    """Refuse what is often saved in the place of a weights file."""
+    """Raise `BadModel` for files that are often saved instead of weights."""
     with path.open("rb") as file:
         start = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     expected = "the weights file itself"
@@ -113,16 +113,16 @@ def _refuse_stand_ins(path: Path) -> None:
     if start.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml", b"<!--")):
         kind = "an XML document" if start.startswith(b"<?xml") else "an HTML page"
         raise BadModel(
-            f"{path} is {kind}, not weights: probably what a server answered instead of the file",
+            f"{path} is {kind}, not weights: probably a server's response instead of the file",
             expected,
-            "download it again, by the link of the file and not of the page about it",
+            "download it again, with the link of the file, not of its page",
         )
 
 
 def _network(found: Any, path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of the network in what a file holds, under their plain names."""
+    """Return the tensors of the network in a file's contents, under their plain names."""
     if not isinstance(found, dict):
-        raise BadModel(f"{path} holds a {type(found).__name__}", "a dictionary of tensors")
+        raise BadModel(f"{path} contains a {type(found).__name__}", "a dictionary of tensors")
     for _ in range(_MAX_DEPTH):
         inner = next((found[key] for key in _NESTED if isinstance(found.get(key), dict)), None)
         if inner is None:
@@ -145,7 +145,7 @@ def _network(found: Any, path: Path) -> dict[str, torch.Tensor]:
             f"{path}: {bad[0]} holds NaN or infinity"
             + (f", and so do {len(bad) - 1} more" if len(bad) > 1 else ""),
             "finite numbers",
-            "take an earlier checkpoint, from before that training diverged",
+            "use a checkpoint from before training diverged",
         )
     return tensors
 
@@ -157,12 +157,12 @@ def _plain_name(key: str) -> str:
 
 
 def is_student(tensors: dict[str, torch.Tensor]) -> bool:
-    """Return whether the tensors are those of an sbtk student rather than of a classifier."""
+    """Return whether the tensors are an sbtk student's, not a classifier's."""
     return "trunk.conv1.weight" in tensors and "embedding.weight" in tensors
 
 
 def extract_classifier(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a student's trunk and ImageNet head under torchvision's names; others as they are."""
+    """Return a student's trunk and ImageNet head under torchvision's names; others unchanged."""
     if not is_student(tensors):
         return tensors
     named = {
@@ -173,7 +173,7 @@ def extract_classifier(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tens
     weight, bias = tensors.get("soft.weight"), tensors.get("soft.bias")
     if weight is not None and bias is not None:
         if any(".se." in key for key in tensors):
-            # DSN's heads are on the code, so the classifier is the product of two layers.
+            # DSN's heads take the code, so the classifier is the product of two layers.
             bias = bias + weight @ tensors["embedding.bias"]
             weight = weight @ tensors["embedding.weight"]
         named |= {"fc.weight": weight, "fc.bias": bias}
@@ -181,10 +181,10 @@ def extract_classifier(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 def load_trunk(trunk: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> Classifier | None:
-    """Load a classifier network's tensors into `trunk`; return its ImageNet head, if it has one.
+    """Load a classifier network's tensors into `trunk`; return its ImageNet head, if any.
 
     Raises:
-        BadModel: names or shapes do not fit; the first misfit is named.
+        BadModel: names or shapes do not fit; names the first that does not.
     """
     tensors = extract_classifier(tensors)
     own = trunk.state_dict()
@@ -218,10 +218,10 @@ def load_trunk(trunk: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -
 
 
 def measure_drift(trunk: nn.Module, photos: torch.Tensor) -> float:
-    """Return how far photos' batch-norm input means are from the trunk's running means.
+    """Return the distance of photos' batch-norm input means from the trunk's running means.
 
-    The mean over all batch-norm channels of the squared difference, in units of the running
-    variance. Weights in their own layout drift several times less than in the wrong one.
+    It is the mean over all batch-norm channels of the squared difference, in units of the running
+    variance. Weights drift several times less in their own layout than in the wrong one.
 
     Args:
         trunk: a trunk with trained running statistics.
@@ -246,8 +246,13 @@ def choose_layout(
 ) -> tuple[str, dict[str, float]]:
     """Return the ResNet50 layout that the weights fit best, and each layout's drift.
 
-    For a backbone of a single layout that is the backbone itself and no drift. The drift is
-    measured on `photos (N, 3, H, W) float32`.
+    Other backbones are returned unchanged, without a drift.
+
+    Args:
+        backbone: the requested backbone.
+        tensors: the weights.
+        photos: `(N, 3, H, W) float32`, ImageNet-normalised, to measure the drift on.
+        path: the weights file, for errors.
     """
     if not backbone.startswith("resnet50"):
         return backbone, {}

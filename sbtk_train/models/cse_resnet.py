@@ -1,9 +1,8 @@
-"""CSE-ResNet: a ResNet whose blocks weigh their channels knowing sketch from photo (DSN, SAKE).
+"""CSE-ResNet: a ResNet whose blocks weight their channels by image and domain (DSN, SAKE).
 
 Every block has a conditional squeeze-and-excitation module on its residual branch, after the last
 batch norm and before the skip is added (Wang et al. 2021, section 3.1; haowang1992/DSN
-`src/senet.py`). The domain has no effect at the start: the weights of its domain
-input are zero.
+`src/senet.py`). Initially the domain has no effect: its weights are zero.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from sbtk_train.models.backbone import (
 )
 
 #: The layout of Cadene's SE-ResNet50, whose weights DSN and SAKE start from: strides as in
-#: `resnet50-v1`, and a 3x3 max-pool that is not padded but rounds its output's size up.
+#: `resnet50-v1`, and a 3x3 max-pool without padding whose output size is rounded up.
 SE_RESNET50 = "se-resnet50"
 REDUCTION = 16
 
 
 class ConditionalSE(nn.Module):
-    """Channels weighed by their averages and the domain.
+    """Channels weighted by their averages and the domain.
 
     `x * sigmoid(W2 [relu(W1 z + b1); d] + b2)`, where `z` is the global average of `x` and `d`
     the domain: 0 for a sketch, 1 for a photo.
@@ -43,7 +42,7 @@ class ConditionalSE(nn.Module):
             self.fc2.weight[:, -1] = 0.0
 
     def forward(self, values: Tensor, domains: Tensor) -> Tensor:
-        """Return `(N, C, h, w)` weighted channels for the same shape and domains `(N,)`."""
+        """Return the weighted `values (N, C, h, w)` of images with `domains (N,)`."""
         hidden = torch.relu(self.fc1(values.mean(dim=(2, 3))))
         hidden = torch.cat([hidden, domains.to(hidden.dtype).unsqueeze(1)], dim=1)
         shares = torch.sigmoid(self.fc2(hidden))
@@ -51,7 +50,7 @@ class ConditionalSE(nn.Module):
 
 
 class CseBlock(nn.Module):
-    """A residual block of torchvision's with a `ConditionalSE` named `se`; other names are kept."""
+    """One of torchvision's residual blocks with a `ConditionalSE` named `se`; other names stay."""
 
     def __init__(self, plain: nn.Module) -> None:
         super().__init__()
@@ -69,7 +68,7 @@ class CseBlock(nn.Module):
         return norm
 
     def forward(self, values: Tensor, domains: Tensor) -> Tensor:
-        """Return the block's output for values `(N, c, h, w)` and domains `(N,)`."""
+        """Return the block's output `(N, C, h, w)` for values `(N, c, H, W)` and domains `(N,)`."""
         relu = self.get_submodule("relu")
         residual = values
         for number in range(1, self._depth + 1):
@@ -83,10 +82,10 @@ class CseBlock(nn.Module):
 
 
 class CseStage(nn.ModuleList):
-    """The blocks of a stage, each of which takes the domain."""
+    """The blocks of a stage, which take the domain."""
 
     def forward(self, values: Tensor, domains: Tensor) -> Tensor:
-        """Return the last block's output `(N, F, h, w)`; `domains (N,)` tell sketch from photo."""
+        """Return the last block's output `(N, F, h, w)`; `domains (N,)`: 0 sketch, 1 photo."""
         for block in self:
             values = block(values, domains)
         return values
@@ -103,7 +102,7 @@ class CseTrunk(nn.Module):
             self.add_module(name, child)
 
     def forward(self, values: Tensor, domains: Tensor, begin: str = "") -> Tensor:
-        """Return the feature map `(N, F, h, w)` of images, or of values that enter `begin`."""
+        """Return the feature map `(N, F, h, w)` of images, or of feature maps at `begin`."""
         is_within = not begin
         for name, stage in self.named_children():
             is_within = is_within or name == begin
@@ -143,13 +142,13 @@ def load_cse_trunk(
 ) -> Classifier | None:
     """Load ImageNet weights into `trunk`; return their classifier, if they have one.
 
-    For `se-resnet50` the file is Cadene's. For another backbone it is a plain ResNet's, and the
-    CSE modules start so that the trunk computes exactly what the plain one does: every channel
-    weight is 1/2 (the sigmoid of 0, where it learns fastest) and the batch norm before it is
-    doubled.
+    For `se-resnet50` the file must be Cadene's. For another backbone it must be a plain ResNet's,
+    and the CSE modules are initialised so that the trunk computes the same as the plain one: all
+    channel weights are 1/2 (the sigmoid of 0, where it learns fastest) and the batch norms before
+    them are doubled.
 
     Raises:
-        BadModel: names or shapes do not fit; the first misfit is named.
+        BadModel: names or shapes do not fit; names the first that does not.
     """
     if is_student(tensors):
         tensors = extract_classifier(tensors)
@@ -159,7 +158,7 @@ def load_cse_trunk(
     if is_cadene != (backbone == SE_RESNET50):
         found = "SE-ResNet50 weights" if is_cadene else "no SE-ResNet50 weights"
         raise BadModel(
-            f"{path} holds {found}, and the backbone is {backbone}",
+            f"{path} contains {found}, but the backbone is {backbone}",
             f"se_resnet50-*.pth of Cadene's for {SE_RESNET50}, a plain ResNet's file for others",
             f"--backbone {SE_RESNET50}" if is_cadene else "--backbone resnet50-v1 or -v1.5",
         )
@@ -172,7 +171,7 @@ def load_cse_trunk(
 
 
 def has_cadene_names(tensors: dict[str, Tensor]) -> bool:
-    """Return whether the tensors are those of Cadene's SE-ResNets rather than torchvision's."""
+    """Return whether the tensors have the names of Cadene's SE-ResNets, not torchvision's."""
     return "last_linear.weight" in tensors or "layer0.conv1.weight" in tensors
 
 
@@ -196,12 +195,12 @@ def rename_cadene_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _start_at_identity(trunk: CseTrunk) -> None:
-    # The same draw in every run, so that feature maps of frozen stages serve runs of any seed.
-    draw = torch.Generator().manual_seed(0)
+    # The same in every run, so that runs of all seeds can share feature maps of frozen stages.
+    generator = torch.Generator().manual_seed(0)
     for block in trunk.blocks():
         bound = block.se.fc1.in_features**-0.5
-        block.se.fc1.weight.uniform_(-bound, bound, generator=draw)
-        block.se.fc1.bias.uniform_(-bound, bound, generator=draw)
+        block.se.fc1.weight.uniform_(-bound, bound, generator=generator)
+        block.se.fc1.bias.uniform_(-bound, bound, generator=generator)
         block.se.fc2.weight.zero_()
         block.se.fc2.bias.zero_()
         norm = block.last_norm

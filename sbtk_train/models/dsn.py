@@ -1,7 +1,7 @@
-"""DSN's student, which is SAKE's too: a CSE-ResNet, a short code, and two heads on the code.
+"""The student of DSN and SAKE: a CSE-ResNet, a short code, and two heads on the code.
 
 Wang et al. 2021 (haowang1992/DSN `src/ResnetModel.py`), Liu et al. 2019 (qliu24/SAKE). The code
-has no batch norm and no activation; searching uses it at length one.
+has no batch norm and no activation; it is normalised to length 1 for search.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class DsnStudent(Student):
     """A trunk with a domain input, and linear layers: feature to code, code to logits.
 
     Args:
-        backbone: `se-resnet50`, or a plain ResNet to be given CSE blocks.
+        backbone: `se-resnet50`, or a plain ResNet to add CSE modules to.
         dim: length of the code; 64 in DSN, 512 or 64 in SAKE.
         classes: number of training classes.
 
@@ -56,11 +56,11 @@ class DsnStudent(Student):
         return codes
 
     def logits(self, feature: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
-        """Return class logits `(N, C)` and ImageNet logits `(N, 1000)`, both of the codes."""
+        """Return class logits `(N, C)` and ImageNet logits `(N, 1000)` of the codes."""
         return self.identity(projected), self.soft(projected)
 
     def load_weights(self, tensors: dict[str, Tensor], path: Path) -> Classifier | None:
-        """Load the trunk's ImageNet weights; return their classifier, if there is one.
+        """Load the trunk's ImageNet weights; return their classifier, if any.
 
         Raises:
             BadModel: the file does not fit the backbone.
@@ -70,8 +70,8 @@ class DsnStudent(Student):
     def start_from(self, classifier: Classifier) -> None:
         """Initialise code and soft-label head by the classifier's best approximation of rank D.
 
-        With `W = U S V^T`, the code's weight is `S_D V_D^T` and the head's `U_D`. The classifier's
-        bias is dropped; biases stay as they were drawn.
+        With `W = U S V^T`, the code's weight is `S_D V_D^T` and the head's is `U_D`. The
+        classifier's bias is dropped; biases keep their random initialisation.
 
         Raises:
             BadConfig: the code is longer than the classifier's rank.
@@ -102,9 +102,8 @@ def build_student(config: TrainConfig, classes: int) -> Student:
         classes: number of training classes.
 
     Raises:
-        BadConfig: the method does not have such a student.
+        BadConfig: unknown backbone.
     """
     if isinstance(config.recipe, SbtknetRecipe):
         return SbtknetStudent(config.backbone, config.dim, classes, config.recipe.attention)
-
     return DsnStudent(config.backbone, config.dim, classes)

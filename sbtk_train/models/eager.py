@@ -1,4 +1,4 @@
-"""The student as torch runs it without export: what engines are compared with."""
+"""The student in torch, eager or compiled, as a baseline for engines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sbtk_train.models.student import Student, domains_of
 
 Run = Callable[[Pixels], NDArray[np.float32]]
 
-#: Batch sizes that one student may be compiled for; torch's own limit is 8, and eager after it.
+#: Most batch sizes to compile a student for; torch's limit is 8, after which it runs eager.
 _MAX_COMPILED_BATCHES = 64
 
 
@@ -30,11 +30,11 @@ class TorchSettings:
     """Settings of torch for running a student.
 
     Attributes:
-        threads: CPU threads of torch; this is a setting of the whole process.
+        threads: torch's CPU threads, a setting of the whole process.
         device: `cpu`, or a GPU such as `cuda:0`.
-        precision: of the trunk; the embedding layer and the norm are always FP32. As torch comes,
-            convolutions on a GPU use TF32 in FP32.
-        is_channels_last: keep activations in NHWC order, torch's faster layout on many devices.
+        precision: precision of the trunk; the embedding layer and the norm are always FP32. By
+            default, torch's FP32 convolutions use TF32 on a GPU.
+        is_channels_last: use NHWC activations, which are faster on many devices.
     """
 
     threads: int
@@ -44,7 +44,7 @@ class TorchSettings:
 
 
 def make_random_student(method: str, backbone: str, dim: int) -> Student:
-    """Return a student with random weights: they do not change how long it takes.
+    """Return a student with random weights, which do not affect the speed.
 
     Args:
         method: `sbtknet`, `dsn` or `sake`.
@@ -59,10 +59,10 @@ def make_random_student(method: str, backbone: str, dim: int) -> Student:
 
 
 def make_eager_run(student: Student, settings: TorchSettings) -> Run:
-    """Return a function that does an engine's whole job in torch eager.
+    """Return a function that does the same as an engine, in torch eager.
 
-    It takes `(N, 224, 224, 3) uint8` photos in the host's memory and returns `(N, D) float32` unit
-    rows there, normalisation of the input included. The student itself is left alone.
+    It takes `(N, 224, 224, 3) uint8` photos in host memory and returns `(N, D) float32` unit rows
+    there, including the normalisation of the input. The student itself is not changed.
     """
     return _run(_embedding(student, settings), settings)
 
@@ -70,15 +70,15 @@ def make_eager_run(student: Student, settings: TorchSettings) -> Run:
 def make_compiled_run(
     student: Student, settings: TorchSettings, notify: Callable[[str], None] = lambda _: None
 ) -> Run:
-    """Return what `make_eager_run` does, compiled by `torch.compile` for each batch size.
+    """Return `make_eager_run`'s function, compiled by `torch.compile` for each batch size.
 
-    Weights are constants ("freezing") on a CPU, and CUDA graphs are used on a GPU; both are what
-    makes a compiled network quick. A batch size is compiled in its first run, for up to a minute.
+    For speed, weights are constants on a CPU ("freezing"), and a GPU uses CUDA graphs. The first
+    run of a batch size compiles for up to a minute.
 
     Args:
-        student: it is left alone.
-        settings: how torch runs it.
-        notify: called with what is compiled.
+        student: the student, which is not changed.
+        settings: torch's settings.
+        notify: called before compiling.
 
     Raises:
         RuntimeError: from the first run, if there is no C++ compiler or it fails.
@@ -106,7 +106,7 @@ def make_compiled_run(
 
 
 def _embedding(student: Student, settings: TorchSettings) -> Callable[[Tensor], Tensor]:
-    """Return what makes `(N, D) float32` unit rows of `(N, 224, 224, 3) uint8` on the device."""
+    """Return a function from `(N, 224, 224, 3) uint8` to `(N, D) float32`, on the device."""
     layout = torch.channels_last if settings.is_channels_last else torch.contiguous_format
     student = copy.deepcopy(student).to(settings.device)
     student = student.to(memory_format=layout)  # type: ignore[call-overload]
@@ -136,10 +136,10 @@ def _run(embed: Callable[[Tensor], Tensor], settings: TorchSettings) -> Run:
 
 @contextlib.contextmanager
 def _compiling() -> Iterator[None]:
-    """Make torch compile for more batch sizes than by default, without its warnings."""
+    """Let torch compile for more batch sizes than by default, without its warnings."""
     logger = logging.getLogger("torch.utils.cpp_extension")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it misses CUDA on a CPU
+    logger.setLevel(logging.ERROR)  # it warns about missing CUDA
     try:
         with torch._dynamo.config.patch(recompile_limit=_MAX_COMPILED_BATCHES):
             yield
@@ -155,9 +155,9 @@ def make_product_run(
     INT8 is `int8` times `int8` summed in `int32`.
 
     Args:
-        kind: of numbers.
+        kind: type of the numbers.
         size: rows and columns.
-        threads: CPU threads of torch; this is a setting of the whole process.
+        threads: torch's CPU threads, a setting of the whole process.
     """
     torch.set_num_threads(threads)
     random = torch.Generator().manual_seed(size)

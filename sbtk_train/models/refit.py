@@ -1,12 +1,13 @@
-"""The last step of a run: refit the embedding head on the features of the trained trunk.
+"""The last step of a run: the embedding head is refitted on features of the trained trunk.
 
 The trained head separates training classes. The soft-label head's logits, normalised within
-classes, separate other classes better. Both are linear maps of the pooled feature, so nothing else
-changes.
+classes (WCCN), separate other classes better. Both are linear maps of the pooled feature, so
+nothing else changes.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,9 +24,9 @@ from sbtk_train.data import Division, ImageSource
 from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.models.student import domains_of
 
-#: Of the scatter's mean eigenvalue; chosen on validation classes, where 2 to 5 make no difference.
+#: In units of the scatter's mean eigenvalue; chosen on validation classes, where 2 to 5 are equal.
 SHRINKAGE = 3.0
-#: More images of a class and domain would hardly change its scatter.
+#: Most images of a class and domain; more hardly change its scatter.
 MAX_PER_CLASS = 100
 _BATCH = 32
 
@@ -36,10 +37,10 @@ def refit_embedding(
     """Replace the student's embedding by its normalised soft-label logits, in place.
 
     Args:
-        student: best student of a run, on its device.
-        division: the scatter is measured on its training images, 100 of each class and domain.
-        compute: where to run.
-        workers: decoding threads.
+        student: the best student of a run, on its device.
+        division: its training images are used, up to 100 of each class and domain.
+        compute: where and how to run.
+        workers: number of decoding threads.
     """
     training = division.training
     weight = student.soft.weight.detach().cpu().numpy()
@@ -65,7 +66,7 @@ def refit_embedding(
 
 
 def _some_of_each(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return rows of up to 100 images of each class, spread over all that it has."""
+    """Return rows of up to 100 images of each class, evenly spaced."""
     rows = []
     for label in np.unique(labels):
         own = np.flatnonzero(labels == label)
@@ -82,18 +83,18 @@ def _features(
     workers: int,
 ) -> NDArray[np.float32]:
     """Return `(N, F) float32` pooled features of image files at 224 px."""
-    store = PixelStore(paths, kind, SIZE_PX, workers=workers, keep=False)
     student.eval()
     features = []
-    try:
-        with torch.inference_mode(), compute.autocast():
-            for start in range(0, len(paths), _BATCH):
-                rows = range(start, min(start + _BATCH, len(paths)))
-                images = normalise(store.batch(rows).to(compute.device))
-                domains = domains_of(kind, len(rows), compute.device)
-                features.append(student.feature(images, domains).float().cpu().numpy())
-    finally:
-        store.close()
+    with (
+        contextlib.closing(PixelStore(paths, kind, SIZE_PX, workers=workers, keep=False)) as store,
+        torch.inference_mode(),
+        compute.autocast(),
+    ):
+        for start in range(0, len(paths), _BATCH):
+            rows = range(start, min(start + _BATCH, len(paths)))
+            images = normalise(store.batch(rows).to(compute.device))
+            domains = domains_of(kind, len(rows), compute.device)
+            features.append(student.feature(images, domains).float().cpu().numpy())
     return np.concatenate(features)
 
 
@@ -132,17 +133,17 @@ def fit_within_class_projection(
     principal axes of the training rows after normalisation.
 
     Args:
-        weight: `(K, F)`, what is normalised; K at least `dim`.
+        weight: `(K, F)`, the linear map to normalise; K is at least `dim`.
         sketches: `(S, F)` pooled features of training sketches.
         sketch_labels: `(S,)`.
         photos: `(P, F)` pooled features of training photos.
         photo_labels: `(P,)`.
         dim: length of the embedding.
-        shrinkage: how far the scatter is taken for round; more than 0.
+        shrinkage: share of the mean eigenvalue to add to the scatter; more than 0.
 
     Raises:
         BadConfig: `dim` is more than K.
-        BadData: no class has sketches and photos, or something is not finite.
+        BadData: no class has both sketches and photos, or features are not finite.
     """
     if dim > len(weight):
         raise BadConfig(

@@ -19,7 +19,7 @@ class SbtknetStudent(Student):
         backbone: one of `sbtk_train.models.backbone.BACKBONES`.
         dim: length of the embedding.
         classes: number of training classes.
-        attention: adds the spatial attention of doodle2search before pooling (an ablation).
+        attention: add the spatial attention of doodle2search before pooling (an ablation).
 
     Attributes:
         embedding: FC_sim.
@@ -43,16 +43,16 @@ class SbtknetStudent(Student):
         return self.embedding.out_features
 
     def project(self, feature: Tensor) -> Tensor:
-        """Return `(N, D)`, FC_sim of pooled features."""
+        """Return `(N, D)`, FC_sim of pooled features `(N, F)`."""
         rows: Tensor = self.embedding(feature)
         return rows
 
     def logits(self, feature: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
-        """Return FC_id `(N, C)` and FC_soft `(N, 1000)` of pooled features."""
+        """Return FC_id `(N, C)` and FC_soft `(N, 1000)` of pooled features `(N, F)`."""
         return self.identity(feature), self.soft(feature)
 
     def pool(self, feature_map: Tensor) -> Tensor:
-        """Return the global average `(N, F)` of a feature map, attended to first if so built."""
+        """Return the global average `(N, F)` of a feature map, after the attention, if any."""
         if self.attention is not None:
             feature_map = self.attention(feature_map)
         return super().pool(feature_map)
@@ -61,8 +61,8 @@ class SbtknetStudent(Student):
         """Initialise the heads from the ImageNet classifier.
 
         The soft-label head is the classifier itself. The embedding is the projection on the
-        classifier's leading right singular vectors (as SAKE and DSN do), so that it starts as the
-        part of the feature that tells ImageNet's classes apart.
+        classifier's leading right singular vectors (as in SAKE and DSN): the part of the feature
+        that separates ImageNet's classes.
         """
         with torch.no_grad():
             self.soft.weight.copy_(classifier.weight)

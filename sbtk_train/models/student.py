@@ -1,4 +1,4 @@
-"""The base of every method's student: a pooled trunk with an embedding and two heads."""
+"""The base class of all students: a pooled trunk with an embedding and two heads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class StudentOutput(NamedTuple):
     """A student's outputs for N images.
 
     Attributes:
-        embedding: `(N, D) float32`, unit rows; what is searched with.
+        embedding: `(N, D) float32` unit rows, used for search.
         class_logits: `(N, C) float32` over training classes.
         soft_logits: `(N, 1000) float32` over ImageNet classes.
         feature: `(N, F) float32`, the pooled feature map.
@@ -34,8 +34,8 @@ class StudentOutput(NamedTuple):
 class Student(nn.Module, ABC):
     """A trunk with heads; images are `(N, 3, H, W) float32`, ImageNet-normalised.
 
-    `domains (N,) float32` says of each image whether it is a sketch (0) or a photo (1). Students
-    whose `has_domain_input` is false do not look at it, and it may be left out.
+    `domains (N,) float32` is 0 for a sketch and 1 for a photo. Students whose `has_domain_input` is
+    false ignore it, and it may be omitted.
 
     Attributes:
         trunk: convolutional stages under torchvision's names, `conv1` to `layer4`.
@@ -63,32 +63,32 @@ class Student(nn.Module, ABC):
         """Initialise the heads from the ImageNet classifier of the trunk's weights."""
 
     def load_weights(self, tensors: dict[str, Tensor], path: Path) -> Classifier | None:
-        """Load a classifier network's tensors into the trunk; return its head, if it has one.
+        """Load a classifier network's tensors into the trunk; return its head, if any.
 
         Raises:
-            BadModel: names or shapes do not fit; the first misfit is named.
+            BadModel: names or shapes do not fit; names the first that does not.
         """
         return load_trunk(self.trunk, tensors, path)
 
     def load_student(self, tensors: dict[str, Tensor], path: Path, *, same_classes: bool) -> None:
-        """Load all of another student: trunk, embedding and heads.
+        """Load another student: trunk, embedding and heads.
 
         Args:
-            tensors: those of a student (`backbone.is_student`).
-            path: where they come from, for errors.
-            same_classes: both learn the same classes in one order; else the classification head
-                stays as it was drawn.
+            tensors: a student's tensors (`backbone.is_student`).
+            path: their file, for errors.
+            same_classes: whether both have the same classes in the same order; otherwise the
+                classification head keeps its random initialisation.
 
         Raises:
-            BadModel: the students are built differently; says which option makes them alike.
+            BadModel: the students have different architectures; names the option to change.
         """
         own = self.state_dict()
         kept = {key for key in own if key.startswith("identity.") and not same_classes}
         dim = tensors["embedding.weight"].shape[0]
         if dim != self.dim:
             raise BadModel(
-                f"the embedding in {path} has length {dim}, and this run's has {self.dim}",
-                "one length",
+                f"the embedding in {path} has length {dim}, but this run's has {self.dim}",
+                "equal lengths",
                 f"--dim {dim}",
             )
         foreign = sorted(key for key in tensors if key not in own)
@@ -100,7 +100,7 @@ class Student(nn.Module, ABC):
             names = [*foreign, *missing, *shaped]
             option = "--attention or --no-attention" if "attention" in names[0] else ""
             raise BadModel(
-                f"{path} is a model that is built otherwise than this run's; the first difference "
+                f"the model in {path} is built differently from this run's; the first difference "
                 f"is {names[0]!r}",
                 "a model of the same method and backbone",
                 option or "choose them with --method and --backbone",
@@ -114,7 +114,7 @@ class Student(nn.Module, ABC):
     ) -> StudentOutput:
         """Return all outputs for images `(N, 3, H, W)`, or for feature maps at the stage `begin`.
 
-        `domains (N,)` tell sketch from photo to students that take them.
+        `domains (N,)` are for students with a domain input.
         """
         feature = self.feature(inputs, domains, begin).float()
         # The heads stay in float32 under autocast: an L2 norm in half precision underflows.
@@ -136,10 +136,10 @@ class Student(nn.Module, ABC):
     def feature_map(
         self, inputs: Tensor, domains: Tensor | None = None, *, begin: str = "", end: str = ""
     ) -> Tensor:
-        """Return what the trunk's stages from `begin` up to, not including, `end` make of it.
+        """Return the output of the trunk's stages from `begin` up to, but not including, `end`.
 
-        Both are stage names such as `layer4`; empty for the trunk's own beginning and end. The
-        inputs are images `(N, 3, H, W)`, or a feature map `(N, F, h, w)` that enters `begin`.
+        Both are stage names such as `layer4`, or empty for all stages on that side. The inputs are
+        images `(N, 3, H, W)`, or feature maps `(N, F, h, w)` at `begin`.
         """
         values, is_within = inputs, not begin
         for name, stage in self.trunk.named_children():
@@ -155,14 +155,14 @@ class Student(nn.Module, ABC):
         return feature_map.mean(dim=(2, 3))
 
     def freeze_until(self, stage: str) -> None:
-        """Freeze the trunk before `stage`, e.g. `layer3`; batch-norm statistics there too."""
+        """Freeze the trunk's stages before `stage`, such as `layer3`, and their batch norms."""
         for name, child in self.trunk.named_children():
             if name == stage:
                 return
             child.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Student:
-        """Set the mode; frozen stages stay in evaluation mode, so their statistics stay put."""
+        """Set the mode; frozen stages stay in evaluation mode, to keep their statistics."""
         super().train(mode)
         for child in self.trunk.children():
             parameters = list(child.parameters())
@@ -171,16 +171,16 @@ class Student(nn.Module, ABC):
         return self
 
     def _stage(self, stage: nn.Module, values: Tensor, domains: Tensor | None) -> Tensor:
-        """Return what one stage of the trunk makes of `values`."""
+        """Return the output of one stage of the trunk."""
         result: Tensor = stage(values)
         return result
 
 
 def domains_of(kind: Kind, count: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return `(count,) float32`, the domain of that many sketches (0) or photos (1)."""
+    """Return the domains of `count` sketches (0) or photos (1), `(count,) float32`."""
     return torch.full((count,), DOMAINS[kind], device=device)
 
 
 def batch_domains(sketches: int, photos: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return `(sketches + photos,) float32`, the domains of a batch, sketches first."""
+    """Return the domains of a batch, sketches first, `(sketches + photos,) float32`."""
     return torch.cat([domains_of("sketch", sketches, device), domains_of("photo", photos, device)])

@@ -1,20 +1,22 @@
 """Soft labels: an ImageNet classifier's output for each training class's photos (section 3.2).
 
-One row for each class: the softmax of the mean logits over its training photos. They are made
-once, from training photos only, and cached under a hash of everything they depend on.
+A class's soft label is the softmax of the mean logits over its training photos. Soft labels are
+computed once and cached under a hash of everything they depend on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,9 +29,10 @@ from sbtk_train.config import Compute
 from sbtk_train.data import ImageSet
 from sbtk_train.models.backbone import IMAGENET_CLASSES, Classifier
 from sbtk_train.models.cse_resnet import CseTrunk
+from sbtk_train.progress import Notify
 
 _BATCH = 32
-#: How often the making of soft labels is reported.
+#: Interval of progress messages while soft labels are computed.
 PROGRESS_SECONDS = 10.0
 #: Makes stand-ins about as certain as soft labels of photos.
 _STAND_IN_SCALE = 10.0
@@ -45,34 +48,34 @@ def make_soft_labels(
     *,
     stand_ins: Mapping[str, Sequence[str]],
     workers: int,
-    notify: Callable[[str], None],
+    notify: Notify,
 ) -> tuple[Tensor, str]:
     """Return soft labels `(C, 1000) float32`, rows that sum to one, and their hash.
 
     Args:
-        training: the training images; only their photos are looked at.
+        training: the training images, of which the photos are used.
         trunk: the teacher's trunk, with ImageNet weights.
         classifier: the teacher's head.
-        weights: the file that both came from; part of the hash.
+        weights: the file of both; part of the hash.
         backbone: the trunk's layout; part of the hash.
         compute: where and how to run.
-        stand_ins: WordNet ids of the ImageNet classes that a class without photos shows.
-        workers: decoding threads.
+        stand_ins: WordNet ids of ImageNet classes, by the class without photos that they represent.
+        workers: number of decoding threads.
         notify: called with progress messages.
     """
     key = _key(training, weights, backbone, stand_ins)
     path = cache_folder() / "soft-labels" / f"{key}.npy"
-    cached = _read(path, len(training.classes))
-    if cached is not None:
-        return cached, key
+    cached = read_cached(path, (len(training.classes), IMAGENET_CLASSES))
+    if cached is not None and np.allclose(cached.sum(axis=1), 1.0, atol=1e-3):
+        return torch.from_numpy(cached), key
     notify(f"making soft labels from {len(training.photos):,} training photos")
     sums = torch.zeros(len(training.classes), IMAGENET_CLASSES)
     labels = torch.from_numpy(training.photo_labels)
-    store = PixelStore(training.photos, "photo", SIZE_PX, workers=workers, keep=False)
+    photo_store = PixelStore(training.photos, "photo", SIZE_PX, workers=workers, keep=False)
     trunk = trunk.to(compute.device).eval()
     weight, bias = classifier.weight.to(compute.device), classifier.bias.to(compute.device)
     started = reported = time.monotonic()
-    with torch.inference_mode():
+    with contextlib.closing(photo_store) as store, torch.inference_mode():
         for start in range(0, len(training.photos), _BATCH):
             if start and (now := time.monotonic()) - reported >= PROGRESS_SECONDS:
                 reported = now
@@ -85,31 +88,29 @@ def make_soft_labels(
                 feature = trunk(photos).mean((2, 3))
             logits = functional.linear(feature.float(), weight, bias)
             sums.index_add_(0, labels[start : start + len(rows)], logits.cpu())
-    store.close()
     counts = torch.bincount(labels, minlength=len(training.classes)).unsqueeze(1)
     result = functional.softmax(sums / counts.clamp(min=1), dim=1)
     for label in torch.nonzero(counts[:, 0] == 0).flatten().tolist():
         name = training.classes[label]
         result[label] = make_stand_in_label(classifier.weight, stand_ins[name], name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, result.numpy())
+    write_cached(path, result.numpy())
     return result, key
 
 
 def make_stand_in_label(weight: Tensor, synsets: Sequence[str], name: str) -> Tensor:
-    """Return the soft label `(1000,) float32` of a class that no photo shows.
+    """Return the soft label `(1000,) float32` of a class without photos.
 
-    The softmax of the scaled cosines between each ImageNet class's weights and the mean of the
-    named ones: high for these, and higher for their like than for the rest, as a photo's is.
+    It is the softmax of the scaled cosines between each ImageNet class's weights and the mean of
+    the named classes' weights. Like a photo's soft label, it is high for the named classes, and
+    higher for similar classes than for others.
 
     Args:
-        weight: `(1000, F)`, the classifier's.
+        weight: `(1000, F)`, the classifier's weights.
         synsets: WordNet ids of ImageNet classes.
-        name: of the class, for messages.
+        name: the class, for messages.
 
     Raises:
-        BadConfig: an id is not among ImageNet's thousand.
+        BadConfig: an id is not one of ImageNet's thousand classes.
     """
     known = {wnid: row for row, wnid in enumerate(read_imagenet_synsets())}
     strange = [each for each in synsets if each not in known]
@@ -144,34 +145,44 @@ def _key(
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _read(path: Path, classes: int) -> Tensor | None:
-    """Return the cached soft labels; `None` when there are none or they are damaged."""
-    if not path.is_file():
-        return None
+def read_cached(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
+    """Return a cached array of that shape; `None` if it is missing or damaged."""
     try:
         values = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    if values.shape != (classes, IMAGENET_CLASSES) or values.dtype != np.float32:
-        return None
-    if not np.allclose(values.sum(axis=1), 1.0, atol=1e-3):
-        return None
-    return torch.from_numpy(values)
+    return values if values.shape == shape and values.dtype == np.float32 else None
 
 
-def require_classifier(classifier: Classifier | None, path: Path) -> Classifier:
-    """Return the classifier, or raise `BadModel` if the weights file has no ImageNet head."""
+def write_cached(path: Path, values: NDArray[np.float32]) -> None:
+    """Write an array `(...)` as .npy, atomically; its folder is created if missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, values)
+
+
+def require_classifier(
+    classifier: Classifier | None, path: Path, purpose: str, option: str
+) -> Classifier:
+    """Return the classifier, or raise `BadModel` if the weights file has no ImageNet head.
+
+    Args:
+        classifier: the head; `None` if the file has none.
+        path: the weights file.
+        purpose: what needs the head.
+        option: the option that does without.
+    """
     if classifier is None:
         raise BadModel(
-            f"{path} has no 1000-class ImageNet classifier, which the knowledge loss needs",
+            f"{path} has no 1000-class ImageNet classifier, which {purpose}",
             "weights with fc.weight (1000, F) and fc.bias",
-            "give --teacher FILE, or --no-knowledge",
+            f"give --teacher FILE, or {option}",
         )
     return classifier
 
 
 class DsnTeacher:
-    """A CSE-ResNet with ImageNet weights; its weights for the domain are zero.
+    """A CSE-ResNet with ImageNet weights, whose weights for the domain are zero.
 
     Args:
         trunk: with ImageNet weights; it is frozen here.
@@ -188,9 +199,9 @@ class DsnTeacher:
 
     @torch.no_grad()
     def logits(self, inputs: Tensor, domains: Tensor, begin: str = "") -> Tensor:
-        """Return ImageNet logits `(N, 1000) float32` of images, or of maps that enter `begin`.
+        """Return ImageNet logits `(N, 1000) float32` of images, or of feature maps at `begin`.
 
-        Maps are those of a student whose stages before `begin` are the teacher's own.
+        Feature maps are from a student whose stages before `begin` equal the teacher's.
         """
         if not len(inputs):
             return self._bias.new_zeros(0, len(self._bias))

@@ -21,15 +21,16 @@ _CACHED = {"resnet18": "resnet18", SE_RESNET50: "se_resnet50"}
 
 
 def find_weights(name: str, backbone: str | None) -> Path:
-    """Return the weights file that `name` means, or `imagenet` for a local copy.
+    """Return the weights file of a name.
 
-    A name is the path of a file, or of a run folder or bundle, whose student it then is.
-
-    `imagenet` is looked for in `SBTK_WEIGHTS` (a file, or a folder of files named after their
-    backbone) and in torch's cache; sbtk downloads nothing.
+    Args:
+        name: a file, a run folder or bundle for its student, or `imagenet` for weights in
+            `SBTK_WEIGHTS` (a file, or a folder of files named after their backbone) or in torch's
+            cache; sbtk downloads nothing.
+        backbone: the backbone that `imagenet` weights must have; `None` for any ResNet50.
 
     Raises:
-        BadConfig: there is none.
+        BadConfig: there is no such file.
     """
     if name != "imagenet":
         path = Path(name)
@@ -86,16 +87,16 @@ def read_student_dim(path: Path) -> int | None:
                 return None
             return int(file.get_slice("embedding.weight").get_shape()[0])
     except (SafetensorError, OSError):
-        return None  # said by what reads the file
+        return None  # reported when the weights are read
 
 
 def read_training_classes(path: Path) -> tuple[str, ...]:
-    """Return the classes that a student was trained on, by the run it lies in; else nothing."""
+    """Return a student's training classes, from its run folder; empty outside of one."""
     return _read_classes(path, "run.json", "identity_classes")
 
 
 def read_unseen_classes(path: Path) -> tuple[str, ...]:
-    """Return the classes that a student's training kept unseen, by the bundle it lies in."""
+    """Return a student's unseen classes, from its bundle; empty outside of one."""
     return _read_classes(path, "manifest.json", "unseen_classes")
 
 
@@ -110,7 +111,11 @@ def _read_classes(path: Path, name: str, key: str) -> tuple[str, ...]:
 
 
 def choose_backbone(weights: Path | None, asked: str | None, notify: Notify) -> str:
-    """Return the backbone: as asked, else as the weights file says, else torchvision's."""
+    """Return the requested backbone, else the weights file's; without weights, torchvision's.
+
+    Raises:
+        BadConfig: the weights file does not identify its backbone.
+    """
     if asked:
         return asked
     if weights is None:
@@ -126,9 +131,9 @@ def choose_backbone(weights: Path | None, asked: str | None, notify: Notify) -> 
             notify(f"backbone {name}, by the name of {weights}")
             return name
     raise BadConfig(
-        f"{weights} does not say which layout it is for",
+        f"{weights} does not name its layout",
         "--backbone resnet50-v1.5 (torchvision) or resnet50-v1 (Caffe, Keras)",
-        "the statistics check at the start names a wrong choice",
+        "choose one; training warns at the start if the other fits better",
     )
 
 

@@ -1,4 +1,4 @@
-"""DSN's objective, and SAKE's, which is DSN's without contrast and memory (Wang et al. 2021)."""
+"""DSN's objective (Wang et al. 2021), and SAKE's: DSN's without contrastive term and memory."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sbtk_runtime.errors import BadConfig, BadData, BadModel
+from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_train.batches.augment import (
     make_contrastive_view,
-    make_plain_view,
     move_images,
+    normalise_unit,
     scale_to_unit,
 )
 from sbtk_train.batches.sampler import Batch, sample_shuffled
@@ -30,7 +30,7 @@ from sbtk_train.models.cse_resnet import (
 )
 from sbtk_train.models.dsn import DsnStudent
 from sbtk_train.models.student import Student, StudentOutput
-from sbtk_train.models.teacher import DsnTeacher
+from sbtk_train.models.teacher import DsnTeacher, require_classifier
 from sbtk_train.objectives.losses import (
     classification_loss,
     distillation_loss,
@@ -43,7 +43,7 @@ from sbtk_train.progress import Notify
 
 @dataclass(frozen=True)
 class Distillation:
-    """The teacher and weights of the distillation of photos.
+    """The teacher and the semantic matrix to distil photos from.
 
     Attributes:
         teacher: the frozen classifier.
@@ -55,14 +55,14 @@ class Distillation:
 
 
 class DsnObjective:
-    """Classification of all images, distillation of photos, contrast of views, and the memory.
+    """Classification of all images, distillation of photos, contrastive term and memory.
 
     Args:
-        recipe: weights of the losses, and how batches are made.
+        recipe: weights of the losses, and sizes of batches.
         data: the training images.
-        seed: of the batches.
+        seed: seed of the batches.
         features: length of a pooled feature.
-        device: where the student is.
+        device: the student's device.
         distillation: `None` to leave it out.
     """
 
@@ -97,7 +97,7 @@ class DsnObjective:
         )
 
     def views_of(self, sketches: Tensor, photos: Tensor, rng: BatchRngs) -> Tensor:
-        """Return the plain view and, for the contrast, two more of the same moved images.
+        """Return `(V * (S + P), 3, H, W)`: a plain view and, for the contrastive term, two more.
 
         Args:
             sketches: `(S, 1, H, W) uint8`.
@@ -108,7 +108,7 @@ class DsnObjective:
         for pixels, draws in ((sketches, rng.sketches), (photos, rng.photos)):
             is_moved = self._recipe.augment
             kinds.append((move_images(pixels, draws) if is_moved else scale_to_unit(pixels), draws))
-        views = [make_plain_view(images) for images, _ in kinds]
+        views = [normalise_unit(images) for images, _ in kinds]
         for _ in range(self.views - 1):
             views += [make_contrastive_view(images, draws) for images, draws in kinds]
         return torch.cat(views)
@@ -116,12 +116,13 @@ class DsnObjective:
     def start_epoch(self) -> None:
         """Empty the memory."""
         if self._memory is not None:
-            self._memory.forget()
+            self._memory.clear()
 
     def terms(self, output: StudentOutput, examples: Examples) -> dict[str, Tensor]:
-        """Return `identity`, `knowledge`, `contrastive` and `memory`, those that are switched on.
+        """Return the enabled ones of `identity`, `knowledge`, `contrastive` and `memory`.
 
-        The first view is classified, distilled and remembered, the two others are contrasted.
+        The first view is classified, distilled and put into the memory; the two others are for the
+        contrastive term.
         """
         recipe, labels = self._recipe, examples.labels
         count, photos = len(labels), slice(examples.sketches, len(labels))
@@ -152,13 +153,13 @@ class DsnObjective:
         """Restore the memory.
 
         Raises:
-            BadConfig: it is of other classes or of another size.
+            BadConfig: it has other classes or another size.
         """
         if self._memory is not None:
             self._memory.load_state(tensors)
 
     def _teacher_logits(self, teacher: DsnTeacher, examples: Examples) -> Tensor:
-        """Return `(S + P, 1000)`; zeros for sketches, which have no part in distillation."""
+        """Return `(S + P, 1000)`; zeros for sketches, which are not distilled."""
         inputs, domains = examples.first_view(), examples.own_domains()
         is_photo = domains > 0
         own = teacher.logits(inputs[is_photo], domains[is_photo], examples.begin)
@@ -174,13 +175,13 @@ class DsnObjective:
 
 
 class MemoryBank:
-    """Up to `size` sketch features for each class, forgotten when an epoch starts.
+    """Up to `size` sketch features for each class (Wang et al. 2021); cleared in each epoch.
 
     Args:
         classes: number of training classes.
-        size: entries for each class; 10 in DSN.
-        features: length of a feature; 2048.
-        device: where the features are.
+        size: entries per class; 10 in DSN.
+        features: length of a feature; 2048 for a ResNet50.
+        device: device of the features.
     """
 
     def __init__(
@@ -195,18 +196,18 @@ class MemoryBank:
         return tuple(self._counts)
 
     def entries(self, label: int) -> Tensor:
-        """Return the `(counts[label], F) float32` features that are kept of a class."""
+        """Return the stored features of a class, `(counts[label], F) float32`."""
         return self._entries[label, : self._counts[label]]
 
     @torch.no_grad()
     def add(
         self, sketches: Tensor, sketch_labels: Tensor, photos: Tensor, photo_labels: Tensor
     ) -> None:
-        """Keep a batch's sketch features, in their order.
+        """Add a batch's sketch features, in their order.
 
-        While a class has room a sketch is simply added. Then it takes the place of the entry that
-        is farthest, by cosine, from the mean of the class's photo features in the batch, if it is
-        nearer to that mean itself. Without a photo of the class in the batch nothing is replaced.
+        If a class's entries are full, a sketch replaces the entry that is farthest, by cosine, from
+        the mean of the class's photo features in the batch, if the sketch is closer to that mean.
+        Without a photo of the class in the batch nothing is replaced.
 
         Args:
             sketches: `(S, F)` features; their gradient is not kept.
@@ -215,7 +216,7 @@ class MemoryBank:
             photo_labels: `(P,) int64`.
 
         Raises:
-            BadData: a label is of no class that the bank was made for.
+            BadData: a label is not one of the bank's classes.
         """
         labels = self._checked(sketch_labels)
         self._checked(photo_labels)
@@ -230,40 +231,40 @@ class MemoryBank:
                 self._replace_farthest(label, sketch, middle)
 
     def loss(self, photos: Tensor, labels: Tensor, *, with_gradient: bool = True) -> Tensor:
-        """Return 1 minus the mean cosine of photos to the mean entry of their class.
+        """Return 1 minus the mean cosine between photos and the mean entry of their class.
 
-        Photos of a class without an entry are left out; it is 0 if all are.
+        Photos of classes without entries are left out; without any other photos the loss is 0.
 
         Args:
             photos: `(P, F)` features.
             labels: `(P,) int64`.
-            with_gradient: False as released by the authors: the loss is only to be looked at.
+            with_gradient: False for a loss without effect, as in the authors' code.
 
         Raises:
-            BadData: a label is of no class that the bank was made for.
+            BadData: a label is not one of the bank's classes.
         """
         rows = [row for row, label in enumerate(self._checked(labels)) if self._counts[label]]
         photos = photos.float() if with_gradient else photos.detach().float()
         if not rows:
             return photos.sum() * 0.0
-        # Places without an entry hold zeros, and a cosine does not ask how long the sum is.
+        # Empty slots are zeros, and a cosine does not depend on length: the sum serves as the mean.
         prototypes = self._entries[labels[rows]].sum(1)
         return 1.0 - functional.cosine_similarity(photos[rows], prototypes).mean()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Empty the bank."""
         self._entries.zero_()
         self._counts = [0] * len(self._counts)
 
     def state(self) -> dict[str, Tensor]:
-        """Return a copy of what the bank holds."""
+        """Return a copy of the bank's entries and counts."""
         return {"entries": self._entries.cpu().clone(), "counts": torch.tensor(self._counts)}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state` returned.
 
         Raises:
-            BadConfig: it is of a bank for other classes, another size or other features.
+            BadConfig: it is from a bank with other classes, another size or other features.
         """
         found = tensors["entries"].shape if "entries" in tensors else None
         if found != self._entries.shape or len(tensors["counts"]) != len(self._counts):
@@ -277,10 +278,10 @@ class MemoryBank:
 
     def _replace_farthest(self, label: int, sketch: Tensor, middle: Tensor) -> None:
         slots = self._entries[label]
-        measure_nearness = functional.cosine_similarity(slots, middle[None])
-        farthest = measure_nearness.argmin()[None]
-        is_nearer = functional.cosine_similarity(sketch, middle, dim=0) > measure_nearness[farthest]
-        # Without a branch, so that a GPU need not be waited for.
+        cosines = functional.cosine_similarity(slots, middle[None])
+        farthest = cosines.argmin()[None]
+        is_nearer = functional.cosine_similarity(sketch, middle, dim=0) > cosines[farthest]
+        # Without a branch, which would wait for the GPU.
         slots[farthest] = torch.where(is_nearer[:, None], sketch[None], slots[farthest])
 
     def _checked(self, labels: Tensor) -> list[int]:
@@ -301,7 +302,7 @@ def build_dsn_objective(
     """Return the objective, and the SHA-256 of its semantic matrix (empty without one).
 
     Raises:
-        BadConfig: there is nothing to distil from, or it does not go with kept feature maps.
+        BadConfig: there is nothing to distil from, or it does not fit cached feature maps.
         BadModel: the teacher's weights do not fit or have no ImageNet head.
         MissingExtra: the semantic matrix must be built, and WordNet is not installed.
     """
@@ -315,8 +316,8 @@ def build_dsn_objective(
         distillation = Distillation(teacher, semantic.to(compute.device))
     if config.feature_folder and recipe.augment:
         notify(
-            "kept feature maps are of copies that are changed as SBTKNet's images are: "
-            f"not {config.method}'s moves and views"
+            "cached feature maps are of images augmented as for SBTKNet, "
+            f"not with {config.method}'s moves and views"
         )
     features = student.embedding.in_features
     objective = DsnObjective(recipe, training, config.seed, features, compute.device, distillation)
@@ -332,22 +333,21 @@ def _teacher(config: TrainConfig, compute: Compute) -> DsnTeacher:
         )
     if config.feature_folder and config.teacher not in ("", config.weights):
         raise BadConfig(
-            f"feature maps of {config.weights or 'a student without weights'} are kept, "
-            f"and the teacher is {config.teacher}",
-            "one file for both: the teacher continues from the student's frozen stages",
-            "leave out --teacher, or do not keep feature maps",
+            f"--feature-maps caches stages of {config.weights or 'a student without weights'}, but "
+            f"the teacher is {config.teacher}",
+            "one file for both, since the teacher continues from the student's frozen stages",
+            "leave out --teacher or --feature-maps",
         )
     path = Path(config.teacher or config.weights)
     tensors, layout = read_weights(path)
     backbone = SE_RESNET50 if has_cadene_names(tensors) else layout or config.backbone
     trunk, _ = build_cse_trunk(backbone)
-    classifier = load_cse_trunk(trunk, tensors, path, backbone)
-    if classifier is None:
-        raise BadModel(
-            f"{path} has no 1000-class ImageNet classifier, which {config.method} distils from",
-            "weights with fc.weight (1000, F) and fc.bias",
-            "give --teacher FILE, or --kd-weight 0",
-        )
+    classifier = require_classifier(
+        load_cse_trunk(trunk, tensors, path, backbone),
+        path,
+        f"{config.method} distils from",
+        "--kd-weight 0",
+    )
     return DsnTeacher(trunk, classifier, compute)
 
 

@@ -1,8 +1,8 @@
 """The losses of SBTKNet, DSN and SAKE, one function each.
 
-Equation numbers are those of the paper; Eq. 2 is read with the negative sketch that its text
-defines, Eq. 4 and 5 with one minus sign. Embeddings are unit rows, so squared distances lie in
-[0, 4] and the margin of 0.2 means what it does in FaceNet.
+Equation numbers are SBTKNet's. Eq. 2 uses the negative sketch that its text defines, Eq. 4 and 5 a
+single minus sign. Embeddings are unit rows, so squared distances are in [0, 4], and a margin of 0.2
+means the same as in FaceNet.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ def quadruplet_loss(
 ) -> Tensor:
     """Return Eq. 2, the domain-aware quadruplet loss over `(N, D)` unit rows.
 
-    The mean of the triplet terms with a negative photo and with a negative sketch: the anchor
-    sketch must be nearer to a photo of its class than to anything of another class, whichever
-    domain that comes from.
+    It is the mean of the triplet losses with a negative photo and with a negative sketch, since the
+    anchor sketch must be closer to a photo of its class than to other classes in both domains.
     """
     with_photo = triplet_loss(anchor, positive, negative_photo, margin)
     with_sketch = triplet_loss(anchor, positive, negative_sketch, margin)
@@ -51,11 +50,11 @@ def batch_hard_loss(
     *,
     with_sketch_negatives: bool = True,
 ) -> Tensor:
-    """Return Eq. 2 with the hardest members of a batch in place of drawn ones.
+    """Return Eq. 2 with the hardest examples of a batch instead of sampled ones.
 
-    For each sketch the farthest photo of its class and the nearest photo and sketch of another
-    class (Hermans et al. 2017); then the same from each photo to the sketches, which costs
-    nothing and pulls from the other side.
+    These are, for each sketch, the farthest photo of its class and the nearest photo and sketch of
+    another class (Hermans et al. 2017). The same is added, with weight 0.5, for each photo and the
+    sketches.
 
     Args:
         sketches: `(S, D)` unit rows.
@@ -63,7 +62,7 @@ def batch_hard_loss(
         photos: `(P, D)` unit rows.
         photo_labels: `(P,) int64`.
         margin: of the squared distance.
-        with_sketch_negatives: False for the triplet of Eq. 1.
+        with_sketch_negatives: False for the triplet loss of Eq. 1.
     """
     across = squared_distances(sketches, photos)
     same = sketch_labels[:, None] == photo_labels[None, :]
@@ -86,9 +85,8 @@ def batch_hard_loss(
 def contrastive_loss(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Return the supervised contrastive loss (Khosla et al. 2020, Eq. 2) over both domains.
 
-    Every image is an anchor; its positives are all images of its class, sketches and photos
-    alike, and all others are contrasted with them at once. Images without a positive are left
-    out.
+    Every image is an anchor; its positives are all other images of its class, sketches and photos.
+    Images without a positive are left out.
 
     Args:
         embeddings: `(N, D)` unit rows.
@@ -122,18 +120,18 @@ def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
 def distillation_loss(
     soft_logits: Tensor, teacher_logits: Tensor, semantic_rows: Tensor, *, kd: float, kdneg: float
 ) -> Tensor:
-    """Return SAKE's semantic-aware distillation of a batch's photos; sketches have no part in it.
+    """Return the semantic-aware distillation loss of a batch's photos (Liu et al. 2019, SAKE).
 
-    The mean over photos of the cross-entropy of `softmax(soft_logits)` with the target
-    `softmax(kd * teacher_logits + kdneg * semantic_rows)`: WordNet lifts ImageNet classes that
-    are near to the photo's own class.
+    It is the mean over photos of the cross-entropy of `softmax(soft_logits)` with the target
+    `softmax(kd * teacher_logits + kdneg * semantic_rows)`: WordNet raises ImageNet classes that are
+    similar to the photo's class.
 
     Args:
-        soft_logits: `(P, 1000)`, the student's head for ImageNet classes.
-        teacher_logits: `(P, 1000)`, the frozen classifier's for the same pixels; no gradient.
-        semantic_rows: `(P, 1000)`, for each photo the semantic matrix's row of its class.
-        kd: scales the teacher's logits; 1 in the papers.
-        kdneg: scales what WordNet adds to them; 0.3 in the papers.
+        soft_logits: `(P, 1000)`, the student's logits of ImageNet classes.
+        teacher_logits: `(P, 1000)`, the frozen classifier's for the same pixels, without gradient.
+        semantic_rows: `(P, 1000)`, the semantic matrix's row of each photo's class.
+        kd: factor of the teacher's logits; 1 in the papers.
+        kdneg: factor of the semantic rows; 0.3 in the papers.
     """
     target = functional.softmax(kd * teacher_logits + kdneg * semantic_rows, dim=1)
     return knowledge_loss(soft_logits, target)
@@ -144,9 +142,9 @@ def two_view_contrastive_loss(
 ) -> Tensor:
     """Return the supervised contrastive loss over two views of a batch of both domains.
 
-    Khosla et al. 2020, Eq. 2 ("out"), every view an anchor: positives are the other view of the
-    same image and both views of every image of its class, sketch or photo; the mean over positives
-    is taken outside the logarithm.
+    Khosla et al. 2020, Eq. 2 ("out"). Every view is an anchor; its positives are the other view of
+    the image and both views of every image of its class, sketch or photo. The mean over positives
+    is outside the logarithm.
 
     Args:
         first: `(B, D)` unit rows, codes of each image's first view.

@@ -1,4 +1,4 @@
-"""A method's part of the training loop: its batches, its views of them, and its losses."""
+"""A method's part of the training loop: batches, views and losses."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from sbtk_train.models.student import StudentOutput
 class Examples:
     """The images of one step, `S` sketches and then `P` photos.
 
-    Where several processes shard the batch, `inputs` are this one's own `s` sketches and `p`
-    photos, and `all_gather` brings their outputs into the batch's order. All else is of the whole
+    If several processes shard the batch, `inputs` are this process's `s` sketches and `p` photos,
+    and `all_gather` returns outputs in the batch's order. The other attributes are of the whole
     batch.
 
     Attributes:
-        inputs: `(V * (s + p), ...)`, what the student was given: view after view, images or
-            feature maps at the stage `begin`.
-        begin: the trunk's stage that they enter; empty for images.
+        inputs: `(V * (s + p), ...)`, the student's inputs, view after view: images, or feature maps
+            at the stage `begin`.
+        begin: the trunk's stage that takes the inputs; empty for images.
         labels: `(S + P,) int64`, indices of training classes.
         domains: `(S + P,) float32`, 0 for sketches and 1 for photos.
         sketches: S.
-        shard: which of the images this process has.
-        distributed: the processes.
+        shard: this process's images; `None` for all.
+        distributed: the processes of the run.
     """
 
     inputs: Tensor
@@ -42,15 +42,15 @@ class Examples:
     distributed: DistributedContext = SINGLE_PROCESS
 
     def first_view(self) -> Tensor:
-        """Return the first view of the own images, `(s + p, ...)`."""
+        """Return the first view of this process's images, `(s + p, ...)`."""
         return self.inputs[: len(self.own_domains())]
 
     def own_domains(self) -> Tensor:
-        """Return `(s + p,) float32`, the domains of the own images."""
+        """Return the domains of this process's images, `(s + p,) float32`."""
         return self.domains if self.shard is None else self.domains[self.shard.rows()]
 
     def all_gather(self, rows: Tensor) -> Tensor:
-        """Return `(S + P, D)` rows for the `(s + p, D) float32` of one view of own images."""
+        """Return all processes' rows `(S + P, D)`, given this one's of a view, `(s + p, D)`."""
         return rows if self.shard is None else self.distributed.all_gather([rows], self.shard, 1)[0]
 
 
@@ -73,25 +73,25 @@ class Objective(Protocol):
         Args:
             sketches: `(S, 1, H, W) uint8`, dark ink on white.
             photos: `(P, 3, H, W) uint8`.
-            rng: for these sketches and photos; all chance comes from it.
+            rng: the random numbers of these sketches and photos.
         """
         ...
 
     def start_epoch(self) -> None:
-        """Clear what is kept only within an epoch."""
+        """Reset the state of an epoch."""
         ...
 
     def terms(self, output: StudentOutput, examples: Examples) -> dict[str, Tensor]:
         """Return the weighted terms of the loss, by name; their sum is minimised.
 
         Args:
-            output: of all `V * (S + P)` inputs, in their order.
-            examples: what they were made from.
+            output: the outputs of all `V * (S + P)` inputs, in their order.
+            examples: the inputs, labels and domains.
         """
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a resumed run needs beyond the student."""
+        """Return the state that a resumed run needs, besides the student."""
         ...
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""SBTKNet's objective: a metric loss, and optionally the classification and knowledge losses."""
+"""SBTKNet's objective: a metric loss, and optional classification and knowledge losses."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from sbtk_train.objectives.objective import Examples
 
 
 class SbtknetObjective:
-    """The paper's three losses, each of weight 1.
+    """The paper's three losses, each with weight 1.
 
     Args:
-        recipe: which losses, and how batches are made.
+        recipe: the losses, and how to sample batches.
         data: the training images.
-        seed: of the batches.
+        seed: seed of the batches.
         soft_labels: `(C, 1000) float32` on the student's device; `None` without the knowledge loss.
     """
 
@@ -45,7 +45,7 @@ class SbtknetObjective:
         self.soft_labels = soft_labels
 
     def batches(self, epoch: int) -> Iterator[Batch]:
-        """Yield drawn quadruplets, or classes with two images of each domain."""
+        """Yield batches of quadruplets, or of classes with two images of each domain."""
         recipe = self._recipe
         if recipe.batches == "class-balanced":
             return sample_class_balanced(
@@ -54,17 +54,17 @@ class SbtknetObjective:
         return sample_quadruplets(self._data, recipe.quadruplets, self._seed, epoch)
 
     def views_of(self, sketches: Tensor, photos: Tensor, rng: BatchRngs) -> Tensor:
-        """Return `(S + P, 3, H, W)` images, augmented if the recipe says so."""
+        """Return `(S + P, 3, H, W)` images, augmented if the recipe augments."""
         if self._recipe.augment:
             ink = augment_sketches(sketches, rng.sketches)
             return torch.cat([ink, augment_photos(photos, rng.photos)])
         return torch.cat([normalise(sketches), normalise(photos)])
 
     def start_epoch(self) -> None:
-        """Nothing is kept within an epoch."""
+        """Do nothing; an epoch has no state."""
 
     def terms(self, output: StudentOutput, examples: Examples) -> dict[str, Tensor]:
-        """Return `metric`, and `identity` and `knowledge` where they are switched on."""
+        """Return `metric`, and `identity` and `knowledge` if they are enabled."""
         count, labels = examples.sketches, examples.labels
         terms = {
             "metric": metric_loss(
@@ -82,11 +82,11 @@ class SbtknetObjective:
         return terms
 
     def state(self) -> dict[str, Tensor]:
-        """Nothing beyond the student."""
+        """Return nothing; the student is all the state."""
         return {}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Nothing to take back."""
+        """Do nothing; there is no state."""
 
 
 def metric_loss(
@@ -98,8 +98,8 @@ def metric_loss(
 ) -> Tensor:
     """Return the recipe's metric loss of a batch's `(S, D)` sketches and `(P, D)` photos.
 
-    In a batch of quadruplets the first half of the sketches are anchors and the second negatives,
-    the first half of the photos positives and the second negatives (`sampler.Batch`).
+    In a batch of quadruplets the first half of the sketches are anchors, the first half of the
+    photos positives, and the second halves negatives (`sampler.Batch`).
     """
     if recipe.metric == "contrastive":
         embeddings, labels = torch.cat([sketches, photos]), torch.cat([sketch_labels, photo_labels])

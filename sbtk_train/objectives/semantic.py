@@ -1,10 +1,10 @@
 """The semantic matrix: similarity of training and ImageNet classes in WordNet (SAKE, DSN).
 
-The entry of a class and an ImageNet class is 1 where one is a kind of the other or they are the
-same, else their path similarity 1 / (1 + steps) where that is above 0.2, else 0
-(qliu24/SAKE `src/sketchy_to_wnid.py`). A class's synset is the prefix of its photos' names, as in
-`n02131653_10374.jpg`. Several are applied in the order of the names, so a later one overwrites an
-earlier one. If photos are named differently, the synset of the class's name is used.
+The entry of a class and an ImageNet class is 1 if they are equal or one is a kind of the other,
+else their path similarity 1 / (1 + steps) if that is above 0.2, else 0 (qliu24/SAKE
+`src/sketchy_to_wnid.py`). A class's synset is the prefix of its photos' names, as in
+`n02131653_10374.jpg`. Several synsets are applied in the order of the names; later ones overwrite
+earlier ones. If photos are named differently, the synset of the class's name is used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import re
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,36 +26,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadData, MissingExtra
-from sbtk_runtime.files import atomic_path, sha256_of_file, write_atomically
+from sbtk_runtime.files import sha256_of_file, write_atomically
 from sbtk_train.data import ImageSet
 from sbtk_train.data.class_names import joined_key
-from sbtk_train.models.teacher import cache_folder, read_imagenet_synsets
+from sbtk_train.models.backbone import IMAGENET_CLASSES
+from sbtk_train.models.teacher import (
+    cache_folder,
+    read_cached,
+    read_imagenet_synsets,
+    write_cached,
+)
+from sbtk_train.progress import Notify
 
 Matrix = NDArray[np.float32]
 
-#: Path similarity above 0.2 means fewer steps than this from one synset to the other.
+#: A path similarity above 0.2 means fewer steps between two synsets.
 _STEPS_TOO_MANY = 4
 _PHOTO_OF_SYNSET = re.compile(r"n(\d{8})_\d+")
-#: Changes with the rules, so that no matrix of other rules is taken from the cache.
+#: Changes with the rules, so that no matrix of other rules is read from the cache.
 _RULES = "semantic-matrix-1"
 
 
-def build_semantic_matrix(training: ImageSet, notify: Callable[[str], None]) -> tuple[Matrix, str]:
+def build_semantic_matrix(training: ImageSet, notify: Notify) -> tuple[Matrix, str]:
     """Return the matrix `(C, 1000) float32` of the training classes, and its SHA-256.
 
-    It is made once and kept in the cache folder as .npy, with its hash beside it, under what it
+    It is built once and cached as .npy, with its hash in another file, under a key of what it
     depends on: the classes' names and the synsets that their photos name.
+
+    Args:
+        training: the training images.
+        notify: called with progress messages.
 
     Raises:
         MissingExtra: it must be built, and NLTK or WordNet is not installed.
         BadData: the WordNet is not version 3.0 or is damaged.
     """
     named = find_photo_synsets(training)
-    folder = cache_folder() / "semantic-matrix"
-    path = folder / f"{_key(training.classes, named)}.npy"
-    cached = _read(path, len(training.classes))
-    if cached is not None:
-        return cached
+    path = cache_folder() / "semantic-matrix" / f"{_key(training.classes, named)}.npy"
+    hash_file = path.with_name(f"{path.name}.sha256")
+    if hash_file.is_file() and path.is_file():
+        digest = sha256_of_file(path)
+        cached = read_cached(path, (len(training.classes), IMAGENET_CLASSES))
+        if cached is not None and hash_file.read_bytes().strip() == digest.encode():
+            return cached, digest
     notify(f"making the semantic matrix of {len(training.classes)} classes from WordNet")
     with open_wordnet() as wordnet:
         imagenet = _imagenet_lineages(wordnet)
@@ -67,16 +80,14 @@ def build_semantic_matrix(training: ImageSet, notify: Callable[[str], None]) -> 
     without = [name for name, row in zip(training.classes, matrix, strict=True) if not row.any()]
     if without:
         notify(f"WordNet has nothing near among ImageNet's classes for {', '.join(without)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, matrix)
+    write_cached(path, matrix)
     digest = sha256_of_file(path)
-    write_atomically(_hash_file(path), f"{digest}\n".encode())
+    write_atomically(hash_file, f"{digest}\n".encode())
     return matrix, digest
 
 
 def build_matrix(classes: Sequence[Sequence[Lineage]], imagenet: Sequence[Lineage]) -> Matrix:
-    """Return `(len(classes), len(imagenet)) float32` of classes that are several synsets each."""
+    """Return the `(len(classes), len(imagenet)) float32` similarities of classes of synsets."""
     matrix = np.zeros((len(classes), len(imagenet)), dtype=np.float32)
     for row, lineages in zip(matrix, classes, strict=True):
         for lineage in lineages:
@@ -88,7 +99,7 @@ def build_matrix(classes: Sequence[Sequence[Lineage]], imagenet: Sequence[Lineag
 
 
 def measure_nearness(one: Lineage, other: Lineage) -> float:
-    """Return 1 where one is a kind of the other, else their path similarity if above 0.2, or 0."""
+    """Return 1 if one is a kind of the other, else their path similarity if above 0.2, else 0."""
     if other.offset in one.kinds or one.offset in other.kinds:
         return 1.0
     common = one.steps.keys() & other.steps.keys()
@@ -97,7 +108,7 @@ def measure_nearness(one: Lineage, other: Lineage) -> float:
 
 
 def find_photo_synsets(data: ImageSet) -> list[tuple[int, ...]]:
-    """Return for each class the synsets that its photos' names begin with, in their order."""
+    """Return for each class the synsets that its photos' names start with, in their order."""
     found: list[dict[int, None]] = [{} for _ in data.classes]
     for path, label in zip(data.photos, data.photo_labels, strict=True):
         match = _PHOTO_OF_SYNSET.match(path.name)
@@ -107,7 +118,7 @@ def find_photo_synsets(data: ImageSet) -> list[tuple[int, ...]]:
 
 
 def find_class_lineages(name: str, named: Sequence[int], wordnet: WordNet) -> list[Lineage]:
-    """Return the lineages of a class: of the synsets that its photos name, or that it means."""
+    """Return the lineages of the synsets named by a class's photos, or of its name's synset."""
     meant = named or [offset for offset in [wordnet.meant_by(name)] if offset is not None]
     lineages = [wordnet.lineage(offset) for offset in meant]
     return [lineage for lineage in lineages if lineage is not None]
@@ -120,7 +131,7 @@ def _imagenet_lineages(wordnet: WordNet) -> list[Lineage]:
         if lineage is None:
             raise BadData(
                 f"this WordNet has no synset n{offset:08d}, which is an ImageNet class",
-                "WordNet 3.0: synsets have other numbers in other versions",
+                "WordNet 3.0; other versions have other synset numbers",
                 "apt-get install wordnet-base, or --semantic none",
             )
         lineages.append(lineage)
@@ -130,24 +141,6 @@ def _imagenet_lineages(wordnet: WordNet) -> list[Lineage]:
 def _key(classes: Sequence[str], named: Sequence[tuple[int, ...]]) -> str:
     parts = [_RULES, *(f"{name}: {synsets}" for name, synsets in zip(classes, named, strict=True))]
     return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _hash_file(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
-
-
-def _read(path: Path, classes: int) -> tuple[Matrix, str] | None:
-    """Return the cached matrix and its hash; `None` when there is none or it is damaged."""
-    try:
-        expected = _hash_file(path).read_text("ascii").strip()
-        if sha256_of_file(path) != expected:
-            return None
-        matrix = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    if matrix.shape != (classes, len(read_imagenet_synsets())) or matrix.dtype != np.float32:
-        return None
-    return matrix, expected
 
 
 DEBIANS = Path("/usr/share/wordnet")
@@ -175,7 +168,7 @@ _LEXNAMES: tuple[tuple[str, int, str], ...] = (
     ),
     ("adj", 3, "ppl"),
 )
-#: Names whose first sense is not what is drawn, as SAKE's authors fixed them: name and sense.
+#: Classes whose name's first sense is not what is drawn, as corrected by SAKE's authors.
 _MEANT = {
     "present": ("present", 2),
     "teddybear": ("teddy", 1),
@@ -196,10 +189,10 @@ class Lineage:
     """A synset and its hypernyms.
 
     Attributes:
-        offset: the synset's number, of which `n02084071` is the written form.
-        steps: for the synset (0) and all above it, the fewest steps up to them.
-        kinds: those of them that it is a kind of, itself included; an instance, such as one
-            certain tower, is near to a kind and not one.
+        offset: the synset's number, 2084071 for `n02084071`.
+        steps: the fewest steps up to each hypernym; 0 for the synset itself.
+        kinds: the synset, and hypernyms that it is a kind of. An instance, such as a certain tower,
+            is not a kind.
     """
 
     offset: int
@@ -228,10 +221,9 @@ class WordNet:
         return Lineage(synset.offset(), steps, frozenset(kinds))
 
     def meant_by(self, class_name: str) -> int | None:
-        """Return the synset that a class name means: its first sense, or the one known as meant.
+        """Return the synset of a class name: its first sense, or the sense in `_MEANT`, if any.
 
-        Blanks, underscores and hyphens may each be any of them in WordNet, or nothing; what stands
-        in brackets is left out.
+        Blanks, underscores and hyphens match each other, or nothing; text in brackets is ignored.
         """
         fixed = _MEANT.get(joined_key(class_name))
         if fixed is not None:
@@ -263,7 +255,7 @@ def open_wordnet() -> Iterator[WordNet]:
         from nltk.corpus.reader.wordnet import WordNetCorpusReader, WordNetError
     except ImportError as problem:
         raise MissingExtra(
-            f"the semantic matrix is read from WordNet through NLTK: {problem}",
+            f"the semantic matrix is built from WordNet by NLTK: {problem}",
             "NLTK",
             "pip install 'sbtk[train]', or --semantic none",
         ) from problem
@@ -300,7 +292,7 @@ def _find(nltk_folders: list[Path]) -> Path:
     if (DEBIANS / "data.noun").is_file():
         return DEBIANS
     raise MissingExtra(
-        "there is no WordNet on this machine, which the semantic matrix is made from",
+        "WordNet, which the semantic matrix is built from, is not installed",
         f"{DEBIANS}, or corpora/wordnet in a folder that NLTK_DATA names",
         "apt-get install wordnet-base, or --semantic none to train without it",
     )

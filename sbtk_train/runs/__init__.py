@@ -1,1 +1,1 @@
-"""Training runs: from a configuration to a folder with a student and its figures."""
+"""Training runs: from a configuration to a folder with a student and its metrics."""

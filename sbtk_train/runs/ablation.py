@@ -1,9 +1,8 @@
-"""The ablation study: which parts of a method carry it, with a spread over seeds.
+"""The ablation study: contributions of a method's parts, with the spread over seeds.
 
-The rows are those of the SBTKNet paper's Table 5, then SBTKNet against DSN and SAKE at two lengths
-of the embedding. Each row is trained with each seed as a run of its own, in its own folder, so that
-an interrupted study resumes. Unseen classes are evaluated once, when every run
-has ended; nothing is chosen by them.
+The rows are those of the SBTKNet paper's Table 5, then SBTKNet, DSN and SAKE at two embedding
+lengths. Each row is trained with each seed in a run folder of its own, so that an interrupted study
+resumes. Unseen classes are evaluated once, after every run has ended; nothing is selected by them.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ from sbtk_train.runs.evaluate import (
 from sbtk_train.runs.feature_maps import FeatureMaps
 from sbtk_train.runs.run import train
 
-#: Written when a run has ended; a run without it is resumed.
+#: Marks a finished run; others are resumed.
 DONE = "done.json"
 
 
@@ -75,8 +74,8 @@ class Row:
         title: its title in tables.
         method: `sbtknet`, `dsn` or `sake`.
         dim: length of the embedding.
-        changes: recipe settings of this row.
-        rounds: factor of the method's epochs, for rows whose epochs show fewer images.
+        changes: changed hyperparameters.
+        rounds: factor of the method's epochs, for rows whose epochs have fewer images.
     """
 
     name: str
@@ -134,12 +133,12 @@ class Study:
     """The runs of an ablation study.
 
     Attributes:
-        base: the configuration that every row changes: data, split, weights, frozen stages, size.
+        base: the configuration that each row changes: data, split, weights, frozen stages.
         sbtknet_recipe: SBTKNet's recipe before a row's changes.
-        common: knobs that each recipe which has them takes over, such as the image size.
-        epochs: by method.
-        seeds: of initialisation, order and augmentation; validation classes are always the same.
-        rows: the lines.
+        common: hyperparameters, such as the image size, for all recipes that have them.
+        epochs: number of epochs by method.
+        seeds: seeds of initialisation, order and augmentation; validation classes stay the same.
+        rows: the rows.
     """
 
     base: TrainConfig
@@ -160,20 +159,20 @@ class Study:
         )
 
     def epochs_of(self, row: Row) -> int:
-        """Return for how many epochs a row is trained."""
+        """Return the number of epochs of a row."""
         return row.rounds * self.epochs[row.method]
 
     def _recipe(self, row: Row) -> Recipe:
-        own = {knob.name for knob in fields(recipe_type(row.method))}
-        shared = {knob: value for knob, value in self.common.items() if knob in own}
-        knobs = shared | row.changes | {"epochs": self.epochs_of(row)}
+        own = {field.name for field in fields(recipe_type(row.method))}
+        shared = {name: value for name, value in self.common.items() if name in own}
+        changes = shared | row.changes | {"epochs": self.epochs_of(row)}
         name = self.sbtknet_recipe
         if row.method != "sbtknet":
             name = default_recipe(row.method, self.base.split)
-        return make_recipe(name, row.method, **knobs)
+        return make_recipe(name, row.method, **changes)
 
     def runs(self) -> Iterator[tuple[Row, int]]:
-        """Yield every row with every seed, a whole seed before the next."""
+        """Yield every row with every seed, seed by seed."""
         for seed in self.seeds:
             for row in self.rows:
                 yield row, seed
@@ -197,18 +196,18 @@ def run_study(
     should_stop: Callable[[], bool] = lambda: False,
     on_trainer: Callable[[Any], None] | None = None,
 ) -> None:
-    """Train the missing runs of a study; each leaves its best student and its record.
+    """Train the unfinished runs of a study.
 
     Args:
-        study: what to run.
-        root: holds a folder for each run.
+        study: the study.
+        root: the folder of the run folders.
         listener: receives the events of each run.
-        should_stop: asked between two runs.
+        should_stop: called before each run.
         on_trainer: called with each trainer before it starts, so that a signal can stop it.
 
     Raises:
-        BadConfig: a folder holds a run of another configuration.
-        KeyboardInterrupt: when stopped; everything that was done is kept.
+        BadConfig: a folder has a run of another configuration.
+        KeyboardInterrupt: when stopped; finished runs are kept.
     """
     runs = list(study.runs())
     for number, (row, seed) in enumerate(runs, start=1):
@@ -230,24 +229,18 @@ def run_study(
             step = "free some space, then: the same command again, which resumes the study"
             raise DiskFull(problem.found, problem.expected, step) from problem
         write_json_atomically(folder / DONE, {"best": record.get("best", {})})
-        # Four times the size of the student, and no longer needed.
+        # The checkpoint is four times the size of the student, and no longer needed.
         (folder / LAST).unlink(missing_ok=True)
 
 
-def finished(study: Study, root: Path) -> list[tuple[Row, int, Path]]:
-    """Return row, seed and folder of each run that has ended."""
-    found = [(row, seed, run_folder(root, row, seed)) for row, seed in study.runs()]
-    return [item for item in found if is_done(item[2])]
-
-
 def find_missing(study: Study, root: Path) -> list[str]:
-    """Return the names of the folders of runs that have not ended."""
+    """Return the names of the folders of unfinished runs."""
     folders = [run_folder(root, row, seed) for row, seed in study.runs()]
     return [folder.name for folder in folders if not is_done(folder)]
 
 
 def select_rows(names: Sequence[str]) -> tuple[Row, ...]:
-    """Return the rows of these names, in the study's order; all for no names.
+    """Return the rows with these names, in the study's order; all without names.
 
     Raises:
         BadConfig: there is no such row.
@@ -260,7 +253,7 @@ def select_rows(names: Sequence[str]) -> tuple[Row, ...]:
 
 
 def _require_same(folder: Path, config: TrainConfig) -> None:
-    """Refuse a run that was started with another configuration and names the difference."""
+    """Raise `BadConfig` with the first difference if a run has another configuration."""
     there, here = asdict(read_config(folder)), asdict(config)
     for free in (*FREE_FIELDS, *PROVENANCE_FIELDS):
         there.pop(free), here.pop(free)
@@ -285,27 +278,27 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
 Rows = NDArray[np.float32] | NDArray[np.uint8]
 
 BITS = 64
-#: The figure that rows are compared by.
+#: The metric to compare rows by.
 METRIC = "mAP@all"
-_FIGURES = (METRIC, "mAP@200 (strict)", "P@10", "P@100", "P@200")
+_METRICS = (METRIC, "mAP@200 (strict)", "P@10", "P@100", "P@200")
 _BAR_HEIGHT = 0.38
 
 
 def bits_metric_name(bits: int = BITS) -> str:
-    """Return the name of the figure of binary codes of so many bits."""
+    """Return the name of the metric of binary codes of that length."""
     return f"{METRIC} ({bits} bits, ITQ of training features)"
 
 
 @dataclass(frozen=True)
 class Score:
-    """One figure of one run.
+    """One metric of one run.
 
     Attributes:
         row: the row's name.
-        seed: of the run.
-        epochs: that it was trained for.
+        seed: the run's seed.
+        epochs: the run's number of epochs.
         classes: `validation` (seen, held out) or `unseen`.
-        figure: name, which carries the rule.
+        figure: the metric's name, which states its rule.
         value: 0 to 1.
     """
 
@@ -321,7 +314,7 @@ class Score:
 class Summary:
     """Mean and spread of a row over its seeds.
 
-    `spread` is the standard deviation of a sample; NaN for a single run.
+    `spread` is the sample standard deviation; NaN for a single run.
     """
 
     row: Row
@@ -331,10 +324,16 @@ class Summary:
 
 
 def score_runs(study: Study, root: Path, classes: str, notify: Notify) -> list[Score]:
-    """Return the figures of every run that has ended, on `validation` or on `unseen` classes.
+    """Return the metrics of every finished run on `validation` or on `unseen` classes.
 
-    They are kept in each run's folder, so each student is looked at once. For unseen classes a
-    line for each student is appended to `unseen.log` in `root`; data without them have no figures.
+    They are saved in each run's folder, so each student is evaluated once. For unseen classes a
+    line for each student is appended to `unseen.log` in `root`.
+
+    Args:
+        study: the study.
+        root: the folder of the run folders.
+        classes: `validation` or `unseen`; nothing is returned if the data have no unseen classes.
+        notify: called with progress messages.
     """
     scores: list[Score] = []
     division = None
@@ -344,7 +343,10 @@ def score_runs(study: Study, root: Path, classes: str, notify: Notify) -> list[S
     if classes == "unseen" and not unseen.classes:
         notify(f"the data have none of the unseen classes of {split.name}: not measured on them")
         return []
-    for row, seed, folder in finished(study, root):
+    for row, seed in study.runs():
+        folder = run_folder(root, row, seed)
+        if not is_done(folder):
+            continue
         kept = folder / f"scores-{classes}.json"
         if not kept.is_file():
             if division is None:
@@ -355,7 +357,7 @@ def score_runs(study: Study, root: Path, classes: str, notify: Notify) -> list[S
             student = load_run(folder).student.to(compute.device)
             embed = _embed(study, student, compute, notify)
             figures = _figures(student, images, limit_photos(division.held_out), embed)
-            # Logged first: if interrupted here, an evaluation is logged twice rather than never.
+            # Logged first: if interrupted, an evaluation is logged twice rather than never.
             if classes == "unseen":
                 _log(root, folder, study, images, figures)
             write_json_atomically(kept, figures)
@@ -368,7 +370,7 @@ def score_runs(study: Study, root: Path, classes: str, notify: Notify) -> list[S
 
 
 def summarise(study: Study, scores: Iterable[Score], classes: str, figure: str) -> list[Summary]:
-    """Return mean and spread of one figure for each row that has a run."""
+    """Return mean and spread of one metric for each row with a finished run."""
     kept = [score for score in scores if score.classes == classes and score.figure == figure]
     result = []
     for row in study.rows:
@@ -392,7 +394,7 @@ def write_csv(path: Path, scores: Iterable[Score]) -> None:
 
 
 def format_markdown(study: Study, scores: list[Score]) -> str:
-    """Return a table of means and spreads, a row for each row of the study."""
+    """Return a Markdown table of means and spreads by row."""
     columns = [
         (classes, figure)
         for classes in ("validation", "unseen")
@@ -417,21 +419,19 @@ def format_markdown(study: Study, scores: list[Score]) -> str:
 
 
 def _format_summary(summary: Summary) -> str:
-    """Return mean and spread; one run has no spread."""
+    """Return mean and spread as text; a single run has no spread."""
     if math.isnan(summary.spread):
         return f"{summary.mean:.4f}"
     return f"{summary.mean:.4f} ± {summary.spread:.4f}"
 
 
 def draw(study: Study, scores: list[Score], path: Path) -> Path | None:
-    """Write bars of mAP@all with their spreads; `None` without matplotlib."""
+    """Plot mAP@all with its spread into `path`, and return the path; `None` without matplotlib."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return None
     figure = Figure(figsize=(8, 0.45 * len(study.rows) + 1.4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     labels = {row.name: place for place, row in enumerate(study.rows)}
     for shift, classes in ((-_BAR_HEIGHT / 2, "validation"), (_BAR_HEIGHT / 2, "unseen")):
@@ -459,7 +459,7 @@ def draw(study: Study, scores: list[Score], path: Path) -> Path | None:
 def _figures(
     student: Student, images: ImageSet, training: ImageSet, embed: Embed
 ) -> dict[str, float]:
-    """Return the figures on `images`; `training` are training images to learn the codes from."""
+    """Return the metrics on `images`; binary codes are fitted on the images in `training`."""
     sketches = embed(student, images.sketches, "sketch").rows
     photos = embed(student, images.photos, "photo").rows
 
@@ -470,7 +470,7 @@ def _figures(
         return found.summary()
 
     found = measured(sketches, photos, "cosine")
-    figures = {name: found[name] for name in _FIGURES if name in found}
+    figures = {name: found[name] for name in _METRICS if name in found}
     learnt_on = np.concatenate(
         [
             embed(student, training.sketches, "sketch").rows,

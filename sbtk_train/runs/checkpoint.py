@@ -1,9 +1,8 @@
 """Run folders: the checkpoint, the best student, and the record.
 
-A run folder holds `config.resolved.toml`, `last.safetensors` (all that resuming needs),
-`student.safetensors` (the best student by validation), `run.json`, `metrics.csv` and curves.
-Each file is replaced atomically, so a run that is killed at any point resumes from its last
-checkpoint.
+A run folder has `config.resolved.toml`, `last.safetensors` (the checkpoint), `student.safetensors`
+(the best student by validation), `run.json`, `metrics.csv` and curves. Each file is replaced
+atomically, so a run that was killed resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -45,19 +44,19 @@ class RunBusy(SbtkError):
 
 @dataclass
 class Position:
-    """The progress of a run; with the tensors of `last.safetensors` it is the whole state.
+    """The progress of a run; together with the tensors of `last.safetensors`, its whole state.
 
     Attributes:
         epoch: the current epoch, from 0.
-        step: number of its batches that are done.
+        step: number of finished batches of the epoch.
         updates: optimiser steps since the start.
-        sums: sums over the epoch's batches so far, by name.
+        sums: sums of losses and accuracy over the epoch's batches so far, by name.
         history: a row of metrics for each finished epoch.
         best: the best value so far of the recipe's selection metric.
-        since_best: finished epochs since then.
+        since_best: number of epochs since then.
         scaler: state of the loss scaler (fp16 only).
-        data_sha256: of the training images.
-        split_sha256: of the unseen classes.
+        data_sha256: hash of the training images.
+        split_sha256: hash of the unseen classes.
     """
 
     data_sha256: str
@@ -91,23 +90,20 @@ class TrainedRun:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder, which every writer takes; the kernel releases it on death.
+    """Hold the lock of a run folder for a writer; the kernel releases it if the process dies.
 
     Raises:
-        RunBusy: on entry, when another process holds it; names its PID and start time.
-        SbtkError: on entry, when the folder cannot be written.
+        RunBusy: on entry, if another process holds it; names its PID and start time.
+        SbtkError: on entry, if the folder cannot be written.
     """
-    lock = WriterLock(folder / LOCK)
-    try:
-        lock.__enter__()
-    except GalleryBusy as problem:
-        raise RunBusy(
-            problem.found, "one writer in a run folder", "wait for it to end, or --out FOLDER"
-        ) from problem
-    try:
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(WriterLock(folder / LOCK))
+        except GalleryBusy as problem:
+            raise RunBusy(
+                problem.found, "one writer in a run folder", "wait for it to end, or --out FOLDER"
+            ) from problem
         yield
-    finally:
-        lock.__exit__(None, None, None)
 
 
 def resume_command(folder: Path) -> str:
@@ -118,7 +114,7 @@ def resume_command(folder: Path) -> str:
 
 
 def add_resume_command(problem: DiskFull, folder: Path) -> DiskFull:
-    """Return the error with the command that resumes this run once there is space."""
+    """Return the error with the command that resumes this run when there is space."""
     if f"then: {resume_command(folder)}" in problem.next_step:
         return problem
     step = re.split(r",? (?:and|then) run the same command again", problem.next_step)[0]
@@ -126,32 +122,30 @@ def add_resume_command(problem: DiskFull, folder: Path) -> DiskFull:
 
 
 def require_space(folder: Path, state_bytes: int, student_bytes: int) -> None:
-    """Refuse to start a run whose files do not fit on the disk.
-
-    Files are replaced as a whole, so two versions are on the disk for a moment.
+    """Check that the disk has space for a run's files, and for two versions while one is replaced.
 
     Args:
-        folder: the run folder; what it holds already will be replaced.
+        folder: the run folder; existing files will be replaced.
         state_bytes: size of `last.safetensors`.
         student_bytes: size of `student.safetensors`.
 
     Raises:
-        DiskFull: names the disk, and the bytes needed and free.
+        DiskFull: names the disk, and the needed and the free bytes.
     """
     held = sum(path.stat().st_size for path in (folder / LAST, folder / STUDENT) if path.is_file())
     needed = 2 * state_bytes + student_bytes + _OTHER_BYTES - held
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DiskFull(
-            f"{folder} needs {needed:,} bytes, and {_disk_of(folder)} has {free:,} free",
-            "space for the run's state, twice while it is replaced, and for the best student",
+            f"{folder} needs {needed:,} bytes, but {_disk_of(folder)} has {free:,} free",
+            "space for two versions of the run's state, and for the best student",
             f"free some space, or name a folder on another disk with --out; then: "
             f"{resume_command(folder)}",
         )
 
 
 def _disk_of(path: Path) -> str:
-    """Return a name for the disk that holds `path`: where it is mounted."""
+    """Return a name of the disk with `path`: its mount point."""
     place = path.resolve()
     while not os.path.ismount(place) and place != place.parent:
         place = place.parent
@@ -168,7 +162,7 @@ def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], Position]:
     """Return the tensors and the position of the last checkpoint.
 
     Raises:
-        BadConfig: the run has no readable state.
+        BadConfig: the run has no readable checkpoint.
     """
     path = folder / LAST
     if not path.is_file():
@@ -188,12 +182,12 @@ def save_student(folder: Path, tensors: dict[str, torch.Tensor], backbone: str) 
 
 
 def newest_run(root: Path = Path("runs")) -> Path:
-    """Return the run folder below `root` whose student was written last.
+    """Return the run folder below `root` with the newest student.
 
     Raises:
         BadConfig: there is none.
     """
-    students = [path for path in root.glob(f"*/{STUDENT}")] if root.is_dir() else []
+    students = list(root.glob(f"*/{STUDENT}"))
     if not students:
         raise BadConfig(
             f"no trained run below {root}", f"a folder with {STUDENT}", "sbtk train DATA"
@@ -202,11 +196,11 @@ def newest_run(root: Path = Path("runs")) -> Path:
 
 
 def load_run(folder: Path) -> TrainedRun:
-    """Return the run with its best student.
+    """Return the run in a folder, with its best student.
 
     Raises:
         BadConfig: the folder is not a run, or has no student yet.
-        BadModel: the student's file does not fit its record.
+        BadModel: the student's file does not fit the configuration.
     """
     if not (folder / CONFIG_NAME).is_file() or not (folder / STUDENT).is_file():
         raise BadConfig(
@@ -245,7 +239,7 @@ def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
             mode = temporary.stat().st_mode
             with _os_errors(path):
                 save_file(plain, temporary, metadata)
-            # safetensors makes files that nobody else can read; the user's umask decides that here.
+            # safetensors creates private files; follow the user's umask instead.
             temporary.chmod(mode)
     except DiskFull as problem:
         size = sum(tensor.nbytes for tensor in plain.values())
@@ -257,8 +251,8 @@ def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
                 f"no space left on {_disk_of(path.parent)} while writing {path}: "
                 f"{size:,} bytes needed, {free:,} free"
             )
-        told = DiskFull(found, problem.expected, problem.next_step)
-        raise add_resume_command(told, path.parent) from problem
+        full = DiskFull(found, problem.expected, problem.next_step)
+        raise add_resume_command(full, path.parent) from problem
     except OSError as problem:
         size = sum(tensor.nbytes for tensor in plain.values())
         raise SbtkError(

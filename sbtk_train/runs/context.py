@@ -1,4 +1,4 @@
-"""Builds what the training loop needs from a configuration: data, student, objective, device."""
+"""The inputs of the training loop, from a configuration: data, student, objective and device."""
 
 from __future__ import annotations
 
@@ -45,15 +45,14 @@ class TrainingContext:
     """The inputs of the training loop.
 
     Attributes:
-        division: training, held-out and validation images; no unseen class among them.
+        division: training, held-out and validation images, without unseen classes.
         split: the unseen classes.
         student: initialised, on its device.
         objective: batches, views and losses of the method.
-        knowledge_sha256: hash of the soft labels or of the semantic matrix that the objective
-            uses; empty without.
+        knowledge_sha256: hash of the objective's soft labels or semantic matrix; empty without.
         unreadable: images that were left out.
         compute: device and precision.
-        distributed: the processes that train together.
+        distributed: the processes of the run.
     """
 
     division: Division
@@ -69,9 +68,12 @@ class TrainingContext:
 def build_context(
     config: TrainConfig, notify: Notify, distributed: DistributedContext = SINGLE_PROCESS
 ) -> TrainingContext:
-    """Build the context of a run; `notify` is called with what was found and what takes time.
+    """Build the context of a run. Rank 0 reads the data and fills caches for all processes.
 
-    Rank 0 reads the data and fills caches for all processes.
+    Args:
+        config: the run's configuration.
+        notify: called with findings and progress messages.
+        distributed: the processes of the run.
 
     Raises:
         BadData: the data cannot be trained on.
@@ -117,7 +119,13 @@ def _load_data(
 def load_division(
     config: TrainConfig, data: ImageSet, split: Split, notify: Notify
 ) -> tuple[Division, list[Unreadable]]:
-    """Return the data, divided, without the images that cannot be read, and these.
+    """Divide the data; return the division without unreadable images, and those images.
+
+    Args:
+        config: the run's configuration.
+        data: the whole data set.
+        split: the unseen classes.
+        notify: called with what was left out.
 
     Raises:
         BadData: the data cannot be trained on.
@@ -167,7 +175,7 @@ def load_division(
 
 
 def _require_both_kinds(given: ImageSet, readable: ImageSet, faults: Sequence[Unreadable]) -> None:
-    """Refuse a class none of whose sketches, or none of whose photos, can be read."""
+    """Check that at least one sketch and one photo of each class can be read."""
     reasons = {fault.path: fault.reason for fault in faults}
     for kind, paths, labels, left in (
         ("sketches", given.sketches, given.sketch_labels, readable.sketch_labels),
@@ -177,8 +185,8 @@ def _require_both_kinds(given: ImageSet, readable: ImageSet, faults: Sequence[Un
         if len(lost):
             path = paths[lost[0]]
             raise BadData(
-                f"none of the {kind} of the class {given.classes[labels[lost[0]]]!r} that are to "
-                f"be trained or validated on can be read: {path}: {reasons[path]}",
+                f"none of the {kind} of the class {given.classes[labels[lost[0]]]!r} to train or "
+                f"validate on can be read: {path}: {reasons[path]}",
                 "at least one of each class",
                 "fix them, or remove the class",
             )
@@ -199,7 +207,7 @@ def _load_into(
     tensors, layout = read_weights(path)
     if layout is not None and layout != config.backbone:
         raise BadModel(
-            f"{path} says it is for {layout}, and the backbone is {config.backbone}",
+            f"{path} is for {layout}, but the backbone is {config.backbone}",
             "weights and backbone of one layout",
             f"--backbone {layout}",
         )
@@ -216,7 +224,7 @@ def _load_into(
     if better != config.backbone:
         notify(
             f"WARNING: {path.name} fits {better} better than {config.backbone}; "
-            f"if that is what it was trained as, start again with --backbone {better}"
+            f"if it was trained with that layout, start again with --backbone {better}"
         )
 
 
@@ -228,7 +236,7 @@ def _load_student_weights(
     split: Split,
     notify: Notify,
 ) -> None:
-    """Start from a student that sbtk trained before, its embedding and heads included."""
+    """Load a student trained by sbtk, including its embedding and heads."""
     learnt = read_training_classes(path)
     same_classes = learnt == training.classes
     student.load_student(tensors, path, same_classes=same_classes)
@@ -285,7 +293,9 @@ def _soft_labels(
     tensors, layout = read_weights(path)
     backbone = layout or config.backbone
     trunk, _ = build_trunk(backbone)
-    classifier = require_classifier(load_trunk(trunk, tensors, path), path)
+    classifier = require_classifier(
+        load_trunk(trunk, tensors, path), path, "the knowledge loss needs", "--no-knowledge"
+    )
     return make_soft_labels(
         training,
         trunk,

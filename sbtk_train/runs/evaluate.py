@@ -1,7 +1,8 @@
-"""Validation on seen classes during training, with the metrics of the runtime."""
+"""Validation on seen classes during training, with the runtime's metrics."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,11 +19,12 @@ from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.config import Compute, Selection
 from sbtk_train.data import Division, ImageSet, ImageSource, Rows
+from sbtk_train.data.image_set import select_images
 from sbtk_train.models.student import Student, domains_of
 from sbtk_train.runs.feature_maps import FeatureMaps
 
 _BATCH = 32
-#: Photos of each training class in the gallery that the held-out sketches are searched in.
+#: Photos of each training class in the gallery for held-out sketches.
 HELD_OUT_PHOTOS_PER_CLASS = 5
 #: DSN validates on 300 batches of 48 training photos.
 _DSN_PHOTOS = 14_400
@@ -59,21 +61,19 @@ def make_pixel_embedder(compute: Compute, workers: int) -> Embed:
     """Return a function that embeds image files at 224 px, the runtime's size."""
 
     def embed(student: Student, paths: Sequence[ImageSource], kind: Kind) -> Embedded:
-        store = PixelStore(paths, kind, SIZE_PX, workers=workers, keep=False)
+        pixels = PixelStore(paths, kind, SIZE_PX, workers=workers, keep=False)
+        with contextlib.closing(pixels) as store:
 
-        def inputs(rows: range) -> torch.Tensor:
-            return normalise(store.batch(rows).to(compute.device))
+            def inputs(rows: range) -> torch.Tensor:
+                return normalise(store.batch(rows).to(compute.device))
 
-        try:
             return _embedded(student, len(paths), kind, compute, inputs, "")
-        finally:
-            store.close()
 
     return embed
 
 
 def make_feature_map_embedder(compute: Compute, maps: FeatureMaps) -> Embed:
-    """Return a function that embeds image files by stored feature maps of frozen stages."""
+    """Return a function that embeds image files through cached feature maps of frozen stages."""
 
     def embed(student: Student, paths: Sequence[ImageSource], kind: Kind) -> Embedded:
         kept = maps.of(paths, kind)
@@ -96,11 +96,11 @@ def score(student: Student, data: ImageSet, embed: Embed) -> dict[str, float]:
 
 
 def require_selectable(division: Division, selection: Selection, dim: int) -> None:
-    """Refuse data or embedding sizes for which the selection metric is undefined.
+    """Check that the selection metric is defined for the data and the embedding size.
 
     Raises:
         BadConfig: the embedding is too short for binary codes.
-        BadData: too few held-out sketches to learn binary codes on.
+        BadData: there are too few held-out sketches to fit binary codes on.
     """
     if selection != "held-out-bits":
         return
@@ -122,13 +122,13 @@ def require_selectable(division: Division, selection: Selection, dim: int) -> No
 def validate(
     student: Student, division: Division, selection: Selection, embed: Embed
 ) -> dict[str, float]:
-    """Return mAP@all and P@10 on the validation classes and on held-out sketches.
+    """Return the metrics of a student on validation classes and held-out images.
 
-    `validation_*` is on whole classes kept from training, left out where there are none;
-    `held_out_map` searches sketches of training classes among five training photos of each class.
-    `held_out_accuracy` (SAKE) and `held_out_bits_map` (DSN: 64-bit codes of held-out sketches
-    among training photos, ITQ fitted on the sketches, mean over classes) are there when they
-    select.
+    `validation_map` (mAP@all) and `validation_p10` are on whole classes held out from training, if
+    there are any. `held_out_map` is mAP@all of held-out sketches of training classes among five
+    training photos of each class. The selection metrics `held_out_accuracy` (SAKE) and
+    `held_out_bits_map` (DSN: 64-bit codes of held-out sketches among training photos, ITQ fitted on
+    the sketches, mean over classes) are computed if they select.
     """
     figures: dict[str, float] = {}
     if division.validation.classes:
@@ -178,7 +178,7 @@ def _embedded(
 def _bits_map(
     student: Student, held_out: ImageSet, sketches: NDArray[np.float32], embed: Embed
 ) -> float:
-    """Return DSN's validation metric: VOC AP of binary codes, mean over classes."""
+    """Return DSN's validation metric: mAP (VOC, class mean) of binary codes."""
     rng = np.random.default_rng(0)
     order = rng.permutation(len(held_out.photos))[:_DSN_PHOTOS]
     paths = [held_out.photos[row] for row in order]
@@ -204,7 +204,4 @@ def limit_photos(data: ImageSet) -> ImageSet:
             for label in range(len(data.classes))
         ]
     )
-    photos = tuple(data.photos[row] for row in rows)
-    return ImageSet(
-        data.classes, data.sketches, data.sketch_labels, photos, data.photo_labels[rows]
-    )
+    return select_images(data, photos=rows)

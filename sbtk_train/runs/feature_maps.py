@@ -2,13 +2,13 @@
 
 If the stages before `freeze_until` are frozen, their output for an image never changes. It is
 stored in float16 for some augmented copies of each image, and training samples among the copies. A
-step then costs only the stages that learn, but each image is seen in that many variants only.
+step then runs only the trained stages, but each image appears in only that many variants.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from sbtk_train.config import Compute
 from sbtk_train.data import ImageSet, ImageSource
 from sbtk_train.data.image_set import identify_source
 from sbtk_train.models.student import Student, domains_of
+from sbtk_train.progress import Notify
 
 Maps = NDArray[np.float16]
 
@@ -34,16 +35,15 @@ _BATCH = 32
 
 
 class FeatureMaps:
-    """Feature maps of image files at one stage, in a folder.
+    """Feature maps of images at one stage, cached in a folder.
 
     Args:
-        folder: holds a `.npy` file for each set of images; made when missing.
-        student: with the stages before `begin` frozen.
-        begin: the stage that the maps enter.
+        folder: folder of `.npy` files, one for each set of images; created if missing.
+        student: the student, with the stages before `begin` frozen.
+        begin: the stage that takes the maps as input.
         size_px: side of the images.
-        compute: where the frozen stages run, and in which number format; maps that were made in
-            another are not taken.
-        workers: decoding threads.
+        compute: where to run the frozen stages, and in which precision, which identifies the maps.
+        workers: number of decoding threads.
         notify: called with progress messages.
     """
 
@@ -55,7 +55,7 @@ class FeatureMaps:
         size_px: int,
         compute: Compute,
         workers: int,
-        notify: Callable[[str], None],
+        notify: Notify,
     ) -> None:
         self._folder = folder
         self._student = student
@@ -67,12 +67,12 @@ class FeatureMaps:
         self._frozen_sha256 = _sha256_of_frozen(student, begin)
 
     def of(self, paths: Sequence[ImageSource], kind: Kind, copies: int = 0) -> Maps:
-        """Return `(N, max(1, copies), C, h, w) float16`, mapped from its file; made if missing.
+        """Return `(N, max(1, copies), C, h, w) float16`, memory-mapped; computed if missing.
 
         Args:
             paths: the images.
             kind: sketches or photos.
-            copies: how many augmented copies of each; 0 for the image as it is.
+            copies: number of augmented copies of each; 0 for the image itself.
         """
         path = self._folder / f"{self._key(paths, kind, copies)}.npy"
         if not path.is_file():
@@ -132,9 +132,9 @@ class FeatureMaps:
 
 
 class FeatureSource:
-    """Samples a step's inputs among the stored copies of its images.
+    """Samples a step's inputs among the cached copies of its images.
 
-    Views of one image are different copies, if there are enough.
+    Views of an image are different copies, if there are enough.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class FeatureSource:
         self._device = compute.device
 
     def load(self, batch: Batch, number: int) -> Batch:
-        """Return the batch: which copies are read depends on the rng."""
+        """Return the batch; `inputs` chooses the copies to read."""
         return batch
 
     def inputs(self, loaded: Batch, rng: BatchRngs) -> Tensor:
@@ -174,7 +174,7 @@ def _sha256_of_frozen(student: Student, begin: str) -> str:
     for name, stage in student.trunk.named_children():
         if name == begin:
             break
-        # Layouts of one network have the same weights: strides and padding tell them apart.
+        # Layouts of one network have equal weights, and differ in strides and padding.
         for module in stage.modules():
             if isinstance(module, (nn.Conv2d, nn.MaxPool2d)):
                 digest.update(f"{module}".encode())

@@ -36,9 +36,9 @@ class Trainer:
     In distributed training each process has a trainer; rank 0 validates and writes.
 
     Args:
-        context: data, student, soft labels and device.
+        context: data, student, objective and device.
         config: the run's configuration.
-        folder: the run folder, which exists.
+        folder: the existing run folder.
         listener: receives steps and epochs.
     """
 
@@ -88,7 +88,7 @@ class Trainer:
         return self._position.history
 
     def student_bytes(self) -> int:
-        """Return the size of a student as it is saved."""
+        """Return the size of a saved student."""
         return sum(value.nbytes for value in self._student.state_dict().values())
 
     def state_bytes(self) -> int:
@@ -103,11 +103,10 @@ class Trainer:
         """Restore the checkpoint of the run folder.
 
         Args:
-            is_longer: more epochs are requested than the run was started with; patience then
-                starts again.
+            is_longer: whether more epochs are requested than at the start, which resets patience.
 
         Raises:
-            BadConfig: there is none, or it was made from other data or another split.
+            BadConfig: there is no checkpoint, or it is from other data or another split.
         """
         tensors, position = self._distributed.broadcast_object(lambda: load_state(self._folder))
         for name, found, expected in (
@@ -118,11 +117,11 @@ class Trainer:
                 raise BadConfig(
                     f"the {name} changed since the run started: {found[:12]} now",
                     f"{expected[:12]}",
-                    "put it back, or start a new run",
+                    "restore it, or start a new run",
                 )
         if position.epoch > self._recipe.epochs:
             raise BadConfig(
-                f"--epochs {self._recipe.epochs}, and the run has finished {position.epoch}",
+                f"--epochs {self._recipe.epochs}, but the run has finished {position.epoch}",
                 f"{position.epoch} or more",
             )
         self._position = position
@@ -182,7 +181,7 @@ class Trainer:
                     self._check_weights()
                     self._save()
                 if is_stopping:
-                    self._distributed.barrier()  # torchrun ends the others as soon as one has ended
+                    self._distributed.barrier()  # torchrun kills the others when the first ends
                     raise KeyboardInterrupt
         finally:
             source.close()
@@ -200,8 +199,8 @@ class Trainer:
             updates=position.updates,
             epoch_steps=self._epoch_steps,
         )
-        chance = make_generator(self._config.seed, position.epoch, number)
-        inputs = source.inputs(loaded, shard.make_rngs(chance))
+        generator = make_generator(self._config.seed, position.epoch, number)
+        inputs = source.inputs(loaded, shard.make_rngs(generator))
         labels = torch.cat([self._labels[batch.sketches], self._photo_labels[batch.photos]])
         labels = labels.to(compute.device)
         domains = batch_domains(len(batch.sketches), len(batch.photos), compute.device)
@@ -243,7 +242,7 @@ class Trainer:
         )
 
     def _check_weights(self) -> None:
-        """Raise if a step of finite gradients still broke the student, before that is saved."""
+        """Raise `TrainingDiverged` if a weight is not finite, before it is saved."""
         position = self._position
         sums = [value.float().sum() for value in self._student.state_dict().values()]
         self._check_finite(float(torch.stack(sums).sum()), "weights' sum", position.step - 1)
@@ -266,8 +265,8 @@ class Trainer:
             position.best = figures[selected_by]
         position.since_best = 0 if improved else position.since_best + 1
         position.epoch, position.step, position.sums = position.epoch + 1, 0, {}
-        # The best student is written first: if killed in between, the epoch is run again with
-        # the same result.
+        # The best student is written first: after a kill in between, the epoch is repeated with the
+        # same result.
         if improved and self._distributed.is_rank_zero:
             save_student(self._folder, kept.state_dict(), self._config.backbone)
         self._save()
@@ -315,37 +314,36 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def build_optimizer(student: Student, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimiser; each group carries the `factor` of its rate."""
+    """Return the recipe's optimiser; each group has the `factor` of its learning rate.
+
+    AdamW does not decay the trunk's biases and batch norms.
+    """
     trunk = [p for p in student.trunk.parameters() if p.requires_grad]
     heads = [
         parameter
         for name, parameter in student.named_parameters()
         if not name.startswith("trunk.") and parameter.requires_grad
     ]
-    groups = [
-        {"params": [p for p in trunk if p.dim() > 1], "factor": 1.0},
+    is_adamw = recipe.optimizer == "adamw"
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trunk if p.dim() > 1 or not is_adamw], "factor": 1.0},
         {"params": heads, "factor": recipe.head_rate_factor},
     ]
-    norms = [p for p in trunk if p.dim() == 1]
-    if recipe.optimizer == "sgd":
-        groups[0]["params"] = trunk
-        groups = [group for group in groups if group["params"]]
-        return torch.optim.SGD(
-            groups, recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-        )
-    if recipe.optimizer == "adam":
-        groups[0]["params"] = trunk
-        groups = [group for group in groups if group["params"]]
-        return torch.optim.Adam(groups, recipe.learning_rate, weight_decay=recipe.weight_decay)
-    groups.append({"params": norms, "factor": 1.0, "weight_decay": 0.0})
+    if is_adamw:
+        norms = [p for p in trunk if p.dim() == 1]
+        groups.append({"params": norms, "factor": 1.0, "weight_decay": 0.0})
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, recipe.learning_rate, weight_decay=recipe.weight_decay)
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, rate, momentum=recipe.momentum, weight_decay=decay)
+    optimizer = torch.optim.AdamW if is_adamw else torch.optim.Adam
+    return optimizer(groups, rate, weight_decay=decay)
 
 
 def set_learning_rates(
     optimizer: torch.optim.Optimizer, recipe: Recipe, *, epoch: int, updates: int, epoch_steps: int
 ) -> None:
-    """Set the learning rates for the update after `updates` others, in `epoch` (from 0)."""
+    """Set the learning rates of the next update, after `updates` others, in `epoch` (from 0)."""
     if recipe.schedule == "step":
         rate = recipe.learning_rate * 0.1 ** (epoch // recipe.step_epochs)
     elif recipe.schedule == "exponential":
@@ -360,12 +358,12 @@ def set_learning_rates(
 
 
 def _make_average(student: Student, decay: float) -> AveragedModel | None:
-    """Return an exponential moving average that starts as the student; `None` for a decay of 0."""
+    """Return an exponential moving average, initialised as the student; `None` for decay 0."""
     if not decay:
         return None
 
     def update(averaged: Any, current: Any, count: Tensor | int) -> None:
-        # A young average follows closely, so that the initialisation has little weight.
+        # The decay grows at first, so that the initialisation has little weight.
         share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
         if averaged[0].is_floating_point():
             torch._foreach_lerp_(averaged, current, share)
@@ -373,12 +371,12 @@ def _make_average(student: Student, decay: float) -> AveragedModel | None:
             torch._foreach_copy_(averaged, current)
 
     average = AveragedModel(student, multi_avg_fn=update, use_buffers=True)
-    average.n_averaged.fill_(1)  # the initial student counts, so the first update does not copy
+    average.n_averaged.fill_(1)  # the initial student counts; otherwise the first update copies
     return average
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimiser's state by `<parameter>.<name>`."""
+    """Return the optimiser's state tensors by `<parameter>.<name>`."""
     return {
         f"{index}.{name}": torch.as_tensor(value)
         for index, state in optimizer.state_dict()["state"].items()

@@ -1,4 +1,4 @@
-"""One training run, from configuration to run folder: record, table and curves."""
+"""A training run, from configuration to run folder, with record, table and curves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from sbtk_runtime.files import (
     write_atomically,
     write_json_atomically,
 )
+from sbtk_runtime.machine import installed_versions
 from sbtk_train.config import SbtknetRecipe, Selection, TrainConfig, read_config
 from sbtk_train.data.more_images import is_bundled
 from sbtk_train.distributed import SINGLE_PROCESS, DistributedContext
@@ -52,7 +52,7 @@ _VERSIONS_OF = ("sbtk", "torch", "torchvision", "numpy", "pillow", "safetensors"
 
 
 def new_run_folder(root: Path, name: str) -> Path:
-    """Return a new folder `root/<date>-<name>`, numbered if that exists."""
+    """Create and return the folder `root/<date>-<name>`, numbered if it exists."""
     stem = f"{date.today().isoformat()}-{name}"
     for number in range(1, 1000):
         folder = root / (stem if number == 1 else f"{stem}-{number}")
@@ -76,19 +76,18 @@ def train(
     """Train into `folder` and return the run's record.
 
     Args:
-        config: the configuration; when resuming, only `FREE_FIELDS` are taken from it,
-            and the rest from the run's own.
+        config: the configuration. When resuming, the run's own is used, changed as described for
+            `TrainConfig.merge_free_fields`.
         folder: an existing folder.
-        listener: receives steps, epochs and notices.
+        listener: receives steps, epochs and messages.
         resume: continue from the folder's last checkpoint.
         on_trainer: called with the trainer before it starts, so that a signal can stop it.
-        distributed: the processes that train together. All call this; the first one listens and
-            writes.
+        distributed: the processes of the run, which must all call this. Rank 0 reports and writes.
 
     Raises:
         RunBusy: another process writes to the folder.
-        DiskFull: the disk cannot hold, or no longer holds, what the run saves.
-        BadConfig: the folder already holds a run, and `resume` is false.
+        DiskFull: the disk has no space for the run's files.
+        BadConfig: the folder already has a run, and `resume` is false.
     """
     with contextlib.ExitStack() as held, _explain_failed_writes(folder):
         distributed.broadcast_object(lambda: _claim(folder, held, resume=resume))
@@ -144,7 +143,7 @@ def _train(
         listener(f"resuming {folder} after {len(trainer.history)} finished epochs")
         if len(trainer.history) >= config.recipe.epochs:
             listener(f"all of its epochs are done; --epochs above {config.recipe.epochs} adds some")
-        # Moved files, more epochs and machine options also apply the next time.
+        # Moved files, more epochs and machine options are kept for the next time.
         config.write(folder)
     require_space(folder, trainer.state_bytes(), trainer.student_bytes())
     recorder.start(trainer.history)
@@ -164,13 +163,13 @@ def _build_context(
     listener: Listener,
     distributed: DistributedContext,
 ) -> TrainingContext:
-    """Return the context of a run, which may have been started with data in another place."""
+    """Return the context of a run, whose data may have moved since its start."""
     if config is own:
         return build_context(config, listener, distributed)
     if not Path(config.data).is_dir() and config.data == own.data:
         raise BadConfig(
-            f"the data of {folder} are not in {config.data} any more",
-            "the same data, wherever they are now",
+            f"the data of {folder} are no longer in {config.data}",
+            "the folder with the same data",
             f"sbtk train DATA --resume {folder}",
         )
     with _explain_moved_data(config, own):
@@ -179,21 +178,21 @@ def _build_context(
 
 @contextlib.contextmanager
 def _explain_moved_data(config: TrainConfig, own: TrainConfig) -> Iterator[None]:
-    """Name both folders if moved data are not those that the run started with."""
+    """Name both folders if moved data differ from those at the start of the run."""
     try:
         yield
     except (BadData, BadConfig) as problem:
         if config.data == own.data:
             raise
         raise BadConfig(
-            f"DATA {config.data}, and the run was started with {own.data}: {problem.found}",
+            f"DATA {config.data}, but the run was started with {own.data}: {problem.found}",
             problem.expected or "the same data in another place",
-            "name the folder that holds the same data now, or start a new run without --resume",
+            "name the folder with the same data, or start a new run without --resume",
         ) from problem
 
 
 def _require_same_files(config: TrainConfig, folder: Path) -> None:
-    """Refuse to resume if a file is missing or differs from the one the run started with."""
+    """Check that weights, teacher and class map are the files that the run was started with."""
     recorded = read_json_object(folder / RECORD, BadConfig) if (folder / RECORD).is_file() else {}
     for name, shown in (
         ("weights", "weights are"),
@@ -206,8 +205,8 @@ def _require_same_files(config: TrainConfig, folder: Path) -> None:
             continue
         if not Path(file).is_file():
             raise BadConfig(
-                f"the run's {shown} not in {file} any more",
-                f"the same file, of SHA-256 {str(entry.get('sha256'))[:12]}",
+                f"the run's {shown} no longer in {file}",
+                f"the same file, with SHA-256 {str(entry.get('sha256'))[:12]}",
                 f"sbtk train --resume {folder} --{option} FILE",
             )
         found = sha256_of_file(Path(file))
@@ -258,7 +257,7 @@ class _Recorder:
         self._selected_by = SELECTION_METRICS[selection]
 
     def start(self, history: list[dict[str, float]]) -> None:
-        # The checkpoint counts: rows that a killed run wrote after it are written again.
+        # Rows that a killed run wrote after its last checkpoint are written again.
         self._rows = list(history)
         write_atomically(self._folder / METRICS, _format_table(self._rows).encode())
         self._write_record()
@@ -326,25 +325,19 @@ def _record(config: TrainConfig, context: TrainingContext) -> dict[str, Any]:
         "device": _device_name(context.compute.device),
         "processes": context.distributed.world_size,
         "precision": context.compute.precision,
-        "versions": {name: _version(name) for name in _VERSIONS_OF}
+        "versions": dict.fromkeys(_VERSIONS_OF, "source tree")
+        | installed_versions(_VERSIONS_OF)
         | {"python": platform.python_version()},
     }
 
 
-def _best(rows: list[dict[str, float]], figure: str | None) -> dict[str, float]:
-    """Return a copy of the row of the best student: the first of the best, or the last."""
-    return dict(rows[-1] if figure is None else max(rows, key=lambda row: row[figure]))
+def _best(rows: list[dict[str, float]], metric: str | None) -> dict[str, float]:
+    """Return a copy of the first row with the highest metric, or of the last without a metric."""
+    return dict(rows[-1] if metric is None else max(rows, key=lambda row: row[metric]))
 
 
 def _file_record(file: str) -> dict[str, str] | None:
     return {"file": Path(file).name, "sha256": sha256_of_file(Path(file))} if file else None
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "source tree"
 
 
 def _device_name(device: torch.device) -> str:
@@ -365,7 +358,7 @@ def _format_table(rows: list[dict[str, float]]) -> str:
 
 
 def _summary_writer(folder: Path) -> Any:
-    """Return a TensorBoard writer, or `None` where TensorBoard is not installed."""
+    """Return a TensorBoard writer; `None` if TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -374,12 +367,11 @@ def _summary_writer(folder: Path) -> Any:
 
 
 def draw_curves(history: list[dict[str, float]], folder: Path) -> Path | None:
-    """Write `curves.png` of losses and mAP; `None` without matplotlib or epochs.
+    """Plot the available losses and metrics into `curves.png`; return its path.
 
-    Terms that the method does not have, and metrics without validation, are left out.
+    Returns `None` without matplotlib or epochs.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return None
@@ -387,14 +379,13 @@ def draw_curves(history: list[dict[str, float]], folder: Path) -> Path | None:
         return None
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
     losses, quality = figure.subplots(1, 2)
     for name in ("loss", "metric", "identity", "knowledge", "contrastive", "memory"):
         if name in history[0]:
             losses.plot(epochs, [row[name] for row in history], marker="o", ms=3, label=name)
     losses.set(xlabel="epoch", title="training loss", ylim=(0, None))
     for name, label in (
-        ("validation_map", "classes kept from training"),
+        ("validation_map", "validation classes"),
         ("held_out_map", "held-out sketches of training classes"),
     ):
         if name in history[0]:
@@ -417,17 +408,17 @@ def refit(
     earlier: dict[str, Any],
     listener: Listener,
 ) -> None:
-    """Refit the best student's embedding, keep it if it is not worse, and record both.
+    """Refit the best student's embedding, keep the result if it is not worse, and record both.
 
-    The whole trunk is run on images of the runtime's size, whatever size the epochs used.
+    The whole trunk is run, on images of the runtime's size.
 
     Args:
-        config: the run's.
+        config: the run's configuration.
         folder: the run folder, with its student.
-        context: the run's.
-        record: the run's; changed, and written.
-        earlier: what `read_recorded_refit` found before the run was resumed.
-        listener: called with what is done, and with both metrics.
+        context: the run's context.
+        record: the run's record, which is changed and written.
+        earlier: the result of `read_recorded_refit` before the run was resumed.
+        listener: called with progress messages and both metrics.
     """
     if earlier and earlier["student_sha256"] == sha256_of_file(folder / STUDENT):
         record |= earlier
@@ -437,9 +428,9 @@ def refit(
 
 
 def read_recorded_refit(folder: Path) -> dict[str, Any]:
-    """Return the refit and the student's hash in the record of a finished run; else nothing.
+    """Return the refit, best metrics and student's hash of a finished run; empty for others.
 
-    Once the refitted embedding is kept, the trained one no longer exists for a comparison.
+    After the refit, the trained embedding no longer exists to compare with.
     """
     if not (folder / RECORD).is_file():
         return {}
@@ -469,7 +460,7 @@ def _refit(
         return
     trained = {"mAP@all": best["validation_map"]}
     if config.feature_folder:
-        # Kept feature maps are in half precision, and may be of smaller images.
+        # Cached feature maps are in half precision, and may be of smaller images.
         trained = score(student, division.validation, embed)
     listener("refitting the embedding on the training images' features")
     refit_embedding(student, division, compute, config.workers)

@@ -1,4 +1,4 @@
-"""The inputs of a step: decoded and augmented images, or stored feature maps."""
+"""The inputs of a step: decoded and augmented images, or cached feature maps."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Source(Protocol):
     """Makes a student's inputs from batches of rows.
 
     Attributes:
-        begin: the trunk's stage that the inputs enter; empty for images.
+        begin: the trunk's stage that takes the inputs; empty for images.
     """
 
     begin: str
 
     def load(self, batch: Batch, number: int) -> Any:
-        """Return what can be loaded ahead, in another thread, for a step of the epoch."""
+        """Load what a step of the epoch needs; called ahead, in another thread."""
         ...
 
     def inputs(self, loaded: Any, rng: BatchRngs) -> Tensor:
@@ -88,7 +88,10 @@ class PixelSource:
 def prefetch(
     shards: Iterator[BatchShard], skip: int, source: Source
 ) -> Iterator[tuple[int, BatchShard, Any]]:
-    """Yield number, shard and what the source loaded, from batch `skip` on, one batch ahead."""
+    """Yield each shard's number, the shard and its loaded data, from batch `skip` on.
+
+    The next shard is loaded in another thread.
+    """
     wanted = [(number, shard) for number, shard in enumerate(shards) if number >= skip]
     with ThreadPoolExecutor(1) as ahead:
         following = ahead.submit(source.load, wanted[0][1].local, wanted[0][0]) if wanted else None
@@ -105,12 +108,12 @@ class SourceFactory:
     """Makes the input sources of a run.
 
     Args:
-        config: the run's; says whether the frozen stages' feature maps are kept, and where.
-        student: with the stages before `config.freeze_until` frozen.
+        config: the run's configuration, which may name a cache of feature maps.
+        student: the student, with the stages before `config.freeze_until` frozen.
         training: the training images.
-        objective: of the method.
+        objective: the method's objective.
         compute: where the student runs.
-        processes: how many train together on this machine.
+        processes: number of the run's processes on this machine.
         listener: called with progress messages.
     """
 
@@ -134,7 +137,7 @@ class SourceFactory:
         self._maps: dict[int, FeatureMaps] = {}
 
     def source(self, size_px: int, epoch: int) -> Source:
-        """Return the source of an epoch with images of that size."""
+        """Return the source of an epoch, with images of the given size."""
         config, compute, objective = self._config, self._compute, self._objective
         if config.feature_folder:
             copies = config.feature_variants if config.recipe.augment else 0

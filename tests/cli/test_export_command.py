@@ -70,7 +70,7 @@ def test_newest_run_becomes_a_bundle_that_passes_its_check(
 def test_one_precision_from_other_images_as_json(
     work: Path, run_folder: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The run's own data are gone; the same classes lie elsewhere."""
+    """The run's own data no longer exist; the same classes are in another folder."""
     moved = Path(shutil.copytree(run_folder, work / "elsewhere"))
     config = moved / "config.resolved.toml"
     config.write_text(config.read_text().replace(str(data), "/gone"))
@@ -142,7 +142,7 @@ def test_what_is_made_is_what_was_asked_for_or_all_of_use(
         (["RUN", "--int4"], 2, "No such option"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(
+def test_mistakes_are_reported_in_a_sentence(
     work: Path,
     run_folder: Path,
     capsys: pytest.CaptureFixture[str],

@@ -54,7 +54,7 @@ def test_the_figure_of_a_mean_chose_no_epoch_of_it(run: TrainedRun) -> None:
 def test_a_figure_of_smaller_images_says_so(
     run: TrainedRun, told: dict[str, object], size: str
 ) -> None:
-    """Feature maps are kept of images of the training's size; a refit measures anew."""
+    """Feature maps are of images of the training size; a refit measures at the full size."""
     record = {**run.record, "validation_px": 128, **told}
     metrics = collect_facts(replace(run, record=record)).metrics
     assert metrics["validation_map"]["rule"].endswith(f"{size}; chose the epoch")

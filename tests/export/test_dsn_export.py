@@ -247,7 +247,7 @@ def test_the_weights_of_a_quantised_trunk_are_in_8_bits(dsn_bundle: Bundle) -> N
     assert kinds["int8"] == 7
 
 
-def test_regions_are_told_that_they_are_of_photos(dsn: DsnStudent, dsn_bundle: Bundle) -> None:
+def test_regions_have_the_domain_of_photos(dsn: DsnStudent, dsn_bundle: Bundle) -> None:
     grid = RegionGrid(320, ((5, 2), (3, 7)))
     metrics = measure_regions(dsn_bundle, grid, generate_photos(3), print, dsn)
     assert list(metrics) == ["regions_fp32", "regions_fp16", "regions_int8", "regions_int8_trt"]

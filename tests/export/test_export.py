@@ -188,7 +188,7 @@ def test_existing_folder_is_left_alone(run: TrainedRun, bundle: Bundle, tmp_path
     Bundle.open(taken).verify()
 
 
-def test_gone_data_is_no_reason_for_noise(run: TrainedRun, tmp_path: Path) -> None:
+def test_missing_data_are_reported(run: TrainedRun, tmp_path: Path) -> None:
     gone = replace(run, config=replace(run.config, data=str(tmp_path / "gone")))
     with pytest.raises(BadData) as caught:
         export_run(gone, ExportPlan(tmp_path / "new", "new"), None, quiet)

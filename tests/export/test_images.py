@@ -25,7 +25,7 @@ def test_sketches_and_photos_come_in_equal_parts(samples: ExportImages) -> None:
         assert path.parent.parent.name == ("sketch" if is_sketch else "photo")
 
 
-def test_no_image_serves_twice(samples: ExportImages) -> None:
+def test_no_image_is_used_twice(samples: ExportImages) -> None:
     used = [*samples.calibration.paths, *samples.parity.paths, *samples.ranking.paths]
     assert len(set(used)) == len(used)
 
@@ -83,7 +83,7 @@ def test_too_few_images_are_refused_as_training_said(
     assert "--images DATA" in caught.value.next_step
 
 
-def test_without_int8_no_image_is_left_for_calibration(textures: Path, tmp_path: Path) -> None:
+def test_without_int8_no_images_calibrate(textures: Path, tmp_path: Path) -> None:
     data = fewer_sketches(textures, tmp_path / "data", 4)
     chosen = choose_images(data, TRAINING, VALIDATION, is_calibrating=False)
     assert (len(chosen.parity), len(chosen.calibration)) == (32, 0)

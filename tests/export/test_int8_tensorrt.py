@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from sbtk_export.card import StudentFacts
 from sbtk_export.export import ExportPlan, export_student
 from sbtk_export.images import ExportImages
-from sbtk_export.int8 import quantise
 from sbtk_export.int8_tensorrt import (
     choose_steps,
     collect_histograms,
     find_behind_first_convolution,
     unquantise_fused_inputs,
 )
-from sbtk_export.onnx_graph import ModelInputs, write_onnx
+from sbtk_export.onnx_graph import ModelInputs
 from sbtk_runtime.bundle import Bundle, OnnxForm
 from sbtk_runtime.engines import onnxruntime as engine_onnxruntime
 from sbtk_runtime.engines.base import EngineOptions, EngineRequest
@@ -86,7 +85,7 @@ def model(trt_bundle: Bundle) -> onnx.ModelProto:
     return onnx.load(trt_bundle.onnx_path("int8", "tensorrt"))
 
 
-def test_bundle_has_the_file_beside_the_other(trt_bundle: Bundle) -> None:
+def test_bundle_has_both_int8_files(trt_bundle: Bundle) -> None:
     trt_bundle.verify()
     assert {"model.int8.onnx", "model.int8.trt.onnx"} < set(trt_bundle.manifest.files)
     assert trt_bundle.precisions_of("tensorrt") == ("fp32", "int8")
@@ -94,7 +93,7 @@ def test_bundle_has_the_file_beside_the_other(trt_bundle: Bundle) -> None:
     assert plain != symmetric
 
 
-def test_parity_is_kept_and_told(trt_bundle: Bundle) -> None:
+def test_parity_is_kept_and_recorded_in_the_card(trt_bundle: Bundle) -> None:
     figures = trt_bundle.manifest.parity["int8.trt"]
     assert figures["images"] >= 200
     assert 0.95 <= figures["cosine_min"] < 0.99999
@@ -282,13 +281,10 @@ def test_slim_bundle_of_tensorrts_form_alone_is_refused(
         export_student(student, facts, samples, plan, print)
 
 
-def test_the_other_files_quantisation_is_what_it_was(
-    tmp_path: Path, student: SbtknetStudent, samples: ExportImages
+def test_the_file_for_cpus_has_unsigned_activations_and_integer_biases(
+    trt_bundle: Bundle,
 ) -> None:
-    """Both share the calibration's batches, and the one for CPUs stays unsigned."""
-    write_onnx(student, tmp_path / "fp32.onnx")
-    quantise(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", samples.calibration.inputs.first(16))
-    constants = constants_of(onnx.load(tmp_path / "int8.onnx"))
+    constants = constants_of(onnx.load(trt_bundle.onnx_path("int8")))
     assert {np.dtype(np.uint8), np.dtype(np.int32)} < {value.dtype for value in constants.values()}
 
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.resnet import Bottleneck
 
 from sbtk_cli.main import main
 from sbtk_export.export import OPSETS, VARIANTS, file_name, write_models
@@ -25,6 +27,7 @@ from sbtk_runtime.engines.openvino import openvino_core
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.manifest import PRECISIONS, Precision
 from sbtk_train.models.sbtknet import SbtknetStudent
+from tests.narrow_resnet import NarrowResNet
 from tests.tiny import tiny_model
 
 
@@ -293,9 +296,13 @@ def test_a_shortcut_that_is_an_output_too_is_kept() -> None:
 
 
 @pytest.mark.slow
-def test_resnet50_v1_computes_a_tenth_less_and_v15_what_it_did(tmp_path: Path) -> None:
+def test_resnet50_v1_computes_less_than_in_torch_and_v15_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real ResNet50-v1 has 3.48 instead of 3.86 G multiply-adds."""
+    monkeypatch.setattr("torchvision.models.resnet50", lambda: NarrowResNet(Bottleneck, 2))
     images = np.random.default_rng(2).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
-    work = {}
+    shares = {}
     for backbone in ("resnet50-v1", "resnet50-v1.5"):
         torch.manual_seed(0)
         student = SbtknetStudent(backbone, 8, 2).eval()
@@ -306,9 +313,11 @@ def test_resnet50_v1_computes_a_tenth_less_and_v15_what_it_did(tmp_path: Path) -
         with torch.inference_mode():
             expected = Deployed(student)(torch.from_numpy(images)).numpy()
         np.testing.assert_allclose(rows, expected, atol=2e-5)
-        work[backbone] = _multiplications(onnx.load(path))
-    assert work["resnet50-v1"] / 1e9 == pytest.approx(3.48, abs=0.02)
-    assert work["resnet50-v1.5"] / 1e9 == pytest.approx(4.09, abs=0.02)
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            student.feature_map(torch.zeros(1, 3, 224, 224))
+        shares[backbone] = 2 * _multiplications(onnx.load(path)) / counter.get_total_flops()
+    assert 0.6 < shares["resnet50-v1"] < 0.95
+    assert shares["resnet50-v1.5"] == 1
 
 
 def _multiplications(model: onnx.ModelProto) -> int:

@@ -119,7 +119,7 @@ def test_a_plan_that_is_not_the_student_is_removed_and_the_bundle_stays(
     exported.bundle.verify()
 
 
-def test_a_plan_that_does_not_load_here_is_told_and_removed(
+def test_a_plan_that_does_not_load_is_reported_and_deleted(
     exported: Exported, machine: FakeMachine
 ) -> None:
     machine.faults.deserialise = "Target GPU SM 90 is not supported by this TensorRT release."

@@ -98,7 +98,7 @@ def test_only_the_first_process_writes(shared: Path) -> None:
     assert record["epochs_done"] == 1
 
 
-def test_any_process_stops_all_and_the_run_goes_on_as_if_it_had_not_been(
+def test_any_process_stops_all_and_the_run_resumes_to_the_same_student(
     shared: Path, tmp_path: Path
 ) -> None:
     # That it ended as one process does without a stop, is among the cases above.
@@ -175,7 +175,7 @@ def test_a_fault_in_one_process_ends_all_with_one_message(data: Path, tmp_path: 
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
     assert len(errors) == 1
-    assert "was readable at the start and is not now" in errors[0]
+    assert "was readable at the start, but no longer" in errors[0]
     assert "sbtk_train" not in done.stderr  # no traceback of ours
     assert "saving" not in done.stderr  # torchrun's signal to the others comes too late for that
     assert not (tmp_path / "1" / "run").exists()

@@ -21,7 +21,6 @@ from sbtk_train.batches.augment import (
     convert_to_grey,
     jitter_colours,
     make_contrastive_view,
-    make_plain_view,
     move_images,
     normalise,
     sample_moves,
@@ -158,11 +157,6 @@ def test_grey_images_stay_grey() -> None:
     assert not torch.allclose(found, images, atol=0.01)
 
 
-def to_unit_rows(images: Tensor) -> Tensor:
-    mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
-    return images * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) + mean
-
-
 def plainly_warped(image: list[list[float]], move: Tensor) -> list[list[float]]:
     """Move a square grey image pixel by pixel, bilinear, black outside."""
     size = len(image)
@@ -213,7 +207,7 @@ def test_a_turn_is_about_the_top_left_corner() -> None:
 def test_moves_are_drawn_with_the_shares_and_ranges_of_the_authors() -> None:
     moves = sample_moves(224, BatchRng(make_generator(0), 20_000))
     still = (moves == torch.eye(3)).all(2).all(1)
-    # 0.3 are left alone, and 0.7 / 16 rng none of the four changes.
+    # 0.3 are left alone, and 0.7 / 16 get none of the four changes.
     assert float(still.double().mean()) == pytest.approx(0.3 + 0.7 / 16, abs=0.01)
     linear, shifts = moves[:, :2, :2], moves[:, :2, 2]
     mirrored = torch.linalg.det(linear) < 0
@@ -242,18 +236,9 @@ def test_the_border_is_black_and_pixels_stay_in_range() -> None:
     assert images.shape == (40, 1, 32, 32)
 
 
-def test_the_plain_view_is_only_normalised() -> None:
-    images = torch.rand(3, 3, 8, 8)
-    torch.testing.assert_close(to_unit_rows(make_plain_view(images)), images, atol=1e-5, rtol=1e-5)
-    grey = torch.rand(2, 1, 8, 8)
-    torch.testing.assert_close(
-        to_unit_rows(make_plain_view(grey)), grey.expand(-1, 3, -1, -1), atol=1e-5, rtol=1e-5
-    )
-
-
 def test_views_mirror_recolour_and_grey_in_the_authors_shares() -> None:
     image = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(5))
-    found = to_unit_rows(
+    found = to_unit(
         make_contrastive_view(image.expand(4000, -1, -1, -1), BatchRng(make_generator(0), 4000))
     )
     is_grey = (found - found.mean(1, keepdim=True)).abs().amax((1, 2, 3)) < 1e-5

@@ -51,7 +51,7 @@ def test_too_large_a_share_of_unreadable_images_is_refused(tmp_path: Path) -> No
         drop_unreadable(read_dataset(root), workers=2)
 
 
-def test_image_that_vanishes_later_is_named(tmp_path: Path) -> None:
+def test_an_image_that_is_deleted_later_is_named(tmp_path: Path) -> None:
     data = read_dataset(write_dataset(tmp_path))
     store = PixelStore(data.photos, "photo", 32, workers=1, keep=True)
     data.photos[0].unlink()

@@ -70,7 +70,7 @@ def test_without_a_name_the_splits_of_the_lists_and_of_the_data_are_taken(
     assert len(find_splits(sketchy, "random:7:1")[0].unseen) == 7
 
 
-def test_sketchy_is_recognised_and_laid_beside_its_published_counts(sketchy: Dataset) -> None:
+def test_sketchy_is_recognised_and_compared_with_its_published_counts(sketchy: Dataset) -> None:
     check = check_data(sketchy, find_splits(sketchy, None))
     assert check.published is not None
     assert check.published.name == "Sketchy Ext"
@@ -215,7 +215,7 @@ def test_classes_with_one_sketch_are_named_and_too_few_others_are_a_problem(
     ("classes", "way_out"),
     [(3, "0 --selection last"), (4, "1 or fewer"), (12, "9 or fewer"), (13, "")],
 )
-def test_fewer_classes_than_training_takes_by_default_are_told_with_the_options(
+def test_too_few_classes_for_the_defaults_are_reported_with_the_options(
     tmp_path: Path, classes: int, way_out: str
 ) -> None:
     root = write_dataset(tmp_path, [f"c{i}" for i in range(classes + 1)], sketches=2, photos=1)
@@ -252,7 +252,7 @@ def test_folders_of_archives_and_systems_are_not_classes(tmp_path: Path) -> None
     assert check.is_whole()
 
 
-def test_one_photo_in_two_classes_is_told_with_both(tmp_path: Path) -> None:
+def test_one_photo_in_two_classes_is_reported_with_both(tmp_path: Path) -> None:
     root = write_dataset(tmp_path, sketches=2, photos=2)
     source, copy = root / "photo" / "arch" / "0.jpg", root / "photo" / "ball" / "copy.jpg"
     copy.write_bytes(source.read_bytes())
@@ -264,7 +264,7 @@ def test_one_photo_in_two_classes_is_told_with_both(tmp_path: Path) -> None:
     assert not check.is_whole()
 
 
-def test_data_too_small_to_export_are_told_with_a_split_and_without(tmp_path: Path) -> None:
+def test_data_too_small_to_export_are_reported_with_and_without_a_split(tmp_path: Path) -> None:
     data = open_dataset(write_dataset(tmp_path, sketches=4, photos=4))
     for splits in ([], [Split("x", ("arch",))]):
         told = [line for line in check_data(data, splits).notices() if "sbtk export" in line]

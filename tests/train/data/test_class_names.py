@@ -126,7 +126,7 @@ def test_brackets_are_part_of_the_name_of_other_classes() -> None:
     assert "mouse" not in ClassNames(["mouse (animal)"], renames=False)
 
 
-def test_names_that_nearly_match_are_told_from_others() -> None:
+def test_similar_names_are_recognised() -> None:
     assert is_near("palmtre", "palm tree")
     assert is_near("scissor", "scissors")
     assert not is_near("bear", "pear")

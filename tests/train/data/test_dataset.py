@@ -82,7 +82,7 @@ def test_unseen_class_on_the_list_to_train_on_is_refused(tmp_path: Path) -> None
         divide(data, Split("x", ("arch",)), seed=0, only_classes=["arch", "ball"])
 
 
-def test_classes_on_the_list_to_train_on_that_the_data_lack_are_told(tmp_path: Path) -> None:
+def test_missing_classes_of_the_list_to_train_on_are_reported(tmp_path: Path) -> None:
     data = read_dataset(write_dataset(tmp_path))
     listed = ["Arch", "ball", "crate", "disk", "easel"]
     division = divide(data, NONE_UNSEEN, seed=0, validation_classes=1, only_classes=listed)

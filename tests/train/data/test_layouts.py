@@ -105,7 +105,7 @@ def test_few_missing_images_are_left_out_and_named(tmp_path: Path) -> None:
     data = read_dataset(root)
     assert photos_of(data)["bell"] == 2
     notice = next(notice for notice in data.notices if "all_photo_filelist_train" in notice)
-    assert "1 images" in notice
+    assert "1 missing images" in notice
     assert str(gone) in notice
     assert open_dataset(root).missing[0].missing == (gone,)
 
@@ -113,7 +113,7 @@ def test_few_missing_images_are_left_out_and_named(tmp_path: Path) -> None:
 def test_a_list_whose_images_were_not_unpacked_is_refused(tmp_path: Path) -> None:
     root = write_sake_sketchy(tmp_path)
     shutil.rmtree(root / "EXTEND_image_sketchy_ready" / "ant")
-    with pytest.raises(BadData, match=r"names 25 images, and 3 are not there.*ant"):
+    with pytest.raises(BadData, match=r"lists 25 images, of which 3 are missing.*ant"):
         read_dataset(root)
 
 
@@ -240,7 +240,7 @@ def test_names_of_one_class_in_two_domains_are_put_together(tmp_path: Path) -> N
     assert any("palm-tree is palm tree" in notice for notice in data.notices)
 
 
-def test_files_that_are_no_images_are_passed_over(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_ignored(tmp_path: Path) -> None:
     write_classes(tmp_path / "sketch", {"ant": ["1.png"]})
     write_classes(tmp_path / "photo", {"ant": ["1.JPEG"]})
     (tmp_path / "photo" / "ant" / "._1.jpg").write_bytes(b"of macOS")

@@ -38,7 +38,7 @@ def test_published_splits_have_their_published_sizes() -> None:
     assert {name: (len(s.seen), len(s.unseen)) for name, s in opened.items()} == SIZES
 
 
-def test_lists_that_share_a_name_in_the_literature_are_told_apart() -> None:
+def test_lists_with_the_same_name_in_the_literature_differ() -> None:
     for ours, theirs, common in (("SK-SH", "SK-SH-sempcyc", 4), ("TUB-SH", "TUB-SH-sempcyc", 1)):
         other = open_split(theirs)
         assert sum(other.is_unseen(name) for name in open_split(ours).unseen) == common
@@ -59,14 +59,14 @@ def test_split_of_a_file_is_the_set_of_its_lines(tmp_path: Path) -> None:
     assert open_split(str(file)).unseen == ("T-shirt", "cat")
 
 
-def test_a_file_in_another_encoding_is_told_apart_from_a_missing_one(tmp_path: Path) -> None:
+def test_a_file_in_another_encoding_is_refused_with_that_reason(tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
     file.write_bytes("café\n".encode("latin-1"))
     with pytest.raises(BadConfig, match="not UTF-8 text"):
         open_split(str(file))
 
 
-def test_the_numbers_of_sakes_class_files_are_no_part_of_the_names(tmp_path: Path) -> None:
+def test_the_numbers_in_sakes_class_files_are_not_part_of_the_names(tmp_path: Path) -> None:
     file = tmp_path / "cname_cid_zero.txt"
     file.write_text("hot air balloon 0 \ncow 1 \n")
     assert open_split(str(file)).unseen == ("cow", "hot air balloon")
@@ -178,7 +178,7 @@ def test_training_refuses_a_misspelt_unseen_class(tmp_path: Path) -> None:
     assert "rename" in caught.value.next_step
 
 
-def test_a_plural_beside_its_unseen_singular_is_found() -> None:
+def test_a_plural_of_an_unseen_class_is_found() -> None:
     match = match_classes([*ALL_QUICKDRAW, "zebras"], QUICKDRAW)
     assert match.look_alikes == (LookAlike("zebras", "zebra"),)
 

@@ -64,7 +64,7 @@ def test_damaged_files_are_refused_with_the_reason(
         read_stroke_file(path)
 
 
-def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     text, cut, other = tmp_path / "t.npz", tmp_path / "c.npz", tmp_path / "o.npz"
     text.write_text("no archive")
     cut.write_bytes(write_strokes(tmp_path / "s.npz", [("sun", [LINE])]).read_bytes()[:200])

@@ -50,7 +50,7 @@ def test_pixels_to_unit_rows_in_either_layout(pixels: NDArray[np.uint8]) -> None
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-3)
 
 
-def test_a_student_that_is_told_the_domain_embeds_photos(pixels: NDArray[np.uint8]) -> None:
+def test_a_student_with_a_domain_input_embeds_photos(pixels: NDArray[np.uint8]) -> None:
     assert isinstance(make_random_student("dsn", "resnet18", 64), DsnStudent)
     student = tiny_dsn_student()
     images = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))

@@ -106,7 +106,7 @@ def test_a_student_of_ones_own_is_a_classifier_too(tmp_path: Path) -> None:
     classifier = load_trunk(other.trunk, tensors, tmp_path)
     assert classifier is not None
     assert torch.equal(classifier.weight, student.soft.weight)
-    with pytest.raises(BadModel, match="length 16, and this run's has 8") as caught:
+    with pytest.raises(BadModel, match="length 16, but this run's has 8") as caught:
         SbtknetStudent("resnet18", 8, 5).load_student(tensors, tmp_path, same_classes=False)
     assert caught.value.next_step == "--dim 16"
     attentive = SbtknetStudent("resnet18", 16, 3, attention=True)
@@ -116,7 +116,7 @@ def test_a_student_of_ones_own_is_a_classifier_too(tmp_path: Path) -> None:
         SbtknetStudent("resnet50-v1", 16, 3).load_student(tensors, tmp_path, same_classes=True)
 
 
-def test_a_dsn_student_goes_on_as_dsn_only(tmp_path: Path) -> None:
+def test_a_dsn_student_is_fine_tuned_by_dsn_only(tmp_path: Path) -> None:
     student = DsnStudent("resnet18", 8, 3)
     tensors = student.state_dict()
     other = DsnStudent("resnet18", 8, 3)

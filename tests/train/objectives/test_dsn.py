@@ -146,7 +146,7 @@ def test_sake_is_classification_and_distillation_of_one_view(teacher: DsnTeacher
     assert made.state() == {}
 
 
-def test_losses_that_are_switched_off_are_not_there() -> None:
+def test_disabled_losses_are_left_out() -> None:
     assert list(objective(None, memory="none").terms(*step(3))) == ["identity", "contrastive"]
     only = objective(None, memory="none", contrastive_weight=0.0)
     assert only.views == 1
@@ -333,7 +333,7 @@ def test_sake_trains_with_kept_feature_maps(data: Path, weights: Path, tmp_path:
     messages: list[object] = []
     record = train(config, folder, messages.append)
     assert math.isfinite(record["best"]["knowledge"])
-    assert any("not sake's moves and views" in str(text) for text in messages)
+    assert any("not with sake's moves and views" in str(text) for text in messages)
     assert "memory" not in record["best"]
 
 
@@ -493,7 +493,7 @@ def test_the_bank_is_saved_restored_and_forgotten() -> None:
     state = bank.state()
     restored = MemoryBank(2, 2, 2)
     restored.load_state(state)
-    bank.forget()
+    bank.clear()
     assert bank.counts == (0, 0)
     photos, labels = torch.tensor([[1.0, 2.0], [3.0, 1.0]]), torch.tensor([0, 1])
     assert float(bank.loss(photos, labels)) == 0.0

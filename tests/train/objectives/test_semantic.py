@@ -268,7 +268,7 @@ def test_an_instance_is_near_to_a_kind_and_not_one(opened: WordNet) -> None:
     assert eiffel.kinds == {EIFFEL}
 
 
-def test_a_number_that_is_no_synset_has_no_lineage(opened: WordNet) -> None:
+def test_unknown_synsets_have_no_lineage(opened: WordNet) -> None:
     assert opened.lineage(OWL + 7) is None
     assert opened.lineage(99_999_999) is None
 

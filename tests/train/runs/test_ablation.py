@@ -18,7 +18,6 @@ from sbtk_train.runs.ablation import (
     bits_metric_name,
     draw,
     find_missing,
-    finished,
     format_markdown,
     is_done,
     run_folder,
@@ -84,7 +83,7 @@ def test_a_single_run_has_a_mean_and_no_spread(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_study_that_was_stopped_goes_on_and_ends(data: Path, tmp_path: Path) -> None:
+def test_an_interrupted_study_resumes_and_finishes(data: Path, tmp_path: Path) -> None:
     study = study_of(data, tmp_path, "triplet", "all")
     asked = iter([False, True])
     with pytest.raises(KeyboardInterrupt):
@@ -127,4 +126,4 @@ def test_study_that_was_stopped_goes_on_and_ends(data: Path, tmp_path: Path) -> 
     plot = draw(study, scores, tmp_path / "ablation.png")
     assert plot is not None
     assert plot.read_bytes()[:4] == b"\x89PNG"
-    assert len(finished(study, tmp_path)) == 4
+    assert find_missing(study, tmp_path) == []

@@ -16,20 +16,16 @@ from torch import nn
 from sbtk_cli.main import main
 from sbtk_export.card import collect_facts
 from sbtk_runtime.errors import BadConfig, BadData
-from sbtk_train.config import CONFIG_NAME, Compute, TrainConfig, make_recipe
+from sbtk_train.config import CONFIG_NAME, Compute, TrainConfig
 from sbtk_train.data import read_dataset
 from sbtk_train.models.student import Student
 from sbtk_train.runs.average import average_runs, measure_batch_norms
 from sbtk_train.runs.checkpoint import RECORD, STUDENT, load_run
 from sbtk_train.runs.run import train
 from tests.tiny_data import write_dataset
+from tests.train.runs.test_run import tiny_config
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -40,26 +36,7 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
 
 
 def config_of(data: Path, **knobs: Any) -> TrainConfig:
-    changes: dict[str, Any] = {
-        "knowledge": False,
-        "quadruplets": 2,
-        "epochs": 1,
-        "train_size_px": 32,
-        "final_epochs": 0,
-        "refit": True,
-    }
-    return TrainConfig(
-        data=str(data),
-        split="SK-YE",
-        recipe=make_recipe("sbtk", **(changes | knobs)),
-        backbone="resnet18",
-        dim=8,
-        validation_classes=2,
-        precision="fp32",
-        device="cpu",
-        threads=1,
-        checkpoint_minutes=0,
-    )
+    return tiny_config(data, **({"epochs": 1, "refit": True} | knobs))
 
 
 def run(config: TrainConfig, folder: Path) -> Path:

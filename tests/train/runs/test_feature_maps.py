@@ -22,15 +22,9 @@ from sbtk_train.models.student import domains_of
 from sbtk_train.runs.checkpoint import RECORD, STUDENT
 from sbtk_train.runs.evaluate import make_feature_map_embedder, make_pixel_embedder
 from sbtk_train.runs.feature_maps import FeatureMaps, FeatureSource
-from tests.tiny_data import write_dataset
 from tests.train.runs.test_run import run, tiny_config
 
 SIZE_PX = 224
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +74,7 @@ def test_maps_are_what_the_frozen_stages_make_and_are_made_once(
     assert len(messages) == 2, "maps of another trunk must not be taken for these"
 
 
-def test_maps_of_the_same_weights_in_another_layout_are_not_taken(
+def test_maps_of_the_same_weights_in_another_layout_are_not_reused(
     data: Path, tmp_path: Path
 ) -> None:
     photos, messages = read_dataset(data).photos[:1], list[str]()
@@ -92,7 +86,7 @@ def test_maps_of_the_same_weights_in_another_layout_are_not_taken(
     assert not np.array_equal(first, second)
 
 
-def test_maps_of_another_number_format_are_not_taken(
+def test_maps_of_another_number_format_are_not_reused(
     data: Path, student: SbtknetStudent, tmp_path: Path
 ) -> None:
     photos, messages = read_dataset(data).photos[:1], list[str]()

@@ -63,7 +63,7 @@ def test_paths_are_kept_absolute_and_a_finished_run_says_so_from_anywhere(
     assert json.loads((tmp_path / "copy" / RECORD).read_text())["epochs_done"] == 2
     capsys.readouterr()
     assert main(["train", "--resume", "copy", "--epochs", "1"]) == 2
-    assert "--epochs 1, and the run has finished 2" in capsys.readouterr().err
+    assert "--epochs 1, but the run has finished 2" in capsys.readouterr().err
 
 
 def test_equal_data_elsewhere_are_accepted_and_others_refused(
@@ -83,7 +83,7 @@ def test_equal_data_elsewhere_are_accepted_and_others_refused(
     others = write_dataset(tmp_path / "others", photos=5)
     assert main(["train", str(others), "--resume", str(run), *words]) == 2
     shown = capsys.readouterr().err
-    assert f"DATA {others}, and the run was started with {tmp_path / 'deleted' / 'data'}" in shown
+    assert f"DATA {others}, but the run was started with {tmp_path / 'deleted' / 'data'}" in shown
     assert "the training data changed" in shown
     save_file(resnet18_tensors(), moved / "other.safetensors", {"backbone": "resnet18"})
     other = ["--weights", str(moved / "other.safetensors")]
@@ -145,7 +145,7 @@ def test_further_images_and_their_class_map_are_the_same_in_another_place(
     capsys.readouterr()
     assert main(["train", "--resume", "new/run"]) == 2
     shown = capsys.readouterr().err
-    assert "the run's class map is not in" in shown
+    assert "the run's class map is no longer in" in shown
     assert "next: sbtk train --resume new/run --class-map FILE" in shown
     words = ["train", "--resume", "new/run", "--split", "new/unseen.txt"]
     words += ["--more-sketches", "new/more/sketch", "--more-photos", "new/more/photo"]

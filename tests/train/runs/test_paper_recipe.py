@@ -22,16 +22,11 @@ from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.models.student import Student
 from sbtk_train.runs.checkpoint import LAST, load_run, load_state
 from sbtk_train.runs.context import build_context
-from tests.tiny_data import CLASSES, write_dataset
+from tests.tiny_data import CLASSES
 
 pytestmark = pytest.mark.slow
 
 SMALL = "--backbone resnet18 --size 32 --dim 8 --precision fp32 --threads 1".split()  # noqa: SIM905
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +146,7 @@ def test_runs_without_validation_classes_are_averaged(
 
 
 def test_the_state_of_a_run_keeps_its_names(data: Path, tmp_path: Path) -> None:
-    """So that runs of every version resume: an average is saved beside the student, by its keys."""
+    """Runs of every version must resume: an average is saved with the student, under its keys."""
     words = ["train", str(data), *SMALL, "--weights", "none", "--validation-classes", "2"]
     words += ["--no-refit", "--final-epochs", "0", "--quadruplets", "2", "--epochs", "1"]
     assert main([*words, "--out", str(tmp_path / "run")]) == 0

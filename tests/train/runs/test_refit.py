@@ -12,15 +12,9 @@ from sbtk_train.config import choose_compute
 from sbtk_train.runs.checkpoint import RECORD, STUDENT, load_run
 from sbtk_train.runs.context import build_context
 from sbtk_train.runs.evaluate import make_pixel_embedder, score
-from tests.tiny_data import write_dataset
 from tests.train.runs.test_run import run, tiny_config
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data"))
 
 
 def test_a_run_on_kept_feature_maps_is_refitted_on_the_images(data: Path, tmp_path: Path) -> None:

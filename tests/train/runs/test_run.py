@@ -25,11 +25,6 @@ from tests.tiny_data import write_dataset
 from tests.tiny_strokes import polygon, write_strokes
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data"))
-
-
 def tiny_config(data: Path, name: str = "sbtk", **knobs: Any) -> TrainConfig:
     changes: dict[str, Any] = {
         "knowledge": False,
@@ -224,7 +219,7 @@ def test_every_ablation_trains(data: Path, tmp_path: Path, knobs: dict[str, Any]
 
 
 @pytest.mark.slow
-def test_embedding_fitted_anew_is_kept_if_it_is_no_worse(data: Path, tmp_path: Path) -> None:
+def test_the_refitted_embedding_is_kept_unless_it_is_worse(data: Path, tmp_path: Path) -> None:
     # With this seed the refitted one is better.
     config = replace(tiny_config(data, epochs=1, refit=True), seed=2)
     trainers: list[Trainer] = []
@@ -255,13 +250,13 @@ def test_run_folders_are_new_ones(tmp_path: Path) -> None:
     assert any(name.endswith("-x") for name in names)
 
 
-def test_too_few_held_out_sketches_for_dsns_rule_are_told_at_the_start(data: Path) -> None:
+def test_too_few_held_out_sketches_for_dsns_rule_are_refused_at_the_start(data: Path) -> None:
     config = tiny_config(data, selection="held-out-bits")
     with pytest.raises(BadData, match="4 held-out sketches"):
         build_context(config, lambda text: None)
 
 
-def test_embeddings_too_short_for_dsns_rule_are_told_at_the_start(data: Path) -> None:
+def test_embeddings_too_short_for_dsns_rule_are_refused_at_the_start(data: Path) -> None:
     config = replace(tiny_config(data, selection="held-out-bits"), dim=4)
     with pytest.raises(BadConfig, match=r"--dim 4(.|\n)*at least 8"):
         build_context(config, lambda text: None)

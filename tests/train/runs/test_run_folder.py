@@ -28,7 +28,6 @@ from sbtk_train.runs.checkpoint import (
     require_space,
     save_student,
 )
-from tests.tiny_data import write_dataset
 from tests.train.runs.test_run import run, tiny_config
 
 pytestmark = pytest.mark.slow
@@ -37,11 +36,6 @@ TINY = """
     --weights none --backbone resnet18 --size 32 --final-epochs 0 --quadruplets 2 --dim 8
     --validation-classes 2 --precision fp32 --threads 1 --seed 3 --no-knowledge --epochs 1 --quiet
 """.split()  # noqa: SIM905
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
@@ -126,9 +120,7 @@ def test_free_space_is_checked_before_the_first_epoch(data: Path, tmp_path: Path
     require_space(tmp_path, 1, 1)
 
 
-def test_a_disk_that_cannot_hold_a_run_is_told_before_training(
-    data: Path, small_disk: Path
-) -> None:
+def test_too_small_a_disk_is_reported_before_training(data: Path, small_disk: Path) -> None:
     (small_disk / "other").write_bytes(bytes(10 << 20))
     with pytest.raises(DiskFull, match=rf"the disk at {small_disk} has"):
         run(tiny_config(data), small_disk / "run")
