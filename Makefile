@@ -95,7 +95,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(call new_environment,$(VENV))
 	@echo "Installing sbtk with the dependencies of its tests into $(VENV) (5 GB) ..."
 	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --editable \
-		".[train,export,cpu,hnsw,openvino,tensorrt-rtx,plot,photos,postgres,serve,show,dev]" || $(TESTS_NOT_INSTALLED)
+		".[train,export,cpu,hnsw,openvino,tensorrt-rtx,plot,photos,postgres,milvus,serve,show,dev]" || $(TESTS_NOT_INSTALLED)
 	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --no-deps --upgrade \
 		--target $(VENV)/onnxruntime-gpu onnxruntime-gpu \
 		|| echo "onnxruntime-gpu is not available for this machine: its tests are skipped" >&2

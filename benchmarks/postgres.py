@@ -21,7 +21,8 @@ from benchmarks.result import Result, print_result
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.gallery.push import push_gallery
 from sbtk_runtime.gallery.queries import Search
-from sbtk_runtime.gallery.remote import Address, open_store
+from sbtk_runtime.gallery.remote import open_store
+from sbtk_runtime.gallery.remote_address import Address
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.gallery.rows import Embeddings
 from sbtk_runtime.generated_inputs import clustered_vectors

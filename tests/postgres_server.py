@@ -71,6 +71,20 @@ class PostgresServer:
         query = "".join(f"{'&' if i else '?'}{k}={v}" for i, (k, v) in enumerate(options.items()))
         return f"postgresql://{user}:{PASSWORD}@127.0.0.1:{self.port}/{database}{query}"
 
+    def make_database(self, name: str) -> str:
+        """Make an empty database, and return its URL."""
+        self.execute(f"CREATE DATABASE {name}")
+        return self.url(name)
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database."""
+        self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    def count_regions(self, database: str, collection: str) -> tuple[int, int]:
+        """Return how many regions of how many photos a collection has."""
+        query = f"SELECT count(*), count(DISTINCT photo) FROM {collection}_regions"
+        return self.execute(query, database)[0]
+
     def execute(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
         """Return what a statement of the administrator answers."""
         with psycopg.connect(self.url(database), autocommit=True) as connection:

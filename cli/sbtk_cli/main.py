@@ -36,7 +36,7 @@ COMMANDS = {
     "open": LazyCommand("sbtk_cli.open", "Index photos and search them in the browser."),
     "index": LazyCommand("sbtk_cli.index", "Create or update a gallery from folders of photos."),
     "merge": LazyCommand("sbtk_cli.merge", "Merge galleries of one model into one."),
-    "push": LazyCommand("sbtk_cli.push", "Push a gallery to PostgreSQL."),
+    "push": LazyCommand("sbtk_cli.push", "Push a gallery to PostgreSQL or Milvus."),
     "query": LazyCommand("sbtk_cli.query", "Find the photos that look like a sketch."),
     "serve": LazyCommand("sbtk_cli.serve", "Draw in the browser and find photos."),
     "embed": LazyCommand("sbtk_cli.embed", "Write the embeddings of image files to an .npz file."),

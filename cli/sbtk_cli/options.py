@@ -148,7 +148,7 @@ def _at(context: click.Context, parameter: click.Parameter, value: str | None) -
     if value is None:
         return None
     from sbtk_cli.process_title import hide_in_command_line
-    from sbtk_runtime.gallery.remote import Address
+    from sbtk_runtime.gallery.remote_address import Address
 
     hide_in_command_line(value, Address.parse(value).secrets)
     return value
@@ -161,8 +161,9 @@ at = click.option(
     show_envvar=True,
     callback=_at,
     help="A collection in a search engine instead of a gallery on disk, as 'sbtk push' fills it: "
-    "postgresql://USER@HOST/DATABASE (extra 'postgres'), with ?collection=NAME for another than "
-    "'sbtk'. Take the password from PGPASSWORD or ~/.pgpass rather than from the URL.",
+    "postgresql://USER@HOST/DATABASE (extra 'postgres'), or milvus://HOST:PORT, https:// with TLS "
+    "(extra 'milvus'), with ?collection=NAME for another than 'sbtk'. Take the password from "
+    "PGPASSWORD or ~/.pgpass, of Milvus from SBTK_TOKEN, rather than from the URL.",
 )
 mounts = click.option(
     "--photos",

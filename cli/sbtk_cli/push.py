@@ -13,7 +13,7 @@ from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import printable_name
 
 _PATIENCE_S = 60.0
-_HELP = """Push a gallery to PostgreSQL.
+_HELP = """Push a gallery to PostgreSQL or Milvus.
 
 Inserts photos that are new or changed, and deletes those that are no longer in the gallery; photos
 of other sources stay. Only embeddings and paths are sent, never images. If interrupted, run the
@@ -22,6 +22,7 @@ same command again to resume. 'sbtk query --at URL' then searches there.
 \b
 sbtk push --at postgresql://me@db.example/photos
 sbtk push archive.sbtk --at postgresql://me@db.example/photos --source archive
+SBTK_TOKEN=USER:PASSWORD sbtk push --at https://milvus.example:19530
 sbtk query cat.png --at postgresql://me@db.example/photos --photos archive=/mnt/archive
 """
 
@@ -49,7 +50,9 @@ def command(
 ) -> int:
     """Run `sbtk push`."""
     if at is None:
-        raise click.UsageError("Name the collection: --at postgresql://USER@HOST/DATABASE")
+        raise click.UsageError(
+            "Name the collection: --at postgresql://USER@HOST/DATABASE or milvus://HOST:PORT"
+        )
     from sbtk_runtime.gallery.push import push_gallery
     from sbtk_runtime.gallery.remote import open_store
 

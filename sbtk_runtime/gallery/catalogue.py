@@ -291,6 +291,10 @@ class CatalogueView:
             AND row NOT IN (SELECT row FROM dates WHERE taken NOT NULL)"""
         return next(self._select(query, lambda all_, new: (integer(all_), integer(new)), **values))
 
+    def taken(self, row: int) -> str | None:
+        """Return the date of the photo whose embedding is at `row`, if it is known."""
+        return next((date for _, date in self.dates([row])), None)
+
     def dates(self, rows: Iterable[int]) -> list[tuple[int, str | None]]:
         """Return the rows whose dates are known, and the dates; `None` where a file has none."""
         query = "SELECT taken FROM dates WHERE row = :row"

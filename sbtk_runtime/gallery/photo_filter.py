@@ -6,6 +6,7 @@ import datetime
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import printable_name
@@ -13,8 +14,10 @@ from sbtk_runtime.files import printable_name
 #: First and last day, in the photos' local time. `None` leaves an end open.
 Period = tuple[datetime.date | None, datetime.date | None]
 
-_EVER: Period = (None, None)
-_LEAST_NS, _MOST_NS = -(1 << 63), (1 << 63) - 1
+#: All days.
+EVER: Period = (None, None)
+# What every engine reads as a number of 64 bits.
+_LEAST_NS, _MOST_NS = -((1 << 63) - 1), (1 << 63) - 1
 # Outside of these years, nanoseconds do not fit 64 bits.
 _FIRST_YEAR, _LAST_YEAR = 1700, 2200
 # The date of a photo: when it was taken or, if its file does not say so, modified.
@@ -37,7 +40,7 @@ class PhotoFilter:
     """
 
     folder: bytes | None = None
-    period: Period = _EVER
+    period: Period = EVER
 
     @classmethod
     def of(cls, under: Path | str | None, taken: Period | None) -> PhotoFilter:
@@ -46,7 +49,7 @@ class PhotoFilter:
         Raises:
             BadConfig: the period ends before it begins.
         """
-        period = taken or _EVER
+        period = taken or EVER
         first, last = period
         if first is not None and last is not None and first > last:
             raise BadConfig(
@@ -63,7 +66,7 @@ class PhotoFilter:
     @property
     def has_period(self) -> bool:
         """Whether it leaves out photos of some days."""
-        return self.period != _EVER
+        return self.period != EVER
 
     @property
     def text(self) -> str:
@@ -85,7 +88,7 @@ class PhotoFilter:
             values["low"], values["high"] = below(self.folder)
         if self.has_period:
             condition += _IN_PERIOD
-            values |= _bounds(*self.period)
+            values |= PeriodBounds.of(self.period)._asdict()
         return condition, values
 
 
@@ -99,15 +102,29 @@ def below(path: bytes) -> tuple[bytes, bytes]:
     return folder + b"/", folder + b"0"  # "0" is the character after "/"
 
 
-def _bounds(first: datetime.date | None, last: datetime.date | None) -> dict[str, object]:
-    """Return the first moment and the one after the last, as texts and as nanoseconds."""
-    end = None if last in (None, datetime.date.max) else last + datetime.timedelta(days=1)
-    return {
-        "first": "" if first is None else first.isoformat(),
-        "end": ":" if end is None else end.isoformat(),  # ":" is the character after "9"
-        "first_ns": _LEAST_NS if first is None else _midnight_ns(first),
-        "end_ns": _MOST_NS if end is None else _midnight_ns(end),
-    }
+class PeriodBounds(NamedTuple):
+    """The first moment of a period and the one after its last.
+
+    `first` and `end` compare with dates in ISO 8601, `first_ns` and `end_ns` with nanoseconds since
+    1970.
+    """
+
+    first: str
+    end: str
+    first_ns: int
+    end_ns: int
+
+    @classmethod
+    def of(cls, period: Period) -> PeriodBounds:
+        """Return the bounds of a period."""
+        first, last = period
+        end = None if last in (None, datetime.date.max) else last + datetime.timedelta(days=1)
+        return cls(
+            first="" if first is None else first.isoformat(),
+            end=":" if end is None else end.isoformat(),  # ":" is the character after "9"
+            first_ns=_LEAST_NS if first is None else _midnight_ns(first),
+            end_ns=_MOST_NS if end is None else _midnight_ns(end),
+        )
 
 
 def _midnight_ns(day: datetime.date) -> int:

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import psycopg
 from pgvector.psycopg import register_vector
 
-from sbtk_runtime.gallery.remote import Address, RemoteError, RemoteUnavailable, retrying
+from sbtk_runtime.gallery.remote import RemoteError, RemoteUnavailable, retrying
+from sbtk_runtime.gallery.remote_address import Address
 
 Connection = psycopg.Connection[Any]
 Result = TypeVar("Result")

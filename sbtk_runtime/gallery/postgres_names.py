@@ -7,8 +7,9 @@ from typing import Any
 
 from psycopg import sql
 
+from sbtk_runtime.gallery.photo_filter import EVER, PeriodBounds
 from sbtk_runtime.gallery.postgres_connection import Connection
-from sbtk_runtime.gallery.remote import EXACT_BELOW, RemotePhoto, Within
+from sbtk_runtime.gallery.remote import EXACT_BELOW, RemoteFilter, RemotePhoto
 from sbtk_runtime.manifest import path_hash
 
 #: Characters of a path in an index, whose entries may have 2,700 bytes.
@@ -55,32 +56,47 @@ def set_index_options(connection: Connection, candidates: int) -> None:
         connection.execute("SET LOCAL hnsw.iterative_scan = relaxed_order")
 
 
-def where_of(within: Within | None) -> tuple[sql.Composable, list[Any]]:
-    """Return the condition for photos of a folder, and its values."""
-    if within is None:
-        return sql.SQL("true"), []
-    where: sql.Composable = sql.SQL("source = %s")
-    values: list[Any] = [within.source]
-    interval = within.interval()
-    if interval is None:
-        return where, values
-    low, high = interval
-    where += sql.SQL(
-        " AND left(path, {0}) >= left(%s, {0}) AND left(path, {0}) <= left(%s, {0})"
-        " AND path >= %s AND path < %s"
-    ).format(sql.Literal(INDEXED))
-    return where, [*values, low, high, low, high]
+def where_of(among: RemoteFilter) -> tuple[sql.Composable, list[Any]]:
+    """Return the condition for photos that a filter accepts, and its values."""
+    where: sql.Composable = sql.SQL("true")
+    values: list[Any] = []
+    if among.source is not None:
+        where += sql.SQL(" AND source = %s")
+        values.append(among.source)
+    if (interval := among.interval()) is not None:
+        where += sql.SQL(
+            " AND left(path, {0}) >= left(%s, {0}) AND left(path, {0}) <= left(%s, {0})"
+            " AND path >= %s AND path < %s"
+        ).format(sql.Literal(INDEXED))
+        values += [*interval, *interval]
+    if among.period != EVER:
+        where += sql.SQL(
+            " AND (taken >= %s AND taken < %s"
+            " OR taken IS NULL AND mtime_ns >= %s AND mtime_ns < %s)"
+        )
+        values += PeriodBounds.of(among.period)
+    return where, values
 
 
 def holds_few(
     connection: Connection, names: Names, where: sql.Composable, values: Sequence[Any]
 ) -> bool:
     """Return whether so few photos meet a condition of `where_of` that all can be compared."""
-    few = sql.SQL("SELECT count(*) FROM (SELECT 1 FROM {} WHERE {} LIMIT %s) AS few").format(
-        names.photos, where
-    )
-    found = connection.execute(few, [*values, EXACT_BELOW + 1]).fetchone()
-    return found is not None and found[0] <= EXACT_BELOW
+    return count_up_to(EXACT_BELOW + 1, connection, names, where, values) <= EXACT_BELOW
+
+
+def count_up_to(
+    most: int,
+    connection: Connection,
+    names: Names,
+    where: sql.Composable,
+    values: Sequence[Any],
+) -> int:
+    """Return the number of photos that meet a condition of `where_of`, or `most`."""
+    query = sql.SQL("SELECT count(*) FROM (SELECT 1 FROM {} WHERE {} LIMIT %s) AS few")
+    found = connection.execute(query.format(names.photos, where), [*values, most]).fetchone()
+    assert found is not None
+    return int(found[0])
 
 
 def photo_of(row: Sequence[Any]) -> RemotePhoto:

@@ -11,7 +11,7 @@ from pgvector import HalfVector
 from psycopg import sql
 
 from sbtk_runtime.gallery.hits import Box
-from sbtk_runtime.gallery.postgres_connection import ANSWER_S, Connection
+from sbtk_runtime.gallery.postgres_connection import Connection
 from sbtk_runtime.gallery.postgres_names import (
     PHOTO,
     Names,
@@ -21,7 +21,7 @@ from sbtk_runtime.gallery.postgres_names import (
     where_of,
 )
 from sbtk_runtime.gallery.region_search import CANDIDATES_PER_HIT, LEAST_CANDIDATES
-from sbtk_runtime.gallery.remote import RemotePhoto, RemoteRegions, Within
+from sbtk_runtime.gallery.remote import RemoteFilter, RemotePhoto, RemoteRegions
 from sbtk_runtime.gallery.rows import Embeddings
 
 _TABLE = """CREATE TABLE {regions} (
@@ -75,18 +75,17 @@ def search_regions(
     names: Names,
     query: Embeddings,
     count: int,
-    within: Within | None,
+    among: RemoteFilter,
     *,
     exact: bool,
 ) -> list[tuple[RemotePhoto, float, Box]]:
     """Return the photos with the best regions for `query (D,) float32`; see `RemoteReader`."""
-    connection.execute(f"SET LOCAL statement_timeout = '{ANSWER_S}s'")
-    where, values = where_of(within)
-    if within is not None and not exact:
+    where, values = where_of(among)
+    if among and not exact:
         exact = holds_few(connection, names, where, values)
     wanted = sql.Literal("[" + ",".join(map(repr, query.tolist())) + "]")
     candidates = sql.SQL("SELECT photo, number, box, embedding FROM {}").format(names.regions)
-    if within is not None:
+    if among:
         candidates += sql.SQL(" WHERE photo IN (SELECT id FROM {} WHERE {})").format(
             names.photos, where
         )

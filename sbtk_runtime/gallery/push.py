@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.generation import Generation, open_generation
+from sbtk_runtime.gallery.photo_filter import ALL_PHOTOS
 from sbtk_runtime.gallery.remote import (
     MOST_FOLDERS,
     WHOLE,
@@ -46,13 +47,14 @@ Progress = Callable[[int, int], None]
 _LONGEST_SOURCE = 200
 _TABLE = """CREATE TABLE wanted (
     id INTEGER PRIMARY KEY, stamp INTEGER, path TEXT, size_bytes INTEGER, mtime_ns INTEGER,
-    sha256 TEXT, partial TEXT, row INTEGER, is_there INTEGER NOT NULL DEFAULT 0
+    sha256 TEXT, partial TEXT, taken TEXT, row INTEGER, is_there INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE strays (id INTEGER PRIMARY KEY);
 """
 _WANT = """INSERT OR IGNORE INTO wanted
-    (id, stamp, path, size_bytes, mtime_ns, sha256, partial, row) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
-_TODO = """SELECT row, id, path, size_bytes, mtime_ns, sha256, partial FROM wanted
+    (id, stamp, path, size_bytes, mtime_ns, sha256, partial, taken, row)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+_TODO = """SELECT row, id, path, size_bytes, mtime_ns, sha256, partial, taken FROM wanted
     WHERE NOT is_there ORDER BY row, id"""
 
 
@@ -126,6 +128,10 @@ def push_gallery(
         for root, source in sources.items():
             push = _Push(generation, store, root, source, progress, notify, batch)
             totals.update(push.run(info, totals["done"], frozenset(sources)))
+        undated = view.count_undated(ALL_PHOTOS)[1]
+        if undated:
+            text = f"the dates of {undated:,} photos were not read yet: run 'sbtk index', then push"
+            notices.append(f"{text} again")
         return PushReport(
             pushed=totals["pushed"],
             unchanged=totals["unchanged"],
@@ -228,7 +234,7 @@ class _Push:
                 self._counts["deleted"] += len(part)
             photos = self._counts["unchanged"] + self._counts["pushed"]
             folders = dict(self._folders.most_common(MOST_FOLDERS))
-            left = Part(self._source, shard, photos, folders)
+            left = Part(self._source, shard, photos, folders, has_dates=True)
             if info.regions is not None:
                 mean = self._generation.view.region_mean(info.dim)
                 left = replace(left, regions=self._count_regions(local), region_mean=mean)
@@ -247,10 +253,10 @@ class _Push:
             number = photo_id(self._source, relative)
             one = RemotePhoto(
                 *(number, self._source, escape_path(relative), photo.size_bytes, photo.mtime_ns),
-                *(photo.sha256, photo.partial),
+                *(photo.sha256, photo.partial, self._generation.view.taken(photo.row)),
             )
-            values = (one.path, one.size_bytes, one.mtime_ns, one.sha256, one.partial, photo.row)
-            is_new = local.execute(_WANT, (number, one.stamp, *values)).rowcount
+            values = (one.path, one.size_bytes, one.mtime_ns, one.sha256, one.partial, one.taken)
+            is_new = local.execute(_WANT, (number, one.stamp, *values, photo.row)).rowcount
             self._counts["collisions"] += not is_new
             self._folders[one.path.rpartition("/")[0]] += is_new
         local.execute("COMMIT")

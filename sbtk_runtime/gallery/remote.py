@@ -15,15 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
-from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.binary_codes import Codes, Itq
-from sbtk_runtime.errors import BadConfig, ModelMismatch, SbtkError
+from sbtk_runtime.errors import ModelMismatch, SbtkError
 from sbtk_runtime.gallery.hits import Box
-from sbtk_runtime.gallery.photo_filter import below
+from sbtk_runtime.gallery.photo_filter import EVER, Period, below
+from sbtk_runtime.gallery.remote_address import Address
 from sbtk_runtime.gallery.rows import Embeddings
 from sbtk_runtime.manifest import PhotoShard, path_hash
 from sbtk_runtime.regions import Boxes
@@ -32,11 +32,11 @@ from sbtk_runtime.regions import Boxes
 EXACT_BELOW = 20_000
 #: The most folders of a push whose numbers of photos are stored.
 MOST_FOLDERS = 1_000
+#: Where counting photos ends.
+MOST_COUNTED = 1_000_000
 #: All photos of a source, as one shard.
 WHOLE = PhotoShard(1, 1)
 
-_SCHEMES = {"postgresql": "postgres", "postgres": "postgres"}
-_COLLECTION = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 8.0
 
 Result = TypeVar("Result")
@@ -49,85 +49,6 @@ class RemoteError(SbtkError):
 
 class RemoteUnavailable(RemoteError):
     """A search engine elsewhere does not answer; it may later."""
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a collection is.
-
-    Attributes:
-        url: as the client library takes it, with the password.
-        engine: `postgres`.
-        collection: its name there.
-        shown: for messages, without the password.
-        secrets: texts that no message may contain.
-    """
-
-    url: str
-    engine: str
-    collection: str
-    shown: str
-    secrets: tuple[str, ...] = ()
-
-    @classmethod
-    def parse(cls, url: str) -> Address:
-        """Return the address of a URL such as `postgresql://user@host/database?collection=name`.
-
-        Raises:
-            BadConfig: it is none. The message does not repeat what may be a password.
-        """
-        try:
-            parts = urlsplit(url)
-            _ = parts.port  # raises for what is not a number
-        except ValueError as problem:
-            raise _bad_url("the URL of --at cannot be read") from problem
-        if parts.scheme not in _SCHEMES:
-            shown = f"{parts.scheme}://" if parts.scheme and "://" in url else "no scheme"
-            raise _bad_url(f"--at names an unknown kind of engine ({shown})")
-        options = parse_qsl(parts.query, keep_blank_values=True)
-        names = [value for name, value in options if name == "collection"] or ["sbtk"]
-        if len(names) > 1 or not _COLLECTION.fullmatch(names[0]):
-            raise BadConfig(
-                f"a collection cannot be called {names[-1]!r}",
-                "a lower-case letter, then at most 39 lower-case letters, digits and _",
-            )
-        # What follows a / or # that is not escaped may belong to a password.
-        if parts.fragment or "@" in parts.path or not parts.path.strip("/"):
-            raise _bad_url("--at names no database")
-        kept = [(name, value) for name, value in options if name != "collection"]
-        pairs = [pair.partition("=") for pair in parts.query.split("&")]
-        secrets = [value for name, _, value in pairs if "password" in name]  # as written
-        secrets += [value for name, value in kept if "password" in name]
-        secrets += [parts.password] if parts.password else []
-        shown_options = [(name, value) for name, value in kept if "password" not in name]
-        return cls(
-            url=urlunsplit(parts._replace(query=urlencode(kept, quote_via=quote))),
-            engine=_SCHEMES[parts.scheme],
-            collection=names[0],
-            shown=_shown(parts, shown_options, names[0]),
-            secrets=tuple({*secrets, *map(unquote, secrets)} - {""}),
-        )
-
-    def masked(self, text: str) -> str:
-        """Return a message of an engine without secrets, in one line."""
-        for secret in sorted(self.secrets, key=len, reverse=True):
-            text = text.replace(secret, "***")
-        return " ".join(text.split())
-
-
-def _shown(parts: SplitResult, options: list[tuple[str, str]], collection: str) -> str:
-    host = parts.netloc.rpartition("@")[2]
-    user = f"{parts.username}@" if parts.username else ""
-    query = urlencode([*options, ("collection", collection)], quote_via=quote)
-    return urlunsplit((parts.scheme, f"{user}{host}", parts.path, query, ""))
-
-
-def _bad_url(found: str) -> BadConfig:
-    return BadConfig(
-        found,
-        "postgresql://USER@HOST/DATABASE (special characters of a password as %XX)",
-        "leave the password out of the URL and set PGPASSWORD, or use ~/.pgpass",
-    )
 
 
 @dataclass(frozen=True)
@@ -166,6 +87,7 @@ class Part:
             `MOST_FOLDERS`.
         regions: the number of their regions.
         region_mean: the mean `(D,) float32` of the gallery's regions, if it keeps any.
+        has_dates: whether the photos have the dates that their files had when they were indexed.
     """
 
     source: str
@@ -174,6 +96,7 @@ class Part:
     folders: dict[str, int]
     regions: int = 0
     region_mean: Embeddings | None = None
+    has_dates: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,7 +130,9 @@ class RemoteState:
 class RemotePhoto:
     """A photo of a collection.
 
-    `path` is relative to the source and escaped by `escape_path`; the rest is as in `Photo`.
+    `path` is relative to the source and escaped by `escape_path`. `taken` is when the photo was
+    taken, in ISO 8601 without a zone, if its file says so; only writers need it. The rest is as in
+    `Photo`.
     """
 
     id: int
@@ -217,12 +142,14 @@ class RemotePhoto:
     mtime_ns: int
     sha256: str
     partial: str | None = None
+    taken: str | None = None
 
     @property
     def stamp(self) -> int:
         """A number of 63 bits that differs if anything else differs."""
         values = (self.path, self.size_bytes, self.mtime_ns, self.sha256, self.partial)
-        return path_hash(repr(values).encode())
+        # Collections that are older than the dates have the same stamps of photos without one.
+        return path_hash(repr(values if self.taken is None else (*values, self.taken)).encode())
 
 
 @dataclass(frozen=True)
@@ -239,11 +166,22 @@ class RemoteRegions:
 
 
 @dataclass(frozen=True)
-class Within:
-    """A folder of a source; `folder` is a path relative to it, empty for all of the source."""
+class RemoteFilter:
+    """Which photos of a collection a query may find; by default all.
 
-    source: str
+    Attributes:
+        source: the name of their source; `None` for all.
+        folder: a path relative to the source, empty for all of it.
+        period: as in `PhotoFilter`.
+    """
+
+    source: str | None = None
     folder: bytes = b""
+    period: Period = EVER
+
+    def __bool__(self) -> bool:
+        """Return whether it leaves out any photos."""
+        return self.source is not None or self.period != EVER
 
     def interval(self) -> tuple[str, str] | None:
         """Return the lowest escaped path below the folder, and the first above; `None` for all."""
@@ -252,6 +190,9 @@ class Within:
         low, high = below(self.folder)
         return escape_path(low), escape_path(high)
 
+
+#: Accepts every photo.
+EVERY_PHOTO = RemoteFilter()
 
 #: An embedding `(D,) float32` of length 1, a code `(bits / 8,) uint8`, or the id of a photo.
 RemoteQuery = Embeddings | Codes | int
@@ -264,12 +205,12 @@ class RemoteReader(Protocol):
         """Return the collection as it is now."""
 
     def search(
-        self, query: RemoteQuery, count: int, within: Within | None, *, exact: bool
+        self, query: RemoteQuery, count: int, among: RemoteFilter, *, exact: bool
     ) -> list[tuple[RemotePhoto, float]]:
         """Return the `count` photos nearest to a query with their scores, best first."""
 
     def search_regions(
-        self, query: Embeddings, count: int, within: Within | None, *, exact: bool
+        self, query: Embeddings, count: int, among: RemoteFilter, *, exact: bool
     ) -> list[tuple[RemotePhoto, float, Box]]:
         """Return the `count` photos with the best regions, best first, each with its best one.
 
@@ -285,11 +226,14 @@ class RemoteReader(Protocol):
         *,
         ids: Sequence[int] = (),
         sha256s: Sequence[str] = (),
-        within: Within | None = None,
+        among: RemoteFilter = EVERY_PHOTO,
         limit: int | None = None,
         offset: int = 0,
     ) -> list[RemotePhoto]:
         """Return photos by id or content, in order of ids; without both, newest first."""
+
+    def count(self, among: RemoteFilter, *, undated: bool = False) -> int:
+        """Return the number of photos, or of those without a date, up to `MOST_COUNTED`."""
 
     def embeddings(self, ids: Sequence[int]) -> dict[int, Embeddings]:
         """Return the embeddings `(D,) float32` of photos that are there, by id."""
@@ -362,6 +306,10 @@ def open_store(url: str, *, patience_s: float = 5.0) -> RemoteStore:
         ModuleNotFoundError: the extra with its client library is not installed.
     """
     address = Address.parse(url)
+    if address.engine == "milvus":
+        from sbtk_runtime.gallery.remote_milvus import MilvusStore
+
+        return MilvusStore(address, patience_s)
     from sbtk_runtime.gallery.remote_postgres import PostgresStore
 
     return PostgresStore(address, patience_s)

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, get_args
@@ -19,7 +20,7 @@ from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import FolderCount
 from sbtk_runtime.gallery.hits import Answer, Box, Copy, Hit, PhotoCopies, mark_matches
-from sbtk_runtime.gallery.photo_filter import Period, PhotoFilter
+from sbtk_runtime.gallery.photo_filter import EVER, Period, PhotoFilter
 from sbtk_runtime.gallery.queries import Queries, Search, few_notices
 from sbtk_runtime.gallery.region_search import (
     PENALTY,
@@ -28,14 +29,16 @@ from sbtk_runtime.gallery.region_search import (
     require_within,
 )
 from sbtk_runtime.gallery.remote import (
+    EVERY_PHOTO,
+    MOST_COUNTED,
+    RemoteFilter,
     RemotePhoto,
     RemoteQuery,
     RemoteReader,
     RemoteState,
-    Within,
     open_store,
-    unescape_path,
 )
+from sbtk_runtime.gallery.remote_mounts import Mounts, shown_source
 from sbtk_runtime.gallery.rows import Embeddings, unit_row
 from sbtk_runtime.manifest import GalleryManifest, MatchRule, RegionsRecord
 from sbtk_runtime.preprocess import PREPROCESSING
@@ -89,11 +92,8 @@ class RemoteGallery(Queries):
         self._state = reader.state()
         self._asked_s = time.monotonic()
         known = {part.source for part in self._state.parts}
-        self._mounts = {
-            source: os.fsencode(os.path.abspath(folder))  # noqa: PTH100
-            for source, folder in (photos or {}).items()
-        }
-        for source in self._mounts:
+        self._mounts = Mounts(photos or {})
+        for source in self._mounts.folders:
             if source not in known:
                 names = ", ".join(sorted(known)[:10]) or "none"
                 raise BadConfig(
@@ -214,11 +214,15 @@ class RemoteGallery(Queries):
     ) -> Answer:
         """Return the hits of `search` for `embedding (D,) float32`, and the notices about them."""
         self._check_question(k, search, offset, rerank)
-        _require_all_days(taken)
+        photos = PhotoFilter.of(under, taken)
+        among = self._among(under, photos)
         query = self._query_of(embedding)
-        answer = self._answer(query, k, search, under, fold=fold, offset=offset, regions=regions)
+        answer = self._answer(
+            query, k, search, among, photos, fold=fold, offset=offset, regions=regions
+        )
         if match_rule is not None and answer.hits and self._state.info.bits is None:
-            compared = self._count_within(self._within(under))
+            assert among is not None
+            compared = self._count(among)
             # The best of many regions is as good by chance as the best of as many photos.
             compared += self._state.regions if regions else 0
             return Answer(mark_matches(answer.hits, match_rule, max(1, compared)), answer.notices)
@@ -245,7 +249,7 @@ class RemoteGallery(Queries):
             BadRegion: it has no regions, or `region` is not within it.
         """
         self._check_question(k, search, offset, rerank)
-        _require_all_days(taken)
+        photos = PhotoFilter.of(under, taken)
         if region is not None:
             require_within(region)
         photo = self.photo(photo_id)
@@ -257,7 +261,7 @@ class RemoteGallery(Queries):
         elif regions and self._state.info.regions is not None:
             query = self._embeddings([photo_id])[0]
         return self._answer(
-            *(query, k, search, under),
+            *(query, k, search, self._among(under, photos), photos),
             fold=fold,
             offset=offset,
             left_out=photo,
@@ -319,25 +323,24 @@ class RemoteGallery(Queries):
         taken: Period | None = None,
     ) -> list[PhotoCopies]:
         """Return photos by modification time, newest first; see `Gallery.recent`."""
-        _require_all_days(taken)
         if limit < 1 or offset < 0:
             raise BadConfig(
                 f"a limit of {limit} and an offset of {offset}", "a limit from 1, an offset from 0"
             )
-        within = self._within(under)
-        if under is not None and within is None:
+        among = self._among(under, PhotoFilter.of(under, taken))
+        if among is None:
             return []
         seen: dict[str, RemotePhoto] = {}
         start = 0
         while len(seen) < offset + limit:
-            page = self._reader.photos(within=within, limit=_PAGE, offset=start)
+            page = self._reader.photos(among=among, limit=_PAGE, offset=start)
             for photo in page:
                 seen.setdefault(photo.sha256, photo)
             start += len(page)
             if len(page) < _PAGE:
                 break
         chosen = list(seen.values())[offset : offset + limit]
-        copies = self._copies([photo.sha256 for photo in chosen], within)
+        copies = self._copies([photo.sha256 for photo in chosen], among)
         return [
             PhotoCopies(
                 self._photo(photo),
@@ -354,7 +357,7 @@ class RemoteGallery(Queries):
         counts: dict[str, int] = {}
         for part in self._current().parts:
             for folder, count in part.folders.items():
-                path = self._path(part.source, folder).rstrip("/") or "/"
+                path = self._mounts.path(part.source, folder).rstrip("/") or "/"
                 counts[path] = counts.get(path, 0) + count
         return dict(sorted(counts.items()))
 
@@ -365,19 +368,19 @@ class RemoteGallery(Queries):
         """
         found = []
         for source, count in self.sources().items():
-            mount = self._mounts.get(source)
+            mount = self._mounts.folders.get(source)
             exists = mount is not None and os.path.isdir(mount)  # noqa: PTH112
-            path = os.fsencode(_shown(source)) if mount is None else mount
+            path = os.fsencode(shown_source(source)) if mount is None else mount
             found.append(FolderCount(path, count, 0, exists))
         return sorted(found, key=lambda folder: folder.path)
 
     def roots(self) -> list[str]:
         """Return the folders in which photos are mounted here."""
-        return [os.fsdecode(folder) for folder in self._mounts.values()]
+        return [os.fsdecode(folder) for folder in self._mounts.folders.values()]
 
     def unmounted(self) -> list[str]:
         """Return the sources whose photos are not mounted here."""
-        return sorted(set(self.sources()) - set(self._mounts))
+        return sorted(set(self.sources()) - set(self._mounts.folders))
 
     def _require_model(self, embedder: Embedder) -> None:
         self.require_bundle(embedder.bundle)
@@ -431,24 +434,24 @@ class RemoteGallery(Queries):
         query: RemoteQuery,
         k: int,
         search: Search,
-        under: Path | str | None,
+        among: RemoteFilter | None,
+        photos: PhotoFilter,
         *,
         fold: bool,
         offset: int,
         left_out: Photo | None = None,
         regions: bool = True,
     ) -> Answer:
-        within = self._within(under)
-        if under is not None and within is None:
-            return Answer([], few_notices(0, 0, k, PhotoFilter.of(under, None)))
+        if among is None:
+            return Answer([], few_notices(0, 0, k, photos))
         wanted = offset + k
         count = wanted + _SPARE
         exact = search == "exact"
         while True:
-            whole = self._reader.search(query, count, within, exact=exact)
+            whole = self._reader.search(query, count, among, exact=exact)
             found: list[_Found] = [(photo, score, None) for photo, score in whole]
             if regions and self._state.info.regions is not None:
-                found = self._improved(found, query, count, within, exact=exact)
+                found = self._improved(found, query, count, among, exact=exact)
             ranked = _ranked(found, left_out, fold=fold)
             is_all = len(whole) < count
             if len(ranked) >= wanted or (is_all and exact) or count >= _MOST_CANDIDATES:
@@ -458,7 +461,7 @@ class RemoteGallery(Queries):
             else:
                 count = min(4 * count, _MOST_CANDIDATES)
         chosen = ranked[offset:wanted]
-        copies = self._copies([photo.sha256 for photo, *_ in chosen], within) if fold else {}
+        copies = self._copies([photo.sha256 for photo, *_ in chosen], among) if fold else {}
         hits = []
         for rank, (photo, score, region) in enumerate(chosen, start=offset + 1):
             first, *others = copies.get(photo.sha256) or [photo]
@@ -468,17 +471,15 @@ class RemoteGallery(Queries):
         few: tuple[str, ...] = ()
         if len(hits) < k:
             own = left_out is not None
-            few = few_notices(
-                offset + len(hits) + own, len(found), wanted + own, PhotoFilter.of(under, None)
-            )
-        return Answer(hits, few)
+            few = few_notices(offset + len(hits) + own, len(found), wanted + own, photos)
+        return Answer(hits, (*few, *self._date_notices(among, photos)))
 
     def _improved(
         self,
         found: list[_Found],
         query: RemoteQuery,
         count: int,
-        within: Within | None,
+        among: RemoteFilter,
         *,
         exact: bool,
     ) -> list[_Found]:
@@ -486,53 +487,66 @@ class RemoteGallery(Queries):
         assert not isinstance(query, int)
         common = common_part(self._state.region_mean())
         turned = unit_row(query, self._state.info.dim) - common
-        parts = self._reader.search_regions(turned, count, within, exact=exact)
+        parts = self._reader.search_regions(turned, count, among, exact=exact)
         if len(parts) < count and not exact:  # several regions are of one photo
-            parts = self._reader.search_regions(turned, count, within, exact=True)
+            parts = self._reader.search_regions(turned, count, among, exact=True)
         better: list[_Found] = [(photo, score - PENALTY, box) for photo, score, box in parts]
         best: dict[int, _Found] = {}
         for one in sorted([*found, *better], key=lambda one: -one[1]):
             best.setdefault(one[0].id, one)
         return list(best.values())[:count]
 
-    def _copies(
-        self, sha256s: Sequence[str], within: Within | None
-    ) -> dict[str, list[RemotePhoto]]:
+    def _copies(self, sha256s: Sequence[str], among: RemoteFilter) -> dict[str, list[RemotePhoto]]:
         """Return the photos of each content, by id."""
         copies: dict[str, list[RemotePhoto]] = {sha256: [] for sha256 in sha256s}
         if sha256s:
-            for photo in self._reader.photos(sha256s=list(copies), within=within):
+            for photo in self._reader.photos(sha256s=list(copies), among=among):
                 copies[photo.sha256].append(photo)
         return copies
 
-    def _within(self, under: Path | str | None) -> Within | None:
-        """Return the folder that a path names here; `None` if it is in no source."""
-        if under is None:
-            return None
-        path = os.fsencode(os.path.abspath(under))  # noqa: PTH100
-        for source, mount in self._mounts.items():
-            if path == mount:
-                return Within(source)
-            if path.startswith(mount.rstrip(b"/") + b"/"):
-                return Within(source, path[len(mount.rstrip(b"/")) + 1 :])
-        text = os.fsencode(under).rstrip(b"/")
-        for source in sorted(self.sources(), key=len, reverse=True):
-            for name in (os.fsencode(_shown(source)), os.fsencode(source)):
-                if text == name.rstrip(b"/"):
-                    return Within(source)
-                if text.startswith(name + b"/"):
-                    return Within(source, text[len(name) + 1 :])
-        return None
+    def _among(self, under: Path | str | None, photos: PhotoFilter) -> RemoteFilter | None:
+        """Return the filter there of photos here; `None` if the folder is in no source.
 
-    def _count_within(self, within: Within | None) -> int:
-        """Return the number of photos of a folder; fewer where not all folders are known."""
+        Raises:
+            BadConfig: photos of a period of a collection that has not all of their dates.
+        """
+        place = EVERY_PHOTO if under is None else self._mounts.place(under, self.sources())
+        if place is None or not photos.has_period:
+            return place
+        undated = {
+            part.source
+            for part in self._current().parts
+            if not part.has_dates and place.source in (None, part.source)
+        }
+        if undated:
+            names = ", ".join(map(printable_name, sorted(undated)[:10]))
+            raise BadConfig(
+                f"photos{photos.text}, and an older sbtk pushed {names} without dates",
+                "photos whose dates were pushed",
+                f"sbtk push GALLERY again, of each of these sources, to {self.name}",
+            )
+        return replace(place, period=photos.period)
+
+    def _date_notices(self, among: RemoteFilter, photos: PhotoFilter) -> tuple[str, ...]:
+        """Return how many photos of a period are there by the times of their files."""
+        undated = self._reader.count(among, undated=True) if photos.has_period else 0
+        if not undated:
+            return ()
+        shown = f"{undated:,}{' or more' if undated == MOST_COUNTED else ''}"
+        text = f"{shown} photos{photos.text} do not say when they were taken: the times of"
+        return (f"{text} their files count",)
+
+    def _count(self, among: RemoteFilter) -> int:
+        """Return the number of photos; fewer where not all folders are known."""
         state = self._current()
-        if within is None:
+        if among.period != EVER:
+            return self._reader.count(among)
+        if among.source is None:
             return state.count
-        interval = within.interval()
+        interval = among.interval()
         total = 0
         for part in state.parts:
-            if part.source != within.source:
+            if part.source != among.source:
                 continue
             total += (
                 part.photos
@@ -560,29 +574,7 @@ class RemoteGallery(Queries):
         return Copy(photo.id, self._path_of(photo))
 
     def _path_of(self, photo: RemotePhoto) -> str:
-        return self._path(photo.source, photo.path)
-
-    def _path(self, source: str, escaped: str) -> str:
-        relative = unescape_path(escaped)
-        mount = self._mounts.get(source)
-        # Whoever writes to the collection must not choose files outside of the mounted folder.
-        if mount is None or any(part in (b".", b"..") for part in relative.split(b"/")):
-            return os.fsdecode(os.fsencode(_shown(source)) + b"/" + relative)
-        return os.fsdecode(mount.rstrip(b"/") + b"/" + relative)
-
-
-def _require_all_days(taken: Period | None) -> None:
-    """Refuse a period: collections have no dates of photos."""
-    if PhotoFilter.of(None, taken):
-        raise BadConfig(
-            f"photos{PhotoFilter.of(None, taken).text} of a collection, which has no dates",
-            "a gallery on disk",
-        )
-
-
-def _shown(source: str) -> str:
-    """Return a source as the beginning of a path, which is not one of a file on this machine."""
-    return f"source:{source}"
+        return self._mounts.path(photo.source, photo.path)
 
 
 def _ranked(found: Sequence[_Found], left_out: Photo | None, *, fold: bool) -> list[_Found]:

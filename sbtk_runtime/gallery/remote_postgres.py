@@ -20,50 +20,45 @@ from pgvector.psycopg import register_vector
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from sbtk_runtime.binary_codes import Itq
 from sbtk_runtime.gallery.hits import Box
 from sbtk_runtime.gallery.postgres_connection import ANSWER_S, Connection, Locked, Session
 from sbtk_runtime.gallery.postgres_names import (
-    INDEXED,
     PHOTO,
     Names,
+    count_up_to,
     holds_few,
-    pgvector_version,
     photo_of,
     set_index_options,
     where_of,
 )
 from sbtk_runtime.gallery.postgres_regions import (
-    make_regions,
     put_regions,
     regions_of,
     search_regions,
 )
+from sbtk_runtime.gallery.postgres_tables import exists, prepare, read_state
 from sbtk_runtime.gallery.remote import (
+    EVERY_PHOTO,
     EXACT_BELOW,
+    MOST_COUNTED,
     WHOLE,
-    Address,
     CollectionInfo,
     Notify,
     Part,
     RemoteError,
+    RemoteFilter,
     RemotePhoto,
     RemoteQuery,
     RemoteRegions,
     RemoteState,
-    Within,
-    require_same,
     unescape_path,
 )
+from sbtk_runtime.gallery.remote_address import Address
 from sbtk_runtime.gallery.rows import Embeddings
 from sbtk_runtime.manifest import PhotoShard, path_hash
 
 Result = TypeVar("Result")
 
-#: 1 without regions.
-FORMAT = 2
-#: pgvector from which on there are `halfvec` and `bit_hamming_ops`.
-_OLDEST_PGVECTOR = (0, 7)
 #: The widest embeddings and codes that pgvector's index takes.
 _WIDEST_HALFVEC, _WIDEST_BIT = 4000, 64_000
 #: Candidates by the index, which works with float16, for each photo that is wanted.
@@ -119,6 +114,13 @@ class PostgresStore:
             publisher.close()
 
 
+class _Asking(Session):
+    """A connection on which no answer is waited for longer than `ANSWER_S`."""
+
+    def on_connect(self, connection: Connection) -> None:
+        connection.execute(f"SET statement_timeout = '{ANSWER_S}s'")
+
+
 class _Reader:
     """What answers queries; see `RemoteReader`."""
 
@@ -130,21 +132,21 @@ class _Reader:
         self._lock = threading.Lock()
 
     def state(self) -> RemoteState:
-        return self._run(lambda connection: _state(connection, self._names, self._address))
+        return self._run(lambda connection: read_state(connection, self._names, self._address))
 
     def search(
-        self, query: RemoteQuery, count: int, within: Within | None, *, exact: bool
+        self, query: RemoteQuery, count: int, among: RemoteFilter, *, exact: bool
     ) -> list[tuple[RemotePhoto, float]]:
         return self._run(
-            lambda connection: _search(connection, self._names, query, count, within, exact=exact)
+            lambda connection: _search(connection, self._names, query, count, among, exact=exact)
         )
 
     def search_regions(
-        self, query: Embeddings, count: int, within: Within | None, *, exact: bool
+        self, query: Embeddings, count: int, among: RemoteFilter, *, exact: bool
     ) -> list[tuple[RemotePhoto, float, Box]]:
         return self._run(
             lambda connection: search_regions(
-                *(connection, self._names, query, count, within), exact=exact
+                *(connection, self._names, query, count, among), exact=exact
             )
         )
 
@@ -156,11 +158,11 @@ class _Reader:
         *,
         ids: Sequence[int] = (),
         sha256s: Sequence[str] = (),
-        within: Within | None = None,
+        among: RemoteFilter = EVERY_PHOTO,
         limit: int | None = None,
         offset: int = 0,
     ) -> list[RemotePhoto]:
-        where, values = where_of(within)
+        where, values = where_of(among)
         order = sql.SQL("mtime_ns DESC, id")
         for column, wanted in (("id", list(ids)), ("sha256", list(map(bytes.fromhex, sha256s)))):
             if wanted:
@@ -173,6 +175,14 @@ class _Reader:
         values += [limit, offset]
         return self._run(
             lambda connection: [photo_of(row) for row in connection.execute(query, values)]
+        )
+
+    def count(self, among: RemoteFilter, *, undated: bool = False) -> int:
+        where, values = where_of(among)
+        if undated:
+            where += sql.SQL(" AND taken IS NULL")
+        return self._run(
+            lambda connection: count_up_to(MOST_COUNTED, connection, self._names, where, values)
         )
 
     def embeddings(self, ids: Sequence[int]) -> dict[int, Embeddings]:
@@ -189,7 +199,7 @@ class _Reader:
 
     def _run(self, work: Callable[[Connection], Result]) -> Result:
         with self._lock:
-            session = self._idle.pop() if self._idle else Session(self._address, self._patience_s)
+            session = self._idle.pop() if self._idle else _Asking(self._address, self._patience_s)
         try:
             return session.run(work)
         finally:
@@ -219,7 +229,7 @@ class _Writer(Session):
     def prepare(self, info: CollectionInfo) -> None:
         """Make the tables, or check that they are of the same model."""
         self._bits = info.bits
-        self.run(lambda connection: _prepare(connection, self._names, info, self._address))
+        self.run(lambda connection: prepare(connection, self._names, info, self._address))
         # The adapters of pgvector's types, which a new database did not have yet.
         self.run(register_vector, autocommit=True)
 
@@ -270,121 +280,6 @@ class _Writer(Session):
             raise Locked
 
 
-def _prepare(connection: Connection, names: Names, info: CollectionInfo, address: Address) -> None:
-    # Two pushes may make the tables at one moment.
-    connection.execute("SELECT pg_advisory_xact_lock(%s)", (names.lock(),))
-    version = pgvector_version(connection)
-    if version is None:
-        connection.execute("CREATE EXTENSION vector")
-        version = pgvector_version(connection)
-    if version is None or version < _OLDEST_PGVECTOR:
-        shown = ".".join(map(str, version or ()))
-        oldest = ".".join(map(str, _OLDEST_PGVECTOR))
-        raise RemoteError(
-            f"{address.shown} has pgvector {shown}",
-            f"{oldest} or newer",
-            "install a newer pgvector on the server, then: ALTER EXTENSION vector UPDATE;",
-        )
-    if _exists(connection, names.info):
-        require_same(_state(connection, names, address).info, info, address)
-        return
-    kept = f"halfvec({info.dim})" if info.bits is None else f"bit({info.bits})"
-    for statement in _TABLES:
-        connection.execute(
-            sql.SQL(statement).format(
-                photos=names.photos,
-                info=names.info,
-                parts=names.parts,
-                kept=sql.SQL(kept),
-                by_hash=names.index("by_hash"),
-                by_path=names.index("by_path"),
-                by_time=names.index("by_time"),
-                by_content=names.index("by_content"),
-                indexed=sql.Literal(INDEXED),
-            )
-        )
-    connection.execute(
-        sql.SQL("INSERT INTO {} VALUES (true, %s, %s, %s, %s, %s, %s, %s, 0, %s)").format(
-            names.info
-        ),
-        (
-            *(
-                1 if info.regions is None else FORMAT,
-                info.model_id,
-                info.preprocessing,
-                info.precision,
-                info.dim,
-                info.bits,
-            ),
-            None if info.itq is None else info.itq.to_bytes(),
-            info.regions,
-        ),
-    )
-    if info.regions is not None:
-        make_regions(connection, names, info.dim)
-
-
-# Paths are compared by their bytes, whatever the database's language.
-_TABLES = (
-    """CREATE TABLE {info} (
-    is_only boolean PRIMARY KEY CHECK (is_only), format integer NOT NULL, model_id text NOT NULL,
-    preprocessing text NOT NULL, precision text NOT NULL, dim integer NOT NULL, bits integer,
-    itq bytea, generation bigint NOT NULL, regions integer)""",
-    """CREATE TABLE {parts} (
-    source text NOT NULL, shard text NOT NULL, photos bigint NOT NULL, folders jsonb NOT NULL,
-    pushed timestamptz NOT NULL DEFAULT now(), regions bigint NOT NULL DEFAULT 0,
-    region_mean bytea, PRIMARY KEY (source, shard))""",
-    """CREATE TABLE {photos} (
-    id bigint PRIMARY KEY, source text COLLATE "C" NOT NULL, path text COLLATE "C" NOT NULL,
-    path_hash bigint NOT NULL, stamp bigint NOT NULL, size_bytes bigint NOT NULL,
-    mtime_ns bigint NOT NULL, sha256 bytea NOT NULL, partial text, embedding {kept} NOT NULL)""",
-    "CREATE INDEX {by_hash} ON {photos} (source, path_hash, id) INCLUDE (stamp)",
-    "CREATE INDEX {by_path} ON {photos} (source, left(path, {indexed}))",
-    "CREATE INDEX {by_time} ON {photos} (mtime_ns DESC, id)",
-    "CREATE INDEX {by_content} ON {photos} USING hash (sha256)",
-)
-
-
-def _exists(connection: Connection, table: sql.Identifier) -> bool:
-    name = table.as_string(connection)
-    row = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (name,)).fetchone()
-    return bool(row and row[0])
-
-
-def _state(connection: Connection, names: Names, address: Address) -> RemoteState:
-    query = sql.SQL(
-        # Collections that keep no regions may be older than that column.
-        "SELECT format, model_id, preprocessing, precision, dim, bits, itq, generation, "
-        "(to_jsonb(i) ->> 'regions')::integer FROM {} AS i"
-    ).format(names.info)
-    found = connection.execute(query).fetchone()
-    if found is None or found[0] > FORMAT:
-        what = "is incomplete" if found is None else f"has format {found[0]}"
-        raise RemoteError(
-            f"the collection {address.shown} {what}",
-            f"one of format {FORMAT}, as this version of sbtk makes them",
-            "update sbtk, or push to another collection: --at '...?collection=NAME'",
-        )
-    _, model_id, preprocessing, precision, dim, bits, itq, generation, regions = found
-    codes = None if itq is None else Itq.from_bytes(itq)
-    parts = connection.execute(
-        sql.SQL("SELECT source, shard, photos, folders{} FROM {} ORDER BY source, shard").format(
-            sql.SQL(", 0, NULL" if regions is None else ", regions, region_mean"), names.parts
-        )
-    )
-    return RemoteState(
-        CollectionInfo(model_id, preprocessing, precision, dim, bits, codes, regions),
-        generation,
-        tuple(
-            Part(
-                *(source, PhotoShard.parse(shard), photos, folders, count),
-                None if mean is None else np.frombuffer(mean, dtype="<f4"),
-            )
-            for source, shard, photos, folders, count, mean in parts
-        ),
-    )
-
-
 def _put(
     connection: Connection,
     names: Names,
@@ -401,14 +296,26 @@ def _put(
     )
     columns = [
         *("id", "source", "path", "path_hash", "stamp", "size_bytes", "mtime_ns", "sha256"),
-        *("partial", "embedding"),
+        *("partial", "taken", "embedding"),
     ]
     listed = sql.SQL(", ").join(map(sql.Identifier, columns))
     kept = "halfvec" if bits is None else "bit"
     with connection.cursor().copy(
         sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(incoming, listed)
     ) as copy:
-        types = ["int8", "text", "text", "int8", "int8", "int8", "int8", "bytea", "text", kept]
+        types = [
+            "int8",
+            "text",
+            "text",
+            "int8",
+            "int8",
+            "int8",
+            "int8",
+            "bytea",
+            "text",
+            "text",
+            kept,
+        ]
         copy.set_types(types)
         for photo, row in zip(photos, rows, strict=True):
             copy.write_row(
@@ -416,7 +323,7 @@ def _put(
                     *(photo.id, photo.source, photo.path),
                     *(path_hash(unescape_path(photo.path)), photo.stamp),
                     *(photo.size_bytes, photo.mtime_ns, bytes.fromhex(photo.sha256)),
-                    photo.partial,
+                    *(photo.partial, photo.taken),
                     HalfVector(row) if bits is None else Bit(row.tobytes()),
                 )
             )
@@ -442,11 +349,12 @@ def _record(connection: Connection, names: Names, part: Part) -> None:
     )
     connection.execute(
         sql.SQL(
-            "INSERT INTO {} (source, shard, photos, folders) VALUES (%s, %s, %s, %s) "
+            "INSERT INTO {} (source, shard, photos, folders, has_dates) "
+            "VALUES (%s, %s, %s, %s, %s) "
             "ON CONFLICT (source, shard) DO UPDATE SET photos = excluded.photos, "
-            "folders = excluded.folders, pushed = excluded.pushed"
+            "folders = excluded.folders, has_dates = excluded.has_dates, pushed = excluded.pushed"
         ).format(names.parts),
-        (part.source, str(part.shard), part.photos, Jsonb(part.folders)),
+        (part.source, str(part.shard), part.photos, Jsonb(part.folders), part.has_dates),
     )
     if part.region_mean is not None:
         connection.execute(
@@ -475,7 +383,7 @@ def _build_index(connection: Connection, names: Names, notify: Notify) -> None:
     operators = "halfvec_cosine_ops" if bits is None else "bit_hamming_ops"
     what = f"{photos:,} photos"
     _build(connection, names, names.photos, "by_embedding", operators, what, notify)
-    if _exists(connection, names.regions):
+    if exists(connection, names.regions):
         what = f"the regions of {what}"
         _build(connection, names, names.regions, "by_region", operators, what, notify)
 
@@ -520,15 +428,14 @@ def _search(
     names: Names,
     query: RemoteQuery,
     count: int,
-    within: Within | None,
+    among: RemoteFilter,
     *,
     exact: bool,
 ) -> list[tuple[RemotePhoto, float]]:
-    connection.execute(f"SET LOCAL statement_timeout = '{ANSWER_S}s'")
     wanted = _query_text(connection, names, query)
     is_binary = not wanted.startswith("[")
-    where, values = where_of(within)
-    if within is not None and not exact:
+    where, values = where_of(among)
+    if among and not exact:
         exact = holds_few(connection, names, where, values)
     # Scores are computed with all digits of the query, as those of a gallery on disk.
     score = (

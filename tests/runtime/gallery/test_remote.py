@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.gallery.push import source_names
 from sbtk_runtime.gallery.remote import (
-    Address,
     RemoteError,
+    RemoteFilter,
     RemotePhoto,
     RemoteUnavailable,
-    Within,
     escape_path,
     photo_id,
     retrying,
     unescape_path,
 )
+from sbtk_runtime.gallery.remote_address import Address
 
 
 def test_an_address_is_read() -> None:
@@ -27,6 +27,27 @@ def test_an_address_is_read() -> None:
     assert (address.engine, address.collection) == ("postgres", "archive")
     assert address.shown == "postgresql://me@db.example:5433/photos?collection=archive"
     assert Address.parse("postgres://db/photos?sslmode=require").collection == "sbtk"
+
+
+def test_an_address_of_milvus_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SBTK_TOKEN", raising=False)
+    address = Address.parse("milvus://root:se%40cret@db:19530/photos?collection=archive")
+    assert (address.engine, address.url) == ("milvus", "http://db:19530")
+    assert (address.database, address.collection) == ("photos", "archive")
+    assert address.token == "root:se@cret"
+    assert address.shown == "milvus://root@db:19530/photos?collection=archive"
+    key = Address.parse("https://db-%4110@db.example/")
+    assert (key.url, key.token, key.database) == ("https://db.example", "db-A10", "")
+    assert "db-%4110" not in key.shown and "***" in key.masked("token db-A10")
+    assert Address.parse("http://[::1]:19530").url == "http://[::1]:19530"
+    monkeypatch.setenv("SBTK_TOKEN", "root:hunter2")
+    assert Address.parse("milvus://db").token == "root:hunter2"
+    assert "hunter2" not in Address.parse("milvus://db").masked("root:hunter2 hunter2")
+    assert Address.parse("milvus://me:own@db").token == "me:own"
+    monkeypatch.setenv("SBTK_TOKEN", "hunter2")
+    assert Address.parse("milvus://me@db").token == "me:hunter2"
+    # PostgreSQL is not told.
+    assert Address.parse("postgresql://db/photos").token == ""
 
 
 @pytest.mark.parametrize(
@@ -58,6 +79,8 @@ def test_messages_contain_no_password(url: str) -> None:
             "postgresql://db/p?collection=a&collection=b",
         ),
         f"postgresql://db/photos?collection={'a' * 41}",
+        *("milvus://", "milvus://me:se-cret@", "milvus://db/a/b", "milvus://db/a-b", "http:///x"),
+        *("https://me:se-cret/x@db", "https://me:se-cret#x@db", "https://db?token=se-cret"),
     ],
 )
 def test_wrong_urls_are_refused_without_repeating_passwords(url: str) -> None:
@@ -78,7 +101,7 @@ def test_an_escaped_path_is_below_its_escaped_folder_and_no_other(
     folder: bytes, name: bytes
 ) -> None:
     folder, name = folder.replace(b"/", b"_"), name.replace(b"/", b"_")
-    interval = Within("s", folder).interval()
+    interval = RemoteFilter("s", folder).interval()
     assert interval is not None
     low, high = (text.encode() for text in interval)
     assert low <= escape_path(folder + b"/" + name).encode() < high
@@ -167,4 +190,4 @@ def test_other_errors_are_raised_at_once() -> None:
 
 
 def test_all_of_a_source_is_no_interval() -> None:
-    assert Within("s").interval() is None
+    assert RemoteFilter("s").interval() is None

@@ -1,4 +1,4 @@
-"""Galleries with regions are pushed to a real PostgreSQL, and photos are found by their parts."""
+"""Galleries with regions are pushed to real engines, and photos are found by their parts."""
 
 from __future__ import annotations
 
@@ -19,31 +19,23 @@ from sbtk_runtime.gallery.queries import Search
 from sbtk_runtime.gallery.remote import RemoteError, open_store
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.gallery.update import update_gallery
-from tests.postgres_server import NEEDS_POSTGRES, PLAIN_PASSWORD, PostgresServer
+from tests.postgres_server import PLAIN_PASSWORD, PostgresServer
+from tests.remote_server import Server
 from tests.tiny_gallery import unit_rows
 from tests.tiny_regions import tiny_map_bundle
-
-pytestmark = NEEDS_POSTGRES
 
 PHOTOS, DIM = 14, 16
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    started = PostgresServer()
-    yield started
-    started.close()
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
+def region_embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
     bundle = tiny_map_bundle(tmp_path_factory.mktemp("map"))
     with Embedder(bundle, engine="onnxruntime", threads=2, batch=4) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def region_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photos of patches of colour, a copy, and one that is too small to have regions."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "album").mkdir()
@@ -58,9 +50,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def gallery(photos: Path, embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def region_gallery(
+    region_photos: Path, region_embedder: Embedder, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("gallery") / "g.sbtk"
-    update_gallery(folder, [photos], embedder, regions=9)
+    update_gallery(folder, [region_photos], region_embedder, regions=9)
     return folder
 
 
@@ -88,18 +82,20 @@ def shown(hits: list[Hit]) -> list[tuple[str, object]]:
 
 
 def test_photos_are_found_by_their_regions_as_in_the_gallery(
-    server: PostgresServer, gallery: Path, photos: Path
+    url: str, region_gallery: Path, region_photos: Path
 ) -> None:
-    url = server.url(collection="parts")
-    report = push(gallery, url)
+    report = push(region_gallery, url)
     assert (report.pushed, report.notices) == (PHOTOS + 2, ())
     found_regions = 0
-    with Gallery.open(gallery) as local, RemoteGallery.open(url, {"nas": photos}) as there:
+    with (
+        Gallery.open(region_gallery) as local,
+        RemoteGallery.open(url, {"nas": region_photos}) as there,
+    ):
         assert there.manifest.regions is not None and local.manifest.regions is not None
         assert there.manifest.regions.count == local.manifest.regions.count == 9
         ways: tuple[Search, ...] = ("auto", "exact")
         for query in unit_rows(12, DIM, seed=4):
-            for under in (None, photos / "album"):
+            for under in (None, region_photos / "album"):
                 for regions in (True, False):
                     for search in ways:
                         mine, theirs = (
@@ -118,47 +114,58 @@ def test_photos_are_found_by_their_regions_as_in_the_gallery(
                 for one, number in ((local, photo.id), (there, ids[photo.path]))
             )
             assert are_same(theirs, mine)
-        small = ids[str(photos / "small.png")]
+        small = ids[str(region_photos / "small.png")]
         for number, wrong in ((small, (0.0, 0.0, 0.5, 0.5)), (ids[photo.path], (0.6, 0, 0.5, 1))):
             with pytest.raises(BadRegion):
                 there.similar(number, 3, region=wrong)
 
 
 def test_regions_change_and_go_with_their_photos(
-    server: PostgresServer, photos: Path, embedder: Embedder, tmp_path: Path
+    server: Server, url: str, region_photos: Path, region_embedder: Embedder, tmp_path: Path
 ) -> None:
-    url = server.url(collection="changing")
-    update_gallery(tmp_path / "g.sbtk", [photos], embedder, regions=9)
+    database = url.split("/")[-1]
+    update_gallery(tmp_path / "g.sbtk", [region_photos], region_embedder, regions=9)
     push(tmp_path / "g.sbtk", url)
-    count = "SELECT count(*), count(DISTINCT photo) FROM changing_regions"
-    before = server.execute(count)[0]
+    before = server.count_regions(database, "sbtk")
     assert before[1] == PHOTOS + 1  # the small one has none
     push(tmp_path / "g.sbtk", url)
-    assert server.execute(count)[0] == before
-    drop_photos(tmp_path / "g.sbtk", photos / "album")
+    assert server.count_regions(database, "sbtk") == before
+    drop_photos(tmp_path / "g.sbtk", region_photos / "album")
     assert push(tmp_path / "g.sbtk", url).deleted == 4
-    assert server.execute(count)[0] == (before[0] - 4 * 9, before[1] - 4)
+    assert server.count_regions(database, "sbtk") == (before[0] - 4 * 9, before[1] - 4)
     with RemoteGallery.open(url) as there:
         assert there.manifest.regions is not None
         assert there.manifest.regions.rows == before[0] - 4 * 9
 
 
 def test_collections_with_and_without_regions_do_not_mix(
-    server: PostgresServer, gallery: Path, photos: Path, embedder: Embedder, tmp_path: Path
+    server: Server,
+    url: str,
+    region_gallery: Path,
+    region_photos: Path,
+    region_embedder: Embedder,
+    tmp_path: Path,
 ) -> None:
-    update_gallery(tmp_path / "plain.sbtk", [photos], embedder)
-    push(tmp_path / "plain.sbtk", plain := server.url(collection="plain"))
-    push(gallery, nine := server.url(collection="nine"))
-    for pushed, url in ((gallery, plain), (tmp_path / "plain.sbtk", nine)):
+    plain, nine = (f"{url}?collection={name}" for name in ("plain", "nine"))
+    update_gallery(tmp_path / "plain.sbtk", [region_photos], region_embedder)
+    push(tmp_path / "plain.sbtk", plain)
+    push(region_gallery, nine)
+    for pushed, other in ((region_gallery, plain), (tmp_path / "plain.sbtk", nine)):
         with pytest.raises(ModelMismatch) as caught:
-            push(pushed, url)
+            push(pushed, other)
         assert "no regions" in str(caught.value) and "9 regions" in str(caught.value)
+    with RemoteGallery.open(plain) as there, pytest.raises(BadRegion, match="whole frames only"):
+        there.similar(there.recent(1)[0].photo.id, 3, region=(0, 0, 0.5, 0.5))
+    if isinstance(server, PostgresServer):
+        _check_that_a_reader_needs_the_regions(server, url.split("/")[-1])
+
+
+def _check_that_a_reader_needs_the_regions(server: PostgresServer, database: str) -> None:
+    server.execute("DROP ROLE IF EXISTS reader")
     server.execute(f"CREATE ROLE reader LOGIN PASSWORD '{PLAIN_PASSWORD}'")
-    server.execute("GRANT SELECT ON nine, nine_info, nine_parts TO reader")
-    with RemoteGallery.open(server.url(user="reader", collection="nine")) as there:
+    server.execute("GRANT SELECT ON nine, nine_info, nine_parts TO reader", database)
+    with RemoteGallery.open(server.url(database, user="reader", collection="nine")) as there:
         assert there.answer(unit_rows(1, DIM)[0], 3, regions=False).hits
         with pytest.raises(RemoteError) as refused:
             there.answer(unit_rows(1, DIM)[0], 3)
         assert "nine_parts, nine_regions TO USER" in refused.value.next_step
-    with RemoteGallery.open(plain) as there, pytest.raises(BadRegion, match="whole frames only"):
-        there.similar(there.recent(1)[0].photo.id, 3, region=(0, 0, 0.5, 0.5))

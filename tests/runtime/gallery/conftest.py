@@ -1,0 +1,31 @@
+"""Collections in real engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.milvus_server import MilvusServer
+from tests.remote_server import ENGINES, Server
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    started = request.param()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def url(
+    server: Server, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The URL of an empty database."""
+    if isinstance(server, MilvusServer):
+        # What a push that was killed has left is given up sooner.
+        monkeypatch.setattr("sbtk_runtime.gallery.milvus_claim.LEASE_S", 3.0)
+        monkeypatch.setattr("sbtk_runtime.gallery.milvus_claim._BEAT_S", 0.3)
+    name = f"db{abs(hash(request.node.name)) % 10**9}"
+    yield server.make_database(name)
+    server.drop_database(name)
