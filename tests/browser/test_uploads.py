@@ -135,6 +135,21 @@ def test_an_image_of_20000_pixels_a_side_is_rejected_by_the_page(
     assert visit.queries == []
 
 
+def test_a_photo_of_40_megapixels_is_reduced_and_found(
+    visit: Visit, photos: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "large.jpg"
+    with Image.open(photos / "plants" / "flower.jpg") as image:
+        image.resize((7750, 5170)).save(path, quality=97)
+    assert path.stat().st_size > 2 << 20  # larger ones are converted
+    with visit.new_hits():
+        _open(visit, path)
+    assert visit.names()[0] == "flower.jpg"
+    assert "as=photo" in visit.queries[-1].url
+    sent = visit.page.evaluate("createImageBitmap(window.lastSent.body).then(({ width }) => width)")
+    assert sent == 1024
+
+
 def _blank_png(side: int) -> bytes:
     """Return a white square PNG with one bit per pixel."""
 
