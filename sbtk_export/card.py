@@ -187,6 +187,7 @@ _SOURCES = (
     ("sketchy", "The Sketchy Database (Sangkloy et al. 2016), which is for research use only"),
     ("imagenet", "ImageNet, whose images are for non-commercial research"),
     ("quickdraw", "Quick, Draw! drawings by Google, CC BY 4.0"),
+    ("caltech", "Caltech-101 (Fei-Fei et al. 2004), whose photos are for research use only"),
     ("tu-berlin", "TU-Berlin sketches (Eitz et al. 2012), CC BY 4.0"),
     ("tuberlin", "TU-Berlin sketches (Eitz et al. 2012), CC BY 4.0"),
 )
@@ -232,10 +233,18 @@ def collect_facts(run: TrainedRun) -> StudentFacts:
             "lists that do not overlap",
             "train again: sbtk train DATA",
         )
-    copied = ("data", "data_sha256", "split", "training_sketches", "training_photos")
+    copied = (
+        "data",
+        "data_sha256",
+        "further_data",
+        "split",
+        "training_sketches",
+        "training_photos",
+    )
     also = ("weights", "teacher", "recipe", "epochs_done", "seed", "division_seed", "device")
     sources = [
         str(record.get("data", "")),
+        *map(str, record.get("further_data") or ()),
         str(_file_name(record.get("weights"))),
     ]
     training: dict[str, Any] = {key: record.get(key) for key in copied}

@@ -38,7 +38,7 @@ from sbtk_train.runs.evaluate import SELECTION_METRICS, make_pixel_embedder, val
 
 #: What students must share for the mean of their weights to mean anything.
 _OF_CONFIG = ("method", "backbone", "dim", "division_seed")
-_OF_RECORD = ("weights", "data_sha256", "split", "identity_classes", "validation_classes")
+_OF_RECORD = ("weights", "split", "identity_classes", "validation_classes")
 _METRIC_TITLES = {
     "validation_map": "validation mAP@all",
     "held_out_map": "mAP@all of held-out sketches",
@@ -54,28 +54,31 @@ def average_runs(
 ) -> dict[str, Any]:
     """Write a run folder whose student is the mean of several runs', and return its record.
 
-    The configuration is that of the run with the best metric. The embedding is refitted if that
-    run's recipe says so.
+    The configuration is that of the run with the most training images, of several the one with the
+    best metric. The embedding is refitted if that run's recipe says so.
 
     Args:
-        folders: two or more runs, from the same weights and on the same data.
+        folders: two or more runs, from the same weights and on the same data set; further sketches
+            and photos of its classes may differ.
         target: an existing, empty folder.
         notify: called with what is done, and how the mean compares with its parts.
         threads: CPU threads of torch; 0: its own choice.
 
     Raises:
-        BadConfig: fewer than two runs, or runs that differ in more than recipe and seed.
+        BadConfig: fewer than two runs, or runs that differ in more than recipe, seed and further
+            images.
         BadData: the data are no longer what the runs were trained on.
     """
     runs = [load_run(folder) for folder in folders]
     _require_alike(runs)
     metric = _choose_metric(runs[0])
-    best = max(runs, key=lambda run: _value(run, metric))
+    best = max(runs, key=lambda run: (_training_images(run), _value(run, metric)))
     config = replace(best.config, threads=threads)
     if threads:
         torch.set_num_threads(threads)
     compute = choose_compute(config.device, config.precision)
     division = _division(config, best.record, notify)
+    _require_same_data_set(runs, notify)
     average = AveragedModel(best.student)
     for run in runs:
         average.update_parameters(run.student)
@@ -161,13 +164,29 @@ def _require_alike(runs: Sequence[TrainedRun]) -> None:
         if differing:
             raise BadConfig(
                 f"{run.folder} and {first.folder} differ in {differing[0].replace('_', ' ')}",
-                "runs that differ in recipe and seed alone",
+                "runs that differ in recipe, seed and further images alone",
             )
 
 
+def _require_same_data_set(runs: Sequence[TrainedRun], notify: Notify) -> None:
+    """Raise `BadConfig` if the runs' own images differ, without further ones."""
+    by_images = {run.record.get("data_sha256"): run for run in runs}
+    if len(by_images) == 1:
+        return
+    own = {}
+    for run in by_images.values():
+        config = replace(run.config, more_sketches=(), more_photos=(), class_map="")
+        own[_load_division(config, notify).training.sha256] = run.folder
+    if len(own) > 1:
+        one, other, *_ = own.values()
+        raise BadConfig(
+            f"{one} and {other} were trained on different data sets",
+            "runs on one data set; only their further images may differ",
+        )
+
+
 def _division(config: TrainConfig, record: dict[str, Any], notify: Notify) -> Division:
-    data = read_dataset(Path(config.data), keep_duplicates=config.keep_duplicates)
-    division, _ = load_division(config, data, open_split(config.split, data.classes), notify)
+    division = _load_division(config, notify)
     if division.training.sha256 != record.get("data_sha256"):
         raise BadData(
             f"{config.data} is not what the runs were trained on: its training images have "
@@ -175,6 +194,15 @@ def _division(config: TrainConfig, record: dict[str, Any], notify: Notify) -> Di
             str(record.get("data_sha256"))[:12],
         )
     return division
+
+
+def _load_division(config: TrainConfig, notify: Notify) -> Division:
+    data = read_dataset(Path(config.data), keep_duplicates=config.keep_duplicates)
+    return load_division(config, data, open_split(config.split, data.classes), notify)[0]
+
+
+def _training_images(run: TrainedRun) -> int:
+    return sum(int(run.record.get(f"training_{kind}", 0)) for kind in ("sketches", "photos"))
 
 
 def _choose_metric(run: TrainedRun) -> str:

@@ -297,6 +297,9 @@ def _record(config: TrainConfig, context: TrainingContext) -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "data": Path(config.data).name,
         "data_sha256": division.training.sha256,
+        "further_data": [
+            "/".join(Path(each).parts[-2:]) for each in (*config.more_sketches, *config.more_photos)
+        ],
         "split": {"name": context.split.name, "sha256": context.split.sha256},
         "identity_classes": list(division.training.classes),
         "training_classes": list(division.training.classes),

@@ -170,6 +170,29 @@ def test_runs_that_do_not_belong_together_are_refused(
     assert not any((tmp_path / "mixed").iterdir())
 
 
+def test_runs_with_other_further_images_are_averaged(
+    data: Path, runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    more = write_dataset(tmp_path / "quickdraw", sketches=2, photos=0) / "sketch"
+    config = replace(config_of(data, refit=False), more_sketches=(str(more),))
+    wider = run(config, tmp_path / "wider")
+    record, messages = averaged((runs[0], wider), tmp_path / "mean")
+    assert record["further_data"] == ["quickdraw/sketch"]
+    assert record["training_sketches"] > load_run(runs[0]).record["training_sketches"]
+    assert [part["run"] for part in record["averaged"]] == ["a", "wider"]
+    assert messages[-1].startswith("validation mAP@all ")
+    facts = collect_facts(load_run(tmp_path / "mean"))
+    assert facts.training["further_data"] == ["quickdraw/sketch"]
+    assert "Quick, Draw! drawings by Google, CC BY 4.0" in facts.training["licence"]
+
+
+def test_runs_on_different_data_sets_are_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    other = write_dataset(tmp_path / "other", photos=5)
+    foreign = run(config_of(other, refit=False), tmp_path / "foreign")
+    with pytest.raises(BadConfig, match=r"a and .*foreign were trained on different data sets"):
+        averaged((runs[0], foreign), tmp_path / "mixed")
+
+
 def test_data_that_changed_since_are_refused(
     data: Path, runs: tuple[Path, Path], tmp_path: Path
 ) -> None:
