@@ -52,6 +52,7 @@ class MilvusServer:
 
     def client(self, database: str = "") -> Any:
         """Return a client of the administrator."""
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # as sbtk does, before gRPC is loaded
         from pymilvus import MilvusClient
 
         uri = f"http://127.0.0.1:{self.port}"

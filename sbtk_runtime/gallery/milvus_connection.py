@@ -6,14 +6,10 @@ import contextlib
 import itertools
 import json
 import logging
-import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
-
-# What the server's errors mean is said by us; gRPC would write them to standard error, too.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 from pymilvus import MilvusClient
@@ -214,6 +210,8 @@ def translated_errors(address: Address) -> Iterator[None]:
     except MilvusException as problem:
         if isinstance(problem.code, grpc.StatusCode):
             raise _of_transport(problem.code, str(problem.message), address) from None
+        if isinstance(cause := problem.__cause__, grpc.RpcError):  # while connecting
+            raise _of_transport(cause.code(), str(cause.details()), address) from None
         raise _of_server(problem, address) from None
     except grpc.RpcError as problem:
         code, details = problem.code(), problem.details()
@@ -270,12 +268,12 @@ def _of_transport(code: grpc.StatusCode, text: str, address: Address) -> RemoteE
             "",
             "start the server, or correct --at",
         )
+    if code in _GRPC_REFUSED or "auth" in text:
+        return _refused(text, address)
     if code in _GRPC_PASSING:
         return RemoteUnavailable(
             f"{shown} does not answer: {text}", "", "start the server, or correct --at"
         )
-    if code in _GRPC_REFUSED:
-        return _refused(text, address)
     return RemoteError(f"{shown} refuses: {text}", "Milvus 2.3 or newer")
 
 

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
+
+# Before gRPC is loaded, which would write errors of connections to standard error, too.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import numpy as np
 from numpy.typing import NDArray
