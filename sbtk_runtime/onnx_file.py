@@ -1,4 +1,4 @@
-"""Checks ONNX files before any library parses them, and names the inputs and output of models.
+"""Check ONNX files before any library parses them, write their messages, and name their inputs.
 
 ONNX Runtime follows external-data locations wherever they point (onnx/onnx#3991, #7686). The check
 walks over the protobuf fields instead: it needs no ONNX library, skips the weights, and also finds
@@ -7,7 +7,8 @@ truncated files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import starmap
 
 from sbtk_runtime.errors import BadModel
 
@@ -17,6 +18,8 @@ OUTPUT_NAME = "embeddings"
 #: The second input, `(N,) float32`, of models that take the kind of image: 0 sketch, 1 photo.
 DOMAIN_NAME = "domain"
 
+#: Number and value of a protobuf field: an integer, or the bytes of a delimited field.
+Field = tuple[int, int | bytes]
 #: Protobuf's limit for one message.
 MAX_ONNX_BYTES = (1 << 31) - 1
 
@@ -162,6 +165,27 @@ def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             raise NotProtobuf(f"{size:,} bytes announced, {end - position:,} left")
         yield number, message[position : position + size]
         position += size
+
+
+def message(parts: Iterable[Field]) -> bytes:
+    """Return the protobuf message that has these fields."""
+    return b"".join(starmap(_field, parts))
+
+
+def _field(number: int, value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        return _as_varint(number << 3 | _VARINT) + _as_varint(value)
+    return _as_varint(number << 3 | _BYTES) + _as_varint(len(value)) + value
+
+
+def _as_varint(value: int) -> bytes:
+    """Return a number as protobuf writes it; negative ones as 64 bits."""
+    value &= (1 << 64) - 1
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])
 
 
 def varint(message: memoryview, position: int) -> tuple[int, int]:

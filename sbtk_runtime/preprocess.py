@@ -133,7 +133,10 @@ def open_image(
         BadImage: the bytes are not a readable image.
     """
     return images.OpenImage(
-        data, at_least_px=_needed_px(kind, size_px), limit_s=limit_s, max_bytes=max_bytes
+        data,
+        at_least_px=size_px if kind == "photo" else _WORK_PX,
+        limit_s=limit_s,
+        max_bytes=max_bytes,
     )
 
 
@@ -144,11 +147,6 @@ def decode_image(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Image.Image
         BadImage: the bytes are not a readable image.
     """
     return open_image(data, kind, size_px).decode().image
-
-
-def memory_to_decode(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> int:
-    """Return roughly the peak memory in bytes of `decode_image`."""
-    return images.memory_to_decode(data, at_least_px=_needed_px(kind, size_px))
 
 
 def prepare_image(
@@ -237,10 +235,6 @@ def _image_from_array(pixels: Pixels) -> Image.Image:
         )
     grey_or_rgb = pixels[:, :, 0] if pixels.shape[2:] == (1,) else pixels
     return images.convert(Image.fromarray(np.ascontiguousarray(grey_or_rgb)))
-
-
-def _needed_px(kind: Kind, size_px: int) -> int:
-    return size_px if kind == "photo" else _WORK_PX
 
 
 def _darkness(image: Image.Image) -> tuple[Pixels, tuple[str, ...]]:

@@ -11,12 +11,11 @@ protobuf is edited field by field; no ONNX library is needed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import starmap
 
 import numpy as np
 
 from sbtk_runtime.errors import BadModel
-from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME, NotProtobuf, fields
+from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME, Field, NotProtobuf, fields, message
 from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_runtime.regions import RegionGrid
 
@@ -32,8 +31,6 @@ _DIMS_OF_TENSOR, _TYPE_OF_TENSOR, _NAME_OF_TENSOR, _RAW_DATA = 1, 2, 8, 9
 _INT64 = 7
 # A value's type: ValueInfo.type -> Type.tensor_type -> Tensor.shape -> Shape.dim -> Dim.dim_value.
 _TYPE_OF_VALUE, _TENSOR_TYPE, _SHAPE, _DIM, _DIM_VALUE = 2, 1, 2, 1, 1
-
-_Field = tuple[int, int | bytes]
 
 
 def region_graph(content: bytes, grid: RegionGrid, dim: int, name: str) -> bytes:
@@ -53,7 +50,7 @@ def region_graph(content: bytes, grid: RegionGrid, dim: int, name: str) -> bytes
             positions by each other, so that a window has no embedding of its own.
     """
     try:
-        return _message(
+        return message(
             (number, _edit_graph(_parse(value), grid, dim, name))
             if number == _GRAPH_OF_MODEL and isinstance(value, bytes)
             else (number, value)
@@ -63,7 +60,7 @@ def region_graph(content: bytes, grid: RegionGrid, dim: int, name: str) -> bytes
         raise _not_ours(name, str(problem)) from problem
 
 
-def _edit_graph(parts: list[_Field], grid: RegionGrid, dim: int, name: str) -> bytes:
+def _edit_graph(parts: list[Field], grid: RegionGrid, dim: int, name: str) -> bytes:
     nodes = [value for number, value in parts if number == _NODE and isinstance(value, bytes)]
     if any(_op(node) == b"Softmax" for node in nodes):
         raise _not_ours(name, "its attention is over the whole map")
@@ -82,7 +79,7 @@ def _edit_graph(parts: list[_Field], grid: RegionGrid, dim: int, name: str) -> b
     tensors.append(_int64_tensor(shape, [-1, len(grid), dim]))
     last = _node(b"Reshape", [rows, shape], OUTPUT_NAME.encode())
     edited = [*nodes[:mean], *pooled, *nodes[mean + 1 : maker], ended, *nodes[maker + 1 :], last]
-    kept: list[_Field] = [(_NODE, node) for node in edited]
+    kept: list[Field] = [(_NODE, node) for node in edited]
     for number, value in parts:
         if number in (_NODE, _VALUE_INFO) or not isinstance(value, bytes):
             continue  # shapes in between are those of another size
@@ -91,7 +88,7 @@ def _edit_graph(parts: list[_Field], grid: RegionGrid, dim: int, name: str) -> b
         elif number == _OUTPUT and _text_field(value, 1) == OUTPUT_NAME.encode():
             value = _insert_dim(value, len(grid))
         kept.append((number, value))
-    return _message([*kept, *((_TENSOR, tensor) for tensor in tensors)])
+    return message([*kept, *((_TENSOR, tensor) for tensor in tensors)])
 
 
 def _pooling(source: bytes, target: bytes, grid: RegionGrid) -> tuple[list[bytes], list[bytes]]:
@@ -136,7 +133,7 @@ def _insert_dim(value: bytes, size: int) -> bytes:
 
 
 def _dim(size: int) -> bytes:
-    return _message([(_DIM_VALUE, size)])
+    return message([(_DIM_VALUE, size)])
 
 
 def _dims(value: bytes) -> list[bytes]:
@@ -147,14 +144,14 @@ def _dims(value: bytes) -> list[bytes]:
 
 
 def _replace_dims(value: bytes, dims: Sequence[bytes]) -> bytes:
-    def replace(message: bytes, path: tuple[int, ...]) -> bytes:
+    def replace(content: bytes, path: tuple[int, ...]) -> bytes:
         if not path:
-            return _message((_DIM, dim) for dim in dims)
-        return _message(
+            return message((_DIM, dim) for dim in dims)
+        return message(
             (number, replace(part, path[1:]))
             if number == path[0] and isinstance(part, bytes)
             else (number, part)
-            for number, part in _parse(message)
+            for number, part in _parse(content)
         )
 
     return replace(value, (_TYPE_OF_VALUE, _TENSOR_TYPE, _SHAPE))
@@ -166,24 +163,24 @@ def _node(
     output: bytes,
     attributes: Mapping[bytes, int | list[int]] | None = None,
 ) -> bytes:
-    parts: list[_Field] = [(_INPUTS_OF_NODE, each) for each in inputs]
+    parts: list[Field] = [(_INPUTS_OF_NODE, each) for each in inputs]
     parts += [(_OUTPUTS_OF_NODE, output), (_NAME_OF_NODE, b"node_" + output), (_OP_OF_NODE, op)]
     parts += [(_ATTRIBUTE, _attribute(*each)) for each in (attributes or {}).items()]
-    return _message(parts)
+    return message(parts)
 
 
 def _attribute(name: bytes, value: int | list[int]) -> bytes:
-    parts: list[_Field] = [(_NAME_OF_ATTRIBUTE, name)]
+    parts: list[Field] = [(_NAME_OF_ATTRIBUTE, name)]
     if isinstance(value, int):
         parts += [(_INT_OF_ATTRIBUTE, value), (_TYPE_OF_ATTRIBUTE, _ATTRIBUTE_INT)]
     else:
         parts += [(_INTS_OF_ATTRIBUTE, each) for each in value]
         parts.append((_TYPE_OF_ATTRIBUTE, _ATTRIBUTE_INTS))
-    return _message(parts)
+    return message(parts)
 
 
 def _int64_tensor(name: bytes, values: list[int]) -> bytes:
-    return _message(
+    return message(
         [
             (_DIMS_OF_TENSOR, len(values)),
             (_TYPE_OF_TENSOR, _INT64),
@@ -194,7 +191,7 @@ def _int64_tensor(name: bytes, values: list[int]) -> bytes:
 
 
 def _rename_output(node: bytes, name: bytes) -> bytes:
-    return _message(
+    return message(
         (number, name) if number == _OUTPUTS_OF_NODE and value == OUTPUT_NAME.encode() else part
         for part in _parse(node)
         for number, value in (part,)
@@ -221,40 +218,20 @@ def _keeps_dimensions(node: bytes) -> bool:
     return True
 
 
-def _texts(message: bytes, wanted: int) -> list[bytes]:
+def _texts(content: bytes, wanted: int) -> list[bytes]:
     return [
-        value for number, value in _parse(message) if number == wanted and isinstance(value, bytes)
+        value for number, value in _parse(content) if number == wanted and isinstance(value, bytes)
     ]
 
 
-def _text_field(message: bytes, wanted: int) -> bytes:
+def _text_field(content: bytes, wanted: int) -> bytes:
     """Return the last field of a number, which counts in protobuf; empty if there is none."""
-    return next(reversed(_texts(message, wanted)), b"")
+    return next(reversed(_texts(content, wanted)), b"")
 
 
-def _parse(message: bytes) -> list[_Field]:
-    """Return numbers and values of the fields; those of fixed width do not occur where we edit."""
+def _parse(content: bytes) -> list[Field]:
+    """Return the fields of a message; the parts that are edited have no fields of fixed width."""
     return [
         (number, value if isinstance(value, int) else bytes(value))
-        for number, value in fields(memoryview(message))
+        for number, value in fields(memoryview(content))
     ]
-
-
-def _message(parts: Iterable[_Field]) -> bytes:
-    return b"".join(starmap(_field, parts))
-
-
-def _field(number: int, value: int | bytes) -> bytes:
-    if isinstance(value, int):
-        return _varint(number << 3) + _varint(value)
-    return _varint(number << 3 | 2) + _varint(len(value)) + value
-
-
-def _varint(value: int) -> bytes:
-    """Return a number as protobuf writes it; negative ones as 64 bits."""
-    value &= (1 << 64) - 1
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*encoded, value])

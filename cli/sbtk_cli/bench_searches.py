@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -21,6 +20,7 @@ from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.evaluation.bench.search import (
     EF_SWEEP,
     Answer,
+    BuildCost,
     Embeddings,
     IndexBuild,
     Method,
@@ -39,7 +39,7 @@ from sbtk_runtime.gallery.folder import open_rows
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.hnsw import EF_CONSTRUCTION, INSTALL_HNSWLIB, Graph, M, has_hnswlib
 from sbtk_runtime.generated_inputs import clustered_named, clustered_vectors
-from sbtk_runtime.machine import cpu_threads, resident_bytes
+from sbtk_runtime.machine import cpu_threads
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest
 
 _SYNTHETIC = 20_000
@@ -170,19 +170,12 @@ def _build_hnsw(
     vectors: Embeddings, threads: int, efs: Sequence[int]
 ) -> tuple[IndexBuild, list[Method]]:
     """Build a graph over the vectors, as `sbtk index` does."""
-    before, started = resident_bytes(), time.perf_counter()
+    cost = BuildCost()
     graph = Graph.new(vectors.shape[1], len(vectors))
     for start in range(0, len(vectors), _CHUNK_ROWS):
         chunk = vectors[start : start + _CHUNK_ROWS]
         graph.add(np.arange(start, start + len(chunk), dtype=np.int64), chunk, threads)
-    build = IndexBuild(
-        name="hnswlib",
-        m=graph.m,
-        ef_construction=graph.ef_construction,
-        threads=threads,
-        build_s=time.perf_counter() - started,
-        resident_bytes=max(0, resident_bytes() - before),
-    )
+    build = cost.of("hnswlib", threads, graph.m, graph.ef_construction)
 
     def method(ef: int) -> Method:
         def answer(query: Embeddings, k: int) -> Scores:

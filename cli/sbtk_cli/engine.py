@@ -13,7 +13,7 @@ import click
 
 from sbtk_cli import options, output
 from sbtk_runtime.engines.base import Notify, no_notify
-from sbtk_runtime.engines.tensorrt.build import BuildProgress, Progress, no_progress
+from sbtk_runtime.engines.tensorrt.build import Progress, no_progress, notify_every
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra, SbtkError
 
 if TYPE_CHECKING:
@@ -417,16 +417,4 @@ def build_status(*, quiet: bool = False) -> Iterator[BuildStatus]:
         with console.status("waiting for TensorRT") as status:
             yield BuildStatus(lambda progress: status.update(progress.sentence()), notify)
     else:
-        yield BuildStatus(_line_now_and_then(), output.notice)
-
-
-def _line_now_and_then() -> Progress:
-    next_s = LINE_EVERY_S
-
-    def tell(progress: BuildProgress) -> None:
-        nonlocal next_s
-        if progress.elapsed_s >= next_s:
-            next_s = progress.elapsed_s + LINE_EVERY_S
-            output.notice(progress.sentence())
-
-    return tell
+        yield BuildStatus(notify_every(LINE_EVERY_S, output.notice), output.notice)

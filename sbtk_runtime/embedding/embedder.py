@@ -24,7 +24,13 @@ from sbtk_runtime.embedding.stream import (
     Timings,
     embed_stream,
 )
-from sbtk_runtime.engines.base import DEFAULT_OPTIONS, EngineOptions, Notify, no_notify
+from sbtk_runtime.engines.base import (
+    DEFAULT_OPTIONS,
+    EngineInfo,
+    EngineOptions,
+    Notify,
+    no_notify,
+)
 from sbtk_runtime.engines.registry import (
     Embeddings,
     Engine,
@@ -85,14 +91,12 @@ class Embedder:
         lazy: bool = False,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        given: dict[str, Any] = {
-            "engine": engine,
-            "precision": precision,
-            "threads": threads,
-            "device": device,
-            "batch": batch,
+        fields: dict[str, Any] = {
+            **{"engine": engine, "precision": precision, "threads": threads},
+            **{"device": device, "batch": batch},
         }
-        options = replace(options, **{name: x for name, x in given.items() if x is not None})
+        given = {name: value for name, value in fields.items() if value is not None}
+        options = replace(options, **given)
         self._threads = cpu_threads() if options.threads is None else options.threads
         self._options = replace(options, threads=self._threads)
         check_engine_options(self._options)
@@ -288,10 +292,9 @@ class Embedder:
         with self._lock:
             regions = self._regions
             if regions is None or (regions.info.regions, regions.info.lanes) != (grid, info.lanes):
-                same = replace(
-                    self._options, engine=info.name, precision=info.precision, device=info.device
+                self._regions = regions = self._open(
+                    self._options_of(info), lanes=info.lanes, regions=grid
                 )
-                self._regions = regions = self._open(same, lanes=info.lanes, regions=grid)
             return regions
 
     def _engine_with(self, lanes: int | None) -> Engine:
@@ -313,13 +316,16 @@ class Embedder:
             # Released rather than closed: another thread may still be running it.
             del engine
             self._engine = None
-            same = replace(
-                self._options, engine=info.name, precision=info.precision, device=info.device
-            )
-            reopened = self._open(same, lanes=wanted)
+            reopened = self._open(self._options_of(info), lanes=wanted)
             reopened.info = replace(reopened.info, passed_over=info.passed_over)
             self._engine = reopened
             return reopened
+
+    def _options_of(self, info: EngineInfo) -> EngineOptions:
+        """Return the options that open an engine like an open one."""
+        return replace(
+            self._options, engine=info.name, precision=info.precision, device=info.device
+        )
 
     def _account(self, timings: Timings) -> None:
         with self._lock:

@@ -364,7 +364,7 @@ class DecodePool:
             with self._files.reserve(_size_bytes(path)):
                 data = work.read()
                 if self._is_known is not None and self._is_known(work.sha256):
-                    return work.known()
+                    return work.done(is_known=True)
                 try:
                     image = work.open(data)
                     with self._images.reserve(image.memory_bytes):
@@ -372,10 +372,10 @@ class DecodePool:
                 except LargeImage as problem:
                     return work.prepare_in_subprocess(data, problem)
         except BadImage as problem:
-            return work.failed(reason_of(problem))
+            return work.done(reason=reason_of(problem))
         # No file may end the run, whatever it does to a decoder.
         except Exception as problem:
-            return work.failed(" ".join(f"{type(problem).__name__}: {problem}".split()))
+            return work.done(reason=" ".join(f"{type(problem).__name__}: {problem}".split()))
 
 
 def reason_of(problem: BadImage) -> str:
@@ -400,9 +400,6 @@ class _Work:
         """The SHA-256 of the bytes that were read."""
         assert self._source is not None
         return self._source.sha256
-
-    def known(self) -> Decoded:
-        return self._done(None, "", is_known=True)
 
     def read(self) -> bytes:
         start = time.perf_counter()
@@ -434,7 +431,7 @@ class _Work:
                 self._tiles = cut_tiles(decoded.image, self._grid)
         finally:
             self._preprocess_s = time.thread_time() - start
-        return self._done(prepared, "")
+        return self.done(prepared)
 
     def prepare_in_subprocess(self, data: bytes, problem: LargeImage) -> Decoded:
         # The other process uses one core, so wall time is an upper bound.
@@ -447,12 +444,11 @@ class _Work:
                 self._tiles = (Tile(larger.pixels),)
         finally:
             self._decode_s += time.perf_counter() - start
-        return self._done(prepared, "")
+        return self.done(prepared)
 
-    def failed(self, reason: str) -> Decoded:
-        return self._done(None, reason)
-
-    def _done(self, prepared: Prepared | None, reason: str, *, is_known: bool = False) -> Decoded:
+    def done(
+        self, prepared: Prepared | None = None, *, reason: str = "", is_known: bool = False
+    ) -> Decoded:
         return Decoded(
             self._path,
             self._source,
@@ -468,7 +464,7 @@ class _Work:
 
 def _size_bytes(path: Path) -> int:
     try:
-        return min(Path(path).stat().st_size, images.MAX_FILE_BYTES)
+        return min(path.stat().st_size, images.MAX_FILE_BYTES)
     except (OSError, ValueError):
         return 0
 
@@ -527,7 +523,6 @@ class EngineLanes:
     """A thread for each lane of the engine, which runs one batch after another.
 
     Attributes:
-        busy_s: seconds of runs, summed over lanes.
         core_s: core-seconds of runs. If a lane has several threads, or the library has its own,
             all of them count for the duration of the run.
         waiting_s: seconds in which all lanes were idle.
@@ -542,7 +537,7 @@ class EngineLanes:
         self._lock = threading.Lock()
         self._running = 0
         self._idle_since = time.perf_counter()
-        self.busy_s = self.core_s = self.waiting_s = 0.0
+        self.core_s = self.waiting_s = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -553,9 +548,12 @@ class EngineLanes:
     def submit(
         self, images: Images, kind: Kind, tiles: Images | None = None
     ) -> Future[tuple[Embeddings, Embeddings | None]]:
-        """Return the future embeddings `(N, D) float32` of `images (N, 224, 224, 3) uint8`.
+        """Return the future embeddings of images, and of the regions of tiles if there are any.
 
-        Beside them are those of the regions of `tiles (T, S, S, 3) uint8`, `(T, R, D) float32`.
+        Args:
+            images: `(N, 224, 224, 3) uint8`; their embeddings are `(N, D) float32`.
+            kind: of the images and tiles.
+            tiles: `(T, S, S, 3) uint8`; their embeddings are `(T, R, D) float32`.
         """
         return self._threads.submit(self._run, images, kind, tiles)
 
@@ -579,7 +577,6 @@ class EngineLanes:
             with self._lock:
                 self._running -= 1
                 self._idle_since = end
-                self.busy_s += end - start
                 # Otherwise the library's threads do the work, whose CPU time is unknown.
                 is_counted = threads == 1 and info.is_in_calling_thread
                 self.core_s += end_core - start_core if is_counted else threads * (end - start)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +32,6 @@ from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingE
 from sbtk_runtime.machine import cpu_flags, cpu_threads
 from sbtk_runtime.manifest import PRECISIONS
 from sbtk_runtime.regions import RegionGrid
-
-if TYPE_CHECKING:
-    from sbtk_runtime.engines.tensorrt.engine import TensorRtEngine
 
 __all__ = [
     "AUTO",
@@ -246,41 +244,22 @@ class EngineEntry:
     starts_slowly: bool = False
 
 
-def _open_tensorrt(request: EngineRequest) -> TensorRtEngine:
-    _require_tensorrt("tensorrt", request)
-    from sbtk_runtime.engines.tensorrt import engine as engine_tensorrt
-
-    return engine_tensorrt.open_tensorrt(request)
-
-
-def _open_tensorrt_rtx(request: EngineRequest) -> TensorRtEngine:
-    _require_tensorrt("tensorrt_rtx", request)
-    from sbtk_runtime.engines.tensorrt import engine as engine_tensorrt
-
-    return engine_tensorrt.open_tensorrt_rtx(request)
-
-
-def _require_tensorrt(module: str, request: EngineRequest) -> None:
-    """Find out quickly, as on most machines, that there is no TensorRT or no GPU for it.
-
-    Importing TensorRT-RTX and CUDA's bindings takes 0.25 s and 114 MB. An engine that was named
-    is imported first, so that its error says what to install.
-    """
+def _open_tensorrt(module: str, request: EngineRequest) -> Engine:
+    # Most machines have no TensorRT or no GPU for it; this finds out before importing TensorRT-RTX
+    # and CUDA's bindings, which takes 0.25 s and 114 MB. An engine that was named is imported
+    # first, so that its error says what to install.
     if not request.may_build:
         require_driver()
     find_tensorrt(module)
+    from sbtk_runtime.engines.tensorrt.engine import open_tensorrt
+
+    return open_tensorrt(request, module)
 
 
-def _probe_tensorrt() -> str:
-    from sbtk_runtime.engines.tensorrt import engine as engine_tensorrt
+def _probe_tensorrt(module: str) -> str:
+    from sbtk_runtime.engines.tensorrt.engine import probe_tensorrt
 
-    return engine_tensorrt.probe_tensorrt()
-
-
-def _probe_tensorrt_rtx() -> str:
-    from sbtk_runtime.engines.tensorrt import engine as engine_tensorrt
-
-    return engine_tensorrt.probe_tensorrt_rtx()
+    return probe_tensorrt(module)
 
 
 _ONNXRUNTIMES = ("onnxruntime-gpu", "onnxruntime")
@@ -290,16 +269,16 @@ ENGINES = (
     EngineEntry(
         "tensorrt",
         "cuda",
-        _open_tensorrt,
-        _probe_tensorrt,
+        partial(_open_tensorrt, "tensorrt"),
+        partial(_probe_tensorrt, "tensorrt"),
         ("tensorrt-cu13", "tensorrt", "tensorrt-cu12"),
         form="tensorrt",
     ),
     EngineEntry(
         "tensorrt-rtx",
         "cuda",
-        _open_tensorrt_rtx,
-        _probe_tensorrt_rtx,
+        partial(_open_tensorrt, "tensorrt_rtx"),
+        partial(_probe_tensorrt, "tensorrt_rtx"),
         ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
         form="tensorrt",
     ),

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sbtk_runtime.engines.base import Notify
 from sbtk_runtime.engines.cuda import CudaDevice, checked, cuda_runtime, find_device
 from sbtk_runtime.engines.tensorrt.library import TensorRt, join_lines, recording_logger
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable
@@ -54,6 +55,19 @@ Progress = Callable[[BuildProgress], None]
 
 def no_progress(_: BuildProgress) -> None:
     """Ignore the progress of a build."""
+
+
+def notify_every(interval_s: float, notify: Notify) -> Progress:
+    """Return a function that passes a sentence about the progress on, at most every few seconds."""
+    last_s = 0.0
+
+    def report(progress: BuildProgress) -> None:
+        nonlocal last_s
+        if progress.elapsed_s - last_s >= interval_s:
+            last_s = progress.elapsed_s
+            notify(progress.sentence())
+
+    return report
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ from sbtk_runtime.engines.tensorrt.build import (
     BuiltPlan,
     Progress,
     build_plan,
+    notify_every,
 )
 from sbtk_runtime.engines.tensorrt.cache import (
     NO_DEVICE,
@@ -67,19 +68,13 @@ from sbtk_runtime.preprocess import Kind
 from sbtk_runtime.region_graph import region_graph
 from sbtk_runtime.regions import RegionGrid
 
-__all__ = [
-    "DeviceTimes",
-    "TensorRtEngine",
-    "open_plan",
-    "open_tensorrt",
-    "open_tensorrt_rtx",
-    "probe_tensorrt",
-    "probe_tensorrt_rtx",
-]
 
-
-def open_tensorrt(request: EngineRequest) -> TensorRtEngine:
+def open_tensorrt(request: EngineRequest, module: str = "tensorrt") -> TensorRtEngine:
     """Return an engine that runs the bundle's model on TensorRT; build its plan if there is none.
+
+    Args:
+        request: the model, and how to run it.
+        module: `tensorrt` or `tensorrt_rtx`.
 
     Raises:
         MissingExtra: TensorRT or cuda-bindings is not installed.
@@ -88,12 +83,18 @@ def open_tensorrt(request: EngineRequest) -> TensorRtEngine:
         BadModel: the bundle has no such ONNX file for TensorRT, or TensorRT refuses it.
         BadConfig: `device` does not name a GPU.
     """
-    return _open(request, "tensorrt")
-
-
-def open_tensorrt_rtx(request: EngineRequest) -> TensorRtEngine:
-    """Return an engine that runs the bundle's model on TensorRT-RTX; see `open_tensorrt`."""
-    return _open(request, "tensorrt_rtx")
+    trt, device = _find_library_and_device(module, request.device)
+    ready = ready_plan(
+        request.bundle,
+        request.precision,
+        trt,
+        device,
+        may_build=request.may_build,
+        batch=request.options.batch,
+        notify=request.notify,
+        regions=request.regions,
+    )
+    return open_plan(ready.plan, trt, device, request)
 
 
 def open_plan(
@@ -135,14 +136,16 @@ def open_plan(
     return TensorRtEngine(network, device, info, request.options.batch, request.notify)
 
 
-def probe_tensorrt() -> str:
-    """Run a graph on a GPU and return TensorRT's version; raise an error if that fails."""
-    return _probe("tensorrt")
+def probe_tensorrt(module: str = "tensorrt") -> str:
+    """Build a small graph, run it on a GPU, and return the version of TensorRT or TensorRT-RTX.
 
-
-def probe_tensorrt_rtx() -> str:
-    """Run a graph on a GPU and return TensorRT-RTX's version; raise an error if that fails."""
-    return _probe("tensorrt_rtx")
+    Raises:
+        MissingExtra: TensorRT or cuda-bindings is not installed.
+        EngineUnavailable: no GPU works, or a step failed; the message has TensorRT's log lines.
+    """
+    trt, device = _find_library_and_device(module, "cuda")
+    _Probe(trt).run(device)
+    return trt.version
 
 
 class TensorRtEngine:
@@ -267,27 +270,6 @@ class TensorRtEngine:
         self._network.close()
 
 
-def _open(request: EngineRequest, module: str) -> TensorRtEngine:
-    trt, device = _find_library_and_device(module, request.device)
-    ready = ready_plan(
-        request.bundle,
-        request.precision,
-        trt,
-        device,
-        may_build=request.may_build,
-        batch=request.options.batch,
-        notify=request.notify,
-        regions=request.regions,
-    )
-    return open_plan(ready.plan, trt, device, request)
-
-
-def _probe(module: str) -> str:
-    trt, device = _find_library_and_device(module, "cuda")
-    run_probe_graph(trt, device)
-    return trt.version
-
-
 def _find_library_and_device(module: str, device_name: str) -> tuple[TensorRt, CudaDevice]:
     """Return the library and the GPU, and make it the calling thread's.
 
@@ -300,28 +282,14 @@ def _find_library_and_device(module: str, device_name: str) -> tuple[TensorRt, C
     return trt, device
 
 
-def run_probe_graph(trt: TensorRt, device: CudaDevice) -> None:
-    """Build the probe graph, load it and run it on the calling thread's GPU.
-
-    Args:
-        trt: the TensorRT to probe.
-        device: the GPU, which must be the calling thread's.
-
-    Raises:
-        EngineUnavailable: a step failed; the message has TensorRT's log lines.
-    """
-    _Probe(trt).run(device)
-
-
 class _Probe:
-    """The steps of one probe, in the order of TensorRT's API."""
+    """Builds, loads and runs the probe graph on the calling thread's GPU."""
 
     def __init__(self, trt: TensorRt) -> None:
         self._trt = trt
         self._logger = recording_logger(trt)
 
     def run(self, device: CudaDevice) -> None:
-        """Do all steps."""
         runtime = self._trt.module.Runtime(self._logger)
         loaded = runtime.deserialize_cuda_engine(self._plan())
         network = self._require(loaded, "load a plan that it built")
@@ -380,7 +348,6 @@ class _Probe:
         )
 
 
-_NOTIFY_EVERY_S = 10.0
 _TRY_LOCK_EVERY_S = 0.5
 
 
@@ -490,7 +457,7 @@ class _Order:
 
     def report_progress(self) -> Progress:
         """Return the function to call with the progress."""
-        return self.progress or _notify_every_ten_seconds(self.notify)
+        return self.progress or notify_every(10.0, self.notify)
 
 
 @contextlib.contextmanager
@@ -600,15 +567,3 @@ def _no_plan_error(order: _Order, why: str) -> EngineUnavailable:
         "a plan that was built for this machine",
         shlex.join(["sbtk", "engine", "build", str(order.bundle.folder), *options]),
     )
-
-
-def _notify_every_ten_seconds(notify: Notify) -> Progress:
-    last_s = 0.0
-
-    def report(progress: BuildProgress) -> None:
-        nonlocal last_s
-        if progress.elapsed_s - last_s >= _NOTIFY_EVERY_S:
-            last_s = progress.elapsed_s
-            notify(progress.sentence())
-
-    return report

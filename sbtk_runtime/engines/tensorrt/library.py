@@ -147,18 +147,11 @@ def recording_logger(trt: TensorRt) -> Any:
             # The bindings crash with super(): the class must be named.
             base.__init__(self)
             self._log = LogLines()
+            self.lines, self.problems = self._log.lines, self._log.problems
 
         def log(self, severity: Any, msg: str) -> None:
             """Keep a line; called by TensorRT, from any thread."""
             self._log.add(severity.name, msg)
-
-        def lines(self) -> list[tuple[str, str]]:
-            """Return severity and text of every line, oldest first."""
-            return self._log.lines()
-
-        def problems(self) -> list[str]:
-            """Return the errors, or the warnings if there are none."""
-            return self._log.problems()
 
     logger = RecordingLogger()
     _loggers_alive.append(logger)

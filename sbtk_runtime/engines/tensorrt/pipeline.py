@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from operator import itemgetter
 from typing import Any
 
@@ -498,11 +498,7 @@ class DeviceTimes:
     d2h_ms: float = 0.0
 
     def __add__(self, other: DeviceTimes) -> DeviceTimes:
-        return DeviceTimes(
-            self.h2d_ms + other.h2d_ms,
-            self.compute_ms + other.compute_ms,
-            self.d2h_ms + other.d2h_ms,
-        )
+        return DeviceTimes(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)

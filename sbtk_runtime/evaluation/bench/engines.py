@@ -11,6 +11,7 @@ from typing import Literal, Protocol, runtime_checkable
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines.base import AUTO, EngineInfo, EngineOptions, Notify, no_notify
 from sbtk_runtime.engines.registry import Engine, open_engine, probe_engines
+from sbtk_runtime.engines.tensorrt.pipeline import DeviceTimes
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra
 from sbtk_runtime.evaluation.bench.interleave import Embeddings
 from sbtk_runtime.manifest import PRECISIONS, Precision
@@ -21,19 +22,6 @@ ALL = "all"
 
 #: Kind of a contender: an engine, a baseline (torch eager or compiled), or another comparison.
 Role = Literal["engine", "eager", "compiled", "other"]
-
-
-class DeviceTimes(Protocol):
-    """Milliseconds of one run on a GPU: copy to the GPU, compute, copy back."""
-
-    @property
-    def h2d_ms(self) -> float: ...  # noqa: D102 -- described by the class
-
-    @property
-    def compute_ms(self) -> float: ...  # noqa: D102
-
-    @property
-    def d2h_ms(self) -> float: ...  # noqa: D102
 
 
 @runtime_checkable

@@ -16,7 +16,7 @@ from sbtk_runtime.engines.openvino import openvino_core
 from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
 from sbtk_runtime.evaluation.bench.interleave import Blocks, compute_ratio
 from sbtk_runtime.evaluation.metrics import percentiles
-from sbtk_runtime.onnx_file import DOMAIN_NAME, NotProtobuf, fields, varint
+from sbtk_runtime.onnx_file import DOMAIN_NAME, Field, NotProtobuf, fields, message, varint
 from sbtk_runtime.preprocess import SIZE_PX
 
 
@@ -205,47 +205,28 @@ def _model(
     shape: tuple[int, ...],
     dtype: str,
 ) -> bytes:
-    graph = b"".join(_bytes(1, node) for node in nodes) + _text(2, "product")
-    graph += b"".join(_bytes(5, _tensor(name, value)) for name, value in constants.items())
-    graph += _bytes(11, _port(_LEFT, shape, dtype)) + _bytes(12, _port(_RESULT, shape, dtype))
-    opset = _text(1, "") + _int(2, _OPSET)
-    return _int(1, _IR_VERSION) + _bytes(7, graph) + _bytes(8, opset)
+    graph: list[Field] = [*((1, node) for node in nodes), (2, b"product")]
+    graph += [(5, _tensor(name, value)) for name, value in constants.items()]
+    graph += [(11, _port(_LEFT, shape, dtype)), (12, _port(_RESULT, shape, dtype))]
+    opset = message([(1, b""), (2, _OPSET)])
+    return message([(1, _IR_VERSION), (7, message(graph)), (8, opset)])
 
 
 def _node(op: str, inputs: Sequence[str], output: str) -> bytes:
-    return b"".join(_text(1, name) for name in inputs) + _text(2, output) + _text(4, op)
+    named: list[Field] = [(1, name.encode()) for name in inputs]
+    return message([*named, (2, output.encode()), (4, op.encode())])
 
 
 def _tensor(name: str, value: NDArray[Any]) -> bytes:
-    dims = b"".join(_int(1, size) for size in value.shape)
-    kind = _int(2, _ONNX_TYPES[value.dtype.name])
-    return dims + kind + _text(8, name) + _bytes(9, value.tobytes())
+    dims: list[Field] = [(1, size) for size in value.shape]
+    kind = _ONNX_TYPES[value.dtype.name]
+    return message([*dims, (2, kind), (8, name.encode()), (9, value.tobytes())])
 
 
 def _port(name: str, shape: tuple[int, ...], dtype: str) -> bytes:
-    dims = b"".join(_bytes(1, _int(1, size)) for size in shape)
-    tensor = _int(1, _ONNX_TYPES[dtype]) + _bytes(2, dims)
-    return _text(1, name) + _bytes(2, _bytes(1, tensor))
-
-
-def _text(number: int, text: str) -> bytes:
-    return _bytes(number, text.encode())
-
-
-def _bytes(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _int(number: int, value: int) -> bytes:
-    return _varint(number << 3) + _varint(value)
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes((*encoded, value))
+    dims = message((1, message([(1, size)])) for size in shape)
+    tensor = message([(1, _ONNX_TYPES[dtype]), (2, dims)])
+    return message([(1, name.encode()), (2, message([(1, tensor)]))])
 
 
 #: Height and width of a feature map.
@@ -360,8 +341,8 @@ def _windows(node: _Node, size: _Size, kernel: Sequence[int]) -> _Size:
 
 def _graph_of(model: memoryview) -> _Graph:
     graph = _Graph()
-    for message in _messages(model, _GRAPH_OF_MODEL):
-        for number, value in fields(message):
+    for content in _messages(model, _GRAPH_OF_MODEL):
+        for number, value in fields(content):
             if not isinstance(value, memoryview):
                 continue
             if number == _NODE:
@@ -374,9 +355,9 @@ def _graph_of(model: memoryview) -> _Graph:
     return graph
 
 
-def _node_of(message: memoryview) -> _Node:
+def _node_of(content: memoryview) -> _Node:
     node = _Node()
-    for number, value in fields(message):
+    for number, value in fields(content):
         if not isinstance(value, memoryview):
             continue
         if number == _NODE_INPUT:
@@ -394,18 +375,15 @@ def _node_of(message: memoryview) -> _Node:
     return node
 
 
-def _messages(message: memoryview, wanted: int) -> list[memoryview]:
-    return [
-        value
-        for number, value in fields(message)
-        if number == wanted and isinstance(value, memoryview)
-    ]
+def _messages(content: memoryview, wanted: int) -> list[memoryview]:
+    found = fields(content)
+    return [value for number, value in found if number == wanted and not isinstance(value, int)]
 
 
-def _ints(message: memoryview, wanted: int) -> list[int]:
+def _ints(content: memoryview, wanted: int) -> list[int]:
     """Return the integers of a repeated field, packed or not."""
     found: list[int] = []
-    for number, value in fields(message):
+    for number, value in fields(content):
         if number != wanted:
             continue
         if isinstance(value, int):

@@ -53,6 +53,21 @@ class IndexBuild:
     resident_bytes: int
 
 
+class BuildCost:
+    """Measures the cost of building an index, from when this object is created."""
+
+    def __init__(self) -> None:
+        self._before_bytes, self._started = resident_bytes(), time.perf_counter()
+
+    def of(
+        self, name: str, threads: int, m: int | None = None, ef_construction: int | None = None
+    ) -> IndexBuild:
+        """Return the cost up to now."""
+        build_s = time.perf_counter() - self._started
+        grown_bytes = max(0, resident_bytes() - self._before_bytes)
+        return IndexBuild(name, m, ef_construction, threads, build_s, grown_bytes)
+
+
 @dataclass(frozen=True)
 class SearchPoint:
     """The results of one method.
@@ -183,18 +198,11 @@ def build_faiss_hnsw(
     """
     faiss = _import_faiss()
     faiss.omp_set_num_threads(threads)
-    before, started = resident_bytes(), time.perf_counter()
+    cost = BuildCost()
     index = faiss.IndexHNSWFlat(vectors.shape[1], m, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = ef_construction
     index.add(vectors)
-    build = IndexBuild(
-        name="faiss-cpu HNSW",
-        m=m,
-        ef_construction=ef_construction,
-        threads=threads,
-        build_s=time.perf_counter() - started,
-        resident_bytes=max(0, resident_bytes() - before),
-    )
+    build = cost.of("faiss-cpu HNSW", threads, m, ef_construction)
     faiss.omp_set_num_threads(1)
 
     def method(ef: int) -> Method:
@@ -220,20 +228,13 @@ def build_faiss_ivf(vectors: Embeddings, *, threads: int) -> tuple[IndexBuild, l
     faiss = _import_faiss()
     count, dim = vectors.shape
     faiss.omp_set_num_threads(threads)
-    before, started = resident_bytes(), time.perf_counter()
+    cost = BuildCost()
     lists = max(1, min(count // 40, int(4 * count**0.5)))
     kind = f"IVF{lists},PQ{max(1, dim // 4)}x4fs,Refine(SQfp16)"
     index = faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT)
     index.train(vectors[:: max(1, count // (64 * lists))])
     index.add(vectors)
-    build = IndexBuild(
-        name="faiss-cpu IVF-PQ",
-        m=None,
-        ef_construction=None,
-        threads=threads,
-        build_s=time.perf_counter() - started,
-        resident_bytes=max(0, resident_bytes() - before),
-    )
+    build = cost.of("faiss-cpu IVF-PQ", threads)
     faiss.omp_set_num_threads(1)
 
     def method(probes: int) -> Method:
@@ -305,16 +306,9 @@ def build_sign_codes(vectors: Embeddings, folder: Path) -> tuple[IndexBuild, Met
     for start in range(0, len(vectors), _WRITTEN_ROWS):
         shards.append(start, vectors[start : start + _WRITTEN_ROWS])
     shards.hold()
-    before, started = resident_bytes(), time.perf_counter()
+    cost = BuildCost()
     codes = SignCodes.of_vectors(shards, np.arange(len(vectors)))
-    build = IndexBuild(
-        name="sign codes",
-        m=None,
-        ef_construction=None,
-        threads=1,
-        build_s=time.perf_counter() - started,
-        resident_bytes=max(0, resident_bytes() - before),
-    )
+    build = cost.of("sign codes", 1)
 
     def answer(query: Embeddings, k: int) -> Scores:
         rows = np.sort(codes.candidates(query, max(LEAST_CANDIDATES, CANDIDATES_PER_HIT * k)))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -113,7 +114,7 @@ def measure_speeds(
             product_blocks[product.kind] += timings.blocks.get(_task(product), [])
         for contender in contenders:
             if contender.name in timings.blocks:
-                extras = _compare_to_torch(contender, contenders, batch, timings)
+                extras = _compare_to_torch(contender, contenders, timings)
                 extras |= _compare_to_floor(contender, batch, timings, products, model_macs)
                 extras |= _measure_device_times(contender, filled)
                 speeds.points.append(_make_speed(contender, batch, timings, extras))
@@ -130,10 +131,10 @@ def _task(product: Product) -> str:
 
 
 def _make_speed(
-    contender: Contender, batch: int, timings: Timings, extras: Mapping[str, float | None]
+    contender: Contender, batch: int, timings: Timings, extras: dict[str, Any]
 ) -> Speed:
     runs_ms = [run_ms for block in timings.blocks[contender.name] for run_ms in block]
-    latency = percentiles(runs_ms)
+    latency: dict[str, Any] = percentiles(runs_ms)
     return Speed(
         name=contender.name,
         engine=contender.engine,
@@ -143,23 +144,16 @@ def _make_speed(
         batch=batch,
         samples=len(runs_ms),
         images_per_s=batch / latency["p50_ms"] * 1e3,
-        p50_ms=latency["p50_ms"],
-        p95_ms=latency["p95_ms"],
-        p99_ms=latency["p99_ms"],
-        times_eager=extras.get("times_eager"),
-        times_compiled=extras.get("times_compiled"),
-        times_floor=extras.get("times_floor"),
-        h2d_ms=extras.get("h2d_ms"),
-        compute_ms=extras.get("compute_ms"),
-        d2h_ms=extras.get("d2h_ms"),
+        **latency,
+        **extras,
     )
 
 
 def _compare_to_torch(
-    contender: Contender, contenders: Sequence[Contender], batch: int, timings: Timings
-) -> dict[str, float | None]:
+    contender: Contender, contenders: Sequence[Contender], timings: Timings
+) -> dict[str, float]:
     """Return the speed relative to torch on the same device."""
-    found: dict[str, float | None] = {}
+    found: dict[str, float] = {}
     for role in ("eager", "compiled"):
         peers = [c for c in contenders if c.role == role and c.device == contender.device]
         for peer in peers:
@@ -172,7 +166,7 @@ def _compare_to_torch(
 
 def _compare_to_floor(
     contender: Contender, batch: int, timings: Timings, products: Sequence[Product], model_macs: int
-) -> dict[str, float | None]:
+) -> dict[str, float]:
     """Return the time of an engine on the CPU relative to the floor."""
     if contender.role != "engine" or contender.device != "cpu" or not model_macs:
         return {}
@@ -184,13 +178,10 @@ def _compare_to_floor(
     return {}
 
 
-def _measure_device_times(contender: Contender, pixels: Pixels) -> dict[str, float | None]:
+def _measure_device_times(contender: Contender, pixels: Pixels) -> dict[str, float]:
     """Return the medians of a run's parts, if the engine measures them."""
     if contender.timed is None:
         return {}
     times = [contender.timed.run_timed(pixels, "photo")[1] for _ in range(_TIMED_RUNS)]
-    return {
-        "h2d_ms": float(np.median([time.h2d_ms for time in times])),
-        "compute_ms": float(np.median([time.compute_ms for time in times])),
-        "d2h_ms": float(np.median([time.d2h_ms for time in times])),
-    }
+    parts = ("h2d_ms", "compute_ms", "d2h_ms")
+    return {part: float(np.median([getattr(time, part) for time in times])) for part in parts}

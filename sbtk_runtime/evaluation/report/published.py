@@ -111,7 +111,6 @@ class Published:
     galleries: tuple[PublishedGallery, ...]
     rows: tuple[PublishedRow, ...]
     ablation: tuple[PublishedAblation, ...]
-    ablation_rules: str
 
     def rules_of(self, row: PublishedRow) -> PublishedRules:
         """Return the rules of a row."""
@@ -125,17 +124,11 @@ class Published:
 @cache
 def load_published() -> Published:
     """Return the content of `published.json`."""
-    text = (
-        resources.files("sbtk_runtime.evaluation.report")
-        .joinpath("published.json")
-        .read_text("utf-8")
-    )
-    content = json.loads(text)
-    ablation = content["ablation"]
+    file = resources.files("sbtk_runtime.evaluation.report").joinpath("published.json")
+    content = json.loads(file.read_text("utf-8"))
     return Published(
         rules={name: PublishedRules(**entry) for name, entry in content["rules"].items()},
         galleries=tuple(PublishedGallery(**entry) for entry in content["galleries"]),
         rows=tuple(PublishedRow(**entry) for entry in content["rows"]),
-        ablation=tuple(PublishedAblation(**entry) for entry in ablation["rows"]),
-        ablation_rules=ablation["rules"],
+        ablation=tuple(PublishedAblation(**entry) for entry in content["ablation"]["rows"]),
     )

@@ -16,10 +16,9 @@ from sbtk_runtime.embedding.embedder import Embedded, Embedder
 from sbtk_runtime.engines.base import EngineOptions, EngineRequest
 from sbtk_runtime.engines.cuda import find_device
 from sbtk_runtime.engines.registry import Engine, open_engine
-from sbtk_runtime.engines.tensorrt import engine as engine_tensorrt
 from sbtk_runtime.engines.tensorrt.build import BuildSettings
 from sbtk_runtime.engines.tensorrt.check import LEAST_COSINE, require_sound
-from sbtk_runtime.engines.tensorrt.engine import TensorRtEngine, ready_plan
+from sbtk_runtime.engines.tensorrt.engine import TensorRtEngine, open_tensorrt, ready_plan
 from sbtk_runtime.engines.tensorrt.library import find_tensorrt
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.gallery.gallery import Gallery
@@ -171,12 +170,8 @@ def test_a_gallery_holds_photos_and_is_asked_by_kind(bundle: Bundle, tmp_path: P
 
 
 def opened(bundle: Bundle, surface: Surface) -> TensorRtEngine:
-    open_it = {
-        "tensorrt": engine_tensorrt.open_tensorrt,
-        "tensorrt_rtx": engine_tensorrt.open_tensorrt_rtx,
-    }[surface.module]
     options = EngineOptions(precision="fp32", threads=2, device="cuda", batch=BATCH)
-    return open_it(EngineRequest(bundle, options))
+    return open_tensorrt(EngineRequest(bundle, options), surface.module)
 
 
 def test_a_plan_gets_the_kind_whatever_ran_before_in_its_buffers(

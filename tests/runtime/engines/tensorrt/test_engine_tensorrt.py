@@ -26,9 +26,13 @@ from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines.base import EngineOptions, EngineRequest
 from sbtk_runtime.engines.cuda import find_device, make_current
 from sbtk_runtime.engines.registry import open_engine
-from sbtk_runtime.engines.tensorrt import engine as engine_tensorrt
 from sbtk_runtime.engines.tensorrt.build import BuildSettings
-from sbtk_runtime.engines.tensorrt.engine import TensorRtEngine, ready_plan
+from sbtk_runtime.engines.tensorrt.engine import (
+    TensorRtEngine,
+    open_tensorrt,
+    probe_tensorrt,
+    ready_plan,
+)
 from sbtk_runtime.engines.tensorrt.library import find_tensorrt
 from sbtk_runtime.engines.tensorrt.pipeline import Network
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra, SbtkError
@@ -38,14 +42,6 @@ from tests.tiny import tiny_bundle, tiny_model
 
 BATCH = 8
 IMAGE_BYTES = 224 * 224 * 3
-OPEN = {
-    "tensorrt": engine_tensorrt.open_tensorrt,
-    "tensorrt_rtx": engine_tensorrt.open_tensorrt_rtx,
-}
-PROBE = {
-    "tensorrt": engine_tensorrt.probe_tensorrt,
-    "tensorrt_rtx": engine_tensorrt.probe_tensorrt_rtx,
-}
 
 
 def _name(surface: Surface) -> str:
@@ -105,7 +101,7 @@ def _request(bundle: Bundle, **changes: Any) -> EngineRequest:
 
 
 def _opened(machine: FakeMachine, bundle: Bundle, **changes: Any) -> TensorRtEngine:
-    return OPEN[machine.world.surface.module](_request(bundle, **changes))
+    return open_tensorrt(_request(bundle, **changes), machine.world.surface.module)
 
 
 def _refusal(machine: FakeMachine, bundle: Bundle, **changes: Any) -> SbtkError:
@@ -552,7 +548,7 @@ def test_a_lack_is_named_before_tensorrt_is_touched(
         install_cuda(monkeypatch, None)
     else:
         monkeypatch.setitem(sys.modules, surface.module, None)
-    for attempt in (lambda: _opened(machine, bundle), PROBE[surface.module]):
+    for attempt in (lambda: _opened(machine, bundle), partial(probe_tensorrt, surface.module)):
         with pytest.raises(kind) as caught:
             attempt()
         assert found in caught.value.found and next_step in caught.value.next_step
@@ -675,7 +671,7 @@ def test_an_engine_that_nobody_closed_is_freed_with_it(
 
 def test_a_probe_runs_a_graph_and_leaves_nothing(machine: FakeMachine) -> None:
     surface = machine.world.surface
-    assert PROBE[surface.module]() == surface.version
+    assert probe_tensorrt(surface.module) == surface.version
     assert machine.world.runs == {1: 1}
     assert not machine.alive()
 
@@ -684,7 +680,7 @@ def test_a_probe_runs_a_graph_and_leaves_nothing(machine: FakeMachine) -> None:
 def test_a_probe_that_fails_says_what_tensorrt_said(machine: FakeMachine, fault: str) -> None:
     setattr(machine.faults, fault, "this GPU is not supported")
     with pytest.raises(EngineUnavailable, match=r"could not .*:\n    this GPU is not supported"):
-        PROBE[machine.world.surface.module]()
+        probe_tensorrt(machine.world.surface.module)
 
 
 @pytest.mark.parametrize("surface", SURFACES[:2], ids=_name)

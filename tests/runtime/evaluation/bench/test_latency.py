@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import pytest
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines.base import EngineInfo, EngineOptions
 from sbtk_runtime.engines.registry import ENGINE_NAMES, Embeddings, open_engine, probe_engines
+from sbtk_runtime.engines.tensorrt.pipeline import DeviceTimes
 from sbtk_runtime.errors import BadModel, EngineUnavailable
 from sbtk_runtime.evaluation.bench.engines import (
     ALL,
@@ -251,13 +252,6 @@ def test_the_total_of_an_image_is_the_sum_of_its_stages() -> None:
     assert kinds == {"sketch", "photo"}
 
 
-@dataclass(frozen=True)
-class _Times:
-    h2d_ms: float
-    compute_ms: float
-    d2h_ms: float
-
-
 class GpuLike:
     """An engine that measures its own time."""
 
@@ -267,8 +261,8 @@ class GpuLike:
     def run(self, images: Pixels, kind: Kind) -> Embeddings:
         return np.ones((len(images), self.info.dim), dtype=np.float32)
 
-    def run_timed(self, images: Pixels, kind: Kind) -> tuple[Embeddings, _Times]:
-        return self.run(images, kind), _Times(0.5, 2.0, 0.25)
+    def run_timed(self, images: Pixels, kind: Kind) -> tuple[Embeddings, DeviceTimes]:
+        return self.run(images, kind), DeviceTimes(0.5, 2.0, 0.25)
 
     def close(self) -> None:
         pass
