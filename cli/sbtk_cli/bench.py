@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,10 +14,8 @@ from sbtk_runtime.manifest import PRECISIONS, Precision
 
 if TYPE_CHECKING:
     from sbtk_cli.bench_data import Classes
-    from sbtk_runtime.binary_codes import Rotation
     from sbtk_runtime.engines.base import EngineOptions
-    from sbtk_runtime.evaluation.protocol import Distance, FittedOn, QueryKind, Setting, Ties
-    from sbtk_runtime.rerank import Rerank
+    from sbtk_runtime.evaluation.protocol import Protocol
 
 
 @click.group("bench", invoke_without_command=True)
@@ -193,15 +191,7 @@ def map_command(
     precisions: tuple[Precision, ...],
     split: str | None,
     classes: Classes,
-    queries: QueryKind,
-    setting: Setting,
-    distance: Distance | None,
-    ties: Ties,
-    keep_duplicates: bool,
-    bits: int | None,
-    itq_on: FittedOn | None,
-    itq_rotation: Rotation | None,
-    rerank: Rerank,
+    protocol: Protocol,
     cuts: tuple[int, ...],
     log: Path | None,
     plot: Path | None,
@@ -223,9 +213,6 @@ def map_command(
     from sbtk_runtime.machine import this_machine
 
     bench_options.check_plot(plot)
-    protocol = bench_options.chosen_protocol(
-        queries, setting, distance, ties, keep_duplicates, bits, itq_on, itq_rotation, rerank
-    )
     machine = this_machine()
     reports = run_map(
         Bundle.open(model),
@@ -287,22 +274,7 @@ def map_command(
     default=True,
     help="Build graphs, which takes hours for millions of vectors.  [default: --graphs]",
 )
-def search_command(
-    gallery: Path | None,
-    synthetic: int | None,
-    embeddings: Path | None,
-    query_file: Path | None,
-    dim: int,
-    seed: int,
-    k: int,
-    efs: tuple[int, ...],
-    peers: tuple[str, ...],
-    has_graphs: bool,
-    threads: int | None,
-    plot: Path | None,
-    as_json: bool,
-    quiet: bool,
-) -> int:
+def search_command(plot: Path | None, as_json: bool, **wanted: Any) -> int:
     """Measure recall@k against exact search, latency and queries per second.
 
     Searches a gallery, your own embeddings, or synthetic vectors. Recall compares scores, so ties
@@ -314,18 +286,5 @@ def search_command(
 
     bench_options.check_plot(plot)
     machine = this_machine()
-    report = run_search(
-        gallery=gallery,
-        synthetic=synthetic,
-        embeddings=embeddings,
-        query_file=query_file,
-        dim=dim,
-        seed=seed,
-        k=k,
-        efs=efs,
-        peers=peers,
-        has_graphs=has_graphs,
-        threads=threads,
-        quiet=quiet,
-    )
+    report = run_search(**wanted)
     return emit_results(machine, search=report, plot=plot, as_json=as_json)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -201,16 +203,24 @@ _cuts = click.option(
 
 
 def protocol(function: Function) -> Function:
-    """Add the options of a protocol."""
+    """Add the options of a protocol; the command takes them as one `protocol`, and `cuts`."""
+
+    @functools.wraps(function)
+    def command(*arguments: Any, **values: Any) -> Any:
+        names = inspect.signature(make_protocol).parameters
+        chosen = make_protocol(**{name: values.pop(name) for name in names})
+        return function(*arguments, protocol=chosen, **values)
+
+    collected = cast(Function, command)
     for option in (
         *(_cuts, _itq_rotation, _itq_on, _bits, _keep_duplicates),
         *(_rerank, _ties, _distance, _setting, _queries),
     ):
-        function = option(function)
-    return function
+        collected = option(collected)
+    return collected
 
 
-def chosen_protocol(
+def make_protocol(
     queries: QueryKind,
     setting: Setting,
     distance: Distance | None,

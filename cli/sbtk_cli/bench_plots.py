@@ -35,8 +35,8 @@ class Panel:
     height_in: float = 4.4
 
 
-def check_plottable(file: Path) -> Any:
-    """Return matplotlib's `Figure`, which needs no window system.
+def check_plottable(file: Path, what: str = "--plot") -> Any:
+    """Return matplotlib's `Figure`, which needs no window system; errors say that `what` needs it.
 
     Raises:
         BadConfig: unsupported suffix, or the file cannot be written.
@@ -51,7 +51,7 @@ def check_plottable(file: Path) -> Any:
         from matplotlib.figure import Figure
     except ImportError as problem:
         raise MissingExtra(
-            "--plot needs matplotlib, which is not installed",
+            f"{what} needs matplotlib, which is not installed",
             "the extra 'plot'",
             'pip install "sbtk[plot]"',
         ) from problem
@@ -176,11 +176,16 @@ def classes_panel(report: MapReport) -> Panel:
     return Panel(draw)
 
 
-def _plain(ax: Axes) -> None:
+def _open_frame(ax: Axes) -> None:
+    """Leave the frame open at the top and on the right."""
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         ax.spines[side].set_color(GREY)
+
+
+def _plain(ax: Axes) -> None:
+    _open_frame(ax)
     ax.tick_params(colors=INK, labelcolor=INK)
     ax.title.set_color(INK)
     ax.grid(axis="both", color="#e6e8ec", linewidth=0.7)
@@ -277,21 +282,6 @@ _NAMES: dict[Method, str] = {"pca": "principal components", "umap": "UMAP"}
 _MARKERS = {"sketch": "o", "photo": "x"}
 
 
-def check_drawable(file: Path) -> Any:
-    """Return matplotlib's `Figure` for a file of `sbtk report`.
-
-    Raises:
-        BadConfig: as `check_plottable`.
-        MissingExtra: matplotlib is not installed.
-    """
-    try:
-        return check_plottable(file)
-    except MissingExtra as problem:
-        raise MissingExtra(
-            "drawing needs matplotlib, which is not installed", problem.expected, problem.next_step
-        ) from problem
-
-
 def draw_class_bars(file: Path, runs: Sequence[MeasuredMap]) -> None:
     """Draw the mean AP of each class, sorted by the first run, with runs side by side."""
     first = runs[0].class_map
@@ -365,16 +355,13 @@ def draw_embedding_map(
 
 
 def _figure(file: Path, width_in: float, height_in: float) -> Any:
-    figure_class = check_drawable(file)
+    figure_class = check_plottable(file, "drawing")
     return figure_class(figsize=(width_in, height_in), layout="constrained", dpi=130)
 
 
 def _save(figure: Any, file: Path) -> None:
     for axes in figure.axes:
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        for side in ("left", "bottom"):
-            axes.spines[side].set_color(GREY)
+        _open_frame(axes)
     with atomic_path(file) as temporary:
         figure.savefig(temporary, format=file.suffix[1:].lower())
 

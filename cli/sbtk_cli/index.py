@@ -6,12 +6,11 @@ import base64
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sbtk_cli import options, output
-from sbtk_cli.options import bundle_for_gallery, stops_between_photos
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.manifest import MANIFEST_NAME
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from sbtk_runtime.embedding.embedder import Embedder
     from sbtk_runtime.engines.base import EngineOptions
     from sbtk_runtime.gallery.update import IndexReport
-    from sbtk_runtime.gallery.walk_rules import RuleChange
     from sbtk_runtime.manifest import PhotoShard
 
 _HELP = """Create or update a gallery from folders of photos.
@@ -57,7 +55,7 @@ sbtk index --verify
 )
 @click.option(
     "--shard",
-    callback=options.parsed_shard,
+    callback=options.parse_shard,
     metavar="I/N",
     help="Index only part I of N of the photos, as with 2/8; each machine takes another part. "
     "'sbtk merge' puts the galleries together. Stored in the gallery.",
@@ -186,10 +184,13 @@ def command(
             lazy=True,
         ) as embedder:
             report = _update(
-                *(gallery, photos, embedder, bits, shard, rule_change),
+                *(gallery, photos, embedder),
+                bits=bits,
+                shard=shard,
+                rule_change=rule_change,
                 checksum=checksum,
-                quiet=quiet,
                 regions=regions,
+                quiet=quiet,
             )
         _print_report(report, gallery, as_json=as_json, quiet=quiet)
         is_partial = report.unreadable or report.warnings or is_photo_missed(report.left_out)
@@ -256,7 +257,7 @@ def bundle_to_index(
         check_bits(gallery, manifest, bits)
         check_shard(gallery, manifest, shard)
         if model is None:
-            return bundle_for_gallery(None, gallery, manifest.model_id)
+            return options.bundle_for_gallery(None, gallery, manifest.model_id)
     bundle = Bundle.open(model)
     require_codes(gallery, bundle, bits)
     return bundle
@@ -266,41 +267,24 @@ def _update(
     gallery: Path,
     photos: tuple[Path, ...],
     embedder: Embedder,
-    bits: int | None,
-    shard: PhotoShard | None,
-    rule_change: RuleChange,
     *,
-    checksum: bool,
     quiet: bool,
-    regions: int | None = None,
+    **changes: Any,
 ) -> IndexReport:
     from sbtk_runtime.gallery.update import update_gallery
 
-    with stops_between_photos() as stopping, output.progress("photos", quiet=quiet) as advance:
-
-        def progress(done: int, total: int | None, rate: float) -> None:
-            advance(done, total)
-            stopping.between_photos(more_to_come=total is None or done < total)
-
-        try:
-            return update_gallery(
-                gallery,
-                photos,
-                embedder,
-                progress=progress,
-                notify=lambda text: output.notice(text, quiet=quiet),
-                checksum=checksum,
-                bits=bits,
-                shard=shard,
-                regions=regions,
-                rule_change=rule_change,
-                on_engine=lambda info: output.notice(
-                    output.engine_text(embedder.model_id, info), quiet=quiet
-                ),
-            )
-        except KeyboardInterrupt:
-            output.notice("Stopped. Run the same command to resume.")
-            raise
+    with options.resumable_progress(quiet=quiet) as progress:
+        return update_gallery(
+            gallery,
+            photos,
+            embedder,
+            progress=progress,
+            notify=lambda text: output.notice(text, quiet=quiet),
+            on_engine=lambda info: output.notice(
+                output.engine_text(embedder.model_id, info), quiet=quiet
+            ),
+            **changes,
+        )
 
 
 def _print_report(report: IndexReport, gallery: Path, *, as_json: bool, quiet: bool) -> None:

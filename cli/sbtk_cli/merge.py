@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from sbtk_cli import options, output
-from sbtk_cli.options import stops_between_photos
 from sbtk_runtime.files import printable_name
 
 _HELP = """Merge galleries of one model into one.
@@ -35,22 +34,13 @@ def command(galleries: tuple[Path, ...], gallery: Path, as_json: bool, quiet: bo
 
     for source in galleries:
         options.existing_gallery(source)
-    with stops_between_photos() as stopping, output.progress("photos", quiet=quiet) as advance:
-
-        def progress(done: int, total: int) -> None:
-            advance(done, total)
-            stopping.between_photos(more_to_come=done < total)
-
-        try:
-            report = merge_galleries(
-                galleries,
-                gallery,
-                progress=progress,
-                notify=lambda text: output.notice(text, quiet=quiet),
-            )
-        except KeyboardInterrupt:
-            output.notice("Stopped. Run the same command to resume.")
-            raise
+    with options.resumable_progress(quiet=quiet) as progress:
+        report = merge_galleries(
+            galleries,
+            gallery,
+            progress=progress,
+            notify=lambda text: output.notice(text, quiet=quiet),
+        )
     for text in report.notices:
         output.notice(text, quiet=quiet)
     if report.absent_shards:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 from click.core import ParameterSource
 
+from sbtk_cli import output
 from sbtk_runtime.errors import BadConfig, BadGallery, ModelMismatch
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.manifest import MANIFEST_NAME, PRECISIONS, PhotoShard
@@ -49,7 +50,7 @@ class Bits(click.IntRange):
         return bits
 
 
-def parsed_shard(
+def parse_shard(
     context: click.Context, parameter: click.Parameter, value: str | None
 ) -> PhotoShard | None:
     """Return the shard that a text such as 2/8 names."""
@@ -427,6 +428,25 @@ class Stopping:
         if self._wanted is not None or not self._is_held_back:
             raise ending
         self._wanted = ending
+
+
+@contextlib.contextmanager
+def resumable_progress(*, quiet: bool) -> Iterator[Callable[..., None]]:
+    """Yield a function that shows the progress, and ends the command there if a signal came.
+
+    It takes the number of photos that are done and their total, `None` if unknown.
+    """
+    with stops_between_photos() as stopping, output.progress("photos", quiet=quiet) as advance:
+
+        def progress(done: int, total: int | None, _rate: float = 0.0) -> None:
+            advance(done, total)
+            stopping.between_photos(more_to_come=total is None or done < total)
+
+        try:
+            yield progress
+        except KeyboardInterrupt:
+            output.notice("Stopped. Run the same command to resume.")
+            raise
 
 
 @contextlib.contextmanager

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 from sbtk_cli import options, output
+from sbtk_cli.options import Function
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.files import printable_name
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from sbtk_runtime.engines.base import EngineOptions
     from sbtk_runtime.evaluation.report.table import Format, ReportTable
 
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 split = click.option(
     "--split",
@@ -86,10 +84,10 @@ def bars_command(results: tuple[Path, ...], out: Path, quiet: bool) -> int:
     RESULTS are files of 'sbtk bench map --json'. Classes are sorted by the first result, best
     first, with the bars of further results next to it.
     """
-    from sbtk_cli.bench_plots import check_drawable, draw_class_bars
+    from sbtk_cli.bench_plots import check_plottable, draw_class_bars
     from sbtk_runtime.evaluation.report.measured import read_measured
 
-    check_drawable(out)
+    check_plottable(out, "drawing")
     runs = [run for path in results for run in read_measured(path)]
     if bare := [run.name for run in runs if not run.class_map]:
         raise BadData(
@@ -279,12 +277,12 @@ def map_command(
     Sketches are circles, photos are crosses, and each class has a colour. Exit code 3: some images
     could not be read.
     """
-    from sbtk_cli.bench_plots import check_drawable, draw_embedding_map
+    from sbtk_cli.bench_plots import check_plottable, draw_embedding_map
     from sbtk_cli.report_runs import embed_points
     from sbtk_runtime.embedding.embedder import Embedder
     from sbtk_runtime.evaluation.report import embedding_map
 
-    check_drawable(out)
+    check_plottable(out, "drawing")
     coordinates = out.with_suffix(".csv") if coordinates is None else coordinates
     options.check_output_file(coordinates)
     if method == "umap":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,9 +27,6 @@ from sbtk_runtime.evaluation.report.ranked_sheet import (
     select_images,
 )
 from sbtk_runtime.preprocess import Kind
-
-if TYPE_CHECKING:
-    from sbtk_runtime.embedding.embedder import Embedder
 
 _GENERALISED = Protocol(setting="generalised-all")
 
