@@ -1,4 +1,4 @@
-"""Iterative quantisation (ITQ): embeddings to binary codes by PCA and a learnt rotation.
+"""Iterative quantisation (ITQ): embeddings to binary codes by PCA and a learned rotation.
 
 Gong and Lazebnik, "Iterative Quantization: A Procrustean Approach to Learning Binary Codes",
 CVPR 2011. With `V (N, B)` the centred rows on their B principal axes, ITQ looks for the rotation
@@ -34,7 +34,7 @@ class Itq:
     """Turns embeddings into binary codes: bit `b` is `(row - mean) @ projection[:, b] > 0`.
 
     Attributes:
-        mean: `(D,) float32`, taken off each row.
+        mean: `(D,) float32`, subtracted from each row.
         projection: `(D, B) float32`, principal axes times rotation; B is a multiple of 8.
     """
 
@@ -114,24 +114,24 @@ def fit_itq(
     seed: int = 50,
     rotation: Rotation = "procrustes",
 ) -> Itq:
-    """Return binary codes of `bits` bits learnt on `rows (N, D) float32`.
+    """Return an ITQ for codes of `bits` bits, fitted on `rows (N, D) float32`.
 
     Args:
-        rows: what to learn on; more rows than bits.
+        rows: the embeddings to fit on; more rows than bits.
         bits: length of a code, a multiple of 8, at most D.
-        iterations: how often the rotation is improved.
-        seed: of the rotation to start from (numpy's legacy generator, as the published code).
-        rotation: "procrustes" as the paper says, or "released" as SEM-PCYC's and DSN's code.
+        iterations: number of updates of the rotation.
+        seed: of the initial rotation (NumPy's legacy generator, as in the published code).
+        rotation: "procrustes" as in the paper, or "released" as in the code of SEM-PCYC and DSN.
 
     Raises:
-        BadConfig: so many bits cannot be had from D dimensions.
+        BadConfig: D dimensions cannot give so many bits.
         BadData: too few rows, or numbers that are not finite.
     """
     if rows.ndim != 2:
         raise BadData(f"embeddings of shape {rows.shape}", "rows, (N, D)")
     check_bits(bits, rows.shape[1])
     if len(rows) <= bits:
-        wanted = f"more than {bits} embeddings to learn {bits} bits on"
+        wanted = f"more than {bits} embeddings to fit {bits} bits"
         raise BadData(f"{len(rows)} embeddings for binary codes", wanted)
     mean = _mean(rows)
     if not np.isfinite(mean).all():
@@ -143,7 +143,7 @@ def fit_itq(
 
 
 def check_bits(bits: int, dim: int) -> None:
-    """Check that codes of `bits` bits can be had from embeddings of `dim` numbers.
+    """Check that embeddings of `dim` numbers can have codes of `bits` bits.
 
     Raises:
         BadConfig: they cannot.
@@ -169,8 +169,7 @@ def _rotation(
 def _principal_axes(rows: Embeddings, mean: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     """Return the `count` directions of largest variance as columns, largest first.
 
-    Each points where its largest component is positive, so that the library's choice of sign
-    does not matter.
+    The largest component of each is positive, so the library's choice of sign does not matter.
     """
     covariance = np.zeros((rows.shape[1], rows.shape[1]))
     for chunk in _centre_chunks(rows, mean):
@@ -204,11 +203,11 @@ _BLOCK = 8192
 def hamming_distances(queries: Codes, gallery: Codes) -> Distances:
     """Return in how many bits each query differs from each photo, `(Q, N) uint16`.
 
+    Besides the result, this takes some 80 MB at most.
+
     Args:
         queries: `(Q, W) uint8` packed codes.
         gallery: `(N, W) uint8` packed codes of the same width.
-
-    Beside the answer, at most some 80 MB are used, whatever Q is.
 
     Raises:
         BadData: the codes are not packed bytes, or of different widths.

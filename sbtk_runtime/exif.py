@@ -1,7 +1,7 @@
-"""What a photo's file says about itself: when, with what and where it was taken.
+"""The metadata of a photo: date, camera and place.
 
-Metadata come from anybody: they may be absurd, damaged or written to attack whoever shows them.
-Whatever is not plausible is left out. Texts are plain, short and on one line.
+Metadata are untrusted: they may be absurd, damaged or malicious. Implausible values are left out,
+and texts are plain, short and on one line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TAKEN, _DIGITIZED, _LENS = 0x9003, 0x9004, 0xA434
 _EXPOSURE, _F_NUMBER, _ISO, _FOCAL = 0x829A, 0x829D, 0x8827, 0x920A
 _LATITUDE_REF, _LATITUDE, _LONGITUDE_REF, _LONGITUDE = 1, 2, 3, 4
 
-#: No photograph is older.
+# No photograph is older.
 _FIRST_YEAR = 1826
 _MOST_LETTERS = 80
 
@@ -53,7 +53,7 @@ class PhotoDetails:
 
 
 def read_taken(file: BinaryIO) -> datetime.datetime | None:
-    """Return when a photo was taken, in local time; `None` if its file does not say so.
+    """Return when a photo was taken, in local time; `None` if its file has no date.
 
     Only the head of the file is read.
     """

@@ -93,7 +93,7 @@ class BundleManifest:
 
 @dataclass(frozen=True)
 class GraphRecord:
-    """The HNSW graph of a gallery's generation, with what hnswlib's file does not say.
+    """The HNSW graph of a gallery's generation, with facts that hnswlib's file lacks.
 
     Attributes:
         file: its name.
@@ -169,8 +169,8 @@ def path_hash(path: bytes) -> int:
 class PhotoShard:
     """One of `count` parts of the photos below some folders, by the SHA-256 of relative paths.
 
-    Which part a photo is in depends neither on the machine nor on where the folders are mounted,
-    so that machines that know nothing of each other index each photo once.
+    The part does not depend on the machine, nor on where the folders are mounted, so that
+    independent machines index each photo once.
 
     Attributes:
         index: from 1 to `count`.

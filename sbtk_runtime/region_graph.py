@@ -1,11 +1,11 @@
-"""Makes the ONNX graph of regions from a model's own: the trunk once, windows pooled, same head.
+"""Make the ONNX graph of regions from a model's own: same trunk, pooled windows, same head.
 
     images (N, 224, 224, 3) -> trunk -> ReduceMean                -> head -> embeddings (N, D)
     images (N, S, S, 3)     -> trunk -> AveragePool, ..., Flatten -> head -> embeddings (N, R, D)
 
-The trunk is convolutional and takes any size. Weights, quantisation and norm are the bytes of the
-model's file, so a bundle needs no second file, whatever its precision and whoever made it. The
-protobuf is edited field by field; no ONNX library is needed.
+The trunk is convolutional and takes any size. Weights, quantisation and norm stay as they are, so a
+bundle needs no second file for any precision. The protobuf is edited field by field, without an
+ONNX library.
 """
 
 from __future__ import annotations

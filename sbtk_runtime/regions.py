@@ -1,4 +1,4 @@
-"""Regions: the windows of a photo that are embedded beside the whole frame."""
+"""Regions: windows of a photo that are embedded in addition to the whole frame."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sbtk_runtime.preprocess import SIZE_PX, Pixels, photo_pixels
 #: Side of the square of pixels that one cell of a model's feature map is computed for.
 CELL_PX = 32
 
-#: The rows of a photo beside its whole frame, where no number is given; see `grid_of`.
+#: The default number of regions of a photo; see `grid_of`.
 DEFAULT_REGIONS = 16
 
-#: Photos that are longer than this many times their breadth are cut into tiles, the others are
-#: squeezed to a square as for their whole frame.
+#: Photos with a larger ratio of their sides are cut into tiles; others are squeezed to a square,
+#: like whole frames.
 MOST_SQUEEZED = 2.0
 #: Tiles of the longest panorama.
 MOST_TILES = 8
@@ -41,12 +41,11 @@ def row_shape(grid: RegionGrid | None, dim: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class RegionGrid:
-    """The windows of a feature map that are pooled, each for an embedding of its own.
+    """The windows of a feature map that are pooled into one embedding each.
 
     Attributes:
         size_px: side of the model's square input, a multiple of 32.
-        windows: of each size of window its side and the distance between two neighbours, in cells
-            of 32 pixels.
+        windows: for each size of window, its side and the stride, in cells of 32 pixels.
 
     >>> len(RegionGrid(448, ((8, 3),)))
     9
@@ -56,11 +55,7 @@ class RegionGrid:
     windows: tuple[tuple[int, int], ...]
 
     def __post_init__(self) -> None:
-        """Check that there are windows, and that they lie within the map.
-
-        Raises:
-            BadConfig: they do not.
-        """
+        """Raise `BadConfig` unless there are windows, all within the map."""
         cells, rest = divmod(self.size_px, CELL_PX)
         fits = all(1 <= side <= cells and stride >= 1 for side, stride in self.windows)
         if rest or not fits or not self.windows:
@@ -96,8 +91,8 @@ class RegionGrid:
         return range(0, self.cells - side + 1, stride)
 
 
-#: By their number of windows. Chosen on scenes and photos of validation classes: windows of 0.43
-#: or 0.36 of the side find things of a third to two thirds of it; other sizes found nothing more.
+#: Grids by their number of windows. Chosen on scenes and photos of validation classes: windows of
+#: 0.43 or 0.36 of the side find things of a third to two thirds of it; more sizes found no more.
 GRIDS = {9: RegionGrid(448, ((6, 4),)), 16: RegionGrid(448, ((5, 3),))}
 
 
@@ -135,8 +130,8 @@ class Tile:
 def cut_tiles(image: Image.Image, grid: RegionGrid) -> tuple[Tile, ...]:
     """Return the parts of a decoded photo whose windows are embedded.
 
-    That is the whole photo; of one that is smaller than a whole frame's input, in which no part has
-    more to show, none; and of a panorama squares along its length, which overlap.
+    This is the whole photo, or for a panorama, overlapping squares along its length. A photo that
+    is smaller than the model's input has none, since its parts would show no more detail.
     """
     width, height = image.size
     if min(width, height) < SIZE_PX:

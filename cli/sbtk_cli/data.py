@@ -43,20 +43,20 @@ def command() -> None:
 @click.option(
     "--split",
     metavar="NAME|FILE",
-    help="Look at this split: a published one, random:N:SEED, or a file of unseen classes.  "
-    "[default: those of the data's own lists, and the published ones of these data]",
+    help="Check this split: a published one, random:N:SEED, or a file of unseen classes.  "
+    "[default: those of the data's own lists, and the published ones for these data]",
 )
 @click.option(
     "--keep-duplicates",
     is_flag=True,
-    help="Count photos of Sketchy Ext twice that two of its folders hold, as SAKE's lists do.",
+    help="Count photos that are in two folders of Sketchy Ext twice, as SAKE's lists do.",
 )
 @click.option(
     "--allow-missing",
     is_flag=True,
     help="Accept a split file that names classes the data lack.",
 )
-@click.option("--quick", is_flag=True, help="Open no image: count, and compare names only.")
+@click.option("--quick", is_flag=True, help="Only count images and compare names; open none.")
 @options.threads
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 @options.quiet
@@ -97,7 +97,7 @@ def check(
     return 1 if found.problems() else 0 if found.is_whole() else 3
 
 
-#: As many are named of what there may be thousands of; programs get a hundred.
+# The number of items of a long list to show: in text, and in JSON.
 _SHOWN = 5
 _SHOWN_JSON = 100
 
@@ -105,7 +105,7 @@ Row = tuple[str, str, str]
 
 
 def check_lines(check: DataCheck) -> Iterator[str]:
-    """Yield the answer's lines, tables among them."""
+    """Yield the lines of the report, including tables."""
     from sbtk_train.data.splits import join_names
 
     layout = check.dataset.layout
@@ -116,7 +116,7 @@ def check_lines(check: DataCheck) -> Iterator[str]:
         yield f"in one domain only: {join_names(check.one_sided)}"
     if check.dataset.renamed:
         pairs = [f"{name} is {to}" for name, to in check.dataset.renamed]
-        yield printable_name(f"put together: {join_names(pairs)}")
+        yield printable_name(f"merged classes: {join_names(pairs)}")
     for each in check.dataset.missing:
         yield (
             f"{shown_relative(each.file)}: {len(each.missing):,} of its "
@@ -136,7 +136,7 @@ def check_lines(check: DataCheck) -> Iterator[str]:
 
 
 def check_json(check: DataCheck) -> dict[str, Any]:
-    """Return the answer as an object; long lists are cut, and their lengths are given."""
+    """Return the report as a JSON object; long lists are truncated, and have their counts."""
     dataset, data = check.dataset, check.dataset.images
     return {
         "root": str(dataset.layout.root),
@@ -189,7 +189,7 @@ def check_json(check: DataCheck) -> dict[str, Any]:
 
 
 def _statistics(check: DataCheck) -> Iterator[Row]:
-    """Yield the rows of the paper's Table 1."""
+    """Yield rows as in the paper's Table 1."""
     classes, sketches, of_sketches, photos, of_photos = _published_statistics(check.published)
     yield "classes", f"{len(check.dataset.images.classes):,}", classes
     yield "sketches", f"{check.sketches.total:,}", sketches

@@ -99,8 +99,8 @@ _HEADING = ("", "COSINE MIN", "MEAN", "|NORM-1|", "TOP 10", "mAP", "OF TORCH")
     "--unseen-log",
     type=options.PATH,
     metavar="FILE",
-    help="Instead of exporting: write the figure on unseen classes that FILE ('sbtk bench map "
-    "--log') has for the bundle RUN into its manifest and card.",
+    help="Instead of exporting: copy the bundle's mAP on unseen classes from FILE ('sbtk bench map "
+    "--log') into its manifest and card; RUN is the bundle.",
 )
 @options.json
 @options.quiet

@@ -148,7 +148,7 @@ def command(
                 )
         except KeyboardInterrupt:
             if distributed.is_rank_zero:
-                output.notice(_how_to_go_on(folder))
+                output.notice(_next_step(folder))
             raise
     if distributed.is_rank_zero:
         output.notice(f"{folder}: {_summary(record)}", quiet=quiet)
@@ -158,7 +158,7 @@ def command(
     return 0
 
 
-def _how_to_go_on(folder: Path) -> str:
+def _next_step(folder: Path) -> str:
     """Return the next command after a run was stopped."""
     from sbtk_train.runs.checkpoint import LAST
 
@@ -170,8 +170,8 @@ def _how_to_go_on(folder: Path) -> str:
 
 def _given_options(context: click.Context) -> list[str]:
     """Return the names of the options and arguments on the command line, sorted."""
-    told = ParameterSource.COMMANDLINE
-    return sorted(name for name in context.params if context.get_parameter_source(name) is told)
+    source = context.get_parameter_source
+    return sorted(name for name in context.params if source(name) is ParameterSource.COMMANDLINE)
 
 
 def _refuse_idle(given: Sequence[str], *, is_ablation: bool, is_resumed: bool) -> None:
@@ -191,7 +191,7 @@ def _refuse_idle(given: Sequence[str], *, is_ablation: bool, is_resumed: bool) -
 def _with_provenance(
     config: TrainConfig, config_file: Path | None, set_texts: tuple[str, ...]
 ) -> TrainConfig:
-    """Return the configuration with what `--config` and `--set` were given."""
+    """Return the configuration with the values of `--config` and `--set`."""
     config = replace(config, settings=set_texts)
     if config_file is None:
         return config
@@ -235,7 +235,7 @@ _SIZE_PX = 128
 #: A drawn quadruplet is four images for each sketch, so an epoch of these is longer.
 _EPOCHS: dict[Method, int] = {"sbtknet": 2, "dsn": 3, "sake": 3}
 
-#: Decided by the rows themselves.
+#: Options that the rows set.
 _OF_ROWS = (
     *("method", "recipe", "dim", "seed"),
     *("metric", "identity", "knowledge", "attention", "refit"),
@@ -321,12 +321,12 @@ def _study(
     feature_folder = values["feature_folder"]
     if feature_folder is None and freeze_until != "none":
         feature_folder = root / "feature-maps"
-    # The rows bring their own recipes: of the base's nothing is kept, so nothing is said of it.
-    unsaid = dict.fromkeys(KNOBS) | {"knowledge": False}
+    # Each row has a recipe of its own, so the base's is irrelevant and must cause no notices.
+    no_knobs = dict.fromkeys(KNOBS) | {"knowledge": False}
     places = {"freeze_until": freeze_until, "feature_folder": feature_folder}
     return Study(
         base=build_config(
-            data, values | unsaid | places, reporter, settings=replace(settings, recipe={})
+            data, values | no_knobs | places, reporter, settings=replace(settings, recipe={})
         ),
         sbtknet_recipe="sbtk",
         common=_common(values, settings),
@@ -433,11 +433,11 @@ class Holder:
 
 
 @contextlib.contextmanager
-def stop_on_signal(is_heard: Callable[[], bool] = lambda: True) -> Iterator[Holder]:
+def stop_on_signal(is_printing: Callable[[], bool] = lambda: True) -> Iterator[Holder]:
     """Make the first termination signal save and stop after the current step; a second kills.
 
     Args:
-        is_heard: whether this process prints the notice.
+        is_printing: whether this process prints the notice.
 
     Raises:
         KeyboardInterrupt: the run was stopped; a `Terminated` if that was not by Ctrl-C.
@@ -452,7 +452,7 @@ def stop_on_signal(is_heard: Callable[[], bool] = lambda: True) -> Iterator[Hold
             os.kill(os.getpid(), number)
             return
         output.notice(
-            "saving after this step; press again to stop immediately", quiet=not is_heard()
+            "saving after this step; press again to stop immediately", quiet=not is_printing()
         )
         first.append(number)
         holder.is_stopping = True

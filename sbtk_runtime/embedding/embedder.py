@@ -131,7 +131,7 @@ class Embedder:
 
     @property
     def batch(self) -> int:
-        """The most images that a run of the engine gets."""
+        """The largest batch of a run of the engine."""
         return self._options.batch
 
     @property
@@ -141,7 +141,7 @@ class Embedder:
 
     @property
     def timings(self) -> Timings:
-        """Where all streams so far spent their time."""
+        """The sum of the timings of all streams so far."""
         return self._timings
 
     def close(self) -> None:
@@ -260,7 +260,7 @@ class Embedder:
             kind: of the images.
             is_known: called once for each readable file, from any thread, with the SHA-256 of its
                 bytes as 64 hexadecimal digits.
-            grid: the regions to embed as well, each photo's in its `regions` and `boxes`.
+            grid: also embed these regions, into `Embedded.regions` and `Embedded.boxes`.
         """
         paths = iter(paths)
         first = next(paths, None)
@@ -280,9 +280,9 @@ class Embedder:
                 self._streams -= 1
 
     def open_regions(self, grid: RegionGrid) -> Engine:
-        """Return the engine that embeds these regions of images, opened if it is not yet.
+        """Return the engine that embeds these regions of images; open it if necessary.
 
-        It is of the same kind and precision as the one for whole frames, with as many lanes.
+        Engine, precision and number of lanes are those for whole frames.
 
         Raises:
             BadModel: the model has no map whose windows could be pooled.

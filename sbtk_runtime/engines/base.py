@@ -191,7 +191,7 @@ PROBE_INPUT, PROBE_OUTPUT = "x", "y"
 
 
 def probe_question() -> NDArray[np.float32]:
-    """Return the input `x`, `(1,) float32`."""
+    """Return the probe graph's input `x (1,) float32`."""
     return np.array([2.0], dtype=np.float32)
 
 

@@ -119,7 +119,7 @@ class SessionEngine:
 
 
 def cpu_chunk(lanes: int, regions: RegionGrid | None = None) -> int:
-    """Return the chunk size of each lane of an engine on a CPU: as much memory for any input."""
+    """Return the chunk size of a lane on a CPU: smaller for larger inputs, for equal memory."""
     frames = max(1, (input_side(regions) // SIZE_PX) ** 2)
     return max(1, min(_CPU_CHUNK, _CPU_IMAGES // lanes) // frames)
 

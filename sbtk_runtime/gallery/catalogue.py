@@ -1,11 +1,10 @@
 """The catalogue: one row per photo in SQLite, the truth about what a gallery holds.
 
-A photo keeps its id for as long as it is in the gallery. What is known of it comes in versions,
-each valid from the generation `added_in` until before the generation `removed_in`, so a reader sees
-one generation while a writer prepares the next. From the generation `missing_in` on the photo was
-not found on disk: readers do not see it, but its embedding is kept. `row` is the number of the
-photo's embedding in the vectors; photos of the same bytes share it. Paths are the bytes that the
-file system has.
+A photo keeps its id for as long as it is in the gallery. Its record has versions, each valid from
+the generation `added_in` until before the generation `removed_in`, so a reader sees one generation
+while a writer prepares the next. From the generation `missing_in` on, the photo was not found on
+disk: readers do not see it, but its embedding is kept. `row` is the number of the photo's embedding
+in the vectors; photos with the same bytes share it. Paths are bytes, as in the file system.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ _VISIBLE = (
     "added_in <= :generation AND (removed_in IS NULL OR removed_in > :generation) "
     "AND (missing_in IS NULL OR missing_in > :generation)"
 )
-# Kept, but hidden, as in `CatalogueView`.
+# Kept, but hidden from readers.
 _MISSING = (
     "added_in <= :generation AND (removed_in IS NULL OR removed_in > :generation) "
     "AND missing_in <= :generation"
@@ -98,10 +97,10 @@ class Photo:
 
 @dataclass(frozen=True)
 class Origin:
-    """What made a gallery's embeddings; the same for all of them.
+    """The model and preprocessing that made all embeddings of a gallery.
 
-    `bits` is the length of the codes that a binary gallery keeps in their place, `shard` the part
-    of the photos that it holds.
+    `bits` is the length of the codes that a binary gallery stores instead, `shard` the part of the
+    photos that it holds.
     """
 
     model_id: str
@@ -114,7 +113,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Embedding:
-    """A photo whose embedding was written: where it lies and which bytes it is of.
+    """A photo whose embedding was written at `row`, and the file that it was made from.
 
     `ctime_ns` and `inode` are `None` where they are unknown; `partial` is as in `Photo`.
     """
@@ -131,7 +130,7 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Failure:
-    """A photo that could not be read. The stamps are `None` where it could not be looked at."""
+    """A photo that could not be read. The stamps are `None` if they could not be read either."""
 
     path: bytes
     reason: str
@@ -188,7 +187,7 @@ class CatalogueView:
             return load_bits(self._connection)
 
     def itq(self) -> Itq:
-        """Return what makes the codes of a binary gallery.
+        """Return the ITQ that makes the codes of a binary gallery.
 
         Raises:
             BadGallery: it is damaged.
@@ -284,7 +283,7 @@ class CatalogueView:
         return list(self._select(query, lambda *columns: _photo(*columns[:-1]), **values))
 
     def count_undated(self, among: PhotoFilter) -> tuple[int, int]:
-        """Return how many photos go by their file's time, and of how many no date was read yet."""
+        """Return how many photos have no date, and of how many of these it was not read yet."""
         where, values = _visible(among)
         query = f"""SELECT count(*), count(*) FILTER (WHERE row NOT IN (SELECT row FROM dates))
             FROM photos WHERE {where}
@@ -346,7 +345,7 @@ class CatalogueView:
         )
 
     def rules(self) -> WalkRules:
-        """Return what the walk leaves out."""
+        """Return the rules of the walk."""
         with values_checked(self._path):
             return load_rules(self._connection)
 
@@ -405,7 +404,7 @@ class CatalogueView:
                 yield make(*columns)
 
     def _by_row(self, query: str, rows: NDArray[np.int64]) -> dict[int, int]:
-        """Return what a query with `{rows}` in it answers, as numbers by row."""
+        """Return the result of a query with `{rows}` in it: numbers by row."""
         answers: dict[int, int] = {}
         for start in range(0, len(rows), _ROWS_PER_QUERY):
             part = ",".join(map(str, rows[start : start + _ROWS_PER_QUERY].tolist()))
@@ -472,19 +471,19 @@ def store_roots(connection: sqlite3.Connection, roots: Iterable[bytes]) -> None:
 
 
 def load_roots(connection: sqlite3.Connection) -> list[bytes]:
-    """Return the paths, sorted; none if an sbtk that knew no roots made the catalogue."""
+    """Return the paths, sorted; none if an older sbtk, which stored none, made the catalogue."""
     return [blob(path) for (path,) in connection.execute("SELECT path FROM roots ORDER BY path")]
 
 
 def store_rules(connection: sqlite3.Connection, rules: WalkRules) -> None:
-    """Note what the walk leaves out. Call it in a transaction."""
+    """Store the rules of the walk. Call it in a transaction."""
     connection.execute(
         "INSERT OR REPLACE INTO facts VALUES ('walk_rules', ?)", (json.dumps(asdict(rules)),)
     )
 
 
 def load_rules(connection: sqlite3.Connection) -> WalkRules:
-    """Return what the walk left out the last time; by default the usual."""
+    """Return the rules of the last walk, or the default ones."""
     found = connection.execute("SELECT value FROM facts WHERE name = 'walk_rules'").fetchone()
     if found is None:
         return WalkRules()
@@ -501,10 +500,9 @@ _NAMES = ("bits", "itq", "itq_sha256")
 
 
 def store_itq(connection: sqlite3.Connection, itq: Itq | None) -> None:
-    """Make the catalogue that of a binary gallery, or with `None` of one of embeddings.
+    """Make the catalogue one of codes, or with `None` one of embeddings. Call it in a transaction.
 
-    A version of sbtk that knows no codes refuses the catalogue of a binary gallery. Call it in a
-    transaction.
+    Versions of sbtk without codes refuse the catalogue of a binary gallery.
     """
     connection.executemany("DELETE FROM facts WHERE name = ?", [(name,) for name in _NAMES])
     version = EMBEDDINGS_SCHEMA
@@ -523,10 +521,10 @@ def load_bits(connection: sqlite3.Connection) -> int | None:
 
 
 def load_itq(connection: sqlite3.Connection, path: Path) -> Itq:
-    """Return what makes the codes of a binary gallery whose catalogue is at `path`.
+    """Return the ITQ of a binary gallery whose catalogue is at `path`.
 
     Raises:
-        BadGallery: it is not what was stored.
+        BadGallery: it is damaged.
     """
     facts = dict(
         connection.execute("SELECT name, value FROM facts WHERE name IN (?, ?, ?)", _NAMES)

@@ -70,7 +70,7 @@ def published_manifest(folder: Path) -> GalleryManifest:
         raise BadGallery(
             problem.found,
             problem.expected,
-            f"rm {path}, then 'sbtk index' on your photos: it is made anew from the catalogue",
+            f"rm {path}, then 'sbtk index' on your photos: it is rebuilt from the catalogue",
         ) from problem
 
 

@@ -106,7 +106,7 @@ class Gallery(Queries):
             try:
                 gallery = cls(folder, manifest)
             except (BadGallery, FileNotFoundError):
-                # A writer may have published and tidied up in between.
+                # A writer may have published and removed old files in between.
                 if read_gallery_manifest(folder) == manifest:
                     raise
                 continue
@@ -135,7 +135,7 @@ class Gallery(Queries):
 
     @property
     def unusable(self) -> int:
-        """The number of photos that are known not to be found, for their embeddings are damaged."""
+        """The number of photos that cannot be found, because their embeddings are damaged."""
         return self._usable.unusable
 
     def close(self) -> None:
@@ -183,15 +183,15 @@ class Gallery(Queries):
         regions: bool = True,
         region: Box | None = None,
     ) -> Answer:
-        """Return the photos most like one of the gallery, which is not among them.
+        """Return the photos most like one of the gallery, without that photo.
 
-        It goes by the embedding, or the code, that the gallery keeps: of the whole frame, or of the
-        region of the photo that covers `region` best. Else as `answer`.
+        The query is the stored embedding or code of its whole frame, or of the region of the photo
+        that covers `region` best. The other arguments are those of `answer`.
 
         Raises:
             BadData: there is no such photo.
             BadRegion: it has no regions, or `region` is not within it.
-            BadGallery: what the gallery keeps of it is damaged.
+            BadGallery: its embedding or code is damaged.
         """
         self._check_question(k, search, offset)
         photo, embedding = self._kept(photo_id, region)
@@ -222,7 +222,7 @@ class Gallery(Queries):
         Raises:
             BadConfig: it is a binary gallery, or there is neither a query nor anything liked.
             BadData: there is no such photo.
-            BadGallery: what the gallery keeps of it is damaged.
+            BadGallery: its embedding is damaged.
         """
         if self.manifest.bits is not None:
             raise BadConfig("feedback in a binary gallery", "a gallery of embeddings")
@@ -252,7 +252,7 @@ class Gallery(Queries):
         return photo, rows[0]
 
     def photo(self, photo_id: int) -> Photo | None:
-        """Return what is known of the photo with that id; `None` if there is none."""
+        """Return the photo with that id; `None` if there is none."""
         return self._view.photo(photo_id)
 
     def recent(
@@ -329,8 +329,8 @@ class Gallery(Queries):
             usable = None if among is None else self._usable.among(among)
             allowed = self.count - self.unusable if usable is None else len(usable)
             rows, scores = self._nearest(embedding, min(best, allowed), usable, search, rerank)
-            # A row may have been damaged since it was checked. Neither the graph nor the sign codes
-            # know of it.
+            # A row may have been damaged since it was checked, but is still in the graph and the
+            # sign codes.
             is_intact = self._check.is_hit_intact(rows)
             if is_intact.all():
                 break
@@ -351,7 +351,7 @@ class Gallery(Queries):
         return hits if found is None else self._with_regions(hits, found), allowed
 
     def _date_notices(self, among: PhotoFilter) -> tuple[str, ...]:
-        """Return which photos of a period are there by the times of their files."""
+        """Return notices about photos of a period that are included by the times of their files."""
         if not among.has_period:
             return ()
         undated, unread = self._view.count_undated(among)
@@ -417,10 +417,10 @@ class Gallery(Queries):
         )
 
     def _outdated_notices(self) -> set[str]:
-        return self._usable.said
+        return self._usable.issued
 
     def _all_faults(self) -> tuple[str, ...]:
-        """Return what is wrong with the gallery, as far as it is known, in sentences."""
+        """Return what is known to be wrong with the gallery, in sentences."""
         for fault in self._faults:
             note(self.notices, fault)
         return (*self._faults, *self._usable.notices())
@@ -469,7 +469,7 @@ class Gallery(Queries):
             own = [photo_id for photo_id, _ in self._view.names_at(left_out.row, among)]
             if left_out.id in own:
                 rows, scores = rows[rows != left_out.row], scores[rows != left_out.row]
-        # Folded, a row is a hit, so that rows before the first hit need no names.
+        # If identical photos are folded, each row is one hit, so earlier rows need no names.
         rank = first = offset if fold else 0
         hits: list[Hit] = []
         for row, score in zip(rows[first:].tolist(), scores[first:].tolist(), strict=True):

@@ -21,7 +21,7 @@ _ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class Generation:
-    """What `open_generation` yields.
+    """An open generation.
 
     Attributes:
         manifest: of the generation.
@@ -38,9 +38,9 @@ class Generation:
 
 @contextlib.contextmanager
 def open_generation(folder: Path, note: Callable[[str], None]) -> Iterator[Generation]:
-    """Yield the newest published generation, which stays as it is while a writer goes on.
+    """Yield the newest published generation, which later writes do not change.
 
-    `note` is told, in sentences, what is wrong with the files of the gallery.
+    `note` is called with sentences about damaged files of the gallery.
 
     Raises:
         BadGallery: there is no gallery, or it is damaged beyond reading.

@@ -228,7 +228,7 @@ class _Merge:
                 self._advance(len(page))
 
     def finish(self) -> int:
-        """Remove what no gallery holds, take over failures and rules; return what was removed."""
+        """Adopt failures and rules, remove photos that no gallery holds, and return how many."""
         stray = [photo_id for (photo_id,) in self._connection.execute(_STRAY)]
         removed = self._catalogue.remove(stray)
         with catalogue_errors(self._catalogue.path), transaction(self._connection):
@@ -336,7 +336,7 @@ def _require_distinct(sources: Sequence[Path], folder: Path) -> None:
 def _common_origin(
     sources: Sequence[Path], manifests: Sequence[GalleryManifest]
 ) -> tuple[Origin, Itq | None]:
-    """Return what made all the galleries.
+    """Return the origin that all galleries share.
 
     Raises:
         ModelMismatch, BadGallery: they differ; names two of them and what each is.
@@ -358,7 +358,7 @@ def _common_origin(
             raise BadGallery(
                 f"{printable_name(sources[0])} keeps {_kept(first)}, {printable_name(source)} "
                 f"{_kept(manifest)}",
-                "galleries that keep the same",
+                "galleries of the same kind",
             )
         counts = _region_count(first), _region_count(manifest)
         if counts[0] != counts[1]:
@@ -366,7 +366,7 @@ def _common_origin(
             raise BadGallery(
                 f"{printable_name(sources[0])} keeps {_regions_text(counts[0])}, "
                 f"{printable_name(source)} {_regions_text(counts[1])}",
-                "galleries that keep the same",
+                "galleries of the same kind",
                 f"sbtk index PHOTOS --regions {count} --gallery {_quoted(other)}"
                 f"{'' if None in counts else ' of a new name'}",
             )
@@ -392,7 +392,7 @@ def _require_one_division(sources: Sequence[Path], manifests: Sequence[GalleryMa
 
 
 def _require_same(source: Path, before: GalleryManifest, now: GalleryManifest) -> None:
-    """Make sure that a gallery was at most updated since it was first looked at."""
+    """Check that a gallery was at most updated since its manifest was first read."""
     if (
         *(before.model_id, before.preprocessing, before.dim, before.bits, before.shard),
         _region_count(before),
@@ -428,7 +428,7 @@ def _claim(
     itq: Itq | None,
     region_count: int | None,
 ) -> None:
-    """Make a new catalogue that of a merged gallery, or check that it is.
+    """Mark a new catalogue as that of a merged gallery, or check that it is one.
 
     Raises:
         BadGallery: it was made by `sbtk index`, or keeps something else.

@@ -1,4 +1,4 @@
-"""What every open gallery answers, whether it is a folder or lies in a search engine elsewhere."""
+"""Queries that every open gallery answers, on disk or in a search engine elsewhere."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Queries(ABC):
         """Raise `ModelMismatch` unless the embedder's model made the gallery."""
 
     def _outdated_notices(self) -> set[str]:
-        """Return notices of earlier searches that the next search says again if they still hold."""
+        """Return notices of earlier searches, which the next search repeats if they still hold."""
         return set()
 
     def search(
@@ -88,8 +88,8 @@ class Queries(ABC):
     ) -> list[Hit]:
         """Return the `k` photos nearest to `embedding (D,) float32`, best first, by cosine.
 
-        A binary gallery makes a code of it and goes by Hamming distance, equal ones by id. Fewer
-        are returned, with a notice, when there are fewer.
+        A binary gallery compares codes by Hamming distance, and orders equal distances by id. If
+        there are fewer photos, a notice says so.
 
         Args:
             embedding: of a sketch or photo, by the gallery's model; a binary gallery also takes
@@ -101,8 +101,8 @@ class Queries(ABC):
             under: only photos in this folder; `auto` searches small folders exactly.
             taken: first and last day, either of which may be `None`: only photos that were taken
                 then. If a file does not say when, the time of its last change counts.
-            fold: photos of the same bytes are one hit, with its `copies`; else each is one.
-            rerank: puts hits in another order, see `sbtk_runtime.rerank`; scores stay cosines.
+            fold: combine photos with the same bytes into one hit with `copies`.
+            rerank: reorders the hits, see `sbtk_runtime.rerank`; scores remain cosines.
             offset: the number of best hits to leave out, so that `k` hits follow them.
             match_rule: of the bundle that embedded a sketch: hits carry `match`.
             regions: also find photos by their regions, if the gallery keeps them.
@@ -123,7 +123,7 @@ class Queries(ABC):
             match_rule=match_rule,
             regions=regions,
         )
-        # How many are unusable may have been said before, when fewer were known.
+        # Earlier notices may have told of fewer unusable photos.
         outdated = self._outdated_notices()
         self.notices[:] = [text for text in self.notices if text not in outdated]
         for notice in answer.notices:
@@ -162,7 +162,7 @@ class Queries(ABC):
             search: see `search`, as for the options below.
             under: only photos in this folder.
             taken: only photos of these days.
-            fold: photos with the same bytes are one hit.
+            fold: combine photos with the same bytes into one hit.
             rerank: how to reorder the hits.
             offset: the number of best hits to leave out.
             regions: also find photos by their regions, if the gallery keeps them.

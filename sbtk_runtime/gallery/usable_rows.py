@@ -33,7 +33,7 @@ class UsableRows:
         self._bad = np.empty(0, dtype=np.int64)
         self._bad_photos = 0
         self._missing = sum(view.count_between(low, high) for low, high in check.missing())
-        self.said: set[str] = set()
+        self.issued: set[str] = set()
 
     @property
     def unusable(self) -> int:
@@ -60,7 +60,7 @@ class UsableRows:
         if not self.unusable:
             return ()
         text = f"{self.notice}: {self.remedy}"
-        self.said.add(text)
+        self.issued.add(text)
         return (text,)
 
     def among(self, rows: Rows) -> Rows:

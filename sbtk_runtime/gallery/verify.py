@@ -42,18 +42,17 @@ _REMAKE_CODES = (
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What a look at all of a gallery found.
+    """The result of verifying a gallery.
 
     Attributes:
-        generation: that was looked at.
-        live: photos that can be found.
-        sampled: photos that were searched for by their own embedding.
-        found: how many of these the graph found, or where there is none, or no hnswlib to read
-            it, the exact search.
-        problems: sentences; none if the gallery is good.
-        repaired: photos that the next `sbtk index` embeds anew.
+        generation: the verified generation.
+        live: number of searchable photos.
+        sampled: number of photos that were searched for by their own embeddings.
+        found: how many of these were found, by the graph or by exact search.
+        problems: what is wrong, in sentences.
+        repaired: number of photos that were dropped, and that the next `sbtk index` embeds again.
         bits: length of the codes of a binary gallery.
-        by_graph: whether `found` are those that the graph found.
+        by_graph: whether the graph was searched; it needs hnswlib.
     """
 
     generation: int
@@ -83,15 +82,15 @@ def verify_gallery(
 
     Args:
         folder: the gallery's.
-        samples: photos that are asked for by their own embedding.
-        seed: which ones.
+        samples: number of photos to search for by their own embeddings.
+        seed: draws them.
         repair: drop photos whose embeddings are damaged, so that the next `sbtk index` of their
             folders embeds them again, and remove damaged files that it can make again.
-        notify: told what is being looked at.
+        notify: called with a sentence before each step.
 
     Raises:
         BadGallery: the manifest or the catalogue cannot be read at all.
-        GalleryBusy: another process is writing, and `repair` was asked for.
+        GalleryBusy: with `repair`, another process is writing.
     """
     with contextlib.ExitStack() as held:
         if repair:
@@ -130,7 +129,7 @@ def _verify(
     if regions_lost:
         photos = "1 photo" if regions_lost == 1 else f"{regions_lost:,} photos"
         problems.append(f"regions of {photos} are damaged or missing")
-    notify("asking sampled photos for themselves")
+    notify("searching for sampled photos by their own embeddings")
     intact = np.setdiff1d(rows, damaged, assume_unique=True)
     chosen = np.random.default_rng(seed).choice(intact, min(samples, len(intact)), replace=False)
     sample = np.sort(chosen)
