@@ -246,7 +246,7 @@ def _jpeg_part(open_: Open, file: ScreenedImage) -> Part | None:
     scale = 1
     for level in (0, 255):
         image = open_(file.data)
-        scale = _scale_of(image)
+        scale = scale_of(image)
 
         def end(image: ImageFile.ImageFile = image) -> bytes:
             so_far.append(np.array(image._new(image.im)))
@@ -269,8 +269,9 @@ def _jpeg_part(open_: Open, file: ScreenedImage) -> Part | None:
     return Part(done[0], 1 - float(missing.mean()), missing if missing.any() else None)
 
 
-def _scale_of(image: ImageFile.ImageFile) -> int:
-    config = image.decoderconfig
+def scale_of(image: ImageFile.ImageFile | None) -> int:
+    """Return the factor by which decoding reduces each side of a JPEG; else 1."""
+    config = getattr(image, "decoderconfig", None)
     return int(config[0]) if config else 1
 
 
@@ -445,7 +446,7 @@ def _main(task: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (_MOST_DATA_BYTES, _MOST_DATA_BYTES))
     data = sys.stdin.buffer.read()
     try:
-        pixels, notices = _done(data, task)
+        pixels, notices = _run_task(data, task)
     except SbtkError as problem:
         kind = type(problem).__name__
         words = (problem.found, problem.expected, problem.next_step)
@@ -461,7 +462,7 @@ def _main(task: list[str]) -> None:
     sys.stdout.buffer.flush()
 
 
-def _done(data: bytes, task: list[str]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+def _run_task(data: bytes, task: list[str]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     from PIL import AvifImagePlugin
 
     from sbtk_runtime import preprocess, thumbnail

@@ -7,13 +7,14 @@ damaged files are decoded if nearly all rows are intact.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import io
 import os
 import stat
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,6 +57,7 @@ from sbtk_runtime.image_feed import (
     find_early_end,
     open_webp,
     percent,
+    scale_of,
 )
 from sbtk_runtime.image_limits import HEIC_FORMAT, ScreenedImage, detect_format, screen_image
 from sbtk_runtime.raw_photo import decode_raw, estimate_raw_memory, is_raw
@@ -95,6 +97,7 @@ _CANVAS_BYTES = {"WEBP": 13, "AVIF": 14, "HEIF": 10}
 _CONVERTED_BYTES = 4
 
 _ORDINARY_SCANS = 64
+_CHANGED = ("the file changed while it was read", "a file that is not being written")
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -117,14 +120,12 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 def _silence_libtiff() -> None:
     """Stop libtiff from writing to stderr; its errors are raised anyway."""
-    try:
+    # Pillow may be built without libtiff, or link it statically.
+    with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(_imaging.__file__)
         for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
             getattr(library, name).restype = ctypes.c_void_p
             getattr(library, name)(None)
-    # Pillow was built without libtiff, or linked it statically.
-    except (OSError, AttributeError):
-        return
 
 
 _silence_libtiff()
@@ -151,11 +152,10 @@ def read_image_file(path: Path | str) -> ImageFile:
         BadImage: the file is missing, unreadable, empty, too large or not a regular file (a FIFO
             does not block), or it changed during both of two reads.
     """
-    for _ in range(2):
-        file = _read_once(path)
-        if file is not None:
-            return file
-    raise _changed_error()
+    file = _read_once(path) or _read_once(path)
+    if file is None:
+        raise BadImage(*_CHANGED)
+    return file
 
 
 def read_open_file(file: BinaryIO) -> ImageFile:
@@ -169,7 +169,7 @@ def read_open_file(file: BinaryIO) -> ImageFile:
     except OSError as problem:
         raise BadImage(f"cannot be read: {problem.strerror}") from problem
     if content is None:
-        raise _changed_error()
+        raise BadImage(*_CHANGED)
     return content
 
 
@@ -221,7 +221,7 @@ class OpenImage:
         self._file: ScreenedImage | None = None
         if is_raw(data):
             self.memory_bytes, is_developed = estimate_raw_memory(
-                data, self._memory_within, MAX_APART_BYTES - len(data)
+                data, lambda jpeg: self._preview(jpeg).memory_bytes, MAX_APART_BYTES - len(data)
             )
             total = len(data) + self.memory_bytes
             if total > max_bytes or (is_developed and max_bytes < MAX_APART_BYTES):
@@ -243,7 +243,7 @@ class OpenImage:
                 bytes_each += _CONVERTED_BYTES
         else:
             size, bytes_each = self._file.canvas, _CANVAS_BYTES[self._file.format]
-        self.work_pixels = size[0] * size[1] * self._scale() ** 2 * max(1, self._file.scans)
+        self.work_pixels = size[0] * size[1] * scale_of(self._image) ** 2 * max(1, self._file.scans)
         self.memory_bytes = size[0] * size[1] * bytes_each + self._file.kept_bytes + copied
         total = len(data) + self.memory_bytes
         if self._file.is_unsure and max_bytes < MAX_APART_BYTES:
@@ -270,32 +270,22 @@ class OpenImage:
             BadImage: the image is damaged, and less than `MIN_SHARE` of its rows can be decoded.
         """
         self._clock.restart()
-        try:
-            if self._file is None:
-                is_apart = self._max_bytes >= MAX_APART_BYTES
-                most_bytes = self._max_bytes - len(self.data) if is_apart else 0
-                return DecodedImage(decode_raw(self.data, self._decode_within, most_bytes))
-            return self._decode(self._file)
-        except BadImage:
-            raise
-        except Exception as problem:
-            raise _damaged_error(problem) from problem
+        with _damage_translated():
+            if self._file is not None:
+                return self._decode(self._file)
+            is_apart = self._max_bytes >= MAX_APART_BYTES
+            most_bytes = self._max_bytes - len(self.data) if is_apart else 0
+            return DecodedImage(
+                decode_raw(self.data, lambda jpeg: self._preview(jpeg).decode().image, most_bytes)
+            )
 
-    def _scale(self) -> int:
-        """Return the factor by which each side of a JPEG is reduced in decoding."""
-        config = getattr(self._image, "decoderconfig", None)
-        return int(config[0]) if config else 1
-
-    def _memory_within(self, jpeg: bytes) -> int:
-        return OpenImage(jpeg, at_least_px=self._at_least_px).memory_bytes
-
-    def _decode_within(self, jpeg: bytes) -> Image.Image:
-        return OpenImage(jpeg, at_least_px=self._at_least_px).decode().image
+    def _preview(self, jpeg: bytes) -> OpenImage:
+        """Open the JPEG in a camera RAW."""
+        return OpenImage(jpeg, at_least_px=self._at_least_px)
 
     def _open(self, data: bytes) -> PillowFile.ImageFile:
         assert self._file is not None
-        file = self._file if data is self._file.data else replace(self._file, data=data)
-        return _open(file, self._at_least_px, self._clock)
+        return _open(replace(self._file, data=data), self._at_least_px, self._clock)
 
     def _decode(self, file: ScreenedImage) -> DecodedImage:
         image, self._image = self._image, None
@@ -309,19 +299,15 @@ class OpenImage:
         # EOFError, KeyError and more.
         except Exception as problem:
             image = None
-            return self._decode_partly(file, problem)
+            fits = 2 * self.memory_bytes + len(self.data) <= self._max_bytes
+            part = decode_part(self._open, file) if fits else None
+            if part is None:
+                raise _damaged_error(problem) from problem
+            return self._partial_image(part, file, problem)
         part = find_early_end(self._open, file, pixels)
         if part is not None:
             return self._partial_image(part, file, None)
         return DecodedImage(_finish(pixels, image, file, self._open))
-
-    def _decode_partly(self, file: ScreenedImage, problem: Exception) -> DecodedImage:
-        if 2 * self.memory_bytes + len(self.data) > self._max_bytes:
-            raise _damaged_error(problem) from problem
-        part = decode_part(self._open, file)
-        if part is None:
-            raise _damaged_error(problem) from problem
-        return self._partial_image(part, file, problem)
 
     def _partial_image(
         self, part: Part, file: ScreenedImage, problem: Exception | None
@@ -356,16 +342,13 @@ def convert(image: Image.Image) -> Image.Image:
     Raises:
         BadImage: its file is damaged or closed.
     """
-    try:
+    with _damage_translated():
         pixels = image.copy()
         if is_wide(pixels):
             pixels = to_eight_bit_grey(
                 pixels, is_scaled=False, is_unsigned=False, is_inverted=False
             )
         pixels = to_rgb_or_rgba(pixels)
-    # Pillow's decoders raise nearly anything on damaged files.
-    except Exception as problem:
-        raise _damaged_error(problem) from problem
     turn = _TURNS.get(_orientation(image, is_whole=True))
     return pixels if turn is None else pixels.transpose(turn)
 
@@ -417,10 +400,6 @@ def _read_once(path: Path | str) -> ImageFile | None:
         raise BadImage(f"cannot be read: {reason}") from problem
 
 
-def _changed_error() -> BadImage:
-    return BadImage("the file changed while it was read", "a file that is not being written")
-
-
 def _content(file: BinaryIO) -> ImageFile | None:
     before = os.fstat(file.fileno())
     if not stat.S_ISREG(before.st_mode):
@@ -451,7 +430,7 @@ def _screen(data: bytes, clock: Clock) -> ScreenedImage:
 def _open(file: ScreenedImage, at_least_px: int | None, clock: Clock) -> PillowFile.ImageFile:
     """Return the image with its header read and, for a JPEG, its scale set."""
     reader = _heif_reader() if file.format == HEIC_FORMAT else _READERS[file.format]
-    try:
+    with _damage_translated():
         feed = Feed(file.data, clock)
         # A JPEG header takes a known number of small reads.
         image = reader(io.BytesIO(file.data) if file.format == "JPEG" else feed)
@@ -469,12 +448,7 @@ def _open(file: ScreenedImage, at_least_px: int | None, clock: Clock) -> PillowF
             grey = image.info.get("transparency")
             if isinstance(grey, int):
                 image.info["transparency"] = grey * 255 // ((1 << file.bits) - 1)
-    except BadImage:
-        raise
-    # On damaged files Pillow's parsers raise exceptions of many types.
-    except Exception as problem:
-        raise _damaged_error(problem) from problem
-    return image
+        return image
 
 
 def _fix_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
@@ -590,6 +564,17 @@ def _of_lower_bytes(args: tuple[Any, ...] | str | None) -> tuple[Any, ...] | str
 
 def _few_bits() -> BadImage:
     return BadImage("a 16-bit image that uses only the low bits", "samples of the full scale")
+
+
+@contextlib.contextmanager
+def _damage_translated() -> Iterator[None]:
+    """Translate what Pillow raises on damaged files, which can be anything."""
+    try:
+        yield
+    except BadImage:
+        raise
+    except Exception as problem:
+        raise _damaged_error(problem) from problem
 
 
 def _damaged_error(problem: Exception) -> BadImage:

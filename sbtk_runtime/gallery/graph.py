@@ -51,16 +51,16 @@ def update_graph(
     live = catalogue.count_live_rows()
     if live < hnsw.GRAPH_FROM:
         return None
-    is_intact = previous is not None and _is_intact(folder, previous, vectors.dim, notify)
+    if previous is not None and not _is_intact(folder, previous, vectors.dim, notify):
+        previous = None
     additions = catalogue.count_to_add()
-    has_drops = next(catalogue.rows_to_drop(), None) is not None
-    if previous is not None and is_intact and not additions and not has_drops:
+    if previous is not None and not additions and not any(True for _ in catalogue.rows_to_drop()):
         return previous
     if not has_hnswlib():
         notify(f"no search graph: hnswlib is not installed ({INSTALL_HNSWLIB})")
         return None
     graph = None
-    if previous is not None and is_intact:
+    if previous is not None:
         total = previous.count + additions
         if total - live <= MOST_DEAD * total:
             notify(f"adding {additions:,} photos to the graph")

@@ -50,7 +50,7 @@ def publish(
         # Regions are found by codes, and whole frames then are too.
         if catalogue.region_count() is None:
             graph = update_graph(folder, catalogue, vectors, old_graph, notify)
-        update_neighbours(folder, vectors, catalogue.live_row_numbers(), notify)
+        update_neighbours(folder, vectors, catalogue.live_rows(), notify)
     count = catalogue.region_count()
     regions = None if count is None else RegionsRecord(count, catalogue.live_region_rows())
     is_same = published is not None and (

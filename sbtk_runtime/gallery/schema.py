@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
+import reprlib
+import shutil
 import sqlite3
 import tempfile
 import time
@@ -90,22 +91,18 @@ _SYSTEM = (
     *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN),
     *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOLFS, sqlite3.SQLITE_AUTH),
 )
-_NO_LOCKS = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 _READING = (
     *(sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_FSTAT, sqlite3.SQLITE_IOERR_ACCESS),
     sqlite3.SQLITE_IOERR_SEEK,
 )
-_OLD_PHOTOS = """SELECT id, born AS added_in, gone AS removed_in, NULL AS missing_in, path,
-    size_bytes, mtime_ns, NULL AS ctime_ns, NULL AS inode, sha256, row, NULL AS partial"""
-_OLD_FAILURES = "SELECT path, size_bytes, mtime_ns, ctime_ns, NULL AS inode, reason"
 _OLD_TABLES = {
     "facts": "SELECT name, value",
-    "photos": _OLD_PHOTOS,
+    "photos": """SELECT id, born AS added_in, gone AS removed_in, NULL AS missing_in, path,
+        size_bytes, mtime_ns, NULL AS ctime_ns, NULL AS inode, sha256, row, NULL AS partial""",
     "batches": "SELECT first_row, count, sha256",
-    "failures": _OLD_FAILURES,
+    "failures": "SELECT path, size_bytes, mtime_ns, ctime_ns, NULL AS inode, reason",
     "roots": "SELECT path",
 }
-_OLD_INDICES = ("photo_by_path", "photo_by_row")
 _OLDEST_SQLITE = (3, 37, 0)
 
 
@@ -151,7 +148,8 @@ def connect_reader(path: Path) -> sqlite3.Connection:
         try:
             return _open(path, "mode=ro")
         except sqlite3.OperationalError as problem:
-            if problem.sqlite_errorcode & 0xFF not in _NO_LOCKS:
+            no_locks = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+            if problem.sqlite_errorcode & 0xFF not in no_locks:
                 raise
     with _temporary_folder() as place:
         copy = Path(place) / path.name
@@ -249,7 +247,7 @@ def migrate(connection: sqlite3.Connection) -> None:
             connection.execute(f"DROP {kind} temp.{name}")
     with transaction(connection):
         old = _tables(connection)
-        for index in _OLD_INDICES:
+        for index in ("photo_by_path", "photo_by_row"):
             connection.execute(f"DROP INDEX IF EXISTS {index}")
         for table in old:
             connection.execute(f"ALTER TABLE {table} RENAME TO old_{table}")
@@ -262,8 +260,7 @@ def migrate(connection: sqlite3.Connection) -> None:
 
 def show_as_current(connection: sqlite3.Connection) -> None:
     """Show an older catalogue in the current tables, by temporary views and tables."""
-    query = "SELECT count(*) FROM main.sqlite_master WHERE name = 'dates'"
-    if not connection.execute(query).fetchone()[0]:
+    if not connection.execute("SELECT 1 FROM main.sqlite_master WHERE name = 'dates'").fetchone():
         connection.execute(f"CREATE TEMP TABLE dates {_DATES_COLUMNS}")
     if _user_version(connection) not in OLD_SCHEMAS:
         return
@@ -295,11 +292,12 @@ def _copy_consistently(path: Path, copy: Path) -> None:
     Both are read twice. The log only grows until it restarts with other salts, and still has what
     was moved into the catalogue, so the copies are consistent if nothing changed in between.
     """
-    names = [(path, copy), (Path(f"{path}-wal"), Path(f"{copy}-wal"))]
+    names = ((path, copy), (Path(f"{path}-wal"), Path(f"{copy}-wal")))
     for _ in range(_COPY_ATTEMPTS):
         try:
-            copied = [_copy(source, target) for source, target in names]
-            if copied == [_copy(source, None) for source, _ in names]:
+            for source, target in names:
+                _copy(source, target)
+            if all(_sha256(source) == _sha256(target) for source, target in names):
                 return
         except OSError as problem:
             if isinstance(problem.filename, str | bytes | os.PathLike):
@@ -311,39 +309,31 @@ def _copy_consistently(path: Path, copy: Path) -> None:
     )
 
 
-def _copy(source: Path, target: Path | None) -> bytes | None:
-    """Return the SHA-256 of a file, and copy it to `target` if given; `None` if there is no file.
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file; without one, remove `target`."""
+    target.unlink(missing_ok=True)
+    with (
+        contextlib.suppress(FileNotFoundError),
+        os.fdopen(open_regular(source), "rb") as file,
+        target.open("wb") as copy,
+    ):
+        shutil.copyfileobj(file, copy)
 
-    Raises:
-        OSError: it cannot be read, or the copy cannot be written.
-    """
-    digest = hashlib.sha256()
+
+def _sha256(path: Path) -> str | None:
+    """Return the SHA-256 of a file; `None` if there is none."""
     try:
-        with os.fdopen(open_regular(source), "rb") as file:
-            output = target.open("wb") if target is not None else contextlib.nullcontext(None)
-            with output as written:
-                while part := file.read(1 << 20):
-                    digest.update(part)
-                    if written is not None:
-                        written.write(part)
+        return sha256_of_file(path)
     except FileNotFoundError:
-        if target is not None:
-            target.unlink(missing_ok=True)
         return None
-    return digest.digest()
 
 
 @contextlib.contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """Commit all changes of the block, or none."""
     connection.execute("BEGIN IMMEDIATE")
-    try:
+    with connection:
         yield
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
 
 
 @contextlib.contextmanager
@@ -393,12 +383,11 @@ def _translate(problem: sqlite3.Error, code: int, path: Path, is_writer: bool) -
     if code == sqlite3.SQLITE_IOERR_SHORT_READ or primary not in _SYSTEM:
         return damaged(path, problem)
     is_read = code in _READING or not is_writer
-    reason = _system_error(path, is_read=is_read)
-    if reason is not None and reason.errno == errno.ENOMEM:
-        return MemoryError(str(problem))
-    if reason is not None and is_read:
-        return BadGallery(*read_refused(path, reason))
-    if reason is not None:
+    if (reason := _system_error(path, is_read=is_read)) is not None:
+        if reason.errno == errno.ENOMEM:
+            return MemoryError(str(problem))
+        if is_read:
+            return BadGallery(*read_refused(path, reason))
         return write_error(path, reason, BadGallery)
     name = getattr(problem, "sqlite_errorname", "")
     return BadGallery(
@@ -410,8 +399,7 @@ def _translate(problem: sqlite3.Error, code: int, path: Path, is_writer: bool) -
 
 def _no_space(path: Path) -> SbtkError:
     """Return the error for a full disk: the catalogue's, or that of SQLite's temporary files."""
-    folders = [path.parent, Path(tempfile.gettempdir())]
-    fullest = min(folders, key=free_bytes)
+    fullest = min(path.parent, Path(tempfile.gettempdir()), key=free_bytes)
     full = path if fullest == path.parent else fullest / "temporary files of SQLite"
     return write_error(full, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
@@ -443,8 +431,7 @@ def _system_error(path: Path, *, is_read: bool) -> OSError | None:
 def _read_and_rewrite(file: Path, *, is_rewritten: bool) -> None:
     descriptor = os.open(file, (os.O_RDWR if is_rewritten else os.O_RDONLY) | os.O_CLOEXEC)
     try:
-        part = last = b""
-        offset = 0
+        last, offset = b"", 0
         while part := os.pread(descriptor, 1 << 20, offset):
             offset, last = offset + len(part), part
         if is_rewritten:
@@ -471,8 +458,7 @@ def _tables(connection: sqlite3.Connection) -> dict[str, str]:
 
 
 def _user_version(connection: sqlite3.Connection) -> int:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    return int(version)
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _version(connection: sqlite3.Connection, path: Path) -> int:
@@ -488,7 +474,6 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
     return version
 
 
-_SHOWN = 40
 _T = TypeVar("_T")
 
 
@@ -509,9 +494,7 @@ def text(value: object) -> str:
 
 def _expect(value: object, kind: type[_T], expected: str) -> _T:
     if not isinstance(value, kind):
-        shown = repr(value)
-        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-        raise ValueError(f"{shown} where {expected} belongs")
+        raise ValueError(f"{reprlib.repr(value)} where {expected} belongs")
     return value
 
 
@@ -571,26 +554,21 @@ def soundness_problem(connection: sqlite3.Connection) -> str | None:
 
 
 def _wrong_photo(connection: sqlite3.Connection) -> str | None:
-    query = """SELECT min(row), min(added_in), max(added_in), min(removed_in), max(removed_in),
-        min(missing_in), max(missing_in) FROM photos"""
-    lowest_row, *generations = connection.execute(query).fetchone()
-    if lowest_row is not None and lowest_row < 0:
-        return f"a photo is at row {lowest_row}"
-    strange = [
-        number
-        for number in generations
-        if number is not None and not 0 < number < _MOST_GENERATIONS
-    ]
-    return f"a photo is of generation {strange[0]}" if strange else None
+    query = """SELECT id, row, added_in, removed_in, missing_in FROM photos
+        WHERE row NOT BETWEEN 0 AND :rows OR added_in NOT BETWEEN 1 AND :generations OR
+        removed_in NOT BETWEEN 1 AND :generations OR missing_in NOT BETWEEN 1 AND :generations"""
+    most = {"rows": _MOST_ROWS, "generations": _MOST_GENERATIONS}
+    found = connection.execute(query, most).fetchone()
+    return found and f"photo {found[0]} is at row {found[1]}, of the generations {found[2:]}"
 
 
 def _wrong_regions(connection: sqlite3.Connection) -> str | None:
     if not has_regions(connection):
         return None
-    query = "SELECT photo_row, first_row, count, length(boxes) FROM regions WHERE "
-    wrong = "photo_row < 0 OR first_row < 0 OR count < 0 OR length(boxes) != 16 * count LIMIT 1"
-    found = connection.execute(query + wrong).fetchone()
-    return None if found is None else f"the regions of row {found[0]} are {found[1:]}"
+    query = """SELECT photo_row, first_row, count, length(boxes) FROM regions
+        WHERE photo_row < 0 OR first_row < 0 OR count < 0 OR length(boxes) != 16 * count"""
+    found = connection.execute(query).fetchone()
+    return found and f"the regions of row {found[0]} are {found[1:]}"
 
 
 def has_regions(connection: sqlite3.Connection) -> bool:

@@ -219,7 +219,7 @@ def update_codes(
             notify("the photos have changed much: the sign codes are made again")
     name = f"{CODES_PREFIX}{catalogue.generation}"
     (folder / name).mkdir(exist_ok=True)
-    rotation = make_rotation(vectors, catalogue.live_row_numbers())
+    rotation = make_rotation(vectors, catalogue.live_rows())
     write_atomically(folder / name / ROTATION_NAME, rotation.to_bytes())
     files = {ROTATION_NAME: _stamp(folder / name / ROTATION_NAME)}
     rows = catalogue.committed_rows()
@@ -250,7 +250,7 @@ def _append_codes(
         _check(where / name, stamp, is_hashed=name == last and rows > previous.rows)
     centred_rows = previous.centred_rows
     if rows >= 2 * centred_rows:
-        live = catalogue.live_row_numbers()
+        live = catalogue.live_rows()
         if drift(rotation, vectors, live) > MOST_DRIFT:
             return None
         centred_rows = rows

@@ -185,7 +185,7 @@ class Catalogue:
     def store_dates(self, dates: Sequence[tuple[int, str | None]]) -> None:
         """Commit when photos were taken, by row; `None` if their files do not say so."""
         if dates:
-            with catalogue_errors(self.path), transaction(self.connection):
+            with self._transaction():
                 self.connection.executemany("INSERT OR REPLACE INTO dates VALUES (?, ?)", dates)
                 self._set_fact("dates_added_in", self.generation)
 
@@ -221,9 +221,17 @@ class Catalogue:
                 # Its earlier content may come back.
                 if (lost := self._id_at(failure.path)) is not None:
                     self._lose(lost)
-                self._add_failure(failure)
+            self.connection.executemany(
+                "INSERT OR REPLACE INTO failures VALUES (:path, :size_bytes, :mtime_ns, :ctime_ns, "
+                ":inode, :reason)",
+                map(asdict, failures),
+            )
             for batch in batches:
-                self._add_batch(batch)
+                self.connection.execute(
+                    "INSERT OR REPLACE INTO batches VALUES (?, ?, ?)",
+                    (batch.first_row, batch.count, bytes.fromhex(batch.sha256)),
+                )
+                self._put_checksums(batch.first_row, batch.crc32s)
                 self._set_fact("rows", batch.first_row + batch.count)
             if region_sum is not None:
                 put_regions(self.connection, regions, region_sum)
@@ -259,11 +267,8 @@ class Catalogue:
 
     def lose(self, ids: Iterable[int]) -> int:
         """Mark photos as missing, so that the next generation hides them; return how many."""
-        lost = 0
         with self._transaction():
-            for photo_id in ids:
-                lost += self._lose(photo_id)
-        return lost
+            return sum(map(self._lose, ids))
 
     def remove(self, ids: Iterable[int]) -> int:
         """Remove photos permanently, including missing ones; return how many."""
@@ -374,15 +379,12 @@ class Catalogue:
             )
         return changed.rowcount
 
-    def live_rows(self) -> Iterator[int]:
-        """Yield the unique rows of the next generation's photos, ascending."""
-        yield from self._rows(f"SELECT DISTINCT row FROM photos WHERE {_LIVE} ORDER BY row")
-
-    def live_row_numbers(self) -> Rows:
-        """Return `live_rows` as `(N,) int64`."""
+    def live_rows(self) -> Rows:
+        """Return the unique rows `(N,) int64` of the next generation's photos, ascending."""
+        query = f"SELECT DISTINCT row FROM photos WHERE {_LIVE} ORDER BY row"
         with values_checked(self.path):
             dense = dense_rows(self.connection, _LIVE, {})
-        return np.fromiter(self.live_rows(), dtype=np.int64) if dense is None else dense
+            return np.fromiter(self._rows(query), np.int64) if dense is None else dense
 
     def count_live_rows(self) -> int:
         """Return the number of `live_rows`."""
@@ -582,20 +584,6 @@ class Catalogue:
         self.connection.executemany(
             "INSERT OR REPLACE INTO row_checksums VALUES (?, ?)", enumerate(crc32s, first_row)
         )
-
-    def _add_failure(self, failure: Failure) -> None:
-        self.connection.execute(
-            "INSERT OR REPLACE INTO failures VALUES (:path, :size_bytes, :mtime_ns, :ctime_ns, "
-            ":inode, :reason)",
-            asdict(failure),
-        )
-
-    def _add_batch(self, batch: Batch) -> None:
-        self.connection.execute(
-            "INSERT OR REPLACE INTO batches VALUES (?, ?, ?)",
-            (batch.first_row, batch.count, bytes.fromhex(batch.sha256)),
-        )
-        self._put_checksums(batch.first_row, batch.crc32s)
 
     def _fact(self, name: str, default: int = 0) -> int:
         with values_checked(self.path):

@@ -29,7 +29,7 @@ from sbtk_runtime.web.following import GalleryDeleted
 from sbtk_runtime.web.photos import PhotoNotFound
 from sbtk_runtime.web.queue import Busy
 from sbtk_runtime.web.refusals import Refusal, Refused, send_refusal
-from sbtk_runtime.web.schemas import ErrorAnswer
+from sbtk_runtime.web.schemas import ErrorAnswer, ProblemAnswer
 from sbtk_runtime.web.service import Loading, Stuck
 from sbtk_runtime.web.uploads import ClientDisconnected, TimedOut
 
@@ -96,6 +96,12 @@ def refusal_of(problem: SbtkError) -> Refusal:
         *(status, code, _sentence(problem), problem.next_step),
         retry_after_s=_RETRY_AFTER_S.get(code, 0),
     )
+
+
+def problem_answer(problem: SbtkError) -> ProblemAnswer:
+    """Return the JSON model of an error."""
+    told = refusal_of(problem)
+    return ProblemAnswer(code=told.code, message=told.message, next=told.next_step)
 
 
 def add_error_answers(app: FastAPI) -> None:

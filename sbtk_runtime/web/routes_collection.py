@@ -19,7 +19,7 @@ from sbtk_runtime.gallery.folder import folder_counts, list_failures, partly_rea
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.gallery.update import roots_to_walk
 from sbtk_runtime.web.auth import HOST, is_loopback
-from sbtk_runtime.web.errors import error_answers, refusal_of
+from sbtk_runtime.web.errors import error_answers, problem_answer
 from sbtk_runtime.web.file_manager import open_folder, opener
 from sbtk_runtime.web.indexing import Indexer
 from sbtk_runtime.web.refusals import Refusal, Refused
@@ -35,7 +35,6 @@ from sbtk_runtime.web.schemas import (
     IndexReportAnswer,
     Offset,
     PageSize,
-    ProblemAnswer,
 )
 from sbtk_runtime.web.service import Service
 from sbtk_runtime.web.uploads import run_until_disconnect
@@ -253,8 +252,7 @@ def _progress_json(service: Service) -> str:
     if progress.report is not None:
         answer.report = IndexReportAnswer.of(progress.report)
     if progress.problem is not None:
-        told = refusal_of(progress.problem)
-        answer.problem = ProblemAnswer(code=told.code, message=told.message, next=told.next_step)
+        answer.problem = problem_answer(progress.problem)
     return answer.model_dump_json(exclude_none=True)
 
 

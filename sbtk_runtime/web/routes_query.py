@@ -6,12 +6,12 @@ import asyncio
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from sbtk_runtime.errors import BadImage
 from sbtk_runtime.gallery.hits import has_no_close_match
 from sbtk_runtime.preprocess import Kind
-from sbtk_runtime.web.errors import error_answers, refusal_of
+from sbtk_runtime.web.errors import error_answers, problem_answer
 from sbtk_runtime.web.metrics import Metrics
 from sbtk_runtime.web.refusals import Refusal, Refused
 from sbtk_runtime.web.schemas import (
@@ -28,7 +28,6 @@ from sbtk_runtime.web.schemas import (
     Limit,
     Offset,
     Part,
-    ProblemAnswer,
     QueryAnswer,
     RerankBy,
     SomeLiked,
@@ -36,7 +35,7 @@ from sbtk_runtime.web.schemas import (
     box_of,
     ids_of,
 )
-from sbtk_runtime.web.service import Feedback, Found, Service
+from sbtk_runtime.web.service import Feedback, Found, SearchOptions, Service
 from sbtk_runtime.web.uploads import (
     FORM_FIELD,
     FORM_TYPE,
@@ -107,6 +106,25 @@ _REQUEST_BODY: dict[str, Any] = {
 }
 
 
+def _count(k: Hits = 24, limit: Limit = None) -> int:
+    return limit or k
+
+
+def _search_options(
+    under: Folder,
+    taken: Taken,
+    offset: Offset = 0,
+    fold: Fold = True,
+    rerank: RerankBy = None,
+    regions: ByRegions = True,
+) -> SearchOptions:
+    return SearchOptions(under, taken, fold, offset, rerank, regions)
+
+
+_Count = Annotated[int, Depends(_count)]
+_Options = Annotated[SearchOptions, Depends(_search_options)]
+
+
 def query_routes(service: Service, metrics: Metrics) -> APIRouter:
     """Return the routes whose responses are hits."""
     router = APIRouter(tags=["Search"])
@@ -122,18 +140,12 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
     )
     async def query(
         request: Request,
-        under: Folder,
-        taken: Taken,
+        count: _Count,
+        options: _Options,
         kind: Annotated[
             Kind | None,
             Query(alias="as", description="What the image is; detected by default."),
         ] = None,
-        k: Hits = 24,
-        limit: Limit = None,
-        offset: Offset = 0,
-        fold: Fold = True,
-        rerank: RerankBy = None,
-        regions: ByRegions = True,
         like: Liked = None,
         unlike: Disliked = None,
     ) -> Response:
@@ -152,20 +164,11 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
             request,
             service.searches.submit(
                 lambda: service.search(
-                    embedding,
-                    upload.kind,
-                    limit or k,
-                    under,
-                    taken=taken,
-                    fold=fold,
-                    offset=offset,
-                    rerank=rerank,
-                    feedback=feedback,
-                    regions=regions,
+                    embedding, upload.kind, count, options, feedback
                 ).with_notices(prepared.notices)
             ),
         )
-        return _answered(found, offset, started, metrics, upload.kind)
+        return _json(_answer(found, options, started, metrics, upload.kind))
 
     @router.post(
         "/v1/queries",
@@ -178,24 +181,19 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
     )
     async def queries(
         request: Request,
-        under: Folder,
-        taken: Taken,
+        options: _Options,
         kind: Annotated[
             Kind | None,
             Query(alias="as", description="What the images are; detected by default."),
         ] = None,
         limit: Hits = 24,
-        offset: Offset = 0,
-        fold: Fold = True,
-        rerank: RerankBy = None,
-        regions: ByRegions = True,
     ) -> Response:
         content_type = request.headers.get("content-type", "")
         if not is_form(content_type):
             raise Refused(_NOT_A_FORM)
         service.require_ready()
 
-        async def answered(image: bytes) -> QueryAnswer | ErrorAnswer:
+        async def answer(image: bytes) -> QueryAnswer | ErrorAnswer:
             started = time.perf_counter()
             try:
                 upload = await service.uploads.prepare(request, image, kind)
@@ -203,29 +201,20 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
                 embedding = await asyncio.wrap_future(service.embed(pixels, upload.kind))
                 found = await asyncio.wrap_future(
                     service.searches.submit(
-                        lambda: service.search(
-                            *(embedding, upload.kind, limit, under),
-                            taken=taken,
-                            fold=fold,
-                            offset=offset,
-                            rerank=rerank,
-                            regions=regions,
-                        ).with_notices(upload.prepared.notices)
+                        lambda: service.search(embedding, upload.kind, limit, options).with_notices(
+                            upload.prepared.notices
+                        )
                     )
                 )
             except BadImage as problem:
-                told = refusal_of(problem)
-                return ErrorAnswer(
-                    error=ProblemAnswer(code=told.code, message=told.message, next=told.next_step)
-                )
-            return _answer(found, offset, started, metrics, upload.kind)
+                return ErrorAnswer(error=problem_answer(problem))
+            return _answer(found, options, started, metrics, upload.kind)
 
         async with bodies.read(request.scope, request.receive) as data:
             images = images_of_form(content_type, data, MAX_BATCH)
             # One after the other: other clients' queries must not wait for a whole batch.
-            results = [await answered(image) for image in images]
-        answer = BatchAnswer.model_construct(results=results)
-        return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+            results = [await answer(image) for image in images]
+        return _json(BatchAnswer.model_construct(results=results))
 
     @router.get(
         "/v1/similar",
@@ -237,15 +226,9 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
     async def like_several(
         request: Request,
         like: SomeLiked,
-        under: Folder,
-        taken: Taken,
+        count: _Count,
+        options: _Options,
         unlike: Disliked = None,
-        k: Hits = 24,
-        limit: Limit = None,
-        offset: Offset = 0,
-        fold: Fold = True,
-        rerank: RerankBy = None,
-        regions: ByRegions = True,
     ) -> Response:
         service.require_ready()
         started = time.perf_counter()
@@ -253,17 +236,10 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
         found = await run_until_disconnect(
             request,
             service.searches.submit(
-                lambda: service.like(
-                    *(feedback, limit or k, under),
-                    taken=taken,
-                    fold=fold,
-                    offset=offset,
-                    rerank=rerank,
-                    regions=regions,
-                )
+                lambda: service.search(None, "photo", count, options, feedback)
             ),
         )
-        return _answered(found, offset, started, metrics)
+        return _json(_answer(found, options, started, metrics))
 
     @router.get(
         "/v1/photos/{photo_id}/similar",
@@ -275,14 +251,8 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
     async def similar(
         request: Request,
         photo_id: Id,
-        under: Folder,
-        taken: Taken,
-        k: Hits = 24,
-        limit: Limit = None,
-        offset: Offset = 0,
-        fold: Fold = True,
-        rerank: RerankBy = None,
-        regions: ByRegions = True,
+        count: _Count,
+        options: _Options,
         region: Part = None,
     ) -> Response:
         service.require_ready()
@@ -290,38 +260,31 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
         found = await run_until_disconnect(
             request,
             service.searches.submit(
-                lambda: service.similar(
-                    *(photo_id, limit or k, under),
-                    taken=taken,
-                    fold=fold,
-                    offset=offset,
-                    rerank=rerank,
-                    regions=regions,
-                    region=box_of(region),
-                )
+                lambda: service.similar(photo_id, count, options, box_of(region))
             ),
         )
-        return _answered(found, offset, started, metrics)
+        return _json(_answer(found, options, started, metrics))
 
     return router
 
 
-def _answered(
-    found: Found, offset: int, started: float, metrics: Metrics, kind: Kind | None = None
-) -> Response:
-    answer = _answer(found, offset, started, metrics, kind)
+def _json(answer: QueryAnswer | BatchAnswer) -> Response:
     return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
 
 
 def _answer(
-    found: Found, offset: int, started: float, metrics: Metrics, kind: Kind | None
+    found: Found,
+    options: SearchOptions,
+    started: float,
+    metrics: Metrics,
+    kind: Kind | None = None,
 ) -> QueryAnswer:
     hits = [HitAnswer.of(hit) for hit in found.hits]
     took_s = time.perf_counter() - started
     metrics.query_seconds.observe(took_s)
     return QueryAnswer.model_construct(
         hits=hits,
-        no_close_match=None if offset else has_no_close_match(found.hits),
+        no_close_match=None if options.offset else has_no_close_match(found.hits),
         kind=kind,
         generation=found.generation,
         engine=found.engine,

@@ -9,7 +9,7 @@ import weakref
 from fastapi import APIRouter, Request, Response
 
 from sbtk_runtime.gallery.gallery import Gallery
-from sbtk_runtime.web.errors import error_answers, refusal_of
+from sbtk_runtime.web.errors import error_answers, problem_answer
 from sbtk_runtime.web.metrics import MEDIA_TYPE, Metrics
 from sbtk_runtime.web.schemas import (
     EngineAnswer,
@@ -17,7 +17,6 @@ from sbtk_runtime.web.schemas import (
     GalleryAnswer,
     GalleryLink,
     HealthAnswer,
-    ProblemAnswer,
 )
 from sbtk_runtime.web.service import AnyGallery, Service
 from sbtk_runtime.web.uploads import run_until_disconnect
@@ -122,12 +121,11 @@ def _health(service: Service) -> HealthAnswer:
     if state.status == "stuck":
         answer.stuck_s = round(state.stuck_s, 1)
     if state.engine is not None:
-        answer.engine = EngineAnswer.of(state.engine)
+        answer.engine = EngineAnswer.model_validate(state.engine, from_attributes=True)
     if state.gallery is not None:
         answer.generation = state.gallery.generation
         answer.photos = state.gallery.live
     answer.is_indexing = not service.indexing.is_idle
     if state.problem is not None:
-        told = refusal_of(state.problem)
-        answer.problem = ProblemAnswer(code=told.code, message=told.message, next=told.next_step)
+        answer.problem = problem_answer(state.problem)
     return answer

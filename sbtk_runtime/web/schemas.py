@@ -14,7 +14,6 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 from fastapi import Depends, FastAPI, Path, Query, Request
 from pydantic import BaseModel, BeforeValidator, Field
 
-from sbtk_runtime.engines.base import EngineInfo
 from sbtk_runtime.exif import PhotoDetails
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
@@ -247,17 +246,6 @@ class EngineAnswer(BaseModel):
     precision: str
     threads: int
 
-    @classmethod
-    def of(cls, info: EngineInfo) -> EngineAnswer:
-        """Return the JSON model of an open engine."""
-        return cls(
-            name=info.name,
-            version=info.version,
-            device=info.device,
-            precision=info.precision,
-            threads=info.threads,
-        )
-
 
 class HealthAnswer(BaseModel):
     """The health of the server, and its engine."""
@@ -449,11 +437,9 @@ Part = Annotated[
 Size = Annotated[SizePx, Query(description="The most pixels of the longer side."), _Digits]
 
 
-_IDS = re.compile(r"[0-9]{1,19}(,[0-9]{1,19}){0,31}")
-
-
+_IDS = r"^[0-9]{1,19}(,[0-9]{1,19}){0,31}$"
 _LIKED = Query(
-    pattern=f"^{_IDS.pattern}$",
+    pattern=_IDS,
     description="Ids of photos that are liked, separated by commas: hits become more like them.",
     examples=["17,4"],
 )
@@ -462,7 +448,7 @@ SomeLiked = Annotated[str, _LIKED]
 Disliked = Annotated[
     str | None,
     Query(
-        pattern=f"^{_IDS.pattern}$",
+        pattern=_IDS,
         description="Ids of photos that are not liked, separated by commas: hits become less like "
         "them.",
         examples=["23"],

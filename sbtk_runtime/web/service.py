@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Literal, Self
+from typing import Any, BinaryIO, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +86,18 @@ class Feedback:
 
 
 NO_FEEDBACK = Feedback()
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What all queries can choose; see `Gallery.answer`."""
+
+    under: str | None = None
+    taken: Period | None = None
+    fold: bool = True
+    offset: int = 0
+    rerank: Rerank | None = None
+    regions: bool = True
 
 
 @dataclass(frozen=True)
@@ -278,19 +290,13 @@ class Service:
 
     def search(
         self,
-        embedding: Embeddings,
+        embedding: Embeddings | None,
         kind: Kind,
         k: int,
-        under: str | None = None,
-        *,
-        taken: Period | None = None,
-        fold: bool = True,
-        offset: int = 0,
-        rerank: Rerank | None = None,
+        options: SearchOptions,
         feedback: Feedback = NO_FEEDBACK,
-        regions: bool = True,
     ) -> Found:
-        """Return the photos nearest to an embedding `(D,) float32` of a sketch or a photo.
+        """Return the photos nearest to an embedding `(D,) float32`, with feedback, or to feedback.
 
         Raises:
             PhotoNotFound: there is no photo of the feedback.
@@ -298,60 +304,14 @@ class Service:
         """
         return self._found(
             lambda gallery: gallery.answer(
-                *(_refined(gallery, embedding, feedback), k, self._search),
-                under=under,
-                taken=taken,
-                fold=fold,
-                rerank=rerank or gallery.choose_rerank(self._rerank, kind),
-                offset=offset,
+                *(_refine(gallery, embedding, feedback), k, self._search),
+                **self._arguments(gallery, kind, options),
                 match_rule=self.bundle.manifest.match_rule if kind == "sketch" else None,
-                regions=regions,
-            )
-        )
-
-    def like(
-        self,
-        feedback: Feedback,
-        k: int,
-        under: str | None = None,
-        *,
-        taken: Period | None = None,
-        fold: bool = True,
-        offset: int = 0,
-        rerank: Rerank | None = None,
-        regions: bool = True,
-    ) -> Found:
-        """Return the photos that look like those that are liked, and unlike the others.
-
-        Raises:
-            PhotoNotFound: there is no such photo.
-            SbtkError: the gallery was deleted or cannot be served.
-        """
-        self.require_ready()
-        return self._found(
-            lambda gallery: gallery.answer(
-                *(_refined(gallery, None, feedback), k, self._search),
-                under=under,
-                taken=taken,
-                fold=fold,
-                rerank=rerank or gallery.choose_rerank(self._rerank, "photo"),
-                offset=offset,
-                regions=regions,
             )
         )
 
     def similar(
-        self,
-        photo_id: int,
-        k: int,
-        under: str | None = None,
-        *,
-        taken: Period | None = None,
-        fold: bool = True,
-        offset: int = 0,
-        rerank: Rerank | None = None,
-        regions: bool = True,
-        region: Box | None = None,
+        self, photo_id: int, k: int, options: SearchOptions, region: Box | None = None
     ) -> Found:
         """Return the photos that look like one of the gallery, or like a part of it, without it.
 
@@ -360,20 +320,11 @@ class Service:
             BadRegion: `region` is not a part of the photo, or none of it is kept.
             SbtkError: the gallery was deleted or cannot be served.
         """
-        self.require_ready()
 
         def answer(gallery: AnyGallery) -> Answer:
             _photo(gallery, photo_id)
-            return gallery.similar(
-                *(photo_id, k, self._search),
-                under=under,
-                taken=taken,
-                fold=fold,
-                rerank=rerank or gallery.choose_rerank(self._rerank, "photo"),
-                offset=offset,
-                regions=regions,
-                region=region,
-            )
+            arguments = self._arguments(gallery, "photo", options)
+            return gallery.similar(photo_id, k, self._search, **arguments, region=region)
 
         return self._found(answer)
 
@@ -461,6 +412,10 @@ class Service:
         rows, is_bad = validate_embeddings(self._embedder.engine.run(np.stack(pixels), kind))
         return [BadImage(BAD_ROW) if bad else row for row, bad in zip(rows, is_bad, strict=True)]
 
+    def _arguments(self, gallery: AnyGallery, kind: Kind, options: SearchOptions) -> dict[str, Any]:
+        rerank = options.rerank or gallery.choose_rerank(self._rerank, kind)
+        return vars(options) | {"rerank": rerank}
+
     def _found(self, ask: Callable[[AnyGallery], Answer]) -> Found:
         assert self._embedder is not None
         engine = self._embedder.engine.info.name
@@ -472,7 +427,7 @@ class Service:
 _EMPTY = Answer([], ("the gallery has no photos yet: run sbtk index PHOTOS",))
 
 
-def _refined(gallery: AnyGallery, embedding: Embeddings | None, feedback: Feedback) -> Embeddings:
+def _refine(gallery: AnyGallery, embedding: Embeddings | None, feedback: Feedback) -> Embeddings:
     if embedding is not None and feedback == NO_FEEDBACK:
         return embedding
     for photo_id in (*feedback.liked, *feedback.disliked):
