@@ -151,7 +151,7 @@ def write_region_models(bundle: Bundle, grid: RegionGrid, target: Path) -> list[
     for variant in VARIANTS:
         name = file_name(variant)
         if name in bundle.manifest.files:
-            content = bundle.checked_content(*precision_and_form(variant))
+            content = bundle.read_onnx(*precision_and_form(variant))
             made = region_graph(content, grid, bundle.manifest.dim, str(bundle.folder / name))
             contents[name.replace(".onnx", ".regions.onnx")] = made
     target.mkdir(parents=True)

@@ -122,24 +122,24 @@ class Bundle:
             )
         return self.folder / onnx_name(precision, form)
 
-    def checked_onnx(self, precision: Precision, form: OnnxForm = "plain") -> Path:
+    def verify_onnx(self, precision: Precision, form: OnnxForm = "plain") -> Path:
         """Return the path of a precision's ONNX file, after checking its content.
 
         Raises:
             BadModel: it is missing, does not match the manifest, or names external data.
         """
         path = self.onnx_path(precision, form)
-        self.checked_content(precision, form)
+        self.read_onnx(precision, form)
         return path
 
-    def checked_content(self, precision: Precision, form: OnnxForm = "plain") -> bytes:
+    def read_onnx(self, precision: Precision, form: OnnxForm = "plain") -> bytes:
         """Return the content of a precision's ONNX file, after checking it.
 
         Raises:
-            BadModel: as `checked_onnx`.
+            BadModel: as `verify_onnx`.
         """
         path = self.onnx_path(precision, form)
-        content = _read_checked(path, self.manifest.files[path.name])
+        content = _read_verified(path, self.manifest.files[path.name])
         check_onnx(content, str(path))
         return content
 
@@ -153,7 +153,7 @@ class Bundle:
             raise BadModel(
                 f"{self.folder} has no {name}", "a file that its manifest lists", _GET_AGAIN
             )
-        return _read_checked(self.folder / name, self.manifest.files[name])
+        return _read_verified(self.folder / name, self.manifest.files[name])
 
     @property
     def bits(self) -> tuple[int, ...]:
@@ -175,7 +175,7 @@ class Bundle:
             )
         name = itq_name(bits)
         itq = Itq.from_bytes(
-            _read_checked(self.folder / name, self.manifest.files[name]), str(self.folder / name)
+            _read_verified(self.folder / name, self.manifest.files[name]), str(self.folder / name)
         )
         if (itq.dim, itq.bits) != (self.manifest.dim, bits):
             raise BadModel(
@@ -192,7 +192,7 @@ class Bundle:
             BadModel: names the first file that does not match the manifest.
         """
         for name, record in sorted(self.manifest.files.items()):
-            content = _read_checked(self.folder / name, record)
+            content = _read_verified(self.folder / name, record)
             if name.endswith(".onnx"):
                 check_onnx(content, str(self.folder / name))
         for bits in self.bits:
@@ -333,7 +333,7 @@ def _folder_of(where: str | Path) -> Path:
     raise BadModel(found, f"a folder with a {MANIFEST_NAME}, or one of: {names}", next_step)
 
 
-def _read_checked(path: Path, record: FileRecord) -> bytes:
+def _read_verified(path: Path, record: FileRecord) -> bytes:
     """Return the content of a regular file that has the size and SHA-256 of `record`."""
     try:
         with open(path, "rb", opener=without_waiting) as file:

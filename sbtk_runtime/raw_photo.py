@@ -94,10 +94,10 @@ def estimate_raw_memory(
         BadImage: as `decode_raw`.
     """
     with _open(data) as raw:
-        embedded, needed = _embedded(raw), _develop_bytes(raw)
+        embedded, needed = _read_embedded(raw), _develop_bytes(raw)
         with contextlib.suppress(Exception):  # an unusable one: `decode_raw` will develop
             if isinstance(embedded, bytes):
-                size, shown = _stored(embedded)[0], len(embedded) + memory_of(embedded)
+                size, shown = _read_stored(embedded)[0], len(embedded) + memory_of(embedded)
             elif embedded is not None:
                 size, shown = embedded.size, 4 * embedded.width * embedded.height
             if embedded is not None and (min(size) >= MIN_PREVIEW_PX or needed > most_bytes):
@@ -164,7 +164,7 @@ def _unreadable(problem: Exception) -> BadImage:
     return BadImage(f"a camera RAW that cannot be read: {told}")
 
 
-def _embedded(raw: Any) -> bytes | Image.Image | None:
+def _read_embedded(raw: Any) -> bytes | Image.Image | None:
     """Return the largest embedded image: a JPEG, or pixels."""
     import rawpy
 
@@ -180,7 +180,7 @@ def _embedded(raw: Any) -> bytes | Image.Image | None:
 
 def _preview(raw: Any, decode: Decode) -> Image.Image | None:
     """Return the embedded image, upright; `None` if no readable one exists."""
-    embedded = _embedded(raw)
+    embedded = _read_embedded(raw)
     turn = _TURNS.get(raw.sizes.flip)
     if embedded is None:
         return None
@@ -189,7 +189,7 @@ def _preview(raw: Any, decode: Decode) -> Image.Image | None:
     else:
         try:
             image = decode(embedded)
-            stored, orientation = _stored(embedded)
+            stored, orientation = _read_stored(embedded)
         # Its header or its pixels are damaged.
         except Exception:
             return None
@@ -203,7 +203,7 @@ def _preview(raw: Any, decode: Decode) -> Image.Image | None:
     return image if is_turned else image.transpose(turn)
 
 
-def _stored(jpeg: bytes) -> tuple[tuple[int, int], int]:
+def _read_stored(jpeg: bytes) -> tuple[tuple[int, int], int]:
     """Return size and orientation from an embedded JPEG's header."""
     with Image.open(io.BytesIO(jpeg), formats=("JPEG", "MPO")) as image:
         return image.size, image.getexif().get(_ORIENTATION, 1)

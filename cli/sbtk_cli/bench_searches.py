@@ -228,7 +228,7 @@ def _search_gallery(
             methods, queries, truth, progress=lambda text: notice(text, quiet=quiet)
         )
         return SearchReport(
-            vectors=f"the {gallery.count:,} photos of a gallery, {_embedded(manifest)}",
+            vectors=f"the {gallery.count:,} photos of a gallery, {_describe_origin(manifest)}",
             queries=queries_named,
             count=gallery.count,
             dim=manifest.dim,
@@ -238,7 +238,7 @@ def _search_gallery(
         )
 
 
-def _embedded(manifest: GalleryManifest) -> str:
+def _describe_origin(manifest: GalleryManifest) -> str:
     codes = "" if manifest.bits is None else f"{manifest.bits}-bit codes, "
     return f"{codes}embedded by {manifest.model_id}"
 

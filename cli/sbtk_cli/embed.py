@@ -78,7 +78,7 @@ def command(
     if not files and not lists:
         raise click.UsageError("Name image files, or a list with --from-file.")
     options.check_output_file(target)
-    paths = [*files, *_listed(lists)]
+    paths = [*files, *_read_lists(lists)]
     if not paths:
         raise BadData("the list is empty", "at least one path")
     import numpy as np
@@ -148,7 +148,7 @@ def command(
     return 3 if failures else 0
 
 
-def _listed(lists: Sequence[Path]) -> Iterator[str]:
+def _read_lists(lists: Sequence[Path]) -> Iterator[str]:
     """Yield the paths in list files: separated by NUL bytes if there is one, else by lines."""
     for source in lists:
         data = sys.stdin.buffer.read() if str(source) == "-" else source.read_bytes()

@@ -114,7 +114,7 @@ def command(
     from sbtk_runtime.web.galleries import gallery_names
     from sbtk_runtime.web.server import listen
 
-    opened, text = _opened(gallery, at, mounts, model)
+    opened, text = _open(gallery, at, mounts, model)
     is_local = is_loopback(host)
     made_token = None if is_local or token is not None else new_token()
     rules = access_rules(host, allow_hosts, made_token if token is None else token)
@@ -166,7 +166,7 @@ def command(
     return 0
 
 
-def _opened(
+def _open(
     galleries: tuple[Path, ...], at: str | None, mounts: tuple[str, ...], model: str | None
 ) -> tuple[list[tuple[Path | RemoteGallery, Bundle]], str]:
     """Return what is served, each with the bundle that made it, and all of it in words."""

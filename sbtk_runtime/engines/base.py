@@ -152,8 +152,8 @@ class EngineRequest:
             BadModel: the file is damaged, or has no map whose windows could be pooled.
         """
         if self.regions is None:
-            return str(self.bundle.checked_onnx(self.precision, self.form))
-        content = self.bundle.checked_content(self.precision, self.form)
+            return str(self.bundle.verify_onnx(self.precision, self.form))
+        content = self.bundle.read_onnx(self.precision, self.form)
         dim = self.bundle.manifest.dim
         return region_graph(content, self.regions, dim, self.name)
 

@@ -199,7 +199,7 @@ def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
-def captured_graph(cuda: Any, stream: Any, enqueue: Callable[[], None]) -> Any:
+def capture_graph(cuda: Any, stream: Any, enqueue: Callable[[], None]) -> Any:
     """Return an executable graph of the work that `enqueue` puts into a stream; does not run it.
 
     The first run of a library cannot be captured, because it allocates; run it once before. Other

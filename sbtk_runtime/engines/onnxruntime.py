@@ -56,7 +56,7 @@ def open_cpu(request: EngineRequest) -> SessionEngine:
     """
     lanes = request.lanes
     target = _Target((CPU, {}), request.device, lanes, cpu_chunk(lanes, request.regions))
-    return _proven(_session(request, target), request, target)
+    return _make_engine(_session(request, target), request, target)
 
 
 def open_cuda(request: EngineRequest) -> SessionEngine:
@@ -72,7 +72,7 @@ def open_cuda(request: EngineRequest) -> SessionEngine:
     index = _index(request.device)
     # A GPU runs one batch at a time, so it always has one lane.
     target = _Target(_cuda_provider(index), f"cuda:{index}", 1, _GPU_CHUNK)
-    return _proven(_session(request, target), request, target)
+    return _make_engine(_session(request, target), request, target)
 
 
 def probe_cpu() -> str:
@@ -134,7 +134,7 @@ def _session(request: EngineRequest, target: _Target) -> Any:
     return session
 
 
-def _proven(session: Any, request: EngineRequest, target: _Target) -> SessionEngine:
+def _make_engine(session: Any, request: EngineRequest, target: _Target) -> SessionEngine:
     info = EngineInfo(
         name=target.name,
         precision=request.precision,

@@ -87,7 +87,7 @@ def open_openvino(request: EngineRequest) -> SessionEngine:
         regions=request.regions,
     )
     chunk = cpu_chunk(request.lanes, request.regions)
-    engine = SessionEngine(_taking_turns(requests), info, chunk, _message, request.notify)
+    engine = SessionEngine(_take_turns(requests), info, chunk, _message, request.notify)
     engine.prove()
     return engine
 
@@ -146,15 +146,15 @@ def _requests(core: Any, model: Any, request: EngineRequest) -> list[Any]:
     side = input_side(request.regions)
     image = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
     feeds = feeds_of(image, "photo", request.bundle.manifest.domain_input)
-    expected = _embedded(alone.create_infer_request(), feeds)
-    if all(np.allclose(_embedded(r, feeds), expected, atol=_SAME) for r in requests):
+    expected = _embed(alone.create_infer_request(), feeds)
+    if all(np.allclose(_embed(r, feeds), expected, atol=_SAME) for r in requests):
         return requests
     settings = _settings(max(1, threads // lanes), 1)
     others = [core.compile_model(model, "CPU", settings) for _ in range(lanes - 1)]
     return [each.create_infer_request() for each in (alone, *others)]
 
 
-def _embedded(request: Any, feeds: Feeds) -> NDArray[np.float32]:
+def _embed(request: Any, feeds: Feeds) -> NDArray[np.float32]:
     return np.array(request.infer(feeds)[0], dtype=np.float32)
 
 
@@ -169,7 +169,7 @@ def _settings(threads: int, lanes: int) -> dict[str, Any]:
     }
 
 
-def _taking_turns(requests: list[Any]) -> Infer:
+def _take_turns(requests: list[Any]) -> Infer:
     """Return a function that runs each batch on an idle request."""
     idle: LifoQueue[Any] = LifoQueue()
     for request in requests:

@@ -30,7 +30,7 @@ class Labelled:
     rows: Embeddings
     labels: Labels
 
-    def chosen(self, which: Labels) -> Labelled:
+    def choose(self, which: Labels) -> Labelled:
         """Return the rows at the indices `which (n,) int64`, in that order."""
         return Labelled(self.rows[which], self.labels[which])
 
@@ -111,7 +111,7 @@ def photo_queries(photos: Labelled) -> tuple[Labelled, Labelled]:
             f"a class of at least {PHOTO_QUERIES_PER_CLASS + 1} photos",
             "add photos, or use sketches as queries",
         )
-    return photos.chosen(np.flatnonzero(is_query)), photos.chosen(np.flatnonzero(~is_query))
+    return photos.choose(np.flatnonzero(is_query)), photos.choose(np.flatnonzero(~is_query))
 
 
 def _itq(

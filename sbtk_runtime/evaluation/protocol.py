@@ -253,12 +253,12 @@ def draw_seen(
     for classes, drawn in _DRAWN_BEFORE.get(split, ()):
         generator.choice(classes, drawn, replace=False)
     return SeenDraw(
-        _drawn(generator, sketches, unseen_sketches, "sketches"),
-        _drawn(generator, photos, unseen_photos, "photos"),
+        _draw(generator, sketches, unseen_sketches, "sketches"),
+        _draw(generator, photos, unseen_photos, "photos"),
     )
 
 
-def _drawn(generator: np.random.RandomState, names: Sequence[str], unseen: int, kind: str) -> Rows:
+def _draw(generator: np.random.RandomState, names: Sequence[str], unseen: int, kind: str) -> Rows:
     """Return the drawn rows, in the order of their names."""
     first = np.unique(np.array(names, dtype=np.str_), return_index=True)[1]
     wanted = int(_SHARE * unseen)

@@ -44,14 +44,14 @@ def add_dates(catalogue: Catalogue, progress: Callable[[int], None]) -> None:
             if not found:
                 return
             last = integer(found[-1][0])
-            dates = [date for date in threads.map(_dated, found) if date is not None]
+            dates = [date for date in threads.map(_read_date, found) if date is not None]
             catalogue.store_dates(dates)
             count += len(found)
             if len(found) == _PAGE:
                 progress(count)
 
 
-def _dated(found: tuple[object, ...]) -> tuple[int, str | None] | None:
+def _read_date(found: tuple[object, ...]) -> tuple[int, str | None] | None:
     """Return row and date of a photo; `None` if its file is not the one that was embedded."""
     row, path, size_bytes, mtime_ns = found
     try:

@@ -194,7 +194,7 @@ class Gallery(Queries):
             BadGallery: its embedding or code is damaged.
         """
         self._check_question(k, search, offset)
-        photo, embedding = self._kept(photo_id, region)
+        photo, embedding = self._read(photo_id, region)
         among = PhotoFilter.of(under, taken)
         hits, allowed = self._intact_hits(
             *(embedding, k, search, among),
@@ -232,10 +232,10 @@ class Gallery(Queries):
         """Return the embeddings `(N, D) float32` of photos."""
         found = np.empty((len(ids), self.manifest.dim), dtype=np.float32)
         for number, photo_id in enumerate(ids):
-            found[number] = self._kept(photo_id)[1]
+            found[number] = self._read(photo_id)[1]
         return found
 
-    def _kept(self, photo_id: int, region: Box | None = None) -> tuple[Photo, Embeddings | Codes]:
+    def _read(self, photo_id: int, region: Box | None = None) -> tuple[Photo, Embeddings | Codes]:
         """Return a photo, and its embedding or code, or that of a region."""
         photo = self.photo(photo_id)
         if photo is None:
@@ -339,7 +339,7 @@ class Gallery(Queries):
         found = None
         if regions and self._regions is not None and rerank == "none" and search != "hnsw":
             wanted = min(best, allowed)
-            found = self._regions.improved(rows, scores, embedding, wanted, usable, search)
+            found = self._regions.improve(rows, scores, embedding, wanted, usable, search)
             rows, scores = found.rows, found.scores
         if usable is None:
             allowed = self.count - self.unusable

@@ -352,12 +352,12 @@ def _common_origin(
                     f"{printable_name(sources[0])} is {kind} {a}, {printable_name(source)} {kind} "
                     f"{b}",
                     "galleries of one model (embeddings of two cannot be compared)",
-                    f"sbtk index PHOTOS --model NAME --gallery {_quoted(source)} of a new name",
+                    f"sbtk index PHOTOS --model NAME --gallery {_quote(source)} of a new name",
                 )
         if (first.bits, first.dim) != (manifest.bits, manifest.dim):
             raise BadGallery(
-                f"{printable_name(sources[0])} keeps {_kept(first)}, {printable_name(source)} "
-                f"{_kept(manifest)}",
+                f"{printable_name(sources[0])} keeps {_describe(first)}, {printable_name(source)} "
+                f"{_describe(manifest)}",
                 "galleries of the same kind",
             )
         counts = _region_count(first), _region_count(manifest)
@@ -367,7 +367,7 @@ def _common_origin(
                 f"{printable_name(sources[0])} keeps {_regions_text(counts[0])}, "
                 f"{printable_name(source)} {_regions_text(counts[1])}",
                 "galleries of the same kind",
-                f"sbtk index PHOTOS --regions {count} --gallery {_quoted(other)}"
+                f"sbtk index PHOTOS --regions {count} --gallery {_quote(other)}"
                 f"{'' if None in counts else ' of a new name'}",
             )
     _require_one_division(sources, manifests)
@@ -450,8 +450,8 @@ def _claim(
     if replace(known, precision=origin.precision) != origin:
         raise ModelMismatch(
             f"{printable_name(folder)} was merged from galleries of {known.model_id}, "
-            f"{known.preprocessing}, {_kept(known)}",
-            f"{origin.model_id}, {origin.preprocessing}, {_kept(origin)}, as they are now",
+            f"{known.preprocessing}, {_describe(known)}",
+            f"{origin.model_id}, {origin.preprocessing}, {_describe(origin)}, as they are now",
             "name another gallery: --gallery all-2.sbtk",
         )
 
@@ -474,7 +474,7 @@ def _regions_text(count: int | None) -> str:
     return "whole frames only" if count is None else f"{count} regions of each photo"
 
 
-def _kept(kept: GalleryManifest | Origin) -> str:
+def _describe(kept: GalleryManifest | Origin) -> str:
     return f"{kept.dim} numbers a photo" if kept.bits is None else f"{kept.bits}-bit codes"
 
 
@@ -485,5 +485,5 @@ def _absent_shards(manifests: Iterable[GalleryManifest]) -> tuple[str, ...]:
     return tuple(str(shard) for shard in every if shard not in shards)
 
 
-def _quoted(path: Path) -> str:
+def _quote(path: Path) -> str:
     return shlex.quote(printable_name(path))

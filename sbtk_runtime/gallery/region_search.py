@@ -86,7 +86,7 @@ class RegionSearch:
         """The number of regions."""
         return int(self._spans.counts.sum())
 
-    def improved(
+    def improve(
         self,
         rows: Rows,
         scores: Scores,

@@ -366,7 +366,7 @@ class Vectors(Shards):
                 rows[start : start + CHUNK_ROWS] for start in range(0, len(rows), CHUNK_ROWS)
             )
         else:
-            parts = _chunked(rows)
+            parts = _chunk(rows)
         for part in parts:
             embeddings, is_whole = self.read(part)
             yield part, embeddings, is_whole
@@ -418,7 +418,7 @@ def _unit_rows(halves: NDArray[np.int16]) -> tuple[Embeddings, NDArray[np.bool_]
     return rows, is_whole
 
 
-def _chunked(rows: Iterable[int]) -> Iterator[Rows]:
+def _chunk(rows: Iterable[int]) -> Iterator[Rows]:
     part: list[int] = []
     for row in rows:
         part.append(row)

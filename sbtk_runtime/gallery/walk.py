@@ -18,7 +18,7 @@ from sbtk_runtime.gallery.walk_rules import (
     Pattern,
     WalkRules,
     Why,
-    decided_by,
+    find_decision,
     is_hidden,
     patterns_of,
     read_ignore_file,
@@ -337,11 +337,11 @@ class _Walk:
         if not self._exclude and not folder.ignores:
             return None
         relative = folder.relative + name
-        decision = decided_by(self._exclude, relative, is_folder)
+        decision = find_decision(self._exclude, relative, is_folder)
         for start, patterns in reversed(folder.ignores):
             if decision is not None:
                 break
-            decision = decided_by(patterns, relative[start:], is_folder)
+            decision = find_decision(patterns, relative[start:], is_folder)
         return decision.text if decision is not None and decision.excludes else None
 
     def _is_new(self, key: tuple[int, int]) -> bool:
@@ -577,14 +577,14 @@ def _sentence(why: Why, counts: list[LeftOutCount]) -> str:
     files = sum(count.count for count in counts if not count.is_folder)
     folders = sum(count.count for count in counts if count.is_folder)
     if why in _READER_MISSING:
-        return f"{_counted(files, f'{_READER_MISSING[why]} photo')} skipped: {_REASONS[why]}"
+        return f"{_say_count(files, f'{_READER_MISSING[why]} photo')} skipped: {_REASONS[why]}"
     if why is Why.LINK:
         named = [count.what for count in counts[:_MAX_NAMES_SAID]]
         more = folders - len(named)
         named += [f"{more:,} more"] * (more > 0)
         links = f"{folders:,} link to a folder" if folders == 1 else f"{folders:,} links to folders"
         return f"{links} not followed: {', '.join(named)}: {_REASONS[why]}"
-    totals = [_counted(files, "file")] * (files > 0) + [_counted(folders, "folder")] * (folders > 0)
+    totals = [_say_count(n, noun) for n, noun in ((files, "file"), (folders, "folder")) if n]
     named = [f"{count.count:,} {_name(count)}" for count in counts[:_MAX_NAMES_SAID]]
     more = sum(count.count for count in counts[_MAX_NAMES_SAID:])
     named += [f"{more:,} more"] * (more > 0)
@@ -595,5 +595,5 @@ def _name(count: LeftOutCount) -> str:
     return (count.what + "/" * count.is_folder) if count.what else "without a suffix"
 
 
-def _counted(number: int, noun: str) -> str:
+def _say_count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

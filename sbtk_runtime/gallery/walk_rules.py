@@ -185,7 +185,7 @@ def read_ignore_file(folder: str) -> tuple[Pattern, ...]:
     return tuple(patterns)
 
 
-def decided_by(patterns: tuple[Pattern, ...], path: str, is_folder: bool) -> Pattern | None:
+def find_decision(patterns: tuple[Pattern, ...], path: str, is_folder: bool) -> Pattern | None:
     """Return the last of `patterns` that matches an entry of a folder that is not excluded.
 
     Args:

@@ -135,11 +135,11 @@ def add_error_answers(app: FastAPI) -> None:
         response.headers.update(problem.headers or {})
         if problem.status_code == 405:
             found = response.headers.get("allow", "")
-            response.headers["allow"] = _allowed(app, request, found)
+            response.headers["allow"] = _list_allowed(app, request, found)
         return response
 
 
-def _allowed(app: FastAPI, request: Request, found: str) -> str:
+def _list_allowed(app: FastAPI, request: Request, found: str) -> str:
     """Return the methods of all routes of a path; Starlette finds those of the first."""
     methods = {method.strip() for method in found.split(",")}
     for path, operations in app.openapi()["paths"].items():

@@ -59,7 +59,7 @@ def open_photo(path: bytes, roots: Iterable[bytes], indexed: Photo | None = None
         if parts is None:
             continue
         try:
-            return _opened(root, parts, indexed)
+            return _open_within(root, parts, indexed)
         except ValueError:  # a path with a NUL byte
             continue
         except OSError as problem:
@@ -135,7 +135,7 @@ def _parts_below(root: bytes, path: bytes) -> list[bytes] | None:
     return None if any(part in (b"", b".", b"..") for part in parts) else parts
 
 
-def _opened(root: bytes, parts: list[bytes], indexed: Photo | None) -> BinaryIO:
+def _open_within(root: bytes, parts: list[bytes], indexed: Photo | None) -> BinaryIO:
     if parts == [b""]:
         root, name = os.path.split(root)
         parts = [name]
@@ -228,7 +228,7 @@ class Thumbnails:
             if (kept := self._kept.get(tag)) is not None:
                 self._kept.move_to_end(tag)
                 return kept
-        made = self._made(file, size_px)
+        made = self._make(file, size_px)
         with self._lock:
             self._kept_bytes += len(made) - len(self._kept.pop(tag, b""))
             self._kept[tag] = made
@@ -237,7 +237,7 @@ class Thumbnails:
                 self._kept_bytes -= len(dropped)
         return made
 
-    def _made(self, file: BinaryIO, size_px: SizePx) -> bytes:
+    def _make(self, file: BinaryIO, size_px: SizePx) -> bytes:
         try:
             data = read_open_file(file).data
             with self._decoding.reserve(memory_to_decode(data, at_least_px=size_px)):

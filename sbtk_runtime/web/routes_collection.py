@@ -63,7 +63,7 @@ def collection_routes(service: Service, *, may_change: bool) -> APIRouter:
         responses=error_answers(503, 504),
     )
     async def folders(request: Request) -> Response:
-        def listed() -> IndexedFolders:
+        def list_folders() -> IndexedFolders:
             with service.reading() as gallery:  # also checks that the gallery can be read
                 counts = (
                     gallery.source_folders()
@@ -77,7 +77,7 @@ def collection_routes(service: Service, *, may_change: bool) -> APIRouter:
                 can_show=may_change and _is_local(request) and opener() is not None,
             )
 
-        answer = await run_until_disconnect(request, service.reads.submit(listed))
+        answer = await run_until_disconnect(request, service.reads.submit(list_folders))
         return _json(answer.model_dump_json(exclude_none=True))
 
     @router.get(
@@ -88,7 +88,7 @@ def collection_routes(service: Service, *, may_change: bool) -> APIRouter:
         responses=error_answers(422, 503, 504),
     )
     async def failures(request: Request, limit: PageSize = 100, offset: Offset = 0) -> Response:
-        def listed() -> FailuresAnswer:
+        def list_all() -> FailuresAnswer:
             found: list[FileFailure] = []
             # Whoever pushed photos elsewhere knows what could not be read.
             if folder is not None:
@@ -98,7 +98,7 @@ def collection_routes(service: Service, *, may_change: bool) -> APIRouter:
             return FailuresAnswer(failures=found[offset : offset + limit], count=len(found))
 
         folder = service.folder
-        answer = await run_until_disconnect(request, service.reads.submit(listed))
+        answer = await run_until_disconnect(request, service.reads.submit(list_all))
         return _json(answer.model_dump_json(exclude_none=True))
 
     @router.get(
@@ -175,14 +175,14 @@ def collection_routes(service: Service, *, may_change: bool) -> APIRouter:
         if program is None:
             raise Refused(_NO_FILE_MANAGER)
 
-        def opened() -> str:
+        def show() -> str:
             photo, file = service.photo_file(photo_id)
             file.close()
             folder = str(Path(photo.path).parent)
             open_folder(program, folder)
             return folder
 
-        folder = await run_until_disconnect(request, service.reads.submit(opened))
+        folder = await run_until_disconnect(request, service.reads.submit(show))
         return _json(FolderShown(folder=printable_name(folder)).model_dump_json(), 202)
 
     return router

@@ -125,7 +125,7 @@ def photo_routes(service: Service, thumbnails: Thumbnails) -> APIRouter:
         responses=error_answers(404, 503, 504) | _NOT_MODIFIED | {200: {"content": _IMAGES}},
     )
     async def file(request: Request, photo_id: Id) -> Response:
-        def opened() -> Response:
+        def open_file() -> Response:
             known, content = service.photo_file(photo_id)
             try:
                 return _file_answer(request, os.fsencode(known.path), content)
@@ -133,7 +133,7 @@ def photo_routes(service: Service, thumbnails: Thumbnails) -> APIRouter:
                 content.close()
                 raise
 
-        return await run_until_disconnect(request, service.reads.submit(opened))
+        return await run_until_disconnect(request, service.reads.submit(open_file))
 
     return router
 

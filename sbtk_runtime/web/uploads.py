@@ -178,20 +178,20 @@ class UploadDecoder:
 
     async def _prepare(self, request: Request, data: bytes, kind: Kind) -> Prepared:
         found = await run_until_disconnect(
-            request, self.small.submit(lambda: _prepared_if_small(data, kind))
+            request, self.small.submit(lambda: _prepare_if_small(data, kind))
         )
         if isinstance(found, Prepared):
             return found
         return await run_until_disconnect(
-            request, self.costly.submit(lambda: self._decoded_costly(found, kind))
+            request, self.costly.submit(lambda: self._prepare_costly(found, kind))
         )
 
-    def _decoded_costly(self, image: OpenImage, kind: Kind) -> Prepared:
+    def _prepare_costly(self, image: OpenImage, kind: Kind) -> Prepared:
         with self._budget.reserve(image.memory_bytes):
-            return _prepared(image, kind)
+            return _prepare_opened(image, kind)
 
 
-def _prepared_if_small(data: bytes, kind: Kind) -> Prepared | OpenImage:
+def _prepare_if_small(data: bytes, kind: Kind) -> Prepared | OpenImage:
     """Return the model's input, or a costly image that is not decoded yet."""
     if not data:
         raise BadImage("the request has no image in its body", "the bytes of an image file")
@@ -206,10 +206,10 @@ def _prepared_if_small(data: bytes, kind: Kind) -> Prepared | OpenImage:
             "scale it down; 1,000 pixels a side are enough",
         ) from problem
     is_small = image.memory_bytes <= SMALL_BYTES and image.work_pixels <= SMALL_PIXELS
-    return _prepared(image, kind) if is_small else image
+    return _prepare_opened(image, kind) if is_small else image
 
 
-def _prepared(image: OpenImage, kind: Kind) -> Prepared:
+def _prepare_opened(image: OpenImage, kind: Kind) -> Prepared:
     decoded = image.decode()
     return prepare_image(decoded.image, kind, notices=decoded.notices)
 

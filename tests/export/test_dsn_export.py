@@ -204,7 +204,7 @@ def test_images_keep_their_kind_through_mixing_and_batches(dsn_bundle: Bundle) -
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_tensorrt_takes_both_inputs(dsn_bundle: Bundle, precision: Precision) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    content = dsn_bundle.checked_content(precision, "tensorrt")
+    content = dsn_bundle.read_onnx(precision, "tensorrt")
     settings = BuildSettings(1, 2, 4, optimisation_level=0)
     trt = find_tensorrt("tensorrt_rtx")
     assert len(build_plan(trt, content, settings, domain_input="domain").plan) > 10_000

@@ -89,7 +89,7 @@ def test_bundle_has_both_int8_files(trt_bundle: Bundle) -> None:
     trt_bundle.verify()
     assert {"model.int8.onnx", "model.int8.trt.onnx"} < set(trt_bundle.manifest.files)
     assert trt_bundle.precisions_of("tensorrt") == ("fp32", "int8")
-    plain, symmetric = (trt_bundle.checked_content("int8", form) for form in ("plain", "tensorrt"))
+    plain, symmetric = (trt_bundle.read_onnx("int8", form) for form in ("plain", "tensorrt"))
     assert plain != symmetric
 
 
@@ -266,10 +266,10 @@ def test_steps_clip_where_that_pays() -> None:
 def test_tensorrt_takes_it_and_not_the_other(trt_bundle: Bundle) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     trt = find_tensorrt("tensorrt_rtx")
-    built = build_plan(trt, trt_bundle.checked_content("int8", "tensorrt"), SETTINGS)
+    built = build_plan(trt, trt_bundle.read_onnx("int8", "tensorrt"), SETTINGS)
     assert len(built.plan) > 10_000
     with pytest.raises(BadModel, match="refuses"):
-        build_plan(trt, trt_bundle.checked_content("int8"), SETTINGS)
+        build_plan(trt, trt_bundle.read_onnx("int8"), SETTINGS)
 
 
 def test_slim_bundle_of_tensorrts_form_alone_is_refused(

@@ -39,7 +39,7 @@ def test_opens_a_folder_by_path_and_text(folder: Path) -> None:
         bundle = Bundle.open(where)
         assert bundle.manifest == read_bundle_manifest(folder)
         assert bundle.precisions == ("fp32", "int8")
-        assert bundle.checked_onnx("int8").samefile(folder / "model.int8.onnx")
+        assert bundle.verify_onnx("int8").samefile(folder / "model.int8.onnx")
         bundle.verify()
 
 
@@ -113,10 +113,10 @@ def test_damage_is_found_and_named(folder: Path, damage: str) -> None:
     elif damage == "folder":
         path.mkdir()
     bundle = Bundle.open(folder)
-    for check in (bundle.verify, lambda: bundle.checked_onnx("int8")):
+    for check in (bundle.verify, lambda: bundle.verify_onnx("int8")):
         with pytest.raises(BadModel, match=r"model\.int8\.onnx"):
             check()
-    bundle.checked_onnx("fp32")
+    bundle.verify_onnx("fp32")
 
 
 def test_verify_refuses_loadable_files_that_nobody_vouches_for(folder: Path) -> None:
@@ -136,7 +136,7 @@ def test_external_data_are_refused_wherever_they_hide(
     (folder / "model.int8.onnx").write_bytes(model.SerializeToString())
     write_tiny_manifest(folder)
     bundle = Bundle.open(folder)
-    for check in (bundle.verify, lambda: bundle.checked_onnx("int8")):
+    for check in (bundle.verify, lambda: bundle.verify_onnx("int8")):
         with pytest.raises(BadModel, match=r"model\.int8\.onnx has weights in another file"):
             check()
 

@@ -31,7 +31,7 @@ from sbtk_runtime.web.uploads import (
     SMALL_PIXELS,
     BodyReader,
     ClientDisconnected,
-    _prepared_if_small,
+    _prepare_if_small,
 )
 from tests.serve_client import png, query, resident_bytes, sketch_png
 from tests.serve_process import ServeProcess
@@ -74,7 +74,7 @@ def test_an_upload_is_given_less_time_than_a_file(slow_jpeg: bytes) -> None:
     with pytest.raises(SlowImage, match="too long"):
         open_image(slow_jpeg, "photo", limit_s=0.05).decode()
     with pytest.raises(BadImage, match="PNG, JPEG or WebP"):
-        _prepared_if_small(b"GIF89a" + bytes(100), "photo")
+        _prepare_if_small(b"GIF89a" + bytes(100), "photo")
 
 
 def test_large_uploads_are_decoded_and_find_what_python_finds(

@@ -121,7 +121,7 @@ class PlanCache:
         """Return the fitting plan with the smallest profile for the batch, or else the largest."""
         passed_over = []
         candidates = []
-        with self._opened() as folder:
+        with self._open() as folder:
             for sidecar in folder.names(SIDECAR):
                 try:
                     record = _record(folder, sidecar)
@@ -160,7 +160,7 @@ class PlanCache:
         assert record.plan_sha256 == hashlib.sha256(plan).hexdigest()
         sidecar = sidecar_name(record)
         name = plan_name(sidecar, record)
-        with self._opened() as folder:
+        with self._open() as folder:
             folder.remove_temporaries()
             folder.write(name, plan)
             folder.write(sidecar, record.to_json())
@@ -172,7 +172,7 @@ class PlanCache:
     def entries(self) -> list[CacheEntry]:
         """Return every plan, sound or not, after reading all of it."""
         entries = []
-        with self._opened() as folder:
+        with self._open() as folder:
             for sidecar in folder.names(SIDECAR):
                 record, shown, reason = None, sidecar, ""
                 try:
@@ -196,7 +196,7 @@ class PlanCache:
             model: a model id or the name before its `@`; `None` for everything.
         """
         plans = size_bytes = 0
-        with self._opened() as folder:
+        with self._open() as folder:
             folder.remove_temporaries()
             doomed = []
             for sidecar in folder.names(SIDECAR):
@@ -218,7 +218,7 @@ class PlanCache:
     def discard(self, record: PlanRecord) -> None:
         """Remove the plan of this record, if it is still there."""
         sidecar = sidecar_name(record)
-        with self._opened() as folder:
+        with self._open() as folder:
             with contextlib.suppress(UnsafeFile):
                 if _record(folder, sidecar) == record:
                     folder.remove(sidecar)
@@ -227,7 +227,7 @@ class PlanCache:
     def timing_cache(self, module: str, version: str, compute_capability: str) -> bytes:
         """Return the timing cache of earlier builds on such a GPU; empty without a sound one."""
         name = timing_name(module, version, compute_capability)
-        with self._opened() as folder:
+        with self._open() as folder:
             try:
                 content = folder.read(name, _MAX_TIMING_BYTES)
             except UnsafeFile:
@@ -240,11 +240,11 @@ class PlanCache:
     ) -> None:
         """Store a build's timing cache for the next one; call it with the lock held."""
         name = timing_name(module, version, compute_capability)
-        with self._opened() as folder:
+        with self._open() as folder:
             folder.write(name, hashlib.sha256(data).digest() + data)
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[PrivateFolder]:
+    def _open(self) -> Iterator[PrivateFolder]:
         try:
             with PrivateFolder.opened(self.folder) as folder:
                 yield folder

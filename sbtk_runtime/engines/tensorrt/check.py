@@ -102,7 +102,7 @@ def check_plan(
             embeddings differ too much.
     """
     images = generate_images(input_side(regions))
-    rows, is_bad = validate_embeddings(_embedded(engine, images))
+    rows, is_bad = validate_embeddings(_embed(engine, images))
     if is_bad.any():
         raise EngineUnavailable(
             f"{int(is_bad.sum())} of {len(rows)} rows that {engine.info.name} returns are not "
@@ -117,7 +117,7 @@ def check_plan(
     except (MissingExtra, EngineUnavailable) as problem:
         return PlanCheck(len(rows), None, f"nothing to compare with: {problem.found}")
     try:
-        cosine_min = _least_cosine(rows, _embedded(other, images))
+        cosine_min = _least_cosine(rows, _embed(other, images))
     finally:
         other.close()
     reference = f"{other.info.name} {other.info.version} on the CPU"
@@ -144,7 +144,7 @@ def generate_images(size_px: int = SIZE_PX) -> Mapping[Kind, Pixels]:
     }
 
 
-def _embedded(engine: Engine, images: Mapping[Kind, Pixels]) -> NDArray[np.float32]:
+def _embed(engine: Engine, images: Mapping[Kind, Pixels]) -> NDArray[np.float32]:
     return np.concatenate([engine.run(pixels, kind) for kind, pixels in images.items()])
 
 

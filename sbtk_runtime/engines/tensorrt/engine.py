@@ -501,7 +501,7 @@ def _build(order: _Order, timing_cache: bytes) -> BuiltPlan:
         f"building the {wanted.precision} {what} of {order.bundle.manifest.model_id} with "
         f"{order.trt.title} for batches of {batches}; it may take some minutes"
     )
-    content = order.bundle.checked_content(wanted.precision, "tensorrt")
+    content = order.bundle.read_onnx(wanted.precision, "tensorrt")
     name = str(order.bundle.onnx_path(wanted.precision, "tensorrt"))
     if order.regions is not None:
         content = region_graph(content, order.regions, order.bundle.manifest.dim, name)

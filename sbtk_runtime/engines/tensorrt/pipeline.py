@@ -17,7 +17,7 @@ from sbtk_runtime.engines.cuda import (
     DeviceResources,
     OutOfDeviceMemory,
     PinnedArray,
-    captured_graph,
+    capture_graph,
     checked,
 )
 from sbtk_runtime.engines.tensorrt.library import LogLines, TensorRt, join_lines, recording_logger
@@ -209,7 +209,7 @@ class Pipeline:
             step = self._steps[bucket, slot.number] = _Step(self._new_context(slot, bucket))
         elif self._captures and step.graph is None and step.has_run:
             try:
-                step.graph = captured_graph(
+                step.graph = capture_graph(
                     self._cuda, self._run_stream, lambda: self._execute(step)
                 )
                 self._graphs.on_close(self._cuda.cudaGraphExecDestroy, step.graph)
@@ -341,7 +341,7 @@ class Network:
         self._engine: Any = None
         self._config: Any = None
         try:
-            self._engine = self._loaded(plan)
+            self._engine = self._load(plan)
             self._check_tensors()
             shapes = self._engine.get_tensor_profile_shape(INPUT_NAME, 0)
             self.smallest, self.largest = int(shapes[0][0]), int(shapes[2][0])
@@ -400,7 +400,7 @@ class Network:
         """Free the plan; contexts must have been freed before."""
         self._config = self._engine = self._runtime = None
 
-    def _loaded(self, plan: bytes) -> Any:
+    def _load(self, plan: bytes) -> Any:
         try:
             self._runtime = self._trt.module.Runtime(self._logger)
         # The bindings have no exception class for objects that cannot be created.

@@ -122,12 +122,12 @@ def iterate_products(kind: ProductKind, sizes: Sequence[int], threads: int) -> I
     """Yield a product of each size for each installed inference library."""
     for library, find in (("onnxruntime", _on_onnxruntime), ("openvino", _on_openvino)):
         try:
-            opened = find(threads)
+            open_graph = find(threads)
         except (EngineUnavailable, MissingExtra):
             continue
         for size in sizes:
             left = _matrix(size, np.uint8 if kind == "int8" else np.float32)
-            yield Product(library, kind, size, opened(product_graph(kind, size), left))
+            yield Product(library, kind, size, open_graph(product_graph(kind, size), left))
 
 
 def product_graph(kind: ProductKind, size: int) -> bytes:
@@ -164,11 +164,11 @@ def _on_onnxruntime(threads: int) -> _Opened:
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.force_spinning_stop", "1")
 
-    def opened(graph: bytes, left: NDArray[Any]) -> Callable[[], object]:
+    def open_graph(graph: bytes, left: NDArray[Any]) -> Callable[[], object]:
         session = runtime.InferenceSession(graph, options, providers=[CPU])
         return lambda: session.run([_RESULT], {_LEFT: left})[0]
 
-    return opened
+    return open_graph
 
 
 def _on_openvino(threads: int) -> _Opened:
@@ -180,12 +180,12 @@ def _on_openvino(threads: int) -> _Opened:
         "ENABLE_CPU_PINNING": False,
     }
 
-    def opened(graph: bytes, left: NDArray[Any]) -> Callable[[], object]:
+    def open_graph(graph: bytes, left: NDArray[Any]) -> Callable[[], object]:
         compiled = core.compile_model(core.read_model(graph), "CPU", settings)
         request = compiled.create_infer_request()
         return lambda: request.infer({_LEFT: left}, share_inputs=True)[0]
 
-    return opened
+    return open_graph
 
 
 def _matrix(size: int, dtype: type[np.generic]) -> NDArray[Any]:

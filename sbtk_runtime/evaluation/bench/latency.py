@@ -211,7 +211,7 @@ def _speeds(
 def _model_macs(bundle: Bundle, notes: list[str]) -> int:
     """Return the multiply-accumulates of the model; 0 if they cannot be counted."""
     try:
-        return count_macs(bundle.checked_content(bundle.precisions[0]))
+        return count_macs(bundle.read_onnx(bundle.precisions[0]))
     except BadModel as problem:
         notes.append(f"no floor: {problem.found}")
         return 0

@@ -89,7 +89,7 @@ def test_one_batch_only_is_a_profile_too(rtx: TensorRt) -> None:
 def test_progress_tells_time_and_what_is_waited_for(rtx: TensorRt) -> None:
     told: list[BuildProgress] = []
     # The pretrained model takes long enough to be looked at.
-    onnx_bytes = Bundle.open("sbtknet-sketchy").checked_content("fp16", "tensorrt")
+    onnx_bytes = Bundle.open("sbtknet-sketchy").read_onnx("fp16", "tensorrt")
     build_plan(rtx, onnx_bytes, SETTINGS, progress=told.append)
     assert told
     times = [progress.elapsed_s for progress in told]
@@ -145,7 +145,7 @@ def test_an_interruption_ends_the_build_and_comes_through(
             signal.raise_signal(signal.SIGINT)
         raise interruption
 
-    onnx_bytes = Bundle.open("sbtknet-sketchy").checked_content("fp16", "tensorrt")
+    onnx_bytes = Bundle.open("sbtknet-sketchy").read_onnx("fp16", "tensorrt")
     with pytest.raises(interruption):
         build_plan(rtx, onnx_bytes, SETTINGS, progress=interrupt)
     assert not [thread for thread in threading.enumerate() if "plan build" in thread.name]
@@ -169,7 +169,7 @@ def test_external_data_never_reach_the_builder(tmp_path: Path) -> None:
     onnx.save(model, folder / "model.fp16.onnx", save_as_external_data=True, size_threshold=0)
     write_tiny_manifest(folder)
     with pytest.raises(BadModel, match="weights in another file"):
-        Bundle.open(folder).checked_content("fp16", "tensorrt")
+        Bundle.open(folder).read_onnx("fp16", "tensorrt")
     content = (folder / "model.fp16.onnx").read_bytes()
     with pytest.raises(BadModel, match="weights in another file"):
         build_plan(_untouchable("tensorrt_rtx", "1"), content, SETTINGS)
@@ -288,7 +288,7 @@ def test_int8_for_cpus_is_refused_with_the_parsers_own_words(rtx: TensorRt) -> N
 
 
 def test_the_shipped_int8_for_cpus_is_refused_too(rtx: TensorRt) -> None:
-    content = Bundle.open("sbtknet-sketchy").checked_content("int8")
+    content = Bundle.open("sbtknet-sketchy").read_onnx("int8")
     with pytest.raises(BadModel, match="Int32 but must have type"):
         build_plan(rtx, content, SETTINGS)
 

@@ -203,7 +203,7 @@ def test_channel_weights_and_a_second_input_are_counted_too(tmp_path: Path, half
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
 def test_the_shipped_model_is_a_resnet50(precision: str) -> None:
     bundle = Bundle.open()
-    content = bundle.checked_content("int8" if precision == "int8" else "fp16")
+    content = bundle.read_onnx("int8" if precision == "int8" else "fp16")
     dim = bundle.manifest.dim
     whole = macs_by_torch(SbtknetStudent(bundle.manifest.backbone, dim, classes=2))
     counted = count_macs(content)
