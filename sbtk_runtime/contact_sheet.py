@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from sbtk_runtime.errors import BadImage
-from sbtk_runtime.files import printable_name, write_atomically
+from sbtk_runtime.files import printable_name
 from sbtk_runtime.preprocess import Kind, prepare
 from sbtk_runtime.thumbnail import THUMBNAIL_PX, data_uri, jpeg_bytes, png_bytes, thumbnail
 
@@ -28,21 +28,6 @@ if TYPE_CHECKING:
 _NARROWEST, _WIDEST = 0.6, 3.0
 #: Limit for the thumbnails within a sheet: about 400, small enough for a mail.
 INLINE_BYTES = 10_000_000
-
-
-def write_contact_sheet(
-    path: Path,
-    query: bytes,
-    hits: Sequence[Hit],
-    *,
-    name: str,
-    kind: Kind = "sketch",
-    facts: Mapping[str, str] | None = None,
-    inline_bytes: int = INLINE_BYTES,
-) -> None:
-    """Write `contact_sheet` to `path`, atomically, as UTF-8."""
-    page = contact_sheet(query, hits, name=name, kind=kind, facts=facts, inline_bytes=inline_bytes)
-    write_atomically(path, page.encode("utf-8"))
 
 
 def contact_sheet(

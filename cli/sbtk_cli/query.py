@@ -14,7 +14,7 @@ import click
 from sbtk_cli import options, output
 from sbtk_cli.options import bundle_for_gallery
 from sbtk_runtime.errors import BadImage
-from sbtk_runtime.files import printable_name
+from sbtk_runtime.files import printable_name, write_atomically
 
 if TYPE_CHECKING:
     from datetime import date
@@ -257,7 +257,7 @@ def _write_sheet(
     gallery: str,
     opened: Gallery | RemoteGallery,
 ) -> None:
-    from sbtk_runtime.contact_sheet import write_contact_sheet
+    from sbtk_runtime.contact_sheet import contact_sheet
 
     facts = {
         "Photos": f"{len(hits):,} of {opened.count:,}",
@@ -265,4 +265,5 @@ def _write_sheet(
         "Model": opened.manifest.model_id,
     }
     name = _name(Path(sketch).name)
-    write_contact_sheet(sheet, data, hits, name=name, kind=kind, facts=facts)
+    page = contact_sheet(data, hits, name=name, kind=kind, facts=facts)
+    write_atomically(sheet, page.encode("utf-8"))

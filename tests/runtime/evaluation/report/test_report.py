@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes, urlparse
 import pytest
 from PIL import Image
 
-from sbtk_runtime.contact_sheet import INLINE_BYTES, contact_sheet, write_contact_sheet
+from sbtk_runtime.contact_sheet import INLINE_BYTES, contact_sheet
 from sbtk_runtime.errors import BadImage
 from sbtk_runtime.gallery.gallery import Copy, Hit
 from tests.tiny import write_photos, write_sketch
@@ -216,13 +216,6 @@ def test_the_page_of_a_photo_is_one_too(sheet: Sheet) -> None:
 def test_a_query_that_is_no_image_is_refused() -> None:
     with pytest.raises(BadImage):
         contact_sheet(b"nothing", [], name="x")
-
-
-def test_it_is_written_whole(sheet: Sheet, tmp_path: Path) -> None:
-    path = tmp_path / "sheet.html"
-    write_contact_sheet(path, sheet.sketch, hits_of(sheet.photos), name="cat.png")
-    assert path.read_text("utf-8").endswith("</html>\n")
-    assert [p.name for p in tmp_path.glob(".*")] == []
 
 
 def data_of(uri: str) -> bytes:
