@@ -232,7 +232,9 @@ def _model(model: str | None) -> tuple[Bundle | None, Finding]:
 def _gallery(folder: Path, bundle: Bundle | None) -> Finding:
     shown = printable_name(folder)
     if not (folder / MANIFEST_NAME).exists():
-        return Finding("gallery", "note", f"none in {shown} yet", "sbtk index PHOTOS")
+        return Finding(
+            "gallery", "note", f"none in {shown} yet", f"sbtk index PHOTOS --gallery {shown}"
+        )
     try:
         manifest = read_gallery_manifest(folder)
     except SbtkError as problem:

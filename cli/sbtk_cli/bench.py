@@ -234,7 +234,7 @@ def map_command(
 @bench_options.gallery
 @click.option(
     "--synthetic",
-    type=click.IntRange(min=1),
+    type=options.IntRange(min=1),
     metavar="N",
     help="Search N synthetic vectors.  [default without a gallery: 20000]",
 )
@@ -251,13 +251,13 @@ def map_command(
     metavar="FILE",
     help="Use the embeddings of a .npz file as queries.  [default: similar to the searched ones]",
 )
-@click.option("--dim", type=click.IntRange(2, 65536), default=512, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("-k", "k", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option("--dim", type=options.IntRange(2, 65536), default=512, show_default=True)
+@click.option("--seed", type=options.IntRange(min=0), default=0, show_default=True)
+@click.option("-k", "k", type=options.IntRange(min=1), default=10, show_default=True)
 @click.option(
     "--ef",
     "efs",
-    type=click.IntRange(1, 100_000),
+    type=options.IntRange(1, 100_000),
     multiple=True,
     help="Search width of the graph; may be repeated.  [default: 16, 32, 64, 128, 256]",
 )

@@ -168,7 +168,7 @@ _keep_duplicates = click.option(
 )
 _bits = click.option(
     "--bits",
-    type=click.IntRange(min=8),
+    type=options.IntRange(min=8),
     metavar="N",
     help="Measure N-bit codes made by ITQ (64 bits in the papers) instead of embeddings.",
 )

@@ -33,13 +33,13 @@ find photos -name '*.jpg' -print0 | sbtk embed --from-file - --as photo -o photo
 
 
 @click.command(help=_HELP)
-@click.argument("files", nargs=-1, type=click.Path())
+@click.argument("files", nargs=-1, type=options.NonEmptyPath())
 @options.as_required
 @click.option(
     "--from-file",
     "lists",
     multiple=True,
-    type=click.Path(path_type=Path, allow_dash=True),
+    type=options.NonEmptyPath(path_type=Path, allow_dash=True),
     metavar="LIST",
     help="Read more paths from a file, or from standard input as -; one on each line, or "
     "separated by NUL bytes.",

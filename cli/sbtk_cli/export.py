@@ -86,7 +86,7 @@ _HEADING = ("", "COSINE MIN", "MEAN", "|NORM-1|", "TOP 10", "mAP", "OF TORCH")
 )
 @click.option(
     "--opset",
-    type=click.IntRange(18, 23),
+    type=options.IntRange(18, 23),
     metavar="N",
     help="Version of ONNX's operators, 18 to 23.  [default: the exporter's, 20]",
 )

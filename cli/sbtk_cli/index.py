@@ -40,7 +40,7 @@ sbtk index --verify
 
 
 @click.command(help=_HELP)
-@click.argument("photos", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("photos", nargs=-1, type=options.PATH)
 @options.gallery
 @click.option(
     "--bits",
@@ -94,7 +94,7 @@ sbtk index --verify
     "--forget",
     "forget",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=options.PATH,
     metavar="FOLDER",
     help="Remove a folder's photos from the gallery; the folder need not exist. No file is "
     "deleted. Repeatable.",

@@ -24,7 +24,7 @@ sbtk merge a.sbtk b.sbtk --gallery all.sbtk
 
 
 @click.command(help=_HELP)
-@click.argument("galleries", nargs=-1, type=click.Path(path_type=Path), required=True)
+@click.argument("galleries", nargs=-1, type=options.PATH, required=True)
 @options.gallery
 @options.json
 @options.quiet

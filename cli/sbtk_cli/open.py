@@ -14,6 +14,7 @@ import click
 from sbtk_cli import options, output
 from sbtk_cli.index import bundle_to_index, final_sentence
 from sbtk_cli.serve import open_browser, page_address, restart_command
+from sbtk_runtime.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
     import socket
@@ -36,7 +37,7 @@ sbtk open --gallery all.sbtk
 
 
 @click.command(help=_HELP)
-@click.argument("photos", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("photos", nargs=-1, type=options.PATH)
 @click.option(
     "--gallery",
     type=options.PATH,
@@ -45,7 +46,7 @@ sbtk open --gallery all.sbtk
 )
 @click.option(
     "--port",
-    type=click.IntRange(0, 65_535),
+    type=options.IntRange(0, 65_535),
     default=8000,
     show_default=True,
     metavar="N",
@@ -168,7 +169,9 @@ class _Watcher(contextlib.ExitStack):
         self.close()
         self._advance = None
         if progress.problem is not None:
-            output.notice(f"Error: {progress.problem}")
+            # Without a gallery, the command ends with this error.
+            if (self._folder / MANIFEST_NAME).exists():
+                output.notice(f"Error: {progress.problem}")
         elif progress.report is not None:
             for text in (*progress.report.warnings, *progress.report.notices):
                 output.notice(text, quiet=self._quiet)

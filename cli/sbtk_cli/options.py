@@ -32,11 +32,34 @@ DEFAULT_GALLERY = Path("gallery.sbtk")
 #: A command.
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+
 #: A file or folder; whether it exists is checked where it is opened.
-PATH = click.Path(path_type=Path)
+class NonEmptyPath(click.Path):
+    """A path; an unset variable of a script must not name the working folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path; refuse an empty one."""
+        if not os.fspath(value):
+            self.fail("an empty path.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
-class Bits(click.IntRange):
+class IntRange(click.IntRange):
+    """Integers of a range, with a name that fits into click's errors."""
+
+    name = "integer"
+
+
+class FloatRange(click.FloatRange):
+    """Numbers of a range, with a name that fits into click's errors."""
+
+    name = "number"
+
+
+PATH = NonEmptyPath(path_type=Path)
+
+
+class Bits(IntRange):
     """The length of a binary code: a multiple of 8."""
 
     def __init__(self) -> None:
@@ -115,7 +138,7 @@ precision = click.option(
 )
 threads = click.option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=IntRange(min=1),
     metavar="N",
     help="CPU threads to use.  [default: all available]",
 )
@@ -126,7 +149,7 @@ device = click.option(
 )
 batch = click.option(
     "--batch",
-    type=click.IntRange(min=1, max=4096),
+    type=IntRange(min=1, max=4096),
     default=32,
     show_default=True,
     metavar="N",

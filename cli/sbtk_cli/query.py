@@ -43,10 +43,10 @@ sbtk query cat.png --paths0 | xargs -0 cp -t found/
 
 
 @click.command(help=_HELP)
-@click.argument("sketch", type=click.Path(allow_dash=True))
+@click.argument("sketch", type=options.NonEmptyPath(allow_dash=True))
 @click.option(
     "-k",
-    type=click.IntRange(min=1),
+    type=options.IntRange(min=1),
     default=10,
     show_default=True,
     metavar="N",

@@ -32,7 +32,7 @@ classes = click.option(
     help="Use the split's unseen classes, or seen classes held out from training.",
 )
 seed = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed."
+    "--seed", type=options.IntRange(min=0), default=0, show_default=True, help="Random seed."
 )
 
 
@@ -128,13 +128,13 @@ def _figure_command(name: str, hits: int, is_generalised: bool, about: str) -> c
     @click.option(
         "--random",
         "random_count",
-        type=click.IntRange(min=1),
+        type=options.IntRange(min=1),
         metavar="N",
         help="Use N random sketches.",
     )
     @click.option(
         "--worst",
-        type=click.IntRange(min=1),
+        type=options.IntRange(min=1),
         metavar="N",
         help="Use the N sketches with the lowest average precision.",
     )
@@ -142,7 +142,7 @@ def _figure_command(name: str, hits: int, is_generalised: bool, about: str) -> c
     @click.option(
         "-k",
         "--hits",
-        type=click.IntRange(min=1, max=100),
+        type=options.IntRange(min=1, max=100),
         default=hits,
         show_default=True,
         metavar="N",
@@ -252,7 +252,7 @@ _figure_commands = (
 )
 @click.option(
     "--per-class",
-    type=click.IntRange(min=1),
+    type=options.IntRange(min=1),
     default=100,
     show_default=True,
     metavar="N",

@@ -64,7 +64,7 @@ sbtk serve --host 0.0.0.0
 )
 @click.option(
     "--port",
-    type=click.IntRange(0, 65_535),
+    type=options.IntRange(0, 65_535),
     default=8000,
     show_default=True,
     metavar="N",

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--seeds",
-    type=click.IntRange(min=1),
+    type=options.IntRange(min=1),
     default=3,
     show_default=True,
     help="With --ablation: number of seeds.",

@@ -59,8 +59,8 @@ _FIELDS = (
 )
 _DEFAULT_DIM = {"sbtknet": 512, "dsn": 64, "sake": 512}
 
-_weight = click.FloatRange(min=0)
-_count = click.IntRange(min=1)
+_weight = options.FloatRange(min=0)
+_count = options.IntRange(min=1)
 
 
 def _show_all_options(context: click.Context, _: click.Parameter, is_asked: bool) -> None:
@@ -136,13 +136,13 @@ _OPTIONS = (
     click.option("--epochs", type=_count, help="Number of epochs.  [default: the recipe's]"),
     click.option(
         "--learning-rate",
-        type=click.FloatRange(min=0, min_open=True),
+        type=options.FloatRange(min=0, min_open=True),
         help="Initial learning rate.  [default: the recipe's]",
     ),
     click.option(
         "--size",
         "train_size_px",
-        type=click.IntRange(min=32, max=1024),
+        type=options.IntRange(min=32, max=1024),
         metavar="PX",
         help="Size of the training images.  [default: the recipe's]",
     ),
@@ -163,7 +163,7 @@ _OPTIONS = (
     ),
     click.option(
         "--validation-classes",
-        type=click.IntRange(min=0),
+        type=options.IntRange(min=0),
         help="Number of seen classes held out from training for validation.  [default: 10; 0 "
         "with --recipe paper]",
     ),
@@ -205,13 +205,13 @@ _OPTIONS = (
     ),
     _rare(
         "--further",
-        type=click.IntRange(min=0),
+        type=options.IntRange(min=0),
         metavar="N",
         help="Classes of further sources in each batch, in addition to the data set's own.",
     ),
     _rare(
         "--redrawn",
-        type=click.FloatRange(min=0, max=1),
+        type=options.FloatRange(min=0, max=1),
         metavar="SHARE",
         help="Share of bitmap sketches that are traced and shown as clean strokes.",
     ),
@@ -236,10 +236,10 @@ _OPTIONS = (
     _rare("--knowledge/--no-knowledge", default=None, help="SBTKNet: knowledge loss."),
     _rare("--attention/--no-attention", default=None, help="SBTKNet: attention before pooling."),
     _rare("--refit/--no-refit", default=None, help="SBTKNet: refit the embedding at the end."),
-    _rare("--margin", type=click.FloatRange(min=0, max=4), help="SBTKNet: margin."),
+    _rare("--margin", type=options.FloatRange(min=0, max=4), help="SBTKNet: margin."),
     _rare(
         "--quadruplets",
-        type=click.IntRange(min=2),
+        type=options.IntRange(min=2),
         help="SBTKNet: quadruplets in a batch, of four images each.",
     ),
     _rare("--batch-sketches", type=_count, help="DSN, SAKE: sketches in a batch."),
@@ -255,7 +255,7 @@ _OPTIONS = (
     _rare("--contrastive-weight", type=_weight, help="DSN: weight of the contrastive loss."),
     _rare(
         "--temperature",
-        type=click.FloatRange(min=0, min_open=True),
+        type=options.FloatRange(min=0, min_open=True),
         help="Temperature of the contrastive losses.",
     ),
     _rare(
@@ -268,7 +268,7 @@ _OPTIONS = (
     _rare("--augment/--no-augment", default=None, help="Augment the training images."),
     _rare(
         "--final-epochs",
-        type=click.IntRange(min=0),
+        type=options.IntRange(min=0),
         help="Number of last epochs at 224 px.  [default: the recipe's]",
     ),
     _rare(
@@ -299,7 +299,7 @@ _OPTIONS = (
     _rare("--workers", type=_count, help="Image decoding threads."),
     _rare(
         "--checkpoint-minutes",
-        type=click.FloatRange(min=0),
+        type=options.FloatRange(min=0),
         default=5,
         show_default=True,
         help="Minutes between checkpoints within an epoch.",

@@ -125,19 +125,25 @@ def make_folder(folder: Path) -> None:
     """Create the folder of a gallery, or check that an existing folder is a gallery.
 
     Raises:
-        BadGallery: it contains other files, or its catalogue is missing.
+        BadGallery: it is a file, contains other files, or its catalogue is missing.
     """
+    if folder.exists() and not folder.is_dir():
+        raise BadGallery(
+            f"{printable_name(folder)} is a file",
+            "a gallery, an empty folder, or one that does not exist",
+            "name another folder: --gallery gallery.sbtk",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     names = {path.name for path in folder.iterdir()}
-    if CATALOGUE_NAME in names:
-        return
-    if MANIFEST_NAME in names:
+    # SQLite would take a shorter file for a new catalogue.
+    is_there = CATALOGUE_NAME in names and (folder / CATALOGUE_NAME).stat().st_size >= 100
+    if MANIFEST_NAME in names and not is_there:
         raise BadGallery(
             f"{printable_name(folder)} has lost its {CATALOGUE_NAME}",
             "a gallery",
             "put the folder aside and run the same command again",
         )
-    if any(not name.startswith(".") for name in names):
+    if CATALOGUE_NAME not in names and any(not name.startswith(".") for name in names):
         raise BadGallery(
             f"{printable_name(folder)} holds other files",
             "a gallery, an empty folder, or one that does not exist",

@@ -121,7 +121,7 @@ def listen(host: str, port: int) -> socket.socket:
                 f"this user may not listen on {shown}", "a port from 1024 on", "--port 8000"
             ) from problem
         raise SbtkError(
-            f"cannot listen on {shown}: {problem.strerror}",
+            f"cannot listen on {shown}: {os.strerror(problem.errno or errno.EINVAL)}",
             "an address of this machine",
             "--host 127.0.0.1 for this machine only, --host 0.0.0.0 for all its addresses",
         ) from problem

@@ -332,6 +332,8 @@ def test_wrong_usage(
         (["index", "bad", "--model", "tiny"], "0 of 2 files could be read"),
         (["index", "photos", "--model", "no-such"], "no-such"),
         (["index", "photos", "--model", "tiny", "--gallery", "bad"], "holds other files"),
+        (["index", "photos", "--model", "tiny", "--gallery", "bad/a.jpg"], "bad/a.jpg is a file"),
+        (["index", "", "--model", "tiny"], "an empty path"),
         (["index", "photos", "--model", "tiny", "--engine", "warp"], "warp"),
         (["index", "--verify"], "there is no gallery gallery.sbtk"),
         (["index", "--list-failed", "--gallery", "g h"], "--gallery 'g h'"),

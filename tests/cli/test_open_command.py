@@ -100,7 +100,7 @@ def test_folders_without_photos_end_the_command(tmp_path: Path, bundle: Path) ->
     with opened(tmp_path / "home", bundle, tmp_path / "empty") as (process, _):
         _, said = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert "no photo" in said.lower()
+    assert said.lower().count("no photo") == 1
     assert "Traceback" not in said
 
 

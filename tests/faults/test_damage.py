@@ -380,6 +380,17 @@ def test_a_gallery_without_one_of_its_files(
             update_gallery(folder, [tmp_path / "photos"], embedder)
 
 
+def test_an_emptied_catalogue_is_not_taken_for_a_new_one(
+    folder: Path, tmp_path: Path, embedder: Embedder
+) -> None:
+    (folder / "catalogue.sqlite").write_bytes(b"x")
+    write_photos(tmp_path / "photos", 1)
+    with pytest.raises(BadGallery, match="lost its catalogue"):
+        update_gallery(folder, [tmp_path / "photos"], embedder)
+    assert verify_gallery(folder).problems
+    assert ids(folder) == expected_ids()
+
+
 def test_stale_temporaries_and_orphans_are_cleared(tmp_path: Path, embedder: Embedder) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     write_photos(photos, 3)

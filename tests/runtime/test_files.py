@@ -53,6 +53,13 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, error: type[BaseExcepti
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_refused_write_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError) as caught:
+        write_atomically(tmp_path / "file" / "value", b"new")
+    assert caught.value.filename == str(tmp_path / "file" / "value")
+
+
 def test_killed_write_keeps_the_old_file_and_its_temporary_is_cleared(tmp_path: Path) -> None:
     path = tmp_path / "value"
     write_atomically(path, b"old")
