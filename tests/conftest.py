@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
+
+    from sbtk_runtime.embedding.embedder import Embedder
 
 # A shell that runs its commands in the background lets them ignore Ctrl-C, and nohup a hangup; so
 # would every process that a test interrupts.
@@ -90,3 +93,34 @@ def narrow_resnet18() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torchvision.models.resnet18", NarrowResNet)
         yield
+
+
+@pytest.fixture(scope="module")
+def embedder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Embedder]:
+    """A tiny model, as wide as the test file's DIM and with codes of its BITS, if it has them."""
+    from sbtk_runtime.embedding.embedder import Embedder
+    from tests.tiny_codes import tiny_code_bundle
+
+    dim, bits = (getattr(request.module, name, None) for name in ("DIM", "BITS"))
+    folder = tmp_path_factory.mktemp("bundle")
+    bundle = tiny_code_bundle(folder, *filter(None, [bits]), dim=dim or 16)
+    with Embedder(bundle, engine="onnxruntime", threads=1, batch=4) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def good(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gallery of the test file's COUNT random rows of DIM numbers."""
+    from tests.tiny_gallery import gallery_of, unit_rows
+
+    folder = tmp_path_factory.mktemp("good") / "g.sbtk"
+    gallery_of(folder, unit_rows(request.module.COUNT, request.module.DIM))
+    return folder
+
+
+@pytest.fixture
+def folder(good: Path, tmp_path: Path) -> Path:
+    """A copy of the gallery `good`, with its times of modification."""
+    return Path(shutil.copytree(good, tmp_path / "g.sbtk"))

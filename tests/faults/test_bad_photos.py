@@ -26,16 +26,9 @@ from sbtk_runtime.gallery.walk import Found
 from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.preprocess import Kind
 from sbtk_runtime.regions import RegionGrid
-from tests.tiny import tiny_bundle, tiny_photo, write_photos
+from tests.tiny import tiny_photo, write_photos
 
 NOBODY = 65534
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
-    bundle = tiny_bundle(tmp_path_factory.mktemp("bundle"))
-    with Embedder(bundle, engine="onnxruntime", threads=1, batch=4) as opened:
-        yield opened
 
 
 def failures(folder: Path) -> dict[str, str]:

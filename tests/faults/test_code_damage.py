@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from sbtk_runtime.gallery.schema import CATALOGUE_NAME
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from tests.tiny import write_photos
-from tests.tiny_codes import code_gallery_of, tiny_code_bundle, tiny_itq
+from tests.tiny_codes import code_gallery_of, tiny_itq
 from tests.tiny_gallery import unit_rows
 
 COUNT, DIM, BITS = 200, 32, 16
@@ -40,18 +38,6 @@ def old(tmp_path: Path) -> Path:
     itq = tiny_itq(DIM, BITS)
     code_gallery_of(tmp_path / "old.sbtk", itq.codes(unit_rows(COUNT, DIM)), itq, is_old=True)
     return tmp_path / "old.sbtk"
-
-
-@pytest.fixture
-def folder(good: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(good, tmp_path / "g.sbtk"))
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
-    bundle = tiny_code_bundle(tmp_path_factory.mktemp("bundle"), BITS, dim=DIM)
-    with Embedder(bundle, engine="onnxruntime", threads=1, batch=4) as opened:
-        yield opened
 
 
 def shard_of(folder: Path) -> Path:
@@ -82,7 +68,7 @@ def test_a_short_shard_is_searched_as_far_as_it_goes(folder: Path, kept: int) ->
     assert report.problems == (f"the embeddings of {COUNT - kept} photos are damaged or missing",)
 
 
-def test_lost_codes_are_made_anew(tmp_path: Path, embedder: Embedder) -> None:
+def test_lost_codes_are_rebuilt(tmp_path: Path, embedder: Embedder) -> None:
     write_photos(tmp_path / "photos", 9)
     folder = tmp_path / "g.sbtk"
     update_gallery(folder, [tmp_path / "photos"], embedder, commit_every=4, bits=BITS)
@@ -159,7 +145,7 @@ def test_a_manifest_that_says_something_else_is_refused(
         Gallery.open(folder)
 
 
-def test_without_its_manifest_a_binary_gallery_is_made_anew_as_one(
+def test_a_binary_gallery_without_its_manifest_stays_binary(
     tmp_path: Path, embedder: Embedder
 ) -> None:
     write_photos(tmp_path / "photos", 5)

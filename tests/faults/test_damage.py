@@ -27,7 +27,7 @@ from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import read_gallery_manifest
-from tests.tiny import tiny_bundle, write_photos
+from tests.tiny import write_photos
 from tests.tiny_gallery import gallery_of, unit_rows
 
 COUNT, DIM = 400, 16
@@ -42,18 +42,6 @@ def graphs() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("good") / "g.sbtk"
-    gallery_of(folder, unit_rows(COUNT, DIM))
-    return folder
-
-
-@pytest.fixture
-def folder(good: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(good, tmp_path / "g.sbtk"))
-
-
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
     """A gallery as it was made before there were snapshots and checksums of rows."""
@@ -66,13 +54,6 @@ def old(tmp_path: Path) -> Path:
 def large_from(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the galleries of this file large ones, which open their graph at once."""
     monkeypatch.setattr(reading, "EXACT_BELOW", 10)
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
-    bundle = tiny_bundle(tmp_path_factory.mktemp("bundle"), dim=DIM)
-    with Embedder(bundle, engine="onnxruntime", threads=1, batch=4) as opened:
-        yield opened
 
 
 def ids(folder: Path, search: Search = "auto") -> list[int]:
@@ -148,7 +129,7 @@ def test_a_small_gallery_builds_a_damaged_graph_when_asked_for_it(folder: Path) 
         assert "SHA-256" in gallery.notices[0]
 
 
-def test_the_next_update_builds_a_damaged_graph_anew(tmp_path: Path, embedder: Embedder) -> None:
+def test_the_next_update_rebuilds_a_damaged_graph(tmp_path: Path, embedder: Embedder) -> None:
     write_photos(tmp_path / "photos", 8)
     folder = tmp_path / "g.sbtk"
     update_gallery(folder, [tmp_path / "photos"], embedder)
@@ -186,7 +167,7 @@ def test_a_short_shard_is_searched_as_far_as_it_goes(folder: Path, sixteenths: i
     assert any(f"of {COUNT - kept} photos" in text for text in verify_gallery(folder).problems)
 
 
-def test_lost_vectors_are_embedded_anew(tmp_path: Path, embedder: Embedder) -> None:
+def test_lost_vectors_are_embedded_again(tmp_path: Path, embedder: Embedder) -> None:
     write_photos(tmp_path / "photos", 9)
     folder = tmp_path / "g.sbtk"
     update_gallery(folder, [tmp_path / "photos"], embedder, commit_every=4)

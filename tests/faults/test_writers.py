@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -23,13 +22,6 @@ from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import update_gallery
 from tests.tiny import tiny_bundle, write_photos
 from tests.tiny_gallery import contents, gallery_of, index, processes, unit_rows
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
-    bundle = tiny_bundle(tmp_path_factory.mktemp("bundle"))
-    with Embedder(bundle, engine="onnxruntime", threads=1, batch=4) as opened:
-        yield opened
 
 
 def hold(folder: Path, ready: Connection) -> None:

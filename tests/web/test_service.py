@@ -196,7 +196,7 @@ def test_a_server_whose_gallery_is_removed_says_so_and_recovers(workplace: Workp
         assert len(query(process.port, sketch_png()).json()["hits"]) == 8
 
 
-def test_a_server_whose_gallery_another_model_made_anew_says_so_and_recovers(
+def test_a_server_whose_gallery_another_model_remade_says_so_and_recovers(
     workplace: Workplace, tmp_path: Path
 ) -> None:
     other = tiny_bundle(tmp_path / "other", seed=9, name="other")

@@ -9,7 +9,7 @@ import random
 import re
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -24,32 +24,13 @@ from sbtk_runtime.gallery.schema import CATALOGUE_NAME
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from sbtk_runtime.gallery.writer import Catalogue
-from tests.tiny import tiny_bundle, write_photos
+from tests.tiny import write_photos
 from tests.tiny_codes import code_gallery_of, tiny_itq
-from tests.tiny_gallery import gallery_of, unit_rows
+from tests.tiny_gallery import unit_rows
 
 COUNT, DIM = 12, 16
 FLIPS = 60
 QUERY = unit_rows(1, DIM, seed=9)[0]
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("good") / "g.sbtk"
-    gallery_of(folder, unit_rows(COUNT, DIM))
-    return folder
-
-
-@pytest.fixture
-def folder(good: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(good, tmp_path / "g.sbtk"))
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
-    bundle = tiny_bundle(tmp_path_factory.mktemp("bundle"), dim=DIM)
-    with Embedder(bundle, engine="onnxruntime", threads=1, batch=4) as opened:
-        yield opened
 
 
 def change(folder: Path, statement: str) -> None:

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
@@ -23,17 +22,9 @@ from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from tests.tiny import tiny_photo, write_photos
-from tests.tiny_codes import tiny_code_bundle
 
 BITS = 16
 QUERY = np.ones(16, np.float32)
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
-    bundle = tiny_code_bundle(tmp_path_factory.mktemp("bundle"), BITS)
-    with Embedder(bundle, engine="onnxruntime", threads=3, batch=4) as opened:
-        yield opened
 
 
 def stored_rows(folder: Path, bits: int | None) -> int:

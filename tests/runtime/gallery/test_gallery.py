@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -28,13 +27,6 @@ from tests.tiny import tiny_bundle, tiny_photo, write_photos, write_sketch
 from tests.tiny_gallery import contents, gallery_of, photo_path, unit_rows
 
 WAYS: tuple[Search, ...] = ("auto", "hnsw", "codes", "exact")
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
-    bundle = tiny_bundle(tmp_path_factory.mktemp("bundle"))
-    with Embedder(bundle, engine="onnxruntime", threads=1, batch=4) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

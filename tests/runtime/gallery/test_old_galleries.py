@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import zlib
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -24,17 +23,9 @@ from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from sbtk_runtime.gallery.writer import Catalogue
 from tests.tiny import write_photos
-from tests.tiny_codes import tiny_code_bundle
 from tests.tiny_gallery import make_old
 
 BITS = 16
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
-    bundle = tiny_code_bundle(tmp_path_factory.mktemp("bundle"), BITS)
-    with Embedder(bundle, engine="onnxruntime", threads=1, batch=4) as opened:
-        yield opened
 
 
 def answers(folder: Path) -> list[tuple[int, str, float]]:

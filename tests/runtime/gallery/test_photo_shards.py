@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,7 @@ from sbtk_runtime.gallery.index import index as index_photos
 from sbtk_runtime.gallery.roots import relative_path, roots_above
 from sbtk_runtime.gallery.update import IndexReport, update_gallery
 from sbtk_runtime.manifest import PhotoShard, read_gallery_manifest
-from tests.tiny import tiny_bundle, tiny_photo, write_photos
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
-    with Embedder(tiny_bundle(tmp_path_factory.mktemp("bundle")), threads=1) as opened:
-        yield opened
+from tests.tiny import tiny_photo, write_photos
 
 
 @pytest.fixture

@@ -11,15 +11,9 @@ from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import IndexReport, update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from sbtk_runtime.manifest import MANIFEST_NAME, read_gallery_manifest
-from tests.tiny import tiny_bundle, tiny_sketch, write_photos
+from tests.tiny import tiny_sketch, write_photos
 
 _PHOTOS = 40
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
-    bundle = tiny_bundle(tmp_path_factory.mktemp("bundle"))
-    return Embedder(bundle, engine="onnxruntime", threads=1, batch=4)
 
 
 def followed(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,32 +26,12 @@ from sbtk_runtime.gallery.verify import verify_gallery
 from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.generated_inputs import clustered_vectors
 from sbtk_runtime.manifest import CodesRecord, read_gallery_manifest
-from tests.tiny import tiny_bundle, write_photos
+from tests.tiny import write_photos
 from tests.tiny_codes import code_gallery_of, tiny_itq
 from tests.tiny_gallery import gallery_of, make_old, unit_rows
 
 COUNT, DIM = 600, 24
 QUERY = unit_rows(1, DIM, seed=9)[0]
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("good") / "g.sbtk"
-    gallery_of(folder, unit_rows(COUNT, DIM))
-    return folder
-
-
-@pytest.fixture
-def folder(good: Path, tmp_path: Path) -> Path:
-    # `copytree` keeps the times of modification.
-    return Path(shutil.copytree(good, tmp_path / "g.sbtk"))
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
-    bundle = tiny_bundle(tmp_path_factory.mktemp("bundle"), dim=DIM)
-    with Embedder(bundle, engine="onnxruntime", threads=1, batch=4) as opened:
-        yield opened
 
 
 def codes_of(folder: Path) -> CodesRecord:
