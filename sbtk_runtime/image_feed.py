@@ -428,10 +428,10 @@ def decode_in_subprocess(
         raise _too_slow()
     if done.returncode != 0 or not head:
         raise BadImage(f"damaged image: the decoder failed (status {done.returncode})")
-    told = json.loads(head)
-    if "error" in told:
-        raise _ERRORS[told["error"]](*told["words"])
-    return np.frombuffer(body, np.uint8).reshape(told["shape"]), tuple(told["notices"])
+    reply = json.loads(head)
+    if "error" in reply:
+        raise _ERRORS[reply["error"]](*reply["words"])
+    return np.frombuffer(body, np.uint8).reshape(reply["shape"]), tuple(reply["notices"])
 
 
 def _too_slow() -> SlowImage:
@@ -450,15 +450,15 @@ def _main(task: list[str]) -> None:
     except SbtkError as problem:
         kind = type(problem).__name__
         words = (problem.found, problem.expected, problem.next_step)
-        told = {"error": kind if kind in _ERRORS else "BadImage", "words": words}
+        reply = {"error": kind if kind in _ERRORS else "BadImage", "words": words}
         body = b""
     except MemoryError:
-        told = {"error": "BadImage", "words": ("not enough memory to decode the image",)}
+        reply = {"error": "BadImage", "words": ("not enough memory to decode the image",)}
         body = b""
     else:
-        told = {"shape": pixels.shape, "notices": notices}
+        reply = {"shape": pixels.shape, "notices": notices}
         body = pixels.tobytes()
-    sys.stdout.buffer.write(json.dumps(told).encode() + b"\n" + body)
+    sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n" + body)
     sys.stdout.buffer.flush()
 
 

@@ -160,8 +160,8 @@ def _open(data: bytes) -> Any:
 
 def _unreadable(problem: Exception) -> BadImage:
     reason = problem.args[0] if problem.args else type(problem).__name__
-    told = reason.decode("ascii", "replace") if isinstance(reason, bytes) else str(reason)
-    return BadImage(f"a camera RAW that cannot be read: {told}")
+    text = reason.decode("ascii", "replace") if isinstance(reason, bytes) else str(reason)
+    return BadImage(f"a camera RAW that cannot be read: {text}")
 
 
 def _read_embedded(raw: Any) -> bytes | Image.Image | None:

@@ -62,8 +62,8 @@ def command(
             raise
     output.notice(f"next: sbtk export {folder}", quiet=quiet)
     if as_json:
-        told = {name: record[name] for name in ("best", "averaged", "student_sha256")}
-        output.answer_json({"folder": str(folder)} | told)
+        shown = {name: record[name] for name in ("best", "averaged", "student_sha256")}
+        output.answer_json({"folder": str(folder)} | shown)
         return 0
     output.answer(str(folder))
     return 0

@@ -170,5 +170,5 @@ def _trial(bundle: Bundle, precision: Precision, golden: Sequence[Golden]) -> st
         for each, row in zip(golden, goldens, strict=False)
         if (cosine := require_golden_embedding(each, precision, row)) is not None
     ]
-    told = f", golden images at cosine {min(cosines):.4f}" if cosines else ""
-    return f"runs on {engine.info.name} {engine.info.version}{told}"
+    closeness = f", golden images at cosine {min(cosines):.4f}" if cosines else ""
+    return f"runs on {engine.info.name} {engine.info.version}{closeness}"

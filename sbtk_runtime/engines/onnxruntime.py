@@ -113,13 +113,13 @@ def _session(request: EngineRequest, target: _Target) -> Any:
     except EngineUnavailable:
         raise
     except Exception as problem:
-        told = f"ONNX Runtime {runtime.__version__} refuses {path}: {first_line(problem)}"
+        message = f"ONNX Runtime {runtime.__version__} refuses {path}: {first_line(problem)}"
         if target.device != "cpu" and type(problem).__name__ not in _MODELS_FAULTS:
             raise EngineUnavailable(
-                f"{target.name}: {told}", "", "sbtk doctor shows which engines work here"
+                f"{target.name}: {message}", "", "sbtk doctor shows which engines work here"
             ) from problem
         raise BadModel(
-            told,
+            message,
             "an ONNX model made by sbtk export",
             "sbtk models check BUNDLE, or export the run again",
         ) from problem

@@ -123,7 +123,7 @@ class Queries(ABC):
             match_rule=match_rule,
             regions=regions,
         )
-        # Earlier notices may have told of fewer unusable photos.
+        # Earlier notices may state fewer unusable photos.
         outdated = self._outdated_notices()
         self.notices[:] = [text for text in self.notices if text not in outdated]
         for notice in answer.notices:

@@ -100,8 +100,8 @@ def refusal_of(problem: SbtkError) -> Refusal:
 
 def problem_answer(problem: SbtkError) -> ProblemAnswer:
     """Return the JSON model of an error."""
-    told = refusal_of(problem)
-    return ProblemAnswer(code=told.code, message=told.message, next=told.next_step)
+    refusal = refusal_of(problem)
+    return ProblemAnswer(code=refusal.code, message=refusal.message, next=refusal.next_step)
 
 
 def add_error_answers(app: FastAPI) -> None:
@@ -112,7 +112,7 @@ def add_error_answers(app: FastAPI) -> None:
         return _response(problem.refusal)
 
     @app.exception_handler(SbtkError)
-    async def told(_: Request, problem: SbtkError) -> Response:
+    async def known(_: Request, problem: SbtkError) -> Response:
         return _response(refusal_of(problem))
 
     @app.exception_handler(ClientDisconnected)

@@ -31,7 +31,7 @@ class GalleryDispatch:
             return
         app = self._apps.get(match[1])
         if app is None:
-            # The first app's guard comes before anything is told of the galleries.
+            # The first app's guard comes before anything about the galleries is sent.
             await self._first({**scope, "path": "/not-found"}, receive, send)
         elif match[2] is None:
             await _redirect(f"/g/{match[1]}/", send)

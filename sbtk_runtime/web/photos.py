@@ -175,7 +175,7 @@ def _open_file(name: bytes, folder: int, indexed: Photo | None) -> int:
 
 
 def _is_same(status: os.stat_result, indexed: Photo) -> bool:
-    """Return whether a file is the indexed one: nobody can give another one its inode and ctime."""
+    """Return whether a file is the indexed one: no other file can have its inode and ctime."""
     stamps = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, signed_inode(status.st_ino))
     return stamps == (indexed.size_bytes, indexed.mtime_ns, indexed.ctime_ns, indexed.inode)
 

@@ -210,7 +210,7 @@ class GalleryLink(BaseModel):
     """A gallery of the server; `/g/{name}/` is its page, and the base of its API."""
 
     name: str
-    is_current: bool = Field(description="Whether it is the one that was asked.")
+    is_current: bool = Field(description="Whether it is the one of this request.")
 
 
 class GalleryAnswer(BaseModel):

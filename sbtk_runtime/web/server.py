@@ -83,7 +83,7 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    """A server that ends event streams when it is told to stop; uvicorn would wait for them."""
+    """A server that ends event streams when it stops; uvicorn would wait for them."""
 
     def __init__(self, config: Config, services: Sequence[Service]) -> None:
         super().__init__(config)

@@ -20,6 +20,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from sbtk_runtime.web.connections import MAX_CONNECTIONS, GuardedConnection, closing_unread
+from tests.serve_client import all_received
 
 SMALL = b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n"
 LARGE_BYTES = 32 << 20
@@ -93,15 +94,6 @@ def connected(server: uvicorn.Server, receive_bytes: int | None = None) -> Itera
         client.settimeout(5)
         client.connect(("127.0.0.1", server.config.port))
         yield client
-
-
-def all_received(client: socket.socket) -> bytes:
-    """Return what comes until the server closes; a reset counts as the end."""
-    received = bytearray()
-    with contextlib.suppress(ConnectionError):
-        while chunk := client.recv(1 << 16):
-            received += chunk
-    return bytes(received)
 
 
 def asked(client: socket.socket) -> bytes:

@@ -273,7 +273,7 @@ class TensorRtEngine:
 def _find_library_and_device(module: str, device_name: str) -> tuple[TensorRt, CudaDevice]:
     """Return the library and the GPU, and make it the calling thread's.
 
-    The driver is asked before any object of TensorRT exists: without a driver, some of TensorRT's
+    The driver is called before any object of TensorRT exists: without a driver, some of TensorRT's
     libraries end the process.
     """
     trt = find_tensorrt(module)

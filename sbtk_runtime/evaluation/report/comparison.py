@@ -289,25 +289,25 @@ def list_rule_warnings(
         if words:
             warnings.append(f"{run.name}: {'; '.join(words)}")
     rules = [(row.method, known.rules_of(row)) for row in rows]
-    told = {
+    parts = {
         "AP": [(method, _AP_WORDS.get(rule.ap or "")) for method, rule in rules],
         "mean": [(method, _MEAN_WORDS.get(rule.mean or "")) for method, rule in rules],
     }
     if "mAP@200" in metrics:
         cut = [row for row in rows if any(name.startswith("mAP@200") for name in row.metrics)]
-        told["mAP@200 divisor"] = [(row.method, known.rules_of(row).divisor) for row in cut]
+        parts["mAP@200 divisor"] = [(row.method, known.rules_of(row).divisor) for row in cut]
     if any(row.setting == "generalised" for row in rows):
-        told["generalised setting"] = [(method, rule.generalised) for method, rule in rules]
+        parts["generalised setting"] = [(method, rule.generalised) for method, rule in rules]
     return [
         *warnings,
-        *(_list_methods_by_rule(f"published {what}", found) for what, found in told.items()),
+        *(_list_methods_by_rule(f"published {what}", found) for what, found in parts.items()),
     ]
 
 
-def _list_methods_by_rule(what: str, told: Sequence[tuple[str, str | None]]) -> str:
+def _list_methods_by_rule(what: str, rules: Sequence[tuple[str, str | None]]) -> str:
     """Return a sentence that lists the methods of each rule."""
     groups: dict[str, list[str]] = {}
-    for method, rule in told:
+    for method, rule in rules:
         groups.setdefault(rule or "not stated", []).append(method)
     parts = [f"{rule}: {', '.join(dict.fromkeys(names))}" for rule, names in groups.items()]
     return f"{what}: {'; '.join(parts)}"
@@ -319,12 +319,12 @@ def _gallery_warnings(run: MeasuredMap, known: Published) -> list[str]:
     galleries = known.galleries_of(run.split)
     if any((run.queries, run.photos) == (one.queries, one.photos) for one in galleries):
         return []
-    told = [f"{one.queries:,} against {one.photos:,} by {one.of}" for one in galleries]
-    if not told:
+    parts = [f"{one.queries:,} against {one.photos:,} by {one.of}" for one in galleries]
+    if not parts:
         return [f"no published test set known for {run.split}"]
     return [
         f"different test set: {run.queries:,} sketches against {run.photos:,} photos; published: "
-        + "; ".join(told)
+        + "; ".join(parts)
     ]
 
 
