@@ -169,13 +169,7 @@ def latency_command(
     help="Split that defines the unseen classes: a published one, random:N:SEED, or a file.  "
     "[default: the model's own]",
 )
-@click.option(
-    "--classes",
-    type=click.Choice(["unseen", "validation"]),
-    default="unseen",
-    show_default=True,
-    help="Measure on the split's unseen classes, or on seen classes held out from training.",
-)
+@options.classes
 @bench_options.protocol
 @click.option(
     "--log",

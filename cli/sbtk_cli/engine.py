@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 from collections.abc import Iterator
@@ -351,8 +352,6 @@ class _StateHere:
 
     def __init__(self) -> None:
         self._versions: dict[str, str] = {}
-        self._device: CudaDevice | None = None
-        self._is_asked = False
 
     def of(self, entry: CacheEntry) -> str:
         """Return why a plan cannot be used; empty if it can."""
@@ -362,7 +361,7 @@ class _StateHere:
         version = self._version(record.module)
         if not version:
             return f"{record.module} cannot be loaded"
-        gpu = self._gpu()
+        gpu = self._gpu
         name, capability = ("none", "") if gpu is None else (gpu.name, gpu.compute_capability)
         misfit = record.misfit(record.module, version, name, capability)
         return misfit or ("this machine has no GPU" if gpu is None else "")
@@ -377,16 +376,14 @@ class _StateHere:
                 self._versions[module] = ""
         return self._versions[module]
 
+    @functools.cached_property
     def _gpu(self) -> CudaDevice | None:
-        if not self._is_asked:
-            from sbtk_runtime.engines.cuda import find_device
+        from sbtk_runtime.engines.cuda import find_device
 
-            self._is_asked = True
-            try:
-                self._device = find_device("cuda")
-            except SbtkError:
-                self._device = None
-        return self._device
+        try:
+            return find_device("cuda")
+        except SbtkError:
+            return None
 
 
 #: Seconds between two lines where stderr is not a terminal; a build takes a few minutes.

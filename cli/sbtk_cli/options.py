@@ -281,6 +281,15 @@ taken_to = click.option(
 )
 
 
+classes = click.option(
+    "--classes",
+    type=click.Choice(["unseen", "validation"]),
+    default="unseen",
+    show_default=True,
+    help="Use the split's unseen classes, or seen classes held out from training.",
+)
+
+
 def existing_gallery(folder: Path) -> Path:
     """Return `folder` if it is a gallery.
 

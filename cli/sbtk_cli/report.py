@@ -24,13 +24,6 @@ split = click.option(
     help="Split that defines the unseen classes: a published one, or a file.  "
     "[default: the model's own]",
 )
-classes = click.option(
-    "--classes",
-    type=click.Choice(["unseen", "validation"]),
-    default="unseen",
-    show_default=True,
-    help="Use the split's unseen classes, or seen classes held out from training.",
-)
 seed = click.option(
     "--seed", type=options.IntRange(min=0), default=0, show_default=True, help="Random seed."
 )
@@ -38,7 +31,7 @@ seed = click.option(
 
 def of_labelled_images(function: Function) -> Function:
     """Add DATA, the options of its classes, and those of a model."""
-    for option in (options.quiet, options.engine_options, options.model, classes, split):
+    for option in (options.quiet, options.engine_options, options.model, options.classes, split):
         function = option(function)
     return click.argument("data", type=options.PATH, envvar="SBTK_DATA", required=False)(function)
 
