@@ -117,146 +117,64 @@ def test_without_xdg_the_cache_is_below_home(
     assert cache_folder() == tmp_path / ".cache" / "sbtk" / "plans"
 
 
-# What else than a missing plan may be wrong, and what the search then says.
-ATTACKS: dict[str, tuple[Callable[[PlanCache], object], str]] = {}
+def _link(path: Path) -> None:
+    elsewhere = path.parents[1] / path.name
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
 
 
-def _attack(says: str) -> Callable[[Callable[[PlanCache], object]], Callable[[PlanCache], object]]:
-    def register(attack: Callable[[PlanCache], object]) -> Callable[[PlanCache], object]:
-        ATTACKS[attack.__name__.strip("_")] = (attack, says)
-        return attack
-
-    return register
-
-
-@_attack("SHA-256 differs")
-def _flipped_byte_in_the_plan(cache: PlanCache) -> None:
-    content = bytearray(PLAN)
-    content[5000] ^= 1
-    _plan(cache).write_bytes(content)
-
-
-@_attack("not JSON")
-def _flipped_byte_in_the_sidecar(cache: PlanCache) -> None:
-    content = bytearray(_sidecar(cache).read_bytes())
-    content[0] ^= 1
-    _sidecar(cache).write_bytes(content)
-
-
-@_attack("No such file")
-def _other_hash_in_the_sidecar(cache: PlanCache) -> None:
-    text = _sidecar(cache).read_text()
-    _sidecar(cache).write_text(text.replace(_record().plan_sha256, "0" * 64))
-
-
-@_attack("SHA-256 differs")
-def _other_plan_of_the_same_size(cache: PlanCache) -> None:
-    _plan(cache).write_bytes(PLAN[::-1])
-
-
-@_attack("10,239 bytes, not 10,240")
-def _truncated_plan(cache: PlanCache) -> None:
-    os.truncate(_plan(cache), len(PLAN) - 1)
-
-
-@_attack("over 10,240")
-def _longer_plan(cache: PlanCache) -> None:
-    _plan(cache).write_bytes(PLAN + b"\0")
-
-
-@_attack("0 bytes, not 10,240")
-def _empty_plan(cache: PlanCache) -> None:
-    os.truncate(_plan(cache), 0)
-
-
-@_attack("not JSON")
-def _empty_sidecar(cache: PlanCache) -> None:
-    os.truncate(_sidecar(cache), 0)
-
-
-@_attack("not JSON")
-def _truncated_sidecar(cache: PlanCache) -> None:
-    os.truncate(_sidecar(cache), 300)
-
-
-@_attack("over 65,536")
-def _huge_sidecar(cache: PlanCache) -> None:
-    os.truncate(_sidecar(cache), 1 << 40)
-
-
-@_attack("may be written by others")
-def _plan_writable_by_the_group(cache: PlanCache) -> None:
-    _plan(cache).chmod(0o620)
-
-
-@_attack("may be written by others")
-def _plan_writable_by_everybody(cache: PlanCache) -> None:
-    _plan(cache).chmod(0o602)
-
-
-@_attack("may be written by others")
-def _sidecar_writable_by_everybody(cache: PlanCache) -> None:
-    _sidecar(cache).chmod(0o666)
-
-
-@_attack("is a symbolic link")
-def _plan_behind_a_link(cache: PlanCache) -> None:
-    path = _plan(cache)
-    path.rename(cache.folder.parent / "elsewhere.plan")
-    path.symlink_to(cache.folder.parent / "elsewhere.plan")
-
-
-@_attack("is a symbolic link")
-def _sidecar_behind_a_link(cache: PlanCache) -> None:
-    path = _sidecar(cache)
-    path.rename(cache.folder.parent / "elsewhere.json")
-    path.symlink_to(cache.folder.parent / "elsewhere.json")
-
-
-@_attack("not a regular file")
-def _fifo_for_the_plan(cache: PlanCache) -> None:
-    path = _plan(cache)
+def _replace(path: Path, make: Callable[[Path], None]) -> None:
     path.unlink()
-    os.mkfifo(path, 0o600)
+    make(path)
 
 
-@_attack("not a regular file")
-def _fifo_for_the_sidecar(cache: PlanCache) -> None:
-    path = _sidecar(cache)
-    path.unlink()
-    os.mkfifo(path, 0o600)
+def _flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
 
 
-@_attack("Is a directory")
-def _folder_for_the_plan(cache: PlanCache) -> None:
-    path = _plan(cache)
-    path.unlink()
-    path.mkdir()
-
-
-@_attack("No such file")
-def _sidecar_alone(cache: PlanCache) -> None:
-    _plan(cache).unlink()
-
-
-@_attack("made by a newer sbtk")
-def _newer_format(cache: PlanCache) -> None:
-    _edit(cache, format=2, colour="blue")
-
-
-@_attack("it was built by tensorrt 10.16.1.12; this is tensorrt 10.16.1.11")
-def _other_version(cache: PlanCache) -> None:
-    _edit(cache, version="10.16.1.12")
-
-
-@_attack("it was built on NVIDIA A100")
-def _other_device(cache: PlanCache) -> None:
-    _edit(cache, device="NVIDIA A100")
-
-
-@_attack("it was built on NVIDIA H100 80GB HBM3 (8.0)")
-def _other_compute_capability(cache: PlanCache) -> None:
-    _edit(cache, compute_capability="8.0")
+# What can be wrong with a stored plan, and what the search then says.
+ATTACKS: dict[str, tuple[str, Callable[[PlanCache], object]]] = {
+    "flipped byte in the plan": ("SHA-256 differs", lambda c: _flip(_plan(c), 5000)),
+    "flipped byte in the sidecar": ("not JSON", lambda c: _flip(_sidecar(c), 0)),
+    "other hash in the sidecar": ("No such file", lambda c: _edit(c, plan_sha256="0" * 64)),
+    "other plan of the same size": (
+        "SHA-256 differs",
+        lambda c: _plan(c).write_bytes(PLAN[::-1]),
+    ),
+    "truncated plan": (
+        "10,239 bytes, not 10,240",
+        lambda c: os.truncate(_plan(c), len(PLAN) - 1),
+    ),
+    "longer plan": ("over 10,240", lambda c: _plan(c).write_bytes(PLAN + b"\0")),
+    "empty plan": ("0 bytes, not 10,240", lambda c: os.truncate(_plan(c), 0)),
+    "empty sidecar": ("not JSON", lambda c: os.truncate(_sidecar(c), 0)),
+    "truncated sidecar": ("not JSON", lambda c: os.truncate(_sidecar(c), 300)),
+    "huge sidecar": ("over 65,536", lambda c: os.truncate(_sidecar(c), 1 << 40)),
+    "plan writable by the group": ("may be written by others", lambda c: _plan(c).chmod(0o620)),
+    "plan writable by everybody": ("may be written by others", lambda c: _plan(c).chmod(0o602)),
+    "sidecar writable by everybody": (
+        "may be written by others",
+        lambda c: _sidecar(c).chmod(0o666),
+    ),
+    "plan behind a link": ("is a symbolic link", lambda c: _link(_plan(c))),
+    "sidecar behind a link": ("is a symbolic link", lambda c: _link(_sidecar(c))),
+    "FIFO for the plan": ("not a regular file", lambda c: _replace(_plan(c), os.mkfifo)),
+    "FIFO for the sidecar": ("not a regular file", lambda c: _replace(_sidecar(c), os.mkfifo)),
+    "folder for the plan": ("Is a directory", lambda c: _replace(_plan(c), Path.mkdir)),
+    "sidecar alone": ("No such file", lambda c: _plan(c).unlink()),
+    "newer format": ("made by a newer sbtk", lambda c: _edit(c, format=2, colour="blue")),
+    "other version": (
+        "it was built by tensorrt 10.16.1.12; this is tensorrt 10.16.1.11",
+        lambda c: _edit(c, version="10.16.1.12"),
+    ),
+    "other device": ("it was built on NVIDIA A100", lambda c: _edit(c, device="NVIDIA A100")),
+    "other compute capability": (
+        "it was built on NVIDIA H100 80GB HBM3 (8.0)",
+        lambda c: _edit(c, compute_capability="8.0"),
+    ),
+}
 
 
 def _edit(cache: PlanCache, **changes: object) -> None:
@@ -268,7 +186,7 @@ def _edit(cache: PlanCache, **changes: object) -> None:
 def test_what_does_not_fit_is_never_returned(cache: PlanCache, name: str) -> None:
     cache.store(_record(), PLAN)
     assert cache.find(WANTED).found is not None
-    attack, says = ATTACKS[name]
+    says, attack = ATTACKS[name]
     attack(cache)
     search = cache.find(WANTED)
     assert search.found is None
@@ -276,9 +194,9 @@ def test_what_does_not_fit_is_never_returned(cache: PlanCache, name: str) -> Non
     assert says in reason
     # It is listed with a reason unless only the machine does not fit; a new plan replaces it.
     (entry, *others) = cache.entries()
-    assert entry.reason or name.startswith("other_")
+    assert entry.reason or name.startswith("other ")
     assert all(other.reason for other in others)
-    if name != "folder_for_the_plan":
+    if name != "folder for the plan":
         cache.store(_record(), PLAN)
         assert cache.find(WANTED).found is not None
 
