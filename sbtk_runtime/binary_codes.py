@@ -27,6 +27,7 @@ Embeddings = NDArray[np.float32]
 Rotation = Literal["procrustes", "released"]
 
 _CHUNK_ROWS = 8192
+_SEED = 50
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,6 @@ def fit_itq(
     bits: int,
     *,
     iterations: int = 50,
-    seed: int = 50,
     rotation: Rotation = "procrustes",
 ) -> Itq:
     """Return an ITQ for codes of `bits` bits, fitted on `rows (N, D) float32`.
@@ -120,7 +120,6 @@ def fit_itq(
         rows: the embeddings to fit on; more rows than bits.
         bits: length of a code, a multiple of 8, at most D.
         iterations: number of updates of the rotation.
-        seed: of the initial rotation (NumPy's legacy generator, as in the published code).
         rotation: "procrustes" as in the paper, or "released" as in the code of SEM-PCYC and DSN.
 
     Raises:
@@ -138,7 +137,7 @@ def fit_itq(
         raise BadData("embeddings with numbers that are not finite")
     axes = _principal_axes(rows, mean, bits)
     values = np.concatenate([chunk @ axes for chunk in _centre_chunks(rows, mean)])
-    projection = axes @ _rotation(values, iterations, seed, rotation)
+    projection = axes @ _rotation(values, iterations, rotation)
     return Itq(mean=mean.astype(np.float32), projection=projection.astype(np.float32))
 
 
@@ -154,11 +153,12 @@ def check_bits(bits: int, dim: int) -> None:
 
 
 def _rotation(
-    values: NDArray[np.float64], iterations: int, seed: int, rotation: Rotation
+    values: NDArray[np.float64], iterations: int, rotation: Rotation
 ) -> NDArray[np.float64]:
     """Return ITQ's `(B, B)` rotation for centred `values (N, B)` on their principal axes."""
     bits = values.shape[1]
-    turn = np.linalg.svd(np.random.RandomState(seed).randn(bits, bits))[0]
+    # NumPy's legacy generator, as in the published code.
+    turn = np.linalg.svd(np.random.RandomState(_SEED).randn(bits, bits))[0]
     for _ in range(iterations):
         signs = np.where(values @ turn >= 0, 1.0, -1.0)
         left, _, right = np.linalg.svd(signs.T @ values)

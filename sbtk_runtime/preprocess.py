@@ -57,7 +57,7 @@ class Prepared:
     notices: tuple[str, ...] = ()
 
 
-def prepare_input(image: ImageInput, kind: Kind, size_px: int = SIZE_PX) -> Prepared:
+def prepare_input(image: ImageInput, kind: Kind) -> Prepared:
     """Return the model's input for an image in any form that `ImageInput` names.
 
     Raises:
@@ -67,15 +67,15 @@ def prepare_input(image: ImageInput, kind: Kind, size_px: int = SIZE_PX) -> Prep
     """
     require_kind(kind)
     if isinstance(image, Image.Image):
-        return prepare_image(images.convert(image), kind, size_px)
+        return prepare_image(images.convert(image), kind)
     if isinstance(image, np.ndarray):
-        return prepare_image(_image_from_array(image), kind, size_px)
+        return prepare_image(_image_from_array(image), kind)
     if isinstance(image, str | os.PathLike):
-        return prepare(images.read_image_bytes(os.fspath(image)), kind, size_px)
+        return prepare(images.read_image_bytes(os.fspath(image)), kind)
     if isinstance(image, bytes):
-        return prepare(image, kind, size_px)
+        return prepare(image, kind)
     if hasattr(image, "read"):
-        return prepare(images.read_stream(image), kind, size_px)
+        return prepare(images.read_stream(image), kind)
     raise BadImage(
         f"an image given as {type(image).__name__}",
         "a path, bytes, a file object, a Pillow image or a NumPy array",
@@ -140,13 +140,13 @@ def open_image(
     )
 
 
-def decode_image(data: bytes, kind: Kind, size_px: int = SIZE_PX) -> Image.Image:
+def decode_image(data: bytes, kind: Kind) -> Image.Image:
     """Return the decoded image file, no larger than `prepare` needs.
 
     Raises:
         BadImage: the bytes are not a readable image.
     """
-    return open_image(data, kind, size_px).decode().image
+    return open_image(data, kind).decode().image
 
 
 def prepare_image(

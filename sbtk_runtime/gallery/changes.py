@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -181,7 +181,7 @@ class Changes:
         """The number of recorded failures below the roots."""
         return self._count(f"failures AS f WHERE {_IS_BELOW_ROOTS.format('f')}")
 
-    def settle(self, tick: Callable[[], None] = lambda: None) -> None:
+    def settle(self) -> None:
         """Find files that need no new embedding by their content: touched and moved ones.
 
         Reads only files with the size of the photo at the same path, or of an absent photo.
@@ -191,10 +191,7 @@ class Changes:
             page = self._connection.execute(_SAME_SIZE, (last,)).fetchall()
             if not page:
                 return
-            hashes = []
-            for path, size_bytes, *_ in page:
-                hashes.append(_sha256(path, size_bytes))
-                tick()
+            hashes = [_sha256(path, size_bytes) for path, size_bytes, *_ in page]
             with catalogue_errors(self._catalogue.path), transaction(self._connection):
                 for (path, size_bytes, *stamps, known), sha256 in zip(page, hashes, strict=True):
                     if sha256 is not None and self._is_known(

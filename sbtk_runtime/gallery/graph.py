@@ -67,7 +67,7 @@ def update_graph(
             graph = _extend(folder, catalogue, vectors, previous, additions)
     if graph is None:
         notify(f"building the graph of {live:,} photos")
-        graph = build_graph(vectors, catalogue.live_rows(), live)
+        graph = build_graph(vectors, catalogue.live_rows())
     rows = np.array(catalogue.sample_rows(_PROBES), dtype=np.int64)
     embeddings, is_whole = vectors.read(rows)
     path = folder / f"graph-{catalogue.generation}.hnsw"

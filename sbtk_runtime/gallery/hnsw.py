@@ -16,7 +16,7 @@ import hmac
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -88,15 +88,7 @@ class Graph:
         self.set_ef(ef)
 
     @classmethod
-    def new(
-        cls,
-        dim: int,
-        capacity: int,
-        *,
-        m: int = M,
-        ef_construction: int = EF_CONSTRUCTION,
-        ef: int = EF,
-    ) -> Self:
+    def new(cls, dim: int, capacity: int) -> Self:
         """Return an empty graph that takes up to `capacity` rows.
 
         Raises:
@@ -106,9 +98,9 @@ class Graph:
         index = import_hnswlib().Index("ip", dim)
         with _memory_errors():
             index.init_index(
-                max(1, capacity), M=m, ef_construction=ef_construction, random_seed=_SEED
+                max(1, capacity), M=M, ef_construction=EF_CONSTRUCTION, random_seed=_SEED
             )
-        return cls(index, m, ef_construction, ef)
+        return cls(index, M, EF_CONSTRUCTION, EF)
 
     @classmethod
     def load(cls, folder: Path, record: GraphRecord, dim: int, *, room_for: int = 0) -> Self:
@@ -207,35 +199,24 @@ class Graph:
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
 
 
-def build_graph(
-    vectors: Vectors, rows: Iterable[int], capacity: int, tick: Callable[[int], None] | None = None
-) -> Graph:
+def build_graph(vectors: Vectors, rows: Rows) -> Graph:
     """Return a graph of the ascending `rows`, read and added in chunks; damaged ones are left out.
 
     Args:
         vectors: the gallery's vectors.
-        rows: numbers of the rows to add.
-        capacity: at least their count.
-        tick: called with the number of rows in the graph so far.
+        rows: `(N,) int64`, numbers of the rows to add.
     """
-    graph = Graph.new(vectors.dim, capacity)
-    add_rows(graph, vectors, rows, tick)
+    graph = Graph.new(vectors.dim, len(rows))
+    add_rows(graph, vectors, rows)
     return graph
 
 
-def add_rows(
-    graph: Graph,
-    vectors: Vectors,
-    rows: Iterable[int],
-    tick: Callable[[int], None] | None = None,
-) -> None:
+def add_rows(graph: Graph, vectors: Vectors, rows: Iterable[int]) -> None:
     """Add ascending `rows` of the vectors to a graph that has room for them."""
     for numbers, embeddings, is_whole in vectors.chunks(rows):
         if not is_whole.all():
             numbers, embeddings = numbers[is_whole], embeddings[is_whole]
         graph.add(numbers, embeddings)
-        if tick is not None:
-            tick(graph.count)
 
 
 def check_graph_file(path: Path, record: GraphRecord, dim: int) -> None:

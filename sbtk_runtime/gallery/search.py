@@ -233,7 +233,7 @@ class EmbeddingSearch:
                 self._load_graph()
             if self._graph is None:
                 rows = self._live_rows()
-                self._graph = build_graph(self._vectors, rows, len(rows))
+                self._graph = build_graph(self._vectors, rows)
             return self._graph
 
     def _load_codes(self) -> None:

@@ -74,7 +74,6 @@ def verify_gallery(
     folder: Path,
     *,
     samples: int = 256,
-    seed: int = 0,
     repair: bool = False,
     notify: Callable[[str], None] = lambda text: None,
 ) -> VerifyReport:
@@ -83,7 +82,6 @@ def verify_gallery(
     Args:
         folder: the gallery's.
         samples: number of photos to search for by their own embeddings.
-        seed: draws them.
         repair: drop photos whose embeddings are damaged, so that the next `sbtk index` of their
             folders embeds them again, and remove damaged files that it can make again.
         notify: called with a sentence before each step.
@@ -96,11 +94,11 @@ def verify_gallery(
         if repair:
             # No writer may intervene between the check of a row and its removal.
             held.enter_context(WriterLock(folder / LOCK_NAME))
-        return _verify(folder, samples, seed, repair, notify)
+        return _verify(folder, samples, repair, notify)
 
 
 def _verify(
-    folder: Path, samples: int, seed: int, repair: bool, notify: Callable[[str], None]
+    folder: Path, samples: int, repair: bool, notify: Callable[[str], None]
 ) -> VerifyReport:
     problems: list[str] = []
     manifest, view = open_published(folder, problems.append, is_hashed=True)
@@ -131,7 +129,7 @@ def _verify(
         problems.append(f"regions of {photos} are damaged or missing")
     notify("searching for sampled photos by their own embeddings")
     intact = np.setdiff1d(rows, damaged, assume_unique=True)
-    chosen = np.random.default_rng(seed).choice(intact, min(samples, len(intact)), replace=False)
+    chosen = np.random.default_rng(0).choice(intact, min(samples, len(intact)), replace=False)
     sample = np.sort(chosen)
     by_graph = manifest.graph is not None and has_hnswlib()
     if isinstance(vectors, Vectors):

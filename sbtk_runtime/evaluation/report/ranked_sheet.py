@@ -22,6 +22,7 @@ from sbtk_runtime.files import printable_name
 from sbtk_runtime.preprocess import Kind
 from sbtk_runtime.thumbnail import fit_square
 
+#: Width and height of an image with its frame.
 CELL_PX = 112
 FRAME_PX = 4
 RIGHT = (46, 158, 75)
@@ -64,51 +65,49 @@ class Panel:
     queries: tuple[RankedQuery, ...]
 
 
-def draw_ranked_sheet(panels: Sequence[Panel], cell_px: int = CELL_PX) -> Image.Image:
+def draw_ranked_sheet(panels: Sequence[Panel]) -> Image.Image:
     """Return the sheet in mode RGB: panels side by side, a row for each query.
 
-    Args:
-        panels: each with at least one query and one hit.
-        cell_px: width and height of an image with its frame.
+    Each panel has at least one query and one hit.
     """
-    widths = [_panel_width(panel, cell_px) for panel in panels]
+    widths = [_panel_width(panel) for panel in panels]
     rows = max(len(panel.queries) for panel in panels)
-    height = 2 * _MARGIN_PX + _TITLE_PX + rows * (cell_px + _CAPTION_PX + _GAP_PX) - _GAP_PX
+    height = 2 * _MARGIN_PX + _TITLE_PX + rows * (CELL_PX + _CAPTION_PX + _GAP_PX) - _GAP_PX
     width = 2 * _MARGIN_PX + sum(widths) + _PANEL_GAP_PX * (len(panels) - 1)
     sheet = Image.new("RGB", (width, height), (255, 255, 255))
     left = _MARGIN_PX
     for panel, panel_width in zip(panels, widths, strict=True):
-        _draw_panel(sheet, panel, left, cell_px)
+        _draw_panel(sheet, panel, left)
         left += panel_width + _PANEL_GAP_PX
     return sheet
 
 
-def _panel_width(panel: Panel, cell_px: int) -> int:
+def _panel_width(panel: Panel) -> int:
     hits = max(len(query.photos) for query in panel.queries)
-    return cell_px + _QUERY_GAP_PX + hits * (cell_px + _GAP_PX) - _GAP_PX
+    return CELL_PX + _QUERY_GAP_PX + hits * (CELL_PX + _GAP_PX) - _GAP_PX
 
 
-def _draw_panel(sheet: Image.Image, panel: Panel, left: int, cell_px: int) -> None:
+def _draw_panel(sheet: Image.Image, panel: Panel, left: int) -> None:
     draw = ImageDraw.Draw(sheet)
-    width = _panel_width(panel, cell_px)
+    width = _panel_width(panel)
     _write(draw, panel.title, (left, _MARGIN_PX), width, 14, _INK)
     top = _MARGIN_PX + _TITLE_PX
     for query in panel.queries:
-        sheet.paste(fit_square(query.path, cell_px, _GROUND), (left, top))
-        place = (left, top + cell_px + 2)
-        _write(draw, query.caption, place, cell_px + _QUERY_GAP_PX - 2, 11, _INK)
-        x = left + cell_px + _QUERY_GAP_PX
+        sheet.paste(fit_square(query.path, CELL_PX, _GROUND), (left, top))
+        place = (left, top + CELL_PX + 2)
+        _write(draw, query.caption, place, CELL_PX + _QUERY_GAP_PX - 2, 11, _INK)
+        x = left + CELL_PX + _QUERY_GAP_PX
         for photo in query.photos:
-            sheet.paste(_draw_frame(photo, cell_px), (x, top))
+            sheet.paste(_draw_frame(photo), (x, top))
             if not photo.is_right:
-                _write(draw, photo.class_name, (x, top + cell_px + 2), cell_px, 11, _SOFT)
-            x += cell_px + _GAP_PX
-        top += cell_px + _CAPTION_PX + _GAP_PX
+                _write(draw, photo.class_name, (x, top + CELL_PX + 2), CELL_PX, 11, _SOFT)
+            x += CELL_PX + _GAP_PX
+        top += CELL_PX + _CAPTION_PX + _GAP_PX
 
 
-def _draw_frame(photo: RankedPhoto, cell_px: int) -> Image.Image:
-    framed = Image.new("RGB", (cell_px, cell_px), RIGHT if photo.is_right else WRONG)
-    framed.paste(fit_square(photo.path, cell_px - 2 * FRAME_PX, _GROUND), (FRAME_PX, FRAME_PX))
+def _draw_frame(photo: RankedPhoto) -> Image.Image:
+    framed = Image.new("RGB", (CELL_PX, CELL_PX), RIGHT if photo.is_right else WRONG)
+    framed.paste(fit_square(photo.path, CELL_PX - 2 * FRAME_PX, _GROUND), (FRAME_PX, FRAME_PX))
     return framed
 
 

@@ -121,10 +121,8 @@ def test_build_leaves_damaged_rows_out(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[2 * DIM * 7 : 2 * DIM * 8] = b"\x00" * (2 * DIM)
     path.write_bytes(data)
-    told: list[int] = []
-    graph = build_graph(vectors, range(100), 100, told.append)
+    graph = build_graph(vectors, np.arange(100))
     assert graph.count == 99
-    assert told == [99]
     assert 7 not in graph.search(unit_rows(100, DIM)[7], 99)[0]
 
 
