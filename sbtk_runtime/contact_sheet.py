@@ -60,7 +60,7 @@ def contact_sheet(
             f"The images of the last {links:,} hits are loaded from their files and need access "
             "to the photos.",
         )
-    source = _png_uri(image) if kind == "sketch" else _jpeg_uri(image)
+    source = data_uri(png_bytes(image), "image/png") if kind == "sketch" else _jpeg_uri(image)
     return render_sheet(Query(name, kind, source, remarks), cards, facts or {}, has_links=links > 0)
 
 
@@ -149,10 +149,6 @@ def _file_uri(path: Path) -> str:
 
 def _jpeg_uri(image: Image.Image) -> str:
     return data_uri(jpeg_bytes(image), "image/jpeg")
-
-
-def _png_uri(image: Image.Image) -> str:
-    return data_uri(png_bytes(image), "image/png")
 
 
 _STYLE_FILE = ("web", "static", "theme.css")

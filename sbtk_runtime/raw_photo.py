@@ -197,7 +197,8 @@ def _preview(raw: Any, decode: Decode) -> Image.Image | None:
         is_turned = orientation != 1
     if turn is None:
         return image
-    if turn != Image.Transpose.ROTATE_180 and _is_wide(stored) != _is_wide(_sensor_size(raw)):
+    is_wide = raw.sizes.width > raw.sizes.height
+    if turn != Image.Transpose.ROTATE_180 and (stored[0] > stored[1]) != is_wide:
         # The camera has already rotated the pixels, so undo the rotation.
         return image.transpose(_UNDONE[turn]) if is_turned else image
     return image if is_turned else image.transpose(turn)
@@ -207,14 +208,6 @@ def _read_stored(jpeg: bytes) -> tuple[tuple[int, int], int]:
     """Return size and orientation from an embedded JPEG's header."""
     with Image.open(io.BytesIO(jpeg), formats=("JPEG", "MPO")) as image:
         return image.size, image.getexif().get(_ORIENTATION, 1)
-
-
-def _is_wide(size: tuple[int, int]) -> bool:
-    return size[0] > size[1]
-
-
-def _sensor_size(raw: Any) -> tuple[int, int]:
-    return raw.sizes.width, raw.sizes.height
 
 
 def _develop_bytes(raw: Any) -> int:

@@ -67,7 +67,7 @@ def load_labelled_set(
             "the model's own split, which defines its validation classes",
             "omit one of the two",
         )
-    split = _open_split(images, training, split_name)
+    split = open_split(split_name, images.classes) if split_name else _open_own_split(training)
     if classes == "validation":
         names = _find_validation_classes(images, training)
         of = f"{len(names)} validation classes (seen, held out)"
@@ -205,10 +205,6 @@ def _find_unseen_classes(images: ImageSet, data: Path, split: Split) -> list[str
             "choose another split: --split NAME",
         )
     return names
-
-
-def _open_split(images: ImageSet, training: dict[str, Any], name: str | None) -> Split:
-    return open_split(name, images.classes) if name else _open_own_split(training)
 
 
 def _open_own_split(training: dict[str, Any]) -> Split:

@@ -167,7 +167,9 @@ def check_json(check: DataCheck) -> dict[str, Any]:
             }
             for each in dataset.missing
         ],
-        "splits": [_split_json(split) for split in check.splits],
+        "splits": [
+            asdict(split) | {"leakage": _leakage_json(split.leakage)} for split in check.splits
+        ],
         "images": _images_json(check.images) if check.images else None,
         "ignored": {
             kind: {
@@ -289,10 +291,6 @@ def _histogram(counted: Sequence[tuple[str, int]]) -> str:
     rest = counted[_SHOWN:]
     more = f", {len(rest):,} others {sum(count for _, count in rest):,} times" if rest else ""
     return shown + more
-
-
-def _split_json(split: SplitCheck) -> dict[str, Any]:
-    return asdict(split) | {"leakage": _leakage_json(split.leakage)}
 
 
 def _leakage_json(leakage: Leakage) -> dict[str, Any]:

@@ -509,7 +509,8 @@ def merge_resumed_config(
                 f"{_spell_option(name, found)}, and {config.method} has no such setting"
             )
         elif not _is_same(name, found, own[name]):
-            started = "out it" if isinstance(found, bool) else f" {_show_value(own[name])}"
+            value = "none" if own[name] == "" else own[name]
+            started = "out it" if isinstance(found, bool) else f" {value}"
             differing.append(f"{_spell_option(name, found)}, and the run was started with{started}")
     if differing:
         raise BadConfig(
@@ -544,10 +545,6 @@ def _is_same(name: str, found: object, expected: object) -> bool:
     if name in ("weights", "teacher", "classes", "freeze_until"):
         found = "" if found == "none" else str(found)
     return found == expected
-
-
-def _show_value(value: object) -> object:
-    return "none" if value == "" else value
 
 
 def _spell_option(name: str, value: object) -> str:

@@ -22,14 +22,6 @@ from sbtk_runtime.manifest import PhotoShard
 PathInput = str | os.PathLike[str]
 
 
-def _no_progress(done: int, total: int | None, rate: float) -> None:
-    """Ignore the progress."""
-
-
-def _no_notify(text: str) -> None:
-    """Ignore the notice."""
-
-
 def index(
     photos: PathInput | Iterable[PathInput],
     gallery: Gallery | PathInput = "gallery.sbtk",
@@ -38,8 +30,8 @@ def index(
     checksum: bool = False,
     bits: int | None = None,
     shard: str | None = None,
-    progress: Progress = _no_progress,
-    notify: Notify = _no_notify,
+    progress: Progress = lambda done, total, rate: None,
+    notify: Notify = lambda text: None,
 ) -> IndexReport:
     """Make a gallery hold the photos below folders, and embed only new and changed ones.
 

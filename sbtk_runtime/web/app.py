@@ -70,17 +70,15 @@ def guarded_app(service: Service, rules: AccessRules, *, may_change: bool = Fals
     app.include_router(answer_head(photo_routes(service, thumbnails)))
     app.include_router(answer_head(collection_routes(service, may_change=may_change)))
     app.include_router(answer_head(state_routes(service, metrics)))
-    _add_description(app)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def description() -> JSONResponse:
+        return JSONResponse(app.openapi())
+
     add_docs_page(app)
     _add_page(app)
     answer_head(app.router)
     return MetricsMiddleware(SecurityHeaders(ErrorMiddleware(AccessGuard(app, rules))), metrics)
-
-
-def _add_description(app: FastAPI) -> None:
-    @app.get("/openapi.json", include_in_schema=False)
-    async def description() -> JSONResponse:
-        return JSONResponse(app.openapi())
 
 
 def _add_page(app: FastAPI) -> None:

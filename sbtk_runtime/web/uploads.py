@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope
 
 from sbtk_runtime.embedding.stream import MemoryBudget
 from sbtk_runtime.errors import BadImage, LargeImage, SbtkError
+from sbtk_runtime.image_limits import SIGNATURES
 from sbtk_runtime.images import MAX_DECODE_BYTES, OpenImage
 from sbtk_runtime.preprocess import Kind, Prepared, detect_kind, open_image, prepare_image
 from sbtk_runtime.web.queue import WorkQueue
@@ -195,7 +196,7 @@ def _prepare_if_small(data: bytes, kind: Kind) -> Prepared | OpenImage:
     """Return the model's input, or a costly image that is not decoded yet."""
     if not data:
         raise BadImage("the request has no image in its body", "the bytes of an image file")
-    if not _has_signature(data):
+    if not any(SIGNATURES[name](data) for name in ("PNG", "JPEG", "WEBP")):
         raise BadImage("unsupported image format", "PNG, JPEG or WebP")
     try:
         image = open_image(data, kind, limit_s=MAX_DECODE_S)
@@ -212,11 +213,6 @@ def _prepare_if_small(data: bytes, kind: Kind) -> Prepared | OpenImage:
 def _prepare_opened(image: OpenImage, kind: Kind) -> Prepared:
     decoded = image.decode()
     return prepare_image(decoded.image, kind, notices=decoded.notices)
-
-
-def _has_signature(data: bytes) -> bool:
-    is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-    return is_webp or data.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"))
 
 
 MAX_BODY_BYTES = 8 << 20
