@@ -25,12 +25,10 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadGallery, MissingExtra
 from sbtk_runtime.files import atomic_path, read_refused, sha256_of_file
-from sbtk_runtime.gallery.rows import Vectors
+from sbtk_runtime.gallery.rows import Embeddings, Rows, Vectors
 from sbtk_runtime.machine import cpu_threads
 from sbtk_runtime.manifest import GraphRecord
 
-Embeddings = NDArray[np.float32]
-Rows = NDArray[np.int64]
 Scores = NDArray[np.float32]
 
 M = 16
