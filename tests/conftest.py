@@ -1,4 +1,4 @@
-"""What every test may rely on."""
+"""Hooks and fixtures of all tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asking a served gallery as programs do, and as programs must not."""
+"""A client of a served gallery, for valid and invalid requests."""
 
 from __future__ import annotations
 

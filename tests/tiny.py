@@ -1,4 +1,4 @@
-"""Small real things for tests: a valid model bundle, photos and sketches, all made from seeds."""
+"""Small inputs for tests: a valid model bundle, photos and sketches, made from seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sbtk engine`: plans are built, listed and removed, and what cannot be is told."""
+"""`sbtk engine`: plans are built, listed and removed, and errors are reported."""
 
 from __future__ import annotations
 

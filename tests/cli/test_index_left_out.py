@@ -1,4 +1,4 @@
-"""What `sbtk index` leaves out, how that is said, and how it is changed and remembered."""
+"""What `sbtk index` leaves out: reports, options and stored rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command group: light help, endings with a sentence and a code, and no traceback."""
+"""The command group: fast help, exit codes, error messages, and no traceback."""
 
 from __future__ import annotations
 

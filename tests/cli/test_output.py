@@ -1,4 +1,4 @@
-"""Words and numbers for people, and file names that cannot play tricks on a terminal."""
+"""Texts and numbers for people, and file names that contain terminal escapes."""
 
 from __future__ import annotations
 

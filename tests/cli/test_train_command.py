@@ -1,3 +1,5 @@
+"""`sbtk train`: runs, resumed runs, and their output."""
+
 from __future__ import annotations
 
 import contextlib

@@ -1,4 +1,4 @@
-"""A server of a small gallery with odd names, to be attacked and left as it was."""
+"""A server of a small gallery with odd names, for tests of attacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Odd files and folders among the photos are named and skipped, and cost nothing else."""
+"""Odd files and folders among the photos are reported and skipped, and nothing else is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damage to a binary gallery is noticed and told; any bytes are a code, so hashes must tell."""
+"""Damage to a binary gallery is found by hashes, since any bytes are a valid code."""
 
 from __future__ import annotations
 

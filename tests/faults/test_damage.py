@@ -1,4 +1,4 @@
-"""Damaged, hostile and foreign files of a gallery are noticed, told, and never crash a reader."""
+"""Damaged, hostile and foreign files of a gallery are reported, and never crash a reader."""
 
 from __future__ import annotations
 

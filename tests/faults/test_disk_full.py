@@ -1,4 +1,4 @@
-"""A full disk stops an update with a clear error; with space it goes on to the same end."""
+"""A full disk ends an update with a clear error; once there is space, it resumes."""
 
 from __future__ import annotations
 

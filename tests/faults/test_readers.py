@@ -1,4 +1,4 @@
-"""Readers that may not write answer rightly while another process writes, dies and goes on."""
+"""Readers without write permission get right hits while a writer works, dies and resumes."""
 
 from __future__ import annotations
 

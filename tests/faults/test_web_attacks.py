@@ -1,4 +1,4 @@
-"""Requests that want what they must not have, to a real server of a gallery."""
+"""Requests for what clients must not have, to a real server of a gallery."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that send without end, hardly at all, or all at once, to a real server of a gallery."""
+"""Clients that send endlessly, very slowly, or all at once, to a real server of a gallery."""
 
 from __future__ import annotations
 

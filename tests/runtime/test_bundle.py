@@ -1,4 +1,4 @@
-"""Bundles are opened by folder or name, and nothing in them is trusted before it is checked."""
+"""Bundles are opened by folder or name, and every file is checked before use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What makes a bundle's codes is vouched for like its models."""
+"""A bundle's ITQs are checked like its models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `sbtk doctor` knows of instruction sets, double installs, models and galleries."""
+"""`sbtk doctor`: instruction sets, conflicting installs, models and galleries."""
 
 from __future__ import annotations
 

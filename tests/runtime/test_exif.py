@@ -1,4 +1,4 @@
-"""Metadata of photos: those of cameras, and those of people who mean harm."""
+"""Metadata of photos, from cameras and from attackers."""
 
 from __future__ import annotations
 

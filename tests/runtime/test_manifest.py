@@ -1,4 +1,4 @@
-"""Manifests survive their way through JSON, and hostile ones are refused by name."""
+"""Manifests survive JSON, and hostile ones are refused with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Libraries that report their use over the network are kept from doing so."""
+"""The telemetry of libraries is disabled."""
 
 from __future__ import annotations
 

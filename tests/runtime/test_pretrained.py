@@ -1,4 +1,4 @@
-"""The bundle that ships: whole, honest about itself, and as good as its card says."""
+"""The included bundle is complete, and as good as its card says."""
 
 from __future__ import annotations
 

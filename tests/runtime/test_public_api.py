@@ -1,4 +1,4 @@
-"""The Python API: what it shows, that its examples run, and every form that an image comes in."""
+"""The Python API: names, examples, and every form of an image."""
 
 from __future__ import annotations
 

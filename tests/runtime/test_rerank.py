@@ -1,3 +1,5 @@
+"""Re-ranking: expansion and diffusion."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""A gallery of small photos, served by a real process; and what it must answer."""
+"""A gallery of small photos, served by a real process, with the expected hits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API of a real server: what Python would find, in the agreed form, over HTTP."""
+"""The API of a real server, compared with the Python API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The app over a gallery that has not been opened: what it answers then, and whom it tells."""
+"""The app over a gallery that is not open yet: its responses, and who gets them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may ask the server: names, pages and tokens, judged request by request."""
+"""Access to the server: host names, origins and tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections that send too little, too much or nonsense, to a real server on loopback."""
+"""Connections that send too little, too much or invalid data, to a real server on loopback."""
 
 from __future__ import annotations
 

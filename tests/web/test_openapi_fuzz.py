@@ -1,4 +1,4 @@
-"""A served gallery does what its description says, whatever is sent to it."""
+"""A served gallery follows its OpenAPI description, whatever is sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Only photos that are still where they were found are opened, whatever lies in their place."""
+"""Only photos that are still where they were indexed are opened, whatever replaced them."""
 
 from __future__ import annotations
 

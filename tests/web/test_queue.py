@@ -1,4 +1,4 @@
-"""A queue does its jobs in order, turns away what is too much, and drops what nobody wants."""
+"""A queue runs jobs in order, refuses what is too much, and drops cancelled jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sbtk serve` as users start and stop it, and what it says when it cannot be started."""
+"""`sbtk serve` as users start and stop it, and its errors at the start."""
 
 from __future__ import annotations
 

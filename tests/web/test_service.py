@@ -1,4 +1,4 @@
-"""A gallery that changes while it is served: every answer is of one state of it."""
+"""A gallery that changes while it is served: each response is of one generation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uploads that take long or much memory hold up nobody else, and a stuck worker is told."""
+"""Costly uploads delay no others, and a stuck worker is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams keep order, memory and nerve: one bad image never ends a run, every end is clean."""
+"""Streams keep order and memory limits; a bad image never ends a run, and every end is clean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPUs are looked for through the driver, and what is in the way is named."""
+"""GPUs are found through the driver; errors name what is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that are told an image's kind: every engine feeds it, and refuses what disagrees."""
+"""Models with an input for the kind of image: every engine feeds it, and refuses others."""
 
 from __future__ import annotations
 

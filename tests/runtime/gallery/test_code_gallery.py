@@ -1,4 +1,4 @@
-"""Binary galleries: the nearest codes in order, kept as they were made, and refused by name."""
+"""Binary galleries: nearest codes in order, stored bits, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Codes come back as they went in, and the nearest by Hamming distance are those of a loop."""
+"""Codes are read as written, and search by Hamming distance equals a loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Photos of the same bytes are embedded once and are one hit, with its copies."""
+"""Photos with the same bytes are embedded once and are one hit with copies."""
 
 from __future__ import annotations
 

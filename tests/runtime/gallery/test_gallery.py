@@ -1,4 +1,4 @@
-"""Galleries answer with the right photos, and an update does what changed and nothing else."""
+"""Galleries find the right photos, and an update does only what is needed."""
 
 from __future__ import annotations
 

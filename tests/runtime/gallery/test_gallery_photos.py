@@ -1,4 +1,4 @@
-"""A gallery says what its photos are, where they were found, and which are alike."""
+"""A gallery's photos, their folders, and similar photos."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The graph finds what exact search finds, and no file that is not ours reaches hnswlib."""
+"""The graph finds what exact search finds, and only files that sbtk wrote reach hnswlib."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""The nearest neighbours of photos, as stored for re-ranking."""
+
 from __future__ import annotations
 
 from pathlib import Path

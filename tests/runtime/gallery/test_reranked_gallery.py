@@ -1,3 +1,5 @@
+"""Hits of a gallery, re-ranked by expansion and diffusion."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Rows come back as they went in, and what is damaged is never taken for a row."""
+"""Rows are read as written, and damaged rows are never returned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sign codes find the candidates, follow the gallery, and are made again when they are damaged."""
+"""Sign codes find the candidates, follow updates, and are rebuilt when damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything but the graph works without hnswlib, and graphs come and go with it."""
+"""Everything but the graph works without hnswlib."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorRT-RTX really parses and builds here; what it refuses is told in its own words."""
+"""TensorRT-RTX parses and builds here; its own messages explain what it refuses."""
 
 from __future__ import annotations
 

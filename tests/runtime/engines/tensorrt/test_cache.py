@@ -1,4 +1,4 @@
-"""The cache gives back what was stored, and nothing that anybody else may have made."""
+"""The cache returns what was stored, and nothing that others may have made."""
 
 from __future__ import annotations
 

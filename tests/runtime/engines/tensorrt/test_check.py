@@ -1,4 +1,4 @@
-"""A plan is run beside ONNX Runtime before it is trusted, and removed when it is not sound."""
+"""A plan is compared with ONNX Runtime before it is used, and removed if it is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorRT is found in its order, and its lines are kept without their noise."""
+"""TensorRT's modules are tried in order, and its log is kept without noise."""
 
 from __future__ import annotations
 

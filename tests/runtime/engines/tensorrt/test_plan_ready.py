@@ -1,4 +1,4 @@
-"""A plan comes from the cache when it may, is built when it must, and is never half there."""
+"""A plan comes from the cache or is built, and is never stored incompletely."""
 
 from __future__ import annotations
 
