@@ -294,6 +294,11 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+def count_text(count: int, noun: str) -> str:
+    """Return "1 photo", "1,000 photos"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def printable_name(path: str | bytes | os.PathLike[str]) -> str:
     """Return a path on one line: bytes that are not UTF-8 and control characters are escaped.
 

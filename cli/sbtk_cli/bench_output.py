@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sbtk_cli.output import count_text, size_text
+from sbtk_cli.output import size_text
 from sbtk_runtime.evaluation.bench.floor import Floor
 from sbtk_runtime.evaluation.bench.latency import LatencyReport
 from sbtk_runtime.evaluation.bench.map import MapReport
 from sbtk_runtime.evaluation.bench.search import SearchReport
 from sbtk_runtime.evaluation.bench.speed import Speed
-from sbtk_runtime.files import atomic_path
+from sbtk_runtime.files import atomic_path, count_text
 from sbtk_runtime.machine import Machine
 
 _NARROWEST = 100

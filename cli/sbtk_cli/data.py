@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sbtk_cli import options, output
-from sbtk_cli.output import count_text, plain_table, shown_relative
-from sbtk_runtime.files import printable_name
+from sbtk_cli.output import plain_table, shown_relative
+from sbtk_runtime.files import count_text, printable_name
 
 if TYPE_CHECKING:
     from sbtk_train.data.check import DataCheck, ImageCheck, PerClass, SplitCheck

@@ -12,7 +12,7 @@ import click
 
 from sbtk_cli import options, output
 from sbtk_runtime.errors import BadData
-from sbtk_runtime.files import printable_name
+from sbtk_runtime.files import count_text, printable_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -117,7 +117,7 @@ def command(
     for failure in failures:
         output.notice(f"{printable_name(paths[failure.index])}: {failure.reason}", quiet=quiet)
     if not rows:
-        raise BadData(f"0 of {output.count_text(len(paths), 'file')} could be read", "an image")
+        raise BadData(f"0 of {count_text(len(paths), 'file')} could be read", "an image")
     with atomic_path(target) as temporary, temporary.open("wb") as file:
         arrays: dict[str, Any] = {"paths": np.array(kept), "embeddings": np.stack(rows)}
         if itq is not None:
@@ -141,7 +141,7 @@ def command(
     else:
         skipped = f", {len(failures):,} skipped" if failures else ""
         output.notice(
-            f"{printable_name(target)}: {output.count_text(len(rows), 'embedding')} of "
+            f"{printable_name(target)}: {count_text(len(rows), 'embedding')} of "
             f"{rows[0].size} dimensions by {model_id}{skipped}",
             quiet=quiet,
         )

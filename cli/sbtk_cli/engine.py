@@ -16,6 +16,7 @@ from sbtk_cli import options, output
 from sbtk_runtime.engines.base import Notify, no_notify
 from sbtk_runtime.engines.tensorrt.build import Progress, no_progress, notify_every
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra, SbtkError
+from sbtk_runtime.files import count_text
 
 if TYPE_CHECKING:
     from sbtk_runtime.engines.cuda import CudaDevice
@@ -176,8 +177,7 @@ def clear(bundle: str | None, is_all: bool, as_json: bool, quiet: bool) -> int:
         output.answer_json(asdict(cleared))
     elif not quiet:
         output.answer(
-            f"removed {output.count_text(cleared.plans, 'plan')}, "
-            f"{output.size_text(cleared.size_bytes)}"
+            f"removed {count_text(cleared.plans, 'plan')}, {output.size_text(cleared.size_bytes)}"
         )
     return 0
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sbtk_cli import options, output
-from sbtk_runtime.files import printable_name
+from sbtk_runtime.files import count_text, printable_name
 from sbtk_runtime.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def final_sentence(report: IndexReport, gallery: Path) -> str:
     done = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
     if report.unreadable:
         done += f": {printable_name(gallery / 'failures.jsonl')}"
-    photos = output.count_text(report.live, "photo")
+    photos = count_text(report.live, "photo")
     seconds = output.duration_text(report.seconds)
     return f"{photos} searchable ({done or 'nothing new'}) in {seconds}"
 
@@ -310,7 +310,7 @@ def _partly_readable_notices(report: IndexReport, gallery: Path) -> list[str]:
     if not report.partly_readable:
         return []
     count = report.partly_readable
-    photos = f"{output.count_text(count, 'photo')} {'is' if count == 1 else 'are'}"
+    photos = f"{count_text(count, 'photo')} {'is' if count == 1 else 'are'}"
     where = shlex.quote(printable_name(gallery))
     return [
         f"{photos} only partly readable: 'sbtk index --list-failed --gallery {where}' lists them"
@@ -320,14 +320,14 @@ def _partly_readable_notices(report: IndexReport, gallery: Path) -> list[str]:
 def _rule_notices(report: IndexReport) -> list[str]:
     notices = []
     if report.other_shards:
-        photos = output.count_text(report.other_shards, "photo")
+        photos = count_text(report.other_shards, "photo")
         notices.append(f"{photos} left to other shards")
     if report.rules.exclude:
         patterns = " ".join(shlex.quote(printable_name(text)) for text in report.rules.exclude)
         notices.append(f"the gallery's patterns: {patterns} (--clear-excludes removes them)")
     if report.left_out_now:
         notices.append(
-            f"{output.count_text(report.left_out_now, 'photo')} of the gallery newly excluded: no "
+            f"{count_text(report.left_out_now, 'photo')} of the gallery newly excluded: no "
             "longer among the hits, but their embeddings are kept"
         )
     return notices
@@ -350,8 +350,8 @@ def _drop(
     what = "missing photo" if is_missing_only else "photo"
     where = "" if folder is None else f" from {printable_name(folder)}"
     output.answer(
-        f"{output.count_text(report.removed, what)} removed{where}; "
-        f"{output.count_text(report.live, 'photo')} searchable"
+        f"{count_text(report.removed, what)} removed{where}; "
+        f"{count_text(report.live, 'photo')} searchable"
     )
 
 
@@ -365,7 +365,7 @@ def _list_folders(gallery: Path, *, as_json: bool) -> None:
             continue
         missing = f", {count.missing:,} missing" if count.missing else ""
         where = "" if count.exists else " (not found)"
-        photos = output.count_text(count.photos, "photo")
+        photos = count_text(count.photos, "photo")
         output.answer(f"{printable_name(count.path)}{where}: {photos}{missing}")
 
 
@@ -397,7 +397,7 @@ def _verify(gallery: Path, *, repair: bool, as_json: bool, quiet: bool) -> int:
         output.answer(f"problem: {problem}")
     if report.repaired:
         output.answer(
-            f"{output.count_text(report.repaired, 'photo')} dropped: run 'sbtk index' on their "
+            f"{count_text(report.repaired, 'photo')} dropped: run 'sbtk index' on their "
             "folders to embed them again"
         )
     if report.is_good:
@@ -405,7 +405,7 @@ def _verify(gallery: Path, *, repair: bool, as_json: bool, quiet: bool) -> int:
         if report.bits is not None:
             how = "by their codes"
         output.answer(
-            f"{output.count_text(report.live, 'photo')} intact; {report.found:,} of "
+            f"{count_text(report.live, 'photo')} intact; {report.found:,} of "
             f"{report.sampled:,} sampled ones find themselves {how}"
         )
     return 0 if report.is_good else 1
@@ -430,7 +430,7 @@ def _export(gallery: Path, folder: Path, *, as_json: bool) -> int:
         files = ", ".join(printable_name(path) for path in report.files)
         left_out = f", {report.left_out:,} damaged ones left out" if report.left_out else ""
         if report.left_out_regions:
-            photos = output.count_text(report.left_out_regions, "photo")
+            photos = count_text(report.left_out_regions, "photo")
             left_out += f", damaged regions of {photos} left out"
-        output.answer(f"{output.count_text(report.count, 'photo')} in {files}{left_out}")
+        output.answer(f"{count_text(report.count, 'photo')} in {files}{left_out}")
     return 3 if report.left_out or report.left_out_regions else 0

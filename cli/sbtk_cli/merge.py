@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from sbtk_cli import options, output
-from sbtk_runtime.files import printable_name
+from sbtk_runtime.files import count_text, printable_name
 
 _HELP = """Merge galleries of one model into one.
 
@@ -63,7 +63,7 @@ def command(galleries: tuple[Path, ...], gallery: Path, as_json: bool, quiet: bo
             "unreadable": report.unreadable,
         }
         done = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
-        photos = output.count_text(report.live, "photo")
+        photos = count_text(report.live, "photo")
         seconds = output.duration_text(report.seconds)
         output.answer(f"{photos} searchable ({done or 'nothing new'}) in {seconds}")
     return 3 if report.damaged or report.damaged_regions or report.absent_shards else 0

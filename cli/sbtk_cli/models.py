@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sbtk_cli import options, output
+from sbtk_runtime.files import count_text
 
 if TYPE_CHECKING:
     from sbtk_runtime.bundle import Bundle, Golden
@@ -51,7 +52,7 @@ def check(bundle: str | None, as_json: bool) -> int:
         return 0
     total = sum(record.size_bytes for record in manifest.files.values())
     output.answer(
-        f"{manifest.model_id}: {output.count_text(len(manifest.files), 'file')}, "
+        f"{manifest.model_id}: {count_text(len(manifest.files), 'file')}, "
         f"{output.size_text(total)}, all as in the manifest"
     )
     for precision, trial in trials.items():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sbtk_runtime.files import printable_name
+from sbtk_runtime.files import count_text, printable_name
 
 if TYPE_CHECKING:
     from sbtk_runtime.engines.base import EngineInfo
@@ -50,11 +50,6 @@ def duration_text(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def count_text(count: int, noun: str) -> str:
-    """Return "1 photo", "1,000 photos"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def size_text(size_bytes: float) -> str:

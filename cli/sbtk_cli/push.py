@@ -10,7 +10,7 @@ import click
 from sbtk_cli import options, output
 from sbtk_cli.options import stops_between_photos
 from sbtk_runtime.errors import BadConfig
-from sbtk_runtime.files import printable_name
+from sbtk_runtime.files import count_text, printable_name
 
 _PATIENCE_S = 60.0
 _HELP = """Push a gallery to PostgreSQL or Milvus.
@@ -87,7 +87,7 @@ def command(
             "left out because another photo has their id": report.collisions,
         }
         done = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
-        photos = output.count_text(report.pushed + report.unchanged, "photo")
+        photos = count_text(report.pushed + report.unchanged, "photo")
         names = ", ".join(map(printable_name, report.sources))
         seconds = output.duration_text(report.seconds)
         output.answer(

@@ -14,7 +14,7 @@ import click
 from sbtk_cli import options, output
 from sbtk_cli.options import bundle_for_gallery
 from sbtk_runtime.errors import BadImage
-from sbtk_runtime.files import printable_name, write_atomically
+from sbtk_runtime.files import count_text, printable_name, write_atomically
 
 if TYPE_CHECKING:
     from datetime import date
@@ -161,10 +161,10 @@ def command(
             output.notice(f"contact sheet: {printable_name(sheet)}", quiet=quiet)
     gone = sum(not os.path.lexists(hit.path) for hit in hits)
     if isinstance(opened, Gallery) and gone:
-        text = f"{gone} of these {output.count_text(len(hits), 'photo')} no longer exist"
+        text = f"{gone} of these {count_text(len(hits), 'photo')} no longer exist"
         output.notice(f"{text}: run 'sbtk index' again", quiet=quiet)
     elif gone:
-        text = f"{gone} of these {output.count_text(len(hits), 'photo')} are not on this machine"
+        text = f"{gone} of these {count_text(len(hits), 'photo')} are not on this machine"
         output.notice(f"{text}: --photos SOURCE=FOLDER names where they are mounted", quiet=quiet)
     # Photos with damaged embeddings count like files that could not be read.
     return 3 if opened.unusable else 0

@@ -10,7 +10,7 @@ import click
 from sbtk_cli import options, output
 from sbtk_cli.options import Function
 from sbtk_runtime.errors import BadConfig, BadData
-from sbtk_runtime.files import printable_name
+from sbtk_runtime.files import count_text, printable_name
 
 if TYPE_CHECKING:
     from sbtk_cli.bench_data import Classes
@@ -294,7 +294,7 @@ def map_command(
     embedding_map.write_coordinates(coordinates, found.points, planes)
     draw_embedding_map(out, found.points, planes, title=found.title, pca_shares=shares)
     output.notice(
-        f"{printable_name(out)}: {output.count_text(len(found.points), 'embedding')} by "
+        f"{printable_name(out)}: {count_text(len(found.points), 'embedding')} by "
         f"{' and '.join(planes)}; coordinates in {printable_name(coordinates)}",
         quiet=quiet,
     )

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from sbtk_cli import options, output
 from sbtk_cli.options import bundle_for_gallery
+from sbtk_runtime.files import count_text
 
 if TYPE_CHECKING:
     from sbtk_runtime.bundle import Bundle
@@ -173,7 +174,7 @@ def _open(
     if (at := options.chosen_collection(at, mounts)) is not None:
         there = options.open_collection(at, mounts)
         unmounted = options.unmounted_notice(there)
-        text = f"{output.count_text(there.count, 'photo')} at {there.name}"
+        text = f"{count_text(there.count, 'photo')} at {there.name}"
         opened = (there, options.bundle_for_collection(model, there))
         return [opened], text + f"; {unmounted}" * bool(unmounted)
     from sbtk_runtime.gallery.folder import published_manifest
@@ -183,7 +184,7 @@ def _open(
         bundle_for_gallery(model, folder, manifest.model_id)
         for folder, manifest in zip(galleries, manifests, strict=True)
     ]
-    photos = output.count_text(sum(manifest.live for manifest in manifests), "photo")
+    photos = count_text(sum(manifest.live for manifest in manifests), "photo")
     names = ", ".join(output.shown_relative(folder) for folder in galleries)
     return list(zip(galleries, bundles, strict=True)), f"{photos} of {names}"
 

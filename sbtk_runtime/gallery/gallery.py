@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sbtk_runtime.binary_codes import Codes
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadRegion
 from sbtk_runtime.feedback import refine
-from sbtk_runtime.files import printable_name
+from sbtk_runtime.files import count_text, printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import (
     check_model,
@@ -358,8 +358,8 @@ class Gallery(Queries):
         name = shlex.quote(printable_name(self.folder))
         notices = []
         if undated:
-            text = f"{undated:,} photos{among.text} do not say when they were taken: the times of"
-            notices.append(f"{text} their files count")
+            text = f"{count_text(undated, 'photo')}{among.text} without a date"
+            notices.append(f"{text}: the times of their files count")
         if unread:
             text = f"the dates of {unread:,} of these were not read yet"
             notices.append(f"{text}: run 'sbtk index PHOTOS --gallery {name}'")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sbtk_runtime.errors import BadGallery
+from sbtk_runtime.files import count_text
 from sbtk_runtime.gallery import hnsw
 from sbtk_runtime.gallery.hnsw import (
     INSTALL_HNSWLIB,
@@ -63,7 +64,7 @@ def update_graph(
     if previous is not None:
         total = previous.count + additions
         if total - live <= MOST_DEAD * total:
-            notify(f"adding {additions:,} photos to the graph")
+            notify(f"adding {count_text(additions, 'photo')} to the graph")
             graph = _extend(folder, catalogue, vectors, previous, additions)
     if graph is None:
         notify(f"building the graph of {live:,} photos")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadGallery
-from sbtk_runtime.files import atomic_path, open_regular, printable_name, read_refused
+from sbtk_runtime.files import atomic_path, count_text, open_regular, printable_name, read_refused
 from sbtk_runtime.gallery.rows import Embeddings, Rows, Vectors
 from sbtk_runtime.rerank import NEIGHBOURS
 
@@ -132,7 +132,7 @@ def update_neighbours(
         notify(f"no neighbours: comparing {new:,} new photos with {len(rows):,} takes too long")
         return
     if new * len(rows) > MOST_PAIRS // 100:
-        notify(f"finding the neighbours of {new:,} photos")
+        notify(f"finding the neighbours of {count_text(new, 'photo')}")
     found = find_neighbours(known, vectors, rows)
     with atomic_path(folder / NEIGHBOURS_NAME) as temporary, temporary.open("wb") as file:
         np.savez(

@@ -12,6 +12,7 @@ import numpy as np
 
 from sbtk_runtime.binary_codes import Codes
 from sbtk_runtime.errors import BadImage
+from sbtk_runtime.files import count_text
 from sbtk_runtime.gallery.hits import Answer, Hit
 from sbtk_runtime.gallery.photo_filter import Period, PhotoFilter
 from sbtk_runtime.gallery.rows import Embeddings
@@ -251,12 +252,15 @@ def _match_rule(embedder: Embedder, kind: Kind) -> MatchRule | None:
 def few_notices(found: int, allowed: int, k: int, among: PhotoFilter) -> tuple[str, ...]:
     """Return the notice about `found` hits where `k` of `allowed` photos were asked for."""
     if found < k <= allowed:
-        return (
-            f"only {found:,} different photos are searchable{among.text}, so there are fewer hits",
-        )
-    if allowed >= k:
+        count, noun = found, "different photo"
+    elif allowed < k:
+        count, noun = allowed, "photo"
+    else:
         return ()
-    return (f"only {allowed:,} photos are searchable{among.text}, so there are fewer hits",)
+    are = "is" if count == 1 else "are"
+    return (
+        f"only {count_text(count, noun)} {are} searchable{among.text}, so there are fewer hits",
+    )
 
 
 def note(notices: list[str], notice: str) -> None:

@@ -22,7 +22,7 @@ from sbtk_runtime.binary_codes import Itq
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.engines.base import EngineInfo
 from sbtk_runtime.errors import BadConfig, BadGallery, InternalError
-from sbtk_runtime.files import WriterLock, printable_name, remove_stale_temporaries
+from sbtk_runtime.files import WriterLock, count_text, printable_name, remove_stale_temporaries
 from sbtk_runtime.gallery.catalogue import Origin
 from sbtk_runtime.gallery.changes import Changes, Loss
 from sbtk_runtime.gallery.dates import add_dates
@@ -393,8 +393,8 @@ class _Update:
         lost = sum(catalogue.remove_at_rows(low, high) for low, high in intervals)
         if lost:
             self._notices.append(
-                f"the embeddings of {lost:,} photos were lost: those in the given folders are "
-                "embedded again"
+                f"the embeddings of {count_text(lost, 'photo')} were lost: those in the given "
+                "folders are embedded again"
             )
 
     def _add_checksums(self, catalogue: Catalogue, vectors: Shards) -> None:
@@ -540,7 +540,7 @@ class _Update:
         if not wanted:
             return
         self._open_engine(origin)
-        self._notify(f"embedding the regions of {len(wanted):,} photos of the gallery")
+        self._notify(f"embedding the regions of {count_text(len(wanted), 'photo')} of the gallery")
         left = add_regions(
             *(catalogue, vectors, self._embedder, self._grid, wanted),
             commit_every=self._commit_every,
@@ -548,8 +548,8 @@ class _Update:
         )
         if left:
             self._notices.append(
-                f"the regions of {left:,} photos could not be embedded: these are found by their "
-                "whole frames, and the next 'sbtk index' tries again"
+                f"the regions of {count_text(left, 'photo')} could not be embedded: these are "
+                "found by their whole frames, and the next 'sbtk index' tries again"
             )
 
     def _write_rows(

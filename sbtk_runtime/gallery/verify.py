@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from sbtk_runtime.errors import BadGallery
-from sbtk_runtime.files import WriterLock
+from sbtk_runtime.files import WriterLock, count_text
 from sbtk_runtime.gallery.catalogue import CatalogueView
 from sbtk_runtime.gallery.folder import (
     LOCK_NAME,
@@ -123,10 +123,9 @@ def _verify(
     if lost:
         reasons = "".join(f" ({text})" for text in sorted(set(vectors.problems.values())))
         what = "cannot be used" if vectors.remedy else "are damaged or missing"
-        problems.append(f"the embeddings of {lost:,} photos {what}{reasons}")
+        problems.append(f"the embeddings of {count_text(lost, 'photo')} {what}{reasons}")
     if regions_lost:
-        photos = "1 photo" if regions_lost == 1 else f"{regions_lost:,} photos"
-        problems.append(f"regions of {photos} are damaged or missing")
+        problems.append(f"regions of {count_text(regions_lost, 'photo')} are damaged or missing")
     notify("searching for sampled photos by their own embeddings")
     intact = np.setdiff1d(rows, damaged, assume_unique=True)
     chosen = np.random.default_rng(0).choice(intact, min(samples, len(intact)), replace=False)

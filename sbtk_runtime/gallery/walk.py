@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from sbtk_runtime import raw_photo
 from sbtk_runtime.errors import BadData
-from sbtk_runtime.files import printable_name
+from sbtk_runtime.files import count_text, printable_name
 from sbtk_runtime.gallery.walk_rules import (
     IGNORE_FILE_NAME,
     Formats,
@@ -577,14 +577,14 @@ def _sentence(why: Why, counts: list[LeftOutCount]) -> str:
     files = sum(count.count for count in counts if not count.is_folder)
     folders = sum(count.count for count in counts if count.is_folder)
     if why in _READER_MISSING:
-        return f"{_say_count(files, f'{_READER_MISSING[why]} photo')} skipped: {_REASONS[why]}"
+        return f"{count_text(files, f'{_READER_MISSING[why]} photo')} skipped: {_REASONS[why]}"
     if why is Why.LINK:
         named = [count.what for count in counts[:_MAX_NAMES_SAID]]
         more = folders - len(named)
         named += [f"{more:,} more"] * (more > 0)
         links = f"{folders:,} link to a folder" if folders == 1 else f"{folders:,} links to folders"
         return f"{links} not followed: {', '.join(named)}: {_REASONS[why]}"
-    totals = [_say_count(n, noun) for n, noun in ((files, "file"), (folders, "folder")) if n]
+    totals = [count_text(n, noun) for n, noun in ((files, "file"), (folders, "folder")) if n]
     named = [f"{count.count:,} {_name(count)}" for count in counts[:_MAX_NAMES_SAID]]
     more = sum(count.count for count in counts[_MAX_NAMES_SAID:])
     named += [f"{more:,} more"] * (more > 0)
@@ -593,7 +593,3 @@ def _sentence(why: Why, counts: list[LeftOutCount]) -> str:
 
 def _name(count: LeftOutCount) -> str:
     return (count.what + "/" * count.is_folder) if count.what else "without a suffix"
-
-
-def _say_count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

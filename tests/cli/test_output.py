@@ -8,14 +8,13 @@ import os
 import pytest
 
 from sbtk_cli.output import (
-    count_text,
     duration_text,
     is_progress_wanted,
     plain_table,
     progress,
     size_text,
 )
-from sbtk_runtime.files import printable_name
+from sbtk_runtime.files import count_text, printable_name
 
 
 @pytest.mark.parametrize(

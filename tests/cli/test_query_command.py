@@ -111,7 +111,7 @@ def test_only_photos_of_some_days_are_found(
     assert main([*QUERY, "-k", "2", "--from", before, "--to", after]) == 0
     shown = capsys.readouterr()
     assert len(shown.out.splitlines()) == 2
-    assert f"photos from {before} to {after} do not say when they were taken" in shown.err
+    assert f"photos from {before} to {after} without a date" in shown.err
     assert main([*QUERY, "--to", before]) == 0
     assert capsys.readouterr().out == ""
     assert main([*QUERY, "--from", after, "--to", before]) == 2

@@ -220,7 +220,9 @@ def test_a_folder_may_have_any_bytes_in_its_name(workplace: Workplace) -> None:
     with workplace.serving() as process:
         process.wait_until_ready()
         under = quote(os.fsencode(folder))
-        (hit,) = query(process.port, sketch_png(), f"?k=5&under={under}").json()["hits"]
+        answer = query(process.port, sketch_png(), f"?k=5&under={under}").json()
+        assert answer["notices"][0].startswith("only 1 photo is searchable below ")
+        (hit,) = answer["hits"]
         assert base64.b64decode(hit["path_bytes"]) == os.fsencode(folder / "photo-0001.png")
         folders = ask(process.port, "/v1/gallery").json()["folders"]
         assert [set(entry) for entry in folders] == [

@@ -111,8 +111,7 @@ def test_which_photos_go_by_their_files_times_is_said(folder: Path) -> None:
     with Gallery.open(folder) as gallery:
         answer = gallery.answer(np.ones(gallery.manifest.dim, np.float32), 3, taken=MAY)
         assert answer.notices == (
-            "3 photos from 2024-05-01 to 2024-05-31 do not say when they were taken: the times of "
-            "their files count",
+            "3 photos from 2024-05-01 to 2024-05-31 without a date: the times of their files count",
         )
         few = gallery.answer(np.ones(gallery.manifest.dim, np.float32), 9, taken=MAY)
         assert few.notices[0].startswith("only 5 photos are searchable from 2024-05-01 to 2024-05")
