@@ -91,7 +91,7 @@ def test_a_flipped_bit_is_found_and_repaired(tmp_path: Path, embedder: Embedder)
     data = bytearray(shard_of(folder).read_bytes())
     data[6 * CODE_BYTES] ^= 1
     shard_of(folder).write_bytes(data)
-    assert verify_gallery(folder).problems == ("the embeddings of 1 photos are damaged or missing",)
+    assert verify_gallery(folder).problems == ("the embeddings of 1 photo are damaged or missing",)
     assert verify_gallery(folder, repair=True).repaired == 1
     again = update_gallery(folder, [tmp_path / "photos"], embedder)
     assert (again.new, again.unchanged, again.live) == (1, 8, 9)

@@ -188,7 +188,7 @@ def test_a_flipped_bit_in_the_vectors_is_found_and_repaired(
     data[6 * 2 * DIM] ^= 1  # the last bit of a mantissa: the row is still of length 1
     shard_of(folder).write_bytes(data)
     report = verify_gallery(folder)
-    assert report.problems == ("the embeddings of 1 photos are damaged or missing",)
+    assert report.problems == ("the embeddings of 1 photo are damaged or missing",)
     assert report.repaired == 0
     assert verify_gallery(folder, repair=True).repaired == 1
     again = update_gallery(folder, [tmp_path / "photos"], embedder)
