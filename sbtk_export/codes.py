@@ -58,7 +58,7 @@ def write_codes(
     counts = {kind: len(files) for kind, files in samples.code_files.items()}
     notify(f"codes: embedding {sum(counts.values()):,} images of training classes")
     rows, read = _embedded(bundle, samples.code_files)
-    of = "training" if samples.ranking is samples.parity else "validation"
+    of = "validation" if samples.ranks_validation else "training"
     images = f"images of {of} classes"
     rule = _RULE.format(images=images, sketches=read["sketch"], photos=read["photo"])
     metrics: dict[str, Any] = {}

@@ -7,7 +7,7 @@ calibration or parity. The three sets do not overlap.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,8 @@ from sbtk_train.data.splits import (
 
 #: Most images to rank, of each class and kind.
 RANKING_PER_CLASS = 25
+#: Of a student without validation classes.
+RANKED_TRAINING_CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,10 @@ class ExportImages:
     Attributes:
         calibration: images of training classes, half of them sketches, to find INT8 ranges.
         parity: other images of training classes, half of them sketches, for cosines and norms.
-        ranking: images of validation classes, for top 10 and mAP; `parity` if there are none.
+        ranking: images of validation classes, for top 10 and mAP; without any, other images of ten
+            training classes, so that mAP is of more than one relevant photo; if there are too few
+            of these, `parity`.
+        ranks_validation: whether `ranking` is of validation classes.
         notices: files that were left out, and why.
         code_files: files of training classes, by kind, to fit binary codes on. They may overlap
             with the other images, which measure something else.
@@ -79,6 +84,7 @@ class ExportImages:
     calibration: ImageSubset
     parity: ImageSubset
     ranking: ImageSubset
+    ranks_validation: bool = True
     notices: tuple[str, ...] = field(default=())
     code_files: Mapping[Kind, tuple[Path, ...]] = field(default_factory=dict)
 
@@ -109,7 +115,9 @@ def choose_images(
     rng = np.random.default_rng(seed)
     seen = _only(available, training_classes)
     training = ImageSampler(seen, rng)
-    validation = ImageSampler(_only(available, validation_classes), rng)
+    spread = np.linspace(0, len(training_classes) - 1, RANKED_TRAINING_CLASSES).astype(int)
+    ranked_classes = validation_classes or [training_classes[i] for i in np.unique(spread)]
+    ranked = ImageSampler(_only(available, ranked_classes), rng)
     drawn = [training.draw(kind, PARITY_PER_KIND + CALIBRATION_PER_KIND) for kind in KINDS]
     size = min(len(part) for part in drawn)
     share = parity_share(size, is_calibrating=is_calibrating)
@@ -124,14 +132,20 @@ def choose_images(
             f"parity is measured on {len(parity)} images, not {2 * PARITY_PER_KIND}: "
             f"{printable_name(data)} has no more of the training classes"
         )
-    per_kind = RANKING_PER_CLASS * len(validation_classes)
-    held_out = _concatenate([validation.draw(kind, per_kind, RANKING_PER_CLASS) for kind in KINDS])
-    is_ranking_possible = len(np.unique(held_out.labels)) > 1 and 0 < held_out.is_sketch.mean() < 1
+    used = {*parity.paths, *calibration.paths}
+    per_kind = RANKING_PER_CLASS * len(ranked_classes)
+    ranking = _concatenate(
+        [ranked.draw(kind, per_kind, RANKING_PER_CLASS, skip=used) for kind in KINDS]
+    )
+    is_ranking_possible = len(np.unique(ranking.labels)) > 1 and 0 < ranking.is_sketch.mean() < 1
+    if not validation_classes:
+        is_ranking_possible &= len(ranking) >= len(parity)
     return ExportImages(
         calibration,
         parity,
-        held_out if is_ranking_possible else parity,
-        (*training.notices, *validation.notices, *few),
+        ranking if is_ranking_possible else parity,
+        bool(validation_classes) and is_ranking_possible,
+        (*training.notices, *ranked.notices, *few),
         {
             kind: tuple(path for path, _ in itertools.islice(files, codes_per_kind))
             for kind, files in _cycle_classes(seen, np.random.default_rng(seed)).items()
@@ -146,7 +160,13 @@ class ImageSampler:
         self.notices: list[str] = []
         self._left = _cycle_classes(data, rng)
 
-    def draw(self, kind: Kind, count: int, per_class: int | None = None) -> ImageSubset:
+    def draw(
+        self,
+        kind: Kind,
+        count: int,
+        per_class: int | None = None,
+        skip: Container[Path] = (),
+    ) -> ImageSubset:
         """Return the next `count` readable images of a kind, or fewer if there are no more."""
         pixels: list[Pixels] = []
         labels: list[int] = []
@@ -155,7 +175,7 @@ class ImageSampler:
             path, label = next(self._left[kind], (None, -1))
             if path is None:
                 break
-            if per_class is not None and labels.count(label) >= per_class:
+            if path in skip or (per_class is not None and labels.count(label) >= per_class):
                 continue
             try:
                 pixels.append(prepare(read_image_bytes(path), kind).pixels)

@@ -99,9 +99,23 @@ def fewer_sketches(textures: Path, data: Path, kept: int) -> Path:
     return data
 
 
-def test_without_held_out_classes_parity_images_are_ranked(textures: Path) -> None:
+def test_without_held_out_classes_other_training_images_are_ranked(
+    textures: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(textures, tmp_path / "data"))
+    for path in [path for name in TRAINING for path in data.glob(f"*/{name}/*")]:
+        for copy in ("a", "b"):
+            shutil.copy(path, path.with_stem(f"{path.stem}{copy}"))
+    chosen = choose_images(data, TRAINING, ())
+    assert not chosen.ranks_validation
+    assert np.bincount(chosen.ranking.labels).tolist() == [50] * len(TRAINING)
+    assert not {*chosen.ranking.paths} & {*chosen.parity.paths, *chosen.calibration.paths}
+
+
+def test_parity_images_are_ranked_if_there_are_no_others(textures: Path) -> None:
     chosen = choose_images(textures, TRAINING, ())
     assert chosen.ranking is chosen.parity
+    assert not chosen.ranks_validation
 
 
 def test_the_choice_is_the_same_each_time(textures: Path, samples: ExportImages) -> None:
