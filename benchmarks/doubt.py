@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.drawings import bundle_embedder
+from benchmarks.drawings import bundle_embedder, require_held_out
 from benchmarks.reranking import clean_drawings
 from benchmarks.result import Result, print_result
 from sbtk_export.card import CARD_NAME, render_model_card
@@ -71,6 +71,7 @@ def main() -> None:
     else:
         split = open_split(options.split, data.classes)
         images = divide(data, split, seed=options.fold).validation
+        require_held_out(options.bundle, images.classes)
         asked = f"sketches of validation classes, fold {options.fold} of {options.split}"
     embed = bundle_embedder(options.bundle)
     found = {path for root in options.distractors for path in root.rglob("*.jpg")}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,7 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.result import Result, print_result
+from sbtk_runtime.bundle import Bundle
+from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.evaluation.metrics import evaluate
+from sbtk_runtime.files import read_json_object
 from sbtk_runtime.preprocess import Kind
 from sbtk_train.batches.strokes import render
 from sbtk_train.data import Division, ImageSet, ImageSource, divide, read_dataset
@@ -27,6 +31,7 @@ from sbtk_train.data.class_names import ClassNames
 from sbtk_train.data.more_images import open_class_map
 from sbtk_train.data.splits import open_split
 from sbtk_train.data.stroke_files import Drawing, read_stroke_file
+from sbtk_train.runs.checkpoint import RECORD
 
 _DRAWING_PX = 256
 _PER_CLASS = 25
@@ -50,6 +55,7 @@ def main() -> None:
     others = sorted(options.distractors.glob("*.jpg"))
     rows, figures = [], {}
     for model in options.models:
+        require_held_out(model, images.classes)
         embed = _embedder(model)
         photos, distractors = embed(images.photos, "photo"), embed(others, "photo")
         gallery = np.concatenate([photos, distractors])
@@ -103,6 +109,22 @@ def read_fold(options: argparse.Namespace) -> tuple[ImageSet, Division]:
     """Return the data set of `add_fold_options`, and its division."""
     data = read_dataset(options.data)
     return data, divide(data, open_split(options.split, data.classes), seed=options.fold)
+
+
+def are_held_out(model: Path | None, classes: Sequence[str]) -> bool:
+    """Return whether a bundle (by default the pretrained one) or run never trained on `classes`."""
+    if model is not None and (model / RECORD).is_file():
+        facts = read_json_object(model / RECORD, BadConfig)
+    else:
+        facts = Bundle.open(model).manifest.training
+    return set(classes) <= set(facts.get("validation_classes", []))
+
+
+def require_held_out(model: Path | None, classes: Sequence[str]) -> None:
+    """End the program if a model was trained on some of `classes`."""
+    if not are_held_out(model, classes):
+        name = "the pretrained model" if model is None else str(model)
+        sys.exit(f"{name} was trained on some of {', '.join(classes)}: give its own --fold, if any")
 
 
 def read_drawings(path: Path, classes: Sequence[str]) -> tuple[list[Drawing], NDArray[np.int64]]:

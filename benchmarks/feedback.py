@@ -16,7 +16,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.drawings import add_fold_options, average_precision, bundle_embedder, read_fold
+from benchmarks.drawings import (
+    add_fold_options,
+    average_precision,
+    bundle_embedder,
+    read_fold,
+    require_held_out,
+)
 from benchmarks.result import Result, print_result
 from sbtk_runtime.feedback import DISLIKED_WEIGHT, LIKED_WEIGHT, refine
 
@@ -39,6 +45,7 @@ def main() -> None:
     options = parser.parse_args()
 
     images = read_fold(options)[1].validation
+    require_held_out(options.bundle, images.classes)
     embed = bundle_embedder(options.bundle)
     others = sorted(options.distractors.rglob("*.jpg"))
     gallery = np.concatenate([embed(images.photos, "photo"), embed(others, "photo")])

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from benchmarks.drawings import add_fold_options, average_precision, read_fold
+from benchmarks.drawings import add_fold_options, average_precision, read_fold, require_held_out
 from benchmarks.photos import list_photos
 from benchmarks.result import Result, print_result
 from sbtk_runtime import Embedder
@@ -91,6 +91,7 @@ def main() -> None:
     options = parser.parse_args()
 
     images = read_fold(options)[1].validation
+    require_held_out(options.model, images.classes)
     with (
         tempfile.TemporaryDirectory() as scratch,
         Embedder(options.model, engine=options.engine) as embedder,

@@ -3,8 +3,9 @@
     python -m benchmarks.reranking --data sketchy125 --distractors photos1000
 
 Classes are a fold's validation classes and held-out sketches of training classes, never unseen
-ones. Also reports the rank of the photo that a sketch was drawn from. With --strokes and --photos,
-such as Quick, Draw! and Caltech-101, also clean drawings of classes that the data do not have.
+ones, unless the model was trained on them. Also reports the rank of the photo that a sketch was
+drawn from. With --strokes and --photos, such as Quick, Draw! and Caltech-101, also clean drawings
+of classes that the data do not have.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.drawings import add_fold_options, bundle_embedder, read_fold
+from benchmarks.drawings import add_fold_options, are_held_out, bundle_embedder, read_fold
 from benchmarks.result import Result, print_result
 from sbtk_runtime.evaluation.metrics import evaluate
 from sbtk_runtime.rerank import RERANKS, Rerank, Reranker
@@ -48,10 +49,12 @@ def main() -> None:
     embed = bundle_embedder(options.model)
     distractors = embed(sorted(options.distractors.glob("*.jpg")), "photo")
     rows, figures = [], {}
-    sets = [
-        ("validation", division.validation, division.validation),
-        ("training", division.held_out, division.training),
-    ]
+    sets = []
+    if are_held_out(options.model, division.validation.classes):
+        sets = [
+            ("validation", division.validation, division.validation),
+            ("training", division.held_out, division.training),
+        ]
     if options.strokes is not None and options.photos is not None:
         drawn = clean_drawings(options.strokes, options.photos, data.classes)
         sets.append((f"{len(drawn.classes)} others, clean drawings", drawn, drawn))

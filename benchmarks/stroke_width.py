@@ -27,6 +27,7 @@ from benchmarks.drawings import (
     mean_average_precision,
     read_drawings,
     read_fold,
+    require_held_out,
 )
 from benchmarks.result import Result, print_result
 
@@ -98,6 +99,7 @@ def main() -> None:
     options = parser.parse_args()
 
     images = read_fold(options)[1].validation
+    require_held_out(None, images.classes)
     drawings, labels = read_drawings(options.strokes, images.classes)
     embed = bundle_embedder(None)
     others = sorted(options.distractors.glob("*.jpg"))
