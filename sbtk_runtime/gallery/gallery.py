@@ -29,7 +29,7 @@ from sbtk_runtime.gallery.folder import (
 )
 from sbtk_runtime.gallery.hits import Answer, Box, Copy, Hit, PhotoCopies, Scores, mark_matches
 from sbtk_runtime.gallery.photo_filter import Period, PhotoFilter
-from sbtk_runtime.gallery.queries import Queries, Search, few_notices, note
+from sbtk_runtime.gallery.queries import Queries, Search, few_notices, note, undated_notice
 from sbtk_runtime.gallery.region_search import Found, RegionSearch, require_within
 from sbtk_runtime.gallery.row_check import REPAIR, RowCheck
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors
@@ -358,8 +358,7 @@ class Gallery(Queries):
         name = shlex.quote(printable_name(self.folder))
         notices = []
         if undated:
-            text = f"{count_text(undated, 'photo')}{among.text} without a date"
-            notices.append(f"{text}: the times of their files count")
+            notices.append(undated_notice(count_text(undated, "photo"), among))
         if unread:
             text = f"the dates of {unread:,} of these were not read yet"
             notices.append(f"{text}: run 'sbtk index PHOTOS --gallery {name}'")

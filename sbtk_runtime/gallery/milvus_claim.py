@@ -149,7 +149,7 @@ class Claim:
 
     def _renew(self) -> None:
         while not self._is_lost and not self._ended.wait(_BEAT_S):
-            with contextlib.suppress(RemoteUnavailable):  # `check` asks again
+            with contextlib.suppress(RemoteError):  # `check` asks again, and raises
                 self._confirm()
 
 

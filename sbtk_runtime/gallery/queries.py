@@ -263,6 +263,11 @@ def few_notices(found: int, allowed: int, k: int, among: PhotoFilter) -> tuple[s
     )
 
 
+def undated_notice(undated: str, among: PhotoFilter) -> str:
+    """Return the notice that the times of the files of `undated`, such as "1 photo", count."""
+    return f"{undated}{among.text} without a date: the times of their files count"
+
+
 def note(notices: list[str], notice: str) -> None:
     """Add a notice that is not there yet."""
     if notice not in notices:

@@ -16,12 +16,12 @@ import numpy as np
 from sbtk_runtime.binary_codes import Codes
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadRegion, ModelMismatch, SbtkError
 from sbtk_runtime.feedback import refine
-from sbtk_runtime.files import printable_name
+from sbtk_runtime.files import count_text, printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import FolderCount
 from sbtk_runtime.gallery.hits import Answer, Box, Copy, Hit, PhotoCopies, mark_matches
 from sbtk_runtime.gallery.photo_filter import EVER, Period, PhotoFilter
-from sbtk_runtime.gallery.queries import Queries, Search, few_notices
+from sbtk_runtime.gallery.queries import Queries, Search, few_notices, undated_notice
 from sbtk_runtime.gallery.region_search import (
     PENALTY,
     best_place,
@@ -532,9 +532,9 @@ class RemoteGallery(Queries):
         undated = self._reader.count(among, undated=True) if photos.has_period else 0
         if not undated:
             return ()
-        shown = f"{undated:,}{' or more' if undated == MOST_COUNTED else ''}"
-        text = f"{shown} photos{photos.text} do not say when they were taken: the times of"
-        return (f"{text} their files count",)
+        is_most = undated == MOST_COUNTED
+        shown = f"{undated:,} or more photos" if is_most else count_text(undated, "photo")
+        return (undated_notice(shown, photos),)
 
     def _count(self, among: RemoteFilter) -> int:
         """Return the number of photos; fewer where not all folders are known."""

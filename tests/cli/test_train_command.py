@@ -210,7 +210,7 @@ def test_resuming_refuses_options_that_say_otherwise_and_names_both(
         (["--no-identity"], "--no-identity, and the run was started without it"),
         (["--teacher", "other.pth"], "--teacher other.pth, and the run was started with none"),
         (["--memory", "paper"], "--memory paper, and sbtknet has no such setting"),
-        ([str(other)], f"DATA {other}, and the run was started with {data}"),
+        ([str(other)], f"DATA {other}, but the run was started with {data}"),
     ):
         assert main(["train", *words, "--resume", str(tmp_path / "run")]) == 2
         assert sentence in capsys.readouterr().err
@@ -228,7 +228,7 @@ def test_a_run_is_resumed_on_what_the_machine_has_now(data: Path, tmp_path: Path
     assert (now.threads, now.workers, now.checkpoint_minutes, now.device) == (3, 5, 0.5, "cpu")
     assert replace(now, **{name: getattr(own, name) for name in given}) == own
     frozen = replace(own, freeze_until="layer4")
-    with pytest.raises(BadConfig, match="a run with feature maps"):
+    with pytest.raises(BadConfig, match="a run that was started without"):
         merge_resumed_config(
             frozen, None, ["feature_folder"], {"feature_folder": tmp_path / "maps"}
         )
