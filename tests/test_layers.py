@@ -24,6 +24,7 @@ LEAVES = {
     "manifest",
     "preprocess",
     "image_formats",
+    "machine",
     "raw_photo",
 }
 _LINT = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
