@@ -49,12 +49,13 @@ def main() -> None:
     embed = bundle_embedder(options.model)
     distractors = embed(sorted(options.distractors.glob("*.jpg")), "photo")
     rows, figures = [], {}
-    sets = []
+    sets, of_fold = [], ""
     if are_held_out(options.model, division.validation.classes):
         sets = [
             ("validation", division.validation, division.validation),
             ("training", division.held_out, division.training),
         ]
+        of_fold = f"; fold {options.fold} of {options.split}"
     if options.strokes is not None and options.photos is not None:
         drawn = clean_drawings(options.strokes, options.photos, data.classes)
         sets.append((f"{len(drawn.classes)} others, clean drawings", drawn, drawn))
@@ -76,9 +77,7 @@ def main() -> None:
     columns = ["classes", "photos per class"]
     columns += [f"{how}: {key}" for how in RERANKS for key in ("mAP@all", "P@10", "own R@10")]
     notes = [
-        f"{len(distractors):,} distractors; fold {options.fold} of {options.split}; "
-        f"{len(division.validation.classes)} validation and {len(division.training.classes)} "
-        "training classes",
+        f"{len(distractors):,} distractors{of_fold}",
         "own R@10: share of sketches whose own photo, if in the gallery, is among the first ten",
     ]
     print_result(
