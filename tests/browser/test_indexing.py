@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 #: Photos to index while the page is open: several batches of 32.
 _MANY = 192
+_POSTS = "performance.getEntriesByName(`${location.origin}/v1/indexing`).length"
 _PROGRESS = re.compile(r"Indexing (\d+) of (\d+) photos")
 
 
@@ -83,6 +84,29 @@ def test_the_progress_goes_on_after_a_lost_connection_and_a_restart(
             server.process.kill()  # a stop would wait for batches of the slow engine
         visit.expect_message("ERR_")
         visit.allow_message("50[23]|Failed to fetch")
+
+
+def test_progress_is_shown_whatever_a_slow_connection_still_delivers(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    make_slow(tiny_bundle(tmp_path / "tiny"))
+    write_photos(tmp_path / "photos", 2, seed=5)
+    index(tmp_path / "gallery.sbtk", tmp_path / "photos", tmp_path / "tiny")
+    write_photos(tmp_path / "photos", _MANY + 2)
+    port = free_port()
+    with Relay(port) as relay, Visit(chromium, f"http://127.0.0.1:{relay.port}") as visit:
+        with served(tmp_path, port) as server:
+            # The page asks for events when nothing is indexed, and is told so after "Update all".
+            relay.held = b"GET /v1/indexing/events"
+            visit.page.goto(f"{visit.origin}/collection")
+            visit.page.get_by_role("button", name="Update all").wait_for()
+            assert relay.is_holding.wait(20)
+            visit.page.get_by_role("button", name="Update all").click()
+            visit.wait_until(f"() => {_POSTS} > 0")
+            relay.release()
+            assert indexed(visit) < _MANY
+            server.process.kill()  # a stop would wait for batches of the slow engine
+        visit.expect_message("ERR_")
 
 
 def test_a_drive_is_unplugged_and_comes_back(chromium: Browser, place: Path) -> None:
@@ -203,6 +227,10 @@ class Relay:
 
     def __init__(self, target: int) -> None:
         self._target = target
+        #: Answers to requests that begin so are held back until they are released.
+        self.held = b""
+        self.is_holding = threading.Event()
+        self._gates: list[threading.Event] = []
         self._is_cut = False
         self._sockets: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -219,9 +247,16 @@ class Relay:
     def cut(self) -> None:
         """End all connections, and accept no others."""
         self._is_cut = True
+        self.release()
         for one in self._sockets:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
+
+    def release(self) -> None:
+        """Deliver what was held back, and hold back nothing more."""
+        self.held = b""
+        for gate in self._gates:
+            gate.set()
 
     def resume(self) -> None:
         """Accept connections again."""
@@ -240,15 +275,32 @@ class Relay:
                 return
             with socket.create_connection(("127.0.0.1", self._target)) as server:
                 self._sockets += [client, server]
-                back = threading.Thread(target=_pump, args=(server, client), daemon=True)
+                gate = threading.Event()
+                gate.set()
+                back = threading.Thread(target=_pump, args=(server, client, gate), daemon=True)
                 back.start()
-                _pump(client, server)
+                for data in _received(client):
+                    if self.held and data.startswith(self.held):
+                        self._gates.append(gate)
+                        gate.clear()
+                        self.is_holding.set()
+                    server.sendall(data)
+                _shut(server)
                 back.join()
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
+def _pump(source: socket.socket, sink: socket.socket, gate: threading.Event) -> None:
     with contextlib.suppress(OSError):
-        while data := source.recv(1 << 16):
+        for data in _received(source):
+            gate.wait()
             sink.sendall(data)
+    _shut(sink)
+
+
+def _received(source: socket.socket) -> Iterator[bytes]:
+    return iter(lambda: source.recv(1 << 16), b"")
+
+
+def _shut(sink: socket.socket) -> None:
     with contextlib.suppress(OSError):
         sink.shutdown(socket.SHUT_WR)

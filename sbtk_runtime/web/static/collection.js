@@ -61,7 +61,7 @@ async function load() {
 async function change(request) {
   try {
     await request();
-    indexing.watch();
+    indexing.watchAnew();
     return true;
   } catch (error) {
     showError(error);

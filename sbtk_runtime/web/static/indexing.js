@@ -34,6 +34,11 @@ export class IndexingMonitor extends EventTarget {
     if (this.#source === null) this.#connect();
   }
 
+  /** Follows what the server has accepted just now: an open connection may still deliver that it has nothing to do. */
+  watchAnew() {
+    this.#connect();
+  }
+
   get isBusy() {
     return this.state !== null && this.state.phase !== "idle";
   }

@@ -72,9 +72,7 @@ viewer.addEventListener("like-part", (event) => {
 });
 results.grid.addEventListener("open", (event) => pushState({ photo: /** @type {CustomEvent<number>} */ (event).detail }));
 urlState.addEventListener("change", applyUrlState);
-monitor.addEventListener("change", () => {
-  if (monitor.health.is_indexing) indexing.watch();
-});
+monitor.addEventListener("change", watchIndexing);
 indexing.addEventListener("change", showIndexing);
 
 updateCanvasHint();
@@ -170,7 +168,12 @@ function showIndexing() {
   const { state, isBusy, isConnected } = indexing;
   const result = isBusy || !isConnected ? "" : resultText(indexing);
   if (result !== "") showToast(result);
-  if (!isBusy || !isConnected || state?.generation !== monitor.health.generation) void monitor.check();
+  // After one job the next may have begun: for the monitor that is no change.
+  if (!isBusy || !isConnected || state?.generation !== monitor.health.generation) void monitor.check().then(watchIndexing);
+}
+
+function watchIndexing() {
+  if (monitor.health.is_indexing) indexing.watch();
 }
 
 /** Makes the page installable, and lets it open while the server is stopped. */
