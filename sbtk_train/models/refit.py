@@ -8,7 +8,7 @@ nothing else changes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,11 @@ _BATCH = 32
 
 
 def refit_embedding(
-    student: SbtknetStudent, division: Division, compute: Compute, workers: int
+    student: SbtknetStudent,
+    division: Division,
+    compute: Compute,
+    workers: int,
+    between_batches: Callable[[], None] = lambda: None,
 ) -> None:
     """Replace the student's embedding by its normalised soft-label logits, in place.
 
@@ -41,16 +45,14 @@ def refit_embedding(
         division: its training images are used, up to 100 of each class and domain.
         compute: where and how to run.
         workers: number of decoding threads.
+        between_batches: called before each batch of images; ends the work by an exception.
     """
     training = division.training
     weight = student.soft.weight.detach().cpu().numpy()
     chosen = [_some_of_each(labels) for labels in (training.sketch_labels, training.photo_labels)]
-    sketches = _features(
-        student, [training.sketches[row] for row in chosen[0]], "sketch", compute, workers
-    )
-    photos = _features(
-        student, [training.photos[row] for row in chosen[1]], "photo", compute, workers
-    )
+    how = (compute, workers, between_batches)
+    sketches = _features(student, [training.sketches[row] for row in chosen[0]], "sketch", *how)
+    photos = _features(student, [training.photos[row] for row in chosen[1]], "photo", *how)
     projection = fit_within_class_projection(
         weight - weight.mean(axis=0),
         sketches,
@@ -81,6 +83,7 @@ def _features(
     kind: Kind,
     compute: Compute,
     workers: int,
+    between_batches: Callable[[], None],
 ) -> NDArray[np.float32]:
     """Return `(N, F) float32` pooled features of image files at 224 px."""
     student.eval()
@@ -91,6 +94,7 @@ def _features(
         compute.autocast(),
     ):
         for start in range(0, len(paths), _BATCH):
+            between_batches()
             rows = range(start, min(start + _BATCH, len(paths)))
             images = normalise(store.batch(rows).to(compute.device))
             domains = domains_of(kind, len(rows), compute.device)

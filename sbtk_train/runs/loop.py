@@ -82,6 +82,11 @@ class Trainer:
         """Make `run` save and raise `KeyboardInterrupt` after the current step."""
         self._is_stopping = True
 
+    def raise_if_stopping(self) -> None:
+        """Raise `KeyboardInterrupt` after `stop_soon`: every finished epoch is saved."""
+        if self._is_stopping:
+            raise KeyboardInterrupt
+
     @property
     def history(self) -> list[dict[str, float]]:
         """The metrics of each finished epoch."""

@@ -151,7 +151,7 @@ def _train(
         on_trainer(trainer)
     position = trainer.run()
     if isinstance(config.recipe, SbtknetRecipe) and config.recipe.refit:
-        refit(config, folder, context, record, earlier, listener)
+        refit(config, folder, context, record, earlier, listener, trainer.raise_if_stopping)
     recorder.finish(position.history)
     return distributed.broadcast_object(lambda: record)
 
@@ -410,6 +410,7 @@ def refit(
     record: dict[str, Any],
     earlier: dict[str, Any],
     listener: Listener,
+    between_batches: Callable[[], None],
 ) -> None:
     """Refit the best student's embedding, keep the result if it is not worse, and record both.
 
@@ -422,11 +423,12 @@ def refit(
         record: the run's record, which is changed and written.
         earlier: the result of `read_recorded_refit` before the run was resumed.
         listener: called with progress messages and both metrics.
+        between_batches: called before each batch of images; ends the refit by an exception.
     """
     if earlier and earlier["student_sha256"] == sha256_of_file(folder / STUDENT):
         record |= earlier
     else:
-        _refit(config, folder, context, record, listener)
+        _refit(config, folder, context, record, listener, between_batches)
     write_json_atomically(folder / RECORD, record)
 
 
@@ -448,6 +450,7 @@ def _refit(
     context: TrainingContext,
     record: dict[str, Any],
     listener: Listener,
+    between_batches: Callable[[], None],
 ) -> None:
     division, compute, best = context.division, context.compute, record["best"]
     student = load_student(folder, config, len(division.training.classes))
@@ -456,7 +459,7 @@ def _refit(
     embed = make_pixel_embedder(compute, config.workers)
     if not division.validation.classes:
         listener("refitting the embedding on the training images' features")
-        refit_embedding(student, division, compute, config.workers)
+        refit_embedding(student, division, compute, config.workers, between_batches)
         reason = "no validation classes to compare it with the trained one"
         record["refit"] = {"kept": True, "reason": reason}
         _keep(student, folder, config, record)
@@ -466,7 +469,7 @@ def _refit(
         # Cached feature maps are in half precision, and may be of smaller images.
         trained = score(student, division.validation, embed)
     listener("refitting the embedding on the training images' features")
-    refit_embedding(student, division, compute, config.workers)
+    refit_embedding(student, division, compute, config.workers, between_batches)
     refitted = score(student, division.validation, embed)
     is_kept = refitted["mAP@all"] >= trained["mAP@all"]
     listener(

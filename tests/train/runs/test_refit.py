@@ -12,6 +12,8 @@ from sbtk_train.config import choose_compute
 from sbtk_train.runs.checkpoint import RECORD, STUDENT, load_run
 from sbtk_train.runs.context import build_context
 from sbtk_train.runs.evaluate import make_pixel_embedder, score
+from sbtk_train.runs.loop import Trainer
+from sbtk_train.runs.run import train
 from tests.train.runs.test_run import run, tiny_config
 
 pytestmark = pytest.mark.slow
@@ -41,6 +43,26 @@ def test_a_run_on_kept_feature_maps_is_refitted_on_the_images(data: Path, tmp_pa
     assert (folder / STUDENT).read_bytes() == student
     again = json.loads((folder / RECORD).read_text())
     assert (again["refit"], again["best"]) == (refit, record["best"])
+
+
+def test_a_refit_that_is_stopped_is_made_when_the_run_is_resumed(
+    data: Path, tmp_path: Path
+) -> None:
+    config = replace(tiny_config(data, epochs=1, refit=True, selection="last"), seed=2)
+    run(config, tmp_path / "whole")
+    trainers: list[Trainer] = []
+
+    def stop_in_refit(event: object) -> None:
+        if "refitting" in str(event):
+            trainers[0].stop_soon()
+
+    (tmp_path / "run").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", stop_in_refit, on_trainer=trainers.append)
+    assert "refit" not in json.loads((tmp_path / "run" / RECORD).read_text())
+    run(config, tmp_path / "run", resume=True)
+    whole, resumed = (tmp_path / name / STUDENT for name in ("whole", "run"))
+    assert resumed.read_bytes() == whole.read_bytes()
 
 
 def test_without_validation_classes_a_run_says_that_it_compared_nothing(
